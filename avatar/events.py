@@ -1,0 +1,81 @@
+"""All that an engine says while it works. Plain data: it crosses process borders by pickling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class Phase(StrEnum):
+    """What an engine is busy with, in the order in which it happens."""
+
+    QUEUED = "queued"
+    LOADING = "loading"
+    ENCODING = "encoding"  # conditions: face, text, reference, speech features
+    GENERATING = "generating"
+    FINISHING = "finishing"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One playable piece of the video, finished and on disk.
+
+    path: an .mp4 whose video starts on an IDR frame. index: from 0.
+    start_frame, num_frames: at the request's frame rate; segments follow each other without gap or overlap.
+    """
+
+    path: Path
+    index: int
+    start_frame: int
+    num_frames: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. Frames count from 0 to num_frames; times in seconds since the run began."""
+
+    phase: Phase
+    frames_done: int = 0
+    num_frames: int = 0
+    segments_done: int = 0
+    num_segments: int = 0
+    elapsed_s: float = 0.0
+    fps: float | None = None  # frames made a second since the first frame was asked for
+    first_frame_s: float | None = None
+    eta_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know: a warning, or a fallback that was taken.
+
+    code: a stable name that the page translates (see ui/i18n); text: English, complete, for the log and the CLI.
+    rung: the ladder's rung, when one was taken.
+    """
+
+    code: str
+    text: str
+    level: str = "info"  # info | warning
+    rung: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of every run that made at least one frame, also of a stopped one.
+
+    video: the whole .mp4. report: the run report (JSON) beside it. stopped: the user or an error ended it early;
+    error: the text of that error, None when the user stopped it or the run went to its end.
+    """
+
+    video: Path
+    report: Path
+    num_frames: int
+    duration_s: float
+    stopped: bool = False
+    error: str | None = None
+
+
+Event = Segment | Progress | Notice | Finished
