@@ -1,0 +1,1 @@
+"""The CPU engine: landmarks, speech to mouth shapes, image warping."""
