@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from avatar.errors import BadInput
 from avatar.events import Event, Notice, Progress
+from avatar.preset import Preset
 from avatar.request import Request
 
 Frames = np.ndarray  # uint8 (T, H, W, 3) RGB, the next T frames of the video
@@ -16,17 +19,17 @@ Frames = np.ndarray  # uint8 (T, H, W, 3) RGB, the next T frames of the video
 class FrameSource(Protocol):
     """What an engine adds of its own: frames in order, with notices and progress between them.
 
-    It knows nothing of encoding, segments, files or processes; media.stream does that for every engine.
+    It knows nothing of encoding, segments, files or processes: media.stream does that for every engine,
+    and avatar.worker runs it in a process of its own.
     """
 
-    label: str  # burnt into nothing; shown wherever the output shows ("preview", "")
+    label: str  # shown wherever the output shows: "preview", or "" for the real thing
 
-    def frames(self, request: Request) -> Iterator[Frames | Notice | Progress]:
-        """Yield batches of frames, H and W constant, until request.num_frames are made. Raises: AvatarError."""
-        ...
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+        """Yield batches of frames, H and W constant, until request.num_frames are made.
 
-    def cancel(self) -> None:
-        """Make frames() raise Cancelled within one step; safe from another thread."""
+        cancelled: asked at least once a step; when it says yes, raise Cancelled. Raises: AvatarError.
+        """
         ...
 
     def close(self) -> None:
@@ -40,14 +43,33 @@ class Engine(Protocol):
     def stream(self, request: Request) -> Iterator[Event]:
         """Yield events until Finished.
 
-        Closing the iterator cancels the run. Raises: AvatarError, after Finished if frames were made.
+        Closing the iterator cancels the run. Raises: AvatarError, after Finished if frames were made;
+        Cancelled when the run was stopped before its first frame.
         """
         ...
 
     def cancel(self) -> None:
-        """Stop the run within 0.5 s (preview) or one step (diffusion); stream() then ends with Finished(stopped=True)."""
+        """Stop the run within 0.5 s (preview) or one step (diffusion).
+
+        stream() then ends with Finished(stopped=True). Safe from another thread, also when nothing runs.
+        """
         ...
 
     def close(self) -> None:
         """Free the engine's process and memory."""
         ...
+
+
+def open_engine(preset: Preset, *, weights: Path | None = None) -> Engine:
+    """The engine that the preset names, in a process of its own; nothing heavy is loaded yet.
+
+    preset: resolved ("auto" has become the best that fits). weights: the checkpoint folder, when it is stated.
+    Raises: BadInput for a preset that is not resolved.
+    """
+    from avatar.worker import EngineProcess
+
+    if preset.engine == "preview":
+        return EngineProcess("avatar.preview.source:PreviewSource")
+    if preset.engine == "diffusion":
+        return EngineProcess("avatar.diffusion.source:DiffusionSource", preset=preset, weights=weights)
+    raise BadInput(f"Preset {preset.name!r} names no engine.", "Resolve it first, or pick another preset.")

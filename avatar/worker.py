@@ -1,0 +1,288 @@
+"""An engine in a process of its own: `EngineProcess` here, `python -m avatar.worker FD` there.
+
+The page and the command line never render, open CUDA or load a model: a crash, a leak or a hang stays
+in the child, which dies with its parent. Both sides talk in the dataclasses below over one socket pair.
+Not multiprocessing.Process: its spawn would import the parent's main module, and with it the whole page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from avatar.errors import AvatarError, Cancelled, WorkerLost
+from avatar.events import Event, Finished, Segment
+from avatar.request import Request
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+SILENCE_LIMIT_S = 60.0  # without a heartbeat for so long, the child is taken for hung
+CANCEL_LIMIT_S = 20.0  # a cancelled run must have ended by then, its file closed
+
+
+@dataclass(frozen=True)
+class Open:
+    """First message to the child: which FrameSource to build."""
+
+    source: str  # "package.module:Class"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    run: int
+    request: Request
+
+
+@dataclass(frozen=True)
+class Cancel:
+    run: int
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The source is built; label is what its output is called."""
+
+    label: str
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    pass
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The run is over; error is what it raised, if anything."""
+
+    run: int
+    error: AvatarError | None = None
+
+
+class EngineProcess:
+    """An Engine whose frames come from a FrameSource in a child process, kept warm between runs."""
+
+    def __init__(self, source: str, **options: Any) -> None:
+        """source: "package.module:Class" of the FrameSource; options go to its constructor, picklable."""
+        self._open = Open(source, options)
+        self._running = threading.Lock()
+        self._sending = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._link: Connection | None = None
+        self._run = 0
+        self._cancel_sent: float | None = None
+        self.label = ""
+
+    def warm(self) -> None:
+        """Start the child without waiting for it, so that the first run does not pay for imports."""
+        with self._sending:
+            if self._child is None or self._child.poll() is not None:
+                self._start()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, None when there is none."""
+        return self._child.pid if self._child and self._child.poll() is None else None
+
+    def stream(self, request: Request) -> Iterator[Event]:
+        """Events of one run; see Engine.stream. Raises: AvatarError, WorkerLost when the child dies or hangs."""
+        if not self._running.acquire(blocking=False):
+            raise AvatarError("The engine is busy with another video.", "Wait for it to end, or stop it.")
+        try:
+            yield from self._stream(request)
+        finally:
+            self._running.release()
+
+    def _stream(self, request: Request) -> Iterator[Event]:
+        self.warm()
+        self._run += 1
+        self._cancel_sent = None
+        ended = False
+        segments: list[Segment] = []
+        try:
+            self._send(Run(self._run, request))
+            while not ended:
+                message = self._receive()
+                if isinstance(message, Ready):
+                    self.label = message.label
+                elif isinstance(message, Ended):
+                    if message.run == self._run:
+                        ended = True
+                        if message.error is not None:
+                            raise message.error
+                elif not isinstance(message, Heartbeat):
+                    if isinstance(message, Segment):
+                        segments.append(message)
+                    yield message
+        except WorkerLost as error:
+            ended = True
+            kept = self._salvage(request, segments, error)
+            if kept is not None:
+                yield kept
+            raise
+        finally:
+            if not ended:  # the caller closed the iterator: end the run, then be ready for the next
+                self._drain()
+
+    def cancel(self) -> None:
+        """End the run that is going on, if one is; its stream() then yields Finished(stopped=True)."""
+        if self._running.locked() and self._cancel_sent is None:
+            self._cancel_sent = time.monotonic()
+            with contextlib.suppress(WorkerLost):  # a child that is gone has stopped
+                self._send(Cancel(self._run))
+
+    def close(self) -> None:
+        """End the child and all that it holds; a run that is going on ends with WorkerLost."""
+        with self._sending:
+            self._kill()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "avatar.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            )
+        self._link = Connection(ours.detach())
+        self._link.send(self._open)
+
+    def _send(self, message: Run | Cancel) -> None:
+        with self._sending:
+            try:
+                assert self._link is not None
+                self._link.send(message)
+            except OSError as error:
+                raise self._lost() from error
+
+    def _receive(self) -> Any:
+        """The next message from the child. Raises: WorkerLost."""
+        link = self._link
+        if link is None:
+            raise self._lost()
+        silent_since = time.monotonic()
+        while True:
+            try:
+                if link.poll(0.25):
+                    return link.recv()
+            except (EOFError, OSError) as error:
+                raise self._lost() from error
+            now = time.monotonic()
+            if now - silent_since > SILENCE_LIMIT_S:
+                raise self._lost(f"gave no sign of life for {SILENCE_LIMIT_S:.0f} s")
+            if self._cancel_sent and now - self._cancel_sent > CANCEL_LIMIT_S:
+                raise self._lost(f"did not stop within {CANCEL_LIMIT_S:.0f} s")
+
+    def _lost(self, cause: str = "") -> WorkerLost:
+        """The error for a child that is gone; makes sure that it is."""
+        child = self._child
+        if not cause and child is not None:
+            try:
+                code = child.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                cause = "closed its connection"
+            else:
+                cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        with self._sending:
+            self._kill()
+        log.error("engine process lost: it %s", cause)
+        return WorkerLost(f"The engine's process {cause or 'is gone'}.", "Try again: a fresh one is started.")
+
+    def _kill(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            self._child = None
+
+    def _drain(self) -> None:
+        """Cancel, then read up to the run's end; a child that does not end is killed."""
+        self.cancel()
+        try:
+            while True:
+                message = self._receive()
+                if isinstance(message, Ended) and message.run == self._run:
+                    return
+        except WorkerLost as error:
+            log.warning("while stopping: %s", error)
+
+    def _salvage(self, request: Request, segments: list[Segment], error: WorkerLost) -> Finished | None:
+        """What was shown becomes a finished file, joined from the segments that are on disk."""
+        from avatar.media.stream import finish_from_segments
+
+        return finish_from_segments(request, segments, str(error), label=self.label) if segments else None
+
+
+def serve(link: Connection) -> None:
+    """The child's side: build the source, then run requests until the parent hangs up."""
+    from avatar.media.stream import stream_frames
+
+    opened = link.recv()
+    module, name = opened.source.split(":")
+    sending = threading.Lock()
+    requests: queue.Queue[Run] = queue.Queue()
+    cancelled: dict[int, threading.Event] = {}
+
+    def send(message: Any) -> None:
+        with sending:
+            link.send(message)
+
+    def listen() -> None:
+        try:
+            while True:
+                message = link.recv()
+                if isinstance(message, Run):
+                    cancelled[message.run] = threading.Event()
+                    requests.put(message)
+                else:
+                    cancelled[message.run].set()
+        except (EOFError, OSError):
+            os._exit(0)  # the parent is gone, or has no more use for this process
+
+    def beat() -> None:
+        while True:
+            time.sleep(HEARTBEAT_S)
+            send(Heartbeat())
+
+    threading.Thread(target=listen, daemon=True).start()
+    threading.Thread(target=beat, daemon=True).start()
+    source = getattr(importlib.import_module(module), name)(**opened.options)
+    send(Ready(source.label))
+    while True:
+        run = requests.get()
+        error: AvatarError | None = None
+        try:
+            for event in stream_frames(source, run.request, cancelled[run.run].is_set):
+                send(event)
+        except Cancelled as stopped:
+            error = stopped
+        except AvatarError as told:
+            error = told
+        except Exception:
+            log.exception("the engine failed")
+            error = AvatarError("The engine failed.", "The log of the server says why.")
+        del cancelled[run.run]
+        send(Ended(run.run, error))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it cancels, and the file is closed
+    serve(Connection(int(sys.argv[1])))
