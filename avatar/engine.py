@@ -63,7 +63,7 @@ class Engine(Protocol):
 def open_engine(preset: Preset, *, weights: Path | None = None) -> Engine:
     """The engine that the preset names, in a process of its own; nothing heavy is loaded yet.
 
-    preset: resolved ("auto" has become the best that fits). weights: the checkpoint folder, when it is stated.
+    preset: resolved ("auto" has become the best that fits). weights: the checkpoint folder, when stated.
     Raises: BadInput for a preset that is not resolved.
     """
     from avatar.worker import EngineProcess

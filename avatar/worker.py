@@ -99,7 +99,7 @@ class EngineProcess:
         return self._child.pid if self._child and self._child.poll() is None else None
 
     def stream(self, request: Request) -> Iterator[Event]:
-        """Events of one run; see Engine.stream. Raises: AvatarError, WorkerLost when the child dies or hangs."""
+        """Events of one run; see Engine.stream. Raises: also WorkerLost, when the child dies or hangs."""
         if not self._running.acquire(blocking=False):
             raise AvatarError("The engine is busy with another video.", "Wait for it to end, or stop it.")
         try:
@@ -259,7 +259,10 @@ def serve(link: Connection) -> None:
     def beat() -> None:
         while True:
             time.sleep(HEARTBEAT_S)
-            send(Heartbeat())
+            try:
+                send(Heartbeat())
+            except OSError:
+                os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
     threading.Thread(target=beat, daemon=True).start()
