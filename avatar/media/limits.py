@@ -1,0 +1,23 @@
+"""How large an input may be; the host sets these, the defaults suit a small public machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MiB = 2**20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What intake accepts at most. Sizes in bytes, lengths in seconds, sides in pixels."""
+
+    max_speech_s: float = 20 * 60.0
+    min_speech_s: float = 0.2
+    silence_dbfs: float = -60.0  # a peak below this is silence
+    max_portrait_bytes: int = 64 * MiB
+    max_speech_bytes: int = 1024 * MiB
+    max_pixels: int = 64_000_000
+    max_side_px: int = 16_384
+    min_side_px: int = 64
+    max_prompt_tokens: int = 512  # what the text encoder reads
+    min_free_bytes: int = 256 * MiB  # disk that must stay free beside the estimated video
