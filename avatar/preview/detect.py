@@ -18,7 +18,7 @@ OVERLAP = 0.3  # boxes of one face overlap by more than this (intersection over 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible face: its score 0..1, its box (x0, y0, x1, y1) and its eyes (2, 2), left first, in pixels."""
+    """A possible face: score 0..1, box (x0, y0, x1, y1) and eyes (2, 2), left first, in pixels."""
 
     score: float
     box: np.ndarray
@@ -68,7 +68,7 @@ DETECTORS = (
 
 @cache
 def _anchors(size_px: int, strides: tuple[int, ...]) -> np.ndarray:
-    """Anchor centres (A, 2) as fractions: per distinct stride a grid, two anchors for each layer of that stride."""
+    """Anchor centres (A, 2) as fractions: a grid per stride, two anchors for each layer of that stride."""
     rows = []
     for stride in dict.fromkeys(strides):
         cells = size_px // stride

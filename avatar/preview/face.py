@@ -10,6 +10,7 @@ import numpy as np
 
 from avatar.preview.detect import candidates
 from avatar.preview.landmarks import (
+    CROP_MARGIN,
     EYE_OUTLINE_COUNT,
     LEFT_EYE,
     LIP_OUTLINE_COUNT,
@@ -43,15 +44,22 @@ MAX_CANDIDATES = 6
 REFINEMENTS = 3
 SEARCH_PX = 1536  # longer side of the image that is searched
 
-# Shifts (dx, dy in face boxes), scales and turns (radians) of the crop under which landmarks must stay put.
+# Shifts (dx, dy in face boxes), scale, turn (radians) and mirroring of the crop: landmarks must stay put.
 PERTURBATIONS = (
-    (0.0, 0.0, 1.0, 0.0),
-    (0.06, 0.0, 1.0, 0.0),
-    (-0.06, 0.0, 1.0, 0.0),
-    (0.0, 0.06, 1.08, 0.08),
-    (0.0, -0.06, 0.92, -0.08),
+    (0.0, 0.0, 1.0, 0.0, False),
+    (0.06, 0.0, 1.0, 0.0, True),
+    (-0.06, 0.0, 1.0, 0.0, False),
+    (0.0, 0.06, 1.08, 0.08, True),
+    (0.0, -0.06, 0.92, -0.08, False),
 )
-STEADY_POINTS = (MOUTH_LEFT, MOUTH_RIGHT, INNER_LIP_TOP, INNER_LIP_BOTTOM, *LEFT_EYE_CORNERS, *RIGHT_EYE_CORNERS)
+STEADY_POINTS = (
+    *(MOUTH_LEFT, MOUTH_RIGHT, INNER_LIP_TOP, INNER_LIP_BOTTOM),
+    *(*LEFT_EYE_CORNERS, *RIGHT_EYE_CORNERS),
+)
+MIRRORED_POINTS = (
+    *(MOUTH_RIGHT, MOUTH_LEFT, INNER_LIP_TOP, INNER_LIP_BOTTOM),
+    *(*reversed(RIGHT_EYE_CORNERS), *reversed(LEFT_EYE_CORNERS)),
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class Face:
 
     def scaled(self, factor: float, shift: tuple[float, float] = (0.0, 0.0)) -> Face:
         """The same face after the image is scaled by `factor` and then moved by `shift` pixels (x, y)."""
-        move = np.float32(shift)
+        move = np.array(shift, np.float32)
         points = self.landmarks * np.float32(factor)
         points[:, :2] += move
         iris = None if self.iris is None else self.iris * np.float32(factor) + move
@@ -139,7 +147,8 @@ class _Measured:
     def rank(self) -> tuple[int, float]:
         height = float(np.ptp(self.mesh.points[:, 1]))
         doubt = 8 * self.lip_disagreement + 4 * self.eye_disagreement + 4 * self.jitter
-        return ("none", "weak", "face").index(self.verdict), self.mesh.presence * height * float(np.exp(-doubt))
+        merit = self.mesh.presence * height * float(np.exp(-doubt))
+        return ("none", "weak", "face").index(self.verdict), merit
 
 
 def _measured(image: np.ndarray, crop: Crop) -> _Measured:
@@ -150,10 +159,10 @@ def _measured(image: np.ndarray, crop: Crop) -> _Measured:
     height = float(np.linalg.norm(mesh.points[FOREHEAD, :2] - mesh.points[CHIN, :2])) + 1e-6
     crop = crop_of_points(mesh.points)
     looks = []
-    for dx, dy, scale, turn in PERTURBATIONS:
-        centre = crop.centre + np.array([dx, dy]) * crop.side_px / 1.5
-        look = landmarks(image, Crop(centre, crop.side_px * scale, crop.angle + turn))
-        looks.append(look.points[list(STEADY_POINTS), :2])
+    for dx, dy, scale, turn, mirrored in PERTURBATIONS:
+        centre = crop.centre + np.array([dx, dy]) * crop.side_px / CROP_MARGIN
+        look = landmarks(image, Crop(centre, crop.side_px * scale, crop.angle + turn, mirrored))
+        looks.append(look.points[list(MIRRORED_POINTS if mirrored else STEADY_POINTS), :2])
     spread = np.linalg.norm(np.array(looks) - np.mean(looks, axis=0), axis=-1).mean()
     eyes = list(LEFT_EYE[:EYE_OUTLINE_COUNT] + RIGHT_EYE[:EYE_OUTLINE_COUNT])
     lips = list(LIPS[:LIP_OUTLINE_COUNT])

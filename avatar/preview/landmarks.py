@@ -40,16 +40,22 @@ LIP_OUTLINE_COUNT = 40  # the first rows of the lips are their outer and inner e
 
 @dataclass(frozen=True)
 class Crop:
-    """A square of the image: centre (x, y) and side in pixels, turned by `angle` radians."""
+    """A square of the image: centre (x, y) and side in pixels, turned by `angle` radians, perhaps mirrored.
+
+    In a mirrored crop the model takes left for right: its points carry the indices of their mirror images.
+    """
 
     centre: np.ndarray
     side_px: float
     angle: float
+    mirrored: bool = False
 
     def to_image(self, size_px: int) -> np.ndarray:
         """The affine map (2, 3) from pixels of the crop drawn at `size_px` to pixels of the image."""
         cos, sin = np.cos(self.angle), np.sin(self.angle)
         turn = np.array([[cos, -sin], [sin, cos]]) * self.side_px / size_px
+        if self.mirrored:
+            turn[:, 0] *= -1
         return np.column_stack([turn, self.centre - turn @ [size_px / 2, size_px / 2]])
 
 

@@ -1,0 +1,1 @@
+"""How the vendored data files were made; nothing here runs in the app."""
