@@ -1,0 +1,272 @@
+"""The desk: one run at a time, the others in line. Engines' events in, a run's events out; no Gradio here.
+
+A run belongs to the desk, not to the page that asked for it: when the page goes away the run is cancelled,
+the engine ends it in order, and what was made is still kept in the gallery.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from avatar.engine import Engine
+from avatar.errors import AvatarError, Cancelled
+from avatar.events import Event, Finished
+from avatar.gallery import About, Entry, Gallery
+from avatar.preset import Preset
+from avatar.request import Request
+
+log = logging.getLogger(__name__)
+
+OpenEngine = Callable[[Preset], Engine]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The run stands in line: place 1 is next."""
+
+    place: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The last that a run says when frames were made; error tells why it ended early, if not by its user."""
+
+    entry: Entry
+    finished: Finished
+    error: AvatarError | None = None
+
+
+class LineFull(AvatarError):
+    """As many runs are waiting as the desk takes."""
+
+
+class Run:
+    """One request on its way; made by Desk.submit."""
+
+    def __init__(self, request: Request, draft: Path, settings: dict[str, object], owner: str) -> None:
+        self.request = request
+        self.draft = draft
+        self.settings = settings
+        self.owner = owner
+        self.cancelled = threading.Event()
+        self.over = threading.Event()
+        self.engine: Engine | None = None
+        self._said: queue.Queue[Event | Waiting | Kept | BaseException] = queue.Queue()
+
+    def say(self, what: Event | Waiting | Kept | BaseException) -> None:
+        """Called by the desk."""
+        self._said.put(what)
+
+    def follow(self, every_s: float = 0.4) -> Iterator[Event | Waiting | Kept | None]:
+        """What the run says, as it says it; None whenever it was silent for every_s.
+
+        Raises: AvatarError that ended the run before any frame (Cancelled: its user), or a fault as it is.
+        """
+        while True:
+            try:
+                said = self._said.get(timeout=every_s)
+            except queue.Empty:
+                if self.over.is_set() and self._said.empty():
+                    return
+                yield None
+                continue
+            if isinstance(said, BaseException):
+                raise said
+            yield said
+            if isinstance(said, Kept):
+                return
+
+    def cancel(self) -> None:
+        """Take it out of the line, or stop it; safe at any time, from any thread."""
+        self.cancelled.set()
+        engine = self.engine
+        if engine is not None:
+            engine.cancel()
+
+
+class Desk:
+    """Takes requests, runs them one by one on one engine, and keeps the results in the gallery."""
+
+    def __init__(self, open_engine: OpenEngine, gallery: Gallery, max_waiting: int = 8) -> None:
+        self.gallery = gallery
+        self.max_waiting = max_waiting
+        self._open_engine = open_engine
+        self._engine: Engine | None = None
+        self._engine_preset: Preset | None = None
+        self._line: list[Run] = []
+        self._running: Run | None = None
+        self._changed = threading.Condition()
+        self._opening = threading.Lock()
+        self._closed = False
+        self._worker = threading.Thread(target=self._work, name="desk", daemon=True)
+        self._worker.start()
+
+    @property
+    def running(self) -> Run | None:
+        """The run that has the engine now."""
+        return self._running
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._line)
+
+    @property
+    def engine_pid(self) -> int | None:
+        """The process whose memory is ours, None when no engine is open."""
+        return getattr(self._engine, "pid", None)
+
+    def check_room(self) -> None:
+        """Raises: LineFull."""
+        if len(self._line) >= self.max_waiting:
+            raise LineFull(
+                f"{self.max_waiting} videos are already waiting.", "Please try again in a few minutes."
+            )
+
+    def submit(self, request: Request, draft: Path, settings: dict[str, object], owner: str = "") -> Run:
+        """Put a request at the end of the line; draft is what gallery.draft() gave. Raises: LineFull."""
+        run = Run(request, draft, settings, owner)
+        with self._changed:
+            self.check_room()
+            self._line.append(run)
+            self._tell_places()
+            self._changed.notify_all()
+        return run
+
+    def warm(self, preset: Preset) -> None:
+        """Open the engine for a preset before anyone asks, unless one is open; in the background."""
+        with self._changed:
+            if self._engine is None and self._running is None and not self._line:
+                threading.Thread(target=self._warm, args=(preset,), name="desk-warm", daemon=True).start()
+
+    def close(self) -> None:
+        """Cancel everything, wait for the run that is going on to be kept, and close the engine."""
+        with self._changed:
+            self._closed = True
+            runs = [*self._line, *([self._running] if self._running else [])]
+            self._changed.notify_all()
+        for run in runs:
+            run.cancel()
+        self._worker.join(timeout=30)
+        self._close_engine()
+
+    def leave(self, run: Run) -> None:
+        """Cancel a run, wherever it stands."""
+        run.cancel()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._drop_cancelled()
+                while not self._line and not self._closed:
+                    self._changed.wait()
+                    self._drop_cancelled()
+                if self._closed and not self._line:
+                    return
+                run = self._running = self._line.pop(0)
+                self._tell_places()
+            try:
+                self._run(run)
+            except AvatarError as error:
+                run.say(error)
+            except Exception as error:
+                log.exception("a run failed")
+                run.say(error)
+            finally:
+                self.gallery.discard(run.draft)
+                self._running = None
+                run.engine = None
+                run.over.set()
+
+    def _drop_cancelled(self) -> None:
+        for run in [run for run in self._line if run.cancelled.is_set()]:
+            self._line.remove(run)
+            self.gallery.discard(run.draft)
+            run.say(Cancelled("Left the line."))
+            run.over.set()
+        self._tell_places()
+
+    def _tell_places(self) -> None:
+        ahead = 1 if self._running else 0
+        for index, run in enumerate(self._line):
+            run.say(Waiting(index + ahead))
+
+    def _run(self, run: Run) -> None:
+        """Pump the engine's events into the run; keep what was made. Raises: AvatarError when nothing was."""
+        engine = self._engine_for(run.request.preset)
+        if run.cancelled.is_set():
+            raise Cancelled("Stopped before the first frame.")
+        run.engine = engine
+        finished: Finished | None = None
+        error: AvatarError | None = None
+        try:
+            for event in engine.stream(run.request):
+                if run.cancelled.is_set():  # cancel() may have come before the engine had begun
+                    engine.cancel()
+                if isinstance(event, Finished):
+                    finished = event
+                else:
+                    run.say(event)
+        except AvatarError as raised:
+            error = raised
+        if finished is None:
+            raise error or AvatarError("The engine ended without a video.", "Please try again.")
+        if isinstance(error, Cancelled):
+            error = None
+        entry = self._keep(run, finished, getattr(engine, "label", ""))
+        run.say(Kept(entry, replace(finished, video=entry.video, report=entry.report), error))
+
+    def _keep(self, run: Run, finished: Finished, label: str) -> Entry:
+        request = run.request
+        about = About(
+            portrait=request.portrait_name,
+            speech=request.speech_name,
+            prompt=request.prompt,
+            preset=request.preset.name,
+            label=label,
+            settings=dict(run.settings),
+            num_frames=finished.num_frames,
+            duration_s=finished.duration_s,
+            stopped=finished.stopped,
+            error=finished.error,
+            owner=run.owner,
+        )
+        return self.gallery.keep(run.draft, about)
+
+    def _engine_for(self, preset: Preset) -> Engine:
+        """The open engine, if it serves this preset too; else a new one in its place. Raises: AvatarError."""
+        key = _serves(preset)
+        with self._opening:
+            if self._engine is None or self._engine_preset != key:
+                self._close_engine()
+                self._engine = self._open_engine(preset)
+                self._engine_preset = key
+            return self._engine
+
+    def _warm(self, preset: Preset) -> None:
+        try:
+            engine = self._engine_for(preset)
+            warm = getattr(engine, "warm", None)
+            if warm is not None:
+                warm()
+        except AvatarError as error:  # told again, and to somebody, when a run needs it
+            log.warning("the engine could not be opened ahead of time: %s", error)
+
+    def _close_engine(self) -> None:
+        """The caller holds _opening, or is the last."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+
+def _serves(preset: Preset) -> Preset:
+    """What an open engine depends on: everything but what each request brings along."""
+    if preset.engine == "preview":
+        return Preset(name="", title="", summary="", engine="preview")
+    return replace(preset, generation=replace(preset.generation, seed=0, prompt="", num_clip=0))

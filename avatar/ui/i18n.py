@@ -1,0 +1,240 @@
+"""Every word of the page, in English and 简体中文: the one table of both.
+
+Text that Gradio renders is translated by the browser (gr.I18n); text that we render, by the request's
+Accept-Language, which browsers send from the same setting.
+"""
+
+from __future__ import annotations
+
+import re
+
+import gradio as gr
+
+from avatar.errors import AvatarError, BadInput, Cancelled, DoesNotFit, WeightsMissing, WorkerLost
+
+Language = str  # "en" or "zh"
+
+TEXT: dict[str, tuple[str, str]] = {
+    # header, hero
+    "title": ("Live Avatar", "Live Avatar"),
+    "hero": ("Give a portrait a voice.", "让肖像开口说话。"),
+    "hero_more": (
+        "Add a face and some speech. The video starts to play while the rest is still being made.",
+        "放入一张脸和一段语音，视频一边生成，一边播放。",
+    ),
+    "examples": ("New here? Pick one and it talks", "第一次来？点一个，马上开口"),
+    "example_play": ("Play: {portrait} says “{speech}”", "播放：{portrait}，{speech}"),
+    # inputs
+    "portrait": ("Portrait", "肖像"),
+    "portrait_info": (
+        "One face, looking roughly at you. Photo, painting or drawing.",
+        "一张大致正对镜头的脸；照片、绘画、卡通都可以。",
+    ),
+    "speech": ("Speech", "语音"),
+    "speech_info": ("A recording, or your own voice.", "一段录音，或者现场录制。"),
+    "prompt": ("Prompt", "提示词"),
+    "prompt_hint": (
+        "A person speaks warmly, in soft window light…",
+        "一个人在柔和的窗光下亲切地说话……",
+    ),
+    "prompt_unused": (
+        "The preview moves the portrait itself and reads no prompt.",
+        "预览引擎直接驱动肖像，不使用提示词。",
+    ),
+    # presets
+    "presets": ("Quality", "画质预设"),
+    "presets_other": ("For other machines ({count})", "适合其他机器的预设（{count}）"),
+    "preset_fits": ("Runs here", "本机可用"),
+    "preset_lacks": ("Not on this machine", "本机不可用"),
+    "preset_auto": ("Picks {title} here", "本机将使用：{title}"),
+    "needs": ("Needs", "需要"),
+    "gives": ("Gives", "产出"),
+    "missing": ("Missing", "缺少"),
+    "needs_cpu": ("any CPU", "任意 CPU"),
+    "needs_gpus": ("{count} × GPU, {vram} GB each", "{count} 张显卡，每张 {vram} GB"),
+    "needs_gpu": ("1 GPU with {vram} GB", "1 张 {vram} GB 显卡"),
+    "needs_ram": ("{ram} GB RAM", "{ram} GB 内存"),
+    "needs_weights": ("the checkpoint", "模型权重"),
+    "preset_unknown": ("There is no such preset.", "没有这个预设。"),
+    # settings
+    "advanced": ("Advanced settings", "高级设置"),
+    "advanced_unused": (
+        "Settings that need a GPU are off: the preview has no use for them.",
+        "需要显卡的设置已关闭：预览引擎用不到它们。",
+    ),
+    "size": ("Size (width*height)", "尺寸（宽*高）"),
+    "size_info": (
+        "The area; the portrait keeps its proportions.",
+        "只限定面积，肖像比例不变。",
+    ),
+    "seed": ("Seed", "随机种子"),
+    "seed_info": ("The same seed gives the same video.", "同一种子得到同一段视频。"),
+    "num_clip": ("Clips at most", "片段数上限"),
+    "num_clip_info": ("0: as long as the speech.", "0：与语音等长。"),
+    "infer_frames": ("Frames in a clip", "每个片段的帧数"),
+    "sample_steps": ("Sampling steps", "采样步数"),
+    "shift": ("Shift", "Shift"),
+    "enable_online_decode": ("Decode while sampling", "边采样边解码"),
+    "offload_model": ("Offload to host memory", "卸载到主机内存"),
+    "num_gpus_dit": ("GPUs for the transformer", "扩散模型使用的显卡数"),
+    "ulysses_size": ("Ulysses size", "Ulysses 并行度"),
+    "layout": ("Layout", "并行布局"),
+    # buttons
+    "generate": ("Generate", "生成"),
+    "stop": ("Stop", "停止"),
+    "download": ("Download video", "下载视频"),
+    "replay": ("Watch from the start", "从头播放"),
+    # player
+    "live": ("Live", "实时"),
+    "player": ("Video", "视频"),
+    "stage_empty": ("Your video will play here", "视频将在这里播放"),
+    "stage_empty_more": (
+        "It starts about a second after you press Generate.",
+        "按下“生成”后约一秒开始播放。",
+    ),
+    "stage_waiting": ("Getting ready…", "准备中……"),
+    "preview": ("preview", "预览"),
+    "preview_why": (
+        "Made by the preview engine: quick, on any computer, without the full model.",
+        "由预览引擎生成：任何电脑都能快速运行，不使用完整模型。",
+    ),
+    # status
+    "ready": ("Ready", "就绪"),
+    "phase_queued": ("In line", "排队中"),
+    "phase_loading": ("Loading the engine", "正在加载引擎"),
+    "phase_encoding": ("Studying face and voice", "正在分析面部与语音"),
+    "phase_generating": ("Generating", "生成中"),
+    "phase_finishing": ("Finishing the file", "正在写入文件"),
+    "phase_done": ("Done", "完成"),
+    "phase_stopped": ("Stopped. What was made is yours to keep.", "已停止，已生成的部分已保存。"),
+    "phase_stopped_empty": ("Stopped before the first frame.", "在第一帧之前停止。"),
+    "phase_failed": ("It did not work out", "未能完成"),
+    "place_next": ("You are next.", "下一个就是您。"),
+    "place": ("{ahead} videos are ahead of yours.", "前面还有 {ahead} 个视频。"),
+    "segment_of": ("Segment {n} of {total}", "第 {n}/{total} 段"),
+    "fps": ("{fps} fps", "{fps} 帧/秒"),
+    "first_frame": ("First frame {s} s", "首帧 {s} 秒"),
+    "eta": ("{s} s left", "剩余 {s} 秒"),
+    "video_length": ("{s} s of video", "视频 {s} 秒"),
+    # points
+    "points_title": ("Where is the mouth?", "嘴在哪里？"),
+    "points_none": (
+        "No face was recognised. Drag the seven points onto mouth and chin, then generate.",
+        "没有识别出人脸。请把七个点拖到嘴和下巴上，然后生成。",
+    ),
+    "points_weak": (
+        "The face was hard to make out. Please check the seven points, then generate.",
+        "这张脸不易辨认。请检查这七个点，然后生成。",
+    ),
+    "points_keys": (
+        "Drag, or choose a point and use the arrow keys.",
+        "拖动，或选中一个点后用方向键移动。",
+    ),
+    "points_bad": (
+        "The points are out of order: lips from top to bottom, chin below, left of right.",
+        "点的次序不对：上唇在下唇之上，下巴最低，左侧在右侧之左。",
+    ),
+    "points_head_only": (
+        "Skip the points: move the head only, the mouth will not speak",
+        "不放置点：只动头部，嘴不会说话",
+    ),
+    "mouth_left": ("Left corner of the mouth", "左嘴角"),
+    "mouth_right": ("Right corner of the mouth", "右嘴角"),
+    "inner_lip_top": ("Upper lip, inner edge", "上唇内缘"),
+    "inner_lip_bottom": ("Lower lip, inner edge", "下唇内缘"),
+    "outer_lip_top": ("Upper lip, outer edge", "上唇外缘"),
+    "outer_lip_bottom": ("Lower lip, outer edge", "下唇外缘"),
+    "chin": ("Chin", "下巴"),
+    "face_found": ("Face found.", "已识别人脸。"),
+    # machine
+    "machine": ("This machine", "本机"),
+    "no_gpu": ("No NVIDIA driver here: the host alone is shown.", "本机没有 NVIDIA 驱动，仅显示主机。"),
+    "cpu": ("CPU", "CPU"),
+    "ram": ("RAM", "内存"),
+    "cores": ("{count} cores", "{count} 核"),
+    "ours": ("ours", "本程序"),
+    "others": ("others", "其他"),
+    "planned": ("planned", "计划"),
+    "peak": ("peak", "峰值"),
+    "plan": ("Plan", "显存计划"),
+    "plan_none": (
+        "The preview needs no GPU and about 0.7 GB of RAM.",
+        "预览引擎不需要显卡，约需 0.7 GB 内存。",
+    ),
+    "plan_not_fit": ("This does not fit.", "放不下。"),
+    # notices
+    "notices": ("Good to know", "提示"),
+    "warning": ("Warning", "警告"),
+    # gallery
+    "gallery": ("Your videos", "作品"),
+    "gallery_empty": (
+        "Finished and stopped videos are kept here.",
+        "完成和停止的视频会保存在这里。",
+    ),
+    "gallery_kept": ("Kept for {days} days.", "保留 {days} 天。"),
+    "gallery_replay": ("Play", "播放"),
+    "gallery_download": ("Download", "下载"),
+    "gallery_use": ("Use these settings", "使用这些设置"),
+    "gallery_delete": ("Delete", "删除"),
+    "gallery_confirm": ("Delete for good?", "确定删除？"),
+    "stopped": ("stopped", "已停止"),
+    "seconds": ("{s} s", "{s} 秒"),
+    "used_settings": ("The settings are filled in.", "设置已填入。"),
+    "gone": ("This video is no longer here.", "这个视频已不存在。"),
+    # errors
+    "no_portrait": ("Choose a portrait first.", "请先选择肖像。"),
+    "no_speech": ("Choose or record some speech first.", "请先选择或录制语音。"),
+    "fault": (
+        "Something went wrong on the server. If it happens again, tell the host this code: {code}",
+        "服务器出错。如果再次发生，请把此代码告诉管理员：{code}",
+    ),
+    "upload_again": ("{name} is no longer on the server.", "服务器上已没有 {name}。"),
+    "error_AvatarError": ("That did not work", "操作失败"),
+    "error_BadInput": ("This cannot be used", "无法使用"),
+    "error_WeightsMissing": ("The checkpoint is missing", "缺少模型权重"),
+    "error_DoesNotFit": ("It does not fit", "放不下"),
+    "error_WorkerLost": ("The engine was lost", "引擎中断"),
+    "error_LineFull": ("All places are taken", "队列已满"),
+    "line_full": (
+        "{count} videos are already waiting. Please try again in a few minutes.",
+        "已有 {count} 个视频在排队，请过几分钟再试。",
+    ),
+    "footer": (
+        "Only animate people who agree to it. Your files stay on this server and are removed after use.",
+        "请只为同意的人制作动画。文件只留在本服务器上，用后删除。",
+    ),
+}
+
+
+def text(key: str, language: Language, **values: object) -> str:
+    """The words of a key, with {names} filled in. Raises: KeyError for an unknown key."""
+    words = TEXT[key][1 if language == "zh" else 0]
+    return words.format(**values) if values else words
+
+
+def language_of(request: gr.Request | None) -> Language:
+    """ "zh" when the browser prefers any Chinese over English, else "en"."""
+    accepted = "" if request is None else request.headers.get("accept-language", "")
+    for choice in sorted(accepted.split(","), key=_weight, reverse=True):
+        tag = choice.split(";")[0].strip().lower()[:2]
+        if tag in ("en", "zh"):
+            return tag
+    return "en"
+
+
+def browser_table() -> gr.I18n:
+    """The table for Gradio's own components."""
+    english = {key: words[0] for key, words in TEXT.items()}
+    chinese = {key: words[1] for key, words in TEXT.items()}
+    return gr.I18n(en=english, zh=chinese, **{"zh-CN": chinese, "zh-TW": chinese})
+
+
+def error_title(error: AvatarError, language: Language) -> str:
+    """A toast's heading."""
+    key = f"error_{type(error).__name__}"
+    return text(key if key in TEXT else "error_AvatarError", language)
+
+
+def _weight(choice: str) -> float:
+    match = re.search(r";\s*q=([\d.]+)", choice)
+    return float(match[1]) if match else 1.0
