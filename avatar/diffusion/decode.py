@@ -1,0 +1,57 @@
+"""Latent blocks to video frames, streamed: no frame is decoded twice, whatever the length of the video."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from avatar.geometry import BLOCK_LATENT_FRAMES
+from avatar.models.vae import VideoVAE
+from avatar.models.vae_stream import CausalDecoder, Pasts
+
+PRIMING_LATENT_FRAMES = 7  # motion latents decoded before block 0, their frames dropped
+LEAD_IN_FRAMES = 3  # frames of block 0 that still show the priming
+
+class StreamingDecoder:
+    """Decodes blocks in order; knows nothing of rollouts, segments or files.
+
+    compile: build one graph for a block of 3 latent frames; the first blocks then take a while.
+    """
+
+    def __init__(self, vae: VideoVAE, compile: bool = False) -> None:
+        on_cuda = vae.model.device.type == "cuda"
+        layout = torch.channels_last_3d if on_cuda else torch.contiguous_format
+        self._vae = vae
+        self._decoder = CausalDecoder(vae.model, layout)
+        self._step = torch.compile(self._decoder, fullgraph=True, dynamic=False) if compile else self._decoder
+        self._pasts: Pasts | None = None
+        self._drop = 0
+
+    @torch.no_grad()
+    def prime(self, motion_latents: Tensor) -> None:
+        """Start a video: run the first motion latents, 16 t h w with t at least 7, through the causal past."""
+        self._pasts = None
+        self._video(motion_latents[:, :1])
+        for start in range(1, PRIMING_LATENT_FRAMES, BLOCK_LATENT_FRAMES):
+            self._video(motion_latents[:, start : start + BLOCK_LATENT_FRAMES])
+        self._drop = LEAD_IN_FRAMES
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """The next block, 16 t h w normalised latents, as uint8 T H W 3 on the decoder's device.
+
+        T = 4t, but 4t - 3 for the first block after prime(), whose first frames are the lead-in.
+        """
+        video = self._video(latents)[0, :, self._drop :]
+        self._drop = 0
+        levels = video.float().clamp(-1.0, 1.0).add(1.0).mul(127.5).round()
+        return levels.to(torch.uint8).permute(1, 2, 3, 0).contiguous()
+
+    def _video(self, latents: Tensor) -> Tensor:
+        """16 t h w to 1 3 T H W, not clamped; also without prime(), then the first latent frame is one frame."""
+        latents = self._vae.denormalise(latents[None])
+        if self._pasts is None:
+            video, self._pasts = self._decoder.start(latents)
+        else:
+            video, self._pasts = self._step(latents, self._pasts)
+        return video

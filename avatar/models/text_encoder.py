@@ -1,0 +1,162 @@
+"""UMT5, the prompt encoder: transformers' model and tokenizer, filled from either layout."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+
+import ftfy
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from avatar.errors import BadInput, WeightsMissing
+from avatar.models.tensor_files import (
+    FETCH_AGAIN,
+    WRONG_CHECKPOINT,
+    Shapes,
+    open_safetensors,
+    read_pth,
+    require_match,
+    shard_files,
+)
+
+MAX_TOKENS = 512  # what the transformer was trained to read, the end mark included
+
+SHARED = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under two names
+# Published name and transformers' name, N being the layer.
+NAMES = (
+    ("token_embedding.weight", "shared.weight"),
+    ("norm.weight", "encoder.final_layer_norm.weight"),
+    ("blocks.N.norm1.weight", "encoder.block.N.layer.0.layer_norm.weight"),
+    ("blocks.N.attn.{}.weight", "encoder.block.N.layer.0.SelfAttention.{}.weight"),  # q, k, v, o
+    (
+        "blocks.N.pos_embedding.embedding.weight",
+        "encoder.block.N.layer.0.SelfAttention.relative_attention_bias.weight",
+    ),
+    ("blocks.N.norm2.weight", "encoder.block.N.layer.1.layer_norm.weight"),
+    ("blocks.N.ffn.gate.0.weight", "encoder.block.N.layer.1.DenseReluDense.wi_0.weight"),
+    ("blocks.N.ffn.fc1.weight", "encoder.block.N.layer.1.DenseReluDense.wi_1.weight"),
+    ("blocks.N.ffn.fc2.weight", "encoder.block.N.layer.1.DenseReluDense.wo.weight"),
+)
+
+
+class PromptTokenizer:
+    """Prompts to token ids, without loading the encoder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read folder/tokenizer.json. Raises: WeightsMissing."""
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise WeightsMissing(f"{folder.name}/tokenizer.json is missing from the checkpoint.", FETCH_AGAIN)
+        try:
+            self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
+        except Exception as error:  # the tokenizers library raises plain Exception for whatever it cannot parse
+            raise WeightsMissing(f"{folder.name}/tokenizer.json is corrupt ({error}).", FETCH_AGAIN) from error
+
+    def __call__(self, prompt: str) -> Tensor:
+        """Token ids, 1 N with N ≤ 512, the end mark last.
+
+        Raises: BadInput with the count when the prompt is longer: nothing is cut.
+        """
+        ids = self._tokenizer(clean_prompt(prompt), return_tensors="pt").input_ids
+        if ids.shape[1] > MAX_TOKENS:
+            raise BadInput(
+                f"The prompt is {ids.shape[1]} tokens long; the model reads at most {MAX_TOKENS}.",
+                "Shorten it: a description of one scene in a few sentences is what the model knows.",
+            )
+        return ids
+
+
+class TextEncoder:
+    """Token ids to the hidden states that the transformer's text MLP reads."""
+
+    def __init__(self, model: UMT5EncoderModel) -> None:
+        self.model = model.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
+        """Read the published .pth file, or a transformers folder; tensor by tensor. Raises: WeightsMissing."""
+        return cls(_from_folder(path, device, dtype) if path.is_dir() else _from_pth(path, device, dtype))
+
+    @torch.no_grad()
+    def encode(self, ids: Tensor) -> Tensor:
+        """Hidden states N D of one prompt's ids, 1 N. The model pads them with zero rows up to its text length."""
+        return self.model(input_ids=ids.to(self.model.device)).last_hidden_state[0]
+
+
+def clean_prompt(prompt: str) -> str:
+    """Repair broken Unicode and HTML entities, and make every run of white space one blank.
+
+    Source: Wan2.2 wan/modules/tokenizers.py, "whitespace" cleaning.
+    """
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
+
+
+def transformers_name(published: str) -> str:
+    """A published tensor's name in UMT5EncoderModel; a name without a place there comes back as it is."""
+    for ours, theirs in NAMES:
+        pattern = re.escape(ours).replace(r"\{\}", "([qkvo])").replace(r"\.N\.", r"\.(\d+)\.")
+        match = re.fullmatch(pattern, published)
+        if match:
+            layer, *projection = match.groups() or ("",)
+            return theirs.replace(".N.", f".{layer}.").format(*projection)
+    return published
+
+
+def _from_pth(path: Path, device: torch.device | str, dtype: torch.dtype) -> UMT5EncoderModel:
+    published = read_pth(path)
+    try:
+        config = _config_of(published)
+    except KeyError as error:
+        raise WeightsMissing(f"{path.name} is not a UMT5 encoder: it lacks {error.args[0]}.", WRONG_CHECKPOINT) from error
+    tensors = {transformers_name(name): tensor for name, tensor in published.items()}
+    return _fill(config, tensors, path.name, device, dtype)
+
+
+def _config_of(published: dict[str, Tensor]) -> UMT5Config:
+    """The shape of the encoder, read off its tensors."""
+    vocabulary, width = published["token_embedding.weight"].shape
+    buckets, num_heads = published["blocks.0.pos_embedding.embedding.weight"].shape
+    layers = {name.split(".")[1] for name in published if name.startswith("blocks.")}
+    return UMT5Config(
+        vocab_size=vocabulary,
+        d_model=width,
+        d_kv=published["blocks.0.attn.q.weight"].shape[0] // num_heads,
+        d_ff=published["blocks.0.ffn.fc1.weight"].shape[0],
+        num_heads=num_heads,
+        num_layers=len(layers),
+        relative_attention_num_buckets=buckets,
+        feed_forward_proj="gated-gelu",
+    )
+
+
+def _from_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) -> UMT5EncoderModel:
+    try:
+        config = UMT5Config.from_dict(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise WeightsMissing(f"{folder.name}/config.json is missing or unreadable.", WRONG_CHECKPOINT) from error
+    tensors = {}
+    for file in shard_files(folder, "model"):
+        with open_safetensors(file) as shard:
+            tensors.update({name: shard.get_tensor(name) for name in shard.keys()})  # noqa: SIM118
+    if SHARED[0] not in tensors and SHARED[1] in tensors:
+        tensors[SHARED[0]] = tensors.pop(SHARED[1])
+    return _fill(config, tensors, folder.name, device, dtype)
+
+
+def _fill(
+    config: UMT5Config, tensors: dict[str, Tensor], what: str, device: torch.device | str, dtype: torch.dtype
+) -> UMT5EncoderModel:
+    with torch.device("meta"):
+        model = UMT5EncoderModel(config)
+    tensors.pop(SHARED[1], None)
+    expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if name != SHARED[1]}
+    require_match(what, expected, {name: tuple(value.shape) for name, value in tensors.items()})
+    placed = {name: tensors.pop(name).to(device, dtype) for name in list(tensors)}
+    placed[SHARED[1]] = placed[SHARED[0]]
+    model.load_state_dict(placed, assign=True)
+    model.encoder.embed_tokens = model.shared
+    return model

@@ -1,0 +1,93 @@
+"""The Wan 2.1 video VAE: diffusers' model, loaded from either layout, with latents normalised as the model wants them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+from torch import Tensor
+
+from avatar.errors import WeightsMissing
+from avatar.models.tensor_files import WRONG_CHECKPOINT, Shapes, open_safetensors, read_pth, require_match
+
+DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+
+
+class VideoVAE:
+    """Pixels in -1..1, B 3 T H W, to normalised latents B 16 t h w and back; t = 1 + (T - 1) / 4, h = H / 8."""
+
+    def __init__(self, model: AutoencoderKLWan) -> None:
+        self.model = model.eval().requires_grad_(False)
+        shape = (1, -1, 1, 1, 1)
+        self.mean = torch.tensor(model.config.latents_mean, dtype=torch.float32).view(shape).to(model.device)
+        self.std = torch.tensor(model.config.latents_std, dtype=torch.float32).view(shape).to(model.device)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> VideoVAE:
+        """Read the published .pth file, or a diffusers folder.
+
+        On CUDA the convolutions are laid out channels-last, which their kernels prefer.
+        Raises: WeightsMissing.
+        """
+        model, tensors = _from_folder(path) if path.is_dir() else _from_pth(path)
+        expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        require_match(path.name, expected, {name: tuple(value.shape) for name, value in tensors.items()})
+        model.load_state_dict({name: t.to(device, dtype) for name, t in tensors.items()}, assign=True)
+        if torch.device(device).type == "cuda":
+            lay_out_channels_last(model)
+        return cls(model)
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """The mean latents of a video, normalised, float32. video: B 3 T H W in -1..1, T = 1 + 4n."""
+        posterior = self.model.encode(video.to(self.model.device, self.model.dtype)).latent_dist
+        return (posterior.mode().float() - self.mean) / self.std
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """The whole video at once, float32 in -1..1; the slow twin of diffusion.decode."""
+        return self.model.decode(self.denormalise(latents)).sample.float()
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """Normalised latents as the decoder reads them, on its device and in its dtype."""
+        latents = latents.to(self.model.device, torch.float32)
+        return (latents * self.std + self.mean).to(self.model.dtype)
+
+
+def lay_out_channels_last(model: torch.nn.Module) -> None:
+    """Keep convolution weights channels-last: C is the fastest axis in memory."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+        elif isinstance(module, torch.nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def _from_pth(path: Path) -> tuple[AutoencoderKLWan, dict[str, Tensor]]:
+    tensors = read_pth(path)
+    try:
+        widths = {
+            "base_dim": tensors["encoder.conv1.weight"].shape[0],
+            "decoder_base_dim": tensors["decoder.head.0.gamma"].shape[0],
+            "z_dim": tensors["conv2.weight"].shape[0],
+        }
+    except KeyError as error:
+        raise WeightsMissing(f"{path.name} is not the Wan 2.1 VAE: it lacks {error.args[0]}.", WRONG_CHECKPOINT) from error
+    with torch.device("meta"):
+        model = AutoencoderKLWan(**widths)
+    return model, convert_wan_vae_to_diffusers(tensors)
+
+
+def _from_folder(folder: Path) -> tuple[AutoencoderKLWan, dict[str, Tensor]]:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsMissing(f"{folder.name}/config.json is missing or unreadable.", WRONG_CHECKPOINT) from error
+    with torch.device("meta"):
+        model = AutoencoderKLWan.from_config(config)
+    with open_safetensors(folder / DIFFUSERS_FILE) as tensors:
+        return model, {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+
