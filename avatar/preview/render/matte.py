@@ -1,0 +1,129 @@
+"""Person and background as two layers, so that the background stays still while the head moves before it."""
+
+from __future__ import annotations
+
+import logging
+
+import cv2
+import numpy as np
+
+from avatar.preview import topology as topo
+from avatar.preview.face import Face
+from avatar.preview.models import session
+from avatar.preview.render.shaping import Array, Box, smoothstep
+
+MODEL = "person_segmentation"
+MODEL_PX = 256
+FIELD_OF_VIEW = 3.2  # side of the square that the model looks at, in face heights
+TRUSTED = 0.75  # mean share of person on the face, below which the model has not understood the image
+
+log = logging.getLogger(__name__)
+
+
+class Layers:
+    """The pixels of a box as person over background.
+
+    plate: uint8 (h, w, 3), the background, filled in a little way behind the person;
+    person: uint8 (h, w, 4), the person's colour times opacity, and the opacity; person over plate is the portrait.
+    separate: False where person and background cannot be told apart: then everything is "person".
+    """
+
+    def __init__(self, image: Array, face: Face, box: Box) -> None:
+        x0, y0, x1, y1 = box
+        pixels = np.ascontiguousarray(image[y0:y1, x0:x1])
+        points = face.landmarks[:, :2] - np.float32([x0, y0])
+        size = float(np.linalg.norm(points[topo.CHIN] - points[topo.FOREHEAD]))
+        oval = np.zeros(pixels.shape[:2], np.uint8)
+        cv2.fillConvexPoly(oval, points[list(topo.FACE_OVAL)].astype(np.int32), 1)
+        matte = _segment(pixels, points, size)
+        self.separate = float(matte[oval > 0].mean()) >= TRUSTED
+        if not self.separate:
+            log.info("person and background cannot be told apart; the background near the head moves with it")
+            self.plate = pixels
+            self.person = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+            return
+        matte = _cleaned(matte, oval, size)
+        matte = np.clip(
+            _guided(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), matte, max(2, round(0.02 * size))), 0, 1
+        )
+        matte = np.maximum(
+            smoothstep((matte - 0.08) / 0.84), cv2.GaussianBlur(oval.astype(np.float32), (0, 0), 1)
+        )
+        self.plate = _filled_behind(pixels, matte, size)
+        matte = _consistent(pixels, self.plate, matte)
+        opacity = np.round(255 * matte).astype(np.uint8)
+        colour = cv2.subtract(pixels, background_share(self.plate, opacity))
+        self.person = np.dstack([colour, opacity])
+
+
+def background_share(plate: Array, opacity: Array) -> Array:
+    """What shines through: plate uint8 (h, w, 3) where opacity uint8 (h, w) leaves it."""
+    return cv2.multiply(plate, cv2.cvtColor(cv2.bitwise_not(opacity), cv2.COLOR_GRAY2RGB), scale=1 / 255)
+
+
+def _segment(pixels: Array, points: Array, size: float) -> Array:
+    """float32 (h, w): share of person in each pixel, by the vendored segmentation network."""
+    scale = MODEL_PX / (FIELD_OF_VIEW * size)
+    centre = points.mean(axis=0)
+    shift = np.array([0.5, 0.46]) * MODEL_PX - centre * scale
+    to_model = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+    source = cv2.GaussianBlur(pixels, (0, 0), 0.4 / scale) if scale < 0.6 else pixels
+    looked_at = cv2.warpAffine(source, to_model, (MODEL_PX, MODEL_PX), borderMode=cv2.BORDER_REPLICATE)
+    x = (looked_at.astype(np.float32) / 255).transpose(2, 0, 1)[None]
+    share = session(MODEL).run(None, {"input": x})[0].reshape(MODEL_PX, MODEL_PX)
+    height, width = pixels.shape[:2]
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(share, to_model, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _cleaned(matte: Array, oval: Array, size: float) -> Array:
+    """The matte of this person alone: the part that holds the face, its small holes closed."""
+    solid = (matte > 0.5).astype(np.uint8) | oval
+    _, labels = cv2.connectedComponents(solid)
+    own = (labels == np.bincount(labels[oval > 0]).argmax()).astype(np.uint8)
+    near = cv2.dilate(own, np.ones((3, 3), np.uint8), iterations=max(1, round(0.03 * size)))
+    return np.where(near > 0, matte, 0).astype(np.float32)
+
+
+def _guided(guide: Array, matte: Array, radius: int) -> Array:
+    """The matte with its edges drawn to those of the guide, uint8 (h, w).
+
+    Source: He, Sun, Tang, "Guided image filtering", TPAMI 2013.
+    """
+    guide = guide.astype(np.float32) / 255
+    window = (2 * radius + 1, 2 * radius + 1)
+
+    def mean(x: Array) -> Array:
+        return cv2.blur(x, window)
+
+    mean_guide, mean_matte = mean(guide), mean(matte)
+    slope = (mean(guide * matte) - mean_guide * mean_matte) / (mean(guide * guide) - mean_guide**2 + 1e-4)
+    offset = mean_matte - slope * mean_guide
+    return mean(slope) * guide + mean(offset)
+
+
+def _filled_behind(pixels: Array, matte: Array, size: float) -> Array:
+    """The background with the person painted over from around, coarse to fine."""
+    seen = (matte < 0.02).astype(np.uint8)
+    seen = cv2.erode(seen, np.ones((3, 3), np.uint8), iterations=max(1, round(0.008 * size)))
+    levels = []
+    colour, weight = pixels.astype(np.float32) * seen[..., None], seen.astype(np.float32)
+    while min(weight.shape) > 4:
+        levels.append((colour, weight))
+        colour, weight = cv2.pyrDown(colour), cv2.pyrDown(weight)
+    fill = colour / np.maximum(weight, 1e-3)[..., None]
+    for colour, weight in reversed(levels):
+        fill = cv2.pyrUp(fill, dstsize=weight.shape[::-1])
+        share = np.clip(weight * 1.5, 0, 1)[..., None]
+        fill = fill + (colour / np.maximum(weight, 1e-3)[..., None] - fill) * share
+    fill = np.clip(np.round(fill), 0, 255).astype(np.uint8)
+    return np.where(seen[..., None] > 0, pixels, fill)
+
+
+def _consistent(pixels: Array, plate: Array, matte: Array) -> Array:
+    """The matte raised to where some person's colour over the plate can give the pixel's colour at all."""
+    pixel, behind = pixels.astype(np.float32), plate.astype(np.float32)
+    darker = 1 - pixel / np.maximum(behind, 1)
+    brighter = 1 - (255 - pixel) / np.maximum(255 - behind, 1)
+    least = np.maximum(darker, brighter).max(axis=2)
+    return np.where(matte > 0, np.clip(np.maximum(matte, least), 0, 1), 0)

@@ -1,0 +1,111 @@
+"""The mouth's warp: where in the portrait each pixel around the mouth comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from avatar.preview.render.lips import Lips, LipTargets, U
+from avatar.preview.render.shaping import Array, Box, bounding_box, lerp, smoothstep
+
+REACH = 2.6  # of the warp to the sides, in half mouth widths
+LATTICE_PX = 2  # the warp is computed at every second pixel and interpolated between
+
+
+@dataclass(frozen=True)
+class MouthWarp:
+    """One frame's warp over the mouth's box; every field float32 (h, w).
+
+    shift_x, shift_y: to add to the source coordinates, image px;
+    below_upper, above_lower: how far inside the opening from the upper and the lower lip, px, negative on the lips;
+    u: position along the mouth in half widths.
+    """
+
+    shift_x: Array
+    shift_y: Array
+    below_upper: Array
+    above_lower: Array
+    u: Array
+
+
+class MouthWarper:
+    """Turns lip targets into warps for one portrait."""
+
+    def __init__(self, lips: Lips, width: int, height: int) -> None:
+        self.lips = lips
+        frame = lips.frame
+        corners = [
+            frame.image(x, y)
+            for x in (-REACH * frame.half_left, REACH * frame.half_right)
+            for y in (lips.nose_y - 2, lips.neck_y + 2)
+        ]
+        self.box: Box = bounding_box(np.array(corners), width, height)
+
+    def warp(self, targets: LipTargets, places: Array) -> MouthWarp:
+        """The warp at `places`: float32 (h, w, 2), where each pixel lies on the unmoved head, image px."""
+        height, width = places.shape[:2]
+        rows = np.minimum(np.arange(0, height + LATTICE_PX, LATTICE_PX), height - 1)
+        columns = np.minimum(np.arange(0, width + LATTICE_PX, LATTICE_PX), width - 1)
+        coarse = self._coarse(targets, places[np.ix_(rows, columns)])
+        scale = np.array([[1 / LATTICE_PX, 0, 0], [0, 1 / LATTICE_PX, 0]], np.float32)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        fields = [
+            cv2.warpAffine(part, scale, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+            for part in (coarse[..., :3], coarse[..., 3:])
+        ]
+        across, upper, lower = cv2.split(fields[0])
+        below_upper, above_lower, u = cv2.split(fields[1])
+        down = np.where(below_upper < above_lower, upper, lower)
+        frame = self.lips.frame
+        return MouthWarp(
+            across * frame.right[0] + down * frame.down[0],
+            across * frame.right[1] + down * frame.down[1],
+            below_upper,
+            above_lower,
+            u,
+        )
+
+    def _coarse(self, t: LipTargets, places: Array) -> Array:
+        """(h, w, 6): shift across; shift down on the upper and on the lower layer; the two distances; u."""
+        lips, frame = self.lips, self.lips.frame
+        local = frame.local(places)
+        y = local[..., 1]
+        u = frame.u(local[..., 0])
+        curves = np.stack(
+            [
+                t.source_u - U.axis,
+                t.upper_inner,
+                t.upper_outer,
+                t.lower_inner,
+                t.lower_outer,
+                t.source_upper_inner - t.upper_inner,
+                t.source_upper_outer - t.upper_outer,
+                t.source_lower_inner - t.lower_inner,
+                t.source_lower_outer - t.lower_outer,
+                t.chin,
+            ],
+            axis=1,
+        )
+        across, upper, upper_outer, lower, lower_outer, *moves = U.read(curves, u)
+        from_upper, from_upper_outer, from_lower, from_lower_outer, chin_drop = moves
+
+        reach = np.where(y < 0, 0.69 * abs(lips.nose_y) + 1e-3, 0.60 * lips.chin_y)
+        across = across * np.where(u < 0, frame.half_left, frame.half_right) * np.exp(-((y / reach) ** 2))
+
+        top = np.minimum(lips.nose_y, upper_outer - 2)
+        rise = smoothstep((y - top) / np.maximum(upper_outer - top, 1))
+        on_lip = smoothstep((y - upper_outer) / np.maximum(upper - upper_outer, 0.7))
+        above = np.where(y < upper_outer, from_upper_outer * rise, lerp(from_upper_outer, from_upper, on_lip))
+
+        chin = np.maximum(lips.chin_y + chin_drop, lower_outer + 3)
+        on_lip = smoothstep((y - lower) / np.maximum(lower_outer - lower, 0.7))
+        to_chin = smoothstep((y - lower_outer) / np.maximum(chin - lower_outer, 1))
+        to_neck = smoothstep((y - chin) / max(lips.neck_y - lips.chin_y, 1))
+        below = np.where(
+            y < lower_outer,
+            lerp(from_lower, from_lower_outer, on_lip),
+            np.where(y < chin, lerp(from_lower_outer, -chin_drop, to_chin), -chin_drop * (1 - to_neck)),
+        )
+        return np.stack([across, above, below, y - upper, lower - y, u], axis=-1).astype(np.float32)

@@ -1,0 +1,71 @@
+"""Small curves that every part of the renderer is shaped with."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+Array = np.ndarray
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, the ends excluded
+
+
+def smoothstep(x: ArrayLike) -> Array:
+    """0 below 0, 1 above 1, and a smooth rise between."""
+    x = np.clip(x, 0, 1)
+    return x * x * (3 - 2 * x)
+
+
+def lerp(a: ArrayLike, b: ArrayLike, t: ArrayLike) -> Array:
+    """a where t is 0, b where t is 1."""
+    return a + (np.asarray(b) - a) * t
+
+
+def bounding_box(points: Array, width: int, height: int) -> Box:
+    """The whole pixels around points (N, 2), cut to an image of width x height."""
+    x0, y0 = np.floor(points.min(axis=0)).astype(int)
+    x1, y1 = np.ceil(points.max(axis=0)).astype(int) + 1
+    return max(0, int(x0)), max(0, int(y0)), min(width, int(x1)), min(height, int(y1))
+
+
+def grown(box: Box, margin: int, within: Box) -> Box:
+    """The box with a margin on every side, cut to another box."""
+    return (
+        max(box[0] - margin, within[0]),
+        max(box[1] - margin, within[1]),
+        min(box[2] + margin, within[2]),
+        min(box[3] + margin, within[3]),
+    )
+
+
+def inside(box: Box, origin: Box) -> tuple[slice, slice]:
+    """Rows and columns of `box` in an array whose first pixel is the corner of `origin`."""
+    return (
+        slice(box[1] - origin[1], box[3] - origin[1]),
+        slice(box[0] - origin[0], box[2] - origin[0]),
+    )
+
+
+class Rows:
+    """Curves over one evenly spaced axis, read at many points at once by linear interpolation."""
+
+    def __init__(self, low: float, high: float, count: int) -> None:
+        self.low, self.count = low, count
+        self.scale = (count - 1) / (high - low)
+        self.axis = np.linspace(low, high, count, dtype=np.float32)
+
+    def curve(self, x: Array, y: Array) -> Array:
+        """The curve through points (x, y), x in any order, held constant beyond its ends."""
+        order = np.argsort(x)
+        return np.interp(self.axis, x[order], y[order]).astype(np.float32)
+
+    def resample(self, curve: Array, x: Array) -> Array:
+        """One curve at the places x."""
+        return np.interp(x, self.axis, curve).astype(np.float32)
+
+    def read(self, curves: Array, x: Array) -> Array:
+        """curves (count, K) float32, contiguous, at x (...) → (K, ...) float32."""
+        place = np.clip((x - np.float32(self.low)) * np.float32(self.scale), 0, self.count - 1.001)
+        index = place.astype(np.int32)
+        part = (place - index).astype(np.float32)[..., None]
+        low, high = curves.take(index, axis=0), curves.take(index + 1, axis=0)
+        return np.moveaxis(low + (high - low) * part, -1, 0)
