@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from avatar.errors import BadInput
 
@@ -11,8 +15,31 @@ FPS = 25  # video frames a second; the model was trained at this rate and no oth
 VAE_TIME_STRIDE = 4  # video frames in a latent frame
 BLOCK_LATENT_FRAMES = 3  # latent frames in a block, the unit of autoregression
 BLOCK_FRAMES = BLOCK_LATENT_FRAMES * VAE_TIME_STRIDE
+VAE_SPACE_STRIDE = 8  # pixels in a latent pixel, each way
+LATENT_CHANNELS = 16
+PATCH = (1, 2, 2)  # latent frames, rows and columns in a token
+SIDE_MULTIPLE = 64  # pixels; both sides of the picture are multiples of it
+LEAD_IN_FRAMES = 3  # first frames of the first block, never shown
+MOTION_FRAMES = 73  # video frames of motion before the first block
+MOTION_LATENT_FRAMES = 19
+AUDIO_FEATURE_HZ = 30  # speech features a second, before one is picked for each video frame
 SPEECH_HZ = 16_000  # what speech models listen to
 SOUND_HZ = 48_000  # what the video carries; 1920 samples a frame
+
+
+
+class FramePackBucket(NamedTuple):
+    """Motion latent frames that are packed alike: how many, and the latent frames, rows and columns in a token."""
+
+    num_frames: int
+    patch: tuple[int, int, int]
+
+
+FRAMEPACK = (  # nearest first; together they are the motion latent frames
+    FramePackBucket(1, (1, 2, 2)),
+    FramePackBucket(2, (2, 4, 4)),
+    FramePackBucket(16, (4, 8, 8)),
+)
 
 _SIZE = re.compile(r"^\s*(\d{1,5})\s*[*x×X]\s*(\d{1,5})\s*$")
 
@@ -39,3 +66,144 @@ class Size:
 
     def __str__(self) -> str:
         return f"{self.width}*{self.height}"
+
+    @property
+    def area(self) -> int:
+        return self.width * self.height
+
+
+def output_size(portrait_width: int, portrait_height: int, size: Size | str) -> Size:
+    """The video's size: the portrait's shape, as large as the area allows, never enlarged, sides multiples of 64.
+
+    Scales are tried downward in a hundred steps until the padded picture fits the area.
+    Raises: BadInput when the area has no room for a single 64 x 64 square.
+    Source: Alibaba-Quark/LiveAvatar liveavatar/models/wan/causal_s2v_pipeline.py.
+    """
+    area = (Size.parse(size) if isinstance(size, str) else size).area
+    if area < SIDE_MULTIPLE**2:
+        raise BadInput(
+            f"size {size} is too small: the model's grid needs {SIDE_MULTIPLE}*{SIDE_MULTIPLE}.",
+            'Take a larger size, for example "384*256".',
+        )
+    smallest, largest = _scale_range(portrait_width, portrait_height, area)
+    for step in range(100):
+        scale = largest - (largest - smallest) * step / 100
+        width = _padded(int(portrait_width * scale))
+        height = _padded(int(portrait_height * scale))
+        if 0 < width * height <= area:
+            return Size(width, height)
+    width = int((area * portrait_width / portrait_height) ** 0.5 // SIDE_MULTIPLE * SIDE_MULTIPLE)
+    height = int((area * portrait_height / portrait_width) ** 0.5 // SIDE_MULTIPLE * SIDE_MULTIPLE)
+    if not width or not height:  # a portrait too long and narrow for the area
+        raise BadInput(
+            f"A portrait of {portrait_width} x {portrait_height} pixels does not fit size {size}.",
+            "Crop the portrait, or take a larger size.",
+        )
+    return Size(width, height)
+
+
+def _scale_range(width: int, height: int, area: int) -> tuple[float, float]:
+    """The scales between which the picture fits: with the most padding that there can be, and with none."""
+    if width * height <= area:
+        return 0.1, 1.0
+    most_padding = SIDE_MULTIPLE - 1
+    a, b, c = width * height, most_padding * (width + height), most_padding**2 - area
+    return (math.sqrt(b * b - 2 * a * c) - b) / (2 * a), math.sqrt(area / a)
+
+
+def _padded(side: int) -> int:
+    return math.ceil(side / SIDE_MULTIPLE) * SIDE_MULTIPLE
+
+
+def audio_indices(num_frames: int, fps: int = FPS) -> np.ndarray:
+    """For each video frame the index of its speech feature at 30 Hz; past the end of the speech come zeros.
+
+    Halves go to the even index. Source: Alibaba-Quark/LiveAvatar
+    liveavatar/models/wan/wan_2_2/modules/s2v/audio_encoder.py.
+    """
+    return np.round(np.arange(num_frames) * AUDIO_FEATURE_HZ / fps).astype(np.int64)
+
+
+def num_blocks(num_frames: int) -> int:
+    """Blocks to generate so that num_frames remain after the lead-in."""
+    return math.ceil((num_frames + LEAD_IN_FRAMES) / BLOCK_FRAMES)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Every count that follows from the picture's size and the attention window.
+
+    width, height: pixels, multiples of 64. window_frames: latent frames that a block attends to, itself included.
+    """
+
+    width: int
+    height: int
+    window_frames: int
+
+    def __post_init__(self) -> None:
+        if self.width % SIDE_MULTIPLE or self.height % SIDE_MULTIPLE or min(self.width, self.height) < SIDE_MULTIPLE:
+            raise BadInput(
+                f"{self.width} x {self.height} pixels are no picture that the model makes.",
+                f"Both sides must be multiples of {SIDE_MULTIPLE}.",
+            )
+        if self.window_frames <= BLOCK_LATENT_FRAMES:
+            raise BadInput(
+                f"A window of {self.window_frames} latent frames leaves no room for the past.",
+                f"infer_frames must be at least {(BLOCK_LATENT_FRAMES + 1) * VAE_TIME_STRIDE}.",
+            )
+
+    @classmethod
+    def of(cls, size: Size, infer_frames: int) -> Geometry:
+        """The geometry of clips of infer_frames video frames. Raises: BadInput for a length that is no multiple of 4."""
+        if infer_frames % VAE_TIME_STRIDE:
+            raise BadInput(f"infer_frames {infer_frames} is no multiple of {VAE_TIME_STRIDE}.", "Take 32 or 48.")
+        return cls(size.width, size.height, infer_frames // VAE_TIME_STRIDE)
+
+    @property
+    def latent_height(self) -> int:
+        return self.height // VAE_SPACE_STRIDE
+
+    @property
+    def latent_width(self) -> int:
+        return self.width // VAE_SPACE_STRIDE
+
+    @property
+    def rows(self) -> int:
+        return self.latent_height // PATCH[1]
+
+    @property
+    def columns(self) -> int:
+        return self.latent_width // PATCH[2]
+
+    @property
+    def frame_tokens(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def block_tokens(self) -> int:
+        return BLOCK_LATENT_FRAMES * self.frame_tokens
+
+    @property
+    def past_frames(self) -> int:
+        """Latent frames of the past that a block attends to, and that a ring therefore keeps."""
+        return self.window_frames - BLOCK_LATENT_FRAMES
+
+    @property
+    def motion_tokens(self) -> int:
+        cells = self.latent_height * self.latent_width
+        return sum(bucket.num_frames * cells // math.prod(bucket.patch) for bucket in FRAMEPACK)
+
+    @property
+    def condition_tokens(self) -> int:
+        """Tokens of the reference frame and the packed motion frames."""
+        return self.frame_tokens + self.motion_tokens
+
+    @property
+    def block_shape(self) -> tuple[int, int, int, int]:
+        """Latent channels, frames, height and width of a block."""
+        return LATENT_CHANNELS, BLOCK_LATENT_FRAMES, self.latent_height, self.latent_width
+
+    @property
+    def second_clip_block(self) -> int:
+        """The first block that begins in the second clip: from it on the anchor is the first generated frame."""
+        return math.ceil(self.window_frames / BLOCK_LATENT_FRAMES)

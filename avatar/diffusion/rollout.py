@@ -1,0 +1,94 @@
+"""The one block loop: noise in, latents out, block after block, whatever the layout.
+
+Everything random comes from (seed, block) on the CPU, so a result depends neither on the layout nor on how fast
+its consumer is. It does not know how a block is denoised or decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avatar.diffusion.denoise import Block, Conditions, Denoiser
+from avatar.errors import Cancelled
+from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, Geometry
+from avatar.models.rope import MAX_DISTANCE, MIN_DISTANCE
+
+NOISE, DISTANCE = range(2)  # independent streams of random numbers
+
+
+def rollout(
+    conditions: Conditions,
+    denoiser: Denoiser,
+    *,
+    num_blocks: int,
+    seed: int,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[Tensor]:
+    """Yield the latents of each block in order, 16 3 h w float32 on the denoiser's device.
+
+    From the second clip on, the first generated latent frame is the anchor. cancelled: asked before each step.
+    Raises: Cancelled.
+    """
+    geometry, num_steps = denoiser.geometry, denoiser.schedule.num_steps
+    refresh_block = geometry.second_clip_block
+    num_in_flight = min(denoiser.num_in_flight, refresh_block)  # block 0 must be done when it becomes the anchor
+
+    def check() -> None:
+        if cancelled():
+            raise Cancelled("Stopped.")
+
+    check()
+    denoiser.begin(conditions)
+    anchor = None
+    for index in range(num_blocks + num_in_flight - 1):
+        if index < num_blocks:
+            if index == refresh_block:
+                denoiser.refresh(anchor)
+            denoiser.submit(make_block(conditions, geometry, num_steps, index, seed))
+        if index >= num_in_flight - 1:
+            latents = denoiser.collect(check)
+            if anchor is None:
+                anchor = latents[:, :1].clone()
+            yield latents
+
+
+def make_block(conditions: Conditions, geometry: Geometry, num_steps: int, index: int, seed: int) -> Block:
+    """The inputs of a block: its noise, its distances, and its slice of the conditions."""
+    first = index * BLOCK_LATENT_FRAMES
+    pose = conditions.pose
+    return Block(
+        index=index,
+        noise=block_noise(geometry, seed, index),
+        audio=time_slice(conditions.audio, -1, index * BLOCK_FRAMES, BLOCK_FRAMES),
+        pose=None if pose is None else time_slice(pose, 1, first, BLOCK_LATENT_FRAMES),
+        distances=block_distances(num_steps, seed, index),
+    )
+
+
+def block_noise(geometry: Geometry, seed: int, index: int) -> Tensor:
+    """Standard normal noise, 16 3 h w float32 on the CPU, in pinned memory where there is a GPU to copy it to."""
+    state = np.random.SeedSequence((seed, NOISE, index)).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(state[0]))
+    return torch.randn(geometry.block_shape, generator=generator, pin_memory=torch.cuda.is_available())
+
+
+def block_distances(num_steps: int, seed: int, index: int) -> tuple[int, ...]:
+    """The reference's distance at each step, drawn as in training."""
+    generator = np.random.default_rng((seed, DISTANCE, index))
+    return tuple(generator.integers(MIN_DISTANCE, MAX_DISTANCE, size=num_steps, endpoint=True).tolist())
+
+
+def time_slice(values: Tensor, axis: int, start: int, length: int) -> Tensor:
+    """`length` entries of an axis from start on, zeros past its end."""
+    end = values.shape[axis]
+    part = values.narrow(axis, min(start, end), max(0, min(length, end - start)))
+    missing = length - part.shape[axis]
+    if not missing:
+        return part
+    shape = list(part.shape)
+    shape[axis] = missing
+    return torch.cat([part, part.new_zeros(shape)], dim=axis)

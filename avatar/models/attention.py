@@ -1,0 +1,77 @@
+"""The one entry to attention: the fastest kernel that the device has."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# Measured on an H200 at 3168 queries, 15312 keys, 40 heads of 128, bf16: cuDNN 1.62 ms, PyTorch's flash 2.87 ms.
+SDPA_PRIORITY = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+# Module and the major compute capabilities whose kernels it ships: FlashAttention 4, then 3.
+FLASH_MODULES = (("flash_attn.cute", (10,)), ("flash_attn_interface", (9,)))
+
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Full attention of every query to every key.
+
+    q: B N h d; k, v: B M h d; any floating dtype, one device. Returns B N h d.
+    """
+    if q.is_cuda and q.dtype in HALF_DTYPES:
+        return kernel_for(q.device)(q, k, v)
+    return sdpa(q, k, v)
+
+
+@functools.cache
+def kernel_for(device: torch.device) -> Kernel:
+    """The kernel for half precision on a CUDA device: FlashAttention where it is installed, else PyTorch's own."""
+    major, _ = torch.cuda.get_device_capability(device)
+    for name, capabilities in FLASH_MODULES:
+        if major in capabilities and installed(name):
+            return flash_kernel(name)
+    return prioritised_sdpa
+
+
+def installed(module: str) -> bool:
+    """Whether a module can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent package is absent
+        return False
+
+
+def flash_kernel(module: str) -> Kernel:
+    """FlashAttention's function from the given module, giving the output alone."""
+    flash = importlib.import_module(module).flash_attn_func
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = flash(q, k, v)
+        return out[0] if isinstance(out, tuple) else out  # some releases also return the log-sum-exp
+
+    return kernel
+
+
+def prioritised_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's attention, cuDNN before flash before the rest."""
+    with sdpa_kernel(SDPA_PRIORITY, set_priority=True):
+        return sdpa(q, k, v)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's attention with its own choice of kernel; B N h d in and out."""
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return out.transpose(1, 2)

@@ -1,0 +1,156 @@
+"""Speech features to audio tokens, and their injection into the residual stream.
+
+Source: Wan-Video/Wan2.2 wan/modules/s2v/audio_utils.py and auxi_blocks.py, and diffusers' AdaLayerNorm.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avatar.geometry import BLOCK_LATENT_FRAMES, MOTION_FRAMES
+from avatar.models.config import ModelConfig
+from avatar.models.kv_cache import KeysValues
+from avatar.models.layer import Attention, modulate
+
+NUM_HIDDEN_STATES = 25  # of wav2vec2-large: the embeddings and its 24 layers
+ADALN_EPS = 1e-5  # the injection's own norm; everywhere else the config's eps holds
+
+
+class AudioTokens(NamedTuple):
+    """A block's audio: local is S F A C, attended to; overall is S F C, it drives AdaLN. S speakers, F latent frames."""
+
+    local: Tensor
+    overall: Tensor
+
+
+class CausalConv(nn.Module):
+    """A convolution over time that sees no future; the first frame is repeated to the left."""
+
+    def __init__(self, in_dim: int, out_dim: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(in_dim, out_dim, kernel_size=3, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B C T to B C' T'."""
+        return self.conv(F.pad(x, (self.conv.kernel_size[0] - 1, 0), mode="replicate"))
+
+
+class AudioConvolutions(nn.Module):
+    """Local and overall tokens at a quarter of the frame rate."""
+
+    def __init__(self, in_dim: int, dim: int, num_tokens: int, eps: float) -> None:
+        super().__init__()
+        self.num_tokens, self.eps = num_tokens, eps
+        self.conv1_local = CausalConv(in_dim, dim // 4 * num_tokens)
+        self.conv1_global = CausalConv(in_dim, dim // 4)
+        self.conv2 = CausalConv(dim // 4, dim // 2, stride=2)
+        self.conv3 = CausalConv(dim // 2, dim, stride=2)
+        self.final_linear = nn.Linear(dim, dim)
+        self.padding_tokens = nn.Parameter(torch.empty(1, 1, 1, dim))
+
+    def forward(self, x: Tensor) -> AudioTokens:
+        """S C T features to tokens of T / 4 latent frames, rounded up."""
+        local = self._shrink(self.conv1_local(x).unflatten(1, (self.num_tokens, -1)).flatten(0, 1))
+        local = local.unflatten(0, (-1, self.num_tokens)).transpose(1, 2)
+        padding = self.padding_tokens.expand(*local.shape[:2], 1, -1)
+        return AudioTokens(
+            torch.cat([local, padding], dim=2), self.final_linear(self._shrink(self.conv1_global(x)))
+        )
+
+    def _shrink(self, x: Tensor) -> Tensor:
+        """B C/4 T to B T/4 C."""
+        for conv in (self.conv2, self.conv3):
+            x = conv(self._norm(x).transpose(1, 2))
+        return self._norm(x)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2)
+        return F.silu(F.layer_norm(x, x.shape[-1:], eps=self.eps))
+
+
+class AudioEncoder(nn.Module):
+    """A learnt mixture of the speech model's hidden states, then causal convolutions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.empty(1, NUM_HIDDEN_STATES, 1, 1))
+        self.encoder = AudioConvolutions(config.audio_dim, config.dim, config.num_audio_token, config.eps)
+
+    def forward(self, features: Tensor) -> AudioTokens:
+        """S 25 C T features of a block's video frames to the tokens of its latent frames.
+
+        The left pad of as many copies of the first frame as there are motion frames is the model's as trained.
+        """
+        pad = features[..., :1].expand(*features.shape[:-1], MOTION_FRAMES)
+        mixture = F.silu(self.weights.float())
+        features = torch.cat([pad, features], dim=-1).float()
+        mixed = (features * (mixture / mixture.sum(dim=1, keepdim=True))).sum(dim=1)
+        tokens = self.encoder(mixed.to(self.encoder.conv2.conv.weight.dtype))
+        return AudioTokens(*(part[:, -BLOCK_LATENT_FRAMES:] for part in tokens))
+
+
+class InjectionContext(NamedTuple):
+    """What one injection needs of a block's audio: keys and values SF A h d, AdaLN's vectors SF 1 C."""
+
+    audio: KeysValues
+    shift: Tensor
+    scale: Tensor
+
+
+class AdaLN(nn.Module):
+    """The linear layer that turns the overall audio token into a shift and a scale."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, 2 * dim)
+
+
+class Injection(nn.Module):
+    """One injection's view of the injector's two lists: audio cross-attention per latent frame, queries through AdaLN."""
+
+    def __init__(self, attention: Attention, adaln: AdaLN) -> None:
+        super().__init__()
+        self.attention = attention
+        self.adaln = adaln
+
+    def context(self, tokens: AudioTokens) -> InjectionContext:
+        """Computed once for a block, used at each of its steps."""
+        vectors = self.adaln.linear(F.silu(tokens.overall.flatten(0, 1)))
+        shift, scale = vectors[:, None].chunk(2, dim=-1)
+        return InjectionContext(self.attention.keys_values(tokens.local.flatten(0, 1)), shift, scale)
+
+    def query(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """Queries per speaker and latent frame: N C to SF N/F h d."""
+        frames = x.unflatten(0, (BLOCK_LATENT_FRAMES, -1))
+        frames = frames.repeat(len(shift) // len(frames), 1, 1)
+        return self.attention.query(modulate(frames, shift, scale, ADALN_EPS))
+
+    def add(self, x: Tensor, attended: Tensor, masks: Tensor | None) -> Tensor:
+        """The residual with the audio added: one result per speaker, each times its mask, summed.
+
+        attended: SF N/F h d. masks: S N 1, or None for a single speaker.
+        """
+        out = self.attention.o(attended.flatten(-2)).reshape(-1, *x.shape)
+        return x + (out[0] if masks is None else (out * masks).sum(dim=0))
+
+
+class AudioInjector(nn.Module):
+    """All injections, in the checkpoint's two lists."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        layers = config.audio_inject_layers
+        self.index_of = {layer: index for index, layer in enumerate(layers)}
+        self.injector = nn.ModuleList(Attention(config.dim, config.num_heads, config.eps) for _ in layers)
+        self.injector_adain_layers = nn.ModuleList(AdaLN(config.dim) for _ in layers)
+
+    def after_layer(self, layer: int) -> Injection | None:
+        """The injection that follows a layer, if one does."""
+        index = self.index_of.get(layer)
+        if index is None:
+            return None
+        return Injection(self.injector[index], self.injector_adain_layers[index])

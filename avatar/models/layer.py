@@ -1,0 +1,105 @@
+"""One transformer layer and one audio injection, cut into pieces between which attention happens.
+
+Each piece is a pure function of tensors with static shapes, so one compiled graph of it serves every layer, block
+and step; attention itself runs outside compiled code, where its length may change and its kernel be chosen freely.
+Tokens are N C, without a batch axis. Source: Wan-Video/Wan2.2 wan/modules/model.py, Alibaba-Quark/LiveAvatar
+liveavatar/models/wan/causal_model_s2v.py.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avatar.models.kv_cache import KeysValues
+from avatar.models.rope import rotate
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """Layer norm without weights, then scale and shift, in float32; returns x's dtype."""
+    normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
+    return (normed * (1 + scale) + shift).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """The projections around an attention; queries and keys are RMS-normed over the full width."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = nn.RMSNorm(dim, eps=eps)
+        self.norm_k = nn.RMSNorm(dim, eps=eps)
+        self.qkv: nn.Module | None = None
+
+    def fuse(self) -> None:
+        """Join q, k and v into one linear layer: after loading, since it changes the tensors' names."""
+        parts = [self.q, self.k, self.v]
+        fused = nn.Linear(parts[0].in_features, sum(p.out_features for p in parts), device="meta")
+        fused.weight = nn.Parameter(torch.cat([p.weight for p in parts]), requires_grad=False)
+        fused.bias = nn.Parameter(torch.cat([p.bias for p in parts]), requires_grad=False)
+        del self.q, self.k, self.v
+        self.qkv = fused
+
+    def query(self, x: Tensor) -> Tensor:
+        """Queries of tokens: ... N C to ... N h d."""
+        return self._heads(self.norm_q(self.q(x)))
+
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """Keys and values of what is attended to: ... M C to ... M h d."""
+        return KeysValues(self._heads(self.norm_k(self.k(context))), self._heads(self.v(context)))
+
+    def project(self, x: Tensor) -> tuple[Tensor, KeysValues]:
+        """Queries, keys and values of the same tokens, not rotated."""
+        if self.qkv is None:
+            return self.query(x), self.keys_values(x)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self._heads(self.norm_q(q)), KeysValues(self._heads(self.norm_k(k)), self._heads(v))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1))
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward.
+
+    modulation in the methods' arguments: the time embedding's six vectors, 6 C float32.
+    """
+
+    def __init__(self, dim: int, ffn_dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.self_attn = Attention(dim, num_heads, eps)
+        self.cross_attn = Attention(dim, num_heads, eps)
+        self.norm3 = nn.LayerNorm(dim, eps=eps)
+        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
+        self.modulation = nn.Parameter(torch.empty(1, 6, dim))
+
+    def project(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, KeysValues]:
+        """Self-attention's queries, keys and values, not rotated."""
+        shift, scale, *_ = self._vectors(modulation)
+        return self.self_attn.project(modulate(x, shift, scale, self.eps))
+
+    def project_rotated(self, x: Tensor, modulation: Tensor, table: Tensor) -> tuple[Tensor, KeysValues]:
+        """Self-attention's queries, keys and values, at their positions."""
+        q, own = self.project(x, modulation)
+        return rotate(q, table), KeysValues(rotate(own.k, table), own.v)
+
+    def after_self_attention(self, x: Tensor, attended: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual with self-attention's result (N h d) added, and cross-attention's queries."""
+        gate = self._vectors(modulation)[2]
+        x = (x + self.self_attn.o(attended.flatten(-2)).float() * gate).to(x.dtype)
+        return x, self.cross_attn.query(self.norm3(x))
+
+    def after_cross_attention(self, x: Tensor, attended: Tensor, modulation: Tensor) -> Tensor:
+        """The residual with cross-attention's result (N h d) and the feed-forward added."""
+        *_, shift, scale, gate = self._vectors(modulation)
+        x = x + self.cross_attn.o(attended.flatten(-2))
+        return (x + self.ffn(modulate(x, shift, scale, self.eps)).float() * gate).to(x.dtype)
+
+    def _vectors(self, modulation: Tensor) -> tuple[Tensor, ...]:
+        return (self.modulation[0].float() + modulation).unbind()

@@ -1,0 +1,121 @@
+"""The streaming transformer: what is computed before, between and after its layers.
+
+Attribute names give the checkpoint's tensor names. It knows nothing of steps, blocks or devices: diffusion.denoise
+walks it. Source: Alibaba-Quark/LiveAvatar liveavatar/models/wan/causal_model_s2v.py.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avatar.geometry import BLOCK_LATENT_FRAMES, PATCH, Geometry
+from avatar.models.audio_encoder import AudioEncoder, AudioInjector
+from avatar.models.config import ModelConfig
+from avatar.models.layer import TransformerLayer, modulate
+from avatar.models.motion import FramePacker, PatchEmbedding
+
+NOISY, REFERENCE, MOTION = range(3)  # rows of trainable_cond_mask
+TIME_BASE = 10_000.0
+
+
+class TimeEmbedding(NamedTuple):
+    """A flow time as the model sees it: head is C, layers is 6 C, both float32."""
+
+    head: Tensor
+    layers: Tensor
+
+
+class Head(nn.Module):
+    """Tokens to patches of velocity."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.head = nn.Linear(config.dim, config.out_dim * PATCH[0] * PATCH[1] * PATCH[2])
+        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """N C tokens and the time embedding, C, to N P patches, float32."""
+        shift, scale = (self.modulation[0].float() + time).unbind()
+        return linear_float32(modulate(x.float(), shift, scale, self.eps), self.head)
+
+
+class StreamingTransformer(nn.Module):
+    """Live Avatar's transformer. Build it on the meta device, load it strictly, then fuse()."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.patch_embedding = PatchEmbedding(config.in_dim, dim)
+        self.cond_encoder = PatchEmbedding(config.cond_dim, dim)
+        self.frame_packer = FramePacker(config.in_dim, dim)
+        self.trainable_cond_mask = nn.Embedding(3, dim)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.casual_audio_encoder = AudioEncoder(config)  # spelt as in the checkpoint
+        self.blocks = nn.ModuleList(
+            TransformerLayer(dim, config.ffn_dim, config.num_heads, config.eps) for _ in range(config.num_layers)
+        )
+        self.audio_injector = AudioInjector(config)
+        self.head = Head(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the residual stream."""
+        return self.patch_embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.patch_embedding.weight.device
+
+    def fuse(self) -> StreamingTransformer:
+        """Join every self-attention's q, k and v into one product; once, after loading and merging."""
+        for layer in self.blocks:
+            layer.self_attn.fuse()
+        return self
+
+    def embed_block(self, latents: Tensor, pose: Tensor | None) -> Tensor:
+        """A block's noisy latents and pose latents, C F H W, to N C tokens; without a pose its bias still counts."""
+        pose_tokens = self.cond_encoder.bias if pose is None else self.cond_encoder(pose)
+        return self.patch_embedding(latents) + pose_tokens + self.trainable_cond_mask.weight[NOISY]
+
+    def embed_condition(self, reference: Tensor, motion: Tensor) -> Tensor:
+        """The reference latent, C 1 H W, and the motion latents, C 19 H W, to N C tokens, reference first."""
+        mask = self.trainable_cond_mask.weight
+        return torch.cat(
+            [self.patch_embedding(reference) + mask[REFERENCE], self.frame_packer(motion) + mask[MOTION]]
+        )
+
+    def embed_text(self, embeddings: Tensor) -> Tensor:
+        """The prompt's token embeddings, L C with L at most text_len, padded with zeros and sent through the MLP."""
+        padding = self.config.text_len - len(embeddings)
+        return self.text_embedding(F.pad(embeddings.to(self.text_embedding[0].weight.dtype), (0, 0, 0, padding)))
+
+    def embed_time(self, timestep: float) -> TimeEmbedding:
+        """A flow time in 0..1000, in float32 whatever the weights are."""
+        half = self.config.freq_dim // 2
+        exponent = torch.arange(half, dtype=torch.float64, device=self.device) / half
+        angles = timestep * TIME_BASE**-exponent
+        x = torch.cat([angles.cos(), angles.sin()]).float()
+        x = linear_float32(F.silu(linear_float32(x, self.time_embedding[0])), self.time_embedding[2])
+        return TimeEmbedding(x, linear_float32(F.silu(x), self.time_projection[1]).unflatten(0, (6, -1)))
+
+    def velocity(self, x: Tensor, time: Tensor, geometry: Geometry) -> Tensor:
+        """The head: a block's tokens N C to its velocity C F H W, float32."""
+        grid = (BLOCK_LATENT_FRAMES, geometry.rows, geometry.columns)
+        patches = self.head(x, time).reshape(*grid, *PATCH, self.config.out_dim)
+        return patches.permute(6, 0, 3, 1, 4, 2, 5).reshape(geometry.block_shape)
+
+
+def linear_float32(x: Tensor, linear: nn.Linear, rows: int = 8192) -> Tensor:
+    """A linear layer in float32; the weight is widened some rows at a time, to keep the peak low."""
+    parts = zip(linear.weight.split(rows), linear.bias.split(rows), strict=True)
+    return torch.cat([F.linear(x, weight.float(), bias.float()) for weight, bias in parts], dim=-1)
