@@ -1,0 +1,87 @@
+"""What the engines of this version honour. A setting that an engine cannot honour is refused by name, never ignored.
+
+As the engines learn more, entries leave this file; nothing else has to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from avatar.errors import BadInput
+from avatar.preset import Preset
+
+_NO_CLIPS = "it works frame by frame, without clips"
+_NO_MODEL = "it has no transformer whose memory could be arranged"
+_NO_GPU = "it runs on the CPU alone"
+
+PREVIEW_REFUSES: Mapping[str, str] = {
+    "prompt": "it is driven by the sound alone and reads no prompt",
+    "infer_frames": _NO_CLIPS,
+    "num_clip": _NO_CLIPS,
+    "sample_steps": "it has no denoising steps",
+    "shift": "it has no denoising steps",
+    "enable_online_decode": _NO_MODEL,
+    "offload_model": _NO_MODEL,
+    "weight_dtype": _NO_MODEL,
+    "ring_dtype": _NO_MODEL,
+    "text_encoder": _NO_MODEL,
+    "layout": _NO_GPU,
+    "num_gpus_dit": _NO_GPU,
+    "ulysses_size": _NO_GPU,
+    "decode_gpu": _NO_GPU,
+    "ckpt_dir": "it uses no checkpoint",
+}
+DIFFUSION_REFUSES: Mapping[str, str] = {
+    "points": "it finds the face by itself",
+}
+REFUSES: Mapping[str, Mapping[str, str]] = {
+    "preview": PREVIEW_REFUSES,
+    "diffusion": DIFFUSION_REFUSES,
+    "auto": {},
+}
+
+
+def refuse_settings(engine: str, given: Iterable[str]) -> None:
+    """Check the settings that a user gave by hand against a preset's engine.
+
+    Raises: BadInput naming the first that it cannot honour, with the reason.
+    """
+    for name in given:
+        if reason := REFUSES[engine].get(name):
+            raise BadInput(
+                f"The {engine} engine cannot honour {name}: {reason}.",
+                f"Leave {name} out, or choose a preset with another engine.",
+            )
+
+
+def unsupported(preset: Preset) -> list[str]:
+    """What this preset asks for and this version does not do yet, one sentence each; empty: it does all of it."""
+    if preset.engine != "diffusion":
+        return []
+    lines = unsupported_layout(preset)
+    if preset.memory.weight_dtype == "fp8":
+        lines.append("This version keeps weights in bf16 or fp32; it cannot honour weight_dtype 'fp8' yet.")
+    if preset.memory.ring_dtype == "fp8":
+        lines.append("This version keeps rings in bf16 or fp32; it cannot honour ring_dtype 'fp8' yet.")
+    if preset.memory.offload_model:
+        lines.append(
+            "This version keeps the transformer on the GPU; it cannot honour offload_model True yet."
+        )
+    return lines
+
+
+def unsupported_layout(preset: Preset) -> list[str]:
+    """As unsupported(), of [parallel] alone."""
+    parallel = preset.parallel
+    wanted = {
+        f"layout {parallel.layout!r}": parallel.layout != "local",
+        f"num_gpus_dit {parallel.num_gpus_dit}": parallel.num_gpus_dit > 1,
+        f"ulysses_size {parallel.ulysses_size}": parallel.ulysses_size > 1,
+        "decode_gpu True": parallel.decode_gpu,
+    }
+    names = [name for name, asked in wanted.items() if asked]
+    return [f"This version runs on one GPU; it cannot honour {_and(names)} yet."] if names else []
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -1,0 +1,39 @@
+"""The out-of-memory ladder as a pure function: which rung comes next, and the preset that stands on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from avatar.geometry import Size
+from avatar.preset import Preset, Rung
+
+LOW_FRAMES = 32
+LOW_SIZE = Size(384, 256)
+LOW_STEPS = 3
+
+
+def rungs(preset: Preset) -> Iterator[tuple[Rung, Preset]]:
+    """The preset's rungs in its own order, each on top of those before; a rung that it stands on already is skipped."""
+    for rung in preset.fallback.order:
+        change = _change(rung, preset)
+        if change:
+            preset = preset.with_settings(**change)
+            yield rung, preset
+
+
+def _change(rung: Rung, preset: Preset) -> dict[str, Any]:
+    generation, memory = preset.generation, preset.memory
+    size = Size.parse(generation.size)
+    match rung:
+        case "online_decode":
+            return {} if memory.enable_online_decode else {"enable_online_decode": True}
+        case "infer_frames":
+            return {} if generation.infer_frames <= LOW_FRAMES else {"infer_frames": LOW_FRAMES}
+        case "size":
+            lower = LOW_SIZE.width * LOW_SIZE.height < size.width * size.height
+            return {"size": str(LOW_SIZE)} if lower else {}
+        case "sample_steps":
+            return {} if generation.sample_steps <= LOW_STEPS else {"sample_steps": LOW_STEPS}
+        case "offload":
+            return {} if memory.offload_model else {"offload_model": True}

@@ -1,0 +1,172 @@
+"""What a preset needs, in bytes, before anything loads: pure arithmetic over the geometry and the model's widths.
+
+An estimate: its constants were measured on one H200 (torch 2.11, random weights) or counted from the model,
+and have not been calibrated against this code's own peaks.
+"""
+
+from __future__ import annotations
+
+from avatar.abilities import unsupported_layout
+from avatar.errors import BadInput
+from avatar.geometry import BLOCK_FRAMES, SIDE_MULTIPLE, Geometry, Size
+from avatar.memory.inventory import Gpu, Inventory
+from avatar.memory.plan import ALWAYS, GIB, DevicePlan, Item, Plan, Stage
+from avatar.models.config import ModelConfig
+from avatar.preset import Preset
+
+MIB = 2**20
+ENCODE, DENOISE, DECODE = Stage.ENCODE, Stage.DENOISE, Stage.DECODE
+
+TRANSFORMER_PARAMETERS = 16.30e9
+TEXT_ENCODER_PARAMETERS = 5.7e9  # UMT5-XXL's encoder
+SPEECH_ENCODER_PARAMETERS = 0.315e9  # wav2vec2-large
+VAE_PARAMETERS = 0.127e9
+WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.006, "fp32": 4.0}  # fp8: scales, and the sensitive parts in bf16
+CACHE_BYTES = {
+    "bf16": 2.0,
+    "fp8": 1.0 + 4 / 128,
+    "fp32": 4.0,
+}  # fp8: one float32 scale a token and head of 128
+
+# The decoder's causal pasts, 2 frames of bf16 before each convolution: 7 at full size with 96 channels (the first
+# with 192), 6 at a half with 192 (one 384), 6 at a quarter and 11 at an eighth with 384.
+DECODE_PAST_BYTES_PER_PX = 5100
+DECODE_BYTES_PER_PX_FRAME = (
+    1390  # with the pasts, 5.5 GiB for 12 frames of 704×384, measured: 5 to 6 in one piece
+)
+ENCODE_FRAMES = 4  # the VAE encodes its 73 frames so many at a time
+
+CUDA_CONTEXT_BYTES = GIB // 2
+LIBRARY_WORKSPACE_BYTES = GIB // 4
+MARGIN_BYTES = GIB // 2  # what the allocator cannot use of what it holds
+LAYERS_IN_FLIGHT = 2  # offloaded layers on the GPU at a time: one at work, one on its way
+
+TORCH_RUNTIME_BYTES = 3 * GIB  # the engine's process with torch, CUDA's host side and the libraries
+LARGEST_SHARD_BYTES = 10 * GIB  # held while loading
+TINY_BYTES = GIB // 2  # the self-test's whole model and its caches
+
+PREVIEW_RUNTIME_BYTES = 300 * MIB  # page or command line, and the engine's process
+PREVIEW_MODELS_BYTES = 120 * MIB
+PREVIEW_BYTES_PER_PX = 220  # source layers, warp grids, frames waiting for the encoder
+
+
+def plan(preset: Preset, inventory: Inventory) -> Plan:
+    """What the preset will hold on every device, against what the machine has free.
+
+    Raises: BadInput for "auto", which must be resolved first, and for a layout that this version does not know.
+    """
+    if preset.engine == "auto":
+        raise BadInput(
+            f"Preset {preset.name} is no plan yet.", "Resolve it to a preset of this machine first."
+        )
+    if preset.engine == "preview":
+        return Plan(preset.name, preset.engine, (), _host(inventory, _preview_items(preset)))
+    if preset.requires.weights == "tiny":
+        items = (Item("runtime", TORCH_RUNTIME_BYTES), Item("self_test_model", TINY_BYTES))
+        return Plan(preset.name, preset.engine, (), _host(inventory, items))
+    if lines := unsupported_layout(preset):
+        raise BadInput(lines[0], "Plan a preset for one GPU.")
+    model = ModelConfig()
+    gpu = _device(inventory.gpus[0] if inventory.gpus else None, _gpu_items(preset, model))
+    return Plan(preset.name, preset.engine, (gpu,), _host(inventory, _host_items(preset, model)))
+
+
+def ring_bytes(preset: Preset, model: ModelConfig = ModelConfig()) -> int:
+    """K and V of the past in every layer, one ring for each denoising step."""
+    geometry = largest_geometry(preset)
+    tokens = geometry.past_frames * geometry.frame_tokens
+    return preset.generation.sample_steps * _kv_bytes(preset, model, tokens)
+
+
+def weight_bytes(preset: Preset) -> int:
+    """The transformer's weights in the preset's dtype."""
+    return round(TRANSFORMER_PARAMETERS * WEIGHT_BYTES[preset.memory.weight_dtype])
+
+
+def largest_geometry(preset: Preset) -> Geometry:
+    """The most that any portrait makes of the preset's size: its area in whole squares of 64 pixels, here in one row.
+
+    Raises: BadInput when the area has no room for one square.
+    """
+    size = Size.parse(preset.generation.size)
+    squares = size.area // SIDE_MULTIPLE**2
+    return Geometry.of(Size(SIDE_MULTIPLE * squares, SIDE_MULTIPLE), preset.generation.infer_frames)
+
+
+def _gpu_items(preset: Preset, model: ModelConfig) -> tuple[Item, ...]:
+    online, offload = preset.memory.enable_online_decode, preset.memory.offload_model
+    geometry = largest_geometry(preset)
+    pixels = geometry.width * geometry.height
+    rolling = (
+        (DENOISE, DECODE) if online else (DENOISE,)
+    )  # without it, the transformer leaves before the decode
+    loaded = ALWAYS if online else (ENCODE, DENOISE)
+    decoding = (DENOISE, DECODE) if online else (DECODE,)
+    share_here = LAYERS_IN_FLIGHT / model.num_layers if offload else 1.0
+    items = [
+        Item("transformer_weights", round(weight_bytes(preset) * share_here), loaded),
+        Item("kv_rings", round(ring_bytes(preset, model) * share_here), rolling),
+        Item("condition_kv", _kv_bytes(preset, model, geometry.condition_tokens), rolling),
+        Item("text_kv", 2 * model.text_len * model.dim * model.num_layers * _compute_bytes(preset), rolling),
+        Item("activations", _activation_bytes(preset, geometry, model), (DENOISE,)),
+        Item("vae_weights", _bytes(VAE_PARAMETERS, "bf16")),
+        Item("decode_pasts", DECODE_PAST_BYTES_PER_PX * pixels, decoding),
+        Item("decode_workspace", DECODE_BYTES_PER_PX_FRAME * pixels * BLOCK_FRAMES, (DECODE,)),
+        Item("encode_workspace", DECODE_BYTES_PER_PX_FRAME * pixels * ENCODE_FRAMES, (ENCODE,)),
+        Item("speech_encoder", _bytes(SPEECH_ENCODER_PARAMETERS, "fp32"), (ENCODE,)),
+        Item("cuda_context", CUDA_CONTEXT_BYTES),
+        Item("library_workspace", LIBRARY_WORKSPACE_BYTES),
+        Item("margin", MARGIN_BYTES),
+    ]
+    if preset.memory.text_encoder == "gpu":
+        items.append(Item("text_encoder", _bytes(TEXT_ENCODER_PARAMETERS, "bf16"), (ENCODE,)))
+    return tuple(items)
+
+
+def _host_items(preset: Preset, model: ModelConfig) -> tuple[Item, ...]:
+    items = [Item("runtime", TORCH_RUNTIME_BYTES), Item("loading_shard", LARGEST_SHARD_BYTES, (ENCODE,))]
+    if preset.memory.text_encoder == "cpu":
+        items.append(Item("text_encoder", _bytes(TEXT_ENCODER_PARAMETERS, "bf16"), (ENCODE,)))
+    if preset.memory.offload_model:
+        items.append(Item("transformer_weights", weight_bytes(preset)))
+        items.append(Item("kv_rings", ring_bytes(preset, model), (DENOISE, DECODE)))
+    return tuple(items)
+
+
+def _preview_items(preset: Preset) -> tuple[Item, ...]:
+    return (
+        Item("runtime", PREVIEW_RUNTIME_BYTES),
+        Item("preview_models", PREVIEW_MODELS_BYTES),
+        Item("frames", PREVIEW_BYTES_PER_PX * Size.parse(preset.generation.size).area),
+    )
+
+
+def _activation_bytes(preset: Preset, geometry: Geometry, model: ModelConfig) -> int:
+    """The most that lives within one layer: eight tensors of the block's width, its keys and values, the FFN's two."""
+    keys = geometry.window_frames * geometry.frame_tokens + geometry.condition_tokens
+    values = 2 * geometry.block_tokens * (4 * model.dim + model.ffn_dim) + 2 * keys * model.dim
+    return values * _compute_bytes(preset)
+
+
+def _kv_bytes(preset: Preset, model: ModelConfig, tokens: int) -> int:
+    """K and V of so many tokens in every layer, in the rings' dtype."""
+    return round(2 * tokens * model.dim * model.num_layers * CACHE_BYTES[preset.memory.ring_dtype])
+
+
+def _compute_bytes(preset: Preset) -> int:
+    return 4 if preset.memory.weight_dtype == "fp32" else 2
+
+
+def _bytes(parameters: float, dtype: str) -> int:
+    return round(parameters * WEIGHT_BYTES[dtype])
+
+
+def _device(gpu: Gpu | None, items: tuple[Item, ...]) -> DevicePlan:
+    if gpu is None:
+        return DevicePlan("GPU 0 (not here)", 0, items, 0, 0)
+    return DevicePlan(str(gpu), gpu.index, items, gpu.usable_bytes, gpu.total_bytes)
+
+
+def _host(inventory: Inventory, items: tuple[Item, ...]) -> DevicePlan:
+    host = inventory.host
+    return DevicePlan("the host", None, items, host.ram_available_bytes, host.ram_total_bytes)
