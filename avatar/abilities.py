@@ -1,4 +1,4 @@
-"""What the engines of this version honour. A setting that an engine cannot honour is refused by name, never ignored.
+"""What the engines of this version honour; a setting that an engine cannot honour is refused by name.
 
 As the engines learn more, entries leave this file; nothing else has to change.
 """
@@ -55,7 +55,7 @@ def refuse_settings(engine: str, given: Iterable[str]) -> None:
 
 
 def unsupported(preset: Preset) -> list[str]:
-    """What this preset asks for and this version does not do yet, one sentence each; empty: it does all of it."""
+    """What this preset asks for and this version does not do yet, a sentence each; empty: it does all."""
     if preset.engine != "diffusion":
         return []
     lines = unsupported_layout(preset)

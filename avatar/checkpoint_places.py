@@ -1,4 +1,4 @@
-"""Where checkpoints may lie, and whether their files are all there by name. Opens no tensor, imports no torch."""
+"""Where checkpoints may lie, and whether their files are all there by name. Opens no tensor."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ DEFAULT_FOLDER = "ckpt"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was found: folders that hold the base model and the LoRA; missing: names of files that should be there.
+    """Folders that hold the base model and the LoRA, where they were found.
 
+    missing: names of files that should be there.
     places: every folder that was looked at, in order, for the error that lists them.
     """
 
@@ -44,7 +45,7 @@ def checkpoint_places(ckpt_dir: Path | None = None) -> list[Path]:
 
 
 def find_checkpoint(ckpt_dir: Path | None = None) -> Checkpoint:
-    """The first place with the base model's config, and the first with the LoRA; tells which files are missing."""
+    """The first place with the base model, the first with the LoRA, and which files are missing."""
     places = checkpoint_places(ckpt_dir)
     base = next((folder for place in places for folder in _homes(place, BASE_REPO) if _is_base(folder)), None)
     lora = next(

@@ -1,1 +1,1 @@
-"""What a machine has, what a preset needs of it, and how full it is while it works. Torch-free but for its own rooms."""
+"""What a machine has, what a preset needs of it, and how full it is while it works."""

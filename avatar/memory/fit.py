@@ -82,9 +82,11 @@ def require(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | No
 
 
 def resolve(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> Preset:
-    """The preset itself, or for `auto` the best that this machine can run, with auto's changed settings laid over it.
+    """The preset itself, or for `auto` the best that this machine can run.
 
-    presets: the candidates; None: the shipped ones. Raises: DoesNotFit when none of them runs here.
+    Settings in which auto differs from the defaults are laid over the preset taken.
+    presets: the candidates; None: the shipped ones.
+    Raises: DoesNotFit when none of them runs here.
     """
     if preset.engine != "auto":
         return preset
@@ -98,7 +100,7 @@ def resolve(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | No
 
 
 def way_out(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> str:
-    """The first rungs of the preset's ladder, or the best other preset, with which it fits here: what to try instead."""
+    """What to try instead: the first rungs of its ladder with which it fits, or the best preset that does."""
     taken: list[str] = []
     for rung, lower in rungs(preset):
         taken.append(_describe(rung, lower))
@@ -134,6 +136,7 @@ def _unsupported(preset: Preset) -> Iterator[Lack]:
 
 def _gpus(preset: Preset, inventory: Inventory) -> Iterator[Lack]:
     """Number, size and generation of the cards."""
+    values: dict[str, Any]
     needs, found = preset.requires, len(inventory.gpus)
     if found < needs.num_gpus:
         size = f"{needs.vram_gib:g} GiB"
@@ -186,7 +189,7 @@ def _room(preset: Preset, inventory: Inventory) -> Iterator[Lack]:
     ram = inventory.host.ram_total_bytes
     if ram < preset.requires.host_ram_gib * GIB:
         text = f"This machine has {gib(ram)} of RAM; it needs {preset.requires.host_ram_gib:g} GiB."
-        values = {"found_gib": ram / GIB, "needed_gib": preset.requires.host_ram_gib}
+        values: dict[str, Any] = {"found_gib": ram / GIB, "needed_gib": preset.requires.host_ram_gib}
         yield Lack("host_ram", text, "Choose a preset that needs less RAM.", values)
     try:
         planned = plan(preset, inventory)

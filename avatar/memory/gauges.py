@@ -120,7 +120,7 @@ class Gauges:
     def _read_gpu(self, card: Card, pids: set[int]) -> GpuReading:
         card.errors.clear()
         memory = card.memory()
-        used = memory and memory.used_bytes
+        used = memory.used_bytes if memory else None
         ours = _ours(card.processes(), pids, used)
         if ours is not None:
             self._peaks[card.index] = max(self._peaks.get(card.index, 0), ours)
@@ -130,9 +130,9 @@ class Gauges:
             used_bytes=used,
             ours_bytes=ours,
             others_bytes=None if ours is None or used is None else max(used - ours, 0),
-            planned_bytes=self._plan and self._plan.peak_bytes(card.index),
+            planned_bytes=self._plan.peak_bytes(card.index) if self._plan else None,
             peak_bytes=self._peaks.get(card.index),
-            total_bytes=memory and memory.total_bytes,
+            total_bytes=memory.total_bytes if memory else None,
             utilization_percent=card.utilization_percent(),
             temperature_c=card.temperature_c(),
         )
@@ -145,7 +145,7 @@ class Gauges:
             ram_used_bytes=ram.used_bytes,
             ram_total_bytes=ram.total_bytes,
             ours_bytes=sum(map(_resident_bytes, pids)),
-            planned_bytes=self._plan and self._plan.host.peak_bytes,
+            planned_bytes=self._plan.host.peak_bytes if self._plan else None,
             cpu_percent=self._read_cpu(),
         )
 

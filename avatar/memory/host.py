@@ -1,4 +1,4 @@
-"""RAM and cores that this process may really use: the machine's, or less where a control group (container) says so.
+"""RAM and cores that this process may really use: a control group (container) may grant less than all.
 
 Source: the kernel's cgroup-v1 and cgroup-v2 documentation.
 """
@@ -62,7 +62,7 @@ _V1_MEMORY = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def _groups(controller: str, cgroups: Path, own_groups: Path) -> Iterator[tuple[Path, int]]:
-    """Folders of this process's groups for a controller, innermost first, each with the hierarchy's version."""
+    """Folders of this process's groups for a controller, innermost first, with the hierarchy's version."""
     if not own_groups.is_file():
         return
     for line in own_groups.read_text().splitlines():

@@ -25,7 +25,7 @@ GIB = 2**30
 class Gpu:
     """One GPU; a field is None where NVML refused to tell, and `errors` says why.
 
-    compute_capability as "8.9". ours_bytes: held by this program's own processes, which a new run may take over.
+    compute_capability as "8.9". ours_bytes: held by our own processes, which a new run may take over.
     """
 
     index: int
@@ -59,7 +59,10 @@ class Host:
 
 @dataclass(frozen=True)
 class Inventory:
-    """A machine, real or imagined. no_gpu_reason: why gpus is empty. torch_build: "2.13.0+cpu", "" when not installed."""
+    """A machine, real or imagined.
+
+    no_gpu_reason: why gpus is empty. torch_build: like "2.13.0+cpu", empty when torch is not installed.
+    """
 
     gpus: tuple[Gpu, ...]
     host: Host
@@ -71,11 +74,11 @@ class Inventory:
 
     @property
     def torch_has_cuda(self) -> bool:
-        """Whether the installed PyTorch was built for CUDA, as its version's label tells; no label: it was."""
+        """Whether the installed PyTorch was built for CUDA, by its version's label; no label: it was."""
         return bool(self.torch_build) and not self.torch_build.endswith("+cpu")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; of the checkpoint only whether it is complete and what is missing, no folders."""
+        """Plain data for JSON; of the checkpoint what is missing, but no folders."""
         data = asdict(self)
         data["checkpoint"] = {"complete": self.checkpoint.complete, "missing": list(self.checkpoint.missing)}
         return data
@@ -154,10 +157,10 @@ def _gpu(card: Card, our_pids: set[int]) -> Gpu:
         index=card.index,
         name=card.name(),
         uuid=card.uuid(),
-        total_bytes=memory and memory.total_bytes,
-        free_bytes=memory and memory.free_bytes,
-        used_bytes=memory and memory.used_bytes,
-        compute_capability=capability and f"{capability[0]}.{capability[1]}",
+        total_bytes=memory.total_bytes if memory else None,
+        free_bytes=memory.free_bytes if memory else None,
+        used_bytes=memory.used_bytes if memory else None,
+        compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
         ours_bytes=sum(size for pid, size in processes.items() if pid in our_pids),
         errors=tuple(card.errors),
     )

@@ -14,7 +14,7 @@ LOW_STEPS = 3
 
 
 def rungs(preset: Preset) -> Iterator[tuple[Rung, Preset]]:
-    """The preset's rungs in its own order, each on top of those before; a rung that it stands on already is skipped."""
+    """The preset's rungs in its own order, each on top of those before; one that it stands on is skipped."""
     for rung in preset.fallback.order:
         change = _change(rung, preset)
         if change:

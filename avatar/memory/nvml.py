@@ -15,7 +15,7 @@ import pynvml
 
 @dataclass(frozen=True)
 class CardMemory:
-    """Bytes of one GPU. used leaves out what the driver reserves for itself, where the driver tells that apart."""
+    """Bytes of one GPU; used leaves out what the driver reserves for itself, where it tells that apart."""
 
     total_bytes: int
     free_bytes: int
@@ -26,7 +26,7 @@ class Card:
     """One GPU that this process may use. A question that NVML refuses gives None and a line in `errors`."""
 
     def __init__(self, index: int, handle: Any, errors: list[str] | None = None) -> None:
-        """index: NVML's number of the card; of a MIG slice, its place among those that this process may use."""
+        """index: NVML's number of the card; of a MIG slice, its place in CUDA_VISIBLE_DEVICES."""
         self.index = index
         self.errors: list[str] = errors or []
         self._handle = handle
@@ -65,7 +65,7 @@ class Card:
             lambda handle: pynvml.nvmlDeviceGetMemoryInfo(handle, pynvml.nvmlMemory_v2),
             pynvml.nvmlDeviceGetMemoryInfo,
         )
-        return info and CardMemory(info.total, info.free, info.used)
+        return CardMemory(info.total, info.free, info.used) if info else None
 
     def processes(self) -> dict[int, int] | None:
         """Bytes by process id; a process whose bytes the driver does not tell counts 0."""
@@ -90,7 +90,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Driver:
-    """The NVIDIA driver as this process sees it. reason: why there are no cards, empty when there are some."""
+    """The NVIDIA driver as this process sees it; reason: why there are no cards, empty when there are."""
 
     version: str | None
     cards: tuple[Card, ...]
@@ -135,7 +135,7 @@ def _open(index: int) -> Card:
 
 
 def _visible(cards: list[Card], choice: str) -> list[Card]:
-    """The cards that CUDA_VISIBLE_DEVICES names, in its order, up to the first name that fits none (as CUDA does)."""
+    """The cards that CUDA_VISIBLE_DEVICES names, in its order, up to the first name without one."""
     chosen: list[Card] = []
     for word in (part.strip() for part in choice.split(",")):
         if word.isdigit():

@@ -24,7 +24,7 @@ ALWAYS = (Stage.ENCODE, Stage.DENOISE, Stage.DECODE)
 
 @dataclass(frozen=True)
 class Item:
-    """One thing in memory. name: a stable key, for translation and for comparing plans; stages: when it is there."""
+    """One thing in memory; name: a stable key, which the page translates; stages: when it is there."""
 
     name: str
     num_bytes: int
@@ -120,7 +120,8 @@ class Plan:
         available = "an unknown amount" if device.available_bytes is None else gib(device.available_bytes)
         return (
             f"It needs {about}{gib(device.peak_bytes)} on {device.label}, where {available} is free: "
-            f"{gib(device.shortfall_bytes)} short. Largest: {describe(largest.name)}, {gib(largest.num_bytes)}."
+            f"{gib(device.shortfall_bytes)} short. "
+            f"The largest item is {describe(largest.name)}, {gib(largest.num_bytes)}."
         )
 
     def refuse(self, way_out: str) -> DoesNotFit:

@@ -1,4 +1,4 @@
-"""What a preset needs, in bytes, before anything loads: pure arithmetic over the geometry and the model's widths.
+"""What a preset needs in bytes, before anything loads: pure arithmetic over geometry and model widths.
 
 An estimate: its constants were measured on one H200 (torch 2.11, random weights) or counted from the model,
 and have not been calibrated against this code's own peaks.
@@ -21,19 +21,16 @@ TRANSFORMER_PARAMETERS = 16.30e9
 TEXT_ENCODER_PARAMETERS = 5.7e9  # UMT5-XXL's encoder
 SPEECH_ENCODER_PARAMETERS = 0.315e9  # wav2vec2-large
 VAE_PARAMETERS = 0.127e9
-WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.006, "fp32": 4.0}  # fp8: scales, and the sensitive parts in bf16
-CACHE_BYTES = {
-    "bf16": 2.0,
-    "fp8": 1.0 + 4 / 128,
-    "fp32": 4.0,
-}  # fp8: one float32 scale a token and head of 128
+# fp8: the scales and the sensitive parts, which stay in bf16, come on top
+WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.006, "fp32": 4.0}
+# fp8: one float32 scale for each token and head of 128
+CACHE_BYTES = {"bf16": 2.0, "fp8": 1.0 + 4 / 128, "fp32": 4.0}
 
-# The decoder's causal pasts, 2 frames of bf16 before each convolution: 7 at full size with 96 channels (the first
-# with 192), 6 at a half with 192 (one 384), 6 at a quarter and 11 at an eighth with 384.
+# The decoder's causal pasts, 2 frames of bf16 before each convolution: 7 at full size with 96 channels
+# (the first with 192), 6 at a half with 192 (one 384), 6 at a quarter and 11 at an eighth with 384.
 DECODE_PAST_BYTES_PER_PX = 5100
-DECODE_BYTES_PER_PX_FRAME = (
-    1390  # with the pasts, 5.5 GiB for 12 frames of 704×384, measured: 5 to 6 in one piece
-)
+# With the pasts, 5.5 GiB for 12 frames of 704×384; measured: 5 to 6 GiB in one piece.
+DECODE_BYTES_PER_PX_FRAME = 1390
 ENCODE_FRAMES = 4  # the VAE encodes its 73 frames so many at a time
 
 CUDA_CONTEXT_BYTES = GIB // 2
@@ -53,7 +50,7 @@ PREVIEW_BYTES_PER_PX = 220  # source layers, warp grids, frames waiting for the 
 def plan(preset: Preset, inventory: Inventory) -> Plan:
     """What the preset will hold on every device, against what the machine has free.
 
-    Raises: BadInput for "auto", which must be resolved first, and for a layout that this version does not know.
+    Raises: BadInput for "auto", which must be resolved first, and for a layout of several GPUs.
     """
     if preset.engine == "auto":
         raise BadInput(
@@ -71,7 +68,7 @@ def plan(preset: Preset, inventory: Inventory) -> Plan:
     return Plan(preset.name, preset.engine, (gpu,), _host(inventory, _host_items(preset, model)))
 
 
-def ring_bytes(preset: Preset, model: ModelConfig = ModelConfig()) -> int:
+def ring_bytes(preset: Preset, model: ModelConfig) -> int:
     """K and V of the past in every layer, one ring for each denoising step."""
     geometry = largest_geometry(preset)
     tokens = geometry.past_frames * geometry.frame_tokens
@@ -84,7 +81,7 @@ def weight_bytes(preset: Preset) -> int:
 
 
 def largest_geometry(preset: Preset) -> Geometry:
-    """The most that any portrait makes of the preset's size: its area in whole squares of 64 pixels, here in one row.
+    """The most that any portrait makes of the preset's size: its area in squares of 64 pixels, in one row.
 
     Raises: BadInput when the area has no room for one square.
     """
@@ -142,7 +139,7 @@ def _preview_items(preset: Preset) -> tuple[Item, ...]:
 
 
 def _activation_bytes(preset: Preset, geometry: Geometry, model: ModelConfig) -> int:
-    """The most that lives within one layer: eight tensors of the block's width, its keys and values, the FFN's two."""
+    """The most that lives in one layer: eight tensors of the block's width, keys, values, the FFN's two."""
     keys = geometry.window_frames * geometry.frame_tokens + geometry.condition_tokens
     values = 2 * geometry.block_tokens * (4 * model.dim + model.ffn_dim) + 2 * keys * model.dim
     return values * _compute_bytes(preset)
