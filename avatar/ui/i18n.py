@@ -10,7 +10,7 @@ import re
 
 import gradio as gr
 
-from avatar.errors import AvatarError, BadInput, Cancelled, DoesNotFit, WeightsMissing, WorkerLost
+from avatar.errors import AvatarError
 
 Language = str  # "en" or "zh"
 
@@ -204,6 +204,22 @@ TEXT: dict[str, tuple[str, str]] = {
         "请只为同意的人制作动画。文件只留在本服务器上，用后删除。",
     ),
 }
+
+# What a preset lacks, by code (memory.fit.Lack); English is the lack's own text.
+LACKS: dict[str, str] = {
+    "unsupported": "此版本尚不支持这个预设所用的功能。",
+    "num_gpus": "需要 {needed} 张 NVIDIA 显卡，每张 {vram_gib:g} GiB；本机有 {found} 张。",
+    "unreadable": "显卡 {gpu} 读不出显存。",
+    "vram": "显卡 {gpu} 有 {found_gib:.1f} GiB，需要 {needed_gib:g} GiB。",
+    "compute_capability": "显卡 {gpu} 的计算能力是 {found}，需要 {needed}。",
+    "torch": "这里的 PyTorch 不支持 CUDA（{build}）。",
+    "weights": "模型权重不完整。",
+    "host_ram": "本机内存 {found_gib:.1f} GiB，需要 {needed_gib:g} GiB。",
+    "memory": "{device} 上空闲的不够：需要 {needed_gib:.1f} GiB。",
+}
+
+# Notices by code (events.Notice); English is the notice's own text.
+NOTICES: dict[str, str] = {}
 
 
 def text(key: str, language: Language, **values: object) -> str:

@@ -1,0 +1,69 @@
+"""The bundled portraits and speech that start with one press."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A portrait and a speech that go together."""
+
+    portrait: Path
+    speech: Path
+
+    def names(self, language: str) -> tuple[str, str]:
+        """What to call the two."""
+        return _title(self.portrait, language), _title(self.speech, language)
+
+
+class Examples:
+    """What the assets folder holds."""
+
+    def __init__(self, folder: Path = ASSETS) -> None:
+        self.portraits = _files(folder / "portraits", PICTURES)
+        self.speeches = _files(folder / "speech", SOUNDS)
+
+    @cached_property
+    def pairs(self) -> list[Example]:
+        """Every portrait once, with the speeches in turn."""
+        if not self.speeches:
+            return []
+        return [
+            Example(portrait, self.speeches[number % len(self.speeches)])
+            for number, portrait in enumerate(self.portraits)
+        ]
+
+    def bundled(self, portrait: Path) -> Path | None:
+        """The bundled portrait with the same bytes; it may have a sidecar of points."""
+        digest = _digest(portrait)
+        return next((ours for ours, known in self._digests.items() if known == digest), None)
+
+    @cached_property
+    def _digests(self) -> dict[Path, str]:
+        return {path: _digest(path) for path in self.portraits}
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in suffixes)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _title(path: Path, language: str) -> str:
+    """From the sidecar's title, if it has one, else from the file's name."""
+    sidecar = path.with_suffix(".json")
+    data: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+    fallback = path.stem.replace("_", " ").replace("-", " ").capitalize()
+    return str(data.get(f"title_{language}") or data.get("title") or fallback)

@@ -1,0 +1,93 @@
+"""The gallery as it shows on the page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from html import escape
+
+from avatar.gallery import Entry
+from avatar.ui.i18n import Language, text
+from avatar.ui.panels import tag
+
+
+def render_shelf(entries: Sequence[Entry], language: Language, root: str, max_age_s: float) -> str:
+    """Cards of finished and stopped videos, newest first."""
+    title = tag("h2", escape(text("gallery", language)))
+    kept = tag("span", escape(text("gallery_kept", language, days=round(max_age_s / 86_400))), class_="muted")
+    head = tag("div", title + kept, class_="shelf-head")
+    if not entries:
+        return tag(
+            "div", head + tag("p", escape(text("gallery_empty", language)), class_="empty"), class_="shelf"
+        )
+    cards = tag("ul", "".join(_card(entry, language, root) for entry in entries), class_="videos")
+    return tag("div", head + cards, class_="shelf")
+
+
+def video_url(entry: Entry, root: str) -> str:
+    return f"{root}/outputs/{entry.id}/{entry.video.name}"
+
+
+def _card(entry: Entry, language: Language, root: str) -> str:
+    about = entry.about
+    thumbnail = escape(f"{root}/outputs/{entry.id}/{entry.thumbnail.name}")
+    video = video_url(entry, root)
+    badges = [
+        text(
+            "seconds",
+            language,
+            s=f"{about.duration_s:.0f}" if about.duration_s >= 10 else f"{about.duration_s:.1f}",
+        )
+    ]
+    if about.label:
+        badges.append(text("preview", language) if about.label == "preview" else about.label)
+    if about.stopped:
+        badges.append(text("stopped", language))
+    over = tag(
+        "span", "".join(tag("span", escape(badge), class_="badge") for badge in badges), class_="badges"
+    )
+    picture = f'<img src="{thumbnail}" alt="" loading="lazy">'
+    name = f"{about.portrait} · {about.speech}"
+    play = tag(
+        "button",
+        picture + tag("span", "", class_="play", aria_hidden="true") + over,
+        type="button",
+        class_="poster",
+        aria_label=f"{text('gallery_replay', language)}: {name}",
+        data_action="play",
+        data_id=entry.id,
+        data_src=video,
+    )
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(about.created))
+    settings = about.settings
+    facts = [made, about.preset, str(settings.get("size", "")).replace("*", "×")]
+    if "seed" in settings:
+        facts.append(f"{text('seed', language)} {settings['seed']}")
+    words = tag("strong", escape(name), title=name) + tag(
+        "span", escape(" · ".join(filter(None, facts))), class_="muted"
+    )
+    if about.prompt:
+        words += tag("span", escape(about.prompt), class_="muted prompt", title=about.prompt)
+    if about.error:
+        words += tag("span", escape(about.error), class_="muted", data_level="warning")
+    return tag(
+        "li",
+        play + tag("div", words, class_="video-words") + _buttons(entry, video, language),
+        class_="video",
+    )
+
+
+def _buttons(entry: Entry, video: str, language: Language) -> str:
+    download = tag("a", escape(text("gallery_download", language)), href=video, download=entry.video.name)
+    use = tag(
+        "button", escape(text("gallery_use", language)), type="button", data_action="use", data_id=entry.id
+    )
+    delete = tag(
+        "button",
+        escape(text("gallery_delete", language)),
+        type="button",
+        data_action="delete",
+        data_id=entry.id,
+        data_confirm=text("gallery_confirm", language),
+    )
+    return tag("div", download + use + delete, class_="video-buttons")

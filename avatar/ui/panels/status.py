@@ -1,0 +1,116 @@
+"""How a run stands: phase, segment, speed, time left; and what the user should know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from html import escape
+
+from avatar.events import Notice, Phase, Progress
+from avatar.ui.i18n import Language, text
+from avatar.ui.panels import tag
+
+STEPS = (Phase.LOADING, Phase.ENCODING, Phase.GENERATING, Phase.FINISHING)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the status shows. state: idle | waiting | running | done | stopped | failed."""
+
+    state: str = "idle"
+    progress: Progress = Progress(Phase.QUEUED)
+    place: int = 0
+    label: str = ""
+    more: str = ""
+    notices: tuple[Notice, ...] = field(default_factory=tuple)
+
+    def with_notice(self, notice: Notice) -> Status:
+        """The notice added, once."""
+        return self if notice in self.notices else replace(self, notices=(*self.notices, notice))
+
+
+def render_status(status: Status, language: Language) -> str:
+    """The status panel; the screen reader hears only its headline."""
+    progress = status.progress
+    headline = _headline(status, language)
+    badge = ""
+    if status.label:
+        badge = tag(
+            "span",
+            escape(_label(status.label, language)),
+            class_="badge",
+            title=text("preview_why", language),
+        )
+    head = tag("strong", escape(headline), role="status") + badge
+    more = tag("p", escape(status.more), class_="more") if status.more else ""
+    return tag(
+        "div",
+        tag("div", head, class_="status-head") + more + _bar(status) + _figures(progress, language),
+        class_="status",
+        data_state=status.state,
+    )
+
+
+def render_notices(notices: Sequence[Notice], language: Language) -> str:
+    """Warnings first; empty when there is nothing to say."""
+    ordered = sorted(notices, key=lambda notice: notice.level != "warning")
+    lines = [tag("li", escape(_words(notice, language)), data_level=notice.level) for notice in ordered]
+    return tag("ul", "".join(lines), class_="notices", aria_label=text("notices", language)) if lines else ""
+
+
+def _label(label: str, language: Language) -> str:
+    return text("preview", language) if label == "preview" else label
+
+
+def _words(notice: Notice, language: Language) -> str:
+    from avatar.ui.i18n import NOTICES
+
+    if language == "zh" and notice.code in NOTICES:
+        return NOTICES[notice.code].format_map({**notice.values, "text": notice.text})
+    return notice.text
+
+
+def _headline(status: Status, language: Language) -> str:
+    match status.state:
+        case "idle":
+            return text("ready", language)
+        case "waiting":
+            ahead = status.place - 1
+            place = text("place", language, ahead=ahead) if ahead > 0 else text("place_next", language)
+            return f"{text('phase_queued', language)}. {place}" if language == "en" else place
+        case "running":
+            return text(f"phase_{status.progress.phase}", language)
+    return text(f"phase_{status.state}", language)
+
+
+def _bar(status: Status) -> str:
+    progress = status.progress
+    done = progress.frames_done / progress.num_frames if progress.num_frames else 0.0
+    if status.state == "done":
+        done = 1.0
+    busy = status.state == "running" and not progress.frames_done
+    fill = tag("i", style=f"width:{100 * done:.1f}%")
+    return tag(
+        "div",
+        fill,
+        class_="bar",
+        role="progressbar",
+        aria_valuemin=0,
+        aria_valuemax=100,
+        aria_valuenow=round(100 * done),
+        data_busy="yes" if busy else None,
+    )
+
+
+def _figures(progress: Progress, language: Language) -> str:
+    chips = []
+    if progress.num_segments:
+        n = min(progress.segments_done + 1, progress.num_segments)
+        chips.append(text("segment_of", language, n=n, total=progress.num_segments))
+    if progress.fps:
+        chips.append(text("fps", language, fps=round(progress.fps)))
+    if progress.first_frame_s is not None:
+        chips.append(text("first_frame", language, s=f"{progress.first_frame_s:.1f}"))
+    if progress.eta_s is not None and progress.frames_done < progress.num_frames:
+        chips.append(text("eta", language, s=max(1, round(progress.eta_s))))
+    return tag("ul", "".join(tag("li", escape(chip)) for chip in chips), class_="figures") if chips else ""

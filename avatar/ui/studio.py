@@ -1,0 +1,184 @@
+"""What the page works with: presets, machine, desk, gallery. No Gradio; one object made by app.py."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from avatar.abilities import REFUSES, refuse_settings
+from avatar.errors import AvatarError, BadInput
+from avatar.gallery import Gallery, video_name
+from avatar.media.intake import open_request
+from avatar.media.limits import Limits
+from avatar.memory.fit import Availability, availability, require, resolve
+from avatar.memory.gauges import Gauges
+from avatar.memory.inventory import Inventory, probe
+from avatar.memory.plan import Plan
+from avatar.memory.planner import plan
+from avatar.preset import SETTINGS, Preset
+from avatar.request import Request
+from avatar.ui.desk import Desk, Run
+from avatar.ui.examples import Examples
+
+log = logging.getLogger(__name__)
+
+INVENTORY_FRESH_S = 5.0  # probing takes milliseconds; pages that load together share one look
+
+# What the page lets a user change, in its order; the rest of a preset is its own.
+FORM = (
+    "size",
+    "seed",
+    "num_clip",
+    "infer_frames",
+    "sample_steps",
+    "shift",
+    "enable_online_decode",
+    "offload_model",
+    "layout",
+    "num_gpus_dit",
+    "ulysses_size",
+)
+
+
+@dataclass
+class Studio:
+    """root: the path under which a proxy shows the page, "" for none. shared: everybody sees all videos."""
+
+    desk: Desk
+    gallery: Gallery
+    presets: list[Preset]
+    preset_name: str
+    limits: Limits = field(default_factory=Limits)
+    weights: Path | None = None
+    root: str = ""
+    shared: bool = True
+    examples: Examples = field(default_factory=Examples)
+    gauges: Gauges = field(default_factory=Gauges)
+
+    def __post_init__(self) -> None:
+        self._probing = threading.Lock()
+        self._probed: tuple[float, Inventory] | None = None
+
+    def preset(self, name: str) -> Preset:
+        """Raises: BadInput when there is none of that name."""
+        for preset in self.presets:
+            if preset.name == name:
+                return preset
+        names = ", ".join(preset.name for preset in self.presets)
+        raise BadInput(f"There is no preset {name!r}.", f"Presets: {names}.")
+
+    def inventory(self) -> Inventory:
+        """This machine, looked at a moment ago at most."""
+        with self._probing:
+            now = time.monotonic()
+            if self._probed is None or now - self._probed[0] > INVENTORY_FRESH_S:
+                self._probed = (now, probe(self.weights, self.gallery.folder))
+            return self._probed[1]
+
+    def availabilities(self) -> dict[str, Availability]:
+        """By preset name."""
+        machine = self.inventory()
+        return {preset.name: availability(preset, machine) for preset in self.presets}
+
+    def resolved(self, name: str) -> Preset:
+        """The preset that will run when this one is chosen. Raises: BadInput, DoesNotFit."""
+        return resolve(self.preset(name), self.inventory(), self.presets)
+
+    def with_settings(self, name: str, settings: Mapping[str, Any]) -> Preset:
+        """The preset that will run, with the user's changes laid over it.
+
+        settings: by name; what equals the preset's own value, or None, is no change.
+        Raises: BadInput for a change that the engine cannot honour, or a wrong value.
+        """
+        preset = self.resolved(name)
+        changes = {key: value for key, value in settings.items() if value is not None}
+        own = flat(preset)
+        changes = {key: value for key, value in changes.items() if value != own.get(key)}
+        refuse_settings(preset.engine, changes)
+        return preset.with_settings(**changes)
+
+    def honoured(self, preset: Preset) -> set[str]:
+        """The names of FORM, and "prompt", that the preset's engine can honour."""
+        return {name for name in (*FORM, "prompt") if name not in REFUSES[preset.engine]}
+
+    def plan(self, preset: Preset) -> tuple[Plan | None, str]:
+        """What it will hold where, and why it cannot run here ("" when it can)."""
+        refusal = ""
+        try:
+            require(preset, self.inventory(), self.presets)
+        except AvatarError as error:
+            refusal = str(error)
+        try:
+            return plan(preset, self.inventory()), refusal
+        except AvatarError as error:
+            return None, refusal or str(error)
+
+    def submit(
+        self,
+        portrait: Path,
+        speech: Path,
+        name: str,
+        settings: Mapping[str, Any],
+        *,
+        prompt: str = "",
+        face_points: Mapping[str, tuple[float, float]] | None = None,
+        portrait_name: str | None = None,
+        speech_name: str | None = None,
+        owner: str = "",
+    ) -> Run:
+        """Check everything that can be checked, and put the request in line. Raises: AvatarError."""
+        self.desk.check_room()
+        preset = self.with_settings(name, settings)
+        require(preset, self.inventory(), self.presets)
+        draft = self.gallery.draft()
+        try:
+            request = open_request(
+                portrait,
+                speech,
+                preset,
+                output=draft / video_name(draft.name),
+                work=draft / "work",
+                prompt=prompt if "prompt" in self.honoured(preset) else "",
+                face_points=face_points if preset.engine == "preview" else None,
+                limits=self.limits,
+                portrait_name=portrait_name,
+                speech_name=speech_name,
+            )
+            return self.desk.submit(request, draft, used_settings(name, request), owner)
+        except BaseException:
+            self.gallery.discard(draft)
+            raise
+
+    def begin_gauges(self, preset: Preset) -> None:
+        """Show this run's plan, and its own peaks, from now on."""
+        planned, _ = self.plan(preset)
+        self.gauges.set_plan(planned)
+        self.gauges.reset_peak()
+
+    def warm(self) -> None:
+        """Open the engine for the preset that the page begins with, so that the first run does not wait for it."""
+        try:
+            self.desk.warm(self.resolved(self.preset_name))
+        except AvatarError as error:  # told on the page as well, by the preset's card
+            log.warning("nothing to warm: %s", error)
+
+    def close(self) -> None:
+        self.desk.close()
+        self.gauges.close()
+        self.gallery.close()
+
+
+def flat(preset: Preset) -> dict[str, Any]:
+    """All settings of a preset by name."""
+    return {name: getattr(getattr(preset, section), name) for name, section in SETTINGS.items()}
+
+
+def used_settings(name: str, request: Request) -> dict[str, Any]:
+    """What "use these settings" fills in again: the preset as it was chosen, and every setting of the form."""
+    values = flat(request.preset)
+    return {"preset": name, "prompt": request.prompt, **{key: values[key] for key in FORM}}
