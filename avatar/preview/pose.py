@@ -14,7 +14,7 @@ class Articulation:
     open: jaw opening, 0..1.1 (1 = the widest vowel); the inner lips part in proportion.
     wide: lip corners drawn apart (as in "see"). round: lips drawn together and forward (as in "you").
     upper: upper lip raised off the upper teeth. lower: lower lip dropped off the lower teeth.
-    press: lips pressed on each other (as in "p b m"). ff: lower lip tucked under the upper teeth (as in "f v").
+    press: lips pressed on each other (as in "p b m"). ff: lower lip tucked under the upper teeth ("f v").
     tongue: tongue tip raised to where it shows between the teeth (as in "th", "l").
     """
 

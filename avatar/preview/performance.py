@@ -1,0 +1,27 @@
+"""The whole performance: for every video frame, what the mouth, head, eyes and brows do."""
+
+from collections.abc import Iterator
+
+from avatar.geometry import FPS
+from avatar.preview.articulation import articulate
+from avatar.preview.motion import Motion
+from avatar.preview.pose import Articulation, Pose
+from avatar.preview.visemes import Listen, VisemeNetwork
+
+
+def perform(
+    listen: Listen,
+    num_frames: int,
+    fps: float = FPS,
+    seed: int = 0,
+    first_frame: int = 0,
+    network: VisemeNetwork | None = None,
+) -> Iterator[tuple[Articulation, Pose]]:
+    """Yield articulation and pose of video frames first_frame..num_frames, frame i at i / fps seconds.
+
+    listen: the speech at 16 kHz, see `visemes.Listen`. The same speech and seed perform the same way.
+    """
+    motion = Motion(seed)
+    spoken = articulate(listen, num_frames, fps, first_frame, network)
+    for index, frame in enumerate(spoken, first_frame):
+        yield frame.articulation, motion.pose(index / fps, frame.energy, frame.emphasis)
