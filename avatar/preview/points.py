@@ -102,7 +102,7 @@ def _check_mouth(points: FacePoints) -> None:
         raise BadInput("The mouth corners are swapped.", "Left is the left of the picture.")
 
     def depth(point: Point) -> float:
-        """How far below the line through the mouth corners, in mouth widths; its order holds at any aspect."""
+        """How far below the line through the mouth corners, in mouth widths; in order at any aspect."""
         return ((x1 - x0) * (point[1] - y0) - (y1 - y0) * (point[0] - x0)) / ((x1 - x0) ** 2 + (y1 - y0) ** 2)
 
     depths = [depth(getattr(points, name)) for name in DOWN_THE_FACE]

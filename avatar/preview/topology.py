@@ -1,6 +1,6 @@
 """Indices of MediaPipe's 468-point face mesh. Left and right are the image's, curves run left to right.
 
-Source: google-ai-edge/mediapipe, modules/face_geometry (canonical mesh) and modules/face_landmark (lips, eyes).
+Source: google-ai-edge/mediapipe, modules/face_geometry and modules/face_landmark.
 """
 
 FOREHEAD, CHIN, NOSE_TIP, NOSE_BASE = 10, 152, 1, 2
