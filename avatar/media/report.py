@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from avatar.errors import BadInput
+
+_PACKAGES = ("av", "numpy", "pillow", "soxr", "onnxruntime", "torch", "diffusers", "transformers", "gradio")
 
 
 @dataclass
 class RunReport:
-    """How a video came about; written as NAME.json beside NAME.mp4, with the thumbnail NAME.jpg."""
+    """How a video came about; NAME.json beside NAME.mp4 and its thumbnail NAME.jpg.
 
-    video: str  # file names only
+    video, thumbnail, portrait, speech: file names, no folders. engine: the source's label.
+    created: ISO 8601, UTC. first_frame_s, first_segment_s: seconds since the run began.
+    frames_per_s: frames made a second since the first one was asked for.
+    """
+
+    video: str
     thumbnail: str
     portrait: str
     speech: str
     prompt: str
-    engine: str  # the source's label
+    engine: str
     preset: dict[str, Any]
-    created: str  # ISO 8601, UTC
+    created: str
+    frames_asked: int
+    fps: int
+    face_points: dict[str, tuple[float, float]] | None = None
     num_frames: int = 0
-    frames_asked: int = 0
-    fps: int = 25
     width: int = 0
     height: int = 0
     duration_s: float = 0.0
@@ -33,13 +47,31 @@ class RunReport:
     error: str | None = None
     notices: list[dict[str, Any]] = field(default_factory=list)
     rungs: list[str] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
-        raise NotImplementedError
+        part = path.with_name(f".{path.stem}.json.part")
+        part.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(part, path)
 
 
 def read_report(path: Path) -> RunReport:
-    """Raises: BadInput when the file is none."""
-    raise NotImplementedError
+    """Read what write wrote; keys that are not known are left out. Raises: BadInput for anything else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        known = {f.name for f in fields(RunReport)}
+        return RunReport(**{key: value for key, value in data.items() if key in known})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path.name} is no run report.", "Delete it, or restore the file.") from error
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue  # not every engine needs every package
+    return found

@@ -1,19 +1,41 @@
-"""One H.264 encoder whose packets go both into playable segments and into the finished file."""
+"""One H.264 encoder whose packets go both into playable segments and into the finished file.
+
+The finished file grows beside the segments and is moved to its place when it is whole. Should the process be
+killed before, join_segments makes it anew from the segments, without encoding a picture.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
+from av.audio.stream import AudioStream
+from av.video.frame import PictureType
+from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
 
 from avatar.events import Segment
-from avatar.geometry import FPS
+from avatar.geometry import FPS, SOUND_HZ
 from avatar.media.speech import SpeechReader
+
+_WHOLE = "whole.mp4"  # the finished file while it is being made, in the segments' folder
+
+_BT709 = 1  # primaries, transfer and matrix, ITU-T H.273
+_H264 = {"preset": "veryfast", "crf": "20", "tune": "zerolatency"}  # one packet out for every frame in
+_AAC_BITS_PER_S = 128_000
+_INDEX_FIRST = {"movflags": "faststart"}
 
 
 class SegmentWriter:
-    """Frames in; segments in `folder` and the finished file at `output` out. Memory does not grow with the length."""
+    """Frames in; segments in `folder` and the finished file at `output` out, in memory that does not grow.
+
+    lengths: frames of each segment in turn. threads: of the encoder. For one thread.
+    """
 
     def __init__(
         self,
@@ -21,21 +43,193 @@ class SegmentWriter:
         folder: Path,
         output: Path,
         *,
-        lengths: Iterable[int],
+        lengths: Sequence[int],
         fps: int = FPS,
         threads: int = 1,
     ) -> None:
-        """lengths: frames of each segment in turn, endless or as many as needed."""
-        raise NotImplementedError
+        self._speech, self._folder, self._output = speech, folder, output
+        self._lengths, self._fps, self._threads = lengths, fps, threads
+        self._whole: _Movie | None = None
+        self._segment: _Movie | None = None
+        self._segment_start = 0
+        self.num_segments = 0
+        self.num_frames = 0
+        self.width = self.height = 0  # of the stream, known from the first frame on
 
-    def write(self, frames: np.ndarray) -> list[Segment]:
-        """Encode uint8 (T, H, W, 3) RGB and return the segments that became complete."""
-        raise NotImplementedError
+    def write(self, frames: np.ndarray) -> Iterator[Segment]:
+        """Encode uint8 (T, H, W, 3) RGB and yield each segment that is complete; to be iterated to its end.
 
-    def finish(self) -> list[Segment]:
-        """Close the last, perhaps short, segment and put the finished file in its place; audio ends with the frames."""
-        raise NotImplementedError
+        Odd sizes lose one row or column. Frames of another size than the first are scaled to it.
+        Raises: ValueError for anything else, or for more frames than all segments hold.
+        """
+        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
+            raise ValueError(f"frames must be uint8 (T, H, W, 3), not {frames.dtype} {frames.shape}")
+        while len(frames):
+            if self.num_segments == len(self._lengths):
+                raise ValueError("more frames than the segments hold")
+            room = self._segment_start + self._lengths[self.num_segments] - self.num_frames
+            self._encode(frames[:room])
+            if len(frames) >= room:
+                yield self._end_segment()
+            frames = frames[room:]
+
+    def finish(self) -> Iterator[Segment]:
+        """Yield the last segment if it is short, then put the finished file in its place.
+
+        To be iterated to its end. Raises: ValueError when no frame was written.
+        """
+        if self._segment:
+            yield self._end_segment()
+        if self._whole is None:
+            raise ValueError("no frame was written")
+        self._whole.close()
+        self._whole = None
+        _move(self._folder / _WHOLE, self._output)
 
     def abort(self) -> None:
-        """Close and delete everything unfinished."""
-        raise NotImplementedError
+        """Close what is open and delete what is unfinished; complete segments stay."""
+        if self._segment:
+            self._segment.close()
+            self._segment_path().unlink(missing_ok=True)
+        if self._whole:
+            self._whole.close()
+        (self._folder / _WHOLE).unlink(missing_ok=True)
+        self._segment = self._whole = None
+
+    def _encode(self, frames: np.ndarray) -> None:
+        if self._whole is None:
+            self.height, self.width = (side // 2 * 2 for side in frames.shape[1:3])
+            self._whole = _Movie(self._folder / _WHOLE, "aac", self._fps)
+            self._whole.add_encoder(self.width, self.height, self._threads, max(self._lengths))
+        if self._segment is None:
+            self._segment = _Movie(self._segment_path(), "alac", self._fps)
+            self._segment.add_copy(self._whole.video)
+            self._segment_start = self.num_frames
+        for pixels in frames:
+            for packet in self._whole.encode(self._picture(pixels)):
+                self._whole.copy(packet)
+                self._segment.copy(packet)
+            self.num_frames += 1
+        sound = self._speech.sound(self.num_frames - len(frames), len(frames))
+        self._whole.sound(sound)
+        self._segment.sound(sound)
+
+    def _picture(self, pixels: np.ndarray) -> av.VideoFrame:
+        """RGB → yuv420p, BT.709, limited range, the stream's size; an IDR frame where a segment starts."""
+        height, width = pixels.shape[:2]
+        if (height // 2 * 2, width // 2 * 2) == (self.height, self.width):
+            pixels = pixels[: self.height, : self.width]
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24").reformat(
+            self.width,
+            self.height,
+            "yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+        )
+        frame.pts, frame.time_base = self.num_frames, Fraction(1, self._fps)
+        first = self.num_frames == self._segment_start
+        frame.pict_type = PictureType.I if first else PictureType.NONE
+        return frame
+
+    def _end_segment(self) -> Segment:
+        assert self._segment is not None
+        self._segment.close()
+        self._segment = None
+        start = self._segment_start
+        segment = Segment(self._segment_path(), self.num_segments, start, self.num_frames - start)
+        self._segment_start = self.num_frames
+        self.num_segments += 1
+        return segment
+
+    def _segment_path(self) -> Path:
+        return self._folder / f"segment-{self.num_segments:05d}.mp4"
+
+
+class _Movie:
+    """An .mp4 being written: one video stream, encoded or copied, and mono sound of any codec."""
+
+    video: VideoStream
+
+    def __init__(self, path: Path, sound_codec: str, fps: int) -> None:
+        self._container = av.open(str(path), "w", format="mp4", container_options=_INDEX_FIRST)
+        self._sound_codec, self._fps = sound_codec, fps
+        self._num_frames = self._num_samples = 0
+
+    def add_encoder(self, width: int, height: int, threads: int, keyframe_interval: int) -> None:
+        self.video = self._container.add_stream("libx264", rate=self._fps, options=_H264)
+        context = self.video.codec_context
+        context.width, context.height, context.pix_fmt = width, height, "yuv420p"
+        context.time_base, context.thread_count = Fraction(1, self._fps), threads
+        context.max_b_frames, context.gop_size = 0, keyframe_interval
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = ColorRange.MPEG
+        self._add_sound()
+        self._container.start_encoding()  # opens the encoder: copies need its parameter sets
+
+    def add_copy(self, video: VideoStream) -> None:
+        self.video = self._container.add_stream_from_template(video, opaque=True)
+        self._add_sound()
+
+    def _add_sound(self) -> None:
+        sound = self._container.add_stream(self._sound_codec, rate=SOUND_HZ, layout="mono")
+        assert isinstance(sound, AudioStream)
+        self._sound = sound
+        if self._sound_codec == "aac":
+            self._sound.bit_rate = _AAC_BITS_PER_S
+
+    def encode(self, picture: av.VideoFrame) -> list[av.Packet]:
+        return list(self.video.encode(picture))
+
+    def copy(self, packet: av.Packet) -> None:
+        """Write a packet as the next frame; the packet itself stays as it is."""
+        copy = av.Packet(bytes(packet))
+        copy.stream, copy.time_base = self.video, Fraction(1, self._fps)
+        copy.pts = copy.dts = self._num_frames
+        copy.duration, copy.is_keyframe = 1, packet.is_keyframe
+        self._container.mux(copy)
+        self._num_frames += 1
+
+    def sound(self, samples: np.ndarray) -> None:
+        """Encode int16 mono samples that follow those before."""
+        frame = av.AudioFrame.from_ndarray(samples[None], "s16", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = SOUND_HZ, self._num_samples, Fraction(1, SOUND_HZ)
+        self._num_samples += len(samples)
+        self._container.mux(self._sound.encode(frame))
+
+    def close(self) -> None:
+        self._container.mux(self._sound.encode(None))
+        self._container.close()
+
+
+def join_segments(segments: Sequence[Segment], speech: SpeechReader, output: Path, fps: int = FPS) -> None:
+    """Make the finished file from segments: their video packets as they are, the sound anew from the speech.
+
+    Raises: av.FFmpegError or OSError when a segment cannot be read or the file cannot be written.
+    """
+    path = segments[0].path.with_name(_WHOLE)
+    whole = _Movie(path, "aac", fps)
+    for segment in segments:
+        with av.open(str(segment.path)) as part:
+            if segment is segments[0]:
+                whole.add_copy(part.streams.video[0])
+            for packet in part.demux(video=0):
+                if packet.dts is not None:  # the last one is empty
+                    whole.copy(packet)
+        whole.sound(speech.sound(segment.start_frame, segment.num_frames))
+    whole.close()
+    _move(path, output)
+
+
+def _move(path: Path, target: Path) -> None:
+    """Put a finished file in its place, at once, also on another disk."""
+    if path.stat().st_dev == target.parent.stat().st_dev:
+        os.replace(path, target)
+        return
+    part = target.with_name(f".{target.stem}.part")
+    try:
+        shutil.copyfile(path, part)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    path.unlink()

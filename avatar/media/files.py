@@ -1,0 +1,62 @@
+"""What is said and checked about any file of the user's, whatever is in it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from avatar.errors import BadInput
+
+_LONGEST_NAME = 60
+
+
+def display_name(path: Path | str, given: str | None = None) -> str:
+    """What messages call a file: its own name, no folder, no control characters, not endless."""
+    name = re.split(r"[\\/]", str(given or path))[-1]
+    name = "".join(char if char.isprintable() else "?" for char in name).strip() or "The file"
+    return name if len(name) <= _LONGEST_NAME else f"{name[:40]}…{name[-16:]}"
+
+
+def check_file(path: Path, name: str, max_bytes: int, wanted: str) -> None:
+    """Refuse what is no file, cannot be read, is empty or too large. wanted: "portrait" or "speech".
+
+    Raises: BadInput.
+    """
+    try:
+        if path.is_dir():
+            raise BadInput(f"{name} is a folder.", f"Choose a {wanted} file in it.")
+        if not path.is_file():
+            raise BadInput(f"The {wanted} {name} does not exist.", "Check the name, or choose another file.")
+        with path.open("rb"):
+            size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{name} cannot be read ({_reason(error)}).",
+            f"Check its permissions, or choose another {wanted} file.",
+        ) from error
+    if size == 0:
+        raise BadInput(f"{name} is empty: it holds no data.", f"Choose another {wanted} file.")
+    if size > max_bytes:
+        raise BadInput(
+            f"{name} is too large: {megabytes(size)} MB.",
+            f"A {wanted} file may have {megabytes(max_bytes)} MB at most.",
+        )
+
+
+def megabytes(num_bytes: float) -> str:
+    """Bytes in MB for people, one decimal under 10."""
+    value = num_bytes / 1e6
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+
+
+def minutes(seconds: float) -> str:
+    """Seconds for people: "8.4 s", "20 min", "1 h 5 min"."""
+    if seconds < 120:
+        return f"{seconds:.1f} s".replace(".0 s", " s")
+    whole = round(seconds / 60)
+    return f"{whole} min" if whole < 120 else f"{whole // 60} h {whole % 60} min"
+
+
+def _reason(error: Exception) -> str:
+    """The system's own words, which unlike str(error) hold no path."""
+    return getattr(error, "strerror", None) or type(error).__name__
