@@ -1,7 +1,10 @@
-"""Eyelids and gaze: where in the portrait each pixel around an eye comes from."""
+"""Eyelids and gaze: a skin layer with the lids, and the eyeball behind it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import cv2
 import numpy as np
 
 from avatar.preview import topology as topo
@@ -10,17 +13,41 @@ from avatar.preview.pose import Pose
 from avatar.preview.render.shaping import Array, Box, Rows, bounding_box, smoothstep
 
 U = Rows(-1.35, 1.35, 65)  # along the eye, in half eye widths
-LASH = 0.07  # the lash line lies this far below the lid landmarks, in eye openings
+LASH = 0.04  # the lid's edge lies this far below its landmarks, in eye openings
 LEAST_WIDTH_PX = 8
 BALL_RADIUS = 2.05  # of the eyeball, in iris radii
 LID_FOLLOWS = 0.8  # how far the upper lid goes along with the iris, up and down
+LID_LIGHT = 1.3  # the most that a shut lid is lit up when it is drawn from the shade under the brow
+LASH_SHADE = 0.55  # how much of the light the lashes of a shut eye take
+
+
+@dataclass(frozen=True)
+class EyeWarp:
+    """One frame's eye over its box, float32 (h, w).
+
+    skin_x, skin_y: to add to the source coordinates of the lids and the skin around, image px;
+    ball_x, ball_y: the same for the eyeball; ball: how much of the pixel the eyeball fills, 0..1;
+    light: what the skin's colour is multiplied with.
+    """
+
+    skin_x: Array
+    skin_y: Array
+    ball_x: Array
+    ball_y: Array
+    ball: Array
+    light: Array
+
+    def paint(self, skin: Array, ball: Array) -> None:
+        """Lays the eyeball's pixels behind the skin's, both uint8 (h, w, 3), in place."""
+        lit = skin * self.light[..., None]
+        skin[:] = np.clip(lit + (ball - lit) * self.ball[..., None] + 0.5, 0, 255).astype(np.uint8)
 
 
 class Eye:
-    """One eye: its lids as curves in its own frame (x along the eye, y down, px, origin between the corners)."""
+    """One eye: its lids as curves in its own frame: x along the eye, y down, px, from between its corners."""
 
-    def __init__(self, face: Face, side: int, width: int, height: int) -> None:
-        """side: 0 is the image-left eye, 1 the image-right one; width, height: the image's."""
+    def __init__(self, image: Array, face: Face, side: int) -> None:
+        """image: uint8 (H, W, 3) RGB; side: 0 is the image-left eye, 1 the image-right one."""
         points = face.landmarks[:, :2].astype(np.float32)
         outer, inner = (topo.LEFT_EYE_CORNERS, topo.RIGHT_EYE_CORNERS)[side]
         span = points[inner] - points[outer]
@@ -31,90 +58,126 @@ class Eye:
             self.right = -self.right
         self.down = np.array([-self.right[1], self.right[0]], np.float32)
         self.origin = (points[outer] + points[inner]) / 2
-        self.half_width = max(width_px / 2, 1e-3)
-
-        upper = self._local(points[list((topo.LEFT_EYE_UPPER, topo.RIGHT_EYE_UPPER)[side])])
-        lower = self._local(points[list((topo.LEFT_EYE_LOWER, topo.RIGHT_EYE_LOWER)[side])])
-        brow = self._local(points[list((topo.LEFT_BROW, topo.RIGHT_BROW)[side])])
-        self.upper = U.curve(upper[:, 0] / self.half_width, upper[:, 1])
-        self.lower = U.curve(lower[:, 0] / self.half_width, lower[:, 1])
-        self.opening = max(float((self.lower - self.upper).max()), 0.5)
-        self.brow_y = min(float(brow[:, 1].mean()), -0.6 * self.opening)
+        self.half_width = np.float32(max(width_px / 2, 1e-3))
+        self._measure_lids(points, side)
         self._measure_iris(face, side)
+        self.curves = np.column_stack([self.upper, self.lower, self.brow, self._lid_light(image)])
         corners = [
             self.origin + x * U.axis[-1] * self.half_width * self.right + y * self.down
             for x in (-1, 1)
-            for y in (self.brow_y - 2, float(self.lower.max()) + 1.2 * self.opening)
+            for y in (float(self.brow.min()) - 2, float(self.lower.max()) + 1.2 * self.opening)
         ]
-        self.box: Box = bounding_box(np.array(corners), width, height)
+        self.box: Box = bounding_box(np.array(corners), image.shape[1], image.shape[0])
 
     def _local(self, points: Array) -> Array:
         offset = points - self.origin
         return np.stack([offset @ self.right, offset @ self.down], axis=-1)
+
+    def _measure_lids(self, points: Array, side: int) -> None:
+        def curve(indices: tuple[int, ...]) -> Array:
+            local = self._local(points[list(indices)])
+            return U.curve(local[:, 0] / self.half_width, local[:, 1])
+
+        self.upper = curve((topo.LEFT_EYE_UPPER, topo.RIGHT_EYE_UPPER)[side])
+        self.lower = curve((topo.LEFT_EYE_LOWER, topo.RIGHT_EYE_LOWER)[side])
+        self.opening = max(float((self.lower - self.upper).max()), 0.5)
+        brow = curve((topo.LEFT_BROW, topo.RIGHT_BROW)[side])
+        self.brow = np.minimum(brow, self.upper - 0.5 * self.opening)
 
     def _measure_iris(self, face: Face, side: int) -> None:
         self.iris_radius = 0.0
         if face.iris is None:
             return
         iris = self._local(face.iris[side].astype(np.float32))
-        self.iris = iris[0]
+        self.iris_x = float(iris[0, 0])
         radius = float(np.linalg.norm(iris[1:] - iris[0], axis=1).mean())
-        if abs(iris[0, 0]) < self.half_width and radius < self.half_width:
+        if abs(self.iris_x) < self.half_width and radius < self.half_width:
             self.iris_radius = radius
+
+    def _lid_light(self, image: Array) -> Array:
+        """(65,): how much brighter the skin under the eye is than that between lid and brow, 1..LID_LIGHT."""
+        shares = np.linspace(0.25, 0.75, 5)[:, None]
+        lid = self._colour(image, self.brow + (self.upper - self.brow) * shares)
+        pouch = self._colour(image, self.lower + self.opening * (0.2 + 0.5 * shares))
+        light = np.clip(0.85 * pouch.mean(axis=1) / np.maximum(lid.mean(axis=1), 1), 1, LID_LIGHT)
+        return cv2.GaussianBlur(light.astype(np.float32)[None], (0, 0), 6)[0]
+
+    def _colour(self, image: Array, y: Array) -> Array:
+        """(65, 3): mean colour of the image along U over the rows y (n, 65) of the eye's frame."""
+        x = U.axis * self.half_width
+        image_x = self.origin[0] + x * self.right[0] + y * self.down[0]
+        image_y = self.origin[1] + x * self.right[1] + y * self.down[1]
+        at = image_x.astype(np.float32), image_y.astype(np.float32)
+        drawn = cv2.remap(image, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return drawn.astype(np.float32).mean(axis=0)
 
     def gaze_px(self, pose: Pose) -> tuple[float, float]:
         """How far the iris moves, px, kept clear of the corners and of rolling under a lid."""
         if not self.iris_radius:
             return 0.0, 0.0
         ball = BALL_RADIUS * self.iris_radius
-        left = max(self.half_width + self.iris[0] - 1.15 * self.iris_radius, 0.0)
-        right = max(self.half_width - self.iris[0] - 1.15 * self.iris_radius, 0.0)
+        left = max(float(self.half_width) + self.iris_x - 1.15 * self.iris_radius, 0.0)
+        right = max(float(self.half_width) - self.iris_x - 1.15 * self.iris_radius, 0.0)
         across = float(np.clip(ball * np.sin(pose.gaze_x), -0.7 * left, 0.7 * right))
         down = float(np.clip(ball * np.sin(pose.gaze_y), -0.30 * self.opening, 0.30 * self.opening))
         return across, down
 
-    def shift(self, pose: Pose, places: Array) -> Array | None:
-        """What to add to the source coordinates at places, float32 (h, w, 2) px; None where nothing moves."""
+    def warp(self, pose: Pose, x: Array, y: Array) -> EyeWarp | None:
+        """The eye where places x, y, float32 (h, w) image px, lie on the unmoved head; None at rest."""
         across, down = self.gaze_px(pose)
-        if not self.usable or (pose.blink < 0.02 and abs(across) + abs(down) < 0.02):
+        blink = float(np.clip(pose.blink, 0, 1))
+        if blink < 0.02 and abs(across) + abs(down) < 0.02:
             return None
-        offset = places - self.origin
-        u = (offset @ self.right) / np.float32(self.half_width)
-        y = offset @ self.down
-        upper, lower = U.read(np.stack([self.upper, self.lower], axis=1), u)
+        dx, dy = x - self.origin[0], y - self.origin[1]
+        u = (dx * self.right[0] + dy * self.right[1]) / self.half_width
+        y = dx * self.down[0] + dy * self.down[1]
+        upper, lower, brow, light = U.read(self.curves, u)
         opening = lower - upper
-        lash, meet = upper + LASH * opening, lower + 0.03 * opening
-        follow = LID_FOLLOWS * down * (1 - pose.blink) * np.clip(1.15 - u * u, 0, 1)
-        lid = lash + pose.blink * (meet - lash) + follow
+        lash, meet = upper + LASH * opening, lower + 0.06 * opening
+        follow = LID_FOLLOWS * down * (1 - blink) * np.clip(1.15 - u * u, 0, 1)
+        lid = lash + blink * (meet - lash) + follow
+        side = np.clip((1.35 - np.abs(u)) / 0.15, 0, 1)
 
         # Above the lid the skin stretches from the brow down; lashes move as one with the lid.
-        from_brow = (y - self.brow_y) / np.maximum(lid - self.brow_y, 1)
-        skin = (lid - lash) * smoothstep(from_brow / 0.9)
-        pouch = -0.10 * pose.blink * opening * np.exp(-np.maximum(y - lower, 0) / max(0.5 * self.opening, 1))
-        pouch = pouch + 0.25 * follow * np.exp(-np.maximum(y - lower, 0) / max(0.5 * self.opening, 1))
-        closed = y <= lid + 0.35
-        below = y >= meet
-        side = np.clip((1.35 - np.abs(u)) / 0.15, 0, 1)
-        vertical = np.where(closed, skin, np.where(below, pouch, 0)) * side
-        horizontal = np.zeros_like(vertical)
-        if across or down:
-            inside = ~(closed | below)
-            weight = inside * self._ball_weight(u, y, lid, meet)
-            vertical = vertical + down * weight
-            horizontal = across * weight
-        return -(horizontal[..., None] * self.right + vertical[..., None] * self.down).astype(np.float32)
+        from_brow = np.clip((y - brow) / np.maximum(lid - brow, 1), 0, 1)
+        above = (lid - lash) * smoothstep(from_brow / 0.9)
+        pouch = (0.25 * follow - 0.10 * blink * opening) * np.exp(
+            (lower - np.maximum(y, lower)) / (0.5 * self.opening)
+        )
+        middle = (lid + meet) / 2
+        skin = np.where(y <= middle, above, pouch) * side
+        ball = np.clip(np.minimum(y - lid, meet - y) + 0.5, 0, 1) * (np.abs(u) < 1.1)
+        weight = self._ball_weight(u, y, lid, meet)
+        return EyeWarp(
+            -skin * self.down[0],
+            -skin * self.down[1],
+            -weight * (across * self.right[0] + down * self.down[0]),
+            -weight * (across * self.right[1] + down * self.down[1]),
+            ball,
+            self._light(blink, y - lid, from_brow, np.clip((1.1 - np.abs(u)) / 0.3, 0, 1), light),
+        )
+
+    def _light(self, blink: float, below_lid: Array, from_brow: Array, side: Array, light: Array) -> Array:
+        """(h, w): a shut lid comes out of the brow's shade, and its lashes darken its edge."""
+        lashes = np.exp(-((below_lid / max(0.07 * self.opening, 0.8)) ** 2))
+        lid = blink * smoothstep(from_brow / 0.7) * np.clip(1 - below_lid, 0, 1)
+        return (1 + (light - 1) * lid * side) * (1 - LASH_SHADE * blink**2 * lashes * side)
 
     def _ball_weight(self, u: Array, y: Array, lid: Array, meet: Array) -> Array:
-        """1 on the iris, falling to 0 at the corners and, steeply, at the lids."""
-        x = u * self.half_width - self.iris[0]
-        room = np.where(x < 0, self.half_width + self.iris[0], self.half_width - self.iris[0])
+        """How far a place goes along with the iris: 1 on it, 0 at the corners and, steeply, at the lids."""
+        x = u * self.half_width - np.float32(self.iris_x if self.iris_radius else 0)
+        room = (
+            np.where(x < 0, self.half_width + self.iris_x, self.half_width - self.iris_x)
+            if self.iris_radius
+            else 1
+        )
         beyond = (np.abs(x) - self.iris_radius) / np.maximum(room - self.iris_radius, 1)
         edge = max(1.5, 0.06 * self.opening)
         return (1 - smoothstep(beyond)) * np.clip((y - lid) / edge, 0, 1) * np.clip((meet - y) / edge, 0, 1)
 
 
-def eyes_of(face: Face, width: int, height: int) -> list[Eye]:
+def eyes_of(image: Array, face: Face) -> list[Eye]:
     """The eyes that may move: none where they are hidden or unknown."""
     if not face.has_eyes:
         return []
-    return [eye for eye in (Eye(face, side, width, height) for side in (0, 1)) if eye.usable]
+    return [eye for eye in (Eye(image, face, side) for side in (0, 1)) if eye.usable]

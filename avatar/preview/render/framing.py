@@ -18,7 +18,8 @@ MAX_ENLARGEMENT = 2.0  # a small portrait gains no detail beyond this
 def frame_size(width: int, height: int, limit: Size) -> tuple[int, int]:
     """Width and height of the video for a portrait of width x height: its aspect, even numbers.
 
-    The area is at most that of `limit` and of 1280 x 720, the longer side at most 1280, the enlargement at most 2.
+    The area is at most that of `limit` and of 1280 x 720, the longer side at most 1280; a small portrait is
+    enlarged to at most twice its size.
     """
     area = min(limit.width * limit.height, LARGEST_AREA)
     scale = min(math.sqrt(area / (width * height)), LONGEST_PX / max(width, height), MAX_ENLARGEMENT)

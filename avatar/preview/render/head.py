@@ -12,7 +12,7 @@ from avatar.preview.render.lips import MouthFrame
 from avatar.preview.render.shaping import Array, Box, bounding_box, smoothstep
 
 LATTICE_PX = 4  # the field is smooth: computed at every fourth pixel, interpolated between
-BROW_RAISE = 0.028  # at brow = 1, in face heights
+BROW_RAISE = 0.022  # at brow = 1, in face heights
 BREATH_RISE = 0.012  # of the shoulders, in face heights
 BACK_OF_HEAD = -0.15  # depth of what has no landmarks (hair, ears), in face heights
 
@@ -57,8 +57,11 @@ class HeadField:
         self.from_centre = [(weight * dx).astype(np.float32), (weight * dy).astype(np.float32)]
         self.support = self._full(self.weight + self.shoulders + self.brow)
 
-    def places(self, pose: Pose) -> Array:
-        """float32 (h, w, 2): for each pixel of the box, where it lies on the unmoved head, image px."""
+    def places(self, pose: Pose, scale: float) -> Array:
+        """float32 (h, w, 2): for each pixel of the box, where it lies on the unmoved head.
+
+        x, y from the centre of the box's first pixel, in pixels of an image `scale` times larger.
+        """
         size = self.face_height
         right, down = self.from_pivot
         x = self.x - (
@@ -75,7 +78,8 @@ class HeadField:
             - np.float32(pose.brow * BROW_RAISE * size) * self.brow
             - np.float32(pose.breath * BREATH_RISE * size) * self.shoulders
         )
-        return self._full(cv2.merge([x, y]))
+        origin_x, origin_y = np.float32(self.box[0]), np.float32(self.box[1])
+        return self._full(cv2.merge([(x - origin_x) * np.float32(scale), (y - origin_y) * np.float32(scale)]))
 
     def _lay_lattice(self) -> None:
         """Nodes at the centres of LATTICE_PX squares, one more all around, so that interpolation is exact."""
@@ -98,7 +102,7 @@ class HeadField:
         return np.minimum.reduce(sides) - LATTICE_PX
 
     def _depth(self, face: Face, size: float, radius: Array) -> Array:
-        """Depth before the face's outline, px towards the camera: landmarks spread smoothly, hair behind them."""
+        """Depth before the face's outline, px towards the camera: landmarks, spread smoothly, and hair."""
         points, z = face.landmarks[:, :2], face.landmarks[:, 2]
         nearer = float(np.mean(z[list(topo.FACE_OVAL)])) - z
         spread = 2 * (0.09 * size) ** 2
@@ -112,10 +116,13 @@ class HeadField:
         return total / weights * known + behind * (1 - known)
 
     def _brow_weight(self, points: Array, size: float) -> Array:
-        width = float(np.linalg.norm(points[454] - points[234]))
+        """1 on the brows; above them it fades into the forehead, below it ends at the lids."""
+        width = float(np.linalg.norm(points[topo.FACE_OVAL[8]] - points[topo.FACE_OVAL[28]]))
         weight = np.zeros_like(self.x)
-        for brow in (topo.LEFT_BROW, topo.RIGHT_BROW):
+        for brow, lid in ((topo.LEFT_BROW, topo.LEFT_EYE_UPPER), (topo.RIGHT_BROW, topo.RIGHT_EYE_UPPER)):
             x, y = points[list(brow)].mean(axis=0)
-            weight += np.exp(-(((self.x - x) / (0.16 * width)) ** 2) - ((self.y - y) / (0.07 * size)) ** 2)
+            to_lid = max(float(points[list(lid), 1].mean()) - y, 0.03 * size)
+            down = np.where(self.y < y, ((self.y - y) / (0.09 * size)) ** 2, 2 * ((self.y - y) / to_lid) ** 2)
+            weight += np.exp(-(((self.x - x) / (0.16 * width)) ** 2) - down)
         weight[weight < 1e-3] = 0
         return np.clip(weight, 0, 1).astype(np.float32)

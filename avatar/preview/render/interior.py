@@ -1,6 +1,6 @@
-"""What shows between the lips: the cavity, the tongue, two rows of teeth, and the shadow the lips cast on them.
+"""What shows between the lips: the cavity, the tongue, two rows of teeth, and the lips' shadow on them.
 
-A portrait whose teeth show lends them: they stay fixed to the head. Otherwise teeth are painted in the face's light.
+A portrait whose teeth show lends them: they stay fixed to the head. Otherwise teeth are painted in its light.
 """
 
 from __future__ import annotations
@@ -21,11 +21,16 @@ REACH = 1.3  # of the textures to each side, in half mouth widths
 TALL = 0.95  # height of the textures, in mouth widths
 COVER = 0.045  # how much of the upper crowns the resting lip hides, in mouth widths
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+SKIN = np.array([1.0, 0.78, 0.66], np.float32)  # in white light, relative to its red
+ENAMEL = np.array([1.0, 0.96, 0.88], np.float32)
 
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of the mouth in the portrait's light; float32 (3,) RGB, 0..255. bright: luma of the lit skin."""
+    """Colours of the mouth in the portrait's light; float32 RGB, 0..255.
+
+    tooth: (193, 3) along lips.U, as the light falls there; cavity, tongue: (3,); bright: the lit skin's luma.
+    """
 
     tooth: Array
     cavity: Array
@@ -33,26 +38,24 @@ class Palette:
     bright: float
 
     @classmethod
-    def of(cls, image: Array, face: Face) -> Palette:
+    def of(cls, image: Array, face: Face, lips: Lips) -> Palette:
         """From the skin's and the lips' colour in image, uint8 (H, W, 3) RGB."""
-        points = face.landmarks[:, :2]
-        skin_mask = np.zeros(image.shape[:2], np.uint8)
-        cv2.fillConvexPoly(skin_mask, points[list(topo.FACE_OVAL)].astype(np.int32), 1)
-        lip_mask = np.zeros(image.shape[:2], np.uint8)
-        ring = np.concatenate([points[list(topo.LOWER_LIP_OUTER)], points[list(topo.LOWER_LIP_INNER)][::-1]])
-        cv2.fillPoly(lip_mask, [ring.astype(np.int32)], 1)
-        pixels = image[skin_mask > 0].astype(np.float32)
-        skin = np.median(pixels, axis=0)
-        lip = np.median(image[lip_mask > 0], axis=0) if lip_mask.sum() > 8 else skin * 0.8
+        skin, lip_mask = _skin_and_lips(image, face)
+        pixels = image[skin > 0].astype(np.float32)
+        lip = (
+            np.median(image[lip_mask > 0], axis=0) if lip_mask.sum() > 8 else np.median(pixels, axis=0) * 0.8
+        )
         lip = lip.astype(np.float32)
         bright = float(np.percentile(pixels @ LUMA, 88))
 
-        light = skin / max(float(skin.max()), 1) / np.array([1.0, 0.78, 0.66], np.float32)
-        light = np.clip(light / max(float(light[0]), 1e-3), 0.45, 1.15)
-        tooth = np.array([1.0, 0.96, 0.88], np.float32) * lerp(1, light, 0.9)
-        tooth = np.clip(bright * 0.93 * tooth / (tooth @ LUMA), 0, 240)
+        near = _skin_along_mouth(image, skin, lips)
+        cast = near / SKIN / np.maximum((near / SKIN).max(axis=1, keepdims=True), 1e-3)
+        tooth = ENAMEL * lerp(1, np.clip(cast, 0.45, 1), 0.9)
+        luma = near @ LUMA
+        side = np.clip(luma / max(float(luma.mean()), 1), 0.55, 1.15)
+        tooth = tooth * (0.93 * bright * side / (tooth @ LUMA))[:, None]
         dimmest = max(1.75 * float(lip @ LUMA), 0.35 * bright)  # teeth outshine the lips, but not by far
-        tooth = tooth * min(1.0, dimmest / max(float(tooth @ LUMA), 1))
+        tooth = np.clip(tooth * min(1.0, dimmest / max(float((tooth @ LUMA).mean()), 1)), 0, 240)
         ambient = np.clip(bright / 190, 0.25, 1.15)
         flesh = np.array([165, 70, 75], np.float32) * ambient
         return cls(
@@ -63,13 +66,38 @@ class Palette:
         )
 
 
+def _skin_and_lips(image: Array, face: Face) -> tuple[Array, Array]:
+    """Masks uint8 (H, W): the face without its mouth, and the lower lip."""
+    points = face.landmarks[:, :2]
+    skin, lip = np.zeros((2, *image.shape[:2]), np.uint8)
+    cv2.fillConvexPoly(skin, points[list(topo.FACE_OVAL)].astype(np.int32), 1)
+    upper, lower = list(topo.UPPER_LIP_OUTER), list(topo.LOWER_LIP_OUTER)
+    cv2.fillPoly(skin, [np.concatenate([points[upper], points[lower][::-1]]).astype(np.int32)], 0)
+    ring = np.concatenate([points[lower], points[list(topo.LOWER_LIP_INNER)][::-1]])
+    cv2.fillPoly(lip, [ring.astype(np.int32)], 1)
+    return skin, lip
+
+
+def _skin_along_mouth(image: Array, skin: Array, lips: Lips) -> Array:
+    """(193, 3): the skin's smoothed colour along the mouth, over lips.U."""
+    u = np.clip(U.axis, -1, 1)
+    x, y = lips.frame.image(lips.frame.from_u(u), np.interp(u, U.axis, lips.seam).astype(np.float32))
+    reach = max(2.0, 0.25 * lips.frame.width)
+    weighted = cv2.GaussianBlur(image.astype(np.float32) * skin[..., None], (0, 0), reach)
+    weight = cv2.GaussianBlur(skin.astype(np.float32), (0, 0), reach)
+    at = x.astype(np.float32)[None], y.astype(np.float32)[None]
+    colour = cv2.remap(weighted, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
+    share = cv2.remap(weight, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
+    return colour / np.maximum(share, 1e-3)[:, None]
+
+
 class Interior:
     """Paints the open mouth of one portrait."""
 
     def __init__(self, image: Array, face: Face, lips: Lips) -> None:
         self.lips = lips
         width_px = lips.frame.width
-        self.palette = Palette.of(image, face)
+        self.palette = Palette.of(image, face, lips)
         self.scale = max(1.0, 96 / width_px)  # texture pixels per image pixel
         columns = round(REACH * width_px * self.scale) | 1
         rows = round(TALL * width_px * self.scale) | 1
@@ -77,14 +105,15 @@ class Interior:
         x = np.linspace(-REACH, REACH, columns, dtype=np.float32)[None]
         y = np.linspace(0, TALL, rows, dtype=np.float32)[:, None]
         sharp = 1.2 / (width_px * self.scale)
-        self.upper_teeth = _upper_teeth(x, y, sharp, self.palette.tooth)
-        self.lower_teeth = _lower_teeth(x, y, sharp, self.palette.tooth)
+        light = np.stack([np.interp(x[0], U.axis, channel) for channel in self.palette.tooth.T], axis=-1)
+        self.upper_teeth = _upper_teeth(x, y, sharp, light)
+        self.lower_teeth = _lower_teeth(x, y, sharp, light)
         self.tongue = _tongue(x, y, self.palette.tongue)
         self.cavity = self.palette.cavity
         self.own = self._own_interior(image, x, y)
 
     def _own_interior(self, image: Array, x: Array, y: Array) -> Array | None:
-        """The portrait's own teeth (rows, columns, 4) as they hang from its upper lip, or None if it shows none."""
+        """The portrait's own teeth (rows, columns, 4), hanging from its upper lip; None if it shows none."""
         lips, width_px = self.lips, self.lips.frame.width
         if lips.gap_px <= max(0.13 * width_px, 4.0):
             return None
@@ -171,6 +200,8 @@ class Interior:
         )
         if self.own is not None:  # real teeth carry their own shadow
             shade = lerp(shade, 1, 0.55)
+        # Rounded lips stand before the teeth and shade them.
+        colour = lerp(colour, 1.5 * self.cavity, 0.35 * min(articulation.round, 1.0))
         return colour * shade[..., None]
 
 
@@ -218,4 +249,5 @@ def _tongue(x: Array, y: Array, colour: Array) -> Array:
 
 
 def _texture(colour: Array, shade: Array, alpha: Array) -> Array:
+    """RGBA (rows, columns, 4) of colour, (3,) or (columns, 3)."""
     return np.dstack([colour * shade[..., None], alpha]).astype(np.float32)

@@ -1,12 +1,13 @@
 """The portrait's lips as curves: measured once, then moved to where an articulation wants them.
 
-Everything is in the mouth's own frame: origin between the lips, x along the mouth, y towards the chin, pixels.
-u is x in half mouth widths, separately for each side, so that the corners are at -1 and 1 on turned heads too.
+Everything is in the mouth's own frame: origin between the lips, x along the mouth, y towards the chin, in
+pixels. u is x in half mouth widths, for each side its own, so that a turned head has its corners at -1 and 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,10 @@ LOWER_LIP_SHARE = 0.80  # of the gap; the upper lip rises by the rest
 
 @dataclass(frozen=True)
 class MouthFrame:
-    """Where the mouth is and how it lies. origin, right, down: (2,) px; half_left, half_right: half widths, px."""
+    """Where the mouth is and how it lies.
+
+    origin: (2,) px; right, down: (2,) unit vectors; half_left, half_right: half widths, px.
+    """
 
     origin: Array
     right: Array
@@ -32,7 +36,7 @@ class MouthFrame:
 
     @classmethod
     def of(cls, points: Array) -> MouthFrame:
-        """From landmarks (468, 2) px: turned half by the mouth, half by the eyes, so that wry smiles stay wry."""
+        """From landmarks (468, 2) px: turned half by the mouth, half by the eyes; a wry smile stays wry."""
         mouth = points[topo.MOUTH_RIGHT] - points[topo.MOUTH_LEFT]
         eyes = points[topo.RIGHT_EYE_CORNERS[1]] - points[topo.LEFT_EYE_CORNERS[0]]
         angle = (np.arctan2(mouth[1], mouth[0]) + np.arctan2(eyes[1], eyes[0])) / 2
@@ -53,8 +57,8 @@ class MouthFrame:
         offset = points - self.origin
         return np.stack([offset @ self.right, offset @ self.down], -1).astype(np.float32)
 
-    def image(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """Mouth frame x, y → image x, y, px."""
+    def image(self, x: Any, y: Any) -> tuple[Array, Array]:
+        """Mouth frame x, y (arrays or numbers) → image x, y, px."""
         return (
             self.origin[0] + x * self.right[0] + y * self.down[0],
             self.origin[1] + x * self.right[1] + y * self.down[1],
@@ -77,8 +81,9 @@ class Lips:
         self.face_height = float(np.linalg.norm(points[topo.CHIN] - points[topo.FOREHEAD]))
         self._measure_curves(local)
         self.gap_px = float((self.lower_inner - self.upper_inner).max())
-        eye_span = np.linalg.norm(points[topo.LEFT_EYE_CORNERS[0]] - points[topo.RIGHT_EYE_CORNERS[1]])
-        self.smile = float(np.clip((self.frame.width / max(eye_span, 1) - 0.60) / 0.18, 0, 1))
+        eyes = points[[topo.LEFT_EYE_CORNERS[0], topo.RIGHT_EYE_CORNERS[1]]]
+        eye_span = max(float(np.linalg.norm(eyes[1] - eyes[0])), 1.0)
+        self.smile = float(np.clip((self.frame.width / eye_span - 0.60) / 0.18, 0, 1))
         self.gape = float(np.clip((self.gap_px / self.face_height - 0.10) / 0.10, 0, 1))
         self.seam = self._closed_line()
         self.jaw_drop_px = 0.92 * float((self.lower_inner - self.seam).max())
@@ -97,7 +102,7 @@ class Lips:
         upper, lower = curve(topo.UPPER_LIP_INNER), curve(topo.LOWER_LIP_INNER)
         middle = (upper + lower) / 2
         upper, lower = np.minimum(upper, middle), np.maximum(lower, middle)
-        corners = self.frame.u(local[list((topo.UPPER_LIP_INNER[0], topo.UPPER_LIP_INNER[-1])), 0])
+        corners = self.frame.u(local[[topo.UPPER_LIP_INNER[0], topo.UPPER_LIP_INNER[-1]], 0])
         self.inner_left, self.inner_right = min(float(corners[0]), -0.2), max(float(corners[1]), 0.2)
         open_part = smoothstep(np.minimum(U.axis - corners[0], corners[1] - U.axis) / 0.10)
         upper, lower = middle + (upper - middle) * open_part, middle + (lower - middle) * open_part
@@ -138,11 +143,11 @@ class LipTargets:
 
 
 def lip_targets(lips: Lips, a: Articulation) -> LipTargets:
-    """The lips of `lips` moved to articulation `a`. Targets are absolute: an open or smiling mouth does close."""
+    """The lips moved to articulation `a`. Targets are absolute: an open or smiling mouth does close."""
     opening, widening = float(np.clip(a.open, 0, 1.2)), max(a.wide, 0.0)
     source_u = _source_u(lips, a)
     height = lips.face_height
-    gap = opening * WIDEST_GAP * height + (1 - min(opening, 1)) * 0.16 * lips.gap_px * lips.gape
+    gap = opening * WIDEST_GAP * height
     profile = _gap_profile(lips, source_u, a.round)
 
     def at_source(curve: Array) -> Array:
@@ -168,15 +173,18 @@ def lip_targets(lips: Lips, a: Articulation) -> LipTargets:
     sag = np.where(distance < 1, distance**2, np.exp(-(((distance - 1) / 0.45) ** 2)))
     sag = 0.16 * LOWER_LIP_SHARE * gap * sag  # corners follow the jaw a little
     return LipTargets(
-        source_u,
-        *(_f32(curve + sag) for curve in (to_upper, to_upper_outer, to_lower, to_lower_outer)),
-        upper_inner,
-        upper_outer,
-        lower_inner,
-        lower_outer,
-        _f32(chin),
-        float(jaw),
-        float(gap + raise_px + lower_px),
+        source_u=source_u,
+        upper_inner=_f32(to_upper + sag),
+        upper_outer=_f32(to_upper_outer + sag),
+        lower_inner=_f32(to_lower + sag),
+        lower_outer=_f32(to_lower_outer + sag),
+        source_upper_inner=upper_inner,
+        source_upper_outer=upper_outer,
+        source_lower_inner=lower_inner,
+        source_lower_outer=lower_outer,
+        chin=_f32(chin),
+        jaw_px=float(jaw),
+        gap_px=float(gap + raise_px + lower_px),
     )
 
 

@@ -24,7 +24,8 @@ class Layers:
     """The pixels of a box as person over background.
 
     plate: uint8 (h, w, 3), the background, filled in a little way behind the person;
-    person: uint8 (h, w, 4), the person's colour times opacity, and the opacity; person over plate is the portrait.
+    person: uint8 (h, w, 4), the person's colour times opacity, and the opacity; laid over the plate it gives
+    the portrait back.
     separate: False where person and background cannot be told apart: then everything is "person".
     """
 
@@ -106,12 +107,13 @@ def _filled_behind(pixels: Array, matte: Array, size: float) -> Array:
     """The background with the person painted over from around, coarse to fine."""
     seen = (matte < 0.02).astype(np.uint8)
     seen = cv2.erode(seen, np.ones((3, 3), np.uint8), iterations=max(1, round(0.008 * size)))
-    levels = []
-    colour, weight = pixels.astype(np.float32) * seen[..., None], seen.astype(np.float32)
+    levels: list[tuple[Array, Array]] = []
+    colour: Array = pixels.astype(np.float32) * seen[..., None]
+    weight: Array = seen.astype(np.float32)
     while min(weight.shape) > 4:
         levels.append((colour, weight))
         colour, weight = cv2.pyrDown(colour), cv2.pyrDown(weight)
-    fill = colour / np.maximum(weight, 1e-3)[..., None]
+    fill: Array = colour / np.maximum(weight, 1e-3)[..., None]
     for colour, weight in reversed(levels):
         fill = cv2.pyrUp(fill, dstsize=weight.shape[::-1])
         share = np.clip(weight * 1.5, 0, 1)[..., None]

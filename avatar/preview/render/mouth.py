@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -19,7 +20,7 @@ class MouthWarp:
     """One frame's warp over the mouth's box; every field float32 (h, w).
 
     shift_x, shift_y: to add to the source coordinates, image px;
-    below_upper, above_lower: how far inside the opening from the upper and the lower lip, px, negative on the lips;
+    below_upper, above_lower: how far inside the opening from the upper and lower lip, px, negative on the lips;
     u: position along the mouth in half widths.
     """
 
@@ -43,12 +44,17 @@ class MouthWarper:
         ]
         self.box: Box = bounding_box(np.array(corners), width, height)
 
-    def warp(self, targets: LipTargets, places: Array) -> MouthWarp:
-        """The warp at `places`: float32 (h, w, 2), where each pixel lies on the unmoved head, image px."""
+    def warp(
+        self, targets: LipTargets, places: Array, to_image: Callable[[Array], tuple[Array, Array]]
+    ) -> MouthWarp:
+        """The warp where each pixel of the box lies on the unmoved head.
+
+        places: float32 (h, w, 2), in units that to_image turns into x, y in image px.
+        """
         height, width = places.shape[:2]
         rows = np.minimum(np.arange(0, height + LATTICE_PX, LATTICE_PX), height - 1)
         columns = np.minimum(np.arange(0, width + LATTICE_PX, LATTICE_PX), width - 1)
-        coarse = self._coarse(targets, places[np.ix_(rows, columns)])
+        coarse = self._coarse(targets, *to_image(places[np.ix_(rows, columns)]))
         scale = np.array([[1 / LATTICE_PX, 0, 0], [0, 1 / LATTICE_PX, 0]], np.float32)
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         fields = [
@@ -67,12 +73,12 @@ class MouthWarper:
             u,
         )
 
-    def _coarse(self, t: LipTargets, places: Array) -> Array:
+    def _coarse(self, t: LipTargets, x: Array, y: Array) -> Array:
         """(h, w, 6): shift across; shift down on the upper and on the lower layer; the two distances; u."""
         lips, frame = self.lips, self.lips.frame
-        local = frame.local(places)
-        y = local[..., 1]
-        u = frame.u(local[..., 0])
+        dx, dy = x - frame.origin[0], y - frame.origin[1]
+        u = frame.u(dx * frame.right[0] + dy * frame.right[1])
+        y = dx * frame.down[0] + dy * frame.down[1]
         curves = np.stack(
             [
                 t.source_u - U.axis,

@@ -1,4 +1,4 @@
-"""Frames of a talking portrait: one remap each, composed of head, mouth and eyes, laid over a still background."""
+"""Frames of a talking portrait: head, mouth and eyes composed in one remap, over a still background."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Renderer:
         self.lips = Lips(face)
         self.mouth = MouthWarper(self.lips, width, height)
         self.interior = Interior(self.image, face, self.lips)
-        self.eyes = eyes_of(face, width, height)
+        self.eyes = eyes_of(self.image, face)
         margin = round(4 + MOTION_MARGIN * self.head.face_height)
         self.mouth_box = grown(self.mouth.box, margin, self.box)
         self.eye_boxes = [grown(eye.box, margin, self.box) for eye in self.eyes]
@@ -55,33 +55,52 @@ class Renderer:
             movable &= cv2.dilate(person, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (margin, margin))) > 0
         self.head_mask = np.zeros(self.image.shape[:2], bool)
         self.head_mask[self.box[1] : self.box[3], self.box[0] : self.box[2]] = movable
-        self.still = np.ascontiguousarray(~movable)
+        self.movable = movable.astype(np.uint8)
 
     def frame(self, articulation: Articulation, pose: Pose) -> Array:
         """The portrait with this mouth and pose; uint8 (H, W, 3) RGB, the same for the same arguments."""
-        x0, y0, x1, y1 = self.box
-        places = self.head.places(pose)
-        source = places - np.float32([x0, y0])
+        source = self.head.places(pose, SUPERSAMPLING)
+        eyes = []
         for eye, box in zip(self.eyes, self.eye_boxes, strict=True):
             part = inside(box, self.box)
-            shift = eye.shift(pose, places[part])
-            if shift is not None:
-                source[part] += shift
+            if (eye_warp := eye.warp(pose, *self._places(source[part]))) is not None:
+                ball = source[part].copy()
+                self._move(ball, eye_warp.ball_x, eye_warp.ball_y)
+                self._move(source[part], eye_warp.skin_x, eye_warp.skin_y)
+                eyes.append((part, eye_warp, ball))
         targets = lip_targets(self.lips, articulation)
         part = inside(self.mouth_box, self.box)
-        warp = self.mouth.warp(targets, places[part])
-        source[part][..., 0] += warp.shift_x
-        source[part][..., 1] += warp.shift_y
-        source *= SUPERSAMPLING
-        drawn = cv2.remap(self.source, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        warp = self.mouth.warp(targets, source[part], self._places)
+        self._move(source[part], warp.shift_x, warp.shift_y)
+        drawn = self._draw(source)
         pixels = cv2.cvtColor(drawn, cv2.COLOR_RGBA2RGB)
         if self.layered:
             pixels = cv2.add(pixels, background_share(self.plate, drawn[..., 3]))
+        for eye_part, eye_warp, ball in eyes:
+            eye_warp.paint(pixels[eye_part], self._draw(ball)[..., :3])
         self.interior.paint(pixels[part], warp, targets, articulation)
         frame = self.image.copy()
-        original = frame[y0:y1, x0:x1]
-        np.copyto(original, pixels, where=~self.still[..., None])
+        x0, y0, x1, y1 = self.box
+        cv2.copyTo(pixels, self.movable, frame[y0:y1, x0:x1])
         return frame
+
+    def _draw(self, source: Array) -> Array:
+        """The person's layer, uint8 (h, w, 4), from places in the enlarged source."""
+        flags = cv2.INTER_LINEAR
+        return cv2.remap(self.source, source, None, flags, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]
+
+    def _places(self, source: Array) -> tuple[Array, Array]:
+        """x, y in image px of places in the enlarged source, (h, w, 2)."""
+        scale = np.float32(1 / SUPERSAMPLING)
+        return source[..., 0] * scale + np.float32(self.box[0]), source[..., 1] * scale + np.float32(
+            self.box[1]
+        )
+
+    @staticmethod
+    def _move(source: Array, shift_x: Array, shift_y: Array) -> None:
+        """Moves places in the enlarged source by shifts in image px."""
+        source[..., 0] += SUPERSAMPLING * shift_x
+        source[..., 1] += SUPERSAMPLING * shift_y
 
 
 def _enlarged(layer: Array) -> Array:
