@@ -17,7 +17,7 @@ class Request:
     work: this run's own folder; intake's files and segments live there. output: the finished .mp4.
     portrait_name, speech_name: the user's file names, for messages and the gallery.
     face_points: fractions of width and height by point name, when the user placed them.
-    speakers, pose: paths for several speakers' masks and a pose video (diffusion only).
+    head_only: move the head, leave the mouth shut (preview only).
     """
 
     portrait: Path
@@ -30,6 +30,7 @@ class Request:
     speech_name: str
     prompt: str = ""
     face_points: dict[str, tuple[float, float]] | None = None
+    head_only: bool = False
     segment_s: float = 2.0
     notices: tuple[str, ...] = field(default_factory=tuple)
 

@@ -251,7 +251,7 @@ def serve(link: Connection) -> None:
                 if isinstance(message, Run):
                     cancelled[message.run] = threading.Event()
                     requests.put(message)
-                else:
+                elif message.run in cancelled:  # else it has ended meanwhile
                     cancelled[message.run].set()
         except (EOFError, OSError):
             os._exit(0)  # the parent is gone, or has no more use for this process
@@ -288,4 +288,5 @@ def serve(link: Connection) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it cancels, and the file is closed
-    serve(Connection(int(sys.argv[1])))
+    # This module's own classes are those of __main__ here: the messages are those of avatar.worker.
+    importlib.import_module("avatar.worker").serve(Connection(int(sys.argv[1])))

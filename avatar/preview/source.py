@@ -1,0 +1,104 @@
+"""The preview engine: a portrait's face found once, then one warped frame for every 40 ms of speech, on any CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+
+from avatar.engine import Frames
+from avatar.errors import BadInput, Cancelled
+from avatar.events import Notice, Phase, Progress
+from avatar.geometry import Size
+from avatar.media.speech import SpeechReader
+from avatar.preview.face import Face, find_face
+from avatar.preview.performance import perform
+from avatar.preview.placed import face_from_points
+from avatar.preview.points import FacePoints
+from avatar.preview.pose import Articulation
+from avatar.preview.render import Renderer, framed
+from avatar.preview.visemes import VisemeNetwork
+from avatar.request import Request
+
+BATCH_FRAMES = 5  # handed over together: a fifth of a second
+
+# Where a head is assumed when only the head is to move: a portrait's usual place, fractions of width and height.
+ASSUMED_FACE = FacePoints(
+    mouth_left=(0.43, 0.56),
+    mouth_right=(0.57, 0.56),
+    inner_lip_top=(0.5, 0.56),
+    inner_lip_bottom=(0.5, 0.56),
+    outer_lip_top=(0.5, 0.54),
+    outer_lip_bottom=(0.5, 0.59),
+    chin=(0.5, 0.69),
+)
+
+
+class PreviewSource:
+    """Frames of a talking portrait without a GPU; see engine.FrameSource."""
+
+    label = "preview"
+
+    def __init__(self) -> None:
+        """Load the models, so that the first request finds them ready."""
+        self._network = VisemeNetwork.load()
+        find_face(np.zeros((128, 128, 3), np.uint8))
+
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+        """Yield uint8 (T, H, W, 3) RGB. Raises: BadInput when there is no face, Cancelled."""
+        yield Progress(Phase.ENCODING)
+        image = cv2.cvtColor(cv2.imread(str(request.portrait), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        face, notice = face_of(request, image)
+        if notice is not None:
+            yield notice
+        renderer = Renderer(*framed(image, face, Size.parse(request.preset.generation.size)))
+        yield Progress(Phase.GENERATING)
+        batch: list[np.ndarray] = []
+        with SpeechReader(request.speech) as speech:
+            performance = perform(
+                speech.listen,
+                request.num_frames,
+                request.preset.generation.fps,
+                request.seed,
+                network=self._network,
+            )
+            for articulation, pose in performance:
+                if cancelled():
+                    raise Cancelled("The run was stopped.")
+                batch.append(renderer.frame(Articulation() if request.head_only else articulation, pose))
+                if len(batch) == BATCH_FRAMES:
+                    yield np.stack(batch)
+                    batch.clear()
+        if batch:
+            yield np.stack(batch)
+
+    def close(self) -> None:
+        """Nothing is held outside Python's memory."""
+
+
+def face_of(request: Request, image: np.ndarray) -> tuple[Face, Notice | None]:
+    """The face to move, and what the user should know of it.
+
+    image: uint8 (H, W, 3) RGB, the request's portrait. Raises: BadInput when no face is found and none was placed.
+    """
+    height, width = image.shape[:2]
+    if request.face_points is not None:
+        return face_from_points(FacePoints.parse(request.face_points), width, height), None
+    found = find_face(image)
+    if request.head_only:
+        face = found.face or face_from_points(ASSUMED_FACE, width, height)
+        return face, Notice("head_only", "Only the head moves: the mouth does not speak.", "warning")
+    if found.face is None:
+        raise BadInput(
+            f"No face was found in {request.portrait_name}.",
+            "Place the mouth's points on it, let only the head move, or take another portrait.",
+        )
+    if found.verdict == "weak":
+        name = request.portrait_name
+        return found.face, Notice(
+            "weak_face",
+            f"The face in {name} was found with doubt; place its points by hand if the mouth moves wrongly.",
+            "warning",
+        )
+    return found.face, None
