@@ -6,9 +6,12 @@ As the engines learn more, entries leave this file; nothing else has to change.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from avatar.errors import BadInput
-from avatar.preset import Preset
+
+if TYPE_CHECKING:
+    from avatar.preset import Preset
 
 _NO_CLIPS = "it works frame by frame, without clips"
 _NO_MODEL = "it has no transformer whose memory could be arranged"

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from avatar.abilities import refuse_settings
 from avatar.errors import BadInput
 from avatar.geometry import FPS, Size
 
@@ -203,7 +204,11 @@ def _build(name: str, data: dict[str, Any]) -> Preset:
             values[key] = _section(key, value)
         else:
             values[key] = _typed(value, hints[key], key)
-    return Preset(**values)
+    preset = Preset(**values)
+    refuse_settings(
+        preset.engine, (name for name, section in SETTINGS.items() if name in data.get(section, {}))
+    )
+    return preset
 
 
 def _section(key: str, value: Any) -> Any:

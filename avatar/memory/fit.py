@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from avatar.abilities import unsupported
+from avatar.checkpoint_places import DOWNLOAD_COMMAND
 from avatar.errors import AvatarError, BadInput, DoesNotFit, WeightsMissing
 from avatar.memory.inventory import Inventory
 from avatar.memory.ladder import rungs
 from avatar.memory.plan import GIB, gib
 from avatar.memory.planner import plan
 from avatar.preset import SETTINGS, Preset, capability, load_presets
-
-DOWNLOAD_COMMAND = "python -m avatar download"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from avatar.abilities import REFUSES
 from avatar.geometry import Size
 from avatar.preset import Preset, Rung
 
@@ -14,10 +15,13 @@ LOW_STEPS = 3
 
 
 def rungs(preset: Preset) -> Iterator[tuple[Rung, Preset]]:
-    """The preset's rungs in its own order, each on top of those before; one that it stands on is skipped."""
+    """The preset's rungs in its own order, each on top of those before.
+
+    A rung that it stands on already is skipped, and so is one that its engine does not have.
+    """
     for rung in preset.fallback.order:
         change = _change(rung, preset)
-        if change:
+        if change and not change.keys() & REFUSES[preset.engine].keys():
             preset = preset.with_settings(**change)
             yield rung, preset
 

@@ -103,8 +103,8 @@ def _gpu_items(preset: Preset, model: ModelConfig) -> tuple[Item, ...]:
     items = [
         Item("transformer_weights", round(weight_bytes(preset) * share_here), loaded),
         Item("kv_rings", round(ring_bytes(preset, model) * share_here), rolling),
-        Item("condition_kv", _kv_bytes(preset, model, geometry.condition_tokens), rolling),
-        Item("text_kv", 2 * model.text_len * model.dim * model.num_layers * _compute_bytes(preset), rolling),
+        Item("condition_kv", _plain_kv_bytes(preset, model, geometry.condition_tokens), rolling),
+        Item("text_kv", _plain_kv_bytes(preset, model, model.text_len), rolling),
         Item("activations", _activation_bytes(preset, geometry, model), (DENOISE,)),
         Item("vae_weights", _bytes(VAE_PARAMETERS, "bf16")),
         Item("decode_pasts", DECODE_PAST_BYTES_PER_PX * pixels, decoding),
@@ -148,6 +148,11 @@ def _activation_bytes(preset: Preset, geometry: Geometry, model: ModelConfig) ->
 def _kv_bytes(preset: Preset, model: ModelConfig, tokens: int) -> int:
     """K and V of so many tokens in every layer, in the rings' dtype."""
     return round(2 * tokens * model.dim * model.num_layers * CACHE_BYTES[preset.memory.ring_dtype])
+
+
+def _plain_kv_bytes(preset: Preset, model: ModelConfig, tokens: int) -> int:
+    """As _kv_bytes, in the dtype of the arithmetic."""
+    return 2 * tokens * model.dim * model.num_layers * _compute_bytes(preset)
 
 
 def _compute_bytes(preset: Preset) -> int:

@@ -1,0 +1,57 @@
+"""The command line: which commands there are, and how an error becomes an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from avatar.commands import doctor, generate, plan, presets
+from avatar.commands.output import show_error
+from avatar.errors import AvatarError, Cancelled
+
+COMMANDS = (generate, presets, plan, doctor)
+EXIT_CODES = """exit codes: 0 done, 1 failed, 2 a file or setting cannot be used, 3 weights missing,
+4 does not fit this machine, 5 the engine's process was lost, 130 stopped"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; each command's module adds its own part by add(subparsers)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m avatar",
+        description="Talking avatars that stream while they are generated.",
+        epilog=f"Flags may be written with underscores or dashes. {EXIT_CODES}",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--verbose", action="store_true", help="log what happens, to standard error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        module.add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. argv: without the program's name; None: this process's."""
+    args = build_parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+    level = logging.INFO if args.verbose else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        code: int = args.run(args)
+        return code
+    except AvatarError as error:
+        show_error(error, as_json=getattr(args, "json", False))
+        return error.exit_code
+    except KeyboardInterrupt:
+        show_error(Cancelled("Stopped."), as_json=getattr(args, "json", False))
+        return Cancelled.exit_code
+
+
+def with_underscores(argv: Sequence[str]) -> list[str]:
+    """Flags' names in their one form: --num-clip → --num_clip; values are left alone."""
+    return [_underscored(word) if word.startswith("--") and len(word) > 2 else word for word in argv]
+
+
+def _underscored(flag: str) -> str:
+    name, equals, value = flag.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value

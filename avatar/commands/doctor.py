@@ -1,0 +1,51 @@
+"""`doctor`: what this machine has, what each preset lacks, what to do."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.table import Table
+
+from avatar import doctor
+from avatar.commands.output import console, write_json
+from avatar.commands.settings import add_checkpoint
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "doctor", help="what runs here, what is missing", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--preset", metavar="NAME", help="judge this preset alone: exit code 0 if it runs here"
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    add_checkpoint(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings; the exit code is 0 when something can be made here, by --preset or by any preset."""
+    diagnosis = doctor.examine(args.ckpt_dir, args.preset)
+    if args.json:
+        write_json(diagnosis.as_dict())
+    else:
+        _print(diagnosis)
+    return diagnosis.exit_code
+
+
+def _print(diagnosis: doctor.Diagnosis) -> None:
+    out = console()
+    machine = Table("this machine", "")
+    for name, value in diagnosis.machine:
+        machine.add_row(name, value)
+    out.print(machine)
+    presets = Table("preset", "runs here", "what to do")
+    for preset, here in diagnosis.presets:
+        presets.add_row(
+            preset.name, "yes" if here.ok else "\n".join(f"- {line}" for line in here.missing), here.remedy
+        )
+    out.print(presets)
+    for fault in diagnosis.faults:
+        out.print(f"fault: {fault}", markup=False)
+    out.print(diagnosis.verdict, markup=False)

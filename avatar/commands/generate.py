@@ -1,0 +1,188 @@
+"""`generate`: one portrait and one speech to one video file."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
+
+from avatar.commands.output import console, write_json
+from avatar.commands.settings import add_checkpoint, add_preset, chosen_preset
+from avatar.engine import Engine, open_engine
+from avatar.errors import BadInput, Cancelled
+from avatar.events import Event, Finished, Notice, Progress, Segment
+from avatar.media.intake import open_request
+from avatar.media.limits import Limits
+from avatar.memory.fit import require
+from avatar.memory.inventory import probe
+from avatar.preset import Preset
+from avatar.preview.points import load_sidecar
+from avatar.request import Request
+
+OUTPUTS = Path("outputs")
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "generate", help="make a video from a portrait and speech", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--image", type=Path, required=True, metavar="FILE", help="the portrait")
+    parser.add_argument("--audio", type=Path, required=True, metavar="FILE", help="the speech")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.mp4", help="the video (outputs/IMAGE-AUDIO-TIME.mp4)"
+    )
+    parser.add_argument(
+        "--points", type=Path, metavar="FILE.json", help="face points of a drawn portrait (IMAGE.json)"
+    )
+    parser.add_argument("--max_duration", type=float, metavar="S", help="refuse longer speech; seconds")
+    parser.add_argument("--json", action="store_true", help="events as JSON lines on standard output")
+    add_checkpoint(parser)
+    add_preset(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything, open the engine, follow its events to the end."""
+    output = args.output or _output_name(args.image, args.audio)
+    inventory = probe(args.ckpt_dir, outputs=output.parent)
+    flags = tuple(name for name in ("points", "ckpt_dir") if getattr(args, name) is not None)
+    preset = chosen_preset(args, inventory, flags)
+    require(preset, inventory)
+    with tempfile.TemporaryDirectory(prefix="avatar-") as work:
+        request = open_request(
+            args.image,
+            args.audio,
+            preset,
+            output=output,
+            work=work,
+            prompt=preset.generation.prompt,
+            face_points=_face_points(args, preset),
+            limits=Limits() if args.max_duration is None else Limits(max_speech_s=args.max_duration),
+        )
+        engine = open_engine(preset, weights=args.ckpt_dir)
+        try:
+            return _follow(engine, request, args.json)
+        finally:
+            engine.close()
+
+
+def _follow(engine: Engine, request: Request, as_json: bool) -> int:
+    """Show the events of a run; Ctrl-C stops it and keeps what was made. Returns the exit code."""
+    finished: Finished | None = None
+    show = _show_json() if as_json else _show_bar(request)
+    with _stopped_by_signals(engine), show as told:
+        for event in engine.stream(request):
+            told(event)
+            if isinstance(event, Finished):
+                finished = event
+    if finished is None:
+        raise Cancelled("Stopped before the first frame was made.")
+    return Cancelled.exit_code if finished.stopped else 0
+
+
+@contextmanager
+def _stopped_by_signals(engine: Engine) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) ends the run in good order; a second one ends the program."""
+    before: dict[int, Any] = {}
+
+    def stop(number: int, _frame: Any) -> None:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        threading.Thread(
+            target=engine.cancel, daemon=True
+        ).start()  # not here: the main thread may hold its lock
+
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        before[signal_number] = signal.signal(signal_number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _show_json() -> Iterator[Any]:
+    yield lambda event: write_json({"event": type(event).__name__.lower(), **asdict(event)})
+
+
+@contextmanager
+def _show_bar(request: Request) -> Iterator[Any]:
+    """A progress bar on standard error, notices above it, the video's path on standard output at the end."""
+    err = console(sys.stderr)
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}"),
+        TimeElapsedColumn(),
+    )
+    with ProgressBar(*columns, console=err) as bar:
+        task = bar.add_task("starting", total=request.num_frames, pace="")
+
+        def told(event: Event) -> None:
+            match event:
+                case Progress():
+                    bar.update(
+                        task,
+                        description=str(event.phase),
+                        completed=event.frames_done,
+                        pace=_pace(event),
+                        refresh=True,
+                    )
+                case Notice():
+                    bar.console.print(f"{event.level}: {event.text}", markup=False)
+                case Finished():
+                    bar.update(task, completed=event.num_frames, pace="")
+                    kept = "stopped, kept" if event.stopped else "done:"
+                    bar.console.print(
+                        f"{kept} {event.num_frames} frames, {event.duration_s:.1f} s", markup=False
+                    )
+                    sys.stdout.write(f"{event.video}\n")
+                case Segment():
+                    pass  # the page plays segments; here the bar says enough
+
+        yield told
+
+
+def _pace(progress: Progress) -> str:
+    """ "segment 3/12, 101 fps, 9 s left" """
+    words = []
+    if progress.num_segments:
+        words.append(f"segment {progress.segments_done}/{progress.num_segments}")
+    if progress.fps is not None:
+        words.append(f"{progress.fps:.0f} fps")
+    if progress.eta_s is not None:
+        words.append(f"{progress.eta_s:.0f} s left")
+    return ", ".join(words)
+
+
+def _output_name(image: Path, audio: Path) -> Path:
+    return OUTPUTS / f"{image.stem}-{audio.stem}-{datetime.now():%Y%m%d-%H%M%S}.mp4"
+
+
+def _face_points(args: argparse.Namespace, preset: Preset) -> dict[str, tuple[float, float]] | None:
+    """The points of --points, or of the JSON file beside the portrait; only the preview takes points.
+
+    Raises: BadInput when the file is not what it should be.
+    """
+    if preset.engine != "preview":
+        return None
+    path: Path | None = args.points
+    if path is not None and (path.suffix != ".json" or not path.is_file()):
+        raise BadInput(
+            f"There is no points file {path.name}.", "Give the path of a .json file that is there."
+        )
+    points = load_sidecar(path or args.image)
+    return {name: (x, y) for name, (x, y) in points.to_dict().items()} if points else None

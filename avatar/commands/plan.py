@@ -1,0 +1,89 @@
+"""`plan`: what a preset will hold in memory, on this machine or on an imagined one, before anything loads."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.table import Table
+
+from avatar.commands.output import console, write_json
+from avatar.commands.settings import add_preset, chosen_preset
+from avatar.errors import BadInput, DoesNotFit
+from avatar.memory.fit import way_out
+from avatar.memory.inventory import Inventory, probe
+from avatar.memory.plan import DevicePlan, Plan, describe, gib
+from avatar.memory.planner import plan
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "plan", help="what a preset needs in memory", description=__doc__, allow_abbrev=False
+    )
+    machine = parser.add_argument_group(
+        "an imagined machine", "instead of this one; empty cards, weights in place"
+    )
+    machine.add_argument("--gpus", type=int, metavar="N", help="number of GPUs")
+    machine.add_argument("--vram", type=float, metavar="GIB", help="memory of each GPU")
+    machine.add_argument("--ram", type=float, metavar="GIB", help="host memory (64)")
+    machine.add_argument("--compute_capability", metavar="X.Y", help="of each GPU (8.9)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    add_preset(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan; the exit code says whether it fits."""
+    inventory = _inventory(args)
+    preset = chosen_preset(args, inventory)
+    planned = plan(preset, inventory)
+    remedy = "" if planned.fits else way_out(preset, inventory)
+    if args.json:
+        write_json({**planned.as_dict(), "imagined": inventory.imagined, "way_out": remedy})
+    else:
+        _print(planned, remedy)
+    return 0 if planned.fits else DoesNotFit.exit_code
+
+
+def _inventory(args: argparse.Namespace) -> Inventory:
+    """This machine, or the imagined one of the flags. Raises: BadInput when they make no machine."""
+    wishes = {
+        "compute_capability": args.compute_capability,
+        "host_ram_gib": args.ram,
+    }
+    wishes = {name: value for name, value in wishes.items() if value is not None}
+    if args.gpus is None and args.vram is None:
+        if wishes:
+            raise BadInput(
+                "--ram and --compute_capability describe an imagined machine.", "Give --gpus and --vram too."
+            )
+        return probe()
+    if args.gpus is None or args.vram is None or args.gpus < 0 or args.vram <= 0:
+        raise BadInput("An imagined machine needs --gpus and --vram.", "For example: --gpus 4 --vram 24.")
+    return Inventory.imagine(args.gpus, args.vram, **wishes)
+
+
+def _print(planned: Plan, remedy: str) -> None:
+    out = console()
+    title = f"{planned.preset}: {'estimated' if planned.is_estimate else 'planned'} memory"
+    table = Table("device", "item", "GiB", "while", title=title)
+    table.columns[2].justify = "right"
+    for device in planned.devices:
+        for item in sorted(device.items, key=lambda item: -item.num_bytes):
+            stages = "always" if len(item.stages) == 3 else ", ".join(item.stages)
+            table.add_row(device.label, describe(item.name), gib(item.num_bytes).split()[0], stages)
+        table.add_row(
+            device.label, f"[bold]peak, {device.peak_stage}[/]", f"[bold]{device.peak_bytes / 2**30:.1f}[/]"
+        )
+        table.add_section()
+    out.print(table)
+    for device in planned.devices:
+        out.print(_verdict(device), markup=False)
+    if not planned.fits:
+        out.print(f"It does not fit. {remedy}", markup=False)
+
+
+def _verdict(device: DevicePlan) -> str:
+    free = "unknown" if device.available_bytes is None else gib(device.available_bytes)
+    verdict = f"short of {gib(device.shortfall_bytes)}" if device.shortfall_bytes else "fits"
+    return f"{device.label}: {gib(device.peak_bytes)} at the peak, {free} free: {verdict}"

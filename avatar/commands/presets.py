@@ -1,0 +1,55 @@
+"""`presets`: which presets there are, and which of them run here."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.table import Table
+
+from avatar.commands.output import console, write_json
+from avatar.commands.settings import add_checkpoint
+from avatar.memory.fit import availability, resolve
+from avatar.memory.inventory import probe
+from avatar.preset import Preset, load_presets
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("presets", help="list the presets", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    add_checkpoint(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print every preset with what it needs, what it gives, and what is missing here."""
+    inventory = probe(args.ckpt_dir)
+    presets = load_presets()
+    found = [(preset, availability(preset, inventory)) for preset in presets]
+    if args.json:
+        write_json([{**preset.as_dict(), "availability": here.as_dict()} for preset, here in found])
+        return 0
+    table = Table("preset", "needs", "gives", "here")
+    for preset, here in found:
+        if preset.engine == "auto":
+            taken = resolve(preset, inventory, presets)
+            table.add_row(preset.name, "nothing", preset.summary, f"takes {taken.name}")
+        else:
+            table.add_row(preset.name, needs(preset), preset.summary, "yes" if here.ok else here.missing[0])
+    console().print(table)
+    return 0
+
+
+def needs(preset: Preset) -> str:
+    """A preset's requirements in words: "4 GPUs of 22 GiB, weights"."""
+    requires = preset.requires
+    words = []
+    if requires.num_gpus:
+        words.append(
+            f"{requires.num_gpus} GPU{'s' if requires.num_gpus > 1 else ''} of {requires.vram_gib:g} GiB"
+        )
+    if requires.host_ram_gib:
+        words.append(f"{requires.host_ram_gib:g} GiB RAM")
+    if requires.weights == "live-avatar":
+        words.append("weights")
+    return ", ".join(words) or "nothing"

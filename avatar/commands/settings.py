@@ -1,0 +1,98 @@
+"""Flags that change a preset's settings, shared by the commands that take a preset."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from avatar.abilities import refuse_settings
+from avatar.errors import BadInput
+from avatar.memory.fit import resolve
+from avatar.memory.inventory import Inventory
+from avatar.preset import Preset, load_preset
+
+
+def truth(text: str) -> bool:
+    """ "True" or "False", in any case."""
+    match text.lower():
+        case "true" | "1" | "yes":
+            return True
+        case "false" | "0" | "no":
+            return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+
+
+def add_preset(parser: argparse.ArgumentParser) -> None:
+    """--preset and every setting that may be laid over it."""
+    parser.add_argument("--preset", default="auto", metavar="NAME", help="a preset, or a .toml file (auto)")
+    group = parser.add_argument_group("settings", "laid over the preset's own")
+    group.add_argument("--size", metavar="W*H", help="area of the picture, the portrait's shape is kept")
+    group.add_argument("--infer_frames", type=int, metavar="N", help="frames of a clip, a multiple of 4")
+    group.add_argument(
+        "--num_clip", type=int, metavar="N", help="at most so many clips; 0: all of the speech"
+    )
+    group.add_argument("--sample_steps", type=int, metavar="N", help="denoising steps, 1 to 8")
+    group.add_argument("--shift", type=float, metavar="X", help="shift of the sampler's timesteps")
+    group.add_argument("--seed", type=int, metavar="N", help="same seed and settings, same video")
+    group.add_argument("--prompt", metavar="TEXT", help="what the picture shows and how the person speaks")
+    on_or_off: dict[str, Any] = {"type": truth, "metavar": "True|False"}
+    group.add_argument(
+        "--enable_online_decode", nargs="?", const=True, **on_or_off, help="decode every block as it comes"
+    )
+    group.add_argument(
+        "--offload_model", **on_or_off, help="keep layers in host memory until they are needed"
+    )
+    group.add_argument("--weight_dtype", metavar="TYPE", help="bf16, fp8 or fp32")
+    group.add_argument("--ring_dtype", metavar="TYPE", help="bf16, fp8 or fp32")
+    group.add_argument("--text_encoder", metavar="PLACE", help="gpu or cpu")
+    group.add_argument("--num_gpus_dit", type=int, metavar="N", help="GPUs for the transformer")
+    group.add_argument("--ulysses_size", type=int, metavar="N", help="GPUs that share each item by heads")
+
+
+FLAGS = (
+    "size",
+    "infer_frames",
+    "num_clip",
+    "sample_steps",
+    "shift",
+    "seed",
+    "prompt",
+    "enable_online_decode",
+    "offload_model",
+    "weight_dtype",
+    "ring_dtype",
+    "text_encoder",
+    "num_gpus_dit",
+    "ulysses_size",
+)
+
+
+def chosen_preset(args: argparse.Namespace, inventory: Inventory, also_given: tuple[str, ...] = ()) -> Preset:
+    """The preset of --preset with the flags' settings, `auto` resolved for this machine.
+
+    also_given: other flags that the user gave, which not every engine can honour.
+    Raises: BadInput for an unknown preset or a setting that its engine cannot honour, DoesNotFit.
+    """
+    given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
+    asked = load_preset(args.preset)
+    chosen = resolve(asked.with_settings(**given), inventory)
+    try:
+        refuse_settings(chosen.engine, (*given, *also_given))
+    except BadInput as error:
+        if asked.engine != "auto":
+            raise
+        raise BadInput(
+            f"{error.message} On this machine, auto takes the preset {chosen.name}.",
+            "Leave it out; or see `python -m avatar doctor` for what the other presets need.",
+        ) from error
+    return chosen.with_settings(**given)
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ckpt_dir",
+        type=Path,
+        metavar="DIR",
+        help="where the weights are ($AVATAR_WEIGHTS, ./ckpt, the hub's cache)",
+    )
