@@ -1,4 +1,4 @@
-"""Where checkpoints may lie, and whether their files are all there by name. Opens no tensor."""
+"""Where checkpoints may lie, and whether their files are all there by name. Opens no tensor, imports no torch."""
 
 from __future__ import annotations
 
@@ -7,27 +7,84 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-BASE_REPO = "Wan-AI/Wan2.2-S2V-14B"
 LORA_REPO = "Quark-Vision/Live-Avatar"
 LORA_FILE = "liveavatar.safetensors"
-TRANSFORMER_INDEX = "diffusion_pytorch_model.safetensors.index.json"
-BASE_FILES = (
-    "config.json",
-    TRANSFORMER_INDEX,
-    "models_t5_umt5-xxl-enc-bf16.pth",
-    "google/umt5-xxl/tokenizer.json",
-    "Wan2.1_VAE.pth",
-    "wav2vec2-large-xlsr-53-english/config.json",
-)
 ENVIRONMENT = "AVATAR_WEIGHTS"
 DEFAULT_FOLDER = "ckpt"
+DOWNLOAD_COMMAND = "python -m avatar download"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which the base model is published: paths within its repository.
+
+    transformer: the folder of config.json, shards and index. text_encoder, vae: a .pth file, or a folder.
+    indexes: those that name further files beside them. others: what must be there besides.
+    """
+
+    repo: str
+    transformer: str
+    text_encoder: str
+    tokenizer: str
+    vae: str
+    speech_encoder: str
+    indexes: tuple[str, ...]
+    others: tuple[str, ...]
+
+    @property
+    def config(self) -> str:
+        return f"{self.transformer}/config.json".removeprefix("./")
+
+    def marks(self, folder: Path) -> bool:
+        """Whether a folder is, or was meant to be, this layout's."""
+        return any((folder / name).is_file() for name in (*self.indexes, self.text_encoder))
+
+
+SHARD_STEM = "diffusion_pytorch_model"
+SHARD_INDEX = f"{SHARD_STEM}.safetensors.index.json"
+
+OFFICIAL = Layout(
+    repo="Wan-AI/Wan2.2-S2V-14B",
+    transformer=".",
+    text_encoder="models_t5_umt5-xxl-enc-bf16.pth",
+    tokenizer="google/umt5-xxl",
+    vae="Wan2.1_VAE.pth",
+    speech_encoder="wav2vec2-large-xlsr-53-english",
+    indexes=(SHARD_INDEX,),
+    others=(
+        "config.json",
+        "models_t5_umt5-xxl-enc-bf16.pth",
+        "google/umt5-xxl/tokenizer.json",
+        "Wan2.1_VAE.pth",
+        "wav2vec2-large-xlsr-53-english/config.json",
+        "wav2vec2-large-xlsr-53-english/preprocessor_config.json",
+    ),
+)
+DIFFUSERS = Layout(
+    repo="FastVideo/Wan2.2-S2V-14B-Diffusers",
+    transformer="transformer",
+    text_encoder="text_encoder",
+    tokenizer="tokenizer",
+    vae="vae",
+    speech_encoder="audio_encoder",
+    indexes=(f"transformer/{SHARD_INDEX}", "text_encoder/model.safetensors.index.json"),
+    others=(
+        "transformer/config.json",
+        "text_encoder/config.json",
+        "tokenizer/tokenizer.json",
+        "vae/config.json",
+        f"vae/{SHARD_STEM}.safetensors",
+        "audio_encoder/config.json",
+        "audio_encoder/preprocessor_config.json",
+    ),
+)
+LAYOUTS = (OFFICIAL, DIFFUSERS)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Folders that hold the base model and the LoRA, where they were found.
+    """What was found: folders that hold the base model and the LoRA; missing: names of files that should be there.
 
-    missing: names of files that should be there.
     places: every folder that was looked at, in order, for the error that lists them.
     """
 
@@ -36,6 +93,7 @@ class Checkpoint:
     missing: tuple[str, ...] = ()
     places: tuple[Path, ...] = ()
     complete: bool = False
+    layout: Layout = OFFICIAL
 
 
 def checkpoint_places(ckpt_dir: Path | None = None) -> list[Path]:
@@ -45,20 +103,21 @@ def checkpoint_places(ckpt_dir: Path | None = None) -> list[Path]:
 
 
 def find_checkpoint(ckpt_dir: Path | None = None) -> Checkpoint:
-    """The first place with the base model, the first with the LoRA, and which files are missing."""
-    places = checkpoint_places(ckpt_dir)
-    base = next((folder for place in places for folder in _homes(place, BASE_REPO) if _is_base(folder)), None)
-    lora = next(
-        (folder for place in places for folder in _homes(place, LORA_REPO) if (folder / LORA_FILE).is_file()),
-        None,
+    """The first place with the base model in any layout, and the first with the LoRA; tells which files are missing."""
+    places, hub = checkpoint_places(ckpt_dir), hub_cache()
+    bases = [
+        (folder, layout) for place in places for layout in LAYOUTS for folder in _homes(place, layout.repo)
+    ]
+    bases += [(snapshot, layout) for layout in LAYOUTS for snapshot in _snapshots(hub, layout.repo)]
+    loras = [folder for place in places for folder in _homes(place, LORA_REPO)] + _snapshots(hub, LORA_REPO)
+    base, layout = next(
+        ((folder, layout) for folder, layout in bases if layout.marks(folder)), (None, OFFICIAL)
     )
-    hub = hub_cache()
-    base = base or next(filter(_is_base, _snapshots(hub, BASE_REPO)), None)
-    lora = lora or next((s for s in _snapshots(hub, LORA_REPO) if (s / LORA_FILE).is_file()), None)
-    missing = [BASE_REPO] if base is None else _missing(base)
+    lora = next((folder for folder in loras if (folder / LORA_FILE).is_file()), None)
+    missing = [layout.repo] if base is None else _missing(base, layout)
     if lora is None:
         missing.append(f"{LORA_REPO}/{LORA_FILE}")
-    return Checkpoint(base, lora, tuple(missing), (*places, hub), complete=not missing)
+    return Checkpoint(base, lora, tuple(missing), (*places, hub), complete=not missing, layout=layout)
 
 
 def hub_cache() -> Path:
@@ -71,9 +130,10 @@ def hub_cache() -> Path:
 
 
 def _homes(place: Path, repo: str) -> list[Path]:
-    """A place may be the repository's folder itself, or hold it under its name, with or without the owner."""
+    """A place may be the repository's folder itself, or hold it, or lie beside it, with or without the owner's name."""
     owner, name = repo.split("/")
-    return [place, place / name, place / owner / name, place / name.replace("-", "")]
+    folders = [name, f"{owner}/{name}", name.replace("-", "")]
+    return [place, *(place / folder for folder in folders), *(place.parent / folder for folder in folders)]
 
 
 def _snapshots(hub: Path, repo: str) -> list[Path]:
@@ -86,17 +146,19 @@ def _snapshots(hub: Path, repo: str) -> list[Path]:
     return sorted(snapshots, key=lambda path: (path.name != main, path.name))
 
 
-def _is_base(folder: Path) -> bool:
-    return (folder / TRANSFORMER_INDEX).is_file() or (folder / "models_t5_umt5-xxl-enc-bf16.pth").is_file()
-
-
-def _missing(base: Path) -> list[str]:
-    """Names of the base model's files that are absent, the transformer's shards by its index."""
-    names = list(BASE_FILES)
-    index = base / TRANSFORMER_INDEX
-    if index.is_file():
+def _missing(base: Path, layout: Layout) -> list[str]:
+    """Names of the base model's files that are absent, shards by their index."""
+    names, broken = list(layout.others), []
+    for index in layout.indexes:
+        path = base / index
+        if not path.is_file():
+            names.append(index)
+            continue
         try:
-            names += sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError):
-            return [f"{TRANSFORMER_INDEX} (unreadable)"]
-    return [name for name in names if not (base / name).is_file()]
+            broken.append(f"{index} (unreadable)")
+            continue
+        folder = str(Path(index).parent)
+        names += [shard if folder == "." else f"{folder}/{shard}" for shard in shards]
+    return broken + [name for name in names if not (base / name).is_file()]

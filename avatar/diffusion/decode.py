@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from avatar.geometry import BLOCK_LATENT_FRAMES
+from avatar.geometry import BLOCK_LATENT_FRAMES, LEAD_IN_FRAMES
 from avatar.models.vae import VideoVAE
 from avatar.models.vae_stream import CausalDecoder, Pasts
 
 PRIMING_LATENT_FRAMES = 7  # motion latents decoded before block 0, their frames dropped
-LEAD_IN_FRAMES = 3  # frames of block 0 that still show the priming
 
 class StreamingDecoder:
     """Decodes blocks in order; knows nothing of rollouts, segments or files.

@@ -15,12 +15,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from avatar.checkpoint_places import DOWNLOAD_COMMAND
 from avatar.errors import WeightsMissing
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
-DOWNLOAD_COMMAND = "python -m avatar download"
+
 FETCH_AGAIN = f"Run `{DOWNLOAD_COMMAND}`, which fetches only what is missing or broken."
 WRONG_CHECKPOINT = f"Check --ckpt_dir, or run `{DOWNLOAD_COMMAND}`."
 

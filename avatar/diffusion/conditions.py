@@ -1,0 +1,130 @@
+"""All that a generation is conditioned on, encoded once: prompt, portrait, and speech as a source that is read block by block."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from avatar.diffusion.denoise import Conditions
+from avatar.geometry import MOTION_FRAMES, Size
+from avatar.models.checkpoint import CheckpointFiles
+from avatar.models.speech_encoder import Listen, SpeechEncoder, SpeechFeatures
+from avatar.models.text_encoder import PromptTokenizer, TextEncoder
+from avatar.models.vae import VideoVAE
+
+logger = logging.getLogger(__name__)
+
+REFERENCE = slice(1, 2)  # of the motion latents: the second latent frame of the portrait repeated
+NUM_REMEMBERED = 8  # prompts, and portraits
+
+
+@dataclass(frozen=True)
+class SpeechTrack:
+    """One speaker's speech: samples start:stop at 16 kHz by listen(start, stop), and how many there are."""
+
+    listen: Listen
+    num_samples: int
+
+
+class AudioFeatures:
+    """Every speaker's features for any run of frames; stands for a tensor S 25 C T that is never held whole."""
+
+    def __init__(self, speakers: Sequence[SpeechFeatures]) -> None:
+        self._speakers = list(speakers)
+
+    def __len__(self) -> int:
+        return len(self._speakers)
+
+    def frames(self, start: int, num_frames: int) -> Tensor:
+        """S 25 C num_frames; zeros past the end of each speech."""
+        return torch.stack([speaker.frames(start, num_frames) for speaker in self._speakers])
+
+
+class ConditionEncoder:
+    """Encodes requests; remembers the last prompts and portraits, which people use again.
+
+    The prompt encoder, by far the largest side model, is loaded for a new prompt and released at once.
+    """
+
+    def __init__(
+        self,
+        files: CheckpointFiles,
+        vae: VideoVAE,
+        speech: SpeechEncoder,
+        *,
+        text_device: torch.device | str,
+        text_dtype: torch.dtype,
+    ) -> None:
+        self._files = files
+        self._vae = vae
+        self._speech = speech
+        self._text_place = (text_device, text_dtype)
+        self._texts: _Memory = _Memory()
+        self._portraits: _Memory = _Memory()
+
+    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[SpeechTrack]) -> Conditions:
+        """Conditions of one run, the prompt checked first. size: the video's own, not an area.
+
+        Raises: BadInput for a prompt that is too long, WeightsMissing.
+        """
+        ids = PromptTokenizer(self._files.tokenizer)(prompt)
+        image = prepare_portrait(portrait, size)
+        text = self._texts.get(tuple(ids[0].tolist()), lambda: self._encode_text(ids))
+        motion = self._portraits.get(
+            (tuple(image.shape), hashlib.sha256(image.numpy().tobytes()).digest()), lambda: encode_portrait(self._vae, image)
+        )
+        audio = AudioFeatures([SpeechFeatures(self._speech, track.listen, track.num_samples) for track in speech])
+        return Conditions(text=text, reference=motion[:, REFERENCE], motion=motion, audio=audio)
+
+    def _encode_text(self, ids: Tensor) -> Tensor:
+        encoder = TextEncoder.load(self._files.text_encoder, *self._text_place)
+        text = encoder.encode(ids).clone()
+        del encoder
+        if text.is_cuda:
+            torch.cuda.empty_cache()  # 11 GB go back to the driver before the transformer's rings are made
+        return text
+
+
+def prepare_portrait(path: Path, size: Size) -> Tensor:
+    """The portrait scaled to cover the size and centre-cropped, 3 H W float32 in -1..1."""
+    with Image.open(path) as source:
+        image = source.convert("RGB")
+    scale = max(size.width / image.width, size.height / image.height)
+    width, height = (max(round(side * scale), least) for side, least in zip(image.size, (size.width, size.height)))
+    left, top = (width - size.width) // 2, (height - size.height) // 2
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    image = image.crop((left, top, left + size.width, top + size.height))
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32))
+    return pixels.permute(2, 0, 1).div(127.5).sub(1.0).contiguous()
+
+
+def encode_portrait(vae: VideoVAE, image: Tensor) -> Tensor:
+    """The portrait as motion latents, 16 19 h w float32: it stood still for 73 frames.
+
+    Their second latent frame is the reference: the encoder sees no future, so it equals the second of five frames'.
+    """
+    return vae.encode(image[None, :, None].expand(-1, -1, MOTION_FRAMES, -1, -1))[0]
+
+
+@dataclass
+class _Memory:
+    """The last few results by key, the least recently used forgotten first."""
+
+    entries: OrderedDict[Hashable, Tensor] = field(default_factory=OrderedDict)
+
+    def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        if key not in self.entries:
+            self.entries[key] = make()
+        self.entries.move_to_end(key)
+        while len(self.entries) > NUM_REMEMBERED:
+            self.entries.popitem(last=False)
+        return self.entries[key]
