@@ -1,0 +1,187 @@
+"""An engine in a child process: events cross over, and nothing that happens there harms the parent."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import psutil
+import pytest
+import soundfile
+from PIL import Image
+
+from avatar import worker
+from avatar.errors import AvatarError, Cancelled, WorkerLost
+from avatar.events import Finished, Segment
+from avatar.media.intake import open_request
+from avatar.preset import Preset
+from avatar.request import Request
+from avatar.worker import EngineProcess
+
+SOURCE = "tests.fixtures.sources:Coloured"
+PRESET = Preset("test", "Test", "For tests", "preview")
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> Request:
+    Image.fromarray(np.full((96, 96, 3), 90, np.uint8)).save(tmp_path / "p.png")
+    tone = np.sin(np.arange(48_000 * 6) * 0.05).astype(np.float32) * 0.3
+    soundfile.write(tmp_path / "s.wav", tone, 48_000)
+    work = tmp_path / "work"
+    work.mkdir()
+    return open_request(
+        tmp_path / "p.png", tmp_path / "s.wav", PRESET, output=tmp_path / "out.mp4", work=work
+    )
+
+
+@pytest.fixture
+def engine(request):
+    """EngineProcess over Coloured, with the options that the test's parameters give."""
+    engines = []
+
+    def build(**options):
+        engines.append(EngineProcess(SOURCE, **options))
+        return engines[-1]
+
+    yield build
+    for one in engines:
+        one.close()
+
+
+def frames_of(video: Path) -> int:
+    with av.open(str(video)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_events_cross_over_and_the_child_stays_warm(engine, request_):
+    one = engine()
+    pids = set()
+    for _ in range(3):
+        events = list(one.stream(request_))
+        finished = events[-1]
+        assert isinstance(finished, Finished)
+        assert not finished.stopped
+        assert frames_of(finished.video) == request_.num_frames == 150
+        assert sum(e.num_frames for e in events if isinstance(e, Segment)) == 150
+        pids.add(one.pid)
+    assert len(pids) == 1
+    assert one.label == "coloured"
+
+
+def test_cancel_leaves_a_finished_file_and_a_usable_engine(engine, request_):
+    one = engine(frame_s=0.02)
+    events = []
+    for event in one.stream(request_):
+        events.append(event)
+        if isinstance(event, Segment):
+            one.cancel()
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert finished.stopped
+    assert finished.error is None
+    assert 0 < finished.num_frames < 150
+    assert frames_of(finished.video) == finished.num_frames
+    one.cancel()  # nothing runs: nothing happens, now or to the next run
+    stream = one.stream(request_)
+    assert next(e for e in stream if isinstance(e, Segment)).index == 0
+    stream.close()
+
+
+def test_cancel_before_the_first_frame_raises_cancelled(engine, request_):
+    one = engine(fault="deaf", at=0)
+    stream = one.stream(request_)
+    next(stream)
+    worker_limit = worker.CANCEL_LIMIT_S
+    worker.CANCEL_LIMIT_S = 1.0
+    try:
+        one.cancel()
+        with pytest.raises((Cancelled, WorkerLost)):
+            list(stream)
+    finally:
+        worker.CANCEL_LIMIT_S = worker_limit
+
+
+def test_closing_the_iterator_frees_the_engine_for_the_next_run(engine, request_):
+    one = engine(frame_s=0.02)
+    stream = one.stream(request_)
+    next(e for e in stream if isinstance(e, Segment))
+    stream.close()
+    assert next(e for e in one.stream(request_) if isinstance(e, Segment)).index == 0
+
+
+def test_a_second_run_at_the_same_time_is_refused(engine, request_):
+    one = engine(frame_s=0.02)
+    stream = one.stream(request_)
+    next(stream)
+    with pytest.raises(AvatarError, match="busy"):
+        next(one.stream(request_))
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "at", "error", "words"),
+    [
+        ("told", 60, AvatarError, "The lamp went out. Light it."),
+        ("bug", 60, AvatarError, "failed"),
+        ("exit", 100, WorkerLost, "exited with 3"),
+        ("kill", 100, WorkerLost, "killed by SIGKILL"),
+    ],
+)
+def test_what_was_shown_is_kept_when_a_run_fails(engine, request_, fault, at, error, words):
+    one = engine(fault=fault, at=at, frame_s=0.01)
+    events = []
+    with pytest.raises(error, match=words) as caught:
+        for event in one.stream(request_):
+            events.append(event)
+    assert "secret" not in str(caught.value)
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert finished.stopped
+    assert finished.error
+    shown = sum(e.num_frames for e in events if isinstance(e, Segment))
+    assert 25 <= shown <= frames_of(finished.video) == finished.num_frames <= at
+
+
+def test_a_silent_child_is_taken_for_hung_and_replaced(engine, request_, monkeypatch):
+    monkeypatch.setattr(worker, "SILENCE_LIMIT_S", 3.0)
+    one = engine(fault="stop", at=0)
+    with pytest.raises(WorkerLost, match="no sign of life"):
+        list(one.stream(request_))
+    assert one.pid is None
+    one.warm()
+    assert one.pid is not None
+
+
+def test_a_source_that_cannot_be_built_is_told(engine, request_):
+    with pytest.raises(WorkerLost, match="exited with 1"):
+        list(engine(fault="construct").stream(request_))
+
+
+def test_the_child_dies_with_its_parent(tmp_path):
+    code = (
+        "import sys, time; from avatar.worker import EngineProcess\n"
+        f"e = EngineProcess({SOURCE!r}); e.warm(); print(e.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ)
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    gone, alive = psutil.wait_procs([child], timeout=10)
+    assert gone and not alive
+
+
+def test_close_during_a_run_ends_it(engine, request_):
+    one = engine(frame_s=0.05)
+    stream = one.stream(request_)
+    next(stream)
+    threading.Timer(0.5, one.close).start()
+    start = time.monotonic()
+    with pytest.raises(WorkerLost):
+        list(stream)
+    assert time.monotonic() - start < 30
