@@ -24,13 +24,18 @@ from avatar.preview.landmarks import (
 )
 from avatar.preview.topology import (
     CHIN,
+    FACE_OVAL,
     FOREHEAD,
     INNER_LIP_BOTTOM,
     INNER_LIP_TOP,
     LEFT_EYE_CORNERS,
+    LEFT_EYE_LOWER,
+    LEFT_EYE_UPPER,
     MOUTH_LEFT,
     MOUTH_RIGHT,
     RIGHT_EYE_CORNERS,
+    RIGHT_EYE_LOWER,
+    RIGHT_EYE_UPPER,
 )
 
 Verdict = Literal["face", "weak", "none"]
@@ -39,6 +44,9 @@ Verdict = Literal["face", "weak", "none"]
 SURE_JITTER = 0.012
 WEAK_JITTER = 0.020
 HIDDEN_EYES = 0.020  # base and refined eyes further apart than this over face height: goggles
+BLANK_EYES = (
+    0.15  # light and dark in the eyes differ by less than this part of the face's brightness: dark glasses
+)
 MIN_PRESENCE = 0.8
 MAX_CANDIDATES = 6
 REFINEMENTS = 3
@@ -123,7 +131,7 @@ def find_face(image: np.ndarray) -> Detection:
         iris=mesh.iris.astype(np.float32),
         origin="model",
         jitter=best.jitter,
-        has_eyes=best.eye_disagreement <= HIDDEN_EYES,
+        has_eyes=best.eye_disagreement <= HIDDEN_EYES and _eye_contrast(image, mesh.points) >= BLANK_EYES,
     )
     return Detection(best.verdict, face.scaled(1 / scale), best.jitter)
 
@@ -171,3 +179,20 @@ def _measured(image: np.ndarray, crop: Crop) -> _Measured:
         return float(np.abs(mesh.points[rows, :2] - mesh.base[rows]).mean() / height)
 
     return _Measured(mesh, float(spread) / height, disagreement(lips), disagreement(eyes))
+
+
+def _eye_contrast(image: np.ndarray, points: np.ndarray) -> float:
+    """Light minus dark (90th, 10th percentile) inside the clearer eye, over the face's mean brightness."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+    def inside(outline: tuple[int, ...]) -> np.ndarray:
+        mask = np.zeros(grey.shape, np.uint8)
+        cv2.fillPoly(mask, [points[list(outline), :2].round().astype(np.int32)], 1)
+        return grey[mask > 0].astype(np.float64)
+
+    eyes = [
+        inside(LEFT_EYE_UPPER + LEFT_EYE_LOWER[::-1]),
+        inside(RIGHT_EYE_UPPER + RIGHT_EYE_LOWER[::-1]),
+    ]
+    spans = [float(np.subtract(*np.percentile(eye, (90, 10)))) for eye in eyes if eye.size]
+    return max(spans, default=0.0) / max(float(inside(FACE_OVAL).mean()), 1.0)
