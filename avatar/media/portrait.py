@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 WORKING_SIDE_PX = 2048  # longest side of what engines are given
 BACKDROP = (224, 224, 224)  # neutral light grey behind transparent parts
 
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF")  # MPO: a JPEG with more behind it, from phones
-_STILLS = ("MPO", "HEIF")  # several pictures in one of these are no animation; the primary one is taken
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF")
+_STILLS = ("MPO", "HEIF")  # phones put several pictures into one file, the first being the one that is meant
 _READABLE = "Use a PNG, JPEG, WebP, AVIF or HEIC file."
 
 
@@ -64,7 +64,7 @@ def open_portrait(path: Path, *, name: str | None = None, limits: Limits | None 
 
 
 def _open_header(file: BinaryIO, name: str, limits: Limits) -> Image.Image:
-    _register_heif()
+    _register_formats()
     try:
         return Image.open(file, formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -75,9 +75,10 @@ def _open_header(file: BinaryIO, name: str, limits: Limits) -> Image.Image:
 
 
 @cache
-def _register_heif() -> None:
+def _register_formats() -> None:
     import pillow_heif
 
+    Image.init()  # Pillow's own that it does not load from the start
     pillow_heif.register_heif_opener()
 
 
