@@ -109,11 +109,12 @@ def mouth_curves(probabilities: np.ndarray, loudness: np.ndarray) -> np.ndarray:
     loud = np.clip((smooth(loudness, 0.03) - _QUIET_DB) / _LOUD_RANGE_DB, 0, 1.15)
     gate = np.clip((loudness - _GATE_DB) / _GATE_RANGE_DB, 0, 1)
     quick, slow = smooth(gate, 0.025), smooth(gate, 0.05)
+    near = np.clip(2 * smooth(gate, 0.1), 0, 1)  # lips may close for a first "p" before it is heard
     for column, key in enumerate(KEYS):
         if key == "open":
             moved[:, column] *= (0.45 + 0.65 * loud) * quick
-        elif key not in ("press", "ff"):
-            moved[:, column] *= slow
+        else:
+            moved[:, column] *= near if key in ("press", "ff") else slow
     curves = {key: smooth(moved[:, column], _SIGMA_S[key]) for column, key in enumerate(KEYS)}
     closed = smooth(probabilities[:, VISEMES.index("PP")], _CLOSURE_SIGMA_S)
     closed = np.clip(_CLOSURE_GAIN * closed, 0, 1)

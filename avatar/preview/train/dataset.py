@@ -68,7 +68,7 @@ class Batches:
         return crop, np.where(frames < len(labels), labels[np.minimum(frames, len(labels) - 1)], silence)
 
     def _negative(self) -> np.ndarray:
-        """Make a crop that is no speech: white noise, rumble, hum or plucked tones, clicks, rms `CROP_RMS`."""
+        """Make a crop that is no speech: noise, rumble, hum, plucked tones or clicks, rms `CROP_RMS`."""
         rng, count = self._rng, CROP_FRAMES * HOP
         t = np.arange(count) / SPEECH_HZ
         match rng.integers(4):

@@ -36,8 +36,8 @@ class Scores:
     """How one sentence came out.
 
     visemes: share of frames that are right. jaw, lips: correlation with the truth of opening, and of width
-    less rounding. phonetic_jaw: of opening with a truth that knows no loudness. closures: share of bilabials where
-    the lips meet. missed: share of open vowels' frames that stay shut.
+    less rounding. phonetic_jaw: of opening with a truth that knows no loudness. closures: share of bilabials
+    where the lips meet. missed: share of open vowels' frames that stay shut.
     """
 
     visemes: float

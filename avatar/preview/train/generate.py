@@ -30,8 +30,8 @@ FORTUNES = Path("/usr/share/games/fortunes")
 ENGLISH = (
     "art", "computers", "cookie", "definitions", "education", "food", "fortunes", "goedel",
     "humorists", "kids", "law", "linuxcookie", "literature", "love", "magic", "medicine",
-    "miscellaneous", "people", "pets", "platitudes", "politics", "riddles", "science", "songs-
-    poems", "sports", "startrek", "tao", "translate-me", "wisdom", "work",
+    "miscellaneous", "people", "pets", "platitudes", "politics", "riddles", "science",
+    "songs-poems", "sports", "startrek", "tao", "translate-me", "wisdom", "work",
 )  # fmt: skip
 # What to add to the phoneme times of a synthesiser so that they fit its sound. Measured: README.md.
 SHIFT_S = {"espeak": -0.01, "flite": 0.0, "hibari": -0.06, "kokoro": -0.06}
@@ -125,12 +125,23 @@ def kokoro_items(share: float) -> Iterator[Item]:
 SYNTHESISERS = {"flite": flite_items, "espeak": espeak_items, "hibari": hibari_items, "kokoro": kokoro_items}
 
 
-def save(path: Path, voice: str, speech: Utterance) -> float:
-    """Write one utterance at `SPEECH_HZ` with its frame labels; return its length in seconds."""
+def resample(speech: Utterance) -> np.ndarray:
+    """Return the samples of an utterance at `SPEECH_HZ`, (n,) float32 in -1..1."""
     divisor = gcd(speech.rate_hz, SPEECH_HZ)
     samples = resample_poly(speech.samples, SPEECH_HZ // divisor, speech.rate_hz // divisor)
-    labels = frame_labels(speech.segments, len(samples) // HOP, SHIFT_S[voice.partition("-")[0]])
-    np.savez_compressed(path, samples=(np.clip(samples, -1, 1) * 32767).astype(np.int16), labels=labels)
+    return np.clip(samples, -1, 1).astype(np.float32)
+
+
+def label(voice: str, speech: Utterance, num_samples: int) -> np.ndarray:
+    """Return the viseme index of each frame of an utterance of num_samples at `SPEECH_HZ`."""
+    return frame_labels(speech.segments, num_samples // HOP, SHIFT_S[voice.partition("-")[0]])
+
+
+def save(path: Path, voice: str, speech: Utterance) -> float:
+    """Write one utterance at `SPEECH_HZ` with its frame labels; return its length in seconds."""
+    samples = resample(speech)
+    labels = label(voice, speech, len(samples))
+    np.savez_compressed(path, samples=(samples * 32767).astype(np.int16), labels=labels)
     return len(samples) / SPEECH_HZ
 
 
