@@ -1,0 +1,171 @@
+"""Gauges against a fake driver library: what is shown, and what stays blank, when NVML refuses."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import namedtuple
+
+import pytest
+
+from avatar.memory import gauges as module
+from avatar.memory.gauges import Gauges
+from avatar.memory.inventory import probe
+from avatar.memory.planner import plan
+from avatar.preset import load_preset
+
+MIB = 2**20
+READ = """
+from avatar.memory import gauges
+gauges.FRESH_S = -1.0  # every read is a new one
+from avatar.memory.gauges import Gauges
+"""
+
+
+@pytest.mark.parametrize("num_gpus", [1, 4, 8])
+def test_ours_others_peak_and_the_rest_per_gpu(with_driver, num_gpus):
+    code = (
+        READ
+        + """
+me, last = os.getpid(), len(os.environ["FAKE_NVML_GPUS"].split(",")) - 1
+gauges, result = Gauges(), []
+for mib in (3000, 5000, 1000):
+    os.environ["FAKE_NVML_PROCESSES"] = f"{last}:{me}:{mib},{last}:1:700"
+    result.append(gauges.read().as_dict())
+gauges.reset_peak()
+result.append(gauges.read().as_dict())
+"""
+    )
+    readings = with_driver(code, [24564] * num_gpus)
+    for reading, ours, peak in zip(readings, (3000, 5000, 1000, 1000), (3000, 5000, 5000, 1000)):
+        assert len(reading["gpus"]) == num_gpus
+        gpu = reading["gpus"][-1]
+        assert gpu["ours_bytes"] == ours * MIB
+        assert gpu["others_bytes"] == 700 * MIB
+        assert gpu["used_bytes"] == (ours + 700) * MIB
+        assert gpu["peak_bytes"] == peak * MIB
+        assert gpu["total_bytes"] == 24564 * MIB
+        assert gpu["utilization_percent"] == 40 + num_gpus - 1
+        assert gpu["temperature_c"] == 60 + num_gpus - 1
+        assert gpu["planned_bytes"] is None
+        for idle in reading["gpus"][:-1]:
+            assert (idle["ours_bytes"], idle["others_bytes"]) == (0, 0)
+
+
+def test_children_count_as_ours_and_other_roots_do_not(with_driver):
+    code = (
+        READ
+        + """
+import subprocess
+child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+os.environ["FAKE_NVML_PROCESSES"] = f"0:{child.pid}:100"
+result = [Gauges(roots).read().gpus[0].ours_bytes for roots in (None, [child.pid], [1 << 30])]
+child.communicate(b"\\n")
+"""
+    )
+    assert with_driver(code, [24564]) == [100 * MIB, 100 * MIB, 0]
+
+
+@pytest.mark.parametrize(
+    ("function", "blank"),
+    [
+        ("nvmlDeviceGetUtilizationRates", {"utilization_percent"}),
+        ("nvmlDeviceGetTemperatureV", {"temperature_c"}),
+        ("nvmlDeviceGetName", {"name"}),
+        ("nvmlDeviceGetMemoryInfo_v2", {"used_bytes", "others_bytes", "total_bytes"}),
+        ("nvmlDeviceGetComputeRunningProcesses_v3", {"ours_bytes", "others_bytes", "peak_bytes"}),
+    ],
+)
+def test_one_refused_question_blanks_its_own_field_alone(with_driver, function, blank):
+    reading = with_driver(
+        READ + "result = Gauges().read().as_dict()", [24564] * 4, errors=f"{function}@1=999"
+    )
+    for gpu in reading["gpus"]:
+        empty = {key for key, value in gpu.items() if value is None} - {"planned_bytes"}
+        assert empty == (blank if gpu["index"] == 1 else set())
+
+
+def test_a_lost_gpu_keeps_its_row_and_comes_back(with_driver):
+    code = (
+        READ
+        + """
+gauges, result = Gauges(), []
+for errors in ("", "*@0=15", ""):
+    os.environ["FAKE_NVML_ERRORS"] = errors
+    result.append([gpu["total_bytes"] for gpu in gauges.read().as_dict()["gpus"]])
+"""
+    )
+    full = [24564 * MIB] * 2
+    assert with_driver(code, [24564] * 2) == [full, [None, full[1]], full]
+
+
+def test_a_driver_that_appears_later_is_found(with_driver):
+    code = (
+        READ
+        + """
+gauges = Gauges()
+before = gauges.read()
+os.environ["FAKE_NVML_ERRORS"] = ""
+result = [len(before.gpus), before.no_gpu_reason, len(gauges.read().gpus)]
+gauges.close()
+result.append(len(gauges.read().gpus))
+"""
+    )
+    num_before, reason, num_after, num_reopened = with_driver(code, [24564], errors="nvmlInitWithFlags=9")
+    assert (num_before, num_after, num_reopened) == (0, 1, 1)
+    assert "not loaded" in reason
+
+
+def test_hidden_processes_leave_ours_blank_but_show_what_is_used(with_driver):
+    code = READ + "result = Gauges().read().as_dict()['gpus'][0]"
+    gpu = with_driver(code, [24564], processes="0:77:9000", FAKE_NVML_HIDES_PROCESSES="1")
+    assert gpu["used_bytes"] == 9000 * MIB
+    assert gpu["ours_bytes"] is None
+    assert gpu["others_bytes"] is None
+
+
+def test_an_older_driver_tells_its_temperature(with_driver):
+    code = READ + "result = Gauges().read().as_dict()['gpus'][0]['temperature_c']"
+    assert with_driver(code, [24564], errors="nvmlDeviceGetTemperatureV=13") == 50
+
+
+def test_without_a_driver_the_host_alone(monkeypatch):
+    monkeypatch.setattr(module, "open_driver", lambda: module.Driver(None, (), "No driver.", is_open=False))
+    reading = Gauges().read()
+    assert reading.gpus == ()
+    assert reading.no_gpu_reason == "No driver."
+    assert 0 < reading.host.ram_used_bytes < reading.host.ram_total_bytes
+    assert reading.host.ours_bytes > 10 * MIB
+    assert reading.host.planned_bytes is None
+
+
+def test_the_plan_shows_beside_what_is_measured():
+    gauges = Gauges()
+    planned = plan(load_preset("cpu-preview"), probe())
+    gauges.set_plan(planned)
+    assert gauges.read().host.planned_bytes == planned.host.peak_bytes
+    gauges.set_plan(None)
+    assert gauges.read().host.planned_bytes is None
+
+
+def test_cpu_share_is_that_of_the_time_between_readings(monkeypatch):
+    times = namedtuple("times", "user system idle iowait guest")
+    clock = iter([times(10, 5, 100, 1, 0), times(13, 6, 104, 3, 1), times(13, 6, 104, 3, 1)])
+    monkeypatch.setattr(module.psutil, "cpu_times", lambda: next(clock))
+    monkeypatch.setattr(module, "FRESH_S", -1.0)
+    gauges = Gauges()
+    assert gauges.read().host.cpu_percent == 40.0  # 3 + 1 of 10; the guest's second lies within user
+    assert gauges.read().host.cpu_percent == 40.0  # no time has passed: the last share stands
+
+
+def test_many_threads_share_one_reading(monkeypatch):
+    reads = []
+    gauges = Gauges()
+    one_read = gauges._read
+    monkeypatch.setattr(gauges, "_read", lambda: (reads.append(1), time.sleep(0.05), one_read())[2])
+    threads = [threading.Thread(target=gauges.read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(reads) == 1
