@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -44,6 +45,10 @@ class Kept:
 class LineFull(AvatarError):
     """As many runs are waiting as the desk takes."""
 
+    def __init__(self, count: int) -> None:
+        super().__init__(f"{count} videos are already waiting.", "Please try again in a few minutes.")
+        self.count = count
+
 
 class Run:
     """One request on its way; made by Desk.submit."""
@@ -55,6 +60,8 @@ class Run:
         self.owner = owner
         self.cancelled = threading.Event()
         self.over = threading.Event()
+        self._users = 2  # of the work folder: the desk, and whoever follows
+        self._leaving = threading.Lock()
         self.engine: Engine | None = None
         self._said: queue.Queue[Event | Waiting | Kept | BaseException] = queue.Queue()
 
@@ -80,6 +87,13 @@ class Run:
             yield said
             if isinstance(said, Kept):
                 return
+
+    def let_go(self) -> None:
+        """The desk and the follower each say it once, done with the work folder; the second removes it."""
+        with self._leaving:
+            self._users -= 1
+            if self._users == 0 and self.request.work.exists():
+                shutil.rmtree(self.request.work)
 
     def cancel(self) -> None:
         """Take it out of the line, or stop it; safe at any time, from any thread."""
@@ -123,9 +137,7 @@ class Desk:
     def check_room(self) -> None:
         """Raises: LineFull."""
         if len(self._line) >= self.max_waiting:
-            raise LineFull(
-                f"{self.max_waiting} videos are already waiting.", "Please try again in a few minutes."
-            )
+            raise LineFull(self.max_waiting)
 
     def submit(self, request: Request, draft: Path, settings: dict[str, object], owner: str = "") -> Run:
         """Put a request at the end of the line; draft is what gallery.draft() gave. Raises: LineFull."""
@@ -154,7 +166,7 @@ class Desk:
         self._worker.join(timeout=30)
         self._close_engine()
 
-    def leave(self, run: Run) -> None:
+    def stop(self, run: Run) -> None:
         """Cancel a run, wherever it stands."""
         run.cancel()
         with self._changed:
@@ -182,15 +194,19 @@ class Desk:
                 self.gallery.discard(run.draft)
                 self._running = None
                 run.engine = None
-                run.over.set()
+                self._end(run)
 
     def _drop_cancelled(self) -> None:
         for run in [run for run in self._line if run.cancelled.is_set()]:
             self._line.remove(run)
             self.gallery.discard(run.draft)
             run.say(Cancelled("Left the line."))
-            run.over.set()
+            self._end(run)
         self._tell_places()
+
+    def _end(self, run: Run) -> None:
+        run.over.set()
+        run.let_go()
 
     def _tell_places(self) -> None:
         ahead = 1 if self._running else 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,12 +49,17 @@ FORM = (
 
 @dataclass
 class Studio:
-    """root: the path under which a proxy shows the page, "" for none. shared: everybody sees all videos."""
+    """Made once, by app.py.
+
+    root: the path under which a proxy shows the page, "" for none. shared: everybody sees all videos.
+    scratch: a folder for what lives no longer than a run.
+    """
 
     desk: Desk
     gallery: Gallery
     presets: list[Preset]
     preset_name: str
+    scratch: Path
     limits: Limits = field(default_factory=Limits)
     weights: Path | None = None
     root: str = ""
@@ -102,6 +109,11 @@ class Studio:
         refuse_settings(preset.engine, changes)
         return preset.with_settings(**changes)
 
+    def form_settings(self, name: str, values: Sequence[Any]) -> dict[str, Any]:
+        """The form's values, in FORM's order, by name; those that are not offered for the preset are left out."""
+        offered = self.honoured(self.resolved(name))
+        return {key: value for key, value in zip(FORM, values) if key in offered}
+
     def honoured(self, preset: Preset) -> set[str]:
         """The names of FORM, and "prompt", that the preset's engine can honour."""
         return {name for name in (*FORM, "prompt") if name not in REFUSES[preset.engine]}
@@ -136,13 +148,14 @@ class Studio:
         preset = self.with_settings(name, settings)
         require(preset, self.inventory(), self.presets)
         draft = self.gallery.draft()
+        work = Path(tempfile.mkdtemp(prefix="run-", dir=self.scratch))
         try:
             request = open_request(
                 portrait,
                 speech,
                 preset,
                 output=draft / video_name(draft.name),
-                work=draft / "work",
+                work=work,
                 prompt=prompt if "prompt" in self.honoured(preset) else "",
                 face_points=face_points if preset.engine == "preview" else None,
                 limits=self.limits,
@@ -152,6 +165,7 @@ class Studio:
             return self.desk.submit(request, draft, used_settings(name, request), owner)
         except BaseException:
             self.gallery.discard(draft)
+            shutil.rmtree(work)
             raise
 
     def begin_gauges(self, preset: Preset) -> None:
@@ -161,7 +175,7 @@ class Studio:
         self.gauges.reset_peak()
 
     def warm(self) -> None:
-        """Open the engine for the preset that the page begins with, so that the first run does not wait for it."""
+        """Open the engine for the preset that the page begins with: the first run will not wait for it."""
         try:
             self.desk.warm(self.resolved(self.preset_name))
         except AvatarError as error:  # told on the page as well, by the preset's card
@@ -179,6 +193,6 @@ def flat(preset: Preset) -> dict[str, Any]:
 
 
 def used_settings(name: str, request: Request) -> dict[str, Any]:
-    """What "use these settings" fills in again: the preset as it was chosen, and every setting of the form."""
+    """What "use these settings" fills in: the preset as it was chosen, and every setting of the form."""
     values = flat(request.preset)
     return {"preset": name, "prompt": request.prompt, **{key: values[key] for key in FORM}}

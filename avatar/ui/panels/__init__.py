@@ -6,7 +6,10 @@ from html import escape
 
 
 def tag(name: str, inner: str = "", **attributes: object) -> str:
-    """An element; inner is HTML, attributes are escaped (class_ → class, aria_label → aria-label; None is left out)."""
+    """An element; inner is HTML, attributes are escaped (class_ → class, aria_label → aria-label).
+
+    An attribute of None or False is left out, one of True has no value.
+    """
     words = [name]
     for key, value in attributes.items():
         if value is not None and value is not False:

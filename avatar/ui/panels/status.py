@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from html import escape
 
 from avatar.events import Notice, Phase, Progress
-from avatar.ui.i18n import Language, text
+from avatar.ui.i18n import NOTICES, Language, text
 from avatar.ui.panels import tag
-
-STEPS = (Phase.LOADING, Phase.ENCODING, Phase.GENERATING, Phase.FINISHING)
 
 
 @dataclass(frozen=True)
@@ -18,7 +16,7 @@ class Status:
     """What the status shows. state: idle | waiting | running | done | stopped | failed."""
 
     state: str = "idle"
-    progress: Progress = Progress(Phase.QUEUED)
+    progress: Progress = field(default_factory=lambda: Progress(Phase.QUEUED))
     place: int = 0
     label: str = ""
     more: str = ""
@@ -63,8 +61,6 @@ def _label(label: str, language: Language) -> str:
 
 
 def _words(notice: Notice, language: Language) -> str:
-    from avatar.ui.i18n import NOTICES
-
     if language == "zh" and notice.code in NOTICES:
         return NOTICES[notice.code].format_map({**notice.values, "text": notice.text})
     return notice.text

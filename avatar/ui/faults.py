@@ -1,0 +1,68 @@
+"""What a page is told when something goes wrong: our own errors in words, others by a code for the log."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gradio as gr
+
+from avatar.errors import AvatarError
+from avatar.ui.desk import LineFull
+from avatar.ui.i18n import Language, error_title, language_of, text
+
+log = logging.getLogger(__name__)
+
+
+def told(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler (function or generator, which takes the gr.Request first) whose errors all become gr.Error."""
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def generator(request: gr.Request, *values: Any) -> Iterator[Any]:
+            with telling(language_of(request)):
+                yield from handler(request, *values)
+
+        return generator
+
+    @functools.wraps(handler)
+    def function(request: gr.Request, *values: Any) -> Any:
+        with telling(language_of(request)):
+            return handler(request, *values)
+
+    return function
+
+
+@contextmanager
+def telling(language: Language) -> Iterator[None]:
+    """Turns exceptions into gr.Error: AvatarError with its own words, anything else with a code."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except AvatarError as error:
+        raise gr.Error(
+            words(error, language), title=error_title(error, language), print_exception=False
+        ) from None
+    except Exception as error:
+        raise fault(error, language) from None
+
+
+def words(error: AvatarError, language: Language) -> str:
+    """What is wrong and what to do; the texts of media and engines are English."""
+    if isinstance(error, LineFull):
+        return text("line_full", language, count=error.count)
+    return str(error)
+
+
+def fault(error: Exception, language: Language) -> gr.Error:
+    """Logs an error that nobody expected, whole, and returns what the page may know: where in the log to look."""
+    code = secrets.token_hex(3).upper()
+    log.error("fault %s", code, exc_info=error)
+    title = text("error_AvatarError", language)
+    return gr.Error(text("fault", language, code=code), title=title, print_exception=False)

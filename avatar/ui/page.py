@@ -1,0 +1,255 @@
+"""The page: what is on it and where. What happens on a press is in handlers.py and run.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from avatar.ui import points
+from avatar.ui.i18n import browser_table
+from avatar.ui.inputs import PortraitPicker, SpeechPicker
+from avatar.ui.studio import Studio
+from avatar.ui.theme import css, script, theme
+
+word = browser_table()  # a function from a key to text that the browser translates
+
+LAYOUTS = ["local", "layers", "timesteps", "ulysses", "fsdp"]
+SIZES = ["1280*720", "720*1280", "704*704", "704*384", "688*368", "512*512", "384*256"]
+
+
+@dataclass
+class Parts:
+    """The components that handlers read and write."""
+
+    machine: gr.HTML
+    examples: gr.HTML
+    portrait: PortraitPicker
+    points: gr.HTML
+    speech: SpeechPicker
+    prompt: gr.Textbox
+    presets: gr.HTML
+    preset: gr.State
+    form: dict[str, Any]
+    form_note: gr.HTML
+    plan: gr.HTML
+    empty: gr.HTML
+    live: gr.Video
+    final: gr.Video
+    status: gr.HTML
+    generate: gr.Button
+    stop: gr.Button
+    result: gr.Row
+    replay: gr.Button
+    download: gr.DownloadButton
+    notices: gr.HTML
+    gauges: gr.HTML
+    shelf: gr.HTML
+    saved: gr.BrowserState
+    owner: gr.State
+
+
+def build_page(studio: Studio) -> gr.Blocks:
+    """The whole demo, wired; launch it with launch_options()."""
+    from avatar.ui import api, handlers
+
+    with gr.Blocks(title="Live Avatar", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+        parts = _layout(studio)
+        handlers.wire(demo, parts, studio)
+        api.wire(studio)
+    return demo
+
+
+def launch_options() -> dict[str, Any]:
+    """What Blocks.launch needs to show the page as it is meant."""
+    head = (
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<script>{script('page.js')}</script>"
+    )
+    return {
+        "theme": theme(),
+        "css": css(),
+        "head": head,
+        "i18n": word,
+        "footer_links": [],
+        "run_history": False,
+    }
+
+
+def _layout(studio: Studio) -> Parts:
+    parts: dict[str, Any] = {}
+    with gr.Row(elem_id="top"):
+        gr.HTML(
+            word("title"),
+            html_template='<div class="brand"><i aria-hidden="true"></i>${value}</div>',
+            padding=False,
+        )
+        parts["machine"] = _panel("machine-chip")
+    gr.HTML(
+        word("hero"),
+        label=word("hero_more"),
+        html_template="<h1>${value}</h1><p>${label}</p>",
+        apply_default_css=False,
+        elem_id="hero",
+    )
+    if studio.examples.pairs:
+        gr.HTML(
+            word("examples"),
+            html_template="<h2>${value}</h2>",
+            apply_default_css=False,
+            elem_id="examples-title",
+        )
+    parts["examples"] = _panel("examples")
+    with gr.Row(elem_id="studio", equal_height=False):
+        with gr.Column(scale=6, min_width=320, elem_id="inputs"):
+            parts |= _inputs(studio)
+        with gr.Column(scale=7, min_width=320, elem_id="output"):
+            parts |= _output()
+    parts["shelf"] = _panel("shelf")
+    gr.HTML(word("footer"), html_template="<p>${value}</p>", apply_default_css=False, elem_id="footer")
+    parts["saved"] = gr.BrowserState({}, storage_key="live-avatar", secret="live-avatar")
+    parts["owner"] = gr.State("")
+    return Parts(**parts)
+
+
+def _panel(name: str, **options: Any) -> gr.HTML:
+    """A part of our own, rendered by panels/ for each language once the page has loaded."""
+    return gr.HTML("", js_on_load=script("panel.js"), apply_default_css=False, elem_id=name, **options)
+
+
+def _inputs(studio: Studio) -> dict[str, Any]:
+    parts: dict[str, Any] = {}
+    with gr.Row(elem_id="pickers"):
+        with gr.Column(min_width=220, elem_classes="picker"):
+            _heading("portrait")
+            parts["portrait"] = PortraitPicker(
+                type="filepath",
+                sources=["upload", "webcam", "clipboard"],
+                show_label=False,
+                label=word("portrait"),
+                height=264,
+                buttons=[],
+                elem_id="portrait",
+                webcam_options=gr.WebcamOptions(mirror=False),
+            )
+        with gr.Column(min_width=220, elem_classes="picker"):
+            _heading("speech")
+            parts["speech"] = SpeechPicker(
+                type="filepath",
+                sources=["upload", "microphone"],
+                show_label=False,
+                label=word("speech"),
+                buttons=[],
+                editable=False,
+                elem_id="speech",
+                waveform_options=gr.WaveformOptions(
+                    waveform_color="#b8ac9c", waveform_progress_color="#d65a3a", show_recording_waveform=True
+                ),
+            )
+    with gr.Group(elem_classes="points-block"):
+        parts["points"] = points.editor("points")
+    parts["prompt"] = gr.Textbox(
+        label=word("prompt"),
+        placeholder=word("prompt_hint"),
+        lines=2,
+        max_lines=6,
+        elem_id="prompt",
+        visible=False,
+    )
+    parts["presets"] = _panel("presets")
+    parts["preset"] = gr.State(studio.preset_name)
+    with gr.Accordion(word("advanced"), open=False, elem_id="advanced"):
+        parts["form_note"] = _panel("form-note")
+        parts["form"] = _form()
+        parts["plan"] = _panel("plan")
+    return parts
+
+
+def _heading(key: str) -> None:
+    gr.HTML(
+        word(key),
+        label=word(f"{key}_info"),
+        html_template="<h2>${value}</h2><p>${label}</p>",
+        apply_default_css=False,
+        elem_classes="heading",
+    )
+
+
+def _form() -> dict[str, Any]:
+    """A field for each name of studio.FORM."""
+    with gr.Row():
+        size = gr.Dropdown(
+            SIZES, allow_custom_value=True, label=word("size"), info=word("size_info"), min_width=160
+        )
+        seed = gr.Number(label=word("seed"), info=word("seed_info"), precision=0, minimum=0, min_width=160)
+    with gr.Row(elem_classes="full-model"):
+        num_clip = gr.Number(
+            label=word("num_clip"), info=word("num_clip_info"), precision=0, minimum=0, min_width=160
+        )
+        infer_frames = gr.Slider(16, 96, step=4, label=word("infer_frames"), min_width=160)
+        sample_steps = gr.Slider(1, 8, step=1, label=word("sample_steps"), min_width=160)
+        shift = gr.Slider(0.5, 12, step=0.5, label=word("shift"), min_width=160)
+        enable_online_decode = gr.Checkbox(label=word("enable_online_decode"), min_width=160)
+        offload_model = gr.Checkbox(label=word("offload_model"), min_width=160)
+        layout = gr.Dropdown(LAYOUTS, label=word("layout"), min_width=160)
+        num_gpus_dit = gr.Number(label=word("num_gpus_dit"), precision=0, minimum=1, min_width=160)
+        ulysses_size = gr.Number(label=word("ulysses_size"), precision=0, minimum=1, min_width=160)
+    return {
+        "size": size,
+        "seed": seed,
+        "num_clip": num_clip,
+        "infer_frames": infer_frames,
+        "sample_steps": sample_steps,
+        "shift": shift,
+        "enable_online_decode": enable_online_decode,
+        "offload_model": offload_model,
+        "layout": layout,
+        "num_gpus_dit": num_gpus_dit,
+        "ulysses_size": ulysses_size,
+    }
+
+
+def _output() -> dict[str, Any]:
+    parts: dict[str, Any] = {}
+    with gr.Column(elem_id="stage", elem_classes="stage"):
+        parts["empty"] = gr.HTML(
+            word("stage_empty"),
+            label=word("stage_empty_more"),
+            html_template='<div class="stage-empty"><i aria-hidden="true"></i><b>${value}</b><span>${label}</span></div>',
+            apply_default_css=False,
+            elem_id="stage-empty",
+        )
+        video = {"show_label": False, "interactive": False, "buttons": []}
+        parts["live"] = gr.Video(
+            label=word("live"), streaming=True, autoplay=True, visible=False, elem_id="live", **video
+        )
+        parts["final"] = gr.Video(
+            label=word("player"), autoplay=False, visible=False, elem_id="final", **video
+        )
+    parts["status"] = _panel("status")
+    with gr.Row(elem_id="actions"):
+        parts["generate"] = gr.Button(
+            word("generate"), variant="primary", size="lg", elem_id="generate", scale=3
+        )
+        parts["stop"] = gr.Button(
+            word("stop"),
+            variant="secondary",
+            size="lg",
+            elem_id="stop",
+            interactive=False,
+            scale=1,
+            min_width=96,
+        )
+    with gr.Row(elem_id="result", visible=False) as result:
+        parts["replay"] = gr.Button(word("replay"), variant="secondary", elem_id="replay", min_width=140)
+        parts["download"] = gr.DownloadButton(
+            word("download"), variant="primary", size="lg", elem_id="download", min_width=140
+        )
+    parts["result"] = result
+    parts["notices"] = _panel("notices")
+    with gr.Column(elem_id="machine"):
+        gr.HTML(word("machine"), html_template="<h2>${value}</h2>", apply_default_css=False)
+        parts["gauges"] = _panel("gauges")
+    return parts

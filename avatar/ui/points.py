@@ -1,0 +1,147 @@
+"""The seven points of a face: whether the page must ask for them, and the editor that asks."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from avatar.media.limits import Limits
+from avatar.media.portrait import open_portrait
+from avatar.ui.examples import Examples
+from avatar.ui.i18n import Language, text
+from avatar.ui.theme import script
+
+POINTS = (
+    "mouth_left",
+    "mouth_right",
+    "inner_lip_top",
+    "inner_lip_bottom",
+    "outer_lip_top",
+    "outer_lip_bottom",
+    "chin",
+)
+# Where the points start when nothing is known: a mouth in the middle of the lower half.
+START: Mapping[str, tuple[float, float]] = {
+    "mouth_left": (0.42, 0.62),
+    "mouth_right": (0.58, 0.62),
+    "inner_lip_top": (0.5, 0.61),
+    "inner_lip_bottom": (0.5, 0.635),
+    "outer_lip_top": (0.5, 0.585),
+    "outer_lip_bottom": (0.5, 0.665),
+    "chin": (0.5, 0.78),
+}
+EDITOR_PX = 1024  # longer side of the picture in the editor
+
+Points = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is known of a portrait's face. verdict: "face", "weak", "none", or "placed" for a bundled sidecar's points.
+
+    picture: JPEG for the editor, None when the page need not ask.
+    """
+
+    verdict: str
+    points: Points | None = None
+    picture: bytes | None = None
+
+
+def look_at(portrait: Path, examples: Examples, limits: Limits, name: str | None = None) -> Look:
+    """Whether the preview engine finds the face by itself. Raises: BadInput for a picture it cannot use."""
+    from avatar.preview.face import find_face
+    from avatar.preview.points import load_sidecar
+
+    bundled = examples.bundled(portrait)
+    if bundled is not None:
+        sidecar = load_sidecar(bundled)
+        if sidecar is not None:
+            placed = {key: point for key, point in asdict(sidecar).items() if point is not None}
+            return Look("placed", placed)
+    pixels = open_portrait(portrait, name=name, limits=limits).pixels
+    found = find_face(pixels)
+    if found.verdict == "face":
+        return Look("face")
+    points = (
+        START if found.face is None else _points_of(found.face.landmarks, pixels.shape[1], pixels.shape[0])
+    )
+    return Look(found.verdict, points, _jpeg(pixels))
+
+
+def editor(elem_id: str) -> gr.HTML:
+    """The component; its value is {"for", "verdict", "points", "head_only"}, or None without a portrait."""
+    return gr.HTML(
+        value=None,
+        html_template='<div class="points"></div>',
+        js_on_load=script("points.js"),
+        apply_default_css=False,
+        elem_id=elem_id,
+        visible=True,
+        image="",
+        words={},
+    )
+
+
+def question(look: Look, portrait: Path, language: Language) -> dict[str, Any]:
+    """The update that makes the editor ask, or be silent. portrait: what the answer will be for."""
+    value = {"for": portrait.name, "verdict": look.verdict, "points": look.points, "head_only": False}
+    if look.picture is None:
+        return gr.update(value=value, image="")
+    keys = (
+        *POINTS,
+        "points_title",
+        "points_none",
+        "points_weak",
+        "points_keys",
+        "points_bad",
+        "points_head_only",
+    )
+    return gr.update(
+        value=value,
+        image="data:image/jpeg;base64," + base64.b64encode(look.picture).decode(),
+        words={key: text(key, language) for key in keys},
+    )
+
+
+def answer(value: Mapping[str, Any] | None) -> Points | None:
+    """The points that go into the request. None: the engine finds the face itself, or moves the head only."""
+    if not value or value.get("head_only"):
+        return None
+    points = value.get("points")
+    return {name: (float(x), float(y)) for name, (x, y) in points.items()} if points else None
+
+
+def _points_of(landmarks: np.ndarray, width: int, height: int) -> Points:
+    """The seven points of a mesh, as fractions of the picture."""
+    from avatar.preview import topology
+
+    rows = {
+        "mouth_left": topology.MOUTH_LEFT,
+        "mouth_right": topology.MOUTH_RIGHT,
+        "inner_lip_top": topology.INNER_LIP_TOP,
+        "inner_lip_bottom": topology.INNER_LIP_BOTTOM,
+        "outer_lip_top": topology.UPPER_LIP_OUTER[len(topology.UPPER_LIP_OUTER) // 2],
+        "outer_lip_bottom": topology.LOWER_LIP_OUTER[len(topology.LOWER_LIP_OUTER) // 2],
+        "chin": topology.CHIN,
+    }
+    return {
+        name: (float(landmarks[row, 0] / width), float(landmarks[row, 1] / height))
+        for name, row in rows.items()
+    }
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((EDITOR_PX, EDITOR_PX))
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=88)
+    return data.getvalue()

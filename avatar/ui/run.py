@@ -1,0 +1,219 @@
+"""One press of Generate, from the check of its inputs to the finished file: events in, updates of the page out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from avatar.errors import BadInput, Cancelled
+from avatar.events import Finished, Notice, Phase, Progress, Segment
+from avatar.ui import points
+from avatar.ui.desk import Kept, Run, Waiting
+from avatar.ui.i18n import Language, language_of, text
+from avatar.ui.page import Parts
+from avatar.ui.panels.shelf import render_shelf
+from avatar.ui.panels.status import Status, render_notices, render_status
+from avatar.ui.studio import Studio
+
+log = logging.getLogger(__name__)
+
+STATUS_EVERY_S = 0.4  # the least time between two redraws of the status; also how soon a cancel is seen
+LEAD_SEGMENTS = 2  # released together: with one alone the player would run dry at once
+
+Updates = dict[Any, Any]
+
+
+class Visits:
+    """Which run belongs to which open page."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self._runs: dict[str, Run] = {}
+
+    def begin(self, visit: str, run: Run) -> None:
+        """A page's new run; an older one of the same page is stopped."""
+        self.stop(visit)
+        self._runs[visit] = run
+
+    def is_current(self, visit: str, run: Run) -> bool:
+        return self._runs.get(visit) is run
+
+    def stop(self, visit: str) -> None:
+        """Stop the page's run, if it has one."""
+        run = self._runs.get(visit)
+        if run is not None:
+            self.studio.desk.stop(run)
+
+    def end(self, visit: str, run: Run) -> None:
+        """The page is done with the run, or gone."""
+        self.studio.desk.stop(run)
+        run.let_go()
+        if self.is_current(visit, run):
+            del self._runs[visit]
+
+
+class Generate:
+    """The handler of Generate."""
+
+    def __init__(self, parts: Parts, studio: Studio, visits: Visits) -> None:
+        self.parts = parts
+        self.studio = studio
+        self.visits = visits
+
+    @property
+    def inputs(self) -> list[Any]:
+        p = self.parts
+        return [p.portrait, p.speech, p.prompt, p.preset, p.points, p.owner, *p.form.values()]
+
+    @property
+    def outputs(self) -> list[Any]:
+        p = self.parts
+        player = [p.empty, p.live, p.final, p.result, p.replay, p.download]
+        return [p.status, p.generate, p.stop, *player, p.notices, p.points, p.shelf]
+
+    def press(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
+        """Updates of the page until the video is finished. values: of `inputs`. Raises: AvatarError."""
+        portrait, speech, prompt, preset, asked, owner, *form = values
+        language = language_of(request)
+        if not portrait:
+            raise BadInput(text("no_portrait", language))
+        if not speech:
+            raise BadInput(text("no_speech", language))
+        question = self._question(Path(portrait), preset, asked, language)
+        if question is not None:
+            yield question
+            return
+        run = self.studio.submit(
+            Path(portrait),
+            Path(speech),
+            preset,
+            self.studio.form_settings(preset, form),
+            prompt=prompt or "",
+            face_points=points.answer(asked),
+            owner=owner,
+        )
+        visit = request.session_hash or ""
+        self.visits.begin(visit, run)
+        try:
+            yield from self._follow(run, visit, owner, language)
+        finally:
+            self.visits.end(visit, run)
+
+    def _question(
+        self, portrait: Path, preset: str, asked: Mapping[str, Any] | None, language: Language
+    ) -> Updates | None:
+        """The points editor, when the engine needs points and the page has not asked for this portrait's."""
+        if self.studio.resolved(preset).engine != "preview" or (asked and asked.get("for") == portrait.name):
+            return None
+        look = points.look_at(portrait, self.studio.examples, self.studio.limits)
+        update = points.question(look, portrait, language)
+        if look.picture is None:
+            return None
+        gr.Warning(text(f"points_{look.verdict}", language), title=text("points_title", language))
+        return {self.parts.points: update}
+
+    def _follow(self, run: Run, visit: str, owner: str, language: Language) -> Iterator[Updates]:
+        p = self.parts
+        status = Status("running", Progress(Phase.LOADING))
+        for notice in run.request.notices:
+            status = status.with_notice(Notice("intake", notice))
+        held: list[Segment] = []  # the first ones, until they go out together
+        released = 0
+        drawn = time.monotonic()
+        yield self._begin(status, language)
+        kept: Kept | None = None
+        failure: BaseException | None = None
+        try:
+            for said in run.follow(STATUS_EVERY_S):
+                match said:
+                    case Waiting(place):
+                        status = replace(status, state="waiting" if place else "running", place=place)
+                    case Progress():
+                        label = getattr(run.engine, "label", "") or status.label
+                        status = replace(status, state="running", progress=said, label=label)
+                        if time.monotonic() - drawn < STATUS_EVERY_S:
+                            continue
+                    case Notice():
+                        status = status.with_notice(said)
+                        yield {p.notices: render_notices(status.notices, language)}
+                        continue
+                    case Segment():
+                        held.append(said)
+                        if released or len(held) == LEAD_SEGMENTS:
+                            for segment in held:
+                                yield {p.live: str(segment.path), p.status: render_status(status, language)}
+                            released += len(held)
+                            held = []
+                        continue
+                    case Kept():
+                        kept = said
+                        break
+                    case None:
+                        pass
+                drawn = time.monotonic()
+                yield {p.status: gr.skip() if said is None else render_status(status, language)}
+        except Cancelled:
+            pass  # its user stopped it before there was a frame: nothing to keep, nothing wrong
+        except Exception as error:
+            failure = error
+        if not self.visits.is_current(visit, run):
+            return  # the page has gone on to another run
+        for segment in held:
+            yield {p.live: str(segment.path)}
+        yield self._end(kept, status, failure, owner, language)
+        if failure is not None or (kept is not None and kept.error is not None):
+            raise failure or kept.error  # type: ignore[misc, union-attr]
+
+    def _begin(self, status: Status, language: Language) -> Updates:
+        p = self.parts
+        return {
+            p.status: render_status(status, language),
+            p.generate: gr.update(interactive=False),
+            p.stop: gr.update(interactive=True),
+            p.empty: gr.update(visible=False),
+            p.live: gr.Video(value=None, streaming=True, visible=True),
+            p.final: gr.update(value=None, visible=False),
+            p.result: gr.update(visible=False),
+            p.notices: render_notices(status.notices, language),
+        }
+
+    def _end(
+        self, kept: Kept | None, status: Status, failure: BaseException | None, owner: str, language: Language
+    ) -> Updates:
+        p = self.parts
+        over: Updates = {p.generate: gr.update(interactive=True), p.stop: gr.update(interactive=False)}
+        if kept is None:
+            state = "failed" if failure is not None else "stopped"
+            more = "" if failure is not None else text("phase_stopped_empty", language)
+            over[p.status] = render_status(replace(status, state=state, more=more), language)
+            return over | {p.live: gr.update(visible=False), p.empty: gr.update(visible=True)}
+        state = "failed" if kept.error else "stopped" if kept.finished.stopped else "done"
+        done = replace(
+            status, state=state, label=kept.entry.about.label, progress=_last(status, kept.finished)
+        )
+        video = str(kept.entry.video)
+        return over | {
+            p.status: render_status(done, language),
+            p.final: gr.update(value=video),
+            p.download: gr.update(value=video),
+            p.result: gr.update(visible=True),
+            p.shelf: self.shelf(owner, language),
+        }
+
+    def shelf(self, owner: str, language: Language) -> str:
+        """The gallery as this page may see it."""
+        studio = self.studio
+        entries = studio.gallery.entries(None if studio.shared else owner)
+        return render_shelf(entries, language, studio.root, studio.gallery.max_age_s)
+
+
+def _last(status: Status, finished: Finished) -> Progress:
+    """The last figures, with all frames counted."""
+    progress = status.progress
+    return replace(progress, frames_done=finished.num_frames, segments_done=progress.num_segments, eta_s=None)

@@ -1,0 +1,53 @@
+"""A folder for what lives no longer than this process, and the removal of those that ended processes left behind."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+log = logging.getLogger(__name__)
+
+PREFIX = "live-avatar-"
+
+
+class Scratch:
+    """A context manager: the folder is there within it. A lock in it tells the living from the left behind."""
+
+    def __init__(self, parent: Path | None = None) -> None:
+        self.parent = parent or Path(tempfile.gettempdir())
+
+    def __enter__(self) -> Path:
+        self._sweep()
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.parent))
+        self._lock = (self.folder / ".lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        return self.folder
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.close()
+        shutil.rmtree(self.folder)
+
+    def _sweep(self) -> None:
+        for folder in self.parent.glob(f"{PREFIX}*"):
+            if folder.is_dir() and folder.stat().st_uid == os.getuid() and not _is_held(folder / ".lock"):
+                log.info("removing %s, left behind", folder.name)
+                shutil.rmtree(folder)
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a living process holds the lock; a folder without one has just been made, and counts as held."""
+    if not lock.exists():
+        return True
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
