@@ -27,9 +27,8 @@ SPEECH_HZ = 16_000  # what speech models listen to
 SOUND_HZ = 48_000  # what the video carries; 1920 samples a frame
 
 
-
 class FramePackBucket(NamedTuple):
-    """Motion latent frames that are packed alike: how many, and the latent frames, rows and columns in a token."""
+    """Motion frames packed alike: how many latent frames, and the frames, rows and columns in a token."""
 
     num_frames: int
     patch: tuple[int, int, int]
@@ -73,7 +72,7 @@ class Size:
 
 
 def output_size(portrait_width: int, portrait_height: int, size: Size | str) -> Size:
-    """The video's size: the portrait's shape, as large as the area allows, never enlarged, sides multiples of 64.
+    """The video's size: the portrait's shape, as large as the area allows, sides multiples of 64.
 
     Scales are tried downward in a hundred steps until the padded picture fits the area.
     Raises: BadInput when the area has no room for a single 64 x 64 square.
@@ -133,7 +132,8 @@ def num_blocks(num_frames: int) -> int:
 class Geometry:
     """Every count that follows from the picture's size and the attention window.
 
-    width, height: pixels, multiples of 64. window_frames: latent frames that a block attends to, itself included.
+    width, height: pixels, multiples of 64. window_frames: latent frames that a block attends to, itself
+    included.
     """
 
     width: int
@@ -141,7 +141,11 @@ class Geometry:
     window_frames: int
 
     def __post_init__(self) -> None:
-        if self.width % SIDE_MULTIPLE or self.height % SIDE_MULTIPLE or min(self.width, self.height) < SIDE_MULTIPLE:
+        if (
+            self.width % SIDE_MULTIPLE
+            or self.height % SIDE_MULTIPLE
+            or min(self.width, self.height) < SIDE_MULTIPLE
+        ):
             raise BadInput(
                 f"{self.width} x {self.height} pixels are no picture that the model makes.",
                 f"Both sides must be multiples of {SIDE_MULTIPLE}.",
@@ -154,9 +158,11 @@ class Geometry:
 
     @classmethod
     def of(cls, size: Size, infer_frames: int) -> Geometry:
-        """The geometry of clips of infer_frames video frames. Raises: BadInput for a length that is no multiple of 4."""
+        """The geometry of clips of infer_frames video frames. Raises: BadInput unless a multiple of 4."""
         if infer_frames % VAE_TIME_STRIDE:
-            raise BadInput(f"infer_frames {infer_frames} is no multiple of {VAE_TIME_STRIDE}.", "Take 32 or 48.")
+            raise BadInput(
+                f"infer_frames {infer_frames} is no multiple of {VAE_TIME_STRIDE}.", "Take 32 or 48."
+            )
         return cls(size.width, size.height, infer_frames // VAE_TIME_STRIDE)
 
     @property
@@ -205,5 +211,5 @@ class Geometry:
 
     @property
     def second_clip_block(self) -> int:
-        """The first block that begins in the second clip: from it on the anchor is the first generated frame."""
+        """The first block that begins in the second clip: from it on the first frame made is the anchor."""
         return math.ceil(self.window_frames / BLOCK_LATENT_FRAMES)

@@ -1,18 +1,19 @@
 """The one block loop: noise in, latents out, block after block, whatever the layout.
 
-Everything random comes from (seed, block) on the CPU, so a result depends neither on the layout nor on how fast
-its consumer is. It does not know how a block is denoised or decoded.
+Everything random comes from (seed, block) on the CPU, so a result depends neither on the layout nor on how
+fast its consumer is. It does not know how a block is denoised or decoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from avatar.diffusion.denoise import Block, Conditions, Denoiser
+from avatar.diffusion.denoise import AudioSource, Block, Conditions, Denoiser
 from avatar.errors import Cancelled
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, Geometry
 from avatar.models.rope import MAX_DISTANCE, MIN_DISTANCE
@@ -27,29 +28,38 @@ def rollout(
     num_blocks: int,
     seed: int,
     cancelled: Callable[[], bool] = lambda: False,
+    first_block: int = 0,
+    anchor: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Yield the latents of each block in order, 16 3 h w float32 on the denoiser's device.
 
-    From the second clip on, the first generated latent frame is the anchor. cancelled: asked before each step.
+    From the second clip on, the first generated latent frame is the anchor.
+
+    num_blocks: of the whole video. cancelled: asked before each step. first_block, anchor: to go on after a
+    stop, with empty rings: the first block still to make, and the first generated latent frame, 16 1 h w.
     Raises: Cancelled.
     """
     geometry, num_steps = denoiser.geometry, denoiser.schedule.num_steps
     refresh_block = geometry.second_clip_block
-    num_in_flight = min(denoiser.num_in_flight, refresh_block)  # block 0 must be done when it becomes the anchor
+    num_in_flight = min(
+        denoiser.num_in_flight, refresh_block
+    )  # block 0 must be done when it becomes the anchor
 
     def check() -> None:
         if cancelled():
             raise Cancelled("Stopped.")
 
     check()
+    if anchor is not None and first_block >= refresh_block:
+        conditions = replace(conditions, reference=anchor)
     denoiser.begin(conditions)
-    anchor = None
-    for index in range(num_blocks + num_in_flight - 1):
+    for index in range(first_block, num_blocks + num_in_flight - 1):
         if index < num_blocks:
-            if index == refresh_block:
+            if index == refresh_block > first_block:
+                assert anchor is not None  # num_in_flight sees to it
                 denoiser.refresh(anchor)
             denoiser.submit(make_block(conditions, geometry, num_steps, index, seed))
-        if index >= num_in_flight - 1:
+        if index >= first_block + num_in_flight - 1:
             latents = denoiser.collect(check)
             if anchor is None:
                 anchor = latents[:, :1].clone()
@@ -63,17 +73,26 @@ def make_block(conditions: Conditions, geometry: Geometry, num_steps: int, index
     return Block(
         index=index,
         noise=block_noise(geometry, seed, index),
-        audio=time_slice(conditions.audio, -1, index * BLOCK_FRAMES, BLOCK_FRAMES),
+        audio=audio_slice(conditions.audio, index * BLOCK_FRAMES, BLOCK_FRAMES),
         pose=None if pose is None else time_slice(pose, 1, first, BLOCK_LATENT_FRAMES),
         distances=block_distances(num_steps, seed, index),
     )
 
 
+def audio_slice(audio: Tensor | AudioSource, start: int, num_frames: int) -> Tensor:
+    """The speech's features of these video frames, S 25 C num_frames."""
+    return (
+        time_slice(audio, -1, start, num_frames)
+        if isinstance(audio, Tensor)
+        else audio.frames(start, num_frames)
+    )
+
+
 def block_noise(geometry: Geometry, seed: int, index: int) -> Tensor:
-    """Standard normal noise, 16 3 h w float32 on the CPU, in pinned memory where there is a GPU to copy it to."""
+    """Standard normal noise, 16 3 h w float32 on the CPU."""
     state = np.random.SeedSequence((seed, NOISE, index)).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]))
-    return torch.randn(geometry.block_shape, generator=generator, pin_memory=torch.cuda.is_available())
+    return torch.randn(geometry.block_shape, generator=generator)
 
 
 def block_distances(num_steps: int, seed: int, index: int) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ class Schedule:
     @classmethod
     def flow_match(cls, num_steps: int, shift: float = 3.0) -> Schedule:
         """The timesteps of diffusers' FlowMatchEulerDiscreteScheduler, as they come."""
-        from diffusers import FlowMatchEulerDiscreteScheduler
+        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
         scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
         scheduler.set_timesteps(num_steps)

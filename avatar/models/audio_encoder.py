@@ -21,7 +21,10 @@ ADALN_EPS = 1e-5  # the injection's own norm; everywhere else the config's eps h
 
 
 class AudioTokens(NamedTuple):
-    """A block's audio: local is S F A C, attended to; overall is S F C, it drives AdaLN. S speakers, F latent frames."""
+    """A block's audio, of S speakers and F latent frames.
+
+    local: S F A C, what is attended to. overall: S F C, it drives AdaLN.
+    """
 
     local: Tensor
     overall: Tensor
@@ -83,7 +86,7 @@ class AudioEncoder(nn.Module):
     def forward(self, features: Tensor) -> AudioTokens:
         """S 25 C T features of a block's video frames to the tokens of its latent frames.
 
-        The left pad of as many copies of the first frame as there are motion frames is the model's as trained.
+        To the left stand as many copies of the first frame as there are motion frames: so it was trained.
         """
         pad = features[..., :1].expand(*features.shape[:-1], MOTION_FRAMES)
         mixture = F.silu(self.weights.float())
@@ -110,7 +113,7 @@ class AdaLN(nn.Module):
 
 
 class Injection(nn.Module):
-    """One injection's view of the injector's two lists: audio cross-attention per latent frame, queries through AdaLN."""
+    """Audio cross-attention per latent frame, queries through AdaLN; one entry of each of the two lists."""
 
     def __init__(self, attention: Attention, adaln: AdaLN) -> None:
         super().__init__()
@@ -153,4 +156,7 @@ class AudioInjector(nn.Module):
         index = self.index_of.get(layer)
         if index is None:
             return None
-        return Injection(self.injector[index], self.injector_adain_layers[index])
+        attention, adaln = self.injector[index], self.injector_adain_layers[index]
+        assert isinstance(attention, Attention)
+        assert isinstance(adaln, AdaLN)
+        return Injection(attention, adaln)

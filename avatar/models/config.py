@@ -49,7 +49,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.dim % (2 * self.num_heads):
-            raise WeightsMissing(f"config.json: dim {self.dim} does not divide into {self.num_heads} heads.", WRONG_MODEL)
+            raise WeightsMissing(
+                f"config.json: dim {self.dim} does not divide into {self.num_heads} heads.", WRONG_MODEL
+            )
         if any(not 0 <= layer < self.num_layers for layer in self.audio_inject_layers):
             raise WeightsMissing(
                 f"config.json: audio_inject_layers names a layer beyond {self.num_layers}.", WRONG_MODEL
@@ -71,7 +73,9 @@ class ModelConfig:
             if found != expected:
                 raise WeightsMissing(f"config.json: {key} is {found!r}, not {expected!r}.", WRONG_MODEL)
         known = {field.name for field in fields(cls)}
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items() if key in known}
+        values: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in data.items() if key in known
+        }
         for key, value in values.items():
             if isinstance(value, bool) or not isinstance(value, int | float | tuple):
                 raise WeightsMissing(f"config.json: {key} is {value!r}, not a number.", WRONG_MODEL)

@@ -24,8 +24,8 @@ class KeysValues(NamedTuple):
 class Ring:
     """Rotated keys and values of the last past_frames latent frames, of one layer at one denoising step.
 
-    A block's own frames are not in the ring while it attends: they enter afterwards, over the oldest ones. So the
-    ring needs no room for them, and holds a block less than the attention window.
+    A block's own frames are not in the ring while it attends: they enter afterwards, over the oldest ones. So
+    the ring needs no room for them, and holds a block less than the attention window.
     """
 
     def __init__(self, k: Tensor, v: Tensor) -> None:
@@ -39,7 +39,9 @@ class Ring:
     ) -> Ring:
         """An empty ring. Zeros, since memory that is masked out must still hold finite numbers."""
         shape = (geometry.past_frames, geometry.frame_tokens, num_heads, head_dim)
-        return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+        return cls(
+            torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+        )
 
     @property
     def num_valid(self) -> int:
@@ -47,7 +49,8 @@ class Ring:
         return min(self.num_written, len(self.k))
 
     def append(self, own: KeysValues) -> None:
-        """Write a block's frames, oldest first out; in place. own: rotated, N h d, N a whole number of frames."""
+        """Write a block's frames, oldest first out; in place. own: rotated, N h d, N a whole number of
+        frames."""
         k, v = (t.unflatten(0, (-1, self.k.shape[1])) for t in own)
         capacity, count = len(self.k), len(k)
         for frame in range(max(0, count - capacity), count):
@@ -60,8 +63,8 @@ class Ring:
 def window(own: KeysValues, condition: KeysValues, condition_table: Tensor, past: KeysValues) -> KeysValues:
     """All keys and values that a block may attend to, in one piece: condition, own, past.
 
-    own: rotated, N h d. condition: keys not rotated. past: a ring's tensors, whole. Of the result, the rows beyond
-    the ring's valid frames are to be cut off; static shapes let one compiled graph serve every block.
+    own: rotated, N h d. condition: keys not rotated. past: a ring's tensors, whole. Of the result, the rows
+    beyond the ring's valid frames are to be cut off; static shapes let one compiled graph serve every block.
     """
     dtype = own.k.dtype
     return KeysValues(
@@ -71,9 +74,12 @@ def window(own: KeysValues, condition: KeysValues, condition_table: Tensor, past
 
 
 class LayerCache:
-    """Everything that one layer keeps for a generation: text, condition, and a ring for each denoising step."""
+    """Everything that one layer keeps for a generation: text, condition, and a ring for each denoising step.
+
+    conditions: keys not rotated, by the number of the anchor; two of them while blocks of both are under way.
+    """
 
     def __init__(self, text: KeysValues, rings: list[Ring]) -> None:
         self.text = text
         self.rings = rings
-        self.condition: KeysValues | None = None  # written by the prefill, again at the anchor refresh
+        self.conditions: dict[int, KeysValues] = {}

@@ -1,9 +1,9 @@
 """One transformer layer and one audio injection, cut into pieces between which attention happens.
 
-Each piece is a pure function of tensors with static shapes, so one compiled graph of it serves every layer, block
-and step; attention itself runs outside compiled code, where its length may change and its kernel be chosen freely.
-Tokens are N C, without a batch axis. Source: Wan-Video/Wan2.2 wan/modules/model.py, Alibaba-Quark/LiveAvatar
-liveavatar/models/wan/causal_model_s2v.py.
+Each piece is a pure function of tensors with static shapes, so one compiled graph of it serves every layer,
+block and step; attention itself runs outside compiled code, where its length may change and its kernel be
+chosen freely. Tokens are N C, without a batch axis. Source: Wan-Video/Wan2.2 wan/modules/model.py,
+Alibaba-Quark/LiveAvatar liveavatar/models/wan/causal_model_s2v.py.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class TransformerLayer(nn.Module):
         self.self_attn = Attention(dim, num_heads, eps)
         self.cross_attn = Attention(dim, num_heads, eps)
         self.norm3 = nn.LayerNorm(dim, eps=eps)
-        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim)
+        )
         self.modulation = nn.Parameter(torch.empty(1, 6, dim))
 
     def project(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, KeysValues]:

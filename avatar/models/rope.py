@@ -1,7 +1,8 @@
 """Rotary position embedding over (time, height, width), in float32.
 
-A table is N d/2 2 float32: cosine and sine per token and channel pair. Pairs are interleaved: channels 2i and 2i + 1.
-Angles are computed in float64 on the table's device, so positions may grow without bound and nothing synchronises.
+A table is N d/2 2 float32: cosine and sine per token and channel pair. Pairs are interleaved: channels 2i and
+2i + 1. Angles are computed in float64 on the table's device, so positions may grow without bound and nothing
+synchronises.
 Source: Wan-Video/Wan2.2 wan/modules/model.py; for the condition's times Alibaba-Quark/LiveAvatar
 liveavatar/models/wan/causal_model_s2v.py.
 """
@@ -61,12 +62,14 @@ def block_table(geometry: Geometry, first_frame: int, head_dim: int, device: tor
 
 
 def reference_time(first_frame: int, distance: int) -> int:
-    """The reference's time for a block: it stays put until the block comes within `distance`, then moves with it."""
+    """The reference's time for a block: it stays put until the block comes within `distance`, then moves with
+    it."""
     return REFERENCE_TIME + max(0, first_frame - (REFERENCE_TIME - distance))
 
 
 class ConditionTable:
-    """The table of the condition tokens: the reference frame, whose time moves, then the motion frames, which stay."""
+    """The table of the condition tokens: the reference frame, whose time moves, then the motion frames, which
+    stay."""
 
     def __init__(self, geometry: Geometry, head_dim: int, device: torch.device) -> None:
         self.head_dim = head_dim
@@ -80,7 +83,8 @@ class ConditionTable:
 
 
 def motion_table(geometry: Geometry, head_dim: int, device: torch.device) -> Tensor:
-    """The table of the packed motion frames: negative times, each packed token at a position of the unpacked grid."""
+    """The table of the packed motion frames: negative times, each packed token at a position of the unpacked
+    grid."""
     tables, nearest = [], 0
     for bucket in FRAMEPACK:
         nearest += bucket.num_frames

@@ -1,7 +1,7 @@
 """The streaming transformer: what is computed before, between and after its layers.
 
-Attribute names give the checkpoint's tensor names. It knows nothing of steps, blocks or devices: diffusion.denoise
-walks it. Source: Alibaba-Quark/LiveAvatar liveavatar/models/wan/causal_model_s2v.py.
+Attribute names give the checkpoint's tensor names. It knows nothing of steps, blocks or devices:
+diffusion.denoise walks it. Source: Alibaba-Quark/LiveAvatar liveavatar/models/wan/causal_model_s2v.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avatar.errors import BadInput
 from avatar.geometry import BLOCK_LATENT_FRAMES, PATCH, Geometry
 from avatar.models.audio_encoder import AudioEncoder, AudioInjector
 from avatar.models.config import ModelConfig
@@ -62,7 +63,8 @@ class StreamingTransformer(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.casual_audio_encoder = AudioEncoder(config)  # spelt as in the checkpoint
         self.blocks = nn.ModuleList(
-            TransformerLayer(dim, config.ffn_dim, config.num_heads, config.eps) for _ in range(config.num_layers)
+            TransformerLayer(dim, config.ffn_dim, config.num_heads, config.eps)
+            for _ in range(config.num_layers)
         )
         self.audio_injector = AudioInjector(config)
         self.head = Head(config)
@@ -78,12 +80,20 @@ class StreamingTransformer(nn.Module):
 
     def fuse(self) -> StreamingTransformer:
         """Join every self-attention's q, k and v into one product; once, after loading and merging."""
-        for layer in self.blocks:
-            layer.self_attn.fuse()
+        for index in range(self.config.num_layers):
+            self.layer(index).self_attn.fuse()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # the old tensors' three pieces fit nothing that comes later
         return self
 
+    def layer(self, index: int) -> TransformerLayer:
+        """A layer by its index."""
+        block = self.blocks[index]
+        assert isinstance(block, TransformerLayer)
+        return block
+
     def embed_block(self, latents: Tensor, pose: Tensor | None) -> Tensor:
-        """A block's noisy latents and pose latents, C F H W, to N C tokens; without a pose its bias still counts."""
+        """A block's noisy latents and pose latents, C F H W, to N C tokens; no pose still leaves its bias."""
         pose_tokens = self.cond_encoder.bias if pose is None else self.cond_encoder(pose)
         return self.patch_embedding(latents) + pose_tokens + self.trainable_cond_mask.weight[NOISY]
 
@@ -95,17 +105,26 @@ class StreamingTransformer(nn.Module):
         )
 
     def embed_text(self, embeddings: Tensor) -> Tensor:
-        """The prompt's token embeddings, L C with L at most text_len, padded with zeros and sent through the MLP."""
+        """The prompt's token embeddings, L C, padded with zeros to text_len and sent through the MLP.
+
+        Raises: BadInput for more than text_len tokens.
+        """
         padding = self.config.text_len - len(embeddings)
-        return self.text_embedding(F.pad(embeddings.to(self.text_embedding[0].weight.dtype), (0, 0, 0, padding)))
+        if padding < 0:
+            raise BadInput(
+                f"The prompt has {len(embeddings)} tokens, {-padding} too many.",
+                f"Shorten it to {self.config.text_len} tokens.",
+            )
+        return self.text_embedding(F.pad(embeddings.to(self.dtype), (0, 0, 0, padding)))
 
     def embed_time(self, timestep: float) -> TimeEmbedding:
         """A flow time in 0..1000, in float32 whatever the weights are."""
+        first, _, second = self.time_embedding
         half = self.config.freq_dim // 2
         exponent = torch.arange(half, dtype=torch.float64, device=self.device) / half
         angles = timestep * TIME_BASE**-exponent
         x = torch.cat([angles.cos(), angles.sin()]).float()
-        x = linear_float32(F.silu(linear_float32(x, self.time_embedding[0])), self.time_embedding[2])
+        x = linear_float32(F.silu(linear_float32(x, first)), second)
         return TimeEmbedding(x, linear_float32(F.silu(x), self.time_projection[1]).unflatten(0, (6, -1)))
 
     def velocity(self, x: Tensor, time: Tensor, geometry: Geometry) -> Tensor:
@@ -115,7 +134,8 @@ class StreamingTransformer(nn.Module):
         return patches.permute(6, 0, 3, 1, 4, 2, 5).reshape(geometry.block_shape)
 
 
-def linear_float32(x: Tensor, linear: nn.Linear, rows: int = 8192) -> Tensor:
+def linear_float32(x: Tensor, linear: nn.Module, rows: int = 8192) -> Tensor:
     """A linear layer in float32; the weight is widened some rows at a time, to keep the peak low."""
+    assert isinstance(linear, nn.Linear)
     parts = zip(linear.weight.split(rows), linear.bias.split(rows), strict=True)
     return torch.cat([F.linear(x, weight.float(), bias.float()) for weight, bias in parts], dim=-1)

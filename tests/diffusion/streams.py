@@ -71,14 +71,19 @@ class Stream:
         """The model with the stream's weights, loaded by the checkpoint's names."""
         with torch.device("meta"):
             model = StreamingTransformer(self.config)
-        weights = {k: v.to(dtype) for k, v in load_file(GOLDEN / f"stream_{self.name}.weights.safetensors").items()}
+        weights = {
+            k: v.to(dtype) for k, v in load_file(GOLDEN / f"stream_{self.name}.weights.safetensors").items()
+        }
         model.load_state_dict(weights, strict=True, assign=True)
         return model.requires_grad_(False).fuse() if fuse else model.requires_grad_(False)
 
-    def denoiser(self, dtype: torch.dtype = torch.float32, **options) -> LocalDenoiser:
+    def denoiser(
+        self, model: StreamingTransformer | None = None, kind: type[LocalDenoiser] = LocalDenoiser, **options
+    ) -> LocalDenoiser:
+        """A denoiser at the stream's settings; its schedule records velocities."""
         schedule = Schedule.flow_match(self.settings["num_steps"], self.settings["shift"])
         recording = RecordingSchedule(schedule.timesteps, schedule.sigmas)
-        return LocalDenoiser(self.transformer(dtype), self.geometry, recording, **options)
+        return kind(model or self.transformer(), self.geometry, recording, **options)
 
     def blocks(self) -> Iterator[Block]:
         """The blocks with the noise and the distances that the public code drew."""

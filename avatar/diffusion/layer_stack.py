@@ -1,0 +1,162 @@
+"""A run of consecutive layers with everything they keep, walked one work item (block, step) at a time.
+
+A stage of a pipeline owns some layers and their rings; the local denoiser owns all. Items may come in any
+order in which each step sees the blocks in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from avatar.geometry import Geometry
+from avatar.models.attention import attention
+from avatar.models.audio_encoder import AudioTokens, Injection, InjectionContext
+from avatar.models.kv_cache import KeysValues, LayerCache, Ring, window
+from avatar.models.layer import TransformerLayer
+from avatar.models.rope import rotate
+from avatar.models.transformer import StreamingTransformer
+
+
+class Item(NamedTuple):
+    """The work item (block, step) as every layer sees it.
+
+    anchor: which prefill's condition to attend to. modulation: 6 C float32. table, condition_table: rotary
+    tables of the block's and the condition's tokens. masks: S N 1, or None for a single speaker.
+    """
+
+    block: int
+    step: int
+    anchor: int
+    modulation: Tensor
+    table: Tensor
+    condition_table: Tensor
+    audio: AudioTokens
+    masks: Tensor | None
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The code between attentions, compiled or not; every layer goes through the same functions."""
+
+    project: Callable[..., tuple[Tensor, KeysValues]] = TransformerLayer.project_rotated
+    window: Callable[..., KeysValues] = window
+    after_self_attention: Callable[..., tuple[Tensor, Tensor]] = TransformerLayer.after_self_attention
+    after_cross_attention: Callable[..., Tensor] = TransformerLayer.after_cross_attention
+    audio_query: Callable[..., Tensor] = Injection.query
+    audio_add: Callable[..., Tensor] = Injection.add
+
+    @classmethod
+    def compiled(cls, **options: Any) -> Pieces:
+        """Each piece as one graph of static shapes, built at its first use. options: torch.compile's."""
+        return cls(
+            **{
+                name: torch.compile(f, fullgraph=True, dynamic=False, **options)
+                for name, f in vars(cls()).items()
+            }
+        )
+
+
+def no_visit(layer: int) -> AbstractContextManager[Any]:
+    """All layers are where they are needed."""
+    return nullcontext()
+
+
+@dataclass
+class LayerStack:
+    """The layers of a range, on one device.
+
+    dtype: the residual stream's.     ring_dtype: how rings are stored, None for the residual stream's dtype.
+    visit: entered around each use of a layer, with its index; an offloader brings the layer and its injection
+    to the device there.
+    """
+
+    transformer: StreamingTransformer
+    geometry: Geometry
+    num_steps: int
+    layers: range
+    device: torch.device
+    dtype: torch.dtype
+    pieces: Pieces = field(default_factory=Pieces)
+    ring_dtype: torch.dtype | None = None
+    visit: Callable[[int], AbstractContextManager[Any]] = no_visit
+
+    def __post_init__(self) -> None:
+        self.caches: dict[int, LayerCache] = {}
+        self.injections = {index: self.transformer.audio_injector.after_layer(index) for index in self.layers}
+        self._audio: dict[tuple[int, int], InjectionContext] = {}  # by block and layer
+
+    def begin(self, text: Tensor) -> None:
+        """Forget the last generation, start with empty rings. text: the embedded prompt, L C."""
+        self.caches.clear()
+        self._audio.clear()
+        for index, layer in self._visited():
+            rings = [self._ring() for _ in range(self.num_steps)]
+            self.caches[index] = LayerCache(layer.cross_attn.keys_values(text), rings)
+
+    def prefill(self, x: Tensor, modulation: Tensor, table: Tensor, anchor: int) -> Tensor:
+        """Run the condition tokens, N C, attending to themselves; keep each layer's keys and values for an
+        anchor."""
+        for index, layer in self._visited():
+            cache = self.caches[index]
+            q, own = layer.project(x, modulation)
+            cache.conditions[anchor] = own
+            attended = _attend(rotate(q, table), KeysValues(rotate(own.k, table), own.v))
+            x, query = layer.after_self_attention(x, attended, modulation)
+            x = layer.after_cross_attention(x, _attend(query, cache.text), modulation)
+        return x
+
+    def release(self, anchor: int) -> None:
+        """Free an anchor's condition; no item that names it may follow."""
+        for cache in self.caches.values():
+            cache.conditions.pop(anchor, None)
+
+    def forward(self, x: Tensor, item: Item) -> Tensor:
+        """Run a block's tokens, N C, through the layers at one step; the step's rings take in the block."""
+        pieces = self.pieces
+        for index, layer in self._visited():
+            cache = self.caches[index]
+            q, own = pieces.project(layer, x, item.modulation, item.table)
+            attended = _attend(q, self._window(cache, own, item))
+            x, query = pieces.after_self_attention(layer, x, attended, item.modulation)
+            x = pieces.after_cross_attention(layer, x, _attend(query, cache.text), item.modulation)
+            injection = self.injections[index]
+            if injection is not None:
+                context = self._injection_context(injection, index, item)
+                query = pieces.audio_query(injection, x, context.shift, context.scale)
+                x = pieces.audio_add(injection, x, attention(query, *context.audio), item.masks)
+        return x
+
+    def _ring(self) -> Ring:
+        config, dtype = self.transformer.config, self.ring_dtype or self.dtype
+        return Ring.allocate(self.geometry, config.num_heads, config.head_dim, dtype, self.device)
+
+    def _window(self, cache: LayerCache, own: KeysValues, item: Item) -> KeysValues:
+        """What the block attends to; afterwards the ring holds the block too."""
+        ring, condition = cache.rings[item.step], cache.conditions[item.anchor]
+        whole = self.pieces.window(own, condition, item.condition_table, KeysValues(ring.k, ring.v))
+        num_tokens = len(condition.k) + len(own.k) + ring.num_valid * self.geometry.frame_tokens
+        ring.append(own)
+        return KeysValues(whole.k[:num_tokens], whole.v[:num_tokens])
+
+    def _injection_context(self, injection: Injection, layer: int, item: Item) -> InjectionContext:
+        """The block's audio as this injection reads it: made at its first step, freed at its last."""
+        key = (item.block, layer)
+        if key not in self._audio:
+            self._audio[key] = injection.context(item.audio)
+        return self._audio.pop(key) if item.step == self.num_steps - 1 else self._audio[key]
+
+    def _visited(self) -> Iterator[tuple[int, TransformerLayer]]:
+        for index in self.layers:
+            with self.visit(index):
+                yield index, self.transformer.layer(index)
+
+
+def _attend(q: Tensor, keys: KeysValues) -> Tensor:
+    """Attention without a batch: N h d."""
+    return attention(q[None], keys.k[None], keys.v[None])[0]

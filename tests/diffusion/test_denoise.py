@@ -1,0 +1,222 @@
+"""Denoising against the public code's numbers, against a slow twin, compiled, and in half precision."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+from torch import Tensor
+
+from avatar.diffusion.denoise import Conditions, LocalDenoiser
+from avatar.diffusion.layer_stack import Item, LayerStack, Pieces
+from avatar.diffusion.rollout import rollout
+from avatar.errors import BadInput
+from avatar.models.kv_cache import KeysValues, LayerCache
+from avatar.models.rope import rotate
+from tests.diffusion.streams import NAMES, Stream, relative_error
+
+COMPILER = (
+    "inductor" if shutil.which("g++") else "aot_eager"
+)  # the C++ compiler is what inductor needs on a CPU
+
+
+@pytest.fixture(params=NAMES)
+def stream(request) -> Stream:
+    return Stream.load(request.param)
+
+
+def velocities(denoiser: LocalDenoiser, stream: Stream) -> Tensor:
+    """Everything recorded, blocks × steps × 16 3 h w."""
+    return torch.stack(denoiser.schedule.velocities).view_as(stream.tensors["velocities"])
+
+
+def test_every_velocity_and_all_latents(stream):
+    denoiser = stream.denoiser()
+    latents = stream.run(denoiser)
+    expected = stream.tensors["velocities"]
+    for block, steps in enumerate(velocities(denoiser, stream)):
+        for step, velocity in enumerate(steps):
+            assert relative_error(velocity, expected[block, step]) < 1e-5, (block, step)
+    assert relative_error(latents, stream.tensors["latents"]) < 1e-5
+
+
+@pytest.mark.parametrize("change", ["distances", "rings", "pose", "audio", "anchor"])
+def test_the_golden_numbers_would_notice(change):
+    """Each mechanism, disturbed, moves some velocity by far more than the tolerance above."""
+    stream = Stream.load("refresh_pose")
+    denoiser, done = stream.denoiser(), []
+    denoiser.begin(stream.conditions)
+    for block in stream.blocks():
+        if block.index == stream.settings["anchor_refresh_block"] and change != "anchor":
+            denoiser.refresh(done[0][:, :1])
+        if change == "rings":
+            for ring in (ring for cache in denoiser.stack.caches.values() for ring in cache.rings):
+                ring.v = ring.v.roll(1, dims=0)
+        if change == "distances":
+            block = dataclasses.replace(block, distances=tuple(d + 1 for d in block.distances))
+        if change == "pose":
+            block = dataclasses.replace(block, pose=None)
+        if change == "audio":
+            block = dataclasses.replace(block, audio=block.audio.roll(1, dims=-1))
+        denoiser.submit(block)
+        done.append(denoiser.collect())
+    assert relative_error(velocities(denoiser, stream), stream.tensors["velocities"]) > 1e-3
+
+
+def test_bfloat16(stream):
+    """In bfloat16 each velocity stays within sqrt(roundings) units of roundoff of the float32 numbers.
+
+    On its way through a layer a value is rounded about 14 times: normed input, projection, norm and rotation
+    of q and k, attention's weights and sums, its output; cross-attention's and the feed-forward's the same;
+    the residual three times. Each rounding is at most 2^-9 relative, and being independent they add up as a
+    random walk. What earlier blocks got wrong enters through the ring and is averaged by the softmax, so it
+    does not grow with the blocks.
+    """
+    bound = (14 * stream.config.num_layers) ** 0.5 * 2**-9
+    denoiser = stream.denoiser(stream.transformer(torch.bfloat16))
+    latents = stream.run(denoiser)
+    expected = stream.tensors["velocities"]
+    for block, steps in enumerate(velocities(denoiser, stream)):
+        for step, velocity in enumerate(steps):
+            assert relative_error(velocity, expected[block, step]) < bound, (block, step)
+    assert relative_error(latents, stream.tensors["latents"]) < bound
+    assert latents.dtype == torch.float32
+
+
+def test_rings_in_float8_cost_little():
+    """Half the memory; e4m3 rounds by 2^-4 at most, and attention's average over a hundred keys and more
+    takes off the rest."""
+    stream = Stream.load("basic")
+    denoiser = stream.denoiser(ring_dtype=torch.float8_e4m3fn)
+    latents = stream.run(denoiser)
+    assert 1e-5 < relative_error(latents, stream.tensors["latents"]) < 2**-4
+    assert {ring.k.dtype for cache in denoiser.stack.caches.values() for ring in cache.rings} == {
+        torch.float8_e4m3fn
+    }
+
+
+def vars_of(stack: LayerStack) -> dict[str, object]:
+    """The arguments that a stack was built with."""
+    return {field.name: getattr(stack, field.name) for field in dataclasses.fields(stack)}
+
+
+class KeepsEverything(LayerStack):
+    """The slow twin: all frames ever made, in order; attends to the last window_frames of them."""
+
+    def begin(self, text: Tensor) -> None:
+        super().begin(text)
+        self.kept: dict[tuple[int, int], list[KeysValues]] = {}
+
+    def _window(self, cache: LayerCache, own: KeysValues, item: Item) -> KeysValues:
+        layer = next(index for index, other in self.caches.items() if other is cache)
+        kept = self.kept.setdefault((layer, item.step), [])
+        kept.append(own)
+        condition, tokens = (
+            cache.conditions[item.anchor],
+            self.geometry.window_frames * self.geometry.frame_tokens,
+        )
+        k, v = (torch.cat(parts)[-tokens:] for parts in zip(*kept, strict=True))
+        return KeysValues(
+            torch.cat([k, rotate(condition.k, item.condition_table)]), torch.cat([v, condition.v])
+        )
+
+
+def test_a_ring_of_8_frames_over_10_clips_equals_keeping_everything():
+    stream = Stream.load("basic")
+    geometry = dataclasses.replace(stream.geometry, window_frames=8)
+    num_blocks = -(-10 * geometry.window_frames // 3)
+
+    def run(denoiser: LocalDenoiser) -> list[Tensor]:
+        return list(rollout(stream.conditions, denoiser, num_blocks=num_blocks, seed=3))
+
+    fast, slow = (LocalDenoiser(stream.transformer(), geometry, stream.denoiser().schedule) for _ in range(2))
+    slow.stack = KeepsEverything(**vars_of(slow.stack))
+    for found, expected in zip(run(fast), run(slow), strict=True):
+        assert relative_error(found, expected) < 1e-5
+        assert found.isfinite().all()
+        assert 0.5 < float(found.std()) < 5
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", COMPILER])
+def test_compiled_equals_eager_and_is_compiled_once(backend):
+    """Six graphs serve all layers, blocks, steps and both anchors; any recompilation after block 0 would
+    raise."""
+    stream = Stream.load("refresh_pose")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    denoiser, done = stream.denoiser(pieces=Pieces.compiled(backend=backend)), []
+    denoiser.begin(stream.conditions)
+    try:
+        for block in stream.blocks():
+            if block.index == 1:
+                torch.compiler.set_stance("fail_on_recompile")
+            if block.index == stream.settings["anchor_refresh_block"]:
+                denoiser.refresh(done[0][:, :1])
+            denoiser.submit(block)
+            done.append(denoiser.collect())
+    finally:
+        torch.compiler.set_stance("default")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(dataclasses.fields(Pieces))
+    assert relative_error(torch.cat(done, dim=1), stream.tensors["latents"]) < 1e-5
+
+
+def test_every_layer_is_visited_where_an_offloader_would_bring_it():
+    stream = Stream.load("basic")
+    denoiser, visited = stream.denoiser(), []
+
+    class Visit:
+        def __init__(self, layer: int) -> None:
+            visited.append(layer)
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *error: object) -> None:
+            visited.append(~visited[-1])
+
+    denoiser.stack.visit = Visit
+    denoiser.begin(stream.conditions)
+    assert visited == [0, ~0, 1, ~1, 2, ~2] * 2  # caches, then prefill
+
+
+def test_stages_in_a_row_equal_one_stack():
+    """Layers cut into stages, each with its own caches, give bit-identical tokens."""
+    stream = Stream.load("refresh_pose")
+    whole, staged = stream.denoiser(), stream.denoiser()
+    staged.stack = Stages(staged, [range(0, 1), range(1, 3)])
+    assert torch.equal(stream.run(whole), stream.run(staged))
+
+
+class Stages:
+    """Several stacks one behind the other, as a pipeline's stages are."""
+
+    def __init__(self, denoiser: LocalDenoiser, cuts: list[range]) -> None:
+        self.stages = [LayerStack(**vars_of(denoiser.stack) | {"layers": cut}) for cut in cuts]
+
+    def begin(self, text: Tensor) -> None:
+        for stage in self.stages:
+            stage.begin(text)
+
+    def release(self, anchor: int) -> None:
+        for stage in self.stages:
+            stage.release(anchor)
+
+    def prefill(self, x: Tensor, modulation: Tensor, table: Tensor, anchor: int) -> Tensor:
+        for stage in self.stages:
+            x = stage.prefill(x, modulation, table, anchor)
+        return x
+
+    def forward(self, x: Tensor, item: Item) -> Tensor:
+        for stage in self.stages:
+            x = stage.forward(x, item)
+        return x
+
+
+def test_speakers_without_masks_are_refused():
+    conditions = Stream.load("two_speakers").conditions
+    with pytest.raises(BadInput, match="2 speakers but 0 masks"):
+        Conditions(conditions.text, conditions.reference, conditions.motion, conditions.audio)
+    with pytest.raises(BadInput, match="1 speakers but 2 masks"):
+        dataclasses.replace(conditions, audio=conditions.audio[:1])

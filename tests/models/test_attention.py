@@ -1,0 +1,66 @@
+"""The entry to attention against the formula."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from avatar.models import attention as module
+from avatar.models.attention import attention, flash_kernel, installed, prioritised_sdpa
+
+
+def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    scores = torch.einsum("bnhd,bmhd->bhnm", q.double(), k.double()) / q.shape[-1] ** 0.5
+    return torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v.double())
+
+
+@pytest.mark.parametrize("function", [attention, prioritised_sdpa])
+@pytest.mark.parametrize(("batch", "queries", "keys"), [(1, 96, 250), (6, 32, 5)])
+def test_equals_the_formula(function, batch, queries, keys):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(batch, n, 2, 32) for n in (queries, keys, keys))
+    torch.testing.assert_close(function(q, k, v).double(), formula(q, k, v), rtol=1e-5, atol=1e-5)
+
+
+def test_a_prefix_of_the_keys_is_read_in_place():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, n, 2, 32) for n in (16, 64, 64))
+    torch.testing.assert_close(
+        attention(q, k[:, :40], v[:, :40]).double(), formula(q, k[:, :40], v[:, :40]), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("capability", "available", "chosen"),
+    [
+        ((9, 0), {"flash_attn_interface", "flash_attn.cute"}, "flash_attn_interface"),
+        ((10, 0), {"flash_attn_interface", "flash_attn.cute"}, "flash_attn.cute"),
+        ((8, 9), {"flash_attn_interface", "flash_attn.cute"}, None),
+        ((9, 0), set(), None),
+    ],
+)
+def test_flash_attention_is_taken_where_its_kernels_run(monkeypatch, capability, available, chosen):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(module, "installed", available.__contains__)
+    monkeypatch.setattr(module, "flash_kernel", lambda name: name)
+    module.kernel_for.cache_clear()
+    kernel = module.kernel_for(torch.device("cuda", 0))
+    module.kernel_for.cache_clear()
+    assert kernel == (chosen or prioritised_sdpa)
+
+
+@pytest.mark.parametrize("with_lse", [False, True])
+def test_flash_kernel_gives_the_output_alone(monkeypatch, with_lse):
+    fake = ModuleType("fake_flash")
+    fake.flash_attn_func = lambda q, k, v: (q + 1, "lse") if with_lse else q + 1
+    monkeypatch.setitem(sys.modules, "fake_flash", fake)
+    x = torch.zeros(1, 2, 3, 4)
+    assert torch.equal(flash_kernel("fake_flash")(x, x, x), x + 1)
+
+
+def test_installed_asks_without_importing():
+    assert installed("torch.nn")
+    assert not installed("no_such_package.inner")
