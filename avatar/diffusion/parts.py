@@ -1,0 +1,63 @@
+"""The models of one generation, on one device: from a checkpoint, or with random weights for timing."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from avatar.diffusion.conditions import ConditionEncoder
+from avatar.models.checkpoint import CheckpointFiles, open_checkpoint
+from avatar.models.speech_encoder import SpeechEncoder
+from avatar.models.transformer import StreamingTransformer
+from avatar.models.vae import VideoVAE
+from avatar.models.weights import load_transformer
+from avatar.preset import Memory
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def best_device() -> torch.device:
+    """The first CUDA device, or the CPU, on which only a toy model is of use."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@dataclass
+class Parts:
+    """What a generation works with. transformer: None after it was released."""
+
+    device: torch.device
+    dtype: torch.dtype
+    vae: VideoVAE
+    conditions: ConditionEncoder
+    files: CheckpointFiles | None = None
+    transformer: StreamingTransformer | None = None
+
+    @classmethod
+    def load(cls, memory: Memory, ckpt_dir: Path | None) -> Parts:
+        """Load the side models that stay; the transformer comes with load_transformer. Raises: WeightsMissing."""
+        files = open_checkpoint(ckpt_dir)
+        device, dtype = best_device(), DTYPES[memory.weight_dtype]
+        vae = VideoVAE.load(files.vae, device, dtype)
+        speech = SpeechEncoder.load(files.speech_encoder, device, torch.float32)
+        text_device = device if memory.text_encoder == "gpu" else torch.device("cpu")
+        conditions = ConditionEncoder(files, vae, speech, text_device=text_device, text_dtype=dtype)
+        return cls(device, dtype, vae, conditions, files)
+
+    def load_transformer(self) -> StreamingTransformer:
+        """The transformer, loaded if it is not. Raises: WeightsMissing."""
+        if self.transformer is None:
+            assert self.files is not None
+            log.info("loading the transformer")
+            self.transformer = load_transformer(self.files, self.device, self.dtype).fuse()
+        return self.transformer
+
+    def release_transformer(self) -> None:
+        """Give the transformer's memory back; the next run loads it again."""
+        self.transformer = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
