@@ -32,7 +32,7 @@ class Layers:
     def __init__(self, image: Array, face: Face, box: Box) -> None:
         x0, y0, x1, y1 = box
         pixels = np.ascontiguousarray(image[y0:y1, x0:x1])
-        points = face.landmarks[:, :2] - np.float32([x0, y0])
+        points = face.landmarks[:, :2] - np.array([x0, y0], np.float32)
         size = float(np.linalg.norm(points[topo.CHIN] - points[topo.FOREHEAD]))
         oval = np.zeros(pixels.shape[:2], np.uint8)
         cv2.fillConvexPoly(oval, points[list(topo.FACE_OVAL)].astype(np.int32), 1)
@@ -105,8 +105,8 @@ def _guided(guide: Array, matte: Array, radius: int) -> Array:
 
 def _filled_behind(pixels: Array, matte: Array, size: float) -> Array:
     """The background with the person painted over from around, coarse to fine."""
-    seen = (matte < 0.02).astype(np.uint8)
-    seen = cv2.erode(seen, np.ones((3, 3), np.uint8), iterations=max(1, round(0.008 * size)))
+    clear = (matte < 0.02).astype(np.uint8)
+    seen = cv2.erode(clear, np.ones((3, 3), np.uint8), iterations=max(1, round(0.008 * size)))
     levels: list[tuple[Array, Array]] = []
     colour: Array = pixels.astype(np.float32) * seen[..., None]
     weight: Array = seen.astype(np.float32)
@@ -118,8 +118,7 @@ def _filled_behind(pixels: Array, matte: Array, size: float) -> Array:
         fill = cv2.pyrUp(fill, dstsize=weight.shape[::-1])
         share = np.clip(weight * 1.5, 0, 1)[..., None]
         fill = fill + (colour / np.maximum(weight, 1e-3)[..., None] - fill) * share
-    fill = np.clip(np.round(fill), 0, 255).astype(np.uint8)
-    return np.where(seen[..., None] > 0, pixels, fill)
+    return np.where(seen[..., None] > 0, pixels, np.clip(np.round(fill), 0, 255).astype(np.uint8))
 
 
 def _consistent(pixels: Array, plate: Array, matte: Array) -> Array:

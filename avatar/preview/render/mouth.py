@@ -12,7 +12,7 @@ from avatar.preview.render.lips import Lips, LipTargets, U
 from avatar.preview.render.shaping import Array, Box, bounding_box, lerp, smoothstep
 
 REACH = 2.6  # of the warp to the sides, in half mouth widths
-LATTICE_PX = 2  # the warp is computed at every second pixel and interpolated between
+LATTICE = 1 / 110  # the warp is computed on a lattice of this step, in face heights, and interpolated between
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class MouthWarp:
     """One frame's warp over the mouth's box; every field float32 (h, w).
 
     shift_x, shift_y: to add to the source coordinates, image px;
-    below_upper, above_lower: how far inside the opening from the upper and lower lip, px, negative on the lips;
+    below_upper, above_lower: how far inside the opening from the upper and lower lip, px, negative outside;
     u: position along the mouth in half widths.
     """
 
@@ -36,6 +36,7 @@ class MouthWarper:
 
     def __init__(self, lips: Lips, width: int, height: int) -> None:
         self.lips = lips
+        self.step = max(1, round(LATTICE * lips.face_height))
         frame = lips.frame
         corners = [
             frame.image(x, y)
@@ -52,10 +53,10 @@ class MouthWarper:
         places: float32 (h, w, 2), in units that to_image turns into x, y in image px.
         """
         height, width = places.shape[:2]
-        rows = np.minimum(np.arange(0, height + LATTICE_PX, LATTICE_PX), height - 1)
-        columns = np.minimum(np.arange(0, width + LATTICE_PX, LATTICE_PX), width - 1)
+        rows = np.minimum(np.arange(0, height + self.step, self.step), height - 1)
+        columns = np.minimum(np.arange(0, width + self.step, self.step), width - 1)
         coarse = self._coarse(targets, *to_image(places[np.ix_(rows, columns)]))
-        scale = np.array([[1 / LATTICE_PX, 0, 0], [0, 1 / LATTICE_PX, 0]], np.float32)
+        scale = np.array([[1 / self.step, 0, 0], [0, 1 / self.step, 0]], np.float32)
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         fields = [
             cv2.warpAffine(part, scale, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numpy.typing import ArrayLike
 
 Array = np.ndarray
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, the ends excluded
 
 
-def smoothstep(x: ArrayLike) -> Array:
+def smoothstep(x: Any) -> Array:
     """0 below 0, 1 above 1, and a smooth rise between."""
     x = np.clip(x, 0, 1)
     return x * x * (3 - 2 * x)
 
 
-def lerp(a: ArrayLike, b: ArrayLike, t: ArrayLike) -> Array:
-    """a where t is 0, b where t is 1."""
-    return a + (np.asarray(b) - a) * t
+def lerp(a: Any, b: Any, t: Any) -> Any:
+    """a where t is 0, b where t is 1; numbers or arrays."""
+    return a + (b - a) * t
 
 
 def bounding_box(points: Array, width: int, height: int) -> Box:
