@@ -63,7 +63,7 @@ _REST_OPEN, _OPEN_GAIN, _MAX_OPEN = 0.03, 1.29, 1.1
 # Energy: loudness over 30 dB, smoothed over a phrase. Emphasis: how far a syllable or two rise over that.
 _ENERGY_RANGE_DB = 30.0
 _SYLLABLE_SIGMA_S, _PHRASE_SIGMA_S = 0.18, 0.53
-_EMPHASIS_GAIN = 2.2
+_EMPHASIS_GAIN, _EMPHASIS_ONSET = 2.6, 0.15  # sets in gently, without a corner
 
 # Frames that one frame depends on, either side, beyond those of the network: sums of three sigmas each.
 _MOUTH_CONTEXT = 48
@@ -84,12 +84,11 @@ class SpokenFrame:
 
 
 def smooth(x: np.ndarray, sigma_s: float) -> np.ndarray:
-    """Convolve (T,) or (T, C) at `FRAME_HZ` with a Gaussian of three sigmas' reach, the ends held."""
+    """Convolve (T,) at `FRAME_HZ` with a Gaussian of three sigmas' reach, the ends held."""
     reach = int(np.ceil(3 * sigma_s * FRAME_HZ))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (sigma_s * FRAME_HZ)) ** 2)
     kernel = (kernel / kernel.sum()).astype(np.float32)
-    padded = np.pad(x, [(reach, reach)] + [(0, 0)] * (x.ndim - 1), "edge")
-    return np.apply_along_axis(np.convolve, 0, padded, kernel, "valid")
+    return np.convolve(np.pad(x, reach, "edge"), kernel, "valid")
 
 
 def loudness_db(listen: Listen, start: int, stop: int, level: float) -> np.ndarray:
@@ -134,7 +133,8 @@ def energy_curves(loudness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     loud = np.clip(loudness / _ENERGY_RANGE_DB + 1, 0, 1)
     syllables, phrase = smooth(loud, _SYLLABLE_SIGMA_S), smooth(loud, _PHRASE_SIGMA_S)
-    return phrase, np.clip(_EMPHASIS_GAIN * (syllables - phrase), 0, 1)
+    rise = np.maximum(_EMPHASIS_GAIN * (syllables - phrase), 0)
+    return phrase, np.minimum(rise**2 / (rise + _EMPHASIS_ONSET), 1)
 
 
 def spoken_curves(

@@ -12,7 +12,7 @@ import numpy as np
 from avatar.preview.pose import Pose
 
 # The video starts from the portrait as it is and comes to life within this time.
-_WAKE_S = 1.2
+_WAKE_S = 2.5
 # Sway: sums of slow waves, the slowest the largest. Mean swing of each part when speaking lively.
 _SWAY_HZ, _SWAY_AMPLITUDES = (0.07, 0.42), np.array([1.0, 0.7, 0.5, 0.3])
 _SWAY = {"yaw": 0.055, "pitch": 0.028, "roll": 0.011, "tx": 0.005, "ty": 0.004}
@@ -37,7 +37,7 @@ _BROW_RAISE = 0.9
 _MOOD_HZ = (0.05, 0.30)
 
 # Events lie within this part of their slots: never two at once.
-_SLOT_MARGIN = 0.15
+_SLOT_MARGIN = 0.06
 
 
 def smoothstep(x: float) -> float:
