@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings; the exit code is 0 when something can be made here, by --preset or by any preset."""
+    """Print the findings; the exit code is 0 when --preset, or any preset at all, runs here."""
     diagnosis = doctor.examine(args.ckpt_dir, args.preset)
     if args.json:
         write_json(diagnosis.as_dict())

@@ -80,12 +80,14 @@ def run(args: argparse.Namespace) -> int:
 def _follow(engine: Engine, request: Request, as_json: bool) -> int:
     """Show the events of a run; Ctrl-C stops it and keeps what was made. Returns the exit code."""
     finished: Finished | None = None
-    show = _show_json() if as_json else _show_bar(request)
+    show = _show_json(request) if as_json else _show_bar(request)
     with _stopped_by_signals(engine), show as told:
         for event in engine.stream(request):
             told(event)
             if isinstance(event, Finished):
                 finished = event
+    if finished is not None and not as_json:
+        sys.stdout.write(f"{finished.video}\n")
     if finished is None:
         raise Cancelled("Stopped before the first frame was made.")
     return Cancelled.exit_code if finished.stopped else 0
@@ -113,14 +115,18 @@ def _stopped_by_signals(engine: Engine) -> Iterator[None]:
 
 
 @contextmanager
-def _show_json() -> Iterator[Any]:
+def _show_json(request: Request) -> Iterator[Any]:
+    preset = request.preset
+    started = {"preset": preset.name, "engine": preset.engine, "num_frames": request.num_frames}
+    write_json({"event": "started", **started})
     yield lambda event: write_json({"event": type(event).__name__.lower(), **asdict(event)})
 
 
 @contextmanager
 def _show_bar(request: Request) -> Iterator[Any]:
-    """A progress bar on standard error, notices above it, the video's path on standard output at the end."""
+    """A progress bar on standard error, with what is to be told above it."""
     err = console(sys.stderr)
+    err.print(f"preset {request.preset.name}, {request.preset.engine} engine", markup=False)
     columns = (
         TextColumn("{task.description:<10}"),
         BarColumn(),
@@ -149,9 +155,8 @@ def _show_bar(request: Request) -> Iterator[Any]:
                     bar.console.print(
                         f"{kept} {event.num_frames} frames, {event.duration_s:.1f} s", markup=False
                     )
-                    sys.stdout.write(f"{event.video}\n")
                 case Segment():
-                    pass  # the page plays segments; here the bar says enough
+                    pass  # the page plays segments; here the bar tells how many there are
 
         yield told
 

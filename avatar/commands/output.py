@@ -45,9 +45,9 @@ def show_error(error: AvatarError, as_json: bool = False) -> None:
         )
         return
     out = console(sys.stderr)
-    out.print(f"[bold red]error:[/] {escape(error.message)}")
+    out.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
     if error.remedy:
-        out.print(escape(error.remedy))
+        out.print(escape(error.remedy), soft_wrap=True)
 
 
 def _plain(value: Any) -> Any:

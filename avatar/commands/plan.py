@@ -14,6 +14,7 @@ from avatar.memory.fit import way_out
 from avatar.memory.inventory import Inventory, probe
 from avatar.memory.plan import DevicePlan, Plan, describe, gib
 from avatar.memory.planner import plan
+from avatar.preset import capability
 
 
 def add(commands: Any) -> None:
@@ -47,10 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _inventory(args: argparse.Namespace) -> Inventory:
     """This machine, or the imagined one of the flags. Raises: BadInput when they make no machine."""
-    wishes = {
-        "compute_capability": args.compute_capability,
-        "host_ram_gib": args.ram,
-    }
+    wishes = {"compute_capability": args.compute_capability, "host_ram_gib": args.ram}
     wishes = {name: value for name, value in wishes.items() if value is not None}
     if args.gpus is None and args.vram is None:
         if wishes:
@@ -60,6 +58,15 @@ def _inventory(args: argparse.Namespace) -> Inventory:
         return probe()
     if args.gpus is None or args.vram is None or args.gpus < 0 or args.vram <= 0:
         raise BadInput("An imagined machine needs --gpus and --vram.", "For example: --gpus 4 --vram 24.")
+    if args.ram is not None and args.ram <= 0:
+        raise BadInput(f"--ram is {args.ram:g}.", "Give the host's memory in GiB, for example 64.")
+    if args.compute_capability is not None:
+        try:
+            capability(args.compute_capability)
+        except ValueError as error:
+            raise BadInput(
+                f"--compute_capability is {args.compute_capability!r}.", 'Write it like "8.9".'
+            ) from error
     return Inventory.imagine(args.gpus, args.vram, **wishes)
 
 

@@ -34,7 +34,7 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def with_driver(fake_driver: Path) -> RunWithDriver:
-    """Run Python code in a new process that finds the fake driver; returns what the code leaves in `result`."""
+    """Run Python code in a new process that finds the fake driver; returns what it leaves in `result`."""
 
     def run(code: str, gpus: list[int], errors: str = "", processes: str = "", **more: str) -> Any:
         env = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_VISIBLE")}
