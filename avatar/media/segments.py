@@ -6,6 +6,7 @@ killed before, join_segments makes it anew from the segments, without encoding a
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -177,6 +178,8 @@ class _Movie:
         self._sound = sound
         if self._sound_codec == "aac":
             self._sound.bit_rate = _AAC_BITS_PER_S
+        else:
+            self._sound.format = "s16p"  # as the speech is: lossless
 
     def encode(self, picture: av.VideoFrame) -> list[av.Packet]:
         return list(self.video.encode(picture))
@@ -223,9 +226,12 @@ def join_segments(segments: Sequence[Segment], speech: SpeechReader, output: Pat
 
 def _move(path: Path, target: Path) -> None:
     """Put a finished file in its place, at once, also on another disk."""
-    if path.stat().st_dev == target.parent.stat().st_dev:
+    try:
         os.replace(path, target)
         return
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
     part = target.with_name(f".{target.stem}.part")
     try:
         shutil.copyfile(path, part)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import struct
+import subprocess
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
+
+from avatar.media.ffmpeg import put_on_path
 
 PRESET_SETTINGS = {"name": "test", "title": "Test", "summary": "For tests.", "engine": "preview"}
 
@@ -120,3 +124,27 @@ def as_piped(path: Path) -> Path:
     content[4:8] = content[at + 4 : at + 8] = b"\xff\xff\xff\xff"
     path.write_bytes(content)
     return path
+
+
+def moving(num_frames: int, width: int = 96, height: int = 64, start: int = 0) -> np.ndarray:
+    """Frames whose every number can be told from its picture, uint8 (T, H, W, 3)."""
+    frames = np.repeat(picture(width, height)[None], num_frames, axis=0)
+    for n in range(num_frames):
+        frames[n, : height // 2, : width // 2] = ((start + n) * 7 % 200) + 20
+    return frames
+
+
+def probe(path: Path) -> dict[str, dict[str, str]]:
+    """What ffprobe says: the format, and each stream by its kind."""
+    put_on_path()
+    command = ["ffprobe", "-v", "error", "-of", "json", "-show_format", "-show_streams", "-count_packets", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    told = json.loads(done.stdout)
+    return {"format": told["format"]} | {stream["codec_type"]: stream for stream in told["streams"]}
+
+
+def coded_pictures(path: Path) -> list[bytes]:
+    """The coded pictures of the video track, in order."""
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(video=0) if packet.dts is not None]
