@@ -101,15 +101,19 @@ class Batches:
             decibels[row] -= 40 * torch.sigmoid((rng.uniform(120, 350) - hz) / 40)
         spectrum = torch.fft.rfft(x, FFT_SAMPLES) * 10 ** (decibels / 20)
         rooms = torch.from_numpy(np.flatnonzero(rng.random(size) < 0.5))
-        t = torch.arange(REVERB_SAMPLES) / SPEECH_HZ
-        decay_s = torch.from_numpy(rng.uniform(0.1, 0.6, (len(rooms), 1))).float()
-        gain = torch.from_numpy(rng.uniform(0.01, 0.09, (len(rooms), 1))).float()
-        response = (
-            self._normal(len(rooms), REVERB_SAMPLES) * torch.exp(-6.9 * t / decay_s) * gain * (t > 0.002)
-        )
-        response[:, 0] = 1
-        spectrum[rooms] *= torch.fft.rfft(response, FFT_SAMPLES)
+        if len(rooms):
+            spectrum[rooms] *= torch.fft.rfft(self._echoes(len(rooms)), FFT_SAMPLES)
         return torch.fft.irfft(spectrum, FFT_SAMPLES)[:, : x.shape[1]]
+
+    def _echoes(self, count: int) -> Tensor:
+        """Make impulse responses of rooms that ring for 0.1 to 0.6 s, (count, REVERB_SAMPLES)."""
+        t = torch.arange(REVERB_SAMPLES) / SPEECH_HZ
+        decay_s = torch.from_numpy(self._rng.uniform(0.1, 0.6, (count, 1))).float()
+        gain = torch.from_numpy(self._rng.uniform(0.01, 0.09, (count, 1))).float()
+        response = self._normal(count, REVERB_SAMPLES) * torch.exp(-6.9 * t / decay_s) * gain
+        response[:, t <= 0.002] = 0
+        response[:, 0] = 1
+        return response
 
     def _noise(self) -> Tensor:
         """Make a background for each crop, white or (mostly) falling with frequency, 60 to 12 dB below it."""

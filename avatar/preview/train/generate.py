@@ -33,7 +33,7 @@ ENGLISH = (
     "miscellaneous", "people", "pets", "platitudes", "politics", "riddles", "science",
     "songs-poems", "sports", "startrek", "tao", "translate-me", "wisdom", "work",
 )  # fmt: skip
-# What to add to the phoneme times of a synthesiser so that they fit its sound. Measured: README.md.
+# What to add to the phoneme times of a synthesiser so that they fit its sound: measured by `align.py`.
 SHIFT_S = {"espeak": -0.01, "flite": 0.0, "hibari": -0.06, "kokoro": -0.06}
 
 FLITE_TRAINING = {"slt": 260, "rms": 260, "kal16": 120}
