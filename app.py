@@ -1,4 +1,4 @@
-"""The page: `python app.py`, and what a Gradio Space runs. Arguments, then engine, page, launch. No torch here."""
+"""The page: `python app.py`, and what a Gradio Space runs. Arguments, engine, page, launch; no torch here."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _serve(args)
     except AvatarError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return error.exit_code
     return 0
 

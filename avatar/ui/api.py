@@ -13,7 +13,7 @@ from avatar.ui import points
 from avatar.ui.desk import Kept
 from avatar.ui.faults import told
 from avatar.ui.i18n import language_of, text
-from avatar.ui.inputs import PortraitPicker, SpeechPicker
+from avatar.ui.inputs import portrait_picker, speech_picker
 from avatar.ui.run import STATUS_EVERY_S
 from avatar.ui.studio import Studio
 
@@ -22,8 +22,8 @@ def wire(studio: Studio) -> None:
     """Add the endpoints; called inside the Blocks. Their components are never on the page."""
     endpoints = Endpoints(studio)
     with gr.Column(visible=False):
-        portrait = PortraitPicker(type="filepath", label="portrait")
-        speech = SpeechPicker(type="filepath", label="speech")
+        portrait = portrait_picker(label="portrait")
+        speech = speech_picker(label="speech")
         preset = gr.Textbox("auto", label="preset")
         prompt = gr.Textbox("", label="prompt")
         settings = gr.JSON({}, label="settings")

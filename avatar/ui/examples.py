@@ -13,6 +13,16 @@ ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")
 
+# Speech files end in the language that they speak: name-en.flac.
+SPOKEN = {
+    "en": {"en": "speaks English", "zh": "说英语"},
+    "fr": {"en": "speaks French", "zh": "说法语"},
+    "it": {"en": "speaks Italian", "zh": "说意大利语"},
+    "es": {"en": "speaks Spanish", "zh": "说西班牙语"},
+    "de": {"en": "speaks German", "zh": "说德语"},
+    "zh": {"en": "speaks Mandarin", "zh": "说普通话"},
+}
+
 
 @dataclass(frozen=True)
 class Example:
@@ -23,7 +33,8 @@ class Example:
 
     def names(self, language: str) -> tuple[str, str]:
         """What to call the two."""
-        return _title(self.portrait, language), _title(self.speech, language)
+        spoken = SPOKEN.get(_language(self.speech), {})
+        return _title(self.portrait, language), spoken.get(language) or _title(self.speech, language)
 
 
 class Examples:
@@ -31,7 +42,7 @@ class Examples:
 
     def __init__(self, folder: Path = ASSETS) -> None:
         self.portraits = _files(folder / "portraits", PICTURES)
-        self.speeches = _files(folder / "speech", SOUNDS)
+        self.speeches = sorted(_files(folder / "speech", SOUNDS), key=lambda path: _language(path) != "en")
 
     @cached_property
     def pairs(self) -> list[Example]:
@@ -59,6 +70,10 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _language(path: Path) -> str:
+    return path.stem.rpartition("-")[2]
 
 
 def _title(path: Path, language: str) -> str:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def told(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler (function or generator, which takes the gr.Request first) whose errors all become gr.Error."""
+    """The handler, function or generator, whose errors all become gr.Error; it takes the gr.Request first."""
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
@@ -61,7 +61,7 @@ def words(error: AvatarError, language: Language) -> str:
 
 
 def fault(error: Exception, language: Language) -> gr.Error:
-    """Logs an error that nobody expected, whole, and returns what the page may know: where in the log to look."""
+    """Log an error that nobody expected, whole; the page may know where in the log to look, no more."""
     code = secrets.token_hex(3).upper()
     log.error("fault %s", code, exc_info=error)
     title = text("error_AvatarError", language)

@@ -196,7 +196,7 @@ class Page:
         }
 
     def _resolved(self, name: str) -> tuple[Preset, set[str]]:
-        """What a chosen preset comes to, and what its form offers; a preset that runs nowhere stands for itself."""
+        """What a chosen preset comes to, and what its form offers; one that cannot run stands for itself."""
         try:
             resolved = self.studio.resolved(name)
         except AvatarError:  # shown by the card and the plan

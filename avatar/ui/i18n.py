@@ -23,7 +23,7 @@ TEXT: dict[str, tuple[str, str]] = {
         "放入一张脸和一段语音，视频一边生成，一边播放。",
     ),
     "examples": ("New here? Pick one and it talks", "第一次来？点一个，马上开口"),
-    "example_play": ("Play: {portrait} says “{speech}”", "播放：{portrait}，{speech}"),
+    "example_play": ("{portrait} {speech}: play", "播放：{portrait}{speech}"),
     # inputs
     "portrait": ("Portrait", "肖像"),
     "portrait_info": (

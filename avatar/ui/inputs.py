@@ -1,4 +1,4 @@
-"""Gradio's pickers of pictures and sounds, handing over the file itself: whether it is any good, intake says."""
+"""Gradio's pickers of pictures and sounds, made to hand over the file itself: intake says if it is any good."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from typing import Any
 import gradio as gr
 
 
-class PortraitPicker(gr.Image):
-    """gr.Image would decode the picture, and show the server's path when it cannot."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> str | None:  # type: ignore[override]
-        """The uploaded file's path."""
-        return None if payload is None else payload.path
+def portrait_picker(**options: Any) -> gr.Image:
+    """gr.Image alone would decode the picture, and show the server's path when it cannot."""
+    picker = gr.Image(type="filepath", buttons=[], **options)
+    picker.preprocess = _path  # type: ignore[method-assign]
+    return picker
 
 
-class SpeechPicker(gr.Audio):
-    """gr.Audio hands over paths already; this one also for files that it would not play."""
+def speech_picker(**options: Any) -> gr.Audio:
+    """gr.Audio, of which nothing is wanted but the file."""
+    picker = gr.Audio(type="filepath", buttons=[], editable=False, **options)
+    picker.preprocess = _path  # type: ignore[method-assign]
+    return picker
 
-    is_template = True
 
-    def preprocess(self, payload: Any) -> str | None:  # type: ignore[override]
-        """The uploaded file's path."""
-        return None if payload is None else payload.path
+def _path(payload: Any) -> str | None:
+    """The uploaded file's path; Gradio has checked that it is one of its uploads."""
+    return None if payload is None else payload.path

@@ -9,7 +9,7 @@ import gradio as gr
 
 from avatar.ui import points
 from avatar.ui.i18n import browser_table
-from avatar.ui.inputs import PortraitPicker, SpeechPicker
+from avatar.ui.inputs import portrait_picker, speech_picker
 from avatar.ui.studio import Studio
 from avatar.ui.theme import css, script, theme
 
@@ -25,15 +25,16 @@ class Parts:
 
     machine: gr.HTML
     examples: gr.HTML
-    portrait: PortraitPicker
+    portrait: gr.Image
     points: gr.HTML
-    speech: SpeechPicker
+    speech: gr.Audio
     prompt: gr.Textbox
     presets: gr.HTML
     preset: gr.State
     form: dict[str, Any]
     form_note: gr.HTML
     plan: gr.HTML
+    badge: gr.HTML
     empty: gr.HTML
     live: gr.Video
     final: gr.Video
@@ -124,25 +125,20 @@ def _inputs(studio: Studio) -> dict[str, Any]:
     with gr.Row(elem_id="pickers"):
         with gr.Column(min_width=220, elem_classes="picker"):
             _heading("portrait")
-            parts["portrait"] = PortraitPicker(
-                type="filepath",
+            parts["portrait"] = portrait_picker(
                 sources=["upload", "webcam", "clipboard"],
                 show_label=False,
                 label=word("portrait"),
                 height=264,
-                buttons=[],
                 elem_id="portrait",
                 webcam_options=gr.WebcamOptions(mirror=False),
             )
         with gr.Column(min_width=220, elem_classes="picker"):
             _heading("speech")
-            parts["speech"] = SpeechPicker(
-                type="filepath",
+            parts["speech"] = speech_picker(
                 sources=["upload", "microphone"],
                 show_label=False,
                 label=word("speech"),
-                buttons=[],
-                editable=False,
                 elem_id="speech",
                 waveform_options=gr.WaveformOptions(
                     waveform_color="#b8ac9c", waveform_progress_color="#d65a3a", show_recording_waveform=True
@@ -214,10 +210,11 @@ def _form() -> dict[str, Any]:
 def _output() -> dict[str, Any]:
     parts: dict[str, Any] = {}
     with gr.Column(elem_id="stage", elem_classes="stage"):
+        parts["badge"] = _panel("stage-badge")
         parts["empty"] = gr.HTML(
             word("stage_empty"),
             label=word("stage_empty_more"),
-            html_template='<div class="stage-empty"><i aria-hidden="true"></i><b>${value}</b><span>${label}</span></div>',
+            html_template='<div class="stage-empty"><i></i><b>${value}</b><span>${label}</span></div>',
             apply_default_css=False,
             elem_id="stage-empty",
         )

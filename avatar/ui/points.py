@@ -44,8 +44,9 @@ Points = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Look:
-    """What is known of a portrait's face. verdict: "face", "weak", "none", or "placed" for a bundled sidecar's points.
+    """What is known of a portrait's face.
 
+    verdict: "face", "weak", "none", or "placed" where a bundled portrait's sidecar has the points.
     picture: JPEG for the editor, None when the page need not ask.
     """
 

@@ -1,4 +1,4 @@
-"""One press of Generate, from the check of its inputs to the finished file: events in, updates of the page out."""
+"""One press of Generate, from checking its inputs to the finished file: events in, updates of the page out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from avatar.ui.desk import Kept, Run, Waiting
 from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.page import Parts
 from avatar.ui.panels.shelf import render_shelf
-from avatar.ui.panels.status import Status, render_notices, render_status
+from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
 from avatar.ui.studio import Studio
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Generate:
     @property
     def outputs(self) -> list[Any]:
         p = self.parts
-        player = [p.empty, p.live, p.final, p.result, p.replay, p.download]
+        player = [p.badge, p.empty, p.live, p.final, p.result, p.replay, p.download]
         return [p.status, p.generate, p.stop, *player, p.notices, p.points, p.shelf]
 
     def press(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
@@ -147,7 +147,8 @@ class Generate:
                         held.append(said)
                         if released or len(held) == LEAD_SEGMENTS:
                             for segment in held:
-                                yield {p.live: str(segment.path), p.status: render_status(status, language)}
+                                badge = render_badge(status.label, language)
+                                yield {p.live: str(segment.path), p.badge: badge}
                             released += len(held)
                             held = []
                         continue
@@ -176,6 +177,7 @@ class Generate:
             p.status: render_status(status, language),
             p.generate: gr.update(interactive=False),
             p.stop: gr.update(interactive=True),
+            p.badge: "",
             p.empty: gr.update(visible=False),
             p.live: gr.Video(value=None, streaming=True, visible=True),
             p.final: gr.update(value=None, visible=False),
@@ -200,6 +202,7 @@ class Generate:
         video = str(kept.entry.video)
         return over | {
             p.status: render_status(done, language),
+            p.badge: render_badge(done.label, language),
             p.final: gr.update(value=video),
             p.download: gr.update(value=video),
             p.result: gr.update(visible=True),

@@ -1,4 +1,4 @@
-"""A folder for what lives no longer than this process, and the removal of those that ended processes left behind."""
+"""A folder for what lives no longer than this process; those that ended processes left behind are removed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREFIX = "live-avatar-"
 
 
 class Scratch:
-    """A context manager: the folder is there within it. A lock in it tells the living from the left behind."""
+    """A context manager: the folder is there within it, and a lock in the folder tells that it is in use."""
 
     def __init__(self, parent: Path | None = None) -> None:
         self.parent = parent or Path(tempfile.gettempdir())
@@ -42,7 +42,7 @@ class Scratch:
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a living process holds the lock; a folder without one has just been made, and counts as held."""
+    """Whether a living process holds the lock; a folder without one has just been made: held."""
     if not lock.exists():
         return True
     with lock.open() as file:

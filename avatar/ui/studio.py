@@ -110,7 +110,7 @@ class Studio:
         return preset.with_settings(**changes)
 
     def form_settings(self, name: str, values: Sequence[Any]) -> dict[str, Any]:
-        """The form's values, in FORM's order, by name; those that are not offered for the preset are left out."""
+        """The form's values, in FORM's order, by name; what is not offered for the preset is left out."""
         offered = self.honoured(self.resolved(name))
         return {key: value for key, value in zip(FORM, values) if key in offered}
 

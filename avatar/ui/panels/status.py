@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 
 from avatar.events import Notice, Phase, Progress
+from avatar.geometry import FPS
 from avatar.ui.i18n import NOTICES, Language, text
 from avatar.ui.panels import tag
 
@@ -29,21 +30,13 @@ class Status:
 
 def render_status(status: Status, language: Language) -> str:
     """The status panel; the screen reader hears only its headline."""
-    progress = status.progress
     headline = _headline(status, language)
-    badge = ""
-    if status.label:
-        badge = tag(
-            "span",
-            escape(_label(status.label, language)),
-            class_="badge",
-            title=text("preview_why", language),
-        )
+    badge = render_badge(status.label, language)
     head = tag("strong", escape(headline), role="status") + badge
     more = tag("p", escape(status.more), class_="more") if status.more else ""
     return tag(
         "div",
-        tag("div", head, class_="status-head") + more + _bar(status) + _figures(progress, language),
+        tag("div", head, class_="status-head") + more + _bar(status) + _figures(status, language),
         class_="status",
         data_state=status.state,
     )
@@ -56,8 +49,12 @@ def render_notices(notices: Sequence[Notice], language: Language) -> str:
     return tag("ul", "".join(lines), class_="notices", aria_label=text("notices", language)) if lines else ""
 
 
-def _label(label: str, language: Language) -> str:
-    return text("preview", language) if label == "preview" else label
+def render_badge(label: str, language: Language) -> str:
+    """What kind of output this is; empty for the full model's."""
+    if not label:
+        return ""
+    words = text("preview", language) if label == "preview" else label
+    return tag("span", escape(words), class_="badge", title=text("preview_why", language))
 
 
 def _words(notice: Notice, language: Language) -> str:
@@ -98,9 +95,12 @@ def _bar(status: Status) -> str:
     )
 
 
-def _figures(progress: Progress, language: Language) -> str:
+def _figures(status: Status, language: Language) -> str:
+    progress = status.progress
     chips = []
-    if progress.num_segments:
+    if status.state in ("done", "stopped") and progress.frames_done:
+        chips.append(text("video_length", language, s=f"{progress.frames_done / FPS:.1f}"))
+    if progress.num_segments and status.state in ("running", "waiting"):
         n = min(progress.segments_done + 1, progress.num_segments)
         chips.append(text("segment_of", language, n=n, total=progress.num_segments))
     if progress.fps:
