@@ -18,6 +18,7 @@ LEAST_WIDTH_PX = 8
 BALL_RADIUS = 2.05  # of the eyeball, in iris radii
 LID_FOLLOWS = 0.8  # how far the upper lid goes along with the iris, up and down
 LID_LIGHT = 1.3  # the most that a shut lid is lit up when it is drawn from the shade under the brow
+SKIN_TOLERANCE = 60  # colour difference, 0..255, beyond which it is not the lid's skin
 LASH_SHADE = 0.55  # how much of the light the lashes of a shut eye take
 
 
@@ -60,8 +61,11 @@ class Eye:
         self.origin = (points[outer] + points[inner]) / 2
         self.half_width = np.float32(max(width_px / 2, 1e-3))
         self._measure_lids(points, side)
+        self._find_lid_skin(image)
         self._measure_iris(face, side)
-        self.curves = np.column_stack([self.upper, self.lower, self.brow, self._lid_light(image)])
+        self.curves = np.column_stack(
+            [self.upper, self.lower, self.brow, self.lash_height, self._lid_light(image)]
+        )
         corners = [
             self.origin + x * U.axis[-1] * self.half_width * self.right + y * self.down
             for x in (-1, 1)
@@ -83,6 +87,20 @@ class Eye:
         self.opening = max(float((self.lower - self.upper).max()), 0.5)
         brow = curve((topo.LEFT_BROW, topo.RIGHT_BROW)[side])
         self.brow = np.minimum(brow, self.upper - 0.5 * self.opening)
+
+    def _find_lid_skin(self, image: Array) -> None:
+        """Where, going up from the lid, lashes end and skin begins, and where hair or a rim ends the skin."""
+        shares = np.linspace(0.10, 1, 19, dtype=np.float32)  # of the way from the lid to the brow
+        rows = self.upper + (self.brow - self.upper) * shares[:, None]
+        middle = np.abs(U.axis) < 0.7
+        colour = np.stack([self._colour(image, row[None])[middle].mean(axis=0) for row in rows])
+        other = np.abs(colour - np.median(colour, axis=0)).max(axis=1) > SKIN_TOLERANCE
+        start = int(np.argmin(other))
+        beyond = np.flatnonzero(other[start:])
+        end = shares[start + beyond[0] - 1] if len(beyond) else 1.0
+        above = self.upper - self.brow
+        self.lash_height = above * min(float(shares[start]), 0.4)
+        self.brow = self.upper - above * max(float(end), 0.35)
 
     def _measure_iris(self, face: Face, side: int) -> None:
         self.iris_radius = 0.0
@@ -131,7 +149,7 @@ class Eye:
         dx, dy = x - self.origin[0], y - self.origin[1]
         u = (dx * self.right[0] + dy * self.right[1]) / self.half_width
         y = dx * self.down[0] + dy * self.down[1]
-        upper, lower, brow, light = U.read(self.curves, u)
+        upper, lower, brow, lash_height, light = U.read(self.curves, u)
         opening = lower - upper
         lash, meet = upper + LASH * opening, lower + 0.06 * opening
         follow = LID_FOLLOWS * down * (1 - blink) * np.clip(1.15 - u * u, 0, 1)
@@ -140,7 +158,7 @@ class Eye:
 
         # Above the lid the skin stretches from the brow down; lashes move as one with the lid.
         from_brow = np.clip((y - brow) / np.maximum(lid - brow, 1), 0, 1)
-        above = (lid - lash) * smoothstep(from_brow / 0.9)
+        above = (lid - lash) * smoothstep((y - brow) / np.maximum(lid - lash_height - brow, 1))
         pouch = (0.25 * follow - 0.10 * blink * opening) * np.exp(
             (lower - np.maximum(y, lower)) / (0.5 * self.opening)
         )

@@ -49,7 +49,10 @@ class Palette:
         bright = float(np.percentile(pixels @ LUMA, 88))
 
         near = _skin_along_mouth(image, skin, lips)
-        cast = near / SKIN / np.maximum((near / SKIN).max(axis=1, keepdims=True), 1e-3)
+        paleness = near.min() / max(float(near.max()), 1)
+        skin_like = float(np.clip((1 - paleness) / (1 - SKIN.min()), 0, 1))  # a robot's white is no skin
+        cast = near / SKIN**skin_like
+        cast = cast / np.maximum(cast.max(axis=1, keepdims=True), 1e-3)
         tooth = ENAMEL * lerp(1, np.clip(cast, 0.45, 1), 0.9)
         luma = near @ LUMA
         side = np.clip(luma / max(float(luma.mean()), 1), 0.55, 1.15)
