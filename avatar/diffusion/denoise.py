@@ -20,31 +20,42 @@ from avatar.models.transformer import StreamingTransformer
 
 
 class AudioSource(Protocol):
-    """Features of every speaker, made as they are asked for: a tensor S 25 C T that is never held whole."""
+    """Speech features of every speaker, one for each video frame; len() is the number of speakers."""
 
-    def __len__(self) -> int:
-        """Speakers."""
-        ...
+    def __len__(self) -> int: ...
 
     def frames(self, start: int, num_frames: int) -> Tensor:
-        """S 25 C num_frames, zeros past the end; asked in ascending order."""
+        """S 25 C num_frames from frame start on, zeros past the end; asked for in ascending order."""
         ...
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """What a generation is conditioned on, encoded once.
+class HeldAudio:
+    """Features that are all there: S 25 C T."""
 
-    text: L C of the prompt's own tokens. reference: 16 1 h w. motion: 16 19 h w. audio: S 25 C T, one feature
-    for each video frame, T of any length (zeros follow). pose: 16 F h w for the whole video (zeros follow),
-    or None. masks: S 3 rows columns in 0..1, which speaker speaks where; needed when S > 1. Raises: BadInput
-    for missing masks.
+    features: Tensor
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def frames(self, start: int, num_frames: int) -> Tensor:
+        """See AudioSource."""
+        return time_slice(self.features, -1, start, num_frames)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a generation is conditioned on, encoded once, the audio as it goes.
+
+    text: L C of the prompt's own tokens. reference: 16 1 h w. motion: 16 19 h w. pose: 16 F h w for the whole
+    video (zeros follow), or None. masks: S 3 rows columns in 0..1, which speaker speaks where; needed when
+    there are several. Raises: BadInput for missing masks.
     """
 
     text: Tensor
     reference: Tensor
     motion: Tensor
-    audio: Tensor | AudioSource
+    audio: AudioSource
     pose: Tensor | None = None
     masks: Tensor | None = None
 
@@ -246,3 +257,15 @@ class Pace:
 def mask_tokens(masks: Tensor | None, device: torch.device, dtype: torch.dtype) -> Tensor | None:
     """Speakers' masks, S F rows columns, as S N 1."""
     return None if masks is None else masks.to(device, dtype).flatten(1)[..., None]
+
+
+def time_slice(values: Tensor, axis: int, start: int, length: int) -> Tensor:
+    """`length` entries of an axis from start on, zeros past its end."""
+    end = values.shape[axis]
+    part = values.narrow(axis, min(start, end), max(0, min(length, end - start)))
+    missing = length - part.shape[axis]
+    if not missing:
+        return part
+    shape = list(part.shape)
+    shape[axis] = missing
+    return torch.cat([part, part.new_zeros(shape)], dim=axis)

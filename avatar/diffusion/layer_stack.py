@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._dynamo import config as dynamo_config
 
 from avatar.geometry import Geometry
 from avatar.models.attention import attention
@@ -21,6 +22,8 @@ from avatar.models.kv_cache import KeysValues, LayerCache, Ring, window
 from avatar.models.layer import TransformerLayer
 from avatar.models.rope import rotate
 from avatar.models.transformer import StreamingTransformer
+
+MAX_SHAPES = 128  # graphs kept of each piece; past PyTorch's default of 8 it would refuse to compile
 
 
 class Item(NamedTuple):
@@ -53,7 +56,14 @@ class Pieces:
 
     @classmethod
     def compiled(cls, **options: Any) -> Pieces:
-        """Each piece as one graph of static shapes, built at its first use. options: torch.compile's."""
+        """Each piece as one graph of static shapes, built at its first use.
+
+        Every new picture size costs new graphs. options: torch.compile's.
+        """
+        dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, MAX_SHAPES)
+        dynamo_config.accumulated_recompile_limit = max(
+            dynamo_config.accumulated_recompile_limit, MAX_SHAPES * len(fields(cls))
+        )
         return cls(
             **{
                 name: torch.compile(f, fullgraph=True, dynamic=False, **options)
@@ -71,7 +81,7 @@ def no_visit(layer: int) -> AbstractContextManager[Any]:
 class LayerStack:
     """The layers of a range, on one device.
 
-    dtype: the residual stream's.     ring_dtype: how rings are stored, None for the residual stream's dtype.
+    dtype: the residual stream's. ring_dtype: how rings are stored, None for the residual stream's dtype.
     visit: entered around each use of a layer, with its index; an offloader brings the layer and its injection
     to the device there.
     """

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avatar.diffusion.denoise import AudioSource, Block, Conditions, Denoiser
+from avatar.diffusion.denoise import Block, Conditions, Denoiser, time_slice
 from avatar.errors import Cancelled
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, Geometry
 from avatar.models.rope import MAX_DISTANCE, MIN_DISTANCE
@@ -73,18 +73,9 @@ def make_block(conditions: Conditions, geometry: Geometry, num_steps: int, index
     return Block(
         index=index,
         noise=block_noise(geometry, seed, index),
-        audio=audio_slice(conditions.audio, index * BLOCK_FRAMES, BLOCK_FRAMES),
+        audio=conditions.audio.frames(index * BLOCK_FRAMES, BLOCK_FRAMES),
         pose=None if pose is None else time_slice(pose, 1, first, BLOCK_LATENT_FRAMES),
         distances=block_distances(num_steps, seed, index),
-    )
-
-
-def audio_slice(audio: Tensor | AudioSource, start: int, num_frames: int) -> Tensor:
-    """The speech's features of these video frames, S 25 C num_frames."""
-    return (
-        time_slice(audio, -1, start, num_frames)
-        if isinstance(audio, Tensor)
-        else audio.frames(start, num_frames)
     )
 
 
@@ -99,15 +90,3 @@ def block_distances(num_steps: int, seed: int, index: int) -> tuple[int, ...]:
     """The reference's distance at each step, drawn as in training."""
     generator = np.random.default_rng((seed, DISTANCE, index))
     return tuple(generator.integers(MIN_DISTANCE, MAX_DISTANCE, size=num_steps, endpoint=True).tolist())
-
-
-def time_slice(values: Tensor, axis: int, start: int, length: int) -> Tensor:
-    """`length` entries of an axis from start on, zeros past its end."""
-    end = values.shape[axis]
-    part = values.narrow(axis, min(start, end), max(0, min(length, end - start)))
-    missing = length - part.shape[axis]
-    if not missing:
-        return part
-    shape = list(part.shape)
-    shape[axis] = missing
-    return torch.cat([part, part.new_zeros(shape)], dim=axis)

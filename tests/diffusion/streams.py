@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from avatar.diffusion.denoise import Block, Conditions, LocalDenoiser
-from avatar.diffusion.rollout import time_slice
+from avatar.diffusion.denoise import Block, Conditions, HeldAudio, LocalDenoiser, time_slice
 from avatar.diffusion.schedule import Schedule
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, VAE_SPACE_STRIDE, Geometry
 from avatar.models.config import ModelConfig
@@ -62,7 +61,7 @@ class Stream:
             text=t["text_embeds"],
             reference=t["ref_latents"][0],
             motion=t["motion_latents"][0],
-            audio=t["audio_features"],
+            audio=HeldAudio(t["audio_features"]),
             pose=None if pose is None else pose[0],
             masks=None if masks is None else masks[..., 0],
         )

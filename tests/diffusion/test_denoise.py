@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from avatar.diffusion.denoise import Conditions, LocalDenoiser
+from avatar.diffusion.denoise import Conditions, HeldAudio, LocalDenoiser
 from avatar.diffusion.layer_stack import Item, LayerStack, Pieces
 from avatar.diffusion.rollout import rollout
+from avatar.diffusion.schedule import Schedule
 from avatar.errors import BadInput
 from avatar.models.kv_cache import KeysValues, LayerCache
 from avatar.models.rope import rotate
@@ -162,6 +163,16 @@ def test_compiled_equals_eager_and_is_compiled_once(backend):
     assert relative_error(torch.cat(done, dim=1), stream.tensors["latents"]) < 1e-5
 
 
+def test_a_session_may_see_more_sizes_than_dynamo_allows_by_default():
+    stream = Stream.load("basic")
+    torch._dynamo.reset()
+    pieces, model = Pieces.compiled(backend="eager"), stream.transformer()
+    for window_frames in range(4, 14):
+        geometry = dataclasses.replace(stream.geometry, window_frames=window_frames)
+        denoiser = LocalDenoiser(model, geometry, Schedule.flow_match(1), pieces=pieces)
+        assert len(list(rollout(stream.conditions, denoiser, num_blocks=1, seed=0))) == 1
+
+
 def test_every_layer_is_visited_where_an_offloader_would_bring_it():
     stream = Stream.load("basic")
     denoiser, visited = stream.denoiser(), []
@@ -219,4 +230,4 @@ def test_speakers_without_masks_are_refused():
     with pytest.raises(BadInput, match="2 speakers but 0 masks"):
         Conditions(conditions.text, conditions.reference, conditions.motion, conditions.audio)
     with pytest.raises(BadInput, match="1 speakers but 2 masks"):
-        dataclasses.replace(conditions, audio=conditions.audio[:1])
+        dataclasses.replace(conditions, audio=HeldAudio(conditions.audio.features[:1]))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from avatar.diffusion.denoise import LocalDenoiser
-from avatar.diffusion.rollout import block_distances, block_noise, make_block, rollout, time_slice
+from avatar.diffusion.denoise import HeldAudio, LocalDenoiser, time_slice
+from avatar.diffusion.rollout import block_distances, block_noise, make_block, rollout
 from avatar.diffusion.schedule import Schedule
 from avatar.errors import Cancelled
 from avatar.geometry import Geometry, Size
@@ -163,9 +163,10 @@ def test_distances_cover_the_whole_range_evenly():
 
 def test_audio_and_pose_are_cut_by_block_and_end_in_zeros():
     conditions = Stream.load("refresh_pose").conditions
-    conditions = dataclasses.replace(conditions, audio=conditions.audio[..., :20])
+    features = conditions.audio.features[..., :20]
+    conditions = dataclasses.replace(conditions, audio=HeldAudio(features))
     block = make_block(conditions, STREAM.geometry, 1, 1, seed=0)
-    assert torch.equal(block.audio[..., :8], conditions.audio[..., 12:20])
+    assert torch.equal(block.audio[..., :8], features[..., 12:])
     assert not block.audio[..., 8:].any()
     assert torch.equal(block.pose, conditions.pose[:, 3:6])
     assert not make_block(conditions, STREAM.geometry, 1, 9, seed=0).audio.any()
