@@ -37,7 +37,7 @@ class DiffusionSource:
         """preset: decides how the models are held. weights: the checkpoint folder, when it was named."""
         self._memory, self._weights = preset.memory, weights
         self._parts: Parts | None = None
-        self._pieces = Pieces()
+        self.pieces = Pieces()
         if preset.requires.weights == "tiny":
             self.label = "self-test: noise"
 
@@ -88,7 +88,7 @@ class DiffusionSource:
             parts.load_transformer(),
             Geometry.of(size, generation.infer_frames),
             Schedule.flow_match(generation.sample_steps, generation.shift),
-            pieces=self._pieces,
+            pieces=self.pieces,
             ring_dtype=torch.float32 if request.preset.memory.ring_dtype == "fp32" else None,
         )
         yield from rollout(
@@ -109,7 +109,7 @@ class DiffusionSource:
     def _use(self, parts: Parts) -> None:
         self._parts = parts
         if parts.device.type == "cuda":
-            self._pieces = Pieces.compiled()
+            self.pieces = Pieces.compiled()
 
     def close(self) -> None:
         """See FrameSource."""
