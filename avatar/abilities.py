@@ -35,7 +35,7 @@ PREVIEW_REFUSES: Mapping[str, str] = {
     "ckpt_dir": "it uses no checkpoint",
 }
 DIFFUSION_REFUSES: Mapping[str, str] = {
-    "points": "it finds the face by itself",
+    "points": "it works without face points",
 }
 REFUSES: Mapping[str, Mapping[str, str]] = {
     "preview": PREVIEW_REFUSES,

@@ -19,6 +19,7 @@ from avatar.memory.plan import Plan
 logger = logging.getLogger(__name__)
 
 FRESH_S = 0.4  # several pages ask at once; a reading so young serves them all
+REOPEN_S = 10.0  # how often to look again for a driver or a GPU where there is none
 HIDDEN_BYTES = 256 * 2**20  # so much in use with no process listed: the driver hides processes (containers)
 
 
@@ -74,6 +75,7 @@ class Gauges:
         self._lock = threading.Lock()
         self._roots = None if pids is None else set(pids)
         self._driver: Driver | None = None
+        self._opened_s = 0.0
         self._plan: Plan | None = None
         self._peaks: dict[int, int] = {}
         self._told: set[str] = set()
@@ -109,13 +111,20 @@ class Gauges:
                 self._driver = None
 
     def _read(self) -> Reading:
-        if self._driver is None or not self._driver.cards:
-            if self._driver is not None:
-                self._driver.close()
-            self._driver = open_driver()  # a driver may also appear while we run
+        driver = self._opened_driver()
         pids = own_processes(self._roots)
-        gpus = tuple(self._read_gpu(card, pids) for card in self._driver.cards)
-        return Reading(gpus, self._read_host(pids), self._driver.reason)
+        gpus = tuple(self._read_gpu(card, pids) for card in driver.cards)
+        return Reading(gpus, self._read_host(pids), driver.reason)
+
+    def _opened_driver(self) -> Driver:
+        """The driver as it was opened first; where it had no GPU, looked for again now and then."""
+        now = time.monotonic()
+        if self._driver is not None and not self._driver.cards and now - self._opened_s > REOPEN_S:
+            self._driver.close()
+            self._driver = None
+        if self._driver is None:
+            self._driver, self._opened_s = open_driver(), now
+        return self._driver
 
     def _read_gpu(self, card: Card, pids: set[int]) -> GpuReading:
         card.errors.clear()

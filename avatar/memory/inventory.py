@@ -125,7 +125,7 @@ def probe(
     driver.close()
     for gpu in gpus:
         for error in gpu.errors:
-            logger.warning("GPU %d: NVML gives no %s", gpu.index, error)
+            logger.info("GPU %d: NVML gives no %s", gpu.index, error)
     ram = host.ram()
     return Inventory(
         gpus=gpus,

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from avatar.errors import DoesNotFit
-
 GIB = 2**30
 
 
@@ -123,10 +121,6 @@ class Plan:
             f"{gib(device.shortfall_bytes)} short. "
             f"The largest item is {describe(largest.name)}, {gib(largest.num_bytes)}."
         )
-
-    def refuse(self, way_out: str) -> DoesNotFit:
-        """The error for a plan that does not fit. way_out: the nearest rung or preset that does."""
-        return DoesNotFit(f"Preset {self.preset} does not fit. {self.shortfall}", way_out)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, computed figures included."""

@@ -17,7 +17,7 @@ from avatar.preset import load_preset
 MIB = 2**20
 READ = """
 from avatar.memory import gauges
-gauges.FRESH_S = -1.0  # every read is a new one
+gauges.FRESH_S = gauges.REOPEN_S = -1.0  # every read is a new one
 from avatar.memory.gauges import Gauges
 """
 
