@@ -1,4 +1,4 @@
-"""Where checkpoints may lie, and whether their files are all there by name. Opens no tensor, imports no torch."""
+"""Where checkpoints may lie, and whether their files are all there by name. No tensor is opened."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ LAYOUTS = (OFFICIAL, DIFFUSERS)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was found: folders that hold the base model and the LoRA; missing: names of files that should be there.
+    """What was found: folders that hold the base model and the LoRA.
 
-    places: every folder that was looked at, in order, for the error that lists them.
+    missing: names of files that should be there. places: every folder that was looked at, in order.
     """
 
     base: Path | None = None
@@ -103,7 +103,7 @@ def checkpoint_places(ckpt_dir: Path | None = None) -> list[Path]:
 
 
 def find_checkpoint(ckpt_dir: Path | None = None) -> Checkpoint:
-    """The first place with the base model in any layout, and the first with the LoRA; tells which files are missing."""
+    """The first place with the base model in any layout, and the first with the LoRA."""
     places, hub = checkpoint_places(ckpt_dir), hub_cache()
     bases = [
         (folder, layout) for place in places for layout in LAYOUTS for folder in _homes(place, layout.repo)
@@ -130,7 +130,7 @@ def hub_cache() -> Path:
 
 
 def _homes(place: Path, repo: str) -> list[Path]:
-    """A place may be the repository's folder itself, or hold it, or lie beside it, with or without the owner's name."""
+    """A place may be the repository's folder, or hold it, or lie beside it, under its name or owner/name."""
     owner, name = repo.split("/")
     folders = [name, f"{owner}/{name}", name.replace("-", "")]
     return [place, *(place / folder for folder in folders), *(place.parent / folder for folder in folders)]

@@ -1,4 +1,4 @@
-"""All that a generation is conditioned on, encoded once: prompt, portrait, and speech as a source that is read block by block."""
+"""What a generation is conditioned on: prompt and portrait encoded once, speech as a source of features."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SpeechTrack:
 
 
 class AudioFeatures:
-    """Every speaker's features for any run of frames; stands for a tensor S 25 C T that is never held whole."""
+    """Every speaker's features for any run of frames: a tensor S 25 C T that is never held whole."""
 
     def __init__(self, speakers: Sequence[SpeechFeatures]) -> None:
         self._speakers = list(speakers)
@@ -79,11 +79,12 @@ class ConditionEncoder:
         ids = PromptTokenizer(self._files.tokenizer)(prompt)
         image = prepare_portrait(portrait, size)
         text = self._texts.get(tuple(ids[0].tolist()), lambda: self._encode_text(ids))
-        motion = self._portraits.get(
-            (tuple(image.shape), hashlib.sha256(image.numpy().tobytes()).digest()), lambda: encode_portrait(self._vae, image)
+        pixels = (tuple(image.shape), hashlib.sha256(image.numpy().tobytes()).digest())
+        motion = self._portraits.get(pixels, lambda: encode_portrait(self._vae, image))
+        speakers = [SpeechFeatures(self._speech, track.listen, track.num_samples) for track in speech]
+        return Conditions(
+            text=text, reference=motion[:, REFERENCE], motion=motion, audio=AudioFeatures(speakers)
         )
-        audio = AudioFeatures([SpeechFeatures(self._speech, track.listen, track.num_samples) for track in speech])
-        return Conditions(text=text, reference=motion[:, REFERENCE], motion=motion, audio=audio)
 
     def _encode_text(self, ids: Tensor) -> Tensor:
         encoder = TextEncoder.load(self._files.text_encoder, *self._text_place)
@@ -99,7 +100,8 @@ def prepare_portrait(path: Path, size: Size) -> Tensor:
     with Image.open(path) as source:
         image = source.convert("RGB")
     scale = max(size.width / image.width, size.height / image.height)
-    width, height = (max(round(side * scale), least) for side, least in zip(image.size, (size.width, size.height)))
+    width = max(round(image.width * scale), size.width)
+    height = max(round(image.height * scale), size.height)
     left, top = (width - size.width) // 2, (height - size.height) // 2
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     image = image.crop((left, top, left + size.width, top + size.height))
@@ -110,7 +112,7 @@ def prepare_portrait(path: Path, size: Size) -> Tensor:
 def encode_portrait(vae: VideoVAE, image: Tensor) -> Tensor:
     """The portrait as motion latents, 16 19 h w float32: it stood still for 73 frames.
 
-    Their second latent frame is the reference: the encoder sees no future, so it equals the second of five frames'.
+    The encoder sees no future, so the second latent frame is that of five frames alike: the reference.
     """
     return vae.encode(image[None, :, None].expand(-1, -1, MOTION_FRAMES, -1, -1))[0]
 

@@ -11,6 +11,7 @@ from avatar.models.vae_stream import CausalDecoder, Pasts
 
 PRIMING_LATENT_FRAMES = 7  # motion latents decoded before block 0, their frames dropped
 
+
 class StreamingDecoder:
     """Decodes blocks in order; knows nothing of rollouts, segments or files.
 
@@ -28,7 +29,7 @@ class StreamingDecoder:
 
     @torch.no_grad()
     def prime(self, motion_latents: Tensor) -> None:
-        """Start a video: run the first motion latents, 16 t h w with t at least 7, through the causal past."""
+        """Start a video: fill the causal past from the first 7 motion latents, 16 t h w."""
         self._pasts = None
         self._video(motion_latents[:, :1])
         for start in range(1, PRIMING_LATENT_FRAMES, BLOCK_LATENT_FRAMES):
@@ -47,7 +48,7 @@ class StreamingDecoder:
         return levels.to(torch.uint8).permute(1, 2, 3, 0).contiguous()
 
     def _video(self, latents: Tensor) -> Tensor:
-        """16 t h w to 1 3 T H W, not clamped; also without prime(), then the first latent frame is one frame."""
+        """16 t h w to 1 3 T H W, not clamped; the very first latent frame comes alone and is one frame."""
         latents = self._vae.denormalise(latents[None])
         if self._pasts is None:
             video, self._pasts = self._decoder.start(latents)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """Every part's place, all of them present by name. shards: the transformer's. text_encoder, vae: file or folder."""
+    """Where each part lies. shards: the transformer's. text_encoder, vae: a .pth file, or a folder."""
 
     config: Path
     shards: tuple[Path, ...]
@@ -41,8 +42,9 @@ def open_checkpoint(ckpt_dir: Path | None = None) -> CheckpointFiles:
     found = find_checkpoint(ckpt_dir)
     if found.base is None:
         raise WeightsMissing(
-            "No model weights were found. Looked in --ckpt_dir "
-            f"({'given' if ckpt_dir else 'not given'}), ${ENVIRONMENT}, ./{DEFAULT_FOLDER} and the Hugging Face cache.",
+            f"No model weights were found. Looked in --ckpt_dir{'' if ckpt_dir else ' (not given)'}, "
+            f"${ENVIRONMENT}{'' if os.environ.get(ENVIRONMENT) else ' (not set)'}, ./{DEFAULT_FOLDER} "
+            "and the Hugging Face cache.",
             f"Run `{DOWNLOAD_COMMAND}` (60 GB), or name the folder with --ckpt_dir.",
         )
     if found.missing or found.lora is None:

@@ -27,19 +27,23 @@ class Lora:
     Keys may begin with base_model.model. and may carry .default; whole tensors replace the base's.
     """
 
-    def __init__(self, tensors: Any, pairs: dict[str, tuple[str, str]], whole: dict[str, str], alpha: float) -> None:
+    def __init__(
+        self, tensors: Any, pairs: dict[str, tuple[str, str]], whole: dict[str, str], alpha: float
+    ) -> None:
         self._tensors = tensors
         self._pairs = pairs
         self._whole = whole
         self._alpha = alpha
 
     def merge(self, name: str, weight: Tensor) -> Tensor:
-        """The base tensor with what the adapter adds: float32 on weight's device when it adds anything, else itself."""
+        """The base tensor with what the adapter adds, in float32; itself where it adds nothing."""
         if name in self._whole:
             weight = self._tensors.get_tensor(self._whole[name]).to(weight.device)
         if name not in self._pairs:
             return weight
-        down, up = (self._tensors.get_tensor(key).to(weight.device, torch.float32) for key in self._pairs[name])
+        down, up = (
+            self._tensors.get_tensor(key).to(weight.device, torch.float32) for key in self._pairs[name]
+        )
         return torch.addmm(weight.float(), up, down, alpha=self._alpha / down.shape[0])
 
 
@@ -47,7 +51,7 @@ class Lora:
 def open_lora(path: Path, base: Shapes, alpha: float = ALPHA) -> Iterator[Lora]:
     """Open an adapter for the base model with these tensors.
 
-    Raises: WeightsMissing naming every key that matches nothing, every pair that is absent or of another shape.
+    Raises: WeightsMissing naming every key that matches nothing, every pair absent or of another shape.
     """
     found = safetensors_shapes(path)
     pairs: dict[str, dict[str, str]] = {}
@@ -74,7 +78,7 @@ def _read_key(key: str) -> tuple[str, str]:
 
 
 def _expected(base: Shapes, whole: dict[str, str], shapes: Shapes) -> Shapes:
-    """What the adapter must hold: a pair of one rank for each target, and whole tensors of the base's shapes."""
+    """What the adapter must hold: a pair of one rank for each target, whole tensors as the base has them."""
     expected = {name: base[name] for name in whole if name in base}
     for name, shape in base.items():
         if not is_target(name, shape):

@@ -1,4 +1,4 @@
-"""wav2vec2: speech to one vector per layer and video frame, in overlapping windows, however long the speech."""
+"""wav2vec2: speech to a vector for each layer and video frame, in overlapping windows, of any length."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from avatar.errors import WeightsMissing
 from avatar.geometry import AUDIO_FEATURE_HZ, FPS, LEAD_IN_FRAMES, SPEECH_HZ, audio_indices
 from avatar.models.tensor_files import (
-    FETCH_AGAIN,
     WRONG_CHECKPOINT,
     Shapes,
     open_safetensors,
+    read_json,
     read_pth,
     require_match,
 )
@@ -57,14 +57,19 @@ class SpeechEncoder:
 
         Raises: WeightsMissing.
         """
-        config, extractor = _read_configs(folder)
         with torch.device("meta"):
-            model = Wav2Vec2Model(config)
+            model = Wav2Vec2Model(Wav2Vec2Config.from_dict(read_json(folder / "config.json")))
+        listening = read_json(folder / "preprocessor_config.json")
+        if listening.get("sampling_rate", SPEECH_HZ) != SPEECH_HZ:
+            raise WeightsMissing(
+                f"{folder.name} listens at {listening['sampling_rate']} Hz, not {SPEECH_HZ}.",
+                WRONG_CHECKPOINT,
+            )
         tensors = _read_tensors(folder)
         expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         require_match(folder.name, expected, {name: tuple(value.shape) for name, value in tensors.items()})
         model.load_state_dict({name: t.to(device, dtype) for name, t in tensors.items()}, assign=True)
-        return cls(model, bool(extractor.do_normalize))
+        return cls(model, bool(listening.get("do_normalize", True)))
 
     @property
     def num_layers(self) -> int:
@@ -90,15 +95,15 @@ class SpeechEncoder:
 
     @torch.no_grad()
     def encode(self, samples: Tensor) -> Tensor:
-        """Hidden states of all layers, L T D, of normalised samples in one pass; the last one layer-normed."""
+        """All layers' hidden states, L T D, of normalised samples in one pass; the last is layer-normed."""
         values = samples[None].to(self.model.device, self.model.dtype)
         output = self.model(values, output_hidden_states=True)
-        # Some transformers releases record the last layer's output before the encoder's final norm: take it after.
+        # transformers 5 records the last layer's output before the encoder's final norm, 4 did after it.
         return torch.cat((*output.hidden_states[:-1], output.last_hidden_state))
 
 
 class SpeechFeatures:
-    """One speech's features for any run of video frames; holds one window of them, so the length costs nothing.
+    """One speech's features for any run of video frames; memory holds one window, whatever the length.
 
     Equal to one pass where the speech fits one window. Frames are the model's own, of which the first
     LEAD_IN_FRAMES precede the speech: it listens to silence there. Ask for frames in ascending order.
@@ -132,7 +137,11 @@ class SpeechFeatures:
         wanted = audio_indices(start + num_frames)[start:]
         encoder = self._encoder
         out = torch.zeros(
-            num_frames, encoder.num_layers, encoder.width, device=encoder.model.device, dtype=encoder.model.dtype
+            num_frames,
+            encoder.num_layers,
+            encoder.width,
+            device=encoder.model.device,
+            dtype=encoder.model.dtype,
         )
         for place, feature in enumerate(wanted.tolist()):
             if feature < self.num_features:
@@ -153,7 +162,7 @@ class SpeechFeatures:
         return self._held[2][:, index - self._held[0]]
 
     def _encode_window(self, index: int) -> tuple[int, int, Tensor]:
-        """The part of the speech around frame index: whole where it fits one window, else a core between margins.
+        """The speech around a frame: the whole where it fits one window, else a core between margins.
 
         One frame more than the core is kept, so that no interpolation needs two windows.
         """
@@ -162,7 +171,10 @@ class SpeechFeatures:
         else:
             first = index // self._core * self._core
             end = min(first + self._core + 1, self.num_hidden)
-            begin, stop = max(first - self._margin, 0), min(first + self._core + self._margin, self.num_hidden)
+            begin, stop = (
+                max(first - self._margin, 0),
+                min(first + self._core + self._margin, self.num_hidden),
+            )
         sample = begin * self._encoder.stride
         last = self._total if stop == self.num_hidden else sample + self._encoder.num_samples(stop - begin)
         states = self._encoder.encode(torch.from_numpy(self._normalised(sample, last)))
@@ -197,22 +209,6 @@ def interpolation(index: int, num_features: int, num_hidden: int) -> tuple[int, 
     return low, min(low + 1, num_hidden - 1), place - low
 
 
-def _read_configs(folder: Path) -> tuple[Wav2Vec2Config, Wav2Vec2FeatureExtractor]:
-    try:
-        config = Wav2Vec2Config.from_pretrained(folder, local_files_only=True)
-        extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise WeightsMissing(
-            f"{folder.name}: config.json or preprocessor_config.json is missing or unreadable.", FETCH_AGAIN
-        ) from error
-    if extractor.sampling_rate != SPEECH_HZ:
-        raise WeightsMissing(
-            f"{folder.name} listens at {extractor.sampling_rate} Hz, not {SPEECH_HZ}.", WRONG_CHECKPOINT
-        )
-    return config, extractor
-
-
-
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors under the names of Wav2Vec2Model: the recogniser's prefix and head are taken off."""
     if (folder / PICKLED_FILE).is_file() and not (folder / SAFE_FILE).is_file():
@@ -220,7 +216,9 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     else:
         with open_safetensors(folder / SAFE_FILE) as tensors:
             published = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-    named = {name.removeprefix("wav2vec2."): tensor for name, tensor in published.items() if name[:8] != "lm_head."}
+    named = {
+        name.removeprefix("wav2vec2."): tensor for name, tensor in published.items() if name[:8] != "lm_head."
+    }
     for old, new in WEIGHT_NORM_NAMES.items():
         if old in named:
             named[new] = named.pop(old)

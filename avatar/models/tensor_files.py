@@ -69,7 +69,10 @@ def read_pth(path: Path) -> dict[str, Tensor]:
 
 
 def require_match(what: str, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
-    """Compare names and shapes. Raises: WeightsMissing naming every missing, unexpected and mis-shaped tensor."""
+    """Compare names and shapes.
+
+    Raises: WeightsMissing naming every missing, unexpected and mis-shaped tensor.
+    """
     missing = expected.keys() - found.keys()
     unexpected = found.keys() - expected.keys()
     reshaped = {
@@ -118,9 +121,9 @@ def _by(shape: Shape) -> str:
 
 
 def shard_files(folder: Path, stem: str) -> list[Path]:
-    """The files of a sharded safetensors checkpoint in order: those of stem.safetensors.index.json, else the one file.
+    """The files of a safetensors checkpoint: those that stem's index names, in order, else the only one.
 
-    Raises: WeightsMissing when the index is unreadable, or files that it names are absent: all of them are named.
+    Raises: WeightsMissing when the index is unreadable, or naming every file of it that is absent.
     """
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
@@ -134,5 +137,20 @@ def shard_files(folder: Path, stem: str) -> list[Path]:
         raise WeightsMissing(f"{index.name} is unreadable or no index of tensors.", FETCH_AGAIN) from error
     absent = [name for name in names if not (folder / name).is_file()]
     if absent or not names:
-        raise WeightsMissing(f"Missing from the checkpoint: {', '.join(absent) or 'every shard'}.", FETCH_AGAIN)
+        raise WeightsMissing(
+            f"Missing from the checkpoint: {', '.join(absent) or 'every shard'}.", FETCH_AGAIN
+        )
     return [folder / name for name in names]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A part's config. Raises: WeightsMissing when it is absent or no JSON object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsMissing(
+            f"{path.parent.name}/{path.name} is missing or unreadable.", FETCH_AGAIN
+        ) from error
+    if not isinstance(data, dict):
+        raise WeightsMissing(f"{path.parent.name}/{path.name} is not a JSON object.", FETCH_AGAIN)
+    return data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from avatar.models.tensor_files import (
     WRONG_CHECKPOINT,
     Shapes,
     open_safetensors,
+    read_json,
     read_pth,
     require_match,
     shard_files,
@@ -53,8 +53,12 @@ class PromptTokenizer:
             raise WeightsMissing(f"{folder.name}/tokenizer.json is missing from the checkpoint.", FETCH_AGAIN)
         try:
             self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
-        except Exception as error:  # the tokenizers library raises plain Exception for whatever it cannot parse
-            raise WeightsMissing(f"{folder.name}/tokenizer.json is corrupt ({error}).", FETCH_AGAIN) from error
+        except (
+            Exception
+        ) as error:  # the tokenizers library raises plain Exception for whatever it cannot parse
+            raise WeightsMissing(
+                f"{folder.name}/tokenizer.json is corrupt ({error}).", FETCH_AGAIN
+            ) from error
 
     def __call__(self, prompt: str) -> Tensor:
         """Token ids, 1 N with N ≤ 512, the end mark last.
@@ -78,12 +82,12 @@ class TextEncoder:
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
-        """Read the published .pth file, or a transformers folder; tensor by tensor. Raises: WeightsMissing."""
+        """Read the published .pth file, or a transformers folder. Raises: WeightsMissing."""
         return cls(_from_folder(path, device, dtype) if path.is_dir() else _from_pth(path, device, dtype))
 
     @torch.no_grad()
     def encode(self, ids: Tensor) -> Tensor:
-        """Hidden states N D of one prompt's ids, 1 N. The model pads them with zero rows up to its text length."""
+        """Hidden states N D of one prompt's ids, 1 N; the transformer pads them with rows of zeros."""
         return self.model(input_ids=ids.to(self.model.device)).last_hidden_state[0]
 
 
@@ -111,7 +115,9 @@ def _from_pth(path: Path, device: torch.device | str, dtype: torch.dtype) -> UMT
     try:
         config = _config_of(published)
     except KeyError as error:
-        raise WeightsMissing(f"{path.name} is not a UMT5 encoder: it lacks {error.args[0]}.", WRONG_CHECKPOINT) from error
+        raise WeightsMissing(
+            f"{path.name} is not a UMT5 encoder: it lacks {error.args[0]}.", WRONG_CHECKPOINT
+        ) from error
     tensors = {transformers_name(name): tensor for name, tensor in published.items()}
     return _fill(config, tensors, path.name, device, dtype)
 
@@ -134,10 +140,7 @@ def _config_of(published: dict[str, Tensor]) -> UMT5Config:
 
 
 def _from_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) -> UMT5EncoderModel:
-    try:
-        config = UMT5Config.from_dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError) as error:
-        raise WeightsMissing(f"{folder.name}/config.json is missing or unreadable.", WRONG_CHECKPOINT) from error
+    config = UMT5Config.from_dict(read_json(folder / "config.json"))
     tensors = {}
     for file in shard_files(folder, "model"):
         with open_safetensors(file) as shard:
@@ -153,7 +156,9 @@ def _fill(
     with torch.device("meta"):
         model = UMT5EncoderModel(config)
     tensors.pop(SHARED[1], None)
-    expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if name != SHARED[1]}
+    expected: Shapes = {
+        name: tuple(value.shape) for name, value in model.state_dict().items() if name != SHARED[1]
+    }
     require_match(what, expected, {name: tuple(value.shape) for name, value in tensors.items()})
     placed = {name: tensors.pop(name).to(device, dtype) for name in list(tensors)}
     placed[SHARED[1]] = placed[SHARED[0]]

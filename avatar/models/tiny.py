@@ -1,4 +1,4 @@
-"""A tiny real checkpoint: the published file and tensor names, toy sizes, random numbers. What it generates is noise.
+"""A tiny real checkpoint: published file and tensor names, toy sizes, random numbers; its videos are noise.
 
 Tests and the self-test run the whole engine on it, through the same loading code as the real one.
 """
@@ -10,12 +10,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
+from transformers import (
+    UMT5Config,
+    UMT5EncoderModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+)
 
 from avatar.checkpoint_places import LORA_FILE, OFFICIAL, SHARD_STEM, Layout
 from avatar.geometry import SPEECH_HZ
@@ -66,7 +72,7 @@ VAE_WIDTH = 4
 def build_tiny_checkpoint(
     folder: Path, *, config: ModelConfig = CONFIG, layout: Layout = OFFICIAL, seed: int = 0
 ) -> Path:
-    """Write base model and LoRA into a folder as `download` would, and return it for --ckpt_dir; takes seconds."""
+    """Write base model and LoRA into a folder as `download` would, and return it, for --ckpt_dir."""
     base = folder / layout.repo.split("/")[1]
     for name in (layout.transformer, layout.tokenizer, layout.speech_encoder):
         (base / name).mkdir(parents=True, exist_ok=True)
@@ -84,8 +90,10 @@ def build_tiny_checkpoint(
     return folder
 
 
-def random_tensors(model: nn.Module, generator: torch.Generator, dtype: torch.dtype = DTYPE) -> dict[str, Tensor]:
-    """Values for every tensor of a model, which may be on the meta device: norms at one, layers keeping the scale."""
+def random_tensors(
+    model: nn.Module, generator: torch.Generator, dtype: torch.dtype = DTYPE
+) -> dict[str, Tensor]:
+    """Values for every tensor of a model (it may be on meta): norms near 1, layers that keep the scale."""
     tensors = {}
     for name, value in model.state_dict().items():
         noise = torch.randn(value.shape, generator=generator)
@@ -107,14 +115,17 @@ def lora_tensors(model: nn.Module, generator: torch.Generator, rank: int = LORA_
             module = f"base_model.model.{name.removesuffix('.weight')}"
             down = torch.randn(rank, value.shape[1], generator=generator) * value.shape[1] ** -0.5
             up = torch.randn(value.shape[0], rank, generator=generator) * 0.01
-            tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = down.to(DTYPE), up.to(DTYPE)
+            tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = (
+                down.to(DTYPE),
+                up.to(DTYPE),
+            )
     return tensors
 
 
 def write_shards(folder: Path, stem: str, tensors: dict[str, Tensor], num_shards: int) -> None:
     """Safetensors shards and their index, named as the hub names them."""
     names = list(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(num_shards):
         file = f"{stem}-{number + 1:05d}-of-{num_shards:05d}.safetensors"
         part = {name: tensors[name] for name in names[number::num_shards]}
@@ -126,8 +137,18 @@ def write_shards(folder: Path, stem: str, tensors: dict[str, Tensor], num_shards
 
 
 def _write_transformer(folder: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
-    published = {"_class_name": "WanModel_S2V", "model_type": "s2v", "adain_mode": "attn_norm", "enable_adain": True}
-    published |= {"enable_framepack": True, "framepack_drop_mode": "padd", "zero_timestep": True, "qk_norm": True}
+    published = {
+        "_class_name": "WanModel_S2V",
+        "model_type": "s2v",
+        "adain_mode": "attn_norm",
+        "enable_adain": True,
+    }
+    published |= {
+        "enable_framepack": True,
+        "framepack_drop_mode": "padd",
+        "zero_timestep": True,
+        "qk_norm": True,
+    }
     (folder / "config.json").write_text(json.dumps(published | vars(config), indent=1))
     write_shards(folder, SHARD_STEM, tensors, NUM_SHARDS)
 
@@ -196,12 +217,15 @@ def _write_speech_encoder(folder: Path, generator: torch.Generator) -> None:
 
 def _tokenizer() -> Tokenizer:
     """Bytes, and an end mark: every text has tokens, one or more a character."""
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *((f"<0x{byte:02X}>", -8.0) for byte in range(256))]
+    vocabulary = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", -9.0),
+        *((f"<0x{byte:02X}>", -8.0) for byte in range(256)),
+    ]
     vocabulary += [(chr(code), -4.0) for code in range(0x21, 0x7F)] + [("▁", -3.0)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=True))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return tokenizer
-
-

@@ -1,29 +1,37 @@
-"""The Wan 2.1 video VAE: diffusers' model, loaded from either layout, with latents normalised as the model wants them."""
+"""The Wan 2.1 video VAE: diffusers' model, loaded from either layout, its latents normalised."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor
 
 from avatar.errors import WeightsMissing
-from avatar.models.tensor_files import WRONG_CHECKPOINT, Shapes, open_safetensors, read_pth, require_match
+from avatar.models.tensor_files import (
+    WRONG_CHECKPOINT,
+    Shapes,
+    open_safetensors,
+    read_json,
+    read_pth,
+    require_match,
+)
 
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 class VideoVAE:
-    """Pixels in -1..1, B 3 T H W, to normalised latents B 16 t h w and back; t = 1 + (T - 1) / 4, h = H / 8."""
+    """Pixels in -1..1, B 3 T H W, to normalised latents, B 16 t h w; t = 1 + (T - 1) / 4, h = H / 8."""
 
     def __init__(self, model: AutoencoderKLWan) -> None:
         self.model = model.eval().requires_grad_(False)
         shape = (1, -1, 1, 1, 1)
-        self.mean = torch.tensor(model.config.latents_mean, dtype=torch.float32).view(shape).to(model.device)
-        self.std = torch.tensor(model.config.latents_std, dtype=torch.float32).view(shape).to(model.device)
+        self.mean = (
+            torch.tensor(model.config["latents_mean"], dtype=torch.float32).view(shape).to(model.device)
+        )
+        self.std = torch.tensor(model.config["latents_std"], dtype=torch.float32).view(shape).to(model.device)
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> VideoVAE:
@@ -75,19 +83,17 @@ def _from_pth(path: Path) -> tuple[AutoencoderKLWan, dict[str, Tensor]]:
             "z_dim": tensors["conv2.weight"].shape[0],
         }
     except KeyError as error:
-        raise WeightsMissing(f"{path.name} is not the Wan 2.1 VAE: it lacks {error.args[0]}.", WRONG_CHECKPOINT) from error
+        raise WeightsMissing(
+            f"{path.name} is not the Wan 2.1 VAE: it lacks {error.args[0]}.", WRONG_CHECKPOINT
+        ) from error
     with torch.device("meta"):
         model = AutoencoderKLWan(**widths)
     return model, convert_wan_vae_to_diffusers(tensors)
 
 
 def _from_folder(folder: Path) -> tuple[AutoencoderKLWan, dict[str, Tensor]]:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsMissing(f"{folder.name}/config.json is missing or unreadable.", WRONG_CHECKPOINT) from error
+    config = read_json(folder / "config.json")
     with torch.device("meta"):
         model = AutoencoderKLWan.from_config(config)
     with open_safetensors(folder / DIFFUSERS_FILE) as tensors:
         return model, {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-

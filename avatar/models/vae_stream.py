@@ -1,11 +1,12 @@
-"""The VAE decoder one run of latent frames at a time, with every causal convolution's past handed in and out."""
+"""The VAE decoder, some latent frames at a time, with every causal convolution's past handed in and out."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, WanResidualBlock
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor, nn
 
 TIME_REACH = 2  # frames of the past that a convolution of three frames reads
@@ -16,11 +17,13 @@ Pasts = list[Tensor]  # one tensor B C 2 H W for each causal convolution, in the
 class CausalDecoder(nn.Module):
     """diffusers' Wan decoder with its state made explicit, so that one compiled graph serves every block.
 
-    diffusers keeps the past inside the model and walks latent frame by latent frame; passing several frames at
-    once gives the same numbers, and zeros for a missing past are the causal padding itself.
+    diffusers keeps the past inside the model and walks frame by frame; passing several latent frames at once
+    gives the same numbers, and zeros for a missing past are the causal padding itself.
     """
 
-    def __init__(self, model: AutoencoderKLWan, layout: torch.memory_format = torch.contiguous_format) -> None:
+    def __init__(
+        self, model: AutoencoderKLWan, layout: torch.memory_format = torch.contiguous_format
+    ) -> None:
         super().__init__()
         self.post_quant_conv = model.post_quant_conv
         self.decoder = model.decoder
@@ -31,15 +34,18 @@ class CausalDecoder(nn.Module):
         return self._run(latents, None)
 
     def forward(self, latents: Tensor, pasts: Pasts) -> tuple[Tensor, Pasts]:
-        """Decode the next latent frames, B 16 t h w, into B 3 4t H W, about -1..1; also the pasts of what follows."""
+        """Decode the next latent frames, B 16 t h w, into B 3 4t H W, about -1..1, and the new pasts."""
         return self._run(latents, pasts)
 
     def _run(self, latents: Tensor, pasts: Pasts | None) -> tuple[Tensor, Pasts]:
-        decoder, fresh = self.decoder, []
+        decoder: Any = self.decoder
+        fresh: Pasts = []
         x = self.post_quant_conv(latents.contiguous(memory_format=self.layout))
         x = self._causal(decoder.conv_in, x, pasts, fresh)
         x = self._residual(decoder.mid_block.resnets[0], x, pasts, fresh)
-        for attention, resnet in zip(decoder.mid_block.attentions, decoder.mid_block.resnets[1:], strict=True):
+        for attention, resnet in zip(
+            decoder.mid_block.attentions, decoder.mid_block.resnets[1:], strict=True
+        ):
             x = self._residual(resnet, attention(x), pasts, fresh)
         for block in decoder.up_blocks:
             for resnet in block.resnets:
@@ -62,13 +68,13 @@ class CausalDecoder(nn.Module):
         batch, channels, _, height, width = x.shape
         return x.new_zeros(batch, channels, TIME_REACH, height, width).contiguous(memory_format=self.layout)
 
-    def _residual(self, block: WanResidualBlock, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
+    def _residual(self, block: Any, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
         skip = block.conv_shortcut(x)
         x = self._causal(block.conv1, block.nonlinearity(block.norm1(x)), pasts, fresh)
         x = self._causal(block.conv2, block.nonlinearity(block.norm2(x)), pasts, fresh)
         return x + skip
 
-    def _upsample(self, layer: WanResample, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
+    def _upsample(self, layer: Any, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
         """Twice the height and width, and after the first latent frame twice the frames (upsample3d)."""
         if layer.mode == "upsample3d":
             if pasts is None:  # the first latent frame stays one video frame and leaves no past here

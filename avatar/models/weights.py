@@ -17,13 +17,19 @@ from avatar.errors import WeightsMissing
 from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.config import ModelConfig
 from avatar.models.lora import open_lora
-from avatar.models.tensor_files import FETCH_AGAIN, Shapes, open_safetensors, require_match, safetensors_shapes
+from avatar.models.tensor_files import (
+    FETCH_AGAIN,
+    Shapes,
+    open_safetensors,
+    require_match,
+    safetensors_shapes,
+)
 from avatar.models.transformer import StreamingTransformer
 
 logger = logging.getLogger(__name__)
 
 Place = Callable[[str, Tensor], nn.Parameter | None]
-"""Given a tensor's name and its merged value on the target device, the parameter to install; None: the usual one."""
+"""From a tensor's name and merged value on the device, the parameter to install; None: the usual one."""
 
 
 def open_transformer(files: CheckpointFiles) -> StreamingTransformer:
@@ -91,11 +97,15 @@ def _held_by(shards: Sequence[Path]) -> dict[Path, Shapes]:
     return held
 
 
-def _install(model: nn.Module, name: str, placed: nn.Parameter | None, tensor: Tensor, dtype: torch.dtype) -> None:
+def _install(
+    model: nn.Module, name: str, placed: nn.Parameter | None, tensor: Tensor, dtype: torch.dtype
+) -> None:
     """Put a tensor, or what place made of it, where the model has a parameter or buffer of that name."""
     module_name, _, leaf = name.rpartition(".")
     module = model.get_submodule(module_name)
     if leaf in module._buffers:
         module._buffers[leaf] = tensor.to(dtype) if placed is None else placed.data
     else:
-        module._parameters[leaf] = nn.Parameter(tensor.to(dtype), requires_grad=False) if placed is None else placed
+        module._parameters[leaf] = (
+            nn.Parameter(tensor.to(dtype), requires_grad=False) if placed is None else placed
+        )
