@@ -22,6 +22,7 @@ TALL = 0.95  # height of the textures, in mouth widths
 COVER = 0.045  # how much of the upper crowns the resting lip hides, in mouth widths
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 SKIN = np.array([1.0, 0.78, 0.66], np.float32)  # in white light, relative to its red
+CONTACT_SHADE = 0.45
 ENAMEL = np.array([1.0, 0.96, 0.88], np.float32)
 
 
@@ -151,7 +152,8 @@ class Interior:
 
     def paint(self, pixels: Array, warp: MouthWarp, targets: LipTargets, articulation: Articulation) -> None:
         """Paints into pixels, uint8 (h, w, 3), over the same box as the warp."""
-        if targets.gap_px < 0.4 and self.own is None:
+        self._darken_contact(pixels, warp, targets)
+        if targets.gap_px < 0.4:
             return
         soft = max(1.0, 0.005 * self.lips.face_height)
         alpha = np.clip(warp.below_upper / soft + 0.15, 0, 1) * np.clip(warp.above_lower / soft + 0.15, 0, 1)
@@ -165,6 +167,22 @@ class Interior:
         under = pixels[part].astype(np.float32)
         pixels[part] = np.clip(under + (colour - under) * opaque + 0.5, 0, 255).astype(np.uint8)
 
+    def _darken_contact(self, pixels: Array, warp: MouthWarp, targets: LipTargets) -> None:
+        """Where lips that the portrait shows apart meet, draws the shade between them."""
+        strength = CONTACT_SHADE * float(smoothstep(self.lips.gap_px / (0.03 * self.lips.face_height)))
+        if strength < 0.01:
+            return
+        width = max(0.8, 0.004 * self.lips.face_height)
+        apart = np.abs(warp.below_upper) + np.abs(warp.above_lower)
+        rows = np.flatnonzero(apart.min(axis=1) < 4 * width)
+        if len(rows) == 0:
+            return
+        part = slice(rows[0], rows[-1] + 1)
+        (source_u,) = U.read(targets.source_u[:, None], warp.u[part])
+        inside = np.clip((0.95 - np.abs(source_u)) / 0.15, 0, 1)
+        light = 1 - strength * inside * np.exp(-((apart[part] / (2 * width)) ** 2))
+        pixels[part] = (pixels[part] * light[..., None]).astype(np.uint8)
+
     def _colour(
         self,
         below_upper: Array,
@@ -175,7 +193,7 @@ class Interior:
     ) -> Array:
         """(h, w, 3) float32: the interior at these distances from the lips, as if nothing hid it."""
         lips, width_px = self.lips, self.lips.frame.width
-        curves = np.stack([targets.source_u, targets.source_upper_inner, targets.upper_inner], axis=1)
+        curves = np.stack([targets.source_u, targets.teeth_top, targets.upper_inner], axis=1)
         source_u, own_top, lip = U.read(curves, u)
         y = below_upper + lip
         across = (source_u + REACH) / (2 * REACH) * (self.shape[1] - 1)
@@ -203,6 +221,8 @@ class Interior:
         )
         if self.own is not None:  # real teeth carry their own shadow
             shade = lerp(shade, 1, 0.55)
+        # Little light falls through narrow lips.
+        shade = shade * lerp(0.72, 1, smoothstep(targets.gap_px / (0.045 * lips.face_height)))
         # Rounded lips stand before the teeth and shade them.
         colour = lerp(colour, 1.5 * self.cavity, 0.35 * min(articulation.round, 1.0))
         return colour * shade[..., None]

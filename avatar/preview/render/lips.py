@@ -80,7 +80,11 @@ class Lips:
         local = self.frame.local(points)
         self.face_height = float(np.linalg.norm(points[topo.CHIN] - points[topo.FOREHEAD]))
         self._measure_curves(local)
-        self.gap_px = float((self.lower_inner - self.upper_inner).max())
+        gap = self.lower_inner - self.upper_inner
+        self.gap_px = float(gap.max())
+        # Where lips part, their edges are taken a little into the flesh, or teeth would stick to them.
+        inset = np.minimum(0.15 * gap, 0.007 * self.face_height)
+        self.upper_edge, self.lower_edge = self.upper_inner - inset, self.lower_inner + inset
         eyes = points[[topo.LEFT_EYE_CORNERS[0], topo.RIGHT_EYE_CORNERS[1]]]
         eye_span = max(float(np.linalg.norm(eyes[1] - eyes[0])), 1.0)
         self.smile = float(np.clip((self.frame.width / eye_span - 0.60) / 0.18, 0, 1))
@@ -124,8 +128,9 @@ class LipTargets:
     """Where the lips are to be in one frame; curves float32 (193,) over U, y in the mouth frame, px.
 
     upper_inner … lower_outer: the target edges; source_*: the portrait's edges that go there;
-    source_u: the portrait's u shown at each u; chin: how far the chin drops, px, along u;
-    jaw_px: how far the lower jaw hangs below shut; gap_px: the widest inner gap.
+    source_u: the portrait's u shown at each u; teeth_top: where its own teeth begin under the upper lip;
+    chin: how far the chin drops, px, along u; jaw_px: how far the lower jaw hangs below shut;
+    gap_px: the widest inner gap.
     """
 
     source_u: Array
@@ -137,6 +142,7 @@ class LipTargets:
     source_upper_outer: Array
     source_lower_inner: Array
     source_lower_outer: Array
+    teeth_top: Array
     chin: Array
     jaw_px: float
     gap_px: float
@@ -153,7 +159,7 @@ def lip_targets(lips: Lips, a: Articulation) -> LipTargets:
     def at_source(curve: Array) -> Array:
         return U.resample(curve, source_u)
 
-    upper_inner, lower_inner = at_source(lips.upper_inner), at_source(lips.lower_inner)
+    upper_inner, lower_inner = at_source(lips.upper_edge), at_source(lips.lower_edge)
     upper_outer, lower_outer = at_source(lips.upper_outer), at_source(lips.lower_outer)
     seam = _relaxed_seam(lips, source_u, 0.35 * a.round + 0.12 * opening)
 
@@ -182,6 +188,7 @@ def lip_targets(lips: Lips, a: Articulation) -> LipTargets:
         source_upper_outer=upper_outer,
         source_lower_inner=lower_inner,
         source_lower_outer=lower_outer,
+        teeth_top=at_source(lips.upper_inner),
         chin=_f32(chin),
         jaw_px=float(jaw),
         gap_px=float(gap + raise_px + lower_px),

@@ -100,7 +100,8 @@ def _cut_out(pixels: Array, points: Array, size: float) -> Array:
     guess[(radius > 1.45) & (y < chin[1])] = cv2.GC_BGD
     cv2.fillConvexPoly(guess, oval.astype(np.int32), cv2.GC_FGD)
     cv2.setRNGSeed(0)  # GrabCut starts from a random clustering
-    cv2.grabCut(small, guess, None, np.zeros((1, 65)), np.zeros((1, 65)), 4, cv2.GC_INIT_WITH_MASK)
+    everywhere = (0, 0, small.shape[1], small.shape[0])
+    cv2.grabCut(small, guess, everywhere, np.zeros((1, 65)), np.zeros((1, 65)), 4, cv2.GC_INIT_WITH_MASK)
     person = ((guess == cv2.GC_FGD) | (guess == cv2.GC_PR_FGD)).astype(np.float32)
     return cv2.resize(person, pixels.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
