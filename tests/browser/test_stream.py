@@ -1,0 +1,118 @@
+"""A stream from the press of Generate to the downloaded file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from playback import WATCH, read_playback
+from visiting import Server, open_page
+
+log = logging.getLogger(__name__)
+
+DURATION_S = 12.56
+
+
+@pytest.fixture(scope="module")
+def watched(server: Server, browser, tmp_path_factory):
+    """One whole visit, watched: samples of the player, the downloaded file, and what the page said."""
+    visitor = open_page(browser, server.url)
+    page = visitor.page
+    visitor.choose()
+    page.evaluate(WATCH)
+    visitor.generate()
+    visitor.wait_state("running")
+    said = set()
+    page.wait_for_selector("#live video", state="attached")
+    for _ in range(600):
+        said.add(page.inner_text("#status"))
+        if page.query_selector("#live video") is None:  # the finished player has taken its place
+            break
+        page.wait_for_timeout(100)
+    visitor.wait_state("done")
+    page.wait_for_selector("#final video")
+    seen = page.evaluate("window.__watch")
+    with page.expect_download() as download:
+        page.click("#download")
+    path = tmp_path_factory.mktemp("download") / download.value.suggested_filename
+    download.value.save_as(path)
+    final = page.evaluate(
+        "(() => { const v = document.querySelector('#final video'); return [v.duration, v.error]; })()"
+    )
+    yield {"seen": seen, "download": path, "said": said, "final": final, "errors": visitor.errors}
+    visitor.context.close()
+
+
+def test_the_stream_plays_to_its_end(watched, record_property):
+    playback = read_playback(watched["seen"], DURATION_S)
+    record_property("playback", str(playback))
+    log.info(playback)
+    assert playback.media_s >= DURATION_S - 0.6
+    assert max(playback.stalls) <= 0.3, playback
+    assert playback.media_s >= 0.98 * (playback.wall_s - playback.dry_s) - 0.1, playback
+    assert playback.most_ranges == 1, "the segments leave a gap"
+    assert playback.frames >= 25 * (DURATION_S - 1) * 0.5  # a busy browser drops frames, never half
+    assert watched["errors"] == []
+
+
+def test_the_sound_is_decoded(watched):
+    assert read_playback(watched["seen"], DURATION_S).audio_bytes > 30_000
+
+
+def test_the_status_tells_phase_segment_speed_and_label(watched):
+    said = " ".join(watched["said"])
+    for words in ("Generating", "Segment", "fps", "First frame", "preview", "Done"):
+        assert words in said
+
+
+def test_gauges_tick_throughout(watched, record_property):
+    ticks = [t for t in watched["seen"]["gauges"] if t >= watched["seen"]["pressed"]]
+    rounds = [t for before, t in pairwise(ticks) if t - before > 0.2]
+    gaps = [now - before for before, now in pairwise(rounds)]
+    record_property("longest gap between gauges", max(gaps))
+    log.info("gauges: %d ticks, longest gap %.2f s", len(gaps), max(gaps))
+    assert len(gaps) >= DURATION_S / 3
+
+
+def test_the_download_is_the_file_on_disk(watched, server: Server):
+    digest = hashlib.sha256(watched["download"].read_bytes()).hexdigest()
+    assert digest in {hashlib.sha256(path.read_bytes()).hexdigest() for path in server.videos()}
+    assert watched["download"].suffix == ".mp4"
+
+
+def test_the_download_is_sound(watched):
+    streams = {stream["codec_type"]: stream for stream in probe(watched["download"])["streams"]}
+    video, audio = streams["video"], streams["audio"]
+    assert video["r_frame_rate"] == "25/1"
+    assert video["codec_name"] == "h264"
+    assert audio["codec_name"] == "aac"
+    assert abs(float(video["start_time"]) - float(audio["start_time"])) <= 1 / 25
+    assert abs(float(video["duration"]) - float(audio["duration"])) <= 1 / 25
+    assert abs(float(video["duration"]) - DURATION_S) <= 0.1
+
+
+def test_the_finished_player_shows_the_whole(watched):
+    duration, error = watched["final"]
+    assert error is None
+    assert abs(duration - DURATION_S) < 0.2
+
+
+def test_nothing_is_left_behind(watched, server: Server):
+    assert server.leftovers() == []
+
+
+def probe(path: Path) -> dict:
+    """ffprobe's word on a file."""
+    from avatar.media.ffmpeg import put_on_path
+
+    put_on_path()
+    program = shutil.which("ffprobe")
+    assert program
+    command = [program, "-v", "error", "-show_streams", "-of", "json", str(path)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
