@@ -17,7 +17,7 @@ from avatar.preview.train.evaluate import (
     score,
 )
 from avatar.preview.visemes import Listen, VisemeNetwork
-from tests.preview.test_visemes import CountingListen, in_memory
+from tests.preview.listening import CountingListen, in_memory
 from tests.preview.truth import Clip, clips
 
 # What a jaw driven by the phonemes of another sentence reaches at most: the control for all correlations.

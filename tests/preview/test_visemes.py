@@ -9,6 +9,7 @@ import pytest
 from avatar.geometry import SPEECH_HZ
 from avatar.preview import visemes
 from avatar.preview.visemes import VISEMES, VisemeNetwork, log_mels, speech_level
+from tests.preview.listening import CountingListen, in_memory
 from tests.preview.truth import clips
 
 
@@ -20,23 +21,6 @@ def network() -> VisemeNetwork:
 @pytest.fixture(scope="module")
 def speech() -> np.ndarray:
     return np.concatenate([clip.sentence.samples for clip in clips()[::5]])
-
-
-def in_memory(samples: np.ndarray) -> visemes.Listen:
-    return lambda start, stop: samples[start:stop]
-
-
-class CountingListen:
-    """Noise without end that keeps count of what was asked for."""
-
-    def __init__(self, num_samples: int) -> None:
-        self.num_samples, self.total, self.longest = num_samples, 0, 0
-        self._noise = np.random.default_rng(1).normal(0, 0.05, SPEECH_HZ).astype(np.float32)
-
-    def __call__(self, start: int, stop: int) -> np.ndarray:
-        stop = min(stop, self.num_samples)
-        self.total, self.longest = self.total + stop - start, max(self.longest, stop - start)
-        return self._noise[np.arange(start, stop) % SPEECH_HZ]
 
 
 @pytest.mark.parametrize("stretch", [1, 37, 200])
