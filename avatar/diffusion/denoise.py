@@ -143,7 +143,7 @@ class LocalDenoiser:
         self.stack = LayerStack(
             transformer,
             geometry,
-            schedule.num_steps,
+            steps=range(schedule.num_steps),
             layers=range(transformer.config.num_layers),
             device=transformer.device,
             dtype=transformer.dtype,

@@ -79,16 +79,16 @@ def no_visit(layer: int) -> AbstractContextManager[Any]:
 
 @dataclass
 class LayerStack:
-    """The layers of a range, on one device.
+    """The layers of a range at the steps of a range, on one device.
 
     dtype: the residual stream's. ring_dtype: how rings are stored, None for the residual stream's dtype.
     visit: entered around each use of a layer, with its index; an offloader brings the layer and its injection
-    to the device there.
+    to the device there. A layout that splits heads overrides scatter, gather and new_ring.
     """
 
     transformer: StreamingTransformer
     geometry: Geometry
-    num_steps: int
+    steps: range
     layers: range
     device: torch.device
     dtype: torch.dtype
@@ -106,18 +106,19 @@ class LayerStack:
         self.caches.clear()
         self._audio.clear()
         for index, layer in self._visited():
-            rings = [self._ring() for _ in range(self.num_steps)]
+            rings = {step: self.new_ring() for step in self.steps}
             self.caches[index] = LayerCache(layer.cross_attn.keys_values(text), rings)
 
     def prefill(self, x: Tensor, modulation: Tensor, table: Tensor, anchor: int) -> Tensor:
-        """Run the condition tokens, N C, attending to themselves; keep each layer's keys and values for an
-        anchor."""
+        """Run the condition tokens, N C, attending to themselves; keep every layer's keys and values."""
         for index, layer in self._visited():
             cache = self.caches[index]
-            q, own = layer.project(x, modulation)
-            cache.conditions[anchor] = own
+            q, own = self.scatter(*layer.project(x, modulation))
+            cache.conditions[anchor] = KeysValues(
+                own.k.contiguous(), own.v.contiguous()
+            )  # frees the fused qkv
             attended = _attend(rotate(q, table), KeysValues(rotate(own.k, table), own.v))
-            x, query = layer.after_self_attention(x, attended, modulation)
+            x, query = layer.after_self_attention(x, self.gather(attended), modulation)
             x = layer.after_cross_attention(x, _attend(query, cache.text), modulation)
         return x
 
@@ -131,8 +132,8 @@ class LayerStack:
         pieces = self.pieces
         for index, layer in self._visited():
             cache = self.caches[index]
-            q, own = pieces.project(layer, x, item.modulation, item.table)
-            attended = _attend(q, self._window(cache, own, item))
+            q, own = self.scatter(*pieces.project(layer, x, item.modulation, item.table))
+            attended = self.gather(_attend(q, self._window(cache, own, item)))
             x, query = pieces.after_self_attention(layer, x, attended, item.modulation)
             x = pieces.after_cross_attention(layer, x, _attend(query, cache.text), item.modulation)
             injection = self.injections[index]
@@ -142,7 +143,16 @@ class LayerStack:
                 x = pieces.audio_add(injection, x, attention(query, *context.audio), item.masks)
         return x
 
-    def _ring(self) -> Ring:
+    def scatter(self, q: Tensor, own: KeysValues) -> tuple[Tensor, KeysValues]:
+        """Before self-attention: all tokens of some heads, out of some tokens of all heads."""
+        return q, own
+
+    def gather(self, attended: Tensor) -> Tensor:
+        """After self-attention: scatter undone."""
+        return attended
+
+    def new_ring(self) -> Ring:
+        """An empty ring for the heads that scatter leaves here."""
         config, dtype = self.transformer.config, self.ring_dtype or self.dtype
         return Ring.allocate(self.geometry, config.num_heads, config.head_dim, dtype, self.device)
 
@@ -159,7 +169,7 @@ class LayerStack:
         key = (item.block, layer)
         if key not in self._audio:
             self._audio[key] = injection.context(item.audio)
-        return self._audio.pop(key) if item.step == self.num_steps - 1 else self._audio[key]
+        return self._audio.pop(key) if item.step == self.steps[-1] else self._audio[key]
 
     def _visited(self) -> Iterator[tuple[int, TransformerLayer]]:
         for index in self.layers:

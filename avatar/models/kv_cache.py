@@ -74,12 +74,12 @@ def window(own: KeysValues, condition: KeysValues, condition_table: Tensor, past
 
 
 class LayerCache:
-    """Everything that one layer keeps for a generation: text, condition, and a ring for each denoising step.
+    """Everything that one layer keeps for a generation: text, condition, and its rings by denoising step.
 
     conditions: keys not rotated, by the number of the anchor; two of them while blocks of both are under way.
     """
 
-    def __init__(self, text: KeysValues, rings: list[Ring]) -> None:
+    def __init__(self, text: KeysValues, rings: dict[int, Ring]) -> None:
         self.text = text
         self.rings = rings
         self.conditions: dict[int, KeysValues] = {}

@@ -14,7 +14,7 @@ from avatar.diffusion.layer_stack import Item, LayerStack, Pieces
 from avatar.diffusion.rollout import rollout
 from avatar.diffusion.schedule import Schedule
 from avatar.errors import BadInput
-from avatar.models.kv_cache import KeysValues, LayerCache
+from avatar.models.kv_cache import KeysValues, LayerCache, Ring
 from avatar.models.rope import rotate
 from tests.diffusion.streams import NAMES, Stream, relative_error
 
@@ -53,7 +53,7 @@ def test_the_golden_numbers_would_notice(change):
         if block.index == stream.settings["anchor_refresh_block"] and change != "anchor":
             denoiser.refresh(done[0][:, :1])
         if change == "rings":
-            for ring in (ring for cache in denoiser.stack.caches.values() for ring in cache.rings):
+            for ring in (ring for cache in denoiser.stack.caches.values() for ring in cache.rings.values()):
                 ring.v = ring.v.roll(1, dims=0)
         if change == "distances":
             block = dataclasses.replace(block, distances=tuple(d + 1 for d in block.distances))
@@ -93,7 +93,7 @@ def test_rings_in_float8_cost_little():
     denoiser = stream.denoiser(ring_dtype=torch.float8_e4m3fn)
     latents = stream.run(denoiser)
     assert 1e-5 < relative_error(latents, stream.tensors["latents"]) < 2**-4
-    assert {ring.k.dtype for cache in denoiser.stack.caches.values() for ring in cache.rings} == {
+    assert {ring.k.dtype for cache in denoiser.stack.caches.values() for ring in cache.rings.values()} == {
         torch.float8_e4m3fn
     }
 
@@ -223,6 +223,70 @@ class Stages:
         for stage in self.stages:
             x = stage.forward(x, item)
         return x
+
+
+def test_caches_hold_no_memory_but_their_own():
+    """A view of a larger buffer, such as the fused projection's, would keep all of it."""
+    stream = Stream.load("basic")
+    denoiser = stream.denoiser()
+    stream.run(denoiser)
+    for cache in denoiser.stack.caches.values():
+        for kept in (
+            *cache.text,
+            *cache.conditions[0],
+            *(t for r in cache.rings.values() for t in (r.k, r.v)),
+        ):
+            assert kept.untyped_storage().nbytes() == kept.nbytes
+    assert not denoiser.stack._audio
+
+
+class SplitHeads(LayerStack):
+    """One of two ranks that share the heads; what the other would send is given in others."""
+
+    heads: slice
+    others: list[Tensor]
+
+    def scatter(self, q: Tensor, own: KeysValues) -> tuple[Tensor, KeysValues]:
+        return q[:, self.heads], KeysValues(own.k[:, self.heads], own.v[:, self.heads])
+
+    def gather(self, attended: Tensor) -> Tensor:
+        return torch.cat([attended, self.others.pop(0)], dim=1)
+
+    def new_ring(self) -> Ring:
+        heads = self.heads.stop - self.heads.start
+        return Ring.allocate(self.geometry, heads, self.transformer.config.head_dim, self.dtype, self.device)
+
+
+def test_a_layout_may_split_the_heads():
+    """A rank with rings of its own heads only, given the other rank's halves, gives what the whole gives."""
+    stream = Stream.load("two_speakers")
+    block = next(stream.blocks())
+    whole = stream.denoiser()
+    recorder = Recorder(**vars_of(whole.stack))
+    whole.stack = recorder
+    whole.begin(stream.conditions)
+    whole.submit(block)
+    expected = whole.collect()
+    rank = stream.denoiser()
+    rank.stack = SplitHeads(**vars_of(rank.stack))
+    rank.stack.heads = slice(0, 1)
+    rank.stack.others = [attended[:, 1:] for attended in recorder.results]
+    rank.begin(stream.conditions)
+    rank.submit(block)
+    assert relative_error(rank.collect(), expected) < 1e-6
+    assert rank.stack.caches[0].rings[0].k.shape[2] == 1
+
+
+class Recorder(LayerStack):
+    """Keeps what every self-attention gave."""
+
+    def begin(self, text: Tensor) -> None:
+        self.results: list[Tensor] = []
+        super().begin(text)
+
+    def gather(self, attended: Tensor) -> Tensor:
+        self.results.append(attended)
+        return attended
 
 
 def test_speakers_without_masks_are_refused():
