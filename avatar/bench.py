@@ -1,7 +1,7 @@
 """How fast a machine is and how much memory it takes: the engine's own parts, timed apart and end to end.
 
-Without a checkpoint the weights are random and made on the device, at full size: speed and memory are those of the
-real model, the picture is noise.
+Without a checkpoint the weights are random and made on the device, at full size: speed and memory are those
+of the real model, the picture is noise.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from PIL import Image
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from avatar.diffusion.conditions import REFERENCE, AudioFeatures, SpeechTrack, encode_portrait, prepare_portrait
+from avatar.diffusion.conditions import (
+    REFERENCE,
+    AudioFeatures,
+    SpeechTrack,
+    encode_portrait,
+    prepare_portrait,
+)
 from avatar.diffusion.decode import StreamingDecoder
 from avatar.diffusion.denoise import Conditions, LocalDenoiser
 from avatar.diffusion.parts import DTYPES, Parts, best_device
@@ -54,7 +60,7 @@ NVML_SAMPLE_S = 0.05
 
 @dataclass
 class RandomConditions:
-    """Stands for a ConditionEncoder where there is no prompt encoder: the prompt is random, the rest is encoded."""
+    """A ConditionEncoder without a prompt encoder: the prompt is random, the rest is encoded."""
 
     vae: VideoVAE
     speech: SpeechEncoder
@@ -74,7 +80,7 @@ def random_parts(preset: Preset, config: ModelConfig | None = None) -> Parts:
     config = config or ModelConfig()
     torch.manual_seed(0)
     with torch.device(device):
-        vae = AutoencoderKLWan().to(dtype)
+        vae = AutoencoderKLWan().to(device, dtype)
         speech = Wav2Vec2Model(
             Wav2Vec2Config(
                 hidden_size=config.audio_dim,
@@ -85,7 +91,7 @@ def random_parts(preset: Preset, config: ModelConfig | None = None) -> Parts:
                 feat_extract_norm="layer",
                 conv_bias=True,
             )
-        )
+        ).to(device)
     if device.type == "cuda":
         lay_out_channels_last(vae)
     video = VideoVAE(vae)
@@ -96,7 +102,7 @@ def random_parts(preset: Preset, config: ModelConfig | None = None) -> Parts:
 
 @dataclass
 class Peaks:
-    """The most that was in use; nvml_bytes counts everything on the card, allocator_bytes torch's tensors alone."""
+    """The most in use. nvml_bytes: everything on the card; allocator_bytes: torch's tensors alone."""
 
     nvml_bytes: int | None = None
     allocator_bytes: int | None = None
@@ -301,4 +307,3 @@ def machine(device: torch.device) -> dict[str, Any]:
             "total_bytes": torch.cuda.get_device_properties(device).total_memory,
         }
     return facts
-

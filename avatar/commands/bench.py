@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from avatar.commands.output import console, write_json
+from avatar.commands.output import write_json
 from avatar.commands.settings import FLAGS, add_checkpoint, add_preset
 from avatar.errors import BadInput
 from avatar.preset import load_preset
@@ -20,7 +20,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--random_weights", action="store_true", help="make weights on the device: no checkpoint needed"
     )
-    parser.add_argument("--blocks", type=int, default=16, metavar="N", help="blocks of 12 frames to generate (16)")
+    parser.add_argument(
+        "--blocks", type=int, default=16, metavar="N", help="blocks of 12 frames to generate (16)"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures there as well")
     add_checkpoint(parser)
     add_preset(parser)
@@ -35,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
     preset = load_preset(args.preset).with_settings(**given)
     if preset.engine != "diffusion":
-        raise BadInput(f"Preset {preset.name!r} has no model to time.", "Choose one of the diffusion engine's.")
+        raise BadInput(
+            f"Preset {preset.name!r} has no model to time.", "Choose one of the diffusion engine's."
+        )
     parts = random_parts(preset) if args.random_weights else Parts.load(preset.memory, args.ckpt_dir)
     figures = bench(preset, parts, num_blocks=args.blocks)
     if args.output:

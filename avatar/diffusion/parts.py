@@ -39,7 +39,7 @@ class Parts:
 
     @classmethod
     def load(cls, memory: Memory, ckpt_dir: Path | None) -> Parts:
-        """Load the side models that stay; the transformer comes with load_transformer. Raises: WeightsMissing."""
+        """Load the side models; the transformer comes with load_transformer. Raises: WeightsMissing."""
         files = open_checkpoint(ckpt_dir)
         device, dtype = best_device(), DTYPES[memory.weight_dtype]
         vae = VideoVAE.load(files.vae, device, dtype)

@@ -66,7 +66,12 @@ class DiffusionSource:
                 left -= len(frames)
 
     def _decoded(
-        self, parts: Parts, request: Request, size: Size, conditions: Conditions, cancelled: Callable[[], bool]
+        self,
+        parts: Parts,
+        request: Request,
+        size: Size,
+        conditions: Conditions,
+        cancelled: Callable[[], bool],
     ) -> Iterator[Tensor]:
         """Frames of each block, T H W 3 on the device: as they come, or all at the end."""
         decoder = StreamingDecoder(parts.vae, compile=parts.device.type == "cuda")
@@ -81,7 +86,12 @@ class DiffusionSource:
             yield decoder.decode(block)
 
     def _latents(
-        self, parts: Parts, request: Request, size: Size, conditions: Conditions, cancelled: Callable[[], bool]
+        self,
+        parts: Parts,
+        request: Request,
+        size: Size,
+        conditions: Conditions,
+        cancelled: Callable[[], bool],
     ) -> Iterator[Tensor]:
         generation = request.preset.generation
         denoiser = LocalDenoiser(
