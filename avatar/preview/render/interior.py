@@ -22,7 +22,9 @@ TALL = 0.95  # height of the textures, in mouth widths
 COVER = 0.045  # how much of the upper crowns the resting lip hides, in mouth widths
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 SKIN = np.array([1.0, 0.78, 0.66], np.float32)  # in white light, relative to its red
+COLD = 0.4  # how much of a bluish light teeth take on: pale skin looks like one
 CONTACT_SHADE = 0.45
+MOUTH_GLOW = np.array([0.12, -0.02, -0.04], np.float32)  # the flesh around warms what lies in shadow
 ENAMEL = np.array([1.0, 0.96, 0.88], np.float32)
 
 
@@ -53,13 +55,15 @@ class Palette:
         paleness = near.min() / max(float(near.max()), 1)
         skin_like = float(np.clip((1 - paleness) / (1 - SKIN.min()), 0, 1))  # a robot's white is no skin
         cast = near / SKIN**skin_like
-        cast = cast / np.maximum(cast.max(axis=1, keepdims=True), 1e-3)
+        cast = cast / np.maximum(cast[:, :1], 1)
+        cast = np.where(cast > 1, cast**COLD, cast)
+        cast = cast / cast.max(axis=1, keepdims=True)
         tooth = ENAMEL * lerp(1, np.clip(cast, 0.45, 1), 0.9)
         luma = near @ LUMA
         side = np.clip(luma / max(float(luma.mean()), 1), 0.55, 1.15)
         tooth = tooth * (0.93 * bright * side / (tooth @ LUMA))[:, None]
         dimmest = max(1.75 * float(lip @ LUMA), 0.35 * bright)  # teeth outshine the lips, but not by far
-        tooth = np.clip(tooth * min(1.0, dimmest / max(float((tooth @ LUMA).mean()), 1)), 0, 240)
+        tooth = tooth * min(1.0, dimmest / max(float((tooth @ LUMA).mean()), 1), 240 / float(tooth.max()))
         ambient = np.clip(bright / 190, 0.25, 1.15)
         flesh = np.array([165, 70, 75], np.float32) * ambient
         return cls(
@@ -150,9 +154,14 @@ class Interior:
         self.cavity = lerp(self.cavity, darkest * 0.7, 0.8).astype(np.float32)
         return np.dstack([texture, alpha]).astype(np.float32)
 
-    def paint(self, pixels: Array, warp: MouthWarp, targets: LipTargets, articulation: Articulation) -> None:
-        """Paints into pixels, uint8 (h, w, 3), over the same box as the warp."""
-        self._darken_contact(pixels, warp, targets)
+    def paint(
+        self, pixels: Array, person: Array, warp: MouthWarp, targets: LipTargets, articulation: Articulation
+    ) -> None:
+        """Paints into pixels, uint8 (h, w, 3), over the same box as the warp.
+
+        person: uint8 (h, w), the person's share of each pixel: a profile's mouth ends with the face.
+        """
+        self._darken_contact(pixels, person, warp, targets)
         if targets.gap_px < 0.4:
             return
         soft = max(1.0, 0.005 * self.lips.face_height)
@@ -163,11 +172,11 @@ class Interior:
         part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         below_upper, above_lower, u = warp.below_upper[part], warp.above_lower[part], warp.u[part]
         colour = self._colour(below_upper, above_lower, u, targets, articulation)
-        opaque = alpha[part][..., None]
+        opaque = (alpha[part] * (person[part] * np.float32(1 / 255)))[..., None]
         under = pixels[part].astype(np.float32)
         pixels[part] = np.clip(under + (colour - under) * opaque + 0.5, 0, 255).astype(np.uint8)
 
-    def _darken_contact(self, pixels: Array, warp: MouthWarp, targets: LipTargets) -> None:
+    def _darken_contact(self, pixels: Array, person: Array, warp: MouthWarp, targets: LipTargets) -> None:
         """Where lips that the portrait shows apart meet, draws the shade between them."""
         strength = CONTACT_SHADE * float(smoothstep(self.lips.gap_px / (0.03 * self.lips.face_height)))
         if strength < 0.01:
@@ -179,8 +188,8 @@ class Interior:
             return
         part = slice(rows[0], rows[-1] + 1)
         (source_u,) = U.read(targets.source_u[:, None], warp.u[part])
-        inside = np.clip((0.95 - np.abs(source_u)) / 0.15, 0, 1)
-        light = 1 - strength * inside * np.exp(-((apart[part] / (2 * width)) ** 2))
+        on_lips = np.clip((0.95 - np.abs(source_u)) / 0.15, 0, 1) * (person[part] * np.float32(1 / 255))
+        light = 1 - strength * on_lips * np.exp(-((apart[part] / (2 * width)) ** 2))
         pixels[part] = (pixels[part] * light[..., None]).astype(np.uint8)
 
     def _colour(
@@ -224,8 +233,9 @@ class Interior:
         # Little light falls through narrow lips.
         shade = shade * lerp(0.72, 1, smoothstep(targets.gap_px / (0.045 * lips.face_height)))
         # Rounded lips stand before the teeth and shade them.
-        colour = lerp(colour, 1.5 * self.cavity, 0.35 * min(articulation.round, 1.0))
-        return colour * shade[..., None]
+        colour = lerp(colour, 1.5 * self.cavity, 0.50 * min(articulation.round, 1.0))
+        shade = shade[..., None]
+        return colour * (shade + (1 - shade) * MOUTH_GLOW)
 
 
 def _upper_teeth(x: Array, y: Array, sharp: float, colour: Array) -> Array:

@@ -168,8 +168,9 @@ def lip_targets(lips: Lips, a: Articulation) -> LipTargets:
     to_lower = seam + (LOWER_LIP_SHARE * gap + lower_px - 0.006 * height * a.ff) * profile
     to_lower = np.maximum(to_lower, to_upper)
     stretch = 0.10 * opening + 0.05 * widening
-    upper_thickness = 1 - 0.30 * a.press + 0.16 * a.round - stretch
-    lower_thickness = 1 - 0.30 * a.press + 0.18 * a.round - stretch - 0.45 * a.ff
+    pout = a.round * (1 + 1.5 * lips.smile)  # a smile has drawn the lips thin
+    upper_thickness = 1 - 0.30 * a.press + 0.16 * pout - stretch
+    lower_thickness = 1 - 0.30 * a.press + 0.18 * pout - stretch - 0.45 * a.ff
     to_upper_outer = to_upper - (upper_inner - upper_outer) * upper_thickness
     to_lower_outer = to_lower + (lower_outer - lower_inner) * lower_thickness
 

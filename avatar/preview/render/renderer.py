@@ -78,7 +78,7 @@ class Renderer:
             pixels = cv2.add(pixels, background_share(self.plate, drawn[..., 3]))
         for eye_part, eye_warp, ball in eyes:
             eye_warp.paint(pixels[eye_part], self._draw(ball)[..., :3])
-        self.interior.paint(pixels[part], warp, targets, articulation)
+        self.interior.paint(pixels[part], drawn[..., 3][part], warp, targets, articulation)
         frame = self.image.copy()
         x0, y0, x1, y1 = self.box
         cv2.copyTo(pixels, self.movable, frame[y0:y1, x0:x1])
