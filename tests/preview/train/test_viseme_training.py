@@ -1,6 +1,7 @@
 """Training: what torch computes is what numpy computes, and batches are what they say."""
 
 import io
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from avatar.preview.train.align import offsets
 from avatar.preview.train.dataset import CROP_FRAMES, Batches
 from avatar.preview.train.evaluate import CLOSURE_FRAMES, bilabials, report
 from avatar.preview.train.fit import TrainingNetwork, class_weights, train
+from avatar.preview.train.people import align, judge
 from avatar.preview.train.sentences import Sentence, load
 from avatar.preview.visemes import HOP, NUM_MELS, VISEMES, VisemeNetwork, log_mels
 from tests.preview.truth import clips
@@ -143,3 +145,25 @@ def test_the_report_names_every_voice_and_every_sound_that_is_no_speech() -> Non
     assert "| kokoro-jm_kumo | 2 |" in text
     assert "nan" not in text
     assert "silence" in text
+
+
+def test_text_is_aligned_with_sound_pauses_allowed() -> None:
+    sil, aa, pp = (VISEMES.index(name) for name in ("sil", "aa", "PP"))
+    truth = np.array([sil] * 5 + [pp] * 3 + [aa] * 6 + [sil] * 4 + [pp] * 2 + [aa] * 4)
+    certain = np.log(np.eye(len(VISEMES))[truth] * 0.9 + 0.005)
+    likelihood, places = align(certain, [pp, aa, pp, aa])
+    assert places.tolist() == [0] * 5 + [1] * 3 + [3] * 6 + [4] * 4 + [5] * 2 + [7] * 4
+    assert likelihood == pytest.approx(np.log(0.905))
+    wrong, _ = align(certain, [aa, pp, aa, pp])
+    assert wrong < likelihood - 0.5
+
+
+def test_a_known_sentence_fits_its_own_phonemes_best() -> None:
+    network, known = VisemeNetwork.load(), [clip.sentence for clip in clips()[6:10]]
+    orders = [
+        [label for label, _ in groupby(entry.labels.tolist()) if label != VISEMES.index("sil")]
+        for entry in known
+    ]
+    for number, entry in enumerate(known):
+        fits = [judge(network, entry, order)[0] for order in orders]
+        assert fits.index(max(fits)) == number
