@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._dynamo import config as dynamo_config
 
 from avatar.geometry import Geometry
 from avatar.models.attention import attention
@@ -60,6 +59,8 @@ class Pieces:
 
         Every new picture size costs new graphs. options: torch.compile's.
         """
+        from torch._dynamo import config as dynamo_config  # slow to import, and of no use on a CPU
+
         dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, MAX_SHAPES)
         dynamo_config.accumulated_recompile_limit = max(
             dynamo_config.accumulated_recompile_limit, MAX_SHAPES * len(fields(cls))

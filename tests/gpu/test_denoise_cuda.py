@@ -1,4 +1,4 @@
-"""The golden streams on a GPU: parity, compiled bfloat16, no synchronisation inside a step, same bits twice."""
+"""The golden streams on a GPU: parity, compiled bfloat16, no waiting inside a step, same bits twice."""
 
 from __future__ import annotations
 
