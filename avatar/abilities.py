@@ -36,6 +36,7 @@ PREVIEW_REFUSES: Mapping[str, str] = {
 }
 DIFFUSION_REFUSES: Mapping[str, str] = {
     "points": "it works without face points",
+    "head_only": "its model moves the whole person",
 }
 REFUSES: Mapping[str, Mapping[str, str]] = {
     "preview": PREVIEW_REFUSES,

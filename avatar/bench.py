@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -24,6 +24,7 @@ import soundfile
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from PIL import Image
+from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from avatar.diffusion.conditions import (
@@ -66,7 +67,7 @@ class RandomConditions:
     speech: SpeechEncoder
     text_dim: int
 
-    def encode(self, portrait: Path, prompt: str, size: Size, speech: list[SpeechTrack]) -> Conditions:
+    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[SpeechTrack]) -> Conditions:
         """See ConditionEncoder.encode."""
         motion = encode_portrait(self.vae, prepare_portrait(portrait, size))
         text = torch.randn(PROMPT_TOKENS, self.text_dim, generator=torch.Generator().manual_seed(0))
@@ -91,10 +92,11 @@ def random_parts(preset: Preset, config: ModelConfig | None = None) -> Parts:
                 feat_extract_norm="layer",
                 conv_bias=True,
             )
-        ).to(device)
+        )
     if device.type == "cuda":
         lay_out_channels_last(vae)
     video = VideoVAE(vae)
+    nn.Module.to(speech, device)  # one of its tensors is made on the CPU whatever the default is
     conditions = RandomConditions(video, SpeechEncoder(speech), config.text_dim)
     transformer = random_transformer(config, device, dtype).fuse()
     return Parts(device, dtype, video, conditions, transformer=transformer)

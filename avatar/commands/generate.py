@@ -45,6 +45,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--points", type=Path, metavar="FILE.json", help="face points of a drawn portrait (IMAGE.json)"
     )
+    parser.add_argument(
+        "--head_only", action="store_true", default=None, help="move the head, keep the mouth shut"
+    )
     parser.add_argument("--max_duration", type=float, metavar="S", help="refuse longer speech; seconds")
     parser.add_argument("--json", action="store_true", help="events as JSON lines on standard output")
     add_checkpoint(parser)
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """Check everything, open the engine, follow its events to the end."""
     output = args.output or _output_name(args.image, args.audio)
     inventory = probe(args.ckpt_dir, outputs=output.parent)
-    flags = tuple(name for name in ("points", "ckpt_dir") if getattr(args, name) is not None)
+    flags = tuple(name for name in ("points", "head_only", "ckpt_dir") if getattr(args, name) is not None)
     preset = chosen_preset(args, inventory, flags)
     require(preset, inventory)
     with tempfile.TemporaryDirectory(prefix="avatar-") as work:
@@ -68,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
             work=work,
             prompt=preset.generation.prompt,
             face_points=_face_points(args, preset),
+            head_only=bool(args.head_only),
             limits=Limits() if args.max_duration is None else Limits(max_speech_s=args.max_duration),
         )
         engine = open_engine(preset, weights=args.ckpt_dir)
@@ -182,7 +186,7 @@ def _face_points(args: argparse.Namespace, preset: Preset) -> dict[str, tuple[fl
 
     Raises: BadInput when the file is not what it should be.
     """
-    if preset.engine != "preview":
+    if preset.engine != "preview" or (args.head_only and args.points is None):
         return None
     path: Path | None = args.points
     if path is not None and (path.suffix != ".json" or not path.is_file()):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from avatar.diffusion.conditions import ConditionEncoder
+from avatar.diffusion.conditions import ConditionEncoder, SpeechTrack
+from avatar.diffusion.denoise import Conditions
+from avatar.geometry import Size
 from avatar.models.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.models.speech_encoder import SpeechEncoder
 from avatar.models.transformer import StreamingTransformer
@@ -26,6 +30,14 @@ def best_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+class Conditioner(Protocol):
+    """Encodes what a run is conditioned on; ConditionEncoder, or its stand-in without a prompt encoder."""
+
+    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[SpeechTrack]) -> Conditions:
+        """See ConditionEncoder.encode."""
+        ...
+
+
 @dataclass
 class Parts:
     """What a generation works with. transformer: None after it was released."""
@@ -33,7 +45,7 @@ class Parts:
     device: torch.device
     dtype: torch.dtype
     vae: VideoVAE
-    conditions: ConditionEncoder
+    conditions: Conditioner
     files: CheckpointFiles | None = None
     transformer: StreamingTransformer | None = None
 

@@ -38,6 +38,7 @@ def open_request(
     work: Path | str,
     prompt: str = "",
     face_points: Mapping[str, tuple[float, float]] | None = None,
+    head_only: bool = False,
     limits: Limits | None = None,
     portrait_name: str | None = None,
     speech_name: str | None = None,
@@ -53,6 +54,8 @@ def open_request(
     portrait_name, speech_name = display_name(portrait, portrait_name), display_name(speech, speech_name)
     prompt, notices = check_prompt(prompt or preset.generation.prompt, limits.max_prompt_tokens)
     points = _check_points(face_points)
+    if head_only and points:
+        raise BadInput("With face points the mouth speaks; head_only keeps it shut.", "Leave one of them out.")
     if not 0.4 <= segment_s <= 10:
         raise BadInput(f"Segments of {segment_s} s cannot be made.", "Choose 0.4 to 10 seconds.")
     check_file(speech, speech_name, limits.max_speech_bytes, "speech")
@@ -86,6 +89,7 @@ def open_request(
         speech_name=speech_name,
         prompt=prompt,
         face_points=points,
+        head_only=head_only,
         segment_s=float(segment_s),
         notices=(*notices, *picture.notices, *heard.notices, *cut),
     )

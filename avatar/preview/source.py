@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import cv2
 import numpy as np
 
 from avatar.engine import Frames
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import Size
+from avatar.media.portrait import read_portrait
 from avatar.media.speech import SpeechReader
 from avatar.preview.face import Face, find_face
 from avatar.preview.performance import perform
@@ -48,7 +48,7 @@ class PreviewSource:
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
         """Yield uint8 (T, H, W, 3) RGB. Raises: BadInput when there is no face, Cancelled."""
         yield Progress(Phase.ENCODING)
-        image = cv2.cvtColor(cv2.imread(str(request.portrait), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        image = read_portrait(request.portrait)
         face, notice = face_of(request, image)
         if notice is not None:
             yield notice

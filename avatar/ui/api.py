@@ -28,9 +28,10 @@ def wire(studio: Studio) -> None:
         prompt = gr.Textbox("", label="prompt")
         settings = gr.JSON({}, label="settings")
         face_points = gr.JSON(None, label="face_points")
+        head_only = gr.Checkbox(False, label="head_only")
         answer, video = gr.JSON(label="answer"), gr.File(label="video")
         button = gr.Button()
-    given = [portrait, speech, preset, prompt, settings, face_points]
+    given = [portrait, speech, preset, prompt, settings, face_points, head_only]
     shared: dict[str, Any] = {"api_visibility": "public", "concurrency_limit": None}
     button.click(told(endpoints.generate), given, video, api_name="generate", **shared)
     button.click(told(endpoints.presets), None, answer, api_name="presets", queue=False, **shared)
@@ -53,19 +54,26 @@ class Endpoints:
         prompt: str,
         settings: dict[str, Any] | None,
         face_points: dict[str, tuple[float, float]] | None,
+        head_only: bool,
     ) -> Iterator[Any]:
         """A finished video of the portrait speaking; settings as in a preset's file, by name.
 
-        Without face_points a face that cannot be found moves its head only.
+        A portrait in which no face is found needs face_points, or head_only: then the mouth stays shut.
         """
         language = language_of(request)
         if not portrait or not speech:
             raise BadInput(text("no_portrait" if not portrait else "no_speech", language))
-        if not face_points and self.studio.resolved(preset).engine == "preview":
+        if not face_points and not head_only and self.studio.resolved(preset).engine == "preview":
             found = points.look_at(Path(portrait), self.studio.examples, self.studio.limits)
             face_points = dict(found.points) if found.verdict == "placed" and found.points else None
         run = self.studio.submit(
-            Path(portrait), Path(speech), preset, settings or {}, prompt=prompt, face_points=face_points
+            Path(portrait),
+            Path(speech),
+            preset,
+            settings or {},
+            prompt=prompt,
+            face_points=face_points,
+            head_only=head_only,
         )
         try:
             for said in run.follow(STATUS_EVERY_S):

@@ -112,11 +112,16 @@ def question(look: Look, portrait: Path, language: Language) -> dict[str, Any]:
 
 
 def answer(value: Mapping[str, Any] | None) -> Points | None:
-    """The points that go into the request. None: the engine finds the face itself, or moves the head only."""
+    """The points that go into the request. None: the engine finds the face itself, or needs none."""
     if not value or value.get("head_only"):
         return None
     points = value.get("points")
     return {name: (float(x), float(y)) for name, (x, y) in points.items()} if points else None
+
+
+def head_only(value: Mapping[str, Any] | None) -> bool:
+    """Whether the user chose to have the head move and the mouth stay shut."""
+    return bool(value and value.get("head_only"))
 
 
 def _points_of(landmarks: np.ndarray, width: int, height: int) -> Points:

@@ -1,4 +1,4 @@
-"""One press of Generate, from checking its inputs to the finished file: events in, updates of the page out."""
+"""One press of Generate, from its inputs to the finished file: events in, updates of the page out."""
 
 from __future__ import annotations
 
@@ -96,6 +96,7 @@ class Generate:
             self.studio.form_settings(preset, form),
             prompt=prompt or "",
             face_points=points.answer(asked),
+            head_only=points.head_only(asked),
             owner=owner,
         )
         visit = request.session_hash or ""
