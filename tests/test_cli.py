@@ -17,7 +17,7 @@ import soundfile
 from PIL import Image
 
 from avatar.cli import main, with_underscores
-from avatar.commands import doctor, generate, plan, presets
+from avatar.commands import doctor, generate, plan, presets, settings
 from avatar.memory.inventory import Inventory, probe
 from avatar.preset import load_preset
 from avatar.worker import EngineProcess
@@ -52,18 +52,23 @@ def machine(monkeypatch):
 
 @pytest.fixture
 def engine(monkeypatch):
-    """A real engine process whose frames are plain colours; records the presets it is opened with."""
-    opened = []
+    """A real engine process whose frames are plain colours; records the presets it is opened with.
+
+    In the end no process may be left.
+    """
+    opened, processes = [], []
 
     def become(**options: object):
         def open_engine(preset, **_):
             opened.append(preset)
-            return EngineProcess("tests.fixtures.sources:Coloured", **options)
+            processes.append(EngineProcess("tests.fixtures.sources:Coloured", **options))
+            return processes[-1]
 
         monkeypatch.setattr(generate, "open_engine", open_engine)
         return opened
 
-    return become
+    yield become
+    assert [process.pid for process in processes if process.pid] == []
 
 
 def lines(capsys):
@@ -181,6 +186,15 @@ def test_what_the_preview_cannot_honour_is_refused_by_name(
     assert opened == []
 
 
+def test_a_flag_counts_even_where_it_says_what_auto_has_anyway(inputs, machine, engine, monkeypatch):
+    machine(H200)
+    opened = engine()
+    fewer = load_preset("80gb").with_settings(sample_steps=3)
+    monkeypatch.setattr(settings, "resolve", lambda *_: fewer)
+    assert main([*inputs, "--sample_steps", "4", "--output", "out.mp4"]) == 0
+    assert opened[0].generation.sample_steps == 4
+
+
 def test_points_are_refused_by_the_diffusion_engine(inputs, machine, engine, capsys):
     machine(H200)
     Path("points.json").write_text("{}")
@@ -275,6 +289,7 @@ def test_missing_weights_have_their_own_code(inputs, machine, engine):
     [
         [],
         ["fly"],
+        ["--verb", "presets"],
         ["generate"],
         ["generate", "--image", "a", "--audio", "b", "--sise", "1*1"],
         ["generate", "--image", "a", "--audio", "b", "--see", "1"],  # no abbreviations

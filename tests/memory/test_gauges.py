@@ -99,6 +99,26 @@ for errors in ("", "*@0=15", ""):
     assert with_driver(code, [24564] * 2) == [full, [None, full[1]], full]
 
 
+def test_an_error_that_stays_is_logged_once_and_does_not_pile_up(with_driver):
+    code = (
+        READ
+        + """
+import logging
+told = []
+keep = logging.Handler()
+keep.emit = told.append
+logging.getLogger("avatar").addHandler(keep)
+gauges = Gauges()
+for _ in range(5):
+    gauges.read()
+result = [len(told), told[0].getMessage(), len(gauges._driver.cards[0].errors)]
+"""
+    )
+    num_told, line, num_kept = with_driver(code, [24564], errors="nvmlDeviceGetUtilizationRates=3")
+    assert (num_told, num_kept) == (1, 1)
+    assert line.startswith("GPU 0: NVML gives no utilisation")
+
+
 def test_a_driver_that_appears_later_is_found(with_driver):
     code = (
         READ
