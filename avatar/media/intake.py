@@ -55,7 +55,9 @@ def open_request(
     prompt, notices = check_prompt(prompt or preset.generation.prompt, limits.max_prompt_tokens)
     points = _check_points(face_points)
     if head_only and points:
-        raise BadInput("With face points the mouth speaks; head_only keeps it shut.", "Leave one of them out.")
+        raise BadInput(
+            "With face points the mouth speaks; head_only keeps it shut.", "Leave one of them out."
+        )
     if not 0.4 <= segment_s <= 10:
         raise BadInput(f"Segments of {segment_s} s cannot be made.", "Choose 0.4 to 10 seconds.")
     check_file(speech, speech_name, limits.max_speech_bytes, "speech")

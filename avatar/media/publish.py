@@ -30,6 +30,7 @@ def new_report(request: Request, label: str) -> RunReport:
         frames_asked=request.num_frames,
         fps=request.preset.generation.fps,
         face_points=request.face_points,
+        head_only=request.head_only,
     )
 
 

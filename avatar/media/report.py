@@ -35,6 +35,7 @@ class RunReport:
     frames_asked: int
     fps: int
     face_points: dict[str, tuple[float, float]] | None = None
+    head_only: bool = False
     num_frames: int = 0
     width: int = 0
     height: int = 0

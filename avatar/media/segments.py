@@ -7,6 +7,7 @@ killed before, join_segments makes it anew from the segments, without encoding a
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from av.video.stream import VideoStream
 from avatar.events import Segment
 from avatar.geometry import FPS, SOUND_HZ
 from avatar.media.speech import SpeechReader
+
+log = logging.getLogger(__name__)
 
 _WHOLE = "whole.mp4"  # the finished file while it is being made, in the segments' folder
 
@@ -89,11 +92,11 @@ class SegmentWriter:
 
     def abort(self) -> None:
         """Close what is open and delete what is unfinished; complete segments stay."""
+        for movie in (self._segment, self._whole):
+            if movie:
+                movie.discard()
         if self._segment:
-            self._segment.close()
             self._segment_path().unlink(missing_ok=True)
-        if self._whole:
-            self._whole.close()
         (self._folder / _WHOLE).unlink(missing_ok=True)
         self._segment = self._whole = None
 
@@ -204,6 +207,13 @@ class _Movie:
         self._container.mux(self._sound.encode(None))
         self._container.close()
 
+    def discard(self) -> None:
+        """Close a file that is not wanted any more; on a full disk even that may fail."""
+        try:
+            self._container.close()
+        except (av.FFmpegError, OSError) as error:
+            log.info("while discarding a file: %r", error)
+
 
 def join_segments(segments: Sequence[Segment], speech: SpeechReader, output: Path, fps: int = FPS) -> None:
     """Make the finished file from segments: their video packets as they are, the sound anew from the speech.
@@ -212,16 +222,22 @@ def join_segments(segments: Sequence[Segment], speech: SpeechReader, output: Pat
     """
     path = segments[0].path.with_name(_WHOLE)
     whole = _Movie(path, "aac", fps)
-    for segment in segments:
-        with av.open(str(segment.path)) as part:
-            if segment is segments[0]:
-                whole.add_copy(part.streams.video[0])
-            for packet in part.demux(video=0):
-                if packet.dts is not None:  # the last one is empty
-                    whole.copy(packet)
-        whole.sound(speech.sound(segment.start_frame, segment.num_frames))
-    whole.close()
-    _move(path, output)
+    try:
+        for segment in segments:
+            with av.open(str(segment.path)) as part:
+                if segment is segments[0]:
+                    whole.add_copy(part.streams.video[0])
+                for packet in part.demux(video=0):
+                    if packet.dts is not None:  # the last one is empty
+                        whole.copy(packet)
+            whole.sound(speech.sound(segment.start_frame, segment.num_frames))
+        whole.close()
+        _move(path, output)
+    except BaseException:
+        whole.discard()
+        raise
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _move(path: Path, target: Path) -> None:

@@ -18,6 +18,7 @@ from avatar.errors import AvatarError, Cancelled
 from avatar.events import Event, Finished, Notice, Phase, Progress, Segment
 from avatar.media.clock import Clock
 from avatar.media.publish import new_report, publish, save_thumbnail
+from avatar.media.report import RunReport
 from avatar.media.segments import SegmentWriter, join_segments
 from avatar.media.speech import SpeechReader
 from avatar.request import Request
@@ -84,6 +85,7 @@ class _Run:
         self._lengths = segment_lengths(request.num_frames, request.segment_s, self._fps)
         self._told: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: nothing more comes
         self._frames: queue.Queue[np.ndarray | None] = queue.Queue(_QUEUED_BATCHES)  # None: no more frames
+        self._segments: list[Segment] = []
         self._stopping = threading.Event()
         self._cancelled = lambda: self._stopping.is_set() or cancelled()
         self._threads = [
@@ -126,6 +128,9 @@ class _Run:
                 thread.join()
 
     def _tell(self, event: Event) -> None:
+        if isinstance(event, Segment):
+            self._segments.append(event)
+            self._clock.segment_done()
         if isinstance(event, Notice):
             self._report.notices.append(asdict(event))
             if event.rung:
@@ -176,7 +181,7 @@ class _Run:
 
     def _encode(self) -> None:
         """Second thread: frames to files; it goes on until the first thread has ended, whatever happens."""
-        request, open_ = self._request, True
+        request, rendering = self._request, True
         try:
             with SpeechReader(request.speech, self._fps) as speech:
                 writer = SegmentWriter(
@@ -190,7 +195,7 @@ class _Run:
                 try:
                     while (frames := self._frames.get()) is not None:
                         self._write(writer, frames)
-                    open_ = False
+                    rendering = False
                     self._finish(writer)
                 except BaseException:
                     writer.abort()
@@ -198,18 +203,19 @@ class _Run:
         except BaseException as error:
             self._fail(_disk_error(error))
             self._stopping.set()
-            if open_:
-                while self._frames.get() is not None:  # so that the first thread is never held up
-                    pass
+            while rendering and self._frames.get() is not None:  # so that the first thread is not held up
+                pass
+            if self._segments:
+                self.finished = _join(request, self._report, self._segments, _told_text(self.error))
         finally:
             self._told.put(None)
 
     def _write(self, writer: SegmentWriter, frames: np.ndarray) -> None:
-        if writer.num_frames == 0 and len(frames):
-            save_thumbnail(frames[0], self._request)
+        first = writer.num_frames == 0
         for segment in writer.write(frames):
-            self._clock.segment_done()
             self._tell(segment)
+        if first and writer.num_frames:
+            save_thumbnail(frames[0], self._request)
         self._clock.frames_encoded(writer.num_frames)
 
     def _finish(self, writer: SegmentWriter) -> None:
@@ -219,7 +225,6 @@ class _Run:
         self._clock.enter(Phase.FINISHING)
         self._tell(self._clock.progress())
         for segment in writer.finish():
-            self._clock.segment_done()
             self._tell(segment)
         report, state = self._report, self._clock.progress()
         report.width, report.height = writer.width, writer.height
@@ -236,7 +241,12 @@ def finish_from_segments(
 
     segments: as they were told, in order. error: why the run ended, for the user.
     """
-    report = new_report(request, label)
+    return _join(request, new_report(request, label), segments, error)
+
+
+def _join(
+    request: Request, report: RunReport, segments: Sequence[Segment], error: str | None
+) -> Finished | None:
     report.stopped = True
     try:
         with SpeechReader(request.speech, report.fps) as speech:
@@ -245,10 +255,10 @@ def finish_from_segments(
             picture = next(video.decode(video=0))
         report.width, report.height = picture.width, picture.height
         save_thumbnail(picture.to_ndarray(format="rgb24"), request)
+        return publish(request, report, sum(segment.num_frames for segment in segments), error)
     except (av.FFmpegError, OSError):
         log.exception("the segments could not be joined")
         return None
-    return publish(request, report, sum(segment.num_frames for segment in segments), error)
 
 
 def _told_text(error: BaseException | None) -> str | None:

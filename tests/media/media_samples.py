@@ -57,12 +57,14 @@ def write_wav(path: Path, samples: np.ndarray, rate: int, subtype: str = "PCM_16
 def write_sound(
     path: Path, samples: np.ndarray, rate: int, codec: str, *, layout: str = "mono", picture_frames: int = 0
 ) -> Path:
-    """Any container by the path's suffix. samples: float (N,) or (N, channels); with picture_frames also a film."""
+    """Any container by the path's suffix, with picture_frames also a film. samples: float (N,) or (N, C)."""
     samples = samples[:, None] if samples.ndim == 1 else samples
     with av.open(str(path), "w") as out:
         sound = out.add_stream(codec, rate=rate, layout=layout)
         if picture_frames:
-            film = out.add_stream("libvpx" if path.suffix == ".webm" else "libx264", rate=25, width=64, height=64)
+            film = out.add_stream(
+                "libvpx" if path.suffix == ".webm" else "libx264", rate=25, width=64, height=64
+            )
             film.pix_fmt = "yuv420p"
             for index in range(picture_frames):
                 frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), index % 256, np.uint8), "rgb24")
@@ -137,7 +139,17 @@ def moving(num_frames: int, width: int = 96, height: int = 64, start: int = 0) -
 def probe(path: Path) -> dict[str, dict[str, str]]:
     """What ffprobe says: the format, and each stream by its kind."""
     put_on_path()
-    command = ["ffprobe", "-v", "error", "-of", "json", "-show_format", "-show_streams", "-count_packets", str(path)]
+    command = [
+        "ffprobe",
+        "-v",
+        "error",
+        "-of",
+        "json",
+        "-show_format",
+        "-show_streams",
+        "-count_packets",
+        str(path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     told = json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""Every way of giving wrong input that we could think of: each is refused in plain words, and leaves nothing."""
+"""Every way of giving wrong input that we could think of: refused in plain words, and nothing is left."""
 
 from __future__ import annotations
 
@@ -75,7 +75,10 @@ def bytes_at(path: Path, at: int, new: bytes) -> Path:
 
 def portrait(name: str, make: Callable[[Path], Any], words: str, **more: Any) -> Any:
     return pytest.param(
-        lambda f: (make(f / name), {"portrait": f / name, **more})[1], words, name, id=f"portrait {words} {name}"
+        lambda f: (make(f / name), {"portrait": f / name, **more})[1],
+        words,
+        name,
+        id=f"portrait {words} {name}",
     )
 
 
@@ -97,7 +100,10 @@ def place(name: str, words: str, make: Callable[[Path], Any] = lambda path: None
 
 def preset(words: str, **settings: Any) -> Any:
     return pytest.param(
-        lambda f: {"preset": Preset(**PRESET_SETTINGS).with_settings(**settings)}, words, None, id=f"preset {words}"
+        lambda f: {"preset": Preset(**PRESET_SETTINGS).with_settings(**settings)},
+        words,
+        None,
+        id=f"preset {words}",
     )
 
 
@@ -143,9 +149,13 @@ CASES = [
     speech("empty.wav", lambda p: data(p, b""), "is empty"),
     speech("note.wav", lambda p: data(p, b"Not a sound at all. " * 50), NOT_A_SOUND),
     speech("noise.mp3", lambda p: data(p, NOISE), NOT_A_SOUND),
-    speech("list.m3u8", lambda p: data(p, b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\na.ts\n"), NOT_A_SOUND),
+    speech(
+        "list.m3u8", lambda p: data(p, b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\na.ts\n"), NOT_A_SOUND
+    ),
     speech("list.ffconcat", lambda p: data(p, b"ffconcat version 1.0\nfile other.wav\n"), NOT_A_SOUND),
-    speech("list.sdp", lambda p: data(p, b"v=0\no=- 0 0 IN IP4 127.0.0.1\nm=audio 9 RTP/AVP 0\n"), NOT_A_SOUND),
+    speech(
+        "list.sdp", lambda p: data(p, b"v=0\no=- 0 0 IN IP4 127.0.0.1\nm=audio 9 RTP/AVP 0\n"), NOT_A_SOUND
+    ),
     speech("photo.png", save, NOT_A_SOUND),
     speech("pack.zip", lambda p: data(p, b"PK\x03\x04" + NOISE), NOT_A_SOUND),
     speech("mute.mp4", write_film, "no audio track"),
@@ -159,14 +169,33 @@ CASES = [
     speech("half.m4a", lambda p: cut(write_sound(p, tone(2), 16_000, "aac"), 0.5), NOT_A_SOUND),
     speech("half.flac", lambda p: cut(write_sound(p, tone(2), 16_000, "flac"), 0.5), DAMAGED),
     speech("spoilt.flac", lambda p: spoil(write_sound(p, tone(4), 16_000, "flac"), 0.2, 0.9), DAMAGED),
-    speech("spoilt.ogg", lambda p: spoil(write_sound(p, tone(4, 48_000), 48_000, "libopus"), 0.0, 0.9), NOT_A_SOUND),
-    speech("odd.wav", lambda p: bytes_at(write_wav(p, tone(), 16_000), 20, b"\x77\x77"), f"no audio track|{DAMAGED}"),
-    speech("nobody.wav", lambda p: bytes_at(write_wav(p, tone(), 16_000), 22, b"\0\0"), f"no audio|{NOT_A_SOUND}"),
+    speech(
+        "spoilt.ogg",
+        lambda p: spoil(write_sound(p, tone(4, 48_000), 48_000, "libopus"), 0.0, 0.9),
+        NOT_A_SOUND,
+    ),
+    speech(
+        "odd.wav",
+        lambda p: bytes_at(write_wav(p, tone(), 16_000), 20, b"\x77\x77"),
+        f"no audio track|{DAMAGED}",
+    ),
+    speech(
+        "nobody.wav", lambda p: bytes_at(write_wav(p, tone(), 16_000), 22, b"\0\0"), f"no audio|{NOT_A_SOUND}"
+    ),
     speech("lecture.wav", lambda p: wav_header(p, 3 * 3600 * 16_000), r"too long \(3 h 0 min\)"),
-    speech("long.mp3", lambda p: write_sound(p, tone(5), 16_000, "libmp3lame"), r"too long", limits=Limits(3)),
+    speech(
+        "long.mp3", lambda p: write_sound(p, tone(5), 16_000, "libmp3lame"), r"too long", limits=Limits(3)
+    ),
     speech("long.aac", lambda p: write_sound(p, tone(3), 16_000, "aac"), r"too long", limits=Limits(2.5)),
-    speech("long.ogg", lambda p: write_sound(p, tone(3, 48_000), 48_000, "libopus"), r"too long", limits=Limits(2.5)),
-    speech("fat.wav", lambda p: write_wav(p, tone(), 16_000), "too large: ", limits=Limits(max_speech_bytes=99)),
+    speech(
+        "long.ogg",
+        lambda p: write_sound(p, tone(3, 48_000), 48_000, "libopus"),
+        r"too long",
+        limits=Limits(2.5),
+    ),
+    speech(
+        "fat.wav", lambda p: write_wav(p, tone(), 16_000), "too large: ", limits=Limits(max_speech_bytes=99)
+    ),
     setting("prompt is too long", prompt="a person speaks " * 200),
     setting("prompt is too long", prompt="一个人在说话。" * 400),
     setting("prompt is too long", prompt="x" * 30_000),
@@ -183,6 +212,7 @@ CASES = [
     setting("'mouth_left' is not understood", face_points={POINT: None}),
     setting("'mouth_left' lies outside", face_points={POINT: (0.5, 1.01)}),
     setting("'mouth_left' lies outside", face_points={POINT: (float("nan"), 0.5)}),
+    setting("Leave one of them out", face_points={POINT: (0.5, 0.5)}, head_only=True),
     setting("disk is nearly full", limits=Limits(min_free_bytes=2**60)),
     preset("infer_frames is 30", infer_frames=30),
     preset("sample_steps is 0", sample_steps=0),
@@ -195,9 +225,14 @@ CASES = [
     place("a\0b.mp4", "plain name"),
     place("folder.mp4", "is a folder", lambda p: p.mkdir()),
     place("file/film.mp4", "output folder cannot be written", lambda p: p.parent.write_bytes(b"x")),
-    pytest.param(lambda f: {"output": Path("/proc/film.mp4")}, "output folder cannot be written", None, id="proc"),
     pytest.param(
-        lambda f: (data(f / "file", b"x"), {"work": f / "file" / "w"})[1], "working folder", None, id="work in a file"
+        lambda f: {"output": Path("/proc/film.mp4")}, "output folder cannot be written", None, id="proc"
+    ),
+    pytest.param(
+        lambda f: (data(f / "file", b"x"), {"work": f / "file" / "w"})[1],
+        "working folder",
+        None,
+        id="work in a file",
     ),
     pytest.param(
         lambda f: {"speech": write_sound(f / "s.mp4", tone(), 48_000, "aac"), "output": f / "s.mp4"},
@@ -217,7 +252,9 @@ def test_there_are_sixty_and_more() -> None:
 
 
 @pytest.mark.parametrize(("make", "words", "name"), CASES)
-def test_bad_input_is_refused_in_plain_words(make: Make, words: str, name: str | None, tmp_path: Path) -> None:
+def test_bad_input_is_refused_in_plain_words(
+    make: Make, words: str, name: str | None, tmp_path: Path
+) -> None:
     given = tmp_path / "given"
     given.mkdir()
     arguments: dict[str, Any] = {
@@ -266,7 +303,11 @@ def test_what_lay_in_the_working_folder_stays(tmp_path: Path) -> None:
     speech_file = write_wav(tmp_path / "s.wav", np.zeros(9000), 16_000)
     with pytest.raises(BadInput, match="silent"):
         open_request(
-            save(tmp_path / "p.png"), speech_file, Preset(**PRESET_SETTINGS), output=tmp_path / "o.mp4", work=work
+            save(tmp_path / "p.png"),
+            speech_file,
+            Preset(**PRESET_SETTINGS),
+            output=tmp_path / "o.mp4",
+            work=work,
         )
     assert [path.name for path in work.iterdir()] == ["other"]
 

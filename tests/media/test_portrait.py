@@ -34,7 +34,9 @@ def sixteen_bit(path: Path) -> None:
 
 
 def palette(path: Path) -> None:
-    Image.fromarray(TRUTH // 64 * 64).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path)
+    Image.fromarray(TRUTH // 64 * 64).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+        path
+    )
 
 
 def palette_with_hole(path: Path) -> None:
@@ -95,7 +97,9 @@ def test_odd_pictures_come_out_right(
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".avif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_turned_upright(orientation: int, suffix: str, tmp_path: Path) -> None:
-    turns: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # what a camera did to the upright picture, by EXIF
+    turns: dict[
+        int, Callable[[np.ndarray], np.ndarray]
+    ] = {  # what a camera did to the upright picture, by EXIF
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
         3: lambda a: a[::-1, ::-1],
@@ -135,7 +139,9 @@ def linear_profile() -> bytes:
         profile[at : at + size] = (b"curv" + bytes(8)).ljust(size, b"\0")
     at = int.from_bytes(profile[tags[b"desc"] + 4 : tags[b"desc"] + 8], "big")
     size = int.from_bytes(profile[tags[b"desc"] + 8 : tags[b"desc"] + 12], "big")
-    profile[at : at + size] = bytes(profile[at : at + size]).replace(b"\0s\0R\0G\0B", b"\0l\0i\0n\0e").replace(b"sRGB", b"line")
+    profile[at : at + size] = (
+        bytes(profile[at : at + size]).replace(b"\0s\0R\0G\0B", b"\0l\0i\0n\0e").replace(b"sRGB", b"line")
+    )
     return bytes(profile)
 
 

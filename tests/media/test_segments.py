@@ -1,4 +1,4 @@
-"""Segments that any player takes, sample-exact sound, and a finished file that ffprobe has nothing to say against."""
+"""Segments that any player takes, sample-exact sound, and a finished file that ffprobe finds clean."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def write(
     output.parent.mkdir(exist_ok=True)
     writer = SegmentWriter(speech, folder, output, lengths=lengths, **more)
     made = [
-        segment for start in range(0, len(frames), batch) for segment in writer.write(frames[start : start + batch])
+        segment
+        for start in range(0, len(frames), batch)
+        for segment in writer.write(frames[start : start + batch])
     ]
     return [*made, *writer.finish()], output, writer
 
@@ -53,12 +55,19 @@ def nal_types(picture: bytes) -> list[int]:
 
 def test_each_segment_plays_by_itself(speech: SpeechReader, tmp_path: Path) -> None:
     made, _, _ = write(speech, tmp_path, moving(104), [25, 25, 50, 50])
-    assert [(s.index, s.start_frame, s.num_frames) for s in made] == [(0, 0, 25), (1, 25, 25), (2, 50, 50), (3, 100, 4)]
+    assert [(s.index, s.start_frame, s.num_frames) for s in made] == [
+        (0, 0, 25),
+        (1, 25, 25),
+        (2, 50, 50),
+        (3, 100, 4),
+    ]
     for segment in made:
         with av.open(str(segment.path)) as container:
             packets = [packet for packet in container.demux(video=0) if packet.dts is not None]
             assert [packet.pts for packet in packets] == [packet.dts for packet in packets], "no B-frames"
-            assert [float(p.pts * p.time_base) for p in packets] == pytest.approx(np.arange(segment.num_frames) / 25)
+            assert [float(p.pts * p.time_base) for p in packets] == pytest.approx(
+                np.arange(segment.num_frames) / 25
+            )
         assert IDR in nal_types(bytes(packets[0]))
         assert all(IDR not in nal_types(bytes(packet)) for packet in packets[1:])
         told = probe(segment.path)
@@ -83,7 +92,9 @@ def test_the_finished_file_holds_the_same_pictures(speech: SpeechReader, tmp_pat
     assert coded_pictures(output) == [data for segment in made for data in coded_pictures(segment.path)]
     assert decode_pictures(output).shape == (105, 64, 96, 3)
     assert list(output.parent.iterdir()) == [output]
-    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [f"segment-0000{n}.mp4" for n in range(3)]
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
+        f"segment-0000{n}.mp4" for n in range(3)
+    ]
 
 
 @pytest.mark.parametrize("num_frames", [1, 5, 30, 104, 105])
@@ -112,7 +123,15 @@ def test_sound_of_the_finished_file_is_in_time(speech: SpeechReader, tmp_path: P
 
 
 def test_colours_are_tagged_and_true(speech: SpeechReader, tmp_path: Path) -> None:
-    patches = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128), (255, 255, 255), (0, 0, 0), (220, 170, 140)]
+    patches = [
+        (255, 0, 0),
+        (0, 255, 0),
+        (0, 0, 255),
+        (128, 128, 128),
+        (255, 255, 255),
+        (0, 0, 0),
+        (220, 170, 140),
+    ]
     frames = np.array(patches, np.uint8)[:, None, None].repeat(64, 1).repeat(64, 2)
     _, output, _ = write(speech, tmp_path, frames, [7])
     told = probe(output)["video"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import wave
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,10 @@ def best_lag(samples: np.ndarray, truth: np.ndarray) -> int:
     """Shift of samples against truth; a tone tells it only within a period, the onset tells the rest."""
     onset = int(np.argmax(np.abs(samples) > 0.1)) - int(np.argmax(np.abs(truth) > 0.1))
     lags = range(onset - 120, onset + 121)
-    return min(lags, key=lambda lag: float(np.square(samples[20_000 + lag : 40_000 + lag] - truth[20_000:40_000]).sum()))
+    return min(
+        lags,
+        key=lambda lag: float(np.square(samples[20_000 + lag : 40_000 + lag] - truth[20_000:40_000]).sum()),
+    )
 
 
 def test_one_sided_stereo_is_mixed(tmp_path: Path) -> None:
@@ -176,7 +180,7 @@ def test_listening_is_the_same_however_it_is_cut(spoken: Path) -> None:
     for _ in range(20):
         with SpeechReader(spoken) as reader:
             cuts = [0, *sorted(rng.integers(0, len(whole), 9)), len(whole)]
-            pieces = [reader.listen(a, b) for a, b in zip(cuts[:-1], cuts[1:])]
+            pieces = [reader.listen(a, b) for a, b in pairwise(cuts)]
         assert np.array_equal(np.concatenate(pieces), whole)
 
 
