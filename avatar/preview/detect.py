@@ -13,6 +13,7 @@ from avatar.preview.models import session
 MIN_SCORE = 0.3
 SURE_SCORE = 0.75  # below this over the whole image, windows are searched too
 WINDOWS = (1.0, 0.6)  # window sides, in short sides of the image
+MAX_WINDOWS = 6  # along one side: a very long picture is searched with gaps
 OVERLAP = 0.3  # boxes of one face overlap by more than this (intersection over union)
 
 
@@ -87,7 +88,7 @@ def candidates(image: np.ndarray) -> list[Candidate]:
 
 
 def _in_windows(image: np.ndarray, fraction: float) -> list[Candidate]:
-    """Candidates in square windows that overlap by half."""
+    """Candidates in square windows, which overlap by half where there are not too many."""
     height, width = image.shape[:2]
     side = int(min(height, width) * fraction)
     if side == height == width:
@@ -105,7 +106,7 @@ def _in_windows(image: np.ndarray, fraction: float) -> list[Candidate]:
 
 
 def _starts(length: int, side: int) -> list[int]:
-    count = int(np.ceil((length - side) / (side / 2))) + 1
+    count = min(int(np.ceil((length - side) / (side / 2))) + 1, MAX_WINDOWS)
     return [int(v) for v in np.unique(np.linspace(0, length - side, count).astype(int))]
 
 

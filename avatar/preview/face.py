@@ -40,8 +40,8 @@ from avatar.preview.topology import (
 
 Verdict = Literal["face", "weak", "none"]
 
-# Landmark jitter over face height, measured: photographs 0.002-0.008, paintings, statues and drawings to 0.012,
-# cats, rockets and cups from 0.020. Of 460 scraps of paintings and scenery none was taken for a face that was none.
+# Landmark jitter over face height, measured: photographs 0.002-0.008; paintings, statues, drawings up to 0.012;
+# cats, rockets and cups from 0.020. In 460 scraps of paintings and scenery, all that was accepted was a face.
 SURE_JITTER = 0.012
 WEAK_JITTER = 0.020
 HIDDEN_EYES = 0.020  # base and refined eyes further apart than this over face height: goggles
