@@ -40,7 +40,7 @@ from avatar.preview.topology import (
 
 Verdict = Literal["face", "weak", "none"]
 
-# Landmark jitter over face height, measured: photographs 0.002-0.008; paintings, statues, drawings up to 0.012;
+# Landmark jitter over face height, measured: photographs 0.002-0.008; paintings, statues, drawings to 0.012;
 # cats, rockets and cups from 0.020. In 460 scraps of paintings and scenery, all that was accepted was a face.
 SURE_JITTER = 0.012
 WEAK_JITTER = 0.020
