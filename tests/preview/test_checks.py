@@ -1,6 +1,6 @@
 """Does the rendered mouth say what is spoken?
 
-Shipped portraits speak clips whose phonemes are known; the landmark model reads the lips back out of the frames.
+Shipped portraits speak clips whose phonemes are known; the landmark model reads the lips back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHUT = 0.2  # of the widest gap (95th percentile): lips that a viewer sees as cl
 
 @dataclass(frozen=True)
 class Take:
-    """One filmed clip: in each frame the driven opening and the inner lip gap seen, (T,); values changed outside."""
+    """One filmed clip: the opening driven and the lip gap seen, (T,); values changed outside the mask."""
 
     portrait: str
     clip: Clip

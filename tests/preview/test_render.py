@@ -210,9 +210,13 @@ def test_the_coarse_warp_equals_the_full_one() -> None:
 
     targets = lip_targets(coarse.lips, AA)
     a, b = (warper.warp(targets, places, planes) for warper in (coarse, full))
-    assert np.abs(a.shift_x - b.shift_x).mean() < 0.02
-    assert np.percentile(np.abs(a.shift_y - b.shift_y), 99) < 0.6
-    assert np.percentile(np.abs(a.below_upper - b.below_upper), 99) < 0.3
+    within = (
+        slice(None, -coarse.step),
+        slice(None, -coarse.step),
+    )  # the lattice ends at the box, where all is still
+    assert np.abs(a.shift_x - b.shift_x)[within].mean() < 0.02
+    assert np.percentile(np.abs(a.shift_y - b.shift_y)[within], 99) < 0.6
+    assert np.percentile(np.abs(a.below_upper - b.below_upper)[within], 99) < 0.3
 
 
 def test_rows_read_as_interpolation_does() -> None:

@@ -28,7 +28,7 @@ class EyeWarp:
 
     skin_x, skin_y: to add to the source coordinates of the lids and the skin around, image px;
     ball_x, ball_y: the same for the eyeball; ball: how much of the pixel the eyeball fills, 0..1;
-    light: what the skin's colour is multiplied with.
+    light: what the skin's colour is multiplied with, or None for 1.
     """
 
     skin_x: Array
@@ -36,11 +36,11 @@ class EyeWarp:
     ball_x: Array
     ball_y: Array
     ball: Array
-    light: Array
+    light: Array | None
 
     def paint(self, skin: Array, ball: Array) -> None:
         """Lays the eyeball's pixels behind the skin's, both uint8 (h, w, 3), in place."""
-        lit = skin * self.light[..., None]
+        lit = skin.astype(np.float32) if self.light is None else skin * self.light[..., None]
         skin[:] = np.clip(lit + (ball - lit) * self.ball[..., None] + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -172,11 +172,12 @@ class Eye:
             -weight * (across * self.right[0] + down * self.down[0]),
             -weight * (across * self.right[1] + down * self.down[1]),
             ball,
-            self._light(blink, y - lid, from_brow, np.clip((1.1 - np.abs(u)) / 0.3, 0, 1), light),
+            self._light(blink, y - lid, from_brow, u, light) if blink >= 0.02 else None,
         )
 
-    def _light(self, blink: float, below_lid: Array, from_brow: Array, side: Array, light: Array) -> Array:
+    def _light(self, blink: float, below_lid: Array, from_brow: Array, u: Array, light: Array) -> Array:
         """(h, w): a shut lid comes out of the brow's shade, and its lashes darken its edge."""
+        side = np.clip((1.1 - np.abs(u)) / 0.3, 0, 1)
         lashes = np.exp(-((below_lid / max(0.07 * self.opening, 0.8)) ** 2))
         lid = blink * smoothstep(from_brow / 0.7) * np.clip(1 - below_lid, 0, 1)
         return (1 + (light - 1) * lid * side) * (1 - LASH_SHADE * blink**2 * lashes * side)

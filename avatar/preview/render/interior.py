@@ -179,9 +179,9 @@ class Interior:
     def _darken_contact(self, pixels: Array, person: Array, warp: MouthWarp, targets: LipTargets) -> None:
         """Where lips that the portrait shows apart meet, draws the shade between them."""
         strength = CONTACT_SHADE * float(smoothstep(self.lips.gap_px / (0.03 * self.lips.face_height)))
-        if strength < 0.01:
-            return
         width = max(0.8, 0.004 * self.lips.face_height)
+        if strength < 0.01 or targets.gap_px > 8 * width:
+            return
         apart = np.abs(warp.below_upper) + np.abs(warp.above_lower)
         rows = np.flatnonzero(apart.min(axis=1) < 4 * width)
         if len(rows) == 0:

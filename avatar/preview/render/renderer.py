@@ -13,11 +13,12 @@ from avatar.preview.render.interior import Interior
 from avatar.preview.render.lips import Lips, lip_targets
 from avatar.preview.render.matte import Layers, background_share
 from avatar.preview.render.mouth import MouthWarper
-from avatar.preview.render.shaping import Array, grown, inside
+from avatar.preview.render.shaping import Array, Box, grown, inside
 
 SUPERSAMPLING = 2  # the source is enlarged, so that moving by part of a pixel does not blur
 PERSON_MARGIN = 0.08  # how far beyond its outline the person may move, in face heights
 MOTION_MARGIN = 0.06  # how far mouth and eyes travel with the head, in face heights
+TURN_SLACK = 0.02  # how much further a part of them may go than their middle
 
 
 class Renderer:
@@ -37,8 +38,9 @@ class Renderer:
         self.interior = Interior(self.image, face, self.lips)
         self.eyes = eyes_of(self.image, face)
         margin = round(4 + MOTION_MARGIN * self.head.face_height)
-        self.mouth_box = grown(self.mouth.box, margin, self.box)
-        self.eye_boxes = [grown(eye.box, margin, self.box) for eye in self.eyes]
+        self.feature_boxes = [
+            grown(box, margin, self.box) for box in (self.mouth.box, *(e.box for e in self.eyes))
+        ]
         layers = Layers(self.image, face, self.box)
         self.layered, self.plate = layers.separate, layers.plate
         self.source = _enlarged(layers.person)
@@ -46,8 +48,7 @@ class Renderer:
 
     def _mask(self, layers: Layers) -> None:
         movable = self.head.support > 0
-        movable[inside(self.mouth_box, self.box)] = True
-        for box in self.eye_boxes:
+        for box in self.feature_boxes:
             movable[inside(box, self.box)] = True
         if layers.separate:
             margin = 2 * round(PERSON_MARGIN * self.head.face_height) + 1
@@ -61,15 +62,15 @@ class Renderer:
         """The portrait with this mouth and pose; uint8 (H, W, 3) RGB, the same for the same arguments."""
         source = self.head.places(pose, SUPERSAMPLING)
         eyes = []
-        for eye, box in zip(self.eyes, self.eye_boxes, strict=True):
-            part = inside(box, self.box)
+        for eye in self.eyes:
+            part = self._now_at(eye.box, source)
             if (eye_warp := eye.warp(pose, *self._places(source[part]))) is not None:
                 ball = source[part].copy()
                 self._move(ball, eye_warp.ball_x, eye_warp.ball_y)
                 self._move(source[part], eye_warp.skin_x, eye_warp.skin_y)
                 eyes.append((part, eye_warp, ball))
         targets = lip_targets(self.lips, articulation)
-        part = inside(self.mouth_box, self.box)
+        part = self._now_at(self.mouth.box, source)
         warp = self.mouth.warp(targets, source[part], self._places)
         self._move(source[part], warp.shift_x, warp.shift_y)
         drawn = self._draw(source)
@@ -88,6 +89,15 @@ class Renderer:
         """The person's layer, uint8 (h, w, 4), from places in the enlarged source."""
         flags = cv2.INTER_LINEAR
         return cv2.remap(self.source, source, None, flags, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]
+
+    def _now_at(self, box: Box, source: Array) -> tuple[slice, slice]:
+        """Rows and columns of this frame where what lies in `box` of the portrait has gone with the head."""
+        x0, y0, x1, y1 = grown(box, 0, self.box)
+        x, y = (x0 + x1) // 2 - self.box[0], (y0 + y1) // 2 - self.box[1]
+        place_x, place_y = source[y, x] / SUPERSAMPLING
+        dx, dy = round(x - float(place_x)), round(y - float(place_y))
+        slack = round(2 + TURN_SLACK * self.head.face_height)
+        return inside(grown((x0 + dx, y0 + dy, x1 + dx, y1 + dy), slack, self.box), self.box)
 
     def _places(self, source: Array) -> tuple[Array, Array]:
         """x, y in image px of places in the enlarged source, (h, w, 2)."""
