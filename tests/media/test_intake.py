@@ -1,0 +1,141 @@
+"""Good input becomes a request that engines can rely on."""
+
+from __future__ import annotations
+
+import os
+import wave
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from media_samples import PRESET_SETTINGS, picture, save, tone, write_sound, write_wav
+from PIL import Image
+
+from avatar.errors import BadInput
+from avatar.media.intake import open_request
+from avatar.media.prompt import check_prompt, count_tokens
+from avatar.preset import Preset
+from avatar.request import Request
+
+Ask = Callable[..., Request]
+
+
+def test_a_request_holds_what_was_given(tmp_path: Path) -> None:
+    preset = Preset(**PRESET_SETTINGS)
+    request = open_request(
+        str(save(tmp_path / "upload1.webp", lossless=True)),
+        str(write_sound(tmp_path / "upload2.m4a", tone(2.5, 44_100), 44_100, "aac")),
+        preset,
+        output=str(tmp_path / "new" / "folders" / "film.mp4"),
+        work=str(tmp_path / "work" / "run1"),
+        prompt="  a person speaks\n",
+        face_points={"chin": (0.5, 1)},
+        portrait_name="Ada.webp",
+        speech_name="C:\\sounds\\hello.m4a",
+        segment_s=1.5,
+    )
+    assert request == Request(
+        portrait=tmp_path / "work" / "run1" / "portrait.png",
+        speech=tmp_path / "work" / "run1" / "speech.wav",
+        work=tmp_path / "work" / "run1",
+        output=tmp_path / "new" / "folders" / "film.mp4",
+        preset=preset,
+        num_frames=request.num_frames,
+        portrait_name="Ada.webp",
+        speech_name="hello.m4a",
+        prompt="a person speaks",
+        face_points={"chin": (0.5, 1.0)},
+        segment_s=1.5,
+    )
+    with Image.open(request.portrait) as portrait:
+        assert (portrait.format, portrait.mode) == ("PNG", "RGB")
+        assert np.array_equal(np.asarray(portrait), picture())
+    with wave.open(str(request.speech)) as speech:
+        assert speech.getparams()[:3] == (1, 2, 48_000)
+        assert request.num_frames == -(-speech.getnframes() // 1920)
+    assert request.output.parent.is_dir()
+    assert sorted(path.name for path in request.work.iterdir()) == ["portrait.png", "speech.wav"]
+
+
+@pytest.mark.parametrize(("num_clip", "frames"), [(0, 100), (1, 48), (2, 96), (3, 100), (100, 100)])
+def test_num_clip_bounds_the_length_and_says_so(num_clip: int, frames: int, tmp_path: Path) -> None:
+    request = open_request(
+        save(tmp_path / "p.png"),
+        write_wav(tmp_path / "s.wav", tone(4), 16_000),
+        Preset(**PRESET_SETTINGS).with_settings(num_clip=num_clip, infer_frames=48),
+        output=tmp_path / "o.mp4",
+        work=tmp_path / "work",
+    )
+    assert request.num_frames == frames
+    told = [notice for notice in request.notices if "num_clip" in notice]
+    assert bool(told) == (frames < 100)
+
+
+def test_the_presets_prompt_serves_where_none_is_given(tmp_path: Path) -> None:
+    preset = Preset(**PRESET_SETTINGS).with_settings(prompt="a calm person")
+    files = save(tmp_path / "p.png"), write_wav(tmp_path / "s.wav", tone(), 16_000)
+    asked = [
+        open_request(*files, preset, output=tmp_path / "o.mp4", work=tmp_path / "w", prompt=prompt)
+        for prompt in ("", "a merry person")
+    ]
+    assert [request.prompt for request in asked] == ["a calm person", "a merry person"]
+
+
+def test_what_was_changed_is_noticed(tmp_path: Path) -> None:
+    Image.new("RGBA", (99, 99), (9, 9, 9, 99)).save(tmp_path / "glass.png")
+    request = open_request(
+        tmp_path / "glass.png",
+        write_wav(tmp_path / "low.wav", tone(level=0.004), 16_000),
+        Preset(**PRESET_SETTINGS),
+        output=tmp_path / "o.mp4",
+        work=tmp_path / "work",
+        prompt="word " * 400,
+    )
+    assert len(request.notices) == 3
+    assert all(
+        words in text for words, text in zip(("512", "glass.png", "low.wav"), request.notices, strict=True)
+    )
+
+
+def test_a_finished_video_may_be_replaced(ask: Ask) -> None:
+    first = ask(1)
+    first.output.write_bytes(b"an older video")
+    assert ask(1) == first
+    assert first.output.read_bytes() == b"an older video", "not before the new one is whole"
+
+
+def test_folders_of_other_users_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied", "/secret/folder")
+
+    monkeypatch.setattr("avatar.media.intake.tempfile.TemporaryFile", refuse)
+    with pytest.raises(BadInput, match=r"folder cannot be written \(Permission denied\)") as caught:
+        open_request(
+            save(tmp_path / "p.png"),
+            write_wav(tmp_path / "s.wav", tone(), 16_000),
+            Preset(**PRESET_SETTINGS),
+            output=tmp_path / "out" / "o.mp4",
+            work=tmp_path / "work",
+        )
+    assert "secret" not in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == ["p.png", "s.wav"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fewest", "most"),
+    [
+        ("", 1, 1),  # the mark that ends a text
+        ("a person speaks", 4, 7),  # no token reaches over a space
+        ("Ein Mensch spricht, ruhig.", 5, 12),
+        ("一个人在说话", 3, 7),
+        ("她说 hello", 3, 5),
+    ],
+)
+def test_tokens_are_bounded_from_both_sides(prompt: str, fewest: int, most: int) -> None:
+    assert count_tokens(prompt) == (fewest, most)
+
+
+def test_prompts_that_surely_fit_pass_in_silence() -> None:
+    prompt = "A woman in a red coat speaks to the camera, calm and friendly, in soft window light. " * 4
+    assert check_prompt(prompt, 512) == (prompt.strip(), ())
