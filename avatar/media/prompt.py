@@ -52,5 +52,6 @@ def count_tokens(prompt: str) -> tuple[int, int]:
     most = signs
     for word in words:
         letters = sum(char.isalnum() for char in word)
-        most += math.ceil(letters / _LETTERS_PER_TOKEN) + len(word) - letters
+        others = "".join(char for char in word if not char.isalnum())
+        most += math.ceil(letters / _LETTERS_PER_TOKEN) + len(others.encode())
     return len(words) + math.ceil(signs / _SIGNS_A_TOKEN) + 1, most + 1  # one ends the text

@@ -126,10 +126,11 @@ def test_folders_of_other_users_are_refused(tmp_path: Path, monkeypatch: pytest.
     ("prompt", "fewest", "most"),
     [
         ("", 1, 1),  # the mark that ends a text
-        ("a person speaks", 4, 7),  # no token reaches over a space
-        ("Ein Mensch spricht, ruhig.", 5, 12),
+        ("a person speaks", 4, 6),  # no token reaches over a space
+        ("Ein Mensch spricht, ruhig.", 5, 11),
         ("一个人在说话", 3, 7),
         ("她说 hello", 3, 5),
+        ("🙂", 2, 5),  # four bytes, should the vocabulary not know it
     ],
 )
 def test_tokens_are_bounded_from_both_sides(prompt: str, fewest: int, most: int) -> None:
