@@ -8,7 +8,7 @@ from avatar.abilities import PREVIEW_REFUSES, REFUSES, refuse_settings, unsuppor
 from avatar.errors import BadInput
 from avatar.preset import SETTINGS, load_preset
 
-FLAGS = {"points", "ckpt_dir"}  # not settings, and yet not for every engine
+FLAGS = {"points", "head_only", "ckpt_dir"}  # not settings, and yet not for every engine
 PREVIEW_HONOURS = {"size", "seed", "fps"}
 
 

@@ -199,6 +199,8 @@ def test_importing_the_engines_process_loads_nothing_heavy():
 
 
 def test_importing_any_module_does_nothing():
-    every = [module_of(path) for path in FILES if path.name != "__main__.py" and module_of(path)]
-    names = [name if name == "app" else f"avatar.{name}" for name in every]
-    import_quietly(names, libraries=("torch", "transformers", "diffusers", "gradio", "scipy.signal"))
+    every = {module_of(path) for path in FILES if path.name != "__main__.py"} - {""}
+    every -= {name for name in every if name.startswith("preview.convert")}  # needs a library of its own
+    names = [name if name == "app" else f"avatar.{name}" for name in sorted(every)]
+    # What these libraries do at their own import (OpenCV sets LD_LIBRARY_PATH) is theirs.
+    import_quietly(names, libraries=("torch", "transformers", "diffusers", "gradio", "cv2", "scipy.signal"))
