@@ -1,8 +1,8 @@
 """Rotary position embedding over (time, height, width), in float32.
 
-A table is N d/2 2 float32: cosine and sine per token and channel pair. Pairs are interleaved: channels 2i and
-2i + 1. Angles are computed in float64 on the table's device, so positions may grow without bound and nothing
-synchronises.
+A table is N 2 d float32: for each token and channel the cosine, and the sine with the sign that it takes
+there. Channels 2i and 2i + 1 are a pair. Angles are computed in float64 on the table's device, so positions
+may grow without bound and nothing synchronises.
 Source: Wan-Video/Wan2.2 wan/modules/model.py; for the condition's times Alibaba-Quark/LiveAvatar
 liveavatar/models/wan/causal_model_s2v.py.
 """
@@ -21,10 +21,13 @@ MIN_DISTANCE, MAX_DISTANCE = 4, 30  # the reference's drawn distance from the bl
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate queries or keys by their positions. x: N h d; table: N d/2 2. Returns x's dtype."""
-    cos, sin = table.unsqueeze(1).unbind(-1)
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+    """Rotate queries or keys by their positions. x: N h d; table: N 2 d. Returns x's dtype.
+
+    Pairs are swapped by a flip, which compiles to an index; stacking halves would cost a buffer in memory.
+    """
+    cos, sin = table.unsqueeze(1).unbind(-2)
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (x.float() * cos + swapped.float() * sin).to(x.dtype)
 
 
 def axis_channels(head_dim: int) -> tuple[int, int, int]:
@@ -48,7 +51,8 @@ def grid_table(times: Tensor, rows: Tensor, columns: Tensor, head_dim: int) -> T
         ],
         dim=-1,
     ).flatten(0, 2)
-    return torch.stack((angles.cos(), angles.sin()), dim=-1).float()
+    sin = torch.stack((-angles.sin(), angles.sin()), dim=-1).flatten(-2)
+    return torch.stack((angles.cos().repeat_interleave(2, dim=-1), sin), dim=-2).float()
 
 
 def _frames(first: int, count: int, device: torch.device) -> Tensor:

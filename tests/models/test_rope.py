@@ -21,7 +21,11 @@ HEAD_DIM = 32
 
 
 def turns(table: torch.Tensor) -> torch.Tensor:
-    return torch.view_as_complex(table.double().contiguous())
+    """The table's complex factors, one for each pair: N d/2."""
+    cos, sin = table.double().unbind(-2)
+    assert torch.equal(cos[:, ::2], cos[:, 1::2])
+    assert torch.equal(sin[:, ::2], -sin[:, 1::2])
+    return torch.complex(cos[:, 1::2].contiguous(), sin[:, 1::2].contiguous())
 
 
 def complex_table(positions: list[tuple[int, int, int]]) -> torch.Tensor:
