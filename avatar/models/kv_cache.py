@@ -37,7 +37,7 @@ class Ring:
     def allocate(
         cls, geometry: Geometry, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str
     ) -> Ring:
-        """An empty ring. Zeros, since memory that is masked out must still hold finite numbers."""
+        """An empty ring; writing its zeros also claims the memory now, not in the middle of a run."""
         shape = (geometry.past_frames, geometry.frame_tokens, num_heads, head_dim)
         return cls(
             torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
