@@ -17,9 +17,27 @@ LASH = 0.04  # the lid's edge lies this far below its landmarks, in eye openings
 LEAST_WIDTH_PX = 8
 BALL_RADIUS = 2.05  # of the eyeball, in iris radii
 LID_FOLLOWS = 0.8  # how far the upper lid goes along with the iris, up and down
-LID_LIGHT = 1.3  # the most that a shut lid is lit up when it is drawn from the shade under the brow
+DIM_LID = 0.9  # a lid darker than this share of the skin under the eye is drawn from the brow or its shadow …
+MOST_FILL = 0.8  # … and gets so much of that skin's colour at most
 SKIN_TOLERANCE = 60  # colour difference, 0..255, beyond which it is not the lid's skin
 LASH_SHADE = 0.55  # how much of the light the lashes of a shut eye take
+
+
+@dataclass(frozen=True)
+class ShutLid:
+    """What a falling lid adds to the skin that is drawn on it.
+
+    fill: (h, w, 3) the colour of the skin under the eye; share: (h, w) how much of it;
+    shade: (h, w) the light that the lashes leave.
+    """
+
+    fill: Array
+    share: Array
+    shade: Array
+
+    def paint(self, skin: Array) -> Array:
+        """float32 (h, w, 3) of skin, uint8 (h, w, 3)."""
+        return (skin + (self.fill - skin) * self.share[..., None]) * self.shade[..., None]
 
 
 @dataclass(frozen=True)
@@ -28,7 +46,7 @@ class EyeWarp:
 
     skin_x, skin_y: to add to the source coordinates of the lids and the skin around, image px;
     ball_x, ball_y: the same for the eyeball; ball: how much of the pixel the eyeball fills, 0..1;
-    light: what the skin's colour is multiplied with, or None for 1.
+    lid: the paint on the lid, None where it is open.
     """
 
     skin_x: Array
@@ -36,11 +54,11 @@ class EyeWarp:
     ball_x: Array
     ball_y: Array
     ball: Array
-    light: Array | None
+    lid: ShutLid | None
 
     def paint(self, skin: Array, ball: Array) -> None:
         """Lays the eyeball's pixels behind the skin's, both uint8 (h, w, 3), in place."""
-        lit = skin.astype(np.float32) if self.light is None else skin * self.light[..., None]
+        lit = skin.astype(np.float32) if self.lid is None else self.lid.paint(skin)
         skin[:] = np.clip(lit + (ball - lit) * self.ball[..., None] + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -64,8 +82,8 @@ class Eye:
         self._find_lid_skin(image)
         self._measure_iris(face, side)
         self.curves = np.column_stack(
-            [self.upper, self.lower, self.brow, self.lash_height, self._lid_light(image)]
-        )
+            [self.upper, self.lower, self.brow, self.lash_height, *self._lid_fill(image)]
+        ).astype(np.float32)
         corners = [
             self.origin + x * U.axis[-1] * self.half_width * self.right + y * self.down
             for x in (-1, 1)
@@ -98,6 +116,9 @@ class Eye:
         start = int(np.argmin(other))
         beyond = np.flatnonzero(other[start:])
         end = shares[start + beyond[0] - 1] if len(beyond) else 1.0
+        # Lids brighter than the cheek are no skin but the white of a drawn eye: such eyes stay open.
+        cheek = self._colour(image, self.lower + self.opening * np.array([[1.2], [1.8]], np.float32))[middle]
+        self.blinks = float(np.median(colour, axis=0).mean() - cheek.mean()) < SKIN_TOLERANCE
         above = self.upper - self.brow
         self.lash_height = above * min(float(shares[start]), 0.4)
         self.brow = self.upper - above * max(float(end), 0.35)
@@ -112,13 +133,16 @@ class Eye:
         if abs(self.iris_x) < self.half_width and radius < self.half_width:
             self.iris_radius = radius
 
-    def _lid_light(self, image: Array) -> Array:
-        """(65,): how much brighter the skin under the eye is than that between lid and brow, 1..LID_LIGHT."""
+    def _lid_fill(self, image: Array) -> tuple[Array, Array]:
+        """(65,) how much of the skin under the eye a shut lid needs, and (65, 3) that skin's colour."""
         shares = np.linspace(0.25, 0.75, 5)[:, None]
         lid = self._colour(image, self.brow + (self.upper - self.brow) * shares)
         pouch = self._colour(image, self.lower + self.opening * (0.2 + 0.5 * shares))
-        light = np.clip(0.85 * pouch.mean(axis=1) / np.maximum(lid.mean(axis=1), 1), 1, LID_LIGHT)
-        return cv2.GaussianBlur(light.astype(np.float32)[None], (0, 0), 6)[0]
+        brighter = DIM_LID * pouch.mean(axis=1) / np.maximum(lid.mean(axis=1), 1)
+        share = np.clip((brighter - 1) / 0.6, 0, MOST_FILL).astype(np.float32)
+        return cv2.GaussianBlur(share[None], (0, 0), 5)[0], cv2.GaussianBlur(
+            DIM_LID * pouch[None], (0, 0), 5
+        )[0]
 
     def _colour(self, image: Array, y: Array) -> Array:
         """(65, 3): mean colour of the image along U over the rows y (n, 65) of the eye's frame."""
@@ -143,13 +167,13 @@ class Eye:
     def warp(self, pose: Pose, x: Array, y: Array) -> EyeWarp | None:
         """The eye where places x, y, float32 (h, w) image px, lie on the unmoved head; None at rest."""
         across, down = self.gaze_px(pose)
-        blink = float(np.clip(pose.blink, 0, 1))
+        blink = float(np.clip(pose.blink, 0, 1)) * self.blinks
         if blink < 0.02 and abs(across) + abs(down) < 0.02:
             return None
         dx, dy = x - self.origin[0], y - self.origin[1]
         u = (dx * self.right[0] + dy * self.right[1]) / self.half_width
         y = dx * self.down[0] + dy * self.down[1]
-        upper, lower, brow, lash_height, light = U.read(self.curves, u)
+        upper, lower, brow, lash_height, share, *fill = U.read(self.curves, u)
         opening = lower - upper
         lash, meet = upper + LASH * opening, lower + 0.06 * opening
         follow = LID_FOLLOWS * down * (1 - blink) * np.clip(1.15 - u * u, 0, 1)
@@ -172,15 +196,16 @@ class Eye:
             -weight * (across * self.right[0] + down * self.down[0]),
             -weight * (across * self.right[1] + down * self.down[1]),
             ball,
-            self._light(blink, y - lid, from_brow, u, light) if blink >= 0.02 else None,
+            self._lid_paint(blink, y - lid, from_brow, u, share, fill) if blink >= 0.02 else None,
         )
 
-    def _light(self, blink: float, below_lid: Array, from_brow: Array, u: Array, light: Array) -> Array:
-        """(h, w): a shut lid comes out of the brow's shade, and its lashes darken its edge."""
+    def _lid_paint(
+        self, blink: float, below_lid: Array, from_brow: Array, u: Array, share: Array, fill: list[Array]
+    ) -> ShutLid:
         side = np.clip((1.1 - np.abs(u)) / 0.3, 0, 1)
         lashes = np.exp(-((below_lid / max(0.07 * self.opening, 0.8)) ** 2))
-        lid = blink * smoothstep(from_brow / 0.7) * np.clip(1 - below_lid, 0, 1)
-        return (1 + (light - 1) * lid * side) * (1 - LASH_SHADE * blink**2 * lashes * side)
+        covered = blink * side * smoothstep(from_brow / 0.7) * np.clip(1 - below_lid, 0, 1)
+        return ShutLid(cv2.merge(fill), share * covered, 1 - LASH_SHADE * blink**2 * lashes * side)
 
     def _ball_weight(self, u: Array, y: Array, lid: Array, meet: Array) -> Array:
         """How far a place goes along with the iris: 1 on it, 0 at the corners and, steeply, at the lids."""
@@ -196,7 +221,11 @@ class Eye:
 
 
 def eyes_of(image: Array, face: Face) -> list[Eye]:
-    """The eyes that may move: none where they are hidden or unknown."""
+    """The eyes that may move: none where they are hidden or unknown. Either both blink or none."""
     if not face.has_eyes:
         return []
-    return [eye for eye in (Eye(image, face, side) for side in (0, 1)) if eye.usable]
+    eyes = [eye for eye in (Eye(image, face, side) for side in (0, 1)) if eye.usable]
+    if not all(eye.blinks for eye in eyes):
+        for eye in eyes:
+            eye.blinks = False
+    return eyes

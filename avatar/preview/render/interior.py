@@ -14,6 +14,7 @@ from avatar.preview import topology as topo
 from avatar.preview.face import Face
 from avatar.preview.pose import Articulation
 from avatar.preview.render.lips import Lips, LipTargets, U
+from avatar.preview.render.matte import DRAWN, flatness
 from avatar.preview.render.mouth import MouthWarp
 from avatar.preview.render.shaping import Array, lerp, smoothstep
 
@@ -58,12 +59,14 @@ class Palette:
         cast = cast / np.maximum(cast[:, :1], 1)
         cast = np.where(cast > 1, cast**COLD, cast)
         cast = cast / cast.max(axis=1, keepdims=True)
-        tooth = ENAMEL * lerp(1, np.clip(cast, 0.45, 1), 0.9)
+        drawn = flatness(image) >= DRAWN  # in drawings, teeth are white
+        tooth = ENAMEL * lerp(1, np.clip(cast, 0.45, 1), 0.4 if drawn else 0.9)
         luma = near @ LUMA
         side = np.clip(luma / max(float(luma.mean()), 1), 0.55, 1.15)
         tooth = tooth * (0.93 * bright * side / (tooth @ LUMA))[:, None]
-        dimmest = max(1.75 * float(lip @ LUMA), 0.35 * bright)  # teeth outshine the lips, but not by far
-        tooth = tooth * min(1.0, dimmest / max(float((tooth @ LUMA).mean()), 1), 240 / float(tooth.max()))
+        limit = max(1.75 * float(lip @ LUMA), 0.35 * bright)  # teeth outshine the lips, but not by far
+        tooth = tooth * (1.3 if drawn else min(1.0, limit / max(float((tooth @ LUMA).mean()), 1)))
+        tooth = tooth * min(1.0, 240 / float(tooth.max()))
         ambient = np.clip(bright / 190, 0.25, 1.15)
         flesh = np.array([165, 70, 75], np.float32) * ambient
         return cls(

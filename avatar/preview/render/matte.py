@@ -70,7 +70,7 @@ def _person(pixels: Array, points: Array, size: float, oval: Array) -> Array | N
 
     points: landmarks (468, 2) in pixels; size: face height, px; oval: uint8 mask of the face.
     """
-    if _flatness(pixels) < DRAWN:
+    if flatness(pixels) < DRAWN:
         matte = _segment(pixels, points, size)
         if matte[oval > 0].mean() >= TRUSTED:
             return matte
@@ -78,7 +78,7 @@ def _person(pixels: Array, points: Array, size: float, oval: Array) -> Array | N
     return matte if matte[oval > 0].mean() >= TRUSTED and matte.mean() <= LARGEST_PERSON else None
 
 
-def _flatness(pixels: Array) -> float:
+def flatness(pixels: Array) -> float:
     """Share of pixels that equal their neighbours: photographs up to 0.73, flat drawings from 0.76."""
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.int16)
     across, down = np.abs(np.diff(grey, axis=1))[:-1], np.abs(np.diff(grey, axis=0))[:, :-1]
