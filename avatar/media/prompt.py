@@ -11,8 +11,10 @@ from avatar.errors import BadInput
 _NO_SPACES = re.compile(
     r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff\u0e00-\u0eff]"
 )  # Chinese, Japanese, Korean, Thai, Lao
-_LETTERS_PER_TOKEN = 3  # of a word in an alphabet; the multilingual vocabulary needs one token for 4 to 5
-_SIGNS_A_TOKEN = 4  # the most signs of Chinese or Japanese that one token holds, but for rare set phrases
+_LETTERS_PER_TOKEN = (
+    3  # of a word in an alphabet, in a rare language; few words in common ones are cut at all
+)
+_SIGNS_A_TOKEN = 4  # of Chinese or Japanese, in a text of nothing but set phrases
 _MOST_CHARACTERS = 20_000
 
 
@@ -24,10 +26,7 @@ def check_prompt(prompt: str, max_tokens: int) -> tuple[str, tuple[str, ...]]:
     if not isinstance(prompt, str):
         raise BadInput("The prompt is not text.", "Write it as text, or leave it empty.")
     prompt = prompt.strip()
-    odd = {
-        char for char in prompt if unicodedata.category(char) in ("Cc", "Cs", "Cn") and char not in "\n\r\t"
-    }
-    if odd:
+    if any(unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\r\t" for char in prompt):
         raise BadInput(
             "The prompt holds characters that are no text.", "Type it again instead of pasting it."
         )
@@ -46,7 +45,7 @@ def check_prompt(prompt: str, max_tokens: int) -> tuple[str, tuple[str, ...]]:
 
 
 def count_tokens(prompt: str) -> tuple[int, int]:
-    """The fewest and the most tokens that a SentencePiece model of many languages may make of a prompt."""
+    """The fewest and the most tokens that a SentencePiece model may make of a prompt, by rule of thumb."""
     signs = len(_NO_SPACES.findall(prompt))
     words = _NO_SPACES.sub(" ", prompt).split()
     most = signs

@@ -27,6 +27,7 @@ _READABLE = "Use a WAV, MP3, M4A, OGG, FLAC, WebM or MP4 file."
 _QUIET_DBFS = -40.0  # below this peak the user is told
 _UNKNOWN_RIFF_BYTES = 0x7FFF_0000  # sizes above are placeholders of programs that write into a pipe
 _BAD_PACKETS = 0.02  # share of undecodable packets up to which a file is used nevertheless
+_GRACE_S = 1.0  # over the longest speech: coders add a little
 _MOST_CHANNELS = 8  # beyond, no speaker layout is agreed on, and the channels are averaged
 _TRUNCATED = 0.9  # share of the promised length below which a file counts as cut short
 
@@ -70,7 +71,7 @@ def write_speech(
         with source.open("rb") as file, _Track(file, name) as track:
             if _cut_short(source):
                 raise _damaged(name)
-            if track.promised_s is not None and track.promised_s > limits.max_speech_s + 1:
+            if track.promised_s is not None and track.promised_s > limits.max_speech_s + _GRACE_S:
                 raise _too_long(name, track.promised_s, limits)
             num_samples, peak = _write_samples(track, target, limits)
             return _judge(track, num_samples, peak, limits)
@@ -82,7 +83,7 @@ def write_speech(
 def _write_samples(track: _Track, target: Path, limits: Limits) -> tuple[int, int]:
     """Number of samples written and their largest magnitude."""
     num_samples = peak = 0
-    most = math.ceil(limits.max_speech_s * SOUND_HZ)
+    most = math.ceil((limits.max_speech_s + _GRACE_S) * SOUND_HZ)
     with wave.open(str(target), "wb") as out:
         out.setparams((1, 2, SOUND_HZ, 0, "NONE", ""))
         for samples in track.samples():

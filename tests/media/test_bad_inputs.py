@@ -186,12 +186,12 @@ CASES = [
     speech(
         "long.mp3", lambda p: write_sound(p, tone(5), 16_000, "libmp3lame"), r"too long", limits=Limits(3)
     ),
-    speech("long.aac", lambda p: write_sound(p, tone(3), 16_000, "aac"), r"too long", limits=Limits(2.5)),
+    speech("long.aac", lambda p: write_sound(p, tone(3), 16_000, "aac"), r"too long", limits=Limits(1.5)),
     speech(
         "long.ogg",
         lambda p: write_sound(p, tone(3, 48_000), 48_000, "libopus"),
         r"too long",
-        limits=Limits(2.5),
+        limits=Limits(1.5),
     ),
     speech(
         "fat.wav", lambda p: write_wav(p, tone(), 16_000), "too large: ", limits=Limits(max_speech_bytes=99)
