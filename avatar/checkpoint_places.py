@@ -156,7 +156,7 @@ def _missing(base: Path, layout: Layout) -> list[str]:
             continue
         try:
             shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             broken.append(f"{index} (unreadable)")
             continue
         folder = str(Path(index).parent)

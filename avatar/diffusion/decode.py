@@ -7,7 +7,7 @@ from torch import Tensor
 
 from avatar.geometry import BLOCK_LATENT_FRAMES, LEAD_IN_FRAMES
 from avatar.models.vae import VideoVAE
-from avatar.models.vae_stream import CausalDecoder, Pasts
+from avatar.models.vae_stream import Pasts
 
 PRIMING_LATENT_FRAMES = 7  # motion latents decoded before block 0, their frames dropped
 
@@ -15,15 +15,13 @@ PRIMING_LATENT_FRAMES = 7  # motion latents decoded before block 0, their frames
 class StreamingDecoder:
     """Decodes blocks in order; knows nothing of rollouts, segments or files.
 
-    compile: build one graph for a block of 3 latent frames; the first blocks then take a while.
+    compile: one graph for a block of 3 latent frames, built at the first use of a picture size.
     """
 
     def __init__(self, vae: VideoVAE, compile: bool = False) -> None:
-        on_cuda = vae.model.device.type == "cuda"
-        layout = torch.channels_last_3d if on_cuda else torch.contiguous_format
         self._vae = vae
-        self._decoder = CausalDecoder(vae.model, layout)
-        self._step = torch.compile(self._decoder, fullgraph=True, dynamic=False) if compile else self._decoder
+        self._decoder = vae.decoder
+        self._step = vae.compiled_decoder if compile else vae.decoder
         self._pasts: Pasts | None = None
         self._drop = 0
 

@@ -83,7 +83,8 @@ def _expected(base: Shapes, whole: dict[str, str], shapes: Shapes) -> Shapes:
     for name, shape in base.items():
         if not is_target(name, shape):
             continue
-        rank = shapes.get(f"{name} (lora_A)", shapes.get(f"{name} (lora_B)", (0, 0))[::-1])[0]
+        down, up = (shapes.get(f"{name} (lora_{side})", ()) for side in "AB")
+        rank = down[0] if down else up[-1] if up else 0
         if rank or name not in whole:
             expected[f"{name} (lora_A)"] = (rank, shape[1])
             expected[f"{name} (lora_B)"] = (shape[0], rank)

@@ -121,20 +121,17 @@ def _by(shape: Shape) -> str:
 
 
 def shard_files(folder: Path, stem: str) -> list[Path]:
-    """The files of a safetensors checkpoint: those that stem's index names, in order, else the only one.
+    """The shards that a safetensors checkpoint's index names, in order.
 
-    Raises: WeightsMissing when the index is unreadable, or naming every file of it that is absent.
+    Raises: WeightsMissing when the index is absent or unreadable, or naming every shard that is absent.
     """
     index = folder / f"{stem}.safetensors.index.json"
-    if not index.is_file():
-        single = folder / f"{stem}.safetensors"
-        if not single.is_file():
-            raise WeightsMissing(f"Neither {index.name} nor {single.name} is in the checkpoint.", FETCH_AGAIN)
-        return [single]
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsMissing(f"{index.name} is unreadable or no index of tensors.", FETCH_AGAIN) from error
+        raise WeightsMissing(
+            f"{index.name} is missing, unreadable or no index of tensors.", FETCH_AGAIN
+        ) from error
     absent = [name for name in names if not (folder / name).is_file()]
     if absent or not names:
         raise WeightsMissing(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor
+from torch._dynamo import config as dynamo_config
 
 from avatar.errors import WeightsMissing
 from avatar.models.tensor_files import (
@@ -18,7 +21,9 @@ from avatar.models.tensor_files import (
     read_pth,
     require_match,
 )
+from avatar.models.vae_stream import CausalDecoder, Pasts
 
+MAX_SHAPES = 128  # picture sizes of which a graph is kept; at PyTorch's default of 8 the next is an error
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -58,6 +63,18 @@ class VideoVAE:
     def decode(self, latents: Tensor) -> Tensor:
         """The whole video at once, float32 in -1..1; the slow twin of diffusion.decode."""
         return self.model.decode(self.denormalise(latents)).sample.float()
+
+    @cached_property
+    def decoder(self) -> CausalDecoder:
+        """The decoder with its causal past made explicit."""
+        on_cuda = self.model.device.type == "cuda"
+        return CausalDecoder(self.model, torch.channels_last_3d if on_cuda else torch.contiguous_format)
+
+    @cached_property
+    def compiled_decoder(self) -> Callable[[Tensor, Pasts], tuple[Tensor, Pasts]]:
+        """The same as one graph for each shape of latents; kept, so that the next video builds none."""
+        dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, MAX_SHAPES)
+        return torch.compile(self.decoder, fullgraph=True, dynamic=False)
 
     def denormalise(self, latents: Tensor) -> Tensor:
         """Normalised latents as the decoder reads them, on its device and in its dtype."""
