@@ -96,7 +96,7 @@ class Lips:
             float(local[topo.CHIN, 1]), float(self.lower_outer.max()) + 0.125 * self.frame.width
         )
         reach = float((self.lower_inner - self.seam).max())
-        self.neck_y = self.chin_y + max(0.30 * self.face_height, 1.3 * reach)
+        self.neck_y = self.chin_y + max(0.20 * self.face_height, 1.8 * reach)  # steeper would fold
 
     def _measure_curves(self, local: Array) -> None:
         def curve(indices: tuple[int, ...]) -> Array:
@@ -119,7 +119,8 @@ class Lips:
         gap = self.lower_inner - self.upper_inner
         line = self.upper_inner + np.minimum(0.45 * gap, 0.016 * self.face_height)
         level = float(line[np.abs(U.axis) < 1].mean())
-        flatten = 0.65 * self.gape * smoothstep((1.9 - np.abs(U.axis)) / 0.9)
+        agape = max(self.gape, float(np.clip((self.gap_px / self.frame.width - 0.20) / 0.25, 0, 1)))
+        flatten = 0.65 * agape * smoothstep((1.9 - np.abs(U.axis)) / 0.9)  # an open mouth's corners hang
         return lerp(line, level, flatten).astype(np.float32)
 
 
