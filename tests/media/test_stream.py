@@ -366,10 +366,16 @@ def test_segment_lengths(num_frames: int, segment_s: float) -> None:
 
 
 def test_memory_does_not_grow_in_twenty_minutes(ask: Ask) -> None:
+    class Endless(Source):
+        def frames(
+            self, request: Request, cancelled: Callable[[], bool]
+        ) -> Iterator[np.ndarray | Notice | Progress]:
+            second = moving(25, 64, 64)
+            yield from (second.copy() for _ in range(request.num_frames // 25))
+
     request = ask(20 * 60.0, segment_s=5.0)
-    source = Source(batch=25, size=(64, 64))
     process, resident = psutil.Process(), {}
-    for event in stream_frames(source, request):
+    for event in stream_frames(Endless(), request):
         if isinstance(event, Segment):
             event.path.unlink()
             minute = event.start_frame // 1500
