@@ -23,6 +23,7 @@ PREVIEW_REFUSES: Mapping[str, str] = {
     "num_clip": _NO_CLIPS,
     "sample_steps": "it has no denoising steps",
     "shift": "it has no denoising steps",
+    "sample_guide_scale": "it has no denoising steps",
     "enable_online_decode": _NO_MODEL,
     "offload_model": _NO_MODEL,
     "weight_dtype": _NO_MODEL,

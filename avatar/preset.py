@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from avatar.abilities import refuse_settings
 from avatar.errors import BadInput
-from avatar.geometry import FPS, Size
+from avatar.geometry import FPS, Size, output_size
 
 PRESETS_DIR = Path(__file__).resolve().parent.parent / "presets"
 
@@ -42,6 +42,7 @@ class Generation:
     num_clip: int = 0
     sample_steps: int = 4
     shift: float = 3.0
+    sample_guide_scale: float = 0.0
     seed: int = 0
     fps: int = FPS
     prompt: str = ""
@@ -135,7 +136,9 @@ def check(preset: Preset) -> None:
     Raises: BadInput naming the setting, what it may be, and what it was.
     """
     g, p = preset.generation, preset.parallel
-    Size.parse(g.size)
+    size = Size.parse(g.size)
+    if preset.engine == "diffusion":
+        output_size(size.width, size.height, size)  # refuses what is too small for the model's grid
     _must(
         g.infer_frames >= 16 and g.infer_frames % 4 == 0,
         "infer_frames",
@@ -145,6 +148,12 @@ def check(preset: Preset) -> None:
     _must(g.num_clip >= 0, "num_clip", g.num_clip, "0 (as long as the speech) or more")
     _must(1 <= g.sample_steps <= 8, "sample_steps", g.sample_steps, "from 1 to 8")
     _must(0.1 <= g.shift <= 20, "shift", g.shift, "from 0.1 to 20")
+    _must(
+        g.sample_guide_scale == 0,
+        "sample_guide_scale",
+        g.sample_guide_scale,
+        "0: the model is distilled, it was trained to run without guidance",
+    )
     _must(0 <= g.seed < 2**63, "seed", g.seed, "a whole number from 0 up")
     _must(g.fps == FPS, "fps", g.fps, f"{FPS}: the model knows no other rate")
     _must(p.num_gpus_dit >= 1, "num_gpus_dit", p.num_gpus_dit, "1 or more")

@@ -34,6 +34,13 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--sample_steps", type=int, metavar="N", help="denoising steps, 1 to 8")
     group.add_argument("--shift", type=float, metavar="X", help="shift of the sampler's timesteps")
+    group.add_argument(
+        "--sample_guide_scale",
+        "--guide_scale",
+        type=float,
+        metavar="X",
+        help="0 and nothing else: the model is distilled",
+    )
     group.add_argument("--seed", type=int, metavar="N", help="same seed and settings, same video")
     group.add_argument("--prompt", metavar="TEXT", help="what the picture shows and how the person speaks")
     on_or_off: dict[str, Any] = {"type": truth, "metavar": "True|False"}
@@ -56,6 +63,7 @@ FLAGS = (
     "num_clip",
     "sample_steps",
     "shift",
+    "sample_guide_scale",
     "seed",
     "prompt",
     "enable_online_decode",

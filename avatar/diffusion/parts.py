@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -38,38 +38,56 @@ class Conditioner(Protocol):
         ...
 
 
+Check = Callable[[], None]
+"""Called between two tensors while a model loads; raises Cancelled when the run was stopped."""
+
+
+def go_on() -> None:
+    """The check of a load that nobody stops."""
+
+
 @dataclass
 class Parts:
-    """What a generation works with. transformer: None after it was released."""
+    """What a generation works with.
+
+    make_transformer: from a checkpoint, or random. transformer: None before it is made, and once released.
+    """
 
     device: torch.device
     dtype: torch.dtype
     vae: VideoVAE
     conditions: Conditioner
-    files: CheckpointFiles | None = None
+    make_transformer: Callable[[Check], StreamingTransformer]
     transformer: StreamingTransformer | None = None
 
     @classmethod
-    def load(cls, memory: Memory, ckpt_dir: Path | None) -> Parts:
-        """Load the side models; the transformer comes with load_transformer. Raises: WeightsMissing."""
-        files = open_checkpoint(ckpt_dir)
+    def load(cls, memory: Memory, files: CheckpointFiles, check: Check = go_on) -> Parts:
+        """Load the side models; the transformer comes with load_transformer.
+
+        Raises: WeightsMissing, what check raises.
+        """
         device, dtype = best_device(), DTYPES[memory.weight_dtype]
+        check()
         vae = VideoVAE.load(files.vae, device, dtype)
+        check()
         speech = SpeechEncoder.load(files.speech_encoder, device, torch.float32)
         text_device = device if memory.text_encoder == "gpu" else torch.device("cpu")
         conditions = ConditionEncoder(files, vae, speech, text_device=text_device, text_dtype=dtype)
-        return cls(device, dtype, vae, conditions, files)
 
-    def load_transformer(self) -> StreamingTransformer:
-        """The transformer, loaded if it is not. Raises: WeightsMissing."""
+        def make(check: Check) -> StreamingTransformer:
+            return load_transformer(files, device, dtype, place=lambda *_: check())
+
+        return cls(device, dtype, vae, conditions, make)
+
+    def load_transformer(self, check: Check = go_on) -> StreamingTransformer:
+        """The transformer, made if it is not there. Raises: WeightsMissing, what check raises."""
         if self.transformer is None:
-            assert self.files is not None
             log.info("loading the transformer")
-            self.transformer = load_transformer(self.files, self.device, self.dtype).fuse()
+            self.transformer = self.make_transformer(check).fuse()
         return self.transformer
 
     def release_transformer(self) -> None:
-        """Give the transformer's memory back; the next run loads it again."""
+        """Give the transformer's memory back; the next run makes it again."""
         self.transformer = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -14,56 +14,81 @@ from avatar.diffusion.conditions import SpeechTrack
 from avatar.diffusion.decode import StreamingDecoder
 from avatar.diffusion.denoise import Conditions, LocalDenoiser
 from avatar.diffusion.layer_stack import Pieces
-from avatar.diffusion.parts import Parts
+from avatar.diffusion.parts import Check, Parts
 from avatar.diffusion.rollout import rollout
 from avatar.diffusion.schedule import Schedule
 from avatar.engine import Frames
-from avatar.errors import Cancelled
+from avatar.errors import BadInput, Cancelled, DoesNotFit
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import Geometry, Size, num_blocks, output_size
 from avatar.media.speech import SpeechReader
-from avatar.preset import Preset
+from avatar.memory.plan import gib
+from avatar.memory.planner import TINY_BYTES
+from avatar.models.checkpoint import CheckpointFiles, open_checkpoint
+from avatar.models.text_encoder import PromptTokenizer
+from avatar.models.tiny import build_tiny_checkpoint
+from avatar.preset import Memory, Preset
 from avatar.request import Request
 
 log = logging.getLogger(__name__)
 
+TINY_FOLDER = "self-test"  # in the run's own folder
+SELF_TEST_LABEL = "self-test: noise"
+
 
 class DiffusionSource:
-    """Live Avatar on one device; its models stay loaded between requests."""
+    """Live Avatar on one device; its models stay loaded between requests.
 
-    label = ""
+    The self-test's preset takes a toy checkpoint: the named one, or one built for each run in its own folder.
+    """
 
     def __init__(self, preset: Preset, weights: Path | None = None) -> None:
-        """preset: decides how the models are held. weights: the checkpoint folder, when it was named."""
-        self._memory, self._weights = preset.memory, weights
+        """preset: whether it is the self-test's decides. weights: the checkpoint folder, when it was named."""
+        self._is_tiny = preset.requires.weights == "tiny"
+        self._weights = weights
         self._parts: Parts | None = None
+        self._held: tuple[str, str] | None = None  # the settings that the parts were loaded with
         self.pieces = Pieces()
-        if preset.requires.weights == "tiny":
-            self.label = "self-test: noise"
+        self.label = SELF_TEST_LABEL if self._is_tiny else ""
 
     @classmethod
     def of(cls, parts: Parts, preset: Preset) -> DiffusionSource:
-        """A source over parts that are made already."""
+        """A source over parts that are made already, as the preset holds them."""
         source = cls(preset)
-        source._use(parts)
+        source._use(parts, preset.memory)
         return source
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
         """Yield uint8 (T, H, W, 3) RGB, a block at a time. Raises: AvatarError, Cancelled."""
-        yield Progress(Phase.LOADING)
-        parts = self._loaded()
-        yield Progress(Phase.ENCODING)
-        if cancelled():
-            raise Cancelled("The run was stopped.")
-        with SpeechReader(request.speech) as speech:
-            size = video_size(request)
-            track = SpeechTrack(speech.listen, speech.num_samples_16k)
-            conditions = parts.conditions.encode(request.portrait, request.prompt, size, [track])
-            yield Progress(Phase.GENERATING)
-            left = request.num_frames
-            for frames in self._decoded(parts, request, size, conditions, cancelled):
-                yield frames[:left].cpu().numpy()
-                left -= len(frames)
+        check = checking(cancelled)
+        builds = self._is_tiny and self._weights is None
+        try:
+            yield Progress(Phase.LOADING)
+            parts = self._loaded(request, check)
+            yield Progress(Phase.ENCODING)
+            check()
+            with SpeechReader(request.speech) as speech:
+                size = video_size(request)
+                track = SpeechTrack(speech.listen, speech.num_samples_16k)
+                conditions = parts.conditions.encode(request.portrait, request.prompt, size, [track])
+                yield Progress(Phase.GENERATING)
+                left = request.num_frames
+                for frames in self._decoded(parts, request, size, conditions, cancelled):
+                    yield frames[:left].cpu().numpy()
+                    left -= len(frames)
+        except torch.OutOfMemoryError as error:
+            self._parts = None
+            raise DoesNotFit(
+                "The GPU ran out of memory.",
+                "Close other programs that use it, or take a smaller size, fewer infer_frames or fewer steps.",
+            ) from error
+        finally:
+            if builds:
+                self._parts = None  # its files go with the run's folder
+
+    def close(self) -> None:
+        """See FrameSource."""
+        self._parts = None
 
     def _decoded(
         self,
@@ -79,10 +104,10 @@ class DiffusionSource:
         if not request.preset.memory.enable_online_decode:
             latents = iter([block.cpu() for block in latents])
             parts.release_transformer()
+        check = checking(cancelled)
         decoder.prime(conditions.motion)
         for block in latents:
-            if cancelled():
-                raise Cancelled("The run was stopped.")
+            check()
             yield decoder.decode(block)
 
     def _latents(
@@ -93,6 +118,7 @@ class DiffusionSource:
         conditions: Conditions,
         cancelled: Callable[[], bool],
     ) -> Iterator[Tensor]:
+        """Latents of each block; the rings live as long as this iterator."""
         generation = request.preset.generation
         denoiser = LocalDenoiser(
             parts.load_transformer(),
@@ -109,21 +135,49 @@ class DiffusionSource:
             cancelled=cancelled,
         )
 
-    def _loaded(self) -> Parts:
-        if self._parts is None:
-            self._use(Parts.load(self._memory, self._weights))
+    def _loaded(self, request: Request, check: Check) -> Parts:
+        """All models, loaded unless they are held as this request wants them; the prompt is measured first."""
+        memory = request.preset.memory
+        if self._parts is None or self._held != held_as(memory):
+            self._parts = None
+            files = self._files(request)
+            PromptTokenizer(files.tokenizer)(request.prompt)
+            self._use(Parts.load(memory, files, check), memory)
         assert self._parts is not None
-        self._parts.load_transformer()
+        self._parts.load_transformer(check)
         return self._parts
 
-    def _use(self, parts: Parts) -> None:
-        self._parts = parts
-        if parts.device.type == "cuda":
-            self.pieces = Pieces.compiled()
+    def _files(self, request: Request) -> CheckpointFiles:
+        """The checkpoint; the self-test's must be a toy one. Raises: WeightsMissing, BadInput."""
+        if not self._is_tiny:
+            return open_checkpoint(self._weights)
+        files = open_checkpoint(self._weights or build_tiny_checkpoint(request.work / TINY_FOLDER))
+        num_bytes = sum(shard.stat().st_size for shard in files.shards)
+        if num_bytes > TINY_BYTES:
+            raise BadInput(
+                f"The self-test runs a toy model; these weights take {gib(num_bytes)}.",
+                "Leave out --ckpt_dir, or choose another preset.",
+            )
+        return files
 
-    def close(self) -> None:
-        """See FrameSource."""
-        self._parts = None
+    def _use(self, parts: Parts, memory: Memory) -> None:
+        self._parts, self._held = parts, held_as(memory)
+        self.pieces = Pieces.compiled() if parts.device.type == "cuda" else Pieces()
+
+
+def checking(cancelled: Callable[[], bool]) -> Check:
+    """What raises Cancelled when cancelled() says yes."""
+
+    def check() -> None:
+        if cancelled():
+            raise Cancelled("The run was stopped.")
+
+    return check
+
+
+def held_as(memory: Memory) -> tuple[str, str]:
+    """The settings that decide how models are loaded; the others may change from run to run."""
+    return memory.weight_dtype, memory.text_encoder
 
 
 def video_size(request: Request) -> Size:
