@@ -12,7 +12,10 @@ from avatar.preview import topology as at
 from avatar.preview.face import Face
 from avatar.preview.pose import Articulation, Pose
 from avatar.preview.render import Renderer, frame_size, framed
+from avatar.preview.render.eyes import eyes_of
+from avatar.preview.render.interior import Palette
 from avatar.preview.render.lips import Lips, U, lip_targets
+from avatar.preview.render.matte import Layers, background_share
 from avatar.preview.render.mouth import MouthWarper
 from tests.preview.filming import eye_opening, framed_portrait, inner_gap, look, renderer
 from tests.preview.pictures import PORTRAITS
@@ -259,3 +262,53 @@ def test_framing_takes_the_face_along(width: int, height: int) -> None:
     assert frame.shape[1] / frame.shape[0] == pytest.approx(width / height, rel=0.02)
     y, x = np.argwhere(frame[..., 0] < 60).mean(axis=0)
     assert face.landmarks[0, :2] == pytest.approx((x, y), abs=1.5)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_person_over_the_plate_is_the_portrait(name: str) -> None:
+    """Both layers, put together unmoved, give every pixel back within rounding."""
+    image, face = framed_portrait(name)
+    box = renderer(name).box
+    layers = Layers(image, face, box)
+    assert layers.separate
+    opacity = layers.person[..., 3]
+    together = layers.person[..., :3].astype(int) + background_share(layers.plate, opacity)
+    original = image[box[1] : box[3], box[0] : box[2]]
+    assert np.abs(together - original).max() <= 1
+    assert 0.1 < (opacity > 127).mean() < 0.9
+    oval = face.landmarks[list(at.FACE_OVAL), :2].mean(axis=0).astype(int) - box[:2]
+    assert opacity[oval[1], oval[0]] == 255
+
+
+def test_without_a_person_to_tell_apart_all_moves_together() -> None:
+    """A face that is one with its background is not cut out; the mask still ends within reach of the head."""
+    _, face = framed_portrait("mara")
+    noise = np.random.default_rng(0).integers(100, 130, (572, 456, 3), dtype=np.uint8)
+    draw = Renderer(noise, face)
+    assert not draw.layered
+    frame = draw.frame(AA, Pose(yaw=0.2))
+    assert np.array_equal(frame[~draw.head_mask], noise[~draw.head_mask])
+
+
+def test_drawn_eyes_without_lids_stay_open() -> None:
+    """Where the skin above the eye is white, as in a cartoon's round eyes, a blink would show blank eyes."""
+    image, face = framed_portrait("mara")
+    goggled = image.copy()
+    for corners in (at.LEFT_EYE_CORNERS, at.RIGHT_EYE_CORNERS):
+        x, y = face.landmarks[list(corners), :2].mean(axis=0).astype(int)
+        goggled[y - 40 : y + 4, x - 30 : x + 30] = 255
+    assert [eye.blinks for eye in eyes_of(image, face)] == [True, True]
+    assert [eye.blinks for eye in eyes_of(goggled, face)] == [False, False]
+
+
+def test_teeth_take_the_light() -> None:
+    """The same face in warm light has warm teeth; in a darker picture they are darker."""
+    image, face = framed_portrait("astronaut")
+    warm = np.clip(image * [1.0, 0.85, 0.55], 0, 255).astype(np.uint8)
+    dark = (image * 0.4).astype(np.uint8)
+    lips = Lips(face)
+    plain, warmed, dimmed = (
+        Palette.of(picture, face, lips).tooth.mean(axis=0) for picture in (image, warm, dark)
+    )
+    assert warmed[2] / warmed[0] < 0.9 * plain[2] / plain[0]
+    assert dimmed.mean() < 0.6 * plain.mean()

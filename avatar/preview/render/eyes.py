@@ -14,6 +14,8 @@ from avatar.preview.render.shaping import Array, Box, Rows, bounding_box, smooth
 
 U = Rows(-1.35, 1.35, 65)  # along the eye, in half eye widths
 LASH = 0.04  # the lid's edge lies this far below its landmarks, in eye openings
+WATERLINE = 0.06  # the eyeball ends this far below the lower lid's landmarks, in eye openings
+LASHES = 0.14  # as far below the lid lashes and their shadow reach at most, in eye openings
 LEAST_WIDTH_PX = 8
 BALL_RADIUS = 2.05  # of the eyeball, in iris radii
 LID_FOLLOWS = 0.8  # how far the upper lid goes along with the iris, up and down
@@ -81,6 +83,7 @@ class Eye:
         self._measure_lids(points, side)
         self._find_lid_skin(image)
         self._measure_iris(face, side)
+        self.lids = np.column_stack([self.upper, self.lower])
         self.curves = np.column_stack(
             [self.upper, self.lower, self.brow, self.lash_height, *self._lid_fill(image)]
         ).astype(np.float32)
@@ -175,7 +178,7 @@ class Eye:
         y = dx * self.down[0] + dy * self.down[1]
         upper, lower, brow, lash_height, share, *fill = U.read(self.curves, u)
         opening = lower - upper
-        lash, meet = upper + LASH * opening, lower + 0.06 * opening
+        lash, meet = upper + LASH * opening, lower + WATERLINE * opening
         follow = LID_FOLLOWS * down * (1 - blink) * np.clip(1.15 - u * u, 0, 1)
         lid = lash + blink * (meet - lash) + follow
         side = np.clip((1.35 - np.abs(u)) / 0.15, 0, 1)
@@ -189,12 +192,12 @@ class Eye:
         middle = (lid + meet) / 2
         skin = np.where(y <= middle, above, pouch) * side
         ball = np.clip(np.minimum(y - lid, meet - y) + 0.5, 0, 1) * (np.abs(u) < 1.1)
-        weight = self._ball_weight(u, y, lid, meet)
+        ball_across, ball_down = self._ball_shift(u, y, across, down)
         return EyeWarp(
             -skin * self.down[0],
             -skin * self.down[1],
-            -weight * (across * self.right[0] + down * self.down[0]),
-            -weight * (across * self.right[1] + down * self.down[1]),
+            ball_across * self.right[0] + ball_down * self.down[0],
+            ball_across * self.right[1] + ball_down * self.down[1],
             ball,
             self._lid_paint(blink, y - lid, from_brow, u, share, fill) if blink >= 0.02 else None,
         )
@@ -207,17 +210,23 @@ class Eye:
         covered = blink * side * smoothstep(from_brow / 0.7) * np.clip(1 - below_lid, 0, 1)
         return ShutLid(cv2.merge(fill), share * covered, 1 - LASH_SHADE * blink**2 * lashes * side)
 
-    def _ball_weight(self, u: Array, y: Array, lid: Array, meet: Array) -> Array:
-        """How far a place goes along with the iris: 1 on it, 0 at the corners and, steeply, at the lids."""
-        x = u * self.half_width - np.float32(self.iris_x if self.iris_radius else 0)
-        room = (
-            np.where(x < 0, self.half_width + self.iris_x, self.half_width - self.iris_x)
-            if self.iris_radius
-            else 1
-        )
+    def _ball_shift(self, u: Array, y: Array, across: float, down: float) -> tuple[Array, Array]:
+        """Where the eyeball's pixels come from, along and down the eye, px from each place.
+
+        The iris moves as one, the white gives way towards the corners, and no lash is taken along.
+        """
+        if not (across or down):
+            return np.zeros_like(u), np.zeros_like(u)
+        x = u * self.half_width - np.float32(self.iris_x)
+        room = np.where(x < 0, self.half_width + self.iris_x, self.half_width - self.iris_x)
         beyond = (np.abs(x) - self.iris_radius) / np.maximum(room - self.iris_radius, 1)
-        edge = max(1.5, 0.06 * self.opening)
-        return (1 - smoothstep(beyond)) * np.clip((y - lid) / edge, 0, 1) * np.clip((meet - y) / edge, 0, 1)
+        weight = 1 - smoothstep(beyond)
+        from_across, from_down = -across * weight, -down * weight
+        upper, lower = U.read(self.lids, u + from_across / self.half_width)
+        opening = lower - upper
+        clear = np.minimum(LASHES * opening, 0.7 * abs(across) + 1.3 * abs(down)) * weight
+        top, bottom = upper + LASH * opening + clear, lower + WATERLINE * opening - 0.5 * clear
+        return from_across, np.clip(y + from_down, top, np.maximum(bottom, top)) - y
 
 
 def eyes_of(image: Array, face: Face) -> list[Eye]:

@@ -55,7 +55,7 @@ class Layers:
         )
         self.plate = _filled_behind(pixels, matte, size)
         matte = _consistent(pixels, self.plate, matte)
-        opacity = np.round(255 * matte).astype(np.uint8)
+        opacity = np.ceil(255 * matte).astype(np.uint8)
         colour = cv2.subtract(pixels, background_share(self.plate, opacity))
         self.person = np.dstack([colour, opacity])
 
@@ -168,7 +168,7 @@ def _filled_behind(pixels: Array, matte: Array, size: float) -> Array:
 def _consistent(pixels: Array, plate: Array, matte: Array) -> Array:
     """The matte raised to where some person's colour over the plate can give the pixel's colour at all."""
     pixel, behind = pixels.astype(np.float32), plate.astype(np.float32)
-    darker = 1 - pixel / np.maximum(behind, 1)
-    brighter = 1 - (255 - pixel) / np.maximum(255 - behind, 1)
+    darker = (behind - pixel) / np.maximum(behind, 1)
+    brighter = (pixel - behind) / np.maximum(255 - behind, 1)
     least = np.maximum(darker, brighter).max(axis=2)
-    return np.where(matte > 0, np.clip(np.maximum(matte, least), 0, 1), 0)
+    return np.clip(np.maximum(matte, least), 0, 1)
