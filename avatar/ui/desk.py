@@ -170,7 +170,7 @@ class Desk:
         """Cancel a run, wherever it stands."""
         run.cancel()
         with self._changed:
-            self._changed.notify_all()
+            self._drop_cancelled()
 
     def _work(self) -> None:
         while True:

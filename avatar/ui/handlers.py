@@ -28,7 +28,9 @@ def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
     """Connect every event of the page; called inside the Blocks."""
     p, visits = parts, Visits(studio)
     page = Page(parts, studio, visits)
-    direct: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    direct = {**quiet, "queue": False}  # at once; but an error would not be shown
+    queued = {**quiet, "concurrency_limit": None}
     form = list(p.form.values())
     form_parts = [p.prompt, *form, p.form_note, p.plan]
 
@@ -46,11 +48,14 @@ def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
     ]
     demo.load(told(page.opened), [p.saved], opened, **direct)
     demo.unload(page.closed)
-    p.portrait.change(told(page.portrait_changed), [p.portrait, p.preset], [p.points], **direct)
-    p.presets.select(told(page.preset_chosen), None, [p.preset, p.presets, *form_parts], **direct)
+    p.portrait.change(told(page.portrait_changed), [p.portrait, p.preset], [p.points], **queued)
     kept = [p.preset, p.prompt, *form]
-    gr.on([part.change for part in form], told(page.form_changed), [p.preset, *form], [p.plan], **direct)
-    gr.on([part.change for part in kept], page.keep, [p.saved, *kept], [p.saved], **direct)
+    keep: dict[str, Any] = {"fn": page.keep, "inputs": [p.saved, *kept], "outputs": [p.saved], **direct}
+    p.presets.select(told(page.preset_chosen), None, [p.preset, p.presets, *form_parts], **queued).success(
+        **keep
+    )
+    gr.on([part.input for part in form], told(page.form_changed), [p.preset, *form], [p.plan], **direct)
+    gr.on([part.input for part in (p.prompt, *form)], **keep)
 
     press = told(page.generate.press)
     run: dict[str, Any] = {
@@ -62,12 +67,12 @@ def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
         "api_visibility": "private",
     }
     p.generate.click(press, **run)
-    fill = p.examples.select(told(page.example_chosen), None, [p.portrait, p.speech, p.points], **direct)
+    fill = p.examples.select(told(page.example_chosen), None, [p.portrait, p.speech, p.points], **queued)
     fill.success(press, **run)
     p.stop.click(page.stop_pressed, None, [p.stop], **direct)
     p.replay.click(page.replay, None, [p.live, p.final, p.replay], **direct)
     p.live.end(page.replay, None, [p.live, p.final, p.replay], **direct)
-    p.shelf.select(told(page.shelf_pressed), [p.owner], [p.shelf, p.preset, p.presets, *form_parts], **direct)
+    p.shelf.select(told(page.shelf_pressed), [p.owner], [p.shelf, p.preset, p.presets, *form_parts], **queued)
     gr.Timer(TICK_S).tick(page.tick, None, [p.gauges], **direct)
 
 

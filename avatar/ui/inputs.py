@@ -1,4 +1,4 @@
-"""Gradio's pickers of pictures and sounds, made to hand over the file itself: intake says if it is any good."""
+"""Gradio's pickers of pictures and sounds, made to hand over the file itself: intake says if it is good."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from avatar.ui.inputs import portrait_picker, speech_picker
 from avatar.ui.studio import Studio
 from avatar.ui.theme import css, script, theme
 
-word = browser_table()  # a function from a key to text that the browser translates
+word: Any = browser_table()  # a function from a key to text that the browser translates
 
 LAYOUTS = ["local", "layers", "timesteps", "ulysses", "fsdp"]
 SIZES = ["1280*720", "720*1280", "704*704", "704*384", "688*368", "512*512", "384*256"]
@@ -144,8 +144,7 @@ def _inputs(studio: Studio) -> dict[str, Any]:
                     waveform_color="#b8ac9c", waveform_progress_color="#d65a3a", show_recording_waveform=True
                 ),
             )
-    with gr.Group(elem_classes="points-block"):
-        parts["points"] = points.editor("points")
+    parts["points"] = points.editor("points")
     parts["prompt"] = gr.Textbox(
         label=word("prompt"),
         placeholder=word("prompt_hint"),
@@ -218,7 +217,7 @@ def _output() -> dict[str, Any]:
             apply_default_css=False,
             elem_id="stage-empty",
         )
-        video = {"show_label": False, "interactive": False, "buttons": []}
+        video: dict[str, Any] = {"show_label": False, "interactive": False, "buttons": []}
         parts["live"] = gr.Video(
             label=word("live"), streaming=True, autoplay=True, visible=False, elem_id="live", **video
         )

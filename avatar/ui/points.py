@@ -27,15 +27,15 @@ POINTS = (
     "outer_lip_bottom",
     "chin",
 )
-# Where the points start when nothing is known: a mouth in the middle of the lower half.
+# Where the points start when nothing is known: far enough apart to be told and taken apart.
 START: Mapping[str, tuple[float, float]] = {
-    "mouth_left": (0.42, 0.62),
-    "mouth_right": (0.58, 0.62),
+    "mouth_left": (0.37, 0.64),
+    "mouth_right": (0.63, 0.64),
     "inner_lip_top": (0.5, 0.61),
-    "inner_lip_bottom": (0.5, 0.635),
-    "outer_lip_top": (0.5, 0.585),
-    "outer_lip_bottom": (0.5, 0.665),
-    "chin": (0.5, 0.78),
+    "inner_lip_bottom": (0.5, 0.67),
+    "outer_lip_top": (0.5, 0.55),
+    "outer_lip_bottom": (0.5, 0.73),
+    "chin": (0.5, 0.86),
 }
 EDITOR_PX = 1024  # longer side of the picture in the editor
 
@@ -84,7 +84,6 @@ def editor(elem_id: str) -> gr.HTML:
         js_on_load=script("points.js"),
         apply_default_css=False,
         elem_id=elem_id,
-        visible=True,
         image="",
         words={},
     )

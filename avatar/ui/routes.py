@@ -13,7 +13,7 @@ KEEP = {"Cache-Control": "private, max-age=86400"}
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """GET only; nothing but the gallery's entries and the bundled portraits is served, whatever is asked for."""
+    """GET only; nothing but the gallery's entries and the bundled portraits is ever served."""
 
     async def output(request: Request) -> FileResponse:
         path = studio.gallery.file(request.path_params["id"], request.path_params["name"])

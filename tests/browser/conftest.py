@@ -6,9 +6,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
-from visiting import CHROMIUM, CHROMIUM_ARGUMENTS, Server, Visitor, open_page, start_server
+from visiting import CHROMIUM, CHROMIUM_ARGUMENTS, SPEECH, Server, Visitor, open_page, start_server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,3 +48,22 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visitor]]:
     yield visit_page
     for context in contexts:
         context.close()
+
+
+@pytest.fixture(scope="session")
+def long_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A minute of speech, so that there is time to leave."""
+    sound, rate = soundfile.read(SPEECH)
+    path = tmp_path_factory.mktemp("speech") / "long.wav"
+    soundfile.write(path, np.tile(sound, 5), rate)
+    return path
+
+
+@pytest.fixture(scope="session")
+def short_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds of a buzz in syllables."""
+    t = np.arange(2 * 16_000) / 16_000
+    sound = 0.4 * np.sign(np.sin(2 * np.pi * 140 * t)) * (np.sin(2 * np.pi * 3 * t) > 0)
+    path = tmp_path_factory.mktemp("speech") / "buzz.wav"
+    soundfile.write(path, sound, 16_000)
+    return path

@@ -17,7 +17,6 @@ from playwright.sync_api import Browser, BrowserContext, Page
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTRAIT = ROOT / "assets" / "portraits" / "astronaut.jpg"
-DRAWING = ROOT / "assets" / "portraits" / "fox.png"
 SPEECH = ROOT / "assets" / "speech" / "hello-en.flac"  # 12.6 s
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 CHROMIUM_ARGUMENTS = [
@@ -30,7 +29,7 @@ CHROMIUM_ARGUMENTS = [
     "--disable-sync",
     "--autoplay-policy=no-user-gesture-required",
 ]
-PATIENCE_MS = 60_000  # for anything: a slow machine must not decide a test
+PATIENCE_MS = 40_000  # for anything: a slow machine must not decide a test
 
 
 @dataclass
@@ -110,10 +109,12 @@ class Visitor:
         """Upload both, and wait until the page shows them."""
         self.page.set_input_files("#portrait input[type=file]", portrait)
         self.page.set_input_files("#speech input[type=file]", speech)
-        self.page.wait_for_selector(
-            "#speech #waveform, #speech audio, #speech .waveform-container", state="attached"
-        )
         self.page.wait_for_selector("#portrait img")
+        self.wait_speech()
+
+    def wait_speech(self) -> None:
+        """Until the page shows the speech."""
+        self.page.wait_for_selector("#speech .waveform-container, #speech audio", state="attached")
 
     def generate(self) -> None:
         self.page.click("#generate:enabled")

@@ -4,16 +4,16 @@ const root = element.querySelector(".points");
 const order = ["mouth_left", "outer_lip_top", "mouth_right", "outer_lip_bottom"];
 const inner = ["mouth_left", "inner_lip_top", "mouth_right", "inner_lip_bottom"];
 const names = [...new Set([...order, ...inner]), "chin"];
-const fineStep = 0.002, coarseStep = 0.01;
+const fineStep = 0.002, coarseStep = 0.01, reachPx = 30;
 let drawn = "";
 
 function draw() {
   const value = props.value;
   const asked = Boolean(props.image && value && value.points);
-  element.closest(".points-block")?.toggleAttribute("data-asked", asked);
+  element.closest("#points").toggleAttribute("data-asked", asked);
   root.hidden = !asked;
   if (!asked) { drawn = ""; root.replaceChildren(); return; }
-  if (drawn !== props.image) { build(); drawn = props.image; root.scrollIntoView({ block: "nearest", behavior: "smooth" }); }
+  if (drawn !== props.image) { build(); drawn = props.image; root.scrollIntoView({ block: "nearest" }); }
   place();
 }
 
@@ -35,6 +35,7 @@ function build() {
   const skip = root.querySelector("input");
   skip.checked = props.value.head_only;
   skip.addEventListener("change", () => { props.value = { ...props.value, head_only: skip.checked }; place(); });
+  root.querySelector(".points-picture").addEventListener("pointerdown", grab);
   for (const name of names) {
     const handle = document.createElement("button");
     handle.type = "button";
@@ -42,7 +43,6 @@ function build() {
     handle.dataset.point = name;
     handle.setAttribute("aria-label", words[name]);
     handle.title = words[name];
-    handle.addEventListener("pointerdown", grab);
     handle.addEventListener("keydown", nudge);
     root.querySelector(".points-picture").append(handle);
   }
@@ -75,9 +75,17 @@ function keep(points) {
   place(points);
 }
 
+// The handle nearest to where it was pressed: lips lie close together, and the topmost may not be the one meant.
+function nearest(event, box) {
+  const far = ([x, y]) => Math.hypot(event.clientX - box.left - x * box.width, event.clientY - box.top - y * box.height);
+  const name = names.reduce((best, other) => far(props.value.points[other]) < far(props.value.points[best]) ? other : best);
+  return far(props.value.points[name]) <= reachPx ? root.querySelector(`.handle[data-point="${name}"]`) : null;
+}
+
 function grab(event) {
-  const handle = event.currentTarget;
-  const box = root.querySelector(".points-picture").getBoundingClientRect();
+  const box = event.currentTarget.getBoundingClientRect();
+  const handle = props.value.head_only ? null : nearest(event, box);
+  if (!handle) return;
   const [x, y] = props.value.points[handle.dataset.point];
   const offset = [event.clientX - box.left - x * box.width, event.clientY - box.top - y * box.height];
   let points = props.value.points;

@@ -1,0 +1,88 @@
+"""The endpoints for programs, by gradio_client."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+from gradio_client import Client, exceptions, handle_file
+from visiting import PORTRAIT, Server, wait_until
+
+LEAKS = re.compile(r"Traceback|File \"|/tmp/|/home/|/work/|site-packages")
+
+
+@pytest.fixture(scope="module")
+def client(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    return Client(server.url, verbose=False, download_files=str(tmp_path_factory.mktemp("client")))
+
+
+def test_only_the_named_endpoints_are_public(client: Client):
+    api = client.view_api(return_format="dict", print_info=False)
+    assert set(api["named_endpoints"]) == {"/generate", "/presets", "/plan", "/gauges"}
+    assert not api["unnamed_endpoints"]
+
+
+def test_generate_returns_the_finished_file(client: Client, server: Server, short_speech: Path):
+    before = server.videos()
+    video = client.predict(
+        handle_file(str(PORTRAIT)),
+        handle_file(str(short_speech)),
+        "auto",
+        "",
+        {"seed": 7, "size": "256*256"},
+        None,
+        api_name="/generate",
+    )
+    [kept] = [path for path in server.videos() if path not in before]
+    assert hashlib.sha256(Path(video).read_bytes()).digest() == hashlib.sha256(kept.read_bytes()).digest()
+    wait_until(lambda: not server.leftovers(), "temporary files are gone")
+
+
+def test_presets_tell_what_is_missing(client: Client):
+    presets = {preset["name"]: preset for preset in client.predict(api_name="/presets")}
+    assert presets["cpu-preview"]["availability"]["ok"]
+    assert presets["auto"]["engine"] == "auto"
+    assert presets["80gb"]["requires"]["num_gpus"] == 1
+
+
+def test_plan(client: Client):
+    answer = client.predict("80gb", {"sample_steps": 3}, api_name="/plan")
+    assert answer["plan"]["gpus"]
+    assert answer["plan"]["gpus"][0]["peak_bytes"] > 10e9
+
+
+def test_gauges(client: Client):
+    reading = client.predict(api_name="/gauges")
+    assert reading["host"]["ram_total_bytes"] > 1e9
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "says"),
+    [
+        ("auto", {"sede": 1}, "seed"),
+        ("auto", {"size": "large"}, "size"),
+        ("cpu-preview", {"sample_steps": 2}, "sample_steps"),
+        ("nonesuch", {}, "nonesuch"),
+    ],
+)
+def test_errors_come_in_words(client: Client, preset, settings, says):
+    with pytest.raises(exceptions.AppError) as raised:
+        client.predict(preset, settings, api_name="/plan")
+    assert says in str(raised.value)
+    assert not LEAKS.search(str(raised.value))
+
+
+def test_files_of_the_server_cannot_be_named(client: Client, server: Server):
+    with pytest.raises(Exception) as raised:
+        client.predict(
+            {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}},
+            {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}},
+            "auto",
+            "",
+            {},
+            None,
+            api_name="/generate",
+        )
+    assert "root:" not in str(raised.value)

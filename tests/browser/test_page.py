@@ -1,0 +1,149 @@
+"""The page itself: language, width, keyboard, memory, presets, gallery."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from visiting import Server, Visitor, start_server, wait_until
+
+Visit = Callable[..., Visitor]
+
+
+def make_video(visitor: Visitor) -> None:
+    """A short one: an example, stopped when it has begun."""
+    visitor.page.locator(".example").first.click()
+    visitor.wait_state("running")
+    visitor.page.wait_for_function("document.querySelector('#live video')?.currentTime > 0.2")
+    visitor.page.click("#stop:enabled")
+    visitor.wait_state("stopped", "done")
+
+
+def test_auto_is_chosen_and_resolves_to_the_preview(server: Server, visit: Visit):
+    page = visit(server.url).page
+    chosen = page.locator('.card[aria-checked="true"]')
+    assert chosen.get_attribute("data-id") == "auto"
+    assert "Preview on the CPU" in chosen.inner_text()
+    other = page.locator('.card[data-id="80gb"]')
+    page.click(".presets summary")
+    assert "Missing" in other.inner_text()
+    assert "GPU" in other.inner_text()
+
+
+def test_a_preset_fills_the_settings_and_they_survive_a_reload(server: Server, visit: Visit):
+    visitor = visit(server.url)
+    page = visitor.page
+    page.click("#advanced > button")
+    assert page.is_visible("#advanced >> text=Random seed") or page.is_visible("#advanced >> text=Seed")
+    assert not page.is_visible("#advanced >> text=Sampling steps")  # the preview has none
+    page.click(".presets summary")
+    page.click('.card[data-id="4x4090-low-vram"]')
+    page.wait_for_selector("#advanced >> text=Sampling steps")
+    assert (
+        page.input_value('#advanced [aria-label="Size (width*height)"], #advanced input[role="listbox"]')
+        == "688*368"
+    )
+    assert "does not fit" in page.inner_text("#plan")
+    page.fill("#prompt textarea", "A warm voice")
+    page.wait_for_timeout(700)
+    page.reload()
+    page.wait_for_selector('.card[data-id="4x4090-low-vram"][aria-checked="true"]', state="attached")
+    assert page.input_value("#prompt textarea") == "A warm voice"
+    page.click('.card[data-id="auto"]')
+    page.wait_for_selector("#prompt", state="hidden")
+
+
+def test_chinese(server: Server, visit: Visit):
+    page = visit(server.url, locale="zh-CN").page
+    for words in ("让肖像开口说话。", "肖像", "语音", "画质预设", "自动", "生成", "作品", "就绪"):
+        assert page.locator(f"text={words}").first.is_visible(), words
+    page.click("#generate")
+    page.wait_for_selector("text=请先选择肖像。")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_fits_and_can_be_read(server: Server, visit: Visit, width: int, scheme: str):
+    page = visit(server.url, viewport={"width": width, "height": 844}, color_scheme=scheme).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    colours = "(e => [getComputedStyle(e).color, getComputedStyle(document.body).backgroundColor])"
+    ink, paper = page.eval_on_selector("#hero h1", colours)
+    assert contrast(ink, paper) > 7
+    assert (luminance(paper) < 0.1) == (scheme == "dark")
+
+
+def test_by_keyboard(server: Server, visit: Visit):
+    page = visit(server.url).page
+    page.focus('.card[aria-checked="true"]')
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.dataset.id") == "cpu-preview"
+    page.wait_for_selector('.card[data-id="cpu-preview"][aria-checked="true"]')
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
+    assert float(outline.rstrip("px")) >= 2
+    reached = set()
+    page.evaluate("document.activeElement.blur()")
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.dataset.action || ''"))
+    assert {"generate", "example", "preset"} <= reached
+
+
+def test_nothing_comes_from_elsewhere(server: Server, browser):
+    context = browser.new_context()
+    page = context.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(server.url)
+    page.wait_for_selector("#presets .card")
+    context.close()
+    foreign = [url for url in asked if not url.startswith((server.url, "data:", "blob:"))]
+    ours = [url for url in foreign if "iframe" not in url]  # Gradio's own page asks for one script
+    assert ours == []
+
+
+def test_the_gallery_survives_a_restart(visit: Visit, tmp_path: Path):
+    outputs = tmp_path / "outputs"
+    first = start_server(tmp_path / "first", outputs=outputs)
+    try:
+        make_video(visit(first.url))
+        [video] = first.videos()
+    finally:
+        first.stop()
+    assert not list((tmp_path / "first" / "tmp").glob("live-avatar-*")), "temporary files are gone at the end"
+    second = start_server(tmp_path / "second", outputs=outputs)
+    try:
+        page = visit(second.url).page
+        card = page.locator(".video")
+        assert card.count() == 1
+        card.locator(".poster").click()
+        page.wait_for_function("document.querySelector('.theatre video')?.currentTime > 0")
+        page.keyboard.press("Escape")
+        page.wait_for_selector(".theatre", state="detached")
+        with page.expect_download() as download:
+            card.locator("a[download]").click()
+        assert Path(download.value.path()).read_bytes() == video.read_bytes()
+        card.locator("[data-action=use]").click()
+        page.wait_for_selector("text=The settings are filled in.")
+        card.locator("[data-action=delete]").click()
+        assert card.count() == 1, "deleting asks first"
+        card.locator("[data-action=delete]").click()
+        page.wait_for_selector(".video", state="detached")
+        wait_until(lambda: not video.exists(), "the file is gone")
+    finally:
+        second.stop()
+        shutil.rmtree(outputs)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of "rgb(r, g, b)". Source: WCAG 2.2."""
+    channels = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours. Source: WCAG 2.2."""
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
