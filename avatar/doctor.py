@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import platform
+import tempfile
+import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
 from packaging.requirements import InvalidRequirement, Requirement
+from PIL import Image
 
+from avatar.engine import open_engine
 from avatar.errors import AvatarError
+from avatar.events import Finished
+from avatar.geometry import SOUND_HZ
 from avatar.media import ffmpeg
+from avatar.media.intake import open_request
 from avatar.memory.fit import Availability, availability, resolve
 from avatar.memory.inventory import Gpu, Inventory, probe
 from avatar.memory.plan import gib
 from avatar.preset import Preset, load_preset, load_presets
 
+SELF_TEST_S = 1.0  # of speech
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What the self-test made, and in how long."""
+
+    num_frames: int
+    elapsed_s: float
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,32 @@ def examine(ckpt_dir: Path | None = None, preset_name: str | None = None) -> Dia
         faults=tuple(faults),
         judged=judged,
     )
+
+
+def self_test() -> SelfTest:
+    """Run the diffusion engine on a toy model, from a portrait and a tone to a video; takes a while on a CPU.
+
+    Raises: AvatarError when it does not come to a whole video.
+    """
+    preset = load_preset("self-test")
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="avatar-self-test-") as folder:
+        portrait, speech, output = (Path(folder, name) for name in ("portrait.png", "tone.wav", "video.mp4"))
+        Image.linear_gradient("L").convert("RGB").save(portrait)
+        times = np.arange(round(SELF_TEST_S * SOUND_HZ)) / SOUND_HZ
+        soundfile.write(speech, 0.3 * np.sin(2 * np.pi * 220 * times), SOUND_HZ)
+        request = open_request(portrait, speech, preset, output=output, work=Path(folder, "work"))
+        engine = open_engine(preset)
+        try:
+            finished = [event for event in engine.stream(request) if isinstance(event, Finished)]
+        finally:
+            engine.close()
+    num_frames = sum(event.num_frames for event in finished)
+    if num_frames != request.num_frames:
+        raise AvatarError(
+            f"The self-test made {num_frames} of {request.num_frames} frames.", "See the log above."
+        )
+    return SelfTest(num_frames, time.monotonic() - began)
 
 
 def missing_libraries(requirements: Path) -> list[str]:

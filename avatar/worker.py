@@ -36,10 +36,11 @@ CANCEL_LIMIT_S = 20.0  # a cancelled run must have ended by then, its file close
 
 @dataclass(frozen=True)
 class Open:
-    """First message to the child: which FrameSource to build."""
+    """First message to the child: which FrameSource to build, and how much to log."""
 
     source: str  # "package.module:Class"
     options: dict[str, Any] = field(default_factory=dict)
+    log_level: int = logging.INFO
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class EngineProcess:
 
     def __init__(self, source: str, **options: Any) -> None:
         """source: "package.module:Class" of the FrameSource; options go to its constructor, picklable."""
-        self._open = Open(source, options)
+        self._open = Open(source, options, logging.getLogger().getEffectiveLevel())
         self._running = threading.Lock()
         self._sending = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
@@ -235,6 +236,7 @@ def serve(link: Connection) -> None:
     from avatar.media.stream import stream_frames
 
     opened = link.recv()
+    logging.getLogger().setLevel(opened.log_level)
     module, name = opened.source.split(":")
     sending = threading.Lock()
     requests: queue.Queue[Run] = queue.Queue()

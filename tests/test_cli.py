@@ -431,6 +431,17 @@ def test_doctor_judges_the_machine_or_one_preset(machine, capsys):
     assert main(["doctor", "--preset", "80gb"]) == 0
 
 
+def test_doctor_tells_of_the_self_test_if_asked(machine, monkeypatch, capsys):
+    monkeypatch.setattr(doctor.doctor, "self_test", lambda: doctor.doctor.SelfTest(25, 3.2))
+    assert main(["doctor", "--json"]) == 0
+    assert main(["doctor", "--json", "--self-test"]) == 0
+    without, tested = lines(capsys)
+    assert without["self_test"] is None
+    assert tested["self_test"] == {"num_frames": 25, "elapsed_s": 3.2}
+    assert main(["doctor", "--self-test"]) == 0
+    assert "made 25 frames" in capsys.readouterr().out
+
+
 def test_the_real_command_line_makes_a_real_preview(tmp_path):
     """As a user runs it: the preview engine, a drawn portrait with its points, a real clip of speech."""
     speech = sorted((ROOT / "tests/data/speech").glob("*.flac"))[0]

@@ -11,6 +11,7 @@ from avatar import doctor
 from avatar.doctor import examine, missing_libraries
 from avatar.errors import AvatarError, BadInput
 from avatar.memory.inventory import Gpu, Inventory, probe
+from avatar.worker import EngineProcess
 
 
 def machine(monkeypatch, inventory):
@@ -86,3 +87,17 @@ def test_where_weights_were_looked_for(tmp_path):
     rows = dict(examine(ckpt_dir=tmp_path).machine)
     assert rows["checkpoint"].startswith("lacks ")
     assert str(tmp_path) in rows["looked in"]
+
+
+def test_the_self_test_runs_the_real_engine():
+    tested = doctor.self_test()
+    assert tested.num_frames == 25
+    assert tested.elapsed_s > 0
+
+
+@pytest.mark.parametrize(("fault", "words"), [("told", "The lamp went out"), ("kill", "SIGKILL")])
+def test_a_self_test_that_fails_says_why(monkeypatch, fault, words):
+    source = "tests.fixtures.sources:Coloured"
+    monkeypatch.setattr(doctor, "open_engine", lambda _: EngineProcess(source, fault=fault, at=10))
+    with pytest.raises(AvatarError, match=words):
+        doctor.self_test()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
@@ -19,6 +20,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--preset", metavar="NAME", help="judge this preset alone: exit code 0 if it runs here"
     )
+    parser.add_argument(
+        "--self_test", action="store_true", help="also run the diffusion engine on a toy model; takes a while"
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_checkpoint(parser)
     parser.set_defaults(run=run)
@@ -27,10 +31,17 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the findings; the exit code is 0 when --preset, or any preset at all, runs here."""
     diagnosis = doctor.examine(args.ckpt_dir, args.preset)
-    if args.json:
-        write_json(diagnosis.as_dict())
-    else:
+    if not args.json:
         _print(diagnosis)
+    tested = doctor.self_test() if args.self_test else None  # its failure is this command's error
+    if args.json:
+        write_json({**diagnosis.as_dict(), "self_test": tested and asdict(tested)})
+    elif tested:
+        console().print(
+            f"Self-test: the diffusion engine made {tested.num_frames} frames of noise from a toy model "
+            f"in {tested.elapsed_s:.0f} s, as it should.",
+            markup=False,
+        )
     return diagnosis.exit_code
 
 
