@@ -97,7 +97,7 @@ class _Run:
 
     def start(self) -> None:
         for text in self._request.notices:
-            self._tell(Notice("input", text))
+            self._tell(Notice("intake", text))
         self._clock.start()
         for thread in self._threads:
             thread.start()
