@@ -130,7 +130,7 @@ def test_nothing_is_left_behind(inputs, machine, engine, tmp_path, monkeypatch):
 
 def test_the_longest_speech_is_bounded(inputs, machine, engine, capsys):
     engine()
-    assert main([*inputs, "--output", "out.mp4", "--max_duration", "2"]) == 2
+    assert main([*inputs, "--output", "out.mp4", "--max_duration", "0.5"]) == 2
     assert "s.wav" in capsys.readouterr().err
     assert not Path("out.mp4").exists()
 
@@ -266,6 +266,9 @@ def test_the_guides_flags_reach_the_engine_on_a_machine_that_has_it(inputs, mach
         (["--audio", "p.png"], 2, "p.png"),
         (["--points", "none.json"], 2, "none.json"),
         (["--output", "out.avi"], 2, "out.avi"),
+        (["--max_duration", "0"], 2, "--max_duration is 0"),
+        (["--max_duration", "nan"], 2, "--max_duration is nan"),
+        (["--max_duration", "inf"], 2, "--max_duration is inf"),
     ],
 )
 def test_each_refusal_has_its_code_and_its_words(inputs, machine, engine, capsys, flags, code, words):
@@ -405,6 +408,9 @@ def test_plan_of_this_machine_resolves_auto(machine, capsys):
         (["--vram", "24"], 2),
         (["--gpus", "-1", "--vram", "24"], 2),
         (["--gpus", "1", "--vram", "0"], 2),
+        (["--gpus", "1", "--vram", "nan"], 2),
+        (["--gpus", "1", "--vram", "inf"], 2),
+        (["--gpus", "1000000000", "--vram", "24"], 2),
         (["--ram", "64"], 2),
         (["--gpus", "1", "--vram", "24", "--compute_capability", "new"], 2),
         (["--gpus", "1", "--vram", "24", "--ram", "0"], 2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 import tempfile
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             prompt=preset.generation.prompt,
             face_points=_face_points(args, preset),
             head_only=bool(args.head_only),
-            limits=Limits() if args.max_duration is None else Limits(max_speech_s=args.max_duration),
+            limits=_limits(args.max_duration),
         )
         engine = open_engine(preset, weights=args.ckpt_dir)
         try:
@@ -175,6 +176,15 @@ def _pace(progress: Progress) -> str:
     if progress.eta_s is not None:
         words.append(f"{progress.eta_s:.0f} s left")
     return ", ".join(words)
+
+
+def _limits(max_duration_s: float | None) -> Limits:
+    """Raises: BadInput for a bound that is none."""
+    if max_duration_s is None:
+        return Limits()
+    if not 0 < max_duration_s < math.inf:  # also refuses nan
+        raise BadInput(f"--max_duration is {max_duration_s:g}.", "Give seconds, more than 0.")
+    return Limits(max_speech_s=max_duration_s)
 
 
 def _output_name(image: Path, audio: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 from rich.table import Table
@@ -15,6 +16,8 @@ from avatar.memory.inventory import Inventory, probe
 from avatar.memory.plan import DevicePlan, Plan, describe, gib
 from avatar.memory.planner import plan
 from avatar.preset import capability
+
+MOST_GPUS = 1024  # of an imagined machine
 
 
 def add(commands: Any) -> None:
@@ -56,9 +59,14 @@ def _inventory(args: argparse.Namespace) -> Inventory:
                 "--ram and --compute_capability describe an imagined machine.", "Give --gpus and --vram too."
             )
         return probe()
-    if args.gpus is None or args.vram is None or args.gpus < 0 or args.vram <= 0:
+    if (
+        args.gpus is None
+        or args.vram is None
+        or not 0 <= args.gpus <= MOST_GPUS
+        or not 0 < args.vram < math.inf
+    ):
         raise BadInput("An imagined machine needs --gpus and --vram.", "For example: --gpus 4 --vram 24.")
-    if args.ram is not None and args.ram <= 0:
+    if args.ram is not None and not 0 < args.ram < math.inf:
         raise BadInput(f"--ram is {args.ram:g}.", "Give the host's memory in GiB, for example 64.")
     if args.compute_capability is not None:
         try:
