@@ -35,7 +35,7 @@ class Requires:
 
 @dataclass(frozen=True)
 class Generation:
-    """What is generated. num_clip bounds the length: at most num_clip clips of infer_frames frames; 0 means the speech's."""
+    """What is generated; at most num_clip clips of infer_frames frames, 0: as long as the speech."""
 
     size: str = "704*384"
     infer_frames: int = 48
@@ -71,7 +71,7 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Fallback:
-    """The rungs of the out-of-memory ladder, in the order in which they are taken; an empty list forbids all."""
+    """The rungs of the out-of-memory ladder in the order in which they are taken; an empty list forbids all."""
 
     order: tuple[Rung, ...] = ("online_decode", "infer_frames", "size", "sample_steps", "offload")
 
@@ -97,7 +97,7 @@ class Preset:
         check(self)
 
     def with_settings(self, **settings: Any) -> Preset:
-        """The preset with flat settings (size=…, num_gpus_dit=…) laid over it; None leaves a setting as it is.
+        """The preset with flat settings (size=…, num_gpus_dit=…) laid over it; None leaves one as it is.
 
         Raises: BadInput for a name that is no setting, a wrong type or a wrong value.
         """
@@ -173,7 +173,7 @@ def capability(text: str) -> tuple[int, int]:
 def load_preset(name_or_path: str, folder: Path = PRESETS_DIR) -> Preset:
     """A preset by its name in the folder, or by the path of a .toml file.
 
-    Raises: BadInput: no such preset (the nearest names are told), unreadable file, unknown key, wrong type or value.
+    Raises: BadInput: no such preset (the nearest is told), unreadable file, unknown key, wrong type or value.
     """
     path = Path(name_or_path)
     if path.suffix != ".toml":
