@@ -131,7 +131,7 @@ def _open(index: int) -> Card:
     try:
         return Card(index, pynvml.nvmlDeviceGetHandleByIndex(index))
     except pynvml.NVMLError as error:
-        return Card(index, None, [f"GPU {index}: {error}"])
+        return Card(index, None, [f"handle: {error}"])
 
 
 def _visible(cards: list[Card], choice: str) -> list[Card]:
