@@ -109,6 +109,7 @@ class Desk:
     def __init__(self, open_engine: OpenEngine, gallery: Gallery, max_waiting: int = 8) -> None:
         self.gallery = gallery
         self.max_waiting = max_waiting
+        self.on_start: Callable[[Request], None] | None = None  # called when a run's turn has come
         self._open_engine = open_engine
         self._engine: Engine | None = None
         self._engine_preset: Preset | None = None
@@ -219,6 +220,8 @@ class Desk:
         if run.cancelled.is_set():
             raise Cancelled("Stopped before the first frame.")
         run.engine = engine
+        if self.on_start is not None:
+            self.on_start(run.request)
         finished: Finished | None = None
         error: AvatarError | None = None
         try:

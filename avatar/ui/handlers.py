@@ -54,8 +54,11 @@ def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
     p.presets.select(told(page.preset_chosen), None, [p.preset, p.presets, *form_parts], **queued).success(
         **keep
     )
-    gr.on([part.input for part in form], told(page.form_changed), [p.preset, *form], [p.plan], **direct)
-    gr.on([part.input for part in (p.prompt, *form)], **keep)
+    last = {"trigger_mode": "always_last"}  # of quick changes
+    gr.on(
+        [part.input for part in form], told(page.form_changed), [p.preset, *form], [p.plan], **direct, **last
+    )
+    gr.on([part.input for part in (p.prompt, *form)], **keep, **last)
 
     press = told(page.generate.press)
     run: dict[str, Any] = {
@@ -194,7 +197,7 @@ class Page:
         note = "" if set(FORM) <= offered else f'<p class="muted">{text("advanced_unused", language)}</p>'
         return {
             p.preset: name,
-            p.presets: render_presets(studio.presets, found, name, resolved, language),
+            p.presets: render_presets(studio.presets, found, name, self._auto(), language),
             **form,
             p.form_note: note,
             p.plan: self._plan(name, list(values.values()), language),
@@ -207,6 +210,11 @@ class Page:
         except AvatarError:  # shown by the card and the plan
             resolved = self.studio.preset(name)
         return resolved, self.studio.honoured(resolved)
+
+    def _auto(self) -> Preset | None:
+        """What `auto` comes to here."""
+        auto = next((preset for preset in self.studio.presets if preset.engine == "auto"), None)
+        return None if auto is None else self._resolved(auto.name)[0]
 
     def _prompt(self, name: str, value: str | None = None) -> Any:
         offered = "prompt" in self._resolved(name)[1]

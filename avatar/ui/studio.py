@@ -70,6 +70,7 @@ class Studio:
     def __post_init__(self) -> None:
         self._probing = threading.Lock()
         self._probed: tuple[float, Inventory] | None = None
+        self.desk.on_start = self._begin_gauges
 
     def preset(self, name: str) -> Preset:
         """Raises: BadInput when there is none of that name."""
@@ -170,9 +171,9 @@ class Studio:
             shutil.rmtree(work)
             raise
 
-    def begin_gauges(self, preset: Preset) -> None:
+    def _begin_gauges(self, request: Request) -> None:
         """Show this run's plan, and its own peaks, from now on."""
-        planned, _ = self.plan(preset)
+        planned, _ = self.plan(request.preset)
         self.gauges.set_plan(planned)
         self.gauges.reset_peak()
 

@@ -30,7 +30,8 @@ def render_presets(
     fold = ""
     if rest:
         summary = tag("summary", escape(text("presets_other", language, count=len(rest))))
-        fold = tag("details", summary + tag("div", "".join(others), class_="cards"), data_keep="open")
+        inside = any(preset.name == chosen for preset in rest)
+        fold = tag("details", summary + tag("div", "".join(others), class_="cards"), open=inside)
     return tag(
         "div",
         tag("h2", escape(text("presets", language)), id="presets-title")
