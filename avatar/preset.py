@@ -71,7 +71,7 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Fallback:
-    """The rungs of the out-of-memory ladder in the order in which they are taken; an empty one forbids all."""
+    """Rungs of the out-of-memory ladder in the order in which they are taken; an empty one forbids it."""
 
     order: tuple[Rung, ...] = ("online_decode", "infer_frames", "size", "sample_steps", "offload")
 
