@@ -1,16 +1,21 @@
-"""`bench`: what a card does with a preset, before or after downloading the weights."""
+"""`bench`: what a machine does with a preset, before or after downloading the weights."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from avatar.checkpoint_places import Checkpoint
 from avatar.commands.output import write_json
-from avatar.commands.settings import FLAGS, add_checkpoint, add_preset
+from avatar.commands.settings import add_checkpoint, add_preset, chosen_preset
 from avatar.errors import BadInput
-from avatar.preset import load_preset
+from avatar.memory.fit import require
+from avatar.memory.inventory import probe
+from avatar.preset import Preset
 
 
 def add(commands: Any) -> None:
@@ -26,23 +31,39 @@ def add(commands: Any) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures there as well")
     add_checkpoint(parser)
     add_preset(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, json=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the figures as JSON."""
-    from avatar.bench import bench, random_parts
-    from avatar.diffusion.parts import Parts
-
-    given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
-    preset = load_preset(args.preset).with_settings(**given)
+    if args.random_weights and args.ckpt_dir:
+        raise BadInput("With --random_weights no checkpoint is read.", "Leave out one of the two.")
+    if args.output and not args.output.absolute().parent.is_dir():
+        raise BadInput(f"There is no folder for {args.output.name}.", "Make it, or choose another one.")
+    inventory = probe(args.ckpt_dir)
+    if args.random_weights:
+        inventory = replace(inventory, checkpoint=Checkpoint(complete=True))
+    preset = chosen_preset(args, inventory)
     if preset.engine != "diffusion":
         raise BadInput(
             f"Preset {preset.name!r} has no model to time.", "Choose one of the diffusion engine's."
         )
-    parts = random_parts(preset) if args.random_weights else Parts.load(preset.memory, args.ckpt_dir)
-    figures = bench(preset, parts, num_blocks=args.blocks)
+    require(preset, inventory)
+    figures = {"random_weights": args.random_weights, **_figures(args, preset)}
     if args.output:
         args.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     write_json(figures)
     return 0
+
+
+def _figures(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
+    from avatar.bench.random_parts import random_parts
+    from avatar.bench.run import bench
+    from avatar.diffusion.parts import Parts
+    from avatar.diffusion.source import find_files
+
+    if args.random_weights:
+        return bench(preset, random_parts(preset), num_blocks=args.blocks)
+    with tempfile.TemporaryDirectory(prefix="avatar-bench-") as work:
+        files = find_files(preset, args.ckpt_dir, Path(work))
+        return bench(preset, Parts.load(preset.memory, files), num_blocks=args.blocks)

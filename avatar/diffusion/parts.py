@@ -13,7 +13,7 @@ import torch
 from avatar.diffusion.conditions import ConditionEncoder, SpeechTrack
 from avatar.diffusion.denoise import Conditions
 from avatar.geometry import Size
-from avatar.models.checkpoint import CheckpointFiles, open_checkpoint
+from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.speech_encoder import SpeechEncoder
 from avatar.models.transformer import StreamingTransformer
 from avatar.models.vae import VideoVAE

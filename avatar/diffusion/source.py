@@ -43,7 +43,7 @@ class DiffusionSource:
     """
 
     def __init__(self, preset: Preset, weights: Path | None = None) -> None:
-        """preset: whether it is the self-test's decides. weights: the checkpoint folder, when it was named."""
+        """preset: it tells whether this is the self-test. weights: the checkpoint folder, when named."""
         self._is_tiny = preset.requires.weights == "tiny"
         self._weights = weights
         self._parts: Parts | None = None
@@ -80,7 +80,7 @@ class DiffusionSource:
             self._parts = None
             raise DoesNotFit(
                 "The GPU ran out of memory.",
-                "Close other programs that use it, or take a smaller size, fewer infer_frames or fewer steps.",
+                "Close other programs that use it, or take a smaller size, fewer infer_frames or steps.",
             ) from error
         finally:
             if builds:
@@ -119,50 +119,65 @@ class DiffusionSource:
         cancelled: Callable[[], bool],
     ) -> Iterator[Tensor]:
         """Latents of each block; the rings live as long as this iterator."""
-        generation = request.preset.generation
-        denoiser = LocalDenoiser(
-            parts.load_transformer(),
-            Geometry.of(size, generation.infer_frames),
-            Schedule.flow_match(generation.sample_steps, generation.shift),
-            pieces=self.pieces,
-            ring_dtype=torch.float32 if request.preset.memory.ring_dtype == "fp32" else None,
-        )
         yield from rollout(
             conditions,
-            denoiser,
+            local_denoiser(request.preset, parts, size, self.pieces),
             num_blocks=num_blocks(request.num_frames),
             seed=request.seed,
             cancelled=cancelled,
         )
 
     def _loaded(self, request: Request, check: Check) -> Parts:
-        """All models, loaded unless they are held as this request wants them; the prompt is measured first."""
+        """All models, loaded unless held as this request wants them; the prompt is measured first."""
         memory = request.preset.memory
         if self._parts is None or self._held != held_as(memory):
             self._parts = None
-            files = self._files(request)
+            files = find_files(request.preset, self._weights, request.work)
             PromptTokenizer(files.tokenizer)(request.prompt)
             self._use(Parts.load(memory, files, check), memory)
         assert self._parts is not None
         self._parts.load_transformer(check)
         return self._parts
 
-    def _files(self, request: Request) -> CheckpointFiles:
-        """The checkpoint; the self-test's must be a toy one. Raises: WeightsMissing, BadInput."""
-        if not self._is_tiny:
-            return open_checkpoint(self._weights)
-        files = open_checkpoint(self._weights or build_tiny_checkpoint(request.work / TINY_FOLDER))
-        num_bytes = sum(shard.stat().st_size for shard in files.shards)
-        if num_bytes > TINY_BYTES:
-            raise BadInput(
-                f"The self-test runs a toy model; these weights take {gib(num_bytes)}.",
-                "Leave out --ckpt_dir, or choose another preset.",
-            )
-        return files
-
     def _use(self, parts: Parts, memory: Memory) -> None:
         self._parts, self._held = parts, held_as(memory)
-        self.pieces = Pieces.compiled() if parts.device.type == "cuda" else Pieces()
+        self.pieces = pieces_for(parts.device)
+
+
+def find_files(preset: Preset, weights: Path | None, work: Path) -> CheckpointFiles:
+    """The checkpoint that a preset takes; the self-test's is a toy one, built in work when none is named.
+
+    Raises: WeightsMissing, BadInput for a named checkpoint that is too large for the self-test.
+    """
+    if preset.requires.weights != "tiny":
+        return open_checkpoint(weights)
+    files = open_checkpoint(weights or build_tiny_checkpoint(work / TINY_FOLDER))
+    num_bytes = sum(shard.stat().st_size for shard in files.shards)
+    if num_bytes > TINY_BYTES:
+        raise BadInput(
+            f"The self-test runs a toy model; these weights take {gib(num_bytes)}.",
+            "Leave out --ckpt_dir, or choose another preset.",
+        )
+    return files
+
+
+def local_denoiser(
+    preset: Preset, parts: Parts, size: Size, pieces: Pieces, kind: type[LocalDenoiser] = LocalDenoiser
+) -> LocalDenoiser:
+    """The denoiser that a preset asks for, with empty rings."""
+    generation = preset.generation
+    return kind(
+        parts.load_transformer(),
+        Geometry.of(size, generation.infer_frames),
+        Schedule.flow_match(generation.sample_steps, generation.shift),
+        pieces=pieces,
+        ring_dtype=torch.float32 if preset.memory.ring_dtype == "fp32" else None,
+    )
+
+
+def pieces_for(device: torch.device) -> Pieces:
+    """Compiled where it pays."""
+    return Pieces.compiled() if device.type == "cuda" else Pieces()
 
 
 def checking(cancelled: Callable[[], bool]) -> Check:

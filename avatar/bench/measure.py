@@ -1,0 +1,112 @@
+"""Time on a device without waiting for it, peaks of its memory, and what machine it was."""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from avatar.media.report import installed_versions
+from avatar.memory.nvml import open_driver
+
+NVML_SAMPLE_S = 0.05
+
+
+@dataclass
+class Stopwatch:
+    """Milliseconds of device work between two points, without waiting for it in between."""
+
+    device: torch.device
+    marks: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Time what is enqueued meanwhile."""
+        start = self._now()
+        yield
+        self.marks.setdefault(name, []).append((start, self._now()))
+
+    def milliseconds(self, name: str) -> list[float]:
+        """Every measured time of that name, in order."""
+        if self.device.type != "cuda":
+            return [(end - start) * 1000 for start, end in self.marks.get(name, [])]
+        torch.cuda.synchronize(self.device)
+        return [start.elapsed_time(end) for start, end in self.marks.get(name, [])]
+
+    def _now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+
+@dataclass
+class Peaks:
+    """The most in use; None without a GPU. nvml_bytes: everything on the card, other programs' too.
+
+    allocator_bytes: torch's tensors. reserved_bytes: what torch took from the driver for them.
+    """
+
+    nvml_bytes: int | None = None
+    allocator_bytes: int | None = None
+    reserved_bytes: int | None = None
+
+
+@contextmanager
+def watched(device: torch.device) -> Iterator[Peaks]:
+    """Peaks of the device's memory from here to the end, NVML asked every NVML_SAMPLE_S."""
+    peaks, done = Peaks(), threading.Event()
+    if device.type != "cuda":
+        yield peaks
+        return
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    driver = open_driver()
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # CUDA may number cards unlike NVML
+    card = next((card for card in driver.cards if card.uuid() == uuid), None)
+
+    def sample() -> None:
+        while card is not None and not done.wait(NVML_SAMPLE_S):
+            memory = card.memory()
+            if memory is not None:
+                peaks.nvml_bytes = max(peaks.nvml_bytes or 0, memory.used_bytes)
+
+    watcher = threading.Thread(target=sample, daemon=True)
+    watcher.start()
+    try:
+        yield peaks
+    finally:
+        done.set()
+        watcher.join()
+        driver.close()
+        peaks.allocator_bytes = torch.cuda.max_memory_allocated(device)
+        peaks.reserved_bytes = torch.cuda.max_memory_reserved(device)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Versions and names, for whoever reads the figures later."""
+    facts: dict[str, Any] = {
+        "device": "cpu",
+        "platform": platform.platform(),
+        "num_threads": torch.get_num_threads(),
+        "versions": installed_versions(),
+    }
+    if device.type == "cuda":
+        driver = open_driver()
+        facts |= {
+            "device": torch.cuda.get_device_name(device),
+            "total_bytes": torch.cuda.get_device_properties(device).total_memory,
+            "compute_capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "driver": driver.version,
+        }
+        driver.close()
+    return facts

@@ -1,0 +1,80 @@
+"""Parts without a checkpoint: weights are random, made on the device; speed and memory are the real model's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from torch import nn
+from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+from avatar.diffusion.conditions import (
+    REFERENCE,
+    AudioFeatures,
+    SpeechTrack,
+    encode_portrait,
+    prepare_portrait,
+)
+from avatar.diffusion.denoise import Conditions
+from avatar.diffusion.parts import DTYPES, Check, Parts, best_device
+from avatar.geometry import Size
+from avatar.models import tiny
+from avatar.models.config import ModelConfig
+from avatar.models.random_weights import random_transformer
+from avatar.models.speech_encoder import SpeechEncoder, SpeechFeatures
+from avatar.models.transformer import StreamingTransformer
+from avatar.models.vae import VideoVAE, lay_out_channels_last
+from avatar.preset import Preset
+
+PROMPT_TOKENS = 128  # of the random prompt
+VAE_WIDTH = 96  # Wan 2.1's
+SPEECH = Wav2Vec2Config(  # wav2vec2-large
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    intermediate_size=4096,
+    do_stable_layer_norm=True,
+    feat_extract_norm="layer",
+    conv_bias=True,
+)
+
+
+@dataclass
+class RandomConditions:
+    """A ConditionEncoder without a prompt encoder: the prompt is random, the rest is encoded."""
+
+    vae: VideoVAE
+    speech: SpeechEncoder
+    text_dim: int
+
+    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[SpeechTrack]) -> Conditions:
+        """See ConditionEncoder.encode."""
+        motion = encode_portrait(self.vae, prepare_portrait(portrait, size))
+        text = torch.randn(PROMPT_TOKENS, self.text_dim, generator=torch.Generator().manual_seed(0))
+        tracks = [SpeechFeatures(self.speech, track.listen, track.num_samples) for track in speech]
+        return Conditions(text, motion[:, REFERENCE], motion, AudioFeatures(tracks))
+
+
+def random_parts(preset: Preset) -> Parts:
+    """The preset's model at its full size, the self-test's at toy size, on the best device."""
+    device, dtype = best_device(), DTYPES[preset.memory.weight_dtype]
+    is_tiny = preset.requires.weights == "tiny"
+    config = tiny.CONFIG if is_tiny else ModelConfig()
+    torch.manual_seed(0)
+    with torch.device(device):
+        vae = AutoencoderKLWan(base_dim=tiny.VAE_WIDTH if is_tiny else VAE_WIDTH)
+        speech = Wav2Vec2Model(tiny.SPEECH if is_tiny else SPEECH)
+    nn.Module.to(vae, device, dtype)  # the library's own to() warns of nothing
+    nn.Module.to(speech, device)  # one of its tensors is made on the CPU whatever the default is
+    if device.type == "cuda":
+        lay_out_channels_last(vae)
+    video = VideoVAE(vae)
+
+    def make(check: Check) -> StreamingTransformer:
+        check()
+        return random_transformer(config, device, dtype)
+
+    return Parts(device, dtype, video, RandomConditions(video, SpeechEncoder(speech), config.text_dim), make)
