@@ -110,29 +110,35 @@ def _decode(image: Image.Image, name: str) -> Portrait:
     notices: list[str] = []
     image.draft(image.mode, (WORKING_SIDE_PX, WORKING_SIDE_PX))  # JPEG only: decode no finer than is needed
     image.load()
-    image = ImageOps.exif_transpose(image)
     profile = image.info.get("icc_profile")
-    if image.mode.startswith(("I", "F")):
-        image = _to_eight_bits(image)
-    alpha = None
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        opacity = np.asarray(image.getchannel("A"))
-        if not opacity.any():
-            raise BadInput(f"{name} is wholly transparent.", "Choose a picture that shows a face.")
-        alpha = image.getchannel("A") if opacity.min() < 255 else None
-    rgb = _to_srgb(image.convert("RGB") if image.mode in ("RGBA", "P") else image, profile, name, notices)
-    if alpha is not None:
+    image = _to_eight_bits(image)
+    image.thumbnail((WORKING_SIDE_PX, WORKING_SIDE_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    image = ImageOps.exif_transpose(image)
+    if image.mode != "RGBA":
+        return Portrait(np.asarray(_to_srgb(image, profile, name, notices)), tuple(notices))
+    alpha = image.getchannel("A")
+    rgb = _to_srgb(image.convert("RGB"), profile, name, notices)
+    lowest = np.asarray(alpha).min()
+    if np.asarray(alpha).max() == 0:
+        raise BadInput(f"{name} is wholly transparent.", "Choose a picture that shows a face.")
+    if lowest < 255:
         notices.append(f"{name} has transparent parts; they were filled with light grey.")
         rgb = Image.composite(rgb, Image.new("RGB", rgb.size, BACKDROP), alpha)
-    rgb.thumbnail((WORKING_SIDE_PX, WORKING_SIDE_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return Portrait(np.asarray(rgb, dtype=np.uint8), tuple(notices))
+    return Portrait(np.asarray(rgb), tuple(notices))
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey → 8-bit grey, rounded; Pillow's own conversion clips."""
-    samples = np.asarray(image).astype(np.float64)
-    return Image.fromarray(np.rint(samples.clip(0, 65535) / 257).astype(np.uint8))
+    """The picture in samples that can be scaled: RGBA where there is transparency, else RGB, L or CMYK."""
+    if image.mode.startswith(("I", "F")):  # 16-bit grey; Pillow's own conversion clips
+        rounded = np.rint(np.arange(65536) / 257).astype(np.uint8)
+        grey = Image.fromarray(rounded[np.asarray(image).clip(0, 65535).astype(np.uint16)])
+        grey.info = image.info
+        return grey
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    if image.mode == "1":
+        return image.convert("L")
+    return image if image.mode in ("L", "CMYK") else image.convert("RGB")
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, name: str, notices: list[str]) -> Image.Image:

@@ -120,6 +120,13 @@ def test_pictures_are_turned_upright(orientation: int, suffix: str, tmp_path: Pa
     assert np.abs(pixels.astype(int) - TRUTH).mean() < 3
 
 
+def test_pictures_of_sixteen_bits_are_turned_too(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(TRUTH[::-1, ::-1, 0].astype(np.uint16) * 257).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_portrait(tmp_path / "turned.png"), GREY)
+
+
 def test_embedded_profiles_are_obeyed(tmp_path: Path) -> None:
     linear = ImageCms.ImageCmsProfile(io.BytesIO(linear_profile()))
     save(tmp_path / "linear.png", icc_profile=linear.tobytes())
