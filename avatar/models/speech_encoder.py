@@ -16,6 +16,7 @@ from avatar.geometry import AUDIO_FEATURE_HZ, FPS, LEAD_IN_FRAMES, SPEECH_HZ, au
 from avatar.models.tensor_files import (
     WRONG_CHECKPOINT,
     Shapes,
+    build_on_meta,
     open_safetensors,
     read_json,
     read_pth,
@@ -57,8 +58,7 @@ class SpeechEncoder:
 
         Raises: WeightsMissing.
         """
-        with torch.device("meta"):
-            model = Wav2Vec2Model(Wav2Vec2Config.from_dict(read_json(folder / "config.json")))
+        model = build_on_meta(folder, lambda config: Wav2Vec2Model(Wav2Vec2Config.from_dict(config)))
         listening = read_json(folder / "preprocessor_config.json")
         if listening.get("sampling_rate", SPEECH_HZ) != SPEECH_HZ:
             raise WeightsMissing(

@@ -6,14 +6,15 @@ import json
 import pickle
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from avatar.checkpoint_places import DOWNLOAD_COMMAND
 from avatar.errors import WeightsMissing
@@ -24,6 +25,8 @@ Shapes = dict[str, Shape]
 
 FETCH_AGAIN = f"Run `{DOWNLOAD_COMMAND}`, which fetches only what is missing or broken."
 WRONG_CHECKPOINT = f"Check --ckpt_dir, or run `{DOWNLOAD_COMMAND}`."
+
+Model = TypeVar("Model", bound=nn.Module)
 
 _LAYER_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -57,7 +60,7 @@ def read_pth(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsMissing(f"{path.name} is missing from the checkpoint.", FETCH_AGAIN)
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0].replace(str(path), path.name)
         raise WeightsMissing(
@@ -151,3 +154,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise WeightsMissing(f"{path.parent.name}/{path.name} is not a JSON object.", FETCH_AGAIN)
     return data
+
+
+def build_on_meta(folder: Path, build: Callable[[dict[str, Any]], Model]) -> Model:
+    """The model of a folder's config.json, on the meta device: shapes, no memory. Raises: WeightsMissing."""
+    config = read_json(folder / "config.json")
+    try:
+        with torch.device("meta"):
+            return build(config)
+    except Exception as error:  # each library has its own ways of refusing a config
+        reason = str(error).strip().split("\n")[0]
+        raise WeightsMissing(
+            f"{folder.name}/config.json describes no model ({reason}).", WRONG_CHECKPOINT
+        ) from error

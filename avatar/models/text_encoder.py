@@ -16,8 +16,8 @@ from avatar.models.tensor_files import (
     FETCH_AGAIN,
     WRONG_CHECKPOINT,
     Shapes,
+    build_on_meta,
     open_safetensors,
-    read_json,
     read_pth,
     require_match,
     shard_files,
@@ -119,7 +119,9 @@ def _from_pth(path: Path, device: torch.device | str, dtype: torch.dtype) -> UMT
             f"{path.name} is not a UMT5 encoder: it lacks {error.args[0]}.", WRONG_CHECKPOINT
         ) from error
     tensors = {transformers_name(name): tensor for name, tensor in published.items()}
-    return _fill(config, tensors, path.name, device, dtype)
+    with torch.device("meta"):
+        model = UMT5EncoderModel(config)
+    return _fill(model, tensors, path.name, device, dtype)
 
 
 def _config_of(published: dict[str, Tensor]) -> UMT5Config:
@@ -140,21 +142,23 @@ def _config_of(published: dict[str, Tensor]) -> UMT5Config:
 
 
 def _from_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) -> UMT5EncoderModel:
-    config = UMT5Config.from_dict(read_json(folder / "config.json"))
+    model = build_on_meta(folder, lambda config: UMT5EncoderModel(UMT5Config.from_dict(config)))
     tensors = {}
     for file in shard_files(folder, "model"):
         with open_safetensors(file) as shard:
             tensors.update({name: shard.get_tensor(name) for name in shard.keys()})  # noqa: SIM118
     if SHARED[0] not in tensors and SHARED[1] in tensors:
         tensors[SHARED[0]] = tensors.pop(SHARED[1])
-    return _fill(config, tensors, folder.name, device, dtype)
+    return _fill(model, tensors, folder.name, device, dtype)
 
 
 def _fill(
-    config: UMT5Config, tensors: dict[str, Tensor], what: str, device: torch.device | str, dtype: torch.dtype
+    model: UMT5EncoderModel,
+    tensors: dict[str, Tensor],
+    what: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
 ) -> UMT5EncoderModel:
-    with torch.device("meta"):
-        model = UMT5EncoderModel(config)
     tensors.pop(SHARED[1], None)
     expected: Shapes = {
         name: tuple(value.shape) for name, value in model.state_dict().items() if name != SHARED[1]

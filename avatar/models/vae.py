@@ -16,8 +16,8 @@ from avatar.errors import WeightsMissing
 from avatar.models.tensor_files import (
     WRONG_CHECKPOINT,
     Shapes,
+    build_on_meta,
     open_safetensors,
-    read_json,
     read_pth,
     require_match,
 )
@@ -58,11 +58,6 @@ class VideoVAE:
         """The mean latents of a video, normalised, float32. video: B 3 T H W in -1..1, T = 1 + 4n."""
         posterior = self.model.encode(video.to(self.model.device, self.model.dtype)).latent_dist
         return (posterior.mode().float() - self.mean) / self.std
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """The whole video at once, float32 in -1..1; the slow twin of diffusion.decode."""
-        return self.model.decode(self.denormalise(latents)).sample.float()
 
     @cached_property
     def decoder(self) -> CausalDecoder:
@@ -109,8 +104,6 @@ def _from_pth(path: Path) -> tuple[AutoencoderKLWan, dict[str, Tensor]]:
 
 
 def _from_folder(folder: Path) -> tuple[AutoencoderKLWan, dict[str, Tensor]]:
-    config = read_json(folder / "config.json")
-    with torch.device("meta"):
-        model = AutoencoderKLWan.from_config(config)
+    model = build_on_meta(folder, AutoencoderKLWan.from_config)
     with open_safetensors(folder / DIFFUSERS_FILE) as tensors:
         return model, {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118

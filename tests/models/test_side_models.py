@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,23 @@ def test_a_bad_tokenizer_is_refused(content: str | None, tmp_path: Path) -> None
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(WeightsMissing, match=r"tokenizer\.json"):
         PromptTokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+@pytest.mark.parametrize("config", ["", "[]", '{"z_dim": "wide", "d_model": "wide", "dim_mult": 3}'])
+def test_a_bad_config_is_refused(
+    part: str, config: str, tiny_diffusers_checkpoint: Path, tmp_path: Path
+) -> None:
+    source = getattr(open_checkpoint(tiny_diffusers_checkpoint), part)
+    shutil.copytree(source, tmp_path / part)
+    (tmp_path / part / "config.json").write_text(config)
+    load = VideoVAE.load if part == "vae" else TextEncoder.load
+    with pytest.raises(WeightsMissing, match=f"{part}/config.json") as refused:
+        load(tmp_path / part, **CPU)
+    assert str(tmp_path) not in str(refused.value)
+
+
+def test_a_pth_file_in_the_older_format_is_read(tmp_path: Path) -> None:
+    tensors = torch.load(VAE_FILE, weights_only=True)
+    torch.save(tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert VideoVAE.load(tmp_path / "old.pth", **CPU).model.config["base_dim"] == 8
