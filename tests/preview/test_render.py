@@ -7,11 +7,10 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from avatar.geometry import Size
+from avatar.errors import BadInput
 from avatar.preview import topology as at
-from avatar.preview.face import Face
 from avatar.preview.pose import Articulation, Pose
-from avatar.preview.render import Renderer, frame_size, framed
+from avatar.preview.render import Renderer
 from avatar.preview.render.eyes import eyes_of
 from avatar.preview.render.interior import Palette
 from avatar.preview.render.lips import Lips, U, lip_targets
@@ -231,39 +230,6 @@ def test_rows_read_as_interpolation_does() -> None:
         assert np.allclose(column, np.interp(at_x, U.axis, curve), atol=2e-2)
 
 
-@pytest.mark.parametrize(
-    ("width", "height", "limit", "expected"),
-    [
-        (1000, 1000, "512*512", (512, 512)),
-        (256, 256, "512*512", (512, 512)),
-        (200, 200, "512*512", (400, 400)),
-        (1920, 1080, "1280*720", (1280, 720)),
-        (1080, 1920, "1280*720", (720, 1280)),
-        (3000, 3000, "1280*720", (960, 960)),
-        (4000, 4000, "2000*2000", (960, 960)),
-        (4000, 1000, "1280*720", (1280, 320)),
-        (1001, 751, "704*384", (600, 450)),
-    ],
-)
-def test_the_frame_keeps_the_portraits_aspect(
-    width: int, height: int, limit: str, expected: tuple[int, int]
-) -> None:
-    assert frame_size(width, height, Size.parse(limit)) == expected
-
-
-@pytest.mark.parametrize(("width", "height"), [(640, 480), (333, 501), (97, 211)])
-def test_framing_takes_the_face_along(width: int, height: int) -> None:
-    image = np.full((height, width, 3), 200, np.uint8)
-    image[height // 2 - 2 : height // 2 + 3, width // 3 - 2 : width // 3 + 3] = 0
-    points = np.zeros((468, 3), np.float32)
-    points[:, :2] = (width // 3, height // 2)
-    frame, face = framed(image, Face(points, None, "points", 0.0, False), Size(512, 512))
-    assert frame.shape[0] % 2 == frame.shape[1] % 2 == 0
-    assert frame.shape[1] / frame.shape[0] == pytest.approx(width / height, rel=0.02)
-    y, x = np.argwhere(frame[..., 0] < 60).mean(axis=0)
-    assert face.landmarks[0, :2] == pytest.approx((x, y), abs=1.5)
-
-
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_person_over_the_plate_is_the_portrait(name: str) -> None:
     """Both layers, put together unmoved, give every pixel back within rounding."""
@@ -312,3 +278,34 @@ def test_teeth_take_the_light() -> None:
     )
     assert warmed[2] / warmed[0] < 0.9 * plain[2] / plain[0]
     assert dimmed.mean() < 0.6 * plain.mean()
+
+
+@pytest.mark.parametrize("case", range(24))
+def test_any_face_anywhere_can_be_drawn(case: int) -> None:
+    """Tiny, huge, turned, half outside, on black or white: a frame comes out, and the mask holds."""
+    image, face = framed_portrait("astronaut")
+    rng = np.random.default_rng(case)
+    image = (image, image[:, :200].copy(), np.zeros_like(image), np.full_like(image, 255))[case % 4]
+    height, width = image.shape[:2]
+    angle = (0.0, 0.6, 1.5)[case % 3]
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]], np.float32)
+    scale, place = rng.choice([0.12, 0.4, 1, 1.8, 3]), rng.uniform((0, 0), (width, height))
+    centre = face.landmarks[at.INNER_LIP_TOP, :2]
+    points = face.landmarks * np.float32(scale)
+    points[:, :2] = (face.landmarks[:, :2] - centre) * np.float32(scale) @ turn + place
+    iris = (face.iris - centre) * np.float32(scale) @ turn + place if case % 5 else None
+    lips_inside = Lips(replace(face, landmarks=points)).frame.origin
+    if not ((lips_inside >= 0) & (lips_inside < (width, height))).all():
+        place_inside = np.clip(lips_inside, 0, (width - 1, height - 1)) - lips_inside
+        points[:, :2] += place_inside
+    draw = Renderer(image, replace(face, landmarks=points, iris=iris))
+    for wild in WILD:
+        frame = draw.frame(*wild)
+        assert frame.shape == image.shape
+        assert np.array_equal(frame[~draw.head_mask], image[~draw.head_mask])
+
+
+def test_a_mouth_outside_the_picture_is_refused() -> None:
+    image, face = framed_portrait("astronaut")
+    with pytest.raises(BadInput, match="outside"):
+        Renderer(image, face.scaled(1.0, (600.0, 0.0)))

@@ -45,14 +45,14 @@ class Palette:
     def of(cls, image: Array, face: Face, lips: Lips) -> Palette:
         """From the skin's and the lips' colour in image, uint8 (H, W, 3) RGB."""
         skin, lip_mask = _skin_and_lips(image, face)
-        pixels = image[skin > 0].astype(np.float32)
+        pixels = (image[skin > 0] if skin.any() else image.reshape(-1, 3)).astype(np.float32)
         lip = (
             np.median(image[lip_mask > 0], axis=0) if lip_mask.sum() > 8 else np.median(pixels, axis=0) * 0.8
         )
         lip = lip.astype(np.float32)
         bright = float(np.percentile(pixels @ LUMA, 88))
 
-        near = _skin_along_mouth(image, skin, lips)
+        near = np.maximum(_skin_along_mouth(image, skin, lips), 1)
         paleness = near.min() / max(float(near.max()), 1)
         skin_like = float(np.clip((1 - paleness) / (1 - SKIN.min()), 0, 1))  # a robot's white is no skin
         cast = near / SKIN**skin_like
@@ -66,7 +66,7 @@ class Palette:
         tooth = tooth * (0.93 * bright * side / (tooth @ LUMA))[:, None]
         limit = max(1.75 * float(lip @ LUMA), 0.35 * bright)  # teeth outshine the lips, but not by far
         tooth = tooth * (1.3 if drawn else min(1.0, limit / max(float((tooth @ LUMA).mean()), 1)))
-        tooth = tooth * min(1.0, 240 / float(tooth.max()))
+        tooth = tooth * min(1.0, 240 / max(float(tooth.max()), 1))
         ambient = np.clip(bright / 190, 0.25, 1.15)
         flesh = np.array([165, 70, 75], np.float32) * ambient
         return cls(

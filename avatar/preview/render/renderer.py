@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from avatar.errors import BadInput
 from avatar.preview.face import Face
 from avatar.preview.pose import Articulation, Pose
 from avatar.preview.render.eyes import eyes_of
@@ -28,13 +29,19 @@ class Renderer:
     """
 
     def __init__(self, image: Array, face: Face) -> None:
-        """image: uint8 (H, W, 3) RGB, at the size of the frames; face: in its pixels."""
+        """image: uint8 (H, W, 3) RGB, at the size of the frames; face: in its pixels.
+
+        Raises: BadInput where the mouth lies outside the image.
+        """
         height, width = image.shape[:2]
         self.image = np.ascontiguousarray(image)
         self.head = HeadField(face, width, height)
         self.box = self.head.box
         self.lips = Lips(face)
         self.mouth = MouthWarper(self.lips, width, height)
+        x, y = self.lips.frame.origin
+        if not (0 <= x < width and 0 <= y < height):
+            raise BadInput("The mouth lies outside the portrait.", "Place its points on the picture.")
         self.interior = Interior(self.image, face, self.lips)
         self.eyes = eyes_of(self.image, face)
         margin = round(4 + MOTION_MARGIN * self.head.face_height)
@@ -64,7 +71,7 @@ class Renderer:
         eyes = []
         for eye in self.eyes:
             part = self._now_at(eye.box, source)
-            if (eye_warp := eye.warp(pose, *self._places(source[part]))) is not None:
+            if source[part].size and (eye_warp := eye.warp(pose, *self._places(source[part]))) is not None:
                 ball = source[part].copy()
                 self._move(ball, eye_warp.ball_x, eye_warp.ball_y)
                 self._move(source[part], eye_warp.skin_x, eye_warp.skin_y)
@@ -93,7 +100,8 @@ class Renderer:
     def _now_at(self, box: Box, source: Array) -> tuple[slice, slice]:
         """Rows and columns of this frame where what lies in `box` of the portrait has gone with the head."""
         x0, y0, x1, y1 = grown(box, 0, self.box)
-        x, y = (x0 + x1) // 2 - self.box[0], (y0 + y1) // 2 - self.box[1]
+        x = min((x0 + x1) // 2 - self.box[0], source.shape[1] - 1)
+        y = min((y0 + y1) // 2 - self.box[1], source.shape[0] - 1)
         place_x, place_y = source[y, x] / SUPERSAMPLING
         dx, dy = round(x - float(place_x)), round(y - float(place_y))
         slack = round(2 + TURN_SLACK * self.head.face_height)
@@ -102,9 +110,8 @@ class Renderer:
     def _places(self, source: Array) -> tuple[Array, Array]:
         """x, y in image px of places in the enlarged source, (h, w, 2)."""
         scale = np.float32(1 / SUPERSAMPLING)
-        return source[..., 0] * scale + np.float32(self.box[0]), source[..., 1] * scale + np.float32(
-            self.box[1]
-        )
+        x0, y0 = np.float32(self.box[0]), np.float32(self.box[1])
+        return source[..., 0] * scale + x0, source[..., 1] * scale + y0
 
     @staticmethod
     def _move(source: Array, shift_x: Array, shift_y: Array) -> None:

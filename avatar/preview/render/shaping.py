@@ -23,19 +23,16 @@ def lerp(a: Any, b: Any, t: Any) -> Any:
 
 def bounding_box(points: Array, width: int, height: int) -> Box:
     """The whole pixels around points (N, 2), cut to an image of width x height."""
-    x0, y0 = np.floor(points.min(axis=0)).astype(int)
-    x1, y1 = np.ceil(points.max(axis=0)).astype(int) + 1
-    return max(0, int(x0)), max(0, int(y0)), min(width, int(x1)), min(height, int(y1))
+    x0, y0 = np.floor(points.min(axis=0)).astype(int).tolist()
+    x1, y1 = np.ceil(points.max(axis=0)).astype(int).tolist()
+    return grown((x0, y0, x1 + 1, y1 + 1), 0, (0, 0, width, height))
 
 
 def grown(box: Box, margin: int, within: Box) -> Box:
-    """The box with a margin on every side, cut to another box."""
-    return (
-        max(box[0] - margin, within[0]),
-        max(box[1] - margin, within[1]),
-        min(box[2] + margin, within[2]),
-        min(box[3] + margin, within[3]),
-    )
+    """The box with a margin on every side, cut to another box; empty where they do not meet."""
+    x0, y0 = max(box[0] - margin, within[0]), max(box[1] - margin, within[1])
+    x1, y1 = min(box[2] + margin, within[2]), min(box[3] + margin, within[3])
+    return min(x0, within[2]), min(y0, within[3]), max(x1, min(x0, within[2])), max(y1, min(y0, within[3]))
 
 
 def inside(box: Box, origin: Box) -> tuple[slice, slice]:
