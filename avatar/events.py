@@ -33,8 +33,25 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class PartDone:
+    """One more part of a long video is finished, on disk, and will not be made again.
+
+    path: an .mp4 that plays alone. index: from 0, of num_parts. start_frame, num_frames: as a segment's.
+    """
+
+    path: Path
+    index: int
+    num_parts: int
+    start_frame: int
+    num_frames: int
+
+
+@dataclass(frozen=True)
 class Progress:
-    """Where a run stands. Frames count from 0 to num_frames; times in seconds since the run began."""
+    """Where a run stands. Frames count from 0 to num_frames; times in seconds since the run began.
+
+    num_parts: of a long video, else 0.
+    """
 
     phase: Phase
     frames_done: int = 0
@@ -45,6 +62,8 @@ class Progress:
     fps: float | None = None  # frames made a second since the first frame was asked for
     first_frame_s: float | None = None
     eta_s: float | None = None
+    parts_done: int = 0
+    num_parts: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,4 +97,4 @@ class Finished:
     error: str | None = None
 
 
-Event = Segment | Progress | Notice | Finished
+Event = Segment | PartDone | Progress | Notice | Finished

@@ -9,6 +9,22 @@ from avatar.preset import Preset
 
 
 @dataclass(frozen=True)
+class Part:
+    """A stretch of a long speech, made as a video of its own that joins those before and after it.
+
+    run: what all parts of one video have in common. first_frame, speech_frames: where in the speech it begins,
+    and how long the speech is. carry: the file that the part before left for this one, None where this one
+    begins from the portrait. leave: where to leave the same for the next one, None where nothing is wanted.
+    """
+
+    run: str
+    first_frame: int
+    speech_frames: int
+    carry: Path | None = None
+    leave: Path | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """What an engine is asked for. Build it with media.intake.open_request, which refuses what cannot be used.
 
@@ -18,6 +34,7 @@ class Request:
     portrait_name, speech_name: the user's file names, for messages and the gallery.
     face_points: fractions of width and height by point name, when the user placed them.
     head_only: move the head, leave the mouth shut (preview only).
+    part: where num_frames are but a stretch of the speech.
     """
 
     portrait: Path
@@ -33,10 +50,21 @@ class Request:
     head_only: bool = False
     segment_s: float = 2.0
     notices: tuple[str, ...] = field(default_factory=tuple)
+    part: Part | None = None
 
     @property
     def seed(self) -> int:
         return self.preset.generation.seed
+
+    @property
+    def first_frame(self) -> int:
+        """The frame of the speech with which the video begins."""
+        return self.part.first_frame if self.part else 0
+
+    @property
+    def speech_frames(self) -> int:
+        """Frames that the whole speech takes."""
+        return self.part.speech_frames if self.part else self.num_frames
 
     @property
     def duration_s(self) -> float:

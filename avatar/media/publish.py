@@ -31,6 +31,7 @@ def new_report(request: Request, label: str) -> RunReport:
         fps=request.preset.generation.fps,
         face_points=request.face_points,
         head_only=request.head_only,
+        run=request.part.run if request.part else "",
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar.errors import BadInput
+from avatar.media import durable
 
 _PACKAGES = ("av", "numpy", "pillow", "soxr", "onnxruntime", "torch", "diffusers", "transformers", "gradio")
 
@@ -21,7 +21,7 @@ class RunReport:
 
     video, thumbnail, portrait, speech: file names, no folders. engine: the source's label.
     created: ISO 8601, UTC. first_frame_s, first_segment_s: seconds since the run began.
-    frames_per_s: frames made a second since the first one was asked for.
+    frames_per_s: frames made a second since the first one was asked for. run: a long video's, see Part.
     """
 
     video: str
@@ -46,15 +46,15 @@ class RunReport:
     frames_per_s: float | None = None
     stopped: bool = False
     error: str | None = None
+    run: str = ""
     notices: list[dict[str, Any]] = field(default_factory=list)
     rungs: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
-        part = path.with_name(f".{path.stem}.json.part")
-        part.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        durable.write(path, text.encode())
 
 
 def read_report(path: Path) -> RunReport:

@@ -7,8 +7,8 @@ killed before, join_segments makes it anew from the segments, without encoding a
 from __future__ import annotations
 
 import errno
+import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -16,14 +16,17 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
 from avatar.events import Segment
-from avatar.geometry import FPS, SOUND_HZ
+from avatar.geometry import FPS
+from avatar.media import durable
+from avatar.media.sound import GridSound, LosslessSound
 from avatar.media.speech import SpeechReader
+from avatar.request import Part
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +34,14 @@ _WHOLE = "whole.mp4"  # the finished file while it is being made, in the segment
 
 _BT709 = 1  # primaries, transfer and matrix, ITU-T H.273
 _H264 = {"preset": "veryfast", "crf": "20", "tune": "zerolatency"}  # one packet out for every frame in
-_AAC_BITS_PER_S = 128_000
-_INDEX_FIRST = {"movflags": "faststart"}
+INDEX_FIRST = {"movflags": "faststart"}
 
 
 class SegmentWriter:
     """Frames in; segments in `folder` and the finished file at `output` out, in memory that does not grow.
 
-    lengths: frames of each segment in turn. threads: of the encoder. For one thread.
+    lengths: frames of each segment in turn. threads: of the encoder. part: where the video is one of a long
+    speech; frames and segments count from the part's own beginning. For one thread.
     """
 
     def __init__(
@@ -50,9 +53,11 @@ class SegmentWriter:
         lengths: Sequence[int],
         fps: int = FPS,
         threads: int = 1,
+        part: Part | None = None,
     ) -> None:
         self._speech, self._folder, self._output = speech, folder, output
         self._lengths, self._fps, self._threads = lengths, fps, threads
+        self._part, self._first_frame = part, part.first_frame if part else 0
         self._whole: _Movie | None = None
         self._segment: _Movie | None = None
         self._segment_start = 0
@@ -103,20 +108,23 @@ class SegmentWriter:
     def _encode(self, frames: np.ndarray) -> None:
         if self._whole is None:
             self.height, self.width = (side // 2 * 2 for side in frames.shape[1:3])
-            self._whole = _Movie(self._folder / _WHOLE, "aac", self._fps)
+            self._whole = _Movie(self._folder / _WHOLE, self._fps)
+            tag(self._whole.container, self._part)
             self._whole.add_encoder(self.width, self.height, self._threads, max(self._lengths))
+            self._whole.add_sound(GridSound, self._speech, self._first_frame)
+            self._whole.open()
         if self._segment is None:
-            self._segment = _Movie(self._segment_path(), "alac", self._fps)
+            self._segment = _Movie(self._segment_path(), self._fps)
             self._segment.add_copy(self._whole.video)
+            self._segment.add_sound(LosslessSound, self._speech, self._first_frame + self.num_frames)
             self._segment_start = self.num_frames
         for pixels in frames:
             for packet in self._whole.encode(self._picture(pixels)):
                 self._whole.copy(packet)
                 self._segment.copy(packet)
             self.num_frames += 1
-        sound = self._speech.sound(self.num_frames - len(frames), len(frames))
-        self._whole.sound(sound)
-        self._segment.sound(sound)
+        self._whole.sound.add(len(frames))
+        self._segment.sound.add(len(frames))
 
     def _picture(self, pixels: np.ndarray) -> av.VideoFrame:
         """RGB → yuv420p, BT.709, limited range, the stream's size; an IDR frame where a segment starts."""
@@ -151,86 +159,107 @@ class SegmentWriter:
 
 
 class _Movie:
-    """An .mp4 being written: one video stream, encoded or copied, and mono sound of any codec."""
+    """An .mp4 being written: one video stream, encoded or copied, then one of sound."""
 
     video: VideoStream
+    sound: LosslessSound | GridSound
 
-    def __init__(self, path: Path, sound_codec: str, fps: int) -> None:
-        self._container = av.open(str(path), "w", format="mp4", container_options=_INDEX_FIRST)
-        self._sound_codec, self._fps = sound_codec, fps
-        self._num_frames = self._num_samples = 0
+    def __init__(self, path: Path, fps: int) -> None:
+        self.container = av.open(str(path), "w", format="mp4", container_options=INDEX_FIRST)
+        self._fps = fps
+        self._num_frames = 0
 
     def add_encoder(self, width: int, height: int, threads: int, keyframe_interval: int) -> None:
-        self.video = self._container.add_stream("libx264", rate=self._fps, options=_H264)
+        self.video = self.container.add_stream("libx264", rate=self._fps, options=_H264)
         context = self.video.codec_context
         context.width, context.height, context.pix_fmt = width, height, "yuv420p"
         context.time_base, context.thread_count = Fraction(1, self._fps), threads
         context.max_b_frames, context.gop_size = 0, keyframe_interval
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = ColorRange.MPEG
-        self._add_sound()
-        self._container.start_encoding()  # opens the encoder: copies need its parameter sets
 
     def add_copy(self, video: VideoStream) -> None:
-        self.video = self._container.add_stream_from_template(video, opaque=True)
-        self._add_sound()
+        self.video = self.container.add_stream_from_template(video, opaque=True)
 
-    def _add_sound(self) -> None:
-        sound = self._container.add_stream(self._sound_codec, rate=SOUND_HZ, layout="mono")
-        assert isinstance(sound, AudioStream)
-        self._sound = sound
-        if self._sound_codec == "aac":
-            self._sound.bit_rate = _AAC_BITS_PER_S
-        else:
-            self._sound.format = "s16p"  # as the speech is: lossless
+    def add_sound(
+        self, kind: type[LosslessSound] | type[GridSound], speech: SpeechReader, first_frame: int
+    ) -> None:
+        """Add the sound of the speech from a frame on, after the picture."""
+        self.sound = kind(self.container, speech, first_frame)
+
+    def open(self) -> None:
+        """Open the encoder: copies need its parameter sets."""
+        self.container.start_encoding()
 
     def encode(self, picture: av.VideoFrame) -> list[av.Packet]:
         return list(self.video.encode(picture))
 
     def copy(self, packet: av.Packet) -> None:
         """Write a packet as the next frame; the packet itself stays as it is."""
-        copy = av.Packet(bytes(packet))
-        copy.stream, copy.time_base = self.video, Fraction(1, self._fps)
-        copy.pts = copy.dts = self._num_frames
-        copy.duration, copy.is_keyframe = 1, packet.is_keyframe
-        self._container.mux(copy)
+        self.container.mux(picture_packet(self.video, packet, self._num_frames, self._fps))
         self._num_frames += 1
 
-    def sound(self, samples: np.ndarray) -> None:
-        """Encode int16 mono samples that follow those before."""
-        frame = av.AudioFrame.from_ndarray(samples[None], "s16", "mono")
-        frame.sample_rate, frame.pts, frame.time_base = SOUND_HZ, self._num_samples, Fraction(1, SOUND_HZ)
-        self._num_samples += len(samples)
-        self._container.mux(self._sound.encode(frame))
-
     def close(self) -> None:
-        self._container.mux(self._sound.encode(None))
-        self._container.close()
+        self.sound.end()
+        self.container.close()
 
     def discard(self) -> None:
         """Close a file that is not wanted any more; on a full disk even that may fail."""
         try:
-            self._container.close()
+            self.container.close()
         except (av.FFmpegError, OSError) as error:
             log.info("while discarding a file: %r", error)
 
 
-def join_segments(segments: Sequence[Segment], speech: SpeechReader, output: Path, fps: int = FPS) -> None:
+def picture_packet(video: VideoStream, packet: av.Packet, index: int, fps: int) -> av.Packet:
+    """A copy of a packet, to be written as frame `index`; the packet itself stays as it is."""
+    copy = av.Packet(bytes(packet))
+    copy.stream, copy.time_base = video, Fraction(1, fps)
+    copy.pts = copy.dts = index
+    copy.duration, copy.is_keyframe = 1, packet.is_keyframe
+    return copy
+
+
+def tag(container: OutputContainer, part: Part | None) -> None:
+    """Note in a file which part it is; before its first packet."""
+    if part is not None:
+        container.metadata["comment"] = json.dumps({"run": part.run, "first_frame": part.first_frame})
+
+
+def read_tag(container: InputContainer) -> tuple[str, int] | None:
+    """A part's run and first frame; None for any other file."""
+    try:
+        told = json.loads(container.metadata["comment"])
+        return str(told["run"]), int(told["first_frame"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def join_segments(
+    segments: Sequence[Segment],
+    speech: SpeechReader,
+    output: Path,
+    fps: int = FPS,
+    part: Part | None = None,
+) -> None:
     """Make the finished file from segments: their video packets as they are, the sound anew from the speech.
 
     Raises: av.FFmpegError or OSError when a segment cannot be read or the file cannot be written.
     """
     path = segments[0].path.with_name(_WHOLE)
-    whole = _Movie(path, "aac", fps)
+    whole = _Movie(path, fps)
+    tag(whole.container, part)
     try:
         for segment in segments:
-            with av.open(str(segment.path)) as part:
+            with av.open(str(segment.path)) as piece:
                 if segment is segments[0]:
-                    whole.add_copy(part.streams.video[0])
-                for packet in part.demux(video=0):
+                    whole.add_copy(piece.streams.video[0])
+                    first_frame = (part.first_frame if part else 0) + segment.start_frame
+                    whole.add_sound(GridSound, speech, first_frame)
+                for packet in piece.demux(video=0):
                     if packet.dts is not None:  # the last one is empty
                         whole.copy(packet)
-            whole.sound(speech.sound(segment.start_frame, segment.num_frames))
+            whole.sound.add(segment.num_frames)
         whole.close()
         _move(path, output)
     except BaseException:
@@ -243,7 +272,7 @@ def join_segments(segments: Sequence[Segment], speech: SpeechReader, output: Pat
 def _move(path: Path, target: Path) -> None:
     """Put a finished file in its place, at once, also on another disk."""
     try:
-        os.replace(path, target)
+        durable.replace(path, target)
         return
     except OSError as error:
         if error.errno != errno.EXDEV:
@@ -251,7 +280,7 @@ def _move(path: Path, target: Path) -> None:
     part = target.with_name(f".{target.stem}.part")
     try:
         shutil.copyfile(path, part)
-        os.replace(part, target)
+        durable.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
     path.unlink()

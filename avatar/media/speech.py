@@ -241,7 +241,7 @@ class SpeechReader:
     def sound(self, start_frame: int, num_frames: int) -> np.ndarray:
         """Samples of these video frames, int16 (num_frames * 1920,) at 48 kHz; silence past the end."""
         start = start_frame * self.samples_per_frame
-        return self._read(start, start + num_frames * self.samples_per_frame)
+        return self.samples(start, start + num_frames * self.samples_per_frame)
 
     def listen(self, start: int, stop: int) -> np.ndarray:
         """Samples start:stop at 16 kHz, float32 in [-1, 1]; silence outside the speech.
@@ -260,12 +260,12 @@ class SpeechReader:
         import soxr
 
         start = index * _BLOCK - _MARGIN
-        sound = self._read(start * _DECIMATION, (start + _BLOCK + 2 * _MARGIN) * _DECIMATION)
+        sound = self.samples(start * _DECIMATION, (start + _BLOCK + 2 * _MARGIN) * _DECIMATION)
         block = soxr.resample(sound.astype(np.float32) / 32768, SOUND_HZ, SPEECH_HZ, quality="HQ")
         return block[_MARGIN : _MARGIN + _BLOCK].clip(-1, 1)
 
-    def _read(self, start: int, stop: int) -> np.ndarray:
-        """Samples start:stop at 48 kHz, int16, zeros outside the file."""
+    def samples(self, start: int, stop: int) -> np.ndarray:
+        """Samples start:stop at 48 kHz, int16, silence outside the speech."""
         out = np.zeros(stop - start, np.int16)
         first, last = max(start, 0), min(stop, self.num_samples)
         if first < last:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import queue
 import threading
@@ -17,6 +16,7 @@ from avatar.engine import FrameSource
 from avatar.errors import AvatarError, Cancelled
 from avatar.events import Event, Finished, Notice, Phase, Progress, Segment
 from avatar.media.clock import Clock
+from avatar.media.durable import disk_error
 from avatar.media.publish import new_report, publish, save_thumbnail
 from avatar.media.report import RunReport
 from avatar.media.segments import SegmentWriter, join_segments
@@ -29,7 +29,6 @@ PROGRESS_S = 0.4  # between two Progress events at most
 
 _OPENING_S = 1.0  # the first two segments are this short, so that playing starts early
 _QUEUED_BATCHES = 2  # frames waiting for the encoder, in batches as the source makes them
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 _BATCH = 25  # frames that are encoded between two looks at the stop sign
 
 
@@ -175,6 +174,7 @@ class _Run:
         return len(frames)
 
     def _fail(self, error: BaseException) -> None:
+        error = disk_error(error)
         if not isinstance(error, AvatarError):
             log.error("the run failed", exc_info=error)
         self.error = self.error or error
@@ -191,6 +191,7 @@ class _Run:
                     lengths=self._lengths,
                     fps=self._fps,
                     threads=self._encoder_threads,
+                    part=request.part,
                 )
                 try:
                     while (frames := self._frames.get()) is not None:
@@ -201,7 +202,7 @@ class _Run:
                     writer.abort()
                     raise
         except BaseException as error:
-            self._fail(_disk_error(error))
+            self._fail(error)
             self._stopping.set()
             while rendering and self._frames.get() is not None:  # so that the first thread is not held up
                 pass
@@ -250,7 +251,7 @@ def _join(
     report.stopped = True
     try:
         with SpeechReader(request.speech, report.fps) as speech:
-            join_segments(segments, speech, request.output, report.fps)
+            join_segments(segments, speech, request.output, report.fps, request.part)
         with av.open(str(request.output)) as video:
             picture = next(video.decode(video=0))
         report.width, report.height = picture.width, picture.height
@@ -268,14 +269,3 @@ def _told_text(error: BaseException | None) -> str | None:
     if isinstance(error, AvatarError):
         return str(error)
     return "The engine failed unexpectedly; what was made is kept. The log says more."
-
-
-def _disk_error(error: BaseException) -> BaseException:
-    """A failure to write, as an error for the user; anything else as it is."""
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        told = AvatarError(
-            f"The video cannot be written ({error.strerror}).", "Free disk space, then run it again."
-        )
-        told.__cause__ = error
-        return told
-    return error

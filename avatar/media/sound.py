@@ -1,0 +1,108 @@
+"""The sound of a video: lossless in segments; AAC on one grid for the whole speech, so that parts can be joined.
+
+An AAC packet holds 1024 samples and needs the packet before it. Every part's packets lie where one coder for
+the whole speech would have put them, and are made with the speech around the part in view. So a join takes
+packets from one part and goes on with those of the next, without coding anything again.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+
+from avatar.geometry import SOUND_HZ
+from avatar.media.speech import SpeechReader
+
+PACKET = 1024  # samples
+_BEFORE = 8 * PACKET  # samples that the coder hears ahead of a part, so that it is as if it had never begun
+_AFTER = 4 * PACKET  # and past its end
+_AAC_BITS_PER_S = 128_000
+
+
+def packet_start(sample: int) -> int:
+    """The first sample of the packet in which a sample of the speech lies."""
+    return sample // PACKET * PACKET
+
+
+class LosslessSound:
+    """ALAC of the speech from a frame on, exactly as many samples as there are frames."""
+
+    def __init__(self, container: OutputContainer, speech: SpeechReader, first_frame: int) -> None:
+        self._container, self._speech, self._frame = container, speech, first_frame
+        self._start = first_frame * speech.samples_per_frame
+        self._stream = _add(container, "alac")
+        self._stream.format = "s16p"  # as the speech is
+
+    def add(self, num_frames: int) -> None:
+        """Write the sound of the next frames."""
+        at = self._frame * self._speech.samples_per_frame - self._start
+        self._container.mux(self._stream.encode(_frame(self._speech.sound(self._frame, num_frames), at)))
+        self._frame += num_frames
+
+    def end(self) -> None:
+        """Write what the coder still holds."""
+        self._container.mux(self._stream.encode(None))
+
+
+class GridSound:
+    """AAC of the speech from a frame on; its first packet is for the decoder to warm up with, and not heard."""
+
+    def __init__(self, container: OutputContainer, speech: SpeechReader, first_frame: int) -> None:
+        self._container, self._speech = container, speech
+        self._start = self._end = first_frame * speech.samples_per_frame
+        self._first_packet = packet_start(self._start) - PACKET
+        self._fed = max(0, packet_start(self._start) - _BEFORE)
+        self._stream = _add(container, "aac")
+        self._stream.bit_rate = _AAC_BITS_PER_S
+        self._held: list[av.Packet] = []  # not written before it is known which one is the last
+
+    def add(self, num_frames: int) -> None:
+        """Write the sound of the next frames."""
+        self._end += num_frames * self._speech.samples_per_frame
+        self._feed(self._end)
+        self._write([packet for packet in self._held if packet.pts + PACKET <= self._end])
+
+    def end(self) -> None:
+        """Write what is left; the last packet ends with the last frame."""
+        self._feed(self._end + _AFTER)
+        self._held += self._stream.encode(None)
+        self._write([packet for packet in self._held if packet.pts < self._end])
+
+    def _feed(self, stop: int) -> None:
+        samples = self._speech.samples(self._fed, stop)
+        self._held += self._stream.encode(_frame(samples, self._fed))
+        self._fed = stop
+
+    def _write(self, packets: list[av.Packet]) -> None:
+        self._held = [packet for packet in self._held if packet not in packets]
+        for packet in packets:
+            assert packet.pts is not None
+            if packet.pts < self._first_packet:
+                continue
+            duration = min(PACKET, self._end - packet.pts)
+            self._container.mux(sound_packet(self._stream, bytes(packet), packet.pts - self._start, duration))
+
+
+def sound_packet(stream: AudioStream, data: bytes, at: int, duration: int) -> av.Packet:
+    """A packet to write. at, duration: in samples, at from the beginning of the file's picture."""
+    packet = av.Packet(data)
+    packet.stream, packet.time_base = stream, Fraction(1, SOUND_HZ)
+    packet.pts = packet.dts = at
+    packet.duration, packet.is_keyframe = duration, True
+    return packet
+
+
+def _add(container: OutputContainer, codec: str) -> AudioStream:
+    stream = container.add_stream(codec, rate=SOUND_HZ, layout="mono")
+    assert isinstance(stream, AudioStream)
+    return stream
+
+
+def _frame(samples: np.ndarray, at: int) -> av.AudioFrame:
+    frame = av.AudioFrame.from_ndarray(samples[None], "s16", "mono")
+    frame.sample_rate, frame.pts, frame.time_base = SOUND_HZ, at, Fraction(1, SOUND_HZ)
+    return frame
