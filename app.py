@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _serve(args: argparse.Namespace) -> None:
     from avatar.media.ffmpeg import put_on_path
-    from avatar.ui.scratch import Scratch
+    from avatar.scratch import Scratch
 
     put_on_path()
     with Scratch() as scratch:

@@ -12,8 +12,8 @@ from avatar.preset import Preset
 class Part:
     """A stretch of a long speech, made as a video of its own that joins those before and after it.
 
-    run: what all parts of one video have in common. first_frame, speech_frames: where in the speech it begins,
-    and how long the speech is. carry: the file that the part before left for this one, None where this one
+    run: what all parts of one video have in common. first_frame, speech_frames: where it begins in the
+    speech, and how long that is. carry: the file that the part before left for this one, None where this one
     begins from the portrait. leave: where to leave the same for the next one, None where nothing is wanted.
     """
 

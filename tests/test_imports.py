@@ -18,12 +18,12 @@ FLOORS = [
     {"errors"},
     {"geometry", "abilities", "checkpoint_places"},
     {"preset"},
-    {"events", "request"},
+    {"events", "request", "scratch"},
     {"engine"},  # the protocol; open_engine is its one way up
     {"media", "models"},
     {"memory", "parallel"},
     {"preview", "diffusion", "worker"},
-    {"gallery", "doctor", "bench"},
+    {"gallery", "doctor", "bench", "long"},
     {"commands", "ui"},
     {"cli", "app", "__main__"},
 ]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import math
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,17 +17,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 
 from avatar.commands.output import console, write_json
-from avatar.commands.settings import add_checkpoint, add_preset, chosen_preset
+from avatar.commands.settings import add_checkpoint, add_long, add_preset, chosen_preset
 from avatar.engine import Engine, open_engine
-from avatar.errors import BadInput, Cancelled
-from avatar.events import Event, Finished, Notice, Progress, Segment
-from avatar.media.intake import open_request
-from avatar.media.limits import Limits
+from avatar.errors import Cancelled
+from avatar.events import Event, Finished, Notice, PartDone, Progress, Segment
+from avatar.long.job import Job
+from avatar.media.files import minutes
 from avatar.memory.fit import require
 from avatar.memory.inventory import probe
-from avatar.preset import Preset
-from avatar.preview.points import load_sidecar
 from avatar.request import Request
+from avatar.scratch import Scratch
 
 OUTPUTS = Path("outputs")
 
@@ -50,6 +47,10 @@ def add(commands: Any) -> None:
         "--head_only", action="store_true", default=None, help="move the head, keep the mouth shut"
     )
     parser.add_argument("--max_duration", type=float, metavar="S", help="refuse longer speech; seconds")
+    add_long(parser)
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a video whose making was ended, by its --output"
+    )
     parser.add_argument("--json", action="store_true", help="events as JSON lines on standard output")
     add_checkpoint(parser)
     add_preset(parser)
@@ -63,21 +64,25 @@ def run(args: argparse.Namespace) -> int:
     flags = tuple(name for name in ("points", "head_only", "ckpt_dir") if getattr(args, name) is not None)
     preset = chosen_preset(args, inventory, flags)
     require(preset, inventory)
-    with tempfile.TemporaryDirectory(prefix="avatar-") as work:
-        request = open_request(
-            args.image,
-            args.audio,
-            preset,
-            output=output,
-            work=work,
-            prompt=preset.generation.prompt,
-            face_points=_face_points(args, preset),
-            head_only=bool(args.head_only),
-            limits=_limits(args.max_duration),
-        )
+    job = Job(
+        image=args.image,
+        audio=args.audio,
+        output=output,
+        preset=preset,
+        points=args.points,
+        head_only=bool(args.head_only),
+        max_duration_s=args.max_duration,
+        checkpoint_every=args.checkpoint_every,
+        independent=args.independent,
+        keep_parts=args.keep_parts,
+        resume=args.resume,
+    )
+    with Scratch() as work, job.opened(work) as opened:
+        if opened.finished is not None:
+            return _tell_finished(opened.finished, args.json)
         engine = open_engine(preset, weights=args.ckpt_dir)
         try:
-            return _follow(engine, request, args.json)
+            return _follow(opened.engine([engine]), opened.request, args.json)
         finally:
             engine.close()
 
@@ -96,6 +101,15 @@ def _follow(engine: Engine, request: Request, as_json: bool) -> int:
     if finished is None:
         raise Cancelled("Stopped before the first frame was made.")
     return Cancelled.exit_code if finished.stopped else 0
+
+
+def _tell_finished(video: Path, as_json: bool) -> int:
+    """A resumed video was finished already."""
+    if as_json:
+        write_json({"event": "already_finished", "video": video})
+    else:
+        sys.stdout.write(f"{video}\n")
+    return 0
 
 
 @contextmanager
@@ -160,6 +174,8 @@ def _show_bar(request: Request) -> Iterator[Any]:
                     bar.console.print(
                         f"{kept} {event.num_frames} frames, {event.duration_s:.1f} s", markup=False
                     )
+                case PartDone():
+                    bar.console.print(f"part {event.index + 1} of {event.num_parts} is kept", markup=False)
                 case Segment():
                     pass  # the page plays segments; here the bar tells how many there are
 
@@ -169,39 +185,18 @@ def _show_bar(request: Request) -> Iterator[Any]:
 def _pace(progress: Progress) -> str:
     """ "segment 3/12, 101 fps, 9 s left" """
     words = []
-    if progress.num_segments:
+    if progress.num_parts:
+        words.append(f"part {min(progress.parts_done + 1, progress.num_parts)}/{progress.num_parts}")
+    elif progress.num_segments:
         words.append(f"segment {progress.segments_done}/{progress.num_segments}")
     if progress.fps is not None:
         words.append(f"{progress.fps:.0f} fps")
     if progress.eta_s is not None:
-        words.append(f"{progress.eta_s:.0f} s left")
+        words.append(
+            f"{minutes(progress.eta_s)} left" if progress.eta_s >= 120 else f"{progress.eta_s:.0f} s left"
+        )
     return ", ".join(words)
-
-
-def _limits(max_duration_s: float | None) -> Limits:
-    """Raises: BadInput for a bound that is none."""
-    if max_duration_s is None:
-        return Limits()
-    if not 0 < max_duration_s < math.inf:  # also refuses nan
-        raise BadInput(f"--max_duration is {max_duration_s:g}.", "Give seconds, more than 0.")
-    return Limits(max_speech_s=max_duration_s)
 
 
 def _output_name(image: Path, audio: Path) -> Path:
     return OUTPUTS / f"{image.stem}-{audio.stem}-{datetime.now():%Y%m%d-%H%M%S}.mp4"
-
-
-def _face_points(args: argparse.Namespace, preset: Preset) -> dict[str, tuple[float, float]] | None:
-    """The points of --points, or of the JSON file beside the portrait; only the preview takes points.
-
-    Raises: BadInput when the file is not what it should be.
-    """
-    if preset.engine != "preview" or (args.head_only and args.points is None):
-        return None
-    path: Path | None = args.points
-    if path is not None and (path.suffix != ".json" or not path.is_file()):
-        raise BadInput(
-            f"There is no points file {path.name}.", "Give the path of a .json file that is there."
-        )
-    points = load_sidecar(path or args.image)
-    return {name: (x, y) for name, (x, y) in points.to_dict().items()} if points else None

@@ -97,6 +97,23 @@ def chosen_preset(args: argparse.Namespace, inventory: Inventory, also_given: tu
     return chosen.with_settings(**given)
 
 
+def add_long(parser: argparse.ArgumentParser) -> None:
+    """What makes a long speech in parts."""
+    group = parser.add_argument_group("long speech", "made in parts, which are kept if the run is ended")
+    group.add_argument(
+        "--checkpoint_every",
+        type=int,
+        metavar="N",
+        help="keep a part every N clips (diffusion) or N seconds (preview)",
+    )
+    group.add_argument(
+        "--independent",
+        action="store_true",
+        help="cut where the speech is silent, and begin every part from the portrait",
+    )
+    group.add_argument("--keep_parts", action="store_true", help="leave the parts in OUTPUT.parts")
+
+
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ckpt_dir",

@@ -28,11 +28,17 @@ class StreamingDecoder:
     @torch.no_grad()
     def prime(self, motion_latents: Tensor) -> None:
         """Start a video: fill the causal past from the first 7 motion latents, 16 t h w."""
+        self.go_on(motion_latents[:, :PRIMING_LATENT_FRAMES])
+        self._drop = LEAD_IN_FRAMES
+
+    @torch.no_grad()
+    def go_on(self, motion_latents: Tensor) -> None:
+        """Continue a video from its last frames, as 16 t h w motion latents: nothing of it is dropped."""
         self._pasts = None
         self._video(motion_latents[:, :1])
-        for start in range(1, PRIMING_LATENT_FRAMES, BLOCK_LATENT_FRAMES):
+        for start in range(1, motion_latents.shape[1], BLOCK_LATENT_FRAMES):
             self._video(motion_latents[:, start : start + BLOCK_LATENT_FRAMES])
-        self._drop = LEAD_IN_FRAMES
+        self._drop = 0
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ def rollout(
     cancelled: Callable[[], bool] = lambda: False,
     first_block: int = 0,
     anchor: Tensor | None = None,
+    origin: int = 0,
 ) -> Iterator[Tensor]:
     """Yield the latents of each block in order, 16 3 h w float32 on the denoiser's device.
 
@@ -37,12 +38,15 @@ def rollout(
 
     num_blocks: of the whole video. cancelled: asked before each step. first_block, anchor: to go on after a
     stop, with empty rings: the first block still to make, and the first generated latent frame, 16 1 h w.
+    origin: the block from which the model counts positions and clips; the motion ends where it begins.
     Raises: Cancelled.
     """
     geometry, num_steps = denoiser.geometry, denoiser.schedule.num_steps
-    refresh_block = geometry.second_clip_block
+    refresh_block = origin + geometry.second_clip_block
+    if anchor is not None and origin:
+        refresh_block = origin  # the first clip was made by another rollout
     num_in_flight = min(
-        denoiser.num_in_flight, refresh_block
+        denoiser.num_in_flight, geometry.second_clip_block
     )  # block 0 must be done when it becomes the anchor
 
     def check() -> None:
@@ -58,7 +62,7 @@ def rollout(
             if index == refresh_block > first_block:
                 assert anchor is not None  # num_in_flight sees to it
                 denoiser.refresh(anchor)
-            denoiser.submit(make_block(conditions, geometry, num_steps, index, seed))
+            denoiser.submit(make_block(conditions, geometry, num_steps, index, seed, origin))
         if index >= first_block + num_in_flight - 1:
             latents = denoiser.collect(check)
             if anchor is None:
@@ -66,12 +70,14 @@ def rollout(
             yield latents
 
 
-def make_block(conditions: Conditions, geometry: Geometry, num_steps: int, index: int, seed: int) -> Block:
+def make_block(
+    conditions: Conditions, geometry: Geometry, num_steps: int, index: int, seed: int, origin: int = 0
+) -> Block:
     """The inputs of a block: its noise, its distances, and its slice of the conditions."""
     first = index * BLOCK_LATENT_FRAMES
     pose = conditions.pose
     return Block(
-        index=index,
+        index=index - origin,
         noise=block_noise(geometry, seed, index),
         audio=conditions.audio.frames(index * BLOCK_FRAMES, BLOCK_FRAMES),
         pose=None if pose is None else time_slice(pose, 1, first, BLOCK_LATENT_FRAMES),

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from avatar.diffusion.baton import Baton
 from avatar.diffusion.conditions import SpeechTrack
 from avatar.diffusion.decode import StreamingDecoder
 from avatar.diffusion.denoise import Conditions, LocalDenoiser
@@ -20,7 +21,7 @@ from avatar.diffusion.schedule import Schedule
 from avatar.engine import Frames
 from avatar.errors import BadInput, Cancelled, DoesNotFit
 from avatar.events import Notice, Phase, Progress
-from avatar.geometry import Geometry, Size, num_blocks, output_size
+from avatar.geometry import Geometry, Size, output_size
 from avatar.media.speech import SpeechReader
 from avatar.memory.plan import gib
 from avatar.memory.planner import TINY_BYTES
@@ -71,11 +72,12 @@ class DiffusionSource:
                 size = video_size(request)
                 track = SpeechTrack(speech.listen, speech.num_samples_16k)
                 conditions = parts.conditions.encode(request.portrait, request.prompt, size, [track])
+                baton = Baton.take(request, size)
+                conditions = baton.conditions(conditions, parts.vae)
                 yield Progress(Phase.GENERATING)
-                left = request.num_frames
-                for frames in self._decoded(parts, request, size, conditions, cancelled):
-                    yield frames[:left].cpu().numpy()
-                    left -= len(frames)
+                for frames in self._decoded(parts, request, size, conditions, baton, cancelled):
+                    yield baton.pass_frames(frames[: baton.frames_left].cpu().numpy())
+                baton.leave(request)
         except torch.OutOfMemoryError as error:
             self._parts = None
             raise DoesNotFit(
@@ -96,16 +98,20 @@ class DiffusionSource:
         request: Request,
         size: Size,
         conditions: Conditions,
+        baton: Baton,
         cancelled: Callable[[], bool],
     ) -> Iterator[Tensor]:
         """Frames of each block, T H W 3 on the device: as they come, or all at the end."""
         decoder = StreamingDecoder(parts.vae, compile=parts.device.type == "cuda")
-        latents = self._latents(parts, request, size, conditions, cancelled)
+        latents = self._latents(parts, request, size, conditions, baton, cancelled)
         if not request.preset.memory.enable_online_decode:
             latents = iter([block.cpu() for block in latents])
             parts.release_transformer()
         check = checking(cancelled)
-        decoder.prime(conditions.motion)
+        if baton.goes_on:
+            decoder.go_on(conditions.motion)
+        else:
+            decoder.prime(conditions.motion)
         for block in latents:
             check()
             yield decoder.decode(block)
@@ -116,16 +122,23 @@ class DiffusionSource:
         request: Request,
         size: Size,
         conditions: Conditions,
+        baton: Baton,
         cancelled: Callable[[], bool],
     ) -> Iterator[Tensor]:
         """Latents of each block; the rings live as long as this iterator."""
-        yield from rollout(
+        latents = rollout(
             conditions,
             local_denoiser(request.preset, parts, size, self.pieces),
-            num_blocks=num_blocks(request.num_frames),
+            num_blocks=baton.first_block + baton.num_blocks,
             seed=request.seed,
             cancelled=cancelled,
+            first_block=baton.first_block,
+            anchor=baton.anchor,
+            origin=baton.first_block,
         )
+        for block in latents:
+            baton.pass_latents(block)
+            yield block
 
     def _loaded(self, request: Request, check: Check) -> Parts:
         """All models, loaded unless held as this request wants them; the prompt is measured first."""

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -28,7 +29,7 @@ _SAMPLES_PER_FRAME = SOUND_HZ // FPS
 
 @dataclass(frozen=True)
 class _Piece:
-    """A part that is to be joined: num_frames from first_frame of the run's speech; coded: how its pictures are."""
+    """A part that is to be joined. coded: how its pictures are."""
 
     path: Path
     run: str
@@ -52,7 +53,7 @@ def join_parts(paths: Sequence[Path], output: Path) -> int:
     if output.suffix.lower() != ".mp4":
         raise BadInput(f"{display_name(output)} cannot be the output.", "Give it a name that ends in .mp4.")
     pieces = [_look(path) for path in paths]
-    for before, after in zip(pieces, pieces[1:]):
+    for before, after in pairwise(pieces):
         _check_follows(before, after)
     if output.exists() and any(output.samefile(piece.path) for piece in pieces):
         raise BadInput(f"The output {output.name} is one of the parts.", "Choose another name.")
@@ -127,12 +128,12 @@ def _write(pieces: Sequence[_Piece], path: Path) -> None:
         for piece, after in zip(pieces, [*pieces[1:], None]):
             for packet in _packets(piece):
                 if isinstance(packet.stream, VideoStream):
-                    index = piece.first_frame - first.first_frame + _place(packet, FPS)
+                    index = piece.first_frame - first.first_frame + _units(packet.pts, packet, FPS)
                     out.mux(picture_packet(video, packet, index, FPS))
                 else:
-                    at = piece.first_frame * _SAMPLES_PER_FRAME + _place(packet, SOUND_HZ)
+                    at = piece.first_frame * _SAMPLES_PER_FRAME + _units(packet.pts, packet, SOUND_HZ)
                     if _sounds(at, piece is first, piece.first_frame, after):
-                        duration = round(packet.duration * packet.time_base * SOUND_HZ)
+                        duration = _units(packet.duration, packet, SOUND_HZ)
                         at -= first.first_frame * _SAMPLES_PER_FRAME
                         out.mux(sound_packet(sound, bytes(packet), at, duration))
 
@@ -144,11 +145,11 @@ def _packets(piece: _Piece) -> Iterator[av.Packet]:
                 yield packet
 
 
-def _place(packet: av.Packet, rate: int) -> int:
-    """When a packet comes, in units of 1 / rate."""
-    assert packet.pts is not None
+def _units(time: int | None, packet: av.Packet, rate: int) -> int:
+    """A packet's time in units of 1 / rate."""
+    assert time is not None
     assert packet.time_base is not None
-    return round(packet.pts * Fraction(packet.time_base) * rate)
+    return round(time * Fraction(packet.time_base) * rate)
 
 
 def _sounds(at: int, is_first: bool, first_frame: int, after: _Piece | None) -> bool:

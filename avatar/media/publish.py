@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from avatar.events import Finished
+from avatar.media.origin import origin
 from avatar.media.report import RunReport
 from avatar.request import Request
 
@@ -31,20 +32,21 @@ def new_report(request: Request, label: str) -> RunReport:
         fps=request.preset.generation.fps,
         face_points=request.face_points,
         head_only=request.head_only,
-        run=request.part.run if request.part else "",
+        made_from={} if request.part else origin(request),
     )
 
 
 def publish(request: Request, report: RunReport, num_frames: int, error: str | None) -> Finished:
     """Put thumbnail and report beside the video, the report last."""
     report.num_frames, report.duration_s, report.error = num_frames, num_frames / report.fps, error
-    shutil.move(_thumbnail(request), request.output.with_suffix(".jpg"))
+    shutil.move(thumbnail(request), request.output.with_suffix(".jpg"))
     path = request.output.with_suffix(".json")
     report.write(path)
     return Finished(request.output, path, num_frames, report.duration_s, report.stopped, error)
 
 
-def _thumbnail(request: Request) -> Path:
+def thumbnail(request: Request) -> Path:
+    """Where the thumbnail waits until the video is published."""
     return request.work / "thumbnail.jpg"
 
 
@@ -52,4 +54,4 @@ def save_thumbnail(frame: np.ndarray, request: Request) -> None:
     """Keep a frame, uint8 (H, W, 3), small, until the video is published."""
     picture = Image.fromarray(frame)
     picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    picture.save(_thumbnail(request), quality=85)
+    picture.save(thumbnail(request), quality=85)

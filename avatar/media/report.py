@@ -21,7 +21,7 @@ class RunReport:
 
     video, thumbnail, portrait, speech: file names, no folders. engine: the source's label.
     created: ISO 8601, UTC. first_frame_s, first_segment_s: seconds since the run began.
-    frames_per_s: frames made a second since the first one was asked for. run: a long video's, see Part.
+    frames_per_s: frames made a second since the first one was asked for. made_from: see origin; {} for parts.
     """
 
     video: str
@@ -46,7 +46,7 @@ class RunReport:
     frames_per_s: float | None = None
     stopped: bool = False
     error: str | None = None
-    run: str = ""
+    made_from: dict[str, str] = field(default_factory=dict)
     notices: list[dict[str, Any]] = field(default_factory=list)
     rungs: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())

@@ -1,4 +1,4 @@
-"""The sound of a video: lossless in segments; AAC on one grid for the whole speech, so that parts can be joined.
+"""The sound of a video: lossless in segments; AAC on one grid for the whole speech.
 
 An AAC packet holds 1024 samples and needs the packet before it. Every part's packets lie where one coder for
 the whole speech would have put them, and are made with the speech around the part in view. So a join takes
@@ -49,7 +49,7 @@ class LosslessSound:
 
 
 class GridSound:
-    """AAC of the speech from a frame on; its first packet is for the decoder to warm up with, and not heard."""
+    """AAC of the speech from a frame on. Its first packet only warms a decoder up."""
 
     def __init__(self, container: OutputContainer, speech: SpeechReader, first_frame: int) -> None:
         self._container, self._speech = container, speech
@@ -64,27 +64,30 @@ class GridSound:
         """Write the sound of the next frames."""
         self._end += num_frames * self._speech.samples_per_frame
         self._feed(self._end)
-        self._write([packet for packet in self._held if packet.pts + PACKET <= self._end])
+        self._write(self._end - PACKET)
 
     def end(self) -> None:
         """Write what is left; the last packet ends with the last frame."""
         self._feed(self._end + _AFTER)
         self._held += self._stream.encode(None)
-        self._write([packet for packet in self._held if packet.pts < self._end])
+        self._write(self._end - 1)
 
     def _feed(self, stop: int) -> None:
         samples = self._speech.samples(self._fed, stop)
         self._held += self._stream.encode(_frame(samples, self._fed))
         self._fed = stop
 
-    def _write(self, packets: list[av.Packet]) -> None:
-        self._held = [packet for packet in self._held if packet not in packets]
-        for packet in packets:
+    def _write(self, last: int) -> None:
+        """Write the packets that begin at sample `last` or before."""
+        held, self._held = self._held, []
+        for packet in held:
             assert packet.pts is not None
-            if packet.pts < self._first_packet:
-                continue
-            duration = min(PACKET, self._end - packet.pts)
-            self._container.mux(sound_packet(self._stream, bytes(packet), packet.pts - self._start, duration))
+            if packet.pts > last:
+                self._held.append(packet)
+            elif packet.pts >= self._first_packet:
+                duration = min(PACKET, self._end - packet.pts)
+                at = packet.pts - self._start
+                self._container.mux(sound_packet(self._stream, bytes(packet), at, duration))
 
 
 def sound_packet(stream: AudioStream, data: bytes, at: int, duration: int) -> av.Packet:

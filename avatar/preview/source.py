@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -58,12 +59,13 @@ class PreviewSource:
         with SpeechReader(request.speech) as speech:
             performance = perform(
                 speech.listen,
-                request.num_frames,
+                request.speech_frames,
                 request.preset.generation.fps,
                 request.seed,
-                network=self._network,
+                request.first_frame,
+                self._network,
             )
-            for articulation, pose in performance:
+            for articulation, pose in islice(performance, request.num_frames):
                 if cancelled():
                     raise Cancelled("The run was stopped.")
                 batch.append(renderer.frame(Articulation() if request.head_only else articulation, pose))

@@ -1,0 +1,153 @@
+"""One video to make, as it is asked for: files and wishes, checked and opened into a request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from avatar.engine import Engine
+from avatar.errors import BadInput
+from avatar.long.ledger import PLAN, Ledger, open_ledger
+from avatar.long.spans import Span, quiet_spans, regular_spans
+from avatar.long.stream import LongVideo
+from avatar.media.intake import open_request
+from avatar.media.limits import Limits
+from avatar.media.origin import check_same, origin
+from avatar.media.report import read_report
+from avatar.preset import Preset
+from avatar.preview.points import load_sidecar
+from avatar.request import Request
+
+_DAY_S, _GIB = 86_400.0, 2**30
+_LONG = Limits(max_speech_s=_DAY_S, max_speech_bytes=64 * _GIB)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video. preset: resolved. checkpoint_every: clips, or seconds for the preview; None: in one piece.
+
+    resume: go on where an earlier run was ended; a video that is finished is not made again.
+    """
+
+    image: Path
+    audio: Path
+    output: Path
+    preset: Preset
+    points: Path | None = None
+    head_only: bool = False
+    max_duration_s: float | None = None
+    checkpoint_every: int | None = None
+    independent: bool = False
+    keep_parts: bool = False
+    resume: bool = False
+
+    @property
+    def parts_folder(self) -> Path:
+        return self.output.with_suffix(".parts")
+
+    @contextmanager
+    def opened(self, work: Path) -> Iterator[Opened]:
+        """Check everything and take the ledger, if there is one. Raises: AvatarError."""
+        half_made = (self.parts_folder / PLAN).exists()
+        long = self.checkpoint_every is not None or (self.resume and half_made)
+        if not long and half_made:
+            raise BadInput(
+                f"A half-made {self.output.name} is there already.",
+                f"Resume it with --resume, or delete the folder {self.parts_folder.name} to begin anew.",
+            )
+        if not long and (self.independent or self.keep_parts):
+            raise BadInput("Parts are made with --checkpoint_every N.", "Give it, or leave out the other.")
+        request = open_request(
+            self.image,
+            self.audio,
+            self.preset,
+            output=self.output,
+            work=work,
+            prompt=self.preset.generation.prompt,
+            face_points=self._face_points(),
+            head_only=self.head_only,
+            limits=self._limits(long),
+        )
+        finished = self._finished(request) if self.resume and not half_made else None
+        if finished is not None or not long:
+            yield Opened(request, finished)
+            return
+        ledger = open_ledger(
+            self.parts_folder,
+            request,
+            lambda: self._spans(request),
+            independent=self.independent,
+            resume=self.resume,
+        )
+        try:
+            if self.checkpoint_every is not None:
+                self._check_spans(request, ledger)
+            yield Opened(request, None, ledger, self.keep_parts)
+        finally:
+            ledger.close()
+
+    def _spans(self, request: Request) -> Sequence[Span]:
+        assert self.checkpoint_every is not None  # without it there is a ledger to resume
+        if self.independent:
+            return quiet_spans(request.num_frames, self.preset, self.checkpoint_every, request.speech)
+        return regular_spans(request.num_frames, self.preset, self.checkpoint_every)
+
+    def _check_spans(self, request: Request, ledger: Ledger) -> None:
+        """Raises: BadInput when the video was begun with other parts than are asked for now."""
+        if list(self._spans(request)) != ledger.spans:
+            raise BadInput(
+                f"{self.output.name} was begun with parts of another length or kind.",
+                "Resume it with the same --checkpoint_every and --independent, or without them.",
+            )
+
+    def _finished(self, request: Request) -> Path | None:
+        """The output, if it is finished and made from the same. Raises: BadInput if it is made from other."""
+        report = self.output.with_suffix(".json")
+        if not (self.output.is_file() and report.is_file()):
+            return None
+        told = read_report(report)
+        if told.stopped:
+            return None
+        check_same(told.made_from, origin(request), self.output.name)
+        return self.output
+
+    def _limits(self, long: bool) -> Limits:
+        """Raises: BadInput for a bound that is none."""
+        if self.max_duration_s is None:
+            return _LONG if long else Limits()
+        if not 0 < self.max_duration_s < math.inf:  # also refuses nan
+            raise BadInput(f"--max_duration is {self.max_duration_s:g}.", "Give seconds, more than 0.")
+        limits = _LONG if long else Limits()
+        return Limits(max_speech_s=self.max_duration_s, max_speech_bytes=limits.max_speech_bytes)
+
+    def _face_points(self) -> dict[str, tuple[float, float]] | None:
+        """The points of a file, or of the JSON file beside the portrait; only the preview takes points.
+
+        Raises: BadInput when the file is not what it should be.
+        """
+        path = self.points
+        if self.preset.engine != "preview" or (self.head_only and path is None):
+            return None
+        if path is not None and (path.suffix != ".json" or not path.is_file()):
+            raise BadInput(
+                f"There is no points file {path.name}.", "Give the path of a .json file that is there."
+            )
+        points = load_sidecar(path or self.image)
+        return {name: (x, y) for name, (x, y) in points.to_dict().items()} if points else None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A job that has been checked. finished: the video, if there is nothing left to do."""
+
+    request: Request
+    finished: Path | None = None
+    ledger: Ledger | None = None
+    keep_parts: bool = False
+
+    def engine(self, engines: Sequence[Engine]) -> Engine:
+        """What makes the video: the first engine, or all of them for its parts."""
+        return LongVideo(engines, self.ledger, keep_parts=self.keep_parts) if self.ledger else engines[0]

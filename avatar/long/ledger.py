@@ -1,0 +1,271 @@
+"""What is done of a long video: a folder with its plan, its finished parts, and a ledger that only grows.
+
+A part counts once its line is in the ledger; the line is written when everything that it speaks of is on the
+disk. So whenever a run is ended, what the ledger says is true, and all else in the folder may be removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from avatar.errors import BadInput
+from avatar.events import Finished
+from avatar.long.spans import Span
+from avatar.media import durable
+from avatar.media.origin import check_same, file_digest, origin, run_name
+from avatar.request import Part, Request
+
+log = logging.getLogger(__name__)
+
+PLAN, LINES, _LOCK = "plan.json", "ledger.jsonl", ".lock"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Line:
+    """One finished part. digest: SHA-256 of its file. carry: of what it left for the next, or ""."""
+
+    part: int
+    digest: str
+    carry: str = ""
+
+
+class Ledger:
+    """One long video's folder; held by one process at a time. Made by begin, or by resume.
+
+    chained: each part begins from what the one before it left; else they may be made in any order.
+    """
+
+    def __init__(self, folder: Path, plan: dict[str, Any], lock: IO[str]) -> None:
+        self.folder = folder
+        self.spans = [Span(**span) for span in plan["spans"]]
+        self.chained = bool(plan["chained"])
+        self.run = run_name(plan["made_from"], plan["spans"])
+        self._lock = lock
+        self._lines: dict[int, Line] = {}
+
+    @classmethod
+    def begin(
+        cls, folder: Path, request: Request, spans: Sequence[Span], *, independent: bool = False
+    ) -> Ledger:
+        """Plan a new video in a folder that is not there, or empty. Raises: BadInput, OSError.
+
+        independent: diffusion's parts all begin from the portrait; the preview's never need each other.
+        """
+        lock = _take(folder)
+        if (folder / PLAN).exists():
+            lock.close()
+            raise BadInput(
+                f"A half-made {request.output.name} is there already.",
+                f"Resume it with --resume, or delete the folder {folder.name} to begin anew.",
+            )
+        plan = {
+            "version": _VERSION,
+            "made_from": origin(request),
+            "spans": [asdict(span) for span in spans],
+            "chained": request.preset.engine == "diffusion" and not independent,
+        }
+        (folder / LINES).unlink(missing_ok=True)  # of a video that is finished
+        durable.write(folder / PLAN, json.dumps(plan, indent=1).encode())
+        durable.sync(folder.parent)
+        ledger = cls(folder, plan, lock)
+        ledger._clear()
+        return ledger
+
+    @classmethod
+    def resume(cls, folder: Path, request: Request) -> Ledger:
+        """Take up a video again, if it is made from the same; nothing is changed where it is not.
+
+        Raises: BadInput for other ingredients, a damaged folder, or one that another process works on.
+        """
+        plan = _read_plan(folder)
+        lock = _take(folder)
+        try:
+            check_same(plan["made_from"], origin(request), request.output.name)
+            ledger = cls(folder, plan, lock)
+            ledger._read_lines()
+            ledger._clear()
+        except BaseException:
+            lock.close()
+            raise
+        return ledger
+
+    @property
+    def done(self) -> set[int]:
+        """The parts that are finished."""
+        return set(self._lines)
+
+    @property
+    def missing(self) -> list[int]:
+        return [part for part in range(len(self.spans)) if part not in self._lines]
+
+    def video(self, part: int) -> Path:
+        """Where a finished part lies; its report and thumbnail lie beside it."""
+        return self.folder / f"part_{part:05d}.mp4"
+
+    def carry(self, part: int) -> Path:
+        """Where lies what a part left for the next one."""
+        return self.folder / f"carry_{part:05d}.bin"
+
+    def request(self, part: int, whole: Request) -> Request:
+        """What the engine is asked for: one part, in its own place of work."""
+        span, last = self.spans[part], part == len(self.spans) - 1
+        work = whole.work / f"part_{part:05d}"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        return replace(
+            whole,
+            work=work,
+            output=work / self.video(part).name,
+            num_frames=span.num_frames,
+            notices=(),
+            part=Part(
+                run=self.run,
+                first_frame=span.first_frame,
+                speech_frames=whole.num_frames,
+                carry=self.carry(part - 1) if self.chained and part else None,
+                leave=work / self.carry(part).name if self.chained and not last else None,
+            ),
+        )
+
+    def record(self, part: int, request: Request, finished: Finished) -> Path:
+        """Keep a finished part for good: its files first, then its line. Raises: OSError."""
+        video = self.video(part)
+        shutil.move(finished.video.with_suffix(".jpg"), video.with_suffix(".jpg"))
+        shutil.move(finished.report, video.with_suffix(".json"))
+        leave = request.part.leave if request.part else None
+        carry = "" if leave is None else file_digest(leave)
+        if leave is not None:
+            _keep(leave, self.carry(part))
+        _keep(finished.video, video)
+        self._append(Line(part, file_digest(video), carry))
+        if request.part and request.part.carry:
+            request.part.carry.unlink(missing_ok=True)  # this part's own stands in its place
+        return video
+
+    def finish(self, keep_parts: bool = False) -> None:
+        """The whole video is in its place: there is nothing to resume."""
+        (self.folder / PLAN).unlink()  # without it nobody takes the rest for a video
+        if keep_parts:
+            (self.folder / LINES).unlink()
+            (self.folder / _LOCK).unlink()
+        else:
+            shutil.rmtree(self.folder)
+        self.close()
+
+    def close(self) -> None:
+        """Let another process take the video up."""
+        self._lock.close()
+
+    def _append(self, line: Line) -> None:
+        with (self.folder / LINES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(line)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        durable.sync(self.folder)
+        self._lines[line.part] = line
+
+    def _read_lines(self) -> None:
+        """Every line whose files are as it says; one cut short by the power, at the end, is no line."""
+        path = self.folder / LINES
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            os.truncate(path, len(whole.encode()))
+        try:
+            lines = [Line(**json.loads(line)) for line in whole.splitlines()]
+        except (ValueError, TypeError) as error:
+            raise _damaged(self.folder, LINES) from error
+        self._lines = {line.part: line for line in lines}
+        for line in lines:
+            _check(self.video(line.part), line.digest, self.folder)
+        if lines and self.chained and self.missing:
+            last = lines[-1]
+            _check(self.carry(last.part), last.carry, self.folder)
+
+    def _clear(self) -> None:
+        """Remove what no line speaks of."""
+        known = {PLAN, LINES, _LOCK}
+        for part in self._lines:
+            known |= {self.video(part).with_suffix(suffix).name for suffix in (".mp4", ".json", ".jpg")}
+        if self._lines:
+            known.add(self.carry(max(self._lines)).name)
+        for path in self.folder.iterdir():
+            if path.name not in known:
+                log.info("%s: %s is unfinished and removed", self.folder.name, path.name)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def open_ledger(
+    folder: Path,
+    request: Request,
+    spans: Callable[[], Sequence[Span]],
+    *,
+    independent: bool = False,
+    resume: bool = False,
+) -> Ledger:
+    """Begin a video, or take it up where it was left. spans: asked for when it is begun.
+
+    independent: see begin. Raises: BadInput, AvatarError when the disk is full.
+    """
+    try:
+        if resume and (folder / PLAN).exists():
+            return Ledger.resume(folder, request)
+        return Ledger.begin(folder, request, spans(), independent=independent)
+    except OSError as error:
+        raise durable.disk_error(error) from error
+
+
+def _take(folder: Path) -> IO[str]:
+    """The folder's lock, held until it is closed. Raises: BadInput when another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / _LOCK).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise BadInput(
+            f"Another process is working on {folder.name}.", "Wait for it to end, or stop it."
+        ) from error
+    return lock
+
+
+def _read_plan(folder: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        if plan["version"] != _VERSION or not plan["spans"] or not isinstance(plan["made_from"], dict):
+            raise ValueError("another version")
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, PLAN) from error
+    return plan  # type: ignore[no-any-return]
+
+
+def _keep(path: Path, target: Path) -> None:
+    """Move a file that may lie on another disk, and see it on this one."""
+    if path.stat().st_dev == target.parent.stat().st_dev:
+        durable.replace(path, target)
+        return
+    near = target.with_name(f".{target.name}.part")
+    shutil.copyfile(path, near)
+    durable.replace(near, target)
+    path.unlink()
+
+
+def _check(path: Path, digest: str, folder: Path) -> None:
+    if not path.is_file() or file_digest(path) != digest:
+        raise _damaged(folder, path.name)
+
+
+def _damaged(folder: Path, name: str) -> BadInput:
+    return BadInput(
+        f"{name} in {folder.name} is damaged or missing: the video cannot be resumed.",
+        f"Restore the file, or delete the folder {folder.name} to begin anew.",
+    )

@@ -1,0 +1,74 @@
+"""Where a long speech is cut into parts."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from avatar.errors import BadInput
+from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, SPEECH_HZ
+from avatar.media.speech import SpeechReader
+from avatar.preset import Preset
+
+log = logging.getLogger(__name__)
+
+_SHORTEST_S = 1.0  # a rest shorter than this joins the part before it
+_SEARCH = 0.25  # share of a part by which a cut may move to find silence, either way
+_PAUSE_S = 0.3  # of sound on either side of a cut that should be silent
+
+
+@dataclass(frozen=True)
+class Span:
+    """num_frames of the speech from first_frame on."""
+
+    first_frame: int
+    num_frames: int
+
+    @property
+    def end_frame(self) -> int:
+        return self.first_frame + self.num_frames
+
+
+def part_frames(preset: Preset, every: int) -> int:
+    """Frames of a regular part. every: clips, or seconds for the preview. Raises: BadInput."""
+    if every < 1:
+        raise BadInput(f"checkpoint_every is {every}.", "It must be 1 or more.")
+    if preset.engine == "preview":
+        return every * FPS
+    return math.ceil(every * preset.generation.infer_frames / BLOCK_FRAMES) * BLOCK_FRAMES
+
+
+def regular_spans(num_frames: int, preset: Preset, every: int) -> list[Span]:
+    """Parts of equal length, in whole blocks of the diffusion engine, whose first block has a lead-in."""
+    length = part_frames(preset, every)
+    lead_in = LEAD_IN_FRAMES if preset.engine == "diffusion" else 0
+    return _spans([*range(length - lead_in, num_frames, length)], num_frames)
+
+
+def quiet_spans(num_frames: int, preset: Preset, every: int, speech: Path) -> list[Span]:
+    """Parts that need not know each other, cut at whole blocks where the speech is most silent."""
+    length = part_frames(preset, every)
+    reach = int(length * _SEARCH)
+    cuts: list[int] = []
+    with SpeechReader(speech) as reader:
+        while (nominal := (cuts[-1] if cuts else 0) + length) < num_frames:
+            first = math.ceil((nominal - reach) / BLOCK_FRAMES) * BLOCK_FRAMES
+            places = list(range(first, min(nominal + reach + 1, num_frames), BLOCK_FRAMES))
+            cuts.append(min(places, key=lambda place: (_loudness(reader, place), abs(place - nominal))))
+    return _spans(cuts, num_frames)
+
+
+def _loudness(reader: SpeechReader, frame: int) -> float:
+    """The mean square of the speech around a frame, to so many digits that silences are all alike."""
+    middle, half = frame * SPEECH_HZ // FPS, round(_PAUSE_S * SPEECH_HZ)
+    return round(float(np.square(reader.listen(middle - half, middle + half)).mean()), 6)
+
+
+def _spans(cuts: Sequence[int], num_frames: int) -> list[Span]:
+    starts = [0, *(cut for cut in cuts if 0 < cut <= num_frames - _SHORTEST_S * FPS)]
+    return [Span(start, end - start) for start, end in zip(starts, [*starts[1:], num_frames])]

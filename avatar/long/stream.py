@@ -1,0 +1,232 @@
+"""A long video as one run: an Engine over engines, which makes the missing parts and joins them all."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from avatar.engine import Engine
+from avatar.errors import AvatarError, Cancelled
+from avatar.events import Event, Finished, Notice, PartDone, Phase, Progress, Segment
+from avatar.long.ledger import Ledger
+from avatar.media.durable import disk_error
+from avatar.media.join import join_parts
+from avatar.media.publish import new_report, publish, thumbnail
+from avatar.media.report import read_report
+from avatar.media.stream import segment_lengths
+from avatar.request import Request
+
+log = logging.getLogger(__name__)
+
+Told = queue.Queue[tuple[int, Event] | BaseException | None]  # a part's event; an error; an engine's end
+
+
+class LongVideo:
+    """An Engine for one request: parts one after another, or on several engines at once where they may be."""
+
+    def __init__(self, engines: Sequence[Engine], ledger: Ledger, *, keep_parts: bool = False) -> None:
+        """engines: stay the caller's. keep_parts: leave the parts beside the video."""
+        self._engines = list(engines[:1] if ledger.chained else engines)
+        self._ledger, self._keep_parts = ledger, keep_parts
+        self._cancelled = threading.Event()
+
+    @property
+    def label(self) -> str:
+        return str(getattr(self._engines[0], "label", ""))
+
+    def stream(self, request: Request) -> Iterator[Event]:
+        """Events of the whole video; see Engine.stream. What is in the ledger is not made again."""
+        run = _Run(request, self._ledger)
+        told: Told = queue.Queue()
+        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for part in self._ledger.missing:
+            waiting.put(part)
+        workers = [
+            threading.Thread(target=self._make, args=(engine, run, waiting, told), name="parts", daemon=True)
+            for engine in self._engines
+        ]
+        try:
+            yield from run.begin()
+            for worker in workers:
+                worker.start()
+            error: BaseException | None = None
+            for _ in workers:
+                while (said := told.get()) is not None:
+                    if isinstance(said, BaseException):
+                        error = error or said
+                        self.cancel()
+                    else:
+                        yield from run.tell(*said)
+        finally:
+            self.cancel()
+            for worker in workers:
+                if worker.ident:
+                    worker.join()
+        yield from self._finish(run, error)
+
+    def cancel(self) -> None:
+        """See Engine. Finished parts stay, and so does the ledger."""
+        self._cancelled.set()
+        for engine in self._engines:
+            engine.cancel()
+
+    def close(self) -> None:
+        """Let the ledger go; the engines stay open."""
+        self._ledger.close()
+
+    def _make(
+        self,
+        engine: Engine,
+        run: _Run,
+        waiting: queue.SimpleQueue[int],
+        told: Told,
+    ) -> None:
+        """One engine's thread: part after part, until none is left or something stops it."""
+        try:
+            while not waiting.empty() and not self._cancelled.is_set():
+                self._make_part(engine, run, waiting.get_nowait(), told)
+        except BaseException as error:
+            told.put(error)
+        finally:
+            told.put(None)
+
+    def _make_part(self, engine: Engine, run: _Run, part: int, told: Told) -> None:
+        request = self._ledger.request(part, run.request)
+        for event in engine.stream(request):
+            if self._cancelled.is_set():  # may have come before the engine had begun
+                engine.cancel()
+            if not isinstance(event, Finished):
+                told.put((part, event))
+            elif event.stopped:
+                run.unfinished[part] = event
+            else:
+                try:
+                    video = self._ledger.record(part, request, event)
+                except OSError as error:
+                    raise disk_error(error) from error
+                span = self._ledger.spans[part]
+                told.put((part, PartDone(video, part, run.num_parts, span.first_frame, span.num_frames)))
+
+    def _finish(self, run: _Run, error: BaseException | None) -> Iterator[Event]:
+        """Join what there is from the beginning on; forget the parts once the video is whole."""
+        ledger = self._ledger
+        whole = not ledger.missing
+        if isinstance(error, AvatarError) or error is None:
+            failure = None if isinstance(error, Cancelled) else error
+        else:
+            log.error("a long video failed", exc_info=error)
+            failure = AvatarError("The engine failed.", "The log says why; finished parts are kept.")
+        try:
+            finished = run.join(whole, None if failure is None else str(failure))
+        except OSError as trouble:
+            raise disk_error(trouble) from trouble
+        except AvatarError as trouble:
+            raise failure or trouble from trouble
+        if finished is not None:
+            if whole:
+                ledger.finish(self._keep_parts)
+            yield finished
+        if failure is not None:
+            raise failure
+        if finished is None:
+            raise Cancelled("Stopped before the first frame was made.")
+
+
+class _Run:
+    """What the parts tell, as told of the whole video."""
+
+    def __init__(self, request: Request, ledger: Ledger) -> None:
+        self.request, self.ledger = request, ledger
+        self.unfinished: dict[int, Finished] = {}
+        self.num_parts = len(ledger.spans)
+        fps, segment_s = request.preset.generation.fps, request.segment_s
+        counts = [len(segment_lengths(span.num_frames, segment_s, fps)) for span in ledger.spans]
+        self._first_segment = [sum(counts[:part]) for part in range(self.num_parts)]
+        self._num_segments = sum(counts)
+        self._frames = {part: ledger.spans[part].num_frames for part in ledger.done}
+        self._segments = sum(counts[part] for part in ledger.done)
+        self._frames_before = sum(self._frames.values())
+        self._start = time.monotonic()
+        self._asked: float | None = None  # when the first frame was asked for
+        self._first_frame_s: float | None = None
+
+    def begin(self) -> Iterator[Event]:
+        """What the request has to say, and what is there already."""
+        for text in self.request.notices:
+            yield Notice("intake", text)
+        if self.ledger.done:
+            text = f"Resumed: {len(self.ledger.done)} of {self.num_parts} parts were there already."
+            values = {"done": len(self.ledger.done), "total": self.num_parts}
+            yield Notice("resumed", text, values=values)
+        yield self._progress(Phase.LOADING)
+
+    def tell(self, part: int, event: Event) -> Iterator[Event]:
+        """A part's event, as the whole video's."""
+        start = self.ledger.spans[part].first_frame
+        match event:
+            case Segment():
+                self._segments += 1
+                index = self._first_segment[part] + event.index
+                yield replace(event, index=index, start_frame=start + event.start_frame)
+            case Progress():
+                self._frames[part] = event.frames_done
+                if event.phase is Phase.GENERATING and self._asked is None:
+                    self._asked = time.monotonic()
+                if event.frames_done and self._first_frame_s is None:
+                    self._first_frame_s = event.first_frame_s
+                yield self._progress(event.phase if self._asked is None else Phase.GENERATING)
+            case PartDone():
+                self._frames[part] = event.num_frames
+                yield event
+                yield self._progress(Phase.GENERATING)
+            case _:
+                yield event
+
+    def _progress(self, phase: Phase) -> Progress:
+        now, done = time.monotonic(), sum(self._frames.values())
+        made = done - self._frames_before
+        fps = made / max(now - self._asked, 1e-6) if self._asked is not None and made > 0 else None
+        return Progress(
+            phase=phase,
+            frames_done=done,
+            num_frames=self.request.num_frames,
+            segments_done=self._segments,
+            num_segments=self._num_segments,
+            elapsed_s=now - self._start,
+            fps=fps,
+            first_frame_s=self._first_frame_s,
+            eta_s=(self.request.num_frames - done) / fps if fps else None,
+            parts_done=len(self.ledger.done),
+            num_parts=self.num_parts,
+        )
+
+    def join(self, whole: bool, error: str | None) -> Finished | None:
+        """The video of all parts, or of those that are there from the beginning on; None without any."""
+        parts = []
+        for part in range(self.num_parts):
+            if part in self.ledger.done:
+                parts.append(self.ledger.video(part))
+                continue
+            if part in self.unfinished:
+                parts.append(self.unfinished[part].video)
+            break
+        if not parts:
+            return None
+        num_frames = join_parts(parts, self.request.output)
+        shutil.copyfile(parts[0].with_suffix(".jpg"), thumbnail(self.request))
+        reports = [read_report(path.with_suffix(".json")) for path in parts]
+        report = new_report(self.request, reports[0].engine)
+        report.width, report.height = reports[0].width, reports[0].height
+        state = self._progress(Phase.FINISHING)
+        report.elapsed_s, report.first_frame_s = sum(one.elapsed_s for one in reports), state.first_frame_s
+        report.first_segment_s, report.frames_per_s = reports[0].first_segment_s, state.fps
+        report.stopped = not whole
+        for one in reports:
+            report.notices += [notice for notice in one.notices if notice not in report.notices]
+            report.rungs += one.rungs
+        return publish(self.request, report, num_frames, error)
