@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -60,16 +61,32 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(preset: Preset, *, weights: Path | None = None) -> Engine:
+def open_engine(
+    preset: Preset, *, weights: Path | None = None, gpus: Sequence[str] | None = None
+) -> Engine:
     """The engine that the preset names, in a process of its own; nothing heavy is loaded yet.
 
     preset: resolved ("auto" has become the best that fits). weights: the checkpoint folder, when stated.
-    Raises: BadInput for a preset that is not resolved.
+    gpus: those that it may see, as CUDA_VISIBLE_DEVICES names them. Raises: BadInput for a preset that is
+    not resolved.
     """
     from avatar.worker import EngineProcess
 
+    source, options = source_of(preset, weights)
+    return EngineProcess(source, gpus, **options)
+
+
+def serves(preset: Preset) -> Preset:
+    """What an open engine depends on: everything but what each request brings along."""
     if preset.engine == "preview":
-        return EngineProcess("avatar.preview.source:PreviewSource")
+        return Preset(name="", title="", summary="", engine="preview")
+    return replace(preset, generation=replace(preset.generation, seed=0, prompt="", num_clip=0))
+
+
+def source_of(preset: Preset, weights: Path | None) -> tuple[str, dict[str, Any]]:
+    """The FrameSource of a preset, "package.module:Class", and what it is built with. Raises: BadInput."""
+    if preset.engine == "preview":
+        return "avatar.preview.source:PreviewSource", {}
     if preset.engine == "diffusion":
-        return EngineProcess("avatar.diffusion.source:DiffusionSource", preset=preset, weights=weights)
+        return "avatar.diffusion.source:DiffusionSource", {"preset": preset, "weights": weights}
     raise BadInput(f"Preset {preset.name!r} names no engine.", "Resolve it first, or pick another preset.")

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -77,8 +77,12 @@ class Ended:
 class EngineProcess:
     """An Engine whose frames come from a FrameSource in a child process, kept warm between runs."""
 
-    def __init__(self, source: str, **options: Any) -> None:
-        """source: "package.module:Class" of the FrameSource; options go to its constructor, picklable."""
+    def __init__(self, source: str, gpus: Sequence[str] | None = None, **options: Any) -> None:
+        """source: "package.module:Class" of the FrameSource; options go to its constructor, picklable.
+
+        gpus: those that the child may see, as CUDA_VISIBLE_DEVICES names them; None: those seen here.
+        """
+        self._gpus = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
         self._open = Open(source, options, logging.getLogger().getEffectiveLevel())
         self._running = threading.Lock()
         self._sending = threading.Lock()
@@ -158,7 +162,7 @@ class EngineProcess:
                 [sys.executable, "-m", "avatar.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                env={**os.environ, **self._gpus, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             )
         self._link = Connection(ours.detach())
         self._link.send(self._open)

@@ -24,6 +24,7 @@ FLOORS = [
     {"memory", "parallel"},
     {"preview", "diffusion", "worker"},
     {"gallery", "doctor", "bench", "long"},
+    {"batch"},
     {"commands", "ui"},
     {"cli", "app", "__main__"},
 ]
@@ -48,6 +49,7 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
     "gradio": ("ui",),
     "pynvml": ("memory.nvml",),
     "rich": ("commands",),
+    "ray": ("batch.ray_engine",),
 }
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,6 +16,7 @@ from rich.progress import Progress as ProgressBar
 
 from avatar.commands.output import console, write_json
 from avatar.commands.settings import add_checkpoint, add_long, add_preset, chosen_preset
+from avatar.commands.signals import stopped_by_signals
 from avatar.engine import Engine, open_engine
 from avatar.errors import Cancelled
 from avatar.events import Event, Finished, Notice, PartDone, Progress, Segment
@@ -91,7 +90,7 @@ def _follow(engine: Engine, request: Request, as_json: bool) -> int:
     """Show the events of a run; Ctrl-C stops it and keeps what was made. Returns the exit code."""
     finished: Finished | None = None
     show = _show_json(request) if as_json else _show_bar(request)
-    with _stopped_by_signals(engine), show as told:
+    with stopped_by_signals(engine.cancel), show as told:
         for event in engine.stream(request):
             told(event)
             if isinstance(event, Finished):
@@ -110,27 +109,6 @@ def _tell_finished(video: Path, as_json: bool) -> int:
     else:
         sys.stdout.write(f"{video}\n")
     return 0
-
-
-@contextmanager
-def _stopped_by_signals(engine: Engine) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) ends the run in good order; a second one ends the program."""
-    before: dict[int, Any] = {}
-
-    def stop(number: int, _frame: Any) -> None:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-        threading.Thread(
-            target=engine.cancel, daemon=True
-        ).start()  # not here: the main thread may hold its lock
-
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        before[signal_number] = signal.signal(signal_number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -6,11 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from avatar.abilities import refuse_settings
-from avatar.errors import BadInput
-from avatar.memory.fit import resolve
+from avatar.memory.choice import choose
 from avatar.memory.inventory import Inventory
-from avatar.preset import Preset, load_preset
+from avatar.preset import Preset
 
 
 def truth(text: str) -> bool:
@@ -83,18 +81,7 @@ def chosen_preset(args: argparse.Namespace, inventory: Inventory, also_given: tu
     Raises: BadInput for an unknown preset or a setting that its engine cannot honour, DoesNotFit.
     """
     given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
-    asked = load_preset(args.preset)
-    chosen = resolve(asked.with_settings(**given), inventory)
-    try:
-        refuse_settings(chosen.engine, (*given, *also_given))
-    except BadInput as error:
-        if asked.engine != "auto":
-            raise
-        raise BadInput(
-            f"{error.message} On this machine, auto takes the preset {chosen.name}.",
-            "Leave it out; or see `python -m avatar doctor` for what the other presets need.",
-        ) from error
-    return chosen.with_settings(**given)
+    return choose(args.preset, given, inventory, also_given)
 
 
 def add_long(parser: argparse.ArgumentParser) -> None:

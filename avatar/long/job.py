@@ -10,7 +10,7 @@ from pathlib import Path
 
 from avatar.engine import Engine
 from avatar.errors import BadInput
-from avatar.long.ledger import PLAN, Ledger, open_ledger
+from avatar.long.ledger import PLAN, Ledger, open_ledger, tidy
 from avatar.long.spans import Span, quiet_spans, regular_spans
 from avatar.long.stream import LongVideo
 from avatar.media.intake import open_request
@@ -72,6 +72,8 @@ class Job:
             limits=self._limits(long),
         )
         finished = self._finished(request) if self.resume and not half_made else None
+        if finished is not None:
+            tidy(self.parts_folder, self.keep_parts)
         if finished is not None or not long:
             yield Opened(request, finished)
             return

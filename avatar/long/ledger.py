@@ -154,11 +154,7 @@ class Ledger:
     def finish(self, keep_parts: bool = False) -> None:
         """The whole video is in its place: there is nothing to resume."""
         (self.folder / PLAN).unlink()  # without it nobody takes the rest for a video
-        if keep_parts:
-            (self.folder / LINES).unlink()
-            (self.folder / _LOCK).unlink()
-        else:
-            shutil.rmtree(self.folder)
+        tidy(self.folder, keep_parts)
         self.close()
 
     def close(self) -> None:
@@ -204,6 +200,17 @@ class Ledger:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def tidy(folder: Path, keep_parts: bool = False) -> None:
+    """Remove what a finished video's ledger has left, and unless they are to be kept its parts."""
+    if not (folder / LINES).exists() or (folder / PLAN).exists():
+        return
+    if not keep_parts:
+        shutil.rmtree(folder)
+        return
+    (folder / _LOCK).unlink(missing_ok=True)
+    (folder / LINES).unlink()
+
+
 def open_ledger(
     folder: Path,
     request: Request,
@@ -226,8 +233,13 @@ def open_ledger(
 
 def _take(folder: Path) -> IO[str]:
     """The folder's lock, held until it is closed. Raises: BadInput when another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / _LOCK).open("w")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("w")
+    except OSError as error:
+        raise BadInput(
+            f"The folder {folder.name} cannot be written ({error.strerror}).", "Choose another output."
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

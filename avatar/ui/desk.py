@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from avatar.engine import Engine
+from avatar.engine import Engine, serves
 from avatar.errors import AvatarError, Cancelled
 from avatar.events import Event, Finished
 from avatar.gallery import About, Entry, Gallery
@@ -260,7 +260,7 @@ class Desk:
 
     def _engine_for(self, preset: Preset) -> Engine:
         """The open engine, if it serves this preset too; else a new one in its place. Raises: AvatarError."""
-        key = _serves(preset)
+        key = serves(preset)
         with self._opening:
             if self._engine is None or self._engine_preset != key:
                 self._close_engine()
@@ -282,10 +282,3 @@ class Desk:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-
-
-def _serves(preset: Preset) -> Preset:
-    """What an open engine depends on: everything but what each request brings along."""
-    if preset.engine == "preview":
-        return Preset(name="", title="", summary="", engine="preview")
-    return replace(preset, generation=replace(preset.generation, seed=0, prompt="", num_clip=0))

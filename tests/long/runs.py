@@ -61,6 +61,8 @@ def make(job: Job, work: Path, source: FrameSource) -> list[Event]:
     """Run a job to its end in this process."""
     work.mkdir(exist_ok=True)
     with job.opened(work) as opened:
+        if opened.finished is not None:
+            return []
         return list(opened.engine([Here(source)]).stream(opened.request))
 
 
@@ -73,7 +75,9 @@ def pictures(path: Path) -> np.ndarray:
 def packets(path: Path) -> list[tuple[int, int | None, bytes]]:
     """Every packet: stream, time, data."""
     with av.open(str(path)) as video:
-        found = [(p.stream.index, p.pts, bytes(p)) for p in video.demux(video=0, audio=0) if p.dts is not None]
+        found = [
+            (p.stream.index, p.pts, bytes(p)) for p in video.demux(video=0, audio=0) if p.dts is not None
+        ]
     return sorted(found, key=lambda packet: packet[:2])
 
 

@@ -31,7 +31,7 @@ LONG_S = 120.0  # no run takes so long
 
 
 def kill_and_resume(one, folder: Path, run, *arguments: object) -> None:
-    """Kill runs at random moments, resume each, and compare every film that is finished with an unbroken one."""
+    """Kill runs at random moments, resume each, and compare every finished film with an unbroken one."""
     whole = replace(one, output=folder / "whole.mp4", keep_parts=True)
     assert killed_after(LONG_S, run, whole, folder / "w", *arguments)
     begun = time.monotonic()
@@ -60,7 +60,7 @@ def test_diffusion_killed_at_random_moments(tmp_path, tiny_checkpoint):  # noqa:
 
 
 def test_any_source_killed_at_random_moments(tmp_path):
-    kill_and_resume(job(tmp_path, 5.0, resume=True), tmp_path, run_coloured, 0.003)
+    kill_and_resume(job(tmp_path, 3.0, resume=True), tmp_path, run_coloured, 0.002)
 
 
 @pytest.mark.parametrize("torn", [1, 20])

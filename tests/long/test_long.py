@@ -8,6 +8,7 @@ import hashlib
 import os
 import threading
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -61,7 +62,7 @@ def test_parts_are_seconds_of_the_preview_and_whole_blocks_of_clips(preset, ever
     spans = regular_spans(1000, preset, every)
     assert spans[0].first_frame == 0
     assert spans[-1].end_frame == 1000
-    assert all(a.end_frame == b.first_frame for a, b in zip(spans, spans[1:]))
+    assert all(a.end_frame == b.first_frame for a, b in pairwise(spans))
     assert {span.num_frames for span in spans[1:-1]} == {frames}
     assert spans[0].num_frames == (frames if preset is PREVIEW else frames - 3)
     assert spans[-1].num_frames >= 25
@@ -242,7 +243,7 @@ def test_a_full_disk_at_the_joining_keeps_the_parts(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     one = job(tmp_path)
     one.parts_folder.write_text("in the way")
-    with pytest.raises(AvatarError) as caught, one.opened(tmp_path / "w"):
+    with pytest.raises(BadInput, match=r"film.parts cannot be written") as caught, one.opened(tmp_path / "w"):
         pass
     assert str(tmp_path) not in str(caught.value)
     assert one.parts_folder.read_text() == "in the way"

@@ -1,0 +1,78 @@
+"""A fixed number of engines for a batch: each is opened when first needed, and kept for the next video."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from avatar.engine import Engine, serves
+from avatar.errors import DoesNotFit
+from avatar.memory.inventory import Inventory
+from avatar.preset import Preset
+
+Open = Callable[[Preset, int], Engine]  # a preset, and which of the places the engine takes
+
+
+class Engines:
+    """Places for engines; safe to use from several threads."""
+
+    def __init__(self, open_engine: Open, num_places: int) -> None:
+        self._open_engine = open_engine
+        self._held: dict[int, tuple[Preset, Engine]] = {}
+        self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for place in range(num_places):
+            self._idle.put(place)
+        self._opening = threading.Lock()
+
+    @contextmanager
+    def borrow(self, preset: Preset, all_idle: bool = False) -> Iterator[list[Engine]]:
+        """An engine for a preset, when one is free; with all_idle, whatever others are free just then."""
+        places = [self._idle.get()]
+        try:
+            while all_idle:
+                try:
+                    places.append(self._idle.get_nowait())
+                except queue.Empty:
+                    break
+            yield [self._engine(preset, place) for place in places]
+        finally:
+            for place in places:
+                self._idle.put(place)
+
+    def close(self) -> None:
+        """Close every engine."""
+        for _, engine in self._held.values():
+            engine.close()
+
+    def _engine(self, preset: Preset, place: int) -> Engine:
+        key = serves(preset)
+        with self._opening:
+            held = self._held.pop(place, None)
+            if held is not None and held[0] != key:
+                held[1].close()
+                held = None
+            if held is None:
+                held = key, self._open_engine(preset, place)
+            self._held[place] = held
+            return held[1]
+
+
+def gpus_of(preset: Preset, place: int, num_places: int, inventory: Inventory) -> list[str] | None:
+    """The GPUs of one place among several, as CUDA_VISIBLE_DEVICES names them; None: no need to choose.
+
+    Raises: DoesNotFit when there are not so many.
+    """
+    each = preset.requires.num_gpus
+    if not each or num_places == 1:
+        return None
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = named.split(",") if named else [str(number) for number in range(len(inventory.gpus))]
+    if len(there) < num_places * each:
+        raise DoesNotFit(
+            f"--jobs {num_places} needs {num_places * each} GPUs; {len(there)} are here.",
+            f"Take --jobs {max(1, len(there) // each)}.",
+        )
+    return there[place * each : (place + 1) * each]

@@ -1,0 +1,226 @@
+"""An Engine whose work is a task on a Ray cluster: files go there, the video comes back.
+
+Ray places the task where its GPUs are, runs it again when a worker or node is lost, and carries the bytes; so
+nodes need neither a shared disk nor anything of ours but the packages of requirements.txt, and the weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from avatar.engine import Engine, serves, source_of
+from avatar.errors import AvatarError, BadInput, Cancelled, WorkerLost
+from avatar.events import Event, Finished, Notice, Phase, Progress
+from avatar.preset import Preset
+from avatar.request import Request
+
+log = logging.getLogger(__name__)
+
+MAX_RETRIES = 3  # of a task whose worker or node is lost
+_POLL_S = 0.4
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """A request with its files. source, options: of the FrameSource."""
+
+    request: Request
+    source: str
+    options: dict[str, Any]
+    portrait: bytes
+    speech: bytes
+    carry: bytes | None
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A finished video with what lies beside it. carry: what it left for the next part."""
+
+    finished: Finished
+    notices: tuple[Notice, ...]
+    label: str
+    video: bytes
+    thumbnail: bytes
+    report: bytes
+    carry: bytes | None
+
+
+def connect() -> int:
+    """Join the cluster that $RAY_ADDRESS names, or start one on this machine; returns its number of CPUs.
+
+    Raises: BadInput when Ray is not installed or the cluster cannot be reached.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise BadInput(
+            "Ray is not installed.", "Run: pip install -r requirements-ray.txt; or leave out --executor ray."
+        ) from error
+    try:
+        if not ray.is_initialized():
+            ray.init(
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False,
+                runtime_env={"py_modules": [str(_PACKAGE)]},
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        log.error("ray", exc_info=error)
+        raise BadInput(
+            "The Ray cluster cannot be reached.", "Check $RAY_ADDRESS, or unset it to use this machine."
+        ) from error
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+class RayEngine:
+    """See Engine; every video is one task. One thread at a time, as with any engine."""
+
+    def __init__(
+        self, preset: Preset, weights: Path | None = None, source: tuple[str, dict[str, Any]] | None = None
+    ) -> None:
+        """weights: the checkpoint's folder on the nodes. source: instead of the preset's."""
+        self._source, self._options = source or source_of(preset, weights)
+        self._num_gpus = preset.requires.num_gpus
+        self._cancelled = threading.Event()
+        self._running = False
+        self.label = ""
+
+    def stream(self, request: Request) -> Iterator[Event]:
+        """See Engine; progress is told of whole videos alone. Raises: WorkerLost when retries are used up."""
+        import ray
+
+        self._cancelled.clear()
+        self._running = True
+        make = ray.remote(_make).options(
+            num_cpus=1,
+            num_gpus=self._num_gpus,
+            max_retries=MAX_RETRIES,
+            retry_exceptions=[WorkerLost],
+        )
+        try:
+            yield Progress(Phase.QUEUED, num_frames=request.num_frames)
+            task = make.remote(self._ship(request))
+            while not ray.wait([task], timeout=_POLL_S)[0]:
+                if self._cancelled.is_set():
+                    ray.cancel(task, force=True)
+                    raise Cancelled("The run was stopped.")
+                yield Progress(Phase.GENERATING, num_frames=request.num_frames)
+            yield from self._receive(request, _result(task))
+        finally:
+            self._running = False
+
+    def cancel(self) -> None:
+        """See Engine. What a task has made so far is lost."""
+        if self._running:
+            self._cancelled.set()
+
+    def close(self) -> None:
+        """The cluster is not this engine's."""
+
+    def _ship(self, request: Request) -> Shipment:
+        carry = request.part.carry if request.part else None
+        return Shipment(
+            request,
+            self._source,
+            self._options,
+            request.portrait.read_bytes(),
+            request.speech.read_bytes(),
+            None if carry is None else carry.read_bytes(),
+        )
+
+    def _receive(self, request: Request, delivery: Delivery) -> Iterator[Event]:
+        """Put everything where the request wants it."""
+        self.label = delivery.label
+        yield from delivery.notices
+        request.output.write_bytes(delivery.video)
+        request.output.with_suffix(".jpg").write_bytes(delivery.thumbnail)
+        report = request.output.with_suffix(".json")
+        report.write_bytes(delivery.report)
+        if request.part and request.part.leave and delivery.carry is not None:
+            request.part.leave.write_bytes(delivery.carry)
+        frames = delivery.finished.num_frames
+        yield Progress(Phase.FINISHING, frames_done=frames, num_frames=frames)
+        yield replace(delivery.finished, video=request.output, report=report)
+
+
+def _result(task: Any) -> Delivery:
+    """Raises: AvatarError that the task raised, WorkerLost."""
+    import ray
+
+    try:
+        delivery: Delivery = ray.get(task)
+        return delivery
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, AvatarError):
+            raise error.cause from error
+        log.error("a task failed", exc_info=error)
+        raise AvatarError("A task of the cluster failed.", "The log says why.") from error
+    except ray.exceptions.RayError as error:
+        log.error("a task was lost", exc_info=error)
+        raise WorkerLost(
+            f"A worker of the cluster was lost, {MAX_RETRIES + 1} times.", "Run it again with --resume."
+        ) from error
+
+
+_engines: dict[Any, Engine] = {}  # of a worker's process: its engine, kept for its next task
+
+
+def _make(shipment: Shipment) -> Delivery:
+    """On a node: make the video and pack it."""
+    with tempfile.TemporaryDirectory(prefix="avatar-ray-") as folder:
+        request = _unpack(shipment, Path(folder))
+        notices: list[Notice] = []
+        finished: Finished | None = None
+        engine = _engine(shipment)
+        for event in engine.stream(request):
+            if isinstance(event, Notice):
+                notices.append(event)
+            elif isinstance(event, Finished):
+                finished = event
+        assert finished is not None
+        leave = request.part.leave if request.part else None
+        return Delivery(
+            finished,
+            tuple(notices),
+            str(getattr(engine, "label", "")),
+            finished.video.read_bytes(),
+            finished.video.with_suffix(".jpg").read_bytes(),
+            finished.report.read_bytes(),
+            leave.read_bytes() if leave is not None and leave.exists() else None,
+        )
+
+
+def _unpack(shipment: Shipment, folder: Path) -> Request:
+    """The request, with all its files in a folder of this node."""
+    request, part = shipment.request, shipment.request.part
+    portrait, speech = folder / request.portrait.name, folder / request.speech.name
+    portrait.write_bytes(shipment.portrait)
+    speech.write_bytes(shipment.speech)
+    if part is not None:
+        carry = None if shipment.carry is None else folder / "carry"
+        if carry is not None and shipment.carry is not None:
+            carry.write_bytes(shipment.carry)
+        part = replace(part, carry=carry, leave=folder / "leave" if part.leave else None)
+    output = folder / request.output.name
+    return replace(request, portrait=portrait, speech=speech, work=folder, output=output, part=part)
+
+
+def _engine(shipment: Shipment) -> Engine:
+    """This worker's engine; another one takes its place when another preset is asked for."""
+    from avatar.worker import EngineProcess
+
+    key = (shipment.source, serves(shipment.request.preset), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if key not in _engines:
+        for engine in _engines.values():
+            engine.close()
+        _engines.clear()
+        _engines[key] = EngineProcess(shipment.source, None, **shipment.options)
+    return _engines[key]

@@ -1,0 +1,114 @@
+"""The batch: every entry becomes a video or a failure, some at a time, none stopping the others."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from avatar.batch.engines import Engines
+from avatar.batch.jobs import Entry
+from avatar.engine import Engine
+from avatar.errors import AvatarError, Cancelled
+from avatar.events import Event, Finished
+from avatar.memory.inventory import Inventory
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an entry. state: done | already | stopped | failed. video: None where there is none."""
+
+    name: str
+    state: str
+    video: Path | None = None
+    num_frames: int = 0
+    elapsed_s: float = 0.0
+    error: AvatarError | None = None
+
+
+class Batch:
+    """Made once for a run; cancel() may come from another thread."""
+
+    def __init__(
+        self, entries: Sequence[Entry], output: Path, work: Path, inventory: Inventory, *, resume: bool
+    ) -> None:
+        self._entries, self._output, self._work = entries, output, work
+        self._inventory, self._resume = inventory, resume
+        self._cancelled = threading.Event()
+        self._running: dict[str, Engine] = {}
+
+    def run(
+        self, engines: Engines, num_jobs: int, told: Callable[[str, Event | Outcome], None]
+    ) -> list[Outcome]:
+        """Make all videos, num_jobs at a time; told: every event, and each outcome, from any thread."""
+
+        def one(entry: Entry) -> Outcome:
+            outcome = self._outcome(entry, engines, told)
+            told(entry.name, outcome)
+            return outcome
+
+        with ThreadPoolExecutor(num_jobs, "batch") as pool:
+            return list(pool.map(one, self._entries))
+
+    def cancel(self) -> None:
+        """Stop what runs, in good order, and begin nothing more."""
+        self._cancelled.set()
+        for engine in list(self._running.values()):
+            engine.cancel()
+
+    def _outcome(
+        self, entry: Entry, engines: Engines, told: Callable[[str, Event | Outcome], None]
+    ) -> Outcome:
+        begun, name = time.monotonic(), entry.name
+        finished: Finished | None = None
+        error: AvatarError | None = None
+
+        def follow(event: Event) -> None:
+            nonlocal finished
+            if isinstance(event, Finished):
+                finished = event
+            told(name, event)
+
+        try:
+            video = self._make(entry, engines, follow)
+            if video is not None:
+                return Outcome(name, "already", video, elapsed_s=time.monotonic() - begun)
+        except AvatarError as raised:
+            error = raised
+        except Exception:
+            log.exception("job %s failed", name)
+            error = AvatarError("The job failed.", "The log says why.")
+        elapsed_s = time.monotonic() - begun
+        if error is not None and not isinstance(error, Cancelled):
+            video = finished.video if finished else None
+            return Outcome(name, "failed", video, finished.num_frames if finished else 0, elapsed_s, error)
+        if finished is None:
+            return Outcome(name, "stopped", elapsed_s=elapsed_s)
+        state = "stopped" if finished.stopped else "done"
+        return Outcome(name, state, finished.video, finished.num_frames, elapsed_s)
+
+    def _make(self, entry: Entry, engines: Engines, told: Callable[[Event], None]) -> Path | None:
+        """Make one; returns its video if it was there already. Raises: AvatarError."""
+        if self._cancelled.is_set():
+            raise Cancelled("Stopped.")
+        job = entry.job(self._output, self._inventory, self._resume)
+        with job.opened(self._work / entry.name) as opened:
+            if opened.finished is not None:
+                return opened.finished
+            spread = opened.ledger is not None and not opened.ledger.chained
+            with engines.borrow(job.preset, all_idle=spread) as borrowed:
+                self._running[entry.name] = engine = opened.engine(borrowed)
+                try:
+                    for event in engine.stream(opened.request):
+                        if self._cancelled.is_set():  # may have come before the engine had begun
+                            engine.cancel()
+                        told(event)
+                finally:
+                    del self._running[entry.name]
+        return None

@@ -1,0 +1,164 @@
+"""`batch`: many portraits and speeches to as many videos, here or on a Ray cluster."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from avatar.batch.engines import Engines, Open, gpus_of
+from avatar.batch.jobs import Entry, read_jobs
+from avatar.batch.run import Batch, Outcome
+from avatar.commands.output import console, write_json
+from avatar.commands.settings import add_checkpoint
+from avatar.commands.signals import stopped_by_signals
+from avatar.engine import Engine, open_engine
+from avatar.errors import BadInput, Cancelled
+from avatar.events import Event, Notice, Progress
+from avatar.memory.inventory import Inventory, probe
+from avatar.preset import Preset
+from avatar.scratch import Scratch
+
+EXECUTORS = ("local", "ray")
+_WORDS = {"done": "done", "already": "was there", "stopped": "stopped", "failed": "failed"}
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "batch",
+        help="make many videos",
+        description=__doc__,
+        epilog="exit codes: 0 all done, 130 stopped, else the first failure's",
+        allow_abbrev=False,
+    )
+    parser.add_argument("jobs_file", type=Path, metavar="JOBS", help="jobs.toml, jobs.csv, or a folder")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the videos' folder")
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out finished videos, go on with unfinished ones"
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="so many at once (1; on Ray, its CPUs)")
+    parser.add_argument("--executor", choices=EXECUTORS, default="local", help="where engines run (local)")
+    parser.add_argument("--json", action="store_true", help="events as JSON lines on standard output")
+    add_checkpoint(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make all; one failure stops no other."""
+    if args.jobs is not None and args.jobs < 1:
+        raise BadInput(f"--jobs is {args.jobs}.", "Take 1 or more.")
+    entries = read_jobs(args.jobs_file)
+    inventory = probe(args.ckpt_dir, outputs=args.output)
+    num_jobs, opener = _executor(args, inventory)
+    show = _show_json() if args.json else _show_bars(entries)
+    engines = Engines(opener, num_jobs)
+    with Scratch() as work:
+        batch = Batch(entries, args.output, work, inventory, resume=args.resume)
+        try:
+            with stopped_by_signals(batch.cancel), show as told:
+                outcomes = batch.run(engines, num_jobs, told)
+        finally:
+            engines.close()
+    if not args.json:
+        _print(outcomes)
+    return exit_code(outcomes)
+
+
+def exit_code(outcomes: list[Outcome]) -> int:
+    """0 when every video is there; else the first failure's, or that of a stop."""
+    for outcome in outcomes:
+        if outcome.error is not None:
+            return outcome.error.exit_code
+    return Cancelled.exit_code if any(outcome.state == "stopped" for outcome in outcomes) else 0
+
+
+def _executor(args: argparse.Namespace, inventory: Inventory) -> tuple[int, Open]:
+    """How many engines there may be, and what opens one."""
+    if args.executor == "ray":
+        from avatar.batch.ray_engine import RayEngine, connect
+
+        num_cpus = connect()
+        return args.jobs or num_cpus, lambda preset, _: RayEngine(preset, args.ckpt_dir)
+    num_jobs = args.jobs or 1
+
+    def open_here(preset: Preset, place: int) -> Engine:
+        gpus = gpus_of(preset, place, num_jobs, inventory)
+        return open_engine(preset, weights=args.ckpt_dir, gpus=gpus)
+
+    return num_jobs, open_here
+
+
+@contextmanager
+def _show_json() -> Iterator[Any]:
+    writing = threading.Lock()
+
+    def told(name: str, event: Event | Outcome) -> None:
+        with writing:
+            kind = type(event).__name__.lower()
+            error = {"error": str(event.error)} if isinstance(event, Outcome) and event.error else {}
+            fields = {key: value for key, value in vars(event).items() if key not in ("name", "error")}
+            write_json({"event": kind, "job": name, **fields, **error})
+
+    yield told
+
+
+@contextmanager
+def _show_bars(entries: list[Entry]) -> Iterator[Any]:
+    """One bar for each job that runs or ran, and one for all."""
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with ProgressBar(*columns, console=console(sys.stderr)) as bar:
+        overall = bar.add_task(f"all {len(entries)}", total=len(entries), state="")
+        tasks: dict[str, Any] = {}
+        shares: dict[str, float] = {}
+        drawing = threading.Lock()
+
+        def told(name: str, event: Event | Outcome) -> None:
+            with drawing:
+                if name not in tasks:
+                    tasks[name] = bar.add_task(name[:28], total=None, state="")
+                task = tasks[name]
+                match event:
+                    case Progress() if event.num_frames:
+                        bar.update(
+                            task, total=event.num_frames, completed=event.frames_done, state=_state(event)
+                        )
+                        shares[name] = event.frames_done / event.num_frames
+                    case Notice(level="warning"):
+                        bar.console.print(f"{name}: {event.text}", markup=False)
+                    case Outcome():
+                        shares[name] = 1.0
+                        bar.update(task, state=_WORDS[event.state])
+                        bar.stop_task(task)
+                bar.update(overall, completed=sum(shares.values()))
+
+        yield told
+
+
+def _state(progress: Progress) -> str:
+    parts = f", part {progress.parts_done}/{progress.num_parts}" if progress.num_parts else ""
+    return f"{progress.phase}{parts}"
+
+
+def _print(outcomes: list[Outcome]) -> None:
+    table = Table("job", "", "frames", "took", "video or error")
+    table.columns[2].justify = table.columns[3].justify = "right"
+    for outcome in outcomes:
+        told = str(outcome.error) if outcome.error else outcome.video.name if outcome.video else ""
+        frames = str(outcome.num_frames or "")
+        table.add_row(outcome.name, _WORDS[outcome.state], frames, f"{outcome.elapsed_s:.0f} s", told)
+    console().print(table)
