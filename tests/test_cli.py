@@ -17,7 +17,8 @@ import soundfile
 from PIL import Image
 
 from avatar.cli import main, with_underscores
-from avatar.commands import doctor, generate, plan, presets, settings
+from avatar.commands import doctor, generate, plan, presets
+from avatar.long import job
 from avatar.memory.inventory import Inventory, probe
 from avatar.preset import load_preset
 from avatar.worker import EngineProcess
@@ -190,7 +191,7 @@ def test_a_flag_counts_even_where_it_says_what_auto_has_anyway(inputs, machine, 
     machine(H200)
     opened = engine()
     fewer = load_preset("80gb").with_settings(sample_steps=3)
-    monkeypatch.setattr(settings, "resolve", lambda *_: fewer)
+    monkeypatch.setattr("avatar.memory.choice.resolve", lambda *_: fewer)
     assert main([*inputs, "--sample_steps", "4", "--output", "out.mp4"]) == 0
     assert opened[0].generation.sample_steps == 4
 
@@ -311,9 +312,9 @@ def test_unknown_words_end_with_two(argv, capsys):
 def test_points_beside_the_portrait_or_named_go_to_the_preview(inputs, machine, engine, monkeypatch):
     seen = []
     engine()
-    open_request = generate.open_request
+    open_request = job.open_request
     monkeypatch.setattr(
-        generate, "open_request", lambda *a, **k: (seen.append(k["face_points"]), open_request(*a, **k))[1]
+        job, "open_request", lambda *a, **k: (seen.append(k["face_points"]), open_request(*a, **k))[1]
     )
     points = json.loads((ROOT / "assets/portraits/cactus.json").read_text())
     Path("named.json").write_text(json.dumps(points))

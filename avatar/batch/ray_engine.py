@@ -217,7 +217,9 @@ def _engine(shipment: Shipment) -> Engine:
     """This worker's engine; another one takes its place when another preset is asked for."""
     from avatar.worker import EngineProcess
 
-    key = (shipment.source, serves(shipment.request.preset), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    others = {name: value for name, value in shipment.options.items() if name != "preset"}
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    key = (shipment.source, serves(shipment.request.preset), repr(sorted(others.items())), gpus)
     if key not in _engines:
         for engine in _engines.values():
             engine.close()

@@ -106,14 +106,14 @@ def test_what_is_joined_can_be_joined_again(parts, tmp_path):
     assert np.array_equal(decode_sound(again), decode_sound(joined))
 
 
-def test_no_drift_after_an_hour(tmp_path):
-    """Sixty parts of a minute, of tiny pictures that are all alike: clicks of the speech are where they were."""
-    minutes, rate = 60, 48_000
+def test_no_drift_however_long(tmp_path):
+    """Fifteen parts of a minute, of tiny pictures all alike: clicks of the speech are where they were."""
+    minutes, rate = 15, 48_000
     samples = np.zeros(minutes * 60 * rate, np.float32)
     clicks = [minute * 60 * rate + 30 * rate for minute in range(minutes)]
     for click in clicks:
         samples[click : click + 200] = 0.8
-    path = write_wav(tmp_path / "hour.wav", samples, rate)
+    path = write_wav(tmp_path / "long.wav", samples, rate)
     frame, parts = moving(1, 16, 16), []
     with SpeechReader(path) as reader:
         for minute in range(minutes):
@@ -124,14 +124,14 @@ def test_no_drift_after_an_hour(tmp_path):
             writer = SegmentWriter(reader, tmp_path, parts[-1], lengths=[count], part=part)
             list(writer.write(np.broadcast_to(frame, (count, *frame.shape[1:]))))
             list(writer.finish())
-    joined = tmp_path / "hour.mp4"
+    joined = tmp_path / "long.mp4"
     assert join_parts(parts, joined) == 1500 * minutes
     told = probe(joined)
-    assert float(told["video"]["duration"]) == float(told["audio"]["duration"]) == 3600
+    assert float(told["video"]["duration"]) == float(told["audio"]["duration"]) == 60 * minutes
     sound = decode_sound(joined)[0]
     for click in (clicks[0], clicks[-1]):
         near = np.abs(sound[click - rate : click + rate])
-        assert abs(int(np.argmax(near > 0.4)) - rate) < 100  # 2 ms
+        assert abs(int(np.argmax(near > 0.4)) - rate) < 24  # half a millisecond
 
 
 def test_what_does_not_belong_together_is_refused(speech, parts, tmp_path):
