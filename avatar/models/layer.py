@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avatar.models.kv_cache import KeysValues
+from avatar.models.quantize import join_linears
 from avatar.models.rope import rotate
 
 
@@ -38,12 +39,8 @@ class Attention(nn.Module):
 
     def fuse(self) -> None:
         """Join q, k and v into one linear layer: after loading, since it changes the tensors' names."""
-        parts = [self.q, self.k, self.v]
-        fused = nn.Linear(parts[0].in_features, sum(p.out_features for p in parts), device="meta")
-        fused.weight = nn.Parameter(torch.cat([p.weight for p in parts]), requires_grad=False)
-        fused.bias = nn.Parameter(torch.cat([p.bias for p in parts]), requires_grad=False)
+        self.qkv = join_linears([self.q, self.k, self.v])
         del self.q, self.k, self.v
-        self.qkv = fused
 
     def query(self, x: Tensor) -> Tensor:
         """Queries of tokens: ... N C to ... N h d."""
