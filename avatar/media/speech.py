@@ -28,7 +28,7 @@ _QUIET_DBFS = -40.0  # below this peak the user is told
 _UNKNOWN_RIFF_BYTES = 0x7FFF_0000  # sizes above are placeholders of programs that write into a pipe
 _BAD_PACKETS = 0.02  # share of undecodable packets up to which a file is used nevertheless
 _GRACE_S = 1.0  # over the longest speech: coders add a little
-_MOST_CHANNELS = 8  # beyond, no speaker layout is agreed on, and the channels are averaged
+_MOST_CHANNELS = 8  # as in 7.1; for more no order of speakers is agreed on
 _TRUNCATED = 0.9  # share of the promised length below which a file counts as cut short
 
 _DECIMATION = SOUND_HZ // SPEECH_HZ
@@ -178,7 +178,9 @@ class _Track:
         resampler, setup = None, None
         for frame in self._frames():
             if frame.layout.nb_channels > _MOST_CHANNELS:
-                frame = _mean_of_channels(frame)
+                raise BadInput(
+                    f"{self.name} has {frame.layout.nb_channels} channels.", "Mix it down to mono or stereo."
+                )
             now = (frame.format.name, frame.layout.name, frame.sample_rate)
             if now != setup:  # some streams change midway
                 if resampler:
@@ -208,20 +210,6 @@ class _Track:
 
     def __exit__(self, *exc: object) -> None:
         self._container.close()
-
-
-def _mean_of_channels(frame: av.AudioFrame) -> av.AudioFrame:
-    """The frame as mono float."""
-    samples = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T
-    if samples.dtype.kind == "u":
-        samples = (samples.astype(np.float32) - 128) / 128
-    elif samples.dtype.kind == "i":
-        samples = samples.astype(np.float64) / 2 ** (8 * samples.itemsize - 1)
-    mono = av.AudioFrame.from_ndarray(samples.mean(axis=0, keepdims=True).astype(np.float32), "fltp", "mono")
-    mono.sample_rate = frame.sample_rate
-    return mono
 
 
 class SpeechReader:
