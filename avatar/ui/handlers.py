@@ -49,6 +49,7 @@ def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
     demo.load(told(page.opened), [p.saved], opened, **direct)
     demo.unload(page.closed)
     p.portrait.change(told(page.portrait_changed), [p.portrait, p.preset], [p.points], **queued)
+    p.video.upload(lambda video: video, [p.video], [p.speech], **queued)  # intake takes a video's sound
     kept = [p.preset, p.prompt, *form]
     keep: dict[str, Any] = {"fn": page.keep, "inputs": [p.saved, *kept], "outputs": [p.saved], **direct}
     p.presets.select(told(page.preset_chosen), None, [p.preset, p.presets, *form_parts], **queued).success(

@@ -21,6 +21,13 @@ def speech_picker(**options: Any) -> gr.Audio:
     return picker
 
 
+def video_button(label: Any, **options: Any) -> gr.UploadButton:
+    """A button for a video whose sound is wanted; gr.UploadButton alone would leave an empty file each time."""
+    button = gr.UploadButton(label, file_types=["video"], **options)
+    button.preprocess = _path  # type: ignore[method-assign]
+    return button
+
+
 def _path(payload: Any) -> str | None:
     """The uploaded file's path; Gradio has checked that it is one of its uploads."""
     return None if payload is None else payload.path

@@ -122,8 +122,6 @@ class Generate:
     def _follow(self, run: Run, visit: str, owner: str, language: Language) -> Iterator[Updates]:
         p = self.parts
         status = Status("running", Progress(Phase.LOADING))
-        for notice in run.request.notices:
-            status = status.with_notice(Notice("intake", notice))
         held: list[Segment] = []  # the first ones, until they go out together
         released = 0
         drawn = time.monotonic()
