@@ -1,4 +1,4 @@
-"""Parts without a checkpoint: weights are random, made on the device; speed and memory are the real model's."""
+"""Parts without a checkpoint: random weights, made on the device; speed and memory are the real model's."""
 
 from __future__ import annotations
 
