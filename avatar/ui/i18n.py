@@ -88,7 +88,6 @@ TEXT: dict[str, tuple[str, str]] = {
         "It starts about a second after you press Generate.",
         "按下“生成”后约一秒开始播放。",
     ),
-    "stage_waiting": ("Getting ready…", "准备中……"),
     "preview": ("preview", "预览"),
     "preview_why": (
         "Made by the preview engine: quick, on any computer, without the full model.",

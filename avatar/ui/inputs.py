@@ -22,7 +22,7 @@ def speech_picker(**options: Any) -> gr.Audio:
 
 
 def video_button(label: Any, **options: Any) -> gr.UploadButton:
-    """A button for a video whose sound is wanted; gr.UploadButton alone would leave an empty file each time."""
+    """A button for a video whose sound is wanted; gr.UploadButton alone leaves an empty file each time."""
     button = gr.UploadButton(label, file_types=["video"], **options)
     button.preprocess = _path  # type: ignore[method-assign]
     return button
