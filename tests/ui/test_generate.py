@@ -82,6 +82,12 @@ def told(updates: list[dict], name: str) -> list[Any]:
     return [update[name] for update in updates if name in update]
 
 
+def gather(run: Iterator[dict], updates: list[dict]) -> None:
+    """What a run says, also when it ends with an error."""
+    for update in run:
+        updates.append(update)
+
+
 def test_a_whole_run(page):
     p = page()
     updates = list(p.press())
@@ -164,9 +170,11 @@ def test_waiting_and_a_full_line(page):
 
 def test_an_error_after_frames_is_told_with_the_video(page):
     p = page(ScriptedEngine(fail_at=2, error=WorkerLost("The engine's process was killed.", "Try again.")))
-    updates = []
+    updates: list[dict] = []
     with pytest.raises(AvatarError, match="was killed"):
-        updates.extend(p.press())  # extend keeps what came before the error
+        gather(p.press(), updates)
+    assert 'data-state="failed"' in updates[-1]["status"]
+    assert updates[-1]["result"]["visible"] is True
     [entry] = p.studio.gallery.entries()
     assert entry.about.num_frames == 100
     assert not p.studio.gallery.entries("someone else")
@@ -174,11 +182,9 @@ def test_an_error_after_frames_is_told_with_the_video(page):
 
 def test_an_error_before_any_frame_resets_the_page(page):
     p = page(ScriptedEngine(fail_at=0, error=RuntimeError("/secret")))
-    updates = []
-    run = p.press()
+    updates: list[dict] = []
     with pytest.raises(RuntimeError):
-        for update in run:
-            updates.append(update)
+        gather(p.press(), updates)
     assert updates[-1]["generate"]["interactive"] is True
     assert 'data-state="failed"' in updates[-1]["status"]
     assert "/secret" not in str(updates)
