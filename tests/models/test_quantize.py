@@ -1,19 +1,23 @@
-"""fp8 linear layers against a slow twin, their error against its bounds, alone and through the whole model."""
+"""fp8 linear layers against a slow twin, their error against its bounds, alone and in the whole model."""
 
 from __future__ import annotations
 
+import re
+import shutil
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.utils import run_and_get_code
 
 from avatar.diffusion.denoise import LocalDenoiser
 from avatar.diffusion.layer_stack import Pieces
 from avatar.models import quantize
 from avatar.models.checkpoint import open_checkpoint
 from avatar.models.config import ModelConfig
+from avatar.models.layer import modulate
 from avatar.models.quantize import (
     FLOAT8,
     Float8Linear,
@@ -173,7 +177,9 @@ def test_which_layers_are_quantised():
     assert not is_quantised("blocks.0.ffn.0.weight", (72, 64))  # the fp8 product cannot take it
 
 
-def quantised_model(stream: Stream, part: str = "", dtype: torch.dtype = torch.float32) -> StreamingTransformer:
+def quantised_model(
+    stream: Stream, part: str = "", dtype: torch.dtype = torch.float32
+) -> StreamingTransformer:
     """A stream's model with those layers in fp8 whose names contain a word."""
     model, quantiser = stream.transformer(dtype, fuse=False), Quantiser()
     for name, tensor in model.state_dict().items():
@@ -198,10 +204,10 @@ def velocity_error(stream: Stream, denoiser: LocalDenoiser) -> float:
 def test_velocities_of_the_golden_streams(name, dtype):
     """Each velocity stays within sqrt(roundings) · 2.45 % of the published code's.
 
-    Eight products stand in a row in a layer: self-attention's values and output, cross-attention's, two of the
-    feed-forward, the audio's values and output; each rounds its weight and its input, independently. Measured:
-    3.9 % at most, far less than those 17 %, since a product's result is added to the residual, not put in its
-    place, and attention averages its values. Weights and inputs have the same share in it.
+    Eight products stand in a row in a layer: self-attention's values and output, cross-attention's, two of
+    the feed-forward, the audio's values and output; each rounds its weight and its input, independently.
+    Measured: 3.9 % at most, far less than those 17 %, since a product's result is added to the residual, not
+    put in its place, and attention averages its values. Weights and inputs have the same share in it.
     """
     stream = Stream.load(name)
     error = velocity_error(stream, stream.denoiser(quantised_model(stream, dtype=dtype)))
@@ -225,6 +231,23 @@ def test_the_error_is_the_sum_of_its_parts():
     both = velocity_error(stream, stream.denoiser(quantised_model(stream)))
     assert sum(error**2 for error in errors) ** 0.5 == pytest.approx(both, rel=0.15)
     assert max(errors) < both * 0.75
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler on a CPU")
+def test_quantising_joins_the_kernel_before_it():
+    """Norm, modulation and quantising: one kernel; then the product, and what scales its result: another."""
+    layer, vectors = float8(linear(128, 64)), random(2, 128)
+
+    def project(x: Tensor) -> Tensor:
+        return layer(modulate(x, *vectors, eps=1e-6))
+
+    torch._dynamo.reset()
+    x = random(64, 128)
+    found, (code,) = run_and_get_code(torch.compile(project, fullgraph=True, dynamic=False), x)
+    body = code[code.index("def call(") :]
+    calls = re.findall(r"^ +(cpp_fused|extern_kernels)", body, flags=re.MULTILINE)
+    assert calls == ["cpp_fused", "extern_kernels", "cpp_fused"]
+    assert relative_error(found, project(x)) < 1e-2  # a value between two steps may go to either
 
 
 @pytest.mark.parametrize("product", ["plain", "widened"])
