@@ -106,10 +106,10 @@ def _serve(args: argparse.Namespace) -> None:
 
 
 def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
-    from avatar.engine import open_engine
+    from avatar.engine import Engine, open_engine
     from avatar.gallery import Gallery
     from avatar.media.limits import Limits
-    from avatar.preset import load_preset, load_presets
+    from avatar.preset import Preset, load_preset, load_presets
     from avatar.ui.desk import Desk
     from avatar.ui.studio import Studio
 
@@ -120,7 +120,12 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
     gallery = Gallery(args.outputs, args.keep_days * DAY_S, round(args.disk_limit * GIB))
     upload = round(args.max_upload * MIB)
     limits = Limits(max_speech_s=args.max_duration, max_portrait_bytes=upload, max_speech_bytes=upload)
-    desk = Desk(lambda preset: open_engine(preset, weights=args.weights), gallery, args.queue_size)
+
+    def open_for(preset: Preset) -> Engine:
+        toy = preset.requires.weights == "tiny"  # it makes its own
+        return open_engine(preset, weights=None if toy else args.weights)
+
+    desk = Desk(open_for, gallery, args.queue_size)
     return Studio(
         desk=desk,
         gallery=gallery,

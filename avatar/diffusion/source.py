@@ -135,7 +135,9 @@ class DiffusionSource:
             self._parts = None
             files = find_files(request.preset, self._weights, request.work)
             PromptTokenizer(files.tokenizer)(request.prompt)
-            self._use(Parts.load(memory, files, check), memory)
+            parts = Parts.load(memory, files, check)
+            parts.load_transformer(check)
+            self._use(parts, memory)
         assert self._parts is not None
         self._parts.load_transformer(check)
         return self._parts
