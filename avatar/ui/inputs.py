@@ -9,7 +9,7 @@ import gradio as gr
 
 def portrait_picker(**options: Any) -> gr.Image:
     """gr.Image alone would decode the picture, and show the server's path when it cannot."""
-    picker = gr.Image(type="filepath", buttons=[], **options)
+    picker = gr.Image(type="filepath", format="png", buttons=[], **options)
     picker.preprocess = _path  # type: ignore[method-assign]
     return picker
 

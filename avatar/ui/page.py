@@ -157,10 +157,10 @@ def _inputs(studio: Studio) -> dict[str, Any]:
     )
     parts["presets"] = _panel("presets")
     parts["preset"] = gr.State(studio.preset_name)
+    parts["plan"] = _panel("plan")
     with gr.Accordion(word("advanced"), open=False, elem_id="advanced"):
         parts["form_note"] = _panel("form-note")
         parts["form"] = _form()
-        parts["plan"] = _panel("plan")
     return parts
 
 
