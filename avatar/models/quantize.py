@@ -81,18 +81,25 @@ class Float8Linear(nn.Module):
             return (F.linear(x, widen(self.weight, x.dtype)) * self.scale + self.bias).to(x.dtype)
         values, scale = quantise_rows(x.reshape(-1, x.shape[-1]))
         if product == "scaled":
-            out = torch._scaled_mm(
-                values,
-                self.weight.t(),
-                scale_a=scale,
-                scale_b=self.scale[None],
-                bias=self.bias.to(torch.bfloat16),
-                out_dtype=torch.bfloat16,
-                use_fast_accum=True,
-            )
+            out = self.multiply(values, scale)
         else:
             out = F.linear(values.float(), self.weight.float()) * scale * self.scale + self.bias
         return out.to(x.dtype).unflatten(0, x.shape[:-1])
+
+    def multiply(self, values: Tensor, scale: Tensor) -> Tensor:
+        """fp8 by fp8 on the tensor cores: rows in float8, their scales R 1, to R out in bf16.
+
+        Sums are kept in the cores' own, shorter format, which is what they are fastest with.
+        """
+        return torch._scaled_mm(
+            values,
+            self.weight.t(),
+            scale_a=scale,
+            scale_b=self.scale[None],
+            bias=self.bias.to(torch.bfloat16),
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
 
 
 @torch.library.custom_op("avatar::widen", mutates_args=())
