@@ -6,12 +6,13 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
-from avatar.errors import AvatarError
+from avatar.errors import AvatarError, BadInput
 
 log = logging.getLogger("app")
 
@@ -78,6 +79,8 @@ def _serve(args: argparse.Namespace) -> None:
     from avatar.media.ffmpeg import put_on_path
     from avatar.ui.scratch import Scratch
 
+    _check_port(args.host, args.port)
+    stopped = _stop_signal()
     put_on_path()
     with Scratch() as scratch:
         _settle(scratch)
@@ -99,7 +102,8 @@ def _serve(args: argparse.Namespace) -> None:
                 **launch_options(),
             )
             studio.warm()
-            _wait_for_signal()
+            stopped.wait()
+            log.info("stopping")
             demo.close()
         finally:
             studio.close()
@@ -147,12 +151,24 @@ def _settle(scratch: Path) -> None:
     os.environ.setdefault("NUMBA_CACHE_DIR", str(scratch / "numba"))
 
 
-def _wait_for_signal() -> None:
+def _stop_signal() -> threading.Event:
+    """Set when the process is told to stop, from now on."""
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    stopped.wait()
-    log.info("stopping")
+    return stopped
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises: BadInput when another program has the port."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BadInput(
+                f"Cannot listen on {host}:{port}: {error.strerror}.", "Choose another --port."
+            ) from None
 
 
 def _path(text: str | None) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,24 @@ def test_the_environment_is_the_fallback(monkeypatch: pytest.MonkeyPatch):
     hosted = app.parse_arguments(["--port", "9000"])
     assert (hosted.host, hosted.port, hosted.gallery) == ("0.0.0.0", 9000, "private")
     assert hosted.outputs == Path("/data/outputs")
+
+
+def test_a_taken_port_ends_in_one_line(tmp_path: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        command = [
+            sys.executable,
+            "app.py",
+            "--port",
+            str(taken.getsockname()[1]),
+            "--outputs",
+            str(tmp_path),
+        ]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert "Choose another --port" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_wrong_preset_ends_in_one_line(tmp_path: Path):
