@@ -14,7 +14,7 @@ from avatar.diffusion.conditions import SpeechTrack
 from avatar.diffusion.decode import StreamingDecoder
 from avatar.diffusion.denoise import Conditions, LocalDenoiser
 from avatar.diffusion.layer_stack import Pieces
-from avatar.diffusion.parts import Check, Parts
+from avatar.diffusion.parts import DTYPES, Check, Parts
 from avatar.diffusion.rollout import rollout
 from avatar.diffusion.schedule import Schedule
 from avatar.engine import Frames
@@ -174,7 +174,7 @@ def local_denoiser(
         Geometry.of(size, generation.infer_frames),
         Schedule.flow_match(generation.sample_steps, generation.shift),
         pieces=pieces,
-        ring_dtype=torch.float32 if preset.memory.ring_dtype == "fp32" else None,
+        ring_dtype=DTYPES[preset.memory.ring_dtype],
     )
 
 

@@ -239,6 +239,17 @@ def test_other_dtypes_are_loaded_anew(ask, tiny_checkpoint):
     assert engine._parts is held
 
 
+@pytest.mark.parametrize(
+    ("weight_dtype", "ring_dtype"), [("fp32", "bf16"), ("bf16", "fp32"), ("fp32", "fp32")]
+)
+def test_rings_are_kept_as_the_preset_says(tiny_checkpoint, weight_dtype, ring_dtype):
+    preset = PRESET.with_settings(weight_dtype=weight_dtype, ring_dtype=ring_dtype)
+    loaded = Parts.load(preset.memory, open_checkpoint(tiny_checkpoint))
+    denoiser = source.local_denoiser(preset, loaded, Size(64, 64), Pieces())
+    assert denoiser.stack.new_ring().k.dtype == parts.DTYPES[ring_dtype]
+    assert denoiser.stack.dtype == parts.DTYPES[weight_dtype]
+
+
 def test_a_gpu_out_of_memory_is_told_and_the_next_run_is_whole(warm, ask, tiny_checkpoint, monkeypatch):
     engine = DiffusionSource(PRESET, tiny_checkpoint)
 
