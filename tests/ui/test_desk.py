@@ -185,7 +185,7 @@ def test_the_engine_stays_open_for_presets_that_it_serves(counter):
     diffusion = Preset(name="big", title="", summary="", engine="diffusion")
     follow(c.submit(diffusion))
     assert c.engine.closed
-    follow(c.submit(diffusion.with_settings(seed=9)))
+    follow(c.submit(diffusion.with_settings(seed=9, size="384*256", infer_frames=32, sample_steps=3)))
     assert len(c.opened) == 2
     follow(c.submit(diffusion.with_settings(offload_model=True)))
     assert len(c.opened) == 3
