@@ -163,7 +163,7 @@ def test_joined_layers_give_their_outputs_side_by_side():
 
 
 def test_which_layers_are_quantised():
-    """All big products of attention and feed-forward, nothing else; 94 % of the real model's parameters."""
+    """All big products, nothing else; 98 % of the real model's parameters."""
     with torch.device("meta"):
         shapes = {n: v.shape for n, v in StreamingTransformer(ModelConfig()).state_dict().items()}
     names = {name for name, shape in shapes.items() if is_quantised(name, shape)}
@@ -171,9 +171,10 @@ def test_which_layers_are_quantised():
     attentions += [f"audio_injector.injector.{i}" for i in range(12)]
     expected = {f"{attention}.{part}.weight" for attention in attentions for part in "qkvo"}
     expected |= {f"blocks.{i}.ffn.{j}.weight" for i in range(40) for j in (0, 2)}
+    expected |= {f"audio_injector.injector_adain_layers.{i}.linear.weight" for i in range(12)}
     assert names == expected
     counts = {name: shape.numel() for name, shape in shapes.items()}
-    assert sum(counts[name] for name in names) / sum(counts.values()) == pytest.approx(0.94, abs=0.005)
+    assert sum(counts[name] for name in names) / sum(counts.values()) == pytest.approx(0.978, abs=0.001)
     assert not is_quantised("blocks.0.ffn.0.weight", (72, 64))  # the fp8 product cannot take it
 
 
@@ -226,9 +227,10 @@ def test_weights_and_activations_have_the_same_share_of_the_error(monkeypatch):
 def test_the_error_is_the_sum_of_its_parts():
     """No layer is far more sensitive than the others: none of the parts makes more than half of the error."""
     stream = Stream.load("basic")
-    parts = ("self_attn", "cross_attn", "ffn.0", "ffn.2", "injector")
-    errors = [velocity_error(stream, stream.denoiser(quantised_model(stream, part))) for part in parts]
     both = velocity_error(stream, stream.denoiser(quantised_model(stream)))
+    parts = ("self_attn", "cross_attn", "ffn.0", "ffn.2", "injector.", "adain")
+    errors = [velocity_error(stream, stream.denoiser(quantised_model(stream, part))) for part in parts]
+    assert errors[-1] ** 2 < 0.02 * both**2  # AdaLN's
     assert sum(error**2 for error in errors) ** 0.5 == pytest.approx(both, rel=0.15)
     assert max(errors) < both * 0.75
 
