@@ -33,7 +33,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=env("GRADIO_SERVER_NAME", "0.0.0.0" if hosted else "127.0.0.1"),
         help="address to listen on",
     )
-    add("--port", type=int, default=int(env("GRADIO_SERVER_PORT", "7860")), help="port to listen on")
+    add("--port", type=int, default=env("GRADIO_SERVER_PORT", "7860"), help="port to listen on")
     add("--root-path", default=env("GRADIO_ROOT_PATH", ""), help="path under which a proxy shows the page")
     add(
         "--preset",
@@ -99,8 +99,10 @@ def _serve(args: argparse.Namespace) -> None:
                 app_kwargs={"routes": routes(studio)},
                 ssr_mode=False,
                 prevent_thread_lock=True,
+                quiet=True,
                 **launch_options(),
             )
+            log.info("the page is at %s", demo.local_url)
             studio.warm()
             stopped.wait()
             log.info("stopping")

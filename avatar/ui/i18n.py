@@ -192,8 +192,8 @@ TEXT: dict[str, tuple[str, str]] = {
         "已有 {count} 个视频在排队，请过几分钟再试。",
     ),
     "footer": (
-        "Only animate people who agree to it. Your files stay on this server and are removed after use.",
-        "请只为同意的人制作动画。文件只留在本服务器上，用后删除。",
+        "Only animate people who agree to it. Nothing leaves this server; uploads are removed after use.",
+        "请只为同意的人制作动画。数据不会离开本服务器，上传的文件用后即删。",
     ),
 }
 
