@@ -111,7 +111,7 @@ def _gpu_items(preset: Preset, model: ModelConfig) -> tuple[Item, ...]:
         Item("decode_pasts", DECODE_PAST_BYTES_PER_PX * pixels, decoding),
         Item("decode_workspace", DECODE_BYTES_PER_PX_FRAME * pixels * BLOCK_FRAMES, (DECODE,)),
         Item("encode_workspace", DECODE_BYTES_PER_PX_FRAME * pixels * ENCODE_FRAMES, (ENCODE,)),
-        Item("speech_encoder", _bytes(SPEECH_ENCODER_PARAMETERS, "fp32"), (ENCODE,)),
+        Item("speech_encoder", _bytes(SPEECH_ENCODER_PARAMETERS, "fp32")),
         Item("cuda_context", CUDA_CONTEXT_BYTES),
         Item("library_workspace", LIBRARY_WORKSPACE_BYTES),
         Item("margin", MARGIN_BYTES),
