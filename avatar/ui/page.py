@@ -56,7 +56,7 @@ def build_page(studio: Studio) -> gr.Blocks:
     """The whole demo, wired; launch it with launch_options()."""
     from avatar.ui import api, handlers
 
-    with gr.Blocks(title="Live Avatar", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+    with gr.Blocks(title="Live Avatar", analytics_enabled=False, delete_cache=(600, 4 * 3600)) as demo:
         parts = _layout(studio)
         handlers.wire(demo, parts, studio)
         api.wire(studio)
