@@ -17,12 +17,13 @@ from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.speech_encoder import SpeechEncoder
 from avatar.models.transformer import StreamingTransformer
 from avatar.models.vae import VideoVAE
+from avatar.models.weight_cache import cache_folder, load_quantised
 from avatar.models.weights import load_transformer
 from avatar.preset import Memory
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}  # of the arithmetic
 
 
 def best_device() -> torch.device:
@@ -75,6 +76,8 @@ class Parts:
         conditions = ConditionEncoder(files, vae, speech, text_device=text_device, text_dtype=dtype)
 
         def make(check: Check) -> StreamingTransformer:
+            if memory.weight_dtype == "fp8":
+                return load_quantised(files, device, dtype, folder=cache_folder(), check=check)
             return load_transformer(files, device, dtype, place=lambda *_: check())
 
         return cls(device, dtype, vae, conditions, make)

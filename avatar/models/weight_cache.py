@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 ENVIRONMENT = "AVATAR_CACHE"
 RECIPE = "e4m3-rows-1"  # a new name for every change to what quantising gives
-FILE_BYTES = 2**30  # a file of the cache is written when it has so many: what the host holds
+FILE_BYTES = 2**30  # a file is written when it has so many: what the host holds; less than that is not cached
 KEEP_S = 30 * 24 * 3600.0  # an entry that no start has used for so long is deleted when another is made
 SAMPLE_BYTES = 2**16
 LOCK_POLL_S = 0.2
@@ -95,10 +95,13 @@ def cached(
 ) -> Path | None:
     """The cache's entry for a checkpoint, made now if it is not there; None when it cannot be written.
 
-    The tensors are quantised on the device, one at a time. Raises: WeightsMissing.
+    The tensors are quantised on the device, one at a time. A toy checkpoint is not worth an entry.
+    Raises: WeightsMissing.
     """
     try:
         with _unless_unwritable():
+            if sum(shard.stat().st_size for shard in files.shards) < FILE_BYTES:
+                return None
             entry = folder / key(files, dtype)
             folder.mkdir(parents=True, exist_ok=True)
         if not entry.is_dir():

@@ -417,6 +417,15 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_folder() == tmp_path / "here"
 
 
+def test_a_toy_checkpoint_is_not_cached(
+    files: CheckpointFiles, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.undo()
+    load(files, folder)
+    assert not folder.exists()
+    assert not caplog.messages
+
+
 def test_the_index_tells_the_recipe(files: CheckpointFiles, folder: Path) -> None:
     load(files, folder)
     (entry,) = entries(folder)
