@@ -17,7 +17,7 @@ from torch import Tensor
 from avatar.geometry import Geometry
 from avatar.models.attention import attention
 from avatar.models.audio_encoder import AudioTokens, Injection, InjectionContext
-from avatar.models.kv_cache import KeysValues, LayerCache, Ring, window
+from avatar.models.kv_cache import KeysValues, LayerCache, Ring, Window, place
 from avatar.models.layer import TransformerLayer
 from avatar.models.rope import rotate
 from avatar.models.transformer import StreamingTransformer
@@ -47,11 +47,10 @@ class Pieces:
     """The code between attentions, compiled or not; every layer goes through the same functions."""
 
     project: Callable[..., tuple[Tensor, KeysValues]] = TransformerLayer.project_rotated
-    window: Callable[..., KeysValues] = window
+    place: Callable[..., None] = place
     after_self_attention: Callable[..., tuple[Tensor, Tensor]] = TransformerLayer.after_self_attention
     after_cross_attention: Callable[..., Tensor] = TransformerLayer.after_cross_attention
-    audio_query: Callable[..., Tensor] = Injection.query
-    audio_add: Callable[..., Tensor] = Injection.add
+    add_audio: Callable[..., Tensor] = Injection.add
 
     @classmethod
     def compiled(cls, **options: Any) -> Pieces:
@@ -109,18 +108,20 @@ class LayerStack:
         for index, layer in self._visited():
             rings = {step: self.new_ring() for step in self.steps}
             self.caches[index] = LayerCache(layer.cross_attn.keys_values(text), rings)
+        ring = next(iter(self.caches[self.layers[0]].rings.values()))
+        self._window_room = Window(self.geometry, ring, self.dtype)
 
     def prefill(self, x: Tensor, modulation: Tensor, table: Tensor, anchor: int) -> Tensor:
         """Run the condition tokens, N C, attending to themselves; keep every layer's keys and values."""
         for index, layer in self._visited():
-            cache = self.caches[index]
-            q, own = self.scatter(*layer.project(x, modulation))
+            cache, vectors = self.caches[index], layer.vectors(modulation)
+            q, own = self.scatter(*layer.project(x, vectors))
             cache.conditions[anchor] = KeysValues(
                 own.k.contiguous(), own.v.contiguous()
             )  # frees the fused qkv
             attended = _attend(rotate(q, table), KeysValues(rotate(own.k, table), own.v))
-            x, query = layer.after_self_attention(x, self.gather(attended), modulation)
-            x = layer.after_cross_attention(x, _attend(query, cache.text), modulation)
+            x, query = layer.after_self_attention(x, self.gather(attended), vectors)
+            x = layer.after_cross_attention(x, _attend(query, cache.text), vectors)
         return x
 
     def release(self, anchor: int) -> None:
@@ -133,15 +134,17 @@ class LayerStack:
         pieces = self.pieces
         for index, layer in self._visited():
             cache = self.caches[index]
-            q, own = self.scatter(*pieces.project(layer, x, item.modulation, item.table))
+            if item.step not in cache.vectors:
+                cache.vectors[item.step] = layer.vectors(item.modulation)
+            vectors = cache.vectors[item.step]
+            q, own = self.scatter(*pieces.project(layer, x, vectors, item.table))
             attended = self.gather(_attend(q, self._window(cache, own, item)))
-            x, query = pieces.after_self_attention(layer, x, attended, item.modulation)
-            x = pieces.after_cross_attention(layer, x, _attend(query, cache.text), item.modulation)
+            x, query = pieces.after_self_attention(layer, x, attended, vectors)
+            x = pieces.after_cross_attention(layer, x, _attend(query, cache.text), vectors)
             injection = self.injections[index]
             if injection is not None:
                 context = self._injection_context(injection, index, item)
-                query = pieces.audio_query(injection, x, context.shift, context.scale)
-                x = pieces.audio_add(injection, x, attention(query, *context.audio), item.masks)
+                x = pieces.add_audio(injection, x, context, item.masks)
         return x
 
     def scatter(self, q: Tensor, own: KeysValues) -> tuple[Tensor, KeysValues]:
@@ -159,11 +162,12 @@ class LayerStack:
 
     def _window(self, cache: LayerCache, own: KeysValues, item: Item) -> KeysValues:
         """What the block attends to; afterwards the ring holds the block too."""
-        ring, condition = cache.rings[item.step], cache.conditions[item.anchor]
-        whole = self.pieces.window(own, condition, item.condition_table, KeysValues(ring.k, ring.v))
-        num_tokens = len(condition.k) + len(own.k) + ring.num_valid * self.geometry.frame_tokens
-        ring.append(own)
-        return KeysValues(whole.k[:num_tokens], whole.v[:num_tokens])
+        ring, room = cache.rings[item.step], self._window_room
+        self.pieces.place(room.condition, cache.conditions[item.anchor], item.condition_table)
+        self.pieces.place(room.own, own, None)
+        whole = room.with_past(ring)
+        ring.append(room.own)
+        return whole
 
     def _injection_context(self, injection: Injection, layer: int, item: Item) -> InjectionContext:
         """The block's audio as this injection reads it: made at its first step, freed at its last."""

@@ -72,6 +72,15 @@ def prioritised_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return sdpa(q, k, v)
 
 
+def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+    """How much of each of a few keys every query takes: plain arithmetic that compiles into the code around.
+
+    q: B N h d; k: B M h d. Returns B N M h in q's dtype; over the keys they sum to 1.
+    """
+    scores = (q.unsqueeze(2).float() * k.unsqueeze(1).float()).sum(-1) * q.shape[-1] ** -0.5
+    return scores.softmax(dim=2).to(q.dtype)
+
+
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """PyTorch's attention with its own choice of kernel; B N h d in and out."""
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))

@@ -142,7 +142,7 @@ def test_a_ring_of_8_frames_over_10_clips_equals_keeping_everything():
 
 @pytest.mark.parametrize("backend", ["aot_eager", COMPILER])
 def test_compiled_equals_eager_and_is_compiled_once(backend):
-    """Six graphs serve all layers, blocks, steps and both anchors; any recompilation after block 0 would
+    """Six graphs (place has two) serve all layers, blocks, steps and both anchors; any recompilation after block 0 would
     raise."""
     stream = Stream.load("refresh_pose")
     torch._dynamo.reset()
@@ -159,7 +159,7 @@ def test_compiled_equals_eager_and_is_compiled_once(backend):
             done.append(denoiser.collect())
     finally:
         torch.compiler.set_stance("default")
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(dataclasses.fields(Pieces))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(dataclasses.fields(Pieces)) + 1
     assert relative_error(torch.cat(done, dim=1), stream.tensors["latents"]) < 1e-5
 
 
