@@ -23,6 +23,7 @@ LARGEST = torch.finfo(FLOAT8).max  # 448
 TINIEST = 1e-12  # rows that are smaller throughout are taken for zero
 ADALN = ".injector_adain_layers."
 SIDE_MULTIPLE = 16  # what the fp8 product asks of both sides of a weight
+TRIAL_SIDE = 512  # of the product that is tried on each device
 CHUNK_ROWS = 1024  # quantised at a time, to keep the peak in float32 low
 
 Product = Literal["scaled", "widened", "plain"]
@@ -44,9 +45,9 @@ def quantise_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     """Each row to e4m3 and the scale by which to multiply it again; the row's largest value becomes 448.
 
     e4m3 has steps of 1/8 of a mantissa, so a value m·2^e, 1 <= m < 2, moves by at most 2^e/16, and by
-    2^e/8/sqrt(12) in the root mean square: a tensor by at most 3.6 % of its norm. With mantissas spread as
-    1/m, nearly true of anything smooth over some octaves, it is 2.45 %. Values below 2^-15 of their row's
-    largest keep fewer bits. values: ... R C. Returns ... R C float8 and ... R 1 float32.
+    2^e/8/sqrt(12) in the root mean square: a tensor by at most 3.6 % of its norm, one of normal values by
+    2.65 %, at whatever scale. Values below 2^-15 of their row's largest keep fewer bits.
+    values: ... R C. Returns ... R C float8 and ... R 1 float32.
     """
     largest = values.abs().amax(dim=-1, keepdim=True).float().clamp(min=TINIEST)
     return (values.float() * (LARGEST / largest)).to(FLOAT8), largest / LARGEST
@@ -137,8 +138,8 @@ def _product(device: torch.device) -> Product:
     if torch.cuda.get_device_capability(device) < (8, 9):
         logger.info("fp8 weights are stored only: this GPU has no fp8 cores, products are in bf16")
         return "widened"
-    values = torch.ones(SIDE_MULTIPLE, SIDE_MULTIPLE, device=device).to(FLOAT8)
-    scale = torch.ones(SIDE_MULTIPLE, 1, device=device)
+    values = torch.ones(TRIAL_SIDE, TRIAL_SIDE, device=device).to(FLOAT8)
+    scale = torch.ones(TRIAL_SIDE, 1, device=device)
     try:
         torch._scaled_mm(values, values.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16)
         torch.cuda.synchronize(device)

@@ -69,7 +69,7 @@ def test_the_card_is_used_as_it_can_be():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("num_tokens", TOKENS)
 def test_the_product_equals_plain_arithmetic(shape: tuple[int, int], num_tokens: int):
-    """But for bf16's rounding and the tensor cores' shorter sums: far below e4m3's own 2.5 %."""
+    """But for bf16's rounding and the tensor cores' shorter sums: far below e4m3's own 2.65 %."""
     linear, x = layer(*shape), tokens(num_tokens, shape[0])
     values, scale = quantise_rows(x)
     expected = F.linear(
@@ -82,15 +82,15 @@ def test_the_product_equals_plain_arithmetic(shape: tuple[int, int], num_tokens:
 
 @pytest.mark.usefixtures("_float8_cores")
 def test_the_error_against_bf16_is_that_of_rounding():
-    """Twice e4m3's 2.45 %, independent: 3.5 %."""
+    """Twice e4m3's 2.65 %, independent: 3.75 %."""
     linear, x = layer(DIM, FFN_DIM), tokens(3168, DIM)
     exact = linear.weight.double() * linear.scale[:, None]
     generator = torch.Generator(CUDA).manual_seed(0)
     weight = torch.randn(FFN_DIM, DIM, device=CUDA, generator=generator).double() * DIM**-0.5
-    assert relative_error(exact, weight) == pytest.approx(0.0245, rel=0.1)
+    assert relative_error(exact, weight) == pytest.approx(0.0265, rel=0.05)
     bias = linear.bias.double()
     found = linear(x).double() - bias
-    assert relative_error(found, F.linear(x.double(), weight)) == pytest.approx(2**0.5 * 0.0245, rel=0.1)
+    assert relative_error(found, F.linear(x.double(), weight)) == pytest.approx(2**0.5 * 0.0265, rel=0.05)
 
 
 def test_a_card_without_float8_cores_is_exact_but_for_bf16(monkeypatch: pytest.MonkeyPatch):

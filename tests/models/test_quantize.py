@@ -33,7 +33,7 @@ from avatar.models.transformer import StreamingTransformer
 from avatar.models.weights import load_transformer
 from tests.diffusion.streams import Stream, relative_error
 
-SMOOTH = 0.0245  # of e4m3, for mantissas spread as 1/m; see quantise_rows
+NORMAL = 0.0265  # of normal values; see quantise_rows
 WORST = 2**-3 / 12**0.5
 
 
@@ -124,13 +124,13 @@ def test_a_card_without_fp8_multiplies_the_exact_input(monkeypatch):
 
 
 def test_error_of_weights_and_of_products():
-    """Normal weights: 2.45 % in theory. A product of independent errors on both sides: sqrt(2) times that."""
+    """Normal weights: 2.65 %. A product of independent errors on both sides: sqrt(2) times that."""
     layer, x = linear(2048, 512), random(64, 2048, seed=9)
     weight, scale = quantise_weight(layer.weight)
     error = relative_error(weight.float() * scale[:, None], layer.weight)
-    assert error == pytest.approx(SMOOTH, rel=0.1)
+    assert error == pytest.approx(NORMAL, rel=0.02)
     layer.bias.zero_()
-    assert relative_error(float8(layer)(x), layer(x)) == pytest.approx(2**0.5 * error, rel=0.1)
+    assert relative_error(float8(layer)(x), layer(x)) == pytest.approx(2**0.5 * error, rel=0.05)
 
 
 def test_no_value_moves_by_more_than_a_sixteenth_of_itself():
@@ -203,16 +203,16 @@ def velocity_error(stream: Stream, denoiser: LocalDenoiser) -> float:
 @pytest.mark.parametrize("name", ["basic", "two_speakers"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_velocities_of_the_golden_streams(name, dtype):
-    """Each velocity stays within sqrt(roundings) · 2.45 % of the published code's.
+    """Each velocity stays within 5 % of the published code's; measured: 3.9 % at most.
 
     Eight products stand in a row in a layer: self-attention's values and output, cross-attention's, two of
-    the feed-forward, the audio's values and output; each rounds its weight and its input, independently.
-    Measured: 3.9 % at most, far less than those 17 %, since a product's result is added to the residual, not
-    put in its place, and attention averages its values. Weights and inputs have the same share in it.
+    the feed-forward, the audio's values and output. Were each to replace the residual, three layers'
+    independent roundings of weights and inputs would make sqrt(48) · 2.65 % = 18 %; but results are added to
+    the residual, and attention averages its values. Weights and inputs have the same share in it.
     """
     stream = Stream.load(name)
     error = velocity_error(stream, stream.denoiser(quantised_model(stream, dtype=dtype)))
-    assert 0.01 < error < (2 * 8 * stream.config.num_layers) ** 0.5 * SMOOTH
+    assert 0.01 < error < 0.05
 
 
 def test_weights_and_activations_have_the_same_share_of_the_error(monkeypatch):
