@@ -10,7 +10,8 @@ from avatar.models.vae import VideoVAE
 from avatar.models.vae_stream import Pasts
 
 PRIMING_LATENT_FRAMES = 7  # motion latents decoded before block 0, their frames dropped
-LATENT_FRAMES_AT_ONCE = 1  # a third of a block needs a third of the workspace and hardly more time
+# On an H200 at 704×384 a block takes 84 ms and 2.9 GiB of workspace; all three at once 81 ms and 6.4 GiB.
+LATENT_FRAMES_AT_ONCE = 1
 
 
 class StreamingDecoder:

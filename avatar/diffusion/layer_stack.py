@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from avatar.geometry import Geometry
-from avatar.models.attention import attention
+from avatar.models.attention import (
+    KEY_TILE,
+    attends_in_parts,
+    attention,
+    attention_with_lse,
+    join_parts,
+)
 from avatar.models.audio_encoder import AudioTokens, Injection, InjectionContext
 from avatar.models.kv_cache import KeysValues, LayerCache, Ring, Window, place
 from avatar.models.layer import TransformerLayer
@@ -48,6 +54,7 @@ class Pieces:
 
     project: Callable[..., tuple[Tensor, KeysValues]] = TransformerLayer.project_rotated
     place: Callable[..., None] = place
+    join_parts: Callable[..., Tensor] = join_parts
     after_self_attention: Callable[..., tuple[Tensor, Tensor]] = TransformerLayer.after_self_attention
     after_cross_attention: Callable[..., Tensor] = TransformerLayer.after_cross_attention
     add_audio: Callable[..., Tensor] = Injection.add
@@ -138,7 +145,7 @@ class LayerStack:
                 cache.vectors[item.step] = layer.vectors(item.modulation)
             vectors = cache.vectors[item.step]
             q, own = self.scatter(*pieces.project(layer, x, vectors, item.table))
-            attended = self.gather(_attend(q, self._window(cache, own, item)))
+            attended = self.gather(self._attended(cache, q, own, item))
             x, query = pieces.after_self_attention(layer, x, attended, vectors)
             x = pieces.after_cross_attention(layer, x, _attend(query, cache.text), vectors)
             injection = self.injections[index]
@@ -159,6 +166,38 @@ class LayerStack:
         """An empty ring for the heads that scatter leaves here."""
         config, dtype = self.transformer.config, self.ring_dtype or self.dtype
         return Ring.allocate(self.geometry, config.num_heads, config.head_dim, dtype, self.device)
+
+    def _attended(self, cache: LayerCache, q: Tensor, own: KeysValues, item: Item) -> Tensor:
+        """Self-attention's result; where it pays, a full ring is attended to where it lies."""
+        ring = cache.rings[item.step]
+        large = ring.k.shape[:2].numel() >= 2 * KEY_TILE  # so that a rest and padding find room
+        full = ring.num_valid == len(ring.k) and ring.k.dtype == q.dtype
+        if large and full and attends_in_parts(q):
+            return self._attended_in_parts(cache, q, own, item)
+        return _attend(q, self._window(cache, own, item))
+
+    def _attended_in_parts(self, cache: LayerCache, q: Tensor, own: KeysValues, item: Item) -> Tensor:
+        """The ring's whole tiles of keys where they lie; apart from them condition, own and the ring's rest.
+
+        That saves copying the ring, and both parts are whole tiles: the second is filled up with a key of its
+        own, which join_parts takes out again.
+        """
+        ring, room, place = cache.rings[item.step], self._window_room, self.pieces.place
+        past = KeysValues(ring.k.flatten(0, 1), ring.v.flatten(0, 1))
+        whole = len(past.k) // KEY_TILE * KEY_TILE
+        num_left = len(past.k) - whole
+        padding = -(len(room.condition.k) + len(room.own.k) + num_left) % KEY_TILE
+        near, left, filling = room.near(num_left, padding)
+        place(room.condition, cache.conditions[item.anchor], item.condition_table)
+        place(room.own, own, None)
+        if num_left:
+            place(left, KeysValues(past.k[whole:], past.v[whole:]), None)
+        if padding:
+            filling.k.copy_(near.k[0])
+            filling.v.zero_()
+        parts = attention_with_lse(q, *near), attention_with_lse(q, past.k[:whole], past.v[:whole])
+        ring.append(room.own)
+        return self.pieces.join_parts(q, *parts, near.k[0], padding)
 
     def _window(self, cache: LayerCache, own: KeysValues, item: Item) -> KeysValues:
         """What the block attends to; afterwards the ring holds the block too."""

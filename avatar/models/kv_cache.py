@@ -84,6 +84,16 @@ class Window:
         num_tokens = len(self.k) - len(self._past.k) + num_past
         return KeysValues(self.k[:num_tokens], self.v[:num_tokens])
 
+    def near(self, num_left: int, padding: int) -> tuple[KeysValues, KeysValues, KeysValues]:
+        """Condition, own, num_left tokens of the past and padding; then the last two by themselves."""
+        start = len(self.k) - len(self._past.k)
+        left, end = start + num_left, start + num_left + padding
+        return (
+            KeysValues(self.k[:end], self.v[:end]),
+            KeysValues(self.k[start:left], self.v[start:left]),
+            KeysValues(self.k[left:end], self.v[left:end]),
+        )
+
 
 def place(into: KeysValues, tokens: KeysValues, table: Tensor | None) -> None:
     """Write keys, rotated if a table is given, and values to a part of a window. All N h d."""
