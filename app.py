@@ -6,12 +6,13 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
-from avatar.errors import AvatarError
+from avatar.errors import AvatarError, BadInput
 
 log = logging.getLogger("app")
 
@@ -32,7 +33,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=env("GRADIO_SERVER_NAME", "0.0.0.0" if hosted else "127.0.0.1"),
         help="address to listen on",
     )
-    add("--port", type=int, default=int(env("GRADIO_SERVER_PORT", "7860")), help="port to listen on")
+    add("--port", type=int, default=env("GRADIO_SERVER_PORT", "7860"), help="port to listen on")
     add("--root-path", default=env("GRADIO_ROOT_PATH", ""), help="path under which a proxy shows the page")
     add(
         "--preset",
@@ -78,6 +79,8 @@ def _serve(args: argparse.Namespace) -> None:
     from avatar.media.ffmpeg import put_on_path
     from avatar.scratch import Scratch
 
+    _check_port(args.host, args.port)
+    stopped = _stop_signal()
     put_on_path()
     with Scratch() as scratch:
         _settle(scratch)
@@ -96,20 +99,23 @@ def _serve(args: argparse.Namespace) -> None:
                 app_kwargs={"routes": routes(studio)},
                 ssr_mode=False,
                 prevent_thread_lock=True,
+                quiet=True,
                 **launch_options(),
             )
+            log.info("the page is at %s", demo.local_url)
             studio.warm()
-            _wait_for_signal()
+            stopped.wait()
+            log.info("stopping")
             demo.close()
         finally:
             studio.close()
 
 
 def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
-    from avatar.engine import open_engine
+    from avatar.engine import Engine, open_engine
     from avatar.gallery import Gallery
     from avatar.media.limits import Limits
-    from avatar.preset import load_preset, load_presets
+    from avatar.preset import Preset, load_preset, load_presets
     from avatar.ui.desk import Desk
     from avatar.ui.studio import Studio
 
@@ -120,7 +126,12 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
     gallery = Gallery(args.outputs, args.keep_days * DAY_S, round(args.disk_limit * GIB))
     upload = round(args.max_upload * MIB)
     limits = Limits(max_speech_s=args.max_duration, max_portrait_bytes=upload, max_speech_bytes=upload)
-    desk = Desk(lambda preset: open_engine(preset, weights=args.weights), gallery, args.queue_size)
+
+    def open_for(preset: Preset) -> Engine:
+        toy = preset.requires.weights == "tiny"  # it makes its own
+        return open_engine(preset, weights=None if toy else args.weights)
+
+    desk = Desk(open_for, gallery, args.queue_size)
     return Studio(
         desk=desk,
         gallery=gallery,
@@ -142,12 +153,24 @@ def _settle(scratch: Path) -> None:
     os.environ.setdefault("NUMBA_CACHE_DIR", str(scratch / "numba"))
 
 
-def _wait_for_signal() -> None:
+def _stop_signal() -> threading.Event:
+    """Set when the process is told to stop, from now on."""
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    stopped.wait()
-    log.info("stopping")
+    return stopped
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises: BadInput when another program has the port."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BadInput(
+                f"Cannot listen on {host}:{port}: {error.strerror}.", "Choose another --port."
+            ) from None
 
 
 def _path(text: str | None) -> Path | None:

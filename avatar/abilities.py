@@ -64,8 +64,6 @@ def unsupported(preset: Preset) -> list[str]:
     if preset.engine != "diffusion":
         return []
     lines = unsupported_layout(preset)
-    if preset.memory.weight_dtype == "fp8":
-        lines.append("This version keeps weights in bf16 or fp32; it cannot honour weight_dtype 'fp8' yet.")
     if preset.memory.ring_dtype == "fp8":
         lines.append("This version keeps rings in bf16 or fp32; it cannot honour ring_dtype 'fp8' yet.")
     if preset.memory.offload_model:

@@ -77,10 +77,11 @@ def open_engine(
 
 
 def serves(preset: Preset) -> Preset:
-    """What an open engine depends on: everything but what each request brings along."""
+    """What an open engine depends on: how its models are held; what is generated comes with each request."""
+    held = Preset(name="", title="", summary="", engine=preset.engine)
     if preset.engine == "preview":
-        return Preset(name="", title="", summary="", engine="preview")
-    return replace(preset, generation=replace(preset.generation, seed=0, prompt="", num_clip=0))
+        return held
+    return replace(held, requires=preset.requires, memory=preset.memory, parallel=preset.parallel)
 
 
 def source_of(preset: Preset, weights: Path | None) -> tuple[str, dict[str, Any]]:

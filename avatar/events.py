@@ -70,7 +70,7 @@ class Progress:
 class Notice:
     """Something the user should know: a warning, or a fallback that was taken.
 
-    code: a stable name that the page translates (see ui/i18n); text: English, complete, for the log and the CLI.
+    code: a stable name that the page translates; text: English, complete, for the log and the command line.
     rung: the ladder's rung, when one was taken.
     """
 
@@ -85,8 +85,8 @@ class Notice:
 class Finished:
     """The last event of every run that made at least one frame, also of a stopped one.
 
-    video: the whole .mp4. report: the run report (JSON) beside it. stopped: the user or an error ended it early;
-    error: the text of that error, None when the user stopped it or the run went to its end.
+    video: the whole .mp4. report: the run report (JSON) beside it. stopped: it ended early, by the user or an
+    error. error: the text of that error, None when the user stopped it or the run went to its end.
     """
 
     video: Path

@@ -26,13 +26,14 @@ def test_refusals_name_real_things_and_a_reason(engine):
     refuse_settings(engine, PREVIEW_HONOURS)
 
 
-def test_the_single_gpu_preset_in_bf16_is_all_there_and_the_preview_too():
+def test_the_single_gpu_preset_is_all_there_in_bf16_and_fp8_and_the_preview_too():
     assert unsupported(load_preset("80gb")) == []
+    assert unsupported(load_preset("80gb").with_settings(weight_dtype="fp8")) == []
     assert unsupported(load_preset("self-test")) == []
     assert unsupported(load_preset("cpu-preview")) == []
 
 
 def test_several_reasons_are_told_one_by_one():
     lines = unsupported(load_preset("24gb").with_settings(layout="fsdp"))
-    assert len(lines) == 4
+    assert len(lines) == 3
     assert "layout 'fsdp'" in lines[0]

@@ -210,7 +210,6 @@ def test_points_are_refused_by_the_diffusion_engine(inputs, machine, engine, cap
         (["--ulysses_size", "3"], "ulysses_size 3"),
         (["--num_gpus_dit", "3", "--ulysses_size", "3"], "num_gpus_dit 3 and ulysses_size 3"),
         (["--offload_model", "True"], "offload_model True"),
-        (["--weight_dtype", "fp8"], "weight_dtype 'fp8'"),
         (["--ring_dtype", "fp8"], "ring_dtype 'fp8'"),
     ],
 )

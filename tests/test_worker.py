@@ -54,6 +54,12 @@ def engine(request):
         one.close()
 
 
+def collect(stream, events: list) -> None:
+    """What comes before an error is kept as well."""
+    for event in stream:
+        events.append(event)
+
+
 def frames_of(video: Path) -> int:
     with av.open(str(video)) as container:
         return sum(1 for _ in container.decode(video=0))
@@ -137,8 +143,7 @@ def test_what_was_shown_is_kept_when_a_run_fails(engine, request_, fault, at, er
     one = engine(fault=fault, at=at, frame_s=0.01)
     events = []
     with pytest.raises(error, match=words) as caught:
-        for event in one.stream(request_):
-            events.append(event)
+        collect(one.stream(request_), events)
     assert "secret" not in str(caught.value)
     finished = events[-1]
     assert isinstance(finished, Finished)
@@ -173,7 +178,8 @@ def test_the_child_dies_with_its_parent(tmp_path):
     parent.kill()
     parent.wait()
     gone, alive = psutil.wait_procs([child], timeout=10)
-    assert gone and not alive
+    assert gone
+    assert not alive
 
 
 def test_close_during_a_run_ends_it(engine, request_):

@@ -1,4 +1,4 @@
-"""Parts without a checkpoint: weights are random, made on the device; speed and memory are the real model's."""
+"""Parts without a checkpoint: random weights, made on the device; speed and memory are the real model's."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from avatar.diffusion.parts import DTYPES, Check, Parts, best_device
 from avatar.geometry import Size
 from avatar.models import tiny
 from avatar.models.config import ModelConfig
+from avatar.models.quantize import Quantiser
 from avatar.models.random_weights import random_transformer
 from avatar.models.speech_encoder import SpeechEncoder, SpeechFeatures
 from avatar.models.transformer import StreamingTransformer
@@ -75,6 +76,11 @@ def random_parts(preset: Preset) -> Parts:
 
     def make(check: Check) -> StreamingTransformer:
         check()
-        return random_transformer(config, device, dtype)
+        if preset.memory.weight_dtype != "fp8":
+            return random_transformer(config, device, dtype)
+        quantiser = Quantiser()
+        model = random_transformer(config, device, dtype, place=quantiser.place)
+        quantiser.install(model)
+        return model
 
     return Parts(device, dtype, video, RandomConditions(video, SpeechEncoder(speech), config.text_dim), make)

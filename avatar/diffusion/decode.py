@@ -5,17 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from avatar.geometry import BLOCK_LATENT_FRAMES, LEAD_IN_FRAMES
+from avatar.geometry import LEAD_IN_FRAMES
 from avatar.models.vae import VideoVAE
 from avatar.models.vae_stream import Pasts
 
 PRIMING_LATENT_FRAMES = 7  # motion latents decoded before block 0, their frames dropped
+# On an H200 at 704×384 a block takes 84 ms and 2.9 GiB of workspace; all three at once 81 ms and 6.4 GiB.
+LATENT_FRAMES_AT_ONCE = 1
 
 
 class StreamingDecoder:
     """Decodes blocks in order; knows nothing of rollouts, segments or files.
 
-    compile: one graph for a block of 3 latent frames, built at the first use of a picture size.
+    compile: one graph for each picture size, built at its first use.
     """
 
     def __init__(self, vae: VideoVAE, compile: bool = False) -> None:
@@ -36,8 +38,8 @@ class StreamingDecoder:
         """Continue a video from its last frames, as 16 t h w motion latents: nothing of it is dropped."""
         self._pasts = None
         self._video(motion_latents[:, :1])
-        for start in range(1, motion_latents.shape[1], BLOCK_LATENT_FRAMES):
-            self._video(motion_latents[:, start : start + BLOCK_LATENT_FRAMES])
+        for part in motion_latents[:, 1:].split(LATENT_FRAMES_AT_ONCE, dim=1):
+            self._video(part)
         self._drop = 0
 
     @torch.no_grad()
@@ -46,10 +48,10 @@ class StreamingDecoder:
 
         T = 4t, but 4t - 3 for the first block after prime(), whose first frames are the lead-in.
         """
-        video = self._video(latents)[0, :, self._drop :]
+        parts = latents.split(LATENT_FRAMES_AT_ONCE, dim=1)
+        frames = torch.cat([eight_bit(self._video(part)[0]) for part in parts])[self._drop :]
         self._drop = 0
-        levels = video.float().clamp(-1.0, 1.0).add(1.0).mul(127.5).round()
-        return levels.to(torch.uint8).permute(1, 2, 3, 0).contiguous()
+        return frames
 
     def _video(self, latents: Tensor) -> Tensor:
         """16 t h w to 1 3 T H W, not clamped; the very first latent frame comes alone and is one frame."""
@@ -59,3 +61,9 @@ class StreamingDecoder:
         else:
             video, self._pasts = self._step(latents, self._pasts)
         return video
+
+
+def eight_bit(video: Tensor) -> Tensor:
+    """Pixels in -1..1, 3 T H W, what lies outside cut off, to uint8 T H W 3."""
+    levels = video.float().clamp(-1.0, 1.0).add(1.0).mul(127.5).round()
+    return levels.to(torch.uint8).permute(1, 2, 3, 0).contiguous()

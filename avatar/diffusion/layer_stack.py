@@ -15,9 +15,15 @@ import torch
 from torch import Tensor
 
 from avatar.geometry import Geometry
-from avatar.models.attention import attention
+from avatar.models.attention import (
+    KEY_TILE,
+    attends_in_parts,
+    attention,
+    attention_with_lse,
+    join_parts,
+)
 from avatar.models.audio_encoder import AudioTokens, Injection, InjectionContext
-from avatar.models.kv_cache import KeysValues, LayerCache, Ring, window
+from avatar.models.kv_cache import KeysValues, LayerCache, Ring, Window, place
 from avatar.models.layer import TransformerLayer
 from avatar.models.rope import rotate
 from avatar.models.transformer import StreamingTransformer
@@ -47,11 +53,11 @@ class Pieces:
     """The code between attentions, compiled or not; every layer goes through the same functions."""
 
     project: Callable[..., tuple[Tensor, KeysValues]] = TransformerLayer.project_rotated
-    window: Callable[..., KeysValues] = window
+    place: Callable[..., None] = place
+    join_parts: Callable[..., Tensor] = join_parts
     after_self_attention: Callable[..., tuple[Tensor, Tensor]] = TransformerLayer.after_self_attention
     after_cross_attention: Callable[..., Tensor] = TransformerLayer.after_cross_attention
-    audio_query: Callable[..., Tensor] = Injection.query
-    audio_add: Callable[..., Tensor] = Injection.add
+    add_audio: Callable[..., Tensor] = Injection.add
 
     @classmethod
     def compiled(cls, **options: Any) -> Pieces:
@@ -109,18 +115,20 @@ class LayerStack:
         for index, layer in self._visited():
             rings = {step: self.new_ring() for step in self.steps}
             self.caches[index] = LayerCache(layer.cross_attn.keys_values(text), rings)
+        ring = next(iter(self.caches[self.layers[0]].rings.values()))
+        self._window_room = Window(self.geometry, ring, self.dtype)
 
     def prefill(self, x: Tensor, modulation: Tensor, table: Tensor, anchor: int) -> Tensor:
         """Run the condition tokens, N C, attending to themselves; keep every layer's keys and values."""
         for index, layer in self._visited():
-            cache = self.caches[index]
-            q, own = self.scatter(*layer.project(x, modulation))
+            cache, vectors = self.caches[index], layer.vectors(modulation)
+            q, own = self.scatter(*layer.project(x, vectors))
             cache.conditions[anchor] = KeysValues(
                 own.k.contiguous(), own.v.contiguous()
             )  # frees the fused qkv
             attended = _attend(rotate(q, table), KeysValues(rotate(own.k, table), own.v))
-            x, query = layer.after_self_attention(x, self.gather(attended), modulation)
-            x = layer.after_cross_attention(x, _attend(query, cache.text), modulation)
+            x, query = layer.after_self_attention(x, self.gather(attended), vectors)
+            x = layer.after_cross_attention(x, _attend(query, cache.text), vectors)
         return x
 
     def release(self, anchor: int) -> None:
@@ -133,15 +141,17 @@ class LayerStack:
         pieces = self.pieces
         for index, layer in self._visited():
             cache = self.caches[index]
-            q, own = self.scatter(*pieces.project(layer, x, item.modulation, item.table))
-            attended = self.gather(_attend(q, self._window(cache, own, item)))
-            x, query = pieces.after_self_attention(layer, x, attended, item.modulation)
-            x = pieces.after_cross_attention(layer, x, _attend(query, cache.text), item.modulation)
+            if item.step not in cache.vectors:
+                cache.vectors[item.step] = layer.vectors(item.modulation)
+            vectors = cache.vectors[item.step]
+            q, own = self.scatter(*pieces.project(layer, x, vectors, item.table))
+            attended = self.gather(self._attended(cache, q, own, item))
+            x, query = pieces.after_self_attention(layer, x, attended, vectors)
+            x = pieces.after_cross_attention(layer, x, _attend(query, cache.text), vectors)
             injection = self.injections[index]
             if injection is not None:
                 context = self._injection_context(injection, index, item)
-                query = pieces.audio_query(injection, x, context.shift, context.scale)
-                x = pieces.audio_add(injection, x, attention(query, *context.audio), item.masks)
+                x = pieces.add_audio(injection, x, context, item.masks)
         return x
 
     def scatter(self, q: Tensor, own: KeysValues) -> tuple[Tensor, KeysValues]:
@@ -157,13 +167,46 @@ class LayerStack:
         config, dtype = self.transformer.config, self.ring_dtype or self.dtype
         return Ring.allocate(self.geometry, config.num_heads, config.head_dim, dtype, self.device)
 
+    def _attended(self, cache: LayerCache, q: Tensor, own: KeysValues, item: Item) -> Tensor:
+        """Self-attention's result; where it pays, a full ring is attended to where it lies."""
+        ring = cache.rings[item.step]
+        large = ring.k.shape[:2].numel() >= 2 * KEY_TILE  # so that a rest and padding find room
+        full = ring.num_valid == len(ring.k) and ring.k.dtype == q.dtype
+        if large and full and attends_in_parts(q):
+            return self._attended_in_parts(cache, q, own, item)
+        return _attend(q, self._window(cache, own, item))
+
+    def _attended_in_parts(self, cache: LayerCache, q: Tensor, own: KeysValues, item: Item) -> Tensor:
+        """The ring's whole tiles of keys where they lie; apart from them condition, own and the ring's rest.
+
+        That saves copying the ring, and both parts are whole tiles: the second is filled up with a key of its
+        own, which join_parts takes out again.
+        """
+        ring, room, place = cache.rings[item.step], self._window_room, self.pieces.place
+        past = KeysValues(ring.k.flatten(0, 1), ring.v.flatten(0, 1))
+        whole = len(past.k) // KEY_TILE * KEY_TILE
+        num_left = len(past.k) - whole
+        padding = -(len(room.condition.k) + len(room.own.k) + num_left) % KEY_TILE
+        near, left, filling = room.near(num_left, padding)
+        place(room.condition, cache.conditions[item.anchor], item.condition_table)
+        place(room.own, own, None)
+        if num_left:
+            place(left, KeysValues(past.k[whole:], past.v[whole:]), None)
+        if padding:
+            filling.k.copy_(near.k[0])
+            filling.v.zero_()
+        parts = attention_with_lse(q, *near), attention_with_lse(q, past.k[:whole], past.v[:whole])
+        ring.append(room.own)
+        return self.pieces.join_parts(q, *parts, near.k[0], padding)
+
     def _window(self, cache: LayerCache, own: KeysValues, item: Item) -> KeysValues:
         """What the block attends to; afterwards the ring holds the block too."""
-        ring, condition = cache.rings[item.step], cache.conditions[item.anchor]
-        whole = self.pieces.window(own, condition, item.condition_table, KeysValues(ring.k, ring.v))
-        num_tokens = len(condition.k) + len(own.k) + ring.num_valid * self.geometry.frame_tokens
-        ring.append(own)
-        return KeysValues(whole.k[:num_tokens], whole.v[:num_tokens])
+        ring, room = cache.rings[item.step], self._window_room
+        self.pieces.place(room.condition, cache.conditions[item.anchor], item.condition_table)
+        self.pieces.place(room.own, own, None)
+        whole = room.with_past(ring)
+        ring.append(room.own)
+        return whole
 
     def _injection_context(self, injection: Injection, layer: int, item: Item) -> InjectionContext:
         """The block's audio as this injection reads it: made at its first step, freed at its last."""

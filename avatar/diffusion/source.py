@@ -15,7 +15,7 @@ from avatar.diffusion.conditions import SpeechTrack
 from avatar.diffusion.decode import StreamingDecoder
 from avatar.diffusion.denoise import Conditions, LocalDenoiser
 from avatar.diffusion.layer_stack import Pieces
-from avatar.diffusion.parts import Check, Parts
+from avatar.diffusion.parts import DTYPES, Check, Parts
 from avatar.diffusion.rollout import rollout
 from avatar.diffusion.schedule import Schedule
 from avatar.engine import Frames
@@ -45,24 +45,25 @@ class DiffusionSource:
 
     def __init__(self, preset: Preset, weights: Path | None = None) -> None:
         """preset: it tells whether this is the self-test. weights: the checkpoint folder, when named."""
-        self._is_tiny = preset.requires.weights == "tiny"
+        is_tiny = preset.requires.weights == "tiny"
         self._weights = weights
+        self._keeps = not is_tiny or weights is not None  # else its files go with each run's folder
         self._parts: Parts | None = None
         self._held: tuple[str, str] | None = None  # the settings that the parts were loaded with
         self.pieces = Pieces()
-        self.label = SELF_TEST_LABEL if self._is_tiny else ""
+        self.label = SELF_TEST_LABEL if is_tiny else ""
 
     @classmethod
     def of(cls, parts: Parts, preset: Preset) -> DiffusionSource:
         """A source over parts that are made already, as the preset holds them."""
         source = cls(preset)
         source._use(parts, preset.memory)
+        source._keeps = True
         return source
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
         """Yield uint8 (T, H, W, 3) RGB, a block at a time. Raises: AvatarError, Cancelled."""
         check = checking(cancelled)
-        builds = self._is_tiny and self._weights is None
         try:
             yield Progress(Phase.LOADING)
             parts = self._loaded(request, check)
@@ -85,8 +86,8 @@ class DiffusionSource:
                 "Close other programs that use it, or take a smaller size, fewer infer_frames or steps.",
             ) from error
         finally:
-            if builds:
-                self._parts = None  # its files go with the run's folder
+            if not self._keeps:
+                self._parts = None
 
     def close(self) -> None:
         """See FrameSource."""
@@ -147,7 +148,9 @@ class DiffusionSource:
             self._parts = None
             files = find_files(request.preset, self._weights, request.work)
             PromptTokenizer(files.tokenizer)(request.prompt)
-            self._use(Parts.load(memory, files, check), memory)
+            parts = Parts.load(memory, files, check)
+            parts.load_transformer(check)
+            self._use(parts, memory)
         assert self._parts is not None
         self._parts.load_transformer(check)
         return self._parts
@@ -184,7 +187,7 @@ def local_denoiser(
         Geometry.of(size, generation.infer_frames),
         Schedule.flow_match(generation.sample_steps, generation.shift),
         pieces=pieces,
-        ring_dtype=torch.float32 if preset.memory.ring_dtype == "fp32" else None,
+        ring_dtype=DTYPES[preset.memory.ring_dtype],
     )
 
 

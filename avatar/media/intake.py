@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from avatar.errors import BadInput
-from avatar.geometry import FPS, Size, output_size
+from avatar.geometry import FPS, Size
 from avatar.media.files import check_file, display_name, megabytes, minutes
 from avatar.media.limits import Limits
 from avatar.media.portrait import open_portrait
@@ -62,9 +62,6 @@ def open_request(
         raise BadInput(f"Segments of {segment_s} s cannot be made.", "Choose 0.4 to 10 seconds.")
     check_file(speech, speech_name, limits.max_speech_bytes, "speech")
     picture = open_portrait(portrait, name=portrait_name, limits=limits)
-    if preset.engine == "diffusion":
-        height, width = picture.pixels.shape[:2]
-        output_size(width, height, preset.generation.size)  # refuses a portrait too long and narrow for it
     with ExitStack() as undo:
         _open_folder(work, "working", undo)
         wav, png = work / "speech.wav", work / "portrait.png"

@@ -39,7 +39,7 @@ def check_prompt(prompt: str, max_tokens: int) -> tuple[str, tuple[str, ...]]:
     if most > max_tokens:
         return prompt, (
             f"The prompt is long: {fewest} to {most} tokens by estimate. "
-            f"The text model reads {max_tokens}; what comes after those would have no effect.",
+            f"The text model reads {max_tokens}; the engine counts exactly and refuses more.",
         )
     return prompt, ()
 

@@ -27,8 +27,11 @@ _READABLE = "Use a WAV, MP3, M4A, OGG, FLAC, WebM or MP4 file."
 _QUIET_DBFS = -40.0  # below this peak the user is told
 _UNKNOWN_RIFF_BYTES = 0x7FFF_0000  # sizes above are placeholders of programs that write into a pipe
 _BAD_PACKETS = 0.02  # share of undecodable packets up to which a file is used nevertheless
+_RATES_HZ = range(
+    4000, 768_001
+)  # that recordings have; a forged one could make a second of sound fill memory
 _GRACE_S = 1.0  # over the longest speech: coders add a little
-_MOST_CHANNELS = 8  # beyond, no speaker layout is agreed on, and the channels are averaged
+_MOST_CHANNELS = 8  # as in 7.1; for more no order of speakers is agreed on
 _TRUNCATED = 0.9  # share of the promised length below which a file counts as cut short
 
 _DECIMATION = SOUND_HZ // SPEECH_HZ
@@ -174,21 +177,29 @@ class _Track:
         return self._container.duration / av.time_base if self._container.duration else None
 
     def samples(self) -> Iterator[np.ndarray]:
-        """Chunks of int16 mono at 48 kHz, in order, as they are decoded."""
-        resampler, setup = None, None
-        for frame in self._frames():
-            if frame.layout.nb_channels > _MOST_CHANNELS:
-                frame = _mean_of_channels(frame)
-            now = (frame.format.name, frame.layout.name, frame.sample_rate)
-            if now != setup:  # some streams change midway
-                if resampler:
+        """Chunks of int16 mono at 48 kHz, in order, as they are decoded. Raises: BadInput."""
+        resampler, setup = av.AudioResampler("s16", "mono", SOUND_HZ), None
+        try:
+            for frame in self._frames():
+                self._check(frame)
+                now = (frame.format.name, frame.layout.name, frame.sample_rate)
+                if setup and now != setup:  # some streams change midway
                     yield from (out.to_ndarray()[0] for out in resampler.resample(None))
-                resampler, setup = av.AudioResampler("s16", "mono", SOUND_HZ), now
-            frame.pts = None
-            assert resampler is not None
-            yield from (out.to_ndarray()[0] for out in resampler.resample(frame))
-        if resampler:
-            yield from (out.to_ndarray()[0] for out in resampler.resample(None))
+                    resampler = av.AudioResampler("s16", "mono", SOUND_HZ)
+                frame.pts, setup = None, now
+                yield from (out.to_ndarray()[0] for out in resampler.resample(frame))
+            if setup:
+                yield from (out.to_ndarray()[0] for out in resampler.resample(None))
+        except av.FFmpegError as error:
+            raise _damaged(self.name) from error
+
+    def _check(self, frame: av.AudioFrame) -> None:
+        """Refuse what cannot be mixed and resampled in safety."""
+        channels, rate = frame.layout.nb_channels, frame.sample_rate
+        if channels > _MOST_CHANNELS:
+            raise BadInput(f"{self.name} has {channels} channels.", "Mix it down to mono or stereo.")
+        if rate not in _RATES_HZ:
+            raise BadInput(f"{self.name} has a sample rate of {rate} Hz.", "Export it at 16000 to 48000 Hz.")
 
     def _frames(self) -> Iterator[av.AudioFrame]:
         try:
@@ -208,20 +219,6 @@ class _Track:
 
     def __exit__(self, *exc: object) -> None:
         self._container.close()
-
-
-def _mean_of_channels(frame: av.AudioFrame) -> av.AudioFrame:
-    """The frame as mono float."""
-    samples = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T
-    if samples.dtype.kind == "u":
-        samples = (samples.astype(np.float32) - 128) / 128
-    elif samples.dtype.kind == "i":
-        samples = samples.astype(np.float64) / 2 ** (8 * samples.itemsize - 1)
-    mono = av.AudioFrame.from_ndarray(samples.mean(axis=0, keepdims=True).astype(np.float32), "fltp", "mono")
-    mono.sample_rate = frame.sample_rate
-    return mono
 
 
 class SpeechReader:

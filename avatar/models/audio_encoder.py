@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avatar.geometry import BLOCK_LATENT_FRAMES, MOTION_FRAMES
+from avatar.models.attention import attention_weights
 from avatar.models.config import ModelConfig
-from avatar.models.kv_cache import KeysValues
 from avatar.models.layer import Attention, modulate
 
 NUM_HIDDEN_STATES = 25  # of wav2vec2-large: the embeddings and its 24 layers
@@ -97,9 +97,14 @@ class AudioEncoder(nn.Module):
 
 
 class InjectionContext(NamedTuple):
-    """What one injection needs of a block's audio: keys and values SF A h d, AdaLN's vectors SF 1 C."""
+    """What one injection needs of a block's audio, of S speakers, F latent frames, A tokens each.
 
-    audio: KeysValues
+    keys: SF A h d. outputs: SF A·h C, each head's value of each token, taken through the output projection.
+    shift, scale: AdaLN's, SF 1 C.
+    """
+
+    keys: Tensor
+    outputs: Tensor
     shift: Tensor
     scale: Tensor
 
@@ -121,23 +126,30 @@ class Injection(nn.Module):
         self.adaln = adaln
 
     def context(self, tokens: AudioTokens) -> InjectionContext:
-        """Computed once for a block, used at each of its steps."""
+        """Computed once for a block, used at each of its steps.
+
+        The tokens are few, so their values go through the output projection here, head by head; what is left
+        of it for each query is a weighted sum.
+        """
         vectors = self.adaln.linear(F.silu(tokens.overall.flatten(0, 1)))
         shift, scale = vectors[:, None].chunk(2, dim=-1)
-        return InjectionContext(self.attention.keys_values(tokens.local.flatten(0, 1)), shift, scale)
+        keys, values = self.attention.keys_values(tokens.local.flatten(0, 1))
+        heads = torch.eye(self.attention.num_heads, dtype=values.dtype, device=values.device)
+        alone = (
+            (values.unsqueeze(2) * heads.unsqueeze(-1)).flatten(-2).flatten(1, 2)
+        )  # SF A·h C, one head each
+        return InjectionContext(keys, self.attention.o(alone) - self.attention.o.bias, shift, scale)
 
-    def query(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """Queries per speaker and latent frame: N C to SF N/F h d."""
-        frames = x.unflatten(0, (BLOCK_LATENT_FRAMES, -1))
-        frames = frames.repeat(len(shift) // len(frames), 1, 1)
-        return self.attention.query(modulate(frames, shift, scale, ADALN_EPS))
+    def add(self, x: Tensor, context: InjectionContext, masks: Tensor | None) -> Tensor:
+        """The residual, N C, with the audio added: one result per speaker, each times its mask, summed.
 
-    def add(self, x: Tensor, attended: Tensor, masks: Tensor | None) -> Tensor:
-        """The residual with the audio added: one result per speaker, each times its mask, summed.
-
-        attended: SF N/F h d. masks: S N 1, or None for a single speaker.
+        masks: S N 1, or None for a single speaker.
         """
-        out = self.attention.o(attended.flatten(-2)).reshape(-1, *x.shape)
+        frames = x.unflatten(0, (BLOCK_LATENT_FRAMES, -1))
+        frames = frames.repeat(len(context.shift) // len(frames), 1, 1)
+        query = self.attention.query(modulate(frames, context.shift, context.scale, ADALN_EPS))
+        weights = attention_weights(query, context.keys).flatten(-2)
+        out = (weights @ context.outputs + self.attention.o.bias).reshape(-1, *x.shape)
         return x + (out[0] if masks is None else (out * masks).sum(dim=0))
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     DryRunError,
     GatedRepoError,
@@ -22,6 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import tqdm
 
 from avatar.checkpoint_places import DIFFUSERS, LORA_FILE, LORA_REPO, OFFICIAL, SHARD_STEM, Layout, hub_cache
@@ -74,30 +76,52 @@ def download(
     small; WeightsMissing when the hub cannot be reached or the connection breaks for good.
     """
     revisions = {repo.name: _revision(repo, revision) for repo in repos}
-    silent = _reporting(lambda done, total: None, 0)
-    listed = [_asked(repo, revisions, target, dry_run=True, tqdm_class=silent) for repo in repos]
-    to_fetch = sum(file.file_size or 0 for files in listed for file in files if file.will_download)
+    to_fetch = sum(_bytes_to_fetch(repo, revisions[repo.name], target) for repo in repos)
     _require_room(to_fetch, target or hub_cache())
     logger.info("to fetch: %.1f GB", to_fetch / GB)
     bars = {} if progress is None else {"tqdm_class": _reporting(progress, to_fetch)}
-    return [Path(_asked(repo, revisions, target, **bars)) for repo in repos]
+    return [Path(_snapshot(repo, revisions[repo.name], target, **bars)) for repo in repos]
+
+
+def _bytes_to_fetch(repo: Repo, revision: str | None, target: Path | None) -> int:
+    """What a repository still needs. Files of another size than the hub's are removed first."""
+    silent = _reporting(lambda done, total: None, 0)
+    files = _snapshot(repo, revision, target, dry_run=True, tqdm_class=silent)
+    here = {file.filename: Path(file.local_path) for file in files if not file.will_download}
+    to_fetch = sum(file.file_size or 0 for file in files if file.will_download)
+    if here:
+        with _explaining(repo, revision):
+            tree = list(HfApi().list_repo_tree(repo.name, recursive=True, revision=files[0].commit_hash))
+        for entry in tree:
+            path = here.get(entry.path)
+            if not path or not path.is_file() or not isinstance(entry, RepoFile):
+                continue
+            if path.stat().st_size != entry.size:
+                logger.warning("%s is broken and will be fetched again", entry.path)
+                path.resolve().unlink()  # in the cache the file itself lies elsewhere
+                path.unlink(missing_ok=True)
+                to_fetch += entry.size
+    return to_fetch
 
 
 def _revision(repo: Repo, revision: str | Mapping[str, str] | None) -> str | None:
     return revision.get(repo.name) if isinstance(revision, Mapping) else revision
 
 
-def _asked(repo: Repo, revisions: Mapping[str, str | None], target: Path | None, **options: Any) -> Any:
-    """huggingface_hub's snapshot_download of one repository, its errors turned into ours."""
-    revision = revisions[repo.name]
-    try:
+def _snapshot(repo: Repo, revision: str | None, target: Path | None, **options: Any) -> Any:
+    """huggingface_hub's snapshot_download of what is needed of one repository."""
+    folder = None if target is None else target / repo.folder
+    with _explaining(repo, revision):
         return snapshot_download(
-            repo.name,
-            revision=revision,
-            allow_patterns=list(repo.patterns),
-            local_dir=None if target is None else target / repo.folder,
-            **options,
+            repo.name, revision=revision, allow_patterns=list(repo.patterns), local_dir=folder, **options
         )
+
+
+@contextmanager
+def _explaining(repo: Repo, revision: str | None) -> Iterator[None]:
+    """Turn what huggingface_hub raises into what a user should know."""
+    try:
+        yield
     except AvatarError:
         raise
     except Exception as error:  # the transport below raises types of its own library, which releases exchange

@@ -51,35 +51,65 @@ class Ring:
     def append(self, own: KeysValues) -> None:
         """Write a block's frames, oldest first out; in place. own: rotated, N h d, N a whole number of
         frames."""
-        k, v = (t.unflatten(0, (-1, self.k.shape[1])) for t in own)
-        capacity, count = len(self.k), len(k)
-        for frame in range(max(0, count - capacity), count):
-            slot = (self.num_written + frame) % capacity
-            self.k[slot].copy_(k[frame])
-            self.v[slot].copy_(v[frame])
+        capacity, frame_tokens = self.k.shape[:2]
+        count = len(own.k) // frame_tokens
+        kept = min(count, capacity)
+        start = (self.num_written + count - kept) % capacity
+        before_end = min(kept, capacity - start)  # the others go to the ring's beginning
+        for ring, fresh in ((self.k, own.k), (self.v, own.v)):
+            last = fresh.unflatten(0, (count, frame_tokens))[count - kept :]
+            ring[start : start + before_end].copy_(last[:before_end])
+            if kept > before_end:
+                ring[: kept - before_end].copy_(last[before_end:])
         self.num_written += count
 
 
-def window(own: KeysValues, condition: KeysValues, condition_table: Tensor, past: KeysValues) -> KeysValues:
-    """All keys and values that a block may attend to, in one piece: condition, own, past.
+class Window:
+    """Room for all that a block attends to, in one piece: condition, own, past. All layers use it in turn."""
 
-    own: rotated, N h d. condition: keys not rotated. past: a ring's tensors, whole. Of the result, the rows
-    beyond the ring's valid frames are to be cut off; static shapes let one compiled graph serve every block.
-    """
-    dtype = own.k.dtype
-    return KeysValues(
-        torch.cat([rotate(condition.k, condition_table), own.k, past.k.flatten(0, 1).to(dtype)]),
-        torch.cat([condition.v, own.v, past.v.flatten(0, 1).to(dtype)]),
-    )
+    def __init__(self, geometry: Geometry, ring: Ring, dtype: torch.dtype) -> None:
+        """Room for the heads that a ring has. dtype: the residual stream's."""
+        near = geometry.condition_tokens, geometry.block_tokens
+        past_tokens = geometry.past_frames * geometry.frame_tokens
+        shape = (sum(near) + past_tokens, *ring.k.shape[2:])
+        self.k, self.v = (torch.empty(shape, dtype=dtype, device=ring.k.device) for _ in "kv")
+        parts = zip(self.k.split((*near, past_tokens)), self.v.split((*near, past_tokens)), strict=True)
+        self.condition, self.own, self._past = (KeysValues(k, v) for k, v in parts)
+
+    def with_past(self, ring: Ring) -> KeysValues:
+        """Copy a ring's valid frames behind condition and own; returns all that is to be attended to."""
+        num_past = ring.num_valid * ring.k.shape[1]
+        self._past.k[:num_past].copy_(ring.k.flatten(0, 1)[:num_past])
+        self._past.v[:num_past].copy_(ring.v.flatten(0, 1)[:num_past])
+        num_tokens = len(self.k) - len(self._past.k) + num_past
+        return KeysValues(self.k[:num_tokens], self.v[:num_tokens])
+
+    def near(self, num_left: int, padding: int) -> tuple[KeysValues, KeysValues, KeysValues]:
+        """Condition, own, num_left tokens of the past and padding; then the last two by themselves."""
+        start = len(self.k) - len(self._past.k)
+        left, end = start + num_left, start + num_left + padding
+        return (
+            KeysValues(self.k[:end], self.v[:end]),
+            KeysValues(self.k[start:left], self.v[start:left]),
+            KeysValues(self.k[left:end], self.v[left:end]),
+        )
+
+
+def place(into: KeysValues, tokens: KeysValues, table: Tensor | None) -> None:
+    """Write keys, rotated if a table is given, and values to a part of a window. All N h d."""
+    into.k.copy_(tokens.k if table is None else rotate(tokens.k, table))
+    into.v.copy_(tokens.v)
 
 
 class LayerCache:
     """Everything that one layer keeps for a generation: text, condition, and its rings by denoising step.
 
     conditions: keys not rotated, by the number of the anchor; two of them while blocks of both are under way.
+    vectors: TransformerLayer.vectors by denoising step.
     """
 
     def __init__(self, text: KeysValues, rings: dict[int, Ring]) -> None:
         self.text = text
         self.rings = rings
         self.conditions: dict[int, KeysValues] = {}
+        self.vectors: dict[int, Tensor] = {}

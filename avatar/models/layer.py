@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avatar.models.attention import HALF_DTYPES
 from avatar.models.kv_cache import KeysValues
+from avatar.models.quantize import join_linears
 from avatar.models.rope import rotate
 
 
@@ -38,12 +40,8 @@ class Attention(nn.Module):
 
     def fuse(self) -> None:
         """Join q, k and v into one linear layer: after loading, since it changes the tensors' names."""
-        parts = [self.q, self.k, self.v]
-        fused = nn.Linear(parts[0].in_features, sum(p.out_features for p in parts), device="meta")
-        fused.weight = nn.Parameter(torch.cat([p.weight for p in parts]), requires_grad=False)
-        fused.bias = nn.Parameter(torch.cat([p.bias for p in parts]), requires_grad=False)
+        self.qkv = join_linears([self.q, self.k, self.v])
         del self.q, self.k, self.v
-        self.qkv = fused
 
     def query(self, x: Tensor) -> Tensor:
         """Queries of tokens: ... N C to ... N h d."""
@@ -64,10 +62,21 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1))
 
 
+class FeedForward(nn.Sequential):
+    """Linear, GELU (tanh), linear; in half precision on a GPU the first two are one kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """... C to ... C."""
+        first, activation, second = self
+        if not (x.is_cuda and x.dtype in HALF_DTYPES and isinstance(first, nn.Linear)):
+            return second(activation(first(x)))
+        return second(torch._addmm_activation(first.bias, x, first.weight.t(), use_gelu=True))
+
+
 class TransformerLayer(nn.Module):
     """Self-attention, cross-attention to the text, feed-forward.
 
-    modulation in the methods' arguments: the time embedding's six vectors, 6 C float32.
+    vectors in the methods' arguments: the six of vectors(), 6 C float32.
     """
 
     def __init__(self, dim: int, ffn_dim: int, num_heads: int, eps: float) -> None:
@@ -76,32 +85,31 @@ class TransformerLayer(nn.Module):
         self.self_attn = Attention(dim, num_heads, eps)
         self.cross_attn = Attention(dim, num_heads, eps)
         self.norm3 = nn.LayerNorm(dim, eps=eps)
-        self.ffn = nn.Sequential(
-            nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim)
-        )
+        self.ffn = FeedForward(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
         self.modulation = nn.Parameter(torch.empty(1, 6, dim))
 
-    def project(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, KeysValues]:
+    def vectors(self, modulation: Tensor) -> Tensor:
+        """Shift, scale and gate of self-attention and feed-forward; modulation: the time embedding's, 6 C."""
+        return self.modulation[0].float() + modulation
+
+    def project(self, x: Tensor, vectors: Tensor) -> tuple[Tensor, KeysValues]:
         """Self-attention's queries, keys and values, not rotated."""
-        shift, scale, *_ = self._vectors(modulation)
+        shift, scale, *_ = vectors.unbind()
         return self.self_attn.project(modulate(x, shift, scale, self.eps))
 
-    def project_rotated(self, x: Tensor, modulation: Tensor, table: Tensor) -> tuple[Tensor, KeysValues]:
+    def project_rotated(self, x: Tensor, vectors: Tensor, table: Tensor) -> tuple[Tensor, KeysValues]:
         """Self-attention's queries, keys and values, at their positions."""
-        q, own = self.project(x, modulation)
+        q, own = self.project(x, vectors)
         return rotate(q, table), KeysValues(rotate(own.k, table), own.v)
 
-    def after_self_attention(self, x: Tensor, attended: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
+    def after_self_attention(self, x: Tensor, attended: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """The residual with self-attention's result (N h d) added, and cross-attention's queries."""
-        gate = self._vectors(modulation)[2]
+        gate = vectors[2]
         x = (x + self.self_attn.o(attended.flatten(-2)).float() * gate).to(x.dtype)
         return x, self.cross_attn.query(self.norm3(x))
 
-    def after_cross_attention(self, x: Tensor, attended: Tensor, modulation: Tensor) -> Tensor:
+    def after_cross_attention(self, x: Tensor, attended: Tensor, vectors: Tensor) -> Tensor:
         """The residual with cross-attention's result (N h d) and the feed-forward added."""
-        *_, shift, scale, gate = self._vectors(modulation)
+        *_, shift, scale, gate = vectors.unbind()
         x = x + self.cross_attn.o(attended.flatten(-2))
         return (x + self.ffn(modulate(x, shift, scale, self.eps)).float() * gate).to(x.dtype)
-
-    def _vectors(self, modulation: Tensor) -> tuple[Tensor, ...]:
-        return (self.modulation[0].float() + modulation).unbind()

@@ -43,7 +43,8 @@ def open_safetensors(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt", device="cpu") as tensors:
             yield tensors
     except (SafetensorError, OSError) as error:
-        raise WeightsMissing(f"{path.name} is truncated or corrupt ({error}).", FETCH_AGAIN) from error
+        reason = str(error).replace(str(path), path.name)
+        raise WeightsMissing(f"{path.name} is truncated or corrupt ({reason}).", FETCH_AGAIN) from error
 
 
 def safetensors_shapes(path: Path) -> Shapes:

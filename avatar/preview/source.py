@@ -1,4 +1,4 @@
-"""The preview engine: a portrait's face found once, then one warped frame for every 40 ms of speech, on any CPU."""
+"""The preview engine: a portrait's face found once, then a warped frame for every 40 ms of speech."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from avatar.request import Request
 
 BATCH_FRAMES = 5  # handed over together: a fifth of a second
 
-# Where a head is assumed when only the head is to move: a portrait's usual place, fractions of width and height.
+# Where a head is assumed when only it is to move: a portrait's usual place, fractions of the picture.
 ASSUMED_FACE = FacePoints(
     mouth_left=(0.43, 0.56),
     mouth_right=(0.57, 0.56),
@@ -46,7 +46,9 @@ class PreviewSource:
         self._network = VisemeNetwork.load()
         find_face(np.zeros((128, 128, 3), np.uint8))
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+    def frames(
+        self, request: Request, cancelled: Callable[[], bool]
+    ) -> Iterator[Frames | Notice | Progress]:
         """Yield uint8 (T, H, W, 3) RGB. Raises: BadInput when there is no face, Cancelled."""
         yield Progress(Phase.ENCODING)
         image = read_portrait(request.portrait)
@@ -82,7 +84,7 @@ class PreviewSource:
 def face_of(request: Request, image: np.ndarray) -> tuple[Face, Notice | None]:
     """The face to move, and what the user should know of it.
 
-    image: uint8 (H, W, 3) RGB, the request's portrait. Raises: BadInput when no face is found and none was placed.
+    image: uint8 (H, W, 3) RGB, the request's portrait. Raises: BadInput when there is no face.
     """
     height, width = image.shape[:2]
     if request.face_points is not None:

@@ -27,7 +27,7 @@ def wire(studio: Studio) -> None:
         preset = gr.Textbox("auto", label="preset")
         prompt = gr.Textbox("", label="prompt")
         settings = gr.JSON({}, label="settings")
-        face_points = gr.JSON(None, label="face_points")
+        face_points = gr.JSON({}, label="face_points")  # a default: clients may leave it out
         head_only = gr.Checkbox(False, label="head_only")
         answer, video = gr.JSON(label="answer"), gr.File(label="video")
         button = gr.Button()
@@ -72,7 +72,7 @@ class Endpoints:
             preset,
             settings or {},
             prompt=prompt,
-            face_points=face_points,
+            face_points=face_points or None,
             head_only=head_only,
         )
         try:

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from avatar.errors import AvatarError, BadInput
+from avatar.media.portrait import open_portrait
 from avatar.preset import Preset
 from avatar.ui import points
 from avatar.ui.faults import told
@@ -22,6 +23,7 @@ from avatar.ui.run import Generate, Updates, Visits
 from avatar.ui.studio import FORM, Studio, flat
 
 TICK_S = 1.0
+SHOWN_BY_BROWSERS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif")
 
 
 def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
@@ -48,7 +50,8 @@ def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
     ]
     demo.load(told(page.opened), [p.saved], opened, **direct)
     demo.unload(page.closed)
-    p.portrait.change(told(page.portrait_changed), [p.portrait, p.preset], [p.points], **queued)
+    p.portrait.change(told(page.portrait_changed), [p.portrait, p.preset], [p.portrait, p.points], **queued)
+    p.video.upload(lambda video: video, [p.video], [p.speech], **queued)  # intake takes a video's sound
     kept = [p.preset, p.prompt, *form]
     keep: dict[str, Any] = {"fn": page.keep, "inputs": [p.saved, *kept], "outputs": [p.saved], **direct}
     p.presets.select(told(page.preset_chosen), None, [p.preset, p.presets, *form_parts], **queued).success(
@@ -116,9 +119,12 @@ class Page:
         p = self.parts
         if not portrait:
             return {p.points: gr.update(value=None, image="")}
+        path = Path(portrait)
+        if path.suffix.lower() not in SHOWN_BY_BROWSERS:
+            pixels = open_portrait(path, name=path.name, limits=self.studio.limits).pixels
+            return {p.portrait: pixels}  # which is a change again
         if self.studio.resolved(preset).engine != "preview":
             return {p.points: gr.update(value=None, image="")}
-        path = Path(portrait)
         look = points.look_at(path, self.studio.examples, self.studio.limits)
         return {p.points: points.question(look, path, language_of(request))}
 

@@ -32,14 +32,11 @@ TEXT: dict[str, tuple[str, str]] = {
     ),
     "speech": ("Speech", "语音"),
     "speech_info": ("A recording, or your own voice.", "一段录音，或者现场录制。"),
+    "speech_video": ("Take the sound of a video", "使用视频里的声音"),
     "prompt": ("Prompt", "提示词"),
     "prompt_hint": (
         "A person speaks warmly, in soft window light…",
         "一个人在柔和的窗光下亲切地说话……",
-    ),
-    "prompt_unused": (
-        "The preview moves the portrait itself and reads no prompt.",
-        "预览引擎直接驱动肖像，不使用提示词。",
     ),
     # presets
     "presets": ("Quality", "画质预设"),
@@ -55,7 +52,6 @@ TEXT: dict[str, tuple[str, str]] = {
     "needs_gpu": ("1 GPU with {vram} GB", "1 张 {vram} GB 显卡"),
     "needs_ram": ("{ram} GB RAM", "{ram} GB 内存"),
     "needs_weights": ("the checkpoint", "模型权重"),
-    "preset_unknown": ("There is no such preset.", "没有这个预设。"),
     # settings
     "advanced": ("Advanced settings", "高级设置"),
     "advanced_unused": (
@@ -92,7 +88,6 @@ TEXT: dict[str, tuple[str, str]] = {
         "It starts about a second after you press Generate.",
         "按下“生成”后约一秒开始播放。",
     ),
-    "stage_waiting": ("Getting ready…", "准备中……"),
     "preview": ("preview", "预览"),
     "preview_why": (
         "Made by the preview engine: quick, on any computer, without the full model.",
@@ -145,7 +140,6 @@ TEXT: dict[str, tuple[str, str]] = {
     "outer_lip_top": ("Upper lip, outer edge", "上唇外缘"),
     "outer_lip_bottom": ("Lower lip, outer edge", "下唇外缘"),
     "chin": ("Chin", "下巴"),
-    "face_found": ("Face found.", "已识别人脸。"),
     # machine
     "machine": ("This machine", "本机"),
     "no_gpu": ("No NVIDIA driver here: the host alone is shown.", "本机没有 NVIDIA 驱动，仅显示主机。"),
@@ -164,7 +158,6 @@ TEXT: dict[str, tuple[str, str]] = {
     "plan_not_fit": ("This does not fit.", "放不下。"),
     # notices
     "notices": ("Good to know", "提示"),
-    "warning": ("Warning", "警告"),
     # gallery
     "gallery": ("Your videos", "作品"),
     "gallery_empty": (
@@ -188,7 +181,6 @@ TEXT: dict[str, tuple[str, str]] = {
         "Something went wrong on the server. If it happens again, tell the host this code: {code}",
         "服务器出错。如果再次发生，请把此代码告诉管理员：{code}",
     ),
-    "upload_again": ("{name} is no longer on the server.", "服务器上已没有 {name}。"),
     "error_AvatarError": ("That did not work", "操作失败"),
     "error_BadInput": ("This cannot be used", "无法使用"),
     "error_WeightsMissing": ("The checkpoint is missing", "缺少模型权重"),
@@ -200,8 +192,8 @@ TEXT: dict[str, tuple[str, str]] = {
         "已有 {count} 个视频在排队，请过几分钟再试。",
     ),
     "footer": (
-        "Only animate people who agree to it. Your files stay on this server and are removed after use.",
-        "请只为同意的人制作动画。文件只留在本服务器上，用后删除。",
+        "Only animate people who agree to it. Nothing leaves this server; uploads are removed after use.",
+        "请只为同意的人制作动画。数据不会离开本服务器，上传的文件用后即删。",
     ),
 }
 
@@ -219,7 +211,11 @@ LACKS: dict[str, str] = {
 }
 
 # Notices by code (events.Notice); English is the notice's own text.
-NOTICES: dict[str, str] = {}
+NOTICES: dict[str, str] = {
+    "head_only": "只有头部会动：嘴不会说话。",
+    "weak_face": "这张脸不易辨认，嘴的位置可能不准。",
+    "frames_cut": "语音结束之后多出的帧已略去。",
+}
 
 
 def text(key: str, language: Language, **values: object) -> str:

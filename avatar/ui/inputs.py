@@ -9,7 +9,7 @@ import gradio as gr
 
 def portrait_picker(**options: Any) -> gr.Image:
     """gr.Image alone would decode the picture, and show the server's path when it cannot."""
-    picker = gr.Image(type="filepath", buttons=[], **options)
+    picker = gr.Image(type="filepath", format="png", buttons=[], **options)
     picker.preprocess = _path  # type: ignore[method-assign]
     return picker
 
@@ -19,6 +19,13 @@ def speech_picker(**options: Any) -> gr.Audio:
     picker = gr.Audio(type="filepath", buttons=[], editable=False, **options)
     picker.preprocess = _path  # type: ignore[method-assign]
     return picker
+
+
+def video_button(label: Any, **options: Any) -> gr.UploadButton:
+    """A button for a video whose sound is wanted; gr.UploadButton alone leaves an empty file each time."""
+    button = gr.UploadButton(label, file_types=["video"], **options)
+    button.preprocess = _path  # type: ignore[method-assign]
+    return button
 
 
 def _path(payload: Any) -> str | None:

@@ -9,7 +9,7 @@ import gradio as gr
 
 from avatar.ui import points
 from avatar.ui.i18n import browser_table
-from avatar.ui.inputs import portrait_picker, speech_picker
+from avatar.ui.inputs import portrait_picker, speech_picker, video_button
 from avatar.ui.studio import Studio
 from avatar.ui.theme import css, script, theme
 
@@ -28,6 +28,7 @@ class Parts:
     portrait: gr.Image
     points: gr.HTML
     speech: gr.Audio
+    video: gr.UploadButton
     prompt: gr.Textbox
     presets: gr.HTML
     preset: gr.State
@@ -55,7 +56,7 @@ def build_page(studio: Studio) -> gr.Blocks:
     """The whole demo, wired; launch it with launch_options()."""
     from avatar.ui import api, handlers
 
-    with gr.Blocks(title="Live Avatar", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+    with gr.Blocks(title="Live Avatar", analytics_enabled=False, delete_cache=(600, 4 * 3600)) as demo:
         parts = _layout(studio)
         handlers.wire(demo, parts, studio)
         api.wire(studio)
@@ -144,6 +145,7 @@ def _inputs(studio: Studio) -> dict[str, Any]:
                     waveform_color="#b8ac9c", waveform_progress_color="#d65a3a", show_recording_waveform=True
                 ),
             )
+            parts["video"] = video_button(word("speech_video"), size="sm", elem_id="speech-video")
     parts["points"] = points.editor("points")
     parts["prompt"] = gr.Textbox(
         label=word("prompt"),
@@ -155,10 +157,10 @@ def _inputs(studio: Studio) -> dict[str, Any]:
     )
     parts["presets"] = _panel("presets")
     parts["preset"] = gr.State(studio.preset_name)
+    parts["plan"] = _panel("plan")
     with gr.Accordion(word("advanced"), open=False, elem_id="advanced"):
         parts["form_note"] = _panel("form-note")
         parts["form"] = _form()
-        parts["plan"] = _panel("plan")
     return parts
 
 

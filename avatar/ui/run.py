@@ -85,10 +85,13 @@ class Generate:
             raise BadInput(text("no_portrait", language))
         if not speech:
             raise BadInput(text("no_speech", language))
-        question = self._question(Path(portrait), preset, asked, language)
-        if question is not None:
-            yield question
-            return
+        if self.studio.resolved(preset).engine == "preview" and not _answers(asked, portrait):
+            look = points.look_at(Path(portrait), self.studio.examples, self.studio.limits)
+            if look.picture is not None:
+                gr.Warning(text(f"points_{look.verdict}", language), title=text("points_title", language))
+                yield {self.parts.points: points.question(look, Path(portrait), language)}
+                return
+            asked = {"points": look.points}
         run = self.studio.submit(
             Path(portrait),
             Path(speech),
@@ -106,24 +109,9 @@ class Generate:
         finally:
             self.visits.end(visit, run)
 
-    def _question(
-        self, portrait: Path, preset: str, asked: Mapping[str, Any] | None, language: Language
-    ) -> Updates | None:
-        """The points editor, when the engine needs points and the page has not asked for this portrait's."""
-        if self.studio.resolved(preset).engine != "preview" or (asked and asked.get("for") == portrait.name):
-            return None
-        look = points.look_at(portrait, self.studio.examples, self.studio.limits)
-        update = points.question(look, portrait, language)
-        if look.picture is None:
-            return None
-        gr.Warning(text(f"points_{look.verdict}", language), title=text("points_title", language))
-        return {self.parts.points: update}
-
     def _follow(self, run: Run, visit: str, owner: str, language: Language) -> Iterator[Updates]:
         p = self.parts
         status = Status("running", Progress(Phase.LOADING))
-        for notice in run.request.notices:
-            status = status.with_notice(Notice("intake", notice))
         held: list[Segment] = []  # the first ones, until they go out together
         released = 0
         drawn = time.monotonic()
@@ -221,3 +209,8 @@ def _last(status: Status, finished: Finished) -> Progress:
     """The last figures, with all frames counted."""
     progress = status.progress
     return replace(progress, frames_done=finished.num_frames, segments_done=progress.num_segments, eta_s=None)
+
+
+def _answers(asked: Mapping[str, Any] | None, portrait: str) -> bool:
+    """Whether the page has looked at this very portrait."""
+    return asked is not None and asked.get("for") == Path(portrait).name

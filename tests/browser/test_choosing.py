@@ -6,8 +6,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
+import pillow_heif
 import pytest
+import soundfile
 from PIL import Image, ImageDraw
 from visiting import PORTRAIT, Server, Visitor, wait_until
 
@@ -161,10 +164,50 @@ def test_an_example_talks_after_one_press(server: Server, visit: Visit):
     assert visitor.errors == []
 
 
+@pytest.mark.parametrize("suffix", [".heic", ".avif", ".webp"])
+def test_pictures_that_browsers_may_not_show(server: Server, visit: Visit, tmp_path: Path, suffix: str):
+    pillow_heif.register_heif_opener()
+    path = tmp_path / f"me{suffix}"
+    with Image.open(PORTRAIT) as picture:
+        picture.save(path)
+    visitor = visit(server.url)
+    visitor.page.set_input_files("#portrait input[type=file]", path)
+    visitor.page.wait_for_function("document.querySelector('#portrait img')?.naturalWidth > 0")
+    assert visitor.page.locator(".toast-body").count() == 0
+
+
+def test_the_sound_of_a_video(server: Server, visit: Visit, tmp_path: Path, short_speech: Path):
+    video = tmp_path / "clip.mp4"
+    write_video(video, short_speech)
+    before = server.videos()
+    visitor = visit(server.url)
+    visitor.page.set_input_files("#portrait input[type=file]", PORTRAIT)
+    visitor.page.set_input_files("input[type=file][accept*=video]", video)
+    visitor.wait_speech()
+    visitor.generate()
+    visitor.wait_state("running")
+    visitor.wait_state("done", "stopped")
+    assert len(server.videos()) == len(before) + 1
+
+
+def write_video(path: Path, speech: Path) -> None:
+    """Grey frames with a sound track."""
+    sound, rate = soundfile.read(speech, dtype="float32")
+    with av.open(str(path), "w") as file:
+        pictures = file.add_stream("h264", rate=25, width=64, height=64, pix_fmt="yuv420p")
+        track = file.add_stream("aac", rate=rate, layout="mono")
+        for _ in range(round(25 * len(sound) / rate)):
+            grey = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 128, np.uint8))
+            file.mux(pictures.encode(grey))
+        samples = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+        samples.sample_rate = rate
+        file.mux(track.encode(samples))
+        for stream in (pictures, track):
+            file.mux(stream.encode(None))
+
+
 def motion_near(video: Path, at: tuple[float, float]) -> float:
     """The mean change of brightness over time, around a place given as fractions of the picture."""
-    import av
-
     with av.open(str(video)) as opened:
         frames = np.stack([frame.to_ndarray(format="gray") for frame in opened.decode(video=0)]).astype(
             np.float32

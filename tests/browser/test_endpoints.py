@@ -33,6 +33,7 @@ def test_generate_returns_the_finished_file(client: Client, server: Server, shor
         "",
         {"seed": 7, "size": "256*256"},
         None,
+        False,
         api_name="/generate",
     )
     [kept] = [path for path in server.videos() if path not in before]
@@ -83,6 +84,7 @@ def test_files_of_the_server_cannot_be_named(client: Client, server: Server):
             "",
             {},
             None,
+            False,
             api_name="/generate",
         )
     assert "root:" not in str(raised.value)

@@ -107,6 +107,21 @@ def test_nothing_is_left_behind(watched, server: Server):
     assert server.leftovers() == []
 
 
+def test_a_page_can_generate_again(server: Server, visit, short_speech: Path):
+    visitor = visit(server.url)
+    page = visitor.page
+    visitor.choose(speech=short_speech)
+    for _ in range(2):
+        visitor.generate()
+        visitor.wait_state("running")
+        page.wait_for_function("document.querySelector('#live video')?.currentTime > 0.5")
+        assert not page.is_visible("#final video")
+        visitor.wait_state("done")
+        page.wait_for_selector("#final video")  # the live player has come to its end
+        assert page.is_visible("#download")
+    assert visitor.errors == []
+
+
 def probe(path: Path) -> dict:
     """ffprobe's word on a file."""
     from avatar.media.ffmpeg import put_on_path

@@ -9,14 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from avatar.diffusion import layer_stack
 from avatar.diffusion.denoise import Conditions, HeldAudio, LocalDenoiser
 from avatar.diffusion.layer_stack import Item, LayerStack, Pieces
 from avatar.diffusion.rollout import rollout
 from avatar.diffusion.schedule import Schedule
 from avatar.errors import BadInput
+from avatar.models.attention import join_parts
 from avatar.models.kv_cache import KeysValues, LayerCache, Ring
 from avatar.models.rope import rotate
 from tests.diffusion.streams import NAMES, Stream, relative_error
+from tests.models.test_attention import with_lse
 
 COMPILER = (
     "inductor" if shutil.which("g++") else "aot_eager"
@@ -143,7 +146,7 @@ def test_a_ring_of_8_frames_over_10_clips_equals_keeping_everything():
 @pytest.mark.parametrize("backend", ["aot_eager", COMPILER])
 def test_compiled_equals_eager_and_is_compiled_once(backend):
     """Six graphs serve all layers, blocks, steps and both anchors; any recompilation after block 0 would
-    raise."""
+    raise. place has two, of condition and own; join_parts has none on a CPU."""
     stream = Stream.load("refresh_pose")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -161,6 +164,32 @@ def test_compiled_equals_eager_and_is_compiled_once(backend):
         torch.compiler.set_stance("default")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(dataclasses.fields(Pieces))
     assert relative_error(torch.cat(done, dim=1), stream.tensors["latents"]) < 1e-5
+
+
+@pytest.mark.parametrize("window_frames", [5, 12])
+def test_a_ring_attended_to_where_it_lies_is_the_window_in_one_piece(window_frames, monkeypatch):
+    """As with cuDNN, but its kernel written out, and tiles so small that ring, rest and padding all occur."""
+    stream = Stream.load("refresh_pose")
+    geometry = dataclasses.replace(stream.geometry, window_frames=window_frames)
+    joined = []
+
+    def run() -> Tensor:
+        schedule, pieces = stream.denoiser().schedule, Pieces(join_parts=record)
+        denoiser = LocalDenoiser(stream.transformer(), geometry, schedule, pieces=pieces)
+        return torch.cat(list(rollout(stream.conditions, denoiser, num_blocks=8, seed=3)), dim=1)
+
+    def record(*arguments) -> Tensor:
+        joined.append(arguments[-1])
+        return join_parts(*arguments)
+
+    expected = run()
+    assert not joined
+    monkeypatch.setattr(layer_stack, "attends_in_parts", lambda q: True)
+    monkeypatch.setattr(layer_stack, "attention_with_lse", with_lse)
+    monkeypatch.setattr(layer_stack, "KEY_TILE", 7)
+    assert relative_error(run(), expected) < 1e-5
+    assert joined
+    assert all(joined)  # each time with padding
 
 
 def test_a_session_may_see_more_sizes_than_dynamo_allows_by_default():

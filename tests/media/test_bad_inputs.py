@@ -182,6 +182,11 @@ CASES = [
     speech(
         "nobody.wav", lambda p: bytes_at(write_wav(p, tone(), 16_000), 22, b"\0\0"), f"no audio|{NOT_A_SOUND}"
     ),
+    speech("orchestra.wav", lambda p: write_wav(p, np.ones((9000, 12)) / 9, 16_000), "has 12 channels"),
+    speech("slow.wav", lambda p: write_wav(p, tone(), 100), "sample rate of 100 Hz"),
+    speech(
+        "fast.wav", lambda p: write_wav(p, tone(), 2_000_000_000), "sample rate of 2000000000 Hz|too short"
+    ),
     speech("lecture.wav", lambda p: wav_header(p, 3 * 3600 * 16_000), r"too long \(3 h 0 min\)"),
     speech(
         "long.mp3", lambda p: write_sound(p, tone(5), 16_000, "libmp3lame"), r"too long", limits=Limits(3)

@@ -50,7 +50,7 @@ ODD = [
     ("8bit.wav", wav(44_100, "PCM_U8"), 0.005),
     ("ulaw.wav", wav(8000, "ULAW"), 0.02),
     ("stereo.wav", wav(44_100, channels=2), LOSSLESS),
-    ("twelve-channels.wav", wav(44_100, channels=12), LOSSLESS),
+    ("eight-channels.wav", wav(44_100, channels=8), LOSSLESS),
     ("speech.mp3", coded(44_100, "libmp3lame", "stereo"), LOSSY),
     ("speech.m4a", coded(44_100, "aac", "stereo"), LOSSY),
     ("lossless.m4a", coded(44_100, "alac"), LOSSLESS),

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from avatar.models import attention as module
-from avatar.models.attention import attention, flash_kernel, installed, prioritised_sdpa
+from avatar.models.attention import attention, flash_kernel, installed, join_parts, prioritised_sdpa
+from avatar.models.kv_cache import KeysValues
 
 
 def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -64,3 +65,24 @@ def test_flash_kernel_gives_the_output_alone(monkeypatch, with_lse):
 def test_installed_asks_without_importing():
     assert installed("torch.nn")
     assert not installed("no_such_package.inner")
+
+
+def with_lse(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """attention_with_lse, written out."""
+    scores = torch.einsum("nhd,mhd->hnm", q, k) * q.shape[-1] ** -0.5
+    return torch.einsum("hnm,mhd->nhd", scores.softmax(-1), v), scores.logsumexp(-1)
+
+
+@pytest.mark.parametrize("offset", [0.0, -20.0, 20.0])
+@pytest.mark.parametrize("padding", [0, 7])
+def test_two_parts_one_of_them_padded_are_attention_to_all(offset, padding):
+    """Also where every score is far below or above zero, which the padding's part of the sum might drown."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(n, 3, 16) for n in (20, 50, 50))
+    q, k = q + 1, k + offset / 4
+    padded = KeysValues(
+        torch.cat([k[:30], k[:1].expand(padding, -1, -1)]), torch.cat([v[:30], v.new_zeros(padding, 3, 16)])
+    )
+    joined = join_parts(q, with_lse(q, *padded), with_lse(q, k[30:], v[30:]), k[0], padding)
+    expected, _ = with_lse(q.double(), k.double(), v.double())
+    assert float((joined - expected).norm() / expected.norm()) < 1e-5

@@ -125,6 +125,18 @@ def test_what_is_there_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
     assert names(hub) == {SHARDS[1]}
 
 
+@pytest.mark.parametrize("in_cache", [True, False])
+def test_a_truncated_file_is_fetched_again_and_no_other(hub: Hub, tmp_path: Path, in_cache: bool) -> None:
+    asked = {} if in_cache else {"target": str(tmp_path / "weights")}
+    base = Path(run(hub, tmp_path / "home", **asked)["folders"][0])
+    whole = (base / SHARDS[1]).read_bytes()
+    (base / SHARDS[1]).write_bytes(whole[:1000])
+    answer = run(hub, tmp_path / "home", **asked)
+    assert names(hub) == {SHARDS[1]}
+    assert (base / SHARDS[1]).read_bytes() == whole
+    assert answer["progress"][-1] == [len(whole), len(whole)]
+
+
 def test_a_broken_connection_goes_on_where_it_broke(hub: Hub, tmp_path: Path) -> None:
     """The library keeps what it has by whole chunks of 10 MiB."""
     file = hub.files(OFFICIAL.repo)[SHARDS[2]]

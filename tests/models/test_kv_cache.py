@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from avatar.geometry import Geometry
-from avatar.models.kv_cache import KeysValues, Ring, window
+from avatar.models.kv_cache import KeysValues, Ring, Window, place
 from avatar.models.rope import ConditionTable, rotate
 
 
@@ -28,13 +28,21 @@ def test_a_ring_holds_exactly_the_last_frames(window_frames):
 
 def test_window_is_condition_then_own_then_past():
     torch.manual_seed(0)
-    geometry, heads, dim = Geometry(64, 64, 5), 2, 12
-    tokens = [geometry.condition_tokens, geometry.block_tokens]
-    condition, own = (KeysValues(torch.randn(n, heads, dim), torch.randn(n, heads, dim)) for n in tokens)
-    past = KeysValues(
-        *(torch.randn(2, geometry.frame_tokens, heads, dim, dtype=torch.bfloat16) for _ in "kv")
+    geometry, heads, dim = Geometry(64, 64, 8), 2, 12
+    condition, *blocks = (
+        KeysValues(torch.randn(n, heads, dim), torch.randn(n, heads, dim))
+        for n in [geometry.condition_tokens] + 3 * [geometry.block_tokens]
     )
     table = ConditionTable(geometry, dim, torch.device("cpu")).at(33)
-    k, v = window(own, condition, table, past)
-    assert torch.equal(k, torch.cat([rotate(condition.k, table), own.k, past.k.flatten(0, 1).float()]))
-    assert torch.equal(v, torch.cat([condition.v, own.v, past.v.flatten(0, 1).float()]))
+    ring = Ring.allocate(geometry, heads, dim, torch.bfloat16, "cpu")
+    window = Window(geometry, ring, torch.float32)
+    for index, own in enumerate(blocks):
+        place(window.condition, condition, table)
+        place(window.own, own, None)
+        k, v = window.with_past(ring)
+        past = slice(0, min(3 * index, geometry.past_frames) * geometry.frame_tokens)
+        assert torch.equal(
+            k, torch.cat([rotate(condition.k, table), own.k, ring.k.flatten(0, 1)[past].float()])
+        )
+        assert torch.equal(v, torch.cat([condition.v, own.v, ring.v.flatten(0, 1)[past].float()]))
+        ring.append(own)

@@ -1,4 +1,4 @@
-"""Speech features: every layer as wav2vec2 defines it, windows against one pass, frames against the public code."""
+"""Speech features: every layer as wav2vec2 defines it, windows against one pass, the public code's frames."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 def test_hidden_states_are_every_layers_input_and_the_normed_end(encoder: SpeechEncoder) -> None:
-    """A twin that listens to the layers themselves; it does not depend on how a library release collects states."""
+    """A twin that listens to the layers themselves, whatever way a library release collects states."""
     stack, seen = encoder.model.encoder, []
     hooks = [
         layer.register_forward_pre_hook(lambda _, args, kwargs: seen.append(args[0]), with_kwargs=True)
@@ -79,7 +79,9 @@ def test_loading_equals_the_librarys(folder: Path, encoder: SpeechEncoder) -> No
 
 
 @pytest.mark.parametrize("num_samples", [0, 399, 400, 719, 720, 16000, 123456])
-def test_frames_are_counted_as_the_convolutions_make_them(num_samples: int, encoder: SpeechEncoder) -> None:
+def test_frames_are_counted_as_the_convolutions_make_them(
+    num_samples: int, encoder: SpeechEncoder
+) -> None:
     counted = encoder.num_hidden(num_samples)
     assert counted == (0 if num_samples < 400 else (num_samples - 400) // 320 + 1)
     if counted:
@@ -93,13 +95,17 @@ def test_interpolation_and_frames_are_the_public_codes() -> None:
     length = num_features(hidden.shape[1])
     assert length == golden["features_30hz"].shape[1]
     places = [interpolation(index, length, hidden.shape[1]) for index in range(length)]
-    features = torch.stack([torch.lerp(hidden[:, a], hidden[:, b], weight) for a, b, weight in places], dim=1)
+    features = torch.stack(
+        [torch.lerp(hidden[:, a], hidden[:, b], weight) for a, b, weight in places], dim=1
+    )
     assert relative(features, golden["features_30hz"]) < 1e-5
     for clip in (32, 48, 80):
         frames = golden[f"bucket_fps25_clip{clip}"]
         indices = audio_indices(len(frames))
         for frame, index in zip(frames, indices, strict=True):
-            expected = golden["features_30hz"][:, index] if index < length else torch.zeros(25, hidden.shape[2])
+            expected = (
+                golden["features_30hz"][:, index] if index < length else torch.zeros(25, hidden.shape[2])
+            )
             assert torch.equal(frame, expected)
 
 
@@ -116,7 +122,9 @@ def test_frames_equal_the_plain_computation_over_the_whole_speech(encoder: Speec
     indices = torch.from_numpy(audio_indices(num_frames))
     expected = F.pad(features, (0, int(indices[-1]) + 1 - length))[:, :, indices]
     ours = recording.features(encoder)
-    blocks = torch.cat([ours.frames(start, BLOCK_FRAMES) for start in range(0, num_frames, BLOCK_FRAMES)], dim=-1)
+    blocks = torch.cat(
+        [ours.frames(start, BLOCK_FRAMES) for start in range(0, num_frames, BLOCK_FRAMES)], dim=-1
+    )
     assert blocks.shape == (25, encoder.width, num_frames)
     assert relative(blocks, expected) < 1e-5
     spoken = int((recording.num_samples + LEAD_IN_SAMPLES) / SPEECH_HZ * FPS)
@@ -157,7 +165,9 @@ def test_memory_does_not_grow_with_the_speech(encoder: SpeechEncoder) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert recording.largest <= 60 * SPEECH_HZ
-    assert peak < 80 * 2**20  # what making a minute of sound takes here; the samples alone would be 77 MB
+    assert (
+        peak < 80 * 2**20
+    )  # what making a minute of sound takes here; the samples alone would be 77 MB
     first, end, states = features._held or (0, 0, torch.empty(0))
     assert end - first <= 10 * 50
     assert states.untyped_storage().nbytes() == states.nbytes
@@ -182,7 +192,10 @@ def copy_of(folder: Path, target: Path) -> dict[str, Tensor]:
 
 def test_names_of_older_releases_are_read(folder: Path, encoder: SpeechEncoder, tmp_path: Path) -> None:
     tensors = copy_of(folder, tmp_path)
-    old = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    old = {
+        "parametrizations.weight.original0": "weight_g",
+        "parametrizations.weight.original1": "weight_v",
+    }
     for new, name in old.items():
         key = next(key for key in tensors if key.endswith(new))
         tensors[key.replace(new, name)] = tensors.pop(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,8 @@ FACE_TEMPLATE = FOLDER / "face_template.npy"  # (468, 3), frontal and symmetric,
 
 @cache
 def session(name: str) -> onnxruntime.InferenceSession:
-    """The model `name`.onnx of this folder, opened once, on one CPU thread."""
+    """The model `name`.onnx of this folder, opened once, on one CPU thread; onnxruntime reports to nobody."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,10 @@
-// The page's own: a dialog that plays a video of the gallery.
+// The page's own: the player comes into view when it is wanted; a dialog plays the gallery's videos.
+document.addEventListener("click", (event) => {
+  if (!event.target.closest('#generate, [data-action="example"]')) return;
+  const stage = document.querySelector("#stage");  // on a phone the player may be out of sight
+  if (stage.getBoundingClientRect().top > window.innerHeight * 0.6) stage.scrollIntoView({ behavior: "smooth", block: "center" });
+});
+
 window.liveAvatar = {
   show(source, label) {
     const dialog = document.createElement("dialog");

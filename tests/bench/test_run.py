@@ -1,0 +1,118 @@
+"""The bench on a toy model: every figure is there and agrees with the others; nothing depends on a timing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from avatar.bench.measure import Stopwatch, watched
+from avatar.bench.random_parts import random_parts
+from avatar.bench.run import bench, warm_up
+from avatar.cli import main
+from avatar.errors import BadInput
+from avatar.geometry import Geometry
+from avatar.memory import inventory
+from avatar.preset import load_preset
+
+PRESET = load_preset("self-test")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict:
+    return bench(PRESET, random_parts(PRESET), num_blocks=10)
+
+
+def test_every_part_is_timed_over_blocks_with_full_rings(figures):
+    parts = figures["parts"]
+    assert parts["measured_blocks"] == 10 - 4
+    assert len(parts["step_ms_all"]) == 6 * PRESET.generation.sample_steps
+    assert min(parts["step_ms_all"]) <= parts["step_ms"] <= max(parts["step_ms_all"])
+    for name in (
+        "decode_block_ms",
+        "encode_portrait_ms",
+        "encode_speech_ms",
+        "prefill_cold_ms",
+        "first_block_cold_s",
+    ):
+        assert parts[name] > 0
+    assert parts["denoise_fps"] == pytest.approx(12_000 / (2 * parts["step_ms"]))
+    assert parts["decode_fps"] == pytest.approx(12_000 / parts["decode_block_ms"])
+    both = 1 / (1 / parts["denoise_fps"] + 1 / parts["decode_fps"])
+    assert parts["denoise_and_decode_fps"] == pytest.approx(both)
+
+
+def test_the_whole_engine_is_timed_too(figures):
+    whole = figures["end_to_end"]
+    assert whole["num_frames"] == 10 * 12
+    assert 0 < whole["first_frame_s"] <= whole["first_segment_s"] <= whole["elapsed_s"]
+    assert whole["fps"] > 0
+
+
+def test_what_was_measured_is_told(figures):
+    settings, machine = figures["settings"], figures["machine"]
+    assert settings["generation"]["sample_steps"] == PRESET.generation.sample_steps
+    assert (settings["width"], settings["height"], settings["num_blocks"]) == (64, 64, 10)
+    assert machine["device"] == "cpu"
+    assert {"python", "torch", "diffusers", "transformers"} <= machine["versions"].keys()
+    none = {"nvml_bytes": None, "allocator_bytes": None, "reserved_bytes": None}  # there is no GPU
+    assert figures["parts"]["memory"] == figures["end_to_end"]["memory"] == none
+    assert figures["load_transformer_s"] >= 0
+    json.dumps(figures)
+
+
+def test_too_few_blocks_are_refused():
+    geometry = Geometry(64, 64, 12)
+    assert warm_up(geometry, 11) == 6
+    with pytest.raises(BadInput, match="11 or more") as caught:
+        warm_up(geometry, 10)
+    assert "10 blocks" in caught.value.message
+
+
+def test_a_stopwatch_keeps_every_time_in_order():
+    clock = Stopwatch(CPU)
+    for _ in range(3):
+        with clock.measure("a"):
+            torch.ones(10).sum()
+    assert len(clock.milliseconds("a")) == 3
+    assert all(ms > 0 for ms in clock.milliseconds("a"))
+    assert clock.milliseconds("b") == []
+    with watched(CPU) as peaks:
+        pass
+    assert peaks.allocator_bytes is None
+
+
+def test_the_command_times_a_checkpoint_and_writes_the_figures(
+    tiny_checkpoint, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["bench", "--preset", "self-test", "--ckpt_dir", str(tiny_checkpoint), "--sample_steps", "1"]
+    assert main([*command, "--blocks", "9", "--output", "figures.json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert json.loads(Path("figures.json").read_text()) == figures
+    assert figures["random_weights"] is False
+    assert figures["settings"]["generation"]["sample_steps"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--preset", "cpu-preview"], 2, "no model to time"),
+        (["--preset", "self-test", "--sample_steps", "0"], 2, "sample_steps"),
+        (["--preset", "self-test", "--random_weights", "--ckpt_dir", "x"], 2, "no checkpoint is read"),
+        (["--preset", "self-test", "--output", "no/such/place.json"], 2, "place.json"),
+        (["--preset", "80gb", "--random_weights"], 4, "NVIDIA GPU"),
+        (["--preset", "80gb", "--num_gpus_dit", "2"], 2, "num_gpus_dit"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused(flags, code, words, capsys, monkeypatch):
+    without = replace(inventory.probe(), gpus=(), no_gpu_reason="No NVIDIA driver.")
+    monkeypatch.setattr("avatar.commands.bench.probe", lambda *_: without)
+    assert main(["bench", *flags]) == code
+    told = json.loads(capsys.readouterr().out)
+    assert words in told["message"]

@@ -1,0 +1,74 @@
+"""`download` as a user runs it: from a hub on this machine to a folder that `generate` takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from avatar.checkpoint_places import LORA_REPO, OFFICIAL, find_checkpoint
+from avatar.cli import main
+from avatar.commands.download import revisions
+from avatar.errors import BadInput
+from tests.fixtures.hub_server import Hub, serve
+
+ROOT = Path(__file__).parents[2]
+NAMES = [OFFICIAL.repo, LORA_REPO]
+
+
+def command(hub: Hub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: huggingface_hub reads its environment once."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE_"))}
+    environment = kept | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "avatar", "download", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_both_repositories_come_and_are_found(checkpoint_copy, tmp_path):
+    target = tmp_path / "weights"
+    with serve(
+        Hub({OFFICIAL.repo: checkpoint_copy, LORA_REPO: checkpoint_copy.parent / "LiveAvatar"})
+    ) as hub:
+        done = command(hub, tmp_path / "home", "--ckpt-dir", str(target), "--json")
+        assert done.returncode == 0, done.stderr
+        *progress, finished = map(json.loads, done.stdout.splitlines())
+        assert finished["event"] == "finished"
+        assert [Path(folder).parent for folder in finished["folders"]] == [target, target]
+        assert {line["event"] for line in progress} == {"progress"}
+        assert progress[-1]["done_bytes"] == progress[-1]["total_bytes"] > 0
+        assert find_checkpoint(target).complete
+
+        hub.fetched.clear()
+        again = command(hub, tmp_path / "home", "--ckpt_dir", str(target))
+        assert again.returncode == 0, again.stderr
+        assert f"{LORA_REPO}: {target}" in again.stdout
+        assert not [name for name, _ in hub.fetched if name.endswith((".safetensors", ".pth"))]
+
+        unknown = command(hub, tmp_path / "home", "--ckpt_dir", str(tmp_path / "other"), "--revision", "v9")
+        assert unknown.returncode == 2
+        assert "no revision 'v9'" in unknown.stderr
+    alone = command(hub, tmp_path / "home", "--ckpt_dir", str(tmp_path / "other"))
+    assert alone.returncode == 3
+    assert "Traceback" not in alone.stderr
+
+
+def test_a_revision_is_for_all_or_for_one():
+    assert revisions([], NAMES) == {}
+    assert revisions(["main"], NAMES) == dict.fromkeys(NAMES, "main")
+    assert revisions([f"{LORA_REPO}=v2", "main"], NAMES) == {OFFICIAL.repo: "main", LORA_REPO: "v2"}
+    with pytest.raises(BadInput, match="someone/else"):
+        revisions(["someone/else=v2"], NAMES)
+
+
+def test_another_repositorys_revision_is_refused(capsys):
+    assert main(["download", "--revision", "someone/else=v2"]) == 2
+    assert LORA_REPO in capsys.readouterr().err

@@ -1,0 +1,164 @@
+"""The gallery on disk: whole entries or none, bounds, and no way out of the folder."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from avatar.gallery import About, Entry, Gallery, video_name
+
+ABOUT = About(
+    portrait="me.jpg",
+    speech="hello.wav",
+    prompt="",
+    preset="cpu-preview",
+    label="preview",
+    settings={"seed": 3},
+    num_frames=50,
+    duration_s=2.0,
+)
+
+
+@pytest.fixture
+def gallery(tmp_path: Path):
+    opened = Gallery(tmp_path / "outputs")
+    yield opened
+    opened.close()
+
+
+def add(gallery: Gallery, size: int = 1000, age_s: float = 0.0, owner: str = "") -> Entry:
+    draft = gallery.draft()
+    video = draft / video_name(draft.name)
+    video.write_bytes(b"v" * size)
+    video.with_suffix(".jpg").write_bytes(b"j")
+    video.with_suffix(".json").write_text("{}")
+    (draft / "rest.bin").write_bytes(b"x")
+    (draft / "segments").mkdir()
+    return gallery.keep(draft, replace(ABOUT, created=time.time() - age_s, owner=owner))
+
+
+def test_a_kept_draft_is_an_entry_and_no_more(gallery: Gallery):
+    entry = add(gallery)
+    assert entry.video.read_bytes() == b"v" * 1000
+    assert entry.thumbnail.is_file()
+    assert entry.report.is_file()
+    names = {path.name for path in entry.folder.iterdir()}
+    assert names == {entry.video.name, entry.thumbnail.name, entry.report.name, "about.json"}
+    [found] = gallery.entries()
+    assert found == entry
+    assert gallery.get(entry.id) == entry
+    assert not list(gallery.folder.glob(".draft-*"))
+
+
+def test_a_draft_without_a_video_is_no_entry(gallery: Gallery):
+    draft = gallery.draft()
+    with pytest.raises(FileNotFoundError):
+        gallery.keep(draft, ABOUT)
+    gallery.discard(draft)
+    assert not draft.exists()
+    assert gallery.entries() == []
+
+
+def test_discard_leaves_all_else_alone(gallery: Gallery, tmp_path: Path):
+    entry = add(gallery)
+    other = tmp_path / ".draft-elsewhere"
+    other.mkdir()
+    for folder in (entry.folder, other, gallery.folder):
+        gallery.discard(folder)
+        assert folder.exists()
+
+
+def test_newest_first_and_each_owner_theirs(gallery: Gallery):
+    old, new, other = (
+        add(gallery, age_s=60, owner="a"),
+        add(gallery, owner="a"),
+        add(gallery, age_s=30, owner="b"),
+    )
+    assert [entry.id for entry in gallery.entries()] == [new.id, other.id, old.id]
+    assert [entry.id for entry in gallery.entries("a")] == [new.id, old.id]
+    assert gallery.entries("") == []
+    assert not gallery.delete(other.id, "a")
+    assert gallery.delete(other.id, "b")
+
+
+def test_what_is_too_old_goes(tmp_path: Path):
+    gallery = Gallery(tmp_path, max_age_s=100)
+    old, new = add(gallery, age_s=200), add(gallery)
+    gallery.prune()
+    assert [entry.id for entry in gallery.entries()] == [new.id]
+    assert not old.folder.exists()
+
+
+def test_the_oldest_go_until_the_rest_fits(tmp_path: Path):
+    gallery = Gallery(tmp_path, max_bytes=6000)
+    entries = [add(gallery, size=2000, age_s=100 - number) for number in range(4)]
+    left = [entry.id for entry in gallery.entries()]
+    assert left == [entries[3].id, entries[2].id]
+    huge = add(gallery, size=50_000)
+    assert [entry.id for entry in gallery.entries()] == [huge.id], "what was just made stays"
+
+
+def test_entries_survive_a_restart(tmp_path: Path):
+    first = Gallery(tmp_path)
+    entry = add(first)
+    left_behind = first.draft()
+    first.close()
+    second = Gallery(tmp_path)
+    assert [found.about for found in second.entries()] == [entry.about]
+    assert not left_behind.exists()
+
+
+def _open_and_sweep(folder: Path) -> None:
+    Gallery(folder)
+
+
+def test_another_process_leaves_our_drafts_alone(gallery: Gallery):
+    draft = gallery.draft()
+    process = multiprocessing.get_context("spawn").Process(target=_open_and_sweep, args=(gallery.folder,))
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
+    assert draft.exists()
+
+
+@pytest.mark.parametrize(
+    "id",
+    ["..", "", ".", "../../etc", "20260101-000000-0123456789/..", ".lock", "20260101-000000-012345678Z"],
+)
+def test_no_id_leads_out(gallery: Gallery, id: str):
+    assert gallery.get(id) is None
+    assert gallery.file(id, video_name(id)) is None
+    assert not gallery.delete(id)
+
+
+def test_only_video_and_thumbnail_are_served(gallery: Gallery, tmp_path: Path):
+    entry = add(gallery)
+    assert gallery.file(entry.id, entry.video.name) == entry.video
+    assert gallery.file(entry.id, entry.thumbnail.name) == entry.thumbnail
+    for name in ("about.json", entry.report.name, "../.lock", f"../{entry.id}/{entry.video.name}", ""):
+        assert gallery.file(entry.id, name) is None
+    secret = tmp_path / "secret"
+    secret.write_text("no")
+    entry.video.unlink()
+    entry.video.symlink_to(secret)
+    assert gallery.file(entry.id, entry.video.name) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"portrait": 1}'])
+def test_a_broken_entry_is_left_out(gallery: Gallery, content: str, caplog: pytest.LogCaptureFixture):
+    broken, whole = add(gallery), add(gallery)
+    (broken.folder / "about.json").write_text(content)
+    assert [entry.id for entry in gallery.entries()] == [whole.id]
+    assert "cannot be read" in caplog.text
+
+
+def test_about_is_plain_json(gallery: Gallery):
+    entry = add(gallery)
+    data = json.loads((entry.folder / "about.json").read_text())
+    assert data["settings"] == {"seed": 3}
+    assert str(gallery.folder) not in json.dumps(data)

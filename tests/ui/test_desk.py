@@ -1,0 +1,203 @@
+"""The desk: one at a time, places in line, stopping anywhere, nothing lost and nothing left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from engines import PREVIEW, ScriptedEngine, make_request
+
+from avatar.errors import AvatarError, Cancelled, WorkerLost
+from avatar.events import Notice, Segment
+from avatar.gallery import Gallery, video_name
+from avatar.preset import Preset
+from avatar.ui.desk import Desk, Kept, LineFull, Run, Waiting
+
+
+class Counter:
+    """A desk with a scripted engine, and a way to submit."""
+
+    def __init__(self, folder: Path, engine: ScriptedEngine, max_waiting: int = 8) -> None:
+        self.engine = engine
+        self.opened: list[Preset] = []
+        self.gallery = Gallery(folder / "outputs")
+        self.desk = Desk(self.open, self.gallery, max_waiting)
+        self.folder = folder
+        self.count = 0
+
+    def open(self, preset: Preset) -> ScriptedEngine:
+        self.opened.append(preset)
+        return self.engine
+
+    def submit(self, preset: Preset = PREVIEW, owner: str = "") -> Run:
+        self.count += 1
+        draft = self.gallery.draft()
+        work = self.folder / f"work-{self.count}"
+        return self.desk.submit(
+            make_request(draft / video_name(draft.name), work, preset), draft, {"seed": 1}, owner
+        )
+
+
+@pytest.fixture
+def counter(tmp_path: Path):
+    made: list[Counter] = []
+
+    def make(engine: ScriptedEngine | None = None, max_waiting: int = 8) -> Counter:
+        made.append(Counter(tmp_path, engine or ScriptedEngine(), max_waiting))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.engine.go.set()
+        one.desk.close()
+
+
+def follow(run: Run) -> list:
+    return [said for said in run.follow(0.05) if said is not None]
+
+
+def wait_until(holds: Callable[[], object]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_run_is_told_kept_and_cleared_away(counter):
+    c = counter()
+    run = c.submit(owner="me")
+    said = follow(run)
+    assert [one.index for one in said if isinstance(one, Segment)] == [0, 1, 2]
+    assert any(isinstance(one, Notice) for one in said)
+    kept = said[-1]
+    assert isinstance(kept, Kept)
+    assert kept.entry.about.owner == "me"
+    assert kept.entry.about.settings == {"seed": 1}
+    assert kept.entry.about.label == "preview"
+    assert kept.finished.video == kept.entry.video
+    assert kept.error is None
+    assert run.request.work.exists(), "the follower may still read segments"
+    run.let_go()
+    wait_until(lambda: not run.request.work.exists())
+    assert [entry.id for entry in c.gallery.entries()] == [kept.entry.id]
+
+
+def test_one_at_a_time_and_places_move_up(counter):
+    c = counter(ScriptedEngine(hold=True))
+    first = c.submit()
+    wait_until(lambda: c.desk.running is first)
+    second, third = c.submit(), c.submit()
+    c.engine.go.set()
+    follow(first)
+    assert isinstance(follow(second)[-1], Kept)
+    said = follow(third)
+    assert [one.place for one in said if isinstance(one, Waiting)][:2] == [2, 1]
+    assert isinstance(said[-1], Kept)
+    order = [request.work.name for request in c.engine.requests]
+    assert order == ["work-1", "work-2", "work-3"]
+
+
+def test_a_full_line_says_so(counter):
+    c = counter(ScriptedEngine(hold=True), max_waiting=1)
+    first = c.submit()
+    wait_until(lambda: c.desk.running is first)
+    c.submit()
+    with pytest.raises(LineFull, match="1 videos are already waiting"):
+        c.submit()
+    with pytest.raises(LineFull):
+        c.desk.check_room()
+
+
+def test_stopping_a_run_keeps_what_was_made(counter):
+    c = counter(ScriptedEngine(num_segments=1000))
+    run = c.submit()
+    for said in run.follow(0.05):
+        if isinstance(said, Segment) and said.index == 1:
+            c.desk.stop(run)
+        last = said
+    assert isinstance(last, Kept)
+    assert last.finished.stopped
+    assert last.entry.about.stopped
+    assert last.error is None
+
+
+def test_stopping_before_the_first_frame_keeps_nothing(counter):
+    c = counter(ScriptedEngine(hold=True))
+    run = c.submit()
+    wait_until(lambda: run.engine is not None)
+    c.desk.stop(run)
+    with pytest.raises(Cancelled):
+        follow(run)
+    assert c.gallery.entries() == []
+    wait_until(lambda: not run.draft.exists())
+
+
+def test_leaving_the_line_while_another_runs(counter):
+    c = counter(ScriptedEngine(hold=True))
+    first = c.submit()
+    wait_until(lambda: c.desk.running is first)
+    second, third = c.submit(), c.submit()
+    c.desk.stop(second)
+    with pytest.raises(Cancelled):
+        follow(second)
+    assert not second.draft.exists()
+    second.let_go()
+    assert not second.request.work.exists()
+    assert c.desk.num_waiting == 1
+    c.engine.go.set()
+    follow(first)
+    assert isinstance(follow(third)[-1], Kept)
+
+
+def test_an_error_after_frames_comes_with_the_video(counter):
+    error = WorkerLost("The engine's process was killed.", "Try again.")
+    run = counter(ScriptedEngine(fail_at=2, error=error)).submit()
+    kept = follow(run)[-1]
+    assert isinstance(kept, Kept)
+    assert kept.error is error
+    assert kept.entry.about.error
+    assert kept.finished.num_frames == 100
+
+
+def test_an_error_before_any_frame_is_raised(counter):
+    error = AvatarError("No.", "Try.")
+    c = counter(ScriptedEngine(fail_at=0, error=error))
+    with pytest.raises(AvatarError, match="No"):
+        follow(c.submit())
+    assert c.gallery.entries() == []
+
+
+def test_a_fault_ends_its_run_alone(counter):
+    c = counter(ScriptedEngine(fail_at=0, error=ZeroDivisionError("oops")))
+    with pytest.raises(ZeroDivisionError):
+        follow(c.submit())
+    c.engine.fail_at = None
+    assert isinstance(follow(c.submit())[-1], Kept)
+
+
+def test_the_engine_stays_open_for_presets_that_it_serves(counter):
+    c = counter()
+    follow(c.submit())
+    follow(c.submit(PREVIEW.with_settings(seed=5, size="256*256")))
+    assert len(c.opened) == 1
+    diffusion = Preset(name="big", title="", summary="", engine="diffusion")
+    follow(c.submit(diffusion))
+    assert c.engine.closed
+    follow(c.submit(diffusion.with_settings(seed=9, size="384*256", infer_frames=32, sample_steps=3)))
+    assert len(c.opened) == 2
+    follow(c.submit(diffusion.with_settings(offload_model=True)))
+    assert len(c.opened) == 3
+
+
+def test_closing_ends_everything(counter):
+    c = counter(ScriptedEngine(hold=True))
+    first, second = c.submit(), c.submit()
+    wait_until(lambda: first.engine is not None)
+    c.desk.close()
+    for run in (first, second):
+        with pytest.raises(Cancelled):
+            follow(run)
+    assert c.engine.closed
+    assert not list(c.gallery.folder.glob(".draft-*"))

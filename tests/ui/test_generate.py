@@ -1,0 +1,250 @@
+"""Generate: what the page is told, in which order, with a real desk and a scripted engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import pytest
+from engines import ScriptedEngine
+from PIL import Image
+
+from avatar.errors import AvatarError, BadInput, WorkerLost
+from avatar.gallery import Gallery
+from avatar.media.limits import Limits
+from avatar.preset import load_presets
+from avatar.ui import points
+from avatar.ui.desk import Desk, LineFull
+from avatar.ui.examples import Examples
+from avatar.ui.page import Parts
+from avatar.ui.run import Generate, Visits
+from avatar.ui.studio import FORM, Studio, flat
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+PORTRAIT = ASSETS / "portraits" / "astronaut.jpg"
+SPEECH = ASSETS / "speech" / "hello-en.flac"
+
+
+class Page:
+    """A page without Gradio: each component is its own name."""
+
+    def __init__(self, folder: Path, engine: ScriptedEngine, max_waiting: int = 8) -> None:
+        self.engine = engine
+        gallery = Gallery(folder / "outputs")
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        self.desk = Desk(lambda preset: engine, gallery, max_waiting)
+        self.studio = Studio(self.desk, gallery, load_presets(), "auto", scratch)
+        names = dict.fromkeys(Parts.__dataclass_fields__, "")
+        parts = SimpleNamespace(**{name: name for name in names} | {"form": {name: name for name in FORM}})
+        self.visits = Visits(self.studio)
+        self.generate = Generate(parts, self.studio, self.visits)  # type: ignore[arg-type]
+
+    def press(
+        self, portrait: Path | None = PORTRAIT, asked: Any = None, visit: str = "v", **form: Any
+    ) -> Iterator:
+        request = gr.Request()
+        request.kwargs = {"headers": {}}
+        request.session_hash = visit
+        values = {**flat(self.studio.resolved("auto")), **form}
+        given = [str(portrait) if portrait else None, str(SPEECH), "", "auto", asked, "me"]
+        return self.generate.press(request, *given, *(values[name] for name in FORM))
+
+
+@pytest.fixture
+def page(tmp_path: Path):
+    made: list[Page] = []
+
+    def make(engine: ScriptedEngine | None = None, **options: Any) -> Page:
+        made.append(Page(tmp_path, engine or ScriptedEngine(num_segments=4), **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.engine.go.set()
+        one.desk.close()
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """A picture without a face."""
+    path = tmp_path / "plain.png"
+    Image.fromarray(np.full((200, 300, 3), 128, np.uint8)).save(path)
+    return path
+
+
+def told(updates: list[dict], name: str) -> list[Any]:
+    return [update[name] for update in updates if name in update]
+
+
+def gather(run: Iterator[dict], updates: list[dict]) -> None:
+    """What a run says, also when it ends with an error."""
+    for update in run:
+        updates.append(update)
+
+
+def test_a_whole_run(page):
+    p = page()
+    updates = list(p.press())
+    segments = [path for path in told(updates, "live") if isinstance(path, str)]
+    assert [Path(path).name for path in segments] == [f"segment-{i}.mp4" for i in range(4)]
+    first = next(i for i, update in enumerate(updates) if isinstance(update.get("live"), str))
+    assert isinstance(updates[first + 1].get("live"), str), "the first two go out back to back"
+    assert not any(update.get("live", "") is None for update in updates)
+    assert updates[0]["generate"]["interactive"] is False
+    last = updates[-1]
+    assert last["generate"]["interactive"] is True
+    [entry] = p.studio.gallery.entries("me")
+    assert last["final"]["value"] == last["download"]["value"] == str(entry.video)
+    assert 'data-state="done"' in last["status"]
+    assert entry.id in last["shelf"]
+    assert entry.about.settings["preset"] == "auto"
+    assert "Only the head moves" in told(updates, "notices")[-1]
+    assert list(p.studio.scratch.iterdir()) == []
+
+
+def test_silence_is_skipped_twice_a_second(page):
+    p = page(ScriptedEngine(hold=True))
+    run = p.press()
+    begin = time.monotonic()
+    steps = [next(run) for _ in range(6)]
+    assert steps
+    assert time.monotonic() - begin < 10
+    run.close()
+
+
+def test_closing_the_page_frees_the_engine_and_keeps_what_was_made(page):
+    p = page(ScriptedEngine(num_segments=100_000))
+    run = p.press()
+    next(update for update in run if isinstance(update.get("live"), str))
+    run.close()
+    end = time.monotonic() + 20
+    while p.desk.running is not None:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    [entry] = p.studio.gallery.entries()
+    assert entry.about.stopped
+    assert list(p.studio.scratch.iterdir()) == []
+
+
+def test_stop(page):
+    p = page(ScriptedEngine(num_segments=100_000))
+    updates = []
+    for update in p.press():
+        updates.append(update)
+        if isinstance(update.get("live"), str):
+            p.visits.stop("v")
+    assert 'data-state="stopped"' in updates[-1]["status"]
+    assert updates[-1]["result"]["visible"] is True
+
+
+def test_a_second_press_of_the_same_page_replaces_the_first(page):
+    p = page(ScriptedEngine(hold=True))
+    first = p.press()
+    next(first)
+    second = p.press()
+    next(second)
+    assert list(first)[-1].get("generate") is None, "the first says nothing more of the buttons"
+    p.engine.go.set()
+    assert 'data-state="done"' in list(second)[-1]["status"]
+
+
+def test_waiting_and_a_full_line(page):
+    p = page(ScriptedEngine(hold=True), max_waiting=1)
+    first, second = p.press(visit="a"), p.press(visit="b")
+    next(first)
+    while p.desk.running is None:
+        time.sleep(0.01)
+    waiting = [next(second) for _ in range(3)]
+    assert any("You are next" in str(update.get("status")) for update in waiting)
+    with pytest.raises(LineFull):
+        next(p.press(visit="c"))
+    second.close()
+    first.close()
+
+
+def test_an_error_after_frames_is_told_with_the_video(page):
+    p = page(ScriptedEngine(fail_at=2, error=WorkerLost("The engine's process was killed.", "Try again.")))
+    updates: list[dict] = []
+    with pytest.raises(AvatarError, match="was killed"):
+        gather(p.press(), updates)
+    assert 'data-state="failed"' in updates[-1]["status"]
+    assert updates[-1]["result"]["visible"] is True
+    [entry] = p.studio.gallery.entries()
+    assert entry.about.num_frames == 100
+    assert not p.studio.gallery.entries("someone else")
+
+
+def test_an_error_before_any_frame_resets_the_page(page):
+    p = page(ScriptedEngine(fail_at=0, error=RuntimeError("/secret")))
+    updates: list[dict] = []
+    with pytest.raises(RuntimeError):
+        gather(p.press(), updates)
+    assert updates[-1]["generate"]["interactive"] is True
+    assert 'data-state="failed"' in updates[-1]["status"]
+    assert "/secret" not in str(updates)
+
+
+def test_inputs_are_asked_for(page):
+    with pytest.raises(BadInput, match="Choose a portrait"):
+        list(page().press(portrait=None))
+
+
+def test_points_are_asked_for_when_there_is_no_face(page, plain: Path):
+    p = page()
+    [update] = list(p.press(plain))
+    question = update["points"]
+    assert question["value"]["verdict"] == "none"
+    assert set(question["value"]["points"]) == set(points.POINTS)
+    assert question["image"].startswith("data:image/jpeg;base64,")
+    assert p.engine.requests == []
+    placed = {name: [0.5, 0.5 + 0.05 * number] for number, name in enumerate(points.START)}
+    placed |= {name: list(at) for name, at in points.START.items()}
+    list(p.press(plain, asked={**question["value"], "points": placed}))
+    assert set(p.engine.requests[-1].face_points) == set(points.POINTS)
+    list(p.press(plain, asked={**question["value"], "head_only": True}))
+    assert p.engine.requests[-1].face_points is None
+    assert p.engine.requests[-1].head_only
+
+
+def test_an_answer_for_another_portrait_does_not_count(page, plain: Path):
+    p = page()
+    stale = {"for": "other.png", "verdict": "none", "points": dict(points.START), "head_only": False}
+    [update] = list(p.press(plain, asked=stale))
+    assert "points" in update
+
+
+def test_bundled_portraits_bring_their_points(page):
+    p = page()
+    list(p.press(ASSETS / "portraits" / "captain.png"))
+    assert p.engine.requests[-1].face_points["chin"]
+
+
+def test_settings_reach_the_request_and_wrong_ones_are_refused(page):
+    p = page()
+    list(p.press(seed=9, size="256*256", sample_steps=2))  # the preview's form has no steps to change
+    used = p.engine.requests[-1].preset
+    assert (used.name, used.generation.seed, used.generation.size) == ("cpu-preview", 9, "256*256")
+    with pytest.raises(BadInput, match="size"):
+        list(p.press(size="large"))
+    assert list(p.studio.scratch.iterdir()) == []
+    assert not list(p.studio.gallery.folder.glob(".draft-*"))
+
+
+def test_look_at_a_face(plain: Path):
+    assert points.look_at(PORTRAIT, Examples(), Limits()).verdict == "face"
+    assert points.look_at(plain, Examples(), Limits()).verdict == "none"
+    weak = points.look_at(PORTRAIT.with_name("captain.png"), Examples(), Limits())
+    assert weak.verdict == "placed"
+    assert weak.picture is None
+
+
+def test_answers():
+    assert points.answer(None) is None
+    assert points.answer({"points": {"chin": [0.5, 0.9]}, "head_only": True}) is None
+    assert points.answer({"points": {"chin": [0.5, 1]}}) == {"chin": (0.5, 1.0)}

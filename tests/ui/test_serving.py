@@ -1,0 +1,189 @@
+"""What is served by plain address, the scratch folder, and the command line."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+import app
+from avatar.gallery import About, Gallery, video_name
+from avatar.ui.examples import Examples
+from avatar.ui.routes import routes
+from avatar.ui.scratch import PREFIX, Scratch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def gallery(tmp_path: Path):
+    opened = Gallery(tmp_path / "outputs")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def client(gallery: Gallery) -> TestClient:
+    return TestClient(Starlette(routes=routes(SimpleNamespace(gallery=gallery, examples=Examples()))))
+
+
+def add(gallery: Gallery):
+    draft = gallery.draft()
+    (draft / video_name(draft.name)).write_bytes(bytes(range(256)) * 10)
+    return gallery.keep(draft, About("a", "b", "", "p", "", {}, 1, 1.0))
+
+
+def test_a_video_is_served_whole_and_in_part(client: TestClient, gallery: Gallery):
+    entry = add(gallery)
+    url = f"/outputs/{entry.id}/{entry.video.name}"
+    assert client.get(url).content == entry.video.read_bytes()
+    part = client.get(url, headers={"Range": "bytes=10-19"})
+    assert part.status_code == 206
+    assert part.content == entry.video.read_bytes()[10:20]
+
+
+def test_nothing_else_is_served(client: TestClient, gallery: Gallery, tmp_path: Path):
+    entry = add(gallery)
+    (tmp_path / "secret").write_text("no")
+    for url in (
+        f"/outputs/{entry.id}/about.json",
+        f"/outputs/{entry.id}/..%2F.lock",
+        f"/outputs/..%2F..%2Fsecret/{entry.video.name}",
+        "/outputs/../secret",
+        "/outputs//secret",
+        f"/outputs/{entry.id}/%2e%2e%2f%2e%2e%2fsecret",
+        "/examples/999",
+        "/examples/-1",
+    ):
+        assert client.get(url).status_code == 404, url
+
+
+def test_examples_pictures(client: TestClient):
+    assert client.get("/examples/0").headers["content-type"].startswith("image/")
+
+
+def test_bundled_portraits_are_known_by_their_bytes(tmp_path: Path):
+    examples = Examples()
+    copy = tmp_path / "renamed.jpg"
+    copy.write_bytes(examples.portraits[0].read_bytes())
+    assert examples.bundled(copy) == examples.portraits[0]
+    copy.write_bytes(b"other")
+    assert examples.bundled(copy) is None
+    assert {example.names("en") for example in examples.pairs}
+    assert Examples(tmp_path).pairs == []
+
+
+def test_the_scratch_folder_is_gone_afterwards(tmp_path: Path):
+    with Scratch(tmp_path) as folder:
+        (folder / "file").write_text("x")
+        assert folder.parent == tmp_path
+    assert not folder.exists()
+
+
+def _hold(parent: Path, ready, done) -> None:
+    with Scratch(parent):
+        ready.set()
+        done.wait(30)
+
+
+def test_left_behind_folders_are_removed_living_ones_kept(tmp_path: Path):
+    dead = tmp_path / f"{PREFIX}dead"
+    dead.mkdir()
+    (dead / ".lock").touch()
+    (tmp_path / "other").mkdir()
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, ready, done))
+    other.start()
+    assert ready.wait(30)
+    with Scratch(tmp_path) as ours:
+        folders = {path.name for path in tmp_path.iterdir()}
+        assert dead.name not in folders
+        assert len(folders) == 3
+        assert {ours.name, "other"} <= folders
+    done.set()
+    other.join(30)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_importing_the_app_loads_neither_torch_nor_gradio():
+    code = "import app, sys; assert not {'torch', 'gradio', 'onnxruntime'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_page_loads_no_torch():
+    code = "import avatar.ui.page, avatar.ui.handlers, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_help_names_every_argument():
+    shown = subprocess.run(
+        [sys.executable, "app.py", "--help"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    for name in [
+        "--host",
+        "--port",
+        "--preset",
+        "--outputs",
+        "--weights",
+        "--max-upload",
+        "--max-duration",
+        "--queue-size",
+        "--root-path",
+        "--disk-limit",
+        "--keep-days",
+        "--gallery",
+    ]:
+        assert name in shown.stdout
+
+
+def test_the_environment_is_the_fallback(monkeypatch: pytest.MonkeyPatch):
+    for name in (
+        "SPACE_ID",
+        "GRADIO_SERVER_NAME",
+        "GRADIO_SERVER_PORT",
+        "GRADIO_ROOT_PATH",
+        "AVATAR_OUTPUTS",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    alone = app.parse_arguments([])
+    assert (alone.host, alone.port, alone.gallery, alone.preset) == ("127.0.0.1", 7860, "shared", "auto")
+    monkeypatch.setenv("SPACE_ID", "someone/space")
+    monkeypatch.setenv("AVATAR_OUTPUTS", "/data/outputs")
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "8000")
+    hosted = app.parse_arguments(["--port", "9000"])
+    assert (hosted.host, hosted.port, hosted.gallery) == ("0.0.0.0", 9000, "private")
+    assert hosted.outputs == Path("/data/outputs")
+
+
+def test_a_taken_port_ends_in_one_line(tmp_path: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        command = [
+            sys.executable,
+            "app.py",
+            "--port",
+            str(taken.getsockname()[1]),
+            "--outputs",
+            str(tmp_path),
+        ]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert "Choose another --port" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_wrong_preset_ends_in_one_line(tmp_path: Path):
+    command = [sys.executable, "app.py", "--preset", "nonesuch", "--outputs", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert "There is no preset 'nonesuch'" in ended.stderr
+    assert "Traceback" not in ended.stderr

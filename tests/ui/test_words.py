@@ -1,0 +1,144 @@
+"""The table of words, languages, and what errors become."""
+
+from __future__ import annotations
+
+import ast
+import string
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+import avatar.memory.fit as fit
+from avatar.errors import AvatarError, BadInput
+from avatar.memory.inventory import Inventory
+from avatar.preset import load_presets
+from avatar.ui.desk import LineFull
+from avatar.ui.faults import told
+from avatar.ui.i18n import LACKS, NOTICES, TEXT, browser_table, language_of, text
+
+UI = Path(__file__).resolve().parents[2] / "avatar" / "ui"
+
+
+def fields(words: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(words) if name}
+
+
+def request(language: str = "") -> gr.Request:
+    made = gr.Request()
+    made.kwargs = {"headers": {"accept-language": language}}
+    return made
+
+
+def test_both_languages_have_the_same_blanks():
+    for key, (english, chinese) in TEXT.items():
+        assert english, key
+        assert chinese, key
+        assert fields(english) == fields(chinese), key
+
+
+def test_every_key_that_is_asked_for_is_there():
+    used = set()
+    for path in UI.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("text", "word")
+            ):
+                first = node.args[0]
+                if isinstance(first, ast.Constant):
+                    used.add(first.value)
+    assert len(used) > 40
+    assert used <= set(TEXT)
+
+
+def test_no_words_lie_idle():
+    source = "".join(path.read_text(encoding="utf-8") for path in UI.rglob("*.py") if path.name != "i18n.py")
+    source += (UI / "static" / "points.js").read_text(encoding="utf-8")
+    made = ("phase_", "error_", "points_")  # the code puts these together
+    source = source.replace("'", '"')
+    idle = [key for key in TEXT if f'"{key.removesuffix("_info")}"' not in source]
+    assert [key for key in idle if not key.startswith(made)] == []
+
+
+@pytest.mark.parametrize(
+    ("accepted", "language"),
+    [
+        ("", "en"),
+        ("en-US,en;q=0.9", "en"),
+        ("zh-CN,zh;q=0.9,en;q=0.8", "zh"),
+        ("de-DE,de;q=0.9,zh;q=0.5,en;q=0.7", "en"),
+        ("fr,zh-TW;q=0.8", "zh"),
+        ("garbage;;q=x,,", "en"),
+    ],
+)
+def test_the_browsers_language(accepted: str, language: str):
+    assert language_of(request(accepted)) == language
+    assert language_of(None) == "en"
+
+
+def test_gradio_gets_the_same_table():
+    table = browser_table().translations_dict
+    assert table["zh-CN"]["generate"] == text("generate", "zh")
+    assert table["en"]["generate"] == "Generate"
+
+
+def test_what_is_missing_can_be_said_in_chinese():
+    for machine in (
+        Inventory.imagine(0, 0),
+        Inventory.imagine(1, 8, compute_capability="7.0", host_ram_gib=2),
+    ):
+        for preset in load_presets():
+            for lack in fit.availability(preset, machine).lacks:
+                assert lack.code in LACKS
+                assert LACKS[lack.code].format_map(lack.values)
+
+
+def test_notices_have_no_blank_that_is_not_filled():
+    for words in NOTICES.values():
+        assert fields(words) <= {"text"}
+
+
+@pytest.mark.parametrize(
+    ("raised", "language", "says"),
+    [
+        (BadInput("x.png is no picture.", "Use a PNG."), "en", "x.png is no picture. Use a PNG."),
+        (LineFull(3), "zh", "已有 3 个视频在排队"),
+        (AvatarError("No."), "en", "No."),
+    ],
+)
+def test_our_errors_are_told_in_words(raised: AvatarError, language: str, says: str):
+    def handler(request: gr.Request) -> None:
+        raise raised
+
+    with pytest.raises(gr.Error) as error:
+        told(handler)(request(language))
+    assert says in error.value.message
+
+
+@pytest.mark.parametrize("kind", ["function", "generator"])
+def test_any_other_error_is_a_code_that_the_log_explains(kind: str, caplog: pytest.LogCaptureFixture):
+    def function(request: gr.Request) -> None:
+        raise RuntimeError("/secret/place is on fire")
+
+    def generator(request: gr.Request):
+        yield 1
+        raise RuntimeError("/secret/place is on fire")
+
+    handler = told(generator if kind == "generator" else function)
+    with pytest.raises(gr.Error) as error:
+        list(handler(request()) or ())
+    message = error.value.message
+    assert "secret" not in message
+    code = message.rsplit(" ", 1)[1]
+    assert f"fault {code}" in caplog.text
+    assert "on fire" in caplog.text
+
+
+def test_gradios_own_errors_pass():
+    def handler(request: gr.Request) -> None:
+        raise gr.Error("mine")
+
+    with pytest.raises(gr.Error, match="mine"):
+        told(handler)(request())
