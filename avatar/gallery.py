@@ -2,6 +2,8 @@
 
 It knows nothing of engines and pages. A video is made in a draft folder, whose name starts with a dot; one
 rename makes it an entry; deleting renames first too. So there is never half an entry to see.
+A draft of a long video keeps what it needs to go on in its HALF folder; ended early, it becomes an unfinished
+entry, which can be made a draft again.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import IO, Any
 
 log = logging.getLogger(__name__)
 
-ABOUT = "about.json"
+ABOUT, HALF = "about.json", "half"
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{10}")
 _DRAFT, _GONE = ".draft-", ".gone-"
 
@@ -66,6 +68,11 @@ class Entry:
     size_bytes: int
 
     @property
+    def is_unfinished(self) -> bool:
+        """Whether it can be gone on with; there may be no video then."""
+        return (self.folder / HALF).is_dir()
+
+    @property
     def video(self) -> Path:
         return self.folder / video_name(self.id)
 
@@ -82,7 +89,7 @@ class Gallery:
     """The entries of one outputs folder; safe to use from several threads."""
 
     def __init__(self, folder: Path, max_age_s: float = 30 * 86_400, max_bytes: int = 4 * 2**30) -> None:
-        """Opens or creates the folder; drafts that an ended process left behind are removed."""
+        """Opens or creates the folder; drafts that an ended process left behind are shelved or removed."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder.resolve()
         self.max_age_s = max_age_s
@@ -91,8 +98,10 @@ class Gallery:
         self._sole = _lock_file(self.folder / ".lock")
         if self._sole is not None:  # no other process drafts here
             for left in self.folder.iterdir():
-                if left.name.startswith((_DRAFT, _GONE)):
+                if left.name.startswith(_GONE):
                     shutil.rmtree(left)
+                if left.name.startswith(_DRAFT):
+                    self.discard(left)
         self.prune()
 
     def draft(self) -> Path:
@@ -111,18 +120,48 @@ class Gallery:
         if not video.is_file():
             raise FileNotFoundError(video.name)
         for other in draft.iterdir():
-            if other.stem != video.stem:
+            if other.stem != video.stem and not (about.stopped and other.name == HALF):
                 shutil.rmtree(other) if other.is_dir() else other.unlink()
-        (draft / ABOUT).write_text(json.dumps(asdict(about), ensure_ascii=False), encoding="utf-8")
+        self.describe(draft, about)
         folder = self.folder / draft.name.removeprefix(_DRAFT)
         draft.rename(folder)
         self.prune(keep=folder.name)
         return Entry(folder.name, folder, about, _size_bytes(folder))
 
+    def describe(self, draft: Path, about: About) -> None:
+        """Note what a draft will be; without it, it is never shelved."""
+        (draft / ABOUT).write_text(json.dumps(asdict(about), ensure_ascii=False), encoding="utf-8")
+
+    def about(self, draft: Path) -> About:
+        """What describe noted."""
+        return About(**json.loads((draft / ABOUT).read_text(encoding="utf-8")))
+
     def discard(self, draft: Path) -> None:
-        """Remove a draft and all in it; one that became an entry, or is gone, is let be."""
-        if draft.parent == self.folder and draft.name.startswith(_DRAFT) and draft.exists():
+        """Remove a draft and all in it; a half-made long video becomes an unfinished entry instead.
+
+        A draft that became an entry, or is gone, is let be.
+        """
+        if draft.parent != self.folder or not draft.name.startswith(_DRAFT) or not draft.exists():
+            return
+        thumbnails = sorted((draft / HALF).rglob("part_*.jpg"))
+        if not thumbnails or not (draft / ABOUT).is_file():
             shutil.rmtree(draft)
+            return
+        shutil.copyfile(thumbnails[0], draft / _thumbnail_name(draft.name.removeprefix(_DRAFT)))
+        draft.rename(self.folder / draft.name.removeprefix(_DRAFT))
+
+    def reopen(self, id: str, owner: str | None = None) -> Path | None:
+        """Make an unfinished entry a draft again; None when there is none, or it is not the owner's."""
+        entry = self.get(id)
+        if entry is None or not entry.is_unfinished or (owner is not None and entry.about.owner != owner):
+            return None
+        with self._lock:
+            draft = self.folder / f"{_DRAFT}{id}"
+            try:
+                entry.folder.rename(draft)
+            except FileNotFoundError:  # another thread was first
+                return None
+        return draft
 
     def entries(self, owner: str | None = None) -> list[Entry]:
         """Newest first; with an owner, only what is theirs."""
@@ -189,7 +228,7 @@ class Gallery:
 
 
 def _size_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+    return sum(path.stat().st_size for path in folder.rglob("*"))
 
 
 def _lock_file(path: Path) -> IO[str] | None:

@@ -117,6 +117,12 @@ class Preset:
         """Nested plain data, as it stands in a TOML file."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Preset:
+        """What as_dict gave, also by way of JSON. Raises: BadInput, TypeError."""
+        sections = {key: _section(key, data[key]) for key in SECTIONS if key in data}
+        return cls(**{**data, **sections})
+
 
 SECTIONS: dict[str, type] = {
     "requires": Requires,

@@ -69,9 +69,9 @@ class Entry:
 
 
 def read_jobs(path: Path) -> list[Entry]:
-    """The videos that a file or folder asks for; of several portraits or speeches, each with each.
+    """What a file or folder asks for; of several portraits or speeches, each with each.
 
-    TOML: a [[job]] for each, and [defaults] for all; CSV: a row for each, named columns; paths are relative to
+    TOML: [[job]] for each, [defaults] for all; CSV: a row for each, named columns; paths are relative to
     the file, and may be patterns. A folder: portraits and speech of the same name, or else each with each.
     Raises: BadInput naming the job and what is wrong with it.
     """

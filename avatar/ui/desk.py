@@ -18,6 +18,8 @@ from avatar.engine import Engine, serves
 from avatar.errors import AvatarError, Cancelled
 from avatar.events import Event, Finished
 from avatar.gallery import About, Entry, Gallery
+from avatar.long.ledger import Ledger
+from avatar.long.stream import LongVideo
 from avatar.preset import Preset
 from avatar.request import Request
 
@@ -53,8 +55,16 @@ class LineFull(AvatarError):
 class Run:
     """One request on its way; made by Desk.submit."""
 
-    def __init__(self, request: Request, draft: Path, settings: dict[str, object], owner: str) -> None:
+    def __init__(
+        self,
+        request: Request,
+        draft: Path,
+        settings: dict[str, object],
+        owner: str,
+        ledger: Ledger | None = None,
+    ) -> None:
         self.request = request
+        self.ledger = ledger
         self.draft = draft
         self.settings = settings
         self.owner = owner
@@ -140,9 +150,19 @@ class Desk:
         if len(self._line) >= self.max_waiting:
             raise LineFull(self.max_waiting)
 
-    def submit(self, request: Request, draft: Path, settings: dict[str, object], owner: str = "") -> Run:
-        """Put a request at the end of the line; draft is what gallery.draft() gave. Raises: LineFull."""
-        run = Run(request, draft, settings, owner)
+    def submit(
+        self,
+        request: Request,
+        draft: Path,
+        settings: dict[str, object],
+        owner: str = "",
+        ledger: Ledger | None = None,
+    ) -> Run:
+        """Put a request at the end of the line; draft is what gallery.draft() gave. Raises: LineFull.
+
+        ledger: of a long video, which is made in parts.
+        """
+        run = Run(request, draft, settings, owner, ledger)
         with self._changed:
             self.check_room()
             self._line.append(run)
@@ -184,28 +204,32 @@ class Desk:
                     return
                 run = self._running = self._line.pop(0)
                 self._tell_places()
+            failure: Exception | None = None
             try:
                 self._run(run)
             except AvatarError as error:
-                run.say(error)
+                failure = error
             except Exception as error:
                 log.exception("a run failed")
-                run.say(error)
+                failure = error
             finally:
-                self.gallery.discard(run.draft)
                 self._running = None
                 run.engine = None
-                self._end(run)
+                self._end(run, failure)
 
     def _drop_cancelled(self) -> None:
         for run in [run for run in self._line if run.cancelled.is_set()]:
             self._line.remove(run)
-            self.gallery.discard(run.draft)
-            run.say(Cancelled("Left the line."))
-            self._end(run)
+            self._end(run, Cancelled("Left the line."))
         self._tell_places()
 
-    def _end(self, run: Run) -> None:
+    def _end(self, run: Run, failure: Exception | None) -> None:
+        """Whatever is left of a run goes to the gallery, or goes; then its follower is told why."""
+        if run.ledger is not None:
+            run.ledger.close()
+        self.gallery.discard(run.draft)
+        if failure is not None:
+            run.say(failure)
         run.over.set()
         run.let_go()
 
@@ -217,6 +241,8 @@ class Desk:
     def _run(self, run: Run) -> None:
         """Pump the engine's events into the run; keep what was made. Raises: AvatarError when nothing was."""
         engine = self._engine_for(run.request.preset)
+        if run.ledger is not None:
+            engine = LongVideo([engine], run.ledger)
         if run.cancelled.is_set():
             raise Cancelled("Stopped before the first frame.")
         run.engine = engine
@@ -242,19 +268,15 @@ class Desk:
         run.say(Kept(entry, replace(finished, video=entry.video, report=entry.report), error))
 
     def _keep(self, run: Run, finished: Finished, label: str) -> Entry:
-        request = run.request
-        about = About(
-            portrait=request.portrait_name,
-            speech=request.speech_name,
-            prompt=request.prompt,
-            preset=request.preset.name,
+        if run.ledger is not None:
+            run.ledger.close()  # from the gallery, another run may take it up at once
+        about = replace(
+            about_request(run.request, run.settings, run.owner),
             label=label,
-            settings=dict(run.settings),
             num_frames=finished.num_frames,
             duration_s=finished.duration_s,
             stopped=finished.stopped,
             error=finished.error,
-            owner=run.owner,
         )
         return self.gallery.keep(run.draft, about)
 
@@ -282,3 +304,19 @@ class Desk:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+
+
+def about_request(request: Request, settings: dict[str, object], owner: str) -> About:
+    """What the gallery should know of a video that is still to be made."""
+    return About(
+        portrait=request.portrait_name,
+        speech=request.speech_name,
+        prompt=request.prompt,
+        preset=request.preset.name,
+        label="preview" if request.preset.engine == "preview" else "",
+        settings=dict(settings),
+        num_frames=0,
+        duration_s=0.0,
+        stopped=True,
+        owner=owner,
+    )

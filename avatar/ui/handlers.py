@@ -78,6 +78,7 @@ def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
     p.stop.click(page.stop_pressed, None, [p.stop], **direct)
     p.replay.click(page.replay, None, [p.live, p.final, p.replay], **direct)
     p.live.end(page.replay, None, [p.live, p.final, p.replay], **direct)
+    p.shelf.submit(told(page.generate.resume), **{**run, "inputs": [p.owner]})
     p.shelf.select(told(page.shelf_pressed), [p.owner], [p.shelf, p.preset, p.presets, *form_parts], **queued)
     gr.Timer(TICK_S).tick(page.tick, None, [p.gauges], **direct)
 

@@ -110,6 +110,10 @@ TEXT: dict[str, tuple[str, str]] = {
     "fps": ("{fps} fps", "{fps} 帧/秒"),
     "first_frame": ("First frame {s} s", "首帧 {s} 秒"),
     "eta": ("{s} s left", "剩余 {s} 秒"),
+    "part_of": ("Part {n} of {total}", "第 {n}/{total} 部分"),
+    "parts_kept": ("{n} kept", "已保存 {n} 部分"),
+    "elapsed": ("{time} so far", "已用 {time}"),
+    "remaining": ("{time} left", "剩余 {time}"),
     "video_length": ("{s} s of video", "视频 {s} 秒"),
     # points
     "points_title": ("Where is the mouth?", "嘴在哪里？"),
@@ -167,10 +171,13 @@ TEXT: dict[str, tuple[str, str]] = {
     "gallery_kept": ("Kept for {days} days.", "保留 {days} 天。"),
     "gallery_replay": ("Play", "播放"),
     "gallery_download": ("Download", "下载"),
+    "gallery_resume": ("Resume", "继续生成"),
     "gallery_use": ("Use these settings", "使用这些设置"),
     "gallery_delete": ("Delete", "删除"),
     "gallery_confirm": ("Delete for good?", "确定删除？"),
     "stopped": ("stopped", "已停止"),
+    "unfinished": ("unfinished", "未完成"),
+    "minutes": ("{min} min", "{min} 分钟"),
     "seconds": ("{s} s", "{s} 秒"),
     "used_settings": ("The settings are filled in.", "设置已填入。"),
     "gone": ("This video is no longer here.", "这个视频已不存在。"),
@@ -214,6 +221,7 @@ LACKS: dict[str, str] = {
 NOTICES: dict[str, str] = {
     "head_only": "只有头部会动：嘴不会说话。",
     "weak_face": "这张脸不易辨认，嘴的位置可能不准。",
+    "resumed": "继续生成：已完成的部分不再重做。",
     "frames_cut": "语音结束之后多出的帧已略去。",
 }
 

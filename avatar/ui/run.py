@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from avatar.errors import BadInput, Cancelled
-from avatar.events import Finished, Notice, Phase, Progress, Segment
+from avatar.events import Finished, Notice, PartDone, Phase, Progress, Segment
 from avatar.ui import points
 from avatar.ui.desk import Kept, Run, Waiting
 from avatar.ui.i18n import Language, language_of, text
@@ -102,7 +102,14 @@ class Generate:
             head_only=points.head_only(asked),
             owner=owner,
         )
-        visit = request.session_hash or ""
+        yield from self._show(run, request, owner)
+
+    def resume(self, request: gr.Request, event: gr.EventData, owner: str) -> Iterator[Updates]:
+        """Go on with an unfinished video of the gallery, pressed there. Raises: AvatarError."""
+        yield from self._show(self.studio.resume(str(event._data["id"]), owner), request, owner)
+
+    def _show(self, run: Run, request: gr.Request, owner: str) -> Iterator[Updates]:
+        visit, language = request.session_hash or "", language_of(request)
         self.visits.begin(visit, run)
         try:
             yield from self._follow(run, visit, owner, language)
@@ -141,6 +148,8 @@ class Generate:
                             released += len(held)
                             held = []
                         continue
+                    case PartDone():
+                        continue  # the next Progress counts it
                     case Kept():
                         kept = said
                         break
@@ -183,6 +192,7 @@ class Generate:
             state = "failed" if failure is not None else "stopped"
             more = "" if failure is not None else text("phase_stopped_empty", language)
             over[p.status] = render_status(replace(status, state=state, more=more), language)
+            over[p.shelf] = self.shelf(owner, language)  # a half-made video may be there now
             return over | {p.live: gr.update(visible=False), p.empty: gr.update(visible=True)}
         state = "failed" if kept.error else "stopped" if kept.finished.stopped else "done"
         done = replace(

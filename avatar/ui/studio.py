@@ -14,7 +14,8 @@ from typing import Any
 
 from avatar.abilities import REFUSES, refuse_settings
 from avatar.errors import AvatarError, BadInput
-from avatar.gallery import Gallery, video_name
+from avatar.gallery import HALF, Gallery, video_name
+from avatar.long import half
 from avatar.media.intake import open_request
 from avatar.media.limits import Limits
 from avatar.memory.fit import Availability, availability, require, resolve
@@ -24,11 +25,12 @@ from avatar.memory.plan import Plan
 from avatar.memory.planner import plan
 from avatar.preset import SETTINGS, Preset
 from avatar.request import Request
-from avatar.ui.desk import Desk, Run
+from avatar.ui.desk import Desk, Run, about_request
 from avatar.ui.examples import Examples
 
 log = logging.getLogger(__name__)
 
+LONG_S = 120.0  # from here on a speech is made in parts, which are kept whatever happens
 INVENTORY_FRESH_S = 5.0  # probing takes milliseconds; pages that load together share one look
 
 # What the page lets a user change, in its order; the rest of a preset is its own.
@@ -165,8 +167,33 @@ class Studio:
                 portrait_name=portrait_name,
                 speech_name=speech_name,
             )
-            return self.desk.submit(request, draft, used_settings(name, request), owner)
+            settings = used_settings(name, request)
+            ledger = None
+            if request.duration_s >= LONG_S:
+                request, ledger = half.begin(draft / HALF, request)
+                self.gallery.describe(draft, about_request(request, settings, owner))
+            return self.desk.submit(request, draft, settings, owner, ledger)
         except BaseException:
+            self.gallery.discard(draft)
+            shutil.rmtree(work)
+            raise
+
+    def resume(self, id: str, owner: str = "") -> Run:
+        """Put an unfinished video of the gallery in line again. Raises: AvatarError."""
+        self.desk.check_room()
+        draft = self.gallery.reopen(id, None if self.shared else owner)
+        if draft is None:
+            raise BadInput("This video cannot be resumed.", "It is finished, being made, or deleted.")
+        work = Path(tempfile.mkdtemp(prefix="run-", dir=self.scratch))
+        ledger = None
+        try:
+            request, ledger = half.resume(draft / HALF, work=work, output=draft / video_name(draft.name))
+            require(request.preset, self.inventory(), self.presets)
+            about = self.gallery.about(draft)
+            return self.desk.submit(request, draft, about.settings, about.owner, ledger)
+        except BaseException:
+            if ledger is not None:
+                ledger.close()
             self.gallery.discard(draft)
             shutil.rmtree(work)
             raise

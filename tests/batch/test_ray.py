@@ -8,17 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
-ray = pytest.importorskip("ray", reason="an optional dependency: requirements-ray.txt")
-
-from avatar.batch import ray_engine  # noqa: E402
-from avatar.batch.ray_engine import RayEngine  # noqa: E402
-from avatar.cli import main  # noqa: E402
-from avatar.errors import AvatarError, Cancelled, WorkerLost  # noqa: E402
-from avatar.events import Finished, PartDone, Progress  # noqa: E402
-from avatar.preset import load_preset  # noqa: E402
-from tests.fixtures.sources import Coloured  # noqa: E402
-from tests.long.runs import Here, inputs, job, packets  # noqa: E402
+from avatar.batch import ray_engine
+from avatar.batch.ray_engine import RayEngine
+from avatar.cli import main
+from avatar.errors import AvatarError, Cancelled, WorkerLost
+from avatar.events import Finished, PartDone, Progress
+from avatar.preset import load_preset
+from tests.fixtures.sources import Coloured
+from tests.long.runs import Here, inputs, job, packets
 
 PREVIEW = load_preset("cpu-preview")
 

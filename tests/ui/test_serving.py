@@ -15,9 +15,9 @@ from starlette.testclient import TestClient
 
 import app
 from avatar.gallery import About, Gallery, video_name
+from avatar.scratch import PREFIX, Scratch
 from avatar.ui.examples import Examples
 from avatar.ui.routes import routes
-from avatar.ui.scratch import PREFIX, Scratch
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,6 +10,8 @@ from avatar.gallery import Entry
 from avatar.ui.i18n import Language, text
 from avatar.ui.panels import tag
 
+LONG_S = 120.0  # from here on, lengths are told in minutes
+
 
 def render_shelf(entries: Sequence[Entry], language: Language, root: str, max_age_s: float) -> str:
     """Cards of finished and stopped videos, newest first."""
@@ -32,32 +34,31 @@ def _card(entry: Entry, language: Language, root: str) -> str:
     about = entry.about
     thumbnail = escape(f"{root}/outputs/{entry.id}/{entry.thumbnail.name}")
     video = video_url(entry, root)
-    badges = [
-        text(
-            "seconds",
-            language,
-            s=f"{about.duration_s:.0f}" if about.duration_s >= 10 else f"{about.duration_s:.1f}",
-        )
-    ]
+    badges = [_length(about.duration_s, language)] if about.duration_s else []
     if about.label:
         badges.append(text("preview", language) if about.label == "preview" else about.label)
-    if about.stopped:
+    if entry.is_unfinished:
+        badges.append(text("unfinished", language))
+    elif about.stopped:
         badges.append(text("stopped", language))
     over = tag(
         "span", "".join(tag("span", escape(badge), class_="badge") for badge in badges), class_="badges"
     )
     picture = f'<img src="{thumbnail}" alt="" loading="lazy">'
     name = f"{about.portrait} · {about.speech}"
-    play = tag(
-        "button",
-        picture + tag("span", "", class_="play", aria_hidden="true") + over,
-        type="button",
-        class_="poster",
-        aria_label=f"{text('gallery_replay', language)}: {name}",
-        data_action="play",
-        data_id=entry.id,
-        data_src=video,
-    )
+    if about.duration_s:
+        play = tag(
+            "button",
+            picture + tag("span", "", class_="play", aria_hidden="true") + over,
+            type="button",
+            class_="poster",
+            aria_label=f"{text('gallery_replay', language)}: {name}",
+            data_action="play",
+            data_id=entry.id,
+            data_src=video,
+        )
+    else:  # parts, and no video yet
+        play = tag("div", picture + over, class_="poster")
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(about.created))
     settings = about.settings
     facts = [made, about.preset, str(settings.get("size", "")).replace("*", "×")]
@@ -78,7 +79,12 @@ def _card(entry: Entry, language: Language, root: str) -> str:
 
 
 def _buttons(entry: Entry, video: str, language: Language) -> str:
-    download = tag("a", escape(text("gallery_download", language)), href=video, download=entry.video.name)
+    about, resume, download = entry.about, "", ""
+    if entry.is_unfinished:
+        words = escape(text("gallery_resume", language))
+        resume = tag("button", words, type="button", data_action="resume", data_id=entry.id)
+    if about.duration_s:
+        download = tag("a", escape(text("gallery_download", language)), href=video, download=entry.video.name)
     use = tag(
         "button", escape(text("gallery_use", language)), type="button", data_action="use", data_id=entry.id
     )
@@ -90,4 +96,11 @@ def _buttons(entry: Entry, video: str, language: Language) -> str:
         data_id=entry.id,
         data_confirm=text("gallery_confirm", language),
     )
-    return tag("div", download + use + delete, class_="video-buttons")
+    return tag("div", resume + download + use + delete, class_="video-buttons")
+
+
+def _length(seconds: float, language: Language) -> str:
+    """How long a video is, in words."""
+    if seconds >= LONG_S:
+        return text("minutes", language, min=round(seconds / 60))
+    return text("seconds", language, s=f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}")

@@ -100,7 +100,13 @@ def _figures(status: Status, language: Language) -> str:
     chips = []
     if status.state in ("done", "stopped") and progress.frames_done:
         chips.append(text("video_length", language, s=f"{progress.frames_done / FPS:.1f}"))
-    if progress.num_segments and status.state in ("running", "waiting"):
+    running = status.state in ("running", "waiting")
+    if progress.num_parts and running:
+        n = min(progress.parts_done + 1, progress.num_parts)
+        chips.append(text("part_of", language, n=n, total=progress.num_parts))
+        chips.append(text("parts_kept", language, n=progress.parts_done))
+        chips.append(text("elapsed", language, time=_clock(progress.elapsed_s)))
+    elif progress.num_segments and running:
         n = min(progress.segments_done + 1, progress.num_segments)
         chips.append(text("segment_of", language, n=n, total=progress.num_segments))
     if progress.fps:
@@ -108,5 +114,15 @@ def _figures(status: Status, language: Language) -> str:
     if progress.first_frame_s is not None:
         chips.append(text("first_frame", language, s=f"{progress.first_frame_s:.1f}"))
     if progress.eta_s is not None and progress.frames_done < progress.num_frames:
-        chips.append(text("eta", language, s=max(1, round(progress.eta_s))))
+        if progress.num_parts:
+            chips.append(text("remaining", language, time=_clock(progress.eta_s)))
+        else:
+            chips.append(text("eta", language, s=max(1, round(progress.eta_s))))
     return tag("ul", "".join(tag("li", escape(chip)) for chip in chips), class_="figures") if chips else ""
+
+
+def _clock(seconds: float) -> str:
+    """ "0:09", "12:30", "1:05:00" """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

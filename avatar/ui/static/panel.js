@@ -20,7 +20,7 @@ element.addEventListener("click", (event) => {
     return;
   }
   if (pressed.getAttribute("role") === "radio") check(pressed);
-  trigger("select", { action, id });
+  trigger(action === "resume" ? "submit" : "select", { action, id });
 });
 
 element.addEventListener("keydown", (event) => {
