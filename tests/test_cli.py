@@ -470,3 +470,35 @@ def test_the_real_command_line_makes_a_real_preview(tmp_path):
         frames = [frame.to_ndarray(format="gray") for frame in video.decode(video=0)]
     assert len(frames) >= soundfile.info(speech).duration * 25 - 1
     assert max(np.abs(frames[0].astype(int) - frame).max() for frame in frames) > 30  # it moves
+
+
+def test_a_long_speech_in_parts_is_resumed(inputs, machine, engine, capsys):
+    engine(fault="told", at=60)
+    long = [*inputs, "--output", "out.mp4", "--checkpoint-every", "1", "--json"]
+    assert main(long) == 1
+    events = lines(capsys)
+    assert [event["index"] for event in events if event["event"] == "partdone"] == [0, 1]
+    assert events[-1]["message"] == "The lamp went out."
+    assert Path("out.parts/ledger.jsonl").is_file()
+    engine()
+    assert main([*inputs, "--output", "out.mp4"]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*inputs, "--output", "out.mp4", "--resume", "--seed", "4"]) == 2
+    assert "settings are others" in capsys.readouterr().err
+    assert main([*inputs, "--output", "out.mp4", "--resume"]) == 0
+    assert capsys.readouterr().out == "out.mp4\n"
+    assert not Path("out.parts").exists()
+    with av.open("out.mp4") as video:
+        assert video.streams.video[0].frames == 75
+    assert main([*inputs, "--output", "out.mp4", "--resume"]) == 0
+    assert capsys.readouterr().out == "out.mp4\n"
+
+
+def test_kept_parts_can_be_joined_by_hand(inputs, machine, engine, capsys):
+    engine()
+    assert main([*inputs, "--output", "out.mp4", "--checkpoint_every", "1", "--keep_parts"]) == 0
+    parts = sorted(map(str, Path("out.parts").glob("*.mp4")))
+    assert len(parts) == 3
+    assert main(["join", *parts, "-o", "again.mp4"]) == 0
+    with av.open("again.mp4") as video:
+        assert video.streams.video[0].frames == 75

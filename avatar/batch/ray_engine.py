@@ -30,13 +30,11 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Shipment:
-    """A request with its files. source, options: of the FrameSource."""
+    """A request but for portrait and speech, which all parts share. source, options: of the FrameSource."""
 
     request: Request
     source: str
     options: dict[str, Any]
-    portrait: bytes
-    speech: bytes
     carry: bytes | None
 
 
@@ -91,6 +89,7 @@ class RayEngine:
         self._num_gpus = preset.requires.num_gpus
         self._cancelled = threading.Event()
         self._running = False
+        self._sent: tuple[list[Path], list[Any]] = [], []  # portrait and speech, and where Ray has them
         self.label = ""
 
     def stream(self, request: Request) -> Iterator[Event]:
@@ -107,7 +106,7 @@ class RayEngine:
         )
         try:
             yield Progress(Phase.QUEUED, num_frames=request.num_frames)
-            task = make.remote(self._ship(request))
+            task = make.remote(self._ship(request), *self._send(request))
             while not ray.wait([task], timeout=_POLL_S)[0]:
                 if self._cancelled.is_set():
                     ray.cancel(task, force=True)
@@ -127,14 +126,16 @@ class RayEngine:
 
     def _ship(self, request: Request) -> Shipment:
         carry = request.part.carry if request.part else None
-        return Shipment(
-            request,
-            self._source,
-            self._options,
-            request.portrait.read_bytes(),
-            request.speech.read_bytes(),
-            None if carry is None else carry.read_bytes(),
-        )
+        return Shipment(request, self._source, self._options, None if carry is None else carry.read_bytes())
+
+    def _send(self, request: Request) -> list[Any]:
+        """Portrait and speech in Ray's store; once for all parts of a video."""
+        import ray
+
+        files = [request.portrait, request.speech]
+        if self._sent[0] != files:
+            self._sent = files, [ray.put(path.read_bytes()) for path in files]
+        return self._sent[1]
 
     def _receive(self, request: Request, delivery: Delivery) -> Iterator[Event]:
         """Put everything where the request wants it."""
@@ -173,10 +174,10 @@ def _result(task: Any) -> Delivery:
 _engines: dict[Any, Engine] = {}  # of a worker's process: its engine, kept for its next task
 
 
-def _make(shipment: Shipment) -> Delivery:
+def _make(shipment: Shipment, portrait: bytes, speech: bytes) -> Delivery:
     """On a node: make the video and pack it."""
     with tempfile.TemporaryDirectory(prefix="avatar-ray-") as folder:
-        request = _unpack(shipment, Path(folder))
+        request = _unpack(shipment, portrait, speech, Path(folder))
         notices: list[Notice] = []
         finished: Finished | None = None
         engine = _engine(shipment)
@@ -198,19 +199,19 @@ def _make(shipment: Shipment) -> Delivery:
         )
 
 
-def _unpack(shipment: Shipment, folder: Path) -> Request:
+def _unpack(shipment: Shipment, portrait: bytes, speech: bytes, folder: Path) -> Request:
     """The request, with all its files in a folder of this node."""
     request, part = shipment.request, shipment.request.part
-    portrait, speech = folder / request.portrait.name, folder / request.speech.name
-    portrait.write_bytes(shipment.portrait)
-    speech.write_bytes(shipment.speech)
+    png, wav = folder / request.portrait.name, folder / request.speech.name
+    png.write_bytes(portrait)
+    wav.write_bytes(speech)
     if part is not None:
         carry = None if shipment.carry is None else folder / "carry"
         if carry is not None and shipment.carry is not None:
             carry.write_bytes(shipment.carry)
         part = replace(part, carry=carry, leave=folder / "leave" if part.leave else None)
     output = folder / request.output.name
-    return replace(request, portrait=portrait, speech=speech, work=folder, output=output, part=part)
+    return replace(request, portrait=png, speech=wav, work=folder, output=output, part=part)
 
 
 def _engine(shipment: Shipment) -> Engine:

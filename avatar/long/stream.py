@@ -29,10 +29,21 @@ Told = queue.Queue[tuple[int, Event] | BaseException | None]  # a part's event; 
 class LongVideo:
     """An Engine for one request: parts one after another, or on several engines at once where they may be."""
 
-    def __init__(self, engines: Sequence[Engine], ledger: Ledger, *, keep_parts: bool = False) -> None:
-        """engines: stay the caller's. keep_parts: leave the parts beside the video."""
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        ledger: Ledger,
+        *,
+        keep_parts: bool = False,
+        keep_segments: bool = False,
+    ) -> None:
+        """engines: stay the caller's. keep_parts: leave the parts beside the video.
+
+        keep_segments: until the request's work folder is removed, for a player that may lag behind; else they
+        go with each finished part.
+        """
         self._engines = list(engines[:1] if ledger.chained else engines)
-        self._ledger, self._keep_parts = ledger, keep_parts
+        self._ledger, self._keep_parts, self._keep_segments = ledger, keep_parts, keep_segments
         self._cancelled = threading.Event()
 
     @property
@@ -109,6 +120,8 @@ class LongVideo:
                     video = self._ledger.record(part, request, event)
                 except OSError as error:
                     raise disk_error(error) from error
+                if not self._keep_segments:
+                    shutil.rmtree(request.work)
                 span = self._ledger.spans[part]
                 told.put((part, PartDone(video, part, run.num_parts, span.first_frame, span.num_frames)))
 

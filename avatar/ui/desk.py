@@ -242,7 +242,7 @@ class Desk:
         """Pump the engine's events into the run; keep what was made. Raises: AvatarError when nothing was."""
         engine = self._engine_for(run.request.preset)
         if run.ledger is not None:
-            engine = LongVideo([engine], run.ledger)
+            engine = LongVideo([engine], run.ledger, keep_segments=True)
         if run.cancelled.is_set():
             raise Cancelled("Stopped before the first frame.")
         run.engine = engine
