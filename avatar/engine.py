@@ -61,9 +61,7 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(
-    preset: Preset, *, weights: Path | None = None, gpus: Sequence[str] | None = None
-) -> Engine:
+def open_engine(preset: Preset, *, weights: Path | None = None, gpus: Sequence[str] | None = None) -> Engine:
     """The engine that the preset names, in a process of its own; nothing heavy is loaded yet.
 
     preset: resolved ("auto" has become the best that fits). weights: the checkpoint folder, when stated.

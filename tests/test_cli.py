@@ -502,3 +502,21 @@ def test_kept_parts_can_be_joined_by_hand(inputs, machine, engine, capsys):
     assert main(["join", *parts, "-o", "again.mp4"]) == 0
     with av.open("again.mp4") as video:
         assert video.streams.video[0].frames == 75
+
+
+def test_parts_on_several_engines_are_the_same(inputs, machine, engine):
+    opened = engine()
+    parts = ["--checkpoint_every", "1", "--output"]
+    assert main([*inputs, *parts, "one.mp4"]) == 0
+    assert main([*inputs, *parts, "two.mp4", "--jobs", "2"]) == 0
+    assert len(opened) == 3
+    with av.open("one.mp4") as one, av.open("two.mp4") as two:
+        assert [bytes(p) for p in one.demux(video=0)] == [bytes(p) for p in two.demux(video=0)]
+
+
+@pytest.mark.parametrize("more", [["--jobs", "2"], ["--checkpoint_every", "1", "--jobs", "0"]])
+def test_engines_without_parts_for_them_are_refused(inputs, machine, engine, capsys, more):
+    opened = engine()
+    assert main([*inputs, "--output", "out.mp4", *more]) == 2
+    assert "--jobs" in capsys.readouterr().err
+    assert opened == []

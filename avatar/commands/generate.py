@@ -14,6 +14,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
+from avatar.batch.engines import gpus_of
 from avatar.commands.output import console, write_json
 from avatar.commands.settings import add_checkpoint, add_long, add_preset, chosen_preset
 from avatar.commands.signals import stopped_by_signals
@@ -79,11 +80,14 @@ def run(args: argparse.Namespace) -> int:
     with Scratch() as work, job.opened(work) as opened:
         if opened.finished is not None:
             return _tell_finished(opened.finished, args.json)
-        engine = open_engine(preset, weights=args.ckpt_dir)
+        opened.check_engines(args.jobs)
+        places = [gpus_of(preset, place, args.jobs, inventory) for place in range(args.jobs)]
+        engines = [open_engine(preset, weights=args.ckpt_dir, gpus=gpus) for gpus in places]
         try:
-            return _follow(opened.engine([engine]), opened.request, args.json)
+            return _follow(opened.engine(engines), opened.request, args.json)
         finally:
-            engine.close()
+            for engine in engines:
+                engine.close()
 
 
 def _follow(engine: Engine, request: Request, as_json: bool) -> int:

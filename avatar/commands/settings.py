@@ -98,6 +98,9 @@ def add_long(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="cut where the speech is silent, and begin every part from the portrait",
     )
+    group.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="engines at once, each on GPUs of its own (1)"
+    )
     group.add_argument("--keep_parts", action="store_true", help="leave the parts in OUTPUT.parts")
 
 

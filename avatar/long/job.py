@@ -150,6 +150,16 @@ class Opened:
     ledger: Ledger | None = None
     keep_parts: bool = False
 
+    def check_engines(self, num_engines: int) -> None:
+        """Raises: BadInput when so many could not all be of use."""
+        if num_engines < 1:
+            raise BadInput(f"--jobs is {num_engines}.", "Take 1 or more.")
+        if num_engines > 1 and (self.ledger is None or self.ledger.chained):
+            raise BadInput(
+                f"--jobs {num_engines} is for parts that need not know each other.",
+                "Give --checkpoint_every N, and with diffusion --independent; or leave --jobs out.",
+            )
+
     def engine(self, engines: Sequence[Engine]) -> Engine:
         """What makes the video: the first engine, or all of them for its parts."""
         return LongVideo(engines, self.ledger, keep_parts=self.keep_parts) if self.ledger else engines[0]

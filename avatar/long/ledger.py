@@ -10,7 +10,9 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 
 PLAN, LINES, _LOCK = "plan.json", "ledger.jsonl", ".lock"
 _VERSION = 1
+_MADE = re.compile(r"part_\d{5}\.(mp4|json|jpg)|carry_\d{5}\.bin|\..+\.part")  # names of what is made here
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Ledger:
         self.chained = bool(plan["chained"])
         self.run = run_name(plan["made_from"], plan["spans"])
         self._lock = lock
+        self._writing = threading.Lock()
         self._lines: dict[int, Line] = {}
 
     @classmethod
@@ -162,12 +166,17 @@ class Ledger:
         self._lock.close()
 
     def _append(self, line: Line) -> None:
-        with (self.folder / LINES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(line)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        durable.sync(self.folder)
-        self._lines[line.part] = line
+        with self._writing, (self.folder / LINES).open("ab") as file:
+            before = file.tell()
+            try:
+                file.write((json.dumps(asdict(line)) + "\n").encode())
+                file.flush()
+                os.fsync(file.fileno())
+                durable.sync(self.folder)
+            except OSError:
+                os.truncate(self.folder / LINES, before)  # another engine's line must not follow half of one
+                raise
+            self._lines[line.part] = line
 
     def _read_lines(self) -> None:
         """Every line whose files are as it says; one cut short by the power, at the end, is no line."""
@@ -188,27 +197,28 @@ class Ledger:
             _check(self.carry(last.part), last.carry, self.folder)
 
     def _clear(self) -> None:
-        """Remove what no line speaks of."""
-        known = {PLAN, LINES, _LOCK}
+        """Remove what was made here and no line speaks of; nobody else's files."""
+        known = set()
         for part in self._lines:
             known |= {self.video(part).with_suffix(suffix).name for suffix in (".mp4", ".json", ".jpg")}
         if self._lines:
             known.add(self.carry(max(self._lines)).name)
         for path in self.folder.iterdir():
-            if path.name not in known:
+            if path.name not in known and _MADE.fullmatch(path.name):
                 log.info("%s: %s is unfinished and removed", self.folder.name, path.name)
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                path.unlink()
 
 
 def tidy(folder: Path, keep_parts: bool = False) -> None:
     """Remove what a finished video's ledger has left, and unless they are to be kept its parts."""
     if not (folder / LINES).exists() or (folder / PLAN).exists():
         return
-    if not keep_parts:
-        shutil.rmtree(folder)
-        return
-    (folder / _LOCK).unlink(missing_ok=True)
+    for path in list(folder.iterdir()):
+        if path.name == _LOCK or (_MADE.fullmatch(path.name) and not keep_parts):
+            path.unlink()
     (folder / LINES).unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def open_ledger(
@@ -266,8 +276,11 @@ def _keep(path: Path, target: Path) -> None:
         durable.replace(path, target)
         return
     near = target.with_name(f".{target.name}.part")
-    shutil.copyfile(path, near)
-    durable.replace(near, target)
+    try:
+        shutil.copyfile(path, near)
+        durable.replace(near, target)
+    finally:
+        near.unlink(missing_ok=True)
     path.unlink()
 
 

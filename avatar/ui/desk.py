@@ -68,6 +68,7 @@ class Run:
         self.draft = draft
         self.settings = settings
         self.owner = owner
+        self.kept = False  # in the gallery
         self.cancelled = threading.Event()
         self.over = threading.Event()
         self._users = 2  # of the work folder: the desk, and whoever follows
@@ -227,7 +228,8 @@ class Desk:
         """Whatever is left of a run goes to the gallery, or goes; then its follower is told why."""
         if run.ledger is not None:
             run.ledger.close()
-        self.gallery.discard(run.draft)
+        if not run.kept:
+            self.gallery.discard(run.draft)
         if failure is not None:
             run.say(failure)
         run.over.set()
@@ -278,7 +280,9 @@ class Desk:
             stopped=finished.stopped,
             error=finished.error,
         )
-        return self.gallery.keep(run.draft, about)
+        entry = self.gallery.keep(run.draft, about)
+        run.kept = True  # a draft of that name from now on is another run's
+        return entry
 
     def _engine_for(self, preset: Preset) -> Engine:
         """The open engine, if it serves this preset too; else a new one in its place. Raises: AvatarError."""

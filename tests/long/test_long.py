@@ -318,3 +318,21 @@ def test_parts_that_need_not_know_each_other_are_made_at_once(tmp_path):
     assert events[-1].num_frames == 150
     make(replace(one, output=tmp_path / "whole.mp4"), tmp_path / "w2", Coloured())
     assert packets(one.output) == packets(tmp_path / "whole.mp4")
+
+
+def test_nobody_elses_files_are_touched(tmp_path):
+    one = job(tmp_path)
+    one.parts_folder.mkdir()
+    (one.parts_folder / "notes.txt").write_text("mine")
+    (one.parts_folder / "photos").mkdir()
+    make(one, tmp_path / "w", Coloured())
+    assert sorted(path.name for path in one.parts_folder.iterdir()) == ["notes.txt", "photos"]
+
+
+def test_kept_parts_are_left_without_a_ledger(tmp_path):
+    one = job(tmp_path, keep_parts=True, resume=True)
+    make(one, tmp_path / "w", Coloured())
+    names = {path.name for path in one.parts_folder.iterdir()}
+    assert names == {f"part_0000{n}.{kind}" for n in range(6) for kind in ("mp4", "jpg", "json")}
+    with one.opened(tmp_path / "w2") as opened:
+        assert opened.finished == one.output
