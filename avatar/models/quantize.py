@@ -24,6 +24,7 @@ TINIEST = 1e-12  # rows that are smaller throughout are taken for zero
 ADALN = ".injector_adain_layers."
 SIDE_MULTIPLE = 16  # what the fp8 product asks of both sides of a weight
 TRIAL_SIDE = 512  # of the product that is tried on each device
+FEWEST_ROWS = 512  # fewer are padded: seen on an H200, cuBLAS refuses 16 scaled rows of 13824
 CHUNK_ROWS = 1024  # quantised at a time, to keep the peak in float32 low
 
 Product = Literal["scaled", "widened", "plain"]
@@ -84,9 +85,12 @@ class Float8Linear(nn.Module):
         product = product_on(x.device)
         if product == "widened":
             return (F.linear(x, widen(self.weight, x.dtype)) * self.scale + self.bias).to(x.dtype)
-        values, scale = quantise_rows(x.reshape(-1, x.shape[-1]))
+        rows = x.reshape(-1, x.shape[-1])
+        if product == "scaled" and len(rows) < FEWEST_ROWS:
+            rows = F.pad(rows, (0, 0, 0, FEWEST_ROWS - len(rows)))
+        values, scale = quantise_rows(rows)
         if product == "scaled":
-            out = self.multiply(values, scale)
+            out = self.multiply(values, scale)[: x.shape[:-1].numel()]
         else:
             out = F.linear(values.float(), self.weight.float()) * scale * self.scale + self.bias
         return out.to(x.dtype).unflatten(0, x.shape[:-1])
