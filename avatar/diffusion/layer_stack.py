@@ -6,11 +6,10 @@ order in which each step sees the blocks in turn.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +21,6 @@ from avatar.models.attention import (
     attention,
     attention_with_lse,
     join_parts,
-    with_repeats,
 )
 from avatar.models.audio_encoder import AudioTokens, Injection, InjectionContext
 from avatar.models.kv_cache import KeysValues, LayerCache, Ring, Window, place
@@ -57,7 +55,6 @@ class Pieces:
     project: Callable[..., tuple[Tensor, KeysValues]] = TransformerLayer.project_rotated
     place: Callable[..., None] = place
     join_parts: Callable[..., Tensor] = join_parts
-    with_repeats: Callable[..., Tensor] = with_repeats
     after_self_attention: Callable[..., tuple[Tensor, Tensor]] = TransformerLayer.after_self_attention
     after_cross_attention: Callable[..., Tensor] = TransformerLayer.after_cross_attention
     add_audio: Callable[..., Tensor] = Injection.add
@@ -93,7 +90,7 @@ class LayerStack:
 
     dtype: the residual stream's. ring_dtype: how rings are stored, None for the residual stream's dtype.
     visit: entered around each use of a layer, with its index; an offloader brings the layer and its injection
-    to the device there. A layout that splits heads says so, and overrides scatter, gather and new_ring.
+    to the device there. A layout that splits heads overrides scatter, gather and new_ring.
     """
 
     transformer: StreamingTransformer
@@ -105,21 +102,14 @@ class LayerStack:
     pieces: Pieces = field(default_factory=Pieces)
     ring_dtype: torch.dtype | None = None
     visit: Callable[[int], AbstractContextManager[Any]] = no_visit
-    splits_heads: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.caches: dict[int, LayerCache] = {}
         self.injections = {index: self.transformer.audio_injector.after_layer(index) for index in self.layers}
         self._audio: dict[tuple[int, int], InjectionContext] = {}  # by block and layer
 
-    def begin(self, text: Tensor, num_words: int | None = None) -> None:
-        """Forget the last generation, start with empty rings.
-
-        text: the embedded prompt, L C; its rows from num_words on are all the same, None: none are.
-        """
-        self._num_text_keys = len(text)
-        if num_words is not None:  # whole tiles; at least one row of the padding is left outside
-            self._num_text_keys = min(len(text), math.ceil(num_words / KEY_TILE) * KEY_TILE)
+    def begin(self, text: Tensor) -> None:
+        """Forget the last generation, start with empty rings. text: the embedded prompt, L C."""
         self.caches.clear()
         self._audio.clear()
         for index, layer in self._visited():
@@ -154,11 +144,10 @@ class LayerStack:
             if item.step not in cache.vectors:
                 cache.vectors[item.step] = layer.vectors(item.modulation)
             vectors = cache.vectors[item.step]
-            into = None if self.splits_heads else self._window_room.own
-            q, own = self.scatter(*pieces.project(layer, x, vectors, item.table, into))
+            q, own = self.scatter(*pieces.project(layer, x, vectors, item.table))
             attended = self.gather(self._attended(cache, q, own, item))
             x, query = pieces.after_self_attention(layer, x, attended, vectors)
-            x = pieces.after_cross_attention(layer, x, self._attended_text(cache, query), vectors)
+            x = pieces.after_cross_attention(layer, x, _attend(query, cache.text), vectors)
             injection = self.injections[index]
             if injection is not None:
                 context = self._injection_context(injection, index, item)
@@ -177,20 +166,6 @@ class LayerStack:
         """An empty ring for the heads that scatter leaves here."""
         config, dtype = self.transformer.config, self.ring_dtype or self.dtype
         return Ring.allocate(self.geometry, config.num_heads, config.head_dim, dtype, self.device)
-
-    def _attended_text(self, cache: LayerCache, q: Tensor) -> Tensor:
-        """Cross-attention's result; the padding's equal keys count without being attended to one by one."""
-        k, v = cache.text
-        count = self._num_text_keys
-        if count in (0, len(k)) or not attends_in_parts(q):
-            return _attend(q, cache.text)
-        part = attention_with_lse(q, k[:count], v[:count])
-        return self.pieces.with_repeats(q, part, k[-1], v[-1], len(k) - count)
-
-    def _own_in_place(self, own: KeysValues) -> None:
-        """The block's own keys and values in the window, if project has not written them there."""
-        if own.k is not self._window_room.own.k:
-            self.pieces.place(self._window_room.own, own, None)
 
     def _attended(self, cache: LayerCache, q: Tensor, own: KeysValues, item: Item) -> Tensor:
         """Self-attention's result; where it pays, a full ring is attended to where it lies."""
@@ -214,7 +189,7 @@ class LayerStack:
         padding = -(len(room.condition.k) + len(room.own.k) + num_left) % KEY_TILE
         near, left, filling = room.near(num_left, padding)
         place(room.condition, cache.conditions[item.anchor], item.condition_table)
-        self._own_in_place(own)
+        place(room.own, own, None)
         if num_left:
             place(left, KeysValues(past.k[whole:], past.v[whole:]), None)
         if padding:
@@ -228,7 +203,7 @@ class LayerStack:
         """What the block attends to; afterwards the ring holds the block too."""
         ring, room = cache.rings[item.step], self._window_room
         self.pieces.place(room.condition, cache.conditions[item.anchor], item.condition_table)
-        self._own_in_place(own)
+        self.pieces.place(room.own, own, None)
         whole = room.with_past(ring)
         ring.append(room.own)
         return whole

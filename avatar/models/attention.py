@@ -109,20 +109,6 @@ def join_parts(
     return (out + second[0].float() * (second_sum / total).unsqueeze(-1)).to(q.dtype)
 
 
-def with_repeats(q: Tensor, part: tuple[Tensor, Tensor], key: Tensor, value: Tensor, repeats: int) -> Tensor:
-    """Attention as if one more key, h d, with its value stood there so many times: N h d.
-
-    part: attention to the other keys, as attention_with_lse gives it.
-    """
-    score = (q.float() * key.float()).sum(-1) * q.shape[-1] ** -0.5
-    lse = part[1].t()
-    top = torch.maximum(lse, score)
-    others, repeated = (lse - top).exp(), repeats * (score - top).exp()
-    total = others + repeated
-    out = part[0].float() * (others / total).unsqueeze(-1)
-    return (out + value.float() * (repeated / total).unsqueeze(-1)).to(q.dtype)
-
-
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:
     """How much of each of a few keys every query takes: plain arithmetic that compiles into the code around.
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avatar.models.attention import HALF_DTYPES
-from avatar.models.kv_cache import KeysValues, place
+from avatar.models.kv_cache import KeysValues
 from avatar.models.quantize import join_linears
 from avatar.models.rope import rotate
 
@@ -21,7 +21,7 @@ from avatar.models.rope import rotate
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """Layer norm without weights, then scale and shift, in float32; returns x's dtype."""
     normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
-    return (normed * (1 + scale.float()) + shift.float()).to(x.dtype)
+    return (normed * (1 + scale) + shift).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -89,27 +89,18 @@ class TransformerLayer(nn.Module):
         self.modulation = nn.Parameter(torch.empty(1, 6, dim))
 
     def vectors(self, modulation: Tensor) -> Tensor:
-        """Shift, scale and gate of self-attention and feed-forward; modulation: the time embedding's, 6 C.
-
-        Added in float32, kept in the norms' dtype: every token reads them again.
-        """
-        return (self.modulation[0].float() + modulation).to(self.norm3.weight.dtype)
+        """Shift, scale and gate of self-attention and feed-forward; modulation: the time embedding's, 6 C."""
+        return self.modulation[0].float() + modulation
 
     def project(self, x: Tensor, vectors: Tensor) -> tuple[Tensor, KeysValues]:
         """Self-attention's queries, keys and values, not rotated."""
         shift, scale, *_ = vectors.unbind()
         return self.self_attn.project(modulate(x, shift, scale, self.eps))
 
-    def project_rotated(
-        self, x: Tensor, vectors: Tensor, table: Tensor, into: KeysValues | None = None
-    ) -> tuple[Tensor, KeysValues]:
-        """Self-attention's queries, keys and values, at their positions; into: where the latter two go."""
+    def project_rotated(self, x: Tensor, vectors: Tensor, table: Tensor) -> tuple[Tensor, KeysValues]:
+        """Self-attention's queries, keys and values, at their positions."""
         q, own = self.project(x, vectors)
-        own = KeysValues(rotate(own.k, table), own.v)
-        if into is not None:
-            place(into, own, None)
-            own = into
-        return rotate(q, table), own
+        return rotate(q, table), KeysValues(rotate(own.k, table), own.v)
 
     def after_self_attention(self, x: Tensor, attended: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """The residual with self-attention's result (N h d) added, and cross-attention's queries."""

@@ -15,7 +15,7 @@ from avatar.diffusion.layer_stack import Item, LayerStack, Pieces
 from avatar.diffusion.rollout import rollout
 from avatar.diffusion.schedule import Schedule
 from avatar.errors import BadInput
-from avatar.models.attention import join_parts, with_repeats
+from avatar.models.attention import join_parts
 from avatar.models.kv_cache import KeysValues, LayerCache, Ring
 from avatar.models.rope import rotate
 from tests.diffusion.streams import NAMES, Stream, relative_error
@@ -109,14 +109,14 @@ def vars_of(stack: LayerStack) -> dict[str, object]:
 class KeepsEverything(LayerStack):
     """The slow twin: all frames ever made, in order; attends to the last window_frames of them."""
 
-    def begin(self, text: Tensor, num_words: int | None = None) -> None:
+    def begin(self, text: Tensor) -> None:
         super().begin(text)
         self.kept: dict[tuple[int, int], list[KeysValues]] = {}
 
     def _window(self, cache: LayerCache, own: KeysValues, item: Item) -> KeysValues:
         layer = next(index for index, other in self.caches.items() if other is cache)
         kept = self.kept.setdefault((layer, item.step), [])
-        kept.append(KeysValues(*(t.clone() for t in own)))
+        kept.append(own)
         condition, tokens = (
             cache.conditions[item.anchor],
             self.geometry.window_frames * self.geometry.frame_tokens,
@@ -145,8 +145,8 @@ def test_a_ring_of_8_frames_over_10_clips_equals_keeping_everything():
 
 @pytest.mark.parametrize("backend", ["aot_eager", COMPILER])
 def test_compiled_equals_eager_and_is_compiled_once(backend):
-    """Five graphs serve all layers, blocks, steps and both anchors; any recompilation after block 0 would
-    raise. join_parts and with_repeats have none on a CPU."""
+    """Six graphs serve all layers, blocks, steps and both anchors; any recompilation after block 0 would
+    raise. place has two, of condition and own; join_parts has none on a CPU."""
     stream = Stream.load("refresh_pose")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -162,7 +162,7 @@ def test_compiled_equals_eager_and_is_compiled_once(backend):
             done.append(denoiser.collect())
     finally:
         torch.compiler.set_stance("default")
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(dataclasses.fields(Pieces)) - 2
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(dataclasses.fields(Pieces))
     assert relative_error(torch.cat(done, dim=1), stream.tensors["latents"]) < 1e-5
 
 
@@ -171,11 +171,10 @@ def test_a_ring_attended_to_where_it_lies_is_the_window_in_one_piece(window_fram
     """As with cuDNN, but its kernel written out, and tiles so small that ring, rest and padding all occur."""
     stream = Stream.load("refresh_pose")
     geometry = dataclasses.replace(stream.geometry, window_frames=window_frames)
-    joined, repeated = [], []
+    joined = []
 
     def run() -> Tensor:
-        schedule = stream.denoiser().schedule
-        pieces = Pieces(join_parts=record, with_repeats=record_repeats)
+        schedule, pieces = stream.denoiser().schedule, Pieces(join_parts=record)
         denoiser = LocalDenoiser(stream.transformer(), geometry, schedule, pieces=pieces)
         return torch.cat(list(rollout(stream.conditions, denoiser, num_blocks=8, seed=3)), dim=1)
 
@@ -183,21 +182,14 @@ def test_a_ring_attended_to_where_it_lies_is_the_window_in_one_piece(window_fram
         joined.append(arguments[-1])
         return join_parts(*arguments)
 
-    def record_repeats(*arguments) -> Tensor:
-        repeated.append(arguments[-1])
-        return with_repeats(*arguments)
-
     expected = run()
     assert not joined
-    assert not repeated
     monkeypatch.setattr(layer_stack, "attends_in_parts", lambda q: True)
     monkeypatch.setattr(layer_stack, "attention_with_lse", with_lse)
     monkeypatch.setattr(layer_stack, "KEY_TILE", 7)
     assert relative_error(run(), expected) < 1e-5
     assert joined
     assert all(joined)  # each time with padding
-    text_len, words = stream.transformer().config.text_len, len(stream.conditions.text)
-    assert set(repeated) == {text_len - -(-words // 7) * 7}
 
 
 def test_a_session_may_see_more_sizes_than_dynamo_allows_by_default():
@@ -243,7 +235,7 @@ class Stages:
     def __init__(self, denoiser: LocalDenoiser, cuts: list[range]) -> None:
         self.stages = [LayerStack(**vars_of(denoiser.stack) | {"layers": cut}) for cut in cuts]
 
-    def begin(self, text: Tensor, num_words: int | None = None) -> None:
+    def begin(self, text: Tensor) -> None:
         for stage in self.stages:
             stage.begin(text)
 
@@ -283,8 +275,6 @@ class SplitHeads(LayerStack):
     heads: slice
     others: list[Tensor]
 
-    splits_heads = True
-
     def scatter(self, q: Tensor, own: KeysValues) -> tuple[Tensor, KeysValues]:
         return q[:, self.heads], KeysValues(own.k[:, self.heads], own.v[:, self.heads])
 
@@ -319,7 +309,7 @@ def test_a_layout_may_split_the_heads():
 class Recorder(LayerStack):
     """Keeps what every self-attention gave."""
 
-    def begin(self, text: Tensor, num_words: int | None = None) -> None:
+    def begin(self, text: Tensor) -> None:
         self.results: list[Tensor] = []
         super().begin(text)
 
