@@ -60,7 +60,7 @@ def connect() -> int:
         import ray
     except ImportError as error:
         raise BadInput(
-            "Ray is not installed.", "Run: pip install -r requirements-ray.txt; or leave out --executor ray."
+            "Ray is not installed.", "Run: pip install 'ray>=2.50,<3'; or leave out --executor ray."
         ) from error
     try:
         if not ray.is_initialized():
