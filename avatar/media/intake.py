@@ -135,7 +135,7 @@ def _open_folder(folder: Path, kind: str, undo: ExitStack) -> None:
     try:
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         for path in reversed(missing):
-            path.mkdir()
+            path.mkdir(exist_ok=True)  # another job may make it just now
             undo.callback(_remove_if_empty, path)
         with tempfile.TemporaryFile(dir=folder):
             pass
