@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 from visiting import Server, Visitor, start_server, wait_until
 
 Visit = Callable[..., Visitor]
@@ -36,18 +37,18 @@ def test_a_preset_fills_the_settings_and_they_survive_a_reload(server: Server, v
     visitor = visit(server.url)
     page = visitor.page
     page.click("#advanced > button")
-    assert page.is_visible("#advanced >> text=Seed")
+    page.wait_for_selector("#advanced >> text=Seed")
     assert not page.is_visible("#advanced >> text=Sampling steps")  # the preview has none
     page.click(".presets summary")
     page.click('.card[data-id="4x4090-low-vram"]')
     page.wait_for_selector("#advanced >> text=Sampling steps")
-    assert page.input_value('#advanced [aria-label="Size (width*height)"]') == "688*368"
-    assert "does not fit" in page.inner_text("#plan")
+    expect(page.locator('#advanced [aria-label="Size (width*height)"]')).to_have_value("688*368")
+    expect(page.locator("#plan")).to_contain_text("does not fit")
     page.locator("#prompt textarea").press_sequentially("A warm voice")
-    page.wait_for_timeout(1500)
+    page.wait_for_timeout(3000)
     page.reload()
     page.wait_for_selector('.card[data-id="4x4090-low-vram"][aria-checked="true"]', state="attached")
-    assert page.input_value("#prompt textarea") == "A warm voice"
+    expect(page.locator("#prompt textarea")).to_have_value("A warm voice")
     page.click('.card[data-id="auto"]')
     page.wait_for_selector("#prompt", state="hidden")
 
