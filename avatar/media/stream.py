@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 PROGRESS_S = 0.4  # between two Progress events at most
 
-_OPENING_S = 1.0  # the first two segments are this short, so that playing starts early
+_OPENING_S = 0.72  # the first two segments are this short, so that playing starts early
 _QUEUED_BATCHES = 2  # frames waiting for the encoder, in batches as the source makes them
 _BATCH = 25  # frames that are encoded between two looks at the stop sign
 

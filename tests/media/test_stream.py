@@ -100,7 +100,7 @@ def test_a_whole_run(ask: Ask) -> None:
     assert error is None
     segments, finished = of(Segment, events), events[-1]
     assert [segment.num_frames for segment in segments] == segment_lengths(103, 2.0, 25)
-    assert [segment.start_frame for segment in segments] == [0, 25, 50]
+    assert [segment.start_frame for segment in segments] == [0, 18, 36, 86]
     assert all(segment.path.parent == request.work for segment in segments)
     assert finished == Finished(request.output, request.output.with_suffix(".json"), 103, 4.12)
     assert np.abs(decode_pictures(request.output).astype(int) - moving(103)).mean() < 4
@@ -109,7 +109,7 @@ def test_a_whole_run(ask: Ask) -> None:
         assert abs(float(told[kind]["duration"]) - 103 / 25) < 0.04
     last = of(Progress, events)[-1]
     assert (last.phase, last.frames_done, last.num_frames) == (Phase.FINISHING, 103, 103)
-    assert (last.segments_done, last.num_segments, last.eta_s) == (3, 3, 0.0)
+    assert (last.segments_done, last.num_segments, last.eta_s) == (4, 4, 0.0)
     assert last.fps > 0
     assert 0 < last.first_frame_s < last.elapsed_s
     assert no_threads_left()
@@ -299,8 +299,8 @@ def test_a_full_disk_is_told_and_whole_segments_are_kept(ask: Ask, monkeypatch: 
     assert no_threads_left()
     finished = events[-1]
     assert isinstance(finished, Finished)
-    assert (finished.num_frames, finished.stopped, finished.error) == (50, True, str(error))
-    assert len(coded_pictures(request.output)) == 50
+    assert (finished.num_frames, finished.stopped, finished.error) == (36, True, str(error))
+    assert len(coded_pictures(request.output)) == 36
     assert len(list(request.work.glob("*.mp4"))) == 2, "whole segments, which are perhaps being played"
 
 
@@ -339,11 +339,11 @@ def test_a_killed_run_is_finished_from_its_segments(ask: Ask) -> None:
     (request.work / "whole.mp4").write_bytes(b"what the killed process was writing")
     finished = finish_from_segments(request, of(Segment, events)[:2], "The engine died.", label="test")
     assert finished is not None
-    assert (finished.num_frames, finished.stopped, finished.error) == (50, True, "The engine died.")
-    assert len(coded_pictures(request.output)) == 50
-    assert abs(float(probe(request.output)["audio"]["duration"]) - 2) < 0.04
+    assert (finished.num_frames, finished.stopped, finished.error) == (36, True, "The engine died.")
+    assert len(coded_pictures(request.output)) == 36
+    assert abs(float(probe(request.output)["audio"]["duration"]) - 36 / 25) < 0.04
     report = read_report(finished.report)
-    assert (report.width, report.height, report.engine, report.num_frames) == (96, 64, "test", 50)
+    assert (report.width, report.height, report.engine, report.num_frames) == (96, 64, "test", 36)
     assert request.output.with_suffix(".jpg").is_file()
 
 
@@ -358,7 +358,7 @@ def test_segments_that_are_gone_cannot_be_joined(ask: Ask) -> None:
 @pytest.mark.parametrize("segment_s", [0.4, 1.0, 2.0, 5.0])
 def test_segment_lengths(num_frames: int, segment_s: float) -> None:
     lengths = segment_lengths(num_frames, segment_s, 25)
-    opening, regular = min(25, round(segment_s * 25)), round(segment_s * 25)
+    opening, regular = min(18, round(segment_s * 25)), round(segment_s * 25)
     assert sum(lengths) == num_frames
     assert lengths[:-1] == ([opening] * 2 + [regular] * len(lengths))[: len(lengths) - 1]
     assert lengths[-1] < regular + opening // 2
