@@ -14,6 +14,7 @@ from avatar.geometry import Size
 from avatar.media.portrait import read_portrait
 from avatar.media.speech import SpeechReader
 from avatar.preview.face import Face, find_face
+from avatar.preview.landmarks import Crop, landmarks
 from avatar.preview.performance import perform
 from avatar.preview.placed import face_from_points
 from avatar.preview.points import FacePoints
@@ -44,7 +45,9 @@ class PreviewSource:
     def __init__(self) -> None:
         """Load the models, so that the first request finds them ready."""
         self._network = VisemeNetwork.load()
-        find_face(np.zeros((128, 128, 3), np.uint8))
+        blank = np.zeros((128, 128, 3), np.uint8)
+        find_face(blank)  # no face, so that it does not come to the landmarks
+        landmarks(blank, Crop(np.full(2, 64.0), 128.0, 0.0))
 
     def frames(
         self, request: Request, cancelled: Callable[[], bool]
