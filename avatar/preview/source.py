@@ -49,9 +49,7 @@ class PreviewSource:
         find_face(blank)  # no face, so that it does not come to the landmarks
         landmarks(blank, Crop(np.full(2, 64.0), 128.0, 0.0))
 
-    def frames(
-        self, request: Request, cancelled: Callable[[], bool]
-    ) -> Iterator[Frames | Notice | Progress]:
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
         """Yield uint8 (T, H, W, 3) RGB. Raises: BadInput when there is no face, Cancelled."""
         yield Progress(Phase.ENCODING)
         image = read_portrait(request.portrait)
