@@ -21,7 +21,8 @@ class FrameSource(Protocol):
     """What an engine adds of its own: frames in order, with notices and progress between them.
 
     It knows nothing of encoding, segments, files or processes: media.stream does that for every engine,
-    and avatar.worker runs it in a process of its own.
+    and avatar.worker runs it in a process of its own. One that pins host memory has a further method
+    `pinned_bytes() -> int`, how much it holds now; another thread asks it twice a second.
     """
 
     label: str  # shown wherever the output shows: "preview", or "" for the real thing
