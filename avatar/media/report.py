@@ -25,6 +25,7 @@ class GpuUse:
     """The most that a run had of one GPU; None where the driver does not tell. index: NVML's number.
 
     peak_bytes: in use by the engine's processes. card_peak_bytes: by everyone, the driver's own left out.
+    planned_bytes: the plan's peak, filled in by RunReport.gpus.
     """
 
     index: int
@@ -32,6 +33,7 @@ class GpuUse:
     peak_bytes: int | None
     card_peak_bytes: int | None
     total_bytes: int | None
+    planned_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,22 @@ class RunReport:
             return True
         return None if self.error is not None and self.error_kind in (None, "WorkerLost") else False
 
-    def planned_bytes(self, gpu_index: int) -> int | None:
-        """Planned peak of a GPU by NVML's number; None where nothing was planned for it."""
-        return next((gpu["peak_bytes"] for gpu in _planned_gpus(self) if gpu["index"] == gpu_index), None)
+    @property
+    def gpus(self) -> list[GpuUse]:
+        """GPUs that the plan or the run had a part for, by index; without a plan, also those that may."""
+        planned = {gpu["index"]: gpu for gpu in _planned_gpus(self)}
+        used = {gpu.index: gpu for gpu in (self.memory.gpus if self.memory else ())}
+        found = []
+        for index in sorted(planned | used):
+            plan = planned.get(index)
+            gpu = used.get(index) or GpuUse(index, None, None, None, plan["total_bytes"] if plan else None)
+            if plan is not None or gpu.peak_bytes or (self.plan is None and gpu.peak_bytes is None):
+                found.append(replace(gpu, planned_bytes=plan["peak_bytes"] if plan else None))
+        return found
+
+    @property
+    def host_planned_bytes(self) -> int | None:
+        return None if self.plan is None else self.plan["host"]["peak_bytes"]
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
