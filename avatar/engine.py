@@ -22,7 +22,8 @@ class FrameSource(Protocol):
 
     It knows nothing of encoding, segments, files or processes: media.stream does that for every engine,
     and avatar.worker runs it in a process of its own. One that pins host memory has a further method
-    `pinned_bytes() -> int`, how much it holds now; another thread asks it twice a second.
+    `pinned_bytes() -> int`, how much it holds now; another thread asks it twice a second. One that plans for
+    itself has `plan_for(request) -> memory.plan.Plan`, which goes into the run's report.
     """
 
     label: str  # shown wherever the output shows: "preview", or "" for the real thing

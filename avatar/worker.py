@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -304,6 +305,11 @@ def serve(link: Connection) -> None:
             except OSError:
                 os._exit(0)
 
+    def begin(run: Run) -> dict[str, Any] | None:
+        plan = planned(built, run.request, opened.options.get("weights"))
+        send(Begun(run.run, plan))
+        return plan
+
     meter = Meter(pinned)
     threading.Thread(target=listen, daemon=True).start()
     threading.Thread(target=beat, daemon=True).start()
@@ -314,9 +320,7 @@ def serve(link: Connection) -> None:
         error: AvatarError | None = None
         try:
             meter.restart()
-            plan = planned(run.request.preset, opened.options.get("weights"))
-            send(Begun(run.run, plan))
-            stopped = cancelled[run.run].is_set
+            stopped, plan = cancelled[run.run].is_set, partial(begin, run)
             for event in stream_frames(built, run.request, stopped, plan=plan, use=meter.look):
                 send(event)
         except AvatarError as told:

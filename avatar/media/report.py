@@ -139,9 +139,8 @@ def read_report(path: Path) -> RunReport:
         known = {f.name for f in fields(RunReport)}
         report = RunReport(**{key: value for key, value in data.items() if key in known})
         # Reports of earlier versions name the rungs only, and know no memory.
-        report.rungs = [
-            RungTaken(rung) if isinstance(rung, str) else RungTaken(**rung) for rung in report.rungs
-        ]
+        rungs = data.get("rungs", [])
+        report.rungs = [RungTaken(one) if isinstance(one, str) else RungTaken(**one) for one in rungs]
         report.memory = _memory(data["memory"]) if data.get("memory") else None
         _check(report)
         return report

@@ -53,12 +53,12 @@ def stream_frames(
     cancelled: Callable[[], bool] = lambda: False,
     *,
     encoder_threads: int = 1,
-    plan: dict[str, Any] | None = None,
+    plan: Callable[[], dict[str, Any] | None] = lambda: None,
     use: Callable[[], MemoryUse | None] = lambda: None,
 ) -> Iterator[Event]:
     """Run source to its end and yield events; progress at least twice a second; Finished last.
 
-    plan, use: for the report, what was planned, and what the run has used so far.
+    plan, use: for the report; the first is asked as the run begins, the second at its end.
 
     The source runs in one thread, the encoder in another; a slow consumer slows neither. Closing the iterator
     cancels the source and finishes the file with what was made. When cancelled() says yes, the last event is
@@ -66,8 +66,7 @@ def stream_frames(
     made Finished(stopped=True, error=…) comes, then the error is raised. The thumbnail (.jpg) and the report
     (.json) lie beside request.output.
     """
-    run = _Run(source, request, cancelled, encoder_threads)
-    run.report.plan, run.use = plan, use
+    run = _Run(source, request, cancelled, encoder_threads, plan, use)
     try:
         run.start()
         yield from run.events()
@@ -81,7 +80,13 @@ class _Run:
     """One run: a thread that renders, one that encodes, and what they tell the consumer."""
 
     def __init__(
-        self, source: FrameSource, request: Request, cancelled: Callable[[], bool], encoder_threads: int
+        self,
+        source: FrameSource,
+        request: Request,
+        cancelled: Callable[[], bool],
+        encoder_threads: int,
+        plan: Callable[[], dict[str, Any] | None],
+        use: Callable[[], MemoryUse | None],
     ) -> None:
         self.error: BaseException | None = None  # the first one
         self.finished: Finished | None = None
@@ -98,8 +103,8 @@ class _Run:
             for work in (self._render, self._encode)
         ]
         self._clock = Clock(request.num_frames, len(self._lengths))
-        self.report = new_report(request, source.label)
-        self.use: Callable[[], MemoryUse | None] = lambda: None
+        self._report = new_report(request, source.label)
+        self._plan, self._use = plan, use
         self._made = 0  # frames that the source gave
 
     def start(self) -> None:
@@ -139,15 +144,16 @@ class _Run:
             self._segments.append(event)
             self._clock.segment_done()
         if isinstance(event, Notice):
-            self.report.notices.append(asdict(event))
+            self._report.notices.append(asdict(event))
             if event.rung:
                 taken = RungTaken(event.rung, event.code, event.text, self._made, event.values)
-                self.report.rungs.append(taken)
+                self._report.rungs.append(taken)
         self._told.put(event)
 
     def _render(self) -> None:
         """First thread: frames from the source to the encoder, until all are made or something stops it."""
         try:
+            self._report.plan = self._plan()
             for item in self._source.frames(self._request, self._cancelled):
                 if self._cancelled():
                     raise Cancelled("The run was stopped.")
@@ -216,7 +222,7 @@ class _Run:
                 pass
             if self._segments:
                 self._count_up()
-                self.finished = _join(request, self.report, self._segments, _told_text(self.error))
+                self.finished = _join(request, self._report, self._segments, _told_text(self.error))
         finally:
             self._told.put(None)
 
@@ -237,16 +243,16 @@ class _Run:
         for segment in writer.finish():
             self._tell(segment)
         self._count_up()
-        self.report.width, self.report.height = writer.width, writer.height
-        self.report.stopped = self.error is not None
-        self.finished = publish(self._request, self.report, writer.num_frames, _told_text(self.error))
+        self._report.width, self._report.height = writer.width, writer.height
+        self._report.stopped = self.error is not None
+        self.finished = publish(self._request, self._report, writer.num_frames, _told_text(self.error))
 
     def _count_up(self) -> None:
         """Times, memory and the kind of error into the report."""
-        report, state = self.report, self._clock.progress()
+        report, state = self._report, self._clock.progress()
         report.elapsed_s, report.first_frame_s = state.elapsed_s, state.first_frame_s
         report.frames_per_s, report.first_segment_s = state.fps, self._clock.first_segment_s
-        report.memory, report.error_kind = self.use(), error_kind(self.error)
+        report.memory, report.error_kind = self._use(), error_kind(self.error)
 
 
 def finish_from_segments(

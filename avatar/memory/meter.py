@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from avatar.engine import FrameSource
 from avatar.errors import AvatarError
 from avatar.media.report import GpuUse, MemoryUse
 from avatar.memory.gauges import Gauges
 from avatar.memory.inventory import probe
+from avatar.memory.plan import Plan
 from avatar.memory.planner import plan
-from avatar.preset import Preset
+from avatar.request import Request
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +59,15 @@ class Meter:
             self.look()
 
 
-def planned(preset: Preset, weights: Path | None) -> dict[str, Any] | None:
-    """The plan of a run that begins here and now, as plain data; None for what the planner cannot plan."""
+def planned(source: FrameSource, request: Request, weights: Path | None) -> dict[str, Any] | None:
+    """The plan of a run that begins here and now, as plain data: the source's own if it makes one.
+
+    None for what cannot be planned.
+    """
+    plan_for = getattr(source, "plan_for", None)
     try:
-        return plan(preset, probe(weights)).as_dict()
+        found: Plan = plan(request.preset, probe(weights)) if plan_for is None else plan_for(request)
+        return found.as_dict()
     except AvatarError as error:
         log.info("no plan: %s", error)
         return None

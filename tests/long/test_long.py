@@ -129,7 +129,7 @@ def test_the_films_report_has_the_most_of_its_parts_and_where_rungs_were_taken(t
                 "gpus": [{"index": 0, "peak_bytes": 8 - part, "total_bytes": 10}],
                 "host": {"peak_bytes": 5},
             }
-            yield from stream_frames(self.source, request, plan=plan, use=lambda: use)
+            yield from stream_frames(self.source, request, plan=lambda: plan, use=lambda: use)
 
     one = job(tmp_path, 4.0)
     (tmp_path / "w").mkdir()

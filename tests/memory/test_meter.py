@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
+from typing import Any
 
 from avatar.memory import gauges, meter
-from avatar.memory.inventory import probe
+from avatar.memory.inventory import Inventory, probe
 from avatar.memory.planner import plan
 from avatar.preset import load_preset
 
@@ -72,9 +74,14 @@ def test_it_looks_by_itself(monkeypatch):
 
 
 def test_the_plan_of_a_run_is_plain_data_or_none():
-    told = meter.planned(load_preset("cpu-preview"), None)
-    expected = plan(load_preset("cpu-preview"), probe())
-    assert told is not None
-    assert told["host"]["peak_bytes"] == expected.host.peak_bytes
-    assert (told["engine"], told["gpus"]) == ("preview", [])
-    assert meter.planned(load_preset("auto"), None) is None
+    def told(source: object, name: str) -> dict[str, Any] | None:
+        request = SimpleNamespace(preset=load_preset(name))
+        return meter.planned(source, request, None)  # type: ignore[arg-type]
+
+    preview = told(object(), "cpu-preview")
+    assert preview is not None
+    assert preview["host"]["peak_bytes"] == plan(load_preset("cpu-preview"), probe()).host.peak_bytes
+    assert (preview["engine"], preview["gpus"]) == ("preview", [])
+    assert told(object(), "auto") is None, "no plan yet"
+    own = plan(load_preset("80gb"), Inventory.imagine(1, 80))
+    assert told(SimpleNamespace(plan_for=lambda request: own), "auto") == own.as_dict()
