@@ -36,6 +36,7 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
         "models",
         "diffusion",
         "parallel",
+        "memory.host_modules",
         "memory.offload",
         "memory.pinned",
         "bench",

@@ -18,9 +18,13 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from avatar.memory.pinned import Layout, host_buffer, moved_to
+from avatar.memory.host_modules import HostModules, tensors_of
+from avatar.memory.pinned import Layout, host_buffer
+from avatar.memory.placement import Placement, spread
+from avatar.models.config import ModelConfig
 from avatar.models.kv_cache import Ring
 from avatar.models.transformer import LayerParts, StreamingTransformer
+from avatar.models.weights import Settle, stay
 
 RING_SLOTS = 2  # rings on the device at a time: one at work, one on its way
 
@@ -166,11 +170,6 @@ class Conveyor(Generic[Key, Place]):
             slot.key = key
 
 
-def spread(num_layers: int, layers_on_host: int) -> tuple[int, ...]:
-    """Which layers wait on the host: evenly among the others, so that each copy has time to come."""
-    return tuple(index * num_layers // layers_on_host for index in range(layers_on_host))
-
-
 class HostLayers(Conveyor[int, "LayerSlot"]):
     """Some of a transformer's layers, their audio injections with them, each in one buffer on the host."""
 
@@ -179,7 +178,9 @@ class HostLayers(Conveyor[int, "LayerSlot"]):
     ) -> None:
         """Take the layers out of a model that is loaded and fused; their tensors may be anywhere."""
         self._parts = [model.layer_parts(index) for index in range(model.config.num_layers)]
-        self.buffers = {index: _taken(self._parts[index], device) for index in sorted(indices)}
+        self.buffers = {
+            index: HostModules(_modules(self._parts[index]), device).buffer for index in sorted(indices)
+        }
         widest = max(self.buffers, key=lambda index: self.buffers[index].nbytes)
         slots = [LayerSlot.like(self._parts[widest], device) for _ in range(num_slots)]
         super().__init__(device, slots, list(self.buffers))
@@ -220,46 +221,35 @@ class LayerSlot:
     @classmethod
     def like(cls, parts: LayerParts, device: torch.device) -> LayerSlot:
         """The same modules over a buffer of their own."""
-        found = _tensors(parts)
-        layout = Layout.of(found.values())
+        tensors = tensors_of(_modules(parts)).values()
+        layout = Layout.of(tensors)
         buffer = torch.zeros(layout.num_bytes, dtype=torch.uint8, device=device)
         views = {
-            id(tensor): _parameter(view) if isinstance(tensor, nn.Parameter) else view
-            for tensor, view in zip(found.values(), layout.views(buffer), strict=True)
+            id(tensor): nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
+            for tensor, view in zip(tensors, layout.views(buffer), strict=True)
         }
         return cls(buffer, copy.deepcopy(parts, memo=views))
 
 
-def _tensors(parts: LayerParts) -> dict[tuple[nn.Module, str], Tensor]:
-    """Every parameter and buffer by its owner and name; the layer's come before the injection's."""
-    modules = [module for part in parts if part is not None for module in part.modules()]
-    return {
-        (module, name): tensor
-        for module in modules
-        for name, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None
-    }
+def _modules(parts: LayerParts) -> list[nn.Module]:
+    """The layer's tensors come before the injection's."""
+    return [part for part in parts if part is not None]
 
 
-def _taken(parts: LayerParts, device: torch.device) -> Tensor:
-    """Move a layer's tensors into one buffer on the host; the modules keep views of it."""
-    found = _tensors(parts)
-    layout = Layout.of(found.values())
-    buffer = host_buffer(layout.num_bytes, device)
-    for (module, name), view in zip(found, moved_to(buffer, layout, list(found.values())), strict=True):
-        _put(module, name, view)
-    return buffer
+def settle_on_host(config: ModelConfig, placement: Placement) -> Settle:
+    """Send a loading model's layers that will wait on the host there, tensor by tensor, injections too."""
+    if not placement.layers_on_host:
+        return stay
+    indices = spread(config.num_layers, placement.layers_on_host)
+    injections = [config.audio_inject_layers.index(i) for i in indices if i in config.audio_inject_layers]
+    prefixes = [f"blocks.{index}." for index in indices]
+    for name in ("injector", "injector_adain_layers"):
+        prefixes += [f"audio_injector.{name}.{index}." for index in injections]
 
+    def settle(name: str, tensor: Tensor) -> Tensor:
+        return tensor.cpu() if name.startswith(tuple(prefixes)) else tensor
 
-def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
-    if name in module._parameters:
-        module._parameters[name] = _parameter(tensor)
-    else:
-        module._buffers[name] = tensor
-
-
-def _parameter(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor, requires_grad=False)
+    return settle
 
 
 class HostRings(Conveyor[tuple[int, int], Ring]):

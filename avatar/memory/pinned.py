@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,11 +87,3 @@ class Layout:
             buffer[start : start + shape.numel() * dtype.itemsize].view(dtype).as_strided(shape, strides)
             for shape, strides, dtype, start in self.entries
         ]
-
-
-def moved_to(buffer: Tensor, layout: Layout, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies of tensors in a buffer, laid out so."""
-    views = layout.views(buffer)
-    for view, tensor in zip(views, tensors, strict=True):
-        view.copy_(tensor)
-    return views
