@@ -21,9 +21,9 @@ class FrameSource(Protocol):
     """What an engine adds of its own: frames in order, with notices and progress between them.
 
     It knows nothing of encoding, segments, files or processes: media.stream does that for every engine,
-    and avatar.worker runs it in a process of its own. One that pins host memory has a further method
-    `pinned_bytes() -> int`, how much it holds now; another thread asks it twice a second. One that plans for
-    itself has `plan_for(request) -> memory.plan.Plan`, which goes into the run's report.
+    and avatar.worker runs it in a process of its own. Two further methods are for sources that have something
+    to tell: `plan_for(request)`, the memory.plan.Plan by which it acts, for the run's report; `pinned_bytes()`,
+    the page-locked host memory that it holds now, which another thread asks twice a second.
     """
 
     label: str  # shown wherever the output shows: "preview", or "" for the real thing

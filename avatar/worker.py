@@ -120,7 +120,7 @@ class EngineProcess:
 
     @property
     def pinned_bytes(self) -> int | None:
-        """Page-locked memory that the child held at its last heartbeat; None where it does not tell."""
+        """Page-locked memory that the child held at its last heartbeat; None before the first."""
         if self.pid is None:
             return 0
         return self._use.pinned_bytes if self._use else None
@@ -277,9 +277,9 @@ def serve(link: Connection) -> None:
     cancelled: dict[int, threading.Event] = {}
     source: FrameSource | None = None
 
-    def pinned() -> int | None:
+    def pinned() -> int:
         tell = getattr(source, "pinned_bytes", None)
-        return None if tell is None else tell()
+        return 0 if tell is None else int(tell())
 
     def send(message: Any) -> None:
         with sending:

@@ -16,6 +16,7 @@ from avatar.media.report import RUNG_OOM, GpuUse, MemoryUse, RungTaken, RunRepor
 from avatar.memory.fit import availability
 from avatar.memory.gauges import GpuReading, HostReading, Reading
 from avatar.memory.inventory import Inventory
+from avatar.memory.placement import ALL_ON_GPU, Placement
 from avatar.memory.planner import plan
 from avatar.preset import load_preset, load_presets
 from avatar.ui.examples import Examples
@@ -89,7 +90,8 @@ def test_one_row_for_each_gpu_and_the_host(count: int):
 def test_pinned_memory_has_a_row_where_there_is_a_gpu_or_some_is_pinned():
     assert "Pinned memory – / 16.0 GiB" in Outline(render_gauges(Reading((gpu(),), HOST), "en")).text
     assert "Pinned" not in render_gauges(Reading((), HOST), "en")
-    assert "锁页内存" in render_gauges(Reading((), replace(HOST, pinned_bytes=0)), "zh")
+    assert "Pinned" not in render_gauges(Reading((), replace(HOST, pinned_bytes=0)), "en")
+    assert "锁页内存" in render_gauges(Reading((), replace(HOST, pinned_bytes=1)), "zh")
 
 
 def test_where_processes_are_hidden_the_cards_peak_is_shown():
@@ -178,6 +180,16 @@ def test_a_plan_uses_one_colour_for_one_thing_on_every_device_and_speaks_both_la
     chinese = Outline(render_plan(two, "zh"))
     assert "扩散模型权重" in chinese.text
     assert "weights" not in chinese.text
+
+
+def test_a_plan_says_what_waits_in_host_memory():
+    planned = plan(load_preset("80gb"), Inventory.imagine(1, 80))
+    assert "until needed" not in render_plan(replace(planned, placement=ALL_ON_GPU), "en")
+    waiting = replace(planned, placement=Placement(18, 3, rings_on_host=True))
+    assert "until needed: 18 layers, the K/V rings." in render_plan(waiting, "en")
+    assert "18 层、K/V 环形缓存、辅助模型" in render_plan(
+        replace(waiting, placement=replace(waiting.placement, side_models_on_host=True)), "zh"
+    )
 
 
 def test_every_item_of_every_plan_has_a_chinese_name():

@@ -6,6 +6,7 @@ from html import escape
 
 from avatar.memory.gauges import GpuReading, HostReading, Reading
 from avatar.memory.inventory import Inventory
+from avatar.memory.placement import ALL_ON_GPU, Placement
 from avatar.memory.plan import DevicePlan, Item, Plan
 from avatar.ui.i18n import Language, item_words, text
 from avatar.ui.panels import gib, meter, share, tag
@@ -42,6 +43,8 @@ def render_plan(plan: Plan | None, language: Language, refusal: str = "") -> str
     elif plan is not None:
         colours = _colours(plan)
         parts += [_device(device, colours, language) for device in plan.devices]
+        if plan.placement != ALL_ON_GPU:
+            parts.append(tag("p", escape(_waiting(plan.placement, language)), class_="muted"))
         if plan.is_estimate:
             parts.append(tag("p", escape(text("plan_estimate", language)), class_="muted"))
     if refusal:
@@ -92,7 +95,7 @@ def _host_rows(host: HostReading, language: Language, has_pinned: bool) -> list[
         meter(text("cpu", language), f"{host.cpu_percent:.0f} %", cpu),
         meter(text("ram", language), used, ram, _legend(figures)),
     ]
-    if has_pinned or host.pinned_bytes is not None:
+    if has_pinned or host.pinned_bytes:
         peak = (("peak", text("peak", language), host.pinned_peak_bytes),)
         bar = _bar(total, ours=host.pinned_bytes, peak=host.pinned_peak_bytes)
         rows.append(
@@ -155,6 +158,15 @@ def _device(device: DevicePlan, colours: dict[str, int], language: Language) -> 
             "p", escape(text("plan_short", language, short=gib(device.shortfall_bytes))), class_="short"
         )
     return meter(label, words, bar, below, data_short="yes" if device.shortfall_bytes else None)
+
+
+def _waiting(placement: Placement, language: Language) -> str:
+    """What waits in pinned memory."""
+    layers = placement.layers_on_host
+    what = [text("waiting_layers", language, count=layers)] if layers else []
+    what += [text("waiting_rings", language)] if placement.rings_on_host else []
+    what += [text("waiting_models", language)] if placement.side_models_on_host else []
+    return text("waiting", language, what=text("comma", language).join(what))
 
 
 def _items(items: list[Item], held: int, colours: dict[str, int], language: Language) -> str:
