@@ -210,8 +210,6 @@ def test_points_are_refused_by_the_diffusion_engine(inputs, machine, engine, cap
         (["--num_gpus_dit", "3"], "num_gpus_dit 3"),
         (["--ulysses_size", "3"], "ulysses_size 3"),
         (["--num_gpus_dit", "3", "--ulysses_size", "3"], "num_gpus_dit 3 and ulysses_size 3"),
-        (["--offload_model", "True"], "offload_model True"),
-        (["--ring_dtype", "fp8"], "ring_dtype 'fp8'"),
     ],
 )
 def test_what_this_version_cannot_do_is_refused_by_name(inputs, machine, engine, capsys, flags, name):

@@ -61,4 +61,4 @@ def placement_on(
         return wanted
     if not 0 <= held.layers_on_host - wanted.layers_on_host <= SPARE_LAYERS:
         return wanted
-    return replace(held, rings_on_host=wanted.rings_on_host)
+    return replace(held, rings_on_host=wanted.rings_on_host, diagonal=wanted.diagonal)

@@ -18,16 +18,18 @@ from avatar.diffusion.denoise import Conditions, LocalDenoiser
 from avatar.diffusion.fallback import Descent, is_out_of_memory
 from avatar.diffusion.framing import framed, resized, size_within
 from avatar.diffusion.layer_stack import Pieces
-from avatar.diffusion.parts import DTYPES, Check, Parts
+from avatar.diffusion.parts import RING_DTYPES, Check, Parts, best_device
 from avatar.diffusion.rollout import rollout
+from avatar.diffusion.room import placement_on, plan_here
 from avatar.diffusion.schedule import Schedule
 from avatar.engine import Frames
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import Geometry, Size, output_size
 from avatar.media.speech import SpeechReader
-from avatar.memory.placement import ALL_ON_GPU, Placement
-from avatar.memory.plan import gib
+from avatar.memory.pinned import pinned_bytes
+from avatar.memory.placement import Placement
+from avatar.memory.plan import Plan, gib
 from avatar.memory.planner import TINY_BYTES
 from avatar.models.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.models.text_encoder import PromptTokenizer
@@ -64,6 +66,7 @@ class DiffusionSource:
         self._make_parts = make_parts or self._from_checkpoint
         self._parts: Parts | None = None
         self._held: tuple[str, str] | None = None  # the settings that the parts were loaded with
+        self._fixed: Placement | None = None  # what the parts' own placement leaves no choice in
         self._stands_on: tuple[str, int] | None = None  # a long video's run, and the rungs that it has taken
         self.pieces = Pieces()
         self.label = SELF_TEST_LABEL if is_tiny else ""
@@ -77,6 +80,7 @@ class DiffusionSource:
         source = cls(preset, make_parts=make_parts or (lambda *_: parts))
         source._use(parts, preset.memory)
         source._keeps = True
+        source._fixed = parts.placement if make_parts is None else None
         return source
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
@@ -106,6 +110,17 @@ class DiffusionSource:
     def close(self) -> None:
         """See FrameSource."""
         self._parts = None
+
+    def plan_for(self, request: Request) -> Plan:
+        """The plan that a run of this request would follow."""
+        preset = request.preset
+        speech_s = request.speech_frames / preset.generation.fps
+        _, placement = self._placements(preset)
+        return plan_here(preset, best_device(), self._weights, placement, speech_s)
+
+    def pinned_bytes(self) -> int:
+        """Host memory that is pinned for this process's GPUs."""
+        return pinned_bytes()
 
     def _made(
         self, request: Request, stream: Size, baton: Baton, cancelled: Callable[[], bool]
@@ -180,19 +195,27 @@ class DiffusionSource:
 
     def _loaded(self, request: Request, check: Check) -> Parts:
         """All models, loaded unless held as this request wants them."""
-        memory = request.preset.memory
-        if self._parts is None or self._held != held_as(memory):
-            self._parts = None
-            self._use(self._make_parts(request, ALL_ON_GPU, check), memory)
+        preset = request.preset
+        held, placement = self._placements(preset)
+        if held is None or not held.serves(placement):
+            self._free()
+            self._use(self._make_parts(request, placement, check), preset.memory)
         assert self._parts is not None
+        self._parts.placement = placement
         self._parts.load_transformer(check)
         return self._parts
+
+    def _placements(self, preset: Preset) -> tuple[Placement | None, Placement]:
+        """How the parts are held, None where they would not do for the preset; and how it wants them."""
+        parts = self._parts if self._held == held_as(preset.memory) else None
+        held = None if parts is None else parts.placement
+        return held, self._fixed or placement_on(best_device(), preset, held, self._weights)
 
     def _from_checkpoint(self, request: Request, placement: Placement, check: Check) -> Parts:
         """The models of the checkpoint; the prompt is measured first."""
         files = find_files(request.preset, self._weights, request.work)
         PromptTokenizer(files.tokenizer)(request.prompt)
-        return Parts.load(request.preset.memory, files, check)
+        return Parts.load(request.preset.memory, files, check, placement)
 
     def _use(self, parts: Parts, memory: Memory) -> None:
         self._parts, self._held = parts, held_as(memory)
@@ -242,14 +265,17 @@ def find_files(preset: Preset, weights: Path | None, work: Path) -> CheckpointFi
 def local_denoiser(
     preset: Preset, parts: Parts, size: Size, pieces: Pieces, kind: type[LocalDenoiser] = LocalDenoiser
 ) -> LocalDenoiser:
-    """The denoiser that a preset asks for, with empty rings."""
-    generation = preset.generation
+    """The denoiser that a preset asks for, with empty rings, where the parts' placement puts them."""
+    generation, transformer = preset.generation, parts.load_transformer()
     return kind(
-        parts.load_transformer(),
+        transformer,
         Geometry.of(size, generation.infer_frames),
         Schedule.flow_match(generation.sample_steps, generation.shift),
         pieces=pieces,
-        ring_dtype=DTYPES[preset.memory.ring_dtype],
+        ring_dtype=RING_DTYPES[preset.memory.ring_dtype],
+        host_layers=parts.host_layers,
+        rings_on_host=parts.placement.rings_on_host,
+        diagonal=parts.placement.diagonal,
     )
 
 

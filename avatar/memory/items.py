@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from avatar.geometry import Geometry
+from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
 from avatar.memory.model_sizes import (
     DTYPE_BYTES,
     SPEECH_ENCODER_VALUES,
@@ -136,6 +136,17 @@ def host_items(run: Run, shares: list[Share], placement: Placement) -> tuple[Ite
     return tuple(items)
 
 
+def traffic_bytes(run: Run, shares: list[Share], placement: Placement) -> int:
+    """What crosses the bus to the GPUs for one block: rings once, layers at each step, or once for all."""
+    total = 0
+    for share in shares:
+        away = sum((run.sizes.layers[index] for index in _on_host(share, placement)), Weights())
+        times = 1 if placement.diagonal else share.num_steps
+        total += times * away.num_bytes(run.memory.weight_dtype)
+        total += _rings_bytes(run, share) if placement.rings_on_host else 0
+    return total
+
+
 def _transformer(run: Run, share: Share, placement: Placement) -> list[Item]:
     """Weights; without online decode the transformer leaves before the decoder works."""
     loaded = ALWAYS if run.memory.enable_online_decode else (ENCODE, LISTEN, DENOISE)
@@ -165,7 +176,13 @@ def _caches(run: Run, share: Share, placement: Placement) -> list[Item]:
     else:
         rings = Item("kv_rings", _rings_bytes(run, share), rolling)
     window = geometry.window_frames * geometry.frame_tokens + geometry.condition_tokens
-    condition = share.num_anchors * geometry.condition_tokens
+    in_flight = share.num_steps if placement.diagonal else 1
+    anchors = max(share.num_anchors, 2 if placement.diagonal else 1)  # while blocks of both are under way
+    condition = anchors * geometry.condition_tokens
+    # Each head's values of a block's audio tokens through the injection's output projection.
+    spoken = BLOCK_LATENT_FRAMES * (model.num_audio_token + 1) * model.num_heads * model.dim * wide
+    injections = sum(index in share.layers for index in model.audio_inject_layers)
+    waiting = geometry.block_tokens * model.dim * wide  # a block's tokens between two layers
     # Four tensors of the block's width at once, and the feed-forward's; of each one more, while it is made.
     within = 2 * geometry.block_tokens * (4 * model.dim + model.ffn_dim) * wide
     return [
@@ -173,7 +190,8 @@ def _caches(run: Run, share: Share, placement: Placement) -> list[Item]:
         Item("condition_kv", round(len(share.layers) * condition * token), rolling),
         Item("text_kv", round(len(share.layers) * model.text_len * token), rolling),
         Item("window", round(window * token), rolling),
-        Item("activations", within, (DENOISE,)),
+        Item("audio_injections", in_flight * injections * spoken, rolling),
+        Item("activations", within + (in_flight - 1) * waiting, (DENOISE,)),
     ]
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from avatar.errors import BadInput
 from avatar.geometry import SIDE_MULTIPLE, Geometry, Size
 from avatar.memory.inventory import Gpu, Inventory
-from avatar.memory.items import SPEECH_WINDOW_S, TORCH_RUNTIME_BYTES, Run, Share, gpu_items, host_items
+from avatar.memory.items import (
+    SPEECH_WINDOW_S,
+    TORCH_RUNTIME_BYTES,
+    Run,
+    Share,
+    gpu_items,
+    host_items,
+    traffic_bytes,
+)
 from avatar.memory.model_sizes import ModelSizes
 from avatar.memory.placement import ALL_ON_GPU, Placement
 from avatar.memory.plan import GIB, DevicePlan, Item, Plan
@@ -53,7 +60,7 @@ def plan(
 
 
 def _chosen(run: Run, inventory: Inventory, shares: list[Share]) -> Placement:
-    """The placement with the least traffic that fits with some room to spare, or the last there is.
+    """The placement with the least traffic that fits with some room to spare, or else the smallest there is.
 
     It is chosen for the longest window of speech, so that a model once loaded serves every request.
     """
@@ -63,34 +70,30 @@ def _chosen(run: Run, inventory: Inventory, shares: list[Share]) -> Placement:
         gpus = _planned(run, inventory, shares, placement).gpus
         return all(gpu.peak_bytes <= (gpu.available_bytes or 0) * USED_SHARE for gpu in gpus)
 
-    choices = list(placements(run.preset, shares))
-    chosen = next(filter(fits, choices), choices[-1])
-    if not fits(chosen):
-        return chosen
+    choices = placements(run, shares)
+    chosen = next(filter(fits, choices), None)
+    if chosen is None:
+        return min(choices, key=lambda placement: _fullest(_planned(run, inventory, shares, placement)))
     for layers_ahead in range(chosen.layers_ahead + 1, min(MOST_AHEAD, chosen.layers_on_host - 1) + 1):
         if fits(more := replace(chosen, layers_ahead=layers_ahead)):
             chosen = more
     return chosen
 
 
-def placements(preset: Preset, shares: list[Share]) -> Iterator[Placement]:
-    """Where things may be, the least traffic over the bus first.
-
-    Side models move once or twice a run; a ring is read once a block and step; a layer comes at every step,
-    and is about four times as large as its ring of one step in the same dtype.
-    """
-    yield ALL_ON_GPU
-    if not preset.memory.offload_model:
-        return
-    placement = replace(ALL_ON_GPU, side_models_on_host=True)
-    yield placement
-    placement = replace(placement, rings_on_host=True)
-    yield placement
+def placements(run: Run, shares: list[Share]) -> list[Placement]:
+    """Where things may be, the least traffic over the bus first; side models, which seldom move, go first."""
+    if not run.memory.offload_model:
+        return [ALL_ON_GPU]
+    sides = replace(ALL_ON_GPU, side_models_on_host=True)
     most = max(len(share.layers) for share in shares)
-    for count in range(
-        min(placement.layers_ahead + 1, most), most + 1
-    ):  # as many slots as layers save nothing
-        yield replace(placement, layers_on_host=count)
+    fewest = min(sides.layers_ahead + 1, most)  # fewer would save nothing
+    choices = [
+        replace(sides, layers_on_host=count, rings_on_host=rings, diagonal=diagonal)
+        for rings in (False, True)
+        for count in (0, *range(fewest, most + 1))
+        for diagonal in ((False, True) if count else (False,))
+    ]
+    return [ALL_ON_GPU, *sorted(choices, key=lambda placement: traffic_bytes(run, shares, placement))]
 
 
 def largest_geometry(preset: Preset) -> Geometry:
@@ -111,6 +114,10 @@ def _planned(run: Run, inventory: Inventory, shares: list[Share], placement: Pla
     )
     host = _host(inventory, host_items(run, shares, placement))
     return Plan(run.preset.name, run.preset.engine, gpus, host, placement=placement)
+
+
+def _fullest(planned: Plan) -> int:
+    return max(gpu.peak_bytes for gpu in planned.gpus)
 
 
 def _preview_items(preset: Preset) -> tuple[Item, ...]:

@@ -13,11 +13,12 @@ from avatar.checkpoint_places import Checkpoint, find_checkpoint
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_FRAMES, FPS
 from avatar.memory.inventory import GIB, Inventory
-from avatar.memory.items import Run
+from avatar.memory.items import Run, traffic_bytes
 from avatar.memory.model_sizes import ModelSizes
 from avatar.memory.placement import ALL_ON_GPU, Placement
 from avatar.memory.plan import ALWAYS, DevicePlan, Item, Plan, Stage
-from avatar.memory.planner import USED_SHARE, largest_geometry, plan
+from avatar.memory.planner import USED_SHARE, largest_geometry, placements, plan
+from avatar.memory.shares import shares_of
 from avatar.models import kv_cache
 from avatar.models.checkpoint import open_checkpoint
 from avatar.models.config import ModelConfig
@@ -147,38 +148,47 @@ def placed(vram_gib, preset=OFFLOAD):
     return plan(preset, Inventory.imagine(1, vram_gib)).placement
 
 
-def test_what_leaves_the_gpu_leaves_in_the_order_of_its_traffic():
+def test_what_moves_least_leaves_first():
     assert placed(48) == ALL_ON_GPU
-    sides = placed(41.5)
-    assert sides == Placement(side_models_on_host=True)
-    rings = placed(32)
-    assert rings == Placement(side_models_on_host=True, rings_on_host=True)
-    counts = [placed(vram).layers_on_host for vram in (24, 22, 20, 18, 16, 14, 12)]
+    assert placed(41.5) == Placement(side_models_on_host=True)
+    some = placed(36)
+    assert 2 < some.layers_on_host < 40
+    assert (some.rings_on_host, some.diagonal, some.side_models_on_host) == (False, True, True)
+    assert placed(27) == Placement(side_models_on_host=True, rings_on_host=True)
+    counts = [placed(vram).layers_on_host for vram in (24, 22, 20, 18, 16, 14)]
     assert counts == sorted(counts)
     assert counts[0] > 2
-    assert counts[-1] <= 40
     assert placed(48, OFFLOAD.with_settings(offload_model=False)) == ALL_ON_GPU
     assert placed(5, OFFLOAD.with_settings(offload_model=False)) == ALL_ON_GPU
 
 
 @pytest.mark.parametrize("vram_gib", [11, 14, 18, 22, 26, 30, 34, 40, 44])
-def test_no_more_leaves_than_must(vram_gib):
-    machine = Inventory.imagine(1, vram_gib)
+def test_no_more_traffic_than_must_be(vram_gib):
+    machine, limit = Inventory.imagine(1, vram_gib), vram_gib * GIB * USED_SHARE
     planned = plan(OFFLOAD, machine)
-    limit = vram_gib * GIB * USED_SHARE
     assert planned.gpus[0].peak_bytes <= limit
-    chosen = planned.placement
-    if chosen.layers_on_host > 3:
-        fewer = replace(chosen, layers_on_host=chosen.layers_on_host - 1, layers_ahead=2)
-        assert plan(OFFLOAD, machine, fewer).gpus[0].peak_bytes > limit
-    elif chosen.rings_on_host and not chosen.layers_on_host:
-        fewer = replace(chosen, rings_on_host=False)
-        assert plan(OFFLOAD, machine, fewer).gpus[0].peak_bytes > limit
+    run = Run(OFFLOAD, MODEL, largest_geometry(OFFLOAD))
+    shares = shares_of(OFFLOAD, MODEL.config)
+    least = traffic_bytes(run, shares, planned.placement)
+    for other in placements(run, shares):
+        if traffic_bytes(run, shares, other) < least:
+            assert plan(OFFLOAD, machine, other).gpus[0].peak_bytes > limit
+
+
+def test_traffic_of_a_block():
+    run = Run(OFFLOAD, MODEL, largest_geometry(OFFLOAD))
+    shares = shares_of(OFFLOAD, MODEL.config)
+    layers = sum(layer.num_bytes("fp8") for layer in MODEL.layers)
+    rings = ring_bytes(OFFLOAD.with_settings(offload_model=False))
+    assert traffic_bytes(run, shares, ALL_ON_GPU) == 0
+    assert traffic_bytes(run, shares, Placement(rings_on_host=True)) == rings
+    assert traffic_bytes(run, shares, Placement(layers_on_host=40)) == 4 * layers
+    assert traffic_bytes(run, shares, Placement(layers_on_host=40, diagonal=True)) == layers
 
 
 def test_where_nothing_fits_all_that_can_leave_leaves_and_the_plan_says_no():
     planned = plan(OFFLOAD, Inventory.imagine(1, 6))
-    assert planned.placement.layers_on_host == 40
+    assert planned.placement == Placement(40, rings_on_host=True, side_models_on_host=True)
     assert not planned.fits
 
 
