@@ -97,7 +97,7 @@ def test_nothing_waits_for_the_gpu_and_memory_stays_flat(
         denoiser._submitted.popleft()
         del oldest
         held.append(torch.cuda.memory_allocated(CUDA))
-    assert len(set(held[-5:])) == 1, held
+    assert max(held[-5:]) - min(held[-5:]) < 2**20, held
 
 
 @pytest.mark.parametrize("name", ["basic", "refresh_pose", "two_speakers"])
@@ -188,6 +188,7 @@ def test_pinned_memory_is_exact_and_given_back():
 
 def test_everything_leaves_with_its_owner():
     stream = Stream.load("basic")
+    latents(offloaded(stream, True, Pieces(), FLOAT8), stream)  # libraries' workspaces come once
     gc.collect()
     device, host = torch.cuda.memory_allocated(CUDA), pinned_bytes()
     denoiser = offloaded(stream, True, Pieces(), FLOAT8, rings_on_host=True, diagonal=True)
@@ -198,7 +199,7 @@ def test_everything_leaves_with_its_owner():
         del denoiser
         assert pinned_bytes() == host
         torch.cuda.synchronize()
-        assert torch.cuda.memory_allocated(CUDA) - device < 2**20  # libraries' workspaces come once
+        assert torch.cuda.memory_allocated(CUDA) - device < 2**20
     finally:
         gc.enable()
 
