@@ -63,18 +63,6 @@ def unsupported(preset: Preset) -> list[str]:
     """What this preset asks for and this version does not do yet, a sentence each; empty: it does all."""
     if preset.engine != "diffusion":
         return []
-    lines = unsupported_layout(preset)
-    if preset.memory.ring_dtype == "fp8":
-        lines.append("This version keeps rings in bf16 or fp32; it cannot honour ring_dtype 'fp8' yet.")
-    if preset.memory.offload_model:
-        lines.append(
-            "This version keeps the transformer on the GPU; it cannot honour offload_model True yet."
-        )
-    return lines
-
-
-def unsupported_layout(preset: Preset) -> list[str]:
-    """As unsupported(), of [parallel] alone."""
     parallel = preset.parallel
     wanted = {
         f"layout {parallel.layout!r}": parallel.layout != "local",

@@ -20,11 +20,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from avatar.errors import AvatarError, Cancelled, WorkerLost
+from avatar.engine import FrameSource
+from avatar.errors import AvatarError, WorkerLost
 from avatar.events import Event, Finished, Segment
+from avatar.media.report import MemoryUse
 from avatar.request import Request
 
 log = logging.getLogger(__name__)
@@ -63,7 +66,17 @@ class Ready:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    pass
+    """A sign of life; use: of the run that goes on, or of the last one."""
+
+    use: MemoryUse
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run's turn has come; plan: for its report."""
+
+    run: int
+    plan: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,8 @@ class EngineProcess:
         self._link: Connection | None = None
         self._run = 0
         self._cancel_sent: float | None = None
+        self._plan: dict[str, Any] | None = None  # of the run that goes on
+        self._use: MemoryUse | None = None
         self.label = ""
 
     def warm(self) -> None:
@@ -103,6 +118,13 @@ class EngineProcess:
         """The child's process id, None when there is none."""
         return self._child.pid if self._child and self._child.poll() is None else None
 
+    @property
+    def pinned_bytes(self) -> int | None:
+        """Page-locked memory that the child held at its last heartbeat; None before the first."""
+        if self.pid is None:
+            return 0
+        return self._use.pinned_bytes if self._use else None
+
     def stream(self, request: Request) -> Iterator[Event]:
         """Events of one run; see Engine.stream. Raises: also WorkerLost, when the child dies or hangs."""
         if not self._running.acquire(blocking=False):
@@ -115,7 +137,7 @@ class EngineProcess:
     def _stream(self, request: Request) -> Iterator[Event]:
         self.warm()
         self._run += 1
-        self._cancel_sent = None
+        self._cancel_sent = self._plan = None
         ended = False
         segments: list[Segment] = []
         try:
@@ -124,12 +146,16 @@ class EngineProcess:
                 message = self._receive()
                 if isinstance(message, Ready):
                     self.label = message.label
+                elif isinstance(message, Heartbeat):
+                    self._use = message.use
+                elif isinstance(message, Begun):
+                    self._plan = message.plan
                 elif isinstance(message, Ended):
                     if message.run == self._run:
                         ended = True
                         if message.error is not None:
                             raise message.error
-                elif not isinstance(message, Heartbeat):
+                else:
                     if isinstance(message, Segment):
                         segments.append(message)
                     yield message
@@ -164,7 +190,7 @@ class EngineProcess:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **self._gpus, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             )
-        self._link = Connection(ours.detach())
+        self._link, self._use = Connection(ours.detach()), None
         self._link.send(self._open)
 
     def _send(self, message: Run | Cancel) -> None:
@@ -232,12 +258,16 @@ class EngineProcess:
         """What was shown becomes a finished file, joined from the segments that are on disk."""
         from avatar.media.stream import finish_from_segments
 
-        return finish_from_segments(request, segments, str(error), label=self.label) if segments else None
+        if not segments:
+            return None
+        known: dict[str, Any] = {"label": self.label, "plan": self._plan, "memory": self._use}
+        return finish_from_segments(request, segments, error, **known)
 
 
 def serve(link: Connection) -> None:
     """The child's side: build the source, then run requests until the parent hangs up."""
     from avatar.media.stream import stream_frames
+    from avatar.memory.meter import Meter, planned
 
     opened = link.recv()
     logging.getLogger().setLevel(opened.log_level)
@@ -245,6 +275,11 @@ def serve(link: Connection) -> None:
     sending = threading.Lock()
     requests: queue.Queue[Run] = queue.Queue()
     cancelled: dict[int, threading.Event] = {}
+    source: FrameSource | None = None
+
+    def pinned() -> int:
+        tell = getattr(source, "pinned_bytes", None)
+        return 0 if tell is None else int(tell())
 
     def send(message: Any) -> None:
         with sending:
@@ -266,22 +301,28 @@ def serve(link: Connection) -> None:
         while True:
             time.sleep(HEARTBEAT_S)
             try:
-                send(Heartbeat())
+                send(Heartbeat(meter.use))
             except OSError:
                 os._exit(0)
 
+    def begin(run: Run) -> dict[str, Any] | None:
+        plan = planned(built, run.request, opened.options.get("weights"))
+        send(Begun(run.run, plan))
+        return plan
+
+    meter = Meter(pinned)
     threading.Thread(target=listen, daemon=True).start()
     threading.Thread(target=beat, daemon=True).start()
-    source = getattr(importlib.import_module(module), name)(**opened.options)
-    send(Ready(source.label))
+    source = built = getattr(importlib.import_module(module), name)(**opened.options)
+    send(Ready(built.label))
     while True:
         run = requests.get()
         error: AvatarError | None = None
         try:
-            for event in stream_frames(source, run.request, cancelled[run.run].is_set):
+            meter.restart()
+            stopped, plan = cancelled[run.run].is_set, partial(begin, run)
+            for event in stream_frames(built, run.request, stopped, plan=plan, use=meter.look):
                 send(event)
-        except Cancelled as stopped:
-            error = stopped
         except AvatarError as told:
             error = told
         except Exception:

@@ -62,9 +62,6 @@ def test_a_second_card_is_looked_at_only_if_it_is_needed():
         ("2x24gb", ["one GPU", "num_gpus_dit 2"]),
         ("4x80gb-realtime", ["one GPU", "num_gpus_dit 4"]),
         ("5x80gb-tpp", ["one GPU", "layout 'timesteps'", "num_gpus_dit 4"]),
-        ("48gb", ["ring_dtype 'fp8'"]),
-        ("24gb", ["offload_model True"]),
-        ("12gb", ["offload_model True"]),
     ],
 )
 def test_what_this_version_does_not_do_is_said_by_name_on_any_machine(name, words):
@@ -113,7 +110,16 @@ def test_way_out_prefers_a_rung_then_the_best_preset_that_fits():
         (NOTHING, "cpu-preview"),
         (BARE, "cpu-preview"),
         (H200, "80gb"),
-        (Inventory.imagine(4, 24), "cpu-preview"),  # until this version runs on several GPUs
+        (Inventory.imagine(1, 80), "80gb"),
+        (Inventory.imagine(1, 48), "48gb"),
+        (Inventory.imagine(1, 48, compute_capability="8.6"), "48gb"),
+        (Inventory.imagine(1, 40), "24gb"),
+        (Inventory.imagine(1, 24), "24gb"),
+        (Inventory.imagine(1, 24, compute_capability="7.5"), "cpu-preview"),
+        (Inventory.imagine(1, 24, host_ram_gib=16), "cpu-preview"),
+        (Inventory.imagine(1, 16), "12gb"),
+        (Inventory.imagine(1, 12), "12gb"),
+        (Inventory.imagine(1, 8), "cpu-preview"),
     ],
 )
 def test_auto_takes_the_best_that_runs(inventory, name):

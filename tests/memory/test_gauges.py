@@ -72,7 +72,7 @@ child.communicate(b"\\n")
         ("nvmlDeviceGetUtilizationRates", {"utilization_percent"}),
         ("nvmlDeviceGetTemperatureV", {"temperature_c"}),
         ("nvmlDeviceGetName", {"name"}),
-        ("nvmlDeviceGetMemoryInfo_v2", {"used_bytes", "others_bytes", "total_bytes"}),
+        ("nvmlDeviceGetMemoryInfo_v2", {"used_bytes", "used_peak_bytes", "others_bytes", "total_bytes"}),
         ("nvmlDeviceGetComputeRunningProcesses_v3", {"ours_bytes", "others_bytes", "peak_bytes"}),
     ],
 )
@@ -189,3 +189,35 @@ def test_many_threads_share_one_reading(monkeypatch):
     for thread in threads:
         thread.join()
     assert len(reads) == 1
+
+
+def test_peaks_of_host_and_pinned_memory_until_the_next_reset(monkeypatch):
+    monkeypatch.setattr(module, "FRESH_S", -1.0)
+    held = iter([None, 3 * MIB, 9 * MIB, 5 * MIB, None, 2 * MIB])
+    sizes = iter([50, 70, 40, 60, 30, 20])
+    monkeypatch.setattr(module, "own_processes", lambda roots: {1})
+    monkeypatch.setattr(module, "_resident_bytes", lambda pid: next(sizes) * MIB)
+    gauges = Gauges(pinned=lambda: next(held))
+    read = [gauges.read().host for _ in range(5)]
+    assert [host.ours_bytes // MIB for host in read] == [50, 70, 40, 60, 30]
+    assert [host.peak_bytes // MIB for host in read] == [50, 70, 70, 70, 70]
+    assert [host.pinned_bytes for host in read] == [None, 3 * MIB, 9 * MIB, 5 * MIB, None]
+    assert [host.pinned_peak_bytes for host in read] == [None, 3 * MIB, 9 * MIB, 9 * MIB, 9 * MIB]
+    gauges.reset_peak()
+    last = gauges.read().host
+    assert (last.peak_bytes, last.pinned_peak_bytes) == (20 * MIB, 2 * MIB)
+
+
+def test_the_cards_own_peak_is_told_where_processes_are_hidden(with_driver):
+    code = (
+        READ
+        + """
+gauges, result = Gauges(), []
+for mib in (3000, 9000, 4000):
+    os.environ["FAKE_NVML_PROCESSES"] = f"0:77:{mib}"
+    reading = gauges.read().gpus[0]
+    result.append([reading.peak_bytes, reading.used_peak_bytes])
+"""
+    )
+    read = with_driver(code, [24564], FAKE_NVML_HIDES_PROCESSES="1")
+    assert read == [[None, 3000 * MIB], [None, 9000 * MIB], [None, 9000 * MIB]]
