@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,8 @@ def host_buffer(num_bytes: int, device: torch.device) -> Tensor:
     address = array.ctypes.data
     with torch.cuda.device(device):
         if int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0)):
+            with suppress(RuntimeError):  # CUDA tells the same error again at the next kernel, and then not
+                torch.zeros(1, device=device)
             raise _no_room(num_bytes)
     _pinned[address] = num_bytes
     # The array dies with the last tensor on it, and its pages after it.
