@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from pathlib import Path
 
@@ -13,14 +14,17 @@ from torch import Tensor
 
 from avatar.bench.random_parts import random_parts
 from avatar.diffusion.conditions import SpeechTrack
+from avatar.diffusion.decode import StreamingDecoder
 from avatar.diffusion.layer_stack import Pieces
 from avatar.diffusion.parts import Parts
 from avatar.diffusion.rollout import rollout
-from avatar.diffusion.source import local_denoiser
+from avatar.diffusion.source import DiffusionSource, local_denoiser
 from avatar.diffusion.visitors import VisitingVAE
 from avatar.errors import Cancelled
 from avatar.geometry import SPEECH_HZ, Size
-from avatar.memory.offload import settle_on_host
+from avatar.media.intake import open_request
+from avatar.media.sample import write_sample
+from avatar.memory.offload import Conveyor, settle_on_host
 from avatar.memory.placement import ALL_ON_GPU, Placement
 from avatar.models import weight_cache
 from avatar.models.checkpoint import open_checkpoint
@@ -142,3 +146,33 @@ def test_layers_settle_on_the_host_with_their_injections() -> None:
         assert settle(name, tensor) is tensor or settle(name, tensor) == "host"
         assert (settle(name, tensor) == "host") is moves, name
     assert settle_on_host(config, ALL_ON_GPU)("blocks.0.modulation", tensor) is tensor
+
+
+def test_a_deferred_decode_finds_all_that_was_offloaded_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rings and layers, on the host and on the device: their owners are gone, and they own all of it."""
+    preset = load_preset("self-test").with_settings(enable_online_decode=False)
+    alive, checked = weakref.WeakSet[Conveyor](), []
+    build, decode = Conveyor.__init__, StreamingDecoder.decode
+
+    def noted(self: Conveyor, *arguments) -> None:
+        alive.add(self)
+        build(self, *arguments)
+
+    def check(self: StreamingDecoder, latents: Tensor) -> Tensor:
+        checked.append(len(alive))
+        return decode(self, latents)
+
+    monkeypatch.setattr(Conveyor, "__init__", noted)
+    monkeypatch.setattr(StreamingDecoder, "decode", check)
+    source = DiffusionSource.of(random_parts(preset, AWAY), preset)
+    inputs = write_sample(tmp_path, Size(64, 64), 1.0)
+    request = open_request(*inputs, preset, output=tmp_path / "out.mp4", work=tmp_path / "work")
+    gc.disable()  # nothing may wait for the collector of cycles
+    try:
+        frames = [event for event in source.frames(request, lambda: False) if isinstance(event, np.ndarray)]
+    finally:
+        gc.enable()
+    assert sum(map(len, frames)) == 25
+    assert checked == [0] * 3
