@@ -43,8 +43,7 @@ def host_buffer(num_bytes: int, device: torch.device) -> Tensor:
     address = array.ctypes.data
     with torch.cuda.device(device):
         if int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0)):
-            with suppress(RuntimeError):  # CUDA tells the same error again at the next kernel, and then not
-                torch.zeros(1, device=device)
+            _forget_error(device)
             raise _no_room(num_bytes)
     _pinned[address] = num_bytes
     # The array dies with the last tensor on it, and its pages after it.
@@ -58,6 +57,12 @@ def _unpin(address: int, device: torch.device) -> None:
         torch.cuda.synchronize()
         torch.cuda.check_error(int(torch.cuda.cudart().cudaHostUnregister(address)))
     del _pinned[address]
+
+
+def _forget_error(device: torch.device) -> None:
+    """CUDA tells of a failed call once more at the next kernel: at this one, and no one else's."""
+    with suppress(RuntimeError):
+        torch.zeros(1, device=device)
 
 
 def _no_room(num_bytes: int) -> DoesNotFit:
