@@ -40,6 +40,7 @@ from avatar.request import Request
 log = logging.getLogger(__name__)
 
 TINY_FOLDER = "self-test"  # in the run's own folder
+CAUTION = 0.9  # of what was counted on before, each time that memory ran out all the same
 SELF_TEST_LABEL = "self-test: noise"
 
 
@@ -66,6 +67,7 @@ class DiffusionSource:
         self._make_parts = make_parts or self._from_checkpoint
         self._parts: Parts | None = None
         self._held: tuple[str, str] | None = None  # the settings that the parts were loaded with
+        self._share = 1.0  # of the device's room that a plan may count on
         self._fixed: Placement | None = None  # what the parts' own placement leaves no choice in
         self._stands_on: tuple[str, int] | None = None  # a long video's run, and the rungs that it has taken
         self.pieces = Pieces()
@@ -98,6 +100,7 @@ class DiffusionSource:
                     log.warning("out of memory: %s", str(error).strip().split("\n")[0])
                 # The error is gone, and with it what its frames of the stack still held.
                 self._free()
+                self._share *= CAUTION
                 yield descent.step_down(baton.next_block, self._device_name)
                 baton.go_on()
                 if request.part is not None:
@@ -209,7 +212,9 @@ class DiffusionSource:
         """How the parts are held, None where they would not do for the preset; and how it wants them."""
         parts = self._parts if self._held == held_as(preset.memory) else None
         held = None if parts is None else parts.placement
-        return held, self._fixed or placement_on(best_device(), preset, held, self._weights)
+        if self._fixed is not None:
+            return held, self._fixed
+        return held, placement_on(best_device(), preset, held, self._weights, self._share)
 
     def _from_checkpoint(self, request: Request, placement: Placement, check: Check) -> Parts:
         """The models of the checkpoint; the prompt is measured first."""
@@ -228,7 +233,7 @@ class DiffusionSource:
         if request.part is not None and request.part.run == run:
             descent.skip(num_taken)
         else:
-            self._stands_on = None
+            self._stands_on, self._share = None, 1.0
         return descent
 
     def _free(self) -> None:
