@@ -90,6 +90,7 @@ class DiffusionSource:
         size = video_size(request)
         baton, descent = Baton.take(request, size), self._descent(request)
         try:
+            yield from self._stepped_down(descent)
             while True:
                 try:
                     yield from self._made(descent.request, size, baton, cancelled)
@@ -235,6 +236,17 @@ class DiffusionSource:
         else:
             self._stands_on, self._share = None, 1.0
         return descent
+
+    def _stepped_down(self, descent: Descent) -> Iterator[Notice]:
+        """Rungs that are taken before loading: the GPU may have less free than when the run was accepted.
+
+        Raises: DoesNotFit when none is left.
+        """
+        while self._fixed is None:
+            planned = self.plan_for(descent.request)
+            if not any(gpu.shortfall_bytes for gpu in planned.gpus):
+                return
+            yield descent.step_down_planned(planned)
 
     def _free(self) -> None:
         """Give back everything that the device holds for us."""

@@ -26,6 +26,7 @@ from avatar.media.intake import open_request
 from avatar.media.report import read_report
 from avatar.media.sample import write_sample
 from avatar.media.stream import stream_frames
+from avatar.memory.plan import GIB, DevicePlan, Item, Plan
 from avatar.preset import Fallback, Preset, load_preset
 from avatar.request import Part, Request
 
@@ -282,6 +283,35 @@ def test_when_no_rung_is_left_the_error_is_clear_and_what_was_made_is_kept(ask, 
         assert sum(1 for _ in video.decode(video=0)) == 21
     report = read_report(finished.report)
     assert [taken.rung for taken in report.rungs] == ["infer_frames", "sample_steps"]
+
+
+class Cramped(DiffusionSource):
+    """Its plan does not fit before some rungs are taken."""
+
+    lacking: tuple[int, ...] = (36,)  # values of infer_frames
+
+    def plan_for(self, request: Request) -> Plan:
+        lacks = request.preset.generation.infer_frames in self.lacking
+        item = Item("kv_rings", 3 * GIB if lacks else 1 * GIB)
+        gpu = DevicePlan("GPU 3 (Card)", 3, (item,), 2 * GIB, 4 * GIB)
+        return Plan("mine", "diffusion", (gpu,), DevicePlan("the host", None, (), GIB, GIB))
+
+
+def test_a_plan_that_does_not_fit_steps_down_before_loading(ask, tiny_checkpoint, source):
+    frames, notices = ran(Cramped(FULL, tiny_checkpoint), request := ask(20))
+    (notice,) = notices
+    assert (notice.code, notice.rung) == ("rung_planned", "infer_frames")
+    assert notice.values == {"was": "36", "now": "32", "device": "GPU 3", "block": None}
+    assert "1.0 GiB" in notice.text
+    lower = replace(request, preset=FULL.with_settings(infer_frames=32))
+    assert np.array_equal(np.concatenate(frames), np.concatenate(ran(source(Allocator()), lower)[0]))
+
+
+def test_a_plan_that_fits_on_no_rung_is_refused_before_loading(ask, tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(Cramped, "lacking", (36, 32))
+    monkeypatch.setattr(Parts, "load", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(DoesNotFit, match=r"1.0 GiB short.*largest item"):
+        ran(Cramped(FULL, tiny_checkpoint), ask(20))
 
 
 def test_after_a_failed_run_the_next_is_whole_and_begins_at_the_top(ask, source):
