@@ -131,7 +131,7 @@ class LayerStack:
         for index, (layer, _) in self._visited():
             self.caches[index] = LayerCache(layer.cross_attn.keys_values(text), rings[index])
         ring = next(iter(rings[self.layers[0]].values()))
-        self._window_room = Window(self.geometry, ring, self.dtype)
+        self._window_room = Window(self.geometry, ring, self.dtype, self.device)
 
     def prefill(self, x: Tensor, modulation: Tensor, table: Tensor, anchor: int) -> Tensor:
         """Run the condition tokens, N C, attending to themselves; keep every layer's keys and values."""

@@ -10,6 +10,8 @@ On a CPU the same code copies when it is told to: the slow twin of what streams 
 from __future__ import annotations
 
 import copy
+import logging
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from avatar.models.config import ModelConfig
 from avatar.models.kv_cache import Ring
 from avatar.models.transformer import LayerParts, StreamingTransformer
 from avatar.models.weights import Settle, stay
+
+logger = logging.getLogger(__name__)
 
 RING_SLOTS = 2  # rings on the device at a time: one at work, one on its way
 
@@ -177,6 +181,7 @@ class HostLayers(Conveyor[int, "LayerSlot"]):
         self, model: StreamingTransformer, indices: Sequence[int], num_slots: int, device: torch.device
     ) -> None:
         """Take the layers out of a model that is loaded and fused; their tensors may be anywhere."""
+        start = time.perf_counter()
         self._parts = [model.layer_parts(index) for index in range(model.config.num_layers)]
         self.buffers = {
             index: HostModules(_modules(self._parts[index]), device).buffer for index in sorted(indices)
@@ -184,6 +189,7 @@ class HostLayers(Conveyor[int, "LayerSlot"]):
         widest = max(self.buffers, key=lambda index: self.buffers[index].nbytes)
         slots = [LayerSlot.like(self._parts[widest], device) for _ in range(num_slots)]
         super().__init__(device, slots, list(self.buffers))
+        _tell("layers", self.host_bytes, start)
 
     @property
     def host_bytes(self) -> int:
@@ -252,6 +258,11 @@ def settle_on_host(config: ModelConfig, placement: Placement) -> Settle:
     return settle
 
 
+def _tell(what: str, num_bytes: int, start: float) -> None:
+    seconds = time.perf_counter() - start
+    logger.info("%s in host memory: %.1f GiB, made in %.1f s", what, num_bytes / 2**30, seconds)
+
+
 class HostRings(Conveyor[tuple[int, int], Ring]):
     """Every ring of a run in host memory; on the device is the one at work, and the next on its way."""
 
@@ -259,11 +270,17 @@ class HostRings(Conveyor[tuple[int, int], Ring]):
         self, device: torch.device, order: Sequence[tuple[int, int]], new_ring: Callable[[], Ring]
     ) -> None:
         """Empty rings by layer and step, in the order of their use; new_ring makes one on the device."""
-        slots = [new_ring() for _ in range(RING_SLOTS)]
+        start, slots = time.perf_counter(), [new_ring() for _ in range(RING_SLOTS)]
         layout = Layout.of(slots[0].tensors)
-        self.rings = {key: Ring.of(layout.views(host_buffer(layout.num_bytes, device))) for key in order}
+        self.rings: dict[tuple[int, int], Ring] = {}
+        for layer in dict.fromkeys(layer for layer, _ in order):
+            keys = [key for key in order if key[0] == layer]
+            buffer = host_buffer(len(keys) * layout.num_bytes, device)
+            for key, part in zip(keys, buffer.split(layout.num_bytes), strict=True):
+                self.rings[key] = Ring.of(layout.views(part))
         self.host_bytes = len(order) * layout.num_bytes
         super().__init__(device, slots, order)
+        _tell("rings", self.host_bytes, start)
 
     def _memory(self, place: Ring) -> Iterable[Tensor]:
         return place.tensors
