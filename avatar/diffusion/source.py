@@ -158,7 +158,7 @@ class DiffusionSource:
         cancelled: Callable[[], bool],
     ) -> Iterator[Tensor]:
         """Frames of each block, T H W 3 on the device: as they come, or all at the end."""
-        decoder = StreamingDecoder(parts.vae, compile=parts.device.type == "cuda")
+        decoder = self.make_decoder(parts)
         latents = self._latents(parts, request, size, conditions, baton, anchor, cancelled)
         if not request.preset.memory.enable_online_decode:
             latents = iter([block.cpu() for block in latents])
@@ -185,7 +185,7 @@ class DiffusionSource:
         """Latents of each block; the rings live as long as this iterator."""
         latents = rollout(
             conditions,
-            local_denoiser(request.preset, parts, size, self.pieces),
+            self.make_denoiser(request.preset, parts, size),
             num_blocks=baton.first_block + baton.num_blocks,
             seed=request.seed,
             cancelled=cancelled,
@@ -196,6 +196,14 @@ class DiffusionSource:
         for block in latents:
             baton.pass_latents(block)
             yield block
+
+    def make_denoiser(self, preset: Preset, parts: Parts, size: Size) -> LocalDenoiser:
+        """The denoiser of a run; a bench times its own."""
+        return local_denoiser(preset, parts, size, self.pieces)
+
+    def make_decoder(self, parts: Parts) -> StreamingDecoder:
+        """The decoder of a run; likewise."""
+        return StreamingDecoder(parts.vae, compile=parts.device.type == "cuda")
 
     def _loaded(self, request: Request, check: Check) -> Parts:
         """All models, loaded unless held as this request wants them."""
@@ -244,7 +252,7 @@ class DiffusionSource:
         """
         while self._fixed is None:
             planned = self.plan_for(descent.request)
-            if not any(gpu.shortfall_bytes for gpu in planned.gpus):
+            if not any(gpu.total_bytes and gpu.shortfall_bytes for gpu in planned.gpus):  # a GPU that is there
                 return
             yield descent.step_down_planned(planned)
 
@@ -292,6 +300,7 @@ def local_denoiser(
         ring_dtype=RING_DTYPES[preset.memory.ring_dtype],
         host_layers=parts.host_layers,
         rings_on_host=parts.placement.rings_on_host,
+        ring_memory=parts.ring_memory,
         diagonal=parts.placement.diagonal,
     )
 
