@@ -252,7 +252,8 @@ class DiffusionSource:
         """
         while self._fixed is None:
             planned = self.plan_for(descent.request)
-            if not any(gpu.total_bytes and gpu.shortfall_bytes for gpu in planned.gpus):  # a GPU that is there
+            present = [gpu for gpu in planned.gpus if gpu.total_bytes]
+            if not any(gpu.shortfall_bytes for gpu in present):
                 return
             yield descent.step_down_planned(planned)
 
