@@ -211,7 +211,9 @@ class DiffusionSource:
         held, placement = self._placements(preset)
         if held is None or not held.serves(placement):
             self._free()
-            self._use(self._make_parts(request, placement, check), preset.memory)
+            parts = self._make_parts(request, placement, check)
+            parts.load_transformer(check)
+            self._use(parts, preset.memory)
         assert self._parts is not None
         self._parts.placement = placement
         self._parts.load_transformer(check)
