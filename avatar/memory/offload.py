@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -263,19 +264,47 @@ def _tell(what: str, num_bytes: int, start: float) -> None:
     logger.info("%s in host memory: %.1f GiB, made in %.1f s", what, num_bytes / 2**30, seconds)
 
 
+class RingMemory:
+    """Host memory that the rings of one run leave to the next: to lock so much of it takes long."""
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+        self._user: Callable[[], object] = lambda: None  # whose memory it is now, while that lives
+
+    def take(self, user: object, num_buffers: int, num_bytes: int, device: torch.device) -> list[Tensor]:
+        """Buffers of so many bytes each, for as long as the user lives; contents are undefined.
+
+        Raises: DoesNotFit.
+        """
+        if self._user() is not None:
+            return [host_buffer(num_bytes, device) for _ in range(num_buffers)]
+        if [len(buffer) for buffer in self._buffers] != [num_bytes] * num_buffers:
+            self._buffers.clear()  # given back before more is taken
+            self._buffers += [host_buffer(num_bytes, device) for _ in range(num_buffers)]
+        elif device.type == "cuda":
+            torch.cuda.synchronize(device)  # the last user's copies
+        self._user = weakref.ref(user)
+        return list(self._buffers)
+
+
 class HostRings(Conveyor[tuple[int, int], Ring]):
     """Every ring of a run in host memory; on the device is the one at work, and the next on its way."""
 
     def __init__(
-        self, device: torch.device, order: Sequence[tuple[int, int]], new_ring: Callable[[], Ring]
+        self,
+        device: torch.device,
+        order: Sequence[tuple[int, int]],
+        new_ring: Callable[[], Ring],
+        memory: RingMemory,
     ) -> None:
         """Empty rings by layer and step, in the order of their use; new_ring makes one on the device."""
         start, slots = time.perf_counter(), [new_ring() for _ in range(RING_SLOTS)]
         layout = Layout.of(slots[0].tensors)
+        layers = list(dict.fromkeys(layer for layer, _ in order))
+        buffers = memory.take(self, len(layers), len(order) // len(layers) * layout.num_bytes, device)
         self.rings: dict[tuple[int, int], Ring] = {}
-        for layer in dict.fromkeys(layer for layer, _ in order):
+        for layer, buffer in zip(layers, buffers, strict=True):
             keys = [key for key in order if key[0] == layer]
-            buffer = host_buffer(len(keys) * layout.num_bytes, device)
             for key, part in zip(keys, buffer.split(layout.num_bytes), strict=True):
                 self.rings[key] = Ring.of(layout.views(part))
         self.host_bytes = len(order) * layout.num_bytes
