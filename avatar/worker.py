@@ -26,7 +26,7 @@ from typing import Any
 
 from avatar.engine import FrameSource
 from avatar.errors import AvatarError, WorkerLost
-from avatar.events import Event, Finished, Segment
+from avatar.events import Event, Finished, Progress, Segment
 from avatar.media.report import MemoryUse
 from avatar.request import Request
 
@@ -104,6 +104,7 @@ class EngineProcess:
         self._run = 0
         self._cancel_sent: float | None = None
         self._plan: dict[str, Any] | None = None  # of the run that goes on
+        self._progress: Progress | None = None  # of it, the last
         self._use: MemoryUse | None = None
         self.label = ""
 
@@ -137,7 +138,7 @@ class EngineProcess:
     def _stream(self, request: Request) -> Iterator[Event]:
         self.warm()
         self._run += 1
-        self._cancel_sent = self._plan = None
+        self._cancel_sent = self._plan = self._progress = None
         ended = False
         segments: list[Segment] = []
         try:
@@ -158,6 +159,8 @@ class EngineProcess:
                 else:
                     if isinstance(message, Segment):
                         segments.append(message)
+                    elif isinstance(message, Progress):
+                        self._progress = message
                     yield message
         except WorkerLost as error:
             ended = True
@@ -260,8 +263,15 @@ class EngineProcess:
 
         if not segments:
             return None
-        known: dict[str, Any] = {"label": self.label, "plan": self._plan, "memory": self._use}
-        return finish_from_segments(request, segments, error, **known)
+        return finish_from_segments(
+            request,
+            segments,
+            error,
+            label=self.label,
+            progress=self._progress,
+            plan=self._plan,
+            memory=self._use,
+        )
 
 
 def serve(link: Connection) -> None:

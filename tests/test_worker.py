@@ -107,6 +107,8 @@ def test_the_report_of_a_killed_run_has_what_its_heartbeats_told(engine, request
     assert report.plan["engine"] == "preview"
     assert report.memory.pinned_peak_bytes == PINNED_BYTES
     assert report.memory.host_peak_bytes > 10 * 2**20
+    assert 0 < report.first_frame_s < report.elapsed_s
+    assert report.frames_per_s > 0
     assert one.pinned_bytes == 0, "its process is gone"
 
 

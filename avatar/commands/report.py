@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from avatar.commands.output import console, write_json
@@ -125,17 +126,16 @@ def configuration(report: RunReport) -> str:
 
 
 def _print(reports: dict[Path, RunReport]) -> None:
-    table = Table(
-        "video", "configuration", "frames", "peak per GPU, GiB", "host, GiB", "OOM?", show_lines=True
-    )
-    table.add_column("average fps")
-    table.add_column("first frame")
-    for column in (2, 3, 4, 6, 7):
-        table.columns[column].justify = "right"
+    table = Table("configuration", show_lines=True)
+    table.add_column("frames", justify="right")
+    table.add_column("peak / planned\nper GPU, GiB", justify="right", no_wrap=True)
+    table.add_column("peak / planned\nhost, GiB", justify="right", no_wrap=True)
+    table.add_column("OOM?")
+    table.add_column("average\nfps", justify="right")
+    table.add_column("first\nframe", justify="right", no_wrap=True)
     for path, report in reports.items():
         table.add_row(
-            path.stem,
-            f"{report.preset['name']}\n{configuration(report)}",
+            escape(f"{path.stem}: {report.preset['name']}\n{configuration(report)}"),
             f"{report.num_frames}" + (f" of {report.frames_asked}" if report.stopped else ""),
             "\n".join(map(_gpu, report.gpus)) or UNKNOWN,
             _host(report),
@@ -154,19 +154,17 @@ def _print(reports: dict[Path, RunReport]) -> None:
 
 
 def _gpu(gpu: GpuUse) -> str:
-    """ "0: 38.2 (planned 39.0)" """
-    planned = "" if gpu.planned_bytes is None else f" (planned {_gib(gpu.planned_bytes)})"
+    """ "0: 38.2 / 39.0" """
     if gpu.peak_bytes is None and gpu.card_peak_bytes is not None:
-        return f"{gpu.index}: ≤ {_gib(gpu.card_peak_bytes)}{planned}"
-    return f"{gpu.index}: {_gib(gpu.peak_bytes)}{planned}"
+        return f"{gpu.index}: ≤ {_gib(gpu.card_peak_bytes)} / {_gib(gpu.planned_bytes)}"
+    return f"{gpu.index}: {_gib(gpu.peak_bytes)} / {_gib(gpu.planned_bytes)}"
 
 
 def _host(report: RunReport) -> str:
-    memory, planned = report.memory, report.host_planned_bytes
-    if memory is None:
-        return UNKNOWN
-    words = _gib(memory.host_peak_bytes) + ("" if planned is None else f" (planned {_gib(planned)})")
-    return words + (f"\npinned {_gib(memory.pinned_peak_bytes)}" if memory.pinned_peak_bytes else "")
+    memory = report.memory
+    words = f"{_gib(memory.host_peak_bytes if memory else None)} / {_gib(report.host_planned_bytes)}"
+    pinned = memory.pinned_peak_bytes if memory else None
+    return words + (f"\npinned {_gib(pinned)}" if pinned else "")
 
 
 def _out_of_memory(report: RunReport) -> str:

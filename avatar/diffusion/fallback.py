@@ -14,6 +14,7 @@ import torch
 from avatar.errors import DoesNotFit
 from avatar.events import Notice
 from avatar.memory.ladder import describe, rungs, value
+from avatar.memory.plan import Plan, gib
 from avatar.preset import Preset, Rung
 from avatar.request import Request
 
@@ -43,19 +44,41 @@ class Descent:
 
         Raises: DoesNotFit when none is left.
         """
-        if self.num_taken == len(self._steps):
+        if not self._is_left:
             raise DoesNotFit(
                 "The GPU ran out of memory, and the preset allows no further saving.",
                 "Close other programs that use it, or choose a preset for smaller cards.",
             )
+        return self._told(
+            "rung_oom", f"{device or 'The device'} ran out of memory at block {block}", device, block
+        )
+
+    def step_down_planned(self, planned: Plan) -> Notice:
+        """Take the next rung, because this plan does not fit; before loading.
+
+        Raises: DoesNotFit when none is left.
+        """
+        if not self._is_left:
+            raise DoesNotFit(
+                f"Preset {planned.preset} does not fit. {planned.shortfall}",
+                "Close other programs that use the GPU, or choose a preset for smaller cards.",
+            )
+        gpu = max(planned.gpus, key=lambda gpu: gpu.shortfall_bytes)
+        why = f"{gpu.label} lacks {gib(gpu.shortfall_bytes)} by the plan"
+        return self._told("rung_planned", why, f"GPU {gpu.index}", None)
+
+    @property
+    def _is_left(self) -> bool:
+        return self.num_taken < len(self._steps)
+
+    def _told(self, code: str, why: str, device: str, block: int | None) -> Notice:
+        """Take the next rung and say so."""
         before = self.request.preset
         rung = self._take()
         was, now = value(before, rung), value(self.request.preset, rung)
-        where = f"{device or 'The device'} ran out of memory at block {block}"
-        text = f"{where}: {describe(rung, self.request.preset)} from here on (was {was}). Nothing is lost."
+        text = f"{why}: {describe(rung, self.request.preset)} from here on (was {was})."
         log.warning("%s", text)
-        values = {"now": now, "was": was, "device": device, "block": block}
-        return Notice("rung_oom", text, "warning", rung, values)
+        return Notice(code, text, "warning", rung, {"now": now, "was": was, "device": device, "block": block})
 
     def _take(self) -> Rung:
         rung, preset = self._steps[self.num_taken]

@@ -40,6 +40,7 @@ from avatar.request import Request
 log = logging.getLogger(__name__)
 
 TINY_FOLDER = "self-test"  # in the run's own folder
+CAUTION = 0.9  # of what was counted on before, each time that memory ran out all the same
 SELF_TEST_LABEL = "self-test: noise"
 
 
@@ -66,6 +67,7 @@ class DiffusionSource:
         self._make_parts = make_parts or self._from_checkpoint
         self._parts: Parts | None = None
         self._held: tuple[str, str] | None = None  # the settings that the parts were loaded with
+        self._share = 1.0  # of the device's room that a plan may count on
         self._fixed: Placement | None = None  # what the parts' own placement leaves no choice in
         self._stands_on: tuple[str, int] | None = None  # a long video's run, and the rungs that it has taken
         self.pieces = Pieces()
@@ -88,6 +90,7 @@ class DiffusionSource:
         size = video_size(request)
         baton, descent = Baton.take(request, size), self._descent(request)
         try:
+            yield from self._stepped_down(descent)
             while True:
                 try:
                     yield from self._made(descent.request, size, baton, cancelled)
@@ -98,6 +101,7 @@ class DiffusionSource:
                     log.warning("out of memory: %s", str(error).strip().split("\n")[0])
                 # The error is gone, and with it what its frames of the stack still held.
                 self._free()
+                self._share *= CAUTION
                 yield descent.step_down(baton.next_block, self._device_name)
                 baton.go_on()
                 if request.part is not None:
@@ -154,7 +158,7 @@ class DiffusionSource:
         cancelled: Callable[[], bool],
     ) -> Iterator[Tensor]:
         """Frames of each block, T H W 3 on the device: as they come, or all at the end."""
-        decoder = StreamingDecoder(parts.vae, compile=parts.device.type == "cuda")
+        decoder = self.make_decoder(parts)
         latents = self._latents(parts, request, size, conditions, baton, anchor, cancelled)
         if not request.preset.memory.enable_online_decode:
             latents = iter([block.cpu() for block in latents])
@@ -181,7 +185,7 @@ class DiffusionSource:
         """Latents of each block; the rings live as long as this iterator."""
         latents = rollout(
             conditions,
-            local_denoiser(request.preset, parts, size, self.pieces),
+            self.make_denoiser(request.preset, parts, size),
             num_blocks=baton.first_block + baton.num_blocks,
             seed=request.seed,
             cancelled=cancelled,
@@ -193,13 +197,23 @@ class DiffusionSource:
             baton.pass_latents(block)
             yield block
 
+    def make_denoiser(self, preset: Preset, parts: Parts, size: Size) -> LocalDenoiser:
+        """The denoiser of a run; a bench times its own."""
+        return local_denoiser(preset, parts, size, self.pieces)
+
+    def make_decoder(self, parts: Parts) -> StreamingDecoder:
+        """The decoder of a run; likewise."""
+        return StreamingDecoder(parts.vae, compile=parts.device.type == "cuda")
+
     def _loaded(self, request: Request, check: Check) -> Parts:
         """All models, loaded unless held as this request wants them."""
         preset = request.preset
         held, placement = self._placements(preset)
         if held is None or not held.serves(placement):
             self._free()
-            self._use(self._make_parts(request, placement, check), preset.memory)
+            parts = self._make_parts(request, placement, check)
+            parts.load_transformer(check)
+            self._use(parts, preset.memory)
         assert self._parts is not None
         self._parts.placement = placement
         self._parts.load_transformer(check)
@@ -209,7 +223,9 @@ class DiffusionSource:
         """How the parts are held, None where they would not do for the preset; and how it wants them."""
         parts = self._parts if self._held == held_as(preset.memory) else None
         held = None if parts is None else parts.placement
-        return held, self._fixed or placement_on(best_device(), preset, held, self._weights)
+        if self._fixed is not None:
+            return held, self._fixed
+        return held, placement_on(best_device(), preset, held, self._weights, self._share)
 
     def _from_checkpoint(self, request: Request, placement: Placement, check: Check) -> Parts:
         """The models of the checkpoint; the prompt is measured first."""
@@ -228,8 +244,20 @@ class DiffusionSource:
         if request.part is not None and request.part.run == run:
             descent.skip(num_taken)
         else:
-            self._stands_on = None
+            self._stands_on, self._share = None, 1.0
         return descent
+
+    def _stepped_down(self, descent: Descent) -> Iterator[Notice]:
+        """Rungs that are taken before loading: the GPU may have less free than when the run was accepted.
+
+        Raises: DoesNotFit when none is left.
+        """
+        while self._fixed is None:
+            planned = self.plan_for(descent.request)
+            present = [gpu for gpu in planned.gpus if gpu.total_bytes]
+            if not any(gpu.shortfall_bytes for gpu in present):
+                return
+            yield descent.step_down_planned(planned)
 
     def _free(self) -> None:
         """Give back everything that the device holds for us."""
@@ -275,6 +303,7 @@ def local_denoiser(
         ring_dtype=RING_DTYPES[preset.memory.ring_dtype],
         host_layers=parts.host_layers,
         rings_on_host=parts.placement.rings_on_host,
+        ring_memory=parts.ring_memory,
         diagonal=parts.placement.diagonal,
     )
 

@@ -261,14 +261,19 @@ def finish_from_segments(
     error: AvatarError,
     *,
     label: str = "",
+    progress: Progress | None = None,
     plan: dict[str, Any] | None = None,
     memory: MemoryUse | None = None,
 ) -> Finished | None:
     """Make a file, with its report, of what a killed run had finished; None when that fails too.
 
-    segments: as they were told, in order. error: why the run ended. plan, memory: for the report.
+    segments: as they were told, in order. error: why the run ended. progress: the last that was told.
+    plan, memory: for the report.
     """
     report = replace(new_report(request, label), error_kind=error_kind(error), plan=plan, memory=memory)
+    if progress is not None:
+        report.elapsed_s, report.first_frame_s = progress.elapsed_s, progress.first_frame_s
+        report.frames_per_s = progress.fps
     return _join(request, report, segments, str(error))
 
 

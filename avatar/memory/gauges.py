@@ -205,10 +205,14 @@ _GUESTS = ("guest", "guest_nice")
 
 
 def _ours(processes: dict[int, int] | None, pids: set[int], used: int | None) -> int | None:
-    """Bytes held by our processes; None when the driver does not tell which process holds what."""
+    """Bytes held by our processes; None when the driver does not tell which process holds what.
+
+    In a container it may list none, or by numbers that mean nothing here: then some of them may be ours.
+    """
     if processes is None or (not processes and used is not None and used > HIDDEN_BYTES):
         return None
-    return sum(size for pid, size in processes.items() if pid in pids)
+    ours = sum(size for pid, size in processes.items() if pid in pids)
+    return ours if ours or all(map(psutil.pid_exists, processes)) else None
 
 
 def _resident_bytes(pid: int) -> int:

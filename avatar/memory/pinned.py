@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,14 +40,16 @@ def host_buffer(num_bytes: int, device: torch.device) -> Tensor:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)  # far fewer pages to lock
     array = np.frombuffer(pages, dtype=np.uint8)
-    address = array.ctypes.data
+    address, tensor = array.ctypes.data, torch.from_numpy(array)
+    tensor.zero_()  # all cores map the pages; the driver would do it alone, under its lock
     with torch.cuda.device(device):
         if int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0)):
+            _forget_error(device)
             raise _no_room(num_bytes)
     _pinned[address] = num_bytes
     # The array dies with the last tensor on it, and its pages after it.
     weakref.finalize(array, _unpin, address, device).atexit = False
-    return torch.from_numpy(array)
+    return tensor
 
 
 def _unpin(address: int, device: torch.device) -> None:
@@ -55,6 +58,12 @@ def _unpin(address: int, device: torch.device) -> None:
         torch.cuda.synchronize()
         torch.cuda.check_error(int(torch.cuda.cudart().cudaHostUnregister(address)))
     del _pinned[address]
+
+
+def _forget_error(device: torch.device) -> None:
+    """CUDA tells of a failed call once more at the next kernel: at this one, and no one else's."""
+    with suppress(RuntimeError):
+        torch.zeros(1, device=device)
 
 
 def _no_room(num_bytes: int) -> DoesNotFit:

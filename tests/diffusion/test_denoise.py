@@ -92,13 +92,22 @@ def test_bfloat16(stream):
     assert latents.dtype == torch.float32
 
 
-def test_rings_in_float8_cost_little():
-    """Half the memory; e4m3 rounds by 2^-4 at most, and attention's average over a hundred keys and more
-    takes off the rest."""
-    stream = Stream.load("basic")
-    denoiser = stream.denoiser(ring_dtype=FLOAT8)
-    latents = stream.run(denoiser)
-    assert 1e-5 < relative_error(latents, stream.tensors["latents"]) < 2**-4
+def test_rings_in_float8_cost_little(stream):
+    """Half the memory. e4m3 moves keys and values by 2.65 % of their norms, independently; attention averages
+    that over the tokens of the past. What earlier blocks got wrong does not grow: each velocity keeps the
+    bound, over all blocks and steps. Measured: at most 0.09 %, and 0.006 % for rings in bf16.
+    """
+    denoiser, plain = stream.denoiser(ring_dtype=FLOAT8), stream.denoiser()
+    latents, expected = stream.run(denoiser), stream.run(plain)
+    past_tokens = stream.geometry.past_frames * stream.geometry.frame_tokens
+    bound = 0.0265 * (2 / past_tokens) ** 0.5
+    for step, (found, exact) in enumerate(
+        zip(denoiser.schedule.velocities, plain.schedule.velocities, strict=True)
+    ):
+        error = relative_error(found, exact)
+        assert error < bound, step
+        assert error > 1e-5 or step < stream.settings["num_steps"], step  # the first block has no past
+    assert 1e-5 < relative_error(latents, expected) < bound
     assert {ring.k.dtype for cache in denoiser.stack.caches.values() for ring in cache.rings.values()} == {
         FLOAT8
     }

@@ -144,6 +144,18 @@ def test_hidden_processes_leave_ours_blank_but_show_what_is_used(with_driver):
     assert gpu["others_bytes"] is None
 
 
+def test_numbers_of_processes_that_are_not_here_may_be_ours(with_driver):
+    gone = 2**30 + 7  # no process has such a number
+    code = READ + "result = Gauges().read().as_dict()['gpus']"
+    foreign, known, mixed = with_driver(
+        code, [24564] * 3, processes=f"0:{gone}:9000,1:1:700,2:{gone}:500,2:1:100"
+    )
+    assert (foreign["ours_bytes"], foreign["others_bytes"], foreign["peak_bytes"]) == (None, None, None)
+    assert foreign["used_peak_bytes"] == 9000 * MIB
+    assert (known["ours_bytes"], known["others_bytes"]) == (0, 700 * MIB)
+    assert mixed["ours_bytes"] is None
+
+
 def test_an_older_driver_tells_its_temperature(with_driver):
     code = READ + "result = Gauges().read().as_dict()['gpus'][0]['temperature_c']"
     assert with_driver(code, [24564], errors="nvmlDeviceGetTemperatureV=13") == 50

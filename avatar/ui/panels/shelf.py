@@ -84,7 +84,7 @@ def _card(entry: Entry, language: Language, root: str, report: RunReport | None)
     account = "" if report is None else render_account(report, language, url)
     return tag(
         "li",
-        play + tag("div", words, class_="video-words") + account + _buttons(entry, video, language),
+        play + tag("div", words, class_="video-words") + _buttons(entry, video, language) + account,
         class_="video",
     )
 
