@@ -94,11 +94,14 @@ class Float8Linear(nn.Module):
         if product == "widened":
             return (F.linear(x, widen(self.weight, x.dtype)) * self.scale + self.bias).to(x.dtype)
         rows = x.reshape(-1, x.shape[-1])
-        if product == "scaled" and len(rows) < FEWEST_ROWS:
-            rows = F.pad(rows, (0, 0, 0, FEWEST_ROWS - len(rows)))
+        num_rows, few = len(rows), product == "scaled" and len(rows) < FEWEST_ROWS
+        if few:
+            rows = F.pad(rows, (0, 0, 0, FEWEST_ROWS - num_rows))
         values, scale = quantise_rows(rows)
-        if product == "scaled":
-            out = self.multiply(values, scale)[: x.shape[:-1].numel()]
+        if few:
+            out = self.multiply(values, scale)[:num_rows].clone()  # or the padding would live as long
+        elif product == "scaled":
+            out = self.multiply(values, scale)
         else:
             out = F.linear(values.float(), self.weight.float()) * scale * self.scale + self.bias
         return out.to(x.dtype).unflatten(0, x.shape[:-1])
