@@ -2,7 +2,6 @@
 
 The page and the command line never render, open CUDA or load a model: a crash, a leak or a hang stays
 in the child, which dies with its parent. Both sides talk in the dataclasses below over one socket pair.
-Not multiprocessing.Process: its spawn would import the parent's main module, and with it the whole page.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ import logging
 import os
 import queue
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -23,6 +20,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
+from avatar.child import Child
 from avatar.errors import AvatarError, Cancelled, WorkerLost
 from avatar.events import Event, Finished, Segment
 from avatar.request import Request
@@ -86,8 +84,7 @@ class EngineProcess:
         self._open = Open(source, options, logging.getLogger().getEffectiveLevel())
         self._running = threading.Lock()
         self._sending = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
-        self._link: Connection | None = None
+        self._child: Child | None = None
         self._run = 0
         self._cancel_sent: float | None = None
         self.label = ""
@@ -95,13 +92,14 @@ class EngineProcess:
     def warm(self) -> None:
         """Start the child without waiting for it, so that the first run does not pay for imports."""
         with self._sending:
-            if self._child is None or self._child.poll() is not None:
+            if self._child is None or not self._child.alive:
                 self._start()
 
     @property
     def pid(self) -> int | None:
         """The child's process id, None when there is none."""
-        return self._child.pid if self._child and self._child.poll() is None else None
+        child = self._child
+        return child.pid if child is not None and child.alive else None
 
     def stream(self, request: Request) -> Iterator[Event]:
         """Events of one run; see Engine.stream. Raises: also WorkerLost, when the child dies or hangs."""
@@ -116,32 +114,31 @@ class EngineProcess:
         self.warm()
         self._run += 1
         self._cancel_sent = None
-        ended = False
+        ended: Ended | None = None
         segments: list[Segment] = []
         try:
             self._send(Run(self._run, request))
-            while not ended:
+            while ended is None:
                 message = self._receive()
                 if isinstance(message, Ready):
                     self.label = message.label
                 elif isinstance(message, Ended):
                     if message.run == self._run:
-                        ended = True
-                        if message.error is not None:
-                            raise message.error
+                        ended = message
                 elif not isinstance(message, Heartbeat):
                     if isinstance(message, Segment):
                         segments.append(message)
                     yield message
         except WorkerLost as error:
-            ended = True
+            ended = Ended(self._run, error)
             kept = self._salvage(request, segments, error)
             if kept is not None:
                 yield kept
-            raise
         finally:
-            if not ended:  # the caller closed the iterator: end the run, then be ready for the next
+            if ended is None:  # the caller closed the iterator: end the run, then be ready for the next
                 self._drain()
+        if ended.error is not None:
+            raise ended.error
 
     def cancel(self) -> None:
         """End the run that is going on, if one is; its stream() then yields Finished(stopped=True)."""
@@ -156,35 +153,27 @@ class EngineProcess:
             self._kill()
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "avatar.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **self._gpus, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-            )
-        self._link = Connection(ours.detach())
-        self._link.send(self._open)
+        self._child = Child("avatar.worker", env=self._gpus)
+        self._child.link.send(self._open)
 
     def _send(self, message: Run | Cancel) -> None:
         with self._sending:
             try:
-                assert self._link is not None
-                self._link.send(message)
+                assert self._child is not None
+                self._child.link.send(message)
             except OSError as error:
                 raise self._lost() from error
 
     def _receive(self) -> Any:
         """The next message from the child. Raises: WorkerLost."""
-        link = self._link
-        if link is None:
+        child = self._child
+        if child is None:
             raise self._lost()
         silent_since = time.monotonic()
         while True:
             try:
-                if link.poll(0.25):
-                    return link.recv()
+                if child.link.poll(0.25):
+                    return child.link.recv()
             except (EOFError, OSError) as error:
                 raise self._lost() from error
             now = time.monotonic()
@@ -197,24 +186,15 @@ class EngineProcess:
         """The error for a child that is gone; makes sure that it is."""
         child = self._child
         if not cause and child is not None:
-            try:
-                code = child.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                cause = "closed its connection"
-            else:
-                cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+            cause = child.fate()
         with self._sending:
             self._kill()
         log.error("engine process lost: it %s", cause)
         return WorkerLost(f"The engine's process {cause or 'is gone'}.", "Try again: a fresh one is started.")
 
     def _kill(self) -> None:
-        if self._link is not None:
-            self._link.close()
-            self._link = None
         if self._child is not None:
             self._child.kill()
-            self._child.wait()
             self._child = None
 
     def _drain(self) -> None:

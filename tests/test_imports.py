@@ -18,7 +18,7 @@ FLOORS = [
     {"errors"},
     {"geometry", "abilities", "checkpoint_places"},
     {"preset"},
-    {"events", "request", "scratch"},
+    {"events", "request", "scratch", "child"},
     {"engine"},  # the protocol; open_engine is its one way up
     {"media", "models"},
     {"memory", "parallel"},
