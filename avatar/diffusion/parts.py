@@ -28,8 +28,8 @@ ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 DTYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}  # of the arithmetic
 
 
-def best_device() -> torch.device:
-    """The first CUDA device, or the CPU, on which only a toy model is of use.
+def best_device(index: int = 0) -> torch.device:
+    """The CUDA device of that index, or the CPU, on which only a toy model is of use.
 
     CUDA's memory is asked for in segments that grow, which wastes 4 GiB less; unless the user has set
     PyTorch's allocator up otherwise.
@@ -38,7 +38,7 @@ def best_device() -> torch.device:
         return torch.device("cpu")
     if not any(name in os.environ for name in ALLOCATOR_VARIABLES):
         torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
-    return torch.device("cuda", 0)
+    return torch.device("cuda", index)
 
 
 class Conditioner(Protocol):
