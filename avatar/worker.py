@@ -9,25 +9,24 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import os
-import queue
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 from avatar.child import Child
-from avatar.errors import AvatarError, Cancelled, WorkerLost
+from avatar.errors import AvatarError, WorkerLost
 from avatar.events import Event, Finished, Segment
 from avatar.request import Request
+from avatar.service import Cancel, Ended, Run, Service
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S = 1.0
 SILENCE_LIMIT_S = 60.0  # without a heartbeat for so long, the child is taken for hung
 CANCEL_LIMIT_S = 20.0  # a cancelled run must have ended by then, its file closed
 
@@ -42,17 +41,6 @@ class Open:
 
 
 @dataclass(frozen=True)
-class Run:
-    run: int
-    request: Request
-
-
-@dataclass(frozen=True)
-class Cancel:
-    run: int
-
-
-@dataclass(frozen=True)
 class Ready:
     """The source is built; label is what its output is called."""
 
@@ -62,14 +50,6 @@ class Ready:
 @dataclass(frozen=True)
 class Heartbeat:
     pass
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The run is over; error is what it raised, if anything."""
-
-    run: int
-    error: AvatarError | None = None
 
 
 class EngineProcess:
@@ -222,53 +202,21 @@ def serve(link: Connection) -> None:
     opened = link.recv()
     logging.getLogger().setLevel(opened.log_level)
     module, name = opened.source.split(":")
-    sending = threading.Lock()
-    requests: queue.Queue[Run] = queue.Queue()
-    cancelled: dict[int, threading.Event] = {}
-
-    def send(message: Any) -> None:
-        with sending:
-            link.send(message)
-
-    def listen() -> None:
-        try:
-            while True:
-                message = link.recv()
-                if isinstance(message, Run):
-                    cancelled[message.run] = threading.Event()
-                    requests.put(message)
-                elif message.run in cancelled:  # else it has ended meanwhile
-                    cancelled[message.run].set()
-        except (EOFError, OSError):
-            os._exit(0)  # the parent is gone, or has no more use for this process
-
-    def beat() -> None:
-        while True:
-            time.sleep(HEARTBEAT_S)
-            try:
-                send(Heartbeat())
-            except OSError:
-                os._exit(0)
-
-    threading.Thread(target=listen, daemon=True).start()
-    threading.Thread(target=beat, daemon=True).start()
+    service = Service(link)
+    service.start(Heartbeat)
     source = getattr(importlib.import_module(module), name)(**opened.options)
-    send(Ready(source.label))
-    while True:
-        run = requests.get()
+    service.send(Ready(source.label))
+    for run in service.runs():
         error: AvatarError | None = None
         try:
-            for event in stream_frames(source, run.request, cancelled[run.run].is_set):
-                send(event)
-        except Cancelled as stopped:
-            error = stopped
+            for event in stream_frames(source, run.request, partial(service.stopped, run)):
+                service.send(event)
         except AvatarError as told:
             error = told
         except Exception:
             log.exception("the engine failed")
             error = AvatarError("The engine failed.", "The log of the server says why.")
-        del cancelled[run.run]
-        send(Ended(run.run, error))
+        service.end(run, error)
 
 
 if __name__ == "__main__":

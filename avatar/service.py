@@ -1,0 +1,108 @@
+"""The child's side of a link: runs are asked for, one at a time, and each may be cancelled."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from avatar.errors import AvatarError
+from avatar.request import Request
+
+HEARTBEAT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Run:
+    run: int
+    request: Request
+
+
+@dataclass(frozen=True)
+class Cancel:
+    run: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The run is over; error is what it raised, if anything."""
+
+    run: int
+    error: AvatarError | None = None
+
+
+def leave() -> None:
+    """The parent is gone, or has no more use for this process."""
+    os._exit(0)
+
+
+class Service:
+    """What comes over the link, for the thread that works; any thread may send."""
+
+    def __init__(self, link: Connection, on_hangup: Callable[[], None] = leave) -> None:
+        """on_hangup: called once, when the other side is gone; its runs are cancelled by then."""
+        self._link, self._on_hangup = link, on_hangup
+        self._sending = threading.Lock()
+        self._asked: queue.Queue[Run | None] = queue.Queue()
+        self._cancelled: dict[int, threading.Event] = {}
+        self._gone = threading.Event()
+
+    def start(self, heartbeat: Callable[[], Any]) -> None:
+        """Listen, and send a heartbeat every second, each in a thread of its own."""
+        threading.Thread(target=self._listen, name="listen", daemon=True).start()
+        threading.Thread(target=self._beat, args=(heartbeat,), name="heartbeat", daemon=True).start()
+
+    def send(self, message: Any) -> None:
+        """Raises: OSError when the other side is gone."""
+        with self._sending:
+            self._link.send(message)
+
+    def runs(self) -> Iterator[Run]:
+        """Every run, when it is asked for; ends when the other side is gone."""
+        while (run := self._asked.get()) is not None:
+            yield run
+
+    def stopped(self, run: Run) -> bool:
+        """Whether nobody wants this run any more."""
+        return self._gone.is_set() or self._cancelled[run.run].is_set()
+
+    def end(self, run: Run, error: AvatarError | None) -> None:
+        """The run is over."""
+        del self._cancelled[run.run]
+        self.send(Ended(run.run, error))
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                message = self._link.recv()
+                if isinstance(message, Run):
+                    self._cancelled[message.run] = threading.Event()
+                    self._asked.put(message)
+                elif isinstance(message, Cancel):
+                    cancelled = self._cancelled.get(message.run)
+                    if cancelled is not None:  # else it has ended meanwhile
+                        cancelled.set()
+        except (EOFError, OSError):
+            self._hang_up()
+
+    def _beat(self, heartbeat: Callable[[], Any]) -> None:
+        while not self._gone.is_set():
+            try:
+                self.send(heartbeat())
+            except OSError:
+                self._hang_up()
+                return
+            time.sleep(HEARTBEAT_S)
+
+    def _hang_up(self) -> None:
+        with self._sending:
+            first = not self._gone.is_set()
+            self._gone.set()
+        if first:
+            self._asked.put(None)
+            self._on_hangup()
