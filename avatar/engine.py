@@ -14,6 +14,8 @@ from avatar.events import Event, Notice, Progress
 from avatar.preset import Preset
 from avatar.request import Request
 
+SELF_TEST_LABEL = "self-test: noise"
+
 Frames = np.ndarray  # uint8 (T, H, W, 3) RGB, the next T frames of the video
 
 
@@ -87,5 +89,5 @@ def source_of(preset: Preset, weights: Path | None) -> tuple[str, dict[str, Any]
     if preset.engine == "preview":
         return "avatar.preview.source:PreviewSource", {}
     if preset.engine == "diffusion":
-        return "avatar.diffusion.source:DiffusionSource", {"preset": preset, "weights": weights}
+        return "avatar.parallel.ranked:RankedSource", {"preset": preset, "weights": weights}
     raise BadInput(f"Preset {preset.name!r} names no engine.", "Resolve it first, or pick another preset.")

@@ -44,13 +44,22 @@ def leave() -> None:
 class Service:
     """What comes over the link, for the thread that works; any thread may send."""
 
-    def __init__(self, link: Connection, on_hangup: Callable[[], None] = leave) -> None:
-        """on_hangup: called once, when the other side is gone; its runs are cancelled by then."""
-        self._link, self._on_hangup = link, on_hangup
+    def __init__(
+        self,
+        link: Connection,
+        on_hangup: Callable[[], None] = leave,
+        on_other: Callable[[Any], None] | None = None,
+    ) -> None:
+        """on_hangup: called once, when the other side is gone; its runs are cancelled by then.
+
+        on_other: called with every message but Run and Cancel.
+        """
+        self._link, self._on_hangup, self._on_other = link, on_hangup, on_other
         self._sending = threading.Lock()
         self._asked: queue.Queue[Run | None] = queue.Queue()
         self._cancelled: dict[int, threading.Event] = {}
-        self._gone = threading.Event()
+        self._ending = threading.Lock()
+        self.gone = False
 
     def start(self, heartbeat: Callable[[], Any]) -> None:
         """Listen, and send a heartbeat every second, each in a thread of its own."""
@@ -58,9 +67,12 @@ class Service:
         threading.Thread(target=self._beat, args=(heartbeat,), name="heartbeat", daemon=True).start()
 
     def send(self, message: Any) -> None:
-        """Raises: OSError when the other side is gone."""
-        with self._sending:
-            self._link.send(message)
+        """To the other side, if it is still there."""
+        try:
+            with self._sending:
+                self._link.send(message)
+        except OSError:
+            self._hang_up()
 
     def runs(self) -> Iterator[Run]:
         """Every run, when it is asked for; ends when the other side is gone."""
@@ -69,7 +81,7 @@ class Service:
 
     def stopped(self, run: Run) -> bool:
         """Whether nobody wants this run any more."""
-        return self._gone.is_set() or self._cancelled[run.run].is_set()
+        return self.gone or self._cancelled[run.run].is_set()
 
     def end(self, run: Run, error: AvatarError | None) -> None:
         """The run is over."""
@@ -79,30 +91,29 @@ class Service:
     def _listen(self) -> None:
         try:
             while True:
-                message = self._link.recv()
-                if isinstance(message, Run):
-                    self._cancelled[message.run] = threading.Event()
-                    self._asked.put(message)
-                elif isinstance(message, Cancel):
-                    cancelled = self._cancelled.get(message.run)
-                    if cancelled is not None:  # else it has ended meanwhile
-                        cancelled.set()
+                self._take(self._link.recv())
         except (EOFError, OSError):
             self._hang_up()
 
+    def _take(self, message: Any) -> None:
+        if isinstance(message, Run):
+            self._cancelled[message.run] = threading.Event()
+            self._asked.put(message)
+        elif isinstance(message, Cancel):
+            cancelled = self._cancelled.get(message.run)
+            if cancelled is not None:  # else it has ended meanwhile
+                cancelled.set()
+        elif self._on_other is not None:
+            self._on_other(message)
+
     def _beat(self, heartbeat: Callable[[], Any]) -> None:
-        while not self._gone.is_set():
-            try:
-                self.send(heartbeat())
-            except OSError:
-                self._hang_up()
-                return
+        while not self.gone:
+            self.send(heartbeat())
             time.sleep(HEARTBEAT_S)
 
     def _hang_up(self) -> None:
-        with self._sending:
-            first = not self._gone.is_set()
-            self._gone.set()
+        with self._ending:
+            first, self.gone = not self.gone, True
         if first:
             self._asked.put(None)
             self._on_hangup()

@@ -143,7 +143,7 @@ def test_the_rule_sees_what_breaks_it(module, source):
         ("ui.page", "from avatar.media.intake import open_request\nimport gradio"),
         ("diffusion.source", "import torch\nfrom avatar.memory.plan import Plan"),
         ("parallel.worker", "import torch.distributed as dist"),
-        ("parallel.group", "from avatar.diffusion.source import x\nfrom avatar.parallel.layout import Layout"),
+        ("parallel.group", "from avatar.diffusion.source import x"),
         ("memory.fit", "from avatar.parallel.layout import Layout"),
         ("engine", "def f():\n    from avatar.worker import EngineProcess"),
         ("abilities", "if TYPE_CHECKING:\n    from avatar.preset import Preset"),

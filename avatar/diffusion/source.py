@@ -13,12 +13,12 @@ from torch import Tensor
 from avatar.diffusion.baton import Baton
 from avatar.diffusion.conditions import SpeechTrack
 from avatar.diffusion.decode import StreamingDecoder
-from avatar.diffusion.denoise import Conditions, LocalDenoiser
+from avatar.diffusion.denoise import Conditions, Denoiser, LocalDenoiser
 from avatar.diffusion.layer_stack import Pieces
 from avatar.diffusion.parts import DTYPES, Check, Parts
 from avatar.diffusion.rollout import rollout
 from avatar.diffusion.schedule import Schedule
-from avatar.engine import Frames
+from avatar.engine import SELF_TEST_LABEL, Frames
 from avatar.errors import BadInput, Cancelled, DoesNotFit
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import Geometry, Size, output_size
@@ -34,7 +34,6 @@ from avatar.request import Request
 log = logging.getLogger(__name__)
 
 TINY_FOLDER = "self-test"  # in the run's own folder
-SELF_TEST_LABEL = "self-test: noise"
 
 
 class DiffusionSource:
@@ -129,7 +128,7 @@ class DiffusionSource:
         """Latents of each block; the rings live as long as this iterator."""
         latents = rollout(
             conditions,
-            local_denoiser(request.preset, parts, size, self.pieces),
+            self.denoiser(request, parts, size),
             num_blocks=baton.first_block + baton.num_blocks,
             seed=request.seed,
             cancelled=cancelled,
@@ -148,12 +147,20 @@ class DiffusionSource:
             self._parts = None
             files = find_files(request.preset, self._weights, request.work)
             PromptTokenizer(files.tokenizer)(request.prompt)
-            parts = Parts.load(memory, files, check)
-            parts.load_transformer(check)
-            self._use(parts, memory)
+            self._use(self.load(memory, files, check), memory)
         assert self._parts is not None
         self._parts.load_transformer(check)
         return self._parts
+
+    def load(self, memory: Memory, files: CheckpointFiles, check: Check) -> Parts:
+        """The models of this device."""
+        parts = Parts.load(memory, files, check)
+        parts.load_transformer(check)
+        return parts
+
+    def denoiser(self, request: Request, parts: Parts, size: Size) -> Denoiser:
+        """What denoises a run's blocks, with empty rings."""
+        return local_denoiser(request.preset, parts, size, self.pieces)
 
     def _use(self, parts: Parts, memory: Memory) -> None:
         self._parts, self._held = parts, held_as(memory)

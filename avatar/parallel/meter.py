@@ -52,6 +52,11 @@ class Meter:
                 self._busy_s += start.elapsed_time(end) / 1000
             return self._busy_s
 
+    @property
+    def peak_bytes(self) -> int | None:
+        """The most that tensors took of the device so far; None without a GPU."""
+        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
+
     def _mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))

@@ -1,47 +1,43 @@
-"""Where a rank sits: which one of how many, on which device, and how it talks to the others."""
+"""Where a rank sits: which one of how many, on which device, and how it meets the others."""
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 from torch import distributed
-from torch.distributed import ProcessGroup, Store
+from torch.distributed import Store
 
 from avatar.diffusion.parts import best_device
 from avatar.errors import DoesNotFit
+from avatar.memory.nvml import open_driver
 from avatar.parallel.meter import Meter
-
-log = logging.getLogger(__name__)
 
 FOREVER = timedelta(days=365)  # a rank may wait long for its work; whoever watches the ranks ends a hang
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seat:
-    """One rank's place. control: a group on the CPU for small messages, None with a single rank."""
+    """One rank's place among all. place: its device in words. role: its part, once that is known."""
 
     rank: int
     world_size: int
     device: torch.device
     meter: Meter
-    control: ProcessGroup | None = None
+    place: str
+    role: str = ""
 
     @classmethod
     def take(cls, rank: int, world_size: int, device: torch.device, store: Store | None) -> Seat:
-        """Join the other ranks, which look for each other in the store; NCCL between GPUs, else gloo."""
-        meter = Meter(device)
-        if world_size == 1:
-            return cls(rank, world_size, device, meter)
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(
-            backend, store=store, rank=rank, world_size=world_size, timeout=FOREVER
-        )
-        control = distributed.new_group(backend="gloo", timeout=FOREVER)
-        return cls(rank, world_size, device, meter, control)
+        """Join the other ranks, which meet at the store; tensors go by NCCL between GPUs, else by gloo."""
+        if world_size > 1:
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            distributed.init_process_group(
+                backend, store=store, rank=rank, world_size=world_size, timeout=FOREVER
+            )
+        return cls(rank, world_size, device, Meter(device), place_of(device))
 
 
 def device_of(local_rank: int, num_local: int, may_be_cpu: bool) -> torch.device:
@@ -55,10 +51,24 @@ def device_of(local_rank: int, num_local: int, may_be_cpu: bool) -> torch.device
         torch.cuda.set_device(device)
         return device
     if may_be_cpu:
-        if num_local > 1:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_local))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), _num_cores() // num_local)))
         return torch.device("cpu")
     raise DoesNotFit(
         f"{num_local} ranks need as many GPUs; PyTorch sees {num_gpus}.",
         "Take fewer with --num_gpus_dit, or show it more with CUDA_VISIBLE_DEVICES.",
     )
+
+
+def place_of(device: torch.device) -> str:
+    """A device as the gauges name it: "GPU 2", by NVML's count, or "CPU"."""
+    if device.type != "cuda":
+        return "CPU"
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # CUDA may number cards unlike NVML
+    driver = open_driver()
+    index = next((card.index for card in driver.cards if card.uuid() == uuid), device.index)
+    driver.close()
+    return f"GPU {index}"
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0))

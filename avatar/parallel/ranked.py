@@ -1,0 +1,114 @@
+"""A FrameSource whose frames are made by ranks: they are started when needed and stay for the next run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from avatar.engine import SELF_TEST_LABEL, Frames, serves
+from avatar.errors import AvatarError, Cancelled
+from avatar.events import Notice, Phase, Progress
+from avatar.parallel.fleet import Fleet, Limits, LocalFleet
+from avatar.parallel.reports import Made, Pulse, Told
+from avatar.preset import Preset
+from avatar.request import Request
+from avatar.service import Cancel, Ended, Run
+
+log = logging.getLogger(__name__)
+
+ROLES = "avatar.parallel.roles"
+CANCEL_LIMIT_S = 15.0  # a cancelled run must have ended by then, or the ranks are
+
+
+class RankedSource:
+    """See FrameSource. One rank or many: the same way."""
+
+    def __init__(
+        self, preset: Preset, weights: Path | None = None, *, roles: str = ROLES, limits: Limits | None = None
+    ) -> None:
+        """Starts the ranks, and does not wait for them. weights: the checkpoint folder, when named.
+
+        roles: see Start.
+        """
+        self.label = SELF_TEST_LABEL if preset.requires.weights == "tiny" else ""
+        self._weights, self._roles, self._limits = weights, roles, limits or Limits()
+        self._starter = ThreadPoolExecutor(
+            1, "ranks"
+        )  # lives on: ranks end with the thread that started them
+        self._run = 0
+        self._served = serves(preset)
+        self._fleet: Fleet = self._start(preset)
+
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+        """See FrameSource. Raises: also WorkerLost; the next run finds fresh ranks then."""
+        yield Progress(Phase.LOADING)
+        fleet = self._fleet_for(request.preset)
+        self._run += 1
+        ended = False
+        try:
+            fleet.send(Run(self._run, request))
+            asked_to_stop: float | None = None
+            while not ended:
+                message = fleet.receive()
+                if isinstance(message, Ended) and message.run == self._run:
+                    ended = True
+                    if message.error is not None:
+                        raise message.error
+                elif asked_to_stop is not None:
+                    if time.monotonic() - asked_to_stop > CANCEL_LIMIT_S:
+                        self._give_up(fleet)
+                elif cancelled():
+                    asked_to_stop = time.monotonic()
+                    fleet.send(Cancel(self._run))
+                elif isinstance(message, Made) and message.run == self._run:
+                    yield message.frames
+                elif isinstance(message, Told) and message.run == self._run:
+                    yield message.event
+                elif isinstance(message, Pulse) and message.rank == 0:
+                    yield Progress(Phase.LOADING, ranks=fleet.loads)  # phases never go back
+        finally:
+            if not ended and fleet.alive:
+                self._drain(fleet)
+
+    def close(self) -> None:
+        """See FrameSource."""
+        self._fleet.end()
+        self._starter.shutdown()
+
+    @property
+    def fleet(self) -> Fleet:
+        """The ranks of the last run, or those of the next."""
+        return self._fleet
+
+    def _fleet_for(self, preset: Preset) -> Fleet:
+        """The ranks that are there, if they serve this preset; else fresh ones. Raises: BadInput."""
+        if not self._fleet.alive or serves(preset) != self._served:
+            self._fleet.end()
+            self._fleet = self._start(preset)
+            self._served = serves(preset)
+        return self._fleet
+
+    def _start(self, preset: Preset) -> Fleet:
+        return self._starter.submit(LocalFleet, preset, self._weights, self._roles, self._limits).result()
+
+    def _drain(self, fleet: Fleet) -> None:
+        """The consumer has left: cancel, and listen until the run has ended."""
+        deadline = time.monotonic() + CANCEL_LIMIT_S
+        try:
+            fleet.send(Cancel(self._run))
+            while time.monotonic() < deadline:
+                message = fleet.receive()
+                if isinstance(message, Ended) and message.run == self._run:
+                    return
+            self._give_up(fleet)
+        except AvatarError as error:
+            log.warning("while stopping: %s", error)
+
+    def _give_up(self, fleet: Fleet) -> None:
+        """The ranks do not stop: end them. Raises: Cancelled."""
+        log.error("the ranks did not stop within %g s, and are ended", CANCEL_LIMIT_S)
+        fleet.end()
+        raise Cancelled("The run was stopped.")
