@@ -63,7 +63,7 @@ def unsupported(preset: Preset) -> list[str]:
     """What this preset asks for and this version does not do yet, a sentence each; empty: it does all."""
     if preset.engine != "diffusion":
         return []
-    lines = unsupported_layout(preset)
+    lines = []
     if preset.memory.ring_dtype == "fp8":
         lines.append("This version keeps rings in bf16 or fp32; it cannot honour ring_dtype 'fp8' yet.")
     if preset.memory.offload_model:
@@ -71,20 +71,3 @@ def unsupported(preset: Preset) -> list[str]:
             "This version keeps the transformer on the GPU; it cannot honour offload_model True yet."
         )
     return lines
-
-
-def unsupported_layout(preset: Preset) -> list[str]:
-    """As unsupported(), of [parallel] alone."""
-    parallel = preset.parallel
-    wanted = {
-        f"layout {parallel.layout!r}": parallel.layout != "local",
-        f"num_gpus_dit {parallel.num_gpus_dit}": parallel.num_gpus_dit > 1,
-        f"ulysses_size {parallel.ulysses_size}": parallel.ulysses_size > 1,
-        "decode_gpu True": parallel.decode_gpu,
-    }
-    names = [name for name, asked in wanted.items() if asked]
-    return [f"This version runs on one GPU; it cannot honour {_and(names)} yet."] if names else []
-
-
-def _and(words: list[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -34,6 +34,6 @@ def test_the_single_gpu_preset_is_all_there_in_bf16_and_fp8_and_the_preview_too(
 
 
 def test_several_reasons_are_told_one_by_one():
-    lines = unsupported(load_preset("24gb").with_settings(layout="fsdp"))
-    assert len(lines) == 3
-    assert "layout 'fsdp'" in lines[0]
+    lines = unsupported(load_preset("24gb"))
+    assert len(lines) == 2
+    assert "ring_dtype 'fp8'" in lines[0]

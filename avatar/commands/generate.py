@@ -38,7 +38,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--image", type=Path, required=True, metavar="FILE", help="the portrait")
     parser.add_argument("--audio", type=Path, required=True, metavar="FILE", help="the speech")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE.mp4", help="the video (outputs/IMAGE-AUDIO-TIME.mp4)"
+        "--output",
+        "--save_file",
+        type=Path,
+        metavar="FILE.mp4",
+        help="the video (outputs/IMAGE-AUDIO-TIME.mp4)",
     )
     parser.add_argument(
         "--points", type=Path, metavar="FILE.json", help="face points of a drawn portrait (IMAGE.json)"

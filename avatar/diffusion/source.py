@@ -106,7 +106,7 @@ class DiffusionSource:
         latents = self._latents(parts, request, size, conditions, baton, cancelled)
         if not request.preset.memory.enable_online_decode:
             latents = iter([block.cpu() for block in latents])
-            parts.release_transformer()
+            self.release(parts)
         check = checking(cancelled)
         if baton.goes_on:
             decoder.go_on(conditions.motion)
@@ -149,14 +149,20 @@ class DiffusionSource:
             PromptTokenizer(files.tokenizer)(request.prompt)
             self._use(self.load(memory, files, check), memory)
         assert self._parts is not None
-        self._parts.load_transformer(check)
+        self.prepare(self._parts, check)
         return self._parts
 
     def load(self, memory: Memory, files: CheckpointFiles, check: Check) -> Parts:
-        """The models of this device."""
-        parts = Parts.load(memory, files, check)
+        """The models of this device, but for the transformer."""
+        return Parts.load(memory, files, check)
+
+    def prepare(self, parts: Parts, check: Check) -> None:
+        """Have the transformer loaded; called before every run."""
         parts.load_transformer(check)
-        return parts
+
+    def release(self, parts: Parts) -> None:
+        """The transformer is not needed until the next run."""
+        parts.release_transformer()
 
     def denoiser(self, request: Request, parts: Parts, size: Size) -> Denoiser:
         """What denoises a run's blocks, with empty rings."""

@@ -6,12 +6,14 @@ and have not been calibrated against this code's own peaks.
 
 from __future__ import annotations
 
-from avatar.abilities import unsupported_layout
+from dataclasses import replace
+
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_FRAMES, SIDE_MULTIPLE, Geometry, Size
 from avatar.memory.inventory import Gpu, Inventory
 from avatar.memory.plan import ALWAYS, GIB, DevicePlan, Item, Plan, Stage
 from avatar.models.config import ModelConfig
+from avatar.parallel.layout import Layout
 from avatar.preset import Preset
 
 MIB = 2**20
@@ -51,7 +53,7 @@ PREVIEW_BYTES_PER_PX = 110  # source layers, warp grids, frames waiting for the 
 def plan(preset: Preset, inventory: Inventory) -> Plan:
     """What the preset will hold on every device, against what the machine has free.
 
-    Raises: BadInput for "auto", which must be resolved first, and for a layout of several GPUs.
+    Raises: BadInput for "auto", which must be resolved first, and for a layout that cannot be.
     """
     if preset.engine == "auto":
         raise BadInput(
@@ -62,11 +64,12 @@ def plan(preset: Preset, inventory: Inventory) -> Plan:
     if preset.requires.weights == "tiny":
         items = (Item("runtime", TORCH_RUNTIME_BYTES), Item("self_test_model", TINY_BYTES))
         return Plan(preset.name, preset.engine, (), _host(inventory, items))
-    if lines := unsupported_layout(preset):
-        raise BadInput(lines[0], "Plan a preset for one GPU.")
-    model = ModelConfig()
-    gpu = _device(inventory.gpus[0] if inventory.gpus else None, _gpu_items(preset, model))
-    return Plan(preset.name, preset.engine, (gpu,), _host(inventory, _host_items(preset, model)))
+    model, layout = ModelConfig(), Layout.of(preset)
+    gpus = [
+        _device(rank, inventory.gpus[rank : rank + 1], _items_of(rank, layout, _gpu_items(preset, model)))
+        for rank in range(layout.world_size)
+    ]
+    return Plan(preset.name, preset.engine, tuple(gpus), _host(inventory, _host_items(preset, model)))
 
 
 def ring_bytes(preset: Preset, model: ModelConfig) -> int:
@@ -121,6 +124,27 @@ def _gpu_items(preset: Preset, model: ModelConfig) -> tuple[Item, ...]:
     return tuple(items)
 
 
+def _items_of(rank: int, layout: Layout, items: tuple[Item, ...]) -> tuple[Item, ...]:
+    """A rank's part of what a single GPU would hold: side models on rank 0, its share of the transformer."""
+    role, model = layout.role_of(rank), layout.config
+    layers = len(role.layers) / model.num_layers if role else 0.0
+    steps = len(role.steps) / layout.num_steps if role else 0.0
+    heads = len(role.heads) / model.num_heads if role else 0.0
+    shares = {
+        "transformer_weights": layers * (heads if layout.kind == "fsdp" else 1.0),
+        "kv_rings": layers * heads * steps,
+        "condition_kv": layers * heads,
+        "text_kv": layers,
+        "activations": 1.0 if role else 0.0,
+        **dict.fromkeys(("cuda_context", "library_workspace", "margin"), 1.0),
+    }
+    own = [
+        replace(item, num_bytes=round(item.num_bytes * shares.get(item.name, float(rank == 0))))
+        for item in items
+    ]
+    return tuple(item for item in own if item.num_bytes)
+
+
 def _host_items(preset: Preset, model: ModelConfig) -> tuple[Item, ...]:
     items = [Item("runtime", TORCH_RUNTIME_BYTES), Item("loading_shard", LARGEST_SHARD_BYTES, (ENCODE,))]
     if preset.memory.text_encoder == "cpu":
@@ -164,9 +188,11 @@ def _bytes(parameters: float, dtype: str) -> int:
     return round(parameters * WEIGHT_BYTES[dtype])
 
 
-def _device(gpu: Gpu | None, items: tuple[Item, ...]) -> DevicePlan:
-    if gpu is None:
-        return DevicePlan("GPU 0 (not here)", 0, items, 0, 0)
+def _device(index: int, there: tuple[Gpu, ...], items: tuple[Item, ...]) -> DevicePlan:
+    """there: the GPU, if there is one."""
+    if not there:
+        return DevicePlan(f"GPU {index} (not here)", index, items, 0, 0)
+    (gpu,) = there
     return DevicePlan(str(gpu), gpu.index, items, gpu.usable_bytes, gpu.total_bytes)
 
 

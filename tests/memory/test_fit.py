@@ -58,10 +58,6 @@ def test_a_second_card_is_looked_at_only_if_it_is_needed():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("4x4090-low-vram", ["one GPU", "layout 'layers'", "num_gpus_dit 3", "decode_gpu True"]),
-        ("2x24gb", ["one GPU", "num_gpus_dit 2"]),
-        ("4x80gb-realtime", ["one GPU", "num_gpus_dit 4"]),
-        ("5x80gb-tpp", ["one GPU", "layout 'timesteps'", "num_gpus_dit 4"]),
         ("48gb", ["ring_dtype 'fp8'"]),
         ("24gb", ["offload_model True"]),
         ("12gb", ["offload_model True"]),
@@ -77,13 +73,29 @@ def test_what_this_version_does_not_do_is_said_by_name_on_any_machine(name, word
         require(preset, machine)
 
 
+def test_a_layout_that_cannot_be_is_refused_by_its_own_words():
+    wrong = FULL.with_settings(num_gpus_dit=4, ulysses_size=3)
+    with pytest.raises(BadInput, match="num_gpus_dit 4 does not divide into groups of ulysses_size 3"):
+        require(wrong, Inventory.imagine(8, 139))
+
+
 @pytest.mark.parametrize(
-    "change", [{"num_gpus_dit": 3}, {"ulysses_size": 3}, {"layout": "fsdp"}, {"decode_gpu": True}]
+    ("name", "settings", "num_gpus"),
+    [
+        ("4x4090-low-vram", {}, 4),
+        ("4x80gb-realtime", {}, 4),
+        ("5x80gb-tpp", {}, 5),
+        ("80gb", {"num_gpus_dit": 3, "ulysses_size": 3}, 3),
+        ("80gb", {"num_gpus_dit": 3, "ulysses_size": 3, "decode_gpu": True}, 4),
+        ("5x80gb-tpp", {"decode_gpu": False}, 4),
+        ("4x80gb-realtime", {"layout": "fsdp"}, 4),
+    ],
 )
-def test_options_of_several_gpus_are_refused_on_a_preset_for_one(change):
-    ((name, value),) = change.items()
-    with pytest.raises(BadInput, match=f"one GPU.*{name} {value!r}"):
-        require(FULL.with_settings(**change), Inventory.imagine(8, 139))
+def test_as_many_gpus_are_required_as_the_layout_takes(name, settings, num_gpus):
+    preset = load_preset(name).with_settings(**settings)
+    assert availability(preset, Inventory.imagine(num_gpus, 139)).ok
+    with pytest.raises(DoesNotFit, match=f"needs {num_gpus} NVIDIA GPUs.*has {num_gpus - 1}"):
+        require(preset, Inventory.imagine(num_gpus - 1, 139))
 
 
 def test_require_passes_what_runs_and_raises_the_fitting_error():
@@ -113,7 +125,8 @@ def test_way_out_prefers_a_rung_then_the_best_preset_that_fits():
         (NOTHING, "cpu-preview"),
         (BARE, "cpu-preview"),
         (H200, "80gb"),
-        (Inventory.imagine(4, 24), "cpu-preview"),  # until this version runs on several GPUs
+        (Inventory.imagine(4, 24), "4x4090-low-vram"),
+        (Inventory.imagine(5, 80), "5x80gb-tpp"),
     ],
 )
 def test_auto_takes_the_best_that_runs(inventory, name):

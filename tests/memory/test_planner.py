@@ -133,9 +133,21 @@ def test_presets_without_gpu_plan_the_host_alone(name):
     assert not plan(load_preset(name), Inventory.imagine(0, 0, host_ram_gib=0.25)).fits
 
 
-def test_several_gpus_and_auto_are_refused_by_name():
-    with pytest.raises(BadInput, match=r"one GPU.*layout 'layers', num_gpus_dit 3 and decode_gpu True"):
-        plan(load_preset("4x4090-low-vram"), Inventory.imagine(4, 24))
+def test_several_gpus_share_what_one_would_hold():
+    planned = plan(load_preset("4x4090-low-vram"), Inventory.imagine(4, 24, host_ram_gib=64))
+    assert planned.fits
+    alone = plan(load_preset("4x4090-low-vram").with_settings(layout="local", num_gpus_dit=1), H200)
+    for name in ("transformer_weights", "kv_rings"):
+        parts = [item.num_bytes for gpu in planned.devices[:-1] for item in gpu.items if item.name == name]
+        whole = next(item.num_bytes for item in alone.devices[-2].items if item.name == name)
+        assert len(parts) == 3
+        assert sum(parts) == pytest.approx(whole, rel=0.001)
+    assert "vae_weights" not in {item.name for item in planned.devices[1].items}
+
+
+def test_auto_and_wrong_layouts_are_refused_by_name():
+    with pytest.raises(BadInput, match="ulysses_size 2"):
+        plan(load_preset("4x4090-low-vram").with_settings(ulysses_size=2), Inventory.imagine(4, 24))
     with pytest.raises(BadInput, match="auto"):
         plan(load_preset("auto"), H200)
 

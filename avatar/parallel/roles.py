@@ -1,0 +1,157 @@
+"""What ranks do for the diffusion engine: rank 0 leads a run, the others have a share of its transformer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from avatar.diffusion.denoise import Denoiser
+from avatar.diffusion.parts import DTYPES, Check, Parts
+from avatar.diffusion.schedule import Schedule
+from avatar.diffusion.source import DiffusionSource, find_files, pieces_for
+from avatar.engine import Frames
+from avatar.events import Notice, Progress
+from avatar.geometry import Geometry, Size
+from avatar.models.checkpoint import CheckpointFiles
+from avatar.models.config import ModelConfig
+from avatar.models.transformer import StreamingTransformer
+from avatar.parallel.conduct import Conductor, ParallelDenoiser, assist as assist_conductor
+from avatar.parallel.group import Group
+from avatar.parallel.layout import Layout
+from avatar.parallel.loading import load_share
+from avatar.parallel.messages import Post
+from avatar.parallel.seat import Seat
+from avatar.preset import Memory, Preset
+from avatar.request import Request
+
+
+@dataclass(frozen=True)
+class Load:
+    """Rank 0 to the others: a run has been asked for; load your share."""
+
+
+@dataclass(frozen=True)
+class Go:
+    """Rank 0 to the others: it has loaded its own; help."""
+
+
+def lead(preset: Preset, weights: Path | None, seat: Seat) -> DiffusionSource:
+    """Rank 0's source: with one rank the plain one."""
+    if seat.world_size > 1:
+        return LeadingSource(preset, weights, seat)
+    return LoneSource(preset, weights, seat)
+
+
+def assist(preset: Preset, weights: Path | None, seat: Seat) -> None:
+    """What the other ranks do, as long as rank 0 does. Raises: WeightsMissing."""
+    post, group, share = Post(), None, None
+    dtype, pieces = DTYPES[preset.memory.weight_dtype], pieces_for(seat.device)
+    while True:
+        order = post.receive(0)
+        if isinstance(order, Load) and group is None:
+            with tempfile.TemporaryDirectory(prefix="avatar-rank-") as folder:
+                files = find_files(preset, weights, Path(folder))
+                group = join(preset, files, seat)
+                share = load_own_share(preset.memory, files, group, seat.meter.tick)
+        elif isinstance(order, Go):
+            assert group is not None
+            assist_conductor(group, share, dtype, pieces)
+
+
+class LoneSource(DiffusionSource):
+    """The only rank."""
+
+    def __init__(self, preset: Preset, weights: Path | None, seat: Seat) -> None:
+        super().__init__(preset, weights)
+        self._meter = seat.meter
+
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+        """See FrameSource."""
+
+        def stopped() -> bool:
+            self._meter.tick()
+            return cancelled()
+
+        return super().frames(request, stopped)
+
+
+class LeadingSource(DiffusionSource):
+    """Rank 0 of several: conditions and decoding are its own; of the transformer it has a share at most."""
+
+    def __init__(self, preset: Preset, weights: Path | None, seat: Seat) -> None:
+        super().__init__(preset, weights)
+        self._preset, self._seat, self._post = preset, seat, Post()
+        self._files: CheckpointFiles | None = None
+        self._group: Group | None = None
+        self._conductor: Conductor | None = None
+        self._denoiser: ParallelDenoiser | None = None
+
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+        """See FrameSource. However it ends, the other ranks are free for the next run."""
+        try:
+            yield from super().frames(request, cancelled)
+        finally:
+            if self._denoiser is not None:
+                self._denoiser.close()
+                self._denoiser = None
+
+    def load(self, memory: Memory, files: CheckpointFiles, check: Check) -> Parts:
+        """See DiffusionSource."""
+        self._files = files
+        return super().load(memory, files, self._ticking(check))
+
+    def prepare(self, parts: Parts, check: Check) -> None:
+        """See DiffusionSource. All ranks load at once, each its share."""
+        if self._conductor is not None:
+            return
+        assert self._files is not None
+        if self._group is None:
+            self._tell(Load())
+            self._group = join(self._preset, self._files, self._seat)
+        share = load_own_share(self._preset.memory, self._files, self._group, self._ticking(check))
+        self._conductor = Conductor(self._group, share, parts.dtype, self.pieces)
+        self._tell(Go())
+
+    def release(self, parts: Parts) -> None:
+        """The shares stay: it would take all ranks to load them again."""
+
+    def denoiser(self, request: Request, parts: Parts, size: Size) -> Denoiser:
+        """See DiffusionSource."""
+        assert self._conductor is not None
+        generation = request.preset.generation
+        self._denoiser = self._conductor.denoiser(
+            Geometry.of(size, generation.infer_frames),
+            Schedule.flow_match(generation.sample_steps, generation.shift),
+            DTYPES[request.preset.memory.ring_dtype],
+        )
+        return self._denoiser
+
+    def _tell(self, order: Load | Go) -> None:
+        for rank in range(1, self._seat.world_size):
+            self._post.send(order, rank)
+
+    def _ticking(self, check: Check) -> Check:
+        def both() -> None:
+            self._seat.meter.tick()
+            check()
+
+        return both
+
+
+def join(preset: Preset, files: CheckpointFiles, seat: Seat) -> Group:
+    """Meet the ranks that this one works with; all of them call it."""
+    layout = Layout.of(preset).for_model(ModelConfig.load(files.config))
+    seat.role = layout.describe(seat.rank)
+    return Group.join(layout, seat.rank, seat.device, seat.meter)
+
+
+def load_own_share(
+    memory: Memory, files: CheckpointFiles, group: Group, check: Check
+) -> StreamingTransformer | None:
+    """This rank's share of the transformer, None for one that only decodes."""
+    dtype: torch.dtype = DTYPES[memory.weight_dtype]
+    return load_share(files, memory, group.layout, group.rank, group.device, dtype, group, check)
