@@ -177,6 +177,10 @@ def _pace(progress: Progress) -> str:
         words.append(f"segment {progress.segments_done}/{progress.num_segments}")
     if progress.fps is not None:
         words.append(f"{progress.fps:.0f} fps")
+    busiest = progress.bottleneck
+    if busiest is not None:
+        where = " ".join(word for word in (busiest.place, busiest.role) if word)
+        words.append(f"busiest: {where} {busiest.busy_percent:.0f} %")
     if progress.eta_s is not None:
         words.append(
             f"{minutes(progress.eta_s)} left" if progress.eta_s >= 120 else f"{progress.eta_s:.0f} s left"

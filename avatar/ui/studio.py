@@ -46,6 +46,7 @@ FORM = (
     "layout",
     "num_gpus_dit",
     "ulysses_size",
+    "decode_gpu",
 )
 
 
