@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from avatar.diffusion.denoise import Block, Conditions
-from avatar.diffusion.layer_stack import Pieces, no_visit
+from avatar.diffusion.layer_stack import Pieces
 from avatar.diffusion.schedule import Schedule
 from avatar.errors import AvatarError
 from avatar.geometry import Geometry
 from avatar.models.transformer import StreamingTransformer
 from avatar.parallel.group import Group
 from avatar.parallel.messages import Begin, Done, End, Message, Open, Prefill, Release, Stop, Work
-from avatar.parallel.stages import Stage, Visit
+from avatar.parallel.stages import Stage
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +34,9 @@ BLOCKS_AHEAD = 2  # submitted beyond those at work, so that none is missed while
 NOTHING = torch.empty(0)
 
 
-def assist(
-    group: Group,
-    transformer: StreamingTransformer,
-    dtype: torch.dtype,
-    pieces: Pieces,
-    visit: Visit = no_visit,
-) -> None:
+def assist(group: Group, transformer: StreamingTransformer, dtype: torch.dtype, pieces: Pieces) -> None:
     """What every rank but 0 does: its share of each item, until rank 0 says Stop."""
-    stage = Stage(group, transformer, dtype, pieces, lambda done: group.post.send(done, 0), visit)
+    stage = Stage(group, transformer, dtype, pieces, lambda done: group.post.send(done, 0))
     while not isinstance(message := group.post.receive(0), Stop):
         stage.handle(message)
 
@@ -56,14 +50,13 @@ class Conductor:
         transformer: StreamingTransformer | None,
         dtype: torch.dtype,
         pieces: Pieces,
-        visit: Visit = no_visit,
     ) -> None:
         """transformer: rank 0's share, None when it only decodes."""
         self.group, self.layout = group, group.layout
         self.stage: Stage | None = None
         self.answers: queue.Queue[Done] = queue.Queue()
         if transformer is not None:
-            self.stage = Stage(group, transformer, dtype, pieces, self.answers.put, visit)
+            self.stage = Stage(group, transformer, dtype, pieces, self.answers.put)
         self._stream: torch.cuda.Stream | None = None
 
     def denoiser(

@@ -21,8 +21,8 @@ FOREVER = timedelta(days=365)  # whoever watches the ranks ends a hang
 class Group:
     """One rank's view.
 
-    sharing: the ranks that share this one's stage by heads. gathering: the same ranks, for parameters that are
-    gathered meanwhile. None where a rank has them to itself.
+    sharing: the ranks that share this one's stage by heads. gathering: the same ranks, for parameters that
+    are gathered meanwhile. None where a rank has them to itself.
     """
 
     layout: Layout

@@ -113,7 +113,7 @@ class Post:
         distributed.recv(length, rank)
         data = torch.empty(int(length), dtype=torch.uint8)
         distributed.recv(data, rank)
-        return pickle.loads(memoryview(data.numpy()))
+        return pickle.loads(data.numpy().data)
 
     def settle(self) -> None:
         """Wait until all that was sent has been taken."""

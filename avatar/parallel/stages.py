@@ -25,6 +25,7 @@ from avatar.models.transformer import StreamingTransformer, unpatchify
 from avatar.parallel.group import Group
 from avatar.parallel.layout import Role
 from avatar.parallel.messages import Begin, Done, End, Message, Open, Prefill, Release, Work
+from avatar.parallel.shard import Gathering
 from avatar.parallel.ulysses import SharedStack, TokenSplit, join_tokens
 
 MAX_SENDING = 2  # tensors on their way to the next stage
@@ -42,11 +43,13 @@ class Stage:
         dtype: torch.dtype,
         pieces: Pieces,
         answer: Callable[[Done], None],
-        visit: Visit = no_visit,
     ) -> None:
-        """transformer: with this rank's tensors; dtype: the residual stream's. visit: see LayerStack."""
+        """transformer: with this rank's tensors; dtype: the residual stream's."""
         self.group, self.transformer, self.dtype, self.device = group, transformer, dtype, group.device
-        self._pieces, self._visit = pieces, visit
+        self._pieces = pieces
+        self._visit: Visit = no_visit
+        if group.gathering is not None:
+            self._visit = Gathering(transformer, group.meter).visit
         self._answers = Answers(group.device, answer)
         self._sending: deque[Any] = deque()
         self._opened: dict[int, OpenBlock] = {}

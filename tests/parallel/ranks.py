@@ -22,7 +22,7 @@ from avatar.parallel.layout import Layout
 from avatar.parallel.meter import Meter
 
 NUM_RANKS = 5
-LIMIT_S = 240.0
+LIMIT_S = 150.0
 CPU = torch.device("cpu")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from avatar.models.random_weights import random_transformer
 from avatar.models.transformer import StreamingTransformer
 from avatar.parallel.conduct import Conductor, assist
 from avatar.parallel.group import Group
+from avatar.parallel.loading import share
 
 CONFIG = ModelConfig(
     dim=60,
@@ -74,11 +76,20 @@ def local_latents(options: dict[str, Any]) -> Tensor:
     return latents(LocalDenoiser(transformer(), geometry_of(options), schedule(options)), options)
 
 
-def lead_or_assist(group: Group, model: StreamingTransformer, visit: Any = None) -> Conductor | None:
-    """Rank 0's conductor; the others assist until it stops, and get None."""
-    visits = {} if visit is None else {"visit": visit}
+def fill(select: Callable[[str], bool]) -> StreamingTransformer:
+    """The selected tensors of the same model, as a loader gives them."""
+    with torch.device("meta"):
+        model = StreamingTransformer(CONFIG).requires_grad_(False)
+    whole = random_transformer(CONFIG, "cpu", FLOAT, seed=5).state_dict()
+    model.load_state_dict({name: t for name, t in whole.items() if select(name)}, strict=False, assign=True)
+    return model
+
+
+def lead_or_assist(group: Group) -> Conductor | None:
+    """Rank 0's conductor, with its share of the model; the others assist until it stops, and get None."""
+    model = share(fill, group)
     if group.rank:
-        assist(group, model, FLOAT, Pieces(), **visits)
+        assert model is not None
+        assist(group, model, FLOAT, Pieces())
         return None
-    has_share = group.layout.role_of(0) is not None
-    return Conductor(group, model if has_share else None, FLOAT, Pieces(), **visits)
+    return Conductor(group, model, FLOAT, Pieces())
