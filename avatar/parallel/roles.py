@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from avatar.diffusion.denoise import Denoiser
 from avatar.diffusion.parts import DTYPES, Check, Parts
 from avatar.diffusion.schedule import Schedule
@@ -18,8 +16,8 @@ from avatar.events import Notice, Progress
 from avatar.geometry import Geometry, Size
 from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.config import ModelConfig
-from avatar.models.transformer import StreamingTransformer
-from avatar.parallel.conduct import Conductor, ParallelDenoiser, assist as assist_conductor
+from avatar.parallel import conduct
+from avatar.parallel.conduct import Conductor, ParallelDenoiser
 from avatar.parallel.group import Group
 from avatar.parallel.layout import Layout
 from avatar.parallel.loading import load_share
@@ -56,10 +54,11 @@ def assist(preset: Preset, weights: Path | None, seat: Seat) -> None:
             with tempfile.TemporaryDirectory(prefix="avatar-rank-") as folder:
                 files = find_files(preset, weights, Path(folder))
                 group = join(preset, files, seat)
-                share = load_own_share(preset.memory, files, group, seat.meter.tick)
+                share = load_share(files, preset.memory, group, dtype)
         elif isinstance(order, Go):
             assert group is not None
-            assist_conductor(group, share, dtype, pieces)
+            assert share is not None
+            conduct.assist(group, share, dtype, pieces)
 
 
 class LoneSource(DiffusionSource):
@@ -112,7 +111,7 @@ class LeadingSource(DiffusionSource):
         if self._group is None:
             self._tell(Load())
             self._group = join(self._preset, self._files, self._seat)
-        share = load_own_share(self._preset.memory, self._files, self._group, self._ticking(check))
+        share = load_share(self._files, self._preset.memory, self._group, parts.dtype, check)
         self._conductor = Conductor(self._group, share, parts.dtype, self.pieces)
         self._tell(Go())
 
@@ -147,11 +146,3 @@ def join(preset: Preset, files: CheckpointFiles, seat: Seat) -> Group:
     layout = Layout.of(preset).for_model(ModelConfig.load(files.config))
     seat.role = layout.describe(seat.rank)
     return Group.join(layout, seat.rank, seat.device, seat.meter)
-
-
-def load_own_share(
-    memory: Memory, files: CheckpointFiles, group: Group, check: Check
-) -> StreamingTransformer | None:
-    """This rank's share of the transformer, None for one that only decodes."""
-    dtype: torch.dtype = DTYPES[memory.weight_dtype]
-    return load_share(files, memory, group.layout, group.rank, group.device, dtype, group, check)
