@@ -98,8 +98,7 @@ def lead(service: Service, source: FrameSource, alone: bool) -> None:
         error: AvatarError | None = None
         try:
             for made in source.frames(run.request, partial(service.stopped, run)):
-                of_frames = isinstance(made, np.ndarray)
-                service.send(Made(run.run, made) if of_frames else Told(run.run, made))
+                service.send(Made(run.run, made) if isinstance(made, np.ndarray) else Told(run.run, made))
         except HARMLESS as told:
             error = told
         except AvatarError as told:
