@@ -21,7 +21,7 @@ from avatar.diffusion.schedule import Schedule
 from avatar.geometry import Geometry
 from avatar.models.transformer import StreamingTransformer
 from avatar.parallel.group import Group
-from avatar.parallel.messages import Done, Message, Stop
+from avatar.parallel.messages import Done, End, Message, Stop
 from avatar.parallel.stages import Stage
 from avatar.parallel.wavefront import Run
 
@@ -34,6 +34,8 @@ def assist(group: Group, transformer: StreamingTransformer, dtype: torch.dtype, 
     stage = Stage(group, transformer, dtype, pieces, lambda done: group.post.send(done, 0))
     while not isinstance(message := group.post.receive(0), Stop):
         stage.handle(message)
+        if isinstance(message, End):
+            group.post.settle()
 
 
 class Conductor:
@@ -64,6 +66,10 @@ class Conductor:
     def stop(self) -> None:
         """Let the other ranks go."""
         self.tell(self.layout.workers, Stop())
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until every rank has taken all that it was told."""
         self.group.post.settle()
 
     def tell(self, ranks: range, message: Message) -> None:

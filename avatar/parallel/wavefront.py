@@ -56,6 +56,10 @@ class Crew(Protocol):
         """A rank's next answer, waited for."""
         ...
 
+    def settle(self) -> None:
+        """Wait until all that was told has been heard."""
+        ...
+
     def on_own_stream(self) -> AbstractContextManager[None]:
         """Around all of a run."""
         ...
@@ -64,8 +68,8 @@ class Crew(Protocol):
 class Run:
     """One generation, in the conducting thread.
 
-    An item (b, s) needs (b, s - 1) for its input and (b - 1, s) for its rings. Items are handed out diagonal by
-    diagonal, b + lag(s) being the same on each, and on a diagonal the newest block's first.
+    An item (b, s) needs (b, s - 1) for its input and (b - 1, s) for its rings. Items are handed out diagonal
+    by diagonal, b + lag(s) being the same on each, and on a diagonal the newest block's first.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class Run:
                 while self._waiting:
                     self._await_one()
                 self._conductor.tell(self._layout.workers, End())
+                self._conductor.settle()
         except BaseException as error:
             if not isinstance(error, AvatarError):
                 log.error("the group failed", exc_info=error)

@@ -36,9 +36,10 @@ SIZE = Size(128, 64)  # 32 tokens a frame: neither by 3 nor by 5
 FLOAT = torch.float32
 
 
-def transformer() -> StreamingTransformer:
+@functools.cache
+def weights() -> dict[str, Tensor]:
     """The same on every rank."""
-    return random_transformer(CONFIG, "cpu", FLOAT, seed=5).fuse()
+    return random_transformer(CONFIG, "cpu", FLOAT, seed=5).state_dict()
 
 
 def conditions(geometry: Geometry, num_speakers: int = 1, pose: bool = False) -> Conditions:
@@ -73,19 +74,26 @@ def latents(denoiser: Denoiser, options: dict[str, Any]) -> Tensor:
 
 def local_latents(options: dict[str, Any]) -> Tensor:
     """As one device makes them."""
-    return latents(LocalDenoiser(transformer(), geometry_of(options), schedule(options)), options)
+    return _local_latents(tuple(sorted(options.items())))
+
+
+@functools.cache
+def _local_latents(options: tuple[tuple[str, Any], ...]) -> Tensor:
+    model = fill(lambda name: True).fuse()
+    given = dict(options)
+    return latents(LocalDenoiser(model, geometry_of(given), schedule(given)), given)
 
 
 def fill(select: Callable[[str], bool]) -> StreamingTransformer:
     """The selected tensors of the same model, as a loader gives them."""
     with torch.device("meta"):
         model = StreamingTransformer(CONFIG).requires_grad_(False)
-    whole = random_transformer(CONFIG, "cpu", FLOAT, seed=5).state_dict()
-    model.load_state_dict({name: t for name, t in whole.items() if select(name)}, strict=False, assign=True)
+    selected = {name: tensor.clone() for name, tensor in weights().items() if select(name)}
+    model.load_state_dict(selected, strict=False, assign=True)
     return model
 
 
-def lead_or_assist(group: Group) -> Conductor | None:
+def lead_or_assist(group: Group, assist: Callable[..., None] = assist) -> Conductor | None:
     """Rank 0's conductor, with its share of the model; the others assist until it stops, and get None."""
     model = share(fill, group)
     if group.rank:
