@@ -15,6 +15,7 @@ from avatar.commands.settings import add_checkpoint, add_preset, chosen_preset
 from avatar.errors import BadInput
 from avatar.memory.fit import require
 from avatar.memory.inventory import probe
+from avatar.parallel.layout import Layout
 from avatar.preset import Preset
 
 
@@ -57,6 +58,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _figures(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
+    if Layout.of(preset).world_size > 1:
+        from avatar.bench.ranks import bench_ranks
+
+        return bench_ranks(preset, args.ckpt_dir, random=args.random_weights, num_blocks=args.blocks)
     from avatar.bench.random_parts import random_parts
     from avatar.bench.run import bench
     from avatar.diffusion.parts import Parts

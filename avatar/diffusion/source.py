@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -114,7 +115,9 @@ class DiffusionSource:
             decoder.prime(conditions.motion)
         for block in latents:
             check()
-            yield decoder.decode(block)
+            with self.decoding():
+                frames = decoder.decode(block)
+            yield frames
 
     def _latents(
         self,
@@ -159,6 +162,10 @@ class DiffusionSource:
     def prepare(self, parts: Parts, check: Check) -> None:
         """Have the transformer loaded; called before every run."""
         parts.load_transformer(check)
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """Entered around the decoding of every block."""
+        return nullcontext()
 
     def release(self, parts: Parts) -> None:
         """The transformer is not needed until the next run."""

@@ -37,7 +37,8 @@ class Meter:
         if self._device.type != "cuda":
             start = time.monotonic()
             yield
-            self._busy_s += time.monotonic() - start
+            with self._reading:  # rank 0 works in two threads
+                self._busy_s += time.monotonic() - start
             return
         start_event = self._mark()
         yield

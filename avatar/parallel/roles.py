@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from avatar.diffusion.denoise import Denoiser
 from avatar.diffusion.parts import DTYPES, Check, Parts
@@ -16,6 +19,7 @@ from avatar.events import Notice, Progress
 from avatar.geometry import Geometry, Size
 from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.config import ModelConfig
+from avatar.models.transformer import StreamingTransformer
 from avatar.parallel import conduct
 from avatar.parallel.conduct import Conductor, ParallelDenoiser
 from avatar.parallel.group import Group
@@ -46,19 +50,27 @@ def lead(preset: Preset, weights: Path | None, seat: Seat) -> DiffusionSource:
 
 def assist(preset: Preset, weights: Path | None, seat: Seat) -> None:
     """What the other ranks do, as long as rank 0 does. Raises: WeightsMissing."""
+
+    def load() -> tuple[Group, StreamingTransformer | None]:
+        with tempfile.TemporaryDirectory(prefix="avatar-rank-") as folder:
+            files = find_files(preset, weights, Path(folder))
+            group = join(preset, ModelConfig.load(files.config), seat)
+            return group, load_share(files, preset.memory, group, DTYPES[preset.memory.weight_dtype])
+
+    follow(preset, seat, load)
+
+
+def follow(preset: Preset, seat: Seat, load: Callable[[], tuple[Group, StreamingTransformer | None]]) -> None:
+    """Do what rank 0 says. load: joins the group and gives this rank's share."""
     post, group, share = Post(), None, None
-    dtype, pieces = DTYPES[preset.memory.weight_dtype], pieces_for(seat.device)
     while True:
         order = post.receive(0)
         if isinstance(order, Load) and group is None:
-            with tempfile.TemporaryDirectory(prefix="avatar-rank-") as folder:
-                files = find_files(preset, weights, Path(folder))
-                group = join(preset, files, seat)
-                share = load_share(files, preset.memory, group, dtype)
+            group, share = load()
         elif isinstance(order, Go):
             assert group is not None
             assert share is not None
-            conduct.assist(group, share, dtype, pieces)
+            conduct.assist(group, share, DTYPES[preset.memory.weight_dtype], pieces_for(seat.device))
 
 
 class LoneSource(DiffusionSource):
@@ -83,7 +95,7 @@ class LeadingSource(DiffusionSource):
 
     def __init__(self, preset: Preset, weights: Path | None, seat: Seat) -> None:
         super().__init__(preset, weights)
-        self._preset, self._seat, self._post = preset, seat, Post()
+        self.preset, self._seat, self._post = preset, seat, Post()
         self._files: CheckpointFiles | None = None
         self._group: Group | None = None
         self._conductor: Conductor | None = None
@@ -107,13 +119,26 @@ class LeadingSource(DiffusionSource):
         """See DiffusionSource. All ranks load at once, each its share."""
         if self._conductor is not None:
             return
-        assert self._files is not None
         if self._group is None:
             self._tell(Load())
-            self._group = join(self._preset, self._files, self._seat)
-        share = load_share(self._files, self._preset.memory, self._group, parts.dtype, check)
+            self._group = join(self.preset, self.config(), self._seat)
+        share = self.share(self._group, parts.dtype, check)
         self._conductor = Conductor(self._group, share, parts.dtype, self.pieces)
         self._tell(Go())
+
+    def config(self) -> ModelConfig:
+        """The model's."""
+        assert self._files is not None
+        return ModelConfig.load(self._files.config)
+
+    def share(self, group: Group, dtype: torch.dtype, check: Check) -> StreamingTransformer | None:
+        """Rank 0's own share of the transformer, None if it only decodes."""
+        assert self._files is not None
+        return load_share(self._files, self.preset.memory, group, dtype, check)
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """See DiffusionSource. Decoding is work, too."""
+        return self._seat.meter.working()
 
     def release(self, parts: Parts) -> None:
         """The shares stay: it would take all ranks to load them again."""
@@ -141,8 +166,8 @@ class LeadingSource(DiffusionSource):
         return both
 
 
-def join(preset: Preset, files: CheckpointFiles, seat: Seat) -> Group:
+def join(preset: Preset, config: ModelConfig, seat: Seat) -> Group:
     """Meet the ranks that this one works with; all of them call it."""
-    layout = Layout.of(preset).for_model(ModelConfig.load(files.config))
+    layout = Layout.of(preset).for_model(config)
     seat.role = layout.describe(seat.rank)
     return Group.join(layout, seat.rank, seat.device, seat.meter)
