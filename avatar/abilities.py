@@ -63,11 +63,7 @@ def unsupported(preset: Preset) -> list[str]:
     """What this preset asks for and this version does not do yet, a sentence each; empty: it does all."""
     if preset.engine != "diffusion":
         return []
-    lines = []
-    if preset.memory.ring_dtype == "fp8":
-        lines.append("This version keeps rings in bf16 or fp32; it cannot honour ring_dtype 'fp8' yet.")
-    if preset.memory.offload_model:
-        lines.append(
-            "This version keeps the transformer on the GPU; it cannot honour offload_model True yet."
-        )
-    return lines
+    parallel = preset.parallel
+    if preset.memory.offload_model and (parallel.num_gpus_dit > 1 or parallel.decode_gpu):
+        return ["This version offloads on one GPU alone; it cannot honour offload_model True on several yet."]
+    return []

@@ -21,6 +21,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from avatar.errors import BadInput
+from avatar.media.report import RunReport, read_report
+
 log = logging.getLogger(__name__)
 
 ABOUT, HALF = "about.json", "half"
@@ -33,8 +36,9 @@ def video_name(folder: str) -> str:
     return f"avatar-{folder.removeprefix(_DRAFT)[:15]}.mp4"
 
 
-def _thumbnail_name(id: str) -> str:
-    return str(Path(video_name(id)).with_suffix(".jpg"))
+def _beside(id: str, suffix: str) -> str:
+    """The name of the thumbnail (.jpg) or report (.json) beside the video."""
+    return str(Path(video_name(id)).with_suffix(suffix))
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,16 @@ class Entry:
     @property
     def report(self) -> Path:
         return self.video.with_suffix(".json")
+
+    def told(self) -> RunReport | None:
+        """The run report; None where there is none, or it cannot be read."""
+        if not self.report.is_file():
+            return None
+        try:
+            return read_report(self.report)
+        except BadInput as error:
+            log.warning("gallery: %s", error.message)
+            return None
 
 
 class Gallery:
@@ -147,7 +161,7 @@ class Gallery:
         if not thumbnails or not (draft / ABOUT).is_file():
             shutil.rmtree(draft)
             return
-        shutil.copyfile(thumbnails[0], draft / _thumbnail_name(draft.name.removeprefix(_DRAFT)))
+        shutil.copyfile(thumbnails[0], draft / _beside(draft.name.removeprefix(_DRAFT), ".jpg"))
         draft.rename(self.folder / draft.name.removeprefix(_DRAFT))
 
     def reopen(self, id: str, owner: str | None = None) -> Path | None:
@@ -173,8 +187,8 @@ class Gallery:
         return self._read(self.folder / id) if _ID.fullmatch(id) else None
 
     def file(self, id: str, name: str) -> Path | None:
-        """The path of an entry's video or thumbnail, or None: never a path outside the entry's own folder."""
-        if not _ID.fullmatch(id) or name not in (video_name(id), _thumbnail_name(id)):
+        """The path of an entry's video, thumbnail or report, or None: never one outside its own folder."""
+        if not _ID.fullmatch(id) or name not in (video_name(id), _beside(id, ".jpg"), _beside(id, ".json")):
             return None
         path = self.folder / id / name
         return path if path.is_file() and path.resolve().parent == self.folder / id else None

@@ -29,6 +29,13 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """What would a run of this request hold? Answered in turn."""
+
+    request: Request
+
+
+@dataclass(frozen=True)
 class Ended:
     """The run is over; error is what it raised, if anything."""
 
@@ -56,7 +63,7 @@ class Service:
         """
         self._link, self._on_hangup, self._on_other = link, on_hangup, on_other
         self._sending = threading.Lock()
-        self._asked: queue.Queue[Run | None] = queue.Queue()
+        self._asked: queue.Queue[Run | Ask | None] = queue.Queue()
         self._cancelled: dict[int, threading.Event] = {}
         self._ending = threading.Lock()
         self.gone = False
@@ -74,10 +81,14 @@ class Service:
         except OSError:
             self._hang_up()
 
+    def asked(self) -> Iterator[Run | Ask]:
+        """All that is asked for, in turn; ends when the other side is gone."""
+        while (asked := self._asked.get()) is not None:
+            yield asked
+
     def runs(self) -> Iterator[Run]:
-        """Every run, when it is asked for; ends when the other side is gone."""
-        while (run := self._asked.get()) is not None:
-            yield run
+        """As asked(), where nothing but runs is asked for."""
+        return (asked for asked in self.asked() if isinstance(asked, Run))
 
     def stopped(self, run: Run) -> bool:
         """Whether nobody wants this run any more."""
@@ -98,6 +109,8 @@ class Service:
     def _take(self, message: Any) -> None:
         if isinstance(message, Run):
             self._cancelled[message.run] = threading.Event()
+            self._asked.put(message)
+        elif isinstance(message, Ask):
             self._asked.put(message)
         elif isinstance(message, Cancel):
             cancelled = self._cancelled.get(message.run)

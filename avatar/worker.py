@@ -20,8 +20,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from avatar.child import Child
+from avatar.engine import FrameSource
 from avatar.errors import AvatarError, WorkerLost
-from avatar.events import Event, Finished, Segment
+from avatar.events import Event, Finished, Progress, Segment
+from avatar.media.report import MemoryUse
 from avatar.request import Request
 from avatar.service import Cancel, Ended, Run, Service
 
@@ -49,7 +51,17 @@ class Ready:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    pass
+    """A sign of life; use: of the run that goes on, or of the last one."""
+
+    use: MemoryUse
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run's turn has come; plan: for its report."""
+
+    run: int
+    plan: dict[str, Any] | None
 
 
 class EngineProcess:
@@ -67,6 +79,9 @@ class EngineProcess:
         self._child: Child | None = None
         self._run = 0
         self._cancel_sent: float | None = None
+        self._plan: dict[str, Any] | None = None  # of the run that goes on
+        self._progress: Progress | None = None  # of it, the last
+        self._use: MemoryUse | None = None
         self.label = ""
 
     def warm(self) -> None:
@@ -81,6 +96,13 @@ class EngineProcess:
         child = self._child
         return child.pid if child is not None and child.alive else None
 
+    @property
+    def pinned_bytes(self) -> int | None:
+        """Page-locked memory that the child held at its last heartbeat; None before the first."""
+        if self.pid is None:
+            return 0
+        return self._use.pinned_bytes if self._use else None
+
     def stream(self, request: Request) -> Iterator[Event]:
         """Events of one run; see Engine.stream. Raises: also WorkerLost, when the child dies or hangs."""
         if not self._running.acquire(blocking=False):
@@ -93,7 +115,7 @@ class EngineProcess:
     def _stream(self, request: Request) -> Iterator[Event]:
         self.warm()
         self._run += 1
-        self._cancel_sent = None
+        self._cancel_sent = self._plan = self._progress = None
         ended: Ended | None = None
         segments: list[Segment] = []
         try:
@@ -102,12 +124,18 @@ class EngineProcess:
                 message = self._receive()
                 if isinstance(message, Ready):
                     self.label = message.label
+                elif isinstance(message, Heartbeat):
+                    self._use = message.use
+                elif isinstance(message, Begun):
+                    self._plan = message.plan
                 elif isinstance(message, Ended):
                     if message.run == self._run:
                         ended = message
-                elif not isinstance(message, Heartbeat):
+                else:
                     if isinstance(message, Segment):
                         segments.append(message)
+                    elif isinstance(message, Progress):
+                        self._progress = message
                     yield message
         except WorkerLost as error:
             ended = Ended(self._run, error)
@@ -133,7 +161,7 @@ class EngineProcess:
             self._kill()
 
     def _start(self) -> None:
-        self._child = Child("avatar.worker", env=self._gpus)
+        self._child, self._use = Child("avatar.worker", env=self._gpus), None
         self._child.link.send(self._open)
 
     def _send(self, message: Run | Cancel) -> None:
@@ -192,24 +220,48 @@ class EngineProcess:
         """What was shown becomes a finished file, joined from the segments that are on disk."""
         from avatar.media.stream import finish_from_segments
 
-        return finish_from_segments(request, segments, str(error), label=self.label) if segments else None
+        if not segments:
+            return None
+        return finish_from_segments(
+            request,
+            segments,
+            error,
+            label=self.label,
+            progress=self._progress,
+            plan=self._plan,
+            memory=self._use,
+        )
 
 
 def serve(link: Connection) -> None:
     """The child's side: build the source, then run requests until the parent hangs up."""
     from avatar.media.stream import stream_frames
+    from avatar.memory.meter import Meter, planned
 
     opened = link.recv()
     logging.getLogger().setLevel(opened.log_level)
     module, name = opened.source.split(":")
-    service = Service(link)
-    service.start(Heartbeat)
-    source = getattr(importlib.import_module(module), name)(**opened.options)
-    service.send(Ready(source.label))
+    source: FrameSource | None = None
+
+    def pinned() -> int:
+        tell = getattr(source, "pinned_bytes", None)
+        return 0 if tell is None else int(tell())
+
+    def begin(run: Run) -> dict[str, Any] | None:
+        plan = planned(built, run.request, opened.options.get("weights"))
+        service.send(Begun(run.run, plan))
+        return plan
+
+    meter, service = Meter(pinned), Service(link)
+    service.start(lambda: Heartbeat(meter.use))
+    source = built = getattr(importlib.import_module(module), name)(**opened.options)
+    service.send(Ready(built.label))
     for run in service.runs():
         error: AvatarError | None = None
         try:
-            for event in stream_frames(source, run.request, partial(service.stopped, run)):
+            meter.restart()
+            stopped, plan = partial(service.stopped, run), partial(begin, run)
+            for event in stream_frames(built, run.request, stopped, plan=plan, use=meter.look):
                 service.send(event)
         except AvatarError as told:
             error = told

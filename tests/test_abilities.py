@@ -26,14 +26,11 @@ def test_refusals_name_real_things_and_a_reason(engine):
     refuse_settings(engine, PREVIEW_HONOURS)
 
 
-def test_the_single_gpu_preset_is_all_there_in_bf16_and_fp8_and_the_preview_too():
-    assert unsupported(load_preset("80gb")) == []
-    assert unsupported(load_preset("80gb").with_settings(weight_dtype="fp8")) == []
-    assert unsupported(load_preset("self-test")) == []
-    assert unsupported(load_preset("cpu-preview")) == []
+@pytest.mark.parametrize("name", ["80gb", "48gb", "24gb", "12gb", "self-test", "cpu-preview"])
+def test_presets_for_one_gpu_and_the_preview_are_all_there(name):
+    assert unsupported(load_preset(name)) == []
 
 
-def test_several_reasons_are_told_one_by_one():
-    lines = unsupported(load_preset("24gb"))
-    assert len(lines) == 2
-    assert "ring_dtype 'fp8'" in lines[0]
+def test_offloading_is_for_one_gpu_alone():
+    (line,) = unsupported(load_preset("24gb").with_settings(layout="layers", num_gpus_dit=2))
+    assert "offload_model True" in line

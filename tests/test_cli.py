@@ -16,6 +16,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from avatar.abilities import unsupported
 from avatar.cli import main, with_underscores
 from avatar.commands import doctor, generate, plan, presets
 from avatar.long import job
@@ -212,8 +213,7 @@ def test_points_are_refused_by_the_diffusion_engine(inputs, machine, engine, cap
         (["--parallel", "fsdp", "--num_gpus_dit", "4", "--ulysses_size", "2"], "fsdp"),
         (["--parallel", "timesteps", "--num_gpus_dit", "5"], "timesteps"),
         (["--parallel", "rows", "--num_gpus_dit", "4"], "rows"),
-        (["--offload_model", "True"], "offload_model True"),
-        (["--ring_dtype", "fp8"], "ring_dtype 'fp8'"),
+        (["--num_gpus_dit", "2", "--offload_model", "True"], "offload_model True"),
     ],
 )
 def test_what_this_version_cannot_do_is_refused_by_name(inputs, machine, engine, capsys, flags, name):
@@ -456,6 +456,16 @@ def test_plan_takes_the_settings_flags(machine, capsys):
 def test_plan_of_this_machine_resolves_auto(machine, capsys):
     assert main(["plan", "--json"]) == 0
     assert lines(capsys)[0]["preset"] == "cpu-preview"
+
+
+def test_plan_shows_several_gpus_and_what_this_version_cannot_do_yet(machine, capsys):
+    machine_of_four = ["--gpus", "4", "--vram", "24"]
+    assert main(["plan", "--preset", "4x4090-low-vram", *machine_of_four, "--json"]) == 0
+    told = lines(capsys)[0]
+    assert [gpu["index"] for gpu in told["gpus"]] == [0, 1, 2, 3]
+    assert bool(told["unsupported"]) == bool(unsupported(load_preset("4x4090-low-vram")))
+    assert main(["plan", "--preset", "12gb", "--gpus", "1", "--vram", "11.2", "--json"]) == 0
+    assert lines(capsys)[0]["placement"]["layers_on_host"] > 0
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from avatar.gallery import About, Entry, Gallery, video_name
+from avatar.media.report import RunReport
+from avatar.preset import load_preset
 
 ABOUT = About(
     portrait="me.jpg",
@@ -40,6 +42,33 @@ def add(gallery: Gallery, size: int = 1000, age_s: float = 0.0, owner: str = "")
     (draft / "rest.bin").write_bytes(b"x")
     (draft / "segments").mkdir()
     return gallery.keep(draft, replace(ABOUT, created=time.time() - age_s, owner=owner))
+
+
+def test_a_report_is_told_if_there_is_one_that_can_be_read(gallery: Gallery, caplog):
+    entry = add(gallery)
+    assert entry.told() is None, "{} is no report"
+    assert f"{entry.report.name} is no run report" in caplog.text
+    report = RunReport(
+        video="v.mp4",
+        thumbnail="v.jpg",
+        portrait="p.png",
+        speech="s.wav",
+        prompt="",
+        engine="preview",
+        preset=load_preset("cpu-preview").as_dict(),
+        created="2026-01-01T00:00:00+00:00",
+        frames_asked=50,
+        fps=25,
+        frames_per_s=99.5,
+    )
+    report.write(entry.report)
+    told = entry.told()
+    assert told is not None
+    assert told.frames_per_s == 99.5
+    entry.report.unlink()
+    caplog.clear()
+    assert entry.told() is None
+    assert caplog.text == ""
 
 
 def test_a_kept_draft_is_an_entry_and_no_more(gallery: Gallery):
@@ -136,11 +165,12 @@ def test_no_id_leads_out(gallery: Gallery, id: str):
     assert not gallery.delete(id)
 
 
-def test_only_video_and_thumbnail_are_served(gallery: Gallery, tmp_path: Path):
+def test_only_video_thumbnail_and_report_are_served(gallery: Gallery, tmp_path: Path):
     entry = add(gallery)
     assert gallery.file(entry.id, entry.video.name) == entry.video
     assert gallery.file(entry.id, entry.thumbnail.name) == entry.thumbnail
-    for name in ("about.json", entry.report.name, "../.lock", f"../{entry.id}/{entry.video.name}", ""):
+    assert gallery.file(entry.id, entry.report.name) == entry.report
+    for name in ("about.json", "../.lock", f"../{entry.id}/{entry.video.name}", ""):
         assert gallery.file(entry.id, name) is None
     secret = tmp_path / "secret"
     secret.write_text("no")

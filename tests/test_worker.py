@@ -20,9 +20,11 @@ from avatar import worker
 from avatar.errors import AvatarError, Cancelled, WorkerLost
 from avatar.events import Finished, Segment
 from avatar.media.intake import open_request
+from avatar.media.report import read_report
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.worker import EngineProcess
+from tests.fixtures.sources import PINNED_BYTES
 
 SOURCE = "tests.fixtures.sources:Coloured"
 PRESET = Preset("test", "Test", "For tests", "preview")
@@ -78,6 +80,43 @@ def test_events_cross_over_and_the_child_stays_warm(engine, request_):
         pids.add(one.pid)
     assert len(pids) == 1
     assert one.label == "coloured"
+
+
+def test_the_report_tells_plan_and_memory_of_its_own_run(engine, request_):
+    one = engine()
+    assert one.pinned_bytes == 0, "there is no process yet"
+    finished = list(one.stream(request_))[-1]
+    report = read_report(finished.report)
+    assert report.plan["engine"] == "preview"
+    assert report.plan["host"]["peak_bytes"] > 0
+    resident = psutil.Process(one.pid).memory_info().rss
+    assert resident / 3 < report.memory.host_peak_bytes < 3 * resident
+    assert report.memory.pinned_peak_bytes == PINNED_BYTES
+    assert report.first_frame_s > 0
+    assert report.frames_per_s > 0
+    assert (report.out_of_memory, report.error_kind) == (False, None)
+
+
+def test_the_report_of_a_killed_run_has_what_its_heartbeats_told(engine, request_):
+    one = engine(fault="kill", at=100, frame_s=0.03)
+    events = []
+    with pytest.raises(WorkerLost):
+        collect(one.stream(request_), events)
+    report = read_report(events[-1].report)
+    assert (report.error_kind, report.out_of_memory) == ("WorkerLost", None)
+    assert report.plan["engine"] == "preview"
+    assert report.memory.pinned_peak_bytes == PINNED_BYTES
+    assert report.memory.host_peak_bytes > 10 * 2**20
+    assert 0 < report.first_frame_s < report.elapsed_s
+    assert report.frames_per_s > 0
+    assert one.pinned_bytes == 0, "its process is gone"
+
+
+def test_pinned_memory_is_told_while_a_run_goes_on(engine, request_):
+    one = engine(frame_s=0.03)
+    told = {one.pinned_bytes for _ in one.stream(request_)}
+    assert told <= {None, PINNED_BYTES}
+    assert one.pinned_bytes == PINNED_BYTES
 
 
 def test_cancel_leaves_a_finished_file_and_a_usable_engine(engine, request_):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -10,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import torch
 
 from avatar.media.report import installed_versions
 from avatar.memory.nvml import open_driver
+from avatar.memory.pinned import pinned_bytes
 
 NVML_SAMPLE_S = 0.05
 
@@ -57,6 +60,42 @@ class Peaks:
     nvml_bytes: int | None = None
     allocator_bytes: int | None = None
     reserved_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes in use at one moment; of the GPU None without one. pinned_bytes: part of the host's."""
+
+    nvml_bytes: int | None
+    allocator_bytes: int | None
+    reserved_bytes: int | None
+    pinned_bytes: int
+    host_bytes: int
+
+    @classmethod
+    def now(cls, device: torch.device) -> Held:
+        """Look, without waiting for the device."""
+        pinned, host = pinned_bytes(), psutil.Process().memory_info().rss
+        if device.type != "cuda":
+            return cls(None, None, None, pinned, host)
+        free, total = torch.cuda.mem_get_info(device)
+        allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+        return cls(total - free, allocated, reserved, pinned, host)
+
+
+def host_peak_bytes() -> int:
+    """The most host memory that this process ever had in use, pinned or not."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def take_no_more(device: torch.device, num_bytes: int) -> None:
+    """Let this process's tensors take so much of a GPU's memory, as if it had no more.
+
+    CUDA's own context is not counted: leave room for it.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(num_bytes / total, 1.0), device)
 
 
 @contextmanager

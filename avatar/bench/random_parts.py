@@ -20,7 +20,10 @@ from avatar.diffusion.conditions import (
 )
 from avatar.diffusion.denoise import Conditions
 from avatar.diffusion.parts import DTYPES, Check, Parts, best_device
+from avatar.diffusion.visitors import VisitingSpeechEncoder, VisitingVAE
 from avatar.geometry import Size
+from avatar.memory.offload import settle_on_host
+from avatar.memory.placement import ALL_ON_GPU, Placement
 from avatar.models import tiny
 from avatar.models.config import ModelConfig
 from avatar.models.quantize import Quantiser
@@ -59,8 +62,8 @@ class RandomConditions:
         return Conditions(text, motion[:, REFERENCE], motion, AudioFeatures(tracks))
 
 
-def random_parts(preset: Preset) -> Parts:
-    """The preset's model at its full size, the self-test's at toy size, on the best device."""
+def random_parts(preset: Preset, placement: Placement = ALL_ON_GPU) -> Parts:
+    """The preset's model at its full size, the self-test's at toy size, on the best device, placed so."""
     device, dtype = best_device(), DTYPES[preset.memory.weight_dtype]
     is_tiny = preset.requires.weights == "tiny"
     config = tiny.CONFIG if is_tiny else ModelConfig()
@@ -72,15 +75,19 @@ def random_parts(preset: Preset) -> Parts:
     nn.Module.to(speech, device)  # one of its tensors is made on the CPU whatever the default is
     if device.type == "cuda":
         lay_out_channels_last(vae)
-    video = VideoVAE(vae)
+    video, encoder = VideoVAE(vae), SpeechEncoder(speech)
+    if placement.side_models_on_host:
+        video, encoder = VisitingVAE(video), VisitingSpeechEncoder(encoder, device)
+    settle = settle_on_host(config, placement)
 
     def make(check: Check) -> StreamingTransformer:
         check()
         if preset.memory.weight_dtype != "fp8":
-            return random_transformer(config, device, dtype)
+            return random_transformer(config, device, dtype, settle=settle)
         quantiser = Quantiser()
-        model = random_transformer(config, device, dtype, place=quantiser.place)
+        model = random_transformer(config, device, dtype, place=quantiser.place, settle=settle)
         quantiser.install(model)
         return model
 
-    return Parts(device, dtype, video, RandomConditions(video, SpeechEncoder(speech), config.text_dim), make)
+    conditions = RandomConditions(video, encoder, config.text_dim)
+    return Parts(device, dtype, video, conditions, make, placement)

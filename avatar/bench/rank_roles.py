@@ -7,24 +7,21 @@ from pathlib import Path
 import torch
 
 from avatar.bench.random_parts import random_parts
-from avatar.diffusion.parts import DTYPES, Check, Parts
+from avatar.diffusion.parts import DTYPES, Check
 from avatar.diffusion.source import DiffusionSource
 from avatar.models import tiny
 from avatar.models.config import ModelConfig
 from avatar.models.transformer import StreamingTransformer
 from avatar.parallel.group import Group
 from avatar.parallel.loading import random_share
-from avatar.parallel.roles import LeadingSource, LoneSource, follow, join
+from avatar.parallel.roles import LeadingSource, follow, join
 from avatar.parallel.seat import Seat
 from avatar.preset import Preset
-from avatar.request import Request
 
 
 def lead(preset: Preset, weights: Path | None, seat: Seat) -> DiffusionSource:
-    """Rank 0 of several, or the only one."""
-    return (
-        RandomLeadingSource(preset, weights, seat) if seat.world_size > 1 else RandomLoneSource(preset, seat)
-    )
+    """Rank 0 of several."""
+    return RandomLeadingSource(preset, seat)
 
 
 def assist(preset: Preset, weights: Path | None, seat: Seat) -> None:
@@ -39,25 +36,14 @@ def assist(preset: Preset, weights: Path | None, seat: Seat) -> None:
     follow(preset, seat, load)
 
 
-class RandomLoneSource(LoneSource):
-    """LoneSource without a checkpoint."""
-
-    def __init__(self, preset: Preset, seat: Seat) -> None:
-        super().__init__(preset, None, seat)
-        self._use(random_parts(preset), preset.memory)
-        self._keeps = True
-
-
 class RandomLeadingSource(LeadingSource):
     """LeadingSource without a checkpoint."""
 
-    def _loaded(self, request: Request, check: Check) -> Parts:
-        if self._parts is None:
-            self._use(random_parts(self.preset), self.preset.memory)
-            self._keeps = True
-        assert self._parts is not None
-        self.prepare(self._parts, check)
-        return self._parts
+    def __init__(self, preset: Preset, seat: Seat) -> None:
+        super().__init__(
+            preset, None, seat, lambda request, placement, check: random_parts(preset, placement)
+        )
+        self._keeps = True
 
     def config(self) -> ModelConfig:
         """See LeadingSource."""

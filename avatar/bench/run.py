@@ -5,16 +5,18 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from avatar.bench.measure import Stopwatch, machine, watched
+from avatar.bench.measure import Held, Stopwatch, host_peak_bytes, machine, watched
 from avatar.diffusion.conditions import SpeechTrack, encode_portrait, prepare_portrait
 from avatar.diffusion.decode import StreamingDecoder
 from avatar.diffusion.denoise import Conditions, LocalDenoiser, OpenBlock
 from avatar.diffusion.parts import Parts
 from avatar.diffusion.rollout import rollout
+from avatar.diffusion.room import plan_here
 from avatar.diffusion.source import DiffusionSource, local_denoiser, pieces_for, video_size
 from avatar.errors import BadInput
 from avatar.events import Finished
@@ -24,7 +26,8 @@ from avatar.media.report import read_report
 from avatar.media.sample import write_sample
 from avatar.media.speech import SpeechReader
 from avatar.media.stream import stream_frames
-from avatar.preset import Preset
+from avatar.memory.offload import Traffic
+from avatar.preset import Fallback, Preset
 from avatar.request import Request
 
 FEWEST_MEASURED = 5  # blocks with full rings
@@ -32,17 +35,26 @@ SETTLING_BLOCKS = 2  # that are not measured although their rings are full
 
 
 class TimedDenoiser(LocalDenoiser):
-    """A LocalDenoiser that times its own steps and the prefill."""
+    """A LocalDenoiser that times its own steps and the prefill. items: how many each measured step had."""
 
     clock: Stopwatch
+    items: list[int]
 
     def begin(self, conditions: Conditions) -> None:
         with self.clock.measure("prefill"):
             super().begin(conditions)
 
-    def advance(self, opened: OpenBlock, step: int) -> None:
+    def advance(self, due: Sequence[OpenBlock]) -> None:
+        self.items.append(len(due))
         with self.clock.measure("step"):
-            super().advance(opened, step)
+            super().advance(due)
+
+    def steps_after(self, num_items: int) -> list[float]:
+        """Milliseconds of each item after the first so many, of those times when as many as ever were due."""
+        before = [sum(self.items[:place]) for place in range(len(self.items))]
+        times = zip(self.clock.milliseconds("step"), self.items, before, strict=True)
+        most = max(self.items)
+        return [ms / count for ms, count, done in times if count == most and done >= num_items]
 
 
 def bench(preset: Preset, parts: Parts, *, num_blocks: int = 16) -> dict[str, Any]:
@@ -51,9 +63,12 @@ def bench(preset: Preset, parts: Parts, *, num_blocks: int = 16) -> dict[str, An
     Raises: BadInput when num_blocks leaves fewer than 5 blocks with full rings.
     """
     generation = preset.generation
+    preset = replace(preset, fallback=Fallback(()))  # what does not fit is to be seen
+    speech_s = num_blocks * BLOCK_FRAMES / FPS
+    planned = plan_here(preset, parts.device, placement=parts.placement, speech_s=speech_s).as_dict()
     with tempfile.TemporaryDirectory(prefix="avatar-bench-") as name:
         folder = Path(name)
-        inputs = write_sample(folder, Size.parse(generation.size), num_blocks * BLOCK_FRAMES / FPS)
+        inputs = write_sample(folder, Size.parse(generation.size), speech_s)
         first, second = (
             open_request(*inputs, preset, output=folder / f"{run}.mp4", work=folder / run)
             for run in ("first", "second")
@@ -61,7 +76,8 @@ def bench(preset: Preset, parts: Parts, *, num_blocks: int = 16) -> dict[str, An
         size = video_size(first)
         warm_blocks = warm_up(Geometry.of(size, generation.infer_frames), num_blocks)
         start = time.perf_counter()
-        parts.load_transformer()
+        with watched(parts.device) as load_peaks:
+            parts.load_transformer()
         load_s = time.perf_counter() - start
         with watched(parts.device) as peaks:
             separate = time_parts(first, parts, size, num_blocks, warm_blocks)
@@ -74,9 +90,13 @@ def bench(preset: Preset, parts: Parts, *, num_blocks: int = 16) -> dict[str, An
             "height": size.height,
             "num_blocks": num_blocks,
         },
+        "placement": asdict(parts.placement),
+        "plan": planned,
         "load_transformer_s": load_s,
+        "load_memory": asdict(load_peaks),
         "parts": {**separate, "memory": asdict(peaks)},
         "end_to_end": {**whole, "memory": asdict(whole_peaks)},
+        "host_peak_bytes": host_peak_bytes(),
         "machine": machine(parts.device),
     }
 
@@ -112,7 +132,8 @@ def time_parts(
                 again.audio.frames(0, BLOCK_FRAMES)
         denoiser = local_denoiser(request.preset, parts, size, pieces_for(parts.device), TimedDenoiser)
         assert isinstance(denoiser, TimedDenoiser)
-        denoiser.clock = clock
+        denoiser.clock, denoiser.items = clock, []
+        held, carried = [], []
         decoder = StreamingDecoder(parts.vae, compile=parts.device.type == "cuda")
         start, first_block_s = time.perf_counter(), 0.0
         decoder.prime(conditions.motion)
@@ -122,8 +143,10 @@ def time_parts(
             if not first_block_s:
                 frames.cpu()
                 first_block_s = time.perf_counter() - start
+            held.append(Held.now(parts.device))
+            carried.append(denoiser.traffic)
     num_steps = denoiser.schedule.num_steps
-    steps = clock.milliseconds("step")[warm_blocks * num_steps :]
+    steps = denoiser.steps_after(warm_blocks * num_steps)
     step, decode = statistics.median(steps), statistics.median(clock.milliseconds("decode")[warm_blocks:])
     return {
         "measured_blocks": num_blocks - warm_blocks,
@@ -137,6 +160,18 @@ def time_parts(
         "denoise_fps": BLOCK_FRAMES * 1000 / (num_steps * step),
         "decode_fps": BLOCK_FRAMES * 1000 / decode,
         "denoise_and_decode_fps": BLOCK_FRAMES * 1000 / (num_steps * step + decode),
+        "bus": bus(carried[warm_blocks : num_blocks + 1 - max(denoiser.items)]),  # then fewer are under way
+        "held": {"clip_2": asdict(held[denoiser.geometry.second_clip_block]), "end": asdict(held[-1])},
+    }
+
+
+def bus(carried: Sequence[Traffic]) -> dict[str, float]:
+    """What offloading sends over the bus for each frame, from its counts after each of several blocks."""
+    num_frames = (len(carried) - 1) * BLOCK_FRAMES
+    first, last = carried[0], carried[-1]
+    return {
+        "to_device_bytes_per_frame": (last.to_device_bytes - first.to_device_bytes) / num_frames,
+        "to_host_bytes_per_frame": (last.to_host_bytes - first.to_host_bytes) / num_frames,
     }
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from rich.table import Table
 
+from avatar.abilities import unsupported
 from avatar.commands.output import console, write_json
 from avatar.commands.settings import add_preset, chosen_preset
 from avatar.errors import BadInput, DoesNotFit
 from avatar.memory.fit import way_out
 from avatar.memory.inventory import Inventory, probe
-from avatar.memory.plan import DevicePlan, Plan, describe, gib
+from avatar.memory.placement import ALL_ON_GPU, Placement
+from avatar.memory.plan import ALWAYS, DevicePlan, Plan, describe, gib
 from avatar.memory.planner import plan
 from avatar.preset import capability
 
@@ -42,10 +44,14 @@ def run(args: argparse.Namespace) -> int:
     preset = chosen_preset(args, inventory)
     planned = plan(preset, inventory)
     remedy = "" if planned.fits else way_out(preset, inventory)
+    not_yet = unsupported(preset)
     if args.json:
-        write_json({**planned.as_dict(), "imagined": inventory.imagined, "way_out": remedy})
+        told = {"imagined": inventory.imagined, "way_out": remedy, "unsupported": not_yet}
+        write_json({**planned.as_dict(), **told})
     else:
         _print(planned, remedy)
+        for line in not_yet:
+            console().print(line, markup=False)
     return 0 if planned.fits else DoesNotFit.exit_code
 
 
@@ -85,7 +91,7 @@ def _print(planned: Plan, remedy: str) -> None:
     table.columns[2].justify = "right"
     for device in planned.devices:
         for item in sorted(device.items, key=lambda item: -item.num_bytes):
-            stages = "always" if len(item.stages) == 3 else ", ".join(item.stages)
+            stages = "always" if len(item.stages) == len(ALWAYS) else ", ".join(item.stages)
             table.add_row(device.label, describe(item.name), gib(item.num_bytes).split()[0], stages)
         table.add_row(
             device.label, f"[bold]peak, {device.peak_stage}[/]", f"[bold]{device.peak_bytes / 2**30:.1f}[/]"
@@ -94,6 +100,8 @@ def _print(planned: Plan, remedy: str) -> None:
     out.print(table)
     for device in planned.devices:
         out.print(_verdict(device), markup=False)
+    if planned.placement != ALL_ON_GPU:
+        out.print(_waiting(planned.placement), markup=False)
     if not planned.fits:
         out.print(f"It does not fit. {remedy}", markup=False)
 
@@ -102,3 +110,11 @@ def _verdict(device: DevicePlan) -> str:
     free = "unknown" if device.available_bytes is None else gib(device.available_bytes)
     verdict = f"short of {gib(device.shortfall_bytes)}" if device.shortfall_bytes else "fits"
     return f"{device.label}: {gib(device.peak_bytes)} at the peak, {free} free: {verdict}"
+
+
+def _waiting(placement: Placement) -> str:
+    """What waits on the host, in words."""
+    what = [f"{placement.layers_on_host} layers"] if placement.layers_on_host else []
+    what += ["the rings"] if placement.rings_on_host else []
+    what += ["the side models"] if placement.side_models_on_host else []
+    return f"In host memory until they are needed: {', '.join(what)}."

@@ -1,4 +1,7 @@
-"""What one part of a long video hands to the next: its last frames as motion, and the anchor."""
+"""What one stretch of a video hands to the next: its last frames as motion, the anchor, the first picture.
+
+From part to part of a long video by way of a file, and within a run from one rung of the ladder to the next.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from avatar.diffusion.conditions import prepare_portrait
+from avatar.diffusion.conditions import REFERENCE
 from avatar.diffusion.denoise import Conditions
+from avatar.diffusion.framing import resized, still
 from avatar.errors import BadInput
-from avatar.geometry import BLOCK_FRAMES, MOTION_FRAMES, Size, num_blocks
+from avatar.geometry import (
+    BLOCK_FRAMES,
+    MOTION_FRAMES,
+    VAE_SPACE_STRIDE,
+    VAE_TIME_STRIDE,
+    Size,
+    num_blocks,
+)
 from avatar.media import durable
 from avatar.models.vae import VideoVAE
 from avatar.request import Request
@@ -24,37 +35,62 @@ _LEVELS = 127.5  # of a pixel from 0 to 1
 
 @dataclass
 class Baton:
-    """Taken from the part before, if there is one, and carried through this part.
+    """Taken from the stretch before, if there is one, and carried through this one.
 
-    frames: the last 73 of the video so far, uint8 (73, H, W, 3); before the first there is the portrait.
-    anchor: 16 1 h w float32, the first latent frame that was generated, None before. goes_on: there is a part
-    before. first_block: of the whole speech's; num_blocks from it on. frames_left: to be made of this part.
+    frames: the last 73 of the video so far, uint8 (73, H, W, 3), in the stream's size; before the first there
+    is the portrait. anchor: 16 1 h w float32, the first latent frame that was generated, None before.
+    picture: the frame that was shown first, uint8 (H, W, 3), None before. goes_on: there is a stretch before.
+    first_block: of the whole speech's; num_blocks from it on. next_frame: of the speech, the next to be
+    shown; frames_left: to be made of this part.
     """
 
     frames: np.ndarray
     anchor: Tensor | None
+    picture: np.ndarray | None
     goes_on: bool
     first_block: int
     num_blocks: int
+    next_frame: int
     frames_left: int
 
     @classmethod
     def take(cls, request: Request, size: Size) -> Baton:
         """Raises: BadInput when the file that the part before left cannot be used."""
-        part = request.part
-        first_block, wanted = -(-request.first_frame // BLOCK_FRAMES), request.num_frames
+        part, first, wanted = request.part, request.first_frame, request.num_frames
         if part is None or part.carry is None:
-            still = _still(request.portrait, size)
-            return cls(still, None, False, first_block, num_blocks(wanted), wanted)
-        frames, anchor = _read(part.carry, size)
-        return cls(frames, anchor, True, first_block, -(-wanted // BLOCK_FRAMES), wanted)
+            frames = np.broadcast_to(still(request.portrait, size), (MOTION_FRAMES, *_shape(size)))
+            return cls(frames, None, None, False, _block(first), num_blocks(wanted), first, wanted)
+        frames, anchor, picture = _read(part.carry, size)
+        return cls(frames, anchor, picture, True, _block(first), -(-wanted // BLOCK_FRAMES), first, wanted)
 
-    def conditions(self, conditions: Conditions, vae: VideoVAE) -> Conditions:
-        """The conditions with the motion of the part before."""
+    @property
+    def next_block(self) -> int:
+        """The first block, of the whole speech's, of which nothing was shown yet."""
+        return _block(self.next_frame)
+
+    def go_on(self) -> None:
+        """Begin another stretch behind what was shown; what was made and not shown is made again."""
+        if self.next_block > self.first_block:
+            self.goes_on = True
+        if self.goes_on:
+            self.first_block, self.num_blocks = self.next_block, -(-self.frames_left // BLOCK_FRAMES)
+        else:
+            self.anchor = None
+
+    def conditions(self, conditions: Conditions, size: Size, vae: VideoVAE) -> Conditions:
+        """The conditions with the motion of the stretch before, at the model's size."""
         if not self.goes_on:
             return conditions
-        video = torch.from_numpy(self.frames).permute(3, 0, 1, 2).float().div(_LEVELS).sub(1.0)
-        return replace(conditions, motion=vae.encode(video[None])[0])
+        return replace(conditions, motion=vae.encode(_video(resized(self.frames, size)))[0])
+
+    def anchor_for(self, size: Size, vae: VideoVAE) -> Tensor | None:
+        """The anchor at the model's size; where that has changed, the first picture, encoded anew."""
+        latent = (size.height // VAE_SPACE_STRIDE, size.width // VAE_SPACE_STRIDE)
+        if self.anchor is None or self.anchor.shape[2:] == latent:
+            return self.anchor
+        assert self.picture is not None  # it was shown before any other size was taken
+        standing = np.broadcast_to(self.picture, (1 + VAE_TIME_STRIDE, *self.picture.shape))
+        return vae.encode(_video(resized(standing, size)))[0][:, REFERENCE]
 
     def pass_latents(self, block: Tensor) -> None:
         """A block has been generated."""
@@ -62,7 +98,10 @@ class Baton:
             self.anchor = block[:, :1].float().cpu().contiguous()
 
     def pass_frames(self, frames: np.ndarray) -> np.ndarray:
-        """These frames, uint8 (T, H, W, 3), have been made; returns them."""
+        """These frames, uint8 (T, H, W, 3), of the stream's size, have been made; returns them."""
+        if self.picture is None:
+            self.picture = frames[0].copy()
+        self.next_frame += len(frames)
         self.frames_left -= len(frames)
         self.frames = np.concatenate([self.frames, frames])[-MOTION_FRAMES:]
         return frames
@@ -70,26 +109,37 @@ class Baton:
     def leave(self, request: Request) -> None:
         """Put it where the next part will look for it, if there is one. Raises: OSError."""
         path = request.part.leave if request.part else None
-        if path is None or self.anchor is None:
+        if path is None or self.anchor is None or self.picture is None:
             return
-        tensors = {"frames": torch.from_numpy(np.ascontiguousarray(self.frames)), "anchor": self.anchor}
-        durable.write(path, save(tensors))
+        arrays = {"frames": self.frames, "picture": self.picture}
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        durable.write(path, save({**tensors, "anchor": self.anchor}))
 
 
-def _still(portrait: Path, size: Size) -> np.ndarray:
-    """The portrait as it stands still, uint8 (73, H, W, 3)."""
-    pixels = prepare_portrait(portrait, size).add(1.0).mul(_LEVELS).round().to(torch.uint8)
-    return np.broadcast_to(pixels.permute(1, 2, 0).numpy(), (MOTION_FRAMES, size.height, size.width, 3))
+def _block(frame: int) -> int:
+    """The first block, of the whole speech's, that begins at a frame of the speech or later."""
+    return -(-frame // BLOCK_FRAMES)
 
 
-def _read(path: Path, size: Size) -> tuple[np.ndarray, Tensor]:
+def _shape(size: Size) -> tuple[int, int, int]:
+    return size.height, size.width, 3
+
+
+def _video(frames: np.ndarray) -> Tensor:
+    """uint8 T H W 3 as the VAE's encoder reads it, 1 3 T H W."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)
+    return pixels.float().div(_LEVELS).sub(1.0)[None]
+
+
+def _read(path: Path, size: Size) -> tuple[np.ndarray, Tensor, np.ndarray]:
+    """Frames, anchor and picture."""
     try:
         with safe_open(path, "pt") as file:
-            frames, anchor = file.get_tensor("frames").numpy(), file.get_tensor("anchor")
+            frames, anchor, picture = (file.get_tensor(name) for name in ("frames", "anchor", "picture"))
     except (SafetensorError, OSError) as error:
         raise BadInput(
             "What the part before left cannot be read.", "Begin the video anew: delete its .parts folder."
         ) from error
-    if frames.shape != (MOTION_FRAMES, size.height, size.width, 3):
+    if frames.shape != (MOTION_FRAMES, *_shape(size)) or picture.shape != _shape(size):
         raise BadInput("What the part before left is of another size.", "Begin the video anew with one size.")
-    return frames, anchor
+    return frames.numpy(), anchor, picture.numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from avatar.diffusion.layer_stack import Item, LayerStack, Pieces
 from avatar.diffusion.schedule import Schedule
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
+from avatar.memory.offload import HostLayers, Traffic
 from avatar.models.audio_encoder import AudioTokens
 from avatar.models.rope import REFERENCE_TIME, ConditionTable, block_table, reference_time
 from avatar.models.transformer import StreamingTransformer
@@ -114,7 +115,7 @@ class Denoiser(Protocol):
 
 @dataclass
 class OpenBlock:
-    """A block under way: its latents at the current noise level, and what its steps share."""
+    """A block under way: its latents at the current noise level, its next step, and what its steps share."""
 
     block: Block
     latents: Tensor
@@ -122,12 +123,15 @@ class OpenBlock:
     audio: AudioTokens
     table: Tensor
     anchor: int
+    step: int = 0
 
 
 class LocalDenoiser:
-    """All layers on one device, one block after another."""
+    """All layers on one device, one block after another; or several, each a step behind the one before.
 
-    num_in_flight = 1
+    Then every layer works on all of them in turn: one that waits on the host comes once for all. The result
+    is the same to the bit.
+    """
 
     def __init__(
         self,
@@ -137,8 +141,14 @@ class LocalDenoiser:
         *,
         pieces: Pieces | None = None,
         ring_dtype: torch.dtype | None = None,
+        host_layers: HostLayers | None = None,
+        rings_on_host: bool = False,
+        diagonal: bool = False,
     ) -> None:
+        """host_layers: of the same transformer. diagonal: several blocks under way, as many as steps."""
         self.transformer, self.geometry, self.schedule = transformer, geometry, schedule
+        self.num_in_flight = schedule.num_steps if diagonal else 1
+        self._host_layers = host_layers
         self.device = transformer.device
         self.stack = LayerStack(
             transformer,
@@ -149,9 +159,18 @@ class LocalDenoiser:
             dtype=transformer.dtype,
             pieces=pieces or Pieces(),
             ring_dtype=ring_dtype,
+            visit=host_layers.visit if host_layers is not None else None,
+            rings_on_host=rings_on_host,
+            diagonal=diagonal,
         )
         self._submitted: deque[OpenBlock] = deque()
         self._pace = Pace(self.device)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What crossed the bus for offloading so far."""
+        movers = [mover for mover in (self._host_layers, self.stack.host_rings) if mover is not None]
+        return sum((mover.traffic for mover in movers), Traffic())
 
     @torch.no_grad()
     def begin(self, conditions: Conditions) -> None:
@@ -164,14 +183,16 @@ class LocalDenoiser:
         self._condition_time = model.embed_time(0.0)
         self._condition_table = ConditionTable(self.geometry, head_dim, self.device)
         self._anchor = 0
+        self._anchors = {0}
         self.stack.begin(model.embed_text(conditions.text.to(self.device)))
         self._prefill(conditions.reference)
 
     @torch.no_grad()
     def refresh(self, reference: Tensor) -> None:
-        """See Denoiser."""
-        self.stack.release(self._anchor)
+        """See Denoiser. The old anchor's condition stays while blocks that attend to it are under way."""
         self._anchor += 1
+        self._release_anchors()
+        self._anchors.add(self._anchor)
         self._prefill(reference)
 
     @torch.no_grad()
@@ -181,8 +202,8 @@ class LocalDenoiser:
             OpenBlock(
                 block=block,
                 latents=self._upload(block.noise),
-                pose=None if block.pose is None else block.pose.to(self.device),
-                audio=self.transformer.casual_audio_encoder(block.audio.to(self.device)),
+                pose=None if block.pose is None else self._upload(block.pose),
+                audio=self.transformer.casual_audio_encoder(self._upload(block.audio)),
                 table=block_table(
                     self.geometry, block.first_frame, self.transformer.config.head_dim, self.device
                 ),
@@ -192,24 +213,45 @@ class LocalDenoiser:
 
     def collect(self, check: Callable[[], None] = lambda: None) -> Tensor:
         """See Denoiser."""
-        opened = self._submitted.popleft()
-        for step in range(self.schedule.num_steps):
+        oldest = self._submitted[0]
+        while oldest.step < self.schedule.num_steps:
             self._pace.wait()
             check()
-            self.advance(opened, step)
+            self.advance(self._due())
             self._pace.mark()
-        return opened.latents
+        self._submitted.popleft()
+        self._release_anchors()
+        return oldest.latents
 
     @torch.no_grad()
-    def advance(self, opened: OpenBlock, step: int) -> None:
-        """Do the work item (block, step)."""
-        model, time = self.transformer, self._times[step]
-        x = self.stack.forward(model.embed_block(opened.latents, opened.pose), self._item(opened, step))
-        velocity = model.velocity(x, time.head, self.geometry)
-        opened.latents = self.schedule.advance(opened.latents, velocity, step)
+    def advance(self, due: Sequence[OpenBlock]) -> None:
+        """Do each block's next step; they may need nothing of each other."""
+        model, times = self.transformer, [self._times[opened.step] for opened in due]
+        tokens = [model.embed_block(opened.latents, opened.pose) for opened in due]
+        tokens = self.stack.forward_diagonal(tokens, [self._item(opened) for opened in due])
+        for opened, x, time in zip(due, tokens, times, strict=True):
+            velocity = model.velocity(x, time.head, self.geometry)
+            opened.latents = self.schedule.advance(opened.latents, velocity, opened.step)
+            opened.step += 1
 
-    def _item(self, opened: OpenBlock, step: int) -> Item:
-        block = opened.block
+    def _due(self) -> list[OpenBlock]:
+        """The oldest block, and those of the next whose predecessor is a step ahead; oldest first."""
+        due, done_before = [], self.schedule.num_steps
+        for opened in list(self._submitted)[: self.num_in_flight]:
+            if opened.step < done_before:
+                due.append(opened)
+            done_before = opened.step
+        return due
+
+    def _release_anchors(self) -> None:
+        """Free the conditions that neither a block under way nor one to come attends to."""
+        wanted = {self._anchor} | {opened.anchor for opened in self._submitted}
+        for anchor in self._anchors - wanted:
+            self.stack.release(anchor)
+        self._anchors &= wanted
+
+    def _item(self, opened: OpenBlock) -> Item:
+        block, step = opened.block, opened.step
         time = reference_time(block.first_frame, block.distances[step])
         return Item(
             block=block.index,
@@ -229,7 +271,7 @@ class LocalDenoiser:
 
     def _upload(self, values: Tensor) -> Tensor:
         """To the device, without waiting for what it is doing."""
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and values.device.type == "cpu":
             values = values.pin_memory()
         return values.to(self.device, non_blocking=True)
 

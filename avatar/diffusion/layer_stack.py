@@ -6,7 +6,7 @@ order in which each step sees the blocks in turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from avatar.geometry import Geometry
+from avatar.memory.offload import HostRings
 from avatar.models.attention import (
     KEY_TILE,
     attends_in_parts,
@@ -23,10 +24,18 @@ from avatar.models.attention import (
     join_parts,
 )
 from avatar.models.audio_encoder import AudioTokens, Injection, InjectionContext
-from avatar.models.kv_cache import KeysValues, LayerCache, Ring, Window, place
+from avatar.models.kv_cache import (
+    KeysValues,
+    LayerCache,
+    Ring,
+    Window,
+    place,
+    quantise_tokens,
+    widen_tokens,
+)
 from avatar.models.layer import TransformerLayer
 from avatar.models.rope import rotate
-from avatar.models.transformer import StreamingTransformer
+from avatar.models.transformer import LayerParts, StreamingTransformer
 
 MAX_SHAPES = 128  # graphs kept of each piece; past PyTorch's default of 8 it would refuse to compile
 
@@ -55,6 +64,8 @@ class Pieces:
     project: Callable[..., tuple[Tensor, KeysValues]] = TransformerLayer.project_rotated
     place: Callable[..., None] = place
     join_parts: Callable[..., Tensor] = join_parts
+    quantise_tokens: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = quantise_tokens
+    widen_tokens: Callable[..., None] = widen_tokens
     after_self_attention: Callable[..., tuple[Tensor, Tensor]] = TransformerLayer.after_self_attention
     after_cross_attention: Callable[..., Tensor] = TransformerLayer.after_cross_attention
     add_audio: Callable[..., Tensor] = Injection.add
@@ -79,9 +90,7 @@ class Pieces:
         )
 
 
-def no_visit(layer: int) -> AbstractContextManager[Any]:
-    """All layers are where they are needed."""
-    return nullcontext()
+Visit = Callable[[int], AbstractContextManager[LayerParts]]
 
 
 @dataclass
@@ -89,8 +98,10 @@ class LayerStack:
     """The layers of a range at the steps of a range, on one device.
 
     dtype: the residual stream's. ring_dtype: how rings are stored, None for the residual stream's dtype.
-    visit: entered around each use of a layer, with its index; an offloader brings the layer and its injection
-    to the device there. A layout that splits heads overrides scatter, gather and new_ring.
+    visit: entered around each use of a layer, with its index; gives the layer and its injection on the
+    device. None: they are there. rings_on_host: rings wait there, and are on the device around their use.
+    diagonal: items come several at a time, the oldest block, in its last step, first. A layout that splits
+    heads overrides scatter, gather and new_ring.
     """
 
     transformer: StreamingTransformer
@@ -101,26 +112,30 @@ class LayerStack:
     dtype: torch.dtype
     pieces: Pieces = field(default_factory=Pieces)
     ring_dtype: torch.dtype | None = None
-    visit: Callable[[int], AbstractContextManager[Any]] = no_visit
+    visit: Visit | None = None
+    rings_on_host: bool = False
+    diagonal: bool = False
 
     def __post_init__(self) -> None:
         self.caches: dict[int, LayerCache] = {}
-        self.injections = {index: self.transformer.audio_injector.after_layer(index) for index in self.layers}
+        self.host_rings: HostRings | None = None
+        self._resident = {index: self.transformer.layer_parts(index) for index in self.layers}
         self._audio: dict[tuple[int, int], InjectionContext] = {}  # by block and layer
 
     def begin(self, text: Tensor) -> None:
         """Forget the last generation, start with empty rings. text: the embedded prompt, L C."""
         self.caches.clear()
         self._audio.clear()
-        for index, layer in self._visited():
-            rings = {step: self.new_ring() for step in self.steps}
-            self.caches[index] = LayerCache(layer.cross_attn.keys_values(text), rings)
-        ring = next(iter(self.caches[self.layers[0]].rings.values()))
+        self.host_rings = None  # its memory is given back before more is taken
+        rings = self._new_rings()
+        for index, (layer, _) in self._visited():
+            self.caches[index] = LayerCache(layer.cross_attn.keys_values(text), rings[index])
+        ring = next(iter(rings[self.layers[0]].values()))
         self._window_room = Window(self.geometry, ring, self.dtype)
 
     def prefill(self, x: Tensor, modulation: Tensor, table: Tensor, anchor: int) -> Tensor:
         """Run the condition tokens, N C, attending to themselves; keep every layer's keys and values."""
-        for index, layer in self._visited():
+        for index, (layer, _) in self._visited():
             cache, vectors = self.caches[index], layer.vectors(modulation)
             q, own = self.scatter(*layer.project(x, vectors))
             cache.conditions[anchor] = KeysValues(
@@ -138,20 +153,27 @@ class LayerStack:
 
     def forward(self, x: Tensor, item: Item) -> Tensor:
         """Run a block's tokens, N C, through the layers at one step; the step's rings take in the block."""
-        pieces = self.pieces
-        for index, layer in self._visited():
-            cache = self.caches[index]
-            if item.step not in cache.vectors:
-                cache.vectors[item.step] = layer.vectors(item.modulation)
-            vectors = cache.vectors[item.step]
-            q, own = self.scatter(*pieces.project(layer, x, vectors, item.table))
-            attended = self.gather(self._attended(cache, q, own, item))
-            x, query = pieces.after_self_attention(layer, x, attended, vectors)
-            x = pieces.after_cross_attention(layer, x, _attend(query, cache.text), vectors)
-            injection = self.injections[index]
-            if injection is not None:
-                context = self._injection_context(injection, index, item)
-                x = pieces.add_audio(injection, x, context, item.masks)
+        return self.forward_diagonal([x], [item])[0]
+
+    def forward_diagonal(self, xs: Sequence[Tensor], items: Sequence[Item]) -> list[Tensor]:
+        """Run several items that need nothing of each other, so that each layer is visited once for all."""
+        xs = list(xs)
+        for index, parts in self._visited():
+            xs = [self._layer(index, parts, x, item) for x, item in zip(xs, items, strict=True)]
+        return xs
+
+    def _layer(self, index: int, parts: LayerParts, x: Tensor, item: Item) -> Tensor:
+        """One layer of one item, with its injection."""
+        pieces, cache, (layer, injection) = self.pieces, self.caches[index], parts
+        if item.step not in cache.vectors:
+            cache.vectors[item.step] = layer.vectors(item.modulation)
+        vectors = cache.vectors[item.step]
+        q, own = self.scatter(*pieces.project(layer, x, vectors, item.table))
+        attended = self.gather(self._attended(index, q, own, item))
+        x, query = pieces.after_self_attention(layer, x, attended, vectors)
+        x = pieces.after_cross_attention(layer, x, _attend(query, cache.text), vectors)
+        if injection is not None:
+            x = pieces.add_audio(injection, x, self._injection_context(injection, index, item), item.masks)
         return x
 
     def scatter(self, q: Tensor, own: KeysValues) -> tuple[Tensor, KeysValues]:
@@ -163,26 +185,52 @@ class LayerStack:
         return attended
 
     def new_ring(self) -> Ring:
-        """An empty ring for the heads that scatter leaves here."""
+        """An empty ring, on the device, for the heads that scatter leaves here."""
         config, dtype = self.transformer.config, self.ring_dtype or self.dtype
         return Ring.allocate(self.geometry, config.num_heads, config.head_dim, dtype, self.device)
 
-    def _attended(self, cache: LayerCache, q: Tensor, own: KeysValues, item: Item) -> Tensor:
-        """Self-attention's result; where it pays, a full ring is attended to where it lies."""
-        ring = cache.rings[item.step]
-        large = ring.k.shape[:2].numel() >= 2 * KEY_TILE  # so that a rest and padding find room
-        full = ring.num_valid == len(ring.k) and ring.k.dtype == q.dtype
-        if large and full and attends_in_parts(q):
-            return self._attended_in_parts(cache, q, own, item)
-        return _attend(q, self._window(cache, own, item))
+    def _new_rings(self) -> dict[int, dict[int, Ring]]:
+        """Empty rings by layer and step, where they are kept; in the order of their use."""
+        order = [(layer, step) for step in self.steps for layer in self.layers]
+        if self.diagonal:
+            order = [(layer, step) for layer in self.layers for step in reversed(self.steps)]
+        if self.rings_on_host:
+            self.host_rings = HostRings(self.device, order, self.new_ring)
+            rings = self.host_rings.rings
+        else:
+            rings = {key: self.new_ring() for key in order}
+        return {layer: {step: rings[layer, step] for step in self.steps} for layer in self.layers}
 
-    def _attended_in_parts(self, cache: LayerCache, q: Tensor, own: KeysValues, item: Item) -> Tensor:
+    def _ring(self, layer: int, step: int) -> AbstractContextManager[Ring]:
+        """A ring on the device; what is appended meanwhile stays in it wherever it is kept."""
+        if self.host_rings is not None:
+            return self.host_rings.use((layer, step))
+        return nullcontext(self.caches[layer].rings[step])
+
+    def _attended(self, layer: int, q: Tensor, own: KeysValues, item: Item) -> Tensor:
+        """Self-attention's result; where it pays, a full ring is attended to where it lies.
+
+        Afterwards the ring holds the block too.
+        """
+        cache = self.caches[layer]
+        with self._ring(layer, item.step) as ring:
+            large = ring.k.shape[:2].numel() >= 2 * KEY_TILE  # so that a rest and padding find room
+            full = ring.num_valid == len(ring.k) and ring.k.dtype == q.dtype
+            if large and full and attends_in_parts(q):
+                return self._attended_in_parts(cache, ring, q, own, item)
+            keys = self._window(cache, ring, own, item)
+            self._append(ring)
+        return _attend(q, keys)
+
+    def _attended_in_parts(
+        self, cache: LayerCache, ring: Ring, q: Tensor, own: KeysValues, item: Item
+    ) -> Tensor:
         """The ring's whole tiles of keys where they lie; apart from them condition, own and the ring's rest.
 
         That saves copying the ring, and both parts are whole tiles: the second is filled up with a key of its
         own, which join_parts takes out again.
         """
-        ring, room, place = cache.rings[item.step], self._window_room, self.pieces.place
+        room, place = self._window_room, self.pieces.place
         past = KeysValues(ring.k.flatten(0, 1), ring.v.flatten(0, 1))
         whole = len(past.k) // KEY_TILE * KEY_TILE
         num_left = len(past.k) - whole
@@ -196,17 +244,20 @@ class LayerStack:
             filling.k.copy_(near.k[0])
             filling.v.zero_()
         parts = attention_with_lse(q, *near), attention_with_lse(q, past.k[:whole], past.v[:whole])
-        ring.append(room.own)
+        self._append(ring)
         return self.pieces.join_parts(q, *parts, near.k[0], padding)
 
-    def _window(self, cache: LayerCache, own: KeysValues, item: Item) -> KeysValues:
-        """What the block attends to; afterwards the ring holds the block too."""
-        ring, room = cache.rings[item.step], self._window_room
+    def _window(self, cache: LayerCache, ring: Ring, own: KeysValues, item: Item) -> KeysValues:
+        """What the block attends to."""
+        room = self._window_room
         self.pieces.place(room.condition, cache.conditions[item.anchor], item.condition_table)
         self.pieces.place(room.own, own, None)
-        whole = room.with_past(ring)
-        ring.append(room.own)
-        return whole
+        return room.with_past(ring, self.pieces.widen_tokens)
+
+    def _append(self, ring: Ring) -> None:
+        """The ring takes in the block, whose keys and values lie in the window."""
+        own = self._window_room.own
+        ring.append(own if ring.scales is None else self.pieces.quantise_tokens(own))
 
     def _injection_context(self, injection: Injection, layer: int, item: Item) -> InjectionContext:
         """The block's audio as this injection reads it: made at its first step, freed at its last."""
@@ -215,10 +266,11 @@ class LayerStack:
             self._audio[key] = injection.context(item.audio)
         return self._audio.pop(key) if item.step == self.steps[-1] else self._audio[key]
 
-    def _visited(self) -> Iterator[tuple[int, TransformerLayer]]:
+    def _visited(self) -> Iterator[tuple[int, LayerParts]]:
         for index in self.layers:
-            with self.visit(index):
-                yield index, self.transformer.layer(index)
+            parts = self._resident[index]
+            with self.visit(index) if self.visit is not None else nullcontext(parts) as parts:
+                yield index, parts
 
 
 def _attend(q: Tensor, keys: KeysValues) -> Tensor:

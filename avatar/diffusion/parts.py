@@ -13,8 +13,13 @@ import torch
 
 from avatar.diffusion.conditions import ConditionEncoder, SpeechTrack
 from avatar.diffusion.denoise import Conditions
+from avatar.diffusion.visitors import VisitingSpeechEncoder, VisitingVAE
 from avatar.geometry import Size
+from avatar.memory.offload import HostLayers, settle_on_host
+from avatar.memory.placement import ALL_ON_GPU, Placement, spread
 from avatar.models.checkpoint import CheckpointFiles
+from avatar.models.config import ModelConfig
+from avatar.models.quantize import FLOAT8
 from avatar.models.speech_encoder import SpeechEncoder
 from avatar.models.transformer import StreamingTransformer
 from avatar.models.vae import VideoVAE
@@ -26,6 +31,7 @@ log = logging.getLogger(__name__)
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 DTYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}  # of the arithmetic
+RING_DTYPES = {"bf16": torch.bfloat16, "fp8": FLOAT8, "fp32": torch.float32}  # of what is kept
 
 
 def best_device(index: int = 0) -> torch.device:
@@ -61,7 +67,8 @@ def go_on() -> None:
 class Parts:
     """What a generation works with.
 
-    make_transformer: from a checkpoint, or random. transformer: None before it is made, and once released.
+    make_transformer: from a checkpoint, or random, with what is to wait on the host there. transformer: None
+    before it is made, and once released. host_layers: those of its layers that wait on the host.
     """
 
     device: torch.device
@@ -69,38 +76,57 @@ class Parts:
     vae: VideoVAE
     conditions: Conditioner
     make_transformer: Callable[[Check], StreamingTransformer]
+    placement: Placement = ALL_ON_GPU
     transformer: StreamingTransformer | None = None
+    host_layers: HostLayers | None = None
 
     @classmethod
-    def load(cls, memory: Memory, files: CheckpointFiles, check: Check = go_on) -> Parts:
+    def load(
+        cls,
+        memory: Memory,
+        files: CheckpointFiles,
+        check: Check = go_on,
+        placement: Placement = ALL_ON_GPU,
+    ) -> Parts:
         """Load the side models; the transformer comes with load_transformer.
 
-        Raises: WeightsMissing, what check raises.
+        Raises: WeightsMissing, DoesNotFit for a host that cannot lock the memory, what check raises.
         """
         device, dtype = best_device(), DTYPES[memory.weight_dtype]
         check()
         vae = VideoVAE.load(files.vae, device, dtype)
         check()
-        speech = SpeechEncoder.load(files.speech_encoder, device, torch.float32)
+        away = placement.side_models_on_host
+        speech = SpeechEncoder.load(files.speech_encoder, "cpu" if away else device, torch.float32)
+        if away:
+            vae, speech = VisitingVAE(vae), VisitingSpeechEncoder(speech, device)
         text_device = device if memory.text_encoder == "gpu" else torch.device("cpu")
         conditions = ConditionEncoder(files, vae, speech, text_device=text_device, text_dtype=dtype)
 
         def make(check: Check) -> StreamingTransformer:
+            settle = settle_on_host(ModelConfig.load(files.config), placement)
             if memory.weight_dtype == "fp8":
-                return load_quantised(files, device, dtype, folder=cache_folder(), check=check)
-            return load_transformer(files, device, dtype, place=lambda *_: check())
+                return load_quantised(files, device, dtype, folder=cache_folder(), settle=settle, check=check)
+            return load_transformer(files, device, dtype, place=lambda *_: check(), settle=settle)
 
-        return cls(device, dtype, vae, conditions, make)
+        return cls(device, dtype, vae, conditions, make, placement)
 
     def load_transformer(self, check: Check = go_on) -> StreamingTransformer:
-        """The transformer, made if it is not there. Raises: WeightsMissing, what check raises."""
+        """The transformer, made if it is not there.
+
+        Raises: WeightsMissing, DoesNotFit for a host that cannot lock the memory, what check raises.
+        """
         if self.transformer is None:
             log.info("loading the transformer")
-            self.transformer = self.make_transformer(check).fuse()
+            model, away = self.make_transformer(check).fuse(), self.placement.layers_on_host
+            if away:
+                indices = spread(model.config.num_layers, away)
+                self.host_layers = HostLayers(model, indices, self.placement.layers_ahead, self.device)
+            self.transformer = model
         return self.transformer
 
     def release_transformer(self) -> None:
         """Give the transformer's memory back; the next run makes it again."""
-        self.transformer = None
+        self.transformer = self.host_layers = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -15,16 +16,21 @@ from avatar.diffusion.baton import Baton
 from avatar.diffusion.conditions import SpeechTrack
 from avatar.diffusion.decode import StreamingDecoder
 from avatar.diffusion.denoise import Conditions, Denoiser, LocalDenoiser
+from avatar.diffusion.fallback import Descent, is_out_of_memory
+from avatar.diffusion.framing import framed, resized, size_within
 from avatar.diffusion.layer_stack import Pieces
-from avatar.diffusion.parts import DTYPES, Check, Parts
+from avatar.diffusion.parts import RING_DTYPES, Check, Parts, best_device
 from avatar.diffusion.rollout import rollout
+from avatar.diffusion.room import placement_on, plan_here
 from avatar.diffusion.schedule import Schedule
 from avatar.engine import SELF_TEST_LABEL, Frames
-from avatar.errors import BadInput, Cancelled, DoesNotFit
+from avatar.errors import BadInput, Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import Geometry, Size, output_size
 from avatar.media.speech import SpeechReader
-from avatar.memory.plan import gib
+from avatar.memory.pinned import pinned_bytes
+from avatar.memory.placement import Placement
+from avatar.memory.plan import Plan, gib
 from avatar.memory.planner import TINY_BYTES
 from avatar.models.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.models.text_encoder import PromptTokenizer
@@ -35,56 +41,74 @@ from avatar.request import Request
 log = logging.getLogger(__name__)
 
 TINY_FOLDER = "self-test"  # in the run's own folder
+CAUTION = 0.9  # of what was counted on before, each time that memory ran out all the same
+
+
+MakeParts = Callable[[Request, Placement, Check], Parts]
 
 
 class DiffusionSource:
     """Live Avatar on one device; its models stay loaded between requests.
 
     The self-test's preset takes a toy checkpoint: the named one, or one built for each run in its own folder.
+    Where the GPU's memory runs out, it steps down the ladder and goes on from the last block shown.
     """
 
-    def __init__(self, preset: Preset, weights: Path | None = None) -> None:
-        """preset: it tells whether this is the self-test. weights: the checkpoint folder, when named."""
+    steps_down = True
+
+    def __init__(
+        self, preset: Preset, weights: Path | None = None, make_parts: MakeParts | None = None
+    ) -> None:
+        """preset: it tells whether this is the self-test. weights: the checkpoint folder, when named.
+
+        make_parts: where the models come from, if not from a checkpoint.
+        """
         is_tiny = preset.requires.weights == "tiny"
         self._weights = weights
         self._keeps = not is_tiny or weights is not None  # else its files go with each run's folder
+        self._make_parts = make_parts or self._from_checkpoint
         self._parts: Parts | None = None
         self._held: tuple[str, str] | None = None  # the settings that the parts were loaded with
+        self._share = 1.0  # of the device's room that a plan may count on
+        self._fixed: Placement | None = None  # what the parts' own placement leaves no choice in
+        self._stands_on: tuple[str, int] | None = None  # a long video's run, and the rungs that it has taken
         self.pieces = Pieces()
         self.label = SELF_TEST_LABEL if is_tiny else ""
 
     @classmethod
-    def of(cls, parts: Parts, preset: Preset) -> DiffusionSource:
-        """A source over parts that are made already, as the preset holds them."""
-        source = cls(preset)
+    def of(cls, parts: Parts, preset: Preset, make_parts: MakeParts | None = None) -> DiffusionSource:
+        """A source over parts that are made already, as the preset holds them.
+
+        make_parts: makes them anew when memory ran out; None: the same ones, their transformer made anew.
+        """
+        source = cls(preset, make_parts=make_parts or (lambda *_: parts))
         source._use(parts, preset.memory)
         source._keeps = True
+        source._fixed = parts.placement if make_parts is None else None
         return source
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
         """Yield uint8 (T, H, W, 3) RGB, a block at a time. Raises: AvatarError, Cancelled."""
-        check = checking(cancelled)
+        size = video_size(request)
+        baton, descent = Baton.take(request, size), self._descent(request)
         try:
-            yield Progress(Phase.LOADING)
-            parts = self._loaded(request, check)
-            yield Progress(Phase.ENCODING)
-            check()
-            with SpeechReader(request.speech) as speech:
-                size = video_size(request)
-                track = SpeechTrack(speech.listen, speech.num_samples_16k)
-                conditions = parts.conditions.encode(request.portrait, request.prompt, size, [track])
-                baton = Baton.take(request, size)
-                conditions = baton.conditions(conditions, parts.vae)
-                yield Progress(Phase.GENERATING)
-                for frames in self._decoded(parts, request, size, conditions, baton, cancelled):
-                    yield baton.pass_frames(frames[: baton.frames_left].cpu().numpy())
-                baton.leave(request)
-        except torch.OutOfMemoryError as error:
-            self._parts = None
-            raise DoesNotFit(
-                "The GPU ran out of memory.",
-                "Close other programs that use it, or take a smaller size, fewer infer_frames or steps.",
-            ) from error
+            yield from self._stepped_down(descent)
+            while True:
+                try:
+                    yield from self._made(descent.request, size, baton, cancelled)
+                    break
+                except RuntimeError as error:
+                    if not (self.steps_down and is_out_of_memory(error)):
+                        raise
+                    log.warning("out of memory: %s", str(error).strip().split("\n")[0])
+                # The error is gone, and with it what its frames of the stack still held.
+                self._free()
+                self._share *= CAUTION
+                yield descent.step_down(baton.next_block, self._device_name)
+                baton.go_on()
+                if request.part is not None:
+                    self._stands_on = request.part.run, descent.num_taken
+            baton.leave(request)
         finally:
             if not self._keeps:
                 self._parts = None
@@ -93,6 +117,38 @@ class DiffusionSource:
         """See FrameSource."""
         self._parts = None
 
+    def plan_for(self, request: Request) -> Plan:
+        """The plan that a run of this request would follow."""
+        preset = request.preset
+        speech_s = request.speech_frames / preset.generation.fps
+        _, placement = self._placements(preset)
+        return plan_here(preset, best_device(), self._weights, placement, speech_s)
+
+    def pinned_bytes(self) -> int:
+        """Host memory that is pinned for this process's GPUs."""
+        return pinned_bytes()
+
+    def _made(
+        self, request: Request, stream: Size, baton: Baton, cancelled: Callable[[], bool]
+    ) -> Iterator[Frames | Progress]:
+        """What is left to make, as the request's preset makes it, in frames of the stream's size."""
+        check = checking(cancelled)
+        yield Progress(Phase.LOADING)
+        parts = self._loaded(request, check)
+        yield Progress(Phase.ENCODING)
+        check()
+        size = size_within(stream, request.preset)
+        portrait = framed(request.portrait, stream, size, request.work)
+        with SpeechReader(request.speech) as speech:
+            track = SpeechTrack(speech.listen, speech.num_samples_16k)
+            conditions = parts.conditions.encode(portrait, request.prompt, size, [track])
+            conditions = baton.conditions(conditions, size, parts.vae)
+            anchor = baton.anchor_for(size, parts.vae)
+            yield Progress(Phase.GENERATING)
+            for frames in self._decoded(parts, request, size, conditions, baton, anchor, cancelled):
+                pixels = frames[: baton.frames_left].cpu().numpy()
+                yield baton.pass_frames(resized(pixels, stream))
+
     def _decoded(
         self,
         parts: Parts,
@@ -100,11 +156,12 @@ class DiffusionSource:
         size: Size,
         conditions: Conditions,
         baton: Baton,
+        anchor: Tensor | None,
         cancelled: Callable[[], bool],
     ) -> Iterator[Tensor]:
         """Frames of each block, T H W 3 on the device: as they come, or all at the end."""
         decoder = StreamingDecoder(parts.vae, compile=parts.device.type == "cuda")
-        latents = self._latents(parts, request, size, conditions, baton, cancelled)
+        latents = self._latents(parts, request, size, conditions, baton, anchor, cancelled)
         if not request.preset.memory.enable_online_decode:
             latents = iter([block.cpu() for block in latents])
             self.release(parts)
@@ -126,6 +183,7 @@ class DiffusionSource:
         size: Size,
         conditions: Conditions,
         baton: Baton,
+        anchor: Tensor | None,
         cancelled: Callable[[], bool],
     ) -> Iterator[Tensor]:
         """Latents of each block; the rings live as long as this iterator."""
@@ -136,7 +194,7 @@ class DiffusionSource:
             seed=request.seed,
             cancelled=cancelled,
             first_block=baton.first_block,
-            anchor=baton.anchor,
+            anchor=anchor,
             origin=baton.first_block,
         )
         for block in latents:
@@ -144,28 +202,20 @@ class DiffusionSource:
             yield block
 
     def _loaded(self, request: Request, check: Check) -> Parts:
-        """All models, loaded unless held as this request wants them; the prompt is measured first."""
-        memory = request.preset.memory
-        if self._parts is None or self._held != held_as(memory):
-            self._parts = None
-            files = find_files(request.preset, self._weights, request.work)
-            PromptTokenizer(files.tokenizer)(request.prompt)
-            self._use(self.load(memory, files, check), memory)
+        """All models, loaded unless held as this request wants them."""
+        preset = request.preset
+        held, placement = self._placements(preset)
+        if held is None or not held.serves(placement):
+            self._free()
+            self._use(self._make_parts(request, placement, check), preset.memory)
         assert self._parts is not None
+        self._parts.placement = placement
         self.prepare(self._parts, check)
         return self._parts
-
-    def load(self, memory: Memory, files: CheckpointFiles, check: Check) -> Parts:
-        """The models of this device, but for the transformer."""
-        return Parts.load(memory, files, check)
 
     def prepare(self, parts: Parts, check: Check) -> None:
         """Have the transformer loaded; called before every run."""
         parts.load_transformer(check)
-
-    def decoding(self) -> AbstractContextManager[None]:
-        """Entered around the decoding of every block."""
-        return nullcontext()
 
     def release(self, parts: Parts) -> None:
         """The transformer is not needed until the next run."""
@@ -175,9 +225,65 @@ class DiffusionSource:
         """What denoises a run's blocks, with empty rings."""
         return local_denoiser(request.preset, parts, size, self.pieces)
 
+    def decoding(self) -> AbstractContextManager[None]:
+        """Entered around the decoding of every block."""
+        return nullcontext()
+
+    def files(self, request: Request) -> CheckpointFiles:
+        """The checkpoint that a request takes. Raises: WeightsMissing, BadInput."""
+        return find_files(request.preset, self._weights, request.work)
+
+    def _placements(self, preset: Preset) -> tuple[Placement | None, Placement]:
+        """How the parts are held, None where they would not do for the preset; and how it wants them."""
+        parts = self._parts if self._held == held_as(preset.memory) else None
+        held = None if parts is None else parts.placement
+        if self._fixed is not None:
+            return held, self._fixed
+        return held, placement_on(best_device(), preset, held, self._weights, self._share)
+
+    def _from_checkpoint(self, request: Request, placement: Placement, check: Check) -> Parts:
+        """The models of the checkpoint; the prompt is measured first."""
+        files = self.files(request)
+        PromptTokenizer(files.tokenizer)(request.prompt)
+        return Parts.load(request.preset.memory, files, check, placement)
+
     def _use(self, parts: Parts, memory: Memory) -> None:
         self._parts, self._held = parts, held_as(memory)
         self.pieces = pieces_for(parts.device)
+
+    def _descent(self, request: Request) -> Descent:
+        """The request's ladder; a long video's next part begins on the rung on which the last one ended."""
+        descent = Descent(request)
+        run, num_taken = self._stands_on or ("", 0)
+        if request.part is not None and request.part.run == run:
+            descent.skip(num_taken)
+        else:
+            self._stands_on, self._share = None, 1.0
+        return descent
+
+    def _stepped_down(self, descent: Descent) -> Iterator[Notice]:
+        """Rungs that are taken before loading: the GPU may have less free than when the run was accepted.
+
+        Raises: DoesNotFit when none is left.
+        """
+        while self._fixed is None:
+            planned = self.plan_for(descent.request)
+            if not any(gpu.shortfall_bytes for gpu in planned.gpus):
+                return
+            yield descent.step_down_planned(planned)
+
+    def _free(self) -> None:
+        """Give back everything that the device holds for us."""
+        if self._parts is not None:
+            self._parts.release_transformer()  # whoever else holds these parts
+        self._parts = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @property
+    def _device_name(self) -> str:
+        return "GPU 0" if torch.cuda.is_available() else ""
 
 
 def find_files(preset: Preset, weights: Path | None, work: Path) -> CheckpointFiles:
@@ -200,14 +306,17 @@ def find_files(preset: Preset, weights: Path | None, work: Path) -> CheckpointFi
 def local_denoiser(
     preset: Preset, parts: Parts, size: Size, pieces: Pieces, kind: type[LocalDenoiser] = LocalDenoiser
 ) -> LocalDenoiser:
-    """The denoiser that a preset asks for, with empty rings."""
-    generation = preset.generation
+    """The denoiser that a preset asks for, with empty rings, where the parts' placement puts them."""
+    generation, transformer = preset.generation, parts.load_transformer()
     return kind(
-        parts.load_transformer(),
+        transformer,
         Geometry.of(size, generation.infer_frames),
         Schedule.flow_match(generation.sample_steps, generation.shift),
         pieces=pieces,
-        ring_dtype=DTYPES[preset.memory.ring_dtype],
+        ring_dtype=RING_DTYPES[preset.memory.ring_dtype],
+        host_layers=parts.host_layers,
+        rings_on_host=parts.placement.rings_on_host,
+        diagonal=parts.placement.diagonal,
     )
 
 

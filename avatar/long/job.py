@@ -21,6 +21,7 @@ from avatar.preset import Preset
 from avatar.preview.points import load_sidecar
 from avatar.request import Request
 
+PARTS_SUFFIX = ".parts"  # of the folder beside a video that is made in parts
 _DAY_S, _GIB = 86_400.0, 2**30
 _LONG = Limits(max_speech_s=_DAY_S, max_speech_bytes=64 * _GIB)
 
@@ -46,7 +47,7 @@ class Job:
 
     @property
     def parts_folder(self) -> Path:
-        return self.output.with_suffix(".parts")
+        return self.output.with_suffix(PARTS_SUFFIX)
 
     @contextmanager
     def opened(self, work: Path) -> Iterator[Opened]:

@@ -17,8 +17,8 @@ from avatar.long.ledger import Ledger
 from avatar.media.durable import disk_error
 from avatar.media.join import join_parts
 from avatar.media.publish import new_report, publish, thumbnail
-from avatar.media.report import read_report
-from avatar.media.stream import segment_lengths
+from avatar.media.report import read_report, together
+from avatar.media.stream import error_kind, segment_lengths
 from avatar.request import Request
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class LongVideo:
             log.error("a long video failed", exc_info=error)
             failure = AvatarError("The engine failed.", "The log says why; finished parts are kept.")
         try:
-            finished = run.join(whole, None if failure is None else str(failure))
+            finished = run.join(whole, failure)
         except OSError as trouble:
             raise disk_error(trouble) from trouble
         except AvatarError as trouble:
@@ -221,7 +221,7 @@ class _Run:
             ranks=self._ranks,
         )
 
-    def join(self, whole: bool, error: str | None) -> Finished | None:
+    def join(self, whole: bool, failure: AvatarError | None) -> Finished | None:
         """The video of all parts, or of those that are there from the beginning on; None without any."""
         parts = []
         for part in range(self.num_parts):
@@ -241,8 +241,11 @@ class _Run:
         state = self._progress(Phase.FINISHING)
         report.elapsed_s, report.first_frame_s = sum(one.elapsed_s for one in reports), state.first_frame_s
         report.first_segment_s, report.frames_per_s = reports[0].first_segment_s, state.fps
-        report.stopped = not whole
+        report.stopped, report.error_kind = not whole, error_kind(failure)
+        report.plan, report.memory = reports[0].plan, together([one.memory for one in reports])
+        start = 0
         for one in reports:
             report.notices += [notice for notice in one.notices if notice not in report.notices]
-            report.rungs += one.rungs
-        return publish(self.request, report, num_frames, error)
+            report.rungs += [replace(taken, frame=start + (taken.frame or 0)) for taken in one.rungs]
+            start += one.num_frames
+        return publish(self.request, report, num_frames, None if failure is None else str(failure))

@@ -7,7 +7,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 import av
 import numpy as np
@@ -18,7 +19,7 @@ from avatar.events import Event, Finished, Notice, Phase, Progress, Segment
 from avatar.media.clock import Clock
 from avatar.media.durable import disk_error
 from avatar.media.publish import new_report, publish, save_thumbnail
-from avatar.media.report import RunReport
+from avatar.media.report import MemoryUse, RungTaken, RunReport
 from avatar.media.segments import SegmentWriter, join_segments
 from avatar.media.speech import SpeechReader
 from avatar.request import Request
@@ -52,8 +53,12 @@ def stream_frames(
     cancelled: Callable[[], bool] = lambda: False,
     *,
     encoder_threads: int = 1,
+    plan: Callable[[], dict[str, Any] | None] = lambda: None,
+    use: Callable[[], MemoryUse | None] = lambda: None,
 ) -> Iterator[Event]:
     """Run source to its end and yield events; progress at least twice a second; Finished last.
+
+    plan, use: for the report; the first is asked as the run begins, the second at its end.
 
     The source runs in one thread, the encoder in another; a slow consumer slows neither. Closing the iterator
     cancels the source and finishes the file with what was made. When cancelled() says yes, the last event is
@@ -61,7 +66,7 @@ def stream_frames(
     made Finished(stopped=True, error=…) comes, then the error is raised. The thumbnail (.jpg) and the report
     (.json) lie beside request.output.
     """
-    run = _Run(source, request, cancelled, encoder_threads)
+    run = _Run(source, request, cancelled, encoder_threads, plan, use)
     try:
         run.start()
         yield from run.events()
@@ -75,7 +80,13 @@ class _Run:
     """One run: a thread that renders, one that encodes, and what they tell the consumer."""
 
     def __init__(
-        self, source: FrameSource, request: Request, cancelled: Callable[[], bool], encoder_threads: int
+        self,
+        source: FrameSource,
+        request: Request,
+        cancelled: Callable[[], bool],
+        encoder_threads: int,
+        plan: Callable[[], dict[str, Any] | None],
+        use: Callable[[], MemoryUse | None],
     ) -> None:
         self.error: BaseException | None = None  # the first one
         self.finished: Finished | None = None
@@ -93,6 +104,8 @@ class _Run:
         ]
         self._clock = Clock(request.num_frames, len(self._lengths))
         self._report = new_report(request, source.label)
+        self._plan, self._use = plan, use
+        self._made = 0  # frames that the source gave
 
     def start(self) -> None:
         for text in self._request.notices:
@@ -133,13 +146,14 @@ class _Run:
         if isinstance(event, Notice):
             self._report.notices.append(asdict(event))
             if event.rung:
-                self._report.rungs.append(event.rung)
+                taken = RungTaken(event.rung, event.code, event.text, self._made, event.values)
+                self._report.rungs.append(taken)
         self._told.put(event)
 
     def _render(self) -> None:
         """First thread: frames from the source to the encoder, until all are made or something stops it."""
-        made = 0
         try:
+            self._report.plan = self._plan()
             for item in self._source.frames(self._request, self._cancelled):
                 if self._cancelled():
                     raise Cancelled("The run was stopped.")
@@ -150,10 +164,10 @@ class _Run:
                 elif isinstance(item, Notice):
                     self._tell(item)
                 else:
-                    made += self._hand_over(item, self._request.num_frames - made)
-            if made < self._request.num_frames:
+                    self._made += self._hand_over(item, self._request.num_frames - self._made)
+            if self._made < self._request.num_frames:
                 raise AvatarError(
-                    f"The engine stopped after {made} of {self._request.num_frames} frames.",
+                    f"The engine stopped after {self._made} of {self._request.num_frames} frames.",
                     "What was made is kept; run it again, and report it if it happens again.",
                 )
         except BaseException as error:
@@ -208,6 +222,7 @@ class _Run:
             while rendering and self._frames.get() is not None:  # so that the first thread is not held up
                 pass
             if self._segments:
+                self._count_up()
                 self.finished = _join(request, self._report, self._segments, _told_text(self.error))
         finally:
             self._told.put(None)
@@ -228,22 +243,44 @@ class _Run:
         self._tell(self._clock.progress())
         for segment in writer.finish():
             self._tell(segment)
+        self._count_up()
+        self._report.width, self._report.height = writer.width, writer.height
+        self._report.stopped = self.error is not None
+        self.finished = publish(self._request, self._report, writer.num_frames, _told_text(self.error))
+
+    def _count_up(self) -> None:
+        """Times, memory and the kind of error into the report."""
         report, state = self._report, self._clock.progress()
-        report.width, report.height = writer.width, writer.height
         report.elapsed_s, report.first_frame_s = state.elapsed_s, state.first_frame_s
         report.frames_per_s, report.first_segment_s = state.fps, self._clock.first_segment_s
-        report.stopped = self.error is not None
-        self.finished = publish(self._request, report, writer.num_frames, _told_text(self.error))
+        report.memory, report.error_kind = self._use(), error_kind(self.error)
 
 
 def finish_from_segments(
-    request: Request, segments: Sequence[Segment], error: str, *, label: str = ""
+    request: Request,
+    segments: Sequence[Segment],
+    error: AvatarError,
+    *,
+    label: str = "",
+    progress: Progress | None = None,
+    plan: dict[str, Any] | None = None,
+    memory: MemoryUse | None = None,
 ) -> Finished | None:
     """Make a file, with its report, of what a killed run had finished; None when that fails too.
 
-    segments: as they were told, in order. error: why the run ended, for the user.
+    segments: as they were told, in order. error: why the run ended. progress: the last that was told.
+    plan, memory: for the report.
     """
-    return _join(request, new_report(request, label), segments, error)
+    report = replace(new_report(request, label), error_kind=error_kind(error), plan=plan, memory=memory)
+    if progress is not None:
+        report.elapsed_s, report.first_frame_s = progress.elapsed_s, progress.first_frame_s
+        report.frames_per_s = progress.fps
+    return _join(request, report, segments, str(error))
+
+
+def error_kind(error: BaseException | None) -> str | None:
+    """The class of what ended a run early; None where nothing did but its user."""
+    return None if error is None or isinstance(error, Cancelled) else type(error).__name__
 
 
 def _join(

@@ -10,7 +10,7 @@ from avatar.abilities import unsupported
 from avatar.checkpoint_places import DOWNLOAD_COMMAND
 from avatar.errors import AvatarError, BadInput, DoesNotFit, WeightsMissing
 from avatar.memory.inventory import Inventory
-from avatar.memory.ladder import rungs
+from avatar.memory.ladder import describe, rungs
 from avatar.memory.plan import GIB, gib
 from avatar.memory.planner import plan
 from avatar.parallel.layout import Layout
@@ -103,7 +103,7 @@ def way_out(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | No
     """What to try instead: the first rungs of its ladder with which it fits, or the best preset that does."""
     taken: list[str] = []
     for rung, lower in rungs(preset):
-        taken.append(_describe(rung, lower))
+        taken.append(describe(rung, lower))
         if availability(lower, inventory).ok:
             return f"Set {', '.join(taken)}."
     for candidate in _by_rank(presets):
@@ -208,14 +208,3 @@ def _room(preset: Preset, inventory: Inventory) -> Iterator[Lack]:
         yield Lack(
             "memory", planned.shortfall, "Close other programs that use this memory, or choose less.", values
         )
-
-
-def _describe(rung: str, preset: Preset) -> str:
-    """A rung in words: "infer_frames 32"."""
-    match rung:
-        case "online_decode":
-            return "enable_online_decode True"
-        case "offload":
-            return "offload_model True"
-        case _:
-            return f"{rung} {getattr(preset.generation, rung)}"

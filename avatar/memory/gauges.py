@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ class GpuReading:
 
     ours_bytes, others_bytes: in use by this program's processes, and by everyone else's.
     peak_bytes: the highest ours_bytes since the last reset. planned_bytes: the plan's peak, if a plan is set.
+    used_peak_bytes: the highest used_bytes since then, for where ours and others cannot be told apart.
     """
 
     index: int
@@ -41,17 +42,25 @@ class GpuReading:
     total_bytes: int | None
     utilization_percent: int | None
     temperature_c: int | None
+    used_peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class HostReading:
-    """RAM within any container's limit; ours_bytes: resident memory of this program's processes."""
+    """RAM within any container's limit; ours_bytes: resident memory of this program's processes.
+
+    pinned_bytes: page-locked by the engine, for copies to a GPU and from it; None where it does not tell.
+    Peaks are since the last reset.
+    """
 
     ram_used_bytes: int
     ram_total_bytes: int
     ours_bytes: int
     planned_bytes: int | None
     cpu_percent: float
+    peak_bytes: int | None = None
+    pinned_bytes: int | None = None
+    pinned_peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,14 +79,20 @@ class Reading:
 class Gauges:
     """Reads the machine; any thread may ask. NVML stays open until close()."""
 
-    def __init__(self, pids: Iterable[int] | None = None) -> None:
-        """pids: processes that count as ours, with all their descendants; None: this process."""
+    def __init__(
+        self, pids: Iterable[int] | None = None, pinned: Callable[[], int | None] = lambda: None
+    ) -> None:
+        """pids: processes that count as ours, with all their descendants; None: this process.
+
+        pinned: what tells the page-locked bytes that they hold; no driver tells that.
+        """
+        self.pinned = pinned
         self._lock = threading.Lock()
         self._roots = None if pids is None else set(pids)
         self._driver: Driver | None = None
         self._opened_s = 0.0
         self._plan: Plan | None = None
-        self._peaks: dict[int, int] = {}
+        self._peaks: dict[str, int] = {}
         self._told: set[str] = set()
         self._cpu_times = psutil.cpu_times()
         self._cpu_percent = 0.0
@@ -131,8 +146,6 @@ class Gauges:
         memory = card.memory()
         used = memory.used_bytes if memory else None
         ours = _ours(card.processes(), pids, used)
-        if ours is not None:
-            self._peaks[card.index] = max(self._peaks.get(card.index, 0), ours)
         reading = GpuReading(
             index=card.index,
             name=card.name(),
@@ -140,23 +153,33 @@ class Gauges:
             ours_bytes=ours,
             others_bytes=None if ours is None or used is None else max(used - ours, 0),
             planned_bytes=self._plan.peak_bytes(card.index) if self._plan else None,
-            peak_bytes=self._peaks.get(card.index),
+            peak_bytes=self._peak(f"GPU {card.index}", ours),
             total_bytes=memory.total_bytes if memory else None,
             utilization_percent=card.utilization_percent(),
             temperature_c=card.temperature_c(),
+            used_peak_bytes=self._peak(f"card {card.index}", used),
         )
         self._tell_once(card)
         return reading
 
     def _read_host(self, pids: set[int]) -> HostReading:
-        ram = host.ram()
+        ram, ours, pinned = host.ram(), sum(map(_resident_bytes, pids)), self.pinned()
         return HostReading(
             ram_used_bytes=ram.used_bytes,
             ram_total_bytes=ram.total_bytes,
-            ours_bytes=sum(map(_resident_bytes, pids)),
+            ours_bytes=ours,
             planned_bytes=self._plan.host.peak_bytes if self._plan else None,
             cpu_percent=self._read_cpu(),
+            peak_bytes=self._peak("host", ours),
+            pinned_bytes=pinned,
+            pinned_peak_bytes=self._peak("pinned", pinned),
         )
+
+    def _peak(self, of: str, now: int | None) -> int | None:
+        """The highest since the last reset; None while there was none."""
+        if now is not None:
+            self._peaks[of] = max(self._peaks.get(of, 0), now)
+        return self._peaks.get(of)
 
     def _read_cpu(self) -> float:
         """Busy share of all cores since the last reading. (psutil's own counts for each thread apart.)"""
@@ -182,10 +205,14 @@ _GUESTS = ("guest", "guest_nice")
 
 
 def _ours(processes: dict[int, int] | None, pids: set[int], used: int | None) -> int | None:
-    """Bytes held by our processes; None when the driver does not tell which process holds what."""
+    """Bytes held by our processes; None when the driver does not tell which process holds what.
+
+    In a container it may list none, or by numbers that mean nothing here: then some of them may be ours.
+    """
     if processes is None or (not processes and used is not None and used > HIDDEN_BYTES):
         return None
-    return sum(size for pid, size in processes.items() if pid in pids)
+    ours = sum(size for pid, size in processes.items() if pid in pids)
+    return ours if ours or all(map(psutil.pid_exists, processes)) else None
 
 
 def _resident_bytes(pid: int) -> int:

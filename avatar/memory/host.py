@@ -58,6 +58,16 @@ def num_cores(cgroups: Path = CGROUPS, own_groups: Path = OWN_GROUPS) -> int:
     return cores
 
 
+def held_bytes(pid: int | str) -> int:
+    """What a process holds that would be free without it, pinned memory too: not its mapped files.
+
+    0 where it is gone, or the system does not tell.
+    """
+    lines = _text(Path(f"/proc/{pid}/status")).splitlines()
+    sizes = dict(line.split(":", 1) for line in lines if line.startswith(("RssAnon", "RssShmem")))
+    return sum(int(size.split()[0]) * 1024 for size in sizes.values())
+
+
 _V1_MEMORY = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 

@@ -49,12 +49,21 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Host:
-    """RAM in bytes within any container's limit; disk_free_bytes: on the disk of the outputs."""
+    """RAM in bytes within any container's limit; disk_free_bytes: on the disk of the outputs.
+
+    ours_bytes: held by our own engines' processes, which a new run may take over.
+    """
 
     ram_total_bytes: int
     ram_available_bytes: int
     num_cores: int
     disk_free_bytes: int
+    ours_bytes: int = 0
+
+    @property
+    def usable_bytes(self) -> int:
+        """What a run could have: available memory, and what our own engines would give back."""
+        return min(self.ram_available_bytes + self.ours_bytes, self.ram_total_bytes)
 
 
 @dataclass(frozen=True)
@@ -127,9 +136,11 @@ def probe(
         for error in gpu.errors:
             logger.info("GPU %d: NVML gives no %s", gpu.index, error)
     ram = host.ram()
+    engines = pids - ({psutil.Process().pid} if our_pids is None else set())
+    ours = sum(map(host.held_bytes, engines))
     return Inventory(
         gpus=gpus,
-        host=Host(ram.total_bytes, ram.available_bytes, host.num_cores(), _disk_free(outputs)),
+        host=Host(ram.total_bytes, ram.available_bytes, host.num_cores(), _disk_free(outputs), ours),
         driver_version=driver.version,
         no_gpu_reason=driver.reason,
         torch_build=_torch_build(),

@@ -9,6 +9,13 @@ from avatar.abilities import REFUSES
 from avatar.geometry import Size
 from avatar.preset import Preset, Rung
 
+SETTINGS: dict[Rung, str] = {
+    "online_decode": "enable_online_decode",
+    "infer_frames": "infer_frames",
+    "size": "size",
+    "sample_steps": "sample_steps",
+    "offload": "offload_model",
+}
 LOW_FRAMES = 32
 LOW_SIZE = Size(384, 256)
 LOW_STEPS = 3
@@ -17,13 +24,24 @@ LOW_STEPS = 3
 def rungs(preset: Preset) -> Iterator[tuple[Rung, Preset]]:
     """The preset's rungs in its own order, each on top of those before.
 
-    A rung that it stands on already is skipped, and so is one that its engine does not have.
+    A rung that it stands on already is skipped, and so is one that its engine or layout does not have.
     """
     for rung in preset.fallback.order:
         change = _change(rung, preset)
         if change and not change.keys() & REFUSES[preset.engine].keys():
             preset = preset.with_settings(**change)
             yield rung, preset
+
+
+def value(preset: Preset, rung: Rung) -> str:
+    """Where a preset stands as to a rung, in words: "32"."""
+    name = SETTINGS[rung]
+    return str(getattr(preset.memory if hasattr(preset.memory, name) else preset.generation, name))
+
+
+def describe(rung: Rung, preset: Preset) -> str:
+    """A rung taken, as its setting: "infer_frames 32"."""
+    return f"{SETTINGS[rung]} {value(preset, rung)}"
 
 
 def _change(rung: Rung, preset: Preset) -> dict[str, Any]:
@@ -40,4 +58,5 @@ def _change(rung: Rung, preset: Preset) -> dict[str, Any]:
         case "sample_steps":
             return {} if generation.sample_steps <= LOW_STEPS else {"sample_steps": LOW_STEPS}
         case "offload":
-            return {} if memory.offload_model else {"offload_model": True}
+            several = preset.parallel.num_gpus_dit > 1 or preset.parallel.decode_gpu
+            return {} if memory.offload_model or several else {"offload_model": True}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
+
+from avatar.memory.placement import ALL_ON_GPU, Placement
 
 GIB = 2**30
 
@@ -12,12 +14,13 @@ GIB = 2**30
 class Stage(StrEnum):
     """A stretch of a run during which the same things are in memory."""
 
-    ENCODE = "encode"  # text, portrait, speech: the side models
+    ENCODE = "encode"  # text and portrait: the side models, before a run begins
+    LISTEN = "listen"  # the next stretch of speech, between two blocks
     DENOISE = "denoise"
     DECODE = "decode"
 
 
-ALWAYS = (Stage.ENCODE, Stage.DENOISE, Stage.DECODE)
+ALWAYS = (Stage.ENCODE, Stage.LISTEN, Stage.DENOISE, Stage.DECODE)
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,17 @@ class DevicePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every device's items for one preset. is_estimate: computed, not yet calibrated by a measured run."""
+    """Every device's items for one preset.
+
+    is_estimate: computed, not yet calibrated by a measured run. placement: what of it waits on the host.
+    """
 
     preset: str
     engine: str
     gpus: tuple[DevicePlan, ...]
     host: DevicePlan
     is_estimate: bool = True
+    placement: Placement = ALL_ON_GPU
 
     @property
     def devices(self) -> tuple[DevicePlan, ...]:
@@ -130,6 +137,7 @@ class Plan:
             "is_estimate": self.is_estimate,
             "fits": self.fits,
             "shortfall": self.shortfall,
+            "placement": asdict(self.placement),
             "gpus": [gpu.as_dict() for gpu in self.gpus],
             "host": self.host.as_dict(),
         }
@@ -142,4 +150,4 @@ def gib(num_bytes: int) -> str:
 
 def describe(name: str) -> str:
     """An item's key in words: "condition_kv" → "condition K/V"."""
-    return name.replace("_kv", " K/V").replace("_", " ")
+    return name.replace("kv", "K/V").replace("_", " ")

@@ -25,6 +25,7 @@ ADALN = ".injector_adain_layers."
 SIDE_MULTIPLE = 16  # what the fp8 product asks of both sides of a weight
 TRIAL_SIDE = 512  # of the product that is tried on each device
 FEWEST_ROWS = 512  # fewer are padded: seen on an H200, cuBLAS refuses 16 scaled rows of 13824
+FLOAT8_CAPABILITY = (8, 9)  # since which cards have fp8 cores, and Triton converts e4m3
 CHUNK_ROWS = 1024  # quantised at a time, to keep the peak in float32 low
 
 Product = Literal["scaled", "widened", "plain"]
@@ -51,7 +52,14 @@ def quantise_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     values: ... R C. Returns ... R C float8 and ... R 1 float32.
     """
     largest = values.abs().amax(dim=-1, keepdim=True).float().clamp(min=TINIEST)
-    return (values.float() * (LARGEST / largest)).to(FLOAT8), largest / LARGEST
+    scaled = values.float() * (LARGEST / largest)
+    return scaled.to(FLOAT8) if compiles_float8(values.device) else narrow(scaled), largest / LARGEST
+
+
+def widen_rows(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """quantise_rows undone, but for the rounding: ... R C in float8, ... R 1, to ... R C of a dtype."""
+    wide = values.float() if compiles_float8(values.device) else widen(values, torch.bfloat16).float()
+    return (wide * scale).to(dtype)
 
 
 def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,6 +133,23 @@ def _(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(weight, dtype=dtype)
 
 
+@torch.library.custom_op("avatar::narrow", mutates_args=())
+def narrow(values: Tensor) -> Tensor:
+    """To fp8, rounded to the nearest; opaque to the compiler for widen's reason."""
+    return values.to(FLOAT8)
+
+
+@narrow.register_fake
+def _(values: Tensor) -> Tensor:
+    return torch.empty_like(values, dtype=FLOAT8)
+
+
+@torch.compiler.assume_constant_result
+def compiles_float8(device: torch.device) -> bool:
+    """Whether compiled code may convert to and from fp8 on a device."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= FLOAT8_CAPABILITY
+
+
 @torch.compiler.assume_constant_result
 def product_on(device: torch.device) -> Product:
     """How a device multiplies: fp8 by fp8 on its tensor cores, in the wider dtype, or by plain arithmetic."""
@@ -139,7 +164,7 @@ def _product(device: torch.device) -> Product:
     """
     if device.type != "cuda":
         return "plain"
-    if torch.cuda.get_device_capability(device) < (8, 9):
+    if torch.cuda.get_device_capability(device) < FLOAT8_CAPABILITY:
         logger.info("fp8 weights are stored only: this GPU has no fp8 cores, products are in bf16")
         return "widened"
     values = torch.ones(TRIAL_SIDE, TRIAL_SIDE, device=device).to(FLOAT8)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from avatar.models.config import ModelConfig
 from avatar.models.transformer import StreamingTransformer
+from avatar.models.weights import Place, Settle, stay
 
 AUDIO_MIXTURE = 0.01  # what every weight of the audio encoder's layer mixture begins training at
 
@@ -24,11 +25,12 @@ def random_transformer(
     *,
     seed: int = 0,
     select: Callable[[str], bool] = lambda name: True,
-    place: Callable[[str, Tensor], nn.Parameter | None] = lambda name, tensor: None,
+    place: Place = lambda name, tensor: None,
+    settle: Settle = stay,
 ) -> StreamingTransformer:
     """Build the transformer without ever holding more than one tensor beyond what is placed.
 
-    select, place: as models.weights.load_transformer takes them.
+    select, place, settle: as models.weights.load_transformer takes them.
     """
     with torch.device("meta"):
         model = StreamingTransformer(config).eval().requires_grad_(False)
@@ -38,7 +40,9 @@ def random_transformer(
         module = model.get_submodule(module_name)
         tensor = random_tensor(module, leaf, device, dtype, generator)
         placed = place(name, tensor)
-        setattr(module, leaf, nn.Parameter(tensor, requires_grad=False) if placed is None else placed)
+        tensor = settle(name, tensor if placed is None else placed.data)
+        del placed  # when the next one is made, the device holds of this one what stays there
+        setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
     return model
 
 

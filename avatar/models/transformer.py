@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_LATENT_FRAMES, PATCH, Geometry
-from avatar.models.audio_encoder import AudioEncoder, AudioInjector
+from avatar.models.audio_encoder import AudioEncoder, AudioInjector, Injection
 from avatar.models.config import ModelConfig
 from avatar.models.layer import TransformerLayer, modulate
 from avatar.models.motion import FramePacker, PatchEmbedding
@@ -28,6 +28,13 @@ class TimeEmbedding(NamedTuple):
 
     head: Tensor
     layers: Tensor
+
+
+class LayerParts(NamedTuple):
+    """A layer, and the audio injection that follows it, if one does."""
+
+    layer: TransformerLayer
+    injection: Injection | None
 
 
 class Head(nn.Module):
@@ -91,6 +98,10 @@ class StreamingTransformer(nn.Module):
         block = self.blocks[index]
         assert isinstance(block, TransformerLayer)
         return block
+
+    def layer_parts(self, index: int) -> LayerParts:
+        """A layer with its injection."""
+        return LayerParts(self.layer(index), self.audio_injector.after_layer(index))
 
     def embed_block(self, latents: Tensor, pose: Tensor | None) -> Tensor:
         """A block's noisy latents and pose latents, C F H W, to N C tokens; no pose still leaves its bias."""

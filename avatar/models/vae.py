@@ -32,11 +32,12 @@ class VideoVAE:
 
     def __init__(self, model: AutoencoderKLWan) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.device, self.dtype = model.device, model.dtype  # the encoder may leave later
         shape = (1, -1, 1, 1, 1)
         self.mean = (
-            torch.tensor(model.config["latents_mean"], dtype=torch.float32).view(shape).to(model.device)
+            torch.tensor(model.config["latents_mean"], dtype=torch.float32).view(shape).to(self.device)
         )
-        self.std = torch.tensor(model.config["latents_std"], dtype=torch.float32).view(shape).to(model.device)
+        self.std = torch.tensor(model.config["latents_std"], dtype=torch.float32).view(shape).to(self.device)
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> VideoVAE:
@@ -56,13 +57,13 @@ class VideoVAE:
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """The mean latents of a video, normalised, float32. video: B 3 T H W in -1..1, T = 1 + 4n."""
-        posterior = self.model.encode(video.to(self.model.device, self.model.dtype)).latent_dist
+        posterior = self.model.encode(video.to(self.device, self.dtype)).latent_dist
         return (posterior.mode().float() - self.mean) / self.std
 
     @cached_property
     def decoder(self) -> CausalDecoder:
         """The decoder with its causal past made explicit."""
-        on_cuda = self.model.device.type == "cuda"
+        on_cuda = self.device.type == "cuda"
         return CausalDecoder(self.model, torch.channels_last_3d if on_cuda else torch.contiguous_format)
 
     @cached_property
@@ -73,8 +74,8 @@ class VideoVAE:
 
     def denormalise(self, latents: Tensor) -> Tensor:
         """Normalised latents as the decoder reads them, on its device and in its dtype."""
-        latents = latents.to(self.model.device, torch.float32)
-        return (latents * self.std + self.mean).to(self.model.dtype)
+        latents = latents.to(self.device, torch.float32)
+        return (latents * self.std + self.mean).to(self.dtype)
 
 
 def lay_out_channels_last(model: torch.nn.Module) -> None:

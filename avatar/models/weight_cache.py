@@ -29,7 +29,7 @@ from avatar.models.lora import ALPHA
 from avatar.models.quantize import Quantiser, is_quantised
 from avatar.models.tensor_files import read_json
 from avatar.models.transformer import StreamingTransformer
-from avatar.models.weights import load_transformer, load_weights, open_transformer
+from avatar.models.weights import Settle, load_transformer, load_weights, open_transformer, stay
 
 logger = logging.getLogger(__name__)
 
@@ -63,19 +63,21 @@ def load_quantised(
     *,
     folder: Path | None = None,
     select: Callable[[str], bool] = lambda name: True,
+    settle: Settle = stay,
     check: Check = lambda: None,
 ) -> StreamingTransformer:
     """The transformer, LoRA merged, with fp8 weights; from the cache, which is filled first if need be.
 
-    folder: the cache's; None goes without. select: as load_transformer takes it. check: called between
-    tensors; what it raises ends the load. Raises: WeightsMissing for a fault of the checkpoint itself.
+    folder: the cache's; None goes without. select, settle: as load_transformer takes them. check: called
+    between tensors; what it raises ends the load.
+    Raises: WeightsMissing for a fault of the checkpoint itself.
     """
     for _ in range(2):
         entry = None if folder is None else cached(files, folder, device, dtype, check)
         if entry is None:
             break
         try:
-            return load_entry(files, entry, device, dtype, select, check)
+            return load_entry(files, entry, device, dtype, select, check, settle)
         except WeightsMissing as error:
             logger.warning("the cache of quantised weights is broken and is made again: %s", error.message)
             shutil.rmtree(entry, ignore_errors=True)
@@ -85,7 +87,7 @@ def load_quantised(
         check()
         return quantiser.place(name, tensor)
 
-    model = load_transformer(files, device, dtype, select=select, place=place)
+    model = load_transformer(files, device, dtype, select=select, place=place, settle=settle)
     quantiser.install(model)
     return model
 
@@ -224,6 +226,7 @@ def load_entry(
     dtype: torch.dtype,
     select: Callable[[str], bool] = lambda name: True,
     check: Check = lambda: None,
+    settle: Settle = stay,
 ) -> StreamingTransformer:
     """The transformer from a cache entry; of the checkpoint only the config is read.
 
@@ -247,7 +250,8 @@ def load_entry(
         check()
         return quantiser.place(name, intact(name, tensor))
 
-    load_weights(model, sorted(entry.glob(WEIGHTS)), None, device, dtype, select=select, place=place)
+    shards = sorted(entry.glob(WEIGHTS))
+    load_weights(model, shards, None, device, dtype, select=select, place=place, settle=settle)
     quantiser.install(model)
     return model
 

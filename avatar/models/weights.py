@@ -31,6 +31,14 @@ logger = logging.getLogger(__name__)
 Place = Callable[[str, Tensor], nn.Parameter | None]
 """From a tensor's name and merged value on the device, the parameter to install; None: the usual one."""
 
+Settle = Callable[[str, Tensor], Tensor]
+"""From a tensor's name and its value as it is to stay, the same value where it is to stay."""
+
+
+def stay(name: str, tensor: Tensor) -> Tensor:
+    """Every tensor stays on the device."""
+    return tensor
+
 
 def open_transformer(files: CheckpointFiles) -> StreamingTransformer:
     """The checkpoint's transformer on the meta device: every shape, no memory. Raises: WeightsMissing."""
@@ -45,15 +53,17 @@ def load_transformer(
     *,
     select: Callable[[str], bool] = lambda name: True,
     place: Place = lambda name, tensor: None,
+    settle: Settle = stay,
 ) -> StreamingTransformer:
     """Build the transformer, with the LoRA merged, on a device.
 
     select: names of the tensors to load; the others stay on the meta device (another stage holds them).
-    place: may quantise a tensor, or put it elsewhere, as it comes.
+    place: may quantise a tensor as it comes. settle: may move it elsewhere, so that the device never holds
+    more than one of those that do not stay there.
     Raises: WeightsMissing, before any tensor is read, when files and model differ in any name or shape.
     """
     model = open_transformer(files)
-    load_weights(model, files.shards, files.lora, device, dtype, select=select, place=place)
+    load_weights(model, files.shards, files.lora, device, dtype, select=select, place=place, settle=settle)
     return model
 
 
@@ -66,6 +76,7 @@ def load_weights(
     *,
     select: Callable[[str], bool] = lambda name: True,
     place: Place = lambda name, tensor: None,
+    settle: Settle = stay,
 ) -> None:
     """Fill a model on the meta device from safetensors shards; see load_transformer."""
     expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -82,7 +93,7 @@ def load_weights(
             with open_safetensors(shard) as file:
                 for name in filter(select, tensors):
                     tensor = merge(name, file.get_tensor(name).to(device))
-                    _install(model, name, place(name, tensor), tensor, dtype)
+                    _install(model, name, settle(name, _kept(place(name, tensor), tensor, dtype)))
 
 
 def _held_by(shards: Sequence[Path]) -> dict[Path, Shapes]:
@@ -97,15 +108,16 @@ def _held_by(shards: Sequence[Path]) -> dict[Path, Shapes]:
     return held
 
 
-def _install(
-    model: nn.Module, name: str, placed: nn.Parameter | None, tensor: Tensor, dtype: torch.dtype
-) -> None:
-    """Put a tensor, or what place made of it, where the model has a parameter or buffer of that name."""
+def _kept(placed: nn.Parameter | None, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """What place made of a tensor, or else the tensor in the model's dtype."""
+    return tensor.to(dtype) if placed is None else placed.data
+
+
+def _install(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor where the model has a parameter or buffer of that name."""
     module_name, _, leaf = name.rpartition(".")
     module = model.get_submodule(module_name)
     if leaf in module._buffers:
-        module._buffers[leaf] = tensor.to(dtype) if placed is None else placed.data
+        module._buffers[leaf] = tensor
     else:
-        module._parameters[leaf] = (
-            nn.Parameter(tensor.to(dtype), requires_grad=False) if placed is None else placed
-        )
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)

@@ -19,9 +19,9 @@ from avatar.child import Child, kill_all
 from avatar.errors import AvatarError, WorkerLost
 from avatar.events import RankLoad
 from avatar.parallel.layout import Layout
-from avatar.parallel.reports import Failed, Made, Meeting, Pulse, Start, Told
+from avatar.parallel.reports import Failed, Made, Meeting, Planned, Pulse, Start, Told
 from avatar.preset import Preset
-from avatar.service import Cancel, Ended, Run
+from avatar.service import Ask, Cancel, Ended, Run
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Fleet(ABC):
     def fate_of(self, link: Connection) -> tuple[int, str]:
         """The rank that has hung up, and what became of it."""
 
-    def send(self, message: Run | Cancel) -> None:
+    def send(self, message: Run | Cancel | Ask) -> None:
         """To rank 0. Raises: AvatarError when it is gone."""
         self._making = False
         self._moved = time.monotonic()
@@ -84,7 +84,7 @@ class Fleet(ABC):
         except OSError:
             self._hung_up(self.links[0])
 
-    def receive(self) -> Told | Made | Ended | Pulse | None:
+    def receive(self) -> Told | Made | Ended | Planned | Pulse | None:
         """The next message, None when none comes in POLL_S. Raises: AvatarError when a rank is lost.
 
         Time during which nobody listens counts for no rank's silence.

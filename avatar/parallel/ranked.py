@@ -11,11 +11,12 @@ from pathlib import Path
 from avatar.engine import SELF_TEST_LABEL, Frames, serves
 from avatar.errors import AvatarError, Cancelled
 from avatar.events import Notice, Phase, Progress
+from avatar.memory.plan import Plan
 from avatar.parallel.fleet import Fleet, Limits, LocalFleet
-from avatar.parallel.reports import Made, Pulse, Told
+from avatar.parallel.reports import Made, Planned, Pulse, Told
 from avatar.preset import Preset
 from avatar.request import Request
-from avatar.service import Cancel, Ended, Run
+from avatar.service import Ask, Cancel, Ended, Run
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,20 @@ class RankedSource:
         finally:
             if not ended and fleet.alive:
                 self._drain(fleet)
+
+    def plan_for(self, request: Request) -> Plan:
+        """The plan that a run of this request would follow: rank 0 knows its device. Raises: AvatarError."""
+        fleet = self._fleet_for(request.preset)
+        fleet.send(Ask(request))
+        while not isinstance(message := fleet.receive(), Planned):
+            pass
+        if isinstance(message.plan, AvatarError):
+            raise message.plan
+        return message.plan
+
+    def pinned_bytes(self) -> int:
+        """Page-locked memory that the ranks held when last heard of."""
+        return sum(pulse.pinned_bytes for pulse in self._fleet.last_pulses if pulse is not None)
 
     def close(self) -> None:
         """See FrameSource."""

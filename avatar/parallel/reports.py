@@ -11,6 +11,7 @@ import numpy as np
 
 from avatar.errors import AvatarError
 from avatar.events import Notice, Progress
+from avatar.memory.plan import Plan
 from avatar.preset import Preset
 
 
@@ -42,7 +43,7 @@ class Pulse:
     """A rank is alive. role, place: its part and its device in words, "" until it has them. ticks: see Meter.
 
     busy_s, sent_bytes: since it began. at_s: by its own clock. peak_bytes: the most that its tensors took of
-    its device; None without a GPU.
+    its device; None without a GPU. pinned_bytes: page-locked memory that it holds.
     """
 
     rank: int
@@ -52,6 +53,7 @@ class Pulse:
     busy_s: float = 0.0
     sent_bytes: int = 0
     peak_bytes: int | None = None
+    pinned_bytes: int = 0
     at_s: float = field(default_factory=time.monotonic)
 
 
@@ -61,6 +63,13 @@ class Made:
 
     run: int
     frames: np.ndarray
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Rank 0's answer to Ask: the plan, or why there is none."""
+
+    plan: Plan | AvatarError
 
 
 @dataclass(frozen=True)

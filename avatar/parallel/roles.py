@@ -11,12 +11,17 @@ from pathlib import Path
 import torch
 
 from avatar.diffusion.denoise import Denoiser
-from avatar.diffusion.parts import DTYPES, Check, Parts
+from avatar.diffusion.fallback import Descent
+from avatar.diffusion.parts import DTYPES, RING_DTYPES, Check, Parts
 from avatar.diffusion.schedule import Schedule
-from avatar.diffusion.source import DiffusionSource, find_files, pieces_for
+from avatar.diffusion.source import DiffusionSource, MakeParts, find_files, pieces_for
 from avatar.engine import Frames
 from avatar.events import Notice, Progress
 from avatar.geometry import Geometry, Size
+from avatar.memory.inventory import probe
+from avatar.memory.placement import Placement
+from avatar.memory.plan import Plan
+from avatar.memory.planner import plan
 from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.config import ModelConfig
 from avatar.models.transformer import StreamingTransformer
@@ -27,7 +32,7 @@ from avatar.parallel.layout import Layout
 from avatar.parallel.loading import load_share
 from avatar.parallel.messages import Post
 from avatar.parallel.seat import Seat
-from avatar.preset import Memory, Preset
+from avatar.preset import Preset
 from avatar.request import Request
 
 
@@ -91,10 +96,18 @@ class LoneSource(DiffusionSource):
 
 
 class LeadingSource(DiffusionSource):
-    """Rank 0 of several: conditions and decoding are its own; of the transformer it has a share at most."""
+    """Rank 0 of several: conditions and decoding are its own; of the transformer it has a share at most.
 
-    def __init__(self, preset: Preset, weights: Path | None, seat: Seat) -> None:
-        super().__init__(preset, weights)
+    Memory that runs out on any rank ends the run: a lower rung would have to be taken by all of them.
+    """
+
+    steps_down = False
+
+    def __init__(
+        self, preset: Preset, weights: Path | None, seat: Seat, make_parts: MakeParts | None = None
+    ) -> None:
+        """make_parts: where the side models come from, if not from a checkpoint."""
+        super().__init__(preset, weights, make_parts)
         self.preset, self._seat, self._post = preset, seat, Post()
         self._files: CheckpointFiles | None = None
         self._group: Group | None = None
@@ -110,10 +123,10 @@ class LeadingSource(DiffusionSource):
                 self._denoiser.close()
                 self._denoiser = None
 
-    def load(self, memory: Memory, files: CheckpointFiles, check: Check) -> Parts:
-        """See DiffusionSource."""
-        self._files = files
-        return super().load(memory, files, self._ticking(check))
+    def plan_for(self, request: Request) -> Plan:
+        """See DiffusionSource; of all GPUs of this machine."""
+        speech_s = request.speech_frames / request.preset.generation.fps
+        return plan(request.preset, probe(self._weights), speech_s=speech_s)
 
     def prepare(self, parts: Parts, check: Check) -> None:
         """See DiffusionSource. All ranks load at once, each its share."""
@@ -125,6 +138,11 @@ class LeadingSource(DiffusionSource):
         share = self.share(self._group, parts.dtype, check)
         self._conductor = Conductor(self._group, share, parts.dtype, self.pieces)
         self._tell(Go())
+
+    def files(self, request: Request) -> CheckpointFiles:
+        """See DiffusionSource."""
+        self._files = super().files(request)
+        return self._files
 
     def config(self) -> ModelConfig:
         """The model's."""
@@ -150,7 +168,7 @@ class LeadingSource(DiffusionSource):
         self._denoiser = self._conductor.denoiser(
             Geometry.of(size, generation.infer_frames),
             Schedule.flow_match(generation.sample_steps, generation.shift),
-            DTYPES[request.preset.memory.ring_dtype],
+            RING_DTYPES[request.preset.memory.ring_dtype],
         )
         return self._denoiser
 
@@ -158,12 +176,15 @@ class LeadingSource(DiffusionSource):
         for rank in range(1, self._seat.world_size):
             self._post.send(order, rank)
 
-    def _ticking(self, check: Check) -> Check:
-        def both() -> None:
+    def _from_checkpoint(self, request: Request, placement: Placement, check: Check) -> Parts:
+        def ticking() -> None:
             self._seat.meter.tick()
             check()
 
-        return both
+        return super()._from_checkpoint(request, placement, ticking)
+
+    def _stepped_down(self, descent: Descent) -> Iterator[Notice]:
+        return iter(())  # whether the plan fits was asked before the run
 
 
 def join(preset: Preset, config: ModelConfig, seat: Seat) -> Group:

@@ -21,8 +21,12 @@ import numpy as np
 
 from avatar.engine import FrameSource
 from avatar.errors import AvatarError, BadInput, Cancelled, DoesNotFit, WeightsMissing
-from avatar.parallel.reports import Failed, Made, Meeting, Pulse, Start, Told
-from avatar.service import Service, leave
+from avatar.memory.inventory import probe
+from avatar.memory.plan import Plan
+from avatar.memory.planner import plan
+from avatar.parallel.reports import Failed, Made, Meeting, Planned, Pulse, Start, Told
+from avatar.request import Request
+from avatar.service import Ask, Service, leave
 
 if TYPE_CHECKING:
     from avatar.parallel.seat import Seat
@@ -44,9 +48,18 @@ class Reporter:
         """How this rank is."""
         if self.seat is None:
             return Pulse(self.rank)
+        from avatar.memory.pinned import pinned_bytes
+
         seat, meter = self.seat, self.seat.meter
         return Pulse(
-            self.rank, seat.role, seat.place, meter.ticks, meter.busy_s, meter.sent_bytes, meter.peak_bytes
+            self.rank,
+            seat.role,
+            seat.place,
+            meter.ticks,
+            meter.busy_s,
+            meter.sent_bytes,
+            meter.peak_bytes,
+            pinned_bytes(),
         )
 
     def fail(self, error: BaseException) -> None:
@@ -63,9 +76,9 @@ class Reporter:
         """What a user reads of it, and whether that is its cause."""
         if isinstance(error, AvatarError):
             return error, True
-        import torch
+        from avatar.diffusion.fallback import is_out_of_memory
 
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
             return out_of_memory(self.rank), True
         return AvatarError(f"Rank {self.rank} failed.", "The log of the server says why."), False
 
@@ -94,7 +107,10 @@ def work(start: Start, service: Service, take_seat: Callable[[], Seat], reporter
 
 def lead(service: Service, source: FrameSource, alone: bool) -> None:
     """Rank 0: make the frames of every run. alone: no other rank can be out of step after an error."""
-    for run in service.runs():
+    for run in service.asked():
+        if isinstance(run, Ask):
+            service.send(Planned(plan_of(source, run.request)))
+            continue
         error: AvatarError | None = None
         try:
             for made in source.frames(run.request, partial(service.stopped, run)):
@@ -106,6 +122,16 @@ def lead(service: Service, source: FrameSource, alone: bool) -> None:
                 raise
             error = told
         service.end(run, error)
+
+
+def plan_of(source: FrameSource, request: Request) -> Plan | AvatarError:
+    """The source's own plan for a request, where it makes one."""
+    plan_for = getattr(source, "plan_for", None)
+    try:
+        planned: Plan = plan(request.preset, probe()) if plan_for is None else plan_for(request)
+        return planned
+    except AvatarError as error:
+        return error
 
 
 def die_with(parent: int) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from avatar.engine import Engine, serves
 from avatar.errors import AvatarError, Cancelled
-from avatar.events import Event, Finished
+from avatar.events import Event, Finished, Notice
 from avatar.gallery import About, Entry, Gallery
 from avatar.long.ledger import Ledger
 from avatar.long.stream import LongVideo
@@ -121,6 +121,7 @@ class Desk:
         self.gallery = gallery
         self.max_waiting = max_waiting
         self.on_start: Callable[[Request], None] | None = None  # called when a run's turn has come
+        self.on_rung: Callable[[Request, str], None] | None = None  # a run stepped down to this rung
         self._open_engine = open_engine
         self._engine: Engine | None = None
         self._engine_preset: Preset | None = None
@@ -145,6 +146,12 @@ class Desk:
     def engine_pid(self) -> int | None:
         """The process whose memory is ours, None when no engine is open."""
         return getattr(self._engine, "pid", None)
+
+    @property
+    def pinned_bytes(self) -> int | None:
+        """Page-locked memory of that process; None where its engine does not tell."""
+        engine = self._engine
+        return 0 if engine is None else getattr(engine, "pinned_bytes", None)
 
     def check_room(self) -> None:
         """Raises: LineFull."""
@@ -258,8 +265,10 @@ class Desk:
                     engine.cancel()
                 if isinstance(event, Finished):
                     finished = event
-                else:
-                    run.say(event)
+                    continue
+                if isinstance(event, Notice) and event.rung and self.on_rung is not None:
+                    self.on_rung(run.request, event.rung)
+                run.say(event)
         except AvatarError as raised:
             error = raised
         if finished is None:

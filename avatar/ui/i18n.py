@@ -7,10 +7,12 @@ Accept-Language, which browsers send from the same setting.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import gradio as gr
 
 from avatar.errors import AvatarError
+from avatar.memory.plan import describe
 
 Language = str  # "en" or "zh"
 
@@ -48,9 +50,9 @@ TEXT: dict[str, tuple[str, str]] = {
     "gives": ("Gives", "产出"),
     "missing": ("Missing", "缺少"),
     "needs_cpu": ("any CPU", "任意 CPU"),
-    "needs_gpus": ("{count} × GPU, {vram} GB each", "{count} 张显卡，每张 {vram} GB"),
-    "needs_gpu": ("1 GPU with {vram} GB", "1 张 {vram} GB 显卡"),
-    "needs_ram": ("{ram} GB RAM", "{ram} GB 内存"),
+    "needs_gpus": ("{count} × GPU, {vram} GiB each", "{count} 张显卡，每张 {vram} GiB"),
+    "needs_gpu": ("1 GPU with {vram} GiB", "1 张 {vram} GiB 显卡"),
+    "needs_ram": ("{ram} GiB RAM", "{ram} GiB 内存"),
     "needs_weights": ("the checkpoint", "模型权重"),
     # settings
     "advanced": ("Advanced settings", "高级设置"),
@@ -158,14 +160,29 @@ TEXT: dict[str, tuple[str, str]] = {
     "others": ("others", "其他"),
     "planned": ("planned", "计划"),
     "peak": ("peak", "峰值"),
+    "peak_card": ("peak of the whole card", "整卡峰值"),
+    "pinned": ("Pinned memory", "锁页内存"),
     "plan": ("Plan", "显存计划"),
     "plan_none": (
-        "The preview needs no GPU and about 0.7 GB of RAM.",
-        "预览引擎不需要显卡，约需 0.7 GB 内存。",
+        "The preview needs no GPU and about {ram} GiB of RAM.",
+        "预览引擎不需要显卡，约需 {ram} GiB 内存。",
     ),
+    "plan_of_free": (
+        "{need} of {free} GiB free · {total} in all",
+        "需 {need} / 空闲 {free} GiB · 共 {total}",
+    ),
+    "plan_short": ("{short} GiB short", "缺 {short} GiB"),
+    "plan_rest": ("all else", "其余"),
+    "waiting": ("In pinned host memory until needed: {what}.", "平时放在锁页内存：{what}。"),
+    "waiting_layers": ("{count} layers", "{count} 层"),
+    "waiting_rings": ("the K/V rings", "K/V 环形缓存"),
+    "waiting_models": ("the side models", "辅助模型"),
+    "comma": (", ", "、"),
+    "plan_estimate": ("Estimated, from the size of every part.", "按各部分大小估算。"),
     "plan_not_fit": ("This does not fit.", "放不下。"),
     # notices
     "notices": ("Good to know", "提示"),
+    "stepped_down": ("Stepped down.", "已降一级。"),
     # gallery
     "gallery": ("Your videos", "作品"),
     "gallery_empty": (
@@ -179,6 +196,13 @@ TEXT: dict[str, tuple[str, str]] = {
     "gallery_use": ("Use these settings", "使用这些设置"),
     "gallery_delete": ("Delete", "删除"),
     "gallery_confirm": ("Delete for good?", "确定删除？"),
+    "account": ("How it was made", "生成报告"),
+    "account_file": ("Report as a file (JSON)", "下载报告（JSON）"),
+    "speed": ("Speed", "速度"),
+    "settings": ("Settings", "设置"),
+    "rungs": ("Stepped down", "降级"),
+    "rungs_none": ("No: memory was enough.", "无：内存足够。"),
+    "at_frame": ("At frame {frame}:", "第 {frame} 帧："),
     "stopped": ("stopped", "已停止"),
     "unfinished": ("unfinished", "未完成"),
     "minutes": ("{min} min", "{min} 分钟"),
@@ -227,6 +251,50 @@ NOTICES: dict[str, str] = {
     "weak_face": "这张脸不易辨认，嘴的位置可能不准。",
     "resumed": "继续生成：已完成的部分不再重做。",
     "frames_cut": "语音结束之后多出的帧已略去。",
+    "rung_oom": "{device} 显存不足（第 {block} 块）：{rung}由 {was} 改为 {now}，继续生成，画面不丢失。",
+    "rung_planned": "按计划放不下：{rung}由 {was} 改为 {now}。",
+}
+
+# Rungs of the out-of-memory ladder, as the settings they change.
+RUNGS: dict[str, str] = {
+    "online_decode": "边采样边解码",
+    "infer_frames": "每个片段的帧数",
+    "size": "尺寸",
+    "sample_steps": "采样步数",
+    "offload": "卸载到主机内存",
+}
+
+# Items of a plan by name; English is memory.plan.describe's.
+ITEMS: dict[str, str] = {
+    "transformer_weights": "扩散模型权重",
+    "kv_rings": "K/V 环形缓存",
+    "condition_kv": "条件 K/V",
+    "text_kv": "文本 K/V",
+    "activations": "激活值",
+    "layer_slots": "层缓冲区",
+    "ring_slots": "环形缓存缓冲区",
+    "gathered_layers": "汇集的层",
+    "communication": "通信缓冲区",
+    "audio_injections": "音频注入",
+    "embeddings": "嵌入层",
+    "window": "注意力窗口",
+    "vae_encoder": "VAE 编码器",
+    "vae_decoder": "VAE 解码器",
+    "speech_states": "语音特征",
+    "speech_workspace": "语音编码工作区",
+    "decode_pasts": "解码缓存",
+    "decode_workspace": "解码工作区",
+    "encode_workspace": "编码工作区",
+    "speech_encoder": "语音编码器",
+    "text_encoder": "文本编码器",
+    "cuda_context": "CUDA 上下文",
+    "library_workspace": "库工作区",
+    "margin": "余量",
+    "runtime": "运行环境",
+    "loading": "加载",
+    "self_test_model": "自检模型",
+    "preview_models": "预览模型",
+    "frames": "帧",
 }
 
 
@@ -234,6 +302,27 @@ def text(key: str, language: Language, **values: object) -> str:
     """The words of a key, with {names} filled in. Raises: KeyError for an unknown key."""
     words = TEXT[key][1 if language == "zh" else 0]
     return words.format(**values) if values else words
+
+
+def notice_words(code: str, english: str, values: Mapping[str, object], language: Language) -> str:
+    """A notice in the page's language, English where it has no other."""
+    if language != "zh" or code not in NOTICES:
+        return english
+    try:
+        return NOTICES[code].format_map({**values, "text": english})
+    except KeyError:  # of an earlier version, which told less
+        return english
+
+
+def rung_words(rung: str, code: str, english: str, values: Mapping[str, object], language: Language) -> str:
+    """Which rung was taken, and why."""
+    name = RUNGS.get(rung, rung) if language == "zh" else rung
+    return notice_words(code, english, {**values, "rung": name}, language) or name
+
+
+def item_words(name: str, language: Language) -> str:
+    """An item of a plan."""
+    return ITEMS.get(name, describe(name)) if language == "zh" else describe(name)
 
 
 def language_of(request: gr.Request | None) -> Language:

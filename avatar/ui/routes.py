@@ -1,4 +1,4 @@
-"""Files that the page shows by plain address: the gallery's videos and thumbnails, the examples' pictures."""
+"""Files that the page shows by plain address: videos, thumbnails, reports; the examples' pictures."""
 
 from __future__ import annotations
 

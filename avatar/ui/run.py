@@ -212,7 +212,8 @@ class Generate:
         """The gallery as this page may see it."""
         studio = self.studio
         entries = studio.gallery.entries(None if studio.shared else owner)
-        return render_shelf(entries, language, studio.root, studio.gallery.max_age_s)
+        reports = {entry.id: report for entry in entries if (report := entry.told()) is not None}
+        return render_shelf(entries, language, studio.root, studio.gallery.max_age_s, reports)
 
 
 def _last(status: Status, finished: Finished) -> Progress:

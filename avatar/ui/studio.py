@@ -21,6 +21,7 @@ from avatar.media.limits import Limits
 from avatar.memory.fit import Availability, availability, require, resolve
 from avatar.memory.gauges import Gauges
 from avatar.memory.inventory import Inventory, probe
+from avatar.memory.ladder import rungs
 from avatar.memory.plan import Plan
 from avatar.memory.planner import plan
 from avatar.preset import SETTINGS, Preset
@@ -73,7 +74,8 @@ class Studio:
     def __post_init__(self) -> None:
         self._probing = threading.Lock()
         self._probed: tuple[float, Inventory] | None = None
-        self.desk.on_start = self._begin_gauges
+        self.desk.on_start, self.desk.on_rung = self._begin_gauges, self._lower_gauges
+        self.gauges.pinned = lambda: self.desk.pinned_bytes
 
     def preset(self, name: str) -> Preset:
         """Raises: BadInput when there is none of that name."""
@@ -204,6 +206,12 @@ class Studio:
         planned, _ = self.plan(request.preset)
         self.gauges.set_plan(planned)
         self.gauges.reset_peak()
+
+    def _lower_gauges(self, request: Request, taken: str) -> None:
+        """Show the plan of the rung that a run has stepped down to."""
+        lower = next((preset for rung, preset in rungs(request.preset) if rung == taken), None)
+        if lower is not None:
+            self.gauges.set_plan(self.plan(lower)[0])
 
     def warm(self) -> None:
         """Open the engine for the preset that the page begins with: the first run will not wait for it."""

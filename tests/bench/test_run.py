@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,12 @@ from avatar.bench.random_parts import random_parts
 from avatar.bench.run import bench, warm_up
 from avatar.cli import main
 from avatar.errors import BadInput
-from avatar.geometry import Geometry
+from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, Geometry
 from avatar.memory import inventory
+from avatar.memory.placement import Placement
+from avatar.models import tiny
+from avatar.models.kv_cache import ring_bytes
+from avatar.models.quantize import FLOAT8
 from avatar.preset import load_preset
 
 PRESET = load_preset("self-test")
@@ -51,6 +55,32 @@ def test_the_whole_engine_is_timed_too(figures):
     assert whole["num_frames"] == 10 * 12
     assert 0 < whole["first_frame_s"] <= whole["first_segment_s"] <= whole["elapsed_s"]
     assert whole["fps"] > 0
+
+
+def test_what_waits_on_the_host_is_told():
+    """Everything away and diagonals: per-item times, what crosses the bus, memory at two moments."""
+    preset = PRESET.with_settings(ring_dtype="fp8", weight_dtype="fp8")
+    placement = Placement(layers_on_host=3, rings_on_host=True, side_models_on_host=True, diagonal=True)
+    parts = random_parts(preset, placement)
+    figures = bench(preset, parts, num_blocks=10)
+    assert figures["placement"] == asdict(placement)
+    told = figures["parts"]
+    steps = preset.generation.sample_steps
+    assert told["step_ms"] > 0
+    assert 0 < len(told["step_ms_all"]) <= 10 - 4
+    config, geometry = tiny.CONFIG, Geometry(64, 64, preset.generation.infer_frames // 4)
+    ring = ring_bytes(geometry, config.num_heads, config.head_dim, FLOAT8)
+    own = BLOCK_LATENT_FRAMES * ring // geometry.past_frames
+    assert told["bus"]["to_host_bytes_per_frame"] == min(own, ring) * steps * config.num_layers / BLOCK_FRAMES
+    weights = parts.host_layers.host_bytes  # come once for a block: as many blocks are under way as steps
+    rings = ring * steps * config.num_layers
+    assert told["bus"]["to_device_bytes_per_frame"] == (weights + rings) / BLOCK_FRAMES
+    for moment in ("clip_2", "end"):
+        assert told["held"][moment]["host_bytes"] > 0
+        assert told["held"][moment]["pinned_bytes"] == 0  # there is no GPU to pin anything for
+    assert figures["host_peak_bytes"] >= told["held"]["end"]["host_bytes"]
+    assert figures["plan"]["preset"] == preset.name
+    assert figures["end_to_end"]["num_frames"] == 120
 
 
 def test_what_was_measured_is_told(figures):

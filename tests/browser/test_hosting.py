@@ -87,7 +87,7 @@ def test_everything_works_under_a_path(hosted: Server, proxy: str, visit: Visit)
     page.locator(".poster").scroll_into_view_if_needed()
     page.wait_for_function("document.querySelector('.poster img').naturalWidth > 0")
     with page.expect_download() as download:
-        page.locator(".video a[download]").click()
+        page.locator(".video-buttons a[download]").click()
     assert Path(download.value.path()).read_bytes() == hosted.videos()[-1].read_bytes()
     page.click("#replay")
     page.wait_for_function("document.querySelector('#final video')?.duration > 0")

@@ -48,7 +48,7 @@ def test_a_long_video_survives_its_server(visit, very_long_speech: Path, tmp_pat
     with av.open(str(video)) as film:
         assert film.streams.video[0].frames == SECONDS * 25
         assert abs(film.streams.audio[0].duration * film.streams.audio[0].time_base - SECONDS) < 0.04
-    visitor.page.wait_for_selector("#shelf .video a[download]")
+    visitor.page.wait_for_selector("#shelf .video-buttons a[download]")
     assert visitor.page.locator(".video button:has-text('Resume')").count() == 0
     assert visitor.errors == []
     wait_until(lambda: not second.leftovers(), "temporary files are gone")

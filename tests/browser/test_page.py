@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 from visiting import Server, Visitor, start_server, wait_until
+
+from avatar.media.report import read_report
 
 Visit = Callable[..., Visitor]
 
@@ -101,6 +104,30 @@ def test_nothing_comes_from_elsewhere(server: Server, browser):
     assert ours == []
 
 
+@pytest.mark.parametrize(("width", "locale"), [(390, "en-US"), (1280, "zh-CN")])
+def test_the_gallery_tells_how_a_video_was_made(server: Server, visit: Visit, width: int, locale: str):
+    words, pace = ("How it was made", " fps") if locale == "en-US" else ("生成报告", "帧/秒")
+    visitor = visit(server.url, viewport={"width": width, "height": 844}, locale=locale)
+    page = visitor.page
+    make_video(visitor)
+    account = page.locator("#shelf .video .account").first
+    expect(account).to_have_text(re.compile(words))
+    assert not account.locator("dl").is_visible(), "folded at first"
+    account.locator("summary").click()
+    expect(account.locator("dl")).to_be_visible()
+    told = account.inner_text()
+    for fact in ("cpu-preview", "704×", pace, "GiB"):
+        assert fact in told
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    with page.expect_download() as download:
+        account.locator("a").click()
+    report = read_report(download.value.path())
+    assert report.plan is not None
+    assert report.memory is not None
+    assert report.memory.host_peak_bytes is not None
+    assert report.frames_per_s is not None
+
+
 def test_the_gallery_survives_a_restart(visit: Visit, tmp_path: Path):
     outputs = tmp_path / "outputs"
     first = start_server(tmp_path / "first", outputs=outputs)
@@ -120,7 +147,7 @@ def test_the_gallery_survives_a_restart(visit: Visit, tmp_path: Path):
         page.keyboard.press("Escape")
         page.wait_for_selector(".theatre", state="detached")
         with page.expect_download() as download:
-            card.locator("a[download]").click()
+            card.locator(".video-buttons a[download]").click()
         assert Path(download.value.path()).read_bytes() == video.read_bytes()
         card.locator("[data-action=use]").click()
         page.wait_for_selector("text=The settings are filled in.")

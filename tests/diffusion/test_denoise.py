@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from avatar.diffusion.schedule import Schedule
 from avatar.errors import BadInput
 from avatar.models.attention import join_parts
 from avatar.models.kv_cache import KeysValues, LayerCache, Ring
+from avatar.models.quantize import FLOAT8
 from avatar.models.rope import rotate
+from avatar.models.transformer import LayerParts
 from tests.diffusion.streams import NAMES, Stream, relative_error
 from tests.models.test_attention import with_lse
 
@@ -89,15 +92,24 @@ def test_bfloat16(stream):
     assert latents.dtype == torch.float32
 
 
-def test_rings_in_float8_cost_little():
-    """Half the memory; e4m3 rounds by 2^-4 at most, and attention's average over a hundred keys and more
-    takes off the rest."""
-    stream = Stream.load("basic")
-    denoiser = stream.denoiser(ring_dtype=torch.float8_e4m3fn)
-    latents = stream.run(denoiser)
-    assert 1e-5 < relative_error(latents, stream.tensors["latents"]) < 2**-4
+def test_rings_in_float8_cost_little(stream):
+    """Half the memory. e4m3 moves keys and values by 2.65 % of their norms, independently; attention averages
+    that over the tokens of the past. What earlier blocks got wrong does not grow: each velocity keeps the
+    bound, over all blocks and steps. Measured: at most 0.09 %, and 0.006 % for rings in bf16.
+    """
+    denoiser, plain = stream.denoiser(ring_dtype=FLOAT8), stream.denoiser()
+    latents, expected = stream.run(denoiser), stream.run(plain)
+    past_tokens = stream.geometry.past_frames * stream.geometry.frame_tokens
+    bound = 0.0265 * (2 / past_tokens) ** 0.5
+    for step, (found, exact) in enumerate(
+        zip(denoiser.schedule.velocities, plain.schedule.velocities, strict=True)
+    ):
+        error = relative_error(found, exact)
+        assert error < bound, step
+        assert error > 1e-5 or step < stream.settings["num_steps"], step  # the first block has no past
+    assert 1e-5 < relative_error(latents, expected) < bound
     assert {ring.k.dtype for cache in denoiser.stack.caches.values() for ring in cache.rings.values()} == {
-        torch.float8_e4m3fn
+        FLOAT8
     }
 
 
@@ -113,7 +125,7 @@ class KeepsEverything(LayerStack):
         super().begin(text)
         self.kept: dict[tuple[int, int], list[KeysValues]] = {}
 
-    def _window(self, cache: LayerCache, own: KeysValues, item: Item) -> KeysValues:
+    def _window(self, cache: LayerCache, ring: Ring, own: KeysValues, item: Item) -> KeysValues:
         layer = next(index for index, other in self.caches.items() if other is cache)
         kept = self.kept.setdefault((layer, item.step), [])
         kept.append(own)
@@ -122,6 +134,7 @@ class KeepsEverything(LayerStack):
             self.geometry.window_frames * self.geometry.frame_tokens,
         )
         k, v = (torch.cat(parts)[-tokens:] for parts in zip(*kept, strict=True))
+        super()._window(cache, ring, own, item)  # so that the ring takes in the block
         return KeysValues(
             torch.cat([k, rotate(condition.k, item.condition_table)]), torch.cat([v, condition.v])
         )
@@ -144,13 +157,15 @@ def test_a_ring_of_8_frames_over_10_clips_equals_keeping_everything():
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", COMPILER])
-def test_compiled_equals_eager_and_is_compiled_once(backend):
-    """Six graphs serve all layers, blocks, steps and both anchors; any recompilation after block 0 would
-    raise. place has two, of condition and own; join_parts has none on a CPU."""
+@pytest.mark.parametrize("ring_dtype", [None, FLOAT8])
+def test_compiled_equals_eager_and_is_compiled_once(backend, ring_dtype):
+    """Few graphs serve all layers, blocks, steps and both anchors; any recompilation after block 0 would
+    raise. place has two, of condition and own; join_parts has none on a CPU, and only fp8 rings have two."""
     stream = Stream.load("refresh_pose")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    denoiser, done = stream.denoiser(pieces=Pieces.compiled(backend=backend)), []
+    denoiser, done = stream.denoiser(pieces=Pieces.compiled(backend=backend), ring_dtype=ring_dtype), []
+    expected = stream.run(stream.denoiser(ring_dtype=ring_dtype))
     denoiser.begin(stream.conditions)
     try:
         for block in stream.blocks():
@@ -162,8 +177,10 @@ def test_compiled_equals_eager_and_is_compiled_once(backend):
             done.append(denoiser.collect())
     finally:
         torch.compiler.set_stance("default")
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(dataclasses.fields(Pieces))
-    assert relative_error(torch.cat(done, dim=1), stream.tensors["latents"]) < 1e-5
+    unused = 0 if ring_dtype == FLOAT8 else 2
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(dataclasses.fields(Pieces)) - unused
+    # A value in the middle between two steps of float8 may go to either.
+    assert relative_error(torch.cat(done, dim=1), expected) < (1e-5 if ring_dtype is None else 2e-3)
 
 
 @pytest.mark.parametrize("window_frames", [5, 12])
@@ -210,8 +227,8 @@ def test_every_layer_is_visited_where_an_offloader_would_bring_it():
         def __init__(self, layer: int) -> None:
             visited.append(layer)
 
-        def __enter__(self) -> None:
-            pass
+        def __enter__(self) -> LayerParts:
+            return denoiser.transformer.layer_parts(visited[-1])
 
         def __exit__(self, *error: object) -> None:
             visited.append(~visited[-1])
@@ -248,10 +265,10 @@ class Stages:
             x = stage.prefill(x, modulation, table, anchor)
         return x
 
-    def forward(self, x: Tensor, item: Item) -> Tensor:
+    def forward_diagonal(self, xs: Sequence[Tensor], items: Sequence[Item]) -> Sequence[Tensor]:
         for stage in self.stages:
-            x = stage.forward(x, item)
-        return x
+            xs = stage.forward_diagonal(xs, items)
+        return xs
 
 
 def test_caches_hold_no_memory_but_their_own():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -98,34 +97,11 @@ def test_going_on_after_a_stop_takes_up_the_same_noise_speech_and_anchor():
         assert torch.equal(engine.collect(), found)
 
 
-class DiagonalDenoiser(LocalDenoiser):
-    """The twin in wavefront order: (b, s) comes after (b, s - 1) and (b - 1, s), blocks overlap."""
-
-    num_in_flight = 4
-
-    @torch.no_grad()
-    def refresh(self, reference: Tensor) -> None:
-        self._anchor += 1  # the old condition stays for the blocks that are under way
-        self._prefill(reference)
-
-    def collect(self, check: Callable[[], None] = lambda: None) -> Tensor:
-        num_steps, progress = self.schedule.num_steps, self.__dict__.setdefault("progress", {})
-        while progress.get(self._submitted[0].block.index, 0) < num_steps:
-            ahead = num_steps
-            for opened in self._submitted:  # one diagonal, oldest block first
-                step = progress.setdefault(opened.block.index, 0)
-                if step < min(ahead, num_steps):
-                    self.advance(opened, step)
-                    progress[opened.block.index] = step + 1
-                ahead = step
-        return self._submitted.popleft().latents
-
-
 @pytest.mark.parametrize("name", ["basic", "refresh_pose"])
 def test_the_order_of_work_items_changes_no_bit(name):
     stream = Stream.load(name)
     expected = run(stream.denoiser(), num_blocks=8, stream=stream)
-    assert torch.equal(run(stream.denoiser(kind=DiagonalDenoiser), num_blocks=8, stream=stream), expected)
+    assert torch.equal(run(stream.denoiser(diagonal=True), num_blocks=8, stream=stream), expected)
 
 
 def test_cancel_takes_effect_before_the_next_step():

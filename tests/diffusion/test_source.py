@@ -204,9 +204,9 @@ def test_cancel_takes_effect_within_a_step(warm, ask, monkeypatch, after):
     steps = []
     advance = LocalDenoiser.advance
 
-    def counted(self, opened, step):
-        steps.append(step)
-        advance(self, opened, step)
+    def counted(self, due):
+        steps.append(due[0].step)
+        advance(self, due)
 
     monkeypatch.setattr(LocalDenoiser, "advance", counted)
     with pytest.raises(Cancelled):

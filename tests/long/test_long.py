@@ -22,7 +22,8 @@ from avatar.long import ledger as ledger_module
 from avatar.long.ledger import LINES, PLAN
 from avatar.long.spans import Span, part_frames, quiet_spans, regular_spans
 from avatar.media import durable
-from avatar.media.report import read_report
+from avatar.media.report import RUNG_OOM, GpuUse, MemoryUse, read_report
+from avatar.media.stream import stream_frames
 from avatar.preset import load_preset
 from tests.fixtures.sources import Coloured
 from tests.long.runs import SELF_TEST, Here, inputs, job, make, packets, pictures
@@ -107,6 +108,38 @@ def test_a_film_in_parts_is_the_film_and_tells_of_them(tmp_path):
     assert np.abs(pictures(one.output).astype(int) - pictures(tmp_path / "one.mp4")).max() <= 8
     report = read_report(one.output.with_suffix(".json"))
     assert (report.engine, report.num_frames, report.width, report.stopped) == ("coloured", 150, 64, False)
+
+
+def test_the_films_report_has_the_most_of_its_parts_and_where_rungs_were_taken(tmp_path):
+    class Lowered(Coloured):
+        def frames(self, request, cancelled):
+            for item in super().frames(request, cancelled):
+                yield item
+                if request.first_frame == 50 and not isinstance(item, Progress):
+                    yield Notice(RUNG_OOM, "Full.", "warning", rung=f"rung {self.taken}")
+                    self.taken += 1
+
+        taken = 0
+
+    class Measured(Here):
+        def stream(self, request):
+            part = request.first_frame // 25
+            use = MemoryUse((GpuUse(0, "A", [7, 3, 9, 4][part], None, 10),), 100 + part, None, None)
+            plan = {
+                "gpus": [{"index": 0, "peak_bytes": 8 - part, "total_bytes": 10}],
+                "host": {"peak_bytes": 5},
+            }
+            yield from stream_frames(self.source, request, plan=lambda: plan, use=lambda: use)
+
+    one = job(tmp_path, 4.0)
+    (tmp_path / "w").mkdir()
+    with one.opened(tmp_path / "w") as opened:
+        list(opened.engine([Measured(Lowered())]).stream(opened.request))
+    report = read_report(one.output.with_suffix(".json"))
+    assert report.gpus == [GpuUse(0, "A", 9, None, 10, 8)], "the plan is that of the beginning"
+    assert (report.memory.host_peak_bytes, report.memory.pinned_peak_bytes) == (103, None)
+    assert [(taken.rung, taken.frame) for taken in report.rungs[:2]] == [("rung 0", 51), ("rung 1", 52)]
+    assert report.out_of_memory
 
 
 def test_what_is_there_is_not_made_again(tmp_path):

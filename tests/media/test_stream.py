@@ -6,6 +6,7 @@ import errno
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ import pytest
 from media_samples import coded_pictures, decode_pictures, decode_sound, moving, probe
 from PIL import Image
 
-from avatar.errors import AvatarError, Cancelled, DoesNotFit
+from avatar.errors import AvatarError, Cancelled, DoesNotFit, WorkerLost
 from avatar.events import Event, Finished, Notice, Phase, Progress, Segment
 from avatar.media import segments as segments_module
-from avatar.media.report import read_report
+from avatar.media.report import RungTaken, read_report
 from avatar.media.segments import SegmentWriter
 from avatar.media.stream import finish_from_segments, segment_lengths, stream_frames
 from avatar.request import Request
@@ -130,13 +131,13 @@ def test_report_and_thumbnail_lie_beside_the_video(ask: Ask, tmp_path: Path) -> 
     assert (report.num_frames, report.frames_asked, report.duration_s) == (50, 50, 2.0)
     assert (report.width, report.height, report.stopped, report.error) == (96, 64, False, None)
     assert report.preset["generation"]["size"] == "704*384"
-    assert report.rungs == ["size"]
+    assert report.rungs == [RungTaken("size", "smaller", "Smaller now.", 20)]
     assert report.notices[0]["text"] == "Smaller now."
     assert report.face_points == {"chin": [0.5, 0.75]}
     assert 0 < report.first_frame_s <= report.first_segment_s <= report.elapsed_s
     assert report.frames_per_s > 0
     assert {"python", "av", "numpy"} <= report.versions.keys()
-    assert str(tmp_path) not in json.dumps(report.__dict__), "no folders"
+    assert str(tmp_path) not in json.dumps(asdict(report)), "no folders"
 
 
 def test_notices_of_the_intake_come_first(ask: Ask) -> None:
@@ -337,7 +338,8 @@ def test_a_killed_run_is_finished_from_its_segments(ask: Ask) -> None:
     for path in request.output.parent.iterdir():
         path.unlink()
     (request.work / "whole.mp4").write_bytes(b"what the killed process was writing")
-    finished = finish_from_segments(request, of(Segment, events)[:2], "The engine died.", label="test")
+    died = WorkerLost("The engine died.")
+    finished = finish_from_segments(request, of(Segment, events)[:2], died, label="test")
     assert finished is not None
     assert (finished.num_frames, finished.stopped, finished.error) == (50, True, "The engine died.")
     assert len(coded_pictures(request.output)) == 50
@@ -350,7 +352,7 @@ def test_a_killed_run_is_finished_from_its_segments(ask: Ask) -> None:
 def test_segments_that_are_gone_cannot_be_joined(ask: Ask) -> None:
     request = ask(4)
     gone = Segment(request.work / "segment-00000.mp4", 0, 0, 25)
-    assert finish_from_segments(request, [gone], "The engine died.") is None
+    assert finish_from_segments(request, [gone], WorkerLost("The engine died.")) is None
     assert not list(request.output.parent.iterdir())
 
 

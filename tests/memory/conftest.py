@@ -1,10 +1,9 @@
-"""A fake NVIDIA driver: a C library that pynvml loads by its real name, in a process of its own."""
+"""Python code in a process that finds the fake NVIDIA driver."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,23 +12,9 @@ from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 RunWithDriver = Callable[..., Any]
-
-
-@pytest.fixture(scope="session")
-def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a fresh libnvidia-ml.so.1."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    assert compiler, "The fake NVIDIA driver must be compiled: install gcc (apt-get install gcc)."
-    folder = tmp_path_factory.mktemp("driver")
-    library = folder / "libnvidia-ml.so.1"
-    command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, HERE / "fake_nvml.c"]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    return folder
 
 
 @pytest.fixture

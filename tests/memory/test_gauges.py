@@ -72,7 +72,7 @@ child.communicate(b"\\n")
         ("nvmlDeviceGetUtilizationRates", {"utilization_percent"}),
         ("nvmlDeviceGetTemperatureV", {"temperature_c"}),
         ("nvmlDeviceGetName", {"name"}),
-        ("nvmlDeviceGetMemoryInfo_v2", {"used_bytes", "others_bytes", "total_bytes"}),
+        ("nvmlDeviceGetMemoryInfo_v2", {"used_bytes", "used_peak_bytes", "others_bytes", "total_bytes"}),
         ("nvmlDeviceGetComputeRunningProcesses_v3", {"ours_bytes", "others_bytes", "peak_bytes"}),
     ],
 )
@@ -144,6 +144,18 @@ def test_hidden_processes_leave_ours_blank_but_show_what_is_used(with_driver):
     assert gpu["others_bytes"] is None
 
 
+def test_numbers_of_processes_that_are_not_here_may_be_ours(with_driver):
+    gone = 2**30 + 7  # no process has such a number
+    code = READ + "result = Gauges().read().as_dict()['gpus']"
+    foreign, known, mixed = with_driver(
+        code, [24564] * 3, processes=f"0:{gone}:9000,1:1:700,2:{gone}:500,2:1:100"
+    )
+    assert (foreign["ours_bytes"], foreign["others_bytes"], foreign["peak_bytes"]) == (None, None, None)
+    assert foreign["used_peak_bytes"] == 9000 * MIB
+    assert (known["ours_bytes"], known["others_bytes"]) == (0, 700 * MIB)
+    assert mixed["ours_bytes"] is None
+
+
 def test_an_older_driver_tells_its_temperature(with_driver):
     code = READ + "result = Gauges().read().as_dict()['gpus'][0]['temperature_c']"
     assert with_driver(code, [24564], errors="nvmlDeviceGetTemperatureV=13") == 50
@@ -189,3 +201,35 @@ def test_many_threads_share_one_reading(monkeypatch):
     for thread in threads:
         thread.join()
     assert len(reads) == 1
+
+
+def test_peaks_of_host_and_pinned_memory_until_the_next_reset(monkeypatch):
+    monkeypatch.setattr(module, "FRESH_S", -1.0)
+    held = iter([None, 3 * MIB, 9 * MIB, 5 * MIB, None, 2 * MIB])
+    sizes = iter([50, 70, 40, 60, 30, 20])
+    monkeypatch.setattr(module, "own_processes", lambda roots: {1})
+    monkeypatch.setattr(module, "_resident_bytes", lambda pid: next(sizes) * MIB)
+    gauges = Gauges(pinned=lambda: next(held))
+    read = [gauges.read().host for _ in range(5)]
+    assert [host.ours_bytes // MIB for host in read] == [50, 70, 40, 60, 30]
+    assert [host.peak_bytes // MIB for host in read] == [50, 70, 70, 70, 70]
+    assert [host.pinned_bytes for host in read] == [None, 3 * MIB, 9 * MIB, 5 * MIB, None]
+    assert [host.pinned_peak_bytes for host in read] == [None, 3 * MIB, 9 * MIB, 9 * MIB, 9 * MIB]
+    gauges.reset_peak()
+    last = gauges.read().host
+    assert (last.peak_bytes, last.pinned_peak_bytes) == (20 * MIB, 2 * MIB)
+
+
+def test_the_cards_own_peak_is_told_where_processes_are_hidden(with_driver):
+    code = (
+        READ
+        + """
+gauges, result = Gauges(), []
+for mib in (3000, 9000, 4000):
+    os.environ["FAKE_NVML_PROCESSES"] = f"0:77:{mib}"
+    reading = gauges.read().gpus[0]
+    result.append([reading.peak_bytes, reading.used_peak_bytes])
+"""
+    )
+    read = with_driver(code, [24564], FAKE_NVML_HIDES_PROCESSES="1")
+    assert read == [[None, 3000 * MIB], [None, 9000 * MIB], [None, 9000 * MIB]]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from pathlib import Path
 
 import psutil
 import pytest
 
-from avatar.memory.host import num_cores, ram
+from avatar.memory.host import held_bytes, num_cores, ram
 
 MIB = 2**20
 
@@ -85,3 +87,19 @@ def test_without_quota_the_affinity_counts(tree, monkeypatch):
         "2:cpu,cpuacct:/a", **{"cpu/a/cpu.cfs_quota_us": 300000, "cpu/a/cpu.cfs_period_us": 100000}
     )
     assert num_cores(*limited) == 3
+
+
+def test_what_a_process_holds_is_its_own_and_its_shared_memory_and_not_its_files(tmp_path):
+    before = held_bytes(os.getpid())
+    own, shared = bytearray(b"x" * 64 * MIB), mmap.mmap(-1, 64 * MIB)
+    shared.write(b"x" * 64 * MIB)
+    assert held_bytes(os.getpid()) - before > 120 * MIB
+    (tmp_path / "file").write_bytes(own)
+    between = held_bytes(os.getpid())
+    with (
+        (tmp_path / "file").open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+    ):
+        assert sum(mapped[:: mmap.PAGESIZE]) == 64 * MIB // mmap.PAGESIZE * ord("x")
+        assert held_bytes(os.getpid()) - between < 8 * MIB
+    assert held_bytes(2**22 + 1) == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -157,3 +159,18 @@ def test_imagine():
 def test_own_processes_hold_this_one_and_pass_over_the_dead():
     assert os.getpid() in own_processes()
     assert own_processes([2**22 + 1]) == set()
+
+
+def test_what_our_engines_hold_on_the_host_may_be_used_again():
+    code = "import sys; held = bytearray(200 * 2**20); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as engine:
+        assert engine.stdin is not None
+        assert engine.stdout is not None
+        engine.stdout.readline()
+        host = probe().host
+        engine.stdin.close()
+    assert host.ours_bytes >= 200 * 2**20
+    assert host.usable_bytes == min(host.ram_available_bytes + host.ours_bytes, host.ram_total_bytes)
+    assert Inventory.imagine(1, 24).host.ours_bytes == 0

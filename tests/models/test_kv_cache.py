@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from avatar.geometry import Geometry
-from avatar.models.kv_cache import KeysValues, Ring, Window, place
+from avatar.models.kv_cache import KeysValues, Ring, Window, place, quantise_tokens, ring_bytes
+from avatar.models.quantize import FLOAT8
 from avatar.models.rope import ConditionTable, rotate
 
 
@@ -24,6 +25,47 @@ def test_a_ring_holds_exactly_the_last_frames(window_frames):
         assert sorted(held) == written[-geometry.past_frames :]
         assert torch.equal(ring.k, -ring.v)
     assert ring.k.data_ptr() == storage
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FLOAT8])
+def test_a_ring_takes_the_bytes_that_are_planned_for_it(dtype):
+    geometry = Geometry(704, 384, 12)
+    ring = Ring.allocate(Geometry(64, 64, 12), 4, 128, dtype, "cpu")
+    assert sum(tensor.nbytes for tensor in ring.tensors) == ring_bytes(Geometry(64, 64, 12), 4, 128, dtype)
+    values = 2 * 9 * 1056 * 5120
+    expected = values * (1 + 4 / 128) if dtype == FLOAT8 else values * dtype.itemsize
+    assert ring_bytes(geometry, 40, 128, dtype) == expected
+
+
+@pytest.mark.parametrize("window_frames", [4, 5, 8, 12])
+def test_a_ring_in_float8_gives_back_what_it_took_but_for_the_rounding(window_frames):
+    """Each token and head has its own scale: tokens a million times apart lose no more than others."""
+    torch.manual_seed(0)
+    geometry, heads, dim = Geometry(64, 64, window_frames), 3, 128
+    exact, rounded = (Ring.allocate(geometry, heads, dim, t, "cpu") for t in (torch.float32, FLOAT8))
+    window = Window(geometry, rounded, torch.float32)
+    for block in range(6):
+        size = 10.0 ** torch.randint(-3, 4, (geometry.block_tokens, heads, 1))
+        own = KeysValues(*(torch.randn(geometry.block_tokens, heads, dim) * size for _ in "kv"))
+        exact.append(own)
+        rounded.append(quantise_tokens(own))
+        assert rounded.num_written == exact.num_written == 3 * (block + 1)
+        num_past = exact.num_valid * geometry.frame_tokens
+        found = window.with_past(rounded)
+        for values, ring in zip(found, (exact.k, exact.v), strict=True):
+            past = ring.flatten(0, 1)[:num_past]
+            assert values.shape[0] == geometry.condition_tokens + geometry.block_tokens + num_past
+            error = (values[-num_past:] - past).norm(dim=-1) / past.norm(dim=-1)
+            assert error.max() < 0.036
+            assert error.mean() == pytest.approx(0.0265, rel=0.1)
+
+
+def test_a_ring_in_float8_keeps_tokens_of_zeros():
+    ring = Ring.allocate(Geometry(64, 64, 6), 1, 16, FLOAT8, "cpu")
+    own = KeysValues(torch.zeros(48, 1, 16), torch.zeros(48, 1, 16))
+    ring.append(quantise_tokens(own))
+    window = Window(Geometry(64, 64, 6), ring, torch.bfloat16)
+    assert not window.with_past(ring).k[-48:].any()
 
 
 def test_window_is_condition_then_own_then_past():

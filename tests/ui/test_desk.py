@@ -84,6 +84,31 @@ def test_a_run_is_told_kept_and_cleared_away(counter):
     assert [entry.id for entry in c.gallery.entries()] == [kept.entry.id]
 
 
+def test_rungs_are_told_of_as_they_are_taken(counter):
+    class Lowered(ScriptedEngine):
+        def stream(self, request):
+            for event in super().stream(request):
+                yield event
+                if isinstance(event, Segment) and event.index < 2:
+                    yield Notice("rung_oom", "Full.", "warning", rung=("infer_frames", "size")[event.index])
+
+    c, told = counter(Lowered()), []
+    c.desk.on_rung = lambda request, rung: told.append((request.preset.name, rung))
+    said = follow(c.submit())
+    assert told == [("cpu-preview", "infer_frames"), ("cpu-preview", "size")]
+    assert [one.rung for one in said if isinstance(one, Notice) and one.rung] == ["infer_frames", "size"]
+
+
+def test_pinned_memory_is_what_the_engine_tells(counter):
+    engine = ScriptedEngine()
+    c = counter(engine)
+    assert c.desk.pinned_bytes == 0, "no engine is open"
+    follow(c.submit())
+    assert c.desk.pinned_bytes is None, "this engine does not tell"
+    engine.pinned_bytes = 77
+    assert c.desk.pinned_bytes == 77
+
+
 def test_one_at_a_time_and_places_move_up(counter):
     c = counter(ScriptedEngine(hold=True))
     first = c.submit()

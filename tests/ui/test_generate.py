@@ -11,13 +11,16 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import pytest
-from engines import ScriptedEngine
+from engines import ScriptedEngine, make_request
 from PIL import Image
 
 from avatar.errors import AvatarError, BadInput, WorkerLost
 from avatar.gallery import Gallery
 from avatar.media.limits import Limits
-from avatar.preset import load_presets
+from avatar.memory.inventory import Inventory
+from avatar.memory.ladder import rungs
+from avatar.memory.planner import plan
+from avatar.preset import load_preset, load_presets
 from avatar.ui import points
 from avatar.ui.desk import Desk, LineFull
 from avatar.ui.examples import Examples
@@ -106,6 +109,29 @@ def test_a_whole_run(page):
     assert entry.about.settings["preset"] == "auto"
     assert "Only the head moves" in told(updates, "notices")[-1]
     assert list(p.studio.scratch.iterdir()) == []
+
+
+def test_the_gauges_show_the_plan_of_the_run_and_of_the_rung_it_stepped_down_to(page, monkeypatch):
+    one, shown = page(), []
+    monkeypatch.setattr(one.studio.gauges, "set_plan", lambda planned: shown.append(planned))
+    monkeypatch.setattr(one.studio, "inventory", lambda: Inventory.imagine(1, 80))
+    request = make_request(Path("out.mp4"), one.studio.scratch / "work", load_preset("80gb"))
+    one.desk.on_start(request)
+    for rung in ("infer_frames", "size"):
+        one.desk.on_rung(request, rung)
+    one.desk.on_rung(request, "not on this ladder")
+    steps = [lower for rung, lower in rungs(load_preset("80gb")) if rung in ("infer_frames", "size")]
+    expected = [plan(preset, Inventory.imagine(1, 80)) for preset in (load_preset("80gb"), *steps)]
+    assert shown == expected
+    assert shown[2].gpus[0].peak_bytes < shown[0].gpus[0].peak_bytes
+
+
+def test_the_gauges_tell_pinned_memory_of_the_engine(page):
+    one = page()
+    one.engine.pinned_bytes = 123
+    assert one.studio.gauges.pinned() == 0
+    list(one.press())
+    assert one.studio.gauges.pinned() == 123
 
 
 def test_silence_is_skipped_twice_a_second(page):

@@ -9,22 +9,27 @@ from pathlib import Path
 
 import pytest
 
+from avatar.errors import BadInput
 from avatar.events import Notice, Phase, Progress
 from avatar.gallery import About, Entry
+from avatar.media.report import RUNG_OOM, GpuUse, MemoryUse, RungTaken, RunReport
 from avatar.memory.fit import availability
 from avatar.memory.gauges import GpuReading, HostReading, Reading
 from avatar.memory.inventory import Inventory
+from avatar.memory.placement import ALL_ON_GPU, Placement
 from avatar.memory.planner import plan
 from avatar.preset import load_preset, load_presets
 from avatar.ui.examples import Examples
+from avatar.ui.i18n import ITEMS
+from avatar.ui.panels.account import render_account
 from avatar.ui.panels.cards import render_examples, render_presets
-from avatar.ui.panels.machine import render_gauges, render_machine, render_plan
+from avatar.ui.panels.machine import NUM_COLOURS, render_gauges, render_machine, render_plan
 from avatar.ui.panels.shelf import render_shelf
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
 
-GB = 10**9
+GIB = 2**30
 EVIL = '"><script>alert(1)</script>'
-HOST = HostReading(8 * GB, 16 * GB, GB, None, 42.0)
+HOST = HostReading(8 * GIB, 16 * GIB, GIB, None, 42.0, 2 * GIB)
 
 
 class Outline(HTMLParser):
@@ -55,17 +60,18 @@ class Outline(HTMLParser):
 
 
 def gpu(index: int = 0, **changes: object) -> GpuReading:
-    reading = GpuReading(index, "RTX 4090", 20 * GB, 12 * GB, 8 * GB, 15 * GB, 13 * GB, 24 * GB, 97, 61)
+    reading = GpuReading(index, "RTX 4090", 20 * GIB, 12 * GIB, 8 * GIB, 15 * GIB, 13 * GIB, 24 * GIB, 97, 61)
     return replace(reading, **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("count", [1, 4, 8])
 def test_one_row_for_each_gpu_and_the_host(count: int):
-    seen = Outline(render_gauges(Reading(tuple(gpu(i) for i in range(count)), HOST), "en"))
-    assert len(seen.having(**{"class": "gauge"})) == count + 2
+    host = replace(HOST, planned_bytes=3 * GIB, pinned_bytes=5 * GIB, pinned_peak_bytes=6 * GIB)
+    seen = Outline(render_gauges(Reading(tuple(gpu(i) for i in range(count)), host), "en"))
+    assert len(seen.having(**{"class": "gauge"})) == count + 3
     for words in (
         "RTX 4090",
-        "20.0 / 24.0 GB",
+        "20.0 / 24.0 GiB",
         "97 %",
         "61 °C",
         "ours 12.0",
@@ -74,14 +80,34 @@ def test_one_row_for_each_gpu_and_the_host(count: int):
         "peak 13.0",
     ):
         assert seen.text.count(words) == count, words
-    assert "42 %" in seen.text
+    for words in ("42 %", "8.0 / 16.0 GiB", "ours 1.0", "others 7.0", "planned 3.0", "peak 2.0"):
+        assert seen.text.count(words) == 1, words
+    assert "Pinned memory 5.0 / 16.0 GiB peak 6.0" in seen.text
+    assert len(seen.having(**{"class": "planned", "style": "left:62.5%"})) == count
+    assert len(seen.having(**{"class": "peak", "style": "left:54.2%"})) == count
+
+
+def test_pinned_memory_has_a_row_where_there_is_a_gpu_or_some_is_pinned():
+    assert "Pinned memory – / 16.0 GiB" in Outline(render_gauges(Reading((gpu(),), HOST), "en")).text
+    assert "Pinned" not in render_gauges(Reading((), HOST), "en")
+    assert "Pinned" not in render_gauges(Reading((), replace(HOST, pinned_bytes=0)), "en")
+    assert "锁页内存" in render_gauges(Reading((), replace(HOST, pinned_bytes=1)), "zh")
+
+
+def test_where_processes_are_hidden_the_cards_peak_is_shown():
+    hidden = gpu(ours_bytes=None, others_bytes=None, peak_bytes=None, used_peak_bytes=21 * GIB)
+    seen = Outline(render_gauges(Reading((hidden,), HOST), "en"))
+    for words in ("ours –", "others –", "planned 15.0", "peak of the whole card 21.0"):
+        assert words in seen.text
+    assert seen.having(**{"class": "others", "style": "width:83.3%"})
+    assert seen.having(**{"class": "peak", "style": "left:87.5%"})
 
 
 def test_what_nvml_does_not_tell_is_a_dash():
     silent = gpu(name=None, used_bytes=None, ours_bytes=None, others_bytes=None, planned_bytes=None,
                  peak_bytes=None, total_bytes=None, utilization_percent=None, temperature_c=None)  # fmt: skip
     seen = Outline(render_gauges(Reading((silent,), HOST), "en"))
-    assert "– / – GB · – · –" in seen.text
+    assert "– / – GiB · – · –" in seen.text
     assert "None" not in seen.text
 
 
@@ -109,10 +135,76 @@ def test_a_plan_is_a_bar_for_each_device():
     assert "weights" in seen.text
 
 
+def drawn(seen: Outline, kind: str) -> list[float]:
+    """Widths of a class's bars, or places of its marks, in percent."""
+    found = seen.having(**{"class": kind})
+    return [float((one["style"] or "").split(":")[1][:-1]) for one in found if "style" in one]
+
+
+def test_a_plan_is_drawn_against_what_is_free():
+    machine = Inventory.imagine(1, 160)
+    taken = replace(machine.gpus[0], free_bytes=130 * GIB, used_bytes=30 * GIB, ours_bytes=10 * GIB)
+    planned = plan(load_preset("80gb"), replace(machine, gpus=(taken,)))
+    [device] = planned.gpus
+    assert device.available_bytes == 140 * GIB, "our own processes give back what they hold"
+    seen = Outline(render_plan(planned, "en"))
+    assert drawn(seen, "others") == [12.5], "20 of 160 GiB"
+    items = sum(width for number in range(NUM_COLOURS) for width in drawn(seen, f"item-{number}"))
+    total = sum(one.num_bytes for one in device.peak_items) / device.total_bytes
+    host = sum(one.num_bytes for one in planned.host.peak_items) / planned.host.total_bytes
+    assert abs(items - 100 * (total + host)) < 2
+    assert f"{device.peak_bytes / GIB:.1f} of 140.0 GiB free · 160.0 in all" in seen.text
+    assert "others 20.0" in seen.text
+    assert drawn(seen, "limit") == []
+    assert "short" not in seen.text
+    assert "Estimated" in seen.text
+
+
+def test_a_plan_that_does_not_fit_shows_where_the_card_ends():
+    planned = plan(load_preset("80gb"), Inventory.imagine(1, 24))
+    [device] = planned.gpus
+    seen = Outline(render_plan(planned, "en", "Too much."))
+    assert drawn(seen, "limit") == [round(100 * 24 * GIB / device.peak_bytes, 1)]
+    assert f"{device.shortfall_bytes / GIB:.1f} GiB short" in seen.text
+    assert len(seen.having(data_short="yes")) == 1
+    assert "缺" in render_plan(planned, "zh")
+
+
+def test_a_plan_uses_one_colour_for_one_thing_on_every_device_and_speaks_both_languages():
+    planned = plan(load_preset("80gb"), Inventory.imagine(1, 80))
+    two = replace(planned, gpus=(planned.gpus[0], replace(planned.gpus[0], label="GPU 1", index=1)))
+    seen = Outline(render_plan(two, "en"))
+    weights = max(planned.gpus[0].peak_items, key=lambda item: item.num_bytes)
+    assert seen.text.count(f"transformer weights {weights.num_bytes / GIB:.1f}") == 2
+    assert len(drawn(seen, "item-0")) == 2
+    chinese = Outline(render_plan(two, "zh"))
+    assert "扩散模型权重" in chinese.text
+    assert "weights" not in chinese.text
+
+
+def test_a_plan_says_what_waits_in_host_memory():
+    planned = plan(load_preset("80gb"), Inventory.imagine(1, 80))
+    assert "until needed" not in render_plan(replace(planned, placement=ALL_ON_GPU), "en")
+    waiting = replace(planned, placement=Placement(18, 3, rings_on_host=True))
+    assert "until needed: 18 layers, the K/V rings." in render_plan(waiting, "en")
+    assert "18 层、K/V 环形缓存、辅助模型" in render_plan(
+        replace(waiting, placement=replace(waiting.placement, side_models_on_host=True)), "zh"
+    )
+
+
+def test_every_item_of_every_plan_has_a_chinese_name():
+    for preset in load_presets():
+        try:
+            planned = plan(preset, Inventory.imagine(1, 80))
+        except BadInput:  # auto, and layouts of several GPUs
+            continue
+        assert {item.name for device in planned.devices for item in device.items} <= set(ITEMS), preset.name
+
+
 def test_a_refused_plan_says_why():
     assert "It lacks 3 GiB" in Outline(render_plan(None, "en", "It lacks 3 GiB.")).text
     seen = Outline(render_plan(plan(load_preset("cpu-preview"), Inventory.imagine(0, 0)), "en"))
-    assert "no GPU" in seen.text
+    assert "no GPU and about 0.4 GiB of RAM" in seen.text
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -190,6 +282,19 @@ def test_notices_are_told_once_warnings_first():
     assert render_notices((), "en") == ""
 
 
+@pytest.mark.parametrize(("rung", "setting"), [("size", "尺寸"), ("offload", "卸载到主机内存")])
+def test_a_rung_is_announced_with_what_changed_and_why(rung: str, setting: str):
+    values = {"now": "384*256", "was": "704*384", "device": "GPU 0", "block": 12}
+    notice = Notice(RUNG_OOM, "GPU 0 ran out of memory at block 12.", "warning", rung, values)
+    seen = Outline(render_notices((notice,), "en"))
+    assert "Stepped down.  GPU 0 ran out of memory at block 12." in seen.text
+    chinese = Outline(render_notices((notice,), "zh")).text
+    for words in ("已降一级", setting, "704*384", "384*256", "GPU 0", "12"):
+        assert words in chinese
+    bare = replace(notice, values={})
+    assert notice.text in render_notices((bare,), "zh"), "what lacks its values is told in English"
+
+
 def test_badges():
     assert "preview" in render_badge("preview", "en")
     assert "预览" in render_badge("preview", "zh")
@@ -217,12 +322,92 @@ def test_the_gallery_offers_all_it_should():
     assert "kept here" in render_shelf([], "en", "", 86_400)
 
 
+def account(**changes: object) -> RunReport:
+    """The report of `entry`, by the full model."""
+    use = GpuUse(0, "RTX 4090", round(20.5 * GIB), 21 * GIB, 24 * GIB)
+    plain = RunReport(
+        video="a.mp4",
+        thumbnail="a.jpg",
+        portrait="me.jpg",
+        speech="hi.wav",
+        prompt="",
+        engine="",
+        preset=load_preset("80gb").as_dict(),
+        created="2026-01-01T00:00:00+00:00",
+        frames_asked=50,
+        fps=25,
+        frames_per_s=6.78,
+        first_frame_s=12.34,
+        plan=plan(load_preset("80gb"), Inventory.imagine(1, 80)).as_dict(),
+        memory=MemoryUse((use,), 31 * GIB, 0, 29 * GIB),
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_the_gallery_tells_how_a_video_was_made():
+    shown = entry()
+    html = render_shelf([shown], "en", "/proxy", 86_400, {shown.id: account()})
+    seen = Outline(html)
+    planned = account().gpus[0].planned_bytes / GIB
+    items = account().plan["gpus"][0]["items"]
+    [weights] = [item["num_bytes"] for item in items if item["name"] == "transformer_weights"]
+    for words in (
+        "How it was made",
+        "6.8 fps · First frame 12.3 s",
+        "80gb · 704×384",
+        "Sampling steps 4",
+        "transformer weights bf16",
+        f"peak 20.5 · planned {planned:.1f} / 24.0 GiB",
+        f"transformer weights {weights / GIB:.1f}",
+        "peak 31.0 · planned",
+        "Pinned memory 29.0 GiB",
+        "No: memory was enough.",
+    ):
+        assert words in seen.text, words
+    [link] = [one for one in seen.having() if (one.get("href") or "").endswith(".json")]
+    assert link["href"] == "/proxy/outputs/20260101-000000-0123456789/avatar-20260101-000000.json"
+    assert "<details class=" in html, "folded"
+    assert "How it was made" not in render_shelf([shown], "en", "", 86_400), "without a report"
+
+
+def test_rungs_are_told_with_where_and_why_in_both_languages():
+    values = {"now": "32", "was": "48", "device": "GPU 0", "block": 3}
+    taken = [RungTaken("infer_frames", RUNG_OOM, "GPU 0 ran out.", 96, values), RungTaken("size")]
+    shown = entry()
+    reports = {shown.id: account(rungs=taken)}
+    english = Outline(render_shelf([shown], "en", "", 86_400, reports)).text
+    assert "At frame 96: GPU 0 ran out." in english
+    assert " size " in english, "of an earlier version, which noted no reason"
+    chinese = Outline(render_shelf([shown], "zh", "", 86_400, reports)).text
+    for words in ("第 96 帧", "每个片段的帧数", "48", "32", "生成报告", "锁页内存"):
+        assert words in chinese
+
+
+def test_what_was_not_measured_is_a_dash():
+    shown = entry()
+    silent = account(plan=None, memory=None, frames_per_s=None, first_frame_s=None)
+    seen = Outline(render_shelf([shown], "en", "", 86_400, {shown.id: silent}))
+    for words in ("– fps · First frame – s", "peak – · planned – GiB"):
+        assert words in seen.text
+    assert "GPU 0" not in seen.text
+    assert "None" not in seen.text
+    hidden = account(memory=MemoryUse((GpuUse(0, None, None, 21 * GIB, 24 * GIB),)))
+    seen = Outline(render_shelf([shown], "en", "", 86_400, {shown.id: hidden}))
+    assert "peak of the whole card 21.0" in seen.text
+
+
 def test_nothing_of_a_users_becomes_markup():
     html = render_shelf([entry(portrait=EVIL, speech=EVIL, prompt=EVIL, error=EVIL)], "en", "", 86_400)
     html += render_notices([Notice("x", EVIL)], "en")
     html += render_status(Status("failed", label=EVIL, more=EVIL), "en")
     html += render_gauges(Reading((gpu(name=EVIL),), HOST), "en")
     html += render_plan(None, "en", EVIL)
+    evil = RungTaken(EVIL, RUNG_OOM, EVIL, 1, {"now": EVIL, "was": EVIL, "device": EVIL, "block": EVIL})
+    gpus = (GpuUse(0, EVIL, 1, 1, 1),)
+    report = account(rungs=[evil], preset=load_preset("80gb").as_dict() | {"name": EVIL})
+    for language in ("en", "zh"):
+        html += render_account(replace(report, memory=MemoryUse(gpus)), language, f"/{EVIL}")
+        html += render_notices([Notice(RUNG_OOM, EVIL, "warning", "size", evil.values)], language)
     seen = Outline(html)
     assert "script" not in {tag for tag, _ in seen.elements}
     assert html.count("<script") == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import string
 from pathlib import Path
+from typing import get_args
 
 import gradio as gr
 import pytest
@@ -12,10 +13,10 @@ import pytest
 import avatar.memory.fit as fit
 from avatar.errors import AvatarError, BadInput
 from avatar.memory.inventory import Inventory
-from avatar.preset import load_presets
+from avatar.preset import Rung, load_presets
 from avatar.ui.desk import LineFull
 from avatar.ui.faults import told
-from avatar.ui.i18n import LACKS, NOTICES, TEXT, browser_table, language_of, text
+from avatar.ui.i18n import LACKS, NOTICES, RUNGS, TEXT, browser_table, language_of, text
 
 UI = Path(__file__).resolve().parents[2] / "avatar" / "ui"
 
@@ -96,8 +97,13 @@ def test_what_is_missing_can_be_said_in_chinese():
 
 
 def test_notices_have_no_blank_that_is_not_filled():
-    for words in NOTICES.values():
-        assert fields(words) <= {"text"}
+    rungs = {"rung", "now", "was", "device", "block"}  # a notice of a rung always has these
+    for code, words in NOTICES.items():
+        assert fields(words) <= ({"text"} | rungs if code.startswith("rung_") else {"text"})
+
+
+def test_every_rung_has_a_name():
+    assert set(RUNGS) == set(get_args(Rung))
 
 
 @pytest.mark.parametrize(

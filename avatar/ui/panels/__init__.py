@@ -16,3 +16,20 @@ def tag(name: str, inner: str = "", **attributes: object) -> str:
             key = key.rstrip("_").replace("_", "-")
             words.append(key if value is True else f'{key}="{escape(str(value))}"')
     return f"<{' '.join(words)}>{inner}</{name}>"
+
+
+def gib(num_bytes: int | None) -> str:
+    """ "12.3", or a dash for what is not known; the unit goes with the words around it."""
+    return "–" if num_bytes is None else f"{num_bytes / 2**30:.1f}"
+
+
+def share(part: int | None, total: int | None) -> str:
+    """Part of a total as a style's percentage, 100 % at most."""
+    return f"{100 * min(part / total, 1.0):.1f}%" if part and total else "0.0%"
+
+
+def meter(title: str, figures: str, bar: str, below: str = "", **attributes: object) -> str:
+    """A name, figures, a bar of HTML elements, and HTML below it."""
+    head = tag("span", escape(title), class_="name") + tag("span", escape(figures), class_="figure")
+    inner = tag("div", head, class_="row-head") + tag("div", bar, class_="meter") + below
+    return tag("div", inner, class_="gauge", **attributes)

@@ -6,12 +6,12 @@ from html import escape
 
 from avatar.memory.gauges import GpuReading, HostReading, Reading
 from avatar.memory.inventory import Inventory
-from avatar.memory.plan import DevicePlan, Plan, describe
-from avatar.ui.i18n import Language, text
-from avatar.ui.panels import tag
+from avatar.memory.placement import ALL_ON_GPU, Placement
+from avatar.memory.plan import DevicePlan, Item, Plan
+from avatar.ui.i18n import Language, item_words, text
+from avatar.ui.panels import gib, meter, share, tag
 
-GB = 1e9
-NUM_COLOURS = 6  # plan items beyond these share the last colour
+NUM_COLOURS = 6  # the largest items have one each but the last, which all others share
 
 
 def render_gauges(reading: Reading, language: Language) -> str:
@@ -19,7 +19,7 @@ def render_gauges(reading: Reading, language: Language) -> str:
     rows = [_gpu_row(gpu, language) for gpu in reading.gpus]
     if not reading.gpus:
         rows.append(tag("p", escape(text("no_gpu", language)), class_="muted", title=reading.no_gpu_reason))
-    rows += _host_rows(reading.host, language)
+    rows += _host_rows(reading.host, language, has_pinned=bool(reading.gpus))
     return tag("div", "".join(rows), class_="gauges")
 
 
@@ -35,85 +35,157 @@ def render_machine(inventory: Inventory, language: Language) -> str:
 
 
 def render_plan(plan: Plan | None, language: Language, refusal: str = "") -> str:
-    """A stacked bar for each GPU; for the preview, a sentence. refusal: why it does not fit."""
+    """A stacked bar for each GPU, then the host; for the preview, a sentence. refusal: why it cannot run."""
     parts = [tag("h3", escape(text("plan", language)))]
     if plan is not None and plan.engine == "preview":
-        parts.append(tag("p", escape(text("plan_none", language)), class_="muted"))
+        words = text("plan_none", language, ram=gib(plan.host.peak_bytes))
+        parts.append(tag("p", escape(words), class_="muted"))
     elif plan is not None:
-        parts += [_device(device, language) for device in plan.devices]
+        colours = _colours(plan)
+        parts += [_device(device, colours, language) for device in plan.devices]
+        if plan.placement != ALL_ON_GPU:
+            parts.append(tag("p", escape(_waiting(plan.placement, language)), class_="muted"))
+        if plan.is_estimate:
+            parts.append(tag("p", escape(text("plan_estimate", language)), class_="muted"))
     if refusal:
         words = tag("strong", escape(text("plan_not_fit", language))) + " " + escape(refusal)
         parts.append(tag("p", words, class_="refusal"))
     return tag("div", "".join(parts), class_="plan")
 
 
-def _gb(num_bytes: int | None) -> str:
-    return "–" if num_bytes is None else f"{num_bytes / GB:.1f}"
-
-
-def _share(part: int | None, total: int | None) -> float:
-    return 100 * min(part / total, 1.0) if part and total else 0.0
-
-
 def _gpu_row(gpu: GpuReading, language: Language) -> str:
-    figures = [
-        f"{text(key, language)} {_gb(value)}"
-        for key, value in (
-            ("ours", gpu.ours_bytes),
-            ("others", gpu.others_bytes),
-            ("planned", gpu.planned_bytes),
-            ("peak", gpu.peak_bytes),
-        )
-        if value is not None
-    ]
     load = "–" if gpu.utilization_percent is None else f"{gpu.utilization_percent} %"
     heat = "–" if gpu.temperature_c is None else f"{gpu.temperature_c} °C"
-    ours = _share(gpu.ours_bytes if gpu.ours_bytes is not None else gpu.used_bytes, gpu.total_bytes)
-    bar = tag("i", class_="ours", style=f"width:{ours:.1f}%")
-    bar += tag("i", class_="others", style=f"width:{_share(gpu.others_bytes, gpu.total_bytes):.1f}%")
-    for mark, value in (("planned", gpu.planned_bytes), ("peak", gpu.peak_bytes)):
-        if value:
-            bar += tag("b", class_=mark, style=f"left:{_share(value, gpu.total_bytes):.1f}%")
-    title = f"GPU {gpu.index}" + (f" · {gpu.name}" if gpu.name else "")
-    return _row(
-        title,
-        f"{_gb(gpu.used_bytes)} / {_gb(gpu.total_bytes)} GB · {load} · {heat}",
-        bar,
-        " · ".join(figures),
+    told = gpu.ours_bytes is not None  # else whose memory it is stays unknown
+    return meter(
+        f"GPU {gpu.index}" + (f" · {gpu.name}" if gpu.name else ""),
+        f"{gib(gpu.used_bytes)} / {gib(gpu.total_bytes)} GiB · {load} · {heat}",
+        _bar(
+            gpu.total_bytes,
+            ours=gpu.ours_bytes if told else None,
+            others=gpu.others_bytes if told else gpu.used_bytes,
+            planned=gpu.planned_bytes,
+            peak=gpu.peak_bytes if told else gpu.used_peak_bytes,
+        ),
+        _legend(
+            (
+                ("ours", text("ours", language), gpu.ours_bytes),
+                ("others", text("others", language), gpu.others_bytes),
+                ("planned", text("planned", language), gpu.planned_bytes),
+                ("peak", text("peak", language), gpu.peak_bytes)
+                if told
+                else ("peak", text("peak_card", language), gpu.used_peak_bytes),
+            )
+        ),
     )
 
 
-def _host_rows(host: HostReading, language: Language) -> list[str]:
-    others = max(host.ram_used_bytes - host.ours_bytes, 0)
-    ram = tag("i", class_="ours", style=f"width:{_share(host.ours_bytes, host.ram_total_bytes):.1f}%")
-    ram += tag("i", class_="others", style=f"width:{_share(others, host.ram_total_bytes):.1f}%")
-    used = f"{_gb(host.ram_used_bytes)} / {_gb(host.ram_total_bytes)} GB"
-    ours = f"{text('ours', language)} {_gb(host.ours_bytes)}"
+def _host_rows(host: HostReading, language: Language, has_pinned: bool) -> list[str]:
+    total, others = host.ram_total_bytes, max(host.ram_used_bytes - host.ours_bytes, 0)
     cpu = tag("i", class_="ours", style=f"width:{host.cpu_percent:.0f}%")
-    return [
-        _row(text("cpu", language), f"{host.cpu_percent:.0f} %", cpu),
-        _row(text("ram", language), f"{used} · {ours}", ram),
-    ]
-
-
-def _row(title: str, figures: str, bar: str, more: str = "") -> str:
-    head = tag("span", escape(title), class_="name") + tag("span", escape(figures), class_="figure")
-    below = tag("small", escape(more)) if more else ""
-    return tag(
-        "div", tag("div", head, class_="row-head") + tag("div", bar, class_="meter") + below, class_="gauge"
+    ram = _bar(total, ours=host.ours_bytes, others=others, planned=host.planned_bytes, peak=host.peak_bytes)
+    figures = (
+        ("ours", text("ours", language), host.ours_bytes),
+        ("others", text("others", language), others),
+        ("planned", text("planned", language), host.planned_bytes),
+        ("peak", text("peak", language), host.peak_bytes),
     )
-
-
-def _device(device: DevicePlan, language: Language) -> str:
-    total = max(device.total_bytes or 0, device.peak_bytes) or 1
-    bars, legend = [], []
-    for number, item in enumerate(device.peak_items):
-        colour = min(number, NUM_COLOURS - 1)
-        bars.append(tag("i", class_=f"item-{colour}", style=f"width:{_share(item.num_bytes, total):.1f}%"))
-        legend.append(
-            tag("li", escape(f"{describe(item.name)} {_gb(item.num_bytes)}"), class_=f"item-{colour}")
+    used = f"{gib(host.ram_used_bytes)} / {gib(total)} GiB"
+    rows = [
+        meter(text("cpu", language), f"{host.cpu_percent:.0f} %", cpu),
+        meter(text("ram", language), used, ram, _legend(figures)),
+    ]
+    if has_pinned or host.pinned_bytes:
+        peak = (("peak", text("peak", language), host.pinned_peak_bytes),)
+        bar = _bar(total, ours=host.pinned_bytes, peak=host.pinned_peak_bytes)
+        rows.append(
+            meter(
+                text("pinned", language), f"{gib(host.pinned_bytes)} / {gib(total)} GiB", bar, _legend(peak)
+            )
         )
-    figures = f"{_gb(device.peak_bytes)} / {_gb(device.total_bytes)} GB"
+    return rows
+
+
+def _bar(total: int | None, **sizes: int | None) -> str:
+    """Ours and others one after the other, planned and peak as marks across them."""
+    marks = {"planned", "peak"}
+    fills = [
+        tag("i", class_=name, style=f"width:{share(size, total)}")
+        for name, size in sizes.items()
+        if name not in marks
+    ]
+    lines = [
+        tag("b", class_=name, style=f"left:{share(size, total)}")
+        for name, size in sizes.items()
+        if name in marks and size
+    ]
+    return "".join(fills + lines)
+
+
+def _legend(figures: tuple[tuple[str, str, int | None], ...]) -> str:
+    """Class, words and bytes of each."""
+    entries = (tag("li", escape(f"{words} {gib(size)}"), class_=kind) for kind, words, size in figures)
+    return tag("ul", "".join(entries), class_="legend")
+
+
+def _colours(plan: Plan) -> dict[str, int]:
+    """A colour for each of the largest items, the same on every device."""
+    most: dict[str, int] = {}
+    for item in (item for device in plan.devices for item in device.peak_items):
+        most[item.name] = max(most.get(item.name, 0), item.num_bytes)
+    largest = sorted(most, key=lambda name: -most[name])
+    return {name: min(number, NUM_COLOURS - 1) for number, name in enumerate(largest)}
+
+
+def _device(device: DevicePlan, colours: dict[str, int], language: Language) -> str:
+    """What others hold, then the plan's items, against what the device has; a mark where that ends."""
+    total, free = device.total_bytes or 0, device.available_bytes
+    held = max(total - free, 0) if free is not None else 0
+    scale = max(total, held + device.peak_bytes) or 1
+    items = sorted(device.peak_items, key=lambda item: colours[item.name])
+    bar = tag("i", class_="others", style=f"width:{share(held, scale)}") if held else ""
+    for item in items:
+        bar += tag("i", class_=f"item-{colours[item.name]}", style=f"width:{share(item.num_bytes, scale)}")
+    if scale > total:
+        bar += tag("b", class_="limit", style=f"left:{share(total, scale)}")
     label = text("ram", language) if device.index is None else device.label
-    row = _row(label, figures, "".join(bars))
-    return row + tag("ul", "".join(legend), class_="legend")
+    words = text(
+        "plan_of_free", language, need=gib(device.peak_bytes), free=gib(free), total=gib(device.total_bytes)
+    )
+    below = tag("ul", _items(items, held, colours, language), class_="legend")
+    if device.shortfall_bytes:
+        below += tag(
+            "p", escape(text("plan_short", language, short=gib(device.shortfall_bytes))), class_="short"
+        )
+    return meter(label, words, bar, below, data_short="yes" if device.shortfall_bytes else None)
+
+
+def _waiting(placement: Placement, language: Language) -> str:
+    """What waits in pinned memory."""
+    layers = placement.layers_on_host
+    what = [text("waiting_layers", language, count=layers)] if layers else []
+    what += [text("waiting_rings", language)] if placement.rings_on_host else []
+    what += [text("waiting_models", language)] if placement.side_models_on_host else []
+    return text("waiting", language, what=text("comma", language).join(what))
+
+
+def _items(items: list[Item], held: int, colours: dict[str, int], language: Language) -> str:
+    """The bar's legend: each large item, the small ones together, and what others hold."""
+    last = NUM_COLOURS - 1
+    entries = [
+        tag(
+            "li",
+            escape(f"{item_words(item.name, language)} {gib(item.num_bytes)}"),
+            class_=f"item-{colours[item.name]}",
+        )
+        for item in items
+        if colours[item.name] < last
+    ]
+    rest = [item for item in items if colours[item.name] == last]
+    if rest:
+        words = f"{text('plan_rest', language)} {gib(sum(item.num_bytes for item in rest))}"
+        names = ", ".join(f"{item_words(item.name, language)} {gib(item.num_bytes)}" for item in rest)
+        entries.append(tag("li", escape(words), class_=f"item-{last}", title=names))
+    if held:
+        entries.append(tag("li", escape(f"{text('others', language)} {gib(held)}"), class_="others"))
+    return "".join(entries)

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from types import MappingProxyType
 
 from avatar.gallery import Entry
+from avatar.media.report import RunReport
 from avatar.ui.i18n import Language, text
 from avatar.ui.panels import tag
+from avatar.ui.panels.account import render_account
 
 LONG_S = 120.0  # from here on, lengths are told in minutes
 
 
-def render_shelf(entries: Sequence[Entry], language: Language, root: str, max_age_s: float) -> str:
-    """Cards of finished and stopped videos, newest first."""
+def render_shelf(
+    entries: Sequence[Entry],
+    language: Language,
+    root: str,
+    max_age_s: float,
+    reports: Mapping[str, RunReport] = MappingProxyType({}),
+) -> str:
+    """Cards of finished and stopped videos, newest first. reports: by entry's id, where there is one."""
     title = tag("h2", escape(text("gallery", language)))
     kept = tag("span", escape(text("gallery_kept", language, days=round(max_age_s / 86_400))), class_="muted")
     head = tag("div", title + kept, class_="shelf-head")
@@ -22,15 +31,15 @@ def render_shelf(entries: Sequence[Entry], language: Language, root: str, max_ag
         return tag(
             "div", head + tag("p", escape(text("gallery_empty", language)), class_="empty"), class_="shelf"
         )
-    cards = tag("ul", "".join(_card(entry, language, root) for entry in entries), class_="videos")
-    return tag("div", head + cards, class_="shelf")
+    cards = (_card(entry, language, root, reports.get(entry.id)) for entry in entries)
+    return tag("div", head + tag("ul", "".join(cards), class_="videos"), class_="shelf")
 
 
 def video_url(entry: Entry, root: str) -> str:
     return f"{root}/outputs/{entry.id}/{entry.video.name}"
 
 
-def _card(entry: Entry, language: Language, root: str) -> str:
+def _card(entry: Entry, language: Language, root: str, report: RunReport | None) -> str:
     about = entry.about
     thumbnail = escape(f"{root}/outputs/{entry.id}/{entry.thumbnail.name}")
     video = video_url(entry, root)
@@ -71,9 +80,11 @@ def _card(entry: Entry, language: Language, root: str) -> str:
         words += tag("span", escape(about.prompt), class_="muted prompt", title=about.prompt)
     if about.error:
         words += tag("span", escape(about.error), class_="muted", data_level="warning")
+    url = f"{root}/outputs/{entry.id}/{entry.report.name}"
+    account = "" if report is None else render_account(report, language, url)
     return tag(
         "li",
-        play + tag("div", words, class_="video-words") + _buttons(entry, video, language),
+        play + tag("div", words, class_="video-words") + _buttons(entry, video, language) + account,
         class_="video",
     )
 

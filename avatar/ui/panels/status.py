@@ -8,7 +8,7 @@ from html import escape
 
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS
-from avatar.ui.i18n import NOTICES, Language, text
+from avatar.ui.i18n import Language, notice_words, rung_words, text
 from avatar.ui.panels import tag
 from avatar.ui.panels.ranks import render_ranks
 
@@ -47,7 +47,7 @@ def render_status(status: Status, language: Language) -> str:
 def render_notices(notices: Sequence[Notice], language: Language) -> str:
     """Warnings first; empty when there is nothing to say."""
     ordered = sorted(notices, key=lambda notice: notice.level != "warning")
-    lines = [tag("li", escape(_words(notice, language)), data_level=notice.level) for notice in ordered]
+    lines = [tag("li", _words(notice, language), data_level=notice.level) for notice in ordered]
     return tag("ul", "".join(lines), class_="notices", aria_label=text("notices", language)) if lines else ""
 
 
@@ -60,9 +60,10 @@ def render_badge(label: str, language: Language) -> str:
 
 
 def _words(notice: Notice, language: Language) -> str:
-    if language == "zh" and notice.code in NOTICES:
-        return NOTICES[notice.code].format_map({**notice.values, "text": notice.text})
-    return notice.text
+    if notice.rung is None:
+        return escape(notice_words(notice.code, notice.text, notice.values, language))
+    words = rung_words(notice.rung, notice.code, notice.text, notice.values, language)
+    return tag("b", escape(text("stepped_down", language))) + " " + escape(words)
 
 
 def _headline(status: Status, language: Language) -> str:

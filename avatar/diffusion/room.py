@@ -1,0 +1,73 @@
+"""How much of a device this process may take, and what of a run waits on the host so that it fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from avatar.memory.inventory import Gpu, own_processes, probe
+from avatar.memory.items import CUDA_CONTEXT_BYTES, SPEECH_WINDOW_S
+from avatar.memory.placement import ALL_ON_GPU, Placement
+from avatar.memory.plan import Plan
+from avatar.memory.planner import plan
+from avatar.preset import Preset
+
+SPARE_LAYERS = 3  # so many more on the host than needed are no reason to load the model again
+
+
+def room_bytes(device: torch.device, share: float = 1.0) -> int:
+    """What is free for us on a CUDA device, or a share of that, what we hold and the context counted in.
+
+    A limit of the process's share (torch.cuda.set_per_process_memory_fraction) counts as the card's end.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    limit = round(total * torch.cuda.get_per_process_memory_fraction(device))
+    room = min(free + torch.cuda.memory_reserved(device), limit)
+    return round(share * room) + CUDA_CONTEXT_BYTES
+
+
+def plan_here(
+    preset: Preset,
+    device: torch.device,
+    weights: Path | None = None,
+    placement: Placement | None = None,
+    speech_s: float = SPEECH_WINDOW_S,
+    share: float = 1.0,
+) -> Plan:
+    """The plan of a run in this process, on the device that it works on, or on a share of its room.
+
+    weights: the checkpoint named.
+    """
+    inventory = probe(weights, our_pids=own_processes())
+    if device.type == "cuda":
+        facts, room = torch.cuda.get_device_properties(device), room_bytes(device, share)
+        ours = f"GPU-{facts.uuid}"  # CUDA may number cards unlike NVML
+        index = next((gpu.index for gpu in inventory.gpus if gpu.uuid == ours), device.index or 0)
+        used = facts.total_memory - room
+        gpu = Gpu(index, facts.name, ours, facts.total_memory, room, used, f"{facts.major}.{facts.minor}")
+        inventory = replace(inventory, gpus=(gpu,))
+    return plan(preset, inventory, placement, speech_s)
+
+
+def placement_on(
+    device: torch.device,
+    preset: Preset,
+    held: Placement | None = None,
+    weights: Path | None = None,
+    share: float = 1.0,
+) -> Placement:
+    """What of a run waits on the host; as it is held already where that serves as well.
+
+    held: of the models that are loaded with the preset's [memory]. Loading anew costs more than some layers
+    that wait in vain. share: of the device's room that may be counted on.
+    """
+    if device.type != "cuda" or not preset.memory.offload_model:
+        return ALL_ON_GPU
+    wanted = plan_here(preset, device, weights, share=share).placement
+    if held is None or held.side_models_on_host != wanted.side_models_on_host:
+        return wanted
+    if not 0 <= held.layers_on_host - wanted.layers_on_host <= SPARE_LAYERS:
+        return wanted
+    return replace(held, rings_on_host=wanted.rings_on_host, diagonal=wanted.diagonal)

@@ -1,0 +1,231 @@
+"""What one GPU's share of a run holds, item by item, and what the host holds: pure arithmetic.
+
+Constants were measured on one H200 (torch 2.11, random weights) or counted from the models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
+from avatar.memory.model_sizes import (
+    DTYPE_BYTES,
+    SPEECH_ENCODER_VALUES,
+    TEXT_ENCODER_VALUES,
+    VAE_DECODER_VALUES,
+    VAE_ENCODER_VALUES,
+    ModelSizes,
+    Weights,
+)
+from avatar.memory.placement import Placement, spread
+from avatar.memory.plan import ALWAYS, GIB, Item, Stage
+from avatar.preset import Memory, Preset
+
+ENCODE, LISTEN, DENOISE, DECODE = Stage.ENCODE, Stage.LISTEN, Stage.DENOISE, Stage.DECODE
+
+RING_SCALE_BYTES = 4  # of each token's and head's key and value in fp8
+RING_SLOTS = 2  # rings on the GPU while all of them wait on the host
+
+# The decoder's causal pasts, 2 frames of bf16 before each convolution: 7 at full size with 96 channels
+# (the first with 192), 6 at a half with 192 (one 384), 6 at a quarter and 11 at an eighth with 384.
+DECODE_PAST_BYTES_PER_PX = 5100
+DECODE_WORKSPACE_BYTES_PER_PX = 11_400  # for one latent frame at a time, the new pasts among it
+ENCODE_WORKSPACE_BYTES_PER_PX = 6500  # the VAE encodes 4 frames at a time, and keeps pasts as well
+SPEECH_WINDOW_S = 60.0  # what goes through the speech encoder at once
+SPEECH_STATES_BYTES_PER_S = 25 * 50 * 1024 * 4  # all layers' hidden states
+SPEECH_WORKSPACE_BYTES_PER_S = 3 * 3200 * 512 * 4  # the first convolution's output, three times
+
+CUDA_CONTEXT_BYTES = 72 * GIB // 100  # with the kernels that are loaded; other cards take less
+LIBRARY_WORKSPACE_BYTES = GIB // 16  # cuBLAS
+COMMUNICATION_BYTES = GIB  # NCCL's buffers, where there are several GPUs
+MARGIN_SHARE = 0.02  # of all else: what the allocator cannot use of what it holds
+
+TORCH_RUNTIME_BYTES = 3 * GIB  # the engine's process with torch, CUDA's host side and the libraries
+LOADING_BYTES = 2 * GIB  # tensors on their way; files are mapped, their pages are the system's to take back
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be made, and with which model. geometry: the largest of the preset's size."""
+
+    preset: Preset
+    sizes: ModelSizes
+    geometry: Geometry
+    speech_s: float = SPEECH_WINDOW_S
+
+    @property
+    def memory(self) -> Memory:
+        return self.preset.memory
+
+    @property
+    def dtype(self) -> str:
+        """The arithmetic's."""
+        return "fp32" if self.memory.weight_dtype == "fp32" else "bf16"
+
+    @property
+    def ring_bytes(self) -> int:
+        """One layer's ring at one step: keys and values of the past."""
+        values = 2 * self.geometry.past_frames * self.geometry.frame_tokens * self.sizes.config.dim
+        dtype = self.memory.ring_dtype
+        scales = values // self.sizes.config.head_dim * RING_SCALE_BYTES if dtype == "fp8" else 0
+        return values * DTYPE_BYTES[dtype] + scales
+
+    @property
+    def speech_states_bytes(self) -> int:
+        return round(SPEECH_STATES_BYTES_PER_S * min(self.speech_s, SPEECH_WINDOW_S))
+
+    @property
+    def speech_workspace_bytes(self) -> int:
+        return round(SPEECH_WORKSPACE_BYTES_PER_S * min(self.speech_s, SPEECH_WINDOW_S))
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one GPU does of a run.
+
+    layers: those it works on; none for a GPU that only decodes. num_steps: denoising steps whose rings it
+    keeps. heads: its part of the attention's heads. weights: its part of its layers' weights, of which
+    gathered_layers are whole at a time. num_anchors: versions of the condition that it keeps. has_sides: VAE
+    and speech encoder are here. is_alone: no other GPU takes part.
+    """
+
+    layers: range
+    num_steps: int
+    heads: float = 1.0
+    weights: float = 1.0
+    gathered_layers: int = 0
+    num_anchors: int = 1
+    has_sides: bool = True
+    is_alone: bool = True
+
+
+def gpu_items(run: Run, share: Share, placement: Placement) -> tuple[Item, ...]:
+    """Everything on one GPU, and when."""
+    items = [
+        *(_transformer(run, share, placement) if share.layers else ()),
+        *(_caches(run, share, placement) if share.layers else ()),
+        *(_side_models(run, placement) if share.has_sides else ()),
+        Item("cuda_context", CUDA_CONTEXT_BYTES),
+        Item("library_workspace", LIBRARY_WORKSPACE_BYTES),
+    ]
+    if not share.is_alone:
+        items.append(Item("communication", COMMUNICATION_BYTES))
+    fullest = max(sum(item.num_bytes for item in items if stage in item.stages) for stage in ALWAYS)
+    return (*items, Item("margin", round(MARGIN_SHARE * fullest)))
+
+
+def host_items(run: Run, shares: list[Share], placement: Placement) -> tuple[Item, ...]:
+    """Everything in the host's memory, and when."""
+    running = (LISTEN, DENOISE, DECODE)
+    items = [
+        Item("runtime", TORCH_RUNTIME_BYTES * len(shares)),
+        Item("loading", LOADING_BYTES, (ENCODE,)),
+    ]
+    if run.memory.text_encoder == "cpu":
+        items.append(Item("text_encoder", _values(TEXT_ENCODER_VALUES, run.dtype), (ENCODE,)))
+    away = [run.sizes.layers[index] for share in shares for index in _on_host(share, placement)]
+    if away:
+        weights = sum(away, Weights()).num_bytes(run.memory.weight_dtype)
+        items.append(Item("transformer_weights", weights))
+    if placement.rings_on_host:
+        items.append(Item("kv_rings", sum(_rings_bytes(run, share) for share in shares), running))
+    if placement.side_models_on_host:
+        items.append(Item("speech_encoder", _values(SPEECH_ENCODER_VALUES, "fp32")))
+        items.append(Item("vae_encoder", _values(VAE_ENCODER_VALUES, run.dtype)))
+        items.append(Item("speech_states", run.speech_states_bytes, running))
+    return tuple(items)
+
+
+def traffic_bytes(run: Run, shares: list[Share], placement: Placement) -> int:
+    """What crosses the bus to the GPUs for one block: rings once, layers at each step, or once for all."""
+    total = 0
+    for share in shares:
+        away = sum((run.sizes.layers[index] for index in _on_host(share, placement)), Weights())
+        times = 1 if placement.diagonal else share.num_steps
+        total += times * away.num_bytes(run.memory.weight_dtype)
+        total += _rings_bytes(run, share) if placement.rings_on_host else 0
+    return total
+
+
+def _transformer(run: Run, share: Share, placement: Placement) -> list[Item]:
+    """Weights; without online decode the transformer leaves before the decoder works."""
+    loaded = ALWAYS if run.memory.enable_online_decode else (ENCODE, LISTEN, DENOISE)
+    dtype, layers, away = run.memory.weight_dtype, run.sizes.layers, _on_host(share, placement)
+    here = sum((layers[index] for index in share.layers if index not in away), Weights())
+    items = [
+        Item("transformer_weights", round(here.num_bytes(dtype) * share.weights), loaded),
+        Item("embeddings", run.sizes.others.num_bytes(dtype), loaded),
+    ]
+    if share.gathered_layers:
+        largest = max(layers[index].num_bytes(dtype) for index in share.layers)
+        items.append(Item("gathered_layers", share.gathered_layers * largest, loaded))
+    if away:
+        slot = max(layers[index].num_bytes(dtype) for index in away)
+        items.append(Item("layer_slots", placement.layers_ahead * slot, loaded))
+    return items
+
+
+def _caches(run: Run, share: Share, placement: Placement) -> list[Item]:
+    """What attention remembers, room for one layer's window, and what lives within a layer."""
+    model, geometry, wide = run.sizes.config, run.geometry, DTYPE_BYTES[run.dtype]
+    online = run.memory.enable_online_decode
+    rolling = (LISTEN, DENOISE, DECODE) if online else (LISTEN, DENOISE)
+    token = 2 * model.dim * wide * share.heads  # a key and a value in one layer
+    if placement.rings_on_host:
+        rings = Item("ring_slots", RING_SLOTS * run.ring_bytes, rolling)
+    else:
+        rings = Item("kv_rings", _rings_bytes(run, share), rolling)
+    window = geometry.window_frames * geometry.frame_tokens + geometry.condition_tokens
+    in_flight = share.num_steps if placement.diagonal else 1
+    anchors = max(share.num_anchors, 2 if placement.diagonal else 1)  # while blocks of both are under way
+    condition = anchors * geometry.condition_tokens
+    # Each head's values of a block's audio tokens through the injection's output projection.
+    spoken = BLOCK_LATENT_FRAMES * (model.num_audio_token + 1) * model.num_heads * model.dim * wide
+    injections = sum(index in share.layers for index in model.audio_inject_layers)
+    waiting = geometry.block_tokens * model.dim * wide  # a block's tokens between two layers
+    # Four tensors of the block's width at once, and the feed-forward's; of each one more, while it is made.
+    within = 2 * geometry.block_tokens * (4 * model.dim + model.ffn_dim) * wide
+    return [
+        rings,
+        Item("condition_kv", round(len(share.layers) * condition * token), rolling),
+        Item("text_kv", round(len(share.layers) * model.text_len * token), rolling),
+        Item("window", round(window * token), rolling),
+        Item("audio_injections", in_flight * injections * spoken, rolling),
+        Item("activations", within + (in_flight - 1) * waiting, (DENOISE,)),
+    ]
+
+
+def _side_models(run: Run, placement: Placement) -> list[Item]:
+    """VAE, speech and text encoder, with their workspaces."""
+    pixels = run.geometry.width * run.geometry.height
+    online, wait = run.memory.enable_online_decode, placement.side_models_on_host
+    decoding = (LISTEN, DENOISE, DECODE) if online else (DECODE,)
+    running = (LISTEN, DENOISE, DECODE)
+    items = [
+        Item("vae_decoder", _values(VAE_DECODER_VALUES, run.dtype)),
+        Item("vae_encoder", _values(VAE_ENCODER_VALUES, run.dtype), (ENCODE,) if wait else ALWAYS),
+        Item("encode_workspace", ENCODE_WORKSPACE_BYTES_PER_PX * pixels, (ENCODE,)),
+        Item("decode_pasts", DECODE_PAST_BYTES_PER_PX * pixels, decoding),
+        Item("decode_workspace", DECODE_WORKSPACE_BYTES_PER_PX * pixels, (DECODE,)),
+        Item("speech_encoder", _values(SPEECH_ENCODER_VALUES, "fp32"), (LISTEN,) if wait else ALWAYS),
+        Item("speech_states", run.speech_states_bytes, (LISTEN,) if wait else running),
+        Item("speech_workspace", run.speech_workspace_bytes, (LISTEN,)),
+    ]
+    if run.memory.text_encoder == "gpu":
+        items.append(Item("text_encoder", _values(TEXT_ENCODER_VALUES, run.dtype), (ENCODE,)))
+    return items
+
+
+def _on_host(share: Share, placement: Placement) -> list[int]:
+    """Which of its layers wait there."""
+    count = min(placement.layers_on_host, len(share.layers))
+    return [share.layers[place] for place in spread(len(share.layers), count)]
+
+
+def _rings_bytes(run: Run, share: Share) -> int:
+    """All rings of a share."""
+    return round(len(share.layers) * share.num_steps * share.heads * run.ring_bytes)
+
+
+def _values(count: float, dtype: str) -> int:
+    return round(count * DTYPE_BYTES[dtype])

@@ -1,0 +1,32 @@
+"""How a layout divides a run among GPUs, as far as memory goes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from avatar.memory.items import Share
+from avatar.models.config import ModelConfig
+from avatar.parallel.layout import Layout
+from avatar.preset import Preset
+
+GATHERED_LAYERS = 2  # fsdp: one at work, one on its way
+
+
+def shares_of(preset: Preset, model: ModelConfig) -> list[Share]:
+    """Each rank's share, rank 0's first. Raises: BadInput for a layout that cannot be."""
+    layout = Layout.of(preset).for_model(model)
+    return [_share(layout, rank) for rank in range(layout.world_size)]
+
+
+def _share(layout: Layout, rank: int) -> Share:
+    role, sharded = layout.role_of(rank), layout.kind == "fsdp"
+    if role is None:
+        return Share(range(0), 0, is_alone=False)
+    share = Share(role.layers, len(role.steps), has_sides=rank == 0, is_alone=layout.world_size == 1)
+    return replace(
+        share,
+        heads=len(role.heads) / layout.config.num_heads,
+        weights=1 / layout.group_size if sharded else 1.0,
+        gathered_layers=GATHERED_LAYERS if sharded else 0,
+        num_anchors=2 if layout.kind in ("layers", "timesteps") else 1,
+    )

@@ -1,0 +1,82 @@
+"""The page on a machine of four imagined GPUs: gauges, and the plan before anything runs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, expect
+from visiting import Server, Visitor, start_server
+
+Visit = Callable[..., Visitor]
+OTHERS_GIB = 6
+
+
+@pytest.fixture(scope="module")
+def machine(fake_driver: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Four cards of 24 GiB, on one of which another program holds 6 GiB, and this test's own process 2."""
+    running = start_server(
+        tmp_path_factory.mktemp("machine"),
+        LD_LIBRARY_PATH=str(fake_driver),
+        FAKE_NVML_GPUS="24576,24576,24576,24576",
+        FAKE_NVML_PROCESSES=f"0:1:{OTHERS_GIB * 1024},2:{os.getpid()}:2048",
+    )
+    yield running
+    running.stop()
+
+
+def number(words: str, pattern: str) -> float:
+    found = re.search(pattern, words)
+    assert found, words
+    return float(found[1])
+
+
+def right_end(bars: Locator) -> float:
+    """Where the last of some bars ends, in pixels of the page."""
+    box = bars.last.bounding_box()
+    assert box is not None
+    return box["x"] + box["width"]
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_row_for_each_gpu_the_host_and_pinned_memory(machine: Server, visit: Visit, width: int):
+    page = visit(machine.url, viewport={"width": width, "height": 900}).page
+    rows = page.locator("#gauges .gauge")
+    expect(rows).to_have_count(7)
+    first = rows.nth(0).inner_text()
+    assert number(first, r"([\d.]+) / 24\.0 GiB") == pytest.approx(OTHERS_GIB, abs=0.6)
+    assert number(first, r"others ([\d.]+)") == pytest.approx(OTHERS_GIB, abs=0.6)
+    for words in ("ours 0.0", "planned –", "peak 0.0"):
+        assert words in first
+    assert "others 2.0" in rows.nth(2).inner_text(), "the test is none of the server's processes"
+    assert "Pinned memory" in rows.nth(6).inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_plan_is_drawn_against_what_is_free_before_anything_runs(machine: Server, visit: Visit):
+    page = visit(machine.url).page
+    page.click(".presets summary")
+    page.click('.card[data-id="24gb"]')
+    gpu = page.locator("#plan .gauge").first
+    expect(gpu).to_contain_text("GPU 0")
+    words = gpu.inner_text()
+    free, total = number(words, r"of ([\d.]+) GiB free"), number(words, r"· ([\d.]+) in all")
+    assert total == 24.0
+    assert free == pytest.approx(24 - OTHERS_GIB, abs=0.6)
+    held = gpu.locator(".meter .others").bounding_box()
+    bar = gpu.locator(".meter").bounding_box()
+    assert held is not None
+    assert bar is not None
+    need = number(words, r"([\d.]+) of [\d.]+ GiB free")
+    scale = max(total, total - free + need)
+    assert held["width"] / bar["width"] == pytest.approx((total - free) / scale, abs=0.02)
+    items = gpu.locator(".meter [class^=item-]")
+    assert items.count() >= 3
+    assert (right_end(items) - bar["x"]) / bar["width"] == pytest.approx(
+        (total - free + need) / scale, abs=0.03
+    )
+    assert gpu.locator(".meter .limit").count() == (scale > total)
+    assert ("short" in words) == (need > free)
