@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import replace
 
 import torch
@@ -121,7 +122,10 @@ class ParallelDenoiser:
         self._orders, self._finished = run.orders, run.finished
         self._orders.put(on_cpu(conditions))
         self._quit = run.quit
-        self._thread = threading.Thread(target=run.conduct, name="conductor", daemon=True)
+        # in a copy of this thread's context: it has the compiler's limits, which are each thread's own
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(run.conduct,), name="conductor", daemon=True
+        )
         self._thread.start()
 
     def refresh(self, reference: Tensor) -> None:

@@ -22,7 +22,7 @@ class Group:
     """One rank's view.
 
     sharing: the ranks that share this one's stage by heads. gathering: the same ranks, for parameters that
-    are gathered meanwhile. None where a rank has them to itself.
+    are gathered meanwhile. None where a rank has them to itself. arrivals: the stream that they come by.
     """
 
     layout: Layout
@@ -32,6 +32,7 @@ class Group:
     post: Post
     sharing: ProcessGroup | None = None
     gathering: ProcessGroup | None = None
+    arrivals: torch.cuda.Stream | None = None
 
     @classmethod
     def join(cls, layout: Layout, rank: int, device: torch.device, meter: Meter) -> Group:
@@ -47,7 +48,8 @@ class Group:
                 made = [_new_group(ranks) for _ in range(2 if layout.kind == "fsdp" else 1)]
                 if rank in ranks:
                     sharing, gathering = made[0], made[-1] if layout.kind == "fsdp" else None
-        return cls(layout, rank, device, meter, Post(meter.sent), sharing, gathering)
+        arrivals = torch.cuda.Stream(device) if device.type == "cuda" else None
+        return cls(layout, rank, device, meter, Post(meter.sent), sharing, gathering, arrivals)
 
     def pass_on(self, x: Tensor, rank: int) -> object:
         """Send a tensor to another rank without waiting; the result's wait() does."""
@@ -55,11 +57,17 @@ class Group:
         return distributed.isend(x, rank, tag=TENSORS)
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype, rank: int) -> Tensor:
-        """The next tensor of another rank; on a GPU its stream waits for it, not the host."""
-        x = torch.empty(shape, dtype=dtype, device=self.device)
-        work = distributed.irecv(x, rank, tag=TENSORS)
+        """The next tensor of another rank; on a GPU its stream waits for it, not the host.
+
+        It may come while the stream is still busy with what it was given before.
+        """
+        with torch.cuda.stream(self.arrivals):  # None: as it is
+            x = torch.empty(shape, dtype=dtype, device=self.device)
+            work = distributed.irecv(x, rank, tag=TENSORS)
         assert work is not None
         work.wait()
+        if self.arrivals is not None:
+            x.record_stream(torch.cuda.current_stream(self.device))
         return x
 
 

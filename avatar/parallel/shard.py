@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from avatar.models.transformer import StreamingTransformer
+from avatar.models.transformer import LayerParts, StreamingTransformer
 from avatar.parallel.group import Group
 from avatar.parallel.meter import Meter
 
@@ -57,27 +57,27 @@ class Gathering:
     """Has each layer's parameters whole while it is visited, and the next one's on their way."""
 
     def __init__(self, transformer: StreamingTransformer, meter: Meter) -> None:
-        self._layers = [transformer.layer(index) for index in range(transformer.config.num_layers)]
+        self._parts = [transformer.layer_parts(index) for index in range(transformer.config.num_layers)]
         self._meter = meter
         self._coming: dict[int, object] = {}
-        modules = [names_of_layer(transformer, index) for index in range(len(self._layers))]
+        modules = [names_of_layer(transformer, index) for index in range(len(self._parts))]
         self._sent_bytes = [
             sum(_sent_bytes(transformer.get_submodule(name)) for name in names) for names in modules
         ]
 
     @contextmanager
-    def visit(self, index: int) -> Iterator[None]:
+    def visit(self, index: int) -> Iterator[LayerParts]:
         """See LayerStack."""
-        layer = self._layers[index]
+        layer = self._parts[index].layer
         assert isinstance(layer, FSDPModule)
-        for wanted in (index, (index + 1) % len(self._layers)):
+        for wanted in (index, (index + 1) % len(self._parts)):
             self._fetch(wanted)
         self._coming.pop(index).wait()  # type: ignore[attr-defined]
-        yield
+        yield self._parts[index]
         layer.reshard()
 
     def _fetch(self, index: int) -> None:
-        layer = self._layers[index]
+        layer = self._parts[index].layer
         assert isinstance(layer, FSDPModule)
         if index not in self._coming:
             self._coming[index] = layer.unshard(async_op=True)

@@ -10,14 +10,13 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from avatar.diffusion.denoise import OpenBlock, mask_tokens
-from avatar.diffusion.layer_stack import Item, LayerStack, Pieces, no_visit
+from avatar.diffusion.layer_stack import Item, LayerStack, Pieces, Visit
 from avatar.geometry import BLOCK_LATENT_FRAMES
 from avatar.models.audio_encoder import AudioTokens
 from avatar.models.rope import REFERENCE_TIME, ConditionTable, block_table, reference_time
@@ -29,8 +28,6 @@ from avatar.parallel.shard import Gathering
 from avatar.parallel.ulysses import SharedStack, TokenSplit, join_tokens
 
 MAX_SENDING = 2  # tensors on their way to the next stage
-
-Visit = Callable[[int], AbstractContextManager[Any]]
 
 
 class Stage:
@@ -47,7 +44,7 @@ class Stage:
         """transformer: with this rank's tensors; dtype: the residual stream's."""
         self.group, self.transformer, self.dtype, self.device = group, transformer, dtype, group.device
         self._pieces = pieces
-        self._visit: Visit = no_visit
+        self._visit: Visit | None = None
         if group.gathering is not None:
             self._visit = Gathering(transformer, group.meter).visit
         self._answers = Answers(group.device, answer)
@@ -274,7 +271,7 @@ class Answers:
         if self._fault is not None:
             raise self._fault
         if self._on_gpu:
-            event = torch.cuda.Event()
+            event = torch.cuda.Event(blocking=True)  # the waiting thread sleeps
             event.record(torch.cuda.current_stream(self._device))
             self._marks.put((event, done))
         elif done is not None:

@@ -185,7 +185,7 @@ class Run:
         chain = layout.chain_of(step, num_steps)
         under.step += 1
         self._waiting.append((index, step))
-        for stage in chain:
+        for stage in reversed(chain):  # as in _tell_all
             wanted = arrives and stage in (chain[0], chain[-1])
             self._conductor.tell(layout.ranks_of(stage), Work(index, step, under.latents if wanted else None))
 

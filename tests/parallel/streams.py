@@ -93,11 +93,13 @@ def fill(select: Callable[[str], bool]) -> StreamingTransformer:
     return model
 
 
-def lead_or_assist(group: Group, assist: Callable[..., None] = assist) -> Conductor | None:
+def lead_or_assist(
+    group: Group, assist: Callable[..., None] = assist, pieces: Pieces | None = None
+) -> Conductor | None:
     """Rank 0's conductor, with its share of the model; the others assist until it stops, and get None."""
     model = share(fill, group)
     if group.rank:
         assert model is not None
-        assist(group, model, FLOAT, Pieces())
+        assist(group, model, FLOAT, pieces or Pieces())
         return None
-    return Conductor(group, model, FLOAT, Pieces())
+    return Conductor(group, model, FLOAT, pieces or Pieces())

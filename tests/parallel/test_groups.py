@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import threading
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from avatar.diffusion.layer_stack import Pieces
 from avatar.diffusion.rollout import rollout
 from avatar.errors import BadInput, Cancelled
 from avatar.parallel.conduct import Conductor, assist
@@ -101,24 +103,6 @@ def cancelled(group: Group, options: dict[str, Any]) -> dict[str, Any] | None:
     return {"errors": errors, "stopped": stopped, "phases": len(options["phases"])}
 
 
-def closed(group: Group, options: dict[str, Any]) -> list[int] | None:
-    """How many messages rank 0's stage still handles once a run is closed, at various times."""
-    conductor = lead_or_assist(group)
-    if conductor is None:
-        return None
-    late = []
-    for num_collected in (0, 1, 2, 4):
-        denoiser = conductor.denoiser(geometry_of({}), schedule({}))
-        blocks = rollout(conditions(denoiser.geometry), denoiser, num_blocks=20, seed=7)
-        for _ in range(num_collected):
-            next(blocks)
-        ticks = group.meter.ticks
-        denoiser.close()
-        late.append(group.meter.ticks - ticks)
-    conductor.stop()
-    return late
-
-
 def repeated(group: Group, options: dict[str, Any]) -> dict[str, Any] | None:
     """Ten requests in a row: how many tensors and threads are alive after each, on every rank."""
     before = 0
@@ -149,6 +133,20 @@ def tensors_alive() -> int:
 def num_unread(conductor: Conductor) -> int:
     """Messages, in two pieces each, that wait to be taken by other ranks."""
     return sum(len(unread) for unread in conductor.group.post._unread.values())
+
+
+def compiled(group: Group, options: dict[str, Any]) -> dict[str, Any] | None:
+    """Two requests with compiled pieces: errors, and how many graphs there are after each."""
+    conductor = lead_or_assist(group, pieces=Pieces.compiled(backend="aot_eager"))
+    if conductor is None:
+        return None
+    errors, graphs = [], []
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for request in ({"num_blocks": 5}, {"num_blocks": 5, "pose": True}):
+        errors.append(relative_error(made(conductor, request), local_latents(request)))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"] - before)
+    conductor.stop()
+    return {"errors": errors, "graphs": graphs}
 
 
 def refused(group: Group, options: dict[str, Any]) -> str | None:
@@ -191,10 +189,10 @@ CASES = [
     Case("cancelled_timesteps", of("timesteps", 2), cancelled, {"phases": PHASES[::2]}),
     Case("cancelled_2x2", of("layers", 2, 2), cancelled, {"phases": PHASES[1::2]}),
     Case("cancelled_fsdp", of("fsdp", 1, 2), cancelled, {"phases": PHASES[::3]}),
-    Case("closed_layers", of("layers", 3), closed),
-    Case("closed_ulysses", of("ulysses", 1, 2), closed),
     Case("repeated_layers", of("layers", 3), repeated),
     Case("repeated_fsdp", of("fsdp", 1, 2), repeated),
+    Case("compiled_layers", of("layers", 2), compiled),
+    Case("compiled_fsdp", of("fsdp", 1, 2), compiled),
     Case("refused", of("timesteps", 3), refused),
     Case("failing", of("layers", 2), failing),  # the last one: it leaves the other rank waiting
 ]
@@ -224,13 +222,6 @@ def test_after_a_cancel_at_any_phase_the_next_run_is_right(name, results):
     assert max(result["errors"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["closed_layers", "closed_ulysses"])
-def test_a_closed_run_ends_within_a_step(name, results):
-    """No item is handed out any more: rank 0 ends the one it is at, maybe opens a block, and is told End."""
-    assert isinstance(results[name], list), results[name]
-    assert max(results[name]) <= 4
-
-
 @pytest.mark.parametrize("name", ["repeated_layers", "repeated_fsdp"])
 def test_ten_requests_leave_nothing_behind(name, results):
     result = results[name]
@@ -238,6 +229,15 @@ def test_ten_requests_leave_nothing_behind(name, results):
     settled = result["alive"][1]
     assert len(result["alive"]) == 10
     assert all(alive == settled for alive in result["alive"][1:])
+
+
+@pytest.mark.parametrize("name", ["compiled_layers", "compiled_fsdp"])
+def test_compiled_pieces_serve_stages_and_gathered_parameters(name, results):
+    """One graph for all layers, and none that a second request would add."""
+    result = results[name]
+    assert isinstance(result, dict), result
+    assert max(result["errors"]) < TOLERANCE
+    assert 0 < result["graphs"][0] == result["graphs"][1] <= len(dataclasses.fields(Pieces))
 
 
 def test_a_group_serves_on_after_a_request_that_it_cannot_serve(results):

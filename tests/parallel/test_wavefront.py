@@ -24,16 +24,22 @@ class Crew:
     def __init__(self, layout: Layout) -> None:
         self.layout, self.log, self.work = layout, [], []
         self.answers: dict[int, queue.Queue] = {rank: queue.Queue() for rank in layout.workers}
+        self.most_unanswered = 0
 
     def tell(self, ranks, message) -> None:
+        """Only the first rank of the stage that ends an item answers."""
         self.log.append((ranks, message))
+        if isinstance(message, Begin):
+            self.num_steps = message.schedule.num_steps
         if not isinstance(message, Work):
             return
         if not self.work or self.work[-1] != (message.block, message.step):
             self.work.append((message.block, message.step))
-        self.answers[ranks[0]].put(
-            Done(message.block, message.step, torch.full((1,), float(message.step + 1)))
-        )
+        if ranks == self.layout.ranks_of(self.layout.chain_of(message.step, self.num_steps)[-1]):
+            done = Done(message.block, message.step, torch.full((1,), float(message.step + 1)))
+            self.answers[ranks[0]].put(done)
+            unanswered = sum(answers.qsize() for answers in self.answers.values())
+            self.most_unanswered = max(self.most_unanswered, unanswered)
 
     def answer(self, rank: int) -> Done:
         return self.answers[rank].get(timeout=5)
@@ -134,9 +140,9 @@ def test_in_layers_the_ends_of_the_chain_get_latents_and_only_the_first_the_inpu
     layout = Layout("layers", 3, 1, True)
     crew, _ = conducted(layout, 1, [block(0, 1)])
     assert [(ranks[0], m.latents is None) for ranks, m in crew.log if isinstance(m, Work)] == [
-        (1, False),
-        (2, True),
         (3, False),
+        (2, True),
+        (1, False),
     ]
     assert {ranks[0]: len(m.block.audio) for ranks, m in crew.log if isinstance(m, Open)} == {
         1: 1,
@@ -168,6 +174,29 @@ def test_without_blocks_under_way_the_old_anchor_goes_before_the_new_one_is_made
     run = Run(Crew(Layout("layers", 2)), Schedule((1.0,), (1.0, 0.0)), GEOMETRY, None)
     run._refresh(torch.ones(1))
     assert [type(message) for _, message in run._conductor.log] == [Release, Prefill, Prefill]
+
+
+@pytest.mark.parametrize("progress", [1, 2, 5, 9, 14])
+@pytest.mark.parametrize(("layout", "num_steps"), LAYOUTS)
+def test_once_told_to_quit_it_hands_out_nothing_more(layout, num_steps, progress):
+    """What is under way then, one item more than there are stages at most, is waited for; then comes End."""
+
+    class Stopping(Crew):
+        def tell(self, ranks, message) -> None:
+            super().tell(ranks, message)
+            if len(self.work) >= progress:
+                run.quit.set()
+
+    crew = Stopping(layout)
+    run = Run(crew, Schedule((1.0,) * num_steps, (0.0,) * (num_steps + 1)), GEOMETRY, None)
+    run.orders.put(conditions(GEOMETRY))
+    for index in range(30):
+        run.orders.put(block(index, num_steps))
+    run.conduct()
+    assert len(crew.work) == progress
+    assert all(answers.empty() for answers in crew.answers.values())
+    assert isinstance(crew.log[-2][1], End)
+    assert crew.most_unanswered <= layout.num_stages + 1
 
 
 def test_what_an_answer_raises_reaches_the_rollout():
