@@ -81,7 +81,8 @@ def local_latents(options: dict[str, Any]) -> Tensor:
 def _local_latents(options: tuple[tuple[str, Any], ...]) -> Tensor:
     model = fill(lambda name: True).fuse()
     given = dict(options)
-    return latents(LocalDenoiser(model, geometry_of(given), schedule(given)), given)
+    denoiser = LocalDenoiser(model, geometry_of(given), schedule(given), ring_dtype=given.get("ring_dtype"))
+    return latents(denoiser, given)
 
 
 def fill(select: Callable[[str], bool]) -> StreamingTransformer:

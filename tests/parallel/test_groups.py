@@ -36,6 +36,7 @@ TOLERANCE = 1e-5
 REQUESTS = ({"num_steps": 4}, {"num_steps": 3, "infer_frames": 32, "num_blocks": 9, "seed": 2})
 POSED = {"pose": True, "infer_frames": 16}
 TWO = {"num_speakers": 2, "num_steps": 3}
+FLOAT8_RINGS = {"ring_dtype": torch.float8_e4m3fn}
 ONE_BLOCK = {"num_blocks": 1, "pose": True, "num_speakers": 2}
 
 
@@ -55,7 +56,7 @@ def equal(group: Group, options: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def made(conductor: Conductor, request: dict[str, Any]) -> Tensor:
-    denoiser = conductor.denoiser(geometry_of(request), schedule(request))
+    denoiser = conductor.denoiser(geometry_of(request), schedule(request), request.get("ring_dtype"))
     try:
         return latents(denoiser, request)
     finally:
@@ -64,13 +65,13 @@ def made(conductor: Conductor, request: dict[str, Any]) -> Tensor:
 
 EQUAL = {
     "decode_apart": (of("local", 1, 1, True), REQUESTS),
-    "layers_2": (of("layers", 2), (*REQUESTS, POSED, TWO)),
+    "layers_2": (of("layers", 2), (*REQUESTS, POSED, TWO, FLOAT8_RINGS)),
     "layers_3_decode": (of("layers", 3, 1, True), (*REQUESTS, POSED, TWO, ONE_BLOCK)),
     "layers_5": (of("layers", 5), (*REQUESTS, {"num_steps": 2})),
     "timesteps_2": (of("timesteps", 2), (*REQUESTS, POSED)),
     "timesteps_3": (of("timesteps", 3), (*REQUESTS, TWO, ONE_BLOCK)),
     "timesteps_4_decode": (of("timesteps", 4, 1, True), ({"num_steps": 4}, {**POSED, "num_speakers": 2})),
-    "ulysses_2": (of("ulysses", 1, 2), (*REQUESTS, POSED)),
+    "ulysses_2": (of("ulysses", 1, 2), (*REQUESTS, POSED, FLOAT8_RINGS)),
     "ulysses_3_decode": (of("ulysses", 1, 3, True), (*REQUESTS, TWO, ONE_BLOCK)),
     "ulysses_4": (of("ulysses", 1, 4), (*REQUESTS, {**POSED, **TWO})),
     "layers_2x2": (of("layers", 2, 2), (*REQUESTS, {**POSED, **TWO})),
@@ -118,7 +119,7 @@ def repeated(group: Group, options: dict[str, Any]) -> dict[str, Any] | None:
         return None
     alive = []
     for number in range(10):
-        request = {**REQUESTS[number % 2], "seed": number, "num_blocks": 3 + number % 3}
+        request = {**REQUESTS[number % 2], "seed": number, "num_blocks": 2 + number % 2}
         made(conductor, request)
         alive.append((tensors_alive(), threading.active_count(), num_unread(conductor)))
     conductor.stop()
