@@ -65,9 +65,16 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(preset: Preset, *, weights: Path | None = None, gpus: Sequence[str] | None = None) -> Engine:
+def open_engine(
+    preset: Preset,
+    *,
+    weights: Path | None = None,
+    gpus: Sequence[str] | None = None,
+    attach: str | None = None,
+) -> Engine:
     """The engine that the preset names, in a process of its own; nothing heavy is loaded yet.
 
+    attach: "host:port" of ranks that torchrun started, for a preset of the diffusion engine.
     preset: resolved ("auto" has become the best that fits). weights: the checkpoint folder, when stated.
     gpus: those that it may see, as CUDA_VISIBLE_DEVICES names them. Raises: BadInput for a preset that is
     not resolved.
@@ -75,6 +82,8 @@ def open_engine(preset: Preset, *, weights: Path | None = None, gpus: Sequence[s
     from avatar.worker import EngineProcess
 
     source, options = source_of(preset, weights)
+    if attach is not None and preset.engine == "diffusion":
+        options["attach"] = attach
     return EngineProcess(source, gpus, **options)
 
 

@@ -19,7 +19,7 @@ FLOORS = [
     {"geometry", "abilities", "checkpoint_places"},
     {"preset"},
     {"events", "request", "scratch", "child"},
-    {"engine", "service"},  # the protocol; open_engine is its one way up
+    {"engine", "service", "parcel"},  # the protocol; open_engine is its one way up
     {"media", "models"},
     {"parallel.layout"},  # pure; the rest of its room is put around the diffusion engine
     {"memory"},

@@ -21,7 +21,7 @@ from avatar.events import RankLoad
 from avatar.parallel.layout import Layout
 from avatar.parallel.reports import Failed, Made, Meeting, Planned, Pulse, Start, Told
 from avatar.preset import Preset
-from avatar.service import Ask, Cancel, Ended, Run
+from avatar.service import Ended
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +71,16 @@ class Fleet(ABC):
     def end(self) -> None:
         """End all ranks, whatever they are doing; what they held on the GPUs is free then."""
 
+    def leave(self) -> None:
+        """No more runs will be asked for."""
+        self.end()
+
     @abstractmethod
     def fate_of(self, link: Connection) -> tuple[int, str]:
         """The rank that has hung up, and what became of it."""
 
-    def send(self, message: Run | Cancel | Ask) -> None:
-        """To rank 0. Raises: AvatarError when it is gone."""
+    def send(self, message: Any) -> None:
+        """Run, Cancel or Ask to rank 0. Raises: AvatarError when it is gone."""
         self._making = False
         self._moved = time.monotonic()
         try:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class Meter:
     @property
     def busy_s(self) -> float:
         """Seconds of the work that is done by now."""
-        with self._reading:
+        with self._reading, self._on_device():
             while self._spans and self._spans[0][1].query():
                 start, end = self._spans.popleft()
                 self._busy_s += start.elapsed_time(end) / 1000
@@ -57,6 +57,10 @@ class Meter:
     def peak_bytes(self) -> int | None:
         """The most that tensors took of the device so far; None without a GPU."""
         return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """For a thread of its own, which else would reach for the first GPU."""
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
     def _mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)

@@ -12,6 +12,7 @@ from avatar.engine import SELF_TEST_LABEL, Frames, serves
 from avatar.errors import AvatarError, Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.memory.plan import Plan
+from avatar.parallel.attach import Address, AttachedFleet
 from avatar.parallel.fleet import Fleet, Limits, LocalFleet
 from avatar.parallel.reports import Made, Planned, Pulse, Told
 from avatar.preset import Preset
@@ -28,12 +29,20 @@ class RankedSource:
     """See FrameSource. One rank or many: the same way."""
 
     def __init__(
-        self, preset: Preset, weights: Path | None = None, *, roles: str = ROLES, limits: Limits | None = None
+        self,
+        preset: Preset,
+        weights: Path | None = None,
+        *,
+        attach: str | None = None,
+        roles: str = ROLES,
+        limits: Limits | None = None,
     ) -> None:
         """Starts the ranks, and does not wait for them. weights: the checkpoint folder, when named.
 
-        roles: see Start.
+        attach: where rank 0 of ranks listens that were started by torchrun; they are not started here, and
+        have their own weights. roles: see Start.
         """
+        self._address = None if attach is None else Address.parse(attach)
         self.label = SELF_TEST_LABEL if preset.requires.weights == "tiny" else ""
         self._weights, self._roles, self._limits = weights, roles, limits or Limits()
         self._starter = ThreadPoolExecutor(
@@ -41,7 +50,7 @@ class RankedSource:
         )  # lives on: ranks end with the thread that started them
         self._run = 0
         self._served = serves(preset)
-        self._fleet: Fleet = self._start(preset)
+        self._fleet: Fleet | None = None if attach else self._start(preset)
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
         """See FrameSource. Raises: also WorkerLost; the next run finds fresh ranks then."""
@@ -86,27 +95,33 @@ class RankedSource:
 
     def pinned_bytes(self) -> int:
         """Page-locked memory that the ranks held when last heard of."""
-        return sum(pulse.pinned_bytes for pulse in self._fleet.last_pulses if pulse is not None)
+        pulses = [] if self._fleet is None else self._fleet.last_pulses
+        return sum(pulse.pinned_bytes for pulse in pulses if pulse is not None)
 
     def close(self) -> None:
         """See FrameSource."""
-        self._fleet.end()
+        if self._fleet is not None:
+            self._fleet.leave()
         self._starter.shutdown()
 
     @property
     def fleet(self) -> Fleet:
         """The ranks of the last run, or those of the next."""
+        assert self._fleet is not None
         return self._fleet
 
     def _fleet_for(self, preset: Preset) -> Fleet:
         """The ranks that are there, if they serve this preset; else fresh ones. Raises: BadInput."""
-        if not self._fleet.alive or serves(preset) != self._served:
-            self._fleet.end()
+        if self._fleet is None or not self._fleet.alive or serves(preset) != self._served:
+            if self._fleet is not None:
+                self._fleet.leave()
             self._fleet = self._start(preset)
             self._served = serves(preset)
         return self._fleet
 
     def _start(self, preset: Preset) -> Fleet:
+        if self._address is not None:
+            return AttachedFleet(preset, self._address, self._limits)
         return self._starter.submit(LocalFleet, preset, self._weights, self._roles, self._limits).result()
 
     def _drain(self, fleet: Fleet) -> None:

@@ -12,7 +12,7 @@ import os
 import queue
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -91,16 +91,27 @@ def out_of_memory(rank: int) -> DoesNotFit:
     )
 
 
-def work(start: Start, service: Service, take_seat: Callable[[], Seat], reporter: Reporter) -> None:
-    """Take the seat and do this rank's part until nobody wants it any more. Whatever goes wrong is told."""
+def work(
+    start: Start,
+    reporter: Reporter,
+    take_seat: Callable[[], Seat],
+    services: Iterable[Service],
+    around: Callable[[FrameSource], FrameSource] = lambda source: source,
+) -> None:
+    """Take the seat and do this rank's part until nobody wants it any more. Whatever goes wrong is told.
+
+    services: those whom rank 0 serves, one after another. around: what is put around its source.
+    """
     try:
         reporter.seat = seat = take_seat()
-        service.send(reporter.pulse())
+        reporter.send(reporter.pulse())
         roles = importlib.import_module(start.roles)
         if start.rank:
             roles.assist(start.preset, start.weights, seat)
-        else:
-            lead(service, roles.lead(start.preset, start.weights, seat), alone=start.world_size == 1)
+            return
+        source = around(roles.lead(start.preset, start.weights, seat))
+        for service in services:
+            lead(service, source, alone=start.world_size == 1)
     except BaseException as error:
         reporter.fail(error)
 
@@ -150,7 +161,7 @@ def serve(link: Connection) -> None:
     service = Service(link, on_other=meetings.put)
     reporter = Reporter(start.rank, service.send)
     service.start(reporter.pulse)
-    work(start, service, partial(seat_here, start, service, meetings), reporter)
+    work(start, reporter, partial(seat_here, start, service, meetings), [service])
 
 
 def seat_here(start: Start, service: Service, meetings: queue.SimpleQueue[Meeting]) -> Seat:
