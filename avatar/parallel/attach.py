@@ -79,16 +79,15 @@ def secret() -> bytes:
     if len(word) < FEWEST_LETTERS:
         raise BadInput(
             f"${SECRET} is {'too short' if word else 'not set'}.",
-            f"Set it to the same {FEWEST_LETTERS} letters or more for the ranks and for who attaches to them.",
+            f"Set it to the same {FEWEST_LETTERS} letters or more for the ranks and who attaches to them.",
         )
     return word.encode()
 
 
 def prove(link: Connection, key: bytes, first: bool) -> None:
     """Both sides prove that they know the key. Raises: AuthenticationError, EOFError, OSError."""
-    for challenge in (
-        (deliver_challenge, answer_challenge) if first else (answer_challenge, deliver_challenge)
-    ):
+    challenges = (deliver_challenge, answer_challenge)
+    for challenge in challenges if first else reversed(challenges):
         challenge(link, key)
 
 

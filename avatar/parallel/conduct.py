@@ -84,7 +84,9 @@ class Conductor:
 
     def answer(self, rank: int) -> Done:
         """A rank's next answer, waited for."""
-        return self.answers.get() if rank == 0 else self.group.post.receive(rank)
+        done = self.answers.get() if rank == 0 else self.group.post.receive(rank)
+        self.group.meter.tick()
+        return done
 
     @contextmanager
     def on_own_stream(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """Ranks that torchrun started, on one node or several: `torchrun … -m avatar worker`.
 
 Rank 0 listens for whoever attaches, one at a time. The others tell their state through torchrun's own store,
-from which rank 0 passes it on. When a rank fails torchrun ends the others and, with --max-restarts, starts anew.
+from which rank 0 passes it on. When one fails torchrun ends the others; with --max-restarts it starts anew.
 """
 
 from __future__ import annotations
@@ -82,8 +82,9 @@ def serve(preset: Preset, weights: Path | None, roles: str, address: Address, ke
         )
     from torch.distributed import PrefixStore, rendezvous
 
-    store, _, _ = next(rendezvous("env://"))
-    reports = PrefixStore(f"avatar-{place.attempt}", store.clone())
+    kept, _, _ = next(rendezvous("env://"))
+    store = PrefixStore(f"attempt-{place.attempt}", kept)  # it may hold what lost ranks have left
+    reports = PrefixStore("reports", store.clone())
     start = Start(preset, weights, roles, place.rank, place.world_size, log.getEffectiveLevel())
     if place.rank:
         reporter = Reporter(place.rank, partial(_report, reports, place.rank))
@@ -109,7 +110,7 @@ def _seat(start: Start, place: Place, store: Store) -> Seat:
 def _report(reports: Store, rank: int, message: Any) -> None:
     """Leave a rank's word where rank 0 finds it."""
     failed = isinstance(message, Failed)
-    reports.set(f"{'failed' if failed else 'pulse'}-{rank}", pickle.dumps(message))
+    reports.set(f"{'failed' if failed else 'pulse'}-{rank}", pickle.dumps(message).hex())
     if failed:
         time.sleep(2 * HEARTBEAT_S)  # until rank 0 has passed it on
 
@@ -127,7 +128,7 @@ def _relay(reports: Store, world_size: int, send: Callable[[Any], None]) -> None
         for name in [f"{kind}-{rank}" for rank in range(1, world_size) for kind in ("failed", "pulse")]:
             if reports.check([name]) and (data := reports.get(name)) != last.get(name):
                 last[name] = data
-                send(pickle.loads(data))
+                send(pickle.loads(bytes.fromhex(data.decode())))
         time.sleep(HEARTBEAT_S)
 
 
