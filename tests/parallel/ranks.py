@@ -1,4 +1,4 @@
-"""Five processes that talk over gloo, started once: each takes part in case after case."""
+"""Processes that talk over gloo, or NCCL, started once: each takes part in case after case."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from avatar.parallel.meter import Meter
 
 NUM_RANKS = 5
 LIMIT_S = 300.0
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,15 @@ class Case:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def play(cases: list[Case], folder: Path) -> dict[str, Any]:
+def play(
+    cases: list[Case], folder: Path, num_ranks: int = NUM_RANKS, on_gpus: bool = False
+) -> dict[str, Any]:
     """Rank 0's results by the names of the cases; an exception's traceback instead of a result."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch.distributed.fsdp", "tests.parallel.streams"])  # imported only once
     processes = [
-        context.Process(target=_rank, args=(rank, cases, folder), daemon=True) for rank in range(NUM_RANKS)
+        context.Process(target=_rank, args=(rank, num_ranks, cases, folder, on_gpus))
+        for rank in range(num_ranks)
     ]
     for process in processes:
         process.start()
@@ -58,20 +60,24 @@ def play(cases: list[Case], folder: Path) -> dict[str, Any]:
     return results
 
 
-def _rank(rank: int, cases: list[Case], folder: Path) -> None:
+def _rank(rank: int, num_ranks: int, cases: list[Case], folder: Path, on_gpus: bool) -> None:
     os.dup2(os.open(folder / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
     faulthandler.enable()
     faulthandler.dump_traceback_later(LIMIT_S - 10)
     torch.set_num_threads(1)
+    device = torch.device("cuda", rank) if on_gpus else torch.device("cpu")
+    if on_gpus:
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False
     distributed.init_process_group(
-        "gloo",
+        "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
         init_method=f"file://{folder / 'store'}",
         rank=rank,
-        world_size=NUM_RANKS,
+        world_size=num_ranks,
         timeout=timedelta(seconds=LIMIT_S),
     )
     for case in cases:
-        group = Group.join(case.layout, rank, CPU, Meter(CPU))
+        group = Group.join(case.layout, rank, device, Meter(device))
         if rank >= case.layout.world_size:
             continue
         try:
