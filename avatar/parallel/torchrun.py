@@ -84,7 +84,7 @@ def serve(preset: Preset, weights: Path | None, roles: str, address: Address, ke
 
     kept, _, _ = next(rendezvous("env://"))
     store = PrefixStore(f"attempt-{place.attempt}", kept)  # it may hold what lost ranks have left
-    reports = PrefixStore("reports", store.clone())
+    reports = PrefixStore(f"reports-{place.attempt}", kept.clone())
     start = Start(preset, weights, roles, place.rank, place.world_size, log.getEffectiveLevel())
     if place.rank:
         reporter = Reporter(place.rank, partial(_report, reports, place.rank))

@@ -1,4 +1,4 @@
-"""Real torchrun with two ranks, and an engine that attaches to rank 0: frames, secrets, losses, a fresh start."""
+"""Real torchrun with two ranks, and an engine attached to rank 0: frames, secrets, losses, a fresh start."""
 
 from __future__ import annotations
 
