@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. argv: without the program's name; None: this process's."""
     args = build_parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
     level = logging.INFO if args.verbose else logging.ERROR
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    clock = "%(asctime)s " if args.verbose else ""
+    logging.basicConfig(level=level, format=f"{clock}%(levelname)s %(name)s: %(message)s")
     try:
         code: int = args.run(args)
         return code

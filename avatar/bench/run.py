@@ -1,28 +1,30 @@
-"""The bench: a preset's parts over blocks with full rings, then the whole engine as a user runs it."""
+"""The bench: the whole engine as a user runs it, its parts timed on the way, then a short run when warm."""
 
 from __future__ import annotations
 
+import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from avatar.bench.measure import Held, Stopwatch, host_peak_bytes, machine, watched
 from avatar.diffusion.conditions import SpeechTrack, encode_portrait, prepare_portrait
 from avatar.diffusion.decode import StreamingDecoder
 from avatar.diffusion.denoise import Conditions, LocalDenoiser, OpenBlock
 from avatar.diffusion.parts import Parts
-from avatar.diffusion.rollout import rollout
 from avatar.diffusion.room import plan_here
-from avatar.diffusion.source import DiffusionSource, local_denoiser, pieces_for, video_size
+from avatar.diffusion.source import DiffusionSource, local_denoiser, video_size
 from avatar.errors import BadInput
 from avatar.events import Finished
-from avatar.geometry import BLOCK_FRAMES, FPS, Geometry, Size
+from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, Geometry, Size
 from avatar.media.intake import open_request
-from avatar.media.report import read_report
+from avatar.media.report import RunReport, read_report
 from avatar.media.sample import write_sample
 from avatar.media.speech import SpeechReader
 from avatar.media.stream import stream_frames
@@ -30,24 +32,22 @@ from avatar.memory.offload import Traffic
 from avatar.preset import Fallback, Preset
 from avatar.request import Request
 
+logger = logging.getLogger(__name__)
+
 FEWEST_MEASURED = 5  # blocks with full rings
 SETTLING_BLOCKS = 2  # that are not measured although their rings are full
+WARM_BLOCKS = 4  # of the second run, for the time to its first frame and segment
 
 
-class TimedDenoiser(LocalDenoiser):
-    """A LocalDenoiser that times its own steps and the prefill. items: how many each measured step had."""
+@dataclass
+class Course:
+    """What is noted while a run goes. items: of each denoising step; the others: after each block."""
 
     clock: Stopwatch
-    items: list[int]
-
-    def begin(self, conditions: Conditions) -> None:
-        with self.clock.measure("prefill"):
-            super().begin(conditions)
-
-    def advance(self, due: Sequence[OpenBlock]) -> None:
-        self.items.append(len(due))
-        with self.clock.measure("step"):
-            super().advance(due)
+    items: list[int] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+    carried: list[Traffic] = field(default_factory=list)
 
     def steps_after(self, num_items: int) -> list[float]:
         """Milliseconds of each item after the first so many, of those times when as many as ever were due."""
@@ -57,8 +57,58 @@ class TimedDenoiser(LocalDenoiser):
         return [ms / count for ms, count, done in times if count == most and done >= num_items]
 
 
+class TimedDenoiser(LocalDenoiser):
+    """A LocalDenoiser that times its own steps and the prefill."""
+
+    course: Course
+
+    def begin(self, conditions: Conditions) -> None:
+        with self.course.clock.measure("prefill"):
+            super().begin(conditions)
+
+    def advance(self, due: Sequence[OpenBlock]) -> None:
+        self.course.items.append(len(due))
+        with self.course.clock.measure("step"):
+            super().advance(due)
+
+    def collect(self, check: Callable[[], None] = lambda: None) -> Tensor:
+        latents = super().collect(check)
+        self.course.carried.append(self.traffic)
+        return latents
+
+
+class TimedDecoder(StreamingDecoder):
+    """A StreamingDecoder that times its blocks and looks at what is held after each."""
+
+    course: Course
+
+    def decode(self, latents: Tensor) -> Tensor:
+        with self.course.clock.measure("decode"):
+            frames = super().decode(latents)
+        self.course.held.append(Held.now(frames.device))
+        self.course.times_s.append(time.perf_counter())
+        return frames
+
+
+class TimedSource(DiffusionSource):
+    """A source whose parts note what they do."""
+
+    course: Course
+
+    def make_denoiser(self, preset: Preset, parts: Parts, size: Size) -> LocalDenoiser:
+        denoiser = local_denoiser(preset, parts, size, self.pieces, TimedDenoiser)
+        assert isinstance(denoiser, TimedDenoiser)
+        denoiser.course = self.course
+        return denoiser
+
+    def make_decoder(self, parts: Parts) -> StreamingDecoder:
+        decoder = TimedDecoder(parts.vae, compile=parts.device.type == "cuda")
+        decoder.course = self.course
+        return decoder
+
+
 def bench(preset: Preset, parts: Parts, *, num_blocks: int = 16) -> dict[str, Any]:
-    """Time a preset's parts over num_blocks blocks, then the whole engine; plain data for JSON.
+    """Run the engine over num_blocks blocks with everything cold, then shortly again; plain data for JSON.
 
     Raises: BadInput when num_blocks leaves fewer than 5 blocks with full rings.
     """
@@ -67,22 +117,28 @@ def bench(preset: Preset, parts: Parts, *, num_blocks: int = 16) -> dict[str, An
     speech_s = num_blocks * BLOCK_FRAMES / FPS
     planned = plan_here(preset, parts.device, placement=parts.placement, speech_s=speech_s).as_dict()
     with tempfile.TemporaryDirectory(prefix="avatar-bench-") as name:
-        folder = Path(name)
-        inputs = write_sample(folder, Size.parse(generation.size), speech_s)
         first, second = (
-            open_request(*inputs, preset, output=folder / f"{run}.mp4", work=folder / run)
-            for run in ("first", "second")
+            a_request(preset, Path(name) / str(count), count)
+            for count in (num_blocks, min(num_blocks, WARM_BLOCKS))
         )
         size = video_size(first)
-        warm_blocks = warm_up(Geometry.of(size, generation.infer_frames), num_blocks)
+        geometry = Geometry.of(size, generation.infer_frames)
+        warm_blocks = warm_up(geometry, num_blocks)
         start = time.perf_counter()
         with watched(parts.device) as load_peaks:
             parts.load_transformer()
         load_s = time.perf_counter() - start
+        logger.info("loaded in %.1f s", load_s)
+        encoding = time_encoders(first, parts, size)
+        source = TimedSource.of(parts, preset)
+        assert isinstance(source, TimedSource)
+        source.course = course = Course(Stopwatch(parts.device))
         with watched(parts.device) as peaks:
-            separate = time_parts(first, parts, size, num_blocks, warm_blocks)
-        with watched(parts.device) as whole_peaks:
-            whole = time_engine(parts, first, second)
+            cold = finished(source, first)
+        logger.info("%d blocks in %.1f s", num_blocks, cold.elapsed_s)
+        figures = figures_of(course, geometry, generation.sample_steps, num_blocks, warm_blocks)
+        source.course = Course(Stopwatch(parts.device))
+        warm = finished(source, second)
     return {
         "settings": {
             **preset.as_dict(),
@@ -94,11 +150,38 @@ def bench(preset: Preset, parts: Parts, *, num_blocks: int = 16) -> dict[str, An
         "plan": planned,
         "load_transformer_s": load_s,
         "load_memory": asdict(load_peaks),
-        "parts": {**separate, "memory": asdict(peaks)},
-        "end_to_end": {**whole, "memory": asdict(whole_peaks)},
+        "parts": {
+            **figures,
+            **encoding,
+            "first_block_cold_s": cold.first_frame_s,  # with all compiling
+            "memory": asdict(peaks),
+        },
+        "end_to_end": {
+            "fps": steady_fps(course, warm_blocks, num_blocks),
+            "cold_fps": cold.num_frames / cold.elapsed_s,
+            "first_frame_s": warm.first_frame_s,
+            "first_segment_s": warm.first_segment_s,
+            "num_frames": cold.num_frames,
+            "elapsed_s": cold.elapsed_s,
+            "memory": asdict(peaks),
+        },
         "host_peak_bytes": host_peak_bytes(),
         "machine": machine(parts.device),
     }
+
+
+def a_request(preset: Preset, folder: Path, num_blocks: int) -> Request:
+    """The sample portrait, speaking for so many blocks."""
+    folder.mkdir()
+    speech_s = (num_blocks * BLOCK_FRAMES - LEAD_IN_FRAMES) / FPS
+    inputs = write_sample(folder, Size.parse(preset.generation.size), speech_s)
+    return open_request(*inputs, preset, output=folder / "video.mp4", work=folder / "work")
+
+
+def finished(source: DiffusionSource, request: Request) -> RunReport:
+    """Run the engine as a user does, H.264 and files included; the run's report."""
+    ends = [event for event in stream_frames(source, request) if isinstance(event, Finished)]
+    return read_report(ends[0].report)
 
 
 def warm_up(geometry: Geometry, num_blocks: int) -> int:
@@ -114,55 +197,51 @@ def warm_up(geometry: Geometry, num_blocks: int) -> int:
     return warm_blocks
 
 
-def time_parts(
-    request: Request, parts: Parts, size: Size, num_blocks: int, warm_blocks: int
-) -> dict[str, Any]:
-    """Medians over the blocks after the warm-up; the first of everything is told apart."""
-    clock = Stopwatch(parts.device)
-    image = prepare_portrait(request.portrait, size)
+def time_encoders(request: Request, parts: Parts, size: Size) -> dict[str, float]:
+    """Milliseconds for the portrait, and for the first block's speech; each the second time."""
+    clock, image = Stopwatch(parts.device), prepare_portrait(request.portrait, size)
     for _ in range(2):
-        with clock.measure("encode portrait"):
+        with clock.measure("portrait"):
             encode_portrait(parts.vae, image)
     with SpeechReader(request.speech) as speech:
         track = SpeechTrack(speech.listen, speech.num_samples_16k)
-        conditions = parts.conditions.encode(request.portrait, request.prompt, size, [track])
         for _ in range(2):
-            again = parts.conditions.encode(request.portrait, request.prompt, size, [track])
-            with clock.measure("encode speech"):
-                again.audio.frames(0, BLOCK_FRAMES)
-        denoiser = local_denoiser(request.preset, parts, size, pieces_for(parts.device), TimedDenoiser)
-        assert isinstance(denoiser, TimedDenoiser)
-        denoiser.clock, denoiser.items = clock, []
-        held, carried = [], []
-        decoder = StreamingDecoder(parts.vae, compile=parts.device.type == "cuda")
-        start, first_block_s = time.perf_counter(), 0.0
-        decoder.prime(conditions.motion)
-        for latents in rollout(conditions, denoiser, num_blocks=num_blocks, seed=request.seed):
-            with clock.measure("decode"):
-                frames = decoder.decode(latents)
-            if not first_block_s:
-                frames.cpu()
-                first_block_s = time.perf_counter() - start
-            held.append(Held.now(parts.device))
-            carried.append(denoiser.traffic)
-    num_steps = denoiser.schedule.num_steps
-    steps = denoiser.steps_after(warm_blocks * num_steps)
-    step, decode = statistics.median(steps), statistics.median(clock.milliseconds("decode")[warm_blocks:])
+            conditions = parts.conditions.encode(request.portrait, request.prompt, size, [track])
+            with clock.measure("speech"):
+                conditions.audio.frames(0, BLOCK_FRAMES)
+    return {f"encode_{name}_ms": clock.milliseconds(name)[-1] for name in ("portrait", "speech")}
+
+
+def figures_of(
+    course: Course, geometry: Geometry, num_steps: int, num_blocks: int, warm_blocks: int
+) -> dict[str, Any]:
+    """Medians over the blocks after the warm-up; what crossed the bus, and memory at two moments."""
+    steps = course.steps_after(warm_blocks * num_steps)
+    decodes = course.clock.milliseconds("decode")[warm_blocks:]
+    step, decode = statistics.median(steps), statistics.median(decodes)
     return {
         "measured_blocks": num_blocks - warm_blocks,
         "step_ms": step,
         "step_ms_all": [round(ms, 3) for ms in steps],
         "decode_block_ms": decode,
-        "encode_portrait_ms": clock.milliseconds("encode portrait")[-1],
-        "encode_speech_ms": clock.milliseconds("encode speech")[-1],
-        "prefill_cold_ms": clock.milliseconds("prefill")[0],
-        "first_block_cold_s": first_block_s,  # with all compiling
+        "prefill_cold_ms": course.clock.milliseconds("prefill")[0],
         "denoise_fps": BLOCK_FRAMES * 1000 / (num_steps * step),
         "decode_fps": BLOCK_FRAMES * 1000 / decode,
         "denoise_and_decode_fps": BLOCK_FRAMES * 1000 / (num_steps * step + decode),
-        "bus": bus(carried[warm_blocks : num_blocks + 1 - max(denoiser.items)]),  # then fewer are under way
-        "held": {"clip_2": asdict(held[denoiser.geometry.second_clip_block]), "end": asdict(held[-1])},
+        "bus": bus(course.carried[warm_blocks : steady_end(course, num_blocks)]),
+        "held": {"clip_2": asdict(course.held[geometry.second_clip_block]), "end": asdict(course.held[-1])},
     }
+
+
+def steady_end(course: Course, num_blocks: int) -> int:
+    """The first block after which fewer than ever are under way."""
+    return num_blocks + 1 - max(course.items)
+
+
+def steady_fps(course: Course, warm_blocks: int, num_blocks: int) -> float:
+    """Frames a second by the clock on the wall, of the blocks between warming up and running out."""
+    times = course.times_s[warm_blocks : steady_end(course, num_blocks)]
+    return (len(times) - 1) * BLOCK_FRAMES / (times[-1] - times[0])
 
 
 def bus(carried: Sequence[Traffic]) -> dict[str, float]:
@@ -172,19 +251,4 @@ def bus(carried: Sequence[Traffic]) -> dict[str, float]:
     return {
         "to_device_bytes_per_frame": (last.to_device_bytes - first.to_device_bytes) / num_frames,
         "to_host_bytes_per_frame": (last.to_host_bytes - first.to_host_bytes) / num_frames,
-    }
-
-
-def time_engine(parts: Parts, first: Request, second: Request) -> dict[str, Any]:
-    """The engine as a user runs it, H.264 and files included; the second run counts."""
-    source = DiffusionSource.of(parts, first.preset)
-    for request in (first, second):
-        finished = [event for event in stream_frames(source, request) if isinstance(event, Finished)]
-    report = read_report(finished[0].report)
-    return {
-        "fps": report.frames_per_s,
-        "first_frame_s": report.first_frame_s,
-        "first_segment_s": report.first_segment_s,
-        "num_frames": report.num_frames,
-        "elapsed_s": report.elapsed_s,
     }

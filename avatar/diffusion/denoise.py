@@ -14,7 +14,7 @@ from avatar.diffusion.layer_stack import Item, LayerStack, Pieces
 from avatar.diffusion.schedule import Schedule
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
-from avatar.memory.offload import HostLayers, Traffic
+from avatar.memory.offload import HostLayers, RingMemory, Traffic
 from avatar.models.audio_encoder import AudioTokens
 from avatar.models.rope import REFERENCE_TIME, ConditionTable, block_table, reference_time
 from avatar.models.transformer import StreamingTransformer
@@ -143,9 +143,13 @@ class LocalDenoiser:
         ring_dtype: torch.dtype | None = None,
         host_layers: HostLayers | None = None,
         rings_on_host: bool = False,
+        ring_memory: RingMemory | None = None,
         diagonal: bool = False,
     ) -> None:
-        """host_layers: of the same transformer. diagonal: several blocks under way, as many as steps."""
+        """host_layers: of the same transformer. ring_memory: of an earlier run, to be used again.
+
+        diagonal: several blocks under way, as many as steps.
+        """
         self.transformer, self.geometry, self.schedule = transformer, geometry, schedule
         self.num_in_flight = schedule.num_steps if diagonal else 1
         self._host_layers = host_layers
@@ -161,6 +165,7 @@ class LocalDenoiser:
             ring_dtype=ring_dtype,
             visit=host_layers.visit if host_layers is not None else None,
             rings_on_host=rings_on_host,
+            ring_memory=ring_memory or RingMemory(),
             diagonal=diagonal,
         )
         self._submitted: deque[OpenBlock] = deque()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from avatar.geometry import Geometry
-from avatar.memory.offload import HostRings
+from avatar.memory.offload import HostRings, RingMemory
 from avatar.models.attention import (
     KEY_TILE,
     attends_in_parts,
@@ -99,9 +99,9 @@ class LayerStack:
 
     dtype: the residual stream's. ring_dtype: how rings are stored, None for the residual stream's dtype.
     visit: entered around each use of a layer, with its index; gives the layer and its injection on the
-    device. None: they are there. rings_on_host: rings wait there, and are on the device around their use.
-    diagonal: items come several at a time, the oldest block, in its last step, first. A layout that splits
-    heads overrides scatter, gather and new_ring.
+    device. None: they are there. rings_on_host: rings wait there, in ring_memory, and are on the device
+    around their use. diagonal: items come several at a time, the oldest block, in its last step, first.
+    A layout that splits heads overrides scatter, gather and new_ring.
     """
 
     transformer: StreamingTransformer
@@ -114,6 +114,7 @@ class LayerStack:
     ring_dtype: torch.dtype | None = None
     visit: Visit | None = None
     rings_on_host: bool = False
+    ring_memory: RingMemory = field(default_factory=RingMemory)
     diagonal: bool = False
 
     def __post_init__(self) -> None:
@@ -131,7 +132,7 @@ class LayerStack:
         for index, (layer, _) in self._visited():
             self.caches[index] = LayerCache(layer.cross_attn.keys_values(text), rings[index])
         ring = next(iter(rings[self.layers[0]].values()))
-        self._window_room = Window(self.geometry, ring, self.dtype)
+        self._window_room = Window(self.geometry, ring, self.dtype, self.device)
 
     def prefill(self, x: Tensor, modulation: Tensor, table: Tensor, anchor: int) -> Tensor:
         """Run the condition tokens, N C, attending to themselves; keep every layer's keys and values."""
@@ -195,7 +196,7 @@ class LayerStack:
         if self.diagonal:
             order = [(layer, step) for layer in self.layers for step in reversed(self.steps)]
         if self.rings_on_host:
-            self.host_rings = HostRings(self.device, order, self.new_ring)
+            self.host_rings = HostRings(self.device, order, self.new_ring, self.ring_memory)
             rings = self.host_rings.rings
         else:
             rings = {key: self.new_ring() for key in order}

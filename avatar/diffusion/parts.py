@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from avatar.diffusion.conditions import ConditionEncoder, SpeechTrack
 from avatar.diffusion.denoise import Conditions
 from avatar.diffusion.visitors import VisitingSpeechEncoder, VisitingVAE
 from avatar.geometry import Size
-from avatar.memory.offload import HostLayers, settle_on_host
+from avatar.memory.offload import HostLayers, RingMemory, settle_on_host
 from avatar.memory.placement import ALL_ON_GPU, Placement, spread
 from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.config import ModelConfig
@@ -68,7 +68,8 @@ class Parts:
     """What a generation works with.
 
     make_transformer: from a checkpoint, or random, with what is to wait on the host there. transformer: None
-    before it is made, and once released. host_layers: those of its layers that wait on the host.
+    before it is made, and once released. host_layers: those of its layers that wait on the host. ring_memory:
+    where rings wait there, from run to run.
     """
 
     device: torch.device
@@ -79,6 +80,7 @@ class Parts:
     placement: Placement = ALL_ON_GPU
     transformer: StreamingTransformer | None = None
     host_layers: HostLayers | None = None
+    ring_memory: RingMemory = field(default_factory=RingMemory)
 
     @classmethod
     def load(
@@ -128,5 +130,6 @@ class Parts:
     def release_transformer(self) -> None:
         """Give the transformer's memory back; the next run makes it again."""
         self.transformer = self.host_layers = None
+        self.ring_memory = RingMemory()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -160,7 +160,7 @@ class DiffusionSource:
         cancelled: Callable[[], bool],
     ) -> Iterator[Tensor]:
         """Frames of each block, T H W 3 on the device: as they come, or all at the end."""
-        decoder = StreamingDecoder(parts.vae, compile=parts.device.type == "cuda")
+        decoder = self.make_decoder(parts)
         latents = self._latents(parts, request, size, conditions, baton, anchor, cancelled)
         if not request.preset.memory.enable_online_decode:
             latents = iter([block.cpu() for block in latents])
@@ -189,7 +189,7 @@ class DiffusionSource:
         """Latents of each block; the rings live as long as this iterator."""
         latents = rollout(
             conditions,
-            self.denoiser(request, parts, size),
+            self.make_denoiser(request.preset, parts, size),
             num_blocks=baton.first_block + baton.num_blocks,
             seed=request.seed,
             cancelled=cancelled,
@@ -201,13 +201,23 @@ class DiffusionSource:
             baton.pass_latents(block)
             yield block
 
+    def make_denoiser(self, preset: Preset, parts: Parts, size: Size) -> Denoiser:
+        """The denoiser of a run, with empty rings; a bench times its own, several ranks share theirs."""
+        return local_denoiser(preset, parts, size, self.pieces)
+
+    def make_decoder(self, parts: Parts) -> StreamingDecoder:
+        """The decoder of a run; likewise."""
+        return StreamingDecoder(parts.vae, compile=parts.device.type == "cuda")
+
     def _loaded(self, request: Request, check: Check) -> Parts:
         """All models, loaded unless held as this request wants them."""
         preset = request.preset
         held, placement = self._placements(preset)
         if held is None or not held.serves(placement):
             self._free()
-            self._use(self._make_parts(request, placement, check), preset.memory)
+            parts = self._make_parts(request, placement, check)
+            self.prepare(parts, check)
+            self._use(parts, preset.memory)
         assert self._parts is not None
         self._parts.placement = placement
         self.prepare(self._parts, check)
@@ -220,10 +230,6 @@ class DiffusionSource:
     def release(self, parts: Parts) -> None:
         """The transformer is not needed until the next run."""
         parts.release_transformer()
-
-    def denoiser(self, request: Request, parts: Parts, size: Size) -> Denoiser:
-        """What denoises a run's blocks, with empty rings."""
-        return local_denoiser(request.preset, parts, size, self.pieces)
 
     def decoding(self) -> AbstractContextManager[None]:
         """Entered around the decoding of every block."""
@@ -268,7 +274,8 @@ class DiffusionSource:
         """
         while self._fixed is None:
             planned = self.plan_for(descent.request)
-            if not any(gpu.shortfall_bytes for gpu in planned.gpus):
+            present = [gpu for gpu in planned.gpus if gpu.total_bytes]
+            if not any(gpu.shortfall_bytes for gpu in present):
                 return
             yield descent.step_down_planned(planned)
 
@@ -316,6 +323,7 @@ def local_denoiser(
         ring_dtype=RING_DTYPES[preset.memory.ring_dtype],
         host_layers=parts.host_layers,
         rings_on_host=parts.placement.rings_on_host,
+        ring_memory=parts.ring_memory,
         diagonal=parts.placement.diagonal,
     )
 

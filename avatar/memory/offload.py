@@ -10,6 +10,9 @@ On a CPU the same code copies when it is told to: the slow twin of what streams 
 from __future__ import annotations
 
 import copy
+import logging
+import time
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +28,8 @@ from avatar.models.config import ModelConfig
 from avatar.models.kv_cache import Ring
 from avatar.models.transformer import LayerParts, StreamingTransformer
 from avatar.models.weights import Settle, stay
+
+logger = logging.getLogger(__name__)
 
 RING_SLOTS = 2  # rings on the device at a time: one at work, one on its way
 
@@ -177,6 +182,7 @@ class HostLayers(Conveyor[int, "LayerSlot"]):
         self, model: StreamingTransformer, indices: Sequence[int], num_slots: int, device: torch.device
     ) -> None:
         """Take the layers out of a model that is loaded and fused; their tensors may be anywhere."""
+        start = time.perf_counter()
         self._parts = [model.layer_parts(index) for index in range(model.config.num_layers)]
         self.buffers = {
             index: HostModules(_modules(self._parts[index]), device).buffer for index in sorted(indices)
@@ -184,6 +190,7 @@ class HostLayers(Conveyor[int, "LayerSlot"]):
         widest = max(self.buffers, key=lambda index: self.buffers[index].nbytes)
         slots = [LayerSlot.like(self._parts[widest], device) for _ in range(num_slots)]
         super().__init__(device, slots, list(self.buffers))
+        _tell("layers", self.host_bytes, start)
 
     @property
     def host_bytes(self) -> int:
@@ -252,18 +259,57 @@ def settle_on_host(config: ModelConfig, placement: Placement) -> Settle:
     return settle
 
 
+def _tell(what: str, num_bytes: int, start: float) -> None:
+    seconds = time.perf_counter() - start
+    logger.info("%s in host memory: %.1f GiB, made in %.1f s", what, num_bytes / 2**30, seconds)
+
+
+class RingMemory:
+    """Host memory that the rings of one run leave to the next: to lock so much of it takes long."""
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+        self._user: Callable[[], object] = lambda: None  # whose memory it is now, while that lives
+
+    def take(self, user: object, num_buffers: int, num_bytes: int, device: torch.device) -> list[Tensor]:
+        """Buffers of so many bytes each, for as long as the user lives; contents are undefined.
+
+        Raises: DoesNotFit.
+        """
+        if self._user() is not None:
+            return [host_buffer(num_bytes, device) for _ in range(num_buffers)]
+        if [len(buffer) for buffer in self._buffers] != [num_bytes] * num_buffers:
+            self._buffers.clear()  # given back before more is taken
+            self._buffers += [host_buffer(num_bytes, device) for _ in range(num_buffers)]
+        elif device.type == "cuda":
+            torch.cuda.synchronize(device)  # the last user's copies
+        self._user = weakref.ref(user)
+        return list(self._buffers)
+
+
 class HostRings(Conveyor[tuple[int, int], Ring]):
     """Every ring of a run in host memory; on the device is the one at work, and the next on its way."""
 
     def __init__(
-        self, device: torch.device, order: Sequence[tuple[int, int]], new_ring: Callable[[], Ring]
+        self,
+        device: torch.device,
+        order: Sequence[tuple[int, int]],
+        new_ring: Callable[[], Ring],
+        memory: RingMemory,
     ) -> None:
         """Empty rings by layer and step, in the order of their use; new_ring makes one on the device."""
-        slots = [new_ring() for _ in range(RING_SLOTS)]
+        start, slots = time.perf_counter(), [new_ring() for _ in range(RING_SLOTS)]
         layout = Layout.of(slots[0].tensors)
-        self.rings = {key: Ring.of(layout.views(host_buffer(layout.num_bytes, device))) for key in order}
+        layers = list(dict.fromkeys(layer for layer, _ in order))
+        buffers = memory.take(self, len(layers), len(order) // len(layers) * layout.num_bytes, device)
+        self.rings: dict[tuple[int, int], Ring] = {}
+        for layer, buffer in zip(layers, buffers, strict=True):
+            keys = [key for key in order if key[0] == layer]
+            for key, part in zip(keys, buffer.split(layout.num_bytes), strict=True):
+                self.rings[key] = Ring.of(layout.views(part))
         self.host_bytes = len(order) * layout.num_bytes
         super().__init__(device, slots, order)
+        _tell("rings", self.host_bytes, start)
 
     def _memory(self, place: Ring) -> Iterable[Tensor]:
         return place.tensors

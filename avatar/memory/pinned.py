@@ -40,7 +40,8 @@ def host_buffer(num_bytes: int, device: torch.device) -> Tensor:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)  # far fewer pages to lock
     array = np.frombuffer(pages, dtype=np.uint8)
-    address = array.ctypes.data
+    address, tensor = array.ctypes.data, torch.from_numpy(array)
+    tensor.zero_()  # all cores map the pages; the driver would do it alone, under its lock
     with torch.cuda.device(device):
         if int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0)):
             _forget_error(device)
@@ -48,7 +49,7 @@ def host_buffer(num_bytes: int, device: torch.device) -> Tensor:
     _pinned[address] = num_bytes
     # The array dies with the last tensor on it, and its pages after it.
     weakref.finalize(array, _unpin, address, device).atexit = False
-    return torch.from_numpy(array)
+    return tensor
 
 
 def _unpin(address: int, device: torch.device) -> None:

@@ -119,12 +119,14 @@ def widen_tokens(into: KeysValues, past: KeysValues, scales: KeysValues) -> None
 class Window:
     """Room for all that a block attends to, in one piece: condition, own, past. All layers use it in turn."""
 
-    def __init__(self, geometry: Geometry, ring: Ring, dtype: torch.dtype) -> None:
-        """Room for the heads that a ring has. dtype: the residual stream's."""
+    def __init__(
+        self, geometry: Geometry, ring: Ring, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        """Room for the heads that a ring has, on the device that works. dtype: the residual stream's."""
         near = geometry.condition_tokens, geometry.block_tokens
         past_tokens = geometry.past_frames * geometry.frame_tokens
         shape = (sum(near) + past_tokens, *ring.k.shape[2:])
-        self.k, self.v = (torch.empty(shape, dtype=dtype, device=ring.k.device) for _ in "kv")
+        self.k, self.v = (torch.empty(shape, dtype=dtype, device=device) for _ in "kv")
         parts = zip(self.k.split((*near, past_tokens)), self.v.split((*near, past_tokens)), strict=True)
         self.condition, self.own, self._past = (KeysValues(k, v) for k, v in parts)
 

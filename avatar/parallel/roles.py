@@ -136,7 +136,7 @@ class LeadingSource(DiffusionSource):
             self._tell(Load())
             self._group = join(self.preset, self.config(), self._seat)
         share = self.share(self._group, parts.dtype, check)
-        self._conductor = Conductor(self._group, share, parts.dtype, self.pieces)
+        self._conductor = Conductor(self._group, share, parts.dtype, pieces_for(parts.device))
         self._tell(Go())
 
     def files(self, request: Request) -> CheckpointFiles:
@@ -161,14 +161,14 @@ class LeadingSource(DiffusionSource):
     def release(self, parts: Parts) -> None:
         """The shares stay: it would take all ranks to load them again."""
 
-    def denoiser(self, request: Request, parts: Parts, size: Size) -> Denoiser:
+    def make_denoiser(self, preset: Preset, parts: Parts, size: Size) -> Denoiser:
         """See DiffusionSource."""
         assert self._conductor is not None
-        generation = request.preset.generation
+        generation = preset.generation
         self._denoiser = self._conductor.denoiser(
             Geometry.of(size, generation.infer_frames),
             Schedule.flow_match(generation.sample_steps, generation.shift),
-            RING_DTYPES[request.preset.memory.ring_dtype],
+            RING_DTYPES[preset.memory.ring_dtype],
         )
         return self._denoiser
 

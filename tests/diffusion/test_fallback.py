@@ -26,6 +26,7 @@ from avatar.media.intake import open_request
 from avatar.media.report import read_report
 from avatar.media.sample import write_sample
 from avatar.media.stream import stream_frames
+from avatar.memory import ladder
 from avatar.memory.plan import GIB, DevicePlan, Item, Plan
 from avatar.preset import Fallback, Preset, load_preset
 from avatar.request import Part, Request
@@ -34,6 +35,7 @@ FULL = replace(
     load_preset("self-test").with_settings(infer_frames=36, sample_steps=4),
     fallback=Fallback(("infer_frames", "sample_steps")),
 )
+NUM_FRAMES = 50  # five blocks
 ITEMS = FULL.generation.sample_steps  # work items in a block
 
 
@@ -101,6 +103,19 @@ def source(tiny_checkpoint: Path) -> Callable[[Allocator], DiffusionSource]:
     )
 
 
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[int, np.ndarray]:
+    """The video in two parts, the second a rung lower, by the frame between them; NUM_FRAMES: never lower."""
+    folder = tmp_path_factory.mktemp("expected")
+    inputs = write_sample(folder, Size(96, 96), NUM_FRAMES / FPS)
+    request = open_request(*inputs, FULL, output=folder / "out.mp4", work=folder / "work")
+    engine, lower = DiffusionSource(FULL, tiny_checkpoint), FULL.with_settings(infer_frames=32)
+    found = {
+        shown: in_two(engine, request, shown, lower) for shown in {shown for _, shown in MOMENTS.values()}
+    }
+    return {**found, NUM_FRAMES: np.concatenate(ran(engine, request)[0])}
+
+
 def ran(engine: DiffusionSource, request: Request) -> tuple[list[np.ndarray], list[Notice]]:
     """Batches of frames, and notices."""
     frames, notices = [], []
@@ -146,23 +161,19 @@ MOMENTS = {  # what fails, and how many frames are shown by then
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_run_goes_on_a_rung_lower_from_the_last_block_shown(moment, ask, source):
+def test_a_run_goes_on_a_rung_lower_from_the_last_block_shown(moment, ask, source, expected):
     given, shown = MOMENTS[moment]
     allocator = replace(given, counts={}, made=[], alive=[])
-    request = ask(60)
-    frames, notices = ran(source(allocator), request)
+    frames, notices = ran(source(allocator), ask(NUM_FRAMES))
     whole = np.concatenate(frames)
-    assert len(whole) == request.num_frames == 60
-    assert [len(batch) for batch in frames] == [9, 12, 12, 12, 12, 3]
+    assert [len(batch) for batch in frames] == [9, 12, 12, 12, 5]
     (notice,) = notices
     assert (notice.code, notice.level, notice.rung) == ("rung_oom", "warning", "infer_frames")
     block = 0 if not shown else (shown + 3) // 12
     assert notice.values == {"was": "36", "now": "32", "device": "", "block": block}
     assert "infer_frames 32" in notice.text
-    expected = in_two(source(Allocator()), request, shown, FULL.with_settings(infer_frames=32))
-    assert np.array_equal(whole, expected)
-    plain = np.concatenate(ran(source(Allocator()), request)[0])
-    assert np.array_equal(whole[:shown], plain[:shown])
+    assert np.array_equal(whole, expected[shown])
+    assert np.array_equal(whole[:shown], expected[NUM_FRAMES][:shown])
     assert allocator.alive == [0, 0]  # all was freed before anything was made anew
 
 
@@ -201,15 +212,15 @@ def test_in_a_deferred_decode_too(ask, source):
 
 
 LARGE = replace(
-    FULL.with_settings(size="512*256", infer_frames=16, sample_steps=1), fallback=Fallback(("size",))
+    FULL.with_settings(size="256*128", infer_frames=16, sample_steps=1), fallback=Fallback(("size",))
 )
 
 
 @pytest.fixture(scope="module")
 def resized_run(tmp_path_factory, tiny_checkpoint):
-    """A stream whose model's size changes after two blocks: the request, its events, the sizes encoded."""
+    """A stream whose model's size changes after two blocks: the request, its events, what was encoded."""
     folder = tmp_path_factory.mktemp("resized")
-    portrait, speech = write_sample(folder, Size(512, 256), 40 / FPS)
+    portrait, speech = write_sample(folder, Size(256, 128), 40 / FPS)
     request = open_request(portrait, speech, LARGE, output=folder / "out.mp4", work=folder / "work")
     allocator = Allocator(head={3})
     made = allocator.parts(tiny_checkpoint)
@@ -222,35 +233,37 @@ def resized_run(tmp_path_factory, tiny_checkpoint):
         return parts
 
     engine = DiffusionSource(LARGE, tiny_checkpoint, make_parts=watched)
-    return request, list(stream_frames(engine, request)), encoded
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ladder, "LOW_SIZE", Size(160, 96))  # the real one is large for a CPU
+        return request, list(stream_frames(engine, request)), encoded
 
 
 def test_a_changed_size_is_scaled_to_the_streams_and_the_file_stays_one(resized_run):
     _, events, _ = resized_run
     (notice,) = (event for event in events if isinstance(event, Notice))
-    assert (notice.rung, notice.values["was"], notice.values["now"]) == ("size", "512*256", "384*256")
+    assert (notice.rung, notice.values["was"], notice.values["now"]) == ("size", "256*128", "160*96")
     finished = events[-1]
     assert isinstance(finished, Finished)
     assert (finished.num_frames, finished.stopped, finished.error) == (40, False, None)
     with av.open(str(finished.video)) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert len(frames) == 40
-    assert {frame.shape for frame in frames} == {(256, 512, 3)}
+    assert {frame.shape for frame in frames} == {(128, 256, 3)}
     report = read_report(finished.report)
     assert [(taken.rung, taken.frame) for taken in report.rungs] == [("size", 21)]
     assert [notice["code"] for notice in report.notices] == ["rung_oom"]
-    assert (report.width, report.height) == (512, 256)
+    assert (report.width, report.height) == (256, 128)
 
 
 def test_at_the_new_size_the_model_sees_what_was_shown(resized_run):
     """The portrait, then the last 73 frames as motion, then the first frame shown as a still: the anchor."""
     _, _, encoded = resized_run
-    low = size_within(Size(512, 256), LARGE.with_settings(size="384*256"))
-    assert low != Size(512, 256)
-    assert low.area <= Size.parse("384*256").area
+    low = size_within(Size(256, 128), LARGE.with_settings(size="160*96"))
+    assert low != Size(256, 128)
+    assert low.area <= Size.parse("160*96").area
     shapes = [tuple(video.shape[2:]) for video in encoded]
     lower = (low.height, low.width)
-    assert shapes == [(73, 256, 512), (73, *lower), (73, *lower), (5, *lower)]
+    assert shapes == [(73, 128, 256), (73, *lower), (73, *lower), (5, *lower)]
     _, still, motion, anchor = encoded
     assert torch.equal(motion[:, :, :1].round(decimals=5), still[:, :, :1].round(decimals=5))
     assert not torch.equal(motion[:, :, -1], still[:, :, -1])

@@ -14,7 +14,7 @@ from torch import Tensor
 from avatar.diffusion.denoise import LocalDenoiser
 from avatar.diffusion.layer_stack import Pieces
 from avatar.diffusion.rollout import rollout
-from avatar.memory.offload import Conveyor, HostLayers, LayerSlot
+from avatar.memory.offload import Conveyor, HostLayers, LayerSlot, RingMemory
 from avatar.memory.pinned import ALIGN_BYTES, Layout, host_buffer, pinned_bytes
 from avatar.memory.placement import spread
 from avatar.models.kv_cache import ring_bytes
@@ -94,6 +94,30 @@ def test_a_second_run_starts_with_empty_rings():
     stream = Stream.load("basic")
     denoiser = stream.denoiser(rings_on_host=True)
     assert torch.equal(latents(denoiser, stream), latents(denoiser, stream))
+
+
+def test_rings_leave_their_memory_to_the_next_run_but_not_to_one_at_the_same_time():
+    stream, memory = Stream.load("basic"), RingMemory()
+
+    def new() -> LocalDenoiser:
+        return stream.denoiser(rings_on_host=True, ring_memory=memory)
+
+    def places(denoiser: LocalDenoiser) -> set[int]:
+        return {ring.k.data_ptr() for ring in denoiser.stack.host_rings.rings.values()}
+
+    first = new()
+    expected, used = latents(first, stream), places(first)
+    beside = new()
+    assert torch.equal(latents(beside, stream), expected)
+    assert not places(beside) & used
+    del first
+    again = new()
+    assert torch.equal(latents(again, stream), expected)
+    assert places(again) == used
+    del again
+    other = stream.denoiser(rings_on_host=True, ring_memory=memory, ring_dtype=FLOAT8)
+    latents(other, stream)
+    assert sum(map(len, memory._buffers)) == other.stack.host_rings.host_bytes
 
 
 def test_compiled_pieces_see_no_new_tensors_after_the_first_blocks():

@@ -43,7 +43,7 @@ def test_a_ring_in_float8_gives_back_what_it_took_but_for_the_rounding(window_fr
     torch.manual_seed(0)
     geometry, heads, dim = Geometry(64, 64, window_frames), 3, 128
     exact, rounded = (Ring.allocate(geometry, heads, dim, t, "cpu") for t in (torch.float32, FLOAT8))
-    window = Window(geometry, rounded, torch.float32)
+    window = Window(geometry, rounded, torch.float32, "cpu")
     for block in range(6):
         size = 10.0 ** torch.randint(-3, 4, (geometry.block_tokens, heads, 1))
         own = KeysValues(*(torch.randn(geometry.block_tokens, heads, dim) * size for _ in "kv"))
@@ -64,7 +64,7 @@ def test_a_ring_in_float8_keeps_tokens_of_zeros():
     ring = Ring.allocate(Geometry(64, 64, 6), 1, 16, FLOAT8, "cpu")
     own = KeysValues(torch.zeros(48, 1, 16), torch.zeros(48, 1, 16))
     ring.append(quantise_tokens(own))
-    window = Window(Geometry(64, 64, 6), ring, torch.bfloat16)
+    window = Window(Geometry(64, 64, 6), ring, torch.bfloat16, "cpu")
     assert not window.with_past(ring).k[-48:].any()
 
 
@@ -77,7 +77,7 @@ def test_window_is_condition_then_own_then_past():
     )
     table = ConditionTable(geometry, dim, torch.device("cpu")).at(33)
     ring = Ring.allocate(geometry, heads, dim, torch.bfloat16, "cpu")
-    window = Window(geometry, ring, torch.float32)
+    window = Window(geometry, ring, torch.float32, "cpu")
     for index, own in enumerate(blocks):
         place(window.condition, condition, table)
         place(window.own, own, None)
