@@ -53,6 +53,7 @@ def play(
         process.join(max(0.0, deadline - time.monotonic()))
     for process in processes:
         process.kill()
+        process.join()
     results = {}
     for case in cases:
         file = folder / f"{case.name}.pt"
