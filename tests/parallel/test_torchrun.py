@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,9 +122,9 @@ def test_a_lost_rank_ends_the_run_and_torchrun_starts_fresh_ones(source, ask, fa
 
 
 def test_another_secret_or_preset_is_refused(address, source, ask, monkeypatch):
-    other = RankedSource(PRESET.with_settings(layout="layers"), attach=address, limits=LIMITS)
+    request = replace(ask(), preset=PRESET.with_settings(layout="layers"))
     with pytest.raises(BadInput, match="hold the preset self-test"):
-        make(other, ask())
+        make(source, request)
     monkeypatch.setenv(SECRET, WORD + "!")
     with pytest.raises(BadInput, match=f"another .{SECRET}"):
         make(RankedSource(PRESET, attach=address, limits=LIMITS), ask())
@@ -176,4 +177,4 @@ def test_a_worker_without_torchrun_or_with_the_wrong_number_is_refused(env, word
 def test_parts_carry_over(source, ask, tmp_path):
     request = ask()
     part = Part(run="r", first_frame=0, speech_frames=50, leave=tmp_path / "leave")
-    assert len(make(source, Request(**{**vars(request), "part": part}))) == 10
+    assert len(make(source, replace(request, part=part))) == 10
