@@ -54,6 +54,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--keep-days", type=float, default=30, help="days that the gallery keeps a video")
     add(
+        "--attach",
+        default=env("AVATAR_ATTACH"),
+        metavar="HOST:PORT",
+        help="ranks that torchrun started, which serve --preset (see python -m avatar worker)",
+    )
+    add(
         "--gallery",
         choices=("shared", "private"),
         default=env("AVATAR_GALLERY", "private" if hosted else "shared"),
@@ -127,9 +133,12 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
     upload = round(args.max_upload * MIB)
     limits = Limits(max_speech_s=args.max_duration, max_portrait_bytes=upload, max_speech_bytes=upload)
 
+    attached = _attached(args.attach, chosen)
+
     def open_for(preset: Preset) -> Engine:
         toy = preset.requires.weights == "tiny"  # it makes its own
-        return open_engine(preset, weights=None if toy else args.weights)
+        attach = args.attach if preset.name == attached else None
+        return open_engine(preset, weights=None if toy else args.weights, attach=attach)
 
     desk = Desk(open_for, gallery, args.queue_size)
     return Studio(
@@ -142,7 +151,21 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
         weights=args.weights,
         root=args.root_path.rstrip("/"),
         shared=args.gallery == "shared",
+        attached=attached,
     )
+
+
+def _attached(address: str | None, preset: Any) -> str:
+    """The preset that ranks elsewhere serve, "" for none. Raises: BadInput."""
+    if address is None:
+        return ""
+    from avatar.parallel.attach import Address, secret
+
+    Address.parse(address)
+    secret()
+    if preset.engine != "diffusion":
+        raise BadInput("--attach needs the preset that the ranks serve.", "Name it with --preset.")
+    return str(preset.name)
 
 
 def _settle(scratch: Path) -> None:

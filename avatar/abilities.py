@@ -64,15 +64,6 @@ def unsupported(preset: Preset) -> list[str]:
     if preset.engine != "diffusion":
         return []
     parallel = preset.parallel
-    wanted = {
-        f"layout {parallel.layout!r}": parallel.layout != "local",
-        f"num_gpus_dit {parallel.num_gpus_dit}": parallel.num_gpus_dit > 1,
-        f"ulysses_size {parallel.ulysses_size}": parallel.ulysses_size > 1,
-        "decode_gpu True": parallel.decode_gpu,
-    }
-    names = [name for name, asked in wanted.items() if asked]
-    return [f"This version runs on one GPU; it cannot honour {_and(names)} yet."] if names else []
-
-
-def _and(words: list[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    if preset.memory.offload_model and (parallel.num_gpus_dit > 1 or parallel.decode_gpu):
+        return ["This version offloads on one GPU alone; it cannot honour offload_model True on several yet."]
+    return []

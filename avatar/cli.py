@@ -7,11 +7,11 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from avatar.commands import batch, bench, doctor, download, generate, join, plan, presets, report
+from avatar.commands import batch, bench, doctor, download, generate, join, plan, presets, report, worker
 from avatar.commands.output import show_error
 from avatar.errors import AvatarError, Cancelled
 
-COMMANDS = (generate, batch, join, report, presets, plan, doctor, download, bench)
+COMMANDS = (generate, batch, join, report, presets, plan, doctor, download, bench, worker)
 EXIT_CODES = """exit codes: 0 done, 1 failed, 2 a file or setting cannot be used, 3 weights missing,
 4 does not fit this machine, 5 the engine's process was lost, 130 stopped"""
 

@@ -14,6 +14,8 @@ from avatar.events import Event, Notice, Progress
 from avatar.preset import Preset
 from avatar.request import Request
 
+SELF_TEST_LABEL = "self-test: noise"
+
 Frames = np.ndarray  # uint8 (T, H, W, 3) RGB, the next T frames of the video
 
 
@@ -63,9 +65,16 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(preset: Preset, *, weights: Path | None = None, gpus: Sequence[str] | None = None) -> Engine:
+def open_engine(
+    preset: Preset,
+    *,
+    weights: Path | None = None,
+    gpus: Sequence[str] | None = None,
+    attach: str | None = None,
+) -> Engine:
     """The engine that the preset names, in a process of its own; nothing heavy is loaded yet.
 
+    attach: "host:port" of ranks that torchrun started, for a preset of the diffusion engine.
     preset: resolved ("auto" has become the best that fits). weights: the checkpoint folder, when stated.
     gpus: those that it may see, as CUDA_VISIBLE_DEVICES names them. Raises: BadInput for a preset that is
     not resolved.
@@ -73,6 +82,8 @@ def open_engine(preset: Preset, *, weights: Path | None = None, gpus: Sequence[s
     from avatar.worker import EngineProcess
 
     source, options = source_of(preset, weights)
+    if attach is not None and preset.engine == "diffusion":
+        options["attach"] = attach
     return EngineProcess(source, gpus, **options)
 
 
@@ -89,5 +100,5 @@ def source_of(preset: Preset, weights: Path | None) -> tuple[str, dict[str, Any]
     if preset.engine == "preview":
         return "avatar.preview.source:PreviewSource", {}
     if preset.engine == "diffusion":
-        return "avatar.diffusion.source:DiffusionSource", {"preset": preset, "weights": weights}
+        return "avatar.parallel.ranked:RankedSource", {"preset": preset, "weights": weights}
     raise BadInput(f"Preset {preset.name!r} names no engine.", "Resolve it first, or pick another preset.")

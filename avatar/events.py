@@ -47,10 +47,24 @@ class PartDone:
 
 
 @dataclass(frozen=True)
+class RankLoad:
+    """What one rank of an engine on several GPUs is doing.
+
+    role: its part in words, like "layers 0–13". place: its device, like "GPU 0", "" while it starts.
+    busy_percent: of the last seconds, how much it worked rather than waited; None while that is not known.
+    """
+
+    rank: int
+    role: str
+    place: str
+    busy_percent: float | None = None
+
+
+@dataclass(frozen=True)
 class Progress:
     """Where a run stands. Frames count from 0 to num_frames; times in seconds since the run began.
 
-    num_parts: of a long video, else 0.
+    num_parts: of a long video, else 0. ranks: of an engine on several GPUs, else empty.
     """
 
     phase: Phase
@@ -64,6 +78,13 @@ class Progress:
     eta_s: float | None = None
     parts_done: int = 0
     num_parts: int = 0
+    ranks: tuple[RankLoad, ...] = ()
+
+    @property
+    def bottleneck(self) -> RankLoad | None:
+        """The busiest of several ranks: the others wait for it."""
+        known = [rank for rank in self.ranks if rank.busy_percent is not None]
+        return max(known, key=lambda rank: rank.busy_percent or 0.0) if len(known) > 1 else None
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,11 @@ class Preset:
     def __post_init__(self) -> None:
         check(self)
 
+    @property
+    def num_gpus(self) -> int:
+        """The GPUs that it takes as it is set, which may be more or fewer than it was written for."""
+        return self.parallel.num_gpus_dit + self.parallel.decode_gpu if self.requires.num_gpus else 0
+
     def with_settings(self, **settings: Any) -> Preset:
         """The preset with flat settings (size=…, num_gpus_dit=…) laid over it; None leaves one as it is.
 

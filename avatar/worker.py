@@ -2,7 +2,6 @@
 
 The page and the command line never render, open CUDA or load a model: a crash, a leak or a hang stays
 in the child, which dies with its parent. Both sides talk in the dataclasses below over one socket pair.
-Not multiprocessing.Process: its spawn would import the parent's main module, and with it the whole page.
 """
 
 from __future__ import annotations
@@ -10,11 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import os
-import queue
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -24,15 +19,16 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+from avatar.child import Child
 from avatar.engine import FrameSource
 from avatar.errors import AvatarError, WorkerLost
 from avatar.events import Event, Finished, Progress, Segment
 from avatar.media.report import MemoryUse
 from avatar.request import Request
+from avatar.service import Cancel, Ended, Run, Service
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S = 1.0
 SILENCE_LIMIT_S = 60.0  # without a heartbeat for so long, the child is taken for hung
 CANCEL_LIMIT_S = 20.0  # a cancelled run must have ended by then, its file closed
 
@@ -44,17 +40,6 @@ class Open:
     source: str  # "package.module:Class"
     options: dict[str, Any] = field(default_factory=dict)
     log_level: int = logging.INFO
-
-
-@dataclass(frozen=True)
-class Run:
-    run: int
-    request: Request
-
-
-@dataclass(frozen=True)
-class Cancel:
-    run: int
 
 
 @dataclass(frozen=True)
@@ -79,14 +64,6 @@ class Begun:
     plan: dict[str, Any] | None
 
 
-@dataclass(frozen=True)
-class Ended:
-    """The run is over; error is what it raised, if anything."""
-
-    run: int
-    error: AvatarError | None = None
-
-
 class EngineProcess:
     """An Engine whose frames come from a FrameSource in a child process, kept warm between runs."""
 
@@ -99,8 +76,7 @@ class EngineProcess:
         self._open = Open(source, options, logging.getLogger().getEffectiveLevel())
         self._running = threading.Lock()
         self._sending = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
-        self._link: Connection | None = None
+        self._child: Child | None = None
         self._run = 0
         self._cancel_sent: float | None = None
         self._plan: dict[str, Any] | None = None  # of the run that goes on
@@ -111,13 +87,14 @@ class EngineProcess:
     def warm(self) -> None:
         """Start the child without waiting for it, so that the first run does not pay for imports."""
         with self._sending:
-            if self._child is None or self._child.poll() is not None:
+            if self._child is None or not self._child.alive:
                 self._start()
 
     @property
     def pid(self) -> int | None:
         """The child's process id, None when there is none."""
-        return self._child.pid if self._child and self._child.poll() is None else None
+        child = self._child
+        return child.pid if child is not None and child.alive else None
 
     @property
     def pinned_bytes(self) -> int | None:
@@ -139,11 +116,11 @@ class EngineProcess:
         self.warm()
         self._run += 1
         self._cancel_sent = self._plan = self._progress = None
-        ended = False
+        ended: Ended | None = None
         segments: list[Segment] = []
         try:
             self._send(Run(self._run, request))
-            while not ended:
+            while ended is None:
                 message = self._receive()
                 if isinstance(message, Ready):
                     self.label = message.label
@@ -153,9 +130,7 @@ class EngineProcess:
                     self._plan = message.plan
                 elif isinstance(message, Ended):
                     if message.run == self._run:
-                        ended = True
-                        if message.error is not None:
-                            raise message.error
+                        ended = message
                 else:
                     if isinstance(message, Segment):
                         segments.append(message)
@@ -163,14 +138,15 @@ class EngineProcess:
                         self._progress = message
                     yield message
         except WorkerLost as error:
-            ended = True
+            ended = Ended(self._run, error)
             kept = self._salvage(request, segments, error)
             if kept is not None:
                 yield kept
-            raise
         finally:
-            if not ended:  # the caller closed the iterator: end the run, then be ready for the next
+            if ended is None:  # the caller closed the iterator: end the run, then be ready for the next
                 self._drain()
+        if ended.error is not None:
+            raise ended.error
 
     def cancel(self) -> None:
         """End the run that is going on, if one is; its stream() then yields Finished(stopped=True)."""
@@ -185,35 +161,27 @@ class EngineProcess:
             self._kill()
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "avatar.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **self._gpus, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-            )
-        self._link, self._use = Connection(ours.detach()), None
-        self._link.send(self._open)
+        self._child, self._use = Child("avatar.worker", env=self._gpus), None
+        self._child.link.send(self._open)
 
     def _send(self, message: Run | Cancel) -> None:
         with self._sending:
             try:
-                assert self._link is not None
-                self._link.send(message)
+                assert self._child is not None
+                self._child.link.send(message)
             except OSError as error:
                 raise self._lost() from error
 
     def _receive(self) -> Any:
         """The next message from the child. Raises: WorkerLost."""
-        link = self._link
-        if link is None:
+        child = self._child
+        if child is None:
             raise self._lost()
         silent_since = time.monotonic()
         while True:
             try:
-                if link.poll(0.25):
-                    return link.recv()
+                if child.link.poll(0.25):
+                    return child.link.recv()
             except (EOFError, OSError) as error:
                 raise self._lost() from error
             now = time.monotonic()
@@ -226,24 +194,15 @@ class EngineProcess:
         """The error for a child that is gone; makes sure that it is."""
         child = self._child
         if not cause and child is not None:
-            try:
-                code = child.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                cause = "closed its connection"
-            else:
-                cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+            cause = child.fate()
         with self._sending:
             self._kill()
         log.error("engine process lost: it %s", cause)
         return WorkerLost(f"The engine's process {cause or 'is gone'}.", "Try again: a fresh one is started.")
 
     def _kill(self) -> None:
-        if self._link is not None:
-            self._link.close()
-            self._link = None
         if self._child is not None:
             self._child.kill()
-            self._child.wait()
             self._child = None
 
     def _drain(self) -> None:
@@ -282,64 +241,34 @@ def serve(link: Connection) -> None:
     opened = link.recv()
     logging.getLogger().setLevel(opened.log_level)
     module, name = opened.source.split(":")
-    sending = threading.Lock()
-    requests: queue.Queue[Run] = queue.Queue()
-    cancelled: dict[int, threading.Event] = {}
     source: FrameSource | None = None
 
     def pinned() -> int:
         tell = getattr(source, "pinned_bytes", None)
         return 0 if tell is None else int(tell())
 
-    def send(message: Any) -> None:
-        with sending:
-            link.send(message)
-
-    def listen() -> None:
-        try:
-            while True:
-                message = link.recv()
-                if isinstance(message, Run):
-                    cancelled[message.run] = threading.Event()
-                    requests.put(message)
-                elif message.run in cancelled:  # else it has ended meanwhile
-                    cancelled[message.run].set()
-        except (EOFError, OSError):
-            os._exit(0)  # the parent is gone, or has no more use for this process
-
-    def beat() -> None:
-        while True:
-            time.sleep(HEARTBEAT_S)
-            try:
-                send(Heartbeat(meter.use))
-            except OSError:
-                os._exit(0)
-
     def begin(run: Run) -> dict[str, Any] | None:
         plan = planned(built, run.request, opened.options.get("weights"))
-        send(Begun(run.run, plan))
+        service.send(Begun(run.run, plan))
         return plan
 
-    meter = Meter(pinned)
-    threading.Thread(target=listen, daemon=True).start()
-    threading.Thread(target=beat, daemon=True).start()
+    meter, service = Meter(pinned), Service(link)
+    service.start(lambda: Heartbeat(meter.use))
     source = built = getattr(importlib.import_module(module), name)(**opened.options)
-    send(Ready(built.label))
-    while True:
-        run = requests.get()
+    service.send(Ready(built.label))
+    for run in service.runs():
         error: AvatarError | None = None
         try:
             meter.restart()
-            stopped, plan = cancelled[run.run].is_set, partial(begin, run)
+            stopped, plan = partial(service.stopped, run), partial(begin, run)
             for event in stream_frames(built, run.request, stopped, plan=plan, use=meter.look):
-                send(event)
+                service.send(event)
         except AvatarError as told:
             error = told
         except Exception:
             log.exception("the engine failed")
             error = AvatarError("The engine failed.", "The log of the server says why.")
-        del cancelled[run.run]
-        send(Ended(run.run, error))
+        service.end(run, error)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from avatar.cli import main, with_underscores
 from avatar.commands import doctor, generate, plan, presets
 from avatar.long import job
 from avatar.memory.inventory import Inventory, probe
+from avatar.parallel.layout import Layout
 from avatar.preset import load_preset
 from avatar.worker import EngineProcess
 
@@ -207,9 +208,12 @@ def test_points_are_refused_by_the_diffusion_engine(inputs, machine, engine, cap
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
-        (["--num_gpus_dit", "3"], "num_gpus_dit 3"),
         (["--ulysses_size", "3"], "ulysses_size 3"),
-        (["--num_gpus_dit", "3", "--ulysses_size", "3"], "num_gpus_dit 3 and ulysses_size 3"),
+        (["--num_gpus_dit", "4", "--ulysses_size", "3"], "num_gpus_dit 4"),
+        (["--parallel", "fsdp", "--num_gpus_dit", "4", "--ulysses_size", "2"], "fsdp"),
+        (["--parallel", "timesteps", "--num_gpus_dit", "5"], "timesteps"),
+        (["--parallel", "rows", "--num_gpus_dit", "4"], "rows"),
+        (["--num_gpus_dit", "2", "--offload_model", "True"], "offload_model True"),
     ],
 )
 def test_what_this_version_cannot_do_is_refused_by_name(inputs, machine, engine, capsys, flags, name):
@@ -253,6 +257,61 @@ def test_the_guides_flags_reach_the_engine_on_a_machine_that_has_it(inputs, mach
     assert opened == [expected]
 
 
+GUIDE = (
+    "--size 688*368 --infer_frames 32 --num_clip 100 --sample_steps 3 --enable_online_decode "
+    "--num_gpus_dit 3 --ulysses_size 3"
+)
+REFERENCE = (
+    "--ulysses_size 1 --task s2v-14B --size 720*400 --base_seed 420 "
+    "--training_config liveavatar/configs/s2v_causal_sft.yaml --offload_model False --convert_model_dtype "
+    "--prompt dwarf --infer_frames 48 --load_lora --lora_path_dmd Quark-Vision/Live-Avatar --sample_steps 4 "
+    "--sample_guide_scale 0 --num_clip 10000 --num_gpus_dit 4 --sample_solver euler --enable_vae_parallel "
+    "--fp8 --save_file out.mp4"
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "num_gpus", "kind", "degrees"),
+    [
+        (GUIDE, 4, "ulysses", (1, 3, True)),
+        (GUIDE, 3, "ulysses", (1, 3, False)),
+        (REFERENCE, 5, "timesteps", (4, 1, True)),
+    ],
+)
+def test_published_commands_for_several_gpus_work_as_they_are(
+    inputs, machine, engine, command, num_gpus, kind, degrees
+):
+    machine(Inventory.imagine(num_gpus, 139, host_ram_gib=128))
+    opened = engine()
+    assert main([*inputs, *command.split()]) == 0
+    (preset,) = opened
+    layout = Layout.of(preset)
+    assert (layout.num_stages, layout.group_size, layout.decodes_apart) == degrees
+    assert layout.world_size == num_gpus
+    assert layout.kind == kind or layout.num_stages == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--t5_fsdp"],
+        ["--sample_solver", "unipc"],
+        ["--task", "t2v-14B"],
+        ["--training_config", "mine.yaml"],
+        ["--lora_path_dmd", "mine/lora"],
+        ["--dit_fsdp", "--parallel", "layers"],
+        ["--start_from_ref"],
+    ],
+)
+def test_published_flags_that_cannot_be_honoured_are_refused_by_name(inputs, machine, engine, capsys, flags):
+    opened = engine()
+    with pytest.raises(SystemExit) as left:
+        main([*inputs, *flags])
+    assert left.value.code == 2
+    assert flags[0] in capsys.readouterr().err
+    assert opened == []
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
@@ -260,7 +319,7 @@ def test_the_guides_flags_reach_the_engine_on_a_machine_that_has_it(inputs, mach
         (["--size", "abc"], 2, "abc"),
         (["--seed", "-1"], 2, "seed"),
         (["--preset", "80gb"], 4, "NVIDIA"),
-        (["--preset", "4x4090-low-vram"], 2, "one GPU"),
+        (["--preset", "4x4090-low-vram"], 4, "4 NVIDIA GPUs"),
         (["--image", "none.png"], 2, "none.png"),
         (["--audio", "p.png"], 2, "p.png"),
         (["--points", "none.json"], 2, "none.json"),

@@ -65,7 +65,7 @@ def gpus_of(preset: Preset, place: int, num_places: int, inventory: Inventory) -
 
     Raises: DoesNotFit when there are not so many.
     """
-    each = preset.requires.num_gpus
+    each = preset.num_gpus
     if not each or num_places == 1:
         return None
     named = os.environ.get("CUDA_VISIBLE_DEVICES")

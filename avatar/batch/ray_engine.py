@@ -86,7 +86,7 @@ class RayEngine:
     ) -> None:
         """weights: the checkpoint's folder on the nodes. source: instead of the preset's."""
         self._source, self._options = source or source_of(preset, weights)
-        self._num_gpus = preset.requires.num_gpus
+        self._num_gpus = preset.num_gpus
         self._cancelled = threading.Event()
         self._running = False
         self._sent: tuple[list[Path], list[Any]] = [], []  # portrait and speech, and where Ray has them

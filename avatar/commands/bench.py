@@ -18,6 +18,7 @@ from avatar.memory.fit import require
 from avatar.memory.inventory import Inventory, probe
 from avatar.memory.items import CUDA_CONTEXT_BYTES
 from avatar.memory.plan import GIB
+from avatar.parallel.layout import Layout
 from avatar.preset import Preset
 
 
@@ -84,6 +85,12 @@ def _cut(inventory: Inventory, vram_gib: float) -> Inventory:
 
 
 def _figures(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
+    if Layout.of(preset).world_size > 1:
+        from avatar.bench.ranks import bench_ranks
+
+        if args.vram is not None:
+            raise BadInput("--vram makes one GPU smaller; this layout takes several.", "Leave it out.")
+        return bench_ranks(preset, args.ckpt_dir, random=args.random_weights, num_blocks=args.blocks)
     from avatar.bench.measure import take_no_more
     from avatar.bench.random_parts import random_parts
     from avatar.bench.run import bench

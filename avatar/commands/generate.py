@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,15 @@ from avatar.commands.output import console, write_json
 from avatar.commands.settings import add_checkpoint, add_long, add_preset, chosen_preset
 from avatar.commands.signals import stopped_by_signals
 from avatar.engine import Engine, open_engine
-from avatar.errors import Cancelled
+from avatar.errors import BadInput, Cancelled
 from avatar.events import Event, Finished, Notice, PartDone, Progress, Segment
 from avatar.long.job import Job
 from avatar.media.files import minutes
 from avatar.memory.fit import require
 from avatar.memory.inventory import probe
+from avatar.parallel.attach import Address, secret
+from avatar.parallel.layout import Layout
+from avatar.preset import Preset
 from avatar.request import Request
 from avatar.scratch import Scratch
 
@@ -38,7 +42,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--image", type=Path, required=True, metavar="FILE", help="the portrait")
     parser.add_argument("--audio", type=Path, required=True, metavar="FILE", help="the speech")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE.mp4", help="the video (outputs/IMAGE-AUDIO-TIME.mp4)"
+        "--output",
+        "--save_file",
+        type=Path,
+        metavar="FILE.mp4",
+        help="the video (outputs/IMAGE-AUDIO-TIME.mp4)",
     )
     parser.add_argument(
         "--points", type=Path, metavar="FILE.json", help="face points of a drawn portrait (IMAGE.json)"
@@ -52,6 +60,12 @@ def add(commands: Any) -> None:
         "--resume", action="store_true", help="go on with a video whose making was ended, by its --output"
     )
     parser.add_argument("--json", action="store_true", help="events as JSON lines on standard output")
+    parser.add_argument(
+        "--attach",
+        default=os.environ.get("AVATAR_ATTACH"),
+        metavar="HOST:PORT",
+        help="let ranks make it that torchrun started elsewhere ($AVATAR_ATTACH); see `worker`",
+    )
     add_checkpoint(parser)
     add_preset(parser)
     parser.set_defaults(run=run)
@@ -63,7 +77,10 @@ def run(args: argparse.Namespace) -> int:
     inventory = probe(args.ckpt_dir, outputs=output.parent)
     flags = tuple(name for name in ("points", "head_only", "ckpt_dir") if getattr(args, name) is not None)
     preset = chosen_preset(args, inventory, flags)
-    require(preset, inventory)
+    if args.attach is None:
+        require(preset, inventory)
+    else:
+        check_attached(preset, args)
     job = Job(
         image=args.image,
         audio=args.audio,
@@ -82,12 +99,27 @@ def run(args: argparse.Namespace) -> int:
             return _tell_finished(opened.finished, args.json)
         opened.check_engines(args.jobs)
         places = [gpus_of(preset, place, args.jobs, inventory) for place in range(args.jobs)]
-        engines = [open_engine(preset, weights=args.ckpt_dir, gpus=gpus) for gpus in places]
+        engines = [
+            open_engine(preset, weights=args.ckpt_dir, gpus=gpus, attach=args.attach) for gpus in places
+        ]
         try:
             return _follow(opened.engine(engines), opened.request, args.json)
         finally:
             for engine in engines:
                 engine.close()
+
+
+def check_attached(preset: Preset, args: argparse.Namespace) -> None:
+    """Refuse what ranks elsewhere cannot do. Raises: BadInput."""
+    Address.parse(args.attach)
+    secret()
+    if preset.engine != "diffusion":
+        raise BadInput(
+            f"Preset {preset.name!r} has no ranks to attach to.", "Name the ranks' own with --preset."
+        )
+    if args.jobs != 1:
+        raise BadInput("Ranks make one video at a time.", "Leave out --jobs, or --attach.")
+    Layout.of(preset)
 
 
 def _follow(engine: Engine, request: Request, as_json: bool) -> int:
@@ -173,6 +205,10 @@ def _pace(progress: Progress) -> str:
         words.append(f"segment {progress.segments_done}/{progress.num_segments}")
     if progress.fps is not None:
         words.append(f"{progress.fps:.0f} fps")
+    busiest = progress.bottleneck
+    if busiest is not None:
+        where = " ".join(word for word in (busiest.place, busiest.role) if word)
+        words.append(f"busiest: {where} {busiest.busy_percent:.0f} %")
     if progress.eta_s is not None:
         words.append(
             f"{minutes(progress.eta_s)} left" if progress.eta_s >= 120 else f"{progress.eta_s:.0f} s left"

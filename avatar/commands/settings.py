@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
         "--num_clip", type=int, metavar="N", help="at most so many clips; 0: all of the speech"
     )
     group.add_argument("--sample_steps", type=int, metavar="N", help="denoising steps, 1 to 8")
-    group.add_argument("--shift", type=float, metavar="X", help="shift of the sampler's timesteps")
+    group.add_argument(
+        "--shift", "--sample_shift", type=float, metavar="X", help="shift of the sampler's timesteps"
+    )
     group.add_argument(
         "--sample_guide_scale",
         "--guide_scale",
@@ -39,7 +42,9 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="0 and nothing else: the model is distilled",
     )
-    group.add_argument("--seed", type=int, metavar="N", help="same seed and settings, same video")
+    group.add_argument(
+        "--seed", "--base_seed", type=int, metavar="N", help="same seed and settings, same video"
+    )
     group.add_argument("--prompt", metavar="TEXT", help="what the picture shows and how the person speaks")
     on_or_off: dict[str, Any] = {"type": truth, "metavar": "True|False"}
     group.add_argument(
@@ -51,9 +56,72 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weight_dtype", metavar="TYPE", help="bf16, fp8 or fp32")
     group.add_argument("--ring_dtype", metavar="TYPE", help="bf16, fp8 or fp32")
     group.add_argument("--text_encoder", metavar="PLACE", help="gpu or cpu")
+    add_layout(parser)
+    add_reference(parser)
+
+
+def add_layout(parser: argparse.ArgumentParser) -> None:
+    """How the work is spread over GPUs."""
+    group = parser.add_argument_group("several GPUs", "laid over the preset's own settings")
     group.add_argument("--num_gpus_dit", type=int, metavar="N", help="GPUs for the transformer")
     group.add_argument("--ulysses_size", type=int, metavar="N", help="GPUs that share each item by heads")
+    group.add_argument(
+        "--enable_vae_parallel",
+        dest="decode_gpu",
+        nargs="?",
+        const=True,
+        type=truth,
+        metavar="True|False",
+        help="one more GPU, for decoding alone",
+    )
+    kinds = group.add_mutually_exclusive_group()
+    kinds.add_argument(
+        "--parallel", dest="layout", metavar="LAYOUT", help="layers, timesteps, ulysses or fsdp"
+    )
+    kinds.add_argument(
+        "--dit_fsdp", dest="layout", action="store_const", const="fsdp", help="the same as --parallel fsdp"
+    )
+    group.add_argument(
+        "--t5_fsdp",
+        action=Refused,
+        reason="the prompt's encoder is used once a video, on one GPU or, with --text_encoder cpu, on none",
+        help=argparse.SUPPRESS,
+    )
 
+
+def add_reference(parser: argparse.ArgumentParser) -> None:
+    """Flags of the public code's commands: other spellings, and what is done here anyway."""
+    group = parser.add_argument_group("as the public code spells it")
+    group.add_argument(
+        "--fp8", dest="weight_dtype", action="store_const", const="fp8", help="--weight_dtype fp8"
+    )
+    group.add_argument(
+        "--t5_cpu", dest="text_encoder", action="store_const", const="cpu", help="--text_encoder cpu"
+    )
+    for flag, value in ONLY.items():
+        group.add_argument(flag, choices=(value,), metavar=value, help="and nothing else")
+    for flag in ALWAYS:
+        group.add_argument(flag, action="store_true", help="always done")
+
+
+class Refused(argparse.Action):
+    """A flag of the public code that cannot be honoured."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, reason: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs="?", **options)
+        self.reason = reason
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        parser.error(f"{self.option_strings[0]} cannot be honoured: {self.reason}")
+
+
+ONLY = {
+    "--task": "s2v-14B",
+    "--sample_solver": "euler",
+    "--training_config": "liveavatar/configs/s2v_causal_sft.yaml",
+    "--lora_path_dmd": "Quark-Vision/Live-Avatar",
+}
+ALWAYS = ("--load_lora", "--convert_model_dtype")
 
 FLAGS = (
     "size",
@@ -71,6 +139,8 @@ FLAGS = (
     "text_encoder",
     "num_gpus_dit",
     "ulysses_size",
+    "decode_gpu",
+    "layout",
 )
 
 

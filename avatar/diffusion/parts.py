@@ -34,8 +34,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32} 
 RING_DTYPES = {"bf16": torch.bfloat16, "fp8": FLOAT8, "fp32": torch.float32}  # of what is kept
 
 
-def best_device() -> torch.device:
-    """The first CUDA device, or the CPU, on which only a toy model is of use.
+def best_device(index: int = 0) -> torch.device:
+    """The CUDA device of that index, or the CPU, on which only a toy model is of use.
 
     CUDA's memory is asked for in segments that grow, which wastes 4 GiB less; unless the user has set
     PyTorch's allocator up otherwise.
@@ -44,7 +44,7 @@ def best_device() -> torch.device:
         return torch.device("cpu")
     if not any(name in os.environ for name in ALLOCATOR_VARIABLES):
         torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
-    return torch.device("cuda", 0)
+    return torch.device("cuda", index)
 
 
 class Conditioner(Protocol):

@@ -45,9 +45,6 @@ def rollout(
     refresh_block = origin + geometry.second_clip_block
     if anchor is not None and origin:
         refresh_block = origin  # the first clip was made by another rollout
-    num_in_flight = min(
-        denoiser.num_in_flight, geometry.second_clip_block
-    )  # block 0 must be done when it becomes the anchor
 
     def check() -> None:
         if cancelled():
@@ -57,17 +54,21 @@ def rollout(
     if anchor is not None and first_block >= refresh_block:
         conditions = replace(conditions, reference=anchor)
     denoiser.begin(conditions)
-    for index in range(first_block, num_blocks + num_in_flight - 1):
-        if index < num_blocks:
-            if index == refresh_block > first_block:
-                assert anchor is not None  # num_in_flight sees to it
-                denoiser.refresh(anchor)
-            denoiser.submit(make_block(conditions, geometry, num_steps, index, seed, origin))
-        if index >= first_block + num_in_flight - 1:
+    under_way = 0
+    for index in range(first_block, num_blocks):
+        is_refresh = index == refresh_block > first_block
+        while under_way and (under_way == denoiser.num_in_flight or (is_refresh and anchor is None)):
             latents = denoiser.collect(check)
-            if anchor is None:
-                anchor = latents[:, :1].clone()
+            anchor = latents[:, :1].clone() if anchor is None else anchor
+            under_way -= 1
             yield latents
+        if is_refresh:
+            assert anchor is not None  # the first block has been collected
+            denoiser.refresh(anchor)
+        denoiser.submit(make_block(conditions, geometry, num_steps, index, seed, origin))
+        under_way += 1
+    for _ in range(under_way):
+        yield denoiser.collect(check)
 
 
 def make_block(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from avatar.diffusion.baton import Baton
 from avatar.diffusion.conditions import SpeechTrack
 from avatar.diffusion.decode import StreamingDecoder
-from avatar.diffusion.denoise import Conditions, LocalDenoiser
+from avatar.diffusion.denoise import Conditions, Denoiser, LocalDenoiser
 from avatar.diffusion.fallback import Descent, is_out_of_memory
 from avatar.diffusion.framing import framed, resized, size_within
 from avatar.diffusion.layer_stack import Pieces
@@ -22,7 +23,7 @@ from avatar.diffusion.parts import RING_DTYPES, Check, Parts, best_device
 from avatar.diffusion.rollout import rollout
 from avatar.diffusion.room import placement_on, plan_here
 from avatar.diffusion.schedule import Schedule
-from avatar.engine import Frames
+from avatar.engine import SELF_TEST_LABEL, Frames
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import Geometry, Size, output_size
@@ -41,7 +42,6 @@ log = logging.getLogger(__name__)
 
 TINY_FOLDER = "self-test"  # in the run's own folder
 CAUTION = 0.9  # of what was counted on before, each time that memory ran out all the same
-SELF_TEST_LABEL = "self-test: noise"
 
 
 MakeParts = Callable[[Request, Placement, Check], Parts]
@@ -53,6 +53,8 @@ class DiffusionSource:
     The self-test's preset takes a toy checkpoint: the named one, or one built for each run in its own folder.
     Where the GPU's memory runs out, it steps down the ladder and goes on from the last block shown.
     """
+
+    steps_down = True
 
     def __init__(
         self, preset: Preset, weights: Path | None = None, make_parts: MakeParts | None = None
@@ -96,7 +98,7 @@ class DiffusionSource:
                     yield from self._made(descent.request, size, baton, cancelled)
                     break
                 except RuntimeError as error:
-                    if not is_out_of_memory(error):
+                    if not (self.steps_down and is_out_of_memory(error)):
                         raise
                     log.warning("out of memory: %s", str(error).strip().split("\n")[0])
                 # The error is gone, and with it what its frames of the stack still held.
@@ -162,7 +164,7 @@ class DiffusionSource:
         latents = self._latents(parts, request, size, conditions, baton, anchor, cancelled)
         if not request.preset.memory.enable_online_decode:
             latents = iter([block.cpu() for block in latents])
-            parts.release_transformer()
+            self.release(parts)
         check = checking(cancelled)
         if baton.goes_on:
             decoder.go_on(conditions.motion)
@@ -170,7 +172,9 @@ class DiffusionSource:
             decoder.prime(conditions.motion)
         for block in latents:
             check()
-            yield decoder.decode(block)
+            with self.decoding():
+                frames = decoder.decode(block)
+            yield frames
 
     def _latents(
         self,
@@ -197,8 +201,8 @@ class DiffusionSource:
             baton.pass_latents(block)
             yield block
 
-    def make_denoiser(self, preset: Preset, parts: Parts, size: Size) -> LocalDenoiser:
-        """The denoiser of a run; a bench times its own."""
+    def make_denoiser(self, preset: Preset, parts: Parts, size: Size) -> Denoiser:
+        """The denoiser of a run, with empty rings; a bench times its own, several ranks share theirs."""
         return local_denoiser(preset, parts, size, self.pieces)
 
     def make_decoder(self, parts: Parts) -> StreamingDecoder:
@@ -212,12 +216,28 @@ class DiffusionSource:
         if held is None or not held.serves(placement):
             self._free()
             parts = self._make_parts(request, placement, check)
-            parts.load_transformer(check)
+            self.prepare(parts, check)
             self._use(parts, preset.memory)
         assert self._parts is not None
         self._parts.placement = placement
-        self._parts.load_transformer(check)
+        self.prepare(self._parts, check)
         return self._parts
+
+    def prepare(self, parts: Parts, check: Check) -> None:
+        """Have the transformer loaded; called before every run."""
+        parts.load_transformer(check)
+
+    def release(self, parts: Parts) -> None:
+        """The transformer is not needed until the next run."""
+        parts.release_transformer()
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """Entered around the decoding of every block."""
+        return nullcontext()
+
+    def files(self, request: Request) -> CheckpointFiles:
+        """The checkpoint that a request takes. Raises: WeightsMissing, BadInput."""
+        return find_files(request.preset, self._weights, request.work)
 
     def _placements(self, preset: Preset) -> tuple[Placement | None, Placement]:
         """How the parts are held, None where they would not do for the preset; and how it wants them."""
@@ -229,7 +249,7 @@ class DiffusionSource:
 
     def _from_checkpoint(self, request: Request, placement: Placement, check: Check) -> Parts:
         """The models of the checkpoint; the prompt is measured first."""
-        files = find_files(request.preset, self._weights, request.work)
+        files = self.files(request)
         PromptTokenizer(files.tokenizer)(request.prompt)
         return Parts.load(request.preset.memory, files, check, placement)
 

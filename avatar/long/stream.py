@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from avatar.engine import Engine
 from avatar.errors import AvatarError, Cancelled
-from avatar.events import Event, Finished, Notice, PartDone, Phase, Progress, Segment
+from avatar.events import Event, Finished, Notice, PartDone, Phase, Progress, RankLoad, Segment
 from avatar.long.ledger import Ledger
 from avatar.media.durable import disk_error
 from avatar.media.join import join_parts
@@ -167,6 +167,7 @@ class _Run:
         self._start = time.monotonic()
         self._asked: float | None = None  # when the first frame was asked for
         self._first_frame_s: float | None = None
+        self._ranks: tuple[RankLoad, ...] = ()
 
     def begin(self) -> Iterator[Event]:
         """What the request has to say, and what is there already."""
@@ -190,6 +191,7 @@ class _Run:
                 self._frames[part] = event.frames_done
                 if event.phase is Phase.GENERATING and self._asked is None:
                     self._asked = time.monotonic()
+                self._ranks = event.ranks or self._ranks
                 if event.frames_done and self._first_frame_s is None:
                     self._first_frame_s = event.first_frame_s
                 yield self._progress(event.phase if self._asked is None else Phase.GENERATING)
@@ -216,6 +218,7 @@ class _Run:
             eta_s=(self.request.num_frames - done) / fps if fps else None,
             parts_done=len(self.ledger.done),
             num_parts=self.num_parts,
+            ranks=self._ranks,
         )
 
     def join(self, whole: bool, failure: AvatarError | None) -> Finished | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from avatar.events import Phase, Progress
+from avatar.events import Phase, Progress, RankLoad
 
 _ORDER = list(Phase)
 
@@ -17,6 +17,7 @@ class Clock:
         self.frames_done = self.segments_done = 0
         self.first_frame_s: float | None = None
         self.first_segment_s: float | None = None
+        self.ranks: tuple[RankLoad, ...] = ()
         self._phase = Phase.LOADING
         self._start = self._asked = self._last = time.monotonic()
 
@@ -65,6 +66,7 @@ class Clock:
             fps=fps,
             first_frame_s=self.first_frame_s,
             eta_s=max(0.0, left / fps - since) if fps else None,
+            ranks=self.ranks,
         )
 
     def _elapsed(self) -> float:

@@ -158,6 +158,7 @@ class _Run:
                 if self._cancelled():
                     raise Cancelled("The run was stopped.")
                 if isinstance(item, Progress):
+                    self._clock.ranks = item.ranks or self._clock.ranks
                     if self._clock.enter(item.phase):
                         self._tell(self._clock.progress())
                 elif isinstance(item, Notice):

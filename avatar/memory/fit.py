@@ -13,6 +13,7 @@ from avatar.memory.inventory import Inventory
 from avatar.memory.ladder import describe, rungs
 from avatar.memory.plan import GIB, gib
 from avatar.memory.planner import plan
+from avatar.parallel.layout import Layout
 from avatar.preset import SETTINGS, Preset, capability, load_presets
 
 
@@ -130,28 +131,29 @@ def _changed(auto: Preset) -> dict[str, Any]:
 
 def _unsupported(preset: Preset) -> Iterator[Lack]:
     for text in unsupported(preset):
-        yield Lack("unsupported", text, "Choose a preset for one GPU, or cpu-preview.", {})
+        yield Lack("unsupported", text, "Choose another preset, or cpu-preview.", {})
+    if preset.engine == "diffusion":
+        try:
+            Layout.of(preset)
+        except BadInput as error:
+            yield Lack("unsupported", error.message, error.remedy, {})
 
 
 def _gpus(preset: Preset, inventory: Inventory) -> Iterator[Lack]:
     """Number, size and generation of the cards."""
     values: dict[str, Any]
-    needs, found = preset.requires, len(inventory.gpus)
-    if found < needs.num_gpus:
+    needs, num_gpus, found = preset.requires, preset.num_gpus, len(inventory.gpus)
+    if found < num_gpus:
         size = f"{needs.vram_gib:g} GiB"
         wanted = (
-            f"one NVIDIA GPU with {size}"
-            if needs.num_gpus == 1
-            else f"{needs.num_gpus} NVIDIA GPUs with {size} each"
+            f"one NVIDIA GPU with {size}" if num_gpus == 1 else f"{num_gpus} NVIDIA GPUs with {size} each"
         )
         why = f" {inventory.no_gpu_reason}" if inventory.no_gpu_reason else ""
         text = f"It needs {wanted}; this machine has {found or 'none'}.{why}"
         remedy = "Choose cpu-preview, or run it on a machine with such GPUs."
-        yield Lack(
-            "num_gpus", text, remedy, {"needed": needs.num_gpus, "found": found, "vram_gib": needs.vram_gib}
-        )
+        yield Lack("num_gpus", text, remedy, {"needed": num_gpus, "found": found, "vram_gib": needs.vram_gib})
         return
-    for gpu in inventory.gpus[: needs.num_gpus]:
+    for gpu in inventory.gpus[:num_gpus]:
         if gpu.total_bytes is None or gpu.free_bytes is None:
             yield Lack(
                 "unreadable",
@@ -172,7 +174,7 @@ def _gpus(preset: Preset, inventory: Inventory) -> Iterator[Lack]:
 
 def _software(preset: Preset, inventory: Inventory) -> Iterator[Lack]:
     """PyTorch for CUDA, and the checkpoint."""
-    if preset.requires.num_gpus and inventory.gpus and not inventory.torch_has_cuda:
+    if preset.num_gpus and inventory.gpus and not inventory.torch_has_cuda:
         build = inventory.torch_build or "none"
         text = f"PyTorch here is not built for CUDA ({build})."
         yield Lack("torch", text, "Install PyTorch's CUDA build.", {"build": build})

@@ -24,7 +24,7 @@ LOW_STEPS = 3
 def rungs(preset: Preset) -> Iterator[tuple[Rung, Preset]]:
     """The preset's rungs in its own order, each on top of those before.
 
-    A rung that it stands on already is skipped, and so is one that its engine does not have.
+    A rung that it stands on already is skipped, and so is one that its engine or layout does not have.
     """
     for rung in preset.fallback.order:
         change = _change(rung, preset)
@@ -58,4 +58,5 @@ def _change(rung: Rung, preset: Preset) -> dict[str, Any]:
         case "sample_steps":
             return {} if generation.sample_steps <= LOW_STEPS else {"sample_steps": LOW_STEPS}
         case "offload":
-            return {} if memory.offload_model else {"offload_model": True}
+            several = preset.parallel.num_gpus_dit > 1 or preset.parallel.decode_gpu
+            return {} if memory.offload_model or several else {"offload_model": True}

@@ -43,7 +43,7 @@ def plan(
 
     placement: as a run has it already; None: with offload_model what fits with the least traffic.
     speech_s: how long the speech is; from one window on it makes no difference.
-    Raises: BadInput for "auto", which must be resolved first, and for GPUs that find nothing to do.
+    Raises: BadInput for "auto", which must be resolved first, and for a layout that cannot be.
     """
     if preset.engine == "auto":
         raise BadInput(

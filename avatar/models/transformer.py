@@ -140,9 +140,13 @@ class StreamingTransformer(nn.Module):
 
     def velocity(self, x: Tensor, time: Tensor, geometry: Geometry) -> Tensor:
         """The head: a block's tokens N C to its velocity C F H W, float32."""
-        grid = (BLOCK_LATENT_FRAMES, geometry.rows, geometry.columns)
-        patches = self.head(x, time).reshape(*grid, *PATCH, self.config.out_dim)
-        return patches.permute(6, 0, 3, 1, 4, 2, 5).reshape(geometry.block_shape)
+        return unpatchify(self.head(x, time), geometry)
+
+
+def unpatchify(patches: Tensor, geometry: Geometry) -> Tensor:
+    """What the head gives for each token of a block, N P, as C F H W."""
+    grid = (BLOCK_LATENT_FRAMES, geometry.rows, geometry.columns)
+    return patches.reshape(*grid, *PATCH, -1).permute(6, 0, 3, 1, 4, 2, 5).reshape(geometry.block_shape)
 
 
 def linear_float32(x: Tensor, linear: nn.Module, rows: int = 8192) -> Tensor:

@@ -77,6 +77,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "num_gpus_dit": ("GPUs for the transformer", "扩散模型使用的显卡数"),
     "ulysses_size": ("Ulysses size", "Ulysses 并行度"),
     "layout": ("Layout", "并行布局"),
+    "decode_gpu": ("One more GPU to decode", "另用一张显卡解码"),
     # buttons
     "generate": ("Generate", "生成"),
     "stop": ("Stop", "停止"),
@@ -116,6 +117,9 @@ TEXT: dict[str, tuple[str, str]] = {
     "parts_kept": ("{n} kept", "已保存 {n} 部分"),
     "elapsed": ("{time} so far", "已用 {time}"),
     "remaining": ("{time} left", "剩余 {time}"),
+    "ranks": ("GPUs at work", "各显卡的工作"),
+    "rank": ("Rank {rank}", "进程 {rank}"),
+    "bottleneck": ("the others wait for it", "瓶颈"),
     "video_length": ("{s} s of video", "视频 {s} 秒"),
     # points
     "points_title": ("Where is the mouth?", "嘴在哪里？"),

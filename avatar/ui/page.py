@@ -193,6 +193,7 @@ def _form() -> dict[str, Any]:
         layout = gr.Dropdown(LAYOUTS, label=word("layout"), min_width=160)
         num_gpus_dit = gr.Number(label=word("num_gpus_dit"), precision=0, minimum=1, min_width=160)
         ulysses_size = gr.Number(label=word("ulysses_size"), precision=0, minimum=1, min_width=160)
+        decode_gpu = gr.Checkbox(label=word("decode_gpu"), min_width=160)
     return {
         "size": size,
         "seed": seed,
@@ -205,6 +206,7 @@ def _form() -> dict[str, Any]:
         "layout": layout,
         "num_gpus_dit": num_gpus_dit,
         "ulysses_size": ulysses_size,
+        "decode_gpu": decode_gpu,
     }
 
 

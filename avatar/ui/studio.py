@@ -47,6 +47,7 @@ FORM = (
     "layout",
     "num_gpus_dit",
     "ulysses_size",
+    "decode_gpu",
 )
 
 
@@ -55,7 +56,7 @@ class Studio:
     """Made once, by app.py.
 
     root: the path under which a proxy shows the page, "" for none. shared: everybody sees all videos.
-    scratch: a folder for what lives no longer than a run.
+    scratch: a folder for what lives no longer than a run. attached: the preset that ranks elsewhere serve.
     """
 
     desk: Desk
@@ -67,6 +68,7 @@ class Studio:
     weights: Path | None = None
     root: str = ""
     shared: bool = True
+    attached: str = ""
     examples: Examples = field(default_factory=Examples)
     gauges: Gauges = field(default_factory=Gauges)
 
@@ -95,7 +97,8 @@ class Studio:
     def availabilities(self) -> dict[str, Availability]:
         """By preset name."""
         machine = self.inventory()
-        return {preset.name: availability(preset, machine) for preset in self.presets}
+        found = {preset.name: availability(preset, machine) for preset in self.presets}
+        return found | ({self.attached: Availability(self.attached)} if self.attached else {})
 
     def resolved(self, name: str) -> Preset:
         """The preset that will run when this one is chosen. Raises: BadInput, DoesNotFit."""
@@ -123,11 +126,16 @@ class Studio:
         """The names of FORM, and "prompt", that the preset's engine can honour."""
         return {name for name in (*FORM, "prompt") if name not in REFUSES[preset.engine]}
 
+    def _require(self, preset: Preset) -> None:
+        """Refuse what cannot run here, nor on ranks that the page is attached to. Raises: AvatarError."""
+        if preset.name != self.attached:
+            require(preset, self.inventory(), self.presets)
+
     def plan(self, preset: Preset) -> tuple[Plan | None, str]:
         """What it will hold where, and why it cannot run here ("" when it can)."""
         refusal = ""
         try:
-            require(preset, self.inventory(), self.presets)
+            self._require(preset)
         except AvatarError as error:
             refusal = str(error)
         try:
@@ -152,7 +160,7 @@ class Studio:
         """Check everything that can be checked, and put the request in line. Raises: AvatarError."""
         self.desk.check_room()
         preset = self.with_settings(name, settings)
-        require(preset, self.inventory(), self.presets)
+        self._require(preset)
         draft = self.gallery.draft()
         work = Path(tempfile.mkdtemp(prefix="run-", dir=self.scratch))
         try:
@@ -190,7 +198,7 @@ class Studio:
         ledger = None
         try:
             request, ledger = half.resume(draft / HALF, work=work, output=draft / video_name(draft.name))
-            require(request.preset, self.inventory(), self.presets)
+            self._require(request.preset)
             about = self.gallery.about(draft)
             return self.desk.submit(request, draft, about.settings, about.owner, ledger)
         except BaseException:

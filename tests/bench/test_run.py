@@ -138,7 +138,7 @@ def test_the_command_times_a_checkpoint_and_writes_the_figures(
         (["--preset", "self-test", "--random_weights", "--ckpt_dir", "x"], 2, "no checkpoint is read"),
         (["--preset", "self-test", "--output", "no/such/place.json"], 2, "place.json"),
         (["--preset", "80gb", "--random_weights"], 4, "NVIDIA GPU"),
-        (["--preset", "80gb", "--num_gpus_dit", "2"], 2, "num_gpus_dit"),
+        (["--preset", "80gb", "--num_gpus_dit", "2"], 4, "2 NVIDIA GPUs"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(flags, code, words, capsys, monkeypatch):

@@ -255,7 +255,9 @@ def test_presets_without_gpu_plan_the_host_alone(name):
     assert not plan(load_preset(name), Inventory.imagine(0, 0, host_ram_gib=0.25)).fits
 
 
-def test_auto_is_no_plan():
+def test_auto_and_wrong_layouts_are_refused_by_name():
+    with pytest.raises(BadInput, match="ulysses_size 2"):
+        plan(load_preset("4x4090-low-vram").with_settings(ulysses_size=2), Inventory.imagine(4, 24))
     with pytest.raises(BadInput, match="auto"):
         plan(load_preset("auto"), H200)
 
@@ -284,7 +286,7 @@ def test_layouts_divide_what_they_say():
     whole = layers_held(plan(FULL, eight))[0]
     stages = plan(FULL.with_settings(layout="layers", num_gpus_dit=3, decode_gpu=True), eight)
     assert sum(layers_held(stages)) == whole
-    assert layers_held(stages)[3] == 0
+    assert layers_held(stages)[0] == 0  # rank 0 decodes
     assert sum("decode_workspace" in {i.name for i in gpu.items} for gpu in stages.gpus) == 1
     steps = plan(FULL.with_settings(layout="timesteps", num_gpus_dit=2), eight)
     assert layers_held(steps) == [whole, whole]
@@ -296,7 +298,7 @@ def test_layouts_divide_what_they_say():
     assert ring == round(ring_bytes(FULL) * 14 / 40)  # 14, 13 and 13 heads
     sharded = plan(FULL.with_settings(layout="fsdp", num_gpus_dit=4), eight)
     assert layers_held(sharded) == [round(whole / 4)] * 4
-    with pytest.raises(BadInput, match="cannot share 4 steps"):
+    with pytest.raises(BadInput, match="5 stages, 4 steps"):
         plan(FULL.with_settings(layout="timesteps", num_gpus_dit=5), eight)
 
 

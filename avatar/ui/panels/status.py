@@ -10,6 +10,7 @@ from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS
 from avatar.ui.i18n import Language, notice_words, rung_words, text
 from avatar.ui.panels import tag
+from avatar.ui.panels.ranks import render_ranks
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,10 @@ def render_status(status: Status, language: Language) -> str:
     badge = render_badge(status.label, language)
     head = tag("strong", escape(headline), role="status") + badge
     more = tag("p", escape(status.more), class_="more") if status.more else ""
+    ranks = render_ranks(status.progress, language) if status.state == "running" else ""
     return tag(
         "div",
-        tag("div", head, class_="status-head") + more + _bar(status) + _figures(status, language),
+        tag("div", head, class_="status-head") + more + _bar(status) + _figures(status, language) + ranks,
         class_="status",
         data_state=status.state,
     )

@@ -1,0 +1,61 @@
+"""A process of our own with a link to it; what is sent over the link, both sides agree on.
+
+Not multiprocessing.Process: its spawn would import the parent's main module, and with it the whole page.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+
+REAP_S = 10.0  # a killed process is gone by then
+
+
+class Child:
+    """`python -m MODULE … FD`, started at once; link is this end of a socket pair, FD the other."""
+
+    def __init__(self, module: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+        """env: laid over this process's own environment."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **(env or {}), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            )
+        self.link = Connection(ours.detach())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def fate(self, patience_s: float = 5.0) -> str:
+        """How it ended, as the end of a sentence; waits so long for one that has just hung up."""
+        try:
+            code = self._process.wait(timeout=patience_s)
+        except subprocess.TimeoutExpired:
+            return "closed its connection"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+
+    def kill(self) -> None:
+        """End it at once, whatever it is doing; see kill_all."""
+        kill_all([self])
+
+
+def kill_all(children: Sequence[Child]) -> None:
+    """Hang up, kill them together, and wait until they are gone and what they held is free."""
+    for child in children:
+        child.link.close()
+        child._process.kill()
+    for child in children:
+        child._process.wait(REAP_S)

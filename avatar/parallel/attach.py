@@ -1,0 +1,189 @@
+"""Rank 0 of ranks that torchrun started, as the engine's process sees it: over TCP, with a shared secret.
+
+The secret proves who is at the other end; what passes is not encrypted. Keep it within a network of your own.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from typing import Any
+
+from avatar.engine import serves
+from avatar.errors import BadInput, WorkerLost
+from avatar.parallel.fleet import Fleet, Limits
+from avatar.parcel import Parcel
+from avatar.preset import Preset
+from avatar.request import Request
+from avatar.service import Run
+
+SECRET = "AVATAR_SECRET"  # the environment's
+FEWEST_LETTERS = 16
+GREET_S = 10.0  # for the other side to prove itself
+REACH_S = 30.0  # torchrun starts lost ranks anew, which takes a while
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """Rank 0's first word: the preset that its ranks hold, and whether it serves somebody else now."""
+
+    preset: Preset
+    is_taken: bool
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """Goes before a Run: the contents of its files."""
+
+    parcel: Parcel
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a part has left for the next one."""
+
+    carry: bytes
+
+
+@dataclass(frozen=True)
+class Quit:
+    """End all ranks: one of them is lost."""
+
+
+@dataclass(frozen=True)
+class Address:
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """ "node1:7861" Raises: BadInput."""
+        host, _, port = text.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise BadInput(f"{text!r} is no address.", 'Write it like "node1:7861".')
+        return cls(host.strip("[]"), int(port))
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def secret() -> bytes:
+    """What both sides must know. Raises: BadInput when it is not set, or too easy to guess."""
+    word = os.environ.get(SECRET, "")
+    if len(word) < FEWEST_LETTERS:
+        raise BadInput(
+            f"${SECRET} is {'too short' if word else 'not set'}.",
+            f"Set it to the same {FEWEST_LETTERS} letters or more for the ranks and who attaches to them.",
+        )
+    return word.encode()
+
+
+def prove(link: Connection, key: bytes, first: bool) -> None:
+    """Both sides prove that they know the key. Raises: AuthenticationError, EOFError, OSError."""
+    challenges = (deliver_challenge, answer_challenge)
+    for challenge in challenges if first else reversed(challenges):
+        challenge(link, key)
+
+
+class AttachedFleet(Fleet):
+    """Ranks that somebody else started and watches over; rank 0 speaks for all of them."""
+
+    def __init__(self, preset: Preset, address: Address, limits: Limits) -> None:
+        """Raises: BadInput for a wrong secret, or ranks of another preset; WorkerLost when none answers."""
+        super().__init__(preset, limits)
+        self._address = address
+        self._request: Request | None = None  # of the run that goes on
+        self._link: Connection | None = self._connected(secret())
+        self._greet(preset)
+
+    @property
+    def links(self) -> Sequence[Connection]:
+        """See Fleet."""
+        return [] if self._link is None else [self._link]
+
+    @property
+    def alive(self) -> bool:
+        """See Fleet."""
+        return self._link is not None
+
+    def end(self) -> None:
+        """See Fleet. Whoever started them ends them, and may start them anew."""
+        if self._link is not None:
+            with suppress(OSError):  # it is gone already
+                self._link.send(Quit())
+        self.leave()
+
+    def leave(self) -> None:
+        """See Fleet. They stay, for whoever attaches next."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def fate_of(self, link: Connection) -> tuple[int, str]:
+        """See Fleet."""
+        return 0, f"at {self._address} closed its connection"
+
+    def send(self, message: Any) -> None:
+        """See Fleet; the files go along with a run."""
+        if isinstance(message, Run):
+            self._request = message.request
+            super().send(Shipped(Parcel.of(message.request)))
+        super().send(message)
+
+    def _take(self, message: Any) -> None:
+        if not isinstance(message, Left):
+            return super()._take(message)
+        part = self._request.part if self._request else None
+        if part is not None and part.leave is not None:
+            part.leave.write_bytes(message.carry)
+
+    def _connected(self, key: bytes) -> Connection:
+        """A link to rank 0, tried for REACH_S."""
+        until = time.monotonic() + REACH_S
+        while True:
+            try:
+                return self._reach(key)
+            except AuthenticationError as error:
+                raise BadInput(
+                    f"The ranks at {self._address} have another ${SECRET}.", "Set the same on both sides."
+                ) from error
+            except (OSError, EOFError) as error:
+                if time.monotonic() > until:
+                    raise WorkerLost(
+                        f"No ranks answer at {self._address}.",
+                        "Start them with torchrun … -m avatar worker, and see that the port can be reached.",
+                    ) from error
+            time.sleep(1.0)
+
+    def _reach(self, key: bytes) -> Connection:
+        with socket.create_connection((self._address.host, self._address.port), GREET_S) as reached:
+            reached.settimeout(None)
+            reached.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            link = Connection(reached.detach())
+        if not link.poll(GREET_S):
+            link.close()
+            raise EOFError("no greeting")
+        prove(link, key, first=False)
+        return link
+
+    def _greet(self, preset: Preset) -> None:
+        """Raises: BadInput when the ranks are busy or hold another preset."""
+        assert self._link is not None
+        if not self._link.poll(GREET_S):
+            raise WorkerLost(f"The ranks at {self._address} do not answer.", "See their log.")
+        greeting = self._link.recv()
+        trouble = ""
+        if greeting.is_taken:
+            trouble = "serve somebody else now"
+        elif serves(greeting.preset) != serves(preset):
+            trouble = f"hold the preset {greeting.preset.name}, or its settings differ"
+        if trouble:
+            self.leave()
+            remedy = f"Choose {greeting.preset.name} with their settings, or wait until they are free."
+            raise BadInput(f"The ranks at {self._address} {trouble}.", remedy)

@@ -1,0 +1,175 @@
+"""Rank 0's side: hands out the items (block, step) and puts the blocks together; a Denoiser to the rollout.
+
+It works in a thread of its own, so that frames are decoded meanwhile. Latents pass through here on the CPU
+between two stages' steps; only the tokens inside a step go from stage to stage directly.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from avatar.diffusion.denoise import Block, Conditions
+from avatar.diffusion.layer_stack import Pieces
+from avatar.diffusion.schedule import Schedule
+from avatar.geometry import Geometry
+from avatar.models.transformer import StreamingTransformer
+from avatar.parallel.group import Group
+from avatar.parallel.messages import Done, End, Message, Stop
+from avatar.parallel.stages import Stage
+from avatar.parallel.wavefront import Run
+
+POLL_S = 0.02  # between two looks whether a run was cancelled
+BLOCKS_AHEAD = 2  # submitted beyond those at work, so that none is missed while frames are decoded
+
+
+def assist(group: Group, transformer: StreamingTransformer, dtype: torch.dtype, pieces: Pieces) -> None:
+    """What every rank but 0 does: its share of each item, until rank 0 says Stop."""
+    stage = Stage(group, transformer, dtype, pieces, lambda done: group.post.send(done, 0))
+    while not isinstance(message := group.post.receive(0), Stop):
+        stage.handle(message)
+        if isinstance(message, End):
+            group.post.settle()
+
+
+class Conductor:
+    """Rank 0 of a group, as long as the group lives."""
+
+    def __init__(
+        self,
+        group: Group,
+        transformer: StreamingTransformer | None,
+        dtype: torch.dtype,
+        pieces: Pieces,
+    ) -> None:
+        """transformer: rank 0's share, None when it only decodes."""
+        self.group, self.layout = group, group.layout
+        self.stage: Stage | None = None
+        self.answers: queue.Queue[Done] = queue.Queue()
+        if transformer is not None:
+            self.stage = Stage(group, transformer, dtype, pieces, self.answers.put)
+        self._stream: torch.cuda.Stream | None = None
+
+    def denoiser(
+        self, geometry: Geometry, schedule: Schedule, ring_dtype: torch.dtype | None = None
+    ) -> ParallelDenoiser:
+        """A denoiser over the group; one at a time. Raises: BadInput for fewer steps than stages need."""
+        self.layout.require_steps(schedule.num_steps)
+        return ParallelDenoiser(self, geometry, schedule, ring_dtype)
+
+    def stop(self) -> None:
+        """Let the other ranks go."""
+        self.tell(self.layout.workers, Stop())
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until every rank has taken all that it was told."""
+        self.group.post.settle()
+
+    def tell(self, ranks: range, message: Message) -> None:
+        """Give a message to ranks, this one included, which acts on it at once, after the others have it."""
+        for rank in ranks:
+            if rank != 0:
+                self.group.post.send(message, rank)
+        if 0 in ranks and not isinstance(message, Stop):
+            assert self.stage is not None
+            self.stage.handle(message)
+
+    def answer(self, rank: int) -> Done:
+        """A rank's next answer, waited for."""
+        done = self.answers.get() if rank == 0 else self.group.post.receive(rank)
+        self.group.meter.tick()
+        return done
+
+    @contextmanager
+    def on_own_stream(self) -> Iterator[None]:
+        """For the conducting thread: items go before the decoding that shares the GPU with them."""
+        device = self.group.device
+        if device.type != "cuda":
+            yield
+            return
+        torch.cuda.set_device(device)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device, priority=-1)
+        self._stream.wait_stream(torch.cuda.default_stream(device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+
+class ParallelDenoiser:
+    """See Denoiser. Items are handed out diagonal by diagonal, in an order that depends on nothing but the
+    layout, a few ahead of those that are done."""
+
+    def __init__(
+        self, conductor: Conductor, geometry: Geometry, schedule: Schedule, ring_dtype: torch.dtype | None
+    ) -> None:
+        self.geometry, self.schedule = geometry, schedule
+        self._conductor, self._layout, self._ring_dtype = conductor, conductor.layout, ring_dtype
+        self.num_in_flight = (
+            1 + self._layout.lag_of(schedule.num_steps - 1, schedule.num_steps) + BLOCKS_AHEAD
+        )
+        self._thread: threading.Thread | None = None
+
+    def begin(self, conditions: Conditions) -> None:
+        """See Denoiser. Ends the generation before, if it was not ended."""
+        self.close()
+        run = Run(self._conductor, self.schedule, self.geometry, self._ring_dtype)
+        self._orders, self._finished = run.orders, run.finished
+        self._orders.put(on_cpu(conditions))
+        self._quit = run.quit
+        # in a copy of this thread's context: it has the compiler's limits, which are each thread's own
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(run.conduct,), name="conductor", daemon=True
+        )
+        self._thread.start()
+
+    def refresh(self, reference: Tensor) -> None:
+        """See Denoiser."""
+        self._orders.put(reference.cpu())
+
+    def submit(self, block: Block) -> None:
+        """See Denoiser."""
+        pose = None if block.pose is None else block.pose.cpu()
+        self._orders.put(replace(block, audio=block.audio.cpu(), pose=pose))
+
+    def collect(self, check: Callable[[], None] = lambda: None) -> Tensor:
+        """See Denoiser; check is called often. On the CPU. Raises: what any part of the group raised."""
+        try:
+            while True:
+                check()
+                try:
+                    finished = self._finished.get(timeout=POLL_S)
+                except queue.Empty:
+                    continue
+                if isinstance(finished, BaseException):
+                    raise finished
+                return finished
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Hand out no more, wait for what is under way, free the caches of every rank."""
+        if self._thread is not None:
+            self._quit.set()
+            self._orders.put(None)
+            self._thread.join()
+            self._thread = None
+
+
+def on_cpu(conditions: Conditions) -> Conditions:
+    """What the ranks are sent; the audio comes block by block."""
+    return replace(
+        conditions,
+        text=conditions.text.cpu(),
+        reference=conditions.reference.cpu(),
+        motion=conditions.motion.cpu(),
+        masks=None if conditions.masks is None else conditions.masks.cpu(),
+    )

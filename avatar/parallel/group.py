@@ -1,0 +1,77 @@
+"""The ranks of a layout as one of them sees them: who it is, and how it reaches the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
+
+from avatar.parallel.layout import Layout
+from avatar.parallel.messages import Post
+from avatar.parallel.meter import Meter
+
+TENSORS = 1  # the tag of tensors, as messages have 0
+FOREVER = timedelta(days=365)  # whoever watches the ranks ends a hang
+
+
+@dataclass(frozen=True)
+class Group:
+    """One rank's view.
+
+    sharing: the ranks that share this one's stage by heads. gathering: the same ranks, for parameters that
+    are gathered meanwhile. None where a rank has them to itself. arrivals: the stream that they come by.
+    """
+
+    layout: Layout
+    rank: int
+    device: torch.device
+    meter: Meter
+    post: Post
+    sharing: ProcessGroup | None = None
+    gathering: ProcessGroup | None = None
+    arrivals: torch.cuda.Stream | None = None
+
+    @classmethod
+    def join(cls, layout: Layout, rank: int, device: torch.device, meter: Meter) -> Group:
+        """Find the others: every rank calls it, once the default process group is there.
+
+        Between GPUs a communicator costs memory and is made at its first use: pairs of neighbours in a
+        pipeline, and one for each group that shares a stage.
+        """
+        sharing = gathering = None
+        if layout.group_size > 1:
+            for stage in range(layout.num_stages):
+                ranks = list(layout.ranks_of(stage))
+                made = [_new_group(ranks) for _ in range(2 if layout.kind == "fsdp" else 1)]
+                if rank in ranks:
+                    sharing, gathering = made[0], made[-1] if layout.kind == "fsdp" else None
+        arrivals = torch.cuda.Stream(device) if device.type == "cuda" else None
+        return cls(layout, rank, device, meter, Post(meter.sent), sharing, gathering, arrivals)
+
+    def pass_on(self, x: Tensor, rank: int) -> object:
+        """Send a tensor to another rank without waiting; the result's wait() does."""
+        self.meter.sent(x.nbytes)
+        return distributed.isend(x, rank, tag=TENSORS)
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype, rank: int) -> Tensor:
+        """The next tensor of another rank; on a GPU its stream waits for it, not the host.
+
+        It may come while the stream is still busy with what it was given before.
+        """
+        with torch.cuda.stream(self.arrivals):  # None: as it is
+            x = torch.empty(shape, dtype=dtype, device=self.device)
+            work = distributed.irecv(x, rank, tag=TENSORS)
+        assert work is not None
+        work.wait()
+        if self.arrivals is not None:
+            x.record_stream(torch.cuda.current_stream(self.device))
+        return x
+
+
+def _new_group(ranks: list[int]) -> ProcessGroup:
+    made = distributed.new_group(ranks, timeout=FOREVER)
+    assert made is not None
+    return made

@@ -1,0 +1,144 @@
+"""A FrameSource whose frames are made by ranks: they are started when needed and stay for the next run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from avatar.engine import SELF_TEST_LABEL, Frames, serves
+from avatar.errors import AvatarError, Cancelled
+from avatar.events import Notice, Phase, Progress
+from avatar.memory.plan import Plan
+from avatar.parallel.attach import Address, AttachedFleet
+from avatar.parallel.fleet import Fleet, Limits, LocalFleet
+from avatar.parallel.reports import Made, Planned, Pulse, Told
+from avatar.preset import Preset
+from avatar.request import Request
+from avatar.service import Ask, Cancel, Ended, Run
+
+log = logging.getLogger(__name__)
+
+ROLES = "avatar.parallel.roles"
+CANCEL_LIMIT_S = 15.0  # a cancelled run must have ended by then, or the ranks are
+
+
+class RankedSource:
+    """See FrameSource. One rank or many: the same way."""
+
+    def __init__(
+        self,
+        preset: Preset,
+        weights: Path | None = None,
+        *,
+        attach: str | None = None,
+        roles: str = ROLES,
+        limits: Limits | None = None,
+    ) -> None:
+        """Starts the ranks, and does not wait for them. weights: the checkpoint folder, when named.
+
+        attach: where rank 0 of ranks listens that were started by torchrun; they are not started here, and
+        have their own weights. roles: see Start.
+        """
+        self._address = None if attach is None else Address.parse(attach)
+        self.label = SELF_TEST_LABEL if preset.requires.weights == "tiny" else ""
+        self._weights, self._roles, self._limits = weights, roles, limits or Limits()
+        self._starter = ThreadPoolExecutor(
+            1, "ranks"
+        )  # lives on: ranks end with the thread that started them
+        self._run = 0
+        self._served = serves(preset)
+        self._fleet: Fleet | None = None if attach else self._start(preset)
+
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+        """See FrameSource. Raises: also WorkerLost; the next run finds fresh ranks then."""
+        yield Progress(Phase.LOADING)
+        fleet = self._fleet_for(request.preset)
+        self._run += 1
+        ended = False
+        try:
+            fleet.send(Run(self._run, request))
+            asked_to_stop: float | None = None
+            while not ended:
+                message = fleet.receive()
+                if isinstance(message, Ended) and message.run == self._run:
+                    ended = True
+                    if message.error is not None:
+                        raise message.error
+                elif asked_to_stop is not None:
+                    if time.monotonic() - asked_to_stop > CANCEL_LIMIT_S:
+                        self._give_up(fleet)
+                elif cancelled():
+                    asked_to_stop = time.monotonic()
+                    fleet.send(Cancel(self._run))
+                elif isinstance(message, Made) and message.run == self._run:
+                    yield message.frames
+                elif isinstance(message, Told) and message.run == self._run:
+                    yield message.event
+                elif isinstance(message, Pulse) and message.rank == 0:
+                    yield Progress(Phase.LOADING, ranks=fleet.loads)  # phases never go back
+        finally:
+            if not ended and fleet.alive:
+                self._drain(fleet)
+
+    def plan_for(self, request: Request) -> Plan:
+        """The plan that a run of this request would follow: rank 0 knows its device. Raises: AvatarError."""
+        fleet = self._fleet_for(request.preset)
+        fleet.send(Ask(request))
+        while not isinstance(message := fleet.receive(), Planned):
+            pass
+        if isinstance(message.plan, AvatarError):
+            raise message.plan
+        return message.plan
+
+    def pinned_bytes(self) -> int:
+        """Page-locked memory that the ranks held when last heard of."""
+        pulses = [] if self._fleet is None else self._fleet.last_pulses
+        return sum(pulse.pinned_bytes for pulse in pulses if pulse is not None)
+
+    def close(self) -> None:
+        """See FrameSource."""
+        if self._fleet is not None:
+            self._fleet.leave()
+        self._starter.shutdown()
+
+    @property
+    def fleet(self) -> Fleet:
+        """The ranks of the last run, or those of the next."""
+        assert self._fleet is not None
+        return self._fleet
+
+    def _fleet_for(self, preset: Preset) -> Fleet:
+        """The ranks that are there, if they serve this preset; else fresh ones. Raises: BadInput."""
+        if self._fleet is None or not self._fleet.alive or serves(preset) != self._served:
+            if self._fleet is not None:
+                self._fleet.leave()
+            self._fleet = self._start(preset)
+            self._served = serves(preset)
+        return self._fleet
+
+    def _start(self, preset: Preset) -> Fleet:
+        if self._address is not None:
+            return AttachedFleet(preset, self._address, self._limits)
+        return self._starter.submit(LocalFleet, preset, self._weights, self._roles, self._limits).result()
+
+    def _drain(self, fleet: Fleet) -> None:
+        """The consumer has left: cancel, and listen until the run has ended."""
+        deadline = time.monotonic() + CANCEL_LIMIT_S
+        try:
+            fleet.send(Cancel(self._run))
+            while time.monotonic() < deadline:
+                message = fleet.receive()
+                if isinstance(message, Ended) and message.run == self._run:
+                    return
+            self._give_up(fleet)
+        except AvatarError as error:
+            log.warning("while stopping: %s", error)
+
+    def _give_up(self, fleet: Fleet) -> None:
+        """The ranks do not stop: end them. Raises: Cancelled."""
+        log.error("the ranks did not stop within %g s, and are ended", CANCEL_LIMIT_S)
+        fleet.end()
+        raise Cancelled("The run was stopped.")

@@ -1,0 +1,194 @@
+"""What ranks do for the diffusion engine: rank 0 leads a run, the others have a share of its transformer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from avatar.diffusion.denoise import Denoiser
+from avatar.diffusion.fallback import Descent
+from avatar.diffusion.parts import DTYPES, RING_DTYPES, Check, Parts
+from avatar.diffusion.schedule import Schedule
+from avatar.diffusion.source import DiffusionSource, MakeParts, find_files, pieces_for
+from avatar.engine import Frames
+from avatar.events import Notice, Progress
+from avatar.geometry import Geometry, Size
+from avatar.memory.inventory import probe
+from avatar.memory.placement import Placement
+from avatar.memory.plan import Plan
+from avatar.memory.planner import plan
+from avatar.models.checkpoint import CheckpointFiles
+from avatar.models.config import ModelConfig
+from avatar.models.transformer import StreamingTransformer
+from avatar.parallel import conduct
+from avatar.parallel.conduct import Conductor, ParallelDenoiser
+from avatar.parallel.group import Group
+from avatar.parallel.layout import Layout
+from avatar.parallel.loading import load_share
+from avatar.parallel.messages import Post
+from avatar.parallel.seat import Seat
+from avatar.preset import Preset
+from avatar.request import Request
+
+
+@dataclass(frozen=True)
+class Load:
+    """Rank 0 to the others: a run has been asked for; load your share."""
+
+
+@dataclass(frozen=True)
+class Go:
+    """Rank 0 to the others: it has loaded its own; help."""
+
+
+def lead(preset: Preset, weights: Path | None, seat: Seat) -> DiffusionSource:
+    """Rank 0's source: with one rank the plain one."""
+    if seat.world_size > 1:
+        return LeadingSource(preset, weights, seat)
+    return LoneSource(preset, weights, seat)
+
+
+def assist(preset: Preset, weights: Path | None, seat: Seat) -> None:
+    """What the other ranks do, as long as rank 0 does. Raises: WeightsMissing."""
+
+    def load() -> tuple[Group, StreamingTransformer | None]:
+        with tempfile.TemporaryDirectory(prefix="avatar-rank-") as folder:
+            files = find_files(preset, weights, Path(folder))
+            group = join(preset, ModelConfig.load(files.config), seat)
+            return group, load_share(files, preset.memory, group, DTYPES[preset.memory.weight_dtype])
+
+    follow(preset, seat, load)
+
+
+def follow(preset: Preset, seat: Seat, load: Callable[[], tuple[Group, StreamingTransformer | None]]) -> None:
+    """Do what rank 0 says. load: joins the group and gives this rank's share."""
+    post, group, share = Post(), None, None
+    while True:
+        order = post.receive(0)
+        if isinstance(order, Load) and group is None:
+            group, share = load()
+        elif isinstance(order, Go):
+            assert group is not None
+            assert share is not None
+            conduct.assist(group, share, DTYPES[preset.memory.weight_dtype], pieces_for(seat.device))
+
+
+class LoneSource(DiffusionSource):
+    """The only rank."""
+
+    def __init__(self, preset: Preset, weights: Path | None, seat: Seat) -> None:
+        super().__init__(preset, weights)
+        self._meter = seat.meter
+
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+        """See FrameSource."""
+
+        def stopped() -> bool:
+            self._meter.tick()
+            return cancelled()
+
+        return super().frames(request, stopped)
+
+
+class LeadingSource(DiffusionSource):
+    """Rank 0 of several: conditions and decoding are its own; of the transformer it has a share at most.
+
+    Memory that runs out on any rank ends the run: a lower rung would have to be taken by all of them.
+    """
+
+    steps_down = False
+
+    def __init__(
+        self, preset: Preset, weights: Path | None, seat: Seat, make_parts: MakeParts | None = None
+    ) -> None:
+        """make_parts: where the side models come from, if not from a checkpoint."""
+        super().__init__(preset, weights, make_parts)
+        self.preset, self._seat, self._post = preset, seat, Post()
+        self._files: CheckpointFiles | None = None
+        self._group: Group | None = None
+        self._conductor: Conductor | None = None
+        self._denoiser: ParallelDenoiser | None = None
+
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+        """See FrameSource. However it ends, the other ranks are free for the next run."""
+        try:
+            yield from super().frames(request, cancelled)
+        finally:
+            if self._denoiser is not None:
+                self._denoiser.close()
+                self._denoiser = None
+
+    def plan_for(self, request: Request) -> Plan:
+        """See DiffusionSource; of all GPUs of this machine."""
+        speech_s = request.speech_frames / request.preset.generation.fps
+        return plan(request.preset, probe(self._weights), speech_s=speech_s)
+
+    def prepare(self, parts: Parts, check: Check) -> None:
+        """See DiffusionSource. All ranks load at once, each its share."""
+        if self._conductor is not None:
+            return
+        if self._group is None:
+            self._tell(Load())
+            self._group = join(self.preset, self.config(), self._seat)
+        share = self.share(self._group, parts.dtype, check)
+        self._conductor = Conductor(self._group, share, parts.dtype, pieces_for(parts.device))
+        self._tell(Go())
+
+    def files(self, request: Request) -> CheckpointFiles:
+        """See DiffusionSource."""
+        self._files = super().files(request)
+        return self._files
+
+    def config(self) -> ModelConfig:
+        """The model's."""
+        assert self._files is not None
+        return ModelConfig.load(self._files.config)
+
+    def share(self, group: Group, dtype: torch.dtype, check: Check) -> StreamingTransformer | None:
+        """Rank 0's own share of the transformer, None if it only decodes."""
+        assert self._files is not None
+        return load_share(self._files, self.preset.memory, group, dtype, check)
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """See DiffusionSource. Decoding is work, too."""
+        return self._seat.meter.working()
+
+    def release(self, parts: Parts) -> None:
+        """The shares stay: it would take all ranks to load them again."""
+
+    def make_denoiser(self, preset: Preset, parts: Parts, size: Size) -> Denoiser:
+        """See DiffusionSource."""
+        assert self._conductor is not None
+        generation = preset.generation
+        self._denoiser = self._conductor.denoiser(
+            Geometry.of(size, generation.infer_frames),
+            Schedule.flow_match(generation.sample_steps, generation.shift),
+            RING_DTYPES[preset.memory.ring_dtype],
+        )
+        return self._denoiser
+
+    def _tell(self, order: Load | Go) -> None:
+        for rank in range(1, self._seat.world_size):
+            self._post.send(order, rank)
+
+    def _from_checkpoint(self, request: Request, placement: Placement, check: Check) -> Parts:
+        def ticking() -> None:
+            self._seat.meter.tick()
+            check()
+
+        return super()._from_checkpoint(request, placement, ticking)
+
+    def _stepped_down(self, descent: Descent) -> Iterator[Notice]:
+        return iter(())  # whether the plan fits was asked before the run
+
+
+def join(preset: Preset, config: ModelConfig, seat: Seat) -> Group:
+    """Meet the ranks that this one works with; all of them call it."""
+    layout = Layout.of(preset).for_model(config)
+    seat.role = layout.describe(seat.rank)
+    return Group.join(layout, seat.rank, seat.device, seat.meter)

@@ -1,0 +1,74 @@
+"""Where a rank sits: which one of how many, on which device, and how it meets the others."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import distributed
+from torch.distributed import Store
+
+from avatar.diffusion.parts import best_device
+from avatar.errors import DoesNotFit
+from avatar.memory.nvml import open_driver
+from avatar.parallel.meter import Meter
+
+FOREVER = timedelta(days=365)  # a rank may wait long for its work; whoever watches the ranks ends a hang
+
+
+@dataclass
+class Seat:
+    """One rank's place among all. place: its device in words. role: its part, once that is known."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    meter: Meter
+    place: str
+    role: str = ""
+
+    @classmethod
+    def take(cls, rank: int, world_size: int, device: torch.device, store: Store | None) -> Seat:
+        """Join the other ranks, which meet at the store; tensors go by NCCL between GPUs, else by gloo."""
+        if world_size > 1:
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            distributed.init_process_group(
+                backend, store=store, rank=rank, world_size=world_size, timeout=FOREVER
+            )
+        return cls(rank, world_size, device, Meter(device), place_of(device))
+
+
+def device_of(local_rank: int, num_local: int, may_be_cpu: bool) -> torch.device:
+    """The GPU of a rank among those of its machine, made the current one; the CPU for a toy model.
+
+    Raises: DoesNotFit when there are not so many GPUs.
+    """
+    num_gpus = torch.cuda.device_count()
+    if num_gpus >= num_local:
+        device = best_device(local_rank)
+        torch.cuda.set_device(device)
+        return device
+    if may_be_cpu:
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), _num_cores() // num_local)))
+        return torch.device("cpu")
+    raise DoesNotFit(
+        f"{num_local} ranks need as many GPUs; PyTorch sees {num_gpus}.",
+        "Take fewer with --num_gpus_dit, or show it more with CUDA_VISIBLE_DEVICES.",
+    )
+
+
+def place_of(device: torch.device) -> str:
+    """A device as the gauges name it: "GPU 2", by NVML's count, or "CPU"."""
+    if device.type != "cuda":
+        return "CPU"
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # CUDA may number cards unlike NVML
+    driver = open_driver()
+    index = next((card.index for card in driver.cards if card.uuid() == uuid), device.index)
+    driver.close()
+    return f"GPU {index}"
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0))

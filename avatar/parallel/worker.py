@@ -1,0 +1,189 @@
+"""A rank: `python -m avatar.parallel.worker FD`, started by the fleet; torchrun's come by `avatar worker`.
+
+Rank 0 makes frames, asked for over its link; the others help it. What goes wrong in any is told at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+import os
+import queue
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from avatar.engine import FrameSource
+from avatar.errors import AvatarError, BadInput, Cancelled, DoesNotFit, WeightsMissing
+from avatar.memory.inventory import probe
+from avatar.memory.plan import Plan
+from avatar.memory.planner import plan
+from avatar.parallel.reports import Failed, Made, Meeting, Planned, Pulse, Start, Told
+from avatar.request import Request
+from avatar.service import Ask, Service, leave
+
+if TYPE_CHECKING:
+    from avatar.parallel.seat import Seat
+
+log = logging.getLogger(__name__)
+
+HARMLESS = (Cancelled, BadInput, WeightsMissing)  # after these all ranks wait for the next run
+_PR_SET_PDEATHSIG = 1  # of Linux' prctl
+
+
+class Reporter:
+    """A rank's own words to whoever watches: heartbeats, and its failure."""
+
+    def __init__(self, rank: int, send: Callable[[Any], None]) -> None:
+        self.rank, self.send = rank, send
+        self.seat: Seat | None = None
+
+    def pulse(self) -> Pulse:
+        """How this rank is."""
+        if self.seat is None:
+            return Pulse(self.rank)
+        from avatar.memory.pinned import pinned_bytes
+
+        seat, meter = self.seat, self.seat.meter
+        return Pulse(
+            self.rank,
+            seat.role,
+            seat.place,
+            meter.ticks,
+            meter.busy_s,
+            meter.sent_bytes,
+            meter.peak_bytes,
+            pinned_bytes(),
+        )
+
+    def fail(self, error: BaseException) -> None:
+        """This rank cannot go on. Does not return."""
+        told, foreseen = self._as_told(error)
+        log.error("rank %d failed", self.rank, exc_info=None if foreseen else error)
+        try:
+            self.send(Failed(self.rank, told, foreseen))
+        finally:
+            logging.shutdown()
+            os._exit(1)  # no destructor of CUDA or NCCL may wait for the other ranks
+
+    def _as_told(self, error: BaseException) -> tuple[AvatarError, bool]:
+        """What a user reads of it, and whether that is its cause."""
+        if isinstance(error, AvatarError):
+            return error, True
+        from avatar.diffusion.fallback import is_out_of_memory
+
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            return out_of_memory(self.rank), True
+        return AvatarError(f"Rank {self.rank} failed.", "The log of the server says why."), False
+
+
+def out_of_memory(rank: int) -> DoesNotFit:
+    """What a user reads when a rank's GPU is full."""
+    return DoesNotFit(
+        f"The GPU of rank {rank} ran out of memory.",
+        "Close other programs that use it, or take a smaller size, fewer infer_frames or steps.",
+    )
+
+
+def work(
+    start: Start,
+    reporter: Reporter,
+    take_seat: Callable[[], Seat],
+    services: Iterable[Service],
+    around: Callable[[FrameSource], FrameSource] = lambda source: source,
+) -> None:
+    """Take the seat and do this rank's part until nobody wants it any more. Whatever goes wrong is told.
+
+    services: those whom rank 0 serves, one after another. around: what is put around its source.
+    """
+    try:
+        reporter.seat = seat = take_seat()
+        reporter.send(reporter.pulse())
+        roles = importlib.import_module(start.roles)
+        if start.rank:
+            roles.assist(start.preset, start.weights, seat)
+            return
+        source = around(roles.lead(start.preset, start.weights, seat))
+        for service in services:
+            lead(service, source, alone=start.world_size == 1)
+    except BaseException as error:
+        reporter.fail(error)
+
+
+def lead(service: Service, source: FrameSource, alone: bool) -> None:
+    """Rank 0: make the frames of every run. alone: no other rank can be out of step after an error."""
+    for run in service.asked():
+        if isinstance(run, Ask):
+            service.send(Planned(plan_of(source, run.request)))
+            continue
+        error: AvatarError | None = None
+        try:
+            for made in source.frames(run.request, partial(service.stopped, run)):
+                service.send(Made(run.run, made) if isinstance(made, np.ndarray) else Told(run.run, made))
+        except HARMLESS as told:
+            error = told
+        except AvatarError as told:
+            if not alone:
+                raise
+            error = told
+        service.end(run, error)
+
+
+def plan_of(source: FrameSource, request: Request) -> Plan | AvatarError:
+    """The source's own plan for a request, where it makes one."""
+    plan_for = getattr(source, "plan_for", None)
+    try:
+        planned: Plan = plan(request.preset, probe()) if plan_for is None else plan_for(request)
+        return planned
+    except AvatarError as error:
+        return error
+
+
+def die_with(parent: int) -> None:
+    """Be killed by the kernel when the thread that started this process ends. Source: man 2 prctl."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        leave()
+
+
+def serve(link: Connection) -> None:
+    """A rank of this machine, from its Start on."""
+    start = link.recv()
+    die_with(start.parent)
+    logging.getLogger().setLevel(start.log_level)
+    meetings: queue.SimpleQueue[Meeting] = queue.SimpleQueue()
+    service = Service(link, on_other=meetings.put)
+    reporter = Reporter(start.rank, service.send)
+    service.start(reporter.pulse)
+    work(start, reporter, partial(seat_here, start, service, meetings), [service])
+
+
+def seat_here(start: Start, service: Service, meetings: queue.SimpleQueue[Meeting]) -> Seat:
+    """Meet the other ranks of this machine. Raises: DoesNotFit."""
+    from torch.distributed import TCPStore
+
+    from avatar.parallel.seat import FOREVER, Seat, device_of
+
+    device = device_of(start.rank, start.world_size, start.preset.requires.num_gpus == 0)
+    store = None
+    if start.world_size > 1:
+        first = start.rank == 0
+        port = 0 if first else meetings.get().port  # 0: any that is free
+        store = TCPStore(
+            "127.0.0.1", port, start.world_size, is_master=first, timeout=FOREVER, wait_for_workers=False
+        )
+        if first:
+            service.send(Meeting(store.port))
+    return Seat.take(start.rank, start.world_size, device, store)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it cancels, and the file is closed
+    importlib.import_module("avatar.parallel.worker").serve(Connection(int(sys.argv[1])))

@@ -1,0 +1,132 @@
+"""The child's side of a link: runs are asked for, one at a time, and each may be cancelled."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from avatar.errors import AvatarError
+from avatar.request import Request
+
+HEARTBEAT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Run:
+    run: int
+    request: Request
+
+
+@dataclass(frozen=True)
+class Cancel:
+    run: int
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What would a run of this request hold? Answered in turn."""
+
+    request: Request
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The run is over; error is what it raised, if anything."""
+
+    run: int
+    error: AvatarError | None = None
+
+
+def leave() -> None:
+    """The parent is gone, or has no more use for this process."""
+    os._exit(0)
+
+
+class Service:
+    """What comes over the link, for the thread that works; any thread may send."""
+
+    def __init__(
+        self,
+        link: Connection,
+        on_hangup: Callable[[], None] = leave,
+        on_other: Callable[[Any], None] | None = None,
+    ) -> None:
+        """on_hangup: called once, when the other side is gone; its runs are cancelled by then.
+
+        on_other: called with every message but Run and Cancel.
+        """
+        self._link, self._on_hangup, self._on_other = link, on_hangup, on_other
+        self._sending = threading.Lock()
+        self._asked: queue.Queue[Run | Ask | None] = queue.Queue()
+        self._cancelled: dict[int, threading.Event] = {}
+        self._ending = threading.Lock()
+        self.gone = False
+
+    def start(self, heartbeat: Callable[[], Any]) -> None:
+        """Listen, and send a heartbeat every second, each in a thread of its own."""
+        threading.Thread(target=self._listen, name="listen", daemon=True).start()
+        threading.Thread(target=self._beat, args=(heartbeat,), name="heartbeat", daemon=True).start()
+
+    def send(self, message: Any) -> None:
+        """To the other side, if it is still there."""
+        try:
+            with self._sending:
+                self._link.send(message)
+        except OSError:
+            self._hang_up()
+
+    def asked(self) -> Iterator[Run | Ask]:
+        """All that is asked for, in turn; ends when the other side is gone."""
+        while (asked := self._asked.get()) is not None:
+            yield asked
+
+    def runs(self) -> Iterator[Run]:
+        """As asked(), where nothing but runs is asked for."""
+        return (asked for asked in self.asked() if isinstance(asked, Run))
+
+    def stopped(self, run: Run) -> bool:
+        """Whether nobody wants this run any more."""
+        return self.gone or self._cancelled[run.run].is_set()
+
+    def end(self, run: Run, error: AvatarError | None) -> None:
+        """The run is over."""
+        del self._cancelled[run.run]
+        self.send(Ended(run.run, error))
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._take(self._link.recv())
+        except (EOFError, OSError):
+            self._hang_up()
+
+    def _take(self, message: Any) -> None:
+        if isinstance(message, Run):
+            self._cancelled[message.run] = threading.Event()
+            self._asked.put(message)
+        elif isinstance(message, Ask):
+            self._asked.put(message)
+        elif isinstance(message, Cancel):
+            cancelled = self._cancelled.get(message.run)
+            if cancelled is not None:  # else it has ended meanwhile
+                cancelled.set()
+        elif self._on_other is not None:
+            self._on_other(message)
+
+    def _beat(self, heartbeat: Callable[[], Any]) -> None:
+        while not self.gone:
+            self.send(heartbeat())
+            time.sleep(HEARTBEAT_S)
+
+    def _hang_up(self) -> None:
+        with self._ending:
+            first, self.gone = not self.gone, True
+        if first:
+            self._asked.put(None)
+            self._on_hangup()

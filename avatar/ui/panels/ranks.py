@@ -1,0 +1,45 @@
+"""What every rank of an engine on several GPUs is doing, and which of them the others wait for."""
+
+from __future__ import annotations
+
+from html import escape
+
+from avatar.events import Progress, RankLoad
+from avatar.ui.i18n import Language, text
+from avatar.ui.panels import tag
+
+WORDS = {"layers": "层", "layer": "层", "steps": "步", "step": "步", "heads": "头", "head": "头"}
+WHOLE = {"decode": "解码", "all layers": "全部层"}
+
+
+def render_ranks(progress: Progress, language: Language) -> str:
+    """One row for each rank; empty where there is but one."""
+    if len(progress.ranks) < 2:
+        return ""
+    busiest = progress.bottleneck
+    rows = [_row(rank, rank == busiest, language) for rank in progress.ranks]
+    return tag("ul", "".join(rows), class_="ranks", aria_label=text("ranks", language))
+
+
+def role_words(role: str, language: Language) -> str:
+    """ "layers 0–13, decode" → "层 0–13，解码" """
+    if language != "zh":
+        return role
+    parts = []
+    for part in role.split(", "):
+        name, _, span = part.partition(" ")
+        parts.append(WHOLE.get(part) or f"{WORDS.get(name, name)} {span}".strip())
+    return "，".join(parts)
+
+
+def _row(rank: RankLoad, is_busiest: bool, language: Language) -> str:
+    words = [rank.place or text("rank", language, rank=rank.rank), role_words(rank.role, language)]
+    name = tag("span", escape(" · ".join(word for word in words if word)), class_="name")
+    busy = "–" if rank.busy_percent is None else f"{rank.busy_percent:.0f} %"
+    told = f"{text('bottleneck', language)} · {busy}" if is_busiest else busy
+    bar = tag("i", style=f"width:{rank.busy_percent or 0:.0f}%")
+    return tag(
+        "li",
+        name + tag("span", bar, class_="meter") + tag("span", escape(told), class_="figure"),
+        data_busiest="yes" if is_busiest else None,
+    )

@@ -1,0 +1,180 @@
+"""Real torchrun with two ranks, and an engine attached to rank 0: frames, secrets, losses, a fresh start."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from avatar.errors import BadInput, Cancelled, WorkerLost
+from avatar.geometry import Size
+from avatar.media.intake import open_request
+from avatar.media.sample import write_sample
+from avatar.parallel import attach
+from avatar.parallel.attach import SECRET, Address
+from avatar.parallel.fleet import Limits
+from avatar.parallel.ranked import RankedSource
+from avatar.preset import load_preset
+from avatar.request import Part, Request
+
+PRESET = load_preset("self-test").with_settings(layout="ulysses", num_gpus_dit=2)
+LIMITS = Limits(silence_s=6.0, start_s=90.0, stall_s=10.0)
+WORD = "a secret of some letters"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Where rank 0 listens; torchrun starts lost ranks anew."""
+    address = f"127.0.0.1:{free_port()}"
+    worker = ["worker", "--preset", "self-test", "--parallel", "ulysses", "--num_gpus_dit", "2"]
+    launcher = ["--nproc-per-node", "2", "--max-restarts", "20", "--monitor-interval", "0.1"]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", *launcher, "--master-port", str(free_port())),
+            *("-m", "avatar", *worker, "--listen", address, "--roles", "tests.fixtures.roles"),
+        ],
+        env={**os.environ, SECRET: WORD, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        start_new_session=True,
+    )
+    yield address
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    process.wait(60)
+    _, alive = psutil.wait_procs(ranks, timeout=20)
+    for rank in alive:
+        rank.kill()
+
+
+@pytest.fixture
+def source(address: str, monkeypatch) -> Iterator[RankedSource]:
+    monkeypatch.setenv(SECRET, WORD)
+    monkeypatch.setattr(attach, "REACH_S", 90.0)
+    attached = RankedSource(PRESET, attach=address, limits=LIMITS)
+    yield attached
+    attached.close()
+
+
+@pytest.fixture
+def ask(tmp_path: Path) -> Callable[..., Request]:
+    def build(prompt: str = "", seconds: float = 2.0) -> Request:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        sample = write_sample(folder, Size(96, 96), seconds)
+        return open_request(*sample, PRESET, output=folder / "out.mp4", work=folder / "work", prompt=prompt)
+
+    return build
+
+
+def make(source: RankedSource, request: Request, cancelled=lambda: False) -> list[np.ndarray]:
+    return [item for item in source.frames(request, cancelled) if isinstance(item, np.ndarray)]
+
+
+def test_frames_come_and_the_ranks_stay_for_the_next_page(source, address, ask):
+    first = make(source, ask())
+    assert [int(batch[0, 0, 0, 0]) for batch in first] == [30 + number for number in range(10)]
+    assert source.plan_for(ask()).preset == "self-test"
+    with pytest.raises(BadInput, match="serve somebody else now"):
+        make(RankedSource(PRESET, attach=address, limits=LIMITS), ask())
+    source.close()
+    time.sleep(1.0)  # until rank 0 has seen it
+    again = RankedSource(PRESET, attach=address, limits=LIMITS)
+    assert np.array_equal(np.concatenate(make(again, ask())), np.concatenate(first))
+    again.close()
+
+
+def test_cancel_leaves_them_ready(source, ask):
+    made: list[np.ndarray] = []
+    with pytest.raises(Cancelled):
+        made.extend(make(source, ask(seconds=60.0), lambda: True))
+    assert len(make(source, ask())) == 10
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("bug 1 at 3", "Rank 1 failed|Rank 0 failed|closed its connection"),
+        ("kill 1 at 3", "Rank 0 failed|closed its connection"),
+        ("kill 0 at 3", "Rank 0 .*closed its connection"),
+        ("stop 1 at 3", "gave no sign of life|no progress"),
+    ],
+)
+def test_a_lost_rank_ends_the_run_and_torchrun_starts_fresh_ones(source, ask, fault, words):
+    with pytest.raises(Exception) as caught:
+        make(source, ask(fault))
+    assert re.search(words, str(caught.value)), caught.value
+    assert len(make(source, ask())) == 10
+
+
+def test_another_secret_or_preset_is_refused(address, source, ask, monkeypatch):
+    request = replace(ask(), preset=PRESET.with_settings(layout="layers"))
+    with pytest.raises(BadInput, match="hold the preset self-test"):
+        make(source, request)
+    monkeypatch.setenv(SECRET, WORD + "!")
+    with pytest.raises(BadInput, match=f"another .{SECRET}"):
+        make(RankedSource(PRESET, attach=address, limits=LIMITS), ask())
+    for word in ("", "short"):
+        monkeypatch.setenv(SECRET, word)
+        with pytest.raises(BadInput, match=SECRET):
+            make(RankedSource(PRESET, attach=address, limits=LIMITS), ask())
+
+
+def test_nobody_there_is_told(ask, monkeypatch):
+    monkeypatch.setenv(SECRET, WORD)
+    monkeypatch.setattr(attach, "REACH_S", 0.5)
+    with pytest.raises(WorkerLost, match="No ranks answer"):
+        make(RankedSource(PRESET, attach=f"127.0.0.1:{free_port()}", limits=LIMITS), ask())
+
+
+@pytest.mark.parametrize("text", ["", "host", ":80", "host:", "host:x", "host:0", "host:70000"])
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(BadInput, match="is no address"):
+        Address.parse(text)
+    assert Address.parse("[::1]:80") == Address("::1", 80)
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({}, "torchrun's environment is missing"),
+        ({"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "3"}, "takes 2 ranks"),
+    ],
+)
+def test_a_worker_without_torchrun_or_with_the_wrong_number_is_refused(env, words):
+    command = [
+        "-m",
+        "avatar",
+        "worker",
+        "--preset",
+        "self-test",
+        "--parallel",
+        "layers",
+        "--num_gpus_dit",
+        "2",
+    ]
+    done = subprocess.run(
+        [sys.executable, *command], env={**os.environ, SECRET: WORD, **env}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_parts_carry_over(source, ask, tmp_path):
+    request = ask()
+    part = Part(run="r", first_frame=0, speech_frames=50, leave=tmp_path / "leave")
+    assert len(make(source, replace(request, part=part))) == 10
