@@ -79,9 +79,7 @@ def test_loading_equals_the_librarys(folder: Path, encoder: SpeechEncoder) -> No
 
 
 @pytest.mark.parametrize("num_samples", [0, 399, 400, 719, 720, 16000, 123456])
-def test_frames_are_counted_as_the_convolutions_make_them(
-    num_samples: int, encoder: SpeechEncoder
-) -> None:
+def test_frames_are_counted_as_the_convolutions_make_them(num_samples: int, encoder: SpeechEncoder) -> None:
     counted = encoder.num_hidden(num_samples)
     assert counted == (0 if num_samples < 400 else (num_samples - 400) // 320 + 1)
     if counted:
@@ -95,9 +93,7 @@ def test_interpolation_and_frames_are_the_public_codes() -> None:
     length = num_features(hidden.shape[1])
     assert length == golden["features_30hz"].shape[1]
     places = [interpolation(index, length, hidden.shape[1]) for index in range(length)]
-    features = torch.stack(
-        [torch.lerp(hidden[:, a], hidden[:, b], weight) for a, b, weight in places], dim=1
-    )
+    features = torch.stack([torch.lerp(hidden[:, a], hidden[:, b], weight) for a, b, weight in places], dim=1)
     assert relative(features, golden["features_30hz"]) < 1e-5
     for clip in (32, 48, 80):
         frames = golden[f"bucket_fps25_clip{clip}"]
@@ -165,9 +161,7 @@ def test_memory_does_not_grow_with_the_speech(encoder: SpeechEncoder) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert recording.largest <= 60 * SPEECH_HZ
-    assert (
-        peak < 80 * 2**20
-    )  # what making a minute of sound takes here; the samples alone would be 77 MB
+    assert peak < 80 * 2**20  # what making a minute of sound takes here; the samples alone would be 77 MB
     first, end, states = features._held or (0, 0, torch.empty(0))
     assert end - first <= 10 * 50
     assert states.untyped_storage().nbytes() == states.nbytes
