@@ -18,6 +18,7 @@ from typing import Any
 from avatar.engine import Engine, serves, source_of
 from avatar.errors import AvatarError, BadInput, Cancelled, WorkerLost
 from avatar.events import Event, Finished, Notice, Phase, Progress
+from avatar.parcel import Parcel
 from avatar.preset import Preset
 from avatar.request import Request
 
@@ -177,7 +178,7 @@ _engines: dict[Any, Engine] = {}  # of a worker's process: its engine, kept for 
 def _make(shipment: Shipment, portrait: bytes, speech: bytes) -> Delivery:
     """On a node: make the video and pack it."""
     with tempfile.TemporaryDirectory(prefix="avatar-ray-") as folder:
-        request = _unpack(shipment, portrait, speech, Path(folder))
+        request = Parcel(portrait, speech, shipment.carry).unpacked(shipment.request, Path(folder))
         notices: list[Notice] = []
         finished: Finished | None = None
         engine = _engine(shipment)
@@ -197,21 +198,6 @@ def _make(shipment: Shipment, portrait: bytes, speech: bytes) -> Delivery:
             finished.report.read_bytes(),
             leave.read_bytes() if leave is not None and leave.exists() else None,
         )
-
-
-def _unpack(shipment: Shipment, portrait: bytes, speech: bytes, folder: Path) -> Request:
-    """The request, with all its files in a folder of this node."""
-    request, part = shipment.request, shipment.request.part
-    png, wav = folder / request.portrait.name, folder / request.speech.name
-    png.write_bytes(portrait)
-    wav.write_bytes(speech)
-    if part is not None:
-        carry = None if shipment.carry is None else folder / "carry"
-        if carry is not None and shipment.carry is not None:
-            carry.write_bytes(shipment.carry)
-        part = replace(part, carry=carry, leave=folder / "leave" if part.leave else None)
-    output = folder / request.output.name
-    return replace(request, portrait=png, speech=wav, work=folder, output=output, part=part)
 
 
 def _engine(shipment: Shipment) -> Engine:
