@@ -40,8 +40,9 @@ def play(
     cases: list[Case], folder: Path, num_ranks: int = NUM_RANKS, on_gpus: bool = False
 ) -> dict[str, Any]:
     """Rank 0's results by the names of the cases; an exception's traceback instead of a result."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed.fsdp", "tests.parallel.streams"])  # imported only once
+    context = multiprocessing.get_context(_start_method(on_gpus))
+    if not on_gpus:
+        context.set_forkserver_preload(["torch.distributed.fsdp", "tests.parallel.streams"])  # once for all
     processes = [
         context.Process(target=_rank, args=(rank, num_ranks, cases, folder, on_gpus))
         for rank in range(num_ranks)
@@ -59,6 +60,11 @@ def play(
         file = folder / f"{case.name}.pt"
         results[case.name] = torch.load(file, weights_only=False) if file.exists() else "no result"
     return results
+
+
+def _start_method(on_gpus: bool) -> str:
+    """CUDA does not survive a fork, and who collects the tests has asked it for its devices."""
+    return "spawn" if on_gpus else "forkserver"
 
 
 def _rank(rank: int, num_ranks: int, cases: list[Case], folder: Path, on_gpus: bool) -> None:
