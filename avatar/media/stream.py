@@ -166,6 +166,8 @@ class _Run:
                 else:
                     self._made += self._hand_over(item, self._request.num_frames - self._made)
             if self._made < self._request.num_frames:
+                if self._cancelled():
+                    raise Cancelled("The run was stopped.")
                 raise AvatarError(
                     f"The engine stopped after {self._made} of {self._request.num_frames} frames.",
                     "What was made is kept; run it again, and report it if it happens again.",

@@ -182,9 +182,9 @@ class Desk:
             if is_taken:
                 link.close()
                 return
-            self._now = Service(link, on_hangup=self._vacate, on_other=self._other)
-        self._now.start(reporter.pulse)
-        self._served.put(self._now)
+            service = self._now = Service(link, on_hangup=self._vacate, on_other=self._other)
+        service.start(reporter.pulse)  # from here on it may have hung up, and vacated its place
+        self._served.put(service)
 
     def _vacate(self) -> None:
         self._now = None

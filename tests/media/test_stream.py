@@ -228,6 +228,27 @@ def test_a_source_that_does_not_look_is_stopped_at_its_next_frames(ask: Ask) -> 
     assert events[-1].num_frames < 100
 
 
+@pytest.mark.parametrize("made", [0, 30])
+def test_a_source_that_ends_without_a_word_when_stopped_was_stopped(made: int, ask: Ask) -> None:
+    stop = threading.Event()
+
+    class Silent(Source):
+        def frames(
+            self, request: Request, cancelled: Callable[[], bool]
+        ) -> Iterator[np.ndarray | Notice | Progress]:
+            try:
+                yield from super().frames(request, cancelled)
+            except Cancelled:
+                return
+
+    events, error = run(Silent(at=made, act=stop.set), ask(4), cancelled=stop.is_set)
+    if made:
+        assert error is None
+        assert (events[-1].num_frames, events[-1].stopped, events[-1].error) == (made, True, None)
+    else:
+        assert isinstance(error, Cancelled)
+
+
 @pytest.mark.parametrize("made", [0, 40])
 def test_errors_of_the_engine_are_told(made: int, ask: Ask) -> None:
     request = ask(4)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing.connection import Client
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,11 @@ from avatar.parallel import attach
 from avatar.parallel.attach import SECRET, Address
 from avatar.parallel.fleet import Limits
 from avatar.parallel.ranked import RankedSource
+from avatar.parallel.torchrun import Desk
+from avatar.parallel.worker import Reporter
 from avatar.preset import load_preset
 from avatar.request import Part, Request
+from avatar.service import Service
 
 PRESET = load_preset("self-test").with_settings(layout="ulysses", num_gpus_dit=2)
 LIMITS = Limits(silence_s=6.0, start_s=90.0, stall_s=10.0)
@@ -139,6 +143,29 @@ def test_nobody_there_is_told(ask, monkeypatch):
     monkeypatch.setattr(attach, "REACH_S", 0.5)
     with pytest.raises(WorkerLost, match="No ranks answer"):
         make(RankedSource(PRESET, attach=f"127.0.0.1:{free_port()}", limits=LIMITS), ask())
+
+
+def test_who_leaves_at_once_leaves_the_door_open(monkeypatch):
+    """Hanging up may be noticed before rank 0 has put the visitor in line."""
+    started = Service.start
+
+    def start_and_lose(service: Service, heartbeat: Callable[[], object]) -> None:
+        started(service, heartbeat)
+        deadline = time.monotonic() + 10
+        while not service.gone and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(Service, "start", start_and_lose)
+    address = Address("127.0.0.1", free_port())
+    desk = Desk(PRESET, address, WORD.encode())
+    desk.open(Reporter(0, desk.send))
+    services = desk.services()
+    for _ in range(2):
+        link = Client((address.host, address.port))
+        attach.prove(link, WORD.encode(), first=False)
+        assert not link.recv().is_taken
+        link.close()
+        assert not list(next(services).asked())
 
 
 @pytest.mark.parametrize("text", ["", "host", ":80", "host:", "host:x", "host:0", "host:70000"])
