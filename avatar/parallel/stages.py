@@ -278,8 +278,10 @@ class Answers:
             self._answer(done)
 
     def settle(self) -> None:
-        """Wait until everything has been answered."""
+        """Wait until everything has been answered. Raises: what kept an answer from being given."""
         self._marks.join()
+        if self._fault is not None:
+            raise self._fault
 
     def download(self, values: Tensor) -> Tensor:
         """To the host; whole when its answer is given."""
@@ -289,6 +291,7 @@ class Answers:
         return out.copy_(values, non_blocking=True)
 
     def _send_when_done(self) -> None:
+        torch.cuda.set_device(self._device)  # a thread of its own would else reach for the first GPU
         while True:
             event, done = self._marks.get()
             try:
