@@ -119,6 +119,8 @@ def check_attached(preset: Preset, args: argparse.Namespace) -> None:
         )
     if args.jobs != 1:
         raise BadInput("Ranks make one video at a time.", "Leave out --jobs, or --attach.")
+    if args.ckpt_dir is not None:
+        raise BadInput("The ranks have weights of their own.", "Leave out --ckpt_dir, or --attach.")
     Layout.of(preset)
 
 
