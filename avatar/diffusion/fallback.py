@@ -13,6 +13,7 @@ import torch
 
 from avatar.errors import DoesNotFit
 from avatar.events import Notice
+from avatar.media.report import RUNG_OOM, RUNG_PLANNED
 from avatar.memory.ladder import describe, rungs, value
 from avatar.memory.plan import Plan, gib
 from avatar.preset import Preset, Rung
@@ -49,9 +50,8 @@ class Descent:
                 "The GPU ran out of memory, and the preset allows no further saving.",
                 "Close other programs that use it, or choose a preset for smaller cards.",
             )
-        return self._told(
-            "rung_oom", f"{device or 'The device'} ran out of memory at block {block}", device, block
-        )
+        why = f"{device or 'The device'} ran out of memory at block {block}"
+        return self._told(RUNG_OOM, why, device, block)
 
     def step_down_planned(self, planned: Plan) -> Notice:
         """Take the next rung, because this plan does not fit; before loading.
@@ -65,7 +65,7 @@ class Descent:
             )
         gpu = max(planned.gpus, key=lambda gpu: gpu.shortfall_bytes)
         why = f"{gpu.label} lacks {gib(gpu.shortfall_bytes)} by the plan"
-        return self._told("rung_planned", why, f"GPU {gpu.index}", None)
+        return self._told(RUNG_PLANNED, why, f"GPU {gpu.index}", None)
 
     @property
     def _is_left(self) -> bool:

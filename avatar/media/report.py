@@ -173,9 +173,6 @@ def _planned_gpus(report: RunReport) -> list[dict[str, Any]]:
     return [] if report.plan is None else report.plan["gpus"]
 
 
-_NUMBERS = ("num_frames", "duration_s", "elapsed_s", "first_frame_s", "first_segment_s", "frames_per_s")
-
-
 def _check(report: RunReport) -> None:
     """Raises: TypeError, KeyError for a report that could not be shown."""
     numbers = (

@@ -17,14 +17,13 @@ from avatar.memory.model_sizes import (
     ModelSizes,
     Weights,
 )
-from avatar.memory.placement import Placement, spread
+from avatar.memory.placement import RING_SLOTS, Placement, spread
 from avatar.memory.plan import ALWAYS, GIB, Item, Stage
 from avatar.preset import Memory, Preset
 
 ENCODE, LISTEN, DENOISE, DECODE = Stage.ENCODE, Stage.LISTEN, Stage.DENOISE, Stage.DECODE
 
 RING_SCALE_BYTES = 4  # of each token's and head's key and value in fp8
-RING_SLOTS = 2  # rings on the GPU while all of them wait on the host
 
 # The decoder's causal pasts, 2 frames of bf16 before each convolution: 7 at full size with 96 channels
 # (the first with 192), 6 at a half with 192 (one 384), 6 at a quarter and 11 at an eighth with 384.

@@ -23,15 +23,13 @@ from torch import Tensor, nn
 
 from avatar.memory.host_modules import HostModules, tensors_of
 from avatar.memory.pinned import Layout, host_buffer
-from avatar.memory.placement import Placement, spread
+from avatar.memory.placement import RING_SLOTS, Placement, spread
 from avatar.models.config import ModelConfig
 from avatar.models.kv_cache import Ring
 from avatar.models.transformer import LayerParts, StreamingTransformer
 from avatar.models.weights import Settle, stay
 
 logger = logging.getLogger(__name__)
-
-RING_SLOTS = 2  # rings on the device at a time: one at work, one on its way
 
 Key = TypeVar("Key", bound=Hashable)
 Place = TypeVar("Place")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+RING_SLOTS = 2  # of rings that wait on the host, so many are on the GPU: one at work, one on its way
+
 
 @dataclass(frozen=True)
 class Placement:

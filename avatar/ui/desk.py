@@ -143,13 +143,8 @@ class Desk:
         return len(self._line)
 
     @property
-    def engine_pid(self) -> int | None:
-        """The process whose memory is ours, None when no engine is open."""
-        return getattr(self._engine, "pid", None)
-
-    @property
     def pinned_bytes(self) -> int | None:
-        """Page-locked memory of that process; None where its engine does not tell."""
+        """Page-locked memory of the engine's process; None where the engine does not tell."""
         engine = self._engine
         return 0 if engine is None else getattr(engine, "pinned_bytes", None)
 
