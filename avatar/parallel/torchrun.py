@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Parcels = queue.SimpleQueue[Parcel]
+
 
 @dataclass(frozen=True)
 class Place:
@@ -138,8 +140,8 @@ class Desk:
     def __init__(self, preset: Preset, address: Address, key: bytes) -> None:
         self._preset, self._key = preset, key
         self._listener = Listener((address.host, address.port), backlog=8)
-        self._served: queue.SimpleQueue[Service] = queue.SimpleQueue()
-        self._parcels: queue.SimpleQueue[Parcel] = queue.SimpleQueue()
+        self._served: queue.SimpleQueue[tuple[Service, Parcels]] = queue.SimpleQueue()
+        self._parcels: Parcels = queue.SimpleQueue()  # of whoever is served
         self._now: Service | None = None
         self._entering = threading.Lock()
         log.info("rank 0 listens at %s", address)
@@ -157,11 +159,12 @@ class Desk:
     def services(self) -> Iterator[Service]:
         """Everybody who is let in, one after another."""
         while True:
-            yield self._served.get()
+            service, self._parcels = self._served.get()
+            yield service
 
     def unpacking(self, source: FrameSource) -> FrameSource:
         """The source, for requests whose files come in parcels."""
-        return Unpacking(source, self._parcels, self.send)
+        return Unpacking(source, lambda: self._parcels.get(), self.send)
 
     def _accept(self, reporter: Reporter) -> None:
         while True:
@@ -182,16 +185,18 @@ class Desk:
             if is_taken:
                 link.close()
                 return
-            service = self._now = Service(link, on_hangup=self._vacate, on_other=self._other)
+            parcels: Parcels = queue.SimpleQueue()  # one without its run must not reach the next visitor
+            service = Service(link, on_hangup=self._vacate, on_other=partial(self._other, parcels))
+            self._now = service
         service.start(reporter.pulse)  # from here on it may have hung up, and vacated its place
-        self._served.put(service)
+        self._served.put((service, parcels))
 
     def _vacate(self) -> None:
         self._now = None
 
-    def _other(self, message: Any) -> None:
+    def _other(self, parcels: Parcels, message: Any) -> None:
         if isinstance(message, Shipped):
-            self._parcels.put(message.parcel)
+            parcels.put(message.parcel)
         elif isinstance(message, Quit):
             log.error("whoever is attached found a rank lost: all end")
             os._exit(1)
@@ -201,15 +206,15 @@ class Unpacking:
     """A FrameSource whose requests' files come in parcels, a parcel a run."""
 
     def __init__(
-        self, source: FrameSource, parcels: queue.SimpleQueue[Parcel], send: Callable[[Any], None]
+        self, source: FrameSource, next_parcel: Callable[[], Parcel], send: Callable[[Any], None]
     ) -> None:
-        self._source, self._parcels, self._send = source, parcels, send
+        self._source, self._next_parcel, self._send = source, next_parcel, send
         self.label = source.label
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
         """See FrameSource."""
         with tempfile.TemporaryDirectory(prefix="avatar-run-") as folder:
-            here = self._parcels.get().unpacked(request, Path(folder))
+            here = self._next_parcel().unpacked(request, Path(folder))
             yield from self._source.frames(here, cancelled)
             if here.part is not None and here.part.leave is not None and here.part.leave.exists():
                 self._send(Left(here.part.leave.read_bytes()))

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from avatar.errors import BadInput, Cancelled, WorkerLost
+from avatar.events import Notice
 from avatar.geometry import Size
 from avatar.media.intake import open_request
 from avatar.media.sample import write_sample
@@ -27,6 +28,7 @@ from avatar.parallel.fleet import Limits
 from avatar.parallel.ranked import RankedSource
 from avatar.parallel.torchrun import Desk
 from avatar.parallel.worker import Reporter
+from avatar.parcel import Parcel
 from avatar.preset import load_preset
 from avatar.request import Part, Request
 from avatar.service import Service
@@ -145,7 +147,19 @@ def test_nobody_there_is_told(ask, monkeypatch):
         make(RankedSource(PRESET, attach=f"127.0.0.1:{free_port()}", limits=LIMITS), ask())
 
 
-def test_who_leaves_at_once_leaves_the_door_open(monkeypatch):
+class Reading:
+    """A FrameSource that tells what the portrait's file holds."""
+
+    label = ""
+
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Notice]:
+        yield Notice("read", request.portrait.read_text())
+
+    def close(self) -> None:
+        raise AssertionError("not asked for")
+
+
+def test_who_leaves_at_once_leaves_the_door_open_and_nothing_behind(monkeypatch, ask):
     """Hanging up may be noticed before rank 0 has put the visitor in line."""
     started = Service.start
 
@@ -160,12 +174,15 @@ def test_who_leaves_at_once_leaves_the_door_open(monkeypatch):
     desk = Desk(PRESET, address, WORD.encode())
     desk.open(Reporter(0, desk.send))
     services = desk.services()
-    for _ in range(2):
+    for number in range(2):  # their files came, but no run
         link = Client((address.host, address.port))
         attach.prove(link, WORD.encode(), first=False)
         assert not link.recv().is_taken
+        link.send(attach.Shipped(Parcel(b"%d" % number, b"", None)))
         link.close()
         assert not list(next(services).asked())
+    (told,) = desk.unpacking(Reading()).frames(ask(), lambda: False)
+    assert told.text == "1"  # nothing of the first visitor's
 
 
 @pytest.mark.parametrize("text", ["", "host", ":80", "host:", "host:x", "host:0", "host:70000"])
