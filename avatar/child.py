@@ -5,6 +5,7 @@ Not multiprocessing.Process: its spawn would import the parent's main module, an
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -13,7 +14,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 
-REAP_S = 10.0  # a killed process is gone by then
+log = logging.getLogger(__name__)
+
+REAP_S = 10.0  # a killed process should be gone by then
 
 
 class Child:
@@ -53,9 +56,15 @@ class Child:
 
 
 def kill_all(children: Sequence[Child]) -> None:
-    """Hang up, kill them together, and wait until they are gone and what they held is free."""
+    """Hang up, kill them together, and wait until they are gone and what they held is free.
+
+    One that the kernel does not let go of in REAP_S is left to it, and logged.
+    """
     for child in children:
         child.link.close()
         child._process.kill()
     for child in children:
-        child._process.wait(REAP_S)
+        try:
+            child._process.wait(REAP_S)
+        except subprocess.TimeoutExpired:
+            log.error("process %d was killed, and is still there after %g s", child.pid, REAP_S)
