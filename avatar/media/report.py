@@ -181,8 +181,10 @@ def _check(report: RunReport) -> None:
         report.elapsed_s,
         report.first_frame_s,
         report.frames_per_s,
+        report.host_planned_bytes,
     )
-    planned = (gpu[key] for gpu in _planned_gpus(report) for key in ("index", "peak_bytes"))
+    keys = ("index", "peak_bytes", "total_bytes")
+    planned = (gpu[key] for gpu in _planned_gpus(report) for key in keys)
     for value in (*numbers, *planned):
         if not isinstance(value, int | float | None):
             raise TypeError(f"{value!r} is no number")
