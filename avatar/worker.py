@@ -248,7 +248,8 @@ def serve(link: Connection) -> None:
         return 0 if tell is None else int(tell())
 
     def begin(run: Run) -> dict[str, Any] | None:
-        plan = planned(built, run.request, opened.options.get("weights"))
+        stopped = partial(service.stopped, run)
+        plan = planned(built, run.request, opened.options.get("weights"), stopped)
         service.send(Begun(run.run, plan))
         return plan
 

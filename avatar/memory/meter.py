@@ -59,14 +59,18 @@ class Meter:
             self.look()
 
 
-def planned(source: FrameSource, request: Request, weights: Path | None) -> dict[str, Any] | None:
+def planned(
+    source: FrameSource, request: Request, weights: Path | None, cancelled: Callable[[], bool]
+) -> dict[str, Any] | None:
     """The plan of a run that begins here and now, as plain data: the source's own if it makes one.
 
-    None for what cannot be planned.
+    None for what cannot be planned, or when cancelled() says that nobody waits for it.
     """
     plan_for = getattr(source, "plan_for", None)
     try:
-        found: Plan = plan(request.preset, probe(weights)) if plan_for is None else plan_for(request)
+        found: Plan = (
+            plan(request.preset, probe(weights)) if plan_for is None else plan_for(request, cancelled)
+        )
         return found.as_dict()
     except AvatarError as error:
         log.info("no plan: %s", error)

@@ -109,6 +109,11 @@ class Fleet(ABC):
         return tuple(self._load(rank) for rank in range(self.layout.world_size))
 
     @property
+    def at_home(self) -> bool:
+        """Whether every rank has come so far as to hear what it is told; at first PyTorch is imported."""
+        return all(pulse is not None and pulse.place for pulse in self.last_pulses)
+
+    @property
     def last_pulses(self) -> list[Pulse | None]:
         """Every rank's last heartbeat."""
         return [pulses[-1] if pulses else None for pulses in self._pulses]
@@ -156,8 +161,8 @@ class Fleet(ABC):
         """Raises: WorkerLost when a rank is silent, or none makes progress, for too long."""
         for rank, heard in enumerate(self._heard):
             pulses = self._pulses[rank]
-            at_home = bool(pulses and pulses[-1].place)  # while PyTorch is imported no heartbeat may come
-            limit_s = self.limits.silence_s if at_home else self.limits.start_s
+            listens = bool(pulses and pulses[-1].place)  # while PyTorch is imported no heartbeat may come
+            limit_s = self.limits.silence_s if listens else self.limits.start_s
             if now - heard > limit_s:
                 cause = f"{self.name_of(rank)} gave no sign of life for {limit_s:g} s."
                 self._blame(rank, 0, WorkerLost(cause, TRY_AGAIN), blame_s=0)

@@ -55,6 +55,8 @@ class RankedSource:
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
         """See FrameSource. Raises: also WorkerLost; the next run finds fresh ranks then."""
         yield Progress(Phase.LOADING)
+        if cancelled():
+            raise Cancelled("The run was stopped.")
         fleet = self._fleet_for(request.preset)
         self._run += 1
         ended = False
@@ -71,6 +73,7 @@ class RankedSource:
                     if time.monotonic() - asked_to_stop > CANCEL_LIMIT_S:
                         self._give_up(fleet)
                 elif cancelled():
+                    _leave_home(fleet)
                     asked_to_stop = time.monotonic()
                     fleet.send(Cancel(self._run))
                 elif isinstance(message, Made) and message.run == self._run:
@@ -83,12 +86,16 @@ class RankedSource:
             if not ended and fleet.alive:
                 self._drain(fleet)
 
-    def plan_for(self, request: Request) -> Plan:
-        """The plan that a run of this request would follow: rank 0 knows its device. Raises: AvatarError."""
+    def plan_for(self, request: Request, cancelled: Callable[[], bool] = lambda: False) -> Plan:
+        """The plan that a run of this request would follow: rank 0 knows its device.
+
+        Raises: AvatarError, Cancelled.
+        """
         fleet = self._fleet_for(request.preset)
         fleet.send(Ask(request))
         while not isinstance(message := fleet.receive(), Planned):
-            pass
+            if cancelled():
+                _leave_home(fleet)
         if isinstance(message.plan, AvatarError):
             raise message.plan
         return message.plan
@@ -128,6 +135,7 @@ class RankedSource:
         """The consumer has left: cancel, and listen until the run has ended."""
         deadline = time.monotonic() + CANCEL_LIMIT_S
         try:
+            _leave_home(fleet)
             fleet.send(Cancel(self._run))
             while time.monotonic() < deadline:
                 message = fleet.receive()
@@ -140,5 +148,15 @@ class RankedSource:
     def _give_up(self, fleet: Fleet) -> None:
         """The ranks do not stop: end them. Raises: Cancelled."""
         log.error("the ranks did not stop within %g s, and are ended", CANCEL_LIMIT_S)
+        fleet.end()
+        raise Cancelled("The run was stopped.")
+
+
+def _leave_home(fleet: Fleet) -> None:
+    """A run is to end: ranks that are still starting hear nothing for seconds, and are ended themselves.
+
+    Raises: Cancelled then.
+    """
+    if not fleet.at_home:
         fleet.end()
         raise Cancelled("The run was stopped.")

@@ -76,7 +76,7 @@ def test_it_looks_by_itself(monkeypatch):
 def test_the_plan_of_a_run_is_plain_data_or_none():
     def told(source: object, name: str) -> dict[str, Any] | None:
         request = SimpleNamespace(preset=load_preset(name))
-        return meter.planned(source, request, None)  # type: ignore[arg-type]
+        return meter.planned(source, request, None, lambda: False)  # type: ignore[arg-type]
 
     preview = told(object(), "cpu-preview")
     assert preview is not None
@@ -84,4 +84,4 @@ def test_the_plan_of_a_run_is_plain_data_or_none():
     assert (preview["engine"], preview["gpus"]) == ("preview", [])
     assert told(object(), "auto") is None, "no plan yet"
     own = plan(load_preset("80gb"), Inventory.imagine(1, 80))
-    assert told(SimpleNamespace(plan_for=lambda request: own), "auto") == own.as_dict()
+    assert told(SimpleNamespace(plan_for=lambda request, cancelled: own), "auto") == own.as_dict()

@@ -100,6 +100,22 @@ def test_every_rank_has_a_share_and_all_stay_warm(ask, num_ranks):
     assert gone(before)
 
 
+@pytest.mark.parametrize("asked", ["frames", "plan"])
+def test_a_run_is_stopped_while_the_ranks_are_starting(ask, asked):
+    source = RankedSource(preset_of(2), roles=ROLES, limits=LIMITS)
+    try:
+        before, request, looks = pids(source), ask(), iter([False, True])
+        with pytest.raises(Cancelled):
+            if asked == "plan":
+                source.plan_for(request, lambda: True)
+            else:
+                make(source, request, lambda: next(looks))
+        assert gone(before), "they would have heard of it seconds later"
+        assert len(make(source, ask())) == BATCHES
+    finally:
+        source.close()
+
+
 def test_ranks_tell_their_part_and_their_load(pair, ask):
     last = ()
     for item in pair.frames(ask(seconds=12.0), lambda: False):
