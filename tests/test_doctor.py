@@ -49,9 +49,9 @@ def test_the_verdict_on_a_machine_without_gpu(monkeypatch):
 def test_the_verdict_on_one_preset(monkeypatch):
     machine(monkeypatch, Inventory.imagine(1, 139))
     assert examine(preset_name="80gb").exit_code == 0
-    found = examine(preset_name="24gb")
+    found = examine(preset_name="4x80gb-realtime")
     assert found.exit_code == 1
-    assert "24gb does not run here" in found.verdict
+    assert "4x80gb-realtime does not run here" in found.verdict
     assert found.judged.remedy in found.verdict
     with pytest.raises(BadInput):
         examine(preset_name="81gb")
