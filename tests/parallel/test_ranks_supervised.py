@@ -100,16 +100,13 @@ def test_every_rank_has_a_share_and_all_stay_warm(ask, num_ranks):
     assert gone(before)
 
 
-@pytest.mark.parametrize("asked", ["frames", "plan"])
+@pytest.mark.parametrize("asked", [RankedSource.plan_for, make])
 def test_a_run_is_stopped_while_the_ranks_are_starting(ask, asked):
     source = RankedSource(preset_of(2), roles=ROLES, limits=LIMITS)
     try:
-        before, request, looks = pids(source), ask(), iter([False, True])
+        before, looks = pids(source), iter([False, True])
         with pytest.raises(Cancelled):
-            if asked == "plan":
-                source.plan_for(request, lambda: True)
-            else:
-                make(source, request, lambda: next(looks))
+            asked(source, ask(), lambda: next(looks))
         assert gone(before), "they would have heard of it seconds later"
         assert len(make(source, ask())) == BATCHES
     finally:
