@@ -91,8 +91,10 @@ def test_without_quota_the_affinity_counts(tree, monkeypatch):
 
 def test_what_a_process_holds_is_its_own_and_its_shared_memory_and_not_its_files(tmp_path):
     before = held_bytes(os.getpid())
-    own, shared = bytearray(b"x" * 64 * MIB), mmap.mmap(-1, 64 * MIB)
-    shared.write(b"x" * 64 * MIB)
+    own = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # never pages held already
+    shared = mmap.mmap(-1, 64 * MIB)
+    for memory in (own, shared):
+        memory.write(b"x" * 64 * MIB)
     assert held_bytes(os.getpid()) - before > 120 * MIB
     (tmp_path / "file").write_bytes(own)
     between = held_bytes(os.getpid())
