@@ -27,6 +27,7 @@ from avatar.memory.nvml import open_driver
 from avatar.memory.plan import Plan
 from avatar.memory.planner import largest_geometry
 from avatar.parallel.fleet import Fleet
+from avatar.parallel.layout import Layout
 from avatar.parallel.ranked import RankedSource
 from avatar.parallel.reports import Pulse
 from avatar.preset import Preset
@@ -93,6 +94,8 @@ def bench_ranks(preset: Preset, terms: Terms, planned: Plan, *, num_blocks: int)
     planned: what each rank is compared with, rank 0's GPU first. Plain data for JSON.
     """
     settled = largest_geometry(preset).second_clip_block + SETTLING_BLOCKS
+    num_steps = preset.generation.sample_steps
+    draining = Layout.of(preset).lag_of(num_steps - 1, num_steps)
     with tempfile.TemporaryDirectory(prefix="avatar-bench-") as name, nvml_peaks() as peaks:
         folder = Path(name)
         source = Observed(RankedSource(preset, terms.write(folder / "terms.json"), roles=TIMED_ROLES))
@@ -102,8 +105,8 @@ def bench_ranks(preset: Preset, terms: Terms, planned: Plan, *, num_blocks: int)
             source.before = listen(source.fleet)
             warm = _run(source, asked("warm", num_blocks, 0))
             source.after = listen(source.fleet)
-            fps = _settled_fps(source.came_s, settled)
-            ranks = _ranks(source, num_blocks, settled, peaks, planned)
+            fps = settled_fps(source.came_s, settled, draining)
+            ranks = _ranks(source, num_blocks, (settled, draining), peaks, planned)
             parts, unshard_bytes = source.first_frame_parts, source.told["unshard_peak_bytes"]
             other = _run(source, asked("other", OTHER_BLOCKS, 1))
         finally:
@@ -149,18 +152,22 @@ def _run(source: Observed, request: Request) -> RunReport:
     return read_report(finished.report)
 
 
-def _settled_fps(came_s: list[float], settled: int) -> float | None:
-    """Frames a second from the block on with which rings are full and everything is compiled."""
-    if len(came_s) < settled + 2:
-        return None
-    return BLOCK_FRAMES * (len(came_s) - 1 - settled) / (came_s[-1] - came_s[settled])
+def settled_fps(came_s: list[float], settled: int, draining: int) -> float | None:
+    """Frames a second while the pipeline is full. came_s: when each block came.
+
+    settled: the block from which on rings are full and everything is compiled. draining: the last blocks,
+    with fewer others behind them, which come faster.
+    """
+    times = came_s[settled : len(came_s) - draining]
+    return BLOCK_FRAMES * (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
 
 
 def _ranks(
-    source: Observed, num_blocks: int, settled: int, peaks: dict[int, int], planned: Plan
+    source: Observed, num_blocks: int, ends: tuple[int, int], peaks: dict[int, int], planned: Plan
 ) -> list[dict[str, Any]]:
-    start = source.came_s[min(settled, len(source.came_s) - 1)]
-    settled_loads = [loads for at_s, loads in source.loads if start <= at_s <= source.came_s[-1]]
+    settled, draining = ends
+    start, end = source.came_s[min(settled, len(source.came_s) - 1)], source.came_s[-1 - draining]
+    settled_loads = [loads for at_s, loads in source.loads if start <= at_s <= end]
     ranks = []
     for rank, (before, after) in enumerate(zip(source.before, source.after)):
         assert before is not None

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from avatar.bench.ranks import settled_fps
 from avatar.bench.terms import Terms, first_layers
 from avatar.cli import main
-from avatar.geometry import Geometry, Size
+from avatar.geometry import BLOCK_FRAMES, Geometry, Size
 from avatar.memory.items import COMMUNICATION_BYTES, CUDA_CONTEXT_BYTES
 from avatar.models.config import ModelConfig
 from avatar.models.tiny import CONFIG
@@ -94,6 +95,14 @@ def test_what_ranks_are_timed_under_reaches_them(tmp_path: Path):
     assert terms.tensor_bytes == 24 * 2**30 - CUDA_CONTEXT_BYTES - COMMUNICATION_BYTES
     assert Terms().tensor_bytes is None
     assert Terms().config_of(ModelConfig()) == ModelConfig()
+
+
+def test_a_pipeline_that_drains_is_not_settled():
+    """A block a second; the last two twice as fast."""
+    came_s = [5.0, 6.0, 7.0, 8.0, 8.5, 9.0]
+    assert settled_fps(came_s, 1, 2) == pytest.approx(BLOCK_FRAMES)
+    assert settled_fps(came_s, 3, 0) == pytest.approx(2 * BLOCK_FRAMES)
+    assert settled_fps(came_s, 3, 2) is None
 
 
 def test_the_first_stages_of_four_are_a_pipeline_of_two():
