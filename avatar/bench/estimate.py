@@ -189,8 +189,8 @@ def page() -> str:
 PAGE = """# Estimates for cards that were not measured
 
 **Everything here is an estimate.** No RTX 4090 or 3090 has run this code: none was at hand. The page is
-printed by `python -m avatar.bench.estimate` from the counted work, the cards' published rates, and how much of
-its own published rate one H200 reached in the runs beside this page.
+printed by `python -m avatar.bench.estimate` from the counted work, the cards' published rates, and how much
+of its own published rate one H200 reached in the runs beside this page.
 
 ## Arithmetic
 
