@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from avatar.bench.measure import take_no_more
 from avatar.bench.random_parts import random_parts
@@ -88,10 +87,7 @@ def unshard_peak_bytes(group: Group, share: StreamingTransformer | None) -> int 
     for index in range(share.config.num_layers):
         with gathering.visit(index):
             pass
-    first = share.layer_parts(0).layer  # it is on its way again
-    assert isinstance(first, FSDPModule)
-    first.unshard()
-    first.reshard()
+    gathering.let_go()
     if not on_gpu:
         return None
     torch.cuda.synchronize(group.device)
