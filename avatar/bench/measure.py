@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import resource
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +13,10 @@ from typing import Any
 import psutil
 import torch
 
+from avatar.bench.cards import index_of, nvml_peaks
 from avatar.media.report import installed_versions
 from avatar.memory.nvml import open_driver
 from avatar.memory.pinned import pinned_bytes
-
-NVML_SAMPLE_S = 0.05
 
 
 @dataclass
@@ -100,33 +98,21 @@ def take_no_more(device: torch.device, num_bytes: int) -> None:
 
 @contextmanager
 def watched(device: torch.device) -> Iterator[Peaks]:
-    """Peaks of the device's memory from here to the end, NVML asked every NVML_SAMPLE_S."""
-    peaks, done = Peaks(), threading.Event()
+    """Peaks of the device's memory from here to the end, NVML asked again and again."""
+    peaks = Peaks()
     if device.type != "cuda":
         yield peaks
         return
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    driver = open_driver()
-    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # CUDA may number cards unlike NVML
-    card = next((card for card in driver.cards if card.uuid() == uuid), None)
-
-    def sample() -> None:
-        while card is not None and not done.wait(NVML_SAMPLE_S):
-            memory = card.memory()
-            if memory is not None:
-                peaks.nvml_bytes = max(peaks.nvml_bytes or 0, memory.used_bytes)
-
-    watcher = threading.Thread(target=sample, daemon=True)
-    watcher.start()
-    try:
-        yield peaks
-    finally:
-        done.set()
-        watcher.join()
-        driver.close()
-        peaks.allocator_bytes = torch.cuda.max_memory_allocated(device)
-        peaks.reserved_bytes = torch.cuda.max_memory_reserved(device)
+    index = index_of(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    with nvml_peaks() as cards:
+        try:
+            yield peaks
+        finally:
+            peaks.nvml_bytes = None if index is None else cards.get(index)
+            peaks.allocator_bytes = torch.cuda.max_memory_allocated(device)
+            peaks.reserved_bytes = torch.cuda.max_memory_reserved(device)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

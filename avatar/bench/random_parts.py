@@ -14,8 +14,8 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 from avatar.diffusion.conditions import (
     REFERENCE,
     AudioFeatures,
+    PortraitEncoder,
     SpeechTrack,
-    encode_portrait,
     prepare_portrait,
 )
 from avatar.diffusion.denoise import Conditions
@@ -50,13 +50,13 @@ SPEECH = Wav2Vec2Config(  # wav2vec2-large
 class RandomConditions:
     """A ConditionEncoder without a prompt encoder: the prompt is random, the rest is encoded."""
 
-    vae: VideoVAE
+    portraits: PortraitEncoder
     speech: SpeechEncoder
     text_dim: int
 
     def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[SpeechTrack]) -> Conditions:
         """See ConditionEncoder.encode."""
-        motion = encode_portrait(self.vae, prepare_portrait(portrait, size))
+        motion = self.portraits.encode(prepare_portrait(portrait, size))
         text = torch.randn(PROMPT_TOKENS, self.text_dim, generator=torch.Generator().manual_seed(0))
         tracks = [SpeechFeatures(self.speech, track.listen, track.num_samples) for track in speech]
         return Conditions(text, motion[:, REFERENCE], motion, AudioFeatures(tracks))
@@ -89,5 +89,5 @@ def random_parts(preset: Preset, placement: Placement = ALL_ON_GPU) -> Parts:
         quantiser.install(model)
         return model
 
-    conditions = RandomConditions(video, encoder, config.text_dim)
+    conditions = RandomConditions(PortraitEncoder(video), encoder, config.text_dim)
     return Parts(device, dtype, video, conditions, make, placement)

@@ -1,59 +1,207 @@
-"""Roles of ranks that need no checkpoint: weights are random, of the model's own sizes."""
+"""Roles of ranks that are timed: with a checkpoint or random weights, as much as a smaller card holds."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from avatar.bench.measure import take_no_more
 from avatar.bench.random_parts import random_parts
-from avatar.diffusion.parts import DTYPES, Check
-from avatar.diffusion.source import DiffusionSource
+from avatar.bench.terms import MEASURED, Terms
+from avatar.diffusion.decode import StreamingDecoder
+from avatar.diffusion.denoise import Block, Conditions, Denoiser
+from avatar.diffusion.parts import DTYPES, Check, Parts
+from avatar.diffusion.source import DiffusionSource, MakeParts
+from avatar.engine import Frames
+from avatar.events import Notice, Progress
+from avatar.geometry import Size
 from avatar.models import tiny
 from avatar.models.config import ModelConfig
 from avatar.models.transformer import StreamingTransformer
+from avatar.parallel import roles
 from avatar.parallel.group import Group
 from avatar.parallel.loading import random_share
 from avatar.parallel.roles import LeadingSource, follow, join
 from avatar.parallel.seat import Seat
+from avatar.parallel.shard import Gathering
 from avatar.preset import Preset
+from avatar.request import Request
 
 
 def lead(preset: Preset, weights: Path | None, seat: Seat) -> DiffusionSource:
-    """Rank 0 of several."""
-    return RandomLeadingSource(preset, seat)
+    """Rank 0 of several. weights: where the Terms are."""
+    terms = accept(weights, seat)
+    if terms.random:
+        return RandomLeadingSource(preset, seat, terms)
+    return TimedLeadingSource(preset, _folder(terms), seat)
 
 
 def assist(preset: Preset, weights: Path | None, seat: Seat) -> None:
     """The other ranks."""
+    terms = accept(weights, seat)
+    if not terms.random:
+        return roles.assist(preset, _folder(terms), seat)
 
     def load() -> tuple[Group, StreamingTransformer | None]:
-        group = join(preset, config_of(preset), seat)
-        return group, random_share(
-            group.layout.config, preset.memory, group, DTYPES[preset.memory.weight_dtype]
-        )
+        group = join(preset, config_of(preset, terms), seat)
+        dtype = DTYPES[preset.memory.weight_dtype]
+        share = random_share(group.layout.config, preset.memory, group, dtype)
+        unshard_peak_bytes(group, share)
+        return group, share
 
     follow(preset, seat, load)
 
 
-class RandomLeadingSource(LeadingSource):
-    """LeadingSource without a checkpoint."""
+def accept(path: Path | None, seat: Seat) -> Terms:
+    """The terms, this rank's memory being limited by them."""
+    terms = Terms.read(path)
+    if terms.tensor_bytes is not None:
+        take_no_more(seat.device, terms.tensor_bytes)
+    return terms
 
-    def __init__(self, preset: Preset, seat: Seat) -> None:
-        super().__init__(
-            preset, None, seat, lambda request, placement, check: random_parts(preset, placement)
-        )
+
+def config_of(preset: Preset, terms: Terms) -> ModelConfig:
+    """What is timed of the published model, or of the self-test's."""
+    return terms.config_of(tiny.CONFIG if preset.requires.weights == "tiny" else ModelConfig())
+
+
+def unshard_peak_bytes(group: Group, share: StreamingTransformer | None) -> int | None:
+    """What gathering the layers one after another takes beside the shards; None without a GPU, or shards.
+
+    Every rank of the group calls it, once its share is loaded.
+    """
+    if group.gathering is None or share is None:
+        return None
+    on_gpu = group.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize(group.device)
+        torch.cuda.reset_peak_memory_stats(group.device)
+    resting = torch.cuda.memory_allocated(group.device) if on_gpu else 0
+    gathering = Gathering(share, group.meter)
+    for index in range(share.config.num_layers):
+        with gathering.visit(index):
+            pass
+    gathering.let_go()
+    if not on_gpu:
+        return None
+    torch.cuda.synchronize(group.device)
+    return torch.cuda.max_memory_allocated(group.device) - resting
+
+
+class TimedLeadingSource(LeadingSource):
+    """LeadingSource that notes when the parts of a run's first frame are there; told at its end.
+
+    Moments: seconds by the machine's monotonic clock, which all its processes share.
+    """
+
+    def __init__(
+        self, preset: Preset, weights: Path | None, seat: Seat, make_parts: MakeParts | None = None
+    ) -> None:
+        super().__init__(preset, weights, seat, make_parts)
+        self.moments: dict[str, float] = {}
+        self.unshard_bytes: int | None = None
+
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+        """See FrameSource."""
+        self.moments = {}
+        self.note("taken")
+        yield from super().frames(request, cancelled)
+        values = {"moments": self.moments, "unshard_peak_bytes": self.unshard_bytes}
+        yield Notice(MEASURED, "What rank 0 measured.", values=values)
+
+    def note(self, moment: str) -> None:
+        """It is now, unless it was before in this run."""
+        self.moments.setdefault(moment, time.monotonic())
+
+    def make_denoiser(self, preset: Preset, parts: Parts, size: Size) -> Denoiser:
+        """See DiffusionSource."""
+        self.note("conditions")
+        return NotingDenoiser(super().make_denoiser(preset, parts, size), self.note)
+
+    def make_decoder(self, parts: Parts) -> StreamingDecoder:
+        """See DiffusionSource."""
+        return NotingDecoder(parts.vae, compile=parts.device.type == "cuda", note=self.note)
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """See DiffusionSource."""
+        self.note("denoised")
+        return super().decoding()
+
+
+class RandomLeadingSource(TimedLeadingSource):
+    """The same without a checkpoint."""
+
+    def __init__(self, preset: Preset, seat: Seat, terms: Terms) -> None:
+        self.terms = terms
+
+        def make_parts(request: Request, placement: Any, check: Check) -> Parts:
+            return random_parts(preset, placement)
+
+        super().__init__(preset, None, seat, make_parts)
         self._keeps = True
 
     def config(self) -> ModelConfig:
         """See LeadingSource."""
-        return config_of(self.preset)
+        return config_of(self.preset, self.terms)
 
     def share(self, group: Group, dtype: torch.dtype, check: Check) -> StreamingTransformer | None:
         """See LeadingSource."""
-        return random_share(group.layout.config, self.preset.memory, group, dtype, check)
+        share = random_share(group.layout.config, self.preset.memory, group, dtype, check)
+        self.unshard_bytes = unshard_peak_bytes(group, share)
+        return share
 
 
-def config_of(preset: Preset) -> ModelConfig:
-    """The published model's, or the self-test's."""
-    return tiny.CONFIG if preset.requires.weights == "tiny" else ModelConfig()
+class NotingDenoiser:
+    """A Denoiser's own work, and when its first block's speech was there and it began."""
+
+    def __init__(self, denoiser: Denoiser, note: Callable[[str], None]) -> None:
+        self._denoiser, self._note = denoiser, note
+        self.geometry, self.schedule = denoiser.geometry, denoiser.schedule
+        self.num_in_flight = denoiser.num_in_flight
+
+    def begin(self, conditions: Conditions) -> None:
+        """See Denoiser."""
+        self._denoiser.begin(conditions)
+        self._note("begun")
+
+    def refresh(self, reference: Tensor) -> None:
+        """See Denoiser."""
+        self._denoiser.refresh(reference)
+
+    def submit(self, block: Block) -> None:
+        """See Denoiser."""
+        self._denoiser.submit(block)
+        self._note("speech")
+
+    def collect(self, check: Callable[[], None] = lambda: None) -> Tensor:
+        """See Denoiser."""
+        self._note("primed")
+        return self._denoiser.collect(check)
+
+
+class NotingDecoder(StreamingDecoder):
+    """A StreamingDecoder that notes when its first frames are there."""
+
+    def __init__(self, *arguments: Any, note: Callable[[str], None], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._note, self._noted = note, False
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See StreamingDecoder. The device is waited for once."""
+        frames = super().decode(latents)
+        if not self._noted:
+            self._noted = True
+            if frames.is_cuda:
+                torch.cuda.current_stream(frames.device).synchronize()
+            self._note("decoded")
+        return frames
+
+
+def _folder(terms: Terms) -> Path | None:
+    return None if terms.checkpoint is None else Path(terms.checkpoint)

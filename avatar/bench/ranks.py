@@ -6,53 +6,62 @@ import os
 import platform
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from avatar.bench.cards import nvml_peaks
+from avatar.bench.terms import MEASURED, Terms
 from avatar.engine import Frames
 from avatar.events import Finished, Notice, Progress, RankLoad
-from avatar.geometry import BLOCK_FRAMES, FPS, Geometry, Size, output_size
+from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, Size
 from avatar.media.intake import open_request
 from avatar.media.report import RunReport, installed_versions, read_report
 from avatar.media.sample import write_sample
 from avatar.media.stream import stream_frames
 from avatar.memory.nvml import open_driver
+from avatar.memory.plan import Plan
+from avatar.memory.planner import largest_geometry
 from avatar.parallel.fleet import Fleet
-from avatar.parallel.ranked import ROLES, RankedSource
+from avatar.parallel.layout import Layout
+from avatar.parallel.ranked import RankedSource
 from avatar.parallel.reports import Pulse
 from avatar.preset import Preset
 from avatar.request import Request
 
-RANDOM_ROLES = "avatar.bench.rank_roles"
+TIMED_ROLES = "avatar.bench.rank_roles"
 SETTLING_BLOCKS = 2  # that are not measured although their rings are full
-NVML_SAMPLE_S = 0.05
+OTHER_BLOCKS = 3  # of the run with another portrait
 ENVIRONMENT = ("NCCL_", "TORCH_NCCL_", "PYTORCH_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 
 
 class Observed:
-    """A RankedSource that notes when each block came, and what the ranks told of their load meanwhile."""
+    """A RankedSource that notes when each block came, and what the ranks told of their load and the run."""
 
     def __init__(self, source: RankedSource) -> None:
         self._source, self.label = source, source.label
+        self.asked_s = 0.0
         self.came_s: list[float] = []
         self.loads: list[tuple[float, tuple[RankLoad, ...]]] = []
         self.before: list[Pulse | None] = []
         self.after: list[Pulse | None] = []
+        self.told: dict[str, Any] = {}  # what rank 0 measured
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
         """See FrameSource; one run."""
-        self.came_s, self.loads = [], []
+        self.came_s, self.loads, self.asked_s = [], [], time.monotonic()
         for item in self._source.frames(request, cancelled):
             if isinstance(item, np.ndarray):
                 self.came_s.append(time.monotonic())
             elif isinstance(item, Progress) and item.ranks:
                 self.loads.append((time.monotonic(), item.ranks))
+            elif isinstance(item, Notice) and item.code == MEASURED:
+                self.told = item.values
+                continue
             yield item
 
     def close(self) -> None:
@@ -63,6 +72,13 @@ class Observed:
     def fleet(self) -> Fleet:
         return self._source.fleet
 
+    @property
+    def first_frame_parts(self) -> dict[str, float]:
+        """Seconds since the run was asked for at which each part of its first frame was there, in order."""
+        moments = {**self.told["moments"], "received": self.came_s[0]}
+        parts = {name: moment - self.asked_s for name, moment in moments.items()}
+        return dict(sorted(parts.items(), key=lambda part: part[1]))
+
 
 def listen(fleet: Fleet, seconds: float = 2.5) -> list[Pulse | None]:
     """Every rank's heartbeat of just now."""
@@ -72,19 +88,29 @@ def listen(fleet: Fleet, seconds: float = 2.5) -> list[Pulse | None]:
     return fleet.last_pulses
 
 
-def bench_ranks(preset: Preset, weights: Path | None, *, random: bool, num_blocks: int) -> dict[str, Any]:
-    """Run the engine twice over the same ranks; the second run counts. Plain data for JSON."""
+def bench_ranks(preset: Preset, terms: Terms, planned: Plan, *, num_blocks: int) -> dict[str, Any]:
+    """Run the engine over ranks until all is compiled, then so many blocks, then with another portrait.
+
+    planned: what each rank is compared with, rank 0's GPU first. Plain data for JSON.
+    """
+    settled = largest_geometry(preset).second_clip_block + SETTLING_BLOCKS
+    num_steps = preset.generation.sample_steps
+    draining = Layout.of(preset).lag_of(num_steps - 1, num_steps)
     with tempfile.TemporaryDirectory(prefix="avatar-bench-") as name, nvml_peaks() as peaks:
         folder = Path(name)
-        size = Size.parse(preset.generation.size)
-        inputs = write_sample(folder, size, num_blocks * BLOCK_FRAMES / FPS)
-        source = Observed(RankedSource(preset, weights, roles=RANDOM_ROLES if random else ROLES))
+        source = Observed(RankedSource(preset, terms.write(folder / "terms.json"), roles=TIMED_ROLES))
         try:
-            cold, warm = (_run(source, preset, inputs, folder / run) for run in ("cold", "warm"))
+            asked = partial(_request, preset, folder)
+            cold = _run(source, asked("cold", min(num_blocks, settled + 1), 0))
+            source.before = listen(source.fleet)
+            warm = _run(source, asked("warm", num_blocks, 0))
+            source.after = listen(source.fleet)
+            fps = settled_fps(source.came_s, settled, draining)
+            ranks = _ranks(source, num_blocks, (settled, draining), peaks, planned)
+            parts, unshard_bytes = source.first_frame_parts, source.told["unshard_peak_bytes"]
+            other = _run(source, asked("other", OTHER_BLOCKS, 1))
         finally:
             source.close()
-    size = output_size(warm.width, warm.height, size)
-    settled = Geometry.of(size, preset.generation.infer_frames).second_clip_block + SETTLING_BLOCKS
     layout = source.fleet.layout
     return {
         "settings": {
@@ -96,43 +122,60 @@ def bench_ranks(preset: Preset, weights: Path | None, *, random: bool, num_block
         "layout": {"kind": layout.kind, "stages": layout.num_stages, "group_size": layout.group_size},
         "end_to_end": {
             "fps": warm.frames_per_s,
-            "settled_fps": _settled_fps(source.came_s, settled),
+            "settled_fps": fps,
             "first_frame_s": warm.first_frame_s,
+            "first_frame_parts": parts,
             "first_segment_s": warm.first_segment_s,
+            "first_frame_other_portrait_s": other.first_frame_s,
+            "first_frame_other_portrait_parts": source.first_frame_parts,
             "first_frame_cold_s": cold.first_frame_s,
             "elapsed_s": warm.elapsed_s,
             "num_frames": warm.num_frames,
         },
-        "ranks": _ranks(source, num_blocks, settled, peaks),
+        "unshard_peak_bytes": unshard_bytes,
+        "ranks": ranks,
         "machine": _machine(),
     }
 
 
-def _run(source: Observed, preset: Preset, inputs: tuple[Path, Path], folder: Path) -> RunReport:
-    folder.mkdir()
-    request = open_request(*inputs, preset, output=folder / "out.mp4", work=folder / "work")
-    source.before = listen(source.fleet)
+def _request(preset: Preset, folder: Path, name: str, num_blocks: int, portrait: int) -> Request:
+    """A made-up portrait that speaks for so many blocks."""
+    own = folder / name
+    own.mkdir()
+    speech_s = (num_blocks * BLOCK_FRAMES - LEAD_IN_FRAMES) / FPS
+    inputs = write_sample(own, Size.parse(preset.generation.size), speech_s, portrait)
+    return open_request(*inputs, preset, output=own / "out.mp4", work=own / "work")
+
+
+def _run(source: Observed, request: Request) -> RunReport:
     (finished,) = [event for event in stream_frames(source, request) if isinstance(event, Finished)]
-    source.after = listen(source.fleet)
     return read_report(finished.report)
 
 
-def _settled_fps(came_s: list[float], settled: int) -> float | None:
-    """Frames a second from the block on with which rings are full and everything is compiled."""
-    if len(came_s) < settled + 2:
-        return None
-    return BLOCK_FRAMES * (len(came_s) - 1 - settled) / (came_s[-1] - came_s[settled])
+def settled_fps(came_s: list[float], settled: int, draining: int) -> float | None:
+    """Frames a second while the pipeline is full. came_s: when each block came.
+
+    settled: the block from which on rings are full and everything is compiled. draining: the last blocks,
+    with fewer others behind them, which come faster.
+    """
+    times = came_s[settled : len(came_s) - draining]
+    return BLOCK_FRAMES * (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
 
 
-def _ranks(source: Observed, num_blocks: int, settled: int, peaks: dict[str, int]) -> list[dict[str, Any]]:
-    start = source.came_s[min(settled, len(source.came_s) - 1)]
-    settled_loads = [loads for at_s, loads in source.loads if start <= at_s <= source.came_s[-1]]
+def _ranks(
+    source: Observed, num_blocks: int, ends: tuple[int, int], peaks: dict[int, int], planned: Plan
+) -> list[dict[str, Any]]:
+    settled, draining = ends
+    start, end = source.came_s[min(settled, len(source.came_s) - 1)], source.came_s[-1 - draining]
+    settled_loads = [loads for at_s, loads in source.loads if start <= at_s <= end]
     ranks = []
     for rank, (before, after) in enumerate(zip(source.before, source.after)):
         assert before is not None
         assert after is not None
         busy = [loads[rank].busy_percent for loads in settled_loads]
         known = [percent for percent in busy if percent is not None]
+        plan = planned.gpus[rank] if planned.gpus else None  # a toy model has no GPUs
+        nvml = None if plan is None or plan.index is None else peaks.get(plan.index)
         ranks.append(
             {
                 "rank": rank,
@@ -142,33 +185,12 @@ def _ranks(source: Observed, num_blocks: int, settled: int, peaks: dict[str, int
                 "busy_ms_per_block": 1000 * (after.busy_s - before.busy_s) / num_blocks,
                 "sent_bytes_per_block": (after.sent_bytes - before.sent_bytes) / num_blocks,
                 "allocated_peak_bytes": after.peak_bytes,
-                "nvml_peak_bytes": peaks.get(after.place),
+                "nvml_peak_bytes": nvml,
+                "planned_peak_bytes": None if plan is None else plan.peak_bytes,
+                "planned_over_nvml": plan.peak_bytes / nvml if plan and nvml else None,
             }
         )
     return ranks
-
-
-@contextmanager
-def nvml_peaks() -> Iterator[dict[str, int]]:
-    """The most in use on every GPU from here to the end, other programs' too, by "GPU 0" and so on."""
-    peaks: dict[str, int] = {}
-    driver, done = open_driver(), threading.Event()
-
-    def sample() -> None:
-        while driver.cards and not done.wait(NVML_SAMPLE_S):
-            for card in driver.cards:
-                memory, name = card.memory(), f"GPU {card.index}"
-                if memory is not None:
-                    peaks[name] = max(peaks.get(name, 0), memory.used_bytes)
-
-    watcher = threading.Thread(target=sample, name="nvml", daemon=True)
-    watcher.start()
-    try:
-        yield peaks
-    finally:
-        done.set()
-        watcher.join()
-        driver.close()
 
 
 def _machine() -> dict[str, Any]:

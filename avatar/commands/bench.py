@@ -13,11 +13,15 @@ from typing import Any
 from avatar.checkpoint_places import Checkpoint
 from avatar.commands.output import write_json
 from avatar.commands.settings import add_checkpoint, add_preset, chosen_preset
-from avatar.errors import BadInput
-from avatar.memory.fit import require
+from avatar.errors import BadInput, DoesNotFit
+from avatar.geometry import BLOCK_FRAMES, FPS
+from avatar.memory.fit import availability, require
 from avatar.memory.inventory import Inventory, probe
 from avatar.memory.items import CUDA_CONTEXT_BYTES
+from avatar.memory.model_sizes import ModelSizes
 from avatar.memory.plan import GIB
+from avatar.memory.planner import plan
+from avatar.models.config import ModelConfig
 from avatar.parallel.layout import Layout
 from avatar.preset import Preset
 
@@ -36,7 +40,13 @@ def add(commands: Any) -> None:
         "--vram",
         type=float,
         metavar="GIB",
-        help="take no more of the GPU's memory than this, to see what a smaller card would do",
+        help="take no more of each GPU's memory than this, to see what a smaller card would do",
+    )
+    parser.add_argument(
+        "--layers",
+        type=int,
+        metavar="N",
+        help="with random weights on several GPUs: the first N layers alone, a part of a longer pipeline",
     )
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures there as well")
     add_checkpoint(parser)
@@ -60,8 +70,16 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.vram is not None:
         inventory = _cut(inventory, args.vram)
-    require(preset, inventory)
-    figures = {"random_weights": args.random_weights, "vram_gib": args.vram, **_figures(args, preset)}
+    told = {"random_weights": args.random_weights, "vram_gib": args.vram}
+    if Layout.of(preset).world_size > 1:
+        figures = {**told, **_figures_of_ranks(args, preset, inventory)}
+    else:
+        if args.layers is not None:
+            raise BadInput(
+                "--layers times a part of a pipeline.", "Take it with several GPUs, or leave it out."
+            )
+        require(preset, inventory)
+        figures = {**told, **_figures(args, preset)}
     if args.output:
         args.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     write_json(figures)
@@ -84,13 +102,50 @@ def _cut(inventory: Inventory, vram_gib: float) -> Inventory:
     return replace(inventory, gpus=tuple(gpus))
 
 
-def _figures(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
-    if Layout.of(preset).world_size > 1:
-        from avatar.bench.ranks import bench_ranks
+def _figures_of_ranks(args: argparse.Namespace, preset: Preset, inventory: Inventory) -> dict[str, Any]:
+    """Of several GPUs. Raises: BadInput, DoesNotFit."""
+    from avatar.bench.ranks import bench_ranks
+    from avatar.bench.terms import Terms, first_layers
 
-        if args.vram is not None:
-            raise BadInput("--vram makes one GPU smaller; this layout takes several.", "Leave it out.")
-        return bench_ranks(preset, args.ckpt_dir, random=args.random_weights, num_blocks=args.blocks)
+    if args.layers is not None and not args.random_weights:
+        raise BadInput("--layers makes a model of its own.", "Take it with --random_weights.")
+    sizes = ModelSizes.of(inventory.checkpoint)
+    whole = config = _toy_config() if preset.requires.weights == "tiny" else sizes.config
+    if args.layers is None:
+        require(preset, inventory)
+    else:
+        config = first_layers(whole, args.layers)
+        sizes = ModelSizes.published(config)
+        _require_all_but_room(preset, inventory)
+    Layout.of(preset).for_model(config)
+    planned = plan(preset, inventory, speech_s=args.blocks * BLOCK_FRAMES / FPS, sizes=sizes)
+    if not planned.fits:
+        raise DoesNotFit(planned.shortfall, "Take fewer layers, or more memory.")
+    terms = Terms(
+        checkpoint=None if args.ckpt_dir is None else str(args.ckpt_dir.absolute()),
+        random=args.random_weights,
+        num_layers=args.layers,
+        vram_bytes=None if args.vram is None else round(args.vram * GIB),
+    )
+    layers = {"made": config.num_layers, "of": whole.num_layers}
+    return {"layers": layers, **bench_ranks(preset, terms, planned, num_blocks=args.blocks)}
+
+
+def _toy_config() -> ModelConfig:
+    """The self-test's."""
+    from avatar.models.tiny import CONFIG
+
+    return CONFIG
+
+
+def _require_all_but_room(preset: Preset, inventory: Inventory) -> None:
+    """What a preset requires of a machine, but for what its whole model takes. Raises: as require."""
+    lacks = {lack.code for lack in availability(preset, inventory).lacks}
+    if lacks - {"memory", "host_ram"}:
+        require(preset, inventory)
+
+
+def _figures(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
     from avatar.bench.measure import take_no_more
     from avatar.bench.random_parts import random_parts
     from avatar.bench.run import bench

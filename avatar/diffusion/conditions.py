@@ -65,11 +65,10 @@ class ConditionEncoder:
         text_dtype: torch.dtype,
     ) -> None:
         self._files = files
-        self._vae = vae
         self._speech = speech
         self._text_place = (text_device, text_dtype)
         self._texts: _Memory = _Memory()
-        self._portraits: _Memory = _Memory()
+        self._portraits = PortraitEncoder(vae)
 
     def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[SpeechTrack]) -> Conditions:
         """Conditions of one run, the prompt checked first. size: the video's own, not an area.
@@ -79,8 +78,7 @@ class ConditionEncoder:
         ids = PromptTokenizer(self._files.tokenizer)(prompt)
         image = prepare_portrait(portrait, size)
         text = self._texts.get(tuple(ids[0].tolist()), lambda: self._encode_text(ids))
-        pixels = (tuple(image.shape), hashlib.sha256(image.numpy().tobytes()).digest())
-        motion = self._portraits.get(pixels, lambda: encode_portrait(self._vae, image))
+        motion = self._portraits.encode(image)
         speakers = [SpeechFeatures(self._speech, track.listen, track.num_samples) for track in speech]
         return Conditions(
             text=text, reference=motion[:, REFERENCE], motion=motion, audio=AudioFeatures(speakers)
@@ -115,6 +113,19 @@ def encode_portrait(vae: VideoVAE, image: Tensor) -> Tensor:
     The encoder sees no future, so the second latent frame is that of five frames alike: the reference.
     """
     return vae.encode(image[None, :, None].expand(-1, -1, MOTION_FRAMES, -1, -1))[0]
+
+
+class PortraitEncoder:
+    """Encodes portraits as motion latents; remembers the last ones by their pixels."""
+
+    def __init__(self, vae: VideoVAE) -> None:
+        self._vae = vae
+        self._known = _Memory()
+
+    def encode(self, image: Tensor) -> Tensor:
+        """See encode_portrait."""
+        pixels = (tuple(image.shape), hashlib.sha256(image.numpy().tobytes()).digest())
+        return self._known.get(pixels, lambda: encode_portrait(self._vae, image))
 
 
 @dataclass

@@ -31,6 +31,7 @@ def rollout(
     first_block: int = 0,
     anchor: Tensor | None = None,
     origin: int = 0,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Iterator[Tensor]:
     """Yield the latents of each block in order, 16 3 h w float32 on the denoiser's device.
 
@@ -39,6 +40,7 @@ def rollout(
     num_blocks: of the whole video. cancelled: asked before each step. first_block, anchor: to go on after a
     stop, with empty rings: the first block still to make, and the first generated latent frame, 16 1 h w.
     origin: the block from which the model counts positions and clips; the motion ends where it begins.
+    meanwhile: called once, when the first blocks are under way.
     Raises: Cancelled.
     """
     geometry, num_steps = denoiser.geometry, denoiser.schedule.num_steps
@@ -50,6 +52,13 @@ def rollout(
         if cancelled():
             raise Cancelled("Stopped.")
 
+    waiting = iter([meanwhile])
+
+    def collect() -> Tensor:
+        for act in waiting:  # the first time
+            act()
+        return denoiser.collect(check)
+
     check()
     if anchor is not None and first_block >= refresh_block:
         conditions = replace(conditions, reference=anchor)
@@ -58,7 +67,7 @@ def rollout(
     for index in range(first_block, num_blocks):
         is_refresh = index == refresh_block > first_block
         while under_way and (under_way == denoiser.num_in_flight or (is_refresh and anchor is None)):
-            latents = denoiser.collect(check)
+            latents = collect()
             anchor = latents[:, :1].clone() if anchor is None else anchor
             under_way -= 1
             yield latents
@@ -68,7 +77,7 @@ def rollout(
         denoiser.submit(make_block(conditions, geometry, num_steps, index, seed, origin))
         under_way += 1
     for _ in range(under_way):
-        yield denoiser.collect(check)
+        yield collect()
 
 
 def make_block(

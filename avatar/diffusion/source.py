@@ -6,6 +6,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -161,16 +162,16 @@ class DiffusionSource:
     ) -> Iterator[Tensor]:
         """Frames of each block, T H W 3 on the device: as they come, or all at the end."""
         decoder = self.make_decoder(parts)
-        latents = self._latents(parts, request, size, conditions, baton, anchor, cancelled)
-        if not request.preset.memory.enable_online_decode:
-            latents = iter([block.cpu() for block in latents])
-            self.release(parts)
-        check = checking(cancelled)
-        if baton.goes_on:
-            decoder.go_on(conditions.motion)
+        prime = partial(decoder.go_on if baton.goes_on else decoder.prime, conditions.motion)
+        latents = partial(self._latents, parts, request, size, conditions, baton, anchor, cancelled)
+        if request.preset.memory.enable_online_decode:
+            blocks = latents(prime)
         else:
-            decoder.prime(conditions.motion)
-        for block in latents:
+            blocks = iter([block.cpu() for block in latents(lambda: None)])
+            self.release(parts)
+            prime()
+        check = checking(cancelled)
+        for block in blocks:
             check()
             with self.decoding():
                 frames = decoder.decode(block)
@@ -185,8 +186,9 @@ class DiffusionSource:
         baton: Baton,
         anchor: Tensor | None,
         cancelled: Callable[[], bool],
+        meanwhile: Callable[[], None],
     ) -> Iterator[Tensor]:
-        """Latents of each block; the rings live as long as this iterator."""
+        """Latents of each block; the rings live as long as this iterator. meanwhile: see rollout."""
         latents = rollout(
             conditions,
             self.make_denoiser(request.preset, parts, size),
@@ -196,6 +198,7 @@ class DiffusionSource:
             first_block=baton.first_block,
             anchor=anchor,
             origin=baton.first_block,
+            meanwhile=meanwhile,
         )
         for block in latents:
             baton.pass_latents(block)

@@ -14,9 +14,12 @@ SYLLABLES_HZ = 4.0
 PITCH_HZ = 130.0
 
 
-def write_sample(folder: Path, size: Size, seconds: float) -> tuple[Path, Path]:
-    """Write portrait.png, blurred colours, and speech.wav, babble; the same at every call."""
-    rng = np.random.default_rng(0)
+def write_sample(folder: Path, size: Size, seconds: float, seed: int = 0) -> tuple[Path, Path]:
+    """Write portrait.png, blurred colours, and speech.wav, babble; the same at every call.
+
+    seed: of the portrait.
+    """
+    rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 255, (12, 12, 3), np.uint8))
     portrait, speech = folder / "portrait.png", folder / "speech.wav"
     coarse.resize((size.width, size.height), Image.Resampling.BICUBIC).save(portrait)

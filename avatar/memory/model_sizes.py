@@ -63,9 +63,9 @@ class ModelSizes:
     others: Weights = Weights(others=OTHER_VALUES)
 
     @classmethod
-    def published(cls) -> ModelSizes:
-        """Wan2.2-S2V-14B."""
-        config = ModelConfig()
+    def published(cls, config: ModelConfig | None = None) -> ModelSizes:
+        """Wan2.2-S2V-14B, or a model of its kind."""
+        config = config or ModelConfig()
         return cls(config, tuple(_layer(config, index) for index in range(config.num_layers)))
 
     @classmethod

@@ -38,11 +38,13 @@ def plan(
     inventory: Inventory,
     placement: Placement | None = None,
     speech_s: float = SPEECH_WINDOW_S,
+    sizes: ModelSizes | None = None,
 ) -> Plan:
     """What the preset will hold on every device, against what the machine has free.
 
     placement: as a run has it already; None: with offload_model what fits with the least traffic.
-    speech_s: how long the speech is; from one window on it makes no difference.
+    speech_s: how long the speech is; from one window on it makes no difference. sizes: of the model; None:
+    of the machine's checkpoint.
     Raises: BadInput for "auto", which must be resolved first, and for a layout that cannot be.
     """
     if preset.engine == "auto":
@@ -54,7 +56,7 @@ def plan(
     if preset.requires.weights == "tiny":
         items = (Item("runtime", TORCH_RUNTIME_BYTES), Item("self_test_model", TINY_BYTES))
         return Plan(preset.name, preset.engine, (), _host(inventory, items))
-    run = Run(preset, ModelSizes.of(inventory.checkpoint), largest_geometry(preset), speech_s)
+    run = Run(preset, sizes or ModelSizes.of(inventory.checkpoint), largest_geometry(preset), speech_s)
     shares = shares_of(preset, run.sizes.config)
     return _planned(run, inventory, shares, placement or _chosen(run, inventory, shares))
 

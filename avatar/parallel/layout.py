@@ -173,15 +173,20 @@ def layer_costs(config: ModelConfig, geometry: Geometry = TYPICAL) -> list[float
 
     A layer that injects audio adds a projection of every token, and a sum over each head's few audio tokens.
     """
-    dim, tokens_seen = config.dim, geometry.window_frames * geometry.frame_tokens + geometry.condition_tokens
-    projections = 2 * dim * (6 * dim + 2 * config.ffn_dim)  # q k v o of self-, q o of cross-attention
-    plain = projections + 4 * dim * (tokens_seen + config.text_len)
+    dim, plain = config.dim, sum(plain_layer_flops(config, geometry))
     audio_tokens = config.num_audio_token + 1  # the last is learnt padding
     injection = 2 * dim * (dim + config.num_heads * audio_tokens) + 4 * dim * audio_tokens
     return [
         1.0 + (injection / plain if layer in config.audio_inject_layers else 0.0)
         for layer in range(config.num_layers)
     ]
+
+
+def plain_layer_flops(config: ModelConfig, geometry: Geometry) -> tuple[float, float]:
+    """Floating-point operations for each token of a block with a full ring: linear layers, and attention."""
+    dim, tokens_seen = config.dim, geometry.window_frames * geometry.frame_tokens + geometry.condition_tokens
+    products = 2 * dim * (6 * dim + 2 * config.ffn_dim)  # q k v o of self-, q o of cross-attention
+    return products, 4 * dim * (tokens_seen + config.text_len)
 
 
 def balance(costs: Sequence[float], num_parts: int, first_extra: float = 0.0) -> list[range]:

@@ -76,6 +76,14 @@ class Gathering:
         yield self._parts[index]
         layer.reshard()
 
+    def let_go(self) -> None:
+        """Of the layer that is on its way: nobody will visit it."""
+        for index in list(self._coming):
+            layer = self._parts[index].layer
+            assert isinstance(layer, FSDPModule)
+            self._coming.pop(index).wait()  # type: ignore[attr-defined]
+            layer.reshard()
+
     def _fetch(self, index: int) -> None:
         layer = self._parts[index].layer
         assert isinstance(layer, FSDPModule)

@@ -79,7 +79,7 @@ def test_conditions_are_those_of_the_side_models(
     ids = PromptTokenizer(files.tokenizer)("A woman speaks.")
     text = TextEncoder.load(files.text_encoder, "cpu", torch.float32).encode(ids)
     assert torch.equal(conditions.text, text)
-    motion = encode_portrait(encoder._vae, prepare_portrait(portrait, SIZE))
+    motion = encode_portrait(encoder._portraits._vae, prepare_portrait(portrait, SIZE))
     assert torch.equal(conditions.motion, motion)
     assert torch.equal(conditions.reference, motion[:, 1:2])
     speech = track()

@@ -50,6 +50,26 @@ def test_any_window_over_several_clips(infer_frames):
     assert float(frame_std.max() / frame_std.min()) < 1.5
 
 
+@pytest.mark.parametrize(("num_blocks", "before"), [(5, 1), (1, 1), (0, 0)])
+def test_what_is_done_meanwhile_is_done_once_when_a_block_has_been_submitted(num_blocks, before):
+    engine, events = denoiser(), []
+    submit, collect = engine.submit, engine.collect
+    engine.submit = lambda block: (events.append("submit"), submit(block))
+    engine.collect = lambda check: (events.append("collect"), collect(check))[1]
+    blocks = list(
+        rollout(
+            STREAM.conditions,
+            engine,
+            num_blocks=num_blocks,
+            seed=1,
+            meanwhile=lambda: events.append("meanwhile"),
+        )
+    )
+    assert len(blocks) == num_blocks
+    assert events.count("meanwhile") == before
+    assert events[:3] == (["submit", "meanwhile", "collect"] if before else [])
+
+
 @pytest.mark.parametrize("num_steps", range(1, 9))
 def test_as_many_steps_as_asked(num_steps):
     engine, checks = denoiser(num_steps=num_steps), []
