@@ -33,7 +33,7 @@ from avatar.models.transformer import StreamingTransformer
 from avatar.models.vae import VideoVAE, lay_out_channels_last
 from avatar.preset import Preset
 
-PROMPT_TOKENS = 128  # of the random prompt
+TOKENS_A_WORD = 4 / 3  # of a prompt: about UMT5's, in English
 VAE_WIDTH = 96  # Wan 2.1's
 SPEECH = Wav2Vec2Config(  # wav2vec2-large
     hidden_size=1024,
@@ -48,7 +48,7 @@ SPEECH = Wav2Vec2Config(  # wav2vec2-large
 
 @dataclass
 class RandomConditions:
-    """A ConditionEncoder without a prompt encoder: the prompt is random, the rest is encoded."""
+    """A ConditionEncoder whose prompts are random, of as many tokens as the given one might have."""
 
     portraits: PortraitEncoder
     speech: SpeechEncoder
@@ -57,7 +57,8 @@ class RandomConditions:
     def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[SpeechTrack]) -> Conditions:
         """See ConditionEncoder.encode."""
         motion = self.portraits.encode(prepare_portrait(portrait, size))
-        text = torch.randn(PROMPT_TOKENS, self.text_dim, generator=torch.Generator().manual_seed(0))
+        num_tokens = round(len(prompt.split()) * TOKENS_A_WORD) + 1  # and the end's
+        text = torch.randn(num_tokens, self.text_dim, generator=torch.Generator().manual_seed(0))
         tracks = [SpeechFeatures(self.speech, track.listen, track.num_samples) for track in speech]
         return Conditions(text, motion[:, REFERENCE], motion, AudioFeatures(tracks))
 

@@ -28,6 +28,7 @@ from avatar.models.kv_cache import (
     KeysValues,
     LayerCache,
     Ring,
+    ShortText,
     Window,
     place,
     quantise_tokens,
@@ -68,6 +69,7 @@ class Pieces:
     widen_tokens: Callable[..., None] = widen_tokens
     after_self_attention: Callable[..., tuple[Tensor, Tensor]] = TransformerLayer.after_self_attention
     after_cross_attention: Callable[..., Tensor] = TransformerLayer.after_cross_attention
+    after_short_text: Callable[..., Tensor] = TransformerLayer.after_short_text
     add_audio: Callable[..., Tensor] = Injection.add
 
     @classmethod
@@ -89,6 +91,8 @@ class Pieces:
             }
         )
 
+
+EAGER = Pieces()
 
 Visit = Callable[[int], AbstractContextManager[LayerParts]]
 
@@ -128,9 +132,9 @@ class LayerStack:
         self.caches.clear()
         self._audio.clear()
         self.host_rings = None  # its memory is given back before more is taken
-        rings = self._new_rings()
+        rings, num_own = self._new_rings(), num_own_tokens(text)
         for index, (layer, _) in self._visited():
-            self.caches[index] = LayerCache(layer.cross_attn.keys_values(text), rings[index])
+            self.caches[index] = LayerCache(self._text(layer, text, num_own), rings[index])
         ring = next(iter(rings[self.layers[0]].values()))
         self._window_room = Window(self.geometry, ring, self.dtype, self.device)
 
@@ -144,7 +148,7 @@ class LayerStack:
             )  # frees the fused qkv
             attended = _attend(rotate(q, table), KeysValues(rotate(own.k, table), own.v))
             x, query = layer.after_self_attention(x, self.gather(attended), vectors)
-            x = layer.after_cross_attention(x, _attend(query, cache.text), vectors)
+            x = told(EAGER, layer, x, query, cache.text, vectors)
         return x
 
     def release(self, anchor: int) -> None:
@@ -172,10 +176,17 @@ class LayerStack:
         q, own = self.scatter(*pieces.project(layer, x, vectors, item.table))
         attended = self.gather(self._attended(index, q, own, item))
         x, query = pieces.after_self_attention(layer, x, attended, vectors)
-        x = pieces.after_cross_attention(layer, x, _attend(query, cache.text), vectors)
+        x = told(pieces, layer, x, query, cache.text, vectors)
         if injection is not None:
             x = pieces.add_audio(injection, x, self._injection_context(injection, index, item), item.masks)
         return x
+
+    def _text(self, layer: TransformerLayer, text: Tensor, num_own: int) -> KeysValues | ShortText:
+        """The prompt as a layer's cross-attention keeps it. num_own: its tokens that are no padding."""
+        num_rows = self.transformer.config.short_text_tokens
+        if num_own < num_rows <= len(text):
+            return layer.cross_attn.short_text(text, num_own, num_rows)
+        return layer.cross_attn.keys_values(text)
 
     def scatter(self, q: Tensor, own: KeysValues) -> tuple[Tensor, KeysValues]:
         """Before self-attention: all tokens of some heads, out of some tokens of all heads."""
@@ -272,6 +283,26 @@ class LayerStack:
             parts = self._resident[index]
             with self.visit(index) if self.visit is not None else nullcontext(parts) as parts:
                 yield index, parts
+
+
+def num_own_tokens(text: Tensor) -> int:
+    """How many tokens of an embedded prompt, L C, are its own; all after them are alike: padding."""
+    own = (text != text[-1]).any(dim=-1).nonzero()
+    return int(own[-1]) + 1 if len(own) else 0
+
+
+def told(
+    pieces: Pieces,
+    layer: TransformerLayer,
+    x: Tensor,
+    query: Tensor,
+    text: KeysValues | ShortText,
+    vectors: Tensor,
+) -> Tensor:
+    """A layer from its cross-attention to its end: attended to a prompt, or to a short one."""
+    if isinstance(text, ShortText):
+        return pieces.after_short_text(layer, x, query, text, vectors)
+    return pieces.after_cross_attention(layer, x, _attend(query, text), vectors)
 
 
 def _attend(q: Tensor, keys: KeysValues) -> Tensor:

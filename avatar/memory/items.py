@@ -180,6 +180,8 @@ def _caches(run: Run, share: Share, placement: Placement) -> list[Item]:
     in_flight = share.num_steps if placement.diagonal else 1
     anchors = max(share.num_anchors, 2 if placement.diagonal else 1)  # while blocks of both are under way
     condition = anchors * geometry.condition_tokens
+    # Keys and values; or a short prompt's keys, and each head's values through the output projection.
+    text = max(2 * model.text_len, (1 + model.num_heads) * model.short_text_tokens) * model.dim * wide
     # Each head's values of a block's audio tokens through the injection's output projection.
     spoken = BLOCK_LATENT_FRAMES * (model.num_audio_token + 1) * model.num_heads * model.dim * wide
     injections = sum(index in share.layers for index in model.audio_inject_layers)
@@ -189,7 +191,7 @@ def _caches(run: Run, share: Share, placement: Placement) -> list[Item]:
     return [
         rings,
         Item("condition_kv", round(len(share.layers) * condition * token), rolling),
-        Item("text_kv", round(len(share.layers) * model.text_len * token), rolling),
+        Item("text_kv", len(share.layers) * text, rolling),
         Item("window", round(window * token), rolling),
         Item("audio_injections", in_flight * injections * spoken, rolling),
         Item("activations", within + (in_flight - 1) * waiting, (DENOISE,)),

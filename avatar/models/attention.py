@@ -118,6 +118,20 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
     return scores.softmax(dim=2).to(q.dtype)
 
 
+def few_keys_weights(q: Tensor, k: Tensor, counts: Tensor) -> Tensor:
+    """The same for more keys, head after head, in the same way for all queries.
+
+    q: N h d; k: M h d; counts: M float32, added to the scores. Returns N h·M in q's dtype.
+    """
+    queries, keys = q.transpose(0, 1), k.permute(1, 2, 0)
+    if q.is_cuda and q.dtype in HALF_DTYPES:
+        scores = torch.bmm(queries, keys, out_dtype=torch.float32)
+    else:
+        scores = queries.float() @ keys.float()
+    weights = (scores * q.shape[-1] ** -0.5 + counts).softmax(dim=-1)
+    return weights.transpose(0, 1).flatten(1).to(q.dtype)
+
+
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """PyTorch's attention with its own choice of kernel; B N h d in and out."""
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))

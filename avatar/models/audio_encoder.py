@@ -134,11 +134,8 @@ class Injection(nn.Module):
         vectors = self.adaln.linear(F.silu(tokens.overall.flatten(0, 1)))
         shift, scale = vectors[:, None].chunk(2, dim=-1)
         keys, values = self.attention.keys_values(tokens.local.flatten(0, 1))
-        heads = torch.eye(self.attention.num_heads, dtype=values.dtype, device=values.device)
-        alone = (
-            (values.unsqueeze(2) * heads.unsqueeze(-1)).flatten(-2).flatten(1, 2)
-        )  # SF A·h C, one head each
-        return InjectionContext(keys, self.attention.o(alone) - self.attention.o.bias, shift, scale)
+        outputs = self.attention.outputs_by_head(values).flatten(1, 2)
+        return InjectionContext(keys, outputs, shift, scale)
 
     def add(self, x: Tensor, context: InjectionContext, masks: Tensor | None) -> Tensor:
         """The residual, N C, with the audio added: one result per speaker, each times its mask, summed.

@@ -61,6 +61,14 @@ class ModelConfig:
     def head_dim(self) -> int:
         return self.dim // self.num_heads
 
+    @property
+    def short_text_tokens(self) -> int:
+        """A prompt of fewer tokens is short.
+
+        As many as a head is wide would save nothing; a quarter takes little more memory than keys and values.
+        """
+        return self.head_dim // 4
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
         """Read the published keys; those that do not concern inference are passed over.

@@ -24,6 +24,18 @@ class KeysValues(NamedTuple):
     v: Tensor
 
 
+class ShortText(NamedTuple):
+    """A short prompt as a layer's queries need it: each is left a weighted sum, and no output projection.
+
+    keys: R h d. outputs: h·R C, each head's value of each token, taken through the output projection. counts:
+    R float32, the logarithm of how many tokens of the padded prompt each of them stands for.
+    """
+
+    keys: Tensor
+    outputs: Tensor
+    counts: Tensor
+
+
 class Ring:
     """Rotated keys and values of the last past_frames latent frames, of one layer at one denoising step.
 
@@ -169,7 +181,7 @@ class LayerCache:
     vectors: TransformerLayer.vectors by denoising step.
     """
 
-    def __init__(self, text: KeysValues, rings: dict[int, Ring]) -> None:
+    def __init__(self, text: KeysValues | ShortText, rings: dict[int, Ring]) -> None:
         self.text = text
         self.rings = rings
         self.conditions: dict[int, KeysValues] = {}

@@ -8,12 +8,14 @@ Alibaba-Quark/LiveAvatar liveavatar/models/wan/causal_model_s2v.py.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avatar.models.attention import HALF_DTYPES
-from avatar.models.kv_cache import KeysValues
+from avatar.models.attention import HALF_DTYPES, few_keys_weights
+from avatar.models.kv_cache import KeysValues, ShortText
 from avatar.models.quantize import join_linears
 from avatar.models.rope import rotate
 
@@ -57,6 +59,24 @@ class Attention(nn.Module):
             return self.query(x), self.keys_values(x)
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         return self._heads(self.norm_q(q)), KeysValues(self._heads(self.norm_k(k)), self._heads(v))
+
+    def outputs_by_head(self, values: Tensor) -> Tensor:
+        """Each head's value alone, through the output projection without bias: ... M h d to ... M h C."""
+        heads = torch.eye(self.num_heads, dtype=values.dtype, device=values.device)
+        alone = (values.unsqueeze(-3) * heads.unsqueeze(-1)).flatten(-2)
+        return self.o(alone) - self.o.bias
+
+    def short_text(self, text: Tensor, num_own: int, num_rows: int) -> ShortText:
+        """Of a padded prompt, L C, whose first num_own tokens are its own and whose others are all alike.
+
+        Those are taken as one that counts for all. num_rows: how many rows to take, more than num_own.
+        """
+        keys, values = self.keys_values(text[:num_rows])
+        counts = torch.full((num_rows,), -math.inf)
+        counts[:num_own] = 0
+        counts[num_own] = math.log(len(text) - num_own)
+        outputs = self.outputs_by_head(values).transpose(0, 1).flatten(0, 1)
+        return ShortText(keys.contiguous(), outputs, counts.to(text.device))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
@@ -110,6 +130,13 @@ class TransformerLayer(nn.Module):
 
     def after_cross_attention(self, x: Tensor, attended: Tensor, vectors: Tensor) -> Tensor:
         """The residual with cross-attention's result (N h d) and the feed-forward added."""
+        return self._feed_forward(x + self.cross_attn.o(attended.flatten(-2)), vectors)
+
+    def after_short_text(self, x: Tensor, query: Tensor, text: ShortText, vectors: Tensor) -> Tensor:
+        """The same from cross-attention's queries, N h d, when the prompt is short."""
+        weights = few_keys_weights(query, text.keys, text.counts)
+        return self._feed_forward(x + torch.addmm(self.cross_attn.o.bias, weights, text.outputs), vectors)
+
+    def _feed_forward(self, x: Tensor, vectors: Tensor) -> Tensor:
         *_, shift, scale, gate = vectors.unbind()
-        x = x + self.cross_attn.o(attended.flatten(-2))
         return (x + self.ffn(modulate(x, shift, scale, self.eps)).float() * gate).to(x.dtype)

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from avatar.diffusion import layer_stack
 from avatar.diffusion.denoise import Conditions, HeldAudio, LocalDenoiser
-from avatar.diffusion.layer_stack import Item, LayerStack, Pieces
+from avatar.diffusion.layer_stack import Item, LayerStack, Pieces, num_own_tokens
 from avatar.diffusion.rollout import rollout
 from avatar.diffusion.schedule import Schedule
 from avatar.errors import BadInput
 from avatar.models.attention import join_parts
-from avatar.models.kv_cache import KeysValues, LayerCache, Ring
+from avatar.models.config import ModelConfig
+from avatar.models.kv_cache import KeysValues, LayerCache, Ring, ShortText
 from avatar.models.quantize import FLOAT8
 from avatar.models.rope import rotate
 from avatar.models.transformer import LayerParts
@@ -47,6 +48,30 @@ def test_every_velocity_and_all_latents(stream):
         for step, velocity in enumerate(steps):
             assert relative_error(velocity, expected[block, step]) < 1e-5, (block, step)
     assert relative_error(latents, stream.tensors["latents"]) < 1e-5
+
+
+def test_a_short_prompt_is_the_same_mathematics(stream, monkeypatch):
+    """Attended to as a weighted sum of outputs, its padding as one token that counts for all."""
+    num_own = len(stream.conditions.text)
+    assert num_own < stream.config.text_len
+    monkeypatch.setattr(ModelConfig, "short_text_tokens", num_own + 1)
+    denoiser = stream.denoiser()
+    stream.run(denoiser)
+    assert all(isinstance(cache.text, ShortText) for cache in denoiser.stack.caches.values())
+    assert relative_error(velocities(denoiser, stream), stream.tensors["velocities"]) < 1e-5
+    monkeypatch.setattr(ModelConfig, "short_text_tokens", num_own)
+    denoiser = stream.denoiser()
+    stream.run(denoiser)
+    assert not any(isinstance(cache.text, ShortText) for cache in denoiser.stack.caches.values())
+    assert relative_error(velocities(denoiser, stream), stream.tensors["velocities"]) < 1e-5
+
+
+@pytest.mark.parametrize("num_own", [0, 1, 5])
+def test_the_tokens_of_a_prompt_are_told_from_its_padding(num_own):
+    text = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    text[num_own:] = text[-1].clone()
+    text[: num_own // 2] = text[-1]  # nothing keeps a token from looking like padding
+    assert num_own_tokens(text) == num_own
 
 
 @pytest.mark.parametrize("change", ["distances", "rings", "pose", "audio", "anchor"])
@@ -160,7 +185,8 @@ def test_a_ring_of_8_frames_over_10_clips_equals_keeping_everything():
 @pytest.mark.parametrize("ring_dtype", [None, FLOAT8])
 def test_compiled_equals_eager_and_is_compiled_once(backend, ring_dtype):
     """Few graphs serve all layers, blocks, steps and both anchors; any recompilation after block 0 would
-    raise. place has two, of condition and own; join_parts has none on a CPU, and only fp8 rings have two."""
+    raise. place has two, of condition and own; join_parts has none on a CPU, only fp8 rings have two, and a
+    prompt is either short or not."""
     stream = Stream.load("refresh_pose")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -177,7 +203,7 @@ def test_compiled_equals_eager_and_is_compiled_once(backend, ring_dtype):
             done.append(denoiser.collect())
     finally:
         torch.compiler.set_stance("default")
-    unused = 0 if ring_dtype == FLOAT8 else 2
+    unused = 1 if ring_dtype == FLOAT8 else 3
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(dataclasses.fields(Pieces)) - unused
     # A value in the middle between two steps of float8 may go to either.
     assert relative_error(torch.cat(done, dim=1), expected) < (1e-5 if ring_dtype is None else 2e-3)

@@ -165,7 +165,7 @@ def test_what_moves_least_leaves_first():
     assert placed(5, OFFLOAD.with_settings(offload_model=False)) == ALL_ON_GPU
 
 
-@pytest.mark.parametrize("vram_gib", [11, 14, 18, 22, 26, 30, 34, 40, 44])
+@pytest.mark.parametrize("vram_gib", [12, 14, 18, 22, 26, 30, 34, 40, 44])
 def test_no_more_traffic_than_must_be(vram_gib):
     machine, limit = Inventory.imagine(1, vram_gib), vram_gib * GIB * USED_SHARE
     planned = plan(OFFLOAD, machine)
