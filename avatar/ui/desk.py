@@ -139,10 +139,6 @@ class Desk:
         return self._running
 
     @property
-    def num_waiting(self) -> int:
-        return len(self._line)
-
-    @property
     def pinned_bytes(self) -> int | None:
         """Page-locked memory of the engine's process; None where the engine does not tell."""
         engine = self._engine

@@ -53,8 +53,7 @@ def test_stop_keeps_what_was_made(server: Server, visit: Visit, long_speech: Pat
     assert about(video)["stopped"]
     assert 0.5 < about(video)["duration_s"] < 50
     visitor.page.wait_for_selector("#download:visible")
-    visitor.page.click("#replay")
-    visitor.page.wait_for_function("document.querySelector('#final video')?.duration > 0.5")
+    visitor.show_finished()
     assert visitor.page.is_enabled("#generate")
     assert visitor.page.locator(".video .badge", has_text="stopped").count() >= 1
     wait_until(lambda: not server.leftovers(), "temporary files are gone")

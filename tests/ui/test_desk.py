@@ -170,10 +170,11 @@ def test_leaving_the_line_while_another_runs(counter):
     assert not second.draft.exists()
     second.let_go()
     assert not second.request.work.exists()
-    assert c.desk.num_waiting == 1
     c.engine.go.set()
     follow(first)
-    assert isinstance(follow(third)[-1], Kept)
+    said = follow(third)
+    assert [one.place for one in said if isinstance(one, Waiting)][:2] == [2, 1], "it moved up at once"
+    assert isinstance(said[-1], Kept)
 
 
 def test_an_error_after_frames_comes_with_the_video(counter):
