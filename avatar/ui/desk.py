@@ -48,7 +48,7 @@ class LineFull(AvatarError):
     """As many runs are waiting as the desk takes."""
 
     def __init__(self, count: int) -> None:
-        super().__init__(f"{count} videos are already waiting.", "Please try again in a few minutes.")
+        super().__init__(f"The line is full: {count} waiting.", "Please try again in a few minutes.")
         self.count = count
 
 

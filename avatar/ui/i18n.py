@@ -88,8 +88,8 @@ TEXT: dict[str, tuple[str, str]] = {
     "player": ("Video", "视频"),
     "stage_empty": ("Your video will play here", "视频将在这里播放"),
     "stage_empty_more": (
-        "It starts about a second after you press Generate.",
-        "按下“生成”后约一秒开始播放。",
+        "Press Generate, and watch it as it is made.",
+        "按下“生成”，边生成边看。",
     ),
     "preview": ("preview", "预览"),
     "preview_why": (
@@ -108,6 +108,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "phase_stopped_empty": ("Stopped before the first frame.", "在第一帧之前停止。"),
     "phase_failed": ("It did not work out", "未能完成"),
     "place_next": ("You are next.", "下一个就是您。"),
+    "place_second": ("One video is ahead of yours.", "前面还有 1 个视频。"),
     "place": ("{ahead} videos are ahead of yours.", "前面还有 {ahead} 个视频。"),
     "segment_of": ("Segment {n} of {total}", "第 {n}/{total} 段"),
     "fps": ("{fps} fps", "{fps} 帧/秒"),
@@ -193,7 +194,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "gallery_replay": ("Play", "播放"),
     "gallery_download": ("Download", "下载"),
     "gallery_resume": ("Resume", "继续生成"),
-    "gallery_use": ("Use these settings", "使用这些设置"),
+    "gallery_use": ("Use settings", "使用设置"),
     "gallery_delete": ("Delete", "删除"),
     "gallery_confirm": ("Delete for good?", "确定删除？"),
     "account": ("How it was made", "生成报告"),
@@ -223,8 +224,8 @@ TEXT: dict[str, tuple[str, str]] = {
     "error_WorkerLost": ("The engine was lost", "引擎中断"),
     "error_LineFull": ("All places are taken", "队列已满"),
     "line_full": (
-        "{count} videos are already waiting. Please try again in a few minutes.",
-        "已有 {count} 个视频在排队，请过几分钟再试。",
+        "The line is full: {count} waiting. Please try again in a few minutes.",
+        "队列已满：{count} 个视频在等待，请过几分钟再试。",
     ),
     "footer": (
         "Only animate people who agree to it. Nothing leaves this server; uploads are removed after use.",

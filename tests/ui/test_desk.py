@@ -129,7 +129,7 @@ def test_a_full_line_says_so(counter):
     first = c.submit()
     wait_until(lambda: c.desk.running is first)
     c.submit()
-    with pytest.raises(LineFull, match="1 videos are already waiting"):
+    with pytest.raises(LineFull, match="The line is full: 1 waiting"):
         c.submit()
     with pytest.raises(LineFull):
         c.desk.check_room()

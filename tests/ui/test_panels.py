@@ -249,6 +249,7 @@ def test_examples_are_buttons_with_pictures_under_the_root():
     [
         (Status(), "Ready"),
         (Status("waiting", place=1), "You are next"),
+        (Status("waiting", place=2), "One video is ahead"),
         (Status("waiting", place=3), "2 videos are ahead"),
         (Status("running", Progress(Phase.ENCODING)), "Studying face and voice"),
         (Status("failed"), "It did not work out"),

@@ -110,7 +110,7 @@ def test_every_rung_has_a_name():
     ("raised", "language", "says"),
     [
         (BadInput("x.png is no picture.", "Use a PNG."), "en", "x.png is no picture. Use a PNG."),
-        (LineFull(3), "zh", "已有 3 个视频在排队"),
+        (LineFull(3), "zh", "3 个视频在等待"),
         (AvatarError("No."), "en", "No."),
     ],
 )
