@@ -180,7 +180,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "waiting_models": ("the side models", "辅助模型"),
     "comma": (", ", "、"),
     "plan_estimate": ("Estimated, from the size of every part.", "按各部分大小估算。"),
-    "plan_not_fit": ("This does not fit.", "放不下。"),
+    "plan_refused": ("This cannot run here.", "本机无法运行。"),
     # notices
     "notices": ("Good to know", "提示"),
     "stepped_down": ("Stepped down.", "已降一级。"),

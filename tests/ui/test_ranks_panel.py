@@ -26,6 +26,11 @@ def test_every_rank_has_a_row_and_the_busiest_is_marked():
     assert "Rank 2" in page
 
 
+def test_none_is_waited_for_while_all_are_idle():
+    idle = tuple(RankLoad(rank, "", f"GPU {rank}", 0.2) for rank in range(2))
+    assert "data-busiest" not in render_ranks(Progress(Phase.GENERATING, ranks=idle), "en")
+
+
 def test_in_chinese_too():
     page = render_ranks(RUNNING, "zh")
     assert "GPU 0 · 层 0–13，解码" in page

@@ -17,7 +17,8 @@ def render_ranks(progress: Progress, language: Language) -> str:
     if len(progress.ranks) < 2:
         return ""
     busiest = progress.bottleneck
-    rows = [_row(rank, rank == busiest, language) for rank in progress.ranks]
+    works = busiest is not None and round(busiest.busy_percent or 0) > 0
+    rows = [_row(rank, works and rank == busiest, language) for rank in progress.ranks]
     return tag("ul", "".join(rows), class_="ranks", aria_label=text("ranks", language))
 
 
