@@ -57,7 +57,10 @@ def test_a_preset_fills_the_settings_and_they_survive_a_reload(server: Server, v
 
 
 def test_chinese(server: Server, visit: Visit):
-    page = visit(server.url, locale="zh-CN").page
+    page = visit(server.url, locale="zh-CN", viewport={"width": 1440, "height": 900}).page
+    studio = page.locator("#studio").bounding_box()
+    assert studio is not None
+    assert studio["width"] > 1150, "the page is as wide as its words"
     for words in ("让肖像开口说话。", "肖像", "语音", "画质预设", "自动", "生成", "作品", "就绪"):
         assert page.locator(f"text={words}").first.is_visible(), words
     page.click("#generate")
