@@ -84,14 +84,16 @@ def test_a_reload_ends_the_run_and_shows_what_was_made(server: Server, visit: Vi
     visitor.wait_state("idle")
 
 
-def test_the_second_waits_and_the_third_is_refused(small: Server, visit: Visit, long_speech: Path):
+def test_the_second_waits_and_the_third_is_refused(
+    small: Server, visit: Visit, long_speech: Path, short_speech: Path
+):
     first, second, third = (visit(small.url) for _ in range(3))
     begin(first, long_speech)
-    second.choose()
+    second.choose(speech=short_speech)
     second.generate()
     second.wait_state("waiting")
     assert "You are next" in second.page.inner_text("#status")
-    third.choose()
+    third.choose(speech=short_speech)
     third.generate()
     assert "The line is full: 1 waiting" in third.toast()
     assert third.page.is_enabled("#generate")
@@ -100,10 +102,10 @@ def test_the_second_waits_and_the_third_is_refused(small: Server, visit: Visit, 
     second.wait_state("done")
 
 
-def test_leaving_the_line(small: Server, visit: Visit, long_speech: Path):
+def test_leaving_the_line(small: Server, visit: Visit, long_speech: Path, short_speech: Path):
     first, second = visit(small.url), visit(small.url)
     begin(first, long_speech)
-    second.choose()
+    second.choose(speech=short_speech)
     second.generate()
     second.wait_state("waiting")
     second.page.click("#stop:enabled")
