@@ -16,13 +16,13 @@ from avatar.cli import main
 def test_a_layout_is_timed_end_to_end_and_rank_by_rank(tmp_path: Path, monkeypatch, capsys, flags):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     output = tmp_path / "figures.json"
-    command = ["bench", "--preset", "self-test", "--random_weights", "--blocks", "30", *flags]
+    command = ["bench", "--preset", "self-test", "--random_weights", "--blocks", "18", *flags]
     assert main([*command, "--output", str(output)]) == 0
     figures = json.loads(output.read_text())
     assert json.loads(capsys.readouterr().out) == figures
     assert figures["layout"] == {"kind": "timesteps", "stages": 2, "group_size": 1}
     whole, ranks = figures["end_to_end"], figures["ranks"]
-    assert whole["num_frames"] == 360
+    assert whole["num_frames"] == 216
     assert 0 < whole["first_frame_s"] < whole["first_segment_s"] < whole["elapsed_s"]
     assert whole["first_frame_s"] < whole["first_frame_cold_s"]
     assert whole["settled_fps"] > 0
