@@ -48,7 +48,7 @@ class LineFull(AvatarError):
     """As many runs are waiting as the desk takes."""
 
     def __init__(self, count: int) -> None:
-        super().__init__(f"{count} videos are already waiting.", "Please try again in a few minutes.")
+        super().__init__(f"The line is full: {count} waiting.", "Please try again in a few minutes.")
         self.count = count
 
 
@@ -137,10 +137,6 @@ class Desk:
     def running(self) -> Run | None:
         """The run that has the engine now."""
         return self._running
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._line)
 
     @property
     def pinned_bytes(self) -> int | None:

@@ -11,12 +11,13 @@ import gradio as gr
 
 from avatar.errors import AvatarError, BadInput
 from avatar.media.portrait import open_portrait
+from avatar.memory.fit import availability
 from avatar.preset import Preset
 from avatar.ui import points
 from avatar.ui.faults import told
 from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.page import Parts
-from avatar.ui.panels.cards import render_examples, render_presets
+from avatar.ui.panels.cards import lack_words, render_examples, render_presets
 from avatar.ui.panels.machine import render_gauges, render_machine, render_plan
 from avatar.ui.panels.status import Status, render_status
 from avatar.ui.run import Generate, Updates, Visits
@@ -233,4 +234,7 @@ class Page:
         except AvatarError as error:
             return render_plan(None, language, str(error))
         plan, refusal = self.studio.plan(preset)
+        if refusal and language != "en":
+            lacks = availability(preset, self.studio.inventory()).lacks
+            refusal = " ".join(lack_words(lack, language) for lack in lacks) or refusal
         return render_plan(plan, language, refusal)

@@ -180,6 +180,7 @@ class Generate:
             p.live: gr.Video(value=None, streaming=True, visible=True),
             p.final: gr.update(value=None, visible=False),
             p.result: gr.update(visible=False),
+            p.replay: gr.update(visible=True),  # within the result, for as long as the live player stays
             p.notices: render_notices(status.notices, language),
         }
 

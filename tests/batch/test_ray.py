@@ -41,10 +41,12 @@ class Deadly(Coloured):
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """Two workers; they find the tests' own sources as this process does."""
+def cluster(tmp_path_factory: pytest.TempPathFactory):
+    """Two workers; they find the tests' own sources as this process does; what killed ones leave goes too."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+    environment = {"env_vars": {"TMPDIR": str(tmp_path_factory.mktemp("ray"))}}
+    quiet = {"log_to_driver": False, "include_dashboard": False, "logging_level": "ERROR"}
+    ray.init(num_cpus=2, runtime_env=environment, **quiet)
     yield
     ray.shutdown()
 

@@ -89,8 +89,7 @@ def test_everything_works_under_a_path(hosted: Server, proxy: str, visit: Visit)
     with page.expect_download() as download:
         page.locator(".video-buttons a[download]").click()
     assert Path(download.value.path()).read_bytes() == hosted.videos()[-1].read_bytes()
-    page.click("#replay")
-    page.wait_for_function("document.querySelector('#final video')?.duration > 0")
+    visitor.show_finished()
     assert lost == []
     assert visitor.errors == []
 

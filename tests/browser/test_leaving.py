@@ -53,8 +53,7 @@ def test_stop_keeps_what_was_made(server: Server, visit: Visit, long_speech: Pat
     assert about(video)["stopped"]
     assert 0.5 < about(video)["duration_s"] < 50
     visitor.page.wait_for_selector("#download:visible")
-    visitor.page.click("#replay")
-    visitor.page.wait_for_function("document.querySelector('#final video')?.duration > 0.5")
+    visitor.show_finished()
     assert visitor.page.is_enabled("#generate")
     assert visitor.page.locator(".video .badge", has_text="stopped").count() >= 1
     wait_until(lambda: not server.leftovers(), "temporary files are gone")
@@ -85,26 +84,28 @@ def test_a_reload_ends_the_run_and_shows_what_was_made(server: Server, visit: Vi
     visitor.wait_state("idle")
 
 
-def test_the_second_waits_and_the_third_is_refused(small: Server, visit: Visit, long_speech: Path):
+def test_the_second_waits_and_the_third_is_refused(
+    small: Server, visit: Visit, long_speech: Path, short_speech: Path
+):
     first, second, third = (visit(small.url) for _ in range(3))
     begin(first, long_speech)
-    second.choose()
+    second.choose(speech=short_speech)
     second.generate()
     second.wait_state("waiting")
     assert "You are next" in second.page.inner_text("#status")
-    third.choose()
+    third.choose(speech=short_speech)
     third.generate()
-    assert "already waiting" in third.toast()
+    assert "The line is full: 1 waiting" in third.toast()
     assert third.page.is_enabled("#generate")
     first.page.click("#stop:enabled")
     second.wait_state("running", "done")
     second.wait_state("done")
 
 
-def test_leaving_the_line(small: Server, visit: Visit, long_speech: Path):
+def test_leaving_the_line(small: Server, visit: Visit, long_speech: Path, short_speech: Path):
     first, second = visit(small.url), visit(small.url)
     begin(first, long_speech)
-    second.choose()
+    second.choose(speech=short_speech)
     second.generate()
     second.wait_state("waiting")
     second.page.click("#stop:enabled")

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from visiting import SPEECH, start_server, wait_until
+from visiting import ROOT, SPEECH, start_server, wait_until
 
 SECONDS = 125  # from two minutes on, videos are made in parts
 
@@ -21,8 +21,18 @@ def very_long_speech(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_long_video_survives_its_server(visit, very_long_speech: Path, tmp_path: Path):
-    first = start_server(tmp_path / "server")
+@pytest.fixture
+def small_preset(tmp_path: Path) -> Path:
+    """The preview, with small pictures: here only their number matters."""
+    path = tmp_path / "small.toml"
+    text = (ROOT / "presets" / "cpu-preview.toml").read_text()
+    assert "704*704" in text
+    path.write_text(text.replace("704*704", "256*256"))
+    return path
+
+
+def test_a_long_video_survives_its_server(visit, very_long_speech: Path, small_preset: Path, tmp_path: Path):
+    first = start_server(tmp_path / "server", "--preset", str(small_preset))
     visitor = visit(first.url)
     visitor.choose(speech=very_long_speech)
     visitor.generate()
@@ -36,7 +46,7 @@ def test_a_long_video_survives_its_server(visit, very_long_speech: Path, tmp_pat
     first.process.kill()
     first.process.wait()
 
-    second = start_server(tmp_path / "server")
+    second = start_server(tmp_path / "server", "--preset", str(small_preset))
     visitor = visit(second.url)
     visitor.page.wait_for_selector(".video .badge:has-text('unfinished')")
     assert visitor.page.locator("#shelf .video").count() == 1

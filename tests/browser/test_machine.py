@@ -54,6 +54,12 @@ def test_a_row_for_each_gpu_the_host_and_pinned_memory(machine: Server, visit: V
     assert "others 2.0" in rows.nth(2).inner_text(), "the test is none of the server's processes"
     assert "Pinned memory" in rows.nth(6).inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    chip, brand = page.locator(".machine-chip").bounding_box(), page.locator(".brand").bounding_box()
+    assert chip is not None
+    assert brand is not None
+    assert brand["height"] < 30, "one line"
+    assert brand["x"] + brand["width"] < chip["x"]
+    assert chip["x"] + chip["width"] <= width
 
 
 def test_the_plan_is_drawn_against_what_is_free_before_anything_runs(machine: Server, visit: Visit):

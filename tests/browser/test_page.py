@@ -46,7 +46,7 @@ def test_a_preset_fills_the_settings_and_they_survive_a_reload(server: Server, v
     page.click('.card[data-id="4x4090-low-vram"]')
     page.wait_for_selector("#advanced >> text=Sampling steps")
     expect(page.locator('#advanced [aria-label="Size (width*height)"]')).to_have_value("688*368")
-    expect(page.locator("#plan")).to_contain_text("does not fit")
+    expect(page.locator("#plan")).to_contain_text("cannot run here")
     page.locator("#prompt textarea").press_sequentially("A warm voice")
     page.wait_for_timeout(3000)
     page.reload()
@@ -57,11 +57,21 @@ def test_a_preset_fills_the_settings_and_they_survive_a_reload(server: Server, v
 
 
 def test_chinese(server: Server, visit: Visit):
-    page = visit(server.url, locale="zh-CN").page
+    page = visit(server.url, locale="zh-CN", viewport={"width": 1440, "height": 900}).page
+    studio = page.locator("#studio").bounding_box()
+    assert studio is not None
+    assert studio["width"] > 1150, "the page is as wide as its words"
     for words in ("让肖像开口说话。", "肖像", "语音", "画质预设", "自动", "生成", "作品", "就绪"):
         assert page.locator(f"text={words}").first.is_visible(), words
     page.click("#generate")
     page.wait_for_selector("text=请先选择肖像。")
+    title = "getComputedStyle(document.querySelector('.toast-title'), '::before').content"
+    assert page.evaluate(title) == '"出错了"'
+    page.click(".presets summary")
+    page.click('.card[data-id="80gb"]')
+    refusal = page.locator("#plan .refusal")
+    expect(refusal).to_contain_text("本机无法运行")
+    assert not re.search(r"cannot|Preset", refusal.inner_text())
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -122,6 +122,53 @@ def test_a_page_can_generate_again(server: Server, visit, short_speech: Path):
     assert visitor.errors == []
 
 
+NEVER_TOLD = "document.addEventListener('ended', (event) => event.stopImmediatePropagation(), true)"
+STAND_SHORT_OF_THE_END = """
+setInterval(() => {
+  const video = document.querySelector('#live video');
+  if (video && video.currentTime > video.duration - 0.3) video.playbackRate = 0;
+}, 10)"""
+PAUSE = "(v => v?.currentTime > 0.3 && (v.pause(), true))(document.querySelector('#live video'))"
+
+
+@pytest.mark.parametrize("trouble", [NEVER_TOLD, NEVER_TOLD + STAND_SHORT_OF_THE_END], ids=["told", "stands"])
+def test_the_finished_player_comes_though_the_live_one_never_tells(
+    server: Server, visit, short_speech: Path, trouble: str
+):
+    visitor = visit(server.url)
+    page = visitor.page
+    page.evaluate(f"() => {{ {trouble} }}")
+    visitor.choose(speech=short_speech)
+    visitor.generate()
+    visitor.wait_state("done")
+    page.evaluate("document.querySelector('#replay').addEventListener('click', () => window.pressed = true)")
+    page.wait_for_selector("#final video")
+    assert page.evaluate("window.pressed"), "the end was told after all"
+    assert page.query_selector("#live video") is None
+    assert visitor.errors == []
+
+
+def test_a_paused_live_player_stays_until_its_viewer_goes_on(server: Server, visit, short_speech: Path):
+    visitor = visit(server.url)
+    page = visitor.page
+    visitor.choose(speech=short_speech)
+    visitor.generate()
+    page.wait_for_function(PAUSE)
+    visitor.wait_state("done")
+    page.wait_for_timeout(5000)  # twice as long as a player may stand at its end
+    assert page.evaluate("document.querySelector('#live video').paused")
+    assert not page.is_visible("#final video")
+    page.evaluate("document.querySelector('#live video').play()")
+    page.wait_for_selector("#final video")
+    visitor.generate()
+    page.wait_for_function(PAUSE)
+    visitor.wait_state("done")
+    page.click("#replay")
+    page.wait_for_selector("#final video")
+    assert page.is_hidden("#replay")
+    assert visitor.errors == []
+
+
 def probe(path: Path) -> dict:
     """ffprobe's word on a file."""
     from avatar.media.ffmpeg import put_on_path

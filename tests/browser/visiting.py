@@ -124,6 +124,11 @@ class Visitor:
         either = ", ".join(f'#status .status[data-state="{state}"]' for state in states)
         self.page.wait_for_selector(either, timeout=PATIENCE_MS)
 
+    def show_finished(self) -> None:
+        """Press Replay, unless the live player's end was quicker; until the finished player is there."""
+        self.page.evaluate("document.querySelector('#replay')?.click()")
+        self.page.wait_for_function("document.querySelector('#final video')?.duration > 0.2")
+
     def toast(self) -> str:
         """The text of the message that pops up."""
         self.page.wait_for_selector(".toast-body", timeout=PATIENCE_MS)

@@ -5,6 +5,7 @@ Shipped portraits speak clips whose phonemes are known; the landmark model reads
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +36,15 @@ class Take:
 
 @pytest.fixture(scope="module")
 def takes() -> list[Take]:
-    """All clips, spoken in turn by the cast."""
-    return [_take(CAST[index % len(CAST)], clip) for index, clip in enumerate(clips())]
+    """All clips, spoken in turn by the cast, whose members are filmed side by side."""
+    spoken = clips()
+
+    def of(first: int) -> list[Take]:
+        return [_take(CAST[first], clip) for clip in spoken[first :: len(CAST)]]
+
+    with ThreadPoolExecutor(2) as cameras:
+        filmed = list(cameras.map(of, range(len(CAST))))
+    return [filmed[index % len(CAST)][index // len(CAST)] for index in range(len(spoken))]
 
 
 def _take(portrait: str, clip: Clip) -> Take:

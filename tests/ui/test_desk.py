@@ -129,7 +129,7 @@ def test_a_full_line_says_so(counter):
     first = c.submit()
     wait_until(lambda: c.desk.running is first)
     c.submit()
-    with pytest.raises(LineFull, match="1 videos are already waiting"):
+    with pytest.raises(LineFull, match="The line is full: 1 waiting"):
         c.submit()
     with pytest.raises(LineFull):
         c.desk.check_room()
@@ -170,10 +170,11 @@ def test_leaving_the_line_while_another_runs(counter):
     assert not second.draft.exists()
     second.let_go()
     assert not second.request.work.exists()
-    assert c.desk.num_waiting == 1
     c.engine.go.set()
     follow(first)
-    assert isinstance(follow(third)[-1], Kept)
+    said = follow(third)
+    assert [one.place for one in said if isinstance(one, Waiting)][:2] == [2, 1], "it moved up at once"
+    assert isinstance(said[-1], Kept)
 
 
 def test_an_error_after_frames_comes_with_the_video(counter):

@@ -100,6 +100,7 @@ def test_a_whole_run(page):
     assert isinstance(updates[first + 1].get("live"), str), "the first two go out back to back"
     assert not any(update.get("live", "") is None for update in updates)
     assert updates[0]["generate"]["interactive"] is False
+    assert updates[0]["replay"]["visible"] is True, "an earlier video's end hid it"
     last = updates[-1]
     assert last["generate"]["interactive"] is True
     [entry] = p.studio.gallery.entries("me")

@@ -20,12 +20,12 @@ from avatar.memory.placement import ALL_ON_GPU, Placement
 from avatar.memory.planner import plan
 from avatar.preset import load_preset, load_presets
 from avatar.ui.examples import Examples
-from avatar.ui.i18n import ITEMS
 from avatar.ui.panels.account import render_account
 from avatar.ui.panels.cards import render_examples, render_presets
 from avatar.ui.panels.machine import NUM_COLOURS, render_gauges, render_machine, render_plan
 from avatar.ui.panels.shelf import render_shelf
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
+from avatar.ui.words import ITEMS
 
 GIB = 2**30
 EVIL = '"><script>alert(1)</script>'
@@ -249,6 +249,7 @@ def test_examples_are_buttons_with_pictures_under_the_root():
     [
         (Status(), "Ready"),
         (Status("waiting", place=1), "You are next"),
+        (Status("waiting", place=2), "One video is ahead"),
         (Status("waiting", place=3), "2 videos are ahead"),
         (Status("running", Progress(Phase.ENCODING)), "Studying face and voice"),
         (Status("failed"), "It did not work out"),

@@ -22,14 +22,19 @@ def test_every_rank_has_a_row_and_the_busiest_is_marked():
     assert page.count("<li") == 3
     assert page.count("data-busiest") == 1
     assert page.index("GPU 0 · layers 0–13, decode") < page.index("data-busiest") < page.index("GPU 1")
-    assert "the others wait for it · 96 %" in page
+    assert "the others wait for it · </span>96 %" in page
     assert "Rank 2" in page
+
+
+def test_none_is_waited_for_while_all_are_idle():
+    idle = tuple(RankLoad(rank, "", f"GPU {rank}", 0.2) for rank in range(2))
+    assert "data-busiest" not in render_ranks(Progress(Phase.GENERATING, ranks=idle), "en")
 
 
 def test_in_chinese_too():
     page = render_ranks(RUNNING, "zh")
     assert "GPU 0 · 层 0–13，解码" in page
-    assert "瓶颈 · 96 %" in page
+    assert "瓶颈 · </span>96 %" in page
     assert "进程 2" in page
 
 

@@ -16,7 +16,8 @@ from avatar.memory.inventory import Inventory
 from avatar.preset import Rung, load_presets
 from avatar.ui.desk import LineFull
 from avatar.ui.faults import told
-from avatar.ui.i18n import LACKS, NOTICES, RUNGS, TEXT, browser_table, language_of, text
+from avatar.ui.i18n import browser_table, language_of, text
+from avatar.ui.words import LACKS, NOTICES, RUNGS, TEXT
 
 UI = Path(__file__).resolve().parents[2] / "avatar" / "ui"
 
@@ -55,7 +56,7 @@ def test_every_key_that_is_asked_for_is_there():
 
 
 def test_no_words_lie_idle():
-    source = "".join(path.read_text(encoding="utf-8") for path in UI.rglob("*.py") if path.name != "i18n.py")
+    source = "".join(path.read_text(encoding="utf-8") for path in UI.rglob("*.py") if path.name != "words.py")
     source += (UI / "static" / "points.js").read_text(encoding="utf-8")
     made = ("phase_", "error_", "points_")  # the code puts these together
     source = source.replace("'", '"')
@@ -110,7 +111,7 @@ def test_every_rung_has_a_name():
     ("raised", "language", "says"),
     [
         (BadInput("x.png is no picture.", "Use a PNG."), "en", "x.png is no picture. Use a PNG."),
-        (LineFull(3), "zh", "已有 3 个视频在排队"),
+        (LineFull(3), "zh", "3 个视频在等待"),
         (AvatarError("No."), "en", "No."),
     ],
 )

@@ -8,8 +8,9 @@ from html import escape
 from avatar.memory.fit import Availability, Lack
 from avatar.preset import Preset
 from avatar.ui.examples import Example
-from avatar.ui.i18n import LACKS, Language, text
+from avatar.ui.i18n import Language, text
 from avatar.ui.panels import tag
+from avatar.ui.words import LACKS
 
 
 def render_presets(

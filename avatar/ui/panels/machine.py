@@ -31,7 +31,7 @@ def render_machine(inventory: Inventory, language: Language) -> str:
         words = ", ".join(f"{names.count(kind)} × {kind}" for kind in kinds)
     else:
         words = f"{text('cpu', language)} · {text('cores', language, count=inventory.host.num_cores)}"
-    return tag("span", escape(words), class_="machine-chip")
+    return tag("span", escape(words), class_="machine-chip", title=words)
 
 
 def render_plan(plan: Plan | None, language: Language, refusal: str = "") -> str:
@@ -48,7 +48,7 @@ def render_plan(plan: Plan | None, language: Language, refusal: str = "") -> str
         if plan.is_estimate:
             parts.append(tag("p", escape(text("plan_estimate", language)), class_="muted"))
     if refusal:
-        words = tag("strong", escape(text("plan_not_fit", language))) + " " + escape(refusal)
+        words = tag("strong", escape(text("plan_refused", language))) + " " + escape(refusal)
         parts.append(tag("p", words, class_="refusal"))
     return tag("div", "".join(parts), class_="plan")
 

@@ -17,7 +17,8 @@ def render_ranks(progress: Progress, language: Language) -> str:
     if len(progress.ranks) < 2:
         return ""
     busiest = progress.bottleneck
-    rows = [_row(rank, rank == busiest, language) for rank in progress.ranks]
+    works = busiest is not None and round(busiest.busy_percent or 0) > 0
+    rows = [_row(rank, works and rank == busiest, language) for rank in progress.ranks]
     return tag("ul", "".join(rows), class_="ranks", aria_label=text("ranks", language))
 
 
@@ -36,10 +37,12 @@ def _row(rank: RankLoad, is_busiest: bool, language: Language) -> str:
     words = [rank.place or text("rank", language, rank=rank.rank), role_words(rank.role, language)]
     name = tag("span", escape(" · ".join(word for word in words if word)), class_="name")
     busy = "–" if rank.busy_percent is None else f"{rank.busy_percent:.0f} %"
-    told = f"{text('bottleneck', language)} · {busy}" if is_busiest else busy
+    waited = text("bottleneck", language) if is_busiest else ""
+    told = (tag("span", escape(f"{waited} · "), class_="waited") if waited else "") + escape(busy)
     bar = tag("i", style=f"width:{rank.busy_percent or 0:.0f}%")
     return tag(
         "li",
-        name + tag("span", bar, class_="meter") + tag("span", escape(told), class_="figure"),
+        name + tag("span", bar, class_="meter") + tag("span", told, class_="figure"),
         data_busiest="yes" if is_busiest else None,
+        title=waited or None,
     )

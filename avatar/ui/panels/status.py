@@ -71,12 +71,18 @@ def _headline(status: Status, language: Language) -> str:
         case "idle":
             return text("ready", language)
         case "waiting":
-            ahead = status.place - 1
-            place = text("place", language, ahead=ahead) if ahead > 0 else text("place_next", language)
+            place = _place(status.place - 1, language)
             return f"{text('phase_queued', language)}. {place}" if language == "en" else place
         case "running":
             return text(f"phase_{status.progress.phase}", language)
     return text(f"phase_{status.state}", language)
+
+
+def _place(ahead: int, language: Language) -> str:
+    """How many are in line before this one."""
+    if ahead < 1:
+        return text("place_next", language)
+    return text("place_second", language) if ahead == 1 else text("place", language, ahead=ahead)
 
 
 def _bar(status: Status) -> str:

@@ -1,4 +1,5 @@
-// The page's own: the player comes into view when it is wanted; a dialog plays the gallery's videos.
+// The page's own: the player comes into view when it is wanted, and makes way for the finished one when it stands
+// at its end; a dialog plays the gallery's videos.
 document.addEventListener("click", (event) => {
   if (!event.target.closest('#generate, [data-action="example"]')) return;
   const stage = document.querySelector("#stage");  // on a phone the player may be out of sight
@@ -25,3 +26,25 @@ window.liveAvatar = {
     dialog.showModal();
   },
 };
+
+// The finished player follows upon the live one's "ended". Browsers may stop a stream just short of its end, and then
+// never tell: hls.js knows of that, but Gradio hears only the element. So once the run is over (Replay is there), a
+// live player that stands still though nobody paused it is replaced as if Replay had been pressed.
+(() => {
+  const lookMs = 500, endS = 1;
+  const patienceMs = { atEnd: 2500, elsewhere: 15000 };  // elsewhere: the network may yet bring the rest
+  let stood = { video: null, at: 0, since: 0 };
+  setInterval(() => {
+    const video = document.querySelector("#live video"), replay = document.querySelector("#replay");
+    const now = performance.now();
+    const waiting = video && replay?.offsetParent && (video.ended || !video.paused);
+    if (!waiting || video !== stood.video || video.currentTime !== stood.at) {
+      stood = { video, at: video?.currentTime, since: now };
+      return;
+    }
+    const atEnd = video.ended || video.currentTime > video.duration - endS;
+    if (now - stood.since < (atEnd ? patienceMs.atEnd : patienceMs.elsewhere)) return;
+    stood.since = now;
+    replay.click();
+  }, lookMs);
+})();

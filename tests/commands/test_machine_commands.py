@@ -1,0 +1,114 @@
+"""`presets`, `plan` and `doctor`: what this machine, or an imagined one, can run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from avatar.abilities import unsupported
+from avatar.cli import main
+from avatar.commands import doctor
+from avatar.preset import load_preset
+from tests.commands.surroundings import H200, lines
+
+
+def test_presets_as_table_and_as_json(machine, capsys):
+    assert main(["presets"]) == 0
+    table = capsys.readouterr().out
+    assert "cpu-preview" in table
+    assert "takes cpu-preview" in table
+    assert main(["presets", "--json"]) == 0
+    (found,) = lines(capsys)
+    by_name = {preset["name"]: preset for preset in found}
+    assert len(by_name) == 11
+    assert by_name["cpu-preview"]["availability"]["ok"]
+    assert not by_name["80gb"]["availability"]["ok"]
+    assert by_name["80gb"]["availability"]["missing"]
+    assert by_name["4x4090-low-vram"]["parallel"]["num_gpus_dit"] == 3
+
+
+def test_plan_of_an_imagined_machine(machine, capsys):
+    assert main(["plan", "--preset", "80gb", "--gpus", "1", "--vram", "80"]) == 0
+    table = capsys.readouterr().out
+    assert "transformer weights" in table
+    assert "estimated" in table
+    assert main(["plan", "--preset", "80gb", "--gpus", "1", "--vram", "24", "--json"]) == 4
+    (found,) = lines(capsys)
+    assert not found["fits"]
+    assert "short" in found["shortfall"]
+    assert found["way_out"]
+    assert found["imagined"]
+
+
+def test_plan_takes_the_settings_flags(machine, capsys):
+    machine(H200)
+    main(["plan", "--preset", "80gb", "--json"])
+    main(["plan", "--preset", "80gb", "--sample-steps", "2", "--json"])
+    (full,), (half,) = ([json.loads(line)] for line in capsys.readouterr().out.splitlines())
+    rings = [
+        next(i["num_bytes"] for i in p["gpus"][0]["items"] if i["name"] == "kv_rings") for p in (full, half)
+    ]
+    assert rings[0] == 2 * rings[1]
+
+
+def test_plan_of_this_machine_resolves_auto(machine, capsys):
+    assert main(["plan", "--json"]) == 0
+    assert lines(capsys)[0]["preset"] == "cpu-preview"
+
+
+def test_plan_shows_several_gpus_and_what_this_version_cannot_do_yet(machine, capsys):
+    machine_of_four = ["--gpus", "4", "--vram", "24"]
+    assert main(["plan", "--preset", "4x4090-low-vram", *machine_of_four, "--json"]) == 0
+    told = lines(capsys)[0]
+    assert [gpu["index"] for gpu in told["gpus"]] == [0, 1, 2, 3]
+    assert bool(told["unsupported"]) == bool(unsupported(load_preset("4x4090-low-vram")))
+    assert main(["plan", "--preset", "12gb", "--gpus", "1", "--vram", "11.2", "--json"]) == 0
+    assert lines(capsys)[0]["placement"]["layers_on_host"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (["--gpus", "4"], 2),
+        (["--vram", "24"], 2),
+        (["--gpus", "-1", "--vram", "24"], 2),
+        (["--gpus", "1", "--vram", "0"], 2),
+        (["--gpus", "1", "--vram", "nan"], 2),
+        (["--gpus", "1", "--vram", "inf"], 2),
+        (["--gpus", "1000000000", "--vram", "24"], 2),
+        (["--ram", "64"], 2),
+        (["--gpus", "1", "--vram", "24", "--compute_capability", "new"], 2),
+        (["--gpus", "1", "--vram", "24", "--ram", "0"], 2),
+    ],
+)
+def test_plan_refuses_half_a_machine(machine, capsys, flags, code):
+    assert main(["plan", *flags]) == code
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_doctor_judges_the_machine_or_one_preset(machine, capsys):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "No NVIDIA driver." in text
+    assert "Preset cpu-preview runs on this machine." in text
+    assert main(["doctor", "--preset", "80gb", "--json"]) == 1
+    (found,) = lines(capsys)
+    assert not found["ok"]
+    assert "80gb" in found["verdict"]
+    assert {preset["preset"] for preset in found["presets"]} >= {"80gb", "cpu-preview"}
+    assert found["inventory"]["gpus"] == []
+    assert main(["doctor", "--preset", "80"]) == 2
+    machine(H200)
+    assert main(["doctor", "--preset", "80gb"]) == 0
+
+
+def test_doctor_tells_of_the_self_test_if_asked(machine, monkeypatch, capsys):
+    monkeypatch.setattr(doctor.doctor, "self_test", lambda: doctor.doctor.SelfTest(25, 3.2))
+    assert main(["doctor", "--json"]) == 0
+    assert main(["doctor", "--json", "--self-test"]) == 0
+    without, tested = lines(capsys)
+    assert without["self_test"] is None
+    assert tested["self_test"] == {"num_frames": 25, "elapsed_s": 3.2}
+    assert main(["doctor", "--self-test"]) == 0
+    assert "made 25 frames" in capsys.readouterr().out
