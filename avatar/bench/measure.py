@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import torch
 
+from avatar.diffusion.room import uuid_of
 from avatar.media.report import installed_versions
 from avatar.memory.nvml import open_driver
 from avatar.memory.pinned import pinned_bytes
@@ -107,8 +108,7 @@ def watched(device: torch.device) -> Iterator[Peaks]:
         return
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    driver = open_driver()
-    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # CUDA may number cards unlike NVML
+    driver, uuid = open_driver(), uuid_of(device)
     card = next((card for card in driver.cards if card.uuid() == uuid), None)
 
     def sample() -> None:
