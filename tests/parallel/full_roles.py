@@ -1,7 +1,7 @@
-"""The engine's own roles, on ranks whose memory is imagined: files say where it runs out, and how often.
+"""The engine's own roles, on ranks whose memory is imagined: files say where it runs out, and when.
 
-"1-layer-5", holding "2", in the folder $AVATAR_TEST_FULL: on rank 1, at its fifth layer, in the first two
-groups of ranks that come so far.
+"1-layer-5", holding "01", in the folder $AVATAR_TEST_FULL: on rank 1, at its fifth layer, in the second group
+of ranks that comes so far.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ def limited(call: Callable[..., Any], place: str) -> Callable[..., Any]:
     @functools.wraps(call)
     def ask(*arguments: Any, **more: Any) -> Any:
         file = Path(os.environ[FOLDER], f"{place}-{next(numbers)}")
-        if file.exists() and (times := int(file.read_text())):
-            file.write_text(str(times - 1))
-            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {file.name}.")
+        if file.exists() and (turns := file.read_text()):
+            file.write_text(turns[1:])
+            if turns[0] == "1":
+                raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {file.name}.")
         return call(*arguments, **more)
 
     return ask

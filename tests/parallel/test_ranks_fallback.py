@@ -38,7 +38,8 @@ from tests.parallel import full_roles
 
 ROLES = "tests.parallel.full_roles"
 LIMITS = Limits(silence_s=30.0, start_s=240.0, stall_s=60.0)
-NUM_FRAMES = 50  # five blocks
+NUM_FRAMES = 74  # seven blocks
+LATE = 5  # a block that is not begun before some others are shown
 CPU = torch.device("cpu")
 SHORTER = replace(
     load_preset("self-test").with_settings(infer_frames=36), fallback=Fallback(("infer_frames",))
@@ -56,11 +57,11 @@ def few_threads(monkeypatch):
 
 @pytest.fixture
 def full(tmp_path: Path, monkeypatch) -> Callable[..., None]:
-    """full(1, "layer", 5): rank 1 runs out of memory at its fifth layer, in so many groups of ranks."""
+    """full(1, "layer", 5): rank 1 runs out of memory at its fifth layer; see full_roles for turns."""
     folder = tmp_path / "full"
     folder.mkdir()
     monkeypatch.setenv(full_roles.FOLDER, str(folder))
-    return lambda rank, what, call, times=1: (folder / f"{rank}-{what}-{call}").write_text(str(times))
+    return lambda rank, what, call, turns="1": (folder / f"{rank}-{what}-{call}").write_text(turns)
 
 
 @pytest.fixture
@@ -113,20 +114,20 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 
-def item(block: int, layers: int, steps: int = 2) -> int:
-    """The call in the middle of a block's second item, counted in layers of a rank."""
-    return (block * steps + 1) * layers + 1
+def item(layers: int, steps: int = 2) -> int:
+    """The first layer of LATE's last item, counted in layers of a rank."""
+    return (LATE * steps + steps - 1) * layers + 1
 
 
 CASES = {  # the layout, the preset, and who is full at what, how often called, run after run
     "layers and a decode rank": (
         {"layout": "layers", "num_gpus_dit": 2, "decode_gpu": True},
         SHORTER,
-        [(2, "layer", item(2, 1)), (0, "decode", 3)],
+        [(0, "decode", 3), (2, "layer", item(2) + 5 * 2 * 2)],  # so many in the rest of the run before
     ),
     "timesteps": ({"layout": "timesteps", "num_gpus_dit": 2}, SHORTER, [(1, "rings", 1)]),
-    "ulysses": ({"layout": "ulysses", "num_gpus_dit": 2}, SMALLER, [(0, "exchange", 2 * item(2, 3, 1) + 1)]),
-    "fsdp": ({"layout": "fsdp", "num_gpus_dit": 2}, SHORTER, [(1, "fetch", item(2, 3))]),
+    "ulysses": ({"layout": "ulysses", "num_gpus_dit": 2}, SMALLER, [(0, "exchange", 2 * item(3, 1) + 2 * 6)]),
+    "fsdp": ({"layout": "fsdp", "num_gpus_dit": 2}, SHORTER, [(1, "fetch", 2 * item(3) + 3 * 6)]),
 }
 
 
@@ -153,7 +154,8 @@ def test_a_full_rank_ends_the_group_and_a_fresh_one_goes_on(name, ask, full, tin
 
 def test_when_no_rung_is_left_the_gpu_is_named_and_what_was_made_is_kept(ask, full, tiny_checkpoint):
     request = ask(SHORTER.with_settings(layout="layers", num_gpus_dit=2))
-    full(1, "take", 12, times=2)  # a buffer for what comes from the other rank
+    full(1, "take", 26)  # a buffer for what comes from the other rank, at LATE
+    full(1, "rings", 1, "01")  # and the second group's rings
     events: list[object] = []
     words = r"^CPU \(rank 1\) ran out of memory, and .*choose a preset"
     with ranks(request.preset, tiny_checkpoint) as source, pytest.raises(DoesNotFit, match=words):

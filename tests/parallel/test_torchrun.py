@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from avatar.errors import BadInput, Cancelled, WorkerLost
+from avatar.errors import BadInput, Cancelled, DoesNotFit, WorkerLost
 from avatar.events import Notice
 from avatar.geometry import Size
 from avatar.media.intake import open_request
@@ -30,7 +30,7 @@ from avatar.parallel.ranked import RankedSource
 from avatar.parallel.torchrun import Desk
 from avatar.parallel.worker import Reporter
 from avatar.parcel import Parcel
-from avatar.preset import load_preset
+from avatar.preset import Fallback, load_preset
 from avatar.request import Part, Request
 from avatar.service import Service
 
@@ -125,6 +125,22 @@ def test_a_lost_rank_ends_the_run_and_torchrun_starts_fresh_ones(source, ask, fa
     with pytest.raises(Exception) as caught:
         make(source, ask(fault))
     assert re.search(words, str(caught.value)), caught.value
+    assert len(make(source, ask())) == 10
+
+
+def test_full_ranks_are_started_anew_and_go_on_a_rung_lower(source, ask):
+    preset = replace(PRESET.with_settings(infer_frames=36), fallback=Fallback(("infer_frames",)))
+    items: list[object] = []  # it happens in each group
+    with pytest.raises(
+        DoesNotFit, match=r"^CPU \(rank 1\) ran out of memory, and the preset allows no further"
+    ):
+        items.extend(
+            source.frames(replace(ask("full 1 at 3"), preset=preset), lambda: False)
+        )  # in each group
+    batches = [item for item in items if isinstance(item, np.ndarray)]
+    assert [int(batch[0, 0, 0, 0]) for batch in batches] == 2 * [30, 31, 32]
+    (notice,) = [item for item in items if isinstance(item, Notice)]
+    assert notice.values == {"was": "36", "now": "32", "device": "CPU (rank 1)", "block": 2}
     assert len(make(source, ask())) == 10
 
 
