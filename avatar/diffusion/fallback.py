@@ -20,7 +20,8 @@ from avatar.request import Request
 
 log = logging.getLogger(__name__)
 
-_SIGNS = ("out of memory", "ALLOC_FAILED")  # in what CUDA, cuBLAS and cuDNN say of it by other errors
+# in what CUDA, cuBLAS and cuDNN, and NCCL say of it by other errors
+_SIGNS = ("out of memory", "ALLOC_FAILED", "Failed to CUDA calloc")
 
 
 class Descent:

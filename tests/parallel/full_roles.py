@@ -28,7 +28,7 @@ from avatar.parallel.ulysses import SharedStack
 from avatar.preset import Preset
 
 FOLDER = "AVATAR_TEST_FULL"
-LOW_SIZE = Size(160, 96)  # the ladder's own is large for a CPU
+LOW_SIZE = Size(64, 64)  # the ladder's own is large for a CPU
 CALLS: dict[str, tuple[type, str]] = {
     "rings": (LayerStack, "begin"),
     "prefill": (LayerStack, "prefill"),
