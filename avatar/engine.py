@@ -25,7 +25,8 @@ class FrameSource(Protocol):
     It knows nothing of encoding, segments, files or processes: media.stream does that for every engine,
     and avatar.worker runs it in a process of its own. Further methods, for sources with something to tell:
     `plan_for(request, cancelled)`, the memory.plan.Plan by which it acts, for the run's report;
-    `pinned_bytes()`, the page-locked host memory that it holds now, which another thread asks twice a second.
+    `pinned_bytes()`, the page-locked host memory that it holds now, which another thread asks twice a second;
+    `anchor()`, by which ranks that know nothing of the run can go on with it: see diffusion.carry.Carry.
     """
 
     label: str  # shown wherever the output shows: "preview", or "" for the real thing

@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from avatar.parallel.fleet import Fleet
 from avatar.parallel.layout import Layout
 from avatar.parallel.ranked import RankedSource
 from avatar.parallel.reports import Pulse
-from avatar.preset import Preset
+from avatar.preset import Fallback, Preset
 from avatar.request import Request
 
 TIMED_ROLES = "avatar.bench.rank_roles"
@@ -93,6 +94,7 @@ def bench_ranks(preset: Preset, terms: Terms, planned: Plan, *, num_blocks: int)
 
     planned: what each rank is compared with, rank 0's GPU first. Plain data for JSON.
     """
+    preset = replace(preset, fallback=Fallback(()))  # what does not fit is to be seen
     settled = largest_geometry(preset).second_clip_block + SETTLING_BLOCKS
     num_steps = preset.generation.sample_steps
     draining = Layout.of(preset).lag_of(num_steps - 1, num_steps)

@@ -6,18 +6,15 @@ From part to part of a long video by way of a file, and within a run from one ru
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from avatar.diffusion.carry import Carry
 from avatar.diffusion.conditions import REFERENCE
 from avatar.diffusion.denoise import Conditions
-from avatar.diffusion.framing import resized, still
-from avatar.errors import BadInput
+from avatar.diffusion.framing import LEVELS, resized, still
 from avatar.geometry import (
     BLOCK_FRAMES,
     MOTION_FRAMES,
@@ -26,11 +23,8 @@ from avatar.geometry import (
     Size,
     num_blocks,
 )
-from avatar.media import durable
 from avatar.models.vae import VideoVAE
 from avatar.request import Request
-
-_LEVELS = 127.5  # of a pixel from 0 to 1
 
 
 @dataclass
@@ -57,11 +51,13 @@ class Baton:
     def take(cls, request: Request, size: Size) -> Baton:
         """Raises: BadInput when the file that the part before left cannot be used."""
         part, first, wanted = request.part, request.first_frame, request.num_frames
+        standing = np.broadcast_to(still(request.portrait, size), (MOTION_FRAMES, size.height, size.width, 3))
         if part is None or part.carry is None:
-            frames = np.broadcast_to(still(request.portrait, size), (MOTION_FRAMES, *_shape(size)))
-            return cls(frames, None, None, False, _block(first), num_blocks(wanted), first, wanted)
-        frames, anchor, picture = _read(part.carry, size)
-        return cls(frames, anchor, picture, True, _block(first), -(-wanted // BLOCK_FRAMES), first, wanted)
+            return cls(standing, None, None, False, _block(first), num_blocks(wanted), first, wanted)
+        carry = Carry.read(part.carry, size)
+        frames = np.concatenate([standing, carry.frames])[-MOTION_FRAMES:]
+        anchor, count = torch.from_numpy(carry.anchor), -(-wanted // BLOCK_FRAMES)
+        return cls(frames, anchor, carry.picture, True, _block(first), count, first, wanted)
 
     @property
     def next_block(self) -> int:
@@ -111,9 +107,7 @@ class Baton:
         path = request.part.leave if request.part else None
         if path is None or self.anchor is None or self.picture is None:
             return
-        arrays = {"frames": self.frames, "picture": self.picture}
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-        durable.write(path, save({**tensors, "anchor": self.anchor}))
+        Carry(self.frames, self.anchor.numpy(), self.picture).write(path)
 
 
 def _block(frame: int) -> int:
@@ -121,25 +115,7 @@ def _block(frame: int) -> int:
     return -(-frame // BLOCK_FRAMES)
 
 
-def _shape(size: Size) -> tuple[int, int, int]:
-    return size.height, size.width, 3
-
-
 def _video(frames: np.ndarray) -> Tensor:
     """uint8 T H W 3 as the VAE's encoder reads it, 1 3 T H W."""
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)
-    return pixels.float().div(_LEVELS).sub(1.0)[None]
-
-
-def _read(path: Path, size: Size) -> tuple[np.ndarray, Tensor, np.ndarray]:
-    """Frames, anchor and picture."""
-    try:
-        with safe_open(path, "pt") as file:
-            frames, anchor, picture = (file.get_tensor(name) for name in ("frames", "anchor", "picture"))
-    except (SafetensorError, OSError) as error:
-        raise BadInput(
-            "What the part before left cannot be read.", "Begin the video anew: delete its .parts folder."
-        ) from error
-    if frames.shape != (MOTION_FRAMES, *_shape(size)) or picture.shape != _shape(size):
-        raise BadInput("What the part before left is of another size.", "Begin the video anew with one size.")
-    return frames.numpy(), anchor, picture.numpy()
+    return pixels.float().div(LEVELS).sub(1.0)[None]

@@ -1,6 +1,7 @@
 """The out-of-memory ladder at run time: which rung comes next, and how it is told.
 
 The one place where a run decides to step down: where many devices share a run, all follow this one decision.
+No torch until an error is looked at: the engine's process decides for ranks that are gone.
 """
 
 from __future__ import annotations
@@ -8,8 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-
-import torch
 
 from avatar.errors import DoesNotFit
 from avatar.events import Notice
@@ -21,7 +20,8 @@ from avatar.request import Request
 
 log = logging.getLogger(__name__)
 
-_SIGNS = ("out of memory", "ALLOC_FAILED")  # in what CUDA, cuBLAS and cuDNN say of it by other errors
+# in what CUDA, cuBLAS and cuDNN, and NCCL say of it by other errors
+_SIGNS = ("out of memory", "ALLOC_FAILED", "Failed to CUDA calloc")
 
 
 class Descent:
@@ -43,11 +43,11 @@ class Descent:
     def step_down(self, block: int, device: str) -> Notice:
         """Take the next rung, because a device ran out of memory while this block was to be made.
 
-        Raises: DoesNotFit when none is left.
+        device: its name, "" where there is but one. Raises: DoesNotFit when none is left.
         """
         if not self._is_left:
             raise DoesNotFit(
-                "The GPU ran out of memory, and the preset allows no further saving.",
+                f"{device or 'The device'} ran out of memory, and the preset allows no further saving.",
                 "Close other programs that use it, or choose a preset for smaller cards.",
             )
         why = f"{device or 'The device'} ran out of memory at block {block}"
@@ -89,4 +89,6 @@ class Descent:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a device, or a library on it, could not get memory."""
+    import torch
+
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _SIGNS)

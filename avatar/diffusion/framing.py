@@ -14,8 +14,15 @@ from PIL import Image
 from avatar.diffusion.conditions import prepare_portrait
 from avatar.geometry import Size, output_size
 from avatar.preset import Preset
+from avatar.request import Request
 
-_LEVELS = 127.5  # of a pixel from 0 to 1
+LEVELS = 127.5  # of a pixel from 0 to 1
+
+
+def video_size(request: Request) -> Size:
+    """The video's own size: the portrait's aspect within the preset's area."""
+    with Image.open(request.portrait) as portrait:
+        return output_size(portrait.width, portrait.height, request.preset.generation.size)
 
 
 def size_within(stream: Size, preset: Preset) -> Size:
@@ -25,7 +32,7 @@ def size_within(stream: Size, preset: Preset) -> Size:
 
 def still(portrait: Path, size: Size) -> np.ndarray:
     """The portrait as a stream frames it, uint8 (H, W, 3)."""
-    pixels = prepare_portrait(portrait, size).add(1.0).mul(_LEVELS).round()
+    pixels = prepare_portrait(portrait, size).add(1.0).mul(LEVELS).round()
     return pixels.permute(1, 2, 0).numpy().astype(np.uint8)
 
 

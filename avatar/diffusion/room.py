@@ -9,12 +9,28 @@ import torch
 
 from avatar.memory.inventory import Gpu, own_processes, probe
 from avatar.memory.items import CUDA_CONTEXT_BYTES, SPEECH_WINDOW_S
+from avatar.memory.nvml import open_driver
 from avatar.memory.placement import ALL_ON_GPU, Placement
 from avatar.memory.plan import Plan
 from avatar.memory.planner import plan
 from avatar.preset import Preset
 
 SPARE_LAYERS = 3  # so many more on the host than needed are no reason to load the model again
+
+
+def uuid_of(device: torch.device) -> str:
+    """How NVML knows a CUDA device, which CUDA may number otherwise."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+
+
+def place_of(device: torch.device) -> str:
+    """A device as the gauges name it: "GPU 2", by NVML's count, or "CPU"."""
+    if device.type != "cuda":
+        return "CPU"
+    uuid, driver = uuid_of(device), open_driver()
+    index = next((card.index for card in driver.cards if card.uuid() == uuid), device.index)
+    driver.close()
+    return f"GPU {index}"
 
 
 def room_bytes(device: torch.device, share: float = 1.0) -> int:
@@ -42,8 +58,8 @@ def plan_here(
     """
     inventory = probe(weights, our_pids=own_processes())
     if device.type == "cuda":
-        facts, room = torch.cuda.get_device_properties(device), room_bytes(device, share)
-        ours = f"GPU-{facts.uuid}"  # CUDA may number cards unlike NVML
+        facts, ours = torch.cuda.get_device_properties(device), uuid_of(device)
+        room = room_bytes(device, share)
         index = next((gpu.index for gpu in inventory.gpus if gpu.uuid == ours), device.index or 0)
         used = facts.total_memory - room
         gpu = Gpu(index, facts.name, ours, facts.total_memory, room, used, f"{facts.major}.{facts.minor}")

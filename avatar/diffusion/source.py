@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from avatar.diffusion.baton import Baton
@@ -18,30 +18,28 @@ from avatar.diffusion.conditions import SpeechTrack
 from avatar.diffusion.decode import StreamingDecoder
 from avatar.diffusion.denoise import Conditions, Denoiser, LocalDenoiser
 from avatar.diffusion.fallback import Descent, is_out_of_memory
-from avatar.diffusion.framing import framed, resized, size_within
+from avatar.diffusion.files import find_files
+from avatar.diffusion.framing import framed, resized, size_within, video_size
 from avatar.diffusion.layer_stack import Pieces
 from avatar.diffusion.parts import RING_DTYPES, Check, Parts, best_device
 from avatar.diffusion.rollout import rollout
-from avatar.diffusion.room import placement_on, plan_here
+from avatar.diffusion.room import place_of, placement_on, plan_here
 from avatar.diffusion.schedule import Schedule
 from avatar.engine import SELF_TEST_LABEL, Frames
-from avatar.errors import BadInput, Cancelled
+from avatar.errors import Cancelled
 from avatar.events import Notice, Phase, Progress
-from avatar.geometry import Geometry, Size, output_size
+from avatar.geometry import Geometry, Size
 from avatar.media.speech import SpeechReader
 from avatar.memory.pinned import pinned_bytes
 from avatar.memory.placement import Placement
-from avatar.memory.plan import Plan, gib
-from avatar.memory.planner import TINY_BYTES
-from avatar.models.checkpoint import CheckpointFiles, open_checkpoint
+from avatar.memory.plan import Plan
+from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.text_encoder import PromptTokenizer
-from avatar.models.tiny import build_tiny_checkpoint
 from avatar.preset import Memory, Preset
 from avatar.request import Request
 
 log = logging.getLogger(__name__)
 
-TINY_FOLDER = "self-test"  # in the run's own folder
 CAUTION = 0.9  # of what was counted on before, each time that memory ran out all the same
 
 
@@ -55,7 +53,7 @@ class DiffusionSource:
     Where the GPU's memory runs out, it steps down the ladder and goes on from the last block shown.
     """
 
-    steps_down = True
+    steps_down = True  # itself; else whoever made it does, and goes on with another
 
     def __init__(
         self, preset: Preset, weights: Path | None = None, make_parts: MakeParts | None = None
@@ -72,6 +70,7 @@ class DiffusionSource:
         self._held: tuple[str, str] | None = None  # the settings that the parts were loaded with
         self._share = 1.0  # of the device's room that a plan may count on
         self._fixed: Placement | None = None  # what the parts' own placement leaves no choice in
+        self._baton: Baton | None = None  # of the run that goes on
         self._stands_on: tuple[str, int] | None = None  # a long video's run, and the rungs that it has taken
         self.pieces = Pieces()
         self.label = SELF_TEST_LABEL if is_tiny else ""
@@ -92,6 +91,7 @@ class DiffusionSource:
         """Yield uint8 (T, H, W, 3) RGB, a block at a time. Raises: AvatarError, Cancelled."""
         size = video_size(request)
         baton, descent = Baton.take(request, size), self._descent(request)
+        self._baton = baton
         try:
             yield from self._stepped_down(descent)
             while True:
@@ -111,8 +111,14 @@ class DiffusionSource:
                     self._stands_on = request.part.run, descent.num_taken
             baton.leave(request)
         finally:
+            self._baton = None
             if not self._keeps:
                 self._parts = None
+
+    def anchor(self) -> np.ndarray | None:
+        """The first latent frame of the run that goes on, once generated, 16 1 h w float32."""
+        anchor = None if self._baton is None else self._baton.anchor
+        return None if anchor is None else anchor.numpy()
 
     def close(self) -> None:
         """See FrameSource."""
@@ -263,11 +269,11 @@ class DiffusionSource:
     def _descent(self, request: Request) -> Descent:
         """The request's ladder; a long video's next part begins on the rung on which the last one ended."""
         descent = Descent(request)
-        run, num_taken = self._stands_on or ("", 0)
-        if request.part is not None and request.part.run == run:
-            descent.skip(num_taken)
-        else:
+        part, stood = request.part, self._stands_on
+        if part is None or stood is None or part.run != stood[0]:
             self._stands_on, self._share = None, 1.0
+        num_taken = 0 if self._stands_on is None else self._stands_on[1]
+        descent.skip(max(num_taken, 0 if part is None else part.num_rungs))
         return descent
 
     def _stepped_down(self, descent: Descent) -> Iterator[Notice]:
@@ -293,24 +299,7 @@ class DiffusionSource:
 
     @property
     def _device_name(self) -> str:
-        return "GPU 0" if torch.cuda.is_available() else ""
-
-
-def find_files(preset: Preset, weights: Path | None, work: Path) -> CheckpointFiles:
-    """The checkpoint that a preset takes; the self-test's is a toy one, built in work when none is named.
-
-    Raises: WeightsMissing, BadInput for a named checkpoint that is too large for the self-test.
-    """
-    if preset.requires.weights != "tiny":
-        return open_checkpoint(weights)
-    files = open_checkpoint(weights or build_tiny_checkpoint(work / TINY_FOLDER))
-    num_bytes = sum(shard.stat().st_size for shard in files.shards)
-    if num_bytes > TINY_BYTES:
-        raise BadInput(
-            f"The self-test runs a toy model; these weights take {gib(num_bytes)}.",
-            "Leave out --ckpt_dir, or choose another preset.",
-        )
-    return files
+        return place_of(best_device()) if torch.cuda.is_available() else ""
 
 
 def local_denoiser(
@@ -349,9 +338,3 @@ def checking(cancelled: Callable[[], bool]) -> Check:
 def held_as(memory: Memory) -> tuple[str, str]:
     """The settings that decide how models are loaded; the others may change from run to run."""
     return memory.weight_dtype, memory.text_encoder
-
-
-def video_size(request: Request) -> Size:
-    """The video's own size: the portrait's aspect within the preset's area."""
-    with Image.open(request.portrait) as portrait:
-        return output_size(portrait.width, portrait.height, request.preset.generation.size)

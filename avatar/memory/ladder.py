@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
-from avatar.abilities import REFUSES
+from avatar.abilities import REFUSES, unsupported
+from avatar.errors import BadInput
 from avatar.geometry import Size
+from avatar.parallel.layout import Layout
 from avatar.preset import Preset, Rung
+
+log = logging.getLogger(__name__)
 
 SETTINGS: dict[Rung, str] = {
     "online_decode": "enable_online_decode",
@@ -28,9 +33,14 @@ def rungs(preset: Preset) -> Iterator[tuple[Rung, Preset]]:
     """
     for rung in preset.fallback.order:
         change = _change(rung, preset)
-        if change and not change.keys() & REFUSES[preset.engine].keys():
-            preset = preset.with_settings(**change)
-            yield rung, preset
+        if not change or change.keys() & REFUSES[preset.engine].keys():
+            continue
+        lower = preset.with_settings(**change)
+        if why_not := _refusal(lower):
+            log.info("preset %s: the rung %s is left out. %s", preset.name, rung, why_not)
+            continue
+        preset = lower
+        yield rung, preset
 
 
 def value(preset: Preset, rung: Rung) -> str:
@@ -58,5 +68,15 @@ def _change(rung: Rung, preset: Preset) -> dict[str, Any]:
         case "sample_steps":
             return {} if generation.sample_steps <= LOW_STEPS else {"sample_steps": LOW_STEPS}
         case "offload":
-            several = preset.parallel.num_gpus_dit > 1 or preset.parallel.decode_gpu
-            return {} if memory.offload_model or several else {"offload_model": True}
+            return {} if memory.offload_model else {"offload_model": True}
+
+
+def _refusal(preset: Preset) -> str:
+    """Why a preset's engine or layout cannot work so; empty when it can."""
+    if preset.engine != "diffusion":
+        return ""
+    try:
+        Layout.of(preset)
+    except BadInput as error:
+        return error.message
+    return " ".join(unsupported(preset))

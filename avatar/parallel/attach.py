@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
@@ -26,6 +27,7 @@ from avatar.service import Run
 SECRET = "AVATAR_SECRET"  # the environment's
 FEWEST_LETTERS = 16
 GREET_S = 10.0  # for the other side to prove itself
+QUIT_S = 5.0  # for rank 0 to end
 REACH_S = 30.0  # torchrun starts lost ranks anew, which takes a while
 
 
@@ -85,10 +87,28 @@ def secret() -> bytes:
 
 
 def prove(link: Connection, key: bytes, first: bool) -> None:
-    """Both sides prove that they know the key. Raises: AuthenticationError, EOFError, OSError."""
+    """Both sides prove that they know the key, within GREET_S.
+
+    Raises: AuthenticationError; EOFError, OSError when the other side leaves, or takes longer.
+    """
     challenges = (deliver_challenge, answer_challenge)
-    for challenge in challenges if first else reversed(challenges):
-        challenge(link, key)
+    with hanging_up_after(GREET_S, link):
+        for challenge in challenges if first else reversed(challenges):
+            challenge(link, key)
+
+
+@contextmanager
+def hanging_up_after(limit_s: float, link: Connection) -> Iterator[None]:
+    """What takes longer with the link finds its other side gone."""
+    with socket.socket(fileno=os.dup(link.fileno())) as line:
+        timer = threading.Timer(limit_s, line.shutdown, (socket.SHUT_RDWR,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
 
 
 class AttachedFleet(Fleet):
@@ -115,8 +135,11 @@ class AttachedFleet(Fleet):
     def end(self) -> None:
         """See Fleet. Whoever started them ends them, and may start them anew."""
         if self._link is not None:
-            with suppress(OSError):  # it is gone already
+            with suppress(OSError, EOFError):  # it is gone, or going
                 self._link.send(Quit())
+                until = time.monotonic() + QUIT_S
+                while self._link.poll(max(0.0, until - time.monotonic())):
+                    self._link.recv()
         self.leave()
 
     def leave(self) -> None:

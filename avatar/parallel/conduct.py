@@ -22,7 +22,7 @@ from avatar.diffusion.schedule import Schedule
 from avatar.geometry import Geometry
 from avatar.models.transformer import StreamingTransformer
 from avatar.parallel.group import Group
-from avatar.parallel.messages import Done, End, Message, Stop
+from avatar.parallel.messages import Done, End, Message
 from avatar.parallel.stages import Stage
 from avatar.parallel.wavefront import Run
 
@@ -31,9 +31,10 @@ BLOCKS_AHEAD = 2  # submitted beyond those at work, so that none is missed while
 
 
 def assist(group: Group, transformer: StreamingTransformer, dtype: torch.dtype, pieces: Pieces) -> None:
-    """What every rank but 0 does: its share of each item, until rank 0 says Stop."""
+    """What every rank but 0 does: its share of each item, as long as it lives."""
     stage = Stage(group, transformer, dtype, pieces, lambda done: group.post.send(done, 0))
-    while not isinstance(message := group.post.receive(0), Stop):
+    while True:
+        message = group.post.receive(0)
         stage.handle(message)
         if isinstance(message, End):
             group.post.settle()
@@ -64,11 +65,6 @@ class Conductor:
         self.layout.require_steps(schedule.num_steps)
         return ParallelDenoiser(self, geometry, schedule, ring_dtype)
 
-    def stop(self) -> None:
-        """Let the other ranks go."""
-        self.tell(self.layout.workers, Stop())
-        self.settle()
-
     def settle(self) -> None:
         """Wait until every rank has taken all that it was told."""
         self.group.post.settle()
@@ -78,7 +74,7 @@ class Conductor:
         for rank in ranks:
             if rank != 0:
                 self.group.post.send(message, rank)
-        if 0 in ranks and not isinstance(message, Stop):
+        if 0 in ranks:
             assert self.stage is not None
             self.stage.handle(message)
 

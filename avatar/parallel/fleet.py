@@ -9,7 +9,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -102,6 +102,11 @@ class Fleet(ABC):
         self._listened = time.monotonic()
         self._check(self._listened)
         return self._waiting.popleft() if self._waiting else None
+
+    def unread(self) -> Iterator[Any]:
+        """What had come before the ranks were lost, and was not received."""
+        while self._waiting:
+            yield self._waiting.popleft()
 
     @property
     def loads(self) -> tuple[RankLoad, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
@@ -12,9 +12,9 @@ from torch.distributed import ProcessGroup
 from avatar.parallel.layout import Layout
 from avatar.parallel.messages import Post
 from avatar.parallel.meter import Meter
+from avatar.parallel.seat import FOREVER, log_fault
 
 TENSORS = 1  # the tag of tensors, as messages have 0
-FOREVER = timedelta(days=365)  # whoever watches the ranks ends a hang
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Group:
 
     sharing: the ranks that share this one's stage by heads. gathering: the same ranks, for parameters that
     are gathered meanwhile. None where a rank has them to itself. arrivals: the stream that they come by.
+    fail: see Seat.
     """
 
     layout: Layout
@@ -33,9 +34,17 @@ class Group:
     sharing: ProcessGroup | None = None
     gathering: ProcessGroup | None = None
     arrivals: torch.cuda.Stream | None = None
+    fail: Callable[[BaseException], object] = log_fault
 
     @classmethod
-    def join(cls, layout: Layout, rank: int, device: torch.device, meter: Meter) -> Group:
+    def join(
+        cls,
+        layout: Layout,
+        rank: int,
+        device: torch.device,
+        meter: Meter,
+        fail: Callable[[BaseException], object] = log_fault,
+    ) -> Group:
         """Find the others: every rank calls it, once the default process group is there.
 
         Between GPUs a communicator costs memory and is made at its first use: pairs of neighbours in a
@@ -49,7 +58,7 @@ class Group:
                 if rank in ranks:
                     sharing, gathering = made[0], made[-1] if layout.kind == "fsdp" else None
         arrivals = torch.cuda.Stream(device) if device.type == "cuda" else None
-        return cls(layout, rank, device, meter, Post(meter.sent), sharing, gathering, arrivals)
+        return cls(layout, rank, device, meter, Post(meter.sent), sharing, gathering, arrivals, fail)
 
     def pass_on(self, x: Tensor, rank: int) -> object:
         """Send a tensor to another rank without waiting; the result's wait() does."""

@@ -81,12 +81,7 @@ class End:
     """The generation is over: its caches may go."""
 
 
-@dataclass(frozen=True)
-class Stop:
-    """There is no more to do, ever."""
-
-
-Message = Begin | Prefill | Release | Open | Work | Done | End | Stop
+Message = Begin | Prefill | Release | Open | Work | Done | End
 
 
 class Post:

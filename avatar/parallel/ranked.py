@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from avatar.engine import SELF_TEST_LABEL, Frames, serves
 from avatar.errors import AvatarError, Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.memory.plan import Plan
 from avatar.parallel.attach import Address, AttachedFleet
+from avatar.parallel.course import Course
 from avatar.parallel.fleet import Fleet, Limits, LocalFleet
-from avatar.parallel.reports import Made, Planned, Pulse, Told
+from avatar.parallel.reports import Made, OutOfMemory, Planned, Pulse, Told
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.service import Ask, Cancel, Ended, Run
@@ -49,14 +51,39 @@ class RankedSource:
             1, "ranks"
         )  # lives on: ranks end with the thread that started them
         self._run = 0
+        self._stands_on: dict[str, int] = {}  # a long video's run, and the rungs that it has taken
         self._served = serves(preset)
         self._fleet: Fleet | None = None if attach else self._start(preset)
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
-        """See FrameSource. Raises: also WorkerLost; the next run finds fresh ranks then."""
+        """See FrameSource. A full GPU ends the ranks, and fresh ones go on a rung lower.
+
+        Raises: also WorkerLost; the next run finds fresh ranks then.
+        """
+        part = request.part
+        course = Course(request, self._stands_on.get(part.run, 0) if part else 0)
+        try:
+            while not course.is_whole:
+                try:
+                    yield from self._made(course, cancelled)
+                    break
+                except OutOfMemory as error:
+                    log.warning("%s", error.message)
+                    full = error.device
+                if course.is_whole:
+                    course.leave()
+                else:
+                    yield course.step_down(full)
+        finally:
+            self._stands_on = {part.run: course.num_rungs} if part else {}
+            course.close()
+
+    def _made(self, course: Course, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+        """What is left to make, by one group of ranks. Raises: AvatarError."""
         yield Progress(Phase.LOADING)
         if cancelled():
             raise Cancelled("The run was stopped.")
+        request = course.rest
         fleet = self._fleet_for(request.preset)
         self._run += 1
         ended = False
@@ -76,15 +103,26 @@ class RankedSource:
                     _leave_home(fleet)
                     asked_to_stop = time.monotonic()
                     fleet.send(Cancel(self._run))
-                elif isinstance(message, Made) and message.run == self._run:
-                    yield message.frames
-                elif isinstance(message, Told) and message.run == self._run:
-                    yield message.event
-                elif isinstance(message, Pulse) and message.rank == 0:
-                    yield Progress(Phase.LOADING, ranks=fleet.loads)  # phases never go back
+                else:
+                    yield from self._passed(course, message)
+                    if isinstance(message, Pulse) and message.rank == 0:
+                        yield Progress(Phase.LOADING, ranks=fleet.loads)  # phases never go back
+        except AvatarError:
+            for message in fleet.unread():
+                yield from self._passed(course, message)
+            raise
         finally:
             if not ended and fleet.alive:
                 self._drain(fleet)
+
+    def _passed(self, course: Course, message: Any) -> Iterator[Frames | Notice | Progress]:
+        """What a message of the run's ranks has for its consumer."""
+        if isinstance(message, Made) and message.run == self._run:
+            yield course.pass_frames(message)
+        elif isinstance(message, Told) and message.run == self._run:
+            if isinstance(message.event, Notice):
+                course.pass_notice(message.event)
+            yield message.event
 
     def plan_for(self, request: Request, cancelled: Callable[[], bool] = lambda: False) -> Plan:
         """The plan that a run of this request would follow: rank 0 knows its device.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avatar.errors import AvatarError
+from avatar.errors import AvatarError, DoesNotFit
 from avatar.events import Notice, Progress
 from avatar.memory.plan import Plan
 from avatar.preset import Preset
@@ -59,10 +59,11 @@ class Pulse:
 
 @dataclass(frozen=True)
 class Made:
-    """Frames of a run, uint8 T H W 3."""
+    """Frames of a run, uint8 T H W 3. anchor: with a run's first ones, the first latent frame: see Carry."""
 
     run: int
     frames: np.ndarray
+    anchor: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,23 @@ class Told:
 
     run: int
     event: Notice | Progress
+
+
+class OutOfMemory(DoesNotFit):
+    """A rank's device is full. device: its name, like "GPU 2 (rank 1)"."""
+
+    device = ""
+
+    @classmethod
+    def on(cls, rank: int, place: str) -> OutOfMemory:
+        """place: the device in words, "" where the rank has none yet."""
+        device = f"{place} (rank {rank})" if place else f"Rank {rank}"
+        error = cls(
+            f"{device} ran out of memory.",
+            "Close other programs that use it, or take a smaller size, fewer infer_frames or steps.",
+        )
+        error.device = device
+        return error
 
 
 @dataclass(frozen=True)

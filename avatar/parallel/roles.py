@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from avatar.diffusion.denoise import Denoiser
 from avatar.diffusion.fallback import Descent
+from avatar.diffusion.files import find_files
 from avatar.diffusion.parts import DTYPES, RING_DTYPES, Check, Parts
 from avatar.diffusion.schedule import Schedule
-from avatar.diffusion.source import DiffusionSource, MakeParts, find_files, pieces_for
+from avatar.diffusion.source import DiffusionSource, MakeParts, pieces_for
 from avatar.engine import Frames
 from avatar.events import Notice, Progress
 from avatar.geometry import Geometry, Size
-from avatar.memory.inventory import probe
+from avatar.memory.inventory import own_processes, probe
+from avatar.memory.items import CUDA_CONTEXT_BYTES
 from avatar.memory.placement import Placement
 from avatar.memory.plan import Plan
 from avatar.memory.planner import plan
@@ -98,7 +101,7 @@ class LoneSource(DiffusionSource):
 class LeadingSource(DiffusionSource):
     """Rank 0 of several: conditions and decoding are its own; of the transformer it has a share at most.
 
-    Memory that runs out on any rank ends the run: a lower rung would have to be taken by all of them.
+    Memory that runs out on any rank ends them all, and fresh ones go on a rung lower: see course.
     """
 
     steps_down = False
@@ -124,9 +127,13 @@ class LeadingSource(DiffusionSource):
                 self._denoiser = None
 
     def plan_for(self, request: Request) -> Plan:
-        """See DiffusionSource; of all GPUs of this machine."""
+        """See DiffusionSource; of all GPUs of this machine, where the other ranks' memory is ours, too."""
         speech_s = request.speech_frames / request.preset.generation.fps
-        return plan(request.preset, probe(self._weights), speech_s=speech_s)
+        inventory = probe(self._weights, our_pids=own_processes([os.getppid()]))
+        gpus = tuple(  # in a container NVML may know our processes by other numbers
+            replace(gpu, ours_bytes=max(gpu.ours_bytes, CUDA_CONTEXT_BYTES)) for gpu in inventory.gpus
+        )
+        return plan(request.preset, replace(inventory, gpus=gpus), speech_s=speech_s)
 
     def prepare(self, parts: Parts, check: Check) -> None:
         """See DiffusionSource. All ranks load at once, each its share."""
@@ -184,11 +191,12 @@ class LeadingSource(DiffusionSource):
         return super()._from_checkpoint(request, placement, ticking)
 
     def _stepped_down(self, descent: Descent) -> Iterator[Notice]:
-        return iter(())  # whether the plan fits was asked before the run
+        """See DiffusionSource. Once the shares are loaded they stay: then only a full GPU tells otherwise."""
+        return iter(()) if self._conductor is not None else super()._stepped_down(descent)
 
 
 def join(preset: Preset, config: ModelConfig, seat: Seat) -> Group:
     """Meet the ranks that this one works with; all of them call it."""
     layout = Layout.of(preset).for_model(config)
     seat.role = layout.describe(seat.rank)
-    return Group.join(layout, seat.rank, seat.device, seat.meter)
+    return Group.join(layout, seat.rank, seat.device, seat.meter, seat.fail)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,16 +13,26 @@ from torch import distributed
 from torch.distributed import Store
 
 from avatar.diffusion.parts import best_device
+from avatar.diffusion.room import place_of
 from avatar.errors import DoesNotFit
-from avatar.memory.nvml import open_driver
 from avatar.parallel.meter import Meter
+
+log = logging.getLogger(__name__)
 
 FOREVER = timedelta(days=365)  # a rank may wait long for its work; whoever watches the ranks ends a hang
 
 
+def log_fault(error: BaseException) -> None:
+    """What a rank that nobody watches does about a fault in a thread."""
+    log.error("a thread failed", exc_info=error)
+
+
 @dataclass
 class Seat:
-    """One rank's place among all. place: its device in words. role: its part, once that is known."""
+    """One rank's place among all. place: its device in words. role: its part, once that is known.
+
+    fail: ends this rank, from any of its threads, and tells why.
+    """
 
     rank: int
     world_size: int
@@ -28,6 +40,7 @@ class Seat:
     meter: Meter
     place: str
     role: str = ""
+    fail: Callable[[BaseException], object] = log_fault
 
     @classmethod
     def take(cls, rank: int, world_size: int, device: torch.device, store: Store | None) -> Seat:
@@ -57,17 +70,6 @@ def device_of(local_rank: int, num_local: int, may_be_cpu: bool) -> torch.device
         f"{num_local} ranks need as many GPUs; PyTorch sees {num_gpus}.",
         "Take fewer with --num_gpus_dit, or show it more with CUDA_VISIBLE_DEVICES.",
     )
-
-
-def place_of(device: torch.device) -> str:
-    """A device as the gauges name it: "GPU 2", by NVML's count, or "CPU"."""
-    if device.type != "cuda":
-        return "CPU"
-    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # CUDA may number cards unlike NVML
-    driver = open_driver()
-    index = next((card.index for card in driver.cards if card.uuid() == uuid), device.index)
-    driver.close()
-    return f"GPU {index}"
 
 
 def _num_cores() -> int:

@@ -47,7 +47,7 @@ class Stage:
         self._visit: Visit | None = None
         if group.gathering is not None:
             self._visit = Gathering(transformer, group.meter).visit
-        self._answers = Answers(group.device, answer)
+        self._answers = Answers(group.device, answer, group.fail)
         self._sending: deque[Any] = deque()
         self._opened: dict[int, OpenBlock] = {}
         self._stack: LayerStack | None = None
@@ -251,10 +251,16 @@ class Stage:
 
 
 class Answers:
-    """Gives answers once the device has come so far, and keeps the host at most one item ahead of it."""
+    """Gives answers once the device has come so far, and keeps the host at most one item ahead of it.
 
-    def __init__(self, device: torch.device, answer: Callable[[Done], None]) -> None:
-        self._on_gpu, self._device, self._answer = device.type == "cuda", device, answer
+    fail: called at once with what kept an answer from being given: no item may follow that would raise it.
+    """
+
+    def __init__(
+        self, device: torch.device, answer: Callable[[Done], None], fail: Callable[[BaseException], object]
+    ) -> None:
+        self._on_gpu, self._device = device.type == "cuda", device
+        self._answer, self._fail = answer, fail
         self._marks: queue.Queue[tuple[torch.cuda.Event, Done | None]] = queue.Queue()
         self._ahead = threading.BoundedSemaphore(2)
         self._fault: BaseException | None = None
@@ -298,7 +304,9 @@ class Answers:
                 event.synchronize()
                 if done is not None:
                     self._answer(done)
-            except BaseException as error:  # the working thread raises it at its next item
-                self._fault = error
+            except BaseException as error:  # the working thread raises it at its next item, if one comes
+                if self._fault is None:
+                    self._fault = error
+                    self._fail(error)
             self._ahead.release()
             self._marks.task_done()

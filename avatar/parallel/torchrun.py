@@ -14,13 +14,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from avatar.engine import Frames, FrameSource
 from avatar.errors import BadInput
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from avatar.parallel.seat import Seat
 
 log = logging.getLogger(__name__)
+
+ACCEPT_AGAIN_S = 0.5  # after a caller who could not be let in
 
 Parcels = queue.SimpleQueue[Parcel]
 
@@ -168,9 +171,13 @@ class Desk:
 
     def _accept(self, reporter: Reporter) -> None:
         while True:
-            with suppress(OSError, EOFError):  # a caller that hung up at once
+            try:
                 link = self._listener.accept()
-                threading.Thread(target=self._let_in, args=(link, reporter), daemon=True).start()
+            except OSError as error:  # a caller that hung up at once, or more of them than a process can hold
+                log.warning("nobody could be let in: %s", error)
+                time.sleep(ACCEPT_AGAIN_S)
+                continue
+            threading.Thread(target=self._let_in, args=(link, reporter), daemon=True).start()
 
     def _let_in(self, link: Connection, reporter: Reporter) -> None:
         try:
@@ -218,6 +225,11 @@ class Unpacking:
             yield from self._source.frames(here, cancelled)
             if here.part is not None and here.part.leave is not None and here.part.leave.exists():
                 self._send(Left(here.part.leave.read_bytes()))
+
+    def anchor(self) -> np.ndarray | None:
+        """See FrameSource."""
+        anchor_of = getattr(self._source, "anchor", None)
+        return None if anchor_of is None else anchor_of()
 
     def close(self) -> None:
         """See FrameSource."""

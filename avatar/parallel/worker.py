@@ -12,7 +12,7 @@ import os
 import queue
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avatar.engine import FrameSource
-from avatar.errors import AvatarError, BadInput, Cancelled, DoesNotFit, WeightsMissing
+from avatar.errors import AvatarError, BadInput, Cancelled, WeightsMissing
 from avatar.memory.inventory import probe
 from avatar.memory.plan import Plan
 from avatar.memory.planner import plan
-from avatar.parallel.reports import Failed, Made, Meeting, Planned, Pulse, Start, Told
+from avatar.parallel.reports import Failed, Made, Meeting, OutOfMemory, Planned, Pulse, Start, Told
 from avatar.request import Request
-from avatar.service import Ask, Service, leave
+from avatar.service import Ask, Run, Service, leave
 
 if TYPE_CHECKING:
     from avatar.parallel.seat import Seat
@@ -79,16 +79,8 @@ class Reporter:
         from avatar.diffusion.fallback import is_out_of_memory
 
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            return out_of_memory(self.rank), True
+            return OutOfMemory.on(self.rank, self.seat.place if self.seat else ""), True
         return AvatarError(f"Rank {self.rank} failed.", "The log of the server says why."), False
-
-
-def out_of_memory(rank: int) -> DoesNotFit:
-    """What a user reads when a rank's GPU is full."""
-    return DoesNotFit(
-        f"The GPU of rank {rank} ran out of memory.",
-        "Close other programs that use it, or take a smaller size, fewer infer_frames or steps.",
-    )
 
 
 def work(
@@ -104,6 +96,7 @@ def work(
     """
     try:
         reporter.seat = seat = take_seat()
+        seat.fail = reporter.fail
         reporter.send(reporter.pulse())
         roles = importlib.import_module(start.roles)
         if start.rank:
@@ -124,15 +117,26 @@ def lead(service: Service, source: FrameSource, alone: bool) -> None:
             continue
         error: AvatarError | None = None
         try:
-            for made in source.frames(run.request, partial(service.stopped, run)):
-                service.send(Made(run.run, made) if isinstance(made, np.ndarray) else Told(run.run, made))
-        except HARMLESS as told:
-            error = told
-        except AvatarError as told:
+            for message in told(source, run, partial(service.stopped, run)):
+                service.send(message)
+        except HARMLESS as harmless:
+            error = harmless
+        except AvatarError as fault:
             if not alone:
                 raise
-            error = told
+            error = fault
         service.end(run, error)
+
+
+def told(source: FrameSource, run: Run, cancelled: Callable[[], bool]) -> Iterator[Made | Told]:
+    """A run as rank 0 tells it; with the first frames goes the anchor, where the source has one."""
+    anchor_of = getattr(source, "anchor", None)
+    for item in source.frames(run.request, cancelled):
+        if isinstance(item, np.ndarray):
+            yield Made(run.run, item, None if anchor_of is None else anchor_of())
+            anchor_of = None
+        else:
+            yield Told(run.run, item)
 
 
 def plan_of(source: FrameSource, request: Request) -> Plan | AvatarError:

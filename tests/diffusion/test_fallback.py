@@ -361,11 +361,23 @@ def test_the_next_part_of_a_long_video_begins_on_the_rung_of_the_last(ask, sourc
         (torch.OutOfMemoryError("CUDA out of memory."), True),
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (
+            RuntimeError(
+                "ncclUnhandledCudaError: Call to CUDA function failed.\nFailed to CUDA calloc 64 bytes"
+            ),
+            True,
+        ),
         (RuntimeError("The size of tensor a must match"), False),
     ],
 )
 def test_what_counts_as_out_of_memory(error, expected):
     assert is_out_of_memory(error) == expected
+
+
+def test_the_gpu_is_named_as_the_gauges_name_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("avatar.diffusion.source.place_of", lambda device: "GPU 3")
+    assert DiffusionSource(FULL)._device_name == "GPU 3"
 
 
 def test_any_other_error_is_not_mistaken_for_it(ask, source):

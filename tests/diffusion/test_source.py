@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from avatar.checkpoint_places import DIFFUSERS
-from avatar.diffusion import parts, source
+from avatar.diffusion import files, parts, source
 from avatar.diffusion.conditions import ConditionEncoder
 from avatar.diffusion.denoise import LocalDenoiser
 from avatar.diffusion.layer_stack import Pieces
@@ -276,15 +276,15 @@ def test_the_self_test_builds_its_toy_checkpoint_in_the_runs_own_folder(ask, no_
     first, second = ask(0.4), ask(0.4)
     assert np.array_equal(video(engine, first), video(engine, second))
     for request in (first, second):
-        assert (request.work / source.TINY_FOLDER).is_dir()
+        assert (request.work / files.TINY_FOLDER).is_dir()
     assert list(Path.cwd().iterdir()) == []
 
 
 def test_the_self_test_takes_a_toy_checkpoint_and_no_other(ask, tiny_checkpoint, monkeypatch):
     request = ask(0.2)
     assert len(video(DiffusionSource(PRESET, tiny_checkpoint), request)) == 5
-    assert not (request.work / source.TINY_FOLDER).exists()
-    monkeypatch.setattr(source, "TINY_BYTES", 1000)
+    assert not (request.work / files.TINY_FOLDER).exists()
+    monkeypatch.setattr(files, "TINY_BYTES", 1000)
     with pytest.raises(BadInput, match="toy model"):
         video(DiffusionSource(PRESET, tiny_checkpoint), request)
 

@@ -80,7 +80,7 @@ def compared(group: Group, options: dict[str, Any]) -> dict[str, Any] | None:
     model = share(functools.partial(fill, group.device, dtype), group)
     if group.rank:
         assert model is not None
-        assist(group, model, dtype, pieces)
+        streams.help_out(assist, group, model, dtype, pieces)
         return None
     conductor, schedule, errors = Conductor(group, model, dtype, pieces), Schedule.flow_match(NUM_STEPS), []
     made = []
@@ -90,7 +90,7 @@ def compared(group: Group, options: dict[str, Any]) -> dict[str, Any] | None:
         denoiser.close()
         with pytest.raises(Cancelled):
             latents(denoiser, 500, lambda come=group.meter.ticks + 50: group.meter.ticks >= come)
-    conductor.stop()
+    streams.dismiss(conductor)
     whole = fill(group.device, dtype, lambda name: True).fuse()
     for size, found in zip(SIZES, made, strict=True):
         alone = LocalDenoiser(whole, Geometry.of(size, 24), schedule, pieces=pieces, ring_dtype=dtype)

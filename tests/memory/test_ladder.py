@@ -40,6 +40,16 @@ def test_a_preset_may_reorder_and_forbid():
     assert list(rungs(replace(FULL, fallback=Fallback(())))) == []
 
 
+def test_what_a_layout_cannot_do_is_left_out_and_said(caplog):
+    caplog.set_level("INFO")
+    several = FULL.with_settings(layout="timesteps", num_gpus_dit=4)
+    assert [rung for rung, _ in rungs(several)] == ["online_decode", "infer_frames", "size"]
+    assert "the rung sample_steps is left out. timesteps gives every stage a step" in caplog.text
+    assert "the rung offload is left out. This version offloads on one GPU" in caplog.text
+    three = FULL.with_settings(layout="timesteps", num_gpus_dit=3)
+    assert [rung for rung, _ in rungs(three)][-1] == "sample_steps"
+
+
 def test_the_preview_has_the_size_alone():
     preview = replace(load_preset("cpu-preview"), fallback=Fallback())
     assert [rung for rung, _ in rungs(preview)] == ["size"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from avatar.models.transformer import StreamingTransformer
 from avatar.parallel.conduct import Conductor, assist
 from avatar.parallel.group import Group
 from avatar.parallel.loading import share
+from avatar.parallel.messages import Post
 
 CONFIG = ModelConfig(
     dim=60,
@@ -94,13 +97,40 @@ def fill(select: Callable[[str], bool]) -> StreamingTransformer:
     return model
 
 
+class Dismissed(Exception):
+    """As a message: there is no more to do. Real ranks assist as long as they live."""
+
+
+class DismissablePost(Post):
+    """Raises Dismissed when it comes."""
+
+    def receive(self, rank: int) -> Any:
+        message = super().receive(rank)
+        if isinstance(message, Dismissed):
+            raise message
+        return message
+
+
+def help_out(assist: Callable[..., None], group: Group, *arguments: Any) -> None:
+    """Assist until rank 0 dismisses this rank."""
+    with suppress(Dismissed):
+        assist(replace(group, post=DismissablePost(group.meter.sent)), *arguments)
+
+
+def dismiss(conductor: Conductor) -> None:
+    """Let the other ranks go."""
+    for rank in range(1, conductor.layout.world_size):
+        conductor.group.post.send(Dismissed(), rank)
+    conductor.settle()
+
+
 def lead_or_assist(
     group: Group, assist: Callable[..., None] = assist, pieces: Pieces | None = None
 ) -> Conductor | None:
-    """Rank 0's conductor, with its share of the model; the others assist until it stops, and get None."""
+    """Rank 0's conductor, with its share of the model; the others assist until dismissed, and get None."""
     model = share(fill, group)
     if group.rank:
         assert model is not None
-        assist(group, model, FLOAT, pieces or Pieces())
+        help_out(assist, group, model, FLOAT, pieces or Pieces())
         return None
     return Conductor(group, model, FLOAT, pieces or Pieces())

@@ -25,6 +25,7 @@ from tests.parallel.ranks import Case
 from tests.parallel.streams import (
     CONFIG,
     conditions,
+    dismiss,
     geometry_of,
     latents,
     lead_or_assist,
@@ -51,7 +52,7 @@ def equal(group: Group, options: dict[str, Any]) -> dict[str, Any] | None:
         return None
     requests = options["requests"]
     errors = [relative_error(made(conductor, request), local_latents(request)) for request in requests]
-    conductor.stop()
+    dismiss(conductor)
     return {"errors": errors, "busy_s": group.meter.busy_s, "sent_bytes": group.meter.sent_bytes}
 
 
@@ -100,7 +101,7 @@ def cancelled(group: Group, options: dict[str, Any]) -> dict[str, Any] | None:
         except Cancelled:
             stopped += 1
         errors.append(relative_error(made(conductor, request), expected))
-    conductor.stop()
+    dismiss(conductor)
     return {"errors": errors, "stopped": stopped, "phases": len(options["phases"])}
 
 
@@ -122,7 +123,7 @@ def repeated(group: Group, options: dict[str, Any]) -> dict[str, Any] | None:
         request = {**REQUESTS[number % 2], "seed": number, "num_blocks": 2 + number % 2}
         made(conductor, request)
         alive.append((tensors_alive(), threading.active_count(), num_unread(conductor)))
-    conductor.stop()
+    dismiss(conductor)
     return {"alive": alive}
 
 
@@ -146,7 +147,7 @@ def compiled(group: Group, options: dict[str, Any]) -> dict[str, Any] | None:
     for request in ({"num_blocks": 5}, {"num_blocks": 5, "pose": True}):
         errors.append(relative_error(made(conductor, request), local_latents(request)))
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"] - before)
-    conductor.stop()
+    dismiss(conductor)
     return {"errors": errors, "graphs": graphs}
 
 
@@ -159,7 +160,7 @@ def refused(group: Group, options: dict[str, Any]) -> str | None:
         made(conductor, {"num_steps": 2})
     fits = {"num_steps": 3}
     assert relative_error(made(conductor, fits), local_latents(fits)) < TOLERANCE
-    conductor.stop()
+    dismiss(conductor)
     return str(error.value)
 
 

@@ -10,26 +10,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from multiprocessing.connection import Client
+from multiprocessing import Pipe
+from multiprocessing.connection import Client, Connection
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
-from avatar.errors import BadInput, Cancelled, WorkerLost
+from avatar.errors import BadInput, Cancelled, DoesNotFit, WorkerLost
 from avatar.events import Notice
 from avatar.geometry import Size
 from avatar.media.intake import open_request
 from avatar.media.sample import write_sample
-from avatar.parallel import attach
+from avatar.parallel import attach, torchrun
 from avatar.parallel.attach import SECRET, Address
 from avatar.parallel.fleet import Limits
 from avatar.parallel.ranked import RankedSource
 from avatar.parallel.torchrun import Desk
 from avatar.parallel.worker import Reporter
 from avatar.parcel import Parcel
-from avatar.preset import load_preset
+from avatar.preset import Fallback, load_preset
 from avatar.request import Part, Request
 from avatar.service import Service
 
@@ -127,6 +128,22 @@ def test_a_lost_rank_ends_the_run_and_torchrun_starts_fresh_ones(source, ask, fa
     assert len(make(source, ask())) == 10
 
 
+def test_full_ranks_are_started_anew_and_go_on_a_rung_lower(source, ask):
+    preset = replace(PRESET.with_settings(infer_frames=36), fallback=Fallback(("infer_frames",)))
+    items: list[object] = []  # it happens in each group
+    with pytest.raises(
+        DoesNotFit, match=r"^CPU \(rank 1\) ran out of memory, and the preset allows no further"
+    ):
+        items.extend(
+            source.frames(replace(ask("full 1 at 3"), preset=preset), lambda: False)
+        )  # in each group
+    batches = [item for item in items if isinstance(item, np.ndarray)]
+    assert [int(batch[0, 0, 0, 0]) for batch in batches] == 2 * [30, 31, 32]
+    (notice,) = [item for item in items if isinstance(item, Notice)]
+    assert notice.values == {"was": "36", "now": "32", "device": "CPU (rank 1)", "block": 2}
+    assert len(make(source, ask())) == 10
+
+
 def test_another_secret_or_preset_is_refused(address, source, ask, monkeypatch):
     request = replace(ask(), preset=PRESET.with_settings(layout="layers"))
     with pytest.raises(BadInput, match="hold the preset self-test"):
@@ -183,6 +200,47 @@ def test_who_leaves_at_once_leaves_the_door_open_and_nothing_behind(monkeypatch,
         assert not list(next(services).asked())
     (told,) = desk.unpacking(Reading()).frames(ask(), lambda: False)
     assert told.text == "1"  # nothing of the first visitor's
+
+
+def test_who_says_nothing_is_hung_up_on_and_others_are_let_in(monkeypatch):
+    monkeypatch.setattr(attach, "GREET_S", 0.2)
+    address = Address("127.0.0.1", free_port())
+    desk = Desk(PRESET, address, WORD.encode())
+    desk.open(Reporter(0, desk.send))
+    with socket.create_connection((address.host, address.port), 10) as silent:
+        silent.settimeout(10)
+        while silent.recv(1024):  # its challenge, and then the end
+            pass
+    ours, theirs = Pipe()
+    with pytest.raises(EOFError):  # the same on the other side
+        attach.prove(ours, WORD.encode(), first=False)
+    theirs.close()
+    monkeypatch.setattr(attach, "GREET_S", 10.0)
+    link = Client((address.host, address.port))
+    attach.prove(link, WORD.encode(), first=False)
+    assert not link.recv().is_taken
+    link.close()
+
+
+def test_a_door_that_cannot_open_is_tried_again_after_a_while(monkeypatch):
+    monkeypatch.setattr(torchrun, "ACCEPT_AGAIN_S", 0.05)
+    address = Address("127.0.0.1", free_port())
+    desk = Desk(PRESET, address, WORD.encode())
+    accept, calls = desk._listener.accept, []
+
+    def full() -> Connection:
+        calls.append(time.monotonic())
+        if len(calls) <= 3:
+            raise OSError(24, "Too many open files")
+        return accept()
+
+    monkeypatch.setattr(desk._listener, "accept", full)
+    desk.open(Reporter(0, desk.send))
+    link = Client((address.host, address.port))
+    attach.prove(link, WORD.encode(), first=False)
+    assert not link.recv().is_taken
+    assert calls[3] - calls[0] >= 0.1  # three pauses
+    link.close()
 
 
 @pytest.mark.parametrize("text", ["", "host", ":80", "host:", "host:x", "host:0", "host:70000"])
