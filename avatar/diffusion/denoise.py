@@ -189,7 +189,7 @@ class LocalDenoiser:
         self._condition_table = ConditionTable(self.geometry, head_dim, self.device)
         self._anchor = 0
         self._anchors = {0}
-        self.stack.begin(model.embed_text(conditions.text.to(self.device)))
+        self.stack.begin(model.embed_text(conditions.text.to(self.device)), len(conditions.text))
         self._prefill(conditions.reference)
 
     @torch.no_grad()

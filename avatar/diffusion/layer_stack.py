@@ -127,14 +127,17 @@ class LayerStack:
         self._resident = {index: self.transformer.layer_parts(index) for index in self.layers}
         self._audio: dict[tuple[int, int], InjectionContext] = {}  # by block and layer
 
-    def begin(self, text: Tensor) -> None:
-        """Forget the last generation, start with empty rings. text: the embedded prompt, L C."""
+    def begin(self, text: Tensor, num_tokens: int) -> None:
+        """Forget the last generation, start with empty rings.
+
+        text: the embedded prompt, L C, of which num_tokens are its own; the others are padding.
+        """
         self.caches.clear()
         self._audio.clear()
         self.host_rings = None  # its memory is given back before more is taken
-        rings, num_own = self._new_rings(), num_own_tokens(text)
+        rings = self._new_rings()
         for index, (layer, _) in self._visited():
-            self.caches[index] = LayerCache(self._text(layer, text, num_own), rings[index])
+            self.caches[index] = LayerCache(self._text(layer, text, num_tokens), rings[index])
         ring = next(iter(rings[self.layers[0]].values()))
         self._window_room = Window(self.geometry, ring, self.dtype, self.device)
 
@@ -181,11 +184,11 @@ class LayerStack:
             x = pieces.add_audio(injection, x, self._injection_context(injection, index, item), item.masks)
         return x
 
-    def _text(self, layer: TransformerLayer, text: Tensor, num_own: int) -> KeysValues | ShortText:
-        """The prompt as a layer's cross-attention keeps it. num_own: its tokens that are no padding."""
+    def _text(self, layer: TransformerLayer, text: Tensor, num_tokens: int) -> KeysValues | ShortText:
+        """The prompt as a layer's cross-attention keeps it."""
         num_rows = self.transformer.config.short_text_tokens
-        if num_own < num_rows <= len(text):
-            return layer.cross_attn.short_text(text, num_own, num_rows)
+        if num_tokens < num_rows <= len(text):
+            return layer.cross_attn.short_text(text, num_tokens, num_rows)
         return layer.cross_attn.keys_values(text)
 
     def scatter(self, q: Tensor, own: KeysValues) -> tuple[Tensor, KeysValues]:
@@ -283,12 +286,6 @@ class LayerStack:
             parts = self._resident[index]
             with self.visit(index) if self.visit is not None else nullcontext(parts) as parts:
                 yield index, parts
-
-
-def num_own_tokens(text: Tensor) -> int:
-    """How many tokens of an embedded prompt, L C, are its own; all after them are alike: padding."""
-    own = (text != text[-1]).any(dim=-1).nonzero()
-    return int(own[-1]) + 1 if len(own) else 0
 
 
 def told(

@@ -66,15 +66,15 @@ class Attention(nn.Module):
         alone = (values.unsqueeze(-3) * heads.unsqueeze(-1)).flatten(-2)
         return self.o(alone) - self.o.bias
 
-    def short_text(self, text: Tensor, num_own: int, num_rows: int) -> ShortText:
-        """Of a padded prompt, L C, whose first num_own tokens are its own and whose others are all alike.
+    def short_text(self, text: Tensor, num_tokens: int, num_rows: int) -> ShortText:
+        """A padded prompt, L C, of which num_tokens are its own; the padding is all alike.
 
-        Those are taken as one that counts for all. num_rows: how many rows to take, more than num_own.
+        It is taken as one token that counts for all. num_rows: how many to take, more than num_tokens.
         """
         keys, values = self.keys_values(text[:num_rows])
         counts = torch.full((num_rows,), -math.inf)
-        counts[:num_own] = 0
-        counts[num_own] = math.log(len(text) - num_own)
+        counts[:num_tokens] = 0
+        counts[num_tokens] = math.log(len(text) - num_tokens)
         outputs = self.outputs_by_head(values).transpose(0, 1).flatten(0, 1)
         return ShortText(keys.contiguous(), outputs, counts.to(text.device))
 

@@ -183,10 +183,14 @@ def layer_costs(config: ModelConfig, geometry: Geometry = TYPICAL) -> list[float
 
 
 def plain_layer_flops(config: ModelConfig, geometry: Geometry) -> tuple[float, float]:
-    """Floating-point operations for each token of a block with a full ring: linear layers, and attention."""
+    """Floating-point operations for each token of a block with a full ring: linear layers, and attention.
+
+    The prompt is taken to be short: its tokens' outputs are summed, and there is no output projection.
+    """
     dim, tokens_seen = config.dim, geometry.window_frames * geometry.frame_tokens + geometry.condition_tokens
-    products = 2 * dim * (6 * dim + 2 * config.ffn_dim)  # q k v o of self-, q o of cross-attention
-    return products, 4 * dim * (tokens_seen + config.text_len)
+    products = 2 * dim * (5 * dim + 2 * config.ffn_dim)  # q k v o of self-, q of cross-attention
+    text = 2 * dim * (1 + config.num_heads) * config.short_text_tokens
+    return products, 4 * dim * tokens_seen + text
 
 
 def balance(costs: Sequence[float], num_parts: int, first_extra: float = 0.0) -> list[range]:

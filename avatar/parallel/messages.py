@@ -24,13 +24,17 @@ MAX_UNREAD = 64  # messages to a rank that it has not taken yet; the next one wa
 
 @dataclass(frozen=True)
 class Begin:
-    """A generation begins, with empty rings. text, motion: for the stages that embed them, else None."""
+    """A generation begins, with empty rings. text, motion: for the stages that embed them, else None.
+
+    num_tokens: the prompt's own, without padding.
+    """
 
     geometry: Geometry
     schedule: Schedule
     ring_dtype: torch.dtype | None
     num_speakers: int
     masks: Tensor | None
+    num_tokens: int
     text: Tensor | None
     motion: Tensor | None
 

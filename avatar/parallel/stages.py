@@ -102,7 +102,7 @@ class Stage:
         text = self._relay(text, (config.text_len, config.dim), self.dtype)
         self._embed_times(schedule.timesteps)
         self._stack = self._new_stack(begin, role)
-        self._stack.begin(text)
+        self._stack.begin(text, begin.num_tokens)
 
     def _embed_times(self, timesteps: tuple[float, ...]) -> None:
         """Every step's time as the layers and the head see it; the last row is the condition's, time 0."""

@@ -130,6 +130,7 @@ class Run:
             ring_dtype=self._ring_dtype,
             num_speakers=len(conditions.audio),
             masks=conditions.masks,
+            num_tokens=len(conditions.text),
             text=None,
             motion=None,
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from avatar.diffusion import layer_stack
 from avatar.diffusion.denoise import Conditions, HeldAudio, LocalDenoiser
-from avatar.diffusion.layer_stack import Item, LayerStack, Pieces, num_own_tokens
+from avatar.diffusion.layer_stack import Item, LayerStack, Pieces
 from avatar.diffusion.rollout import rollout
 from avatar.diffusion.schedule import Schedule
 from avatar.errors import BadInput
@@ -52,26 +52,18 @@ def test_every_velocity_and_all_latents(stream):
 
 def test_a_short_prompt_is_the_same_mathematics(stream, monkeypatch):
     """Attended to as a weighted sum of outputs, its padding as one token that counts for all."""
-    num_own = len(stream.conditions.text)
-    assert num_own < stream.config.text_len
-    monkeypatch.setattr(ModelConfig, "short_text_tokens", num_own + 1)
+    num_tokens = len(stream.conditions.text)
+    assert num_tokens < stream.config.text_len
+    monkeypatch.setattr(ModelConfig, "short_text_tokens", num_tokens + 1)
     denoiser = stream.denoiser()
     stream.run(denoiser)
     assert all(isinstance(cache.text, ShortText) for cache in denoiser.stack.caches.values())
     assert relative_error(velocities(denoiser, stream), stream.tensors["velocities"]) < 1e-5
-    monkeypatch.setattr(ModelConfig, "short_text_tokens", num_own)
+    monkeypatch.setattr(ModelConfig, "short_text_tokens", num_tokens)
     denoiser = stream.denoiser()
     stream.run(denoiser)
     assert not any(isinstance(cache.text, ShortText) for cache in denoiser.stack.caches.values())
     assert relative_error(velocities(denoiser, stream), stream.tensors["velocities"]) < 1e-5
-
-
-@pytest.mark.parametrize("num_own", [0, 1, 5])
-def test_the_tokens_of_a_prompt_are_told_from_its_padding(num_own):
-    text = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
-    text[num_own:] = text[-1].clone()
-    text[: num_own // 2] = text[-1]  # nothing keeps a token from looking like padding
-    assert num_own_tokens(text) == num_own
 
 
 @pytest.mark.parametrize("change", ["distances", "rings", "pose", "audio", "anchor"])
@@ -146,8 +138,8 @@ def vars_of(stack: LayerStack) -> dict[str, object]:
 class KeepsEverything(LayerStack):
     """The slow twin: all frames ever made, in order; attends to the last window_frames of them."""
 
-    def begin(self, text: Tensor) -> None:
-        super().begin(text)
+    def begin(self, text: Tensor, num_tokens: int) -> None:
+        super().begin(text, num_tokens)
         self.kept: dict[tuple[int, int], list[KeysValues]] = {}
 
     def _window(self, cache: LayerCache, ring: Ring, own: KeysValues, item: Item) -> KeysValues:
@@ -278,9 +270,9 @@ class Stages:
     def __init__(self, denoiser: LocalDenoiser, cuts: list[range]) -> None:
         self.stages = [LayerStack(**vars_of(denoiser.stack) | {"layers": cut}) for cut in cuts]
 
-    def begin(self, text: Tensor) -> None:
+    def begin(self, text: Tensor, num_tokens: int) -> None:
         for stage in self.stages:
-            stage.begin(text)
+            stage.begin(text, num_tokens)
 
     def release(self, anchor: int) -> None:
         for stage in self.stages:
@@ -352,9 +344,9 @@ def test_a_layout_may_split_the_heads():
 class Recorder(LayerStack):
     """Keeps what every self-attention gave."""
 
-    def begin(self, text: Tensor) -> None:
+    def begin(self, text: Tensor, num_tokens: int) -> None:
         self.results: list[Tensor] = []
-        super().begin(text)
+        super().begin(text, num_tokens)
 
     def gather(self, attended: Tensor) -> Tensor:
         self.results.append(attended)
