@@ -23,6 +23,7 @@ from avatar.diffusion.rollout import rollout
 from avatar.diffusion.schedule import Schedule
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, MOTION_LATENT_FRAMES, Geometry, Size
 from avatar.models.audio_encoder import NUM_HIDDEN_STATES
+from avatar.models.compiling import compiled
 from avatar.models.config import ModelConfig
 from avatar.models.quantize import (
     Float8Linear,
@@ -135,7 +136,7 @@ def linear_speed(
     x = torch.randn(num_tokens, in_features, device=device, dtype=torch.bfloat16)
     values, scale = quantise_rows(x)
     exact = (values.double() * scale) @ (quantised.weight.double() * quantised.scale[:, None]).T
-    compiled = torch.compile(quantised, fullgraph=True, dynamic=False)
+    fast = compiled(quantised)
     figures: dict[str, Any] = {
         "tokens": num_tokens,
         "in": in_features,
@@ -143,7 +144,7 @@ def linear_speed(
         "product": product_on(device),
         "product_error": errors([quantised(x)], [exact + linear.bias])["first"],
         "bf16_ms": milliseconds(linear, x),
-        "fp8_ms": milliseconds(compiled, x),
+        "fp8_ms": milliseconds(fast, x),
     }
     if figures["product"] == "scaled":
         figures["fp8_product_ms"] = milliseconds(lambda x: quantised.multiply(values, scale), x)

@@ -118,6 +118,8 @@ def _figures_of_ranks(args: argparse.Namespace, preset: Preset, inventory: Inven
         sizes = ModelSizes.published(config)
         _require_all_but_room(preset, inventory)
     Layout.of(preset).for_model(config)
+    if args.random_weights:
+        preset = preset.with_settings(text_encoder="cpu")  # there is none
     planned = plan(preset, inventory, speech_s=args.blocks * BLOCK_FRAMES / FPS, sizes=sizes)
     if not planned.fits:
         raise DoesNotFit(planned.shortfall, "Take fewer layers, or more memory.")

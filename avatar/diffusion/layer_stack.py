@@ -24,6 +24,7 @@ from avatar.models.attention import (
     join_parts,
 )
 from avatar.models.audio_encoder import AudioTokens, Injection, InjectionContext
+from avatar.models.compiling import compiled
 from avatar.models.kv_cache import (
     KeysValues,
     LayerCache,
@@ -84,12 +85,7 @@ class Pieces:
         dynamo_config.accumulated_recompile_limit = max(
             dynamo_config.accumulated_recompile_limit, MAX_SHAPES * len(fields(cls))
         )
-        return cls(
-            **{
-                name: torch.compile(f, fullgraph=True, dynamic=False, **options)
-                for name, f in vars(cls()).items()
-            }
-        )
+        return cls(**{name: compiled(f, **options) for name, f in vars(cls()).items()})
 
 
 EAGER = Pieces()

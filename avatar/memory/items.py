@@ -36,7 +36,7 @@ SPEECH_WORKSPACE_BYTES_PER_S = 3 * 3200 * 512 * 4  # the first convolution's out
 
 CUDA_CONTEXT_BYTES = 80 * GIB // 100  # with the kernels that are loaded: 0.75 to 0.87; other cards take less
 LIBRARY_WORKSPACE_BYTES = GIB // 16  # cuBLAS
-COMMUNICATION_BYTES = GIB  # NCCL's buffers, where there are several GPUs
+COMMUNICATION_BYTES = 90 * GIB // 100  # NCCL's buffers: 0.9 to 1.1 between two H200s
 # What the allocator cannot use of what it holds: 0.7 GiB of 9, 1.0 of 20, 1.1 of 39, 1.2 of 68.
 MARGIN_BYTES = 3 * GIB // 4
 MARGIN_SHARE = 0.006  # of all else
@@ -87,7 +87,7 @@ class Share:
     layers: those it works on; none for a GPU that only decodes. num_steps: denoising steps whose rings it
     keeps. heads: its part of the attention's heads. weights: its part of its layers' weights, of which
     gathered_layers are whole at a time. num_anchors: versions of the condition that it keeps. has_sides: VAE
-    and speech encoder are here. is_alone: no other GPU takes part.
+    and speech encoder are here. communicates: tokens go from GPU to GPU.
     """
 
     layers: range
@@ -97,7 +97,7 @@ class Share:
     gathered_layers: int = 0
     num_anchors: int = 1
     has_sides: bool = True
-    is_alone: bool = True
+    communicates: bool = False
 
 
 def gpu_items(run: Run, share: Share, placement: Placement) -> tuple[Item, ...]:
@@ -109,10 +109,11 @@ def gpu_items(run: Run, share: Share, placement: Placement) -> tuple[Item, ...]:
         Item("cuda_context", CUDA_CONTEXT_BYTES),
         Item("library_workspace", LIBRARY_WORKSPACE_BYTES),
     ]
-    if not share.is_alone:
+    if share.communicates:
         items.append(Item("communication", COMMUNICATION_BYTES))
     fullest = max(sum(item.num_bytes for item in items if stage in item.stages) for stage in ALWAYS)
-    return (*items, Item("margin", MARGIN_BYTES + round(MARGIN_SHARE * fullest)))
+    decoding = MARGIN_BYTES if share.has_sides else 0
+    return (*items, Item("margin", decoding + round(MARGIN_SHARE * fullest)))
 
 
 def host_items(run: Run, shares: list[Share], placement: Placement) -> tuple[Item, ...]:
@@ -155,8 +156,9 @@ def _transformer(run: Run, share: Share, placement: Placement) -> list[Item]:
     here = sum((layers[index] for index in share.layers if index not in away), Weights())
     items = [
         Item("transformer_weights", round(here.num_bytes(dtype) * share.weights), loaded),
-        Item("embeddings", run.sizes.others.num_bytes(dtype), loaded),
     ]
+    if share.layers.start == 0:
+        items.append(Item("embeddings", run.sizes.others.num_bytes(dtype), loaded))
     if share.gathered_layers:
         largest = max(layers[index].num_bytes(dtype) for index in share.layers)
         items.append(Item("gathered_layers", share.gathered_layers * largest, loaded))

@@ -21,12 +21,13 @@ def shares_of(preset: Preset, model: ModelConfig) -> list[Share]:
 def _share(layout: Layout, rank: int) -> Share:
     role, sharded = layout.role_of(rank), layout.kind == "fsdp"
     if role is None:
-        return Share(range(0), 0, is_alone=False)
-    share = Share(role.layers, len(role.steps), has_sides=rank == 0, is_alone=layout.world_size == 1)
+        return Share(range(0), 0)
+    share = Share(role.layers, len(role.steps), has_sides=rank == 0)
     return replace(
         share,
         heads=len(role.heads) / layout.config.num_heads,
         weights=1 / layout.group_size if sharded else 1.0,
         gathered_layers=GATHERED_LAYERS if sharded else 0,
+        communicates=layout.group_size > 1 or (layout.kind == "layers" and layout.num_stages > 1),
         num_anchors=2 if layout.kind in ("layers", "timesteps") else 1,
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._dynamo import config as dynamo_config
 
 from avatar.errors import WeightsMissing
+from avatar.models.compiling import compiled
 from avatar.models.tensor_files import (
     WRONG_CHECKPOINT,
     Shapes,
@@ -70,7 +71,7 @@ class VideoVAE:
     def compiled_decoder(self) -> Callable[[Tensor, Pasts], tuple[Tensor, Pasts]]:
         """The same as one graph for each shape of latents; kept, so that the next video builds none."""
         dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, MAX_SHAPES)
-        return torch.compile(self.decoder, fullgraph=True, dynamic=False)
+        return compiled(self.decoder)
 
     def denormalise(self, latents: Tensor) -> Tensor:
         """Normalised latents as the decoder reads them, on its device and in its dtype."""

@@ -109,7 +109,7 @@ def test_the_first_stages_of_four_are_a_pipeline_of_two():
     """What benchmarks/README.md takes two cards for."""
     preset = load_preset("4x80gb-realtime")
     four = Layout.of(preset)
-    two = Layout.of(preset.with_settings(num_gpus_dit=2)).for_model(first_layers(ModelConfig(), 18))
+    two = Layout.of(preset.with_settings(num_gpus_dit=2)).for_model(first_layers(ModelConfig(), 17))
     assert [two.role_of(rank) for rank in two.workers] == [four.role_of(rank) for rank in (0, 1)]
     assert two.lag_of(3, 4) == four.lag_of(3, 4)  # as many blocks under way
     middle = Layout.of(load_preset("4x4090-low-vram")).role_of(2)

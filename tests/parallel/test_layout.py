@@ -63,7 +63,8 @@ def test_stages_share_all_layers_evenly_by_cost(stages, decodes_apart):
     loads = [sum(costs[index] for index in part) for part in layers]
     if not decodes_apart:
         loads[0] += DECODE_LAYERS / 4
-    assert max(loads) < sum(loads) / stages + max(costs)
+    least = costs[0] + (0 if decodes_apart else DECODE_LAYERS / 4)  # a stage has a layer at least
+    assert max(loads) < max(sum(loads) / stages + max(costs), least + max(costs))
 
 
 def test_layers_that_inject_audio_cost_a_little_more():

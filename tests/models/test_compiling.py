@@ -1,0 +1,57 @@
+"""Compiled functions and threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+
+from avatar.models import compiling
+from avatar.models.compiling import compiled
+
+
+def test_it_is_the_function_with_torchs_options(monkeypatch):
+    given = {}
+    monkeypatch.setattr(torch, "compile", lambda f, **options: given.update(options) or f)
+    assert compiled(lambda a, b: a - b, backend="eager")(3, b=1) == 2
+    assert given == {"fullgraph": True, "dynamic": False, "backend": "eager"}
+
+
+def test_one_thread_at_a_time_in_any_of_them(monkeypatch):
+    """While one traces, a call of another thread would be refused."""
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def traced() -> None:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.01)
+        with lock:
+            inside -= 1
+
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)
+    functions = [compiled(traced) for _ in range(3)]
+    threads = [threading.Thread(target=lambda f=f: [f() for _ in range(5)]) for f in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+
+
+def test_an_error_leaves_the_turn_to_others(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)
+
+    def broken() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        compiled(broken)()
+    thread = threading.Thread(target=lambda: compiling._turn.acquire(timeout=5) and compiling._turn.release())
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert compiled(lambda: 1)() == 1
