@@ -1,0 +1,41 @@
+"""The engine's own roles with everything compiled, as on a GPU, on ranks that are CPUs."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from avatar.diffusion import source
+from avatar.diffusion.decode import StreamingDecoder
+from avatar.diffusion.layer_stack import Pieces
+from avatar.models import vae
+from avatar.models.compiling import compiled
+from avatar.parallel import roles
+from avatar.parallel.seat import Seat
+from avatar.preset import Preset
+
+BACKEND = "aot_eager"  # traces like the real one, and needs no C++ compiler
+
+
+def compile_all() -> None:
+    torch.set_num_threads(1)
+    roles.pieces_for = source.pieces_for = lambda device: Pieces.compiled(backend=BACKEND)
+    vae.compiled = partial(compiled, backend=BACKEND)
+    source.StreamingDecoder = Compiled
+
+
+class Compiled(StreamingDecoder):
+    def __init__(self, model: vae.VideoVAE, compile: bool = False) -> None:
+        super().__init__(model, compile=True)
+
+
+def lead(preset: Preset, weights: Path | None, seat: Seat) -> source.DiffusionSource:
+    compile_all()
+    return roles.lead(preset, weights, seat)
+
+
+def assist(preset: Preset, weights: Path | None, seat: Seat) -> None:
+    compile_all()
+    roles.assist(preset, weights, seat)
