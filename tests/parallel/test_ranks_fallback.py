@@ -126,9 +126,10 @@ CASES = {  # the layout, the preset, and who is full at what, how often called, 
     "layers and a decode rank": (
         {"layout": "layers", "num_gpus_dit": 2, "decode_gpu": True},
         SHORTER,
-        [(0, "decode", 3), (2, "layer", item(2) + 3 * 2 * 2)],  # so many in the rest of the run before
+        [(0, "decode", 3)],
     ),
     "timesteps": ({"layout": "timesteps", "num_gpus_dit": 2}, SHORTER, [(1, "rings", 1)]),
+    "layers": ({"layout": "layers", "num_gpus_dit": 2}, SHORTER, [(1, "layer", item(2))]),
     "ulysses": ({"layout": "ulysses", "num_gpus_dit": 2}, SMALLER, [(0, "exchange", 2 * item(3, 1) + 2 * 6)]),
     "fsdp": ({"layout": "fsdp", "num_gpus_dit": 2}, SHORTER, [(1, "fetch", 2 * item(3) + 3 * 6)]),
 }
