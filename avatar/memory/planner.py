@@ -54,7 +54,7 @@ def plan(
     if preset.engine == "preview":
         return Plan(preset.name, preset.engine, (), _host(inventory, _preview_items(preset)))
     if preset.requires.weights == "tiny":
-        items = (Item("runtime", TORCH_RUNTIME_BYTES), Item("self_test_model", TINY_BYTES))
+        items = (Item("runtime", TORCH_RUNTIME_BYTES), Item("toy_model", TINY_BYTES))
         return Plan(preset.name, preset.engine, (), _host(inventory, items))
     run = Run(preset, sizes or ModelSizes.of(inventory.checkpoint), largest_geometry(preset), speech_s)
     shares = shares_of(preset, run.sizes.config)

@@ -5,7 +5,6 @@ All of it is kept per layer, so that a pipeline stage or an offloader can own so
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -107,13 +106,6 @@ def ring_layout(
     kept = [((*tokens, head_dim), dtype)] * 2
     scales = [((*tokens, 1), torch.float32)] * 2
     return kept + scales if dtype == FLOAT8 else kept
-
-
-def ring_bytes(geometry: Geometry, num_heads: int, head_dim: int, dtype: torch.dtype) -> int:
-    """What one ring, of one layer at one step, takes."""
-    return sum(
-        math.prod(shape) * t.itemsize for shape, t in ring_layout(geometry, num_heads, head_dim, dtype)
-    )
 
 
 def quantise_tokens(own: KeysValues) -> tuple[Tensor, Tensor, Tensor, Tensor]:

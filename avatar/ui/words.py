@@ -279,7 +279,7 @@ ITEMS: dict[str, str] = {
     "margin": "余量",
     "runtime": "运行环境",
     "loading": "加载",
-    "self_test_model": "自检模型",
+    "toy_model": "自检模型",
     "preview_models": "预览模型",
     "frames": "帧",
 }

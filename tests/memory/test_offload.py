@@ -17,7 +17,7 @@ from avatar.diffusion.rollout import rollout
 from avatar.memory.offload import Conveyor, HostLayers, LayerSlot, RingMemory
 from avatar.memory.pinned import ALIGN_BYTES, Layout, host_buffer, pinned_bytes
 from avatar.memory.placement import spread
-from avatar.models.kv_cache import ring_bytes
+from avatar.models.kv_cache import Ring
 from avatar.models.quantize import FLOAT8, Quantiser
 from avatar.models.transformer import StreamingTransformer
 from tests.diffusion.streams import NAMES, Stream
@@ -154,7 +154,8 @@ def test_what_crosses_the_bus():
     ahead = sum(layers.buffers[index].nbytes for index in (0, 1))  # brought and never used
     assert layers.traffic.to_device_bytes == passes * layers.host_bytes + ahead
     assert layers.traffic.to_host_bytes == 0
-    ring = ring_bytes(stream.geometry, config.num_heads, config.head_dim, FLOAT8)
+    held = Ring.allocate(stream.geometry, config.num_heads, config.head_dim, FLOAT8, "meta")
+    ring = sum(tensor.nbytes for tensor in held.tensors)
     rings = denoiser.stack.host_rings
     frame, past = ring // stream.geometry.past_frames, stream.geometry.past_frames
     assert rings.traffic.to_host_bytes == num_blocks * steps * config.num_layers * 3 * frame
