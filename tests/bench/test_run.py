@@ -18,7 +18,7 @@ from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, Geometry
 from avatar.memory import inventory
 from avatar.memory.placement import Placement
 from avatar.models import tiny
-from avatar.models.kv_cache import ring_bytes
+from avatar.models.kv_cache import Ring
 from avatar.models.quantize import FLOAT8
 from avatar.preset import load_preset
 
@@ -70,7 +70,8 @@ def test_what_waits_on_the_host_is_told():
     assert told["step_ms"] > 0
     assert 0 < len(told["step_ms_all"]) <= 10 - 4
     config, geometry = tiny.CONFIG, Geometry(64, 64, preset.generation.infer_frames // 4)
-    ring = ring_bytes(geometry, config.num_heads, config.head_dim, FLOAT8)
+    held = Ring.allocate(geometry, config.num_heads, config.head_dim, FLOAT8, "meta")
+    ring = sum(tensor.nbytes for tensor in held.tensors)
     own = BLOCK_LATENT_FRAMES * ring // geometry.past_frames
     assert told["bus"]["to_host_bytes_per_frame"] == min(own, ring) * steps * config.num_layers / BLOCK_FRAMES
     weights = parts.host_layers.host_bytes  # come once for a block: as many blocks are under way as steps

@@ -20,9 +20,9 @@ from avatar.memory.placement import ALL_ON_GPU, Placement
 from avatar.memory.plan import ALWAYS, DevicePlan, Item, Plan, Stage
 from avatar.memory.planner import USED_SHARE, largest_geometry, placements, plan
 from avatar.memory.shares import shares_of
-from avatar.models import kv_cache
 from avatar.models.checkpoint import open_checkpoint
 from avatar.models.config import ModelConfig
+from avatar.models.kv_cache import Ring
 from avatar.models.quantize import FLOAT8, is_quantised
 from avatar.models.transformer import StreamingTransformer
 from avatar.models.weights import open_transformer
@@ -117,8 +117,8 @@ def test_a_rings_bytes_are_those_that_it_takes(dtype, torch_dtype):
     preset = FULL.with_settings(ring_dtype=dtype)
     geometry = largest_geometry(preset)
     config = ModelConfig()
-    taken = kv_cache.ring_bytes(geometry, config.num_heads, config.head_dim, torch_dtype)
-    assert Run(preset, MODEL, geometry).ring_bytes == taken
+    ring = Ring.allocate(geometry, config.num_heads, config.head_dim, torch_dtype, "meta")
+    assert Run(preset, MODEL, geometry).ring_bytes == sum(tensor.nbytes for tensor in ring.tensors)
 
 
 @pytest.mark.parametrize(
