@@ -119,9 +119,10 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
 
 
 def few_keys_weights(q: Tensor, k: Tensor, counts: Tensor) -> Tensor:
-    """The same for more keys, head after head, in the same way for all queries.
+    """How much of each of some dozens of keys every query takes, each key counting as often as it is told.
 
-    q: N h d; k: M h d; counts: M float32, added to the scores. Returns N h·M in q's dtype.
+    q: N h d; k: M h d; counts: M float32, logarithms, minus infinity for a key that is not there. Returns
+    N h·M in q's dtype, a head's weights side by side; over a head's keys they sum to 1.
     """
     queries, keys = q.transpose(0, 1), k.permute(1, 2, 0)
     if q.is_cuda and q.dtype in HALF_DTYPES:

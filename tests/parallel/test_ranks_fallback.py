@@ -122,34 +122,33 @@ def item(layers: int, steps: int = 2) -> int:
     return (LATE * steps + steps - 1) * layers + 1
 
 
-CASES = {  # the layout, the preset, and who is full at what, how often called, run after run
+CASES = {  # the layout, the preset, and who is full at what, how often called
     "layers and a decode rank": (
         {"layout": "layers", "num_gpus_dit": 2, "decode_gpu": True},
         SHORTER,
-        [(0, "decode", 3)],
+        (0, "decode", 3),
     ),
-    "timesteps": ({"layout": "timesteps", "num_gpus_dit": 2}, SHORTER, [(1, "rings", 1)]),
-    "layers": ({"layout": "layers", "num_gpus_dit": 2}, SHORTER, [(1, "layer", item(2))]),
-    "ulysses": ({"layout": "ulysses", "num_gpus_dit": 2}, SMALLER, [(0, "exchange", 2 * item(3, 1) + 2 * 6)]),
-    "fsdp": ({"layout": "fsdp", "num_gpus_dit": 2}, SHORTER, [(1, "fetch", 2 * item(3) + 3 * 6)]),
+    "timesteps": ({"layout": "timesteps", "num_gpus_dit": 2}, SHORTER, (1, "rings", 1)),
+    "layers": ({"layout": "layers", "num_gpus_dit": 2}, SHORTER, (1, "layer", item(2))),
+    "ulysses": ({"layout": "ulysses", "num_gpus_dit": 2}, SMALLER, (0, "exchange", 2 * item(3, 1) + 2 * 6)),
+    "fsdp": ({"layout": "fsdp", "num_gpus_dit": 2}, SHORTER, (1, "fetch", 2 * item(3) + 3 * 6)),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_full_rank_ends_the_group_and_a_fresh_one_goes_on(name, ask, full, tiny_checkpoint):
-    settings, preset, faults = CASES[name]
+    settings, preset, (rank, what, call) = CASES[name]
     alone = DiffusionSource(preset, tiny_checkpoint)
     request = ask(preset.with_settings(**settings))
     with ranks(request.preset, tiny_checkpoint) as source:
-        for rank, what, call in faults:
-            full(rank, what, call)
-            frames, (notice,), (shown,) = ran(source, request)
-            assert (notice.code, notice.rung) == ("rung_oom", preset.fallback.order[0])
-            assert notice.values["device"] == f"CPU (rank {rank})"
-            assert notice.values["block"] == -(-shown // 12)
-            assert shown < NUM_FRAMES
-            assert what == "rings" or shown
-            assert_close(frames, in_two(alone, replace(request, preset=preset), shown))
+        full(rank, what, call)
+        frames, (notice,), (shown,) = ran(source, request)
+        assert (notice.code, notice.rung) == ("rung_oom", preset.fallback.order[0])
+        assert notice.values["device"] == f"CPU (rank {rank})"
+        assert notice.values["block"] == -(-shown // 12)
+        assert shown < NUM_FRAMES
+        assert what == "rings" or shown
+        assert_close(frames, in_two(alone, replace(request, preset=preset), shown))
         frames, notices, _ = ran(source, request)
         assert notices == []
         assert_close(frames, ran(alone, replace(request, preset=preset))[0])
