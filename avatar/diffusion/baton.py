@@ -5,6 +5,7 @@ From part to part of a long video by way of a file, and within a run from one ru
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,14 +32,14 @@ from avatar.request import Request
 class Baton:
     """Taken from the stretch before, if there is one, and carried through this one.
 
-    frames: the last 73 of the video so far, uint8 (73, H, W, 3), in the stream's size; before the first there
-    is the portrait. anchor: 16 1 h w float32, the first latent frame that was generated, None before.
-    picture: the frame that was shown first, uint8 (H, W, 3), None before. goes_on: there is a stretch before.
-    first_block: of the whole speech's; num_blocks from it on. next_frame: of the speech, the next to be
-    shown; frames_left: to be made of this part.
+    recent: the last 73 frames of the video so far, uint8 (H, W, 3) each, in the stream's size; before the
+    first there is the portrait. anchor: 16 1 h w float32, the first latent frame that was generated, None
+    before. picture: the frame that was shown first, uint8 (H, W, 3), None before. goes_on: there is a stretch
+    before. first_block: of the whole speech's; num_blocks from it on. next_frame: of the speech, the next to
+    be shown; frames_left: to be made of this part.
     """
 
-    frames: np.ndarray
+    recent: deque[np.ndarray]
     anchor: Tensor | None
     picture: np.ndarray | None
     goes_on: bool
@@ -51,13 +52,13 @@ class Baton:
     def take(cls, request: Request, size: Size) -> Baton:
         """Raises: BadInput when the file that the part before left cannot be used."""
         part, first, wanted = request.part, request.first_frame, request.num_frames
-        standing = np.broadcast_to(still(request.portrait, size), (MOTION_FRAMES, size.height, size.width, 3))
+        recent = deque([still(request.portrait, size)] * MOTION_FRAMES, MOTION_FRAMES)
         if part is None or part.carry is None:
-            return cls(standing, None, None, False, _block(first), num_blocks(wanted), first, wanted)
+            return cls(recent, None, None, False, _block(first), num_blocks(wanted), first, wanted)
         carry = Carry.read(part.carry, size)
-        frames = np.concatenate([standing, carry.frames])[-MOTION_FRAMES:]
+        recent.extend(carry.frames)
         anchor, count = torch.from_numpy(carry.anchor), -(-wanted // BLOCK_FRAMES)
-        return cls(frames, anchor, carry.picture, True, _block(first), count, first, wanted)
+        return cls(recent, anchor, carry.picture, True, _block(first), count, first, wanted)
 
     @property
     def next_block(self) -> int:
@@ -77,7 +78,7 @@ class Baton:
         """The conditions with the motion of the stretch before, at the model's size."""
         if not self.goes_on:
             return conditions
-        return replace(conditions, motion=vae.encode(_video(resized(self.frames, size)))[0])
+        return replace(conditions, motion=vae.encode(_video(resized(np.stack(self.recent), size)))[0])
 
     def anchor_for(self, size: Size, vae: VideoVAE) -> Tensor | None:
         """The anchor at the model's size; where that has changed, the first picture, encoded anew."""
@@ -99,7 +100,7 @@ class Baton:
             self.picture = frames[0].copy()
         self.next_frame += len(frames)
         self.frames_left -= len(frames)
-        self.frames = np.concatenate([self.frames, frames])[-MOTION_FRAMES:]
+        self.recent.extend(frames)
         return frames
 
     def leave(self, request: Request) -> None:
@@ -107,7 +108,7 @@ class Baton:
         path = request.part.leave if request.part else None
         if path is None or self.anchor is None or self.picture is None:
             return
-        Carry(self.frames, self.anchor.numpy(), self.picture).write(path)
+        Carry(np.stack(self.recent), self.anchor.numpy(), self.picture).write(path)
 
 
 def _block(frame: int) -> int:
