@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -14,7 +15,10 @@ from typing import Any
 from avatar.errors import AvatarError
 from avatar.request import Request
 
+log = logging.getLogger(__name__)
+
 HEARTBEAT_S = 1.0
+MAX_UNSENT = 4  # messages that wait to be sent; frames are large
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,10 @@ def leave() -> None:
 
 
 class Service:
-    """What comes over the link, for the thread that works; any thread may send."""
+    """What comes over the link, for the thread that works; any thread may send.
+
+    Another thread packs and sends, so that who works goes on: a GPU would wait for it.
+    """
 
     def __init__(
         self,
@@ -62,24 +69,25 @@ class Service:
         on_other: called with every message but Run and Cancel.
         """
         self._link, self._on_hangup, self._on_other = link, on_hangup, on_other
-        self._sending = threading.Lock()
+        self._unsent: queue.Queue[Any] = queue.Queue(MAX_UNSENT)
         self._asked: queue.Queue[Run | Ask | None] = queue.Queue()
         self._cancelled: dict[int, threading.Event] = {}
         self._ending = threading.Lock()
         self.gone = False
 
     def start(self, heartbeat: Callable[[], Any]) -> None:
-        """Listen, and send a heartbeat every second, each in a thread of its own."""
+        """Listen, send, and have a heartbeat sent every second, each in a thread of its own."""
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
+        threading.Thread(target=self._deliver, name="deliver", daemon=True).start()
         threading.Thread(target=self._beat, args=(heartbeat,), name="heartbeat", daemon=True).start()
 
     def send(self, message: Any) -> None:
-        """To the other side, if it is still there."""
-        try:
-            with self._sending:
-                self._link.send(message)
-        except OSError:
-            self._hang_up()
+        """To the other side, if it is still there, after all that was sent before; it must not change."""
+        self._unsent.put(message)
+
+    def settle(self) -> None:
+        """Wait until everything has been sent."""
+        self._unsent.join()
 
     def asked(self) -> Iterator[Run | Ask]:
         """All that is asked for, in turn; ends when the other side is gone."""
@@ -105,6 +113,19 @@ class Service:
                 self._take(self._link.recv())
         except (EOFError, OSError):
             self._hang_up()
+
+    def _deliver(self) -> None:
+        while True:
+            message = self._unsent.get()
+            try:
+                if not self.gone:
+                    self._link.send(message)
+            except OSError:
+                self._hang_up()
+            except BaseException:
+                log.exception("a message cannot be packed")
+                os._exit(1)  # whoever waits for it sees this process end
+            self._unsent.task_done()
 
     def _take(self, message: Any) -> None:
         if isinstance(message, Run):

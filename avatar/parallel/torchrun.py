@@ -97,7 +97,7 @@ def serve(preset: Preset, weights: Path | None, roles: str, address: Address, ke
         work(start, reporter, partial(_seat, start, place, store), iter(()))
     else:
         desk = Desk(preset, address, key)
-        reporter = Reporter(0, desk.send)
+        reporter = Reporter(0, desk.send, desk.settle)
         desk.open(reporter)
         threading.Thread(
             target=_relay, args=(reports, place.world_size, desk.send), name="relay", daemon=True
@@ -158,6 +158,12 @@ class Desk:
         service = self._now
         if service is not None:
             service.send(message)
+
+    def settle(self) -> None:
+        """Wait until they have been sent all."""
+        service = self._now
+        if service is not None:
+            service.settle()
 
     def services(self) -> Iterator[Service]:
         """Everybody who is let in, one after another."""

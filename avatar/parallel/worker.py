@@ -38,10 +38,15 @@ _PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 class Reporter:
-    """A rank's own words to whoever watches: heartbeats, and its failure."""
+    """A rank's own words to whoever watches: heartbeats, and its failure.
 
-    def __init__(self, rank: int, send: Callable[[Any], None]) -> None:
-        self.rank, self.send = rank, send
+    send: need not wait; settle: waits until all has been sent.
+    """
+
+    def __init__(
+        self, rank: int, send: Callable[[Any], None], settle: Callable[[], None] = lambda: None
+    ) -> None:
+        self.rank, self.send, self._settle = rank, send, settle
         self.seat: Seat | None = None
 
     def pulse(self) -> Pulse:
@@ -68,6 +73,7 @@ class Reporter:
         log.error("rank %d failed", self.rank, exc_info=None if foreseen else error)
         try:
             self.send(Failed(self.rank, told, foreseen))
+            self._settle()
         finally:
             logging.shutdown()
             os._exit(1)  # no destructor of CUDA or NCCL may wait for the other ranks
@@ -163,7 +169,7 @@ def serve(link: Connection) -> None:
     logging.getLogger().setLevel(start.log_level)
     meetings: queue.SimpleQueue[Meeting] = queue.SimpleQueue()
     service = Service(link, on_other=meetings.put)
-    reporter = Reporter(start.rank, service.send)
+    reporter = Reporter(start.rank, service.send, service.settle)
     service.start(reporter.pulse)
     work(start, reporter, partial(seat_here, start, service, meetings), [service])
 
