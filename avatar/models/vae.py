@@ -22,7 +22,8 @@ from avatar.models.tensor_files import (
     read_pth,
     require_match,
 )
-from avatar.models.vae_stream import CausalDecoder, Pasts
+from avatar.models.vae_causal import Pasts
+from avatar.models.vae_stream import CausalDecoder
 
 MAX_SHAPES = 128  # picture sizes of which a graph is kept; at PyTorch's default of 8 the next is an error
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
