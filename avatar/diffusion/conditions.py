@@ -112,7 +112,7 @@ def encode_portrait(vae: VideoVAE, image: Tensor) -> Tensor:
 
     The encoder sees no future, so the second latent frame is that of five frames alike: the reference.
     """
-    return vae.encode(image[None, :, None].expand(-1, -1, MOTION_FRAMES, -1, -1))[0]
+    return vae.encode_still(image[None, :, None], MOTION_FRAMES)[0]
 
 
 class PortraitEncoder:

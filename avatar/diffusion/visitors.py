@@ -36,3 +36,8 @@ class VisitingVAE(VideoVAE):
         """See VideoVAE.encode."""
         with self.host.on_device():
             return super().encode(video)
+
+    def encode_still(self, picture: Tensor, num_frames: int) -> Tensor:
+        """See VideoVAE.encode_still."""
+        with self.host.on_device():
+            return super().encode_still(picture, num_frames)

@@ -22,7 +22,9 @@ from avatar.models.tensor_files import (
     read_pth,
     require_match,
 )
-from avatar.models.vae_stream import CausalDecoder, Pasts
+from avatar.models.vae_causal import Pasts
+from avatar.models.vae_still import StillEncoder
+from avatar.models.vae_stream import CausalDecoder
 
 MAX_SHAPES = 128  # picture sizes of which a graph is kept; at PyTorch's default of 8 the next is an error
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
@@ -59,13 +61,23 @@ class VideoVAE:
     def encode(self, video: Tensor) -> Tensor:
         """The mean latents of a video, normalised, float32. video: B 3 T H W in -1..1, T = 1 + 4n."""
         posterior = self.model.encode(video.to(self.device, self.dtype)).latent_dist
-        return (posterior.mode().float() - self.mean) / self.std
+        return self._normalise(posterior.mode())
+
+    @torch.no_grad()
+    def encode_still(self, picture: Tensor, num_frames: int) -> Tensor:
+        """The same of a video that is one picture, B 3 1 H W in -1..1, for num_frames = 1 + 4n frames."""
+        moments = self.still_encoder(picture.to(self.device, self.dtype), num_frames)
+        return self._normalise(moments.chunk(2, dim=1)[0])  # the mean; the variance is the other half
+
+    @cached_property
+    def still_encoder(self) -> StillEncoder:
+        """The encoder of pictures that stand still."""
+        return StillEncoder(self.model, self._layout)
 
     @cached_property
     def decoder(self) -> CausalDecoder:
         """The decoder with its causal past made explicit."""
-        on_cuda = self.device.type == "cuda"
-        return CausalDecoder(self.model, torch.channels_last_3d if on_cuda else torch.contiguous_format)
+        return CausalDecoder(self.model, self._layout)
 
     @cached_property
     def compiled_decoder(self) -> Callable[[Tensor, Pasts], tuple[Tensor, Pasts]]:
@@ -77,6 +89,13 @@ class VideoVAE:
         """Normalised latents as the decoder reads them, on its device and in its dtype."""
         latents = latents.to(self.device, torch.float32)
         return (latents * self.std + self.mean).to(self.dtype)
+
+    def _normalise(self, mean: Tensor) -> Tensor:
+        return (mean.float() - self.mean) / self.std
+
+    @property
+    def _layout(self) -> torch.memory_format:
+        return torch.channels_last_3d if self.device.type == "cuda" else torch.contiguous_format
 
 
 def lay_out_channels_last(model: torch.nn.Module) -> None:

@@ -7,27 +7,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from torch import Tensor, nn
+from torch import Tensor
 
-TIME_REACH = 2  # frames of the past that a convolution of three frames reads
-
-Pasts = list[Tensor]  # one tensor B C 2 H W for each causal convolution, in the order in which they run
+from avatar.models.vae_causal import CausalLayers, Pasts
 
 
-class CausalDecoder(nn.Module):
+class CausalDecoder(CausalLayers):
     """diffusers' Wan decoder with its state made explicit, so that one compiled graph serves every block.
 
-    diffusers keeps the past inside the model and walks frame by frame; passing several latent frames at once
-    gives the same numbers, and zeros for a missing past are the causal padding itself.
+    diffusers walks frame by frame; passing several latent frames at once gives the same numbers.
     """
 
     def __init__(
         self, model: AutoencoderKLWan, layout: torch.memory_format = torch.contiguous_format
     ) -> None:
-        super().__init__()
+        super().__init__(layout)
         self.post_quant_conv = model.post_quant_conv
         self.decoder = model.decoder
-        self.layout = layout
 
     def start(self, latents: Tensor) -> tuple[Tensor, Pasts]:
         """Decode the very first latent frame, B 16 1 h w, into one video frame: nothing precedes it."""
@@ -35,7 +31,7 @@ class CausalDecoder(nn.Module):
 
     def forward(self, latents: Tensor, pasts: Pasts) -> tuple[Tensor, Pasts]:
         """Decode the next latent frames, B 16 t h w, into B 3 4t H W, about -1..1, and the new pasts."""
-        return self._run(latents, pasts)
+        return self._run(latents, list(pasts))
 
     def _run(self, latents: Tensor, pasts: Pasts | None) -> tuple[Tensor, Pasts]:
         decoder: Any = self.decoder
@@ -55,37 +51,18 @@ class CausalDecoder(nn.Module):
         x = decoder.nonlinearity(decoder.norm_out(x))
         return self._causal(decoder.conv_out, x, pasts, fresh), fresh
 
-    def _causal(self, conv: nn.Conv3d, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
-        """A convolution over its past and x; appends the past of the next call."""
-        x = torch.cat([self._past(x, pasts, fresh), x], dim=2)
-        fresh.append(x[:, :, -TIME_REACH:].clone(memory_format=self.layout))
-        _, height, width = conv.kernel_size
-        return F.conv3d(x, conv.weight, conv.bias, padding=(0, height // 2, width // 2))
-
-    def _past(self, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
-        if pasts is not None:
-            return pasts[len(fresh)]
-        batch, channels, _, height, width = x.shape
-        return x.new_zeros(batch, channels, TIME_REACH, height, width).contiguous(memory_format=self.layout)
-
-    def _residual(self, block: Any, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
-        skip = block.conv_shortcut(x)
-        x = self._causal(block.conv1, block.nonlinearity(block.norm1(x)), pasts, fresh)
-        x = self._causal(block.conv2, block.nonlinearity(block.norm2(x)), pasts, fresh)
-        return x + skip
-
     def _upsample(self, layer: Any, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
         """Twice the height and width, and after the first latent frame twice the frames (upsample3d)."""
         if layer.mode == "upsample3d":
             if pasts is None:  # the first latent frame stays one video frame and leaves no past here
-                fresh.append(self._past(x, None, fresh))
+                fresh.append(self._past(layer.time_conv, x, None))
             else:
                 x = _interleave(self._causal(layer.time_conv, x, pasts, fresh))
-        batch, _, frames, height, width = x.shape
-        x = x.permute(0, 2, 1, 3, 4).reshape(batch * frames, -1, height, width)
-        x = layer.resample[1](F.interpolate(x, scale_factor=2.0, mode="nearest-exact"))
-        x = x.reshape(batch, frames, -1, 2 * height, 2 * width).permute(0, 2, 1, 3, 4)
-        return x.contiguous(memory_format=self.layout)
+
+        def twice(pictures: Tensor) -> Tensor:
+            return layer.resample[1](F.interpolate(pictures, scale_factor=2.0, mode="nearest-exact"))
+
+        return self._frame_by_frame(twice, x)
 
 
 def _interleave(x: Tensor) -> Tensor:

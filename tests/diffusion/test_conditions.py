@@ -20,7 +20,7 @@ from avatar.diffusion.conditions import (
     prepare_portrait,
 )
 from avatar.errors import BadInput
-from avatar.geometry import MOTION_LATENT_FRAMES, SPEECH_HZ, Size
+from avatar.geometry import MOTION_FRAMES, MOTION_LATENT_FRAMES, SPEECH_HZ, Size
 from avatar.models.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.models.speech_encoder import SpeechEncoder, SpeechFeatures
 from avatar.models.text_encoder import PromptTokenizer, TextEncoder
@@ -70,6 +70,8 @@ def test_the_reference_is_the_second_latent_of_the_motion() -> None:
     assert motion.shape == (16, MOTION_LATENT_FRAMES, 4, 6)
     expected = golden["image_latent_5frames"][0, :, 1:]
     assert (motion[:, REFERENCE] - expected).norm() / expected.norm() < 1e-5
+    standing = vae.encode(golden["image"].expand(-1, -1, MOTION_FRAMES, -1, -1))[0]
+    assert (motion - standing).norm() / standing.norm() < 1e-5
 
 
 def test_conditions_are_those_of_the_side_models(
@@ -101,9 +103,9 @@ def test_a_prompt_or_portrait_seen_before_is_not_encoded_again(
     encoder: ConditionEncoder, portrait: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encodings = []
-    load, encode = TextEncoder.load, VideoVAE.encode
+    load, encode = TextEncoder.load, VideoVAE.encode_still
     monkeypatch.setattr(TextEncoder, "load", lambda *args: encodings.append("text") or load(*args))
-    monkeypatch.setattr(VideoVAE, "encode", lambda *args: encodings.append("portrait") or encode(*args))
+    monkeypatch.setattr(VideoVAE, "encode_still", lambda *args: encodings.append("portrait") or encode(*args))
     first = encoder.encode(portrait, "one", SIZE, [track()])
     assert torch.equal(encoder.encode(portrait, " one ", SIZE, [track()]).motion, first.motion)
     assert encodings == ["text", "portrait"]

@@ -228,8 +228,14 @@ def resized_run(tmp_path_factory, tiny_checkpoint):
 
     def watched(*given):
         parts = made(*given)
-        encode = parts.vae.encode
+        encode, encode_still = parts.vae.encode, parts.vae.encode_still
+
+        def still(picture, num_frames):
+            encoded.append(picture.expand(-1, -1, num_frames, -1, -1))
+            return encode_still(picture, num_frames)
+
         parts.vae.encode = lambda video: encoded.append(video) or encode(video)
+        parts.vae.encode_still = still
         return parts
 
     engine = DiffusionSource(LARGE, tiny_checkpoint, make_parts=watched)

@@ -1,0 +1,56 @@
+"""What the video VAE's encoder and decoder share: causal convolutions, their past handed in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Pasts = list[Tensor]  # one tensor B C p H W for each causal convolution, in the order in which they run
+
+
+class CausalLayers(nn.Module):
+    """diffusers' layers with their state made explicit; diffusers keeps the past inside the model.
+
+    Each convolution takes its past from the front of pasts, which frees it if nobody else holds it, and
+    appends the next call's to the fresh ones. Zeros for missing pasts, None, are the causal padding itself.
+    """
+
+    def __init__(self, layout: torch.memory_format = torch.contiguous_format) -> None:
+        super().__init__()
+        self.layout = layout
+
+    def _causal(self, conv: nn.Conv3d, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
+        """A convolution over its past and x; appends the past of the next call."""
+        x = torch.cat([self._past(conv, x, pasts), x], dim=2)
+        fresh.append(x[:, :, -_reach(conv) :].clone(memory_format=self.layout))
+        _, height, width = conv.kernel_size
+        return F.conv3d(x, conv.weight, conv.bias, conv.stride, padding=(0, height // 2, width // 2))
+
+    def _past(self, conv: nn.Conv3d, x: Tensor, pasts: Pasts | None) -> Tensor:
+        if pasts is not None:
+            return pasts.pop(0)
+        batch, channels, _, height, width = x.shape
+        zeros = x.new_zeros(batch, channels, _reach(conv), height, width)
+        return zeros.contiguous(memory_format=self.layout)
+
+    def _residual(self, block: Any, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
+        skip = block.conv_shortcut(x)
+        x = self._causal(block.conv1, block.nonlinearity(block.norm1(x)), pasts, fresh)
+        x = self._causal(block.conv2, block.nonlinearity(block.norm2(x)), pasts, fresh)
+        return x + skip
+
+    def _frame_by_frame(self, layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """A layer of single pictures, N C H W, over every frame of x, B C T H W."""
+        batch, _, frames, height, width = x.shape
+        x = layer(x.permute(0, 2, 1, 3, 4).reshape(batch * frames, -1, height, width))
+        x = x.reshape(batch, frames, *x.shape[1:]).permute(0, 2, 1, 3, 4)
+        return x.contiguous(memory_format=self.layout)
+
+
+def _reach(conv: nn.Conv3d) -> int:
+    """How many frames of the past the next call reads."""
+    return conv.kernel_size[0] - conv.stride[0]
