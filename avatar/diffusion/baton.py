@@ -86,8 +86,8 @@ class Baton:
         if self.anchor is None or self.anchor.shape[2:] == latent:
             return self.anchor
         assert self.picture is not None  # it was shown before any other size was taken
-        standing = np.broadcast_to(self.picture, (1 + VAE_TIME_STRIDE, *self.picture.shape))
-        return vae.encode(_video(resized(standing, size)))[0][:, REFERENCE]
+        standing = _video(resized(self.picture[None], size))
+        return vae.encode_still(standing, 1 + VAE_TIME_STRIDE)[0][:, REFERENCE]
 
     def pass_latents(self, block: Tensor) -> None:
         """A block has been generated."""
