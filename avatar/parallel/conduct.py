@@ -1,7 +1,8 @@
 """Rank 0's side: hands out the items (block, step) and puts the blocks together; a Denoiser to the rollout.
 
-It works in a thread of its own, so that frames are decoded meanwhile. Latents pass through here on the CPU
-between two stages' steps; only the tokens inside a step go from stage to stage directly.
+It works in a thread of its own, so that frames are decoded meanwhile; the same one from run to run, since
+cuDNN's plans of attention, some 80 ms for each shape, are kept by thread. Latents pass through here on the
+CPU between two stages' steps; only the tokens inside a step go from stage to stage directly.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import replace
 
 import torch
@@ -24,7 +25,7 @@ from avatar.models.transformer import StreamingTransformer
 from avatar.parallel.group import Group
 from avatar.parallel.messages import Done, End, Message
 from avatar.parallel.stages import Stage
-from avatar.parallel.wavefront import Run
+from avatar.parallel.wavefront import Order, Run
 
 POLL_S = 0.02  # between two looks whether a run was cancelled
 BLOCKS_AHEAD = 2  # submitted beyond those at work, so that none is missed while frames are decoded
@@ -57,6 +58,20 @@ class Conductor:
         if transformer is not None:
             self.stage = Stage(group, transformer, dtype, pieces, self.answers.put)
         self._stream: torch.cuda.Stream | None = None
+        self._runs: queue.SimpleQueue[tuple[Context, Run]] = queue.SimpleQueue()
+        threading.Thread(target=self._conduct, name="conductor", daemon=True).start()
+
+    def conduct(self, run: Run) -> None:
+        """Have the conducting thread follow a run's orders, once those before it are over."""
+        # in a copy of this thread's context: it has the compiler's limits, which are each thread's own
+        self._runs.put((copy_context(), run))
+
+    def _conduct(self) -> None:
+        while True:
+            context, run = self._runs.get()
+            context.run(run.conduct)
+            run.over.set()
+            del context, run  # it may be long until the next
 
     def denoiser(
         self, geometry: Geometry, schedule: Schedule, ring_dtype: torch.dtype | None = None
@@ -111,37 +126,32 @@ class ParallelDenoiser:
         self.num_in_flight = (
             1 + self._layout.lag_of(schedule.num_steps - 1, schedule.num_steps) + BLOCKS_AHEAD
         )
-        self._thread: threading.Thread | None = None
+        self._run: Run | None = None
 
     def begin(self, conditions: Conditions) -> None:
         """See Denoiser. Ends the generation before, if it was not ended."""
         self.close()
-        run = Run(self._conductor, self.schedule, self.geometry, self._ring_dtype)
-        self._orders, self._finished = run.orders, run.finished
-        self._orders.put(on_cpu(conditions))
-        self._quit = run.quit
-        # in a copy of this thread's context: it has the compiler's limits, which are each thread's own
-        self._thread = threading.Thread(
-            target=copy_context().run, args=(run.conduct,), name="conductor", daemon=True
-        )
-        self._thread.start()
+        self._run = Run(self._conductor, self.schedule, self.geometry, self._ring_dtype)
+        self._run.orders.put(on_cpu(conditions))
+        self._conductor.conduct(self._run)
 
     def refresh(self, reference: Tensor) -> None:
         """See Denoiser."""
-        self._orders.put(reference.cpu())
+        self._order(reference.cpu())
 
     def submit(self, block: Block) -> None:
         """See Denoiser."""
         pose = None if block.pose is None else block.pose.cpu()
-        self._orders.put(replace(block, audio=block.audio.cpu(), pose=pose))
+        self._order(replace(block, audio=block.audio.cpu(), pose=pose))
 
     def collect(self, check: Callable[[], None] = lambda: None) -> Tensor:
         """See Denoiser; check is called often. On the CPU. Raises: what any part of the group raised."""
+        assert self._run is not None
         try:
             while True:
                 check()
                 try:
-                    finished = self._finished.get(timeout=POLL_S)
+                    finished = self._run.finished.get(timeout=POLL_S)
                 except queue.Empty:
                     continue
                 if isinstance(finished, BaseException):
@@ -153,11 +163,15 @@ class ParallelDenoiser:
 
     def close(self) -> None:
         """Hand out no more, wait for what is under way, free the caches of every rank."""
-        if self._thread is not None:
-            self._quit.set()
-            self._orders.put(None)
-            self._thread.join()
-            self._thread = None
+        if self._run is not None:
+            self._run.quit.set()
+            self._run.orders.put(None)
+            self._run.over.wait()
+            self._run = None
+
+    def _order(self, order: Order) -> None:
+        assert self._run is not None
+        self._run.orders.put(order)
 
 
 def on_cpu(conditions: Conditions) -> Conditions:

@@ -70,6 +70,7 @@ class Run:
 
     An item (b, s) needs (b, s - 1) for its input and (b - 1, s) for its rings. Items are handed out diagonal
     by diagonal, b + lag(s) being the same on each, and on a diagonal the newest block's first.
+    over: set by the thread when it is done with this.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Run:
     ) -> None:
         self.orders: queue.Queue[Order] = queue.Queue()
         self.finished: queue.Queue[Tensor | BaseException] = queue.Queue()
-        self.quit = threading.Event()
+        self.quit, self.over = threading.Event(), threading.Event()
         self._conductor, self._layout = conductor, conductor.layout
         self._schedule, self._geometry, self._ring_dtype = schedule, geometry, ring_dtype
         self._blocks: dict[int, UnderWay] = {}
