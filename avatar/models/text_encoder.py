@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,13 +95,13 @@ class TextEncoder:
         return self.model(input_ids=ids).last_hidden_state[0]
 
 
-Settle = Callable[[nn.Module], object]
+Spread = Callable[[nn.Module], object]
 """Called with each block once its tensors are there, and at last with the stack of them all."""
 
 
 @dataclass(frozen=True)
 class TextWeights:
-    """A checkpoint's encoder before it is loaded: checked, its model on the meta device, its tensors mapped."""
+    """An encoder that is checked, and holds no memory: its model on the meta device, its tensors mapped."""
 
     model: UMT5EncoderModel
     tensors: dict[str, Tensor]
@@ -117,17 +118,18 @@ class TextWeights:
         return cls(model.eval().requires_grad_(False), tensors)
 
     def load(
-        self, device: torch.device | str, dtype: torch.dtype, settle: Settle = lambda module: None
+        self, device: torch.device | str, dtype: torch.dtype, spread: Spread = lambda module: None
     ) -> TextEncoder:
-        """The encoder on a device, block by block. settle: may spread a block, so that none stays whole."""
-        stack = self.model.encoder
-        self.model.set_input_embeddings(Words(self.tensors[SHARED[0]], device, dtype))
+        """The encoder on a device, loaded block by block. spread: may shard each: then none stays whole."""
+        model = deepcopy(self.model)
+        model.set_input_embeddings(Words(self.tensors[SHARED[0]], device, dtype))
+        stack = model.encoder
         for index, block in enumerate(stack.block):
             self._place(f"{BLOCK}{index}.", block, device, dtype)
-            settle(block)
+            spread(block)
         self._place("encoder.final_layer_norm.", stack.final_layer_norm, device, dtype)
-        settle(stack)
-        return TextEncoder(self.model)
+        spread(stack)
+        return TextEncoder(model)
 
     def _place(self, prefix: str, module: nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
         placed = {name: self.tensors[prefix + name].to(device, dtype) for name in module.state_dict()}
