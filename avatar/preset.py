@@ -19,6 +19,7 @@ Engine = Literal["diffusion", "preview", "auto"]
 Rung = Literal["online_decode", "infer_frames", "size", "sample_steps", "offload"]
 WeightDtype = Literal["bf16", "fp8", "fp32"]
 RingDtype = Literal["bf16", "fp8", "fp32"]
+TextPlace = Literal["gpu", "cpu", "sharded"]
 Layout = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
 
 
@@ -50,13 +51,13 @@ class Generation:
 
 @dataclass(frozen=True)
 class Memory:
-    """Where things live and in which form."""
+    """Where things live and in which form. text_encoder: "sharded" is over all GPUs of several."""
 
     enable_online_decode: bool = True
     offload_model: bool = False
     weight_dtype: WeightDtype = "bf16"
     ring_dtype: RingDtype = "bf16"
-    text_encoder: Literal["gpu", "cpu"] = "gpu"
+    text_encoder: TextPlace = "gpu"
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def _replaced(key: str, value: str) -> str:
         ("[generation]\nfps = 30", ["fps", "25"]),
         ("[memory]\nenable_online_decode = 1", ["enable_online_decode", "true or false"]),
         ('[memory]\nweight_dtype = "fp9"', ["weight_dtype", "'fp8'", "bf16"]),
-        ('[memory]\ntext_encoder = "gpus"', ["text_encoder", "'gpu'"]),
+        ('[memory]\ntext_encoder = "gpus"', ["text_encoder", "'gpu'", "sharded"]),
         ('[parallel]\nlayout = "layer"', ["layout", "'layers'"]),
         ("[parallel]\nnum_gpus_dit = 0", ["num_gpus_dit"]),
         ("[parallel]\nulysses_size = 0", ["ulysses_size"]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,12 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--weight_dtype", metavar="TYPE", help="bf16, fp8 or fp32")
     group.add_argument("--ring_dtype", metavar="TYPE", help="bf16, fp8 or fp32")
-    group.add_argument("--text_encoder", metavar="PLACE", help="gpu or cpu")
+    places = group.add_mutually_exclusive_group()
+    where = "where the prompt is encoded: gpu, cpu, or sharded over all GPUs"
+    places.add_argument("--text_encoder", metavar="PLACE", help=where)
+    for flag, place in (("--t5_cpu", "cpu"), ("--t5_fsdp", "sharded")):
+        same = f"the same as --text_encoder {place}"
+        places.add_argument(flag, dest="text_encoder", action="store_const", const=place, help=same)
     add_layout(parser)
     add_reference(parser)
 
@@ -81,12 +85,6 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
     kinds.add_argument(
         "--dit_fsdp", dest="layout", action="store_const", const="fsdp", help="the same as --parallel fsdp"
     )
-    group.add_argument(
-        "--t5_fsdp",
-        action=Refused,
-        reason="the prompt's encoder is used once a video, on one GPU or, with --text_encoder cpu, on none",
-        help=argparse.SUPPRESS,
-    )
 
 
 def add_reference(parser: argparse.ArgumentParser) -> None:
@@ -95,24 +93,10 @@ def add_reference(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fp8", dest="weight_dtype", action="store_const", const="fp8", help="--weight_dtype fp8"
     )
-    group.add_argument(
-        "--t5_cpu", dest="text_encoder", action="store_const", const="cpu", help="--text_encoder cpu"
-    )
     for flag, value in ONLY.items():
         group.add_argument(flag, choices=(value,), metavar=value, help="and nothing else")
     for flag in ALWAYS:
         group.add_argument(flag, action="store_true", help="always done")
-
-
-class Refused(argparse.Action):
-    """A flag of the public code that cannot be honoured."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, reason: str, **options: Any) -> None:
-        super().__init__(option_strings, dest, nargs="?", **options)
-        self.reason = reason
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
-        parser.error(f"{self.option_strings[0]} cannot be honoured: {self.reason}")
 
 
 ONLY = {

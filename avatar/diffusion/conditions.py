@@ -23,6 +23,9 @@ from avatar.models.vae import VideoVAE
 
 logger = logging.getLogger(__name__)
 
+EncodeText = Callable[[Tensor], Tensor]
+"""A prompt's token ids, 1 N, to its hidden states, N D; nothing of the encoder stays in memory."""
+
 REFERENCE = slice(1, 2)  # of the motion latents: the second latent frame of the portrait repeated
 NUM_REMEMBERED = 8  # prompts, and portraits
 
@@ -52,7 +55,7 @@ class AudioFeatures:
 class ConditionEncoder:
     """Encodes requests; remembers the last prompts and portraits, which people use again.
 
-    The prompt encoder, by far the largest side model, is loaded for a new prompt and released at once.
+    encode_text is asked for a new prompt alone: the prompt encoder is by far the largest side model.
     """
 
     def __init__(
@@ -60,13 +63,11 @@ class ConditionEncoder:
         files: CheckpointFiles,
         vae: VideoVAE,
         speech: SpeechEncoder,
-        *,
-        text_device: torch.device | str,
-        text_dtype: torch.dtype,
+        encode_text: EncodeText,
     ) -> None:
         self._files = files
         self._speech = speech
-        self._text_place = (text_device, text_dtype)
+        self._encode_text = encode_text
         self._texts: _Memory = _Memory()
         self._portraits = PortraitEncoder(vae)
 
@@ -84,12 +85,21 @@ class ConditionEncoder:
             text=text, reference=motion[:, REFERENCE], motion=motion, audio=AudioFeatures(speakers)
         )
 
-    def _encode_text(self, ids: Tensor) -> Tensor:
-        encoder = TextEncoder.load(self._files.text_encoder, *self._text_place)
+
+@dataclass(frozen=True)
+class LoneTextEncoder:
+    """The prompt encoder on one device: see EncodeText. Loaded for each call; raises WeightsMissing."""
+
+    path: Path
+    device: torch.device
+    dtype: torch.dtype
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        encoder = TextEncoder.load(self.path, self.device, self.dtype)
         text = encoder.encode(ids).clone()
         del encoder
         if text.is_cuda:
-            torch.cuda.empty_cache()  # 11 GB go back to the driver before the transformer's rings are made
+            torch.cuda.empty_cache()  # 9 GB go back to the driver before the transformer's rings are made
         return text
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from avatar.diffusion.conditions import ConditionEncoder, SpeechTrack
+from avatar.diffusion.conditions import ConditionEncoder, EncodeText, LoneTextEncoder, SpeechTrack
 from avatar.diffusion.denoise import Conditions
 from avatar.diffusion.visitors import VisitingSpeechEncoder, VisitingVAE
 from avatar.geometry import Size
@@ -89,8 +89,11 @@ class Parts:
         files: CheckpointFiles,
         check: Check = go_on,
         placement: Placement = ALL_ON_GPU,
+        encode_text: EncodeText | None = None,
     ) -> Parts:
         """Load the side models; the transformer comes with load_transformer.
+
+        encode_text: how ranks encode a prompt together; None: on one device, the one that memory names.
 
         Raises: WeightsMissing, DoesNotFit for a host that cannot lock the memory, what check raises.
         """
@@ -102,8 +105,10 @@ class Parts:
         speech = SpeechEncoder.load(files.speech_encoder, "cpu" if away else device, torch.float32)
         if away:
             vae, speech = VisitingVAE(vae), VisitingSpeechEncoder(speech, device)
-        text_device = device if memory.text_encoder == "gpu" else torch.device("cpu")
-        conditions = ConditionEncoder(files, vae, speech, text_device=text_device, text_dtype=dtype)
+        if encode_text is None:
+            places = {"gpu": device, "cpu": torch.device("cpu")}
+            encode_text = LoneTextEncoder(files.text_encoder, places[memory.text_encoder], dtype)
+        conditions = ConditionEncoder(files, vae, speech, encode_text)
 
         def make(check: Check) -> StreamingTransformer:
             settle = settle_on_host(ModelConfig.load(files.config), placement)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from avatar.diffusion.baton import Baton
-from avatar.diffusion.conditions import SpeechTrack
+from avatar.diffusion.conditions import EncodeText, SpeechTrack
 from avatar.diffusion.decode import StreamingDecoder
 from avatar.diffusion.denoise import Conditions, Denoiser, LocalDenoiser
 from avatar.diffusion.fallback import Descent, is_out_of_memory
@@ -66,6 +66,7 @@ class DiffusionSource:
         self._weights = weights
         self._keeps = not is_tiny or weights is not None  # else its files go with each run's folder
         self._make_parts = make_parts or self._from_checkpoint
+        self._encode_text: EncodeText | None = None  # how several ranks do it together
         self._parts: Parts | None = None
         self._held: tuple[str, str] | None = None  # the settings that the parts were loaded with
         self._share = 1.0  # of the device's room that a plan may count on
@@ -260,7 +261,7 @@ class DiffusionSource:
         """The models of the checkpoint; the prompt is measured first."""
         files = self.files(request)
         PromptTokenizer(files.tokenizer)(request.prompt)
-        return Parts.load(request.preset.memory, files, check, placement)
+        return Parts.load(request.preset.memory, files, check, placement, self._encode_text)
 
     def _use(self, parts: Parts, memory: Memory) -> None:
         self._parts, self._held = parts, held_as(memory)

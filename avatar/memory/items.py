@@ -11,6 +11,7 @@ from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
 from avatar.memory.model_sizes import (
     DTYPE_BYTES,
     SPEECH_ENCODER_VALUES,
+    TEXT_BLOCK_VALUES,
     TEXT_ENCODER_VALUES,
     VAE_DECODER_VALUES,
     VAE_ENCODER_VALUES,
@@ -37,6 +38,8 @@ SPEECH_WORKSPACE_BYTES_PER_S = 3 * 3200 * 512 * 4  # the first convolution's out
 CUDA_CONTEXT_BYTES = 80 * GIB // 100  # with the kernels that are loaded: 0.75 to 0.87; other cards take less
 LIBRARY_WORKSPACE_BYTES = GIB // 16  # cuBLAS
 COMMUNICATION_BYTES = 90 * GIB // 100  # NCCL's buffers: 0.9 to 1.1 between two H200s
+# FSDP2 has a block of a sharded prompt encoder at work, and two in buffers that they are gathered in.
+GATHERED_TEXT_BLOCKS = 3
 # What the allocator cannot use of what it holds: 0.7 GiB of 9, 1.0 of 20, 1.1 of 39, 1.2 of 68.
 MARGIN_BYTES = 3 * GIB // 4
 MARGIN_SHARE = 0.006  # of all else
@@ -87,7 +90,8 @@ class Share:
     layers: those it works on; none for a GPU that only decodes. num_steps: denoising steps whose rings it
     keeps. heads: its part of the attention's heads. weights: its part of its layers' weights, of which
     gathered_layers are whole at a time. num_anchors: versions of the condition that it keeps. has_sides: VAE
-    and speech encoder are here. communicates: tokens go from GPU to GPU.
+    and speech encoder are here. text: its part of the prompt encoder, while a prompt is encoded.
+    communicates: tokens go from GPU to GPU.
     """
 
     layers: range
@@ -97,6 +101,7 @@ class Share:
     gathered_layers: int = 0
     num_anchors: int = 1
     has_sides: bool = True
+    text: float = 0.0
     communicates: bool = False
 
 
@@ -106,6 +111,7 @@ def gpu_items(run: Run, share: Share, placement: Placement) -> tuple[Item, ...]:
         *(_transformer(run, share, placement) if share.layers else ()),
         *(_caches(run, share, placement) if share.layers else ()),
         *(_side_models(run, placement) if share.has_sides else ()),
+        *(_prompt_encoder(run, share) if share.text else ()),
         Item("cuda_context", CUDA_CONTEXT_BYTES),
         Item("library_workspace", LIBRARY_WORKSPACE_BYTES),
     ]
@@ -201,12 +207,12 @@ def _caches(run: Run, share: Share, placement: Placement) -> list[Item]:
 
 
 def _side_models(run: Run, placement: Placement) -> list[Item]:
-    """VAE, speech and text encoder, with their workspaces."""
+    """VAE and speech encoder, with their workspaces."""
     pixels = run.geometry.width * run.geometry.height
     online, wait = run.memory.enable_online_decode, placement.side_models_on_host
     decoding = (LISTEN, DENOISE, DECODE) if online else (DECODE,)
     running = (LISTEN, DENOISE, DECODE)
-    items = [
+    return [
         Item("vae_decoder", _values(VAE_DECODER_VALUES, run.dtype)),
         Item("vae_encoder", _values(VAE_ENCODER_VALUES, run.dtype), (ENCODE,) if wait else ALWAYS),
         Item("encode_workspace", ENCODE_WORKSPACE_BYTES_PER_PX * pixels, (ENCODE,)),
@@ -216,8 +222,15 @@ def _side_models(run: Run, placement: Placement) -> list[Item]:
         Item("speech_states", run.speech_states_bytes, (LISTEN,) if wait else running),
         Item("speech_workspace", run.speech_workspace_bytes, (LISTEN,)),
     ]
-    if run.memory.text_encoder == "gpu":
-        items.append(Item("text_encoder", _values(TEXT_ENCODER_VALUES, run.dtype), (ENCODE,)))
+
+
+def _prompt_encoder(run: Run, share: Share) -> list[Item]:
+    """Loaded for a prompt; where it is sharded, with what is gathered of it and a communicator of its own."""
+    items = [Item("text_encoder", _values(TEXT_ENCODER_VALUES * share.text, run.dtype), (ENCODE,))]
+    if share.text < 1:
+        gathered = _values(GATHERED_TEXT_BLOCKS * TEXT_BLOCK_VALUES, run.dtype)
+        items.append(Item("gathered_text_blocks", gathered, (ENCODE,)))
+        items.append(Item("text_communication", COMMUNICATION_BYTES, (ENCODE,)))
     return items
 
 

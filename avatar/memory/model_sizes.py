@@ -20,7 +20,8 @@ DTYPE_BYTES = {"bf16": 2, "fp8": 1, "fp32": 4}
 SCALE_BYTES = 4  # of each output channel of a matrix in fp8
 LAYER, INJECTION = "blocks", "audio_injector"
 
-TEXT_ENCODER_VALUES = 5.68e9  # UMT5-XXL's encoder
+TEXT_BLOCK_VALUES = 192_948_224  # of UMT5-XXL's encoder
+TEXT_ENCODER_VALUES = 24 * TEXT_BLOCK_VALUES + 4096  # and the last norm; the table of words stays in its file
 SPEECH_ENCODER_VALUES = 315_438_720  # wav2vec2-large
 VAE_ENCODER_VALUES, VAE_DECODER_VALUES = 53_596_928, 73_295_603  # Wan 2.1's
 OTHER_VALUES = 352_055_129  # embeddings, head, frame packer and audio encoder of the published transformer

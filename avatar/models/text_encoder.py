@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 
 import ftfy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from avatar.errors import BadInput, WeightsMissing
@@ -26,6 +29,7 @@ from avatar.models.tensor_files import (
 MAX_TOKENS = 512  # what the transformer was trained to read, the end mark included
 
 SHARED = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under two names
+BLOCK = "encoder.block."
 # Published name and transformers' name, N being the layer.
 NAMES = (
     ("token_embedding.weight", "shared.weight"),
@@ -78,17 +82,71 @@ class TextEncoder:
     """Token ids to the hidden states that the transformer's text MLP reads."""
 
     def __init__(self, model: UMT5EncoderModel) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
         """Read the published .pth file, or a transformers folder. Raises: WeightsMissing."""
-        return cls(_from_folder(path, device, dtype) if path.is_dir() else _from_pth(path, device, dtype))
+        return TextWeights.open(path).load(device, dtype)
 
     @torch.no_grad()
     def encode(self, ids: Tensor) -> Tensor:
         """Hidden states N D of one prompt's ids, 1 N; the transformer pads them with rows of zeros."""
-        return self.model(input_ids=ids.to(self.model.device)).last_hidden_state[0]
+        return self.model(input_ids=ids).last_hidden_state[0]
+
+
+Spread = Callable[[nn.Module], object]
+"""Called with each block once its tensors are there, and at last with the stack of them all."""
+
+
+@dataclass(frozen=True)
+class TextWeights:
+    """An encoder that is checked, and holds no memory: its model on the meta device, its tensors mapped."""
+
+    model: UMT5EncoderModel
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def open(cls, path: Path) -> TextWeights:
+        """The published .pth file, or a transformers folder. Raises: WeightsMissing."""
+        model, tensors = _from_folder(path) if path.is_dir() else _from_pth(path)
+        tensors.pop(SHARED[1], None)
+        expected: Shapes = {
+            name: tuple(value.shape) for name, value in model.state_dict().items() if name != SHARED[1]
+        }
+        require_match(path.name, expected, {name: tuple(value.shape) for name, value in tensors.items()})
+        return cls(model.eval().requires_grad_(False), tensors)
+
+    def load(
+        self, device: torch.device | str, dtype: torch.dtype, spread: Spread = lambda module: None
+    ) -> TextEncoder:
+        """The encoder on a device, loaded block by block. spread: may shard each: then none stays whole."""
+        model = deepcopy(self.model)
+        model.set_input_embeddings(Words(self.tensors[SHARED[0]], device, dtype))
+        stack = model.encoder
+        for index, block in enumerate(stack.block):
+            self._place(f"{BLOCK}{index}.", block, device, dtype)
+            spread(block)
+        self._place("encoder.final_layer_norm.", stack.final_layer_norm, device, dtype)
+        spread(stack)
+        return TextEncoder(model)
+
+    def _place(self, prefix: str, module: nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
+        placed = {name: self.tensors[prefix + name].to(device, dtype) for name in module.state_dict()}
+        module.load_state_dict(placed, assign=True)
+
+
+class Words(nn.Module):
+    """The table of all words' vectors, left in its file: a prompt takes 512 of its 256,384 rows at most."""
+
+    def __init__(self, table: Tensor, device: torch.device | str, dtype: torch.dtype) -> None:
+        """table: V D on the CPU. device, dtype: of the rows that are looked up."""
+        super().__init__()
+        self._table, self._place = table, (device, dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids 1 N to vectors 1 N D."""
+        return self._table[ids.cpu()].to(*self._place)
 
 
 def clean_prompt(prompt: str) -> str:
@@ -110,7 +168,7 @@ def transformers_name(published: str) -> str:
     return published
 
 
-def _from_pth(path: Path, device: torch.device | str, dtype: torch.dtype) -> UMT5EncoderModel:
+def _from_pth(path: Path) -> tuple[UMT5EncoderModel, dict[str, Tensor]]:
     published = read_pth(path)
     try:
         config = _config_of(published)
@@ -118,10 +176,9 @@ def _from_pth(path: Path, device: torch.device | str, dtype: torch.dtype) -> UMT
         raise WeightsMissing(
             f"{path.name} is not a UMT5 encoder: it lacks {error.args[0]}.", WRONG_CHECKPOINT
         ) from error
-    tensors = {transformers_name(name): tensor for name, tensor in published.items()}
     with torch.device("meta"):
         model = UMT5EncoderModel(config)
-    return _fill(model, tensors, path.name, device, dtype)
+    return model, {transformers_name(name): tensor for name, tensor in published.items()}
 
 
 def _config_of(published: dict[str, Tensor]) -> UMT5Config:
@@ -141,7 +198,7 @@ def _config_of(published: dict[str, Tensor]) -> UMT5Config:
     )
 
 
-def _from_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) -> UMT5EncoderModel:
+def _from_folder(folder: Path) -> tuple[UMT5EncoderModel, dict[str, Tensor]]:
     model = build_on_meta(folder, lambda config: UMT5EncoderModel(UMT5Config.from_dict(config)))
     tensors = {}
     for file in shard_files(folder, "model"):
@@ -149,23 +206,4 @@ def _from_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) -
             tensors.update({name: shard.get_tensor(name) for name in shard.keys()})  # noqa: SIM118
     if SHARED[0] not in tensors and SHARED[1] in tensors:
         tensors[SHARED[0]] = tensors.pop(SHARED[1])
-    return _fill(model, tensors, folder.name, device, dtype)
-
-
-def _fill(
-    model: UMT5EncoderModel,
-    tensors: dict[str, Tensor],
-    what: str,
-    device: torch.device | str,
-    dtype: torch.dtype,
-) -> UMT5EncoderModel:
-    tensors.pop(SHARED[1], None)
-    expected: Shapes = {
-        name: tuple(value.shape) for name, value in model.state_dict().items() if name != SHARED[1]
-    }
-    require_match(what, expected, {name: tuple(value.shape) for name, value in tensors.items()})
-    placed = {name: tensors.pop(name).to(device, dtype) for name in list(tensors)}
-    placed[SHARED[1]] = placed[SHARED[0]]
-    model.load_state_dict(placed, assign=True)
-    model.encoder.embed_tokens = model.shared
-    return model
+    return model, tensors

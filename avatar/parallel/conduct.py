@@ -23,7 +23,7 @@ from avatar.diffusion.schedule import Schedule
 from avatar.geometry import Geometry
 from avatar.models.transformer import StreamingTransformer
 from avatar.parallel.group import Group
-from avatar.parallel.messages import Done, End, Message
+from avatar.parallel.messages import Done, Encode, End, Message
 from avatar.parallel.stages import Stage
 from avatar.parallel.wavefront import Order, Run
 
@@ -31,11 +31,24 @@ POLL_S = 0.02  # between two looks whether a run was cancelled
 BLOCKS_AHEAD = 2  # submitted beyond those at work, so that none is missed while frames are decoded
 
 
-def assist(group: Group, transformer: StreamingTransformer, dtype: torch.dtype, pieces: Pieces) -> None:
-    """What every rank but 0 does: its share of each item, as long as it lives."""
+def assist(
+    group: Group,
+    transformer: StreamingTransformer,
+    dtype: torch.dtype,
+    pieces: Pieces,
+    encode: Callable[[Tensor], object] | None = None,
+) -> None:
+    """What every rank but 0 does: its share of each item, as long as it lives.
+
+    encode: its share of a prompt's encoding; None where rank 0 asks for none.
+    """
     stage = Stage(group, transformer, dtype, pieces, lambda done: group.post.send(done, 0))
     while True:
         message = group.post.receive(0)
+        if isinstance(message, Encode):
+            assert encode is not None
+            encode(message.ids)
+            continue
         stage.handle(message)
         if isinstance(message, End):
             group.post.settle()

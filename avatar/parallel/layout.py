@@ -71,6 +71,11 @@ class Layout:
             group = gpus
         layout = cls(kind, gpus // group, group, p.decode_gpu, num_steps)
         layout.require_steps(num_steps)
+        if preset.memory.text_encoder == "sharded" and layout.world_size == 1:
+            raise BadInput(
+                "text_encoder sharded (--t5_fsdp) spreads the prompt encoder over several GPUs; here is one.",
+                "Take num_gpus_dit 2 or more, or enable_vae_parallel; or text_encoder gpu or cpu.",
+            )
         return layout.for_model(layout.config)
 
     def for_model(self, config: ModelConfig) -> Layout:

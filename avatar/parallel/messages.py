@@ -85,6 +85,13 @@ class End:
     """The generation is over: its caches may go."""
 
 
+@dataclass(frozen=True)
+class Encode:
+    """Between two generations: encode a prompt together with all ranks. ids: 1 N."""
+
+    ids: Tensor
+
+
 Message = Begin | Prefill | Release | Open | Work | Done | End
 
 

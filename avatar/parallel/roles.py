@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from avatar.diffusion.denoise import Denoiser
 from avatar.diffusion.fallback import Descent
@@ -27,14 +28,16 @@ from avatar.memory.plan import Plan
 from avatar.memory.planner import plan
 from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.config import ModelConfig
+from avatar.models.text_encoder import TextWeights
 from avatar.models.transformer import StreamingTransformer
 from avatar.parallel import conduct
 from avatar.parallel.conduct import Conductor, ParallelDenoiser
 from avatar.parallel.group import Group
 from avatar.parallel.layout import Layout
 from avatar.parallel.loading import load_share
-from avatar.parallel.messages import Post
+from avatar.parallel.messages import Encode, Post
 from avatar.parallel.seat import Seat
+from avatar.parallel.text import encode_together
 from avatar.preset import Preset
 from avatar.request import Request
 
@@ -59,17 +62,34 @@ def lead(preset: Preset, weights: Path | None, seat: Seat) -> DiffusionSource:
 def assist(preset: Preset, weights: Path | None, seat: Seat) -> None:
     """What the other ranks do, as long as rank 0 does. Raises: WeightsMissing."""
 
+    dtype = DTYPES[preset.memory.weight_dtype]
+
     def load() -> tuple[Group, StreamingTransformer | None]:
-        with tempfile.TemporaryDirectory(prefix="avatar-rank-") as folder:
-            files = find_files(preset, weights, Path(folder))
+        with checkpoint(preset, weights) as files:
             group = join(preset, ModelConfig.load(files.config), seat)
-            return group, load_share(files, preset.memory, group, DTYPES[preset.memory.weight_dtype])
+            return group, load_share(files, preset.memory, group, dtype)
 
-    follow(preset, seat, load)
+    def encode(ids: Tensor) -> None:
+        with checkpoint(preset, weights) as files:
+            encode_together(TextWeights.open(files.text_encoder), ids, dtype, seat)
+
+    follow(preset, seat, load, encode)
 
 
-def follow(preset: Preset, seat: Seat, load: Callable[[], tuple[Group, StreamingTransformer | None]]) -> None:
-    """Do what rank 0 says. load: joins the group and gives this rank's share."""
+@contextmanager
+def checkpoint(preset: Preset, weights: Path | None) -> Iterator[CheckpointFiles]:
+    """A rank's checkpoint, while it loads; the self-test's is made for that. Raises: WeightsMissing."""
+    with tempfile.TemporaryDirectory(prefix="avatar-rank-") as folder:
+        yield find_files(preset, weights, Path(folder))
+
+
+def follow(
+    preset: Preset,
+    seat: Seat,
+    load: Callable[[], tuple[Group, StreamingTransformer | None]],
+    encode: Callable[[Tensor], object] | None = None,
+) -> None:
+    """Do what rank 0 says. load: joins the group and gives this rank's share. encode: see conduct.assist."""
     post, group, share = Post(), None, None
     while True:
         order = post.receive(0)
@@ -78,7 +98,8 @@ def follow(preset: Preset, seat: Seat, load: Callable[[], tuple[Group, Streaming
         elif isinstance(order, Go):
             assert group is not None
             assert share is not None
-            conduct.assist(group, share, DTYPES[preset.memory.weight_dtype], pieces_for(seat.device))
+            dtype = DTYPES[preset.memory.weight_dtype]
+            conduct.assist(group, share, dtype, pieces_for(seat.device), encode)
 
 
 class LoneSource(DiffusionSource):
@@ -116,6 +137,8 @@ class LeadingSource(DiffusionSource):
         self._group: Group | None = None
         self._conductor: Conductor | None = None
         self._denoiser: ParallelDenoiser | None = None
+        if preset.memory.text_encoder == "sharded":
+            self._encode_text = self._encode_together
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
         """See FrameSource. However it ends, the other ranks are free for the next run."""
@@ -179,7 +202,14 @@ class LeadingSource(DiffusionSource):
         )
         return self._denoiser
 
-    def _tell(self, order: Load | Go) -> None:
+    def _encode_together(self, ids: Tensor) -> Tensor:
+        """See EncodeText. A wrong checkpoint is found before the other ranks are told, which would wait."""
+        assert self._files is not None
+        weights = TextWeights.open(self._files.text_encoder)
+        self._tell(Encode(ids))
+        return encode_together(weights, ids, DTYPES[self.preset.memory.weight_dtype], self._seat)
+
+    def _tell(self, order: Load | Go | Encode) -> None:
         for rank in range(1, self._seat.world_size):
             self._post.send(order, rank)
 

@@ -162,6 +162,16 @@ def test_published_commands_for_several_gpus_work_as_they_are(
     assert layout.kind == kind or layout.num_stages == 1
 
 
+@pytest.mark.parametrize("flags", ["--t5_fsdp", "--text_encoder sharded"])
+@pytest.mark.parametrize("layout", ["--parallel layers", "--parallel fsdp", "--ulysses_size 2"])
+def test_the_prompt_encoder_may_be_spread_over_several_gpus(inputs, machine, engine, flags, layout):
+    machine(Inventory.imagine(2, 139, host_ram_gib=128))
+    opened = engine()
+    several = f"--preset 80gb --num_gpus_dit 2 {layout} {flags} --output out.mp4"
+    assert main([*inputs, *several.split()]) == 0
+    assert [preset.memory.text_encoder for preset in opened] == ["sharded"]
+
+
 def test_points_beside_the_portrait_or_named_go_to_the_preview(inputs, machine, engine, monkeypatch):
     seen = []
     engine()

@@ -60,6 +60,8 @@ def test_points_are_refused_by_the_diffusion_engine(inputs, machine, engine, cap
         (["--parallel", "timesteps", "--num_gpus_dit", "5"], "timesteps"),
         (["--parallel", "rows", "--num_gpus_dit", "4"], "rows"),
         (["--num_gpus_dit", "2", "--offload_model", "True"], "offload_model True"),
+        (["--t5_fsdp"], "--t5_fsdp"),
+        (["--text_encoder", "sharded"], "text_encoder sharded"),
     ],
 )
 def test_what_this_version_cannot_do_is_refused_by_name(inputs, machine, engine, capsys, flags, name):
@@ -73,7 +75,8 @@ def test_what_this_version_cannot_do_is_refused_by_name(inputs, machine, engine,
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--t5_fsdp"],
+        ["--t5_fsdp", "--t5_cpu"],
+        ["--t5_fsdp", "--text_encoder", "sharded"],
         ["--sample_solver", "unipc"],
         ["--task", "t2v-14B"],
         ["--training_config", "mine.yaml"],

@@ -15,6 +15,7 @@ from avatar.diffusion.conditions import (
     REFERENCE,
     AudioFeatures,
     ConditionEncoder,
+    LoneTextEncoder,
     SpeechTrack,
     encode_portrait,
     prepare_portrait,
@@ -39,7 +40,8 @@ def files(tiny_checkpoint: Path) -> CheckpointFiles:
 def encoder(files: CheckpointFiles) -> ConditionEncoder:
     vae = VideoVAE.load(files.vae, "cpu", torch.float32)
     speech = SpeechEncoder.load(files.speech_encoder, "cpu", torch.float32)
-    return ConditionEncoder(files, vae, speech, text_device="cpu", text_dtype=torch.float32)
+    encode_text = LoneTextEncoder(files.text_encoder, torch.device("cpu"), torch.float32)
+    return ConditionEncoder(files, vae, speech, encode_text)
 
 
 @pytest.fixture

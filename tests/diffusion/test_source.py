@@ -16,7 +16,7 @@ from torch import Tensor
 
 from avatar.checkpoint_places import DIFFUSERS
 from avatar.diffusion import files, parts, source
-from avatar.diffusion.conditions import ConditionEncoder
+from avatar.diffusion.conditions import ConditionEncoder, LoneTextEncoder
 from avatar.diffusion.denoise import LocalDenoiser
 from avatar.diffusion.layer_stack import Pieces
 from avatar.diffusion.parts import Parts
@@ -191,8 +191,8 @@ def test_the_prompt_encoder_goes_where_the_preset_says(setting, place, tiny_chec
     monkeypatch.setattr(parts, "best_device", lambda: torch.device("meta"))
     placed = []
 
-    def noted(self, files, vae, speech, *, text_device, text_dtype):
-        placed.append(torch.device(text_device).type)
+    def noted(self, files, vae, speech, encode_text):
+        placed.append(encode_text.device.type)
 
     monkeypatch.setattr(ConditionEncoder, "__init__", noted)
     Parts.load(replace(PRESET.memory, text_encoder=setting), open_checkpoint(tiny_checkpoint))
@@ -311,7 +311,8 @@ def test_a_sound_shows_in_its_own_frame(tiny_checkpoint, ask, onset_frame, first
     files = open_checkpoint(tiny_checkpoint)
     loaded = Parts.load(PRESET.memory, files)
     ear = Ear(SpeechEncoder.load(files.speech_encoder, "cpu", torch.float32).model, normalise=False)
-    loaded.conditions = ConditionEncoder(files, loaded.vae, ear, text_device="cpu", text_dtype=torch.float32)
+    encode_text = LoneTextEncoder(files.text_encoder, torch.device("cpu"), torch.float32)
+    loaded.conditions = ConditionEncoder(files, loaded.vae, ear, encode_text)
     engine = DiffusionSource.of(loaded, PRESET)
     request = ask(1.6)
     hum = np.full(round(1.6 * SOUND_HZ), 0.1)

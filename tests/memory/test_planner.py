@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import UMT5Config, UMT5EncoderModel
 
 from avatar.bench.terms import first_layers
 from avatar.checkpoint_places import Checkpoint, find_checkpoint
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_FRAMES, FPS
 from avatar.memory.inventory import GIB, Inventory
-from avatar.memory.items import Run, traffic_bytes
-from avatar.memory.model_sizes import ModelSizes
+from avatar.memory.items import COMMUNICATION_BYTES, GATHERED_TEXT_BLOCKS, Run, traffic_bytes
+from avatar.memory.model_sizes import TEXT_BLOCK_VALUES, TEXT_ENCODER_VALUES, ModelSizes
 from avatar.memory.placement import ALL_ON_GPU, Placement
 from avatar.memory.plan import ALWAYS, DevicePlan, Item, Plan, Stage
 from avatar.memory.planner import USED_SHARE, largest_geometry, placements, plan
@@ -110,6 +111,25 @@ def test_the_published_sizes_are_those_of_the_model_and_of_its_fp8_recipe():
     assert whole.matrices + whole.others == sum(value.numel() for value in values.values())
     third = [value for name, value in values.items() if name.startswith("blocks.3.")]
     assert MODEL.layers[3].num_bytes("bf16") == 2 * sum(value.numel() for value in third)
+
+
+def test_the_prompt_encoders_size_is_umt5_xxls_without_its_table_of_words():
+    xxl = UMT5Config(
+        vocab_size=256_384,
+        d_model=4096,
+        d_ff=10_240,
+        num_heads=64,
+        num_layers=24,
+        feed_forward_proj="gated-gelu",
+    )
+    with torch.device("meta"):
+        model = UMT5EncoderModel(xxl)
+    whole, block, words = (num_values(part) for part in (model, model.encoder.block[7], model.shared))
+    assert (block, whole - words) == (TEXT_BLOCK_VALUES, TEXT_ENCODER_VALUES)
+
+
+def num_values(module: torch.nn.Module) -> int:
+    return sum(value.numel() for value in module.parameters())
 
 
 @pytest.mark.parametrize(("dtype", "torch_dtype"), [("bf16", torch.bfloat16), ("fp8", FLOAT8)])
@@ -308,6 +328,30 @@ def test_layouts_divide_what_they_say():
     assert layers_held(sharded) == [round(whole / 4)] * 4
     with pytest.raises(BadInput, match="5 stages, 4 steps"):
         plan(FULL.with_settings(layout="timesteps", num_gpus_dit=5), eight)
+
+
+@pytest.mark.parametrize("layout", ["layers", "timesteps", "ulysses", "fsdp"])
+@pytest.mark.parametrize("decode_gpu", [False, True])
+def test_a_sharded_prompt_encoder_is_divided_among_all_gpus_while_a_prompt_is_encoded(layout, decode_gpu):
+    several = FULL.with_settings(layout=layout, num_gpus_dit=3, decode_gpu=decode_gpu)
+    eight = Inventory.imagine(8, 80)
+    planned = plan(several.with_settings(text_encoder="sharded"), eight)
+    assert len(planned.gpus) == 3 + decode_gpu
+    for gpu in planned.gpus:
+        items = {item.name: item for item in gpu.items}
+        text = [items[name] for name in ("text_encoder", "gathered_text_blocks", "text_communication")]
+        assert [item.num_bytes for item in text] == [
+            round(2 * TEXT_ENCODER_VALUES / len(planned.gpus)),
+            2 * GATHERED_TEXT_BLOCKS * TEXT_BLOCK_VALUES,
+            COMMUNICATION_BYTES,
+        ]
+        assert {item.stages for item in text} == {(Stage.ENCODE,)}
+    assert "text_encoder" not in {item.name for item in planned.host.items}
+    whole = plan(several, eight)
+    names = [{item.name for item in gpu.items} for gpu in whole.gpus]
+    assert ["text_encoder" in found for found in names] == [True] + [False] * (len(names) - 1)
+    assert not any({"gathered_text_blocks", "text_communication"} & found for found in names)
+    assert planned.gpus[0].stage_bytes(Stage.ENCODE) < whole.gpus[0].stage_bytes(Stage.ENCODE)
 
 
 def made(**sizes: int) -> Plan:

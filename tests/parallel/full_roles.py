@@ -20,6 +20,7 @@ from avatar.diffusion.layer_stack import LayerStack
 from avatar.diffusion.source import DiffusionSource
 from avatar.geometry import Size
 from avatar.memory import ladder
+from avatar.models.text_encoder import TextWeights
 from avatar.parallel import roles
 from avatar.parallel.group import Group
 from avatar.parallel.seat import Seat
@@ -30,6 +31,7 @@ from avatar.preset import Preset
 FOLDER = "AVATAR_TEST_FULL"
 LOW_SIZE = Size(64, 64)  # the ladder's own is large for a CPU
 CALLS: dict[str, tuple[type, str]] = {
+    "text": (TextWeights, "load"),
     "rings": (LayerStack, "begin"),
     "prefill": (LayerStack, "prefill"),
     "layer": (LayerStack, "_layer"),

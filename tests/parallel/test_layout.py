@@ -113,6 +113,7 @@ def test_timesteps_split_any_number_of_steps(stages):
         ({"layout": "fsdp", "num_gpus_dit": 4, "ulysses_size": 2}, "among all 4 GPUs", "Take ulysses_size 4"),
         ({"layout": "timesteps", "num_gpus_dit": 5}, "5 stages, 4 steps", "Take num_gpus_dit 4"),
         ({"num_gpus_dit": 5}, "5 stages, 4 steps", "the layout layers"),
+        ({"text_encoder": "sharded"}, "prompt encoder over several GPUs", "Take num_gpus_dit 2 or more"),
         ({"layout": "layers", "num_gpus_dit": 41}, "over 41 stages", "num_gpus_dit 40 or less"),
         ({"num_gpus_dit": 41, "ulysses_size": 41}, "shared by 41 GPUs", "ulysses_size 40 or less"),
     ],
