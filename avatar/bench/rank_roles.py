@@ -21,6 +21,7 @@ from avatar.diffusion.source import DiffusionSource, MakeParts
 from avatar.engine import Frames
 from avatar.events import Notice, Progress
 from avatar.geometry import Size
+from avatar.memory.shares import shares_of
 from avatar.models import tiny
 from avatar.models.config import ModelConfig
 from avatar.models.transformer import StreamingTransformer
@@ -36,7 +37,7 @@ from avatar.request import Request
 
 def lead(preset: Preset, weights: Path | None, seat: Seat) -> DiffusionSource:
     """Rank 0 of several. weights: where the Terms are."""
-    terms = accept(weights, seat)
+    terms = accept(preset, weights, seat)
     if terms.random:
         return RandomLeadingSource(preset, seat, terms)
     return TimedLeadingSource(preset, _folder(terms), seat)
@@ -44,7 +45,7 @@ def lead(preset: Preset, weights: Path | None, seat: Seat) -> DiffusionSource:
 
 def assist(preset: Preset, weights: Path | None, seat: Seat) -> None:
     """The other ranks."""
-    terms = accept(weights, seat)
+    terms = accept(preset, weights, seat)
     if not terms.random:
         return roles.assist(preset, _folder(terms), seat)
 
@@ -58,11 +59,13 @@ def assist(preset: Preset, weights: Path | None, seat: Seat) -> None:
     follow(preset, seat, load)
 
 
-def accept(path: Path | None, seat: Seat) -> Terms:
+def accept(preset: Preset, path: Path | None, seat: Seat) -> Terms:
     """The terms, this rank's memory being limited by them."""
     terms = Terms.read(path)
-    if terms.tensor_bytes is not None:
-        take_no_more(seat.device, terms.tensor_bytes)
+    share = shares_of(preset, config_of(preset, terms))[seat.rank]
+    most = terms.tensor_bytes(share.num_communicators)
+    if most is not None:
+        take_no_more(seat.device, most)
     return terms
 
 

@@ -36,12 +36,11 @@ class Terms:
         assert path is not None
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
-    @property
-    def tensor_bytes(self) -> int | None:
+    def tensor_bytes(self, num_communicators: int) -> int | None:
         """What is left for a rank's tensors beside CUDA's context and NCCL's buffers."""
         if self.vram_bytes is None:
             return None
-        return max(self.vram_bytes - CUDA_CONTEXT_BYTES - COMMUNICATION_BYTES, 0)
+        return max(self.vram_bytes - CUDA_CONTEXT_BYTES - num_communicators * COMMUNICATION_BYTES, 0)
 
     def config_of(self, config: ModelConfig) -> ModelConfig:
         """What is timed of a model."""

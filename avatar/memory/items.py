@@ -37,7 +37,9 @@ SPEECH_WORKSPACE_BYTES_PER_S = 3 * 3200 * 512 * 4  # the first convolution's out
 
 CUDA_CONTEXT_BYTES = 80 * GIB // 100  # with the kernels that are loaded: 0.75 to 0.87; other cards take less
 LIBRARY_WORKSPACE_BYTES = GIB // 16  # cuBLAS
-COMMUNICATION_BYTES = 90 * GIB // 100  # NCCL's buffers: 0.9 to 1.1 between two H200s
+COMMUNICATION_BYTES = (
+    35 * GIB // 100
+)  # of an NCCL communicator, with as many channels as parallel.seat allows
 # FSDP2 has a block of a sharded prompt encoder at work, and two in buffers that they are gathered in.
 GATHERED_TEXT_BLOCKS = 3
 # What the allocator cannot use of what it holds: 0.7 GiB of 9, 1.0 of 20, 1.1 of 39, 1.2 of 68.
@@ -88,21 +90,21 @@ class Share:
     """What one GPU does of a run.
 
     layers: those it works on; none for a GPU that only decodes. num_steps: denoising steps whose rings it
-    keeps. heads: its part of the attention's heads. weights: its part of its layers' weights, of which
-    gathered_layers are whole at a time. num_anchors: versions of the condition that it keeps. has_sides: VAE
-    and speech encoder are here. text: its part of the prompt encoder, while a prompt is encoded.
-    communicates: tokens go from GPU to GPU.
+    keeps. heads: its part of the attention's heads. weights: its part of its layers' weights; layers of which
+    it has not all are gathered as they are used. num_anchors: versions of the condition that it keeps.
+    has_sides: VAE and speech encoder are here. decodes_meanwhile: a block, while others are denoised. text:
+    its part of the prompt encoder, while a prompt is encoded. num_communicators: by which it reaches others.
     """
 
     layers: range
     num_steps: int
     heads: float = 1.0
     weights: float = 1.0
-    gathered_layers: int = 0
     num_anchors: int = 1
     has_sides: bool = True
+    decodes_meanwhile: bool = False
     text: float = 0.0
-    communicates: bool = False
+    num_communicators: int = 0
 
 
 def gpu_items(run: Run, share: Share, placement: Placement) -> tuple[Item, ...]:
@@ -115,8 +117,8 @@ def gpu_items(run: Run, share: Share, placement: Placement) -> tuple[Item, ...]:
         Item("cuda_context", CUDA_CONTEXT_BYTES),
         Item("library_workspace", LIBRARY_WORKSPACE_BYTES),
     ]
-    if share.communicates:
-        items.append(Item("communication", COMMUNICATION_BYTES))
+    if share.num_communicators:
+        items.append(Item("communication", share.num_communicators * COMMUNICATION_BYTES))
     fullest = max(sum(item.num_bytes for item in items if stage in item.stages) for stage in ALWAYS)
     decoding = MARGIN_BYTES if share.has_sides else 0
     return (*items, Item("margin", decoding + round(MARGIN_SHARE * fullest)))
@@ -165,9 +167,11 @@ def _transformer(run: Run, share: Share, placement: Placement) -> list[Item]:
     ]
     if share.layers.start == 0:
         items.append(Item("embeddings", run.sizes.others.num_bytes(dtype), loaded))
-    if share.gathered_layers:
-        largest = max(layers[index].num_bytes(dtype) for index in share.layers)
-        items.append(Item("gathered_layers", share.gathered_layers * largest, loaded))
+    if share.weights < 1:
+        sizes = [layers[index].num_bytes(dtype) for index in share.layers]
+        # The layer at work; the next one, and the buffer that it comes in.
+        gathered = max(here + 2 * coming for here, coming in zip(sizes, sizes[1:] + sizes[:1], strict=True))
+        items.append(Item("gathered_layers", gathered, loaded))
     if away:
         slot = max(layers[index].num_bytes(dtype) for index in away)
         items.append(Item("layer_slots", placement.layers_ahead * slot, loaded))
@@ -179,6 +183,7 @@ def _caches(run: Run, share: Share, placement: Placement) -> list[Item]:
     model, geometry, wide = run.sizes.config, run.geometry, DTYPE_BYTES[run.dtype]
     online = run.memory.enable_online_decode
     rolling = (LISTEN, DENOISE, DECODE) if online else (LISTEN, DENOISE)
+    denoising = (DENOISE, DECODE) if share.decodes_meanwhile and online else (DENOISE,)
     token = 2 * model.dim * wide * share.heads  # a key and a value in one layer
     if placement.rings_on_host:
         rings = Item("ring_slots", RING_SLOTS * run.ring_bytes, rolling)
@@ -202,7 +207,7 @@ def _caches(run: Run, share: Share, placement: Placement) -> list[Item]:
         Item("text_kv", len(share.layers) * text, rolling),
         Item("window", round(window * token), rolling),
         Item("audio_injections", in_flight * injections * spoken, rolling),
-        Item("activations", within + (in_flight - 1) * waiting, (DENOISE,)),
+        Item("activations", within + (in_flight - 1) * waiting, denoising),
     ]
 
 

@@ -6,10 +6,8 @@ from dataclasses import replace
 
 from avatar.memory.items import Share
 from avatar.models.config import ModelConfig
-from avatar.parallel.layout import Layout
+from avatar.parallel.layout import Layout, Role
 from avatar.preset import Preset, TextPlace
-
-GATHERED_LAYERS = 2  # fsdp: one at work, one on its way
 
 
 def shares_of(preset: Preset, model: ModelConfig) -> list[Share]:
@@ -30,10 +28,18 @@ def _share(layout: Layout, rank: int) -> Share:
         share,
         heads=len(role.heads) / layout.config.num_heads,
         weights=1 / layout.group_size if sharded else 1.0,
-        gathered_layers=GATHERED_LAYERS if sharded else 0,
-        communicates=layout.group_size > 1 or (layout.kind == "layers" and layout.num_stages > 1),
         num_anchors=2 if layout.kind in ("layers", "timesteps") else 1,
+        decodes_meanwhile=rank == 0 and layout.world_size > 1,
+        num_communicators=_num_communicators(layout, role),
     )
+
+
+def _num_communicators(layout: Layout, role: Role) -> int:
+    """One for each stage beside this rank's that tokens pass to or from, and its group's own."""
+    beside = 0
+    if layout.kind == "layers":
+        beside = (role.stage > 0) + (role.stage + 1 < layout.num_stages)
+    return beside + (layout.group_size > 1) + (layout.kind == "fsdp")
 
 
 def _text(place: TextPlace, layout: Layout, rank: int) -> float:

@@ -109,7 +109,7 @@ def _seat(start: Start, place: Place, store: Store) -> Seat:
     from avatar.parallel.seat import Seat, device_of
 
     device = device_of(place.local_rank, place.num_local, start.preset.requires.num_gpus == 0)
-    return Seat.take(place.rank, place.world_size, device, store)
+    return Seat.take(place.rank, Layout.of(start.preset), device, store)
 
 
 def _report(reports: Store, rank: int, message: Any) -> None:

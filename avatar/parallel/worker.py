@@ -24,6 +24,7 @@ from avatar.errors import AvatarError, BadInput, Cancelled, WeightsMissing
 from avatar.memory.inventory import probe
 from avatar.memory.plan import Plan
 from avatar.memory.planner import plan
+from avatar.parallel.layout import Layout
 from avatar.parallel.reports import Failed, Made, Meeting, OutOfMemory, Planned, Pulse, Start, Told
 from avatar.request import Request
 from avatar.service import Ask, Run, Service, leave
@@ -190,7 +191,7 @@ def seat_here(start: Start, service: Service, meetings: queue.SimpleQueue[Meetin
         )
         if first:
             service.send(Meeting(store.port))
-    return Seat.take(start.rank, start.world_size, device, store)
+    return Seat.take(start.rank, Layout.of(start.preset), device, store)
 
 
 if __name__ == "__main__":

@@ -92,8 +92,8 @@ def test_what_ranks_are_timed_under_reaches_them(tmp_path: Path):
     assert Terms.read(terms.write(tmp_path / "terms.json")) == terms
     config = terms.config_of(ModelConfig())
     assert (config.num_layers, config.audio_inject_layers) == (14, (0, 4, 8, 12))
-    assert terms.tensor_bytes == 24 * 2**30 - CUDA_CONTEXT_BYTES - COMMUNICATION_BYTES
-    assert Terms().tensor_bytes is None
+    assert terms.tensor_bytes(2) == 24 * 2**30 - CUDA_CONTEXT_BYTES - 2 * COMMUNICATION_BYTES
+    assert Terms().tensor_bytes(0) is None
     assert Terms().config_of(ModelConfig()) == ModelConfig()
 
 
