@@ -169,7 +169,12 @@ class DiffusionSource:
     ) -> Iterator[Tensor]:
         """Frames of each block, T H W 3 on the device: as they come, or all at the end."""
         decoder = self.make_decoder(parts)
-        prime = partial(decoder.go_on if baton.goes_on else decoder.prime, conditions.motion)
+        start = decoder.go_on if baton.goes_on else decoder.prime
+
+        def prime() -> None:
+            with self.priming():
+                start(conditions.motion)
+
         latents = partial(self._latents, parts, request, size, conditions, baton, anchor, cancelled)
         if request.preset.memory.enable_online_decode:
             blocks = latents(prime)
@@ -240,6 +245,10 @@ class DiffusionSource:
     def release(self, parts: Parts) -> None:
         """The transformer is not needed until the next run."""
         parts.release_transformer()
+
+    def priming(self) -> AbstractContextManager[None]:
+        """Entered around the decoder's priming."""
+        return nullcontext()
 
     def decoding(self) -> AbstractContextManager[None]:
         """Entered around the decoding of every block."""

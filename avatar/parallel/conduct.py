@@ -174,6 +174,11 @@ class ParallelDenoiser:
             self.close()
             raise
 
+    def wait_until_begun(self) -> None:
+        """Wait until the first item has been handed out, or none will be."""
+        assert self._run is not None
+        self._run.begun.wait()
+
     def close(self) -> None:
         """Hand out no more, wait for what is under way, free the caches of every rank."""
         if self._run is not None:

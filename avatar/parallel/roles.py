@@ -184,6 +184,12 @@ class LeadingSource(DiffusionSource):
         assert self._files is not None
         return load_share(self._files, self.preset.memory, group, dtype, check)
 
+    def priming(self) -> AbstractContextManager[None]:
+        """See DiffusionSource. What the first block waits for has the GPU first."""
+        assert self._denoiser is not None
+        self._denoiser.wait_until_begun()
+        return self._seat.meter.working()
+
     def decoding(self) -> AbstractContextManager[None]:
         """See DiffusionSource. Decoding is work, too."""
         return self._seat.meter.working()

@@ -70,7 +70,7 @@ class Run:
 
     An item (b, s) needs (b, s - 1) for its input and (b - 1, s) for its rings. Items are handed out diagonal
     by diagonal, b + lag(s) being the same on each, and on a diagonal the newest block's first.
-    over: set by the thread when it is done with this.
+    begun: set when an item has been handed out, or none will be; over: when the thread is done with this.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Run:
     ) -> None:
         self.orders: queue.Queue[Order] = queue.Queue()
         self.finished: queue.Queue[Tensor | BaseException] = queue.Queue()
-        self.quit, self.over = threading.Event(), threading.Event()
+        self.quit, self.begun, self.over = threading.Event(), threading.Event(), threading.Event()
         self._conductor, self._layout = conductor, conductor.layout
         self._schedule, self._geometry, self._ring_dtype = schedule, geometry, ring_dtype
         self._blocks: dict[int, UnderWay] = {}
@@ -106,6 +106,8 @@ class Run:
             if not isinstance(error, AvatarError):
                 log.error("the group failed", exc_info=error)
             self.finished.put(error)
+        finally:
+            self.begun.set()
 
     def _take_orders(self) -> None:
         """All that are there; with nothing else to do, wait for one."""
@@ -190,6 +192,7 @@ class Run:
         for stage in reversed(chain):  # as in _tell_all
             wanted = arrives and stage in (chain[0], chain[-1])
             self._conductor.tell(layout.ranks_of(stage), Work(index, step, under.latents if wanted else None))
+        self.begun.set()
 
     def _await_one(self) -> None:
         """Wait for the item that was handed out first; a block's last one finishes it."""
