@@ -48,6 +48,7 @@ class StreamingDecoder:
 
         T = 4t, but 4t - 3 for the first block after prime(), whose first frames are the lead-in.
         """
+        latents = latents.to(self._vae.device)  # at once: the host would wait for one part to upload the next
         parts = latents.split(LATENT_FRAMES_AT_ONCE, dim=1)
         frames = torch.cat([eight_bit(self._video(part)[0]) for part in parts])[self._drop :]
         self._drop = 0

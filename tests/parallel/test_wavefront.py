@@ -210,3 +210,25 @@ def test_what_an_answer_raises_reaches_the_rollout():
     run.conduct()
     with pytest.raises(RuntimeError, match="connection closed"):
         raise run.finished.get_nowait()
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_it_has_begun_once_the_first_item_is_with_all_its_stages_or_never_will_be(lost):
+    had_begun = []
+
+    class Watched(Crew):
+        def tell(self, ranks, message) -> None:
+            had_begun.append((type(message), run.begun.is_set()))
+            if lost and isinstance(message, Prefill):
+                raise RuntimeError("connection closed")
+            super().tell(ranks, message)
+            if len(self.work) == 2:
+                run.quit.set()
+
+    run = Run(Watched(Layout("layers", 2)), Schedule((1.0, 0.5), (1.0, 0.5, 0.0)), GEOMETRY, None)
+    run.orders.put(conditions(GEOMETRY))
+    run.orders.put(block(0, 2))
+    run.conduct()
+    assert run.begun.is_set()
+    assert [begun for kind, begun in had_begun if kind is Work] == ([] if lost else [False, False, True, True])
+    assert not any(begun for kind, begun in had_begun if kind in (Begin, Prefill, Open))
