@@ -163,6 +163,8 @@ def checks() -> list[tuple[str, float, float]]:
         bus = measured["parts"]["bus"]["to_device_bytes_per_frame"]
         fps = measured["end_to_end"]["fps"]
         rows.append((f"`{name}` on an H200, offloading", estimate(load_preset(name), H200, bus).fps, fps))
+    two = json.loads((MEASURED / "h200x2-2x24gb-no-p2p.json").read_text())["end_to_end"]["settled_fps"]
+    rows.append(("`2x24gb` on two H200s, once settled", estimate(load_preset("2x24gb"), H200).fps, two))
     return rows
 
 
@@ -225,8 +227,8 @@ The bus is a rule of thumb for PCIe 4.0 x16, and for the H200 what was seen; nei
 
 ## The same arithmetic where it can be checked
 
-One H200, with runs that the shares above were not taken from: where layers come from the host, the truth is
-some way below the estimate.
+H200s, with runs that the shares above were not taken from: where layers come from the host, the truth is some
+way below the estimate.
 
 | run | estimated fps | measured fps |
 |---|---|---|

@@ -44,6 +44,7 @@ COMMUNICATION_BYTES = (
 GATHERED_TEXT_BLOCKS = 3
 # What the allocator cannot use of what it holds: 0.7 GiB of 9, 1.0 of 20, 1.1 of 39, 1.2 of 68.
 MARGIN_BYTES = 3 * GIB // 4
+GATHERING_MARGIN_BYTES = 3 * GIB // 10  # likewise, where layers are gathered in buffers that come and go
 MARGIN_SHARE = 0.006  # of all else
 
 TORCH_RUNTIME_BYTES = 3 * GIB  # the engine's process with torch, CUDA's host side and the libraries
@@ -121,7 +122,8 @@ def gpu_items(run: Run, share: Share, placement: Placement) -> tuple[Item, ...]:
         items.append(Item("communication", share.num_communicators * COMMUNICATION_BYTES))
     fullest = max(sum(item.num_bytes for item in items if stage in item.stages) for stage in ALWAYS)
     decoding = MARGIN_BYTES if share.has_sides else 0
-    return (*items, Item("margin", decoding + round(MARGIN_SHARE * fullest)))
+    gathering = GATHERING_MARGIN_BYTES if share.weights < 1 else 0
+    return (*items, Item("margin", decoding + gathering + round(MARGIN_SHARE * fullest)))
 
 
 def host_items(run: Run, shares: list[Share], placement: Placement) -> tuple[Item, ...]:

@@ -230,5 +230,6 @@ def test_it_has_begun_once_the_first_item_is_with_all_its_stages_or_never_will_b
     run.orders.put(block(0, 2))
     run.conduct()
     assert run.begun.is_set()
-    assert [begun for kind, begun in had_begun if kind is Work] == ([] if lost else [False, False, True, True])
+    told = [begun for kind, begun in had_begun if kind is Work]
+    assert told == ([] if lost else [False, False, True, True])
     assert not any(begun for kind, begun in had_begun if kind in (Begin, Prefill, Open))
