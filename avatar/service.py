@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
 MAX_UNSENT = 4  # messages that wait to be sent; frames are large
+SETTLE_POLL_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,13 @@ class Service:
 
     def send(self, message: Any) -> None:
         """To the other side, if it is still there, after all that was sent before; it must not change."""
-        self._unsent.put(message)
+        if not self.gone:
+            self._unsent.put(message)
 
     def settle(self) -> None:
-        """Wait until everything has been sent."""
-        self._unsent.join()
+        """Wait until everything has been sent, or nobody is there to take it."""
+        while self._unsent.unfinished_tasks and not self.gone:
+            time.sleep(SETTLE_POLL_S)
 
     def asked(self) -> Iterator[Run | Ask]:
         """All that is asked for, in turn; ends when the other side is gone."""
@@ -115,8 +118,11 @@ class Service:
             self._hang_up()
 
     def _deliver(self) -> None:
-        while True:
-            message = self._unsent.get()
+        while not self.gone or not self._unsent.empty():  # who waits for room in the queue must get it
+            try:
+                message = self._unsent.get(timeout=HEARTBEAT_S)
+            except queue.Empty:
+                continue
             try:
                 if not self.gone:
                     self._link.send(message)

@@ -54,13 +54,12 @@ class Seat:
 
         NCCL gets few channels, unless the environment says how many.
         """
-        world_size = layout.world_size
+        world_size, on_gpu = layout.world_size, device.type == "cuda"
         if world_size > 1:
-            for name in CHANNELS:
-                os.environ.setdefault(
-                    name, str(GROUP_CHANNELS if layout.group_size > 1 else PIPELINE_CHANNELS)
-                )
-            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+            channels = GROUP_CHANNELS if layout.group_size > 1 else PIPELINE_CHANNELS
+            for name in CHANNELS if on_gpu else ():
+                os.environ.setdefault(name, str(channels))
             distributed.init_process_group(
                 backend, store=store, rank=rank, world_size=world_size, timeout=FOREVER
             )
