@@ -18,7 +18,7 @@ from avatar.request import Request
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
-MAX_UNSENT = 4  # messages that wait to be sent; frames are large
+MAX_UNSENT = 2  # messages that wait to be sent; frames are large, and heartbeats come behind them
 SETTLE_POLL_S = 0.01
 
 

@@ -63,7 +63,7 @@ def accept(preset: Preset, path: Path | None, seat: Seat) -> Terms:
     """The terms, this rank's memory being limited by them."""
     terms = Terms.read(path)
     share = shares_of(preset, config_of(preset, terms))[seat.rank]
-    most = terms.tensor_bytes(share.num_communicators)
+    most = terms.tensor_bytes(share.num_communicators + (0 < share.text < 1))
     if most is not None:
         take_no_more(seat.device, most)
     return terms

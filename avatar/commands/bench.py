@@ -58,6 +58,11 @@ def run(args: argparse.Namespace) -> int:
     """Print the figures as JSON."""
     if args.random_weights and args.ckpt_dir:
         raise BadInput("With --random_weights no checkpoint is read.", "Leave out one of the two.")
+    if args.random_weights and args.text_encoder:
+        raise BadInput(
+            "With --random_weights there is no prompt encoder.",
+            f"Leave out --text_encoder {args.text_encoder}, --t5_cpu or --t5_fsdp.",
+        )
     if args.output and not args.output.absolute().parent.is_dir():
         raise BadInput(f"There is no folder for {args.output.name}.", "Make it, or choose another one.")
     inventory = probe(args.ckpt_dir)

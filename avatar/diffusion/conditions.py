@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +19,6 @@ from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.speech_encoder import Listen, SpeechEncoder, SpeechFeatures
 from avatar.models.text_encoder import PromptTokenizer, TextEncoder
 from avatar.models.vae import VideoVAE
-
-logger = logging.getLogger(__name__)
 
 EncodeText = Callable[[Tensor], Tensor]
 """A prompt's token ids, 1 N, to its hidden states, N D; nothing of the encoder stays in memory."""

@@ -37,9 +37,8 @@ SPEECH_WORKSPACE_BYTES_PER_S = 3 * 3200 * 512 * 4  # the first convolution's out
 
 CUDA_CONTEXT_BYTES = 80 * GIB // 100  # with the kernels that are loaded: 0.75 to 0.87; other cards take less
 LIBRARY_WORKSPACE_BYTES = GIB // 16  # cuBLAS
-COMMUNICATION_BYTES = (
-    35 * GIB // 100
-)  # of an NCCL communicator, with as many channels as parallel.seat allows
+# Of an NCCL communicator with as many channels as parallel.seat allows, 2 or 8: 0.4 to 0.6.
+COMMUNICATION_BYTES = 45 * GIB // 100
 # FSDP2 has a block of a sharded prompt encoder at work, and two in buffers that they are gathered in.
 GATHERED_TEXT_BLOCKS = 3
 # What the allocator cannot use of what it holds: 0.7 GiB of 9, 1.0 of 20, 1.1 of 39, 1.2 of 68.

@@ -39,7 +39,8 @@ def _num_communicators(layout: Layout, role: Role) -> int:
     beside = 0
     if layout.kind == "layers":
         beside = (role.stage > 0) + (role.stage + 1 < layout.num_stages)
-    return beside + (layout.group_size > 1) + (layout.kind == "fsdp")
+    own = 0 if layout.group_size == 1 else 2 if layout.kind == "fsdp" else 1
+    return beside + own
 
 
 def _text(place: TextPlace, layout: Layout, rank: int) -> float:

@@ -121,8 +121,8 @@ class TextWeights:
         self, device: torch.device | str, dtype: torch.dtype, spread: Spread = lambda module: None
     ) -> TextEncoder:
         """The encoder on a device, loaded block by block. spread: may shard each: then none stays whole."""
-        model = deepcopy(self.model)
-        model.set_input_embeddings(Words(self.tensors[SHARED[0]], device, dtype))
+        model = deepcopy(self.model)  # whoever keeps the weights keeps nothing of what is loaded
+        model.set_input_embeddings(WordTable(self.tensors[SHARED[0]], device, dtype))
         stack = model.encoder
         for index, block in enumerate(stack.block):
             self._place(f"{BLOCK}{index}.", block, device, dtype)
@@ -136,7 +136,7 @@ class TextWeights:
         module.load_state_dict(placed, assign=True)
 
 
-class Words(nn.Module):
+class WordTable(nn.Module):
     """The table of all words' vectors, left in its file: a prompt takes 512 of its 256,384 rows at most."""
 
     def __init__(self, table: Tensor, device: torch.device | str, dtype: torch.dtype) -> None:

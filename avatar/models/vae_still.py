@@ -19,7 +19,7 @@ from avatar.models.vae_causal import CausalLayers, Pasts
 
 
 @dataclass
-class Step:
+class StillLayer:
     """One layer on its way through the chunks of a video; in frames of its own output.
 
     settles: the first frame from which on all are alike; chunk: frames in each chunk but the first, of one.
@@ -47,18 +47,18 @@ class StillEncoder(CausalLayers):
 
     def forward(self, picture: Tensor, num_frames: int) -> Tensor:
         """Encode a picture, B 3 1 H W, that stands for 1 + 4n frames, into moments, B 32 1+n h w."""
-        steps, frames, latents = self.steps(), VAE_TIME_STRIDE, []
+        stills, frames, latents = self.stills(), VAE_TIME_STRIDE, []
         for index in range(1 + (num_frames - 1) // VAE_TIME_STRIDE):
             x = picture.expand(-1, -1, frames if index else 1, -1, -1).contiguous(memory_format=self.layout)
-            for step in steps:
-                x = self._take(step, x)
-                if _settled(step, index):
-                    picture, frames = x[:, :, -1:].clone(memory_format=self.layout), step.chunk
-            steps = [step for step in steps if not _settled(step, index)]
+            for still in stills:
+                x = self._take(still, x)
+                if _settled(still, index):
+                    picture, frames = x[:, :, -1:].clone(memory_format=self.layout), still.chunk
+            stills = [still for still in stills if not _settled(still, index)]
             latents.append(x)
         return self.quant_conv(torch.cat(latents, dim=2))
 
-    def steps(self) -> list[Step]:
+    def stills(self) -> list[StillLayer]:
         """The layers in order; how far each looks back follows from the convolutions up to it."""
         encoder: Any = self.encoder
         first, *rest = encoder.mid_block.resnets
@@ -66,28 +66,28 @@ class StillEncoder(CausalLayers):
         for attention, resnet in zip(encoder.mid_block.attentions, rest, strict=True):
             layers += [attention, resnet]
         layers += [encoder.norm_out, encoder.nonlinearity, encoder.conv_out]
-        steps, settles, chunk = [], 0, VAE_TIME_STRIDE
+        stills, settles, chunk = [], 0, VAE_TIME_STRIDE
         for layer in layers:
             for conv in layer.modules():
                 if isinstance(conv, WanCausalConv3d):
                     reach, stride = conv.kernel_size[0] - 1, conv.stride[0]
                     settles = -(-(settles + reach) // stride)  # frame j reads from j * stride - reach on
                     chunk //= stride
-            steps.append(Step(layer, settles, chunk))
-        return steps
+            stills.append(StillLayer(layer, settles, chunk))
+        return stills
 
-    def _take(self, step: Step, x: Tensor) -> Tensor:
+    def _take(self, still: StillLayer, x: Tensor) -> Tensor:
         """The next frames through one layer, whose pasts are replaced."""
-        layer, fresh = step.layer, Pasts()
+        layer, fresh = still.layer, Pasts()
         if isinstance(layer, WanResidualBlock):
-            x = self._residual(layer, x, step.pasts, fresh)
+            x = self._residual(layer, x, still.pasts, fresh)
         elif isinstance(layer, WanResample):
-            x = self._downsample(layer, x, step.pasts, fresh)
+            x = self._downsample(layer, x, still.pasts, fresh)
         elif isinstance(layer, WanCausalConv3d):
-            x = self._causal(layer, x, step.pasts, fresh)
+            x = self._causal(layer, x, still.pasts, fresh)
         else:  # attention, norm and nonlinearity see each frame alone
             x = layer(x)
-        step.pasts = fresh
+        still.pasts = fresh
         return x
 
     def _downsample(self, layer: Any, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
@@ -101,6 +101,6 @@ class StillEncoder(CausalLayers):
         return x
 
 
-def _settled(step: Step, index: int) -> bool:
+def _settled(still: StillLayer, index: int) -> bool:
     """Whether the last frame of a layer's output in the chunk of that index is as all later ones will be."""
-    return index * step.chunk >= step.settles
+    return index * still.chunk >= still.settles

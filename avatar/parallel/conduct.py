@@ -54,6 +54,17 @@ def assist(
             group.post.settle()
 
 
+Runs = queue.SimpleQueue[tuple[Context, Run]]
+
+
+def conduct_all(runs: Runs) -> None:
+    """What the conducting thread does: one run after another."""
+    while True:
+        context, run = runs.get()
+        context.run(run.conduct)
+        del context, run  # it may be long until the next
+
+
 class Conductor:
     """Rank 0 of a group, as long as the group lives."""
 
@@ -71,20 +82,13 @@ class Conductor:
         if transformer is not None:
             self.stage = Stage(group, transformer, dtype, pieces, self.answers.put)
         self._stream: torch.cuda.Stream | None = None
-        self._runs: queue.SimpleQueue[tuple[Context, Run]] = queue.SimpleQueue()
-        threading.Thread(target=self._conduct, name="conductor", daemon=True).start()
+        self._runs: Runs = queue.SimpleQueue()
+        threading.Thread(target=conduct_all, args=(self._runs,), name="conductor", daemon=True).start()
 
-    def conduct(self, run: Run) -> None:
+    def follow(self, run: Run) -> None:
         """Have the conducting thread follow a run's orders, once those before it are over."""
         # in a copy of this thread's context: it has the compiler's limits, which are each thread's own
         self._runs.put((copy_context(), run))
-
-    def _conduct(self) -> None:
-        while True:
-            context, run = self._runs.get()
-            context.run(run.conduct)
-            run.over.set()
-            del context, run  # it may be long until the next
 
     def denoiser(
         self, geometry: Geometry, schedule: Schedule, ring_dtype: torch.dtype | None = None
@@ -144,9 +148,10 @@ class ParallelDenoiser:
     def begin(self, conditions: Conditions) -> None:
         """See Denoiser. Ends the generation before, if it was not ended."""
         self.close()
-        self._run = Run(self._conductor, self.schedule, self.geometry, self._ring_dtype)
-        self._run.orders.put(on_cpu(conditions))
-        self._conductor.conduct(self._run)
+        run = Run(self._conductor, self.schedule, self.geometry, self._ring_dtype)
+        run.orders.put(on_cpu(conditions))
+        self._conductor.follow(run)
+        self._run = run
 
     def refresh(self, reference: Tensor) -> None:
         """See Denoiser."""
@@ -180,12 +185,19 @@ class ParallelDenoiser:
         self._run.begun.wait()
 
     def close(self) -> None:
-        """Hand out no more, wait for what is under way, free the caches of every rank."""
-        if self._run is not None:
-            self._run.quit.set()
-            self._run.orders.put(None)
-            self._run.over.wait()
-            self._run = None
+        """Hand out no more, wait for what is under way, free the caches of every rank.
+
+        An error that nobody has collected leaves the ranks out of step: this one fails.
+        """
+        run, self._run = self._run, None
+        if run is None:
+            return
+        run.quit.set()
+        run.orders.put(None)
+        run.over.wait()
+        while not run.finished.empty():
+            if isinstance(left := run.finished.get(), BaseException):
+                self._conductor.group.fail(left)
 
     def _order(self, order: Order) -> None:
         assert self._run is not None

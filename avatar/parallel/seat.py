@@ -21,8 +21,8 @@ from avatar.parallel.meter import Meter
 log = logging.getLogger(__name__)
 
 # NCCL takes a multiprocessor and some MB of buffers for each channel between two GPUs. A block's tokens pass
-# from stage to stage in 2 ms with two; groups, which wait for every exchange, get more. NCCL's own choice
-# took 0.5 GiB more of an H200 with one communicator, and as much for each further one.
+# from stage to stage in 2 ms with two; groups, which wait for every exchange, get more. With NCCL's own
+# choice a communicator took 0.5 GiB more of an H200.
 CHANNELS = ("NCCL_MAX_P2P_NCHANNELS", "NCCL_MAX_NCHANNELS")
 PIPELINE_CHANNELS, GROUP_CHANNELS = 2, 8
 FOREVER = timedelta(days=365)  # a rank may wait long for its work; whoever watches the ranks ends a hang
@@ -50,20 +50,23 @@ class Seat:
 
     @classmethod
     def take(cls, rank: int, layout: Layout, device: torch.device, store: Store | None) -> Seat:
-        """Join the other ranks, which meet at the store; tensors go by NCCL between GPUs, else by gloo.
-
-        NCCL gets few channels, unless the environment says how many.
-        """
+        """Join the other ranks, which meet at the store; tensors go by NCCL between GPUs, else by gloo."""
         world_size, on_gpu = layout.world_size, device.type == "cuda"
         if world_size > 1:
             backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-            channels = GROUP_CHANNELS if layout.group_size > 1 else PIPELINE_CHANNELS
-            for name in CHANNELS if on_gpu else ():
-                os.environ.setdefault(name, str(channels))
+            if on_gpu:
+                limit_channels(layout)
             distributed.init_process_group(
                 backend, store=store, rank=rank, world_size=world_size, timeout=FOREVER
             )
         return cls(rank, world_size, device, Meter(device), place_of(device))
+
+
+def limit_channels(layout: Layout) -> None:
+    """Have NCCL use few channels in this process, unless its environment says how many."""
+    channels = GROUP_CHANNELS if layout.group_size > 1 else PIPELINE_CHANNELS
+    for name in CHANNELS:
+        os.environ.setdefault(name, str(channels))
 
 
 def device_of(local_rank: int, num_local: int, may_be_cpu: bool) -> torch.device:

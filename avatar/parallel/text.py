@@ -1,4 +1,4 @@
-"""The prompt encoder spread over all ranks (FSDP2): each loads its part for one prompt, and lets it go.
+"""The prompt encoder spread over all ranks (FSDP2): each keeps its part for one prompt, and lets it go.
 
 Every block is sharded as it is loaded and gathered while it is used, so no rank holds more than a few whole.
 """

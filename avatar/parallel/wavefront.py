@@ -70,7 +70,7 @@ class Run:
 
     An item (b, s) needs (b, s - 1) for its input and (b - 1, s) for its rings. Items are handed out diagonal
     by diagonal, b + lag(s) being the same on each, and on a diagonal the newest block's first.
-    begun: set when an item has been handed out, or none will be; over: when the thread is done with this.
+    begun: set when an item has been handed out, or none will be; over: when no order is followed any more.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class Run:
             self.finished.put(error)
         finally:
             self.begun.set()
+            self.over.set()
 
     def _take_orders(self) -> None:
         """All that are there; with nothing else to do, wait for one."""

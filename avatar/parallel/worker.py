@@ -41,7 +41,7 @@ _PR_SET_PDEATHSIG = 1  # of Linux' prctl
 class Reporter:
     """A rank's own words to whoever watches: heartbeats, and its failure.
 
-    send: need not wait; settle: waits until all has been sent.
+    send: may return before it has been sent; settle: waits until all has.
     """
 
     def __init__(

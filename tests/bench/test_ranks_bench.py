@@ -63,6 +63,16 @@ def test_a_slice_of_a_pipeline_is_what_the_whole_one_has_there(tmp_path: Path, m
     assert figures["ranks"][0]["sent_bytes_per_block"] > steps * tokens * CONFIG.dim * 4  # float32
 
 
+def test_one_block_is_enough(tmp_path: Path, monkeypatch, capsys):
+    """Nothing is settled by then, and that is said."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    figures = bench(
+        ["--parallel", "layers", "--num_gpus_dit", "2", "--blocks", "1"], tmp_path / "f.json", capsys
+    )
+    assert figures["end_to_end"]["settled_fps"] is None
+    assert figures["end_to_end"]["num_frames"] == 9
+
+
 def test_shards_are_gathered_before_a_run_is_timed(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     flags = ["--parallel", "fsdp", "--num_gpus_dit", "2", "--blocks", "8"]

@@ -137,6 +137,7 @@ def test_the_command_times_a_checkpoint_and_writes_the_figures(
         (["--preset", "cpu-preview"], 2, "no model to time"),
         (["--preset", "self-test", "--sample_steps", "0"], 2, "sample_steps"),
         (["--preset", "self-test", "--random_weights", "--ckpt_dir", "x"], 2, "no checkpoint is read"),
+        (["--preset", "self-test", "--random_weights", "--t5_fsdp"], 2, "no prompt encoder"),
         (["--preset", "self-test", "--output", "no/such/place.json"], 2, "place.json"),
         (["--preset", "80gb", "--random_weights"], 4, "NVIDIA GPU"),
         (["--preset", "80gb", "--num_gpus_dit", "2"], 4, "2 NVIDIA GPUs"),

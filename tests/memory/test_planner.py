@@ -326,6 +326,9 @@ def test_layouts_divide_what_they_say():
     assert ring == round(ring_bytes(FULL) * 14 / 40)  # 14, 13 and 13 heads
     sharded = plan(FULL.with_settings(layout="fsdp", num_gpus_dit=4), eight)
     assert layers_held(sharded) == [round(whole / 4)] * 4
+    for kind in ("fsdp", "ulysses", "layers"):
+        alone = plan(FULL.with_settings(layout=kind, num_gpus_dit=1, decode_gpu=True), eight)
+        assert not any("communication" in {item.name for item in gpu.items} for gpu in alone.gpus)
     with pytest.raises(BadInput, match="5 stages, 4 steps"):
         plan(FULL.with_settings(layout="timesteps", num_gpus_dit=5), eight)
 

@@ -82,17 +82,17 @@ def test_a_layer_settles_when_its_structure_says_and_no_earlier(structure: dict)
     """The slow twin looks at every frame that comes out of every layer of the library's encoder."""
     torch.manual_seed(0)
     vae = VideoVAE(nn.Module.to(AutoencoderKLWan(base_dim=4, **structure), torch.float64))
-    steps = vae.still_encoder.steps()
-    outputs: list[list[Tensor]] = [[] for _ in steps]
-    for step, chunks in zip(steps, outputs, strict=True):
-        step.layer.register_forward_hook(lambda layer, args, x, chunks=chunks: chunks.append(x))
+    stills = vae.still_encoder.stills()
+    outputs: list[list[Tensor]] = [[] for _ in stills]
+    for still, chunks in zip(stills, outputs, strict=True):
+        still.layer.register_forward_hook(lambda layer, args, x, chunks=chunks: chunks.append(x))
     expected = encode_repeated(vae, paint(16, 24).double(), 161)
-    for step, chunks in zip(steps, outputs, strict=True):
-        assert {chunk.shape[2] for chunk in chunks[1:]} == {step.chunk}
+    for still, chunks in zip(stills, outputs, strict=True):
+        assert {chunk.shape[2] for chunk in chunks[1:]} == {still.chunk}
         frames = torch.cat(chunks, dim=2)
         change = (frames - frames[:, :, -1:]).abs().amax(dim=(0, 1, 3, 4))
-        assert change[step.settles :].max() < 1e-12
-        assert change[step.settles - 1] > 1e-10
+        assert change[still.settles :].max() < 1e-12
+        assert change[still.settles - 1] > 1e-10
     assert relative(vae.encode_still(paint(16, 24).double(), 161), expected) < 1e-6
 
 

@@ -84,7 +84,7 @@ def test_warm_ranks_encode_prompt_after_prompt_as_one_device_does(preset, ask, t
 
 
 def test_no_run_that_ends_early_leaves_ranks_out_of_step(ask, checkpoint_copy):
-    """Refused, without weights, cancelled before the prompt is encoded, and while or after it is."""
+    """Refused, without weights, cancelled while the prompt is encoded, and after it is."""
     file, aside = checkpoint_copy / OFFICIAL.text_encoder, checkpoint_copy / "aside"
     weights, alone = checkpoint_copy.parent, DiffusionSource(ALONE, checkpoint_copy.parent)
     with ranks(LAYERS, weights) as source:
@@ -96,7 +96,7 @@ def test_no_run_that_ends_early_leaves_ranks_out_of_step(ask, checkpoint_copy):
         with pytest.raises(WeightsMissing, match=OFFICIAL.text_encoder):
             frames(source, ask(LAYERS, "two"))
         aside.rename(file)
-        for phase in (Phase.LOADING, Phase.ENCODING, Phase.GENERATING):
+        for phase in (Phase.ENCODING, Phase.GENERATING):
             cancel(source, ask(LAYERS, f"cancelled at {phase}"), phase)
         assert_close(frames(source, ask(LAYERS, "three")), frames(alone, ask(ALONE, "three")))
         assert pids(source) == before
