@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.random_weights and args.text_encoder:
         raise BadInput(
             "With --random_weights there is no prompt encoder.",
-            f"Leave out --text_encoder {args.text_encoder}, --t5_cpu or --t5_fsdp.",
+            "Leave out --text_encoder, --t5_cpu and --t5_fsdp.",
         )
     if args.output and not args.output.absolute().parent.is_dir():
         raise BadInput(f"There is no folder for {args.output.name}.", "Make it, or choose another one.")
