@@ -168,10 +168,8 @@ def _ranks(
     source: Observed, num_blocks: int, ends: tuple[int, int], peaks: dict[int, int], planned: Plan
 ) -> list[dict[str, Any]]:
     settled, draining = ends
-    start, end = (
-        source.came_s[min(settled, len(source.came_s) - 1)],
-        source.came_s[max(0, len(source.came_s) - 1 - draining)],
-    )
+    last = len(source.came_s) - 1
+    start, end = source.came_s[min(settled, last)], source.came_s[max(0, last - draining)]
     settled_loads = [loads for at_s, loads in source.loads if start <= at_s <= end]
     ranks = []
     for rank, (before, after) in enumerate(zip(source.before, source.after)):

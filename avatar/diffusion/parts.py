@@ -94,7 +94,6 @@ class Parts:
         """Load the side models; the transformer comes with load_transformer.
 
         encode_text: how ranks encode a prompt together; None: on one device, the one that memory names.
-
         Raises: WeightsMissing, DoesNotFit for a host that cannot lock the memory, what check raises.
         """
         device, dtype = best_device(), DTYPES[memory.weight_dtype]
