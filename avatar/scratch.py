@@ -36,9 +36,12 @@ class Scratch:
 
     def _sweep(self) -> None:
         for folder in self.parent.glob(f"{PREFIX}*"):
-            if folder.is_dir() and folder.stat().st_uid == os.getuid() and not _is_held(folder / ".lock"):
-                log.info("removing %s, left behind", folder.name)
-                shutil.rmtree(folder)
+            try:
+                if folder.is_dir() and folder.stat().st_uid == os.getuid() and not _is_held(folder / ".lock"):
+                    log.info("removing %s, left behind", folder.name)
+                    shutil.rmtree(folder)
+            except FileNotFoundError:
+                log.debug("%s has just been removed by another process", folder.name)
 
 
 def _is_held(lock: Path) -> bool:

@@ -83,7 +83,10 @@ class Held:
 
 
 def host_peak_bytes() -> int:
-    """The most host memory that this process ever had in use, pinned or not."""
+    """The most host memory that this process ever had in use, pinned or not.
+
+    By the kernel's high-water mark, which is counted loosely: a reading on the way may lie a little above.
+    """
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -165,7 +165,7 @@ def bench(preset: Preset, parts: Parts, *, num_blocks: int = 16) -> dict[str, An
             "elapsed_s": cold.elapsed_s,
             "memory": asdict(peaks),
         },
-        "host_peak_bytes": host_peak_bytes(),
+        "host_peak_bytes": max(host_peak_bytes(), *(held.host_bytes for held in course.held)),
         "machine": machine(parts.device),
     }
 

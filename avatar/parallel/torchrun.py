@@ -10,7 +10,6 @@ import logging
 import os
 import pickle
 import queue
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from avatar.parallel.worker import Reporter, work
 from avatar.parcel import Parcel
 from avatar.preset import Preset
 from avatar.request import Request
+from avatar.scratch import Scratch
 from avatar.service import HEARTBEAT_S, Service
 
 if TYPE_CHECKING:
@@ -226,8 +226,8 @@ class Unpacking:
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
         """See FrameSource."""
-        with tempfile.TemporaryDirectory(prefix="avatar-run-") as folder:
-            here = self._next_parcel().unpacked(request, Path(folder))
+        with Scratch() as folder:  # what a rank that was killed had been sent goes with the next run
+            here = self._next_parcel().unpacked(request, folder)
             yield from self._source.frames(here, cancelled)
             if here.part is not None and here.part.leave is not None and here.part.leave.exists():
                 self._send(Left(here.part.leave.read_bytes()))

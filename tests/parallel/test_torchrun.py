@@ -46,7 +46,13 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def their_folder(tmp_path_factory) -> Path:
+    """Where the ranks keep what they need for a while."""
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def address(their_folder: Path) -> Iterator[str]:
     """Where rank 0 listens; torchrun starts lost ranks anew."""
     address = f"127.0.0.1:{free_port()}"
     worker = ["worker", "--preset", "self-test", "--parallel", "ulysses", "--num_gpus_dit", "2"]
@@ -56,7 +62,10 @@ def address() -> Iterator[str]:
             *(sys.executable, "-m", "torch.distributed.run", *launcher, "--master-port", str(free_port())),
             *("-m", "avatar", *worker, "--listen", address, "--roles", "tests.fixtures.roles"),
         ],
-        env={**os.environ, SECRET: WORD, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        env={
+            **os.environ,
+            **{SECRET: WORD, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TMPDIR": str(their_folder)},
+        },
         start_new_session=True,
     )
     yield address
@@ -121,11 +130,13 @@ def test_cancel_leaves_them_ready(source, ask):
         ("stop 1 at 3", "gave no sign of life|no progress"),
     ],
 )
-def test_a_lost_rank_ends_the_run_and_torchrun_starts_fresh_ones(source, ask, fault, words):
+def test_a_lost_rank_ends_the_run_and_torchrun_starts_fresh_ones(source, ask, fault, words, their_folder):
+    """Nor does the portrait stay there that it had been sent."""
     with pytest.raises(Exception) as caught:
         make(source, ask(fault))
     assert re.search(words, str(caught.value)), caught.value
     assert len(make(source, ask())) == 10
+    assert not list(their_folder.rglob("portrait.png"))
 
 
 def test_full_ranks_are_started_anew_and_go_on_a_rung_lower(source, ask):
