@@ -215,6 +215,11 @@ def test_importing_the_engines_process_loads_nothing_heavy():
     import_quietly(modules_of("worker", "engine", "request", "events"), banned=HEAVY)
 
 
+def test_a_helping_rank_loads_no_side_models_library():
+    """Rank 0 has them; each of the others would take twice as long to be there."""
+    import_quietly(["avatar.parallel.worker", "avatar.parallel.roles"], banned=HEAVY[1:])
+
+
 def test_importing_any_module_does_nothing():
     every = {module_of(path) for path in FILES if path.name != "__main__.py"} - {""}
     every -= {name for name in every if name.startswith("preview.convert")}  # needs a library of its own

@@ -18,7 +18,7 @@ from torch.utils.benchmark import Timer
 
 from avatar.bench.measure import machine
 from avatar.diffusion.denoise import Conditions, HeldAudio, LocalDenoiser
-from avatar.diffusion.parts import best_device
+from avatar.diffusion.device import best_device
 from avatar.diffusion.rollout import rollout
 from avatar.diffusion.schedule import Schedule
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, MOTION_LATENT_FRAMES, Geometry, Size

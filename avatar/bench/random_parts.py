@@ -19,7 +19,8 @@ from avatar.diffusion.conditions import (
     prepare_portrait,
 )
 from avatar.diffusion.denoise import Conditions
-from avatar.diffusion.parts import DTYPES, Check, Parts, best_device
+from avatar.diffusion.device import DTYPES, best_device
+from avatar.diffusion.parts import Parts
 from avatar.diffusion.visitors import VisitingSpeechEncoder, VisitingVAE
 from avatar.geometry import Size
 from avatar.memory.offload import settle_on_host
@@ -31,6 +32,7 @@ from avatar.models.random_weights import random_transformer
 from avatar.models.speech_encoder import SpeechEncoder, SpeechFeatures
 from avatar.models.transformer import StreamingTransformer
 from avatar.models.vae import VideoVAE, lay_out_channels_last
+from avatar.models.weights import Check
 from avatar.preset import Preset
 
 TOKENS_A_WORD = 4 / 3  # of a prompt: about UMT5's, in English

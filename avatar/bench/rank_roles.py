@@ -16,7 +16,8 @@ from avatar.bench.random_parts import random_parts
 from avatar.bench.terms import MEASURED, Terms
 from avatar.diffusion.decode import StreamingDecoder
 from avatar.diffusion.denoise import Block, Conditions, Denoiser
-from avatar.diffusion.parts import DTYPES, Check, Parts
+from avatar.diffusion.device import DTYPES
+from avatar.diffusion.parts import Parts
 from avatar.diffusion.source import DiffusionSource, MakeParts
 from avatar.engine import Frames
 from avatar.events import Notice, Progress
@@ -25,10 +26,12 @@ from avatar.memory.shares import shares_of
 from avatar.models import tiny
 from avatar.models.config import ModelConfig
 from avatar.models.transformer import StreamingTransformer
+from avatar.models.weights import Check
 from avatar.parallel import roles
 from avatar.parallel.group import Group
+from avatar.parallel.leading import LeadingSource
 from avatar.parallel.loading import random_share
-from avatar.parallel.roles import LeadingSource, follow, join
+from avatar.parallel.roles import follow, join
 from avatar.parallel.seat import Seat
 from avatar.parallel.shard import Gathering
 from avatar.preset import Preset

@@ -156,8 +156,9 @@ def _figures(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
     from avatar.bench.measure import take_no_more
     from avatar.bench.random_parts import random_parts
     from avatar.bench.run import bench
+    from avatar.diffusion.device import best_device
     from avatar.diffusion.files import find_files
-    from avatar.diffusion.parts import Parts, best_device
+    from avatar.diffusion.parts import Parts
     from avatar.diffusion.room import placement_on
 
     device = best_device()

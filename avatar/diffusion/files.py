@@ -8,7 +8,6 @@ from avatar.errors import BadInput
 from avatar.memory.plan import gib
 from avatar.memory.planner import TINY_BYTES
 from avatar.models.checkpoint import CheckpointFiles, open_checkpoint
-from avatar.models.tiny import build_tiny_checkpoint
 from avatar.preset import Preset
 
 TINY_FOLDER = "self-test"  # in the run's own folder
@@ -21,7 +20,11 @@ def find_files(preset: Preset, weights: Path | None, work: Path) -> CheckpointFi
     """
     if preset.requires.weights != "tiny":
         return open_checkpoint(weights)
-    files = open_checkpoint(weights or build_tiny_checkpoint(work / TINY_FOLDER))
+    if weights is None:
+        from avatar.models.tiny import build_tiny_checkpoint  # slow to import, and only for this
+
+        weights = build_tiny_checkpoint(work / TINY_FOLDER)
+    files = open_checkpoint(weights)
     num_bytes = sum(shard.stat().st_size for shard in files.shards)
     if num_bytes > TINY_BYTES:
         raise BadInput(

@@ -74,6 +74,11 @@ class Pieces:
     add_audio: Callable[..., Tensor] = Injection.add
 
     @classmethod
+    def on(cls, device: torch.device) -> Pieces:
+        """Compiled where it pays."""
+        return cls.compiled() if device.type == "cuda" else cls()
+
+    @classmethod
     def compiled(cls, **options: Any) -> Pieces:
         """Each piece as one graph of static shapes, built at its first use.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,38 +12,21 @@ import torch
 
 from avatar.diffusion.conditions import ConditionEncoder, EncodeText, LoneTextEncoder, SpeechTrack
 from avatar.diffusion.denoise import Conditions
+from avatar.diffusion.device import DTYPES, best_device
 from avatar.diffusion.visitors import VisitingSpeechEncoder, VisitingVAE
 from avatar.geometry import Size
 from avatar.memory.offload import HostLayers, RingMemory, settle_on_host
 from avatar.memory.placement import ALL_ON_GPU, Placement, spread
 from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.config import ModelConfig
-from avatar.models.quantize import FLOAT8
 from avatar.models.speech_encoder import SpeechEncoder
 from avatar.models.transformer import StreamingTransformer
 from avatar.models.vae import VideoVAE
 from avatar.models.weight_cache import cache_folder, load_quantised
-from avatar.models.weights import load_transformer
+from avatar.models.weights import Check, go_on, load_transformer
 from avatar.preset import Memory
 
 log = logging.getLogger(__name__)
-
-ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-DTYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}  # of the arithmetic
-RING_DTYPES = {"bf16": torch.bfloat16, "fp8": FLOAT8, "fp32": torch.float32}  # of what is kept
-
-
-def best_device(index: int = 0) -> torch.device:
-    """The CUDA device of that index, or the CPU, on which only a toy model is of use.
-
-    CUDA's memory is asked for in segments that grow, which wastes 4 GiB less; unless the user has set
-    PyTorch's allocator up otherwise.
-    """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if not any(name in os.environ for name in ALLOCATOR_VARIABLES):
-        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
-    return torch.device("cuda", index)
 
 
 class Conditioner(Protocol):
@@ -53,14 +35,6 @@ class Conditioner(Protocol):
     def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[SpeechTrack]) -> Conditions:
         """See ConditionEncoder.encode."""
         ...
-
-
-Check = Callable[[], None]
-"""Called between two tensors while a model loads; raises Cancelled when the run was stopped."""
-
-
-def go_on() -> None:
-    """The check of a load that nobody stops."""
 
 
 @dataclass

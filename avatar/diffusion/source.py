@@ -17,11 +17,12 @@ from avatar.diffusion.baton import Baton
 from avatar.diffusion.conditions import EncodeText, SpeechTrack
 from avatar.diffusion.decode import StreamingDecoder
 from avatar.diffusion.denoise import Conditions, Denoiser, LocalDenoiser
+from avatar.diffusion.device import RING_DTYPES, best_device
 from avatar.diffusion.fallback import Descent, is_out_of_memory
 from avatar.diffusion.files import find_files
 from avatar.diffusion.framing import framed, resized, size_within, video_size
 from avatar.diffusion.layer_stack import Pieces
-from avatar.diffusion.parts import RING_DTYPES, Check, Parts, best_device
+from avatar.diffusion.parts import Parts
 from avatar.diffusion.rollout import rollout
 from avatar.diffusion.room import place_of, placement_on, plan_here
 from avatar.diffusion.schedule import Schedule
@@ -35,6 +36,7 @@ from avatar.memory.placement import Placement
 from avatar.memory.plan import Plan
 from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.text_encoder import PromptTokenizer
+from avatar.models.weights import Check
 from avatar.preset import Memory, Preset
 from avatar.request import Request
 
@@ -274,7 +276,7 @@ class DiffusionSource:
 
     def _use(self, parts: Parts, memory: Memory) -> None:
         self._parts, self._held = parts, held_as(memory)
-        self.pieces = pieces_for(parts.device)
+        self.pieces = Pieces.on(parts.device)
 
     def _descent(self, request: Request) -> Descent:
         """The request's ladder; a long video's next part begins on the rung on which the last one ended."""
@@ -328,11 +330,6 @@ def local_denoiser(
         ring_memory=parts.ring_memory,
         diagonal=parts.placement.diagonal,
     )
-
-
-def pieces_for(device: torch.device) -> Pieces:
-    """Compiled where it pays."""
-    return Pieces.compiled() if device.type == "cuda" else Pieces()
 
 
 def checking(cancelled: Callable[[], bool]) -> Check:

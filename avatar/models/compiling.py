@@ -11,6 +11,16 @@ import torch
 T = TypeVar("T")
 
 _turn = threading.RLock()
+_constants: list[Callable[..., Any]] = []
+
+
+def constant(function: Callable[..., T]) -> Callable[..., T]:
+    """Mark a function whose result a graph takes for a constant.
+
+    PyTorch's own mark would import its compiler, half a second, also where nothing is compiled.
+    """
+    _constants.append(function)
+    return function
 
 
 def compiled(function: Callable[..., T], **options: Any) -> Callable[..., T]:
@@ -20,6 +30,8 @@ def compiled(function: Callable[..., T], **options: Any) -> Callable[..., T]:
     meanwhile. A call only gives the GPU its work, so the others wait for long just while a graph is built.
     options: torch.compile's.
     """
+    for marked in _constants:
+        torch.compiler.assume_constant_result(marked)
     graph = torch.compile(function, fullgraph=True, dynamic=False, **options)
 
     def call(*arguments: Any, **named: Any) -> T:

@@ -10,7 +10,6 @@ import torch
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor
-from torch._dynamo import config as dynamo_config
 
 from avatar.errors import WeightsMissing
 from avatar.models.compiling import compiled
@@ -82,6 +81,8 @@ class VideoVAE:
     @cached_property
     def compiled_decoder(self) -> Callable[[Tensor, Pasts], tuple[Tensor, Pasts]]:
         """The same as one graph for each shape of latents; kept, so that the next video builds none."""
+        from torch._dynamo import config as dynamo_config  # slow to import, and of no use on a CPU
+
         dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, MAX_SHAPES)
         return compiled(self.decoder)
 

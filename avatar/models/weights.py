@@ -31,8 +31,15 @@ logger = logging.getLogger(__name__)
 Place = Callable[[str, Tensor], nn.Parameter | None]
 """From a tensor's name and merged value on the device, the parameter to install; None: the usual one."""
 
+Check = Callable[[], None]
+"""Called between two tensors while a model loads; raises Cancelled when the run was stopped."""
+
 Settle = Callable[[str, Tensor], Tensor]
 """From a tensor's name and its value as it is to stay, the same value where it is to stay."""
+
+
+def go_on() -> None:
+    """The check of a load that nobody stops."""
 
 
 def stay(name: str, tensor: Tensor) -> Tensor:

@@ -8,14 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from avatar.diffusion.parts import Check, go_on
 from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.config import ModelConfig
 from avatar.models.quantize import Quantiser
 from avatar.models.random_weights import random_transformer
 from avatar.models.transformer import StreamingTransformer
 from avatar.models.weight_cache import cache_folder, load_quantised
-from avatar.models.weights import load_transformer
+from avatar.models.weights import Check, go_on, load_transformer
 from avatar.parallel.group import Group
 from avatar.parallel.layout import Role
 from avatar.parallel.shard import Fill, layer_of, shard_layers

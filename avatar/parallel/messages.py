@@ -23,6 +23,16 @@ MAX_UNREAD = 64  # messages to a rank that it has not taken yet; the next one wa
 
 
 @dataclass(frozen=True)
+class Load:
+    """A run has been asked for; load your share."""
+
+
+@dataclass(frozen=True)
+class Go:
+    """Rank 0 has loaded its own share; help."""
+
+
+@dataclass(frozen=True)
 class Begin:
     """A generation begins, with empty rings. text, motion: for the stages that embed them, else None.
 

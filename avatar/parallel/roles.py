@@ -1,59 +1,40 @@
-"""What ranks do for the diffusion engine: rank 0 leads a run, the others have a share of its transformer."""
+"""What ranks do for the diffusion engine: rank 0 leads a run, the others have a share of its transformer.
+
+Those others import neither diffusers nor transformers, which takes longer than all else until they are there.
+"""
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from avatar.diffusion.denoise import Denoiser
-from avatar.diffusion.fallback import Descent
+from avatar.diffusion.device import DTYPES
 from avatar.diffusion.files import find_files
-from avatar.diffusion.parts import DTYPES, RING_DTYPES, Check, Parts
-from avatar.diffusion.schedule import Schedule
-from avatar.diffusion.source import DiffusionSource, MakeParts, pieces_for
-from avatar.engine import Frames
-from avatar.events import Notice, Progress
-from avatar.geometry import Geometry, Size
-from avatar.memory.inventory import own_processes, probe
-from avatar.memory.items import CUDA_CONTEXT_BYTES
-from avatar.memory.placement import Placement
-from avatar.memory.plan import Plan
-from avatar.memory.planner import plan
+from avatar.diffusion.layer_stack import Pieces
 from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.config import ModelConfig
-from avatar.models.text_encoder import TextWeights
 from avatar.models.transformer import StreamingTransformer
 from avatar.parallel import conduct
-from avatar.parallel.conduct import Conductor, ParallelDenoiser
 from avatar.parallel.group import Group
 from avatar.parallel.layout import Layout
 from avatar.parallel.loading import load_share
-from avatar.parallel.messages import Encode, Post
+from avatar.parallel.messages import Go, Load, Post
 from avatar.parallel.seat import Seat
-from avatar.parallel.text import encode_together
 from avatar.preset import Preset
-from avatar.request import Request
 
-
-@dataclass(frozen=True)
-class Load:
-    """Rank 0 to the others: a run has been asked for; load your share."""
-
-
-@dataclass(frozen=True)
-class Go:
-    """Rank 0 to the others: it has loaded its own; help."""
+if TYPE_CHECKING:
+    from avatar.diffusion.source import DiffusionSource
 
 
 def lead(preset: Preset, weights: Path | None, seat: Seat) -> DiffusionSource:
     """Rank 0's source: with one rank the plain one."""
+    from avatar.parallel.leading import LeadingSource, LoneSource
+
     if seat.world_size > 1:
         return LeadingSource(preset, weights, seat)
     return LoneSource(preset, weights, seat)
@@ -61,7 +42,6 @@ def lead(preset: Preset, weights: Path | None, seat: Seat) -> DiffusionSource:
 
 def assist(preset: Preset, weights: Path | None, seat: Seat) -> None:
     """What the other ranks do, as long as rank 0 does. Raises: WeightsMissing."""
-
     dtype = DTYPES[preset.memory.weight_dtype]
 
     def load() -> tuple[Group, StreamingTransformer | None]:
@@ -70,6 +50,9 @@ def assist(preset: Preset, weights: Path | None, seat: Seat) -> None:
             return group, load_share(files, preset.memory, group, dtype)
 
     def encode(ids: Tensor) -> None:
+        from avatar.models.text_encoder import TextWeights
+        from avatar.parallel.text import encode_together
+
         with checkpoint(preset, weights) as files:
             encode_together(TextWeights.open(files.text_encoder), ids, dtype, seat)
 
@@ -99,136 +82,7 @@ def follow(
             assert group is not None
             assert share is not None
             dtype = DTYPES[preset.memory.weight_dtype]
-            conduct.assist(group, share, dtype, pieces_for(seat.device), encode)
-
-
-class LoneSource(DiffusionSource):
-    """The only rank."""
-
-    def __init__(self, preset: Preset, weights: Path | None, seat: Seat) -> None:
-        super().__init__(preset, weights)
-        self._meter = seat.meter
-
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
-        """See FrameSource."""
-
-        def stopped() -> bool:
-            self._meter.tick()
-            return cancelled()
-
-        return super().frames(request, stopped)
-
-
-class LeadingSource(DiffusionSource):
-    """Rank 0 of several: conditions and decoding are its own; of the transformer it has a share at most.
-
-    Memory that runs out on any rank ends them all, and fresh ones go on a rung lower: see course.
-    """
-
-    steps_down = False
-
-    def __init__(
-        self, preset: Preset, weights: Path | None, seat: Seat, make_parts: MakeParts | None = None
-    ) -> None:
-        """make_parts: where the side models come from, if not from a checkpoint."""
-        super().__init__(preset, weights, make_parts)
-        self.preset, self._seat, self._post = preset, seat, Post()
-        self._files: CheckpointFiles | None = None
-        self._group: Group | None = None
-        self._conductor: Conductor | None = None
-        self._denoiser: ParallelDenoiser | None = None
-        if preset.memory.text_encoder == "sharded":
-            self._encode_text = self._encode_together
-
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
-        """See FrameSource. However it ends, the other ranks are free for the next run."""
-        try:
-            yield from super().frames(request, cancelled)
-        finally:
-            if self._denoiser is not None:
-                self._denoiser.close()
-                self._denoiser = None
-
-    def plan_for(self, request: Request) -> Plan:
-        """See DiffusionSource; of all GPUs of this machine, where the other ranks' memory is ours, too."""
-        speech_s = request.speech_frames / request.preset.generation.fps
-        inventory = probe(self._weights, our_pids=own_processes([os.getppid()]))
-        gpus = tuple(  # in a container NVML may know our processes by other numbers
-            replace(gpu, ours_bytes=max(gpu.ours_bytes, CUDA_CONTEXT_BYTES)) for gpu in inventory.gpus
-        )
-        return plan(request.preset, replace(inventory, gpus=gpus), speech_s=speech_s)
-
-    def prepare(self, parts: Parts, check: Check) -> None:
-        """See DiffusionSource. All ranks load at once, each its share."""
-        if self._conductor is not None:
-            return
-        if self._group is None:
-            self._tell(Load())
-            self._group = join(self.preset, self.config(), self._seat)
-        share = self.share(self._group, parts.dtype, check)
-        self._conductor = Conductor(self._group, share, parts.dtype, pieces_for(parts.device))
-        self._tell(Go())
-
-    def files(self, request: Request) -> CheckpointFiles:
-        """See DiffusionSource."""
-        self._files = super().files(request)
-        return self._files
-
-    def config(self) -> ModelConfig:
-        """The model's."""
-        assert self._files is not None
-        return ModelConfig.load(self._files.config)
-
-    def share(self, group: Group, dtype: torch.dtype, check: Check) -> StreamingTransformer | None:
-        """Rank 0's own share of the transformer, None if it only decodes."""
-        assert self._files is not None
-        return load_share(self._files, self.preset.memory, group, dtype, check)
-
-    def priming(self) -> AbstractContextManager[None]:
-        """See DiffusionSource. What the first block waits for has the GPU first."""
-        assert self._denoiser is not None
-        self._denoiser.wait_until_begun()
-        return self._seat.meter.working()
-
-    def decoding(self) -> AbstractContextManager[None]:
-        """See DiffusionSource. Decoding is work, too."""
-        return self._seat.meter.working()
-
-    def release(self, parts: Parts) -> None:
-        """The shares stay: it would take all ranks to load them again."""
-
-    def make_denoiser(self, preset: Preset, parts: Parts, size: Size) -> Denoiser:
-        """See DiffusionSource."""
-        assert self._conductor is not None
-        generation = preset.generation
-        self._denoiser = self._conductor.denoiser(
-            Geometry.of(size, generation.infer_frames),
-            Schedule.flow_match(generation.sample_steps, generation.shift),
-            RING_DTYPES[preset.memory.ring_dtype],
-        )
-        return self._denoiser
-
-    def _encode_together(self, ids: Tensor) -> Tensor:
-        """See EncodeText. A wrong checkpoint is found before the other ranks are told, which would wait."""
-        assert self._files is not None
-        weights = TextWeights.open(self._files.text_encoder)
-        self._tell(Encode(ids))
-        return encode_together(weights, ids, DTYPES[self.preset.memory.weight_dtype], self._seat)
-
-    def _tell(self, order: Load | Go | Encode) -> None:
-        for rank in range(1, self._seat.world_size):
-            self._post.send(order, rank)
-
-    def _from_checkpoint(self, request: Request, placement: Placement, check: Check) -> Parts:
-        def ticking() -> None:
-            self._seat.meter.tick()
-            check()
-
-        return super()._from_checkpoint(request, placement, ticking)
-
-    def _stepped_down(self, descent: Descent) -> Iterator[Notice]:
-        """See DiffusionSource. Once the shares are loaded they stay: then only a full GPU tells otherwise."""
-        return iter(()) if self._conductor is not None else super()._stepped_down(descent)
+            conduct.assist(group, share, dtype, Pieces.on(seat.device), encode)
 
 
 def join(preset: Preset, config: ModelConfig, seat: Seat) -> Group:

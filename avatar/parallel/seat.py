@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 from torch.distributed import Store
 
-from avatar.diffusion.parts import best_device
+from avatar.diffusion.device import best_device
 from avatar.diffusion.room import place_of
 from avatar.errors import DoesNotFit
 from avatar.parallel.layout import Layout

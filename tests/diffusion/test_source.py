@@ -18,6 +18,7 @@ from avatar.checkpoint_places import DIFFUSERS
 from avatar.diffusion import files, parts, source
 from avatar.diffusion.conditions import ConditionEncoder, LoneTextEncoder
 from avatar.diffusion.denoise import LocalDenoiser
+from avatar.diffusion.device import DTYPES
 from avatar.diffusion.layer_stack import Pieces
 from avatar.diffusion.parts import Parts
 from avatar.diffusion.source import SELF_TEST_LABEL, DiffusionSource
@@ -235,7 +236,7 @@ def test_other_dtypes_are_loaded_anew(ask, tiny_checkpoint):
         held = engine._parts
         assert len(video(engine, ask(0.2, weight_dtype=dtype, ring_dtype=dtype))) == 5
         assert engine._parts is not None
-        assert engine._parts.load_transformer().dtype == parts.DTYPES[dtype]
+        assert engine._parts.load_transformer().dtype == DTYPES[dtype]
     assert engine._parts is held
 
 
@@ -246,8 +247,8 @@ def test_rings_are_kept_as_the_preset_says(tiny_checkpoint, weight_dtype, ring_d
     preset = PRESET.with_settings(weight_dtype=weight_dtype, ring_dtype=ring_dtype)
     loaded = Parts.load(preset.memory, open_checkpoint(tiny_checkpoint))
     denoiser = source.local_denoiser(preset, loaded, Size(64, 64), Pieces())
-    assert denoiser.stack.new_ring().k.dtype == parts.DTYPES[ring_dtype]
-    assert denoiser.stack.dtype == parts.DTYPES[weight_dtype]
+    assert denoiser.stack.new_ring().k.dtype == DTYPES[ring_dtype]
+    assert denoiser.stack.dtype == DTYPES[weight_dtype]
 
 
 def test_a_gpu_out_of_memory_is_told_and_the_next_run_is_whole(warm, ask, tiny_checkpoint, monkeypatch):

@@ -21,7 +21,7 @@ BACKEND = "aot_eager"  # traces like the real one, and needs no C++ compiler
 
 def compile_all() -> None:
     torch.set_num_threads(1)
-    roles.pieces_for = source.pieces_for = lambda device: Pieces.compiled(backend=BACKEND)
+    Pieces.on = classmethod(lambda cls, device: cls.compiled(backend=BACKEND))
     vae.compiled = partial(compiled, backend=BACKEND)
     source.StreamingDecoder = Compiled
 

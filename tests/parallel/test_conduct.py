@@ -14,8 +14,8 @@ from avatar.diffusion.schedule import Schedule
 from avatar.parallel.conduct import Conductor, ParallelDenoiser
 from avatar.parallel.group import Group
 from avatar.parallel.layout import Layout
+from avatar.parallel.leading import LeadingSource
 from avatar.parallel.meter import Meter
-from avatar.parallel.roles import LeadingSource
 from avatar.parallel.seat import CHANNELS, Seat, limit_channels
 from avatar.parallel.wavefront import Run
 from avatar.preset import load_preset

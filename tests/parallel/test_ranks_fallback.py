@@ -30,10 +30,10 @@ from avatar.memory.items import CUDA_CONTEXT_BYTES
 from avatar.memory.plan import GIB, DevicePlan, Item, Plan
 from avatar.parallel.course import FILE, Course
 from avatar.parallel.fleet import Limits
+from avatar.parallel.leading import LeadingSource
 from avatar.parallel.meter import Meter
 from avatar.parallel.ranked import RankedSource
 from avatar.parallel.reports import Made
-from avatar.parallel.roles import LeadingSource
 from avatar.parallel.seat import Seat
 from avatar.preset import Fallback, Preset, load_preset
 from avatar.request import Part, Request
@@ -209,7 +209,7 @@ def test_what_ranks_already_hold_of_the_gpus_counts_as_theirs(ask, monkeypatch):
         asked.append(our_pids)
         return Inventory.imagine(2, 24)
 
-    monkeypatch.setattr("avatar.parallel.roles.probe", probe)
+    monkeypatch.setattr("avatar.parallel.leading.probe", probe)
     request = ask(SHORTER)
     preset = load_preset("80gb").with_settings(layout="layers", num_gpus_dit=2)
     source = LeadingSource(preset, None, Seat(0, 2, CPU, Meter(CPU), "CPU"))

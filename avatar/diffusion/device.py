@@ -1,0 +1,26 @@
+"""Where a generation is computed, and in which formats."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from avatar.models.quantize import FLOAT8
+
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+DTYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}  # of the arithmetic
+RING_DTYPES = {"bf16": torch.bfloat16, "fp8": FLOAT8, "fp32": torch.float32}  # of what is kept
+
+
+def best_device(index: int = 0) -> torch.device:
+    """The CUDA device of that index, or the CPU, on which only a toy model is of use.
+
+    CUDA's memory is asked for in segments that grow, which wastes 4 GiB less; unless the user has set
+    PyTorch's allocator up otherwise.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if not any(name in os.environ for name in ALLOCATOR_VARIABLES):
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+    return torch.device("cuda", index)
