@@ -65,7 +65,6 @@ def address(their_folder: Path) -> Iterator[str]:
         env={
             **os.environ,
             **{SECRET: WORD, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TMPDIR": str(their_folder)},
-            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "2",  # for a rank that stands still; torch 2.11 waits 30 s
         },
         start_new_session=True,
     )
