@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -38,8 +38,6 @@ from avatar.models.kv_cache import (
 from avatar.models.layer import TransformerLayer
 from avatar.models.rope import rotate
 from avatar.models.transformer import LayerParts, StreamingTransformer
-
-MAX_SHAPES = 128  # graphs kept of each piece; past PyTorch's default of 8 it would refuse to compile
 
 
 class Item(NamedTuple):
@@ -84,12 +82,6 @@ class Pieces:
 
         Every new picture size costs new graphs. options: torch.compile's.
         """
-        from torch._dynamo import config as dynamo_config  # slow to import, and of no use on a CPU
-
-        dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, MAX_SHAPES)
-        dynamo_config.accumulated_recompile_limit = max(
-            dynamo_config.accumulated_recompile_limit, MAX_SHAPES * len(fields(cls))
-        )
         return cls(**{name: compiled(f, **options) for name, f in vars(cls()).items()})
 
 

@@ -25,7 +25,6 @@ from avatar.models.vae_causal import Pasts
 from avatar.models.vae_still import StillEncoder
 from avatar.models.vae_stream import CausalDecoder
 
-MAX_SHAPES = 128  # picture sizes of which a graph is kept; at PyTorch's default of 8 the next is an error
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -81,9 +80,6 @@ class VideoVAE:
     @cached_property
     def compiled_decoder(self) -> Callable[[Tensor, Pasts], tuple[Tensor, Pasts]]:
         """The same as one graph for each shape of latents; kept, so that the next video builds none."""
-        from torch._dynamo import config as dynamo_config  # slow to import, and of no use on a CPU
-
-        dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, MAX_SHAPES)
         return compiled(self.decoder)
 
     def denormalise(self, latents: Tensor) -> Tensor:

@@ -34,6 +34,13 @@ def test_what_a_marked_function_gives_is_a_constant_of_the_graph(monkeypatch):
     assert asked == ["cpu"]
 
 
+def test_there_is_a_graph_for_each_of_many_picture_sizes():
+    """More than the eight that PyTorch would keep, before it refuses."""
+    graph = compiled(lambda x: x + 1, backend="aot_eager")
+    for size in range(1, 13):
+        assert torch.equal(graph(torch.zeros(size)), torch.ones(size))
+
+
 def test_one_thread_at_a_time_in_any_of_them(monkeypatch):
     """While one traces, a call of another thread would be refused."""
     inside, most, lock = 0, 0, threading.Lock()

@@ -64,7 +64,10 @@ def address(their_folder: Path) -> Iterator[str]:
         ],
         env={
             **os.environ,
-            **{SECRET: WORD, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TMPDIR": str(their_folder)},
+            SECRET: WORD,
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "TMPDIR": str(their_folder),
         },
         start_new_session=True,
     )

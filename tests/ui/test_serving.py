@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 import app
+from avatar import scratch
 from avatar.gallery import About, Gallery, video_name
 from avatar.scratch import PREFIX, Scratch
 from avatar.ui.examples import Examples
@@ -111,6 +112,13 @@ def test_left_behind_folders_are_removed_living_ones_kept(tmp_path: Path):
     done.set()
     other.join(30)
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_folder_that_somebody_else_removes_meanwhile_is_no_fault(tmp_path: Path, monkeypatch):
+    (tmp_path / f"{PREFIX}dead").mkdir()
+    monkeypatch.setattr(scratch, "_is_held", lambda lock: lock.read_text())  # it was there a moment ago
+    with Scratch(tmp_path) as folder:
+        assert folder.is_dir()
 
 
 def test_importing_the_app_loads_neither_torch_nor_gradio():
