@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch._dynamo import config
 
 T = TypeVar("T")
 
@@ -14,13 +15,6 @@ MAX_SHAPES = 128  # of which a function's graphs are kept; past PyTorch's defaul
 MAX_GRAPHS = 10 * MAX_SHAPES  # of a function in all
 
 _turn = threading.RLock()
-_constants: list[Callable[..., Any]] = []
-
-
-def constant(function: Callable[..., T]) -> Callable[..., T]:
-    """Mark a function whose result a graph takes for a constant. PyTorch's own mark imports its compiler."""
-    _constants.append(function)
-    return function
 
 
 def compiled(function: Callable[..., T], **options: Any) -> Callable[..., T]:
@@ -28,9 +22,10 @@ def compiled(function: Callable[..., T], **options: Any) -> Callable[..., T]:
 
     PyTorch marks for the whole process that a graph is being traced, and refuses a call of another thread
     meanwhile. A call only gives the GPU its work, so the others wait for long just while a graph is built.
-    options: torch.compile's.
+    The limits of how many graphs are kept are set for the calling thread. options: torch.compile's.
     """
-    _prepare()
+    config.recompile_limit = max(config.recompile_limit, MAX_SHAPES)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, MAX_GRAPHS)
     graph = torch.compile(function, fullgraph=True, dynamic=False, **options)
 
     def call(*arguments: Any, **named: Any) -> T:
@@ -38,13 +33,3 @@ def compiled(function: Callable[..., T], **options: Any) -> Callable[..., T]:
             return graph(*arguments, **named)
 
     return call
-
-
-def _prepare() -> None:
-    """Tell PyTorch's compiler what holds for all graphs. Limits are those of the thread that sets them."""
-    from torch._dynamo import config  # slow to import: where nothing is compiled, nobody does
-
-    config.recompile_limit = max(config.recompile_limit, MAX_SHAPES)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, MAX_GRAPHS)
-    for function in _constants:
-        torch.compiler.assume_constant_result(function)

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avatar.models.compiling import constant
 from avatar.models.lora import is_target
 
 logger = logging.getLogger(__name__)
@@ -148,13 +147,13 @@ def _(values: Tensor) -> Tensor:
     return torch.empty_like(values, dtype=FLOAT8)
 
 
-@constant
+@torch.compiler.assume_constant_result
 def compiles_float8(device: torch.device) -> bool:
     """Whether compiled code may convert to and from fp8 on a device."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= FLOAT8_CAPABILITY
 
 
-@constant
+@torch.compiler.assume_constant_result
 def product_on(device: torch.device) -> Product:
     """How a device multiplies: fp8 by fp8 on its tensor cores, in the wider dtype, or by plain arithmetic."""
     return _product(device)

@@ -8,8 +8,7 @@ import time
 import pytest
 import torch
 
-from avatar.models import compiling
-from avatar.models.compiling import compiled, constant
+from avatar.models.compiling import compiled
 
 
 def test_it_is_the_function_with_torchs_options(monkeypatch):
@@ -17,21 +16,6 @@ def test_it_is_the_function_with_torchs_options(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **options: given.update(options) or f)
     assert compiled(lambda a, b: a - b, backend="eager")(3, b=1) == 2
     assert given == {"fullgraph": True, "dynamic": False, "backend": "eager"}
-
-
-def test_what_a_marked_function_gives_is_a_constant_of_the_graph(monkeypatch):
-    """However it comes by it: a graph could not take in a list that grows, or a clock."""
-    monkeypatch.setattr(compiling, "_constants", [])
-    asked = []
-
-    @constant
-    def factor(device: torch.device) -> int:
-        asked.append(device.type)
-        return 3 if time.time() > 0 else 4
-
-    graph = compiled(lambda x: x * factor(x.device), backend="aot_eager")
-    assert [float(graph(torch.tensor(value))) for value in (1.0, 2.0)] == [3.0, 6.0]
-    assert asked == ["cpu"]
 
 
 def test_there_is_a_graph_for_each_of_many_picture_sizes():
