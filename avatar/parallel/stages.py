@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from avatar.diffusion.denoise import OpenBlock, mask_tokens
-from avatar.diffusion.layer_stack import Item, LayerStack, Pieces, Visit
+from avatar.diffusion.layer_stack import EAGER, Item, LayerStack, Pieces, Visit
 from avatar.geometry import BLOCK_LATENT_FRAMES
 from avatar.models.audio_encoder import AudioTokens
 from avatar.models.rope import REFERENCE_TIME, ConditionTable, block_table, reference_time
@@ -24,6 +24,7 @@ from avatar.models.transformer import StreamingTransformer, unpatchify
 from avatar.parallel.group import Group
 from avatar.parallel.layout import Role
 from avatar.parallel.messages import Begin, Done, End, Message, Open, Prefill, Release, Work
+from avatar.parallel.rehearsal import no_audio, rehearse
 from avatar.parallel.shard import Gathering
 from avatar.parallel.ulysses import SharedStack, TokenSplit, join_tokens
 
@@ -51,6 +52,7 @@ class Stage:
         self._sending: deque[Any] = deque()
         self._opened: dict[int, OpenBlock] = {}
         self._stack: LayerStack | None = None
+        self._rehearsed: set[tuple[object, ...]] = set()  # what graphs have been built for
 
     @torch.no_grad()
     def handle(self, message: Message) -> None:
@@ -103,6 +105,30 @@ class Stage:
         self._embed_times(schedule.timesteps)
         self._stack = self._new_stack(begin, role)
         self._stack.begin(text, begin.num_tokens)
+        if self._rehearse(begin):
+            self._stack.begin(text, begin.num_tokens)
+
+    def _rehearse(self, begin: Begin) -> bool:
+        """Have the graphs built that this generation needs; no if they are there."""
+        config, role = self.transformer.config, self._role
+        is_short = begin.num_tokens < config.short_text_tokens
+        needed = (begin.geometry, begin.ring_dtype, begin.num_speakers, is_short)
+        if self._pieces == EAGER or needed in self._rehearsed:
+            return False
+        block, condition = self._block_split, self._condition_split
+        item = Item(
+            block=0,
+            step=role.steps[-1],
+            anchor=0,
+            modulation=self._modulations[-1],
+            table=block.own(block_table(begin.geometry, 0, config.head_dim, self.device)),
+            condition_table=self._table.at(REFERENCE_TIME),
+            audio=no_audio(config, begin.num_speakers, self.dtype, self.device),
+            masks=self._masks,
+        )
+        rehearse(self.stack, item, block.count(role.peer), condition.count(role.peer), self.group.meter.tick)
+        self._rehearsed.add(needed)
+        return True
 
     def _embed_times(self, timesteps: tuple[float, ...]) -> None:
         """Every step's time as the layers and the head see it; the last row is the condition's, time 0."""

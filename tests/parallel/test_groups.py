@@ -16,6 +16,7 @@ from torch import Tensor
 from avatar.diffusion.layer_stack import Pieces
 from avatar.diffusion.rollout import rollout
 from avatar.errors import BadInput, Cancelled
+from avatar.parallel import stages
 from avatar.parallel.conduct import Conductor, assist
 from avatar.parallel.group import Group
 from avatar.parallel.layout import Layout
@@ -151,6 +152,53 @@ def compiled(group: Group, options: dict[str, Any]) -> dict[str, Any] | None:
     return {"errors": errors, "graphs": graphs}
 
 
+def rehearsed(group: Group, options: dict[str, Any]) -> dict[str, Any] | None:
+    """Several requests, of which each needs graphs; every rank sees to it that none is built while it waits.
+
+    A graph is built for each piece and the shapes and numbers that it is called with.
+    """
+    seen: dict[bool, set[tuple[Any, ...]]] = {True: set(), False: set()}
+    rehearsing, num_rehearsals, real = False, 0, stages.rehearse
+
+    def noted(name: str, piece: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            seen[rehearsing].add((name, *(shape_or_number(value) for value in arguments)))
+            return piece(*arguments)
+
+        return call
+
+    def rehearse(*arguments: Any) -> None:
+        nonlocal rehearsing, num_rehearsals
+        rehearsing, num_rehearsals = True, num_rehearsals + 1
+        real(*arguments)
+        rehearsing = False
+
+    stages.rehearse = rehearse
+    try:
+        pieces = Pieces(**{name: noted(name, piece) for name, piece in vars(Pieces()).items()})
+        conductor = lead_or_assist(group, pieces=pieces)
+        if conductor is not None:
+            requests = options["requests"]
+            errors = [
+                relative_error(made(conductor, request), local_latents(request)) for request in requests
+            ]
+            dismiss(conductor)
+    finally:
+        stages.rehearse = real
+    assert seen[False] or (conductor is not None and conductor.stage is None)
+    assert seen[False] <= seen[True], seen[False] - seen[True]
+    return None if conductor is None else {"errors": errors, "num_rehearsals": num_rehearsals}
+
+
+def shape_or_number(value: Any) -> Any:
+    """What of an argument a graph is built for."""
+    if isinstance(value, tuple):
+        return tuple(shape_or_number(part) for part in value)
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    return value if isinstance(value, int | float) else type(value)
+
+
 def refused(group: Group, options: dict[str, Any]) -> str | None:
     """A bad request does not harm the group."""
     conductor = lead_or_assist(group)
@@ -184,6 +232,13 @@ def failing(group: Group, options: dict[str, Any]) -> str | None:
     return str(error.value)
 
 
+REHEARSED = ({}, {"num_steps": 3}, {"infer_frames": 32}, {**TWO, "pose": True}, FLOAT8_RINGS)
+WATCHED = {
+    "layers": of("layers", 2),
+    "timesteps": of("timesteps", 2, 1, True),
+    "ulysses": of("ulysses", 1, 2),
+    "fsdp": of("fsdp", 1, 2),
+}
 PHASES = (0, 1, 2, 3, 4, 6, 8, 11, 14, 18, 23, 29, 40, 60)
 CASES = [
     *(Case(name, layout, equal, {"requests": requests}) for name, (layout, requests) in EQUAL.items()),
@@ -195,6 +250,10 @@ CASES = [
     Case("repeated_fsdp", of("fsdp", 1, 2), repeated),
     Case("compiled_layers", of("layers", 2), compiled),
     Case("compiled_fsdp", of("fsdp", 1, 2), compiled),
+    *(
+        Case(f"rehearsed_{name}", layout, rehearsed, {"requests": REHEARSED})
+        for name, layout in WATCHED.items()
+    ),
     Case("refused", of("timesteps", 3), refused),
     Case("failing", of("layers", 2), failing),  # the last one: it leaves the other rank waiting
 ]
@@ -240,6 +299,16 @@ def test_compiled_pieces_serve_stages_and_gathered_parameters(name, results):
     assert isinstance(result, dict), result
     assert max(result["errors"]) < TOLERANCE
     assert 0 < result["graphs"][0] == result["graphs"][1] <= len(dataclasses.fields(Pieces))
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_all_graphs_are_built_before_a_rank_waits_for_another(name, results):
+    """Once for each that differs in what graphs are built for; the number of steps does not count."""
+    result = results[f"rehearsed_{name}"]
+    assert isinstance(result, dict), result
+    assert max(result["errors"]) < TOLERANCE
+    decodes_apart = WATCHED[name].decodes_apart
+    assert result["num_rehearsals"] == (0 if decodes_apart else len(REHEARSED) - 1)
 
 
 def test_a_group_serves_on_after_a_request_that_it_cannot_serve(results):
