@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import Tensor
 
 from avatar.models.quantize import FLOAT8
 
@@ -24,3 +25,19 @@ def best_device(index: int = 0) -> torch.device:
     if not any(name in os.environ for name in ALLOCATOR_VARIABLES):
         torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     return torch.device("cuda", index)
+
+
+def downloaded(values: Tensor) -> Tensor:
+    """A copy on the CPU of what a device is about to have computed, while other threads give it more to do.
+
+    While a copy to pageable memory waits for the GPU, so do all that other threads hand to it: on two H200s a
+    stage of a pipeline stood still for 90 of 215 ms. One to page-locked memory leaves them alone.
+    """
+    if values.device.type != "cuda":
+        return values.cpu()
+    staged = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    staged.copy_(values, non_blocking=True)
+    done = torch.cuda.Event(blocking=True)  # this thread sleeps meanwhile
+    done.record(torch.cuda.current_stream(values.device))
+    done.synchronize()
+    return staged.clone()  # the page-locked one serves the next call

@@ -17,7 +17,7 @@ from avatar.diffusion.baton import Baton
 from avatar.diffusion.conditions import EncodeText, SpeechTrack
 from avatar.diffusion.decode import StreamingDecoder
 from avatar.diffusion.denoise import Conditions, Denoiser, LocalDenoiser
-from avatar.diffusion.device import RING_DTYPES, best_device
+from avatar.diffusion.device import RING_DTYPES, best_device, downloaded
 from avatar.diffusion.fallback import Descent, is_out_of_memory
 from avatar.diffusion.files import find_files
 from avatar.diffusion.framing import framed, resized, size_within, video_size
@@ -156,7 +156,7 @@ class DiffusionSource:
             anchor = baton.anchor_for(size, parts.vae)
             yield Progress(Phase.GENERATING)
             for frames in self._decoded(parts, request, size, conditions, baton, anchor, cancelled):
-                pixels = frames[: baton.frames_left].cpu().numpy()
+                pixels = downloaded(frames[: baton.frames_left]).numpy()
                 yield baton.pass_frames(resized(pixels, stream))
 
     def _decoded(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from avatar.diffusion.denoise import Block, Conditions
+from avatar.diffusion.device import downloaded
 from avatar.diffusion.layer_stack import Pieces
 from avatar.diffusion.schedule import Schedule
 from avatar.geometry import Geometry
@@ -160,8 +161,8 @@ class ParallelDenoiser:
 
     def submit(self, block: Block) -> None:
         """See Denoiser."""
-        pose = None if block.pose is None else block.pose.cpu()
-        self._order(replace(block, audio=block.audio.cpu(), pose=pose))
+        pose = None if block.pose is None else downloaded(block.pose)
+        self._order(replace(block, audio=downloaded(block.audio), pose=pose))
 
     def collect(self, check: Callable[[], None] = lambda: None) -> Tensor:
         """See Denoiser; check is called often. On the CPU. Raises: what any part of the group raised."""
