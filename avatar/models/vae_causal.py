@@ -27,8 +27,11 @@ class CausalLayers(nn.Module):
         """A convolution over its past and x; appends the past of the next call."""
         x = torch.cat([self._past(conv, x, pasts), x], dim=2)
         fresh.append(x[:, :, -_reach(conv) :].clone(memory_format=self.layout))
-        _, height, width = conv.kernel_size
-        return F.conv3d(x, conv.weight, conv.bias, conv.stride, padding=(0, height // 2, width // 2))
+        return self._convolve(conv, x)
+
+    def _convolve(self, conv: nn.Conv3d, x: Tensor) -> Tensor:
+        """A convolution over the frames of x alone, its past among them; padded in height and width."""
+        return F.conv3d(x, conv.weight, conv.bias, conv.stride, padding=_padding(conv))
 
     def _past(self, conv: nn.Conv3d, x: Tensor, pasts: Pasts | None) -> Tensor:
         if pasts is not None:
@@ -49,6 +52,11 @@ class CausalLayers(nn.Module):
         x = layer(x.permute(0, 2, 1, 3, 4).reshape(batch * frames, -1, height, width))
         x = x.reshape(batch, frames, *x.shape[1:]).permute(0, 2, 1, 3, 4)
         return x.contiguous(memory_format=self.layout)
+
+
+def _padding(conv: nn.Conv3d) -> tuple[int, int, int]:
+    _, height, width = conv.kernel_size
+    return 0, height // 2, width // 2
 
 
 def _reach(conv: nn.Conv3d) -> int:
