@@ -11,13 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avatar.geometry import BLOCK_LATENT_FRAMES, MOTION_FRAMES
+from avatar.geometry import BLOCK_LATENT_FRAMES, VAE_TIME_STRIDE
 from avatar.models.attention import attention_weights
 from avatar.models.config import ModelConfig
 from avatar.models.layer import Attention, modulate
 
 NUM_HIDDEN_STATES = 25  # of wav2vec2-large: the embeddings and its 24 layers
 ADALN_EPS = 1e-5  # the injection's own norm; everywhere else the config's eps holds
+
+# Frames to the left of a block that its first token is made from: two steps back in each convolution, of one,
+# one and two frames, which are 8; and that token stands at the fourth frame.
+SEEN_FRAMES = 8 - (VAE_TIME_STRIDE - 1)
 
 
 class AudioTokens(NamedTuple):
@@ -38,8 +42,11 @@ class CausalConv(nn.Module):
         self.conv = nn.Conv1d(in_dim, out_dim, kernel_size=3, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """B C T to B C' T'."""
-        return self.conv(F.pad(x, (self.conv.kernel_size[0] - 1, 0), mode="replicate"))
+        """B C T to B C' T'. As a product: of so few frames cuDNN would rather lay out all weights anew."""
+        (size,), (stride,) = self.conv.kernel_size, self.conv.stride
+        windows = F.pad(x, (size - 1, 0), mode="replicate").unfold(2, size, stride)
+        windows = windows.transpose(1, 2).flatten(2)  # B T' C·size
+        return F.linear(windows, self.conv.weight.flatten(1), self.conv.bias).transpose(1, 2)
 
 
 class AudioConvolutions(nn.Module):
@@ -86,9 +93,10 @@ class AudioEncoder(nn.Module):
     def forward(self, features: Tensor) -> AudioTokens:
         """S 25 C T features of a block's video frames to the tokens of its latent frames.
 
-        To the left stand as many copies of the first frame as there are motion frames: so it was trained.
+        To the left stand as many copies of the first frame as there are motion frames: so it was trained. No
+        token that is kept sees more of them than SEEN_FRAMES.
         """
-        pad = features[..., :1].expand(*features.shape[:-1], MOTION_FRAMES)
+        pad = features[..., :1].expand(*features.shape[:-1], SEEN_FRAMES)
         mixture = F.silu(self.weights.float())
         features = torch.cat([pad, features], dim=-1).float()
         mixed = (features * (mixture / mixture.sum(dim=1, keepdim=True))).sum(dim=1)
