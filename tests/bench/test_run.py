@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from avatar.bench.measure import Stopwatch, watched
 from avatar.bench.random_parts import random_parts
 from avatar.bench.run import bench, warm_up
 from avatar.cli import main
+from avatar.diffusion.decode import StreamingDecoder
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, Geometry
 from avatar.memory import inventory
@@ -56,6 +58,14 @@ def test_the_whole_engine_is_timed_too(figures):
     assert 0 < whole["first_frame_s"] <= whole["first_segment_s"] <= whole["elapsed_s"]
     assert whole["fps"] > 0
     assert whole["cold_fps"] == pytest.approx(117 / whole["elapsed_s"], rel=0.05)
+
+
+def test_made_up_pictures_are_no_noise_that_would_hold_up_the_encoder():
+    decoder, geometry = StreamingDecoder(random_parts(PRESET).vae), Geometry(64, 64, 4)
+    random = partial(torch.randn, generator=torch.Generator().manual_seed(1))
+    decoder.prime(random(16, 19, *geometry.block_shape[2:]))
+    frames = decoder.decode(random(geometry.block_shape)).float()
+    assert 0 < frames.std(dim=(0, 1, 2)).max() < 6  # of 255 levels
 
 
 def test_what_waits_on_the_host_is_told():
