@@ -137,7 +137,8 @@ def estimate(preset: Preset, card: Card, bus_bytes_per_frame: float = 0.0) -> Es
     for rank in range(layout.world_size):
         role, seconds = layout.role_of(rank), 0.0
         if role is not None:
-            seconds = steps * used.item_s(Work.of(role.layers, geometry), card, dtype)
+            items = [Work.of(role.layers_at(step), geometry) for step in role.steps]
+            seconds = sum(used.item_s(work, card, dtype) for work in items)
         ranks.append(seconds + (used.decode_s(geometry, card) if rank == 0 else 0.0))
     hop = steps * geometry.block_tokens * layout.config.dim * 2 if layout.num_stages > 1 else 0
     bus_s = BLOCK_FRAMES * bus_bytes_per_frame / GIGA / card.bus_gbs

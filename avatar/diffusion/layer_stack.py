@@ -98,6 +98,8 @@ class LayerStack:
     visit: entered around each use of a layer, with its index; gives the layer and its injection on the
     device. None: they are there. rings_on_host: rings wait there, in ring_memory, and are on the device
     around their use. diagonal: items come several at a time, the oldest block, in its last step, first.
+    layers_at: those that are done here at a step, None for all at every step; shares_last: the stage behind
+    this one has the last layer, too, for its other steps.
     A layout that splits heads overrides scatter, gather and new_ring.
     """
 
@@ -113,6 +115,8 @@ class LayerStack:
     rings_on_host: bool = False
     ring_memory: RingMemory = field(default_factory=RingMemory)
     diagonal: bool = False
+    layers_at: Callable[[int], range] | None = None
+    shares_last: bool = False
 
     def __post_init__(self) -> None:
         self.caches: dict[int, LayerCache] = {}
@@ -131,13 +135,17 @@ class LayerStack:
         rings = self._new_rings()
         for index, (layer, _) in self._visited():
             self.caches[index] = LayerCache(self._text(layer, text, num_tokens), rings[index])
-        ring = next(iter(rings[self.layers[0]].values()))
+        ring = next(ring for by_step in rings.values() for ring in by_step.values())
         self._window_room = Window(self.geometry, ring, self.dtype, self.device)
 
     def prefill(self, x: Tensor, modulation: Tensor, table: Tensor, anchor: int) -> Tensor:
-        """Run the condition tokens, N C, attending to themselves; keep every layer's keys and values."""
+        """Run the condition tokens, N C, attending to themselves; keep every layer's keys and values.
+
+        Returns them as the stage behind this one takes them: if it shares the last layer, as that one did.
+        """
+        entering = x
         for index, (layer, _) in self._visited():
-            cache, vectors = self.caches[index], layer.vectors(modulation)
+            entering, cache, vectors = x, self.caches[index], layer.vectors(modulation)
             q, own = self.scatter(*layer.project(x, vectors))
             cache.conditions[anchor] = KeysValues(
                 own.k.contiguous(), own.v.contiguous()
@@ -145,7 +153,7 @@ class LayerStack:
             attended = _attend(rotate(q, table), KeysValues(rotate(own.k, table), own.v))
             x, query = layer.after_self_attention(x, self.gather(attended), vectors)
             x = told(EAGER, layer, x, query, cache.text, vectors)
-        return x
+        return entering if self.shares_last else x
 
     def release(self, anchor: int) -> None:
         """Free an anchor's condition; no item that names it may follow."""
@@ -160,8 +168,14 @@ class LayerStack:
         """Run several items that need nothing of each other, so that each layer is visited once for all."""
         xs = list(xs)
         for index, parts in self._visited():
-            xs = [self._layer(index, parts, x, item) for x, item in zip(xs, items, strict=True)]
+            xs = [
+                self._layer(index, parts, x, item) if index in self._layers_at(item.step) else x
+                for x, item in zip(xs, items, strict=True)
+            ]
         return xs
+
+    def _layers_at(self, step: int) -> range:
+        return self.layers if self.layers_at is None else self.layers_at(step)
 
     def _layer(self, index: int, parts: LayerParts, x: Tensor, item: Item) -> Tensor:
         """One layer of one item, with its injection."""
@@ -199,15 +213,18 @@ class LayerStack:
 
     def _new_rings(self) -> dict[int, dict[int, Ring]]:
         """Empty rings by layer and step, where they are kept; in the order of their use."""
-        order = [(layer, step) for step in self.steps for layer in self.layers]
+        order = [(layer, step) for step in self.steps for layer in self._layers_at(step)]
         if self.diagonal:
-            order = [(layer, step) for layer in self.layers for step in reversed(self.steps)]
+            order.sort(key=lambda key: (key[0], -key[1]))
         if self.rings_on_host:
             self.host_rings = HostRings(self.device, order, self.new_ring, self.ring_memory)
             rings = self.host_rings.rings
         else:
             rings = {key: self.new_ring() for key in order}
-        return {layer: {step: rings[layer, step] for step in self.steps} for layer in self.layers}
+        by_layer: dict[int, dict[int, Ring]] = {layer: {} for layer in self.layers}
+        for layer, step in order:
+            by_layer[layer][step] = rings[layer, step]
+        return by_layer
 
     def _ring(self, layer: int, step: int) -> AbstractContextManager[Ring]:
         """A ring on the device; what is appended meanwhile stays in it wherever it is kept."""
@@ -268,11 +285,12 @@ class LayerStack:
         ring.append(own if ring.scales is None else self.pieces.quantise_tokens(own))
 
     def _injection_context(self, injection: Injection, layer: int, item: Item) -> InjectionContext:
-        """The block's audio as this injection reads it: made at its first step, freed at its last."""
+        """The block's audio as this injection reads it: made at its first step here, freed at its last."""
         key = (item.block, layer)
         if key not in self._audio:
             self._audio[key] = injection.context(item.audio)
-        return self._audio.pop(key) if item.step == self.steps[-1] else self._audio[key]
+        is_last = item.step == max(self.caches[layer].rings)
+        return self._audio.pop(key) if is_last else self._audio[key]
 
     def _visited(self) -> Iterator[tuple[int, LayerParts]]:
         for index in self.layers:

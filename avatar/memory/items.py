@@ -89,15 +89,17 @@ class Run:
 class Share:
     """What one GPU does of a run.
 
-    layers: those it works on; none for a GPU that only decodes. num_steps: denoising steps whose rings it
-    keeps. heads: its part of the attention's heads. weights: its part of its layers' weights; layers of which
-    it has not all are gathered as they are used. num_anchors: versions of the condition that it keeps.
-    has_sides: VAE and speech encoder are here. decodes_meanwhile: a block, while others are denoised. text:
-    its part of the prompt encoder, while a prompt is encoded. num_communicators: by which it reaches others.
+    layers: those it works on; none for a GPU that only decodes. num_steps: denoising steps that it works on.
+    num_rings: those it keeps, of its layers at its steps. heads: its part of the attention's heads. weights:
+    its part of its layers' weights; layers of which it has not all are gathered as they are used.
+    num_anchors: versions of the condition that it keeps. has_sides: VAE and speech encoder are here.
+    decodes_meanwhile: a block, while others are denoised. text: its part of the prompt encoder, while a
+    prompt is encoded. num_communicators: by which it reaches others.
     """
 
     layers: range
     num_steps: int
+    num_rings: int
     heads: float = 1.0
     weights: float = 1.0
     num_anchors: int = 1
@@ -248,7 +250,7 @@ def _on_host(share: Share, placement: Placement) -> list[int]:
 
 def _rings_bytes(run: Run, share: Share) -> int:
     """All rings of a share."""
-    return round(len(share.layers) * share.num_steps * share.heads * run.ring_bytes)
+    return round(share.num_rings * share.heads * run.ring_bytes)
 
 
 def _values(count: float, dtype: str) -> int:

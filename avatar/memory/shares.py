@@ -22,8 +22,8 @@ def shares_of(preset: Preset, model: ModelConfig) -> list[Share]:
 def _share(layout: Layout, rank: int) -> Share:
     role, sharded = layout.role_of(rank), layout.kind == "fsdp"
     if role is None:
-        return Share(range(0), 0)
-    share = Share(role.layers, len(role.steps), has_sides=rank == 0)
+        return Share(range(0), 0, 0)
+    share = Share(role.layers, len(role.steps), role.num_rings, has_sides=rank == 0)
     return replace(
         share,
         heads=len(role.heads) / layout.config.num_heads,

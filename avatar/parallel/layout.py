@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import Literal
 
@@ -18,21 +19,38 @@ from avatar.preset import Preset
 
 Kind = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
 
-# What a block's decoding takes, in times of one layer at one step. On an H200 at 704*384 it takes 87 ms, and
-# 112 beside a stage's work; a layer at one step 4.8 ms in bf16 and 3.9 ms in fp8.
-DECODE_LAYERS = 27
+# What a block's decoding takes, in times of one layer at one step. On an H200 at 704*384 it takes 82 ms; a
+# layer at one step, in a stage that is never idle, 4.9 ms in bf16 and 4.0 in fp8.
+DECODE_LAYERS = 20
 TYPICAL = Geometry.of(Size(704, 384), 48)  # whose proportions the stages are balanced by
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a rank of the transformer does. peer: its place in its group."""
+    """What a rank of the transformer does. peer: its place in its group. layers: those that it holds.
+
+    span: what it does of them, in steps of layers: layer 5 at step 1 of 4 is 21. A layer at either end may be
+    shared with the stage beside it, which does its other steps; shares_last: so is the last one held.
+    """
 
     stage: int
     peer: int
     layers: range
     steps: range
     heads: range
+    span: range
+    num_steps: int
+    shares_last: bool = False
+
+    def layers_at(self, step: int) -> range:
+        """The layers that it does at a step."""
+        start, stop = (-((step - end) // self.num_steps) for end in (self.span.start, self.span.stop))
+        return range(start, stop)
+
+    @property
+    def num_rings(self) -> int:
+        """One for each layer at each step that it does."""
+        return sum(len(self.layers_at(step)) for step in self.steps)
 
 
 @dataclass(frozen=True)
@@ -121,15 +139,22 @@ class Layout:
         if rank not in self.workers:
             return None
         stage, peer = divmod(rank - self.workers.start, self.group_size)
-        layers, steps = (
-            range(self.config.num_layers),
-            range(self.num_steps if num_steps is None else num_steps),
-        )
+        num_steps = self.num_steps if num_steps is None else num_steps
+        steps, span = range(num_steps), range(self.config.num_layers * self.num_steps)
         if self.kind == "layers":
-            layers = self._layers()[stage]
+            span = self._spans()[stage]
         if self.kind == "timesteps":
-            steps = even_parts(len(steps), self.num_stages)[stage]
-        return Role(stage, peer, layers, steps, even_parts(self.config.num_heads, self.group_size)[peer])
+            steps = even_parts(num_steps, self.num_stages)[stage]
+        return Role(
+            stage=stage,
+            peer=peer,
+            layers=range(span.start // self.num_steps, -(-span.stop // self.num_steps)),
+            steps=steps,
+            heads=even_parts(self.config.num_heads, self.group_size)[peer],
+            span=range(self._in_steps(span.start, num_steps), self._in_steps(span.stop, num_steps)),
+            num_steps=num_steps,
+            shares_last=span.stop % self.num_steps > 0,
+        )
 
     def chain_of(self, step: int, num_steps: int) -> range:
         """The stages that a block passes at a step, in this order."""
@@ -168,9 +193,15 @@ class Layout:
             parts.append("all layers")
         return ", ".join([*parts, "decode"] if rank == 0 else parts)
 
-    def _layers(self) -> list[range]:
-        decode = 0.0 if self.decodes_apart else DECODE_LAYERS / self.num_steps
-        return balance(layer_costs(self.config), self.num_stages, decode * self.group_size)
+    def _spans(self) -> list[range]:
+        """Each stage's part of all steps of all layers, as it is loaded for the preset's number of steps."""
+        decode = 0.0 if self.decodes_apart else float(DECODE_LAYERS * self.group_size)
+        return stage_spans(self.config, self.num_stages, self.num_steps, decode)
+
+    def _in_steps(self, place: int, num_steps: int) -> int:
+        """A place among the steps of layers when a run has another number of them."""
+        layer, step = divmod(place, self.num_steps)
+        return layer * num_steps + round(step * num_steps / self.num_steps)
 
 
 def layer_costs(config: ModelConfig, geometry: Geometry = TYPICAL) -> list[float]:
@@ -198,22 +229,32 @@ def plain_layer_flops(config: ModelConfig, geometry: Geometry) -> tuple[float, f
     return products, 4 * dim * tokens_seen + text
 
 
-def balance(costs: Sequence[float], num_parts: int, first_extra: float = 0.0) -> list[range]:
-    """Cut a row of costs into parts, none empty, so that the dearest is as cheap as can be.
+@cache
+def stage_spans(config: ModelConfig, num_stages: int, num_steps: int, decode: float) -> list[range]:
+    """The steps of all layers, layer by layer, cut into stages; decode: what the first has to do besides.
 
-    first_extra: what the first part costs besides.
+    Where stages share a layer, both hold its weights, and each the rings of the steps that it does.
+    """
+    costs = [cost for cost in layer_costs(config) for _ in range(num_steps)]
+    return balance(costs, num_stages, decode, least=num_steps)
+
+
+def balance(costs: Sequence[float], num_parts: int, first_extra: float = 0.0, least: int = 1) -> list[range]:
+    """Cut a row of costs into parts, so that the dearest is as cheap as can be.
+
+    first_extra: what the first part costs besides. least: how many each part must have.
     """
     sums = [0.0, *accumulate(costs)]
     best: dict[int, tuple[float, tuple[int, ...]]] = {
-        end: (sums[end] + first_extra, (0, end)) for end in range(1, len(costs) + 1)
+        end: (sums[end] + first_extra, (0, end)) for end in range(least, len(costs) + 1)
     }
     for part in range(2, num_parts + 1):
         best = {
             end: min(
                 (max(best[cut][0], sums[end] - sums[cut]), (*best[cut][1], end))
-                for cut in range(part - 1, end)
+                for cut in range((part - 1) * least, end - least + 1)
             )
-            for end in range(part, len(costs) + 1)
+            for end in range(part * least, len(costs) + 1)
         }
     return [range(start, end) for start, end in pairwise(best[len(costs)][1])]
 

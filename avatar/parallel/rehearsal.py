@@ -20,9 +20,9 @@ from avatar.models.config import ModelConfig
 def rehearse(
     stack: LayerStack, item: Item, num_tokens: int, num_condition_tokens: int, tick: Callable[[], None]
 ) -> None:
-    """Fill the rings of an item's step, and go once more; the stack has to be begun anew afterwards.
+    """Fill all rings with an item's block, and go once more; the stack has to be begun anew afterwards.
 
-    num_tokens, num_condition_tokens: this rank's own. tick: called after each block.
+    num_tokens, num_condition_tokens: this rank's own. tick: called after each item.
     """
     dim = stack.transformer.config.dim
     condition, x = (
@@ -30,9 +30,10 @@ def rehearse(
         for count in (num_condition_tokens, num_tokens)
     )
     stack.prefill(condition, item.modulation, item.condition_table, item.anchor)
-    for _ in range(1 + blocks_until_full(stack.geometry)):
-        stack.forward(x, item)
-        tick()
+    for _ in range(blocks_until_full(stack.geometry) + 1):
+        for step in stack.steps:  # each may have layers of its own
+            stack.forward(x, item._replace(step=step))
+            tick()
 
 
 def blocks_until_full(geometry: Geometry) -> int:

@@ -118,7 +118,7 @@ class Stage:
         block, condition = self._block_split, self._condition_split
         item = Item(
             block=0,
-            step=role.steps[-1],
+            step=role.steps[0],
             anchor=0,
             modulation=self._modulations[-1],
             table=block.own(block_table(begin.geometry, 0, config.head_dim, self.device)),
@@ -153,6 +153,8 @@ class Stage:
             "pieces": self._pieces,
             "ring_dtype": begin.ring_dtype,
             "visit": self._visit,
+            "layers_at": role.layers_at,
+            "shares_last": role.shares_last,
         }
         layout = self.group.layout
         if layout.group_size == 1:

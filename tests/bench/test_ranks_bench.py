@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 from avatar.bench.ranks import settled_fps
-from avatar.bench.terms import Terms, first_layers
+from avatar.bench.terms import Terms
 from avatar.cli import main
 from avatar.geometry import BLOCK_FRAMES, Geometry, Size
 from avatar.memory.items import COMMUNICATION_BYTES, CUDA_CONTEXT_BYTES
 from avatar.models.config import ModelConfig
 from avatar.models.tiny import CONFIG
-from avatar.parallel.layout import Layout
-from avatar.preset import load_preset
 
 LAST = ["taken", "conditions", "begun", "speech", "primed", "denoised", "decoded", "received"]
 
@@ -105,14 +103,3 @@ def test_a_pipeline_that_drains_is_not_settled():
     assert settled_fps(came_s, 1, 2) == pytest.approx(BLOCK_FRAMES)
     assert settled_fps(came_s, 3, 0) == pytest.approx(2 * BLOCK_FRAMES)
     assert settled_fps(came_s, 3, 2) is None
-
-
-def test_the_first_stages_of_four_are_a_pipeline_of_two():
-    """What benchmarks/README.md takes two cards for."""
-    preset = load_preset("4x80gb-realtime")
-    four = Layout.of(preset)
-    two = Layout.of(preset.with_settings(num_gpus_dit=2)).for_model(first_layers(ModelConfig(), 17))
-    assert [two.role_of(rank) for rank in two.workers] == [four.role_of(rank) for rank in (0, 1)]
-    assert two.lag_of(3, 4) == four.lag_of(3, 4)  # as many blocks under way
-    middle = Layout.of(load_preset("4x4090-low-vram")).role_of(2)
-    assert len(middle.layers) == 14

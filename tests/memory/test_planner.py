@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from avatar.checkpoint_places import Checkpoint, find_checkpoint
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_FRAMES, FPS
 from avatar.memory.inventory import GIB, Inventory
-from avatar.memory.items import COMMUNICATION_BYTES, GATHERED_TEXT_BLOCKS, Run, traffic_bytes
+from avatar.memory.items import COMMUNICATION_BYTES, GATHERED_TEXT_BLOCKS, Run, gpu_items, traffic_bytes
 from avatar.memory.model_sizes import TEXT_BLOCK_VALUES, TEXT_ENCODER_VALUES, ModelSizes
 from avatar.memory.placement import ALL_ON_GPU, Placement
 from avatar.memory.plan import ALWAYS, DevicePlan, Item, Plan, Stage
@@ -62,7 +64,7 @@ def test_published_sizes():
 
 
 def measured_runs():
-    """Every measured run: its file, preset, what was where, seconds of speech, and each card's peak."""
+    """Every measured run: its file, preset, what was where, seconds of speech, each card's part and peak."""
     for path in sorted(BENCHMARKS.glob("*.json")):
         data = json.loads(path.read_text())
         if "end_to_end" not in data:
@@ -71,21 +73,40 @@ def measured_runs():
         known = {name: settings[name] for name in FULL.as_dict() if name in settings}
         told = data.get("placement") or (data.get("plan") or {}).get("placement") or {}
         speech_s = settings["num_blocks"] * BLOCK_FRAMES / FPS
+        roles = [rank["role"] for rank in data.get("ranks", [])]
         if "ranks" in data:
             peaks = [rank["nvml_peak_bytes"] for rank in data["ranks"]]
             known["memory"] = known["memory"] | {"text_encoder": "cpu"}  # random weights have none
         else:
             peaks = [max(data[part]["memory"]["nvml_bytes"] for part in ("parts", "end_to_end"))]
         num_layers = data.get("layers", {}).get("made", MODEL.config.num_layers)
-        run = (Preset.from_dict(known), Placement(**told), speech_s, num_layers, peaks)
+        run = (Preset.from_dict(known), Placement(**told), speech_s, num_layers, roles, peaks)
         yield pytest.param(*run, id=path.stem)
 
 
-@pytest.mark.parametrize(("preset", "placement", "speech_s", "num_layers", "peaks"), list(measured_runs()))
-def test_within_five_percent_of_every_measured_peak(preset, placement, speech_s, num_layers, peaks):
+@pytest.mark.parametrize(
+    ("preset", "placement", "speech_s", "num_layers", "roles", "peaks"), list(measured_runs())
+)
+def test_within_five_percent_of_every_measured_peak(preset, placement, speech_s, num_layers, roles, peaks):
     sizes = ModelSizes.published(first_layers(MODEL.config, num_layers))
-    planned = plan(preset, Inventory.imagine(len(peaks), 139), placement, speech_s, sizes).gpus
-    assert [gpu.peak_bytes for gpu in planned] == pytest.approx(peaks, rel=0.05)
+    run = Run(preset, sizes, largest_geometry(preset), speech_s)
+    planned = [
+        DevicePlan("", 0, gpu_items(run, share, placement), 0, 0).peak_bytes
+        for share in as_measured(shares_of(preset, sizes.config), roles)
+    ]
+    assert planned == pytest.approx(peaks, rel=0.05)
+
+
+def as_measured(shares, roles):
+    """Shares with the layers that were told of a run; until stages shared layers they were cut elsewhere."""
+    found = list(shares)
+    for rank, role in enumerate(roles):
+        told = re.match(r"layers? (\d+)(?:–(\d+))?", role)
+        layers = range(int(told[1]), int(told[2] or told[1]) + 1) if told else shares[rank].layers
+        if layers != shares[rank].layers:
+            num_rings = len(layers) * shares[rank].num_steps
+            found[rank] = replace(shares[rank], layers=layers, num_rings=num_rings)
+    return found
 
 
 def test_a_checkpoints_own_sizes_are_planned_with(tiny_checkpoint):
@@ -313,7 +334,10 @@ def test_layouts_divide_what_they_say():
     eight = Inventory.imagine(8, 80)
     whole = layers_held(plan(FULL, eight))[0]
     stages = plan(FULL.with_settings(layout="layers", num_gpus_dit=3, decode_gpu=True), eight)
-    assert sum(layers_held(stages)) == whole
+    shares = shares_of(FULL.with_settings(layout="layers", num_gpus_dit=3, decode_gpu=True), MODEL.config)
+    twice = [a.layers[-1] for a, b in pairwise(shares[1:]) if a.layers[-1] == b.layers[0]]
+    assert sum(layers_held(stages)) == whole + sum(MODEL.layers[index].num_bytes("bf16") for index in twice)
+    assert sum(share.num_rings for share in shares) == 40 * 4
     assert layers_held(stages)[0] == 0  # rank 0 decodes
     assert sum("decode_workspace" in {i.name for i in gpu.items} for gpu in stages.gpus) == 1
     steps = plan(FULL.with_settings(layout="timesteps", num_gpus_dit=2), eight)

@@ -68,7 +68,11 @@ def made(conductor: Conductor, request: dict[str, Any]) -> Tensor:
 EQUAL = {
     "decode_apart": (of("local", 1, 1, True), REQUESTS),
     "layers_2": (of("layers", 2), (*REQUESTS, POSED, TWO, FLOAT8_RINGS)),
-    "layers_3_decode": (of("layers", 3, 1, True), (*REQUESTS, POSED, TWO, ONE_BLOCK)),
+    "layers_2_decode": (of("layers", 2, 1, True), (*REQUESTS, {**POSED, **TWO}, FLOAT8_RINGS)),
+    "layers_3_decode": (
+        of("layers", 3, 1, True),
+        (*REQUESTS, POSED, TWO, ONE_BLOCK, {"num_steps": 2}, {"num_steps": 5}),
+    ),
     "layers_5": (of("layers", 5), (*REQUESTS, {"num_steps": 2})),
     "timesteps_2": (of("timesteps", 2), (*REQUESTS, POSED)),
     "timesteps_3": (of("timesteps", 3), (*REQUESTS, TWO, ONE_BLOCK)),
@@ -76,7 +80,7 @@ EQUAL = {
     "ulysses_2": (of("ulysses", 1, 2), (*REQUESTS, POSED, FLOAT8_RINGS)),
     "ulysses_3_decode": (of("ulysses", 1, 3, True), (*REQUESTS, TWO, ONE_BLOCK)),
     "ulysses_4": (of("ulysses", 1, 4), (*REQUESTS, {**POSED, **TWO})),
-    "layers_2x2": (of("layers", 2, 2), (*REQUESTS, {**POSED, **TWO})),
+    "layers_2x2_decode": (of("layers", 2, 2, True), (*REQUESTS, {**POSED, **TWO})),
     "timesteps_2x2_decode": (of("timesteps", 2, 2, True), (*REQUESTS, {**POSED, **TWO})),
     "fsdp_2": (of("fsdp", 1, 2), (*REQUESTS, POSED)),
     "fsdp_3_decode": (of("fsdp", 1, 3, True), (*REQUESTS, TWO)),
@@ -235,6 +239,7 @@ def failing(group: Group, options: dict[str, Any]) -> str | None:
 REHEARSED = ({}, {"num_steps": 3}, {"infer_frames": 32}, {**TWO, "pose": True}, FLOAT8_RINGS)
 WATCHED = {
     "layers": of("layers", 2),
+    "layers_that_share_one": of("layers", 3, 1, True),
     "timesteps": of("timesteps", 2, 1, True),
     "ulysses": of("ulysses", 1, 2),
     "fsdp": of("fsdp", 1, 2),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from avatar.errors import BadInput
@@ -57,14 +59,34 @@ def test_stages_of_groups():
 @pytest.mark.parametrize("decodes_apart", [False, True])
 def test_stages_share_all_layers_evenly_by_cost(stages, decodes_apart):
     layout = of(layout="layers", num_gpus_dit=stages, decode_gpu=decodes_apart)
-    layers = [layout.role_of(rank).layers for rank in layout.workers]
-    assert [index for part in layers for index in part] == list(range(40))
+    roles = [layout.role_of(rank) for rank in layout.workers]
+    for step in range(4):
+        done = [index for role in roles for index in role.layers_at(step)]
+        assert done == list(range(40))
+        assert all(set(role.layers_at(step)) <= set(role.layers) for role in roles)
     costs = layer_costs(ModelConfig())
-    loads = [sum(costs[index] for index in part) for part in layers]
+    loads = [sum(costs[index] for step in range(4) for index in role.layers_at(step)) for role in roles]
     if not decodes_apart:
-        loads[0] += DECODE_LAYERS / 4
-    least = costs[0] + (0 if decodes_apart else DECODE_LAYERS / 4)  # a stage has a layer at least
+        loads[0] += DECODE_LAYERS
+    least = 4 * costs[0] + (0 if decodes_apart else DECODE_LAYERS)  # a stage has a layer at least
     assert max(loads) < max(sum(loads) / stages + max(costs), least + max(costs))
+
+
+@pytest.mark.parametrize("num_steps", range(1, 8))
+@pytest.mark.parametrize("stages", [3, 6, 7])
+def test_neighbours_may_share_a_layer_whatever_number_of_steps_a_run_has(stages, num_steps):
+    """They hold what they hold for the preset's four."""
+    layout = of(layout="layers", num_gpus_dit=stages, decode_gpu=True)
+    roles = [layout.role_of(rank, num_steps) for rank in layout.workers]
+    assert [role.layers for role in roles] == [layout.role_of(rank).layers for rank in layout.workers]
+    for step in range(num_steps):
+        assert [index for role in roles for index in role.layers_at(step)] == list(range(40))
+        assert all(set(role.layers_at(step)) <= set(role.layers) for role in roles)
+    for role, behind in pairwise(roles):
+        assert behind.layers[0] == (role.layers[-1] if role.shares_last else role.layers[-1] + 1)
+    assert not roles[-1].shares_last
+    assert sum(role.num_rings for role in roles) == 40 * num_steps
+    assert any(role.shares_last for role in roles)
 
 
 def test_layers_that_inject_audio_cost_a_little_more():
@@ -80,6 +102,8 @@ def test_balance_finds_the_cheapest_cut():
     assert balance([1, 1, 1, 1], 2, first_extra=2) == [range(1), range(1, 4)]
     assert balance([5, 1, 1, 1], 3) == [range(1), range(1, 2), range(2, 4)]
     assert balance([1.0], 1) == [range(1)]
+    assert balance([1, 1, 1, 1, 1], 2, first_extra=9, least=2) == [range(2), range(2, 5)]
+    assert balance([9, 1, 1, 1], 2, least=2) == [range(2), range(2, 4)]
 
 
 def test_even_parts():
