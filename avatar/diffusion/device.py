@@ -27,6 +27,12 @@ def best_device(index: int = 0) -> torch.device:
     return torch.device("cuda", index)
 
 
+def downloading(values: Tensor) -> Tensor:
+    """A copy in page-locked memory, whole once the device has done what it was given so far."""
+    staged = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return staged.copy_(values, non_blocking=True)
+
+
 def downloaded(values: Tensor) -> Tensor:
     """A copy on the CPU of what a device is about to have computed, while other threads give it more to do.
 
@@ -35,9 +41,7 @@ def downloaded(values: Tensor) -> Tensor:
     """
     if values.device.type != "cuda":
         return values.cpu()
-    staged = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    staged.copy_(values, non_blocking=True)
-    done = torch.cuda.Event(blocking=True)  # this thread sleeps meanwhile
+    staged, done = downloading(values), torch.cuda.Event(blocking=True)  # this thread sleeps meanwhile
     done.record(torch.cuda.current_stream(values.device))
     done.synchronize()
     return staged.clone()  # the page-locked one serves the next call

@@ -6,8 +6,6 @@ before it and go to the one after it; latents come and go with the messages.
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +19,7 @@ from avatar.geometry import BLOCK_LATENT_FRAMES
 from avatar.models.audio_encoder import AudioTokens
 from avatar.models.rope import REFERENCE_TIME, ConditionTable, block_table, reference_time
 from avatar.models.transformer import StreamingTransformer, unpatchify
+from avatar.parallel.answers import Answers
 from avatar.parallel.group import Group
 from avatar.parallel.layout import Role
 from avatar.parallel.messages import Begin, Done, End, Message, Open, Prefill, Release, Work
@@ -276,65 +275,3 @@ class Stage:
             self._sending.popleft().wait()
         self._opened.clear()
         self._stack = None
-
-
-class Answers:
-    """Gives answers once the device has come so far, and keeps the host at most one item ahead of it.
-
-    fail: called at once with what kept an answer from being given: no item may follow that would raise it.
-    """
-
-    def __init__(
-        self, device: torch.device, answer: Callable[[Done], None], fail: Callable[[BaseException], object]
-    ) -> None:
-        self._on_gpu, self._device = device.type == "cuda", device
-        self._answer, self._fail = answer, fail
-        self._marks: queue.Queue[tuple[torch.cuda.Event, Done | None]] = queue.Queue()
-        self._ahead = threading.BoundedSemaphore(2)
-        self._fault: BaseException | None = None
-        if self._on_gpu:
-            threading.Thread(target=self._send_when_done, daemon=True).start()
-
-    def wait(self) -> None:
-        """Before an item: wait until at most one before it is unfinished."""
-        if self._on_gpu:
-            self._ahead.acquire()
-
-    def mark(self, done: Done | None) -> None:
-        """After an item has been enqueued; done: what to answer."""
-        if self._fault is not None:
-            raise self._fault
-        if self._on_gpu:
-            event = torch.cuda.Event(blocking=True)  # the waiting thread sleeps
-            event.record(torch.cuda.current_stream(self._device))
-            self._marks.put((event, done))
-        elif done is not None:
-            self._answer(done)
-
-    def settle(self) -> None:
-        """Wait until everything has been answered. Raises: what kept an answer from being given."""
-        self._marks.join()
-        if self._fault is not None:
-            raise self._fault
-
-    def download(self, values: Tensor) -> Tensor:
-        """To the host; whole when its answer is given."""
-        if not self._on_gpu:
-            return values.clone()
-        out = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        return out.copy_(values, non_blocking=True)
-
-    def _send_when_done(self) -> None:
-        torch.cuda.set_device(self._device)  # a thread of its own would else reach for the first GPU
-        while True:
-            event, done = self._marks.get()
-            try:
-                event.synchronize()
-                if done is not None:
-                    self._answer(done)
-            except BaseException as error:  # the working thread raises it at its next item, if one comes
-                if self._fault is None:
-                    self._fault = error
-                    self._fail(error)
-            self._ahead.release()
-            self._marks.task_done()

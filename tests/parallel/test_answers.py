@@ -7,8 +7,8 @@ import queue
 import pytest
 import torch
 
+from avatar.parallel.answers import Answers
 from avatar.parallel.messages import Done
-from avatar.parallel.stages import Answers
 
 GPU = torch.device("cuda", 0)
 
