@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,14 +17,21 @@ def test_it_is_the_function_with_torchs_options(monkeypatch):
     given = {}
     monkeypatch.setattr(torch, "compile", lambda f, **options: given.update(options) or f)
     assert compiled(lambda a, b: a - b, backend="eager")(3, b=1) == 2
-    assert given == {"fullgraph": True, "dynamic": False, "backend": "eager"}
+    assert given == {"fullgraph": True, "backend": "eager"}
 
 
 def test_there_is_a_graph_for_each_of_many_picture_sizes():
     """More than the eight that PyTorch would keep, before it refuses."""
-    graph = compiled(lambda x: x + 1, backend="aot_eager")
+    shapes = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        shapes.append(inputs[0].shape)
+        return module.forward
+
+    graph = compiled(lambda x: x + 1, backend=backend)
     for size in range(1, 13):
         assert torch.equal(graph(torch.zeros(size)), torch.ones(size))
+    assert shapes == [(size,) for size in range(1, 13)]  # numbers: none stands for several
 
 
 def test_one_thread_at_a_time_in_any_of_them(monkeypatch):
