@@ -38,7 +38,7 @@ from avatar.preset import Preset
 TOKENS_A_WORD = 4 / 3  # of a prompt: about UMT5's, in English
 VAE_WIDTH = 96  # Wan 2.1's
 # Of a random decoder's pictures. As they come they are noise, 1.4 bits a pixel in H.264 and 7.2 ms a frame of
-# 704×384 on our CPU; so they take 0.2 bits and 4.2 ms, where a talking head takes 0.1 and 3.3.
+# 704×384 on a CPU core; so they take 0.2 bits and 4.2 ms, where a talking head takes 0.1 and 3.3.
 CONTRAST = 0.05
 SPEECH = Wav2Vec2Config(  # wav2vec2-large
     hidden_size=1024,

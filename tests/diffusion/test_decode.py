@@ -12,6 +12,7 @@ from torch import Tensor
 
 from avatar.diffusion.decode import PRIMING_LATENT_FRAMES, StreamingDecoder
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, LEAD_IN_FRAMES
+from avatar.models import vae_stream
 from avatar.models.vae import VideoVAE
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -45,6 +46,20 @@ def stream(vae: VideoVAE, latents: Tensor, sizes: list[int], *, compile: bool = 
 
 def test_the_whole_decode_is_the_public_codes(vae: VideoVAE, golden: dict[str, Tensor]) -> None:
     assert relative(decode_at_once(vae, golden["latents"]), golden["decoded_full"].clamp(-1, 1)) < 1e-5
+
+
+def test_convolving_pictures_gives_what_convolving_videos_does(
+    vae: VideoVAE, golden: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The toy's channels are all few; the real decoder does either."""
+    pictures = torch.cat(stream(vae, golden["latents"], [1, 3, 3, 3]), dim=2)
+    calls = []
+    monkeypatch.setattr(vae_stream, "FEW_CHANNELS", 0)
+    monkeypatch.setattr(vae_stream, "convolve_pictures", lambda *arguments: calls.append(arguments))
+    videos = torch.cat(stream(vae, golden["latents"], [1, 3, 3, 3]), dim=2)
+    assert not calls
+    assert relative(videos, golden["decoded_full"]) < 1e-5
+    assert relative(pictures, videos) < 1e-5
 
 
 @pytest.mark.parametrize("sizes", [[1, 3, 3, 3], [1, 9], [1] * 10, [1, 2, 4, 1, 2]])
