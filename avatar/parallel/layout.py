@@ -19,9 +19,10 @@ from avatar.preset import Preset
 
 Kind = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
 
-# What a block's decoding takes, in times of one layer at one step. On an H200 at 704*384 it takes 82 ms; a
-# layer at one step, in a stage that is never idle, 4.9 ms in bf16 and 4.0 in fp8.
-DECODE_LAYERS = 20
+# What a block's decoding takes, in times of one layer at one step, by the format of the weights: some 95 ms of
+# an H200 at 704*384 where it overlaps with denoising; a layer at one step, in a stage that is never idle, takes
+# 4.9 ms in bf16 and 3.9 in fp8.
+DECODE_LAYERS = {"bf16": 20, "fp8": 24, "fp32": 20}
 TYPICAL = Geometry.of(Size(704, 384), 48)  # whose proportions the stages are balanced by
 
 
@@ -66,6 +67,7 @@ class Layout:
     group_size: int = 1
     decodes_apart: bool = False
     num_steps: int = field(default=4, compare=False)
+    decode_layers: int = field(default=DECODE_LAYERS["bf16"], compare=False)
     config: ModelConfig = field(default_factory=ModelConfig, compare=False)
 
     @classmethod
@@ -87,7 +89,8 @@ class Layout:
                     f"Take ulysses_size {gpus}; or layers or timesteps, whose stages may be groups.",
                 )
             group = gpus
-        layout = cls(kind, gpus // group, group, p.decode_gpu, num_steps)
+        decode_layers = DECODE_LAYERS[preset.memory.weight_dtype]
+        layout = cls(kind, gpus // group, group, p.decode_gpu, num_steps, decode_layers)
         layout.require_steps(num_steps)
         if preset.memory.text_encoder == "sharded" and layout.world_size == 1:
             raise BadInput(
@@ -195,7 +198,7 @@ class Layout:
 
     def _spans(self) -> list[range]:
         """Each stage's part of all steps of all layers, as it is loaded for the preset's number of steps."""
-        decode = 0.0 if self.decodes_apart else float(DECODE_LAYERS * self.group_size)
+        decode = 0.0 if self.decodes_apart else float(self.decode_layers * self.group_size)
         return stage_spans(self.config, self.num_stages, self.num_steps, decode)
 
     def _in_steps(self, place: int, num_steps: int) -> int:

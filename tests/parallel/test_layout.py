@@ -57,8 +57,10 @@ def test_stages_of_groups():
 
 @pytest.mark.parametrize("stages", range(1, 9))
 @pytest.mark.parametrize("decodes_apart", [False, True])
-def test_stages_share_all_layers_evenly_by_cost(stages, decodes_apart):
-    layout = of(layout="layers", num_gpus_dit=stages, decode_gpu=decodes_apart)
+@pytest.mark.parametrize("weight_dtype", ["bf16", "fp8"])
+def test_stages_share_all_layers_evenly_by_cost(stages, decodes_apart, weight_dtype):
+    layout = of(weight_dtype=weight_dtype, layout="layers", num_gpus_dit=stages, decode_gpu=decodes_apart)
+    decode = 0 if decodes_apart else DECODE_LAYERS[weight_dtype]
     roles = [layout.role_of(rank) for rank in layout.workers]
     for step in range(4):
         done = [index for role in roles for index in role.layers_at(step)]
@@ -66,9 +68,8 @@ def test_stages_share_all_layers_evenly_by_cost(stages, decodes_apart):
         assert all(set(role.layers_at(step)) <= set(role.layers) for role in roles)
     costs = layer_costs(ModelConfig())
     loads = [sum(costs[index] for step in range(4) for index in role.layers_at(step)) for role in roles]
-    if not decodes_apart:
-        loads[0] += DECODE_LAYERS
-    least = 4 * costs[0] + (0 if decodes_apart else DECODE_LAYERS)  # a stage has a layer at least
+    loads[0] += decode
+    least = 4 * costs[0] + decode  # a stage has a layer at least
     assert max(loads) < max(sum(loads) / stages + max(costs), least + max(costs))
 
 
