@@ -31,7 +31,7 @@ from avatar.models.quantize import Quantiser
 from avatar.models.random_weights import random_transformer
 from avatar.models.speech_encoder import SpeechEncoder, SpeechFeatures
 from avatar.models.transformer import StreamingTransformer
-from avatar.models.vae import VideoVAE, lay_out_channels_last
+from avatar.models.vae import VideoVAE
 from avatar.models.weights import Check
 from avatar.preset import Preset
 
@@ -80,8 +80,6 @@ def random_parts(preset: Preset, placement: Placement = ALL_ON_GPU) -> Parts:
     vae.decoder.conv_out.weight.data.mul_(CONTRAST)
     nn.Module.to(vae, device, dtype)  # the library's own to() warns of nothing
     nn.Module.to(speech, device)  # one of its tensors is made on the CPU whatever the default is
-    if device.type == "cuda":
-        lay_out_channels_last(vae)
     video, encoder = VideoVAE(vae), SpeechEncoder(speech)
     if placement.side_models_on_host:
         video, encoder = VisitingVAE(video), VisitingSpeechEncoder(encoder, device)

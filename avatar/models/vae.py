@@ -33,6 +33,7 @@ class VideoVAE:
 
     def __init__(self, model: AutoencoderKLWan) -> None:
         self.model = model.eval().requires_grad_(False)
+        _lay_out_channels_last(model)
         self.device, self.dtype = model.device, model.dtype  # the encoder may leave later
         shape = (1, -1, 1, 1, 1)
         self.mean = (
@@ -44,15 +45,12 @@ class VideoVAE:
     def load(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> VideoVAE:
         """Read the published .pth file, or a diffusers folder.
 
-        On CUDA the convolutions are laid out channels-last, which their kernels prefer.
         Raises: WeightsMissing.
         """
         model, tensors = _from_folder(path) if path.is_dir() else _from_pth(path)
         expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         require_match(path.name, expected, {name: tuple(value.shape) for name, value in tensors.items()})
         model.load_state_dict({name: t.to(device, dtype) for name, t in tensors.items()}, assign=True)
-        if torch.device(device).type == "cuda":
-            lay_out_channels_last(model)
         return cls(model)
 
     @torch.no_grad()
@@ -70,12 +68,12 @@ class VideoVAE:
     @cached_property
     def still_encoder(self) -> StillEncoder:
         """The encoder of pictures that stand still."""
-        return StillEncoder(self.model, self._layout)
+        return StillEncoder(self.model)
 
     @cached_property
     def decoder(self) -> CausalDecoder:
         """The decoder with its causal past made explicit."""
-        return CausalDecoder(self.model, self._layout)
+        return CausalDecoder(self.model)
 
     @cached_property
     def compiled_decoder(self) -> Callable[[Tensor, Pasts], tuple[Tensor, Pasts]]:
@@ -90,13 +88,9 @@ class VideoVAE:
     def _normalise(self, mean: Tensor) -> Tensor:
         return (mean.float() - self.mean) / self.std
 
-    @property
-    def _layout(self) -> torch.memory_format:
-        return torch.channels_last_3d if self.device.type == "cuda" else torch.contiguous_format
 
-
-def lay_out_channels_last(model: torch.nn.Module) -> None:
-    """Keep convolution weights channels-last: C is the fastest axis in memory."""
+def _lay_out_channels_last(model: torch.nn.Module) -> None:
+    """Keep convolution weights channels-last, as GPUs' kernels prefer: C is the fastest axis in memory."""
     for module in model.modules():
         if isinstance(module, torch.nn.Conv3d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)

@@ -15,7 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor, nn
 
 from avatar.geometry import VAE_TIME_STRIDE
-from avatar.models.vae_causal import CausalLayers, Pasts
+from avatar.models.vae_causal import CausalLayers, Pasts, channels_last
 
 
 @dataclass
@@ -38,10 +38,8 @@ class StillEncoder(CausalLayers):
     on its last frame is a still picture to the layers behind it, and the layers up to it are done.
     """
 
-    def __init__(
-        self, model: AutoencoderKLWan, layout: torch.memory_format = torch.contiguous_format
-    ) -> None:
-        super().__init__(layout)
+    def __init__(self, model: AutoencoderKLWan) -> None:
+        super().__init__()
         self.encoder = model.encoder
         self.quant_conv = model.quant_conv
 
@@ -49,11 +47,11 @@ class StillEncoder(CausalLayers):
         """Encode a picture, B 3 1 H W, that stands for 1 + 4n frames, into moments, B 32 1+n h w."""
         stills, frames, latents = self.stills(), VAE_TIME_STRIDE, []
         for index in range(1 + (num_frames - 1) // VAE_TIME_STRIDE):
-            x = picture.expand(-1, -1, frames if index else 1, -1, -1).contiguous(memory_format=self.layout)
+            x = channels_last(picture.expand(-1, -1, frames if index else 1, -1, -1))
             for still in stills:
                 x = self._take(still, x)
                 if _settled(still, index):
-                    picture, frames = x[:, :, -1:].clone(memory_format=self.layout), still.chunk
+                    picture, frames = x[:, :, -1:].clone(memory_format=torch.channels_last_3d), still.chunk
             stills = [still for still in stills if not _settled(still, index)]
             latents.append(x)
         return self.quant_conv(torch.cat(latents, dim=2))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor, nn
 
-from avatar.models.vae_causal import CausalLayers, Pasts
+from avatar.models.vae_causal import CausalLayers, Pasts, channels_last, joined
 
 # Of fewer channels cuDNN convolves pictures faster than videos: 96 channels of 4 frames of 704×384 on an H200
 # in 1.0 ms, as a video in 1.9, by a kernel of an older generation of GPUs.
@@ -22,10 +21,8 @@ class CausalDecoder(CausalLayers):
     diffusers walks frame by frame; passing several latent frames at once gives the same numbers.
     """
 
-    def __init__(
-        self, model: AutoencoderKLWan, layout: torch.memory_format = torch.contiguous_format
-    ) -> None:
-        super().__init__(layout)
+    def __init__(self, model: AutoencoderKLWan) -> None:
+        super().__init__()
         self.post_quant_conv = model.post_quant_conv
         self.decoder = model.decoder
 
@@ -40,7 +37,7 @@ class CausalDecoder(CausalLayers):
     def _run(self, latents: Tensor, pasts: Pasts | None) -> tuple[Tensor, Pasts]:
         decoder: Any = self.decoder
         fresh: Pasts = []
-        x = self.post_quant_conv(latents.contiguous(memory_format=self.layout))
+        x = self.post_quant_conv(channels_last(latents))
         x = self._causal(decoder.conv_in, x, pasts, fresh)
         x = self._residual(decoder.mid_block.resnets[0], x, pasts, fresh)
         for attention, resnet in zip(
@@ -58,7 +55,7 @@ class CausalDecoder(CausalLayers):
     def _convolve(self, conv: nn.Conv3d, x: Tensor) -> Tensor:
         """See CausalLayers."""
         if conv.in_channels < FEW_CHANNELS and conv.stride == (1, 1, 1) and conv.kernel_size[0] > 1:
-            return convolve_pictures(conv, x, self.layout)
+            return convolve_pictures(conv, x)
         return super()._convolve(conv, x)
 
     def _upsample(self, layer: Any, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
@@ -75,19 +72,16 @@ class CausalDecoder(CausalLayers):
         return self._frame_by_frame(twice, x)
 
 
-def convolve_pictures(conv: nn.Conv3d, x: Tensor, layout: torch.memory_format) -> Tensor:
+def convolve_pictures(conv: nn.Conv3d, x: Tensor) -> Tensor:
     """A convolution of a video, B C T H W, as one of pictures, whose channels are those of several frames."""
     batch, _, frames, height, width = x.shape
-    reach = conv.kernel_size[0] - 1
-    count = frames - reach
-    x = torch.cat([x[:, :, first : first + count] for first in range(reach + 1)], dim=1)
+    size, *padded = conv.kernel_size
+    count = frames - size + 1
+    x = joined([x[:, :, first : first + count] for first in range(size)], "channels")
     x = x.permute(0, 2, 1, 3, 4).reshape(batch * count, -1, height, width)
-    weight = conv.weight.transpose(1, 2).flatten(1, 2)
-    if layout == torch.channels_last_3d:
-        x, weight = (values.contiguous(memory_format=torch.channels_last) for values in (x, weight))
-    y = F.conv2d(x, weight, conv.bias, padding=tuple(size // 2 for size in conv.kernel_size[1:]))
-    y = y.reshape(batch, count, *y.shape[1:]).permute(0, 2, 1, 3, 4)
-    return y.contiguous(memory_format=layout)
+    weight = conv.weight.movedim(1, -1).permute(0, 2, 3, 1, 4).flatten(3).movedim(-1, 1)
+    y = F.conv2d(x, weight, conv.bias, padding=[side // 2 for side in padded])
+    return y.reshape(batch, count, *y.shape[1:]).permute(0, 2, 1, 3, 4)
 
 
 def _interleave(x: Tensor) -> Tensor:
