@@ -24,11 +24,11 @@ class CausalLayers(nn.Module):
         """A convolution over its past and x; appends the past of the next call."""
         x = joined([self._past(conv, x, pasts), x], "frames")
         fresh.append(x[:, :, -_reach(conv) :].clone(memory_format=torch.channels_last_3d))
-        return self._convolve(conv, x)
+        return self._convolve(conv, x, conv.bias)
 
-    def _convolve(self, conv: nn.Conv3d, x: Tensor) -> Tensor:
+    def _convolve(self, conv: nn.Conv3d, x: Tensor, bias: Tensor | None) -> Tensor:
         """A convolution over the frames of x alone, its past among them; padded in height and width."""
-        return F.conv3d(x, conv.weight, conv.bias, conv.stride, padding=_padding(conv))
+        return F.conv3d(x, conv.weight, bias, conv.stride, padding=_padding(conv))
 
     def _past(self, conv: nn.Conv3d, x: Tensor, pasts: Pasts | None) -> Tensor:
         if pasts is not None:

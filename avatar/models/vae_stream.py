@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor, nn
 
 from avatar.models.vae_causal import CausalLayers, Pasts, channels_last, joined
+
+if find_spec("triton") is not None:  # where PyTorch compiles for GPUs
+    from avatar.models.vae_triton import laid_out
 
 # Of fewer channels cuDNN convolves pictures faster than videos: 96 channels of 4 frames of 704×384 on an H200
 # in 1.0 ms, as a video in 1.9, by a kernel of an older generation of GPUs.
@@ -49,14 +54,44 @@ class CausalDecoder(CausalLayers):
                 x = self._residual(resnet, x, pasts, fresh)
             for upsampler in block.upsamplers or ():
                 x = self._upsample(upsampler, x, pasts, fresh)
-        x = decoder.nonlinearity(decoder.norm_out(x))
-        return self._causal(decoder.conv_out, x, pasts, fresh), fresh
+        return self._head(x, pasts, fresh), fresh
 
-    def _convolve(self, conv: nn.Conv3d, x: Tensor) -> Tensor:
+    def _residual(self, block: Any, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
         """See CausalLayers."""
-        if conv.in_channels < FEW_CHANNELS and conv.stride == (1, 1, 1) and conv.kernel_size[0] > 1:
-            return convolve_pictures(conv, x)
-        return super()._convolve(conv, x)
+        if not _in_one_pass(x):
+            return super()._residual(block, x, pasts, fresh)
+        skip = block.conv_shortcut(x)
+        x = self._activated(block.norm1, block.conv1, x, None, pasts, fresh)
+        x = self._activated(block.norm2, block.conv2, x, block.conv1.bias, pasts, fresh)
+        return x + _by_channel(block.conv2.bias) + skip
+
+    def _head(self, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
+        decoder: Any = self.decoder
+        if not _in_one_pass(x):
+            return self._causal(decoder.conv_out, decoder.nonlinearity(decoder.norm_out(x)), pasts, fresh)
+        x = self._activated(decoder.norm_out, decoder.conv_out, x, None, pasts, fresh)
+        return x + _by_channel(decoder.conv_out.bias)
+
+    def _activated(
+        self,
+        norm: Any,
+        conv: nn.Conv3d,
+        x: Tensor,
+        bias: Tensor | None,
+        pasts: Pasts | None,
+        fresh: Pasts,
+    ) -> Tensor:
+        """The norm of x and what bias it still lacks, SiLU, and a convolution, whose own bias is left out."""
+        stacked = _as_pictures(conv)
+        x, past = laid_out(x, self._past(conv, x, pasts), norm.gamma, bias, stacked=stacked)
+        fresh.append(past)
+        return convolve_stacked(conv, x, None) if stacked else super()._convolve(conv, x, None)
+
+    def _convolve(self, conv: nn.Conv3d, x: Tensor, bias: Tensor | None) -> Tensor:
+        """See CausalLayers."""
+        if _as_pictures(conv):
+            return convolve_stacked(conv, stack(x, conv.kernel_size[0]), bias)
+        return super()._convolve(conv, x, bias)
 
     def _upsample(self, layer: Any, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
         """Twice the height and width, and after the first latent frame twice the frames (upsample3d)."""
@@ -72,16 +107,32 @@ class CausalDecoder(CausalLayers):
         return self._frame_by_frame(twice, x)
 
 
-def convolve_pictures(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """A convolution of a video, B C T H W, as one of pictures, whose channels are those of several frames."""
-    batch, _, frames, height, width = x.shape
-    size, *padded = conv.kernel_size
-    count = frames - size + 1
-    x = joined([x[:, :, first : first + count] for first in range(size)], "channels")
-    x = x.permute(0, 2, 1, 3, 4).reshape(batch * count, -1, height, width)
+def stack(x: Tensor, size: int) -> Tensor:
+    """Frames to pictures that have those before them among their channels, B C T H W to B size*C T' H W."""
+    count = x.shape[2] - size + 1
+    return joined([x[:, :, first : first + count] for first in range(size)], "channels")
+
+
+def convolve_stacked(conv: nn.Conv3d, x: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution of a video as one of pictures, each of which has all frames that it reads."""
+    batch, _, count, *area = x.shape
+    x = x.permute(0, 2, 1, 3, 4).reshape(batch * count, -1, *area)
     weight = conv.weight.movedim(1, -1).permute(0, 2, 3, 1, 4).flatten(3).movedim(-1, 1)
-    y = F.conv2d(x, weight, conv.bias, padding=[side // 2 for side in padded])
+    y = F.conv2d(x, weight, bias, padding=[side // 2 for side in conv.kernel_size[1:]])
     return y.reshape(batch, count, *y.shape[1:]).permute(0, 2, 1, 3, 4)
+
+
+def _as_pictures(conv: nn.Conv3d) -> bool:
+    return conv.in_channels < FEW_CHANNELS and conv.kernel_size[0] > 1 and conv.stride == (1, 1, 1)
+
+
+def _in_one_pass(x: Tensor) -> bool:
+    """Whether there is a kernel for it: on a GPU, in a compiled graph, all of whose kernels Triton makes."""
+    return x.is_cuda and torch.compiler.is_compiling()
+
+
+def _by_channel(bias: Tensor) -> Tensor:
+    return bias.view(-1, 1, 1, 1)
 
 
 def _interleave(x: Tensor) -> Tensor:

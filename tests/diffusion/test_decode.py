@@ -55,7 +55,7 @@ def test_convolving_pictures_gives_what_convolving_videos_does(
     pictures = torch.cat(stream(vae, golden["latents"], [1, 3, 3, 3]), dim=2)
     calls = []
     monkeypatch.setattr(vae_stream, "FEW_CHANNELS", 0)
-    monkeypatch.setattr(vae_stream, "convolve_pictures", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(vae_stream, "convolve_stacked", lambda *arguments: calls.append(arguments))
     videos = torch.cat(stream(vae, golden["latents"], [1, 3, 3, 3]), dim=2)
     assert not calls
     assert relative(videos, golden["decoded_full"]) < 1e-5

@@ -1,0 +1,94 @@
+"""What lies between two convolutions of the video decoder, in one pass on a GPU: norm, SiLU, and layout.
+
+PyTorch's compiler makes three passes of it, with two copies in between.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ELEMENTS = 4096  # of each program
+
+
+def laid_out(
+    x: Tensor, past: Tensor, gamma: Tensor, bias: Tensor | None, *, stacked: bool
+) -> tuple[Tensor, Tensor]:
+    """The frames that a causal convolution reads, and their last ones, which are the next call's past.
+
+    x: B C T H W, a convolution's result that still lacks its bias; past: B C P H W, frames that were made
+    before; channels fastest in memory. Each pixel of x is normalised over its channels to a root mean square
+    of gamma, C, and put through SiLU. Returns B C P+T H W, or stacked, with each frame's pasts among its
+    channels, B (P+1)*C T H W, oldest first; and B C P H W.
+    """
+    batch, channels, frames, height, width = x.shape
+    reach = past.shape[2]
+    x, past = (values.movedim(1, -1).contiguous() for values in (x, past))  # no copy: so they are in memory
+    shape = (frames, (reach + 1) * channels) if stacked else (reach + frames, channels)
+    out = x.new_empty(batch, shape[0], height, width, shape[1])
+    fresh = torch.empty_like(past)
+    block = triton.next_power_of_2(channels)
+    pixels = ELEMENTS // block
+    _lay_out[(triton.cdiv(height * width, pixels), reach + frames, batch)](
+        x,
+        past,
+        gamma.flatten(),
+        bias,
+        out,
+        fresh,
+        height * width,
+        frames,
+        reach,
+        channels,
+        block,
+        pixels,
+        bias is not None,
+        stacked,
+    )
+    return out.movedim(-1, 1), fresh.movedim(-1, 1)
+
+
+@triton.jit
+def _lay_out(  # type: ignore[no-untyped-def]
+    x,
+    past,
+    gamma,
+    bias,
+    out,
+    fresh,
+    area,
+    frames,
+    REACH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PIXELS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    STACKED: tl.constexpr,
+):
+    """Some pixels of one frame: of the past, or of x behind it."""
+    frame, sample = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
+    channel = tl.arange(0, BLOCK)[None, :]
+    inside = (pixel < area) & (channel < CHANNELS)
+    place, whole = pixel * CHANNELS + channel, area.to(tl.int64) * CHANNELS
+    if frame < REACH:
+        y = tl.load(past + (sample * REACH + frame) * whole + place, inside, 0.0)
+    else:
+        v = tl.load(x + (sample * frames + frame - REACH) * whole + place, inside, 0.0).to(tl.float32)
+        if HAS_BIAS:
+            v += tl.load(bias + channel, channel < CHANNELS, 0.0).to(tl.float32)
+        length = tl.maximum(tl.sqrt(tl.sum(v * v, 1, keep_dims=True)), 1e-12)
+        v = v / length * CHANNELS**0.5 * tl.load(gamma + channel, channel < CHANNELS, 0.0).to(tl.float32)
+        y = (v * tl.sigmoid(v)).to(out.dtype.element_ty)
+    if STACKED:
+        for slot in tl.static_range(REACH + 1):  # it is in that slot of the frame so many before it
+            of = frame - slot
+            if (of >= 0) & (of < frames):
+                to = out + (sample * frames + of) * whole * (REACH + 1) + slot * CHANNELS
+                tl.store(to + pixel * (CHANNELS * (REACH + 1)) + channel, y, inside)
+    else:
+        tl.store(out + (sample * (REACH + frames) + frame) * whole + place, y, inside)
+    if frame >= frames:
+        tl.store(fresh + (sample * REACH + frame - frames) * whole + place, y, inside)
