@@ -72,7 +72,7 @@ def _lay_out(  # type: ignore[no-untyped-def]
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
     channel = tl.arange(0, BLOCK)[None, :]
     inside = (pixel < area) & (channel < CHANNELS)
-    place, whole = pixel * CHANNELS + channel, area.to(tl.int64) * CHANNELS
+    place, whole = pixel * CHANNELS + channel, area * CHANNELS
     if frame < REACH:
         y = tl.load(past + (sample * REACH + frame) * whole + place, inside, 0.0)
     else:
