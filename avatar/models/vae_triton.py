@@ -74,14 +74,16 @@ def _lay_out(  # type: ignore[no-untyped-def]
     inside = (pixel < area) & (channel < CHANNELS)
     place, whole = pixel * CHANNELS + channel, area * CHANNELS
     if frame < REACH:
-        y = tl.load(past + (sample * REACH + frame) * whole + place, inside, 0.0)
+        source = past + (sample * REACH + frame) * whole
     else:
-        v = tl.load(x + (sample * frames + frame - REACH) * whole + place, inside, 0.0).to(tl.float32)
-        if HAS_BIAS:
-            v += tl.load(bias + channel, channel < CHANNELS, 0.0).to(tl.float32)
-        length = tl.maximum(tl.sqrt(tl.sum(v * v, 1, keep_dims=True)), 1e-12)
-        v = v / length * CHANNELS**0.5 * tl.load(gamma + channel, channel < CHANNELS, 0.0).to(tl.float32)
-        y = (v * tl.sigmoid(v)).to(out.dtype.element_ty)
+        source = x + (sample * frames + frame - REACH) * whole
+    given = tl.load(source + place, inside, 0.0)
+    v = given.to(tl.float32)
+    if HAS_BIAS:
+        v += tl.load(tl.broadcast_to(bias + channel, (PIXELS, BLOCK)), inside, 0.0).to(tl.float32)
+    length = tl.maximum(tl.sqrt(tl.sum(v * v, 1, keep_dims=True)), 1e-12)
+    v = v / length * CHANNELS**0.5 * tl.load(tl.broadcast_to(gamma + channel, (PIXELS, BLOCK)), inside, 0.0).to(tl.float32)
+    y = tl.where(frame < REACH, given, (v * tl.sigmoid(v)).to(given.dtype))
     if STACKED:
         for slot in tl.static_range(REACH + 1):  # it is in that slot of the frame so many before it
             of = frame - slot
