@@ -78,11 +78,13 @@ def _lay_out(  # type: ignore[no-untyped-def]
     else:
         source = x + (sample * frames + frame - REACH) * whole
     given = tl.load(source + place, inside, 0.0)
+    # gamma and bias for each pixel: as one row they are spread otherwise, and all else is moved to match
+    scale = tl.load(tl.broadcast_to(gamma + channel, (PIXELS, BLOCK)), inside, 0.0).to(tl.float32)
     v = given.to(tl.float32)
     if HAS_BIAS:
         v += tl.load(tl.broadcast_to(bias + channel, (PIXELS, BLOCK)), inside, 0.0).to(tl.float32)
     length = tl.maximum(tl.sqrt(tl.sum(v * v, 1, keep_dims=True)), 1e-12)
-    v = v / length * CHANNELS**0.5 * tl.load(tl.broadcast_to(gamma + channel, (PIXELS, BLOCK)), inside, 0.0).to(tl.float32)
+    v = v / length * CHANNELS**0.5 * scale
     y = tl.where(frame < REACH, given, (v * tl.sigmoid(v)).to(given.dtype))
     if STACKED:
         for slot in tl.static_range(REACH + 1):  # it is in that slot of the frame so many before it
