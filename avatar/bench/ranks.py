@@ -95,9 +95,9 @@ def bench_ranks(preset: Preset, terms: Terms, planned: Plan, *, num_blocks: int)
     planned: what each rank is compared with, rank 0's GPU first. Plain data for JSON.
     """
     preset = replace(preset, fallback=Fallback(()))  # what does not fit is to be seen
-    settled = largest_geometry(preset).second_clip_block + SETTLING_BLOCKS
-    num_steps = preset.generation.sample_steps
-    draining = Layout.of(preset).lag_of(num_steps - 1, num_steps)
+    layout, num_steps = Layout.of(preset), preset.generation.sample_steps
+    full = max(largest_geometry(preset).second_clip_block, layout.spread_from(num_steps))
+    settled, draining = full + SETTLING_BLOCKS, layout.lag_of(num_steps - 1, num_steps)
     with tempfile.TemporaryDirectory(prefix="avatar-bench-") as name, nvml_peaks() as peaks:
         folder = Path(name)
         source = Observed(RankedSource(preset, terms.write(folder / "terms.json"), roles=TIMED_ROLES))
@@ -157,8 +157,8 @@ def _run(source: Observed, request: Request) -> RunReport:
 def settled_fps(came_s: list[float], settled: int, draining: int) -> float | None:
     """Frames a second while the pipeline is full. came_s: when each block came.
 
-    settled: the block from which on rings are full and everything is compiled. draining: the last blocks,
-    with fewer others behind them, which come faster.
+    settled: the block from which on rings are full, everything is compiled and blocks come evenly. draining:
+    the last blocks, with fewer others behind them, which come faster.
     """
     times = came_s[settled : len(came_s) - draining]
     return BLOCK_FRAMES * (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None

@@ -23,6 +23,8 @@ Kind = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
 # at 704*384 it takes 72 ms, and some 80 where it overlaps with denoising; a layer at one step, in a stage
 # that is never idle, takes 4.9 ms in bf16 and 3.9 in fp8.
 DECODE_LAYERS = {"bf16": 17, "fp8": 21, "fp32": 17}
+SPARE_ITEMS = 2  # under way in a pipeline beyond one for each stage, which take longer now and then
+SPREAD_BLOCKS = 4  # after as many blocks, those under way stand one item further apart
 TYPICAL = Geometry.of(Size(704, 384), 48)  # whose proportions the stages are balanced by
 
 
@@ -171,17 +173,44 @@ class Layout:
         """Whether the next step begins on another stage than the one where this step ends."""
         return self.chain_of(step, num_steps)[-1] != self.chain_of(step + 1, num_steps)[0]
 
+    @property
+    def most_items(self) -> int:
+        """How many items may be under way at once."""
+        return self.num_stages + (SPARE_ITEMS if self._chains else 1)
+
     def lag_of(self, step: int, num_steps: int) -> int:
         """How many blocks a block at this step stands behind the one at step 0, when all stages are busy.
 
-        layers: a block comes back num_stages items later, and as many others must be between: with one block
-        a step, there are num_steps.
+        layers: a block's next step waits for its last one, so as many other items must be between as may be
+        under way; with one block a step, there are num_steps.
         """
         if self.kind == "timesteps":
             return self.chain_of(step, num_steps).start
-        if self.kind == "layers":
-            return step * -(-(self.num_stages - 1) // num_steps)
-        return 0
+        return step * -(-(self.most_items - 1) // num_steps) if self._chains else 0
+
+    def place_of(self, block: int, step: int, num_steps: int) -> int:
+        """The diagonal on which an item is handed out: the block's number and its lag.
+
+        The first blocks of a pipeline stand only so close that all stages have work, which makes the first
+        frames come sooner; those after them further and further apart.
+        """
+        lag = self.lag_of(step, num_steps)
+        if self._chains:
+            lag = min(lag, step * -(-(self.num_stages - 1) // num_steps) + block // SPREAD_BLOCKS)
+        return block + lag
+
+    def spread_from(self, num_steps: int) -> int:
+        """The block from which on all that are under way stand as far apart as they will."""
+        last = num_steps - 1
+        blocks = range(SPREAD_BLOCKS * last + 1)
+        return next(
+            b for b in blocks if self.place_of(b, last, num_steps) == b + self.lag_of(last, num_steps)
+        )
+
+    @property
+    def _chains(self) -> bool:
+        """Whether an item passes several stages."""
+        return self.kind == "layers" and self.num_stages > 1
 
     def describe(self, rank: int) -> str:
         """A rank's part in a few words, for progress and errors."""

@@ -69,7 +69,7 @@ class Run:
     """One generation, in the conducting thread.
 
     An item (b, s) needs (b, s - 1) for its input and (b - 1, s) for its rings. Items are handed out diagonal
-    by diagonal, b + lag(s) being the same on each, and on a diagonal the newest block's first.
+    by diagonal (Layout.place_of), and on a diagonal the newest block's first.
     begun: set when an item has been handed out, or none will be; over: when no order is followed any more.
     """
 
@@ -177,13 +177,13 @@ class Run:
 
     def _place(self, item: tuple[int, int]) -> tuple[int, int]:
         index, step = item
-        return index + self._layout.lag_of(step, self._schedule.num_steps), step
+        return self._layout.place_of(index, step, self._schedule.num_steps), step
 
     def _hand_out(self, index: int, step: int) -> None:
         """Tell the stages of an item, once few enough are under way and its latents are there."""
         layout, num_steps, under = self._layout, self._schedule.num_steps, self._blocks[index]
         arrives = step == 0 or layout.moves_after(step - 1, num_steps)
-        while len(self._waiting) > layout.num_stages or (arrives and under.num_done < step):
+        while len(self._waiting) >= layout.most_items or (arrives and under.num_done < step):
             self._await_one()
         if self.quit.is_set():
             return

@@ -96,8 +96,8 @@ LAYOUTS = [
 
 @pytest.mark.parametrize(("layout", "num_steps"), LAYOUTS)
 def test_every_item_comes_once_after_those_that_it_needs(layout, num_steps):
-    crew, finished = conducted(layout, num_steps, [block(index, num_steps) for index in range(9)])
-    assert sorted(crew.work) == [(b, s) for b in range(9) for s in range(num_steps)]
+    crew, finished = conducted(layout, num_steps, [block(index, num_steps) for index in range(25)])
+    assert sorted(crew.work) == [(b, s) for b in range(25) for s in range(num_steps)]
     place = {item: position for position, item in enumerate(crew.work)}
     for b, s in crew.work:
         assert not s or place[b, s - 1] < place[b, s]
@@ -108,13 +108,24 @@ def test_every_item_comes_once_after_those_that_it_needs(layout, num_steps):
 
 @pytest.mark.parametrize(("layout", "num_steps"), [(lay, n) for lay, n in LAYOUTS if lay.kind == "layers"])
 def test_a_block_comes_back_to_the_first_stage_no_sooner_than_it_can(layout, num_steps):
-    """Once all steps are under way, as many other items as there are stages lie between its steps."""
-    crew, _ = conducted(layout, num_steps, [block(index, num_steps) for index in range(12)])
+    """Once blocks stand as far apart as they will, as many items lie between as may be under way."""
+    crew, _ = conducted(layout, num_steps, [block(index, num_steps) for index in range(40)])
     place = {item: position for position, item in enumerate(crew.work)}
-    lag = layout.lag_of(num_steps - 1, num_steps)
-    for b in range(lag, 12 - lag):
+    lag, spread = layout.lag_of(num_steps - 1, num_steps), layout.spread_from(num_steps)
+    assert spread + lag < 40 - lag
+    for b in range(spread + lag, 40 - lag):
         for s in range(1, num_steps):
-            assert place[b, s] - place[b, s - 1] >= layout.num_stages
+            assert place[b, s] - place[b, s - 1] >= layout.most_items
+
+
+def test_blocks_stand_further_apart_one_by_one():
+    layout = Layout("layers", 4)
+    assert (layout.most_items, layout.lag_of(3, 4), layout.spread_from(4)) == (6, 6, 12)
+    lags = [layout.place_of(index, 3, 4) - index for index in range(0, 20, 2)]
+    assert lags == [3, 3, 4, 4, 5, 5, 6, 6, 6, 6]
+    assert Layout("layers", 2).spread_from(4) == 0  # a block comes back late enough as it is
+    for other in (Layout("timesteps", 4), Layout("ulysses", 1, 4), Layout("layers", 1)):
+        assert (other.most_items, other.spread_from(4)) == (other.num_stages + 1, 0)
 
 
 def test_the_order_on_a_diagonal():
@@ -179,7 +190,7 @@ def test_without_blocks_under_way_the_old_anchor_goes_before_the_new_one_is_made
 @pytest.mark.parametrize("progress", [1, 2, 5, 9, 14])
 @pytest.mark.parametrize(("layout", "num_steps"), LAYOUTS)
 def test_once_told_to_quit_it_hands_out_nothing_more(layout, num_steps, progress):
-    """What is under way then, one item more than there are stages at most, is waited for; then comes End."""
+    """What is under way then is waited for, and it is never more than may be; then comes End."""
 
     class Stopping(Crew):
         def tell(self, ranks, message) -> None:
@@ -196,7 +207,7 @@ def test_once_told_to_quit_it_hands_out_nothing_more(layout, num_steps, progress
     assert len(crew.work) == progress
     assert all(answers.empty() for answers in crew.answers.values())
     assert isinstance(crew.log[-2][1], End)
-    assert crew.most_unanswered <= layout.num_stages + 1
+    assert crew.most_unanswered <= layout.most_items
 
 
 def test_what_an_answer_raises_reaches_the_rollout():
