@@ -24,6 +24,7 @@ from avatar.request import Request
 
 LIMITS = Limits(silence_s=30.0, start_s=240.0, stall_s=60.0)
 NUM_FRAMES = 20  # two blocks
+LONG = 480  # frames of a run that is stopped on its way, which takes a moment to be heard
 ALONE = load_preset("self-test")
 LAYERS = ALONE.with_settings(text_encoder="sharded", layout="layers", num_gpus_dit=2, decode_gpu=True)
 FSDP = ALONE.with_settings(text_encoder="sharded", layout="fsdp", num_gpus_dit=2)
@@ -36,10 +37,10 @@ def few_threads(monkeypatch):
 
 @pytest.fixture
 def ask(tmp_path: Path) -> Callable[..., Request]:
-    def build(preset: Preset, prompt: str) -> Request:
+    def build(preset: Preset, prompt: str, num_frames: int = NUM_FRAMES) -> Request:
         folder = tmp_path / f"request-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        inputs = write_sample(folder, Size.parse(preset.generation.size), NUM_FRAMES / FPS)
+        inputs = write_sample(folder, Size.parse(preset.generation.size), num_frames / FPS)
         return open_request(
             *inputs, preset, output=folder / "out.mp4", work=folder / "work", prompt=prompt, segment_s=0.4
         )
@@ -97,7 +98,7 @@ def test_no_run_that_ends_early_leaves_ranks_out_of_step(ask, checkpoint_copy):
             frames(source, ask(LAYERS, "two"))
         aside.rename(file)
         for phase in (Phase.ENCODING, Phase.GENERATING):
-            cancel(source, ask(LAYERS, f"cancelled at {phase}"), phase)
+            cancel(source, ask(LAYERS, f"cancelled at {phase}", LONG), phase)
         assert_close(frames(source, ask(LAYERS, "three")), frames(alone, ask(ALONE, "three")))
         assert pids(source) == before
 
