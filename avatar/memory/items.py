@@ -92,9 +92,10 @@ class Share:
     layers: those it works on; none for a GPU that only decodes. num_steps: denoising steps that it works on.
     num_rings: those it keeps, of its layers at its steps. heads: its part of the attention's heads. weights:
     its part of its layers' weights; layers of which it has not all are gathered as they are used.
-    num_anchors: versions of the condition that it keeps. has_sides: VAE and speech encoder are here.
-    decodes_meanwhile: a block, while others are denoised. text: its part of the prompt encoder, while a
-    prompt is encoded. num_communicators: by which it reaches others.
+    num_anchors: versions of the condition that it keeps. num_blocks: those between their first step here and
+    their last. has_sides: VAE and speech encoder are here. decodes_meanwhile: a block, while others are
+    denoised. text: its part of the prompt encoder, while a prompt is encoded. num_communicators: by which it
+    reaches others.
     """
 
     layers: range
@@ -103,6 +104,7 @@ class Share:
     heads: float = 1.0
     weights: float = 1.0
     num_anchors: int = 1
+    num_blocks: int = 1
     has_sides: bool = True
     decodes_meanwhile: bool = False
     text: float = 0.0
@@ -193,7 +195,7 @@ def _caches(run: Run, share: Share, placement: Placement) -> list[Item]:
     else:
         rings = Item("kv_rings", _rings_bytes(run, share), rolling)
     window = geometry.window_frames * geometry.frame_tokens + geometry.condition_tokens
-    in_flight = share.num_steps if placement.diagonal else 1
+    at_once = share.num_steps if placement.diagonal else 1
     anchors = max(share.num_anchors, 2 if placement.diagonal else 1)  # while blocks of both are under way
     condition = anchors * geometry.condition_tokens
     # Keys and values; or a short prompt's keys, and each head's values through the output projection.
@@ -209,8 +211,8 @@ def _caches(run: Run, share: Share, placement: Placement) -> list[Item]:
         Item("condition_kv", round(len(share.layers) * condition * token), rolling),
         Item("text_kv", len(share.layers) * text, rolling),
         Item("window", round(window * token), rolling),
-        Item("audio_injections", in_flight * injections * spoken, rolling),
-        Item("activations", within + (in_flight - 1) * waiting, denoising),
+        Item("audio_injections", max(share.num_blocks, at_once) * injections * spoken, rolling),
+        Item("activations", within + (at_once - 1) * waiting, denoising),
     ]
 
 

@@ -29,9 +29,14 @@ def _share(layout: Layout, rank: int) -> Share:
         heads=len(role.heads) / layout.config.num_heads,
         weights=1 / layout.group_size if sharded else 1.0,
         num_anchors=2 if layout.kind in ("layers", "timesteps") else 1,
+        num_blocks=1 + _lag(layout, role.steps[-1]) - _lag(layout, role.steps[0]),
         decodes_meanwhile=rank == 0 and layout.world_size > 1,
         num_communicators=_num_communicators(layout, role),
     )
+
+
+def _lag(layout: Layout, step: int) -> int:
+    return layout.lag_of(step, layout.num_steps)
 
 
 def _num_communicators(layout: Layout, role: Role) -> int:
