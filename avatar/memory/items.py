@@ -29,7 +29,7 @@ RING_SCALE_BYTES = 4  # of each token's and head's key and value in fp8
 # The decoder's causal pasts, 2 frames of bf16 before each convolution: 7 at full size with 96 channels
 # (the first with 192), 6 at a half with 192 (one 384), 6 at a quarter and 11 at an eighth with 384.
 DECODE_PAST_BYTES_PER_PX = 5100
-DECODE_WORKSPACE_BYTES_PER_PX = 11_400  # for one latent frame at a time, the new pasts among it
+DECODE_WORKSPACE_BYTES_PER_PX = 9_400  # for one latent frame at a time, the new pasts among it
 ENCODE_WORKSPACE_BYTES_PER_PX = 6500  # the VAE encodes 4 frames at a time, and keeps pasts as well
 SPEECH_WINDOW_S = 60.0  # what goes through the speech encoder at once
 SPEECH_STATES_BYTES_PER_S = 25 * 50 * 1024 * 4  # all layers' hidden states

@@ -22,7 +22,7 @@ Kind = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
 # What a block's decoding takes, in times of one layer at one step, by the format of the weights: on an H200
 # at 704*384 it takes 72 ms, and some 80 where it overlaps with denoising; a layer at one step, in a stage
 # that is never idle, takes 4.9 ms in bf16 and 3.9 in fp8.
-DECODE_LAYERS = {"bf16": 17, "fp8": 21, "fp32": 17}
+DECODE_LAYERS = {"bf16": 17, "fp8": 22, "fp32": 17}
 SPARE_ITEMS = 2  # under way in a pipeline beyond one for each stage, which take longer now and then
 SPREAD_BLOCKS = 4  # after as many blocks, those under way stand one item further apart
 TYPICAL = Geometry.of(Size(704, 384), 48)  # whose proportions the stages are balanced by
