@@ -58,8 +58,8 @@ def channels_last(x: Tensor) -> Tensor:
 def joined(parts: list[Tensor], along: Literal["frames", "channels"]) -> Tensor:
     """Tensors B C T H W, channels fastest in memory, side by side; and so is what comes of it.
 
-    The compiler lays out what is joined in the order of its dimensions, whatever the parts' layout: on a GPU
-    the decoder spent more than half its time on moving channels to and fro.
+    The compiler lays out what is joined in the order of its dimensions, whatever the parts' layout, and would
+    move channels to and fro.
     """
     dim = 1 if along == "frames" else -1
     return torch.cat([part.movedim(1, -1) for part in parts], dim).movedim(-1, 1)

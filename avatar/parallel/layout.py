@@ -20,7 +20,7 @@ from avatar.preset import Preset
 Kind = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
 
 # What a block's decoding takes, in times of one layer at one step, by the format of the weights: on an H200
-# at 704*384 it takes 72 ms, and some 80 where it overlaps with denoising; a layer at one step, in a stage
+# at 704*384 it takes 72 ms, and some 85 where it overlaps with denoising; a layer at one step, in a stage
 # that is never idle, takes 4.9 ms in bf16 and 3.9 in fp8.
 DECODE_LAYERS = {"bf16": 17, "fp8": 22, "fp32": 17}
 SPARE_ITEMS = 2  # under way in a pipeline beyond one for each stage, which take longer now and then
@@ -189,7 +189,7 @@ class Layout:
         return step * -(-(self.most_items - 1) // num_steps) if self._chains else 0
 
     def place_of(self, block: int, step: int, num_steps: int) -> int:
-        """The diagonal on which an item is handed out: the block's number and its lag.
+        """The diagonal on which an item is handed out: the block's number in the run, and its lag.
 
         The first blocks of a pipeline stand only so close that all stages have work, which makes the first
         frames come sooner; those after them further and further apart.

@@ -83,6 +83,7 @@ class Run:
         self._schedule, self._geometry, self._ring_dtype = schedule, geometry, ring_dtype
         self._blocks: dict[int, UnderWay] = {}
         self._waiting: deque[tuple[int, int]] = deque()  # items handed out, not known to be done
+        self._first: int | None = None  # block, of a video that may have begun long before
         self._anchor = 0
         self._old_anchors: set[int] = set()
 
@@ -157,6 +158,7 @@ class Run:
             self._old_anchors.discard(anchor)
 
     def _open(self, block: Block) -> None:
+        self._first = block.index if self._first is None else self._first
         self._blocks[block.index] = UnderWay(block, self._anchor, block.noise)
         inputs = Open(replace(block, noise=NOTHING), self._anchor)
         bare = replace(block, noise=NOTHING, audio=NOTHING, pose=None)
@@ -177,7 +179,8 @@ class Run:
 
     def _place(self, item: tuple[int, int]) -> tuple[int, int]:
         index, step = item
-        return self._layout.place_of(index, step, self._schedule.num_steps), step
+        assert self._first is not None
+        return self._layout.place_of(index - self._first, step, self._schedule.num_steps), step
 
     def _hand_out(self, index: int, step: int) -> None:
         """Tell the stages of an item, once few enough are under way and its latents are there."""

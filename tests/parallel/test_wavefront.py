@@ -128,6 +128,13 @@ def test_blocks_stand_further_apart_one_by_one():
         assert (other.most_items, other.spread_from(4)) == (other.num_stages + 1, 0)
 
 
+def test_a_video_that_goes_on_begins_as_any_does():
+    layout = Layout("layers", 4)
+    crew, _ = conducted(layout, 4, [block(index, 4) for index in range(20)])
+    later, _ = conducted(layout, 4, [block(index, 4) for index in range(100, 120)])
+    assert later.work == [(index + 100, step) for index, step in crew.work]
+
+
 def test_the_order_on_a_diagonal():
     crew, _ = conducted(Layout("layers", 3), 3, [block(index, 3) for index in range(5)])
     assert crew.work[:9] == [(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2), (3, 0), (2, 1), (1, 2)]
