@@ -39,6 +39,7 @@ REQUESTS = ({"num_steps": 4}, {"num_steps": 3, "infer_frames": 32, "num_blocks":
 POSED = {"pose": True, "infer_frames": 16}
 TWO = {"num_speakers": 2, "num_steps": 3}
 FLOAT8_RINGS = {"ring_dtype": torch.float8_e4m3fn}
+LONG = {"num_steps": 4, "num_blocks": 18}  # until blocks of a pipeline stand as far apart as they will
 ONE_BLOCK = {"num_blocks": 1, "pose": True, "num_speakers": 2}
 
 
@@ -73,7 +74,7 @@ EQUAL = {
         of("layers", 3, 1, True),
         (*REQUESTS, POSED, TWO, ONE_BLOCK, {"num_steps": 2}, {"num_steps": 5}),
     ),
-    "layers_5": (of("layers", 5), (*REQUESTS, {"num_steps": 2})),
+    "layers_5": (of("layers", 5), (*REQUESTS, {"num_steps": 2}, LONG)),
     "timesteps_2": (of("timesteps", 2), (*REQUESTS, POSED)),
     "timesteps_3": (of("timesteps", 3), (*REQUESTS, TWO, ONE_BLOCK)),
     "timesteps_4_decode": (of("timesteps", 4, 1, True), ({"num_steps": 4}, {**POSED, "num_speakers": 2})),
