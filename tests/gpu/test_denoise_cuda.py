@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -14,16 +12,9 @@ from tests.diffusion.streams import NAMES, Stream, relative_error
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.usefixtures("full_float32"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _full_float32() -> Iterator[None]:
-    """Convolutions without TF32, so that float32 means float32."""
-    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    yield
-    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def on_gpu(stream: Stream, dtype: torch.dtype, **options) -> LocalDenoiser:
