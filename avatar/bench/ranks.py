@@ -95,9 +95,7 @@ def bench_ranks(preset: Preset, terms: Terms, planned: Plan, *, num_blocks: int)
     planned: what each rank is compared with, rank 0's GPU first. Plain data for JSON.
     """
     preset = replace(preset, fallback=Fallback(()))  # what does not fit is to be seen
-    layout, num_steps = Layout.of(preset), preset.generation.sample_steps
-    full = max(largest_geometry(preset).second_clip_block, layout.spread_from(num_steps))
-    settled, draining = full + SETTLING_BLOCKS, layout.lag_of(num_steps - 1, num_steps)
+    settled, draining = settling(preset)
     with tempfile.TemporaryDirectory(prefix="avatar-bench-") as name, nvml_peaks() as peaks:
         folder = Path(name)
         source = Observed(RankedSource(preset, terms.write(folder / "terms.json"), roles=TIMED_ROLES))
@@ -152,6 +150,13 @@ def _request(preset: Preset, folder: Path, name: str, num_blocks: int, portrait:
 def _run(source: Observed, request: Request) -> RunReport:
     (finished,) = [event for event in stream_frames(source, request) if isinstance(event, Finished)]
     return read_report(finished.report)
+
+
+def settling(preset: Preset) -> tuple[int, int]:
+    """The blocks at the beginning and at the end of a run that settled_fps leaves out."""
+    layout, num_steps = Layout.of(preset), preset.generation.sample_steps
+    full = max(largest_geometry(preset).second_clip_block, layout.spread_from(num_steps))
+    return full + SETTLING_BLOCKS, layout.lag_of(num_steps - 1, num_steps)
 
 
 def settled_fps(came_s: list[float], settled: int, draining: int) -> float | None:

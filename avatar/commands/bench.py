@@ -25,6 +25,8 @@ from avatar.models.config import ModelConfig
 from avatar.parallel.layout import Layout
 from avatar.preset import Preset
 
+BLOCKS = 32  # a pipeline of four stages has a dozen between its beginning and its end
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
@@ -34,7 +36,7 @@ def add(commands: Any) -> None:
         "--random_weights", action="store_true", help="make weights on the device: no checkpoint needed"
     )
     parser.add_argument(
-        "--blocks", type=int, default=16, metavar="N", help="blocks of 12 frames to generate (16)"
+        "--blocks", type=int, default=BLOCKS, metavar="N", help=f"blocks of 12 frames to generate ({BLOCKS})"
     )
     parser.add_argument(
         "--vram",

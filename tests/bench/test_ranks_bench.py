@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from avatar.bench.ranks import settled_fps
+from avatar.bench.ranks import settled_fps, settling
 from avatar.bench.terms import Terms
 from avatar.cli import main
+from avatar.commands.bench import BLOCKS
 from avatar.geometry import BLOCK_FRAMES, Geometry, Size
 from avatar.memory.items import COMMUNICATION_BYTES, CUDA_CONTEXT_BYTES
 from avatar.models.config import ModelConfig
 from avatar.models.tiny import CONFIG
+from avatar.preset import load_presets
 
 LAST = ["taken", "conditions", "begun", "speech", "primed", "denoised", "decoded", "received"]
 
@@ -103,3 +105,11 @@ def test_a_pipeline_that_drains_is_not_settled():
     assert settled_fps(came_s, 1, 2) == pytest.approx(BLOCK_FRAMES)
     assert settled_fps(came_s, 3, 0) == pytest.approx(2 * BLOCK_FRAMES)
     assert settled_fps(came_s, 3, 2) is None
+
+
+def test_every_preset_of_several_gpus_settles_within_the_blocks_that_are_made_unasked():
+    presets = [preset for preset in load_presets() if preset.requires.num_gpus > 1]
+    assert len(presets) >= 4
+    for preset in presets:
+        settled, draining = settling(preset)
+        assert BLOCKS - draining - settled >= 8
