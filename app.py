@@ -179,8 +179,9 @@ def _settle(scratch: Path) -> None:
 def _stop_signal() -> threading.Event:
     """Set when the process is told to stop, from now on."""
     stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(number, lambda *_: stopped.set())
     return stopped
 
 

@@ -11,11 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 log = logging.getLogger(__name__)
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REAP_S = 10.0  # a killed process should be gone by then
 
 
@@ -25,11 +27,12 @@ class Child:
     def __init__(self, module: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
         """env: laid over this process's own environment."""
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, _blocked():
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a terminal's signals are for the parent: it cancels, and drains
                 env={**os.environ, **(env or {}), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             )
         self.link = Connection(ours.detach())
@@ -53,6 +56,26 @@ class Child:
     def kill(self) -> None:
         """End it at once, whatever it is doing; see kill_all."""
         kill_all([self])
+
+
+def deaf_to_signals() -> None:
+    """Leave signals that end a program to the parent, whoever sends them; a hang-up of the link ends a child.
+
+    A child calls it first; until then those are blocked.
+    """
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
+@contextmanager
+def _blocked() -> Iterator[None]:
+    """A process started within has the ending signals blocked: none kills it before it can ignore them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def kill_all(children: Sequence[Child]) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from avatar.commands import batch, bench, doctor, download, generate, join, plan, presets, report, worker
-from avatar.commands.output import show_error
+from avatar.commands.output import lasting_streams, show_error
+from avatar.commands.signals import ended_by_signals
 from avatar.errors import AvatarError, Cancelled
 
 COMMANDS = (generate, batch, join, report, presets, plan, doctor, download, bench, worker)
 EXIT_CODES = """exit codes: 0 done, 1 failed, 2 a file or setting cannot be used, 3 weights missing,
-4 does not fit this machine, 5 the engine's process was lost, 130 stopped"""
+4 does not fit this machine, 5 the engine's process was lost, 130 stopped,
+129 by a hang-up, 143 by SIGTERM"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,19 +37,29 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. argv: without the program's name; None: this process's."""
+    with lasting_streams():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
     level = logging.INFO if args.verbose else logging.ERROR
     clock = "%(asctime)s " if args.verbose else ""
     logging.basicConfig(level=level, format=f"{clock}%(levelname)s %(name)s: %(message)s")
+    # torchrun ends its workers by SIGTERM, at once.
+    ending = nullcontext() if args.run is worker.run else ended_by_signals()
     try:
-        code: int = args.run(args)
+        with ending:
+            code: int = args.run(args)
         return code
     except AvatarError as error:
         show_error(error, as_json=getattr(args, "json", False))
         return error.exit_code
-    except KeyboardInterrupt:
-        show_error(Cancelled("Stopped."), as_json=getattr(args, "json", False))
-        return Cancelled.exit_code
+    except KeyboardInterrupt as interrupt:
+        stopped = Cancelled("Stopped.")
+        stopped.exit_code = 128 + getattr(interrupt, "number", signal.SIGINT)
+        show_error(stopped, as_json=getattr(args, "json", False))
+        return stopped.exit_code
 
 
 def with_underscores(argv: Sequence[str]) -> list[str]:

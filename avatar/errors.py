@@ -5,6 +5,9 @@ Nothing here carries a folder or a stack trace, so any of these may be shown in 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 
 class AvatarError(Exception):
     """Base of every error meant for a user's eyes.
@@ -52,3 +55,15 @@ class Cancelled(AvatarError):
     """The user stopped the run."""
 
     exit_code = 130
+
+
+class NotPlaced(AvatarError):
+    """A video is made, but where it should go it cannot be written.
+
+    kept: where what was made lies, whole; not in the message, as a browser must not see folders.
+    """
+
+    def __init__(self, message: str, remedy: str = "", kept: Iterable[Path] = ()) -> None:
+        super().__init__(message, remedy)
+        self.kept = tuple(kept)
+        self.args = (message, remedy, self.kept)  # what it is made from again after pickling

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from avatar.errors import BadInput
+from avatar.media import durable
+from avatar.media.beside import thumbnail_path, written_report, written_thumbnail
 from avatar.media.report import RunReport, read_report
 
 log = logging.getLogger(__name__)
@@ -34,11 +36,6 @@ _DRAFT, _GONE = ".draft-", ".gone-"
 def video_name(folder: str) -> str:
     """The video's file name, by its draft's or entry's folder name: what a download is called."""
     return f"avatar-{folder.removeprefix(_DRAFT)[:15]}.mp4"
-
-
-def _beside(id: str, suffix: str) -> str:
-    """The name of the thumbnail (.jpg) or report (.json) beside the video."""
-    return str(Path(video_name(id)).with_suffix(suffix))
 
 
 @dataclass(frozen=True)
@@ -82,11 +79,11 @@ class Entry:
 
     @property
     def thumbnail(self) -> Path:
-        return self.video.with_suffix(".jpg")
+        return written_thumbnail(self.video)
 
     @property
     def report(self) -> Path:
-        return self.video.with_suffix(".json")
+        return written_report(self.video)
 
     def told(self) -> RunReport | None:
         """The run report; None where there is none, or it cannot be read."""
@@ -112,9 +109,9 @@ class Gallery:
         self._sole = _lock_file(self.folder / ".lock")
         if self._sole is not None:  # no other process drafts here
             for left in self.folder.iterdir():
-                if left.name.startswith(_GONE):
+                if _is_ours(left, _GONE):
                     shutil.rmtree(left)
-                if left.name.startswith(_DRAFT):
+                if _is_ours(left, _DRAFT):
                     self.discard(left)
         self.prune()
 
@@ -134,9 +131,15 @@ class Gallery:
         if not video.is_file():
             raise FileNotFoundError(video.name)
         for other in draft.iterdir():
-            if other.stem != video.stem and not (about.stopped and other.name == HALF):
+            beside = other.name.startswith(f"{video.stem}.")
+            if not beside and other.name != ABOUT and not (about.stopped and other.name == HALF):
                 shutil.rmtree(other) if other.is_dir() else other.unlink()
-        self.describe(draft, about)
+        try:
+            self.describe(draft, about)
+        except OSError:  # the disk is full: what was noted when the draft was begun will do
+            if not (draft / ABOUT).is_file():
+                raise
+            log.exception("gallery: %s is kept as it was first described", draft.name)
         folder = self.folder / draft.name.removeprefix(_DRAFT)
         draft.rename(folder)
         self.prune(keep=folder.name)
@@ -144,24 +147,30 @@ class Gallery:
 
     def describe(self, draft: Path, about: About) -> None:
         """Note what a draft will be; without it, it is never shelved."""
-        (draft / ABOUT).write_text(json.dumps(asdict(about), ensure_ascii=False), encoding="utf-8")
+        durable.write(draft / ABOUT, json.dumps(asdict(about)).encode())
 
     def about(self, draft: Path) -> About:
         """What describe noted."""
         return About(**json.loads((draft / ABOUT).read_text(encoding="utf-8")))
 
     def discard(self, draft: Path) -> None:
-        """Remove a draft and all in it; a half-made long video becomes an unfinished entry instead.
+        """Remove a draft and all in it; one with a whole video, or a half-made long one, becomes an entry.
 
         A draft that became an entry, or is gone, is let be.
         """
-        if draft.parent != self.folder or not draft.name.startswith(_DRAFT) or not draft.exists():
+        if draft.parent != self.folder or not _is_ours(draft, _DRAFT) or not draft.exists():
             return
-        thumbnails = sorted((draft / HALF).rglob("part_*.jpg"))
-        if not thumbnails or not (draft / ABOUT).is_file():
+        if not (draft / ABOUT).is_file():
             shutil.rmtree(draft)
             return
-        shutil.copyfile(thumbnails[0], draft / _beside(draft.name.removeprefix(_DRAFT), ".jpg"))
+        if (draft / video_name(draft.name)).is_file():
+            draft.rename(self.folder / draft.name.removeprefix(_DRAFT))
+            return
+        thumbnails = sorted((draft / HALF).rglob("part_*.jpg"))
+        if not thumbnails:
+            shutil.rmtree(draft)
+            return
+        shutil.copyfile(thumbnails[0], thumbnail_path(draft / video_name(draft.name)))
         draft.rename(self.folder / draft.name.removeprefix(_DRAFT))
 
     def reopen(self, id: str, owner: str | None = None) -> Path | None:
@@ -188,7 +197,9 @@ class Gallery:
 
     def file(self, id: str, name: str) -> Path | None:
         """The path of an entry's video, thumbnail or report, or None: never one outside its own folder."""
-        if not _ID.fullmatch(id) or name not in (video_name(id), _beside(id, ".jpg"), _beside(id, ".json")):
+        video = self.folder / id / video_name(id)
+        files = (video, written_thumbnail(video), written_report(video))
+        if not _ID.fullmatch(id) or name not in [path.name for path in files]:
             return None
         path = self.folder / id / name
         return path if path.is_file() and path.resolve().parent == self.folder / id else None
@@ -241,13 +252,18 @@ class Gallery:
             return None
 
 
+def _is_ours(folder: Path, prefix: str) -> bool:
+    """Whether a name is one that this module gives: users may keep other things there."""
+    return folder.name.startswith(prefix) and bool(_ID.fullmatch(folder.name.removeprefix(prefix)))
+
+
 def _size_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*"))
 
 
 def _lock_file(path: Path) -> IO[str] | None:
     """The opened file while this process alone holds it, else None."""
-    file = path.open("w")
+    file = path.open("a")  # whatever it is, it stays
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -13,6 +13,7 @@ from types import TracebackType
 log = logging.getLogger(__name__)
 
 PREFIX = "live-avatar-"
+KEPT_PREFIX = "kept-by-live-avatar-"  # of folders that stay: what could not be put where it should go
 
 
 class Scratch:
@@ -37,16 +38,32 @@ class Scratch:
     def _sweep(self) -> None:
         for folder in self.parent.glob(f"{PREFIX}*"):
             try:
-                if folder.is_dir() and folder.stat().st_uid == os.getuid() and not _is_held(folder / ".lock"):
+                ours = _is_folder(folder) and folder.stat().st_uid == os.getuid()
+                if ours and not _is_held(folder / ".lock"):
                     log.info("removing %s, left behind", folder.name)
                     shutil.rmtree(folder)
             except FileNotFoundError:
                 log.debug("%s has just been removed by another process", folder.name)
 
 
+def keep(path: Path, name: str, parent: Path | None = None) -> Path:
+    """Move a finished file to a folder that stays when scratch folders go; returns its new place.
+
+    parent: of that folder, the system's temporary one as a rule: on one disk with scratch, where a move needs
+    no room. Raises: OSError.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=KEPT_PREFIX, dir=parent))
+    return Path(shutil.move(path, folder / name))
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is a folder itself: a link might lead to anybody's."""
+    return path.is_dir() and not path.is_symlink()
+
+
 def _is_held(lock: Path) -> bool:
     """Whether a living process holds the lock; a folder without one has just been made: held."""
-    if not lock.exists():
+    if lock.is_symlink() or not lock.is_file():
         return True
     with lock.open() as file:
         try:

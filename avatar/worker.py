@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import signal
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from avatar.child import Child
+from avatar.child import Child, deaf_to_signals
 from avatar.engine import FrameSource
 from avatar.errors import AvatarError, WorkerLost
 from avatar.events import Event, Finished, Progress, Segment
@@ -274,6 +273,6 @@ def serve(link: Connection) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it cancels, and the file is closed
+    deaf_to_signals()  # Ctrl-C is the parent's: it cancels, and the file is closed
     # This module's own classes are those of __main__ here: the messages are those of avatar.worker.
     importlib.import_module("avatar.worker").serve(Connection(int(sys.argv[1])))

@@ -112,7 +112,7 @@ def test_the_guides_command_on_a_toy_checkpoint(inputs, tiny_checkpoint, tmp_pat
     assert done.stdout == "out.mp4\n"
     assert pictures(Path("out.mp4")).shape == (30, 64, 64, 3)  # the portrait is square
     assert sound_s(Path("out.mp4")) == pytest.approx(1.2, abs=0.04)
-    report = json.loads(Path("out.json").read_text())
+    report = json.loads(Path("out.report.json").read_text())
     assert report["engine"] == "self-test: noise"
     assert report["preset"]["generation"]["sample_steps"] == 4
     left = [path.name for path in (tmp_path / "temporary").iterdir()]

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import csv
+import io
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from itertools import product
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from avatar.batch.inputs import Files, LeftOut, Pair, each_with_each, is_pattern, matching
 from avatar.errors import BadInput
 from avatar.long.job import Job
+from avatar.media.files import LONGEST_NAME_BYTES, joined_name
 from avatar.memory.choice import choose
 from avatar.memory.fit import require
 from avatar.memory.inventory import Inventory
 from avatar.preset import SECTIONS, SETTINGS
 
-PORTRAITS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".heif", ".bmp", ".tif", ".tiff")
-SPEECHES = (".wav", ".mp3", ".m4a", ".ogg", ".opus", ".flac", ".webm", ".mp4", ".aac")
-_GLOB = "*?["
+_DELIMITERS = ",;\t"  # Excel writes semicolons wherever the decimal sign is a comma
 
 _KINDS: dict[str, type] = {  # every key of a job and its type
     "image": str,
@@ -68,28 +68,39 @@ class Entry:
         )
 
 
-def read_jobs(path: Path) -> list[Entry]:
-    """What a file or folder asks for; of several portraits or speeches, each with each.
+@dataclass(frozen=True)
+class Wanted:
+    """What a batch is asked for. left_out: files that seem to be meant, and of which nothing is made."""
+
+    entries: list[Entry]
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+def read_jobs(path: Path, *, all_with_all: bool = False) -> Wanted:
+    """What a file or folder asks for; of several portraits or speeches in one job, each with each.
 
     TOML: [[job]] for each, [defaults] for all; CSV: a row for each, named columns; paths are relative to
-    the file, and may be patterns. A folder: portraits and speech of the same name, or else each with each.
-    Raises: BadInput naming the job and what is wrong with it.
+    the file, and may be patterns. A folder: portraits and speech of the same name; all_with_all: or each with
+    each. Raises: BadInput naming the job and what is wrong with it.
     """
+    files = Files()
     if path.is_dir():
-        found = _of_folder(path)
-    elif path.suffix.lower() == ".toml":
-        found = [entry for where, row in _toml_rows(path) for entry in _entries(row, where, path.parent)]
-    elif path.suffix.lower() == ".csv":
-        found = [entry for where, row in _csv_rows(path) for entry in _entries(row, where, path.parent)]
+        found = _of_folder(path, files, all_with_all)
+    elif all_with_all:
+        raise BadInput("--each_with_each is for a folder.", "In a list of jobs, a job with lists does it.")
+    elif path.suffix.lower() in (".toml", ".csv"):
+        rows = _toml_rows(path) if path.suffix.lower() == ".toml" else _csv_rows(path)
+        found = [entry for where, row in rows for entry in _entries(row, where, path.parent, files)]
     else:
         raise BadInput(f"{path.name} is no list of jobs.", "Give a .toml or .csv file, or a folder.")
     if not found:
-        raise BadInput(f"{path.name} asks for no video.", "It must name portraits and speech.")
+        left = "".join(f" {one.path.name} {one.why}." for one in files.left_out[:3])
+        raise BadInput(f"{path.name} asks for no video.{left}", "It must name portraits and speech.")
     names = [entry.name for entry in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise BadInput(f"Two jobs would both make {twice}.mp4.", "Give each a name of its own.")
-    return found
+    return Wanted(found, files.left_out)
 
 
 def _toml_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -106,16 +117,23 @@ def _toml_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
 
 def _csv_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        first = int(text.lower().startswith("sep="))  # a line that Excel writes, and reads
+        text = text.partition("\n")[2] if first else text
+        delimiter = max(_DELIMITERS, key=text.partition("\n")[0].count)
+        rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True))
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path.name} is not in UTF-8.", 'Save it as "CSV UTF-8".') from error
+    except (OSError, csv.Error) as error:
         raise _unreadable(path, error) from error
-    for number, row in enumerate(rows, 2):
+    for number, row in enumerate(rows, 2 + first):
         where = f"{path.name}, line {number}"
         if None in row or None in row.values():
             raise BadInput(f"{where}: it has not as many cells as the first line.", "Correct the file.")
         cells = {key.strip(): cell.strip() for key, cell in row.items()}
-        yield where, {key: _parsed(key, cell, where) for key, cell in cells.items() if cell}
+        told = {key: _parsed(key, cell, where) for key, cell in cells.items() if cell}
+        if told:  # spreadsheets write empty lines, too
+            yield where, told
 
 
 def _parsed(key: str, cell: str, where: str) -> Any:
@@ -124,25 +142,30 @@ def _parsed(key: str, cell: str, where: str) -> Any:
     try:
         if kind is bool:
             return _TRUTHS[cell.lower()]
-        return kind(cell) if kind in (int, float) else cell
+        if kind is float:
+            return float(cell.replace(",", "."))
+        return int(cell) if kind is int else cell
     except (KeyError, ValueError) as error:
         raise BadInput(f"{where}: {key} is {cell!r}.", "Correct the file.") from error
 
 
-def _entries(row: dict[str, Any], where: str, folder: Path) -> list[Entry]:
+def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> list[Entry]:
     """One entry for each portrait and speech of a row."""
     for key, value in row.items():
         _check(key, value, where)
-    images, audios = (_paths(row.get(key), key, where, folder) for key in ("image", "audio"))
+    images, audios = (_paths(row.get(key), key, where, folder, files) for key in ("image", "audio"))
     wishes = {key: value for key, value in row.items() if key not in ("image", "audio", "name")}
     if "points" in wishes:
         wishes["points"] = str(folder / wishes["points"])
-    pairs = list(product(images, audios))
     prefix = row.get("name", "")
     if prefix and ("/" in prefix or "\\" in prefix or prefix.startswith(".")):
         raise BadInput(f"{where}: name {prefix!r} cannot name a file.", "Choose a plain name.")
-    names = [prefix] if prefix and len(pairs) == 1 else [_name(prefix, *pair) for pair in pairs]
-    return [Entry(name, *pair, wishes) for name, pair in zip(names, pairs)]
+    if len(f"{prefix}.mp4".encode(errors="surrogateescape")) > LONGEST_NAME_BYTES:
+        raise BadInput(f"{where}: name {prefix[:40]!r}… is too long for a file.", "Choose a shorter name.")
+    pairs = each_with_each(images, audios)
+    if prefix and len(pairs) == 1:
+        return [Entry(prefix, *pairs[0], wishes)]
+    return [Entry(_name(prefix, pair), *pair, wishes) for pair in pairs]
 
 
 def _check(key: str, value: Any, where: str) -> None:
@@ -160,33 +183,38 @@ def _check(key: str, value: Any, where: str) -> None:
         raise BadInput(f"{where}: {key} is {value!r}.", "Correct the file.")
 
 
-def _paths(value: Any, key: str, where: str, folder: Path) -> list[Path]:
-    """The files that a key names; patterns name those that are there."""
+def _paths(value: Any, key: str, where: str, folder: Path, files: Files) -> list[Path]:
+    """The files that a key names; patterns name those that are there and can be read."""
     found: list[Path] = []
     for text in [value] if isinstance(value, str) else value or []:
-        if not any(sign in text for sign in _GLOB):
-            found.append(folder / text)
-            continue
-        suffixes = PORTRAITS if key == "image" else SPEECHES
-        base, pattern = (Path("/"), text.lstrip("/")) if text.startswith("/") else (folder, text)
-        found += sorted(path for path in base.glob(pattern) if path.suffix.lower() in suffixes)
+        named = matching(folder, text)
+        found += files.usable(named, key) if is_pattern(folder, text) else named
     if not found:
-        raise BadInput(f"{where}: {key} names no file.", f"Give {key} a path, a list of paths or a pattern.")
+        left = "".join(f" {one.path.name} {one.why}." for one in files.left_out[:3])
+        raise BadInput(
+            f"{where}: {key} names no file.{left}", f"Give {key} a path, a list of paths or a pattern."
+        )
     return found
 
 
-def _of_folder(folder: Path) -> list[Entry]:
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    images = [path for path in files if path.suffix.lower() in PORTRAITS]
-    audios = [path for path in files if path.suffix.lower() in SPEECHES]
-    pairs = [(image, audio) for image in images for audio in audios if image.stem == audio.stem]
-    if pairs:
-        return [Entry(image.stem, image, audio) for image, audio in pairs]
-    return [Entry(_name("", image, audio), image, audio) for image, audio in product(images, audios)]
+def _of_folder(folder: Path, files: Files, all_with_all: bool) -> list[Entry]:
+    there = list(folder.iterdir())
+    images, audios = files.usable(there, "image"), files.usable(there, "audio")
+    if all_with_all:
+        return [Entry(_name("", pair), *pair) for pair in each_with_each(images, audios)]
+    pairs = files.pairs(images, audios)
+    if not pairs and images and audios:
+        count = len(images) * len(audios)
+        raise BadInput(
+            f"In {folder.resolve().name} no portrait and no speech have the same name.",
+            f"Name them alike; or take --each_with_each, which makes {count} videos of"
+            f" {len(images)} portraits and {len(audios)} speeches.",
+        )
+    return [Entry(joined_name(pair[0].stem), *pair) for pair in pairs]
 
 
-def _name(prefix: str, image: Path, audio: Path) -> str:
-    return "-".join(filter(None, (prefix, image.stem, audio.stem)))
+def _name(prefix: str, pair: Pair) -> str:
+    return joined_name(prefix, *(path.stem for path in pair))
 
 
 def _unreadable(path: Path, error: Exception) -> BadInput:

@@ -18,6 +18,9 @@ from typing import Any
 from avatar.engine import Engine, serves, source_of
 from avatar.errors import AvatarError, BadInput, Cancelled, WorkerLost
 from avatar.events import Event, Finished, Notice, Phase, Progress
+from avatar.media import durable
+from avatar.media.beside import report_path, thumbnail_path
+from avatar.media.publish import unreported
 from avatar.parcel import Parcel
 from avatar.preset import Preset
 from avatar.request import Request
@@ -142,15 +145,29 @@ class RayEngine:
         """Put everything where the request wants it."""
         self.label = delivery.label
         yield from delivery.notices
-        request.output.write_bytes(delivery.video)
-        request.output.with_suffix(".jpg").write_bytes(delivery.thumbnail)
-        report = request.output.with_suffix(".json")
-        report.write_bytes(delivery.report)
+        report = report_path(request.output)
+        finished = replace(delivery.finished, video=request.output, report=report)
+        _place(request, delivery)
         if request.part and request.part.leave and delivery.carry is not None:
             request.part.leave.write_bytes(delivery.carry)
-        frames = delivery.finished.num_frames
-        yield Progress(Phase.FINISHING, frames_done=frames, num_frames=frames)
-        yield replace(delivery.finished, video=request.output, report=report)
+        yield Progress(Phase.FINISHING, frames_done=finished.num_frames, num_frames=finished.num_frames)
+        try:
+            durable.write(thumbnail_path(request.output), delivery.thumbnail)
+            durable.write(report, delivery.report)
+        except OSError as error:
+            yield finished
+            raise unreported(error, finished) from error
+        yield finished
+
+
+def _place(request: Request, delivery: Delivery) -> None:
+    """Put the video in its place, whole or not at all. Raises: NotPlaced; AvatarError: the disk is full."""
+    whole = request.work / "whole.mp4"
+    try:
+        whole.write_bytes(delivery.video)
+    except OSError as error:
+        raise durable.disk_error(error) from error
+    durable.place(whole, request.output)
 
 
 def _result(task: Any) -> Delivery:
@@ -194,7 +211,7 @@ def _make(shipment: Shipment, portrait: bytes, speech: bytes) -> Delivery:
             tuple(notices),
             str(getattr(engine, "label", "")),
             finished.video.read_bytes(),
-            finished.video.with_suffix(".jpg").read_bytes(),
+            thumbnail_path(finished.video).read_bytes(),
             finished.report.read_bytes(),
             leave.read_bytes() if leave is not None and leave.exists() else None,
         )

@@ -13,8 +13,9 @@ from pathlib import Path
 from avatar.batch.engines import Engines
 from avatar.batch.jobs import Entry
 from avatar.engine import Engine
-from avatar.errors import AvatarError, Cancelled
+from avatar.errors import AvatarError, Cancelled, NotPlaced
 from avatar.events import Event, Finished
+from avatar.media.keeping import kept_in_words
 from avatar.memory.inventory import Inventory
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ class Batch:
             video = self._make(entry, engines, follow)
             if video is not None:
                 return Outcome(name, "already", video, elapsed_s=time.monotonic() - begun)
+        except NotPlaced as raised:
+            error = kept_in_words(raised, self._output / f"{name}.mp4")
         except AvatarError as raised:
             error = raised
         except Exception:

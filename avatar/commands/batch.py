@@ -5,23 +5,25 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from avatar.batch.engines import Engines, Open, gpus_of
-from avatar.batch.jobs import Entry, read_jobs
+from avatar.batch.inputs import LeftOut
+from avatar.batch.jobs import Entry, Wanted, read_jobs
 from avatar.batch.run import Batch, Outcome
 from avatar.commands.output import console, write_json
 from avatar.commands.settings import add_checkpoint
-from avatar.commands.signals import stopped_by_signals
+from avatar.commands.signals import Stop, stopped_by_signals
 from avatar.engine import Engine, open_engine
-from avatar.errors import BadInput, Cancelled
+from avatar.errors import BadInput
 from avatar.events import Event, Notice, Progress
 from avatar.memory.inventory import Inventory, probe
 from avatar.preset import Preset
@@ -36,13 +38,19 @@ def add(commands: Any) -> None:
         "batch",
         help="make many videos",
         description=__doc__,
-        epilog="exit codes: 0 all done, 130 stopped, else the first failure's",
+        epilog="exit codes: 0 all done, the first failure's, 130 stopped (128 and the signal's number), "
+        "2 a file was left out",
         allow_abbrev=False,
     )
     parser.add_argument("jobs_file", type=Path, metavar="JOBS", help="jobs.toml, jobs.csv, or a folder")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the videos' folder")
     parser.add_argument(
         "--resume", action="store_true", help="leave out finished videos, go on with unfinished ones"
+    )
+    parser.add_argument(
+        "--each_with_each",
+        action="store_true",
+        help="of a folder: every portrait with every speech, not those of the same name",
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="so many at once (1; on Ray, its CPUs)")
     parser.add_argument("--executor", choices=EXECUTORS, default="local", help="where engines run (local)")
@@ -55,29 +63,31 @@ def run(args: argparse.Namespace) -> int:
     """Make all; one failure stops no other."""
     if args.jobs is not None and args.jobs < 1:
         raise BadInput(f"--jobs is {args.jobs}.", "Take 1 or more.")
-    entries = read_jobs(args.jobs_file)
+    wanted = read_jobs(args.jobs_file, all_with_all=args.each_with_each)
     inventory = probe(args.ckpt_dir, outputs=args.output)
     num_jobs, opener = _executor(args, inventory)
-    show = _show_json() if args.json else _show_bars(entries)
+    show = _show_json(wanted) if args.json else _show_bars(wanted)
     engines = Engines(opener, num_jobs)
     with Scratch() as work:
-        batch = Batch(entries, args.output, work, inventory, resume=args.resume)
+        batch = Batch(wanted.entries, args.output, work, inventory, resume=args.resume)
         try:
-            with stopped_by_signals(batch.cancel), show as told:
+            with stopped_by_signals(batch.cancel) as stop, show as told:
                 outcomes = batch.run(engines, num_jobs, told)
         finally:
             engines.close()
     if not args.json:
-        _print(outcomes)
-    return exit_code(outcomes)
+        _print(outcomes, wanted.left_out)
+    return exit_code(outcomes, wanted.left_out, stop)
 
 
-def exit_code(outcomes: list[Outcome]) -> int:
-    """0 when every video is there; else the first failure's, or that of a stop."""
+def exit_code(outcomes: list[Outcome], left_out: Sequence[LeftOut] = (), stop: Stop | None = None) -> int:
+    """0 when all that was meant is there; else of the first failure, of a stop, or of what was left out."""
     for outcome in outcomes:
         if outcome.error is not None:
             return outcome.error.exit_code
-    return Cancelled.exit_code if any(outcome.state == "stopped" for outcome in outcomes) else 0
+    if any(outcome.state == "stopped" for outcome in outcomes):
+        return (stop or Stop()).exit_code
+    return BadInput.exit_code if left_out else 0
 
 
 def _executor(args: argparse.Namespace, inventory: Inventory) -> tuple[int, Open]:
@@ -97,8 +107,10 @@ def _executor(args: argparse.Namespace, inventory: Inventory) -> tuple[int, Open
 
 
 @contextmanager
-def _show_json() -> Iterator[Any]:
+def _show_json(wanted: Wanted) -> Iterator[Any]:
     writing = threading.Lock()
+    for left in wanted.left_out:
+        write_json({"event": "left_out", "file": left.path, "why": left.why})
 
     def told(name: str, event: Event | Outcome) -> None:
         with writing:
@@ -111,10 +123,13 @@ def _show_json() -> Iterator[Any]:
 
 
 @contextmanager
-def _show_bars(entries: list[Entry]) -> Iterator[Any]:
-    """One bar for each job that runs or ran, and one for all."""
+def _show_bars(wanted: Wanted) -> Iterator[Any]:
+    """One bar for each job that runs or ran, and one for all; before them, what is left out."""
+    entries: list[Entry] = wanted.entries
+    for left in wanted.left_out:
+        console(sys.stderr).print(f"left out: {left.path.name} {left.why}", markup=False, soft_wrap=True)
     columns = (
-        TextColumn("{task.description:<28}"),
+        TextColumn("{task.description:<28}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TextColumn("{task.fields[state]}"),
@@ -154,11 +169,14 @@ def _state(progress: Progress) -> str:
     return f"{progress.phase}{parts}"
 
 
-def _print(outcomes: list[Outcome]) -> None:
+def _print(outcomes: list[Outcome], left_out: Sequence[LeftOut]) -> None:
     table = Table("job", "", "frames", "took", "video or error")
     table.columns[2].justify = table.columns[3].justify = "right"
     for outcome in outcomes:
         told = str(outcome.error) if outcome.error else outcome.video.name if outcome.video else ""
         frames = str(outcome.num_frames or "")
-        table.add_row(outcome.name, _WORDS[outcome.state], frames, f"{outcome.elapsed_s:.0f} s", told)
+        took = f"{outcome.elapsed_s:.0f} s"
+        table.add_row(escape(outcome.name), _WORDS[outcome.state], frames, took, escape(told))
+    for left in left_out:
+        table.add_row(escape(left.path.name), "left out", "", "", escape(f"{left.path.name} {left.why}"))
     console().print(table)

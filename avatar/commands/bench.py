@@ -13,8 +13,10 @@ from typing import Any
 from avatar.checkpoint_places import Checkpoint
 from avatar.commands.output import write_json
 from avatar.commands.settings import add_checkpoint, add_preset, chosen_preset
-from avatar.errors import BadInput, DoesNotFit
+from avatar.errors import AvatarError, BadInput, DoesNotFit
 from avatar.geometry import BLOCK_FRAMES, FPS
+from avatar.media import durable
+from avatar.media.beside import MARK, check_free
 from avatar.memory.fit import availability, require
 from avatar.memory.inventory import Inventory, probe
 from avatar.memory.items import CUDA_CONTEXT_BYTES
@@ -65,8 +67,10 @@ def run(args: argparse.Namespace) -> int:
             "With --random_weights there is no prompt encoder.",
             "Leave out --text_encoder, --t5_cpu and --t5_fsdp.",
         )
-    if args.output and not args.output.absolute().parent.is_dir():
-        raise BadInput(f"There is no folder for {args.output.name}.", "Make it, or choose another one.")
+    if args.output:
+        if not args.output.absolute().parent.is_dir():
+            raise BadInput(f"There is no folder for {args.output.name}.", "Make it, or choose another one.")
+        check_free(args.output)
     inventory = probe(args.ckpt_dir)
     if args.random_weights:
         inventory = replace(inventory, checkpoint=Checkpoint(complete=True))
@@ -77,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.vram is not None:
         inventory = _cut(inventory, args.vram)
-    told = {"random_weights": args.random_weights, "vram_gib": args.vram}
+    told = {**MARK, "random_weights": args.random_weights, "vram_gib": args.vram}
     if Layout.of(preset).world_size > 1:
         figures = {**told, **_figures_of_ranks(args, preset, inventory)}
     else:
@@ -87,9 +91,14 @@ def run(args: argparse.Namespace) -> int:
             )
         require(preset, inventory)
         figures = {**told, **_figures(args, preset)}
-    if args.output:
-        args.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     write_json(figures)
+    if args.output:
+        try:
+            durable.write(args.output, (json.dumps(figures, indent=1) + "\n").encode())
+        except OSError as error:
+            raise AvatarError(
+                f"{args.output.name} cannot be written ({error.strerror}).", "The figures are printed above."
+            ) from error
     return 0
 
 

@@ -23,7 +23,8 @@ from avatar.engine import Engine, open_engine
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Event, Finished, Notice, PartDone, Progress, Segment
 from avatar.long.job import Job
-from avatar.media.files import minutes
+from avatar.media.files import joined_name, minutes
+from avatar.media.keeping import kept_outside
 from avatar.memory.fit import require
 from avatar.memory.inventory import probe
 from avatar.parallel.attach import Address, secret
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         keep_parts=args.keep_parts,
         resume=args.resume,
     )
-    with Scratch() as work, job.opened(work) as opened:
+    with Scratch() as work, kept_outside(output), job.opened(work) as opened:
         if opened.finished is not None:
             return _tell_finished(opened.finished, args.json)
         opened.check_engines(args.jobs)
@@ -128,16 +129,16 @@ def _follow(engine: Engine, request: Request, as_json: bool) -> int:
     """Show the events of a run; Ctrl-C stops it and keeps what was made. Returns the exit code."""
     finished: Finished | None = None
     show = _show_json(request) if as_json else _show_bar(request)
-    with stopped_by_signals(engine.cancel), show as told:
+    with stopped_by_signals(engine.cancel) as stop, show as told:
         for event in engine.stream(request):
             told(event)
             if isinstance(event, Finished):
                 finished = event
-    if finished is not None and not as_json:
+        if finished is None:
+            raise Cancelled("Stopped before the first frame was made.")
+    if not as_json:
         sys.stdout.write(f"{finished.video}\n")
-    if finished is None:
-        raise Cancelled("Stopped before the first frame was made.")
-    return Cancelled.exit_code if finished.stopped else 0
+    return stop.exit_code if finished.stopped else 0
 
 
 def _tell_finished(video: Path, as_json: bool) -> int:
@@ -219,4 +220,4 @@ def _pace(progress: Progress) -> str:
 
 
 def _output_name(image: Path, audio: Path) -> Path:
-    return OUTPUTS / f"{image.stem}-{audio.stem}-{datetime.now():%Y%m%d-%H%M%S}.mp4"
+    return OUTPUTS / f"{joined_name(image.stem, audio.stem, f'{datetime.now():%Y%m%d-%H%M%S}')}.mp4"

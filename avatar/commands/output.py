@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -15,6 +20,71 @@ from rich.markup import escape
 from avatar.errors import AvatarError
 
 PIPE_COLUMNS = 140  # width where there is no terminal to ask
+_READER_GONE = (errno.EPIPE, errno.EIO)  # a pipe that nobody reads, a terminal that was closed
+
+
+@contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Within it, no text and no lost reader makes printing fail: what is being made is worth more than that.
+
+    Characters that the encoding lacks are written as the file system spells names, so that a path that is
+    printed can be used.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (Lasting(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class Lasting:
+    """A text stream that goes on silently when its reader is gone; everything else is the stream's own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._gone = stream, False
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors=_AS_NAMES)
+
+    def write(self, text: str) -> int:
+        """See TextIO. Raises: OSError, but for a reader that is gone."""
+        if not self._gone:
+            try:
+                return self._stream.write(text)
+            except OSError as error:
+                self._lose(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """See TextIO. Raises: as write."""
+        if not self._gone:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        if error.errno not in _READER_GONE:
+            raise error
+        self._gone = True
+        # What the stream still holds would fail again, as Python ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _as_names(error: UnicodeError) -> tuple[bytes, int]:
+    """A codec's error handler: what cannot be encoded, as the file system has it."""
+    assert isinstance(error, UnicodeEncodeError)
+    return os.fsencode(error.object[error.start : error.end]), error.end
+
+
+_AS_NAMES = "avatar-as-names"
+codecs.register_error(_AS_NAMES, _as_names)
 
 
 def console(stream: TextIO | None = None) -> Console:
@@ -27,7 +97,9 @@ def console(stream: TextIO | None = None) -> Console:
 
 def write_json(data: Any) -> None:
     """One JSON document on one line of standard output."""
-    sys.stdout.write(json.dumps(data, default=_plain, ensure_ascii=False) + "\n")
+    text = json.dumps(data, default=_plain, ensure_ascii=False)
+    # A name that is no Unicode has lone surrogates: in JSON they can be escaped alone.
+    sys.stdout.write(text.encode(errors="backslashreplace").decode() + "\n")
     sys.stdout.flush()
 
 

@@ -17,6 +17,7 @@ from avatar.commands.output import console, write_json
 from avatar.errors import BadInput
 from avatar.gallery import HALF
 from avatar.long.job import PARTS_SUFFIX
+from avatar.media.beside import REPORT
 from avatar.media.report import GpuUse, RunReport, read_report
 
 GIB = 2**30
@@ -32,7 +33,7 @@ def add(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="reports (VIDEO.json), patterns, or folders of videos"
+        "paths", nargs="+", metavar="PATH", help="reports (VIDEO.report.json), patterns, or folders of videos"
     )
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.set_defaults(run=run)
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if not reports:
         names = ", ".join(dict.fromkeys(path.name for path in refused))
         told = f"No run report among them: {names}." if refused else "There is no run report there."
-        raise BadInput(told, "Give the .json files that lie beside videos, or a folder of videos.")
+        raise BadInput(told, "Give the .report.json files that lie beside videos, or a folder of videos.")
     if args.json:
         rows = [{"file": path, **row(report)} for path, report in reports.items()]
         write_json({"reports": rows, "no_reports": refused})
@@ -135,7 +136,7 @@ def _print(reports: dict[Path, RunReport]) -> None:
     table.add_column("first\nframe", justify="right", no_wrap=True)
     for path, report in reports.items():
         table.add_row(
-            escape(f"{path.stem}: {report.preset['name']}\n{configuration(report)}"),
+            escape(f"{_name(path)}: {report.preset['name']}\n{configuration(report)}"),
             f"{report.num_frames}" + (f" of {report.frames_asked}" if report.stopped else ""),
             "\n".join(map(_gpu, report.gpus)) or UNKNOWN,
             _host(report),
@@ -148,9 +149,14 @@ def _print(reports: dict[Path, RunReport]) -> None:
     for path, report in reports.items():
         for taken in report.rungs:
             at = f" at frame {taken.frame}" if taken.frame else ""
-            out.print(f"{path.stem}: rung {taken.rung}{at}. {taken.why}", markup=False, soft_wrap=True)
+            out.print(f"{_name(path)}: rung {taken.rung}{at}. {taken.why}", markup=False, soft_wrap=True)
         if report.error:
-            out.print(f"{path.stem}: {report.error}", markup=False, soft_wrap=True)
+            out.print(f"{_name(path)}: {report.error}", markup=False, soft_wrap=True)
+
+
+def _name(path: Path) -> str:
+    """What a report is called: its video's stem."""
+    return path.name.removesuffix(REPORT).removesuffix(".json")
 
 
 def _gpu(gpu: GpuUse) -> str:

@@ -1,29 +1,91 @@
-"""Ctrl-C, said politely."""
+"""Ctrl-C, a hang-up or an order to end, said politely: what was made is kept, and nothing is left behind."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
 from typing import Any
+
+from avatar.errors import Cancelled
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+AGAIN_S = 1.0  # a second Ctrl-C sooner than this is the first one, passed on by a launcher as well
+
+
+class Ended(KeyboardInterrupt):
+    """A signal that ends the program. number: the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@dataclass
+class Stop:
+    """Whether a run was stopped by a signal, and by which."""
+
+    number: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell tells it: 128 and the signal's number."""
+        return Cancelled.exit_code if self.number is None else 128 + self.number
 
 
 @contextmanager
-def stopped_by_signals(cancel: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) ends the run in good order; a second one ends the program."""
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Ended, once, so that folders are removed on the way out, as by Ctrl-C."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        for other in ENDING:
+            signal.signal(other, signal.SIG_IGN)
+        raise Ended(number)
+
+    with _handled(end, (signal.SIGTERM, signal.SIGHUP)):
+        yield
+
+
+@contextmanager
+def stopped_by_signals(cancel: Callable[[], None]) -> Iterator[Stop]:
+    """The first signal ends the run in good order; a second Ctrl-C, AGAIN_S later, ends the program.
+
+    Others may come twice by themselves: `timeout` sends SIGTERM to its child and to the group; for a terminal
+    that closes, kernel and shell both hang up. A Cancelled from within gets the signal's exit code.
+    """
+    stopped = Stop()
+    since = 0.0
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal since
+        if stopped.number is None:
+            stopped.number, since = number, time.monotonic()
+            # In a thread: this one may hold the engine's lock.
+            threading.Thread(target=cancel, daemon=True).start()
+        elif number == signal.SIGINT and time.monotonic() - since > AGAIN_S:
+            raise Ended(number)
+
+    with _handled(stop, ENDING):
+        try:
+            yield stopped
+        except Cancelled as error:
+            error.exit_code = stopped.exit_code
+            raise
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], numbers: tuple[int, ...]) -> Iterator[None]:
+    """The handler for some signals, but for a hang-up that is ignored: nohup did that."""
     before: dict[int, Any] = {}
-
-    def stop(number: int, _frame: Any) -> None:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-        # In a thread: this one may hold the engine's lock.
-        threading.Thread(target=cancel, daemon=True).start()
-
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        before[signal_number] = signal.signal(signal_number, stop)
+    for number in numbers:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            before[number] = signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handled in before.items():
+            signal.signal(number, handled)

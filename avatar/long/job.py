@@ -13,6 +13,7 @@ from avatar.errors import BadInput
 from avatar.long.ledger import PLAN, Ledger, open_ledger, tidy
 from avatar.long.spans import Span, quiet_spans, regular_spans
 from avatar.long.stream import LongVideo
+from avatar.media.beside import made_here, written_report
 from avatar.media.intake import open_request
 from avatar.media.limits import Limits
 from avatar.media.origin import check_same, origin
@@ -108,7 +109,7 @@ class Job:
 
     def _finished(self, request: Request) -> Path | None:
         """The output, if it is finished and made from the same. Raises: BadInput if it is made from other."""
-        report = self.output.with_suffix(".json")
+        report = written_report(self.output)
         if not (self.output.is_file() and report.is_file()):
             return None
         told = read_report(report)
@@ -138,6 +139,8 @@ class Job:
             raise BadInput(
                 f"There is no points file {path.name}.", "Give the path of a .json file that is there."
             )
+        if path is not None and made_here(path):
+            raise BadInput(f"{path.name} is a run report: no points.", "Give a file of face points.")
         points = load_sidecar(path or self.image)
         return {name: (x, y) for name, (x, y) in points.to_dict().items()} if points else None
 

@@ -22,6 +22,15 @@ from avatar.errors import BadInput
 from avatar.events import Finished
 from avatar.long.spans import Span
 from avatar.media import durable
+from avatar.media.beside import (
+    MADE_BY,
+    MARK,
+    REPORT,
+    THUMBNAIL,
+    made_here,
+    report_path,
+    thumbnail_path,
+)
 from avatar.media.origin import check_same, file_digest, origin, run_name
 from avatar.request import Part, Request
 
@@ -29,7 +38,10 @@ log = logging.getLogger(__name__)
 
 PLAN, LINES, _LOCK = "plan.json", "ledger.jsonl", ".lock"
 _VERSION = 1
-_MADE = re.compile(r"part_\d{5}\.(mp4|json|jpg)|carry_\d{5}\.bin|\..+\.part")  # names of what is made here
+_SUFFIXES = (".mp4", REPORT, THUMBNAIL)
+_MADE = re.compile(  # names of what is made here
+    rf"part_\d{{5}}({'|'.join(map(re.escape, _SUFFIXES))})|carry_\d{{5}}\.bin|\..+{re.escape(durable.DRAFT)}"
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,13 @@ class Ledger:
                 f"A half-made {request.output.name} is there already.",
                 f"Resume it with --resume, or delete the folder {folder.name} to begin anew.",
             )
+        try:
+            _check_ours(folder)
+        except BaseException:
+            lock.close()
+            raise
         plan = {
+            **MARK,
             "version": _VERSION,
             "made_from": origin(request),
             "spans": [asdict(span) for span in spans],
@@ -141,15 +159,18 @@ class Ledger:
         )
 
     def record(self, part: int, request: Request, finished: Finished) -> Path:
-        """Keep a finished part for good: its files first, then its line. Raises: OSError."""
+        """Keep a finished part for good: its files first, then its line.
+
+        Raises: OSError; what lies beside the part is still where it was made then.
+        """
         video = self.video(part)
-        shutil.move(finished.video.with_suffix(".jpg"), video.with_suffix(".jpg"))
-        shutil.move(finished.report, video.with_suffix(".json"))
+        durable.copy(thumbnail_path(finished.video), thumbnail_path(video))
+        durable.copy(finished.report, report_path(video))
         leave = request.part.leave if request.part else None
         carry = "" if leave is None else file_digest(leave)
         if leave is not None:
-            _keep(leave, self.carry(part))
-        _keep(finished.video, video)
+            durable.move(leave, self.carry(part))
+        durable.move(finished.video, video)
         self._append(Line(part, file_digest(video), carry))
         if request.part and request.part.carry:
             request.part.carry.unlink(missing_ok=True)  # this part's own stands in its place
@@ -200,7 +221,7 @@ class Ledger:
         """Remove what was made here and no line speaks of; nobody else's files."""
         known = set()
         for part in self._lines:
-            known |= {self.video(part).with_suffix(suffix).name for suffix in (".mp4", ".json", ".jpg")}
+            known |= {self.video(part).with_suffix(suffix).name for suffix in _SUFFIXES}
         if self._lines:
             known.add(self.carry(max(self._lines)).name)
         for path in self.folder.iterdir():
@@ -245,7 +266,7 @@ def _take(folder: Path) -> IO[str]:
     """The folder's lock, held until it is closed. Raises: BadInput when another process holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("w")
+        lock = (folder / _LOCK).open("a")  # whatever it is, it stays
     except OSError as error:
         raise BadInput(
             f"The folder {folder.name} cannot be written ({error.strerror}).", "Choose another output."
@@ -270,18 +291,25 @@ def _read_plan(folder: Path) -> dict[str, Any]:
     return plan  # type: ignore[no-any-return]
 
 
-def _keep(path: Path, target: Path) -> None:
-    """Move a file that may lie on another disk, and see it on this one."""
-    if path.stat().st_dev == target.parent.stat().st_dev:
-        durable.replace(path, target)
-        return
-    near = target.with_name(f".{target.name}.part")
+def _check_ours(folder: Path) -> None:
+    """Refuse to begin where files that are not ours would be replaced or removed. Raises: BadInput."""
+    for path in sorted(folder.iterdir()):
+        is_lines = path.name == LINES
+        is_side = path.name.endswith(_SUFFIXES) and _MADE.fullmatch(path.name) is not None
+        if (is_lines and not _is_lines(path)) or (is_side and not made_here(path)):
+            raise BadInput(
+                f"{path.name} in {folder.name} was not made by {MADE_BY}.",
+                "It is left as it is: choose another name for the output.",
+            )
+
+
+def _is_lines(path: Path) -> bool:
+    """Whether a file is a ledger, or empty."""
     try:
-        shutil.copyfile(path, near)
-        durable.replace(near, target)
-    finally:
-        near.unlink(missing_ok=True)
-    path.unlink()
+        Line(**json.loads(path.read_text(encoding="utf-8").partition("\n")[0] or "{}"))
+    except (OSError, ValueError, TypeError):
+        return path.stat().st_size == 0
+    return True
 
 
 def _check(path: Path, digest: str, folder: Path) -> None:

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from avatar.engine import Engine
-from avatar.errors import AvatarError, Cancelled
+from avatar.errors import AvatarError, Cancelled, NotPlaced
 from avatar.events import Event, Finished, Notice, PartDone, Phase, Progress, RankLoad, Segment
 from avatar.long.ledger import Ledger
-from avatar.media.durable import disk_error
+from avatar.media.beside import written_report, written_thumbnail
+from avatar.media.durable import disk_error, not_placed
 from avatar.media.join import join_parts
-from avatar.media.publish import new_report, publish, thumbnail
+from avatar.media.publish import Unreported, new_report, publish, thumbnail
 from avatar.media.report import read_report, together
 from avatar.media.stream import error_kind, segment_lengths
 from avatar.request import Request
@@ -119,7 +120,9 @@ class LongVideo:
                 try:
                     video = self._ledger.record(part, request, event)
                 except OSError as error:
-                    raise disk_error(error) from error
+                    whole = event.video if event.video.exists() else self._ledger.video(part)
+                    run.unfinished[part] = replace(event, video=whole)
+                    raise not_placed(error, whole) from error
                 if not self._keep_segments:
                     shutil.rmtree(request.work)
                 span = self._ledger.spans[part]
@@ -136,10 +139,10 @@ class LongVideo:
             failure = AvatarError("The engine failed.", "The log says why; finished parts are kept.")
         try:
             finished = run.join(whole, failure)
-        except OSError as trouble:
-            raise disk_error(trouble) from trouble
-        except AvatarError as trouble:
-            raise failure or trouble from trouble
+        except Unreported as trouble:
+            finished, failure = trouble.finished, failure or trouble
+        except (AvatarError, OSError) as trouble:
+            raise self._unjoined(run, failure, trouble) from trouble
         if finished is not None:
             if whole:
                 ledger.finish(self._keep_parts)
@@ -148,6 +151,17 @@ class LongVideo:
             raise failure
         if finished is None:
             raise Cancelled("Stopped before the first frame was made.")
+
+    def _unjoined(self, run: _Run, failure: AvatarError | None, trouble: BaseException) -> BaseException:
+        """What to tell when the parts cannot become one video: where they are."""
+        told = failure or disk_error(trouble)
+        kept = [one.video for one in run.unfinished.values() if one.video.exists()]
+        if not isinstance(told, AvatarError):
+            return told
+        remedy = told.remedy
+        if self._ledger.done:
+            remedy = f"{remedy} {len(self._ledger.done)} parts are kept: resume the video when there is room."
+        return NotPlaced(told.message, remedy, kept) if kept else type(told)(told.message, remedy)
 
 
 class _Run:
@@ -234,8 +248,8 @@ class _Run:
         if not parts:
             return None
         num_frames = join_parts(parts, self.request.output)
-        shutil.copyfile(parts[0].with_suffix(".jpg"), thumbnail(self.request))
-        reports = [read_report(path.with_suffix(".json")) for path in parts]
+        shutil.copyfile(written_thumbnail(parts[0]), thumbnail(self.request))
+        reports = [read_report(written_report(path)) for path in parts]
         report = new_report(self.request, reports[0].engine)
         report.width, report.height = reports[0].width, reports[0].height
         state = self._progress(Phase.FINISHING)

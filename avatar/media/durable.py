@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import shutil
 from pathlib import Path
 
-from avatar.errors import AvatarError
+from avatar.errors import AvatarError, NotPlaced
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+log = logging.getLogger(__name__)
+
+DRAFT = ".live-avatar-part"  # ends the name of a file that is being written
+_DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+    errno.ETIMEDOUT,
+)
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of file systems that cannot sync a folder
 
 
 def sync(path: Path) -> None:
@@ -24,18 +41,68 @@ def replace(path: Path, target: Path) -> None:
     """Put a finished file in its place on the same disk, at once. Raises: OSError."""
     sync(path)
     os.replace(path, target)
-    sync(target.parent)
+    try:
+        sync(target.parent)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+        log.debug("%s cannot be synced: %s", target.parent.name, error.strerror)
+
+
+def copy(path: Path, target: Path) -> None:
+    """Copy a file whole, or leave what was there before. Raises: OSError."""
+    part = draft_of(target)
+    try:
+        shutil.copyfile(path, part)
+        replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def move(path: Path, target: Path) -> None:
+    """Put a finished file in its place, also on another disk, at once. Raises: OSError, with path whole."""
+    try:
+        replace(path, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy(path, target)
+        path.unlink()
+
+
+def place(path: Path, target: Path) -> None:
+    """Move a finished video to where the user wants it. Raises: NotPlaced, which tells where it still is."""
+    try:
+        move(path, target)
+    except OSError as error:
+        if not path.exists():  # only the folder could not be synced any more
+            path = target
+        raise not_placed(error, path) from error
 
 
 def write(path: Path, data: bytes) -> None:
     """Write a file whole, or leave what was there before. Raises: OSError."""
-    part = path.with_name(f".{path.name}.part")
+    part = draft_of(path)
     try:
         part.write_bytes(data)
         replace(part, path)
-    except BaseException:
+    finally:
         part.unlink(missing_ok=True)
-        raise
+
+
+def draft_of(path: Path) -> Path:
+    """Where a file is written before it is whole."""
+    return path.with_name(f".{path.name}{DRAFT}")
+
+
+def not_placed(error: OSError, *kept: Path) -> NotPlaced:
+    """What a user reads when a finished video cannot be put in its place."""
+    reason = error.strerror or type(error).__name__
+    return NotPlaced(
+        f"The video is made, but cannot be put in its place ({reason}).",
+        "Make room or choose another output.",
+        kept,
+    )
 
 
 def disk_error(error: BaseException) -> BaseException:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
 from avatar.errors import BadInput
 
-_LONGEST_NAME = 60
+LONGEST_NAME_BYTES = 200  # of an output's name; what lies beside it, and drafts, have longer ones
+_LONGEST_STEM_BYTES = 160  # of a name that is made up here
+_LONGEST_NAME = 60  # letters, in messages
 
 
 def display_name(path: Path | str, given: str | None = None) -> str:
@@ -15,6 +18,28 @@ def display_name(path: Path | str, given: str | None = None) -> str:
     name = re.split(r"[\\/]", str(given or path))[-1]
     name = "".join(char if char.isprintable() else "?" for char in name).strip() or "The file"
     return name if len(name) <= _LONGEST_NAME else f"{name[:40]}…{name[-16:]}"
+
+
+def joined_name(*words: str) -> str:
+    """A file name's stem from words, "a-b-c"; the longest are cut, and told apart by a digest, to fit."""
+    words = tuple(filter(None, words))
+    name = "-".join(words)
+    if len(name.encode(errors="surrogateescape")) <= _LONGEST_STEM_BYTES:
+        return name
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8]
+    room = _LONGEST_STEM_BYTES - len(digest) - len(words)
+    left = len(words)
+    cut = {}
+    for index in sorted(range(left), key=lambda index: len(words[index].encode(errors="surrogateescape"))):
+        cut[index] = _cut(words[index], room // left)
+        room, left = room - len(cut[index].encode(errors="surrogateescape")), left - 1
+    return "-".join([*(cut[index] for index in range(len(words))), digest])
+
+
+def _cut(word: str, most_bytes: int) -> str:
+    """A word's beginning of so many bytes at most; no letter is cut in two."""
+    data = word.encode(errors="surrogateescape")
+    return word if len(data) <= most_bytes else data[:most_bytes].decode(errors="ignore").rstrip()
 
 
 def check_file(path: Path, name: str, max_bytes: int, wanted: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ from PIL import Image
 
 from avatar.errors import BadInput
 from avatar.geometry import FPS, Size
-from avatar.media.files import check_file, display_name, megabytes, minutes
+from avatar.media.beside import check_places
+from avatar.media.files import LONGEST_NAME_BYTES, check_file, display_name, megabytes, minutes
 from avatar.media.limits import Limits
 from avatar.media.portrait import open_portrait
 from avatar.media.prompt import check_prompt
@@ -26,7 +28,6 @@ log = logging.getLogger(__name__)
 
 _BITS_PER_PIXEL = 0.12  # of a frame of H.264; a generous guess for a talking head
 _SOUND_BYTES_PER_S = 200_000  # the canonical WAV, its lossless copy in segments, and AAC twice
-_LONGEST_NAME_BYTES = 200
 
 
 def open_request(
@@ -121,12 +122,13 @@ def _check_output(output: Path, inputs: tuple[Path, ...], undo: ExitStack) -> No
     name = display_name(output)
     if output.suffix.lower() != ".mp4" or not output.stem.strip("."):
         raise BadInput(f"{name} cannot be the output.", "Give it a name that ends in .mp4.")
-    if len(output.name.encode()) > _LONGEST_NAME_BYTES or "\0" in output.name:
+    if len(os.fsencode(output.name)) > LONGEST_NAME_BYTES or "\0" in output.name:
         raise BadInput(f"{name} is no usable name for the output.", "Choose a shorter, plain name.")
     if output.is_dir():
         raise BadInput(f"The output {name} is a folder.", "Give the name of a file in it, ending in .mp4.")
     if output.exists() and any(output.samefile(path) for path in inputs):
         raise BadInput(f"The output {name} would overwrite the input.", "Choose another name.")
+    check_places(output)
     _open_folder(output.parent, "output", undo)
 
 

@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 from avatar.errors import BadInput
 from avatar.geometry import FPS, SOUND_HZ
 from avatar.media import durable
+from avatar.media.beside import check_free
 from avatar.media.files import display_name, megabytes
 from avatar.media.segments import INDEX_FIRST, picture_packet, read_tag, tag
 from avatar.media.sound import packet_start, sound_packet
@@ -57,7 +58,8 @@ def join_parts(paths: Sequence[Path], output: Path) -> int:
         _check_follows(before, after)
     if output.exists() and any(output.samefile(piece.path) for piece in pieces):
         raise BadInput(f"The output {output.name} is one of the parts.", "Choose another name.")
-    draft = output.with_name(f".{output.stem}.joining.mp4")
+    check_free(output)
+    draft = durable.draft_of(output)
     try:
         _check_disk(pieces, output)
         _write(pieces, draft)

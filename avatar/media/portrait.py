@@ -22,6 +22,8 @@ WORKING_SIDE_PX = 2048  # longest side of what engines are given
 BACKDROP = (224, 224, 224)  # neutral light grey behind transparent parts
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF")
+# The endings of files of these formats.
+PORTRAIT_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif", ".hif")
 _STILLS = ("MPO", "HEIF")  # phones put several pictures into one file, the first being the one that is meant
 _READABLE = "Use a PNG, JPEG, WebP, AVIF or HEIC file."
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from avatar.errors import AvatarError
 from avatar.events import Finished
+from avatar.media import durable
+from avatar.media.beside import COMMENT, report_path, thumbnail_path
 from avatar.media.origin import origin
 from avatar.media.report import RunReport
 from avatar.request import Request
@@ -21,7 +23,7 @@ def new_report(request: Request, label: str) -> RunReport:
     """The report of a run that begins now. label: the engine's."""
     return RunReport(
         video=request.output.name,
-        thumbnail=request.output.with_suffix(".jpg").name,
+        thumbnail=thumbnail_path(request.output).name,
         portrait=request.portrait_name,
         speech=request.speech_name,
         prompt=request.prompt,
@@ -36,13 +38,33 @@ def new_report(request: Request, label: str) -> RunReport:
     )
 
 
+class Unreported(AvatarError):
+    """The video is in its place, but its thumbnail or report cannot be written. finished: the video."""
+
+    def __init__(self, message: str, remedy: str, finished: Finished) -> None:
+        super().__init__(message, remedy)
+        self.finished = finished
+        self.args = (message, remedy, finished)  # what it is made from again after pickling
+
+
 def publish(request: Request, report: RunReport, num_frames: int, error: str | None) -> Finished:
-    """Put thumbnail and report beside the video, the report last."""
+    """Put thumbnail and report beside the video, the report last. Raises: Unreported."""
     report.num_frames, report.duration_s, report.error = num_frames, num_frames / report.fps, error
-    shutil.move(thumbnail(request), request.output.with_suffix(".jpg"))
-    path = request.output.with_suffix(".json")
-    report.write(path)
-    return Finished(request.output, path, num_frames, report.duration_s, report.stopped, error)
+    path = report_path(request.output)
+    finished = Finished(request.output, path, num_frames, report.duration_s, report.stopped, error)
+    try:
+        durable.move(thumbnail(request), thumbnail_path(request.output))
+        report.write(path)
+    except OSError as failed:
+        raise unreported(failed, finished) from failed
+    return finished
+
+
+def unreported(error: OSError, finished: Finished) -> Unreported:
+    """What a user reads when a thumbnail or report cannot be written."""
+    reason = error.strerror or type(error).__name__
+    message = f"The video is in its place; its report cannot be written ({reason})."
+    return Unreported(message, "Nothing of the video is lost; free disk space.", finished)
 
 
 def thumbnail(request: Request) -> Path:
@@ -54,4 +76,4 @@ def save_thumbnail(frame: np.ndarray, request: Request) -> None:
     """Keep a frame, uint8 (H, W, 3), small, until the video is published."""
     picture = Image.fromarray(frame)
     picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    picture.save(thumbnail(request), quality=85)
+    picture.save(thumbnail(request), quality=85, comment=COMMENT)

@@ -12,6 +12,7 @@ from typing import Any
 
 from avatar.errors import BadInput
 from avatar.media import durable
+from avatar.media.beside import MARK
 
 _PACKAGES = ("av", "numpy", "pillow", "soxr", "onnxruntime", "torch", "diffusers", "transformers", "gradio")
 
@@ -63,7 +64,7 @@ class RungTaken:
 
 @dataclass
 class RunReport:
-    """How a video came about; NAME.json beside NAME.mp4 and its thumbnail NAME.jpg.
+    """How a video came about; NAME.report.json beside NAME.mp4 and its thumbnail NAME.thumb.jpg.
 
     video, thumbnail, portrait, speech: file names, no folders. engine: the source's label.
     created: ISO 8601, UTC. first_frame_s, first_segment_s: seconds since the run began.
@@ -128,8 +129,9 @@ class RunReport:
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
-        text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
-        durable.write(path, text.encode())
+        text = json.dumps(MARK | asdict(self), indent=2, ensure_ascii=False) + "\n"
+        # A name that is no Unicode has lone surrogates: in JSON they can be escaped alone.
+        durable.write(path, text.encode(errors="backslashreplace"))
 
 
 def read_report(path: Path) -> RunReport:

@@ -6,10 +6,8 @@ killed before, join_segments makes it anew from the segments, without encoding a
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +22,7 @@ from av.video.stream import VideoStream
 from avatar.events import Segment
 from avatar.geometry import FPS
 from avatar.media import durable
+from avatar.media.beside import MARK
 from avatar.media.sound import GridSound, LosslessSound
 from avatar.media.speech import SpeechReader
 from avatar.request import Part
@@ -85,7 +84,7 @@ class SegmentWriter:
     def finish(self) -> Iterator[Segment]:
         """Yield the last segment if it is short, then put the finished file in its place.
 
-        To be iterated to its end. Raises: ValueError when no frame was written.
+        To be iterated to its end. Raises: ValueError when no frame was written; NotPlaced.
         """
         if self._segment:
             yield self._end_segment()
@@ -93,7 +92,7 @@ class SegmentWriter:
             raise ValueError("no frame was written")
         self._whole.close()
         self._whole = None
-        _move(self._folder / _WHOLE, self._output)
+        durable.place(self._folder / _WHOLE, self._output)
 
     def abort(self) -> None:
         """Close what is open and delete what is unfinished; complete segments stay."""
@@ -102,7 +101,8 @@ class SegmentWriter:
                 movie.discard()
         if self._segment:
             self._segment_path().unlink(missing_ok=True)
-        (self._folder / _WHOLE).unlink(missing_ok=True)
+        if self._whole:
+            (self._folder / _WHOLE).unlink(missing_ok=True)
         self._segment = self._whole = None
 
     def _encode(self, frames: np.ndarray) -> None:
@@ -221,9 +221,9 @@ def picture_packet(video: VideoStream, packet: av.Packet, index: int, fps: int) 
 
 
 def tag(container: OutputContainer, part: Part | None) -> None:
-    """Note in a file which part it is; before its first packet."""
-    if part is not None:
-        container.metadata["comment"] = json.dumps({"run": part.run, "first_frame": part.first_frame})
+    """Note in a file that it was made here, and which part it is; before its first packet."""
+    told = {} if part is None else {"run": part.run, "first_frame": part.first_frame}
+    container.metadata["comment"] = json.dumps(MARK | told)
 
 
 def read_tag(container: InputContainer) -> tuple[str, int] | None:
@@ -244,7 +244,7 @@ def join_segments(
 ) -> None:
     """Make the finished file from segments: their video packets as they are, the sound anew from the speech.
 
-    Raises: av.FFmpegError or OSError when a segment cannot be read or the file cannot be written.
+    Raises: av.FFmpegError or OSError when a segment cannot be read or the file cannot be written; NotPlaced.
     """
     path = segments[0].path.with_name(_WHOLE)
     whole = _Movie(path, fps)
@@ -261,26 +261,8 @@ def join_segments(
                         whole.copy(packet)
             whole.sound.add(segment.num_frames)
         whole.close()
-        _move(path, output)
     except BaseException:
         whole.discard()
-        raise
-    finally:
         path.unlink(missing_ok=True)
-
-
-def _move(path: Path, target: Path) -> None:
-    """Put a finished file in its place, at once, also on another disk."""
-    try:
-        durable.replace(path, target)
-        return
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-    part = target.with_name(f".{target.stem}.part")
-    try:
-        shutil.copyfile(path, part)
-        durable.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-    path.unlink()
+        raise
+    durable.place(path, output)

@@ -22,6 +22,24 @@ from avatar.media.limits import Limits
 log = logging.getLogger(__name__)
 
 _CONTAINERS = "wav,w64,mp3,mov,mp4,m4a,matroska,webm,ogg,flac,aac"  # no playlists: those may open other files
+# The endings of files of these containers.
+SPEECH_SUFFIXES = (
+    ".wav",
+    ".w64",
+    ".mp3",
+    ".m4a",
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".mkv",
+    ".mka",
+    ".webm",
+    ".ogg",
+    ".oga",
+    ".opus",
+    ".flac",
+    ".aac",
+)
 _EXACT = ("wav", "w64", "flac", "mov", "mp4")  # containers whose header tells the length for sure
 _READABLE = "Use a WAV, MP3, M4A, OGG, FLAC, WebM or MP4 file."
 _QUIET_DBFS = -40.0  # below this peak the user is told

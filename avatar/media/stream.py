@@ -14,11 +14,11 @@ import av
 import numpy as np
 
 from avatar.engine import FrameSource
-from avatar.errors import AvatarError, Cancelled
+from avatar.errors import AvatarError, Cancelled, NotPlaced
 from avatar.events import Event, Finished, Notice, Phase, Progress, Segment
 from avatar.media.clock import Clock
 from avatar.media.durable import disk_error
-from avatar.media.publish import new_report, publish, save_thumbnail
+from avatar.media.publish import Unreported, new_report, publish, save_thumbnail
 from avatar.media.report import MemoryUse, RungTaken, RunReport
 from avatar.media.segments import SegmentWriter, join_segments
 from avatar.media.speech import SpeechReader
@@ -63,8 +63,8 @@ def stream_frames(
     The source runs in one thread, the encoder in another; a slow consumer slows neither. Closing the iterator
     cancels the source and finishes the file with what was made. When cancelled() says yes, the last event is
     Finished(stopped=True), or Cancelled is raised where no frame was made. After an error where frames were
-    made Finished(stopped=True, error=…) comes, then the error is raised. The thumbnail (.jpg) and the report
-    (.json) lie beside request.output.
+    made Finished(stopped=True, error=…) comes, then the error is raised. Thumbnail and report lie beside
+    request.output. Raises: NotPlaced, without Finished, when the video is made but cannot be put there.
     """
     run = _Run(source, request, cancelled, encoder_threads, plan, use)
     try:
@@ -194,7 +194,9 @@ class _Run:
         error = disk_error(error)
         if not isinstance(error, AvatarError):
             log.error("the run failed", exc_info=error)
-        self.error = self.error or error
+        # What went wrong tells more than a stop, and where the video is more than anything.
+        if self.error is None or isinstance(self.error, Cancelled) or isinstance(error, NotPlaced):
+            self.error = error
 
     def _encode(self) -> None:
         """Second thread: frames to files; it goes on until the first thread has ended, whatever happens."""
@@ -223,11 +225,20 @@ class _Run:
             self._stopping.set()
             while rendering and self._frames.get() is not None:  # so that the first thread is not held up
                 pass
-            if self._segments:
+            if self._segments and self.finished is None and not isinstance(error, NotPlaced):
                 self._count_up()
-                self.finished = _join(request, self._report, self._segments, _told_text(self.error))
+                self._join()
         finally:
             self._told.put(None)
+
+    def _join(self) -> None:
+        """The file could not be written to its end: make it anew from the segments."""
+        try:
+            self.finished = _join(self._request, self._report, self._segments, _told_text(self.error))
+        except Unreported as error:
+            self.finished = error.finished
+        except NotPlaced as error:
+            self._fail(error)
 
     def _write(self, writer: SegmentWriter, frames: np.ndarray) -> None:
         first = writer.num_frames == 0
@@ -248,7 +259,11 @@ class _Run:
         self._count_up()
         self._report.width, self._report.height = writer.width, writer.height
         self._report.stopped = self.error is not None
-        self.finished = publish(self._request, self._report, writer.num_frames, _told_text(self.error))
+        try:
+            self.finished = publish(self._request, self._report, writer.num_frames, _told_text(self.error))
+        except Unreported as error:
+            self.finished = error.finished
+            self._fail(error)
 
     def _count_up(self) -> None:
         """Times, memory and the kind of error into the report."""
@@ -270,6 +285,8 @@ def finish_from_segments(
 ) -> Finished | None:
     """Make a file, with its report, of what a killed run had finished; None when that fails too.
 
+    Raises: NotPlaced when it cannot be put in its place.
+
     segments: as they were told, in order. error: why the run ended. progress: the last that was told.
     plan, memory: for the report.
     """
@@ -277,7 +294,11 @@ def finish_from_segments(
     if progress is not None:
         report.elapsed_s, report.first_frame_s = progress.elapsed_s, progress.first_frame_s
         report.frames_per_s = progress.fps
-    return _join(request, report, segments, str(error))
+    try:
+        return _join(request, report, segments, str(error))
+    except Unreported as unreported:
+        log.error("%s", unreported)
+        return unreported.finished
 
 
 def error_kind(error: BaseException | None) -> str | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from avatar.child import deaf_to_signals
 from avatar.engine import FrameSource
 from avatar.errors import AvatarError, BadInput, Cancelled, WeightsMissing
 from avatar.memory.inventory import probe
@@ -196,5 +197,5 @@ def seat_here(start: Start, service: Service, meetings: queue.SimpleQueue[Meetin
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it cancels, and the file is closed
+    deaf_to_signals()  # Ctrl-C is the parent's: it cancels, and the file is closed
     importlib.import_module("avatar.parallel.worker").serve(Connection(int(sys.argv[1])))

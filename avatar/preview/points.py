@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from avatar.errors import BadInput
+from avatar.media.beside import is_marked
 
 Point = tuple[float, float]
 
@@ -133,6 +134,8 @@ def _check_eyes(points: FacePoints) -> None:
 def load_sidecar(portrait: Path) -> FacePoints | None:
     """The points in NAME.json beside a portrait, {"points": {...}}, or None where there is no such file.
 
+    A run report under that name, as earlier versions wrote it, is no such file.
+
     Raises: BadInput where the file is not what it should be.
     """
     path = portrait.with_suffix(".json")
@@ -142,6 +145,8 @@ def load_sidecar(portrait: Path) -> FacePoints | None:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path.name} cannot be read as JSON.", "Correct or remove it.") from error
+    if is_marked(data):
+        return None
     if not isinstance(data, Mapping) or "points" not in data:
         raise BadInput(f'{path.name} has no "points".', "Correct or remove it.")
     try:

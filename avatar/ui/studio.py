@@ -16,6 +16,7 @@ from avatar.abilities import REFUSES, refuse_settings
 from avatar.errors import AvatarError, BadInput
 from avatar.gallery import HALF, Gallery, video_name
 from avatar.long import half
+from avatar.media.durable import disk_error
 from avatar.media.intake import open_request
 from avatar.media.limits import Limits
 from avatar.memory.fit import Availability, availability, require, resolve
@@ -181,7 +182,10 @@ class Studio:
             ledger = None
             if request.duration_s >= LONG_S:
                 request, ledger = half.begin(draft / HALF, request)
+            try:
                 self.gallery.describe(draft, about_request(request, settings, owner))
+            except OSError as error:
+                raise disk_error(error) from error
             return self.desk.submit(request, draft, settings, owner, ledger)
         except BaseException:
             self.gallery.discard(draft)

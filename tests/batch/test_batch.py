@@ -67,7 +67,7 @@ def test_all_are_made_on_one_engine_and_told_in_a_table(folder, engines, capsys)
         with av.open(f"out/{name}.mp4") as film:
             assert film.streams.video[0].frames == 75
     assert sorted(path.name for path in Path("out").iterdir()) == [
-        f"{name}.{kind}" for name in ("long", "short") for kind in ("jpg", "json", "mp4")
+        f"{name}.{kind}" for name in ("long", "short") for kind in ("mp4", "report.json", "thumb.jpg")
     ]
 
 

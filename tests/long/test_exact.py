@@ -48,7 +48,7 @@ def kill_and_resume(one, folder: Path, run, *arguments: object) -> None:
         assert packets(one.output) == expected
         assert not one.parts_folder.exists()
         films += 1
-        for suffix in (".mp4", ".json", ".jpg"):
+        for suffix in (".mp4", ".report.json", ".thumb.jpg"):
             one.output.with_suffix(suffix).unlink()
     parts = sorted(whole.parts_folder.glob("*.mp4"))
     assert np.array_equal(np.concatenate([pictures(part) for part in parts]), pictures(whole.output))

@@ -100,13 +100,17 @@ def test_a_film_in_parts_is_the_film_and_tells_of_them(tmp_path):
     assert done == sorted(done)
     assert {event.phase for event in progress[1:]} >= {Phase.GENERATING}
     finished = events[-1]
-    assert finished == Finished(one.output, one.output.with_suffix(".json"), 150, 6.0)
+    assert finished == Finished(one.output, one.output.with_suffix(".report.json"), 150, 6.0)
     assert not one.parts_folder.exists()
-    assert sorted(path.name for path in tmp_path.glob("film.*")) == ["film.jpg", "film.json", "film.mp4"]
+    assert sorted(path.name for path in tmp_path.glob("film.*")) == [
+        "film.mp4",
+        "film.report.json",
+        "film.thumb.jpg",
+    ]
     make(replace(one, output=tmp_path / "one.mp4", checkpoint_every=None), tmp_path / "w2", Coloured())
     assert len(pictures(one.output)) == len(pictures(tmp_path / "one.mp4")) == 150
     assert np.abs(pictures(one.output).astype(int) - pictures(tmp_path / "one.mp4")).max() <= 8
-    report = read_report(one.output.with_suffix(".json"))
+    report = read_report(one.output.with_suffix(".report.json"))
     assert (report.engine, report.num_frames, report.width, report.stopped) == ("coloured", 150, 64, False)
 
 
@@ -135,7 +139,7 @@ def test_the_films_report_has_the_most_of_its_parts_and_where_rungs_were_taken(t
     (tmp_path / "w").mkdir()
     with one.opened(tmp_path / "w") as opened:
         list(opened.engine([Measured(Lowered())]).stream(opened.request))
-    report = read_report(one.output.with_suffix(".json"))
+    report = read_report(one.output.with_suffix(".report.json"))
     assert report.gpus == [GpuUse(0, "A", 9, None, 10, 8)], "the plan is that of the beginning"
     assert (report.memory.host_peak_bytes, report.memory.pinned_peak_bytes) == (103, None)
     assert [(taken.rung, taken.frame) for taken in report.rungs[:2]] == [("rung 0", 51), ("rung 1", 52)]
@@ -144,7 +148,7 @@ def test_the_films_report_has_the_most_of_its_parts_and_where_rungs_were_taken(t
 
 def test_what_is_there_is_not_made_again(tmp_path):
     one = half_made(tmp_path)
-    report = read_report(one.output.with_suffix(".json"))
+    report = read_report(one.output.with_suffix(".report.json"))
     assert report.stopped
     assert report.num_frames >= 75
     with av.open(str(one.output)) as film:  # what was made can be watched

@@ -103,7 +103,7 @@ def test_a_whole_run(ask: Ask) -> None:
     assert [segment.num_frames for segment in segments] == segment_lengths(103, 2.0, 25)
     assert [segment.start_frame for segment in segments] == [0, 18, 36, 86]
     assert all(segment.path.parent == request.work for segment in segments)
-    assert finished == Finished(request.output, request.output.with_suffix(".json"), 103, 4.12)
+    assert finished == Finished(request.output, request.output.with_suffix(".report.json"), 103, 4.12)
     assert np.abs(decode_pictures(request.output).astype(int) - moving(103)).mean() < 4
     told = probe(request.output)
     for kind in ("video", "audio"):
@@ -122,11 +122,11 @@ def test_report_and_thumbnail_lie_beside_the_video(ask: Ask, tmp_path: Path) -> 
     events, _ = run(source, request)
     assert of(Notice, events) == [Notice("smaller", "Smaller now.", "warning", rung="size")]
     names = sorted(path.name for path in request.output.parent.iterdir())
-    assert names == ["film.jpg", "film.json", "film.mp4"]
-    with Image.open(request.output.with_suffix(".jpg")) as thumbnail:
+    assert names == ["film.mp4", "film.report.json", "film.thumb.jpg"]
+    with Image.open(request.output.with_suffix(".thumb.jpg")) as thumbnail:
         assert (thumbnail.format, thumbnail.size) == ("JPEG", (96, 64))
-    report = read_report(request.output.with_suffix(".json"))
-    assert (report.video, report.thumbnail, report.portrait) == ("film.mp4", "film.jpg", "me.png")
+    report = read_report(request.output.with_suffix(".report.json"))
+    assert (report.video, report.thumbnail, report.portrait) == ("film.mp4", "film.thumb.jpg", "me.png")
     assert (report.speech, report.prompt, report.engine) == ("spoken words.wav", "hello", "test")
     assert (report.num_frames, report.frames_asked, report.duration_s) == (50, 50, 2.0)
     assert (report.width, report.height, report.stopped, report.error) == (96, 64, False, None)
@@ -195,13 +195,13 @@ def test_stopped_runs_keep_what_was_made(made: int, ask: Ask) -> None:
     events, error = run(Source(at=made, act=stop.set), request, cancelled=stop.is_set)
     assert error is None
     assert events[-1] == Finished(
-        request.output, request.output.with_suffix(".json"), made, made / 25, stopped=True, error=None
+        request.output, request.output.with_suffix(".report.json"), made, made / 25, stopped=True, error=None
     )
     assert sum(segment.num_frames for segment in of(Segment, events)) == made
     assert len(coded_pictures(request.output)) == made
     told = probe(request.output)
     assert abs(float(told["audio"]["duration"]) - made / 25) < 0.04
-    report = read_report(request.output.with_suffix(".json"))
+    report = read_report(request.output.with_suffix(".report.json"))
     assert (report.stopped, report.num_frames, report.frames_asked) == (True, made, 100)
 
 
@@ -269,7 +269,7 @@ def test_a_bug_in_the_engine_is_not_shown_but_raised(ask: Ask) -> None:
     assert isinstance(error, RuntimeError)
     assert events[-1].error
     assert "secret" not in events[-1].error
-    assert "secret" not in request.output.with_suffix(".json").read_text()
+    assert "secret" not in request.output.with_suffix(".report.json").read_text()
     assert len(coded_pictures(request.output)) == 40
 
 
@@ -298,7 +298,7 @@ def test_closing_the_iterator_ends_the_run_and_keeps_what_was_made(ask: Ask) -> 
     events.close()  # type: ignore[attr-defined]
     assert source.ended.is_set()
     assert no_threads_left()
-    report = read_report(request.output.with_suffix(".json"))
+    report = read_report(request.output.with_suffix(".report.json"))
     assert report.stopped
     assert 50 <= report.num_frames == len(coded_pictures(request.output)) < 1500
 
@@ -367,7 +367,7 @@ def test_a_killed_run_is_finished_from_its_segments(ask: Ask) -> None:
     assert abs(float(probe(request.output)["audio"]["duration"]) - 36 / 25) < 0.04
     report = read_report(finished.report)
     assert (report.width, report.height, report.engine, report.num_frames) == (96, 64, "test", 36)
-    assert request.output.with_suffix(".jpg").is_file()
+    assert request.output.with_suffix(".thumb.jpg").is_file()
 
 
 def test_segments_that_are_gone_cannot_be_joined(ask: Ask) -> None:

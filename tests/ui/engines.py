@@ -61,7 +61,7 @@ class ScriptedEngine:
     def _finish(self, request: Request, made: int, error: str | None) -> Finished:
         request.output.write_bytes(b"video")
         stopped = made < self.num_segments
-        report = request.output.with_suffix(".json")
+        report = request.output.with_suffix(".report.json")
         return Finished(request.output, report, 50 * made, 2.0 * made, stopped=stopped, error=error)
 
     def cancel(self) -> None:

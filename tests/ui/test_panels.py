@@ -366,7 +366,7 @@ def test_the_gallery_tells_how_a_video_was_made():
     ):
         assert words in seen.text, words
     [link] = [one for one in seen.having() if (one.get("href") or "").endswith(".json")]
-    assert link["href"] == "/proxy/outputs/20260101-000000-0123456789/avatar-20260101-000000.json"
+    assert link["href"] == "/proxy/outputs/20260101-000000-0123456789/avatar-20260101-000000.report.json"
     assert "<details class=" in html, "folded"
     assert "How it was made" not in render_shelf([shown], "en", "", 86_400), "without a report"
 

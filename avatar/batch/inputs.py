@@ -1,0 +1,119 @@
+"""Which files of a folder or pattern are portraits and speech, what belongs together, what is left out."""
+
+from __future__ import annotations
+
+import mimetypes
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from avatar.errors import BadInput
+from avatar.media.beside import MADE_BY, is_output, report_path
+from avatar.media.portrait import PORTRAIT_SUFFIXES
+from avatar.media.speech import SPEECH_SUFFIXES
+
+SUFFIXES = {"image": PORTRAIT_SUFFIXES, "audio": SPEECH_SUFFIXES}
+_KINDS = {"image": ("image",), "audio": ("audio", "video")}  # what a file's name promises
+_WORDS = {"image": "portrait", "audio": "speech"}
+_SIGNS = "*?["
+_OUTPUT = f"is a video of {MADE_BY}'s; to take its sound, name it in a list of jobs"
+
+Pair = tuple[Path, Path]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file of which no video is made. why: the end of a sentence that begins with its name."""
+
+    path: Path
+    why: str
+
+
+class Files:
+    """Files by kind, "image" or "audio". left_out: those that look as if they should be used, and are not."""
+
+    def __init__(self) -> None:
+        self.left_out: list[LeftOut] = []
+
+    def usable(self, paths: Iterable[Path], kind: str) -> list[Path]:
+        """Those that can be read as this kind, by their suffix; no hidden files, no earlier outputs."""
+        found = []
+        for path in sorted(paths):
+            if path.name.startswith(".") or not path.is_file():
+                continue
+            if is_output(path):
+                if path.suffix.lower() == ".mp4" and kind == "audio" and not report_path(path).exists():
+                    self._leave(path, _OUTPUT)
+            elif path.suffix.lower() in SUFFIXES[kind]:
+                found.append(path)
+            elif (mimetypes.guess_type(path.name)[0] or "").partition("/")[0] in _KINDS[kind]:
+                readable = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES[kind])
+                self._leave(path, f"cannot be read as {_WORDS[kind]} (can be: {readable})")
+        return found
+
+    def pairs(self, images: Sequence[Path], audios: Sequence[Path]) -> list[Pair]:
+        """Portraits and speech of the same name, in any case; the others are left out.
+
+        Raises: BadInput where several have one name.
+        """
+        named: dict[str, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
+        for side, paths in enumerate((images, audios)):
+            for path in paths:
+                named[_key(path).casefold()][side].append(path)
+        found: list[Pair] = []
+        for portraits, speeches in named.values():
+            found += _matched(portraits, speeches)
+        paired = {path for pair in found for path in pair}
+        for kind, other, paths in (("image", "audio", images), ("audio", "image", audios)):
+            for path in paths:
+                if path not in paired:
+                    self._leave(path, f"is a {_WORDS[kind]} file without a {_WORDS[other]} file of its name")
+        return found
+
+    def _leave(self, path: Path, why: str) -> None:
+        if path not in [left.path for left in self.left_out]:
+            self.left_out.append(LeftOut(path, why))
+
+
+def matching(folder: Path, text: str) -> list[Path]:
+    """What a path or pattern names; a file of that very name comes first, whatever signs are in it."""
+    if (folder / text).is_file() or not any(sign in text for sign in _SIGNS):
+        return [folder / text]
+    base, pattern = (Path("/"), text.lstrip("/")) if text.startswith("/") else (folder, text)
+    # Where brackets choose no letter, they may be meant as such: "clips [a]/*.png".
+    return list(base.glob(pattern)) or list(base.glob(pattern.replace("[", "[[]")))
+
+
+def is_pattern(folder: Path, text: str) -> bool:
+    """Whether a path names files by a pattern, and not one by its name."""
+    return any(sign in text for sign in _SIGNS) and not (folder / text).is_file()
+
+
+def each_with_each(images: Sequence[Path], audios: Sequence[Path]) -> list[Pair]:
+    """Every portrait with every speech."""
+    return list(product(images, audios))
+
+
+def _matched(portraits: Sequence[Path], speeches: Sequence[Path]) -> list[Pair]:
+    """Pairs of those whose names differ in case at most."""
+    if len(portraits) == len(speeches) == 1:
+        return [(portraits[0], speeches[0])]
+    if not portraits or not speeches:
+        return []
+    exact = [pair for pair in product(portraits, speeches) if _key(pair[0]) == _key(pair[1])]
+    names = [_key(portrait) for portrait, _ in exact]
+    if not exact or len(set(names)) < len(names):
+        several = ", ".join(path.name for path in (*portraits, *speeches))
+        raise BadInput(
+            f"It is not clear which of these belong together: {several}.",
+            "Rename them so that each portrait has one speech file of its name, or write a list of jobs.",
+        )
+    return exact
+
+
+def _key(path: Path) -> str:
+    """A file's stem; some systems write é as one letter, others as two."""
+    return unicodedata.normalize("NFC", path.stem)

@@ -1,0 +1,126 @@
+"""What lies beside a video, under which names, and how a file tells that this project made it.
+
+The names are such as no input has, and nothing is replaced that does not carry the mark.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+from PIL import Image
+
+from avatar.errors import BadInput
+from avatar.media.files import display_name
+
+MADE_BY = "Live Avatar"
+MARK = {"made_by": MADE_BY}  # within a video's comment, and in every JSON file
+COMMENT = f"Made by {MADE_BY}"  # of a thumbnail
+REPORT, THUMBNAIL = ".report.json", ".thumb.jpg"
+_OLD = {REPORT: ".json", THUMBNAIL: ".jpg"}  # what earlier versions called them
+_LARGEST_JSON_BYTES = 64 * 2**20
+_OTHER = "It is left as it is: choose another name for the output."
+
+
+def report_path(video: Path) -> Path:
+    """Where a video's report is written."""
+    return video.with_suffix(REPORT)
+
+
+def thumbnail_path(video: Path) -> Path:
+    """Where a video's thumbnail is written."""
+    return video.with_suffix(THUMBNAIL)
+
+
+def written_report(video: Path) -> Path:
+    """A video's report, to read; also one that an earlier version wrote under its old name."""
+    return _written(video, REPORT)
+
+
+def written_thumbnail(video: Path) -> Path:
+    """A video's thumbnail, to read; as written_report."""
+    return _written(video, THUMBNAIL)
+
+
+def made_here(path: Path) -> bool:
+    """Whether a video, thumbnail or JSON file carries this project's mark."""
+    if not path.is_file():
+        return False
+    match path.suffix.lower():
+        case ".mp4":
+            return _is_marked_video(path)
+        case ".jpg":
+            return _is_marked_picture(path)
+        case ".json":
+            return is_marked(_read_json(path))
+    return False
+
+
+def is_marked(data: Any) -> bool:
+    """Whether what a JSON file holds is ours; reports of earlier versions are known by their keys."""
+    return isinstance(data, dict) and (
+        data.get("made_by") == MADE_BY or {"video", "frames_asked", "preset", "made_from"} <= data.keys()
+    )
+
+
+def is_output(path: Path) -> bool:
+    """Whether a file is a result of an earlier run, not something to make a video from."""
+    name = path.name.lower()
+    return (name.endswith(".mp4") or name.endswith(THUMBNAIL)) and made_here(path)
+
+
+def check_free(path: Path) -> None:
+    """Refuse a place where something lies that is not ours; an empty file loses nothing. Raises: BadInput."""
+    try:
+        empty = path.is_file() and path.stat().st_size == 0
+        taken = path.is_symlink() or path.exists()
+        if not taken or empty or made_here(path):
+            return
+    except OSError as error:
+        raise BadInput(f"{display_name(path)} cannot be looked at ({error.strerror}).", _OTHER) from error
+    raise BadInput(f"{display_name(path)} is there already, and was not made by {MADE_BY}.", _OTHER)
+
+
+def check_places(video: Path) -> None:
+    """check_free for a video and all that will lie beside it."""
+    for path in (video, report_path(video), thumbnail_path(video)):
+        check_free(path)
+
+
+def _written(video: Path, suffix: str) -> Path:
+    path, old = video.with_suffix(suffix), video.with_suffix(_OLD[suffix])
+    return old if not path.exists() and _made_before(old) else path
+
+
+def _made_before(path: Path) -> bool:
+    """Whether a file is there under an earlier version's name; a thumbnail of then has no mark."""
+    return path.is_file() and (path.suffix != ".json" or is_marked(_read_json(path)))
+
+
+def _is_marked_video(path: Path) -> bool:
+    try:
+        with av.open(str(path), format="mp4") as container:
+            told = json.loads(container.metadata["comment"])
+    except (av.FFmpegError, OSError, KeyError, ValueError):
+        return False
+    is_part = isinstance(told, dict) and {"run", "first_frame"} <= told.keys()  # also of earlier versions
+    return is_part or is_marked(told)
+
+
+def _is_marked_picture(path: Path) -> bool:
+    try:
+        with Image.open(path, formats=("JPEG",)) as picture:
+            return bool(picture.info.get("comment") == COMMENT.encode())
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        if path.stat().st_size > _LARGEST_JSON_BYTES:
+            return None
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
