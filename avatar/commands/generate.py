@@ -131,6 +131,8 @@ def _follow(engine: Engine, request: Request, as_json: bool) -> int:
     show = _show_json(request) if as_json else _show_bar(request)
     with stopped_by_signals(engine.cancel) as stop, show as told:
         for event in engine.stream(request):
+            if stop.number is not None:  # it may have come before the engine had begun
+                engine.cancel()
             told(event)
             if isinstance(event, Finished):
                 finished = event

@@ -15,7 +15,7 @@ from avatar.errors import AvatarError, Cancelled, NotPlaced
 from avatar.events import Event, Finished, Notice, PartDone, Phase, Progress, RankLoad, Segment
 from avatar.long.ledger import Ledger
 from avatar.media.beside import written_report, written_thumbnail
-from avatar.media.durable import disk_error, not_placed
+from avatar.media.durable import disk_error, unwritten
 from avatar.media.join import join_parts
 from avatar.media.publish import Unreported, new_report, publish, thumbnail
 from avatar.media.report import read_report, together
@@ -122,7 +122,7 @@ class LongVideo:
                 except OSError as error:
                     whole = event.video if event.video.exists() else self._ledger.video(part)
                     run.unfinished[part] = replace(event, video=whole)
-                    raise not_placed(error, whole) from error
+                    raise unwritten(error) from error
                 if not self._keep_segments:
                     shutil.rmtree(request.work)
                 span = self._ledger.spans[part]

@@ -107,10 +107,12 @@ def not_placed(error: OSError, *kept: Path) -> NotPlaced:
 
 def disk_error(error: BaseException) -> BaseException:
     """A failure to write, as an error for the user; anything else as it is."""
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        told = AvatarError(
-            f"The video cannot be written ({error.strerror}).", "Free disk space, then run it again."
-        )
-        told.__cause__ = error
-        return told
-    return error
+    return unwritten(error) if isinstance(error, OSError) and error.errno in _DISK_ERRORS else error
+
+
+def unwritten(error: OSError) -> AvatarError:
+    """What a user reads when a video, or a part of it, cannot be written."""
+    reason = error.strerror or type(error).__name__
+    told = AvatarError(f"The video cannot be written ({reason}).", "Free disk space, then run it again.")
+    told.__cause__ = error
+    return told

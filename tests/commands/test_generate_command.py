@@ -211,7 +211,7 @@ def test_ctrl_c_stops_and_keeps_the_finished_part(inputs, number):
             events.append(json.loads(line))
             if events[-1]["event"] == "segment" and events[-1]["index"] == 0:
                 child.send_signal(number)
-        assert child.wait(30) == 130, child.stderr.read()
+        assert child.wait(30) == 128 + number, child.stderr.read()
     finished = events[-1]
     assert finished["event"] == "finished"
     assert finished["stopped"]

@@ -370,6 +370,6 @@ def test_kept_parts_are_left_without_a_ledger(tmp_path):
     one = job(tmp_path, keep_parts=True, resume=True)
     make(one, tmp_path / "w", Coloured())
     names = {path.name for path in one.parts_folder.iterdir()}
-    assert names == {f"part_0000{n}.{kind}" for n in range(6) for kind in ("mp4", "jpg", "json")}
+    assert names == {f"part_0000{n}.{kind}" for n in range(6) for kind in ("mp4", "thumb.jpg", "report.json")}
     with one.opened(tmp_path / "w2") as opened:
         assert opened.finished == one.output

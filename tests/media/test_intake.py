@@ -7,6 +7,7 @@ import wave
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from media_samples import PRESET_SETTINGS, picture, save, tone, write_sound, write_wav
@@ -15,6 +16,7 @@ from PIL import Image
 from avatar.errors import BadInput
 from avatar.media.intake import open_request
 from avatar.media.prompt import check_prompt, count_tokens
+from avatar.media.segments import tag
 from avatar.preset import Preset
 from avatar.request import Request
 
@@ -100,9 +102,16 @@ def test_what_was_changed_is_noticed(tmp_path: Path) -> None:
 
 def test_a_finished_video_may_be_replaced(ask: Ask) -> None:
     first = ask(1)
-    first.output.write_bytes(b"an older video")
+    with av.open(str(first.output), "w", format="mp4") as older:
+        tag(older, None)
+        sound = older.add_stream("aac", rate=48_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 48_000
+        older.mux(sound.encode(frame))
+        older.mux(sound.encode(None))
+    data = first.output.read_bytes()
     assert ask(1) == first
-    assert first.output.read_bytes() == b"an older video", "not before the new one is whole"
+    assert first.output.read_bytes() == data, "not before the new one is whole"
 
 
 def test_folders_of_other_users_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -15,9 +16,9 @@ import pytest
 from media_samples import coded_pictures, decode_pictures, decode_sound, moving, probe
 from PIL import Image
 
-from avatar.errors import AvatarError, Cancelled, DoesNotFit, WorkerLost
+from avatar.errors import AvatarError, Cancelled, DoesNotFit, NotPlaced, WorkerLost
 from avatar.events import Event, Finished, Notice, Phase, Progress, Segment
-from avatar.media import segments as segments_module
+from avatar.media import durable
 from avatar.media.report import RungTaken, read_report
 from avatar.media.segments import SegmentWriter
 from avatar.media.stream import finish_from_segments, segment_lengths, stream_frames
@@ -330,14 +331,44 @@ def test_a_disk_that_stays_full_leaves_no_debris(ask: Ask, monkeypatch: pytest.M
     def failing(source: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/secret/film.mp4")
 
-    monkeypatch.setattr(segments_module, "_move", failing)
+    monkeypatch.setattr(durable, "move", failing)
+    request = ask(3)
+    events, error = run(Source(), request)
+    assert isinstance(error, NotPlaced)
+    assert "No space left" in str(error)
+    assert "secret" not in str(error)
+    assert not of(Finished, events)
+    assert not list(request.output.parent.iterdir())
+    assert error.kept == (request.work / "whole.mp4",)
+    assert len(coded_pictures(error.kept[0])) == 75
+    assert pickle.loads(pickle.dumps(error)).kept == error.kept, "it crosses processes"
+
+
+def test_a_report_that_cannot_be_written_costs_no_video(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/secret/film.report.json")
+
+    monkeypatch.setattr(durable, "write", failing)
     request = ask(3)
     events, error = run(Source(), request)
     assert isinstance(error, AvatarError)
-    assert "No space left" in str(error)
+    assert "its report cannot be written (No space left on device)" in str(error)
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert (finished.num_frames, finished.stopped) == (75, False)
+    assert len(coded_pictures(request.output)) == 75
+
+
+def test_a_stopped_run_on_a_full_disk_is_kept_in_its_work(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(source: Path, target: Path) -> None:
+        raise OSError(errno.ENODEV, "No such device", "/secret/film.mp4")
+
+    monkeypatch.setattr(durable, "move", failing)
+    request, stop = ask(4), threading.Event()
+    events, error = run(Source(at=40, act=stop.set), request, cancelled=stop.is_set)
+    assert isinstance(error, NotPlaced)
+    assert len(coded_pictures(error.kept[0])) == 40
     assert not of(Finished, events)
-    assert not list(request.output.parent.iterdir())
-    assert not (request.work / "whole.mp4").exists()
 
 
 def test_wrong_frames_are_an_error_and_do_not_hang(ask: Ask) -> None:
