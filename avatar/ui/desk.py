@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avatar.engine import Engine, serves
-from avatar.errors import AvatarError, Cancelled
+from avatar.errors import AvatarError, Cancelled, NotPlaced
 from avatar.events import Event, Finished, Notice
 from avatar.gallery import About, Entry, Gallery
 from avatar.long.ledger import Ledger
 from avatar.long.stream import LongVideo
+from avatar.media.keeping import kept_in_words
 from avatar.preset import Preset
 from avatar.request import Request
 
@@ -260,6 +261,8 @@ class Desk:
                 if isinstance(event, Notice) and event.rung and self.on_rung is not None:
                     self.on_rung(run.request, event.rung)
                 run.say(event)
+        except NotPlaced as raised:
+            error = self._kept_outside(run, raised)
         except AvatarError as raised:
             error = raised
         if finished is None:
@@ -268,6 +271,11 @@ class Desk:
             error = None
         entry = self._keep(run, finished, getattr(engine, "label", ""))
         run.say(Kept(entry, replace(finished, video=entry.video, report=entry.report), error))
+
+    def _kept_outside(self, run: Run, error: NotPlaced) -> AvatarError:
+        """Keep a video that found no room among the others; the log names its place, the page must not."""
+        log.error("%s", kept_in_words(error, run.request.output))
+        return AvatarError(error.message, "The server keeps it; ask who runs it.")
 
     def _keep(self, run: Run, finished: Finished, label: str) -> Entry:
         if run.ledger is not None:
