@@ -197,9 +197,10 @@ class Gallery:
 
     def file(self, id: str, name: str) -> Path | None:
         """The path of an entry's video, thumbnail or report, or None: never one outside its own folder."""
+        if not _ID.fullmatch(id):
+            return None
         video = self.folder / id / video_name(id)
-        files = (video, written_thumbnail(video), written_report(video))
-        if not _ID.fullmatch(id) or name not in [path.name for path in files]:
+        if name not in [path.name for path in (video, written_thumbnail(video), written_report(video))]:
             return None
         path = self.folder / id / name
         return path if path.is_file() and path.resolve().parent == self.folder / id else None

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from avatar.gallery import About, Entry, Gallery, video_name
+from avatar.media import durable
 from avatar.media.report import RunReport
 from avatar.preset import load_preset
 
@@ -192,3 +193,57 @@ def test_about_is_plain_json(gallery: Gallery):
     data = json.loads((entry.folder / "about.json").read_text())
     assert data["settings"] == {"seed": 3}
     assert str(gallery.folder) not in json.dumps(data)
+
+
+def test_a_whole_video_of_an_ended_process_is_kept(tmp_path: Path):
+    gallery = Gallery(tmp_path)
+    whole, none = gallery.draft(), gallery.draft()
+    for draft in (whole, none):
+        gallery.describe(draft, ABOUT)
+    (whole / video_name(whole.name)).write_bytes(b"film")
+    gallery.close()  # as when the process is killed between the video's last move and keep
+    again = Gallery(tmp_path)
+    [entry] = again.entries()
+    assert entry.video.read_bytes() == b"film"
+    assert not none.exists()
+    again.close()
+
+
+def test_a_full_disk_at_the_last_step_keeps_the_video(gallery: Gallery, monkeypatch: pytest.MonkeyPatch):
+    draft = gallery.draft()
+    gallery.describe(draft, ABOUT)
+    (draft / video_name(draft.name)).write_bytes(b"film")
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(durable, "write", full)
+    entry = gallery.keep(draft, replace(ABOUT, num_frames=75))
+    assert entry.video.read_bytes() == b"film"
+    [found] = gallery.entries()
+    assert (found.id, found.about) == (entry.id, ABOUT)
+
+
+def test_folders_of_somebody_elses_are_not_swept(tmp_path: Path):
+    names = (".draft-letters", ".gone-fishing", "20260101-holiday", "photos")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("mine")
+    (tmp_path / ".lock").write_text("mine")
+    gallery = Gallery(tmp_path)
+    for name in names:
+        gallery.discard(tmp_path / name)
+        assert (tmp_path / name / "mine.txt").read_text() == "mine"
+    assert (tmp_path / ".lock").read_text() == "mine"
+    gallery.close()
+
+
+def test_names_of_earlier_versions_are_found(gallery: Gallery):
+    entry = add(gallery)
+    old = entry.video.with_suffix(".jpg")
+    entry.thumbnail.rename(old)
+    report = entry.video.with_suffix(".json")
+    report.write_text(json.dumps({"video": "v.mp4", "frames_asked": 3, "preset": {}, "made_from": {}}))
+    entry.report.unlink()
+    assert (entry.thumbnail, entry.report) == (old, report)
+    assert gallery.file(entry.id, old.name) == old

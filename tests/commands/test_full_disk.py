@@ -59,17 +59,14 @@ def num_frames(path: Path) -> int:
 
 
 def run_until_full(arguments: list[str], scratch: Path, disk: Path, spoil, after: str = "segment"):
-    """Run a command of which the disk is spoilt after an event; exit code, events, what was said of errors."""
+    """Run a command and spoil the disk after an event; exit code, events, standard error."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with started([*arguments, "--json"], scratch, **pipes) as running:
         events = []
         for line in running.stdout:
-            if not [event for event in events if event["event"] == after]:
-                events.append(json.loads(line))
-                if events[-1]["event"] == after:
-                    spoil(disk)
-            else:
-                events.append(json.loads(line))
+            events.append(json.loads(line))
+            if [event["event"] for event in events].count(after) == 1 and events[-1]["event"] == after:
+                spoil(disk)
         return running.wait(60), events, running.stderr.read()
 
 

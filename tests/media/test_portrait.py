@@ -13,7 +13,14 @@ from media_samples import picture, save
 from PIL import Image, ImageCms
 
 from avatar.media.limits import Limits
-from avatar.media.portrait import BACKDROP, WORKING_SIDE_PX, open_portrait, read_portrait
+from avatar.media.portrait import (
+    _FORMATS,
+    BACKDROP,
+    PORTRAIT_SUFFIXES,
+    WORKING_SIDE_PX,
+    open_portrait,
+    read_portrait,
+)
 
 TRUTH = picture()
 GREY = np.repeat(TRUTH[..., :1], 3, axis=2)
@@ -184,3 +191,10 @@ def test_limits_are_settable(tmp_path: Path) -> None:
 
 def read_portrait_with(path: Path, limits: Limits) -> np.ndarray:
     return open_portrait(path, limits=limits).pixels
+
+
+def test_every_suffix_is_of_a_format_that_is_read() -> None:
+    pillow_heif.register_heif_opener()
+    known = Image.registered_extensions()
+    formats = {suffix: known.get(suffix, "HEIF") for suffix in PORTRAIT_SUFFIXES}
+    assert set(formats.values()) == set(_FORMATS)

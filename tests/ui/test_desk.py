@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from engines import PREVIEW, ScriptedEngine, make_request
 
-from avatar.errors import AvatarError, Cancelled, WorkerLost
-from avatar.events import Notice, Segment
+from avatar.errors import AvatarError, Cancelled, NotPlaced, WorkerLost
+from avatar.events import Notice, Phase, Progress, Segment
 from avatar.gallery import Gallery, video_name
 from avatar.preset import Preset
 from avatar.ui.desk import Desk, Kept, LineFull, Run, Waiting
@@ -193,6 +193,28 @@ def test_an_error_before_any_frame_is_raised(counter):
     with pytest.raises(AvatarError, match="No"):
         follow(c.submit())
     assert c.gallery.entries() == []
+
+
+def test_a_video_without_room_is_kept_where_it_is(counter, tmp_path, monkeypatch, caplog):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+
+    class Full(ScriptedEngine):
+        def stream(self, request):
+            yield Progress(Phase.GENERATING)
+            whole = request.work / "whole.mp4"
+            whole.write_bytes(b"film")
+            raise NotPlaced("The video is made, but cannot be put in its place.", "Make room.", (whole,))
+
+    run = counter(Full()).submit()
+    with pytest.raises(AvatarError) as told:
+        follow(run)
+    wait_until(run.over.is_set)
+    [place] = temporary.rglob("*.mp4")
+    assert place.read_bytes() == b"film"
+    assert str(place) in caplog.text, "who runs the server reads where it is"
+    assert str(tmp_path) not in str(told.value), "the browser does not"
 
 
 def test_a_fault_ends_its_run_alone(counter):
