@@ -11,7 +11,7 @@ def test_what_an_ended_process_left_is_removed(tmp_path):
     (left / ".lock").touch()
     (left / "segment.mp4").touch()
     with Scratch(tmp_path) as folder:
-        assert [path for path in tmp_path.iterdir()] == [folder]
+        assert list(tmp_path.iterdir()) == [folder]
     assert list(tmp_path.iterdir()) == []
 
 
