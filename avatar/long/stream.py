@@ -160,7 +160,8 @@ class LongVideo:
             return told
         remedy = told.remedy
         if self._ledger.done:
-            remedy = f"{remedy} {len(self._ledger.done)} parts are kept: resume the video when there is room."
+            count = f"{len(self._ledger.done)} of {run.num_parts}"
+            remedy = f"{remedy} {count} parts are kept: resume the video when there is room."
         return NotPlaced(told.message, remedy, kept) if kept else type(told)(told.message, remedy)
 
 

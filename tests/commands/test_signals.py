@@ -58,7 +58,8 @@ def scratch(tmp_path):
 
 
 def started(arguments, scratch: Path, **more) -> subprocess.Popen:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)}
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests/fixtures/full_disk'}"
+    env = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(scratch)}
     command = [sys.executable, "-c", PROGRAM, *arguments]
     return subprocess.Popen(command, env=env, start_new_session=True, **more)
 
