@@ -29,7 +29,7 @@ DISK_MB = 400
 
 @pytest.fixture
 def disk(tmp_path, monkeypatch):
-    """A small disk of its own; without the right to mount one, a folder that fills up by fixtures/full_disk."""
+    """A small disk of its own; without the right to mount one, a folder that fixtures/full_disk fills."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", folder]
