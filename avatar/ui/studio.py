@@ -181,7 +181,7 @@ class Studio:
             ledger = None
             if request.duration_s >= LONG_S:
                 request, ledger = half.begin(draft / HALF, request)
-                self.gallery.describe(draft, about_request(request, settings, owner))
+            self.gallery.describe(draft, about_request(request, settings, owner))
             return self.desk.submit(request, draft, settings, owner, ledger)
         except BaseException:
             self.gallery.discard(draft)
