@@ -71,6 +71,11 @@ class Address:
             raise BadInput(f"{text!r} is no address.", 'Write it like "node1:7861".')
         return cls(host.strip("[]"), int(port))
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host == "localhost" or self.host == "::1" or self.host.startswith("127.")
+
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 

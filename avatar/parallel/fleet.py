@@ -89,7 +89,18 @@ class Fleet(ABC):
             self._hung_up(self.links[0])
 
     def receive(self) -> Told | Made | Ended | Planned | Pulse | None:
-        """The next message, None when none comes in POLL_S. Raises: AvatarError when a rank is lost.
+        """The next message, None when none comes in POLL_S. Raises: AvatarError when a rank is lost."""
+        self._hear(None if self._waiting else POLL_S)
+        return self._waiting.popleft() if self._waiting else None
+
+    def listen_idle(self) -> None:
+        """Read the heartbeats that came while no run goes on. Raises: AvatarError when a rank is lost."""
+        self._moved = time.monotonic()  # nobody is to make progress
+        self._hear(0.0)
+        self._waiting.clear()
+
+    def _hear(self, timeout_s: float | None) -> None:
+        """Read what comes in that time, if one is given. Raises: AvatarError when a rank is lost.
 
         Time during which nobody listens counts for no rank's silence.
         """
@@ -97,11 +108,10 @@ class Fleet(ABC):
         away = now - self._listened
         self._heard = [min(now, heard + away) for heard in self._heard]
         self._moved = min(now, self._moved + away)
-        if not self._waiting:
-            self._listen(POLL_S)
+        if timeout_s is not None:
+            self._listen(timeout_s)
         self._listened = time.monotonic()
         self._check(self._listened)
-        return self._waiting.popleft() if self._waiting else None
 
     def unread(self) -> Iterator[Any]:
         """What had come before the ranks were lost, and was not received."""
