@@ -314,8 +314,8 @@ def test_heartbeats_of_an_idle_child_are_read(engine, request_):
     one = engine(grows=True)
     list(one.stream(request_))
     for _ in range(3):
-        before = one.pinned_bytes
-        until(lambda before=before: one.pinned_bytes > before, "the next heartbeat")
+        before = one.pinned_bytes or 0
+        until(lambda before=before: (one.pinned_bytes or 0) > before, "the next heartbeat")
 
 
 def test_a_child_that_cannot_be_started_is_told(engine, request_, monkeypatch):
