@@ -54,6 +54,8 @@ def press_and_wait(visitor: Visitor, chance: random.Random) -> tuple[float, bool
     """Begin a run; after a while, how much of it was shown, and whether Stop has been pressed."""
     visitor.generate()
     visitor.wait_state("running", "waiting")
+    if chance.random() < 0.7:  # else also before anything is shown
+        visitor.page.wait_for_function("document.querySelector('#live video')?.currentTime > 0")
     time.sleep(chance.uniform(0.0, LONGEST_S))
     shown, stops = shown_s(visitor), chance.random() < 0.4
     if stops and visitor.page.is_enabled("#stop"):
