@@ -67,7 +67,7 @@ def kill_all(children: Sequence[Child], close_links: bool = True) -> None:
     """
     for child in children:
         child._process.kill()
-        _hang_up(child.link)
+        hang_up(child.link)
     for child in children:
         try:
             child._process.wait(REAP_S)
@@ -99,7 +99,7 @@ def _current_folder() -> str:
         return ""
 
 
-def _hang_up(link: Connection) -> None:
+def hang_up(link: Connection) -> None:
     """End both directions: whoever waits to read or to write wakes up; the link stays open."""
     with suppress(OSError), socket.socket(fileno=os.dup(link.fileno())) as line:  # the other side may be gone
         line.shutdown(socket.SHUT_RDWR)
