@@ -81,10 +81,9 @@ def test_what_came_before_the_end_is_not_lost(pair):
     for number in range(MAX_UNREAD - 1):
         theirs.send(Made(number, frames))
     theirs.close()
-    received = []
+    received: list[object] = []
     with pytest.raises(WorkerLost, match="hung up"):
-        while True:
-            received.append(fleet.receive())
+        received.extend(iter(fleet.receive, "never"))
     received += list(fleet.unread())
     assert [message.run for message in received if message] == list(range(MAX_UNREAD - 1))
 
