@@ -92,6 +92,11 @@ def serve(preset: Preset, weights: Path | None, roles: str, address: Address, ke
             f"Preset {preset.name} takes {layout.world_size} ranks; torchrun started {place.world_size}.",
             f"Start {layout.world_size} on all nodes together, or change --num_gpus_dit.",
         )
+    if place.rank == 0 and place.num_local < place.world_size and address.is_loopback:
+        raise BadInput(
+            f"Ranks on other machines cannot reach {address}.",
+            f"Name an address of this machine that they can reach with --listen HOST:{address.port}.",
+        )
     store = _meet(place, address, key)
     reports = Signed(store.clone(), key)
     start = Start(preset, weights, roles, place.rank, place.world_size, log.getEffectiveLevel())
@@ -156,11 +161,6 @@ def _meet(place: Place, address: Address, key: bytes) -> Store:
                 "Set the same on all nodes, and close torchrun's port to others.",
             ) from error
         return reach_store(host, int(port), place.world_size)
-    if place.num_local < place.world_size and address.is_loopback:
-        raise BadInput(
-            f"Ranks on other machines cannot reach {address}.",
-            f"Name an address of this machine that they can reach with --listen HOST:{address.port}.",
-        )
     try:
         store = open_store(address.host, place.world_size)
     except OSError as error:

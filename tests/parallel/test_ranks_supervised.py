@@ -123,8 +123,7 @@ def test_a_rank_lost_while_idle_is_seen_before_the_next_run(pair, ask):
     make(pair, ask())
     before = pids(pair)
     psutil.Process(before[1]).kill()
-    until(lambda: not pair.fleet.alive, "the loss is seen")
-    assert gone(before)
+    until(lambda: gone(before), "the loss is seen, and all are ended")
     assert len(make(pair, ask())) == BATCHES
 
 
