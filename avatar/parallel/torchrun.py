@@ -97,7 +97,7 @@ def serve(preset: Preset, weights: Path | None, roles: str, address: Address, ke
             f"Ranks on other machines cannot reach {address}.",
             f"Name an address of this machine that they can reach with --listen HOST:{address.port}.",
         )
-    store = _meet(place, address, key)
+    store: Any = _meet(place, address, key)  # PyTorch's stubs know no clone()
     reports = Signed(store.clone(), key)
     start = Start(preset, weights, roles, place.rank, place.world_size, log.getEffectiveLevel())
     if place.rank:
