@@ -29,7 +29,15 @@ Visit = Callable[..., Visitor]
 def processes(server: Server, module: str = "") -> list[psutil.Process]:
     """The server's children that run a module, or all of them."""
     children = psutil.Process(server.process.pid).children(recursive=True)
-    return [child for child in children if not module or module in child.cmdline()]
+    return [child for child in children if not module or module in command_of(child)]
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Its command line; [] for one that has just ended, as those of ffmpeg do."""
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
 
 
 def kill_one(server: Server, module: str) -> None:
