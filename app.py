@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=env("GRADIO_SERVER_NAME", "0.0.0.0" if hosted else "127.0.0.1"),
         help="address to listen on",
     )
-    add("--port", type=int, default=env("GRADIO_SERVER_PORT", "7860"), help="port to listen on")
+    add(
+        "--port",
+        type=_whole(0, 2**16 - 1),
+        default=env("GRADIO_SERVER_PORT", "7860"),
+        help="port to listen on",
+    )
     add("--root-path", default=env("GRADIO_ROOT_PATH", ""), help="path under which a proxy shows the page")
     add(
         "--preset",
@@ -42,17 +49,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--outputs", type=Path, default=Path(env("AVATAR_OUTPUTS", "outputs")), help="folder of the gallery")
     add("--weights", type=Path, default=_path(env("AVATAR_WEIGHTS")), help="folder of the checkpoint")
-    add("--max-upload", type=float, default=64, metavar="MIB", help="largest file that may be uploaded")
-    add("--max-duration", type=float, default=1200, metavar="S", help="longest speech")
-    add("--queue-size", type=int, default=8, help="videos that may wait in line")
+    add("--max-upload", type=_amount, default=64, metavar="MIB", help="largest file that may be uploaded")
+    add("--max-duration", type=_amount, default=1200, metavar="S", help="longest speech")
+    add("--queue-size", type=_whole(0, 10_000), default=8, help="videos that may wait in line")
     add(
         "--disk-limit",
-        type=float,
+        type=_amount,
         default=4,
         metavar="GIB",
         help="most that the gallery may hold; oldest go first",
     )
-    add("--keep-days", type=float, default=30, help="days that the gallery keeps a video")
+    add("--keep-days", type=_amount, default=30, help="days that the gallery keeps a video")
     add(
         "--attach",
         default=env("AVATAR_ATTACH"),
@@ -65,7 +72,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=env("AVATAR_GALLERY", "private" if hosted else "shared"),
         help="shared: every visitor sees all videos; private: each browser its own",
     )
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.gallery not in ("shared", "private"):  # from the environment
+        parser.error(f"$AVATAR_GALLERY is {args.gallery!r}; it may be shared or private")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -191,10 +201,33 @@ def _check_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
+        except (OSError, UnicodeError, TypeError) as error:  # the last two of a name that none can be
+            reason = getattr(error, "strerror", None) or "no such address"
             raise BadInput(
-                f"Cannot listen on {host}:{port}: {error.strerror}.", "Choose another --port."
+                f"Cannot listen on {host}:{port}: {reason}.", "Choose another --port or --host."
             ) from None
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    """The reader of a whole number within bounds."""
+
+    def read(text: str) -> int:
+        if not text.strip().lstrip("-").isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def _amount(text: str) -> float:
+    """The reader of a number, 0 or more."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:  # nor "nan"
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number, 0 or more")
+    return number
 
 
 def _path(text: str | None) -> Path | None:

@@ -11,31 +11,34 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REAP_S = 10.0  # a killed process should be gone by then
+ROOT = Path(__file__).resolve().parents[1]  # where the package lies
 
 
 class Child:
     """`python -m MODULE … FD`, started at once; link is this end of a socket pair, FD the other."""
 
     def __init__(self, module: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
-        """env: laid over this process's own environment."""
+        """env: laid over this process's own environment. Raises: OSError when no process can be started."""
         ours, theirs = socket.socketpair()
-        with theirs, _blocked():
+        with ours, theirs, _blocked():
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments, str(theirs.fileno())],
+                [sys.executable, "-P", "-m", module, *arguments, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a terminal's signals are for the parent: it cancels, and drains
-                env={**os.environ, **(env or {}), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                env={**os.environ, **(env or {}), "PYTHONPATH": os.pathsep.join(module_folders(sys.path))},
             )
-        self.link = Connection(ours.detach())
+            self.link = Connection(ours.detach())
 
     @property
     def pid(self) -> int:
@@ -78,16 +81,47 @@ def _blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def kill_all(children: Sequence[Child]) -> None:
-    """Hang up, kill them together, and wait until they are gone and what they held is free.
+def kill_all(children: Sequence[Child], close_links: bool = True) -> None:
+    """Kill them together, and wait until they are gone and what they held is free.
 
+    close_links: False where another thread reads the links: it sees their end, and closes them itself.
     One that the kernel does not let go of in REAP_S is left to it, and logged.
     """
     for child in children:
-        child.link.close()
         child._process.kill()
+        hang_up(child.link)
     for child in children:
         try:
             child._process.wait(REAP_S)
         except subprocess.TimeoutExpired:
             log.error("process %d was killed, and is still there after %g s", child.pid, REAP_S)
+        if close_links:
+            child.link.close()
+
+
+def module_folders(path: Sequence[str]) -> list[str]:
+    """Where a child looks for modules, from where this process does: the standard library comes first.
+
+    The current folder is left out unless the package lies there, so that no file that a user happens to
+    have in it, like queue.py, stands in for a module.
+    """
+    standard = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+    standard |= {os.path.join(folder, "lib-dynload") for folder in standard}
+    here = _current_folder()
+    kept = [folder for folder in path if folder and (folder != here or folder == str(ROOT))]
+    if str(ROOT) not in kept:
+        kept.insert(0, str(ROOT))
+    return sorted(kept, key=lambda folder: folder not in standard)
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it has been removed meanwhile
+        return ""
+
+
+def hang_up(link: Connection) -> None:
+    """End both directions: whoever waits to read or to write wakes up; the link stays open."""
+    with suppress(OSError), socket.socket(fileno=os.dup(link.fileno())) as line:  # the other side may be gone
+        line.shutdown(socket.SHUT_RDWR)

@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +25,7 @@ from avatar.errors import BadInput
 from avatar.media import durable
 from avatar.media.beside import thumbnail_path, written_report, written_thumbnail
 from avatar.media.report import RunReport, read_report
+from avatar.scratch import is_written
 
 log = logging.getLogger(__name__)
 
@@ -100,19 +101,28 @@ class Gallery:
     """The entries of one outputs folder; safe to use from several threads."""
 
     def __init__(self, folder: Path, max_age_s: float = 30 * 86_400, max_bytes: int = 4 * 2**30) -> None:
-        """Opens or creates the folder; drafts that an ended process left behind are shelved or removed."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Opens or creates the folder; drafts that an ended process left behind are shelved or removed.
+
+        Raises: BadInput where the folder cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._sole = _lock_file(folder / ".lock")
+        except OSError as error:
+            raise BadInput(
+                f"The outputs folder cannot be used ({error.strerror}).", "Choose another one with --outputs."
+            ) from error
         self.folder = folder.resolve()
         self.max_age_s = max_age_s
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._sole = _lock_file(self.folder / ".lock")
+        self._left: list[Path] = []  # drafts of ended processes
         if self._sole is not None:  # no other process drafts here
             for left in self.folder.iterdir():
                 if _is_ours(left, _GONE):
                     shutil.rmtree(left)
                 if _is_ours(left, _DRAFT):
-                    self.discard(left)
+                    self._left.append(left)
         self.prune()
 
     def draft(self) -> Path:
@@ -173,6 +183,45 @@ class Gallery:
         shutil.copyfile(thumbnails[0], thumbnail_path(draft / video_name(draft.name)))
         draft.rename(self.folder / draft.name.removeprefix(_DRAFT))
 
+    def _shelve_left(self) -> None:
+        """What ended processes were making is kept as far as it came, else removed.
+
+        One whose video the engine is closing, which may outlive its page, waits for the next call.
+        """
+        with self._lock:
+            left, self._left = self._left, []
+        for draft in left:
+            try:
+                if is_written(draft):
+                    self._left.append(draft)
+                elif (draft / video_name(draft.name)).is_file() and (draft / ABOUT).is_file():
+                    self.keep(draft, self._as_reported(draft))
+                else:
+                    self.discard(draft)
+            except (
+                BadInput,
+                OSError,
+                ValueError,
+                TypeError,
+            ) as error:  # it must not keep a page from starting
+                log.warning("gallery: %s stays as it was left: %s", draft.name, error)
+
+    def _as_reported(self, draft: Path) -> About:
+        """What describe noted of a draft, and what its report says of the video."""
+        about = self.about(draft)
+        path = written_report(draft / video_name(draft.name))
+        if not path.is_file():
+            return about
+        report = read_report(path)
+        return replace(
+            about,
+            label=report.engine,
+            num_frames=report.num_frames,
+            duration_s=report.duration_s,
+            stopped=report.stopped,
+            error=report.error,
+        )
+
     def reopen(self, id: str, owner: str | None = None) -> Path | None:
         """Make an unfinished entry a draft again; None when there is none, or it is not the owner's."""
         entry = self.get(id)
@@ -188,6 +237,7 @@ class Gallery:
 
     def entries(self, owner: str | None = None) -> list[Entry]:
         """Newest first; with an owner, only what is theirs."""
+        self._shelve_left()
         found = sorted(self._read_all(), key=lambda entry: entry.about.created, reverse=True)
         return [entry for entry in found if owner is None or (owner and entry.about.owner == owner)]
 
@@ -221,6 +271,7 @@ class Gallery:
 
     def prune(self, keep: str = "") -> None:
         """Remove what is too old, then the oldest until the rest is within max_bytes; `keep` stays."""
+        self._shelve_left()
         entries = sorted(self._read_all(), key=lambda entry: entry.about.created)
         total = sum(entry.size_bytes for entry in entries)
         for entry in entries:

@@ -6,9 +6,14 @@ import fcntl
 import logging
 import os
 import shutil
+import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+
+from avatar.errors import BadInput
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +25,22 @@ class Scratch:
     """A context manager: the folder is there within it, and a lock in the folder tells that it is in use."""
 
     def __init__(self, parent: Path | None = None) -> None:
-        self.parent = parent or Path(tempfile.gettempdir())
+        """parent: where to make it; None: the machine's temporary folder."""
+        self._parent = parent
 
     def __enter__(self) -> Path:
-        self._sweep()
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.parent))
-        self._lock = (self.folder / ".lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        """Raises: BadInput where no folder can be made."""
+        try:
+            parent = self._parent or Path(tempfile.gettempdir())
+            self._sweep(parent)
+            self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+            self._lock = (self.folder / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise BadInput(
+                f"No temporary folder can be made ({error.strerror}).",
+                "Free some disk space, or name a folder that can be written with $TMPDIR.",
+            ) from error
         return self.folder
 
     def __exit__(
@@ -35,15 +49,58 @@ class Scratch:
         self._lock.close()
         shutil.rmtree(self.folder)
 
-    def _sweep(self) -> None:
-        for folder in self.parent.glob(f"{PREFIX}*"):
+    def _sweep(self, parent: Path) -> None:
+        for folder in parent.glob(f"{PREFIX}*"):
             try:
-                ours = _is_folder(folder) and folder.stat().st_uid == os.getuid()
-                if ours and not _is_held(folder / ".lock"):
+                if _is_ours(folder) and not _is_used(folder):
                     log.info("removing %s, left behind", folder.name)
                     shutil.rmtree(folder)
             except FileNotFoundError:
                 log.debug("%s has just been removed by another process", folder.name)
+            except OSError as error:  # whatever it is, it must not keep this process from starting
+                log.warning("%s cannot be removed: %s", folder.name, error.strerror)
+
+
+@contextmanager
+def writing_in(*folders: Path) -> Iterator[None]:
+    """While inside, is_written says so of these folders: others leave them alone if their owner has died."""
+    opened = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY) for folder in folders]
+    try:
+        for number in opened:
+            try:
+                fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:  # some network file systems lock no folders
+                log.debug("a folder cannot be locked: %s", error.strerror)
+        yield
+    finally:
+        for number in opened:
+            os.close(number)
+
+
+def is_written(folder: Path) -> bool:
+    """Whether some process is inside writing_in for this folder."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        log.debug("a folder cannot be locked: %s", error.strerror)
+    finally:
+        os.close(opened)
+    return False
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether this user made it, and it is a folder: a link may lead anywhere."""
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+
+
+def _is_used(folder: Path) -> bool:
+    """Whether its process lives, or an engine that outlived it still writes there."""
+    within = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    return _is_held(folder / ".lock") or any(is_written(path) for path in [folder, *within])
 
 
 def keep(path: Path, name: str, parent: Path | None = None) -> Path:
@@ -54,11 +111,6 @@ def keep(path: Path, name: str, parent: Path | None = None) -> Path:
     """
     folder = Path(tempfile.mkdtemp(prefix=KEPT_PREFIX, dir=parent))
     return Path(shutil.move(path, folder / name))
-
-
-def _is_folder(path: Path) -> bool:
-    """Whether it is a folder itself: a link might lead to anybody's."""
-    return path.is_dir() and not path.is_symlink()
 
 
 def _is_held(lock: Path) -> bool:

@@ -12,8 +12,10 @@ import pytest
 
 from avatar.gallery import About, Entry, Gallery, video_name
 from avatar.media import durable
+from avatar.media.beside import report_path
 from avatar.media.report import RunReport
 from avatar.preset import load_preset
+from avatar.scratch import writing_in
 
 ABOUT = About(
     portrait="me.jpg",
@@ -24,6 +26,21 @@ ABOUT = About(
     settings={"seed": 3},
     num_frames=50,
     duration_s=2.0,
+)
+
+
+REPORT = RunReport(
+    video="v.mp4",
+    thumbnail="v.jpg",
+    portrait="p.png",
+    speech="s.wav",
+    prompt="",
+    engine="preview",
+    preset=load_preset("cpu-preview").as_dict(),
+    created="2026-01-01T00:00:00+00:00",
+    frames_asked=50,
+    fps=25,
+    frames_per_s=99.5,
 )
 
 
@@ -49,19 +66,7 @@ def test_a_report_is_told_if_there_is_one_that_can_be_read(gallery: Gallery, cap
     entry = add(gallery)
     assert entry.told() is None, "{} is no report"
     assert f"{entry.report.name} is no run report" in caplog.text
-    report = RunReport(
-        video="v.mp4",
-        thumbnail="v.jpg",
-        portrait="p.png",
-        speech="s.wav",
-        prompt="",
-        engine="preview",
-        preset=load_preset("cpu-preview").as_dict(),
-        created="2026-01-01T00:00:00+00:00",
-        frames_asked=50,
-        fps=25,
-        frames_per_s=99.5,
-    )
+    report = REPORT
     report.write(entry.report)
     told = entry.told()
     assert told is not None
@@ -247,3 +252,41 @@ def test_names_of_earlier_versions_are_found(gallery: Gallery):
     entry.report.unlink()
     assert (entry.thumbnail, entry.report) == (old, report)
     assert gallery.file(entry.id, old.name) == old
+
+
+def left_behind(folder: Path, name: str = "") -> Path:
+    """A draft with a finished video, as its process left it when it was killed."""
+    gallery = Gallery(folder)
+    draft = gallery.draft()
+    gallery.describe(draft, replace(ABOUT, num_frames=0, duration_s=0.0, stopped=True, owner="me"))
+    video = draft / video_name(draft.name)
+    video.write_bytes(b"video")
+    replace(REPORT, num_frames=72, duration_s=2.88, stopped=True).write(report_path(video))
+    gallery.close()
+    return draft
+
+
+def test_a_video_that_a_killed_page_left_is_kept(tmp_path: Path):
+    left_behind(tmp_path)
+    [entry] = Gallery(tmp_path).entries("me")
+    assert entry.video.read_bytes() == b"video"
+    assert (entry.about.num_frames, entry.about.duration_s, entry.about.stopped) == (72, 2.88, True)
+    assert entry.about.label == "preview"
+
+
+def test_a_video_that_is_still_being_closed_is_waited_for(tmp_path: Path):
+    draft = left_behind(tmp_path)
+    with writing_in(draft):
+        gallery = Gallery(tmp_path)
+        assert gallery.entries() == []
+        assert draft.is_dir()
+    assert len(gallery.entries()) == 1
+    assert not draft.exists()
+
+
+def test_a_damaged_draft_keeps_no_page_from_starting(tmp_path: Path):
+    for damaged in ("about.json", "report"):
+        draft = left_behind(tmp_path)
+        video = draft / video_name(draft.name)
+        (report_path(video) if damaged == "report" else draft / damaged).write_text("{")
+        assert Gallery(tmp_path).entries() == []

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
+import random
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -19,6 +23,7 @@ from PIL import Image
 from avatar import worker
 from avatar.errors import AvatarError, Cancelled, WorkerLost
 from avatar.events import Finished, Segment
+from avatar.media import stream
 from avatar.media.intake import open_request
 from avatar.media.report import read_report
 from avatar.preset import Preset
@@ -26,6 +31,8 @@ from avatar.request import Request
 from avatar.worker import EngineProcess
 from tests.fixtures.sources import PINNED_BYTES
 
+NUM_KILLS = int(os.environ.get("AVATAR_TEST_KILLS", "4"))
+PATIENCE_S = 30.0
 SOURCE = "tests.fixtures.sources:Coloured"
 PRESET = Preset("test", "Test", "For tests", "preview")
 
@@ -60,6 +67,13 @@ def collect(stream, events: list) -> None:
     """What comes before an error is kept as well."""
     for event in stream:
         events.append(event)
+
+
+def until(holds: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
 
 
 def frames_of(video: Path) -> int:
@@ -230,3 +244,109 @@ def test_close_during_a_run_ends_it(engine, request_):
     with pytest.raises(WorkerLost):
         list(stream)
     assert time.monotonic() - start < 30
+
+
+def test_stop_beside_a_kill_neither_hangs_nor_raises(engine, request_):
+    """Whichever comes first, by however little: the run ends, and the next one is made."""
+    one, chance = engine(frame_s=0.004), random.Random(1)
+    for _ in range(NUM_KILLS):
+        events: list = []
+        errors: list[BaseException] = []
+
+        def run(events=events, errors=errors) -> None:
+            try:
+                collect(one.stream(request_), events)
+            except (WorkerLost, Cancelled) as error:
+                errors.append(error)
+
+        running = threading.Thread(target=run, daemon=True)
+        running.start()
+        until(lambda: one.pid, "it has been started")
+        time.sleep(chance.uniform(0.0, 1.0))
+        waits = chance.uniform(0.0, 0.03)
+        killing = threading.Timer(chance.uniform(0.0, 0.03), os.kill, (one.pid, signal.SIGKILL))
+        stopping = threading.Timer(waits, one.cancel)
+        for thread in (killing, stopping):
+            thread.daemon = True
+            thread.start()
+        for thread in (stopping, running, killing):
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
+        shown = sum(event.num_frames for event in events if isinstance(event, Segment))
+        if shown:
+            assert isinstance(events[-1], Finished)
+            assert frames_of(events[-1].video) >= shown
+        else:
+            assert errors
+    assert frames_of(list(one.stream(request_))[-1].video) == 150
+
+
+def test_cancel_while_a_lost_run_is_salvaged(engine, request_, monkeypatch):
+    one, salvage = engine(fault="kill", at=100), stream.finish_from_segments
+
+    def salvage_and_cancel(*arguments, **options):
+        one.cancel()
+        return salvage(*arguments, **options)
+
+    monkeypatch.setattr(stream, "finish_from_segments", salvage_and_cancel)
+    events: list = []
+    with pytest.raises(WorkerLost, match="killed by SIGKILL"):
+        collect(one.stream(request_), events)
+    assert isinstance(events[-1], Finished)
+
+
+def test_cancel_before_the_child_is_asked_for_a_run(engine, request_, monkeypatch):
+    one = engine(frame_s=0.02)
+    ask = one._asked
+
+    def cancel_and_ask(*arguments):
+        one.cancel()
+        return ask(*arguments)
+
+    monkeypatch.setattr(one, "_asked", cancel_and_ask)
+    events: list = []
+    with pytest.raises(Cancelled):
+        collect(one.stream(request_), events)
+    assert not [event for event in events if isinstance(event, Segment)]
+
+
+def test_heartbeats_of_an_idle_child_are_read(engine, request_):
+    one = engine(grows=True)
+    list(one.stream(request_))
+    for _ in range(3):
+        before = one.pinned_bytes or 0
+        until(lambda before=before: (one.pinned_bytes or 0) > before, "the next heartbeat")
+
+
+def test_a_child_that_cannot_be_started_is_told(engine, request_, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(WorkerLost, match="cannot be started"):
+        list(engine().stream(request_))
+
+
+PARENT = f"""
+import pickle, sys
+from avatar.events import Segment
+from avatar.worker import EngineProcess
+engine = EngineProcess({SOURCE!r}, frame_s=0.02)
+for event in engine.stream(pickle.load(open(sys.argv[1], "rb"))):
+    print(engine.pid, event.num_frames if isinstance(event, Segment) else 0, flush=True)
+"""
+
+
+def test_what_a_killed_parent_was_shown_is_kept(request_, tmp_path):
+    (tmp_path / "request").write_bytes(pickle.dumps(request_))
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "request")]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    shown = 0
+    while shown < 30:
+        pid, num_frames = parent.stdout.readline().split()
+        shown += int(num_frames)
+    child = psutil.Process(int(pid))
+    parent.kill()
+    parent.wait()
+    gone, _ = psutil.wait_procs([child], timeout=PATIENCE_S)
+    assert gone
+    report = read_report(request_.output.with_suffix(".json"))
+    assert report.stopped
+    assert shown <= frames_of(request_.output) == report.num_frames < 150

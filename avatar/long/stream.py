@@ -100,8 +100,12 @@ class LongVideo:
     ) -> None:
         """One engine's thread: part after part, until none is left or something stops it."""
         try:
-            while not waiting.empty() and not self._cancelled.is_set():
-                self._make_part(engine, run, waiting.get_nowait(), told)
+            while not self._cancelled.is_set():
+                try:
+                    part = waiting.get_nowait()  # not asked for first: another engine may take it in between
+                except queue.Empty:
+                    break
+                self._make_part(engine, run, part, told)
         except BaseException as error:
             told.put(error)
         finally:

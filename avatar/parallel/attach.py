@@ -16,9 +16,10 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any
 
+from avatar.child import hang_up
 from avatar.engine import serves
 from avatar.errors import BadInput, WorkerLost
-from avatar.parallel.fleet import Fleet, Limits
+from avatar.parallel.fleet import JOIN_S, Fleet, Limits
 from avatar.parcel import Parcel
 from avatar.preset import Preset
 from avatar.request import Request
@@ -71,6 +72,11 @@ class Address:
             raise BadInput(f"{text!r} is no address.", 'Write it like "node1:7861".')
         return cls(host.strip("[]"), int(port))
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host == "localhost" or self.host == "::1" or self.host.startswith("127.")
+
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 
@@ -121,6 +127,7 @@ class AttachedFleet(Fleet):
         self._request: Request | None = None  # of the run that goes on
         self._link: Connection | None = self._connected(secret())
         self._greet(preset)
+        self._read(self._link)
 
     @property
     def links(self) -> Sequence[Connection]:
@@ -134,19 +141,22 @@ class AttachedFleet(Fleet):
 
     def end(self) -> None:
         """See Fleet. Whoever started them ends them, and may start them anew."""
-        if self._link is not None:
-            with suppress(OSError, EOFError):  # it is gone, or going
+        if self._link is not None and self._readers:
+            with suppress(OSError):  # it is gone, or going
                 self._link.send(Quit())
-                until = time.monotonic() + QUIT_S
-                while self._link.poll(max(0.0, until - time.monotonic())):
-                    self._link.recv()
+            until = time.monotonic() + QUIT_S
+            while self._readers[0].is_alive() and time.monotonic() < until:
+                self._keep_unread()
+                self._readers[0].join(JOIN_S)
         self.leave()
 
     def leave(self) -> None:
         """See Fleet. They stay, for whoever attaches next."""
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        link, self._link = self._link, None
+        if link is not None:
+            hang_up(link)
+            self._stop_reading()
+            link.close()
 
     def fate_of(self, link: Connection) -> tuple[int, str]:
         """See Fleet."""

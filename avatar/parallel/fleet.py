@@ -6,12 +6,14 @@ No torch here: this process opens no GPU. Ranks run parallel.worker; rank 0 make
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 POLL_S = 0.25
 BLAME_S = 1.0  # when a rank fails others follow: for so long their reports are gathered, to name the first
 LOAD_PULSES = 6  # how many heartbeats back a rank's load is measured
+JOIN_S = 0.02
+MAX_UNREAD = 8  # messages that wait for the consumer; frames are large, and their ranks wait, too
 TRY_AGAIN = "Try again: fresh ones are started."
 
 
@@ -43,6 +47,11 @@ class Limits:
     stall_s: float = 120.0
 
 
+@dataclass(frozen=True)
+class HungUp:
+    """Nothing more comes over a link."""
+
+
 class Fleet(ABC):
     """All ranks of one layout; one thread at a time. Once one is lost all are, and it is of no more use."""
 
@@ -53,6 +62,8 @@ class Fleet(ABC):
         self._moved = now  # when any of them last made progress
         self._listened = now
         self._pulses = [deque[Pulse](maxlen=LOAD_PULSES) for _ in self._heard]
+        self._inbox: queue.Queue[tuple[Connection, Any]] = queue.Queue(MAX_UNREAD)
+        self._readers: list[threading.Thread] = []
         self._waiting: deque[Any] = deque()
         self._faults: dict[int, tuple[int, float, AvatarError]] = {}  # by rank: how telling, when, what
         self._making = False
@@ -89,7 +100,18 @@ class Fleet(ABC):
             self._hung_up(self.links[0])
 
     def receive(self) -> Told | Made | Ended | Planned | Pulse | None:
-        """The next message, None when none comes in POLL_S. Raises: AvatarError when a rank is lost.
+        """The next message, None when none comes in POLL_S. Raises: AvatarError when a rank is lost."""
+        self._hear(None if self._waiting else POLL_S)
+        return self._waiting.popleft() if self._waiting else None
+
+    def listen_idle(self) -> None:
+        """Read the heartbeats that came while no run goes on. Raises: AvatarError when a rank is lost."""
+        self._moved = time.monotonic()  # nobody is to make progress
+        self._hear(0.0)
+        self._waiting.clear()
+
+    def _hear(self, timeout_s: float | None) -> None:
+        """Read what comes in that time, if one is given. Raises: AvatarError when a rank is lost.
 
         Time during which nobody listens counts for no rank's silence.
         """
@@ -97,11 +119,10 @@ class Fleet(ABC):
         away = now - self._listened
         self._heard = [min(now, heard + away) for heard in self._heard]
         self._moved = min(now, self._moved + away)
-        if not self._waiting:
-            self._listen(POLL_S)
+        if timeout_s is not None:
+            self._listen(timeout_s)
         self._listened = time.monotonic()
         self._check(self._listened)
-        return self._waiting.popleft() if self._waiting else None
 
     def unread(self) -> Iterator[Any]:
         """What had come before the ranks were lost, and was not received."""
@@ -138,13 +159,51 @@ class Fleet(ABC):
         last = pulses[-1] if pulses else Pulse(rank)
         return RankLoad(rank, last.role, last.place, busy)
 
-    def _listen(self, timeout_s: float) -> None:
-        for link in wait(self.links, timeout_s):
-            assert isinstance(link, Connection)
+    def _read(self, link: Connection) -> None:
+        """Have all that comes over a link read in a thread: a rank may stop in the midst of a message."""
+
+        def read() -> None:
             try:
-                self._take(link.recv())
+                while True:
+                    self._inbox.put((link, link.recv()))
             except (EOFError, OSError):
+                log.debug("a link has ended")
+            except Exception:
+                log.exception("a message cannot be read")
+            self._inbox.put((link, HungUp()))
+
+        reader = threading.Thread(target=read, name="read ranks", daemon=True)
+        self._readers.append(reader)
+        reader.start()
+
+    def _stop_reading(self) -> None:
+        """The links have been ended: what came before that is kept for unread()."""
+        for reader in self._readers:
+            while reader.is_alive():
+                self._keep_unread()
+                reader.join(JOIN_S)
+        self._keep_unread()
+        self._readers.clear()
+
+    def _keep_unread(self) -> None:
+        while not self._inbox.empty():
+            _, message = self._inbox.get()
+            if not isinstance(message, HungUp):
+                self._waiting.append(message)
+
+    def _listen(self, timeout_s: float) -> None:
+        """Take what has come; wait so long for the first of it."""
+        until = time.monotonic() + timeout_s
+        for _ in range(MAX_UNREAD):
+            try:
+                link, message = self._inbox.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                return
+            until = 0.0
+            if isinstance(message, HungUp):
                 self._hung_up(link)
+            else:
+                self._take(message)
 
     def _take(self, message: Any) -> None:
         now = time.monotonic()
@@ -209,15 +268,17 @@ class Fleet(ABC):
 
     def _gather(self, until: float) -> None:
         """What the others say of it: when one fails, those that wait for it do as well."""
-        links = list(self.links)
-        while links and (left := until - time.monotonic()) > 0:
-            for link in wait(links, left):
-                assert isinstance(link, Connection)
-                try:
-                    self._take(link.recv())
-                except (EOFError, OSError):
-                    links.remove(link)
-                    self._hung_up(link)
+        num_open = len(self.links)
+        while num_open and (left := until - time.monotonic()) > 0:
+            try:
+                link, message = self._inbox.get(timeout=left)
+            except queue.Empty:
+                return
+            if isinstance(message, HungUp):
+                num_open -= 1
+                self._hung_up(link)
+            else:
+                self._take(message)
 
 
 class LocalFleet(Fleet):
@@ -231,7 +292,11 @@ class LocalFleet(Fleet):
         self.ranks = [Child("avatar.parallel.worker", env=env) for _ in range(world_size)]
         level = logging.getLogger().getEffectiveLevel()
         for rank, child in enumerate(self.ranks):
-            child.link.send(Start(preset, weights, roles, rank, world_size, level))
+            self._read(child.link)
+            try:
+                child.link.send(Start(preset, weights, roles, rank, world_size, level))
+            except OSError:  # it has ended at once: whoever listens is told
+                log.debug("rank %d does not hear its start", rank)
 
     @property
     def links(self) -> Sequence[Connection]:
@@ -246,7 +311,10 @@ class LocalFleet(Fleet):
     def end(self) -> None:
         """See Fleet."""
         ranks, self.ranks = self.ranks, []
-        kill_all(ranks)
+        kill_all(ranks, close_links=False)
+        self._stop_reading()
+        for child in ranks:
+            child.link.close()
 
     def fate_of(self, link: Connection) -> tuple[int, str]:
         """See Fleet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from avatar.service import Ask, Cancel, Ended, Run
 log = logging.getLogger(__name__)
 
 ROLES = "avatar.parallel.roles"
+IDLE_S = 0.5  # between two looks at ranks that have nothing to do
 CANCEL_LIMIT_S = 15.0  # a cancelled run must have ended by then, or the ranks are
 
 
@@ -54,12 +56,22 @@ class RankedSource:
         self._stands_on: dict[str, int] = {}  # a long video's run, and the rungs that it has taken
         self._served = serves(preset)
         self._fleet: Fleet | None = None if attach else self._start(preset)
+        self._busy = threading.Lock()  # held by whoever listens to the ranks
+        self._closed = threading.Event()
+        self._idler = threading.Thread(target=self._listen_idle, name="idle ranks", daemon=True)
+        self._idler.start()
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
         """See FrameSource. A full GPU ends the ranks, and fresh ones go on a rung lower.
 
         Raises: also WorkerLost; the next run finds fresh ranks then.
         """
+        with self._busy:
+            yield from self._frames(request, cancelled)
+
+    def _frames(
+        self, request: Request, cancelled: Callable[[], bool]
+    ) -> Iterator[Frames | Notice | Progress]:
         part = request.part
         course = Course(request, self._stands_on.get(part.run, 0) if part else 0)
         try:
@@ -129,11 +141,12 @@ class RankedSource:
 
         Raises: AvatarError, Cancelled.
         """
-        fleet = self._fleet_for(request.preset)
-        fleet.send(Ask(request))
-        while not isinstance(message := fleet.receive(), Planned):
-            if cancelled():
-                _leave_home(fleet)
+        with self._busy:
+            fleet = self._fleet_for(request.preset)
+            fleet.send(Ask(request))
+            while not isinstance(message := fleet.receive(), Planned):
+                if cancelled():
+                    _leave_home(fleet)
         if isinstance(message.plan, AvatarError):
             raise message.plan
         return message.plan
@@ -145,9 +158,24 @@ class RankedSource:
 
     def close(self) -> None:
         """See FrameSource."""
+        self._closed.set()
+        self._idler.join()
         if self._fleet is not None:
             self._fleet.leave()
         self._starter.shutdown()
+
+    def _listen_idle(self) -> None:
+        """Between runs: what the ranks say is read, and one that is lost is seen before the next run."""
+        while not self._closed.wait(IDLE_S):
+            if not self._busy.acquire(blocking=False):
+                continue
+            try:
+                if self._fleet is not None and self._fleet.alive:
+                    self._fleet.listen_idle()
+            except AvatarError as error:
+                log.warning("while idle: %s", error)
+            finally:
+                self._busy.release()
 
     @property
     def fleet(self) -> Fleet:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from avatar.errors import AvatarError, DoesNotFit
+from avatar.errors import AvatarError, BadInput, DoesNotFit, WeightsMissing, WorkerLost
 from avatar.events import Notice, Progress
 from avatar.memory.plan import Plan
 from avatar.preset import Preset
@@ -109,3 +110,34 @@ class Failed:
     error: AvatarError
     foreseen: bool
     at_s: float = field(default_factory=time.time)
+
+
+_ERRORS = {
+    kind.__name__: kind
+    for kind in (AvatarError, BadInput, DoesNotFit, OutOfMemory, WeightsMissing, WorkerLost)
+}
+
+
+def to_json(report: Pulse | Failed) -> str:
+    """A rank's report as text, for where nothing may be unpickled."""
+    if isinstance(report, Pulse):
+        return json.dumps({"pulse": asdict(report)})
+    error = report.error
+    kind = next(name for name, known in reversed(_ERRORS.items()) if isinstance(error, known))
+    said = {"kind": kind, "message": error.message, "remedy": error.remedy}
+    if isinstance(error, OutOfMemory):
+        said["device"] = error.device
+    return json.dumps({"failed": {**vars(report), "error": said}})
+
+
+def from_json(text: str) -> Pulse | Failed:
+    """What to_json wrote. Raises: ValueError, KeyError, TypeError for anything else."""
+    data = json.loads(text)
+    if "pulse" in data:
+        return Pulse(**data["pulse"])
+    failed = data["failed"]
+    said = failed.pop("error")
+    error = _ERRORS[said["kind"]](said["message"], said["remedy"])
+    if isinstance(error, OutOfMemory):
+        error.device = said["device"]
+    return Failed(error=error, **failed)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 from torch import distributed
-from torch.distributed import Store
+from torch.distributed import Store, TCPStore
 
 from avatar.diffusion.device import best_device
 from avatar.diffusion.room import place_of
@@ -60,6 +61,34 @@ class Seat:
                 backend, store=store, rank=rank, world_size=world_size, timeout=FOREVER
             )
         return cls(rank, world_size, device, Meter(device), place_of(device))
+
+
+def open_store(host: str, world_size: int) -> TCPStore:
+    """The store at which ranks meet, opened by rank 0: at this address alone, on any port that is free.
+
+    Raises: OSError when the machine has no such address.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(
+        family, kind, protocol
+    ) as listening:  # left to itself, the store listens at all of them
+        listening.bind(address)
+        listening.listen()
+        port = listening.getsockname()[1]
+        return TCPStore(
+            host,
+            port,
+            world_size,
+            is_master=True,
+            timeout=FOREVER,
+            wait_for_workers=False,
+            master_listen_fd=listening.detach(),
+        )
+
+
+def reach_store(host: str, port: int, world_size: int) -> TCPStore:
+    """The same store, as another rank reaches it."""
+    return TCPStore(host, port, world_size, is_master=False, timeout=FOREVER, wait_for_workers=False)
 
 
 def limit_channels(layout: Layout) -> None:

@@ -1,20 +1,24 @@
 """Ranks that torchrun started, on one node or several: `torchrun … -m avatar worker`.
 
-Rank 0 listens for whoever attaches, one at a time. The others tell their state through torchrun's own store,
-from which rank 0 passes it on. When one fails torchrun ends the others; with --max-restarts it starts anew.
+Rank 0 listens for whoever attaches, one at a time. The others tell their state through a store that it
+opens, signed with the secret, and it passes that on. When one fails torchrun ends the others; with
+--max-restarts it starts anew.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import logging
 import os
-import pickle
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_address
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
@@ -25,9 +29,9 @@ import numpy as np
 from avatar.engine import Frames, FrameSource
 from avatar.errors import BadInput
 from avatar.events import Notice, Progress
-from avatar.parallel.attach import Address, Greeting, Left, Quit, Shipped, prove
+from avatar.parallel.attach import SECRET, Address, Greeting, Left, Quit, Shipped, prove
 from avatar.parallel.layout import Layout
-from avatar.parallel.reports import Failed, Start
+from avatar.parallel.reports import Failed, Pulse, Start, from_json, to_json
 from avatar.parallel.worker import Reporter, work
 from avatar.parcel import Parcel
 from avatar.preset import Preset
@@ -77,7 +81,10 @@ class Place:
 
 
 def serve(preset: Preset, weights: Path | None, roles: str, address: Address, key: bytes) -> None:
-    """Be the rank that torchrun says, until it ends this process. Raises: BadInput for a wrong world size."""
+    """Be the rank that torchrun says, until it ends this process.
+
+    Raises: BadInput for a wrong world size, an address that other machines cannot reach, or another secret.
+    """
     place = Place.taken()
     layout = Layout.of(preset)
     if layout.world_size != place.world_size:
@@ -85,11 +92,13 @@ def serve(preset: Preset, weights: Path | None, roles: str, address: Address, ke
             f"Preset {preset.name} takes {layout.world_size} ranks; torchrun started {place.world_size}.",
             f"Start {layout.world_size} on all nodes together, or change --num_gpus_dit.",
         )
-    from torch.distributed import PrefixStore, rendezvous
-
-    kept, _, _ = next(rendezvous("env://"))
-    store = PrefixStore(f"attempt-{place.attempt}", kept)  # it may hold what lost ranks have left
-    reports = PrefixStore(f"reports-{place.attempt}", kept.clone())
+    if place.rank == 0 and place.num_local < place.world_size and address.is_loopback:
+        raise BadInput(
+            f"Ranks on other machines cannot reach {address}.",
+            f"Name an address of this machine that they can reach with --listen HOST:{address.port}.",
+        )
+    store: Any = _meet(place, address, key)  # PyTorch's stubs know no clone()
+    reports = Signed(store.clone(), key)
     start = Start(preset, weights, roles, place.rank, place.world_size, log.getEffectiveLevel())
     if place.rank:
         reporter = Reporter(place.rank, partial(_report, reports, place.rank))
@@ -105,35 +114,116 @@ def serve(preset: Preset, weights: Path | None, roles: str, address: Address, ke
         work(start, reporter, partial(_seat, start, place, store), desk.services(), desk.unpacking)
 
 
+class Signed:
+    """A store whose texts prove that their writer knows the secret: anybody may reach the store itself."""
+
+    def __init__(self, store: Store, key: bytes) -> None:
+        self._store, self._key = store, key
+
+    def set(self, name: str, text: str) -> None:
+        """Write a text under a name."""
+        self._store.set(name, f"{self._proof(name, text)} {text}")
+
+    def get(self, name: str) -> str:
+        """The text under a name, waited for. Raises: AuthenticationError for another secret's."""
+        proof, _, text = self._store.get(name).decode(errors="replace").partition(" ")
+        if not hmac.compare_digest(proof.encode(), self._proof(name, text).encode()):
+            raise AuthenticationError(name)
+        return text
+
+    def has(self, name: str) -> bool:
+        """Whether something is there."""
+        return bool(self._store.check([name]))
+
+    def _proof(self, name: str, text: str) -> str:
+        return hmac.new(self._key, f"{name} {text}".encode(), hashlib.sha256).hexdigest()
+
+
+def _meet(place: Place, address: Address, key: bytes) -> Store:
+    """The ranks' own store, opened by rank 0 where it was told to listen.
+
+    Torchrun's, which listens at every address of its machine, carries no more than where to find it.
+    Raises: BadInput.
+    """
+    from torch.distributed import PrefixStore, rendezvous
+
+    from avatar.parallel.seat import open_store, reach_store
+
+    kept, _, _ = next(rendezvous("env://"))  # it may hold what lost ranks have left
+    announced = Signed(PrefixStore("avatar", kept), key)
+    name = f"meeting-{place.attempt}"
+    if place.rank:
+        try:
+            host, _, port = announced.get(name).rpartition(" ")
+        except AuthenticationError as error:
+            raise BadInput(
+                f"Rank 0 has another ${SECRET}, or a stranger writes where ranks meet.",
+                "Set the same on all nodes, and close torchrun's port to others.",
+            ) from error
+        return reach_store(host, int(port), place.world_size)
+    try:
+        store = open_store(address.host, place.world_size)
+    except OSError as error:
+        raise BadInput(
+            f"Cannot listen at {address}: {error.strerror}.", "Choose another --listen address."
+        ) from error
+    announced.set(name, f"{_reached_as(address.host)} {store.port}")
+    return store
+
+
+def _reached_as(host: str) -> str:
+    """How other ranks reach the host at which rank 0 listens, which may stand for all its addresses."""
+    if host not in ("0.0.0.0", "::"):
+        return host
+    launcher = os.environ["MASTER_ADDR"]
+    family, kind, protocol, _, address = socket.getaddrinfo(launcher, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)  # sends nothing
+        own = str(probe.getsockname()[0])
+    return launcher if ip_address(own).is_loopback else own
+
+
 def _seat(start: Start, place: Place, store: Store) -> Seat:
+    from torch.distributed import PrefixStore
+
     from avatar.parallel.seat import Seat, device_of
 
     device = device_of(place.local_rank, place.num_local, start.preset.requires.num_gpus == 0)
-    return Seat.take(place.rank, Layout.of(start.preset), device, store)
+    return Seat.take(place.rank, Layout.of(start.preset), device, PrefixStore("ranks", store))
 
 
-def _report(reports: Store, rank: int, message: Any) -> None:
+def _report(reports: Signed, rank: int, message: Pulse | Failed) -> None:
     """Leave a rank's word where rank 0 finds it."""
     failed = isinstance(message, Failed)
-    reports.set(f"{'failed' if failed else 'pulse'}-{rank}", pickle.dumps(message).hex())
+    reports.set(f"{'failed' if failed else 'pulse'}-{rank}", to_json(message))
     if failed:
         time.sleep(2 * HEARTBEAT_S)  # until rank 0 has passed it on
 
 
 def _beat(reporter: Reporter) -> None:
     while True:
-        reporter.send(reporter.pulse())
+        try:
+            reporter.send(reporter.pulse())
+        except RuntimeError as error:
+            log.warning("rank 0 and its store are gone: %s", str(error).split("\n")[0])
+            return
         time.sleep(HEARTBEAT_S)
 
 
-def _relay(reports: Store, world_size: int, send: Callable[[Any], None]) -> None:
+def _relay(reports: Signed, world_size: int, send: Callable[[Any], None]) -> None:
     """Pass on what the other ranks have left, when it is new."""
-    last: dict[str, bytes] = {}
+    last: dict[str, str] = {}
     while True:
         for name in [f"{kind}-{rank}" for rank in range(1, world_size) for kind in ("failed", "pulse")]:
-            if reports.check([name]) and (data := reports.get(name)) != last.get(name):
-                last[name] = data
-                send(pickle.loads(bytes.fromhex(data.decode())))
+            if not reports.has(name):
+                continue
+            try:
+                text = reports.get(name)
+                if text != last.get(name):
+                    last[name] = text
+                    send(from_json(text))
+            except (AuthenticationError, ValueError, KeyError, TypeError) as error:
+                log.error("a report that is not from a rank is left out: %s", type(error).__name__)
         time.sleep(HEARTBEAT_S)
 
 
@@ -142,7 +232,12 @@ class Desk:
 
     def __init__(self, preset: Preset, address: Address, key: bytes) -> None:
         self._preset, self._key = preset, key
-        self._listener = Listener((address.host, address.port), backlog=8)
+        try:
+            self._listener = Listener((address.host, address.port), backlog=8)
+        except OSError as error:
+            raise BadInput(
+                f"Cannot listen at {address}: {error.strerror}.", "Choose another --listen address."
+            ) from error
         self._served: queue.SimpleQueue[tuple[Service, Parcels]] = queue.SimpleQueue()
         self._parcels: Parcels = queue.SimpleQueue()  # of whoever is served
         self._now: Service | None = None

@@ -178,20 +178,15 @@ def serve(link: Connection) -> None:
 
 def seat_here(start: Start, service: Service, meetings: queue.SimpleQueue[Meeting]) -> Seat:
     """Meet the other ranks of this machine. Raises: DoesNotFit."""
-    from torch.distributed import TCPStore
-
-    from avatar.parallel.seat import FOREVER, Seat, device_of
+    from avatar.parallel.seat import Seat, device_of, open_store, reach_store
 
     device = device_of(start.rank, start.world_size, start.preset.requires.num_gpus == 0)
     store = None
-    if start.world_size > 1:
-        first = start.rank == 0
-        port = 0 if first else meetings.get().port  # 0: any that is free
-        store = TCPStore(
-            "127.0.0.1", port, start.world_size, is_master=first, timeout=FOREVER, wait_for_workers=False
-        )
-        if first:
-            service.send(Meeting(store.port))
+    if start.world_size > 1 and start.rank == 0:
+        store = open_store("127.0.0.1", start.world_size)
+        service.send(Meeting(store.port))
+    elif start.world_size > 1:
+        store = reach_store("127.0.0.1", meetings.get().port, start.world_size)
     return Seat.take(start.rank, Layout.of(start.preset), device, store)
 
 

@@ -104,8 +104,13 @@ class Run:
         """The desk and the follower each say it once, done with the work folder; the second removes it."""
         with self._leaving:
             self._users -= 1
-            if self._users == 0 and self.request.work.exists():
-                shutil.rmtree(self.request.work)
+            if self._users == 0:
+                try:
+                    shutil.rmtree(self.request.work)
+                except FileNotFoundError:
+                    log.debug("a run's folder is gone already")
+                except OSError:  # it goes with the whole scratch folder
+                    log.exception("a run's folder cannot be removed")
 
     def cancel(self) -> None:
         """Take it out of the line, or stop it; safe at any time, from any thread."""
@@ -212,10 +217,9 @@ class Desk:
             except Exception as error:
                 log.exception("a run failed")
                 failure = error
-            finally:
-                self._running = None
-                run.engine = None
-                self._end(run, failure)
+            self._running = None
+            run.engine = None
+            self._end(run, failure)
 
     def _drop_cancelled(self) -> None:
         for run in [run for run in self._line if run.cancelled.is_set()]:
@@ -225,10 +229,13 @@ class Desk:
 
     def _end(self, run: Run, failure: Exception | None) -> None:
         """Whatever is left of a run goes to the gallery, or goes; then its follower is told why."""
-        if run.ledger is not None:
-            run.ledger.close()
-        if not run.kept:
-            self.gallery.discard(run.draft)
+        try:
+            if run.ledger is not None:
+                run.ledger.close()
+            if not run.kept:
+                self.gallery.discard(run.draft)
+        except OSError:  # a disk that fails must not end the desk's thread: the others are still in line
+            log.exception("what is left of a run cannot be cleared away")
         if failure is not None:
             run.say(failure)
         run.over.set()

@@ -76,7 +76,7 @@ def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
     p.generate.click(press, **run)
     fill = p.examples.select(told(page.example_chosen), None, [p.portrait, p.speech, p.points], **queued)
     fill.success(press, **run)
-    p.stop.click(page.stop_pressed, None, [p.stop], **direct)
+    p.stop.click(told(page.stop_pressed), None, [p.stop], **direct)
     p.replay.click(page.replay, None, [p.live, p.final, p.replay], **direct)
     p.live.end(page.replay, None, [p.live, p.final, p.replay], **direct)
     p.shelf.submit(told(page.generate.resume), **{**run, "inputs": [p.owner]})

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import queue
 import threading
 from dataclasses import replace
 from itertools import pairwise
@@ -355,6 +356,19 @@ def test_parts_that_need_not_know_each_other_are_made_at_once(tmp_path):
     assert events[-1].num_frames == 150
     make(replace(one, output=tmp_path / "whole.mp4"), tmp_path / "w2", Coloured())
     assert packets(one.output) == packets(tmp_path / "whole.mp4")
+
+
+def test_engines_may_be_more_than_the_parts_that_are_left(tmp_path, monkeypatch):
+    class Crowded(queue.SimpleQueue):
+        def empty(self) -> bool:  # as the loser of a race sees it
+            return False
+
+    monkeypatch.setattr(queue, "SimpleQueue", Crowded)
+    one = job(tmp_path)
+    (tmp_path / "w").mkdir()
+    with one.opened(tmp_path / "w") as opened:
+        events = list(opened.engine([Here(Coloured()) for _ in range(8)]).stream(opened.request))
+    assert events[-1].num_frames == 150
 
 
 def test_nobody_elses_files_are_touched(tmp_path):

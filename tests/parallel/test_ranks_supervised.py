@@ -100,6 +100,40 @@ def test_every_rank_has_a_share_and_all_stay_warm(ask, num_ranks):
     assert gone(before)
 
 
+def until(holds: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + 30.0
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def test_heartbeats_of_idle_ranks_are_read(pair, ask):
+    make(pair, ask())
+    for _ in range(3):
+        before = [pulse.at_s for pulse in pair.fleet.last_pulses]
+        until(
+            lambda before=before: all(
+                pulse.at_s > at_s for pulse, at_s in zip(pair.fleet.last_pulses, before, strict=True)
+            ),
+            "every rank's next heartbeat",
+        )
+
+
+def test_a_rank_lost_while_idle_is_seen_before_the_next_run(pair, ask):
+    make(pair, ask())
+    before = pids(pair)
+    psutil.Process(before[1]).kill()
+    until(lambda: gone(before), "the loss is seen, and all are ended")
+    assert len(make(pair, ask())) == BATCHES
+
+
+def test_ranks_of_this_machine_listen_to_it_alone(pair, ask):
+    make(pair, ask())
+    lines = [line for pid in pids(pair) for line in psutil.Process(pid).net_connections()]
+    open_at = {line.laddr.ip for line in lines if line.status == "LISTEN"}
+    assert open_at == {"127.0.0.1"}
+
+
 @pytest.mark.parametrize("asked", [RankedSource.plan_for, make])
 def test_a_run_is_stopped_while_the_ranks_are_starting(ask, asked):
     source = RankedSource(preset_of(2), roles=ROLES, limits=LIMITS)

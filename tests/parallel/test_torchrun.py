@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import socket
 import subprocess
@@ -10,15 +11,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from multiprocessing import Pipe
+from multiprocessing import AuthenticationError, Pipe
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from torch.distributed import HashStore
 
-from avatar.errors import BadInput, Cancelled, DoesNotFit, WorkerLost
+from avatar.errors import AvatarError, BadInput, Cancelled, DoesNotFit, WeightsMissing, WorkerLost
 from avatar.events import Notice
 from avatar.geometry import Size
 from avatar.media.intake import open_request
@@ -27,7 +29,8 @@ from avatar.parallel import attach, torchrun
 from avatar.parallel.attach import SECRET, Address
 from avatar.parallel.fleet import Limits
 from avatar.parallel.ranked import RankedSource
-from avatar.parallel.torchrun import Desk
+from avatar.parallel.reports import Failed, OutOfMemory, Pulse, from_json, to_json
+from avatar.parallel.torchrun import Desk, Signed
 from avatar.parallel.worker import Reporter
 from avatar.parcel import Parcel
 from avatar.preset import Fallback, load_preset
@@ -115,6 +118,97 @@ def test_frames_come_and_the_ranks_stay_for_the_next_page(source, address, ask):
     again = RankedSource(PRESET, attach=address, limits=LIMITS)
     assert np.array_equal(np.concatenate(make(again, ask())), np.concatenate(first))
     again.close()
+
+
+def test_ranks_listen_where_they_were_told_and_nowhere_else(source, address, ask):
+    make(source, ask())
+    ranks = [process for process in psutil.process_iter() if is_rank(process, address)]
+    assert len(ranks) == 2
+    open_at = [line.laddr.ip for rank in ranks for line in rank.net_connections() if line.status == "LISTEN"]
+    assert len(open_at) >= 2
+    assert set(open_at) == {"127.0.0.1"}
+
+
+def is_rank(process: psutil.Process, address: str) -> bool:
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return False
+    return (
+        "-m" in command
+        and "avatar" in command
+        and address in command
+        and "torch.distributed.run" not in command
+    )
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_of_a_stranger_in_the_store_is_unpickled_or_believed(tmp_path, monkeypatch):
+    store, passed = HashStore(), []
+    store.set("pulse-1", pickle.dumps(Bomb(tmp_path / "bomb")).hex())
+    store.set("failed-1", pickle.dumps(Bomb(tmp_path / "bomb")))
+    Signed(store, b"another secret of some letters").set("pulse-2", to_json(Pulse(2)))
+    ours = Signed(store, WORD.encode())
+    store.set("failed-2", store.get("pulse-2"))  # under another name, too
+    ours.set("pulse-3", to_json(Pulse(3, "role", "place", 4, 0.5, 6, None, 8)))
+    ours.set("failed-3", "[]")
+
+    def stop(seconds: float) -> None:
+        raise StopIteration
+
+    monkeypatch.setattr(torchrun.time, "sleep", stop)
+    with pytest.raises(StopIteration):
+        torchrun._relay(ours, 4, passed.append)
+    assert not (tmp_path / "bomb").exists()
+    assert [(report.rank, report.role, report.pinned_bytes) for report in passed] == [(3, "role", 8)]
+
+
+def test_a_rank_with_another_secret_is_refused():
+    store = HashStore()
+    Signed(store, b"another secret of some letters").set("meeting-0", "127.0.0.1 1")
+    with pytest.raises(AuthenticationError):
+        Signed(store, WORD.encode()).get("meeting-0")
+    Signed(store, WORD.encode()).set("meeting-0", "127.0.0.1 1")
+    store.set("meeting-1", store.get("meeting-0"))
+    assert Signed(store, WORD.encode()).get("meeting-0") == "127.0.0.1 1"
+    with pytest.raises(AuthenticationError):  # nor may a proof be moved
+        Signed(store, WORD.encode()).get("meeting-1")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AvatarError("It failed.", "Try."),
+        BadInput("Bad."),
+        DoesNotFit("Small.", "Grow."),
+        OutOfMemory.on(1, "GPU 2"),
+        WeightsMissing("None."),
+        WorkerLost("Gone."),
+    ],
+)
+def test_reports_are_the_same_after_json(error):
+    again = from_json(to_json(Failed(1, error, True, 2.5)))
+    assert isinstance(again, Failed)
+    assert (type(again.error), str(again.error)) == (type(error), str(error))
+    assert vars(again.error) == vars(error)
+    assert (again.rank, again.foreseen, again.at_s) == (1, True, 2.5)
+    pulse = Pulse(1, "role", "place", 4, 0.5, 6, 7, 8, 9.5)
+    assert from_json(to_json(pulse)) == pulse
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "127.1.2.3"])
+def test_a_loopback_address_is_known(host):
+    assert Address.parse(f"{host}:80").is_loopback
+    assert not Address.parse("0.0.0.0:80").is_loopback
 
 
 def test_cancel_leaves_them_ready(source, ask):
@@ -269,6 +363,10 @@ def test_what_is_no_address_is_refused(text):
     [
         ({}, "torchrun's environment is missing"),
         ({"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "3"}, "takes 2 ranks"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+            "Ranks on other machines cannot reach 127.0.0.1:7861",
+        ),
     ],
 )
 def test_a_worker_without_torchrun_or_with_the_wrong_number_is_refused(env, words):

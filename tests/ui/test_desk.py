@@ -249,3 +249,12 @@ def test_closing_ends_everything(counter):
             follow(run)
     assert c.engine.closed
     assert not list(c.gallery.folder.glob(".draft-*"))
+
+
+def test_a_draft_that_cannot_be_removed_ends_its_run_alone(counter, monkeypatch):
+    c = counter(ScriptedEngine(fail_at=0, error=AvatarError("The lamp went out.")))
+    monkeypatch.setattr(c.gallery, "discard", lambda draft: (_ for _ in ()).throw(OSError(5, "gone")))
+    with pytest.raises(AvatarError, match="lamp"):
+        follow(c.submit())
+    c.engine.fail_at = None
+    assert isinstance(follow(c.submit())[-1], Kept)

@@ -15,8 +15,9 @@ from starlette.testclient import TestClient
 
 import app
 from avatar import scratch
+from avatar.errors import BadInput
 from avatar.gallery import About, Gallery, video_name
-from avatar.scratch import PREFIX, Scratch
+from avatar.scratch import PREFIX, Scratch, is_written, writing_in
 from avatar.ui.examples import Examples
 from avatar.ui.routes import routes
 
@@ -121,6 +122,51 @@ def test_a_folder_that_somebody_else_removes_meanwhile_is_no_fault(tmp_path: Pat
         assert folder.is_dir()
 
 
+def test_a_link_named_like_a_scratch_folder_is_let_be(tmp_path: Path):
+    kept = tmp_path / "elsewhere"
+    kept.mkdir()
+    (kept / ".lock").touch()
+    (kept / "file").write_text("x")
+    (tmp_path / f"{PREFIX}x").symlink_to(kept)
+    (tmp_path / f"{PREFIX}y").symlink_to(tmp_path / "nowhere")
+    with Scratch(tmp_path) as folder:
+        assert folder.is_dir()
+    assert (kept / "file").read_text() == "x"
+
+
+def test_what_cannot_be_removed_keeps_nobody_from_starting(tmp_path: Path, monkeypatch):
+    dead = tmp_path / f"{PREFIX}dead"
+    dead.mkdir()
+    (dead / ".lock").touch()
+    remove = scratch.shutil.rmtree
+
+    def refuse(path: Path) -> None:
+        if path == dead:
+            raise PermissionError(13, "Permission denied")
+        remove(path)
+
+    monkeypatch.setattr(scratch.shutil, "rmtree", refuse)
+    with Scratch(tmp_path) as folder:
+        assert folder.is_dir()
+
+
+def test_a_folder_in_which_an_engine_still_writes_stays(tmp_path: Path):
+    dead = tmp_path / f"{PREFIX}dead"
+    (dead / "run").mkdir(parents=True)
+    (dead / ".lock").touch()
+    for folder in (dead, dead / "run"):
+        with writing_in(folder), Scratch(tmp_path):
+            assert dead.exists()
+            assert is_written(folder)
+    with Scratch(tmp_path):
+        assert not dead.exists()
+
+
+def test_no_temporary_folder_is_told(tmp_path: Path):
+    with pytest.raises(BadInput, match="No temporary folder can be made"), Scratch(tmp_path / "nowhere"):
+        pass
+
+
 def test_importing_the_app_loads_neither_torch_nor_gradio():
     code = "import app, sys; assert not {'torch', 'gradio', 'onnxruntime'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -187,6 +233,38 @@ def test_a_taken_port_ends_in_one_line(tmp_path: Path):
     assert ended.returncode == 2
     assert "Choose another --port" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--port", "99999"], "'99999' must be a whole number from 0 to 65535"),
+        (["--port", "-1"], "must be a whole number"),
+        (["--port", "page"], "must be a whole number"),
+        (["--queue-size", "-1"], "must be a whole number"),
+        (["--max-upload", "nan"], "must be a number, 0 or more"),
+        (["--keep-days", "-3"], "must be a number, 0 or more"),
+        (["--disk-limit", "inf"], "must be a number, 0 or more"),
+        (["--host", "no.such.host.invalid"], "Cannot listen on no.such.host.invalid"),
+        (["--host", "ö" * 80], "Cannot listen on"),
+        (["--outputs", "/proc/x"], "The outputs folder cannot be used"),
+        (["--outputs", "/etc/hostname"], "The outputs folder cannot be used"),
+        (["--outputs", "/etc/hostname/x"], "The outputs folder cannot be used"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(arguments: list[str], words: str):
+    command = [sys.executable, "app.py", "--port", "0", *arguments]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_word_of_the_environment_is_judged_too(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setenv("AVATAR_GALLERY", "everybody")
+    with pytest.raises(SystemExit):
+        app.parse_arguments([])
+    assert "$AVATAR_GALLERY is 'everybody'" in capsys.readouterr().err
 
 
 def test_a_wrong_preset_ends_in_one_line(tmp_path: Path):

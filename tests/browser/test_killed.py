@@ -1,0 +1,129 @@
+"""Processes killed at random moments of a run on the page: the next run works, what was shown is kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from gradio_client import Client, handle_file
+from visiting import PORTRAIT, Server, Visitor, start_server, wait_until
+
+log = logging.getLogger(__name__)
+
+NUM_KILLS = int(os.environ.get("AVATAR_TEST_KILLS", "2"))
+LONGEST_S = 6.0  # from the press to the kill
+ENGINE, RANK = "avatar.worker", "avatar.parallel.worker"
+FRAME_S = 0.04
+PLAYER_S = 0.1  # by so much a player's clock may be ahead of what it shows
+
+Visit = Callable[..., Visitor]
+
+
+def processes(server: Server, module: str = "") -> list[psutil.Process]:
+    """The server's children that run a module, or all of them."""
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    return [child for child in children if not module or module in command_of(child)]
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Its command line; [] for one that has just ended, as those of ffmpeg do."""
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
+
+
+def kill_one(server: Server, module: str) -> None:
+    wait_until(lambda: processes(server, module), f"{module} runs")
+    processes(server, module)[0].kill()
+
+
+def shown_s(visitor: Visitor) -> float:
+    """How much of the run that goes on has been played."""
+    return float(visitor.page.evaluate("document.querySelector('#live video')?.currentTime ?? 0"))
+
+
+def kept_s(server: Server, before: list[Path]) -> float:
+    """The longest of the new videos."""
+    new = [path for path in server.videos() if path not in before]
+    return max(
+        (json.loads((path.parent / "about.json").read_text())["duration_s"] for path in new), default=0
+    )
+
+
+def press_and_wait(visitor: Visitor, chance: random.Random) -> tuple[float, bool]:
+    """Begin a run; after a while, how much of it was shown, and whether Stop has been pressed."""
+    visitor.generate()
+    visitor.wait_state("running", "waiting")
+    if chance.random() < 0.7:  # else also before anything is shown
+        visitor.page.wait_for_function("document.querySelector('#live video')?.currentTime > 0")
+    time.sleep(chance.uniform(0.0, LONGEST_S))
+    shown, stops = shown_s(visitor), chance.random() < 0.4
+    if stops and visitor.page.is_enabled("#stop"):
+        visitor.page.click("#stop")
+        time.sleep(chance.uniform(0.0, 0.05))
+    return shown, stops
+
+
+def make_whole(server: Server, speech: Path, preset: str) -> None:
+    """Another visitor's run, from its beginning to its end."""
+    client = Client(server.url, verbose=False)
+    client.predict(handle_file(PORTRAIT), handle_file(speech), preset, api_name="/generate")
+
+
+@pytest.mark.parametrize(("module", "preset"), [(ENGINE, "cpu-preview"), (RANK, "self-test")])
+def test_a_process_killed_beneath_the_page(
+    tmp_path: Path, visit: Visit, long_speech: Path, short_speech: Path, module: str, preset: str
+):
+    server, chance = start_server(tmp_path, "--preset", preset), random.Random(7)
+    try:
+        visitor = visit(server.url)
+        visitor.choose(speech=long_speech)
+        for number in range(NUM_KILLS):
+            before = server.videos()
+            shown, stops = press_and_wait(visitor, chance)
+            kill_one(server, module)
+            if not stops and chance.random() < 0.4 and visitor.page.is_enabled("#stop"):
+                time.sleep(chance.uniform(0.0, 0.05))
+                visitor.page.click("#stop", force=True)
+            visitor.wait_state("failed", "stopped", "done")
+            log.info("kill %d: %.2f s were shown, %.2f s kept", number, shown, kept_s(server, before))
+            assert kept_s(server, before) >= shown - PLAYER_S
+            make_whole(server, short_speech, preset)
+        assert server.process.poll() is None
+        wait_until(lambda: not server.leftovers(), "temporary files are gone")
+    finally:
+        server.stop()
+
+
+def test_the_page_killed(tmp_path: Path, visit: Visit, long_speech: Path, short_speech: Path):
+    server, chance = start_server(tmp_path), random.Random(8)
+    try:
+        for number in range(NUM_KILLS):
+            before, visitor = server.videos(), visit(server.url)
+            visitor.choose(speech=long_speech)
+            shown, _ = press_and_wait(visitor, chance)
+            children = processes(server)
+            server.process.kill()
+            server.process.wait()
+            visitor.context.close()
+            server = start_server(tmp_path)
+            _, left = psutil.wait_procs(children, timeout=40)
+            assert not left, "the processes of a page that is gone are gone, too"
+            visit(server.url)  # the gallery looks again
+            wait_until(
+                lambda server=server, before=before, shown=shown: kept_s(server, before) >= shown - PLAYER_S,
+                "what was shown is kept",
+            )
+            log.info("kill %d: %.2f s were shown, %.2f s kept", number, shown, kept_s(server, before))
+            make_whole(server, short_speech, "cpu-preview")
+            assert not list(server.outputs.glob(".draft-*"))
+    finally:
+        server.stop()
