@@ -31,6 +31,7 @@ class Job:
     """One video. preset: resolved. checkpoint_every: clips, or seconds for the preview; None: in one piece.
 
     resume: go on where an earlier run was ended; a video that is finished is not made again.
+    tokenizer: the folder of the checkpoint's, by which the prompt is counted; None: the engine counts it.
     """
 
     image: Path
@@ -44,6 +45,7 @@ class Job:
     independent: bool = False
     keep_parts: bool = False
     resume: bool = False
+    tokenizer: Path | None = None
 
     @property
     def parts_folder(self) -> Path:
@@ -71,6 +73,7 @@ class Job:
             face_points=self._face_points(),
             head_only=self.head_only,
             limits=self._limits(long),
+            tokenizer=self.tokenizer,
         )
         finished = self._finished(request) if self.resume and not half_made else None
         if finished is not None:

@@ -12,9 +12,12 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from avatar import sizes
 from avatar.errors import BadInput
+from avatar.geometry import Size
 from avatar.media.files import check_file, display_name
 from avatar.media.limits import Limits
+from avatar.preset import Preset
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,12 @@ def open_portrait(path: Path, *, name: str | None = None, limits: Limits | None 
             raise BadInput(
                 f"{name} is damaged or cut short.", "Export or download it again, or choose another portrait."
             ) from error
+
+
+def video_size(portrait: Path, preset: Preset) -> Size:
+    """The size of a preset's video of a portrait that intake has written. Raises: BadInput."""
+    with Image.open(portrait) as image:
+        return sizes.video_size(preset.engine, image.width, image.height, preset.generation.size)
 
 
 def _open_header(file: BinaryIO, name: str, limits: Limits) -> Image.Image:

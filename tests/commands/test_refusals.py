@@ -99,6 +99,8 @@ def test_published_flags_that_cannot_be_honoured_are_refused_by_name(inputs, mac
     [
         (["--preset", "80g"], 2, "Did you mean '80gb'"),
         (["--size", "abc"], 2, "abc"),
+        (["--size", "4096*4096"], 2, "cannot make size 4096*4096"),
+        (["--preset", "cpu-preview", "--size", "2*2"], 2, "cannot make size 2*2"),
         (["--seed", "-1"], 2, "seed"),
         (["--preset", "80gb"], 4, "NVIDIA"),
         (["--preset", "4x4090-low-vram"], 4, "4 NVIDIA GPUs"),

@@ -13,13 +13,12 @@ from torch import Tensor
 from avatar.errors import BadInput, WeightsMissing
 from avatar.models.checkpoint import open_checkpoint
 from avatar.models.text_encoder import (
-    MAX_TOKENS,
     PromptTokenizer,
     TextEncoder,
-    clean_prompt,
     transformers_name,
 )
 from avatar.models.vae import VideoVAE
+from avatar.prompt_tokens import MAX_TOKENS, clean_prompt
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VAE_FILE = GOLDEN / "Wan2.1_VAE.tiny.pth"
