@@ -189,7 +189,11 @@ def load_preset(name_or_path: str, folder: Path = PRESETS_DIR) -> Preset:
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = folder / f"{name_or_path}.toml"
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        is_there = False
+    if not is_there:
         names = [p.stem for p in sorted(folder.glob("*.toml"))]
         raise BadInput(
             f"There is no preset {name_or_path!r}.{_nearest(name_or_path, names)}",

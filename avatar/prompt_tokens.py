@@ -6,6 +6,7 @@ import html
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from avatar.checkpoint_places import DOWNLOAD_COMMAND
 from avatar.errors import BadInput, WeightsMissing
@@ -20,20 +21,24 @@ def token_ids(prompt: str, folder: Path, max_tokens: int = MAX_TOKENS) -> list[i
     Raises: WeightsMissing, or BadInput with the count when the prompt is longer than max_tokens: nothing is
     cut.
     """
-    file = folder / TOKENIZER_FILE
-    try:
-        tokenizer = _tokenizer(file, file.stat().st_mtime_ns)
-    except OSError as error:
-        raise WeightsMissing(
-            f"{folder.name}/{TOKENIZER_FILE} is missing from the checkpoint.", _fetch_again()
-        ) from error
-    ids: list[int] = tokenizer.encode(clean_prompt(prompt)).ids
+    ids: list[int] = open_tokenizer(folder).encode(clean_prompt(prompt)).ids
     if len(ids) > max_tokens:
         raise BadInput(
             f"The prompt is {len(ids)} tokens long; the model reads at most {max_tokens}.",
             "Shorten it: a description of one scene in a few sentences is what the model knows.",
         )
     return ids
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a folder, kept for the next time. Raises: WeightsMissing."""
+    file = folder / TOKENIZER_FILE
+    try:
+        return _tokenizer(file, file.stat().st_mtime_ns)
+    except OSError as error:
+        raise WeightsMissing(
+            f"{folder.name}/{TOKENIZER_FILE} is missing from the checkpoint.", _fetch_again()
+        ) from error
 
 
 def clean_prompt(prompt: str) -> str:
@@ -47,7 +52,7 @@ def clean_prompt(prompt: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(file: Path, mtime_ns: int):  # type: ignore[no-untyped-def]  # the library is imported late
+def _tokenizer(file: Path, mtime_ns: int) -> Any:
     """The tokenizer of a file, which takes half a second to read. Raises: OSError, WeightsMissing."""
     from tokenizers import Tokenizer
 

@@ -25,6 +25,9 @@ WORKING_SIDE_PX = 2048  # longest side of what engines are given
 BACKDROP = (224, 224, 224)  # neutral light grey behind transparent parts
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF")
+_JPEG = ("JPEG", "MPO")
+_END_MARK, _NOISE = b"\xff\xd9", b"\x55" * 4096
+_LAST_ROWS = 16  # of a JPEG, which are coded together: a few bytes short they may be wrong
 _STILLS = ("MPO", "HEIF")  # phones put several pictures into one file, the first being the one that is meant
 _READABLE = "Use a PNG, JPEG, WebP, AVIF or HEIC file."
 
@@ -56,7 +59,7 @@ def open_portrait(path: Path, *, name: str | None = None, limits: Limits | None 
         image = _open_header(file, name, limits)
         _check_header(image, name, limits)
         try:
-            return _decode(image, name)
+            return _decode(_loaded(image, file), name)
         except BadInput:
             raise
         except Exception as error:  # Pillow's decoders raise a dozen kinds of errors for damaged data
@@ -115,10 +118,41 @@ def _too_large(name: str, shape: str, limits: Limits) -> BadInput:
     )
 
 
-def _decode(image: Image.Image, name: str) -> Portrait:
-    notices: list[str] = []
+def _loaded(image: Image.Image, file: BinaryIO) -> Image.Image:
+    """The picture with its pixels. Raises: what Pillow raises for damaged data."""
+    try:
+        return _load(image)
+    except OSError:
+        if image.format not in _JPEG:
+            raise
+        file.seek(0)
+        whole = _unended(file.read())
+        if whole is None:
+            raise
+        return whole
+
+
+def _load(image: Image.Image) -> Image.Image:
     image.draft(image.mode, (WORKING_SIDE_PX, WORKING_SIDE_PX))  # JPEG only: decode no finer than is needed
     image.load()
+    return image
+
+
+def _unended(data: bytes) -> Image.Image | None:
+    """A JPEG that lacks but its end mark, as browsers show it; None where some of the picture is missing.
+
+    If all of it is there, what stands before the end mark changes nothing.
+    """
+    data = data.removesuffix(_END_MARK[:1])
+    found, other = (
+        _load(Image.open(BytesIO(data + more + _END_MARK), formats=_JPEG)) for more in (b"", _NOISE)
+    )
+    rows = (np.asarray(found) != np.asarray(other)).reshape(found.height, -1).any(axis=1)
+    return found if rows.sum() <= _LAST_ROWS else None
+
+
+def _decode(image: Image.Image, name: str) -> Portrait:
+    notices: list[str] = []
     profile = image.info.get("icc_profile")
     image = _to_eight_bits(image)
     image.thumbnail((WORKING_SIDE_PX, WORKING_SIDE_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)

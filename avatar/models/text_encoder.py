@@ -22,7 +22,7 @@ from avatar.models.tensor_files import (
     require_match,
     shard_files,
 )
-from avatar.prompt_tokens import token_ids
+from avatar.prompt_tokens import open_tokenizer, token_ids
 
 SHARED = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under two names
 BLOCK = "encoder.block."
@@ -47,7 +47,8 @@ class PromptTokenizer:
     """Prompts to token ids, without loading the encoder."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: that of tokenizer.json."""
+        """folder: that of tokenizer.json. Raises: WeightsMissing."""
+        open_tokenizer(folder)
         self._folder = folder
 
     def __call__(self, prompt: str) -> Tensor:

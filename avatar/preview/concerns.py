@@ -21,12 +21,13 @@ from avatar.request import Request
 
 SMALL_PORTRAIT_PX = 256  # shorter side; below it there is little of a face to enlarge
 SMALL_FACE_PX = 40  # height in the video; the mouth is then a dozen pixels wide and opens by three or four
-CUT_OFF_CODES = frozenset(("mouth_cut_off", "chin_cut_off"))
+NO_USE_OF_POINTS = frozenset(("mouth_cut_off", "chin_cut_off", "mouth_covered"))  # nothing to place them on
 CUT_OFF = 0.03  # a point so far outside the picture, over face height, is surely outside
 
 # Lips are redder or darker than the skin around them: 2·Δa − ΔL in 8-bit CIELAB. Measured on photographs and
 # drawings: 17 and more where they are seen; −30 to 12 under hands, masks and plain colours.
 LIPS_STAND_OUT = 14.0
+DOUBTFUL_LIPS = 0.0  # where the face was found with doubt, its lips may not be where they are looked for
 # Landmarks of an uncovered mouth in a clear picture are steadier, and refined less, than this.
 UNSTEADY_JITTER = 0.0065
 UNSURE_LIPS = 0.0085
@@ -89,7 +90,7 @@ def concerns(image: np.ndarray, face: Face | None, video: Size, name: str) -> li
             " Take a picture that shows the whole face, with some room below."
         )
         found.append(_warning("chin_cut_off", text, name=name))
-    elif face.jitter <= SURE_JITTER and mouth_covered(image, face):
+    elif mouth_covered(image, face):
         text = (
             f"The mouth in {name} seems to be covered, by a hand perhaps: lips drawn over it look wrong."
             " Take a picture in which the mouth is free."
@@ -113,7 +114,8 @@ def mouth_covered(image: np.ndarray, face: Face) -> bool:
     if face.origin != "model" or (face.jitter < UNSTEADY_JITTER and face.lip_doubt < UNSURE_LIPS):
         return False
     contrast = _lip_contrast(image, face)
-    return contrast is not None and contrast < LIPS_STAND_OUT
+    needed = LIPS_STAND_OUT if face.jitter <= SURE_JITTER else DOUBTFUL_LIPS
+    return contrast is not None and contrast < needed
 
 
 def _warning(code: str, text: str, **values: object) -> Notice:

@@ -13,7 +13,7 @@ from avatar.events import Notice, Phase, Progress
 from avatar.geometry import Size
 from avatar.media.portrait import read_portrait
 from avatar.media.speech import SpeechReader
-from avatar.preview.concerns import CUT_OFF_CODES, concerns
+from avatar.preview.concerns import NO_USE_OF_POINTS, concerns
 from avatar.preview.face import Face, find_face
 from avatar.preview.landmarks import Crop, landmarks
 from avatar.preview.performance import perform
@@ -105,7 +105,7 @@ def face_of(request: Request, image: np.ndarray) -> tuple[Face, list[Notice]]:
             " chin that is cut off: on the picture's edge), or let only the head move.",
         )
     worries = concerns(image, found.face, size, request.portrait_name)
-    if found.verdict == "weak" and not {notice.code for notice in worries} & CUT_OFF_CODES:
+    if found.verdict == "weak" and not {notice.code for notice in worries} & NO_USE_OF_POINTS:
         name = request.portrait_name
         text = f"The face in {name} was found with doubt; place its points if the mouth moves wrongly."
         worries.append(Notice("weak_face", text, "warning"))
