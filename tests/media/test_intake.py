@@ -135,10 +135,10 @@ def test_a_long_prompt_is_refused_before_the_portrait_is_opened(tmp_path: Path) 
 
 
 def test_a_portrait_without_room_is_refused_before_the_speech_is_read(tmp_path: Path) -> None:
-    preset = Preset(**PRESET_SETTINGS | {"engine": "diffusion"}).with_settings(size="384*256")
+    preset = Preset(**PRESET_SETTINGS | {"engine": "diffusion"}).with_settings(size="128*128")
     Image.new("RGB", (2000, 64)).save(tmp_path / "long.png")
     speech = write_wav(tmp_path / "s.wav", np.zeros(16_000), 16_000)  # silent, which would be refused
-    with pytest.raises(BadInput, match=r"2000 x 64 pixels does not fit size 384\*256"):
+    with pytest.raises(BadInput, match=r"2000 x 64 pixels does not fit size 128\*128"):
         open_request(tmp_path / "long.png", speech, preset, output=tmp_path / "o.mp4", work=tmp_path / "w")
 
 
