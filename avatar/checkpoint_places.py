@@ -95,6 +95,11 @@ class Checkpoint:
     complete: bool = False
     layout: Layout = OFFICIAL
 
+    @property
+    def tokenizer(self) -> Path | None:
+        """The folder of the prompt's tokenizer; None where there is no checkpoint."""
+        return self.base / self.layout.tokenizer if self.base is not None and self.complete else None
+
 
 def checkpoint_places(ckpt_dir: Path | None = None) -> list[Path]:
     """Folders to look in, in order: ckpt_dir, $AVATAR_WEIGHTS, ./ckpt. The hub's cache comes after them."""

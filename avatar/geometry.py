@@ -114,6 +114,16 @@ def _padded(side: int) -> int:
     return math.ceil(side / SIDE_MULTIPLE) * SIDE_MULTIPLE
 
 
+def covering_size(width: int, height: int, size: Size) -> Size:
+    """A picture's size once it is scaled to cover another, to be cropped about its centre.
+
+    The side that fits is exact, the other one is cut down to whole pixels. Source: torchvision's Resize.
+    """
+    if width * size.height <= height * size.width:
+        return Size(size.width, size.width * height // width)
+    return Size(size.height * width // height, size.height)
+
+
 def audio_indices(num_frames: int, fps: int = FPS) -> np.ndarray:
     """For each video frame the index of its speech feature at 30 Hz; past the end of the speech come zeros.
 

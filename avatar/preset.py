@@ -11,7 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from avatar.abilities import refuse_settings
 from avatar.errors import BadInput
-from avatar.geometry import FPS, Size, output_size
+from avatar.geometry import FPS, Size
+from avatar.sizes import check_size
 
 PRESETS_DIR = Path(__file__).resolve().parent.parent / "presets"
 
@@ -148,9 +149,7 @@ def check(preset: Preset) -> None:
     Raises: BadInput naming the setting, what it may be, and what it was.
     """
     g, p = preset.generation, preset.parallel
-    size = Size.parse(g.size)
-    if preset.engine == "diffusion":
-        output_size(size.width, size.height, size)  # refuses what is too small for the model's grid
+    check_size(preset.engine, Size.parse(g.size))
     _must(
         g.infer_frames >= 16 and g.infer_frames % 4 == 0,
         "infer_frames",
@@ -190,7 +189,11 @@ def load_preset(name_or_path: str, folder: Path = PRESETS_DIR) -> Preset:
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = folder / f"{name_or_path}.toml"
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        is_there = False
+    if not is_there:
         names = [p.stem for p in sorted(folder.glob("*.toml"))]
         raise BadInput(
             f"There is no preset {name_or_path!r}.{_nearest(name_or_path, names)}",

@@ -16,6 +16,7 @@ from avatar.geometry import (
     Geometry,
     Size,
     audio_indices,
+    covering_size,
     num_blocks,
     output_size,
 )
@@ -27,6 +28,43 @@ def test_output_sizes_are_the_public_ones():
     for case in json.loads((GOLDEN / "output_sizes.json").read_text()):
         found = output_size(case["portrait_width"], case["portrait_height"], case["size"])
         assert found == Size(case["width"], case["height"]), case
+
+
+@pytest.mark.parametrize(
+    ("portrait", "size", "covering"),
+    [
+        ((720, 1280), (384, 640), (384, 682)),
+        ((1280, 720), (640, 384), (682, 384)),
+        ((1826, 2151), (448, 512), (448, 527)),
+        ((2126, 985), (704, 384), (828, 384)),
+        ((816, 2817), (192, 512), (192, 662)),
+        ((512, 512), (448, 448), (448, 448)),
+        ((500, 1000), (448, 448), (448, 896)),
+        ((1000, 500), (512, 512), (1024, 512)),
+        ((3, 1), (64, 64), (192, 64)),
+    ],
+)
+def test_a_covering_size_is_torchvisions(portrait, size, covering):
+    """Its Resize gives the long side as int(short * long / short), these numbers."""
+    assert covering_size(*portrait, Size(*size)) == Size(*covering)
+
+
+def test_a_covering_size_follows_torchvision_where_it_covers():
+    """Where the shorter side alone does not, torchvision would leave bars: there the longer one decides."""
+    num_covered = 0
+    for case in json.loads((GOLDEN / "output_sizes.json").read_text()):
+        portrait = case["portrait_width"], case["portrait_height"]
+        size, (short, long) = Size(case["width"], case["height"]), sorted(portrait)
+        sides = min(size.width, size.height), int(min(size.width, size.height) * long / short)
+        resized = sides if portrait[0] <= portrait[1] else sides[::-1]
+        found = covering_size(*portrait, size)
+        if resized[0] >= size.width and resized[1] >= size.height:
+            num_covered += 1
+            assert found == Size(*resized), case
+        assert found.width >= size.width
+        assert found.height >= size.height
+        assert found.width == size.width or found.height == size.height
+    assert num_covered > 80
 
 
 @pytest.mark.parametrize("portrait", [(1, 1), (64, 64), (5000, 40), (31, 4000), (20_000, 20_000)])

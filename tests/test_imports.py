@@ -18,6 +18,7 @@ FILES = [ROOT / "app.py", *sorted((ROOT / "avatar").rglob("*.py"))]
 FLOORS = [
     {"errors"},
     {"geometry", "abilities", "checkpoint_places"},
+    {"sizes", "prompt_tokens"},
     {"preset"},
     {"events", "request", "scratch", "child"},
     {"engine", "service", "parcel"},  # the protocol; open_engine is its one way up

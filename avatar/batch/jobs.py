@@ -65,6 +65,7 @@ class Entry:
             independent=wishes.get("independent", False),
             keep_parts=wishes.get("keep_parts", False),
             resume=resume,
+            tokenizer=inventory.checkpoint.tokenizer,
         )
 
 

@@ -25,11 +25,13 @@ from avatar.events import Event, Finished, Notice, PartDone, Progress, Segment
 from avatar.long.job import Job
 from avatar.media.files import joined_name, minutes
 from avatar.media.keeping import kept_outside
+from avatar.media.portrait import video_size
 from avatar.memory.fit import require
 from avatar.memory.inventory import probe
 from avatar.parallel.attach import Address, secret
 from avatar.parallel.layout import Layout
 from avatar.preset import Preset
+from avatar.preview.concerns import portrait_notices
 from avatar.request import Request
 from avatar.scratch import Scratch
 
@@ -94,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         independent=args.independent,
         keep_parts=args.keep_parts,
         resume=args.resume,
+        tokenizer=inventory.checkpoint.tokenizer if args.attach is None else None,
     )
     with Scratch() as work, kept_outside(output), job.opened(work) as opened:
         if opened.finished is not None:
@@ -130,6 +133,8 @@ def _follow(engine: Engine, request: Request, as_json: bool) -> int:
     finished: Finished | None = None
     show = _show_json(request) if as_json else _show_bar(request)
     with stopped_by_signals(engine.cancel) as stop, show as told:
+        for notice in portrait_notices(request):
+            told(notice)
         for event in engine.stream(request):
             if stop.number is not None:  # it may have come before the engine had begun
                 engine.cancel()
@@ -154,8 +159,9 @@ def _tell_finished(video: Path, as_json: bool) -> int:
 
 @contextmanager
 def _show_json(request: Request) -> Iterator[Any]:
-    preset = request.preset
+    preset, size = request.preset, video_size(request.portrait, request.preset)
     started = {"preset": preset.name, "engine": preset.engine, "num_frames": request.num_frames}
+    started |= {"width": size.width, "height": size.height}
     write_json({"event": "started", **started})
     yield lambda event: write_json({"event": type(event).__name__.lower(), **asdict(event)})
 
@@ -164,7 +170,9 @@ def _show_json(request: Request) -> Iterator[Any]:
 def _show_bar(request: Request) -> Iterator[Any]:
     """A progress bar on standard error, with what is to be told above it."""
     err = console(sys.stderr)
-    err.print(f"preset {request.preset.name}, {request.preset.engine} engine", markup=False)
+    size = video_size(request.portrait, request.preset)
+    words = f"preset {request.preset.name}, {request.preset.engine} engine, {size.width}×{size.height} pixels"
+    err.print(words, markup=False)
     columns = (
         TextColumn("{task.description:<10}"),
         BarColumn(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -12,12 +13,17 @@ from avatar.abilities import unsupported
 from avatar.commands.output import console, write_json
 from avatar.commands.settings import add_preset, chosen_preset
 from avatar.errors import BadInput, DoesNotFit
+from avatar.geometry import Size
+from avatar.media import prompt
+from avatar.media.limits import Limits
+from avatar.media.portrait import read_portrait
 from avatar.memory.fit import way_out
 from avatar.memory.inventory import Inventory, probe
 from avatar.memory.placement import ALL_ON_GPU, Placement
 from avatar.memory.plan import ALWAYS, DevicePlan, Plan, describe, gib
 from avatar.memory.planner import plan
-from avatar.preset import capability
+from avatar.preset import Preset, capability
+from avatar.sizes import video_size
 
 MOST_GPUS = 1024  # of an imagined machine
 
@@ -33,6 +39,9 @@ def add(commands: Any) -> None:
     machine.add_argument("--vram", type=float, metavar="GIB", help="memory of each GPU")
     machine.add_argument("--ram", type=float, metavar="GIB", help="host memory (64)")
     machine.add_argument("--compute_capability", metavar="X.Y", help="of each GPU (8.9)")
+    parser.add_argument(
+        "--image", type=Path, metavar="FILE", help="a portrait, to be told which size its video will have"
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_preset(parser)
     parser.set_defaults(run=run)
@@ -42,17 +51,35 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan; the exit code says whether it fits."""
     inventory = _inventory(args)
     preset = chosen_preset(args, inventory)
+    check_prompt(preset, inventory)
+    video = None if args.image is None else size_of(args.image, preset)
     planned = plan(preset, inventory)
     remedy = "" if planned.fits else way_out(preset, inventory)
     not_yet = unsupported(preset)
     if args.json:
         told = {"imagined": inventory.imagined, "way_out": remedy, "unsupported": not_yet}
+        told |= {"video": None if video is None else {"width": video.width, "height": video.height}}
         write_json({**planned.as_dict(), **told})
     else:
+        if video is not None:
+            words = f"{args.image.name} becomes a video of {video.width}×{video.height} pixels."
+            console().print(words, markup=False)
         _print(planned, remedy)
         for line in not_yet:
             console().print(line, markup=False)
     return 0 if planned.fits else DoesNotFit.exit_code
+
+
+def check_prompt(preset: Preset, inventory: Inventory) -> None:
+    """Count the prompt, if the checkpoint is here. Raises: BadInput when it is too long."""
+    tokenizer = inventory.checkpoint.tokenizer if preset.requires.weights == "live-avatar" else None
+    prompt.check_prompt(preset.generation.prompt, Limits().max_prompt_tokens, tokenizer)
+
+
+def size_of(portrait: Path, preset: Preset) -> Size:
+    """The size of a portrait's video. Raises: BadInput."""
+    height, width = read_portrait(portrait).shape[:2]
+    return video_size(preset.engine, width, height, preset.generation.size)
 
 
 def _inventory(args: argparse.Namespace) -> Inventory:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from avatar.diffusion.carry import Carry
-from avatar.diffusion.conditions import REFERENCE
 from avatar.diffusion.denoise import Conditions
 from avatar.diffusion.framing import LEVELS, resized, still
 from avatar.geometry import (
@@ -26,6 +25,8 @@ from avatar.geometry import (
 )
 from avatar.models.vae import VideoVAE
 from avatar.request import Request
+
+ANCHOR = slice(1, 2)  # of a picture repeated for five frames: the first latent frame that stands for four
 
 
 @dataclass
@@ -81,13 +82,17 @@ class Baton:
         return replace(conditions, motion=vae.encode(_video(resized(np.stack(self.recent), size)))[0])
 
     def anchor_for(self, size: Size, vae: VideoVAE) -> Tensor | None:
-        """The anchor at the model's size; where that has changed, the first picture, encoded anew."""
+        """The anchor at the model's size; where that has changed, the first picture, encoded anew.
+
+        The anchor is a generated latent, which stands for four frames: so the picture is encoded as five, and
+        the second latent frame is taken.
+        """
         latent = (size.height // VAE_SPACE_STRIDE, size.width // VAE_SPACE_STRIDE)
         if self.anchor is None or self.anchor.shape[2:] == latent:
             return self.anchor
         assert self.picture is not None  # it was shown before any other size was taken
         standing = _video(resized(self.picture[None], size))
-        return vae.encode_still(standing, 1 + VAE_TIME_STRIDE)[0][:, REFERENCE]
+        return vae.encode_still(standing, 1 + VAE_TIME_STRIDE)[0][:, ANCHOR]
 
     def pass_latents(self, block: Tensor) -> None:
         """A block has been generated."""

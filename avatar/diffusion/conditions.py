@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from avatar.diffusion.denoise import Conditions
-from avatar.geometry import MOTION_FRAMES, Size
+from avatar.geometry import MOTION_FRAMES, Size, covering_size
 from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.speech_encoder import Listen, SpeechEncoder, SpeechFeatures
 from avatar.models.text_encoder import PromptTokenizer, TextEncoder
@@ -23,7 +23,7 @@ from avatar.models.vae import VideoVAE
 EncodeText = Callable[[Tensor], Tensor]
 """A prompt's token ids, 1 N, to its hidden states, N D; nothing of the encoder stays in memory."""
 
-REFERENCE = slice(1, 2)  # of the motion latents: the second latent frame of the portrait repeated
+REFERENCE = slice(0, 1)  # of the portrait's motion latents: the portrait encoded as a single frame
 NUM_REMEMBERED = 8  # prompts, and portraits
 
 
@@ -101,14 +101,15 @@ class LoneTextEncoder:
 
 
 def prepare_portrait(path: Path, size: Size) -> Tensor:
-    """The portrait scaled to cover the size and centre-cropped, 3 H W float32 in -1..1."""
+    """The portrait scaled to cover the size and centre-cropped, 3 H W float32 in -1..1.
+
+    Source: torchvision's Resize and CenterCrop, to the pixel.
+    """
     with Image.open(path) as source:
         image = source.convert("RGB")
-    scale = max(size.width / image.width, size.height / image.height)
-    width = max(round(image.width * scale), size.width)
-    height = max(round(image.height * scale), size.height)
-    left, top = (width - size.width) // 2, (height - size.height) // 2
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    scaled = covering_size(image.width, image.height, size)
+    left, top = round((scaled.width - size.width) / 2), round((scaled.height - size.height) / 2)
+    image = image.resize((scaled.width, scaled.height), Image.Resampling.BILINEAR)
     image = image.crop((left, top, left + size.width, top + size.height))
     pixels = torch.from_numpy(np.array(image, dtype=np.float32))
     return pixels.permute(2, 0, 1).div(127.5).sub(1.0).contiguous()
@@ -117,7 +118,7 @@ def prepare_portrait(path: Path, size: Size) -> Tensor:
 def encode_portrait(vae: VideoVAE, image: Tensor) -> Tensor:
     """The portrait as motion latents, 16 19 h w float32: it stood still for 73 frames.
 
-    The encoder sees no future, so the second latent frame is that of five frames alike: the reference.
+    The encoder is causal, so the first latent frame is that of the portrait as one frame: the reference.
     """
     return vae.encode_still(image[None, :, None], MOTION_FRAMES)[0]
 

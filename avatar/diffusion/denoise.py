@@ -208,7 +208,7 @@ class LocalDenoiser:
                 block=block,
                 latents=self._upload(block.noise),
                 pose=None if block.pose is None else self._upload(block.pose),
-                audio=self.transformer.casual_audio_encoder(self._upload(block.audio)),
+                audio=self.transformer.embed_audio(self._upload(block.audio)),
                 table=block_table(
                     self.geometry, block.first_frame, self.transformer.config.head_dim, self.device
                 ),

@@ -13,6 +13,7 @@ from PIL import Image
 
 from avatar.diffusion.conditions import prepare_portrait
 from avatar.geometry import Size, output_size
+from avatar.media import portrait
 from avatar.preset import Preset
 from avatar.request import Request
 
@@ -21,8 +22,7 @@ LEVELS = 127.5  # of a pixel from 0 to 1
 
 def video_size(request: Request) -> Size:
     """The video's own size: the portrait's aspect within the preset's area."""
-    with Image.open(request.portrait) as portrait:
-        return output_size(portrait.width, portrait.height, request.preset.generation.size)
+    return portrait.video_size(request.portrait, request.preset)
 
 
 def size_within(stream: Size, preset: Preset) -> Size:
@@ -30,18 +30,18 @@ def size_within(stream: Size, preset: Preset) -> Size:
     return output_size(stream.width, stream.height, preset.generation.size)
 
 
-def still(portrait: Path, size: Size) -> np.ndarray:
+def still(picture: Path, size: Size) -> np.ndarray:
     """The portrait as a stream frames it, uint8 (H, W, 3)."""
-    pixels = prepare_portrait(portrait, size).add(1.0).mul(LEVELS).round()
+    pixels = prepare_portrait(picture, size).add(1.0).mul(LEVELS).round()
     return pixels.permute(1, 2, 0).numpy().astype(np.uint8)
 
 
-def framed(portrait: Path, stream: Size, size: Size, work: Path) -> Path:
+def framed(picture: Path, stream: Size, size: Size, work: Path) -> Path:
     """The portrait for the model's size, framed as in the stream; a file in work where the two differ."""
     if size == stream:
-        return portrait
+        return picture
     path = work / f"framed-{size.width}x{size.height}.png"
-    Image.fromarray(resized(still(portrait, stream)[None], size)[0]).save(path)
+    Image.fromarray(resized(still(picture, stream)[None], size)[0]).save(path)
     return path
 
 

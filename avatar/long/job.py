@@ -14,6 +14,7 @@ from avatar.long.ledger import PLAN, Ledger, open_ledger, tidy
 from avatar.long.spans import Span, quiet_spans, regular_spans
 from avatar.long.stream import LongVideo
 from avatar.media.beside import made_here, written_report
+from avatar.media.files import display_name, is_file
 from avatar.media.intake import open_request
 from avatar.media.limits import Limits
 from avatar.media.origin import check_same, origin
@@ -32,6 +33,7 @@ class Job:
     """One video. preset: resolved. checkpoint_every: clips, or seconds for the preview; None: in one piece.
 
     resume: go on where an earlier run was ended; a video that is finished is not made again.
+    tokenizer: the folder of the checkpoint's, by which the prompt is counted; None: the engine counts it.
     """
 
     image: Path
@@ -45,6 +47,7 @@ class Job:
     independent: bool = False
     keep_parts: bool = False
     resume: bool = False
+    tokenizer: Path | None = None
 
     @property
     def parts_folder(self) -> Path:
@@ -53,7 +56,7 @@ class Job:
     @contextmanager
     def opened(self, work: Path) -> Iterator[Opened]:
         """Check everything and take the ledger, if there is one. Raises: AvatarError."""
-        half_made = (self.parts_folder / PLAN).exists()
+        half_made = is_file(self.parts_folder / PLAN)
         long = self.checkpoint_every is not None or (self.resume and half_made)
         if not long and half_made:
             raise BadInput(
@@ -72,6 +75,7 @@ class Job:
             face_points=self._face_points(),
             head_only=self.head_only,
             limits=self._limits(long),
+            tokenizer=self.tokenizer,
         )
         finished = self._finished(request) if self.resume and not half_made else None
         if finished is not None:
@@ -135,9 +139,10 @@ class Job:
         path = self.points
         if self.preset.engine != "preview" or (self.head_only and path is None):
             return None
-        if path is not None and (path.suffix != ".json" or not path.is_file()):
+        if path is not None and (path.suffix != ".json" or not is_file(path)):
             raise BadInput(
-                f"There is no points file {path.name}.", "Give the path of a .json file that is there."
+                f"There is no points file {display_name(path)}.",
+                "Give the path of a .json file that is there.",
             )
         if path is not None and made_here(path):
             raise BadInput(f"{path.name} is a run report: no points.", "Give a file of face points.")

@@ -23,6 +23,7 @@ from avatar.media.prompt import check_prompt
 from avatar.media.speech import write_speech
 from avatar.preset import Preset
 from avatar.request import Request
+from avatar.sizes import video_size
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +45,20 @@ def open_request(
     portrait_name: str | None = None,
     speech_name: str | None = None,
     segment_s: float = 2.0,
+    tokenizer: Path | None = None,
 ) -> Request:
     """Check everything that a user gave; write portrait.png and speech.wav into work.
 
     portrait_name, speech_name: the user's own file names, where the paths are those of uploads.
+    tokenizer: the folder of the checkpoint's, by which prompts are counted; None: the engine counts them.
     On refusal nothing is left behind in work, nor work itself if it was made here. Raises: BadInput.
     """
     portrait, speech, output, work = Path(portrait), Path(speech), Path(output), Path(work)
     limits = limits or Limits()
     portrait_name, speech_name = display_name(portrait, portrait_name), display_name(speech, speech_name)
-    prompt, notices = check_prompt(prompt or preset.generation.prompt, limits.max_prompt_tokens)
+    # the toy model of the self-test has a tokenizer of its own
+    counted_by = tokenizer if preset.requires.weights == "live-avatar" else None
+    prompt = check_prompt(prompt or preset.generation.prompt, limits.max_prompt_tokens, counted_by)
     points = _check_points(face_points)
     if head_only and points:
         raise BadInput(
@@ -63,6 +68,8 @@ def open_request(
         raise BadInput(f"Segments of {segment_s} s cannot be made.", "Choose 0.4 to 10 seconds.")
     check_file(speech, speech_name, limits.max_speech_bytes, "speech")
     picture = open_portrait(portrait, name=portrait_name, limits=limits)
+    height, width = picture.pixels.shape[:2]
+    video_size(preset.engine, width, height, preset.generation.size)  # refuses what has no room for it
     with ExitStack() as undo:
         _open_folder(work, "working", undo)
         wav, png = work / "speech.wav", work / "portrait.png"
@@ -94,7 +101,7 @@ def open_request(
         face_points=points,
         head_only=head_only,
         segment_s=float(segment_s),
-        notices=(*notices, *picture.notices, *heard.notices, *cut),
+        notices=(*picture.notices, *heard.notices, *cut),
     )
 
 

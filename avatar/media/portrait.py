@@ -12,9 +12,12 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from avatar import sizes
 from avatar.errors import BadInput
+from avatar.geometry import Size
 from avatar.media.files import check_file, display_name
 from avatar.media.limits import Limits
+from avatar.preset import Preset
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,9 @@ BACKDROP = (224, 224, 224)  # neutral light grey behind transparent parts
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF")
 # The endings of files of these formats.
 PORTRAIT_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif", ".hif")
+_JPEG = ("JPEG", "MPO")
+_END_MARK, _NOISE = b"\xff\xd9", b"\x55" * 4096
+_LAST_ROWS = 16  # of a JPEG, which are coded together: a few bytes short they may be wrong
 _STILLS = ("MPO", "HEIF")  # phones put several pictures into one file, the first being the one that is meant
 _READABLE = "Use a PNG, JPEG, WebP, AVIF or HEIC file."
 
@@ -55,7 +61,7 @@ def open_portrait(path: Path, *, name: str | None = None, limits: Limits | None 
         image = _open_header(file, name, limits)
         _check_header(image, name, limits)
         try:
-            return _decode(image, name)
+            return _decode(_loaded(image, file), name)
         except BadInput:
             raise
         except Exception as error:  # Pillow's decoders raise a dozen kinds of errors for damaged data
@@ -63,6 +69,12 @@ def open_portrait(path: Path, *, name: str | None = None, limits: Limits | None 
             raise BadInput(
                 f"{name} is damaged or cut short.", "Export or download it again, or choose another portrait."
             ) from error
+
+
+def video_size(portrait: Path, preset: Preset) -> Size:
+    """The size of a preset's video of a portrait that intake has written. Raises: BadInput."""
+    with Image.open(portrait) as image:
+        return sizes.video_size(preset.engine, image.width, image.height, preset.generation.size)
 
 
 def _open_header(file: BinaryIO, name: str, limits: Limits) -> Image.Image:
@@ -108,10 +120,41 @@ def _too_large(name: str, shape: str, limits: Limits) -> BadInput:
     )
 
 
-def _decode(image: Image.Image, name: str) -> Portrait:
-    notices: list[str] = []
+def _loaded(image: Image.Image, file: BinaryIO) -> Image.Image:
+    """The picture with its pixels. Raises: what Pillow raises for damaged data."""
+    try:
+        return _load(image)
+    except OSError:
+        if image.format not in _JPEG:
+            raise
+        file.seek(0)
+        whole = _unended(file.read())
+        if whole is None:
+            raise
+        return whole
+
+
+def _load(image: Image.Image) -> Image.Image:
     image.draft(image.mode, (WORKING_SIDE_PX, WORKING_SIDE_PX))  # JPEG only: decode no finer than is needed
     image.load()
+    return image
+
+
+def _unended(data: bytes) -> Image.Image | None:
+    """A JPEG that lacks but its end mark, as browsers show it; None where some of the picture is missing.
+
+    If all of it is there, what stands before the end mark changes nothing.
+    """
+    data = data.removesuffix(_END_MARK[:1])
+    found, other = (
+        _load(Image.open(BytesIO(data + more + _END_MARK), formats=_JPEG)) for more in (b"", _NOISE)
+    )
+    rows = (np.asarray(found) != np.asarray(other)).reshape(found.height, -1).any(axis=1)
+    return found if rows.sum() <= _LAST_ROWS else None
+
+
+def _decode(image: Image.Image, name: str) -> Portrait:
+    notices: list[str] = []
     profile = image.info.get("icc_profile")
     image = _to_eight_bits(image)
     image.thumbnail((WORKING_SIDE_PX, WORKING_SIDE_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)

@@ -1,27 +1,22 @@
-"""Prompts are counted before any text model is loaded, so that none is cut short in silence."""
+"""Prompts are counted before any model is loaded, so that none is cut short in silence."""
 
 from __future__ import annotations
 
-import math
-import re
 import unicodedata
+from pathlib import Path
 
 from avatar.errors import BadInput
+from avatar.prompt_tokens import token_ids
 
-_NO_SPACES = re.compile(
-    r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff\u0e00-\u0eff]"
-)  # Chinese, Japanese, Korean, Thai, Lao
-_LETTERS_PER_TOKEN = (
-    3  # of a word in an alphabet, in a rare language; few words in common ones are cut at all
-)
-_SIGNS_A_TOKEN = 4  # of Chinese or Japanese, in a text of nothing but set phrases
-_MOST_CHARACTERS = 20_000
+_MOST_CHARACTERS = 20_000  # surely more than any text model reads; not worth counting exactly
 
 
-def check_prompt(prompt: str, max_tokens: int) -> tuple[str, tuple[str, ...]]:
-    """The prompt without edge spaces, and what the user should know about its length.
+def check_prompt(prompt: str, max_tokens: int, tokenizer: Path | None = None) -> str:
+    """The prompt without edge spaces.
 
-    Raises: BadInput when it is no clean text, or surely longer than the text model reads.
+    tokenizer: the folder of the checkpoint's tokenizer; None where no checkpoint is at hand: then the engine
+    counts, before it loads anything.
+    Raises: BadInput when it is no clean text, or longer than the text model reads; WeightsMissing.
     """
     if not isinstance(prompt, str):
         raise BadInput("The prompt is not text.", "Write it as text, or leave it empty.")
@@ -30,27 +25,11 @@ def check_prompt(prompt: str, max_tokens: int) -> tuple[str, tuple[str, ...]]:
         raise BadInput(
             "The prompt holds characters that are no text.", "Type it again instead of pasting it."
         )
-    fewest, most = count_tokens(prompt[:_MOST_CHARACTERS])
-    if fewest > max_tokens or len(prompt) > _MOST_CHARACTERS:
+    if len(prompt) > _MOST_CHARACTERS:
         raise BadInput(
-            f"The prompt is too long: {len(prompt)} characters, at least {fewest} tokens.",
+            f"The prompt is too long: {len(prompt)} characters.",
             f"The text model reads {max_tokens} tokens; say what matters in fewer words.",
         )
-    if most > max_tokens:
-        return prompt, (
-            f"The prompt is long: {fewest} to {most} tokens by estimate. "
-            f"The text model reads {max_tokens}; the engine counts exactly and refuses more.",
-        )
-    return prompt, ()
-
-
-def count_tokens(prompt: str) -> tuple[int, int]:
-    """The fewest and the most tokens that a SentencePiece model may make of a prompt, by rule of thumb."""
-    signs = len(_NO_SPACES.findall(prompt))
-    words = _NO_SPACES.sub(" ", prompt).split()
-    most = signs
-    for word in words:
-        letters = sum(char.isalnum() for char in word)
-        others = "".join(char for char in word if not char.isalnum())
-        most += math.ceil(letters / _LETTERS_PER_TOKEN) + len(others.encode())
-    return len(words) + math.ceil(signs / _SIGNS_A_TOKEN) + 1, most + 1  # one ends the text
+    if tokenizer is not None:
+        token_ids(prompt, tokenizer, max_tokens)
+    return prompt

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from avatar.checkpoint_places import SHARD_STEM, Checkpoint
 from avatar.errors import WeightsMissing
-from avatar.models.config import ModelConfig
+from avatar.models.config import AUDIO_ENCODER, ModelConfig
 
 log = logging.getLogger(__name__)
 
@@ -24,26 +24,35 @@ TEXT_BLOCK_VALUES = 192_948_224  # of UMT5-XXL's encoder
 TEXT_ENCODER_VALUES = 24 * TEXT_BLOCK_VALUES + 4096  # and the last norm; the table of words stays in its file
 SPEECH_ENCODER_VALUES = 315_438_720  # wav2vec2-large
 VAE_ENCODER_VALUES, VAE_DECODER_VALUES = 53_596_928, 73_295_603  # Wan 2.1's
-OTHER_VALUES = 352_055_129  # embeddings, head, frame packer and audio encoder of the published transformer
+AUDIO_VALUES = 95_051_545  # of the published transformer's audio encoder, held in float32
+OTHER_VALUES = 257_003_584  # of its embeddings, head and frame packer
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Values in matrices, which fp8 quantises, the matrices' output channels, and all other values."""
+    """Values in matrices, which fp8 quantises, the matrices' output channels, and all other values.
+
+    wide: values that stay in float32 whatever the dtype.
+    """
 
     matrices: int = 0
     channels: int = 0
     others: int = 0
+    wide: int = 0
 
     def num_bytes(self, dtype: str) -> int:
         """As held in a preset's weight_dtype; with fp8 what is no matrix stays in bf16."""
+        wide = DTYPE_BYTES["fp32"] * self.wide
         if dtype != "fp8":
-            return (self.matrices + self.others) * DTYPE_BYTES[dtype]
-        return self.matrices + SCALE_BYTES * self.channels + DTYPE_BYTES["bf16"] * self.others
+            return (self.matrices + self.others) * DTYPE_BYTES[dtype] + wide
+        return self.matrices + SCALE_BYTES * self.channels + DTYPE_BYTES["bf16"] * self.others + wide
 
     def __add__(self, more: Weights) -> Weights:
         return Weights(
-            self.matrices + more.matrices, self.channels + more.channels, self.others + more.others
+            self.matrices + more.matrices,
+            self.channels + more.channels,
+            self.others + more.others,
+            self.wide + more.wide,
         )
 
     @classmethod
@@ -61,7 +70,7 @@ class ModelSizes:
 
     config: ModelConfig = field(default_factory=ModelConfig)
     layers: tuple[Weights, ...] = ()
-    others: Weights = Weights(others=OTHER_VALUES)
+    others: Weights = Weights(others=OTHER_VALUES, wide=AUDIO_VALUES)
 
     @classmethod
     def published(cls, config: ModelConfig | None = None) -> ModelSizes:
@@ -107,6 +116,8 @@ def _of_files(folder: Path) -> ModelSizes:
                 layers[int(rest[0])] += Weights.of(shape)
             elif part == INJECTION:
                 layers[config.audio_inject_layers[int(rest[1])]] += Weights.of(shape)
+            elif part == AUDIO_ENCODER:
+                others += Weights(wide=math.prod(shape))
             else:
                 others += Weights(others=math.prod(shape))
     return ModelSizes(config, tuple(layers), others)

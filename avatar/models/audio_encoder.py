@@ -83,7 +83,7 @@ class AudioConvolutions(nn.Module):
 
 
 class AudioEncoder(nn.Module):
-    """A learnt mixture of the speech model's hidden states, then causal convolutions."""
+    """A learnt mixture of the speech model's hidden states, then causal convolutions; all in float32."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -91,17 +91,16 @@ class AudioEncoder(nn.Module):
         self.encoder = AudioConvolutions(config.audio_dim, config.dim, config.num_audio_token, config.eps)
 
     def forward(self, features: Tensor) -> AudioTokens:
-        """S 25 C T features of a block's video frames to the tokens of its latent frames.
+        """S 25 C T features of a block's video frames to the tokens of its latent frames, float32.
 
         To the left stand as many copies of the first frame as there are motion frames: so it was trained. No
         token that is kept sees more of them than SEEN_FRAMES.
         """
         pad = features[..., :1].expand(*features.shape[:-1], SEEN_FRAMES)
-        mixture = F.silu(self.weights.float())
+        mixture = F.silu(self.weights)
         features = torch.cat([pad, features], dim=-1).float()
         mixed = (features * (mixture / mixture.sum(dim=1, keepdim=True))).sum(dim=1)
-        tokens = self.encoder(mixed.to(self.encoder.conv2.conv.weight.dtype))
-        return AudioTokens(*(part[:, -BLOCK_LATENT_FRAMES:] for part in tokens))
+        return AudioTokens(*(part[:, -BLOCK_LATENT_FRAMES:] for part in self.encoder(mixed)))
 
 
 class InjectionContext(NamedTuple):

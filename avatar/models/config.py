@@ -25,6 +25,8 @@ FIXED: dict[str, Any] = {
     "cross_attn_norm": True,
     "patch_size": (1, 2, 2),
 }
+AUDIO_ENCODER = "casual_audio_encoder"  # spelt as in the checkpoint; its tensors' names begin with it
+
 WRONG_MODEL = "Use the checkpoint Wan-AI/Wan2.2-S2V-14B, or another of the same architecture."
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from avatar.models.config import ModelConfig
-from avatar.models.transformer import StreamingTransformer
+from avatar.models.transformer import StreamingTransformer, held_dtype
 from avatar.models.weights import Place, Settle, stay
 
 AUDIO_MIXTURE = 0.01  # what every weight of the audio encoder's layer mixture begins training at
@@ -38,7 +38,7 @@ def random_transformer(
     for name in filter(select, model.state_dict()):
         module_name, _, leaf = name.rpartition(".")
         module = model.get_submodule(module_name)
-        tensor = random_tensor(module, leaf, device, dtype, generator)
+        tensor = random_tensor(module, leaf, device, held_dtype(name, dtype), generator)
         placed = place(name, tensor)
         tensor = settle(name, tensor if placed is None else placed.data)
         del placed  # when the next one is made, the device holds of this one what stays there

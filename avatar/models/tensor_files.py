@@ -62,8 +62,12 @@ def read_pth(path: Path) -> dict[str, Tensor]:
         raise WeightsMissing(f"{path.name} is missing from the checkpoint.", FETCH_AGAIN)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0].replace(str(path), path.name)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever is no pickle, text say, may break the reader of pickles anywhere
+        known = isinstance(error, RuntimeError | pickle.UnpicklingError | EOFError | OSError | ValueError)
+        reason = str(error).strip().split("\n")[0].replace(str(path), path.name) if known else ""
+        reason = reason or "it cannot be read as one"
         raise WeightsMissing(
             f"{path.name} is truncated, corrupt, or holds more than tensors ({reason}).", FETCH_AGAIN
         ) from error

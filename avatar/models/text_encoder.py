@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
-import ftfy
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import UMT5Config, UMT5EncoderModel
 
-from avatar.errors import BadInput, WeightsMissing
+from avatar.errors import WeightsMissing
 from avatar.models.tensor_files import (
-    FETCH_AGAIN,
     WRONG_CHECKPOINT,
     Shapes,
     build_on_meta,
@@ -25,8 +22,7 @@ from avatar.models.tensor_files import (
     require_match,
     shard_files,
 )
-
-MAX_TOKENS = 512  # what the transformer was trained to read, the end mark included
+from avatar.prompt_tokens import open_tokenizer, token_ids
 
 SHARED = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under two names
 BLOCK = "encoder.block."
@@ -51,31 +47,16 @@ class PromptTokenizer:
     """Prompts to token ids, without loading the encoder."""
 
     def __init__(self, folder: Path) -> None:
-        """Read folder/tokenizer.json. Raises: WeightsMissing."""
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            raise WeightsMissing(f"{folder.name}/tokenizer.json is missing from the checkpoint.", FETCH_AGAIN)
-        try:
-            self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
-        except (
-            Exception
-        ) as error:  # the tokenizers library raises plain Exception for whatever it cannot parse
-            raise WeightsMissing(
-                f"{folder.name}/tokenizer.json is corrupt ({error}).", FETCH_AGAIN
-            ) from error
+        """folder: that of tokenizer.json. Raises: WeightsMissing."""
+        open_tokenizer(folder)
+        self._folder = folder
 
     def __call__(self, prompt: str) -> Tensor:
         """Token ids, 1 N with N ≤ 512, the end mark last.
 
-        Raises: BadInput with the count when the prompt is longer: nothing is cut.
+        Raises: WeightsMissing; BadInput with the count when the prompt is longer: nothing is cut.
         """
-        ids = self._tokenizer(clean_prompt(prompt), return_tensors="pt").input_ids
-        if ids.shape[1] > MAX_TOKENS:
-            raise BadInput(
-                f"The prompt is {ids.shape[1]} tokens long; the model reads at most {MAX_TOKENS}.",
-                "Shorten it: a description of one scene in a few sentences is what the model knows.",
-            )
-        return ids
+        return torch.tensor([token_ids(prompt, self._folder)])
 
 
 class TextEncoder:
@@ -147,14 +128,6 @@ class WordTable(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Ids 1 N to vectors 1 N D."""
         return self._table[ids.cpu()].to(*self._place)
-
-
-def clean_prompt(prompt: str) -> str:
-    """Repair broken Unicode and HTML entities, and make every run of white space one blank.
-
-    Source: Wan2.2 wan/modules/tokenizers.py, "whitespace" cleaning.
-    """
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
 def transformers_name(published: str) -> str:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_LATENT_FRAMES, PATCH, Geometry
-from avatar.models.audio_encoder import AudioEncoder, AudioInjector, Injection
-from avatar.models.config import ModelConfig
+from avatar.models.audio_encoder import AudioEncoder, AudioInjector, AudioTokens, Injection
+from avatar.models.config import AUDIO_ENCODER, ModelConfig
 from avatar.models.layer import TransformerLayer, modulate
 from avatar.models.motion import FramePacker, PatchEmbedding
 
@@ -128,6 +128,11 @@ class StreamingTransformer(nn.Module):
             )
         return self.text_embedding(F.pad(embeddings.to(self.dtype), (0, 0, 0, padding)))
 
+    def embed_audio(self, features: Tensor) -> AudioTokens:
+        """A block's speech features, S 25 C T, to its audio tokens: computed in float32, then rounded."""
+        tokens = self.casual_audio_encoder(features)
+        return AudioTokens(*(part.to(self.dtype) for part in tokens))
+
     def embed_time(self, timestep: float) -> TimeEmbedding:
         """A flow time in 0..1000, in float32 whatever the weights are."""
         first, _, second = self.time_embedding
@@ -141,6 +146,15 @@ class StreamingTransformer(nn.Module):
     def velocity(self, x: Tensor, time: Tensor, geometry: Geometry) -> Tensor:
         """The head: a block's tokens N C to its velocity C F H W, float32."""
         return unpatchify(self.head(x, time), geometry)
+
+
+def held_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """What a tensor is held in where the model's dtype is the given one.
+
+    The audio encoder stays in float32: in bfloat16 it would be the coarsest part of the model, and it costs
+    next to nothing.
+    """
+    return torch.float32 if name.startswith(f"{AUDIO_ENCODER}.") else dtype
 
 
 def unpatchify(patches: Tensor, geometry: Geometry) -> Tensor:

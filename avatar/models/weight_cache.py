@@ -28,13 +28,13 @@ from avatar.models.download import SPARE_BYTES
 from avatar.models.lora import ALPHA
 from avatar.models.quantize import Quantiser, is_quantised
 from avatar.models.tensor_files import read_json
-from avatar.models.transformer import StreamingTransformer
+from avatar.models.transformer import StreamingTransformer, held_dtype
 from avatar.models.weights import Settle, load_transformer, load_weights, open_transformer, stay
 
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT = "AVATAR_CACHE"
-RECIPE = "e4m3-rows-1"  # a new name for every change to what quantising gives
+RECIPE = "e4m3-rows-2"  # a new name for every change to what quantising gives
 FILE_BYTES = 2**30  # a file is written when it has so many: what the host holds; less than that is not cached
 KEEP_S = 30 * 24 * 3600.0  # an entry that no start has used for so long is deleted when another is made
 SAMPLE_BYTES = 2**16
@@ -169,7 +169,7 @@ def _make_room(folder: Path, model: nn.Module, dtype: torch.dtype) -> None:
                 shutil.rmtree(other)
         free = shutil.disk_usage(folder).free
     need = sum(
-        value.numel() * (1 if is_quantised(name, value.shape) else dtype.itemsize)
+        value.numel() * (1 if is_quantised(name, value.shape) else held_dtype(name, dtype).itemsize)
         for name, value in model.state_dict().items()
     )
     if free < need + SPARE_BYTES:
@@ -190,7 +190,7 @@ class EntryWriter:
     def add(self, name: str, tensor: Tensor) -> None:
         """Take a merged tensor as it comes from the checkpoint. Raises: CacheUnusable."""
         placed = self.quantiser.place(name, tensor)
-        kept = tensor.to(self.dtype) if placed is None else placed.data
+        kept = tensor.to(held_dtype(name, self.dtype)) if placed is None else placed.data
         self.waiting[name] = kept.cpu()
         self.sums[name] = byte_sum(kept)
         if sum(waiting.nbytes for waiting in self.waiting.values()) >= FILE_BYTES:

@@ -24,7 +24,7 @@ from avatar.models.tensor_files import (
     require_match,
     safetensors_shapes,
 )
-from avatar.models.transformer import StreamingTransformer
+from avatar.models.transformer import StreamingTransformer, held_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,8 @@ def load_weights(
             with open_safetensors(shard) as file:
                 for name in filter(select, tensors):
                     tensor = merge(name, file.get_tensor(name).to(device))
-                    _install(model, name, settle(name, _kept(place(name, tensor), tensor, dtype)))
+                    kept = _kept(place(name, tensor), tensor, held_dtype(name, dtype))
+                    _install(model, name, settle(name, kept))
 
 
 def _held_by(shards: Sequence[Path]) -> dict[Path, Shapes]:
@@ -116,7 +117,7 @@ def _held_by(shards: Sequence[Path]) -> dict[Path, Shapes]:
 
 
 def _kept(placed: nn.Parameter | None, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """What place made of a tensor, or else the tensor in the model's dtype."""
+    """What place made of a tensor, or else the tensor in its dtype."""
     return tensor.to(dtype) if placed is None else placed.data
 
 

@@ -183,7 +183,7 @@ class Stage:
         block, config = opening.block, self.transformer.config
         local = overall = None
         if self._embeds:
-            local, overall = self.transformer.casual_audio_encoder(self._upload(block.audio))
+            local, overall = self.transformer.embed_audio(self._upload(block.audio))
         shape = (self._num_speakers, BLOCK_LATENT_FRAMES, config.dim)
         local_shape = (*shape[:2], config.num_audio_token + 1, config.dim)
         table = block_table(self._geometry, block.first_frame, config.head_dim, self.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -79,7 +79,8 @@ class Face:
     iris: float32 (2, 5, 2) image pixels, image-left eye first, centre then four edge points; None if unknown;
     origin: "model", or "points" where a person placed them;
     jitter: how far landmarks move under small changes of the crop, over face height; 0 for placed points;
-    has_eyes: False where eyes are hidden or unknown: then there are no blinks and no gaze.
+    has_eyes: False where eyes are hidden or unknown: then there are no blinks and no gaze;
+    lip_doubt: how far the model's two outputs for the lips are apart, over face height; 0 for placed points.
     """
 
     landmarks: np.ndarray
@@ -87,6 +88,7 @@ class Face:
     origin: Literal["model", "points"]
     jitter: float
     has_eyes: bool
+    lip_doubt: float = 0.0
 
     def scaled(self, factor: float, shift: tuple[float, float] = (0.0, 0.0)) -> Face:
         """The same face after the image is scaled by `factor` and then moved by `shift` pixels (x, y)."""
@@ -94,7 +96,7 @@ class Face:
         points = self.landmarks * np.float32(factor)
         points[:, :2] += move
         iris = None if self.iris is None else self.iris * np.float32(factor) + move
-        return Face(points, iris, self.origin, self.jitter, self.has_eyes)
+        return replace(self, landmarks=points, iris=iris)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def find_face(image: np.ndarray) -> Detection:
         origin="model",
         jitter=best.jitter,
         has_eyes=best.eye_disagreement <= HIDDEN_EYES and _eye_contrast(image, mesh.points) >= BLANK_EYES,
+        lip_doubt=best.lip_disagreement,
     )
     return Detection(best.verdict, face.scaled(1 / scale), best.jitter)
 

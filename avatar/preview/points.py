@@ -12,6 +12,7 @@ from pathlib import Path
 
 from avatar.errors import BadInput
 from avatar.media.beside import is_marked
+from avatar.media.files import is_file
 
 Point = tuple[float, float]
 
@@ -139,7 +140,7 @@ def load_sidecar(portrait: Path) -> FacePoints | None:
     Raises: BadInput where the file is not what it should be.
     """
     path = portrait.with_suffix(".json")
-    if not path.is_file():
+    if not is_file(path):
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

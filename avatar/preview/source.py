@@ -13,6 +13,7 @@ from avatar.events import Notice, Phase, Progress
 from avatar.geometry import Size
 from avatar.media.portrait import read_portrait
 from avatar.media.speech import SpeechReader
+from avatar.preview.concerns import NO_USE_OF_POINTS, concerns
 from avatar.preview.face import Face, find_face
 from avatar.preview.landmarks import Crop, landmarks
 from avatar.preview.performance import perform
@@ -22,6 +23,7 @@ from avatar.preview.pose import Articulation
 from avatar.preview.render import Renderer, framed
 from avatar.preview.visemes import VisemeNetwork
 from avatar.request import Request
+from avatar.sizes import video_size
 
 BATCH_FRAMES = 5  # handed over together: a fifth of a second
 
@@ -53,9 +55,8 @@ class PreviewSource:
         """Yield uint8 (T, H, W, 3) RGB. Raises: BadInput when there is no face, Cancelled."""
         yield Progress(Phase.ENCODING)
         image = read_portrait(request.portrait)
-        face, notice = face_of(request, image)
-        if notice is not None:
-            yield notice
+        face, notices = face_of(request, image)
+        yield from notices
         renderer = Renderer(*framed(image, face, Size.parse(request.preset.generation.size)))
         yield Progress(Phase.GENERATING)
         batch: list[np.ndarray] = []
@@ -82,28 +83,30 @@ class PreviewSource:
         """Nothing is held outside Python's memory."""
 
 
-def face_of(request: Request, image: np.ndarray) -> tuple[Face, Notice | None]:
-    """The face to move, and what the user should know of it.
+def face_of(request: Request, image: np.ndarray) -> tuple[Face, list[Notice]]:
+    """The face to move, and what the user should know of it and of the portrait.
 
     image: uint8 (H, W, 3) RGB, the request's portrait. Raises: BadInput when there is no face.
     """
     height, width = image.shape[:2]
+    size = video_size(request.preset.engine, width, height, request.preset.generation.size)
     if request.face_points is not None:
-        return face_from_points(FacePoints.parse(request.face_points), width, height), None
+        face = face_from_points(FacePoints.parse(request.face_points), width, height)
+        return face, concerns(image, face, size, request.portrait_name)
     found = find_face(image)
     if request.head_only:
         face = found.face or face_from_points(ASSUMED_FACE, width, height)
-        return face, Notice("head_only", "Only the head moves: the mouth does not speak.", "warning")
+        told = Notice("head_only", "Only the head moves: the mouth does not speak.", "warning")
+        return face, [told, *concerns(image, None, size, request.portrait_name)]
     if found.face is None:
         raise BadInput(
             f"No face was found in {request.portrait_name}.",
-            "Place the mouth's points on it, let only the head move, or take another portrait.",
+            "Take a portrait that shows the whole face from the front; or place the mouth's points on it (a"
+            " chin that is cut off: on the picture's edge), or let only the head move.",
         )
-    if found.verdict == "weak":
+    worries = concerns(image, found.face, size, request.portrait_name)
+    if found.verdict == "weak" and not {notice.code for notice in worries} & NO_USE_OF_POINTS:
         name = request.portrait_name
-        return found.face, Notice(
-            "weak_face",
-            f"The face in {name} was found with doubt; place its points by hand if the mouth moves wrongly.",
-            "warning",
-        )
-    return found.face, None
+        text = f"The face in {name} was found with doubt; place its points if the mouth moves wrongly."
+        worries.append(Notice("weak_face", text, "warning"))
+    return found.face, worries

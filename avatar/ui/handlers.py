@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from avatar.errors import AvatarError, BadInput
+from avatar.events import Notice
 from avatar.media.portrait import open_portrait
 from avatar.memory.fit import availability
 from avatar.preset import Preset
@@ -17,9 +18,9 @@ from avatar.ui import points
 from avatar.ui.faults import told
 from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.page import Parts
-from avatar.ui.panels.cards import lack_words, render_examples, render_presets
+from avatar.ui.panels.cards import Shape, lack_words, render_examples, render_presets, size_words
 from avatar.ui.panels.machine import render_gauges, render_machine, render_plan
-from avatar.ui.panels.status import Status, render_status
+from avatar.ui.panels.status import Status, render_notices, render_status
 from avatar.ui.run import Generate, Updates, Visits
 from avatar.ui.studio import FORM, Studio, flat
 
@@ -51,16 +52,21 @@ def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
     ]
     demo.load(told(page.opened), [p.saved], opened, **direct)
     demo.unload(page.closed)
-    p.portrait.change(told(page.portrait_changed), [p.portrait, p.preset], [p.portrait, p.points], **queued)
+    seen = [p.portrait, p.points, p.shape, p.presets, p.plan, p.notices]
+    p.portrait.change(told(page.portrait_changed), [p.portrait, p.preset, *form], seen, **queued)
     p.video.upload(lambda video: video, [p.video], [p.speech], **queued)  # intake takes a video's sound
     kept = [p.preset, p.prompt, *form]
     keep: dict[str, Any] = {"fn": page.keep, "inputs": [p.saved, *kept], "outputs": [p.saved], **direct}
-    p.presets.select(told(page.preset_chosen), None, [p.preset, p.presets, *form_parts], **queued).success(
-        **keep
-    )
+    chosen = [p.preset, p.presets, *form_parts]
+    p.presets.select(told(page.preset_chosen), [p.shape], chosen, **queued).success(**keep)
     last = {"trigger_mode": "always_last"}  # of quick changes
     gr.on(
-        [part.input for part in form], told(page.form_changed), [p.preset, *form], [p.plan], **direct, **last
+        [part.input for part in form],
+        told(page.form_changed),
+        [p.preset, p.shape, *form],
+        [p.plan],
+        **direct,
+        **last,
     )
     gr.on([part.input for part in (p.prompt, *form)], **keep, **last)
 
@@ -80,7 +86,7 @@ def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
     p.replay.click(page.replay, None, [p.live, p.final, p.replay], **direct)
     p.live.end(page.replay, None, [p.live, p.final, p.replay], **direct)
     p.shelf.submit(told(page.generate.resume), **{**run, "inputs": [p.owner]})
-    p.shelf.select(told(page.shelf_pressed), [p.owner], [p.shelf, p.preset, p.presets, *form_parts], **queued)
+    p.shelf.select(told(page.shelf_pressed), [p.owner, p.shape], [p.shelf, *chosen], **queued)
     gr.Timer(TICK_S).tick(page.tick, None, [p.gauges], **direct)
 
 
@@ -116,28 +122,32 @@ class Page:
         """The page is gone: its run ends."""
         self.visits.stop(request.session_hash or "")
 
-    def portrait_changed(self, request: gr.Request, portrait: str | None, preset: str) -> Updates:
-        """Look for the face at once, and ask for points if need be."""
-        p = self.parts
+    def portrait_changed(self, request: gr.Request, portrait: str | None, name: str, *values: Any) -> Updates:
+        """Look at the portrait at once: tell what will come out, and ask for points if need be."""
+        p, language = self.parts, language_of(request)
         if not portrait:
-            return {p.points: gr.update(value=None, image="")}
+            return {p.points: gr.update(value=None, image=""), **self._seen(None, (), name, values, language)}
         path = Path(portrait)
         if path.suffix.lower() not in SHOWN_BY_BROWSERS:
             pixels = open_portrait(path, name=path.name, limits=self.studio.limits).pixels
             return {p.portrait: pixels}  # which is a change again
-        if self.studio.resolved(preset).engine != "preview":
-            return {p.points: gr.update(value=None, image="")}
-        look = points.look_at(path, self.studio.examples, self.studio.limits)
-        return {p.points: points.question(look, path, language_of(request))}
+        preset = self._with_form(name, values) or self._resolved(name)[0]
+        look = points.look_at(path, self.studio.examples, self.studio.limits, preset=preset)
+        asks = preset.engine == "preview"
+        return {
+            p.points: points.question(look, path, language) if asks else gr.update(value=None, image=""),
+            **self._seen((look.width, look.height), look.notices, name, values, language),
+        }
 
-    def preset_chosen(self, request: gr.Request, event: gr.EventData) -> Updates:
+    def preset_chosen(self, request: gr.Request, event: gr.EventData, shape: Shape | None) -> Updates:
         """A card was pressed: its settings fill the form."""
         name = str(event._data["id"])
-        return {**self._chosen(name, language_of(request)), self.parts.prompt: self._prompt(name)}
+        chosen = self._chosen(name, language_of(request), shape=shape)
+        return {**chosen, self.parts.prompt: self._prompt(name)}
 
-    def form_changed(self, request: gr.Request, name: str, *values: Any) -> Updates:
+    def form_changed(self, request: gr.Request, name: str, shape: Shape | None, *values: Any) -> Updates:
         """The plan of the settings as they are now, or what is wrong with them."""
-        return {self.parts.plan: self._plan(name, values, language_of(request))}
+        return {self.parts.plan: self._plan(name, values, language_of(request), shape)}
 
     def keep(self, saved: Mapping[str, Any] | None, name: str, prompt: str, *values: Any) -> dict[str, Any]:
         """What this browser remembers."""
@@ -169,7 +179,9 @@ class Page:
             p.replay: gr.update(visible=False),
         }
 
-    def shelf_pressed(self, request: gr.Request, event: gr.EventData, owner: str) -> Updates:
+    def shelf_pressed(
+        self, request: gr.Request, event: gr.EventData, owner: str, shape: Shape | None
+    ) -> Updates:
         """ "Use these settings", or delete."""
         p, studio, language = self.parts, self.studio, language_of(request)
         id = str(event._data["id"])
@@ -184,17 +196,43 @@ class Page:
         name = str(settings.pop("preset", studio.preset_name))
         gr.Info(text("used_settings", language))
         return {
-            **self._chosen(name, language, settings),
+            **self._chosen(name, language, settings, shape),
             p.prompt: self._prompt(name, settings.get("prompt", "")),
         }
 
     def tick(self, request: gr.Request) -> Updates:
         return {self.parts.gauges: render_gauges(self.studio.gauges.read(), language_of(request))}
 
-    def _chosen(self, name: str, language: Language, settings: Mapping[str, Any] | None = None) -> Updates:
+    def _seen(
+        self,
+        shape: Shape | None,
+        notices: tuple[Notice, ...],
+        name: str,
+        values: tuple[Any, ...],
+        language: Language,
+    ) -> Updates:
+        """What the page tells of a portrait that has been looked at; shape: None without one."""
+        p = self.parts
+        return {
+            p.shape: shape,
+            p.presets: self._cards(name, language, shape),
+            p.plan: self._plan(name, values, language, shape),
+            p.notices: render_notices(notices, language),
+        }
+
+    def _cards(self, name: str, language: Language, shape: Shape | None) -> str:
+        found = self.studio.availabilities()
+        return render_presets(self.studio.presets, found, name, self._auto(), language, shape)
+
+    def _chosen(
+        self,
+        name: str,
+        language: Language,
+        settings: Mapping[str, Any] | None = None,
+        shape: Shape | None = None,
+    ) -> Updates:
         """The page for a chosen preset; settings: what to fill in instead of the preset's own values."""
-        p, studio = self.parts, self.studio
-        found = studio.availabilities()
+        p = self.parts
         resolved, offered = self._resolved(name)
         own = flat(resolved)
         values = {key: (settings or {}).get(key, own[key]) if key in offered else own[key] for key in FORM}
@@ -205,10 +243,10 @@ class Page:
         note = "" if set(FORM) <= offered else f'<p class="muted">{text("advanced_unused", language)}</p>'
         return {
             p.preset: name,
-            p.presets: render_presets(studio.presets, found, name, self._auto(), language),
+            p.presets: self._cards(name, language, shape),
             **form,
             p.form_note: note,
-            p.plan: self._plan(name, list(values.values()), language),
+            p.plan: self._plan(name, list(values.values()), language, shape),
         }
 
     def _resolved(self, name: str) -> tuple[Preset, set[str]]:
@@ -228,7 +266,14 @@ class Page:
         offered = "prompt" in self._resolved(name)[1]
         return gr.update(visible=offered) if value is None else gr.update(visible=offered, value=value)
 
-    def _plan(self, name: str, values: Any, language: Language) -> str:
+    def _with_form(self, name: str, values: Sequence[Any]) -> Preset | None:
+        """The preset with the form's values; None where they are wrong, which the plan tells."""
+        try:
+            return self.studio.with_settings(name, self.studio.form_settings(name, values))
+        except AvatarError:
+            return None
+
+    def _plan(self, name: str, values: Sequence[Any], language: Language, shape: Shape | None) -> str:
         try:
             preset = self.studio.with_settings(name, self.studio.form_settings(name, values))
         except AvatarError as error:
@@ -237,4 +282,4 @@ class Page:
         if refusal and language != "en":
             lacks = availability(preset, self.studio.inventory()).lacks
             refusal = " ".join(lack_words(lack, language) for lack in lacks) or refusal
-        return render_plan(plan, language, refusal)
+        return render_plan(plan, language, refusal, size_words(preset, language, shape) if shape else "")

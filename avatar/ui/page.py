@@ -35,6 +35,7 @@ class Parts:
     form: dict[str, Any]
     form_note: gr.HTML
     plan: gr.HTML
+    shape: gr.State
     badge: gr.HTML
     empty: gr.HTML
     live: gr.Video
@@ -157,6 +158,7 @@ def _inputs(studio: Studio) -> dict[str, Any]:
     )
     parts["presets"] = _panel("presets")
     parts["preset"] = gr.State(studio.preset_name)
+    parts["shape"] = gr.State(None)  # the portrait's width and height
     parts["plan"] = _panel("plan")
     with gr.Accordion(word("advanced"), open=False, elem_id="advanced"):
         parts["form_note"] = _panel("form-note")

@@ -12,8 +12,11 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from avatar.events import Notice
 from avatar.media.limits import Limits
 from avatar.media.portrait import open_portrait
+from avatar.preset import Preset
+from avatar.sizes import video_size
 from avatar.ui.examples import Examples
 from avatar.ui.i18n import Language, text
 from avatar.ui.theme import script
@@ -47,33 +50,51 @@ class Look:
     """What is known of a portrait's face.
 
     verdict: "face", "weak", "none", or "placed" where a bundled portrait's sidecar has the points.
-    picture: JPEG for the editor, None when the page need not ask.
+    picture: JPEG for the editor, None when the page need not ask. notices: what about the portrait keeps its
+    speech from being seen. width, height: the portrait's, upright.
     """
 
     verdict: str
     points: Points | None = None
     picture: bytes | None = None
+    notices: tuple[Notice, ...] = ()
+    width: int = 0
+    height: int = 0
 
 
-def look_at(portrait: Path, examples: Examples, limits: Limits, name: str | None = None) -> Look:
-    """Whether the preview engine finds the face by itself. Raises: BadInput for a picture it cannot use."""
+def look_at(
+    portrait: Path,
+    examples: Examples,
+    limits: Limits,
+    name: str | None = None,
+    *,
+    preset: Preset | None = None,
+) -> Look:
+    """Whether the preview engine finds the face by itself, and what of it will be seen in a preset's video.
+
+    Raises: BadInput for a picture that cannot be used.
+    """
+    from avatar.preview.concerns import concerns
     from avatar.preview.face import find_face
     from avatar.preview.points import load_sidecar
 
+    pixels = open_portrait(portrait, name=name, limits=limits).pixels
+    height, width = pixels.shape[:2]
     bundled = examples.bundled(portrait)
     if bundled is not None:
         sidecar = load_sidecar(bundled)
         if sidecar is not None:
             placed = {key: point for key, point in asdict(sidecar).items() if point is not None}
-            return Look("placed", placed)
-    pixels = open_portrait(portrait, name=name, limits=limits).pixels
+            return Look("placed", placed, width=width, height=height)
     found = find_face(pixels)
+    notices: tuple[Notice, ...] = ()
+    if preset is not None:
+        size = video_size(preset.engine, width, height, preset.generation.size)
+        notices = tuple(concerns(pixels, found.face, size, name or portrait.name))
     if found.verdict == "face":
-        return Look("face")
-    points = (
-        START if found.face is None else _points_of(found.face.landmarks, pixels.shape[1], pixels.shape[0])
-    )
-    return Look(found.verdict, points, _jpeg(pixels))
+        return Look("face", notices=notices, width=width, height=height)
+    points = START if found.face is None else _points_of(found.face.landmarks, width, height)
+    return Look(found.verdict, points, _jpeg(pixels), notices, width, height)
 
 
 def editor(elem_id: str) -> gr.HTML:
@@ -124,7 +145,7 @@ def head_only(value: Mapping[str, Any] | None) -> bool:
 
 
 def _points_of(landmarks: np.ndarray, width: int, height: int) -> Points:
-    """The seven points of a mesh, as fractions of the picture."""
+    """The seven points of a mesh, as fractions of the picture; those outside it on its nearest edge."""
     from avatar.preview import topology
 
     rows = {
@@ -137,8 +158,8 @@ def _points_of(landmarks: np.ndarray, width: int, height: int) -> Points:
         "chin": topology.CHIN,
     }
     return {
-        name: (float(landmarks[row, 0] / width), float(landmarks[row, 1] / height))
-        for name, row in rows.items()
+        name: (float(np.clip(x / width, 0, 1)), float(np.clip(y / height, 0, 1)))
+        for name, (x, y) in ((name, landmarks[row, :2]) for name, row in rows.items())
     }
 
 

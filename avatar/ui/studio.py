@@ -177,6 +177,7 @@ class Studio:
                 limits=self.limits,
                 portrait_name=portrait_name,
                 speech_name=speech_name,
+                tokenizer=None if preset.name == self.attached else self.inventory().checkpoint.tokenizer,
             )
             settings = used_settings(name, request)
             ledger = None

@@ -34,6 +34,9 @@ TEXT: dict[str, tuple[str, str]] = {
     "preset_auto": ("Picks {title} here", "本机将使用：{title}"),
     "needs": ("Needs", "需要"),
     "gives": ("Gives", "产出"),
+    "gives_area": ("up to {size} in area", "面积不超过 {size}"),
+    "gives_portrait": ("{size} for this portrait", "这张肖像得到 {size}"),
+    "gives_nothing": ("This portrait's shape has no room in this size.", "这张肖像的形状放不进这个尺寸。"),
     "missing": ("Missing", "缺少"),
     "needs_cpu": ("any CPU", "任意 CPU"),
     "needs_gpus": ("{count} × GPU, {vram} GiB each", "{count} 张显卡，每张 {vram} GiB"),
@@ -111,8 +114,9 @@ TEXT: dict[str, tuple[str, str]] = {
     # points
     "points_title": ("Where is the mouth?", "嘴在哪里？"),
     "points_none": (
-        "No face was recognised. Drag the seven points onto mouth and chin, then generate.",
-        "没有识别出人脸。请把七个点拖到嘴和下巴上，然后生成。",
+        "No face was recognised. Drag the seven points onto mouth and chin (of a chin that is cut off, onto "
+        "the picture's edge), then generate; or choose a picture that shows the whole face.",
+        "没有识别出人脸。请把七个点拖到嘴和下巴上（下巴被切掉时，放在图片边缘），然后生成；或者换一张露出整张脸的图片。",
     ),
     "points_weak": (
         "The face was hard to make out. Please check the seven points, then generate.",
@@ -236,6 +240,11 @@ LACKS: dict[str, str] = {
 NOTICES: dict[str, str] = {
     "head_only": "只有头部会动：嘴不会说话。",
     "weak_face": "这张脸不易辨认，嘴的位置可能不准。",
+    "small_portrait": "{name} 只有 {width}×{height} 像素，脸会模糊。请换更大的图片，短边最好有 512 像素。",
+    "small_face": "视频里这张脸只有 {pixels} 像素高，几乎看不出在说话。请把 {name} 裁剪到头肩。",
+    "mouth_cut_off": "{name} 里的嘴被图片边缘切掉了，看不到说话。请换一张露出整张脸的图片。",
+    "chin_cut_off": "{name} 里的下巴被图片边缘切掉了，下颌的动作会不自然。请换一张露出整张脸的图片。",
+    "mouth_covered": "{name} 里的嘴似乎被手或其他东西挡住了，嘴唇会不自然。请换一张嘴部没有遮挡的图片。",
     "resumed": "继续生成：已完成的部分不再重做。",
     "frames_cut": "语音结束之后多出的帧已略去。",
     "rung_oom": "{device} 显存不足（第 {block} 块）：{rung}由 {was} 改为 {now}，继续生成，画面不丢失。",

@@ -44,7 +44,8 @@ def test_json_lines_tell_every_event(inputs, machine, engine, capsys):
     engine()
     assert main([*inputs, "--json", "--output", "out.mp4"]) == 0
     events = lines(capsys)
-    assert events[0] == {"event": "started", "preset": "cpu-preview", "engine": "preview", "num_frames": 75}
+    started = {"preset": "cpu-preview", "engine": "preview", "num_frames": 75, "width": 192, "height": 192}
+    assert events[0] == {"event": "started", **started}
     assert sum(event["num_frames"] for event in events if event["event"] == "segment") == 75
     assert events[-1]["event"] == "finished"
     assert events[-1]["video"] == "out.mp4"

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from avatar.abilities import unsupported
+from avatar.checkpoint_places import Checkpoint
 from avatar.cli import main
 from avatar.commands import doctor
 from avatar.preset import load_preset
 from tests.commands.surroundings import H200, lines
+from tests.fixtures.tokenizer import write_tokenizer
+
+ASTRONAUT = Path(__file__).parents[2] / "assets" / "portraits" / "astronaut.jpg"
 
 
 def test_presets_as_table_and_as_json(machine, capsys):
@@ -50,6 +56,25 @@ def test_plan_takes_the_settings_flags(machine, capsys):
         next(i["num_bytes"] for i in p["gpus"][0]["items"] if i["name"] == "kv_rings") for p in (full, half)
     ]
     assert rings[0] == 2 * rings[1]
+
+
+@pytest.mark.parametrize(
+    ("preset", "size"), [("cpu-preview", (704, 704)), ("80gb", (512, 512)), ("12gb", (384, 384))]
+)
+def test_plan_tells_the_size_of_a_portraits_video(machine, capsys, preset, size):
+    flags = ["plan", "--preset", preset, "--gpus", "1", "--vram", "80", "--image", str(ASTRONAUT)]
+    main([*flags, "--json"])
+    assert lines(capsys)[0]["video"] == {"width": size[0], "height": size[1]}
+    main(flags)
+    assert f"astronaut.jpg becomes a video of {size[0]}×{size[1]} pixels." in capsys.readouterr().out
+
+
+def test_plan_refuses_a_prompt_that_is_too_long(machine, capsys, tmp_path):
+    checkpoint = Checkpoint(base=tmp_path, complete=True)
+    write_tokenizer(tmp_path / checkpoint.layout.tokenizer)
+    machine(replace(H200, checkpoint=checkpoint))
+    assert main(["plan", "--preset", "80gb", "--prompt", "a " * 600]) == 2
+    assert "601 tokens" in capsys.readouterr().err
 
 
 def test_plan_of_this_machine_resolves_auto(machine, capsys):

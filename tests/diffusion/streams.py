@@ -16,7 +16,7 @@ from avatar.diffusion.denoise import Block, Conditions, HeldAudio, LocalDenoiser
 from avatar.diffusion.schedule import Schedule
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, VAE_SPACE_STRIDE, Geometry
 from avatar.models.config import ModelConfig
-from avatar.models.transformer import StreamingTransformer
+from avatar.models.transformer import StreamingTransformer, held_dtype
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = ("basic", "refresh_pose", "two_speakers")
@@ -70,9 +70,8 @@ class Stream:
         """The model with the stream's weights, loaded by the checkpoint's names."""
         with torch.device("meta"):
             model = StreamingTransformer(self.config)
-        weights = {
-            k: v.to(dtype) for k, v in load_file(GOLDEN / f"stream_{self.name}.weights.safetensors").items()
-        }
+        stored = load_file(GOLDEN / f"stream_{self.name}.weights.safetensors")
+        weights = {name: tensor.to(held_dtype(name, dtype)) for name, tensor in stored.items()}
         model.load_state_dict(weights, strict=True, assign=True)
         return model.requires_grad_(False).fuse() if fuse else model.requires_grad_(False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from avatar.diffusion.baton import Baton
 from avatar.diffusion.conditions import (
     NUM_REMEMBERED,
     REFERENCE,
@@ -26,6 +28,7 @@ from avatar.models.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.models.speech_encoder import SpeechEncoder, SpeechFeatures
 from avatar.models.text_encoder import PromptTokenizer, TextEncoder
 from avatar.models.vae import VideoVAE
+from tests.diffusion.streams import relative_error
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZE = Size(64, 64)
@@ -64,16 +67,31 @@ def track(num_samples: int = SPEECH_HZ, volume: float = 0.1) -> SpeechTrack:
     return SpeechTrack(listen, num_samples)
 
 
-def test_the_reference_is_the_second_latent_of_the_motion() -> None:
-    """The public code encodes five frames apart for it; the encoder sees no future, so 73 give the same."""
+def test_the_reference_is_the_portrait_as_one_frame() -> None:
+    """The encoder sees no future: the first of five frames' latents, and of 73 frames', is one frame's."""
     golden = load_file(GOLDEN / "vae.safetensors")
     vae = VideoVAE.load(GOLDEN / "Wan2.1_VAE.tiny.pth", "cpu", torch.float32)
     motion = encode_portrait(vae, golden["image"][0, :, 0])
     assert motion.shape == (16, MOTION_LATENT_FRAMES, 4, 6)
-    expected = golden["image_latent_5frames"][0, :, 1:]
-    assert (motion[:, REFERENCE] - expected).norm() / expected.norm() < 1e-5
+    expected = golden["image_latent_5frames"][0, :, :1]
+    assert relative_error(motion[:, REFERENCE], expected) < 1e-5
+    assert relative_error(motion[:, REFERENCE], vae.encode(golden["image"])[0]) < 1e-5
     standing = vae.encode(golden["image"].expand(-1, -1, MOTION_FRAMES, -1, -1))[0]
-    assert (motion - standing).norm() / standing.norm() < 1e-5
+    assert relative_error(motion, standing) < 1e-5
+
+
+def test_an_anchor_encoded_anew_stands_for_four_frames() -> None:
+    """It is a generated latent, not a first frame: of five frames alike the second latent frame."""
+    golden = load_file(GOLDEN / "vae.safetensors")
+    vae = VideoVAE.load(GOLDEN / "Wan2.1_VAE.tiny.pth", "cpu", torch.float32)
+    pixels = golden["image"][0, :, 0].permute(1, 2, 0).add(1).mul(127.5).round().to(torch.uint8).numpy()
+    baton = Baton(deque(), torch.zeros(16, 1, 2, 2), pixels, True, 4, 1, 48, 12)
+    size = Size(pixels.shape[1], pixels.shape[0])
+    anchor = baton.anchor_for(size, vae)
+    first, second = (
+        relative_error(anchor, golden["image_latent_5frames"][0, :, index : index + 1]) for index in (0, 1)
+    )
+    assert second < 0.01 < first  # the picture was rounded to whole levels
 
 
 def test_conditions_are_those_of_the_side_models(
@@ -85,7 +103,7 @@ def test_conditions_are_those_of_the_side_models(
     assert torch.equal(conditions.text, text)
     motion = encode_portrait(encoder._portraits._vae, prepare_portrait(portrait, SIZE))
     assert torch.equal(conditions.motion, motion)
-    assert torch.equal(conditions.reference, motion[:, 1:2])
+    assert torch.equal(conditions.reference, motion[:, :1])
     speech = track()
     expected = SpeechFeatures(encoder._speech, speech.listen, speech.num_samples).frames(12, 12)
     assert torch.equal(conditions.audio.frames(12, 12), expected[None])
@@ -138,6 +156,17 @@ def test_a_portrait_covers_the_picture(width: int, height: int, tmp_path: Path) 
     assert image.shape == (3, 64, 128)
     colour = torch.tensor([1.0, 128 / 127.5 - 1, -1.0])[:, None, None]
     assert (image - colour).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("width", "first"), [(64, 0), (65, 0), (66, 1), (67, 2), (68, 2), (69, 2), (71, 4)])
+def test_a_crop_begins_where_torchvisions_does(width: int, first: int, tmp_path: Path) -> None:
+    """Its CenterCrop takes the half of an odd number to the even side."""
+    pixels = np.zeros((64, width, 3), np.uint8)
+    pixels[:, first] = 255
+    Image.fromarray(pixels).save(tmp_path / "portrait.png")
+    image = prepare_portrait(tmp_path / "portrait.png", SIZE)
+    assert torch.equal(image[:, :, 0], torch.ones(3, 64))
+    assert torch.equal(image[:, :, 1:], -torch.ones(3, 64, 63))
 
 
 def test_a_portrait_is_cropped_about_its_centre(tmp_path: Path) -> None:

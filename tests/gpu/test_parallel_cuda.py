@@ -18,7 +18,7 @@ from avatar.errors import Cancelled
 from avatar.geometry import Geometry, Size
 from avatar.models.config import ModelConfig
 from avatar.models.random_weights import random_transformer
-from avatar.models.transformer import StreamingTransformer
+from avatar.models.transformer import StreamingTransformer, held_dtype
 from avatar.parallel.conduct import Conductor, assist
 from avatar.parallel.group import Group
 from avatar.parallel.layout import Layout
@@ -63,7 +63,8 @@ def weights() -> dict[str, Tensor]:
 def fill(device: torch.device, dtype: torch.dtype, select: Callable[[str], bool]) -> StreamingTransformer:
     with torch.device("meta"):
         model = StreamingTransformer(CONFIG).requires_grad_(False)
-    selected = {name: tensor.to(device, dtype) for name, tensor in weights().items() if select(name)}
+    stored = {name: tensor for name, tensor in weights().items() if select(name)}
+    selected = {name: tensor.to(device, held_dtype(name, dtype)) for name, tensor in stored.items()}
     model.load_state_dict(selected, strict=False, assign=True)
     return model.requires_grad_(False)
 

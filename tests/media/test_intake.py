@@ -15,10 +15,11 @@ from PIL import Image
 
 from avatar.errors import BadInput
 from avatar.media.intake import open_request
-from avatar.media.prompt import check_prompt, count_tokens
+from avatar.media.prompt import check_prompt
 from avatar.media.segments import tag
-from avatar.preset import Preset
+from avatar.preset import Preset, Requires
 from avatar.request import Request
+from tests.fixtures.tokenizer import write_tokenizer
 
 Ask = Callable[..., Request]
 
@@ -92,12 +93,9 @@ def test_what_was_changed_is_noticed(tmp_path: Path) -> None:
         Preset(**PRESET_SETTINGS),
         output=tmp_path / "o.mp4",
         work=tmp_path / "work",
-        prompt="word " * 400,
     )
-    assert len(request.notices) == 3
-    assert all(
-        words in text for words, text in zip(("512", "glass.png", "low.wav"), request.notices, strict=True)
-    )
+    assert len(request.notices) == 2
+    assert all(words in text for words, text in zip(("glass.png", "low.wav"), request.notices, strict=True))
 
 
 def test_a_finished_video_may_be_replaced(ask: Ask) -> None:
@@ -131,21 +129,28 @@ def test_folders_of_other_users_are_refused(tmp_path: Path, monkeypatch: pytest.
     assert sorted(os.listdir(tmp_path)) == ["p.png", "s.wav"]
 
 
-@pytest.mark.parametrize(
-    ("prompt", "fewest", "most"),
-    [
-        ("", 1, 1),  # the mark that ends a text
-        ("a person speaks", 4, 6),  # no token reaches over a space
-        ("Ein Mensch spricht, ruhig.", 5, 11),
-        ("一个人在说话", 3, 7),
-        ("她说 hello", 3, 5),
-        ("🙂", 2, 5),  # four bytes, should the vocabulary not know it
-    ],
-)
-def test_tokens_are_bounded_from_both_sides(prompt: str, fewest: int, most: int) -> None:
-    assert count_tokens(prompt) == (fewest, most)
+def test_a_long_prompt_is_refused_before_the_portrait_is_opened(tmp_path: Path) -> None:
+    """With the count, by the checkpoint's tokenizer; a model that brings its own, or none, counts itself."""
+    folder = write_tokenizer(tmp_path / "umt5")
+    diffusion = {"engine": "diffusion", "requires": Requires(weights="live-avatar")}
+    given = [tmp_path / "no.png", write_wav(tmp_path / "s.wav", tone(), 16_000)]
+    places = {"output": tmp_path / "o.mp4", "work": tmp_path / "w", "tokenizer": folder}
+    with pytest.raises(BadInput, match="601 tokens long; the model reads at most 512"):
+        open_request(*given, Preset(**PRESET_SETTINGS | diffusion), prompt="a " * 600, **places)
+    with pytest.raises(BadInput, match=r"no\.png"):
+        open_request(*given, Preset(**PRESET_SETTINGS | diffusion), prompt="a " * 500, **places)
+    with pytest.raises(BadInput, match=r"no\.png"):
+        open_request(*given, Preset(**PRESET_SETTINGS), prompt="a " * 600, **places)
 
 
-def test_prompts_that_surely_fit_pass_in_silence() -> None:
+def test_a_portrait_without_room_is_refused_before_the_speech_is_read(tmp_path: Path) -> None:
+    preset = Preset(**PRESET_SETTINGS | {"engine": "diffusion"}).with_settings(size="128*128")
+    Image.new("RGB", (2000, 64)).save(tmp_path / "long.png")
+    speech = write_wav(tmp_path / "s.wav", np.zeros(16_000), 16_000)  # silent, which would be refused
+    with pytest.raises(BadInput, match=r"2000 x 64 pixels does not fit size 128\*128"):
+        open_request(tmp_path / "long.png", speech, preset, output=tmp_path / "o.mp4", work=tmp_path / "w")
+
+
+def test_prompts_that_fit_lose_their_edge_spaces_alone() -> None:
     prompt = "A woman in a red coat speaks to the camera, calm and friendly, in soft window light. " * 4
-    assert check_prompt(prompt, 512) == (prompt.strip(), ())
+    assert check_prompt(prompt, 512) == prompt.strip()

@@ -12,6 +12,7 @@ import pytest
 from media_samples import picture, save
 from PIL import Image, ImageCms
 
+from avatar.errors import BadInput
 from avatar.media.limits import Limits
 from avatar.media.portrait import (
     _FORMATS,
@@ -198,3 +199,25 @@ def test_every_suffix_is_of_a_format_that_is_read() -> None:
     known = Image.registered_extensions()
     formats = {suffix: known.get(suffix, "HEIF") for suffix in PORTRAIT_SUFFIXES}
     assert set(formats.values()) == set(_FORMATS)
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lacks_its_end_mark_is_read(missing: int, progressive: bool, tmp_path: Path) -> None:
+    """As browsers show it; the third byte from the end belongs to the last few rows."""
+    whole = save(tmp_path / "whole.jpg", quality=98, subsampling=0, progressive=progressive)
+    short = tmp_path / "short.jpg"
+    short.write_bytes(whole.read_bytes()[:-missing])
+    apart = np.abs(read_portrait(short).astype(int) - read_portrait(whole))
+    assert apart[:-16].max() == 0
+    assert missing > 2 or apart.max() == 0
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
+def test_a_jpeg_that_lacks_rows_stays_refused(share: float, tmp_path: Path) -> None:
+    """Though a decoder would paint what is missing grey."""
+    noise = np.random.default_rng(0).integers(0, 255, (400, 300, 3), dtype=np.uint8)
+    path = save(tmp_path / "half.jpg", noise)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(BadInput, match=r"half\.jpg is damaged or cut short"):
+        read_portrait(path)

@@ -29,7 +29,7 @@ from avatar.models.quantize import (
 )
 from avatar.models.random_weights import random_transformer
 from avatar.models.tiny import CONFIG
-from avatar.models.transformer import StreamingTransformer
+from avatar.models.transformer import StreamingTransformer, held_dtype
 from avatar.models.weights import load_transformer
 from tests.diffusion.streams import Stream, relative_error
 
@@ -290,7 +290,9 @@ def test_loading_quantises_one_tensor_at_a_time(tiny_checkpoint: Path):
     with torch.device("meta"):
         plain = StreamingTransformer(CONFIG).state_dict()
     expected = sum(
-        value.numel() + 4 * len(value) if is_quantised(name, value.shape) else 2 * value.numel()
+        value.numel() + 4 * len(value)
+        if is_quantised(name, value.shape)
+        else value.numel() * held_dtype(name, torch.bfloat16).itemsize
         for name, value in plain.items()
     )
     assert sum(tensor.nbytes for tensor in model.state_dict().values()) == expected

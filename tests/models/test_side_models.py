@@ -12,14 +12,14 @@ from torch import Tensor
 
 from avatar.errors import BadInput, WeightsMissing
 from avatar.models.checkpoint import open_checkpoint
+from avatar.models.tensor_files import read_pth
 from avatar.models.text_encoder import (
-    MAX_TOKENS,
     PromptTokenizer,
     TextEncoder,
-    clean_prompt,
     transformers_name,
 )
 from avatar.models.vae import VideoVAE
+from avatar.prompt_tokens import MAX_TOKENS, clean_prompt
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VAE_FILE = GOLDEN / "Wan2.1_VAE.tiny.pth"
@@ -207,3 +207,24 @@ def test_a_pth_file_in_the_older_format_is_read(tmp_path: Path) -> None:
     tensors = torch.load(VAE_FILE, weights_only=True)
     torch.save(tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert VideoVAE.load(tmp_path / "old.pth", **CPU).model.config["base_dim"] == 8
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello there, this is text\n",
+        b"ascii words of a readme: I0 am S here",
+        b"(.",
+        b"G",
+        b"",
+        b"<!DOCTYPE html><html>404</html>",
+        b"version https://git-lfs.github.com/spec/v1\n",
+    ],
+)
+def test_a_file_that_holds_no_tensors_is_named(tmp_path: Path, content: bytes) -> None:
+    """Some texts are the beginning of a pickle, which may then fail in any way."""
+    (tmp_path / "vae.pth").write_bytes(content)
+    with pytest.raises(WeightsMissing, match=r"^vae\.pth is truncated, corrupt") as caught:
+        read_pth(tmp_path / "vae.pth")
+    assert str(tmp_path) not in str(caught.value)
+    assert "()" not in caught.value.message

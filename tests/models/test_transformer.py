@@ -32,6 +32,16 @@ def test_audio_tokens(stream):
     assert relative_error(tokens.overall[:, :, None], stream.tensors["audio_global_block0"]) < 1e-5
 
 
+def test_audio_is_encoded_in_float32_whatever_the_model_is(stream):
+    """Nothing is lost but by rounding the tokens at the end."""
+    features = next(stream.blocks()).audio
+    exact = stream.transformer().embed_audio(features)
+    model = stream.transformer(torch.bfloat16)
+    assert {value.dtype for value in model.casual_audio_encoder.parameters()} == {torch.float32}
+    for found, expected in zip(model.embed_audio(features), exact, strict=True):
+        assert torch.equal(found, expected.bfloat16())
+
+
 @pytest.mark.parametrize("fuse", [False, True])
 def test_prefill_keeps_unrotated_keys_and_values(stream, fuse):
     denoiser = stream.denoiser(stream.transformer(fuse=fuse))

@@ -208,3 +208,10 @@ def test_binary_sidecar_is_refused(tmp_path: Path) -> None:
     (tmp_path / "photo.json").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(BadInput, match=r"photo\.json cannot be read"):
         load_sidecar(tmp_path / "photo.png")
+
+
+def test_a_portrait_with_the_longest_name_has_no_sidecar(tmp_path: Path) -> None:
+    """Its sidecar's name would be a byte longer than a file's may be."""
+    longest = tmp_path / ("n" * 251 + ".jpg")
+    longest.write_bytes(b"x")
+    assert load_sidecar(longest) is None

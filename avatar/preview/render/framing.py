@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 import cv2
 import numpy as np
 
 from avatar.geometry import Size
 from avatar.preview.face import Face
-
-LONGEST_PX = 1280
-LARGEST_AREA = 1280 * 720
-MAX_ENLARGEMENT = 2.0  # a small portrait gains no detail beyond this
+from avatar.sizes import preview_size
 
 
 def frame_size(width: int, height: int, limit: Size) -> tuple[int, int]:
-    """Width and height of the video for a portrait of width x height: its aspect, even numbers.
-
-    The area is at most that of `limit` and of 1280 x 720, the longer side at most 1280; a small portrait is
-    enlarged to at most twice its size.
-    """
-    area = min(limit.width * limit.height, LARGEST_AREA)
-    scale = min(math.sqrt(area / (width * height)), LONGEST_PX / max(width, height), MAX_ENLARGEMENT)
-    return max(2, int(width * scale) // 2 * 2), max(2, int(height * scale) // 2 * 2)
+    """Width and height of the video for a portrait of width x height; see sizes.preview_size."""
+    size = preview_size(width, height, limit)
+    return size.width, size.height
 
 
 def framed(image: np.ndarray, face: Face, limit: Size) -> tuple[np.ndarray, Face]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from avatar.errors import BadInput
 from avatar.memory.fit import Availability, Lack
 from avatar.preset import Preset
+from avatar.sizes import video_size
 from avatar.ui.examples import Example
 from avatar.ui.i18n import Language, text
 from avatar.ui.panels import tag
 from avatar.ui.words import LACKS
+
+Shape = tuple[int, int]
+"""A portrait's width and height in pixels, upright."""
 
 
 def render_presets(
@@ -19,15 +24,20 @@ def render_presets(
     chosen: str,
     resolved: Preset | None,
     language: Language,
+    shape: Shape | None = None,
 ) -> str:
     """A radio group: what runs here first, the rest folded away (open when the choice is among them).
 
-    found: by preset name. resolved: what `auto` comes to on this machine.
+    found: by preset name. resolved: what `auto` comes to on this machine. shape: the portrait's, if one is
+    chosen.
     """
+
+    def card(preset: Preset) -> str:
+        return _card(preset, found[preset.name], chosen, resolved, language, shape)
+
     here = [preset for preset in presets if found[preset.name].ok]
     rest = [preset for preset in presets if not found[preset.name].ok]
-    cards = [_card(preset, found[preset.name], chosen, resolved, language) for preset in here]
-    others = [_card(preset, found[preset.name], chosen, resolved, language) for preset in rest]
+    cards, others = map(card, here), map(card, rest)
     fold = ""
     if rest:
         summary = tag("summary", escape(text("presets_other", language, count=len(rest))))
@@ -61,6 +71,17 @@ def preset_title(preset: Preset, language: Language) -> str:
     return preset.title_zh or preset.title if language == "zh" else preset.title
 
 
+def size_words(preset: Preset, language: Language, shape: Shape | None) -> str:
+    """The size of a preset's video: the area that bounds it, or what comes out for a portrait of a shape."""
+    if shape is None:
+        return text("gives_area", language, size=preset.generation.size.replace("*", "×"))
+    try:
+        video = video_size(preset.engine, *shape, preset.generation.size)
+    except BadInput:
+        return text("gives_nothing", language)
+    return text("gives_portrait", language, size=f"{video.width}×{video.height}")
+
+
 def lack_words(lack: Lack, language: Language) -> str:
     """What is missing, in the page's language."""
     if language == "zh" and lack.code in LACKS:
@@ -69,7 +90,12 @@ def lack_words(lack: Lack, language: Language) -> str:
 
 
 def _card(
-    preset: Preset, found: Availability, chosen: str, resolved: Preset | None, language: Language
+    preset: Preset,
+    found: Availability,
+    chosen: str,
+    resolved: Preset | None,
+    language: Language,
+    shape: Shape | None,
 ) -> str:
     checked = preset.name == chosen
     if preset.engine == "auto":
@@ -81,7 +107,7 @@ def _card(
     summary = preset.summary_zh or preset.summary if language == "zh" else preset.summary
     lines = tag("span", escape(summary), class_="card-text")
     if preset.engine != "auto":
-        lines += tag("span", _facts(preset, language), class_="facts")
+        lines += tag("span", _facts(preset, language, shape), class_="facts")
     if found.lacks:
         missing = " ".join(lack_words(lack, language) for lack in found.lacks)
         lines += tag(
@@ -100,7 +126,7 @@ def _card(
     )
 
 
-def _facts(preset: Preset, language: Language) -> str:
+def _facts(preset: Preset, language: Language, shape: Shape | None) -> str:
     needs = preset.requires
     words = []
     if needs.num_gpus == 1:
@@ -114,7 +140,7 @@ def _facts(preset: Preset, language: Language) -> str:
     if needs.weights == "live-avatar":
         words.append(text("needs_weights", language))
     made = preset.generation
-    gives = made.size.replace("*", "×")
+    gives = size_words(preset, language, shape)
     if preset.engine == "diffusion":
         gives += (
             f" · {made.sample_steps} steps · {made.infer_frames} frames"

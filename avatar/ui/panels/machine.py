@@ -34,9 +34,15 @@ def render_machine(inventory: Inventory, language: Language) -> str:
     return tag("span", escape(words), class_="machine-chip", title=words)
 
 
-def render_plan(plan: Plan | None, language: Language, refusal: str = "") -> str:
-    """A stacked bar for each GPU, then the host; for the preview, a sentence. refusal: why it cannot run."""
+def render_plan(plan: Plan | None, language: Language, refusal: str = "", video: str = "") -> str:
+    """A stacked bar for each GPU, then the host; for the preview, a sentence.
+
+    refusal: why it cannot run. video: which size comes out.
+    """
     parts = [tag("h3", escape(text("plan", language)))]
+    if video:
+        words = tag("b", escape(text("gives", language))) + " " + escape(video)
+        parts.append(tag("p", words, class_="plan-video"))
     if plan is not None and plan.engine == "preview":
         words = text("plan_none", language, ram=gib(plan.host.peak_bytes))
         parts.append(tag("p", escape(words), class_="muted"))

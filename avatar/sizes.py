@@ -1,0 +1,51 @@
+"""Which size a video has: what each engine makes of a portrait's shape within the area that is asked for."""
+
+from __future__ import annotations
+
+import math
+
+from avatar.errors import BadInput
+from avatar.geometry import SIDE_MULTIPLE, Size, output_size
+
+SMALLEST = Size(SIDE_MULTIPLE, SIDE_MULTIPLE)
+PREVIEW_LARGEST = Size(1280, 720)
+PREVIEW_LONGEST_PX = 1280
+PREVIEW_MAX_ENLARGEMENT = 2.0  # a small portrait gains no detail beyond this
+
+
+def check_size(engine: str, size: Size) -> None:
+    """Refuse an area that an engine cannot make of any portrait. Raises: BadInput naming it."""
+    if engine == "diffusion":
+        output_size(size.width, size.height, size)
+    if engine != "preview":
+        return
+    if size.area > PREVIEW_LARGEST.area:
+        raise BadInput(
+            f"The preview engine cannot make size {size}: {PREVIEW_LARGEST} is the largest.",
+            f"Set size to {PREVIEW_LARGEST} or less, or choose a preset with the diffusion engine.",
+        )
+    if size.area < SMALLEST.area:
+        raise BadInput(
+            f"The preview engine cannot make size {size}: {SMALLEST} is the smallest.",
+            'Set a larger size, for example "384*256".',
+        )
+
+
+def video_size(engine: str, width: int, height: int, size: Size | str) -> Size:
+    """The size of the video of a portrait of width x height pixels; `size` is the area that is asked for.
+
+    Raises: BadInput for an area that the engine cannot make, or in which the portrait's shape has no room.
+    """
+    area = Size.parse(size) if isinstance(size, str) else size
+    check_size(engine, area)
+    return preview_size(width, height, area) if engine == "preview" else output_size(width, height, area)
+
+
+def preview_size(width: int, height: int, size: Size) -> Size:
+    """The preview's: the portrait's aspect in even numbers, its area at most that of `size`.
+
+    The longer side is at most 1280, and a small portrait is enlarged to at most twice its size.
+    """
+    longest = PREVIEW_LONGEST_PX / max(width, height)
+    scale = min(math.sqrt(size.area / (width * height)), longest, PREVIEW_MAX_ENLARGEMENT)
+    return Size(max(2, int(width * scale) // 2 * 2), max(2, int(height * scale) // 2 * 2))

@@ -1,0 +1,51 @@
+"""The size that comes out is told beforehand; what an engine cannot make is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from avatar.errors import BadInput
+from avatar.geometry import Size
+from avatar.preset import load_preset
+from avatar.sizes import check_size, video_size
+
+
+@pytest.mark.parametrize(
+    ("engine", "portrait", "size", "expected"),
+    [
+        ("preview", (512, 512), "704*704", (704, 704)),
+        ("preview", (960, 720), "704*704", (812, 608)),
+        ("preview", (2048, 512), "1280*720", (1280, 320)),
+        ("preview", (96, 96), "704*704", (192, 192)),
+        ("diffusion", (720, 1280), "704*384", (384, 704)),
+        ("diffusion", (512, 512), "1280*720", (512, 512)),
+    ],
+)
+def test_what_comes_out_for_a_portrait(engine, portrait, size, expected):
+    assert video_size(engine, *portrait, size) == Size(*expected)
+
+
+@pytest.mark.parametrize("size", ["4096*4096", "1281*720", "1280*1280", "99999*99999"])
+def test_the_preview_refuses_a_size_that_it_cannot_make(size):
+    with pytest.raises(BadInput, match=r"cannot make size .*1280\*720 is the largest") as caught:
+        load_preset("cpu-preview").with_settings(size=size)
+    assert size in caught.value.message
+    check_size("diffusion", Size.parse(size))  # there it is a matter of memory, which the plan refuses
+
+
+@pytest.mark.parametrize("engine", ["preview", "diffusion"])
+def test_a_size_of_a_few_pixels_is_refused(engine):
+    with pytest.raises(BadInput, match=r"8\*8"):
+        check_size(engine, Size(8, 8))
+    check_size(engine, Size(64, 64))
+
+
+@pytest.mark.parametrize("size", ["1280*720", "720*1280", "960*960", "64*64"])
+def test_sizes_at_the_preview_s_bounds_are_made(size):
+    preset = load_preset("cpu-preview").with_settings(size=size)
+    assert preset.generation.size == size
+
+
+def test_a_shape_without_room_is_refused():
+    with pytest.raises(BadInput, match="1000 x 20 pixels does not fit size 384"):
+        video_size("diffusion", 1000, 20, "384*256")
