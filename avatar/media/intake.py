@@ -16,9 +16,8 @@ from avatar.errors import BadInput
 from avatar.geometry import FPS, Size
 from avatar.media.files import check_file, display_name, megabytes, minutes
 from avatar.media.limits import Limits
-from avatar.media.portrait import open_portrait
 from avatar.media.prompt import check_prompt
-from avatar.media.speech import write_speech
+from avatar.media.reading import Reader
 from avatar.preset import Preset
 from avatar.request import Request
 
@@ -43,14 +42,16 @@ def open_request(
     portrait_name: str | None = None,
     speech_name: str | None = None,
     segment_s: float = 2.0,
+    reader: Reader | None = None,
 ) -> Request:
     """Check everything that a user gave; write portrait.png and speech.wav into work.
 
     portrait_name, speech_name: the user's own file names, where the paths are those of uploads.
+    reader: how the files are decoded; by default in this process.
     On refusal nothing is left behind in work, nor work itself if it was made here. Raises: BadInput.
     """
     portrait, speech, output, work = Path(portrait), Path(speech), Path(output), Path(work)
-    limits = limits or Limits()
+    limits, reader = limits or Limits(), reader or Reader()
     portrait_name, speech_name = display_name(portrait, portrait_name), display_name(speech, speech_name)
     prompt, notices = check_prompt(prompt or preset.generation.prompt, limits.max_prompt_tokens)
     points = _check_points(face_points)
@@ -61,7 +62,7 @@ def open_request(
     if not 0.4 <= segment_s <= 10:
         raise BadInput(f"Segments of {segment_s} s cannot be made.", "Choose 0.4 to 10 seconds.")
     check_file(speech, speech_name, limits.max_speech_bytes, "speech")
-    picture = open_portrait(portrait, name=portrait_name, limits=limits)
+    picture = reader.portrait(portrait, name=portrait_name, limits=limits)
     with ExitStack() as undo:
         _open_folder(work, "working", undo)
         wav, png = work / "speech.wav", work / "portrait.png"
@@ -69,7 +70,7 @@ def open_request(
         undo.callback(png.unlink, missing_ok=True)
         _check_output(output, (portrait, speech), undo)
         try:
-            heard = write_speech(speech, wav, name=speech_name, limits=limits)
+            heard = reader.speech(speech, wav, name=speech_name, limits=limits)
             num_frames, cut = _num_frames(heard.num_frames(FPS), preset, speech_name)
             _check_disk(num_frames, preset, output.parent, work, limits)
             Image.fromarray(picture.pixels).save(png, compress_level=1)

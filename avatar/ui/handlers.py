@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from avatar.errors import AvatarError, BadInput
-from avatar.media.portrait import open_portrait
 from avatar.memory.fit import availability
 from avatar.preset import Preset
 from avatar.ui import points
 from avatar.ui.faults import told
+from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.page import Parts
 from avatar.ui.panels.cards import lack_words, render_examples, render_presets
 from avatar.ui.panels.machine import render_gauges, render_machine, render_plan
 from avatar.ui.panels.status import Status, render_status
-from avatar.ui.run import Generate, Updates, Visits
+from avatar.ui.run import STATUS_EVERY_S, Generate, Updates, Visits
 from avatar.ui.studio import FORM, Studio, flat
 
 TICK_S = 1.0
@@ -116,19 +116,24 @@ class Page:
         """The page is gone: its run ends."""
         self.visits.stop(request.session_hash or "")
 
-    def portrait_changed(self, request: gr.Request, portrait: str | None, preset: str) -> Updates:
+    def portrait_changed(self, request: gr.Request, portrait: str | None, preset: str) -> Iterator[Updates]:
         """Look for the face at once, and ask for points if need be."""
-        p = self.parts
+        p, limits = self.parts, self.studio.limits
         if not portrait:
-            return {p.points: gr.update(value=None, image="")}
-        path = Path(portrait)
-        if path.suffix.lower() not in SHOWN_BY_BROWSERS:
-            pixels = open_portrait(path, name=path.name, limits=self.studio.limits).pixels
-            return {p.portrait: pixels}  # which is a change again
-        if self.studio.resolved(preset).engine != "preview":
-            return {p.points: gr.update(value=None, image="")}
-        look = points.look_at(path, self.studio.examples, self.studio.limits)
-        return {p.points: points.question(look, path, language_of(request))}
+            yield {p.points: gr.update(value=None, image="")}
+            return
+        path, reader = Path(portrait), self.studio.reader(visitor_of(request))
+        shown = path.suffix.lower() in SHOWN_BY_BROWSERS
+        if shown and self.studio.resolved(preset).engine != "preview":
+            yield {p.points: gr.update(value=None, image="")}
+            return
+        for _ in reader.ahead(path, None, STATUS_EVERY_S):
+            yield {p.points: gr.skip()}  # so that a page that has gone away gives its place up
+        if not shown:
+            yield {p.portrait: reader.portrait(path, name=path.name, limits=limits).pixels}
+            return  # it is a change again
+        look = points.look_at(path, self.studio.examples, limits, reader=reader)
+        yield {p.points: points.question(look, path, language_of(request))}
 
     def preset_chosen(self, request: gr.Request, event: gr.EventData) -> Updates:
         """A card was pressed: its settings fill the form."""

@@ -13,7 +13,7 @@ import gradio as gr
 import numpy as np
 
 from avatar.media.limits import Limits
-from avatar.media.portrait import open_portrait
+from avatar.media.reading import Reader
 from avatar.ui.examples import Examples
 from avatar.ui.i18n import Language, text
 from avatar.ui.theme import script
@@ -55,8 +55,17 @@ class Look:
     picture: bytes | None = None
 
 
-def look_at(portrait: Path, examples: Examples, limits: Limits, name: str | None = None) -> Look:
-    """Whether the preview engine finds the face by itself. Raises: BadInput for a picture it cannot use."""
+def look_at(
+    portrait: Path,
+    examples: Examples,
+    limits: Limits,
+    name: str | None = None,
+    reader: Reader | None = None,
+) -> Look:
+    """Whether the preview engine finds the face by itself. Raises: BadInput for a picture it cannot use.
+
+    reader: how the picture is decoded; by default in this process.
+    """
     from avatar.preview.face import find_face
     from avatar.preview.points import load_sidecar
 
@@ -66,7 +75,7 @@ def look_at(portrait: Path, examples: Examples, limits: Limits, name: str | None
         if sidecar is not None:
             placed = {key: point for key, point in asdict(sidecar).items() if point is not None}
             return Look("placed", placed)
-    pixels = open_portrait(portrait, name=name, limits=limits).pixels
+    pixels = (reader or Reader()).portrait(portrait, name=name, limits=limits).pixels
     found = find_face(pixels)
     if found.verdict == "face":
         return Look("face")
