@@ -26,6 +26,7 @@ from avatar.errors import AvatarError, BadInput, Cancelled
 log = logging.getLogger(__name__)
 
 WALL = 4.0  # seconds of the clock for each second of CPU that a job may take: the machine may be busy
+START_S = 60.0  # in which a process must have started; it takes less than one where nothing is wrong
 LOOK_S = 0.1  # how soon a cancelled job is noticed
 FEW_WAITING = 16  # jobs of all visitors together that may wait: each holds a thread of the server
 CODE_BYTES = 512 * 2**20  # address space of the interpreter and its libraries, beside the data
@@ -162,16 +163,20 @@ class Bounded:
         """Have a child do it, a new one if need be; returns the child if it can go on."""
         if child is None or not child.alive:
             child = Child("avatar.media.bounded", str(self.memory_bytes), env=ENV)
-        deadline = time.monotonic() + WALL * job.cpu_s
+        deadline, answer = time.monotonic() + START_S, None
         try:
             child.link.send((job.function, job.args, job.name, job.cpu_s))
-            while not child.link.poll(LOOK_S):
+            while answer is None:
                 late = time.monotonic() > deadline
                 if late or job.cancelled.is_set() or self._closed:
                     child.kill()
                     job.end(error=_too_slow(job.name) if late else Cancelled("Nobody waits for it."))
                     return None
-            value, error, stays = child.link.recv()
+                if child.link.poll(LOOK_S):
+                    answer = child.link.recv()
+                    if answer is None:  # it has begun
+                        deadline = time.monotonic() + WALL * job.cpu_s
+            value, error, stays = answer
         except (EOFError, OSError):
             fate = child.fate()
             log.warning("reading %s: its process %s", job.name, fate)
@@ -212,6 +217,7 @@ def serve(link: Connection, memory_bytes: int) -> None:
             function, args, name, cpu_s = link.recv()
         except EOFError:
             return
+        link.send(None)
         used = resource.getrusage(resource.RUSAGE_SELF)
         most = math.ceil(used.ru_utime + used.ru_stime + cpu_s)
         resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
