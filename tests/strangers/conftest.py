@@ -38,17 +38,22 @@ def stranger(server: Server) -> Iterator[Callable[..., Stranger]]:
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seconds of a buzz in syllables."""
-    return _buzz(tmp_path_factory.mktemp("speech") / "buzz.wav", 2)
+    return _buzz(tmp_path_factory.mktemp("speech") / "buzz.flac", 2)
 
 
 @pytest.fixture(scope="session")
-def long_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _buzz(tmp_path_factory.mktemp("speech") / "long.wav", 60)
+def ten_seconds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, longer."""
+    return _buzz(tmp_path_factory.mktemp("speech") / "ten.flac", 10)
+
+
+@pytest.fixture(scope="session")
+def twenty_seconds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, longer still."""
+    return _buzz(tmp_path_factory.mktemp("speech") / "twenty.flac", 20)
 
 
 def _buzz(path: Path, seconds: int) -> Path:
     t = np.arange(seconds * 16_000) / 16_000
-    soundfile.write(
-        path, 0.4 * np.sign(np.sin(2 * np.pi * 140 * t)) * (np.sin(2 * np.pi * 3 * t) > 0), 16_000
-    )
+    soundfile.write(path, 0.4 * np.sin(2 * np.pi * 140 * t) * (np.sin(2 * np.pi * 3 * t) > 0), 16_000)
     return path
