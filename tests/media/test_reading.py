@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from media_samples import save, tone, write_wav
-from pictures_of_scans import many_scans
 
 import avatar.media.reading as reading
 from avatar.errors import BadInput
@@ -18,6 +17,7 @@ from avatar.media.limits import Limits
 from avatar.media.portrait import open_portrait
 from avatar.media.reading import Readings
 from avatar.media.speech import write_speech
+from tests.fixtures.scans import many_scans
 
 DATA = Path(__file__).parents[1] / "data" / "strangers"
 
