@@ -19,6 +19,9 @@ from avatar.errors import AvatarError, BadInput
 log = logging.getLogger("app")
 
 MIB, GIB, DAY_S = 2**20, 2**30, 86_400
+PLACES = 2  # of one visitor, where others can reach the page
+# Whose word a Space takes for who a visitor is: the proxies in front of it, which have such addresses.
+PROXIES = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,::1,fc00::/7"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -53,6 +56,27 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--max-duration", type=_amount, default=1200, metavar="S", help="longest speech")
     add("--queue-size", type=_whole(0, 10_000), default=8, help="videos that may wait in line")
     add(
+        "--places",
+        type=int,
+        default=None,
+        help="videos of one visitor that may wait or be made (default: 2, or all where only this machine"
+        " can reach the page)",
+    )
+    add(
+        "--upload-quota",
+        type=float,
+        default=2,
+        metavar="GIB",
+        help="most that all uploads may hold; those unused longest go first",
+    )
+    add(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name of this server, which a proxy on this machine passes on; may be repeated",
+    )
+    add(
         "--disk-limit",
         type=_amount,
         default=4,
@@ -75,6 +99,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.gallery not in ("shared", "private"):  # from the environment
         parser.error(f"$AVATAR_GALLERY is {args.gallery!r}; it may be shared or private")
+    args.hosted = hosted
     return args
 
 
@@ -100,19 +125,28 @@ def _serve(args: argparse.Namespace) -> None:
     put_on_path()
     with Scratch() as scratch:
         _settle(scratch)
+        if args.hosted:
+            os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES)
+        from starlette.middleware import Middleware
+
+        from avatar.ui.guard import Guard, local_names
         from avatar.ui.page import build_page, launch_options
         from avatar.ui.routes import routes
+        from avatar.ui.transfer import transfer_routes
 
         studio = _open_studio(args, scratch)
         try:
             demo = build_page(studio)
+            names = local_names(args.host, args.allow_host)
+            guard = Middleware(Guard, names=names, hosted=args.hosted)
+            ours = [*routes(studio), *transfer_routes(studio, demo)]
             demo.launch(
                 server_name=args.host,
                 server_port=args.port,
                 root_path=args.root_path or None,
                 max_file_size=round(args.max_upload * MIB),
                 allowed_paths=[str(studio.gallery.folder)],
-                app_kwargs={"routes": routes(studio)},
+                app_kwargs={"routes": ours, "middleware": [guard]},
                 ssr_mode=False,
                 prevent_thread_lock=True,
                 quiet=True,
@@ -120,6 +154,7 @@ def _serve(args: argparse.Namespace) -> None:
             )
             log.info("the page is at %s", demo.local_url)
             studio.warm()
+            threading.Thread(target=studio.keep_tidy, name="tidy", daemon=True).start()
             stopped.wait()
             log.info("stopping")
             demo.close()
@@ -131,9 +166,12 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
     from avatar.engine import Engine, open_engine
     from avatar.gallery import Gallery
     from avatar.media.limits import Limits
+    from avatar.media.reading import Readings
     from avatar.preset import Preset, load_preset, load_presets
     from avatar.ui.desk import Desk
+    from avatar.ui.guard import local_names
     from avatar.ui.studio import Studio
+    from avatar.ui.uploads import Uploads
 
     presets = load_presets()
     chosen = load_preset(args.preset)
@@ -142,6 +180,9 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
     gallery = Gallery(args.outputs, args.keep_days * DAY_S, round(args.disk_limit * GIB))
     upload = round(args.max_upload * MIB)
     limits = Limits(max_speech_s=args.max_duration, max_portrait_bytes=upload, max_speech_bytes=upload)
+    limits = limits.hosted() if args.hosted else limits
+    reachable = args.hosted or local_names(args.host) is None
+    places = args.places or (PLACES if reachable else args.queue_size + 1)
 
     attached = _attached(args.attach, chosen)
 
@@ -150,7 +191,7 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
         attach = args.attach if preset.name == attached else None
         return open_engine(preset, weights=None if toy else args.weights, attach=attach)
 
-    desk = Desk(open_for, gallery, args.queue_size)
+    desk = Desk(open_for, gallery, args.queue_size, places)
     return Studio(
         desk=desk,
         gallery=gallery,
@@ -162,6 +203,8 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
         root=args.root_path.rstrip("/"),
         shared=args.gallery == "shared",
         attached=attached,
+        readings=Readings(scratch / "read", limits, per_visitor=places),
+        uploads=Uploads(scratch / "uploads", upload, round(args.upload_quota * GIB)),
     )
 
 

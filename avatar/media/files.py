@@ -58,8 +58,10 @@ def check_file(path: Path, name: str, max_bytes: int, wanted: str) -> None:
     try:
         if path.is_dir():
             raise BadInput(f"{name} is a folder.", f"Choose a {wanted} file in it.")
-        if not path.is_file():
+        if not path.exists():
             raise BadInput(f"The {wanted} {name} does not exist.", "Check the name, or choose another file.")
+        if not path.is_file():  # a device or a pipe may have no end
+            raise BadInput(f"{name} is not a regular file.", f"Choose a {wanted} file.")
         with path.open("rb"):
             size = path.stat().st_size
     except (OSError, ValueError) as error:

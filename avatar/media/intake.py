@@ -18,9 +18,8 @@ from avatar.geometry import FPS, Size
 from avatar.media.beside import check_places
 from avatar.media.files import LONGEST_NAME_BYTES, check_file, display_name, megabytes, minutes
 from avatar.media.limits import Limits
-from avatar.media.portrait import open_portrait
 from avatar.media.prompt import check_prompt
-from avatar.media.speech import write_speech
+from avatar.media.reading import Reader
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.sizes import video_size
@@ -46,15 +45,17 @@ def open_request(
     speech_name: str | None = None,
     segment_s: float = 2.0,
     tokenizer: Path | None = None,
+    reader: Reader | None = None,
 ) -> Request:
     """Check everything that a user gave; write portrait.png and speech.wav into work.
 
     portrait_name, speech_name: the user's own file names, where the paths are those of uploads.
     tokenizer: the folder of the checkpoint's, by which prompts are counted; None: the engine counts them.
+    reader: how the files are decoded; by default in this process.
     On refusal nothing is left behind in work, nor work itself if it was made here. Raises: BadInput.
     """
     portrait, speech, output, work = Path(portrait), Path(speech), Path(output), Path(work)
-    limits = limits or Limits()
+    limits, reader = limits or Limits(), reader or Reader()
     portrait_name, speech_name = display_name(portrait, portrait_name), display_name(speech, speech_name)
     # the toy model of the self-test has a tokenizer of its own
     counted_by = tokenizer if preset.requires.weights == "live-avatar" else None
@@ -67,7 +68,7 @@ def open_request(
     if not 0.4 <= segment_s <= 10:
         raise BadInput(f"Segments of {segment_s} s cannot be made.", "Choose 0.4 to 10 seconds.")
     check_file(speech, speech_name, limits.max_speech_bytes, "speech")
-    picture = open_portrait(portrait, name=portrait_name, limits=limits)
+    picture = reader.portrait(portrait, name=portrait_name, limits=limits)
     height, width = picture.pixels.shape[:2]
     video_size(preset.engine, width, height, preset.generation.size)  # refuses what has no room for it
     with ExitStack() as undo:
@@ -77,7 +78,7 @@ def open_request(
         undo.callback(png.unlink, missing_ok=True)
         _check_output(output, (portrait, speech), undo)
         try:
-            heard = write_speech(speech, wav, name=speech_name, limits=limits)
+            heard = reader.speech(speech, wav, name=speech_name, limits=limits)
             num_frames, cut = _num_frames(heard.num_frames(FPS), preset, speech_name)
             _check_disk(num_frames, preset, output.parent, work, limits)
             Image.fromarray(picture.pixels).save(png, compress_level=1)

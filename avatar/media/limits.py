@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MiB = 2**20
 
@@ -21,3 +21,16 @@ class Limits:
     min_side_px: int = 64
     max_prompt_tokens: int = 512  # what the text encoder reads
     min_free_bytes: int = 256 * MiB  # disk that must stay free beside the estimated video
+    max_decode_bytes: int = 1536 * MiB  # data of the process that decodes a stranger's file
+    portrait_cpu_s: float = 15.0  # CPU time that decoding a stranger's portrait may take
+    speech_cpu_s: float = 120.0
+
+    def hosted(self) -> Limits:
+        """The same for a machine that anybody may use: no more than phones and recorders need."""
+        return replace(
+            self,
+            max_pixels=25_000_000,
+            max_decode_bytes=768 * MiB,
+            portrait_cpu_s=5.0,
+            speech_cpu_s=20.0,
+        )

@@ -12,6 +12,7 @@ from avatar.errors import BadInput
 from avatar.ui import points
 from avatar.ui.desk import Kept
 from avatar.ui.faults import told
+from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import language_of, text
 from avatar.ui.inputs import portrait_picker, speech_picker
 from avatar.ui.run import STATUS_EVERY_S
@@ -63,8 +64,14 @@ class Endpoints:
         language = language_of(request)
         if not portrait or not speech:
             raise BadInput(text("no_portrait" if not portrait else "no_speech", language))
+        visitor = visitor_of(request)
+        self.studio.desk.check_room(visitor)
+        reader = self.studio.reader(visitor)
+        for _ in reader.ahead(Path(portrait), Path(speech), STATUS_EVERY_S):
+            yield gr.skip()  # so that a client that has gone away gives its place up
         if not face_points and not head_only and self.studio.resolved(preset).engine == "preview":
-            found = points.look_at(Path(portrait), self.studio.examples, self.studio.limits)
+            limits = self.studio.limits
+            found = points.look_at(Path(portrait), self.studio.examples, limits, reader=reader)
             face_points = dict(found.points) if found.verdict == "placed" and found.points else None
         run = self.studio.submit(
             Path(portrait),
@@ -74,6 +81,7 @@ class Endpoints:
             prompt=prompt,
             face_points=face_points or None,
             head_only=head_only,
+            visitor=visitor,
         )
         try:
             for said in run.follow(STATUS_EVERY_S):

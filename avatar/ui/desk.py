@@ -46,11 +46,12 @@ class Kept:
 
 
 class LineFull(AvatarError):
-    """As many runs are waiting as the desk takes."""
+    """As many runs are waiting as the desk takes, or, yours, as it takes of one visitor."""
 
-    def __init__(self, count: int) -> None:
-        super().__init__(f"The line is full: {count} waiting.", "Please try again in a few minutes.")
-        self.count = count
+    def __init__(self, count: int, yours: bool = False) -> None:
+        full = f"You have {count} videos in line." if yours else f"The line is full: {count} waiting."
+        super().__init__(full, "Please try again in a few minutes.")
+        self.count, self.yours = count, yours
 
 
 class Run:
@@ -63,8 +64,10 @@ class Run:
         settings: dict[str, object],
         owner: str,
         ledger: Ledger | None = None,
+        visitor: str = "",
     ) -> None:
         self.request = request
+        self.visitor = visitor
         self.ledger = ledger
         self.draft = draft
         self.settings = settings
@@ -123,9 +126,17 @@ class Run:
 class Desk:
     """Takes requests, runs them one by one on one engine, and keeps the results in the gallery."""
 
-    def __init__(self, open_engine: OpenEngine, gallery: Gallery, max_waiting: int = 8) -> None:
+    def __init__(
+        self,
+        open_engine: OpenEngine,
+        gallery: Gallery,
+        max_waiting: int = 8,
+        per_visitor: int | None = None,
+    ) -> None:
+        """per_visitor: runs of one visitor that may wait or go on; None: no such limit."""
         self.gallery = gallery
         self.max_waiting = max_waiting
+        self.per_visitor = per_visitor
         self.on_start: Callable[[Request], None] | None = None  # called when a run's turn has come
         self.on_rung: Callable[[Request, str], None] | None = None  # a run stepped down to this rung
         self._open_engine = open_engine
@@ -150,10 +161,14 @@ class Desk:
         engine = self._engine
         return 0 if engine is None else getattr(engine, "pinned_bytes", None)
 
-    def check_room(self) -> None:
+    def check_room(self, visitor: str = "") -> None:
         """Raises: LineFull."""
         if len(self._line) >= self.max_waiting:
             raise LineFull(self.max_waiting)
+        runs = [*self._line, *([self._running] if self._running else [])]
+        theirs = [run for run in runs if run.visitor == visitor and not run.cancelled.is_set()]
+        if self.per_visitor is not None and len(theirs) >= self.per_visitor:
+            raise LineFull(self.per_visitor, yours=True)
 
     def submit(
         self,
@@ -162,14 +177,15 @@ class Desk:
         settings: dict[str, object],
         owner: str = "",
         ledger: Ledger | None = None,
+        visitor: str = "",
     ) -> Run:
         """Put a request at the end of the line; draft is what gallery.draft() gave. Raises: LineFull.
 
-        ledger: of a long video, which is made in parts.
+        ledger: of a long video, which is made in parts. visitor: whose place it takes.
         """
-        run = Run(request, draft, settings, owner, ledger)
+        run = Run(request, draft, settings, owner, ledger, visitor)
         with self._changed:
-            self.check_room()
+            self.check_room(visitor)
             self._line.append(run)
             self._tell_places()
             self._changed.notify_all()

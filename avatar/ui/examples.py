@@ -56,20 +56,23 @@ class Examples:
 
     def bundled(self, portrait: Path) -> Path | None:
         """The bundled portrait with the same bytes; it may have a sidecar of points."""
-        digest = _digest(portrait)
-        return next((ours for ours, known in self._digests.items() if known == digest), None)
-
-    @cached_property
-    def _digests(self) -> dict[Path, str]:
-        return {path: _digest(path) for path in self.portraits}
+        alike = [ours for ours in self.portraits if _size(ours) == _size(portrait)]
+        digest = _digest(portrait) if alike else ""
+        return next((ours for ours in alike if _digest(ours) == digest), None)
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() in suffixes)
 
 
+def _size(path: Path) -> int | None:
+    """Bytes of a regular file, None for anything else."""
+    return path.stat().st_size if path.is_file() else None
+
+
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _language(path: Path) -> str:

@@ -13,8 +13,10 @@ from typing import Any
 import gradio as gr
 
 from avatar.errors import AvatarError
+from avatar.media.bounded import Crowded
 from avatar.ui.desk import LineFull
 from avatar.ui.i18n import Language, error_title, language_of, text
+from avatar.ui.uploads import MIB, NotUploaded, TooLarge, UploadsFull
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +57,19 @@ def telling(language: Language) -> Iterator[None]:
 
 def words(error: AvatarError, language: Language) -> str:
     """What is wrong and what to do; the texts of media and engines are English."""
-    if isinstance(error, LineFull):
-        return text("line_full", language, count=error.count)
+    match error:
+        case LineFull(yours=True):
+            return text("line_yours", language, count=error.count)
+        case LineFull():
+            return text("line_full", language, count=error.count)
+        case Crowded():
+            return text("crowded", language)
+        case UploadsFull():
+            return text("uploads_full", language)
+        case TooLarge():
+            return text("upload_too_large", language, mib=error.most_bytes / MIB)
+        case NotUploaded():
+            return text("upload_lost", language)
     return str(error)
 
 

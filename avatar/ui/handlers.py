@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,17 @@ import gradio as gr
 
 from avatar.errors import AvatarError, BadInput
 from avatar.events import Notice
-from avatar.media.portrait import open_portrait
 from avatar.memory.fit import availability
 from avatar.preset import Preset
 from avatar.ui import points
 from avatar.ui.faults import told
+from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.page import Parts
 from avatar.ui.panels.cards import Shape, lack_words, render_examples, render_presets, size_words
 from avatar.ui.panels.machine import render_gauges, render_machine, render_plan
 from avatar.ui.panels.status import Status, render_notices, render_status
-from avatar.ui.run import Generate, Updates, Visits
+from avatar.ui.run import STATUS_EVERY_S, Generate, Updates, Visits
 from avatar.ui.studio import FORM, Studio, flat
 
 TICK_S = 1.0
@@ -122,19 +122,24 @@ class Page:
         """The page is gone: its run ends."""
         self.visits.stop(request.session_hash or "")
 
-    def portrait_changed(self, request: gr.Request, portrait: str | None, name: str, *values: Any) -> Updates:
+    def portrait_changed(
+        self, request: gr.Request, portrait: str | None, name: str, *values: Any
+    ) -> Iterator[Updates]:
         """Look at the portrait at once: tell what will come out, and ask for points if need be."""
-        p, language = self.parts, language_of(request)
+        p, language, limits = self.parts, language_of(request), self.studio.limits
         if not portrait:
-            return {p.points: gr.update(value=None, image=""), **self._seen(None, (), name, values, language)}
-        path = Path(portrait)
+            yield {p.points: gr.update(value=None, image=""), **self._seen(None, (), name, values, language)}
+            return
+        path, reader = Path(portrait), self.studio.reader(visitor_of(request))
+        for _ in reader.ahead(path, None, STATUS_EVERY_S):
+            yield {p.points: gr.skip()}  # so that a page that has gone away gives its place up
         if path.suffix.lower() not in SHOWN_BY_BROWSERS:
-            pixels = open_portrait(path, name=path.name, limits=self.studio.limits).pixels
-            return {p.portrait: pixels}  # which is a change again
+            yield {p.portrait: reader.portrait(path, name=path.name, limits=limits).pixels}
+            return  # it is a change again
         preset = self._with_form(name, values) or self._resolved(name)[0]
-        look = points.look_at(path, self.studio.examples, self.studio.limits, preset=preset)
+        look = points.look_at(path, self.studio.examples, limits, preset=preset, reader=reader)
         asks = preset.engine == "preview"
-        return {
+        yield {
             p.points: points.question(look, path, language) if asks else gr.update(value=None, image=""),
             **self._seen((look.width, look.height), look.notices, name, values, language),
         }

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 
 import gradio as gr
+from starlette.requests import Request
 
 from avatar.errors import AvatarError
 from avatar.memory.plan import describe
@@ -45,7 +46,7 @@ def item_words(name: str, language: Language) -> str:
     return ITEMS.get(name, describe(name)) if language == "zh" else describe(name)
 
 
-def language_of(request: gr.Request | None) -> Language:
+def language_of(request: gr.Request | Request | None) -> Language:
     """ "zh" when the browser prefers any Chinese over English, else "en"."""
     accepted = "" if request is None else request.headers.get("accept-language", "")
     for choice in sorted(accepted.split(","), key=_weight, reverse=True):

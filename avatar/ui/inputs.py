@@ -1,10 +1,41 @@
-"""Gradio's pickers of pictures and sounds, made to hand over the file itself: intake says if it is good."""
+"""What visitors send in, before any handler sees it: files by their paths, and only by those of uploads."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.data_classes import FileData
+
+from avatar.ui.faults import telling
+from avatar.ui.i18n import language_of
+from avatar.ui.uploads import NotUploaded, Uploads
+
+PICKERS = (gr.Image, gr.Audio, gr.UploadButton)
+
+
+class GuardedBlocks(gr.Blocks):
+    """A page to whose handlers no path is given but those of uploads, whatever component they come through.
+
+    Gradio checks those that say that they are files, opens the others, and fetches addresses.
+    """
+
+    def __init__(self, uploads: Uploads, **options: Any) -> None:
+        super().__init__(**options)
+        self.uploads = uploads
+
+    async def process_api(  # type: ignore[override]  # Gradio names the others
+        self, block_fn: Any, inputs: list[Any], **options: Any
+    ) -> dict[str, Any]:
+        """Every event of the page and every endpoint comes through here, before Gradio looks at a value."""
+        if options.get("iterator") is None:  # else the inputs were looked at when the generator began
+            with telling(language_of(options.get("request"))):
+                self.uploads.check(inputs)
+                for component, value in zip(block_fn.inputs, inputs):
+                    if isinstance(component, PICKERS) and not (value is None or isinstance(value, dict)):
+                        raise NotUploaded
+        return await super().process_api(block_fn, inputs, **options)
 
 
 def portrait_picker(**options: Any) -> gr.Image:
@@ -15,9 +46,10 @@ def portrait_picker(**options: Any) -> gr.Image:
 
 
 def speech_picker(**options: Any) -> gr.Audio:
-    """gr.Audio, of which nothing is wanted but the file."""
+    """gr.Audio, of which nothing is wanted but the file; it would convert some, to any length."""
     picker = gr.Audio(type="filepath", buttons=[], editable=False, **options)
     picker.preprocess = _path  # type: ignore[method-assign]
+    picker.postprocess = _file  # type: ignore[method-assign, assignment]
     return picker
 
 
@@ -29,5 +61,10 @@ def video_button(label: Any, **options: Any) -> gr.UploadButton:
 
 
 def _path(payload: Any) -> str | None:
-    """The uploaded file's path; Gradio has checked that it is one of its uploads."""
+    """The uploaded file's path."""
     return None if payload is None else payload.path
+
+
+def _file(path: str | None) -> FileData | None:
+    """The file as it is."""
+    return None if path is None else FileData(path=path, orig_name=Path(path).name)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from avatar.ui import points
 from avatar.ui.i18n import browser_table
-from avatar.ui.inputs import portrait_picker, speech_picker, video_button
+from avatar.ui.inputs import GuardedBlocks, portrait_picker, speech_picker, video_button
 from avatar.ui.studio import Studio
 from avatar.ui.theme import css, script, theme
+from avatar.ui.uploads import Uploads
 
 word: Any = browser_table()  # a function from a key to text that the browser translates
 
@@ -53,14 +56,19 @@ class Parts:
     owner: gr.State
 
 
-def build_page(studio: Studio) -> gr.Blocks:
+def build_page(studio: Studio) -> GuardedBlocks:
     """The whole demo, wired; launch it with launch_options()."""
     from avatar.ui import api, handlers
 
-    with gr.Blocks(title="Live Avatar", analytics_enabled=False, delete_cache=(600, 4 * 3600)) as demo:
+    uploads = studio.uploads or Uploads(Path(get_upload_folder()))
+    cache = (600, 4 * 3600)
+    with GuardedBlocks(uploads, title="Live Avatar", analytics_enabled=False, delete_cache=cache) as demo:
         parts = _layout(studio)
+        studio.segments.keep_those_of(parts.live)
+        studio.segments.playlists = demo.pending_streams
         handlers.wire(demo, parts, studio)
         api.wire(studio)
+    demo.queue(api_open=False)
     return demo
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from avatar.events import Notice
 from avatar.media.limits import Limits
-from avatar.media.portrait import open_portrait
+from avatar.media.reading import Reader
 from avatar.preset import Preset
 from avatar.sizes import video_size
 from avatar.ui.examples import Examples
@@ -69,16 +69,18 @@ def look_at(
     name: str | None = None,
     *,
     preset: Preset | None = None,
+    reader: Reader | None = None,
 ) -> Look:
     """Whether the preview engine finds the face by itself, and what of it will be seen in a preset's video.
 
-    Raises: BadInput for a picture that cannot be used.
+    reader: how the picture is decoded; by default in this process. Raises: BadInput for a picture that cannot
+    be used.
     """
     from avatar.preview.concerns import concerns
     from avatar.preview.face import find_face
     from avatar.preview.points import load_sidecar
 
-    pixels = open_portrait(portrait, name=name, limits=limits).pixels
+    pixels = (reader or Reader()).portrait(portrait, name=name, limits=limits).pixels
     height, width = pixels.shape[:2]
     bundled = examples.bundled(portrait)
     if bundled is not None:

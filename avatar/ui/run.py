@@ -15,6 +15,7 @@ from avatar.errors import BadInput, Cancelled
 from avatar.events import Finished, Notice, PartDone, Phase, Progress, Segment
 from avatar.ui import points
 from avatar.ui.desk import Kept, Run, Waiting
+from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.page import Parts
 from avatar.ui.panels.shelf import render_shelf
@@ -85,8 +86,13 @@ class Generate:
             raise BadInput(text("no_portrait", language))
         if not speech:
             raise BadInput(text("no_speech", language))
+        visitor = visitor_of(request)
+        self.studio.desk.check_room(visitor)
+        reader = self.studio.reader(visitor)
+        for _ in reader.ahead(Path(portrait), Path(speech), STATUS_EVERY_S):
+            yield {self.parts.status: gr.skip()}  # so that a page that has gone away gives its place up
         if self.studio.resolved(preset).engine == "preview" and not _answers(asked, portrait):
-            look = points.look_at(Path(portrait), self.studio.examples, self.studio.limits)
+            look = points.look_at(Path(portrait), self.studio.examples, self.studio.limits, reader=reader)
             if look.picture is not None:
                 gr.Warning(text(f"points_{look.verdict}", language), title=text("points_title", language))
                 yield {self.parts.points: points.question(look, Path(portrait), language)}
@@ -101,12 +107,15 @@ class Generate:
             face_points=points.answer(asked),
             head_only=points.head_only(asked),
             owner=owner,
+            visitor=visitor,
         )
         yield from self._show(run, request, owner)
 
     def resume(self, request: gr.Request, event: gr.EventData, owner: str) -> Iterator[Updates]:
         """Go on with an unfinished video of the gallery, pressed there. Raises: AvatarError."""
-        yield from self._show(self.studio.resume(str(event._data["id"]), owner), request, owner)
+        yield from self._show(
+            self.studio.resume(str(event._data["id"]), owner, visitor_of(request)), request, owner
+        )
 
     def _show(self, run: Run, request: gr.Request, owner: str) -> Iterator[Updates]:
         visit, language = request.session_hash or "", language_of(request)

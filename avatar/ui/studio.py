@@ -19,6 +19,7 @@ from avatar.long import half
 from avatar.media.durable import disk_error
 from avatar.media.intake import open_request
 from avatar.media.limits import Limits
+from avatar.media.reading import Reader, Readings
 from avatar.memory.fit import Availability, availability, require, resolve
 from avatar.memory.gauges import Gauges
 from avatar.memory.inventory import Inventory, probe
@@ -29,10 +30,13 @@ from avatar.preset import SETTINGS, Preset
 from avatar.request import Request
 from avatar.ui.desk import Desk, Run, about_request
 from avatar.ui.examples import Examples
+from avatar.ui.live import Segments
+from avatar.ui.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
 LONG_S = 120.0  # from here on a speech is made in parts, which are kept whatever happens
+TIDY_EVERY_S = 30.0
 INVENTORY_FRESH_S = 5.0  # probing takes milliseconds; pages that load together share one look
 
 # What the page lets a user change, in its order; the rest of a preset is its own.
@@ -58,6 +62,7 @@ class Studio:
 
     root: the path under which a proxy shows the page, "" for none. shared: everybody sees all videos.
     scratch: a folder for what lives no longer than a run. attached: the preset that ranks elsewhere serve.
+    readings: where visitors' files are decoded, None for this process. uploads: None for Gradio's folder.
     """
 
     desk: Desk
@@ -72,8 +77,12 @@ class Studio:
     attached: str = ""
     examples: Examples = field(default_factory=Examples)
     gauges: Gauges = field(default_factory=Gauges)
+    readings: Readings | None = None
+    uploads: Uploads | None = None
 
     def __post_init__(self) -> None:
+        self.segments = Segments(self.scratch / "live")
+        self._closed = threading.Event()
         self._probing = threading.Lock()
         self._probed: tuple[float, Inventory] | None = None
         self.desk.on_start, self.desk.on_rung = self._begin_gauges, self._lower_gauges
@@ -157,9 +166,10 @@ class Studio:
         portrait_name: str | None = None,
         speech_name: str | None = None,
         owner: str = "",
+        visitor: str = "",
     ) -> Run:
         """Check everything that can be checked, and put the request in line. Raises: AvatarError."""
-        self.desk.check_room()
+        self.desk.check_room(visitor)
         preset = self.with_settings(name, settings)
         self._require(preset)
         draft = self.gallery.draft()
@@ -178,6 +188,7 @@ class Studio:
                 portrait_name=portrait_name,
                 speech_name=speech_name,
                 tokenizer=None if preset.name == self.attached else self.inventory().checkpoint.tokenizer,
+                reader=self.reader(visitor),
             )
             settings = used_settings(name, request)
             ledger = None
@@ -187,15 +198,15 @@ class Studio:
                 self.gallery.describe(draft, about_request(request, settings, owner))
             except OSError as error:
                 raise disk_error(error) from error
-            return self.desk.submit(request, draft, settings, owner, ledger)
+            return self.desk.submit(request, draft, settings, owner, ledger, visitor)
         except BaseException:
             self.gallery.discard(draft)
             shutil.rmtree(work)
             raise
 
-    def resume(self, id: str, owner: str = "") -> Run:
+    def resume(self, id: str, owner: str = "", visitor: str = "") -> Run:
         """Put an unfinished video of the gallery in line again. Raises: AvatarError."""
-        self.desk.check_room()
+        self.desk.check_room(visitor)
         draft = self.gallery.reopen(id, None if self.shared else owner)
         if draft is None:
             raise BadInput("This video cannot be resumed.", "It is finished, being made, or deleted.")
@@ -205,7 +216,7 @@ class Studio:
             request, ledger = half.resume(draft / HALF, work=work, output=draft / video_name(draft.name))
             self._require(request.preset)
             about = self.gallery.about(draft)
-            return self.desk.submit(request, draft, about.settings, about.owner, ledger)
+            return self.desk.submit(request, draft, about.settings, about.owner, ledger, visitor)
         except BaseException:
             if ledger is not None:
                 ledger.close()
@@ -232,7 +243,21 @@ class Studio:
         except AvatarError as error:  # told on the page as well, by the preset's card
             log.warning("nothing to warm: %s", error)
 
+    def reader(self, visitor: str) -> Reader:
+        """How this visitor's files are decoded."""
+        return Reader() if self.readings is None else self.readings.by(visitor)
+
+    def keep_tidy(self) -> None:
+        """Drop what nobody plays or needs any more, from time to time, until close."""
+        while not self._closed.wait(TIDY_EVERY_S):
+            self.segments.tidy()
+            if self.readings is not None:
+                self.readings.tidy()
+
     def close(self) -> None:
+        self._closed.set()
+        if self.readings is not None:
+            self.readings.close()
         self.desk.close()
         self.gauges.close()
         self.gallery.close()

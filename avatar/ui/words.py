@@ -217,6 +217,32 @@ TEXT: dict[str, tuple[str, str]] = {
         "The line is full: {count} waiting. Please try again in a few minutes.",
         "队列已满：{count} 个视频在等待，请过几分钟再试。",
     ),
+    "line_yours": (
+        "You have {count} videos in line, as many as one visitor may. Wait for one of them, or stop it.",
+        "您已有 {count} 个视频在排队，已达每位访客的上限。请等待其中一个完成，或将其停止。",
+    ),
+    "crowded": (
+        "Too many files are being read. Please try again in a minute.",
+        "正在读取的文件太多，请一分钟后再试。",
+    ),
+    "uploads_full": (
+        "The server has no room for uploads just now. Please try again in a few minutes.",
+        "服务器暂时没有空间接收上传，请过几分钟再试。",
+    ),
+    "upload_too_large": (
+        "The file exceeds the maximum allowed size of {mib:.0f} MiB.",
+        "文件超过了允许的最大大小：{mib:.0f} MiB。",
+    ),
+    "upload_lost": (
+        "This file is not among the uploads. Upload it again.",
+        "上传的文件中没有此文件，请重新上传。",
+    ),
+    "body_too_large": ("The request is too large.", "请求过大。"),
+    "wrong_host": (
+        "This server has another name. Open it as localhost, or start it with --allow-host.",
+        "此服务器不使用该名称。请用 localhost 打开，或在启动时加上 --allow-host。",
+    ),
+    "error_Crowded": ("Please wait a moment", "请稍候"),
     "footer": (
         "Only animate people who agree to it. Nothing leaves this server; uploads are removed after use.",
         "请只为同意的人制作动画。数据不会离开本服务器，上传的文件用后即删。",

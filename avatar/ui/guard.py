@@ -1,0 +1,172 @@
+"""What stands before the page: which addresses are answered, under which names, and how much is read.
+
+Gradio has doors that this page does not use (a proxy for any address, edits of its own source, recordings
+that it converts, files read whole into memory); they stay shut.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from avatar.ui.i18n import language_of, text
+
+MOST_BODY_BYTES = 2**20  # of anything but an upload: a form, seven points, the address of a file
+GRADIO = "/gradio_api/"
+READ = re.compile(
+    r"(info|openapi\.json|startup-events|app_id|theme\.css|heartbeat/[^/]+|queue/(data|status)|upload_progress"
+    r"|call/(v2/)?[^/]+/[^/]+|stream/[^/]+/[^/]+/\d+/[^/]+\.(m3u8|ts|aac)|file=.+)/?",
+    re.DOTALL,
+)
+WRITTEN = re.compile(r"(queue/join|cancel|reset|upload|(call|call/v2|run|api)/[^/]+)/?", re.DOTALL)
+FILES = re.compile(r"/(outputs/|examples/|gradio_api/(file=|stream/))")
+
+# Gradio's page has scripts and styles within itself and compiles some; it plays what it has put together.
+PAGE_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
+    "font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-src 'none'; frame-ancestors {frames}"
+)
+FILE_POLICY = "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'; sandbox"
+
+
+@dataclass
+class Guard:
+    """ASGI middleware.
+
+    names: of hosts under which the page may be asked for, None for any. hosted: as a Space, which shows the
+    page within another.
+    """
+
+    app: ASGIApp
+    names: Collection[str] | None = None
+    hosted: bool = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request, path = Request(scope), path_of(scope)
+        answer = _Headers(send, self._policy(path))
+        refusal = self._refusal(request, path)
+        if refusal is None and scope["method"] == "POST" and path.rstrip("/") != f"{GRADIO}upload":
+            body = await _body(receive)
+            if body is None:
+                refusal = PlainTextResponse(text("body_too_large", language_of(request)), 413)
+            else:
+                receive = _Replay(body, receive)
+        await (refusal or self.app)(scope, receive, answer)
+
+    def _refusal(self, request: Request, path: str) -> PlainTextResponse | None:
+        language = language_of(request)
+        origin = request.headers.get("origin")
+        if not self._is_ours(request.headers.get("host", "")) or (
+            request.method == "POST" and origin is not None and not self._is_ours(urlsplit(origin).netloc)
+        ):
+            return PlainTextResponse(text("wrong_host", language), 421)
+        if path.startswith(GRADIO):
+            allowed = WRITTEN if request.method == "POST" else READ
+            if not allowed.fullmatch(path.removeprefix(GRADIO)):
+                return PlainTextResponse("Not Found", 404)
+        return None
+
+    def _is_ours(self, host: str) -> bool:
+        """Whether a host, with or without a port, is a name of this server."""
+        if self.names is None:
+            return True
+        try:
+            return (urlsplit(f"//{host}").hostname or "").rstrip(".") in self.names
+        except ValueError:  # no address at all
+            return False
+
+    def _policy(self, path: str) -> str:
+        if FILES.match(path):
+            return FILE_POLICY
+        spaces = " https://huggingface.co https://*.hf.space" if self.hosted else ""
+        return PAGE_POLICY.format(frames=f"'self'{spaces}")
+
+
+class _Headers:
+    """Sends an answer with the headers that each of ours has."""
+
+    def __init__(self, send: Send, policy: str) -> None:
+        self._send, self._policy = send, policy
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message.setdefault("headers", [])
+            headers = MutableHeaders(scope=message)
+            headers["X-Content-Type-Options"] = "nosniff"
+            headers["Content-Security-Policy"] = self._policy
+            headers["Referrer-Policy"] = "same-origin"
+        await self._send(message)
+
+
+class _Replay:
+    """Gives a body that has been read, then what comes after it."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        if self._body is None:
+            return await self._receive()
+        body, self._body = self._body, None
+        return {"type": "http.request", "body": body, "more_body": False}
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The whole body; None as soon as it is too large."""
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":  # who asked is gone
+            return b""
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > MOST_BODY_BYTES:
+            return None
+    return bytes(body)
+
+
+def path_of(scope: Scope) -> str:
+    """The path below the prefix under which a proxy shows the page, whether or not the proxy strips it."""
+    root, path = str(scope.get("root_path", "")), str(scope["path"])
+    prefix = urlsplit(root).path.rstrip("/")
+    return path.removeprefix(prefix) if prefix and path.startswith(f"{prefix}/") else path
+
+
+def local_names(host: str, more: Collection[str] = ()) -> set[str] | None:
+    """The names of a server that listens on host: for one that only this machine can reach, its own.
+
+    Else None, any. more: names that a proxy on this machine uses. A page elsewhere whose name was made to
+    point to this machine is then refused.
+    """
+    name = host.strip("[]").lower()
+    try:
+        local = name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        local = False
+    if not local and not more:
+        return None
+    return {"localhost", "127.0.0.1", "::1", name, *(one.lower() for one in more)}
+
+
+def visitor_of(request: Any) -> str:
+    """Whose request it is: an address, since anything else can be made up anew for each request.
+
+    Behind a proxy that is trusted (FORWARDED_ALLOW_IPS) it is the one that the proxy tells.
+    """
+    client = getattr(request, "client", None)
+    return "" if client is None else str(getattr(client, "host", "") or "")

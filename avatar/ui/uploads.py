@@ -1,0 +1,159 @@
+"""The folder of uploads: what may be named, and how much it may hold. No Gradio page here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gradio_client.utils import strip_invalid_filename_characters
+
+from avatar.errors import AvatarError, BadInput
+
+log = logging.getLogger(__name__)
+
+MIB, GIB = 2**20, 2**30
+FRAMING_BYTES = 64 * 2**10  # of a form around a file
+SHARE = 0.25  # of the whole, which one visitor's uploads under way may take
+MOST_FILES = 5000
+IN_USE_S = 60.0  # a file that was named this long ago, or less, is not removed for another
+
+
+class NotUploaded(BadInput):
+    """A path that leads to no upload; the words are the same whatever lies there."""
+
+    def __init__(self) -> None:
+        super().__init__("This file is not among the uploads.", "Upload it again.")
+
+
+class UploadsFull(AvatarError):
+    """There is no room for another upload, though nothing unused is left to remove."""
+
+    def __init__(self) -> None:
+        super().__init__("The server has no room for uploads just now.", "Please try again in a few minutes.")
+
+
+class TooLarge(BadInput):
+    """One upload is larger than one may be."""
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(f"The file exceeds the maximum allowed size of {most_bytes / MIB:.0f} MiB.")
+        self.most_bytes = most_bytes
+
+
+@dataclass
+class Uploads:
+    """Files of visitors, and copies of what they are shown, in one folder of bounded size.
+
+    max_file_bytes: of one upload. max_bytes: of all together. min_free_bytes: that the disk must keep.
+    """
+
+    folder: Path
+    max_file_bytes: int = 64 * MIB
+    max_bytes: int = 2 * GIB
+    min_free_bytes: int = 512 * MIB
+    _arriving: Counter[str] = field(default_factory=Counter, init=False)  # bytes under way, by visitor
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder = self.folder.resolve()
+        self._staging = self.folder.with_name(self.folder.name + "-arriving")
+        self._staging.mkdir(mode=0o700, exist_ok=True)
+
+    def find(self, path: object) -> Path:
+        """The regular file below the folder that a visitor names, links resolved; it counts as used now.
+
+        Raises: NotUploaded.
+        """
+        try:
+            found = Path(path).resolve(strict=True)  # type: ignore[arg-type]  # whatever it is
+            if found.is_relative_to(self.folder) and stat.S_ISREG(found.stat().st_mode):
+                os.utime(found)
+                return found
+        except (OSError, ValueError, TypeError, RuntimeError) as error:  # no file, no name, a loop of links
+            log.info("a path was refused: %s", type(error).__name__)
+        raise NotUploaded
+
+    def check(self, payload: object) -> None:
+        """Refuse a payload in which any path, however deep, is not an upload. Raises: BadInput."""
+        waiting = [payload]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, dict):
+                if value.get("path") is not None:
+                    self.find(value["path"])
+                waiting.extend(value.values())
+            elif isinstance(value, list | tuple):
+                waiting.extend(value)
+
+    def reserve(self, num_bytes: int, visitor: str = "") -> None:
+        """Room for an upload that begins to arrive; what was used longest ago makes way. Then release it.
+
+        Raises: TooLarge, UploadsFull.
+        """
+        if num_bytes > self.max_file_bytes + FRAMING_BYTES:
+            raise TooLarge(self.max_file_bytes)
+        with self._lock:
+            if self._arriving[visitor] + num_bytes > max(num_bytes, self.max_bytes * SHARE):
+                raise UploadsFull
+            self._make_room(num_bytes)
+            self._arriving[visitor] += num_bytes
+
+    def release(self, num_bytes: int, visitor: str = "") -> None:
+        """The upload has arrived, or has failed."""
+        with self._lock:
+            self._arriving[visitor] -= num_bytes
+            self._arriving += Counter()  # drops who has nothing under way
+
+    def stage(self) -> Path:
+        """A folder for files while they arrive, on the same disk; remove it."""
+        return Path(tempfile.mkdtemp(dir=self._staging))
+
+    def place(self, arrived: Path, name: str) -> Path:
+        """Put a file that has arrived under a path that nobody can guess."""
+        plain = strip_invalid_filename_characters(Path(name).name).lstrip(".") or "upload"
+        with self._lock:
+            folder = self.folder / secrets.token_hex(16)
+            folder.mkdir(mode=0o700)
+            return arrived.rename(folder / plain)
+
+    def _make_room(self, num_bytes: int) -> None:
+        found = sorted(self._files(), key=lambda file: file[1].st_mtime)
+        arriving = self._arriving.total() + num_bytes
+        total = sum(status.st_size for _, status in found) + arriving
+        free = shutil.disk_usage(self.folder).free - arriving
+        now = time.time()
+        most_files = len(found) - MOST_FILES
+        for number, (path, status) in enumerate(found):
+            if number > most_files and total <= self.max_bytes and free >= self.min_free_bytes:
+                return
+            if now - status.st_mtime >= IN_USE_S:
+                path.unlink(missing_ok=True)
+                with suppress(OSError):  # another file lies there
+                    path.parent.rmdir()
+                total -= status.st_size
+                free += status.st_size
+                log.info("uploads: removed %s", path.parent.name)
+        if total > self.max_bytes or free < self.min_free_bytes:
+            raise UploadsFull
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Every file that has arrived, and every copy that Gradio has made to show it."""
+        for path in self.folder.glob("*/*"):
+            try:
+                status = path.lstat()
+            except FileNotFoundError:  # removed just now
+                continue
+            if stat.S_ISREG(status.st_mode):
+                yield path, status
