@@ -21,3 +21,9 @@ class Limits:
     min_side_px: int = 64
     max_prompt_tokens: int = 512  # what the text encoder reads
     min_free_bytes: int = 256 * MiB  # disk that must stay free beside the estimated video
+    longer: str = ""  # what makes longer speech possible here, for the message that refuses it
+
+    @property
+    def max_decoded_samples(self) -> float:
+        """Samples that are decoded of one file, of all channels: eight at 48 kHz, or two at 192 kHz."""
+        return 8 * 48_000 * (self.max_speech_s + 1)

@@ -11,6 +11,7 @@ import gradio as gr
 
 from avatar.errors import AvatarError, BadInput
 from avatar.media.portrait import open_portrait
+from avatar.media.speech import Speech, check_speech, write_speech
 from avatar.memory.fit import availability
 from avatar.preset import Preset
 from avatar.ui import points
@@ -24,6 +25,10 @@ from avatar.ui.run import Generate, Updates, Visits
 from avatar.ui.studio import FORM, Studio, flat
 
 TICK_S = 1.0
+PLAYED_BY_BROWSERS = (
+    ".wav", ".mp3", ".m4a", ".m4b", ".mp4", ".aac", ".ogg", ".oga", ".opus", ".flac", ".webm", ".weba",
+)  # fmt: skip
+LISTENERS = 2  # recordings that are judged at once: each takes a core for a second or two
 SHOWN_BY_BROWSERS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif")
 
 
@@ -52,7 +57,9 @@ def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
     demo.load(told(page.opened), [p.saved], opened, **direct)
     demo.unload(page.closed)
     p.portrait.change(told(page.portrait_changed), [p.portrait, p.preset], [p.portrait, p.points], **queued)
-    p.video.upload(lambda video: video, [p.video], [p.speech], **queued)  # intake takes a video's sound
+    listening = {**quiet, "concurrency_limit": LISTENERS, "concurrency_id": "speech"}
+    p.speech.change(told(page.speech_changed), [p.speech], [p.speech], **listening)
+    p.video.upload(told(page.video_taken), [p.video], [p.speech], **listening)
     kept = [p.preset, p.prompt, *form]
     keep: dict[str, Any] = {"fn": page.keep, "inputs": [p.saved, *kept], "outputs": [p.saved], **direct}
     p.presets.select(told(page.preset_chosen), None, [p.preset, p.presets, *form_parts], **queued).success(
@@ -129,6 +136,32 @@ class Page:
             return {p.points: gr.update(value=None, image="")}
         look = points.look_at(path, self.studio.examples, self.studio.limits)
         return {p.points: points.question(look, path, language_of(request))}
+
+    def speech_changed(self, request: gr.Request, speech: str | None) -> Updates:
+        """Judge a recording as soon as it is here, as Generate will. Raises: BadInput."""
+        if not speech:
+            return {self.parts.speech: gr.skip()}
+        path = Path(speech)
+        if path.suffix.lower() not in PLAYED_BY_BROWSERS:
+            return self.video_taken(request, speech)  # which is a change again
+        self._tell(request, check_speech(path, name=path.name, limits=self.studio.limits))
+        return {self.parts.speech: gr.skip()}
+
+    def video_taken(self, request: gr.Request, video: str | None) -> Updates:
+        """The sound of a video, or of any file, as a browser can play it. Raises: BadInput."""
+        if not video:
+            return {self.parts.speech: gr.skip()}
+        path = Path(video)
+        if path.suffix.lower() not in PLAYED_BY_BROWSERS:
+            heard = path.with_suffix(".wav")  # beside the upload, and removed with it
+            self._tell(request, write_speech(path, heard, name=path.name, limits=self.studio.limits))
+            path = heard
+        return {self.parts.speech: str(path)}
+
+    def _tell(self, request: gr.Request, speech: Speech) -> None:
+        """What is to be known of a recording, in words that pop up."""
+        for notice in speech.notices:
+            gr.Info(notice, title=text("notices", language_of(request)))
 
     def preset_chosen(self, request: gr.Request, event: gr.EventData) -> Updates:
         """A card was pressed: its settings fill the form."""
