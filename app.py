@@ -179,7 +179,12 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
         presets.append(chosen)
     gallery = Gallery(args.outputs, args.keep_days * DAY_S, round(args.disk_limit * GIB))
     upload = round(args.max_upload * MIB)
-    limits = Limits(max_speech_s=args.max_duration, max_portrait_bytes=upload, max_speech_bytes=upload)
+    limits = Limits(
+        max_speech_s=args.max_duration,
+        max_portrait_bytes=upload,
+        max_speech_bytes=upload,
+        longer="have the page started with a larger --max-duration (in seconds)",
+    )
     limits = limits.hosted() if args.hosted else limits
     reachable = args.hosted or local_names(args.host) is None
     places = args.places or (PLACES if reachable else args.queue_size + 1)

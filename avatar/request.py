@@ -31,7 +31,8 @@ class Request:
     """What an engine is asked for; media.intake.open_request builds it and refuses what cannot be used.
 
     portrait: a PNG that intake wrote, 8-bit RGB, upright, bounded in size.
-    speech: a WAV that intake wrote, 48 kHz mono 16-bit; num_frames of video cover it, silence pads the last.
+    speech: a WAV that intake wrote, 48 kHz 16-bit in mono or stereo; num_frames of video cover it, silence
+    pads the last.
     work: this run's own folder; intake's files and segments live there. output: the finished .mp4.
     portrait_name, speech_name: the user's file names, for messages and the gallery.
     face_points: fractions of width and height by point name, when the user placed them.

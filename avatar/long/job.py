@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avatar.engine import Engine
@@ -25,6 +25,9 @@ from avatar.request import Request
 
 PARTS_SUFFIX = ".parts"  # of the folder beside a video that is made in parts
 _DAY_S, _GIB = 86_400.0, 2**30
+_LONGER = (
+    "give checkpoint_every (seconds for the preview, else clips): it is then made in parts, for up to a day"
+)
 _LONG = Limits(max_speech_s=_DAY_S, max_speech_bytes=64 * _GIB)
 
 
@@ -124,12 +127,13 @@ class Job:
 
     def _limits(self, long: bool) -> Limits:
         """Raises: BadInput for a bound that is none."""
+        usual = _LONG if long else Limits(longer=_LONGER)
         if self.max_duration_s is None:
-            return _LONG if long else Limits()
+            return usual
         if not 0 < self.max_duration_s < math.inf:  # also refuses nan
             raise BadInput(f"--max_duration is {self.max_duration_s:g}.", "Give seconds, more than 0.")
-        limits = _LONG if long else Limits()
-        return Limits(max_speech_s=self.max_duration_s, max_speech_bytes=limits.max_speech_bytes)
+        longer = "give a larger max_duration"
+        return replace(usual, max_speech_s=self.max_duration_s, longer=longer)
 
     def _face_points(self) -> dict[str, tuple[float, float]] | None:
         """The points of a file, or of the JSON file beside the portrait; only the preview takes points.

@@ -27,7 +27,7 @@ from avatar.sizes import video_size
 log = logging.getLogger(__name__)
 
 _BITS_PER_PIXEL = 0.12  # of a frame of H.264; a generous guess for a talking head
-_SOUND_BYTES_PER_S = 200_000  # the canonical WAV, its lossless copy in segments, and AAC twice
+_SOUND_BYTES_PER_S = 200_000  # of a channel: the canonical WAV, its lossless copy in segments, and AAC twice
 
 
 def open_request(
@@ -80,7 +80,7 @@ def open_request(
         try:
             heard = reader.speech(speech, wav, name=speech_name, limits=limits)
             num_frames, cut = _num_frames(heard.num_frames(FPS), preset, speech_name)
-            _check_disk(num_frames, preset, output.parent, work, limits)
+            _check_disk(num_frames, heard.num_channels, preset, output.parent, work, limits)
             Image.fromarray(picture.pixels).save(png, compress_level=1)
         except OSError as error:
             log.exception("intake could not write")
@@ -171,11 +171,13 @@ def _num_frames(of_speech: int, preset: Preset, speech_name: str) -> tuple[int, 
     )
 
 
-def _check_disk(num_frames: int, preset: Preset, output: Path, work: Path, limits: Limits) -> None:
+def _check_disk(
+    num_frames: int, num_channels: int, preset: Preset, output: Path, work: Path, limits: Limits
+) -> None:
     """Refuse when the video may not fit: segments and a first copy in work, the finished file in output."""
     size = Size.parse(preset.generation.size)
     video = math.ceil(size.width * size.height * num_frames * _BITS_PER_PIXEL / 8)
-    sound = math.ceil(num_frames / FPS * _SOUND_BYTES_PER_S)
+    sound = math.ceil(num_frames / FPS * num_channels * _SOUND_BYTES_PER_S)
     needs = {work: 2 * video + sound, output: video + sound // 4}
     if work.stat().st_dev == output.stat().st_dev:
         needs = {output: sum(needs.values())}

@@ -24,6 +24,12 @@ class Limits:
     max_decode_bytes: int = 1536 * MiB  # data of the process that decodes a stranger's file
     portrait_cpu_s: float = 15.0  # CPU time that decoding a stranger's portrait may take
     speech_cpu_s: float = 120.0
+    longer: str = ""  # what makes longer speech possible here, for the message that refuses it
+
+    @property
+    def max_decoded_samples(self) -> float:
+        """Samples that are decoded of one file, of all channels: eight at 48 kHz, or two at 192 kHz."""
+        return 8 * 48_000 * (self.max_speech_s + 1)
 
     def hosted(self) -> Limits:
         """The same for a machine that anybody may use: no more than phones and recorders need."""

@@ -25,7 +25,7 @@ from avatar.media.bounded import Bounded, Job
 from avatar.media.files import check_file, display_name
 from avatar.media.limits import Limits
 from avatar.media.portrait import Portrait, open_portrait
-from avatar.media.speech import Speech, write_speech
+from avatar.media.speech import Speech, check_speech, write_speech
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,10 @@ class Reader:
     ) -> Speech:
         """See write_speech. Raises: BadInput."""
         return write_speech(source, target, name=name, limits=limits)
+
+    def judge(self, speech: Path, *, name: str | None = None, limits: Limits | None = None) -> Speech:
+        """What speech() would say of a file; see check_speech. Raises: BadInput."""
+        return check_speech(speech, name=name, limits=limits)
 
     def ahead(self, portrait: Path | None, speech: Path | None, every_s: float) -> Iterator[None]:
         """Read ahead of their use; yields every every_s seconds until both are done, whatever comes of it."""
@@ -169,6 +173,12 @@ class BoundedReader(Reader):
         with self._used("speech", source, name) as entry:
             heard: Speech = entry.job.result()
             _give(entry.target, target)
+            return heard
+
+    def judge(self, speech: Path, *, name: str | None = None, limits: Limits | None = None) -> Speech:
+        """limits: are the readings' own. The run finds the file read."""
+        with self._used("speech", speech, name) as entry:
+            heard: Speech = entry.job.result()
             return heard
 
     def ahead(self, portrait: Path | None, speech: Path | None, every_s: float) -> Iterator[None]:

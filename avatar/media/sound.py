@@ -20,7 +20,8 @@ from avatar.media.speech import SpeechReader
 PACKET = 1024  # samples
 _BEFORE = 8 * PACKET  # samples that the coder hears ahead of a part, so that it is as if it had never begun
 _AFTER = 4 * PACKET  # and past its end
-_AAC_BITS_PER_S = 128_000
+_AAC_BITS_PER_S = {1: 128_000, 2: 192_000}  # by channels
+_LAYOUTS = {1: "mono", 2: "stereo"}
 
 
 def packet_start(sample: int) -> int:
@@ -34,7 +35,7 @@ class LosslessSound:
     def __init__(self, container: OutputContainer, speech: SpeechReader, first_frame: int) -> None:
         self._container, self._speech, self._frame = container, speech, first_frame
         self._start = first_frame * speech.samples_per_frame
-        self._stream = _add(container, "alac")
+        self._stream = _add(container, "alac", speech.num_channels)
         self._stream.format = "s16p"  # as the speech is
 
     def add(self, num_frames: int) -> None:
@@ -56,8 +57,8 @@ class GridSound:
         self._start = self._end = first_frame * speech.samples_per_frame
         self._first_packet = packet_start(self._start) - PACKET
         self._fed = max(0, packet_start(self._start) - _BEFORE)
-        self._stream = _add(container, "aac")
-        self._stream.bit_rate = _AAC_BITS_PER_S
+        self._stream = _add(container, "aac", speech.num_channels)
+        self._stream.bit_rate = _AAC_BITS_PER_S[speech.num_channels]
         self._held: list[av.Packet] = []  # not written before it is known which one is the last
 
     def add(self, num_frames: int) -> None:
@@ -99,13 +100,14 @@ def sound_packet(stream: AudioStream, data: bytes, at: int, duration: int) -> av
     return packet
 
 
-def _add(container: OutputContainer, codec: str) -> AudioStream:
-    stream = container.add_stream(codec, rate=SOUND_HZ, layout="mono")
+def _add(container: OutputContainer, codec: str, num_channels: int) -> AudioStream:
+    stream = container.add_stream(codec, rate=SOUND_HZ, layout=_LAYOUTS[num_channels])
     assert isinstance(stream, AudioStream)
     return stream
 
 
 def _frame(samples: np.ndarray, at: int) -> av.AudioFrame:
-    frame = av.AudioFrame.from_ndarray(samples[None], "s16", "mono")
+    """samples: int16 (n, channels)."""
+    frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), "s16", _LAYOUTS[samples.shape[1]])
     frame.sample_rate, frame.pts, frame.time_base = SOUND_HZ, at, Fraction(1, SOUND_HZ)
     return frame

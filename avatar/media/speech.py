@@ -1,56 +1,45 @@
-"""Speech: any audio track → a canonical 48 kHz mono 16-bit WAV on disk, and exact slices of it."""
+"""Speech: any audio track → a canonical 48 kHz 16-bit WAV on disk, mono or stereo, and exact slices of it."""
 
 from __future__ import annotations
 
 import logging
 import math
 import wave
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import av
 import numpy as np
-from av.audio.stream import AudioStream
 
 from avatar.errors import BadInput
 from avatar.geometry import FPS, SOUND_HZ, SPEECH_HZ
+from avatar.media.channels import mono_weights
 from avatar.media.files import check_file, display_name, minutes
 from avatar.media.limits import Limits
+from avatar.media.track import Found, Track, damaged
 
 log = logging.getLogger(__name__)
 
-_CONTAINERS = "wav,w64,mp3,mov,mp4,m4a,matroska,webm,ogg,flac,aac"  # no playlists: those may open other files
-# The endings of files of these containers.
+# Every kind of file that is read; each is made and read by a test.
 SPEECH_SUFFIXES = (
-    ".wav",
-    ".w64",
-    ".mp3",
-    ".m4a",
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".mkv",
-    ".mka",
-    ".webm",
-    ".ogg",
-    ".oga",
-    ".opus",
-    ".flac",
-    ".aac",
-)
-_EXACT = ("wav", "w64", "flac", "mov", "mp4")  # containers whose header tells the length for sure
-_READABLE = "Use a WAV, MP3, M4A, OGG, FLAC, WebM or MP4 file."
-_QUIET_DBFS = -40.0  # below this peak the user is told
-_UNKNOWN_RIFF_BYTES = 0x7FFF_0000  # sizes above are placeholders of programs that write into a pipe
+    ".wav", ".w64", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".voc", ".flac", ".tta", ".wv",
+    ".mp3", ".mp2", ".m4a", ".m4b", ".aac", ".ac3", ".eac3", ".ogg", ".oga", ".opus", ".weba", ".mka", ".wma",
+    ".amr", ".awb", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".webm", ".mkv", ".asf", ".wmv", ".avi", ".flv",
+    ".ts", ".mts", ".mpg", ".mpeg",
+)  # fmt: skip
+
+_QUIET_DBFS, _RAISED_DBFS = -40.0, -26.0  # speech whose loud part is below the one is raised to the other
+_LOUD_SHARE = 0.05  # of the time, which tells how loud a recording is
+_CEILING = 10 ** (-1 / 20)  # the peak of what was raised at most
+_OVER = 1.01  # times full scale: more than coders add, and it would be clipped
 _BAD_PACKETS = 0.02  # share of undecodable packets up to which a file is used nevertheless
-_RATES_HZ = range(
-    4000, 768_001
-)  # that recordings have; a forged one could make a second of sound fill memory
+_LOST = 0.1  # share of a damaged file's length that may be missing
+_TOLD_S = 0.2  # a hole in a recording that is worth a word
 _GRACE_S = 1.0  # over the longest speech: coders add a little
-_MOST_CHANNELS = 8  # as in 7.1; for more no order of speakers is agreed on
-_TRUNCATED = 0.9  # share of the promised length below which a file counts as cut short
+_WAV_BYTES = 2**32 - 1024  # what a WAV may hold
 
 _DECIMATION = SOUND_HZ // SPEECH_HZ
 _BLOCK = 2 * SPEECH_HZ  # samples at 16 kHz that are resampled at once
@@ -61,7 +50,8 @@ _MARGIN = SPEECH_HZ // 20  # samples on either side, beyond the reach of the fil
 class Speech:
     """What was found in a file.
 
-    num_samples: at 48 kHz. peak_dbfs: of the mono mix. source_hz, channels: of the original.
+    num_samples: at 48 kHz. peak_dbfs: of the louder channel, before anything was raised. source_hz, channels:
+    of the original. num_channels: of the canonical WAV, 1 or 2.
     """
 
     num_samples: int
@@ -69,6 +59,7 @@ class Speech:
     source_hz: int
     channels: int
     notices: tuple[str, ...] = ()
+    num_channels: int = 1
 
     @property
     def duration_s(self) -> float:
@@ -82,161 +73,191 @@ class Speech:
 def write_speech(
     source: Path, target: Path, *, name: str | None = None, limits: Limits | None = None
 ) -> Speech:
-    """Decode the audio track of source into target, 48 kHz mono 16-bit WAV, in bounded memory.
+    """Decode the audio track of source into target, 48 kHz 16-bit WAV, in bounded memory.
 
-    On refusal target does not exist. Raises: BadInput.
+    What has more than one channel becomes stereo. On refusal target does not exist. Raises: BadInput.
     """
-    name, limits = display_name(source, name), limits or Limits()
-    check_file(source, name, limits.max_speech_bytes, "speech")
     try:
-        with source.open("rb") as file, _Track(file, name) as track:
-            if _cut_short(source):
-                raise _damaged(name)
-            if track.promised_s is not None and track.promised_s > limits.max_speech_s + _GRACE_S:
-                raise _too_long(name, track.promised_s, limits)
-            num_samples, peak = _write_samples(track, target, limits)
-            return _judge(track, num_samples, peak, limits)
+        return _read(source, target, display_name(source, name), limits or Limits())
     except BaseException:
         target.unlink(missing_ok=True)
         raise
 
 
-def _write_samples(track: _Track, target: Path, limits: Limits) -> tuple[int, int]:
-    """Number of samples written and their largest magnitude."""
-    num_samples = peak = 0
-    most = math.ceil((limits.max_speech_s + _GRACE_S) * SOUND_HZ)
-    with wave.open(str(target), "wb") as out:
-        out.setparams((1, 2, SOUND_HZ, 0, "NONE", ""))
-        for samples in track.samples():
-            num_samples += len(samples)
-            if num_samples > most:
-                raise _too_long(track.name, None, limits)
-            peak = max(peak, int(np.abs(samples.astype(np.int32)).max(initial=0)))
-            out.writeframesraw(samples.astype("<i2").tobytes())
-    return num_samples, peak
+def check_speech(source: Path, *, name: str | None = None, limits: Limits | None = None) -> Speech:
+    """What write_speech would say of a file; nothing is written. Raises: BadInput."""
+    return _read(source, None, display_name(source, name), limits or Limits())
 
 
-def _judge(track: _Track, num_samples: int, peak: int, limits: Limits) -> Speech:
-    name, seconds = track.name, num_samples / SOUND_HZ
-    if track.bad_packets > 1 + _BAD_PACKETS * track.num_packets:
-        raise _damaged(name)
-    if track.exact and track.promised_s and seconds < _TRUNCATED * track.promised_s - 0.1:
-        raise _damaged(name)
-    if num_samples == 0:
-        raise (
-            _damaged(name)
-            if track.bad_packets
-            else BadInput(f"{name} holds no sound: it is 0 seconds long.", "Choose or record another one.")
-        )
+def _read(source: Path, target: Path | None, name: str, limits: Limits) -> Speech:
+    check_file(source, name, limits.max_speech_bytes, "speech")
+    with source.open("rb") as file, Track(file, source, name, limits) as track:
+        promised_s = (track.promised_s or 0.0) if track.certain else 0.0
+        if promised_s > limits.max_speech_s + _GRACE_S:
+            raise _too_long(name, promised_s, limits)
+        num_channels = 1 if track.channels == 1 or _too_large(promised_s, 2) else 2
+        level = _write(track, target, num_channels, 1.0, limits)
+    speech = _judge(track, level, num_channels, limits)
+    if level.gain != 1 and target is not None:
+        with source.open("rb") as file, Track(file, source, name, limits) as again:
+            _write(again, target, num_channels, level.gain, limits)
+    return speech
+
+
+def _write(track: Track, target: Path | None, num_channels: int, gain: float, limits: Limits) -> _Level:
+    """Decode the track into a WAV, louder by gain; returns what it was like before."""
+    level, most = _Level(), math.ceil((limits.max_speech_s + _GRACE_S) * SOUND_HZ)
+    try:
+        with ExitStack() as stack:
+            out = None
+            if target is not None:
+                out = stack.enter_context(wave.open(str(target), "wb"))
+                out.setparams((num_channels, 2, SOUND_HZ, 0, "NONE", ""))
+            for samples in track.samples(num_channels):
+                level.add(samples)
+                if level.num_samples > most or _too_large(level.num_samples / SOUND_HZ, num_channels):
+                    raise _too_long(track.name, None, limits)
+                if out is not None:
+                    scaled = np.rint(samples * np.float32(32768 * gain)).clip(-32768, 32767)
+                    out.writeframesraw(scaled.astype("<i2").tobytes())
+    except av.FFmpegError as error:
+        raise damaged(track.name) from error
+    return level
+
+
+def _too_large(seconds: float, num_channels: int) -> bool:
+    return seconds * SOUND_HZ * 2 * num_channels > _WAV_BYTES
+
+
+class _Level:
+    """How loud a recording is, counted as it passes by. num_samples: of each channel."""
+
+    _FRAME = SOUND_HZ // 50
+    _QUIETEST_DB, _NUM_DB = -160, 260
+
+    def __init__(self) -> None:
+        self.num_samples, self.peak = 0, 0.0
+        self._counts = np.zeros(self._NUM_DB, np.int64)  # frames of 20 ms by their power in dB
+        self._rest = np.zeros(0, np.float32)
+
+    def add(self, samples: np.ndarray) -> None:
+        """samples: float32 (n, channels)."""
+        self.num_samples += len(samples)
+        self.peak = max(self.peak, float(np.abs(samples).max(initial=0)))
+        powers = np.concatenate([self._rest, np.square(samples).max(1)])
+        whole = len(powers) // self._FRAME * self._FRAME
+        frames, self._rest = powers[:whole].reshape(-1, self._FRAME).mean(1), powers[whole:]
+        places = np.int64(10 * np.log10(frames + 1e-16)) - self._QUIETEST_DB
+        self._counts += np.bincount(places.clip(0, self._NUM_DB - 1), minlength=self._NUM_DB)
+
+    @property
+    def loud_dbfs(self) -> float:
+        """What the loudest part of it, _LOUD_SHARE of its time, reaches at least."""
+        louder = np.cumsum(self._counts[::-1])
+        place = self._NUM_DB - 1 - int(np.searchsorted(louder, max(1, _LOUD_SHARE * louder[-1])))
+        return float(place + self._QUIETEST_DB)
+
+    @property
+    def gain(self) -> float:
+        """By how much it is to be louder: 1 for all but very quiet recordings, and those over full scale."""
+        if self.peak > _OVER:
+            return 1 / self.peak
+        if self.loud_dbfs >= _QUIET_DBFS or not self.peak:
+            return 1.0
+        return max(1.0, min(10 ** ((_RAISED_DBFS - self.loud_dbfs) / 20), _CEILING / self.peak))
+
+
+def _judge(track: Track, level: _Level, num_channels: int, limits: Limits) -> Speech:
+    name, found, seconds = track.name, track.found, level.num_samples / SOUND_HZ
+    gaps_s = sum(length for _, length in found.gaps)
+    if found.bad_packets > 1 + _BAD_PACKETS * found.num_packets or (
+        found.bad_packets and gaps_s > _LOST * seconds
+    ):
+        raise damaged(name)
+    if seconds < limits.min_speech_s and (found.broken or found.bad_packets):
+        raise damaged(name)
+    if level.num_samples == 0:
+        raise BadInput(f"{name} holds no sound: it is 0 seconds long.", "Choose or record another one.")
     if seconds < limits.min_speech_s:
         raise BadInput(
             f"{name} is too short ({seconds:.2f} s).",
             f"Speech must last {minutes(limits.min_speech_s)} or more.",
         )
-    peak_dbfs = 20 * math.log10(peak / 32768) if peak else -math.inf
+    peak_dbfs = 20 * math.log10(level.peak) if level.peak else -math.inf
     if peak_dbfs < limits.silence_dbfs:
+        if found.not_numbers:
+            raise BadInput(
+                f"{name} holds no sound: its samples are not numbers (NaN or infinite).",
+                "Export it again, for example as 16-bit WAV.",
+            )
         raise BadInput(
             f"{name} is silent.", "Check the microphone or the export, and choose another recording."
         )
+    promised_s = track.promised_s if track.certain else None
+    notices = (*_notices(name, found, promised_s, seconds), *_gain_notice(name, level, peak_dbfs))
+    return Speech(level.num_samples, peak_dbfs, track.source_hz, track.channels, notices, num_channels)
+
+
+def _notices(name: str, found: Found, promised_s: float | None, seconds: float) -> list[str]:
+    """What a user should know of a file that is not as it should be."""
     notices = []
-    if track.bad_packets:
-        notices.append(f"A small part of {name} is damaged and was left out.")
-    if peak_dbfs < _QUIET_DBFS:
-        notices.append(f"{name} is very quiet (peak {peak_dbfs:.0f} dB); the mouth may hardly move.")
-    return Speech(num_samples, peak_dbfs, track.source_hz, track.channels, tuple(notices))
+    gaps = [(start, length) for start, length in found.gaps if start > 0 and length > _TOLD_S]
+    if found.broken:
+        more = promised_s is not None and promised_s > seconds + _TOLD_S
+        of = f" of the {_at(promised_s)} that it should last" if more and promised_s else ""
+        notices.append(f"{name} is cut short: it breaks off after {_at(seconds)}{of}. The video ends there.")
+    if found.bad_packets:
+        notices.append(f"A small part of {name} is damaged and was left out{_where(gaps)}.")
+    elif gaps:
+        notices.append(f"{name} holds no sound{_where(gaps)}; the video is silent there.")
+    if found.astray_s is not None:
+        notices.append(
+            f"The time stamps of {name} overlap or leap at {_at(found.astray_s)}; "
+            "its sound was taken in the order in which it is stored."
+        )
+    if found.not_numbers:
+        notices.append(
+            f"{found.not_numbers} samples of {name} are not numbers (NaN or infinite); they are silent."
+        )
+    return notices
 
 
-def _damaged(name: str) -> BadInput:
-    return BadInput(f"{name} is damaged or cut short.", "Export or record it again, or choose another file.")
+def _gain_notice(name: str, level: _Level, peak_dbfs: float) -> list[str]:
+    change = f"{abs(20 * math.log10(level.gain)):.0f} dB"
+    if level.gain > 1:
+        return [f"{name} is very quiet (peak {peak_dbfs:.0f} dB); it was made louder by {change}."]
+    if level.gain < 1:
+        return [f"{name} is louder than full scale; it was made quieter by {change}."]
+    return []
 
 
-def _cut_short(source: Path) -> bool:
-    """Whether a WAV file is much shorter than its header says, which FFmpeg passes over in silence."""
-    with source.open("rb") as file:
-        head = file.read(12)
-    promised = int.from_bytes(head[4:8], "little")
-    if head[:4] != b"RIFF" or head[8:] != b"WAVE" or promised > _UNKNOWN_RIFF_BYTES:
-        return False
-    return source.stat().st_size < _TRUNCATED * (promised + 8)
+def _where(gaps: Sequence[tuple[float, float]]) -> str:
+    """ " from 0:02.0 to 0:04.0", and how many more."""
+    if not gaps:
+        return ""
+    start_s, length_s = gaps[0]
+    first = f" from {_at(start_s)} to {_at(start_s + length_s)}"
+    rest_s = sum(length for _, length in gaps[1:])
+    more = f" and in {len(gaps) - 1} more places, {minutes(rest_s)} in all" if len(gaps) > 1 else ""
+    return first + more
+
+
+def _at(seconds: float) -> str:
+    """A place in a recording: "0:02.5", "1:02:03.0"."""
+    tenths = round(seconds * 10)
+    whole_minutes, rest = divmod(tenths, 600)
+    hours, left = divmod(whole_minutes, 60)
+    start = f"{hours}:{left:02d}" if hours else f"{left}"
+    return f"{start}:{rest // 10:02d}.{rest % 10}"
 
 
 def _too_long(name: str, seconds: float | None, limits: Limits) -> BadInput:
     length = f" ({minutes(seconds)})" if seconds else ""
+    longer = f", or {limits.longer}" if limits.longer else ""
     return BadInput(
         f"{name} is too long{length}.",
-        f"Speech may last {minutes(limits.max_speech_s)} at most; cut it or split it.",
+        f"Speech may last {minutes(limits.max_speech_s)} at most; cut it or split it{longer}.",
     )
-
-
-class _Track:
-    """The best audio track of an open file; promised_s is the length that its header tells, if any."""
-
-    def __init__(self, file: object, name: str) -> None:
-        self.name, self.num_packets, self.bad_packets = name, 0, 0
-        try:
-            self._container = av.open(
-                file, "r", metadata_errors="replace", container_options={"format_whitelist": _CONTAINERS}
-            )
-        except (av.FFmpegError, ValueError, OSError) as error:
-            log.info("%s: %r", name, error)
-            raise BadInput(f"{name} is not a sound file that can be read.", _READABLE) from error
-        stream = self._container.streams.best("audio")
-        if not isinstance(stream, AudioStream) or not stream.codec_context or not stream.rate:
-            self._container.close()
-            raise BadInput(f"{name} has no audio track.", _READABLE)
-        self._stream = stream
-        self.source_hz, self.channels = stream.rate, stream.channels
-        self.exact = not set(_EXACT).isdisjoint(self._container.format.name.split(","))
-        self.promised_s = self._promised_s()
-
-    def _promised_s(self) -> float | None:
-        if self._stream.duration and self._stream.time_base:
-            return float(self._stream.duration * self._stream.time_base)
-        return self._container.duration / av.time_base if self._container.duration else None
-
-    def samples(self) -> Iterator[np.ndarray]:
-        """Chunks of int16 mono at 48 kHz, in order, as they are decoded. Raises: BadInput."""
-        resampler, setup = av.AudioResampler("s16", "mono", SOUND_HZ), None
-        try:
-            for frame in self._frames():
-                self._check(frame)
-                now = (frame.format.name, frame.layout.name, frame.sample_rate)
-                if setup and now != setup:  # some streams change midway
-                    yield from (out.to_ndarray()[0] for out in resampler.resample(None))
-                    resampler = av.AudioResampler("s16", "mono", SOUND_HZ)
-                frame.pts, setup = None, now
-                yield from (out.to_ndarray()[0] for out in resampler.resample(frame))
-            if setup:
-                yield from (out.to_ndarray()[0] for out in resampler.resample(None))
-        except av.FFmpegError as error:
-            raise _damaged(self.name) from error
-
-    def _check(self, frame: av.AudioFrame) -> None:
-        """Refuse what cannot be mixed and resampled in safety."""
-        channels, rate = frame.layout.nb_channels, frame.sample_rate
-        if channels > _MOST_CHANNELS:
-            raise BadInput(f"{self.name} has {channels} channels.", "Mix it down to mono or stereo.")
-        if rate not in _RATES_HZ:
-            raise BadInput(f"{self.name} has a sample rate of {rate} Hz.", "Export it at 16000 to 48000 Hz.")
-
-    def _frames(self) -> Iterator[av.AudioFrame]:
-        try:
-            for packet in self._container.demux(self._stream):
-                self.num_packets += 1
-                try:
-                    yield from packet.decode()  # type: ignore[misc]  # audio packets make audio frames
-                except av.FFmpegError as error:
-                    self.bad_packets += 1
-                    log.debug("%s: packet %d: %r", self.name, self.num_packets, error)
-        except av.FFmpegError as error:  # the container itself breaks off
-            self.bad_packets += 1
-            log.info("%s: after packet %d: %r", self.name, self.num_packets, error)
-
-    def __enter__(self) -> _Track:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._container.close()
 
 
 class SpeechReader:
@@ -245,21 +266,23 @@ class SpeechReader:
     def __init__(self, path: Path, fps: int = FPS) -> None:
         self._file = wave.open(str(path), "rb")  # noqa: SIM115 (closed by close)
         found = self._file.getframerate(), self._file.getnchannels(), self._file.getsampwidth()
-        if found != (SOUND_HZ, 1, 2):
+        if (found[0], found[2]) != (SOUND_HZ, 2) or found[1] not in (1, 2):
             self._file.close()
-            raise ValueError(f"{path.name} is no {SOUND_HZ} Hz mono 16-bit WAV")
+            raise ValueError(f"{path.name} is no {SOUND_HZ} Hz 16-bit WAV in mono or stereo")
+        self.num_channels = found[1]
         self.num_samples = self._file.getnframes()
         self.num_samples_16k = -(-self.num_samples // _DECIMATION)
         self.samples_per_frame = SOUND_HZ // fps
         self._block = lru_cache(maxsize=4)(self._resample_block)
+        self._weights = lru_cache(maxsize=8)(self._block_weights)
 
     def sound(self, start_frame: int, num_frames: int) -> np.ndarray:
-        """Samples of these video frames, int16 (num_frames * 1920,) at 48 kHz; silence past the end."""
+        """Samples of these video frames, int16 (num_frames * 1920, channels), silence past the end."""
         start = start_frame * self.samples_per_frame
         return self.samples(start, start + num_frames * self.samples_per_frame)
 
     def listen(self, start: int, stop: int) -> np.ndarray:
-        """Samples start:stop at 16 kHz, float32 in [-1, 1]; silence outside the speech.
+        """Samples start:stop at 16 kHz in mono, float32 in [-1, 1]; silence outside the speech.
 
         Every sample comes out the same to the bit however it is cut: blocks are resampled at fixed places.
         """
@@ -274,18 +297,42 @@ class SpeechReader:
         """Block `index` of the 16 kHz speech, float32 (_BLOCK,)."""
         import soxr
 
-        start = index * _BLOCK - _MARGIN
-        sound = self.samples(start * _DECIMATION, (start + _BLOCK + 2 * _MARGIN) * _DECIMATION)
-        block = soxr.resample(sound.astype(np.float32) / 32768, SOUND_HZ, SPEECH_HZ, quality="HQ")
+        start = (index * _BLOCK - _MARGIN) * _DECIMATION
+        sound = self.samples(start, start + (_BLOCK + 2 * _MARGIN) * _DECIMATION)
+        mono = (sound * self._mix(index)).sum(1, dtype=np.float32) / 32768
+        block = soxr.resample(mono, SOUND_HZ, SPEECH_HZ, quality="HQ")
         return block[_MARGIN : _MARGIN + _BLOCK].clip(-1, 1)
 
+    def _mix(self, index: int) -> np.ndarray:
+        """Weights of the channels over a block with its margins, float32 (1, channels) or one row a sample.
+
+        They pass from one block's to the next's over the two margins beside the border.
+        """
+        here = self._weights(index)
+        if here is None:
+            return np.full((1, self.num_channels), 1 / self.num_channels, np.float32)
+        before, after = (self._weights(index + step) for step in (-1, 1))
+        before, after = here if before is None else before, here if after is None else after
+        if np.array_equal(before, here) and np.array_equal(here, after):
+            return here[None]
+        width = 2 * _MARGIN * _DECIMATION
+        fade = ((np.arange(width, dtype=np.float32) + 0.5) / width)[:, None]
+        middle = np.repeat(here[None], (_BLOCK - 2 * _MARGIN) * _DECIMATION, 0)
+        return np.concatenate([before + (here - before) * fade, middle, here + (after - here) * fade])
+
+    def _block_weights(self, index: int) -> np.ndarray | None:
+        """See mono_weights: of a block that may lie outside the speech."""
+        start = index * _BLOCK * _DECIMATION
+        return mono_weights(self.samples(start, start + _BLOCK * _DECIMATION))
+
     def samples(self, start: int, stop: int) -> np.ndarray:
-        """Samples start:stop at 48 kHz, int16, silence outside the speech."""
-        out = np.zeros(stop - start, np.int16)
+        """Samples start:stop at 48 kHz, int16 (n, channels), silence outside the speech."""
+        out = np.zeros((stop - start, self.num_channels), np.int16)
         first, last = max(start, 0), min(stop, self.num_samples)
         if first < last:
             self._file.setpos(first)
-            out[first - start : last - start] = np.frombuffer(self._file.readframes(last - first), "<i2")
+            read = np.frombuffer(self._file.readframes(last - first), "<i2")
+            out[first - start : last - start] = read.reshape(-1, self.num_channels)
         return out
 
     def close(self) -> None:

@@ -10,15 +10,17 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from avatar.geometry import FPS, SPEECH_HZ
+from avatar.preview.passages import PassageLevel
 from avatar.preview.pose import Articulation
 from avatar.preview.visemes import (
     FRAME_HZ,
     HOP,
     VISEMES,
+    Level,
     Listen,
     VisemeNetwork,
+    level_of,
     read_padded,
-    speech_level,
 )
 
 KEYS = tuple(field.name for field in fields(Articulation))
@@ -91,11 +93,11 @@ def smooth(x: np.ndarray, sigma_s: float) -> np.ndarray:
     return np.convolve(np.pad(x, reach, "edge"), kernel, "valid")
 
 
-def loudness_db(listen: Listen, start: int, stop: int, level: float) -> np.ndarray:
+def loudness_db(listen: Listen, start: int, stop: int, level: Level) -> np.ndarray:
     """Return the rms of frames start..stop in dB over `level`, (stop - start,) float32."""
     hops = read_padded(listen, start * HOP, stop * HOP).reshape(-1, HOP)
     rms = np.sqrt((hops**2).mean(1) + np.float32(1e-12))
-    return (20 * np.log10(rms / np.float32(level))).astype(np.float32)
+    return (20 * np.log10(rms / level_of(level, start, stop))).astype(np.float32)
 
 
 def mouth_curves(probabilities: np.ndarray, loudness: np.ndarray) -> np.ndarray:
@@ -138,7 +140,7 @@ def energy_curves(loudness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spoken_curves(
-    network: VisemeNetwork, listen: Listen, start: int, stop: int, level: float
+    network: VisemeNetwork, listen: Listen, start: int, stop: int, level: Level
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return articulation (T, KEYS), energy (T,) and emphasis (T,) of frames start..stop at `FRAME_HZ`."""
     mouth, reach = _MOUTH_CONTEXT, _ENERGY_CONTEXT
@@ -158,10 +160,10 @@ def articulate(
 ) -> Iterator[SpokenFrame]:
     """Yield what speech drives in video frames first_frame..num_frames, frame i at i / fps seconds.
 
-    listen is asked as the frames are, about `BLOCK_S` ahead, after a look at its level.
+    listen is asked as the frames are, some seconds ahead, after a look at its level.
     """
     network = network or VisemeNetwork.load()
-    level = speech_level(listen, int(num_frames / fps * SPEECH_HZ))
+    level = PassageLevel(listen, int(num_frames / fps * SPEECH_HZ))
     block = max(1, round(BLOCK_S * fps))
     for first in range(first_frame, num_frames, block):
         frames = np.arange(first, min(first + block, num_frames))

@@ -41,6 +41,14 @@ LEVEL_EXCERPT_S, LEVEL_EXCERPTS = 2, 60
 # stop - start, or less at the end of the speech.
 Listen = Callable[[int, int], np.ndarray]
 
+# How loud speech is, as an rms: of the whole, or by feature frame, (start, stop) -> (stop - start,) float32.
+Level = float | Callable[[int, int], np.ndarray]
+
+
+def level_of(level: Level, start: int, stop: int) -> float | np.ndarray:
+    """Return the level of frames start..stop: one number, or one a frame."""
+    return level(start, stop) if callable(level) else level
+
 
 def read_padded(listen: Listen, start: int, stop: int) -> np.ndarray:
     """Return samples start..stop, (stop - start,) float32, with silence before and after the speech."""
@@ -92,16 +100,15 @@ _FILTERS = mel_filters()
 _HANN = np.hanning(WINDOW).astype(np.float32)
 
 
-def log_mels(listen: Listen, start: int, stop: int, level: float) -> np.ndarray:
+def log_mels(listen: Listen, start: int, stop: int, level: Level) -> np.ndarray:
     """Return the features of frames start..stop, (stop - start, NUM_MELS) float32.
 
-    Frame i looks at WINDOW samples around the middle of its hop. level: from `speech_level`.
+    Frame i looks at WINDOW samples around the middle of its hop. level: from `speech_level` or `passages`.
     """
     first = start * HOP + HOP // 2 - WINDOW // 2
-    samples = read_padded(listen, first, first + (stop - start - 1) * HOP + WINDOW) * np.float32(
-        NORMAL_RMS / level
-    )
-    windows = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP] * _HANN
+    samples = read_padded(listen, first, first + (stop - start - 1) * HOP + WINDOW)
+    gains = np.reshape(np.float32(NORMAL_RMS) / level_of(level, start, stop), (-1, 1)).astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP] * _HANN * gains
     power = np.abs(np.fft.rfft(windows, FFT_SIZE, axis=1)).astype(np.float32) ** 2
     return np.log(power @ _FILTERS + np.float32(POWER_FLOOR)) * np.float32(LOG_SCALE)
 
@@ -146,9 +153,9 @@ class VisemeNetwork:
         length = len(x) - (len(kernel) - 1) * dilation
         return sum((x[i * dilation :][:length] @ tap for i, tap in enumerate(kernel)), start=bias)
 
-    def probabilities(self, listen: Listen, start: int, stop: int, level: float) -> np.ndarray:
+    def probabilities(self, listen: Listen, start: int, stop: int, level: Level) -> np.ndarray:
         """Return viseme probabilities of frames start..stop at `FRAME_HZ`, (stop - start, visemes) float32.
 
-        Frames may lie before or after the speech. level: from `speech_level`, of the whole speech.
+        Frames may lie before or after the speech. level: from `speech_level` or `passages`.
         """
         return self(log_mels(listen, start - self.CONTEXT, stop + self.CONTEXT, level))

@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from avatar.media.speech import SPEECH_SUFFIXES
+
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")
 
 # Speech files end in the language that they speak: name-en.flac.
 SPOKEN = {
@@ -42,7 +43,9 @@ class Examples:
 
     def __init__(self, folder: Path = ASSETS) -> None:
         self.portraits = _files(folder / "portraits", PICTURES)
-        self.speeches = sorted(_files(folder / "speech", SOUNDS), key=lambda path: _language(path) != "en")
+        self.speeches = sorted(
+            _files(folder / "speech", SPEECH_SUFFIXES), key=lambda path: _language(path) != "en"
+        )
 
     @cached_property
     def pairs(self) -> list[Example]:

@@ -11,6 +11,7 @@ import gradio as gr
 
 from avatar.errors import AvatarError, BadInput
 from avatar.events import Notice
+from avatar.media.speech import Speech
 from avatar.memory.fit import availability
 from avatar.preset import Preset
 from avatar.ui import points
@@ -25,6 +26,9 @@ from avatar.ui.run import STATUS_EVERY_S, Generate, Updates, Visits
 from avatar.ui.studio import FORM, Studio, flat
 
 TICK_S = 1.0
+PLAYED_BY_BROWSERS = (
+    ".wav", ".mp3", ".m4a", ".m4b", ".mp4", ".aac", ".ogg", ".oga", ".opus", ".flac", ".webm", ".weba",
+)  # fmt: skip
 SHOWN_BY_BROWSERS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif")
 
 
@@ -54,7 +58,8 @@ def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
     demo.unload(page.closed)
     seen = [p.portrait, p.points, p.shape, p.presets, p.plan, p.notices]
     p.portrait.change(told(page.portrait_changed), [p.portrait, p.preset, *form], seen, **queued)
-    p.video.upload(lambda video: video, [p.video], [p.speech], **queued)  # intake takes a video's sound
+    p.speech.change(told(page.speech_changed), [p.speech], [p.speech], **queued)
+    p.video.upload(told(page.video_taken), [p.video], [p.speech], **queued)
     kept = [p.preset, p.prompt, *form]
     keep: dict[str, Any] = {"fn": page.keep, "inputs": [p.saved, *kept], "outputs": [p.saved], **direct}
     chosen = [p.preset, p.presets, *form_parts]
@@ -143,6 +148,39 @@ class Page:
             p.points: points.question(look, path, language) if asks else gr.update(value=None, image=""),
             **self._seen((look.width, look.height), look.notices, name, values, language),
         }
+
+    def speech_changed(self, request: gr.Request, speech: str | None) -> Iterator[Updates]:
+        """Judge a recording as soon as it is here, as Generate will. Raises: BadInput."""
+        if not speech:
+            yield {self.parts.speech: gr.skip()}
+            return
+        path, reader = Path(speech), self.studio.reader(visitor_of(request))
+        if path.suffix.lower() not in PLAYED_BY_BROWSERS:
+            yield from self.video_taken(request, speech)  # which is a change again
+            return
+        for _ in reader.ahead(None, path, STATUS_EVERY_S):
+            yield {self.parts.speech: gr.skip()}
+        self._tell(request, reader.judge(path, name=path.name, limits=self.studio.limits))
+        yield {self.parts.speech: gr.skip()}
+
+    def video_taken(self, request: gr.Request, video: str | None) -> Iterator[Updates]:
+        """The sound of a video, or of any file, as a browser can play it. Raises: BadInput."""
+        if not video:
+            yield {self.parts.speech: gr.skip()}
+            return
+        path, reader = Path(video), self.studio.reader(visitor_of(request))
+        if path.suffix.lower() not in PLAYED_BY_BROWSERS:
+            for _ in reader.ahead(None, path, STATUS_EVERY_S):
+                yield {self.parts.speech: gr.skip()}
+            heard = path.with_suffix(".wav")  # beside the upload, and removed with it
+            self._tell(request, reader.speech(path, heard, name=path.name, limits=self.studio.limits))
+            path = heard
+        yield {self.parts.speech: str(path)}
+
+    def _tell(self, request: gr.Request, speech: Speech) -> None:
+        """What is to be known of a recording, in words that pop up."""
+        for notice in speech.notices:
+            gr.Info(notice, title=text("notices", language_of(request)))
 
     def preset_chosen(self, request: gr.Request, event: gr.EventData, shape: Shape | None) -> Updates:
         """A card was pressed: its settings fill the form."""

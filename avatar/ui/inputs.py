@@ -38,6 +38,9 @@ class GuardedBlocks(gr.Blocks):
         return await super().process_api(block_fn, inputs, **options)
 
 
+from avatar.media.speech import SPEECH_SUFFIXES
+
+
 def portrait_picker(**options: Any) -> gr.Image:
     """gr.Image alone would decode the picture, and show the server's path when it cannot."""
     picker = gr.Image(type="filepath", format="png", buttons=[], **options)
@@ -54,8 +57,11 @@ def speech_picker(**options: Any) -> gr.Audio:
 
 
 def video_button(label: Any, **options: Any) -> gr.UploadButton:
-    """A button for a video whose sound is wanted; gr.UploadButton alone leaves an empty file each time."""
-    button = gr.UploadButton(label, file_types=["video"], **options)
+    """A button for a video whose sound is wanted; gr.UploadButton alone leaves an empty file each time.
+
+    It takes sound as well: the speech picker refuses the kinds that browsers do not know.
+    """
+    button = gr.UploadButton(label, file_types=["video", *SPEECH_SUFFIXES], **options)
     button.preprocess = _path  # type: ignore[method-assign]
     return button
 

@@ -6,6 +6,7 @@ import json
 import struct
 import subprocess
 import zlib
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -160,3 +161,47 @@ def coded_pictures(path: Path) -> list[bytes]:
     """The coded pictures of the video track, in order."""
     with av.open(str(path)) as container:
         return [bytes(packet) for packet in container.demux(video=0) if packet.dts is not None]
+
+
+def write_stamped(
+    path: Path,
+    samples: np.ndarray,
+    rate: int,
+    codec: str,
+    shift: Callable[[float], float | None] = lambda at_s: at_s,
+    layout: str = "mono",
+    **options: str,
+) -> Path:
+    """Sound whose packets are stamped by shift: of a time in seconds its stamp, or None to leave it out.
+
+    samples: float (N,) or (N, channels). options: of the container.
+    """
+    samples = samples[:, None] if samples.ndim == 1 else samples
+    with av.open(str(path), "w", container_options=options) as out:
+        sound = out.add_stream(codec, rate=rate, layout=layout)
+        if codec.startswith("wma"):
+            sound.bit_rate = 128_000
+        packets: list[av.Packet] = []
+        step = 2048  # some coders take no more at once
+        for start in range(0, len(samples), step):
+            piece = np.ascontiguousarray(samples[start : start + step].T.astype(np.float32))
+            if codec.startswith("wma"):
+                piece = np.pad(piece, ((0, 0), (0, step - piece.shape[1])))
+            frame = av.AudioFrame.from_ndarray(piece, "fltp", layout)
+            frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+            packets += sound.encode(frame)
+        for packet in [*packets, *sound.encode(None)]:
+            stamp = shift(float(packet.pts * packet.time_base))
+            if stamp is not None:
+                packet.pts = packet.dts = round(stamp / packet.time_base)
+                out.mux(packet)
+    return path
+
+
+def syllables(seconds: float, rate: int = 48_000) -> np.ndarray:
+    """Noise in bursts at irregular times, so that any stretch of it is found in its place; float32 (N,)."""
+    rng = np.random.default_rng(11)
+    loudness = np.repeat(rng.uniform(0, 1, round(seconds * 10) + 1) ** 2, rate // 10)[: round(seconds * rate)]
+    t = np.arange(len(loudness)) / rate
+    carrier = sum(np.sin(2 * np.pi * hz * t + phase) for hz, phase in ((231, 0.0), (517, 1.0), (1130, 2.0)))
+    return (0.2 * carrier * loudness).astype(np.float32)

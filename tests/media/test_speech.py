@@ -66,13 +66,15 @@ ODD = [
 
 
 def canonical(source: Path, **options: object) -> np.ndarray:
-    """What write_speech makes of a file, int16 (N,)."""
+    """What write_speech makes of a file, the mean of its channels, (N,) in units of int16."""
     target = source.with_name("canonical.wav")
     speech = write_speech(source, target, **options)  # type: ignore[arg-type]
     with wave.open(str(target)) as file:
-        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (48_000, 1, 2)
+        found = file.getframerate(), file.getnchannels(), file.getsampwidth()
+        assert found == (48_000, min(speech.channels, 2), 2)
         assert file.getnframes() == speech.num_samples
-        return np.frombuffer(file.readframes(file.getnframes()), "<i2")
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    return samples.reshape(-1, found[1]).mean(1)
 
 
 @pytest.mark.parametrize(("name", "make", "tolerance"), ODD, ids=[row[0] for row in ODD])
@@ -105,14 +107,6 @@ def test_one_sided_stereo_is_mixed(tmp_path: Path) -> None:
     assert np.abs(canonical(tmp_path / "left.wav") / 32768 - TRUTH / 2).max() < 1e-4
 
 
-def test_surround_keeps_the_centre_where_speech_is(tmp_path: Path) -> None:
-    centre = np.zeros((len(TRUTH), 6), np.float32)
-    centre[:, 2] = TRUTH
-    write_sound(tmp_path / "surround.mp4", centre, 48_000, "aac", layout="5.1")
-    samples = canonical(tmp_path / "surround.mp4") / 32768
-    assert np.abs(samples[9000:60_000]).max() > 0.1
-
-
 def test_facts_about_the_file(tmp_path: Path) -> None:
     write_wav(tmp_path / "a.wav", stereo(tone(1, 44_100), tone(1, 44_100)), 44_100)
     speech = write_speech(tmp_path / "a.wav", tmp_path / "b.wav")
@@ -126,11 +120,6 @@ def test_facts_about_the_file(tmp_path: Path) -> None:
 def test_frames_cover_the_speech(num_samples: int, frames: int, tmp_path: Path) -> None:
     write_wav(tmp_path / "a.wav", tone(1, 48_000)[:num_samples], 48_000)
     assert write_speech(tmp_path / "a.wav", tmp_path / "b.wav").num_frames() == frames
-
-
-def test_quiet_speech_is_told(tmp_path: Path) -> None:
-    write_wav(tmp_path / "low.wav", tone(level=0.005), 16_000)
-    assert "low.wav is very quiet" in write_speech(tmp_path / "low.wav", tmp_path / "b.wav").notices[0]
 
 
 def test_a_little_damage_is_told_and_left_out(tmp_path: Path) -> None:
@@ -165,7 +154,7 @@ def spoken(tmp_path: Path) -> Path:
 
 def test_frames_have_their_own_samples(spoken: Path) -> None:
     with wave.open(str(spoken)) as file:
-        truth = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+        truth = np.frombuffer(file.readframes(file.getnframes()), "<i2")[:, None]
     with SpeechReader(spoken) as reader:
         pieces = np.concatenate([reader.sound(start, 7) for start in range(0, 140, 7)])
         assert np.array_equal(pieces[:240_500], truth)
@@ -187,7 +176,9 @@ def test_listening_is_the_same_however_it_is_cut(spoken: Path) -> None:
 def test_listening_equals_resampling_at_once(spoken: Path) -> None:
     with SpeechReader(spoken) as reader:
         heard = reader.listen(0, reader.num_samples_16k)
-        at_once = soxr.resample(reader.sound(0, 126).astype(np.float32) / 32768, 48_000, 16_000, quality="HQ")
+        at_once = soxr.resample(
+            reader.sound(0, 126)[:, 0].astype(np.float32) / 32768, 48_000, 16_000, quality="HQ"
+        )
     assert heard.dtype == np.float32
     assert len(heard) == -(-240_500 // 3)
     assert np.abs(heard - at_once[: len(heard)]).max() < 2e-6

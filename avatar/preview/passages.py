@@ -1,0 +1,115 @@
+"""How loud each passage of a speech is: a quiet one moves the mouth as a loud one does, noise in pauses not.
+
+A pure function of the speech and of time, like all that drives the mouth: what a frame gets depends on the
+seconds around it and on the level of the whole, so a video may start anywhere.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+from avatar.geometry import SPEECH_HZ
+from avatar.preview.visemes import FRAME_HZ, LEVEL_FRAME, LOUD_SHARE, Listen, read_padded, speech_level
+
+# Levels are found ten times a second, from powers of 20 ms each.
+STEP_HZ = 10
+POWERS_IN_STEP = SPEECH_HZ // LEVEL_FRAME // STEP_HZ
+# The loudness at a step is that of this much on either side: a syllable or two.
+_NEAR = STEP_HZ // 2
+# Noise is what is there also between syllables: the quietest tenth of this much on either side.
+_NOISE, _NOISE_SHARE = 3 * STEP_HZ, 0.1
+# Speech rises over it by more than noise over itself.
+_RISE_DB = 9.0
+# A passage is what is about as loud, this much on either side: nearer counts more.
+_REACH, _REACH_SIGMA = 4 * STEP_HZ, 2.0 * STEP_HZ
+_ALIKE_DB, _UNLIKE_DB = 9.0, 15.0
+# What lasts less is a click or a cough, no passage; from the second on it is one for sure. In steps.
+_SHORT, _LONG = 1.2 * STEP_HZ, 2.4 * STEP_HZ
+# How much the level of the whole counts where there is no speech near.
+_WHOLE_WEIGHT = 0.05
+# A passage may be so far below the whole, and so quiet (dBFS).
+_RANGE_DB, _FLOOR_DB = 30.0, -56.0
+_SILENCE_DB = -100.0  # digital silence, which tells nothing of noise
+_CHUNK = 2 * STEP_HZ  # steps that are read at once
+_CONTEXT = _REACH + _NEAR + _NOISE
+
+
+class PassageLevel:
+    """The rms of the speech around each feature frame; see `visemes.Level`."""
+
+    def __init__(self, listen: Listen, num_samples: int) -> None:
+        """num_samples: length of the speech at SPEECH_HZ."""
+        self._listen, self._num_steps = listen, -(-num_samples * STEP_HZ // SPEECH_HZ)
+        self._whole_db = 20 * np.log10(speech_level(listen, num_samples))
+        self._chunk = lru_cache(maxsize=16)(self._read_chunk)
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        """Return the rms of frames start..stop at `FRAME_HZ`, (stop - start,) float32."""
+        per_step = FRAME_HZ // STEP_HZ
+        first, last = start // per_step - 1, stop // per_step + 2
+        middles = (np.arange(first, last) + 0.5) * per_step - 0.5
+        found = np.interp(np.arange(start, stop), middles, self._levels_db(first, last))
+        return (10 ** (found / 20)).astype(np.float32)
+
+    def _levels_db(self, first: int, last: int) -> np.ndarray:
+        """The level of steps first..last in dBFS, (last - first,)."""
+        powers = self._powers(first - _CONTEXT, last + _CONTEXT)  # NaN outside the speech
+        decibels = 10 * np.log10(powers + 1e-16)
+        loudness = _loud_db(powers, _NEAR)[_NOISE:-_NOISE]
+        noise = _noise_db(np.where(decibels > _SILENCE_DB, decibels, np.nan), _NOISE)[_NEAR:-_NEAR]
+        speaking = (loudness > noise + _RISE_DB) & (loudness > self._floor_db)
+        here = loudness[_REACH:-_REACH, None]
+        around = np.lib.stride_tricks.sliding_window_view(loudness, 2 * _REACH + 1)
+        spoken = np.lib.stride_tricks.sliding_window_view(speaking, 2 * _REACH + 1)
+        distance = np.arange(-_REACH, _REACH + 1) / _REACH_SIGMA
+        near = spoken * np.exp(-0.5 * distance**2)
+        alike = np.clip((_UNLIKE_DB - np.abs(around - here)) / (_UNLIKE_DB - _ALIKE_DB), 0, 1)
+        passage, neighbours = near * alike, near.sum(1)
+        own = (passage * around).sum(1) / np.maximum(passage.sum(1), 1e-9)
+        held = ((near * around).sum(1) + _WHOLE_WEIGHT * self._whole_db) / (neighbours + _WHOLE_WEIGHT)
+        lasting = np.clip(((spoken * alike).sum(1) - _SHORT) / (_LONG - _SHORT), 0, 1)
+        share = np.where(speaking[_REACH:-_REACH], lasting, 0.0)
+        quiet = np.maximum(
+            held, here[:, 0]
+        )  # noise that is louder than speech is not to be made louder still
+        return np.maximum(share * own + (1 - share) * quiet, self._floor_db)
+
+    @property
+    def _floor_db(self) -> float:
+        return max(self._whole_db - _RANGE_DB, _FLOOR_DB)
+
+    def _powers(self, first: int, last: int) -> np.ndarray:
+        """Mean squares of 20 ms, (last - first, POWERS_IN_STEP) float64; NaN outside the speech."""
+        chunks = range(first // _CHUNK, -(-last // _CHUNK))
+        powers = np.concatenate([self._chunk(index) for index in chunks])
+        return powers[first - chunks.start * _CHUNK :][: last - first]
+
+    def _read_chunk(self, index: int) -> np.ndarray:
+        start, per_step = index * _CHUNK, SPEECH_HZ // STEP_HZ
+        steps = np.arange(start, start + _CHUNK)
+        inside = (steps >= 0) & (steps < self._num_steps)
+        if not inside.any():
+            return np.full((_CHUNK, POWERS_IN_STEP), np.nan)
+        samples = read_padded(self._listen, start * per_step, (start + _CHUNK) * per_step)
+        powers = np.square(samples.reshape(_CHUNK, POWERS_IN_STEP, -1)).mean(2, dtype=np.float64)
+        return np.where(inside[:, None], powers, np.nan)
+
+
+def _windows(values: np.ndarray, reach: int) -> np.ndarray:
+    """The values of each step and of `reach` steps on either side, sorted, NaN last: (steps - 2 reach, n)."""
+    windows = np.lib.stride_tricks.sliding_window_view(values, 2 * reach + 1, axis=0)
+    return np.sort(windows.reshape(len(windows), -1), axis=1)
+
+
+def _loud_db(powers: np.ndarray, reach: int) -> np.ndarray:
+    """How loud the loud part around each step is, in dBFS; see `visemes.speech_level`."""
+    windows = _windows(np.nan_to_num(powers), reach)
+    loud = windows[:, int(windows.shape[1] * (1 - LOUD_SHARE)) :]
+    return 10 * np.log10(loud.mean(1) + 1e-16)
+
+
+def _noise_db(decibels: np.ndarray, reach: int) -> np.ndarray:
+    """What the quietest part around each step reaches, in dBFS; no noise where there is no sound."""
+    windows = _windows(decibels, reach)
+    places = ((~np.isnan(windows)).sum(1) * _NOISE_SHARE).astype(int)
+    return np.nan_to_num(windows[np.arange(len(windows)), places], nan=_SILENCE_DB)

@@ -1,0 +1,87 @@
+"""Speech is judged when it comes to the page, and becomes what a browser can play."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import gradio as gr
+import numpy as np
+import pytest
+
+from avatar.errors import BadInput
+from avatar.media.limits import Limits
+from avatar.ui import handlers
+from avatar.ui.handlers import Page
+
+
+@pytest.fixture
+def page() -> Page:
+    """A page of which only the speech is asked; its components are their own names."""
+    studio = SimpleNamespace(limits=Limits(max_speech_s=5, longer="ask the host"))
+    return Page(SimpleNamespace(speech="speech"), studio, SimpleNamespace())  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def infos(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    told: list[str] = []
+    monkeypatch.setattr(handlers.gr, "Info", lambda text, **options: told.append(text))
+    return told
+
+
+def request() -> gr.Request:
+    asked = gr.Request()
+    asked.kwargs = {"headers": {}}
+    return asked
+
+
+def record(path: Path, seconds: float = 2.0, level: float = 0.4) -> Path:
+    """A tone in the container that the suffix names."""
+    samples = (level * 32767 * np.sin(np.arange(round(48_000 * seconds)) / 30)).astype(np.int16)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(
+            "pcm_s16be" if path.suffix != ".wav" else "pcm_s16le", rate=48_000, layout="mono"
+        )
+        frame = av.AudioFrame.from_ndarray(samples[None], "s16", "mono")
+        frame.sample_rate, frame.pts = 48_000, 0
+        out.mux([*stream.encode(frame), *stream.encode(None)])
+    return path
+
+
+def test_good_speech_stays_as_it_is(page: Page, infos: list[str], tmp_path: Path) -> None:
+    told = page.speech_changed(request(), str(record(tmp_path / "a.wav")))
+    assert told == {"speech": gr.skip()}
+    assert infos == []
+    assert page.speech_changed(request(), None) == {"speech": gr.skip()}
+
+
+def test_bad_speech_is_refused_before_generate(page: Page, infos: list[str], tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"long\.wav is too long .* or ask the host"):
+        page.speech_changed(request(), str(record(tmp_path / "long.wav", 9)))
+    with pytest.raises(BadInput, match=r"hush\.wav is silent"):
+        page.speech_changed(request(), str(record(tmp_path / "hush.wav", level=0)))
+    (tmp_path / "film.mp4").write_bytes(b"no film" * 99)
+    with pytest.raises(BadInput, match=r"film\.mp4 is not a sound file"):
+        page.speech_changed(request(), str(tmp_path / "film.mp4"))
+
+
+def test_what_is_odd_is_told_at_once(page: Page, infos: list[str], tmp_path: Path) -> None:
+    page.speech_changed(request(), str(record(tmp_path / "low.wav", level=0.003)))
+    assert infos[0].startswith("low.wav is very quiet")
+
+
+@pytest.mark.parametrize("kind", ["speech", "video"])
+def test_sound_that_browsers_cannot_play_becomes_a_wav(
+    kind: str, page: Page, infos: list[str], tmp_path: Path
+) -> None:
+    path = record(tmp_path / "memo.aiff")
+    handle = page.speech_changed if kind == "speech" else page.video_taken
+    assert handle(request(), str(path)) == {"speech": str(tmp_path / "memo.wav")}
+    with wave.open(str(tmp_path / "memo.wav")) as made:
+        assert made.getnframes() == 96_000
+
+
+def test_a_video_is_handed_to_the_speech_box(page: Page, tmp_path: Path) -> None:
+    assert page.video_taken(request(), str(tmp_path / "film.mp4")) == {"speech": str(tmp_path / "film.mp4")}
