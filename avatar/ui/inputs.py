@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.data_classes import FileData
 
+from avatar.media.speech import SPEECH_SUFFIXES
 from avatar.ui.faults import telling
 from avatar.ui.i18n import language_of
 from avatar.ui.uploads import NotUploaded, Uploads
@@ -36,9 +37,6 @@ class GuardedBlocks(gr.Blocks):
                     if isinstance(component, PICKERS) and not (value is None or isinstance(value, dict)):
                         raise NotUploaded
         return await super().process_api(block_fn, inputs, **options)
-
-
-from avatar.media.speech import SPEECH_SUFFIXES
 
 
 def portrait_picker(**options: Any) -> gr.Image:
