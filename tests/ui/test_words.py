@@ -100,7 +100,7 @@ def test_what_is_missing_can_be_said_in_chinese():
 def test_notices_have_no_blank_that_is_not_filled():
     rungs = {"rung", "now", "was", "device", "block"}  # a notice of a rung always has these
     portrait = {"small_portrait": {"name", "width", "height"}, "small_face": {"name", "pixels"}}
-    portrait |= dict.fromkeys(("mouth_cut_off", "chin_cut_off", "mouth_covered"), {"name"})
+    portrait |= {code: {"name"} for code in ("mouth_cut_off", "chin_cut_off", "mouth_covered")}
     for code, words in NOTICES.items():
         assert fields(words) <= {"text"} | (rungs if code.startswith("rung_") else portrait.get(code, set()))
 
