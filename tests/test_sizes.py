@@ -47,5 +47,5 @@ def test_sizes_at_the_preview_s_bounds_are_made(size):
 
 
 def test_a_shape_without_room_is_refused():
-    with pytest.raises(BadInput, match="1000 x 20 pixels does not fit size 384"):
-        video_size("diffusion", 1000, 20, "384*256")
+    with pytest.raises(BadInput, match="5000 x 40 pixels does not fit size 64"):
+        video_size("diffusion", 5000, 40, "64*64")

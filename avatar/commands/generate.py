@@ -31,7 +31,6 @@ from avatar.memory.inventory import probe
 from avatar.parallel.attach import Address, secret
 from avatar.parallel.layout import Layout
 from avatar.preset import Preset
-from avatar.preview.concerns import portrait_notices
 from avatar.request import Request
 from avatar.scratch import Scratch
 
@@ -130,6 +129,8 @@ def check_attached(preset: Preset, args: argparse.Namespace) -> None:
 
 def _follow(engine: Engine, request: Request, as_json: bool) -> int:
     """Show the events of a run; Ctrl-C stops it and keeps what was made. Returns the exit code."""
+    from avatar.preview.concerns import portrait_notices  # OpenCV and the face models, for a run alone
+
     finished: Finished | None = None
     show = _show_json(request) if as_json else _show_bar(request)
     with stopped_by_signals(engine.cancel) as stop, show as told:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from avatar.errors import BadInput
 from avatar.media.intake import open_request
+from avatar.media.limits import Limits
 from avatar.media.prompt import check_prompt
 from avatar.media.segments import tag
 from avatar.preset import Preset, Requires
@@ -144,11 +145,12 @@ def test_a_long_prompt_is_refused_before_the_portrait_is_opened(tmp_path: Path) 
 
 
 def test_a_portrait_without_room_is_refused_before_the_speech_is_read(tmp_path: Path) -> None:
-    preset = Preset(**PRESET_SETTINGS | {"engine": "diffusion"}).with_settings(size="128*128")
-    Image.new("RGB", (2000, 64)).save(tmp_path / "long.png")
+    preset = Preset(**PRESET_SETTINGS | {"engine": "diffusion"}).with_settings(size="64*64")
+    Image.new("RGB", (2000, 16)).save(tmp_path / "long.png")
     speech = write_wav(tmp_path / "s.wav", np.zeros(16_000), 16_000)  # silent, which would be refused
-    with pytest.raises(BadInput, match=r"2000 x 64 pixels does not fit size 128\*128"):
-        open_request(tmp_path / "long.png", speech, preset, output=tmp_path / "o.mp4", work=tmp_path / "w")
+    places = {"output": tmp_path / "o.mp4", "work": tmp_path / "w", "limits": Limits(min_side_px=10)}
+    with pytest.raises(BadInput, match=r"2000 x 16 pixels does not fit size 64\*64"):
+        open_request(tmp_path / "long.png", speech, preset, **places)
 
 
 def test_prompts_that_fit_lose_their_edge_spaces_alone() -> None:
