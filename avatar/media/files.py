@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -24,22 +25,23 @@ def joined_name(*words: str) -> str:
     """A file name's stem from words, "a-b-c"; the longest are cut, and told apart by a digest, to fit."""
     words = tuple(filter(None, words))
     name = "-".join(words)
-    if len(name.encode(errors="surrogateescape")) <= _LONGEST_STEM_BYTES:
+    if len(os.fsencode(name)) <= _LONGEST_STEM_BYTES:
         return name
-    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8]
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
     room = _LONGEST_STEM_BYTES - len(digest) - len(words)
     left = len(words)
     cut = {}
-    for index in sorted(range(left), key=lambda index: len(words[index].encode(errors="surrogateescape"))):
+    for index in sorted(range(left), key=lambda index: len(os.fsencode(words[index]))):
         cut[index] = _cut(words[index], room // left)
-        room, left = room - len(cut[index].encode(errors="surrogateescape")), left - 1
+        room, left = room - len(os.fsencode(cut[index])), left - 1
     return "-".join([*(cut[index] for index in range(len(words))), digest])
 
 
 def _cut(word: str, most_bytes: int) -> str:
     """A word's beginning of so many bytes at most; no letter is cut in two."""
-    data = word.encode(errors="surrogateescape")
-    return word if len(data) <= most_bytes else data[:most_bytes].decode(errors="ignore").rstrip()
+    while len(os.fsencode(word)) > most_bytes:
+        word = word[:-1].rstrip()
+    return word
 
 
 def is_file(path: Path) -> bool:
