@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from gradio_client import Client, handle_file
-from visiting import PORTRAIT, Server, Visitor, start_server, wait_until
+from visiting import PATIENCE_MS, PORTRAIT, Server, Visitor, start_server, wait_until
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,9 @@ def press_and_wait(visitor: Visitor, chance: random.Random) -> tuple[float, bool
     visitor.generate()
     visitor.wait_state("running", "waiting")
     if chance.random() < 0.7:  # else also before anything is shown
-        visitor.page.wait_for_function("document.querySelector('#live video')?.currentTime > 0")
+        playing = "document.querySelector('#live video')?.currentTime > 0"
+        over = "['failed', 'done'].includes(document.querySelector('#status .status').dataset.state)"
+        visitor.page.wait_for_function(f"{playing} || {over}", timeout=3 * PATIENCE_MS)
     time.sleep(chance.uniform(0.0, LONGEST_S))
     shown, stops = shown_s(visitor), chance.random() < 0.4
     if stops and visitor.page.is_enabled("#stop"):
@@ -117,7 +119,7 @@ def test_the_page_killed(tmp_path: Path, visit: Visit, long_speech: Path, short_
             server = start_server(tmp_path)
             _, left = psutil.wait_procs(children, timeout=40)
             assert not left, "the processes of a page that is gone are gone, too"
-            visit(server.url)  # the gallery looks again
+            visit(server.url).context.close()  # the gallery looks again
             wait_until(
                 lambda server=server, before=before, shown=shown: kept_s(server, before) >= shown - PLAYER_S,
                 "what was shown is kept",
