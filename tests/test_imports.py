@@ -26,6 +26,7 @@ FLOORS = [
     {"memory"},
     {"preview", "diffusion", "worker"},
     {"parallel"},
+    {"gallery_entry"},
     {"gallery", "doctor", "bench", "long"},
     {"batch"},
     {"commands", "ui"},

@@ -17,9 +17,7 @@ from avatar.memory.inventory import Inventory, probe
 from avatar.memory.placement import ALL_ON_GPU, Placement
 from avatar.memory.plan import ALWAYS, DevicePlan, Plan, describe, gib
 from avatar.memory.planner import plan
-from avatar.preset import capability
-
-MOST_GPUS = 1024  # of an imagined machine
+from avatar.preset import MOST_GPUS, capability
 
 
 def add(commands: Any) -> None:

@@ -108,7 +108,7 @@ def _check_points(points: Mapping[str, tuple[float, float]] | None) -> dict[str,
     for name, point in points.items():
         try:
             x, y = (float(value) for value in point)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise BadInput(f"Face point {str(name)[:40]!r} is not understood.", remedy) from error
         if not (0 <= x <= 1 and 0 <= y <= 1):  # also refuses nan
             raise BadInput(f"Face point {str(name)[:40]!r} lies outside the picture.", remedy)

@@ -60,14 +60,14 @@ class Run:
         request: Request,
         draft: Path,
         settings: dict[str, object],
-        owner: str,
+        owner_hash: str,
         ledger: Ledger | None = None,
     ) -> None:
         self.request = request
         self.ledger = ledger
         self.draft = draft
         self.settings = settings
-        self.owner = owner
+        self.owner_hash = owner_hash
         self.kept = False  # in the gallery
         self.cancelled = threading.Event()
         self.over = threading.Event()
@@ -154,14 +154,14 @@ class Desk:
         request: Request,
         draft: Path,
         settings: dict[str, object],
-        owner: str = "",
+        owner_hash: str = "",
         ledger: Ledger | None = None,
     ) -> Run:
         """Put a request at the end of the line; draft is what gallery.draft() gave. Raises: LineFull.
 
         ledger: of a long video, which is made in parts.
         """
-        run = Run(request, draft, settings, owner, ledger)
+        run = Run(request, draft, settings, owner_hash, ledger)
         with self._changed:
             self.check_room()
             self._line.append(run)
@@ -273,7 +273,7 @@ class Desk:
         if run.ledger is not None:
             run.ledger.close()  # from the gallery, another run may take it up at once
         about = replace(
-            about_request(run.request, run.settings, run.owner),
+            about_request(run.request, run.settings, run.owner_hash),
             label=label,
             num_frames=finished.num_frames,
             duration_s=finished.duration_s,
@@ -310,7 +310,7 @@ class Desk:
             self._engine = None
 
 
-def about_request(request: Request, settings: dict[str, object], owner: str) -> About:
+def about_request(request: Request, settings: dict[str, object], owner_hash: str) -> About:
     """What the gallery should know of a video that is still to be made."""
     return About(
         portrait=request.portrait_name,
@@ -322,5 +322,5 @@ def about_request(request: Request, settings: dict[str, object], owner: str) -> 
         num_frames=0,
         duration_s=0.0,
         stopped=True,
-        owner=owner,
+        owner_hash=owner_hash,
     )
