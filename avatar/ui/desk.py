@@ -20,6 +20,7 @@ from avatar.events import Event, Finished, Notice
 from avatar.gallery import About, Entry, Gallery
 from avatar.long.ledger import Ledger
 from avatar.long.stream import LongVideo
+from avatar.media.durable import disk_error
 from avatar.preset import Preset
 from avatar.request import Request
 
@@ -227,7 +228,10 @@ class Desk:
         if run.ledger is not None:
             run.ledger.close()
         if not run.kept:
-            self.gallery.discard(run.draft)
+            try:
+                self.gallery.discard(run.draft)
+            except OSError:  # the next start tries again; others' runs must go on
+                log.exception("a draft stays")
         if failure is not None:
             run.say(failure)
         run.over.set()
@@ -280,7 +284,10 @@ class Desk:
             stopped=finished.stopped,
             error=finished.error,
         )
-        entry = self.gallery.keep(run.draft, about)
+        try:
+            entry = self.gallery.keep(run.draft, about)
+        except OSError as error:
+            raise disk_error(error) from error
         run.kept = True  # a draft of that name from now on is another run's
         return entry
 
