@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from avatar.paths import is_file
+
 LORA_REPO = "Quark-Vision/Live-Avatar"
 LORA_FILE = "liveavatar.safetensors"
 ENVIRONMENT = "AVATAR_WEIGHTS"
@@ -37,7 +39,7 @@ class Layout:
 
     def marks(self, folder: Path) -> bool:
         """Whether a folder is, or was meant to be, this layout's."""
-        return any(_is_file(folder / name) for name in (*self.indexes, self.text_encoder))
+        return any(is_file(folder / name) for name in (*self.indexes, self.text_encoder))
 
 
 SHARD_STEM = "diffusion_pytorch_model"
@@ -113,7 +115,7 @@ def find_checkpoint(ckpt_dir: Path | None = None) -> Checkpoint:
     base, layout = next(
         ((folder, layout) for folder, layout in bases if layout.marks(folder)), (None, OFFICIAL)
     )
-    lora = next((folder for folder in loras if _is_file(folder / LORA_FILE)), None)
+    lora = next((folder for folder in loras if is_file(folder / LORA_FILE)), None)
     missing = [layout.repo] if base is None else _missing(base, layout)
     if lora is None:
         missing.append(f"{LORA_REPO}/{LORA_FILE}")
@@ -130,21 +132,13 @@ def hub_cache() -> Path:
 
 
 def user_cache() -> Path:
-    """Where this user's programs keep what can be had again; the current folder where the user has no home."""
+    """Where programs of this user keep what can be had again; ./.cache for a user without a home."""
     if cache := os.environ.get("XDG_CACHE_HOME"):
         return Path(cache)
     try:
         return Path.home() / ".cache"
     except RuntimeError:  # no $HOME, and a user whom the system does not know: common in containers
         return Path(".cache")
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a file is there; what may not be looked at is not."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def _homes(place: Path, repo: str) -> list[Path]:
@@ -172,7 +166,7 @@ def _missing(base: Path, layout: Layout) -> list[str]:
     names, broken = list(layout.others), []
     for index in layout.indexes:
         path = base / index
-        if not _is_file(path):
+        if not is_file(path):
             names.append(index)
             continue
         try:
@@ -182,4 +176,4 @@ def _missing(base: Path, layout: Layout) -> list[str]:
             continue
         folder = str(Path(index).parent)
         names += [shard if folder == "." else f"{folder}/{shard}" for shard in shards]
-    return broken + [name for name in names if not _is_file(base / name)]
+    return broken + [name for name in names if not is_file(base / name)]

@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from avatar.abilities import refuse_settings
 from avatar.errors import BadInput
 from avatar.geometry import FPS, Size, output_size
+from avatar.paths import is_file
 
 PRESETS_DIR = Path(__file__).resolve().parent.parent / "presets"
 
@@ -206,15 +207,15 @@ def load_preset(name_or_path: str, folder: Path = PRESETS_DIR) -> Preset:
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = folder / f"{name_or_path}.toml"
-    if not path.is_file():
+    if not is_file(path):
         names = [p.stem for p in sorted(folder.glob("*.toml"))]
         raise BadInput(
-            f"There is no preset {name_or_path!r}.{_nearest(name_or_path, names)}",
+            f"There is no preset {_shown(name_or_path)}.{_nearest(name_or_path, names)}",
             f"Presets: {', '.join(names)}; or give the path of a .toml file.",
         )
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadInput(f"Preset {path.name} cannot be read: {reason}.", "Correct the file.") from error
     try:
@@ -260,7 +261,7 @@ def _section(key: str, value: Any) -> Any:
 def _known(data: dict[str, Any], names: set[str], where: str) -> None:
     for key in data:
         if key not in names:
-            raise BadInput(f"{where}unknown key {key!r}.{_nearest(key, names)}")
+            raise BadInput(f"{where}unknown key {_shown(key)}.{_nearest(key, names)}")
 
 
 def _shown(value: Any) -> str:

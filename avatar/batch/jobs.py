@@ -16,6 +16,7 @@ from avatar.long.job import Job
 from avatar.memory.choice import choose
 from avatar.memory.fit import require
 from avatar.memory.inventory import Inventory
+from avatar.paths import is_dir
 from avatar.preset import SECTIONS, SETTINGS
 
 PORTRAITS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".heif", ".bmp", ".tif", ".tiff")
@@ -75,7 +76,7 @@ def read_jobs(path: Path) -> list[Entry]:
     the file, and may be patterns. A folder: portraits and speech of the same name, or else each with each.
     Raises: BadInput naming the job and what is wrong with it.
     """
-    if path.is_dir():
+    if is_dir(path):
         found = _of_folder(path)
     elif path.suffix.lower() == ".toml":
         found = [entry for where, row in _toml_rows(path) for entry in _entries(row, where, path.parent)]
@@ -95,20 +96,21 @@ def read_jobs(path: Path) -> list[Entry]:
 def _toml_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
-    unknown = set(data) - {"job", "defaults"}
-    if unknown or not isinstance(data.get("job", []), list) or not isinstance(data.get("defaults", {}), dict):
+    jobs, defaults = data.get("job", []), data.get("defaults", {})
+    tables = isinstance(jobs, list) and all(isinstance(row, dict) for row in [*jobs, defaults])
+    if not tables or set(data) - {"job", "defaults"}:
         raise BadInput(f"{path.name} is no list of jobs.", "Write [[job]] for each, and [defaults] for all.")
-    for number, row in enumerate(data.get("job", []), 1):
-        yield f"{path.name}, job {number}", {**data.get("defaults", {}), **row}
+    for number, row in enumerate(jobs, 1):
+        yield f"{path.name}, job {number}", {**defaults, **row}
 
 
 def _csv_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise _unreadable(path, error) from error
     for number, row in enumerate(rows, 2):
         where = f"{path.name}, line {number}"
@@ -139,7 +141,7 @@ def _entries(row: dict[str, Any], where: str, folder: Path) -> list[Entry]:
         wishes["points"] = str(folder / wishes["points"])
     pairs = list(product(images, audios))
     prefix = row.get("name", "")
-    if prefix and ("/" in prefix or "\\" in prefix or prefix.startswith(".")):
+    if prefix and (set(prefix) & set("/\\\0") or prefix.startswith(".")):
         raise BadInput(f"{where}: name {prefix!r} cannot name a file.", "Choose a plain name.")
     names = [prefix] if prefix and len(pairs) == 1 else [_name(prefix, *pair) for pair in pairs]
     return [Entry(name, *pair, wishes) for name, pair in zip(names, pairs)]
@@ -169,7 +171,10 @@ def _paths(value: Any, key: str, where: str, folder: Path) -> list[Path]:
             continue
         suffixes = PORTRAITS if key == "image" else SPEECHES
         base, pattern = (Path("/"), text.lstrip("/")) if text.startswith("/") else (folder, text)
-        found += sorted(path for path in base.glob(pattern) if path.suffix.lower() in suffixes)
+        try:
+            found += sorted(path for path in base.glob(pattern) if path.suffix.lower() in suffixes)
+        except (OSError, ValueError, NotImplementedError) as error:
+            raise BadInput(f"{where}: {key} {text[:60]!r} is no pattern of files.", "Correct it.") from error
     if not found:
         raise BadInput(f"{where}: {key} names no file.", f"Give {key} a path, a list of paths or a pattern.")
     return found

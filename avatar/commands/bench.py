@@ -23,6 +23,7 @@ from avatar.memory.plan import GIB
 from avatar.memory.planner import plan
 from avatar.models.config import ModelConfig
 from avatar.parallel.layout import Layout
+from avatar.paths import is_dir
 from avatar.preset import Preset
 
 BLOCKS = 32  # a pipeline of four stages has a dozen between its beginning and its end
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             "With --random_weights there is no prompt encoder.",
             "Leave out --text_encoder, --t5_cpu and --t5_fsdp.",
         )
-    if args.output and not args.output.absolute().parent.is_dir():
+    if args.output and not is_dir(args.output.absolute().parent):
         raise BadInput(f"There is no folder for {args.output.name}.", "Make it, or choose another one.")
     inventory = probe(args.ckpt_dir)
     if args.random_weights:

@@ -13,10 +13,12 @@ from avatar.errors import BadInput
 from avatar.long.ledger import PLAN, Ledger, open_ledger, tidy
 from avatar.long.spans import Span, quiet_spans, regular_spans
 from avatar.long.stream import LongVideo
+from avatar.media.files import display_name
 from avatar.media.intake import open_request
 from avatar.media.limits import Limits
 from avatar.media.origin import check_same, origin
 from avatar.media.report import read_report
+from avatar.paths import exists, is_file
 from avatar.preset import Preset
 from avatar.preview.points import load_sidecar
 from avatar.request import Request
@@ -47,12 +49,12 @@ class Job:
 
     @property
     def parts_folder(self) -> Path:
-        return self.output.with_suffix(PARTS_SUFFIX)
+        return self.output.parent / f"{self.output.stem}{PARTS_SUFFIX}"
 
     @contextmanager
     def opened(self, work: Path) -> Iterator[Opened]:
         """Check everything and take the ledger, if there is one. Raises: AvatarError."""
-        half_made = (self.parts_folder / PLAN).exists()
+        half_made = exists(self.parts_folder / PLAN)
         long = self.checkpoint_every is not None or (self.resume and half_made)
         if not long and half_made:
             raise BadInput(
@@ -134,9 +136,10 @@ class Job:
         path = self.points
         if self.preset.engine != "preview" or (self.head_only and path is None):
             return None
-        if path is not None and (path.suffix != ".json" or not path.is_file()):
+        if path is not None and (path.suffix != ".json" or not is_file(path)):
             raise BadInput(
-                f"There is no points file {path.name}.", "Give the path of a .json file that is there."
+                f"There is no points file {display_name(path)}.",
+                "Give the path of a .json file that is there.",
             )
         points = load_sidecar(path or self.image)
         return {name: (x, y) for name, (x, y) in points.to_dict().items()} if points else None

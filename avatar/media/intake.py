@@ -19,6 +19,7 @@ from avatar.media.limits import Limits
 from avatar.media.portrait import open_portrait
 from avatar.media.prompt import check_prompt
 from avatar.media.speech import write_speech
+from avatar.paths import exists, is_dir
 from avatar.preset import Preset
 from avatar.request import Request
 
@@ -123,9 +124,9 @@ def _check_output(output: Path, inputs: tuple[Path, ...], undo: ExitStack) -> No
         raise BadInput(f"{name} cannot be the output.", "Give it a name that ends in .mp4.")
     if len(output.name.encode()) > _LONGEST_NAME_BYTES or "\0" in output.name:
         raise BadInput(f"{name} is no usable name for the output.", "Choose a shorter, plain name.")
-    if output.is_dir():
+    if is_dir(output):
         raise BadInput(f"The output {name} is a folder.", "Give the name of a file in it, ending in .mp4.")
-    if output.exists() and any(output.samefile(path) for path in inputs):
+    if exists(output) and any(output.samefile(path) for path in inputs):
         raise BadInput(f"The output {name} would overwrite the input.", "Choose another name.")
     _open_folder(output.parent, "output", undo)
 

@@ -135,12 +135,15 @@ def load_sidecar(portrait: Path) -> FacePoints | None:
 
     Raises: BadInput where the file is not what it should be.
     """
-    path = portrait.with_suffix(".json")
-    if not path.is_file():
+    try:
+        path = portrait.with_suffix(".json")
+        if not path.is_file():
+            return None
+    except (OSError, ValueError):  # no file can have that name; intake says what is wrong with the portrait's
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path.name} cannot be read as JSON.", "Correct or remove it.") from error
     if not isinstance(data, Mapping) or "points" not in data:
         raise BadInput(f'{path.name} has no "points".', "Correct or remove it.")
