@@ -17,11 +17,12 @@ class Wire:
         self.config = self.http.get("/config").json()
 
     def handler(self, element: str, event: str) -> dict[str, Any]:
-        """The handler of an element's event; of several, the first."""
+        """The handler of an element's event; element "": of the page's own."""
         ids = [one["id"] for one in self.config["components"] if one["props"].get("elem_id") == element]
-        wanted = [*([i, event] for i in ids)] or [[None, event]]
         return next(
-            one for one in self.config["dependencies"] if any(list(t) in wanted for t in one["targets"])
+            one
+            for one in self.config["dependencies"]
+            if any(on == event and (id in ids or not element) for id, on in one["targets"])
         )
 
     def call(self, handler: dict[str, Any], data: Any, event_data: Any = None) -> dict[str, Any]:
