@@ -94,7 +94,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--gallery",
         choices=("shared", "private"),
         default=env("AVATAR_GALLERY", "private" if hosted else "shared"),
-        help="shared: every visitor sees all videos; private: each browser its own",
+        help="shared: every visitor sees, resumes and deletes all videos; private: each browser its own",
     )
     args = parser.parse_args(arguments)
     if args.gallery not in ("shared", "private"):  # from the environment
@@ -123,6 +123,7 @@ def _serve(args: argparse.Namespace) -> None:
     _check_port(args.host, args.port)
     stopped = _stop_signal()
     put_on_path()
+    os.umask(0o077)  # uploads and videos are for this user alone
     with Scratch() as scratch:
         _settle(scratch)
         if args.hosted:
@@ -145,7 +146,6 @@ def _serve(args: argparse.Namespace) -> None:
                 server_port=args.port,
                 root_path=args.root_path or None,
                 max_file_size=round(args.max_upload * MIB),
-                allowed_paths=[str(studio.gallery.folder)],
                 app_kwargs={"routes": ours, "middleware": [guard]},
                 ssr_mode=False,
                 prevent_thread_lock=True,
@@ -228,7 +228,9 @@ def _attached(address: str | None, preset: Any) -> str:
 
 def _settle(scratch: Path) -> None:
     """Every cache of every library goes into the scratch folder: nothing else need be writable."""
-    os.environ["GRADIO_TEMP_DIR"] = str(scratch / "uploads")
+    from avatar.ui.studio import UPLOADS
+
+    os.environ["GRADIO_TEMP_DIR"] = str(scratch / UPLOADS)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("MPLCONFIGDIR", str(scratch / "matplotlib"))
     os.environ.setdefault("NUMBA_CACHE_DIR", str(scratch / "numba"))

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from avatar.paths import is_file
+
 LORA_REPO = "Quark-Vision/Live-Avatar"
 LORA_FILE = "liveavatar.safetensors"
 ENVIRONMENT = "AVATAR_WEIGHTS"
@@ -37,7 +39,7 @@ class Layout:
 
     def marks(self, folder: Path) -> bool:
         """Whether a folder is, or was meant to be, this layout's."""
-        return any((folder / name).is_file() for name in (*self.indexes, self.text_encoder))
+        return any(is_file(folder / name) for name in (*self.indexes, self.text_encoder))
 
 
 SHARD_STEM = "diffusion_pytorch_model"
@@ -118,7 +120,7 @@ def find_checkpoint(ckpt_dir: Path | None = None) -> Checkpoint:
     base, layout = next(
         ((folder, layout) for folder, layout in bases if layout.marks(folder)), (None, OFFICIAL)
     )
-    lora = next((folder for folder in loras if (folder / LORA_FILE).is_file()), None)
+    lora = next((folder for folder in loras if is_file(folder / LORA_FILE)), None)
     missing = [layout.repo] if base is None else _missing(base, layout)
     if lora is None:
         missing.append(f"{LORA_REPO}/{LORA_FILE}")
@@ -131,7 +133,17 @@ def hub_cache() -> Path:
         return Path(cache)
     if home := os.environ.get("HF_HOME"):
         return Path(home) / "hub"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface" / "hub"
+    return user_cache() / "huggingface" / "hub"
+
+
+def user_cache() -> Path:
+    """Where programs of this user keep what can be had again; ./.cache for a user without a home."""
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:  # no $HOME, and a user whom the system does not know: common in containers
+        return Path(".cache")
 
 
 def _homes(place: Path, repo: str) -> list[Path]:
@@ -147,7 +159,10 @@ def _snapshots(hub: Path, repo: str) -> list[Path]:
         main = (folder / "refs" / "main").read_text().strip()
     except OSError:
         main = ""
-    snapshots = list((folder / "snapshots").glob("*"))
+    try:
+        snapshots = list((folder / "snapshots").iterdir())
+    except OSError:
+        return []
     return sorted(snapshots, key=lambda path: (path.name != main, path.name))
 
 
@@ -156,14 +171,14 @@ def _missing(base: Path, layout: Layout) -> list[str]:
     names, broken = list(layout.others), []
     for index in layout.indexes:
         path = base / index
-        if not path.is_file():
+        if not is_file(path):
             names.append(index)
             continue
         try:
             shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             broken.append(f"{index} (unreadable)")
             continue
         folder = str(Path(index).parent)
         names += [shard if folder == "." else f"{folder}/{shard}" for shard in shards]
-    return broken + [name for name in names if not (base / name).is_file()]
+    return broken + [name for name in names if not is_file(base / name)]

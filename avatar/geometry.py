@@ -59,7 +59,8 @@ class Size:
         match = _SIZE.match(text)
         if not match or not int(match[1]) or not int(match[2]):
             raise BadInput(
-                f"size {text!r} is not understood.", 'Write width*height in pixels, for example "704*384".'
+                f"size {text[:60]!r} is not understood.",
+                'Write width*height in pixels, for example "704*384".',
             )
         return cls(int(match[1]), int(match[2]))
 

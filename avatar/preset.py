@@ -12,9 +12,16 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from avatar.abilities import refuse_settings
 from avatar.errors import BadInput
 from avatar.geometry import FPS, Size
+from avatar.paths import is_file
 from avatar.sizes import check_size
 
 PRESETS_DIR = Path(__file__).resolve().parent.parent / "presets"
+
+MOST_FRAMES = 1000  # of a clip
+MOST_CLIPS = 1_000_000
+MOST_GPUS = 1024
+MOST_GIB = 2.0**20
+_LONGEST_SHOWN = 60  # characters of a wrong value in a message
 
 Engine = Literal["diffusion", "preview", "auto"]
 Rung = Literal["online_decode", "infer_frames", "size", "sample_steps", "offload"]
@@ -103,7 +110,7 @@ class Preset:
         """The GPUs that it takes as it is set, which may be more or fewer than it was written for."""
         return self.parallel.num_gpus_dit + self.parallel.decode_gpu if self.requires.num_gpus else 0
 
-    def with_settings(self, **settings: Any) -> Preset:
+    def with_settings(self, /, **settings: Any) -> Preset:
         """The preset with flat settings (size=…, num_gpus_dit=…) laid over it; None leaves one as it is.
 
         Raises: BadInput for a name that is no setting, a wrong type or a wrong value.
@@ -114,7 +121,7 @@ class Preset:
                 continue
             section = SETTINGS.get(name)
             if section is None:
-                raise BadInput(f"There is no setting {name!r}.{_nearest(name, SETTINGS)}")
+                raise BadInput(f"There is no setting {_shown(name)}.{_nearest(name, SETTINGS)}")
             part = getattr(out, section)
             hint = get_type_hints(type(part))[name]
             out = replace(out, **{section: replace(part, **{name: _typed(value, hint, name)})})
@@ -151,12 +158,17 @@ def check(preset: Preset) -> None:
     g, p = preset.generation, preset.parallel
     check_size(preset.engine, Size.parse(g.size))
     _must(
-        g.infer_frames >= 16 and g.infer_frames % 4 == 0,
+        16 <= g.infer_frames <= MOST_FRAMES and g.infer_frames % 4 == 0,
         "infer_frames",
         g.infer_frames,
-        "a multiple of 4 from 16 up",
+        f"a multiple of 4 from 16 to {MOST_FRAMES}",
     )
-    _must(g.num_clip >= 0, "num_clip", g.num_clip, "0 (as long as the speech) or more")
+    _must(
+        0 <= g.num_clip <= MOST_CLIPS,
+        "num_clip",
+        g.num_clip,
+        f"from 0 (as long as the speech) to {MOST_CLIPS}",
+    )
     _must(1 <= g.sample_steps <= 8, "sample_steps", g.sample_steps, "from 1 to 8")
     _must(0.1 <= g.shift <= 20, "shift", g.shift, "from 0.1 to 20")
     _must(
@@ -167,8 +179,13 @@ def check(preset: Preset) -> None:
     )
     _must(0 <= g.seed < 2**63, "seed", g.seed, "a whole number from 0 up")
     _must(g.fps == FPS, "fps", g.fps, f"{FPS}: the model knows no other rate")
-    _must(p.num_gpus_dit >= 1, "num_gpus_dit", p.num_gpus_dit, "1 or more")
-    _must(p.ulysses_size >= 1, "ulysses_size", p.ulysses_size, "1 or more")
+    gpus = f"from 1 to {MOST_GPUS}"
+    _must(1 <= p.num_gpus_dit <= MOST_GPUS, "num_gpus_dit", p.num_gpus_dit, gpus)
+    _must(1 <= p.ulysses_size <= MOST_GPUS, "ulysses_size", p.ulysses_size, gpus)
+    r = preset.requires
+    _must(0 <= r.num_gpus <= MOST_GPUS, "num_gpus", r.num_gpus, f"from 0 to {MOST_GPUS}")
+    for name, gib in (("vram_gib", r.vram_gib), ("host_ram_gib", r.host_ram_gib)):
+        _must(0 <= gib <= MOST_GIB, name, gib, f"from 0 to {MOST_GIB:.0f}")
     try:
         capability(preset.requires.compute_capability)
     except ValueError:
@@ -189,20 +206,17 @@ def load_preset(name_or_path: str, folder: Path = PRESETS_DIR) -> Preset:
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = folder / f"{name_or_path}.toml"
-    try:
-        is_there = path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        is_there = False
-    if not is_there:
+    if not is_file(path):
         names = [p.stem for p in sorted(folder.glob("*.toml"))]
         raise BadInput(
-            f"There is no preset {name_or_path!r}.{_nearest(name_or_path, names)}",
+            f"There is no preset {_shown(name_or_path)}.{_nearest(name_or_path, names)}",
             f"Presets: {', '.join(names)}; or give the path of a .toml file.",
         )
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise BadInput(f"Preset {path.name} cannot be read: {error}.", "Correct the file.") from error
+    except (ValueError, OSError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadInput(f"Preset {path.name} cannot be read: {reason}.", "Correct the file.") from error
     try:
         return _build(path.stem, data)
     except BadInput as error:
@@ -246,38 +260,49 @@ def _section(key: str, value: Any) -> Any:
 def _known(data: dict[str, Any], names: set[str], where: str) -> None:
     for key in data:
         if key not in names:
-            raise BadInput(f"{where}unknown key {key!r}.{_nearest(key, names)}")
+            raise BadInput(f"{where}unknown key {_shown(key)}.{_nearest(key, names)}")
 
 
-def _nearest(word: str, names: Any) -> str:
+def _shown(value: Any) -> str:
+    """A user's value in a message: whole, unless it is endless."""
+    if isinstance(value, int) and abs(value) >= 10**_LONGEST_SHOWN:
+        return f"a number of more than {_LONGEST_SHOWN} digits"
+    shown = repr(value)
+    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
+
+
+def _nearest(word: Any, names: Any) -> str:
+    word = word[:_LONGEST_SHOWN] if isinstance(word, str) else ""
     close = get_close_matches(word, list(names), 1, 0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _must(holds: bool, name: str, value: Any, allowed: str) -> None:
     if not holds:
-        raise BadInput(f"{name} is {value!r}.", f"It must be {allowed}.")
+        raise BadInput(f"{name} is {_shown(value)}.", f"It must be {allowed}.")
 
 
 def _typed(value: Any, hint: Any, name: str) -> Any:
     """The value, if it is of the hinted type; whole numbers serve as floats, lists as tuples."""
     origin = get_origin(hint)
     if origin is Literal:
-        if value in get_args(hint):
+        if isinstance(value, str) and value in get_args(hint):
             return value
         known = [str(a) for a in get_args(hint)]
         raise BadInput(
-            f"{name} is {value!r}.{_nearest(str(value), known)}", f"It must be one of: {', '.join(known)}."
+            f"{name} is {_shown(value)}.{_nearest(value, known)}", f"It must be one of: {', '.join(known)}."
         )
     if origin is tuple:
         if isinstance(value, list | tuple):
             return tuple(_typed(v, get_args(hint)[0], name) for v in value)
-        raise BadInput(f"{name} must be a list.", f"It is {value!r}.")
+        raise BadInput(f"{name} must be a list.", f"It is {_shown(value)}.")
     if origin in (Union, UnionType):
         hint = next(a for a in get_args(hint) if a is not type(None))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > 2**1000:
+            raise BadInput(f"{name} is {_shown(value)}.", "Give a smaller number.")
         return float(value)
     if type(value) is not hint:
         kinds = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
-        raise BadInput(f"{name} must be {kinds.get(hint, hint)}.", f"It is {value!r}.")
+        raise BadInput(f"{name} must be {kinds.get(hint, hint)}.", f"It is {_shown(value)}.")
     return value

@@ -114,7 +114,7 @@ def _replaced(key: str, value: str) -> str:
         ('[generation]\nsize = "abc"', ["size", "abc", "width*height"]),
         ('[generation]\nsize = "0*384"', ["size"]),
         ("[generation]\ninfer_frames = 30", ["infer_frames", "30", "multiple of 4"]),
-        ("[generation]\ninfer_frames = 12", ["infer_frames", "from 16 up"]),
+        ("[generation]\ninfer_frames = 12", ["infer_frames", "from 16 to"]),
         ("[generation]\ninfer_frames = 48.0", ["infer_frames", "whole number"]),
         ("[generation]\ninfer_frames = true", ["infer_frames", "whole number"]),
         ("[generation]\nsample_steps = 0", ["sample_steps", "1 to 8"]),

@@ -85,7 +85,7 @@ def read_jobs(path: Path, *, all_with_all: bool = False) -> Wanted:
     each. Raises: BadInput naming the job and what is wrong with it.
     """
     files = Files()
-    if path.is_dir():
+    if is_dir(path):
         found = _of_folder(path, files, all_with_all)
     elif all_with_all:
         raise BadInput("--each_with_each is for a folder.", "In a list of jobs, a job with lists does it.")
@@ -107,13 +107,14 @@ def read_jobs(path: Path, *, all_with_all: bool = False) -> Wanted:
 def _toml_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
-    unknown = set(data) - {"job", "defaults"}
-    if unknown or not isinstance(data.get("job", []), list) or not isinstance(data.get("defaults", {}), dict):
+    jobs, defaults = data.get("job", []), data.get("defaults", {})
+    tables = isinstance(jobs, list) and all(isinstance(row, dict) for row in [*jobs, defaults])
+    if not tables or set(data) - {"job", "defaults"}:
         raise BadInput(f"{path.name} is no list of jobs.", "Write [[job]] for each, and [defaults] for all.")
-    for number, row in enumerate(data.get("job", []), 1):
-        yield f"{path.name}, job {number}", {**data.get("defaults", {}), **row}
+    for number, row in enumerate(jobs, 1):
+        yield f"{path.name}, job {number}", {**defaults, **row}
 
 
 def _csv_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -159,7 +160,7 @@ def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> lis
     if "points" in wishes:
         wishes["points"] = str(folder / wishes["points"])
     prefix = row.get("name", "")
-    if prefix and ("/" in prefix or "\\" in prefix or prefix.startswith(".")):
+    if prefix and (set(prefix) & set("/\\\0") or prefix.startswith(".")):
         raise BadInput(f"{where}: name {prefix!r} cannot name a file.", "Choose a plain name.")
     if len(f"{prefix}.mp4".encode(errors="surrogateescape")) > LONGEST_NAME_BYTES:
         raise BadInput(f"{where}: name {prefix[:40]!r}… is too long for a file.", "Choose a shorter name.")

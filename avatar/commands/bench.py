@@ -25,6 +25,7 @@ from avatar.memory.plan import GIB
 from avatar.memory.planner import plan
 from avatar.models.config import ModelConfig
 from avatar.parallel.layout import Layout
+from avatar.paths import is_dir
 from avatar.preset import Preset
 
 BLOCKS = 32  # a pipeline of four stages has a dozen between its beginning and its end
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             "Leave out --text_encoder, --t5_cpu and --t5_fsdp.",
         )
     if args.output:
-        if not args.output.absolute().parent.is_dir():
+        if not is_dir(args.output.absolute().parent):
             raise BadInput(f"There is no folder for {args.output.name}.", "Make it, or choose another one.")
         check_free(args.output)
     inventory = probe(args.ckpt_dir)

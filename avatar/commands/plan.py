@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,8 @@ from avatar.memory.inventory import Inventory, probe
 from avatar.memory.placement import ALL_ON_GPU, Placement
 from avatar.memory.plan import ALWAYS, DevicePlan, Plan, describe, gib
 from avatar.memory.planner import plan
-from avatar.preset import Preset, capability
+from avatar.preset import MOST_GIB, MOST_GPUS, Preset, capability
 from avatar.sizes import video_size
-
-MOST_GPUS = 1024  # of an imagined machine
 
 
 def add(commands: Any) -> None:
@@ -96,17 +93,17 @@ def _inventory(args: argparse.Namespace) -> Inventory:
         args.gpus is None
         or args.vram is None
         or not 0 <= args.gpus <= MOST_GPUS
-        or not 0 < args.vram < math.inf
+        or not 0 < args.vram <= MOST_GIB
     ):
         raise BadInput("An imagined machine needs --gpus and --vram.", "For example: --gpus 4 --vram 24.")
-    if args.ram is not None and not 0 < args.ram < math.inf:
+    if args.ram is not None and not 0 < args.ram <= MOST_GIB:
         raise BadInput(f"--ram is {args.ram:g}.", "Give the host's memory in GiB, for example 64.")
     if args.compute_capability is not None:
         try:
             capability(args.compute_capability)
         except ValueError as error:
             raise BadInput(
-                f"--compute_capability is {args.compute_capability!r}.", 'Write it like "8.9".'
+                f"--compute_capability is {args.compute_capability[:20]!r}.", 'Write it like "8.9".'
             ) from error
     return Inventory.imagine(args.gpus, args.vram, **wishes)
 

@@ -19,6 +19,7 @@ from avatar.gallery import HALF
 from avatar.long.job import PARTS_SUFFIX
 from avatar.media.beside import REPORT
 from avatar.media.report import GpuUse, RunReport, read_report
+from avatar.paths import exists, is_dir
 
 GIB = 2**30
 UNKNOWN = "–"
@@ -72,21 +73,29 @@ def find(paths: Sequence[str]) -> Iterator[tuple[Path, bool]]:
     seen: set[Path] = set()
     for text in paths:
         path = Path(text)
-        if path.is_dir():
+        if is_dir(path):
             inside = sorted(path.rglob("*.json"))
             found = [(one, False) for one in inside if not _is_part(one.relative_to(path))]
-        elif path.exists():
+        elif exists(path):
             found = [(path, True)]
         else:
-            found = [(Path(one), True) for one in sorted(glob.glob(text, recursive=True))]
+            found = [(Path(one), True) for one in _matching(text)]
         if not found:
             raise BadInput(
-                f"There is nothing to read at {text}.", "Give reports, as out/*.json, or a folder."
+                f"There is nothing to read at {text[:60]!r}.", "Give reports, as out/*.json, or a folder."
             )
         for one, is_wanted in found:
             if one.resolve() not in seen:
                 seen.add(one.resolve())
                 yield one, is_wanted
+
+
+def _matching(pattern: str) -> list[str]:
+    """Files that a pattern names; none where nothing can have such a name."""
+    try:
+        return sorted(glob.glob(pattern, recursive=True))
+    except (OSError, ValueError):
+        return []
 
 
 def row(report: RunReport) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from avatar.long.ledger import PLAN, Ledger, open_ledger, tidy
 from avatar.long.spans import Span, quiet_spans, regular_spans
 from avatar.long.stream import LongVideo
 from avatar.media.beside import made_here, written_report
-from avatar.media.files import display_name, is_file
+from avatar.media.files import display_name
 from avatar.media.intake import open_request
 from avatar.media.limits import Limits
 from avatar.media.origin import check_same, origin
 from avatar.media.report import read_report
+from avatar.paths import exists, is_file
 from avatar.preset import Preset
 from avatar.preview.points import load_sidecar
 from avatar.request import Request
@@ -54,12 +55,12 @@ class Job:
 
     @property
     def parts_folder(self) -> Path:
-        return self.output.with_suffix(PARTS_SUFFIX)
+        return self.output.parent / f"{self.output.stem}{PARTS_SUFFIX}"
 
     @contextmanager
     def opened(self, work: Path) -> Iterator[Opened]:
         """Check everything and take the ledger, if there is one. Raises: AvatarError."""
-        half_made = is_file(self.parts_folder / PLAN)
+        half_made = exists(self.parts_folder / PLAN)
         long = self.checkpoint_every is not None or (self.resume and half_made)
         if not long and half_made:
             raise BadInput(

@@ -44,14 +44,6 @@ def _cut(word: str, most_bytes: int) -> str:
     return word
 
 
-def is_file(path: Path) -> bool:
-    """Whether there is a file; no for a name that no file can have, or a place that may not be looked at."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # Path.is_file lets a name pass that is too long, and raises
-        return False
-
-
 def check_file(path: Path, name: str, max_bytes: int, wanted: str) -> None:
     """Refuse what is no file, cannot be read, is empty or too large. wanted: "portrait" or "speech".
 

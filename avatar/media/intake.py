@@ -20,6 +20,7 @@ from avatar.media.files import LONGEST_NAME_BYTES, check_file, display_name, meg
 from avatar.media.limits import Limits
 from avatar.media.prompt import check_prompt
 from avatar.media.reading import Reader
+from avatar.paths import exists, is_dir
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.sizes import video_size
@@ -117,7 +118,7 @@ def _check_points(points: Mapping[str, tuple[float, float]] | None) -> dict[str,
     for name, point in points.items():
         try:
             x, y = (float(value) for value in point)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise BadInput(f"Face point {str(name)[:40]!r} is not understood.", remedy) from error
         if not (0 <= x <= 1 and 0 <= y <= 1):  # also refuses nan
             raise BadInput(f"Face point {str(name)[:40]!r} lies outside the picture.", remedy)
@@ -132,9 +133,9 @@ def _check_output(output: Path, inputs: tuple[Path, ...], undo: ExitStack) -> No
         raise BadInput(f"{name} cannot be the output.", "Give it a name that ends in .mp4.")
     if len(os.fsencode(output.name)) > LONGEST_NAME_BYTES or "\0" in output.name:
         raise BadInput(f"{name} is no usable name for the output.", "Choose a shorter, plain name.")
-    if output.is_dir():
+    if is_dir(output):
         raise BadInput(f"The output {name} is a folder.", "Give the name of a file in it, ending in .mp4.")
-    if output.exists() and any(output.samefile(path) for path in inputs):
+    if exists(output) and any(output.samefile(path) for path in inputs):
         raise BadInput(f"The output {name} would overwrite the input.", "Choose another name.")
     check_places(output)
     _open_folder(output.parent, "output", undo)

@@ -158,7 +158,7 @@ def _decode(image: Image.Image, name: str) -> Portrait:
     profile = image.info.get("icc_profile")
     image = _to_eight_bits(image)
     image.thumbnail((WORKING_SIDE_PX, WORKING_SIDE_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image, name)
     if image.mode != "RGBA":
         return Portrait(np.asarray(_to_srgb(image, profile, name, notices)), tuple(notices))
     alpha = image.getchannel("A")
@@ -170,6 +170,15 @@ def _decode(image: Image.Image, name: str) -> Portrait:
         notices.append(f"{name} has transparent parts; they were filled with light grey.")
         rgb = Image.composite(rgb, Image.new("RGB", rgb.size, BACKDROP), alpha)
     return Portrait(np.asarray(rgb), tuple(notices))
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    """Turned as its EXIF says; as it is where that cannot be read, which is what browsers do."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # a broken EXIF block raises as many kinds of errors as broken pixels do
+        log.info("%s: its EXIF cannot be read: %r", name, error)
+        return image
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

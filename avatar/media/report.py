@@ -13,6 +13,7 @@ from typing import Any
 from avatar.errors import BadInput
 from avatar.media import durable
 from avatar.media.beside import MARK
+from avatar.preset import Preset
 
 _PACKAGES = ("av", "numpy", "pillow", "soxr", "onnxruntime", "torch", "diffusers", "transformers", "gradio")
 
@@ -146,7 +147,7 @@ def read_report(path: Path) -> RunReport:
         report.memory = _memory(data["memory"]) if data.get("memory") else None
         _check(report)
         return report
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise BadInput(f"{path.name} is no run report.", "Delete it, or restore the file.") from error
 
 
@@ -190,9 +191,7 @@ def _check(report: RunReport) -> None:
     for value in (*numbers, *planned):
         if not isinstance(value, int | float | None):
             raise TypeError(f"{value!r} is no number")
-    for section in ("generation", "memory"):
-        if not isinstance(report.preset[section], dict):
-            raise TypeError(f"the preset's {section} is no table")
+    Preset.from_dict(report.preset)
 
 
 def _memory(data: dict[str, Any]) -> MemoryUse:

@@ -15,6 +15,7 @@ import psutil
 from avatar.checkpoint_places import Checkpoint, find_checkpoint
 from avatar.memory import host
 from avatar.memory.nvml import Card, open_driver
+from avatar.paths import is_dir
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ def _gpu(card: Card, our_pids: set[int]) -> Gpu:
 def _disk_free(outputs: Path | None) -> int:
     """Free bytes on the disk where the folder is, or will be once made."""
     folder = (outputs or Path.cwd()).absolute()
-    while not folder.exists():
+    while not is_dir(folder):
         folder = folder.parent
     return shutil.disk_usage(folder).free
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from avatar.checkpoint_places import user_cache
 from avatar.errors import WeightsMissing
 from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.download import SPARE_BYTES
@@ -53,7 +54,7 @@ def cache_folder() -> Path:
     """Where quantised weights are kept: $AVATAR_CACHE, else the user's cache folder."""
     if named := os.environ.get(ENVIRONMENT):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "live-avatar"
+    return user_cache() / "live-avatar"
 
 
 def load_quantised(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from avatar.errors import BadInput
 from avatar.media.beside import is_marked
-from avatar.media.files import is_file
+from avatar.paths import is_file
 
 Point = tuple[float, float]
 
@@ -139,12 +139,15 @@ def load_sidecar(portrait: Path) -> FacePoints | None:
 
     Raises: BadInput where the file is not what it should be.
     """
-    path = portrait.with_suffix(".json")
+    try:
+        path = portrait.with_suffix(".json")
+    except ValueError:  # no file can have that name; intake says what is wrong with the portrait's
+        return None
     if not is_file(path):
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path.name} cannot be read as JSON.", "Correct or remove it.") from error
     if is_marked(data):
         return None

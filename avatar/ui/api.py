@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from avatar.errors import BadInput
-from avatar.ui import points
+from avatar.ui import payloads, points
 from avatar.ui.desk import Kept
 from avatar.ui.faults import told
 from avatar.ui.guard import visitor_of
@@ -53,15 +53,17 @@ class Endpoints:
         speech: str | None,
         preset: str,
         prompt: str,
-        settings: dict[str, Any] | None,
-        face_points: dict[str, tuple[float, float]] | None,
-        head_only: bool,
+        settings: Any,
+        face_points: Any,
+        head_only: Any,
     ) -> Iterator[Any]:
         """A finished video of the portrait speaking; settings as in a preset's file, by name.
 
         A portrait in which no face is found needs face_points, or head_only: then the mouth stays shut.
         """
         language = language_of(request)
+        settings, face_points = payloads.settings(settings), payloads.face_points(face_points)
+        head_only = payloads.truth(head_only, "head_only")
         if not portrait or not speech:
             raise BadInput(text("no_portrait" if not portrait else "no_speech", language))
         visitor = visitor_of(request)
@@ -77,9 +79,9 @@ class Endpoints:
             Path(portrait),
             Path(speech),
             preset,
-            settings or {},
+            settings,
             prompt=prompt,
-            face_points=face_points or None,
+            face_points=face_points,
             head_only=head_only,
             visitor=visitor,
         )
@@ -88,7 +90,7 @@ class Endpoints:
                 if isinstance(said, Kept):
                     if said.error is not None:
                         raise said.error
-                    yield str(said.entry.video)
+                    yield str(self.studio.handed_out(said.entry))
                 else:
                     yield gr.skip()
         finally:
@@ -103,9 +105,9 @@ class Endpoints:
             for preset in self.studio.presets
         ]
 
-    def plan(self, request: gr.Request, preset: str, settings: dict[str, Any] | None) -> dict[str, Any]:
+    def plan(self, request: gr.Request, preset: str, settings: Any) -> dict[str, Any]:
         """What a preset, with settings laid over it, would hold in memory here, and whether it can run."""
-        chosen = self.studio.with_settings(preset, settings or {})
+        chosen = self.studio.with_settings(preset, payloads.settings(settings))
         planned, refusal = self.studio.plan(chosen)
         return {"preset": chosen.name, "refusal": refusal, "plan": planned.as_dict() if planned else None}
 

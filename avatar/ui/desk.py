@@ -20,6 +20,7 @@ from avatar.events import Event, Finished, Notice
 from avatar.gallery import About, Entry, Gallery
 from avatar.long.ledger import Ledger
 from avatar.long.stream import LongVideo
+from avatar.media.durable import disk_error
 from avatar.media.keeping import kept_in_words
 from avatar.preset import Preset
 from avatar.request import Request
@@ -62,7 +63,7 @@ class Run:
         request: Request,
         draft: Path,
         settings: dict[str, object],
-        owner: str,
+        owner_hash: str,
         ledger: Ledger | None = None,
         visitor: str = "",
     ) -> None:
@@ -71,7 +72,7 @@ class Run:
         self.ledger = ledger
         self.draft = draft
         self.settings = settings
-        self.owner = owner
+        self.owner_hash = owner_hash
         self.kept = False  # in the gallery
         self.cancelled = threading.Event()
         self.over = threading.Event()
@@ -175,7 +176,7 @@ class Desk:
         request: Request,
         draft: Path,
         settings: dict[str, object],
-        owner: str = "",
+        owner_hash: str = "",
         ledger: Ledger | None = None,
         visitor: str = "",
     ) -> Run:
@@ -183,7 +184,7 @@ class Desk:
 
         ledger: of a long video, which is made in parts. visitor: whose place it takes.
         """
-        run = Run(request, draft, settings, owner, ledger, visitor)
+        run = Run(request, draft, settings, owner_hash, ledger, visitor)
         with self._changed:
             self.check_room(visitor)
             self._line.append(run)
@@ -304,14 +305,17 @@ class Desk:
         if run.ledger is not None:
             run.ledger.close()  # from the gallery, another run may take it up at once
         about = replace(
-            about_request(run.request, run.settings, run.owner),
+            about_request(run.request, run.settings, run.owner_hash),
             label=label,
             num_frames=finished.num_frames,
             duration_s=finished.duration_s,
             stopped=finished.stopped,
             error=finished.error,
         )
-        entry = self.gallery.keep(run.draft, about)
+        try:
+            entry = self.gallery.keep(run.draft, about)
+        except OSError as error:
+            raise disk_error(error) from error
         run.kept = True  # a draft of that name from now on is another run's
         return entry
 
@@ -341,7 +345,7 @@ class Desk:
             self._engine = None
 
 
-def about_request(request: Request, settings: dict[str, object], owner: str) -> About:
+def about_request(request: Request, settings: dict[str, object], owner_hash: str) -> About:
     """What the gallery should know of a video that is still to be made."""
     return About(
         portrait=request.portrait_name,
@@ -353,5 +357,5 @@ def about_request(request: Request, settings: dict[str, object], owner: str) -> 
         num_frames=0,
         duration_s=0.0,
         stopped=True,
-        owner=owner,
+        owner_hash=owner_hash,
     )

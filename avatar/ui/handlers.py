@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from avatar.ui.page import Parts
 from avatar.ui.panels.cards import Shape, lack_words, render_examples, render_presets, size_words
 from avatar.ui.panels.machine import render_gauges, render_machine, render_plan
 from avatar.ui.panels.status import Status, render_notices, render_status
+from avatar.ui.payloads import mapping, pressed, words
 from avatar.ui.run import STATUS_EVERY_S, Generate, Updates, Visits
 from avatar.ui.studio import FORM, Studio, flat
 
@@ -29,6 +31,7 @@ TICK_S = 1.0
 PLAYED_BY_BROWSERS = (
     ".wav", ".mp3", ".m4a", ".m4b", ".mp4", ".aac", ".ogg", ".oga", ".opus", ".flac", ".webm", ".weba",
 )  # fmt: skip
+OWNER = re.compile(r"[0-9a-f]{32}")  # the secret by which a browser owns its videos
 SHOWN_BY_BROWSERS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif")
 
 
@@ -107,15 +110,17 @@ class Page:
     def opened(self, request: gr.Request, saved: Mapping[str, Any] | None) -> Updates:
         """Everything that depends on the machine, the language, or what this browser kept."""
         p, studio, language = self.parts, self.studio, language_of(request)
-        saved = dict(saved or {})
-        owner = str(saved.get("owner") or secrets.token_hex(16))
-        known = {preset.name for preset in studio.presets}
+        saved = mapping(saved)
+        owner = saved.get("owner")
+        if not isinstance(owner, str) or not OWNER.fullmatch(owner):
+            owner = secrets.token_hex(16)
+        known = [preset.name for preset in studio.presets]
         name = saved["preset"] if saved.get("preset") in known else studio.preset_name
         return {
             p.machine: render_machine(studio.inventory(), language),
             p.examples: render_examples(studio.examples.pairs, language, studio.root),
-            **self._chosen(name, language, saved.get("settings")),
-            p.prompt: self._prompt(name, saved.get("prompt", "")),
+            **self._chosen(name, language, mapping(saved.get("settings"))),
+            p.prompt: self._prompt(name, words(saved.get("prompt"))),
             p.status: render_status(Status(), language),
             p.gauges: render_gauges(studio.gauges.read(), language),
             p.shelf: self.generate.shelf(owner, language),
@@ -184,7 +189,8 @@ class Page:
 
     def preset_chosen(self, request: gr.Request, event: gr.EventData, shape: Shape | None) -> Updates:
         """A card was pressed: its settings fill the form."""
-        name = str(event._data["id"])
+        _, name = pressed(event)
+        self.studio.preset(name)
         chosen = self._chosen(name, language_of(request), shape=shape)
         return {**chosen, self.parts.prompt: self._prompt(name)}
 
@@ -195,14 +201,15 @@ class Page:
     def keep(self, saved: Mapping[str, Any] | None, name: str, prompt: str, *values: Any) -> dict[str, Any]:
         """What this browser remembers."""
         settings = dict(zip(FORM, values))
-        return {**(saved or {}), "preset": name, "prompt": prompt, "settings": settings}
+        return {**mapping(saved), "preset": name, "prompt": prompt, "settings": settings}
 
     def example_chosen(self, request: gr.Request, event: gr.EventData) -> Updates:
         """Fill in a bundled portrait and speech; Generate follows."""
         p, pairs = self.parts, self.studio.examples.pairs
-        number = int(event._data["id"])
-        if not 0 <= number < len(pairs):
+        _, id = pressed(event)
+        if not id.isdecimal() or len(id) > 4 or int(id) >= len(pairs):
             raise BadInput(text("gone", language_of(request)))
+        number = int(id)
         return {
             p.portrait: str(pairs[number].portrait),
             p.speech: str(pairs[number].speech),
@@ -227,20 +234,21 @@ class Page:
     ) -> Updates:
         """ "Use these settings", or delete."""
         p, studio, language = self.parts, self.studio, language_of(request)
-        id = str(event._data["id"])
-        mine = None if studio.shared else owner
-        if event._data["action"] == "delete":
-            studio.gallery.delete(id, mine)
+        action, id = pressed(event)
+        if action == "delete":
+            studio.delete(id, owner)
             return {p.shelf: self.generate.shelf(owner, language)}
-        entry = next((entry for entry in studio.gallery.entries(mine) if entry.id == id), None)
-        if entry is None:
+        entry = studio.gallery.get(id, studio.owner(owner))
+        if entry is None or action != "use":
             raise BadInput(text("gone", language))
         settings = dict(entry.about.settings)
-        name = str(settings.pop("preset", studio.preset_name))
+        name = settings.pop("preset", "")
+        if name not in [preset.name for preset in studio.presets]:
+            name = studio.preset_name
         gr.Info(text("used_settings", language))
         return {
             **self._chosen(name, language, settings, shape),
-            p.prompt: self._prompt(name, settings.get("prompt", "")),
+            p.prompt: self._prompt(name, words(settings.get("prompt"))),
         }
 
     def tick(self, request: gr.Request) -> Updates:
@@ -278,7 +286,8 @@ class Page:
         p = self.parts
         resolved, offered = self._resolved(name)
         own = flat(resolved)
-        values = {key: (settings or {}).get(key, own[key]) if key in offered else own[key] for key in FORM}
+        wished = {key: value for key, value in (settings or {}).items() if key in offered}
+        values = {key: _usable(resolved, key, wished.get(key), own[key]) for key in FORM}
         form = {
             part: gr.update(value=values[key], visible=key in offered, interactive=key in offered)
             for key, part in p.form.items()
@@ -326,3 +335,11 @@ class Page:
             lacks = availability(preset, self.studio.inventory()).lacks
             refusal = " ".join(lack_words(lack, language) for lack in lacks) or refusal
         return render_plan(plan, language, refusal, size_words(preset, language, shape) if shape else "")
+
+
+def _usable(preset: Preset, name: str, wished: Any, own: Any) -> Any:
+    """A setting's value as it was kept; the preset's own where that is none."""
+    try:
+        return own if wished is None else flat(preset.with_settings(**{name: wished}))[name]
+    except BadInput:  # of an earlier version, or of nobody's making
+        return own

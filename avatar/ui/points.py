@@ -19,6 +19,7 @@ from avatar.preset import Preset
 from avatar.sizes import video_size
 from avatar.ui.examples import Examples
 from avatar.ui.i18n import Language, text
+from avatar.ui.payloads import face_points
 from avatar.ui.theme import script
 
 POINTS = (
@@ -137,8 +138,7 @@ def answer(value: Mapping[str, Any] | None) -> Points | None:
     """The points that go into the request. None: the engine finds the face itself, or needs none."""
     if not value or value.get("head_only"):
         return None
-    points = value.get("points")
-    return {name: (float(x), float(y)) for name, (x, y) in points.items()} if points else None
+    return face_points(value.get("points"))
 
 
 def head_only(value: Mapping[str, Any] | None) -> bool:

@@ -13,10 +13,11 @@ KEEP = {"Cache-Control": "private, max-age=86400"}
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """GET only; nothing but the gallery's entries and the bundled portraits is ever served."""
+    """GET only; a file of the gallery for who has its own key, and the bundled portraits for everybody."""
 
     async def output(request: Request) -> FileResponse:
-        path = studio.gallery.file(request.path_params["id"], request.path_params["name"])
+        asked, key = request.path_params, request.query_params.get("key", "")
+        path = studio.gallery.file(asked["id"], asked["name"], key)
         if path is None:
             raise HTTPException(404)
         return FileResponse(path, headers=KEEP)

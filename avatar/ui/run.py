@@ -20,6 +20,7 @@ from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.page import Parts
 from avatar.ui.panels.shelf import render_shelf
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
+from avatar.ui.payloads import mapping, pressed
 from avatar.ui.studio import Studio
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Generate:
     def press(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Updates of the page until the video is finished. values: of `inputs`. Raises: AvatarError."""
         portrait, speech, prompt, preset, asked, owner, *form = values
+        asked = mapping(asked)
         language = language_of(request)
         if not portrait:
             raise BadInput(text("no_portrait", language))
@@ -113,9 +115,8 @@ class Generate:
 
     def resume(self, request: gr.Request, event: gr.EventData, owner: str) -> Iterator[Updates]:
         """Go on with an unfinished video of the gallery, pressed there. Raises: AvatarError."""
-        yield from self._show(
-            self.studio.resume(str(event._data["id"]), owner, visitor_of(request)), request, owner
-        )
+        run = self.studio.resume(pressed(event)[1], owner, visitor_of(request))
+        yield from self._show(run, request, owner)
 
     def _show(self, run: Run, request: gr.Request, owner: str) -> Iterator[Updates]:
         visit, language = request.session_hash or "", language_of(request)
@@ -208,7 +209,7 @@ class Generate:
         done = replace(
             status, state=state, label=kept.entry.about.label, progress=_last(status, kept.finished)
         )
-        video = str(kept.entry.video)
+        video = str(self.studio.handed_out(kept.entry))
         return over | {
             p.status: render_status(done, language),
             p.badge: render_badge(done.label, language),
@@ -221,9 +222,9 @@ class Generate:
     def shelf(self, owner: str, language: Language) -> str:
         """The gallery as this page may see it."""
         studio = self.studio
-        entries = studio.gallery.entries(None if studio.shared else owner)
+        entries = studio.gallery.entries(studio.owner(owner))
         reports = {entry.id: report for entry in entries if (report := entry.told()) is not None}
-        return render_shelf(entries, language, studio.root, studio.gallery.max_age_s, reports)
+        return render_shelf(entries, language, studio.url, studio.gallery.max_age_s, reports)
 
 
 def _last(status: Status, finished: Finished) -> Progress:
@@ -232,6 +233,6 @@ def _last(status: Status, finished: Finished) -> Progress:
     return replace(progress, frames_done=finished.num_frames, segments_done=progress.num_segments, eta_s=None)
 
 
-def _answers(asked: Mapping[str, Any] | None, portrait: str) -> bool:
+def _answers(asked: Mapping[str, Any], portrait: str) -> bool:
     """Whether the page has looked at this very portrait."""
-    return asked is not None and asked.get("for") == Path(portrait).name
+    return asked.get("for") == Path(portrait).name

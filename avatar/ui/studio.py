@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 import threading
@@ -14,7 +15,8 @@ from typing import Any
 
 from avatar.abilities import REFUSES, refuse_settings
 from avatar.errors import AvatarError, BadInput
-from avatar.gallery import HALF, Gallery, video_name
+from avatar.gallery import HALF, Entry, Gallery, owner_hash, video_name
+from avatar.gallery_entry import remove
 from avatar.long import half
 from avatar.media.durable import disk_error
 from avatar.media.intake import open_request
@@ -35,6 +37,7 @@ from avatar.ui.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
+UPLOADS = "uploads"  # in the scratch folder
 LONG_S = 120.0  # from here on a speech is made in parts, which are kept whatever happens
 TIDY_EVERY_S = 30.0
 INVENTORY_FRESH_S = 5.0  # probing takes milliseconds; pages that load together share one look
@@ -61,8 +64,9 @@ class Studio:
     """Made once, by app.py.
 
     root: the path under which a proxy shows the page, "" for none. shared: everybody sees all videos.
-    scratch: a folder for what lives no longer than a run. attached: the preset that ranks elsewhere serve.
-    readings: where visitors' files are decoded, None for this process. uploads: None for Gradio's folder.
+    scratch: a folder for what lives no longer than the server. attached: the preset that ranks elsewhere
+    serve. readings: where visitors' files are decoded, None for this process. uploads: None for Gradio's
+    folder. Owners are given by the secret that their browser keeps.
     """
 
     desk: Desk
@@ -87,6 +91,39 @@ class Studio:
         self._probed: tuple[float, Inventory] | None = None
         self.desk.on_start, self.desk.on_rung = self._begin_gauges, self._lower_gauges
         self.gauges.pinned = lambda: self.desk.pinned_bytes
+
+    def owner(self, token: str) -> str | None:
+        """Who asks, as the gallery has it; None where everybody may do everything."""
+        return None if self.shared else owner_hash(token)
+
+    def url(self, id: str, name: str) -> str:
+        """The address of a file of a video; only for who may see that video."""
+        return f"{self.root}/outputs/{id}/{name}?key={self.gallery.key(id, name)}"
+
+    def handed_out(self, entry: Entry) -> Path:
+        """The video under a second name, which Gradio may serve; it goes with the video."""
+        folder = self.scratch / UPLOADS / self.gallery.key(entry.id, "handed out")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        name = folder / entry.video.name
+        name.unlink(missing_ok=True)
+        try:
+            os.link(entry.video, name)
+        except OSError:  # another disk, or one without second names
+            try:
+                shutil.copyfile(entry.video, name)
+            except OSError as error:
+                raise AvatarError(
+                    f"The video is kept, but it cannot be shown here ({error.strerror}).",
+                    "Take it from the gallery.",
+                ) from error
+        return name
+
+    def delete(self, id: str, token: str) -> bool:
+        """Remove a video, also where it was handed out; False when there is none, or it is not theirs."""
+        if not self.gallery.delete(id, self.owner(token)):
+            return False
+        remove(self.scratch / UPLOADS / self.gallery.key(id, "handed out"))
+        return True
 
     def preset(self, name: str) -> Preset:
         """Raises: BadInput when there is none of that name."""
@@ -190,15 +227,15 @@ class Studio:
                 tokenizer=None if preset.name == self.attached else self.inventory().checkpoint.tokenizer,
                 reader=self.reader(visitor),
             )
-            settings = used_settings(name, request)
+            settings, kept_owner = used_settings(name, request), owner_hash(owner)
             ledger = None
             if request.duration_s >= LONG_S:
                 request, ledger = half.begin(draft / HALF, request)
             try:
-                self.gallery.describe(draft, about_request(request, settings, owner))
+                self.gallery.describe(draft, about_request(request, settings, kept_owner))
             except OSError as error:
                 raise disk_error(error) from error
-            return self.desk.submit(request, draft, settings, owner, ledger, visitor)
+            return self.desk.submit(request, draft, settings, kept_owner, ledger, visitor)
         except BaseException:
             self.gallery.discard(draft)
             shutil.rmtree(work)
@@ -207,7 +244,7 @@ class Studio:
     def resume(self, id: str, owner: str = "", visitor: str = "") -> Run:
         """Put an unfinished video of the gallery in line again. Raises: AvatarError."""
         self.desk.check_room(visitor)
-        draft = self.gallery.reopen(id, None if self.shared else owner)
+        draft = self.gallery.reopen(id, self.owner(owner))
         if draft is None:
             raise BadInput("This video cannot be resumed.", "It is finished, being made, or deleted.")
         work = Path(tempfile.mkdtemp(prefix="run-", dir=self.scratch))
@@ -216,7 +253,7 @@ class Studio:
             request, ledger = half.resume(draft / HALF, work=work, output=draft / video_name(draft.name))
             self._require(request.preset)
             about = self.gallery.about(draft)
-            return self.desk.submit(request, draft, about.settings, about.owner, ledger, visitor)
+            return self.desk.submit(request, draft, about.settings, about.owner_hash, ledger, visitor)
         except BaseException:
             if ledger is not None:
                 ledger.close()

@@ -11,7 +11,7 @@ from engines import PREVIEW, ScriptedEngine, make_request
 
 from avatar.errors import AvatarError, Cancelled, NotPlaced, WorkerLost
 from avatar.events import Notice, Phase, Progress, Segment
-from avatar.gallery import Gallery, video_name
+from avatar.gallery import Gallery, owner_hash, video_name
 from avatar.preset import Preset
 from avatar.ui.desk import Desk, Kept, LineFull, Run, Waiting
 
@@ -36,7 +36,7 @@ class Counter:
         draft = self.gallery.draft()
         work = self.folder / f"work-{self.count}"
         return self.desk.submit(
-            make_request(draft / video_name(draft.name), work, preset), draft, {"seed": 1}, owner
+            make_request(draft / video_name(draft.name), work, preset), draft, {"seed": 1}, owner_hash(owner)
         )
 
 
@@ -73,7 +73,7 @@ def test_a_run_is_told_kept_and_cleared_away(counter):
     assert any(isinstance(one, Notice) for one in said)
     kept = said[-1]
     assert isinstance(kept, Kept)
-    assert kept.entry.about.owner == "me"
+    assert kept.entry.about.owner_hash == owner_hash("me")
     assert kept.entry.about.settings == {"seed": 1}
     assert kept.entry.about.label == "preview"
     assert kept.finished.video == kept.entry.video

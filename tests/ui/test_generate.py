@@ -15,7 +15,7 @@ from engines import ScriptedEngine, make_request
 from PIL import Image
 
 from avatar.errors import AvatarError, BadInput, WorkerLost
-from avatar.gallery import Gallery
+from avatar.gallery import Gallery, owner_hash
 from avatar.media.limits import Limits
 from avatar.memory.inventory import Inventory
 from avatar.memory.ladder import rungs
@@ -103,13 +103,18 @@ def test_a_whole_run(page):
     assert updates[0]["replay"]["visible"] is True, "an earlier video's end hid it"
     last = updates[-1]
     assert last["generate"]["interactive"] is True
-    [entry] = p.studio.gallery.entries("me")
-    assert last["final"]["value"] == last["download"]["value"] == str(entry.video)
+    [entry] = p.studio.gallery.entries(owner_hash("me"))
+    shown = Path(last["final"]["value"])
+    assert last["download"]["value"] == str(shown)
+    assert shown.samefile(entry.video)
+    assert shown.is_relative_to(p.studio.scratch / "uploads"), "the one folder that Gradio serves"
     assert 'data-state="done"' in last["status"]
     assert entry.id in last["shelf"]
     assert entry.about.settings["preset"] == "auto"
     assert "Only the head moves" in told(updates, "notices")[-1]
-    assert list(p.studio.scratch.iterdir()) == []
+    assert [left.name for left in p.studio.scratch.iterdir()] == ["uploads"]
+    assert p.studio.delete(entry.id, "me")
+    assert list((p.studio.scratch / "uploads").iterdir()) == [], "deleted wherever it was shown"
 
 
 def test_the_gauges_show_the_plan_of_the_run_and_of_the_rung_it_stepped_down_to(page, monkeypatch):
@@ -204,7 +209,7 @@ def test_an_error_after_frames_is_told_with_the_video(page):
     assert updates[-1]["result"]["visible"] is True
     [entry] = p.studio.gallery.entries()
     assert entry.about.num_frames == 100
-    assert not p.studio.gallery.entries("someone else")
+    assert not p.studio.gallery.entries(owner_hash("someone else"))
 
 
 def test_an_error_before_any_frame_resets_the_page(page):
@@ -259,7 +264,7 @@ def test_settings_reach_the_request_and_wrong_ones_are_refused(page):
     assert (used.name, used.generation.seed, used.generation.size) == ("cpu-preview", 9, "256*256")
     with pytest.raises(BadInput, match="size"):
         list(p.press(size="large"))
-    assert list(p.studio.scratch.iterdir()) == []
+    assert not list(p.studio.scratch.glob("run-*"))
     assert not list(p.studio.gallery.folder.glob(".draft-*"))
 
 
@@ -274,4 +279,4 @@ def test_look_at_a_face(plain: Path):
 def test_answers():
     assert points.answer(None) is None
     assert points.answer({"points": {"chin": [0.5, 0.9]}, "head_only": True}) is None
-    assert points.answer({"points": {"chin": [0.5, 1]}}) == {"chin": (0.5, 1.0)}
+    assert points.answer({"points": {"chin": [0.5, 1]}}) == {"chin": [0.5, 1]}

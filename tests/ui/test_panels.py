@@ -307,8 +307,12 @@ def entry(**changes: object) -> Entry:
     return Entry("20260101-000000-0123456789", Path("/x"), replace(about, **changes), 10)  # type: ignore[arg-type]
 
 
+def proxied(id: str, name: str) -> str:
+    return f"/proxy/outputs/{id}/{name}?key=1"
+
+
 def test_the_gallery_offers_all_it_should():
-    html = render_shelf([entry(stopped=True)], "en", "/proxy", 30 * 86_400)
+    html = render_shelf([entry(stopped=True)], "en", proxied, 30 * 86_400)
     seen = Outline(html)
     assert {found["data-action"] for found in seen.having() if "data-action" in found} == {
         "play",
@@ -316,11 +320,11 @@ def test_the_gallery_offers_all_it_should():
         "delete",
     }
     [link] = [found for tag, found in seen.elements if tag == "a"]
-    assert link["href"] == "/proxy/outputs/20260101-000000-0123456789/avatar-20260101-000000.mp4"
+    assert link["href"] == "/proxy/outputs/20260101-000000-0123456789/avatar-20260101-000000.mp4?key=1"
     for words in ("stopped", "preview", "2.0 s", "704×704", "Seed 7", "30 days"):
         assert words in seen.text
     assert "/x" not in re.sub(r"/proxy\S*", "", html)
-    assert "kept here" in render_shelf([], "en", "", 86_400)
+    assert "kept here" in render_shelf([], "en", proxied, 86_400)
 
 
 def account(**changes: object) -> RunReport:
@@ -347,7 +351,7 @@ def account(**changes: object) -> RunReport:
 
 def test_the_gallery_tells_how_a_video_was_made():
     shown = entry()
-    html = render_shelf([shown], "en", "/proxy", 86_400, {shown.id: account()})
+    html = render_shelf([shown], "en", proxied, 86_400, {shown.id: account()})
     seen = Outline(html)
     planned = account().gpus[0].planned_bytes / GIB
     items = account().plan["gpus"][0]["items"]
@@ -365,10 +369,13 @@ def test_the_gallery_tells_how_a_video_was_made():
         "No: memory was enough.",
     ):
         assert words in seen.text, words
-    [link] = [one for one in seen.having() if (one.get("href") or "").endswith(".json")]
-    assert link["href"] == "/proxy/outputs/20260101-000000-0123456789/avatar-20260101-000000.report.json"
+    [link] = [one for one in seen.having() if ".json" in (one.get("href") or "")]
+    assert link["download"] == "avatar-20260101-000000.report.json"
+    assert (
+        link["href"] == "/proxy/outputs/20260101-000000-0123456789/avatar-20260101-000000.report.json?key=1"
+    )
     assert "<details class=" in html, "folded"
-    assert "How it was made" not in render_shelf([shown], "en", "", 86_400), "without a report"
+    assert "How it was made" not in render_shelf([shown], "en", proxied, 86_400), "without a report"
 
 
 def test_rungs_are_told_with_where_and_why_in_both_languages():
@@ -376,10 +383,10 @@ def test_rungs_are_told_with_where_and_why_in_both_languages():
     taken = [RungTaken("infer_frames", RUNG_OOM, "GPU 0 ran out.", 96, values), RungTaken("size")]
     shown = entry()
     reports = {shown.id: account(rungs=taken)}
-    english = Outline(render_shelf([shown], "en", "", 86_400, reports)).text
+    english = Outline(render_shelf([shown], "en", proxied, 86_400, reports)).text
     assert "At frame 96: GPU 0 ran out." in english
     assert " size " in english, "of an earlier version, which noted no reason"
-    chinese = Outline(render_shelf([shown], "zh", "", 86_400, reports)).text
+    chinese = Outline(render_shelf([shown], "zh", proxied, 86_400, reports)).text
     for words in ("第 96 帧", "每个片段的帧数", "48", "32", "生成报告", "锁页内存"):
         assert words in chinese
 
@@ -387,18 +394,18 @@ def test_rungs_are_told_with_where_and_why_in_both_languages():
 def test_what_was_not_measured_is_a_dash():
     shown = entry()
     silent = account(plan=None, memory=None, frames_per_s=None, first_frame_s=None)
-    seen = Outline(render_shelf([shown], "en", "", 86_400, {shown.id: silent}))
+    seen = Outline(render_shelf([shown], "en", proxied, 86_400, {shown.id: silent}))
     for words in ("– fps · First frame – s", "peak – · planned – GiB"):
         assert words in seen.text
     assert "GPU 0" not in seen.text
     assert "None" not in seen.text
     hidden = account(memory=MemoryUse((GpuUse(0, None, None, 21 * GIB, 24 * GIB),)))
-    seen = Outline(render_shelf([shown], "en", "", 86_400, {shown.id: hidden}))
+    seen = Outline(render_shelf([shown], "en", proxied, 86_400, {shown.id: hidden}))
     assert "peak of the whole card 21.0" in seen.text
 
 
 def test_nothing_of_a_users_becomes_markup():
-    html = render_shelf([entry(portrait=EVIL, speech=EVIL, prompt=EVIL, error=EVIL)], "en", "", 86_400)
+    html = render_shelf([entry(portrait=EVIL, speech=EVIL, prompt=EVIL, error=EVIL)], "en", proxied, 86_400)
     html += render_notices([Notice("x", EVIL)], "en")
     html += render_status(Status("failed", label=EVIL, more=EVIL), "en")
     html += render_gauges(Reading((gpu(name=EVIL),), HOST), "en")
@@ -407,7 +414,7 @@ def test_nothing_of_a_users_becomes_markup():
     gpus = (GpuUse(0, EVIL, 1, 1, 1),)
     report = account(rungs=[evil], preset=load_preset("80gb").as_dict() | {"name": EVIL})
     for language in ("en", "zh"):
-        html += render_account(replace(report, memory=MemoryUse(gpus)), language, f"/{EVIL}")
+        html += render_account(replace(report, memory=MemoryUse(gpus)), language, f"/{EVIL}", EVIL)
         html += render_notices([Notice(RUNG_OOM, EVIL, "warning", "size", evil.values)], language)
     seen = Outline(html)
     assert "script" not in {tag for tag, _ in seen.elements}

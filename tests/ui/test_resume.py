@@ -14,7 +14,7 @@ import pytest
 
 from avatar.errors import AvatarError, BadInput
 from avatar.events import PartDone, Progress
-from avatar.gallery import HALF, Gallery
+from avatar.gallery import HALF, Gallery, owner_hash
 from avatar.long import half
 from avatar.preset import load_presets
 from avatar.ui import studio as studio_module
@@ -137,8 +137,8 @@ def test_after_the_server_was_killed_it_is_gone_on_with(house, tmp_path):
     entry = next(entry for entry in one.gallery.entries() if entry.is_unfinished)
     assert entry.thumbnail.is_file()
     assert not entry.video.exists()
-    assert (entry.about.owner, entry.about.portrait) == ("me", "me.png")
-    page = render_shelf(one.gallery.entries(), "en", "", 86_400.0)
+    assert (entry.about.owner_hash, entry.about.portrait) == (owner_hash("me"), "me.png")
+    page = render_shelf(one.gallery.entries(), "en", one.studio.url, 86_400.0)
     assert "unfinished" in page
     assert 'data-action="resume"' in page
     said = follow(one.studio.resume(entry.id, "me"))

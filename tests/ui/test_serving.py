@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 import app
 from avatar import scratch
 from avatar.errors import BadInput
-from avatar.gallery import About, Gallery, video_name
+from avatar.gallery import About, Entry, Gallery, video_name
 from avatar.scratch import PREFIX, Scratch, is_written, writing_in
 from avatar.ui.examples import Examples
 from avatar.ui.routes import routes
@@ -42,9 +42,29 @@ def add(gallery: Gallery):
     return gallery.keep(draft, About("a", "b", "", "p", "", {}, 1, 1.0))
 
 
+def address(gallery: Gallery, entry: Entry, name: str) -> str:
+    return f"/outputs/{entry.id}/{name}?key={gallery.key(entry.id, name)}"
+
+
+def test_one_files_key_opens_no_other(client: TestClient, gallery: Gallery):
+    mine, other = add(gallery), add(gallery)
+    mine.thumbnail.write_bytes(b"j")
+    mine.report.write_text("{}")
+    key = gallery.key(mine.id, mine.video.name)
+    names = (mine.video.name, mine.thumbnail.name, mine.report.name)
+    assert [client.get(f"/outputs/{mine.id}/{name}?key={key}").status_code for name in names] == [
+        200,
+        404,
+        404,
+    ]
+    assert client.get(f"/outputs/{other.id}/{other.video.name}?key={key}").status_code == 404
+    for wrong in ("", "?key=", f"?key={key[:-1]}", f"?key={key}0", "?key=%00", "?key=%ff", "?key=钥匙"):
+        assert client.get(f"/outputs/{mine.id}/{mine.video.name}{wrong}").status_code == 404, wrong
+
+
 def test_a_video_is_served_whole_and_in_part(client: TestClient, gallery: Gallery):
     entry = add(gallery)
-    url = f"/outputs/{entry.id}/{entry.video.name}"
+    url = address(gallery, entry, entry.video.name)
     assert client.get(url).content == entry.video.read_bytes()
     part = client.get(url, headers={"Range": "bytes=10-19"})
     assert part.status_code == 206
@@ -54,8 +74,10 @@ def test_a_video_is_served_whole_and_in_part(client: TestClient, gallery: Galler
 def test_nothing_else_is_served(client: TestClient, gallery: Gallery, tmp_path: Path):
     entry = add(gallery)
     (tmp_path / "secret").write_text("no")
+    about_key = gallery.key(entry.id, "about.json")
     for url in (
         f"/outputs/{entry.id}/about.json",
+        f"/outputs/{entry.id}/about.json?key={about_key}",
         f"/outputs/{entry.id}/..%2F.lock",
         f"/outputs/..%2F..%2Fsecret/{entry.video.name}",
         "/outputs/../secret",

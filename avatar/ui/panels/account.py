@@ -11,8 +11,8 @@ from avatar.ui.panels import gib, meter, share, tag
 NUM_ITEMS = 3  # of a plan, the largest
 
 
-def render_account(report: RunReport, language: Language, url: str) -> str:
-    """How a video came about: speed, settings, plan and peaks, rungs and why. url: of the report's file."""
+def render_account(report: RunReport, language: Language, url: str, name: str) -> str:
+    """How a video came about: speed, settings, plan and peaks, rungs and why. url, name: the file's."""
     rows = [
         (text("speed", language), escape(_speed(report, language))),
         (text("settings", language), escape(_settings(report, language))),
@@ -21,7 +21,7 @@ def render_account(report: RunReport, language: Language, url: str) -> str:
         (text("rungs", language), _rungs(report, language)),
     ]
     listed = "".join(tag("dt", escape(name)) + tag("dd", inner) for name, inner in rows)
-    link = tag("a", escape(text("account_file", language)), href=url, download=url.rsplit("/", 1)[-1])
+    link = tag("a", escape(text("account_file", language)), href=url, download=name)
     summary = tag("summary", escape(text("account", language)))
     return tag("details", summary + tag("dl", listed) + link, class_="account")
 

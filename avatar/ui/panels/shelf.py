@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from types import MappingProxyType
 
@@ -13,17 +13,22 @@ from avatar.ui.i18n import Language, text
 from avatar.ui.panels import tag
 from avatar.ui.panels.account import render_account
 
+Url = Callable[[str, str], str]  # from an entry's id and the name of one of its files
+
 LONG_S = 120.0  # from here on, lengths are told in minutes
 
 
 def render_shelf(
     entries: Sequence[Entry],
     language: Language,
-    root: str,
+    url: Url,
     max_age_s: float,
     reports: Mapping[str, RunReport] = MappingProxyType({}),
 ) -> str:
-    """Cards of finished and stopped videos, newest first. reports: by entry's id, where there is one."""
+    """Cards of finished and stopped videos, newest first. url: of an entry's file.
+
+    reports: by entry's id, where there is one.
+    """
     title = tag("h2", escape(text("gallery", language)))
     kept = tag("span", escape(text("gallery_kept", language, days=round(max_age_s / 86_400))), class_="muted")
     head = tag("div", title + kept, class_="shelf-head")
@@ -31,18 +36,14 @@ def render_shelf(
         return tag(
             "div", head + tag("p", escape(text("gallery_empty", language)), class_="empty"), class_="shelf"
         )
-    cards = (_card(entry, language, root, reports.get(entry.id)) for entry in entries)
+    cards = (_card(entry, language, url, reports.get(entry.id)) for entry in entries)
     return tag("div", head + tag("ul", "".join(cards), class_="videos"), class_="shelf")
 
 
-def video_url(entry: Entry, root: str) -> str:
-    return f"{root}/outputs/{entry.id}/{entry.video.name}"
-
-
-def _card(entry: Entry, language: Language, root: str, report: RunReport | None) -> str:
+def _card(entry: Entry, language: Language, url: Url, report: RunReport | None) -> str:
     about = entry.about
-    thumbnail = escape(f"{root}/outputs/{entry.id}/{entry.thumbnail.name}")
-    video = video_url(entry, root)
+    thumbnail = escape(url(entry.id, entry.thumbnail.name))
+    video = url(entry.id, entry.video.name)
     badges = [_length(about.duration_s, language)] if about.duration_s else []
     if about.label:
         badges.append(text("preview", language) if about.label == "preview" else about.label)
@@ -80,8 +81,9 @@ def _card(entry: Entry, language: Language, root: str, report: RunReport | None)
         words += tag("span", escape(about.prompt), class_="muted prompt", title=about.prompt)
     if about.error:
         words += tag("span", escape(about.error), class_="muted", data_level="warning")
-    url = f"{root}/outputs/{entry.id}/{entry.report.name}"
-    account = "" if report is None else render_account(report, language, url)
+    account = ""
+    if report is not None:
+        account = render_account(report, language, url(entry.id, entry.report.name), entry.report.name)
     return tag(
         "li",
         play + tag("div", words, class_="video-words") + _buttons(entry, video, language) + account,

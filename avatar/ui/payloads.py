@@ -1,0 +1,54 @@
+"""What a client sent as settings, points or a press: any JSON at all, until it has been looked at here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from avatar.errors import BadInput
+
+
+def pressed(event: gr.EventData) -> tuple[str, str]:
+    """What was pressed in a panel, action and id; "" for what is no word."""
+    data = mapping(event._data)
+    id = data.get("id")
+    return words(data.get("action")), str(id) if type(id) is int else words(id)
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """The value, if it is an object; else an empty one. For what the page itself keeps."""
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def words(value: Any) -> str:
+    """The value, if it is text; else none. For what the page itself keeps."""
+    return value if isinstance(value, str) else ""
+
+
+def settings(value: Any) -> dict[str, Any]:
+    """Settings by name. Raises: BadInput."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise BadInput("The settings are not a JSON object.", 'Give them by name, for example {"seed": 7}.')
+    return dict(value)
+
+
+def face_points(value: Any) -> dict[str, Any] | None:
+    """Points by name, each to be judged by intake; None for none. Raises: BadInput."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise BadInput(
+            "The face points are not a JSON object.", 'Give them by name, for example {"chin": [0.5, 0.9]}.'
+        )
+    return dict(value) or None
+
+
+def truth(value: Any, name: str) -> bool:
+    """True or false, None for false. Raises: BadInput."""
+    if value is not None and not isinstance(value, bool):
+        raise BadInput(f"{name} is neither true nor false.", f"Give {name} as one of the two.")
+    return bool(value)

@@ -1,0 +1,322 @@
+"""Bad files, settings and requests through the API and raw HTTP: words, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from visiting import ROOT, Server, start_server, wait_until
+from wire import Wire
+
+from tests.media.media_samples import save, tone, write_wav
+from tests.robustness.bad_files import ACCEPTED, PICTURES, REFUSED, SOUNDS, Row
+
+LEAKS = re.compile(rf'Traceback|File \\?"|site-packages|object at 0x|{re.escape(str(ROOT))}')
+FAULT = "tell the host this code"
+PICTURES_SENT = [row for row in PICTURES if row.uploads and row.outcome != ACCEPTED]
+SOUNDS_SENT = [row for row in SOUNDS if row.uploads and row.outcome == REFUSED]
+HUGE = 10**30
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = start_server(tmp_path_factory.mktemp("asked"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def wire(asked: Server) -> Wire:
+    return Wire(asked.url, "asks")
+
+
+@pytest.fixture(scope="module")
+def good(wire: Wire, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The payloads of a good portrait and a good speech."""
+    folder = tmp_path_factory.mktemp("good")
+    portrait, speech = save(folder / "good.png"), write_wav(folder / "good.wav", tone(), 16_000)
+    return {
+        "portrait": wire.upload(portrait.read_bytes(), "good.png"),
+        "speech": wire.upload(speech.read_bytes(), "good.wav"),
+    }
+
+
+def named(wire: Wire, name: str) -> dict[str, Any]:
+    return next(one for one in wire.config["dependencies"] if one["api_name"] == name)
+
+
+def check(asked: Server, answer: dict[str, Any], words: str = "") -> str:
+    """A refusal in words; no fault of ours, no path, nothing left."""
+    told = json.dumps(answer, ensure_ascii=False)
+    assert not answer.get("success"), told
+    assert not LEAKS.search(told), told
+    assert FAULT not in told, told
+    assert str(asked.outputs) not in told
+    assert str(asked.scratch) not in told
+    assert re.search(words, told), told
+    return told
+
+
+def no_draft(asked: Server) -> None:
+    wait_until(lambda: not asked.leftovers(), "nothing is left behind")
+    assert asked.process.poll() is None
+
+
+def send(wire: Wire, row: Row, folder: Path) -> dict[str, Any]:
+    """Upload a row's file; its name as far as a form can carry it."""
+    path = folder / row.name
+    row.make(path)
+    return wire.upload(path.read_bytes(), row.name.encode(errors="replace").decode().replace("\n", "_"))
+
+
+@pytest.mark.parametrize("row", PICTURES_SENT, ids=str)
+def test_portraits(asked: Server, wire: Wire, good: dict, tmp_path: Path, row: Row) -> None:
+    portrait = send(wire, row, tmp_path)
+    answer = wire.call(
+        named(wire, "generate"),
+        [portrait, good["speech"], "cpu-preview", "", {}, None, row.outcome == REFUSED],
+    )
+    if row.outcome == REFUSED:
+        check(asked, answer, row.words)
+    else:
+        assert not LEAKS.search(json.dumps(answer))
+        assert FAULT not in json.dumps(answer)
+    no_draft(asked)
+
+
+@pytest.mark.parametrize("row", SOUNDS_SENT, ids=str)
+def test_speeches(asked: Server, wire: Wire, good: dict, tmp_path: Path, row: Row) -> None:
+    speech = send(wire, row, tmp_path)
+    answer = wire.call(named(wire, "generate"), [good["portrait"], speech, "cpu-preview", "", {}, None, True])
+    check(asked, answer, row.words)
+    no_draft(asked)
+
+
+SETTINGS: list[tuple[Any, str]] = [
+    ([], "not a JSON object"),
+    ([1], "not a JSON object"),
+    ("seed", "not a JSON object|error"),
+    (3, "not a JSON object"),
+    (True, "not a JSON object"),
+    ({"self": 1}, "no setting 'self'"),
+    ({"name": "x"}, "no setting 'name'"),
+    ({"__class__": 1}, "no setting"),
+    ({"": 1}, "no setting ''"),
+    ({"x" * 5000: 1}, "no setting"),
+    ({"seed": "1"}, "seed must be a whole number"),
+    ({"seed": 1.5}, "seed must be"),
+    ({"seed": True}, "seed must be"),
+    ({"seed": [1]}, "seed must be"),
+    ({"seed": {"seed": 1}}, "seed must be"),
+    ({"seed": -1}, "seed is -1"),
+    ({"seed": HUGE}, "seed is"),
+    ({"size": 704}, "size must be text"),
+    ({"size": "x"}, "is not understood"),
+    ({"size": "x" * 10_000}, "is not understood"),
+    ({"size": ["1*1"]}, "size must be text"),
+    ({"sead": 1}, "Did you mean 'seed'"),
+    ({"ckpt_dir": "/etc"}, "ckpt_dir"),
+    ({"points": {}}, "points"),
+    ({"requires": {"num_gpus": 0}}, "no setting"),
+    ({"seed": "[" * 10_000}, "seed must be"),
+]
+FOR_80GB: list[tuple[Any, str]] = [
+    ({"infer_frames": HUGE}, "infer_frames is"),
+    ({"infer_frames": 17}, "infer_frames is 17"),
+    ({"infer_frames": "48"}, "infer_frames must be"),
+    ({"num_clip": HUGE}, "num_clip is"),
+    ({"num_clip": -1}, "num_clip is -1"),
+    ({"sample_steps": 0}, "sample_steps is 0"),
+    ({"sample_steps": [4]}, "sample_steps must be"),
+    ({"shift": "3"}, "shift must be"),
+    ({"shift": -1}, "shift is -1"),
+    ({"shift": 10**400}, "smaller number"),
+    ({"layout": ["local"]}, "layout is"),
+    ({"layout": {}}, "layout is"),
+    ({"layout": "rows"}, "layout is 'rows'"),
+    ({"num_gpus_dit": HUGE}, "num_gpus_dit is"),
+    ({"ulysses_size": HUGE}, "ulysses_size is"),
+    ({"decode_gpu": "yes"}, "decode_gpu must be"),
+    ({"weight_dtype": 8}, "weight_dtype is 8"),
+    ({"offload_model": 1}, "offload_model must be"),
+    ({"sample_guide_scale": 7}, "sample_guide_scale is 7"),
+]
+TWICE = [("cpu-preview", *row) for row in SETTINGS] + [("80gb", *row) for row in FOR_80GB]
+
+
+@pytest.mark.parametrize(("preset", "settings", "words"), TWICE, ids=lambda value: str(value)[:40])
+def test_settings(asked: Server, wire: Wire, good: dict, preset: str, settings: Any, words: str) -> None:
+    check(asked, wire.call(named(wire, "plan"), [preset, settings]), words)
+    generate = [good["portrait"], good["speech"], preset, "", settings, None, True]
+    told = check(asked, wire.call(named(wire, "generate"), generate), words)
+    assert len(told) < 4000, "no endless message"
+    no_draft(asked)
+
+
+@pytest.mark.parametrize(
+    "preset", ["nonesuch", "", None, 3, [], {}, "../presets/auto", "x" * 5000, "a\0b", "<b>"]
+)
+def test_presets(asked: Server, wire: Wire, preset: Any) -> None:
+    check(asked, wire.call(named(wire, "plan"), [preset, {}]), "There is no preset")
+
+
+POINTS: list[tuple[Any, str]] = [
+    ([], "face points are not"),
+    ("mouth", "face points are not|error"),
+    (3, "face points are not"),
+    ({"chin": None}, "not understood"),
+    ({"chin": []}, "not understood"),
+    ({"chin": [1]}, "not understood"),
+    ({"chin": ["a", "b"]}, "not understood"),
+    ({"chin": [[0, 0], [0, 0]]}, "not understood"),
+    ({"chin": {"x": 0, "y": 0}}, "not understood"),
+    ({"chin": [2, 0]}, "outside the picture"),
+    ({"chin": [-1, 0]}, "outside the picture"),
+    ({"chin": [10**400, 0]}, "not understood"),
+    ({"chin": [0.5, 0.5]}, "incomplete"),
+    ({"nose": [0.5, 0.5]}, "not a face point|incomplete"),
+]
+
+
+@pytest.mark.parametrize(("points", "words"), POINTS, ids=lambda value: str(value)[:40])
+def test_points(asked: Server, wire: Wire, good: dict, points: Any, words: str) -> None:
+    given = [good["portrait"], good["speech"], "cpu-preview", "", {}, points, False]
+    check(asked, wire.call(named(wire, "generate"), given), words)
+    no_draft(asked)
+
+
+@pytest.mark.parametrize("head_only", ["yes", 1, [], {}, [True]], ids=str)
+def test_head_only(asked: Server, wire: Wire, good: dict, head_only: Any) -> None:
+    given = [good["portrait"], good["speech"], "cpu-preview", "", {}, None, head_only]
+    answer = wire.call(named(wire, "generate"), given)
+    told = json.dumps(answer)
+    assert not LEAKS.search(told)
+    assert FAULT not in told
+    no_draft(asked)
+
+
+DATA: list[Any] = [
+    [],
+    [None],
+    [None] * 7,
+    [None] * 50,
+    None,
+    3,
+    "x",
+    {},
+    [[]] * 7,
+    [{}] * 7,
+    [3] * 7,
+    ["x"] * 7,
+]
+
+
+@pytest.mark.parametrize("data", DATA, ids=lambda value: str(value)[:30])
+def test_data_of_another_shape(asked: Server, wire: Wire, data: Any) -> None:
+    told = json.dumps(wire.call(named(wire, "generate"), data))
+    assert not LEAKS.search(told), told
+    assert FAULT not in told
+    assert not re.search(r'"success": true', told)
+    no_draft(asked)
+
+
+BODIES = [
+    b"",
+    b"{",
+    b"[]",
+    b"3",
+    b"null",
+    b"{}",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b'{"data": ' + b"[" * 100_000,
+    b'{"data": [' + b"9" * 5000 + b"]}",
+    b'{"data": [], "fn_index": "x"}',
+    b'{"data": [], "fn_index": -1}',
+    b'{"data": [], "fn_index": 99999}',
+    b'{"data": [], "fn_index": 1e400}',
+    b'{"data": [], "fn_index": {}}',
+    b'{"data": [], "fn_index": 0, "session_hash": 3}',
+    b'{"data": [], "fn_index": 0, "session_hash": null}',
+    b'{"data": [], "fn_index": 0, "event_data": 3, "session_hash": "y"}',
+    b'{"data": [], "fn_index": 0, "trigger_id": "x", "session_hash": "y"}',
+]
+ADDRESSES = [
+    "/gradio_api/queue/join",
+    "/gradio_api/run/predict",
+    "/gradio_api/call/generate",
+    "/gradio_api/call/plan",
+    "/gradio_api/component_server",
+]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda value: value[:40].decode(errors="replace"))
+def test_bodies(asked: Server, wire: Wire, body: bytes) -> None:
+    for address in ADDRESSES:
+        answer = httpx.post(
+            f"{asked.url}{address}", content=body, headers={"content-type": "application/json"}
+        )
+        assert not LEAKS.search(answer.text), (address, answer.text)
+        assert FAULT not in answer.text
+    no_draft(asked)
+
+
+PRESSES: list[Any] = [
+    None,
+    [],
+    {},
+    3,
+    "x",
+    {"id": None},
+    {"id": []},
+    {"action": {}, "id": {}},
+    {"id": "9" * 5000},
+]
+
+
+@pytest.mark.parametrize("pressed", PRESSES, ids=lambda value: str(value)[:30])
+def test_presses(asked: Server, wire: Wire, pressed: Any) -> None:
+    for element, event in (
+        ("shelf", "select"),
+        ("shelf", "submit"),
+        ("presets", "select"),
+        ("examples", "select"),
+    ):
+        told = json.dumps(wire.call(wire.handler(element, event), [None], pressed))
+        assert not LEAKS.search(told), told
+        assert FAULT not in told, (element, told)
+
+
+KEPT: list[Any] = [
+    None,
+    [],
+    3,
+    "x",
+    {"owner": 3},
+    {"owner": ["x"]},
+    {"preset": []},
+    {"preset": {}},
+    {"prompt": 3},
+    {"prompt": []},
+    {"settings": []},
+    {"settings": 3},
+    {"settings": {"seed": "x", "size": 3, "shift": [], "layout": {}, "decode_gpu": "x"}, "preset": "80gb"},
+    {"settings": {"seed": HUGE, "infer_frames": HUGE}, "preset": "80gb"},
+]
+
+
+@pytest.mark.parametrize("saved", KEPT, ids=lambda value: str(value)[:40])
+def test_what_a_browser_kept_is_no_fault(asked: Server, wire: Wire, saved: Any) -> None:
+    answer = wire.call(wire.handler("", "load"), [saved])
+    assert answer.get("success"), json.dumps(answer)[:2000]
+
+
+def test_the_log_has_no_fault_of_ours(asked: Server) -> None:
+    """Gradio logs by itself what it cannot read of a forged request."""
+    log = asked.log.read_text()
+    assert not re.findall(r"fault [0-9A-F]{6}|a run failed|ERROR avatar", log)
