@@ -140,7 +140,7 @@ def test_segments_that_were_played_are_dropped(stranger: Make, server: Server, t
     number = visitor.event("generate", "click")
     data = visitor.defaults(number)
     data[:2] = [visitor.upload(PORTRAIT), visitor.upload(twenty_seconds)]
-    data[data.index(None, 5)] = "256*256"  # the size, which comes first
+    data[6] = "256*256"  # the size, first of the form
     assert visitor.begin(number, data).status_code == 200
     said = "\n".join(json.dumps(message) for message in visitor.heard())
     found = re.search(r"gradio_api/stream/[^\"]+?/playlist\.m3u8", said)
