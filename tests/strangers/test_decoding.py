@@ -35,8 +35,14 @@ def ask(visitor: Stranger, portrait: Path, name: str | None = None) -> str:
 
 def decoders(server: Server) -> list[psutil.Process]:
     """The processes that decode."""
-    children = psutil.Process(server.process.pid).children()
-    return [child for child in children if "avatar.media.bounded" in child.cmdline()]
+    found = []
+    for child in psutil.Process(server.process.pid).children():
+        try:
+            if "avatar.media.bounded" in child.cmdline():
+                found.append(child)
+        except psutil.NoSuchProcess:  # it has just been replaced
+            continue
+    return found
 
 
 def test_wide_pictures_take_no_memory_of_the_server(stranger: Make, server: Server):

@@ -138,9 +138,9 @@ def test_segments_that_were_played_are_dropped(stranger: Make, server: Server, t
     """For a client that never opens a heartbeat, too; none of them is held in memory."""
     visitor = stranger("203.0.113.9")
     number = visitor.event("generate", "click")
-    inputs = next(event["inputs"] for event in visitor.events if event["id"] == number)
-    data = [visitor.upload(PORTRAIT), visitor.upload(twenty_seconds), "", None, None, None]
-    data += ["256*256"] + [None] * (len(inputs) - len(data) - 1)
+    data = visitor.defaults(number)
+    data[:2] = [visitor.upload(PORTRAIT), visitor.upload(twenty_seconds)]
+    data[6] = "256*256"  # the size, first of the form
     assert visitor.begin(number, data).status_code == 200
     said = "\n".join(json.dumps(message) for message in visitor.heard())
     found = re.search(r"gradio_api/stream/[^\"]+?/playlist\.m3u8", said)

@@ -40,6 +40,15 @@ class Stranger:
             if any(parts.get(target) == part and name == trigger for target, name in event["targets"])
         )
 
+    def defaults(self, number: int) -> list[Any]:
+        """The inputs of an event as the page has them at first."""
+        values = {
+            component["id"]: component["props"].get("value")
+            for component in self.http.get("/config").json()["components"]
+        }
+        event = next(event for event in self.events if event["id"] == number)
+        return [values[component] for component in event["inputs"]]
+
     def begin(self, number: int, data: list[Any]) -> httpx.Response:
         """Put an event in Gradio's queue."""
         body = {"fn_index": number, "data": data, "session_hash": self.session, "event_data": {"id": "0"}}
