@@ -18,6 +18,7 @@ from avatar.media.files import LONGEST_NAME_BYTES, joined_name
 from avatar.memory.choice import choose
 from avatar.memory.fit import require
 from avatar.memory.inventory import Inventory
+from avatar.paths import is_dir
 from avatar.preset import SECTIONS, SETTINGS
 
 _DELIMITERS = ",;\t"  # Excel writes semicolons wherever the decimal sign is a comma
