@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _serve(args: argparse.Namespace) -> None:
     from avatar.media.ffmpeg import put_on_path
-    from avatar.scratch import Scratch
+    from avatar.runtime.scratch import Scratch
 
     _check_port(args.host, args.port)
     stopped = _stop_signal()
@@ -163,14 +163,15 @@ def _serve(args: argparse.Namespace) -> None:
 
 
 def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
-    from avatar.engine import Engine, open_engine
-    from avatar.gallery import Gallery
-    from avatar.media.limits import Limits
-    from avatar.media.reading import Readings
+    from avatar.media.limits import InputLimits
     from avatar.preset import Preset, load_preset, load_presets
-    from avatar.ui.desk import Desk
+    from avatar.runtime.bounded_reader import Readings
+    from avatar.runtime.engine import Engine
+    from avatar.runtime.factory import open_engine
+    from avatar.runtime.gallery import Gallery
+    from avatar.ui.app_state import AppState
     from avatar.ui.guard import local_names
-    from avatar.ui.studio import Studio
+    from avatar.ui.job_queue import JobQueue
     from avatar.ui.uploads import Uploads
 
     presets = load_presets()
@@ -179,7 +180,7 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
         presets.append(chosen)
     gallery = Gallery(args.outputs, args.keep_days * DAY_S, round(args.disk_limit * GIB))
     upload = round(args.max_upload * MIB)
-    limits = Limits(
+    limits = InputLimits(
         max_speech_s=args.max_duration,
         max_portrait_bytes=upload,
         max_speech_bytes=upload,
@@ -196,8 +197,8 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
         attach = args.attach if preset.name == attached else None
         return open_engine(preset, weights=None if toy else args.weights, attach=attach)
 
-    desk = Desk(open_for, gallery, args.queue_size, places)
-    return Studio(
+    desk = JobQueue(open_for, gallery, args.queue_size, places)
+    return AppState(
         desk=desk,
         gallery=gallery,
         presets=presets,
@@ -217,7 +218,7 @@ def _attached(address: str | None, preset: Any) -> str:
     """The preset that ranks elsewhere serve, "" for none. Raises: BadInput."""
     if address is None:
         return ""
-    from avatar.parallel.attach import Address, secret
+    from avatar.runtime.attach import Address, secret
 
     Address.parse(address)
     secret()
@@ -228,7 +229,7 @@ def _attached(address: str | None, preset: Any) -> str:
 
 def _settle(scratch: Path) -> None:
     """Every cache of every library goes into the scratch folder: nothing else need be writable."""
-    from avatar.ui.studio import UPLOADS
+    from avatar.ui.app_state import UPLOADS
 
     os.environ["GRADIO_TEMP_DIR"] = str(scratch / UPLOADS)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from avatar.errors import BadInput
 
 if TYPE_CHECKING:
-    from avatar.preset import Preset
+    pass
 
 _NO_CLIPS = "it works frame by frame, without clips"
 _NO_MODEL = "it has no transformer whose memory could be arranged"
@@ -57,13 +57,3 @@ def refuse_settings(engine: str, given: Iterable[str]) -> None:
                 f"The {engine} engine cannot honour {name}: {reason}.",
                 f"Leave {name} out, or choose a preset with another engine.",
             )
-
-
-def unsupported(preset: Preset) -> list[str]:
-    """What this preset asks for and this version does not do yet, a sentence each; empty: it does all."""
-    if preset.engine != "diffusion":
-        return []
-    parallel = preset.parallel
-    if preset.memory.offload_model and (parallel.num_gpus_dit > 1 or parallel.decode_gpu):
-        return ["This version offloads on one GPU alone; it cannot honour offload_model True on several yet."]
-    return []

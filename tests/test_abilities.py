@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from avatar.abilities import PREVIEW_REFUSES, REFUSES, refuse_settings, unsupported
+from avatar.abilities import PREVIEW_REFUSES, REFUSES, refuse_settings
 from avatar.errors import BadInput
+from avatar.planning.layout import unsupported
 from avatar.preset import SETTINGS, load_preset
 
 FLAGS = {"points", "head_only", "ckpt_dir"}  # not settings, and yet not for every engine

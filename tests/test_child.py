@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from avatar.child import ROOT, Child, module_folders
 from avatar.geometry import Size
 from avatar.media.sample import write_sample
+from avatar.runtime.child_process import ROOT, Child, module_folders
 
 TRAP = "raise SystemExit('a module of the current folder was imported')"
 

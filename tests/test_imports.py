@@ -6,72 +6,80 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = [ROOT / "app.py", *sorted((ROOT / "avatar").rglob("*.py"))]
+FILES = [
+    ROOT / "app.py",
+    *(
+        path
+        for folder in ("avatar", "training", "benchmarks")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    ),
+]
 
 # A room may import those of lower floors, never its own floor's others, never upward.
 FLOORS = [
     {"errors", "paths"},
-    {"geometry", "abilities", "checkpoint_places"},
-    {"sizes", "prompt_tokens"},
+    {"geometry", "abilities"},
+    {"sizes"},
     {"preset"},
-    {"events", "request", "scratch", "child"},
-    {"engine", "service", "parcel"},  # the protocol; open_engine is its one way up
-    {"media", "models"},
-    {"parallel.layout"},  # pure; the rest of its room is put around the diffusion engine
-    {"memory"},
-    {"preview", "diffusion", "worker"},
-    {"parallel"},
-    {"gallery_entry"},
-    {"gallery", "doctor", "bench", "long"},
+    {"events", "request"},
+    {"planning"},
+    {"media"},
+    {"runtime", "model"},  # who supervises, and what computes: neither knows the other
+    {"preview", "pipeline"},
+    {"distributed"},
+    {"long", "bench"},
     {"batch"},
     {"commands", "ui"},
     {"cli", "app", "__main__"},
+    {"training", "benchmarks"},  # nothing imports these
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-UPWARD = {("engine", "worker"), ("__main__", "cli")}
+UPWARD = {("__main__", "cli")}
+BESIDE = ("app", "training", "benchmarks")  # the others are below avatar/
 
 OWNERS = {  # a library, and where it may be imported: a room, or a part of one
-    "torch": (
-        "models",
-        "diffusion",
-        "parallel",
-        "memory.host_modules",
-        "memory.offload",
-        "memory.pinned",
-        "bench",
-        "preview.train",
-    ),
-    "torch.distributed": ("parallel",),
-    "triton": ("models.vae_triton",),
-    "transformers": ("models", "diffusion", "bench"),
-    "diffusers": ("models", "diffusion", "bench"),
-    "onnxruntime": ("preview",),
+    "torch": ("model", "pipeline", "distributed", "bench", "training", "benchmarks"),
+    "torch.distributed": ("distributed",),
+    "triton": ("model.vae.triton_norm",),
+    "transformers": ("model", "pipeline", "bench"),
+    "diffusers": ("model", "pipeline", "bench"),
+    "onnxruntime": ("preview", "training"),
     "cv2": ("preview",),
     "gradio": ("ui",),
-    "pynvml": ("memory.nvml",),
+    "pynvml": ("planning.nvml",),
     "rich": ("commands",),
     "ray": ("batch.ray_engine",),
 }
 
 
 def module_of(path: Path) -> str:
-    """avatar/memory/fit.py → memory.fit; app.py → app."""
+    """avatar/memory/fit.py → planning.availability; app.py → app."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(part for part in (parts[1:] if parts[0] == "avatar" else parts) if part != "__init__")
 
 
-def imported(source: str) -> Iterator[str]:
-    """Full names of everything that a source imports anywhere, but for what only type checkers see."""
+def full_name(path: Path) -> str:
+    """avatar/planning/plan.py → avatar.planning.plan; app.py → app."""
+    return ".".join(part for part in path.relative_to(ROOT).with_suffix("").parts if part != "__init__")
+
+
+def imported(source: str, type_checking: bool = False) -> Iterator[str]:
+    """Full names of all that a source imports. type_checking: also what only type checkers see."""
     waiting: list[ast.AST] = [ast.parse(source)]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        if (
+            not type_checking
+            and isinstance(node, ast.If)
+            and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        ):
             waiting.extend(node.orelse)
             continue
         waiting.extend(ast.iter_child_nodes(node))
@@ -83,10 +91,8 @@ def imported(source: str) -> Iterator[str]:
 
 
 def room_of(module: str) -> str:
-    """parallel.layout.Layout → parallel.layout, which has a floor of its own; memory.fit → memory."""
-    room, _, rest = module.partition(".")
-    inner = f"{room}.{rest.partition('.')[0]}"
-    return inner if inner in FLOOR else room
+    """planning.layout → planning."""
+    return module.partition(".")[0]
 
 
 def faults(module: str, source: str) -> list[str]:
@@ -96,8 +102,8 @@ def faults(module: str, source: str) -> list[str]:
         return [f"{module}: give the room {room!r} a floor"]
     for name in imported(source):
         first, *rest = name.split(".")
-        if first in ("avatar", "app") and room:
-            other = "app" if first == "app" else room_of(".".join(rest))
+        if first in ("avatar", *BESIDE) and room:
+            other = first if first in BESIDE else room_of(".".join(rest))
             if (
                 other
                 and other != room
@@ -112,7 +118,49 @@ def faults(module: str, source: str) -> list[str]:
     return found
 
 
-def test_imports_go_one_way_and_libraries_stay_with_their_owners():
+def first_circle(files: dict[str, str]) -> list[str] | None:
+    """The modules of one circle of imports among these, by full name; None where there is none.
+
+    files: full module name → source. What only type checkers see counts, too.
+    """
+    graph: dict[str, set[str]] = {}
+    for module, source in files.items():
+        named = (name for name in imported(source, type_checking=True))
+        graph[module] = {
+            found for name in named for found in (name, name.rpartition(".")[0]) if found in files
+        } - {module}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return None
+
+
+def test_no_circle_of_files_imports_itself():
+    sources = {path: path.read_text(encoding="utf-8") for path in FILES}
+    assert first_circle({full_name(path): source for path, source in sources.items()}) is None
+
+
+def test_a_circle_of_files_is_found():
+    circle = {
+        "avatar.a": "def f():\n    from avatar.b import x",
+        "avatar.b": "from avatar import c",
+        "avatar.c": "if TYPE_CHECKING:\n    from avatar.a import f",
+    }
+    assert set(first_circle(circle) or ()) == set(circle)
+    assert first_circle({**circle, "avatar.c": ""}) is None
+
+
+def test_no_class_name_stands_for_two_things():
+    homes: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(full_name(path))
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}
+
+
+def test_imports_go_one_way():
     found = [fault for path in FILES for fault in faults(module_of(path), path.read_text(encoding="utf-8"))]
     assert found == []
 
@@ -120,22 +168,24 @@ def test_imports_go_one_way_and_libraries_stay_with_their_owners():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("media.stream", "from avatar.ui import page"),
-        ("media.stream", "from avatar.models import rope"),
-        ("models.rope", "from avatar import memory"),
-        ("preview.source", "from avatar.diffusion.source import x"),
-        ("memory.fit", "def f():\n    from avatar.engine import x\n    import avatar.cli"),
+        ("runtime.stream", "from avatar.ui import page"),
+        ("runtime.stream", "from avatar.model import rope"),
+        ("model.rope", "from avatar import ui"),
+        ("preview.source", "from avatar.pipeline.pipeline import x"),
+        ("planning.availability", "def f():\n    from avatar.runtime.engine import x"),
         ("geometry", "from avatar.preset import Preset"),
         ("ui.page", "import app"),
         ("ui.page", "def f():\n    import torch.cuda"),
-        ("models.rope", "from torch import distributed"),
+        ("model.rope", "from torch import distributed"),
         ("cli", "import gradio as gr"),
         ("preview.eyes", "try:\n    import torch\nexcept ImportError:\n    torch = None"),
-        ("memory.gauges", "import pynvml"),
+        ("planning.gauges", "import pynvml"),
         ("attic.box", "import os"),
-        ("memory.plan", "from avatar.parallel.group import x"),
-        ("parallel.layout", "from avatar.parallel.group import x"),
-        ("diffusion.source", "from avatar.parallel import seat"),
+        ("planning.plan", "from avatar.distributed.process_groups import x"),
+        ("runtime.supervisor", "from avatar.pipeline.pipeline import x"),
+        ("runtime.engine_process", "def f():\n    import torch"),
+        ("pipeline.pipeline", "from avatar.distributed import init"),
+        ("preview.visemes", "from training import fit"),
     ],
 )
 def test_the_rule_sees_what_breaks_it(module, source):
@@ -146,13 +196,13 @@ def test_the_rule_sees_what_breaks_it(module, source):
     ("module", "source"),
     [
         ("ui.page", "from avatar.media.intake import open_request\nimport gradio"),
-        ("diffusion.source", "import torch\nfrom avatar.memory.plan import Plan"),
-        ("parallel.worker", "import torch.distributed as dist"),
-        ("parallel.group", "from avatar.diffusion.source import x"),
-        ("memory.fit", "from avatar.parallel.layout import Layout"),
-        ("engine", "def f():\n    from avatar.worker import EngineProcess"),
-        ("abilities", "if TYPE_CHECKING:\n    from avatar.preset import Preset"),
-        ("memory.fit", "from avatar.memory.plan import gib\nimport torchless"),
+        ("pipeline.pipeline", "import torch\nfrom avatar.planning.plan import Plan"),
+        ("distributed.rank", "import torch.distributed as dist"),
+        ("distributed.process_groups", "from avatar.pipeline.pipeline import x"),
+        ("planning.availability", "from avatar.planning.layout import Layout"),
+        ("training.fit", "import torch\nfrom avatar.preview.visemes import x"),
+        ("geometry", "if TYPE_CHECKING:\n    from avatar.preset import Preset"),
+        ("planning.availability", "from avatar.planning.plan import gib\nimport torchless"),
     ],
 )
 def test_the_rule_lets_pass_what_keeps_it(module, source):
@@ -194,11 +244,12 @@ def import_quietly(
 
 
 def modules_of(*rooms: str) -> list[str]:
-    names = [module_of(path) for path in FILES]
-    return [f"avatar.{name}" for name in names if name.split(".")[0] in rooms]
+    names = [full_name(path) for path in FILES]
+    return [name for name in names if name.split(".")[1:2] and name.split(".")[1] in rooms]
 
 
 HEAVY = ("torch", "librosa", "onnxruntime", "transformers", "diffusers")
+CONTROL = ("planning", "media", "runtime", "preset", "request", "events", "geometry", "errors")
 
 
 def test_importing_app_does_nothing_without_torch_and_fast():
@@ -206,31 +257,24 @@ def test_importing_app_does_nothing_without_torch_and_fast():
 
 
 def test_the_page_never_loads_torch():
-    import_quietly(["app", *modules_of("ui", "gallery")], libraries=("gradio",), banned=HEAVY)
+    import_quietly(["app", *modules_of("ui")], libraries=("gradio",), banned=HEAVY)
 
 
-def test_the_command_line_and_planning_never_load_torch():
-    modules = modules_of("memory", "commands", "doctor", "media", "preset")
-    modules = [name for name in modules if name.removeprefix("avatar.") not in OWNERS["torch"]]
-    import_quietly(["avatar.cli", *modules], banned=HEAVY)
-
-
-def test_importing_the_engines_process_loads_nothing_heavy():
-    import_quietly(modules_of("worker", "engine", "request", "events"), banned=HEAVY)
+def test_the_control_plane_never_loads_torch():
+    import_quietly(["avatar.cli", *modules_of(*CONTROL, "commands", "long", "batch")], banned=HEAVY)
 
 
 def test_a_helping_rank_loads_no_side_models_library():
     """Rank 0 has them; each of the others would take twice as long to be there."""
     # PyTorch's compiler names its cache's folder in the environment.
-    modules = ["avatar.parallel.worker", "avatar.parallel.roles"]
+    modules = ["avatar.distributed.rank", "avatar.distributed.roles"]
     import_quietly(modules, libraries=("torch._dynamo",), banned=HEAVY[1:])
 
 
 def test_importing_any_module_does_nothing():
-    every = {module_of(path) for path in FILES if path.name != "__main__.py"} - {""}
-    every -= {name for name in every if name.startswith("preview.convert")}  # needs a library of its own
+    every = {full_name(path) for path in FILES if path.name != "__main__.py"}
     if find_spec("triton") is None:  # it comes with PyTorch for GPUs
-        every.remove("models.vae_triton")
-    names = [name if name == "app" else f"avatar.{name}" for name in sorted(every)]
+        every.remove("avatar.model.vae.triton_norm")
     # What these libraries do at their own import (OpenCV sets LD_LIBRARY_PATH) is theirs.
-    import_quietly(names, libraries=("torch", "transformers", "diffusers", "gradio", "cv2", "scipy.signal"))
+    libraries = ("torch", "transformers", "diffusers", "gradio", "cv2", "scipy.signal")
+    import_quietly(sorted(every), libraries=libraries)

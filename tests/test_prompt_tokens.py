@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from avatar.errors import BadInput, WeightsMissing
-from avatar.prompt_tokens import MAX_TOKENS, token_ids
+from avatar.planning.prompt_tokens import MAX_TOKENS, token_ids
 from tests.fixtures.tokenizer import write_tokenizer
 
 
@@ -51,7 +51,7 @@ def test_a_replaced_tokenizer_is_read_anew(tmp_path: Path) -> None:
 def test_counting_loads_neither_torch_nor_transformers(tmp_path: Path) -> None:
     folder = write_tokenizer(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from avatar.prompt_tokens import token_ids;"
+        "import sys; from pathlib import Path; from avatar.planning.prompt_tokens import token_ids;"
         "token_ids('a person', Path(sys.argv[1]));"
         "assert not {'torch', 'transformers'} & set(sys.modules), 'loaded'"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from avatar.scratch import KEPT_PREFIX, PREFIX, Scratch, keep
+from avatar.runtime.scratch import KEPT_PREFIX, PREFIX, Scratch, keep
 
 
 def test_what_an_ended_process_left_is_removed(tmp_path):

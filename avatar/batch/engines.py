@@ -8,10 +8,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from avatar.engine import Engine, serves
 from avatar.errors import DoesNotFit
-from avatar.memory.inventory import Inventory
+from avatar.planning.inventory import Inventory
 from avatar.preset import Preset
+from avatar.runtime.engine import Engine
+from avatar.runtime.factory import serves
 
 Open = Callable[[Preset, int], Engine]  # a preset, and which of the places the engine takes
 

@@ -15,10 +15,10 @@ from avatar.batch.inputs import Files, LeftOut, Pair, each_with_each, is_pattern
 from avatar.errors import BadInput
 from avatar.long.job import Job
 from avatar.media.files import LONGEST_NAME_BYTES, joined_name
-from avatar.memory.choice import choose
-from avatar.memory.fit import require
-from avatar.memory.inventory import Inventory
 from avatar.paths import is_dir
+from avatar.planning.availability import require
+from avatar.planning.choice import choose
+from avatar.planning.inventory import Inventory
 from avatar.preset import SECTIONS, SETTINGS
 
 _DELIMITERS = ",;\t"  # Excel writes semicolons wherever the decimal sign is a comma
@@ -39,7 +39,7 @@ _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0
 
 
 @dataclass(frozen=True)
-class Entry:
+class BatchEntry:
     """One video that a batch is asked for. name: also its file's. wishes: every other key that was given."""
 
     name: str
@@ -74,7 +74,7 @@ class Entry:
 class Wanted:
     """What a batch is asked for. left_out: files that seem to be meant, and of which nothing is made."""
 
-    entries: list[Entry]
+    entries: list[BatchEntry]
     left_out: list[LeftOut] = field(default_factory=list)
 
 
@@ -152,7 +152,7 @@ def _parsed(key: str, cell: str, where: str) -> Any:
         raise BadInput(f"{where}: {key} is {cell!r}.", "Correct the file.") from error
 
 
-def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> list[Entry]:
+def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> list[BatchEntry]:
     """One entry for each portrait and speech of a row."""
     for key, value in row.items():
         _check(key, value, where)
@@ -167,8 +167,8 @@ def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> lis
         raise BadInput(f"{where}: name {prefix[:40]!r}… is too long for a file.", "Choose a shorter name.")
     pairs = each_with_each(images, audios)
     if prefix and len(pairs) == 1:
-        return [Entry(prefix, *pairs[0], wishes)]
-    return [Entry(_name(prefix, pair), *pair, wishes) for pair in pairs]
+        return [BatchEntry(prefix, *pairs[0], wishes)]
+    return [BatchEntry(_name(prefix, pair), *pair, wishes) for pair in pairs]
 
 
 def _check(key: str, value: Any, where: str) -> None:
@@ -200,11 +200,11 @@ def _paths(value: Any, key: str, where: str, folder: Path, files: Files) -> list
     return found
 
 
-def _of_folder(folder: Path, files: Files, all_with_all: bool) -> list[Entry]:
+def _of_folder(folder: Path, files: Files, all_with_all: bool) -> list[BatchEntry]:
     there = list(folder.iterdir())
     images, audios = files.usable(there, "image"), files.usable(there, "audio")
     if all_with_all:
-        return [Entry(_name("", pair), *pair) for pair in each_with_each(images, audios)]
+        return [BatchEntry(_name("", pair), *pair) for pair in each_with_each(images, audios)]
     pairs = files.pairs(images, audios)
     if not pairs and images and audios:
         count = len(images) * len(audios)
@@ -213,7 +213,7 @@ def _of_folder(folder: Path, files: Files, all_with_all: bool) -> list[Entry]:
             f"Name them alike; or take --each_with_each, which makes {count} videos of"
             f" {len(images)} portraits and {len(audios)} speeches.",
         )
-    return [Entry(joined_name(pair[0].stem), *pair) for pair in pairs]
+    return [BatchEntry(joined_name(pair[0].stem), *pair) for pair in pairs]
 
 
 def _name(prefix: str, pair: Pair) -> str:

@@ -15,15 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from avatar.engine import Engine, serves, source_of
 from avatar.errors import AvatarError, BadInput, Cancelled, WorkerLost
 from avatar.events import Event, Finished, Notice, Phase, Progress
-from avatar.media import durable
+from avatar.media import atomic
 from avatar.media.beside import report_path, thumbnail_path
-from avatar.media.publish import unreported
-from avatar.parcel import Parcel
 from avatar.preset import Preset
 from avatar.request import Request
+from avatar.runtime.engine import Engine
+from avatar.runtime.factory import serves, source_of
+from avatar.runtime.publish import unreported
+from avatar.runtime.request_bundle import RequestBundle
 
 log = logging.getLogger(__name__)
 
@@ -152,8 +153,8 @@ class RayEngine:
             request.part.leave.write_bytes(delivery.carry)
         yield Progress(Phase.FINISHING, frames_done=finished.num_frames, num_frames=finished.num_frames)
         try:
-            durable.write(thumbnail_path(request.output), delivery.thumbnail)
-            durable.write(report, delivery.report)
+            atomic.write(thumbnail_path(request.output), delivery.thumbnail)
+            atomic.write(report, delivery.report)
         except OSError as error:
             yield finished
             raise unreported(error, finished) from error
@@ -166,8 +167,8 @@ def _place(request: Request, delivery: Delivery) -> None:
     try:
         whole.write_bytes(delivery.video)
     except OSError as error:
-        raise durable.disk_error(error) from error
-    durable.place(whole, request.output)
+        raise atomic.disk_error(error) from error
+    atomic.place(whole, request.output)
 
 
 def _result(task: Any) -> Delivery:
@@ -195,7 +196,7 @@ _engines: dict[Any, Engine] = {}  # of a worker's process: its engine, kept for 
 def _make(shipment: Shipment, portrait: bytes, speech: bytes) -> Delivery:
     """On a node: make the video and pack it."""
     with tempfile.TemporaryDirectory(prefix="avatar-ray-") as folder:
-        request = Parcel(portrait, speech, shipment.carry).unpacked(shipment.request, Path(folder))
+        request = RequestBundle(portrait, speech, shipment.carry).unpacked(shipment.request, Path(folder))
         notices: list[Notice] = []
         finished: Finished | None = None
         engine = _engine(shipment)
@@ -219,7 +220,7 @@ def _make(shipment: Shipment, portrait: bytes, speech: bytes) -> Delivery:
 
 def _engine(shipment: Shipment) -> Engine:
     """This worker's engine; another one takes its place when another preset is asked for."""
-    from avatar.worker import EngineProcess
+    from avatar.runtime.engine_process import EngineProcess
 
     others = {name: value for name, value in shipment.options.items() if name != "preset"}
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")

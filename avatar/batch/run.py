@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avatar.batch.engines import Engines
-from avatar.batch.jobs import Entry
-from avatar.engine import Engine
+from avatar.batch.jobs import BatchEntry
 from avatar.errors import AvatarError, Cancelled, NotPlaced
 from avatar.events import Event, Finished
-from avatar.media.keeping import kept_in_words
-from avatar.memory.inventory import Inventory
+from avatar.planning.inventory import Inventory
+from avatar.runtime.engine import Engine
+from avatar.runtime.keeping import kept_in_words
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Batch:
     """Made once for a run; cancel() may come from another thread."""
 
     def __init__(
-        self, entries: Sequence[Entry], output: Path, work: Path, inventory: Inventory, *, resume: bool
+        self, entries: Sequence[BatchEntry], output: Path, work: Path, inventory: Inventory, *, resume: bool
     ) -> None:
         self._entries, self._output, self._work = entries, output, work
         self._inventory, self._resume = inventory, resume
@@ -49,7 +49,7 @@ class Batch:
     ) -> list[Outcome]:
         """Make all videos, num_jobs at a time; told: every event, and each outcome, from any thread."""
 
-        def one(entry: Entry) -> Outcome:
+        def one(entry: BatchEntry) -> Outcome:
             outcome = self._outcome(entry, engines, told)
             told(entry.name, outcome)
             return outcome
@@ -64,7 +64,7 @@ class Batch:
             engine.cancel()
 
     def _outcome(
-        self, entry: Entry, engines: Engines, told: Callable[[str, Event | Outcome], None]
+        self, entry: BatchEntry, engines: Engines, told: Callable[[str, Event | Outcome], None]
     ) -> Outcome:
         begun, name = time.monotonic(), entry.name
         finished: Finished | None = None
@@ -96,7 +96,7 @@ class Batch:
         state = "stopped" if finished.stopped else "done"
         return Outcome(name, state, finished.video, finished.num_frames, elapsed_s)
 
-    def _make(self, entry: Entry, engines: Engines, told: Callable[[Event], None]) -> Path | None:
+    def _make(self, entry: BatchEntry, engines: Engines, told: Callable[[Event], None]) -> Path | None:
         """Make one; returns its video if it was there already. Raises: AvatarError."""
         if self._cancelled.is_set():
             raise Cancelled("Stopped.")

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from avatar.memory.nvml import open_driver
+from avatar.planning.nvml import open_driver
 
 NVML_SAMPLE_S = 0.05
 

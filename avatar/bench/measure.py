@@ -14,10 +14,10 @@ import psutil
 import torch
 
 from avatar.bench.cards import index_of, nvml_peaks
-from avatar.diffusion.room import uuid_of
-from avatar.media.report import installed_versions
-from avatar.memory.nvml import open_driver
-from avatar.memory.pinned import pinned_bytes
+from avatar.pipeline.device_budget import uuid_of
+from avatar.pipeline.offload.pinned import pinned_bytes
+from avatar.planning.nvml import open_driver
+from avatar.runtime.report import installed_versions
 
 
 @dataclass

@@ -11,28 +11,28 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from avatar.diffusion.conditions import (
+from avatar.geometry import Size
+from avatar.model.quantize import Quantiser
+from avatar.model.speech_encoder import SpeechEncoder, SpeechFeatures
+from avatar.model.transformer import StreamingTransformer
+from avatar.model.vae.vae import VideoVAE
+from avatar.model.weights import tiny
+from avatar.model.weights.loading import Check
+from avatar.model.weights.random_weights import random_transformer
+from avatar.pipeline.components import Components
+from avatar.pipeline.conditions import (
     REFERENCE,
     AudioFeatures,
     PortraitEncoder,
     SpeechTrack,
     prepare_portrait,
 )
-from avatar.diffusion.denoise import Conditions
-from avatar.diffusion.device import DTYPES, best_device
-from avatar.diffusion.parts import Parts
-from avatar.diffusion.visitors import VisitingSpeechEncoder, VisitingVAE
-from avatar.geometry import Size
-from avatar.memory.offload import settle_on_host
-from avatar.memory.placement import ALL_ON_GPU, Placement
-from avatar.models import tiny
-from avatar.models.config import ModelConfig
-from avatar.models.quantize import Quantiser
-from avatar.models.random_weights import random_transformer
-from avatar.models.speech_encoder import SpeechEncoder, SpeechFeatures
-from avatar.models.transformer import StreamingTransformer
-from avatar.models.vae import VideoVAE
-from avatar.models.weights import Check
+from avatar.pipeline.denoise import Conditions
+from avatar.pipeline.device import DTYPES, best_device
+from avatar.pipeline.offload.encoders import OffloadedSpeechEncoder, OffloadedVAE
+from avatar.pipeline.offload.host_layers import settle_on_host
+from avatar.planning.placement import ALL_ON_GPU, Placement
+from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
 
 TOKENS_A_WORD = 4 / 3  # of a prompt: about UMT5's, in English
@@ -68,7 +68,7 @@ class RandomConditions:
         return Conditions(text, motion[:, REFERENCE], motion, AudioFeatures(tracks))
 
 
-def random_parts(preset: Preset, placement: Placement = ALL_ON_GPU) -> Parts:
+def random_parts(preset: Preset, placement: Placement = ALL_ON_GPU) -> Components:
     """The preset's model at its full size, the self-test's at toy size, on the best device, placed so."""
     device, dtype = best_device(), DTYPES[preset.memory.weight_dtype]
     is_tiny = preset.requires.weights == "tiny"
@@ -82,7 +82,7 @@ def random_parts(preset: Preset, placement: Placement = ALL_ON_GPU) -> Parts:
     nn.Module.to(speech, device)  # one of its tensors is made on the CPU whatever the default is
     video, encoder = VideoVAE(vae), SpeechEncoder(speech)
     if placement.side_models_on_host:
-        video, encoder = VisitingVAE(video), VisitingSpeechEncoder(encoder, device)
+        video, encoder = OffloadedVAE(video), OffloadedSpeechEncoder(encoder, device)
     settle = settle_on_host(config, placement)
 
     def make(check: Check) -> StreamingTransformer:
@@ -95,4 +95,4 @@ def random_parts(preset: Preset, placement: Placement = ALL_ON_GPU) -> Parts:
         return model
 
     conditions = RandomConditions(PortraitEncoder(video), encoder, config.text_dim)
-    return Parts(device, dtype, video, conditions, make, placement)
+    return Components(device, dtype, video, conditions, make, placement)

@@ -12,33 +12,33 @@ import torch
 from torch import Tensor
 
 from avatar.bench.measure import take_no_more
+from avatar.bench.options import MEASURED, BenchOptions
 from avatar.bench.random_parts import random_parts
-from avatar.bench.terms import MEASURED, Terms
-from avatar.diffusion.decode import StreamingDecoder
-from avatar.diffusion.denoise import Block, Conditions, Denoiser
-from avatar.diffusion.device import DTYPES
-from avatar.diffusion.parts import Parts
-from avatar.diffusion.source import DiffusionSource, MakeParts
-from avatar.engine import Frames
+from avatar.distributed import roles
+from avatar.distributed.fsdp import Gathering
+from avatar.distributed.init import RankContext
+from avatar.distributed.loading import random_share
+from avatar.distributed.process_groups import Group, join
+from avatar.distributed.rank0 import Rank0Source
+from avatar.distributed.roles import follow
 from avatar.events import Notice, Progress
 from avatar.geometry import Size
-from avatar.memory.shares import shares_of
-from avatar.models import tiny
-from avatar.models.config import ModelConfig
-from avatar.models.transformer import StreamingTransformer
-from avatar.models.weights import Check
-from avatar.parallel import roles
-from avatar.parallel.group import Group
-from avatar.parallel.leading import LeadingSource
-from avatar.parallel.loading import random_share
-from avatar.parallel.roles import follow, join
-from avatar.parallel.seat import Seat
-from avatar.parallel.shard import Gathering
+from avatar.model.transformer import StreamingTransformer
+from avatar.model.weights import tiny
+from avatar.model.weights.loading import Check
+from avatar.pipeline.components import Components
+from avatar.pipeline.decode import StreamingDecoder
+from avatar.pipeline.denoise import Block, Conditions, Denoiser
+from avatar.pipeline.device import DTYPES
+from avatar.pipeline.pipeline import DiffusionPipeline, MakeParts
+from avatar.planning.per_rank import shares_of
+from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
 from avatar.request import Request
+from avatar.runtime.engine import Frames
 
 
-def lead(preset: Preset, weights: Path | None, seat: Seat) -> DiffusionSource:
+def lead(preset: Preset, weights: Path | None, seat: RankContext) -> DiffusionPipeline:
     """Rank 0 of several. weights: where the Terms are."""
     terms = accept(preset, weights, seat)
     if terms.random:
@@ -46,7 +46,7 @@ def lead(preset: Preset, weights: Path | None, seat: Seat) -> DiffusionSource:
     return TimedLeadingSource(preset, _folder(terms), seat)
 
 
-def assist(preset: Preset, weights: Path | None, seat: Seat) -> None:
+def assist(preset: Preset, weights: Path | None, seat: RankContext) -> None:
     """The other ranks."""
     terms = accept(preset, weights, seat)
     if not terms.random:
@@ -62,9 +62,9 @@ def assist(preset: Preset, weights: Path | None, seat: Seat) -> None:
     follow(preset, seat, load)
 
 
-def accept(preset: Preset, path: Path | None, seat: Seat) -> Terms:
+def accept(preset: Preset, path: Path | None, seat: RankContext) -> BenchOptions:
     """The terms, this rank's memory being limited by them."""
-    terms = Terms.read(path)
+    terms = BenchOptions.read(path)
     share = shares_of(preset, config_of(preset, terms))[seat.rank]
     most = terms.tensor_bytes(share.num_communicators + (0 < share.text < 1))
     if most is not None:
@@ -72,7 +72,7 @@ def accept(preset: Preset, path: Path | None, seat: Seat) -> Terms:
     return terms
 
 
-def config_of(preset: Preset, terms: Terms) -> ModelConfig:
+def config_of(preset: Preset, terms: BenchOptions) -> ModelConfig:
     """What is timed of the published model, or of the self-test's."""
     return terms.config_of(tiny.CONFIG if preset.requires.weights == "tiny" else ModelConfig())
 
@@ -100,14 +100,14 @@ def unshard_peak_bytes(group: Group, share: StreamingTransformer | None) -> int 
     return torch.cuda.max_memory_allocated(group.device) - resting
 
 
-class TimedLeadingSource(LeadingSource):
-    """LeadingSource that notes when the parts of a run's first frame are there; told at its end.
+class TimedLeadingSource(Rank0Source):
+    """Rank0Source that notes when the parts of a run's first frame are there; told at its end.
 
     Moments: seconds by the machine's monotonic clock, which all its processes share.
     """
 
     def __init__(
-        self, preset: Preset, weights: Path | None, seat: Seat, make_parts: MakeParts | None = None
+        self, preset: Preset, weights: Path | None, seat: RankContext, make_parts: MakeParts | None = None
     ) -> None:
         super().__init__(preset, weights, seat, make_parts)
         self.moments: dict[str, float] = {}
@@ -125,17 +125,17 @@ class TimedLeadingSource(LeadingSource):
         """It is now, unless it was before in this run."""
         self.moments.setdefault(moment, time.monotonic())
 
-    def make_denoiser(self, preset: Preset, parts: Parts, size: Size) -> Denoiser:
-        """See DiffusionSource."""
+    def make_denoiser(self, preset: Preset, parts: Components, size: Size) -> Denoiser:
+        """See DiffusionPipeline."""
         self.note("conditions")
         return NotingDenoiser(super().make_denoiser(preset, parts, size), self.note)
 
-    def make_decoder(self, parts: Parts) -> StreamingDecoder:
-        """See DiffusionSource."""
+    def make_decoder(self, parts: Components) -> StreamingDecoder:
+        """See DiffusionPipeline."""
         return NotingDecoder(parts.vae, compile=parts.device.type == "cuda", note=self.note)
 
     def decoding(self) -> AbstractContextManager[None]:
-        """See DiffusionSource."""
+        """See DiffusionPipeline."""
         self.note("denoised")
         return super().decoding()
 
@@ -143,21 +143,21 @@ class TimedLeadingSource(LeadingSource):
 class RandomLeadingSource(TimedLeadingSource):
     """The same without a checkpoint."""
 
-    def __init__(self, preset: Preset, seat: Seat, terms: Terms) -> None:
+    def __init__(self, preset: Preset, seat: RankContext, terms: BenchOptions) -> None:
         self.terms = terms
 
-        def make_parts(request: Request, placement: Any, check: Check) -> Parts:
+        def make_parts(request: Request, placement: Any, check: Check) -> Components:
             return random_parts(preset, placement)
 
         super().__init__(preset, None, seat, make_parts)
         self._keeps = True
 
     def config(self) -> ModelConfig:
-        """See LeadingSource."""
+        """See Rank0Source."""
         return config_of(self.preset, self.terms)
 
     def share(self, group: Group, dtype: torch.dtype, check: Check) -> StreamingTransformer | None:
-        """See LeadingSource."""
+        """See Rank0Source."""
         share = random_share(group.layout.config, self.preset.memory, group, dtype, check)
         self.unshard_bytes = unshard_peak_bytes(group, share)
         return share
@@ -209,5 +209,5 @@ class NotingDecoder(StreamingDecoder):
         return frames
 
 
-def _folder(terms: Terms) -> Path | None:
+def _folder(terms: BenchOptions) -> Path | None:
     return None if terms.checkpoint is None else Path(terms.checkpoint)

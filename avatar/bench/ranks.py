@@ -16,23 +16,23 @@ from typing import Any
 import numpy as np
 
 from avatar.bench.cards import nvml_peaks
-from avatar.bench.terms import MEASURED, Terms
-from avatar.engine import Frames
+from avatar.bench.options import MEASURED, BenchOptions
 from avatar.events import Finished, Notice, Progress, RankLoad
 from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, Size
 from avatar.media.intake import open_request
-from avatar.media.report import RunReport, installed_versions, read_report
 from avatar.media.sample import write_sample
-from avatar.media.stream import stream_frames
-from avatar.memory.nvml import open_driver
-from avatar.memory.plan import Plan
-from avatar.memory.planner import largest_geometry
-from avatar.parallel.fleet import Fleet
-from avatar.parallel.layout import Layout
-from avatar.parallel.ranked import RankedSource
-from avatar.parallel.reports import Pulse
+from avatar.planning.layout import Layout
+from avatar.planning.nvml import open_driver
+from avatar.planning.plan import Plan
+from avatar.planning.planner import largest_geometry
 from avatar.preset import Fallback, Preset
 from avatar.request import Request
+from avatar.runtime.engine import Frames
+from avatar.runtime.local_ranks import Fleet
+from avatar.runtime.rank_messages import Pulse
+from avatar.runtime.ranked_source import RankedSource
+from avatar.runtime.report import RunReport, installed_versions, read_report
+from avatar.runtime.stream import stream_frames
 
 TIMED_ROLES = "avatar.bench.rank_roles"
 SETTLING_BLOCKS = 2  # that are not measured although their rings are full
@@ -89,7 +89,7 @@ def listen(fleet: Fleet, seconds: float = 2.5) -> list[Pulse | None]:
     return fleet.last_pulses
 
 
-def bench_ranks(preset: Preset, terms: Terms, planned: Plan, *, num_blocks: int) -> dict[str, Any]:
+def bench_ranks(preset: Preset, terms: BenchOptions, planned: Plan, *, num_blocks: int) -> dict[str, Any]:
     """Run the engine over ranks until all is compiled, then so many blocks, then with another portrait.
 
     planned: what each rank is compared with, rank 0's GPU first. Plain data for JSON.

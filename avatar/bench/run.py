@@ -14,23 +14,23 @@ from typing import Any
 from torch import Tensor
 
 from avatar.bench.measure import Held, Stopwatch, host_peak_bytes, machine, watched
-from avatar.diffusion.conditions import SpeechTrack, encode_portrait, prepare_portrait
-from avatar.diffusion.decode import StreamingDecoder
-from avatar.diffusion.denoise import Conditions, LocalDenoiser, OpenBlock
-from avatar.diffusion.parts import Parts
-from avatar.diffusion.room import plan_here
-from avatar.diffusion.source import DiffusionSource, local_denoiser, video_size
 from avatar.errors import BadInput
 from avatar.events import Finished
 from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, Geometry, Size
 from avatar.media.intake import open_request
-from avatar.media.report import RunReport, read_report
 from avatar.media.sample import write_sample
 from avatar.media.speech import SpeechReader
-from avatar.media.stream import stream_frames
-from avatar.memory.offload import Traffic
+from avatar.pipeline.components import Components
+from avatar.pipeline.conditions import SpeechTrack, encode_portrait, prepare_portrait
+from avatar.pipeline.decode import StreamingDecoder
+from avatar.pipeline.denoise import Conditions, LocalDenoiser, OpenBlock
+from avatar.pipeline.device_budget import plan_here
+from avatar.pipeline.offload.host_layers import Traffic
+from avatar.pipeline.pipeline import DiffusionPipeline, local_denoiser, video_size
 from avatar.preset import Fallback, Preset
 from avatar.request import Request
+from avatar.runtime.report import RunReport, read_report
+from avatar.runtime.stream import stream_frames
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ WARM_BLOCKS = 4  # of the second run, for the time to its first frame and segmen
 
 
 @dataclass
-class Course:
+class RunTrace:
     """What is noted while a run goes. items: of each denoising step; the others: after each block."""
 
     clock: Stopwatch
@@ -60,7 +60,7 @@ class Course:
 class TimedDenoiser(LocalDenoiser):
     """A LocalDenoiser that times its own steps and the prefill."""
 
-    course: Course
+    course: RunTrace
 
     def begin(self, conditions: Conditions) -> None:
         with self.course.clock.measure("prefill"):
@@ -80,7 +80,7 @@ class TimedDenoiser(LocalDenoiser):
 class TimedDecoder(StreamingDecoder):
     """A StreamingDecoder that times its blocks and looks at what is held after each."""
 
-    course: Course
+    course: RunTrace
 
     def decode(self, latents: Tensor) -> Tensor:
         with self.course.clock.measure("decode"):
@@ -90,24 +90,24 @@ class TimedDecoder(StreamingDecoder):
         return frames
 
 
-class TimedSource(DiffusionSource):
+class TimedSource(DiffusionPipeline):
     """A source whose parts note what they do."""
 
-    course: Course
+    course: RunTrace
 
-    def make_denoiser(self, preset: Preset, parts: Parts, size: Size) -> LocalDenoiser:
+    def make_denoiser(self, preset: Preset, parts: Components, size: Size) -> LocalDenoiser:
         denoiser = local_denoiser(preset, parts, size, self.pieces, TimedDenoiser)
         assert isinstance(denoiser, TimedDenoiser)
         denoiser.course = self.course
         return denoiser
 
-    def make_decoder(self, parts: Parts) -> StreamingDecoder:
+    def make_decoder(self, parts: Components) -> StreamingDecoder:
         decoder = TimedDecoder(parts.vae, compile=parts.device.type == "cuda")
         decoder.course = self.course
         return decoder
 
 
-def bench(preset: Preset, parts: Parts, *, num_blocks: int = 16) -> dict[str, Any]:
+def bench(preset: Preset, parts: Components, *, num_blocks: int = 16) -> dict[str, Any]:
     """Run the engine over num_blocks blocks with everything cold, then shortly again; plain data for JSON.
 
     Raises: BadInput when num_blocks leaves fewer than 5 blocks with full rings.
@@ -132,12 +132,12 @@ def bench(preset: Preset, parts: Parts, *, num_blocks: int = 16) -> dict[str, An
         encoding = time_encoders(first, parts, size)
         source = TimedSource.of(parts, preset)
         assert isinstance(source, TimedSource)
-        source.course = course = Course(Stopwatch(parts.device))
+        source.course = course = RunTrace(Stopwatch(parts.device))
         with watched(parts.device) as peaks:
             cold = finished(source, first)
         logger.info("%d blocks in %.1f s", num_blocks, cold.elapsed_s)
         figures = figures_of(course, geometry, generation.sample_steps, num_blocks, warm_blocks)
-        source.course = Course(Stopwatch(parts.device))
+        source.course = RunTrace(Stopwatch(parts.device))
         warm = finished(source, second)
     return {
         "settings": {
@@ -178,7 +178,7 @@ def a_request(preset: Preset, folder: Path, num_blocks: int) -> Request:
     return open_request(*inputs, preset, output=folder / "video.mp4", work=folder / "work")
 
 
-def finished(source: DiffusionSource, request: Request) -> RunReport:
+def finished(source: DiffusionPipeline, request: Request) -> RunReport:
     """Run the engine as a user does, H.264 and files included; the run's report."""
     ends = [event for event in stream_frames(source, request) if isinstance(event, Finished)]
     return read_report(ends[0].report)
@@ -197,7 +197,7 @@ def warm_up(geometry: Geometry, num_blocks: int) -> int:
     return warm_blocks
 
 
-def time_encoders(request: Request, parts: Parts, size: Size) -> dict[str, float]:
+def time_encoders(request: Request, parts: Components, size: Size) -> dict[str, float]:
     """Milliseconds for the portrait, and for the first block's speech; each the second time."""
     clock, image = Stopwatch(parts.device), prepare_portrait(request.portrait, size)
     for _ in range(2):
@@ -213,7 +213,7 @@ def time_encoders(request: Request, parts: Parts, size: Size) -> dict[str, float
 
 
 def figures_of(
-    course: Course, geometry: Geometry, num_steps: int, num_blocks: int, warm_blocks: int
+    course: RunTrace, geometry: Geometry, num_steps: int, num_blocks: int, warm_blocks: int
 ) -> dict[str, Any]:
     """Medians over the blocks after the warm-up; what crossed the bus, and memory at two moments."""
     steps = course.steps_after(warm_blocks * num_steps)
@@ -233,12 +233,12 @@ def figures_of(
     }
 
 
-def steady_end(course: Course, num_blocks: int) -> int:
+def steady_end(course: RunTrace, num_blocks: int) -> int:
     """The first block after which fewer than ever are under way."""
     return num_blocks + 1 - max(course.items)
 
 
-def steady_fps(course: Course, warm_blocks: int, num_blocks: int) -> float:
+def steady_fps(course: RunTrace, warm_blocks: int, num_blocks: int) -> float:
     """Frames a second by the clock on the wall, of the blocks between warming up and running out."""
     times = course.times_s[warm_blocks : steady_end(course, num_blocks)]
     return (len(times) - 1) * BLOCK_FRAMES / (times[-1] - times[0])

@@ -17,17 +17,18 @@ from rich.table import Table
 
 from avatar.batch.engines import Engines, Open, gpus_of
 from avatar.batch.inputs import LeftOut
-from avatar.batch.jobs import Entry, Wanted, read_jobs
+from avatar.batch.jobs import BatchEntry, Wanted, read_jobs
 from avatar.batch.run import Batch, Outcome
 from avatar.commands.output import console, write_json
 from avatar.commands.settings import add_checkpoint
 from avatar.commands.signals import Stop, stopped_by_signals
-from avatar.engine import Engine, open_engine
 from avatar.errors import BadInput
 from avatar.events import Event, Notice, Progress
-from avatar.memory.inventory import Inventory, probe
+from avatar.planning.inventory import Inventory, probe
 from avatar.preset import Preset
-from avatar.scratch import Scratch
+from avatar.runtime.engine import Engine
+from avatar.runtime.factory import open_engine
+from avatar.runtime.scratch import Scratch
 
 EXECUTORS = ("local", "ray")
 _WORDS = {"done": "done", "already": "was there", "stopped": "stopped", "failed": "failed"}
@@ -125,7 +126,7 @@ def _show_json(wanted: Wanted) -> Iterator[Any]:
 @contextmanager
 def _show_bars(wanted: Wanted) -> Iterator[Any]:
     """One bar for each job that runs or ran, and one for all; before them, what is left out."""
-    entries: list[Entry] = wanted.entries
+    entries: list[BatchEntry] = wanted.entries
     for left in wanted.left_out:
         console(sys.stderr).print(f"left out: {left.path.name} {left.why}", markup=False, soft_wrap=True)
     columns = (

@@ -10,22 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from avatar.checkpoint_places import Checkpoint
 from avatar.commands.output import write_json
 from avatar.commands.settings import add_checkpoint, add_preset, chosen_preset
 from avatar.errors import AvatarError, BadInput, DoesNotFit
 from avatar.geometry import BLOCK_FRAMES, FPS
-from avatar.media import durable
+from avatar.media import atomic
 from avatar.media.beside import MARK, check_free
-from avatar.memory.fit import availability, require
-from avatar.memory.inventory import Inventory, probe
-from avatar.memory.items import CUDA_CONTEXT_BYTES
-from avatar.memory.model_sizes import ModelSizes
-from avatar.memory.plan import GIB
-from avatar.memory.planner import plan
-from avatar.models.config import ModelConfig
-from avatar.parallel.layout import Layout
 from avatar.paths import is_dir
+from avatar.planning.availability import availability, require
+from avatar.planning.checkpoint_places import Checkpoint
+from avatar.planning.estimates import CUDA_CONTEXT_BYTES
+from avatar.planning.inventory import Inventory, probe
+from avatar.planning.layout import Layout
+from avatar.planning.model_sizes import ModelSizes
+from avatar.planning.plan import GIB
+from avatar.planning.planner import plan
+from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
 
 BLOCKS = 32  # a pipeline of four stages has a dozen between its beginning and its end
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     write_json(figures)
     if args.output:
         try:
-            durable.write(args.output, (json.dumps(figures, indent=1) + "\n").encode())
+            atomic.write(args.output, (json.dumps(figures, indent=1) + "\n").encode())
         except OSError as error:
             raise AvatarError(
                 f"{args.output.name} cannot be written ({error.strerror}).", "The figures are printed above."
@@ -121,8 +121,8 @@ def _cut(inventory: Inventory, vram_gib: float) -> Inventory:
 
 def _figures_of_ranks(args: argparse.Namespace, preset: Preset, inventory: Inventory) -> dict[str, Any]:
     """Of several GPUs. Raises: BadInput, DoesNotFit."""
+    from avatar.bench.options import BenchOptions, first_layers
     from avatar.bench.ranks import bench_ranks
-    from avatar.bench.terms import Terms, first_layers
 
     if args.layers is not None and not args.random_weights:
         raise BadInput("--layers makes a model of its own.", "Take it with --random_weights.")
@@ -140,7 +140,7 @@ def _figures_of_ranks(args: argparse.Namespace, preset: Preset, inventory: Inven
     planned = plan(preset, inventory, speech_s=args.blocks * BLOCK_FRAMES / FPS, sizes=sizes)
     if not planned.fits:
         raise DoesNotFit(planned.shortfall, "Take fewer layers, or more memory.")
-    terms = Terms(
+    terms = BenchOptions(
         checkpoint=None if args.ckpt_dir is None else str(args.ckpt_dir.absolute()),
         random=args.random_weights,
         num_layers=args.layers,
@@ -152,7 +152,7 @@ def _figures_of_ranks(args: argparse.Namespace, preset: Preset, inventory: Inven
 
 def _toy_config() -> ModelConfig:
     """The self-test's."""
-    from avatar.models.tiny import CONFIG
+    from avatar.model.weights.tiny import CONFIG
 
     return CONFIG
 
@@ -168,10 +168,10 @@ def _figures(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
     from avatar.bench.measure import take_no_more
     from avatar.bench.random_parts import random_parts
     from avatar.bench.run import bench
-    from avatar.diffusion.device import best_device
-    from avatar.diffusion.files import find_files
-    from avatar.diffusion.parts import Parts
-    from avatar.diffusion.room import placement_on
+    from avatar.pipeline.checkpoint_choice import find_files
+    from avatar.pipeline.components import Components
+    from avatar.pipeline.device import best_device
+    from avatar.pipeline.device_budget import placement_on
 
     device = best_device()
     if args.vram is not None:
@@ -181,5 +181,5 @@ def _figures(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
         return bench(preset, random_parts(preset, placement), num_blocks=args.blocks)
     with tempfile.TemporaryDirectory(prefix="avatar-bench-") as work:
         files = find_files(preset, args.ckpt_dir, Path(work))
-        parts = Parts.load(preset.memory, files, placement=placement)
+        parts = Components.load(preset.memory, files, placement=placement)
         return bench(preset, parts, num_blocks=args.blocks)

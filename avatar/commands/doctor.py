@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from avatar import doctor
 from avatar.commands.output import console, write_json
 from avatar.commands.settings import add_checkpoint
+from avatar.runtime import doctor
 
 
 def add(commands: Any) -> None:

@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch both repositories and print where they are."""
-    from avatar.models.download import DIFFUSERS_REPOS, REPOS, download
+    from avatar.planning.download import DIFFUSERS_REPOS, REPOS, download
 
     repos = DIFFUSERS_REPOS if args.layout == "diffusers" else REPOS
     revision = revisions(args.revision, [repo.name for repo in repos])

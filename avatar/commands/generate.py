@@ -19,20 +19,21 @@ from avatar.batch.engines import gpus_of
 from avatar.commands.output import console, write_json
 from avatar.commands.settings import add_checkpoint, add_long, add_preset, chosen_preset
 from avatar.commands.signals import stopped_by_signals
-from avatar.engine import Engine, open_engine
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Event, Finished, Notice, PartDone, Progress, Segment
 from avatar.long.job import Job
 from avatar.media.files import joined_name, minutes
-from avatar.media.keeping import kept_outside
 from avatar.media.portrait import video_size
-from avatar.memory.fit import require
-from avatar.memory.inventory import probe
-from avatar.parallel.attach import Address, secret
-from avatar.parallel.layout import Layout
+from avatar.planning.availability import require
+from avatar.planning.inventory import probe
+from avatar.planning.layout import Layout
 from avatar.preset import Preset
 from avatar.request import Request
-from avatar.scratch import Scratch
+from avatar.runtime.attach import Address, secret
+from avatar.runtime.engine import Engine
+from avatar.runtime.factory import open_engine
+from avatar.runtime.keeping import kept_outside
+from avatar.runtime.scratch import Scratch
 
 OUTPUTS = Path("outputs")
 

@@ -8,19 +8,19 @@ from typing import Any
 
 from rich.table import Table
 
-from avatar.abilities import unsupported
 from avatar.commands.output import console, write_json
 from avatar.commands.settings import add_preset, chosen_preset
 from avatar.errors import BadInput, DoesNotFit
 from avatar.geometry import Size
 from avatar.media import prompt
-from avatar.media.limits import Limits
+from avatar.media.limits import InputLimits
 from avatar.media.portrait import read_portrait
-from avatar.memory.fit import way_out
-from avatar.memory.inventory import Inventory, probe
-from avatar.memory.placement import ALL_ON_GPU, Placement
-from avatar.memory.plan import ALWAYS, DevicePlan, Plan, describe, gib
-from avatar.memory.planner import plan
+from avatar.planning.availability import way_out
+from avatar.planning.inventory import Inventory, probe
+from avatar.planning.layout import unsupported
+from avatar.planning.placement import ALL_ON_GPU, Placement
+from avatar.planning.plan import ALWAYS, DevicePlan, Plan, describe, gib
+from avatar.planning.planner import plan
 from avatar.preset import MOST_GIB, MOST_GPUS, Preset, capability
 from avatar.sizes import video_size
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 def check_prompt(preset: Preset, inventory: Inventory) -> None:
     """Count the prompt, if the checkpoint is here. Raises: BadInput when it is too long."""
     tokenizer = inventory.checkpoint.tokenizer if preset.requires.weights == "live-avatar" else None
-    prompt.check_prompt(preset.generation.prompt, Limits().max_prompt_tokens, tokenizer)
+    prompt.check_prompt(preset.generation.prompt, InputLimits().max_prompt_tokens, tokenizer)
 
 
 def size_of(portrait: Path, preset: Preset) -> Size:

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from avatar.commands.output import console, write_json
 from avatar.commands.settings import add_checkpoint
-from avatar.memory.fit import availability, resolve
-from avatar.memory.inventory import probe
+from avatar.planning.availability import availability, resolve
+from avatar.planning.inventory import probe
 from avatar.preset import Preset, load_presets
 
 

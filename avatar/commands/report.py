@@ -15,11 +15,11 @@ from rich.table import Table
 
 from avatar.commands.output import console, write_json
 from avatar.errors import BadInput
-from avatar.gallery import HALF
 from avatar.long.job import PARTS_SUFFIX
 from avatar.media.beside import REPORT
-from avatar.media.report import GpuUse, RunReport, read_report
 from avatar.paths import exists, is_dir
+from avatar.runtime.gallery import HALF
+from avatar.runtime.report import GpuUse, RunReport, read_report
 
 GIB = 2**30
 UNKNOWN = "–"

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from avatar.memory.choice import choose
-from avatar.memory.inventory import Inventory
+from avatar.planning.choice import choose
+from avatar.planning.inventory import Inventory
 from avatar.preset import Preset
 
 

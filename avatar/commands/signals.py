@@ -17,7 +17,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN_S = 1.0  # a second Ctrl-C sooner than this is the first one, passed on by a launcher as well
 
 
-class Ended(KeyboardInterrupt):
+class StopSignal(KeyboardInterrupt):
     """A signal that ends the program. number: the signal's."""
 
     def __init__(self, number: int) -> None:
@@ -44,7 +44,7 @@ def ended_by_signals() -> Iterator[None]:
     def end(number: int, _frame: FrameType | None) -> None:
         for other in ENDING:
             signal.signal(other, signal.SIG_IGN)
-        raise Ended(number)
+        raise StopSignal(number)
 
     with _handled(end, (signal.SIGTERM, signal.SIGHUP)):
         yield
@@ -67,7 +67,7 @@ def stopped_by_signals(cancel: Callable[[], None]) -> Iterator[Stop]:
             # In a thread: this one may hold the engine's lock.
             threading.Thread(target=cancel, daemon=True).start()
         elif number == signal.SIGINT and time.monotonic() - since > AGAIN_S:
-            raise Ended(number)
+            raise StopSignal(number)
 
     with _handled(stop, ENDING):
         try:

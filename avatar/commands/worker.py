@@ -8,8 +8,8 @@ from typing import Any
 
 from avatar.commands.settings import add_checkpoint, add_preset, chosen_preset
 from avatar.errors import BadInput
-from avatar.memory.inventory import probe
-from avatar.parallel.attach import SECRET, Address, secret
+from avatar.planning.inventory import probe
+from avatar.runtime.attach import SECRET, Address, secret
 
 PORT = 7861
 
@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         metavar="HOST:PORT",
         help=f"where rank 0 can be reached (127.0.0.1:{PORT})",
     )
-    parser.add_argument("--roles", default="avatar.parallel.roles", help=argparse.SUPPRESS)
+    parser.add_argument("--roles", default="avatar.distributed.roles", help=argparse.SUPPRESS)
     add_checkpoint(parser)
     add_preset(parser)
     parser.set_defaults(run=run)
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if preset.engine != "diffusion":
         raise BadInput(f"Preset {preset.name!r} has no ranks.", "Choose one of the diffusion engine's.")
     logging.getLogger().setLevel(logging.INFO)
-    from avatar.parallel.torchrun import serve
+    from avatar.distributed.torchrun import serve
 
     serve(preset, args.ckpt_dir, args.roles, Address.parse(args.listen), secret())
     return 0

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from avatar.engine import Engine
 from avatar.errors import BadInput
 from avatar.long.ledger import PLAN, Ledger, open_ledger, tidy
 from avatar.long.spans import Span, quiet_spans, regular_spans
@@ -16,20 +15,21 @@ from avatar.long.stream import LongVideo
 from avatar.media.beside import made_here, written_report
 from avatar.media.files import display_name
 from avatar.media.intake import open_request
-from avatar.media.limits import Limits
-from avatar.media.origin import check_same, origin
-from avatar.media.report import read_report
+from avatar.media.limits import InputLimits
 from avatar.paths import exists, is_file
 from avatar.preset import Preset
 from avatar.preview.points import load_sidecar
 from avatar.request import Request
+from avatar.runtime.engine import Engine
+from avatar.runtime.fingerprint import check_same, origin
+from avatar.runtime.report import read_report
 
 PARTS_SUFFIX = ".parts"  # of the folder beside a video that is made in parts
 _DAY_S, _GIB = 86_400.0, 2**30
 _LONGER = (
     "give checkpoint_every (seconds for the preview, else clips): it is then made in parts, for up to a day"
 )
-_LONG = Limits(max_speech_s=_DAY_S, max_speech_bytes=64 * _GIB)
+_LONG = InputLimits(max_speech_s=_DAY_S, max_speech_bytes=64 * _GIB)
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ class Job:
         check_same(told.made_from, origin(request), self.output.name)
         return self.output
 
-    def _limits(self, long: bool) -> Limits:
+    def _limits(self, long: bool) -> InputLimits:
         """Raises: BadInput for a bound that is none."""
-        usual = _LONG if long else Limits(longer=_LONGER)
+        usual = _LONG if long else InputLimits(longer=_LONGER)
         if self.max_duration_s is None:
             return usual
         if not 0 < self.max_duration_s < math.inf:  # also refuses nan

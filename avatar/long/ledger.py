@@ -21,18 +21,10 @@ from typing import IO, Any
 from avatar.errors import BadInput
 from avatar.events import Finished
 from avatar.long.spans import Span
-from avatar.media import durable
-from avatar.media.beside import (
-    MADE_BY,
-    MARK,
-    REPORT,
-    THUMBNAIL,
-    made_here,
-    report_path,
-    thumbnail_path,
-)
-from avatar.media.origin import check_same, file_digest, origin, run_name
+from avatar.media import atomic
+from avatar.media.beside import MADE_BY, MARK, REPORT, THUMBNAIL, made_here, report_path, thumbnail_path
 from avatar.request import Part, Request
+from avatar.runtime.fingerprint import check_same, file_digest, origin, run_name
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +32,7 @@ PLAN, LINES, _LOCK = "plan.json", "ledger.jsonl", ".lock"
 _VERSION = 1
 _SUFFIXES = (".mp4", REPORT, THUMBNAIL)
 _MADE = re.compile(  # names of what is made here
-    rf"part_\d{{5}}({'|'.join(map(re.escape, _SUFFIXES))})|carry_\d{{5}}\.bin|\..+{re.escape(durable.DRAFT)}"
+    rf"part_\d{{5}}({'|'.join(map(re.escape, _SUFFIXES))})|carry_\d{{5}}\.bin|\..+{re.escape(atomic.DRAFT)}"
 )
 
 
@@ -96,8 +88,8 @@ class Ledger:
             "chained": request.preset.engine == "diffusion" and not independent,
         }
         (folder / LINES).unlink(missing_ok=True)  # of a video that is finished
-        durable.write(folder / PLAN, json.dumps(plan, indent=1).encode())
-        durable.sync(folder.parent)
+        atomic.write(folder / PLAN, json.dumps(plan, indent=1).encode())
+        atomic.sync(folder.parent)
         ledger = cls(folder, plan, lock)
         ledger._clear()
         return ledger
@@ -164,13 +156,13 @@ class Ledger:
         Raises: OSError; what lies beside the part is still where it was made then.
         """
         video = self.video(part)
-        durable.copy(thumbnail_path(finished.video), thumbnail_path(video))
-        durable.copy(finished.report, report_path(video))
+        atomic.copy(thumbnail_path(finished.video), thumbnail_path(video))
+        atomic.copy(finished.report, report_path(video))
         leave = request.part.leave if request.part else None
         carry = "" if leave is None else file_digest(leave)
         if leave is not None:
-            durable.move(leave, self.carry(part))
-        durable.move(finished.video, video)
+            atomic.move(leave, self.carry(part))
+        atomic.move(finished.video, video)
         self._append(Line(part, file_digest(video), carry))
         if request.part and request.part.carry:
             request.part.carry.unlink(missing_ok=True)  # this part's own stands in its place
@@ -193,7 +185,7 @@ class Ledger:
                 file.write((json.dumps(asdict(line)) + "\n").encode())
                 file.flush()
                 os.fsync(file.fileno())
-                durable.sync(self.folder)
+                atomic.sync(self.folder)
             except OSError:
                 os.truncate(self.folder / LINES, before)  # another engine's line must not follow half of one
                 raise
@@ -259,7 +251,7 @@ def open_ledger(
             return Ledger.resume(folder, request)
         return Ledger.begin(folder, request, spans(), independent=independent)
     except OSError as error:
-        raise durable.disk_error(error) from error
+        raise atomic.disk_error(error) from error
 
 
 def _take(folder: Path) -> IO[str]:

@@ -10,17 +10,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from avatar.engine import Engine
 from avatar.errors import AvatarError, Cancelled, NotPlaced
 from avatar.events import Event, Finished, Notice, PartDone, Phase, Progress, RankLoad, Segment
 from avatar.long.ledger import Ledger
+from avatar.media.atomic import disk_error, unwritten
 from avatar.media.beside import written_report, written_thumbnail
-from avatar.media.durable import disk_error, unwritten
 from avatar.media.join import join_parts
-from avatar.media.publish import Unreported, new_report, publish, thumbnail
-from avatar.media.report import read_report, together
-from avatar.media.stream import error_kind, segment_lengths
 from avatar.request import Request
+from avatar.runtime.engine import Engine
+from avatar.runtime.publish import Unreported, new_report, publish, thumbnail
+from avatar.runtime.report import read_report, together
+from avatar.runtime.stream import error_kind, segment_lengths
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from avatar.errors import BadInput
 from avatar.geometry import FPS, Size
 from avatar.media.beside import check_places
 from avatar.media.files import LONGEST_NAME_BYTES, check_file, display_name, megabytes, minutes
-from avatar.media.limits import Limits
+from avatar.media.limits import InputLimits
 from avatar.media.prompt import check_prompt
 from avatar.media.reading import Reader
 from avatar.paths import exists, is_dir
@@ -41,7 +41,7 @@ def open_request(
     prompt: str = "",
     face_points: Mapping[str, tuple[float, float]] | None = None,
     head_only: bool = False,
-    limits: Limits | None = None,
+    limits: InputLimits | None = None,
     portrait_name: str | None = None,
     speech_name: str | None = None,
     segment_s: float = 2.0,
@@ -56,7 +56,7 @@ def open_request(
     On refusal nothing is left behind in work, nor work itself if it was made here. Raises: BadInput.
     """
     portrait, speech, output, work = Path(portrait), Path(speech), Path(output), Path(work)
-    limits, reader = limits or Limits(), reader or Reader()
+    limits, reader = limits or InputLimits(), reader or Reader()
     portrait_name, speech_name = display_name(portrait, portrait_name), display_name(speech, speech_name)
     # the toy model of the self-test has a tokenizer of its own
     counted_by = tokenizer if preset.requires.weights == "live-avatar" else None
@@ -173,7 +173,7 @@ def _num_frames(of_speech: int, preset: Preset, speech_name: str) -> tuple[int, 
 
 
 def _check_disk(
-    num_frames: int, num_channels: int, preset: Preset, output: Path, work: Path, limits: Limits
+    num_frames: int, num_channels: int, preset: Preset, output: Path, work: Path, limits: InputLimits
 ) -> None:
     """Refuse when the video may not fit: segments and a first copy in work, the finished file in output."""
     size = Size.parse(preset.generation.size)

@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 
 from avatar.errors import BadInput
 from avatar.geometry import FPS, SOUND_HZ
-from avatar.media import durable
+from avatar.media import atomic
 from avatar.media.beside import check_free
 from avatar.media.files import display_name, megabytes
 from avatar.media.segments import INDEX_FIRST, picture_packet, read_tag, tag
@@ -59,14 +59,14 @@ def join_parts(paths: Sequence[Path], output: Path) -> int:
     if output.exists() and any(output.samefile(piece.path) for piece in pieces):
         raise BadInput(f"The output {output.name} is one of the parts.", "Choose another name.")
     check_free(output)
-    draft = durable.draft_of(output)
+    draft = atomic.draft_of(output)
     try:
         _check_disk(pieces, output)
         _write(pieces, draft)
-        durable.replace(draft, output)
+        atomic.replace(draft, output)
     except BaseException as error:
         draft.unlink(missing_ok=True)
-        told = durable.disk_error(error)
+        told = atomic.disk_error(error)
         if isinstance(error, OSError) and told is error:
             log.error("joining failed", exc_info=error)
             told = BadInput(

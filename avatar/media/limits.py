@@ -8,7 +8,7 @@ MiB = 2**20
 
 
 @dataclass(frozen=True)
-class Limits:
+class InputLimits:
     """What intake accepts at most. Sizes in bytes, lengths in seconds, sides in pixels."""
 
     max_speech_s: float = 20 * 60.0
@@ -31,7 +31,7 @@ class Limits:
         """Samples that are decoded of one file, of all channels: eight at 48 kHz, or two at 192 kHz."""
         return 8 * 48_000 * (self.max_speech_s + 1)
 
-    def hosted(self) -> Limits:
+    def hosted(self) -> InputLimits:
         """The same for a machine that anybody may use: no more than phones and recorders need."""
         return replace(
             self,

@@ -16,7 +16,7 @@ from avatar import sizes
 from avatar.errors import BadInput
 from avatar.geometry import Size
 from avatar.media.files import check_file, display_name
-from avatar.media.limits import Limits
+from avatar.media.limits import InputLimits
 from avatar.preset import Preset
 
 log = logging.getLogger(__name__)
@@ -50,12 +50,12 @@ def read_portrait(path: Path) -> np.ndarray:
     return open_portrait(path).pixels
 
 
-def open_portrait(path: Path, *, name: str | None = None, limits: Limits | None = None) -> Portrait:
+def open_portrait(path: Path, *, name: str | None = None, limits: InputLimits | None = None) -> Portrait:
     """Read a PNG, JPEG, WebP, AVIF or HEIC; size and kind are judged by the header, before any decoding.
 
     name: what messages call the file. Raises: BadInput.
     """
-    name, limits = display_name(path, name), limits or Limits()
+    name, limits = display_name(path, name), limits or InputLimits()
     check_file(path, name, limits.max_portrait_bytes, "portrait")
     with path.open("rb") as file:
         image = _open_header(file, name, limits)
@@ -77,7 +77,7 @@ def video_size(portrait: Path, preset: Preset) -> Size:
         return sizes.video_size(preset.engine, image.width, image.height, preset.generation.size)
 
 
-def _open_header(file: BinaryIO, name: str, limits: Limits) -> Image.Image:
+def _open_header(file: BinaryIO, name: str, limits: InputLimits) -> Image.Image:
     _register_formats()
     try:
         return Image.open(file, formats=_FORMATS)
@@ -96,7 +96,7 @@ def _register_formats() -> None:
     pillow_heif.register_heif_opener()
 
 
-def _check_header(image: Image.Image, name: str, limits: Limits) -> None:
+def _check_header(image: Image.Image, name: str, limits: InputLimits) -> None:
     width, height = image.size
     shape = f"{width}×{height}"
     if width * height > limits.max_pixels or max(width, height) > limits.max_side_px:
@@ -112,7 +112,7 @@ def _check_header(image: Image.Image, name: str, limits: Limits) -> None:
         raise BadInput(f"{name} is animated.", "Choose a still picture, or export one frame of it.")
 
 
-def _too_large(name: str, shape: str, limits: Limits) -> BadInput:
+def _too_large(name: str, shape: str, limits: InputLimits) -> BadInput:
     return BadInput(
         f"{name} is too large{shape}.",
         f"A portrait may have {limits.max_pixels / 1e6:.0f} megapixels and {limits.max_side_px} pixels a side"

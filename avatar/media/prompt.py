@@ -6,7 +6,7 @@ import unicodedata
 from pathlib import Path
 
 from avatar.errors import BadInput
-from avatar.prompt_tokens import token_ids
+from avatar.planning.prompt_tokens import token_ids
 
 _MOST_CHARACTERS = 20_000  # surely more than any text model reads; not worth counting exactly
 

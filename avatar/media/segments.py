@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 
 from avatar.events import Segment
 from avatar.geometry import FPS
-from avatar.media import durable
+from avatar.media import atomic
 from avatar.media.beside import MARK
 from avatar.media.sound import GridSound, LosslessSound
 from avatar.media.speech import SpeechReader
@@ -92,7 +92,7 @@ class SegmentWriter:
             raise ValueError("no frame was written")
         self._whole.close()
         self._whole = None
-        durable.place(self._folder / _WHOLE, self._output)
+        atomic.place(self._folder / _WHOLE, self._output)
 
     def abort(self) -> None:
         """Close what is open and delete what is unfinished; complete segments stay."""
@@ -265,4 +265,4 @@ def join_segments(
         whole.discard()
         path.unlink(missing_ok=True)
         raise
-    durable.place(path, output)
+    atomic.place(path, output)

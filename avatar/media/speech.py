@@ -18,7 +18,7 @@ from avatar.errors import BadInput
 from avatar.geometry import FPS, SOUND_HZ, SPEECH_HZ
 from avatar.media.channels import mono_weights
 from avatar.media.files import check_file, display_name, minutes
-from avatar.media.limits import Limits
+from avatar.media.limits import InputLimits
 from avatar.media.track import Found, Track, damaged
 
 log = logging.getLogger(__name__)
@@ -71,25 +71,25 @@ class Speech:
 
 
 def write_speech(
-    source: Path, target: Path, *, name: str | None = None, limits: Limits | None = None
+    source: Path, target: Path, *, name: str | None = None, limits: InputLimits | None = None
 ) -> Speech:
     """Decode the audio track of source into target, 48 kHz 16-bit WAV, in bounded memory.
 
     What has more than one channel becomes stereo. On refusal target does not exist. Raises: BadInput.
     """
     try:
-        return _read(source, target, display_name(source, name), limits or Limits())
+        return _read(source, target, display_name(source, name), limits or InputLimits())
     except BaseException:
         target.unlink(missing_ok=True)
         raise
 
 
-def check_speech(source: Path, *, name: str | None = None, limits: Limits | None = None) -> Speech:
+def check_speech(source: Path, *, name: str | None = None, limits: InputLimits | None = None) -> Speech:
     """What write_speech would say of a file; nothing is written. Raises: BadInput."""
-    return _read(source, None, display_name(source, name), limits or Limits())
+    return _read(source, None, display_name(source, name), limits or InputLimits())
 
 
-def _read(source: Path, target: Path | None, name: str, limits: Limits) -> Speech:
+def _read(source: Path, target: Path | None, name: str, limits: InputLimits) -> Speech:
     check_file(source, name, limits.max_speech_bytes, "speech")
     with source.open("rb") as file, Track(file, source, name, limits) as track:
         promised_s = (track.promised_s or 0.0) if track.certain else 0.0
@@ -104,7 +104,7 @@ def _read(source: Path, target: Path | None, name: str, limits: Limits) -> Speec
     return speech
 
 
-def _write(track: Track, target: Path | None, num_channels: int, gain: float, limits: Limits) -> _Level:
+def _write(track: Track, target: Path | None, num_channels: int, gain: float, limits: InputLimits) -> _Level:
     """Decode the track into a WAV, louder by gain; returns what it was like before."""
     level, most = _Level(), math.ceil((limits.max_speech_s + _GRACE_S) * SOUND_HZ)
     try:
@@ -167,7 +167,7 @@ class _Level:
         return max(1.0, min(10 ** ((_RAISED_DBFS - self.loud_dbfs) / 20), _CEILING / self.peak))
 
 
-def _judge(track: Track, level: _Level, num_channels: int, limits: Limits) -> Speech:
+def _judge(track: Track, level: _Level, num_channels: int, limits: InputLimits) -> Speech:
     name, found, seconds = track.name, track.found, level.num_samples / SOUND_HZ
     gaps_s = sum(length for _, length in found.gaps)
     if found.bad_packets > 1 + _BAD_PACKETS * found.num_packets or (
@@ -251,7 +251,7 @@ def _at(seconds: float) -> str:
     return f"{start}:{rest // 10:02d}.{rest % 10}"
 
 
-def _too_long(name: str, seconds: float | None, limits: Limits) -> BadInput:
+def _too_long(name: str, seconds: float | None, limits: InputLimits) -> BadInput:
     length = f" ({minutes(seconds)})" if seconds else ""
     longer = f", or {limits.longer}" if limits.longer else ""
     return BadInput(

@@ -21,7 +21,7 @@ from avatar.errors import BadInput
 from avatar.geometry import SOUND_HZ
 from avatar.media import endings
 from avatar.media.channels import mix_matrix
-from avatar.media.limits import Limits
+from avatar.media.limits import InputLimits
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Track:
     source_hz, channels: as they are in the file.
     """
 
-    def __init__(self, file: BinaryIO, path: Path, name: str, limits: Limits) -> None:
+    def __init__(self, file: BinaryIO, path: Path, name: str, limits: InputLimits) -> None:
         """Raises: BadInput."""
         self.name, self.found = name, Found()
         self._path, self._limits = path, limits

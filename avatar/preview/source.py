@@ -7,22 +7,22 @@ from itertools import islice
 
 import numpy as np
 
-from avatar.engine import Frames
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import Size
 from avatar.media.portrait import read_portrait
 from avatar.media.speech import SpeechReader
+from avatar.preview.animate import perform
 from avatar.preview.concerns import NO_USE_OF_POINTS, concerns
 from avatar.preview.face import Face, find_face
 from avatar.preview.landmarks import Crop, landmarks
-from avatar.preview.performance import perform
 from avatar.preview.placed import face_from_points
 from avatar.preview.points import FacePoints
 from avatar.preview.pose import Articulation
 from avatar.preview.render import Renderer, framed
 from avatar.preview.visemes import VisemeNetwork
 from avatar.request import Request
+from avatar.runtime.engine import Frames
 from avatar.sizes import video_size
 
 BATCH_FRAMES = 5  # handed over together: a fifth of a second

@@ -9,17 +9,17 @@ from typing import Any
 import gradio as gr
 
 from avatar.errors import BadInput
-from avatar.ui import payloads, points
-from avatar.ui.desk import Kept
-from avatar.ui.faults import told
+from avatar.ui import payloads, point_editor
+from avatar.ui.app_state import AppState
+from avatar.ui.error_messages import reports_errors
 from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import language_of, text
-from avatar.ui.inputs import portrait_picker, speech_picker
+from avatar.ui.job_queue import KeptVideo
 from avatar.ui.run import STATUS_EVERY_S
-from avatar.ui.studio import Studio
+from avatar.ui.widgets import portrait_picker, speech_picker
 
 
-def wire(studio: Studio) -> None:
+def wire(studio: AppState) -> None:
     """Add the endpoints; called inside the Blocks. Their components are never on the page."""
     endpoints = Endpoints(studio)
     with gr.Column(visible=False):
@@ -34,16 +34,18 @@ def wire(studio: Studio) -> None:
         button = gr.Button()
     given = [portrait, speech, preset, prompt, settings, face_points, head_only]
     shared: dict[str, Any] = {"api_visibility": "public", "concurrency_limit": None}
-    button.click(told(endpoints.generate), given, video, api_name="generate", **shared)
-    button.click(told(endpoints.presets), None, answer, api_name="presets", queue=False, **shared)
-    button.click(told(endpoints.plan), [preset, settings], answer, api_name="plan", queue=False, **shared)
-    button.click(told(endpoints.gauges), None, answer, api_name="gauges", queue=False, **shared)
+    button.click(reports_errors(endpoints.generate), given, video, api_name="generate", **shared)
+    button.click(reports_errors(endpoints.presets), None, answer, api_name="presets", queue=False, **shared)
+    button.click(
+        reports_errors(endpoints.plan), [preset, settings], answer, api_name="plan", queue=False, **shared
+    )
+    button.click(reports_errors(endpoints.gauges), None, answer, api_name="gauges", queue=False, **shared)
 
 
 class Endpoints:
     """The handlers; errors come back as one sentence or two, as on the page."""
 
-    def __init__(self, studio: Studio) -> None:
+    def __init__(self, studio: AppState) -> None:
         self.studio = studio
 
     def generate(
@@ -73,7 +75,7 @@ class Endpoints:
             yield gr.skip()  # so that a client that has gone away gives its place up
         if not face_points and not head_only and self.studio.resolved(preset).engine == "preview":
             limits = self.studio.limits
-            found = points.look_at(Path(portrait), self.studio.examples, limits, reader=reader)
+            found = point_editor.look_at(Path(portrait), self.studio.examples, limits, reader=reader)
             face_points = dict(found.points) if found.verdict == "placed" and found.points else None
         run = self.studio.submit(
             Path(portrait),
@@ -87,7 +89,7 @@ class Endpoints:
         )
         try:
             for said in run.follow(STATUS_EVERY_S):
-                if isinstance(said, Kept):
+                if isinstance(said, KeptVideo):
                     if said.error is not None:
                         raise said.error
                     yield str(self.studio.handed_out(said.entry))

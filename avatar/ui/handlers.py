@@ -13,19 +13,19 @@ import gradio as gr
 from avatar.errors import AvatarError, BadInput
 from avatar.events import Notice
 from avatar.media.speech import Speech
-from avatar.memory.fit import availability
+from avatar.planning.availability import availability
 from avatar.preset import Preset
-from avatar.ui import points
-from avatar.ui.faults import told
+from avatar.ui import point_editor
+from avatar.ui.app_state import FORM, AppState, flat
+from avatar.ui.components import PageComponents
+from avatar.ui.error_messages import reports_errors
 from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import Language, language_of, text
-from avatar.ui.page import Parts
 from avatar.ui.panels.cards import Shape, lack_words, render_examples, render_presets, size_words
 from avatar.ui.panels.machine import render_gauges, render_machine, render_plan
 from avatar.ui.panels.status import Status, render_notices, render_status
 from avatar.ui.payloads import mapping, pressed, words
-from avatar.ui.run import STATUS_EVERY_S, Generate, Updates, Visits
-from avatar.ui.studio import FORM, Studio, flat
+from avatar.ui.run import STATUS_EVERY_S, Generate, PageRuns, Updates
 
 TICK_S = 1.0
 PLAYED_BY_BROWSERS = (
@@ -35,10 +35,10 @@ OWNER = re.compile(r"[0-9a-f]{32}")  # the secret by which a browser owns its vi
 SHOWN_BY_BROWSERS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif")
 
 
-def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
+def wire(demo: gr.Blocks, parts: PageComponents, studio: AppState) -> None:
     """Connect every event of the page; called inside the Blocks."""
-    p, visits = parts, Visits(studio)
-    page = Page(parts, studio, visits)
+    p, visits = parts, PageRuns(studio)
+    page = PageCallbacks(parts, studio, visits)
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     direct = {**quiet, "queue": False}  # at once; but an error would not be shown
     queued = {**quiet, "concurrency_limit": None}
@@ -57,20 +57,20 @@ def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
         p.owner,
         p.saved,
     ]
-    demo.load(told(page.opened), [p.saved], opened, **direct)
+    demo.load(reports_errors(page.opened), [p.saved], opened, **direct)
     demo.unload(page.closed)
     seen = [p.portrait, p.points, p.shape, p.presets, p.plan, p.notices]
-    p.portrait.change(told(page.portrait_changed), [p.portrait, p.preset, *form], seen, **queued)
-    p.speech.change(told(page.speech_changed), [p.speech], [p.speech], **queued)
-    p.video.upload(told(page.video_taken), [p.video], [p.speech], **queued)
+    p.portrait.change(reports_errors(page.portrait_changed), [p.portrait, p.preset, *form], seen, **queued)
+    p.speech.change(reports_errors(page.speech_changed), [p.speech], [p.speech], **queued)
+    p.video.upload(reports_errors(page.video_taken), [p.video], [p.speech], **queued)
     kept = [p.preset, p.prompt, *form]
     keep: dict[str, Any] = {"fn": page.keep, "inputs": [p.saved, *kept], "outputs": [p.saved], **direct}
     chosen = [p.preset, p.presets, *form_parts]
-    p.presets.select(told(page.preset_chosen), [p.shape], chosen, **queued).success(**keep)
+    p.presets.select(reports_errors(page.preset_chosen), [p.shape], chosen, **queued).success(**keep)
     last = {"trigger_mode": "always_last"}  # of quick changes
     gr.on(
         [part.input for part in form],
-        told(page.form_changed),
+        reports_errors(page.form_changed),
         [p.preset, p.shape, *form],
         [p.plan],
         **direct,
@@ -78,7 +78,7 @@ def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
     )
     gr.on([part.input for part in (p.prompt, *form)], **keep, **last)
 
-    press = told(page.generate.press)
+    press = reports_errors(page.generate.press)
     run: dict[str, Any] = {
         "inputs": page.generate.inputs,
         "outputs": page.generate.outputs,
@@ -88,20 +88,22 @@ def wire(demo: gr.Blocks, parts: Parts, studio: Studio) -> None:
         "api_visibility": "private",
     }
     p.generate.click(press, **run)
-    fill = p.examples.select(told(page.example_chosen), None, [p.portrait, p.speech, p.points], **queued)
+    fill = p.examples.select(
+        reports_errors(page.example_chosen), None, [p.portrait, p.speech, p.points], **queued
+    )
     fill.success(press, **run)
-    p.stop.click(told(page.stop_pressed), None, [p.stop], **direct)
+    p.stop.click(reports_errors(page.stop_pressed), None, [p.stop], **direct)
     p.replay.click(page.replay, None, [p.live, p.final, p.replay], **direct)
     p.live.end(page.replay, None, [p.live, p.final, p.replay], **direct)
-    p.shelf.submit(told(page.generate.resume), **{**run, "inputs": [p.owner]})
-    p.shelf.select(told(page.shelf_pressed), [p.owner, p.shape], [p.shelf, *chosen], **queued)
+    p.shelf.submit(reports_errors(page.generate.resume), **{**run, "inputs": [p.owner]})
+    p.shelf.select(reports_errors(page.shelf_pressed), [p.owner, p.shape], [p.shelf, *chosen], **queued)
     gr.Timer(TICK_S).tick(page.tick, None, [p.gauges], **direct)
 
 
-class Page:
+class PageCallbacks:
     """The handlers; each takes the request first, and returns updates by component."""
 
-    def __init__(self, parts: Parts, studio: Studio, visits: Visits) -> None:
+    def __init__(self, parts: PageComponents, studio: AppState, visits: PageRuns) -> None:
         self.parts = parts
         self.studio = studio
         self.visits = visits
@@ -147,10 +149,12 @@ class Page:
             yield {p.portrait: reader.portrait(path, name=path.name, limits=limits).pixels}
             return  # it is a change again
         preset = self._with_form(name, values) or self._resolved(name)[0]
-        look = points.look_at(path, self.studio.examples, limits, preset=preset, reader=reader)
+        look = point_editor.look_at(path, self.studio.examples, limits, preset=preset, reader=reader)
         asks = preset.engine == "preview"
         yield {
-            p.points: points.question(look, path, language) if asks else gr.update(value=None, image=""),
+            p.points: point_editor.question(look, path, language)
+            if asks
+            else gr.update(value=None, image=""),
             **self._seen((look.width, look.height), look.notices, name, values, language),
         }
 

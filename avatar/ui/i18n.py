@@ -13,8 +13,8 @@ import gradio as gr
 from starlette.requests import Request
 
 from avatar.errors import AvatarError
-from avatar.memory.plan import describe
-from avatar.ui.words import ITEMS, NOTICES, RUNGS, TEXT
+from avatar.planning.plan import describe
+from avatar.ui.translations import ITEMS, NOTICES, RUNGS, TEXT
 
 Language = str  # "en" or "zh"
 

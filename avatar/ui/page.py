@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from avatar.ui import points
+from avatar.ui import point_editor
+from avatar.ui.app_state import AppState
+from avatar.ui.components import PageComponents
 from avatar.ui.i18n import browser_table
-from avatar.ui.inputs import GuardedBlocks, portrait_picker, speech_picker, video_button
-from avatar.ui.studio import Studio
 from avatar.ui.theme import css, script, theme
 from avatar.ui.uploads import Uploads
+from avatar.ui.widgets import GuardedBlocks, portrait_picker, speech_picker, video_button
 
 word: Any = browser_table()  # a function from a key to text that the browser translates
 
@@ -22,41 +22,7 @@ LAYOUTS = ["local", "layers", "timesteps", "ulysses", "fsdp"]
 SIZES = ["1280*720", "720*1280", "704*704", "704*384", "688*368", "512*512", "384*256"]
 
 
-@dataclass
-class Parts:
-    """The components that handlers read and write."""
-
-    machine: gr.HTML
-    examples: gr.HTML
-    portrait: gr.Image
-    points: gr.HTML
-    speech: gr.Audio
-    video: gr.UploadButton
-    prompt: gr.Textbox
-    presets: gr.HTML
-    preset: gr.State
-    form: dict[str, Any]
-    form_note: gr.HTML
-    plan: gr.HTML
-    shape: gr.State
-    badge: gr.HTML
-    empty: gr.HTML
-    live: gr.Video
-    final: gr.Video
-    status: gr.HTML
-    generate: gr.Button
-    stop: gr.Button
-    result: gr.Row
-    replay: gr.Button
-    download: gr.DownloadButton
-    notices: gr.HTML
-    gauges: gr.HTML
-    shelf: gr.HTML
-    saved: gr.BrowserState
-    owner: gr.State
-
-
-def build_page(studio: Studio) -> GuardedBlocks:
+def build_page(studio: AppState) -> GuardedBlocks:
     """The whole demo, wired; launch it with launch_options()."""
     from avatar.ui import api, handlers
 
@@ -89,7 +55,7 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-def _layout(studio: Studio) -> Parts:
+def _layout(studio: AppState) -> PageComponents:
     parts: dict[str, Any] = {}
     with gr.Row(elem_id="top"):
         gr.HTML(
@@ -122,7 +88,7 @@ def _layout(studio: Studio) -> Parts:
     gr.HTML(word("footer"), html_template="<p>${value}</p>", apply_default_css=False, elem_id="footer")
     parts["saved"] = gr.BrowserState({}, storage_key="live-avatar", secret="live-avatar")
     parts["owner"] = gr.State("")
-    return Parts(**parts)
+    return PageComponents(**parts)
 
 
 def _panel(name: str, **options: Any) -> gr.HTML:
@@ -130,7 +96,7 @@ def _panel(name: str, **options: Any) -> gr.HTML:
     return gr.HTML("", js_on_load=script("panel.js"), apply_default_css=False, elem_id=name, **options)
 
 
-def _inputs(studio: Studio) -> dict[str, Any]:
+def _inputs(studio: AppState) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     with gr.Row(elem_id="pickers"):
         with gr.Column(min_width=220, elem_classes="picker"):
@@ -155,7 +121,7 @@ def _inputs(studio: Studio) -> dict[str, Any]:
                 ),
             )
             parts["video"] = video_button(word("speech_video"), size="sm", elem_id="speech-video")
-    parts["points"] = points.editor("points")
+    parts["points"] = point_editor.editor("points")
     parts["prompt"] = gr.Textbox(
         label=word("prompt"),
         placeholder=word("prompt_hint"),

@@ -7,12 +7,12 @@ from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.routing import BaseRoute, Route
 
-from avatar.ui.studio import Studio
+from avatar.ui.app_state import AppState
 
 KEEP = {"Cache-Control": "private, max-age=86400"}
 
 
-def routes(studio: Studio) -> list[BaseRoute]:
+def routes(studio: AppState) -> list[BaseRoute]:
     """GET only; a file of the gallery for who has its own key, and the bundled portraits for everybody."""
 
     async def output(request: Request) -> FileResponse:

@@ -13,15 +13,15 @@ import gradio as gr
 
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Finished, Notice, PartDone, Phase, Progress, Segment
-from avatar.ui import points
-from avatar.ui.desk import Kept, Run, Waiting
+from avatar.ui import point_editor
+from avatar.ui.app_state import AppState
+from avatar.ui.components import PageComponents
 from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import Language, language_of, text
-from avatar.ui.page import Parts
-from avatar.ui.panels.shelf import render_shelf
+from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInLine
+from avatar.ui.panels.gallery import render_shelf
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
 from avatar.ui.payloads import mapping, pressed
-from avatar.ui.studio import Studio
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +31,19 @@ LEAD_SEGMENTS = 2  # released together: with one alone the player would run dry 
 Updates = dict[Any, Any]
 
 
-class Visits:
+class PageRuns:
     """Which run belongs to which open page."""
 
-    def __init__(self, studio: Studio) -> None:
+    def __init__(self, studio: AppState) -> None:
         self.studio = studio
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, QueuedRun] = {}
 
-    def begin(self, visit: str, run: Run) -> None:
+    def begin(self, visit: str, run: QueuedRun) -> None:
         """A page's new run; an older one of the same page is stopped."""
         self.stop(visit)
         self._runs[visit] = run
 
-    def is_current(self, visit: str, run: Run) -> bool:
+    def is_current(self, visit: str, run: QueuedRun) -> bool:
         return self._runs.get(visit) is run
 
     def stop(self, visit: str) -> None:
@@ -52,7 +52,7 @@ class Visits:
         if run is not None:
             self.studio.desk.stop(run)
 
-    def end(self, visit: str, run: Run) -> None:
+    def end(self, visit: str, run: QueuedRun) -> None:
         """The page is done with the run, or gone."""
         self.studio.desk.stop(run)
         run.let_go()
@@ -63,7 +63,7 @@ class Visits:
 class Generate:
     """The handler of Generate."""
 
-    def __init__(self, parts: Parts, studio: Studio, visits: Visits) -> None:
+    def __init__(self, parts: PageComponents, studio: AppState, visits: PageRuns) -> None:
         self.parts = parts
         self.studio = studio
         self.visits = visits
@@ -94,10 +94,12 @@ class Generate:
         for _ in reader.ahead(Path(portrait), Path(speech), STATUS_EVERY_S):
             yield {self.parts.status: gr.skip()}  # so that a page that has gone away gives its place up
         if self.studio.resolved(preset).engine == "preview" and not _answers(asked, portrait):
-            look = points.look_at(Path(portrait), self.studio.examples, self.studio.limits, reader=reader)
+            look = point_editor.look_at(
+                Path(portrait), self.studio.examples, self.studio.limits, reader=reader
+            )
             if look.picture is not None:
                 gr.Warning(text(f"points_{look.verdict}", language), title=text("points_title", language))
-                yield {self.parts.points: points.question(look, Path(portrait), language)}
+                yield {self.parts.points: point_editor.question(look, Path(portrait), language)}
                 return
             asked = {"points": look.points}
         run = self.studio.submit(
@@ -106,8 +108,8 @@ class Generate:
             preset,
             self.studio.form_settings(preset, form),
             prompt=prompt or "",
-            face_points=points.answer(asked),
-            head_only=points.head_only(asked),
+            face_points=point_editor.answer(asked),
+            head_only=point_editor.head_only(asked),
             owner=owner,
             visitor=visitor,
         )
@@ -118,7 +120,7 @@ class Generate:
         run = self.studio.resume(pressed(event)[1], owner, visitor_of(request))
         yield from self._show(run, request, owner)
 
-    def _show(self, run: Run, request: gr.Request, owner: str) -> Iterator[Updates]:
+    def _show(self, run: QueuedRun, request: gr.Request, owner: str) -> Iterator[Updates]:
         visit, language = request.session_hash or "", language_of(request)
         self.visits.begin(visit, run)
         try:
@@ -126,19 +128,19 @@ class Generate:
         finally:
             self.visits.end(visit, run)
 
-    def _follow(self, run: Run, visit: str, owner: str, language: Language) -> Iterator[Updates]:
+    def _follow(self, run: QueuedRun, visit: str, owner: str, language: Language) -> Iterator[Updates]:
         p = self.parts
         status = Status("running", Progress(Phase.LOADING))
         held: list[Segment] = []  # the first ones, until they go out together
         released = 0
         drawn = time.monotonic()
         yield self._begin(status, language)
-        kept: Kept | None = None
+        kept: KeptVideo | None = None
         failure: BaseException | None = None
         try:
             for said in run.follow(STATUS_EVERY_S):
                 match said:
-                    case Waiting(place):
+                    case WaitingInLine(place):
                         status = replace(status, state="waiting" if place else "running", place=place)
                     case Progress():
                         label = getattr(run.engine, "label", "") or status.label
@@ -160,7 +162,7 @@ class Generate:
                         continue
                     case PartDone():
                         continue  # the next Progress counts it
-                    case Kept():
+                    case KeptVideo():
                         kept = said
                         break
                     case None:
@@ -195,7 +197,12 @@ class Generate:
         }
 
     def _end(
-        self, kept: Kept | None, status: Status, failure: BaseException | None, owner: str, language: Language
+        self,
+        kept: KeptVideo | None,
+        status: Status,
+        failure: BaseException | None,
+        owner: str,
+        language: Language,
     ) -> Updates:
         p = self.parts
         over: Updates = {p.generate: gr.update(interactive=True), p.stop: gr.update(interactive=False)}

@@ -20,18 +20,18 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import BaseRoute, Route
 
 from avatar.errors import AvatarError, BadInput
-from avatar.ui.faults import words
+from avatar.ui.app_state import AppState
+from avatar.ui.error_messages import words
 from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import language_of
-from avatar.ui.inputs import GuardedBlocks
 from avatar.ui.live import Segments
-from avatar.ui.studio import Studio
 from avatar.ui.uploads import TooLarge, Uploads
+from avatar.ui.widgets import GuardedBlocks
 
 ARRIVE_S = 900.0  # in which an upload must arrive
 
 
-def transfer_routes(studio: Studio, demo: GuardedBlocks) -> list[BaseRoute]:
+def transfer_routes(studio: AppState, demo: GuardedBlocks) -> list[BaseRoute]:
     """All of them; the page is demo."""
     return [*_upload_routes(demo.uploads, demo), *_live_routes(studio.segments, demo)]
 

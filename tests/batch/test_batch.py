@@ -17,9 +17,9 @@ from avatar.batch.engines import Engines, gpus_of
 from avatar.cli import main
 from avatar.commands import batch
 from avatar.errors import DoesNotFit
-from avatar.memory.inventory import Inventory, probe
+from avatar.planning.inventory import Inventory, probe
 from avatar.preset import load_preset
-from avatar.worker import EngineProcess
+from avatar.runtime.engine_process import EngineProcess
 from tests.long.runs import inputs, packets
 
 NO_GPU = replace(probe(), gpus=(), no_gpu_reason="No NVIDIA driver.")
@@ -108,7 +108,8 @@ def test_a_lost_engine_is_replaced_for_the_next(folder, engines, capsys):
 
 def test_ctrl_c_stops_in_order(folder):
     code = (
-        "import sys; from avatar.commands import batch; from avatar.worker import EngineProcess\n"
+        "import sys; from avatar.commands import batch\n"
+        "from avatar.runtime.engine_process import EngineProcess\n"
         f"batch.open_engine = lambda preset, **_: EngineProcess({SOURCE!r}, None, frame_s=0.05)\n"
         "from avatar.cli import main; sys.exit(main(sys.argv[1:]))"
     )

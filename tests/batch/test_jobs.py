@@ -11,7 +11,7 @@ from avatar.batch.jobs import Wanted, read_jobs
 from avatar.errors import BadInput
 from avatar.media.portrait import PORTRAIT_SUFFIXES
 from avatar.media.speech import SPEECH_SUFFIXES
-from avatar.memory.inventory import probe
+from avatar.planning.inventory import probe
 
 NO_GPU = replace(probe(), gpus=(), no_gpu_reason="No NVIDIA driver.")
 

@@ -10,9 +10,9 @@ import pytest
 from avatar.batch.ray_engine import Delivery, RayEngine
 from avatar.errors import NotPlaced
 from avatar.events import Finished
-from avatar.media import durable
+from avatar.media import atomic
 from avatar.media.beside import report_path, thumbnail_path
-from avatar.media.publish import Unreported
+from avatar.runtime.publish import Unreported
 from tests.long.runs import job
 
 
@@ -42,7 +42,7 @@ def test_a_delivery_without_room_is_kept(arrived, monkeypatch):
     def full(path: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(durable, "move", full)
+    monkeypatch.setattr(atomic, "move", full)
     with pytest.raises(NotPlaced, match="No space left on device") as told:
         receive()
     assert [path.read_bytes() for path in told.value.kept] == [b"film"]
@@ -55,7 +55,7 @@ def test_a_report_without_room_costs_no_delivery(arrived, monkeypatch):
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(durable, "write", full)
+    monkeypatch.setattr(atomic, "write", full)
     with pytest.raises(Unreported):
         receive()
     assert request.output.read_bytes() == b"film"

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from avatar.bench.options import BenchOptions
 from avatar.bench.ranks import settled_fps, settling
-from avatar.bench.terms import Terms
 from avatar.cli import main
 from avatar.commands.bench import BLOCKS
 from avatar.geometry import BLOCK_FRAMES, Geometry, Size
-from avatar.memory.items import COMMUNICATION_BYTES, CUDA_CONTEXT_BYTES
-from avatar.models.config import ModelConfig
-from avatar.models.tiny import CONFIG
+from avatar.model.weights.tiny import CONFIG
+from avatar.planning.estimates import COMMUNICATION_BYTES, CUDA_CONTEXT_BYTES
+from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import load_presets
 
 LAST = ["taken", "conditions", "begun", "speech", "primed", "denoised", "decoded", "received"]
@@ -90,13 +90,13 @@ def test_a_slice_that_cannot_be_is_refused(flags, words, capsys):
 
 
 def test_what_ranks_are_timed_under_reaches_them(tmp_path: Path):
-    terms = Terms(random=True, num_layers=14, vram_bytes=24 * 2**30)
-    assert Terms.read(terms.write(tmp_path / "terms.json")) == terms
+    terms = BenchOptions(random=True, num_layers=14, vram_bytes=24 * 2**30)
+    assert BenchOptions.read(terms.write(tmp_path / "terms.json")) == terms
     config = terms.config_of(ModelConfig())
     assert (config.num_layers, config.audio_inject_layers) == (14, (0, 4, 8, 12))
     assert terms.tensor_bytes(2) == 24 * 2**30 - CUDA_CONTEXT_BYTES - 2 * COMMUNICATION_BYTES
-    assert Terms().tensor_bytes(0) is None
-    assert Terms().config_of(ModelConfig()) == ModelConfig()
+    assert BenchOptions().tensor_bytes(0) is None
+    assert BenchOptions().config_of(ModelConfig()) == ModelConfig()
 
 
 def test_a_pipeline_that_drains_is_not_settled():

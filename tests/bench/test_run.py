@@ -14,14 +14,14 @@ from avatar.bench.measure import Stopwatch, watched
 from avatar.bench.random_parts import random_parts
 from avatar.bench.run import bench, warm_up
 from avatar.cli import main
-from avatar.diffusion.decode import StreamingDecoder
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, Geometry
-from avatar.memory import inventory
-from avatar.memory.placement import Placement
-from avatar.models import tiny
-from avatar.models.kv_cache import Ring
-from avatar.models.quantize import FLOAT8
+from avatar.model.kv_cache import Ring
+from avatar.model.quantize import FLOAT8
+from avatar.model.weights import tiny
+from avatar.pipeline.decode import StreamingDecoder
+from avatar.planning import inventory
+from avatar.planning.placement import Placement
 from avatar.preset import load_preset
 
 PRESET = load_preset("self-test")

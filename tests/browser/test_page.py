@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import expect
 from visiting import Server, Visitor, start_server, wait_until
 
-from avatar.media.report import read_report
+from avatar.runtime.report import read_report
 
 Visit = Callable[..., Visitor]
 

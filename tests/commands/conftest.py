@@ -8,8 +8,8 @@ import soundfile
 from PIL import Image
 
 from avatar.commands import doctor, generate, plan, presets
-from avatar.memory.inventory import Inventory
-from avatar.worker import EngineProcess
+from avatar.planning.inventory import Inventory
+from avatar.runtime.engine_process import EngineProcess
 from tests.commands.surroundings import NO_GPU
 
 

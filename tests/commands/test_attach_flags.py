@@ -9,8 +9,8 @@ import pytest
 
 from avatar.commands.generate import check_attached
 from avatar.errors import BadInput
-from avatar.parallel.attach import SECRET
 from avatar.preset import load_preset
+from avatar.runtime.attach import SECRET
 
 
 @pytest.mark.parametrize(

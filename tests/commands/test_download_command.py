@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from avatar.checkpoint_places import LORA_REPO, OFFICIAL, find_checkpoint
 from avatar.cli import main
 from avatar.commands.download import revisions
 from avatar.errors import BadInput
+from avatar.planning.checkpoint_places import LORA_REPO, OFFICIAL, find_checkpoint
 from tests.fixtures.hub_server import Hub, serve
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ import pytest
 
 from avatar.cli import main
 from avatar.commands import generate as generate_command
-from avatar.media import durable
+from avatar.media import atomic
 from tests.commands.surroundings import NO_GPU, lines
 from tests.commands.test_signals import started
 from tests.fixtures.sources import Coloured
@@ -133,14 +133,14 @@ def test_parts_stay_and_the_last_one_is_kept(inputs, scratch, disk):
 @pytest.mark.parametrize("name", ["out.thumb.jpg", "out.report.json"])
 def test_a_report_without_room_is_told_after_the_video(inputs, machine, engine, monkeypatch, capsys, name):
     engine()
-    replaced = durable.replace
+    replaced = atomic.replace
 
     def full(path: Path, target: Path) -> None:
         if target.name == name:
             raise OSError(28, "No space left on device")
         replaced(path, target)
 
-    monkeypatch.setattr(durable, "replace", full)
+    monkeypatch.setattr(atomic, "replace", full)
     monkeypatch.setattr(generate_command, "open_engine", lambda *_, **__: Here(Coloured()))
     assert main([*inputs, "--output", "out.mp4", "--json"]) == 1
     finished, error = lines(capsys)[-2:]
@@ -153,7 +153,7 @@ def test_figures_are_told_when_their_file_cannot_be_written(tmp_path, monkeypatc
     def full(path: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(durable, "replace", full)
+    monkeypatch.setattr(atomic, "replace", full)
     monkeypatch.setattr("avatar.commands.bench.probe", lambda *_, **__: NO_GPU)
     monkeypatch.setattr("avatar.commands.bench._figures", lambda *_: {"fps": 25.0})
     command = ["bench", "--preset", "self-test", "--output", str(tmp_path / "figures.json")]

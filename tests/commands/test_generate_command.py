@@ -14,8 +14,8 @@ import pytest
 
 from avatar.cli import main
 from avatar.long import job
-from avatar.memory.inventory import Inventory
-from avatar.parallel.layout import Layout
+from avatar.planning.inventory import Inventory
+from avatar.planning.layout import Layout
 from avatar.preset import load_preset
 from tests.commands.surroundings import H200, lines
 
@@ -91,7 +91,7 @@ def test_a_flag_counts_even_where_it_says_what_auto_has_anyway(inputs, machine, 
     machine(H200)
     opened = engine()
     fewer = load_preset("80gb").with_settings(sample_steps=3)
-    monkeypatch.setattr("avatar.memory.choice.resolve", lambda *_: fewer)
+    monkeypatch.setattr("avatar.planning.choice.resolve", lambda *_: fewer)
     assert main([*inputs, "--sample_steps", "4", "--output", "out.mp4"]) == 0
     assert opened[0].generation.sample_steps == 4
 
@@ -195,7 +195,7 @@ def test_points_beside_the_portrait_or_named_go_to_the_preview(inputs, machine, 
 CTRL_C = """
 import sys
 from avatar.commands import generate
-from avatar.worker import EngineProcess
+from avatar.runtime.engine_process import EngineProcess
 generate.open_engine = lambda *_, **__: EngineProcess("tests.fixtures.sources:Coloured", frame_s=0.05)
 from avatar.cli import main
 sys.exit(main(sys.argv[1:]))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from avatar.abilities import unsupported
-from avatar.checkpoint_places import Checkpoint
 from avatar.cli import main
 from avatar.commands import doctor
+from avatar.planning.checkpoint_places import Checkpoint
+from avatar.planning.layout import unsupported
 from avatar.preset import load_preset
 from tests.commands.surroundings import H200, lines
 from tests.fixtures.tokenizer import write_tokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from avatar.cli import main
-from avatar.memory.inventory import Inventory
+from avatar.planning.inventory import Inventory
 from tests.commands.surroundings import H200, NO_GPU
 
 REFUSED_BY_PREVIEW = [

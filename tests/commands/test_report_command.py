@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from avatar.cli import main
-from avatar.media.report import RUNG_OOM, GpuUse, MemoryUse, RungTaken, RunReport
 from avatar.preset import load_preset
+from avatar.runtime.report import RUNG_OOM, GpuUse, MemoryUse, RungTaken, RunReport
 
 GIB = 2**30
 

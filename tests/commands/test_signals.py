@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
 from avatar.commands import batch, generate
-from avatar.worker import EngineProcess
+from avatar.runtime.engine_process import EngineProcess
 def open_engine(*_, **__): return EngineProcess("tests.fixtures.sources:Coloured", frame_s=0.05)
 generate.open_engine = batch.open_engine = open_engine
 from avatar.cli import main

@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from avatar.models import vae_stream
-from avatar.models.vae import VideoVAE
-from tests.diffusion.streams import relative_error
-from tests.diffusion.test_decode import GOLDEN, stream
+from avatar.model.vae import streaming
+from avatar.model.vae.vae import VideoVAE
+from tests.pipeline.streams import relative_error
+from tests.pipeline.test_decode import GOLDEN, stream
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,7 +31,7 @@ def test_compiled_float32_parity(
     few_channels: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compiled, what lies between two convolutions is one kernel of our own; and only then."""
-    monkeypatch.setattr(vae_stream, "FEW_CHANNELS", few_channels)
+    monkeypatch.setattr(streaming, "FEW_CHANNELS", few_channels)
     vae = VideoVAE.load(GOLDEN / "Wan2.1_VAE.tiny.pth", "cuda", torch.float32)
     expected = load_file(GOLDEN / "vae.safetensors")["decoded_full"]
     for compile in (False, True):

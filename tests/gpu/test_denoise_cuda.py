@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from avatar.diffusion.denoise import LocalDenoiser
-from avatar.diffusion.layer_stack import Pieces
-from avatar.diffusion.rollout import rollout
-from tests.diffusion.streams import NAMES, Stream, relative_error
+from avatar.pipeline.denoise import LocalDenoiser
+from avatar.pipeline.layer_stack import CompiledPieces
+from avatar.pipeline.rollout import rollout
+from tests.pipeline.streams import NAMES, Stream, relative_error
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,7 +35,7 @@ def test_float32_parity(name):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_bfloat16_within_the_bound_of_the_cpu_test(name, compiled):
     stream = Stream.load(name)
-    denoiser = on_gpu(stream, torch.bfloat16, pieces=Pieces.compiled() if compiled else None)
+    denoiser = on_gpu(stream, torch.bfloat16, pieces=CompiledPieces.compiled() if compiled else None)
     bound = (14 * stream.config.num_layers) ** 0.5 * 2**-9
     assert relative_error(stream.run(denoiser).cpu(), stream.tensors["latents"]) < bound
     velocities = torch.stack(denoiser.schedule.velocities).cpu().view_as(stream.tensors["velocities"])
@@ -45,7 +45,7 @@ def test_bfloat16_within_the_bound_of_the_cpu_test(name, compiled):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_no_step_waits_for_the_gpu(compiled):
     stream = Stream.load("refresh_pose")
-    denoiser = on_gpu(stream, torch.bfloat16, pieces=Pieces.compiled() if compiled else None)
+    denoiser = on_gpu(stream, torch.bfloat16, pieces=CompiledPieces.compiled() if compiled else None)
     denoiser.begin(stream.conditions)
     for block in stream.blocks():
         denoiser.submit(block)

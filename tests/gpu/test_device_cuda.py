@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from avatar.diffusion.device import downloaded
+from avatar.pipeline.device import downloaded
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from avatar.bench.random_parts import random_parts
-from avatar.diffusion.source import DiffusionSource
 from avatar.events import Notice
 from avatar.geometry import FPS, Size
 from avatar.media.intake import open_request
 from avatar.media.sample import write_sample
-from avatar.memory.plan import GIB
+from avatar.pipeline.pipeline import DiffusionPipeline
+from avatar.planning.plan import GIB
 from avatar.preset import Fallback, load_preset
 
 NEEDED_BYTES = 60 * GIB
@@ -52,7 +52,7 @@ def test_a_run_follows_a_cap_that_is_lowered_twice(tmp_path: Path, total_bytes: 
     """First 32 frames of window are enough; then, at a third of the first cap, layers must leave."""
     inputs = write_sample(tmp_path, Size(704, 384), NUM_FRAMES / FPS)
     request = open_request(*inputs, FULL, output=tmp_path / "out.mp4", work=tmp_path / "work")
-    source = DiffusionSource(
+    source = DiffusionPipeline(
         FULL, make_parts=lambda request, placement, check: random_parts(request.preset, placement)
     )
     caps = {1: 46 * GIB, 4: 17 * GIB}  # batches of frames made, and what may be used from then on

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
-from avatar.diffusion.denoise import LocalDenoiser
-from avatar.diffusion.layer_stack import Pieces
-from avatar.diffusion.rollout import make_block, rollout
-from avatar.memory.host_modules import HostModules
-from avatar.memory.offload import Conveyor, HostLayers, settle_on_host
-from avatar.memory.pinned import host_buffer, pinned_bytes
-from avatar.memory.placement import Placement, spread
-from avatar.models import kv_cache, quantize
-from avatar.models.config import ModelConfig
-from avatar.models.kv_cache import KeysValues, quantise_tokens, widen_tokens
-from avatar.models.quantize import FLOAT8, Quantiser
-from avatar.models.random_weights import random_transformer
-from avatar.models.transformer import StreamingTransformer
-from tests.diffusion.streams import Stream, relative_error
+from avatar.model import kv_cache, quantize
+from avatar.model.kv_cache import KeysValues, quantise_tokens, widen_tokens
+from avatar.model.quantize import FLOAT8, Quantiser
+from avatar.model.transformer import StreamingTransformer
+from avatar.model.weights.random_weights import random_transformer
+from avatar.pipeline.denoise import LocalDenoiser
+from avatar.pipeline.layer_stack import CompiledPieces
+from avatar.pipeline.offload.host_layers import Conveyor, HostLayers, settle_on_host
+from avatar.pipeline.offload.host_modules import HostModules
+from avatar.pipeline.offload.pinned import host_buffer, pinned_bytes
+from avatar.pipeline.rollout import make_block, rollout
+from avatar.planning.placement import Placement, spread
+from avatar.planning.transformer_config import ModelConfig
+from tests.pipeline.streams import Stream, relative_error
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,7 +48,9 @@ def model_of(stream: Stream, fp8: bool) -> StreamingTransformer:
     return model.fuse()
 
 
-def offloaded(stream: Stream, fp8: bool, pieces: Pieces, ring_dtype: torch.dtype, **options) -> LocalDenoiser:
+def offloaded(
+    stream: Stream, fp8: bool, pieces: CompiledPieces, ring_dtype: torch.dtype, **options
+) -> LocalDenoiser:
     """All layers on the host."""
     model = model_of(stream, fp8)
     layers = HostLayers(model, spread(model.config.num_layers, model.config.num_layers), 2, CUDA)
@@ -63,7 +65,7 @@ def latents(denoiser: LocalDenoiser, stream: Stream, num_blocks: int = 9) -> Ten
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_what_waits_on_the_host_changes_no_bit(ring_dtype: torch.dtype, fp8: bool, compiled: bool):
-    stream, pieces = Stream.load("refresh_pose"), Pieces.compiled() if compiled else Pieces()
+    stream, pieces = Stream.load("refresh_pose"), CompiledPieces.compiled() if compiled else CompiledPieces()
     near = stream.denoiser(model_of(stream, fp8), pieces=pieces, ring_dtype=ring_dtype)
     expected = latents(near, stream)
     for rings_on_host in (False, True):
@@ -78,7 +80,7 @@ def test_what_waits_on_the_host_changes_no_bit(ring_dtype: torch.dtype, fp8: boo
 def test_nothing_waits_for_the_gpu_and_memory_stays_flat(
     compiled: bool, diagonal: bool, ring_dtype: torch.dtype
 ):
-    stream, pieces = Stream.load("basic"), Pieces.compiled() if compiled else Pieces()
+    stream, pieces = Stream.load("basic"), CompiledPieces.compiled() if compiled else CompiledPieces()
     denoiser = offloaded(stream, True, pieces, ring_dtype, rings_on_host=True, diagonal=diagonal)
     denoiser.begin(stream.conditions)
     held, num_steps = [], denoiser.schedule.num_steps
@@ -188,10 +190,10 @@ def test_pinned_memory_is_exact_and_given_back():
 
 def test_everything_leaves_with_its_owner():
     stream = Stream.load("basic")
-    latents(offloaded(stream, True, Pieces(), FLOAT8), stream)  # libraries' workspaces come once
+    latents(offloaded(stream, True, CompiledPieces(), FLOAT8), stream)  # libraries' workspaces come once
     gc.collect()
     device, host = torch.cuda.memory_allocated(CUDA), pinned_bytes()
-    denoiser = offloaded(stream, True, Pieces(), FLOAT8, rings_on_host=True, diagonal=True)
+    denoiser = offloaded(stream, True, CompiledPieces(), FLOAT8, rings_on_host=True, diagonal=True)
     latents(denoiser, stream)
     assert pinned_bytes() > host
     gc.disable()  # nothing may wait for the collector of cycles

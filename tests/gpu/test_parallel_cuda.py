@@ -10,21 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from avatar.diffusion.denoise import Denoiser, LocalDenoiser
-from avatar.diffusion.layer_stack import Pieces
-from avatar.diffusion.rollout import rollout
-from avatar.diffusion.schedule import Schedule
+from avatar.distributed.coordinator import Coordinator, assist
+from avatar.distributed.loading import share
+from avatar.distributed.process_groups import Group
 from avatar.errors import Cancelled
 from avatar.geometry import Geometry, Size
-from avatar.models.config import ModelConfig
-from avatar.models.random_weights import random_transformer
-from avatar.models.transformer import StreamingTransformer, held_dtype
-from avatar.parallel.conduct import Conductor, assist
-from avatar.parallel.group import Group
-from avatar.parallel.layout import Layout
-from avatar.parallel.loading import share
-from tests.diffusion.streams import relative_error
-from tests.parallel import ranks, streams
+from avatar.model.transformer import StreamingTransformer, held_dtype
+from avatar.model.weights.random_weights import random_transformer
+from avatar.pipeline.denoise import Denoiser, LocalDenoiser
+from avatar.pipeline.layer_stack import CompiledPieces
+from avatar.pipeline.rollout import rollout
+from avatar.pipeline.schedule import Schedule
+from avatar.planning.layout import Layout
+from avatar.planning.transformer_config import ModelConfig
+from tests.distributed import ranks, streams
+from tests.pipeline.streams import relative_error
 
 pytestmark = [
     pytest.mark.gpu,
@@ -77,13 +77,13 @@ def latents(denoiser: Denoiser, num_blocks: int = 9, cancelled: Callable[[], boo
 
 def compared(group: Group, options: dict[str, Any]) -> dict[str, Any] | None:
     """Errors against one GPU by size, the last after a run that was cancelled; and what rank 0 counted."""
-    dtype, pieces = options["dtype"], Pieces.compiled() if options["compiled"] else Pieces()
+    dtype, pieces = options["dtype"], CompiledPieces.compiled() if options["compiled"] else CompiledPieces()
     model = share(functools.partial(fill, group.device, dtype), group)
     if group.rank:
         assert model is not None
         streams.help_out(assist, group, model, dtype, pieces)
         return None
-    conductor, schedule, errors = Conductor(group, model, dtype, pieces), Schedule.flow_match(NUM_STEPS), []
+    conductor, schedule, errors = Coordinator(group, model, dtype, pieces), Schedule.flow_match(NUM_STEPS), []
     made = []
     for size in SIZES:
         denoiser = conductor.denoiser(Geometry.of(size, 24), schedule, dtype)

@@ -11,16 +11,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
-from avatar.diffusion.layer_stack import Pieces
-from avatar.models import quantize
-from avatar.models.checkpoint import open_checkpoint
-from avatar.models.config import ModelConfig
-from avatar.models.layer import modulate
-from avatar.models.quantize import FLOAT8, Float8Linear, Quantiser, product_on, quantise_rows, quantise_weight
-from avatar.models.random_weights import random_transformer
-from avatar.models.transformer import StreamingTransformer
-from avatar.models.weight_cache import load_quantised
-from tests.diffusion.streams import Stream, relative_error
+from avatar.model import quantize
+from avatar.model.layer import modulate
+from avatar.model.quantize import (
+    FLOAT8,
+    Float8Linear,
+    Quantiser,
+    product_on,
+    quantise_rows,
+    quantise_weight,
+)
+from avatar.model.transformer import StreamingTransformer
+from avatar.model.weights.checkpoint import open_checkpoint
+from avatar.model.weights.random_weights import random_transformer
+from avatar.model.weights.weight_cache import load_quantised
+from avatar.pipeline.layer_stack import CompiledPieces
+from avatar.planning.transformer_config import ModelConfig
+from tests.pipeline.streams import Stream, relative_error
 
 pytestmark = [
     pytest.mark.gpu,
@@ -138,7 +145,9 @@ def quantised_model(stream: Stream) -> StreamingTransformer:
 def test_velocities_of_the_golden_streams(name: str, compiled: bool, product: str):
     """Half as much again as on a CPU, where the largest measured is 3.9 %."""
     stream = Stream.load(name)
-    denoiser = stream.denoiser(quantised_model(stream), pieces=Pieces.compiled() if compiled else None)
+    denoiser = stream.denoiser(
+        quantised_model(stream), pieces=CompiledPieces.compiled() if compiled else None
+    )
     latents = stream.run(denoiser).cpu()
     found = torch.stack(denoiser.schedule.velocities).cpu().view_as(stream.tensors["velocities"])
     assert 0.01 < relative_error(found, stream.tensors["velocities"]) < 0.06
@@ -148,7 +157,9 @@ def test_velocities_of_the_golden_streams(name: str, compiled: bool, product: st
 @pytest.mark.parametrize("compiled", [False, True])
 def test_no_step_waits_for_the_gpu(compiled: bool, product: str):
     stream = Stream.load("refresh_pose")
-    denoiser = stream.denoiser(quantised_model(stream), pieces=Pieces.compiled() if compiled else None)
+    denoiser = stream.denoiser(
+        quantised_model(stream), pieces=CompiledPieces.compiled() if compiled else None
+    )
     denoiser.begin(stream.conditions)
     for block in stream.blocks():
         denoiser.submit(block)

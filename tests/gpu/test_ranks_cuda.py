@@ -15,10 +15,10 @@ from avatar.errors import Cancelled, WorkerLost
 from avatar.geometry import Size
 from avatar.media.intake import open_request
 from avatar.media.sample import write_sample
-from avatar.memory.nvml import open_driver
-from avatar.parallel.ranked import RankedSource
+from avatar.planning.nvml import open_driver
 from avatar.preset import load_preset
 from avatar.request import Request
+from avatar.runtime.ranked_source import RankedSource
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,14 +10,14 @@ import torch
 from torch import distributed
 from transformers import UMT5Config, UMT5EncoderModel
 
-from avatar.memory.items import GATHERED_TEXT_BLOCKS
-from avatar.models.text_encoder import TextEncoder, TextWeights
-from avatar.models.tiny import random_tensors, write_shards
-from avatar.parallel.group import Group
-from avatar.parallel.layout import Layout
-from avatar.parallel.seat import Seat
-from avatar.parallel.text import encode_together
-from tests.parallel import ranks
+from avatar.distributed.fsdp_text import encode_together
+from avatar.distributed.init import RankContext
+from avatar.distributed.process_groups import Group
+from avatar.model.text_encoder import TextEncoder, TextWeights
+from avatar.model.weights.tiny import random_tensors, write_shards
+from avatar.planning.estimates import GATHERED_TEXT_BLOCKS
+from avatar.planning.layout import Layout
+from tests.distributed import ranks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,7 +33,7 @@ IDS = torch.tensor([[5, 9, 200, 3000, 1]])
 
 def measured(group: Group, path: Path) -> list[Any]:
     """Each rank's values, twice; and for each time its peak, and what is left, in bytes."""
-    seat, found = Seat(group.rank, 2, group.device, group.meter, ""), []
+    seat, found = RankContext(group.rank, 2, group.device, group.meter, ""), []
     square = torch.ones(64, 64, device=group.device)
     square @ square  # cuBLAS keeps a workspace from its first product on
     for _ in range(2):

@@ -12,13 +12,13 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from avatar.engine import FrameSource
 from avatar.events import Event
 from avatar.long.job import Job
 from avatar.media.sample import babble
-from avatar.media.stream import stream_frames
 from avatar.preset import Preset, load_preset
 from avatar.request import Request
+from avatar.runtime.engine import FrameSource
+from avatar.runtime.stream import stream_frames
 
 
 class Here:
@@ -85,10 +85,10 @@ def run_diffusion(job: Job, work: Path, weights: Path) -> None:
     """A process of its own: the tiny model, on one thread."""
     import torch
 
-    from avatar.diffusion.source import DiffusionSource
+    from avatar.pipeline.pipeline import DiffusionPipeline
 
     torch.set_num_threads(1)
-    make(job, work, DiffusionSource(job.preset, weights))
+    make(job, work, DiffusionPipeline(job.preset, weights))
 
 
 def run_coloured(job: Job, work: Path, frame_s: float) -> None:
@@ -101,7 +101,7 @@ def run_coloured(job: Job, work: Path, frame_s: float) -> None:
 def killed_after(seconds: float, target: object, *arguments: object) -> bool:
     """Start a run in a process, kill it with SIGKILL so many seconds later; whether it had ended before."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.long.runs", "avatar.diffusion.source"])
+    context.set_forkserver_preload(["tests.long.runs", "avatar.pipeline.pipeline"])
     process = context.Process(target=target, args=arguments)  # type: ignore[arg-type]
     process.start()
     process.join(seconds)

@@ -22,10 +22,10 @@ from avatar.events import Finished, Notice, PartDone, Phase, Progress, Segment
 from avatar.long import ledger as ledger_module
 from avatar.long.ledger import LINES, PLAN
 from avatar.long.spans import Span, part_frames, quiet_spans, regular_spans
-from avatar.media import durable
-from avatar.media.report import RUNG_OOM, GpuUse, MemoryUse, read_report
-from avatar.media.stream import stream_frames
+from avatar.media import atomic
 from avatar.preset import load_preset
+from avatar.runtime.report import RUNG_OOM, GpuUse, MemoryUse, read_report
+from avatar.runtime.stream import stream_frames
 from tests.fixtures.sources import Coloured
 from tests.long.runs import SELF_TEST, Here, inputs, job, make, packets, pictures
 
@@ -260,14 +260,14 @@ def test_a_disk_that_is_full_damages_nothing(tmp_path, monkeypatch):
 
 def test_a_full_disk_at_the_joining_keeps_the_parts(tmp_path, monkeypatch):
     one = job(tmp_path, resume=True)
-    replaced = durable.replace
+    replaced = atomic.replace
 
     def full(path, target):
         if target == one.output:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         replaced(path, target)
 
-    monkeypatch.setattr(durable, "replace", full)
+    monkeypatch.setattr(atomic, "replace", full)
     with pytest.raises(AvatarError, match="No space left"):
         make(one, tmp_path / "w", Coloured())
     assert not one.output.exists()

@@ -27,7 +27,7 @@ from PIL import Image, ImageFile
 
 from avatar.errors import BadInput
 from avatar.media.intake import open_request
-from avatar.media.limits import Limits
+from avatar.media.limits import InputLimits
 from avatar.preset import Preset
 
 Make = Callable[[Path], dict[str, Any]]
@@ -143,7 +143,7 @@ CASES = [
     portrait("loop.png", animated, "is animated"),
     portrait("loop.avif", animated, "is animated"),
     portrait("ghost.png", lambda p: Image.new("RGBA", (99, 99)).save(p), "wholly transparent"),
-    portrait("fat.png", save, "too large: .* MB", limits=Limits(max_portrait_bytes=200)),
+    portrait("fat.png", save, "too large: .* MB", limits=InputLimits(max_portrait_bytes=200)),
     speech("gone.wav", lambda p: None, "does not exist"),
     speech("folder", lambda p: p.mkdir(), "is a folder"),
     speech("empty.wav", lambda p: data(p, b""), "is empty"),
@@ -189,17 +189,25 @@ CASES = [
     ),
     speech("lecture.wav", lambda p: wav_header(p, 3 * 3600 * 16_000), r"too long \(3 h 0 min\)"),
     speech(
-        "long.mp3", lambda p: write_sound(p, tone(5), 16_000, "libmp3lame"), r"too long", limits=Limits(3)
+        "long.mp3",
+        lambda p: write_sound(p, tone(5), 16_000, "libmp3lame"),
+        r"too long",
+        limits=InputLimits(3),
     ),
-    speech("long.aac", lambda p: write_sound(p, tone(3), 16_000, "aac"), r"too long", limits=Limits(1.5)),
+    speech(
+        "long.aac", lambda p: write_sound(p, tone(3), 16_000, "aac"), r"too long", limits=InputLimits(1.5)
+    ),
     speech(
         "long.ogg",
         lambda p: write_sound(p, tone(3, 48_000), 48_000, "libopus"),
         r"too long",
-        limits=Limits(1.5),
+        limits=InputLimits(1.5),
     ),
     speech(
-        "fat.wav", lambda p: write_wav(p, tone(), 16_000), "too large: ", limits=Limits(max_speech_bytes=99)
+        "fat.wav",
+        lambda p: write_wav(p, tone(), 16_000),
+        "too large: ",
+        limits=InputLimits(max_speech_bytes=99),
     ),
     setting("prompt is too long", prompt="x" * 30_000),
     setting("prompt holds characters", prompt="a per\0son"),
@@ -216,7 +224,7 @@ CASES = [
     setting("'mouth_left' lies outside", face_points={POINT: (0.5, 1.01)}),
     setting("'mouth_left' lies outside", face_points={POINT: (float("nan"), 0.5)}),
     setting("Leave one of them out", face_points={POINT: (0.5, 0.5)}, head_only=True),
-    setting("disk is nearly full", limits=Limits(min_free_bytes=2**60)),
+    setting("disk is nearly full", limits=InputLimits(min_free_bytes=2**60)),
     preset("infer_frames is 30", infer_frames=30),
     preset("sample_steps is 0", sample_steps=0),
     preset("size 'abc' is not understood", size="abc"),

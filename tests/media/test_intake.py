@@ -15,7 +15,7 @@ from PIL import Image
 
 from avatar.errors import BadInput
 from avatar.media.intake import open_request
-from avatar.media.limits import Limits
+from avatar.media.limits import InputLimits
 from avatar.media.prompt import check_prompt
 from avatar.media.segments import tag
 from avatar.preset import Preset, Requires
@@ -148,7 +148,7 @@ def test_a_portrait_without_room_is_refused_before_the_speech_is_read(tmp_path: 
     preset = Preset(**PRESET_SETTINGS | {"engine": "diffusion"}).with_settings(size="64*64")
     Image.new("RGB", (2000, 16)).save(tmp_path / "long.png")
     speech = write_wav(tmp_path / "s.wav", np.zeros(16_000), 16_000)  # silent, which would be refused
-    places = {"output": tmp_path / "o.mp4", "work": tmp_path / "w", "limits": Limits(min_side_px=10)}
+    places = {"output": tmp_path / "o.mp4", "work": tmp_path / "w", "limits": InputLimits(min_side_px=10)}
     with pytest.raises(BadInput, match=r"2000 x 16 pixels does not fit size 64\*64"):
         open_request(tmp_path / "long.png", speech, preset, **places)
 

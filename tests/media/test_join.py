@@ -14,7 +14,7 @@ from media_samples import coded_pictures, decode_pictures, decode_sound, moving,
 
 from avatar.cli import main
 from avatar.errors import AvatarError, BadInput
-from avatar.media import durable
+from avatar.media import atomic
 from avatar.media.join import join_parts
 from avatar.media.segments import SegmentWriter
 from avatar.media.speech import SpeechReader
@@ -168,7 +168,7 @@ def test_a_full_disk_leaves_what_was_there(parts, tmp_path, monkeypatch):
     def full(path: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(durable, "replace", full)
+    monkeypatch.setattr(atomic, "replace", full)
     with pytest.raises(AvatarError, match="No space left"):
         join_parts(parts, output)
     assert output.read_bytes() == data

@@ -13,7 +13,7 @@ from media_samples import picture, save
 from PIL import Image, ImageCms
 
 from avatar.errors import BadInput
-from avatar.media.limits import Limits
+from avatar.media.limits import InputLimits
 from avatar.media.portrait import (
     _FORMATS,
     BACKDROP,
@@ -187,10 +187,10 @@ def test_large_pictures_are_scaled_to_the_working_size(suffix: str, tmp_path: Pa
 
 def test_limits_are_settable(tmp_path: Path) -> None:
     small = save(tmp_path / "small.png", picture(40, 30))
-    assert read_portrait_with(small, Limits(min_side_px=30)).shape == (30, 40, 3)
+    assert read_portrait_with(small, InputLimits(min_side_px=30)).shape == (30, 40, 3)
 
 
-def read_portrait_with(path: Path, limits: Limits) -> np.ndarray:
+def read_portrait_with(path: Path, limits: InputLimits) -> np.ndarray:
     return open_portrait(path, limits=limits).pixels
 
 

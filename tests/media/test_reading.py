@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from media_samples import save, tone, write_wav
 
-import avatar.media.reading as reading
+import avatar.runtime.bounded_reader as reading
 from avatar.errors import BadInput
-from avatar.media.limits import Limits
+from avatar.media.limits import InputLimits
 from avatar.media.portrait import open_portrait
-from avatar.media.reading import Readings
 from avatar.media.speech import write_speech
+from avatar.runtime.bounded_reader import Readings
 from tests.fixtures.scans import many_scans
 
 DATA = Path(__file__).parents[1] / "data" / "strangers"
@@ -24,7 +24,7 @@ DATA = Path(__file__).parents[1] / "data" / "strangers"
 
 @pytest.fixture
 def readings(tmp_path: Path) -> Iterator[Readings]:
-    made = Readings(tmp_path / "read", Limits().hosted())
+    made = Readings(tmp_path / "read", InputLimits().hosted())
     yield made
     made.close()
 
@@ -75,7 +75,7 @@ def test_a_hosted_page_refuses_a_wide_picture_by_its_header(readings: Readings):
 
 def test_a_picture_beyond_the_memory_is_refused(tmp_path: Path):
     """1064 bytes, which take 720 MiB: more than this process may have."""
-    readings = Readings(tmp_path / "read", replace(Limits(), max_decode_bytes=300 * 2**20))
+    readings = Readings(tmp_path / "read", replace(InputLimits(), max_decode_bytes=300 * 2**20))
     with pytest.raises(BadInput, match=r"wide\.avif"):
         readings.by("").portrait(DATA / "wide.avif")
     assert readings.by("").portrait(save(tmp_path / "me.png")).pixels.any()
@@ -83,7 +83,7 @@ def test_a_picture_beyond_the_memory_is_refused(tmp_path: Path):
 
 
 def test_a_jpeg_of_many_scans_is_refused_in_time(tmp_path: Path):
-    readings = Readings(tmp_path / "read", replace(Limits(), portrait_cpu_s=1.0))
+    readings = Readings(tmp_path / "read", replace(InputLimits(), portrait_cpu_s=1.0))
     with pytest.raises(BadInput, match="takes too long"):
         readings.by("").portrait(many_scans(tmp_path / "scans.jpg", 3000, 1500))
     readings.close()
@@ -91,7 +91,7 @@ def test_a_jpeg_of_many_scans_is_refused_in_time(tmp_path: Path):
 
 def test_sound_of_far_too_many_samples_is_refused(tmp_path: Path):
     """22 kB: a minute of eight channels at 655 kHz."""
-    readings = Readings(tmp_path / "read", replace(Limits(), speech_cpu_s=0.5))
+    readings = Readings(tmp_path / "read", replace(InputLimits(), speech_cpu_s=0.5))
     with pytest.raises(BadInput, match="takes too long"):
         readings.by("").speech(DATA / "many_samples.flac", tmp_path / "x.wav")
     assert not (tmp_path / "x.wav").exists()
@@ -101,7 +101,7 @@ def test_sound_of_far_too_many_samples_is_refused(tmp_path: Path):
 
 
 def test_who_goes_away_gives_the_place_up(tmp_path: Path):
-    readings = Readings(tmp_path / "read", replace(Limits(), portrait_cpu_s=100.0), places=1)
+    readings = Readings(tmp_path / "read", replace(InputLimits(), portrait_cpu_s=100.0), places=1)
     slow = readings.by("a").ahead(many_scans(tmp_path / "scans.jpg", 3000, 1500), None, 0.01)
     next(slow)
     slow.close()

@@ -209,7 +209,7 @@ def test_the_finished_file_may_lie_on_another_disk(
             raise OSError(errno.EXDEV, "Invalid cross-device link")
         within_a_disk(source, target)
 
-    monkeypatch.setattr(segments_module.durable.os, "replace", replace)
+    monkeypatch.setattr(segments_module.atomic.os, "replace", replace)
     _, output, _ = write(speech, tmp_path, moving(10), [10])
     assert len(coded_pictures(output)) == 10
     assert list(output.parent.iterdir()) == [output]

@@ -13,7 +13,7 @@ import pytest
 import soxr
 from media_samples import as_piped, spoil, tone, write_sound, write_wav
 
-from avatar.media.limits import Limits
+from avatar.media.limits import InputLimits
 from avatar.media.speech import SpeechReader, write_speech
 
 SECONDS, HZ = 1.5, 220.0
@@ -136,7 +136,7 @@ def test_long_speech_is_decoded_in_little_memory(tmp_path: Path) -> None:
         for _ in range(60):
             out.writeframes((minute * 32767).astype("<i2").tobytes())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    speech = write_speech(tmp_path / "long.wav", tmp_path / "b.wav", limits=Limits(max_speech_s=3600))
+    speech = write_speech(tmp_path / "long.wav", tmp_path / "b.wav", limits=InputLimits(max_speech_s=3600))
     with SpeechReader(tmp_path / "b.wav") as reader:
         for start in range(0, reader.num_samples_16k, 160_000):
             reader.listen(start, start + 160_000)

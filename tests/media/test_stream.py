@@ -18,11 +18,11 @@ from PIL import Image
 
 from avatar.errors import AvatarError, Cancelled, DoesNotFit, NotPlaced, WorkerLost
 from avatar.events import Event, Finished, Notice, Phase, Progress, Segment
-from avatar.media import durable
-from avatar.media.report import RungTaken, read_report
+from avatar.media import atomic
 from avatar.media.segments import SegmentWriter
-from avatar.media.stream import finish_from_segments, segment_lengths, stream_frames
 from avatar.request import Request
+from avatar.runtime.report import RungTaken, read_report
+from avatar.runtime.stream import finish_from_segments, segment_lengths, stream_frames
 
 Ask = Callable[..., Request]
 LONG_S = 30.0  # no test waits so long; it only keeps a broken one from hanging
@@ -331,7 +331,7 @@ def test_a_disk_that_stays_full_leaves_no_debris(ask: Ask, monkeypatch: pytest.M
     def failing(source: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/secret/film.mp4")
 
-    monkeypatch.setattr(durable, "move", failing)
+    monkeypatch.setattr(atomic, "move", failing)
     request = ask(3)
     events, error = run(Source(), request)
     assert isinstance(error, NotPlaced)
@@ -348,7 +348,7 @@ def test_a_report_that_cannot_be_written_costs_no_video(ask: Ask, monkeypatch: p
     def failing(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/secret/film.report.json")
 
-    monkeypatch.setattr(durable, "write", failing)
+    monkeypatch.setattr(atomic, "write", failing)
     request = ask(3)
     events, error = run(Source(), request)
     assert isinstance(error, AvatarError)
@@ -363,7 +363,7 @@ def test_a_stopped_run_on_a_full_disk_is_kept_in_its_work(ask: Ask, monkeypatch:
     def failing(source: Path, target: Path) -> None:
         raise OSError(errno.ENODEV, "No such device", "/secret/film.mp4")
 
-    monkeypatch.setattr(durable, "move", failing)
+    monkeypatch.setattr(atomic, "move", failing)
     request, stop = ask(4), threading.Event()
     events, error = run(Source(at=40, act=stop.set), request, cancelled=stop.is_set)
     assert isinstance(error, NotPlaced)

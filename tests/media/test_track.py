@@ -13,7 +13,7 @@ import pytest
 from media_samples import cut, spoil, syllables, tone, write_film, write_sound, write_stamped, write_wav
 
 from avatar.errors import BadInput
-from avatar.media.limits import Limits
+from avatar.media.limits import InputLimits
 from avatar.media.speech import SPEECH_SUFFIXES, Speech, SpeechReader, check_speech, write_speech
 
 SOUND = syllables(6)
@@ -272,7 +272,7 @@ def test_a_forged_rate_is_refused_before_decoding(tmp_path: Path, monkeypatch: p
 
 
 def test_decoding_is_bounded_whatever_the_rate(tmp_path: Path) -> None:
-    limits = Limits(max_speech_s=30)
+    limits = InputLimits(max_speech_s=30)
     path = constant_flac(tmp_path / "dense.flac", 384_000, 30)
     with pytest.raises(BadInput, match=r"too much sound to decode \(8 channels at 384000 Hz\)"):
         check_speech(path, limits=limits)
@@ -321,7 +321,7 @@ def test_the_message_over_the_limit_says_what_makes_it_possible(tmp_path: Path) 
     with pytest.raises(
         BadInput, match=r"Speech may last 1 s at most; cut it or split it, or ask the choir\."
     ):
-        check_speech(path, limits=Limits(max_speech_s=1, longer="ask the choir"))
+        check_speech(path, limits=InputLimits(max_speech_s=1, longer="ask the choir"))
 
 
 @pytest.mark.parametrize("make", [lambda p: write_film(p), lambda p: p.write_bytes(b"x" * 999)])

@@ -10,9 +10,9 @@ import numpy as np
 
 from avatar.geometry import Size
 from avatar.preview import topology as at
+from avatar.preview.animate import perform
 from avatar.preview.face import Face, find_face
 from avatar.preview.landmarks import crop_of_points, landmarks
-from avatar.preview.performance import perform
 from avatar.preview.placed import face_from_points
 from avatar.preview.points import load_sidecar
 from avatar.preview.pose import Articulation, Pose

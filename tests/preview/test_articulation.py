@@ -7,18 +7,10 @@ import pytest
 
 from avatar.geometry import FPS, SPEECH_HZ
 from avatar.preview.articulation import KEYS, SpokenFrame, articulate
-from avatar.preview.train.evaluate import (
-    CLOSED_OPEN,
-    OPEN,
-    ROUND,
-    WIDE,
-    correlation,
-    non_speech,
-    score,
-)
 from avatar.preview.visemes import Listen, VisemeNetwork
 from tests.preview.listening import CountingListen, in_memory
 from tests.preview.truth import Clip, clips
+from training.evaluate import CLOSED_OPEN, OPEN, ROUND, WIDE, correlation, non_speech, score
 
 # What a jaw driven by the phonemes of another sentence reaches at most: the control for all correlations.
 UNRELATED = 0.45

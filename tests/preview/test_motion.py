@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from avatar.geometry import FPS
+from avatar.preview.animate import perform
 from avatar.preview.motion import Motion
-from avatar.preview.performance import perform
 from avatar.preview.pose import Pose
 from tests.preview.truth import clips
 

@@ -13,9 +13,9 @@ import soundfile
 
 from avatar.geometry import FPS, SPEECH_HZ
 from avatar.preview.articulation import VISUAL_LEAD_S, loudness_db
-from avatar.preview.train.evaluate import OPEN, ROUND, WIDE, bilabials, true_curves
-from avatar.preview.train.sentences import Sentence
 from avatar.preview.visemes import FRAME_HZ, VISEMES
+from training.evaluate import OPEN, ROUND, WIDE, bilabials, true_curves
+from training.sentences import Sentence
 
 FOLDER = Path(__file__).parents[1] / "data" / "speech"
 

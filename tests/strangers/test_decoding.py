@@ -38,7 +38,7 @@ def decoders(server: Server) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(server.process.pid).children():
         try:
-            if "avatar.media.bounded" in child.cmdline():
+            if "avatar.runtime.bounded_process" in child.cmdline():
                 found.append(child)
         except psutil.NoSuchProcess:  # it has just been replaced
             continue

@@ -13,11 +13,11 @@ import pytest
 from engines import ScriptedEngine, make_request
 
 from avatar.errors import BadInput
-from avatar.gallery import Gallery, video_name
 from avatar.media.files import check_file
-from avatar.ui.desk import Desk, LineFull, Run
+from avatar.runtime.gallery import Gallery, video_name
 from avatar.ui.examples import Examples
 from avatar.ui.guard import READ, WRITTEN, local_names, path_of, visitor_of
+from avatar.ui.job_queue import JobQueue, LineFull, QueuedRun
 from avatar.ui.live import BEHIND, Segments
 from avatar.ui.uploads import IN_USE_S, NotUploaded, TooLarge, Uploads, UploadsFull
 
@@ -128,10 +128,10 @@ def test_a_stream_that_nobody_plays_is_dropped(tmp_path: Path):
 def test_a_visitor_has_so_many_places(tmp_path: Path):
     engine = ScriptedEngine(hold=True)
     gallery = Gallery(tmp_path / "outputs")
-    desk = Desk(lambda preset: engine, gallery, 8, per_visitor=2)
+    desk = JobQueue(lambda preset: engine, gallery, 8, per_visitor=2)
     count = iter(range(100))
 
-    def submit(visitor: str) -> Run:
+    def submit(visitor: str) -> QueuedRun:
         draft = gallery.draft()
         request = make_request(draft / video_name(draft.name), tmp_path / f"work-{next(count)}")
         return desk.submit(request, draft, {}, visitor=visitor)

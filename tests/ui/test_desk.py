@@ -11,9 +11,9 @@ from engines import PREVIEW, ScriptedEngine, make_request
 
 from avatar.errors import AvatarError, Cancelled, NotPlaced, WorkerLost
 from avatar.events import Notice, Phase, Progress, Segment
-from avatar.gallery import Gallery, owner_hash, video_name
 from avatar.preset import Preset
-from avatar.ui.desk import Desk, Kept, LineFull, Run, Waiting
+from avatar.runtime.gallery import Gallery, owner_hash, video_name
+from avatar.ui.job_queue import JobQueue, KeptVideo, LineFull, QueuedRun, WaitingInLine
 
 
 class Counter:
@@ -23,7 +23,7 @@ class Counter:
         self.engine = engine
         self.opened: list[Preset] = []
         self.gallery = Gallery(folder / "outputs")
-        self.desk = Desk(self.open, self.gallery, max_waiting)
+        self.desk = JobQueue(self.open, self.gallery, max_waiting)
         self.folder = folder
         self.count = 0
 
@@ -31,7 +31,7 @@ class Counter:
         self.opened.append(preset)
         return self.engine
 
-    def submit(self, preset: Preset = PREVIEW, owner: str = "") -> Run:
+    def submit(self, preset: Preset = PREVIEW, owner: str = "") -> QueuedRun:
         self.count += 1
         draft = self.gallery.draft()
         work = self.folder / f"work-{self.count}"
@@ -54,7 +54,7 @@ def counter(tmp_path: Path):
         one.desk.close()
 
 
-def follow(run: Run) -> list:
+def follow(run: QueuedRun) -> list:
     return [said for said in run.follow(0.05) if said is not None]
 
 
@@ -72,7 +72,7 @@ def test_a_run_is_told_kept_and_cleared_away(counter):
     assert [one.index for one in said if isinstance(one, Segment)] == [0, 1, 2]
     assert any(isinstance(one, Notice) for one in said)
     kept = said[-1]
-    assert isinstance(kept, Kept)
+    assert isinstance(kept, KeptVideo)
     assert kept.entry.about.owner_hash == owner_hash("me")
     assert kept.entry.about.settings == {"seed": 1}
     assert kept.entry.about.label == "preview"
@@ -116,10 +116,10 @@ def test_one_at_a_time_and_places_move_up(counter):
     second, third = c.submit(), c.submit()
     c.engine.go.set()
     follow(first)
-    assert isinstance(follow(second)[-1], Kept)
+    assert isinstance(follow(second)[-1], KeptVideo)
     said = follow(third)
-    assert [one.place for one in said if isinstance(one, Waiting)][:2] == [2, 1]
-    assert isinstance(said[-1], Kept)
+    assert [one.place for one in said if isinstance(one, WaitingInLine)][:2] == [2, 1]
+    assert isinstance(said[-1], KeptVideo)
     order = [request.work.name for request in c.engine.requests]
     assert order == ["work-1", "work-2", "work-3"]
 
@@ -142,7 +142,7 @@ def test_stopping_a_run_keeps_what_was_made(counter):
         if isinstance(said, Segment) and said.index == 1:
             c.desk.stop(run)
         last = said
-    assert isinstance(last, Kept)
+    assert isinstance(last, KeptVideo)
     assert last.finished.stopped
     assert last.entry.about.stopped
     assert last.error is None
@@ -173,15 +173,15 @@ def test_leaving_the_line_while_another_runs(counter):
     c.engine.go.set()
     follow(first)
     said = follow(third)
-    assert [one.place for one in said if isinstance(one, Waiting)][:2] == [2, 1], "it moved up at once"
-    assert isinstance(said[-1], Kept)
+    assert [one.place for one in said if isinstance(one, WaitingInLine)][:2] == [2, 1], "it moved up at once"
+    assert isinstance(said[-1], KeptVideo)
 
 
 def test_an_error_after_frames_comes_with_the_video(counter):
     error = WorkerLost("The engine's process was killed.", "Try again.")
     run = counter(ScriptedEngine(fail_at=2, error=error)).submit()
     kept = follow(run)[-1]
-    assert isinstance(kept, Kept)
+    assert isinstance(kept, KeptVideo)
     assert kept.error is error
     assert kept.entry.about.error
     assert kept.finished.num_frames == 100
@@ -222,7 +222,7 @@ def test_a_fault_ends_its_run_alone(counter):
     with pytest.raises(ZeroDivisionError):
         follow(c.submit())
     c.engine.fail_at = None
-    assert isinstance(follow(c.submit())[-1], Kept)
+    assert isinstance(follow(c.submit())[-1], KeptVideo)
 
 
 def test_the_engine_stays_open_for_presets_that_it_serves(counter):
@@ -257,4 +257,4 @@ def test_a_draft_that_cannot_be_removed_ends_its_run_alone(counter, monkeypatch)
     with pytest.raises(AvatarError, match="lamp"):
         follow(c.submit())
     c.engine.fail_at = None
-    assert isinstance(follow(c.submit())[-1], Kept)
+    assert isinstance(follow(c.submit())[-1], KeptVideo)

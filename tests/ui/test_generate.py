@@ -15,18 +15,18 @@ from engines import ScriptedEngine, make_request
 from PIL import Image
 
 from avatar.errors import AvatarError, BadInput, WorkerLost
-from avatar.gallery import Gallery, owner_hash
-from avatar.media.limits import Limits
-from avatar.memory.inventory import Inventory
-from avatar.memory.ladder import rungs
-from avatar.memory.planner import plan
+from avatar.media.limits import InputLimits
+from avatar.planning.inventory import Inventory
+from avatar.planning.ladder import rungs
+from avatar.planning.planner import plan
 from avatar.preset import load_preset, load_presets
-from avatar.ui import points
-from avatar.ui.desk import Desk, LineFull
+from avatar.runtime.gallery import Gallery, owner_hash
+from avatar.ui import point_editor
+from avatar.ui.app_state import FORM, AppState, flat
+from avatar.ui.components import PageComponents
 from avatar.ui.examples import Examples
-from avatar.ui.page import Parts
-from avatar.ui.run import Generate, Visits
-from avatar.ui.studio import FORM, Studio, flat
+from avatar.ui.job_queue import JobQueue, LineFull
+from avatar.ui.run import Generate, PageRuns
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 PORTRAIT = ASSETS / "portraits" / "astronaut.jpg"
@@ -41,11 +41,11 @@ class Page:
         gallery = Gallery(folder / "outputs")
         scratch = folder / "scratch"
         scratch.mkdir()
-        self.desk = Desk(lambda preset: engine, gallery, max_waiting)
-        self.studio = Studio(self.desk, gallery, load_presets(), "auto", scratch)
-        names = dict.fromkeys(Parts.__dataclass_fields__, "")
+        self.desk = JobQueue(lambda preset: engine, gallery, max_waiting)
+        self.studio = AppState(self.desk, gallery, load_presets(), "auto", scratch)
+        names = dict.fromkeys(PageComponents.__dataclass_fields__, "")
         parts = SimpleNamespace(**{name: name for name in names} | {"form": {name: name for name in FORM}})
-        self.visits = Visits(self.studio)
+        self.visits = PageRuns(self.studio)
         self.generate = Generate(parts, self.studio, self.visits)  # type: ignore[arg-type]
 
     def press(
@@ -232,13 +232,13 @@ def test_points_are_asked_for_when_there_is_no_face(page, plain: Path):
     [update] = list(p.press(plain))
     question = update["points"]
     assert question["value"]["verdict"] == "none"
-    assert set(question["value"]["points"]) == set(points.POINTS)
+    assert set(question["value"]["points"]) == set(point_editor.POINTS)
     assert question["image"].startswith("data:image/jpeg;base64,")
     assert p.engine.requests == []
-    placed = {name: [0.5, 0.5 + 0.05 * number] for number, name in enumerate(points.START)}
-    placed |= {name: list(at) for name, at in points.START.items()}
+    placed = {name: [0.5, 0.5 + 0.05 * number] for number, name in enumerate(point_editor.START)}
+    placed |= {name: list(at) for name, at in point_editor.START.items()}
     list(p.press(plain, asked={**question["value"], "points": placed}))
-    assert set(p.engine.requests[-1].face_points) == set(points.POINTS)
+    assert set(p.engine.requests[-1].face_points) == set(point_editor.POINTS)
     list(p.press(plain, asked={**question["value"], "head_only": True}))
     assert p.engine.requests[-1].face_points is None
     assert p.engine.requests[-1].head_only
@@ -246,7 +246,7 @@ def test_points_are_asked_for_when_there_is_no_face(page, plain: Path):
 
 def test_an_answer_for_another_portrait_does_not_count(page, plain: Path):
     p = page()
-    stale = {"for": "other.png", "verdict": "none", "points": dict(points.START), "head_only": False}
+    stale = {"for": "other.png", "verdict": "none", "points": dict(point_editor.START), "head_only": False}
     [update] = list(p.press(plain, asked=stale))
     assert "points" in update
 
@@ -269,14 +269,14 @@ def test_settings_reach_the_request_and_wrong_ones_are_refused(page):
 
 
 def test_look_at_a_face(plain: Path):
-    assert points.look_at(PORTRAIT, Examples(), Limits()).verdict == "face"
-    assert points.look_at(plain, Examples(), Limits()).verdict == "none"
-    weak = points.look_at(PORTRAIT.with_name("captain.png"), Examples(), Limits())
+    assert point_editor.look_at(PORTRAIT, Examples(), InputLimits()).verdict == "face"
+    assert point_editor.look_at(plain, Examples(), InputLimits()).verdict == "none"
+    weak = point_editor.look_at(PORTRAIT.with_name("captain.png"), Examples(), InputLimits())
     assert weak.verdict == "placed"
     assert weak.picture is None
 
 
 def test_answers():
-    assert points.answer(None) is None
-    assert points.answer({"points": {"chin": [0.5, 0.9]}, "head_only": True}) is None
-    assert points.answer({"points": {"chin": [0.5, 1]}}) == {"chin": [0.5, 1]}
+    assert point_editor.answer(None) is None
+    assert point_editor.answer({"points": {"chin": [0.5, 0.9]}, "head_only": True}) is None
+    assert point_editor.answer({"points": {"chin": [0.5, 1]}}) == {"chin": [0.5, 1]}

@@ -11,21 +11,21 @@ import pytest
 
 from avatar.errors import BadInput
 from avatar.events import Notice, Phase, Progress
-from avatar.gallery import About, Entry
-from avatar.media.report import RUNG_OOM, GpuUse, MemoryUse, RungTaken, RunReport
-from avatar.memory.fit import availability
-from avatar.memory.gauges import GpuReading, HostReading, Reading
-from avatar.memory.inventory import Inventory
-from avatar.memory.placement import ALL_ON_GPU, Placement
-from avatar.memory.planner import plan
+from avatar.planning.availability import availability
+from avatar.planning.gauges import GpuReading, HostReading, Reading
+from avatar.planning.inventory import Inventory
+from avatar.planning.placement import ALL_ON_GPU, Placement
+from avatar.planning.planner import plan
 from avatar.preset import load_preset, load_presets
+from avatar.runtime.gallery import About, GalleryEntry
+from avatar.runtime.report import RUNG_OOM, GpuUse, MemoryUse, RungTaken, RunReport
 from avatar.ui.examples import Examples
-from avatar.ui.panels.account import render_account
 from avatar.ui.panels.cards import render_examples, render_presets
+from avatar.ui.panels.gallery import render_shelf
 from avatar.ui.panels.machine import NUM_COLOURS, render_gauges, render_machine, render_plan
-from avatar.ui.panels.shelf import render_shelf
+from avatar.ui.panels.report import render_account
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
-from avatar.ui.words import ITEMS
+from avatar.ui.translations import ITEMS
 
 GIB = 2**30
 EVIL = '"><script>alert(1)</script>'
@@ -302,9 +302,9 @@ def test_badges():
     assert render_badge("", "en") == ""
 
 
-def entry(**changes: object) -> Entry:
+def entry(**changes: object) -> GalleryEntry:
     about = About("me.jpg", "hi.wav", "", "cpu-preview", "preview", {"size": "704*704", "seed": 7}, 50, 2.0)
-    return Entry("20260101-000000-0123456789", Path("/x"), replace(about, **changes), 10)  # type: ignore[arg-type]
+    return GalleryEntry("20260101-000000-0123456789", Path("/x"), replace(about, **changes), 10)  # type: ignore[arg-type]
 
 
 def proxied(id: str, name: str) -> str:

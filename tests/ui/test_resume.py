@@ -14,16 +14,16 @@ import pytest
 
 from avatar.errors import AvatarError, BadInput
 from avatar.events import PartDone, Progress
-from avatar.gallery import HALF, Gallery, owner_hash
-from avatar.long import half
+from avatar.long import unfinished
 from avatar.preset import load_presets
-from avatar.ui import studio as studio_module
-from avatar.ui.desk import Desk, Kept, Run
-from avatar.ui.page import Parts
-from avatar.ui.panels.shelf import render_shelf
+from avatar.runtime.gallery import HALF, Gallery, owner_hash
+from avatar.ui import app_state as studio_module
+from avatar.ui.app_state import AppState
+from avatar.ui.components import PageComponents
+from avatar.ui.job_queue import JobQueue, KeptVideo, QueuedRun
+from avatar.ui.panels.gallery import render_shelf
 from avatar.ui.panels.status import Status, render_status
-from avatar.ui.run import Generate, Visits
-from avatar.ui.studio import Studio
+from avatar.ui.run import Generate, PageRuns
 from tests.fixtures.sources import Coloured
 from tests.long.runs import Here, inputs, packets
 
@@ -34,15 +34,15 @@ class House:
     """All of the page but Gradio, on engines in this process; parts are of one second."""
 
     def __init__(self, folder: Path, source: Any = None, shared: bool = True) -> None:
-        studio_module.LONG_S, half._PART_S = 2.0, 1.0
+        studio_module.LONG_S, unfinished._PART_S = 2.0, 1.0
         scratch = folder / "scratch"
         scratch.mkdir(exist_ok=True)
         self.gallery = Gallery(folder / "outputs")
         self.engine = Here(source or Coloured())
-        self.desk = Desk(lambda preset: self.engine, self.gallery)
-        self.studio = Studio(self.desk, self.gallery, load_presets(), "auto", scratch, shared=shared)
+        self.desk = JobQueue(lambda preset: self.engine, self.gallery)
+        self.studio = AppState(self.desk, self.gallery, load_presets(), "auto", scratch, shared=shared)
 
-    def submit(self, folder: Path, seconds: float = 6.0, owner: str = "me") -> Run:
+    def submit(self, folder: Path, seconds: float = 6.0, owner: str = "me") -> QueuedRun:
         portrait, speech = inputs(folder, seconds)
         return self.studio.submit(portrait, speech, "cpu-preview", SETTINGS, head_only=True, owner=owner)
 
@@ -54,7 +54,7 @@ class House:
 @pytest.fixture
 def house(tmp_path, monkeypatch) -> Iterator[Any]:
     monkeypatch.setattr(studio_module, "LONG_S", 2.0)
-    monkeypatch.setattr(half, "_PART_S", 1.0)
+    monkeypatch.setattr(unfinished, "_PART_S", 1.0)
     built: list[House] = []
 
     def build(source: Any = None, **more: Any) -> House:
@@ -68,7 +68,7 @@ def house(tmp_path, monkeypatch) -> Iterator[Any]:
         one.close()
 
 
-def follow(run: Run) -> list[Any]:
+def follow(run: QueuedRun) -> list[Any]:
     said = [said for said in run.follow() if said is not None]
     run.let_go()
     return said
@@ -86,7 +86,7 @@ def test_a_long_video_is_made_in_parts_and_leaves_nothing_half(house, tmp_path):
 def test_a_short_video_is_made_in_one_piece(house, tmp_path):
     said = follow(house().submit(tmp_path, seconds=1.5))
     assert not [event for event in said if isinstance(event, PartDone)]
-    assert isinstance(said[-1], Kept)
+    assert isinstance(said[-1], KeptVideo)
 
 
 def whole(house: Any, folder: Path) -> list[Any]:
@@ -179,16 +179,16 @@ def test_only_its_owner_resumes_it_in_a_private_gallery(house, tmp_path):
     ):
         with pytest.raises(BadInput, match="cannot be resumed"):
             one.studio.resume(id, owner)
-    assert isinstance(one.studio.resume(entry.id, "me"), Run)
+    assert isinstance(one.studio.resume(entry.id, "me"), QueuedRun)
 
 
 def test_the_page_goes_on_at_a_press(house, tmp_path):
     one = house(Coloured(fault="told", at=60))
     entry = list(one.submit(tmp_path).follow())[-1].entry
     one = house()
-    names = dict.fromkeys(Parts.__dataclass_fields__, "")
+    names = dict.fromkeys(PageComponents.__dataclass_fields__, "")
     parts = SimpleNamespace(**{name: name for name in names} | {"form": {}})
-    generate = Generate(parts, one.studio, Visits(one.studio))  # type: ignore[arg-type]
+    generate = Generate(parts, one.studio, PageRuns(one.studio))  # type: ignore[arg-type]
     request = gr.Request()
     request.kwargs, request.session_hash = {"headers": {}}, "v"
     updates = list(generate.resume(request, SimpleNamespace(_data={"id": entry.id}), "me"))

@@ -14,10 +14,10 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 import app
-from avatar import scratch
 from avatar.errors import BadInput
-from avatar.gallery import About, Entry, Gallery, video_name
-from avatar.scratch import PREFIX, Scratch, is_written, writing_in
+from avatar.runtime import scratch
+from avatar.runtime.gallery import About, Gallery, GalleryEntry, video_name
+from avatar.runtime.scratch import PREFIX, Scratch, is_written, writing_in
 from avatar.ui.examples import Examples
 from avatar.ui.routes import routes
 
@@ -42,7 +42,7 @@ def add(gallery: Gallery):
     return gallery.keep(draft, About("a", "b", "", "p", "", {}, 1, 1.0))
 
 
-def address(gallery: Gallery, entry: Entry, name: str) -> str:
+def address(gallery: Gallery, entry: GalleryEntry, name: str) -> str:
     return f"/outputs/{entry.id}/{name}?key={gallery.key(entry.id, name)}"
 
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from avatar.errors import BadInput
-from avatar.media.limits import Limits
+from avatar.media.limits import InputLimits
 from avatar.ui import handlers
-from avatar.ui.handlers import Page
+from avatar.ui.handlers import PageCallbacks
 
 
 @pytest.fixture
-def page() -> Page:
+def page() -> PageCallbacks:
     """A page of which only the speech is asked; its components are their own names."""
-    studio = SimpleNamespace(limits=Limits(max_speech_s=5, longer="ask the host"))
-    return Page(SimpleNamespace(speech="speech"), studio, SimpleNamespace())  # type: ignore[arg-type]
+    studio = SimpleNamespace(limits=InputLimits(max_speech_s=5, longer="ask the host"))
+    return PageCallbacks(SimpleNamespace(speech="speech"), studio, SimpleNamespace())  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -50,14 +50,14 @@ def record(path: Path, seconds: float = 2.0, level: float = 0.4) -> Path:
     return path
 
 
-def test_good_speech_stays_as_it_is(page: Page, infos: list[str], tmp_path: Path) -> None:
+def test_good_speech_stays_as_it_is(page: PageCallbacks, infos: list[str], tmp_path: Path) -> None:
     told = page.speech_changed(request(), str(record(tmp_path / "a.wav")))
     assert told == {"speech": gr.skip()}
     assert infos == []
     assert page.speech_changed(request(), None) == {"speech": gr.skip()}
 
 
-def test_bad_speech_is_refused_before_generate(page: Page, infos: list[str], tmp_path: Path) -> None:
+def test_bad_speech_is_refused_before_generate(page: PageCallbacks, infos: list[str], tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"long\.wav is too long .* or ask the host"):
         page.speech_changed(request(), str(record(tmp_path / "long.wav", 9)))
     with pytest.raises(BadInput, match=r"hush\.wav is silent"):
@@ -67,14 +67,14 @@ def test_bad_speech_is_refused_before_generate(page: Page, infos: list[str], tmp
         page.speech_changed(request(), str(tmp_path / "film.mp4"))
 
 
-def test_what_is_odd_is_told_at_once(page: Page, infos: list[str], tmp_path: Path) -> None:
+def test_what_is_odd_is_told_at_once(page: PageCallbacks, infos: list[str], tmp_path: Path) -> None:
     page.speech_changed(request(), str(record(tmp_path / "low.wav", level=0.003)))
     assert infos[0].startswith("low.wav is very quiet")
 
 
 @pytest.mark.parametrize("kind", ["speech", "video"])
 def test_sound_that_browsers_cannot_play_becomes_a_wav(
-    kind: str, page: Page, infos: list[str], tmp_path: Path
+    kind: str, page: PageCallbacks, infos: list[str], tmp_path: Path
 ) -> None:
     path = record(tmp_path / "memo.aiff")
     handle = page.speech_changed if kind == "speech" else page.video_taken
@@ -83,5 +83,5 @@ def test_sound_that_browsers_cannot_play_becomes_a_wav(
         assert made.getnframes() == 96_000
 
 
-def test_a_video_is_handed_to_the_speech_box(page: Page, tmp_path: Path) -> None:
+def test_a_video_is_handed_to_the_speech_box(page: PageCallbacks, tmp_path: Path) -> None:
     assert page.video_taken(request(), str(tmp_path / "film.mp4")) == {"speech": str(tmp_path / "film.mp4")}

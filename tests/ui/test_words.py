@@ -10,14 +10,14 @@ from typing import get_args
 import gradio as gr
 import pytest
 
-import avatar.memory.fit as fit
+import avatar.planning.availability as fit
 from avatar.errors import AvatarError, BadInput
-from avatar.memory.inventory import Inventory
+from avatar.planning.inventory import Inventory
 from avatar.preset import Rung, load_presets
-from avatar.ui.desk import LineFull
-from avatar.ui.faults import told
+from avatar.ui.error_messages import reports_errors
 from avatar.ui.i18n import browser_table, language_of, text
-from avatar.ui.words import LACKS, NOTICES, RUNGS, TEXT
+from avatar.ui.job_queue import LineFull
+from avatar.ui.translations import LACKS, NOTICES, RUNGS, TEXT
 
 UI = Path(__file__).resolve().parents[2] / "avatar" / "ui"
 
@@ -122,7 +122,7 @@ def test_our_errors_are_told_in_words(raised: AvatarError, language: str, says: 
         raise raised
 
     with pytest.raises(gr.Error) as error:
-        told(handler)(request(language))
+        reports_errors(handler)(request(language))
     assert says in error.value.message
 
 
@@ -135,7 +135,7 @@ def test_any_other_error_is_a_code_that_the_log_explains(kind: str, caplog: pyte
         yield 1
         raise RuntimeError("/secret/place is on fire")
 
-    handler = told(generator if kind == "generator" else function)
+    handler = reports_errors(generator if kind == "generator" else function)
     with pytest.raises(gr.Error) as error:
         list(handler(request()) or ())
     message = error.value.message
@@ -150,4 +150,4 @@ def test_gradios_own_errors_pass():
         raise gr.Error("mine")
 
     with pytest.raises(gr.Error, match="mine"):
-        told(handler)(request())
+        reports_errors(handler)(request())

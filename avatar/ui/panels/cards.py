@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from avatar.errors import BadInput
-from avatar.memory.fit import Availability, Lack
+from avatar.planning.availability import Availability, Lack
 from avatar.preset import Preset
 from avatar.sizes import video_size
 from avatar.ui.examples import Example
 from avatar.ui.i18n import Language, text
 from avatar.ui.panels import tag
-from avatar.ui.words import LACKS
+from avatar.ui.translations import LACKS
 
 Shape = tuple[int, int]
 """A portrait's width and height in pixels, upright."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from html import escape
 
-from avatar.memory.gauges import GpuReading, HostReading, Reading
-from avatar.memory.inventory import Inventory
-from avatar.memory.placement import ALL_ON_GPU, Placement
-from avatar.memory.plan import DevicePlan, Item, Plan
+from avatar.planning.gauges import GpuReading, HostReading, Reading
+from avatar.planning.inventory import Inventory
+from avatar.planning.placement import ALL_ON_GPU, Placement
+from avatar.planning.plan import DevicePlan, MemoryItem, Plan
 from avatar.ui.i18n import Language, item_words, text
 from avatar.ui.panels import gib, meter, share, tag
 
@@ -175,7 +175,7 @@ def _waiting(placement: Placement, language: Language) -> str:
     return text("waiting", language, what=text("comma", language).join(what))
 
 
-def _items(items: list[Item], held: int, colours: dict[str, int], language: Language) -> str:
+def _items(items: list[MemoryItem], held: int, colours: dict[str, int], language: Language) -> str:
     """The bar's legend: each large item, the small ones together, and what others hold."""
     last = NUM_COLOURS - 1
     entries = [

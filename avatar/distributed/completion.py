@@ -1,0 +1,72 @@
+"""What a rank has done, told once its device has; and how far the host may run ahead of the device."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from avatar.distributed.p2p import Done
+from avatar.pipeline.device import downloading
+
+
+class Completions:
+    """Gives answers once the device has come so far, and keeps the host at most one item ahead of it.
+
+    fail: called at once with what kept an answer from being given: no item may follow that would raise it.
+    """
+
+    def __init__(
+        self, device: torch.device, answer: Callable[[Done], None], fail: Callable[[BaseException], object]
+    ) -> None:
+        self._on_gpu, self._device = device.type == "cuda", device
+        self._answer, self._fail = answer, fail
+        self._marks: queue.Queue[tuple[torch.cuda.Event, Done | None]] = queue.Queue()
+        self._ahead = threading.BoundedSemaphore(2)
+        self._fault: BaseException | None = None
+        if self._on_gpu:
+            threading.Thread(target=self._send_when_done, daemon=True).start()
+
+    def wait(self) -> None:
+        """Before an item: wait until at most one before it is unfinished."""
+        if self._on_gpu:
+            self._ahead.acquire()
+
+    def mark(self, done: Done | None) -> None:
+        """After an item has been enqueued; done: what to answer."""
+        if self._fault is not None:
+            raise self._fault
+        if self._on_gpu:
+            event = torch.cuda.Event(blocking=True)  # the waiting thread sleeps
+            event.record(torch.cuda.current_stream(self._device))
+            self._marks.put((event, done))
+        elif done is not None:
+            self._answer(done)
+
+    def settle(self) -> None:
+        """Wait until everything has been answered. Raises: what kept an answer from being given."""
+        self._marks.join()
+        if self._fault is not None:
+            raise self._fault
+
+    def download(self, values: Tensor) -> Tensor:
+        """To the host; whole when its answer is given."""
+        return downloading(values) if self._on_gpu else values.clone()
+
+    def _send_when_done(self) -> None:
+        torch.cuda.set_device(self._device)  # a thread of its own would else reach for the first GPU
+        while True:
+            event, done = self._marks.get()
+            try:
+                event.synchronize()
+                if done is not None:
+                    self._answer(done)
+            except BaseException as error:  # the working thread raises it at its next item, if one comes
+                if self._fault is None:
+                    self._fault = error
+                    self._fail(error)
+            self._ahead.release()
+            self._marks.task_done()

@@ -1,0 +1,217 @@
+"""Rank 0's side: hands out the items (block, step) and puts the blocks together; a Denoiser to the rollout.
+
+It works in a thread of its own, so that frames are decoded meanwhile; the same one from run to run, since
+PyTorch keeps cuDNN's plans of attention, some 80 ms for each shape, by thread (its source:
+aten/src/ATen/native/cudnn/MHA.cpp). Latents pass through here on the CPU between two stages' steps; only the
+tokens inside a step go from stage to stage directly.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import Context, copy_context
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from avatar.distributed.p2p import Done, Encode, End, Message
+from avatar.distributed.process_groups import Group
+from avatar.distributed.stage import Stage
+from avatar.distributed.wavefront import Order, WavefrontRun
+from avatar.geometry import Geometry
+from avatar.model.transformer import StreamingTransformer
+from avatar.pipeline.denoise import Block, Conditions
+from avatar.pipeline.device import downloaded
+from avatar.pipeline.layer_stack import CompiledPieces
+from avatar.pipeline.schedule import Schedule
+
+POLL_S = 0.02  # between two looks whether a run was cancelled
+BLOCKS_AHEAD = 2  # submitted beyond those at work, so that none is missed while frames are decoded
+
+
+def assist(
+    group: Group,
+    transformer: StreamingTransformer,
+    dtype: torch.dtype,
+    pieces: CompiledPieces,
+    encode: Callable[[Tensor], object] | None = None,
+) -> None:
+    """What every rank but 0 does: its share of each item, as long as it lives.
+
+    encode: its share of a prompt's encoding; None where rank 0 asks for none.
+    """
+    stage = Stage(group, transformer, dtype, pieces, lambda done: group.post.send(done, 0))
+    while True:
+        message = group.post.receive(0)
+        if isinstance(message, Encode):
+            assert encode is not None
+            encode(message.ids)
+            continue
+        stage.handle(message)
+        if isinstance(message, End):
+            group.post.settle()
+
+
+Runs = queue.SimpleQueue[tuple[Context, WavefrontRun]]
+
+
+def conduct_all(runs: Runs) -> None:
+    """What the conducting thread does: one run after another."""
+    while True:
+        context, run = runs.get()
+        context.run(run.conduct)
+        del context, run  # it may be long until the next
+
+
+class Coordinator:
+    """Rank 0 of a group, as long as the group lives."""
+
+    def __init__(
+        self,
+        group: Group,
+        transformer: StreamingTransformer | None,
+        dtype: torch.dtype,
+        pieces: CompiledPieces,
+    ) -> None:
+        """transformer: rank 0's share, None when it only decodes."""
+        self.group, self.layout = group, group.layout
+        self.stage: Stage | None = None
+        self.answers: queue.Queue[Done] = queue.Queue()
+        if transformer is not None:
+            self.stage = Stage(group, transformer, dtype, pieces, self.answers.put)
+        self._stream: torch.cuda.Stream | None = None
+        self._runs: Runs = queue.SimpleQueue()
+        threading.Thread(target=conduct_all, args=(self._runs,), name="conductor", daemon=True).start()
+
+    def follow(self, run: WavefrontRun) -> None:
+        """Have the conducting thread follow a run's orders, once those before it are over."""
+        # in a copy of this thread's context: it has the compiler's limits, which are each thread's own
+        self._runs.put((copy_context(), run))
+
+    def denoiser(
+        self, geometry: Geometry, schedule: Schedule, ring_dtype: torch.dtype | None = None
+    ) -> ParallelDenoiser:
+        """A denoiser over the group; one at a time. Raises: BadInput for fewer steps than stages need."""
+        self.layout.require_steps(schedule.num_steps)
+        return ParallelDenoiser(self, geometry, schedule, ring_dtype)
+
+    def settle(self) -> None:
+        """Wait until every rank has taken all that it was told."""
+        self.group.post.settle()
+
+    def tell(self, ranks: range, message: Message) -> None:
+        """Give a message to ranks, this one included, which acts on it at once, after the others have it."""
+        for rank in ranks:
+            if rank != 0:
+                self.group.post.send(message, rank)
+        if 0 in ranks:
+            assert self.stage is not None
+            self.stage.handle(message)
+
+    def answer(self, rank: int) -> Done:
+        """A rank's next answer, waited for."""
+        done = self.answers.get() if rank == 0 else self.group.post.receive(rank)
+        self.group.meter.tick()
+        return done
+
+    @contextmanager
+    def on_own_stream(self) -> Iterator[None]:
+        """For the conducting thread: items go before the decoding that shares the GPU with them."""
+        device = self.group.device
+        if device.type != "cuda":
+            yield
+            return
+        torch.cuda.set_device(device)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device, priority=-1)
+        self._stream.wait_stream(torch.cuda.default_stream(device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+
+class ParallelDenoiser:
+    """See Denoiser. Items are handed out diagonal by diagonal, in an order that depends on nothing but the
+    layout, a few ahead of those that are done."""
+
+    def __init__(
+        self, conductor: Coordinator, geometry: Geometry, schedule: Schedule, ring_dtype: torch.dtype | None
+    ) -> None:
+        self.geometry, self.schedule = geometry, schedule
+        self._conductor, self._layout, self._ring_dtype = conductor, conductor.layout, ring_dtype
+        self.num_in_flight = (
+            1 + self._layout.lag_of(schedule.num_steps - 1, schedule.num_steps) + BLOCKS_AHEAD
+        )
+        self._run: WavefrontRun | None = None
+
+    def begin(self, conditions: Conditions) -> None:
+        """See Denoiser. Ends the generation before, if it was not ended."""
+        self.close()
+        run = WavefrontRun(self._conductor, self.schedule, self.geometry, self._ring_dtype)
+        run.orders.put(on_cpu(conditions))
+        self._conductor.follow(run)
+        self._run = run
+
+    def refresh(self, reference: Tensor) -> None:
+        """See Denoiser."""
+        self._order(reference.cpu())
+
+    def submit(self, block: Block) -> None:
+        """See Denoiser."""
+        pose = None if block.pose is None else downloaded(block.pose)
+        self._order(replace(block, audio=downloaded(block.audio), pose=pose))
+
+    def collect(self, check: Callable[[], None] = lambda: None) -> Tensor:
+        """See Denoiser; check is called often. On the CPU. Raises: what any part of the group raised."""
+        assert self._run is not None
+        try:
+            while True:
+                check()
+                try:
+                    finished = self._run.finished.get(timeout=POLL_S)
+                except queue.Empty:
+                    continue
+                if isinstance(finished, BaseException):
+                    raise finished
+                return finished
+        except BaseException:
+            self.close()
+            raise
+
+    def wait_until_begun(self) -> None:
+        """Wait until the first item has been handed out, or none will be."""
+        assert self._run is not None
+        self._run.begun.wait()
+
+    def close(self) -> None:
+        """Hand out no more, wait for what is under way, free the caches of every rank.
+
+        An error that nobody has collected leaves the ranks out of step: this one fails.
+        """
+        run, self._run = self._run, None
+        if run is None:
+            return
+        run.quit.set()
+        run.orders.put(None)
+        run.over.wait()
+        while not run.finished.empty():
+            if isinstance(left := run.finished.get(), BaseException):
+                self._conductor.group.fail(left)
+
+    def _order(self, order: Order) -> None:
+        assert self._run is not None
+        self._run.orders.put(order)
+
+
+def on_cpu(conditions: Conditions) -> Conditions:
+    """What the ranks are sent; the audio comes block by block."""
+    return replace(
+        conditions,
+        text=conditions.text.cpu(),
+        reference=conditions.reference.cpu(),
+        motion=conditions.motion.cpu(),
+        masks=None if conditions.masks is None else conditions.masks.cpu(),
+    )

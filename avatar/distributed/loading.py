@@ -1,0 +1,86 @@
+"""A rank's share of the transformer's tensors: loaded alone, so that no rank ever holds the others'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from avatar.distributed.fsdp import Fill, layer_of, shard_layers
+from avatar.distributed.process_groups import Group
+from avatar.model.quantize import Quantiser
+from avatar.model.transformer import StreamingTransformer
+from avatar.model.weights.checkpoint import CheckpointFiles
+from avatar.model.weights.loading import Check, go_on, load_transformer
+from avatar.model.weights.random_weights import random_transformer
+from avatar.model.weights.weight_cache import cache_folder, load_quantised
+from avatar.planning.layout import Role
+from avatar.planning.transformer_config import ModelConfig
+from avatar.preset import Memory
+
+
+def load_share(
+    files: CheckpointFiles, memory: Memory, group: Group, dtype: torch.dtype, check: Check = go_on
+) -> StreamingTransformer | None:
+    """This rank's share, fused; None for a rank that only decodes. Every rank may load at its own time.
+
+    check: called between tensors. Raises: WeightsMissing, what check raises.
+    """
+
+    def checked() -> None:
+        group.meter.tick()
+        check()
+
+    def fill(select: Callable[[str], bool]) -> StreamingTransformer:
+        if memory.weight_dtype == "fp8":
+            folder = cache_folder()
+            return load_quantised(files, group.device, dtype, folder=folder, select=select, check=checked)
+        return load_transformer(files, group.device, dtype, select=select, place=lambda *_: checked())
+
+    return share(fill, group)
+
+
+def random_share(
+    config: ModelConfig, memory: Memory, group: Group, dtype: torch.dtype, check: Check = go_on
+) -> StreamingTransformer | None:
+    """As load_share, with random weights: for timing without a checkpoint."""
+
+    def fill(select: Callable[[str], bool]) -> StreamingTransformer:
+        quantiser = Quantiser() if memory.weight_dtype == "fp8" else None
+
+        def place(name: str, tensor: Tensor) -> nn.Parameter | None:
+            group.meter.tick()
+            check()
+            return None if quantiser is None else quantiser.place(name, tensor)
+
+        model = random_transformer(config, group.device, dtype, select=select, place=place)
+        if quantiser is not None:
+            quantiser.install(model)
+        return model
+
+    return share(fill, group)
+
+
+def share(fill: Fill, group: Group) -> StreamingTransformer | None:
+    """What fill gives for the tensors that this rank's role needs."""
+    role = group.layout.role_of(group.rank)
+    if role is None:
+        return None
+    if group.gathering is not None:
+        return shard_layers(fill, group)
+    model = fill(partial(is_needed, role, group.layout.config))
+    for index in role.layers:
+        model.layer(index).self_attn.fuse()
+        if group.device.type == "cuda":
+            torch.cuda.empty_cache()  # the old tensors' three pieces fit nothing that comes later
+    return model
+
+
+def is_needed(role: Role, config: ModelConfig, name: str) -> bool:
+    """Whether a role uses a tensor: embeddings belong to the first layer, the head to the last."""
+    layer = layer_of(name, config.audio_inject_layers)
+    if layer is not None:
+        return layer in role.layers
+    return (role.layers.stop == config.num_layers) if name.startswith("head.") else role.layers.start == 0

@@ -1,0 +1,196 @@
+"""A rank: `python -m avatar.distributed.rank FD`, started by the fleet; torchrun's come by `avatar worker`.
+
+Rank 0 makes frames, asked for over its link; the others help it. What goes wrong in any is told at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+import os
+import queue
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from avatar.errors import AvatarError, BadInput, Cancelled, WeightsMissing
+from avatar.planning.inventory import probe
+from avatar.planning.layout import Layout
+from avatar.planning.plan import Plan
+from avatar.planning.planner import plan
+from avatar.request import Request
+from avatar.runtime.child_process import deaf_to_signals
+from avatar.runtime.engine import FrameSource
+from avatar.runtime.rank_messages import Failed, Made, Meeting, OutOfMemory, Planned, Pulse, Start, Told
+from avatar.runtime.worker_loop import Ask, Run, Service, leave
+
+if TYPE_CHECKING:
+    from avatar.distributed.init import RankContext
+
+log = logging.getLogger(__name__)
+
+HARMLESS = (Cancelled, BadInput, WeightsMissing)  # after these all ranks wait for the next run
+_PR_SET_PDEATHSIG = 1  # of Linux' prctl
+
+
+class Reporter:
+    """A rank's own words to whoever watches: heartbeats, and its failure.
+
+    send: may return before it has been sent; settle: waits until all has.
+    """
+
+    def __init__(
+        self, rank: int, send: Callable[[Any], None], settle: Callable[[], None] = lambda: None
+    ) -> None:
+        self.rank, self.send, self._settle = rank, send, settle
+        self.seat: RankContext | None = None
+
+    def pulse(self) -> Pulse:
+        """How this rank is."""
+        if self.seat is None:
+            return Pulse(self.rank)
+        from avatar.pipeline.offload.pinned import pinned_bytes
+
+        seat, meter = self.seat, self.seat.meter
+        return Pulse(
+            self.rank,
+            seat.role,
+            seat.place,
+            meter.ticks,
+            meter.busy_s,
+            meter.sent_bytes,
+            meter.peak_bytes,
+            pinned_bytes(),
+        )
+
+    def fail(self, error: BaseException) -> None:
+        """This rank cannot go on. Does not return."""
+        told, foreseen = self._as_told(error)
+        log.error("rank %d failed", self.rank, exc_info=None if foreseen else error)
+        try:
+            self.send(Failed(self.rank, told, foreseen))
+            self._settle()
+        finally:
+            logging.shutdown()
+            os._exit(1)  # no destructor of CUDA or NCCL may wait for the other ranks
+
+    def _as_told(self, error: BaseException) -> tuple[AvatarError, bool]:
+        """What a user reads of it, and whether that is its cause."""
+        if isinstance(error, AvatarError):
+            return error, True
+        from avatar.pipeline.device import is_out_of_memory
+
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            return OutOfMemory.on(self.rank, self.seat.place if self.seat else ""), True
+        return AvatarError(f"Rank {self.rank} failed.", "The log of the server says why."), False
+
+
+def work(
+    start: Start,
+    reporter: Reporter,
+    take_seat: Callable[[], RankContext],
+    services: Iterable[Service],
+    around: Callable[[FrameSource], FrameSource] = lambda source: source,
+) -> None:
+    """Take the seat and do this rank's part until nobody wants it any more. Whatever goes wrong is told.
+
+    services: those whom rank 0 serves, one after another. around: what is put around its source.
+    """
+    try:
+        reporter.seat = seat = take_seat()
+        seat.fail = reporter.fail
+        reporter.send(reporter.pulse())
+        roles = importlib.import_module(start.roles)
+        if start.rank:
+            roles.assist(start.preset, start.weights, seat)
+            return
+        source = around(roles.lead(start.preset, start.weights, seat))
+        for service in services:
+            lead(service, source, alone=start.world_size == 1)
+    except BaseException as error:
+        reporter.fail(error)
+
+
+def lead(service: Service, source: FrameSource, alone: bool) -> None:
+    """Rank 0: make the frames of every run. alone: no other rank can be out of step after an error."""
+    for run in service.asked():
+        if isinstance(run, Ask):
+            service.send(Planned(plan_of(source, run.request)))
+            continue
+        error: AvatarError | None = None
+        try:
+            for message in run_messages(source, run, partial(service.stopped, run)):
+                service.send(message)
+        except HARMLESS as harmless:
+            error = harmless
+        except AvatarError as fault:
+            if not alone:
+                raise
+            error = fault
+        service.end(run, error)
+
+
+def run_messages(source: FrameSource, run: Run, cancelled: Callable[[], bool]) -> Iterator[Made | Told]:
+    """A run as rank 0 tells it; with the first frames goes the anchor, where the source has one."""
+    anchor_of = getattr(source, "anchor", None)
+    for item in source.frames(run.request, cancelled):
+        if isinstance(item, np.ndarray):
+            yield Made(run.run, item, None if anchor_of is None else anchor_of())
+            anchor_of = None
+        else:
+            yield Told(run.run, item)
+
+
+def plan_of(source: FrameSource, request: Request) -> Plan | AvatarError:
+    """The source's own plan for a request, where it makes one."""
+    plan_for = getattr(source, "plan_for", None)
+    try:
+        planned: Plan = plan(request.preset, probe()) if plan_for is None else plan_for(request)
+        return planned
+    except AvatarError as error:
+        return error
+
+
+def die_with(parent: int) -> None:
+    """Be killed by the kernel when the thread that started this process ends. Source: man 2 prctl."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        leave()
+
+
+def serve(link: Connection) -> None:
+    """A rank of this machine, from its Start on."""
+    start = link.recv()
+    die_with(start.parent)
+    logging.getLogger().setLevel(start.log_level)
+    meetings: queue.SimpleQueue[Meeting] = queue.SimpleQueue()
+    service = Service(link, on_other=meetings.put)
+    reporter = Reporter(start.rank, service.send, service.settle)
+    service.start(reporter.pulse)
+    work(start, reporter, partial(seat_here, start, service, meetings), [service])
+
+
+def seat_here(start: Start, service: Service, meetings: queue.SimpleQueue[Meeting]) -> RankContext:
+    """Meet the other ranks of this machine. Raises: DoesNotFit."""
+    from avatar.distributed.init import RankContext, device_of, open_store, reach_store
+
+    device = device_of(start.rank, start.world_size, start.preset.requires.num_gpus == 0)
+    store = None
+    if start.world_size > 1 and start.rank == 0:
+        store = open_store("127.0.0.1", start.world_size)
+        service.send(Meeting(store.port))
+    elif start.world_size > 1:
+        store = reach_store("127.0.0.1", meetings.get().port, start.world_size)
+    return RankContext.take(start.rank, Layout.of(start.preset), device, store)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    deaf_to_signals()  # Ctrl-C is the parent's: it cancels, and the file is closed
+    importlib.import_module("avatar.distributed.rank").serve(Connection(int(sys.argv[1])))

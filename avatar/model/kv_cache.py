@@ -1,0 +1,180 @@
+"""What attention remembers: rings of past frames, the condition cache, text keys and values.
+
+All of it is kept per layer, so that a pipeline stage or an offloader can own some layers with their caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from avatar.geometry import Geometry
+from avatar.model.quantize import FLOAT8, quantise_rows, widen_rows
+from avatar.model.rope import rotate
+
+
+class KeysValues(NamedTuple):
+    """Keys and values of some tokens: N h d each, or B N h d."""
+
+    k: Tensor
+    v: Tensor
+
+
+class ShortText(NamedTuple):
+    """A short prompt as a layer's queries need it: each is left a weighted sum, and no output projection.
+
+    keys: R h d. outputs: h·R C, each head's value of each token, taken through the output projection. counts:
+    R float32, the logarithm of how many tokens of the padded prompt each of them stands for.
+    """
+
+    keys: Tensor
+    outputs: Tensor
+    counts: Tensor
+
+
+class Ring:
+    """Rotated keys and values of the last past_frames latent frames, of one layer at one denoising step.
+
+    A block's own frames are not in the ring while it attends: they enter afterwards, over the oldest ones. So
+    the ring needs no room for them, and holds a block less than the attention window. In fp8 every token and
+    head has a scale of its own, for its key and for its value.
+    """
+
+    def __init__(self, k: Tensor, v: Tensor, scales: KeysValues | None = None) -> None:
+        """k, v: frames, tokens of a frame, h, d; scales: frames, tokens, h, 1 float32; their contents do not
+        matter."""
+        self.k, self.v, self.scales = k, v, scales
+        self.num_written = 0  # latent frames, ever
+
+    @classmethod
+    def allocate(
+        cls, geometry: Geometry, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str
+    ) -> Ring:
+        """An empty ring; writing its zeros also claims the memory now, not in the middle of a run."""
+        layout = ring_layout(geometry, num_heads, head_dim, dtype)
+        return cls.of([torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in layout])
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Ring:
+        """An empty ring of the tensors that another one had."""
+        k, v, *scales = tensors
+        return cls(k, v, KeysValues(*scales) if scales else None)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that is kept; the first axis of each is frames."""
+        return (self.k, self.v, *(self.scales or ()))
+
+    @property
+    def num_valid(self) -> int:
+        """Latent frames held; they fill the ring's first places, in no particular order."""
+        return min(self.num_written, len(self.k))
+
+    def places(self, count: int) -> list[slice]:
+        """Where the last of the next count frames go: one run of places, or two, around the ring's end."""
+        capacity = len(self.k)
+        kept = min(count, capacity)
+        start = (self.num_written + count - kept) % capacity
+        before_end = min(kept, capacity - start)
+        runs = slice(start, start + before_end), slice(0, kept - before_end)
+        return [run for run in runs if run.stop > run.start]
+
+    def append(self, own: Sequence[Tensor]) -> None:
+        """Write a block's frames, oldest first out; in place.
+
+        own: what tensors has, but with N for frames and tokens, a whole number of frames; keys are rotated.
+        """
+        frame_tokens = self.k.shape[1]
+        count = len(own[0]) // frame_tokens
+        places = self.places(count)
+        for ring, fresh in zip(self.tensors, own, strict=True):
+            frames = fresh.unflatten(0, (count, frame_tokens))[-len(ring) :]
+            parts = frames.split([place.stop - place.start for place in places])
+            for place, part in zip(places, parts, strict=True):
+                ring[place].copy_(part)
+        self.num_written += count
+
+
+def ring_layout(
+    geometry: Geometry, num_heads: int, head_dim: int, dtype: torch.dtype
+) -> Sequence[tuple[Sequence[int], torch.dtype]]:
+    """Shape and dtype of a ring's tensors."""
+    tokens = geometry.past_frames, geometry.frame_tokens, num_heads
+    kept = [((*tokens, head_dim), dtype)] * 2
+    scales = [((*tokens, 1), torch.float32)] * 2
+    return kept + scales if dtype == FLOAT8 else kept
+
+
+def quantise_tokens(own: KeysValues) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A block's keys and values, N h d, as a ring in fp8 takes them: both, then their scales, N h 1."""
+    (k, k_scale), (v, v_scale) = (quantise_rows(values) for values in own)
+    return k, v, k_scale, v_scale
+
+
+def widen_tokens(into: KeysValues, past: KeysValues, scales: KeysValues) -> None:
+    """Write a ring in fp8, N h d with scales N h 1, to a part of a window, in the window's dtype."""
+    for target, values, scale in zip(into, past, scales, strict=True):
+        target.copy_(widen_rows(values, scale, target.dtype))
+
+
+class Window:
+    """Room for all that a block attends to, in one piece: condition, own, past. All layers use it in turn."""
+
+    def __init__(
+        self, geometry: Geometry, ring: Ring, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        """Room for the heads that a ring has, on the device that works. dtype: the residual stream's."""
+        near = geometry.condition_tokens, geometry.block_tokens
+        past_tokens = geometry.past_frames * geometry.frame_tokens
+        shape = (sum(near) + past_tokens, *ring.k.shape[2:])
+        self.k, self.v = (torch.empty(shape, dtype=dtype, device=device) for _ in "kv")
+        parts = zip(self.k.split((*near, past_tokens)), self.v.split((*near, past_tokens)), strict=True)
+        self.condition, self.own, self._past = (KeysValues(k, v) for k, v in parts)
+
+    def with_past(self, ring: Ring, widen: Callable[..., None] = widen_tokens) -> KeysValues:
+        """Copy a ring's valid frames behind condition and own; returns all that is to be attended to.
+
+        A ring in fp8 is widened whole, so that the same compiled code serves it however full it is.
+        """
+        num_past = ring.num_valid * ring.k.shape[1]
+        if ring.scales is not None:
+            past, scales = ((pair.k.flatten(0, 1), pair.v.flatten(0, 1)) for pair in (ring, ring.scales))
+            widen(self._past, KeysValues(*past), KeysValues(*scales))
+        else:
+            self._past.k[:num_past].copy_(ring.k.flatten(0, 1)[:num_past])
+            self._past.v[:num_past].copy_(ring.v.flatten(0, 1)[:num_past])
+        num_tokens = len(self.k) - len(self._past.k) + num_past
+        return KeysValues(self.k[:num_tokens], self.v[:num_tokens])
+
+    def near(self, num_left: int, padding: int) -> tuple[KeysValues, KeysValues, KeysValues]:
+        """Condition, own, num_left tokens of the past and padding; then the last two by themselves."""
+        start = len(self.k) - len(self._past.k)
+        left, end = start + num_left, start + num_left + padding
+        return (
+            KeysValues(self.k[:end], self.v[:end]),
+            KeysValues(self.k[start:left], self.v[start:left]),
+            KeysValues(self.k[left:end], self.v[left:end]),
+        )
+
+
+def place(into: KeysValues, tokens: KeysValues, table: Tensor | None) -> None:
+    """Write keys, rotated if a table is given, and values to a part of a window. All N h d."""
+    into.k.copy_(tokens.k if table is None else rotate(tokens.k, table))
+    into.v.copy_(tokens.v)
+
+
+class LayerCache:
+    """Everything that one layer keeps for a generation: text, condition, and its rings by denoising step.
+
+    conditions: keys not rotated, by the number of the anchor; two of them while blocks of both are under way.
+    vectors: TransformerLayer.vectors by denoising step.
+    """
+
+    def __init__(self, text: KeysValues | ShortText, rings: dict[int, Ring]) -> None:
+        self.text = text
+        self.rings = rings
+        self.conditions: dict[int, KeysValues] = {}
+        self.vectors: dict[int, Tensor] = {}

@@ -1,0 +1,220 @@
+"""Linear layers in fp8: weights in e4m3 with a scale for each output channel, activations token by token.
+
+Half of bf16's bytes, and products of twice its speed where the card multiplies fp8.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avatar.model.weights.lora import is_target
+
+logger = logging.getLogger(__name__)
+
+FLOAT8 = torch.float8_e4m3fn
+LARGEST = torch.finfo(FLOAT8).max  # 448
+TINIEST = 1e-12  # rows that are smaller throughout are taken for zero
+ADALN = ".injector_adain_layers."
+SIDE_MULTIPLE = 16  # what the fp8 product asks of both sides of a weight
+TRIAL_SIDE = 512  # of the product that is tried on each device
+FEWEST_ROWS = 512  # fewer are padded: seen on an H200, cuBLAS refuses 16 scaled rows of 13824
+FLOAT8_CAPABILITY = (8, 9)  # since which cards have fp8 cores, and Triton converts e4m3
+CHUNK_ROWS = 1024  # quantised at a time, to keep the peak in float32 low
+
+Product = Literal["scaled", "widened", "plain"]
+
+
+def is_quantised(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor of the transformer is kept in fp8: the big products, 98 % of all parameters.
+
+    Those are the layers that the LoRA adapts, attention's and the feed-forward's, and the audio injections'
+    AdaLN, whose share of the error's square is below 2 %. Embeddings, the head, norms, modulation and the
+    audio encoder stay as they are.
+    """
+    if any(side % SIDE_MULTIPLE for side in shape):
+        return False
+    return is_target(name, tuple(shape)) or (ADALN in name and name.endswith(".weight"))
+
+
+def quantise_rows(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row to e4m3 and the scale by which to multiply it again; the row's largest value becomes 448.
+
+    e4m3 has steps of 1/8 of a mantissa, so a value m·2^e, 1 <= m < 2, moves by at most 2^e/16, and by
+    2^e/8/sqrt(12) in the root mean square: a tensor by at most 3.6 % of its norm, one of normal values by
+    2.65 %, at whatever scale. Values below 2^-15 of their row's largest keep fewer bits.
+    values: ... R C. Returns ... R C float8 and ... R 1 float32.
+    """
+    largest = values.abs().amax(dim=-1, keepdim=True).float().clamp(min=TINIEST)
+    scaled = values.float() * (LARGEST / largest)
+    return scaled.to(FLOAT8) if compiles_float8(values.device) else narrow(scaled), largest / LARGEST
+
+
+def widen_rows(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """quantise_rows undone, but for the rounding: ... R C in float8, ... R 1, to ... R C of a dtype."""
+    wide = values.float() if compiles_float8(values.device) else widen(values, torch.bfloat16).float()
+    return (wide * scale).to(dtype)
+
+
+def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight, out in, to e4m3 and its output channels' scales: out in float8, out float32."""
+    quantised = torch.empty_like(weight, dtype=FLOAT8)
+    scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
+    chunks = (tensor.split(CHUNK_ROWS) for tensor in (weight, quantised, scale))
+    for source, target, target_scale in zip(*chunks, strict=True):
+        values, scales = quantise_rows(source)
+        target.copy_(values)
+        target_scale.copy_(scales[:, 0])
+    return quantised, scale
+
+
+class Float8Linear(nn.Module):
+    """A linear layer of quantised weights: out in float8, out float32, out of the bias's own dtype.
+
+    Inputs and outputs have the dtype of the residual stream.
+    """
+
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """... N in to ... N out, as the device does it best."""
+        product = product_on(x.device)
+        if product == "widened":
+            return (F.linear(x, widen(self.weight, x.dtype)) * self.scale + self.bias).to(x.dtype)
+        rows = x.reshape(-1, x.shape[-1])
+        num_rows, few = len(rows), product == "scaled" and len(rows) < FEWEST_ROWS
+        if few:
+            rows = F.pad(rows, (0, 0, 0, FEWEST_ROWS - num_rows))
+        values, scale = quantise_rows(rows)
+        if few:
+            out = self.multiply(values, scale)[:num_rows].clone()  # or the padding would live as long
+        elif product == "scaled":
+            out = self.multiply(values, scale)
+        else:
+            out = F.linear(values.float(), self.weight.float()) * scale * self.scale + self.bias
+        return out.to(x.dtype).unflatten(0, x.shape[:-1])
+
+    def multiply(self, values: Tensor, scale: Tensor) -> Tensor:
+        """fp8 by fp8 on the tensor cores: rows in float8, their scales R 1, to R out in bf16.
+
+        Sums are kept in the cores' own, shorter format, which is what they are fastest with.
+        """
+        return torch._scaled_mm(
+            values,
+            self.weight.t(),
+            scale_a=scale,
+            scale_b=self.scale[None],
+            bias=self.bias.to(torch.bfloat16),
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
+
+
+@torch.library.custom_op("avatar::widen", mutates_args=())
+def widen(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """fp8 to a wider dtype, unscaled, exact; opaque to the compiler, whose Triton knows no e4m3 before sm89.
+
+    Source: pytorch/pytorch issue 167082.
+    """
+    return weight.to(dtype)
+
+
+@widen.register_fake
+def _(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(weight, dtype=dtype)
+
+
+@torch.library.custom_op("avatar::narrow", mutates_args=())
+def narrow(values: Tensor) -> Tensor:
+    """To fp8, rounded to the nearest; opaque to the compiler for widen's reason."""
+    return values.to(FLOAT8)
+
+
+@narrow.register_fake
+def _(values: Tensor) -> Tensor:
+    return torch.empty_like(values, dtype=FLOAT8)
+
+
+@torch.compiler.assume_constant_result
+def compiles_float8(device: torch.device) -> bool:
+    """Whether compiled code may convert to and from fp8 on a device."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= FLOAT8_CAPABILITY
+
+
+@torch.compiler.assume_constant_result
+def product_on(device: torch.device) -> Product:
+    """How a device multiplies: fp8 by fp8 on its tensor cores, in the wider dtype, or by plain arithmetic."""
+    return _product(device)
+
+
+@functools.cache
+def _product(device: torch.device) -> Product:
+    """Tried once: cards since sm89 have fp8 cores, but cuBLAS has not had scales by row for every one.
+
+    Source: pytorch/pytorch issue 192707.
+    """
+    if device.type != "cuda":
+        return "plain"
+    if torch.cuda.get_device_capability(device) < FLOAT8_CAPABILITY:
+        logger.info("fp8 weights are stored only: this GPU has no fp8 cores, products are in bf16")
+        return "widened"
+    values = torch.ones(TRIAL_SIDE, TRIAL_SIDE, device=device).to(FLOAT8)
+    scale = torch.ones(TRIAL_SIDE, 1, device=device)
+    try:
+        torch._scaled_mm(values, values.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16)
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n")[0]
+        logger.warning("fp8 weights are stored only, products are in bf16: %s", reason)
+        return "widened"
+    return "scaled"
+
+
+def join_linears(parts: Sequence[nn.Module]) -> nn.Module:
+    """Linear layers of the same input as one, whose output is theirs side by side; all quantised, or none."""
+    weight, bias = (torch.cat([getattr(part, leaf) for part in parts]) for leaf in ("weight", "bias"))
+    if all(isinstance(part, Float8Linear) for part in parts):
+        return Float8Linear(weight, torch.cat([part.get_buffer("scale") for part in parts]), bias)
+    joined = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    joined.weight, joined.bias = (nn.Parameter(value, requires_grad=False) for value in (weight, bias))
+    return joined
+
+
+class Quantiser:
+    """Quantises a model while it is loaded: give its place to the loader, then install.
+
+    Each weight is quantised when it comes: the device never holds more than one of them in the wider dtype.
+    """
+
+    def __init__(self, scales: dict[str, Tensor] | None = None) -> None:
+        """scales: of the weights that will come quantised already, by the weight's name."""
+        self.scales = dict(scales or {})
+
+    def place(self, name: str, tensor: Tensor) -> nn.Parameter | None:
+        """See model.weights.loading.Place."""
+        if not is_quantised(name, tensor.shape):
+            return None
+        if tensor.dtype != FLOAT8:
+            tensor, self.scales[name] = quantise_weight(tensor)
+        return nn.Parameter(tensor, requires_grad=False)
+
+    def install(self, model: nn.Module) -> None:
+        """Give every layer whose weight was placed its scales; once, before fusing."""
+        for name, scale in self.scales.items():
+            module_name = name.removesuffix(".weight")
+            linear = model.get_submodule(module_name)
+            assert isinstance(linear, nn.Linear)
+            model.set_submodule(module_name, Float8Linear(linear.weight.data, scale, linear.bias.data))
+        self.scales.clear()

@@ -1,0 +1,182 @@
+"""UMT5, the prompt encoder: transformers' model and tokenizer, filled from either layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import UMT5Config, UMT5EncoderModel
+
+from avatar.errors import WeightsMissing
+from avatar.model.weights.tensor_files import (
+    WRONG_CHECKPOINT,
+    Shapes,
+    build_on_meta,
+    open_safetensors,
+    read_pth,
+    require_match,
+    shard_files,
+)
+from avatar.planning.prompt_tokens import open_tokenizer, token_ids
+
+SHARED = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under two names
+BLOCK = "encoder.block."
+# Published name and transformers' name, N being the layer.
+NAMES = (
+    ("token_embedding.weight", "shared.weight"),
+    ("norm.weight", "encoder.final_layer_norm.weight"),
+    ("blocks.N.norm1.weight", "encoder.block.N.layer.0.layer_norm.weight"),
+    ("blocks.N.attn.{}.weight", "encoder.block.N.layer.0.SelfAttention.{}.weight"),  # q, k, v, o
+    (
+        "blocks.N.pos_embedding.embedding.weight",
+        "encoder.block.N.layer.0.SelfAttention.relative_attention_bias.weight",
+    ),
+    ("blocks.N.norm2.weight", "encoder.block.N.layer.1.layer_norm.weight"),
+    ("blocks.N.ffn.gate.0.weight", "encoder.block.N.layer.1.DenseReluDense.wi_0.weight"),
+    ("blocks.N.ffn.fc1.weight", "encoder.block.N.layer.1.DenseReluDense.wi_1.weight"),
+    ("blocks.N.ffn.fc2.weight", "encoder.block.N.layer.1.DenseReluDense.wo.weight"),
+)
+
+
+class PromptTokenizer:
+    """Prompts to token ids, without loading the encoder."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: that of tokenizer.json. Raises: WeightsMissing."""
+        open_tokenizer(folder)
+        self._folder = folder
+
+    def __call__(self, prompt: str) -> Tensor:
+        """Token ids, 1 N with N ≤ 512, the end mark last.
+
+        Raises: WeightsMissing; BadInput with the count when the prompt is longer: nothing is cut.
+        """
+        return torch.tensor([token_ids(prompt, self._folder)])
+
+
+class TextEncoder:
+    """Token ids to the hidden states that the transformer's text MLP reads."""
+
+    def __init__(self, model: UMT5EncoderModel) -> None:
+        self.model = model
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
+        """Read the published .pth file, or a transformers folder. Raises: WeightsMissing."""
+        return TextWeights.open(path).load(device, dtype)
+
+    @torch.no_grad()
+    def encode(self, ids: Tensor) -> Tensor:
+        """Hidden states N D of one prompt's ids, 1 N; the transformer pads them with rows of zeros."""
+        return self.model(input_ids=ids).last_hidden_state[0]
+
+
+Spread = Callable[[nn.Module], object]
+"""Called with each block once its tensors are there, and at last with the stack of them all."""
+
+
+@dataclass(frozen=True)
+class TextWeights:
+    """An encoder that is checked, and holds no memory: its model on the meta device, its tensors mapped."""
+
+    model: UMT5EncoderModel
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def open(cls, path: Path) -> TextWeights:
+        """The published .pth file, or a transformers folder. Raises: WeightsMissing."""
+        model, tensors = _from_folder(path) if path.is_dir() else _from_pth(path)
+        tensors.pop(SHARED[1], None)
+        expected: Shapes = {
+            name: tuple(value.shape) for name, value in model.state_dict().items() if name != SHARED[1]
+        }
+        require_match(path.name, expected, {name: tuple(value.shape) for name, value in tensors.items()})
+        return cls(model.eval().requires_grad_(False), tensors)
+
+    def load(
+        self, device: torch.device | str, dtype: torch.dtype, spread: Spread = lambda module: None
+    ) -> TextEncoder:
+        """The encoder on a device, loaded block by block. spread: may shard each: then none stays whole."""
+        model = deepcopy(self.model)  # whoever keeps the weights keeps nothing of what is loaded
+        model.set_input_embeddings(WordTable(self.tensors[SHARED[0]], device, dtype))
+        stack = model.encoder
+        for index, block in enumerate(stack.block):
+            self._place(f"{BLOCK}{index}.", block, device, dtype)
+            spread(block)
+        self._place("encoder.final_layer_norm.", stack.final_layer_norm, device, dtype)
+        spread(stack)
+        return TextEncoder(model)
+
+    def _place(self, prefix: str, module: nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
+        placed = {name: self.tensors[prefix + name].to(device, dtype) for name in module.state_dict()}
+        module.load_state_dict(placed, assign=True)
+
+
+class WordTable(nn.Module):
+    """The table of all words' vectors, left in its file: a prompt takes 512 of its 256,384 rows at most."""
+
+    def __init__(self, table: Tensor, device: torch.device | str, dtype: torch.dtype) -> None:
+        """table: V D on the CPU. device, dtype: of the rows that are looked up."""
+        super().__init__()
+        self._table, self._place = table, (device, dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids 1 N to vectors 1 N D."""
+        return self._table[ids.cpu()].to(*self._place)
+
+
+def transformers_name(published: str) -> str:
+    """A published tensor's name in UMT5EncoderModel; a name without a place there comes back as it is."""
+    for ours, theirs in NAMES:
+        pattern = re.escape(ours).replace(r"\{\}", "([qkvo])").replace(r"\.N\.", r"\.(\d+)\.")
+        match = re.fullmatch(pattern, published)
+        if match:
+            layer, *projection = match.groups() or ("",)
+            return theirs.replace(".N.", f".{layer}.").format(*projection)
+    return published
+
+
+def _from_pth(path: Path) -> tuple[UMT5EncoderModel, dict[str, Tensor]]:
+    published = read_pth(path)
+    try:
+        config = _config_of(published)
+    except KeyError as error:
+        raise WeightsMissing(
+            f"{path.name} is not a UMT5 encoder: it lacks {error.args[0]}.", WRONG_CHECKPOINT
+        ) from error
+    with torch.device("meta"):
+        model = UMT5EncoderModel(config)
+    return model, {transformers_name(name): tensor for name, tensor in published.items()}
+
+
+def _config_of(published: dict[str, Tensor]) -> UMT5Config:
+    """The shape of the encoder, read off its tensors."""
+    vocabulary, width = published["token_embedding.weight"].shape
+    buckets, num_heads = published["blocks.0.pos_embedding.embedding.weight"].shape
+    layers = {name.split(".")[1] for name in published if name.startswith("blocks.")}
+    return UMT5Config(
+        vocab_size=vocabulary,
+        d_model=width,
+        d_kv=published["blocks.0.attn.q.weight"].shape[0] // num_heads,
+        d_ff=published["blocks.0.ffn.fc1.weight"].shape[0],
+        num_heads=num_heads,
+        num_layers=len(layers),
+        relative_attention_num_buckets=buckets,
+        feed_forward_proj="gated-gelu",
+    )
+
+
+def _from_folder(folder: Path) -> tuple[UMT5EncoderModel, dict[str, Tensor]]:
+    model = build_on_meta(folder, lambda config: UMT5EncoderModel(UMT5Config.from_dict(config)))
+    tensors = {}
+    for file in shard_files(folder, "model"):
+        with open_safetensors(file) as shard:
+            tensors.update({name: shard.get_tensor(name) for name in shard.keys()})  # noqa: SIM118
+    if SHARED[0] not in tensors and SHARED[1] in tensors:
+        tensors[SHARED[0]] = tensors.pop(SHARED[1])
+    return model, tensors

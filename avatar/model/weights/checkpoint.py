@@ -1,0 +1,62 @@
+"""A whole checkpoint on disk: which file or folder holds which part of the model."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from avatar.errors import WeightsMissing
+from avatar.model.weights.tensor_files import FETCH_AGAIN, shard_files
+from avatar.planning.checkpoint_places import (
+    DEFAULT_FOLDER,
+    DOWNLOAD_COMMAND,
+    ENVIRONMENT,
+    LORA_FILE,
+    SHARD_STEM,
+    find_checkpoint,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """Where each part lies. shards: the transformer's. text_encoder, vae: a .pth file, or a folder."""
+
+    config: Path
+    shards: tuple[Path, ...]
+    text_encoder: Path
+    tokenizer: Path
+    vae: Path
+    speech_encoder: Path
+    lora: Path
+
+
+def open_checkpoint(ckpt_dir: Path | None = None) -> CheckpointFiles:
+    """Find the weights: in ckpt_dir, $AVATAR_WEIGHTS, ./ckpt, then the hub's cache; in either layout.
+
+    Raises: WeightsMissing listing the places and the command to run, or every file that is absent.
+    """
+    found = find_checkpoint(ckpt_dir)
+    if found.base is None:
+        raise WeightsMissing(
+            f"No model weights were found. Looked in --ckpt_dir{'' if ckpt_dir else ' (not given)'}, "
+            f"${ENVIRONMENT}{'' if os.environ.get(ENVIRONMENT) else ' (not set)'}, ./{DEFAULT_FOLDER} "
+            "and the Hugging Face cache.",
+            f"Run `{DOWNLOAD_COMMAND}` (60 GB), or name the folder with --ckpt_dir.",
+        )
+    if found.missing or found.lora is None:
+        raise WeightsMissing(f"Missing from the checkpoint: {', '.join(found.missing)}.", FETCH_AGAIN)
+    layout, base = found.layout, found.base
+    logger.info("weights: %s in %s, LoRA in %s", layout.repo, base, found.lora)
+    return CheckpointFiles(
+        config=base / layout.config,
+        shards=tuple(shard_files(base / layout.transformer, SHARD_STEM)),
+        text_encoder=base / layout.text_encoder,
+        tokenizer=base / layout.tokenizer,
+        vae=base / layout.vae,
+        speech_encoder=base / layout.speech_encoder,
+        lora=found.lora / LORA_FILE,
+    )

@@ -1,0 +1,131 @@
+"""The transformer's weights: checked whole before anything is read, then placed tensor by tensor.
+
+Host memory holds one tensor beyond what is placed; each shard is mapped, never read whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from avatar.errors import WeightsMissing
+from avatar.model.transformer import StreamingTransformer, held_dtype
+from avatar.model.weights.checkpoint import CheckpointFiles
+from avatar.model.weights.lora import open_lora
+from avatar.model.weights.tensor_files import (
+    FETCH_AGAIN,
+    Shapes,
+    open_safetensors,
+    require_match,
+    safetensors_shapes,
+)
+from avatar.planning.transformer_config import ModelConfig
+
+logger = logging.getLogger(__name__)
+
+Place = Callable[[str, Tensor], nn.Parameter | None]
+"""From a tensor's name and merged value on the device, the parameter to install; None: the usual one."""
+
+Check = Callable[[], None]
+"""Called between two tensors while a model loads; raises Cancelled when the run was stopped."""
+
+Settle = Callable[[str, Tensor], Tensor]
+"""From a tensor's name and its value as it is to stay, the same value where it is to stay."""
+
+
+def go_on() -> None:
+    """The check of a load that nobody stops."""
+
+
+def stay(name: str, tensor: Tensor) -> Tensor:
+    """Every tensor stays on the device."""
+    return tensor
+
+
+def open_transformer(files: CheckpointFiles) -> StreamingTransformer:
+    """The checkpoint's transformer on the meta device: every shape, no memory. Raises: WeightsMissing."""
+    with torch.device("meta"):
+        return StreamingTransformer(ModelConfig.load(files.config)).eval().requires_grad_(False)
+
+
+def load_transformer(
+    files: CheckpointFiles,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    *,
+    select: Callable[[str], bool] = lambda name: True,
+    place: Place = lambda name, tensor: None,
+    settle: Settle = stay,
+) -> StreamingTransformer:
+    """Build the transformer, with the LoRA merged, on a device.
+
+    select: names of the tensors to load; the others stay on the meta device (another stage holds them).
+    place: may quantise a tensor as it comes. settle: may move it elsewhere, so that the device never holds
+    more than one of those that do not stay there.
+    Raises: WeightsMissing, before any tensor is read, when files and model differ in any name or shape.
+    """
+    model = open_transformer(files)
+    load_weights(model, files.shards, files.lora, device, dtype, select=select, place=place, settle=settle)
+    return model
+
+
+def load_weights(
+    model: nn.Module,
+    shards: Sequence[Path],
+    lora: Path | None,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    *,
+    select: Callable[[str], bool] = lambda name: True,
+    place: Place = lambda name, tensor: None,
+    settle: Settle = stay,
+) -> None:
+    """Fill a model on the meta device from safetensors shards; see load_transformer."""
+    expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    held = _held_by(shards)
+    require_match(
+        "The transformer's checkpoint",
+        expected,
+        {name: shape for tensors in held.values() for name, shape in tensors.items()},
+    )
+    with ExitStack() as stack:
+        merge = stack.enter_context(open_lora(lora, expected)).merge if lora else lambda name, tensor: tensor
+        for shard, tensors in held.items():
+            logger.info("loading %s", shard.name)
+            with open_safetensors(shard) as file:
+                for name in filter(select, tensors):
+                    tensor = merge(name, file.get_tensor(name).to(device))
+                    kept = _kept(place(name, tensor), tensor, held_dtype(name, dtype))
+                    _install(model, name, settle(name, kept))
+
+
+def _held_by(shards: Sequence[Path]) -> dict[Path, Shapes]:
+    """Each shard's tensors by its own header. Raises: WeightsMissing for a tensor that two shards hold."""
+    held = {shard: safetensors_shapes(shard) for shard in shards}
+    seen: dict[str, Path] = {}
+    for shard, tensors in held.items():
+        for name in tensors:
+            if name in seen:
+                raise WeightsMissing(f"{name} is in both {seen[name].name} and {shard.name}.", FETCH_AGAIN)
+            seen[name] = shard
+    return held
+
+
+def _kept(placed: nn.Parameter | None, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """What place made of a tensor, or else the tensor in its dtype."""
+    return tensor.to(dtype) if placed is None else placed.data
+
+
+def _install(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor where the model has a parameter or buffer of that name."""
+    module_name, _, leaf = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    if leaf in module._buffers:
+        module._buffers[leaf] = tensor
+    else:
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)

@@ -1,0 +1,62 @@
+"""A transformer with random weights, made directly on its device: for timing without a checkpoint.
+
+Its output is noise, but every number stays finite and near 1, as in a trained model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from avatar.model.transformer import StreamingTransformer, held_dtype
+from avatar.model.weights.loading import Place, Settle, stay
+from avatar.planning.transformer_config import ModelConfig
+
+AUDIO_MIXTURE = 0.01  # what every weight of the audio encoder's layer mixture begins training at
+
+
+def random_transformer(
+    config: ModelConfig,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    *,
+    seed: int = 0,
+    select: Callable[[str], bool] = lambda name: True,
+    place: Place = lambda name, tensor: None,
+    settle: Settle = stay,
+) -> StreamingTransformer:
+    """Build the transformer without ever holding more than one tensor beyond what is placed.
+
+    select, place, settle: as model.weights.loading.load_transformer takes them.
+    """
+    with torch.device("meta"):
+        model = StreamingTransformer(config).eval().requires_grad_(False)
+    generator = torch.Generator(device).manual_seed(seed)
+    for name in filter(select, model.state_dict()):
+        module_name, _, leaf = name.rpartition(".")
+        module = model.get_submodule(module_name)
+        tensor = random_tensor(module, leaf, device, held_dtype(name, dtype), generator)
+        placed = place(name, tensor)
+        tensor = settle(name, tensor if placed is None else placed.data)
+        del placed  # when the next one is made, the device holds of this one what stays there
+        setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+    return model
+
+
+def random_tensor(
+    module: nn.Module, leaf: str, device: torch.device | str, dtype: torch.dtype, generator: torch.Generator
+) -> Tensor:
+    """A value for one of a module's parameters: norms neutral, the rest scaled by its width."""
+    shape = module.get_parameter(leaf).shape
+    tensor = torch.empty(shape, device=device, dtype=dtype)
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return tensor.fill_(1.0 if leaf == "weight" else 0.0)
+    if leaf == "bias":
+        return tensor.zero_()
+    if leaf == "weights":
+        return tensor.fill_(AUDIO_MIXTURE)
+    fan_in = math.prod(shape[1:]) if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv3d) else shape[-1]
+    return tensor.normal_(std=fan_in**-0.5, generator=generator)

@@ -1,0 +1,174 @@
+"""Tensor files on disk: opened safely, compared strictly, every fault named by file and tensor."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from zipfile import is_zipfile
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from avatar.errors import WeightsMissing
+from avatar.planning.checkpoint_places import DOWNLOAD_COMMAND
+
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
+
+
+FETCH_AGAIN = f"Run `{DOWNLOAD_COMMAND}`, which fetches only what is missing or broken."
+WRONG_CHECKPOINT = f"Check --ckpt_dir, or run `{DOWNLOAD_COMMAND}`."
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_LAYER_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """Open one .safetensors file; tensors are read one by one, the file is mapped and never held whole.
+
+    Raises: WeightsMissing when it is absent, truncated or no safetensors file.
+    """
+    if not path.is_file():
+        raise WeightsMissing(f"{path.name} is missing from the checkpoint.", FETCH_AGAIN)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        reason = str(error).replace(str(path), path.name)
+        raise WeightsMissing(f"{path.name} is truncated or corrupt ({reason}).", FETCH_AGAIN) from error
+
+
+def safetensors_shapes(path: Path) -> Shapes:
+    """Names and shapes of a file's tensors, read from its header alone. Raises: WeightsMissing."""
+    with open_safetensors(path) as tensors:
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+
+
+def read_pth(path: Path) -> dict[str, Tensor]:
+    """Map the tensors of a .pth file; nothing but tensors is unpickled.
+
+    Raises: WeightsMissing when it is absent, truncated, corrupt, or holds anything else.
+    """
+    if not path.is_file():
+        raise WeightsMissing(f"{path.name} is missing from the checkpoint.", FETCH_AGAIN)
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever is no pickle, text say, may break the reader of pickles anywhere
+        known = isinstance(error, RuntimeError | pickle.UnpicklingError | EOFError | OSError | ValueError)
+        reason = str(error).strip().split("\n")[0].replace(str(path), path.name) if known else ""
+        reason = reason or "it cannot be read as one"
+        raise WeightsMissing(
+            f"{path.name} is truncated, corrupt, or holds more than tensors ({reason}).", FETCH_AGAIN
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise WeightsMissing(f"{path.name} is not a table of named tensors.", FETCH_AGAIN)
+    return tensors
+
+
+def require_match(what: str, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+    """Compare names and shapes.
+
+    Raises: WeightsMissing naming every missing, unexpected and mis-shaped tensor.
+    """
+    missing = expected.keys() - found.keys()
+    unexpected = found.keys() - expected.keys()
+    reshaped = {
+        f"{name} is {_by(found[name])} instead of {_by(expected[name])}"
+        for name in expected.keys() & found.keys()
+        if tuple(expected[name]) != tuple(found[name])
+    }
+    parts = [
+        f"{label}: {', '.join(fold_layers(names))}"
+        for label, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", reshaped))
+        if names
+    ]
+    if parts:
+        raise WeightsMissing(f"{what} does not match the model. {'. '.join(parts)}.", WRONG_CHECKPOINT)
+
+
+def fold_layers(names: Iterable[str]) -> list[str]:
+    """Names sorted, those that differ only in their first index written once: blocks.{0..39}.ffn.0.bias."""
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    plain = []
+    for name in names:
+        match = _LAYER_INDEX.search(name)
+        if match:
+            groups[name[: match.start()], name[match.end() :]].append(int(match[0]))
+        else:
+            plain.append(name)
+    for (head, tail), layers in groups.items():
+        runs = _runs(sorted(layers))
+        plain.append(f"{head}{runs if len(layers) == 1 else '{' + runs + '}'}{tail}")
+    return sorted(plain)
+
+
+def _runs(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] as "0..2,5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}..{last}" for first, last in runs)
+
+
+def _by(shape: Shape) -> str:
+    return "×".join(map(str, shape)) or "a single number"
+
+
+def shard_files(folder: Path, stem: str) -> list[Path]:
+    """The shards that a safetensors checkpoint's index names, in order.
+
+    Raises: WeightsMissing when the index is absent or unreadable, or naming every shard that is absent.
+    """
+    index = folder / f"{stem}.safetensors.index.json"
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsMissing(
+            f"{index.name} is missing, unreadable or no index of tensors.", FETCH_AGAIN
+        ) from error
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent or not names:
+        raise WeightsMissing(
+            f"Missing from the checkpoint: {', '.join(absent) or 'every shard'}.", FETCH_AGAIN
+        )
+    return [folder / name for name in names]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A part's config. Raises: WeightsMissing when it is absent or no JSON object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsMissing(
+            f"{path.parent.name}/{path.name} is missing or unreadable.", FETCH_AGAIN
+        ) from error
+    if not isinstance(data, dict):
+        raise WeightsMissing(f"{path.parent.name}/{path.name} is not a JSON object.", FETCH_AGAIN)
+    return data
+
+
+def build_on_meta(folder: Path, build: Callable[[dict[str, Any]], Model]) -> Model:
+    """The model of a folder's config.json, on the meta device: shapes, no memory. Raises: WeightsMissing."""
+    config = read_json(folder / "config.json")
+    try:
+        with torch.device("meta"):
+            return build(config)
+    except Exception as error:  # each library has its own ways of refusing a config
+        reason = str(error).strip().split("\n")[0]
+        raise WeightsMissing(
+            f"{folder.name}/config.json describes no model ({reason}).", WRONG_CHECKPOINT
+        ) from error

@@ -1,0 +1,302 @@
+"""Quantised weights on disk: merged and quantised once for a checkpoint, later starts read half the bytes.
+
+A cache entry is a folder that appears whole or not at all. Without one, weights are quantised as they load.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from avatar.errors import WeightsMissing
+from avatar.model.quantize import Quantiser, is_quantised
+from avatar.model.transformer import StreamingTransformer, held_dtype
+from avatar.model.weights.checkpoint import CheckpointFiles
+from avatar.model.weights.loading import Settle, load_transformer, load_weights, open_transformer, stay
+from avatar.model.weights.lora import ALPHA
+from avatar.model.weights.tensor_files import read_json
+from avatar.planning.checkpoint_places import user_cache
+from avatar.planning.download import SPARE_BYTES
+
+logger = logging.getLogger(__name__)
+
+ENVIRONMENT = "AVATAR_CACHE"
+RECIPE = "e4m3-rows-2"  # a new name for every change to what quantising gives
+FILE_BYTES = 2**30  # a file is written when it has so many: what the host holds; less than that is not cached
+KEEP_S = 30 * 24 * 3600.0  # an entry that no start has used for so long is deleted when another is made
+SAMPLE_BYTES = 2**16
+LOCK_POLL_S = 0.2
+INDEX, SCALES, WEIGHTS = "index.json", "scales.safetensors", "weights-*.safetensors"
+DRAFT = ".building-"
+
+Check = Callable[[], None]
+
+
+class CacheUnusable(Exception):
+    """The cache's folder cannot be written: nothing that stops a run."""
+
+
+def cache_folder() -> Path:
+    """Where quantised weights are kept: $AVATAR_CACHE, else the user's cache folder."""
+    if named := os.environ.get(ENVIRONMENT):
+        return Path(named)
+    return user_cache() / "live-avatar"
+
+
+def load_quantised(
+    files: CheckpointFiles,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    *,
+    folder: Path | None = None,
+    select: Callable[[str], bool] = lambda name: True,
+    settle: Settle = stay,
+    check: Check = lambda: None,
+) -> StreamingTransformer:
+    """The transformer, LoRA merged, with fp8 weights; from the cache, which is filled first if need be.
+
+    folder: the cache's; None goes without. select, settle: as load_transformer takes them. check: called
+    between tensors; what it raises ends the load.
+    Raises: WeightsMissing for a fault of the checkpoint itself.
+    """
+    for _ in range(2):
+        entry = None if folder is None else cached(files, folder, device, dtype, check)
+        if entry is None:
+            break
+        try:
+            return load_entry(files, entry, device, dtype, select, check, settle)
+        except WeightsMissing as error:
+            logger.warning("the cache of quantised weights is broken and is made again: %s", error.message)
+            shutil.rmtree(entry, ignore_errors=True)
+    quantiser = Quantiser()
+
+    def place(name: str, tensor: Tensor) -> nn.Parameter | None:
+        check()
+        return quantiser.place(name, tensor)
+
+    model = load_transformer(files, device, dtype, select=select, place=place, settle=settle)
+    quantiser.install(model)
+    return model
+
+
+def cached(
+    files: CheckpointFiles, folder: Path, device: torch.device | str, dtype: torch.dtype, check: Check
+) -> Path | None:
+    """The cache's entry for a checkpoint, made now if it is not there; None when it cannot be written.
+
+    The tensors are quantised on the device, one at a time. A toy checkpoint is not worth an entry.
+    Raises: WeightsMissing.
+    """
+    try:
+        with _unless_unwritable():
+            if sum(shard.stat().st_size for shard in files.shards) < FILE_BYTES:
+                return None
+            entry = folder / key(files, dtype)
+            folder.mkdir(parents=True, exist_ok=True)
+        if not entry.is_dir():
+            with locked(folder, check):
+                if not entry.is_dir():  # another process may have made it meanwhile
+                    build(files, entry, device, dtype, check)
+        if os.access(entry, os.W_OK):
+            os.utime(entry)  # so that it is not taken for one that nobody uses
+    except CacheUnusable as error:
+        logger.warning("quantised weights are not cached, each start quantises again: %s", error)
+        return None
+    return entry
+
+
+def key(files: CheckpointFiles, dtype: torch.dtype) -> str:
+    """An entry's name: another for every checkpoint, LoRA, dtype of what is not quantised, and recipe."""
+    facts = [RECIPE, str(dtype), str(ALPHA), *map(_fingerprint, (*files.shards, files.lora))]
+    return f"{RECIPE}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
+
+
+def _fingerprint(file: Path) -> list[str | int]:
+    """Name, size, time and three samples of a file: to read all of it would cost what the cache saves."""
+    stat, sample = file.stat(), hashlib.sha256()
+    with file.open("rb") as data:
+        for offset in (0, stat.st_size // 2, max(0, stat.st_size - SAMPLE_BYTES)):
+            data.seek(offset)
+            sample.update(data.read(SAMPLE_BYTES))
+    return [file.name, stat.st_size, stat.st_mtime_ns, sample.hexdigest()]
+
+
+def build(
+    files: CheckpointFiles, entry: Path, device: torch.device | str, dtype: torch.dtype, check: Check
+) -> None:
+    """Write an entry beside its place, then move it there. Raises: CacheUnusable, WeightsMissing."""
+    model, draft = open_transformer(files), entry.with_name(DRAFT + entry.name)
+    _make_room(entry.parent, model, dtype)
+    logger.info("quantising the transformer for the cache: once for this checkpoint")
+    with _unless_unwritable():
+        draft.mkdir()
+    writer = EntryWriter(draft, dtype)
+
+    def place(name: str, tensor: Tensor) -> nn.Parameter:
+        check()
+        writer.add(name, tensor)
+        return nn.Parameter(torch.empty(0, device="meta"), requires_grad=False)
+
+    try:
+        load_weights(model, files.shards, files.lora, device, dtype, place=place)
+        writer.finish()
+        with _unless_unwritable():
+            draft.rename(entry)
+            _to_disk(entry.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)  # gone already, if all went well
+
+
+def _make_room(folder: Path, model: nn.Module, dtype: torch.dtype) -> None:
+    """Delete what killed processes and old checkpoints left. Raises: CacheUnusable for a disk too full."""
+    with _unless_unwritable():
+        for other in folder.iterdir():
+            unused = (other / INDEX).is_file() and time.time() - other.stat().st_mtime > KEEP_S
+            if unused or other.name.startswith(DRAFT):
+                shutil.rmtree(other)
+        free = shutil.disk_usage(folder).free
+    need = sum(
+        value.numel() * (1 if is_quantised(name, value.shape) else held_dtype(name, dtype).itemsize)
+        for name, value in model.state_dict().items()
+    )
+    if free < need + SPARE_BYTES:
+        raise CacheUnusable(f"they need {need / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
+
+
+@dataclass
+class EntryWriter:
+    """Writes an entry's files into a folder, a part of the tensors at a time."""
+
+    folder: Path
+    dtype: torch.dtype
+    quantiser: Quantiser = field(default_factory=Quantiser)
+    sums: dict[str, int] = field(default_factory=dict)
+    num_files: int = 0
+    waiting: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take a merged tensor as it comes from the checkpoint. Raises: CacheUnusable."""
+        placed = self.quantiser.place(name, tensor)
+        kept = tensor.to(held_dtype(name, self.dtype)) if placed is None else placed.data
+        self.waiting[name] = kept.cpu()
+        self.sums[name] = byte_sum(kept)
+        if sum(waiting.nbytes for waiting in self.waiting.values()) >= FILE_BYTES:
+            self._flush()
+
+    def finish(self) -> None:
+        """Write the rest; the index comes last. Raises: CacheUnusable."""
+        if self.waiting:
+            self._flush()
+        scales = {name: scale.cpu() for name, scale in self.quantiser.scales.items()}
+        self._write(SCALES, scales)
+        self.sums |= {f"{name} scale": byte_sum(scale) for name, scale in scales.items()}
+        with _unless_unwritable():
+            (self.folder / INDEX).write_text(json.dumps({"recipe": RECIPE, "sums": self.sums}))
+            _to_disk(self.folder / INDEX)
+            _to_disk(self.folder)
+
+    def _flush(self) -> None:
+        self.num_files += 1
+        self._write(WEIGHTS.replace("*", f"{self.num_files:05d}"), self.waiting)
+        self.waiting = {}
+
+    def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
+        with _unless_unwritable():
+            save_file(tensors, self.folder / name)
+            _to_disk(self.folder / name)
+
+
+def load_entry(
+    files: CheckpointFiles,
+    entry: Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    select: Callable[[str], bool] = lambda name: True,
+    check: Check = lambda: None,
+    settle: Settle = stay,
+) -> StreamingTransformer:
+    """The transformer from a cache entry; of the checkpoint only the config is read.
+
+    Raises: WeightsMissing for an entry that is incomplete, truncated or altered.
+    """
+    model, sums = open_transformer(files), read_json(entry / INDEX).get("sums", {})
+
+    def intact(name: str, tensor: Tensor) -> Tensor:
+        if sums.get(name) != byte_sum(tensor):
+            raise WeightsMissing(f"{name} is not as it was written.")
+        return tensor
+
+    try:
+        scales = load_file(entry / SCALES)
+    except (SafetensorError, OSError) as error:
+        raise WeightsMissing(f"{SCALES} cannot be read.") from error
+    wanted = [name for name in model.state_dict() if name in scales and select(name)]
+    quantiser = Quantiser({name: intact(f"{name} scale", scales[name]).to(device) for name in wanted})
+
+    def place(name: str, tensor: Tensor) -> nn.Parameter | None:
+        check()
+        return quantiser.place(name, intact(name, tensor))
+
+    shards = sorted(entry.glob(WEIGHTS))
+    load_weights(model, shards, None, device, dtype, select=select, place=place, settle=settle)
+    quantiser.install(model)
+    return model
+
+
+def byte_sum(tensor: Tensor) -> int:
+    """A checksum at the memory's speed, on the tensor's own device: its bytes, added up in words of 8."""
+    data = tensor.reshape(-1).view(torch.uint8)
+    if data.numel() % 8:
+        return int(data.sum(dtype=torch.int64))
+    aligned = data.clone() if data.storage_offset() % 8 else data
+    return int(aligned.view(torch.int64).sum())
+
+
+@contextmanager
+def locked(folder: Path, check: Check) -> Iterator[None]:
+    """Wait until no other process fills the cache; the system frees the lock of a process that dies."""
+    with _unless_unwritable():
+        file = (folder / ".lock").open("w")
+    with file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                check()
+                time.sleep(LOCK_POLL_S)
+        yield
+
+
+@contextmanager
+def _unless_unwritable() -> Iterator[None]:
+    """Raises: CacheUnusable for the system's errors, without the folder's path."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheUnusable(error.strerror or type(error).__name__) from error
+    except SafetensorError as error:
+        raise CacheUnusable("a file could not be written") from error
+
+
+def _to_disk(path: Path) -> None:
+    """What was written there survives a loss of power from here on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

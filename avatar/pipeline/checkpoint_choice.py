@@ -1,0 +1,34 @@
+"""Which checkpoint a preset takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from avatar.errors import BadInput
+from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
+from avatar.planning.plan import gib
+from avatar.planning.planner import TINY_BYTES
+from avatar.preset import Preset
+
+TINY_FOLDER = "self-test"  # in the run's own folder
+
+
+def find_files(preset: Preset, weights: Path | None, work: Path) -> CheckpointFiles:
+    """The checkpoint that a preset takes; the self-test's is a toy one, built in work when none is named.
+
+    Raises: WeightsMissing, BadInput for a named checkpoint that is too large for the self-test.
+    """
+    if preset.requires.weights != "tiny":
+        return open_checkpoint(weights)
+    if weights is None:
+        from avatar.model.weights.tiny import build_tiny_checkpoint  # slow to import, and only for this
+
+        weights = build_tiny_checkpoint(work / TINY_FOLDER)
+    files = open_checkpoint(weights)
+    num_bytes = sum(shard.stat().st_size for shard in files.shards)
+    if num_bytes > TINY_BYTES:
+        raise BadInput(
+            f"The self-test runs a toy model; these weights take {gib(num_bytes)}.",
+            "Leave out --ckpt_dir, or choose another preset.",
+        )
+    return files

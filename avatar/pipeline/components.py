@@ -1,0 +1,113 @@
+"""The models of one generation, on one device: from a checkpoint, or with random weights for timing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from avatar.geometry import Size
+from avatar.model.speech_encoder import SpeechEncoder
+from avatar.model.transformer import StreamingTransformer
+from avatar.model.vae.vae import VideoVAE
+from avatar.model.weights.checkpoint import CheckpointFiles
+from avatar.model.weights.loading import Check, go_on, load_transformer
+from avatar.model.weights.weight_cache import cache_folder, load_quantised
+from avatar.pipeline.conditions import ConditionEncoder, EncodeText, LocalTextEncoder, SpeechTrack
+from avatar.pipeline.denoise import Conditions
+from avatar.pipeline.device import DTYPES, best_device
+from avatar.pipeline.offload.encoders import OffloadedSpeechEncoder, OffloadedVAE
+from avatar.pipeline.offload.host_layers import HostLayers, RingMemory, settle_on_host
+from avatar.planning.placement import ALL_ON_GPU, Placement, spread
+from avatar.planning.transformer_config import ModelConfig
+from avatar.preset import Memory
+
+log = logging.getLogger(__name__)
+
+
+class Conditioner(Protocol):
+    """Encodes what a run is conditioned on; ConditionEncoder, or its stand-in without a prompt encoder."""
+
+    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[SpeechTrack]) -> Conditions:
+        """See ConditionEncoder.encode."""
+        ...
+
+
+@dataclass
+class Components:
+    """What a generation works with.
+
+    make_transformer: from a checkpoint, or random, with what is to wait on the host there. transformer: None
+    before it is made, and once released. host_layers: those of its layers that wait on the host. ring_memory:
+    where rings wait there, from run to run.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    vae: VideoVAE
+    conditions: Conditioner
+    make_transformer: Callable[[Check], StreamingTransformer]
+    placement: Placement = ALL_ON_GPU
+    transformer: StreamingTransformer | None = None
+    host_layers: HostLayers | None = None
+    ring_memory: RingMemory = field(default_factory=RingMemory)
+
+    @classmethod
+    def load(
+        cls,
+        memory: Memory,
+        files: CheckpointFiles,
+        check: Check = go_on,
+        placement: Placement = ALL_ON_GPU,
+        encode_text: EncodeText | None = None,
+    ) -> Components:
+        """Load the side models; the transformer comes with load_transformer.
+
+        encode_text: how ranks encode a prompt together; None: on one device, the one that memory names.
+        Raises: WeightsMissing, DoesNotFit for a host that cannot lock the memory, what check raises.
+        """
+        device, dtype = best_device(), DTYPES[memory.weight_dtype]
+        check()
+        vae = VideoVAE.load(files.vae, device, dtype)
+        check()
+        away = placement.side_models_on_host
+        speech = SpeechEncoder.load(files.speech_encoder, "cpu" if away else device, torch.float32)
+        if away:
+            vae, speech = OffloadedVAE(vae), OffloadedSpeechEncoder(speech, device)
+        if encode_text is None:
+            places = {"gpu": device, "cpu": torch.device("cpu")}
+            encode_text = LocalTextEncoder(files.text_encoder, places[memory.text_encoder], dtype)
+        conditions = ConditionEncoder(files, vae, speech, encode_text)
+
+        def make(check: Check) -> StreamingTransformer:
+            settle = settle_on_host(ModelConfig.load(files.config), placement)
+            if memory.weight_dtype == "fp8":
+                return load_quantised(files, device, dtype, folder=cache_folder(), settle=settle, check=check)
+            return load_transformer(files, device, dtype, place=lambda *_: check(), settle=settle)
+
+        return cls(device, dtype, vae, conditions, make, placement)
+
+    def load_transformer(self, check: Check = go_on) -> StreamingTransformer:
+        """The transformer, made if it is not there.
+
+        Raises: WeightsMissing, DoesNotFit for a host that cannot lock the memory, what check raises.
+        """
+        if self.transformer is None:
+            log.info("loading the transformer")
+            model, away = self.make_transformer(check).fuse(), self.placement.layers_on_host
+            if away:
+                indices = spread(model.config.num_layers, away)
+                self.host_layers = HostLayers(model, indices, self.placement.layers_ahead, self.device)
+            self.transformer = model
+        return self.transformer
+
+    def release_transformer(self) -> None:
+        """Give the transformer's memory back; the next run makes it again."""
+        self.transformer = self.host_layers = None
+        self.ring_memory = RingMemory()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,0 +1,312 @@
+"""A run of consecutive layers with everything they keep, walked one work item (block, step) at a time.
+
+A stage of a pipeline owns some layers and their rings; the local denoiser owns all. Items may come in any
+order in which each step sees the blocks in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from avatar.geometry import Geometry
+from avatar.model.attention import KEY_TILE, attends_in_parts, attention, attention_with_lse, join_parts
+from avatar.model.audio_encoder import AudioTokens, Injection, InjectionContext
+from avatar.model.compile import compiled
+from avatar.model.kv_cache import (
+    KeysValues,
+    LayerCache,
+    Ring,
+    ShortText,
+    Window,
+    place,
+    quantise_tokens,
+    widen_tokens,
+)
+from avatar.model.layer import TransformerLayer
+from avatar.model.rope import rotate
+from avatar.model.transformer import LayerParts, StreamingTransformer
+from avatar.pipeline.offload.host_layers import HostRings, RingMemory
+
+
+class WorkItem(NamedTuple):
+    """The work item (block, step) as every layer sees it.
+
+    anchor: which prefill's condition to attend to. modulation: 6 C float32. table, condition_table: rotary
+    tables of the block's and the condition's tokens. masks: S N 1, or None for a single speaker.
+    """
+
+    block: int
+    step: int
+    anchor: int
+    modulation: Tensor
+    table: Tensor
+    condition_table: Tensor
+    audio: AudioTokens
+    masks: Tensor | None
+
+
+@dataclass(frozen=True)
+class CompiledPieces:
+    """The code between attentions, compiled or not; every layer goes through the same functions."""
+
+    project: Callable[..., tuple[Tensor, KeysValues]] = TransformerLayer.project_rotated
+    place: Callable[..., None] = place
+    join_parts: Callable[..., Tensor] = join_parts
+    quantise_tokens: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = quantise_tokens
+    widen_tokens: Callable[..., None] = widen_tokens
+    after_self_attention: Callable[..., tuple[Tensor, Tensor]] = TransformerLayer.after_self_attention
+    after_cross_attention: Callable[..., Tensor] = TransformerLayer.after_cross_attention
+    after_short_text: Callable[..., Tensor] = TransformerLayer.after_short_text
+    add_audio: Callable[..., Tensor] = Injection.add
+
+    @classmethod
+    def on(cls, device: torch.device) -> CompiledPieces:
+        """Compiled where it pays."""
+        return cls.compiled() if device.type == "cuda" else cls()
+
+    @classmethod
+    def compiled(cls, **options: Any) -> CompiledPieces:
+        """Each piece as one graph of static shapes, built at its first use.
+
+        Every new picture size costs new graphs. options: torch.compile's.
+        """
+        return cls(**{name: compiled(f, **options) for name, f in vars(cls()).items()})
+
+
+EAGER = CompiledPieces()
+
+Visit = Callable[[int], AbstractContextManager[LayerParts]]
+
+
+@dataclass
+class LayerStack:
+    """The layers of a range at the steps of a range, on one device.
+
+    dtype: the residual stream's. ring_dtype: how rings are stored, None for the residual stream's dtype.
+    visit: entered around each use of a layer, with its index; gives the layer and its injection on the
+    device. None: they are there. rings_on_host: rings wait there, in ring_memory, and are on the device
+    around their use. diagonal: items come several at a time, the oldest block, in its last step, first.
+    layers_at: those that are done here at a step, None for all at every step; shares_last: the stage behind
+    this one has the last layer, too, for its other steps.
+    A layout that splits heads overrides scatter, gather and new_ring.
+    """
+
+    transformer: StreamingTransformer
+    geometry: Geometry
+    steps: range
+    layers: range
+    device: torch.device
+    dtype: torch.dtype
+    pieces: CompiledPieces = field(default_factory=CompiledPieces)
+    ring_dtype: torch.dtype | None = None
+    visit: Visit | None = None
+    rings_on_host: bool = False
+    ring_memory: RingMemory = field(default_factory=RingMemory)
+    diagonal: bool = False
+    layers_at: Callable[[int], range] | None = None
+    shares_last: bool = False
+
+    def __post_init__(self) -> None:
+        self.caches: dict[int, LayerCache] = {}
+        self.host_rings: HostRings | None = None
+        self._resident = {index: self.transformer.layer_parts(index) for index in self.layers}
+        self._audio: dict[tuple[int, int], InjectionContext] = {}  # by block and layer
+
+    def begin(self, text: Tensor, num_tokens: int) -> None:
+        """Forget the last generation, start with empty rings.
+
+        text: the embedded prompt, L C, of which num_tokens are its own; the others are padding.
+        """
+        self.caches.clear()
+        self._audio.clear()
+        self.host_rings = None  # its memory is given back before more is taken
+        rings = self._new_rings()
+        for index, (layer, _) in self._visited():
+            self.caches[index] = LayerCache(self._text(layer, text, num_tokens), rings[index])
+        ring = next(ring for by_step in rings.values() for ring in by_step.values())
+        self._window_room = Window(self.geometry, ring, self.dtype, self.device)
+
+    def prefill(self, x: Tensor, modulation: Tensor, table: Tensor, anchor: int) -> Tensor:
+        """Run the condition tokens, N C, attending to themselves; keep every layer's keys and values.
+
+        Returns them as the stage behind this one takes them: if it shares the last layer, as that one did.
+        """
+        entering = x
+        for index, (layer, _) in self._visited():
+            entering, cache, vectors = x, self.caches[index], layer.vectors(modulation)
+            q, own = self.scatter(*layer.project(x, vectors))
+            cache.conditions[anchor] = KeysValues(
+                own.k.contiguous(), own.v.contiguous()
+            )  # frees the fused qkv
+            attended = _attend(rotate(q, table), KeysValues(rotate(own.k, table), own.v))
+            x, query = layer.after_self_attention(x, self.gather(attended), vectors)
+            x = cross_attention_and_ffn(EAGER, layer, x, query, cache.text, vectors)
+        return entering if self.shares_last else x
+
+    def release(self, anchor: int) -> None:
+        """Free an anchor's condition; no item that names it may follow."""
+        for cache in self.caches.values():
+            cache.conditions.pop(anchor, None)
+
+    def forward(self, x: Tensor, item: WorkItem) -> Tensor:
+        """Run a block's tokens, N C, through the layers at one step; the step's rings take in the block."""
+        return self.forward_diagonal([x], [item])[0]
+
+    def forward_diagonal(self, xs: Sequence[Tensor], items: Sequence[WorkItem]) -> list[Tensor]:
+        """Run several items that need nothing of each other, so that each layer is visited once for all."""
+        xs = list(xs)
+        for index, parts in self._visited():
+            xs = [
+                self._layer(index, parts, x, item) if index in self._layers_at(item.step) else x
+                for x, item in zip(xs, items, strict=True)
+            ]
+        return xs
+
+    def _layers_at(self, step: int) -> range:
+        return self.layers if self.layers_at is None else self.layers_at(step)
+
+    def _layer(self, index: int, parts: LayerParts, x: Tensor, item: WorkItem) -> Tensor:
+        """One layer of one item, with its injection."""
+        pieces, cache, (layer, injection) = self.pieces, self.caches[index], parts
+        if item.step not in cache.vectors:
+            cache.vectors[item.step] = layer.vectors(item.modulation)
+        vectors = cache.vectors[item.step]
+        q, own = self.scatter(*pieces.project(layer, x, vectors, item.table))
+        attended = self.gather(self._attended(index, q, own, item))
+        x, query = pieces.after_self_attention(layer, x, attended, vectors)
+        x = cross_attention_and_ffn(pieces, layer, x, query, cache.text, vectors)
+        if injection is not None:
+            x = pieces.add_audio(injection, x, self._injection_context(injection, index, item), item.masks)
+        return x
+
+    def _text(self, layer: TransformerLayer, text: Tensor, num_tokens: int) -> KeysValues | ShortText:
+        """The prompt as a layer's cross-attention keeps it."""
+        num_rows = self.transformer.config.short_text_tokens
+        if num_tokens < num_rows <= len(text):
+            return layer.cross_attn.short_text(text, num_tokens, num_rows)
+        return layer.cross_attn.keys_values(text)
+
+    def scatter(self, q: Tensor, own: KeysValues) -> tuple[Tensor, KeysValues]:
+        """Before self-attention: all tokens of some heads, out of some tokens of all heads."""
+        return q, own
+
+    def gather(self, attended: Tensor) -> Tensor:
+        """After self-attention: scatter undone."""
+        return attended
+
+    def new_ring(self) -> Ring:
+        """An empty ring, on the device, for the heads that scatter leaves here."""
+        config, dtype = self.transformer.config, self.ring_dtype or self.dtype
+        return Ring.allocate(self.geometry, config.num_heads, config.head_dim, dtype, self.device)
+
+    def _new_rings(self) -> dict[int, dict[int, Ring]]:
+        """Empty rings by layer and step, where they are kept; in the order of their use."""
+        order = [(layer, step) for step in self.steps for layer in self._layers_at(step)]
+        if self.diagonal:
+            order.sort(key=lambda key: (key[0], -key[1]))
+        if self.rings_on_host:
+            self.host_rings = HostRings(self.device, order, self.new_ring, self.ring_memory)
+            rings = self.host_rings.rings
+        else:
+            rings = {key: self.new_ring() for key in order}
+        by_layer: dict[int, dict[int, Ring]] = {layer: {} for layer in self.layers}
+        for layer, step in order:
+            by_layer[layer][step] = rings[layer, step]
+        return by_layer
+
+    def _ring(self, layer: int, step: int) -> AbstractContextManager[Ring]:
+        """A ring on the device; what is appended meanwhile stays in it wherever it is kept."""
+        if self.host_rings is not None:
+            return self.host_rings.use((layer, step))
+        return nullcontext(self.caches[layer].rings[step])
+
+    def _attended(self, layer: int, q: Tensor, own: KeysValues, item: WorkItem) -> Tensor:
+        """Self-attention's result; where it pays, a full ring is attended to where it lies.
+
+        Afterwards the ring holds the block too.
+        """
+        cache = self.caches[layer]
+        with self._ring(layer, item.step) as ring:
+            large = ring.k.shape[:2].numel() >= 2 * KEY_TILE  # so that a rest and padding find room
+            full = ring.num_valid == len(ring.k) and ring.k.dtype == q.dtype
+            if large and full and attends_in_parts(q):
+                return self._attended_in_parts(cache, ring, q, own, item)
+            keys = self._window(cache, ring, own, item)
+            self._append(ring)
+        return _attend(q, keys)
+
+    def _attended_in_parts(
+        self, cache: LayerCache, ring: Ring, q: Tensor, own: KeysValues, item: WorkItem
+    ) -> Tensor:
+        """The ring's whole tiles of keys where they lie; apart from them condition, own and the ring's rest.
+
+        That saves copying the ring, and both parts are whole tiles: the second is filled up with a key of its
+        own, which join_parts takes out again.
+        """
+        room, place = self._window_room, self.pieces.place
+        past = KeysValues(ring.k.flatten(0, 1), ring.v.flatten(0, 1))
+        whole = len(past.k) // KEY_TILE * KEY_TILE
+        num_left = len(past.k) - whole
+        padding = -(len(room.condition.k) + len(room.own.k) + num_left) % KEY_TILE
+        near, left, filling = room.near(num_left, padding)
+        place(room.condition, cache.conditions[item.anchor], item.condition_table)
+        place(room.own, own, None)
+        if num_left:
+            place(left, KeysValues(past.k[whole:], past.v[whole:]), None)
+        if padding:
+            filling.k.copy_(near.k[0])
+            filling.v.zero_()
+        parts = attention_with_lse(q, *near), attention_with_lse(q, past.k[:whole], past.v[:whole])
+        self._append(ring)
+        return self.pieces.join_parts(q, *parts, near.k[0], padding)
+
+    def _window(self, cache: LayerCache, ring: Ring, own: KeysValues, item: WorkItem) -> KeysValues:
+        """What the block attends to."""
+        room = self._window_room
+        self.pieces.place(room.condition, cache.conditions[item.anchor], item.condition_table)
+        self.pieces.place(room.own, own, None)
+        return room.with_past(ring, self.pieces.widen_tokens)
+
+    def _append(self, ring: Ring) -> None:
+        """The ring takes in the block, whose keys and values lie in the window."""
+        own = self._window_room.own
+        ring.append(own if ring.scales is None else self.pieces.quantise_tokens(own))
+
+    def _injection_context(self, injection: Injection, layer: int, item: WorkItem) -> InjectionContext:
+        """The block's audio as this injection reads it: made at its first step here, freed at its last."""
+        key = (item.block, layer)
+        if key not in self._audio:
+            self._audio[key] = injection.context(item.audio)
+        is_last = item.step == max(self.caches[layer].rings)
+        return self._audio.pop(key) if is_last else self._audio[key]
+
+    def _visited(self) -> Iterator[tuple[int, LayerParts]]:
+        for index in self.layers:
+            parts = self._resident[index]
+            with self.visit(index) if self.visit is not None else nullcontext(parts) as parts:
+                yield index, parts
+
+
+def cross_attention_and_ffn(
+    pieces: CompiledPieces,
+    layer: TransformerLayer,
+    x: Tensor,
+    query: Tensor,
+    text: KeysValues | ShortText,
+    vectors: Tensor,
+) -> Tensor:
+    """A layer from its cross-attention to its end: attended to a prompt, or to a short one."""
+    if isinstance(text, ShortText):
+        return pieces.after_short_text(layer, x, query, text, vectors)
+    return pieces.after_cross_attention(layer, x, _attend(query, text), vectors)
+
+
+def _attend(q: Tensor, keys: KeysValues) -> Tensor:
+    """Attention without a batch: N h d."""
+    return attention(q[None], keys.k[None], keys.v[None])[0]

@@ -1,0 +1,34 @@
+"""From a preset's name and a user's settings to the preset that will run here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from avatar.abilities import refuse_settings
+from avatar.errors import BadInput
+from avatar.planning.availability import resolve
+from avatar.planning.inventory import Inventory
+from avatar.preset import Preset, load_preset
+
+
+def choose(
+    name: str, given: Mapping[str, Any], inventory: Inventory, also_given: Iterable[str] = ()
+) -> Preset:
+    """The named preset with the given settings, `auto` resolved for this machine.
+
+    also_given: other things that the user gave, which not every engine can honour.
+    Raises: BadInput for an unknown preset or a setting that its engine cannot honour, DoesNotFit.
+    """
+    asked = load_preset(name)
+    chosen = resolve(asked.with_settings(**given), inventory)
+    try:
+        refuse_settings(chosen.engine, (*given, *also_given))
+    except BadInput as error:
+        if asked.engine != "auto":
+            raise
+        raise BadInput(
+            f"{error.message} On this machine, auto takes the preset {chosen.name}.",
+            "Leave it out; or see `python -m avatar doctor` for what the other presets need.",
+        ) from error
+    return chosen.with_settings(**given)

@@ -1,0 +1,259 @@
+"""What one GPU's share of a run holds, item by item, and what the host holds: pure arithmetic.
+
+Constants were measured on one H200 (torch 2.11, random weights) or counted from the models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
+from avatar.planning.model_sizes import (
+    DTYPE_BYTES,
+    SPEECH_ENCODER_VALUES,
+    TEXT_BLOCK_VALUES,
+    TEXT_ENCODER_VALUES,
+    VAE_DECODER_VALUES,
+    VAE_ENCODER_VALUES,
+    ModelSizes,
+    Weights,
+)
+from avatar.planning.placement import RING_SLOTS, Placement, spread
+from avatar.planning.plan import ALWAYS, GIB, MemoryItem, RunPhase
+from avatar.preset import Memory, Preset
+
+ENCODE, LISTEN, DENOISE, DECODE = RunPhase.ENCODE, RunPhase.LISTEN, RunPhase.DENOISE, RunPhase.DECODE
+
+RING_SCALE_BYTES = 4  # of each token's and head's key and value in fp8
+
+# The decoder's causal pasts, 2 frames of bf16 before each convolution: 7 at full size with 96 channels
+# (the first with 192), 6 at a half with 192 (one 384), 6 at a quarter and 11 at an eighth with 384.
+DECODE_PAST_BYTES_PER_PX = 5100
+DECODE_WORKSPACE_BYTES_PER_PX = 9_400  # for one latent frame at a time, the new pasts among it
+ENCODE_WORKSPACE_BYTES_PER_PX = 6500  # the VAE encodes 4 frames at a time, and keeps pasts as well
+SPEECH_WINDOW_S = 60.0  # what goes through the speech encoder at once
+SPEECH_STATES_BYTES_PER_S = 25 * 50 * 1024 * 4  # all layers' hidden states
+SPEECH_WORKSPACE_BYTES_PER_S = 3 * 3200 * 512 * 4  # the first convolution's output, three times
+
+CUDA_CONTEXT_BYTES = 80 * GIB // 100  # with the kernels that are loaded: 0.75 to 0.87; other cards take less
+LIBRARY_WORKSPACE_BYTES = GIB // 16  # cuBLAS
+# Of an NCCL communicator with as many channels as distributed.init allows, 2 or 8: 0.4 to 0.6.
+COMMUNICATION_BYTES = 45 * GIB // 100
+# FSDP2 has a block of a sharded prompt encoder at work, and two in buffers that they are gathered in.
+GATHERED_TEXT_BLOCKS = 3
+# What the allocator cannot use of what it holds: 0.7 GiB of 9, 1.0 of 20, 1.1 of 39, 1.2 of 68.
+MARGIN_BYTES = 3 * GIB // 4
+GATHERING_MARGIN_BYTES = 3 * GIB // 10  # likewise, where layers are gathered in buffers that come and go
+MARGIN_SHARE = 0.006  # of all else
+
+TORCH_RUNTIME_BYTES = 3 * GIB  # the engine's process with torch, CUDA's host side and the libraries
+LOADING_BYTES = 2 * GIB  # tensors on their way; files are mapped, their pages are the system's to take back
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """What is to be made, and with which model. geometry: the largest of the preset's size."""
+
+    preset: Preset
+    sizes: ModelSizes
+    geometry: Geometry
+    speech_s: float = SPEECH_WINDOW_S
+
+    @property
+    def memory(self) -> Memory:
+        return self.preset.memory
+
+    @property
+    def dtype(self) -> str:
+        """The arithmetic's."""
+        return "fp32" if self.memory.weight_dtype == "fp32" else "bf16"
+
+    @property
+    def ring_bytes(self) -> int:
+        """One layer's ring at one step: keys and values of the past."""
+        values = 2 * self.geometry.past_frames * self.geometry.frame_tokens * self.sizes.config.dim
+        dtype = self.memory.ring_dtype
+        scales = values // self.sizes.config.head_dim * RING_SCALE_BYTES if dtype == "fp8" else 0
+        return values * DTYPE_BYTES[dtype] + scales
+
+    @property
+    def speech_states_bytes(self) -> int:
+        return round(SPEECH_STATES_BYTES_PER_S * min(self.speech_s, SPEECH_WINDOW_S))
+
+    @property
+    def speech_workspace_bytes(self) -> int:
+        return round(SPEECH_WORKSPACE_BYTES_PER_S * min(self.speech_s, SPEECH_WINDOW_S))
+
+
+@dataclass(frozen=True)
+class RankShare:
+    """What one GPU does of a run.
+
+    layers: those it works on; none for a GPU that only decodes. num_steps: denoising steps that it works on.
+    num_rings: those it keeps, of its layers at its steps. heads: its part of the attention's heads. weights:
+    its part of its layers' weights; layers of which it has not all are gathered as they are used.
+    num_anchors: versions of the condition that it keeps. num_blocks: those between their first step here and
+    their last. has_sides: VAE and speech encoder are here. decodes_meanwhile: a block, while others are
+    denoised. text: its part of the prompt encoder, while a prompt is encoded. num_communicators: by which it
+    reaches others.
+    """
+
+    layers: range
+    num_steps: int
+    num_rings: int
+    heads: float = 1.0
+    weights: float = 1.0
+    num_anchors: int = 1
+    num_blocks: int = 1
+    has_sides: bool = True
+    decodes_meanwhile: bool = False
+    text: float = 0.0
+    num_communicators: int = 0
+
+
+def gpu_items(run: RunShape, share: RankShare, placement: Placement) -> tuple[MemoryItem, ...]:
+    """Everything on one GPU, and when."""
+    items = [
+        *(_transformer(run, share, placement) if share.layers else ()),
+        *(_caches(run, share, placement) if share.layers else ()),
+        *(_side_models(run, placement) if share.has_sides else ()),
+        *(_prompt_encoder(run, share) if share.text else ()),
+        MemoryItem("cuda_context", CUDA_CONTEXT_BYTES),
+        MemoryItem("library_workspace", LIBRARY_WORKSPACE_BYTES),
+    ]
+    if share.num_communicators:
+        items.append(MemoryItem("communication", share.num_communicators * COMMUNICATION_BYTES))
+    fullest = max(sum(item.num_bytes for item in items if stage in item.stages) for stage in ALWAYS)
+    decoding = MARGIN_BYTES if share.has_sides else 0
+    gathering = GATHERING_MARGIN_BYTES if share.weights < 1 else 0
+    return (*items, MemoryItem("margin", decoding + gathering + round(MARGIN_SHARE * fullest)))
+
+
+def host_items(run: RunShape, shares: list[RankShare], placement: Placement) -> tuple[MemoryItem, ...]:
+    """Everything in the host's memory, and when."""
+    running = (LISTEN, DENOISE, DECODE)
+    items = [
+        MemoryItem("runtime", TORCH_RUNTIME_BYTES * len(shares)),
+        MemoryItem("loading", LOADING_BYTES, (ENCODE,)),
+    ]
+    if run.memory.text_encoder == "cpu":
+        items.append(MemoryItem("text_encoder", _values(TEXT_ENCODER_VALUES, run.dtype), (ENCODE,)))
+    away = [run.sizes.layers[index] for share in shares for index in _on_host(share, placement)]
+    if away:
+        weights = sum(away, Weights()).num_bytes(run.memory.weight_dtype)
+        items.append(MemoryItem("transformer_weights", weights))
+    if placement.rings_on_host:
+        items.append(MemoryItem("kv_rings", sum(_rings_bytes(run, share) for share in shares), running))
+    if placement.side_models_on_host:
+        items.append(MemoryItem("speech_encoder", _values(SPEECH_ENCODER_VALUES, "fp32")))
+        items.append(MemoryItem("vae_encoder", _values(VAE_ENCODER_VALUES, run.dtype)))
+        items.append(MemoryItem("speech_states", run.speech_states_bytes, running))
+    return tuple(items)
+
+
+def traffic_bytes(run: RunShape, shares: list[RankShare], placement: Placement) -> int:
+    """What crosses the bus to the GPUs for one block: rings once, layers at each step, or once for all."""
+    total = 0
+    for share in shares:
+        away = sum((run.sizes.layers[index] for index in _on_host(share, placement)), Weights())
+        times = 1 if placement.diagonal else share.num_steps
+        total += times * away.num_bytes(run.memory.weight_dtype)
+        total += _rings_bytes(run, share) if placement.rings_on_host else 0
+    return total
+
+
+def _transformer(run: RunShape, share: RankShare, placement: Placement) -> list[MemoryItem]:
+    """Weights; without online decode the transformer leaves before the decoder works."""
+    loaded = ALWAYS if run.memory.enable_online_decode else (ENCODE, LISTEN, DENOISE)
+    dtype, layers, away = run.memory.weight_dtype, run.sizes.layers, _on_host(share, placement)
+    here = sum((layers[index] for index in share.layers if index not in away), Weights())
+    items = [
+        MemoryItem("transformer_weights", round(here.num_bytes(dtype) * share.weights), loaded),
+    ]
+    if share.layers.start == 0:
+        items.append(MemoryItem("embeddings", run.sizes.others.num_bytes(dtype), loaded))
+    if share.weights < 1:
+        sizes = [layers[index].num_bytes(dtype) for index in share.layers]
+        # The layer at work; the next one, and the buffer that it comes in.
+        gathered = max(here + 2 * coming for here, coming in zip(sizes, sizes[1:] + sizes[:1], strict=True))
+        items.append(MemoryItem("gathered_layers", gathered, loaded))
+    if away:
+        slot = max(layers[index].num_bytes(dtype) for index in away)
+        items.append(MemoryItem("layer_slots", placement.layers_ahead * slot, loaded))
+    return items
+
+
+def _caches(run: RunShape, share: RankShare, placement: Placement) -> list[MemoryItem]:
+    """What attention remembers, room for one layer's window, and what lives within a layer."""
+    model, geometry, wide = run.sizes.config, run.geometry, DTYPE_BYTES[run.dtype]
+    online = run.memory.enable_online_decode
+    rolling = (LISTEN, DENOISE, DECODE) if online else (LISTEN, DENOISE)
+    denoising = (DENOISE, DECODE) if share.decodes_meanwhile and online else (DENOISE,)
+    token = 2 * model.dim * wide * share.heads  # a key and a value in one layer
+    if placement.rings_on_host:
+        rings = MemoryItem("ring_slots", RING_SLOTS * run.ring_bytes, rolling)
+    else:
+        rings = MemoryItem("kv_rings", _rings_bytes(run, share), rolling)
+    window = geometry.window_frames * geometry.frame_tokens + geometry.condition_tokens
+    at_once = share.num_steps if placement.diagonal else 1
+    anchors = max(share.num_anchors, 2 if placement.diagonal else 1)  # while blocks of both are under way
+    condition = anchors * geometry.condition_tokens
+    # Keys and values; or a short prompt's keys, and each head's values through the output projection.
+    text = max(2 * model.text_len, (1 + model.num_heads) * model.short_text_tokens) * model.dim * wide
+    # Each head's values of a block's audio tokens through the injection's output projection.
+    spoken = BLOCK_LATENT_FRAMES * (model.num_audio_token + 1) * model.num_heads * model.dim * wide
+    injections = sum(index in share.layers for index in model.audio_inject_layers)
+    waiting = geometry.block_tokens * model.dim * wide  # a block's tokens between two layers
+    # Four tensors of the block's width at once, and the feed-forward's; of each one more, while it is made.
+    within = 2 * geometry.block_tokens * (4 * model.dim + model.ffn_dim) * wide
+    return [
+        rings,
+        MemoryItem("condition_kv", round(len(share.layers) * condition * token), rolling),
+        MemoryItem("text_kv", len(share.layers) * text, rolling),
+        MemoryItem("window", round(window * token), rolling),
+        MemoryItem("audio_injections", max(share.num_blocks, at_once) * injections * spoken, rolling),
+        MemoryItem("activations", within + (at_once - 1) * waiting, denoising),
+    ]
+
+
+def _side_models(run: RunShape, placement: Placement) -> list[MemoryItem]:
+    """VAE and speech encoder, with their workspaces."""
+    pixels = run.geometry.width * run.geometry.height
+    online, wait = run.memory.enable_online_decode, placement.side_models_on_host
+    decoding = (LISTEN, DENOISE, DECODE) if online else (DECODE,)
+    running = (LISTEN, DENOISE, DECODE)
+    return [
+        MemoryItem("vae_decoder", _values(VAE_DECODER_VALUES, run.dtype)),
+        MemoryItem("vae_encoder", _values(VAE_ENCODER_VALUES, run.dtype), (ENCODE,) if wait else ALWAYS),
+        MemoryItem("encode_workspace", ENCODE_WORKSPACE_BYTES_PER_PX * pixels, (ENCODE,)),
+        MemoryItem("decode_pasts", DECODE_PAST_BYTES_PER_PX * pixels, decoding),
+        MemoryItem("decode_workspace", DECODE_WORKSPACE_BYTES_PER_PX * pixels, (DECODE,)),
+        MemoryItem("speech_encoder", _values(SPEECH_ENCODER_VALUES, "fp32"), (LISTEN,) if wait else ALWAYS),
+        MemoryItem("speech_states", run.speech_states_bytes, (LISTEN,) if wait else running),
+        MemoryItem("speech_workspace", run.speech_workspace_bytes, (LISTEN,)),
+    ]
+
+
+def _prompt_encoder(run: RunShape, share: RankShare) -> list[MemoryItem]:
+    """Loaded for a prompt; where it is sharded, with what is gathered of it and a communicator of its own."""
+    items = [MemoryItem("text_encoder", _values(TEXT_ENCODER_VALUES * share.text, run.dtype), (ENCODE,))]
+    if share.text < 1:
+        gathered = _values(GATHERED_TEXT_BLOCKS * TEXT_BLOCK_VALUES, run.dtype)
+        items.append(MemoryItem("gathered_text_blocks", gathered, (ENCODE,)))
+        items.append(MemoryItem("text_communication", COMMUNICATION_BYTES, (ENCODE,)))
+    return items
+
+
+def _on_host(share: RankShare, placement: Placement) -> list[int]:
+    """Which of its layers wait there."""
+    count = min(placement.layers_on_host, len(share.layers))
+    return [share.layers[place] for place in spread(len(share.layers), count)]
+
+
+def _rings_bytes(run: RunShape, share: RankShare) -> int:
+    """All rings of a share."""
+    return round(share.num_rings * share.heads * run.ring_bytes)
+
+
+def _values(count: float, dtype: str) -> int:
+    return round(count * DTYPE_BYTES[dtype])

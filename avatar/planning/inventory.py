@@ -1,0 +1,193 @@
+"""What this machine has. The only place that probes machines; everything else reads the Inventory."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from avatar.paths import is_dir
+from avatar.planning import host
+from avatar.planning.checkpoint_places import Checkpoint, find_checkpoint
+from avatar.planning.nvml import Card, open_driver
+
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU; a field is None where NVML refused to tell, and `errors` says why.
+
+    compute_capability as "8.9". ours_bytes: held by our own processes, which a new run may take over.
+    """
+
+    index: int
+    name: str | None
+    uuid: str | None
+    total_bytes: int | None
+    free_bytes: int | None
+    used_bytes: int | None
+    compute_capability: str | None
+    ours_bytes: int = 0
+    errors: tuple[str, ...] = ()
+
+    @property
+    def usable_bytes(self) -> int | None:
+        """What a run could have: free memory, and what our own processes would give back."""
+        return None if self.free_bytes is None else self.free_bytes + self.ours_bytes
+
+    def __str__(self) -> str:
+        return f"GPU {self.index} ({self.name})" if self.name else f"GPU {self.index}"
+
+
+@dataclass(frozen=True)
+class Host:
+    """RAM in bytes within any container's limit; disk_free_bytes: on the disk of the outputs.
+
+    ours_bytes: held by our own engines' processes, which a new run may take over.
+    """
+
+    ram_total_bytes: int
+    ram_available_bytes: int
+    num_cores: int
+    disk_free_bytes: int
+    ours_bytes: int = 0
+
+    @property
+    def usable_bytes(self) -> int:
+        """What a run could have: available memory, and what our own engines would give back."""
+        return min(self.ram_available_bytes + self.ours_bytes, self.ram_total_bytes)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """A machine, real or imagined.
+
+    no_gpu_reason: why gpus is empty. torch_build: like "2.13.0+cpu", empty when torch is not installed.
+    """
+
+    gpus: tuple[Gpu, ...]
+    host: Host
+    driver_version: str | None = None
+    no_gpu_reason: str = ""
+    torch_build: str = ""
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    imagined: bool = False
+
+    @property
+    def torch_has_cuda(self) -> bool:
+        """Whether the installed PyTorch was built for CUDA, by its version's label; no label: it was."""
+        return bool(self.torch_build) and not self.torch_build.endswith("+cpu")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; of the checkpoint what is missing, but no folders."""
+        data = asdict(self)
+        data["checkpoint"] = {"complete": self.checkpoint.complete, "missing": list(self.checkpoint.missing)}
+        return data
+
+    @classmethod
+    def imagine(
+        cls,
+        num_gpus: int,
+        vram_gib: float,
+        *,
+        compute_capability: str = "8.9",
+        host_ram_gib: float = 64.0,
+        num_cores: int = 16,
+        with_checkpoint: bool = True,
+    ) -> Inventory:
+        """A machine with num_gpus empty cards of vram_gib each, for planning what is not here."""
+        memory = round(vram_gib * GIB)
+        gpus = tuple(
+            Gpu(index, f"imagined {vram_gib:g} GiB", None, memory, memory, 0, compute_capability)
+            for index in range(num_gpus)
+        )
+        ram = round(host_ram_gib * GIB)
+        return cls(
+            gpus=gpus,
+            host=Host(ram, ram, num_cores, disk_free_bytes=1000 * GIB),
+            no_gpu_reason="" if gpus else "The imagined machine has no GPU.",
+            torch_build="imagined",
+            checkpoint=Checkpoint(complete=with_checkpoint),
+            imagined=True,
+        )
+
+
+def probe(
+    ckpt_dir: Path | None = None, outputs: Path | None = None, our_pids: Iterable[int] | None = None
+) -> Inventory:
+    """Look at this machine: GPUs by NVML, host by the kernel, checkpoints by file name. Takes milliseconds.
+
+    ckpt_dir: where to look for weights first. outputs: the folder whose disk counts.
+    our_pids: processes whose GPU memory a new run would take over; None: this process and its children.
+    """
+    driver = open_driver()
+    pids = own_processes() if our_pids is None else set(our_pids)
+    gpus = tuple(_gpu(card, pids) for card in driver.cards)
+    driver.close()
+    for gpu in gpus:
+        for error in gpu.errors:
+            logger.info("GPU %d: NVML gives no %s", gpu.index, error)
+    ram = host.ram()
+    engines = pids - ({psutil.Process().pid} if our_pids is None else set())
+    ours = sum(map(host.held_bytes, engines))
+    return Inventory(
+        gpus=gpus,
+        host=Host(ram.total_bytes, ram.available_bytes, host.num_cores(), _disk_free(outputs), ours),
+        driver_version=driver.version,
+        no_gpu_reason=driver.reason,
+        torch_build=_torch_build(),
+        checkpoint=find_checkpoint(ckpt_dir),
+    )
+
+
+def own_processes(roots: Iterable[int] | None = None) -> set[int]:
+    """Process ids of the roots (this process when none are given) and of all their descendants."""
+    pids: set[int] = set()
+    for root in [psutil.Process().pid] if roots is None else roots:
+        try:
+            process = psutil.Process(root)
+            pids |= {root, *(child.pid for child in process.children(recursive=True))}
+        except psutil.NoSuchProcess:
+            continue  # it ended: it holds nothing
+    return pids
+
+
+def _gpu(card: Card, our_pids: set[int]) -> Gpu:
+    memory = card.memory()
+    capability = card.compute_capability()
+    processes = card.processes() or {}
+    return Gpu(
+        index=card.index,
+        name=card.name(),
+        uuid=card.uuid(),
+        total_bytes=memory.total_bytes if memory else None,
+        free_bytes=memory.free_bytes if memory else None,
+        used_bytes=memory.used_bytes if memory else None,
+        compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
+        ours_bytes=sum(size for pid, size in processes.items() if pid in our_pids),
+        errors=tuple(card.errors),
+    )
+
+
+def _disk_free(outputs: Path | None) -> int:
+    """Free bytes on the disk where the folder is, or will be once made."""
+    folder = (outputs or Path.cwd()).absolute()
+    while not is_dir(folder):
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _torch_build() -> str:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,82 @@
+"""The out-of-memory ladder as a pure function: which rung comes next, and the preset that stands on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from avatar.abilities import REFUSES
+from avatar.errors import BadInput
+from avatar.geometry import Size
+from avatar.planning.layout import Layout, unsupported
+from avatar.preset import Preset, Rung
+
+log = logging.getLogger(__name__)
+
+SETTINGS: dict[Rung, str] = {
+    "online_decode": "enable_online_decode",
+    "infer_frames": "infer_frames",
+    "size": "size",
+    "sample_steps": "sample_steps",
+    "offload": "offload_model",
+}
+LOW_FRAMES = 32
+LOW_SIZE = Size(384, 256)
+LOW_STEPS = 3
+
+
+def rungs(preset: Preset) -> Iterator[tuple[Rung, Preset]]:
+    """The preset's rungs in its own order, each on top of those before.
+
+    A rung that it stands on already is skipped, and so is one that its engine or layout does not have.
+    """
+    for rung in preset.fallback.order:
+        change = _change(rung, preset)
+        if not change or change.keys() & REFUSES[preset.engine].keys():
+            continue
+        lower = preset.with_settings(**change)
+        if why_not := _refusal(lower):
+            log.info("preset %s: the rung %s is left out. %s", preset.name, rung, why_not)
+            continue
+        preset = lower
+        yield rung, preset
+
+
+def value(preset: Preset, rung: Rung) -> str:
+    """Where a preset stands as to a rung, in words: "32"."""
+    name = SETTINGS[rung]
+    return str(getattr(preset.memory if hasattr(preset.memory, name) else preset.generation, name))
+
+
+def describe(rung: Rung, preset: Preset) -> str:
+    """A rung taken, as its setting: "infer_frames 32"."""
+    return f"{SETTINGS[rung]} {value(preset, rung)}"
+
+
+def _change(rung: Rung, preset: Preset) -> dict[str, Any]:
+    generation, memory = preset.generation, preset.memory
+    size = Size.parse(generation.size)
+    match rung:
+        case "online_decode":
+            return {} if memory.enable_online_decode else {"enable_online_decode": True}
+        case "infer_frames":
+            return {} if generation.infer_frames <= LOW_FRAMES else {"infer_frames": LOW_FRAMES}
+        case "size":
+            lower = LOW_SIZE.width * LOW_SIZE.height < size.width * size.height
+            return {"size": str(LOW_SIZE)} if lower else {}
+        case "sample_steps":
+            return {} if generation.sample_steps <= LOW_STEPS else {"sample_steps": LOW_STEPS}
+        case "offload":
+            return {} if memory.offload_model else {"offload_model": True}
+
+
+def _refusal(preset: Preset) -> str:
+    """Why a preset's engine or layout cannot work so; empty when it can."""
+    if preset.engine != "diffusion":
+        return ""
+    try:
+        Layout.of(preset)
+    except BadInput as error:
+        return error.message
+    return " ".join(unsupported(preset))

@@ -1,0 +1,153 @@
+"""A plan: what will lie where, in bytes, and whether it fits. Plain data; the planner makes it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from avatar.planning.placement import ALL_ON_GPU, Placement
+
+GIB = 2**30
+
+
+class RunPhase(StrEnum):
+    """A stretch of a run during which the same things are in memory."""
+
+    ENCODE = "encode"  # text and portrait: the side models, before a run begins
+    LISTEN = "listen"  # the next stretch of speech, between two blocks
+    DENOISE = "denoise"
+    DECODE = "decode"
+
+
+ALWAYS = (RunPhase.ENCODE, RunPhase.LISTEN, RunPhase.DENOISE, RunPhase.DECODE)
+
+
+@dataclass(frozen=True)
+class MemoryItem:
+    """One thing in memory; name: a stable key, which the page translates; stages: when it is there."""
+
+    name: str
+    num_bytes: int
+    stages: tuple[RunPhase, ...] = ALWAYS
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """What one GPU, or the host, holds. index: NVML's, None for the host.
+
+    available_bytes: what this device could give; None: unknown, and then nothing is promised.
+    """
+
+    label: str
+    index: int | None
+    items: tuple[MemoryItem, ...]
+    available_bytes: int | None
+    total_bytes: int | None
+
+    def stage_bytes(self, stage: RunPhase) -> int:
+        return sum(item.num_bytes for item in self.items if stage in item.stages)
+
+    @property
+    def peak_stage(self) -> RunPhase:
+        return max(ALWAYS, key=self.stage_bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.stage_bytes(self.peak_stage)
+
+    @property
+    def peak_items(self) -> tuple[MemoryItem, ...]:
+        """The items that lie here together at the peak, largest first: what a stacked bar shows."""
+        there = [item for item in self.items if self.peak_stage in item.stages and item.num_bytes]
+        return tuple(sorted(there, key=lambda item: -item.num_bytes))
+
+    @property
+    def shortfall_bytes(self) -> int:
+        """How much is lacking, 0 when it fits; everything where it is not known what is available."""
+        return max(0, self.peak_bytes - (self.available_bytes or 0))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "index": self.index,
+            "available_bytes": self.available_bytes,
+            "total_bytes": self.total_bytes,
+            "peak_bytes": self.peak_bytes,
+            "peak_stage": str(self.peak_stage),
+            "shortfall_bytes": self.shortfall_bytes,
+            "items": [
+                {"name": item.name, "num_bytes": item.num_bytes, "stages": [str(s) for s in item.stages]}
+                for item in self.items
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every device's items for one preset.
+
+    is_estimate: computed, not yet calibrated by a measured run. placement: what of it waits on the host.
+    """
+
+    preset: str
+    engine: str
+    gpus: tuple[DevicePlan, ...]
+    host: DevicePlan
+    is_estimate: bool = True
+    placement: Placement = ALL_ON_GPU
+
+    @property
+    def devices(self) -> tuple[DevicePlan, ...]:
+        return (*self.gpus, self.host)
+
+    @property
+    def fits(self) -> bool:
+        return not any(device.shortfall_bytes for device in self.devices)
+
+    @property
+    def tightest(self) -> DevicePlan:
+        """The device that lacks most, or has least to spare."""
+        return max(self.devices, key=lambda device: device.peak_bytes - (device.available_bytes or 0))
+
+    def peak_bytes(self, gpu_index: int) -> int | None:
+        """Peak planned for a GPU by its NVML index; None for a GPU that the plan leaves alone."""
+        return next((gpu.peak_bytes for gpu in self.gpus if gpu.index == gpu_index), None)
+
+    @property
+    def shortfall(self) -> str:
+        """What is lacking, where, and which item is largest; empty when the plan fits."""
+        if self.fits:
+            return ""
+        device = self.tightest
+        largest = device.peak_items[0]
+        about = "about " if self.is_estimate else ""
+        available = "an unknown amount" if device.available_bytes is None else gib(device.available_bytes)
+        return (
+            f"It needs {about}{gib(device.peak_bytes)} on {device.label}, where {available} is free: "
+            f"{gib(device.shortfall_bytes)} short. "
+            f"The largest item is {describe(largest.name)}, {gib(largest.num_bytes)}."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, computed figures included."""
+        return {
+            "preset": self.preset,
+            "engine": self.engine,
+            "is_estimate": self.is_estimate,
+            "fits": self.fits,
+            "shortfall": self.shortfall,
+            "placement": asdict(self.placement),
+            "gpus": [gpu.as_dict() for gpu in self.gpus],
+            "host": self.host.as_dict(),
+        }
+
+
+def gib(num_bytes: int) -> str:
+    """ "12.3 GiB" """
+    return f"{num_bytes / GIB:.1f} GiB"
+
+
+def describe(name: str) -> str:
+    """An item's key in words: "condition_kv" → "condition K/V"."""
+    return name.replace("kv", "K/V").replace("_", " ")

@@ -1,0 +1,141 @@
+"""What a preset needs in bytes, before anything loads, and what of it waits on the host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from avatar.errors import BadInput
+from avatar.geometry import SIDE_MULTIPLE, Geometry, Size
+from avatar.planning.estimates import (
+    SPEECH_WINDOW_S,
+    TORCH_RUNTIME_BYTES,
+    RankShare,
+    RunShape,
+    gpu_items,
+    host_items,
+    traffic_bytes,
+)
+from avatar.planning.inventory import Gpu, Inventory
+from avatar.planning.model_sizes import ModelSizes
+from avatar.planning.per_rank import shares_of
+from avatar.planning.placement import ALL_ON_GPU, Placement
+from avatar.planning.plan import GIB, DevicePlan, MemoryItem, Plan
+from avatar.preset import Preset
+
+MIB = 2**20
+TINY_BYTES = GIB // 2  # the self-test's whole model and its caches
+MOST_AHEAD = 4  # offloaded layers on the GPU at a time, where there is room
+USED_SHARE = 0.96  # of a GPU's memory, where the planner may choose
+
+# Measured on two cores with the shipped portraits; the page takes more than the command line, and is counted.
+PREVIEW_RUNTIME_BYTES = 180 * MIB  # the page
+PREVIEW_MODELS_BYTES = 150 * MIB  # the engine's process with its networks
+PREVIEW_BYTES_PER_PX = 110  # source layers, warp grids, frames waiting for the encoder
+
+
+def plan(
+    preset: Preset,
+    inventory: Inventory,
+    placement: Placement | None = None,
+    speech_s: float = SPEECH_WINDOW_S,
+    sizes: ModelSizes | None = None,
+) -> Plan:
+    """What the preset will hold on every device, against what the machine has free.
+
+    placement: as a run has it already; None: with offload_model what fits with the least traffic.
+    speech_s: how long the speech is; from one window on it makes no difference. sizes: of the model; None:
+    of the machine's checkpoint.
+    Raises: BadInput for "auto", which must be resolved first, and for a layout that cannot be.
+    """
+    if preset.engine == "auto":
+        raise BadInput(
+            f"Preset {preset.name} is no plan yet.", "Resolve it to a preset of this machine first."
+        )
+    if preset.engine == "preview":
+        return Plan(preset.name, preset.engine, (), _host(inventory, _preview_items(preset)))
+    if preset.requires.weights == "tiny":
+        items = (MemoryItem("runtime", TORCH_RUNTIME_BYTES), MemoryItem("toy_model", TINY_BYTES))
+        return Plan(preset.name, preset.engine, (), _host(inventory, items))
+    run = RunShape(preset, sizes or ModelSizes.of(inventory.checkpoint), largest_geometry(preset), speech_s)
+    shares = shares_of(preset, run.sizes.config)
+    return _planned(run, inventory, shares, placement or _chosen(run, inventory, shares))
+
+
+def _chosen(run: RunShape, inventory: Inventory, shares: list[RankShare]) -> Placement:
+    """The placement with the least traffic that fits with some room to spare, or else the smallest there is.
+
+    It is chosen for the longest window of speech, so that a model once loaded serves every request.
+    """
+    run = replace(run, speech_s=SPEECH_WINDOW_S)
+
+    def fits(placement: Placement) -> bool:
+        gpus = _planned(run, inventory, shares, placement).gpus
+        return all(gpu.peak_bytes <= (gpu.available_bytes or 0) * USED_SHARE for gpu in gpus)
+
+    choices = placements(run, shares)
+    chosen = next(filter(fits, choices), None)
+    if chosen is None:
+        return min(choices, key=lambda placement: _fullest(_planned(run, inventory, shares, placement)))
+    for layers_ahead in range(chosen.layers_ahead + 1, min(MOST_AHEAD, chosen.layers_on_host - 1) + 1):
+        if fits(more := replace(chosen, layers_ahead=layers_ahead)):
+            chosen = more
+    return chosen
+
+
+def placements(run: RunShape, shares: list[RankShare]) -> list[Placement]:
+    """Where things may be, the least traffic over the bus first; side models, which seldom move, go first."""
+    if not run.memory.offload_model:
+        return [ALL_ON_GPU]
+    sides = replace(ALL_ON_GPU, side_models_on_host=True)
+    most = max(len(share.layers) for share in shares)
+    fewest = min(sides.layers_ahead + 1, most)  # fewer would save nothing
+    choices = [
+        replace(sides, layers_on_host=count, rings_on_host=rings, diagonal=diagonal)
+        for rings in (False, True)
+        for count in (0, *range(fewest, most + 1))
+        for diagonal in ((False, True) if count else (False,))
+    ]
+    return [ALL_ON_GPU, *sorted(choices, key=lambda placement: traffic_bytes(run, shares, placement))]
+
+
+def largest_geometry(preset: Preset) -> Geometry:
+    """The most that any portrait makes of the preset's size: its area in squares of 64 pixels, in one row.
+
+    Raises: BadInput when the area has no room for one square.
+    """
+    size = Size.parse(preset.generation.size)
+    squares = size.area // SIDE_MULTIPLE**2
+    return Geometry.of(Size(SIDE_MULTIPLE * squares, SIDE_MULTIPLE), preset.generation.infer_frames)
+
+
+def _planned(run: RunShape, inventory: Inventory, shares: list[RankShare], placement: Placement) -> Plan:
+    present = (*inventory.gpus, *[None] * len(shares))
+    gpus = tuple(
+        _device(index, gpu, gpu_items(run, share, placement))
+        for index, (gpu, share) in enumerate(zip(present, shares, strict=False))
+    )
+    host = _host(inventory, host_items(run, shares, placement))
+    return Plan(run.preset.name, run.preset.engine, gpus, host, placement=placement)
+
+
+def _fullest(planned: Plan) -> int:
+    return max(gpu.peak_bytes for gpu in planned.gpus)
+
+
+def _preview_items(preset: Preset) -> tuple[MemoryItem, ...]:
+    return (
+        MemoryItem("runtime", PREVIEW_RUNTIME_BYTES),
+        MemoryItem("preview_models", PREVIEW_MODELS_BYTES),
+        MemoryItem("frames", PREVIEW_BYTES_PER_PX * Size.parse(preset.generation.size).area),
+    )
+
+
+def _device(index: int, gpu: Gpu | None, items: tuple[MemoryItem, ...]) -> DevicePlan:
+    if gpu is None:
+        return DevicePlan(f"GPU {index} (not here)", index, items, 0, 0)
+    return DevicePlan(str(gpu), gpu.index, items, gpu.usable_bytes, gpu.total_bytes)
+
+
+def _host(inventory: Inventory, items: tuple[MemoryItem, ...]) -> DevicePlan:
+    host = inventory.host
+    return DevicePlan("the host", None, items, host.usable_bytes, host.ram_total_bytes)

@@ -1,1 +1,0 @@
-"""How the vendored data files were made; nothing here runs in the app."""

@@ -1,0 +1,259 @@
+"""Functions that open strangers' files, run in child processes whose memory and time are bounded.
+
+A damaged or hostile file can make a decoder take gigabytes, minutes, or crash: then its process ends, the
+next one is fresh, and the server goes on. A process starts in a moment: nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from avatar.errors import AvatarError, BadInput, Cancelled
+from avatar.runtime.child_process import Child
+
+log = logging.getLogger(__name__)
+
+WALL = 4.0  # seconds of the clock for each second of CPU that a job may take: the machine may be busy
+START_S = 60.0  # in which a process must have started; it takes less than one where nothing is wrong
+LOOK_S = 0.1  # how soon a cancelled job is noticed
+FEW_WAITING = 16  # jobs of all visitors together that may wait: each holds a thread of the server
+CODE_BYTES = 512 * 2**20  # address space of the interpreter and its libraries, beside the data
+RETIRE_BYTES = 256 * 2**20  # a process that has kept more than this is replaced
+ENV = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+
+
+class Crowded(AvatarError):
+    """As many files are waiting to be read as the server takes, of this visitor or of all."""
+
+    def __init__(self) -> None:
+        super().__init__("Too many files are being read.", "Please try again in a minute.")
+
+
+class BoundedJob:
+    """One call; made by Bounded.submit."""
+
+    def __init__(
+        self, function: Callable[..., Any], args: tuple[Any, ...], name: str, cpu_s: float, visitor: str
+    ) -> None:
+        self.function, self.args, self.name, self.cpu_s, self.visitor = function, args, name, cpu_s, visitor
+        self.cancelled = threading.Event()
+        self._over = threading.Event()
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def cancel(self) -> None:
+        """Give its place to the next; what its process is doing is ended. Safe at any time."""
+        self.cancelled.set()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Whether it is over, at the latest after timeout_s."""
+        return self._over.wait(timeout_s)
+
+    def result(self) -> Any:
+        """What the function returned, once it is over. Raises: what it raised; BadInput beyond the bounds."""
+        self._over.wait()
+        if self._error is not None:
+            raise self._error.with_traceback(None)  # it may be raised many times
+        return self._value
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why it came to nothing; None while it is not over."""
+        return self._error
+
+    def end(self, value: Any = None, error: BaseException | None = None) -> None:
+        """Called once, by who runs it."""
+        self._value, self._error = value, error
+        self._over.set()
+
+
+class Bounded:
+    """Runs jobs in child processes, one at a time for each visitor; safe to use from several threads."""
+
+    def __init__(self, memory_bytes: int, places: int = 2, per_visitor: int = 8) -> None:
+        """memory_bytes: of data, for each process. per_visitor: jobs of one visitor that may wait."""
+        self.memory_bytes = memory_bytes
+        self.per_visitor = per_visitor
+        self._changed = threading.Condition()
+        self._waiting: list[BoundedJob] = []
+        self._running: Counter[str] = Counter()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"bounded-{number}", daemon=True)
+            for number in range(places)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self, function: Callable[..., Any], *args: Any, name: str, cpu_s: float, visitor: str = ""
+    ) -> BoundedJob:
+        """Have function(*args) called in a child; function is importable, all is picklable. Raises: Crowded.
+
+        name: what messages call the file. cpu_s: CPU time that it may take.
+        """
+        job = BoundedJob(function, args, name, cpu_s, visitor)
+        with self._changed:
+            self._drop_cancelled()
+            theirs = sum(waiting.visitor == visitor for waiting in self._waiting)
+            if theirs >= self.per_visitor or len(self._waiting) >= FEW_WAITING:
+                raise Crowded
+            self._waiting.append(job)
+            self._changed.notify()
+        return job
+
+    def close(self) -> None:
+        """End all processes; jobs that are not over are cancelled."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        """One place: a job after another, in a process that is replaced when it has to be."""
+        child: Child | None = None
+        while (job := self._next()) is not None:
+            try:
+                child = self._run(job, child)
+            except Exception as error:
+                log.exception("reading %s failed", job.name)
+                job.end(error=error)
+            finally:
+                with self._changed:
+                    self._running[job.visitor] -= 1
+                    self._changed.notify_all()
+        if child is not None:
+            child.kill()
+
+    def _next(self) -> BoundedJob | None:
+        """The next job; nobody has two places while there are two. None: closed."""
+        with self._changed:
+            while not self._closed:
+                self._drop_cancelled()
+                for job in self._waiting:
+                    if not self._running[job.visitor]:
+                        self._waiting.remove(job)
+                        self._running[job.visitor] += 1
+                        return job
+                self._changed.wait(LOOK_S if self._waiting else None)
+            for job in self._waiting:
+                job.end(error=Cancelled("The server is stopping."))
+            self._waiting.clear()
+            return None
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in self._waiting if job.cancelled.is_set()]:
+            self._waiting.remove(job)
+            job.end(error=Cancelled("Nobody waits for it."))
+
+    def _run(self, job: BoundedJob, child: Child | None) -> Child | None:
+        """Have a child do it, a new one if need be; returns the child if it can go on."""
+        if child is None or not child.alive:
+            child = Child("avatar.runtime.bounded_process", str(self.memory_bytes), env=ENV)
+        deadline, answer = time.monotonic() + START_S, None
+        try:
+            child.link.send((job.function, job.args, job.name, job.cpu_s))
+            while answer is None:
+                late = time.monotonic() > deadline
+                if late or job.cancelled.is_set() or self._closed:
+                    child.kill()
+                    job.end(error=_too_slow(job.name) if late else Cancelled("Nobody waits for it."))
+                    return None
+                if child.link.poll(LOOK_S):
+                    answer = child.link.recv()
+                    if answer is None:  # it has begun
+                        deadline = time.monotonic() + WALL * job.cpu_s
+            value, error, stays = answer
+        except (EOFError, OSError):
+            fate = child.fate()
+            log.warning("reading %s: its process %s", job.name, fate)
+            job.end(error=_lost(job.name, fate))
+            child.kill()
+            return None
+        job.end(value, error)
+        if not stays:
+            child.kill()
+        return child if stays else None
+
+
+def _too_slow(name: str) -> BadInput:
+    return BadInput(f"{name} takes too long to read.", "Export it again, or choose another file.")
+
+
+def _too_big(name: str) -> BadInput:
+    return BadInput(f"{name} needs too much memory to be read.", "Scale it down, or choose another file.")
+
+
+def _lost(name: str, fate: str) -> BadInput:
+    """What a process' end means for who sent the file."""
+    if "SIGXCPU" in fate:
+        return _too_slow(name)
+    if "SIGKILL" in fate:  # by the system, which was short of memory
+        return _too_big(name)
+    return BadInput(f"{name} is damaged: it cannot be read.", "Export it again, or choose another file.")
+
+
+def serve(link: Connection, memory_bytes: int) -> None:
+    """The child: calls what comes over the link, within the bounds, until the link is closed."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes + CODE_BYTES, memory_bytes + CODE_BYTES))
+    stays = True
+    while stays:
+        try:
+            function, args, name, cpu_s = link.recv()
+        except EOFError:
+            return
+        link.send(None)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        most = math.ceil(used.ru_utime + used.ru_stime + cpu_s)
+        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            value = function(*args)
+        except (AvatarError, MemoryError) as raised:
+            error = raised
+        if error is not None and _was_memory(error):
+            error, stays = _too_big(name), False
+        stays = stays and _resident_bytes() < RETIRE_BYTES
+        link.send((value, error, stays))
+
+
+def _was_memory(error: BaseException) -> bool:
+    """Whether memory was short at the bottom of an error."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, MemoryError):
+            return True
+        below = below.__cause__ or below.__context__
+    return False
+
+
+def _resident_bytes() -> int:
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> None:
+    """`python -m avatar.runtime.bounded_process BYTES FD`: a child of Bounded."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the server, which hangs up
+    serve(Connection(int(sys.argv[2])), int(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

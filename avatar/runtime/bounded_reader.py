@@ -1,0 +1,216 @@
+"""Portraits and speech as the page reads them: in bounded processes, each upload once.
+
+What was read, or why it was refused, is kept by the file's digest: a portrait that was judged when it was
+chosen is not decoded again by the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from avatar.errors import BadInput
+from avatar.media.files import check_file, display_name
+from avatar.media.limits import InputLimits
+from avatar.media.portrait import Portrait, open_portrait
+from avatar.media.reading import Reader
+from avatar.media.speech import Speech, write_speech
+from avatar.runtime.bounded_process import Bounded, BoundedJob
+
+log = logging.getLogger(__name__)
+
+KEPT_BYTES = 512 * 2**20  # of what was read; a portrait is 12 MB at most, a minute of speech 6 MB
+KEPT_S = 3600.0
+MOST_KEPT = 1000  # refusals, mostly: they take no room to speak of
+
+Key = tuple[str, str, str]  # digest, the name that messages use, "portrait" or "speech"
+
+
+class Readings:
+    """What was read, on disk and bounded; hands out readers."""
+
+    def __init__(self, folder: Path, limits: InputLimits, places: int = 2, per_visitor: int = 8) -> None:
+        """folder: is made. per_visitor: files of one visitor that may wait to be read."""
+        folder.mkdir(mode=0o700)
+        self.folder, self.limits = folder, limits
+        self.bounded = Bounded(limits.max_decode_bytes, places, per_visitor)
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()  # the one used last comes last
+        self._count = 0
+
+    def by(self, visitor: str) -> Reader:
+        """The reader of one visitor."""
+        return BoundedReader(self, visitor)
+
+    def begin(self, kind: str, path: Path, name: str | None, visitor: str) -> _Entry:
+        """The entry of a file, being read if it was not before; leave() it. Raises: BadInput, Crowded."""
+        name = display_name(path, name)
+        most = self.limits.max_portrait_bytes if kind == "portrait" else self.limits.max_speech_bytes
+        check_file(path, name, most, kind)
+        key = (_digest(path, name), name, kind)
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None and entry.job.cancelled.is_set():
+                self._entries[("", entry.target.name, kind)] = entry  # until it is over
+                entry = None
+            if entry is None:
+                entry = self._entries[key] = self._submit(kind, path, name, visitor)
+            self._entries.move_to_end(key)
+            entry.users += 1
+            entry.used = time.monotonic()
+        return entry
+
+    def _submit(self, kind: str, path: Path, name: str, visitor: str) -> _Entry:
+        limits = self.limits
+        self._count += 1
+        read: Callable[..., Portrait | Speech] = _read_portrait if kind == "portrait" else _read_speech
+        cpu_s = limits.portrait_cpu_s if kind == "portrait" else limits.speech_cpu_s
+        target = self.folder / f"{self._count}.{'npy' if kind == 'portrait' else 'wav'}"
+        job = self.bounded.submit(read, path, target, name, limits, name=name, cpu_s=cpu_s, visitor=visitor)
+        return _Entry(job, target)
+
+    def leave(self, entry: _Entry) -> None:
+        """One user less; a reading that nobody waits for any more gives its place up."""
+        with self._lock:
+            entry.users -= 1
+            if not entry.users and not entry.job.wait(0):
+                entry.job.cancel()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Drop what is old, what was used longest ago, and what came to nothing by no fault of the file's."""
+        with self._lock:
+            idle = [(key, entry) for key, entry in self._entries.items() if not entry.users and entry.is_over]
+            total = sum(entry.size_bytes for entry in self._entries.values())
+            spare = len(self._entries) - MOST_KEPT
+            for number, (key, entry) in enumerate(idle):
+                if entry.job.error is not None:  # what a process that was ended has left
+                    entry.target.unlink(missing_ok=True)
+                old = time.monotonic() - entry.used > KEPT_S
+                if old or entry.is_void or total > KEPT_BYTES or number < spare:
+                    total -= entry.size_bytes
+                    entry.target.unlink(missing_ok=True)
+                    del self._entries[key]
+
+    def close(self) -> None:
+        """End the processes."""
+        self.bounded.close()
+
+
+@dataclass
+class _Entry:
+    """A file that was read, or is being read. users: who needs it just now. used: when it was, last."""
+
+    job: BoundedJob
+    target: Path
+    users: int = 0
+    used: float = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        return self.job.wait(0)
+
+    @property
+    def is_void(self) -> bool:
+        """Whether reading ended without a verdict on the file."""
+        return self.job.error is not None and not isinstance(self.job.error, BadInput)
+
+    @property
+    def size_bytes(self) -> int:
+        try:
+            return self.target.stat().st_size
+        except FileNotFoundError:  # refused, or not begun
+            return 0
+
+
+class BoundedReader(Reader):
+    """One visitor's reader, which reads in other processes and keeps what was read."""
+
+    def __init__(self, readings: Readings, visitor: str) -> None:
+        self._readings, self._visitor = readings, visitor
+
+    def portrait(self, path: Path, *, name: str | None = None, limits: InputLimits | None = None) -> Portrait:
+        """limits: are the readings' own."""
+        with self._used("portrait", path, name) as entry:
+            return replace(entry.job.result(), pixels=np.load(entry.target))
+
+    def speech(
+        self, source: Path, target: Path, *, name: str | None = None, limits: InputLimits | None = None
+    ) -> Speech:
+        """limits: are the readings' own. target: becomes another name of what was read, where it can."""
+        with self._used("speech", source, name) as entry:
+            heard: Speech = entry.job.result()
+            _give(entry.target, target)
+            return heard
+
+    def judge(self, speech: Path, *, name: str | None = None, limits: InputLimits | None = None) -> Speech:
+        """limits: are the readings' own. The run finds the file read."""
+        with self._used("speech", speech, name) as entry:
+            heard: Speech = entry.job.result()
+            return heard
+
+    def ahead(self, portrait: Path | None, speech: Path | None, every_s: float) -> Iterator[None]:
+        begun: list[_Entry] = []
+        try:
+            for kind, path in (("portrait", portrait), ("speech", speech)):
+                if path is not None:
+                    try:
+                        begun.append(self._readings.begin(kind, path, None, self._visitor))
+                    except BadInput as error:  # told by who uses it
+                        log.debug("not read ahead: %s", error)
+            for entry in begun:
+                while not entry.job.wait(every_s):
+                    yield
+        finally:
+            for entry in begun:
+                self._readings.leave(entry)
+
+    @contextmanager
+    def _used(self, kind: str, path: Path, name: str | None) -> Iterator[_Entry]:
+        """The entry, which stays as long as it is in use."""
+        entry = self._readings.begin(kind, path, name, self._visitor)
+        try:
+            yield entry
+        finally:
+            self._readings.leave(entry)
+
+
+def _read_portrait(source: Path, target: Path, name: str, limits: InputLimits) -> Portrait:
+    """In the child: the picture's pixels go into target, the rest comes back."""
+    portrait = open_portrait(source, name=name, limits=limits)
+    np.save(target, portrait.pixels)
+    return replace(portrait, pixels=portrait.pixels[:0])
+
+
+def _read_speech(source: Path, target: Path, name: str, limits: InputLimits) -> Speech:
+    """In the child: the canonical WAV goes into target."""
+    return write_speech(source, target, name=name, limits=limits)
+
+
+def _digest(path: Path, name: str) -> str:
+    """Of the content, read in pieces. Raises: BadInput when the file has gone meanwhile."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise BadInput(f"{name} is no longer here.", "Choose it again.") from None
+
+
+def _give(source: Path, target: Path) -> None:
+    """A second name for a file; a copy on another file system."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,186 @@
+"""What this machine has, what each preset lacks, what to do about it; the doctor command prints it."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from packaging.requirements import InvalidRequirement, Requirement
+from PIL import Image
+
+from avatar.errors import AvatarError
+from avatar.events import Finished
+from avatar.geometry import SOUND_HZ
+from avatar.media import ffmpeg
+from avatar.media.intake import open_request
+from avatar.planning.availability import Availability, availability, resolve
+from avatar.planning.inventory import Gpu, Inventory, probe
+from avatar.planning.plan import gib
+from avatar.preset import Preset, load_preset, load_presets
+from avatar.runtime.factory import open_engine
+
+SELF_TEST_S = 1.0  # of speech
+REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What the self-test made, and in how long."""
+
+    num_frames: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The findings. machine: name and value, in words. faults: what keeps everything from working.
+
+    judged: the preset that was asked about, or the one that `auto` takes; None when nothing runs here.
+    """
+
+    inventory: Inventory
+    machine: tuple[tuple[str, str], ...]
+    presets: tuple[tuple[Preset, Availability], ...]
+    faults: tuple[str, ...]
+    judged: Availability | None
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.judged is not None and self.judged.ok and not self.faults else 1
+
+    @property
+    def verdict(self) -> str:
+        """The last line: what runs, or what to do first."""
+        if self.faults:
+            return "Mend the faults above first."
+        if self.judged is None:
+            return "Nothing runs on this machine."
+        if self.judged.ok:
+            return f"Preset {self.judged.preset} runs on this machine."
+        missing = " ".join(self.judged.missing)
+        return f"Preset {self.judged.preset} does not run here. {missing} {self.judged.remedy}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "ok": self.exit_code == 0,
+            "verdict": self.verdict,
+            "faults": list(self.faults),
+            "machine": dict(self.machine),
+            "inventory": self.inventory.as_dict(),
+            "presets": [here.as_dict() for _, here in self.presets],
+        }
+
+
+def examine(ckpt_dir: Path | None = None, preset_name: str | None = None) -> Diagnosis:
+    """Look at the machine, the installed libraries and every preset.
+
+    ckpt_dir: where to look for weights first. preset_name: the preset to judge by; None: auto.
+    Raises: BadInput when there is no such preset.
+    """
+    inventory = probe(ckpt_dir)
+    presets = load_presets()
+    faults = missing_libraries(REQUIREMENTS)
+    try:
+        ffmpeg.put_on_path()
+    except AvatarError as error:
+        faults.append(str(error))
+    try:
+        preset = resolve(load_preset(preset_name or "auto"), inventory, presets)
+        judged = availability(preset, inventory)
+    except AvatarError:
+        if preset_name not in (None, "auto"):
+            raise
+        judged = None
+    return Diagnosis(
+        inventory=inventory,
+        machine=tuple(_machine(inventory)),
+        presets=tuple(
+            (preset, availability(preset, inventory)) for preset in presets if preset.engine != "auto"
+        ),
+        faults=tuple(faults),
+        judged=judged,
+    )
+
+
+def self_test() -> SelfTest:
+    """Run the diffusion engine on a toy model, from a portrait and a tone to a video; takes a while on a CPU.
+
+    Raises: AvatarError when it does not come to a whole video.
+    """
+    preset = load_preset("self-test")
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="avatar-self-test-") as folder:
+        portrait, speech, output = (Path(folder, name) for name in ("portrait.png", "tone.wav", "video.mp4"))
+        Image.linear_gradient("L").convert("RGB").save(portrait)
+        times = np.arange(round(SELF_TEST_S * SOUND_HZ)) / SOUND_HZ
+        soundfile.write(speech, 0.3 * np.sin(2 * np.pi * 220 * times), SOUND_HZ)
+        request = open_request(portrait, speech, preset, output=output, work=Path(folder, "work"))
+        engine = open_engine(preset)
+        try:
+            finished = [event for event in engine.stream(request) if isinstance(event, Finished)]
+        finally:
+            engine.close()
+    num_frames = sum(event.num_frames for event in finished)
+    if num_frames != request.num_frames:
+        raise AvatarError(
+            f"The self-test made {num_frames} of {request.num_frames} frames.", "See the log above."
+        )
+    return SelfTest(num_frames, time.monotonic() - began)
+
+
+def missing_libraries(requirements: Path) -> list[str]:
+    """A line for every library of the requirements file that is absent or of another version."""
+    lines = []
+    for text in requirements.read_text(encoding="utf-8").splitlines() if requirements.is_file() else []:
+        try:
+            wanted = Requirement(text.partition("#")[0].strip())
+        except InvalidRequirement:
+            continue  # a blank line, a comment, or an option of pip's
+        if wanted.marker is not None and not wanted.marker.evaluate():
+            continue
+        try:
+            version = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            lines.append(f"{wanted.name} is not installed: pip install -r {requirements.name}")
+            continue
+        if not wanted.specifier.contains(version, prereleases=True):
+            lines.append(f"{wanted} is needed, {version} is installed: pip install -r {requirements.name}")
+    return lines
+
+
+def _machine(inventory: Inventory) -> list[tuple[str, str]]:
+    host, checkpoint = inventory.host, inventory.checkpoint
+    rows = [
+        ("system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"),
+        ("CPU", f"{host.num_cores} cores"),
+        ("RAM", f"{gib(host.ram_available_bytes)} available of {gib(host.ram_total_bytes)}"),
+        ("disk", f"{gib(host.disk_free_bytes)} free"),
+        ("PyTorch", inventory.torch_build or "not installed"),
+        ("NVIDIA driver", inventory.driver_version or inventory.no_gpu_reason),
+    ]
+    rows += [(f"GPU {gpu.index}", _gpu(gpu)) for gpu in inventory.gpus]
+    if inventory.driver_version and inventory.no_gpu_reason:
+        rows.append(("GPUs", inventory.no_gpu_reason))
+    if checkpoint.complete:
+        rows.append(("checkpoint", f"{checkpoint.base}, {checkpoint.lora}"))
+    else:
+        rows.append(("checkpoint", f"lacks {', '.join(checkpoint.missing)}"))
+        rows.append(("looked in", ", ".join(map(str, checkpoint.places))))
+    return rows
+
+
+def _gpu(gpu: Gpu) -> str:
+    words = [gpu.name or "name unknown"]
+    if gpu.total_bytes is not None and gpu.free_bytes is not None:
+        words.append(f"{gib(gpu.free_bytes)} free of {gib(gpu.total_bytes)}")
+    if gpu.compute_capability:
+        words.append(f"compute capability {gpu.compute_capability}")
+    return ", ".join([*words, *(f"NVML gives no {error}" for error in gpu.errors)])

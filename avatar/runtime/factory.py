@@ -1,0 +1,51 @@
+"""The one place that turns a preset into an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from avatar.errors import BadInput
+from avatar.preset import Preset
+from avatar.runtime.engine import Engine
+
+
+def open_engine(
+    preset: Preset,
+    *,
+    weights: Path | None = None,
+    gpus: Sequence[str] | None = None,
+    attach: str | None = None,
+) -> Engine:
+    """The engine that the preset names, in a process of its own; nothing heavy is loaded yet.
+
+    attach: "host:port" of ranks that torchrun started, for a preset of the diffusion engine.
+    preset: resolved ("auto" has become the best that fits). weights: the checkpoint folder, when stated.
+    gpus: those that it may see, as CUDA_VISIBLE_DEVICES names them. Raises: BadInput for a preset that is
+    not resolved.
+    """
+    from avatar.runtime.engine_process import EngineProcess
+
+    source, options = source_of(preset, weights)
+    if attach is not None and preset.engine == "diffusion":
+        options["attach"] = attach
+    return EngineProcess(source, gpus, **options)
+
+
+def serves(preset: Preset) -> Preset:
+    """What an open engine depends on: how its models are held; what is generated comes with each request."""
+    held = Preset(name="", title="", summary="", engine=preset.engine)
+    if preset.engine == "preview":
+        return held
+    return replace(held, requires=preset.requires, memory=preset.memory, parallel=preset.parallel)
+
+
+def source_of(preset: Preset, weights: Path | None) -> tuple[str, dict[str, Any]]:
+    """The FrameSource of a preset, "package.module:Class", and what it is built with. Raises: BadInput."""
+    if preset.engine == "preview":
+        return "avatar.preview.source:PreviewSource", {}
+    if preset.engine == "diffusion":
+        return "avatar.runtime.ranked_source:RankedSource", {"preset": preset, "weights": weights}
+    raise BadInput(f"Preset {preset.name!r} names no engine.", "Resolve it first, or pick another preset.")

@@ -1,0 +1,331 @@
+"""The ranks as the engine's process sees them: started, listened to, and ended when one of them is lost.
+
+No torch here: this process opens no GPU. Ranks run distributed.rank; rank 0 makes the frames.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from avatar.errors import AvatarError, WorkerLost
+from avatar.events import RankLoad
+from avatar.planning.layout import Layout
+from avatar.preset import Preset
+from avatar.runtime.child_process import Child, kill_all
+from avatar.runtime.rank_messages import Failed, Made, Meeting, Planned, Pulse, Start, Told
+from avatar.runtime.worker_loop import Ended
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.25
+BLAME_S = 1.0  # when a rank fails others follow: for so long their reports are gathered, to name the first
+LOAD_PULSES = 6  # how many heartbeats back a rank's load is measured
+JOIN_S = 0.02
+MAX_UNREAD = 8  # messages that wait for the consumer; frames are large, and their ranks wait, too
+TRY_AGAIN = "Try again: fresh ones are started."
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a rank may be silent, or all of them make no progress, before they are taken for hung.
+
+    start_s: without progress before the run's first frame, when models load and kernels are compiled.
+    """
+
+    silence_s: float = 30.0
+    start_s: float = 600.0
+    stall_s: float = 120.0
+
+
+@dataclass(frozen=True)
+class HungUp:
+    """Nothing more comes over a link."""
+
+
+class Fleet(ABC):
+    """All ranks of one layout; one thread at a time. Once one is lost all are, and it is of no more use."""
+
+    def __init__(self, preset: Preset, limits: Limits) -> None:
+        self.layout, self.limits = Layout.of(preset), limits
+        now = time.monotonic()
+        self._heard = [now] * self.layout.world_size  # when each rank was last heard of
+        self._moved = now  # when any of them last made progress
+        self._listened = now
+        self._pulses = [deque[Pulse](maxlen=LOAD_PULSES) for _ in self._heard]
+        self._inbox: queue.Queue[tuple[Connection, Any]] = queue.Queue(MAX_UNREAD)
+        self._readers: list[threading.Thread] = []
+        self._waiting: deque[Any] = deque()
+        self._faults: dict[int, tuple[int, float, AvatarError]] = {}  # by rank: how telling, when, what
+        self._making = False
+
+    @property
+    @abstractmethod
+    def links(self) -> Sequence[Connection]:
+        """Rank 0's comes first."""
+
+    @property
+    @abstractmethod
+    def alive(self) -> bool:
+        """Whether a run may be asked for."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """End all ranks, whatever they are doing; what they held on the GPUs is free then."""
+
+    def leave(self) -> None:
+        """No more runs will be asked for."""
+        self.end()
+
+    @abstractmethod
+    def fate_of(self, link: Connection) -> tuple[int, str]:
+        """The rank that has hung up, and what became of it."""
+
+    def send(self, message: Any) -> None:
+        """Run, Cancel or Ask to rank 0. Raises: AvatarError when it is gone."""
+        self._making = False
+        self._moved = time.monotonic()
+        try:
+            self.links[0].send(message)
+        except OSError:
+            self._hung_up(self.links[0])
+
+    def receive(self) -> Told | Made | Ended | Planned | Pulse | None:
+        """The next message, None when none comes in POLL_S. Raises: AvatarError when a rank is lost."""
+        self._hear(None if self._waiting else POLL_S)
+        return self._waiting.popleft() if self._waiting else None
+
+    def listen_idle(self) -> None:
+        """Read the heartbeats that came while no run goes on. Raises: AvatarError when a rank is lost."""
+        self._moved = time.monotonic()  # nobody is to make progress
+        self._hear(0.0)
+        self._waiting.clear()
+
+    def _hear(self, timeout_s: float | None) -> None:
+        """Read what comes in that time, if one is given. Raises: AvatarError when a rank is lost.
+
+        Time during which nobody listens counts for no rank's silence.
+        """
+        now = time.monotonic()
+        away = now - self._listened
+        self._heard = [min(now, heard + away) for heard in self._heard]
+        self._moved = min(now, self._moved + away)
+        if timeout_s is not None:
+            self._listen(timeout_s)
+        self._listened = time.monotonic()
+        self._check(self._listened)
+
+    def unread(self) -> Iterator[Any]:
+        """What had come before the ranks were lost, and was not received."""
+        while self._waiting:
+            yield self._waiting.popleft()
+
+    @property
+    def loads(self) -> tuple[RankLoad, ...]:
+        """Every rank's load over the last seconds."""
+        return tuple(self._load(rank) for rank in range(self.layout.world_size))
+
+    @property
+    def at_home(self) -> bool:
+        """Whether every rank has come so far as to hear what it is told; at first PyTorch is imported."""
+        return all(pulse is not None and pulse.place for pulse in self.last_pulses)
+
+    @property
+    def last_pulses(self) -> list[Pulse | None]:
+        """Every rank's last heartbeat."""
+        return [pulses[-1] if pulses else None for pulses in self._pulses]
+
+    def name_of(self, rank: int) -> str:
+        """ "Rank 1 (layers 14–26, GPU 1)" """
+        load = self._load(rank)
+        words = ", ".join(word for word in (load.role, load.place) if word)
+        return f"Rank {rank} ({words})" if words else f"Rank {rank}"
+
+    def _load(self, rank: int) -> RankLoad:
+        pulses = self._pulses[rank]
+        busy = None
+        if len(pulses) > 1 and pulses[-1].at_s > pulses[0].at_s:
+            busy = 100 * (pulses[-1].busy_s - pulses[0].busy_s) / (pulses[-1].at_s - pulses[0].at_s)
+            busy = min(100.0, round(busy, 1))
+        last = pulses[-1] if pulses else Pulse(rank)
+        return RankLoad(rank, last.role, last.place, busy)
+
+    def _read(self, link: Connection) -> None:
+        """Have all that comes over a link read in a thread: a rank may stop in the midst of a message."""
+
+        def read() -> None:
+            try:
+                while True:
+                    self._inbox.put((link, link.recv()))
+            except (EOFError, OSError):
+                log.debug("a link has ended")
+            except Exception:
+                log.exception("a message cannot be read")
+            self._inbox.put((link, HungUp()))
+
+        reader = threading.Thread(target=read, name="read ranks", daemon=True)
+        self._readers.append(reader)
+        reader.start()
+
+    def _stop_reading(self) -> None:
+        """The links have been ended: what came before that is kept for unread()."""
+        for reader in self._readers:
+            while reader.is_alive():
+                self._keep_unread()
+                reader.join(JOIN_S)
+        self._keep_unread()
+        self._readers.clear()
+
+    def _keep_unread(self) -> None:
+        while not self._inbox.empty():
+            _, message = self._inbox.get()
+            if not isinstance(message, HungUp):
+                self._waiting.append(message)
+
+    def _listen(self, timeout_s: float) -> None:
+        """Take what has come; wait so long for the first of it."""
+        until = time.monotonic() + timeout_s
+        for _ in range(MAX_UNREAD):
+            try:
+                link, message = self._inbox.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                return
+            until = 0.0
+            if isinstance(message, HungUp):
+                self._hung_up(link)
+            else:
+                self._take(message)
+
+    def _take(self, message: Any) -> None:
+        now = time.monotonic()
+        if isinstance(message, Pulse):
+            pulses = self._pulses[message.rank]
+            if not pulses or pulses[-1].ticks != message.ticks:
+                self._moved = now
+            pulses.append(message)
+            self._heard[message.rank] = now
+        else:
+            self._heard[0] = self._moved = now
+        if isinstance(message, Made):
+            self._making = True
+        if isinstance(message, Failed):
+            self._blame(message.rank, 0 if message.foreseen else 2, message.error, message.at_s)
+        self._waiting.append(message)
+
+    def _check(self, now: float) -> None:
+        """Raises: WorkerLost when a rank is silent, or none makes progress, for too long."""
+        for rank, heard in enumerate(self._heard):
+            pulses = self._pulses[rank]
+            listens = bool(pulses and pulses[-1].place)  # while PyTorch is imported no heartbeat may come
+            limit_s = self.limits.silence_s if listens else self.limits.start_s
+            if now - heard > limit_s:
+                cause = f"{self.name_of(rank)} gave no sign of life for {limit_s:g} s."
+                self._blame(rank, 0, WorkerLost(cause, TRY_AGAIN), blame_s=0)
+        limit_s = self.limits.stall_s if self._making else self.limits.start_s
+        if now - self._moved > limit_s:
+            ticks = [pulses[-1].ticks if pulses else 0 for pulses in self._pulses]
+            rank = min(range(len(ticks)), key=ticks.__getitem__)
+            cause = (
+                f"The ranks made no progress for {limit_s:g} s; {self.name_of(rank)} is the furthest behind."
+            )
+            self._blame(rank, 0, WorkerLost(cause, TRY_AGAIN), blame_s=0)
+
+    def _hung_up(self, link: Connection) -> None:
+        rank, fate = self.fate_of(link)
+        self._blame(rank, 1, WorkerLost(f"{self.name_of(rank)} {fate}.", TRY_AGAIN))
+
+    def _blame(
+        self,
+        rank: int,
+        order: int,
+        error: AvatarError,
+        at_s: float | None = None,
+        blame_s: float = BLAME_S,
+    ) -> None:
+        """A rank is lost: end all. order: 0 is the most telling of several errors.
+
+        Raises: the error of the rank that failed first, so far as can be told.
+        """
+        first = not self._faults
+        self._faults.setdefault(rank, (order, time.time() if at_s is None else at_s, error))
+        if not first:
+            return  # the call that gathers them is further up
+        if self.layout.world_size > 1:
+            self._gather(time.monotonic() + blame_s)
+        self.end()
+        told = min(self._faults.values(), key=lambda fault: fault[:2])[2]
+        log.error("all ranks ended: %s", told)
+        raise told
+
+    def _gather(self, until: float) -> None:
+        """What the others say of it: when one fails, those that wait for it do as well."""
+        num_open = len(self.links)
+        while num_open and (left := until - time.monotonic()) > 0:
+            try:
+                link, message = self._inbox.get(timeout=left)
+            except queue.Empty:
+                return
+            if isinstance(message, HungUp):
+                num_open -= 1
+                self._hung_up(link)
+            else:
+                self._take(message)
+
+
+class LocalFleet(Fleet):
+    """Ranks on this machine, each a process of ours."""
+
+    def __init__(self, preset: Preset, weights: Path | None, roles: str, limits: Limits) -> None:
+        """Starts them, and does not wait. Call it from a thread that lives as long as they should."""
+        super().__init__(preset, limits)
+        world_size = self.layout.world_size
+        env = {"GLOO_SOCKET_IFNAME": "lo"} if world_size > 1 else {}
+        self.ranks = [Child("avatar.distributed.rank", env=env) for _ in range(world_size)]
+        level = logging.getLogger().getEffectiveLevel()
+        for rank, child in enumerate(self.ranks):
+            self._read(child.link)
+            try:
+                child.link.send(Start(preset, weights, roles, rank, world_size, level))
+            except OSError:  # it has ended at once: whoever listens is told
+                log.debug("rank %d does not hear its start", rank)
+
+    @property
+    def links(self) -> Sequence[Connection]:
+        """See Fleet."""
+        return [child.link for child in self.ranks]
+
+    @property
+    def alive(self) -> bool:
+        """See Fleet."""
+        return bool(self.ranks) and all(child.alive for child in self.ranks)
+
+    def end(self) -> None:
+        """See Fleet."""
+        ranks, self.ranks = self.ranks, []
+        kill_all(ranks, close_links=False)
+        self._stop_reading()
+        for child in ranks:
+            child.link.close()
+
+    def fate_of(self, link: Connection) -> tuple[int, str]:
+        """See Fleet."""
+        rank = self.links.index(link)
+        return rank, self.ranks[rank].fate()
+
+    def _take(self, message: Any) -> None:
+        if not isinstance(message, Meeting):
+            return super()._take(message)
+        for child in self.ranks[1:]:
+            try:
+                child.link.send(message)
+            except OSError:
+                self._hung_up(child.link)

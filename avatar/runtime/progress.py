@@ -1,0 +1,73 @@
+"""Where a run stands: counts and times, told as Progress."""
+
+from __future__ import annotations
+
+import time
+
+from avatar.events import Phase, Progress, RankLoad
+
+_ORDER = list(Phase)
+
+
+class ProgressClock:
+    """Counts what is done and when; every attribute has one thread that writes it."""
+
+    def __init__(self, num_frames: int, num_segments: int) -> None:
+        self.num_frames, self.num_segments = num_frames, num_segments
+        self.frames_done = self.segments_done = 0
+        self.first_frame_s: float | None = None
+        self.first_segment_s: float | None = None
+        self.ranks: tuple[RankLoad, ...] = ()
+        self._phase = Phase.LOADING
+        self._start = self._asked = self._last = time.monotonic()
+
+    def start(self) -> None:
+        """The run begins now."""
+        self._start = self._asked = self._last = time.monotonic()
+
+    def enter(self, phase: Phase) -> bool:
+        """Whether phase is a new one; there is no way back to an earlier one."""
+        if _ORDER.index(phase) <= _ORDER.index(self._phase):
+            return False
+        if phase is Phase.GENERATING:
+            self._asked = time.monotonic()
+        self._phase = phase
+        return True
+
+    def frame_made(self) -> None:
+        """The source gave frames, perhaps the first."""
+        if self.first_frame_s is None:
+            self.first_frame_s = self._elapsed()
+            if self._phase is not Phase.FINISHING:
+                self._phase = Phase.GENERATING
+
+    def frames_encoded(self, total: int) -> None:
+        """So many frames are encoded by now."""
+        self.frames_done, self._last = total, time.monotonic()
+
+    def segment_done(self) -> None:
+        """One more segment is on disk."""
+        self.segments_done += 1
+        if self.first_segment_s is None:
+            self.first_segment_s = self._elapsed()
+
+    def progress(self) -> Progress:
+        """The state of things."""
+        fps = self.frames_done / max(self._last - self._asked, 1e-6) if self.frames_done else None
+        left = self.num_frames - self.frames_done
+        since = time.monotonic() - self._last
+        return Progress(
+            phase=self._phase,
+            frames_done=self.frames_done,
+            num_frames=self.num_frames,
+            segments_done=self.segments_done,
+            num_segments=self.num_segments,
+            elapsed_s=self._elapsed(),
+            fps=fps,
+            first_frame_s=self.first_frame_s,
+            eta_s=max(0.0, left / fps - since) if fps else None,
+            ranks=self.ranks,
+        )
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._start

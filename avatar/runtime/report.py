@@ -1,0 +1,213 @@
+"""The run report that lies beside every finished video: how it came about, and what that took."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from avatar.errors import BadInput
+from avatar.media import atomic
+from avatar.media.beside import MARK
+from avatar.preset import Preset
+
+_PACKAGES = ("av", "numpy", "pillow", "soxr", "onnxruntime", "torch", "diffusers", "transformers", "gradio")
+
+
+RUNG_PLANNED = "rung_planned"  # code of a Notice: a rung taken before loading, as the plan did not fit
+RUNG_OOM = "rung_oom"  # code of a Notice: a rung taken as a GPU ran out of memory
+
+
+@dataclass(frozen=True)
+class GpuUse:
+    """The most that a run had of one GPU; None where the driver does not tell. index: NVML's number.
+
+    peak_bytes: in use by the engine's processes. card_peak_bytes: by everyone, the driver's own left out.
+    planned_bytes: the plan's peak, filled in by RunReport.gpus.
+    """
+
+    index: int
+    name: str | None
+    peak_bytes: int | None
+    card_peak_bytes: int | None
+    total_bytes: int | None
+    planned_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """The most that a run had, of looks taken twice a second. gpus: those that it used, or may have used.
+
+    host_peak_bytes: resident memory of the engine's processes. pinned_peak_bytes: page-locked, for copies to
+    a GPU and from it; None where the engine does not tell.
+    """
+
+    gpus: tuple[GpuUse, ...] = ()
+    host_peak_bytes: int | None = None
+    pinned_bytes: int | None = None  # now
+    pinned_peak_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class RungTaken:
+    """A rung of the fallback ladder. code: RUNG_PLANNED or RUNG_OOM. frame: how many were made by then."""
+
+    rung: str
+    code: str = ""
+    why: str = ""
+    frame: int | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class RunReport:
+    """How a video came about; NAME.report.json beside NAME.mp4 and its thumbnail NAME.thumb.jpg.
+
+    video, thumbnail, portrait, speech: file names, no folders. engine: the source's label.
+    created: ISO 8601, UTC. first_frame_s, first_segment_s: seconds since the run began.
+    frames_per_s: frames made a second since the first one was asked for. made_from: see origin; {} for parts.
+    error_kind: the class of the error. plan: what was planned when the run began (Plan.as_dict). memory: what
+    was measured. Whatever is None was not measured.
+    """
+
+    video: str
+    thumbnail: str
+    portrait: str
+    speech: str
+    prompt: str
+    engine: str
+    preset: dict[str, Any]
+    created: str
+    frames_asked: int
+    fps: int
+    face_points: dict[str, tuple[float, float]] | None = None
+    head_only: bool = False
+    num_frames: int = 0
+    width: int = 0
+    height: int = 0
+    duration_s: float = 0.0
+    elapsed_s: float = 0.0
+    first_frame_s: float | None = None
+    first_segment_s: float | None = None
+    frames_per_s: float | None = None
+    stopped: bool = False
+    error: str | None = None
+    error_kind: str | None = None
+    made_from: dict[str, str] = field(default_factory=dict)
+    notices: list[dict[str, Any]] = field(default_factory=list)
+    rungs: list[RungTaken] = field(default_factory=list)
+    plan: dict[str, Any] | None = None
+    memory: MemoryUse | None = None
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
+
+    @property
+    def out_of_memory(self) -> bool | None:
+        """Whether a GPU ran out of memory on the way; None: the run was lost, and that may have been why."""
+        if any(taken.code == RUNG_OOM for taken in self.rungs) or self.error_kind == "DoesNotFit":
+            return True
+        return None if self.error is not None and self.error_kind in (None, "WorkerLost") else False
+
+    @property
+    def gpus(self) -> list[GpuUse]:
+        """GPUs that the plan or the run had a part for, by index; without a plan, also those that may."""
+        planned = {gpu["index"]: gpu for gpu in _planned_gpus(self)}
+        used = {gpu.index: gpu for gpu in (self.memory.gpus if self.memory else ())}
+        found = []
+        for index in sorted(planned | used):
+            plan = planned.get(index)
+            gpu = used.get(index) or GpuUse(index, None, None, None, plan["total_bytes"] if plan else None)
+            if plan is not None or gpu.peak_bytes or (self.plan is None and gpu.peak_bytes is None):
+                found.append(replace(gpu, planned_bytes=plan["peak_bytes"] if plan else None))
+        return found
+
+    @property
+    def host_planned_bytes(self) -> int | None:
+        return None if self.plan is None else self.plan["host"]["peak_bytes"]
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, whole or not at all."""
+        text = json.dumps(MARK | asdict(self), indent=2, ensure_ascii=False) + "\n"
+        # A name that is no Unicode has lone surrogates: in JSON they can be escaped alone.
+        atomic.write(path, text.encode(errors="backslashreplace"))
+
+
+def read_report(path: Path) -> RunReport:
+    """Read what write wrote; keys that are not known are left out. Raises: BadInput for anything else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        known = {f.name for f in fields(RunReport)}
+        report = RunReport(**{key: value for key, value in data.items() if key in known})
+        # Reports of earlier versions name the rungs only, and know no memory.
+        rungs = data.get("rungs", [])
+        report.rungs = [RungTaken(one) if isinstance(one, str) else RungTaken(**one) for one in rungs]
+        report.memory = _memory(data["memory"]) if data.get("memory") else None
+        _check(report)
+        return report
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise BadInput(f"{path.name} is no run report.", "Delete it, or restore the file.") from error
+
+
+def together(uses: Sequence[MemoryUse | None]) -> MemoryUse | None:
+    """The most that any of several runs had; None where none was measured."""
+    measured = [use for use in uses if use is not None]
+    if not measured:
+        return None
+    gpus: dict[int, GpuUse] = {}
+    for gpu in (gpu for use in measured for gpu in use.gpus):
+        other = gpus.get(gpu.index, gpu)
+        gpus[gpu.index] = replace(
+            gpu,
+            peak_bytes=_most(gpu.peak_bytes, other.peak_bytes),
+            card_peak_bytes=_most(gpu.card_peak_bytes, other.card_peak_bytes),
+        )
+    return MemoryUse(
+        gpus=tuple(gpus[index] for index in sorted(gpus)),
+        host_peak_bytes=_most(*(use.host_peak_bytes for use in measured)),
+        pinned_bytes=measured[-1].pinned_bytes,
+        pinned_peak_bytes=_most(*(use.pinned_peak_bytes for use in measured)),
+    )
+
+
+def _planned_gpus(report: RunReport) -> list[dict[str, Any]]:
+    return [] if report.plan is None else report.plan["gpus"]
+
+
+def _check(report: RunReport) -> None:
+    """Raises: TypeError, KeyError for a report that could not be shown."""
+    numbers = (
+        report.num_frames,
+        report.duration_s,
+        report.elapsed_s,
+        report.first_frame_s,
+        report.frames_per_s,
+        report.host_planned_bytes,
+    )
+    keys = ("index", "peak_bytes", "total_bytes")
+    planned = (gpu[key] for gpu in _planned_gpus(report) for key in keys)
+    for value in (*numbers, *planned):
+        if not isinstance(value, int | float | None):
+            raise TypeError(f"{value!r} is no number")
+    Preset.from_dict(report.preset)
+
+
+def _memory(data: dict[str, Any]) -> MemoryUse:
+    return MemoryUse(**{**data, "gpus": tuple(GpuUse(**gpu) for gpu in data["gpus"])})
+
+
+def _most(*sizes: int | None) -> int | None:
+    return max((size for size in sizes if size is not None), default=None)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue  # not every engine needs every package
+    return found

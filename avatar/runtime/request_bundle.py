@@ -1,0 +1,40 @@
+"""A request on its way to another machine: with it go the contents of its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from avatar.request import Request
+
+
+@dataclass(frozen=True)
+class RequestBundle:
+    """What a request's files hold. carry: what the part before left, None where there is none."""
+
+    portrait: bytes
+    speech: bytes
+    carry: bytes | None
+
+    @classmethod
+    def of(cls, request: Request) -> RequestBundle:
+        carry = request.part.carry if request.part else None
+        return cls(
+            request.portrait.read_bytes(),
+            request.speech.read_bytes(),
+            None if carry is None else carry.read_bytes(),
+        )
+
+    def unpacked(self, request: Request, folder: Path) -> Request:
+        """The request with all its files in a folder of this machine."""
+        part = request.part
+        portrait, speech = folder / request.portrait.name, folder / request.speech.name
+        portrait.write_bytes(self.portrait)
+        speech.write_bytes(self.speech)
+        if part is not None:
+            carry = None if self.carry is None else folder / "carry"
+            if carry is not None and self.carry is not None:
+                carry.write_bytes(self.carry)
+            part = replace(part, carry=carry, leave=folder / "leave" if part.leave else None)
+        output = folder / request.output.name
+        return replace(request, portrait=portrait, speech=speech, work=folder, output=output, part=part)

@@ -1,0 +1,77 @@
+"""What a run takes, measured where it happens: in the engine's process, while it goes on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from avatar.errors import AvatarError
+from avatar.planning.gauges import Gauges
+from avatar.planning.inventory import probe
+from avatar.planning.plan import Plan
+from avatar.planning.planner import plan
+from avatar.request import Request
+from avatar.runtime.engine import FrameSource
+from avatar.runtime.report import GpuUse, MemoryUse
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.5
+
+
+class RunMeter:
+    """Looks at this process and its descendants every LOOK_S, in a thread, and keeps the peaks."""
+
+    def __init__(self, pinned: Callable[[], int | None] = lambda: None) -> None:
+        """pinned: tells the page-locked bytes that the engine holds now."""
+        self._gauges = Gauges(pinned=pinned)
+        self._use = MemoryUse()
+        threading.Thread(target=self._watch, name="meter", daemon=True).start()
+
+    def restart(self) -> None:
+        """A run begins: forget the peaks of the one before."""
+        self._gauges.reset_peak()
+        self.look()
+
+    def look(self) -> MemoryUse:
+        """What has been used since the run began, a look of now included."""
+        reading = self._gauges.read()
+        gpus = [
+            GpuUse(gpu.index, gpu.name, gpu.peak_bytes, gpu.used_peak_bytes, gpu.total_bytes)
+            for gpu in reading.gpus
+            if gpu.peak_bytes != 0  # 0: this run left it alone
+        ]
+        host = reading.host
+        self._use = MemoryUse(tuple(gpus), host.peak_bytes, host.pinned_bytes, host.pinned_peak_bytes)
+        return self._use
+
+    @property
+    def use(self) -> MemoryUse:
+        """As of the last look."""
+        return self._use
+
+    def _watch(self) -> None:
+        waiting = threading.Event()
+        while not waiting.wait(LOOK_S):
+            self.look()
+
+
+def planned(
+    source: FrameSource, request: Request, weights: Path | None, cancelled: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """The plan of a run that begins here and now, as plain data: the source's own if it makes one.
+
+    None for what cannot be planned, or when cancelled() says that nobody waits for it.
+    """
+    plan_for = getattr(source, "plan_for", None)
+    try:
+        found: Plan = (
+            plan(request.preset, probe(weights)) if plan_for is None else plan_for(request, cancelled)
+        )
+        return found.as_dict()
+    except AvatarError as error:
+        log.info("no plan: %s", error)
+        return None

@@ -1,0 +1,332 @@
+"""THE function that turns any engine's frames into events: segments, progress, notices, the finished file."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import av
+import numpy as np
+
+from avatar.errors import AvatarError, Cancelled, NotPlaced
+from avatar.events import Event, Finished, Notice, Phase, Progress, Segment
+from avatar.media.atomic import disk_error
+from avatar.media.segments import SegmentWriter, join_segments
+from avatar.media.speech import SpeechReader
+from avatar.request import Request
+from avatar.runtime.engine import FrameSource
+from avatar.runtime.progress import ProgressClock
+from avatar.runtime.publish import Unreported, new_report, publish, save_thumbnail
+from avatar.runtime.report import MemoryUse, RungTaken, RunReport
+
+log = logging.getLogger(__name__)
+
+PROGRESS_S = 0.4  # between two Progress events at most
+
+_OPENING_S = 0.72  # the first two segments are this short, so that playing starts early
+_QUEUED_BATCHES = 2  # frames waiting for the encoder, in batches as the source makes them
+_BATCH = 25  # frames that are encoded between two looks at the stop sign
+
+
+def segment_lengths(num_frames: int, segment_s: float, fps: int) -> list[int]:
+    """Frames of each segment: two short ones first, then of segment_s; a small rest joins the last one."""
+    regular = max(1, round(segment_s * fps))
+    opening = min(regular, round(_OPENING_S * fps))
+    lengths: list[int] = []
+    while num_frames > 0:
+        length = opening if len(lengths) < 2 else regular
+        if num_frames - length < opening // 2:
+            length = num_frames
+        lengths.append(length)
+        num_frames -= length
+    return lengths
+
+
+def stream_frames(
+    source: FrameSource,
+    request: Request,
+    cancelled: Callable[[], bool] = lambda: False,
+    *,
+    encoder_threads: int = 1,
+    plan: Callable[[], dict[str, Any] | None] = lambda: None,
+    use: Callable[[], MemoryUse | None] = lambda: None,
+) -> Iterator[Event]:
+    """Run source to its end and yield events; progress at least twice a second; Finished last.
+
+    plan, use: for the report; the first is asked as the run begins, the second at its end.
+
+    The source runs in one thread, the encoder in another; a slow consumer slows neither. Closing the iterator
+    cancels the source and finishes the file with what was made. When cancelled() says yes, the last event is
+    Finished(stopped=True), or Cancelled is raised where no frame was made. After an error where frames were
+    made Finished(stopped=True, error=…) comes, then the error is raised. Thumbnail and report lie beside
+    request.output. Raises: NotPlaced, without Finished, when the video is made but cannot be put there.
+    """
+    run = _Run(source, request, cancelled, encoder_threads, plan, use)
+    try:
+        run.start()
+        yield from run.events()
+    finally:
+        run.stop()
+    if run.error and not (run.finished and isinstance(run.error, Cancelled)):
+        raise run.error
+
+
+class _Run:
+    """One run: a thread that renders, one that encodes, and what they tell the consumer."""
+
+    def __init__(
+        self,
+        source: FrameSource,
+        request: Request,
+        cancelled: Callable[[], bool],
+        encoder_threads: int,
+        plan: Callable[[], dict[str, Any] | None],
+        use: Callable[[], MemoryUse | None],
+    ) -> None:
+        self.error: BaseException | None = None  # the first one
+        self.finished: Finished | None = None
+        self._source, self._request, self._encoder_threads = source, request, encoder_threads
+        self._fps = request.preset.generation.fps
+        self._lengths = segment_lengths(request.num_frames, request.segment_s, self._fps)
+        self._told: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: nothing more comes
+        self._frames: queue.Queue[np.ndarray | None] = queue.Queue(_QUEUED_BATCHES)  # None: no more frames
+        self._segments: list[Segment] = []
+        self._stopping = threading.Event()
+        self._cancelled = lambda: self._stopping.is_set() or cancelled()
+        self._threads = [
+            threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True)
+            for work in (self._render, self._encode)
+        ]
+        self._clock = ProgressClock(request.num_frames, len(self._lengths))
+        self._report = new_report(request, source.label)
+        self._plan, self._use = plan, use
+        self._made = 0  # frames that the source gave
+
+    def start(self) -> None:
+        for text in self._request.notices:
+            self._tell(Notice("intake", text))
+        self._clock.start()
+        for thread in self._threads:
+            thread.start()
+
+    def events(self) -> Iterator[Event]:
+        """What the threads tell, with the state of things in between."""
+        yield self._clock.progress()
+        due = time.monotonic() + PROGRESS_S
+        while True:
+            try:
+                event = self._told.get(timeout=max(0.0, due - time.monotonic()))
+            except queue.Empty:
+                event = self._clock.progress()
+            if event is None:
+                break
+            yield event
+            if isinstance(event, Progress):
+                due = time.monotonic() + PROGRESS_S
+        yield self._clock.progress()
+        if self.finished:
+            yield self.finished
+
+    def stop(self) -> None:
+        """Cancel what still runs and wait for both threads."""
+        self._stopping.set()
+        for thread in self._threads:
+            if thread.ident:
+                thread.join()
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, Segment):
+            self._segments.append(event)
+            self._clock.segment_done()
+        if isinstance(event, Notice):
+            self._report.notices.append(asdict(event))
+            if event.rung:
+                taken = RungTaken(event.rung, event.code, event.text, self._made, event.values)
+                self._report.rungs.append(taken)
+        self._told.put(event)
+
+    def _render(self) -> None:
+        """First thread: frames from the source to the encoder, until all are made or something stops it."""
+        try:
+            self._report.plan = self._plan()
+            for item in self._source.frames(self._request, self._cancelled):
+                if self._cancelled():
+                    raise Cancelled("The run was stopped.")
+                if isinstance(item, Progress):
+                    self._clock.ranks = item.ranks or self._clock.ranks
+                    if self._clock.enter(item.phase):
+                        self._tell(self._clock.progress())
+                elif isinstance(item, Notice):
+                    self._tell(item)
+                else:
+                    self._made += self._hand_over(item, self._request.num_frames - self._made)
+            if self._made < self._request.num_frames:
+                if self._cancelled():
+                    raise Cancelled("The run was stopped.")
+                raise AvatarError(
+                    f"The engine stopped after {self._made} of {self._request.num_frames} frames.",
+                    "What was made is kept; run it again, and report it if it happens again.",
+                )
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._frames.put(None)
+
+    def _hand_over(self, frames: np.ndarray, wanted: int) -> int:
+        """Queue the frames that were asked for, and say so if there were more."""
+        self._clock.frame_made()
+        if len(frames) > wanted:
+            surplus = len(frames) - wanted
+            self._tell(
+                Notice("frames_cut", f"{surplus} frames past the speech's end were left out.", "warning")
+            )
+            frames = frames[:wanted]
+        for start in range(0, len(frames), _BATCH):
+            self._frames.put(frames[start : start + _BATCH])
+        return len(frames)
+
+    def _fail(self, error: BaseException) -> None:
+        error = disk_error(error)
+        if not isinstance(error, AvatarError):
+            log.error("the run failed", exc_info=error)
+        # What went wrong tells more than a stop, and where the video is more than anything.
+        if self.error is None or isinstance(self.error, Cancelled) or isinstance(error, NotPlaced):
+            self.error = error
+
+    def _encode(self) -> None:
+        """Second thread: frames to files; it goes on until the first thread has ended, whatever happens."""
+        request, rendering = self._request, True
+        try:
+            with SpeechReader(request.speech, self._fps) as speech:
+                writer = SegmentWriter(
+                    speech,
+                    request.work,
+                    request.output,
+                    lengths=self._lengths,
+                    fps=self._fps,
+                    threads=self._encoder_threads,
+                    part=request.part,
+                )
+                try:
+                    while (frames := self._frames.get()) is not None:
+                        self._write(writer, frames)
+                    rendering = False
+                    self._finish(writer)
+                except BaseException:
+                    writer.abort()
+                    raise
+        except BaseException as error:
+            self._fail(error)
+            self._stopping.set()
+            while rendering and self._frames.get() is not None:  # so that the first thread is not held up
+                pass
+            if self._segments and self.finished is None and not isinstance(error, NotPlaced):
+                self._count_up()
+                self._join()
+        finally:
+            self._told.put(None)
+
+    def _join(self) -> None:
+        """The file could not be written to its end: make it anew from the segments."""
+        try:
+            self.finished = _join(self._request, self._report, self._segments, _told_text(self.error))
+        except Unreported as error:
+            self.finished = error.finished
+        except NotPlaced as error:
+            self._fail(error)
+
+    def _write(self, writer: SegmentWriter, frames: np.ndarray) -> None:
+        first = writer.num_frames == 0
+        for segment in writer.write(frames):
+            self._tell(segment)
+        if first and writer.num_frames:
+            save_thumbnail(frames[0], self._request)
+        self._clock.frames_encoded(writer.num_frames)
+
+    def _finish(self, writer: SegmentWriter) -> None:
+        """Put the finished file, its thumbnail and its report in their places, if a frame was made."""
+        if writer.num_frames == 0:
+            return
+        self._clock.enter(Phase.FINISHING)
+        self._tell(self._clock.progress())
+        for segment in writer.finish():
+            self._tell(segment)
+        self._count_up()
+        self._report.width, self._report.height = writer.width, writer.height
+        self._report.stopped = self.error is not None
+        try:
+            self.finished = publish(self._request, self._report, writer.num_frames, _told_text(self.error))
+        except Unreported as error:
+            self.finished = error.finished
+            self._fail(error)
+
+    def _count_up(self) -> None:
+        """Times, memory and the kind of error into the report."""
+        report, state = self._report, self._clock.progress()
+        report.elapsed_s, report.first_frame_s = state.elapsed_s, state.first_frame_s
+        report.frames_per_s, report.first_segment_s = state.fps, self._clock.first_segment_s
+        report.memory, report.error_kind = self._use(), error_kind(self.error)
+
+
+def finish_from_segments(
+    request: Request,
+    segments: Sequence[Segment],
+    error: AvatarError,
+    *,
+    label: str = "",
+    progress: Progress | None = None,
+    plan: dict[str, Any] | None = None,
+    memory: MemoryUse | None = None,
+) -> Finished | None:
+    """Make a file, with its report, of what a killed run had finished; None when that fails too.
+
+    Raises: NotPlaced when it cannot be put in its place.
+
+    segments: as they were told, in order. error: why the run ended. progress: the last that was told.
+    plan, memory: for the report.
+    """
+    report = replace(new_report(request, label), error_kind=error_kind(error), plan=plan, memory=memory)
+    if progress is not None:
+        report.elapsed_s, report.first_frame_s = progress.elapsed_s, progress.first_frame_s
+        report.frames_per_s = progress.fps
+    try:
+        return _join(request, report, segments, str(error))
+    except Unreported as unreported:
+        log.error("%s", unreported)
+        return unreported.finished
+
+
+def error_kind(error: BaseException | None) -> str | None:
+    """The class of what ended a run early; None where nothing did but its user."""
+    return None if error is None or isinstance(error, Cancelled) else type(error).__name__
+
+
+def _join(
+    request: Request, report: RunReport, segments: Sequence[Segment], error: str | None
+) -> Finished | None:
+    report.stopped = True
+    try:
+        with SpeechReader(request.speech, report.fps) as speech:
+            join_segments(segments, speech, request.output, report.fps, request.part)
+        with av.open(str(request.output)) as video:
+            picture = next(video.decode(video=0))
+        report.width, report.height = picture.width, picture.height
+        save_thumbnail(picture.to_ndarray(format="rgb24"), request)
+        return publish(request, report, sum(segment.num_frames for segment in segments), error)
+    except (av.FFmpegError, OSError):
+        log.exception("the segments could not be joined")
+        return None
+
+
+def _told_text(error: BaseException | None) -> str | None:
+    """What a user reads of an error: nothing of his own stopping, nothing of the inside of a bug."""
+    if error is None or isinstance(error, Cancelled):
+        return None
+    if isinstance(error, AvatarError):
+        return str(error)
+    return "The engine failed unexpectedly; what was made is kept. The log says more."

@@ -1,0 +1,314 @@
+"""What the page works with: presets, machine, desk, gallery. No Gradio; one object made by app.py."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from avatar.abilities import REFUSES, refuse_settings
+from avatar.errors import AvatarError, BadInput
+from avatar.long import unfinished
+from avatar.media.atomic import disk_error
+from avatar.media.intake import open_request
+from avatar.media.limits import InputLimits
+from avatar.media.reading import Reader
+from avatar.planning.availability import Availability, availability, require, resolve
+from avatar.planning.gauges import Gauges
+from avatar.planning.inventory import Inventory, probe
+from avatar.planning.ladder import rungs
+from avatar.planning.plan import Plan
+from avatar.planning.planner import plan
+from avatar.preset import SETTINGS, Preset
+from avatar.request import Request
+from avatar.runtime.bounded_reader import Readings
+from avatar.runtime.gallery import HALF, Gallery, GalleryEntry, owner_hash, video_name
+from avatar.runtime.gallery_entry import remove
+from avatar.ui.examples import Examples
+from avatar.ui.job_queue import JobQueue, QueuedRun, about_request
+from avatar.ui.live import Segments
+from avatar.ui.uploads import Uploads
+
+log = logging.getLogger(__name__)
+
+UPLOADS = "uploads"  # in the scratch folder
+LONG_S = 120.0  # from here on a speech is made in parts, which are kept whatever happens
+TIDY_EVERY_S = 30.0
+INVENTORY_FRESH_S = 5.0  # probing takes milliseconds; pages that load together share one look
+
+# What the page lets a user change, in its order; the rest of a preset is its own.
+FORM = (
+    "size",
+    "seed",
+    "num_clip",
+    "infer_frames",
+    "sample_steps",
+    "shift",
+    "enable_online_decode",
+    "offload_model",
+    "layout",
+    "num_gpus_dit",
+    "ulysses_size",
+    "decode_gpu",
+)
+
+
+@dataclass
+class AppState:
+    """Made once, by app.py.
+
+    root: the path under which a proxy shows the page, "" for none. shared: everybody sees all videos.
+    scratch: a folder for what lives no longer than the server. attached: the preset that ranks elsewhere
+    serve. readings: where visitors' files are decoded, None for this process. uploads: None for Gradio's
+    folder. Owners are given by the secret that their browser keeps.
+    """
+
+    desk: JobQueue
+    gallery: Gallery
+    presets: list[Preset]
+    preset_name: str
+    scratch: Path
+    limits: InputLimits = field(default_factory=InputLimits)
+    weights: Path | None = None
+    root: str = ""
+    shared: bool = True
+    attached: str = ""
+    examples: Examples = field(default_factory=Examples)
+    gauges: Gauges = field(default_factory=Gauges)
+    readings: Readings | None = None
+    uploads: Uploads | None = None
+
+    def __post_init__(self) -> None:
+        self.segments = Segments(self.scratch / "live")
+        self._closed = threading.Event()
+        self._probing = threading.Lock()
+        self._probed: tuple[float, Inventory] | None = None
+        self.desk.on_start, self.desk.on_rung = self._begin_gauges, self._lower_gauges
+        self.gauges.pinned = lambda: self.desk.pinned_bytes
+
+    def owner(self, token: str) -> str | None:
+        """Who asks, as the gallery has it; None where everybody may do everything."""
+        return None if self.shared else owner_hash(token)
+
+    def url(self, id: str, name: str) -> str:
+        """The address of a file of a video; only for who may see that video."""
+        return f"{self.root}/outputs/{id}/{name}?key={self.gallery.key(id, name)}"
+
+    def handed_out(self, entry: GalleryEntry) -> Path:
+        """The video under a second name, which Gradio may serve; it goes with the video."""
+        folder = self.scratch / UPLOADS / self.gallery.key(entry.id, "handed out")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        name = folder / entry.video.name
+        name.unlink(missing_ok=True)
+        try:
+            os.link(entry.video, name)
+        except OSError:  # another disk, or one without second names
+            try:
+                shutil.copyfile(entry.video, name)
+            except OSError as error:
+                raise AvatarError(
+                    f"The video is kept, but it cannot be shown here ({error.strerror}).",
+                    "Take it from the gallery.",
+                ) from error
+        return name
+
+    def delete(self, id: str, token: str) -> bool:
+        """Remove a video, also where it was handed out; False when there is none, or it is not theirs."""
+        if not self.gallery.delete(id, self.owner(token)):
+            return False
+        remove(self.scratch / UPLOADS / self.gallery.key(id, "handed out"))
+        return True
+
+    def preset(self, name: str) -> Preset:
+        """Raises: BadInput when there is none of that name."""
+        for preset in self.presets:
+            if preset.name == name:
+                return preset
+        names = ", ".join(preset.name for preset in self.presets)
+        raise BadInput(f"There is no preset {name!r}.", f"Presets: {names}.")
+
+    def inventory(self) -> Inventory:
+        """This machine, looked at a moment ago at most."""
+        with self._probing:
+            now = time.monotonic()
+            if self._probed is None or now - self._probed[0] > INVENTORY_FRESH_S:
+                self._probed = (now, probe(self.weights, self.gallery.folder))
+            return self._probed[1]
+
+    def availabilities(self) -> dict[str, Availability]:
+        """By preset name."""
+        machine = self.inventory()
+        found = {preset.name: availability(preset, machine) for preset in self.presets}
+        return found | ({self.attached: Availability(self.attached)} if self.attached else {})
+
+    def resolved(self, name: str) -> Preset:
+        """The preset that will run when this one is chosen. Raises: BadInput, DoesNotFit."""
+        return resolve(self.preset(name), self.inventory(), self.presets)
+
+    def with_settings(self, name: str, settings: Mapping[str, Any]) -> Preset:
+        """The preset that will run, with the user's changes laid over it.
+
+        settings: by name; what equals the preset's own value, or None, is no change.
+        Raises: BadInput for a change that the engine cannot honour, or a wrong value.
+        """
+        preset = self.resolved(name)
+        changes = {key: value for key, value in settings.items() if value is not None}
+        own = flat(preset)
+        changes = {key: value for key, value in changes.items() if value != own.get(key)}
+        refuse_settings(preset.engine, changes)
+        return preset.with_settings(**changes)
+
+    def form_settings(self, name: str, values: Sequence[Any]) -> dict[str, Any]:
+        """The form's values, in FORM's order, by name; what is not offered for the preset is left out."""
+        offered = self.honoured(self.resolved(name))
+        return {key: value for key, value in zip(FORM, values) if key in offered}
+
+    def honoured(self, preset: Preset) -> set[str]:
+        """The names of FORM, and "prompt", that the preset's engine can honour."""
+        return {name for name in (*FORM, "prompt") if name not in REFUSES[preset.engine]}
+
+    def _require(self, preset: Preset) -> None:
+        """Refuse what cannot run here, nor on ranks that the page is attached to. Raises: AvatarError."""
+        if preset.name != self.attached:
+            require(preset, self.inventory(), self.presets)
+
+    def plan(self, preset: Preset) -> tuple[Plan | None, str]:
+        """What it will hold where, and why it cannot run here ("" when it can)."""
+        refusal = ""
+        try:
+            self._require(preset)
+        except AvatarError as error:
+            refusal = str(error)
+        try:
+            return plan(preset, self.inventory()), refusal
+        except AvatarError as error:
+            return None, refusal or str(error)
+
+    def submit(
+        self,
+        portrait: Path,
+        speech: Path,
+        name: str,
+        settings: Mapping[str, Any],
+        *,
+        prompt: str = "",
+        face_points: Mapping[str, tuple[float, float]] | None = None,
+        head_only: bool = False,
+        portrait_name: str | None = None,
+        speech_name: str | None = None,
+        owner: str = "",
+        visitor: str = "",
+    ) -> QueuedRun:
+        """Check everything that can be checked, and put the request in line. Raises: AvatarError."""
+        self.desk.check_room(visitor)
+        preset = self.with_settings(name, settings)
+        self._require(preset)
+        draft = self.gallery.draft()
+        work = Path(tempfile.mkdtemp(prefix="run-", dir=self.scratch))
+        try:
+            request = open_request(
+                portrait,
+                speech,
+                preset,
+                output=draft / video_name(draft.name),
+                work=work,
+                prompt=prompt if "prompt" in self.honoured(preset) else "",
+                face_points=face_points if preset.engine == "preview" else None,
+                head_only=head_only and preset.engine == "preview",
+                limits=self.limits,
+                portrait_name=portrait_name,
+                speech_name=speech_name,
+                tokenizer=None if preset.name == self.attached else self.inventory().checkpoint.tokenizer,
+                reader=self.reader(visitor),
+            )
+            settings, kept_owner = used_settings(name, request), owner_hash(owner)
+            ledger = None
+            if request.duration_s >= LONG_S:
+                request, ledger = unfinished.begin(draft / HALF, request)
+            try:
+                self.gallery.describe(draft, about_request(request, settings, kept_owner))
+            except OSError as error:
+                raise disk_error(error) from error
+            return self.desk.submit(request, draft, settings, kept_owner, ledger, visitor)
+        except BaseException:
+            self.gallery.discard(draft)
+            shutil.rmtree(work)
+            raise
+
+    def resume(self, id: str, owner: str = "", visitor: str = "") -> QueuedRun:
+        """Put an unfinished video of the gallery in line again. Raises: AvatarError."""
+        self.desk.check_room(visitor)
+        draft = self.gallery.reopen(id, self.owner(owner))
+        if draft is None:
+            raise BadInput("This video cannot be resumed.", "It is finished, being made, or deleted.")
+        work = Path(tempfile.mkdtemp(prefix="run-", dir=self.scratch))
+        ledger = None
+        try:
+            request, ledger = unfinished.resume(
+                draft / HALF, work=work, output=draft / video_name(draft.name)
+            )
+            self._require(request.preset)
+            about = self.gallery.about(draft)
+            return self.desk.submit(request, draft, about.settings, about.owner_hash, ledger, visitor)
+        except BaseException:
+            if ledger is not None:
+                ledger.close()
+            self.gallery.discard(draft)
+            shutil.rmtree(work)
+            raise
+
+    def _begin_gauges(self, request: Request) -> None:
+        """Show this run's plan, and its own peaks, from now on."""
+        planned, _ = self.plan(request.preset)
+        self.gauges.set_plan(planned)
+        self.gauges.reset_peak()
+
+    def _lower_gauges(self, request: Request, taken: str) -> None:
+        """Show the plan of the rung that a run has stepped down to."""
+        lower = next((preset for rung, preset in rungs(request.preset) if rung == taken), None)
+        if lower is not None:
+            self.gauges.set_plan(self.plan(lower)[0])
+
+    def warm(self) -> None:
+        """Open the engine for the preset that the page begins with: the first run will not wait for it."""
+        try:
+            self.desk.warm(self.resolved(self.preset_name))
+        except AvatarError as error:  # told on the page as well, by the preset's card
+            log.warning("nothing to warm: %s", error)
+
+    def reader(self, visitor: str) -> Reader:
+        """How this visitor's files are decoded."""
+        return Reader() if self.readings is None else self.readings.by(visitor)
+
+    def keep_tidy(self) -> None:
+        """Drop what nobody plays or needs any more, from time to time, until close."""
+        while not self._closed.wait(TIDY_EVERY_S):
+            self.segments.tidy()
+            if self.readings is not None:
+                self.readings.tidy()
+
+    def close(self) -> None:
+        self._closed.set()
+        if self.readings is not None:
+            self.readings.close()
+        self.desk.close()
+        self.gauges.close()
+        self.gallery.close()
+
+
+def flat(preset: Preset) -> dict[str, Any]:
+    """All settings of a preset by name."""
+    return {name: getattr(getattr(preset, section), name) for name, section in SETTINGS.items()}
+
+
+def used_settings(name: str, request: Request) -> dict[str, Any]:
+    """What "use these settings" fills in: the preset as it was chosen, and every setting of the form."""
+    values = flat(request.preset)
+    return {"preset": name, "prompt": request.prompt, **{key: values[key] for key in FORM}}

@@ -1,0 +1,42 @@
+"""The components of the page that its callbacks read and change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+
+@dataclass
+class PageComponents:
+    """The components that handlers read and write."""
+
+    machine: gr.HTML
+    examples: gr.HTML
+    portrait: gr.Image
+    points: gr.HTML
+    speech: gr.Audio
+    video: gr.UploadButton
+    prompt: gr.Textbox
+    presets: gr.HTML
+    preset: gr.State
+    form: dict[str, Any]
+    form_note: gr.HTML
+    plan: gr.HTML
+    shape: gr.State
+    badge: gr.HTML
+    empty: gr.HTML
+    live: gr.Video
+    final: gr.Video
+    status: gr.HTML
+    generate: gr.Button
+    stop: gr.Button
+    result: gr.Row
+    replay: gr.Button
+    download: gr.DownloadButton
+    notices: gr.HTML
+    gauges: gr.HTML
+    shelf: gr.HTML
+    saved: gr.BrowserState
+    owner: gr.State

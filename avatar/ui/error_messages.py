@@ -1,0 +1,81 @@
+"""What a page is told when something goes wrong: our own errors in words, others by a code for the log."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gradio as gr
+
+from avatar.errors import AvatarError
+from avatar.runtime.bounded_process import Crowded
+from avatar.ui.i18n import Language, error_title, language_of, text
+from avatar.ui.job_queue import LineFull
+from avatar.ui.uploads import MIB, NotUploaded, TooLarge, UploadsFull
+
+log = logging.getLogger(__name__)
+
+
+def reports_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """The handler, function or generator, whose errors all become gr.Error; it takes the gr.Request first."""
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def generator(request: gr.Request, *values: Any) -> Iterator[Any]:
+            with telling(language_of(request)):
+                yield from handler(request, *values)
+
+        return generator
+
+    @functools.wraps(handler)
+    def function(request: gr.Request, *values: Any) -> Any:
+        with telling(language_of(request)):
+            return handler(request, *values)
+
+    return function
+
+
+@contextmanager
+def telling(language: Language) -> Iterator[None]:
+    """Turns exceptions into gr.Error: AvatarError with its own words, anything else with a code."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except AvatarError as error:
+        raise gr.Error(
+            words(error, language), title=error_title(error, language), print_exception=False
+        ) from None
+    except Exception as error:
+        raise fault(error, language) from None
+
+
+def words(error: AvatarError, language: Language) -> str:
+    """What is wrong and what to do; the texts of media and engines are English."""
+    match error:
+        case LineFull(yours=True):
+            return text("line_yours", language, count=error.count)
+        case LineFull():
+            return text("line_full", language, count=error.count)
+        case Crowded():
+            return text("crowded", language)
+        case UploadsFull():
+            return text("uploads_full", language)
+        case TooLarge():
+            return text("upload_too_large", language, mib=error.most_bytes / MIB)
+        case NotUploaded():
+            return text("upload_lost", language)
+    return str(error)
+
+
+def fault(error: Exception, language: Language) -> gr.Error:
+    """Log an error that nobody expected, whole; the page may know where in the log to look, no more."""
+    code = secrets.token_hex(3).upper()
+    log.error("fault %s", code, exc_info=error)
+    title = text("error_AvatarError", language)
+    return gr.Error(text("fault", language, code=code), title=title, print_exception=False)

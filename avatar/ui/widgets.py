@@ -1,0 +1,74 @@
+"""What visitors send in, before any handler sees it: files by their paths, and only by those of uploads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.data_classes import FileData
+
+from avatar.media.speech import SPEECH_SUFFIXES
+from avatar.ui.error_messages import telling
+from avatar.ui.i18n import language_of
+from avatar.ui.uploads import NotUploaded, Uploads
+
+PICKERS = (gr.Image, gr.Audio, gr.UploadButton)
+
+
+class GuardedBlocks(gr.Blocks):
+    """A page to whose handlers no path is given but those of uploads, whatever component they come through.
+
+    Gradio checks those that say that they are files, opens the others, and fetches addresses.
+    """
+
+    def __init__(self, uploads: Uploads, **options: Any) -> None:
+        super().__init__(**options)
+        self.uploads = uploads
+
+    async def process_api(  # type: ignore[override]  # Gradio names the others
+        self, block_fn: Any, inputs: list[Any], **options: Any
+    ) -> dict[str, Any]:
+        """Every event of the page and every endpoint comes through here, before Gradio looks at a value."""
+        if options.get("iterator") is None:  # else the inputs were looked at when the generator began
+            with telling(language_of(options.get("request"))):
+                self.uploads.check(inputs)
+                for component, value in zip(block_fn.inputs, inputs):
+                    if isinstance(component, PICKERS) and not (value is None or isinstance(value, dict)):
+                        raise NotUploaded
+        return await super().process_api(block_fn, inputs, **options)
+
+
+def portrait_picker(**options: Any) -> gr.Image:
+    """gr.Image alone would decode the picture, and show the server's path when it cannot."""
+    picker = gr.Image(type="filepath", format="png", buttons=[], **options)
+    picker.preprocess = _path  # type: ignore[method-assign]
+    return picker
+
+
+def speech_picker(**options: Any) -> gr.Audio:
+    """gr.Audio, of which nothing is wanted but the file; it would convert some, to any length."""
+    picker = gr.Audio(type="filepath", buttons=[], editable=False, **options)
+    picker.preprocess = _path  # type: ignore[method-assign]
+    picker.postprocess = _file  # type: ignore[method-assign, assignment]
+    return picker
+
+
+def video_button(label: Any, **options: Any) -> gr.UploadButton:
+    """A button for a video whose sound is wanted; gr.UploadButton alone leaves an empty file each time.
+
+    It takes sound as well: the speech picker refuses the kinds that browsers do not know.
+    """
+    button = gr.UploadButton(label, file_types=["video", *SPEECH_SUFFIXES], **options)
+    button.preprocess = _path  # type: ignore[method-assign]
+    return button
+
+
+def _path(payload: Any) -> str | None:
+    """The uploaded file's path."""
+    return None if payload is None else payload.path
+
+
+def _file(path: str | None) -> FileData | None:
+    """The file as it is."""
+    return None if path is None else FileData(path=path, orig_name=Path(path).name)

@@ -1,0 +1,192 @@
+"""What fp8 weights cost and gain on a device: error of velocities, speed of the linear layers.
+
+`python -m benchmarks.float8` writes JSON; weights are random, at the real model's widths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+
+from avatar.bench.measure import machine
+from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, MOTION_LATENT_FRAMES, Geometry, Size
+from avatar.model.audio_encoder import NUM_HIDDEN_STATES
+from avatar.model.compile import compiled
+from avatar.model.quantize import (
+    Float8Linear,
+    Quantiser,
+    is_quantised,
+    product_on,
+    quantise_rows,
+    quantise_weight,
+)
+from avatar.model.transformer import StreamingTransformer
+from avatar.model.weights.random_weights import random_transformer
+from avatar.pipeline.denoise import Conditions, HeldAudio, LocalDenoiser
+from avatar.pipeline.device import best_device
+from avatar.pipeline.rollout import rollout
+from avatar.pipeline.schedule import Schedule
+from avatar.planning.transformer_config import ModelConfig
+
+NUM_BLOCKS, NUM_STEPS = 2, 4
+PROMPT_TOKENS = 128
+PARTS = ("self_attn", "cross_attn", "ffn.0", "ffn.2", "injector")
+MEASURE_S = 0.3  # of each speed
+
+Place = Callable[[str, Tensor], nn.Parameter | None]
+
+
+@dataclass(frozen=True)
+class RecordedSchedule(Schedule):
+    """A schedule that keeps every velocity that goes through it."""
+
+    velocities: list[Tensor] = field(default_factory=list)
+
+    def advance(self, latents: Tensor, velocity: Tensor, step: int) -> Tensor:
+        self.velocities.append(velocity.cpu())
+        return super().advance(latents, velocity, step)
+
+
+def velocity_errors(config: ModelConfig, geometry: Geometry, device: torch.device) -> dict[str, Any]:
+    """Relative errors of velocities against bf16, of all of fp8 and of each of its parts alone.
+
+    Random weights have no outliers: a trained model's activations may lose more. "bf16" is its own error,
+    against float32: what fp8's is to be compared with.
+    """
+
+    def model(place: Place = lambda name, tensor: None) -> StreamingTransformer:
+        return random_transformer(config, device, torch.bfloat16, place=place)
+
+    def quantised(part: str) -> StreamingTransformer:
+        quantiser = Quantiser()
+        made = model(lambda name, tensor: quantiser.place(name, tensor) if part in name else None)
+        quantiser.install(made)
+        return made
+
+    reference = velocities(model(), geometry)
+    return {
+        "bf16": errors(reference, velocities(model().float(), geometry)),
+        "fp8": errors(velocities(quantised(""), geometry), reference),
+        "weights": errors(velocities(model(rounded), geometry), reference),
+        "parts": {part: errors(velocities(quantised(part), geometry), reference) for part in PARTS},
+    }
+
+
+def velocities(model: StreamingTransformer, geometry: Geometry) -> list[Tensor]:
+    """Of every block and step of a run on random conditions."""
+    generator, config = torch.Generator().manual_seed(1), model.config
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    channels, _, height, width = geometry.block_shape
+    conditions = Conditions(
+        text=normal(min(PROMPT_TOKENS, config.text_len), config.text_dim),
+        reference=normal(channels, 1, height, width),
+        motion=normal(channels, MOTION_LATENT_FRAMES, height, width),
+        audio=HeldAudio(normal(1, NUM_HIDDEN_STATES, config.audio_dim, NUM_BLOCKS * BLOCK_FRAMES)),
+    )
+    schedule = RecordedSchedule.flow_match(NUM_STEPS)
+    assert isinstance(schedule, RecordedSchedule)
+    denoiser = LocalDenoiser(model.fuse(), geometry, schedule)
+    for _ in rollout(conditions, denoiser, num_blocks=NUM_BLOCKS, seed=0):
+        pass
+    return schedule.velocities
+
+
+def rounded(name: str, tensor: Tensor) -> nn.Parameter | None:
+    """A weight with e4m3's error, in its own dtype: activations stay exact."""
+    if not is_quantised(name, tensor.shape):
+        return None
+    weight, scale = quantise_weight(tensor)
+    return nn.Parameter((weight.float() * scale[:, None]).to(tensor.dtype), requires_grad=False)
+
+
+def errors(found: list[Tensor], expected: list[Tensor]) -> dict[str, float]:
+    """Norms of differences over norms. first: of block 0, step 0, before latents part."""
+    relative = [
+        float((a.double() - b.double()).norm() / b.double().norm())
+        for a, b in zip(found, expected, strict=True)
+    ]
+    return {"first": relative[0], "mean": sum(relative) / len(relative), "largest": max(relative)}
+
+
+def linear_speeds(config: ModelConfig, geometry: Geometry, device: torch.device) -> list[dict[str, Any]]:
+    """The big linear layers of a block's tokens: bf16, fp8 with compiled quantising, fp8's product alone."""
+    num_tokens = BLOCK_LATENT_FRAMES * geometry.frame_tokens
+    dim, ffn_dim = config.dim, config.ffn_dim
+    shapes = {"qkv": (dim, 3 * dim), "o": (dim, dim), "ffn.0": (dim, ffn_dim), "ffn.2": (ffn_dim, dim)}
+    return [{"layer": name, **linear_speed(num_tokens, *shape, device)} for name, shape in shapes.items()]
+
+
+def linear_speed(
+    num_tokens: int, in_features: int, out_features: int, device: torch.device
+) -> dict[str, Any]:
+    """Milliseconds, the product's 10^12 operations a second, and the error against plain arithmetic."""
+    linear = nn.Linear(in_features, out_features, device=device, dtype=torch.bfloat16).requires_grad_(False)
+    quantised = Float8Linear(*quantise_weight(linear.weight.data), linear.bias.data)
+    x = torch.randn(num_tokens, in_features, device=device, dtype=torch.bfloat16)
+    values, scale = quantise_rows(x)
+    exact = (values.double() * scale) @ (quantised.weight.double() * quantised.scale[:, None]).T
+    fast = compiled(quantised)
+    figures: dict[str, Any] = {
+        "tokens": num_tokens,
+        "in": in_features,
+        "out": out_features,
+        "product": product_on(device),
+        "product_error": errors([quantised(x)], [exact + linear.bias])["first"],
+        "bf16_ms": milliseconds(linear, x),
+        "fp8_ms": milliseconds(fast, x),
+    }
+    if figures["product"] == "scaled":
+        figures["fp8_product_ms"] = milliseconds(lambda x: quantised.multiply(values, scale), x)
+    operations = 2 * num_tokens * in_features * out_features
+    tera = {
+        name.replace("_ms", "_tflops"): operations / ms / 1e9
+        for name, ms in figures.items()
+        if name.endswith("_ms")
+    }
+    return figures | tera
+
+
+def milliseconds(layer: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """The median; compiled and warmed up first."""
+    with torch.no_grad():
+        layer(x)
+        return (
+            Timer("layer(x)", globals={"layer": layer, "x": x})
+            .blocked_autorange(min_run_time=MEASURE_S)
+            .median
+            * 1000
+        )
+
+
+def main() -> None:
+    """Both, at full width, as JSON on standard output."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--layers", type=int, default=4, metavar="N", help="of the 40 (4)")
+    parser.add_argument("--size", default="704*384", metavar="W*H")
+    args = parser.parse_args()
+    config = ModelConfig(num_layers=args.layers, audio_inject_layers=tuple(range(0, args.layers, 4)))
+    geometry, device = Geometry.of(Size.parse(args.size), 48), best_device()
+    figures = {
+        "layers": args.layers,
+        "size": args.size,
+        "velocity_errors": velocity_errors(config, geometry, device),
+        "linear_speeds": linear_speeds(config, geometry, device),
+        "machine": machine(device),
+    }
+    json.dump(figures, sys.stdout, indent=1)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""Out of memory on any rank of any layout: fresh ranks go on a rung lower from the last block shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from avatar.distributed.init import RankContext
+from avatar.distributed.rank0 import Rank0Source
+from avatar.distributed.rank_meter import RankMeter
+from avatar.errors import DoesNotFit
+from avatar.events import Finished, Notice
+from avatar.geometry import FPS, MOTION_FRAMES, Size
+from avatar.media.intake import open_request
+from avatar.media.sample import write_sample
+from avatar.pipeline.pipeline import DiffusionPipeline
+from avatar.planning import ladder
+from avatar.planning.estimates import CUDA_CONTEXT_BYTES
+from avatar.planning.inventory import Inventory
+from avatar.planning.plan import GIB, DevicePlan, MemoryItem, Plan
+from avatar.preset import Fallback, Preset, load_preset
+from avatar.request import Part, Request
+from avatar.runtime.carry import Carry
+from avatar.runtime.course import FILE, Course
+from avatar.runtime.engine import FrameSource
+from avatar.runtime.fallback import Descent
+from avatar.runtime.local_ranks import Limits
+from avatar.runtime.rank_messages import Made
+from avatar.runtime.ranked_source import RankedSource
+from avatar.runtime.report import read_report
+from avatar.runtime.stream import stream_frames
+from tests.distributed import full_roles
+
+ROLES = "tests.distributed.full_roles"
+LIMITS = Limits(silence_s=30.0, start_s=240.0, stall_s=60.0)
+NUM_FRAMES = 50  # five blocks
+LATE = 4  # a block that is not begun before some others are shown
+CPU = torch.device("cpu")
+SHORTER = replace(
+    load_preset("self-test").with_settings(infer_frames=36), fallback=Fallback(("infer_frames",))
+)
+SMALLER = replace(
+    load_preset("self-test").with_settings(size="128*64", sample_steps=1), fallback=Fallback(("size",))
+)
+
+
+@pytest.fixture(autouse=True)
+def few_threads(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(ladder, "LOW_SIZE", full_roles.LOW_SIZE)
+
+
+@pytest.fixture
+def full(tmp_path: Path, monkeypatch) -> Callable[..., None]:
+    """full(1, "layer", 5): rank 1 runs out of memory at its fifth layer; see full_roles for turns."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    monkeypatch.setenv(full_roles.FOLDER, str(folder))
+    return lambda rank, what, call, turns="1": (folder / f"{rank}-{what}-{call}").write_text(turns)
+
+
+@pytest.fixture
+def ask(tmp_path: Path) -> Callable[..., Request]:
+    def build(preset: Preset, num_frames: int = NUM_FRAMES) -> Request:
+        folder = tmp_path / f"request-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        inputs = write_sample(folder, Size.parse(preset.generation.size), num_frames / FPS)
+        return open_request(*inputs, preset, output=folder / "out.mp4", work=folder / "work", segment_s=0.4)
+
+    return build
+
+
+@contextmanager
+def ranks(preset: Preset, weights: Path) -> Iterator[RankedSource]:
+    source = RankedSource(preset, weights, roles=ROLES, limits=LIMITS)
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+def ran(source: FrameSource, request: Request) -> tuple[np.ndarray, list[Notice], list[int]]:
+    """All frames, notices, and how many frames were shown before each."""
+    batches: list[np.ndarray] = []
+    notices, shown = [], []
+    for item in source.frames(request, lambda: False):
+        if isinstance(item, np.ndarray):
+            batches.append(item)
+        elif isinstance(item, Notice):
+            notices.append(item)
+            shown.append(sum(map(len, batches)))
+    return np.concatenate(batches), notices, shown
+
+
+def in_two(alone: DiffusionPipeline, request: Request, shown: int) -> np.ndarray:
+    """The same video by one device, a rung lower after so many frames."""
+    carry, made = request.work / "carry", []
+    if shown:
+        upper = Part("r", 0, request.num_frames, leave=carry)
+        made.append(ran(alone, replace(request, num_frames=shown, part=upper))[0])
+    lower = Part("r", shown, request.num_frames, carry=carry if shown else None, num_rungs=1)
+    made.append(ran(alone, replace(request, num_frames=request.num_frames - shown, part=lower))[0])
+    return np.concatenate(made)
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    """Equal but for the rounding of a pixel to one level or the next."""
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def item(layers: int, steps: int = 2) -> int:
+    """The first layer of LATE's last item, counted in layers of a rank."""
+    return (LATE * steps + steps - 1) * layers + 1
+
+
+CASES = {  # the layout, the preset, and who is full at what, how often called
+    "layers and a decode rank": (
+        {"layout": "layers", "num_gpus_dit": 2, "decode_gpu": True},
+        SHORTER,
+        (0, "decode", 3),
+    ),
+    "layers and a sharded prompt encoder": (
+        {"layout": "layers", "num_gpus_dit": 2, "text_encoder": "sharded"},
+        SHORTER,
+        (1, "text", 1),
+    ),
+    "timesteps": ({"layout": "timesteps", "num_gpus_dit": 2}, SHORTER, (1, "rings", 1)),
+    "layers": ({"layout": "layers", "num_gpus_dit": 2}, SHORTER, (1, "layer", item(2))),
+    "ulysses": ({"layout": "ulysses", "num_gpus_dit": 2}, SMALLER, (0, "exchange", 2 * item(3, 1) + 2 * 6)),
+    "fsdp": ({"layout": "fsdp", "num_gpus_dit": 2}, SHORTER, (1, "fetch", 2 * item(3) + 3 * 6)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_full_rank_ends_the_group_and_a_fresh_one_goes_on(name, ask, full, tiny_checkpoint):
+    settings, preset, (rank, what, call) = CASES[name]
+    alone = DiffusionPipeline(preset, tiny_checkpoint)
+    request = ask(preset.with_settings(**settings))
+    with ranks(request.preset, tiny_checkpoint) as source:
+        full(rank, what, call)
+        frames, (notice,), (shown,) = ran(source, request)
+        assert (notice.code, notice.rung) == ("rung_oom", preset.fallback.order[0])
+        assert notice.values["device"] == f"CPU (rank {rank})"
+        assert notice.values["block"] == -(-shown // 12)
+        assert shown < NUM_FRAMES
+        assert shown or what in ("text", "rings")
+        assert_close(frames, in_two(alone, replace(request, preset=preset), shown))
+        frames, notices, _ = ran(source, request)
+        assert notices == []
+        assert_close(frames, ran(alone, replace(request, preset=preset))[0])
+    assert not (request.work / FILE).exists()
+
+
+def test_when_no_rung_is_left_the_gpu_is_named_and_what_was_made_is_kept(ask, full, tiny_checkpoint):
+    request = ask(SHORTER.with_settings(layout="layers", num_gpus_dit=2))
+    full(1, "take", 22)  # a buffer for what comes from the other rank, at LATE
+    full(1, "rings", 1, "01")  # and the second group's rings
+    events: list[object] = []
+    words = r"^CPU \(rank 1\) ran out of memory, and .*choose a preset"
+    with ranks(request.preset, tiny_checkpoint) as source, pytest.raises(DoesNotFit, match=words):
+        events.extend(stream_frames(source, request))
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert finished.stopped
+    assert "CPU (rank 1) ran out of memory" in (finished.error or "")
+    with av.open(str(finished.video)) as video:
+        assert sum(1 for _ in video.decode(video=0)) == finished.num_frames > 0
+    assert [taken.rung for taken in read_report(finished.report).rungs] == ["infer_frames"]
+
+
+class Cramped(Rank0Source):
+    """The plan of all its GPUs does not fit before a rung is taken."""
+
+    def plan_for(self, request: Request) -> Plan:
+        lacks = request.preset.generation.infer_frames == 36
+        gpus = (
+            DevicePlan("GPU 0 (Card)", 0, (MemoryItem("kv_rings", GIB),), 2 * GIB, 4 * GIB),
+            DevicePlan(
+                "GPU 1 (Card)", 1, (MemoryItem("kv_rings", (3 if lacks else 1) * GIB),), 2 * GIB, 4 * GIB
+            ),
+            DevicePlan("GPU 2 (not here)", 2, (MemoryItem("kv_rings", GIB),), 0, 0),  # another machine's
+        )
+        return Plan("mine", "diffusion", gpus, DevicePlan("the host", None, (), GIB, GIB))
+
+
+def test_a_plan_that_does_not_fit_on_every_gpu_steps_down_before_anything_loads(ask):
+    request = ask(SHORTER.with_settings(layout="layers", num_gpus_dit=3))
+    source = Cramped(request.preset, None, RankContext(0, 3, CPU, RankMeter(CPU), "CPU"))
+    descent = Descent(request)
+    (notice,) = source._stepped_down(descent)
+    assert (notice.code, notice.rung, notice.values["device"]) == ("rung_planned", "infer_frames", "GPU 1")
+    assert descent.request.preset.generation.infer_frames == 32
+    source._conductor = object()  # the shares are loaded: they count as used, and stay
+    assert list(source._stepped_down(Descent(request))) == []
+
+
+def test_what_ranks_already_hold_of_the_gpus_counts_as_theirs(ask, monkeypatch):
+    """Each has a context by now; in a container the driver may know its process by another number."""
+    asked = []
+
+    def probe(weights: Path | None, our_pids: set[int]) -> Inventory:
+        asked.append(our_pids)
+        return Inventory.imagine(2, 24)
+
+    monkeypatch.setattr("avatar.distributed.rank0.probe", probe)
+    request = ask(SHORTER)
+    preset = load_preset("80gb").with_settings(layout="layers", num_gpus_dit=2)
+    source = Rank0Source(preset, None, RankContext(0, 2, CPU, RankMeter(CPU), "CPU"))
+    planned = source.plan_for(replace(request, preset=preset))
+    assert [gpu.available_bytes for gpu in planned.gpus] == 2 * [24 * GIB + CUDA_CONTEXT_BYTES]
+    assert {os.getpid(), os.getppid()} <= asked[0]  # who started the ranks, and all of those
+
+
+def made(course: Course, num_frames: int, first: int = 0, anchor: bool = False) -> None:
+    frames = np.arange(first, first + num_frames, dtype=np.uint8)[:, None, None, None]
+    latent = np.full((16, 1, 8, 8), first, np.float32) if anchor else None
+    course.pass_frames(Made(1, np.broadcast_to(frames, (num_frames, 64, 64, 3)), latent))
+
+
+def test_a_part_of_a_long_video_goes_on_behind_what_the_part_before_left(ask, tmp_path):
+    before = np.full((MOTION_FRAMES, 64, 64, 3), 200, np.uint8)
+    Carry(before, np.full((16, 1, 8, 8), 7, np.float32), before[0]).write(tmp_path / "carry")
+    part = Part("run", 33, 200, carry=tmp_path / "carry", leave=tmp_path / "leave")
+    request = replace(ask(SHORTER), num_frames=48, part=part)
+    course = Course(request)
+    assert course.rest is request
+    made(course, 12, 1, anchor=True)
+    assert course.step_down("GPU 1 (rank 1)").values["block"] == 4  # frame 45 of the speech
+    rest = course.rest
+    assert (rest.num_frames, rest.preset) == (36, request.preset)
+    assert rest.part == replace(part, first_frame=45, carry=rest.part.carry, num_rungs=1)
+    carry = Carry.read(rest.part.carry, Size(64, 64))
+    assert carry.frames[:, 0, 0, 0].tolist() == [200] * (MOTION_FRAMES - 12) + list(range(1, 13))
+    assert (carry.picture[0, 0, 0], carry.anchor[0, 0, 0, 0]) == (200, 7)
+    made(course, 36, 13)
+    assert course.is_whole
+    course.leave()  # the ranks were lost before they could
+    assert Carry.read(tmp_path / "leave", Size(64, 64)).frames[-1, 0, 0, 0] == 48
+    course.close()
+    assert not rest.part.carry.exists()
+
+
+def test_a_rung_that_the_ranks_took_themselves_counts(ask):
+    preset = replace(
+        SHORTER.with_settings(sample_steps=4), fallback=Fallback(("infer_frames", "sample_steps"))
+    )
+    course = Course(ask(preset))
+    course.pass_notice(Notice("rung_planned", "", rung="infer_frames"))
+    course.pass_notice(Notice("other", ""))
+    assert course.step_down("").rung == "sample_steps"
+    assert course.rest.part.num_rungs == 2
+    with pytest.raises(DoesNotFit):
+        course.step_down("")

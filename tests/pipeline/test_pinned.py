@@ -1,0 +1,79 @@
+"""Page-locked memory: registered with the driver, exact, unlocked when the last tensor is gone; the driver
+stands in for CUDA's."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from avatar.errors import DoesNotFit
+from avatar.pipeline.offload import pinned
+from avatar.pipeline.offload.pinned import host_buffer, pinned_bytes
+
+CUDA = torch.device("cuda", 0)
+
+
+class Driver:
+    """What CUDA's runtime does about locking memory."""
+
+    def __init__(self) -> None:
+        self.locked: dict[int, int] = {}
+        self.answer = 0
+
+    def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:
+        if not self.answer:
+            self.locked[address] = num_bytes
+        return self.answer
+
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.locked[address]
+        return 0
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    made = Driver()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: made)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "check_error", lambda answer: None)
+    monkeypatch.setattr(pinned, "_forget_error", lambda device: None)
+    return made
+
+
+def test_pages_are_locked_until_the_last_tensor_on_them_is_gone(driver: Driver):
+    buffer = host_buffer(3_000_001, CUDA)
+    assert driver.locked == {buffer.data_ptr(): 3_000_001} == pinned._pinned
+    assert pinned_bytes() == 3_000_001
+    assert buffer.data_ptr() % 4096 == 0
+    buffer.fill_(7)
+    part = buffer[256:1280].view(torch.float32)
+    other = host_buffer(10, CUDA)
+    del buffer
+    assert pinned_bytes() == 3_000_011
+    assert part.view(torch.uint8).eq(7).all()
+    del part
+    assert pinned_bytes() == 10
+    del other
+    assert not driver.locked
+    assert pinned_bytes() == 0
+
+
+def test_a_host_that_locks_no_more_says_so(driver: Driver):
+    driver.answer = 2
+    with pytest.raises(DoesNotFit, match=r"cannot lock 2\.0 GiB"):
+        host_buffer(2**31, CUDA)
+    assert pinned_bytes() == 0
+
+
+def test_more_than_the_machine_can_map_is_refused(driver: Driver):
+    with pytest.raises(DoesNotFit, match="cannot lock"):
+        host_buffer(2**60, CUDA)
+    assert not driver.locked
+
+
+def test_nothing_is_locked_for_a_cpu(driver: Driver):
+    assert len(host_buffer(100, torch.device("cpu"))) == 100
+    assert not driver.locked

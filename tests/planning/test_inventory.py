@@ -1,0 +1,176 @@
+"""Inventory against a fake driver library, and imagined machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from avatar.planning.inventory import GIB, Inventory, own_processes, probe
+
+MIB = 2**20
+PROBE = "from avatar.planning.inventory import probe; result = probe().as_dict()"
+
+
+@pytest.mark.parametrize("num_gpus", [1, 4, 8])
+def test_every_gpu_is_listed_with_its_memory(with_driver, num_gpus):
+    sizes = [24564 + 100 * index for index in range(num_gpus)]
+    found = with_driver(PROBE, sizes, processes="0:1:2000")
+    assert found["driver_version"] == "999.11"
+    assert found["no_gpu_reason"] == ""
+    assert [gpu["index"] for gpu in found["gpus"]] == list(range(num_gpus))
+    for index, gpu in enumerate(found["gpus"]):
+        used = 2000 if index == 0 else 0
+        assert gpu["name"] == f"Fake GPU {index}"
+        assert gpu["uuid"] == f"GPU-{index + 1000:08d}-fake"
+        assert gpu["compute_capability"] == "8.9"
+        assert gpu["total_bytes"] == sizes[index] * MIB
+        assert gpu["used_bytes"] == used * MIB
+        assert gpu["free_bytes"] == (sizes[index] - used - 512) * MIB  # 512: what the driver keeps for itself
+        assert gpu["errors"] == []
+
+
+def test_memory_of_our_own_processes_counts_as_usable(with_driver):
+    code = """
+os.environ["FAKE_NVML_PROCESSES"] = f"0:{os.getpid()}:3000,0:1:1000"
+from avatar.planning.inventory import probe
+gpu = probe().gpus[0]
+result = [gpu.ours_bytes, gpu.usable_bytes - gpu.free_bytes]
+"""
+    assert with_driver(code, [24564]) == [3000 * MIB, 3000 * MIB]
+
+
+@pytest.mark.parametrize(
+    ("function", "lost"),
+    [
+        ("nvmlDeviceGetName", {"name"}),
+        ("nvmlDeviceGetUUID", {"uuid"}),
+        ("nvmlDeviceGetCudaComputeCapability", {"compute_capability"}),
+        ("nvmlDeviceGetMemoryInfo_v2", {"total_bytes", "free_bytes", "used_bytes"}),
+        ("nvmlDeviceGetComputeRunningProcesses_v3", set()),
+        (
+            "nvmlDeviceGetHandleByIndex_v2",
+            {"name", "uuid", "compute_capability", "total_bytes", "free_bytes", "used_bytes"},
+        ),
+        ("*", {"name", "uuid", "compute_capability", "total_bytes", "free_bytes", "used_bytes"}),
+    ],
+)
+def test_an_error_on_one_gpu_leaves_the_rest_whole(with_driver, function, lost):
+    found = with_driver(PROBE, [24564] * 4, errors=f"{function}@2=15")
+    whole = with_driver(PROBE, [24564] * 4)
+    for index in (0, 1, 3):
+        assert found["gpus"][index] == whole["gpus"][index]
+    broken = found["gpus"][2]
+    assert {key for key, value in broken.items() if value is None} == lost
+    assert broken["errors"]
+    assert broken["index"] == 2
+
+
+def test_an_older_driver_is_asked_in_its_own_way(with_driver):
+    """13 is "function not found": what a driver says of a question newer than itself."""
+    found = with_driver(
+        PROBE, [24564], errors="nvmlDeviceGetMemoryInfo_v2=13,nvmlDeviceGetComputeRunningProcesses_v3=13"
+    )
+    gpu = found["gpus"][0]
+    assert gpu["total_bytes"] == 24564 * MIB
+    assert gpu["used_bytes"] == 512 * MIB
+    assert gpu["errors"] == []
+
+
+@pytest.mark.parametrize(
+    ("errors", "words"),
+    [
+        ("nvmlInitWithFlags=9", "not loaded"),
+        ("nvmlInitWithFlags=4", "may not talk"),
+        ("nvmlInitWithFlags=999", "does not answer"),
+        ("nvmlDeviceGetCount_v2=999", "does not answer"),
+        ("nvmlSystemGetDriverVersion=999", "does not answer"),
+    ],
+)
+def test_a_driver_that_fails_is_a_reason_not_a_crash(with_driver, errors, words):
+    found = with_driver(PROBE, [24564], errors=errors)
+    assert found["gpus"] == []
+    assert words in found["no_gpu_reason"]
+    assert found["host"]["ram_total_bytes"] > 0
+
+
+def test_a_driver_without_gpus_says_so(with_driver):
+    found = with_driver(PROBE, [])
+    assert found["gpus"] == []
+    assert found["no_gpu_reason"] == "The NVIDIA driver sees no GPU."
+
+
+@pytest.mark.parametrize(
+    ("choice", "indices"),
+    [
+        ("2", [2]),
+        ("3,1", [3, 1]),
+        ("0,9,1", [0]),  # CUDA stops at the first that is not there
+        ("GPU-00001001", [1]),
+        ("GPU-0000100", []),  # fits several: none
+        ("MIG-3", [0]),
+        ("", []),
+    ],
+)
+def test_cuda_visible_devices_is_obeyed(with_driver, choice, indices):
+    found = with_driver(PROBE, [24564] * 4, CUDA_VISIBLE_DEVICES=choice)
+    assert [gpu["index"] for gpu in found["gpus"]] == indices
+    assert ("CUDA_VISIBLE_DEVICES" in found["no_gpu_reason"]) == (not indices)
+
+
+def test_a_machine_without_a_driver(monkeypatch):
+    import pynvml
+
+    def absent(flags: int = 0) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", absent)
+    found = probe()
+    assert found.gpus == ()
+    assert "No NVIDIA driver" in found.no_gpu_reason
+    assert found.host.num_cores >= 1
+    assert 0 < found.host.ram_available_bytes <= found.host.ram_total_bytes
+    assert found.host.disk_free_bytes > 0
+
+
+def test_the_dict_is_json_and_tells_no_folder(tmp_path):
+    text = json.dumps(probe(ckpt_dir=tmp_path).as_dict())
+    assert str(tmp_path) not in text
+
+
+def test_disk_of_an_outputs_folder_that_is_not_made_yet(tmp_path):
+    assert probe(outputs=tmp_path / "a" / "b").host.disk_free_bytes > 0
+
+
+def test_imagine():
+    machine = Inventory.imagine(4, 24, host_ram_gib=32, compute_capability="8.6")
+    assert [gpu.index for gpu in machine.gpus] == [0, 1, 2, 3]
+    assert all(gpu.usable_bytes == 24 * GIB for gpu in machine.gpus)
+    assert machine.gpus[0].compute_capability == "8.6"
+    assert machine.host.ram_total_bytes == 32 * GIB
+    assert machine.imagined
+    assert machine.torch_has_cuda
+    assert Inventory.imagine(0, 0).no_gpu_reason
+
+
+def test_own_processes_hold_this_one_and_pass_over_the_dead():
+    assert os.getpid() in own_processes()
+    assert own_processes([2**22 + 1]) == set()
+
+
+def test_what_our_engines_hold_on_the_host_may_be_used_again():
+    code = "import sys; held = bytearray(200 * 2**20); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as engine:
+        assert engine.stdin is not None
+        assert engine.stdout is not None
+        engine.stdout.readline()
+        host = probe().host
+        engine.stdin.close()
+    assert host.ours_bytes >= 200 * 2**20
+    assert host.usable_bytes == min(host.ram_available_bytes + host.ours_bytes, host.ram_total_bytes)
+    assert Inventory.imagine(1, 24).host.ours_bytes == 0

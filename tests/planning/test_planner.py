@@ -1,0 +1,433 @@
+"""The planner's arithmetic against published and measured figures, and its monotony."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import UMT5Config, UMT5EncoderModel
+
+from avatar.bench.options import first_layers
+from avatar.errors import BadInput
+from avatar.geometry import BLOCK_FRAMES, FPS
+from avatar.model.kv_cache import Ring
+from avatar.model.quantize import FLOAT8, is_quantised
+from avatar.model.transformer import StreamingTransformer
+from avatar.model.weights.checkpoint import open_checkpoint
+from avatar.model.weights.loading import open_transformer
+from avatar.planning.checkpoint_places import Checkpoint, find_checkpoint
+from avatar.planning.estimates import (
+    COMMUNICATION_BYTES,
+    GATHERED_TEXT_BLOCKS,
+    RunShape,
+    gpu_items,
+    traffic_bytes,
+)
+from avatar.planning.inventory import GIB, Inventory
+from avatar.planning.model_sizes import TEXT_BLOCK_VALUES, TEXT_ENCODER_VALUES, ModelSizes, Weights
+from avatar.planning.per_rank import shares_of
+from avatar.planning.placement import ALL_ON_GPU, Placement
+from avatar.planning.plan import ALWAYS, DevicePlan, MemoryItem, Plan, RunPhase
+from avatar.planning.planner import USED_SHARE, largest_geometry, placements, plan
+from avatar.planning.transformer_config import ModelConfig
+from avatar.preset import Preset, load_preset
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+MODEL = ModelSizes.published()
+H200 = Inventory.imagine(1, 139)
+FULL = load_preset("80gb")
+FP8 = FULL.with_settings(weight_dtype="fp8")
+
+
+def items(preset, inventory=H200):
+    return {item.name: item.num_bytes for item in plan(preset, inventory).gpus[0].items}
+
+
+def ring_bytes(preset):
+    """All of them."""
+    return items(preset)["kv_rings"]
+
+
+def weight_bytes(preset):
+    return MODEL.transformer.num_bytes(preset.memory.weight_dtype)
+
+
+def test_published_sizes():
+    """16.30 B parameters, 0.1 B of them in float32; 40 layers of 5120.
+
+    At 704*384 1056 tokens a latent frame, and 2640 of condition.
+    """
+    assert weight_bytes(FULL) == pytest.approx(32.78e9, rel=1e-3)
+    assert weight_bytes(FP8) == pytest.approx(16.85e9, rel=1e-3)
+    assert items(FULL)["transformer_weights"] + items(FULL)["embeddings"] == weight_bytes(FULL)
+    geometry = largest_geometry(FULL)
+    assert (geometry.frame_tokens, geometry.condition_tokens) == (1056, 2640)
+    whole_window = ring_bytes(FULL) * geometry.window_frames / geometry.past_frames
+    assert whole_window == pytest.approx(41.5e9, rel=2e-3)
+    assert items(FULL)["condition_kv"] == pytest.approx(2.2e9, rel=2e-2)
+
+
+def measured_runs():
+    """Every measured run: its file, preset, what was where, seconds of speech, each card's part and peak."""
+    for path in sorted(BENCHMARKS.glob("*.json")):
+        data = json.loads(path.read_text())
+        if "end_to_end" not in data:
+            continue
+        settings = data["settings"]
+        known = {name: settings[name] for name in FULL.as_dict() if name in settings}
+        told = data.get("placement") or (data.get("plan") or {}).get("placement") or {}
+        speech_s = settings["num_blocks"] * BLOCK_FRAMES / FPS
+        roles = [rank["role"] for rank in data.get("ranks", [])]
+        if "ranks" in data:
+            peaks = [rank["nvml_peak_bytes"] for rank in data["ranks"]]
+            known["memory"] = known["memory"] | {"text_encoder": "cpu"}  # random weights have none
+        else:
+            peaks = [max(data[part]["memory"]["nvml_bytes"] for part in ("parts", "end_to_end"))]
+        num_layers = data.get("layers", {}).get("made", MODEL.config.num_layers)
+        run = (Preset.from_dict(known), Placement(**told), speech_s, num_layers, roles, peaks)
+        yield pytest.param(*run, id=path.stem)
+
+
+@pytest.mark.parametrize(
+    ("preset", "placement", "speech_s", "num_layers", "roles", "peaks"), list(measured_runs())
+)
+def test_within_five_percent_of_every_measured_peak(preset, placement, speech_s, num_layers, roles, peaks):
+    """When these runs were measured the audio encoder was held as the rest of the model is."""
+    sizes = ModelSizes.published(first_layers(MODEL.config, num_layers))
+    others = sizes.others.others + sizes.others.wide
+    sizes = replace(sizes, others=Weights(others=others))
+    run = RunShape(preset, sizes, largest_geometry(preset), speech_s)
+    planned = [
+        DevicePlan("", 0, gpu_items(run, share, placement), 0, 0).peak_bytes
+        for share in as_measured(shares_of(preset, sizes.config), roles)
+    ]
+    assert planned == pytest.approx(peaks, rel=0.05)
+
+
+def as_measured(shares, roles):
+    """Shares with the layers that were told of a run; until stages shared layers they were cut elsewhere."""
+    found = list(shares)
+    for rank, role in enumerate(roles):
+        told = re.match(r"layers? (\d+)(?:–(\d+))?", role)
+        layers = range(int(told[1]), int(told[2] or told[1]) + 1) if told else shares[rank].layers
+        if layers != shares[rank].layers:
+            num_rings = len(layers) * shares[rank].num_steps
+            found[rank] = replace(shares[rank], layers=layers, num_rings=num_rings)
+    return found
+
+
+def test_a_checkpoints_own_sizes_are_planned_with(tiny_checkpoint):
+    checkpoint = find_checkpoint(tiny_checkpoint)
+    sizes = ModelSizes.of(checkpoint)
+    model = open_transformer(open_checkpoint(tiny_checkpoint))
+    assert sizes.transformer.num_bytes("fp32") == sum(
+        4 * value.numel() for value in model.state_dict().values()
+    )
+    assert len(sizes.layers) == model.config.num_layers
+    small = plan(FULL, replace(H200, checkpoint=checkpoint))
+    assert small.gpus[0].peak_bytes < plan(FULL, H200).gpus[0].peak_bytes
+    assert ModelSizes.of(Checkpoint()) == MODEL
+
+
+def test_the_published_sizes_are_those_of_the_model_and_of_its_fp8_recipe():
+    with torch.device("meta"):
+        values = StreamingTransformer(ModelConfig()).state_dict()
+    quantised = {name: value for name, value in values.items() if is_quantised(name, value.shape)}
+    whole = MODEL.transformer
+    assert whole.matrices == sum(value.numel() for value in quantised.values())
+    assert whole.channels == sum(len(value) for value in quantised.values())
+    assert whole.matrices + whole.others + whole.wide == sum(value.numel() for value in values.values())
+    audio = sum(value.numel() for name, value in values.items() if name.startswith("casual_audio_encoder."))
+    assert whole.wide == audio
+    assert MODEL.others.num_bytes("bf16") - 2 * MODEL.others.others == 4 * audio
+    third = [value for name, value in values.items() if name.startswith("blocks.3.")]
+    assert MODEL.layers[3].num_bytes("bf16") == 2 * sum(value.numel() for value in third)
+
+
+def test_the_prompt_encoders_size_is_umt5_xxls_without_its_table_of_words():
+    xxl = UMT5Config(
+        vocab_size=256_384,
+        d_model=4096,
+        d_ff=10_240,
+        num_heads=64,
+        num_layers=24,
+        feed_forward_proj="gated-gelu",
+    )
+    with torch.device("meta"):
+        model = UMT5EncoderModel(xxl)
+    whole, block, words = (num_values(part) for part in (model, model.encoder.block[7], model.shared))
+    assert (block, whole - words) == (TEXT_BLOCK_VALUES, TEXT_ENCODER_VALUES)
+
+
+def num_values(module: torch.nn.Module) -> int:
+    return sum(value.numel() for value in module.parameters())
+
+
+@pytest.mark.parametrize(("dtype", "torch_dtype"), [("bf16", torch.bfloat16), ("fp8", FLOAT8)])
+def test_a_rings_bytes_are_those_that_it_takes(dtype, torch_dtype):
+    preset = FULL.with_settings(ring_dtype=dtype)
+    geometry = largest_geometry(preset)
+    config = ModelConfig()
+    ring = Ring.allocate(geometry, config.num_heads, config.head_dim, torch_dtype, "meta")
+    assert RunShape(preset, MODEL, geometry).ring_bytes == sum(tensor.nbytes for tensor in ring.tensors)
+
+
+@pytest.mark.parametrize(
+    ("change", "shrinks"),
+    [
+        ({"infer_frames": 32}, "kv_rings"),
+        ({"size": "384*256"}, "condition_kv"),
+        ({"sample_steps": 3}, "kv_rings"),
+        ({"weight_dtype": "fp8"}, "transformer_weights"),
+        ({"ring_dtype": "fp8"}, "kv_rings"),
+    ],
+)
+def test_every_saving_saves(change, shrinks):
+    lower = FULL.with_settings(**change)
+    assert items(lower)[shrinks] < items(FULL)[shrinks]
+    assert plan(lower, H200).gpus[0].peak_bytes < plan(FULL, H200).gpus[0].peak_bytes
+
+
+def test_rings_follow_the_number_of_steps_and_the_past():
+    one = ring_bytes(FULL.with_settings(sample_steps=1))
+    assert ring_bytes(FULL) == 4 * one
+    assert ring_bytes(FULL.with_settings(sample_steps=1, infer_frames=24)) == one // 3  # 9 of 12, 3 of 6
+
+
+def test_without_online_decode_the_transformer_is_gone_when_the_decoder_works():
+    later = plan(FULL.with_settings(enable_online_decode=False), H200).gpus[0]
+    assert later.stage_bytes(RunPhase.DECODE) < 9 * GIB
+    assert later.stage_bytes(RunPhase.DENOISE) < plan(FULL, H200).gpus[0].stage_bytes(RunPhase.DECODE)
+
+
+OFFLOAD = FP8.with_settings(ring_dtype="fp8", offload_model=True, text_encoder="cpu")
+
+
+def placed(vram_gib, preset=OFFLOAD):
+    return plan(preset, Inventory.imagine(1, vram_gib)).placement
+
+
+def test_what_moves_least_leaves_first():
+    assert placed(48) == ALL_ON_GPU
+    assert placed(41.5) == Placement(side_models_on_host=True)
+    some = placed(36)
+    assert 2 < some.layers_on_host < 40
+    assert (some.rings_on_host, some.diagonal, some.side_models_on_host) == (False, True, True)
+    assert placed(27) == Placement(side_models_on_host=True, rings_on_host=True)
+    counts = [placed(vram).layers_on_host for vram in (24, 22, 20, 18, 16, 14)]
+    assert counts == sorted(counts)
+    assert counts[0] > 2
+    assert placed(48, OFFLOAD.with_settings(offload_model=False)) == ALL_ON_GPU
+    assert placed(5, OFFLOAD.with_settings(offload_model=False)) == ALL_ON_GPU
+
+
+@pytest.mark.parametrize("vram_gib", [12, 14, 18, 22, 26, 30, 34, 40, 44])
+def test_no_more_traffic_than_must_be(vram_gib):
+    machine, limit = Inventory.imagine(1, vram_gib), vram_gib * GIB * USED_SHARE
+    planned = plan(OFFLOAD, machine)
+    assert planned.gpus[0].peak_bytes <= limit
+    run = RunShape(OFFLOAD, MODEL, largest_geometry(OFFLOAD))
+    shares = shares_of(OFFLOAD, MODEL.config)
+    least = traffic_bytes(run, shares, planned.placement)
+    for other in placements(run, shares):
+        if traffic_bytes(run, shares, other) < least:
+            assert plan(OFFLOAD, machine, other).gpus[0].peak_bytes > limit
+
+
+def test_traffic_of_a_block():
+    run = RunShape(OFFLOAD, MODEL, largest_geometry(OFFLOAD))
+    shares = shares_of(OFFLOAD, MODEL.config)
+    layers = sum(layer.num_bytes("fp8") for layer in MODEL.layers)
+    rings = ring_bytes(OFFLOAD.with_settings(offload_model=False))
+    assert traffic_bytes(run, shares, ALL_ON_GPU) == 0
+    assert traffic_bytes(run, shares, Placement(rings_on_host=True)) == rings
+    assert traffic_bytes(run, shares, Placement(layers_on_host=40)) == 4 * layers
+    assert traffic_bytes(run, shares, Placement(layers_on_host=40, diagonal=True)) == layers
+
+
+def test_where_nothing_fits_all_that_can_leave_leaves_and_the_plan_says_no():
+    planned = plan(OFFLOAD, Inventory.imagine(1, 6))
+    assert planned.placement == Placement(40, rings_on_host=True, side_models_on_host=True)
+    assert not planned.fits
+
+
+def test_what_is_offloaded_lies_on_the_host():
+    here, there = plan(OFFLOAD, Inventory.imagine(1, 48)), plan(OFFLOAD, Inventory.imagine(1, 6))
+    gained = there.host.stage_bytes(RunPhase.DENOISE) - here.host.stage_bytes(RunPhase.DENOISE)
+    layers = weight_bytes(OFFLOAD) - MODEL.others.num_bytes("fp8")
+    assert gained > layers + ring_bytes(OFFLOAD.with_settings(offload_model=False))
+    names = {item.name for item in there.gpus[0].items}
+    assert {"layer_slots", "ring_slots"} <= names
+    assert "kv_rings" not in names
+    moved = FULL.with_settings(text_encoder="cpu")
+    assert "text_encoder" not in items(moved)
+    assert "text_encoder" in {item.name for item in plan(moved, H200).host.items}
+
+
+def test_the_placement_does_not_depend_on_how_long_the_speech_is():
+    machine = Inventory.imagine(1, 16)
+    short, long = plan(OFFLOAD, machine, speech_s=5), plan(OFFLOAD, machine, speech_s=3600)
+    assert short.placement == long.placement == plan(OFFLOAD, machine).placement
+    assert short.gpus[0].stage_bytes(RunPhase.LISTEN) < long.gpus[0].stage_bytes(RunPhase.LISTEN)
+    assert long.gpus[0] == plan(OFFLOAD, machine).gpus[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "vram_gib", "ram_gib"),
+    [("80gb", 79, 24), ("48gb", 44.5, 16), ("24gb", 22.15, 28), ("12gb", 11.2, 32)],
+)
+def test_each_preset_fits_the_card_it_is_named_after(name, vram_gib, ram_gib):
+    machine = Inventory.imagine(1, vram_gib, host_ram_gib=ram_gib)
+    planned = plan(load_preset(name), machine)
+    assert planned.fits, planned.shortfall
+    assert not plan(load_preset(name), Inventory.imagine(1, 5)).fits
+
+
+def test_memory_that_others_hold_counts_against_the_plan():
+    busy = replace(H200.gpus[0], free_bytes=60 * GIB, used_bytes=79 * GIB)
+    planned = plan(FULL, replace(H200, gpus=(busy,)))
+    assert planned.gpus[0].available_bytes == 60 * GIB
+    assert not planned.fits
+    ours = replace(busy, ours_bytes=79 * GIB)  # our own engine, still warm, would make room
+    assert plan(FULL, replace(H200, gpus=(ours,))).fits
+
+
+def test_unknown_free_memory_is_no_promise():
+    blind = replace(H200.gpus[0], free_bytes=None)
+    planned = plan(FULL, replace(H200, gpus=(blind,)))
+    assert not planned.fits
+    assert "unknown" in planned.shortfall
+
+
+def test_no_gpu_is_a_plan_that_does_not_fit():
+    planned = plan(FULL, Inventory.imagine(0, 0))
+    assert not planned.fits
+    assert "not here" in planned.shortfall
+
+
+@pytest.mark.parametrize("name", ["cpu-preview", "self-test"])
+def test_presets_without_gpu_plan_the_host_alone(name):
+    planned = plan(load_preset(name), Inventory.imagine(0, 0, host_ram_gib=8))
+    assert planned.gpus == ()
+    assert planned.fits
+    assert planned.host.peak_bytes > 0
+    assert not plan(load_preset(name), Inventory.imagine(0, 0, host_ram_gib=0.25)).fits
+
+
+def test_auto_and_wrong_layouts_are_refused_by_name():
+    with pytest.raises(BadInput, match="ulysses_size 2"):
+        plan(load_preset("4x4090-low-vram").with_settings(ulysses_size=2), Inventory.imagine(4, 24))
+    with pytest.raises(BadInput, match="auto"):
+        plan(load_preset("auto"), H200)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_gpus", "vram_gib"),
+    [("4x4090-low-vram", 4, 22.15), ("2x24gb", 2, 22.15), ("4x80gb-realtime", 4, 79), ("5x80gb-tpp", 5, 79)],
+)
+def test_presets_for_several_gpus_fit_them(name, num_gpus, vram_gib):
+    planned = plan(load_preset(name), Inventory.imagine(num_gpus, vram_gib))
+    assert len(planned.gpus) == num_gpus
+    assert planned.fits, planned.shortfall
+    missing = plan(load_preset(name), Inventory.imagine(num_gpus - 1, vram_gib))
+    assert not missing.fits
+    assert f"GPU {num_gpus - 1} (not here)" in missing.shortfall
+
+
+def layers_held(planned):
+    return [
+        next((i.num_bytes for i in gpu.items if i.name == "transformer_weights"), 0) for gpu in planned.gpus
+    ]
+
+
+def test_layouts_divide_what_they_say():
+    eight = Inventory.imagine(8, 80)
+    whole = layers_held(plan(FULL, eight))[0]
+    stages = plan(FULL.with_settings(layout="layers", num_gpus_dit=3, decode_gpu=True), eight)
+    shares = shares_of(FULL.with_settings(layout="layers", num_gpus_dit=3, decode_gpu=True), MODEL.config)
+    twice = [a.layers[-1] for a, b in pairwise(shares[1:]) if a.layers[-1] == b.layers[0]]
+    assert sum(layers_held(stages)) == whole + sum(MODEL.layers[index].num_bytes("bf16") for index in twice)
+    assert sum(share.num_rings for share in shares) == 40 * 4
+    assert layers_held(stages)[0] == 0  # rank 0 decodes
+    assert sum("decode_workspace" in {i.name for i in gpu.items} for gpu in stages.gpus) == 1
+    steps = plan(FULL.with_settings(layout="timesteps", num_gpus_dit=2), eight)
+    assert layers_held(steps) == [whole, whole]
+    rings = [next(i.num_bytes for i in gpu.items if i.name == "kv_rings") for gpu in steps.gpus]
+    assert rings == [ring_bytes(FULL) // 2] * 2
+    heads = plan(FULL.with_settings(layout="ulysses", num_gpus_dit=3, ulysses_size=3), eight)
+    assert layers_held(heads) == [whole] * 3
+    ring = next(i.num_bytes for i in heads.gpus[0].items if i.name == "kv_rings")
+    assert ring == round(ring_bytes(FULL) * 14 / 40)  # 14, 13 and 13 heads
+    sharded = plan(FULL.with_settings(layout="fsdp", num_gpus_dit=4), eight)
+    assert layers_held(sharded) == [round(whole / 4)] * 4
+    for kind in ("fsdp", "ulysses", "layers"):
+        alone = plan(FULL.with_settings(layout=kind, num_gpus_dit=1, decode_gpu=True), eight)
+        assert not any("communication" in {item.name for item in gpu.items} for gpu in alone.gpus)
+    with pytest.raises(BadInput, match="5 stages, 4 steps"):
+        plan(FULL.with_settings(layout="timesteps", num_gpus_dit=5), eight)
+
+
+@pytest.mark.parametrize("layout", ["layers", "timesteps", "ulysses", "fsdp"])
+@pytest.mark.parametrize("decode_gpu", [False, True])
+def test_a_sharded_prompt_encoder_is_divided_among_all_gpus_while_a_prompt_is_encoded(layout, decode_gpu):
+    several = FULL.with_settings(layout=layout, num_gpus_dit=3, decode_gpu=decode_gpu)
+    eight = Inventory.imagine(8, 80)
+    planned = plan(several.with_settings(text_encoder="sharded"), eight)
+    assert len(planned.gpus) == 3 + decode_gpu
+    for gpu in planned.gpus:
+        items = {item.name: item for item in gpu.items}
+        text = [items[name] for name in ("text_encoder", "gathered_text_blocks", "text_communication")]
+        assert [item.num_bytes for item in text] == [
+            round(2 * TEXT_ENCODER_VALUES / len(planned.gpus)),
+            2 * GATHERED_TEXT_BLOCKS * TEXT_BLOCK_VALUES,
+            COMMUNICATION_BYTES,
+        ]
+        assert {item.stages for item in text} == {(RunPhase.ENCODE,)}
+    assert "text_encoder" not in {item.name for item in planned.host.items}
+    whole = plan(several, eight)
+    names = [{item.name for item in gpu.items} for gpu in whole.gpus]
+    assert ["text_encoder" in found for found in names] == [True] + [False] * (len(names) - 1)
+    assert not any({"gathered_text_blocks", "text_communication"} & found for found in names)
+    assert planned.gpus[0].stage_bytes(RunPhase.ENCODE) < whole.gpus[0].stage_bytes(RunPhase.ENCODE)
+
+
+def made(**sizes: int) -> Plan:
+    stages = {"rings": (RunPhase.DENOISE,), "workspace": (RunPhase.DECODE,)}
+    parts = tuple(MemoryItem(name, size * GIB, stages.get(name, ALWAYS)) for name, size in sizes.items())
+    gpu = DevicePlan("GPU 3 (Card)", 3, parts, 10 * GIB, 12 * GIB)
+    return Plan("mine", "diffusion", (gpu,), DevicePlan("the host", None, (), GIB, GIB))
+
+
+def test_the_peak_is_the_fullest_stage_not_the_sum():
+    gpu = made(weights=5, rings=4, workspace=3).gpus[0]
+    assert gpu.peak_stage == RunPhase.DENOISE
+    assert gpu.peak_bytes == 9 * GIB
+    assert [item.name for item in gpu.peak_items] == ["weights", "rings"]
+
+
+def test_peaks_are_found_by_nvmls_index():
+    planned = made(weights=5)
+    assert planned.peak_bytes(3) == 5 * GIB
+    assert planned.peak_bytes(0) is None
+
+
+def test_the_shortfall_names_the_device_and_the_largest_item():
+    planned = made(weights=5, rings=7)
+    assert not planned.fits
+    for words in ("12.0 GiB", "GPU 3 (Card)", "2.0 GiB short", "rings, 7.0 GiB"):
+        assert words in planned.shortfall
+    assert made(weights=10).fits
+    assert made(weights=10).shortfall == ""
+
+
+def test_a_plan_is_json():
+    data = json.loads(json.dumps(plan(FULL, H200).as_dict()))
+    assert data["is_estimate"] is True
+    assert data["fits"] is True
+    assert data["gpus"][0]["peak_bytes"] == plan(FULL, H200).gpus[0].peak_bytes
+    assert {"name", "num_bytes", "stages"} == set(data["gpus"][0]["items"][0])

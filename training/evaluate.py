@@ -1,0 +1,166 @@
+"""Judge a viseme network on voices that training never heard, by the mouth that it drives.
+
+    python -m training.evaluate DATA [--weights WEIGHTS.npz] [--sentences 24]
+
+The truth is the mouth that the synthesisers' own phoneme times drive, through the same articulation.
+"""
+
+import argparse
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from avatar.geometry import SPEECH_HZ
+from avatar.preview.articulation import KEYS, loudness_db, mouth_curves
+from avatar.preview.visemes import FRAME_HZ, VISEMES, VisemeNetwork
+from training.sentences import Sentence, load
+
+logger = logging.getLogger(__name__)
+
+OPEN, WIDE, ROUND = (KEYS.index(key) for key in ("open", "wide", "round"))
+# Lips this far apart count as closed; a truth this far open counts as a vowel, and less than this as missed.
+CLOSED_OPEN, VOWEL_OPEN, MISSED_OPEN = 0.15, 0.60, 0.20
+# A closure is looked for within its phoneme and this much on either side.
+CLOSURE_MARGIN = 3
+# A closure counts if its phoneme lasts this long and is not at the very ends, in frames.
+CLOSURE_FRAMES, EDGE_FRAMES = 3, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How one sentence came out.
+
+    visemes: share of frames that are right. jaw, lips: correlation with the truth of opening, and of width
+    less rounding. phonetic_jaw: of opening with a truth that knows no loudness. closures: share of bilabials
+    where the lips meet. missed: share of open vowels' frames that stay shut.
+    """
+
+    visemes: float
+    jaw: float
+    phonetic_jaw: float
+    lips: float
+    closures: float
+    missed: float
+
+
+def true_curves(labels: np.ndarray, loudness: np.ndarray) -> np.ndarray:
+    """Return the articulation (T, KEYS) that known visemes (T,) drive, without visual lead."""
+    certain = np.eye(len(VISEMES), dtype=np.float32)[labels]
+    return mouth_curves(certain, loudness)
+
+
+def driven_curves(network: VisemeNetwork, sentence: Sentence, loudness: np.ndarray) -> np.ndarray:
+    """Return the articulation (T, KEYS) that the network drives, without visual lead."""
+    probabilities = network.probabilities(sentence.listen, 0, len(sentence.labels), sentence.level)
+    return mouth_curves(probabilities, loudness)
+
+
+def bilabials(labels: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield first and last + 1 frame of each p, b or m that can be judged."""
+    start = 0
+    for label, run in groupby(labels.tolist()):
+        stop = start + len(list(run))
+        if (
+            label == VISEMES.index("PP")
+            and stop - start >= CLOSURE_FRAMES
+            and start > EDGE_FRAMES
+            and stop < len(labels) - EDGE_FRAMES
+        ):
+            yield start, stop
+        start = stop
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Return Pearson's r of two series over the length they share."""
+    length = min(len(a), len(b))
+    return float(np.corrcoef(a[:length], b[:length])[0, 1])
+
+
+def score(network: VisemeNetwork, sentence: Sentence) -> Scores:
+    """Judge the mouth that the network drives through one sentence."""
+    labels = sentence.labels
+    loudness = loudness_db(sentence.listen, 0, len(labels), sentence.level)
+    probabilities = network.probabilities(sentence.listen, 0, len(labels), sentence.level)
+    truth, driven = true_curves(labels, loudness), mouth_curves(probabilities, loudness)
+    phonetic = true_curves(labels, np.zeros_like(loudness))
+    opening = driven[:, OPEN]
+    met = [
+        opening[max(0, start - CLOSURE_MARGIN) : stop + CLOSURE_MARGIN].min() < CLOSED_OPEN
+        for start, stop in bilabials(labels)
+    ]
+    vowels = truth[:, OPEN] > VOWEL_OPEN
+    return Scores(
+        visemes=float((probabilities.argmax(1) == labels).mean()),
+        jaw=correlation(truth[:, OPEN], opening),
+        phonetic_jaw=correlation(phonetic[:, OPEN], opening),
+        lips=correlation(truth[:, WIDE] - truth[:, ROUND], driven[:, WIDE] - driven[:, ROUND]),
+        closures=float(np.mean(met)) if met else float("nan"),
+        missed=float((opening[vowels] < MISSED_OPEN).mean()) if vowels.any() else float("nan"),
+    )
+
+
+def non_speech() -> dict[str, np.ndarray]:
+    """Return four seconds each of sounds on which the mouth must stay shut, (n,) float32 at SPEECH_HZ."""
+    count = 4 * SPEECH_HZ
+    rng, t = np.random.default_rng(0), np.arange(count) / SPEECH_HZ
+    sounds = {
+        "silence": np.zeros(count),
+        "room noise": rng.normal(0, 0.003, count),
+        "loud noise": rng.normal(0, 0.1, count),
+        "rumble": np.cumsum(rng.normal(0, 1e-3, count)) * np.hanning(count),
+        "tone": 0.2 * np.sin(2 * np.pi * 220 * t),
+        "mains hum": 0.02 * np.sin(2 * np.pi * 50 * t) + 0.01 * np.sin(2 * np.pi * 100 * t),
+    }
+    return {name: sound.astype(np.float32) for name, sound in sounds.items()}
+
+
+def widest_opening(network: VisemeNetwork, samples: np.ndarray) -> float:
+    """Return how far the mouth opens at most on a sound."""
+    sound = Sentence("", samples, np.zeros(len(samples) * FRAME_HZ // SPEECH_HZ, np.int64))
+    loudness = loudness_db(sound.listen, 0, len(sound.labels), sound.level)
+    return float(driven_curves(network, sound, loudness)[:, OPEN].max())
+
+
+def report(network: VisemeNetwork, sentences: list[Sentence], write: Callable[[str], None]) -> None:
+    """Write a table of the mean scores of each voice, then the openings on sounds that are no speech."""
+    names = [field.name for field in fields(Scores)]
+    write("| voice | sentences | " + " | ".join(names) + " |")
+    write("|---" * (len(names) + 2) + "|")
+    started, seconds = time.perf_counter(), 0.0
+    for voice, group in groupby(sentences, key=lambda sentence: sentence.voice):
+        members = list(group)
+        table = np.array([[getattr(score(network, member), name) for name in names] for member in members])
+        seconds += sum(len(member.samples) for member in members) / SPEECH_HZ
+        write(f"| {voice} | {len(members)} | " + " | ".join(f"{x:.2f}" for x in np.nanmean(table, 0)) + " |")
+    write(f"{seconds / (time.perf_counter() - started):.0f} times real time, scoring included")
+    for name, samples in non_speech().items():
+        write(f"widest opening on {name}: {widest_opening(network, samples):.3f}")
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder that training.generate filled")
+    parser.add_argument("--weights", type=Path, help=".npz to judge; without it, the package's own")
+    parser.add_argument("--sentences", type=int, default=24, help="at most so many of each voice")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments.weights is None:
+        network = VisemeNetwork.load()
+    else:
+        with arguments.weights.open("rb") as file:
+            network = VisemeNetwork.load(file)
+    voices = groupby(load(arguments.data / "held_out"), key=lambda sentence: sentence.voice)
+    chosen = [sentence for _, group in voices for sentence in list(group)[: arguments.sentences]]
+    report(network, chosen, logger.info)
+
+
+if __name__ == "__main__":
+    main()
