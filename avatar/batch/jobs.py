@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from avatar.batch.inputs import Files, LeftOut, Pair, each_with_each, is_pattern, matching
 from avatar.errors import BadInput
@@ -19,7 +19,7 @@ from avatar.paths import is_dir
 from avatar.planning.availability import require
 from avatar.planning.choice import choose
 from avatar.planning.inventory import Inventory
-from avatar.preset import SECTIONS, SETTINGS
+from avatar.settings import SETTINGS
 
 _DELIMITERS = ",;\t"  # Excel writes semicolons wherever the decimal sign is a comma
 
@@ -34,7 +34,7 @@ _KINDS: dict[str, type] = {  # every key of a job and its type
     "checkpoint_every": int,
     "independent": bool,
     "keep_parts": bool,
-} | {name: get_type_hints(SECTIONS[section])[name] for name, section in SETTINGS.items()}
+} | {name: one.kind for name, one in SETTINGS.items()}
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -177,7 +177,7 @@ def _check(key: str, value: Any, where: str) -> None:
         nearest = f" Did you mean {close[0]!r}?" if close else ""
         raise BadInput(f"{where}: unknown key {key!r}.{nearest}", f"Keys: {', '.join(_KINDS)}.")
     kind = _KINDS[key]
-    fits = isinstance(value, kind) if isinstance(kind, type) else isinstance(value, str)
+    fits = isinstance(value, kind)
     if kind in (int, float):
         fits = isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
     if key in ("image", "audio") and isinstance(value, list):

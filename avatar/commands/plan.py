@@ -21,7 +21,8 @@ from avatar.planning.layout import unsupported
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import ALWAYS, DevicePlan, Plan, describe, gib
 from avatar.planning.planner import plan
-from avatar.preset import MOST_GIB, MOST_GPUS, Preset, capability
+from avatar.preset import MOST_GIB, Preset, capability
+from avatar.settings import MOST_GPUS
 from avatar.sizes import video_size
 
 

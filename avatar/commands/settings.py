@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from avatar.errors import BadInput
+from avatar.geometry import FPS
 from avatar.planning.choice import choose
 from avatar.planning.inventory import Inventory
 from avatar.preset import Preset
+from avatar.settings import SETTINGS, Declared
 
 
 def truth(text: str) -> bool:
@@ -22,79 +26,47 @@ def truth(text: str) -> bool:
 
 
 def add_preset(parser: argparse.ArgumentParser) -> None:
-    """--preset and every setting that may be laid over it."""
+    """--preset and a flag for every setting of the table."""
     parser.add_argument("--preset", default="auto", metavar="NAME", help="a preset, or a .toml file (auto)")
-    group = parser.add_argument_group("settings", "laid over the preset's own")
-    group.add_argument("--size", metavar="W*H", help="area of the picture, the portrait's shape is kept")
-    group.add_argument("--infer_frames", type=int, metavar="N", help="frames of a clip, a multiple of 4")
-    group.add_argument(
-        "--num_clip", type=int, metavar="N", help="at most so many clips; 0: all of the speech"
-    )
-    group.add_argument("--sample_steps", type=int, metavar="N", help="denoising steps, 1 to 8")
-    group.add_argument(
-        "--shift", "--sample_shift", type=float, metavar="X", help="shift of the sampler's timesteps"
-    )
-    group.add_argument(
-        "--sample_guide_scale",
-        "--guide_scale",
-        type=float,
-        metavar="X",
-        help="0 and nothing else: the model is distilled",
-    )
-    group.add_argument(
-        "--seed", "--base_seed", type=int, metavar="N", help="same seed and settings, same video"
-    )
-    group.add_argument("--prompt", metavar="TEXT", help="what the picture shows and how the person speaks")
-    on_or_off: dict[str, Any] = {"type": truth, "metavar": "True|False"}
-    group.add_argument(
-        "--enable_online_decode", nargs="?", const=True, **on_or_off, help="decode every block as it comes"
-    )
-    group.add_argument(
-        "--offload_model", **on_or_off, help="keep layers in host memory until they are needed"
-    )
-    group.add_argument("--weight_dtype", metavar="TYPE", help="bf16, fp8 or fp32")
-    group.add_argument("--ring_dtype", metavar="TYPE", help="bf16, fp8 or fp32")
-    places = group.add_mutually_exclusive_group()
-    where = "where the prompt is encoded: gpu, cpu, or sharded over all GPUs"
-    places.add_argument("--text_encoder", metavar="PLACE", help=where)
-    for flag, place in (("--t5_cpu", "cpu"), ("--t5_fsdp", "sharded")):
-        same = f"the same as --text_encoder {place}"
-        places.add_argument(flag, dest="text_encoder", action="store_const", const=place, help=same)
-    add_layout(parser)
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for one in SETTINGS.values():
+        heading = one.setting.group
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading, "laid over the preset's own")
+        _add_setting(groups[heading], one)
     add_reference(parser)
 
 
-def add_layout(parser: argparse.ArgumentParser) -> None:
-    """How the work is spread over GPUs."""
-    group = parser.add_argument_group("several GPUs", "laid over the preset's own settings")
-    group.add_argument("--num_gpus_dit", type=int, metavar="N", help="GPUs for the transformer")
-    group.add_argument("--ulysses_size", type=int, metavar="N", help="GPUs that share each item by heads")
-    group.add_argument(
-        "--enable_vae_parallel",
-        dest="decode_gpu",
-        nargs="?",
-        const=True,
-        type=truth,
-        metavar="True|False",
-        help="one more GPU, for decoding alone",
-    )
-    kinds = group.add_mutually_exclusive_group()
-    kinds.add_argument(
-        "--parallel", dest="layout", metavar="LAYOUT", help="layers, timesteps, ulysses or fsdp"
-    )
-    kinds.add_argument(
-        "--dit_fsdp", dest="layout", action="store_const", const="fsdp", help="the same as --parallel fsdp"
-    )
+def _add_setting(group: argparse._ArgumentGroup, one: Declared) -> None:
+    """A setting's flag, its other spellings, and the flags that stand for one of its values."""
+    setting = one.setting
+    flags = (setting.flag or f"--{one.name}", *setting.spellings)
+    options: dict[str, Any] = {"dest": one.name, "help": setting.help}
+    if one.kind is bool:
+        options |= {"nargs": "?", "const": True, "type": truth, "metavar": "True|False"}
+    elif one.choices:
+        options |= {"metavar": one.name.upper(), "help": f"{setting.help}: {', '.join(one.choices)}"}
+    else:
+        options |= {"type": one.kind, "metavar": setting.metavar or ("N" if one.kind is int else "X")}
+    if not setting.constants:
+        group.add_argument(*flags, **options)
+        return
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(*flags, **options)
+    for flag, value in setting.constants.items():
+        same = f"the same as {flags[0]} {value}"
+        either.add_argument(flag, dest=one.name, action="store_const", const=value, help=same)
 
 
 def add_reference(parser: argparse.ArgumentParser) -> None:
     """Flags of the public code's commands: other spellings, and what is done here anyway."""
     group = parser.add_argument_group("as the public code spells it")
-    group.add_argument(
-        "--fp8", dest="weight_dtype", action="store_const", const="fp8", help="--weight_dtype fp8"
-    )
     for flag, value in ONLY.items():
         group.add_argument(flag, choices=(value,), metavar=value, help="and nothing else")
+    for flags, number, why in ONE_NUMBER:
+        group.add_argument(
+            *flags, type=_only(flags[0], number, why), metavar=f"{number:g}", help=f"and nothing else: {why}"
+        )
     for flag in ALWAYS:
         group.add_argument(flag, action="store_true", help="always done")
 
@@ -107,25 +79,25 @@ ONLY = {
 }
 ALWAYS = ("--load_lora", "--convert_model_dtype")
 
-FLAGS = (
-    "size",
-    "infer_frames",
-    "num_clip",
-    "sample_steps",
-    "shift",
-    "sample_guide_scale",
-    "seed",
-    "prompt",
-    "enable_online_decode",
-    "offload_model",
-    "weight_dtype",
-    "ring_dtype",
-    "text_encoder",
-    "num_gpus_dit",
-    "ulysses_size",
-    "decode_gpu",
-    "layout",
+ONE_NUMBER = (
+    (
+        ("--sample_guide_scale", "--guide_scale"),
+        0,
+        "the model is distilled, it was trained to run without guidance",
+    ),
+    (("--fps",), FPS, "the model knows no other rate"),
 )
+
+
+def _only(flag: str, number: int, why: str) -> Callable[[str], float]:
+    """A flag's type that takes one number. Raises: BadInput for any other, with the reason."""
+
+    def parse(text: str) -> float:
+        if float(text) != number:
+            raise BadInput(f"{flag[2:]} is {text}.", f"It must be {number}: {why}.")
+        return number
+
+    return parse
 
 
 def chosen_preset(args: argparse.Namespace, inventory: Inventory, also_given: tuple[str, ...] = ()) -> Preset:
@@ -134,7 +106,7 @@ def chosen_preset(args: argparse.Namespace, inventory: Inventory, also_given: tu
     also_given: other flags that the user gave, which not every engine can honour.
     Raises: BadInput for an unknown preset or a setting that its engine cannot honour, DoesNotFit.
     """
-    given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
+    given = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
     return choose(args.preset, given, inventory, also_given)
 
 

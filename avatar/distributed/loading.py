@@ -18,7 +18,7 @@ from avatar.model.weights.random_weights import random_transformer
 from avatar.model.weights.weight_cache import cache_folder, load_quantised
 from avatar.planning.layout import Role
 from avatar.planning.transformer_config import ModelConfig
-from avatar.preset import Memory
+from avatar.settings import Memory
 
 
 def load_share(

@@ -18,7 +18,7 @@ from avatar.distributed.loading import load_share
 from avatar.distributed.p2p import Encode, Go, Load, MessageChannel
 from avatar.distributed.process_groups import Group, join
 from avatar.events import Notice, Progress
-from avatar.geometry import Geometry, Size
+from avatar.geometry import FPS, Geometry, Size
 from avatar.model.text_encoder import TextWeights
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.checkpoint import CheckpointFiles
@@ -90,7 +90,7 @@ class Rank0Source(DiffusionPipeline):
 
     def plan_for(self, request: Request) -> Plan:
         """See DiffusionPipeline; of all GPUs of this machine, where the other ranks' memory is ours, too."""
-        speech_s = request.speech_frames / request.preset.generation.fps
+        speech_s = request.speech_frames / FPS
         inventory = probe(self._weights, our_pids=own_processes([os.getppid()]))
         gpus = tuple(  # in a container NVML may know our processes by other numbers
             replace(gpu, ours_bytes=max(gpu.ours_bytes, CUDA_CONTEXT_BYTES)) for gpu in inventory.gpus

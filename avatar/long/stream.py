@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from avatar.errors import AvatarError, Cancelled, NotPlaced
 from avatar.events import Event, Finished, Notice, PartDone, Phase, Progress, RankLoad, Segment
+from avatar.geometry import FPS
 from avatar.long.ledger import Ledger
 from avatar.media.atomic import disk_error, unwritten
 from avatar.media.beside import written_report, written_thumbnail
@@ -176,7 +177,7 @@ class _Run:
         self.request, self.ledger = request, ledger
         self.unfinished: dict[int, Finished] = {}
         self.num_parts = len(ledger.spans)
-        fps, segment_s = request.preset.generation.fps, request.segment_s
+        fps, segment_s = FPS, request.segment_s
         counts = [len(segment_lengths(span.num_frames, segment_s, fps)) for span in ledger.spans]
         self._first_segment = [sum(counts[:part]) for part in range(self.num_parts)]
         self._num_segments = sum(counts)

@@ -24,7 +24,7 @@ from avatar.pipeline.offload.encoders import OffloadedSpeechEncoder, OffloadedVA
 from avatar.pipeline.offload.host_layers import HostLayers, RingMemory, settle_on_host
 from avatar.planning.placement import ALL_ON_GPU, Placement, spread
 from avatar.planning.transformer_config import ModelConfig
-from avatar.preset import Memory
+from avatar.settings import Memory
 
 log = logging.getLogger(__name__)
 

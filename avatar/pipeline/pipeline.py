@@ -15,7 +15,7 @@ from torch import Tensor
 
 from avatar.errors import Cancelled
 from avatar.events import Notice, Phase, Progress
-from avatar.geometry import Geometry, Size
+from avatar.geometry import FPS, Geometry, Size
 from avatar.media.speech import SpeechReader
 from avatar.model.text_encoder import PromptTokenizer
 from avatar.model.weights.checkpoint import CheckpointFiles
@@ -35,10 +35,11 @@ from avatar.pipeline.rollout import rollout
 from avatar.pipeline.schedule import Schedule
 from avatar.planning.placement import Placement
 from avatar.planning.plan import Plan
-from avatar.preset import Memory, Preset
+from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.engine import SELF_TEST_LABEL, Frames
 from avatar.runtime.fallback import Descent
+from avatar.settings import Memory
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class DiffusionPipeline:
     def plan_for(self, request: Request) -> Plan:
         """The plan that a run of this request would follow."""
         preset = request.preset
-        speech_s = request.speech_frames / preset.generation.fps
+        speech_s = request.speech_frames / FPS
         _, placement = self._placements(preset)
         return plan_here(preset, best_device(), self._weights, placement, speech_s)
 

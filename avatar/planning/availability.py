@@ -13,7 +13,8 @@ from avatar.planning.ladder import describe, rungs
 from avatar.planning.layout import Layout, unsupported
 from avatar.planning.plan import GIB, gib
 from avatar.planning.planner import plan
-from avatar.preset import SETTINGS, Preset, capability, load_presets
+from avatar.preset import Preset, capability, load_presets
+from avatar.settings import SETTINGS
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,8 @@ def _by_rank(presets: Iterable[Preset] | None) -> list[Preset]:
 
 def _changed(auto: Preset) -> dict[str, Any]:
     """Settings in which `auto` differs from a preset's defaults: the user's own."""
-    plain = Preset(auto.name, auto.title, auto.summary, auto.engine)
-    return {
-        name: value
-        for name, section in SETTINGS.items()
-        if (value := getattr(getattr(auto, section), name)) != getattr(getattr(plain, section), name)
-    }
+    plain = Preset(name=auto.name, title=auto.title, summary=auto.summary, engine=auto.engine)
+    return {name: value for name in SETTINGS if (value := auto.setting(name)) != plain.setting(name)}
 
 
 def _unsupported(preset: Preset) -> Iterator[Lack]:

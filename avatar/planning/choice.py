@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from avatar.abilities import refuse_settings
 from avatar.errors import BadInput
 from avatar.planning.availability import resolve
 from avatar.planning.inventory import Inventory
 from avatar.preset import Preset, load_preset
+from avatar.settings import refuse_settings
 
 
 def choose(

@@ -20,7 +20,8 @@ from avatar.planning.model_sizes import (
 )
 from avatar.planning.placement import RING_SLOTS, Placement, spread
 from avatar.planning.plan import ALWAYS, GIB, MemoryItem, RunPhase
-from avatar.preset import Memory, Preset
+from avatar.preset import Preset
+from avatar.settings import Memory
 
 ENCODE, LISTEN, DENOISE, DECODE = RunPhase.ENCODE, RunPhase.LISTEN, RunPhase.DENOISE, RunPhase.DECODE
 

@@ -6,15 +6,15 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from avatar.abilities import REFUSES
 from avatar.errors import BadInput
 from avatar.geometry import Size
 from avatar.planning.layout import Layout, unsupported
 from avatar.preset import Preset, Rung
+from avatar.settings import refusal
 
 log = logging.getLogger(__name__)
 
-SETTINGS: dict[Rung, str] = {
+SETTING_OF: dict[Rung, str] = {
     "online_decode": "enable_online_decode",
     "infer_frames": "infer_frames",
     "size": "size",
@@ -33,7 +33,7 @@ def rungs(preset: Preset) -> Iterator[tuple[Rung, Preset]]:
     """
     for rung in preset.fallback.order:
         change = _change(rung, preset)
-        if not change or change.keys() & REFUSES[preset.engine].keys():
+        if not change or any(refusal(preset.engine, name) for name in change):
             continue
         lower = preset.with_settings(**change)
         if why_not := _refusal(lower):
@@ -45,13 +45,12 @@ def rungs(preset: Preset) -> Iterator[tuple[Rung, Preset]]:
 
 def value(preset: Preset, rung: Rung) -> str:
     """Where a preset stands as to a rung, in words: "32"."""
-    name = SETTINGS[rung]
-    return str(getattr(preset.memory if hasattr(preset.memory, name) else preset.generation, name))
+    return str(preset.setting(SETTING_OF[rung]))
 
 
 def describe(rung: Rung, preset: Preset) -> str:
     """A rung taken, as its setting: "infer_frames 32"."""
-    return f"{SETTINGS[rung]} {value(preset, rung)}"
+    return f"{SETTING_OF[rung]} {value(preset, rung)}"
 
 
 def _change(rung: Rung, preset: Preset) -> dict[str, Any]:

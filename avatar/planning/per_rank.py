@@ -7,7 +7,8 @@ from dataclasses import replace
 from avatar.planning.estimates import RankShare
 from avatar.planning.layout import Layout, Role
 from avatar.planning.transformer_config import ModelConfig
-from avatar.preset import Preset, TextPlace
+from avatar.preset import Preset
+from avatar.settings import TextPlace
 
 
 def shares_of(preset: Preset, model: ModelConfig) -> list[RankShare]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Notice, Phase, Progress
-from avatar.geometry import Size
+from avatar.geometry import FPS, Size
 from avatar.media.portrait import read_portrait
 from avatar.media.speech import SpeechReader
 from avatar.preview.animate import perform
@@ -64,7 +64,7 @@ class PreviewSource:
             performance = perform(
                 speech.listen,
                 request.speech_frames,
-                request.preset.generation.fps,
+                FPS,
                 request.seed,
                 request.first_frame,
                 self._network,

@@ -10,6 +10,7 @@ from PIL import Image
 
 from avatar.errors import AvatarError
 from avatar.events import Finished
+from avatar.geometry import FPS
 from avatar.media import atomic
 from avatar.media.beside import COMMENT, report_path, thumbnail_path
 from avatar.request import Request
@@ -31,7 +32,7 @@ def new_report(request: Request, label: str) -> RunReport:
         preset=request.preset.as_dict(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         frames_asked=request.num_frames,
-        fps=request.preset.generation.fps,
+        fps=FPS,
         face_points=request.face_points,
         head_only=request.head_only,
         made_from={} if request.part else origin(request),

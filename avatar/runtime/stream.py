@@ -15,6 +15,7 @@ import numpy as np
 
 from avatar.errors import AvatarError, Cancelled, NotPlaced
 from avatar.events import Event, Finished, Notice, Phase, Progress, Segment
+from avatar.geometry import FPS
 from avatar.media.atomic import disk_error
 from avatar.media.segments import SegmentWriter, join_segments
 from avatar.media.speech import SpeechReader
@@ -91,7 +92,7 @@ class _Run:
         self.error: BaseException | None = None  # the first one
         self.finished: Finished | None = None
         self._source, self._request, self._encoder_threads = source, request, encoder_threads
-        self._fps = request.preset.generation.fps
+        self._fps = FPS
         self._lengths = segment_lengths(request.num_frames, request.segment_s, self._fps)
         self._told: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: nothing more comes
         self._frames: queue.Queue[np.ndarray | None] = queue.Queue(_QUEUED_BATCHES)  # None: no more frames

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from avatar.abilities import REFUSES, refuse_settings
 from avatar.errors import AvatarError, BadInput
 from avatar.long import unfinished
 from avatar.media.atomic import disk_error
@@ -26,11 +25,12 @@ from avatar.planning.inventory import Inventory, probe
 from avatar.planning.ladder import rungs
 from avatar.planning.plan import Plan
 from avatar.planning.planner import plan
-from avatar.preset import SETTINGS, Preset
+from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.bounded_reader import Readings
 from avatar.runtime.gallery import HALF, Gallery, GalleryEntry, owner_hash, video_name
 from avatar.runtime.gallery_entry import remove
+from avatar.settings import FORM, SETTINGS, refusal, refuse_settings
 from avatar.ui.examples import Examples
 from avatar.ui.job_queue import JobQueue, QueuedRun, about_request
 from avatar.ui.live import Segments
@@ -42,22 +42,6 @@ UPLOADS = "uploads"  # in the scratch folder
 LONG_S = 120.0  # from here on a speech is made in parts, which are kept whatever happens
 TIDY_EVERY_S = 30.0
 INVENTORY_FRESH_S = 5.0  # probing takes milliseconds; pages that load together share one look
-
-# What the page lets a user change, in its order; the rest of a preset is its own.
-FORM = (
-    "size",
-    "seed",
-    "num_clip",
-    "infer_frames",
-    "sample_steps",
-    "shift",
-    "enable_online_decode",
-    "offload_model",
-    "layout",
-    "num_gpus_dit",
-    "ulysses_size",
-    "decode_gpu",
-)
 
 
 @dataclass
@@ -172,7 +156,7 @@ class AppState:
 
     def honoured(self, preset: Preset) -> set[str]:
         """The names of FORM, and "prompt", that the preset's engine can honour."""
-        return {name for name in (*FORM, "prompt") if name not in REFUSES[preset.engine]}
+        return {name for name in (*FORM, "prompt") if not refusal(preset.engine, name)}
 
     def _require(self, preset: Preset) -> None:
         """Refuse what cannot run here, nor on ranks that the page is attached to. Raises: AvatarError."""
@@ -305,7 +289,7 @@ class AppState:
 
 def flat(preset: Preset) -> dict[str, Any]:
     """All settings of a preset by name."""
-    return {name: getattr(getattr(preset, section), name) for name, section in SETTINGS.items()}
+    return {name: preset.setting(name) for name in SETTINGS}
 
 
 def used_settings(name: str, request: Request) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from avatar.events import Notice
 from avatar.media.speech import Speech
 from avatar.planning.availability import availability
 from avatar.preset import Preset
+from avatar.settings import FORM
 from avatar.ui import point_editor
-from avatar.ui.app_state import FORM, AppState, flat
+from avatar.ui.app_state import AppState, flat
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reports_errors
 from avatar.ui.guard import visitor_of

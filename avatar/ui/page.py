@@ -8,18 +8,17 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from avatar.settings import FORM, SETTINGS, refusal
 from avatar.ui import point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.i18n import browser_table
 from avatar.ui.theme import css, script, theme
+from avatar.ui.translations import TEXT
 from avatar.ui.uploads import Uploads
 from avatar.ui.widgets import GuardedBlocks, portrait_picker, speech_picker, video_button
 
 word: Any = browser_table()  # a function from a key to text that the browser translates
-
-LAYOUTS = ["local", "layers", "timesteps", "ulysses", "fsdp"]
-SIZES = ["1280*720", "720*1280", "704*704", "704*384", "688*368", "512*512", "384*256"]
 
 
 def build_page(studio: AppState) -> GuardedBlocks:
@@ -151,39 +150,18 @@ def _heading(key: str) -> None:
 
 
 def _form() -> dict[str, Any]:
-    """A field for each name of studio.FORM."""
-    with gr.Row():
-        size = gr.Dropdown(
-            SIZES, allow_custom_value=True, label=word("size"), info=word("size_info"), min_width=160
-        )
-        seed = gr.Number(label=word("seed"), info=word("seed_info"), precision=0, minimum=0, min_width=160)
-    with gr.Row(elem_classes="full-model"):
-        num_clip = gr.Number(
-            label=word("num_clip"), info=word("num_clip_info"), precision=0, minimum=0, min_width=160
-        )
-        infer_frames = gr.Slider(16, 96, step=4, label=word("infer_frames"), min_width=160)
-        sample_steps = gr.Slider(1, 8, step=1, label=word("sample_steps"), min_width=160)
-        shift = gr.Slider(0.5, 12, step=0.5, label=word("shift"), min_width=160)
-        enable_online_decode = gr.Checkbox(label=word("enable_online_decode"), min_width=160)
-        offload_model = gr.Checkbox(label=word("offload_model"), min_width=160)
-        layout = gr.Dropdown(LAYOUTS, label=word("layout"), min_width=160)
-        num_gpus_dit = gr.Number(label=word("num_gpus_dit"), precision=0, minimum=1, min_width=160)
-        ulysses_size = gr.Number(label=word("ulysses_size"), precision=0, minimum=1, min_width=160)
-        decode_gpu = gr.Checkbox(label=word("decode_gpu"), min_width=160)
-    return {
-        "size": size,
-        "seed": seed,
-        "num_clip": num_clip,
-        "infer_frames": infer_frames,
-        "sample_steps": sample_steps,
-        "shift": shift,
-        "enable_online_decode": enable_online_decode,
-        "offload_model": offload_model,
-        "layout": layout,
-        "num_gpus_dit": num_gpus_dit,
-        "ulysses_size": ulysses_size,
-        "decode_gpu": decode_gpu,
-    }
+    """A field for each setting that the table offers on the page."""
+    parts: dict[str, Any] = {}
+    everywhere = [name for name in FORM if not refusal("preview", name)]
+    for names, shown in ((everywhere, ""), ([name for name in FORM if name not in everywhere], "full-model")):
+        with gr.Row(elem_classes=shown):
+            for name in names:
+                widget = SETTINGS[name].setting.widget
+                assert widget is not None, "FORM holds settings with a widget"
+                info = {"info": word(f"{name}_info")} if f"{name}_info" in TEXT else {}
+                component = getattr(gr, widget.kind)
+                parts[name] = component(label=word(name), min_width=160, **info, **widget.options)
+    return {name: parts[name] for name in FORM}
 
 
 def _output() -> dict[str, Any]:

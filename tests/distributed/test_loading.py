@@ -18,7 +18,7 @@ from avatar.model.weights.loading import load_transformer, open_transformer
 from avatar.model.weights.tiny import CONFIG
 from avatar.planning.layout import Layout
 from avatar.planning.transformer_config import ModelConfig
-from avatar.preset import Memory
+from avatar.settings import Memory
 
 CPU = torch.device("cpu")
 FLOAT = torch.float32

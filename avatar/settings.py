@@ -1,0 +1,271 @@
+"""The one table of settings. Flags, form, batch keys, checks and refusals follow from it.
+
+A setting is a field of one of the sections below. Its annotation says everything about it: its type, its
+range (pydantic's Field), and how it is offered (Setting). Adding a field here adds it everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
+
+from avatar.errors import BadInput
+
+STRICT = ConfigDict(extra="forbid", strict=True, validate_default=False)
+
+WeightDtype = Literal["bf16", "fp8", "fp32"]
+RingDtype = Literal["bf16", "fp8", "fp32"]
+TextPlace = Literal["gpu", "cpu", "sharded"]
+LayoutName = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
+
+MOST_FRAMES = 1000  # of a clip
+MOST_CLIPS = 1_000_000
+MOST_GPUS = 1024
+
+SIZES = ("1280*720", "720*1280", "704*704", "704*384", "688*368", "512*512", "384*256")
+
+
+@dataclass(frozen=True)
+class Widget:
+    """The form's field for a setting. kind: Gradio's component. options: passed to it as they are."""
+
+    kind: Literal["Number", "Slider", "Checkbox", "Dropdown"]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a setting is offered to users.
+
+    help: for the command line. allowed: its range in words. flag: its flag, where that is not --NAME.
+    spellings: further flags of the same meaning. constants: flags that stand for one value. group: the
+    heading in --help. widget: None keeps it off the page. refused_by: the engines that cannot honour it,
+    each with the reason.
+    """
+
+    help: str
+    allowed: str = ""
+    metavar: str = ""
+    flag: str = ""
+    spellings: tuple[str, ...] = ()
+    constants: Mapping[str, str] = field(default_factory=dict)
+    group: str = "settings"
+    widget: Widget | None = None
+    refused_by: Mapping[str, str] = field(default_factory=dict)
+
+
+NO_CLIPS = {"preview": "it works frame by frame, without clips"}
+NO_STEPS = {"preview": "it has no denoising steps"}
+NO_MODEL = {"preview": "it has no transformer whose memory could be arranged"}
+NO_GPU = {"preview": "it runs on the CPU alone"}
+SEVERAL = "several GPUs"
+
+
+@validated(frozen=True, config=STRICT)
+class Generation:
+    """What is generated; at most num_clip clips of infer_frames frames, 0: as long as the speech."""
+
+    size: Annotated[
+        str,
+        Setting(
+            "area of the picture, the portrait's shape is kept",
+            metavar="W*H",
+            widget=Widget("Dropdown", {"choices": list(SIZES), "allow_custom_value": True}),
+        ),
+    ] = "704*384"
+    seed: Annotated[
+        int,
+        Field(ge=0, lt=2**63),
+        Setting(
+            "same seed and settings, same video",
+            allowed="a whole number from 0 up",
+            spellings=("--base_seed",),
+            widget=Widget("Number", {"precision": 0, "minimum": 0}),
+        ),
+    ] = 0
+    num_clip: Annotated[
+        int,
+        Field(ge=0, le=MOST_CLIPS),
+        Setting(
+            "at most so many clips; 0: all of the speech",
+            allowed=f"from 0 (as long as the speech) to {MOST_CLIPS}",
+            widget=Widget("Number", {"precision": 0, "minimum": 0}),
+            refused_by=NO_CLIPS,
+        ),
+    ] = 0
+    infer_frames: Annotated[
+        int,
+        Field(ge=16, le=MOST_FRAMES, multiple_of=4),
+        Setting(
+            "frames of a clip, a multiple of 4",
+            allowed=f"a multiple of 4 from 16 to {MOST_FRAMES}",
+            widget=Widget("Slider", {"minimum": 16, "maximum": 96, "step": 4}),
+            refused_by=NO_CLIPS,
+        ),
+    ] = 48
+    sample_steps: Annotated[
+        int,
+        Field(ge=1, le=8),
+        Setting(
+            "denoising steps, 1 to 8",
+            allowed="from 1 to 8",
+            widget=Widget("Slider", {"minimum": 1, "maximum": 8, "step": 1}),
+            refused_by=NO_STEPS,
+        ),
+    ] = 4
+    shift: Annotated[
+        float,
+        Field(ge=0.1, le=20, allow_inf_nan=False),
+        Setting(
+            "shift of the sampler's timesteps",
+            allowed="from 0.1 to 20",
+            spellings=("--sample_shift",),
+            widget=Widget("Slider", {"minimum": 0.5, "maximum": 12, "step": 0.5}),
+            refused_by=NO_STEPS,
+        ),
+    ] = 3.0
+    prompt: Annotated[
+        str,
+        Setting(
+            "what the picture shows and how the person speaks",
+            metavar="TEXT",
+            refused_by={"preview": "it is driven by the sound alone and reads no prompt"},
+        ),
+    ] = ""
+
+
+@validated(frozen=True, config=STRICT)
+class Memory:
+    """Where things live and in which form. text_encoder: "sharded" is over all GPUs of several."""
+
+    enable_online_decode: Annotated[
+        bool,
+        Setting("decode every block as it comes", widget=Widget("Checkbox"), refused_by=NO_MODEL),
+    ] = True
+    offload_model: Annotated[
+        bool,
+        Setting(
+            "keep layers in host memory until they are needed", widget=Widget("Checkbox"), refused_by=NO_MODEL
+        ),
+    ] = False
+    weight_dtype: Annotated[
+        WeightDtype, Setting("of the weights", constants={"--fp8": "fp8"}, refused_by=NO_MODEL)
+    ] = "bf16"
+    ring_dtype: Annotated[RingDtype, Setting("of the attention's rings", refused_by=NO_MODEL)] = "bf16"
+    text_encoder: Annotated[
+        TextPlace,
+        Setting(
+            "where the prompt is encoded; sharded: over all GPUs",
+            constants={"--t5_cpu": "cpu", "--t5_fsdp": "sharded"},
+            refused_by=NO_MODEL,
+        ),
+    ] = "gpu"
+
+
+@validated(frozen=True, config=STRICT)
+class Parallel:
+    """How the work is spread over GPUs. decode_gpu: a GPU for the decoder alone."""
+
+    layout: Annotated[
+        LayoutName,
+        Setting(
+            "how one video is spread over GPUs",
+            flag="--parallel",
+            constants={"--dit_fsdp": "fsdp"},
+            group=SEVERAL,
+            widget=Widget("Dropdown", {"choices": list(get_args(LayoutName))}),
+            refused_by=NO_GPU,
+        ),
+    ] = "local"
+    num_gpus_dit: Annotated[
+        int,
+        Field(ge=1, le=MOST_GPUS),
+        Setting(
+            "GPUs for the transformer",
+            allowed=f"from 1 to {MOST_GPUS}",
+            group=SEVERAL,
+            widget=Widget("Number", {"precision": 0, "minimum": 1}),
+            refused_by=NO_GPU,
+        ),
+    ] = 1
+    ulysses_size: Annotated[
+        int,
+        Field(ge=1, le=MOST_GPUS),
+        Setting(
+            "GPUs that share each item by heads",
+            allowed=f"from 1 to {MOST_GPUS}",
+            group=SEVERAL,
+            widget=Widget("Number", {"precision": 0, "minimum": 1}),
+            refused_by=NO_GPU,
+        ),
+    ] = 1
+    decode_gpu: Annotated[
+        bool,
+        Setting(
+            "one more GPU, for decoding alone",
+            flag="--enable_vae_parallel",
+            group=SEVERAL,
+            widget=Widget("Checkbox"),
+            refused_by=NO_GPU,
+        ),
+    ] = False
+
+
+# What a request may carry besides settings, and not every engine can honour.
+OTHER_REFUSALS: Mapping[str, Mapping[str, str]] = {
+    "points": {"diffusion": "it works without face points"},
+    "head_only": {"diffusion": "its model moves the whole person"},
+    "ckpt_dir": {"preview": "it uses no checkpoint"},
+}
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A setting as the table declares it. kind: its type; choices: for one of several words."""
+
+    name: str
+    section: str
+    kind: type
+    default: Any
+    setting: Setting
+    choices: tuple[str, ...] = ()
+
+
+def _declared(section: str, holder: type) -> Iterable[Declared]:
+    hints = get_type_hints(holder, include_extras=True)
+    for one in fields(holder):
+        hint, *more = get_args(hints[one.name])
+        setting = next(part for part in more if isinstance(part, Setting))
+        choices = tuple(get_args(hint)) if get_origin(hint) is Literal else ()
+        default = getattr(holder(), one.name)
+        yield Declared(one.name, section, str if choices else hint, default, setting, choices)
+
+
+SECTIONS: Mapping[str, type] = {"generation": Generation, "memory": Memory, "parallel": Parallel}
+SETTINGS: Mapping[str, Declared] = {
+    one.name: one for section, holder in SECTIONS.items() for one in _declared(section, holder)
+}
+FORM: tuple[str, ...] = tuple(name for name, one in SETTINGS.items() if one.setting.widget is not None)
+
+
+def refusal(engine: str, name: str) -> str:
+    """Why an engine cannot honour a setting, or what a request carries besides; empty when it can."""
+    reasons = SETTINGS[name].setting.refused_by if name in SETTINGS else OTHER_REFUSALS.get(name, {})
+    return reasons.get(engine, "")
+
+
+def refuse_settings(engine: str, given: Iterable[str]) -> None:
+    """Check the settings that a user gave by hand against a preset's engine.
+
+    Raises: BadInput naming the first that it cannot honour, with the reason.
+    """
+    for name in given:
+        if reason := refusal(engine, name):
+            raise BadInput(
+                f"The {engine} engine cannot honour {name}: {reason}.",
+                f"Leave {name} out, or choose a preset with another engine.",
+            )
