@@ -123,7 +123,7 @@ def _replaced(key: str, value: str) -> str:
         ("[generation]\nsample_guide_scale = 0.0", ["unknown key", "sample_guide_scale"]),
         ("[generation]\nseed = -1", ["seed"]),
         ("[generation]\nfps = 25", ["unknown key", "fps"]),
-        ("[requires]\nvram_gib = -1", ["vram_gib", "0 or more"]),
+        ("[requires]\nvram_gib = -1", ["vram_gib", "from 0 to"]),
         ("[memory]\nenable_online_decode = 1", ["enable_online_decode", "true or false"]),
         ('[memory]\nweight_dtype = "fp9"', ["weight_dtype", "'fp8'", "bf16"]),
         ('[memory]\ntext_encoder = "gpus"', ["text_encoder", "'gpu'", "sharded"]),
