@@ -82,7 +82,7 @@ def find(paths: Sequence[str]) -> Iterator[tuple[Path, bool]]:
             found = [(Path(one), True) for one in _matching(text)]
         if not found:
             raise BadInput(
-                f"There is nothing to read at {text[:60]!r}.", "Give reports, as out/*.json, or a folder."
+                f"There is nothing to read at {text[:60]}.", "Give reports, as out/*.json, or a folder."
             )
         for one, is_wanted in found:
             if one.resolve() not in seen:

@@ -25,7 +25,7 @@ from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.panels.cards import Shape, lack_words, render_examples, render_presets, size_words
 from avatar.ui.panels.machine import render_gauges, render_machine, render_plan
 from avatar.ui.panels.status import Status, render_notices, render_status
-from avatar.ui.payloads import mapping, pressed, words
+from avatar.ui.payloads import kept, mapping, pressed, words
 from avatar.ui.run import STATUS_EVERY_S, Generate, PageRuns, Updates
 
 TICK_S = 1.0
@@ -128,7 +128,7 @@ class PageCallbacks:
             p.gauges: render_gauges(studio.gauges.read(), language),
             p.shelf: self.generate.shelf(owner, language),
             p.owner: owner,
-            p.saved: {**saved, "owner": owner},
+            p.saved: kept(saved, owner, FORM),
         }
 
     def closed(self, request: gr.Request) -> None:
@@ -205,8 +205,8 @@ class PageCallbacks:
 
     def keep(self, saved: Mapping[str, Any] | None, name: str, prompt: str, *values: Any) -> dict[str, Any]:
         """What this browser remembers."""
-        settings = dict(zip(FORM, values))
-        return {**mapping(saved), "preset": name, "prompt": prompt, "settings": settings}
+        now = {"preset": name, "prompt": prompt, "settings": dict(zip(FORM, values))}
+        return kept(now, words(mapping(saved).get("owner")), FORM)
 
     def example_chosen(self, request: gr.Request, event: gr.EventData) -> Updates:
         """Fill in a bundled portrait and speech; Generate follows."""

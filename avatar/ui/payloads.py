@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -20,6 +20,25 @@ def pressed(event: gr.EventData) -> tuple[str, str]:
 def mapping(value: Any) -> dict[str, Any]:
     """The value, if it is an object; else an empty one. For what the page itself keeps."""
     return dict(value) if isinstance(value, Mapping) else {}
+
+
+def kept(saved: Any, owner: str, names: Sequence[str]) -> dict[str, Any]:
+    """What a browser kept, as it may be sent back: nothing but our own keys, with values that JSON can carry.
+
+    names: of settings.
+    """
+    saved = mapping(saved)
+    settings = {name: value for name, value in mapping(saved.get("settings")).items() if name in names}
+    return {
+        "owner": owner,
+        "preset": words(saved.get("preset")),
+        "prompt": words(saved.get("prompt")),
+        "settings": {name: value for name, value in settings.items() if _is_plain(value)},
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | bool | float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def words(value: Any) -> str:

@@ -100,7 +100,7 @@ def test_two_visitors_do_not_reach_each_others_videos(private: Server, visit: Vi
     bob.page.wait_for_selector("#shelf .shelf")
     assert bob.page.locator(".video").count() == 0, "list"
     # A link to the video gives the video, and nothing else.
-    fetched = "async (address) => (await fetch(address)).status"
+    fetched = "async (address) => (await fetch(address, {cache: 'no-store'})).status"
     assert bob.page.evaluate(fetched, link) == 200
     assert "/file=" in shown
     assert bob.page.evaluate(fetched, shown) == 200

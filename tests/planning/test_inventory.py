@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from avatar.planning.checkpoint_places import find_checkpoint
 from avatar.planning.inventory import GIB, Inventory, own_processes, probe
 
 MIB = 2**20
@@ -174,3 +177,39 @@ def test_what_our_engines_hold_on_the_host_may_be_used_again():
     assert host.ours_bytes >= 200 * 2**20
     assert host.usable_bytes == min(host.ram_available_bytes + host.ours_bytes, host.ram_total_bytes)
     assert Inventory.imagine(1, 24).host.ours_bytes == 0
+
+
+def test_a_home_that_cannot_be_looked_into_holds_no_checkpoint(monkeypatch):
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "AVATAR_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/" + "x" * 300)  # whose every look-up fails, for root as well
+    assert not find_checkpoint().complete
+    assert not find_checkpoint(Path("y" * 300)).complete
+
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    assert not find_checkpoint().complete
+
+
+def test_a_home_that_may_not_be_searched_is_no_traceback(tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0)
+
+    def bound_by_permissions() -> None:
+        """Root, too: without the capabilities to override and to search."""
+        for capability in (1, 2):
+            ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "avatar", "presets"],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "HOME": str(locked / "me")},
+        preexec_fn=bound_by_permissions,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "cpu-preview" in ended.stdout
