@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REAP_S = 10.0  # a killed process should be gone by then
-ROOT = Path(__file__).resolve().parents[1]  # where the package lies
+ROOT = Path(__file__).resolve().parents[2]  # where the package lies
 
 
 class Child:
