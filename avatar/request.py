@@ -16,7 +16,8 @@ class Part:
     run: what all parts of one video have in common. first_frame, speech_frames: where it begins in the
     speech, and how long that is. carry: the file that the part before left for this one, None where this one
     begins from the portrait. leave: where to leave the same for the next one, None where nothing is wanted.
-    num_rungs: how many of its preset's ladder it begins below the preset.
+    num_rungs: how many of its preset's ladder it begins below the preset. num_full: how often memory ran out
+    before, so that a plan counts on less.
     """
 
     run: str
@@ -25,6 +26,7 @@ class Part:
     carry: Path | None = None
     leave: Path | None = None
     num_rungs: int = 0
+    num_full: int = 0
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from avatar.preset import Fallback, Preset
 from avatar.request import Request
 from avatar.runtime.engine import Frames
 from avatar.runtime.local_ranks import Fleet
-from avatar.runtime.rank_messages import Pulse
+from avatar.runtime.protocol import Pulse
 from avatar.runtime.ranked_source import RankedSource
 from avatar.runtime.report import RunReport, installed_versions, read_report
 from avatar.runtime.stream import stream_frames
@@ -82,10 +82,8 @@ class Observed:
 
 
 def listen(fleet: Fleet, seconds: float = 2.5) -> list[Pulse | None]:
-    """Every rank's heartbeat of just now."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        fleet.receive()
+    """Every rank's heartbeat of just now: idle ones are listened to anyway."""
+    time.sleep(seconds)
     return fleet.last_pulses
 
 

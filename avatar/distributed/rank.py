@@ -14,7 +14,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +26,20 @@ from avatar.planning.planner import plan
 from avatar.request import Request
 from avatar.runtime.child_process import deaf_to_signals
 from avatar.runtime.engine import FrameSource
-from avatar.runtime.rank_messages import Failed, Made, Meeting, OutOfMemory, Planned, Pulse, Start, Told
-from avatar.runtime.worker_loop import Ask, Run, Service, leave
+from avatar.runtime.protocol import (
+    Ask,
+    Failed,
+    Link,
+    Made,
+    Meeting,
+    OutOfMemory,
+    Planned,
+    Pulse,
+    Run,
+    RunEvent,
+    StartRank,
+)
+from avatar.runtime.worker_loop import Service, leave
 
 if TYPE_CHECKING:
     from avatar.distributed.init import RankContext
@@ -84,15 +95,16 @@ class Reporter:
         """What a user reads of it, and whether that is its cause."""
         if isinstance(error, AvatarError):
             return error, True
-        from avatar.pipeline.device import is_out_of_memory
+        if isinstance(error, RuntimeError):
+            from avatar.pipeline.device import is_out_of_memory
 
-        if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            return OutOfMemory.on(self.rank, self.seat.place if self.seat else ""), True
+            if is_out_of_memory(error):
+                return OutOfMemory.on(self.rank, self.seat.place if self.seat else ""), True
         return AvatarError(f"Rank {self.rank} failed.", "The log of the server says why."), False
 
 
 def work(
-    start: Start,
+    start: StartRank,
     reporter: Reporter,
     take_seat: Callable[[], RankContext],
     services: Iterable[Service],
@@ -121,11 +133,12 @@ def lead(service: Service, source: FrameSource, alone: bool) -> None:
     """Rank 0: make the frames of every run. alone: no other rank can be out of step after an error."""
     for run in service.asked():
         if isinstance(run, Ask):
-            service.send(Planned(plan_of(source, run.request)))
+            binds = getattr(source, "plan_binds", True)
+            service.send(Planned(plan_of(source, run.request), binds))
             continue
         error: AvatarError | None = None
         try:
-            for message in run_messages(source, run, partial(service.stopped, run)):
+            for message in answers(source, run, partial(service.stopped, run)):
                 service.send(message)
         except HARMLESS as harmless:
             error = harmless
@@ -136,7 +149,7 @@ def lead(service: Service, source: FrameSource, alone: bool) -> None:
         service.end(run, error)
 
 
-def run_messages(source: FrameSource, run: Run, cancelled: Callable[[], bool]) -> Iterator[Made | Told]:
+def answers(source: FrameSource, run: Run, cancelled: Callable[[], bool]) -> Iterator[Made | RunEvent]:
     """A run as rank 0 tells it; with the first frames goes the anchor, where the source has one."""
     anchor_of = getattr(source, "anchor", None)
     for item in source.frames(run.request, cancelled):
@@ -144,7 +157,7 @@ def run_messages(source: FrameSource, run: Run, cancelled: Callable[[], bool]) -
             yield Made(run.run, item, None if anchor_of is None else anchor_of())
             anchor_of = None
         else:
-            yield Told(run.run, item)
+            yield RunEvent(run.run, item)
 
 
 def plan_of(source: FrameSource, request: Request) -> Plan | AvatarError:
@@ -164,8 +177,8 @@ def die_with(parent: int) -> None:
         leave()
 
 
-def serve(link: Connection) -> None:
-    """A rank of this machine, from its Start on."""
+def serve(link: Link) -> None:
+    """A rank of this machine, from its start on."""
     start = link.recv()
     die_with(start.parent)
     logging.getLogger().setLevel(start.log_level)
@@ -176,7 +189,7 @@ def serve(link: Connection) -> None:
     work(start, reporter, partial(seat_here, start, service, meetings), [service])
 
 
-def seat_here(start: Start, service: Service, meetings: queue.SimpleQueue[Meeting]) -> RankContext:
+def seat_here(start: StartRank, service: Service, meetings: queue.SimpleQueue[Meeting]) -> RankContext:
     """Meet the other ranks of this machine. Raises: DoesNotFit."""
     from avatar.distributed.init import RankContext, device_of, open_store, reach_store
 
@@ -193,4 +206,4 @@ def seat_here(start: Start, service: Service, meetings: queue.SimpleQueue[Meetin
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     deaf_to_signals()  # Ctrl-C is the parent's: it cancels, and the file is closed
-    importlib.import_module("avatar.distributed.rank").serve(Connection(int(sys.argv[1])))
+    importlib.import_module("avatar.distributed.rank").serve(Link(int(sys.argv[1])))

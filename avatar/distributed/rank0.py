@@ -38,7 +38,7 @@ from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.engine import Frames
-from avatar.runtime.fallback import Descent
+from avatar.runtime.fallback import lowered
 
 
 class SingleRankSource(DiffusionPipeline):
@@ -61,10 +61,8 @@ class SingleRankSource(DiffusionPipeline):
 class Rank0Source(DiffusionPipeline):
     """Rank 0 of several: conditions and decoding are its own; of the transformer it has a share at most.
 
-    Memory that runs out on any rank ends them all, and fresh ones go on a rung lower: see course.
+    Memory that runs out on any rank ends them all, and fresh ones go on a rung lower: see RankedSource.
     """
-
-    steps_down = False
 
     def __init__(
         self, preset: Preset, weights: Path | None, seat: RankContext, make_parts: MakeParts | None = None
@@ -88,14 +86,20 @@ class Rank0Source(DiffusionPipeline):
                 self._denoiser.close()
                 self._denoiser = None
 
+    @property
+    def plan_binds(self) -> bool:  # type: ignore[override]
+        """See DiffusionPipeline. Loaded shares stay loaded: only a full GPU shows that they do not fit."""
+        return self._conductor is None
+
     def plan_for(self, request: Request) -> Plan:
         """See DiffusionPipeline; of all GPUs of this machine, where the other ranks' memory is ours, too."""
         speech_s = request.speech_frames / FPS
+        preset = lowered(request).preset
         inventory = probe(self._weights, our_pids=own_processes([os.getppid()]))
         gpus = tuple(  # in a container NVML may know our processes by other numbers
             replace(gpu, ours_bytes=max(gpu.ours_bytes, CUDA_CONTEXT_BYTES)) for gpu in inventory.gpus
         )
-        return plan(request.preset, replace(inventory, gpus=gpus), speech_s=speech_s)
+        return plan(preset, replace(inventory, gpus=gpus), speech_s=speech_s)
 
     def prepare(self, parts: Components, check: Check) -> None:
         """See DiffusionPipeline. All ranks load at once, each its share."""
@@ -164,7 +168,3 @@ class Rank0Source(DiffusionPipeline):
             check()
 
         return super()._from_checkpoint(request, placement, ticking)
-
-    def _stepped_down(self, descent: Descent) -> Iterator[Notice]:
-        """See DiffusionPipeline. Loaded shares stay loaded: only a full GPU shows that they do not fit."""
-        return iter(()) if self._conductor is not None else super()._stepped_down(descent)

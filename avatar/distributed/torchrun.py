@@ -20,11 +20,8 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from avatar.distributed.rank import Reporter, work
 from avatar.errors import BadInput
@@ -32,10 +29,21 @@ from avatar.events import Notice, Progress
 from avatar.planning.layout import Layout
 from avatar.preset import Preset
 from avatar.request import Request
-from avatar.runtime.attach import SECRET, Address, Greeting, Left, Quit, Shipped, prove
+from avatar.runtime.attach import SECRET, Address, prove
 from avatar.runtime.engine import Frames, FrameSource
-from avatar.runtime.rank_messages import Failed, Pulse, Start, from_json, to_json
-from avatar.runtime.request_bundle import RequestBundle
+from avatar.runtime.protocol import (
+    Failed,
+    Greeting,
+    Left,
+    Link,
+    Pulse,
+    Quit,
+    Shipped,
+    StartRank,
+    from_json,
+    to_json,
+)
+from avatar.runtime.request_bundle import Parcel
 from avatar.runtime.scratch import Scratch
 from avatar.runtime.worker_loop import HEARTBEAT_S, Service
 
@@ -48,7 +56,7 @@ log = logging.getLogger(__name__)
 
 ACCEPT_AGAIN_S = 0.5  # after a caller who could not be let in
 
-Parcels = queue.SimpleQueue[RequestBundle]
+Parcels = queue.SimpleQueue[Parcel]
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ def serve(preset: Preset, weights: Path | None, roles: str, address: Address, ke
         )
     store: Any = _meet(place, address, key)  # PyTorch's stubs know no clone()
     reports = Signed(store.clone(), key)
-    start = Start(preset, weights, roles, place.rank, place.world_size, log.getEffectiveLevel())
+    start = StartRank(preset, weights, roles, place.rank, place.world_size, log.getEffectiveLevel())
     if place.rank:
         reporter = Reporter(place.rank, partial(_report, reports, place.rank))
         threading.Thread(target=_beat, args=(reporter,), name="heartbeat", daemon=True).start()
@@ -183,7 +191,7 @@ def _reached_as(host: str) -> str:
     return launcher if ip_address(own).is_loopback else own
 
 
-def _seat(start: Start, place: TorchrunRank, store: Store) -> RankContext:
+def _seat(start: StartRank, place: TorchrunRank, store: Store) -> RankContext:
     from torch.distributed import PrefixStore
 
     from avatar.distributed.init import RankContext, device_of
@@ -222,7 +230,7 @@ def _relay(reports: Signed, world_size: int, send: Callable[[Any], None]) -> Non
                 if text != last.get(name):
                     last[name] = text
                     send(from_json(text))
-            except (AuthenticationError, ValueError, KeyError, TypeError) as error:
+            except (AuthenticationError, ValueError, KeyError, TypeError, AttributeError) as error:
                 log.error("a report that is not from a rank is left out: %s", type(error).__name__)
         time.sleep(HEARTBEAT_S)
 
@@ -233,7 +241,7 @@ class Acceptor:
     def __init__(self, preset: Preset, address: Address, key: bytes) -> None:
         self._preset, self._key = preset, key
         try:
-            self._listener = Listener((address.host, address.port), backlog=8)
+            self._listener = socket.create_server((address.host, address.port), family=address.family)
         except OSError as error:
             raise BadInput(
                 f"Cannot listen at {address}: {error.strerror}.", "Choose another --listen address."
@@ -273,14 +281,14 @@ class Acceptor:
     def _accept(self, reporter: Reporter) -> None:
         while True:
             try:
-                link = self._listener.accept()
+                line, _ = self._listener.accept()
             except OSError as error:  # a caller that hung up at once, or more of them than a process can hold
                 log.warning("nobody could be let in: %s", error)
                 time.sleep(ACCEPT_AGAIN_S)
                 continue
-            threading.Thread(target=self._let_in, args=(link, reporter), daemon=True).start()
+            threading.Thread(target=self._let_in, args=(Link(line.detach()), reporter), daemon=True).start()
 
-    def _let_in(self, link: Connection, reporter: Reporter) -> None:
+    def _let_in(self, link: Link, reporter: Reporter) -> None:
         try:
             prove(link, self._key, first=True)
         except (AuthenticationError, OSError, EOFError) as error:
@@ -314,7 +322,7 @@ class Unpacking:
     """A FrameSource whose requests' files come in parcels, a parcel a run."""
 
     def __init__(
-        self, source: FrameSource, next_parcel: Callable[[], RequestBundle], send: Callable[[Any], None]
+        self, source: FrameSource, next_parcel: Callable[[], Parcel], send: Callable[[Any], None]
     ) -> None:
         self._source, self._next_parcel, self._send = source, next_parcel, send
         self.label = source.label
@@ -327,10 +335,9 @@ class Unpacking:
             if here.part is not None and here.part.leave is not None and here.part.leave.exists():
                 self._send(Left(here.part.leave.read_bytes()))
 
-    def anchor(self) -> np.ndarray | None:
-        """See FrameSource."""
-        anchor_of = getattr(self._source, "anchor", None)
-        return None if anchor_of is None else anchor_of()
+    def __getattr__(self, name: str) -> Any:
+        """What the source can do besides, like telling its plan."""
+        return getattr(self._source, name)
 
     def close(self) -> None:
         """See FrameSource."""

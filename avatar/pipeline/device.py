@@ -12,6 +12,8 @@ from avatar.model.quantize import FLOAT8
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 DTYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}  # of the arithmetic
 RING_DTYPES = {"bf16": torch.bfloat16, "fp8": FLOAT8, "fp32": torch.float32}  # of what is kept
+# in what CUDA, cuBLAS and cuDNN, and NCCL say of it by other errors
+_SIGNS = ("out of memory", "ALLOC_FAILED", "Failed to CUDA calloc")
 
 
 def best_device(index: int = 0) -> torch.device:
@@ -45,9 +47,6 @@ def downloaded(values: Tensor) -> Tensor:
     done.record(torch.cuda.current_stream(values.device))
     done.synchronize()
     return staged.clone()  # the page-locked one serves the next call
-
-
-_SIGNS = ("out of memory", "ALLOC_FAILED", "Failed to CUDA calloc")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -20,17 +20,17 @@ from avatar.media.speech import SpeechReader
 from avatar.model.text_encoder import PromptTokenizer
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Check
-from avatar.pipeline.baton import Baton
 from avatar.pipeline.checkpoint_choice import find_files
 from avatar.pipeline.components import Components
 from avatar.pipeline.conditions import EncodeText, SpeechTrack
 from avatar.pipeline.decode import StreamingDecoder
 from avatar.pipeline.denoise import Conditions, Denoiser, LocalDenoiser
-from avatar.pipeline.device import RING_DTYPES, best_device, downloaded, is_out_of_memory
-from avatar.pipeline.device_budget import place_of, placement_on, plan_here
+from avatar.pipeline.device import RING_DTYPES, best_device, downloaded
+from avatar.pipeline.device_budget import placement_on, plan_here
 from avatar.pipeline.framing import framed, resized, size_within, video_size
 from avatar.pipeline.layer_stack import CompiledPieces
 from avatar.pipeline.offload.pinned import pinned_bytes
+from avatar.pipeline.resume import anchor_at, anchor_of, with_motion
 from avatar.pipeline.rollout import rollout
 from avatar.pipeline.schedule import Schedule
 from avatar.planning.placement import Placement
@@ -38,7 +38,8 @@ from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.engine import SELF_TEST_LABEL, Frames
-from avatar.runtime.fallback import Descent
+from avatar.runtime.fallback import lowered
+from avatar.runtime.resume_state import ResumeState
 from avatar.settings import Memory
 
 log = logging.getLogger(__name__)
@@ -53,10 +54,10 @@ class DiffusionPipeline:
     """Live Avatar on one device; its models stay loaded between requests.
 
     The self-test's preset takes a toy checkpoint: the named one, or one built for each run in its own folder.
-    Where the GPU's memory runs out, it steps down the ladder and goes on from the last block shown.
+    plan_binds: a run whose plan does not fit must step down before it begins.
     """
 
-    steps_down = True  # itself; else whoever made it does, and goes on with another
+    plan_binds = True
 
     def __init__(
         self, preset: Preset, weights: Path | None = None, make_parts: MakeParts | None = None
@@ -72,9 +73,8 @@ class DiffusionPipeline:
         self._encode_text: EncodeText | None = None  # how several ranks do it together
         self._parts: Components | None = None
         self._held: tuple[str, str] | None = None  # the settings that the parts were loaded with
-        self._share = 1.0  # of the device's room that a plan may count on
         self._fixed: Placement | None = None  # what the parts' own placement leaves no choice in
-        self._baton: Baton | None = None  # of the run that goes on
+        self._state: ResumeState | None = None  # of the run that goes on
         self._stands_on: tuple[str, int] | None = None  # a long video's run, and the rungs that it has taken
         self.pieces = CompiledPieces()
         self.label = SELF_TEST_LABEL if is_tiny else ""
@@ -83,7 +83,7 @@ class DiffusionPipeline:
     def of(cls, parts: Components, preset: Preset, make_parts: MakeParts | None = None) -> DiffusionPipeline:
         """A source over parts that are made already, as the preset holds them.
 
-        make_parts: makes them anew when memory ran out; None: the same ones, their transformer made anew.
+        make_parts: makes them anew where another placement is wanted; None: the same ones.
         """
         source = cls(preset, make_parts=make_parts or (lambda *_: parts))
         source._use(parts, preset.memory)
@@ -92,37 +92,24 @@ class DiffusionPipeline:
         return source
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
-        """Yield uint8 (T, H, W, 3) RGB, a block at a time. Raises: AvatarError, Cancelled."""
+        """Yield uint8 (T, H, W, 3) RGB, a block at a time.
+
+        Raises: AvatarError, Cancelled; RuntimeError where memory ran out (see is_out_of_memory): then this
+        process is of no more use, and whoever supervises it goes on with a fresh one, a rung lower.
+        """
         size = video_size(request)
-        baton, descent = Baton.take(request, size), self._descent(request)
-        self._baton = baton
+        self._state = state = ResumeState.of(request, size)
         try:
-            yield from self._stepped_down(descent)
-            while True:
-                try:
-                    yield from self._made(descent.request, size, baton, cancelled)
-                    break
-                except RuntimeError as error:
-                    if not (self.steps_down and is_out_of_memory(error)):
-                        raise
-                    log.warning("out of memory: %s", str(error).strip().split("\n")[0])
-                # The error is gone, and with it what its frames of the stack still held.
-                self._free()
-                self._share *= CAUTION
-                yield descent.step_down(baton.next_block, self._device_name)
-                baton.go_on()
-                if request.part is not None:
-                    self._stands_on = request.part.run, descent.num_taken
-            baton.leave(request)
+            yield from self._made(lowered(request), size, state, cancelled)
+            state.leave(request)
         finally:
-            self._baton = None
+            self._state = None
             if not self._keeps:
                 self._parts = None
 
     def anchor(self) -> np.ndarray | None:
         """The first latent frame of the run that goes on, once generated, 16 1 h w float32."""
-        anchor = None if self._baton is None else self._baton.anchor
-        return None if anchor is None else anchor.numpy()
+        return None if self._state is None else self._state.anchor
 
     def close(self) -> None:
         """See FrameSource."""
@@ -130,9 +117,9 @@ class DiffusionPipeline:
 
     def plan_for(self, request: Request) -> Plan:
         """The plan that a run of this request would follow."""
-        preset = request.preset
+        preset = lowered(request).preset
         speech_s = request.speech_frames / FPS
-        _, placement = self._placements(preset)
+        _, placement = self._placements(request)
         return plan_here(preset, best_device(), self._weights, placement, speech_s)
 
     def pinned_bytes(self) -> int:
@@ -140,7 +127,7 @@ class DiffusionPipeline:
         return pinned_bytes()
 
     def _made(
-        self, request: Request, stream: Size, baton: Baton, cancelled: Callable[[], bool]
+        self, request: Request, stream: Size, state: ResumeState, cancelled: Callable[[], bool]
     ) -> Iterator[Frames | Progress]:
         """What is left to make, as the request's preset makes it, in frames of the stream's size."""
         check = checking(cancelled)
@@ -153,12 +140,12 @@ class DiffusionPipeline:
         with SpeechReader(request.speech) as speech:
             track = SpeechTrack(speech.listen, speech.num_samples_16k)
             conditions = parts.conditions.encode(portrait, request.prompt, size, [track])
-            conditions = baton.conditions(conditions, size, parts.vae)
-            anchor = baton.anchor_for(size, parts.vae)
+            conditions = with_motion(conditions, state, request.portrait, stream, size, parts.vae)
+            anchor = anchor_at(state, size, parts.vae)
             yield Progress(Phase.GENERATING)
-            for frames in self._decoded(parts, request, size, conditions, baton, anchor, cancelled):
-                pixels = downloaded(frames[: baton.frames_left]).numpy()
-                yield baton.pass_frames(resized(pixels, stream))
+            for frames in self._decoded(parts, request, size, conditions, state, anchor, cancelled):
+                pixels = downloaded(frames[: state.frames_left]).numpy()
+                yield state.show(resized(pixels, stream))
 
     def _decoded(
         self,
@@ -166,19 +153,19 @@ class DiffusionPipeline:
         request: Request,
         size: Size,
         conditions: Conditions,
-        baton: Baton,
+        state: ResumeState,
         anchor: Tensor | None,
         cancelled: Callable[[], bool],
     ) -> Iterator[Tensor]:
         """Frames of each block, T H W 3 on the device: as they come, or all at the end."""
         decoder = self.make_decoder(parts)
-        start = decoder.go_on if baton.goes_on else decoder.prime
+        start = decoder.go_on if state.goes_on else decoder.prime
 
         def prime() -> None:
             with self.priming():
                 start(conditions.motion)
 
-        latents = partial(self._latents, parts, request, size, conditions, baton, anchor, cancelled)
+        latents = partial(self._latents, parts, request, size, conditions, state, anchor, cancelled)
         if request.preset.memory.enable_online_decode:
             blocks = latents(prime)
         else:
@@ -198,25 +185,27 @@ class DiffusionPipeline:
         request: Request,
         size: Size,
         conditions: Conditions,
-        baton: Baton,
+        state: ResumeState,
         anchor: Tensor | None,
         cancelled: Callable[[], bool],
         meanwhile: Callable[[], None],
     ) -> Iterator[Tensor]:
         """Latents of each block; the rings live as long as this iterator. meanwhile: see rollout."""
+        first = state.next_block
         latents = rollout(
             conditions,
             self.make_denoiser(request.preset, parts, size),
-            num_blocks=baton.first_block + baton.num_blocks,
+            num_blocks=first + state.blocks_left,
             seed=request.seed,
             cancelled=cancelled,
-            first_block=baton.first_block,
+            first_block=first,
             anchor=anchor,
-            origin=baton.first_block,
+            origin=first,
             meanwhile=meanwhile,
         )
         for block in latents:
-            baton.pass_latents(block)
+            if state.anchor is None:
+                state.anchor = anchor_of(block)
             yield block
 
     def make_denoiser(self, preset: Preset, parts: Components, size: Size) -> Denoiser:
@@ -230,7 +219,7 @@ class DiffusionPipeline:
     def _loaded(self, request: Request, check: Check) -> Components:
         """All models, loaded unless held as this request wants them."""
         preset = request.preset
-        held, placement = self._placements(preset)
+        held, placement = self._placements(request)
         if held is None or not held.serves(placement):
             self._free()
             parts = self._make_parts(request, placement, check)
@@ -261,13 +250,15 @@ class DiffusionPipeline:
         """The checkpoint that a request takes. Raises: WeightsMissing, BadInput."""
         return find_files(request.preset, self._weights, request.work)
 
-    def _placements(self, preset: Preset) -> tuple[Placement | None, Placement]:
-        """How the parts are held, None where they would not do for the preset; and how it wants them."""
+    def _placements(self, request: Request) -> tuple[Placement | None, Placement]:
+        """How the parts are held, None where they would not do for the request; and how it wants them."""
+        preset = lowered(request).preset
         parts = self._parts if self._held == held_as(preset.memory) else None
         held = None if parts is None else parts.placement
         if self._fixed is not None:
             return held, self._fixed
-        return held, placement_on(best_device(), preset, held, self._weights, self._share)
+        share = CAUTION ** (request.part.num_full if request.part else 0)
+        return held, placement_on(best_device(), preset, held, self._weights, share)
 
     def _from_checkpoint(self, request: Request, placement: Placement, check: Check) -> Components:
         """The models of the checkpoint; the prompt is measured first."""
@@ -279,28 +270,6 @@ class DiffusionPipeline:
         self._parts, self._held = parts, held_as(memory)
         self.pieces = CompiledPieces.on(parts.device)
 
-    def _descent(self, request: Request) -> Descent:
-        """The request's ladder; a long video's next part begins on the rung on which the last one ended."""
-        descent = Descent(request)
-        part, stood = request.part, self._stands_on
-        if part is None or stood is None or part.run != stood[0]:
-            self._stands_on, self._share = None, 1.0
-        num_taken = 0 if self._stands_on is None else self._stands_on[1]
-        descent.skip(max(num_taken, 0 if part is None else part.num_rungs))
-        return descent
-
-    def _stepped_down(self, descent: Descent) -> Iterator[Notice]:
-        """Rungs that are taken before loading: the GPU may have less free than when the run was accepted.
-
-        Raises: DoesNotFit when none is left.
-        """
-        while self._fixed is None:
-            planned = self.plan_for(descent.request)
-            present = [gpu for gpu in planned.gpus if gpu.total_bytes]
-            if not any(gpu.shortfall_bytes for gpu in present):
-                return
-            yield descent.step_down_planned(planned)
-
     def _free(self) -> None:
         """Give back everything that the device holds for us."""
         if self._parts is not None:
@@ -309,10 +278,6 @@ class DiffusionPipeline:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    @property
-    def _device_name(self) -> str:
-        return place_of(best_device()) if torch.cuda.is_available() else ""
 
 
 def local_denoiser(

@@ -1,0 +1,1 @@
+"""What runs engines and keeps them running. No torch: nothing here computes."""

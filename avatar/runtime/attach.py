@@ -21,42 +21,16 @@ from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.child_process import hang_up
 from avatar.runtime.factory import serves
-from avatar.runtime.local_ranks import JOIN_S, Fleet, Limits
-from avatar.runtime.request_bundle import RequestBundle
-from avatar.runtime.worker_loop import Run
+from avatar.runtime.local_ranks import Fleet, Limits
+from avatar.runtime.protocol import Greeting, Left, Link, Quit, Run, Shipped
+from avatar.runtime.request_bundle import Parcel
+from avatar.runtime.supervisor import JOIN_S
 
 SECRET = "AVATAR_SECRET"  # the environment's
 FEWEST_LETTERS = 16
 GREET_S = 10.0  # for the other side to prove itself
 QUIT_S = 5.0  # for rank 0 to end
 REACH_S = 30.0  # torchrun starts lost ranks anew, which takes a while
-
-
-@dataclass(frozen=True)
-class Greeting:
-    """Rank 0's first word: the preset that its ranks hold, and whether it serves somebody else now."""
-
-    preset: Preset
-    is_taken: bool
-
-
-@dataclass(frozen=True)
-class Shipped:
-    """Goes before a Run: the contents of its files."""
-
-    parcel: RequestBundle
-
-
-@dataclass(frozen=True)
-class Left:
-    """What a part has left for the next one."""
-
-    carry: bytes
-
-
-@dataclass(frozen=True)
-class Quit:
-    """End all ranks: one of them is lost."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +50,11 @@ class Address:
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
         return self.host == "localhost" or self.host == "::1" or self.host.startswith("127.")
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """Of the sockets that listen there."""
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
@@ -166,7 +145,7 @@ class AttachedFleet(Fleet):
         """See Fleet; the files go along with a run."""
         if isinstance(message, Run):
             self._request = message.request
-            super().send(Shipped(RequestBundle.of(message.request)))
+            super().send(Shipped(Parcel.of(message.request)))
         super().send(message)
 
     def _take(self, message: Any) -> None:
@@ -198,7 +177,7 @@ class AttachedFleet(Fleet):
         with socket.create_connection((self._address.host, self._address.port), GREET_S) as reached:
             reached.settimeout(None)
             reached.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            link = Connection(reached.detach())
+            link = Link(reached.detach())
         if not link.poll(GREET_S):
             link.close()
             raise EOFError("no greeting")
@@ -210,7 +189,7 @@ class AttachedFleet(Fleet):
         assert self._link is not None
         if not self._link.poll(GREET_S):
             raise WorkerLost(f"The ranks at {self._address} do not answer.", "See their log.")
-        greeting = self._link.recv()
+        greeting: Greeting = self._link.recv()
         trouble = ""
         if greeting.is_taken:
             trouble = "serve somebody else now"

@@ -16,12 +16,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from avatar.errors import AvatarError, BadInput, Cancelled
 from avatar.runtime.child_process import Child
+from avatar.runtime.protocol import Link
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def _lost(name: str, fate: str) -> BadInput:
     return BadInput(f"{name} is damaged: it cannot be read.", "Export it again, or choose another file.")
 
 
-def serve(link: Connection, memory_bytes: int) -> None:
+def serve(link: Link, memory_bytes: int) -> None:
     """The child: calls what comes over the link, within the bounds, until the link is closed."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
@@ -252,7 +252,7 @@ def main() -> None:
     """`python -m avatar.runtime.bounded_process BYTES FD`: a child of Bounded."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the server, which hangs up
-    serve(Connection(int(sys.argv[2])), int(sys.argv[1]))
+    serve(Link(int(sys.argv[2])), int(sys.argv[1]))
 
 
 if __name__ == "__main__":

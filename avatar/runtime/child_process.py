@@ -1,4 +1,4 @@
-"""A process of our own with a link to it; what is sent over the link, both sides agree on.
+"""A process of our own, with a link to it.
 
 Not multiprocessing.Process: its spawn would import the parent's main module, and with it the whole page.
 """
@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+from avatar.runtime.protocol import Link
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class Child:
                 start_new_session=True,  # a terminal's signals are for the parent: it cancels, and drains
                 env={**os.environ, **(env or {}), "PYTHONPATH": os.pathsep.join(module_folders(sys.path))},
             )
-            self.link = Connection(ours.detach())
+            self.link = Link(ours.detach())
 
     @property
     def pid(self) -> int:

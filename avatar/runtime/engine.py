@@ -19,10 +19,10 @@ class FrameSource(Protocol):
     """What an engine adds of its own: frames in order, with notices and progress between them.
 
     It knows nothing of encoding, segments, files or processes: runtime.stream does that for every engine,
-    and runtime.engine_process runs it in a process of its own. Optional methods:
+    and runtime.engine_process runs it in a process of its own. Further methods, for sources that have them:
     `plan_for(request, cancelled)`, the planning.plan.Plan by which it acts, for the run's report;
     `pinned_bytes()`, the page-locked host memory that it holds now, which another thread asks twice a second;
-    `anchor()`, by which ranks that know nothing of the run can go on with it: see runtime.carry.Carry.
+    `anchor()`, by which ranks that know nothing of the run can go on with it: see ResumeState.
     """
 
     label: str  # shown wherever the output shows: "preview", or "" for the real thing

@@ -1,14 +1,13 @@
-"""An engine in a process of its own: `EngineProcess` starts `python -m avatar.runtime.engine_process FD`.
+"""An engine in a process of its own: `EngineProcess` here, `python -m …engine_process FD` there.
 
 The page and the command line never render, open CUDA or load a model: a crash, a leak or a hang stays
-in the child, which dies with its parent. Both sides talk in the dataclasses below over one socket pair.
+in the child, which dies with its parent.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
-import queue
 import sys
 import threading
 import time
@@ -22,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 from avatar.errors import AvatarError, WorkerLost
 from avatar.events import Event, Finished, Progress, Segment
 from avatar.request import Request
-from avatar.runtime.child_process import REAP_S, Child, deaf_to_signals, kill_all
+from avatar.runtime.child_process import Child, deaf_to_signals, kill_all
 from avatar.runtime.engine import FrameSource
+from avatar.runtime.protocol import Begun, Heartbeat, Link, Ready, Run, StartEngine
 from avatar.runtime.report import MemoryUse
 from avatar.runtime.scratch import writing_in
-from avatar.runtime.worker_loop import Cancel, Ended, Run, Service, leave
+from avatar.runtime.supervisor import IdleListener, Supervised
+from avatar.runtime.worker_loop import Service, leave
 
 if TYPE_CHECKING:
     from avatar.runtime.run_meter import RunMeter
@@ -35,48 +36,15 @@ log = logging.getLogger(__name__)
 
 SILENCE_LIMIT_S = 60.0  # without a heartbeat for so long, the child is taken for hung
 CANCEL_LIMIT_S = 20.0  # a cancelled run must have ended by then, its file closed
-POLL_S = 0.25
+LISTENING_S = 1.0  # for so long at most an idle child is listened to at a time
 
 
-@dataclass(frozen=True)
-class Open:
-    """First message to the child: which FrameSource to build, and how much to log."""
+class _Child(Supervised):
+    """The process of an EngineProcess. label, use: as it said last."""
 
-    source: str  # "package.module:Class"
-    options: dict[str, Any] = field(default_factory=dict)
-    log_level: int = logging.INFO
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The source is built; label is what its output is called."""
-
-    label: str
-
-
-@dataclass(frozen=True)
-class Heartbeat:
-    """A sign of life; use: of the run that goes on, or of the last one."""
-
-    use: MemoryUse
-
-
-@dataclass(frozen=True)
-class Begun:
-    """A run's turn has come; plan: for its report."""
-
-    run: int
-    plan: dict[str, Any] | None
-
-
-class _Process:
-    """The child of an EngineProcess. All that it says is read at once, whether or not a run goes on.
-
-    Heartbeats and the label are kept here, everything else waits in messages; None there: it has hung up.
-    """
-
-    def __init__(self, opening: Open, env: Mapping[str, str]) -> None:
+    def __init__(self, opening: StartEngine, env: Mapping[str, str]) -> None:
         """Raises: WorkerLost when no process can be started."""
+        super().__init__()
         try:
             self._child = Child("avatar.runtime.engine_process", env=env)
         except OSError as error:
@@ -86,66 +54,91 @@ class _Process:
             ) from error
         self.label = ""
         self.use: MemoryUse | None = None
-        self.heard = time.monotonic()  # when it last said anything
-        self.messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, name="engine", daemon=True)
-        self.send(opening)
-        self._reader.start()
+        self._heard = time.monotonic()
+        self._ended = False
+        self._ending = threading.Lock()
+        self._read(self._child.link)
+        try:
+            self._child.link.send(opening)
+        except OSError:  # it has ended at once: whoever listens is told
+            log.debug("the engine's process does not hear its start")
 
     @property
     def pid(self) -> int:
         return self._child.pid
 
     @property
+    def links(self) -> Sequence[Connection]:
+        """See Supervised."""
+        return [] if self._ended else [self._child.link]
+
+    @property
     def alive(self) -> bool:
-        return self._child.alive
-
-    def send(self, message: Open | Run | Cancel) -> None:
-        """One thread at a time. A child that is gone gets nothing: whoever reads is told that it is gone."""
-        try:
-            self._child.link.send(message)
-        except OSError as error:
-            log.debug("the engine's process hears nothing any more: %s", error)
-
-    def fate(self) -> str:
-        """How it ended, as the end of a sentence."""
-        return self._child.fate()
+        """See Supervised."""
+        return not self._ended and self._child.alive
 
     def end(self) -> None:
-        """Kill it, and wait until it is gone."""
-        kill_all([self._child], close_links=False)
-        self._reader.join(REAP_S)
-
-    def _read(self) -> None:
-        try:
-            while True:
-                message = self._child.link.recv()
-                self.heard = time.monotonic()
-                if isinstance(message, Heartbeat):
-                    self.use = message.use
-                elif isinstance(message, Ready):
-                    self.label = message.label
-                else:
-                    self.messages.put(message)
-        except (EOFError, OSError):
-            log.debug("the engine's process has hung up")
-        except Exception:
-            log.exception("a message of the engine's process cannot be read")
-        finally:
+        """See Supervised. Any thread may."""
+        self._ended = True
+        with self._ending:
+            kill_all([self._child], close_links=False)
+            self._stop_reading()
             self._child.link.close()
-            self.messages.put(None)
+
+    def _take(self, message: Any) -> None:
+        """See Supervised."""
+        self._heard = time.monotonic()
+        if isinstance(message, Heartbeat):
+            self.use = message.use
+        elif isinstance(message, Ready):
+            self.label = message.label
+        else:
+            self._waiting.append(message)
+
+    def _hung_up(self, link: Connection) -> None:
+        """See Supervised."""
+        raise self._lost(self._child.fate())
+
+    def _check(self, now: float, away_s: float) -> None:
+        """See Supervised."""
+        self._heard = min(now, self._heard + away_s)
+        if self._ended:
+            raise WorkerLost("The engine's process has been ended.", "Try again: a fresh one is started.")
+        if now - self._heard > SILENCE_LIMIT_S:
+            raise self._lost(f"gave no sign of life for {SILENCE_LIMIT_S:.0f} s")
+
+    def _stopping(self) -> None:
+        """See Supervised."""
+
+    def _not_stopped(self, limit_s: float) -> AvatarError:
+        """See Supervised."""
+        return self._lost(f"did not stop within {limit_s:.0f} s")
+
+    def _lost(self, cause: str) -> WorkerLost:
+        """The error for a child that is gone; makes sure that it is."""
+        self.end()
+        log.error("engine process lost: it %s", cause)
+        return WorkerLost(f"The engine's process {cause}.", "Try again: a fresh one is started.")
 
 
 @dataclass
-class _Current:
-    """The run that goes on. process: None until it has been asked for. cancelled: when, if it was."""
+class _Shown:
+    """What a run has shown. plan: as it said when it began; progress: the last."""
 
-    number: int
-    process: _Process | None = None
-    cancelled: float | None = None
     plan: dict[str, Any] | None = None
-    progress: Progress | None = None  # the last
+    progress: Progress | None = None
     segments: list[Segment] = field(default_factory=list)
+
+    def note(self, message: Any) -> Iterator[Event]:
+        """Keep what a message says; yields it if it is an event."""
+        if isinstance(message, Begun):
+            self.plan = message.plan
+        elif isinstance(message, Event):
+            if isinstance(message, Segment):
+                self.segments.append(message)
+            elif isinstance(message, Progress):
+                self.progress = message
+            yield message
 
 
 class EngineProcess:
@@ -157,12 +150,12 @@ class EngineProcess:
         gpus: those that the child may see, as CUDA_VISIBLE_DEVICES names them; None: those seen here.
         """
         self._env = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-        self._open = Open(source, options, logging.getLogger().getEffectiveLevel())
-        self._running = threading.Lock()  # one run at a time
-        self._lock = threading.Lock()  # for what follows; nobody waits for the child while holding it
-        self._process: _Process | None = None
-        self._current: _Current | None = None
+        self._open = StartEngine(source, options, logging.getLogger().getEffectiveLevel())
+        self._starting = threading.Lock()
+        self._child: _Child | None = None
+        self._cancelled: threading.Event | None = None  # of the run that goes on
         self._num_runs = 0
+        self._idle = IdleListener(lambda: self._child)
         self.label = ""
 
     def warm(self) -> None:
@@ -170,150 +163,92 @@ class EngineProcess:
 
         Raises: WorkerLost when it cannot be started.
         """
-        with self._lock:
-            self._started()
+        self._started()
 
     @property
     def pid(self) -> int | None:
         """The child's process id, None when there is none."""
-        process = self._process
-        return process.pid if process is not None and process.alive else None
+        child = self._child
+        return child.pid if child is not None and child.alive else None
 
     @property
     def pinned_bytes(self) -> int | None:
         """Page-locked memory that the child held at its last heartbeat; None before the first."""
-        process = self._process
-        if process is None or not process.alive:
+        child = self._child
+        if child is None or not child.alive:
             return 0
-        return process.use.pinned_bytes if process.use else None
+        return child.use.pinned_bytes if child.use else None
 
     def stream(self, request: Request) -> Iterator[Event]:
         """Events of one run; see Engine.stream. Raises: also WorkerLost, when the child dies or hangs."""
-        if not self._running.acquire(blocking=False):
+        if not self._idle.busy.acquire(timeout=LISTENING_S):
             raise AvatarError("The engine is busy with another video.", "Wait for it to end, or stop it.")
         try:
-            with self._lock:
-                self._num_runs += 1
-                self._current = run = _Current(self._num_runs)
-            yield from self._stream(request, run)
+            self._cancelled = cancelled = threading.Event()
+            self._num_runs += 1
+            yield from self._stream(Run(self._num_runs, request), cancelled)
         finally:
-            self._current = None
-            self._running.release()
+            self._cancelled = None
+            self._idle.busy.release()
 
-    def _stream(self, request: Request, run: _Current) -> Iterator[Event]:
-        process = self._asked(request, run)
-        ended: Ended | None = None
+    def _stream(self, run: Run, cancelled: threading.Event) -> Iterator[Event]:
+        child, shown = self._started(), _Shown()
         try:
-            while ended is None:
-                message = self._receive(process, run)
-                if isinstance(message, Begun):
-                    run.plan = message.plan
-                elif isinstance(message, Ended):
-                    ended = message
-                else:
-                    if isinstance(message, Segment):
-                        run.segments.append(message)
-                    elif isinstance(message, Progress):
-                        run.progress = message
-                    yield message
+            for message in child.follow(run, cancelled.is_set, CANCEL_LIMIT_S, to_the_end=True):
+                self.label = child.label
+                yield from shown.note(message)
         except WorkerLost as error:
-            ended = Ended(run.number, error)
-            kept = self._salvage(request, run, process, error)
+            if child.alive:  # it has lost its own ranks, and kept what was made
+                raise
+            for message in child.unread():
+                yield from shown.note(message)
+            kept = self._salvage(run.request, shown, child, error)
             if kept is not None:
                 yield kept
-        finally:
-            if ended is None:  # the caller closed the iterator: end the run, then be ready for the next
-                self._drain(process, run)
-        if ended.error is not None:
-            raise ended.error
+            raise
 
     def cancel(self) -> None:
         """End the run that is going on, if one is; its stream() then yields Finished(stopped=True)."""
-        with self._lock:
-            run = self._current
-            if run is None or run.cancelled is not None:
-                return
-            run.cancelled = time.monotonic()
-            if run.process is not None:  # else _asked sends it
-                run.process.send(Cancel(run.number))
+        cancelled = self._cancelled
+        if cancelled is not None:
+            cancelled.set()
 
     def close(self) -> None:
         """End the child and all that it holds; a run that is going on ends with WorkerLost."""
-        with self._lock:
-            process, self._process = self._process, None
-        if process is not None:
-            process.end()
+        self._idle.close()
+        with self._starting:
+            child, self._child = self._child, None
+        if child is not None:
+            child.end()
 
-    def _started(self) -> _Process:
-        """The child, a fresh one if there is none. The caller holds the lock."""
-        if self._process is None or not self._process.alive:
-            self._process = _Process(self._open, self._env)
-        return self._process
+    def _started(self) -> _Child:
+        """The child, a fresh one if there is none. Raises: WorkerLost."""
+        with self._starting:
+            if self._child is not None and not self._child.alive:
+                self._child.end()
+                self._child = None
+            if self._child is None:
+                self._child = _Child(self._open, self._env)
+            return self._child
 
-    def _asked(self, request: Request, run: _Current) -> _Process:
-        """Ask the child for a run, which may be cancelled already."""
-        with self._lock:
-            run.process = process = self._started()
-            process.send(Run(run.number, request))
-            if run.cancelled is not None:
-                process.send(Cancel(run.number))
-        return process
-
-    def _receive(self, process: _Process, run: _Current) -> Any:
-        """The next message from the child. Raises: WorkerLost."""
-        while True:
-            try:
-                message = process.messages.get(timeout=POLL_S)
-            except queue.Empty:
-                now = time.monotonic()
-                if now - process.heard > SILENCE_LIMIT_S:
-                    raise self._lost(process, f"gave no sign of life for {SILENCE_LIMIT_S:.0f} s") from None
-                if run.cancelled is not None and now - run.cancelled > CANCEL_LIMIT_S:
-                    raise self._lost(process, f"did not stop within {CANCEL_LIMIT_S:.0f} s") from None
-                continue
-            if message is None:
-                raise self._lost(process, process.fate())
-            self.label = process.label
-            return message
-
-    def _lost(self, process: _Process, cause: str) -> WorkerLost:
-        """The error for a child that is gone; makes sure that it is."""
-        process.end()
-        with self._lock:
-            if self._process is process:
-                self._process = None
-        log.error("engine process lost: it %s", cause)
-        return WorkerLost(f"The engine's process {cause}.", "Try again: a fresh one is started.")
-
-    def _drain(self, process: _Process, run: _Current) -> None:
-        """Cancel, then read up to the run's end; a child that does not end is killed."""
-        self.cancel()
-        try:
-            while not isinstance(self._receive(process, run), Ended):
-                pass
-        except WorkerLost as error:
-            log.warning("while stopping: %s", error)
-
-    def _salvage(
-        self, request: Request, run: _Current, process: _Process, error: WorkerLost
-    ) -> Finished | None:
+    def _salvage(self, request: Request, shown: _Shown, child: _Child, error: WorkerLost) -> Finished | None:
         """What was shown becomes a finished file, joined from the segments that are on disk."""
         from avatar.runtime.stream import finish_from_segments
 
-        if not run.segments:
+        if not shown.segments:
             return None
         return finish_from_segments(
             request,
-            run.segments,
+            shown.segments,
             error,
-            label=process.label,
-            progress=run.progress,
-            plan=run.plan,
-            memory=process.use,
+            label=child.label,
+            progress=shown.progress,
+            plan=shown.plan,
+            memory=child.use,
         )
 
 
-def serve(link: Connection) -> None:
+def serve(link: Link) -> None:
     """The child's side: build the source, then run requests until the parent hangs up."""
     from avatar.runtime.run_meter import RunMeter
 
@@ -339,7 +274,7 @@ def serve(link: Connection) -> None:
 class _Server:
     """The child's side of runs. A parent that is gone leaves it to keep what was made of the last one."""
 
-    def __init__(self, link: Connection, meter: RunMeter, weights: Path | None) -> None:
+    def __init__(self, link: Link, meter: RunMeter, weights: Path | None) -> None:
         self.service = Service(link, on_hangup=self._hung_up)
         self._meter, self._weights = meter, weights
         self._keeping = False  # what is made now is worth keeping, also when nobody waits for it
@@ -386,5 +321,5 @@ class _Server:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     deaf_to_signals()  # Ctrl-C is the parent's: it cancels, and the file is closed
-    # This module's own classes belong to __main__ here; messages need those of the imported module.
-    importlib.import_module("avatar.runtime.engine_process").serve(Connection(int(sys.argv[1])))
+    # This module's own classes are those of __main__ here: the messages are those of the module by its name.
+    importlib.import_module("avatar.runtime.engine_process").serve(Link(int(sys.argv[1])))

@@ -1,7 +1,6 @@
 """The out-of-memory ladder at run time: which rung comes next, and how it is told.
 
 The one place where a run decides to step down: where many devices share a run, all follow this one decision.
-No torch until an error is looked at: the engine's process decides for ranks that are gone.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from avatar.request import Request
 from avatar.runtime.report import RUNG_OOM, RUNG_PLANNED
 
 log = logging.getLogger(__name__)
-
-# in what CUDA, cuBLAS and cuDNN, and NCCL say of it by other errors
 
 
 class Descent:
@@ -84,3 +81,10 @@ class Descent:
         self.num_taken += 1
         self.request = replace(self.request, preset=preset)
         return rung
+
+
+def lowered(request: Request) -> Request:
+    """The request with the preset of the rung on which it stands."""
+    descent = Descent(request)
+    descent.skip(request.part.num_rungs if request.part else 0)
+    return descent.request

@@ -7,31 +7,27 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from avatar.errors import AvatarError, WorkerLost
+from avatar.errors import AvatarError, Cancelled, WorkerLost
 from avatar.events import RankLoad
 from avatar.planning.layout import Layout
 from avatar.preset import Preset
 from avatar.runtime.child_process import Child, kill_all
-from avatar.runtime.rank_messages import Failed, Made, Meeting, Planned, Pulse, Start, Told
-from avatar.runtime.worker_loop import Ended
+from avatar.runtime.protocol import Failed, Made, Meeting, Pulse, StartRank
+from avatar.runtime.supervisor import HungUp, Supervised
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.25
 BLAME_S = 1.0  # when a rank fails others follow: for so long their reports are gathered, to name the first
 LOAD_PULSES = 6  # how many heartbeats back a rank's load is measured
-JOIN_S = 0.02
-MAX_UNREAD = 8  # messages that wait for the consumer; frames are large, and their ranks wait, too
 TRY_AGAIN = "Try again: fresh ones are started."
 
 
@@ -47,87 +43,33 @@ class Limits:
     stall_s: float = 120.0
 
 
-@dataclass(frozen=True)
-class HungUp:
-    """Nothing more comes over a link."""
-
-
-class Fleet(ABC):
-    """All ranks of one layout; one thread at a time. Once one is lost all are, and it is of no more use."""
+class Fleet(Supervised):
+    """All ranks of one layout. Rank 0's link comes first."""
 
     def __init__(self, preset: Preset, limits: Limits) -> None:
+        super().__init__()
         self.layout, self.limits = Layout.of(preset), limits
         now = time.monotonic()
         self._heard = [now] * self.layout.world_size  # when each rank was last heard of
         self._moved = now  # when any of them last made progress
-        self._listened = now
         self._pulses = [deque[Pulse](maxlen=LOAD_PULSES) for _ in self._heard]
-        self._inbox: queue.Queue[tuple[Connection, Any]] = queue.Queue(MAX_UNREAD)
-        self._readers: list[threading.Thread] = []
-        self._waiting: deque[Any] = deque()
         self._faults: dict[int, tuple[int, float, AvatarError]] = {}  # by rank: how telling, when, what
         self._making = False
-
-    @property
-    @abstractmethod
-    def links(self) -> Sequence[Connection]:
-        """Rank 0's comes first."""
-
-    @property
-    @abstractmethod
-    def alive(self) -> bool:
-        """Whether a run may be asked for."""
-
-    @abstractmethod
-    def end(self) -> None:
-        """End all ranks, whatever they are doing; what they held on the GPUs is free then."""
-
-    def leave(self) -> None:
-        """No more runs will be asked for."""
-        self.end()
 
     @abstractmethod
     def fate_of(self, link: Connection) -> tuple[int, str]:
         """The rank that has hung up, and what became of it."""
 
     def send(self, message: Any) -> None:
-        """Run, Cancel or Ask to rank 0. Raises: AvatarError when it is gone."""
+        """See Supervised."""
         self._making = False
         self._moved = time.monotonic()
-        try:
-            self.links[0].send(message)
-        except OSError:
-            self._hung_up(self.links[0])
-
-    def receive(self) -> Told | Made | Ended | Planned | Pulse | None:
-        """The next message, None when none comes in POLL_S. Raises: AvatarError when a rank is lost."""
-        self._hear(None if self._waiting else POLL_S)
-        return self._waiting.popleft() if self._waiting else None
+        super().send(message)
 
     def listen_idle(self) -> None:
-        """Read the heartbeats that came while no run goes on. Raises: AvatarError when a rank is lost."""
+        """See Supervised."""
         self._moved = time.monotonic()  # nobody is to make progress
-        self._hear(0.0)
-        self._waiting.clear()
-
-    def _hear(self, timeout_s: float | None) -> None:
-        """Read what comes in that time, if one is given. Raises: AvatarError when a rank is lost.
-
-        Time during which nobody listens counts for no rank's silence.
-        """
-        now = time.monotonic()
-        away = now - self._listened
-        self._heard = [min(now, heard + away) for heard in self._heard]
-        self._moved = min(now, self._moved + away)
-        if timeout_s is not None:
-            self._listen(timeout_s)
-        self._listened = time.monotonic()
-        self._check(self._listened)
-
-    def unread(self) -> Iterator[Any]:
-        """What had come before the ranks were lost, and was not received."""
-        while self._waiting:
-            yield self._waiting.popleft()
+        super().listen_idle()
 
     @property
     def loads(self) -> tuple[RankLoad, ...]:
@@ -159,53 +101,8 @@ class Fleet(ABC):
         last = pulses[-1] if pulses else Pulse(rank)
         return RankLoad(rank, last.role, last.place, busy)
 
-    def _read(self, link: Connection) -> None:
-        """Have all that comes over a link read in a thread: a rank may stop in the midst of a message."""
-
-        def read() -> None:
-            try:
-                while True:
-                    self._inbox.put((link, link.recv()))
-            except (EOFError, OSError):
-                log.debug("a link has ended")
-            except Exception:
-                log.exception("a message cannot be read")
-            self._inbox.put((link, HungUp()))
-
-        reader = threading.Thread(target=read, name="read ranks", daemon=True)
-        self._readers.append(reader)
-        reader.start()
-
-    def _stop_reading(self) -> None:
-        """The links have been ended: what came before that is kept for unread()."""
-        for reader in self._readers:
-            while reader.is_alive():
-                self._keep_unread()
-                reader.join(JOIN_S)
-        self._keep_unread()
-        self._readers.clear()
-
-    def _keep_unread(self) -> None:
-        while not self._inbox.empty():
-            _, message = self._inbox.get()
-            if not isinstance(message, HungUp):
-                self._waiting.append(message)
-
-    def _listen(self, timeout_s: float) -> None:
-        """Take what has come; wait so long for the first of it."""
-        until = time.monotonic() + timeout_s
-        for _ in range(MAX_UNREAD):
-            try:
-                link, message = self._inbox.get(timeout=max(0.0, until - time.monotonic()))
-            except queue.Empty:
-                return
-            until = 0.0
-            if isinstance(message, HungUp):
-                self._hung_up(link)
-            else:
-                self._take(message)
-
     def _take(self, message: Any) -> None:
+        """See Supervised."""
         now = time.monotonic()
         if isinstance(message, Pulse):
             pulses = self._pulses[message.rank]
@@ -221,8 +118,25 @@ class Fleet(ABC):
             self._blame(message.rank, 0 if message.foreseen else 2, message.error, message.at_s)
         self._waiting.append(message)
 
-    def _check(self, now: float) -> None:
+    def leave_starting(self) -> None:
+        """End ranks that are still starting, which hear nothing for seconds. Raises: Cancelled then."""
+        if not self.at_home:
+            self.end()
+            raise Cancelled("The run was stopped.")
+
+    def _stopping(self) -> None:
+        """See Supervised."""
+        self.leave_starting()
+
+    def _not_stopped(self, limit_s: float) -> AvatarError:
+        """See Supervised."""
+        log.error("the ranks did not stop within %g s, and are ended", limit_s)
+        return Cancelled("The run was stopped.")
+
+    def _check(self, now: float, away_s: float) -> None:
         """Raises: WorkerLost when a rank is silent, or none makes progress, for too long."""
+        self._heard = [min(now, heard + away_s) for heard in self._heard]
+        self._moved = min(now, self._moved + away_s)
         for rank, heard in enumerate(self._heard):
             pulses = self._pulses[rank]
             listens = bool(pulses and pulses[-1].place)  # while PyTorch is imported no heartbeat may come
@@ -240,6 +154,7 @@ class Fleet(ABC):
             self._blame(rank, 0, WorkerLost(cause, TRY_AGAIN), blame_s=0)
 
     def _hung_up(self, link: Connection) -> None:
+        """See Supervised."""
         rank, fate = self.fate_of(link)
         self._blame(rank, 1, WorkerLost(f"{self.name_of(rank)} {fate}.", TRY_AGAIN))
 
@@ -294,7 +209,7 @@ class LocalFleet(Fleet):
         for rank, child in enumerate(self.ranks):
             self._read(child.link)
             try:
-                child.link.send(Start(preset, weights, roles, rank, world_size, level))
+                child.link.send(StartRank(preset, weights, roles, rank, world_size, level))
             except OSError:  # it has ended at once: whoever listens is told
                 log.debug("rank %d does not hear its start", rank)
 

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from avatar.errors import AvatarError, Cancelled
+from avatar.errors import AvatarError, Cancelled, WorkerLost
 from avatar.events import Notice, Phase, Progress
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.attach import Address, AttachedFleet
-from avatar.runtime.course import Course
 from avatar.runtime.engine import SELF_TEST_LABEL, Frames
 from avatar.runtime.factory import serves
+from avatar.runtime.fallback import Descent
 from avatar.runtime.local_ranks import Fleet, Limits, LocalFleet
-from avatar.runtime.rank_messages import Made, OutOfMemory, Planned, Pulse, Told
-from avatar.runtime.worker_loop import Ask, Cancel, Ended, Run
+from avatar.runtime.protocol import Ask, Made, OutOfMemory, Planned, Pulse, Run, RunEvent
+from avatar.runtime.resume_state import ResumeState
+from avatar.runtime.supervisor import IdleListener
 
 log = logging.getLogger(__name__)
 
 ROLES = "avatar.distributed.roles"
-IDLE_S = 0.5  # between two looks at ranks that have nothing to do
+FILE = "shown.safetensors"  # in a run's own folder: what fresh ranks go on from
 CANCEL_LIMIT_S = 15.0  # a cancelled run must have ended by then, or the ranks are
 
 
@@ -45,7 +44,7 @@ class RankedSource:
         """Starts the ranks, and does not wait for them. weights: the checkpoint folder, when named.
 
         attach: where rank 0 of ranks listens that were started by torchrun; they are not started here, and
-        have their own weights. roles: see Start.
+        have their own weights. roles: see StartRank.
         """
         self._address = None if attach is None else Address.parse(attach)
         self.label = SELF_TEST_LABEL if preset.requires.weights == "tiny" else ""
@@ -54,87 +53,109 @@ class RankedSource:
             1, "ranks"
         )  # lives on: ranks end with the thread that started them
         self._run = 0
-        self._stands_on: dict[str, int] = {}  # a long video's run, and the rungs that it has taken
+        self._stands_on: tuple[str, int, int] | None = None  # a long video's run, its rungs, how often full
+        self._asked: tuple[Request, Planned] | None = None  # the last plan that was asked for
         self._served = serves(preset)
         self._fleet: Fleet | None = None if attach else self._start(preset)
-        self._busy = threading.Lock()  # held by whoever listens to the ranks
-        self._closed = threading.Event()
-        self._idler = threading.Thread(target=self._listen_idle, name="idle ranks", daemon=True)
-        self._idler.start()
+        self._idle = IdleListener(lambda: self._fleet)
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
-        """See FrameSource. A full GPU ends the ranks, and fresh ones go on a rung lower.
+        """See FrameSource. When ranks are lost fresh ones go on, a rung lower if a GPU was full.
 
-        Raises: also WorkerLost; the next run finds fresh ranks then.
+        Raises: also WorkerLost, when fresh ones are lost as well before they have made anything.
         """
-        with self._busy:
+        with self._idle.busy:
             yield from self._frames(request, cancelled)
 
     def _frames(
         self, request: Request, cancelled: Callable[[], bool]
     ) -> Iterator[Frames | Notice | Progress]:
-        part = request.part
-        course = Course(request, self._stands_on.get(part.run, 0) if part else 0)
+        state, file = self._state_of(request), request.work / FILE
+        descent = Descent(request)
+        descent.skip(state.num_rungs)
+        lost_at: int | None = None  # the frame that ranks were to make when they were lost
         try:
-            while not course.is_whole:
+            while not state.is_whole:
+                yield Progress(Phase.LOADING)
+                self._fleet_for(request.preset)
                 try:
-                    yield from self._made(course, cancelled)
-                    break
-                except OutOfMemory as error:
-                    log.warning("%s", error.message)
-                    full = error.device
-                if course.is_whole:
-                    course.leave()
-                else:
-                    yield course.step_down(full)
+                    yield from self._stepped_down(request, state, descent, cancelled)
+                    yield from self._made(state, state.rest(request, file), cancelled)
+                    return
+                except OutOfMemory as full:
+                    log.warning("%s", full.message)
+                    notice = self._lower(state, descent, full)
+                except WorkerLost as lost:
+                    if lost_at == state.next_frame:
+                        raise
+                    lost_at, notice = state.next_frame, _restarted(lost, state)
+                if notice is not None:
+                    yield notice
+            state.leave(request)  # in the place of ranks that could not
         finally:
-            self._stands_on = {part.run: course.num_rungs} if part else {}
-            course.close()
+            part = request.part
+            self._stands_on = (part.run, state.num_rungs, state.num_full) if part else None
+            file.unlink(missing_ok=True)
 
-    def _made(self, course: Course, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
-        """What is left to make, by one group of ranks. Raises: AvatarError."""
-        yield Progress(Phase.LOADING)
+    def _lower(self, state: ResumeState, descent: Descent, full: OutOfMemory) -> Notice | None:
+        """Take a rung, unless all has been shown. Raises: DoesNotFit when none is left."""
+        if state.is_whole:
+            return None
+        notice = descent.step_down(state.next_block, full.device)
+        state.num_rungs, state.num_full = descent.num_taken, state.num_full + 1
+        return notice
+
+    def _state_of(self, request: Request) -> ResumeState:
+        """Where a request begins: a part of a long video on the rung on which the part before ended."""
+        state, part = ResumeState.of(request), request.part
+        if part is not None and self._stands_on is not None and self._stands_on[0] == part.run:
+            _, num_rungs, num_full = self._stands_on
+            state.num_rungs, state.num_full = max(state.num_rungs, num_rungs), max(state.num_full, num_full)
+        return state
+
+    def _stepped_down(
+        self, request: Request, state: ResumeState, descent: Descent, cancelled: Callable[[], bool]
+    ) -> Iterator[Notice]:
+        """Rungs taken before loading: a GPU may have less free than when the run was accepted.
+
+        Raises: DoesNotFit when none is left.
+        """
+        while True:
+            planned = self._planned(state.rest(request, request.work / FILE), cancelled)
+            if isinstance(planned.plan, AvatarError):
+                raise planned.plan
+            present = [gpu for gpu in planned.plan.gpus if gpu.total_bytes]
+            if not planned.binds or not any(gpu.shortfall_bytes for gpu in present):
+                return
+            notice = descent.step_down_planned(planned.plan)
+            state.num_rungs = descent.num_taken
+            yield notice
+
+    def _made(
+        self, state: ResumeState, request: Request, cancelled: Callable[[], bool]
+    ) -> Iterator[Frames | Notice | Progress]:
+        """What a request asks for, by one group of ranks; the state goes with it. Raises: AvatarError."""
         if cancelled():
             raise Cancelled("The run was stopped.")
-        request = course.rest
         fleet = self._fleet_for(request.preset)
         self._run += 1
-        ended = False
         try:
-            fleet.send(Run(self._run, request))
-            asked_to_stop: float | None = None
-            while not ended:
-                message = fleet.receive()
-                if isinstance(message, Ended) and message.run == self._run:
-                    ended = True
-                    if message.error is not None:
-                        raise message.error
-                elif asked_to_stop is not None:
-                    if time.monotonic() - asked_to_stop > CANCEL_LIMIT_S:
-                        self._give_up(fleet)
-                elif cancelled():
-                    _leave_home(fleet)
-                    asked_to_stop = time.monotonic()
-                    fleet.send(Cancel(self._run))
-                else:
-                    yield from self._passed(course, message)
-                    if isinstance(message, Pulse) and message.rank == 0:
-                        yield Progress(Phase.LOADING, ranks=fleet.loads)  # phases never go back
+            for message in fleet.follow(Run(self._run, request), cancelled, CANCEL_LIMIT_S):
+                yield from self._passed(state, message)
+                if isinstance(message, Pulse) and message.rank == 0:
+                    yield Progress(Phase.LOADING, ranks=fleet.loads)  # phases never go back
         except AvatarError:
             for message in fleet.unread():
-                yield from self._passed(course, message)
+                yield from self._passed(state, message)
             raise
-        finally:
-            if not ended and fleet.alive:
-                self._drain(fleet)
 
-    def _passed(self, course: Course, message: Any) -> Iterator[Frames | Notice | Progress]:
+    def _passed(self, state: ResumeState, message: Any) -> Iterator[Frames | Notice | Progress]:
         """What a message of the run's ranks has for its consumer."""
         if isinstance(message, Made) and message.run == self._run:
-            yield course.pass_frames(message)
-        elif isinstance(message, Told) and message.run == self._run:
-            if isinstance(message.event, Notice):
-                course.pass_notice(message.event)
+            if state.anchor is None:
+                state.anchor = message.anchor
+            yield state.show(message.frames)
+        elif isinstance(message, RunEvent) and message.run == self._run:
             yield message.event
 
     def plan_for(self, request: Request, cancelled: Callable[[], bool] = lambda: False) -> Plan:
@@ -142,15 +163,24 @@ class RankedSource:
 
         Raises: AvatarError, Cancelled.
         """
-        with self._busy:
-            fleet = self._fleet_for(request.preset)
-            fleet.send(Ask(request))
-            while not isinstance(message := fleet.receive(), Planned):
-                if cancelled():
-                    _leave_home(fleet)
-        if isinstance(message.plan, AvatarError):
-            raise message.plan
-        return message.plan
+        with self._idle.busy:
+            planned = self._planned(self._state_of(request).rest(request, request.work / FILE), cancelled)
+        if isinstance(planned.plan, AvatarError):
+            raise planned.plan
+        return planned.plan
+
+    def _planned(self, request: Request, cancelled: Callable[[], bool]) -> Planned:
+        """Rank 0's plan for a request, asked for once. Raises: AvatarError, Cancelled."""
+        asked, self._asked = self._asked, None
+        if asked is not None and asked[0] == request and self._fleet is not None and self._fleet.alive:
+            return asked[1]
+        fleet = self._fleet_for(request.preset)
+        fleet.send(Ask(request))
+        while not isinstance(message := fleet.receive(), Planned):
+            if cancelled():
+                fleet.leave_starting()
+        self._asked = request, message
+        return message
 
     def pinned_bytes(self) -> int:
         """Page-locked memory that the ranks held when last heard of."""
@@ -159,24 +189,10 @@ class RankedSource:
 
     def close(self) -> None:
         """See FrameSource."""
-        self._closed.set()
-        self._idler.join()
+        self._idle.close()
         if self._fleet is not None:
             self._fleet.leave()
         self._starter.shutdown()
-
-    def _listen_idle(self) -> None:
-        """Between runs: what the ranks say is read, and one that is lost is seen before the next run."""
-        while not self._closed.wait(IDLE_S):
-            if not self._busy.acquire(blocking=False):
-                continue
-            try:
-                if self._fleet is not None and self._fleet.alive:
-                    self._fleet.listen_idle()
-            except AvatarError as error:
-                log.warning("while idle: %s", error)
-            finally:
-                self._busy.release()
 
     @property
     def fleet(self) -> Fleet:
@@ -198,32 +214,11 @@ class RankedSource:
             return AttachedFleet(preset, self._address, self._limits)
         return self._starter.submit(LocalFleet, preset, self._weights, self._roles, self._limits).result()
 
-    def _drain(self, fleet: Fleet) -> None:
-        """The consumer has left: cancel, and listen until the run has ended."""
-        deadline = time.monotonic() + CANCEL_LIMIT_S
-        try:
-            _leave_home(fleet)
-            fleet.send(Cancel(self._run))
-            while time.monotonic() < deadline:
-                message = fleet.receive()
-                if isinstance(message, Ended) and message.run == self._run:
-                    return
-            self._give_up(fleet)
-        except AvatarError as error:
-            log.warning("while stopping: %s", error)
 
-    def _give_up(self, fleet: Fleet) -> None:
-        """The ranks do not stop: end them. Raises: Cancelled."""
-        log.error("the ranks did not stop within %g s, and are ended", CANCEL_LIMIT_S)
-        fleet.end()
-        raise Cancelled("The run was stopped.")
-
-
-def _leave_home(fleet: Fleet) -> None:
-    """A run is to end: ranks that are still starting hear nothing for seconds, and are ended themselves.
-
-    Raises: Cancelled then.
-    """
-    if not fleet.at_home:
-        fleet.end()
-        raise Cancelled("The run was stopped.")
+def _restarted(lost: WorkerLost, state: ResumeState) -> Notice | None:
+    """What is said of ranks that are started anew, unless all has been shown."""
+    if state.is_whole:
+        return None
+    log.warning("%s Fresh ones go on at frame %d.", lost.message, state.next_frame)
+    text = f"{lost.message} Fresh processes go on; nothing is lost."
+    return Notice("restarted", text, "warning", values={"cause": lost.message, "block": state.next_block})

@@ -8,44 +8,17 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from avatar.errors import AvatarError
-from avatar.request import Request
+from avatar.runtime.protocol import Ask, Cancel, Ended, Run
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
 MAX_UNSENT = 2  # messages that wait to be sent; frames are large, and heartbeats come behind them
 SETTLE_POLL_S = 0.01
-
-
-@dataclass(frozen=True)
-class Run:
-    run: int
-    request: Request
-
-
-@dataclass(frozen=True)
-class Cancel:
-    run: int
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What would a run of this request hold? Answered in turn."""
-
-    request: Request
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The run is over; error is what it raised, if anything."""
-
-    run: int
-    error: AvatarError | None = None
 
 
 def leave() -> None:

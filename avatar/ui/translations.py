@@ -274,6 +274,7 @@ NOTICES: dict[str, str] = {
     "resumed": "继续生成：已完成的部分不再重做。",
     "frames_cut": "语音结束之后多出的帧已略去。",
     "rung_oom": "{device} 显存不足（第 {block} 块）：{rung}由 {was} 改为 {now}，继续生成，画面不丢失。",
+    "restarted": "生成进程中断（{cause}），已重新启动并继续生成，画面不丢失。",
     "rung_planned": "按计划放不下：{rung}由 {was} 改为 {now}。",
 }
 

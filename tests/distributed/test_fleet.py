@@ -15,8 +15,9 @@ import pytest
 from avatar.errors import WorkerLost
 from avatar.preset import load_preset
 from avatar.runtime.child_process import hang_up
-from avatar.runtime.local_ranks import MAX_UNREAD, Fleet, Limits
-from avatar.runtime.rank_messages import Made, Pulse
+from avatar.runtime.local_ranks import Fleet, Limits
+from avatar.runtime.protocol import Made, Pulse
+from avatar.runtime.supervisor import MAX_UNREAD
 
 LIMITS = Limits(silence_s=0.5, start_s=1.0, stall_s=60.0)
 PATIENCE_S = 30.0

@@ -18,23 +18,19 @@ from avatar.distributed.rank0 import Rank0Source
 from avatar.distributed.rank_meter import RankMeter
 from avatar.errors import DoesNotFit
 from avatar.events import Finished, Notice
-from avatar.geometry import FPS, MOTION_FRAMES, Size
+from avatar.geometry import FPS, Size
 from avatar.media.intake import open_request
 from avatar.media.sample import write_sample
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.planning import ladder
 from avatar.planning.estimates import CUDA_CONTEXT_BYTES
 from avatar.planning.inventory import Inventory
-from avatar.planning.plan import GIB, DevicePlan, MemoryItem, Plan
+from avatar.planning.plan import GIB
 from avatar.preset import Fallback, Preset, load_preset
 from avatar.request import Part, Request
-from avatar.runtime.carry import Carry
-from avatar.runtime.course import FILE, Course
 from avatar.runtime.engine import FrameSource
-from avatar.runtime.fallback import Descent
 from avatar.runtime.local_ranks import Limits
-from avatar.runtime.rank_messages import Made
-from avatar.runtime.ranked_source import RankedSource
+from avatar.runtime.ranked_source import FILE, RankedSource
 from avatar.runtime.report import read_report
 from avatar.runtime.stream import stream_frames
 from tests.distributed import full_roles
@@ -122,7 +118,11 @@ def item(layers: int, steps: int = 2) -> int:
     return (LATE * steps + steps - 1) * layers + 1
 
 
+ALONE = {"layout": "layers", "num_gpus_dit": 1}
 CASES = {  # the layout, the preset, and who is full at what, how often called
+    "alone, while a late block is decoded": (ALONE, SHORTER, (0, "decode", 3)),
+    "alone, at a late block": (ALONE, SHORTER, (0, "layer", item(3))),
+    "alone, while the prompt is encoded": (ALONE, SHORTER, (0, "text", 1)),
     "layers and a decode rank": (
         {"layout": "layers", "num_gpus_dit": 2, "decode_gpu": True},
         SHORTER,
@@ -177,30 +177,12 @@ def test_when_no_rung_is_left_the_gpu_is_named_and_what_was_made_is_kept(ask, fu
     assert [taken.rung for taken in read_report(finished.report).rungs] == ["infer_frames"]
 
 
-class Cramped(Rank0Source):
-    """The plan of all its GPUs does not fit before a rung is taken."""
-
-    def plan_for(self, request: Request) -> Plan:
-        lacks = request.preset.generation.infer_frames == 36
-        gpus = (
-            DevicePlan("GPU 0 (Card)", 0, (MemoryItem("kv_rings", GIB),), 2 * GIB, 4 * GIB),
-            DevicePlan(
-                "GPU 1 (Card)", 1, (MemoryItem("kv_rings", (3 if lacks else 1) * GIB),), 2 * GIB, 4 * GIB
-            ),
-            DevicePlan("GPU 2 (not here)", 2, (MemoryItem("kv_rings", GIB),), 0, 0),  # another machine's
-        )
-        return Plan("mine", "diffusion", gpus, DevicePlan("the host", None, (), GIB, GIB))
-
-
-def test_a_plan_that_does_not_fit_on_every_gpu_steps_down_before_anything_loads(ask):
+def test_shares_that_are_loaded_stay_whatever_a_plan_says(ask):
     request = ask(SHORTER.with_settings(layout="layers", num_gpus_dit=3))
-    source = Cramped(request.preset, None, RankContext(0, 3, CPU, RankMeter(CPU), "CPU"))
-    descent = Descent(request)
-    (notice,) = source._stepped_down(descent)
-    assert (notice.code, notice.rung, notice.values["device"]) == ("rung_planned", "infer_frames", "GPU 1")
-    assert descent.request.preset.generation.infer_frames == 32
-    source._conductor = object()  # the shares are loaded: they count as used, and stay
-    assert list(source._stepped_down(Descent(request))) == []
+    source = Rank0Source(request.preset, None, RankContext(0, 3, CPU, RankMeter(CPU), "CPU"))
+    assert source.plan_binds
+    source._conductor = object()  # they count as used, if not as ours
+    assert not source.plan_binds
 
 
 def test_what_ranks_already_hold_of_the_gpus_counts_as_theirs(ask, monkeypatch):
@@ -218,45 +200,3 @@ def test_what_ranks_already_hold_of_the_gpus_counts_as_theirs(ask, monkeypatch):
     planned = source.plan_for(replace(request, preset=preset))
     assert [gpu.available_bytes for gpu in planned.gpus] == 2 * [24 * GIB + CUDA_CONTEXT_BYTES]
     assert {os.getpid(), os.getppid()} <= asked[0]  # who started the ranks, and all of those
-
-
-def made(course: Course, num_frames: int, first: int = 0, anchor: bool = False) -> None:
-    frames = np.arange(first, first + num_frames, dtype=np.uint8)[:, None, None, None]
-    latent = np.full((16, 1, 8, 8), first, np.float32) if anchor else None
-    course.pass_frames(Made(1, np.broadcast_to(frames, (num_frames, 64, 64, 3)), latent))
-
-
-def test_a_part_of_a_long_video_goes_on_behind_what_the_part_before_left(ask, tmp_path):
-    before = np.full((MOTION_FRAMES, 64, 64, 3), 200, np.uint8)
-    Carry(before, np.full((16, 1, 8, 8), 7, np.float32), before[0]).write(tmp_path / "carry")
-    part = Part("run", 33, 200, carry=tmp_path / "carry", leave=tmp_path / "leave")
-    request = replace(ask(SHORTER), num_frames=48, part=part)
-    course = Course(request)
-    assert course.rest is request
-    made(course, 12, 1, anchor=True)
-    assert course.step_down("GPU 1 (rank 1)").values["block"] == 4  # frame 45 of the speech
-    rest = course.rest
-    assert (rest.num_frames, rest.preset) == (36, request.preset)
-    assert rest.part == replace(part, first_frame=45, carry=rest.part.carry, num_rungs=1)
-    carry = Carry.read(rest.part.carry, Size(64, 64))
-    assert carry.frames[:, 0, 0, 0].tolist() == [200] * (MOTION_FRAMES - 12) + list(range(1, 13))
-    assert (carry.picture[0, 0, 0], carry.anchor[0, 0, 0, 0]) == (200, 7)
-    made(course, 36, 13)
-    assert course.is_whole
-    course.leave()  # the ranks were lost before they could
-    assert Carry.read(tmp_path / "leave", Size(64, 64)).frames[-1, 0, 0, 0] == 48
-    course.close()
-    assert not rest.part.carry.exists()
-
-
-def test_a_rung_that_the_ranks_took_themselves_counts(ask):
-    preset = replace(
-        SHORTER.with_settings(sample_steps=4), fallback=Fallback(("infer_frames", "sample_steps"))
-    )
-    course = Course(ask(preset))
-    course.pass_notice(Notice("rung_planned", "", rung="infer_frames"))
-    course.pass_notice(Notice("other", ""))
-    assert course.step_down("").rung == "sample_steps"
-    assert course.rest.part.num_rungs == 2
-    with pytest.raises(DoesNotFit):
-        course.step_down("")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from avatar.media.sample import write_sample
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.planning.plan import GIB
 from avatar.preset import Fallback, load_preset
+from tests.fixtures.local_ranks import LocallyRanked
 
 NEEDED_BYTES = 60 * GIB
 NUM_FRAMES = 105  # 9 blocks
@@ -52,9 +54,15 @@ def test_a_run_follows_a_cap_that_is_lowered_twice(tmp_path: Path, total_bytes: 
     """First 32 frames of window are enough; then, at a third of the first cap, layers must leave."""
     inputs = write_sample(tmp_path, Size(704, 384), NUM_FRAMES / FPS)
     request = open_request(*inputs, FULL, output=tmp_path / "out.mp4", work=tmp_path / "work")
-    source = DiffusionPipeline(
-        FULL, make_parts=lambda request, placement, check: random_parts(request.preset, placement)
-    )
+
+    def fresh() -> DiffusionPipeline:
+        gc.collect()  # a process of its own would have taken all with it
+        torch.cuda.empty_cache()
+        return DiffusionPipeline(
+            FULL, make_parts=lambda request, placement, check: random_parts(request.preset, placement)
+        )
+
+    source = LocallyRanked(FULL, fresh)
     caps = {1: 46 * GIB, 4: 17 * GIB}  # batches of frames made, and what may be used from then on
     batches: list[np.ndarray] = []
     peaks: list[int] = []
@@ -74,5 +82,7 @@ def test_a_run_follows_a_cap_that_is_lowered_twice(tmp_path: Path, total_bytes: 
     assert max(peaks[2:4]) <= caps[1]
     assert max(peaks[5:]) <= caps[4]
     source.close()
+    del source
+    gc.collect()
     torch.cuda.empty_cache()
     assert torch.cuda.memory_allocated() < GIB

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from avatar.model.speech_encoder import SpeechEncoder, SpeechFeatures
 from avatar.model.text_encoder import PromptTokenizer, TextEncoder
 from avatar.model.vae.vae import VideoVAE
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
-from avatar.pipeline.baton import Baton
 from avatar.pipeline.conditions import (
     NUM_REMEMBERED,
     REFERENCE,
@@ -28,6 +26,8 @@ from avatar.pipeline.conditions import (
     encode_portrait,
     prepare_portrait,
 )
+from avatar.pipeline.resume import anchor_at
+from avatar.runtime.resume_state import ResumeState
 from tests.pipeline.streams import relative_error
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -85,9 +85,10 @@ def test_an_anchor_encoded_anew_stands_for_four_frames() -> None:
     golden = load_file(GOLDEN / "vae.safetensors")
     vae = VideoVAE.load(GOLDEN / "Wan2.1_VAE.tiny.pth", "cpu", torch.float32)
     pixels = golden["image"][0, :, 0].permute(1, 2, 0).add(1).mul(127.5).round().to(torch.uint8).numpy()
-    baton = Baton(deque(), torch.zeros(16, 1, 2, 2), pixels, True, 4, 1, 48, 12)
+    smaller = np.zeros((16, 1, 2, 2), np.float32)
     size = Size(pixels.shape[1], pixels.shape[0])
-    anchor = baton.anchor_for(size, vae)
+    anchor = anchor_at(ResumeState(0, 12, picture=pixels, anchor=smaller), size, vae)
+    assert anchor is not None
     first, second = (
         relative_error(anchor, golden["image_latent_5frames"][0, :, index : index + 1]) for index in (0, 1)
     )

@@ -32,6 +32,7 @@ from avatar.pipeline.pipeline import SELF_TEST_LABEL, DiffusionPipeline
 from avatar.planning.checkpoint_places import DIFFUSERS
 from avatar.preset import load_preset
 from avatar.request import Request
+from tests.fixtures.local_ranks import LocallyRanked
 
 PRESET = load_preset("self-test")
 
@@ -252,7 +253,7 @@ def test_rings_are_kept_as_the_preset_says(tiny_checkpoint, weight_dtype, ring_d
 
 
 def test_a_gpu_out_of_memory_is_told_and_the_next_run_is_whole(warm, ask, tiny_checkpoint, monkeypatch):
-    engine = DiffusionPipeline(PRESET, tiny_checkpoint)
+    engine = LocallyRanked(PRESET, lambda: DiffusionPipeline(PRESET, tiny_checkpoint))
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -262,6 +263,7 @@ def test_a_gpu_out_of_memory_is_told_and_the_next_run_is_whole(warm, ask, tiny_c
         with pytest.raises(DoesNotFit, match="ran out of memory"):
             video(engine, ask(0.2))
     assert np.array_equal(video(engine, ask(0.2)), video(warm, ask(0.2)))
+    engine.close()
 
 
 def test_a_prompt_too_long_is_refused_before_any_weight_is_read(ask, tiny_checkpoint, monkeypatch):

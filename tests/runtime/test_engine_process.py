@@ -25,7 +25,8 @@ from avatar.events import Finished, Segment
 from avatar.media.intake import open_request
 from avatar.preset import Preset
 from avatar.request import Request
-from avatar.runtime import engine_process, stream
+from avatar.runtime import engine_process as worker
+from avatar.runtime import stream
 from avatar.runtime.engine_process import EngineProcess
 from avatar.runtime.report import read_report
 from tests.fixtures.sources import PINNED_BYTES
@@ -155,14 +156,14 @@ def test_cancel_before_the_first_frame_raises_cancelled(engine, request_):
     one = engine(fault="deaf", at=0)
     stream = one.stream(request_)
     next(stream)
-    worker_limit = engine_process.CANCEL_LIMIT_S
-    engine_process.CANCEL_LIMIT_S = 1.0
+    worker_limit = worker.CANCEL_LIMIT_S
+    worker.CANCEL_LIMIT_S = 1.0
     try:
         one.cancel()
         with pytest.raises((Cancelled, WorkerLost)):
             list(stream)
     finally:
-        engine_process.CANCEL_LIMIT_S = worker_limit
+        worker.CANCEL_LIMIT_S = worker_limit
 
 
 def test_closing_the_iterator_frees_the_engine_for_the_next_run(engine, request_):
@@ -206,7 +207,7 @@ def test_what_was_shown_is_kept_when_a_run_fails(engine, request_, fault, at, er
 
 
 def test_a_silent_child_is_taken_for_hung_and_replaced(engine, request_, monkeypatch):
-    monkeypatch.setattr(engine_process, "SILENCE_LIMIT_S", 3.0)
+    monkeypatch.setattr(worker, "SILENCE_LIMIT_S", 3.0)
     one = engine(fault="stop", at=0)
     with pytest.raises(WorkerLost, match="no sign of life"):
         list(one.stream(request_))
@@ -296,13 +297,13 @@ def test_cancel_while_a_lost_run_is_salvaged(engine, request_, monkeypatch):
 
 def test_cancel_before_the_child_is_asked_for_a_run(engine, request_, monkeypatch):
     one = engine(frame_s=0.02)
-    ask = one._asked
+    start = one._started
 
-    def cancel_and_ask(*arguments):
+    def cancel_and_start():
         one.cancel()
-        return ask(*arguments)
+        return start()
 
-    monkeypatch.setattr(one, "_asked", cancel_and_ask)
+    monkeypatch.setattr(one, "_started", cancel_and_start)
     events: list = []
     with pytest.raises(Cancelled):
         collect(one.stream(request_), events)

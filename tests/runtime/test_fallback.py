@@ -1,12 +1,13 @@
 """Out of memory at any point of a run: a rung down, nothing shown lost or repeated, what was made kept.
 
-The allocator is imagined: hooks on modules of the tiny model raise where a device would have been full.
+The allocator is imagined: hooks on modules of the tiny model raise where a device would have been full. Ranks
+that are started anew are imagined, too: tests of real ones are in tests/parallel.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,14 +23,19 @@ from avatar.media.intake import open_request
 from avatar.media.sample import write_sample
 from avatar.pipeline.components import Components
 from avatar.pipeline.device import is_out_of_memory
+from avatar.pipeline.device_budget import placement_on
 from avatar.pipeline.framing import resized, size_within
 from avatar.pipeline.pipeline import DiffusionPipeline, find_files
 from avatar.planning import ladder
 from avatar.planning.plan import GIB, DevicePlan, MemoryItem, Plan
 from avatar.preset import Fallback, Preset, load_preset
 from avatar.request import Part, Request
+from avatar.runtime.engine import FrameSource
+from avatar.runtime.fallback import lowered
+from avatar.runtime.ranked_source import RankedSource
 from avatar.runtime.report import read_report
 from avatar.runtime.stream import stream_frames
+from tests.fixtures.local_ranks import LocallyRanked
 
 FULL = replace(
     load_preset("self-test").with_settings(infer_frames=36, sample_steps=4),
@@ -49,8 +55,6 @@ class Allocator:
     encoder: set[int] = field(default_factory=set)
     load: set[int] = field(default_factory=set)
     counts: dict[str, int] = field(default_factory=dict)
-    made: list[weakref.ref[torch.nn.Module]] = field(default_factory=list)
-    alive: list[int] = field(default_factory=list)  # models still there when the next ones are made
 
     def ask(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -64,7 +68,6 @@ class Allocator:
         """What makes the models of a source whose memory this is."""
 
         def make(request: Request, placement: object, check: Callable[[], None]) -> Components:
-            self.alive.append(sum(model() is not None for model in self.made))
             self.ask("load")
             parts = Components.load(request.preset.memory, find_files(FULL, folder, request.work), check)
             load = parts.make_transformer
@@ -72,7 +75,6 @@ class Allocator:
             def transformer(*given: object) -> torch.nn.Module:
                 model = load(*given)
                 self.hook(model.head, "head")
-                self.made.append(weakref.ref(model))
                 return model
 
             parts.make_transformer = transformer
@@ -96,10 +98,27 @@ def ask(tmp_path: Path) -> Callable[..., Request]:
     return build
 
 
+Start = Callable[[Callable[[], DiffusionPipeline]], RankedSource]
+
+
 @pytest.fixture
-def source(tiny_checkpoint: Path) -> Callable[[Allocator], DiffusionPipeline]:
-    return lambda allocator: DiffusionPipeline(
-        FULL, tiny_checkpoint, make_parts=allocator.parts(tiny_checkpoint)
+def start() -> Iterator[Start]:
+    """A supervisor whose fresh ranks have sources of this kind."""
+    started: list[RankedSource] = []
+
+    def build(make: Callable[[], DiffusionPipeline]) -> RankedSource:
+        started.append(LocallyRanked(FULL, make))
+        return started[-1]
+
+    yield build
+    for one in started:
+        one.close()
+
+
+@pytest.fixture
+def source(start: Start, tiny_checkpoint: Path) -> Callable[[Allocator], RankedSource]:
+    return lambda allocator: start(
+        lambda: DiffusionPipeline(FULL, tiny_checkpoint, make_parts=allocator.parts(tiny_checkpoint))
     )
 
 
@@ -116,7 +135,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) ->
     return {**found, NUM_FRAMES: np.concatenate(ran(engine, request)[0])}
 
 
-def ran(engine: DiffusionPipeline, request: Request) -> tuple[list[np.ndarray], list[Notice]]:
+def ran(engine: FrameSource, request: Request) -> tuple[list[np.ndarray], list[Notice]]:
     """Batches of frames, and notices."""
     frames, notices = [], []
     for item in engine.frames(request, lambda: False):
@@ -127,7 +146,7 @@ def ran(engine: DiffusionPipeline, request: Request) -> tuple[list[np.ndarray], 
     return frames, notices
 
 
-def in_two(engine: DiffusionPipeline, request: Request, shown: int, lower: Preset) -> np.ndarray:
+def in_two(engine: FrameSource, request: Request, shown: int, lower: Preset) -> np.ndarray:
     """The same video as two parts, the second with another preset: what stepping down must equal."""
     if not shown:
         return np.concatenate(ran(engine, replace(request, preset=lower))[0])
@@ -163,18 +182,17 @@ MOMENTS = {  # what fails, and how many frames are shown by then
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_goes_on_a_rung_lower_from_the_last_block_shown(moment, ask, source, expected):
     given, shown = MOMENTS[moment]
-    allocator = replace(given, counts={}, made=[], alive=[])
+    allocator = replace(given, counts={})
     frames, notices = ran(source(allocator), ask(NUM_FRAMES))
     whole = np.concatenate(frames)
     assert [len(batch) for batch in frames] == [9, 12, 12, 12, 5]
     (notice,) = notices
     assert (notice.code, notice.level, notice.rung) == ("rung_oom", "warning", "infer_frames")
     block = 0 if not shown else (shown + 3) // 12
-    assert notice.values == {"was": "36", "now": "32", "device": "", "block": block}
+    assert notice.values == {"was": "36", "now": "32", "device": "GPU 3 (rank 0)", "block": block}
     assert "infer_frames 32" in notice.text
     assert np.array_equal(whole, expected[shown])
     assert np.array_equal(whole[:shown], expected[NUM_FRAMES][:shown])
-    assert allocator.alive == [0, 0]  # all was freed before anything was made anew
 
 
 def test_several_rungs_also_at_one_block(ask, source):
@@ -238,8 +256,8 @@ def resized_run(tmp_path_factory, tiny_checkpoint):
         parts.vae.encode_still = still
         return parts
 
-    engine = DiffusionPipeline(LARGE, tiny_checkpoint, make_parts=watched)
-    with pytest.MonkeyPatch.context() as patch:
+    engine = LocallyRanked(LARGE, lambda: DiffusionPipeline(LARGE, tiny_checkpoint, make_parts=watched))
+    with pytest.MonkeyPatch.context() as patch, closing(engine):
         patch.setattr(ladder, "LOW_SIZE", Size(160, 96))  # the real one is large for a CPU
         return request, list(stream_frames(engine, request)), encoded
 
@@ -310,14 +328,17 @@ class Cramped(DiffusionPipeline):
     lacking: tuple[int, ...] = (36,)  # values of infer_frames
 
     def plan_for(self, request: Request) -> Plan:
-        lacks = request.preset.generation.infer_frames in self.lacking
+        lacks = lowered(request).preset.generation.infer_frames in self.lacking
         item = MemoryItem("kv_rings", 3 * GIB if lacks else 1 * GIB)
         gpu = DevicePlan("GPU 3 (Card)", 3, (item,), 2 * GIB, 4 * GIB)
         return Plan("mine", "diffusion", (gpu,), DevicePlan("the host", None, (), GIB, GIB))
 
 
-def test_a_plan_that_does_not_fit_steps_down_before_loading(ask, tiny_checkpoint, source):
-    frames, notices = ran(Cramped(FULL, tiny_checkpoint), request := ask(20))
+def test_a_plan_that_does_not_fit_steps_down_before_loading(ask, tiny_checkpoint, start, source):
+    cramped = start(lambda: Cramped(FULL, tiny_checkpoint))
+    request = ask(20)
+    assert cramped.plan_for(request).shortfall
+    frames, notices = ran(cramped, request)
     (notice,) = notices
     assert (notice.code, notice.rung) == ("rung_planned", "infer_frames")
     assert notice.values == {"was": "36", "now": "32", "device": "GPU 3", "block": None}
@@ -326,11 +347,34 @@ def test_a_plan_that_does_not_fit_steps_down_before_loading(ask, tiny_checkpoint
     assert np.array_equal(np.concatenate(frames), np.concatenate(ran(source(Allocator()), lower)[0]))
 
 
-def test_a_plan_that_fits_on_no_rung_is_refused_before_loading(ask, tiny_checkpoint, monkeypatch):
+def test_a_plan_that_fits_on_no_rung_is_refused_before_loading(ask, tiny_checkpoint, start, monkeypatch):
     monkeypatch.setattr(Cramped, "lacking", (36, 32))
     monkeypatch.setattr(Components, "load", lambda *_: pytest.fail("loaded"))
     with pytest.raises(DoesNotFit, match=r"1.0 GiB short.*largest item"):
-        ran(Cramped(FULL, tiny_checkpoint), ask(20))
+        ran(start(lambda: Cramped(FULL, tiny_checkpoint)), ask(20))
+
+
+def test_a_plan_that_does_not_bind_takes_no_rung(ask, tiny_checkpoint, start, monkeypatch):
+    monkeypatch.setattr(Cramped, "plan_binds", False)
+    frames, notices = ran(start(lambda: Cramped(FULL, tiny_checkpoint)), ask(20))
+    assert (sum(map(len, frames)), notices) == (20, [])
+
+
+def test_a_plan_counts_on_less_each_time_that_memory_ran_out(ask, start, tiny_checkpoint, monkeypatch):
+    shares: list[float] = []
+
+    def placed(device, preset, held, weights, share):
+        shares.append(share)
+        return placement_on(device, preset, held, weights, share)
+
+    monkeypatch.setattr("avatar.pipeline.pipeline.placement_on", placed)
+    allocator = Allocator(head={1, 2})
+    engine = start(
+        lambda: DiffusionPipeline(FULL, tiny_checkpoint, make_parts=allocator.parts(tiny_checkpoint))
+    )
+    _, notices = ran(engine, ask(20))
+    assert len(notices) == 2
+    assert sorted({round(share, 6) for share in shares}) == [0.81, 0.9, 1.0]
 
 
 def test_after_a_failed_run_the_next_is_whole_and_begins_at_the_top(ask, source):
@@ -378,12 +422,6 @@ def test_the_next_part_of_a_long_video_begins_on_the_rung_of_the_last(ask, sourc
 )
 def test_what_counts_as_out_of_memory(error, expected):
     assert is_out_of_memory(error) == expected
-
-
-def test_the_gpu_is_named_as_the_gauges_name_it(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("avatar.pipeline.pipeline.place_of", lambda device: "GPU 3")
-    assert DiffusionPipeline(FULL)._device_name == "GPU 3"
 
 
 def test_any_other_error_is_not_mistaken_for_it(ask, source):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from avatar.errors import BadInput
 from avatar.geometry import MOTION_FRAMES, Geometry, Size
-from avatar.pipeline.baton import Baton
 from avatar.pipeline.denoise import LocalDenoiser
 from avatar.pipeline.pipeline import DiffusionPipeline
+from avatar.pipeline.resume import anchor_at, with_motion
 from avatar.pipeline.rollout import rollout
 from avatar.pipeline.schedule import Schedule
+from avatar.runtime.resume_state import ResumeState
 from tests.fixtures.checkpoints import tiny_checkpoint  # noqa: F401
 from tests.long.runs import SELF_TEST, Here, job
 from tests.pipeline.streams import Stream
@@ -97,18 +99,37 @@ def test_parts_are_whole_blocks_and_hand_on_their_last_frames(parts):
     assert (asked[0].part.carry, asked[-1].part.leave) == (None, None)
     (folder / "carry").write_bytes(carries[0])
     carry = load_file(folder / "carry")
-    assert carry["frames"].shape == (MOTION_FRAMES, *given[0].shape[1:])
-    assert np.array_equal(carry["frames"][-33:].numpy(), given[0])  # before them the portrait stood still
-    still = carry["frames"][:-33]
-    assert torch.equal(still, still[:1].expand_as(still))
+    assert np.array_equal(carry["frames"].numpy(), given[0])
+    assert np.array_equal(carry["picture"].numpy(), given[0][0])
     assert carry["anchor"].shape[1] == 1
 
 
-def test_what_cannot_be_taken_is_told(parts, tmp_path):
-    _, carries, asked, _ = parts
-    path = tmp_path / "carry"
-    request = replace(asked[1], part=replace(asked[1].part, carry=path))
-    for content, size, words in ((b"rust", Size(64, 64), "read"), (carries[0], Size(128, 64), "size")):
-        path.write_bytes(content)
-        with pytest.raises(BadInput, match=words):
-            Baton.take(request, size)
+def test_before_what_was_shown_the_portrait_stands_still(tmp_path):
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / "p.png")
+    seen: list[torch.Tensor] = []
+    vae = SimpleNamespace(encode=lambda video: (seen.append(video), video)[1])
+    state, size = ResumeState(0, 100), Size(64, 64)
+    given = replace(STREAM.conditions)
+    assert with_motion(given, state, tmp_path / "p.png", size, size, vae) is given
+    state.show(np.full((12, 64, 64, 3), 200, np.uint8))
+    with_motion(given, state, tmp_path / "p.png", size, size, vae)
+    (video,) = seen
+    levels = ((video[0, 0, :, 0, 0] + 1) * 127.5).round().int().tolist()
+    assert levels == [90] * (MOTION_FRAMES - 12) + [200] * 12
+
+
+def test_the_anchor_is_the_first_picture_where_the_size_has_changed():
+    seen: list[tuple[int, ...]] = []
+
+    def encode_still(picture: torch.Tensor, num_frames: int) -> torch.Tensor:
+        seen.append((*picture.shape, num_frames))
+        return torch.arange(2.0)[None, None, :, None, None].expand(1, 16, 2, 4, 4)
+
+    vae = SimpleNamespace(encode_still=encode_still)
+    state = ResumeState(0, 100)
+    assert anchor_at(state, Size(64, 64), vae) is None
+    state.show(np.full((12, 64, 64, 3), 200, np.uint8))
+    state.anchor = np.full((16, 1, 8, 8), 7, np.float32)
+    assert torch.equal(anchor_at(state, Size(64, 64), vae), torch.full((16, 1, 8, 8), 7.0))
+    assert torch.equal(anchor_at(state, Size(32, 32), vae), torch.ones(16, 1, 4, 4))  # of two latent frames
+    assert seen == [(1, 3, 1, 32, 32, 5)]

@@ -1,0 +1,129 @@
+"""Where a run stands: all that a process which knows nothing of it needs to go on from there.
+
+A supervisor keeps one up to date while frames pass through it, and asks fresh ranks for the rest when those
+that made them are lost; a source leaves one for the next part of a long video.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from avatar.errors import BadInput
+from avatar.geometry import BLOCK_FRAMES, MOTION_FRAMES, Size, num_blocks
+from avatar.media import atomic
+from avatar.request import Part, Request
+
+
+@dataclass
+class ResumeState:
+    """One run, or one part of a long video.
+
+    next_frame: of the speech, the next to be made. frames_left: how many are to be made from there on.
+    frames: the last shown, at most 73, uint8 (H, W, 3) each. picture: the one shown first.
+    anchor: float32 (16, 1, h, w), the first latent frame that was generated.
+    num_rungs: how many of the preset's ladder have been taken. num_full: how often memory ran out.
+    """
+
+    next_frame: int
+    frames_left: int
+    num_rungs: int = 0
+    num_full: int = 0
+    frames: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=MOTION_FRAMES))
+    picture: np.ndarray | None = None
+    anchor: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, request: Request, size: Size | None = None) -> ResumeState:
+        """Where a request begins. size: of the video, when it is known.
+
+        Raises: BadInput when the file that the part before left cannot be used.
+        """
+        part = request.part
+        if part is None:
+            return cls(0, request.num_frames)
+        state = cls(part.first_frame, request.num_frames, part.num_rungs, part.num_full)
+        if part.carry is not None:
+            state._read(part.carry, size)
+        return state
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there are frames to go on from; else it begins from the portrait."""
+        return bool(self.frames)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left to make."""
+        return self.frames_left <= 0
+
+    @property
+    def next_block(self) -> int:
+        """The first block, of the whole speech's, of which nothing was shown yet."""
+        return -(-self.next_frame // BLOCK_FRAMES)
+
+    @property
+    def blocks_left(self) -> int:
+        """How many blocks it takes to make what is left."""
+        return -(-self.frames_left // BLOCK_FRAMES) if self.goes_on else num_blocks(self.frames_left)
+
+    def show(self, frames: np.ndarray) -> np.ndarray:
+        """These frames, uint8 (T, H, W, 3), are shown next; returns them."""
+        if self.picture is None:
+            self.picture = frames[0].copy()
+        self.next_frame += len(frames)
+        self.frames_left -= len(frames)
+        self.frames.extend(frames)
+        return frames
+
+    def rest(self, request: Request, file: Path) -> Request:
+        """The request for what is left; what was shown goes into the file. Raises: OSError."""
+        part = request.part or Part(uuid.uuid4().hex, 0, request.num_frames)
+        carry = part.carry
+        if self.next_frame > part.first_frame:
+            self.write(file)
+            carry = file
+        elif (self.num_rungs, self.num_full) == (part.num_rungs, part.num_full):
+            return request
+        part = replace(
+            part,
+            first_frame=self.next_frame,
+            carry=carry,
+            num_rungs=self.num_rungs,
+            num_full=self.num_full,
+        )
+        return replace(request, num_frames=self.frames_left, part=part)
+
+    def leave(self, request: Request) -> None:
+        """Write it where the next part of a long video will look for it, if there is one. Raises: OSError."""
+        path = request.part.leave if request.part else None
+        if path is not None and self.anchor is not None and self.goes_on:
+            self.write(path)
+
+    def write(self, path: Path) -> None:
+        """Write what was shown, whole or not at all. Raises: OSError."""
+        assert self.picture is not None  # frames have been shown
+        assert self.anchor is not None  # and ranks tell it with their first ones
+        arrays = {"frames": np.stack(self.frames), "anchor": self.anchor, "picture": self.picture}
+        atomic.write(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+    def _read(self, path: Path, size: Size | None) -> None:
+        try:
+            found = load_file(path)
+            frames, self.anchor, self.picture = found["frames"], found["anchor"], found["picture"]
+        except (SafetensorError, OSError, KeyError) as error:
+            raise BadInput(
+                "What the part before left cannot be read.", "Begin the video anew: delete its .parts folder."
+            ) from error
+        shape = self.picture.shape if size is None else (size.height, size.width, 3)
+        if len(frames) > MOTION_FRAMES or frames.shape[1:] != shape or self.picture.shape != shape:
+            raise BadInput(
+                "What the part before left is of another size.", "Begin the video anew with one size."
+            )
+        self.frames.extend(frames)
