@@ -148,6 +148,8 @@ def host_items(run: Run, shares: list[Share], placement: Placement) -> tuple[Ite
         items.append(Item("speech_encoder", _values(SPEECH_ENCODER_VALUES, "fp32")))
         items.append(Item("vae_encoder", _values(VAE_ENCODER_VALUES, run.dtype)))
         items.append(Item("speech_states", run.speech_states_bytes, running))
+    if placement.speech_on_cpu:
+        items.append(Item("speech_workspace", run.speech_workspace_bytes, (LISTEN,)))
     return tuple(items)
 
 
@@ -222,15 +224,18 @@ def _side_models(run: Run, placement: Placement) -> list[Item]:
     online, wait = run.memory.enable_online_decode, placement.side_models_on_host
     decoding = (LISTEN, DENOISE, DECODE) if online else (DECODE,)
     running = (LISTEN, DENOISE, DECODE)
+    speech = [
+        Item("speech_encoder", _values(SPEECH_ENCODER_VALUES, "fp32"), (LISTEN,) if wait else ALWAYS),
+        Item("speech_states", run.speech_states_bytes, (LISTEN,) if wait else running),
+        Item("speech_workspace", run.speech_workspace_bytes, (LISTEN,)),
+    ]
     return [
         Item("vae_decoder", _values(VAE_DECODER_VALUES, run.dtype)),
         Item("vae_encoder", _values(VAE_ENCODER_VALUES, run.dtype), (ENCODE,) if wait else ALWAYS),
         Item("encode_workspace", ENCODE_WORKSPACE_BYTES_PER_PX * pixels, (ENCODE,)),
         Item("decode_pasts", DECODE_PAST_BYTES_PER_PX * pixels, decoding),
         Item("decode_workspace", DECODE_WORKSPACE_BYTES_PER_PX * pixels, (DECODE,)),
-        Item("speech_encoder", _values(SPEECH_ENCODER_VALUES, "fp32"), (LISTEN,) if wait else ALWAYS),
-        Item("speech_states", run.speech_states_bytes, (LISTEN,) if wait else running),
-        Item("speech_workspace", run.speech_workspace_bytes, (LISTEN,)),
+        *([] if placement.speech_on_cpu else speech),
     ]
 
 
