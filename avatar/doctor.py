@@ -21,7 +21,7 @@ from avatar.events import Finished
 from avatar.geometry import SOUND_HZ
 from avatar.media import ffmpeg
 from avatar.media.intake import open_request
-from avatar.memory.fit import Availability, availability, resolve
+from avatar.memory.fit import Verdict, judge, within_reach
 from avatar.memory.inventory import Gpu, Inventory, probe
 from avatar.memory.plan import gib
 from avatar.preset import Preset, load_preset, load_presets
@@ -42,30 +42,41 @@ class SelfTest:
 class Diagnosis:
     """The findings. machine: name and value, in words. faults: what keeps everything from working.
 
-    judged: the preset that was asked about, or the one that `auto` takes; None when nothing runs here.
+    judged: the preset that was asked about, or the one that `auto` takes. within_reach: what the cards could
+    run besides, were the software or the checkpoint there.
     """
 
     inventory: Inventory
     machine: tuple[tuple[str, str], ...]
-    presets: tuple[tuple[Preset, Availability], ...]
+    presets: tuple[tuple[Preset, Verdict], ...]
     faults: tuple[str, ...]
-    judged: Availability | None
+    judged: Verdict
+    within_reach: Verdict | None = None
 
     @property
     def exit_code(self) -> int:
-        return 0 if self.judged is not None and self.judged.ok and not self.faults else 1
+        return 0 if self.judged.ok and not self.faults else 1
 
     @property
     def verdict(self) -> str:
         """The last line: what runs, or what to do first."""
         if self.faults:
             return "Mend the faults above first."
-        if self.judged is None:
-            return "Nothing runs on this machine."
+        name = self.judged.preset.name
         if self.judged.ok:
-            return f"Preset {self.judged.preset} runs on this machine."
+            return " ".join([f"Preset {name} runs on this machine.", *self._more])
         missing = " ".join(self.judged.missing)
-        return f"Preset {self.judged.preset} does not run here. {missing} {self.judged.remedy}"
+        if self.judged.preset.engine == "auto":
+            return f"{missing} The table above says what each one lacks."
+        return f"Preset {name} does not run here. {missing} {self.judged.remedy}"
+
+    @property
+    def _more(self) -> list[str]:
+        """What keeps the cards from more than that."""
+        better = self.within_reach
+        if better is None:
+            return []
+        return [f"Its cards could run {better.preset.name}. {' '.join(better.missing)} {better.remedy}"]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -92,21 +103,14 @@ def examine(ckpt_dir: Path | None = None, preset_name: str | None = None) -> Dia
         ffmpeg.put_on_path()
     except AvatarError as error:
         faults.append(str(error))
-    try:
-        preset = resolve(load_preset(preset_name or "auto"), inventory, presets)
-        judged = availability(preset, inventory)
-    except AvatarError:
-        if preset_name not in (None, "auto"):
-            raise
-        judged = None
+    asked = load_preset(preset_name or "auto")
     return Diagnosis(
         inventory=inventory,
         machine=tuple(_machine(inventory)),
-        presets=tuple(
-            (preset, availability(preset, inventory)) for preset in presets if preset.engine != "auto"
-        ),
+        presets=tuple((preset, judge(preset, inventory)) for preset in presets if preset.engine != "auto"),
         faults=tuple(faults),
-        judged=judged,
+        judged=judge(asked, inventory, presets),
+        within_reach=within_reach(inventory, presets) if asked.engine == "auto" else None,
     )
 
 
@@ -163,8 +167,8 @@ def _machine(inventory: Inventory) -> list[tuple[str, str]]:
         ("CPU", f"{host.num_cores} cores"),
         ("RAM", f"{gib(host.ram_available_bytes)} available of {gib(host.ram_total_bytes)}"),
         ("disk", f"{gib(host.disk_free_bytes)} free"),
-        ("PyTorch", inventory.torch_build or "not installed"),
-        ("NVIDIA driver", inventory.driver_version or inventory.no_gpu_reason),
+        ("PyTorch", _torch(inventory)),
+        ("NVIDIA driver", _driver(inventory)),
     ]
     rows += [(f"GPU {gpu.index}", _gpu(gpu)) for gpu in inventory.gpus]
     if inventory.driver_version and inventory.no_gpu_reason:
@@ -175,6 +179,20 @@ def _machine(inventory: Inventory) -> list[tuple[str, str]]:
         rows.append(("checkpoint", f"lacks {', '.join(checkpoint.missing)}"))
         rows.append(("looked in", ", ".join(map(str, checkpoint.places))))
     return rows
+
+
+def _torch(inventory: Inventory) -> str:
+    if not inventory.torch_build:
+        return "not installed"
+    built_for = f"CUDA {inventory.torch_cuda}" if inventory.torch_cuda else "the CPU"
+    return f"{inventory.torch_build}, for {built_for}"
+
+
+def _driver(inventory: Inventory) -> str:
+    if inventory.driver_version is None:
+        return inventory.no_gpu_reason
+    runs = f", runs CUDA up to {inventory.driver_cuda}" if inventory.driver_cuda else ""
+    return f"{inventory.driver_version}{runs}"
 
 
 def _gpu(gpu: Gpu) -> str:

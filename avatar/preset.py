@@ -25,7 +25,11 @@ Layout = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
 
 @dataclass(frozen=True)
 class Requires:
-    """What a machine must have. vram_gib is for each GPU; compute_capability as "8.9"."""
+    """What a preset asks of a machine.
+
+    num_gpus, compute_capability (as "8.9") and weights must be there. vram_gib (of each GPU) and host_ram_gib
+    say for which machines it is written; whether it fits is for the plan to decide, see memory.fit.
+    """
 
     num_gpus: int = 0
     vram_gib: float = 0.0
@@ -87,7 +91,7 @@ class Preset:
     engine: Engine
     title_zh: str = ""
     summary_zh: str = ""
-    rank: int = 0  # place on the page, and for auto: the highest that fits is taken
+    rank: int = 0  # place on the page; what auto prefers is in memory.order
     requires: Requires = field(default_factory=Requires)
     generation: Generation = field(default_factory=Generation)
     memory: Memory = field(default_factory=Memory)

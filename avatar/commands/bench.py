@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from avatar.commands.output import write_json
 from avatar.commands.settings import add_checkpoint, add_preset, chosen_preset
 from avatar.errors import BadInput, DoesNotFit
 from avatar.geometry import BLOCK_FRAMES, FPS
-from avatar.memory.fit import availability, require
+from avatar.memory.fit import Verdict, judge, require
 from avatar.memory.inventory import Inventory, probe
 from avatar.memory.items import CUDA_CONTEXT_BYTES
 from avatar.memory.model_sizes import ModelSizes
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             raise BadInput(
                 "--layers times a part of a pipeline.", "Take it with several GPUs, or leave it out."
             )
-        require(preset, inventory)
+        _show_alone(require(preset, inventory))
         figures = {**told, **_figures(args, preset)}
     if args.output:
         args.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -127,6 +128,9 @@ def _figures_of_ranks(args: argparse.Namespace, preset: Preset, inventory: Inven
     Layout.of(preset).for_model(config)
     if args.random_weights:
         preset = preset.with_settings(text_encoder="cpu")  # there is none
+    verdict = judge(preset, inventory)
+    _show_alone(verdict)
+    inventory = replace(inventory, gpus=verdict.gpus)
     planned = plan(preset, inventory, speech_s=args.blocks * BLOCK_FRAMES / FPS, sizes=sizes)
     if not planned.fits:
         raise DoesNotFit(planned.shortfall, "Take fewer layers, or more memory.")
@@ -149,9 +153,15 @@ def _toy_config() -> ModelConfig:
 
 def _require_all_but_room(preset: Preset, inventory: Inventory) -> None:
     """What a preset requires of a machine, but for what its whole model takes. Raises: as require."""
-    lacks = {lack.code for lack in availability(preset, inventory).lacks}
+    lacks = {lack.code for lack in judge(preset, inventory).lacks}
     if lacks - {"memory", "host_ram"}:
         require(preset, inventory)
+
+
+def _show_alone(verdict: Verdict) -> None:
+    """Have PyTorch, which is not imported yet, see the cards of the verdict and no others."""
+    if verdict.uuids is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(verdict.uuids)
 
 
 def _figures(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:

@@ -8,15 +8,13 @@ from typing import Any
 
 from rich.table import Table
 
-from avatar.abilities import unsupported
 from avatar.commands.output import console, write_json
 from avatar.commands.settings import add_preset, chosen_preset
 from avatar.errors import BadInput, DoesNotFit
-from avatar.memory.fit import way_out
+from avatar.memory.fit import Verdict, judge, way_out
 from avatar.memory.inventory import Inventory, probe
 from avatar.memory.placement import ALL_ON_GPU, Placement
 from avatar.memory.plan import ALWAYS, DevicePlan, Plan, describe, gib
-from avatar.memory.planner import plan
 from avatar.preset import capability
 
 MOST_GPUS = 1024  # of an imagined machine
@@ -39,20 +37,48 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan; the exit code says whether it fits."""
+    """Print the plan and the verdict; the exit code says whether the preset runs on this machine."""
     inventory = _inventory(args)
-    preset = chosen_preset(args, inventory)
-    planned = plan(preset, inventory)
-    remedy = "" if planned.fits else way_out(preset, inventory)
-    not_yet = unsupported(preset)
+    verdict = judge(chosen_preset(args, inventory), inventory)
+    remedy = "" if verdict.ok else _remedy(verdict, inventory)
     if args.json:
-        told = {"imagined": inventory.imagined, "way_out": remedy, "unsupported": not_yet}
-        write_json({**planned.as_dict(), **told})
-    else:
-        _print(planned, remedy)
-        for line in not_yet:
-            console().print(line, markup=False)
-    return 0 if planned.fits else DoesNotFit.exit_code
+        write_json(_as_dict(verdict, remedy, inventory))
+        return 0 if verdict.ok else DoesNotFit.exit_code
+    if verdict.plan is not None:
+        _print(verdict.plan)
+    for line in verdict.missing:
+        console().print(line, markup=False)
+    out = f"Preset {verdict.preset.name} runs here." if verdict.ok else f"It does not run here. {remedy}"
+    console().print(out, markup=False)
+    return 0 if verdict.ok else DoesNotFit.exit_code
+
+
+def _remedy(verdict: Verdict, inventory: Inventory) -> str:
+    """What to do: a smaller choice where memory is all that lacks, else what the first lack says."""
+    if {lack.code for lack in verdict.lacks} <= {"memory", "host_ram"}:
+        return way_out(verdict.preset, inventory)
+    return verdict.remedy
+
+
+def _as_dict(verdict: Verdict, remedy: str, inventory: Inventory) -> dict[str, Any]:
+    """Plain data for JSON; "fits" is the whole verdict, of which memory is a part."""
+    preset, size = verdict.preset, verdict.size
+    told = {} if verdict.plan is None else verdict.plan.as_dict()
+    return {
+        **told,
+        "preset": preset.name,
+        "engine": preset.engine,
+        "width": size.width,
+        "height": size.height,
+        "infer_frames": preset.generation.infer_frames,
+        "sample_steps": preset.generation.sample_steps,
+        "fits": verdict.ok,
+        "lacks": [{"code": lack.code, "text": lack.text, "remedy": lack.remedy} for lack in verdict.lacks],
+        "takes": [{"index": gpu.index, "name": gpu.name, "uuid": gpu.uuid} for gpu in verdict.gpus],
+        "imagined": inventory.imagined,
+        "way_out": remedy,
+        "unsupported": [lack.text for lack in verdict.lacks if lack.code == "unsupported"],
+    }
 
 
 def _inventory(args: argparse.Namespace) -> Inventory:
@@ -84,7 +110,7 @@ def _inventory(args: argparse.Namespace) -> Inventory:
     return Inventory.imagine(args.gpus, args.vram, **wishes)
 
 
-def _print(planned: Plan, remedy: str) -> None:
+def _print(planned: Plan) -> None:
     out = console()
     title = f"{planned.preset}: {'estimated' if planned.is_estimate else 'planned'} memory"
     table = Table("device", "item", "GiB", "while", title=title)
@@ -102,8 +128,6 @@ def _print(planned: Plan, remedy: str) -> None:
         out.print(_verdict(device), markup=False)
     if planned.placement != ALL_ON_GPU:
         out.print(_waiting(planned.placement), markup=False)
-    if not planned.fits:
-        out.print(f"It does not fit. {remedy}", markup=False)
 
 
 def _verdict(device: DevicePlan) -> str:
@@ -117,4 +141,5 @@ def _waiting(placement: Placement) -> str:
     what = [f"{placement.layers_on_host} layers"] if placement.layers_on_host else []
     what += ["the rings"] if placement.rings_on_host else []
     what += ["the side models"] if placement.side_models_on_host else []
-    return f"In host memory until they are needed: {', '.join(what)}."
+    listens = " The speech encoder works on the CPU." if placement.speech_on_cpu else ""
+    return f"In host memory until they are needed: {', '.join(what)}.{listens}"

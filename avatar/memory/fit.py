@@ -1,38 +1,41 @@
-"""Whether a preset can run on a machine, what is missing if not, and which preset `auto` takes."""
+"""The one verdict: what runs on a machine, on which cards, what is missing if not, and what `auto` takes.
+
+`plan`, `doctor`, `presets`, `generate`, `batch`, the page and the engine itself all ask judge().
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from avatar.abilities import unsupported
-from avatar.checkpoint_places import DOWNLOAD_COMMAND
+from avatar.checkpoint_places import Checkpoint
 from avatar.errors import AvatarError, BadInput, DoesNotFit, WeightsMissing
-from avatar.memory.inventory import Inventory
+from avatar.geometry import Size
+from avatar.memory.inventory import IMAGINED_CUDA, Gpu, Inventory
+from avatar.memory.lacks import Lack, able, missing_cards, missing_room, missing_software, refused
 from avatar.memory.ladder import describe, rungs
-from avatar.memory.plan import GIB, gib
+from avatar.memory.order import preference
+from avatar.memory.plan import GIB, Plan
 from avatar.memory.planner import plan
-from avatar.parallel.layout import Layout
 from avatar.preset import SETTINGS, Preset, capability, load_presets
 
-
-@dataclass(frozen=True)
-class Lack:
-    """One thing that a machine lacks. code: a stable name that the page translates, with its values."""
-
-    code: str
-    text: str
-    remedy: str
-    values: dict[str, Any]
+ALIKE_BYTES = 2 * GIB  # cards whose free memory differs by less are ordered by their generation first
 
 
 @dataclass(frozen=True)
-class Availability:
-    """Whether a preset runs here. lacks: what is missing, the most telling first; empty when ok."""
+class Verdict:
+    """Whether a preset runs on a machine.
 
-    preset: str
+    preset: as it will run; `auto` has become the best that does. lacks: what is missing, the most telling
+    first; empty when it runs. plan: what it will hold, None where there is nothing to plan. gpus: those that
+    it takes, rank 0's first.
+    """
+
+    preset: Preset
     lacks: tuple[Lack, ...] = ()
+    plan: Plan | None = None
+    gpus: tuple[Gpu, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -44,32 +47,63 @@ class Availability:
 
     @property
     def remedy(self) -> str:
-        """What to do about it; empty when nothing is missing."""
+        """What to do first; empty when nothing is missing."""
         return self.lacks[0].remedy if self.lacks else ""
 
+    @property
+    def uuids(self) -> list[str] | None:
+        """The cards as CUDA_VISIBLE_DEVICES names them; None where none are needed, or NVML hides one's."""
+        known = [gpu.uuid for gpu in self.gpus if gpu.uuid is not None]
+        return known if known and len(known) == len(self.gpus) else None
+
+    @property
+    def size(self) -> Size:
+        """The area's sides."""
+        return Size.parse(self.preset.generation.size)
+
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "ok": self.ok, "missing": self.missing, "remedy": self.remedy}
+        """Plain data for JSON; without the plan, which is long."""
+        return {
+            "preset": self.preset.name,
+            "ok": self.ok,
+            "missing": self.missing,
+            "remedy": self.remedy,
+            "lacks": [asdict(lack) for lack in self.lacks],
+            "gpus": [gpu.index for gpu in self.gpus],
+        }
 
 
-def availability(preset: Preset, inventory: Inventory) -> Availability:
-    """What this machine lacks for the preset; `auto` is always there, as some preset always fits."""
+def judge(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> Verdict:
+    """The verdict on a preset, as its settings are, for a machine, as it is.
+
+    presets: what `auto` chooses from; None: the shipped ones.
+    """
     if preset.engine == "auto":
-        return Availability(preset.name)
-    lacks = [*_unsupported(preset), *_gpus(preset, inventory), *_software(preset, inventory)]
+        return _best(preset, inventory, presets)
+    lacks = [*refused(preset, inventory)]
+    gpus: tuple[Gpu, ...] = ()
+    planned: Plan | None = None
     if not lacks:
-        lacks = [*_room(preset, inventory)]
-    return Availability(preset.name, tuple(lacks))
+        lacks += missing_cards(preset, inventory)
+        try:
+            gpus, planned = _on_the_best_cards(preset, inventory)
+        except AvatarError as error:
+            lacks.append(Lack("unsupported", error.message, error.remedy))
+    lacks += missing_software(preset, inventory, gpus or inventory.gpus)
+    if planned is not None and len(gpus) == preset.num_gpus:
+        lacks += missing_room(planned)
+    return Verdict(preset, tuple(lacks), planned, gpus)
 
 
-def require(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> None:
-    """Refuse a preset that cannot run here, before anything loads.
+def require(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> Verdict:
+    """Refuse a preset that cannot run here, before anything loads; what runs is its verdict.
 
     presets: where to look for one that fits; None: the shipped ones.
     Raises: BadInput (not in this version), WeightsMissing, DoesNotFit, each with what to do.
     """
-    found = availability(preset, inventory)
+    found = judge(preset, inventory, presets)
     if found.ok:
-        return
+        return found
     kinds = {lack.code for lack in found.lacks}
     text = " ".join(found.missing)
     if "unsupported" in kinds:
@@ -85,18 +119,14 @@ def resolve(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | No
     """The preset itself, or for `auto` the best that this machine can run.
 
     Settings in which auto differs from the defaults are laid over the preset taken.
-    presets: the candidates; None: the shipped ones.
     Raises: DoesNotFit when none of them runs here.
     """
     if preset.engine != "auto":
         return preset
-    for candidate in _by_rank(presets):
-        chosen = candidate.with_settings(**_changed(preset))
-        if availability(chosen, inventory).ok:
-            return chosen
-    raise DoesNotFit(
-        "No preset runs on this machine.", "Run `python -m avatar doctor`: it says what each one lacks."
-    )
+    found = judge(preset, inventory, presets)
+    if not found.ok:
+        raise DoesNotFit(" ".join(found.missing), found.remedy)
+    return found.preset
 
 
 def way_out(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> str:
@@ -104,19 +134,58 @@ def way_out(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | No
     taken: list[str] = []
     for rung, lower in rungs(preset):
         taken.append(describe(rung, lower))
-        if availability(lower, inventory).ok:
+        if judge(lower, inventory).ok:
             return f"Set {', '.join(taken)}."
-    for candidate in _by_rank(presets):
-        if candidate.name != preset.name and availability(candidate, inventory).ok:
-            return f"Choose the preset {candidate.name}."
+    others = [other for other in _candidates(presets) if other.name != preset.name]
+    for found in _by_preference(judge(other, inventory) for other in others):
+        return f"Choose the preset {found.preset.name}."
     return "Close other programs, or run it on a larger machine."
 
 
-def _by_rank(presets: Iterable[Preset] | None) -> list[Preset]:
-    """Candidates for auto, best first; the self-test is none, its output is noise."""
-    candidates = load_presets() if presets is None else presets
-    able = [p for p in candidates if p.engine != "auto" and p.requires.weights != "tiny"]
-    return sorted(able, key=lambda preset: -preset.rank)
+def within_reach(inventory: Inventory, presets: Iterable[Preset] | None = None) -> Verdict | None:
+    """The best that the cards could run, were PyTorch, driver and checkpoint there: with what it lacks.
+
+    None where `auto` takes that already, or the cards could run none but the preview.
+    """
+    presets = _candidates(presets)
+    whole = Checkpoint(complete=True)
+    mended = replace(inventory, torch_cuda=IMAGINED_CUDA, driver_cuda=IMAGINED_CUDA, checkpoint=whole)
+    best = next(iter(_by_preference(judge(preset, mended) for preset in presets)), None)
+    if best is None or best.preset.engine == "preview":
+        return None
+    found = judge(best.preset, inventory)
+    return None if found.ok else found
+
+
+def _best(auto: Preset, inventory: Inventory, presets: Iterable[Preset] | None) -> Verdict:
+    """What `auto` takes, its settings laid over it."""
+    changed = _changed(auto)
+    able_ones = (preset.with_settings(**changed) for preset in _candidates(presets))
+    for found in _by_preference(judge(preset, inventory) for preset in able_ones):
+        return found
+    nothing = Lack(
+        "nothing",
+        "No preset runs on this machine.",
+        "Run `python -m avatar doctor`: it says what each one lacks.",
+    )
+    return Verdict(auto, (nothing,))
+
+
+def _candidates(presets: Iterable[Preset] | None) -> list[Preset]:
+    """What auto chooses from; the self-test is not among them, its output is noise."""
+    all_of_them = load_presets() if presets is None else presets
+    return [p for p in all_of_them if p.engine != "auto" and p.requires.weights != "tiny"]
+
+
+def _by_preference(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Those that run, the best first."""
+    able_ones = [(found, found.plan) for found in verdicts if found.ok]
+    ordered = sorted(
+        (preference(found.preset, planned, found.gpus), place)
+        for place, (found, planned) in enumerate(able_ones)
+        if planned is not None
+    )
+    return [able_ones[place][0] for _, place in ordered]
 
 
 def _changed(auto: Preset) -> dict[str, Any]:
@@ -129,82 +198,42 @@ def _changed(auto: Preset) -> dict[str, Any]:
     }
 
 
-def _unsupported(preset: Preset) -> Iterator[Lack]:
-    for text in unsupported(preset):
-        yield Lack("unsupported", text, "Choose another preset, or cpu-preview.", {})
-    if preset.engine == "diffusion":
-        try:
-            Layout.of(preset)
-        except BadInput as error:
-            yield Lack("unsupported", error.message, error.remedy, {})
+def _on_the_best_cards(preset: Preset, inventory: Inventory) -> tuple[tuple[Gpu, ...], Plan]:
+    """The cards to take and the plan on them, fewer where there are not enough. Raises: AvatarError."""
+    count, cards = preset.num_gpus, able(preset, inventory)
+    if count != 1:
+        gpus = _in_order(sorted(cards, key=_worth)[:count])
+        planned = plan(preset, replace(inventory, gpus=gpus))
+        if not planned.fits and len(gpus) == count:
+            gpus = _largest_for_the_fullest(planned, gpus)
+            planned = plan(preset, replace(inventory, gpus=gpus))
+        return gpus, planned
+    tried = [((gpu,), plan(preset, replace(inventory, gpus=(gpu,)))) for gpu in cards]
+    if not tried:
+        return (), plan(preset, replace(inventory, gpus=()))
+    return min(tried, key=lambda one: (*_ease(one[1]), *_worth(one[0][0])))
 
 
-def _gpus(preset: Preset, inventory: Inventory) -> Iterator[Lack]:
-    """Number, size and generation of the cards."""
-    values: dict[str, Any]
-    needs, num_gpus, found = preset.requires, preset.num_gpus, len(inventory.gpus)
-    if found < num_gpus:
-        size = f"{needs.vram_gib:g} GiB"
-        wanted = (
-            f"one NVIDIA GPU with {size}" if num_gpus == 1 else f"{num_gpus} NVIDIA GPUs with {size} each"
-        )
-        why = f" {inventory.no_gpu_reason}" if inventory.no_gpu_reason else ""
-        text = f"It needs {wanted}; this machine has {found or 'none'}.{why}"
-        remedy = "Choose cpu-preview, or run it on a machine with such GPUs."
-        yield Lack("num_gpus", text, remedy, {"needed": num_gpus, "found": found, "vram_gib": needs.vram_gib})
-        return
-    for gpu in inventory.gpus[:num_gpus]:
-        if gpu.total_bytes is None or gpu.free_bytes is None:
-            yield Lack(
-                "unreadable",
-                f"{gpu} does not tell its memory.",
-                "See what `nvidia-smi` says.",
-                {"gpu": gpu.index},
-            )
-        elif gpu.total_bytes < needs.vram_gib * GIB:
-            text = f"{gpu} has {gib(gpu.total_bytes)}; it needs {needs.vram_gib:g} GiB."
-            values = {"gpu": gpu.index, "found_gib": gpu.total_bytes / GIB, "needed_gib": needs.vram_gib}
-            yield Lack("vram", text, "Choose a preset for smaller cards.", values)
-        has = gpu.compute_capability
-        if has is not None and capability(has) < capability(needs.compute_capability):
-            text = f"{gpu} has compute capability {has}; it needs {needs.compute_capability}."
-            values = {"gpu": gpu.index, "found": has, "needed": needs.compute_capability}
-            yield Lack("compute_capability", text, "Choose a preset without fp8.", values)
+def _ease(planned: Plan) -> tuple[bool, bool, int]:
+    """Cards on which a plan fits come first, then those where less waits on the host."""
+    placement = planned.placement
+    return not planned.fits, placement.rings_on_host, placement.layers_on_host
 
 
-def _software(preset: Preset, inventory: Inventory) -> Iterator[Lack]:
-    """PyTorch for CUDA, and the checkpoint."""
-    if preset.num_gpus and inventory.gpus and not inventory.torch_has_cuda:
-        build = inventory.torch_build or "none"
-        text = f"PyTorch here is not built for CUDA ({build})."
-        yield Lack("torch", text, "Install PyTorch's CUDA build.", {"build": build})
-    if preset.requires.weights == "live-avatar" and not inventory.checkpoint.complete:
-        missing = list(inventory.checkpoint.missing)
-        text = f"The checkpoint is not complete here: {', '.join(missing)}."
-        remedy = f"Run `{DOWNLOAD_COMMAND}`, or say where it is with --ckpt_dir or $AVATAR_WEIGHTS."
-        yield Lack("weights", text, remedy, {"missing": missing})
+def _worth(gpu: Gpu) -> tuple[int, tuple[int, ...], int]:
+    """The card with more to give first, of those alike the newer one, then the first."""
+    newness = capability(gpu.compute_capability or "0.0")
+    return -((gpu.usable_bytes or 0) // ALIKE_BYTES), tuple(-part for part in newness), gpu.index
 
 
-def _room(preset: Preset, inventory: Inventory) -> Iterator[Lack]:
-    """Host RAM as required, then the plan against what is free."""
-    ram = inventory.host.ram_total_bytes
-    if ram < preset.requires.host_ram_gib * GIB:
-        text = f"This machine has {gib(ram)} of RAM; it needs {preset.requires.host_ram_gib:g} GiB."
-        values: dict[str, Any] = {"found_gib": ram / GIB, "needed_gib": preset.requires.host_ram_gib}
-        yield Lack("host_ram", text, "Choose a preset that needs less RAM.", values)
-    try:
-        planned = plan(preset, inventory)
-    except AvatarError as error:
-        yield Lack("unsupported", error.message, error.remedy, {})
-        return
-    if not planned.fits:
-        device = planned.tightest
-        values = {
-            "device": device.label,
-            "needed_gib": device.peak_bytes / GIB,
-            "free_gib": None if device.available_bytes is None else device.available_bytes / GIB,
-            "largest": device.peak_items[0].name,
-        }
-        yield Lack(
-            "memory", planned.shortfall, "Close other programs that use this memory, or choose less.", values
-        )
+def _in_order(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """By number: neighbours on the bus stay neighbours in a pipeline."""
+    return tuple(sorted(gpus, key=lambda gpu: gpu.index))
+
+
+def _largest_for_the_fullest(planned: Plan, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """Unlike cards in the order of what the ranks need."""
+    by_room = sorted(gpus, key=lambda gpu: -(gpu.usable_bytes or 0))
+    fullest = sorted(range(len(gpus)), key=lambda rank: -planned.gpus[rank].peak_bytes)
+    placed = dict(zip(fullest, by_room, strict=True))
+    return tuple(placed[rank] for rank in range(len(gpus)))

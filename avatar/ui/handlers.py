@@ -11,7 +11,6 @@ import gradio as gr
 
 from avatar.errors import AvatarError, BadInput
 from avatar.media.portrait import open_portrait
-from avatar.memory.fit import availability
 from avatar.preset import Preset
 from avatar.ui import points
 from avatar.ui.faults import told
@@ -194,7 +193,7 @@ class Page:
     def _chosen(self, name: str, language: Language, settings: Mapping[str, Any] | None = None) -> Updates:
         """The page for a chosen preset; settings: what to fill in instead of the preset's own values."""
         p, studio = self.parts, self.studio
-        found = studio.availabilities()
+        found = studio.verdicts()
         resolved, offered = self._resolved(name)
         own = flat(resolved)
         values = {key: (settings or {}).get(key, own[key]) if key in offered else own[key] for key in FORM}
@@ -235,6 +234,6 @@ class Page:
             return render_plan(None, language, str(error))
         plan, refusal = self.studio.plan(preset)
         if refusal and language != "en":
-            lacks = availability(preset, self.studio.inventory()).lacks
+            lacks = self.studio.verdict(preset).lacks
             refusal = " ".join(lack_words(lack, language) for lack in lacks) or refusal
         return render_plan(plan, language, refusal)

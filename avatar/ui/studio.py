@@ -18,12 +18,11 @@ from avatar.gallery import HALF, Gallery, video_name
 from avatar.long import half
 from avatar.media.intake import open_request
 from avatar.media.limits import Limits
-from avatar.memory.fit import Availability, availability, require, resolve
+from avatar.memory.fit import Verdict, judge, require, resolve
 from avatar.memory.gauges import Gauges
 from avatar.memory.inventory import Inventory, probe
 from avatar.memory.ladder import rungs
 from avatar.memory.plan import Plan
-from avatar.memory.planner import plan
 from avatar.preset import SETTINGS, Preset
 from avatar.request import Request
 from avatar.ui.desk import Desk, Run, about_request
@@ -94,11 +93,15 @@ class Studio:
                 self._probed = (now, probe(self.weights, self.gallery.folder))
             return self._probed[1]
 
-    def availabilities(self) -> dict[str, Availability]:
-        """By preset name."""
-        machine = self.inventory()
-        found = {preset.name: availability(preset, machine) for preset in self.presets}
-        return found | ({self.attached: Availability(self.attached)} if self.attached else {})
+    def verdict(self, preset: Preset) -> Verdict:
+        """What this machine, or the ranks that the page is attached to, can do with a preset."""
+        if preset.name == self.attached:
+            return Verdict(preset)
+        return judge(preset, self.inventory(), self.presets)
+
+    def verdicts(self) -> dict[str, Verdict]:
+        """By preset name; `auto` stands for what it takes here."""
+        return {preset.name: self.verdict(preset) for preset in self.presets}
 
     def resolved(self, name: str) -> Preset:
         """The preset that will run when this one is chosen. Raises: BadInput, DoesNotFit."""
@@ -138,10 +141,7 @@ class Studio:
             self._require(preset)
         except AvatarError as error:
             refusal = str(error)
-        try:
-            return plan(preset, self.inventory()), refusal
-        except AvatarError as error:
-            return None, refusal or str(error)
+        return judge(preset, self.inventory(), self.presets).plan, refusal
 
     def submit(
         self,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from avatar.memory.fit import Availability, Lack
+from avatar.memory.fit import Verdict
+from avatar.memory.lacks import Lack
 from avatar.preset import Preset
 from avatar.ui.examples import Example
 from avatar.ui.i18n import Language, text
@@ -15,7 +16,7 @@ from avatar.ui.words import LACKS
 
 def render_presets(
     presets: Sequence[Preset],
-    found: Mapping[str, Availability],
+    found: Mapping[str, Verdict],
     chosen: str,
     resolved: Preset | None,
     language: Language,
@@ -69,7 +70,7 @@ def lack_words(lack: Lack, language: Language) -> str:
 
 
 def _card(
-    preset: Preset, found: Availability, chosen: str, resolved: Preset | None, language: Language
+    preset: Preset, found: Verdict, chosen: str, resolved: Preset | None, language: Language
 ) -> str:
     checked = preset.name == chosen
     if preset.engine == "auto":
