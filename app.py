@@ -121,6 +121,8 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
     from avatar.engine import Engine, open_engine
     from avatar.gallery import Gallery
     from avatar.media.limits import Limits
+    from avatar.memory.fit import judge
+    from avatar.memory.inventory import probe
     from avatar.preset import Preset, load_preset, load_presets
     from avatar.ui.desk import Desk
     from avatar.ui.studio import Studio
@@ -138,7 +140,8 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
     def open_for(preset: Preset) -> Engine:
         toy = preset.requires.weights == "tiny"  # it makes its own
         attach = args.attach if preset.name == attached else None
-        return open_engine(preset, weights=None if toy else args.weights, attach=attach)
+        gpus = None if attach else judge(preset, probe(args.weights)).uuids
+        return open_engine(preset, weights=None if toy else args.weights, gpus=gpus, attach=attach)
 
     desk = Desk(open_for, gallery, args.queue_size)
     return Studio(

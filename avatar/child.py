@@ -30,7 +30,12 @@ class Child:
                 [sys.executable, "-m", module, *arguments, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **(env or {}), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                env={
+                    **os.environ,
+                    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # CUDA counts as NVML does, not the fastest card first
+                    **(env or {}),
+                    "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+                },
             )
         self.link = Connection(ours.detach())
 

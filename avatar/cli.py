@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. argv: without the program's name; None: this process's."""
     args = build_parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as in every child, for `bench` and torchrun's `worker`
     level = logging.INFO if args.verbose else logging.ERROR
     clock = "%(asctime)s " if args.verbose else ""
     logging.basicConfig(level=level, format=f"{clock}%(levelname)s %(name)s: %(message)s")
