@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from avatar.diffusion.device import uploaded
 from avatar.diffusion.layer_stack import Item, LayerStack, Pieces
 from avatar.diffusion.schedule import Schedule
 from avatar.errors import BadInput
@@ -275,10 +276,7 @@ class LocalDenoiser:
         self.stack.prefill(tokens, self._condition_time.layers, table, self._anchor)
 
     def _upload(self, values: Tensor) -> Tensor:
-        """To the device, without waiting for what it is doing."""
-        if self.device.type == "cuda" and values.device.type == "cpu":
-            values = values.pin_memory()
-        return values.to(self.device, non_blocking=True)
+        return uploaded(values, self.device)
 
 
 class Pace:

@@ -25,6 +25,7 @@ from avatar.models.attention import (
 )
 from avatar.models.audio_encoder import AudioTokens, Injection, InjectionContext
 from avatar.models.compiling import compiled
+from avatar.models.device_checks import compiles
 from avatar.models.kv_cache import (
     KeysValues,
     LayerCache,
@@ -73,8 +74,8 @@ class Pieces:
 
     @classmethod
     def on(cls, device: torch.device) -> Pieces:
-        """Compiled where it pays."""
-        return cls.compiled() if device.type == "cuda" else cls()
+        """Compiled where it pays, and can be done."""
+        return cls.compiled() if device.type == "cuda" and compiles(device) else cls()
 
     @classmethod
     def compiled(cls, **options: Any) -> Pieces:

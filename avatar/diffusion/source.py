@@ -21,7 +21,7 @@ from avatar.diffusion.device import RING_DTYPES, best_device, downloaded
 from avatar.diffusion.fallback import Descent, is_out_of_memory
 from avatar.diffusion.files import find_files
 from avatar.diffusion.framing import framed, resized, size_within, video_size
-from avatar.diffusion.layer_stack import Pieces
+from avatar.diffusion.layer_stack import EAGER, Pieces
 from avatar.diffusion.parts import Parts
 from avatar.diffusion.rollout import rollout
 from avatar.diffusion.room import place_of, placement_on, plan_here
@@ -35,6 +35,7 @@ from avatar.memory.pinned import pinned_bytes
 from avatar.memory.placement import Placement
 from avatar.memory.plan import Plan
 from avatar.models.checkpoint import CheckpointFiles
+from avatar.models.device_checks import compiles, missing
 from avatar.models.text_encoder import PromptTokenizer
 from avatar.models.weights import Check
 from avatar.preset import Memory, Preset
@@ -75,6 +76,8 @@ class DiffusionSource:
         self._fixed: Placement | None = None  # what the parts' own placement leaves no choice in
         self._baton: Baton | None = None  # of the run that goes on
         self._stands_on: tuple[str, int] | None = None  # a long video's run, and the rungs that it has taken
+        self._told: set[str] = set()  # of a run: what was announced
+        self._compiles = not is_tiny  # a toy model needs no graphs, which take longer to build than it to run
         self.pieces = Pieces()
         self.label = SELF_TEST_LABEL if is_tiny else ""
 
@@ -95,6 +98,7 @@ class DiffusionSource:
         size = video_size(request)
         baton, descent = Baton.take(request, size), self._descent(request)
         self._baton = baton
+        self._told.clear()
         try:
             yield from self._stepped_down(descent)
             while True:
@@ -140,7 +144,7 @@ class DiffusionSource:
 
     def _made(
         self, request: Request, stream: Size, baton: Baton, cancelled: Callable[[], bool]
-    ) -> Iterator[Frames | Progress]:
+    ) -> Iterator[Frames | Notice | Progress]:
         """What is left to make, as the request's preset makes it, in frames of the stream's size."""
         check = checking(cancelled)
         yield Progress(Phase.LOADING)
@@ -156,8 +160,16 @@ class DiffusionSource:
             anchor = baton.anchor_for(size, parts.vae)
             yield Progress(Phase.GENERATING)
             for frames in self._decoded(parts, request, size, conditions, baton, anchor, cancelled):
+                yield from self._announced()
                 pixels = downloaded(frames[: baton.frames_left]).numpy()
                 yield baton.pass_frames(resized(pixels, stream))
+
+    def _announced(self) -> Iterator[Notice]:
+        """What this device turned out not to do as fast as others, once in a run."""
+        for code, text in missing():
+            if code not in self._told:
+                self._told.add(code)
+                yield Notice(f"slow_{code}", text, "warning")
 
     def _decoded(
         self,
@@ -224,7 +236,8 @@ class DiffusionSource:
 
     def make_decoder(self, parts: Parts) -> StreamingDecoder:
         """The decoder of a run; likewise."""
-        return StreamingDecoder(parts.vae, compile=parts.device.type == "cuda")
+        compile = self._compiles and parts.device.type == "cuda" and compiles(parts.device)
+        return StreamingDecoder(parts.vae, compile=compile)
 
     def _loaded(self, request: Request, check: Check) -> Parts:
         """All models, loaded unless held as this request wants them."""
@@ -276,7 +289,7 @@ class DiffusionSource:
 
     def _use(self, parts: Parts, memory: Memory) -> None:
         self._parts, self._held = parts, held_as(memory)
-        self.pieces = Pieces.on(parts.device)
+        self.pieces = Pieces.on(parts.device) if self._compiles else EAGER
 
     def _descent(self, request: Request) -> Descent:
         """The request's ladder; a long video's next part begins on the rung on which the last one ended."""

@@ -14,7 +14,6 @@ from torch import Tensor
 from avatar.diffusion.denoise import Denoiser
 from avatar.diffusion.device import DTYPES, RING_DTYPES
 from avatar.diffusion.fallback import Descent
-from avatar.diffusion.layer_stack import Pieces
 from avatar.diffusion.parts import Parts
 from avatar.diffusion.schedule import Schedule
 from avatar.diffusion.source import DiffusionSource, MakeParts
@@ -35,7 +34,7 @@ from avatar.parallel.conduct import Conductor, ParallelDenoiser
 from avatar.parallel.group import Group
 from avatar.parallel.loading import load_share
 from avatar.parallel.messages import Encode, Go, Load, Post
-from avatar.parallel.roles import join
+from avatar.parallel.roles import join, pieces_of
 from avatar.parallel.seat import Seat
 from avatar.parallel.text import encode_together
 from avatar.preset import Preset
@@ -53,9 +52,10 @@ class LoneSource(DiffusionSource):
         """See FrameSource."""
 
         def stopped() -> bool:
-            self._meter.tick()
+            self._meter.step()
             return cancelled()
 
+        self._meter.pause()
         return super().frames(request, stopped)
 
 
@@ -106,7 +106,7 @@ class LeadingSource(DiffusionSource):
             self._tell(Load())
             self._group = join(self.preset, self.config(), self._seat)
         share = self.share(self._group, parts.dtype, check)
-        self._conductor = Conductor(self._group, share, parts.dtype, Pieces.on(parts.device))
+        self._conductor = Conductor(self._group, share, parts.dtype, pieces_of(self.preset, parts.device))
         self._tell(Go())
 
     def files(self, request: Request) -> CheckpointFiles:

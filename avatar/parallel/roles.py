@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from avatar.diffusion.device import DTYPES
 from avatar.diffusion.files import find_files
-from avatar.diffusion.layer_stack import Pieces
+from avatar.diffusion.layer_stack import EAGER, Pieces
 from avatar.models.checkpoint import CheckpointFiles
 from avatar.models.config import ModelConfig
 from avatar.models.transformer import StreamingTransformer
@@ -82,7 +83,12 @@ def follow(
             assert group is not None
             assert share is not None
             dtype = DTYPES[preset.memory.weight_dtype]
-            conduct.assist(group, share, dtype, Pieces.on(seat.device), encode)
+            conduct.assist(group, share, dtype, pieces_of(preset, seat.device), encode)
+
+
+def pieces_of(preset: Preset, device: torch.device) -> Pieces:
+    """A rank's code between attentions; the self-test's toy model needs no graphs."""
+    return EAGER if preset.requires.weights == "tiny" else Pieces.on(device)
 
 
 def join(preset: Preset, config: ModelConfig, seat: Seat) -> Group:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from avatar.diffusion.denoise import OpenBlock, mask_tokens
+from avatar.diffusion.device import uploaded
 from avatar.diffusion.layer_stack import EAGER, Item, LayerStack, Pieces, Visit
 from avatar.geometry import BLOCK_LATENT_FRAMES
 from avatar.models.audio_encoder import AudioTokens
@@ -264,9 +265,7 @@ class Stage:
     def _upload(self, values: Tensor | None) -> Tensor:
         """To the device, without waiting for what it is doing."""
         assert values is not None
-        if self.device.type == "cuda" and values.device.type == "cpu":
-            values = values.pin_memory()
-        return values.to(self.device, non_blocking=True)
+        return uploaded(values, self.device)
 
     def _end(self) -> None:
         """Let go of all that a generation keeps."""

@@ -12,7 +12,7 @@ from avatar.diffusion.decode import StreamingDecoder
 from avatar.diffusion.layer_stack import Pieces
 from avatar.models import vae
 from avatar.models.compiling import compiled
-from avatar.parallel import roles
+from avatar.parallel import leading, roles
 from avatar.parallel.seat import Seat
 from avatar.preset import Preset
 
@@ -24,7 +24,7 @@ DECODER_BACKEND = "eager"
 
 def compile_all() -> None:
     torch.set_num_threads(1)
-    Pieces.on = classmethod(lambda cls, device: cls.compiled(backend=BACKEND))
+    roles.pieces_of = leading.pieces_of = lambda preset, device: Pieces.compiled(backend=BACKEND)
     vae.compiled = partial(compiled, backend=DECODER_BACKEND)
     source.StreamingDecoder = Compiled
 
