@@ -8,7 +8,6 @@ entry, which can be made a draft again.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import re
@@ -19,8 +18,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from avatar import locks
 from avatar.errors import BadInput
 from avatar.media.report import RunReport, read_report
 
@@ -109,7 +109,7 @@ class Gallery:
         self.max_age_s = max_age_s
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._sole = _lock_file(self.folder / ".lock")
+        self._sole = locks.take(self.folder / ".lock")
         if self._sole is not None:  # no other process drafts here
             for left in self.folder.iterdir():
                 if left.name.startswith(_GONE):
@@ -220,7 +220,7 @@ class Gallery:
     def close(self) -> None:
         """Let another process take the folder over."""
         if self._sole is not None:
-            self._sole.close()
+            self._sole.release()
             self._sole = None
 
     def _read_all(self) -> Iterator[Entry]:
@@ -243,14 +243,3 @@ class Gallery:
 
 def _size_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*"))
-
-
-def _lock_file(path: Path) -> IO[str] | None:
-    """The opened file while this process alone holds it, else None."""
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file

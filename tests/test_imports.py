@@ -17,7 +17,7 @@ FILES = [ROOT / "app.py", *sorted((ROOT / "avatar").rglob("*.py"))]
 # A room may import those of lower floors, never its own floor's others, never upward.
 FLOORS = [
     {"errors"},
-    {"geometry", "abilities", "checkpoint_places"},
+    {"geometry", "abilities", "checkpoint_places", "locks"},
     {"preset"},
     {"events", "request", "scratch", "child"},
     {"engine", "service", "parcel"},  # the protocol; open_engine is its one way up
@@ -55,6 +55,7 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
     "pynvml": ("memory.nvml",),
     "rich": ("commands",),
     "ray": ("batch.ray_engine",),
+    "filelock": ("locks", "long.ledger"),
 }
 
 
