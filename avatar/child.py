@@ -13,10 +13,19 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
+from typing import Any
 
 log = logging.getLogger(__name__)
 
 REAP_S = 10.0  # a killed process should be gone by then
+
+
+def handing_over(end: socket.socket) -> dict[str, Any]:
+    """How subprocess.Popen leaves a socket open in the child, under the number that it has here."""
+    if sys.platform != "win32":
+        return {"pass_fds": [end.fileno()]}
+    end.set_inheritable(True)
+    return {"startupinfo": subprocess.STARTUPINFO(lpAttributeList={"handle_list": [end.fileno()]})}
 
 
 class Child:
@@ -28,7 +37,7 @@ class Child:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                **handing_over(theirs),
                 stdin=subprocess.DEVNULL,
                 env={
                     **os.environ,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import platform
+import subprocess
+import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +31,11 @@ from avatar.memory.inventory import Gpu, Inventory, probe
 from avatar.memory.plan import gib
 from avatar.preset import Preset, load_preset, load_presets
 
+log = logging.getLogger(__name__)
+
 SELF_TEST_S = 1.0  # of speech
+CHECKER = [sys.executable, "-m", "avatar.models.device_checks"]
+CHECKER_S = 180.0  # it may take so long; on a quick machine 15 s
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 
 
@@ -39,11 +48,31 @@ class SelfTest:
 
 
 @dataclass(frozen=True)
+class DeviceCheck:
+    """One fast path. ok: None where the card is not asked for it. text: what it costs to do without."""
+
+    code: str
+    ok: bool | None
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True)
+class DeviceTable:
+    """What was tried on one GPU."""
+
+    name: str
+    checks: tuple[DeviceCheck, ...]
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """The findings. machine: name and value, in words. faults: what keeps everything from working.
 
     judged: the preset that was asked about, or the one that `auto` takes. within_reach: what the cards could
-    run besides, were the software or the checkpoint there.
+    run besides, were the software or the checkpoint there. devices: what was tried on each GPU; what fails
+    has a slower stand-in, and stops nothing. device_fault: why nothing could be tried, which stops presets
+    for GPUs.
     """
 
     inventory: Inventory
@@ -52,10 +81,13 @@ class Diagnosis:
     faults: tuple[str, ...]
     judged: Verdict
     within_reach: Verdict | None = None
+    devices: tuple[DeviceTable, ...] = ()
+    device_fault: str = ""
 
     @property
     def exit_code(self) -> int:
-        return 0 if self.judged.ok and not self.faults else 1
+        stopped = bool(self.device_fault) and self.judged.preset.num_gpus > 0
+        return 0 if self.judged.ok and not self.faults and not stopped else 1
 
     @property
     def verdict(self) -> str:
@@ -63,6 +95,8 @@ class Diagnosis:
         if self.faults:
             return "Mend the faults above first."
         name = self.judged.preset.name
+        if self.device_fault and self.judged.preset.num_gpus:
+            return f"Preset {name} does not run here. {self.device_fault}"
         if self.judged.ok:
             return " ".join([f"Preset {name} runs on this machine.", *self._more])
         missing = " ".join(self.judged.missing)
@@ -87,6 +121,8 @@ class Diagnosis:
             "machine": dict(self.machine),
             "inventory": self.inventory.as_dict(),
             "presets": [here.as_dict() for _, here in self.presets],
+            "devices": [asdict(device) for device in self.devices],
+            "device_fault": self.device_fault,
         }
 
 
@@ -104,6 +140,7 @@ def examine(ckpt_dir: Path | None = None, preset_name: str | None = None) -> Dia
     except AvatarError as error:
         faults.append(str(error))
     asked = load_preset(preset_name or "auto")
+    devices, device_fault = try_devices(inventory)
     return Diagnosis(
         inventory=inventory,
         machine=tuple(_machine(inventory)),
@@ -111,7 +148,32 @@ def examine(ckpt_dir: Path | None = None, preset_name: str | None = None) -> Dia
         faults=tuple(faults),
         judged=judge(asked, inventory, presets),
         within_reach=within_reach(inventory, presets) if asked.engine == "auto" else None,
+        devices=devices,
+        device_fault=device_fault,
     )
+
+
+def try_devices(inventory: Inventory) -> tuple[tuple[DeviceTable, ...], str]:
+    """What the GPUs can do, tried in a process of its own, which may crash; and why it could not be tried.
+
+    Nothing is tried where there is no GPU, or PyTorch does not go with it, which the presets say.
+    """
+    able = inventory.torch_cuda and not inventory.imagined and inventory.system in ("linux", "wsl")
+    if not inventory.gpus or not able:
+        return (), ""
+    modules = os.pathsep.join([str(REQUIREMENTS.parent), *filter(None, sys.path)])
+    env = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONPATH": modules}
+    try:
+        done = subprocess.run(CHECKER, env=env, capture_output=True, text=True, timeout=CHECKER_S)
+        told = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, json.JSONDecodeError) as error:
+        log.warning("trying the GPUs failed: %s", error)
+        return (), "What its GPUs can do could not be tried: PyTorch failed on them. See `nvidia-smi`."
+    tables = tuple(
+        DeviceTable(device["name"], tuple(DeviceCheck(**check) for check in device["checks"]))
+        for device in told
+    )
+    return tables, "" if tables else "PyTorch finds no GPU that it can use. See `nvidia-smi`."
 
 
 def self_test() -> SelfTest:

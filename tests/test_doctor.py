@@ -81,7 +81,7 @@ def test_a_gpu_that_answers_in_part(monkeypatch):
     machine(monkeypatch, replace(Inventory.imagine(1, 24), gpus=(gpu,), driver_version="999"))
     rows = dict(examine().machine)
     assert rows["GPU 2"] == "name unknown, NVML gives no memory: unknown error"
-    assert rows["NVIDIA driver"] == "999"
+    assert rows["NVIDIA driver"] == "999, runs CUDA up to 13.0"
 
 
 def test_the_preview_is_not_the_last_word_on_cards_that_could_do_more(monkeypatch):

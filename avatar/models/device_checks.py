@@ -37,11 +37,15 @@ _missing: dict[str, str] = {}  # by code, the reason
 
 @dataclass(frozen=True)
 class Check:
-    """What came of one trial. ok: None where this device is not asked for it. reason: of a failure."""
+    """What came of one trial. ok: None where this device is not asked for it. reason: of a failure.
+
+    text: what it costs to do without.
+    """
 
     code: str
     ok: bool | None
-    reason: str = ""
+    reason: str
+    text: str
 
 
 def missing() -> list[tuple[str, str]]:
@@ -158,7 +162,7 @@ def check_device(device: torch.device) -> list[Check]:
         "fp8": product_on(device) == "scaled" if has_fp8 else None,
         "pinned": pins(device),
     }
-    return [Check(code, found[code], _missing.get(code, "")) for code in TEXTS]
+    return [Check(code, found[code], _missing.get(code, ""), TEXTS[code]) for code in TEXTS]
 
 
 def check_all() -> list[dict[str, Any]]:

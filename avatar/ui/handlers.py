@@ -224,8 +224,10 @@ class Page:
         return None if auto is None else self._resolved(auto.name)[0]
 
     def _prompt(self, name: str, value: str | None = None) -> Any:
-        offered = "prompt" in self._resolved(name)[1]
-        return gr.update(visible=offered) if value is None else gr.update(visible=offered, value=value)
+        """The box; greyed in it is the preset's own prompt, which an empty box stands for."""
+        resolved, offered = self._resolved(name)
+        own = {"placeholder": resolved.generation.prompt} if resolved.generation.prompt else {}
+        return gr.update(visible="prompt" in offered, **own, **({} if value is None else {"value": value}))
 
     def _plan(self, name: str, values: Any, language: Language) -> str:
         try:

@@ -161,6 +161,7 @@ class Studio:
         self.desk.check_room()
         preset = self.with_settings(name, settings)
         self._require(preset)
+        prompt = prompt.strip() or preset.generation.prompt  # the page shows the preset's own in an empty box
         draft = self.gallery.draft()
         work = Path(tempfile.mkdtemp(prefix="run-", dir=self.scratch))
         try:

@@ -252,6 +252,17 @@ def test_bundled_portraits_bring_their_points(page):
     assert p.engine.requests[-1].face_points["chin"]
 
 
+def test_an_empty_prompt_is_the_presets_own(page, monkeypatch):
+    made = page()
+    monkeypatch.setattr("avatar.ui.studio.probe", lambda *_: Inventory.imagine(1, 80))
+    own = load_preset("80gb").generation.prompt
+    for given, prompt in (("", own), ("  ", own), ("A fox sings.", "A fox sings.")):
+        run = made.studio.submit(PORTRAIT, SPEECH, "80gb", {}, prompt=given)
+        assert run.request.prompt == prompt
+        assert list(run.follow())
+        run.let_go()
+
+
 def test_settings_reach_the_request_and_wrong_ones_are_refused(page):
     p = page()
     list(p.press(seed=9, size="256*256", sample_steps=2))  # the preview's form has no steps to change
