@@ -82,7 +82,11 @@ def random_parts(preset: Preset, placement: Placement = ALL_ON_GPU) -> Parts:
     nn.Module.to(speech, device)  # one of its tensors is made on the CPU whatever the default is
     video, encoder = VideoVAE(vae), SpeechEncoder(speech)
     if placement.side_models_on_host:
-        video, encoder = VisitingVAE(video), VisitingSpeechEncoder(encoder, device)
+        video = VisitingVAE(video)
+        if placement.speech_on_cpu:
+            nn.Module.to(speech, "cpu")
+        else:
+            encoder = VisitingSpeechEncoder(encoder, device)
     settle = settle_on_host(config, placement)
 
     def make(check: Check) -> StreamingTransformer:
