@@ -24,8 +24,8 @@ from avatar.errors import BadInput, Cancelled
 from avatar.events import Event, Finished, Notice, PartDone, Progress, Segment
 from avatar.long.job import Job
 from avatar.media.files import minutes
-from avatar.memory.fit import require
-from avatar.memory.inventory import probe
+from avatar.memory.fit import require, within_reach
+from avatar.memory.inventory import Inventory, probe
 from avatar.parallel.attach import Address, secret
 from avatar.parallel.layout import Layout
 from avatar.preset import Preset
@@ -79,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     preset = chosen_preset(args, inventory, flags)
     if args.attach is None:
         require(preset, inventory)
+        if args.preset == "auto":
+            _tell_within_reach(inventory, args.json)
     else:
         check_attached(preset, args)
     job = Job(
@@ -109,6 +111,18 @@ def run(args: argparse.Namespace) -> int:
         finally:
             for engine in engines:
                 engine.close()
+
+
+def _tell_within_reach(inventory: Inventory, as_json: bool) -> None:
+    """Say so if `auto` takes less than the cards could run, and what keeps it."""
+    better = within_reach(inventory)
+    if better is None:
+        return
+    text = f"The GPUs here could run {better.preset.name}. {' '.join(better.missing)} {better.remedy}"
+    if as_json:
+        write_json({"event": "notice", "code": "within_reach", "text": text, "level": "warning"})
+    else:
+        console(sys.stderr).print(f"warning: {text}", markup=False, soft_wrap=True)
 
 
 def check_attached(preset: Preset, args: argparse.Namespace) -> None:

@@ -89,7 +89,14 @@ def _unable(gpu: Gpu, preset: Preset, inventory: Inventory) -> list[Lack]:
         build = inventory.torch_build
         text = f"PyTorch {build} is built for CUDA {built}, which does not know {gpu} yet."
         remedy = install_command(inventory.driver_cuda, capability(has))
-        return [Lack("torch_arch", text, remedy, {"gpu": gpu.index, "build": build, "cuda": built})]
+        return [
+            Lack(
+                "torch_arch",
+                text,
+                remedy,
+                {"gpu": gpu.index, "build": build, "cuda": built, "remedy": remedy},
+            )
+        ]
     return []
 
 
@@ -110,9 +117,10 @@ def _torch(inventory: Inventory, gpus: Sequence[Gpu]) -> Iterator[Lack]:
     capabilities = [capability(gpu.compute_capability) for gpu in gpus if gpu.compute_capability]
     remedy = install_command(runs, max(capabilities, default=(0, 0)))
     driver = f"The NVIDIA driver {inventory.driver_version or 'here'}"
-    values = {"build": inventory.torch_build or "none", "cuda": built, "runs": runs}
+    build = inventory.torch_build or "none"
+    values = {"build": build, "cuda": built, "runs": runs, "remedy": remedy}
     if not built:
-        text = f"PyTorch here is not built for CUDA ({inventory.torch_build or 'none'})."
+        text = f"PyTorch here is not built for CUDA ({build})."
         yield Lack("torch", text, remedy, values)
     elif runs is not None and capability(runs)[0] < capability(built)[0]:
         text = f"{driver} runs CUDA up to {runs}; PyTorch {inventory.torch_build} needs CUDA {built}."

@@ -222,19 +222,19 @@ TEXT: dict[str, tuple[str, str]] = {
 
 # What a preset lacks, by code (memory.lacks.Lack); English is the lack's own text.
 LACKS: dict[str, str] = {
-    "unsupported": "此版本尚不支持这个预设所用的功能。",
-    "system": "显卡只能在 Linux 或 WSL2 中使用；本机是 {system}。",
-    "num_gpus": "需要 {needed} 张 NVIDIA 显卡；本机有 {found} 张。",
-    "unreadable": "显卡 {gpu} 读不出显存。",
-    "instance": "显卡 {gpu} 是切分（MIG）实例，每次只能使用一个。",
-    "compute_capability": "显卡 {gpu} 的计算能力是 {found}，需要 {needed}。",
-    "torch": "这里的 PyTorch 不支持 CUDA（{build}）。",
-    "torch_arch": "PyTorch {build} 面向 CUDA {cuda}，还不支持显卡 {gpu}。",
-    "driver": "NVIDIA 驱动最高支持 CUDA {runs}；PyTorch {build} 需要 CUDA {cuda}。",
-    "weights": "模型权重不完整。",
-    "host_ram": "内存不足：需要 {needed_gib:.1f} GiB。",
-    "nothing": "本机没有可用的预设。",
-    "memory": "{device} 上空闲的不够：需要 {needed_gib:.1f} GiB。",
+    "unsupported": "此版本尚不支持这个预设所用的功能，请换用其他预设。",
+    "system": "显卡只能在 Linux 或 WSL2 中使用；本机是 {system}。Windows 请在 WSL2 中安装；预览引擎在此可用。",
+    "num_gpus": "需要 {needed} 张 NVIDIA 显卡；本机有 {found} 张。可改用预览引擎。",
+    "unreadable": "显卡 {gpu} 读不出显存，请查看 nvidia-smi。",
+    "instance": "显卡 {gpu} 是切分（MIG）实例，每次只能使用一个。请选择单卡预设。",
+    "compute_capability": "显卡 {gpu} 的计算能力是 {found}，需要 {needed}。可改用预览引擎或更新的显卡。",
+    "torch": "这里的 PyTorch 不支持 CUDA（{build}）。解决办法：{remedy}",
+    "torch_arch": "PyTorch {build} 面向 CUDA {cuda}，还不支持显卡 {gpu}。解决办法：{remedy}",
+    "driver": "NVIDIA 驱动最高支持 CUDA {runs}；PyTorch {build} 需要 CUDA {cuda}。解决办法：{remedy}",
+    "weights": "模型权重不完整，请运行 python -m avatar download。",
+    "host_ram": "内存不足：需要 {needed_gib:.1f} GiB。请关闭其他程序，或选择要求更低的预设。",
+    "nothing": "本机没有可用的预设，请运行 python -m avatar doctor。",
+    "memory": "{device} 上空闲的不够：需要 {needed_gib:.1f} GiB。请关闭其他程序，或选择要求更低的预设。",
 }
 
 # Notices by code (events.Notice); English is the notice's own text.

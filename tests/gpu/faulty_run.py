@@ -1,6 +1,6 @@
-"""A short run of the full-size model with one fast path taken away: `python -m tests.gpu.faulty_run FAULT FOLDER`.
+"""A short run of the full-size model with one fast path taken away.
 
-In a process of its own, since PyTorch and Triton keep what they have built once.
+`python -m tests.gpu.faulty_run FAULT FOLDER`, for PyTorch and Triton keep in a process what they have built.
 """
 
 from __future__ import annotations
