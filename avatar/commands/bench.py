@@ -71,13 +71,13 @@ def run(args: argparse.Namespace) -> int:
     inventory = probe(args.ckpt_dir)
     if args.random_weights:
         inventory = replace(inventory, checkpoint=Checkpoint(complete=True))
+    if args.vram is not None:
+        inventory = _cut(inventory, args.vram)
     preset = chosen_preset(args, inventory)
     if preset.engine != "diffusion":
         raise BadInput(
             f"Preset {preset.name!r} has no model to time.", "Choose one of the diffusion engine's."
         )
-    if args.vram is not None:
-        inventory = _cut(inventory, args.vram)
     told = {"random_weights": args.random_weights, "vram_gib": args.vram}
     if Layout.of(preset).world_size > 1:
         figures = {**told, **_figures_of_ranks(args, preset, inventory)}
