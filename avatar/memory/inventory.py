@@ -22,6 +22,7 @@ from avatar.memory.nvml import Card, open_driver
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
+HIDDEN_BYTES = 256 * 2**20  # so much in use with no process listed: the driver hides processes (containers)
 IMAGINED_CUDA = "13.0"  # of an imagined machine's driver and PyTorch
 
 
@@ -30,6 +31,7 @@ class Gpu:
     """One GPU, or an instance of a divided one (MIG); None is what NVML refused to tell, `errors` says why.
 
     compute_capability as "8.9". ours_bytes: held by our own processes, which a new run may take over.
+    hides_processes: some of what is used may be ours, the driver does not tell, as in a container.
     """
 
     index: int
@@ -41,6 +43,7 @@ class Gpu:
     compute_capability: str | None
     ours_bytes: int = 0
     errors: tuple[str, ...] = ()
+    hides_processes: bool = False
 
     @property
     def usable_bytes(self) -> int | None:
@@ -179,6 +182,8 @@ def _gpu(card: Card, our_pids: set[int]) -> Gpu:
     memory = card.memory()
     capability = card.compute_capability()
     processes = card.processes() or {}
+    ours = sum(size for pid, size in processes.items() if pid in our_pids)
+    used = memory.used_bytes if memory else 0
     return Gpu(
         index=card.index,
         name=card.name(),
@@ -187,8 +192,9 @@ def _gpu(card: Card, our_pids: set[int]) -> Gpu:
         free_bytes=memory.free_bytes if memory else None,
         used_bytes=memory.used_bytes if memory else None,
         compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
-        ours_bytes=sum(size for pid, size in processes.items() if pid in our_pids),
+        ours_bytes=ours,
         errors=tuple(card.errors),
+        hides_processes=not ours and used > HIDDEN_BYTES and not any(map(psutil.pid_exists, processes)),
     )
 
 

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ class Studio:
     def __post_init__(self) -> None:
         self._probing = threading.Lock()
         self._probed: tuple[float, Inventory] | None = None
+        self._held: Plan | None = None  # of the last run, whose models stay loaded
         self.desk.on_start, self.desk.on_rung = self._begin_gauges, self._lower_gauges
         self.gauges.pinned = lambda: self.desk.pinned_bytes
 
@@ -90,8 +91,24 @@ class Studio:
         with self._probing:
             now = time.monotonic()
             if self._probed is None or now - self._probed[0] > INVENTORY_FRESH_S:
-                self._probed = (now, probe(self.weights, self.gallery.folder))
+                self._probed = (now, self._with_own(probe(self.weights, self.gallery.folder)))
             return self._probed[1]
+
+    def _with_own(self, machine: Inventory) -> Inventory:
+        """The machine, where the driver hides whose memory is whose: the open engine holds what was planned.
+
+        Else the second run would be refused for want of what the first one's models hold.
+        """
+        held = self._held
+        if held is None:
+            return machine
+        gpus = tuple(
+            replace(gpu, ours_bytes=min(gpu.used_bytes or 0, held.peak_bytes(gpu.index) or 0))
+            if gpu.hides_processes
+            else gpu
+            for gpu in machine.gpus
+        )
+        return replace(machine, gpus=gpus)
 
     def verdict(self, preset: Preset) -> Verdict:
         """What this machine, or the ranks that the page is attached to, can do with a preset."""
@@ -212,6 +229,7 @@ class Studio:
     def _begin_gauges(self, request: Request) -> None:
         """Show this run's plan, and its own peaks, from now on."""
         planned, _ = self.plan(request.preset)
+        self._held = planned
         self.gauges.set_plan(planned)
         self.gauges.reset_peak()
 

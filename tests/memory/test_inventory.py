@@ -45,6 +45,17 @@ result = [gpu.ours_bytes, gpu.usable_bytes - gpu.free_bytes]
 
 
 @pytest.mark.parametrize(
+    ("processes", "hides", "hidden"),
+    [("0:999999999:3000", "", True), ("0:1:3000", "", False), ("0:1:3000", "1", True), ("", "", False)],
+)
+def test_a_driver_that_hides_processes_is_noticed(with_driver, processes, hides, hidden):
+    """By numbers that mean nothing here, or by listing none although memory is in use."""
+    more = {"FAKE_NVML_HIDES_PROCESSES": hides} if hides else {}
+    gpu = with_driver(PROBE, [24564], processes=processes, **more)["gpus"][0]
+    assert gpu["hides_processes"] == hidden
+
+
+@pytest.mark.parametrize(
     ("function", "lost"),
     [
         ("nvmlDeviceGetName", {"name"}),
