@@ -83,7 +83,9 @@ def prioritised_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @functools.cache
 def cudnn_first(device: torch.device) -> bool:
     """Whether cuDNN's attention is tried first: from Hopper on, where it was measured, and where it works."""
-    return torch.cuda.get_device_capability(device) >= CUDNN_CAPABILITY and has_cudnn_attention(device)
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < CUDNN_CAPABILITY:
+        return False
+    return has_cudnn_attention(device)
 
 
 def attends_in_parts(q: Tensor) -> bool:

@@ -62,9 +62,10 @@ def found_missing(code: str, error: BaseException) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """An error's kind and first line."""
+    """An error's kind and first line, and the next where that only introduces it."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    told = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__
 
 
 def works(code: str, trial: Callable[[torch.device], None], device: torch.device) -> bool:

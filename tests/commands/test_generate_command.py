@@ -123,7 +123,7 @@ def test_the_guides_flags_reach_the_engine_on_a_machine_that_has_it(inputs, mach
         "9",
     ]
     assert main([*inputs, *guide, *more, "--output", "out.mp4"]) == 0
-    expected = load_preset("80gb").with_settings(
+    expected = load_preset("96gb").with_settings(
         prompt="a man", size="688*368", infer_frames=32, num_clip=100, sample_steps=3, shift=2.5, seed=9
     )
     assert opened == [expected]
