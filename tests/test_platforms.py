@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 POSIX_ONLY = ("fcntl", "grp", "pwd", "resource", "termios")
 WITHOUT = """
 import os, sys
-import av, cv2, filelock, huggingface_hub, numpy, onnxruntime, PIL, psutil, soundfile  # have guards of their own
+import av, cv2, filelock, huggingface_hub, numpy, onnxruntime, PIL, psutil, soundfile  # with guards
 for name in {absent!r}:
     sys.modules[name] = None  # importing it fails
 import app, avatar.cli, avatar.worker, avatar.gallery, avatar.scratch, avatar.long.stream, avatar.batch.run
