@@ -26,7 +26,7 @@ from avatar.request import Request
 from avatar.worker import EngineProcess
 
 ROLES = "tests.fixtures.roles"
-LIMITS = Limits(silence_s=3.0, start_s=90.0, stall_s=4.0)
+LIMITS = Limits(silence_s=3.0, start_s=90.0, stall_s=4.0, first_factor=1.0)
 SOURCE = "avatar.parallel.ranked:RankedSource"
 BATCHES = 10  # of 5 frames, in a request of 2 s
 
