@@ -1,0 +1,182 @@
+"""Queries, keys and values on their way to attention, in one pass each on a GPU.
+
+A program takes a token: its norm over the full width, its rotation, and each head's scale. Values are turned
+over instead, so that tokens lie side by side. The slow twins are layer.Attention, rope.rotate and eight_bit's.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from avatar.models.eight_bit import INT8_LARGEST, EightBit, Queries
+from avatar.models.quantize import LARGEST, TINIEST
+
+VALUE_TOKENS = 128  # that a program turns over
+
+
+def quantise_queries(
+    q: Tensor, norm: Tensor | None = None, table: Tensor | None = None, eps: float = 0.0
+) -> Queries:
+    """Queries N h d in int8; first RMS-normed by a weight, C, and rotated by a table, where they are given."""
+    values = torch.empty(q.shape, dtype=torch.int8, device=q.device)
+    scale = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    _run(q, norm, table, None, values, scale, scale.stride(), eps)
+    return Queries(values, scale)
+
+
+def write_keys(
+    into: EightBit,
+    k: Tensor,
+    mean: Tensor,
+    table: Tensor | None = None,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+) -> None:
+    """See eight_bit.write_keys; norm and table as in quantise_queries."""
+    _run(k, norm, table, mean, into.k, into.k_scale, into.k_scale.stride()[::-1], eps)
+
+
+def rotated(x: Tensor, norm: Tensor, table: Tensor, eps: float) -> Tensor:
+    """Queries or keys, N h d, normed and rotated, in their own dtype."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _run(x, norm, table, None, out, None, (0, 0), eps)
+    return out
+
+
+def _run(
+    x: Tensor,
+    norm: Tensor | None,
+    table: Tensor | None,
+    mean: Tensor | None,
+    out: Tensor,
+    scale: Tensor | None,
+    scale_strides: tuple[int, ...],
+    eps: float,
+) -> None:
+    num_tokens, num_heads, head_dim = x.shape
+    assert x.stride()[1:] == (head_dim, 1)
+    assert out.stride()[1:] == (head_dim, 1)
+    _heads[(num_tokens,)](
+        x,
+        norm,
+        table,
+        mean,
+        out,
+        scale,
+        x.stride(0),
+        out.stride(0),
+        *scale_strides,
+        eps,
+        num_heads,
+        triton.next_power_of_2(num_heads),
+        head_dim,
+        triton.next_power_of_2(head_dim),
+        INT8_LARGEST,
+        TINIEST,
+        num_warps=8 if num_heads * head_dim > 2048 else 4,
+    )
+
+
+def write_values(into: EightBit, v: Tensor, scale: Tensor) -> None:
+    """See eight_bit.write_values."""
+    num_tokens, num_heads, head_dim = v.shape
+    row = into.v.shape[-1]
+    assert v.stride()[1:] == (head_dim, 1)
+    _turn[(triton.cdiv(row, VALUE_TOKENS), num_heads)](
+        v,
+        scale,
+        into.v,
+        num_tokens,
+        row,
+        v.stride(0),
+        into.v.stride(1),
+        head_dim,
+        triton.next_power_of_2(head_dim),
+        VALUE_TOKENS,
+        LARGEST,
+    )
+
+
+@triton.jit
+def _heads(  # type: ignore[no-untyped-def]
+    x,
+    norm,
+    table,
+    mean,
+    out,
+    scale,
+    x_row,
+    out_row,
+    scale_token,
+    scale_head,
+    eps,
+    HEADS: tl.constexpr,
+    HEADS_2: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_2: tl.constexpr,
+    INT8: tl.constexpr,
+    TINY: tl.constexpr,
+):
+    """One token."""
+    token = tl.program_id(0).to(tl.int64)
+    head, channel = tl.arange(0, HEADS_2)[:, None], tl.arange(0, DIM_2)[None, :]
+    inside = (head < HEADS) & (channel < DIM)
+    place = head * DIM + channel
+    given = tl.load(x + token * x_row + place, inside, 0.0)
+    v = given.to(tl.float32)
+    if norm is not None:
+        square = tl.sum(tl.sum(v * v, 1), 0) / (HEADS * DIM)
+        v = v * tl.rsqrt(square + eps) * tl.load(norm + place, inside, 0.0).to(tl.float32)
+        v = v.to(given.dtype).to(tl.float32)
+    even, odd = tl.split(tl.reshape(v, [HEADS_2, DIM_2 // 2, 2]))
+    pair = 2 * tl.arange(0, DIM_2 // 2)[None, :]
+    if table is not None:
+        turn = table + token * (2 * DIM) + pair
+        there = pair < DIM
+        first = even * tl.load(turn, there, 0.0) + odd * tl.load(turn + DIM, there, 0.0)
+        second = odd * tl.load(turn + 1, there, 0.0) + even * tl.load(turn + DIM + 1, there, 0.0)
+        even, odd = first.to(given.dtype).to(tl.float32), second.to(given.dtype).to(tl.float32)
+    if mean is not None:
+        mean_place, mean_there = mean + head * DIM + pair, (head < HEADS) & (pair < DIM)
+        even -= tl.load(mean_place, mean_there, 0.0)
+        odd -= tl.load(mean_place + 1, mean_there, 0.0)
+    if scale is not None:
+        largest = tl.maximum(tl.max(tl.maximum(tl.abs(even), tl.abs(odd)), 1, keep_dims=True), TINY)
+        each = largest / INT8
+        # 1.5 * 2^23, added and taken away again, rounds to the nearest whole number, halves to the even one.
+        even = (even / each + 12582912.0) - 12582912.0
+        odd = (odd / each + 12582912.0) - 12582912.0
+        tl.store(scale + token * scale_token + head * scale_head, each, head < HEADS)
+    v = tl.reshape(tl.join(even, odd), [HEADS_2, DIM_2])
+    tl.store(out + token * out_row + place, v.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _turn(  # type: ignore[no-untyped-def]
+    v,
+    scales,
+    out,
+    num_tokens,
+    row,
+    v_row,
+    out_row,
+    DIM: tl.constexpr,
+    DIM_2: tl.constexpr,
+    TOKENS: tl.constexpr,
+    LARGEST: tl.constexpr,
+):
+    """Some tokens of one head: N h d to h d N', every 16 of them in eight_bit.PERMUTED order."""
+    head = tl.program_id(1)
+    place = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    inner = place % 16
+    token = place - inner + inner // 2 % 2 * 8 + inner // 4 * 2 + inner % 2
+    channel = tl.arange(0, DIM_2)
+    source = v + token[:, None].to(tl.int64) * v_row + head * DIM + channel[None, :]
+    there = (token < num_tokens)[:, None] & (channel < DIM)[None, :]
+    values = tl.load(source, there, 0.0).to(tl.float32) / tl.load(scales + head)
+    values = tl.minimum(tl.maximum(values, -LARGEST), LARGEST)
+    target = out + (head * DIM + channel)[:, None].to(tl.int64) * out_row + place[None, :]
+    tl.store(target, tl.trans(values).to(tl.float8e4nv), (channel < DIM)[:, None] & (place < row)[None, :])
