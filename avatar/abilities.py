@@ -28,6 +28,7 @@ PREVIEW_REFUSES: Mapping[str, str] = {
     "offload_model": _NO_MODEL,
     "weight_dtype": _NO_MODEL,
     "ring_dtype": _NO_MODEL,
+    "attention_dtype": _NO_MODEL,
     "text_encoder": _NO_MODEL,
     "layout": _NO_GPU,
     "num_gpus_dit": _NO_GPU,

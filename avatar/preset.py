@@ -19,6 +19,7 @@ Engine = Literal["diffusion", "preview", "auto"]
 Rung = Literal["online_decode", "infer_frames", "size", "sample_steps", "offload"]
 WeightDtype = Literal["bf16", "fp8", "fp32"]
 RingDtype = Literal["bf16", "fp8", "fp32"]
+AttentionDtype = Literal["bf16", "int8"]
 TextPlace = Literal["gpu", "cpu", "sharded"]
 Layout = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
 
@@ -51,12 +52,17 @@ class Generation:
 
 @dataclass(frozen=True)
 class Memory:
-    """Where things live and in which form. text_encoder: "sharded" is over all GPUs of several."""
+    """Where things live and in which form. text_encoder: "sharded" is over all GPUs of several.
+
+    attention_dtype: "int8" is int8 keys by fp8 values, and rings in that form whatever ring_dtype is; "bf16" is
+    the residual stream's own dtype, fp32 where weights are.
+    """
 
     enable_online_decode: bool = True
     offload_model: bool = False
     weight_dtype: WeightDtype = "bf16"
     ring_dtype: RingDtype = "bf16"
+    attention_dtype: AttentionDtype = "bf16"
     text_encoder: TextPlace = "gpu"
 
 

@@ -17,7 +17,7 @@ from avatar.diffusion.baton import Baton
 from avatar.diffusion.conditions import EncodeText, SpeechTrack
 from avatar.diffusion.decode import StreamingDecoder
 from avatar.diffusion.denoise import Conditions, Denoiser, LocalDenoiser
-from avatar.diffusion.device import RING_DTYPES, best_device, downloaded
+from avatar.diffusion.device import best_device, downloaded, ring_dtype
 from avatar.diffusion.fallback import Descent, is_out_of_memory
 from avatar.diffusion.files import find_files
 from avatar.diffusion.framing import framed, resized, size_within, video_size
@@ -324,7 +324,7 @@ def local_denoiser(
         Geometry.of(size, generation.infer_frames),
         Schedule.flow_match(generation.sample_steps, generation.shift),
         pieces=pieces,
-        ring_dtype=RING_DTYPES[preset.memory.ring_dtype],
+        ring_dtype=ring_dtype(preset.memory),
         host_layers=parts.host_layers,
         rings_on_host=parts.placement.rings_on_host,
         ring_memory=parts.ring_memory,

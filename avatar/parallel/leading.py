@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from avatar.diffusion.denoise import Denoiser
-from avatar.diffusion.device import DTYPES, RING_DTYPES
+from avatar.diffusion.device import DTYPES, ring_dtype
 from avatar.diffusion.fallback import Descent
 from avatar.diffusion.layer_stack import Pieces
 from avatar.diffusion.parts import Parts
@@ -144,7 +144,7 @@ class LeadingSource(DiffusionSource):
         self._denoiser = self._conductor.denoiser(
             Geometry.of(size, generation.infer_frames),
             Schedule.flow_match(generation.sample_steps, generation.shift),
-            RING_DTYPES[preset.memory.ring_dtype],
+            ring_dtype(preset.memory),
         )
         return self._denoiser
 
