@@ -305,10 +305,8 @@ class LayerStack:
             wide, own = self.scatter(*self.pieces.project(layer, x, vectors, item.table))
             calibration = calibration or Calibration.of(own, condition)
             q = kernels.quantise_heads(wide)
-            kernels.write_keys(room.own, own.k, calibration.mean)
-            kernels.write_values(room.own, own.v, calibration.value_scale)
-        kernels.write_keys(room.condition, condition.k, calibration.mean, item.condition_table)
-        kernels.write_values(room.condition, condition.v, calibration.value_scale)
+            kernels.write(room.own, own, calibration)
+        kernels.write(room.condition, condition, calibration, item.condition_table)
         with self._ring(index, item.step) as ring:
             assert isinstance(ring, EightBitRing)
             ring.calibration = calibration

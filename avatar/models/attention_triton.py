@@ -22,6 +22,7 @@ from avatar.models.eight_bit import KEY_TILE, WEIGHT_EXPONENT, EightBit, Queries
 
 QUERY_TILE = 64
 NUM_WARPS, NUM_STAGES = 4, 3
+MAX_REGISTERS: int | None = None  # of a thread
 HOPPER = (9, 0)  # since which tiles are copied by descriptors
 
 
@@ -50,6 +51,7 @@ def attend(q: Queries, parts: Sequence[EightBit], value_scale: Tensor, dtype: to
         q.values.is_cuda,
         num_warps=NUM_WARPS,
         num_stages=NUM_STAGES,
+        maxnreg=MAX_REGISTERS,
     )
     return out
 

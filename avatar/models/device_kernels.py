@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 TRIAL = Geometry(128, 64, 8)  # a small picture, whose condition ends in a slot that is not full
 LARGEST_DIFFERENCE = 0.02  # of the norm: roundings to e4m3 that fall differently
 
-Write = Callable[..., None]
-
 
 @dataclass(frozen=True)
 class EightBitKernels:
@@ -30,8 +28,7 @@ class EightBitKernels:
 
     attend: Callable[..., Tensor] = eight_bit.attend
     quantise_heads: Callable[[Tensor], Queries] = eight_bit.quantise_heads
-    write_keys: Write = eight_bit.write_keys
-    write_values: Write = eight_bit.write_values
+    write: Callable[..., None] = eight_bit.write
 
 
 @functools.cache
@@ -45,10 +42,7 @@ def eight_bit_on(device: torch.device, num_heads: int, head_dim: int) -> EightBi
         from avatar.models import attention_triton, heads_triton
 
         kernels = EightBitKernels(
-            attention_triton.attend,
-            heads_triton.quantise_queries,
-            heads_triton.write_keys,
-            heads_triton.write_values,
+            attention_triton.attend, heads_triton.quantise_queries, heads_triton.write
         )
         difference = _difference(kernels, device, num_heads, head_dim)
     except Exception as error:  # whatever a compiler or a driver may say of a card that it does not know
@@ -100,12 +94,10 @@ def _difference(kernels: EightBitKernels, device: torch.device, num_heads: int, 
     for each in (kernels, EightBitKernels()):
         window = EightBitWindow(TRIAL, num_heads, head_dim, device)
         ring = EightBitRing.empty(TRIAL, num_heads, head_dim, device)
-        each.write_keys(window.own, past_k, calibration.mean)
-        each.write_values(window.own, past_v, calibration.value_scale)
+        each.write(window.own, KeysValues(past_k, past_v), calibration)
         ring.append(window.own)
-        for part, tokens in ((window.own, KeysValues(k, v)), (window.condition, condition)):
-            each.write_keys(part, tokens.k, calibration.mean)
-            each.write_values(part, tokens.v, calibration.value_scale)
+        each.write(window.own, KeysValues(k, v), calibration)
+        each.write(window.condition, condition, calibration)
         parts = [window.near, ring.past()]
         results.append(each.attend(each.quantise_heads(q), parts, calibration.value_scale, torch.bfloat16))
     return _relative(*results)

@@ -169,16 +169,16 @@ def quantise_heads(values: Tensor) -> Queries:
     return Queries((values.float() / scale[..., None]).round().to(torch.int8), scale)
 
 
-def write_keys(into: EightBit, k: Tensor, mean: Tensor, table: Tensor | None = None) -> None:
-    """Keys, N h d, rotated if a table is given, less the mean, to a part of a window."""
-    values, scale = quantise_heads((k if table is None else rotate(k, table)).float() - mean)
-    into.k.copy_(values)
-    into.k_scale[:, : len(k)] = scale.t()
+def write(into: EightBit, own: KeysValues, calibration: Calibration, table: Tensor | None = None) -> None:
+    """Keys, rotated if a table is given, and values, N h d, to a part of a window.
 
-
-def write_values(into: EightBit, v: Tensor, scale: Tensor) -> None:
-    """Values, N h d, to a part of a window; the last slot is filled up with zeros."""
-    scaled = (v.float() / scale[:, None]).clamp(-LARGEST, LARGEST)
+    The last slot of values is filled up with zeros.
+    """
+    k, v = own
+    quantised = quantise_heads((k if table is None else rotate(k, table)).float() - calibration.mean)
+    into.k.copy_(quantised.values)
+    into.k_scale[:, : len(k)] = quantised.scale.t()
+    scaled = (v.float() / calibration.value_scale[:, None]).clamp(-LARGEST, LARGEST)
     padded = F.pad(scaled, (0, 0, 0, 0, 0, into.v.shape[-1] - len(v)))
     order = torch.tensor(PERMUTED, device=v.device)
     slots = padded.unflatten(0, (-1, SLOT_TOKENS))[:, order]

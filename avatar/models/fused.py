@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from avatar.models.eight_bit import Calibration, EightBit, Queries
-from avatar.models.heads_triton import quantise_queries, rotated, write_keys, write_values
+from avatar.models.heads_triton import quantise_queries, rotated, write
 from avatar.models.kv_cache import KeysValues, ShortText
 from avatar.models.layer import TransformerLayer
 from avatar.models.quantize import QuantisedLinear
@@ -36,8 +36,7 @@ def project_quantised(
     norm_q, norm_k = attention.norm_q, attention.norm_k
     assert norm_q.eps is not None
     assert norm_k.eps is not None
-    write_keys(own, k, calibration.mean, table, norm_k.weight, norm_k.eps)
-    write_values(own, v, calibration.value_scale)
+    write(own, KeysValues(k, v), calibration, table, norm_k.weight, norm_k.eps)
     return quantise_queries(q, norm_q.weight, table, norm_q.eps)
 
 

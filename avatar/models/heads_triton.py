@@ -11,10 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avatar.models.eight_bit import INT8_LARGEST, EightBit, Queries
+from avatar.models.eight_bit import INT8_LARGEST, Calibration, EightBit, Queries
+from avatar.models.kv_cache import KeysValues
 from avatar.models.quantize import LARGEST, TINIEST
 
 VALUE_TOKENS = 128  # that a program turns over
+NUM_WARPS = 8
 
 
 def quantise_queries(
@@ -23,26 +25,50 @@ def quantise_queries(
     """Queries N h d in int8; first RMS-normed by a weight, C, and rotated by a table, where they are given."""
     values = torch.empty(q.shape, dtype=torch.int8, device=q.device)
     scale = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    _run(q, norm, table, None, values, scale, scale.stride(), eps)
+    _run(q, norm, table, None, values, scale, eps)
     return Queries(values, scale)
 
 
-def write_keys(
+def write(
     into: EightBit,
-    k: Tensor,
-    mean: Tensor,
+    own: KeysValues,
+    calibration: Calibration,
     table: Tensor | None = None,
     norm: Tensor | None = None,
     eps: float = 0.0,
 ) -> None:
-    """See eight_bit.write_keys; norm and table as in quantise_queries."""
-    _run(k, norm, table, mean, into.k, into.k_scale, into.k_scale.stride()[::-1], eps)
+    """See eight_bit.write; norm, the keys', and table as in quantise_queries.
+
+    Keys' scales come token by token, and are turned over with the values.
+    """
+    k, v = own
+    scale = torch.empty(k.shape[:2], dtype=torch.float32, device=k.device)
+    _run(k, norm, table, calibration.mean, into.k, scale, eps)
+    num_tokens, num_heads, head_dim = v.shape
+    row = into.v.shape[-1]
+    assert v.stride()[1:] == (head_dim, 1)
+    _turn[(triton.cdiv(row, VALUE_TOKENS), num_heads)](
+        v,
+        calibration.value_scale,
+        into.v,
+        scale,
+        into.k_scale,
+        num_tokens,
+        row,
+        v.stride(0),
+        into.v.stride(1),
+        num_heads,
+        head_dim,
+        triton.next_power_of_2(head_dim),
+        VALUE_TOKENS,
+        LARGEST,
+    )
 
 
 def rotated(x: Tensor, norm: Tensor, table: Tensor, eps: float) -> Tensor:
     """Queries or keys, N h d, normed and rotated, in their own dtype."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _run(x, norm, table, None, out, None, (0, 0), eps)
+    _run(x, norm, table, None, out, None, eps)
     return out
 
 
@@ -53,7 +79,6 @@ def _run(
     mean: Tensor | None,
     out: Tensor,
     scale: Tensor | None,
-    scale_strides: tuple[int, ...],
     eps: float,
 ) -> None:
     num_tokens, num_heads, head_dim = x.shape
@@ -68,7 +93,6 @@ def _run(
         scale,
         x.stride(0),
         out.stride(0),
-        *scale_strides,
         eps,
         num_heads,
         triton.next_power_of_2(num_heads),
@@ -76,27 +100,7 @@ def _run(
         triton.next_power_of_2(head_dim),
         INT8_LARGEST,
         TINIEST,
-        num_warps=8 if num_heads * head_dim > 2048 else 4,
-    )
-
-
-def write_values(into: EightBit, v: Tensor, scale: Tensor) -> None:
-    """See eight_bit.write_values."""
-    num_tokens, num_heads, head_dim = v.shape
-    row = into.v.shape[-1]
-    assert v.stride()[1:] == (head_dim, 1)
-    _turn[(triton.cdiv(row, VALUE_TOKENS), num_heads)](
-        v,
-        scale,
-        into.v,
-        num_tokens,
-        row,
-        v.stride(0),
-        into.v.stride(1),
-        head_dim,
-        triton.next_power_of_2(head_dim),
-        VALUE_TOKENS,
-        LARGEST,
+        num_warps=NUM_WARPS,
     )
 
 
@@ -110,8 +114,6 @@ def _heads(  # type: ignore[no-untyped-def]
     scale,
     x_row,
     out_row,
-    scale_token,
-    scale_head,
     eps,
     HEADS: tl.constexpr,
     HEADS_2: tl.constexpr,
@@ -149,7 +151,7 @@ def _heads(  # type: ignore[no-untyped-def]
         # 1.5 * 2^23, added and taken away again, rounds to the nearest whole number, halves to the even one.
         even = (even / each + 12582912.0) - 12582912.0
         odd = (odd / each + 12582912.0) - 12582912.0
-        tl.store(scale + token * scale_token + head * scale_head, each, head < HEADS)
+        tl.store(scale + token * HEADS + head, each, head < HEADS)
     v = tl.reshape(tl.join(even, odd), [HEADS_2, DIM_2])
     tl.store(out + token * out_row + place, v.to(out.dtype.element_ty), inside)
 
@@ -159,18 +161,26 @@ def _turn(  # type: ignore[no-untyped-def]
     v,
     scales,
     out,
+    key_scales,
+    out_key_scales,
     num_tokens,
     row,
     v_row,
     out_row,
+    HEADS: tl.constexpr,
     DIM: tl.constexpr,
     DIM_2: tl.constexpr,
     TOKENS: tl.constexpr,
     LARGEST: tl.constexpr,
 ):
-    """Some tokens of one head: N h d to h d N', every 16 of them in eight_bit.PERMUTED order."""
+    """Some tokens of one head: N h d to h d N', every 16 of them in eight_bit.PERMUTED order.
+
+    The scales of their keys, N h, too, in the tokens' own order.
+    """
     head = tl.program_id(1)
     place = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    key_scale = tl.load(key_scales + place * HEADS + head, place < num_tokens, 0.0)
+    tl.store(out_key_scales + head * out_row + place, key_scale, place < num_tokens)
     inner = place % 16
     token = place - inner + inner // 2 % 2 * 8 + inner // 4 * 2 + inner % 2
     channel = tl.arange(0, DIM_2)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from avatar.models.quantize import TINIEST
 
-SHORT_ROWS = 16  # tokens that a program of short_weights takes
+SHORT_ROWS, SHORT_PARTS = 16, 4  # tokens of a program of short_weights, and programs that share their heads
+WARPS, WARPS_WIDE = 8, 16  # of a program that takes a token, up to 8192 wide and beyond
 
 
 class Rows(NamedTuple):
@@ -49,7 +50,7 @@ def quantised(x: Tensor, like: torch.dtype, *, gelu: bool = False) -> Rows:
     width = x.shape[-1]
     _activate[(len(x),)](
         x, out, scale, x.stride(0), width, triton.next_power_of_2(width), gelu, _largest(like), TINIEST,
-        num_warps=16 if width > 8192 else 8,
+        num_warps=WARPS_WIDE if width > 8192 else WARPS,
     )  # fmt: skip
     return Rows(out, scale)
 
@@ -59,9 +60,9 @@ def short_weights(q: Tensor, norm: Tensor, eps: float, keys: Tensor, counts: Ten
     num_tokens, num_heads, head_dim = q.shape
     num_keys = len(keys)
     out = torch.empty(num_tokens, num_heads * num_keys, dtype=q.dtype, device=q.device)
-    _short[(triton.cdiv(num_tokens, SHORT_ROWS),)](
+    _short[(triton.cdiv(num_tokens, SHORT_ROWS), SHORT_PARTS)](
         q, norm, keys, counts, out, num_tokens, q.stride(0), eps, head_dim**-0.5, num_heads, head_dim,
-        triton.next_power_of_2(head_dim), num_keys, triton.next_power_of_2(num_keys), SHORT_ROWS,
+        triton.next_power_of_2(head_dim), num_keys, triton.next_power_of_2(num_keys), SHORT_ROWS, SHORT_PARTS,
     )  # fmt: skip
     return out
 
@@ -93,7 +94,7 @@ def _run(
     _norm[(len(x),)](
         x, y, gate, scale, shift, fresh, out, scales, 0 if y is None else y.stride(0), eps, width,
         triton.next_power_of_2(width), plus_one, _largest(like), TINIEST,
-        num_warps=8 if width > 2048 else 4,
+        num_warps=WARPS,
     )  # fmt: skip
     return fresh, Rows(out, scales)
 
@@ -193,8 +194,9 @@ def _short(  # type: ignore[no-untyped-def]
     KEYS: tl.constexpr,
     KEYS_2: tl.constexpr,
     ROWS: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
-    """Some tokens, head after head, twice: for the norm, and for the weights."""
+    """Some tokens: all heads for the norm, then some of them for the weights."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel, key = tl.arange(0, DIM_2), tl.arange(0, KEYS_2)
     there = (row < num_tokens)[:, None] & (channel < DIM)[None, :]
@@ -206,7 +208,9 @@ def _short(  # type: ignore[no-untyped-def]
     length = tl.rsqrt(square / (HEADS * DIM) + eps)
     count = tl.load(counts + key, key < KEYS, float("-inf"))
     key_there = (key < KEYS)[None, :] & (channel < DIM)[:, None]
-    for head in range(HEADS):
+    share: tl.constexpr = (HEADS + PARTS - 1) // PARTS
+    first = tl.program_id(1) * share
+    for head in range(first, tl.minimum(first + share, HEADS)):
         given = tl.load(source + head * DIM, there, 0.0)
         weight = tl.load(norm + head * DIM + channel, channel < DIM, 0.0).to(tl.float32)
         v = (given.to(tl.float32) * length[:, None] * weight[None, :]).to(given.dtype)

@@ -54,8 +54,7 @@ def attention(by_descriptor: bool) -> float:
         if part is None:
             ring.append(room.own)
             continue
-        eight_bit.write_keys(part, given.k, calibration.mean)
-        eight_bit.write_values(part, given.v, calibration.value_scale)
+        eight_bit.write(part, given, calibration)
     arguments = (
         eight_bit.quantise_heads(torch.randn(70, heads, dim)),
         [room.near, ring.past()],
@@ -78,13 +77,11 @@ def heads() -> dict[str, float]:
     mean, scale = torch.randn(num_heads, dim), torch.rand(num_heads) / 20
     condition = KeysValues(*(torch.randn(geometry.condition_tokens, num_heads, dim) for _ in "kv"))
     ours, twin = (EightBitWindow(geometry, num_heads, dim, CPU) for _ in range(2))
-    heads_triton.write_keys(ours.own, k, mean, table, norm.weight, 1e-6)
-    eight_bit.write_keys(twin.own, normed[1], mean)
-    turned = torch.cat([table[:40]])
+    calibration = Calibration(mean, scale)
+    heads_triton.write(ours.own, KeysValues(k, v), calibration, table, norm.weight, 1e-6)
+    eight_bit.write(twin.own, KeysValues(normed[1], v), calibration)
     for room, kernels in ((ours, heads_triton), (twin, eight_bit)):
-        kernels.write_values(room.own, v, scale)
-        kernels.write_keys(room.condition, condition.k, mean, turned)
-        kernels.write_values(room.condition, condition.v, scale)
+        kernels.write(room.condition, condition, calibration, table[: geometry.condition_tokens])
     return {
         "rotated": relative(heads_triton.rotated(k, norm.weight, table, 1e-6), normed[1]),
         "queries": relative(found.values, right.values) + relative(found.scale, right.scale),

@@ -15,8 +15,7 @@ from avatar.models.eight_bit import (
     EightBitWindow,
     attend,
     quantise_heads,
-    write_keys,
-    write_values,
+    write,
 )
 from avatar.models.kv_cache import KeysValues
 from avatar.models.quantize import FLOAT8
@@ -41,9 +40,8 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def written(room: EightBitWindow, own: KeysValues, condition: KeysValues, calibration: Calibration) -> None:
-    for part, given in ((room.own, own), (room.condition, condition)):
-        write_keys(part, given.k, calibration.mean)
-        write_values(part, given.v, calibration.value_scale)
+    write(room.own, own, calibration)
+    write(room.condition, condition, calibration)
 
 
 @pytest.mark.parametrize("bias", [0.0, 10.0])
@@ -84,7 +82,7 @@ def test_tokens_of_two_parts_count_alike():
 def test_values_lie_permuted_with_tokens_side_by_side():
     v = torch.arange(48.0).view(48, 1, 1).expand(-1, HEADS, DIM) / 8
     room = EightBitWindow(GEOMETRY, HEADS, DIM, "cpu")
-    write_values(room.own, v, torch.full((HEADS,), 0.125))
+    write(room.own, KeysValues(v, v), Calibration(torch.zeros(HEADS, DIM), torch.full((HEADS,), 0.125)))
     order = [slot * SLOT_TOKENS + place for slot in range(3) for place in PERMUTED]
     assert sorted(order) == list(range(48))
     expected = torch.tensor(order, dtype=torch.float32).to(FLOAT8).float()
@@ -93,7 +91,7 @@ def test_values_lie_permuted_with_tokens_side_by_side():
 
 def test_a_value_beyond_the_headroom_stays_finite():
     room, v = EightBitWindow(GEOMETRY, HEADS, DIM, "cpu"), torch.full((40, HEADS, DIM), 1e6)
-    write_values(room.condition, v, torch.ones(HEADS))
+    write(room.condition, KeysValues(v, v), Calibration(torch.zeros(HEADS, DIM), torch.ones(HEADS)))
     held = room.condition.v.float()
     assert held.isfinite().all()
     assert held.max() == 448
@@ -109,8 +107,7 @@ def test_a_ring_holds_exactly_the_last_frames(window_frames):
     unit = Calibration(torch.zeros(HEADS, DIM), torch.ones(HEADS))
     for _ in range(7):
         own = tokens(geometry.block_tokens)
-        write_keys(room.own, own.k, unit.mean)
-        write_values(room.own, own.v, unit.value_scale)
+        write(room.own, own, unit)
         ring.append(room.own)
         kept += own.k.split(geometry.frame_tokens)
         k, v, scale = ring.past()
