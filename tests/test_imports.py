@@ -46,7 +46,12 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
         "preview.train",
     ),
     "torch.distributed": ("parallel",),
-    "triton": ("models.vae_triton",),
+    "triton": (
+        "models.attention_triton",
+        "models.heads_triton",
+        "models.rows_triton",
+        "models.vae_triton",
+    ),
     "transformers": ("models", "diffusion", "bench"),
     "diffusers": ("models", "diffusion", "bench"),
     "onnxruntime": ("preview",),

@@ -25,7 +25,7 @@ from avatar.memory.planner import USED_SHARE, largest_geometry, placements, plan
 from avatar.memory.shares import shares_of
 from avatar.models.checkpoint import open_checkpoint
 from avatar.models.config import ModelConfig
-from avatar.models.kv_cache import Ring
+from avatar.models.eight_bit import empty_ring
 from avatar.models.quantize import FLOAT8, is_quantised
 from avatar.models.transformer import StreamingTransformer
 from avatar.models.weights import open_transformer
@@ -153,12 +153,19 @@ def num_values(module: torch.nn.Module) -> int:
     return sum(value.numel() for value in module.parameters())
 
 
-@pytest.mark.parametrize(("dtype", "torch_dtype"), [("bf16", torch.bfloat16), ("fp8", FLOAT8)])
-def test_a_rings_bytes_are_those_that_it_takes(dtype, torch_dtype):
-    preset = FULL.with_settings(ring_dtype=dtype)
+@pytest.mark.parametrize(
+    ("settings", "torch_dtype"),
+    [
+        ({"ring_dtype": "bf16"}, torch.bfloat16),
+        ({"ring_dtype": "fp8"}, FLOAT8),
+        ({"attention_dtype": "int8"}, torch.int8),
+    ],
+)
+def test_a_rings_bytes_are_those_that_it_takes(settings, torch_dtype):
+    preset = FULL.with_settings(**settings)
     geometry = largest_geometry(preset)
     config = ModelConfig()
-    ring = Ring.allocate(geometry, config.num_heads, config.head_dim, torch_dtype, "meta")
+    ring = empty_ring(geometry, config.num_heads, config.head_dim, torch_dtype, "meta")
     assert Run(preset, MODEL, geometry).ring_bytes == sum(tensor.nbytes for tensor in ring.tensors)
 
 
@@ -170,6 +177,7 @@ def test_a_rings_bytes_are_those_that_it_takes(dtype, torch_dtype):
         ({"sample_steps": 3}, "kv_rings"),
         ({"weight_dtype": "fp8"}, "transformer_weights"),
         ({"ring_dtype": "fp8"}, "kv_rings"),
+        ({"attention_dtype": "int8"}, "kv_rings"),
     ],
 )
 def test_every_saving_saves(change, shrinks):
