@@ -139,7 +139,7 @@ def _heads(  # type: ignore[no-untyped-def]
         common_even, common_odd = tl.split(tl.reshape(common, [HEADS_2, DIM_2 // 2, 2]))
     for index in range(TOKENS):
         token = (tl.program_id(0) * TOKENS + index).to(tl.int64)
-        here = token < num_tokens
+        here = token + 0 * head < num_tokens
         inside = within & here
         given = tl.load(x + token * x_row + place, inside, 0.0)
         v = given.to(tl.float32)
@@ -149,7 +149,7 @@ def _heads(  # type: ignore[no-untyped-def]
         even, odd = tl.split(tl.reshape(v, [HEADS_2, DIM_2 // 2, 2]))
         if table is not None:
             turn = table + token * (2 * DIM) + pair
-            there = (pair < DIM) & here
+            there = (pair < DIM) & (token + 0 * pair < num_tokens)
             first = even * tl.load(turn, there, 0.0) + odd * tl.load(turn + DIM, there, 0.0)
             second = odd * tl.load(turn + 1, there, 0.0) + even * tl.load(turn + DIM + 1, there, 0.0)
             even, odd = first.to(given.dtype).to(tl.float32), second.to(given.dtype).to(tl.float32)

@@ -132,7 +132,7 @@ def _norm(  # type: ignore[no-untyped-def]
         shifts = tl.load(shift + channel, within, 0.0).to(tl.float32)
     for index in range(TOKENS):
         token = (tl.program_id(0) * TOKENS + index).to(tl.int64)
-        inside = within & (token < num_tokens)
+        inside = within & (token + 0 * channel < num_tokens)
         given = tl.load(x + token * WIDTH + channel, inside, 0.0)
         v = given.to(tl.float32)
         if y is not None:
