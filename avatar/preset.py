@@ -54,8 +54,8 @@ class Generation:
 class Memory:
     """Where things live and in which form. text_encoder: "sharded" is over all GPUs of several.
 
-    attention_dtype: "int8" is int8 keys by fp8 values, and rings in that form whatever ring_dtype is; "bf16" is
-    the residual stream's own dtype, fp32 where weights are.
+    attention_dtype: "int8" is int8 keys by fp8 values, and rings in that form whatever ring_dtype is; "bf16"
+    is the residual stream's own dtype, fp32 where weights are.
     """
 
     enable_online_decode: bool = True

@@ -1,4 +1,4 @@
-"""What attention in 8 bits costs: error of velocities with rings full, and how far latents drift block by block.
+"""What attention in 8 bits costs: error of velocities with rings full, and how far latents drift by block.
 
 `python -m avatar.bench.attention8` writes JSON; weights are random, at the real model's widths.
 """
@@ -50,7 +50,10 @@ class Trial:
         fp8: the weights. attention: int8, or None for the residual stream's own dtype.
         """
         denoiser, schedule = self._denoiser(self._model(fp8, dtype), attention)
-        latents = [block.cpu() for block in rollout(self._conditions(num_blocks), denoiser, num_blocks=num_blocks, seed=0)]
+        latents = [
+            block.cpu()
+            for block in rollout(self._conditions(num_blocks), denoiser, num_blocks=num_blocks, seed=0)
+        ]
         return schedule.velocities, latents
 
     def _model(self, fp8: bool, dtype: torch.dtype) -> StreamingTransformer:

@@ -1,8 +1,8 @@
 """Attention in 8 bits as one kernel for NVIDIA GPUs since sm89; its slow twin is eight_bit.attend.
 
-What it costs is tensor cores (two products), exponentials (16 a clock and multiprocessor), and instructions; all
-three are nearly balanced, so instructions count. Two are saved on every score that are easily overlooked: an
-int32 sum that starts at the bits of 12582912.0 is, read as float32, 12582912.0 plus the sum, so nothing is
+What it costs is tensor cores (two products), exponentials (16 a clock and multiprocessor), and instructions;
+all three are nearly balanced, so instructions count. Two are saved on every score that are easily overlooked:
+an int32 sum that starts at the bits of 12582912.0 is, read as float32, 12582912.0 plus the sum, so nothing is
 converted; and weights come out of the first product just as the second takes them (see eight_bit.PERMUTED).
 """
 
@@ -61,7 +61,7 @@ def _copies_by_descriptor(device: torch.device) -> bool:
 
 
 def _arguments(part: EightBit, by_descriptor: bool) -> tuple[Any, ...]:
-    """Keys and values as the kernel reads them, keys' scales, how many keys, and tokens of a row of values."""
+    """Keys and values as the kernel reads them, keys' scales, number of keys, tokens of a row of values."""
     num_keys, num_heads, head_dim = part.k.shape
     width, row = num_heads * head_dim, part.v.stride(1)
     keys, values = part.k, part.v
@@ -181,7 +181,7 @@ def _part(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _exp2(x, ON_GPU: tl.constexpr):  # type: ignore[no-untyped-def]
-    """2 to the power of x; on a GPU in one instruction, where Triton's own takes four for the sake of subnormals."""
+    """2 to the power of x; on a GPU in one instruction, where Triton's own takes four for subnormals."""
     if ON_GPU:
         return tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1

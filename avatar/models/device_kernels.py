@@ -11,10 +11,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from avatar.geometry import Geometry
 from avatar.models import eight_bit
 from avatar.models.eight_bit import Calibration, EightBitRing, EightBitWindow, Queries
 from avatar.models.kv_cache import KeysValues
-from avatar.geometry import Geometry
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class EightBitKernels:
 
 @functools.cache
 def eight_bit_on(device: torch.device, num_heads: int, head_dim: int) -> EightBitKernels | None:
-    """A device's kernels for attention in 8 bits; the twins on a CPU, None where a GPU has none that works."""
+    """A device's kernels for attention in 8 bits; on a CPU the twins, None where a GPU's do not work."""
     if device.type != "cuda":
         return EightBitKernels()
     if find_spec("triton") is None:
@@ -41,9 +41,7 @@ def eight_bit_on(device: torch.device, num_heads: int, head_dim: int) -> EightBi
     try:
         from avatar.models import attention_triton, heads_triton
 
-        kernels = EightBitKernels(
-            attention_triton.attend, heads_triton.quantise_queries, heads_triton.write
-        )
+        kernels = EightBitKernels(attention_triton.attend, heads_triton.quantise_queries, heads_triton.write)
         difference = _difference(kernels, device, num_heads, head_dim)
     except Exception as error:  # whatever a compiler or a driver may say of a card that it does not know
         return _without(str(error).strip().split("\n")[0])

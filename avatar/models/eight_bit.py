@@ -1,8 +1,8 @@
 """Attention in 8 bits: keys in int8, values in fp8, kept and attended to in that form.
 
-A block's keys and values are quantised once, when it is made. Keys lose a constant vector first, their mean over
-the first block: softmax does not change when every key moves alike, and what keys have in common would cost
-their few bits most. Each token and head has a scale of its own for its key; values of a head share one, since
+A block's keys and values are quantised once, when it is made. Keys lose a constant vector first, their mean
+over the first block: softmax does not change when every key moves alike, and what keys have in common would
+cost their few bits most. Each token and head has a scale of its own for its key; values of a head share one, since
 e4m3 has exponents. In memory a value's tokens lie side by side, as the product of weights and values reads
 them, in PERMUTED order within every SLOT_TOKENS.
 Everything here is plain PyTorch: what runs on a CPU, and what the kernels are compared with.
@@ -26,10 +26,14 @@ from avatar.models.rope import rotate
 
 INT8_LARGEST = 127.0
 HEADROOM = 4.0  # how much larger than the first block's largest value a later one may be
-SLOT_TOKENS = 16  # of values, which lie in PERMUTED order; frames are whole slots, since sides are of 64 pixels
+SLOT_TOKENS = (
+    16  # of values, which lie in PERMUTED order; frames are whole slots, since sides are of 64 pixels
+)
 # A thread of a tensor core holds two neighbouring columns of each half of 16 of a product, and takes four
 # neighbouring ones as the next product's operand: in this order they are the same.
-PERMUTED = tuple(8 * half + 2 * quarter + odd for quarter in range(4) for half in range(2) for odd in range(2))
+PERMUTED = tuple(
+    8 * half + 2 * quarter + odd for quarter in range(4) for half in range(2) for odd in range(2)
+)
 WEIGHT_EXPONENT = 8  # softmax's weights are kept times 2^8 in e4m3, whose largest number is 448
 KEY_TILE = 128  # keys at a time: the kernel's, since rounding depends on the largest score so far
 
@@ -125,9 +129,7 @@ class EightBitRing(Ring):
 class EightBitWindow:
     """Room for a block's own tokens and behind them the condition's; all layers use it in turn."""
 
-    def __init__(
-        self, geometry: Geometry, num_heads: int, head_dim: int, device: torch.device | str
-    ) -> None:
+    def __init__(self, geometry: Geometry, num_heads: int, head_dim: int, device: torch.device | str) -> None:
         self.num_own = geometry.block_tokens
         self.num_tokens = self.num_own + geometry.condition_tokens
         slots = whole_slots(self.num_tokens)

@@ -1,7 +1,7 @@
 """A layer's pieces on a GPU, with kernels that pass over memory once; the slow twins are TransformerLayer's.
 
-The products themselves are the libraries'. What a layer's linear parts take, bf16 or 8 bits, is what the kernel
-before them gives.
+The products themselves are the libraries'. What a layer's linear parts take, bf16 or 8 bits, is what the
+kernel before them gives.
 """
 
 from __future__ import annotations
@@ -17,18 +17,27 @@ from avatar.models.quantize import QuantisedLinear
 from avatar.models.rows_triton import Rows, added, added_and_normed, normed, quantised, short_weights
 
 
-def project_rotated(layer: TransformerLayer, x: Tensor, vectors: Tensor, table: Tensor) -> tuple[Tensor, KeysValues]:
+def project_rotated(
+    layer: TransformerLayer, x: Tensor, vectors: Tensor, table: Tensor
+) -> tuple[Tensor, KeysValues]:
     """See TransformerLayer."""
     attention = layer.self_attn
     q, k, v = _projected(layer, x, vectors)
     norm_q, norm_k = attention.norm_q, attention.norm_k
     assert norm_q.eps is not None
     assert norm_k.eps is not None
-    return rotated(q, norm_q.weight, table, norm_q.eps), KeysValues(rotated(k, norm_k.weight, table, norm_k.eps), v)
+    return rotated(q, norm_q.weight, table, norm_q.eps), KeysValues(
+        rotated(k, norm_k.weight, table, norm_k.eps), v
+    )
 
 
 def project_quantised(
-    layer: TransformerLayer, x: Tensor, vectors: Tensor, table: Tensor, calibration: Calibration, own: EightBit
+    layer: TransformerLayer,
+    x: Tensor,
+    vectors: Tensor,
+    table: Tensor,
+    calibration: Calibration,
+    own: EightBit,
 ) -> Queries:
     """The same in 8 bits: queries are returned, keys and values written to a window's own part."""
     attention = layer.self_attn
@@ -40,7 +49,9 @@ def project_quantised(
     return quantise_queries(q, norm_q.weight, table, norm_q.eps)
 
 
-def after_self_attention(layer: TransformerLayer, x: Tensor, attended: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+def after_self_attention(
+    layer: TransformerLayer, x: Tensor, attended: Tensor, vectors: Tensor
+) -> tuple[Tensor, Tensor]:
     """See TransformerLayer."""
     norm, query = layer.norm3, layer.cross_attn.q
     y = _product_of(layer.self_attn.o, attended.flatten(-2))
@@ -55,7 +66,9 @@ def after_cross_attention(layer: TransformerLayer, x: Tensor, attended: Tensor, 
     return _feed_forward(layer, x, _product_of(layer.cross_attn.o, attended.flatten(-2)), vectors)
 
 
-def after_short_text(layer: TransformerLayer, x: Tensor, query: Tensor, text: ShortText, vectors: Tensor) -> Tensor:
+def after_short_text(
+    layer: TransformerLayer, x: Tensor, query: Tensor, text: ShortText, vectors: Tensor
+) -> Tensor:
     """See TransformerLayer."""
     norm = layer.cross_attn.norm_q
     assert norm.eps is not None

@@ -1,7 +1,7 @@
 """Queries, keys and values on their way to attention, in one pass each on a GPU.
 
-A program takes a token: its norm over the full width, its rotation, and each head's scale. Values are turned
-over instead, so that tokens lie side by side. The slow twins are layer.Attention, rope.rotate and eight_bit's.
+A program takes a token: its norm over the full width, its rotation, each head's scale. Values are turned
+over instead, so that tokens lie side by side. The slow twins: layer.Attention, rope.rotate and eight_bit's.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from avatar.models.kv_cache import KeysValues
 from avatar.models.quantize import LARGEST, TINIEST
 
 VALUE_TOKENS = 128  # that a program turns over
-TOKENS = 4  # that a program of _heads takes one by one, so that what all share is read once for them
 NUM_WARPS = 4
 
 
 def quantise_queries(
     q: Tensor, norm: Tensor | None = None, table: Tensor | None = None, eps: float = 0.0
 ) -> Queries:
-    """Queries N h d in int8; first RMS-normed by a weight, C, and rotated by a table, where they are given."""
+    """Queries N h d in int8; first RMS-normed by a weight, C, and rotated by a table, if given."""
     values = torch.empty(q.shape, dtype=torch.int8, device=q.device)
     scale = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     _run(q, norm, table, None, values, scale, eps)
@@ -85,14 +84,13 @@ def _run(
     num_tokens, num_heads, head_dim = x.shape
     assert x.stride()[1:] == (head_dim, 1)
     assert out.stride()[1:] == (head_dim, 1)
-    _heads[(triton.cdiv(num_tokens, TOKENS),)](
+    _heads[(num_tokens,)](
         x,
         norm,
         table,
         mean,
         out,
         scale,
-        num_tokens,
         x.stride(0),
         out.stride(0),
         eps,
@@ -102,7 +100,6 @@ def _run(
         triton.next_power_of_2(head_dim),
         INT8_LARGEST,
         TINIEST,
-        TOKENS,
         num_warps=NUM_WARPS,
     )
 
@@ -115,7 +112,6 @@ def _heads(  # type: ignore[no-untyped-def]
     mean,
     out,
     scale,
-    num_tokens,
     x_row,
     out_row,
     eps,
@@ -125,46 +121,40 @@ def _heads(  # type: ignore[no-untyped-def]
     DIM_2: tl.constexpr,
     INT8: tl.constexpr,
     TINY: tl.constexpr,
-    TOKENS: tl.constexpr,
 ):
-    """Some tokens, one by one."""
+    """One token."""
+    token = tl.program_id(0).to(tl.int64)
     head, channel = tl.arange(0, HEADS_2)[:, None], tl.arange(0, DIM_2)[None, :]
-    within = (head < HEADS) & (channel < DIM)
+    inside = (head < HEADS) & (channel < DIM)
     place = head * DIM + channel
-    pair = 2 * tl.arange(0, DIM_2 // 2)[None, :]
+    given = tl.load(x + token * x_row + place, inside, 0.0)
+    v = given.to(tl.float32)
     if norm is not None:
-        weight = tl.load(norm + place, within, 0.0).to(tl.float32)
+        square = tl.sum(tl.sum(v * v, 1), 0) / (HEADS * DIM)
+        v = v * tl.rsqrt(square + eps) * tl.load(norm + place, inside, 0.0).to(tl.float32)
+        v = v.to(given.dtype).to(tl.float32)
+    even, odd = tl.split(tl.reshape(v, [HEADS_2, DIM_2 // 2, 2]))
+    pair = 2 * tl.arange(0, DIM_2 // 2)[None, :]
+    if table is not None:
+        turn = table + token * (2 * DIM) + pair
+        there = pair < DIM
+        first = even * tl.load(turn, there, 0.0) + odd * tl.load(turn + DIM, there, 0.0)
+        second = odd * tl.load(turn + 1, there, 0.0) + even * tl.load(turn + DIM + 1, there, 0.0)
+        even, odd = first.to(given.dtype).to(tl.float32), second.to(given.dtype).to(tl.float32)
     if mean is not None:
-        common = tl.load(mean + place, within, 0.0)
-        common_even, common_odd = tl.split(tl.reshape(common, [HEADS_2, DIM_2 // 2, 2]))
-    for index in range(TOKENS):
-        token = (tl.program_id(0) * TOKENS + index).to(tl.int64)
-        here = token + 0 * head < num_tokens
-        inside = within & here
-        given = tl.load(x + token * x_row + place, inside, 0.0)
-        v = given.to(tl.float32)
-        if norm is not None:
-            square = tl.sum(tl.sum(v * v, 1), 0) / (HEADS * DIM)
-            v = (v * tl.rsqrt(square + eps) * weight).to(given.dtype).to(tl.float32)
-        even, odd = tl.split(tl.reshape(v, [HEADS_2, DIM_2 // 2, 2]))
-        if table is not None:
-            turn = table + token * (2 * DIM) + pair
-            there = (pair < DIM) & (token + 0 * pair < num_tokens)
-            first = even * tl.load(turn, there, 0.0) + odd * tl.load(turn + DIM, there, 0.0)
-            second = odd * tl.load(turn + 1, there, 0.0) + even * tl.load(turn + DIM + 1, there, 0.0)
-            even, odd = first.to(given.dtype).to(tl.float32), second.to(given.dtype).to(tl.float32)
-        if mean is not None:
-            even -= common_even
-            odd -= common_odd
-        if scale is not None:
-            largest = tl.maximum(tl.max(tl.maximum(tl.abs(even), tl.abs(odd)), 1, keep_dims=True), TINY)
-            each = largest / INT8
-            # 1.5 * 2^23, added and taken away again, rounds to the nearest whole number, halves to the even.
-            even = (even / each + 12582912.0) - 12582912.0
-            odd = (odd / each + 12582912.0) - 12582912.0
-            tl.store(scale + token * HEADS + head, each, (head < HEADS) & here)
-        v = tl.reshape(tl.join(even, odd), [HEADS_2, DIM_2])
-        tl.store(out + token * out_row + place, v.to(out.dtype.element_ty), inside)
+        common = tl.reshape(tl.load(mean + place, inside, 0.0), [HEADS_2, DIM_2 // 2, 2])
+        common_even, common_odd = tl.split(common)
+        even -= common_even
+        odd -= common_odd
+    if scale is not None:
+        largest = tl.maximum(tl.max(tl.maximum(tl.abs(even), tl.abs(odd)), 1, keep_dims=True), TINY)
+        each = largest / INT8
+        # 1.5 * 2^23, added and taken away again, rounds to the nearest whole number, halves to the even one.
+        even = (even / each + 12582912.0) - 12582912.0
+        odd = (odd / each + 12582912.0) - 12582912.0
+        tl.store(scale + token * HEADS + head, each, head < HEADS)
+    v = tl.reshape(tl.join(even, odd), [HEADS_2, DIM_2])
+    tl.store(out + token * out_row + place, v.to(out.dtype.element_ty), inside)
 
 
 @triton.jit

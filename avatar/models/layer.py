@@ -127,7 +127,7 @@ class TransformerLayer(nn.Module):
         return rotate(q, table), KeysValues(rotate(own.k, table), own.v)
 
     def after_self_attention(self, x: Tensor, attended: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """The residual with self-attention's result (N h d) added, and cross-attention's queries, not normed."""
+        """The residual with self-attention's result (N h d) added; cross-attention's queries, not normed."""
         gate = vectors[2]
         x = (x + self.self_attn.o(attended.flatten(-2)).float() * gate).to(x.dtype)
         return x, self.cross_attn.q(self.norm3(x)).unflatten(-1, (self.cross_attn.num_heads, -1))

@@ -95,7 +95,7 @@ class QuantisedLinear(nn.Module):
         raise NotImplementedError
 
     def multiply(self, values: Tensor, scale: Tensor) -> Tensor:
-        """8 bits by 8 bits on the tensor cores: rows of the weight's dtype, their scales R 1, to R out in bf16."""
+        """8 bits by 8 on the tensor cores: rows of the weight's dtype, scales R 1, to R out in bf16."""
         raise NotImplementedError
 
 
@@ -125,7 +125,7 @@ class Float8Linear(QuantisedLinear):
         if num_rows < FEWEST_ROWS:
             rest = (0, 0, 0, FEWEST_ROWS - num_rows)
             values = F.pad(values.view(torch.uint8), rest).view(FLOAT8)
-            return self.multiply(values, F.pad(scale, rest))[:num_rows].clone()  # or the padding lives as long
+            return self.multiply(values, F.pad(scale, rest))[:num_rows].clone()  # or padding lives on
         return torch._scaled_mm(
             values,
             self.weight.t(),

@@ -1,7 +1,7 @@
 """What lies between two products of a layer, in one pass over each token on a GPU.
 
-PyTorch's compiler makes two passes or three of it, since a token's scale is known only when all of it has been
-seen: here a token stays in registers. The slow twins are layer.modulate and its neighbours, and
+PyTorch's compiler makes two passes or three of it, since a token's scale is known only when all of it has
+been seen: here a token stays in registers. The slow twins are layer.modulate and its neighbours, and
 quantize.quantise_rows.
 """
 
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from avatar.models.quantize import TINIEST
 
-SHORT_ROWS, SHORT_PARTS = 16, 4  # tokens of a program of short_weights, and programs that share their heads
-TOKENS = 4  # that a program takes one by one, so that what all share is read once for them
+SHORT_ROWS, SHORT_PARTS = 16, 4  # tokens of a program of short_weights; programs that share their heads
 WARPS, WARPS_WIDE = 8, 32  # of a program that takes a token, up to 8192 wide and beyond
 
 
@@ -92,9 +91,9 @@ def _run(
     fresh = x if y is None else torch.empty_like(x)
     out, scales = _rows_like(x, like) if scale is not None else (x, None)
     assert x.is_contiguous()
-    _norm[(triton.cdiv(len(x), TOKENS),)](
-        x, y, gate, scale, shift, fresh, out, scales, len(x), 0 if y is None else y.stride(0), eps, width,
-        triton.next_power_of_2(width), plus_one, _largest(like), TINIEST, TOKENS,
+    _norm[(len(x),)](
+        x, y, gate, scale, shift, fresh, out, scales, 0 if y is None else y.stride(0), eps, width,
+        triton.next_power_of_2(width), plus_one, _largest(like), TINIEST,
         num_warps=WARPS,
     )  # fmt: skip
     return fresh, Rows(out, scales)
@@ -110,7 +109,6 @@ def _norm(  # type: ignore[no-untyped-def]
     fresh,
     out,
     out_scale,
-    num_tokens,
     y_row,
     eps,
     WIDTH: tl.constexpr,
@@ -118,35 +116,27 @@ def _norm(  # type: ignore[no-untyped-def]
     PLUS_ONE: tl.constexpr,
     LARGEST: tl.constexpr,
     TINY: tl.constexpr,
-    TOKENS: tl.constexpr,
 ):
-    """Some tokens, one by one."""
-    channel = tl.arange(0, BLOCK)
-    within = channel < WIDTH
-    if gate is not None:
-        gates = tl.load(gate + channel, within, 0.0).to(tl.float32)
+    """One token."""
+    token, channel = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    inside = channel < WIDTH
+    given = tl.load(x + token * WIDTH + channel, inside, 0.0)
+    v = given.to(tl.float32)
+    if y is not None:
+        more = tl.load(y + token * y_row + channel, inside, 0.0).to(tl.float32)
+        if gate is not None:
+            more *= tl.load(gate + channel, inside, 0.0).to(tl.float32)
+        total = (v + more).to(given.dtype)
+        tl.store(fresh + token * WIDTH + channel, total, inside)
+        v = total.to(tl.float32)
     if scale is not None:
-        factor = tl.load(scale + channel, within, 0.0).to(tl.float32)
+        centred = tl.where(inside, v - tl.sum(v, 0) / WIDTH, 0.0)
+        v = centred * tl.rsqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
+        factor = tl.load(scale + channel, inside, 0.0).to(tl.float32)
         if PLUS_ONE:
             factor += 1.0
-        shifts = tl.load(shift + channel, within, 0.0).to(tl.float32)
-    for index in range(TOKENS):
-        token = (tl.program_id(0) * TOKENS + index).to(tl.int64)
-        inside = within & (token + 0 * channel < num_tokens)
-        given = tl.load(x + token * WIDTH + channel, inside, 0.0)
-        v = given.to(tl.float32)
-        if y is not None:
-            more = tl.load(y + token * y_row + channel, inside, 0.0).to(tl.float32)
-            if gate is not None:
-                more *= gates
-            total = (v + more).to(given.dtype)
-            tl.store(fresh + token * WIDTH + channel, total, inside)
-            v = total.to(tl.float32)
-        if scale is not None:
-            centred = tl.where(within, v - tl.sum(v, 0) / WIDTH, 0.0)
-            v = centred * tl.rsqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
-            v = (v * factor + shifts).to(given.dtype)
-            _store(v.to(tl.float32), out, out_scale, token, channel, inside, token < num_tokens, WIDTH, LARGEST, TINY)
+        v = (v * factor + tl.load(shift + channel, inside, 0.0).to(tl.float32)).to(given.dtype)
+        _store(v.to(tl.float32), out, out_scale, token, channel, inside, WIDTH, LARGEST, TINY)
 
 
 @triton.jit
@@ -170,27 +160,18 @@ def _activate(  # type: ignore[no-untyped-def]
         # 0.5 v (1 + tanh(u)) is v times the sigmoid of 2u.
         v = v * tl.sigmoid(1.5957691216057308 * (v + 0.044715 * v * v * v))
         v = v.to(given.dtype).to(tl.float32)
-    _store(v, out, out_scale, token, channel, inside, token >= 0, WIDTH, LARGEST, TINY)
+    _store(v, out, out_scale, token, channel, inside, WIDTH, LARGEST, TINY)
 
 
 @triton.jit
 def _store(  # type: ignore[no-untyped-def]
-    v,
-    out,
-    out_scale,
-    token,
-    channel,
-    inside,
-    here,
-    WIDTH: tl.constexpr,
-    LARGEST: tl.constexpr,
-    TINY: tl.constexpr,
+    v, out, out_scale, token, channel, inside, WIDTH: tl.constexpr, LARGEST: tl.constexpr, TINY: tl.constexpr
 ):
     """A token as a row of the dtype that out has."""
     if out_scale is not None:
         largest = tl.maximum(tl.max(tl.abs(v), 0), TINY)
         v = v * (LARGEST / largest)
-        tl.store(out_scale + token, largest / LARGEST, here)
+        tl.store(out_scale + token, largest / LARGEST)
         if out.dtype.element_ty == tl.int8:
             v = (v + 12582912.0) - 12582912.0  # to the nearest whole number, halves to the even one
     tl.store(out + token * WIDTH + channel, v.to(out.dtype.element_ty), inside)

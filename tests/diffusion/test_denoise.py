@@ -216,7 +216,7 @@ def test_compiled_equals_eager_and_is_compiled_once(backend, ring_dtype):
             done.append(denoiser.collect())
     finally:
         torch.compiler.set_stance("default")
-    unused = 1 if ring_dtype == FLOAT8 else 3
+    unused = 2 if ring_dtype == FLOAT8 else 4  # project_quantised, for 8 bits, among them
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(dataclasses.fields(Pieces)) - unused
     # A value in the middle between two steps of float8 may go to either.
     assert relative_error(torch.cat(done, dim=1), expected) < (1e-5 if ring_dtype is None else 2e-3)

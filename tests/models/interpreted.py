@@ -73,7 +73,10 @@ def heads() -> dict[str, float]:
     norm = nn.RMSNorm(num_heads * dim, eps=1e-6).requires_grad_(False)
     norm.weight.uniform_()
     normed = [rotate(norm(part.flatten(1)).unflatten(-1, (num_heads, dim)), table) for part in (q, k)]
-    found, right = heads_triton.quantise_queries(q, norm.weight, table, 1e-6), eight_bit.quantise_heads(normed[0])
+    found, right = (
+        heads_triton.quantise_queries(q, norm.weight, table, 1e-6),
+        eight_bit.quantise_heads(normed[0]),
+    )
     mean, scale = torch.randn(num_heads, dim), torch.rand(num_heads) / 20
     condition = KeysValues(*(torch.randn(geometry.condition_tokens, num_heads, dim) for _ in "kv"))
     ours, twin = (EightBitWindow(geometry, num_heads, dim, CPU) for _ in range(2))
@@ -122,7 +125,12 @@ def apart(found: rows_triton.Rows, right: tuple[Tensor, Tensor]) -> float:
 
 def main() -> None:
     interpreter._convert_float = convert
-    differences = {"attention": attention(True), "attention_by_pointers": attention(False), **heads(), **rows()}
+    differences = {
+        "attention": attention(True),
+        "attention_by_pointers": attention(False),
+        **heads(),
+        **rows(),
+    }
     json.dump(differences, sys.stdout)
 
 

@@ -1,4 +1,4 @@
-"""Attention in 8 bits in plain PyTorch: against the formula, and its rings against ones that keep everything."""
+"""Attention in 8 bits in plain PyTorch: against the formula; its rings against a list that keeps all."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def written(room: EightBitWindow, own: KeysValues, condition: KeysValues, calibr
 
 @pytest.mark.parametrize("bias", [0.0, 10.0])
 def test_it_is_attention_but_for_the_rounding(bias):
-    """Weights and values in e4m3 cost 2.65 % each; the keys' bias, which softmax does not see, costs nothing."""
+    """Weights and values in e4m3 cost 2.65 % each; the keys' bias, unseen by softmax, costs nothing."""
     torch.manual_seed(0)
     own, condition = tokens(48), tokens(40)
     common = bias * torch.randn(HEADS, DIM)

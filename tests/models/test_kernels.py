@@ -52,7 +52,7 @@ def test_without_triton_a_gpu_keeps_attention_in_bf16(monkeypatch, caplog):
 def test_a_kernel_that_is_off_is_not_taken(monkeypatch, caplog):
     monkeypatch.setattr(device_kernels, "_difference", lambda *arguments: float("nan"))
     monkeypatch.setitem(sys.modules, "avatar.models.attention_triton", device_kernels.eight_bit)
-    fake = type("Module", (), {name: None for name in ("quantise_queries", "write")})
+    fake = type("Module", (), dict.fromkeys(("quantise_queries", "write")))
     monkeypatch.setitem(sys.modules, "avatar.models.heads_triton", fake)
     monkeypatch.setattr("avatar.models.attention_triton", device_kernels.eight_bit, raising=False)
     monkeypatch.setattr("avatar.models.heads_triton", fake, raising=False)
