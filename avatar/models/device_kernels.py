@@ -37,16 +37,19 @@ def eight_bit_on(device: torch.device, num_heads: int, head_dim: int) -> EightBi
     if device.type != "cuda":
         return EightBitKernels()
     if find_spec("triton") is None:
-        return _without("Triton is not installed")
+        _say_without("Triton is not installed")
+        return None
     try:
         from avatar.models import attention_triton, heads_triton
 
         kernels = EightBitKernels(attention_triton.attend, heads_triton.quantise_queries, heads_triton.write)
         difference = _difference(kernels, device, num_heads, head_dim)
     except Exception as error:  # whatever a compiler or a driver may say of a card that it does not know
-        return _without(str(error).strip().split("\n")[0])
+        _say_without(str(error).strip().split("\n")[0])
+        return None
     if not difference < LARGEST_DIFFERENCE:
-        return _without(f"its result is off by {difference:.1%}")
+        _say_without(f"its result is off by {difference:.1%}")
+        return None
     return kernels
 
 
@@ -74,9 +77,8 @@ def fused_on(device: torch.device) -> bool:
     return difference < LARGEST_DIFFERENCE
 
 
-def _without(reason: str) -> None:
+def _say_without(reason: str) -> None:
     logger.warning("attention runs in bf16, over rings in fp8: its 8-bit kernel fails here: %s", reason)
-    return None
 
 
 def _difference(kernels: EightBitKernels, device: torch.device, num_heads: int, head_dim: int) -> float:

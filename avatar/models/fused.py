@@ -93,8 +93,8 @@ def _feed_forward(layer: TransformerLayer, x: Tensor, y: Tensor, vectors: Tensor
     if isinstance(first, nn.Linear):
         hidden = torch._addmm_activation(first.bias, rows.values, first.weight.t(), use_gelu=True)
         return added(x, _product_of(second, hidden), gate)
-    hidden = quantised(_product(first, rows), _taken_by(second, x), gelu=True)
-    return added(x, _product(second, hidden), gate)
+    active = quantised(_product(first, rows), _taken_by(second, x), gelu=True)
+    return added(x, _product(second, active), gate)
 
 
 def _taken_by(linear: nn.Module, x: Tensor) -> torch.dtype:

@@ -38,7 +38,15 @@ def added(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
 
 
 def added_and_normed(
-    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float, like: torch.dtype, *, plus_one: bool
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    like: torch.dtype,
+    *,
+    plus_one: bool,
 ) -> tuple[Tensor, Rows]:
     """Both: the new residual, and its norm."""
     return _run(x, y, gate, scale, shift, eps, like, plus_one)
