@@ -171,7 +171,8 @@ class LayerStack:
             self.caches[index] = LayerCache(self._text(layer, text, num_tokens), rings[index])
         ring = next(ring for by_step in rings.values() for ring in by_step.values())
         if isinstance(ring, EightBitRing):
-            self._eight_bit_room = EightBitWindow(self.geometry, ring.k.shape[2], ring.k.shape[3], self.device)
+            heads = ring.k.shape[2:]
+            self._eight_bit_room = EightBitWindow(self.geometry, heads[0], heads[1], self.device)
         else:
             self._window_room = Window(self.geometry, ring, self.dtype, self.device)
 

@@ -3,8 +3,8 @@
 A block's keys and values are quantised once, when it is made. Keys lose a constant vector first, their mean
 over the first block: softmax does not change when every key moves alike, and what keys have in common would
 cost their few bits most. Each token and head has a scale of its own for its key; values of a head share one,
-since e4m3 has exponents. In memory a value's tokens lie side by side, as the product of weights and values reads
-them, in PERMUTED order within every SLOT_TOKENS.
+since e4m3 has exponents. In memory a value's tokens lie side by side, as the product of weights and values
+reads them, in PERMUTED order within every SLOT_TOKENS.
 Everything here is plain PyTorch: what runs on a CPU, and what the kernels are compared with.
 Source: SageAttention2, arXiv 2411.10958 (smoothing, int8 by fp8).
 """
