@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from avatar.commands import batch, bench, doctor, download, generate, join, plan, presets, report, worker
 from avatar.commands.output import lasting_streams, show_error
 from avatar.commands.signals import ended_by_signals
-from avatar.errors import AvatarError, Cancelled
+from avatar.errors import AvatarError, BadInput, Cancelled
 
 COMMANDS = (generate, batch, join, report, presets, plan, doctor, download, bench, worker)
 EXIT_CODES = """exit codes: 0 done, 1 failed, 2 a file or setting cannot be used, 3 weights missing,
@@ -42,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    args = build_parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+    try:
+        args = build_parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+    except BadInput as error:  # a flag that takes one value says why
+        show_error(error, as_json=False)
+        return error.exit_code
     level = logging.INFO if args.verbose else logging.ERROR
     clock = "%(asctime)s " if args.verbose else ""
     logging.basicConfig(level=level, format=f"{clock}%(levelname)s %(name)s: %(message)s")

@@ -53,6 +53,8 @@ def bad_input(error: ValidationError, holder: type, allowed: Mapping[str, str], 
         return BadInput(
             f"{field} is {shown(value)}.{nearest(value, words)}", f"It must be one of: {', '.join(words)}."
         )
+    if isinstance(value, int) and not isinstance(value, bool) and "float" in kind:
+        return BadInput(f"{field} is {shown(value)}.", "Give a smaller number.")
     type_name = kind.partition("_")[0]
     if kind.endswith(("_type", "_parsing", "_from_float")) and type_name in KINDS:
         return BadInput(f"{field} must be {KINDS[type_name]}.", f"It is {shown(value)}.")

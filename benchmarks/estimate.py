@@ -18,7 +18,7 @@ from avatar.planning.planner import largest_geometry
 from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset, load_preset
 
-MEASURED = Path(__file__).resolve().parents[2] / "benchmarks"
+MEASURED = Path(__file__).resolve().parent
 TERA, GIGA = 1e12, 1e9
 
 

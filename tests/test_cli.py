@@ -41,7 +41,7 @@ def test_dashes_become_underscores_in_names_alone():
         ["generate", "--image", "a", "--audio", "b", "--see", "1"],  # no abbreviations
         ["generate", "--image", "a", "--audio", "b", "--seed", "x"],
         ["generate", "--image", "a", "--audio", "b", "--offload_model", "maybe"],
-        ["generate", "--image", "a", "--audio", "b", "--offload_model"],
+        ["generate", "--image", "a", "--audio", "b", "--seed"],
     ],
 )
 def test_unknown_words_end_with_two(argv, capsys):

@@ -14,6 +14,7 @@ from avatar.errors import BadInput
 from avatar.media.beside import MADE_BY, is_output, report_path
 from avatar.media.portrait import PORTRAIT_SUFFIXES
 from avatar.media.speech import SPEECH_SUFFIXES
+from avatar.paths import is_file
 
 SUFFIXES = {"image": PORTRAIT_SUFFIXES, "audio": SPEECH_SUFFIXES}
 _KINDS = {"image": ("image",), "audio": ("audio", "video")}  # what a file's name promises
@@ -80,16 +81,23 @@ class Files:
 
 def matching(folder: Path, text: str) -> list[Path]:
     """What a path or pattern names; a file of that very name comes first, whatever signs are in it."""
-    if (folder / text).is_file() or not any(sign in text for sign in _SIGNS):
+    if is_file(folder / text) or not any(sign in text for sign in _SIGNS):
         return [folder / text]
     base, pattern = (Path("/"), text.lstrip("/")) if text.startswith("/") else (folder, text)
+    try:
+        return _globbed(base, pattern)
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise BadInput(f"{text[:60]!r} is no pattern of image or audio files.", "Correct it.") from error
+
+
+def _globbed(base: Path, pattern: str) -> list[Path]:
     # Where brackets choose no letter, they may be meant as such: "clips [a]/*.png".
     return list(base.glob(pattern)) or list(base.glob(pattern.replace("[", "[[]")))
 
 
 def is_pattern(folder: Path, text: str) -> bool:
     """Whether a path names files by a pattern, and not one by its name."""
-    return any(sign in text for sign in _SIGNS) and not (folder / text).is_file()
+    return any(sign in text for sign in _SIGNS) and not is_file(folder / text)
 
 
 def each_with_each(images: Sequence[Path], audios: Sequence[Path]) -> list[Pair]:

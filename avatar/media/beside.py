@@ -79,7 +79,9 @@ def check_free(path: Path) -> None:
         if not taken or empty or made_here(path):
             return
     except OSError as error:
-        raise BadInput(f"{display_name(path)} cannot be looked at ({error.strerror}).", _OTHER) from error
+        raise BadInput(
+            f"{display_name(path)} cannot be looked at in its output folder ({error.strerror}).", _OTHER
+        ) from error
     raise BadInput(f"{display_name(path)} is there already, and was not made by {MADE_BY}.", _OTHER)
 
 

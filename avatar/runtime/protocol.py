@@ -20,7 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from avatar.errors import AvatarError, BadInput, Cancelled, DoesNotFit, WeightsMissing, WorkerLost
+from avatar.errors import (
+    AvatarError,
+    BadInput,
+    Cancelled,
+    DoesNotFit,
+    NotPlaced,
+    WeightsMissing,
+    WorkerLost,
+)
 from avatar.events import Notice, Progress
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
@@ -225,7 +233,16 @@ class Quit:
 _FLAT = {kind.__name__: kind for kind in (Cancel, Ended, Ready, Begun, Meeting, Pulse, Failed, Quit)}
 _ERRORS = {  # the more special ones last
     kind.__name__: kind
-    for kind in (AvatarError, BadInput, Cancelled, DoesNotFit, WeightsMissing, WorkerLost, OutOfMemory)
+    for kind in (
+        AvatarError,
+        BadInput,
+        Cancelled,
+        DoesNotFit,
+        WeightsMissing,
+        WorkerLost,
+        NotPlaced,
+        OutOfMemory,
+    )
 }
 
 
@@ -272,14 +289,18 @@ class Link(Connection):
 _JSON, _PICKLE = b"J", b"P"
 
 
-def _said(error: AvatarError) -> dict[str, str]:
+def _said(error: AvatarError) -> dict[str, Any]:
     """An error as plain data; one of a kind that is not known as its nearest known."""
     kind = next(name for name, known in reversed(_ERRORS.items()) if isinstance(error, known))
     said = {"kind": kind, "message": error.message, "remedy": error.remedy}
-    return {**said, "device": error.device} if isinstance(error, OutOfMemory) else said
+    if isinstance(error, OutOfMemory):
+        return {**said, "device": error.device}
+    return {**said, "kept": [str(path) for path in error.kept]} if isinstance(error, NotPlaced) else said
 
 
-def _as_error(said: dict[str, str]) -> AvatarError:
+def _as_error(said: dict[str, Any]) -> AvatarError:
+    if said["kind"] == NotPlaced.__name__:
+        return NotPlaced(said["message"], said["remedy"], [Path(path) for path in said["kept"]])
     error = _ERRORS[said["kind"]](said["message"], said["remedy"])
     if isinstance(error, OutOfMemory):
         error.device = said["device"]

@@ -147,7 +147,7 @@ def read_report(path: Path) -> RunReport:
         report.memory = _memory(data["memory"]) if data.get("memory") else None
         _check(report)
         return report
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, BadInput) as error:
         raise BadInput(f"{path.name} is no run report.", "Delete it, or restore the file.") from error
 
 

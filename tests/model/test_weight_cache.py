@@ -296,7 +296,7 @@ def test_a_stopped_start_leaves_nothing(files: CheckpointFiles, folder: Path) ->
 KILLED = """
 import sys, torch
 from pathlib import Path
-from avatar.model import weight_cache
+from avatar.model.weights import weight_cache
 from avatar.model.weights.checkpoint import open_checkpoint
 weight_cache.FILE_BYTES = 100_000
 asked = 0

@@ -15,10 +15,11 @@ from avatar.runtime import run_meter
 MIB = 2**20
 READ = """
 from dataclasses import asdict
-from avatar.planning import gauges, meter
+from avatar.planning import gauges
+from avatar.runtime import run_meter
 gauges.FRESH_S = -1.0  # every read is a new one
-meter.LOOK_S = 1e6  # no looks but those of the test
-from avatar.runtime.run_meter import Meter
+run_meter.LOOK_S = 1e6  # no looks but those of the test
+from avatar.runtime.run_meter import RunMeter
 """
 
 
@@ -26,7 +27,7 @@ def test_peaks_of_the_gpus_that_a_run_used(with_driver):
     code = (
         READ
         + """
-me, watch, result = os.getpid(), Meter(), []
+me, watch, result = os.getpid(), RunMeter(), []
 watch.restart()
 for mib in (3000, 5000, 1000):
     os.environ["FAKE_NVML_PROCESSES"] = f"1:{me}:{mib},1:1:700,0:1:400"

@@ -31,7 +31,10 @@ from tests.media.media_samples import (
 Make = Callable[[Path], object]
 NOISE = np.random.default_rng(1).bytes(5000)
 REFUSED, ACCEPTED, EITHER = "refused", "accepted", "either"
-NOT_A_PICTURE, NOT_A_SOUND = "not a picture that can be read", "not a sound file that can be read"
+NOT_A_PICTURE, NOT_A_SOUND = (
+    "not a picture that can be read",
+    "(not a sound file that can be read|damaged or cut short)",
+)
 DAMAGED = "damaged or cut short"
 
 
@@ -147,15 +150,15 @@ def listening(path: Path) -> None:
 
 LOCAL_PLACES = [  # what no browser can send
     ("folder", Path.mkdir, "is a folder"),
-    ("fifo", os.mkfifo, "does not exist|is not a file"),
+    ("fifo", os.mkfifo, "does not exist|is not a (regular )?file"),
     ("loop", loop, "does not exist|cannot be read"),
     ("dangling", dangling, "does not exist"),
-    ("zero", link_to("/dev/zero"), "does not exist|is not a file"),
-    ("null", link_to("/dev/null"), "does not exist|is not a file"),
-    ("full", link_to("/dev/full"), "does not exist|is not a file"),
-    ("random", link_to("/dev/urandom"), "does not exist|is not a file"),
+    ("zero", link_to("/dev/zero"), "does not exist|is not a (regular )?file"),
+    ("null", link_to("/dev/null"), "does not exist|is not a (regular )?file"),
+    ("full", link_to("/dev/full"), "does not exist|is not a (regular )?file"),
+    ("random", link_to("/dev/urandom"), "does not exist|is not a (regular )?file"),
     ("memory", link_to("/proc/self/mem"), "is empty|cannot be read"),
-    ("socket", listening, "does not exist|is not a file"),
+    ("socket", listening, "does not exist|is not a (regular )?file"),
     ("gone", nothing, "does not exist"),
     ("[red]x[/red]", nothing, "does not exist"),
     ("[/]", nothing, "does not exist"),

@@ -30,7 +30,7 @@ def check(row: Row, answer: Any) -> None:
         assert answer.left == set()
         assert not answer.opened, "refused before an engine opens"
     else:
-        assert answer.left == {"out.mp4", "out.jpg", "out.json"}
+        assert answer.left == {"out.mp4", "out.thumb.jpg", "out.report.json"}
 
 
 @pytest.mark.parametrize("row", PICTURES, ids=str)

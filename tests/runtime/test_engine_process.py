@@ -22,6 +22,7 @@ from PIL import Image
 
 from avatar.errors import AvatarError, Cancelled, WorkerLost
 from avatar.events import Finished, Segment
+from avatar.media.beside import report_path
 from avatar.media.intake import open_request
 from avatar.preset import Preset
 from avatar.request import Request
@@ -347,6 +348,6 @@ def test_what_a_killed_parent_was_shown_is_kept(request_, tmp_path):
     parent.wait()
     gone, _ = psutil.wait_procs([child], timeout=PATIENCE_S)
     assert gone
-    report = read_report(request_.output.with_suffix(".json"))
+    report = read_report(report_path(request_.output))
     assert report.stopped
     assert shown <= frames_of(request_.output) == report.num_frames < 150
