@@ -48,7 +48,7 @@ result.append(asdict(watch.use))
 
 
 def test_hidden_processes_leave_the_cards_peak_alone(with_driver):
-    code = READ + "result = asdict(Meter().look())"
+    code = READ + "result = asdict(RunMeter().look())"
     [gpu] = with_driver(code, [24564], processes="0:77:9000", FAKE_NVML_HIDES_PROCESSES="1")["gpus"]
     assert (gpu["peak_bytes"], gpu["card_peak_bytes"]) == (None, 9000 * MIB)
 

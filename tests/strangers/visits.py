@@ -51,11 +51,7 @@ class Stranger:
 
     def begin(self, number: int, data: list[Any]) -> httpx.Response:
         """Put an event in Gradio's queue."""
-        event = next(event for event in self.events if event["id"] == number)
-        data = [
-            *data,
-            *[None] * (len(event["inputs"]) - len(data)),
-        ]  # the rest is as an untouched form sends it
+        data = [*data, *self.defaults(number)[len(data) :]]  # the rest is as an untouched page has it
         body = {"fn_index": number, "data": data, "session_hash": self.session, "event_data": {"id": "0"}}
         return self.http.post("/gradio_api/queue/join", json=body)
 
