@@ -144,7 +144,7 @@ FOR_80GB: list[tuple[Any, str]] = [
     ({"decode_gpu": "yes"}, "decode_gpu must be"),
     ({"weight_dtype": 8}, "weight_dtype is 8"),
     ({"offload_model": 1}, "offload_model must be"),
-    ({"sample_guide_scale": 7}, "sample_guide_scale is 7"),
+    ({"sample_guide_scale": 7}, "no setting 'sample_guide_scale'"),
 ]
 TWICE = [("cpu-preview", *row) for row in SETTINGS] + [("80gb", *row) for row in FOR_80GB]
 

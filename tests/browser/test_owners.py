@@ -35,7 +35,8 @@ def make_video(visitor: Visitor) -> None:
 
 
 def press(wire: Wire, event: str, action: str, id: object) -> dict:
-    return wire.call(wire.handler("shelf", event), [None], {"action": action, "id": id})
+    handler = wire.handler("shelf", event)
+    return wire.call(handler, [None] * len(handler["inputs"]), {"action": action, "id": id})
 
 
 def routes_to(server: Server, id: str) -> list[str]:
