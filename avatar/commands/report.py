@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -119,13 +119,18 @@ def row(report: RunReport) -> dict[str, Any]:
     }
 
 
+def kept_rings(memory: Mapping[str, Any]) -> str:
+    """The form of a run's rings, by its report's settings; those of older runs name no attention."""
+    return "int8" if memory.get("attention_dtype") == "int8" else memory["ring_dtype"]
+
+
 def configuration(report: RunReport) -> str:
     """ "704*384, 48 frames, 4 steps, fp8 weights, bf16 rings, online decode" """
     made, memory = report.preset["generation"], report.preset["memory"]
     words = [made["size"]]
     if report.preset["engine"] == "diffusion":
         words += [f"{made['infer_frames']} frames", f"{made['sample_steps']} steps"]
-        words += [f"{memory['weight_dtype']} weights", f"{memory['ring_dtype']} rings"]
+        words += [f"{memory['weight_dtype']} weights", f"{kept_rings(memory)} rings"]
         words += ["online decode"] if memory["enable_online_decode"] else []
         words += ["offload"] if memory["offload_model"] else []
         parallel = report.preset["parallel"]

@@ -25,7 +25,7 @@ from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Check
 from avatar.pipeline.components import Components
 from avatar.pipeline.denoise import Denoiser
-from avatar.pipeline.device import DTYPES, RING_DTYPES
+from avatar.pipeline.device import DTYPES, ring_dtype
 from avatar.pipeline.layer_stack import CompiledPieces
 from avatar.pipeline.pipeline import DiffusionPipeline, MakeParts
 from avatar.pipeline.schedule import Schedule
@@ -147,7 +147,7 @@ class Rank0Source(DiffusionPipeline):
         self._denoiser = self._conductor.denoiser(
             Geometry.of(size, generation.infer_frames),
             Schedule.flow_match(generation.sample_steps, generation.shift),
-            RING_DTYPES[preset.memory.ring_dtype],
+            ring_dtype(preset.memory),
         )
         return self._denoiser
 

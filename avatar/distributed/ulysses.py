@@ -7,6 +7,7 @@ Source: DeepSpeed-Ulysses, arXiv 2309.14509.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, distributed
@@ -14,6 +15,7 @@ from torch.distributed import ProcessGroup
 
 from avatar.distributed.rank_meter import RankMeter
 from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
+from avatar.model.eight_bit import empty_ring
 from avatar.model.kv_cache import KeysValues, Ring
 from avatar.pipeline.layer_stack import LayerStack, WorkItem
 from avatar.planning.layout import even_parts
@@ -66,6 +68,7 @@ class SharedStack(LayerStack):
     tokens, as x is; the tables of conditions, in items and prefill, are whole.
     """
 
+    splits_heads: ClassVar[bool] = True
     peers: ProcessGroup | None = None
     heads: tuple[range, ...] = ()
     peer: int = 0
@@ -111,7 +114,7 @@ class SharedStack(LayerStack):
         """See LayerStack."""
         dtype = self.ring_dtype or self.dtype
         num_heads, head_dim = len(self.heads[self.peer]), self.transformer.config.head_dim
-        return Ring.allocate(self.geometry, num_heads, head_dim, dtype, self.device)
+        return empty_ring(self.geometry, num_heads, head_dim, dtype, self.device)
 
     def _exchange(self, outgoing: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
         """One tensor to each peer, and one from each, of the given shapes."""

@@ -55,13 +55,17 @@ class Ring:
     ) -> Ring:
         """An empty ring; writing its zeros also claims the memory now, not in the middle of a run."""
         layout = ring_layout(geometry, num_heads, head_dim, dtype)
-        return cls.of([torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in layout])
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> Ring:
-        """An empty ring of the tensors that another one had."""
-        k, v, *scales = tensors
+        k, v, *scales = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in layout]
         return cls(k, v, KeysValues(*scales) if scales else None)
+
+    def like(self, tensors: Sequence[Tensor]) -> Ring:
+        """An empty ring of this one's kind, of tensors like its own."""
+        k, v, *scales = tensors
+        return Ring(k, v, KeysValues(*scales) if scales else None)
+
+    def resume(self, other: Ring) -> None:
+        """Go on as another ring, whose frames this one has."""
+        self.num_written = other.num_written
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -87,15 +91,18 @@ class Ring:
 
         own: what tensors has, but with N for frames and tokens, a whole number of frames; keys are rotated.
         """
-        frame_tokens = self.k.shape[1]
-        count = len(own[0]) // frame_tokens
+        fresh = self.by_frames(own)
+        count = len(fresh[0])
         places = self.places(count)
-        for ring, fresh in zip(self.tensors, own, strict=True):
-            frames = fresh.unflatten(0, (count, frame_tokens))[-len(ring) :]
-            parts = frames.split([place.stop - place.start for place in places])
+        for ring, frames in zip(self.tensors, fresh, strict=True):
+            parts = frames[-len(ring) :].split([place.stop - place.start for place in places])
             for place, part in zip(places, parts, strict=True):
                 ring[place].copy_(part)
         self.num_written += count
+
+    def by_frames(self, own: Sequence[Tensor]) -> Sequence[Tensor]:
+        """A block as append takes it, with frames first."""
+        return [values.unflatten(0, (-1, self.k.shape[1])) for values in own]
 
 
 def ring_layout(

@@ -47,7 +47,11 @@ class Attention(nn.Module):
 
     def query(self, x: Tensor) -> Tensor:
         """Queries of tokens: ... N C to ... N h d."""
-        return self._heads(self.norm_q(self.q(x)))
+        return self.normed_query(self._heads(self.q(x)))
+
+    def normed_query(self, query: Tensor) -> Tensor:
+        """Queries as they come out of their product, ... N h d, normed."""
+        return self._heads(self.norm_q(query.flatten(-2)))
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """Keys and values of what is attended to: ... M C to ... M h d."""
@@ -123,18 +127,22 @@ class TransformerLayer(nn.Module):
         return rotate(q, table), KeysValues(rotate(own.k, table), own.v)
 
     def after_self_attention(self, x: Tensor, attended: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """The residual with self-attention's result (N h d) added, and cross-attention's queries."""
+        """The residual with self-attention's result (N h d) added; cross-attention's queries, not normed."""
         gate = vectors[2]
         x = (x + self.self_attn.o(attended.flatten(-2)).float() * gate).to(x.dtype)
-        return x, self.cross_attn.query(self.norm3(x))
+        return x, self.cross_attn.q(self.norm3(x)).unflatten(-1, (self.cross_attn.num_heads, -1))
+
+    def normed_query(self, query: Tensor) -> Tensor:
+        """Cross-attention's queries, N h d, as a long prompt's keys are to meet them."""
+        return self.cross_attn.normed_query(query)
 
     def after_cross_attention(self, x: Tensor, attended: Tensor, vectors: Tensor) -> Tensor:
         """The residual with cross-attention's result (N h d) and the feed-forward added."""
         return self._feed_forward(x + self.cross_attn.o(attended.flatten(-2)), vectors)
 
     def after_short_text(self, x: Tensor, query: Tensor, text: ShortText, vectors: Tensor) -> Tensor:
-        """The same from cross-attention's queries, N h d, when the prompt is short."""
-        weights = few_keys_weights(query, text.keys, text.counts)
+        """The same from cross-attention's queries, N h d, not normed, when the prompt is short."""
+        weights = few_keys_weights(self.normed_query(query), text.keys, text.counts)
         return self._feed_forward(x + torch.addmm(self.cross_attn.o.bias, weights, text.outputs), vectors)
 
     def _feed_forward(self, x: Tensor, vectors: Tensor) -> Tensor:

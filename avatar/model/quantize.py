@@ -74,12 +74,14 @@ def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     return quantised, scale
 
 
-class Float8Linear(nn.Module):
-    """A linear layer of quantised weights: out in float8, out float32, out of the bias's own dtype.
+class QuantisedLinear(nn.Module):
+    """A linear layer of 8-bit weights: out in, out float32, out of the bias's own dtype.
 
     Inputs and outputs have the dtype of the residual stream.
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter
     scale: Tensor
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor) -> None:
@@ -88,29 +90,42 @@ class Float8Linear(nn.Module):
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.register_buffer("scale", scale)
 
+    def multiplies_on(self, device: torch.device) -> bool:
+        """Whether rows of the weight's dtype are multiplied there, and not wider ones."""
+        raise NotImplementedError
+
+    def multiply(self, values: Tensor, scale: Tensor) -> Tensor:
+        """8 bits by 8 on the tensor cores: rows of the weight's dtype, scales R 1, to R out in bf16."""
+        raise NotImplementedError
+
+
+class Float8Linear(QuantisedLinear):
+    """With weights in e4m3."""
+
+    def multiplies_on(self, device: torch.device) -> bool:
+        """See QuantisedLinear."""
+        return product_on(device) == "scaled"
+
     def forward(self, x: Tensor) -> Tensor:
         """... N in to ... N out, as the device does it best."""
         product = product_on(x.device)
         if product == "widened":
             return (F.linear(x, widen(self.weight, x.dtype)) * self.scale + self.bias).to(x.dtype)
         rows = x.reshape(-1, x.shape[-1])
-        num_rows, few = len(rows), product == "scaled" and len(rows) < FEWEST_ROWS
-        if few:
-            rows = F.pad(rows, (0, 0, 0, FEWEST_ROWS - num_rows))
         values, scale = quantise_rows(rows)
-        if few:
-            out = self.multiply(values, scale)[:num_rows].clone()  # or the padding would live as long
-        elif product == "scaled":
+        if product == "scaled":
             out = self.multiply(values, scale)
         else:
             out = F.linear(values.float(), self.weight.float()) * scale * self.scale + self.bias
         return out.to(x.dtype).unflatten(0, x.shape[:-1])
 
     def multiply(self, values: Tensor, scale: Tensor) -> Tensor:
-        """fp8 by fp8 on the tensor cores: rows in float8, their scales R 1, to R out in bf16.
-
-        Sums are kept in the cores' own, shorter format, which is what they are fastest with.
-        """
+        """See QuantisedLinear. Sums are kept in the cores' own, shorter format, in which they are fastest."""
+        num_rows = len(values)
+        if num_rows < FEWEST_ROWS:
+            rest = (0, 0, 0, FEWEST_ROWS - num_rows)
+            values = F.pad(values.view(torch.uint8), rest).view(FLOAT8)
+            return self.multiply(values, F.pad(scale, rest))[:num_rows].clone()  # or padding lives on
         return torch._scaled_mm(
             values,
             self.weight.t(),

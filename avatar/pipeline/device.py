@@ -8,12 +8,18 @@ import torch
 from torch import Tensor
 
 from avatar.model.quantize import FLOAT8
+from avatar.preset import Memory
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 DTYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}  # of the arithmetic
 RING_DTYPES = {"bf16": torch.bfloat16, "fp8": FLOAT8, "fp32": torch.float32}  # of what is kept
 # in what CUDA, cuBLAS and cuDNN, and NCCL say of it by other errors
 _SIGNS = ("out of memory", "ALLOC_FAILED", "Failed to CUDA calloc")
+
+
+def ring_dtype(memory: Memory) -> torch.dtype:
+    """How a run's rings are kept; int8 stands for the form that attention in 8 bits reads."""
+    return torch.int8 if memory.attention_dtype == "int8" else RING_DTYPES[memory.ring_dtype]
 
 
 def best_device(index: int = 0) -> torch.device:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from avatar.geometry import Geometry
 from avatar.model.attention import KEY_TILE, attends_in_parts, attention, attention_with_lse, join_parts
 from avatar.model.audio_encoder import AudioTokens, Injection, InjectionContext
 from avatar.model.compile import compiled
+from avatar.model.device_kernels import eight_bit_on, fused_on
+from avatar.model.eight_bit import Calibration, EightBitRing, EightBitWindow, Queries, empty_ring
 from avatar.model.kv_cache import (
     KeysValues,
     LayerCache,
@@ -29,6 +31,7 @@ from avatar.model.kv_cache import (
     widen_tokens,
 )
 from avatar.model.layer import TransformerLayer
+from avatar.model.quantize import FLOAT8
 from avatar.model.rope import rotate
 from avatar.model.transformer import LayerParts, StreamingTransformer
 from avatar.pipeline.offload.host_layers import HostRings, RingMemory
@@ -53,7 +56,10 @@ class WorkItem(NamedTuple):
 
 @dataclass(frozen=True)
 class CompiledPieces:
-    """The code between attentions, compiled or not; every layer goes through the same functions."""
+    """The code between attentions, compiled or not; every layer goes through the same functions.
+
+    project_quantised: for attention in 8 bits, where one kernel does it; see fused.
+    """
 
     project: Callable[..., tuple[Tensor, KeysValues]] = TransformerLayer.project_rotated
     place: Callable[..., None] = place
@@ -61,14 +67,32 @@ class CompiledPieces:
     quantise_tokens: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = quantise_tokens
     widen_tokens: Callable[..., None] = widen_tokens
     after_self_attention: Callable[..., tuple[Tensor, Tensor]] = TransformerLayer.after_self_attention
+    normed_query: Callable[..., Tensor] = TransformerLayer.normed_query
     after_cross_attention: Callable[..., Tensor] = TransformerLayer.after_cross_attention
     after_short_text: Callable[..., Tensor] = TransformerLayer.after_short_text
     add_audio: Callable[..., Tensor] = Injection.add
+    project_quantised: Callable[..., Queries] | None = None
 
     @classmethod
     def on(cls, device: torch.device) -> CompiledPieces:
-        """Compiled where it pays."""
-        return cls.compiled() if device.type == "cuda" else cls()
+        """As kernels of our own where a device runs them, compiled where it pays."""
+        if device.type != "cuda":
+            return cls()
+        return cls.fused() if fused_on(device) else cls.compiled()
+
+    @classmethod
+    def fused(cls) -> CompiledPieces:
+        """With the kernels of fused; what it has none for is compiled."""
+        from avatar.model import fused  # which needs Triton
+
+        return replace(
+            cls.compiled(),
+            project=fused.project_rotated,
+            after_self_attention=fused.after_self_attention,
+            after_cross_attention=fused.after_cross_attention,
+            after_short_text=fused.after_short_text,
+            project_quantised=fused.project_quantised,
+        )
 
     @classmethod
     def compiled(cls, **options: Any) -> CompiledPieces:
@@ -76,7 +100,8 @@ class CompiledPieces:
 
         Every new picture size costs new graphs. options: torch.compile's.
         """
-        return cls(**{name: compiled(f, **options) for name, f in vars(cls()).items()})
+        pieces = {name: f for name, f in vars(cls()).items() if f is not None}
+        return cls(**{name: compiled(f, **options) for name, f in pieces.items()})
 
 
 EAGER = CompiledPieces()
@@ -88,14 +113,18 @@ Visit = Callable[[int], AbstractContextManager[LayerParts]]
 class LayerStack:
     """The layers of a range at the steps of a range, on one device.
 
-    dtype: the residual stream's. ring_dtype: how rings are stored, None for the residual stream's dtype.
+    dtype: the residual stream's. ring_dtype: how rings are stored, None for the residual stream's dtype; int8
+    for keys in int8 and values in fp8, which attention then reads as they are (see eight_bit). A device that
+    cannot has rings in fp8 instead.
     visit: entered around each use of a layer, with its index; gives the layer and its injection on the
     device. None: they are there. rings_on_host: rings wait there, in ring_memory, and are on the device
     around their use. diagonal: items come several at a time, the oldest block, in its last step, first.
     layers_at: those that are done here at a step, None for all at every step; shares_last: the stage behind
     this one has the last layer, too, for its other steps.
-    A layout that splits heads overrides scatter, gather and new_ring.
+    A layout that splits heads overrides scatter, gather and new_ring, and says so.
     """
+
+    splits_heads: ClassVar[bool] = False
 
     transformer: StreamingTransformer
     geometry: Geometry
@@ -115,6 +144,11 @@ class LayerStack:
     def __post_init__(self) -> None:
         self.caches: dict[int, LayerCache] = {}
         self.host_rings: HostRings | None = None
+        self._eight_bit = None
+        if self.ring_dtype == torch.int8:
+            config = self.transformer.config
+            self._eight_bit = eight_bit_on(self.device, config.num_heads, config.head_dim)
+            self.ring_dtype = torch.int8 if self._eight_bit is not None else FLOAT8
         self._resident = {index: self.transformer.layer_parts(index) for index in self.layers}
         self._audio: dict[tuple[int, int], InjectionContext] = {}  # by block and layer
 
@@ -130,7 +164,11 @@ class LayerStack:
         for index, (layer, _) in self._visited():
             self.caches[index] = LayerCache(self._text(layer, text, num_tokens), rings[index])
         ring = next(ring for by_step in rings.values() for ring in by_step.values())
-        self._window_room = Window(self.geometry, ring, self.dtype, self.device)
+        if isinstance(ring, EightBitRing):
+            heads = ring.k.shape[2:]
+            self._eight_bit_room = EightBitWindow(self.geometry, heads[0], heads[1], self.device)
+        else:
+            self._window_room = Window(self.geometry, ring, self.dtype, self.device)
 
     def prefill(self, x: Tensor, modulation: Tensor, table: Tensor, anchor: int) -> Tensor:
         """Run the condition tokens, N C, attending to themselves; keep every layer's keys and values.
@@ -177,9 +215,12 @@ class LayerStack:
         if item.step not in cache.vectors:
             cache.vectors[item.step] = layer.vectors(item.modulation)
         vectors = cache.vectors[item.step]
-        q, own = self.scatter(*pieces.project(layer, x, vectors, item.table))
-        attended = self.gather(self._attended(index, q, own, item))
-        x, query = pieces.after_self_attention(layer, x, attended, vectors)
+        if self._eight_bit is None:
+            q, own = self.scatter(*pieces.project(layer, x, vectors, item.table))
+            attended = self._attended(index, q, own, item)
+        else:
+            attended = self._attended_in_eight_bits(index, layer, x, vectors, item)
+        x, query = pieces.after_self_attention(layer, x, self.gather(attended), vectors)
         x = cross_attention_and_ffn(pieces, layer, x, query, cache.text, vectors)
         if injection is not None:
             x = pieces.add_audio(injection, x, self._injection_context(injection, index, item), item.masks)
@@ -203,7 +244,7 @@ class LayerStack:
     def new_ring(self) -> Ring:
         """An empty ring, on the device, for the heads that scatter leaves here."""
         config, dtype = self.transformer.config, self.ring_dtype or self.dtype
-        return Ring.allocate(self.geometry, config.num_heads, config.head_dim, dtype, self.device)
+        return empty_ring(self.geometry, config.num_heads, config.head_dim, dtype, self.device)
 
     def _new_rings(self) -> dict[int, dict[int, Ring]]:
         """Empty rings by layer and step, where they are kept; in the order of their use."""
@@ -240,6 +281,34 @@ class LayerStack:
             keys = self._window(cache, ring, own, item)
             self._append(ring)
         return _attend(q, keys)
+
+    def _attended_in_eight_bits(
+        self, index: int, layer: TransformerLayer, x: Tensor, vectors: Tensor, item: WorkItem
+    ) -> Tensor:
+        """Self-attention's result over keys and values in 8 bits; afterwards the ring holds the block too.
+
+        A ring's first block says what it is measured by.
+        """
+        kernels, room, cache = self._eight_bit, self._eight_bit_room, self.caches[index]
+        assert kernels is not None
+        kept, condition = cache.rings[item.step], cache.conditions[item.anchor]
+        assert isinstance(kept, EightBitRing)
+        calibration, at_once = kept.calibration, self.pieces.project_quantised
+        if calibration is not None and at_once is not None and not self.splits_heads:
+            q = at_once(layer, x, vectors, item.table, calibration, room.own)
+        else:
+            wide, own = self.scatter(*self.pieces.project(layer, x, vectors, item.table))
+            calibration = calibration or Calibration.of(own, condition)
+            q = kernels.quantise_heads(wide)
+            kernels.write(room.own, own, calibration)
+        kernels.write(room.condition, condition, calibration, item.condition_table)
+        with self._ring(index, item.step) as ring:
+            assert isinstance(ring, EightBitRing)
+            ring.calibration = calibration
+            parts = [room.near, ring.past()] if ring.num_valid else [room.near]
+            attended = kernels.attend(q, parts, calibration.value_scale, x.dtype)
+            ring.append(room.own)
+        return attended
 
     def _attended_in_parts(
         self, cache: LayerCache, ring: Ring, q: Tensor, own: KeysValues, item: WorkItem
@@ -304,7 +373,8 @@ def cross_attention_and_ffn(
     """A layer from its cross-attention to its end: attended to a prompt, or to a short one."""
     if isinstance(text, ShortText):
         return pieces.after_short_text(layer, x, query, text, vectors)
-    return pieces.after_cross_attention(layer, x, _attend(query, text), vectors)
+    attended = _attend(pieces.normed_query(layer, query), text)
+    return pieces.after_cross_attention(layer, x, attended, vectors)
 
 
 def _attend(q: Tensor, keys: KeysValues) -> Tensor:

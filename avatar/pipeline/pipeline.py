@@ -25,7 +25,7 @@ from avatar.pipeline.components import Components
 from avatar.pipeline.conditions import EncodeText, SpeechTrack
 from avatar.pipeline.decode import StreamingDecoder
 from avatar.pipeline.denoise import Conditions, Denoiser, LocalDenoiser
-from avatar.pipeline.device import RING_DTYPES, best_device, downloaded
+from avatar.pipeline.device import best_device, downloaded, ring_dtype
 from avatar.pipeline.device_budget import placement_on, plan_here
 from avatar.pipeline.framing import framed, resized, size_within, video_size
 from avatar.pipeline.layer_stack import CompiledPieces
@@ -294,7 +294,7 @@ def local_denoiser(
         Geometry.of(size, generation.infer_frames),
         Schedule.flow_match(generation.sample_steps, generation.shift),
         pieces=pieces,
-        ring_dtype=RING_DTYPES[preset.memory.ring_dtype],
+        ring_dtype=ring_dtype(preset.memory),
         host_layers=parts.host_layers,
         rings_on_host=parts.placement.rings_on_host,
         ring_memory=parts.ring_memory,

@@ -31,4 +31,10 @@ def choose(
             f"{error.message} On this machine, auto takes the preset {chosen.name}.",
             "Leave it out; or see `python -m avatar doctor` for what the other presets need.",
         ) from error
-    return chosen.with_settings(**given)
+    chosen = chosen.with_settings(**given)
+    if given.get("ring_dtype") is not None and chosen.memory.attention_dtype == "int8":
+        raise BadInput(
+            "Attention in int8 keeps rings in its own form; it cannot honour ring_dtype.",
+            "Leave ring_dtype out, or set attention_dtype to bf16.",
+        )
+    return chosen

@@ -25,7 +25,7 @@ from avatar.settings import Memory
 
 ENCODE, LISTEN, DENOISE, DECODE = RunPhase.ENCODE, RunPhase.LISTEN, RunPhase.DENOISE, RunPhase.DECODE
 
-RING_SCALE_BYTES = 4  # of each token's and head's key and value in fp8
+RING_SCALE_BYTES = 4  # of each token's and head's key and value in fp8, key alone in 8-bit attention's form
 
 # The decoder's causal pasts, 2 frames of bf16 before each convolution: 7 at full size with 96 channels
 # (the first with 192), 6 at a half with 192 (one 384), 6 at a quarter and 11 at an eighth with 384.
@@ -70,12 +70,17 @@ class RunShape:
         return "fp32" if self.memory.weight_dtype == "fp32" else "bf16"
 
     @property
+    def ring_dtype(self) -> str:
+        """What rings are kept in; with attention in 8 bits the preset's ring_dtype does not count."""
+        return "int8" if self.memory.attention_dtype == "int8" else self.memory.ring_dtype
+
+    @property
     def ring_bytes(self) -> int:
         """One layer's ring at one step: keys and values of the past."""
         values = 2 * self.geometry.past_frames * self.geometry.frame_tokens * self.sizes.config.dim
-        dtype = self.memory.ring_dtype
-        scales = values // self.sizes.config.head_dim * RING_SCALE_BYTES if dtype == "fp8" else 0
-        return values * DTYPE_BYTES[dtype] + scales
+        dtype = self.ring_dtype
+        scales = {"fp8": 2, "int8": 1}.get(dtype, 0) * values // (2 * self.sizes.config.head_dim)
+        return values * DTYPE_BYTES[dtype] + scales * RING_SCALE_BYTES
 
     @property
     def speech_states_bytes(self) -> int:
@@ -192,7 +197,9 @@ def _caches(run: RunShape, share: RankShare, placement: Placement) -> list[Memor
     denoising = (DENOISE, DECODE) if share.decodes_meanwhile and online else (DENOISE,)
     token = 2 * model.dim * wide * share.heads  # a key and a value in one layer
     if placement.rings_on_host:
-        rings = MemoryItem("ring_slots", RING_SLOTS * run.ring_bytes, rolling)
+        # In 8-bit attention's form what arrives is turned over: values, half of a ring, once more.
+        landing = run.ring_bytes // 2 if run.ring_dtype == "int8" else 0
+        rings = MemoryItem("ring_slots", RING_SLOTS * run.ring_bytes + landing, rolling)
     else:
         rings = MemoryItem("kv_rings", _rings_bytes(run, share), rolling)
     window = geometry.window_frames * geometry.frame_tokens + geometry.condition_tokens

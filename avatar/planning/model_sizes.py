@@ -16,7 +16,7 @@ from avatar.planning.transformer_config import AUDIO_ENCODER, ModelConfig
 
 log = logging.getLogger(__name__)
 
-DTYPE_BYTES = {"bf16": 2, "fp8": 1, "fp32": 4}
+DTYPE_BYTES = {"bf16": 2, "fp8": 1, "int8": 1, "fp32": 4}
 SCALE_BYTES = 4  # of each output channel of a matrix in fp8
 LAYER, INJECTION = "blocks", "audio_injector"
 

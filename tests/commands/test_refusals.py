@@ -22,6 +22,7 @@ REFUSED_BY_PREVIEW = [
     ("--offload_model", "False", "no transformer"),
     ("--weight_dtype", "fp8", "no transformer"),
     ("--ring_dtype", "fp8", "no transformer"),
+    ("--attention_dtype", "int8", "no transformer"),
     ("--text_encoder", "cpu", "no transformer"),
     ("--num_gpus_dit", "3", "CPU alone"),
     ("--ulysses_size", "3", "CPU alone"),

@@ -39,6 +39,7 @@ REQUESTS = ({"num_steps": 4}, {"num_steps": 3, "infer_frames": 32, "num_blocks":
 POSED = {"pose": True, "infer_frames": 16}
 TWO = {"num_speakers": 2, "num_steps": 3}
 FLOAT8_RINGS = {"ring_dtype": torch.float8_e4m3fn}
+EIGHT_BIT = {"ring_dtype": torch.int8}
 LONG = {"num_steps": 4, "num_blocks": 18}  # until blocks of a pipeline stand as far apart as they will
 ONE_BLOCK = {"num_blocks": 1, "pose": True, "num_speakers": 2}
 
@@ -68,22 +69,22 @@ def made(conductor: Coordinator, request: dict[str, Any]) -> Tensor:
 
 EQUAL = {
     "decode_apart": (of("local", 1, 1, True), REQUESTS),
-    "layers_2": (of("layers", 2), (*REQUESTS, POSED, TWO, FLOAT8_RINGS)),
+    "layers_2": (of("layers", 2), (*REQUESTS, POSED, TWO, FLOAT8_RINGS, EIGHT_BIT)),
     "layers_2_decode": (of("layers", 2, 1, True), (*REQUESTS, {**POSED, **TWO}, FLOAT8_RINGS)),
     "layers_3_decode": (
         of("layers", 3, 1, True),
         (*REQUESTS, POSED, TWO, ONE_BLOCK, {"num_steps": 2}, {"num_steps": 5}),
     ),
     "layers_5": (of("layers", 5), (*REQUESTS, {"num_steps": 2}, LONG)),
-    "timesteps_2": (of("timesteps", 2), (*REQUESTS, POSED)),
+    "timesteps_2": (of("timesteps", 2), (*REQUESTS, POSED, EIGHT_BIT)),
     "timesteps_3": (of("timesteps", 3), (*REQUESTS, TWO, ONE_BLOCK)),
     "timesteps_4_decode": (of("timesteps", 4, 1, True), ({"num_steps": 4}, {**POSED, "num_speakers": 2})),
-    "ulysses_2": (of("ulysses", 1, 2), (*REQUESTS, POSED, FLOAT8_RINGS)),
+    "ulysses_2": (of("ulysses", 1, 2), (*REQUESTS, POSED, FLOAT8_RINGS, EIGHT_BIT)),
     "ulysses_3_decode": (of("ulysses", 1, 3, True), (*REQUESTS, TWO, ONE_BLOCK)),
     "ulysses_4": (of("ulysses", 1, 4), (*REQUESTS, {**POSED, **TWO})),
     "layers_2x2_decode": (of("layers", 2, 2, True), (*REQUESTS, {**POSED, **TWO})),
     "timesteps_2x2_decode": (of("timesteps", 2, 2, True), (*REQUESTS, {**POSED, **TWO})),
-    "fsdp_2": (of("fsdp", 1, 2), (*REQUESTS, POSED)),
+    "fsdp_2": (of("fsdp", 1, 2), (*REQUESTS, POSED, EIGHT_BIT)),
     "fsdp_3_decode": (of("fsdp", 1, 3, True), (*REQUESTS, TWO)),
 }
 

@@ -130,6 +130,27 @@ def test_rings_in_float8_cost_little(stream):
     }
 
 
+def test_attention_in_8_bits_costs_little(stream):
+    """Weights and values in e4m3 move attention's results by 2.65 % each; each velocity keeps the bound, over
+    all blocks and steps, wherever the ring stands. Measured: at most 0.2 %."""
+    denoiser, plain = stream.denoiser(ring_dtype=torch.int8), stream.denoiser()
+    latents, expected = stream.run(denoiser), stream.run(plain)
+    for step, (found, exact) in enumerate(
+        zip(denoiser.schedule.velocities, plain.schedule.velocities, strict=True)
+    ):
+        assert 1e-5 < relative_error(found, exact) < 4e-3, step
+    assert 1e-5 < relative_error(latents, expected) < 2e-3
+    rings = [ring for cache in denoiser.stack.caches.values() for ring in cache.rings.values()]
+    assert {(ring.k.dtype, ring.v.dtype) for ring in rings} == {(torch.int8, FLOAT8)}
+
+
+def test_a_device_without_the_kernel_keeps_rings_in_float8(monkeypatch):
+    stream = Stream.load("basic")
+    expected = stream.run(stream.denoiser(ring_dtype=FLOAT8))
+    monkeypatch.setattr(layer_stack, "eight_bit_on", lambda *arguments: None)
+    assert torch.equal(stream.run(stream.denoiser(ring_dtype=torch.int8)), expected)
+
+
 def vars_of(stack: LayerStack) -> dict[str, object]:
     """The arguments that a stack was built with."""
     return {field.name: getattr(stack, field.name) for field in dataclasses.fields(stack)}
@@ -198,7 +219,7 @@ def test_compiled_equals_eager_and_is_compiled_once(backend, ring_dtype):
             done.append(denoiser.collect())
     finally:
         torch.compiler.set_stance("default")
-    unused = 1 if ring_dtype == FLOAT8 else 3
+    unused = 2 if ring_dtype == FLOAT8 else 4  # project_quantised, for 8 bits, among them
     assert (
         torch._dynamo.utils.counters["stats"]["unique_graphs"]
         == len(dataclasses.fields(CompiledPieces)) - unused

@@ -63,7 +63,7 @@ def test_quantised_layers_on_the_host_change_no_bit(ahead):
     assert torch.equal(stream.run(denoiser), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FLOAT8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FLOAT8, torch.int8])
 @pytest.mark.parametrize("window_frames", [4, 8, 12])
 def test_rings_on_the_host_change_no_bit(dtype, window_frames):
     stream = Stream.load("refresh_pose")
@@ -90,9 +90,11 @@ def test_a_diagonal_at_a_time_changes_no_bit(name, rings_on_host):
     assert list(far.stack.caches[0].conditions) == [1]  # the old anchor's memory is free
 
 
-def test_a_second_run_starts_with_empty_rings():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_a_second_run_starts_with_empty_rings(dtype):
+    """And with what its own first block says of keys and values in 8 bits."""
     stream = Stream.load("basic")
-    denoiser = stream.denoiser(rings_on_host=True)
+    denoiser = stream.denoiser(rings_on_host=True, ring_dtype=dtype)
     assert torch.equal(latents(denoiser, stream), latents(denoiser, stream))
 
 

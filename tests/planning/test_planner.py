@@ -15,7 +15,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from avatar.bench.options import first_layers
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_FRAMES, FPS
-from avatar.model.kv_cache import Ring
+from avatar.model.eight_bit import empty_ring
 from avatar.model.quantize import FLOAT8, is_quantised
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.checkpoint import open_checkpoint
@@ -168,12 +168,19 @@ def num_values(module: torch.nn.Module) -> int:
     return sum(value.numel() for value in module.parameters())
 
 
-@pytest.mark.parametrize(("dtype", "torch_dtype"), [("bf16", torch.bfloat16), ("fp8", FLOAT8)])
-def test_a_rings_bytes_are_those_that_it_takes(dtype, torch_dtype):
-    preset = FULL.with_settings(ring_dtype=dtype)
+@pytest.mark.parametrize(
+    ("settings", "torch_dtype"),
+    [
+        ({"ring_dtype": "bf16"}, torch.bfloat16),
+        ({"ring_dtype": "fp8"}, FLOAT8),
+        ({"attention_dtype": "int8"}, torch.int8),
+    ],
+)
+def test_a_rings_bytes_are_those_that_it_takes(settings, torch_dtype):
+    preset = FULL.with_settings(**settings)
     geometry = largest_geometry(preset)
     config = ModelConfig()
-    ring = Ring.allocate(geometry, config.num_heads, config.head_dim, torch_dtype, "meta")
+    ring = empty_ring(geometry, config.num_heads, config.head_dim, torch_dtype, "meta")
     assert RunShape(preset, MODEL, geometry).ring_bytes == sum(tensor.nbytes for tensor in ring.tensors)
 
 
@@ -185,6 +192,7 @@ def test_a_rings_bytes_are_those_that_it_takes(dtype, torch_dtype):
         ({"sample_steps": 3}, "kv_rings"),
         ({"weight_dtype": "fp8"}, "transformer_weights"),
         ({"ring_dtype": "fp8"}, "kv_rings"),
+        ({"attention_dtype": "int8"}, "kv_rings"),
     ],
 )
 def test_every_saving_saves(change, shrinks):

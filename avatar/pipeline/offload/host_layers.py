@@ -297,14 +297,15 @@ class HostRings(Conveyor[tuple[int, int], Ring]):
     ) -> None:
         """Empty rings by layer and step, in the order of their use; new_ring makes one on the device."""
         start, slots = time.perf_counter(), [new_ring() for _ in range(RING_SLOTS)]
-        layout = BufferLayout.of(slots[0].tensors)
+        # On the host frames are apart, each in one piece, whatever their order on the device.
+        layout = BufferLayout.of(torch.empty(t.shape, dtype=t.dtype, device="meta") for t in slots[0].tensors)
         layers = list(dict.fromkeys(layer for layer, _ in order))
         buffers = memory.take(self, len(layers), len(order) // len(layers) * layout.num_bytes, device)
         self.rings: dict[tuple[int, int], Ring] = {}
         for layer, buffer in zip(layers, buffers, strict=True):
             keys = [key for key in order if key[0] == layer]
             for key, part in zip(keys, buffer.split(layout.num_bytes), strict=True):
-                self.rings[key] = Ring.of(layout.views(part))
+                self.rings[key] = slots[0].like(layout.views(part))
         self.host_bytes = len(order) * layout.num_bytes
         super().__init__(device, slots, order)
         _tell("rings", self.host_bytes, start)
@@ -317,7 +318,7 @@ class HostRings(Conveyor[tuple[int, int], Ring]):
         for target, source in zip(place.tensors, ring.tensors, strict=True):
             if ring.num_valid:
                 self.traffic.copy_in(target[: ring.num_valid], source[: ring.num_valid])
-        place.num_written = ring.num_written
+        place.resume(ring)
 
     def _store(self, key: tuple[int, int], place: Ring) -> None:
         """Only the frames that were appended; the others are on the host already."""
@@ -325,4 +326,4 @@ class HostRings(Conveyor[tuple[int, int], Ring]):
         for written in ring.places(place.num_written - ring.num_written):
             for target, source in zip(ring.tensors, place.tensors, strict=True):
                 self.traffic.copy_out(target[written], source[written])
-        ring.num_written = place.num_written
+        ring.resume(place)

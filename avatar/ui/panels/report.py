@@ -40,12 +40,13 @@ def _settings(report: RunReport, language: Language) -> str:
         f"{text('seed', language)} {made['seed']}",
     ]
     if report.preset["engine"] == "diffusion":
+        rings = "int8" if memory.get("attention_dtype") == "int8" else memory["ring_dtype"]
         words += [
             f"{text('infer_frames', language)} {made['infer_frames']}",
             f"{text('sample_steps', language)} {made['sample_steps']}",
             f"{text('shift', language)} {made['shift']:g}",
             f"{item_words('transformer_weights', language)} {memory['weight_dtype']}",
-            f"{item_words('kv_rings', language)} {memory['ring_dtype']}",
+            f"{item_words('kv_rings', language)} {rings}",
         ]
         words += [text(name, language) for name in ("enable_online_decode", "offload_model") if memory[name]]
         parallel = report.preset["parallel"]

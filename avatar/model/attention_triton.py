@@ -1,0 +1,189 @@
+"""Attention in 8 bits as one kernel for NVIDIA GPUs since sm89; its slow twin is eight_bit.attend.
+
+What it costs is tensor cores (two products), exponentials (16 a clock and multiprocessor), and instructions;
+all three are nearly balanced, so instructions count. Two are saved on every score that are easily overlooked:
+an int32 sum that starts at the bits of 12582912.0 is, read as float32, 12582912.0 plus the sum, so nothing is
+converted; and weights come out of the first product just as the second takes them (see eight_bit.PERMUTED).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from avatar.model.eight_bit import KEY_TILE, WEIGHT_EXPONENT, EightBit, Queries, whole_slots
+
+QUERY_TILE = 64
+NUM_WARPS, NUM_STAGES = 4, 3
+MAX_REGISTERS: int | None = None  # of a thread
+HOPPER = (9, 0)  # since which tiles are copied by descriptors
+
+
+def attend(q: Queries, parts: Sequence[EightBit], value_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """See eight_bit.attend; one or two parts."""
+    num_queries, num_heads, head_dim = q.values.shape
+    out = torch.empty(q.values.shape, dtype=dtype, device=q.values.device)
+    near, past = parts[0], parts[-1]
+    by_descriptor = _copies_by_descriptor(q.values.device)
+    _attend[(triton.cdiv(num_queries, QUERY_TILE), num_heads)](
+        q.values,
+        q.scale,
+        *_arguments(near, by_descriptor),
+        *_arguments(past, by_descriptor),
+        len(past.k) if len(parts) > 1 else 0,
+        value_scale,
+        out,
+        num_queries,
+        head_dim**-0.5 / math.log(2),
+        num_heads,
+        head_dim,
+        QUERY_TILE,
+        KEY_TILE,
+        WEIGHT_EXPONENT,
+        by_descriptor,
+        q.values.is_cuda,
+        num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
+        maxnreg=MAX_REGISTERS,
+    )
+    return out
+
+
+def _copies_by_descriptor(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= HOPPER
+
+
+def _arguments(part: EightBit, by_descriptor: bool) -> tuple[Any, ...]:
+    """Keys and values as the kernel reads them, keys' scales, number of keys, tokens of a row of values."""
+    num_keys, num_heads, head_dim = part.k.shape
+    width, row = num_heads * head_dim, part.v.stride(1)
+    keys, values = part.k, part.v
+    if by_descriptor:
+        keys = TensorDescriptor(part.k, [num_keys, width], [width, 1], [KEY_TILE, head_dim])
+        values = TensorDescriptor(part.v, [width, whole_slots(num_keys)], [row, 1], [head_dim, KEY_TILE])
+    return keys, values, part.k_scale, num_keys, row
+
+
+@triton.jit
+def _attend(  # type: ignore[no-untyped-def]
+    queries,
+    query_scales,
+    near_keys,
+    near_values,
+    near_scales,
+    num_near,
+    near_row,
+    past_keys,
+    past_values,
+    past_scales,
+    past_held,
+    past_row,
+    num_past,
+    value_scales,
+    out,
+    num_queries,
+    factor,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    EXPONENT: tl.constexpr,
+    BY_DESCRIPTOR: tl.constexpr,
+    ON_GPU: tl.constexpr,
+):
+    """Some queries of one head."""
+    head = tl.program_id(1)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    place = row[:, None] * (HEADS * DIM) + head * DIM + tl.arange(0, DIM)[None, :]
+    inside = row < num_queries
+    q = tl.load(queries + place, inside[:, None], 0)
+    scale = tl.load(query_scales + row * HEADS + head, inside, 1.0) * factor
+    state = (
+        tl.zeros([ROWS, DIM], tl.float32),
+        tl.zeros([ROWS], tl.float32),
+        tl.full([ROWS], -1e30, tl.float32),
+    )
+    state = _part(
+        state, q, scale, near_keys, near_values, near_scales, num_near, near_row, head,
+        HEADS, DIM, ROWS, KEYS, EXPONENT, BY_DESCRIPTOR, ON_GPU,
+    )  # fmt: skip
+    total, weights, _ = _part(
+        state, q, scale, past_keys, past_values, past_scales, num_past, past_row, head,
+        HEADS, DIM, ROWS, KEYS, EXPONENT, BY_DESCRIPTOR, ON_GPU,
+    )  # fmt: skip
+    result = total / weights[:, None] * tl.load(value_scales + head)
+    tl.store(out + place, result.to(out.dtype.element_ty), inside[:, None])
+
+
+@triton.jit
+def _part(  # type: ignore[no-untyped-def]
+    state,
+    q,
+    scale,
+    keys,
+    values,
+    key_scales,
+    num_keys,
+    value_row,
+    head,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    EXPONENT: tl.constexpr,
+    BY_DESCRIPTOR: tl.constexpr,
+    ON_GPU: tl.constexpr,
+):
+    """The state after some more keys: sums of weighted values and of weights, and the largest score so far.
+
+    What is no key scores so low that it has no weight; of the values there, whole slots are finite.
+    """
+    total, weights, top = state
+    channel = tl.arange(0, DIM)
+    for start in range(0, num_keys, KEYS):
+        key = start + tl.arange(0, KEYS)
+        there = key < num_keys
+        key_scale = tl.load(key_scales + head * value_row + key, there, 0.0)
+        if BY_DESCRIPTOR:
+            k = keys.load([start, head * DIM]).T
+        else:
+            place = key[None, :].to(tl.int64) * (HEADS * DIM) + head * DIM + channel[:, None]
+            k = tl.load(keys + place, there[None, :], 0)
+        bits = tl.dot(q, k, tl.full([ROWS, KEYS], 0x4B400000, tl.int32), out_dtype=tl.int32)
+        score = bits.to(tl.float32, bitcast=True)
+        offset = -12582912.0 * key_scale
+        if start + KEYS > num_keys:
+            offset = tl.where(there, offset, -1e30)
+        score = score * key_scale[None, :] + offset[None, :]
+        new_top = tl.maximum(top, tl.max(score, 1))
+        weight = _exp2(score * scale[:, None] - (new_top * scale - EXPONENT)[:, None], ON_GPU)
+        kept = _exp2((top - new_top) * scale, ON_GPU)
+        weights = weights * kept + tl.sum(weight, 1)
+        weight = tl.reshape(weight.to(tl.float8e4nv), [ROWS, KEYS // 16, 2, 4, 2])
+        weight = tl.reshape(tl.permute(weight, (0, 1, 3, 2, 4)), [ROWS, KEYS])
+        if BY_DESCRIPTOR:
+            v = values.load([head * DIM, start]).T
+        else:
+            place = (head * DIM + channel)[None, :].to(tl.int64) * value_row + key[:, None]
+            v = tl.load(values + place, (key < (num_keys + 15) // 16 * 16)[:, None], 0.0)
+        # Added up here: tensor cores drop what is 2^-12 of an fp8 product's sum, and a long sum its tail.
+        total = total * kept[:, None] + tl.dot(weight, v)
+        top = new_top
+    return total, weights, top
+
+
+@triton.jit
+def _exp2(x, ON_GPU: tl.constexpr):  # type: ignore[no-untyped-def]
+    """2 to the power of x; on a GPU in one instruction, where Triton's own takes four for subnormals."""
+    if ON_GPU:
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return tl.exp2(x)

@@ -1,0 +1,226 @@
+"""Attention in 8 bits: keys in int8, values in fp8, kept and attended to in that form.
+
+A block's keys and values are quantised once, when it is made. Keys lose a constant vector first, their mean
+over the first block: softmax does not change when every key moves alike, and what keys have in common would
+cost their few bits most. Each token and head has a scale of its own for its key; values of a head share one,
+since e4m3 has exponents. In memory a value's tokens lie side by side, as the product of weights and values
+reads them, in PERMUTED order within every SLOT_TOKENS.
+Everything here is plain PyTorch: what runs on a CPU, and what the kernels are compared with.
+Source: SageAttention2, arXiv 2411.10958 (smoothing, int8 by fp8).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from avatar.geometry import Geometry
+from avatar.model.kv_cache import KeysValues, Ring
+from avatar.model.quantize import FLOAT8, LARGEST, TINIEST
+from avatar.model.rope import rotate
+
+INT8_LARGEST = 127.0
+HEADROOM = 4.0  # how much larger than the first block's largest value a later one may be
+SLOT_TOKENS = (
+    16  # of values, which lie in PERMUTED order; frames are whole slots, since sides are of 64 pixels
+)
+# A thread of a tensor core holds two neighbouring columns of each half of 16 of a product, and takes four
+# neighbouring ones as the next product's operand: in this order they are the same.
+PERMUTED = tuple(
+    8 * half + 2 * quarter + odd for quarter in range(4) for half in range(2) for odd in range(2)
+)
+WEIGHT_EXPONENT = 8  # softmax's weights are kept times 2^8 in e4m3, whose largest number is 448
+KEY_TILE = 128  # keys at a time: the kernel's, since rounding depends on the largest score so far
+
+
+class Calibration(NamedTuple):
+    """What a ring's keys and values are measured by, from its first block on.
+
+    mean: h d float32, taken from every key. value_scale: h float32, by which to multiply a head's values.
+    """
+
+    mean: Tensor
+    value_scale: Tensor
+
+    @classmethod
+    def of(cls, own: KeysValues, condition: KeysValues) -> Calibration:
+        """Of the first block's own keys and values, N h d, and the condition's values, M h d."""
+        largest = torch.maximum(*(part.v.abs().amax(dim=(0, 2)).float() for part in (own, condition)))
+        return cls(own.k.float().mean(dim=0), largest.clamp(min=TINIEST) * (HEADROOM / LARGEST))
+
+
+class Queries(NamedTuple):
+    """Queries in int8, N h d, and their scales, N h float32."""
+
+    values: Tensor
+    scale: Tensor
+
+
+class EightBit(NamedTuple):
+    """Keys N h d int8, values h d N' fp8, N' being N in whole slots, and keys' scales h N' float32."""
+
+    k: Tensor
+    v: Tensor
+    k_scale: Tensor
+
+    def first(self, count: int) -> EightBit:
+        """The first so many tokens, in whole slots of values."""
+        slots = whole_slots(count)
+        return EightBit(self.k[:count], self.v[..., :slots], self.k_scale[..., :slots])
+
+
+class EightBitRing(Ring):
+    """A ring whose frames are attended to where they lie.
+
+    Tokens of all frames follow one another in memory; what tensors gives are views with frames first.
+    """
+
+    def __init__(self, k: Tensor, v: Tensor, k_scale: Tensor) -> None:
+        """k: frames, tokens, h, d int8; v: frames, h, d, tokens; k_scale: frames, h, tokens; any strides."""
+        super().__init__(k, v)
+        self.k_scale = k_scale
+        self.calibration: Calibration | None = None
+
+    @classmethod
+    def empty(
+        cls, geometry: Geometry, num_heads: int, head_dim: int, device: torch.device | str
+    ) -> EightBitRing:
+        """Without frames; writing its zeros also claims the memory now."""
+        frames, tokens = geometry.past_frames, geometry.frame_tokens
+        k = torch.zeros(frames, tokens, num_heads, head_dim, dtype=torch.int8, device=device)
+        v = torch.zeros(num_heads, head_dim, frames * tokens, dtype=FLOAT8, device=device)
+        scale = torch.zeros(num_heads, frames * tokens, dtype=torch.float32, device=device)
+        return cls(k, *(_frames_first(values, tokens) for values in (v, scale)))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """See Ring."""
+        return self.k, self.v, self.k_scale
+
+    def like(self, tensors: Sequence[Tensor]) -> EightBitRing:
+        """See Ring."""
+        return EightBitRing(*tensors)
+
+    def resume(self, other: Ring) -> None:
+        """See Ring."""
+        super().resume(other)
+        assert isinstance(other, EightBitRing)
+        self.calibration = other.calibration
+
+    def past(self) -> EightBit:
+        """The frames that it holds."""
+        values = EightBit(
+            self.k.flatten(0, 1), self.v.movedim(0, -2).flatten(-2), self.k_scale.movedim(0, -2).flatten(-2)
+        )
+        return values.first(self.num_valid * self.k.shape[1])
+
+    def by_frames(self, own: Sequence[Tensor]) -> Sequence[Tensor]:
+        """See Ring; own: an EightBit of whole frames."""
+        k, v, scale = own
+        tokens = self.k.shape[1]
+        return k.unflatten(0, (-1, tokens)), _frames_first(v, tokens), _frames_first(scale, tokens)
+
+
+class EightBitWindow:
+    """Room for a block's own tokens and behind them the condition's; all layers use it in turn."""
+
+    def __init__(self, geometry: Geometry, num_heads: int, head_dim: int, device: torch.device | str) -> None:
+        self.num_own = geometry.block_tokens
+        self.num_tokens = self.num_own + geometry.condition_tokens
+        slots = whole_slots(self.num_tokens)
+        self.near = EightBit(
+            torch.zeros(self.num_tokens, num_heads, head_dim, dtype=torch.int8, device=device),
+            torch.zeros(num_heads, head_dim, slots, dtype=FLOAT8, device=device),
+            torch.zeros(num_heads, slots, dtype=torch.float32, device=device),
+        )
+
+    @property
+    def own(self) -> EightBit:
+        """The block's part."""
+        return self.near.first(self.num_own)
+
+    @property
+    def condition(self) -> EightBit:
+        """The condition's part; a block is whole slots."""
+        k, v, scale = self.near
+        return EightBit(k[self.num_own :], v[..., self.num_own :], scale[..., self.num_own :])
+
+
+def whole_slots(num_tokens: int) -> int:
+    """So many tokens, rounded up to whole slots."""
+    return -(-num_tokens // SLOT_TOKENS) * SLOT_TOKENS
+
+
+def empty_ring(
+    geometry: Geometry, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str
+) -> Ring:
+    """A ring without frames; of dtype int8, one that attention in 8 bits reads."""
+    if dtype == torch.int8:
+        return EightBitRing.empty(geometry, num_heads, head_dim, device)
+    return Ring.allocate(geometry, num_heads, head_dim, dtype, device)
+
+
+def quantise_heads(values: Tensor) -> Queries:
+    """Each token's and head's values, N h d, to int8, the largest becoming 127; and the scales."""
+    scale = values.float().abs().amax(dim=-1).clamp(min=TINIEST) / INT8_LARGEST
+    return Queries((values.float() / scale[..., None]).round().to(torch.int8), scale)
+
+
+def write(into: EightBit, own: KeysValues, calibration: Calibration, table: Tensor | None = None) -> None:
+    """Keys, rotated if a table is given, and values, N h d, to a part of a window.
+
+    The last slot of values is filled up with zeros.
+    """
+    k, v = own
+    quantised = quantise_heads((k if table is None else rotate(k, table)).float() - calibration.mean)
+    into.k.copy_(quantised.values)
+    into.k_scale[:, : len(k)] = quantised.scale.t()
+    scaled = (v.float() / calibration.value_scale[:, None]).clamp(-LARGEST, LARGEST)
+    padded = F.pad(scaled, (0, 0, 0, 0, 0, into.v.shape[-1] - len(v)))
+    order = torch.tensor(PERMUTED, device=v.device)
+    slots = padded.unflatten(0, (-1, SLOT_TOKENS))[:, order]
+    into.v.copy_(slots.flatten(0, 1).permute(1, 2, 0).to(FLOAT8))
+
+
+def attend(q: Queries, parts: Sequence[EightBit], value_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Attention of queries to every key of the parts, tile by tile: N h d of a dtype."""
+    num_queries, num_heads, head_dim = q.values.shape
+    total = q.scale.new_zeros(num_heads, num_queries)
+    top = torch.full_like(total, -math.inf)
+    out = q.scale.new_zeros(num_heads, num_queries, head_dim)
+    factor = q.scale.t() * (head_dim**-0.5 / math.log(2))
+    queries = q.values.transpose(0, 1).float()
+    for keys, scale, values in _tiles(parts):
+        scores = queries @ keys.float() * scale[:, None]  # whole numbers below 2^24, times a scale: exact
+        new_top = torch.maximum(top, scores.amax(dim=-1))
+        weights = torch.exp2((scores - new_top[..., None]) * factor[..., None] + WEIGHT_EXPONENT)
+        kept = torch.exp2((top - new_top) * factor)
+        total = total * kept + weights.sum(dim=-1)
+        out = out * kept[..., None] + weights.to(FLOAT8).float() @ values.float()
+        top = new_top
+    out = out / total[..., None] * value_scale[:, None, None]
+    return out.transpose(0, 1).to(dtype)
+
+
+def _tiles(parts: Sequence[EightBit]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Keys h d n, their scales h n, and values h n d in the keys' order, some at a time."""
+    for k, v, scale in parts:
+        order = torch.tensor(PERMUTED, device=v.device).argsort()
+        values = v.unflatten(-1, (-1, SLOT_TOKENS))[..., order].flatten(-2)
+        for start in range(0, len(k), KEY_TILE):
+            end = min(start + KEY_TILE, len(k))
+            yield (
+                k[start:end].permute(1, 2, 0),
+                scale[:, start:end],
+                values[..., start:end].transpose(-2, -1),
+            )
+
+
+def _frames_first(values: Tensor, frame_tokens: int) -> Tensor:
+    """... frames·tokens as frames ... tokens: a view."""
+    return values.unflatten(-1, (-1, frame_tokens)).movedim(-2, 0)
