@@ -48,10 +48,10 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
     "torch": ("model", "pipeline", "distributed", "bench", "training", "benchmarks"),
     "torch.distributed": ("distributed",),
     "triton": (
-        "model.attention_triton",
-        "model.heads_triton",
-        "model.rows_triton",
-        "model.vae.triton_norm",
+        "model.kernels.attention",
+        "model.kernels.heads",
+        "model.kernels.rows",
+        "model.kernels.vae_norm",
     ),
     "transformers": ("model", "pipeline", "bench"),
     "diffusers": ("model", "pipeline", "bench"),
@@ -279,7 +279,7 @@ def test_a_helping_rank_loads_no_side_models_library():
 def test_importing_any_module_does_nothing():
     every = {full_name(path) for path in FILES if path.name != "__main__.py"}
     if find_spec("triton") is None:  # it comes with PyTorch for GPUs
-        every -= {f"avatar.{name}" for name in (*OWNERS["triton"], "model.fused")}
+        every -= {f"avatar.{name}" for name in (*OWNERS["triton"], "model.kernels.fused")}
     # What these libraries do at their own import (OpenCV sets LD_LIBRARY_PATH) is theirs.
     libraries = ("torch", "transformers", "diffusers", "gradio", "cv2", "scipy.signal")
     import_quietly(sorted(every), libraries=libraries)

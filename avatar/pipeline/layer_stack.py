@@ -18,8 +18,8 @@ from avatar.geometry import Geometry
 from avatar.model.attention import KEY_TILE, attends_in_parts, attention, attention_with_lse, join_parts
 from avatar.model.audio_encoder import AudioTokens, Injection, InjectionContext
 from avatar.model.compile import compiled
-from avatar.model.device_kernels import eight_bit_on, fused_on
 from avatar.model.eight_bit import Calibration, EightBitRing, EightBitWindow, Queries, empty_ring
+from avatar.model.kernels.choice import eight_bit_on, fused_on
 from avatar.model.kv_cache import (
     KeysValues,
     LayerCache,
@@ -83,7 +83,7 @@ class CompiledPieces:
     @classmethod
     def fused(cls) -> CompiledPieces:
         """With the kernels of fused; what it has none for is compiled."""
-        from avatar.model import fused  # which needs Triton
+        from avatar.model.kernels import fused  # which needs Triton
 
         return replace(
             cls.compiled(),

@@ -16,9 +16,12 @@ import triton.runtime.interpreter as interpreter
 from torch import Tensor, nn
 
 from avatar.geometry import Geometry
-from avatar.model import attention_triton, eight_bit, heads_triton, rows_triton
+from avatar.model import eight_bit
 from avatar.model.attention import few_keys_weights
 from avatar.model.eight_bit import Calibration, EightBitRing, EightBitWindow
+from avatar.model.kernels import attention as attention_kernel
+from avatar.model.kernels import heads as head_kernels
+from avatar.model.kernels import rows
 from avatar.model.kv_cache import KeysValues
 from avatar.model.layer import modulate
 from avatar.model.quantize import FLOAT8, quantise_rows
@@ -42,7 +45,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 def attention(by_descriptor: bool) -> float:
     torch.manual_seed(0)
-    attention_triton._copies_by_descriptor = lambda device: by_descriptor
+    attention_kernel._copies_by_descriptor = lambda device: by_descriptor
     geometry, heads, dim = Geometry(64, 64, 8), 2, 32
     room, ring = EightBitWindow(geometry, heads, dim, CPU), EightBitRing.empty(geometry, heads, dim, CPU)
     own, past, condition = (
@@ -61,7 +64,7 @@ def attention(by_descriptor: bool) -> float:
         calibration.value_scale,
         torch.float32,
     )
-    return relative(attention_triton.attend(*arguments), eight_bit.attend(*arguments))
+    return relative(attention_kernel.attend(*arguments), eight_bit.attend(*arguments))
 
 
 def heads() -> dict[str, float]:
@@ -74,52 +77,52 @@ def heads() -> dict[str, float]:
     norm.weight.uniform_()
     normed = [rotate(norm(part.flatten(1)).unflatten(-1, (num_heads, dim)), table) for part in (q, k)]
     found, right = (
-        heads_triton.quantise_queries(q, norm.weight, table, 1e-6),
+        head_kernels.quantise_queries(q, norm.weight, table, 1e-6),
         eight_bit.quantise_heads(normed[0]),
     )
     mean, scale = torch.randn(num_heads, dim), torch.rand(num_heads) / 20
     condition = KeysValues(*(torch.randn(geometry.condition_tokens, num_heads, dim) for _ in "kv"))
     ours, twin = (EightBitWindow(geometry, num_heads, dim, CPU) for _ in range(2))
     calibration = Calibration(mean, scale)
-    heads_triton.write(ours.own, KeysValues(k, v), calibration, table, norm.weight, 1e-6)
+    head_kernels.write(ours.own, KeysValues(k, v), calibration, table, norm.weight, 1e-6)
     eight_bit.write(twin.own, KeysValues(normed[1], v), calibration)
-    for room, kernels in ((ours, heads_triton), (twin, eight_bit)):
+    for room, kernels in ((ours, head_kernels), (twin, eight_bit)):
         kernels.write(room.condition, condition, calibration, table[: geometry.condition_tokens])
     return {
-        "rotated": relative(heads_triton.rotated(k, norm.weight, table, 1e-6), normed[1]),
+        "rotated": relative(head_kernels.rotated(k, norm.weight, table, 1e-6), normed[1]),
         "queries": relative(found.values, right.values) + relative(found.scale, right.scale),
         "keys": relative(ours.near.k, twin.near.k) + relative(ours.near.k_scale, twin.near.k_scale),
         "values": relative(ours.near.v.float(), twin.near.v.float()),
     }
 
 
-def rows() -> dict[str, float]:
+def between_products() -> dict[str, float]:
     torch.manual_seed(0)
     width, num_heads, dim = 100, 3, 12
     x, y = torch.randn(2, 20, width)
     gate, scale, shift = torch.randn(3, width)
     total = x + y * gate
-    fresh, normed = rows_triton.added_and_normed(x, y, gate, scale, shift, 1e-6, torch.float32, plus_one=True)
-    plain = rows_triton.normed(x, scale, shift, 1e-6, FLOAT8, plus_one=False)
+    fresh, normed = rows.added_and_normed(x, y, gate, scale, shift, 1e-6, torch.float32, plus_one=True)
+    plain = rows.normed(x, scale, shift, 1e-6, FLOAT8, plus_one=False)
     layer_norm = nn.functional.layer_norm(x, (width,), eps=1e-6) * scale + shift
-    active = rows_triton.quantised(x, FLOAT8, gelu=True)
-    whole = rows_triton.quantised(x, torch.int8)
+    active = rows.quantised(x, FLOAT8, gelu=True)
+    whole = rows.quantised(x, torch.int8)
     q, keys = torch.randn(20, num_heads, dim), torch.randn(7, num_heads, dim)
     norm = nn.RMSNorm(num_heads * dim, eps=1e-6).requires_grad_(False)
     norm.weight.uniform_()
     counts = torch.tensor([0.0, 0.0, 0.0, 3.0] + 3 * [-torch.inf])
     weights = few_keys_weights(norm(q.flatten(1)).unflatten(-1, (num_heads, dim)), keys, counts)
     return {
-        "added": relative(fresh, total) + relative(rows_triton.added(x, y, None), x + y),
+        "added": relative(fresh, total) + relative(rows.added(x, y, None), x + y),
         "normed": relative(normed.values, modulate(total, shift, scale, 1e-6)),
         "normed_float8": apart(plain, quantise_rows(layer_norm)),
         "gelu_float8": apart(active, quantise_rows(nn.functional.gelu(x, approximate="tanh"))),
         "int8": max(0.0, relative(whole.values * whole.scale, x) - 0.01),
-        "short": relative(rows_triton.short_weights(q, norm.weight, 1e-6, keys, counts), weights),
+        "short": relative(rows.short_weights(q, norm.weight, 1e-6, keys, counts), weights),
     }
 
 
-def apart(found: rows_triton.Rows, right: tuple[Tensor, Tensor]) -> float:
+def apart(found: rows.Tokens, right: tuple[Tensor, Tensor]) -> float:
     return relative(found.values.float() * found.scale, right[0].float() * right[1])
 
 
@@ -129,7 +132,7 @@ def main() -> None:
         "attention": attention(True),
         "attention_by_pointers": attention(False),
         **heads(),
-        **rows(),
+        **between_products(),
     }
     json.dump(differences, sys.stdout)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from avatar.model.vae.causal import CausalLayers, Pasts, channels_last, joined
 
 if find_spec("triton") is not None:  # where PyTorch compiles for GPUs
-    from avatar.model.vae.triton_norm import laid_out
+    from avatar.model.kernels.vae_norm import laid_out
 
 # Of fewer channels cuDNN convolves pictures faster than videos: 96 channels of 4 frames of 704×384 on an H200
 # in 1.0 ms, as a video in 1.9, by a kernel of an older generation of GPUs.

@@ -40,9 +40,9 @@ def eight_bit_on(device: torch.device, num_heads: int, head_dim: int) -> EightBi
         _say_without("Triton is not installed")
         return None
     try:
-        from avatar.model import attention_triton, heads_triton
+        from avatar.model.kernels import attention, heads
 
-        kernels = EightBitKernels(attention_triton.attend, heads_triton.quantise_queries, heads_triton.write)
+        kernels = EightBitKernels(attention.attend, heads.quantise_queries, heads.write)
         difference = _difference(kernels, device, num_heads, head_dim)
     except Exception as error:  # whatever a compiler or a driver may say of a card that it does not know
         _say_without(str(error).strip().split("\n")[0])
@@ -59,16 +59,16 @@ def fused_on(device: torch.device) -> bool:
     if device.type != "cuda" or find_spec("triton") is None:
         return False
     try:
-        from avatar.model import rows_triton
+        from avatar.model.kernels import rows
 
         x = torch.randn(16, 1024, device=device, dtype=torch.bfloat16)
         vector = torch.randn(1024, device=device)
-        fresh, rows = rows_triton.added_and_normed(
+        fresh, after = rows.added_and_normed(
             x, x, vector, vector, vector, 1e-6, torch.bfloat16, plus_one=True
         )
         expected = x.float() + x.float() * vector
         normed = torch.nn.functional.layer_norm(expected, (1024,), eps=1e-6) * (1 + vector) + vector
-        pairs = ((fresh, expected), (rows.values, normed))
+        pairs = ((fresh, expected), (after.values, normed))
         difference = max(_relative(found, right) for found, right in pairs)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]

@@ -1,6 +1,6 @@
 """What attention in 8 bits costs: error of velocities with rings full, and how far latents drift by block.
 
-`python -m avatar.bench.attention8` writes JSON; weights are random, at the real model's widths.
+`python -m benchmarks.attention8` writes JSON; weights are random, at the real model's widths.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Trial:
 
     def _model(self, fp8: bool, dtype: torch.dtype) -> StreamingTransformer:
         if not fp8:  # float32's values are bf16's
-            return random_transformer(self.config, self.device, torch.bfloat16).to(dtype).fuse()
+            model = random_transformer(self.config, self.device, torch.bfloat16)
+            return (model if dtype == torch.bfloat16 else model.to(dtype)).fuse()
         quantiser = Quantiser()
         model = random_transformer(self.config, self.device, torch.bfloat16, place=quantiser.place)
         quantiser.install(model)

@@ -20,14 +20,16 @@ SHORT_ROWS, SHORT_PARTS = 16, 4  # tokens of a program of short_weights; program
 WARPS, WARPS_WIDE = 8, 32  # of a program that takes a token, up to 8192 wide and beyond
 
 
-class Rows(NamedTuple):
+class Tokens(NamedTuple):
     """Tokens N C as a product takes them: in the residual stream's dtype, or in 8 bits with scales N 1."""
 
     values: Tensor
     scale: Tensor | None
 
 
-def normed(x: Tensor, scale: Tensor, shift: Tensor, eps: float, like: torch.dtype, *, plus_one: bool) -> Rows:
+def normed(
+    x: Tensor, scale: Tensor, shift: Tensor, eps: float, like: torch.dtype, *, plus_one: bool
+) -> Tokens:
     """Layer norm of tokens N C, then scale and shift, C each, as rows of a dtype. plus_one: to the scale."""
     return _run(x, None, None, scale, shift, eps, like, plus_one)[1]
 
@@ -47,12 +49,12 @@ def added_and_normed(
     like: torch.dtype,
     *,
     plus_one: bool,
-) -> tuple[Tensor, Rows]:
+) -> tuple[Tensor, Tokens]:
     """Both: the new residual, and its norm."""
     return _run(x, y, gate, scale, shift, eps, like, plus_one)
 
 
-def quantised(x: Tensor, like: torch.dtype, *, gelu: bool = False) -> Rows:
+def quantised(x: Tensor, like: torch.dtype, *, gelu: bool = False) -> Tokens:
     """Tokens N C as rows of a dtype; first through GELU (tanh), if so."""
     out, scale = _rows_like(x, like)
     width = x.shape[-1]
@@ -60,7 +62,7 @@ def quantised(x: Tensor, like: torch.dtype, *, gelu: bool = False) -> Rows:
         x, out, scale, x.stride(0), width, triton.next_power_of_2(width), gelu, _largest(like), TINIEST,
         num_warps=WARPS_WIDE if width > 8192 else WARPS,
     )  # fmt: skip
-    return Rows(out, scale)
+    return Tokens(out, scale)
 
 
 def short_weights(q: Tensor, norm: Tensor, eps: float, keys: Tensor, counts: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ def _run(
     eps: float,
     like: torch.dtype,
     plus_one: bool,
-) -> tuple[Tensor, Rows]:
+) -> tuple[Tensor, Tokens]:
     width = x.shape[-1]
     fresh = x if y is None else torch.empty_like(x)
     out, scales = _rows_like(x, like) if scale is not None else (x, None)
@@ -104,7 +106,7 @@ def _run(
         triton.next_power_of_2(width), plus_one, _largest(like), TINIEST,
         num_warps=WARPS,
     )  # fmt: skip
-    return fresh, Rows(out, scales)
+    return fresh, Tokens(out, scales)
 
 
 @triton.jit

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from avatar.bench.attention8 import Trial, drift, velocity_errors
 from avatar.geometry import Geometry
 from avatar.model.weights.tiny import CONFIG
+from benchmarks.attention8 import Trial, drift, velocity_errors
 
 TRIAL = Trial(CONFIG, Geometry(64, 64, 8), torch.device("cpu"))
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from avatar.model.eight_bit import Calibration, EightBit, Queries
-from avatar.model.heads_triton import quantise_queries, rotated, write
+from avatar.model.kernels.heads import quantise_queries, rotated, write
+from avatar.model.kernels.rows import Tokens, added, added_and_normed, normed, quantised, short_weights
 from avatar.model.kv_cache import KeysValues, ShortText
 from avatar.model.layer import TransformerLayer
 from avatar.model.quantize import QuantisedLinear
-from avatar.model.rows_triton import Rows, added, added_and_normed, normed, quantised, short_weights
 
 
 def project_rotated(
@@ -106,10 +106,10 @@ def _taken_by(linear: nn.Module, x: Tensor) -> torch.dtype:
 
 def _product_of(linear: nn.Module, x: Tensor) -> Tensor:
     like = _taken_by(linear, x)
-    return _product(linear, Rows(x, None) if like == x.dtype else quantised(x, like))
+    return _product(linear, Tokens(x, None) if like == x.dtype else quantised(x, like))
 
 
-def _product(linear: nn.Module, rows: Rows) -> Tensor:
+def _product(linear: nn.Module, rows: Tokens) -> Tensor:
     if rows.scale is None:
         return linear(rows.values)
     assert isinstance(linear, QuantisedLinear)
