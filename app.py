@@ -164,6 +164,8 @@ def _serve(args: argparse.Namespace) -> None:
 
 def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
     from avatar.media.limits import InputLimits
+    from avatar.planning.inventory import probe
+    from avatar.planning.verdict import judge
     from avatar.preset import Preset, load_preset, load_presets
     from avatar.runtime.bounded_reader import Readings
     from avatar.runtime.engine import Engine
@@ -195,7 +197,8 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
     def open_for(preset: Preset) -> Engine:
         toy = preset.requires.weights == "tiny"  # it makes its own
         attach = args.attach if preset.name == attached else None
-        return open_engine(preset, weights=None if toy else args.weights, attach=attach)
+        gpus = None if attach else judge(preset, probe(args.weights)).uuids
+        return open_engine(preset, weights=None if toy else args.weights, gpus=gpus, attach=attach)
 
     desk = JobQueue(open_for, gallery, args.queue_size, places)
     return AppState(
@@ -240,8 +243,10 @@ def _settle(scratch: Path) -> None:
 def _stop_signal() -> threading.Event:
     """Set when the process is told to stop, from now on."""
     stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+    from avatar.runtime.child_process import ENDING, HANGUP
+
+    for number in ENDING:
+        if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, lambda *_: stopped.set())
     return stopped
 

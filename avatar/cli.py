@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except BadInput as error:  # a flag that takes one value says why
         show_error(error, as_json=False)
         return error.exit_code
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as in every child, for `bench` and torchrun's `worker`
     level = logging.INFO if args.verbose else logging.ERROR
     clock = "%(asctime)s " if args.verbose else ""
     logging.basicConfig(level=level, format=f"{clock}%(levelname)s %(name)s: %(message)s")

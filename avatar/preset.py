@@ -37,7 +37,11 @@ Rung = Literal["online_decode", "infer_frames", "size", "sample_steps", "offload
 
 @validated(frozen=True, config=STRICT)
 class Requires:
-    """What a machine must have. vram_gib is for each GPU; compute_capability as "8.9"."""
+    """What a preset asks of a machine.
+
+    num_gpus, compute_capability (as "8.9") and weights must be there. vram_gib (of each GPU) and host_ram_gib
+    say for which machines it is written; whether it fits, the plan decides: see planning.verdict.
+    """
 
     num_gpus: Annotated[int, Field(ge=0, le=MOST_GPUS)] = 0
     vram_gib: Annotated[float, Field(ge=0, le=MOST_GIB)] = 0.0
@@ -70,8 +74,7 @@ class Preset:
     engine: Engine
     title_zh: str = ""
     summary_zh: str = ""
-    # place on the page, and for auto: the highest that fits is taken
-    rank: int = 0
+    rank: int = 0  # place on the page; what auto prefers is in planning.preference
     requires: Requires = field(default_factory=Requires)
     generation: Generation = field(default_factory=Generation)
     memory: Memory = field(default_factory=Memory)

@@ -25,7 +25,7 @@ FILES = [
 # A room may import those of lower floors, never its own floor's others, never upward.
 FLOORS = [
     {"errors", "paths"},
-    {"geometry", "validation"},
+    {"geometry", "validation", "locks"},
     {"settings", "sizes"},
     {"preset"},
     {"events", "request"},
@@ -61,11 +61,12 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
     "pynvml": ("planning.nvml",),
     "rich": ("commands",),
     "ray": ("batch.ray_engine",),
+    "filelock": ("locks", "long.ledger"),
 }
 
 
 def module_of(path: Path) -> str:
-    """avatar/memory/fit.py → planning.availability; app.py → app."""
+    """avatar/memory/fit.py → planning.verdict; app.py → app."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(part for part in (parts[1:] if parts[0] == "avatar" else parts) if part != "__init__")
 
@@ -177,7 +178,7 @@ def test_imports_go_one_way():
         ("runtime.stream", "from avatar.model import rope"),
         ("model.rope", "from avatar import ui"),
         ("preview.source", "from avatar.pipeline.pipeline import x"),
-        ("planning.availability", "def f():\n    from avatar.runtime.engine import x"),
+        ("planning.verdict", "def f():\n    from avatar.runtime.engine import x"),
         ("geometry", "from avatar.preset import Preset"),
         ("ui.page", "import app"),
         ("ui.page", "def f():\n    import torch.cuda"),
@@ -204,10 +205,10 @@ def test_the_rule_sees_what_breaks_it(module, source):
         ("pipeline.pipeline", "import torch\nfrom avatar.planning.plan import Plan"),
         ("distributed.rank", "import torch.distributed as dist"),
         ("distributed.process_groups", "from avatar.pipeline.pipeline import x"),
-        ("planning.availability", "from avatar.planning.layout import Layout"),
+        ("planning.verdict", "from avatar.planning.layout import Layout"),
         ("training.fit", "import torch\nfrom avatar.preview.visemes import x"),
         ("geometry", "if TYPE_CHECKING:\n    from avatar.preset import Preset"),
-        ("planning.availability", "from avatar.planning.plan import gib\nimport torchless"),
+        ("planning.verdict", "from avatar.planning.plan import gib\nimport torchless"),
     ],
 )
 def test_the_rule_lets_pass_what_keeps_it(module, source):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from avatar.errors import DoesNotFit
 from avatar.planning.inventory import Inventory
+from avatar.planning.verdict import judge
 from avatar.preset import Preset
 from avatar.runtime.engine import Engine
 from avatar.runtime.factory import serves
@@ -64,16 +65,20 @@ class Engines:
 def gpus_of(preset: Preset, place: int, num_places: int, inventory: Inventory) -> list[str] | None:
     """The GPUs of one place among several, as CUDA_VISIBLE_DEVICES names them; None: no need to choose.
 
-    Raises: DoesNotFit when there are not so many.
+    Each place in turn takes the best of those that are left. Raises: DoesNotFit when there are not so many.
     """
-    each = preset.num_gpus
-    if not each or num_places == 1:
+    if not preset.num_gpus:
         return None
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = named.split(",") if named else [str(number) for number in range(len(inventory.gpus))]
-    if len(there) < num_places * each:
-        raise DoesNotFit(
-            f"--jobs {num_places} needs {num_places * each} GPUs; {len(there)} are here.",
-            f"Take --jobs {max(1, len(there) // each)}.",
-        )
-    return there[place * each : (place + 1) * each]
+    left = inventory
+    for taken in range(num_places):
+        found = judge(preset, left)
+        if num_places > 1 and (not found.ok or found.uuids is None):
+            raise DoesNotFit(
+                f"--jobs {num_places} needs {num_places * preset.num_gpus} GPUs that {preset.name} can use; "
+                f"there are enough for {taken}.",
+                f"Take --jobs {max(1, taken)}.",
+            )
+        if taken == place:
+            return found.uuids
+        left = replace(left, gpus=tuple(gpu for gpu in left.gpus if gpu not in found.gpus))
+    return None

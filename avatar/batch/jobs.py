@@ -16,9 +16,9 @@ from avatar.errors import BadInput
 from avatar.long.job import Job
 from avatar.media.files import LONGEST_NAME_BYTES, joined_name
 from avatar.paths import is_dir
-from avatar.planning.availability import require
 from avatar.planning.choice import choose
 from avatar.planning.inventory import Inventory
+from avatar.planning.verdict import require
 from avatar.settings import SETTINGS
 
 _DELIMITERS = ",;\t"  # Excel writes semicolons wherever the decimal sign is a comma

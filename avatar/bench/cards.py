@@ -32,11 +32,3 @@ def nvml_peaks() -> Iterator[dict[int, int]]:
         done.set()
         watcher.join()
         driver.close()
-
-
-def index_of(uuid: str) -> int | None:
-    """NVML's index of a card, which CUDA may number otherwise; None when it knows no such card."""
-    driver = open_driver()
-    index = next((card.index for card in driver.cards if card.uuid() == uuid), None)
-    driver.close()
-    return index

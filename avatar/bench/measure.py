@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import torch
 
-from avatar.bench.cards import index_of, nvml_peaks
-from avatar.pipeline.device_budget import uuid_of
+from avatar.bench.cards import nvml_peaks
+from avatar.pipeline.device_budget import number_of
 from avatar.pipeline.offload.pinned import pinned_bytes
 from avatar.planning.nvml import open_driver
 from avatar.runtime.report import installed_versions
@@ -109,7 +109,7 @@ def watched(device: torch.device) -> Iterator[Peaks]:
         return
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    index = index_of(uuid_of(device))
+    index = number_of(device)
     with nvml_peaks() as cards:
         try:
             yield peaks

@@ -82,7 +82,11 @@ def random_parts(preset: Preset, placement: Placement = ALL_ON_GPU) -> Component
     nn.Module.to(speech, device)  # one of its tensors is made on the CPU whatever the default is
     video, encoder = VideoVAE(vae), SpeechEncoder(speech)
     if placement.side_models_on_host:
-        video, encoder = OffloadedVAE(video), OffloadedSpeechEncoder(encoder, device)
+        video = OffloadedVAE(video)
+        if placement.speech_on_cpu:
+            nn.Module.to(speech, "cpu")
+        else:
+            encoder = OffloadedSpeechEncoder(encoder, device)
     settle = settle_on_host(config, placement)
 
     def make(check: Check) -> StreamingTransformer:

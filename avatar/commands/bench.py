@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,6 @@ from avatar.geometry import BLOCK_FRAMES, FPS
 from avatar.media import atomic
 from avatar.media.beside import MARK, check_free
 from avatar.paths import is_dir
-from avatar.planning.availability import availability, require
 from avatar.planning.checkpoint_places import Checkpoint
 from avatar.planning.estimates import CUDA_CONTEXT_BYTES
 from avatar.planning.inventory import Inventory, probe
@@ -26,6 +26,7 @@ from avatar.planning.model_sizes import ModelSizes
 from avatar.planning.plan import GIB
 from avatar.planning.planner import plan
 from avatar.planning.transformer_config import ModelConfig
+from avatar.planning.verdict import Verdict, judge, require
 from avatar.preset import Preset
 
 BLOCKS = 32  # a pipeline of four stages has a dozen between its beginning and its end
@@ -75,13 +76,13 @@ def run(args: argparse.Namespace) -> int:
     inventory = probe(args.ckpt_dir)
     if args.random_weights:
         inventory = replace(inventory, checkpoint=Checkpoint(complete=True))
+    if args.vram is not None:
+        inventory = _cut(inventory, args.vram)
     preset = chosen_preset(args, inventory)
     if preset.engine != "diffusion":
         raise BadInput(
             f"Preset {preset.name!r} has no model to time.", "Choose one of the diffusion engine's."
         )
-    if args.vram is not None:
-        inventory = _cut(inventory, args.vram)
     told = {**MARK, "random_weights": args.random_weights, "vram_gib": args.vram}
     if Layout.of(preset).world_size > 1:
         figures = {**told, **_figures_of_ranks(args, preset, inventory)}
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             raise BadInput(
                 "--layers times a part of a pipeline.", "Take it with several GPUs, or leave it out."
             )
-        require(preset, inventory)
+        _show_alone(require(preset, inventory))
         figures = {**told, **_figures(args, preset)}
     write_json(figures)
     if args.output:
@@ -137,6 +138,9 @@ def _figures_of_ranks(args: argparse.Namespace, preset: Preset, inventory: Inven
     Layout.of(preset).for_model(config)
     if args.random_weights:
         preset = preset.with_settings(text_encoder="cpu")  # there is none
+    verdict = judge(preset, inventory)
+    _show_alone(verdict)
+    inventory = replace(inventory, gpus=verdict.gpus)
     planned = plan(preset, inventory, speech_s=args.blocks * BLOCK_FRAMES / FPS, sizes=sizes)
     if not planned.fits:
         raise DoesNotFit(planned.shortfall, "Take fewer layers, or more memory.")
@@ -159,9 +163,15 @@ def _toy_config() -> ModelConfig:
 
 def _require_all_but_room(preset: Preset, inventory: Inventory) -> None:
     """What a preset requires of a machine, but for what its whole model takes. Raises: as require."""
-    lacks = {lack.code for lack in availability(preset, inventory).lacks}
+    lacks = {lack.code for lack in judge(preset, inventory).lacks}
     if lacks - {"memory", "host_ram"}:
         require(preset, inventory)
+
+
+def _show_alone(verdict: Verdict) -> None:
+    """Have PyTorch, which is not imported yet, see the cards of the verdict and no others."""
+    if verdict.uuids is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(verdict.uuids)
 
 
 def _figures(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:

@@ -12,6 +12,14 @@ from avatar.commands.output import console, write_json
 from avatar.commands.settings import add_checkpoint
 from avatar.runtime import doctor
 
+NAMES = {  # of what is tried on a GPU
+    "compile": "compiled code",
+    "cudnn": "cuDNN attention",
+    "fp8": "8-bit products",
+    "pinned": "pinned memory",
+    "segments": "growing segments",
+}
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
@@ -57,6 +65,14 @@ def _print(diagnosis: doctor.Diagnosis) -> None:
             preset.name, "yes" if here.ok else "\n".join(f"- {line}" for line in here.missing), here.remedy
         )
     out.print(presets)
+    for device in diagnosis.devices:
+        tried = Table(device.name, "works", "otherwise")
+        for check in device.checks:
+            works = {True: "yes", False: "no", None: "not on this card"}[check.ok]
+            tried.add_row(
+                NAMES[check.code], works, "" if check.ok else f"{check.text} {check.reason}".strip()
+            )
+        out.print(tried)
     for fault in diagnosis.faults:
         out.print(f"fault: {fault}", markup=False)
     out.print(diagnosis.verdict, markup=False)

@@ -24,9 +24,9 @@ from avatar.events import Event, Finished, Notice, PartDone, Progress, Segment
 from avatar.long.job import Job
 from avatar.media.files import joined_name, minutes
 from avatar.media.portrait import video_size
-from avatar.planning.availability import require
-from avatar.planning.inventory import probe
+from avatar.planning.inventory import Inventory, probe
 from avatar.planning.layout import Layout
+from avatar.planning.verdict import require, within_reach
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.attach import Address, secret
@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     preset = chosen_preset(args, inventory, flags)
     if args.attach is None:
         require(preset, inventory)
+        if args.preset == "auto":
+            _tell_within_reach(inventory, args.json)
     else:
         check_attached(preset, args)
     job = Job(
@@ -102,7 +104,9 @@ def run(args: argparse.Namespace) -> int:
         if opened.finished is not None:
             return _tell_finished(opened.finished, args.json)
         opened.check_engines(args.jobs)
-        places = [gpus_of(preset, place, args.jobs, inventory) for place in range(args.jobs)]
+        places: list[list[str] | None] = [None]
+        if args.attach is None:
+            places = [gpus_of(preset, place, args.jobs, inventory) for place in range(args.jobs)]
         engines = [
             open_engine(preset, weights=args.ckpt_dir, gpus=gpus, attach=args.attach) for gpus in places
         ]
@@ -111,6 +115,18 @@ def run(args: argparse.Namespace) -> int:
         finally:
             for engine in engines:
                 engine.close()
+
+
+def _tell_within_reach(inventory: Inventory, as_json: bool) -> None:
+    """Say so if `auto` takes less than the cards could run, and what keeps it."""
+    better = within_reach(inventory)
+    if better is None:
+        return
+    text = f"The GPUs here could run {better.preset.name}. {' '.join(better.missing)} {better.remedy}"
+    if as_json:
+        write_json({"event": "notice", "code": "within_reach", "text": text, "level": "warning"})
+    else:
+        console(sys.stderr).print(f"warning: {text}", markup=False, soft_wrap=True)
 
 
 def check_attached(preset: Preset, args: argparse.Namespace) -> None:

@@ -15,12 +15,10 @@ from avatar.geometry import Size
 from avatar.media import prompt
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import read_portrait
-from avatar.planning.availability import way_out
 from avatar.planning.inventory import Inventory, probe
-from avatar.planning.layout import unsupported
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import ALWAYS, DevicePlan, Plan, describe, gib
-from avatar.planning.planner import plan
+from avatar.planning.verdict import Verdict, judge, way_out
 from avatar.preset import MOST_GIB, Preset, capability
 from avatar.settings import MOST_GPUS
 from avatar.sizes import video_size
@@ -46,26 +44,55 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan; the exit code says whether it fits."""
+    """Print the plan and the verdict; the exit code says whether the preset runs on this machine."""
     inventory = _inventory(args)
     preset = chosen_preset(args, inventory)
     check_prompt(preset, inventory)
     video = None if args.image is None else size_of(args.image, preset)
-    planned = plan(preset, inventory)
-    remedy = "" if planned.fits else way_out(preset, inventory)
-    not_yet = unsupported(preset)
+    verdict = judge(preset, inventory)
+    remedy = "" if verdict.ok else _remedy(verdict, inventory)
     if args.json:
-        told = {"imagined": inventory.imagined, "way_out": remedy, "unsupported": not_yet}
-        told |= {"video": None if video is None else {"width": video.width, "height": video.height}}
-        write_json({**planned.as_dict(), **told})
-    else:
-        if video is not None:
-            words = f"{args.image.name} becomes a video of {video.width}×{video.height} pixels."
-            console().print(words, markup=False)
-        _print(planned, remedy)
-        for line in not_yet:
-            console().print(line, markup=False)
-    return 0 if planned.fits else DoesNotFit.exit_code
+        size = None if video is None else {"width": video.width, "height": video.height}
+        write_json({**_as_dict(verdict, remedy, inventory), "video": size})
+        return 0 if verdict.ok else DoesNotFit.exit_code
+    if video is not None:
+        words = f"{args.image.name} becomes a video of {video.width}×{video.height} pixels."
+        console().print(words, markup=False)
+    if verdict.plan is not None:
+        _print(verdict.plan)
+    for line in verdict.missing:
+        console().print(line, markup=False)
+    out = f"Preset {verdict.preset.name} runs here." if verdict.ok else f"It does not run here. {remedy}"
+    console().print(out, markup=False)
+    return 0 if verdict.ok else DoesNotFit.exit_code
+
+
+def _remedy(verdict: Verdict, inventory: Inventory) -> str:
+    """What to do: a smaller choice where memory is all that lacks, else what the first lack says."""
+    if {lack.code for lack in verdict.lacks} <= {"memory", "host_ram"}:
+        return way_out(verdict.preset, inventory)
+    return verdict.remedy
+
+
+def _as_dict(verdict: Verdict, remedy: str, inventory: Inventory) -> dict[str, Any]:
+    """Plain data for JSON; "fits" is the whole verdict, of which memory is a part."""
+    preset, size = verdict.preset, verdict.size
+    told = {} if verdict.plan is None else verdict.plan.as_dict()
+    return {
+        **told,
+        "preset": preset.name,
+        "engine": preset.engine,
+        "width": size.width,
+        "height": size.height,
+        "infer_frames": preset.generation.infer_frames,
+        "sample_steps": preset.generation.sample_steps,
+        "fits": verdict.ok,
+        "lacks": [{"code": lack.code, "text": lack.text, "remedy": lack.remedy} for lack in verdict.lacks],
+        "takes": [{"index": gpu.index, "name": gpu.name, "uuid": gpu.uuid} for gpu in verdict.gpus],
+        "imagined": inventory.imagined,
+        "way_out": remedy,
+        "unsupported": [lack.text for lack in verdict.lacks if lack.code == "unsupported"],
+    }
 
 
 def check_prompt(preset: Preset, inventory: Inventory) -> None:
@@ -109,7 +136,7 @@ def _inventory(args: argparse.Namespace) -> Inventory:
     return Inventory.imagine(args.gpus, args.vram, **wishes)
 
 
-def _print(planned: Plan, remedy: str) -> None:
+def _print(planned: Plan) -> None:
     out = console()
     title = f"{planned.preset}: {'estimated' if planned.is_estimate else 'planned'} memory"
     table = Table("device", "item", "GiB", "while", title=title)
@@ -127,8 +154,6 @@ def _print(planned: Plan, remedy: str) -> None:
         out.print(_verdict(device), markup=False)
     if planned.placement != ALL_ON_GPU:
         out.print(_waiting(planned.placement), markup=False)
-    if not planned.fits:
-        out.print(f"It does not fit. {remedy}", markup=False)
 
 
 def _verdict(device: DevicePlan) -> str:
@@ -142,4 +167,5 @@ def _waiting(placement: Placement) -> str:
     what = [f"{placement.layers_on_host} layers"] if placement.layers_on_host else []
     what += ["the rings"] if placement.rings_on_host else []
     what += ["the side models"] if placement.side_models_on_host else []
-    return f"In host memory until they are needed: {', '.join(what)}."
+    listens = " The speech encoder works on the CPU." if placement.speech_on_cpu else ""
+    return f"In host memory until they are needed: {', '.join(what)}.{listens}"

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from avatar.commands.output import console, write_json
 from avatar.commands.settings import add_checkpoint
-from avatar.planning.availability import availability, resolve
 from avatar.planning.inventory import probe
+from avatar.planning.verdict import judge
 from avatar.preset import Preset, load_presets
 
 
@@ -25,15 +25,15 @@ def run(args: argparse.Namespace) -> int:
     """Print every preset with what it needs, what it gives, and what is missing here."""
     inventory = probe(args.ckpt_dir)
     presets = load_presets()
-    found = [(preset, availability(preset, inventory)) for preset in presets]
+    found = [(preset, judge(preset, inventory, presets)) for preset in presets]
     if args.json:
         write_json([{**preset.as_dict(), "availability": here.as_dict()} for preset, here in found])
         return 0
     table = Table("preset", "needs", "gives", "here")
     for preset, here in found:
         if preset.engine == "auto":
-            taken = resolve(preset, inventory, presets)
-            table.add_row(preset.name, "nothing", preset.summary, f"takes {taken.name}")
+            takes = f"takes {here.preset.name}" if here.ok else here.missing[0]
+            table.add_row(preset.name, "nothing", preset.summary, takes)
         else:
             table.add_row(preset.name, needs(preset), preset.summary, "yes" if here.ok else here.missing[0])
     console().print(table)
@@ -41,15 +41,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def needs(preset: Preset) -> str:
-    """A preset's requirements in words: "4 GPUs of 22 GiB, weights"."""
+    """What a preset asks for, in words: "4 GPUs of 22 GiB, weights"; the plan decides what it takes."""
     requires = preset.requires
     words = []
     if requires.num_gpus:
         words.append(
             f"{requires.num_gpus} GPU{'s' if requires.num_gpus > 1 else ''} of {requires.vram_gib:g} GiB"
         )
-    if requires.host_ram_gib:
-        words.append(f"{requires.host_ram_gib:g} GiB RAM")
     if requires.weights == "live-avatar":
         words.append("weights")
     return ", ".join(words) or "nothing"

@@ -12,8 +12,8 @@ from types import FrameType
 from typing import Any
 
 from avatar.errors import Cancelled
+from avatar.runtime.child_process import ENDING, HANGUP
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN_S = 1.0  # a second Ctrl-C sooner than this is the first one, passed on by a launcher as well
 
 
@@ -46,7 +46,7 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(other, signal.SIG_IGN)
         raise StopSignal(number)
 
-    with _handled(end, (signal.SIGTERM, signal.SIGHUP)):
+    with _handled(end, tuple(number for number in ENDING if number != signal.SIGINT)):
         yield
 
 
@@ -82,7 +82,7 @@ def _handled(handler: Callable[[int, FrameType | None], None], numbers: tuple[in
     """The handler for some signals, but for a hang-up that is ignored: nohup did that."""
     before: dict[int, Any] = {}
     for number in numbers:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+        if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN:
             before[number] = signal.signal(number, handler)
     try:
         yield

@@ -17,6 +17,7 @@ from avatar.distributed.rank_meter import RankMeter
 from avatar.errors import DoesNotFit
 from avatar.pipeline.device import best_device
 from avatar.pipeline.device_budget import place_of
+from avatar.planning.host import num_cores
 from avatar.planning.layout import Layout
 
 log = logging.getLogger(__name__)
@@ -109,13 +110,9 @@ def device_of(local_rank: int, num_local: int, may_be_cpu: bool) -> torch.device
         torch.cuda.set_device(device)
         return device
     if may_be_cpu:
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), _num_cores() // num_local)))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), num_cores() // num_local)))
         return torch.device("cpu")
     raise DoesNotFit(
         f"{num_local} ranks need as many GPUs; PyTorch sees {num_gpus}.",
         "Take fewer with --num_gpus_dit, or show it more with CUDA_VISIBLE_DEVICES.",
     )
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -78,6 +78,7 @@ class Reporter:
             meter.sent_bytes,
             meter.peak_bytes,
             pinned_bytes(),
+            meter.step_s,
         )
 
     def fail(self, error: BaseException) -> None:
@@ -171,8 +172,12 @@ def plan_of(source: FrameSource, request: Request) -> Plan | AvatarError:
 
 
 def die_with(parent: int) -> None:
-    """Be killed by the kernel when the thread that started this process ends. Source: man 2 prctl."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Be killed by the kernel when the thread that started this process ends. Source: man 2 prctl.
+
+    Where the system is not Linux, the end of the link does it: see Service.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it has ended already
         leave()
 

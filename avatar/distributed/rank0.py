@@ -17,6 +17,7 @@ from avatar.distributed.init import RankContext
 from avatar.distributed.loading import load_share
 from avatar.distributed.p2p import Encode, Go, Load, MessageChannel
 from avatar.distributed.process_groups import Group, join
+from avatar.distributed.roles import pieces_of
 from avatar.events import Notice, Progress
 from avatar.geometry import FPS, Geometry, Size
 from avatar.model.text_encoder import TextWeights
@@ -26,7 +27,6 @@ from avatar.model.weights.loading import Check
 from avatar.pipeline.components import Components
 from avatar.pipeline.denoise import Denoiser
 from avatar.pipeline.device import DTYPES, ring_dtype
-from avatar.pipeline.layer_stack import CompiledPieces
 from avatar.pipeline.pipeline import DiffusionPipeline, MakeParts
 from avatar.pipeline.schedule import Schedule
 from avatar.planning.estimates import CUDA_CONTEXT_BYTES
@@ -52,9 +52,10 @@ class SingleRankSource(DiffusionPipeline):
         """See FrameSource."""
 
         def stopped() -> bool:
-            self._meter.tick()
+            self._meter.step()
             return cancelled()
 
+        self._meter.pause()
         return super().frames(request, stopped)
 
 
@@ -109,7 +110,7 @@ class Rank0Source(DiffusionPipeline):
             self._tell(Load())
             self._group = join(self.preset, self.config(), self._seat)
         share = self.share(self._group, parts.dtype, check)
-        self._conductor = Coordinator(self._group, share, parts.dtype, CompiledPieces.on(parts.device))
+        self._conductor = Coordinator(self._group, share, parts.dtype, pieces_of(self.preset, parts.device))
         self._tell(Go())
 
     def files(self, request: Request) -> CheckpointFiles:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+NUM_STEPS = 16  # of which the longest is told
+
 
 class RankMeter:
     """Progress, time at work on the device, and bytes sent to other ranks; all only grow."""
@@ -20,12 +22,32 @@ class RankMeter:
         self._reading = threading.Lock()
         self._spans: deque[tuple[Any, Any]] = deque()  # CUDA events around work that is enqueued
         self._busy_s = 0.0
+        self._steps_s: deque[float] = deque(maxlen=NUM_STEPS)
+        self._step_began: float | None = None
         self.ticks = 0
         self.sent_bytes = 0
 
     def tick(self) -> None:
         """Something went on: a step, a tensor loaded. A rank whose ticks stop is taken for hung."""
         self.ticks += 1
+
+    def step(self) -> None:
+        """As tick, at the end of a step of the run that goes on, which began with the one before it."""
+        now = time.monotonic()
+        if self._step_began is not None:
+            self._steps_s.append(now - self._step_began)
+        self._step_began = now
+        self.tick()
+
+    def pause(self) -> None:
+        """No step goes on until the next one ends."""
+        self._step_began = None
+
+    @property
+    def step_s(self) -> float | None:
+        """The longest of the last steps, None before the first; those that compiled are soon forgotten."""
+        steps_s = list(self._steps_s)
+        return max(steps_s) if steps_s else None
 
     def sent(self, num_bytes: int) -> None:
         """So many bytes have been sent to other ranks."""
@@ -38,7 +60,7 @@ class RankMeter:
             start = time.monotonic()
             yield
             with self._reading:  # rank 0 works in two threads
-                self._busy_s += time.monotonic() - start
+                self._worked(time.monotonic() - start)
             return
         start_event = self._mark()
         yield
@@ -50,8 +72,12 @@ class RankMeter:
         with self._reading, self._on_device():
             while self._spans and self._spans[0][1].query():
                 start, end = self._spans.popleft()
-                self._busy_s += start.elapsed_time(end) / 1000
+                self._worked(start.elapsed_time(end) / 1000)
             return self._busy_s
+
+    def _worked(self, seconds: float) -> None:
+        self._busy_s += seconds
+        self._steps_s.append(seconds)
 
     @property
     def peak_bytes(self) -> int | None:

@@ -24,6 +24,7 @@ from avatar.model.audio_encoder import AudioTokens
 from avatar.model.rope import REFERENCE_TIME, ConditionTable, block_table, reference_time
 from avatar.model.transformer import StreamingTransformer, unpatchify
 from avatar.pipeline.denoise import OpenBlock, mask_tokens
+from avatar.pipeline.device import uploaded
 from avatar.pipeline.layer_stack import EAGER, CompiledPieces, LayerStack, Visit, WorkItem
 from avatar.planning.layout import Role
 
@@ -264,9 +265,7 @@ class Stage:
     def _upload(self, values: Tensor | None) -> Tensor:
         """To the device, without waiting for what it is doing."""
         assert values is not None
-        if self.device.type == "cuda" and values.device.type == "cpu":
-            values = values.pin_memory()
-        return values.to(self.device, non_blocking=True)
+        return uploaded(values, self.device)
 
     def _end(self) -> None:
         """Let go of all that a generation keeps."""

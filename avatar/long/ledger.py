@@ -6,7 +6,6 @@ disk. So whenever a run is ended, what the ledger says is true, and all else in 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -16,8 +15,11 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from filelock import FileLock
+
+from avatar import locks
 from avatar.errors import BadInput
 from avatar.events import Finished
 from avatar.long.spans import Span
@@ -51,7 +53,7 @@ class Ledger:
     chained: each part begins from what the one before it left; else they may be made in any order.
     """
 
-    def __init__(self, folder: Path, plan: dict[str, Any], lock: IO[str]) -> None:
+    def __init__(self, folder: Path, plan: dict[str, Any], lock: FileLock) -> None:
         self.folder = folder
         self.spans = [Span(**span) for span in plan["spans"]]
         self.chained = bool(plan["chained"])
@@ -70,7 +72,7 @@ class Ledger:
         """
         lock = _take(folder)
         if (folder / PLAN).exists():
-            lock.close()
+            lock.release()
             raise BadInput(
                 f"A half-made {request.output.name} is there already.",
                 f"Resume it with --resume, or delete the folder {folder.name} to begin anew.",
@@ -78,7 +80,7 @@ class Ledger:
         try:
             _check_ours(folder)
         except BaseException:
-            lock.close()
+            lock.release()
             raise
         plan = {
             **MARK,
@@ -108,7 +110,7 @@ class Ledger:
             ledger._read_lines()
             ledger._clear()
         except BaseException:
-            lock.close()
+            lock.release()
             raise
         return ledger
 
@@ -176,7 +178,7 @@ class Ledger:
 
     def close(self) -> None:
         """Let another process take the video up."""
-        self._lock.close()
+        self._lock.release()
 
     def _append(self, line: Line) -> None:
         with self._writing, (self.folder / LINES).open("ab") as file:
@@ -254,22 +256,17 @@ def open_ledger(
         raise atomic.disk_error(error) from error
 
 
-def _take(folder: Path) -> IO[str]:
-    """The folder's lock, held until it is closed. Raises: BadInput when another process holds it."""
+def _take(folder: Path) -> FileLock:
+    """The folder's lock, held until it is released. Raises: BadInput when another process holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("a")  # whatever it is, it stays
+        lock = locks.take(folder / _LOCK)
     except OSError as error:
         raise BadInput(
             f"The folder {folder.name} cannot be written ({error.strerror}).", "Choose another output."
         ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise BadInput(
-            f"Another process is working on {folder.name}.", "Wait for it to end, or stop it."
-        ) from error
+    if lock is None:
+        raise BadInput(f"Another process is working on {folder.name}.", "Wait for it to end, or stop it.")
     return lock
 
 

@@ -29,7 +29,9 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of file systems that cannot s
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk itself."""
+    """Wait until a file, or a folder's list of names, is on the disk itself; Windows opens no folders."""
+    if os.name == "nt" and path.is_dir():
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

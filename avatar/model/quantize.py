@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avatar.model.device_checks import works
 from avatar.model.weights.lora import is_target
 
 logger = logging.getLogger(__name__)
@@ -23,8 +24,9 @@ LARGEST = torch.finfo(FLOAT8).max  # 448
 TINIEST = 1e-12  # rows that are smaller throughout are taken for zero
 ADALN = ".injector_adain_layers."
 SIDE_MULTIPLE = 16  # what the fp8 product asks of both sides of a weight
-TRIAL_SIDE = 512  # of the product that is tried on each device
+TRIAL_SIDES = ((5120, 5120), (5120, 13824), (13824, 5120))  # of products that are tried on each device
 FEWEST_ROWS = 512  # fewer are padded: seen on an H200, cuBLAS refuses 16 scaled rows of 13824
+TRIAL_ROWS = (FEWEST_ROWS, 3 * FEWEST_ROWS)
 FLOAT8_CAPABILITY = (8, 9)  # since which cards have fp8 cores, and Triton converts e4m3
 CHUNK_ROWS = 1024  # quantised at a time, to keep the peak in float32 low
 
@@ -185,16 +187,20 @@ def _product(device: torch.device) -> Product:
     if torch.cuda.get_device_capability(device) < FLOAT8_CAPABILITY:
         logger.info("fp8 weights are stored only: this GPU has no fp8 cores, products are in bf16")
         return "widened"
-    values = torch.ones(TRIAL_SIDE, TRIAL_SIDE, device=device).to(FLOAT8)
-    scale = torch.ones(TRIAL_SIDE, 1, device=device)
-    try:
-        torch._scaled_mm(values, values.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16)
-        torch.cuda.synchronize(device)
-    except RuntimeError as error:
-        reason = str(error).strip().split("\n")[0]
-        logger.warning("fp8 weights are stored only, products are in bf16: %s", reason)
-        return "widened"
-    return "scaled"
+    return "scaled" if works("fp8", _try_products, device) else "widened"
+
+
+def _try_products(device: torch.device) -> None:
+    """Products of the published model's own sides, of the fewest rows and of more. Raises: RuntimeError."""
+    for inputs, outputs in TRIAL_SIDES:
+        weight = torch.ones(outputs, inputs, dtype=torch.bfloat16, device=device).to(FLOAT8)
+        scale, bias = torch.ones(outputs, device=device), torch.ones(outputs, device=device)
+        linear = Float8Linear(weight, scale, bias.to(torch.bfloat16))
+        for num_rows in TRIAL_ROWS:
+            rows = torch.ones(num_rows, inputs, device=device).to(FLOAT8)
+            out = linear.multiply(rows, torch.ones(num_rows, 1, device=device))
+            if not torch.allclose(out, torch.full_like(out, inputs + 1), rtol=1e-2):
+                raise RuntimeError("a product of 8-bit numbers is wrong")
 
 
 def join_linears(parts: Sequence[nn.Module]) -> nn.Module:

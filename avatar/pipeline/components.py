@@ -77,7 +77,8 @@ class Components:
         away = placement.side_models_on_host
         speech = SpeechEncoder.load(files.speech_encoder, "cpu" if away else device, torch.float32)
         if away:
-            vae, speech = OffloadedVAE(vae), OffloadedSpeechEncoder(speech, device)
+            vae = OffloadedVAE(vae)
+            speech = speech if placement.speech_on_cpu else OffloadedSpeechEncoder(speech, device)
         if encode_text is None:
             places = {"gpu": device, "cpu": torch.device("cpu")}
             encode_text = LocalTextEncoder(files.text_encoder, places[memory.text_encoder], dtype)

@@ -15,6 +15,7 @@ from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
 from avatar.model.audio_encoder import AudioTokens
 from avatar.model.rope import REFERENCE_TIME, ConditionTable, block_table, reference_time
 from avatar.model.transformer import StreamingTransformer
+from avatar.pipeline.device import uploaded
 from avatar.pipeline.layer_stack import CompiledPieces, LayerStack, WorkItem
 from avatar.pipeline.offload.host_layers import HostLayers, RingMemory, Traffic
 from avatar.pipeline.schedule import Schedule
@@ -275,10 +276,7 @@ class LocalDenoiser:
         self.stack.prefill(tokens, self._condition_time.layers, table, self._anchor)
 
     def _upload(self, values: Tensor) -> Tensor:
-        """To the device, without waiting for what it is doing."""
-        if self.device.type == "cuda" and values.device.type == "cpu":
-            values = values.pin_memory()
-        return values.to(self.device, non_blocking=True)
+        return uploaded(values, self.device)
 
 
 class Pace:

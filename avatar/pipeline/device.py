@@ -7,6 +7,7 @@ import os
 import torch
 from torch import Tensor
 
+from avatar.model.device_checks import grows_segments, pins
 from avatar.model.quantize import FLOAT8
 from avatar.preset import Memory
 
@@ -26,18 +27,25 @@ def best_device(index: int = 0) -> torch.device:
     """The CUDA device of that index, or the CPU, on which only a toy model is of use.
 
     CUDA's memory is asked for in segments that grow, which wastes 4 GiB less; unless the user has set
-    PyTorch's allocator up otherwise.
+    PyTorch's allocator up otherwise, or the first allocation of that kind fails.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if not any(name in os.environ for name in ALLOCATOR_VARIABLES):
-        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+        grows_segments(torch.device("cuda", index))
     return torch.device("cuda", index)
 
 
+def uploaded(values: Tensor, device: torch.device) -> Tensor:
+    """The same on a device, without waiting for what that is doing."""
+    if device.type == "cuda" and values.device.type == "cpu" and pins(device):
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 def downloading(values: Tensor) -> Tensor:
-    """A copy in page-locked memory, whole once the device has done what it was given so far."""
-    staged = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    """A copy in page-locked memory where there is any, whole once the device has done its work so far."""
+    staged = torch.empty(values.shape, dtype=values.dtype, pin_memory=pins(values.device))
     return staged.copy_(values, non_blocking=True)
 
 

@@ -18,19 +18,25 @@ from avatar.preset import Preset
 SPARE_LAYERS = 3  # so many more on the host than needed are no reason to load the model again
 
 
-def uuid_of(device: torch.device) -> str:
-    """How NVML knows a CUDA device, which CUDA may number otherwise."""
-    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+def is_card(uuid: str | None, device: torch.device) -> bool:
+    """Whether NVML's UUID is a CUDA device's, which knows it without the kind in front: "GPU-", "MIG-"."""
+    return (uuid or "").partition("-")[2] == str(torch.cuda.get_device_properties(device).uuid)
+
+
+def number_of(device: torch.device) -> int | None:
+    """A CUDA device's number by NVML's count, which CUDA may not share; None where NVML does not know it."""
+    driver = open_driver()
+    number = next((card.index for card in driver.cards if is_card(card.uuid(), device)), None)
+    driver.close()
+    return number
 
 
 def place_of(device: torch.device) -> str:
     """A device as the gauges name it: "GPU 2", by NVML's count, or "CPU"."""
     if device.type != "cuda":
         return "CPU"
-    uuid, driver = uuid_of(device), open_driver()
-    index = next((card.index for card in driver.cards if card.uuid() == uuid), device.index)
-    driver.close()
-    return f"GPU {index}"
+    number = number_of(device)
+    return f"GPU {device.index if number is None else number}"
 
 
 def room_bytes(device: torch.device, share: float = 1.0) -> int:
@@ -58,11 +64,11 @@ def plan_here(
     """
     inventory = probe(weights, our_pids=own_processes())
     if device.type == "cuda":
-        facts, ours = torch.cuda.get_device_properties(device), uuid_of(device)
-        room = room_bytes(device, share)
-        index = next((gpu.index for gpu in inventory.gpus if gpu.uuid == ours), device.index or 0)
+        facts, room = torch.cuda.get_device_properties(device), room_bytes(device, share)
+        known = next((gpu for gpu in inventory.gpus if is_card(gpu.uuid, device)), None)
+        index, uuid = (device.index or 0, None) if known is None else (known.index, known.uuid)
         used = facts.total_memory - room
-        gpu = Gpu(index, facts.name, ours, facts.total_memory, room, used, f"{facts.major}.{facts.minor}")
+        gpu = Gpu(index, facts.name, uuid, facts.total_memory, room, used, f"{facts.major}.{facts.minor}")
         inventory = replace(inventory, gpus=(gpu,))
     return plan(preset, inventory, placement, speech_s)
 
@@ -83,6 +89,8 @@ def placement_on(
         return ALL_ON_GPU
     wanted = plan_here(preset, device, weights, share=share).placement
     if held is None or held.side_models_on_host != wanted.side_models_on_host:
+        return wanted
+    if wanted.speech_on_cpu and not held.speech_on_cpu:
         return wanted
     if not 0 <= held.layers_on_host - wanted.layers_on_host <= SPARE_LAYERS:
         return wanted

@@ -18,6 +18,7 @@ from avatar.geometry import Geometry
 from avatar.model.attention import KEY_TILE, attends_in_parts, attention, attention_with_lse, join_parts
 from avatar.model.audio_encoder import AudioTokens, Injection, InjectionContext
 from avatar.model.compile import compiled
+from avatar.model.device_checks import compiles
 from avatar.model.eight_bit import Calibration, EightBitRing, EightBitWindow, Queries, empty_ring
 from avatar.model.kernels.choice import eight_bit_on, fused_on
 from avatar.model.kv_cache import (
@@ -75,8 +76,8 @@ class CompiledPieces:
 
     @classmethod
     def on(cls, device: torch.device) -> CompiledPieces:
-        """As kernels of our own where a device runs them, compiled where it pays."""
-        if device.type != "cuda":
+        """As kernels of our own where a device runs them, compiled where it pays, and can be done."""
+        if device.type != "cuda" or not compiles(device):
             return cls()
         return cls.fused() if fused_on(device) else cls.compiled()
 

@@ -17,6 +17,7 @@ from avatar.errors import Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS, Geometry, Size
 from avatar.media.speech import SpeechReader
+from avatar.model.device_checks import compiles, missing
 from avatar.model.text_encoder import PromptTokenizer
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Check
@@ -28,7 +29,7 @@ from avatar.pipeline.denoise import Conditions, Denoiser, LocalDenoiser
 from avatar.pipeline.device import best_device, downloaded, ring_dtype
 from avatar.pipeline.device_budget import placement_on, plan_here
 from avatar.pipeline.framing import framed, resized, size_within, video_size
-from avatar.pipeline.layer_stack import CompiledPieces
+from avatar.pipeline.layer_stack import EAGER, CompiledPieces
 from avatar.pipeline.offload.pinned import pinned_bytes
 from avatar.pipeline.resume import anchor_at, anchor_of, with_motion
 from avatar.pipeline.rollout import rollout
@@ -76,6 +77,8 @@ class DiffusionPipeline:
         self._fixed: Placement | None = None  # what the parts' own placement leaves no choice in
         self._state: ResumeState | None = None  # of the run that goes on
         self._stands_on: tuple[str, int] | None = None  # a long video's run, and the rungs that it has taken
+        self._told: set[str] = set()  # of a run: what was announced
+        self._compiles = not is_tiny  # a toy model needs no graphs, which take longer to build than it to run
         self.pieces = CompiledPieces()
         self.label = SELF_TEST_LABEL if is_tiny else ""
 
@@ -99,6 +102,7 @@ class DiffusionPipeline:
         """
         size = video_size(request)
         self._state = state = ResumeState.of(request, size)
+        self._told.clear()
         try:
             yield from self._made(lowered(request), size, state, cancelled)
             state.leave(request)
@@ -128,7 +132,7 @@ class DiffusionPipeline:
 
     def _made(
         self, request: Request, stream: Size, state: ResumeState, cancelled: Callable[[], bool]
-    ) -> Iterator[Frames | Progress]:
+    ) -> Iterator[Frames | Notice | Progress]:
         """What is left to make, as the request's preset makes it, in frames of the stream's size."""
         check = checking(cancelled)
         yield Progress(Phase.LOADING)
@@ -144,8 +148,16 @@ class DiffusionPipeline:
             anchor = anchor_at(state, size, parts.vae)
             yield Progress(Phase.GENERATING)
             for frames in self._decoded(parts, request, size, conditions, state, anchor, cancelled):
+                yield from self._announced()
                 pixels = downloaded(frames[: state.frames_left]).numpy()
                 yield state.show(resized(pixels, stream))
+
+    def _announced(self) -> Iterator[Notice]:
+        """What this device turned out not to do as fast as others, once in a run."""
+        for code, text in missing():
+            if code not in self._told:
+                self._told.add(code)
+                yield Notice(f"slow_{code}", text, "warning")
 
     def _decoded(
         self,
@@ -214,7 +226,8 @@ class DiffusionPipeline:
 
     def make_decoder(self, parts: Components) -> StreamingDecoder:
         """The decoder of a run; likewise."""
-        return StreamingDecoder(parts.vae, compile=parts.device.type == "cuda")
+        compile = self._compiles and parts.device.type == "cuda" and compiles(parts.device)
+        return StreamingDecoder(parts.vae, compile=compile)
 
     def _loaded(self, request: Request, check: Check) -> Components:
         """All models, loaded unless held as this request wants them."""
@@ -268,7 +281,7 @@ class DiffusionPipeline:
 
     def _use(self, parts: Components, memory: Memory) -> None:
         self._parts, self._held = parts, held_as(memory)
-        self.pieces = CompiledPieces.on(parts.device)
+        self.pieces = CompiledPieces.on(parts.device) if self._compiles else EAGER
 
     def _free(self) -> None:
         """Give back everything that the device holds for us."""

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from avatar.errors import BadInput
-from avatar.planning.availability import resolve
 from avatar.planning.inventory import Inventory
+from avatar.planning.verdict import resolve
 from avatar.preset import Preset, load_preset
 from avatar.settings import refuse_settings
 

@@ -154,6 +154,8 @@ def host_items(run: RunShape, shares: list[RankShare], placement: Placement) -> 
         items.append(MemoryItem("speech_encoder", _values(SPEECH_ENCODER_VALUES, "fp32")))
         items.append(MemoryItem("vae_encoder", _values(VAE_ENCODER_VALUES, run.dtype)))
         items.append(MemoryItem("speech_states", run.speech_states_bytes, running))
+    if placement.speech_on_cpu:
+        items.append(MemoryItem("speech_workspace", run.speech_workspace_bytes, (LISTEN,)))
     return tuple(items)
 
 
@@ -230,15 +232,18 @@ def _side_models(run: RunShape, placement: Placement) -> list[MemoryItem]:
     online, wait = run.memory.enable_online_decode, placement.side_models_on_host
     decoding = (LISTEN, DENOISE, DECODE) if online else (DECODE,)
     running = (LISTEN, DENOISE, DECODE)
+    speech = [
+        MemoryItem("speech_encoder", _values(SPEECH_ENCODER_VALUES, "fp32"), (LISTEN,) if wait else ALWAYS),
+        MemoryItem("speech_states", run.speech_states_bytes, (LISTEN,) if wait else running),
+        MemoryItem("speech_workspace", run.speech_workspace_bytes, (LISTEN,)),
+    ]
     return [
         MemoryItem("vae_decoder", _values(VAE_DECODER_VALUES, run.dtype)),
         MemoryItem("vae_encoder", _values(VAE_ENCODER_VALUES, run.dtype), (ENCODE,) if wait else ALWAYS),
         MemoryItem("encode_workspace", ENCODE_WORKSPACE_BYTES_PER_PX * pixels, (ENCODE,)),
         MemoryItem("decode_pasts", DECODE_PAST_BYTES_PER_PX * pixels, decoding),
         MemoryItem("decode_workspace", DECODE_WORKSPACE_BYTES_PER_PX * pixels, (DECODE,)),
-        MemoryItem("speech_encoder", _values(SPEECH_ENCODER_VALUES, "fp32"), (LISTEN,) if wait else ALWAYS),
-        MemoryItem("speech_states", run.speech_states_bytes, (LISTEN,) if wait else running),
-        MemoryItem("speech_workspace", run.speech_workspace_bytes, (LISTEN,)),
+        *([] if placement.speech_on_cpu else speech),
     ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from avatar.planning import host
-from avatar.planning.inventory import own_processes
+from avatar.planning.inventory import HIDDEN_BYTES, own_processes
 from avatar.planning.nvml import Card, Driver, open_driver
 from avatar.planning.plan import Plan
 
@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 FRESH_S = 0.4  # several pages ask at once; a reading so young serves them all
 REOPEN_S = 10.0  # how often to look again for a driver or a GPU where there is none
-HIDDEN_BYTES = 256 * 2**20  # so much in use with no process listed: the driver hides processes (containers)
 
 
 @dataclass(frozen=True)

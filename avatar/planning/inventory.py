@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+import platform
 import shutil
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -20,13 +23,16 @@ from avatar.planning.nvml import Card, open_driver
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
+HIDDEN_BYTES = 256 * 2**20  # so much in use with no process listed: the driver hides processes (containers)
+IMAGINED_CUDA = "13.0"  # of an imagined machine's driver and PyTorch
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU; a field is None where NVML refused to tell, and `errors` says why.
+    """One GPU, or an instance of a divided one (MIG); None is what NVML refused to tell, `errors` says why.
 
     compute_capability as "8.9". ours_bytes: held by our own processes, which a new run may take over.
+    hides_processes: some of what is used may be ours, the driver does not tell, as in a container.
     """
 
     index: int
@@ -38,11 +44,17 @@ class Gpu:
     compute_capability: str | None
     ours_bytes: int = 0
     errors: tuple[str, ...] = ()
+    hides_processes: bool = False
 
     @property
     def usable_bytes(self) -> int | None:
         """What a run could have: free memory, and what our own processes would give back."""
         return None if self.free_bytes is None else self.free_bytes + self.ours_bytes
+
+    @property
+    def is_instance(self) -> bool:
+        """Whether it is a MIG instance, of which CUDA shows a process no more than one."""
+        return (self.uuid or "").startswith("MIG-")
 
     def __str__(self) -> str:
         return f"GPU {self.index} ({self.name})" if self.name else f"GPU {self.index}"
@@ -72,6 +84,8 @@ class Inventory:
     """A machine, real or imagined.
 
     no_gpu_reason: why gpus is empty. torch_build: like "2.13.0+cpu", empty when torch is not installed.
+    torch_cuda: the CUDA that it was built for, like "13.0", empty for none. driver_cuda: the newest CUDA that
+    the driver runs, None where it does not tell. system: "linux", "wsl", "darwin" or "windows".
     """
 
     gpus: tuple[Gpu, ...]
@@ -81,11 +95,9 @@ class Inventory:
     torch_build: str = ""
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     imagined: bool = False
-
-    @property
-    def torch_has_cuda(self) -> bool:
-        """Whether the installed PyTorch was built for CUDA, by its version's label; no label: it was."""
-        return bool(self.torch_build) and not self.torch_build.endswith("+cpu")
+    torch_cuda: str = ""
+    driver_cuda: str | None = None
+    system: str = "linux"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; of the checkpoint what is missing, but no folders."""
@@ -107,7 +119,7 @@ class Inventory:
         """A machine with num_gpus empty cards of vram_gib each, for planning what is not here."""
         memory = round(vram_gib * GIB)
         gpus = tuple(
-            Gpu(index, f"imagined {vram_gib:g} GiB", None, memory, memory, 0, compute_capability)
+            Gpu(index, f"imagined {vram_gib:g} GiB", f"GPU-{index}", memory, memory, 0, compute_capability)
             for index in range(num_gpus)
         )
         ram = round(host_ram_gib * GIB)
@@ -116,6 +128,8 @@ class Inventory:
             host=Host(ram, ram, num_cores, disk_free_bytes=1000 * GIB),
             no_gpu_reason="" if gpus else "The imagined machine has no GPU.",
             torch_build="imagined",
+            torch_cuda=IMAGINED_CUDA,
+            driver_cuda=IMAGINED_CUDA,
             checkpoint=Checkpoint(complete=with_checkpoint),
             imagined=True,
         )
@@ -139,12 +153,16 @@ def probe(
     ram = host.ram()
     engines = pids - ({psutil.Process().pid} if our_pids is None else set())
     ours = sum(map(host.held_bytes, engines))
+    torch_build, torch_cuda = _torch_build()
     return Inventory(
         gpus=gpus,
         host=Host(ram.total_bytes, ram.available_bytes, host.num_cores(), _disk_free(outputs), ours),
         driver_version=driver.version,
         no_gpu_reason=driver.reason,
-        torch_build=_torch_build(),
+        torch_build=torch_build,
+        torch_cuda=torch_cuda,
+        driver_cuda=driver.cuda,
+        system=_system(),
         checkpoint=find_checkpoint(ckpt_dir),
     )
 
@@ -165,6 +183,8 @@ def _gpu(card: Card, our_pids: set[int]) -> Gpu:
     memory = card.memory()
     capability = card.compute_capability()
     processes = card.processes() or {}
+    ours = sum(size for pid, size in processes.items() if pid in our_pids)
+    used = memory.used_bytes if memory else 0
     return Gpu(
         index=card.index,
         name=card.name(),
@@ -173,8 +193,9 @@ def _gpu(card: Card, our_pids: set[int]) -> Gpu:
         free_bytes=memory.free_bytes if memory else None,
         used_bytes=memory.used_bytes if memory else None,
         compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
-        ours_bytes=sum(size for pid, size in processes.items() if pid in our_pids),
+        ours_bytes=ours,
         errors=tuple(card.errors),
+        hides_processes=not ours and used > HIDDEN_BYTES and not any(map(psutil.pid_exists, processes)),
     )
 
 
@@ -186,8 +207,39 @@ def _disk_free(outputs: Path | None) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _torch_build() -> str:
+def _torch_build() -> tuple[str, str]:
+    """The installed PyTorch's version, and the CUDA that it was built for, each empty for none.
+
+    It is not imported, which takes seconds: its version.py tells both. A label, "+cpu" or "+cu126", is told
+    by wheels of PyTorch's own site alone.
+    """
     try:
-        return metadata.version("torch")
+        installed = metadata.distribution("torch")
     except metadata.PackageNotFoundError:
-        return ""
+        return "", ""
+    version = installed.version
+    try:
+        told = Path(str(installed.locate_file("torch/version.py"))).read_text(encoding="utf-8")
+        return version, _assigned(told).get("cuda") or ""
+    except (OSError, SyntaxError) as error:
+        logger.warning("PyTorch does not tell the CUDA that it was built for: %s", type(error).__name__)
+        return version, ""
+
+
+def _assigned(source: str) -> dict[str, str | None]:
+    """Names and constant strings (or None) that a module assigns."""
+    found: dict[str, str | None] = {}
+    for node in ast.parse(source).body:
+        targets = node.targets if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        value = getattr(node, "value", None)
+        for target in targets if isinstance(targets, list) else [targets]:
+            if isinstance(target, ast.Name) and isinstance(value, ast.Constant):
+                found[target.id] = value.value if isinstance(value.value, str) else None
+    return found
+
+
+def _system() -> str:
+    """See Inventory.system. WSL's kernel names its maker."""
+    if sys.platform == "linux":
+        return "wsl" if "microsoft" in platform.release().lower() else "linux"
+    return "windows" if sys.platform == "win32" else sys.platform

@@ -5,12 +5,15 @@ It knows nothing of presets or plans; inventory and gauges put its answers toget
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pynvml
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Card:
     """One GPU that this process may use. A question that NVML refuses gives None and a line in `errors`."""
 
     def __init__(self, index: int, handle: Any, errors: list[str] | None = None) -> None:
-        """index: NVML's number of the card; of a MIG slice, its place in CUDA_VISIBLE_DEVICES."""
+        """index: NVML's number of the card; MIG instances are numbered behind all cards."""
         self.index = index
         self.errors: list[str] = errors or []
         self._handle = handle
@@ -90,12 +93,16 @@ class Card:
 
 @dataclass(frozen=True)
 class Driver:
-    """The NVIDIA driver as this process sees it; reason: why there are no cards, empty when there are."""
+    """The NVIDIA driver as this process sees it; reason: why there are no cards, empty when there are.
+
+    cuda: the newest CUDA that it runs, as "12.4"; None where it does not tell.
+    """
 
     version: str | None
     cards: tuple[Card, ...]
     reason: str = ""
     is_open: bool = True
+    cuda: str | None = None
 
     def close(self) -> None:
         """Let go of the library; the cards answer no more."""
@@ -104,27 +111,57 @@ class Driver:
 
 
 def open_driver() -> Driver:
-    """Ask the driver which GPUs this process may use (CUDA_VISIBLE_DEVICES is obeyed). Never raises."""
+    """Ask the driver which GPUs this process may use (CUDA_VISIBLE_DEVICES is obeyed). Never raises.
+
+    A number in CUDA_VISIBLE_DEVICES is NVML's: every child of ours has CUDA count as NVML does, by PCI bus.
+    """
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         return Driver(None, (), _why_none(error), is_open=False)
-    version = None
+    version, cuda = None, _cuda_version()
     try:
         version = pynvml.nvmlSystemGetDriverVersion()
         num_cards = pynvml.nvmlDeviceGetCount()
     except pynvml.NVMLError as error:
-        return Driver(version, (), f"The NVIDIA driver does not answer: {error}.")
+        return Driver(version, (), f"The NVIDIA driver does not answer: {error}.", cuda=cuda)
     if not num_cards:
-        return Driver(version, (), "The NVIDIA driver sees no GPU.")
-    cards = [_open(index) for index in range(num_cards)]
+        return Driver(version, (), "The NVIDIA driver sees no GPU.", cuda=cuda)
+    by_number = _open_all(num_cards)
     choice = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if choice is not None:
-        cards = _visible(cards, choice)
-        if not cards:
+    cards = [card for found in by_number for card in found] if choice is None else _visible(by_number, choice)
+    if not cards:
+        reason = "All GPUs are divided (MIG), and no instance has been made."
+        if choice is not None:
             reason = f"CUDA_VISIBLE_DEVICES={choice!r} hides the {num_cards} GPUs of this machine."
-            return Driver(version, (), reason)
-    return Driver(version, tuple(cards))
+        return Driver(version, (), reason, cuda=cuda)
+    return Driver(version, tuple(cards), cuda=cuda)
+
+
+def _cuda_version() -> str | None:
+    """The newest CUDA that the driver runs: NVML gives 12040 for 12.4."""
+    try:
+        number = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
+    except pynvml.NVMLError as error:
+        log.info("NVML does not tell the driver's CUDA version: %s", error)
+        return None
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _open_all(num_cards: int) -> list[list[Card]]:
+    """What CUDA may use by each card's number: the card, or the MIG instances that it is divided into."""
+    opened: list[list[Card]] = []
+    num_instances = 0
+    for index in range(num_cards):
+        card = _open(index)
+        instances = _instances(card)
+        if instances is None:
+            opened.append([card])
+            continue
+        first = num_cards + num_instances
+        opened.append([Card(first + place, handle) for place, handle in enumerate(instances)])
+        num_instances += len(instances)
+    return opened
 
 
 def _open(index: int) -> Card:
@@ -134,25 +171,50 @@ def _open(index: int) -> Card:
         return Card(index, None, [f"handle: {error}"])
 
 
-def _visible(cards: list[Card], choice: str) -> list[Card]:
-    """The cards that CUDA_VISIBLE_DEVICES names, in its order, up to the first name without one."""
+def _instances(card: Card) -> list[Any] | None:
+    """Handles of a card's MIG instances; None for a card that is not divided."""
+    handle = card._handle
+    try:
+        if handle is None or pynvml.nvmlDeviceGetMigMode(handle)[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
+            return None
+        most = pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)
+    except pynvml.NVMLError:
+        return None  # a card, or a driver, without MIG
+    found = []
+    for place in range(most):
+        try:
+            found.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place))
+        except pynvml.NVMLError_NotFound:
+            continue  # fewer have been made than there may be
+        except pynvml.NVMLError as error:
+            log.warning("GPU %d: NVML gives no MIG instance %d: %s", card.index, place, error)
+    return found
+
+
+def _visible(by_number: list[list[Card]], choice: str) -> list[Card]:
+    """What CUDA_VISIBLE_DEVICES names, in its order, up to the first name without a card.
+
+    A number or the UUID of a divided card stands for its first instance.
+    """
     chosen: list[Card] = []
+    everything = [card for cards in by_number for card in cards]
     for word in (part.strip() for part in choice.split(",")):
         if word.isdigit():
-            found = [card for card in cards if card.index == int(word)]
-        elif word.startswith("MIG-"):
-            found = _open_slice(word, len(chosen))
+            found = by_number[int(word)][:1] if int(word) < len(by_number) else []
         else:
-            found = [card for card in cards if word and (card.uuid() or "").startswith(word)]
+            found = [card for card in everything if word and (card.uuid() or "").startswith(word)]
+            if not found and word.startswith("MIG-"):
+                found = _open_instance(word, len(by_number) + len(chosen))
         if len(found) != 1:
             break
         chosen += found
     return chosen
 
 
-def _open_slice(uuid: str, place: int) -> list[Card]:
+def _open_instance(uuid: str, number: int) -> list[Card]:
+    """A MIG instance of a card that NVML does not list, as in a container."""
     try:
-        return [Card(place, pynvml.nvmlDeviceGetHandleByUUID(uuid.encode()))]
+        return [Card(number, pynvml.nvmlDeviceGetHandleByUUID(uuid.encode()))]
     except pynvml.NVMLError:
         return []
 

@@ -15,6 +15,7 @@ class Placement:
     have time to come. layers_ahead: how many of those are on the GPU or on their way at a time, the one at
     work counted; 2 or more. rings_on_host: the rings come layer by layer, and the block's own frames go back.
     side_models_on_host: the speech encoder and the VAE's encoder are on the GPU only while they work.
+    speech_on_cpu: the speech encoder works on the CPU instead, some seconds for a minute of speech.
     diagonal: as many blocks under way as there are steps, so that a layer comes from the host once for all.
     """
 
@@ -23,6 +24,12 @@ class Placement:
     rings_on_host: bool = False
     side_models_on_host: bool = False
     diagonal: bool = False
+    speech_on_cpu: bool = False
+
+    @property
+    def offloads(self) -> bool:
+        """Whether weights or rings cross the bus for every block."""
+        return self.layers_on_host > 0 or self.rings_on_host
 
     def serves(self, other: Placement) -> bool:
         """Whether models that are loaded so need not be loaded again for the other."""

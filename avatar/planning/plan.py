@@ -119,7 +119,10 @@ class Plan:
         """What is lacking, where, and which item is largest; empty when the plan fits."""
         if self.fits:
             return ""
-        device = self.tightest
+        return self.shortfall_on(self.tightest)
+
+    def shortfall_on(self, device: DevicePlan) -> str:
+        """What is lacking on one device, and which item is largest there."""
         largest = device.peak_items[0]
         about = "about " if self.is_estimate else ""
         available = "an unknown amount" if device.available_bytes is None else gib(device.available_bytes)

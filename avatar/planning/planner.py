@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from avatar.errors import BadInput
 from avatar.geometry import SIDE_MULTIPLE, Geometry, Size
@@ -19,13 +21,14 @@ from avatar.planning.inventory import Gpu, Inventory
 from avatar.planning.model_sizes import ModelSizes
 from avatar.planning.per_rank import shares_of
 from avatar.planning.placement import ALL_ON_GPU, Placement
-from avatar.planning.plan import GIB, DevicePlan, MemoryItem, Plan
+from avatar.planning.plan import ALWAYS, GIB, DevicePlan, MemoryItem, Plan
 from avatar.preset import Preset
 
 MIB = 2**20
 TINY_BYTES = GIB // 2  # the self-test's whole model and its caches
 MOST_AHEAD = 4  # offloaded layers on the GPU at a time, where there is room
 USED_SHARE = 0.96  # of a GPU's memory, where the planner may choose
+ROOM_BYTES = 32 * MIB  # free memory is rounded down to these: it flickers, and the choice should not
 
 # Measured on two cores with the shipped portraits; the page takes more than the command line, and is counted.
 PREVIEW_RUNTIME_BYTES = 180 * MIB  # the page
@@ -58,24 +61,33 @@ def plan(
         return Plan(preset.name, preset.engine, (), _host(inventory, items))
     run = RunShape(preset, sizes or ModelSizes.of(inventory.checkpoint), largest_geometry(preset), speech_s)
     shares = shares_of(preset, run.sizes.config)
-    return _planned(run, inventory, shares, placement or _chosen(run, inventory, shares))
+    if placement is None:
+        present = (*inventory.gpus, *[None] * len(shares))
+        there = [gpu for gpu, _ in zip(present, shares, strict=False)]
+        rooms = [(gpu.usable_bytes or 0) if gpu else 0 for gpu in there]
+        placement = _chosen(run, tuple(room // ROOM_BYTES * ROOM_BYTES for room in rooms), tuple(shares))
+    return _planned(run, inventory, shares, placement)
 
 
-def _chosen(run: RunShape, inventory: Inventory, shares: list[RankShare]) -> Placement:
+@lru_cache(maxsize=256)
+def _chosen(run: RunShape, rooms: tuple[int, ...], shares: tuple[RankShare, ...]) -> Placement:
     """The placement with the least traffic that fits with some room to spare, or else the smallest there is.
 
     It is chosen for the longest window of speech, so that a model once loaded serves every request.
+    rooms: what each share's GPU could give, in bytes.
     """
     run = replace(run, speech_s=SPEECH_WINDOW_S)
 
-    def fits(placement: Placement) -> bool:
-        gpus = _planned(run, inventory, shares, placement).gpus
-        return all(gpu.peak_bytes <= (gpu.available_bytes or 0) * USED_SHARE for gpu in gpus)
+    def peaks(placement: Placement) -> list[int]:
+        return [_peak(gpu_items(run, share, placement)) for share in shares]
 
-    choices = placements(run, shares)
+    def fits(placement: Placement) -> bool:
+        return all(peak <= room * USED_SHARE for peak, room in zip(peaks(placement), rooms, strict=True))
+
+    choices = placements(run, list(shares))
     chosen = next(filter(fits, choices), None)
     if chosen is None:
-        return min(choices, key=lambda placement: _fullest(_planned(run, inventory, shares, placement)))
+        return min(choices, key=lambda placement: max(peaks(placement)))
     for layers_ahead in range(chosen.layers_ahead + 1, min(MOST_AHEAD, chosen.layers_on_host - 1) + 1):
         if fits(more := replace(chosen, layers_ahead=layers_ahead)):
             chosen = more
@@ -83,7 +95,10 @@ def _chosen(run: RunShape, inventory: Inventory, shares: list[RankShare]) -> Pla
 
 
 def placements(run: RunShape, shares: list[RankShare]) -> list[Placement]:
-    """Where things may be, the least traffic over the bus first; side models, which seldom move, go first."""
+    """Where things may be, the least traffic over the bus first; side models, which seldom move, go first.
+
+    The speech encoder goes to the CPU only where nothing else makes it fit.
+    """
     if not run.memory.offload_model:
         return [ALL_ON_GPU]
     sides = replace(ALL_ON_GPU, side_models_on_host=True)
@@ -95,7 +110,9 @@ def placements(run: RunShape, shares: list[RankShare]) -> list[Placement]:
         for count in (0, *range(fewest, most + 1))
         for diagonal in ((False, True) if count else (False,))
     ]
-    return [ALL_ON_GPU, *sorted(choices, key=lambda placement: traffic_bytes(run, shares, placement))]
+    choices.sort(key=lambda placement: traffic_bytes(run, shares, placement))
+    last = [replace(placement, speech_on_cpu=True) for placement in choices]
+    return [ALL_ON_GPU, *choices, *last]
 
 
 def largest_geometry(preset: Preset) -> Geometry:
@@ -118,8 +135,8 @@ def _planned(run: RunShape, inventory: Inventory, shares: list[RankShare], place
     return Plan(run.preset.name, run.preset.engine, gpus, host, placement=placement)
 
 
-def _fullest(planned: Plan) -> int:
-    return max(gpu.peak_bytes for gpu in planned.gpus)
+def _peak(items: Sequence[MemoryItem]) -> int:
+    return max(sum(item.num_bytes for item in items if stage in item.stages) for stage in ALWAYS)
 
 
 def _preview_items(preset: Preset) -> tuple[MemoryItem, ...]:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import resource
 import signal
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
+
+import psutil
 
 from avatar.errors import AvatarError, BadInput, Cancelled
 from avatar.runtime.child_process import Child
 from avatar.runtime.protocol import Link
+
+if sys.platform != "win32":  # which bounds no process: there the parent's patience is the one limit
+    import resource
 
 log = logging.getLogger(__name__)
 
@@ -208,9 +211,7 @@ def _lost(name: str, fate: str) -> BadInput:
 
 def serve(link: Link, memory_bytes: int) -> None:
     """The child: calls what comes over the link, within the bounds, until the link is closed."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes + CODE_BYTES, memory_bytes + CODE_BYTES))
+    _bound_memory(memory_bytes)
     stays = True
     while stays:
         try:
@@ -218,9 +219,7 @@ def serve(link: Link, memory_bytes: int) -> None:
         except EOFError:
             return
         link.send(None)
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        most = math.ceil(used.ru_utime + used.ru_stime + cpu_s)
-        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
+        _bound_time(cpu_s)
         value: Any = None
         error: BaseException | None = None
         try:
@@ -231,6 +230,24 @@ def serve(link: Link, memory_bytes: int) -> None:
             error, stays = _too_big(name), False
         stays = stays and _resident_bytes() < RETIRE_BYTES
         link.send((value, error, stays))
+
+
+def _bound_memory(num_bytes: int) -> None:
+    if sys.platform == "win32":
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, num_bytes))
+    with suppress(ValueError):  # macOS maps more than that before the first line of ours
+        resource.setrlimit(resource.RLIMIT_AS, (num_bytes + CODE_BYTES, num_bytes + CODE_BYTES))
+
+
+def _bound_time(cpu_s: float) -> None:
+    """From now on."""
+    if sys.platform == "win32":
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = math.ceil(used.ru_utime + used.ru_stime + cpu_s)
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
 
 
 def _was_memory(error: BaseException) -> bool:
@@ -244,8 +261,7 @@ def _was_memory(error: BaseException) -> bool:
 
 
 def _resident_bytes() -> int:
-    pages = Path("/proc/self/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    return int(psutil.Process().memory_info().rss)
 
 
 def main() -> None:

@@ -16,12 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from avatar.runtime.protocol import Link
 
 log = logging.getLogger(__name__)
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
+ENDING = tuple(number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None)
 REAP_S = 10.0  # a killed process should be gone by then
 ROOT = Path(__file__).resolve().parents[2]  # where the package lies
 
@@ -35,10 +37,15 @@ class Child:
         with ours, theirs, _blocked():
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, *arguments, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                **handing_over(theirs),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a terminal's signals are for the parent: it cancels, and drains
-                env={**os.environ, **(env or {}), "PYTHONPATH": os.pathsep.join(module_folders(sys.path))},
+                env={
+                    **os.environ,
+                    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # CUDA counts as NVML does, not the fastest card first
+                    **(env or {}),
+                    "PYTHONPATH": os.pathsep.join(module_folders(sys.path)),
+                },
             )
             self.link = Link(ours.detach())
 
@@ -63,6 +70,14 @@ class Child:
         kill_all([self])
 
 
+def handing_over(end: socket.socket) -> dict[str, Any]:
+    """How subprocess.Popen leaves a socket open in the child, under the number that it has here."""
+    if sys.platform != "win32":
+        return {"pass_fds": [end.fileno()]}
+    end.set_inheritable(True)
+    return {"startupinfo": subprocess.STARTUPINFO(lpAttributeList={"handle_list": [end.fileno()]})}
+
+
 def deaf_to_signals() -> None:
     """Leave signals that end a program to the parent, whoever sends them; a hang-up of the link ends a child.
 
@@ -70,12 +85,16 @@ def deaf_to_signals() -> None:
     """
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 @contextmanager
 def _blocked() -> Iterator[None]:
     """A process started within has the ending signals blocked: none kills it before it can ignore them."""
+    if sys.platform == "win32":  # which has no such signals
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import platform
+import subprocess
+import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,13 +25,17 @@ from avatar.events import Finished
 from avatar.geometry import SOUND_HZ
 from avatar.media import ffmpeg
 from avatar.media.intake import open_request
-from avatar.planning.availability import Availability, availability, resolve
 from avatar.planning.inventory import Gpu, Inventory, probe
 from avatar.planning.plan import gib
+from avatar.planning.verdict import Verdict, judge, within_reach
 from avatar.preset import Preset, load_preset, load_presets
 from avatar.runtime.factory import open_engine
 
+log = logging.getLogger(__name__)
+
 SELF_TEST_S = 1.0  # of speech
+CHECKER = [sys.executable, "-m", "avatar.model.device_checks"]
+CHECKER_S = 180.0  # it may take so long; on a quick machine 15 s
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 
 
@@ -39,33 +48,69 @@ class SelfTest:
 
 
 @dataclass(frozen=True)
+class DeviceCheck:
+    """One fast path. ok: None where the card is not asked for it. text: what it costs to do without."""
+
+    code: str
+    ok: bool | None
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True)
+class DeviceTable:
+    """What was tried on one GPU."""
+
+    name: str
+    checks: tuple[DeviceCheck, ...]
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """The findings. machine: name and value, in words. faults: what keeps everything from working.
 
-    judged: the preset that was asked about, or the one that `auto` takes; None when nothing runs here.
+    judged: the preset that was asked about, or the one that `auto` takes. within_reach: what the cards could
+    run besides, were the software or the checkpoint there. devices: what was tried on each GPU; what fails
+    has a slower stand-in, and stops nothing. device_fault: why nothing could be tried, which stops presets
+    for GPUs.
     """
 
     inventory: Inventory
     machine: tuple[tuple[str, str], ...]
-    presets: tuple[tuple[Preset, Availability], ...]
+    presets: tuple[tuple[Preset, Verdict], ...]
     faults: tuple[str, ...]
-    judged: Availability | None
+    judged: Verdict
+    within_reach: Verdict | None = None
+    devices: tuple[DeviceTable, ...] = ()
+    device_fault: str = ""
 
     @property
     def exit_code(self) -> int:
-        return 0 if self.judged is not None and self.judged.ok and not self.faults else 1
+        stopped = bool(self.device_fault) and self.judged.preset.num_gpus > 0
+        return 0 if self.judged.ok and not self.faults and not stopped else 1
 
     @property
     def verdict(self) -> str:
         """The last line: what runs, or what to do first."""
         if self.faults:
             return "Mend the faults above first."
-        if self.judged is None:
-            return "Nothing runs on this machine."
+        name = self.judged.preset.name
+        if self.device_fault and self.judged.preset.num_gpus:
+            return f"Preset {name} does not run here. {self.device_fault}"
         if self.judged.ok:
-            return f"Preset {self.judged.preset} runs on this machine."
+            return " ".join([f"Preset {name} runs on this machine.", *self._more])
         missing = " ".join(self.judged.missing)
-        return f"Preset {self.judged.preset} does not run here. {missing} {self.judged.remedy}"
+        if self.judged.preset.engine == "auto":
+            return f"{missing} The table above says what each one lacks."
+        return f"Preset {name} does not run here. {missing} {self.judged.remedy}"
+
+    @property
+    def _more(self) -> list[str]:
+        """What keeps the cards from more than that."""
+        better = self.within_reach
+        if better is None:
+            return []
+        return [f"Its cards could run {better.preset.name}. {' '.join(better.missing)} {better.remedy}"]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -76,6 +121,8 @@ class Diagnosis:
             "machine": dict(self.machine),
             "inventory": self.inventory.as_dict(),
             "presets": [here.as_dict() for _, here in self.presets],
+            "devices": [asdict(device) for device in self.devices],
+            "device_fault": self.device_fault,
         }
 
 
@@ -92,22 +139,41 @@ def examine(ckpt_dir: Path | None = None, preset_name: str | None = None) -> Dia
         ffmpeg.put_on_path()
     except AvatarError as error:
         faults.append(str(error))
-    try:
-        preset = resolve(load_preset(preset_name or "auto"), inventory, presets)
-        judged = availability(preset, inventory)
-    except AvatarError:
-        if preset_name not in (None, "auto"):
-            raise
-        judged = None
+    asked = load_preset(preset_name or "auto")
+    devices, device_fault = try_devices(inventory)
     return Diagnosis(
         inventory=inventory,
         machine=tuple(_machine(inventory)),
-        presets=tuple(
-            (preset, availability(preset, inventory)) for preset in presets if preset.engine != "auto"
-        ),
+        presets=tuple((preset, judge(preset, inventory)) for preset in presets if preset.engine != "auto"),
         faults=tuple(faults),
-        judged=judged,
+        judged=judge(asked, inventory, presets),
+        within_reach=within_reach(inventory, presets) if asked.engine == "auto" else None,
+        devices=devices,
+        device_fault=device_fault,
     )
+
+
+def try_devices(inventory: Inventory) -> tuple[tuple[DeviceTable, ...], str]:
+    """What the GPUs can do, tried in a process of its own, which may crash; and why it could not be tried.
+
+    Nothing is tried where there is no GPU, or PyTorch does not go with it, which the presets say.
+    """
+    able = inventory.torch_cuda and not inventory.imagined and inventory.system in ("linux", "wsl")
+    if not inventory.gpus or not able:
+        return (), ""
+    modules = os.pathsep.join([str(REQUIREMENTS.parent), *filter(None, sys.path)])
+    env = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONPATH": modules}
+    try:
+        done = subprocess.run(CHECKER, env=env, capture_output=True, text=True, timeout=CHECKER_S)
+        told = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, json.JSONDecodeError) as error:
+        log.warning("trying the GPUs failed: %s", error)
+        return (), "What its GPUs can do could not be tried: PyTorch failed on them. See `nvidia-smi`."
+    tables = tuple(
+        DeviceTable(device["name"], tuple(DeviceCheck(**check) for check in device["checks"]))
+        for device in told
+    )
+    return tables, "" if tables else "PyTorch finds no GPU that it can use. See `nvidia-smi`."
 
 
 def self_test() -> SelfTest:
@@ -163,8 +229,8 @@ def _machine(inventory: Inventory) -> list[tuple[str, str]]:
         ("CPU", f"{host.num_cores} cores"),
         ("RAM", f"{gib(host.ram_available_bytes)} available of {gib(host.ram_total_bytes)}"),
         ("disk", f"{gib(host.disk_free_bytes)} free"),
-        ("PyTorch", inventory.torch_build or "not installed"),
-        ("NVIDIA driver", inventory.driver_version or inventory.no_gpu_reason),
+        ("PyTorch", _torch(inventory)),
+        ("NVIDIA driver", _driver(inventory)),
     ]
     rows += [(f"GPU {gpu.index}", _gpu(gpu)) for gpu in inventory.gpus]
     if inventory.driver_version and inventory.no_gpu_reason:
@@ -175,6 +241,20 @@ def _machine(inventory: Inventory) -> list[tuple[str, str]]:
         rows.append(("checkpoint", f"lacks {', '.join(checkpoint.missing)}"))
         rows.append(("looked in", ", ".join(map(str, checkpoint.places))))
     return rows
+
+
+def _torch(inventory: Inventory) -> str:
+    if not inventory.torch_build:
+        return "not installed"
+    built_for = f"CUDA {inventory.torch_cuda}" if inventory.torch_cuda else "the CPU"
+    return f"{inventory.torch_build}, for {built_for}"
+
+
+def _driver(inventory: Inventory) -> str:
+    if inventory.driver_version is None:
+        return inventory.no_gpu_reason
+    runs = f", runs CUDA up to {inventory.driver_cuda}" if inventory.driver_cuda else ""
+    return f"{inventory.driver_version}{runs}"
 
 
 def _gpu(gpu: Gpu) -> str:

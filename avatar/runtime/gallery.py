@@ -9,7 +9,6 @@ entry, which can be made a draft again.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import logging
@@ -23,8 +22,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
+from filelock import FileLock
+
+from avatar import locks
 from avatar.errors import AvatarError, BadInput
 from avatar.media.beside import thumbnail_path, written_report, written_thumbnail
 from avatar.runtime.gallery_entry import (
@@ -69,7 +70,7 @@ class Gallery:
         self.max_age_s = max_age_s
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._held: dict[str, IO[str]] = {}  # locks of our drafts, by id
+        self._held: dict[str, FileLock] = {}  # locks of our drafts, by id
         self._left: list[Path] = []  # drafts of ended processes
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -248,11 +249,11 @@ class Gallery:
 
         Raises: FileNotFoundError when it is gone by now.
         """
-        lock = _lock_file(folder / _LOCK)
+        lock = locks.take(folder / _LOCK)
         if lock is None:
             return False
         if not (folder / _LOCK).exists():  # removed before it was locked
-            lock.close()
+            lock.release()
             raise FileNotFoundError(folder.name)
         self._held[id] = lock
         return True
@@ -260,7 +261,7 @@ class Gallery:
     def _let_go(self, id: str) -> None:
         lock = self._held.pop(id, None)
         if lock is not None:
-            lock.close()
+            lock.release()
 
     def _shelve_left(self) -> None:
         """What ended processes were making is kept as far as it came, else removed.
@@ -370,28 +371,15 @@ def _unwritable(reason: str | None) -> AvatarError:
 
 def _shared_key(path: Path) -> bytes:
     """The secret from which all processes of an outputs folder derive keys; made once. Raises: OSError."""
-    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        key = file.read()
+    with locks.waiting_for(path.with_name(f"{path.name}.lock")):
+        key = path.read_bytes() if path.exists() else b""
         if len(key) != _KEY_BYTES:
             key = secrets.token_bytes(_KEY_BYTES)
-            file.seek(0)
-            file.truncate()
-            file.write(key)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(key)
     return key
 
 
 def _is_ours(folder: Path, prefix: str) -> bool:
     """Whether a name is one that this module gives: users may keep other things there."""
     return folder.name.startswith(prefix) and bool(_ID.fullmatch(folder.name.removeprefix(prefix)))
-
-
-def _lock_file(path: Path) -> IO[str] | None:
-    """The opened file while nobody else holds it, else None."""
-    file = path.open("a")  # whatever it is, it stays
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file

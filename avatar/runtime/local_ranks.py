@@ -36,11 +36,16 @@ class Limits:
     """How long a rank may be silent, or all of them make no progress, before they are taken for hung.
 
     start_s: without progress before the run's first frame, when models load and kernels are compiled.
+    Where steps take long, both limits grow: no rank is taken for hung before it was silent for step_factor of
+    its own last steps, or first_factor of the limit before it has made any. Python's lock may be held while
+    PyTorch waits for the GPU, and no heartbeat comes meanwhile.
     """
 
     silence_s: float = 30.0
     start_s: float = 600.0
     stall_s: float = 120.0
+    step_factor: float = 10.0
+    first_factor: float = 4.0
 
 
 class Fleet(Supervised):
@@ -53,6 +58,7 @@ class Fleet(Supervised):
         self._heard = [now] * self.layout.world_size  # when each rank was last heard of
         self._moved = now  # when any of them last made progress
         self._pulses = [deque[Pulse](maxlen=LOAD_PULSES) for _ in self._heard]
+        self._step_s: list[float | None] = [None] * self.layout.world_size  # the longest of each rank's last
         self._faults: dict[int, tuple[int, float, AvatarError]] = {}  # by rank: how telling, when, what
         self._making = False
 
@@ -108,6 +114,7 @@ class Fleet(Supervised):
             pulses = self._pulses[message.rank]
             if not pulses or pulses[-1].ticks != message.ticks:
                 self._moved = now
+            self._step_s[message.rank] = message.step_s
             pulses.append(message)
             self._heard[message.rank] = now
         else:
@@ -140,11 +147,12 @@ class Fleet(Supervised):
         for rank, heard in enumerate(self._heard):
             pulses = self._pulses[rank]
             listens = bool(pulses and pulses[-1].place)  # while PyTorch is imported no heartbeat may come
-            limit_s = self.limits.silence_s if listens else self.limits.start_s
+            limit_s = self._grown(self.limits.silence_s, rank) if listens else self.limits.start_s
             if now - heard > limit_s:
                 cause = f"{self.name_of(rank)} gave no sign of life for {limit_s:g} s."
                 self._blame(rank, 0, WorkerLost(cause, TRY_AGAIN), blame_s=0)
-        limit_s = self.limits.stall_s if self._making else self.limits.start_s
+        stall_s = max(self._grown(self.limits.stall_s, rank) for rank in range(len(self._heard)))
+        limit_s = stall_s if self._making else self.limits.start_s
         if now - self._moved > limit_s:
             ticks = [pulses[-1].ticks if pulses else 0 for pulses in self._pulses]
             rank = min(range(len(ticks)), key=ticks.__getitem__)
@@ -152,6 +160,13 @@ class Fleet(Supervised):
                 f"The ranks made no progress for {limit_s:g} s; {self.name_of(rank)} is the furthest behind."
             )
             self._blame(rank, 0, WorkerLost(cause, TRY_AGAIN), blame_s=0)
+
+    def _grown(self, limit_s: float, rank: int) -> float:
+        """A limit, or longer for a rank whose steps take long, or are not known yet."""
+        step_s = self._step_s[rank]
+        if step_s is None:
+            return self.limits.first_factor * limit_s
+        return max(limit_s, self.limits.step_factor * step_s)
 
     def _hung_up(self, link: Connection) -> None:
         """See Supervised."""

@@ -155,8 +155,9 @@ class RunEvent:
 class Pulse:
     """A rank is alive. role, place: its part and its device in words, "" until it has them. ticks: see Meter.
 
-    busy_s, sent_bytes: since it began. at_s: by its own clock. peak_bytes: the most that its tensors took of
-    its device; None without a GPU. pinned_bytes: page-locked memory that it holds.
+    busy_s, sent_bytes: since it began. step_s: the longest of its last steps, None before the first. at_s: by
+    its own clock. peak_bytes: the most that its tensors took of its device; None without a GPU. pinned_bytes:
+    page-locked memory that it holds.
     """
 
     rank: int
@@ -167,6 +168,7 @@ class Pulse:
     sent_bytes: int = 0
     peak_bytes: int | None = None
     pinned_bytes: int = 0
+    step_s: float | None = None
     at_s: float = field(default_factory=time.monotonic)
 
 

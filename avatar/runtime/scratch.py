@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from avatar import locks
 from avatar.errors import BadInput
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,7 @@ class Scratch:
             parent = self._parent or Path(tempfile.gettempdir())
             self._sweep(parent)
             self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-            self._lock = (self.folder / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._lock = locks.take(self.folder / ".lock")
         except OSError as error:
             raise BadInput(
                 f"No temporary folder can be made ({error.strerror}).",
@@ -46,7 +45,8 @@ class Scratch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.release()
         shutil.rmtree(self.folder)
 
     def _sweep(self, parent: Path) -> None:
@@ -64,37 +64,24 @@ class Scratch:
 @contextmanager
 def writing_in(*folders: Path) -> Iterator[None]:
     """While inside, is_written says so of these folders: others leave them alone if their owner has died."""
-    opened = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY) for folder in folders]
-    try:
-        for number in opened:
-            try:
-                fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError as error:  # some network file systems lock no folders
-                log.debug("a folder cannot be locked: %s", error.strerror)
+    with ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(locks.sharing(folder))
         yield
-    finally:
-        for number in opened:
-            os.close(number)
 
 
 def is_written(folder: Path) -> bool:
     """Whether some process is inside writing_in for this folder."""
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError as error:
-        log.debug("a folder cannot be locked: %s", error.strerror)
-    finally:
-        os.close(opened)
-    return False
+    return locks.is_shared(folder)
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether this user made it, and it is a folder: a link may lead anywhere."""
+    """Whether this user made it, and it is a folder: a link may lead anywhere.
+
+    Windows gives each user a folder for temporary files of their own.
+    """
     found = folder.lstat()
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return stat.S_ISDIR(found.st_mode) and (not hasattr(os, "getuid") or found.st_uid == os.getuid())
 
 
 def _is_used(folder: Path) -> bool:
@@ -117,9 +104,8 @@ def _is_held(lock: Path) -> bool:
     """Whether a living process holds the lock; a folder without one has just been made: held."""
     if lock.is_symlink() or not lock.is_file():
         return True
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
+    taken = locks.take(lock)
+    if taken is None:
+        return True
+    taken.release()
     return False

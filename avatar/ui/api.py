@@ -101,7 +101,7 @@ class Endpoints:
 
     def presets(self, request: gr.Request) -> list[dict[str, Any]]:
         """Every preset: what it needs and gives, whether this machine has it, what is missing."""
-        found = self.studio.availabilities()
+        found = self.studio.verdicts()
         return [
             {"name": preset.name, **preset.as_dict(), "availability": found[preset.name].as_dict()}
             for preset in self.studio.presets

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ from avatar.media.atomic import disk_error
 from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
 from avatar.media.reading import Reader
-from avatar.planning.availability import Availability, availability, require, resolve
 from avatar.planning.gauges import Gauges
 from avatar.planning.inventory import Inventory, probe
 from avatar.planning.ladder import rungs
 from avatar.planning.plan import Plan
-from avatar.planning.planner import plan
+from avatar.planning.verdict import Verdict, judge, require, resolve
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.bounded_reader import Readings
@@ -74,6 +73,7 @@ class AppState:
         self._closed = threading.Event()
         self._probing = threading.Lock()
         self._probed: tuple[float, Inventory] | None = None
+        self._held: Plan | None = None  # of the last run, whose models stay loaded
         self.desk.on_start, self.desk.on_rung = self._begin_gauges, self._lower_gauges
         self.gauges.pinned = lambda: self.desk.pinned_bytes
 
@@ -123,14 +123,34 @@ class AppState:
         with self._probing:
             now = time.monotonic()
             if self._probed is None or now - self._probed[0] > INVENTORY_FRESH_S:
-                self._probed = (now, probe(self.weights, self.gallery.folder))
+                self._probed = (now, self._with_own(probe(self.weights, self.gallery.folder)))
             return self._probed[1]
 
-    def availabilities(self) -> dict[str, Availability]:
-        """By preset name."""
-        machine = self.inventory()
-        found = {preset.name: availability(preset, machine) for preset in self.presets}
-        return found | ({self.attached: Availability(self.attached)} if self.attached else {})
+    def _with_own(self, machine: Inventory) -> Inventory:
+        """The machine, where the driver hides whose memory is whose: the open engine holds what was planned.
+
+        Else the second run would be refused for want of what the first one's models hold.
+        """
+        held = self._held
+        if held is None:
+            return machine
+        gpus = tuple(
+            replace(gpu, ours_bytes=min(gpu.used_bytes or 0, held.peak_bytes(gpu.index) or 0))
+            if gpu.hides_processes
+            else gpu
+            for gpu in machine.gpus
+        )
+        return replace(machine, gpus=gpus)
+
+    def verdict(self, preset: Preset) -> Verdict:
+        """What this machine, or the ranks that the page is attached to, can do with a preset."""
+        if preset.name == self.attached:
+            return Verdict(preset)
+        return judge(preset, self.inventory(), self.presets)
+
+    def verdicts(self) -> dict[str, Verdict]:
+        """By preset name; `auto` stands for what it takes here."""
+        return {preset.name: self.verdict(preset) for preset in self.presets}
 
     def resolved(self, name: str) -> Preset:
         """The preset that will run when this one is chosen. Raises: BadInput, DoesNotFit."""
@@ -170,10 +190,7 @@ class AppState:
             self._require(preset)
         except AvatarError as error:
             refusal = str(error)
-        try:
-            return plan(preset, self.inventory()), refusal
-        except AvatarError as error:
-            return None, refusal or str(error)
+        return judge(preset, self.inventory(), self.presets).plan, refusal
 
     def submit(
         self,
@@ -194,6 +211,7 @@ class AppState:
         self.desk.check_room(visitor)
         preset = self.with_settings(name, settings)
         self._require(preset)
+        prompt = prompt.strip() or preset.generation.prompt  # the page shows the preset's own in an empty box
         draft = self.gallery.draft()
         work = Path(tempfile.mkdtemp(prefix="run-", dir=self.scratch))
         try:
@@ -251,6 +269,7 @@ class AppState:
     def _begin_gauges(self, request: Request) -> None:
         """Show this run's plan, and its own peaks, from now on."""
         planned, _ = self.plan(request.preset)
+        self._held = planned
         self.gauges.set_plan(planned)
         self.gauges.reset_peak()
 

@@ -13,7 +13,6 @@ import gradio as gr
 from avatar.errors import AvatarError, BadInput
 from avatar.events import Notice
 from avatar.media.speech import Speech
-from avatar.planning.availability import availability
 from avatar.preset import Preset
 from avatar.settings import FORM
 from avatar.ui import point_editor
@@ -277,7 +276,7 @@ class PageCallbacks:
         }
 
     def _cards(self, name: str, language: Language, shape: Shape | None) -> str:
-        found = self.studio.availabilities()
+        found = self.studio.verdicts()
         return render_presets(self.studio.presets, found, name, self._auto(), language, shape)
 
     def _chosen(
@@ -320,8 +319,10 @@ class PageCallbacks:
         return None if auto is None else self._resolved(auto.name)[0]
 
     def _prompt(self, name: str, value: str | None = None) -> Any:
-        offered = "prompt" in self._resolved(name)[1]
-        return gr.update(visible=offered) if value is None else gr.update(visible=offered, value=value)
+        """The box; greyed in it is the preset's own prompt, which an empty box stands for."""
+        resolved, offered = self._resolved(name)
+        own = {"placeholder": resolved.generation.prompt} if resolved.generation.prompt else {}
+        return gr.update(visible="prompt" in offered, **own, **({} if value is None else {"value": value}))
 
     def _with_form(self, name: str, values: Sequence[Any]) -> Preset | None:
         """The preset with the form's values; None where they are wrong, which the plan tells."""
@@ -337,7 +338,7 @@ class PageCallbacks:
             return render_plan(None, language, str(error))
         plan, refusal = self.studio.plan(preset)
         if refusal and language != "en":
-            lacks = availability(preset, self.studio.inventory()).lacks
+            lacks = self.studio.verdict(preset).lacks
             refusal = " ".join(lack_words(lack, language) for lack in lacks) or refusal
         return render_plan(plan, language, refusal, size_words(preset, language, shape) if shape else "")
 

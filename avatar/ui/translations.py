@@ -39,8 +39,8 @@ TEXT: dict[str, tuple[str, str]] = {
     "gives_nothing": ("This portrait's shape has no room in this size.", "这张肖像的形状放不进这个尺寸。"),
     "missing": ("Missing", "缺少"),
     "needs_cpu": ("any CPU", "任意 CPU"),
-    "needs_gpus": ("{count} × GPU, {vram} GiB each", "{count} 张显卡，每张 {vram} GiB"),
-    "needs_gpu": ("1 GPU with {vram} GiB", "1 张 {vram} GiB 显卡"),
+    "needs_gpus": ("{count} × GPU, made for {vram} GiB each", "{count} 张显卡，面向每张 {vram} GiB"),
+    "needs_gpu": ("1 GPU, made for {vram} GiB", "1 张显卡，面向 {vram} GiB"),
     "needs_ram": ("{ram} GiB RAM", "{ram} GiB 内存"),
     "needs_weights": ("the checkpoint", "模型权重"),
     # settings
@@ -168,6 +168,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "waiting_layers": ("{count} layers", "{count} 层"),
     "waiting_rings": ("the K/V rings", "K/V 环形缓存"),
     "waiting_models": ("the side models", "辅助模型"),
+    "speech_on_cpu": ("The speech encoder works on the CPU.", "语音编码器在 CPU 上运行。"),
     "comma": (", ", "、"),
     "plan_estimate": ("Estimated, from the size of every part.", "按各部分大小估算。"),
     "plan_refused": ("This cannot run here.", "本机无法运行。"),
@@ -249,17 +250,21 @@ TEXT: dict[str, tuple[str, str]] = {
     ),
 }
 
-# What a preset lacks, by code (planning.availability.Lack); English is the lack's own text.
+# What a preset lacks, by code (planning.lacks.Lack); English is the lack's own text.
 LACKS: dict[str, str] = {
-    "unsupported": "此版本尚不支持这个预设所用的功能。",
-    "num_gpus": "需要 {needed} 张 NVIDIA 显卡，每张 {vram_gib:g} GiB；本机有 {found} 张。",
-    "unreadable": "显卡 {gpu} 读不出显存。",
-    "vram": "显卡 {gpu} 有 {found_gib:.1f} GiB，需要 {needed_gib:g} GiB。",
-    "compute_capability": "显卡 {gpu} 的计算能力是 {found}，需要 {needed}。",
-    "torch": "这里的 PyTorch 不支持 CUDA（{build}）。",
-    "weights": "模型权重不完整。",
-    "host_ram": "本机内存 {found_gib:.1f} GiB，需要 {needed_gib:g} GiB。",
-    "memory": "{device} 上空闲的不够：需要 {needed_gib:.1f} GiB。",
+    "unsupported": "此版本尚不支持这个预设所用的功能，请换用其他预设。",
+    "system": "显卡只能在 Linux 或 WSL2 中使用；本机是 {system}。请装在 WSL2 中，或使用预览引擎。",
+    "num_gpus": "需要 {needed} 张 NVIDIA 显卡；本机有 {found} 张。可改用预览引擎。",
+    "unreadable": "显卡 {gpu} 读不出显存，请查看 nvidia-smi。",
+    "instance": "显卡 {gpu} 是切分（MIG）实例，每次只能使用一个。请选择单卡预设。",
+    "compute_capability": "显卡 {gpu} 的计算能力是 {found}，需要 {needed}。可改用预览引擎或更新的显卡。",
+    "torch": "这里的 PyTorch 不支持 CUDA（{build}）。解决办法：{remedy}",
+    "torch_arch": "PyTorch {build} 面向 CUDA {cuda}，还不支持显卡 {gpu}。解决办法：{remedy}",
+    "driver": "NVIDIA 驱动最高支持 CUDA {runs}；PyTorch {build} 需要 CUDA {cuda}。解决办法：{remedy}",
+    "weights": "模型权重不完整，请运行 python -m avatar download。",
+    "host_ram": "内存不足：需要 {needed_gib:.1f} GiB。请关闭其他程序，或选择要求更低的预设。",
+    "nothing": "本机没有可用的预设，请运行 python -m avatar doctor。",
+    "memory": "{device} 上空闲的不够：需要 {needed_gib:.1f} GiB。请关闭其他程序，或选择要求更低的预设。",
 }
 
 # Notices by code (events.Notice); English is the notice's own text.
@@ -273,6 +278,11 @@ NOTICES: dict[str, str] = {
     "mouth_covered": "{name} 里的嘴似乎被手或其他东西挡住了，嘴唇会不自然。请换一张嘴部没有遮挡的图片。",
     "resumed": "继续生成：已完成的部分不再重做。",
     "frames_cut": "语音结束之后多出的帧已略去。",
+    "slow_compile": "本机无法编译代码（需要 C 编译器和 Python.h）：改为不编译运行，速度最多慢一半。",
+    "slow_cudnn": "cuDNN 注意力在这张显卡上不可用：改用其他实现，最多慢一成。",
+    "slow_fp8": "这张显卡不支持 8 位乘法：权重先转换为更宽的格式，速度较慢。",
+    "slow_pinned": "系统允许锁定的内存太少（WSL2 约 1 GB）：复制较慢。",
+    "slow_segments": "显存无法按段增长：可能浪费数 GiB。",
     "rung_oom": "{device} 显存不足（第 {block} 块）：{rung}由 {was} 改为 {now}，继续生成，画面不丢失。",
     "restarted": "生成进程中断（{cause}），已重新启动并继续生成，画面不丢失。",
     "rung_planned": "按计划放不下：{rung}由 {was} 改为 {now}。",

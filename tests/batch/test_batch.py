@@ -135,16 +135,15 @@ def test_jobs_must_be_some(folder, argument):
     assert main(["batch", "jobs.toml", "--output", "out", argument]) == 2
 
 
-def test_every_place_has_gpus_of_its_own(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+def test_every_place_has_gpus_of_its_own():
     preset, four = load_preset("80gb"), Inventory.imagine(4, 80)
-    assert [gpus_of(preset, place, 4, four) for place in range(4)] == [["0"], ["1"], ["2"], ["3"]]
-    assert gpus_of(preset, 0, 1, four) is None
+    assert [gpus_of(preset, place, 4, four) for place in range(4)] == [[f"GPU-{n}"] for n in range(4)]
+    assert gpus_of(preset, 0, 1, four) == ["GPU-0"]
     assert gpus_of(load_preset("cpu-preview"), 1, 2, four) is None
-    with pytest.raises(DoesNotFit, match="--jobs 5 needs 5 GPUs; 4 are here"):
-        gpus_of(preset, 0, 5, four)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,7")
-    assert gpus_of(preset, 1, 2, four) == ["7"]
+    with pytest.raises(DoesNotFit, match=r"--jobs 5 needs 5 GPUs .* for 4.*--jobs 4"):
+        gpus_of(preset, 4, 5, four)
+    unlike = replace(four, gpus=(Inventory.imagine(1, 12).gpus[0], *four.gpus[1:]))
+    assert [gpus_of(preset, place, 3, unlike) for place in range(3)] == [[f"GPU-{n}"] for n in (1, 2, 3)]
 
 
 def test_an_engine_is_kept_for_the_same_preset_alone():

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -123,7 +124,7 @@ def test_the_guides_flags_reach_the_engine_on_a_machine_that_has_it(inputs, mach
         "9",
     ]
     assert main([*inputs, *guide, *more, "--output", "out.mp4"]) == 0
-    expected = load_preset("80gb").with_settings(
+    expected = load_preset("96gb").with_settings(
         prompt="a man", size="688*368", infer_frames=32, num_clip=100, sample_steps=3, shift=2.5, seed=9
     )
     assert opened == [expected]
@@ -219,3 +220,14 @@ def test_ctrl_c_stops_and_keeps_the_finished_part(inputs, number):
     assert 18 <= finished["num_frames"] < 75
     with av.open("out.mp4") as video:
         assert video.streams.video[0].frames == finished["num_frames"]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_auto_says_what_keeps_the_cards_from_more(inputs, machine, engine, capsys, as_json):
+    engine()
+    machine(replace(H200, driver_version="550.54", driver_cuda="12.4", torch_build="2.12.0"))
+    assert main([*inputs, "--output", "out.mp4", *(["--json"] if as_json else [])]) == 0
+    told = capsys.readouterr()
+    words = told.out if as_json else told.err
+    assert "The GPUs here could run 96gb. The NVIDIA driver 550.54 runs CUDA up to 12.4" in words
+    assert "whl/cu126" in words

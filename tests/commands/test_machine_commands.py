@@ -12,7 +12,7 @@ from avatar.cli import main
 from avatar.commands import doctor
 from avatar.planning.checkpoint_places import Checkpoint
 from avatar.planning.layout import unsupported
-from avatar.preset import load_preset
+from avatar.preset import load_preset, load_presets
 from tests.commands.surroundings import H200, lines
 from tests.fixtures.tokenizer import write_tokenizer
 
@@ -27,7 +27,7 @@ def test_presets_as_table_and_as_json(machine, capsys):
     assert main(["presets", "--json"]) == 0
     (found,) = lines(capsys)
     by_name = {preset["name"]: preset for preset in found}
-    assert len(by_name) == 11
+    assert set(by_name) == {preset.name for preset in load_presets()}
     assert by_name["cpu-preview"]["availability"]["ok"]
     assert not by_name["80gb"]["availability"]["ok"]
     assert by_name["80gb"]["availability"]["missing"]
@@ -45,6 +45,24 @@ def test_plan_of_an_imagined_machine(machine, capsys):
     assert "short" in found["shortfall"]
     assert found["way_out"]
     assert found["imagined"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "vram", "preset", "width", "height"),
+    [
+        (1, 16, "16gb", 704, 384),
+        (1, 10, "10gb", 512, 320),
+        (2, 24, "2x24gb", 688, 368),
+        (0, 1, "cpu-preview", 704, 704),
+    ],
+)
+def test_plan_of_auto_tells_preset_size_and_fit(machine, capsys, gpus, vram, preset, width, height):
+    flags = ["--gpus", str(gpus), "--vram", str(vram)]
+    assert main(["plan", "--preset", "auto", *flags, "--json"]) == 0
+    (found,) = lines(capsys)
+    assert (found["preset"], found["width"], found["height"], found["fits"]) == (preset, width, height, True)
+    assert found["lacks"] == []
+    assert [gpu["index"] for gpu in found["takes"]] == list(range(gpus if preset != "16gb" else 1))
 
 
 def test_plan_takes_the_settings_flags(machine, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from avatar.distributed import roles
+from avatar.distributed import rank0, roles
 from avatar.distributed.init import RankContext
 from avatar.model.compile import compiled
 from avatar.model.vae import vae
@@ -24,7 +24,7 @@ DECODER_BACKEND = "eager"
 
 def compile_all() -> None:
     torch.set_num_threads(1)
-    CompiledPieces.on = classmethod(lambda cls, device: cls.compiled(backend=BACKEND))
+    roles.pieces_of = rank0.pieces_of = lambda preset, device: CompiledPieces.compiled(backend=BACKEND)
     vae.compiled = partial(compiled, backend=DECODER_BACKEND)
     pipeline.StreamingDecoder = Compiled
 

@@ -27,7 +27,7 @@ from avatar.runtime.local_ranks import Limits
 from avatar.runtime.ranked_source import RankedSource
 
 ROLES = "tests.fixtures.roles"
-LIMITS = Limits(silence_s=3.0, start_s=90.0, stall_s=4.0)
+LIMITS = Limits(silence_s=3.0, start_s=90.0, stall_s=4.0, first_factor=1.0)
 SOURCE = "avatar.runtime.ranked_source:RankedSource"
 BATCHES = 10  # of 5 frames, in a request of 2 s
 

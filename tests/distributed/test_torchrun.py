@@ -39,7 +39,7 @@ from avatar.runtime.request_bundle import Parcel
 from avatar.runtime.worker_loop import Service
 
 PRESET = load_preset("self-test").with_settings(layout="ulysses", num_gpus_dit=2)
-LIMITS = Limits(silence_s=6.0, start_s=90.0, stall_s=10.0)
+LIMITS = Limits(silence_s=6.0, start_s=90.0, stall_s=10.0, first_factor=1.0)
 WORD = "a secret of some letters"
 
 

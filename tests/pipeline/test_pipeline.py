@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from avatar.errors import BadInput, Cancelled, DoesNotFit, WeightsMissing
-from avatar.events import Phase, Progress
+from avatar.events import Notice, Phase, Progress
 from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, SOUND_HZ, Size
 from avatar.media.intake import open_request
 from avatar.media.sample import write_sample
@@ -86,6 +86,14 @@ def test_as_many_frames_as_the_speech_has(warm, ask, num_frames):
     assert {part.shape[1:] for part in parts} == {(64, 64, 3)}
     assert all(part.dtype == np.uint8 for part in parts)
     assert np.concatenate(parts).std() > 5  # a picture, not one colour
+
+
+def test_a_missing_fast_path_is_told_once_a_run(warm, ask, monkeypatch):
+    monkeypatch.setattr(pipeline, "missing", lambda: [("pinned", "Copies are slower.")])
+    for _ in range(2):
+        found = list(warm.frames(ask(1.5), lambda: False))
+        notices = [item for item in found if isinstance(item, Notice)]
+        assert notices == [Notice("slow_pinned", "Copies are slower.", "warning")]
 
 
 def test_clips_end_the_video_before_the_speech_does(warm, ask):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from avatar.planning import inventory
 from avatar.planning.checkpoint_places import find_checkpoint
 from avatar.planning.inventory import GIB, Inventory, own_processes, probe
 
@@ -44,6 +45,17 @@ gpu = probe().gpus[0]
 result = [gpu.ours_bytes, gpu.usable_bytes - gpu.free_bytes]
 """
     assert with_driver(code, [24564]) == [3000 * MIB, 3000 * MIB]
+
+
+@pytest.mark.parametrize(
+    ("processes", "hides", "hidden"),
+    [("0:999999999:3000", "", True), ("0:1:3000", "", False), ("0:1:3000", "1", True), ("", "", False)],
+)
+def test_a_driver_that_hides_processes_is_noticed(with_driver, processes, hides, hidden):
+    """By numbers that mean nothing here, or by listing none although memory is in use."""
+    more = {"FAKE_NVML_HIDES_PROCESSES": hides} if hides else {}
+    gpu = with_driver(PROBE, [24564], processes=processes, **more)["gpus"][0]
+    assert gpu["hides_processes"] == hidden
 
 
 @pytest.mark.parametrize(
@@ -114,7 +126,7 @@ def test_a_driver_without_gpus_says_so(with_driver):
         ("0,9,1", [0]),  # CUDA stops at the first that is not there
         ("GPU-00001001", [1]),
         ("GPU-0000100", []),  # fits several: none
-        ("MIG-3", [0]),
+        ("MIG-3", [4]),  # numbered behind the cards
         ("", []),
     ],
 )
@@ -122,6 +134,73 @@ def test_cuda_visible_devices_is_obeyed(with_driver, choice, indices):
     found = with_driver(PROBE, [24564] * 4, CUDA_VISIBLE_DEVICES=choice)
     assert [gpu["index"] for gpu in found["gpus"]] == indices
     assert ("CUDA_VISIBLE_DEVICES" in found["no_gpu_reason"]) == (not indices)
+
+
+@pytest.mark.parametrize(
+    ("mig", "choice", "found"),
+    [
+        ("1:20000,1:20000", None, [(0, 24564), (2, 20000), (3, 20000)]),
+        ("0:10000,1:20000", None, [(2, 10000), (3, 20000)]),
+        ("1:20000,1:9000", "1", [(2, 20000)]),  # a divided card's number: its first instance
+        ("1:20000,1:9000", "MIG-00000108", [(3, 9000)]),
+        ("1:20000", "0,1", [(0, 24564), (2, 20000)]),
+        ("0:0,1:0", None, []),
+    ],
+)
+def test_instances_of_divided_gpus_are_listed(with_driver, mig, choice, found):
+    more = {"FAKE_NVML_MIG": mig} | ({} if choice is None else {"CUDA_VISIBLE_DEVICES": choice})
+    machine = with_driver(PROBE, [24564] * 2, **more)
+    assert [(gpu["index"], gpu["total_bytes"] // MIB) for gpu in machine["gpus"]] == found
+    assert all((gpu["uuid"][:3] == "MIG") == (gpu["index"] > 1) for gpu in machine["gpus"])
+    assert bool(machine["no_gpu_reason"]) == (not found)
+
+
+@pytest.mark.parametrize(("number", "cuda"), [("12040", "12.4"), ("13020", "13.2"), ("11080", "11.8")])
+def test_the_drivers_cuda_version(with_driver, number, cuda):
+    assert with_driver(PROBE, [24564], FAKE_NVML_CUDA=number)["driver_cuda"] == cuda
+
+
+def test_a_driver_that_hides_its_cuda_version(with_driver):
+    found = with_driver(PROBE, [24564], errors="nvmlSystemGetCudaDriverVersion_v2=13")
+    assert found["driver_cuda"] is None
+    assert len(found["gpus"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "told", "expected"),
+    [
+        ("2.13.0", "cuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n", "13.0"),
+        ("2.11.0+cu126", "cuda = '12.6'\n", "12.6"),
+        ("2.13.0+cpu", "cuda: Optional[str] = None\n", ""),
+        ("2.13.0", "cuda = None\nhip = '6.4'\n", ""),  # AMD's
+        ("2.13.0", "def broken(:", ""),
+        ("2.13.0", None, ""),
+    ],
+)
+def test_pytorchs_cuda_is_read_without_importing_it(tmp_path, monkeypatch, version, told, expected):
+    (tmp_path / "torch").mkdir()
+    if told is not None:
+        (tmp_path / "torch" / "version.py").write_text(told)
+    (tmp_path / "torch-1.dist-info").mkdir()
+    (tmp_path / "torch-1.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = probe()
+    assert (found.torch_build, found.torch_cuda) == (version, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "release", "system"),
+    [
+        ("linux", "6.8.0-45-generic", "linux"),
+        ("linux", "5.15.167.4-microsoft-standard-WSL2", "wsl"),
+        ("darwin", "24.1.0", "darwin"),
+        ("win32", "11", "windows"),
+    ],
+)
+def test_the_system_is_told(monkeypatch, name, release, system):
+    monkeypatch.setattr(sys, "platform", name)
+    monkeypatch.setattr("platform.release", lambda: release)
+    assert inventory._system() == system
 
 
 def test_a_machine_without_a_driver(monkeypatch):
@@ -155,7 +234,7 @@ def test_imagine():
     assert machine.gpus[0].compute_capability == "8.6"
     assert machine.host.ram_total_bytes == 32 * GIB
     assert machine.imagined
-    assert machine.torch_has_cuda
+    assert machine.torch_cuda == machine.driver_cuda == "13.0"
     assert Inventory.imagine(0, 0).no_gpu_reason
 
 

@@ -243,7 +243,7 @@ def test_no_more_traffic_than_must_be(vram_gib):
     shares = shares_of(OFFLOAD, MODEL.config)
     least = traffic_bytes(run, shares, planned.placement)
     for other in placements(run, shares):
-        if traffic_bytes(run, shares, other) < least:
+        if traffic_bytes(run, shares, other) < least and not other.speech_on_cpu:
             assert plan(OFFLOAD, machine, other).gpus[0].peak_bytes > limit
 
 
@@ -258,9 +258,23 @@ def test_traffic_of_a_block():
     assert traffic_bytes(run, shares, Placement(layers_on_host=40, diagonal=True)) == layers
 
 
+def test_the_speech_encoder_goes_to_the_cpu_last_of_all():
+    machine = Inventory.imagine(1, 9)
+    small = OFFLOAD.with_settings(size="512*320")
+    tight = plan(small, machine)
+    assert tight.placement.speech_on_cpu
+    assert tight.fits
+    on_gpu = plan(small, machine, replace(tight.placement, speech_on_cpu=False))
+    assert not {"speech_encoder", "speech_workspace"} & {item.name for item in tight.gpus[0].items}
+    assert on_gpu.gpus[0].peak_bytes > machine.gpus[0].total_bytes * USED_SHARE
+    assert tight.host.stage_bytes(RunPhase.LISTEN) > on_gpu.host.stage_bytes(RunPhase.LISTEN)
+    assert not any(placed(vram).speech_on_cpu for vram in (12, 16, 24, 48))
+
+
 def test_where_nothing_fits_all_that_can_leave_leaves_and_the_plan_says_no():
     planned = plan(OFFLOAD, Inventory.imagine(1, 6))
-    assert planned.placement == Placement(40, rings_on_host=True, side_models_on_host=True)
+    smallest = Placement(40, rings_on_host=True, side_models_on_host=True, speech_on_cpu=True)
+    assert planned.placement == smallest
     assert not planned.fits
 
 
@@ -287,7 +301,17 @@ def test_the_placement_does_not_depend_on_how_long_the_speech_is():
 
 @pytest.mark.parametrize(
     ("name", "vram_gib", "ram_gib"),
-    [("80gb", 79, 24), ("48gb", 44.5, 16), ("24gb", 22.15, 28), ("12gb", 11.2, 32)],
+    [
+        ("96gb", 93, 24),
+        ("80gb", 79, 24),
+        ("48gb", 44.5, 16),
+        ("32gb", 30, 30),
+        ("24gb", 22.15, 28),
+        ("16gb", 15.2, 36),
+        ("12gb", 11.2, 40),
+        ("10gb", 9.2, 32),
+        ("8gb", 7.2, 32),
+    ],
 )
 def test_each_preset_fits_the_card_it_is_named_after(name, vram_gib, ram_gib):
     machine = Inventory.imagine(1, vram_gib, host_ram_gib=ram_gib)
@@ -336,7 +360,18 @@ def test_auto_and_wrong_layouts_are_refused_by_name():
 
 @pytest.mark.parametrize(
     ("name", "num_gpus", "vram_gib"),
-    [("4x4090-low-vram", 4, 22.15), ("2x24gb", 2, 22.15), ("4x80gb-realtime", 4, 79), ("5x80gb-tpp", 5, 79)],
+    [
+        ("4x4090-low-vram", 4, 22.15),
+        ("2x24gb", 2, 22.15),
+        ("3x24gb", 3, 22.15),
+        ("4x16gb", 4, 15.2),
+        ("2x32gb", 2, 30),
+        ("3x32gb", 3, 30),
+        ("4x32gb", 4, 30),
+        ("2x48gb", 2, 44.5),
+        ("4x80gb-realtime", 4, 79),
+        ("5x80gb-tpp", 5, 79),
+    ],
 )
 def test_presets_for_several_gpus_fit_them(name, num_gpus, vram_gib):
     planned = plan(load_preset(name), Inventory.imagine(num_gpus, vram_gib))

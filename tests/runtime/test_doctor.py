@@ -9,6 +9,7 @@ import pytest
 
 from avatar.errors import AvatarError, BadInput
 from avatar.planning.inventory import Gpu, Inventory, probe
+from avatar.preset import load_presets
 from avatar.runtime import doctor
 from avatar.runtime.doctor import examine, missing_libraries
 from avatar.runtime.engine_process import EngineProcess
@@ -40,10 +41,10 @@ def test_the_verdict_on_a_machine_without_gpu(monkeypatch):
     machine(monkeypatch, replace(probe(), gpus=(), no_gpu_reason="No NVIDIA driver."))
     found = examine()
     assert found.exit_code == 0
-    assert found.judged.preset == "cpu-preview"
+    assert found.judged.preset.name == "cpu-preview"
     assert dict(found.machine)["NVIDIA driver"] == "No NVIDIA driver."
     assert "auto" not in [preset.name for preset, _ in found.presets]
-    assert len(found.presets) == 10
+    assert len(found.presets) == len(load_presets()) - 1
 
 
 def test_the_verdict_on_one_preset(monkeypatch):
@@ -61,7 +62,7 @@ def test_where_nothing_runs(monkeypatch):
     machine(monkeypatch, Inventory.imagine(0, 0, host_ram_gib=0.2))
     found = examine()
     assert found.exit_code == 1
-    assert found.verdict == "Nothing runs on this machine."
+    assert found.verdict == "No preset runs on this machine. The table above says what each one lacks."
 
 
 def test_a_fault_that_stops_everything(monkeypatch):
@@ -80,7 +81,22 @@ def test_a_gpu_that_answers_in_part(monkeypatch):
     machine(monkeypatch, replace(Inventory.imagine(1, 24), gpus=(gpu,), driver_version="999"))
     rows = dict(examine().machine)
     assert rows["GPU 2"] == "name unknown, NVML gives no memory: unknown error"
-    assert rows["NVIDIA driver"] == "999"
+    assert rows["NVIDIA driver"] == "999, runs CUDA up to 13.0"
+
+
+def test_the_preview_is_not_the_last_word_on_cards_that_could_do_more(monkeypatch):
+    old = replace(Inventory.imagine(1, 24), driver_version="550.54", driver_cuda="12.4", torch_build="2.12.1")
+    machine(monkeypatch, old)
+    found = examine()
+    assert found.exit_code == 0
+    assert found.verdict.startswith("Preset cpu-preview runs on this machine. Its cards could run 24gb.")
+    assert "--index-url https://download.pytorch.org/whl/cu126" in found.verdict
+    rows = dict(found.machine)
+    assert rows["NVIDIA driver"] == "550.54, runs CUDA up to 12.4"
+    assert rows["PyTorch"] == "2.12.1, for CUDA 13.0"
+    assert examine(preset_name="24gb").exit_code == 1
+    machine(monkeypatch, Inventory.imagine(1, 24))
+    assert examine().verdict == "Preset 24gb runs on this machine."
 
 
 def test_where_weights_were_looked_for(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -255,6 +256,33 @@ def test_bundled_portraits_bring_their_points(page):
     p = page()
     list(p.press(ASSETS / "portraits" / "captain.png"))
     assert p.engine.requests[-1].face_points["chin"]
+
+
+def test_a_second_run_is_not_refused_where_processes_are_hidden(page, monkeypatch):
+    """In a container the driver may not tell that most of what is used is our own engine's."""
+    made, card = page(), Inventory.imagine(1, 80)
+    monkeypatch.setattr("avatar.ui.app_state.probe", lambda *_: card)
+    monkeypatch.setattr("avatar.ui.app_state.INVENTORY_FRESH_S", -1.0)
+    run = made.studio.submit(PORTRAIT, SPEECH, "80gb", {})
+    assert list(run.follow())
+    run.let_go()
+    gpu = card.gpus[0]
+    used = {"free_bytes": gpu.total_bytes // 10, "used_bytes": gpu.total_bytes * 9 // 10}
+    card = replace(card, gpus=(replace(gpu, **used, hides_processes=True),))
+    assert made.studio.verdict(load_preset("80gb")).ok
+    card = replace(card, gpus=(replace(gpu, **used),))  # others' for sure
+    assert not made.studio.verdict(load_preset("80gb")).ok
+
+
+def test_an_empty_prompt_is_the_presets_own(page, monkeypatch):
+    made = page()
+    monkeypatch.setattr("avatar.ui.app_state.probe", lambda *_: Inventory.imagine(1, 80))
+    own = load_preset("80gb").generation.prompt
+    for given, prompt in (("", own), ("  ", own), ("A fox sings.", "A fox sings.")):
+        run = made.studio.submit(PORTRAIT, SPEECH, "80gb", {}, prompt=given)
+        assert run.request.prompt == prompt
+        assert list(run.follow())
+        run.let_go()
 
 
 def test_settings_reach_the_request_and_wrong_ones_are_refused(page):

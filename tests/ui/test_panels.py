@@ -11,11 +11,11 @@ import pytest
 
 from avatar.errors import BadInput
 from avatar.events import Notice, Phase, Progress
-from avatar.planning.availability import availability
 from avatar.planning.gauges import GpuReading, HostReading, Reading
 from avatar.planning.inventory import Inventory
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.planner import plan
+from avatar.planning.verdict import judge
 from avatar.preset import load_preset, load_presets
 from avatar.runtime.gallery import About, GalleryEntry
 from avatar.runtime.report import RUNG_OOM, GpuUse, MemoryUse, RungTaken, RunReport
@@ -210,7 +210,7 @@ def test_a_refused_plan_says_why():
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_cards_tell_what_runs_here_and_what_is_missing(language: str):
     presets, machine = load_presets(), Inventory.imagine(1, 24, with_checkpoint=False)
-    found = {preset.name: availability(preset, machine) for preset in presets}
+    found = {preset.name: judge(preset, machine) for preset in presets}
     html = render_presets(presets, found, "auto", load_preset("cpu-preview"), language)
     seen = Outline(html)
     cards = seen.having(role="radio")
@@ -229,7 +229,7 @@ def test_cards_tell_what_runs_here_and_what_is_missing(language: str):
 
 def test_the_fold_is_open_when_the_choice_is_in_it():
     presets, machine = load_presets(), Inventory.imagine(0, 0)
-    found = {preset.name: availability(preset, machine) for preset in presets}
+    found = {preset.name: judge(preset, machine) for preset in presets}
     assert "<details open>" in render_presets(presets, found, "80gb", None, "en")
     assert "<details>" in render_presets(presets, found, "auto", None, "en")
 

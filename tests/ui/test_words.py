@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ast
 import string
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import gradio as gr
 import pytest
 
-import avatar.planning.availability as fit
+import avatar.planning.verdict as fit
 from avatar.errors import AvatarError, BadInput
+from avatar.planning.checkpoint_places import Checkpoint
 from avatar.planning.inventory import Inventory
-from avatar.preset import Rung, load_presets
+from avatar.preset import Rung, load_preset, load_presets
 from avatar.ui.error_messages import reports_errors
 from avatar.ui.i18n import browser_table, language_of, text
 from avatar.ui.job_queue import LineFull
@@ -87,14 +89,27 @@ def test_gradio_gets_the_same_table():
 
 
 def test_what_is_missing_can_be_said_in_chinese():
+    small = Inventory.imagine(1, 8, host_ram_gib=2)
+    large = Inventory.imagine(4, 95, compute_capability="12.0")
+    instances = tuple(replace(gpu, uuid=f"MIG-{gpu.index}") for gpu in large.gpus)
+    told = set()
     for machine in (
-        Inventory.imagine(0, 0),
-        Inventory.imagine(1, 8, compute_capability="7.0", host_ram_gib=2),
+        Inventory.imagine(0, 0, host_ram_gib=0.1),
+        replace(small, gpus=(replace(small.gpus[0], compute_capability="7.0"),)),
+        replace(small, gpus=(replace(small.gpus[0], free_bytes=None),), checkpoint=Checkpoint()),
+        small,
+        replace(large, gpus=instances),
+        replace(large, torch_cuda="12.6"),
+        replace(large, driver_cuda="12.8"),
+        replace(large, torch_cuda=""),
+        replace(large, system="windows"),
     ):
-        for preset in load_presets():
-            for lack in fit.availability(preset, machine).lacks:
-                assert lack.code in LACKS
+        for preset in [*load_presets(), load_preset("4x80gb-realtime").with_settings(offload_model=True)]:
+            for lack in fit.judge(preset, machine).lacks:
                 assert LACKS[lack.code].format_map(lack.values)
+                assert lack.remedy
+                told.add(lack.code)
+    assert told == set(LACKS)
 
 
 def test_notices_have_no_blank_that_is_not_filled():

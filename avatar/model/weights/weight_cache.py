@@ -5,7 +5,6 @@ A cache entry is a folder that appears whole or not at all. Without one, weights
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from avatar.errors import WeightsMissing
+from avatar.locks import take
 from avatar.model.quantize import Quantiser, is_quantised
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights.checkpoint import CheckpointFiles
@@ -269,17 +269,17 @@ def byte_sum(tensor: Tensor) -> int:
 @contextmanager
 def locked(folder: Path, check: Check) -> Iterator[None]:
     """Wait until no other process fills the cache; the system frees the lock of a process that dies."""
-    with _unless_unwritable():
-        file = (folder / ".lock").open("w")
-    with file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                check()
-                time.sleep(LOCK_POLL_S)
+    while True:
+        with _unless_unwritable():
+            lock = take(folder / ".lock")
+        if lock is not None:
+            break
+        check()
+        time.sleep(LOCK_POLL_S)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from avatar.errors import DoesNotFit
+from avatar.model.device_checks import found_missing
 
 ALIGN_BYTES = 256  # of each tensor in a buffer: what CUDA's allocations have, and kernels are compiled for
 
@@ -30,7 +31,10 @@ def pinned_bytes() -> int:
 
 
 def host_buffer(num_bytes: int, device: torch.device) -> Tensor:
-    """Bytes on the host, page-locked where the device is a GPU. Raises: DoesNotFit."""
+    """Bytes on the host, page-locked where the device is a GPU, unless the system refuses to lock so many.
+
+    Then they are pageable, and their copies slower. Raises: DoesNotFit where the memory itself is not there.
+    """
     if device.type != "cuda" or not num_bytes:
         return torch.empty(num_bytes, dtype=torch.uint8)
     try:
@@ -45,7 +49,8 @@ def host_buffer(num_bytes: int, device: torch.device) -> Tensor:
     with torch.cuda.device(device):
         if int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0)):
             _forget_error(device)
-            raise _no_room(num_bytes)
+            found_missing("pinned", MemoryError(f"{num_bytes / 2**30:.2f} GiB could not be locked"))
+            return tensor
     _pinned[address] = num_bytes
     # The array dies with the last tensor on it, and its pages after it.
     weakref.finalize(array, _unpin, address, device).atexit = False
@@ -68,7 +73,7 @@ def _forget_error(device: torch.device) -> None:
 
 def _no_room(num_bytes: int) -> DoesNotFit:
     return DoesNotFit(
-        f"The host cannot lock {num_bytes / 2**30:.1f} GiB of memory for the GPU.",
+        f"The host has no {num_bytes / 2**30:.1f} GiB of memory for what the GPU leaves there.",
         "Close other programs, or choose a preset that keeps less in host memory.",
     )
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from avatar.errors import BadInput
-from avatar.planning.availability import Availability, Lack
+from avatar.planning.lacks import Lack
+from avatar.planning.verdict import Verdict
 from avatar.preset import Preset
 from avatar.sizes import video_size
 from avatar.ui.examples import Example
@@ -20,7 +21,7 @@ Shape = tuple[int, int]
 
 def render_presets(
     presets: Sequence[Preset],
-    found: Mapping[str, Availability],
+    found: Mapping[str, Verdict],
     chosen: str,
     resolved: Preset | None,
     language: Language,
@@ -91,7 +92,7 @@ def lack_words(lack: Lack, language: Language) -> str:
 
 def _card(
     preset: Preset,
-    found: Availability,
+    found: Verdict,
     chosen: str,
     resolved: Preset | None,
     language: Language,

@@ -172,7 +172,8 @@ def _waiting(placement: Placement, language: Language) -> str:
     what = [text("waiting_layers", language, count=layers)] if layers else []
     what += [text("waiting_rings", language)] if placement.rings_on_host else []
     what += [text("waiting_models", language)] if placement.side_models_on_host else []
-    return text("waiting", language, what=text("comma", language).join(what))
+    waiting = text("waiting", language, what=text("comma", language).join(what))
+    return f"{waiting} {text('speech_on_cpu', language)}" if placement.speech_on_cpu else waiting
 
 
 def _items(items: list[MemoryItem], held: int, colours: dict[str, int], language: Language) -> str:

@@ -1,0 +1,190 @@
+"""What a device can do is tried, not assumed: each fast path once, before the slow one that stands in for it.
+
+A process that finds a path missing goes on without it, and whoever watches its run is told what that costs.
+`python -m avatar.model.device_checks` tries everything on every GPU, and prints it as JSON: doctor's table.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avatar.model.torch_compat import cudnn_attention, set_expandable_segments, without_caches
+
+log = logging.getLogger(__name__)
+
+TEXTS = {  # what is missing, and what it costs
+    "compile": "Code cannot be compiled here (a C compiler and Python.h are needed): it runs uncompiled, "
+    "up to half as fast.",
+    "cudnn": "cuDNN's attention does not work on this GPU: another one is used, up to a tenth slower.",
+    "fp8": "Products of 8-bit numbers do not work on this GPU: weights are widened first, which is slower.",
+    "pinned": "The system locks too little memory for the GPU (WSL2 allows about 1 GB): copies are slower.",
+    "segments": "The GPU's memory cannot grow in segments here: some GiB of it may be lost in gaps.",
+}
+PINNED_TRIAL_BYTES = 2**20
+TOLERANCE = 2e-2  # of bf16 attention against float32
+
+_missing: dict[str, str] = {}  # by code, the reason
+
+
+@dataclass(frozen=True)
+class Check:
+    """What came of one trial. ok: None where this device is not asked for it. reason: of a failure.
+
+    text: what it costs to do without.
+    """
+
+    code: str
+    ok: bool | None
+    reason: str
+    text: str
+
+
+def missing() -> list[tuple[str, str]]:
+    """Code and text of every fast path that this process has found missing so far."""
+    return [(code, TEXTS[code]) for code in TEXTS if code in _missing]
+
+
+def found_missing(code: str, error: BaseException) -> None:
+    """A fast path failed; its twin is used. Logged once."""
+    if code not in _missing:
+        _missing[code] = reason_of(error)
+        log.warning("%s (%s)", TEXTS[code], _missing[code])
+
+
+def reason_of(error: BaseException) -> str:
+    """An error's kind and first line, and the next where that only introduces it."""
+    lines = str(error).strip().splitlines()
+    told = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__
+
+
+def works(code: str, trial: Callable[[torch.device], None], device: torch.device) -> bool:
+    """Try a fast path; whatever it raises but full memory means that it does not work."""
+    try:
+        trial(device)
+    except torch.OutOfMemoryError:
+        raise  # says nothing of the path; the run steps down
+    except Exception as error:
+        found_missing(code, error)
+        return False
+    return True
+
+
+@functools.cache
+def compiles(device: torch.device) -> bool:
+    """Whether compiled code can be built for a device and run on it."""
+    return works("compile", _try_compiling, device)
+
+
+@functools.cache
+def has_cudnn_attention(device: torch.device) -> bool:
+    """Whether cuDNN attends in bf16 on a CUDA device, and tells the log-sum-exp."""
+    return works("cudnn", _try_cudnn, device)
+
+
+@functools.cache
+def pins(device: torch.device) -> bool:
+    """Whether PyTorch gets page-locked memory for a CUDA device."""
+    return works("pinned", _try_pinning, device)
+
+
+@functools.cache
+def grows_segments(device: torch.device) -> bool:
+    """Have CUDA's memory asked for in segments that grow, if the first that is asked for is given.
+
+    On some cards under WSL2 it is not. Source: pytorch/pytorch issue 192330.
+    """
+    grows = works("segments", _try_segments, device)
+    if not grows:
+        set_expandable_segments(False)
+    return grows
+
+
+def _try_compiling(device: torch.device) -> None:
+    values = torch.arange(64.0, device=device)
+    with without_caches():
+        out = torch.compile(_arithmetic, fullgraph=True, dynamic=False)(values)
+    _require(torch.allclose(out, _arithmetic(values)), "compiled code gives other numbers")
+
+
+def _arithmetic(x: Tensor) -> Tensor:
+    return torch.nn.functional.silu(x * 2 + 1)
+
+
+def _try_cudnn(device: torch.device) -> None:
+    """At the model's own width of heads, in its own layout: N h d in memory."""
+    draw = torch.Generator(device).manual_seed(0)
+    q, k, v = (
+        torch.randn(1, count, 40, 128, dtype=torch.bfloat16, device=device, generator=draw).transpose(1, 2)
+        for count in (256, 640, 640)
+    )
+    out, lse = cudnn_attention(q, k, v)
+    scores = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
+    expected = scores.softmax(-1) @ v.float()
+    sums = scores.logsumexp(-1)
+    _require(torch.allclose(out.float(), expected, atol=TOLERANCE), "cuDNN's attention gives other numbers")
+    _require(torch.allclose(lse.reshape(sums.shape), sums, atol=TOLERANCE), "its log-sum-exp is another")
+
+
+def _try_pinning(device: torch.device) -> None:
+    staged = torch.zeros(PINNED_TRIAL_BYTES, dtype=torch.uint8, pin_memory=True)
+    staged.to(device, non_blocking=True)
+    torch.cuda.synchronize(device)
+
+
+def _try_segments(device: torch.device) -> None:
+    set_expandable_segments(True)
+    torch.empty(1, device=device)
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise RuntimeError(otherwise)
+
+
+def check_device(device: torch.device) -> list[Check]:
+    """Everything, tried on a CUDA device, as the engine would: doctor's table."""
+    from avatar.model.quantize import FLOAT8_CAPABILITY, product_on
+
+    has_fp8 = torch.cuda.get_device_capability(device) >= FLOAT8_CAPABILITY
+    found: dict[str, bool | None] = {
+        "segments": grows_segments(device),
+        "compile": compiles(device),
+        "cudnn": has_cudnn_attention(device),
+        "fp8": product_on(device) == "scaled" if has_fp8 else None,
+        "pinned": pins(device),
+    }
+    return [Check(code, found[code], _missing.get(code, ""), TEXTS[code]) for code in TEXTS]
+
+
+def check_all() -> list[dict[str, Any]]:
+    """Every CUDA device that this process sees."""
+    if not torch.cuda.is_available():
+        return []
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    tables = []
+    for device in devices:
+        _missing.clear()
+        checks = [asdict(check) for check in check_device(device)]
+        tables.append({"name": torch.cuda.get_device_name(device), "checks": checks})
+    return tables
+
+
+def main() -> None:
+    """Print the tables."""
+    sys.stdout.write(json.dumps(check_all()) + "\n")
+
+
+if __name__ == "__main__":
+    # What others record, they record in the module of this name, which __main__ is not.
+    importlib.import_module("avatar.model.device_checks").main()

@@ -1,0 +1,236 @@
+"""The one verdict: what runs on a machine, on which cards, what is missing if not, and what `auto` takes.
+
+`plan`, `doctor`, `presets`, `generate`, `batch`, the page and the engine itself all ask judge().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from avatar.errors import AvatarError, BadInput, DoesNotFit, WeightsMissing
+from avatar.geometry import Size
+from avatar.planning.checkpoint_places import Checkpoint
+from avatar.planning.inventory import IMAGINED_CUDA, Gpu, Inventory
+from avatar.planning.lacks import Lack, able, missing_cards, missing_room, missing_software, refused
+from avatar.planning.ladder import describe, rungs
+from avatar.planning.plan import GIB, Plan
+from avatar.planning.planner import plan
+from avatar.planning.preference import preference
+from avatar.preset import Preset, capability, load_presets
+from avatar.settings import SETTINGS
+
+ALIKE_BYTES = 2 * GIB  # cards whose free memory differs by less are ordered by their generation first
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a preset runs on a machine.
+
+    preset: as it will run; `auto` has become the best that does. lacks: what is missing, the most telling
+    first; empty when it runs. plan: what it will hold, None where there is nothing to plan. gpus: those that
+    it takes, rank 0's first.
+    """
+
+    preset: Preset
+    lacks: tuple[Lack, ...] = ()
+    plan: Plan | None = None
+    gpus: tuple[Gpu, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.lacks
+
+    @property
+    def missing(self) -> list[str]:
+        return [lack.text for lack in self.lacks]
+
+    @property
+    def remedy(self) -> str:
+        """What to do first; empty when nothing is missing."""
+        return self.lacks[0].remedy if self.lacks else ""
+
+    @property
+    def uuids(self) -> list[str] | None:
+        """The cards as CUDA_VISIBLE_DEVICES names them; None where none are needed, or NVML hides one's."""
+        known = [gpu.uuid for gpu in self.gpus if gpu.uuid is not None]
+        return known if known and len(known) == len(self.gpus) else None
+
+    @property
+    def size(self) -> Size:
+        """The area's sides."""
+        return Size.parse(self.preset.generation.size)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; without the plan, which is long."""
+        return {
+            "preset": self.preset.name,
+            "ok": self.ok,
+            "missing": self.missing,
+            "remedy": self.remedy,
+            "lacks": [asdict(lack) for lack in self.lacks],
+            "gpus": [gpu.index for gpu in self.gpus],
+        }
+
+
+def judge(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> Verdict:
+    """The verdict on a preset, as its settings are, for a machine, as it is.
+
+    presets: what `auto` chooses from; None: the shipped ones.
+    """
+    if preset.engine == "auto":
+        return _best(preset, inventory, presets)
+    lacks = [*refused(preset, inventory)]
+    gpus: tuple[Gpu, ...] = ()
+    planned: Plan | None = None
+    if not lacks:
+        lacks += missing_cards(preset, inventory)
+        try:
+            gpus, planned = _on_the_best_cards(preset, inventory)
+        except AvatarError as error:
+            lacks.append(Lack("unsupported", error.message, error.remedy))
+    lacks += missing_software(preset, inventory, gpus or inventory.gpus)
+    if planned is not None and len(gpus) == preset.num_gpus:
+        lacks += missing_room(planned)
+    return Verdict(preset, tuple(lacks), planned, gpus)
+
+
+def require(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> Verdict:
+    """Refuse a preset that cannot run here, before anything loads; what runs is its verdict.
+
+    presets: where to look for one that fits; None: the shipped ones.
+    Raises: BadInput (not in this version), WeightsMissing, DoesNotFit, each with what to do.
+    """
+    found = judge(preset, inventory, presets)
+    if found.ok:
+        return found
+    kinds = {lack.code for lack in found.lacks}
+    text = " ".join(found.missing)
+    if "unsupported" in kinds:
+        raise BadInput(f"Preset {preset.name} cannot run. {text}", found.remedy)
+    if kinds == {"weights"}:
+        raise WeightsMissing(f"Preset {preset.name} cannot run. {text}", found.remedy)
+    if kinds & {"memory", "host_ram"}:
+        raise DoesNotFit(f"Preset {preset.name} does not fit. {text}", way_out(preset, inventory, presets))
+    raise DoesNotFit(f"Preset {preset.name} cannot run here. {text}", found.remedy)
+
+
+def resolve(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> Preset:
+    """The preset itself, or for `auto` the best that this machine can run.
+
+    Settings in which auto differs from the defaults are laid over the preset taken.
+    Raises: DoesNotFit when none of them runs here.
+    """
+    if preset.engine != "auto":
+        return preset
+    found = judge(preset, inventory, presets)
+    if not found.ok:
+        raise DoesNotFit(" ".join(found.missing), found.remedy)
+    return found.preset
+
+
+def way_out(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> str:
+    """What to try instead: the first rungs of its ladder with which it fits, or the best preset that does."""
+    taken: list[str] = []
+    for rung, lower in rungs(preset):
+        taken.append(describe(rung, lower))
+        if judge(lower, inventory).ok:
+            return f"Set {', '.join(taken)}."
+    others = [other for other in _candidates(presets) if other.name != preset.name]
+    for found in _by_preference(judge(other, inventory) for other in others):
+        return f"Choose the preset {found.preset.name}."
+    return "Close other programs, or run it on a larger machine."
+
+
+def within_reach(inventory: Inventory, presets: Iterable[Preset] | None = None) -> Verdict | None:
+    """The best that the cards could run, were PyTorch, driver and checkpoint there: with what it lacks.
+
+    None where `auto` takes that already, or the cards could run none but the preview.
+    """
+    presets = _candidates(presets)
+    whole = Checkpoint(complete=True)
+    mended = replace(inventory, torch_cuda=IMAGINED_CUDA, driver_cuda=IMAGINED_CUDA, checkpoint=whole)
+    best = next(iter(_by_preference(judge(preset, mended) for preset in presets)), None)
+    if best is None or best.preset.engine == "preview":
+        return None
+    found = judge(best.preset, inventory)
+    return None if found.ok else found
+
+
+def _best(auto: Preset, inventory: Inventory, presets: Iterable[Preset] | None) -> Verdict:
+    """What `auto` takes, its settings laid over it."""
+    changed = _changed(auto)
+    able_ones = (preset.with_settings(**changed) for preset in _candidates(presets))
+    for found in _by_preference(judge(preset, inventory) for preset in able_ones):
+        return found
+    nothing = Lack(
+        "nothing",
+        "No preset runs on this machine.",
+        "Run `python -m avatar doctor`: it says what each one lacks.",
+    )
+    return Verdict(auto, (nothing,))
+
+
+def _candidates(presets: Iterable[Preset] | None) -> list[Preset]:
+    """What auto chooses from; the self-test is not among them, its output is noise."""
+    all_of_them = load_presets() if presets is None else presets
+    return [p for p in all_of_them if p.engine != "auto" and p.requires.weights != "tiny"]
+
+
+def _by_preference(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Those that run, the best first."""
+    able_ones = [(found, found.plan) for found in verdicts if found.ok]
+    ordered = sorted(
+        (preference(found.preset, planned, found.gpus), place)
+        for place, (found, planned) in enumerate(able_ones)
+        if planned is not None
+    )
+    return [able_ones[place][0] for _, place in ordered]
+
+
+def _changed(auto: Preset) -> dict[str, Any]:
+    """Settings in which `auto` differs from a preset's defaults: the user's own."""
+    plain = Preset(name=auto.name, title=auto.title, summary=auto.summary, engine=auto.engine)
+    return {name: value for name in SETTINGS if (value := auto.setting(name)) != plain.setting(name)}
+
+
+def _on_the_best_cards(preset: Preset, inventory: Inventory) -> tuple[tuple[Gpu, ...], Plan]:
+    """The cards to take and the plan on them, fewer where there are not enough. Raises: AvatarError."""
+    count, cards = preset.num_gpus, able(preset, inventory)
+    if count != 1:
+        gpus = _in_order(sorted(cards, key=_worth)[:count])
+        planned = plan(preset, replace(inventory, gpus=gpus))
+        if not planned.fits and len(gpus) == count:
+            gpus = _largest_for_the_fullest(planned, gpus)
+            planned = plan(preset, replace(inventory, gpus=gpus))
+        return gpus, planned
+    tried = [((gpu,), plan(preset, replace(inventory, gpus=(gpu,)))) for gpu in cards]
+    if not tried:
+        return (), plan(preset, replace(inventory, gpus=()))
+    return min(tried, key=lambda one: (*_ease(one[1]), *_worth(one[0][0])))
+
+
+def _ease(planned: Plan) -> tuple[bool, bool, int]:
+    """Cards on which a plan fits come first, then those where less waits on the host."""
+    placement = planned.placement
+    return not planned.fits, placement.rings_on_host, placement.layers_on_host
+
+
+def _worth(gpu: Gpu) -> tuple[int, tuple[int, ...], int]:
+    """The card with more to give first, of those alike the newer one, then the first."""
+    newness = capability(gpu.compute_capability or "0.0")
+    return -((gpu.usable_bytes or 0) // ALIKE_BYTES), tuple(-part for part in newness), gpu.index
+
+
+def _in_order(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """By number: neighbours on the bus stay neighbours in a pipeline."""
+    return tuple(sorted(gpus, key=lambda gpu: gpu.index))
+
+
+def _largest_for_the_fullest(planned: Plan, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """Unlike cards in the order of what the ranks need."""
+    by_room = sorted(gpus, key=lambda gpu: -(gpu.usable_bytes or 0))
+    fullest = sorted(range(len(gpus)), key=lambda rank: -planned.gpus[rank].peak_bytes)
+    placed = dict(zip(fullest, by_room, strict=True))
+    return tuple(placed[rank] for rank in range(len(gpus)))

@@ -1,0 +1,253 @@
+"""One question, one answer: plan, doctor, auto, presets, the page and the engine's own gate agree."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from avatar.cli import main
+from avatar.commands import plan as plan_command
+from avatar.commands import presets as presets_command
+from avatar.distributed import rank0
+from avatar.errors import AvatarError
+from avatar.pipeline import device_budget
+from avatar.planning.choice import choose
+from avatar.planning.estimates import CUDA_CONTEXT_BYTES
+from avatar.planning.inventory import GIB, Inventory
+from avatar.planning.verdict import judge, require
+from avatar.preset import load_preset, load_presets
+from avatar.request import Request
+from avatar.runtime import doctor
+from avatar.ui.app_state import AppState
+
+PRESETS = load_presets()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """An imagined machine, and what `auto` takes there. cards: (GiB, compute capability, GiB in use)."""
+
+    auto: str
+    cards: tuple[tuple[float, str, float], ...] = ()
+    ram: float = 64.0
+    driver: str | None = "13.0"
+    torch: str = "13.0"
+    system: str = "linux"
+    weights: bool = True
+    refused: str = ""  # a preset that does not run there, and
+    lack: str = ""  # why
+    instances: bool = False
+
+    @property
+    def inventory(self) -> Inventory:
+        plain = Inventory.imagine(len(self.cards), 1, host_ram_gib=self.ram, with_checkpoint=self.weights)
+        kind = "MIG" if self.instances else "GPU"
+        gpus = tuple(
+            replace(
+                plain.gpus[index],
+                uuid=f"{kind}-{index:08d}",
+                total_bytes=round(size * GIB),
+                free_bytes=round((size - used) * GIB),
+                used_bytes=round(used * GIB),
+                compute_capability=capability,
+            )
+            for index, (size, capability, used) in enumerate(self.cards)
+        )
+        build = f"2.13.0{'' if self.torch else '+cpu'}"
+        return replace(
+            plain,
+            gpus=gpus,
+            torch_build=build,
+            torch_cuda=self.torch,
+            driver_cuda=self.driver if gpus else None,
+            driver_version="999.11" if gpus else None,
+            system=self.system,
+        )
+
+
+AMPERE, ADA, HOPPER, BLACKWELL, CONSUMER_BLACKWELL, TURING = "8.6", "8.9", "9.0", "10.0", "12.0", "7.5"
+
+
+def cards(count: int, gib: float, capability: str, used: float = 0.0) -> tuple[tuple[float, str, float], ...]:
+    return ((gib, capability, used),) * count
+
+
+MACHINES = {
+    "no GPU": Machine("cpu-preview", refused="24gb", lack="num_gpus"),
+    "no GPU, 1 GiB of RAM": Machine("cpu-preview", ram=1, refused="self-test", lack="host_ram"),
+    "macOS": Machine("cpu-preview", system="darwin", refused="80gb", lack="system"),
+    "Windows, 4090": Machine(
+        "cpu-preview", cards(1, 23.99, ADA), system="windows", refused="24gb", lack="system"
+    ),
+    "WSL2, 4090": Machine("24gb", cards(1, 23.99, ADA, 1.5), system="wsl"),
+    "6 GiB": Machine("cpu-preview", cards(1, 6, ADA), refused="8gb", lack="memory"),
+    "RTX 4060, 8 GB": Machine("8gb", cards(1, 7.996, ADA, 0.4), refused="10gb", lack="memory"),
+    "8 GB with a desktop": Machine("8gb", cards(1, 7.996, ADA, 0.9), refused="24gb", lack="memory"),
+    "RTX 3080, 10 GB": Machine("10gb", cards(1, 10, AMPERE, 0.3), refused="12gb", lack="memory"),
+    "RTX 3080 Ti, 12 GB": Machine("12gb", cards(1, 12, AMPERE, 0.5), refused="48gb", lack="memory"),
+    "RTX 3060, 32 GiB of RAM": Machine("10gb", cards(1, 12, AMPERE), ram=31, refused="12gb", lack="host_ram"),
+    "RTX 4080, 16 GB": Machine("16gb", cards(1, 15.99, ADA, 0.4), refused="80gb", lack="memory"),
+    "RTX 4000 Ada, 20 GB": Machine("16gb", cards(1, 20, ADA), refused="48gb", lack="memory"),
+    "RTX 3090": Machine("24gb", cards(1, 24, AMPERE, 0.3), refused="2x24gb", lack="num_gpus"),
+    "RTX 4090 in use": Machine("10gb", cards(1, 24, ADA, 14), refused="48gb", lack="memory"),
+    "RTX 5090": Machine("32gb", cards(1, 31.8, CONSUMER_BLACKWELL, 0.5), refused="80gb", lack="memory"),
+    "A100, 40 GB": Machine("32gb", cards(1, 39.5, "8.0"), refused="48gb", lack="memory"),
+    "L40S": Machine("48gb", cards(1, 44.98, ADA), refused="80gb", lack="memory"),
+    "H100": Machine("80gb", cards(1, 79.6, HOPPER, 0.4), refused="4x80gb-realtime", lack="num_gpus"),
+    "H100 in use": Machine("48gb", cards(1, 79.6, HOPPER, 30), refused="80gb", lack="memory"),
+    "RTX PRO 6000": Machine("96gb", cards(1, 95.6, CONSUMER_BLACKWELL)),
+    "H200": Machine("96gb", cards(1, 139.8, HOPPER)),
+    "H200 without weights": Machine(
+        "cpu-preview", cards(1, 139.8, HOPPER), weights=False, refused="80gb", lack="weights"
+    ),
+    "Turing": Machine("cpu-preview", cards(1, 24, TURING), refused="24gb", lack="compute_capability"),
+    "4090, driver 550": Machine(
+        "cpu-preview", cards(1, 24, ADA), driver="12.4", refused="24gb", lack="driver"
+    ),
+    "4090, driver 550, PyTorch for CUDA 12.6": Machine(
+        "24gb", cards(1, 24, ADA), driver="12.4", torch="12.6"
+    ),
+    "4090, driver that hides its CUDA": Machine("24gb", cards(1, 24, ADA), driver=None),
+    "4090, PyTorch for the CPU": Machine(
+        "cpu-preview", cards(1, 24, ADA), torch="", refused="24gb", lack="torch"
+    ),
+    "5090, PyTorch for CUDA 12.6": Machine(
+        "cpu-preview", cards(1, 31.8, CONSUMER_BLACKWELL), torch="12.6", refused="32gb", lack="torch_arch"
+    ),
+    "B200": Machine("96gb", cards(1, 179, BLACKWELL)),
+    "3060 and 4090": Machine("24gb", ((12, AMPERE, 0), (24, ADA, 0)), refused="2x24gb", lack="memory"),
+    "4090 and 1080": Machine(
+        "24gb", ((24, ADA, 0), (8, "6.1", 0)), refused="2x24gb", lack="compute_capability"
+    ),
+    "5090 and 3090, PyTorch for CUDA 12.6": Machine(
+        "24gb",
+        ((31.8, CONSUMER_BLACKWELL, 0), (24, AMPERE, 0)),
+        torch="12.6",
+        refused="2x24gb",
+        lack="torch_arch",
+    ),
+    "two 3090s": Machine("2x24gb", cards(2, 24, AMPERE, 0.3)),
+    "two 3090s, one in use": Machine(
+        "24gb", ((24, AMPERE, 12), (24, AMPERE, 0)), refused="2x24gb", lack="memory"
+    ),
+    "two 5090s": Machine("2x32gb", cards(2, 31.8, CONSUMER_BLACKWELL)),
+    "two L40S": Machine("2x48gb", cards(2, 44.98, ADA)),
+    "three 4090s": Machine("3x24gb", cards(3, 24, ADA)),
+    "four T4-sized Ada cards": Machine("4x16gb", cards(4, 15.99, ADA)),
+    "four 4090s": Machine("4x4090-low-vram", cards(4, 23.99, ADA, 0.3)),
+    "four 3090s": Machine("4x4090-low-vram", cards(4, 24, AMPERE)),
+    "four L40S": Machine("4x32gb", cards(4, 44.98, ADA)),
+    "four H100s": Machine("4x80gb-realtime", cards(4, 79.6, HOPPER)),
+    "five H100s": Machine("5x80gb-tpp", cards(5, 79.6, HOPPER)),
+    "eight H200s": Machine("5x80gb-tpp", cards(8, 139.8, HOPPER)),
+    "eight 4090s, half in use": Machine(
+        "4x4090-low-vram", cards(4, 24, ADA, 20) + cards(4, 24, ADA), refused="5x80gb-tpp", lack="memory"
+    ),
+    "a divided H100": Machine(
+        "32gb", cards(2, 39.5, HOPPER), instances=True, refused="2x48gb", lack="instance"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_everybody_gives_the_same_verdict(name, monkeypatch, capsys, tmp_path):
+    machine = MACHINES[name]
+    inventory = machine.inventory
+    monkeypatch.setattr(plan_command, "probe", lambda *_: inventory)
+    monkeypatch.setattr(presets_command, "probe", lambda *_: inventory)
+    monkeypatch.setattr(doctor, "probe", lambda *_: inventory)
+    studio = AppState(SimpleNamespace(), SimpleNamespace(folder=tmp_path), PRESETS, "auto", tmp_path)
+    monkeypatch.setattr("avatar.ui.app_state.probe", lambda *_: inventory)
+
+    assert choose("auto", {}, inventory).name == machine.auto
+    assert studio.resolved("auto").name == machine.auto
+    assert printed(capsys, ["plan", "--preset", "auto", "--json"])["preset"] == machine.auto
+    monkeypatch.setattr(doctor, "missing_libraries", lambda _: [])
+    diagnosis = doctor.examine()
+    judged = diagnosis.judged
+    assert (judged.preset.name, judged.ok) == (machine.auto, True)
+    in_the_list = {one["name"]: one["availability"] for one in printed(capsys, ["presets", "--json"])}
+    on_the_page, at_the_doctors = studio.verdicts(), dict(preset_verdicts(diagnosis))
+    told = {preset.name: judge(preset, inventory) for preset in PRESETS if preset.engine != "auto"}
+    for preset_name, verdict in told.items():
+        if preset_name in (machine.auto, machine.refused):
+            planned = printed(capsys, ["plan", "--preset", preset_name, "--json"])
+            assert planned["fits"] == verdict.ok
+            assert bool(planned["way_out"]) == (not verdict.ok)
+        assert in_the_list[preset_name]["ok"] == verdict.ok
+        assert on_the_page[preset_name] == at_the_doctors[preset_name] == verdict
+        assert studio.plan(verdict.preset)[0] == verdict.plan
+        assert bool(studio.plan(verdict.preset)[1]) == (not verdict.ok)
+        assert all(lack.text and lack.remedy for lack in verdict.lacks), preset_name
+        if verdict.ok:
+            assert require(verdict.preset, inventory) == verdict
+            assert engines_own_plan(monkeypatch, verdict, inventory) == (verdict.plan.placement, True)
+        else:
+            with pytest.raises(AvatarError) as caught:
+                require(verdict.preset, inventory)
+            assert caught.value.remedy
+    assert told[machine.auto].ok
+    if machine.refused:
+        assert machine.lack in [lack.code for lack in told[machine.refused].lacks]
+
+
+def test_the_machines_are_many_and_unlike():
+    assert len(MACHINES) >= 30
+    assert {len(machine.cards) for machine in MACHINES.values()} >= {0, 1, 2, 3, 4, 5, 8}
+    assert {machine.auto for machine in MACHINES.values()} >= {
+        preset.name for preset in PRESETS if preset.requires.weights != "tiny" and preset.engine != "auto"
+    } - {"3x32gb"}
+
+
+def printed(capsys, command):
+    """What a command prints as JSON, whatever its exit code."""
+    capsys.readouterr()
+    main(command)
+    return json.loads(capsys.readouterr().out)
+
+
+def preset_verdicts(diagnosis):
+    return ((preset.name, verdict) for preset, verdict in diagnosis.presets)
+
+
+def engines_own_plan(monkeypatch, verdict, inventory):
+    """The placement that the engine's process finds, with the verdict's cards alone; whether it fits."""
+    preset, seen = verdict.preset, replace(inventory, gpus=verdict.gpus)
+    if preset.engine == "preview" or not preset.num_gpus:
+        return verdict.plan.placement, True
+    if preset.num_gpus > 1:
+        monkeypatch.setattr(rank0, "probe", lambda *_, **__: seen)
+        request = Request(*[Path()] * 4, preset, 25 * 120, "", "")
+        planned = rank0.Rank0Source(preset, None, SimpleNamespace()).plan_for(request)
+    else:
+        planned = on_one_card(monkeypatch, preset, seen)
+    return planned.placement, not any(gpu.shortfall_bytes for gpu in planned.gpus)
+
+
+def on_one_card(monkeypatch, preset, seen):
+    """As DiffusionPipeline plans: by what CUDA says of its device, whose context is there already."""
+    gpu, device = seen.gpus[0], torch.device("cuda", 0)
+    major, minor = map(int, gpu.compute_capability.split("."))
+    facts = SimpleNamespace(
+        name=gpu.name, total_memory=gpu.total_bytes, major=major, minor=minor, uuid=gpu.uuid.partition("-")[2]
+    )
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "get_device_properties", lambda _: facts)
+    free_bytes = gpu.free_bytes - CUDA_CONTEXT_BYTES
+    monkeypatch.setattr(cuda, "mem_get_info", lambda _: (free_bytes, gpu.total_bytes))
+    monkeypatch.setattr(cuda, "memory_reserved", lambda _: 0)
+    monkeypatch.setattr(cuda, "get_per_process_memory_fraction", lambda _: 1.0)
+    monkeypatch.setattr(device_budget, "probe", lambda *_, **__: seen)
+    return device_budget.plan_here(preset, device)
+
+
+def test_a_request_for_less_fits_where_the_preset_does_not():
+    machine = MACHINES["RTX 4080, 16 GB"].inventory
+    preset = load_preset("48gb")
+    assert not judge(preset, machine).ok
+    assert judge(preset.with_settings(offload_model=True, text_encoder="cpu"), machine).ok
