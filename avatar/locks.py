@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-if sys.platform != "win32":
+try:
     import fcntl
+except ImportError:  # Windows, which locks no folders
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["FileLock", "is_shared", "sharing", "take", "waiting_for"]
 
 log = logging.getLogger(__name__)
 
 
 def take(path: Path) -> FileLock | None:
     """The lock, held until its release(), or None while anybody else holds it. Raises: OSError."""
-    lock = FileLock(path, timeout=0, thread_local=False)
+    lock = FileLock(path, timeout=0, mode=0o600, thread_local=False)
     try:
         lock.acquire()
     except Timeout:
@@ -29,44 +32,37 @@ def take(path: Path) -> FileLock | None:
 
 def waiting_for(path: Path) -> AbstractContextManager[object]:
     """The lock while inside, once others have let it go. Raises: OSError."""
-    return FileLock(path, thread_local=False)
+    return FileLock(path, mode=0o600, thread_local=False)
 
 
-if sys.platform == "win32":  # which locks no folders: nothing there tells of a writer that outlived its owner
-
-    @contextmanager
-    def sharing(folder: Path) -> Iterator[None]:
-        """While inside, is_shared says so of this folder, where folders can be locked."""
+@contextmanager
+def sharing(folder: Path) -> Iterator[None]:
+    """While inside, is_shared says so of this folder, where folders can be locked."""
+    if fcntl is None:
         yield
-
-    def is_shared(folder: Path) -> bool:
-        """Whether some process is inside sharing for this folder."""
-        return False
-
-else:
-
-    @contextmanager
-    def sharing(folder: Path) -> Iterator[None]:
-        """While inside, is_shared says so of this folder, where folders can be locked."""
-        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        return
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
         try:
-            try:
-                fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError as error:  # some network file systems lock no folders
-                log.debug("a folder cannot be locked: %s", error.strerror)
-            yield
-        finally:
-            os.close(opened)
-
-    def is_shared(folder: Path) -> bool:
-        """Whether some process is inside sharing for this folder."""
-        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError as error:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:  # some network file systems lock no folders
             log.debug("a folder cannot be locked: %s", error.strerror)
-        finally:
-            os.close(opened)
+        yield
+    finally:
+        os.close(opened)
+
+
+def is_shared(folder: Path) -> bool:
+    """Whether some process is inside sharing for this folder; False where folders cannot be locked."""
+    if fcntl is None:
         return False
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        log.debug("a folder cannot be locked: %s", error.strerror)
+    finally:
+        os.close(opened)
+    return False

@@ -61,7 +61,7 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
     "pynvml": ("planning.nvml",),
     "rich": ("commands",),
     "ray": ("batch.ray_engine",),
-    "filelock": ("locks", "long.ledger"),
+    "filelock": ("locks",),
 }
 
 

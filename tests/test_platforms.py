@@ -82,7 +82,7 @@ def test_every_child_counts_gpus_by_their_place_on_the_bus(monkeypatch, before):
         monkeypatch.setenv("CUDA_DEVICE_ORDER", before)
     monkeypatch.setattr(child.subprocess, "Popen", popen)
     with pytest.raises(OSError, match="not today"):
-        Child("avatar.worker", env={"CUDA_VISIBLE_DEVICES": "GPU-1"})
+        Child("avatar.runtime.worker_loop", env={"CUDA_VISIBLE_DEVICES": "GPU-1"})
     assert seen["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert seen["CUDA_VISIBLE_DEVICES"] == "GPU-1"
 

@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from avatar.distributed.init import FOREVER, RankContext, log_fault
 from avatar.distributed.p2p import MessageChannel
 from avatar.distributed.rank_meter import RankMeter
+from avatar.pipeline.layer_stack import EAGER, CompiledPieces
 from avatar.planning.layout import Layout
 from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
@@ -95,3 +96,8 @@ def join(preset: Preset, config: ModelConfig, seat: RankContext) -> Group:
     layout = Layout.of(preset).for_model(config)
     seat.role = layout.describe(seat.rank)
     return Group.join(layout, seat.rank, seat.device, seat.meter, seat.fail)
+
+
+def pieces_of(preset: Preset, device: torch.device) -> CompiledPieces:
+    """A rank's code between attentions; the self-test's toy model needs no graphs."""
+    return EAGER if preset.requires.weights == "tiny" else CompiledPieces.on(device)

@@ -16,8 +16,7 @@ from avatar.distributed.fsdp_text import encode_together
 from avatar.distributed.init import RankContext
 from avatar.distributed.loading import load_share
 from avatar.distributed.p2p import Encode, Go, Load, MessageChannel
-from avatar.distributed.process_groups import Group, join
-from avatar.distributed.roles import pieces_of
+from avatar.distributed.process_groups import Group, join, pieces_of
 from avatar.events import Notice, Progress
 from avatar.geometry import FPS, Geometry, Size
 from avatar.model.text_encoder import TextWeights

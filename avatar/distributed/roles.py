@@ -11,19 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from avatar.distributed import coordinator
 from avatar.distributed.init import RankContext
 from avatar.distributed.loading import load_share
 from avatar.distributed.p2p import Go, Load, MessageChannel
-from avatar.distributed.process_groups import Group, join
+from avatar.distributed.process_groups import Group, join, pieces_of
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.pipeline.checkpoint_choice import find_files
 from avatar.pipeline.device import DTYPES
-from avatar.pipeline.layer_stack import EAGER, CompiledPieces
 from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
 
@@ -83,8 +81,3 @@ def follow(
             assert share is not None
             dtype = DTYPES[preset.memory.weight_dtype]
             coordinator.assist(group, share, dtype, pieces_of(preset, seat.device), encode)
-
-
-def pieces_of(preset: Preset, device: torch.device) -> CompiledPieces:
-    """A rank's code between attentions; the self-test's toy model needs no graphs."""
-    return EAGER if preset.requires.weights == "tiny" else CompiledPieces.on(device)

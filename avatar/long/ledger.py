@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from avatar import locks
 from avatar.errors import BadInput
 from avatar.events import Finished
@@ -53,7 +51,7 @@ class Ledger:
     chained: each part begins from what the one before it left; else they may be made in any order.
     """
 
-    def __init__(self, folder: Path, plan: dict[str, Any], lock: FileLock) -> None:
+    def __init__(self, folder: Path, plan: dict[str, Any], lock: locks.FileLock) -> None:
         self.folder = folder
         self.spans = [Span(**span) for span in plan["spans"]]
         self.chained = bool(plan["chained"])
@@ -256,7 +254,7 @@ def open_ledger(
         raise atomic.disk_error(error) from error
 
 
-def _take(folder: Path) -> FileLock:
+def _take(folder: Path) -> locks.FileLock:
     """The folder's lock, held until it is released. Raises: BadInput when another process holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

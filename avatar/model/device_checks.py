@@ -1,19 +1,13 @@
 """What a device can do is tried, not assumed: each fast path once, before the slow one that stands in for it.
 
 A process that finds a path missing goes on without it, and whoever watches its run is told what that costs.
-`python -m avatar.model.device_checks` tries everything on every GPU, and prints it as JSON: doctor's table.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
-import json
 import logging
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,22 +30,19 @@ TOLERANCE = 2e-2  # of bf16 attention against float32
 _missing: dict[str, str] = {}  # by code, the reason
 
 
-@dataclass(frozen=True)
-class Check:
-    """What came of one trial. ok: None where this device is not asked for it. reason: of a failure.
-
-    text: what it costs to do without.
-    """
-
-    code: str
-    ok: bool | None
-    reason: str
-    text: str
-
-
 def missing() -> list[tuple[str, str]]:
     """Code and text of every fast path that this process has found missing so far."""
     return [(code, TEXTS[code]) for code in TEXTS if code in _missing]
+
+
+def reason_missing(code: str) -> str:
+    """Why a fast path is missing, "" where it is not known to be."""
+    return _missing.get(code, "")
+
+
+def forget() -> None:
+    """As if nothing had been tried: for another device."""
+    _missing.clear()
 
 
 def found_missing(code: str, error: BaseException) -> None:
@@ -150,41 +141,3 @@ def _try_segments(device: torch.device) -> None:
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise RuntimeError(otherwise)
-
-
-def check_device(device: torch.device) -> list[Check]:
-    """Everything, tried on a CUDA device, as the engine would: doctor's table."""
-    from avatar.model.quantize import FLOAT8_CAPABILITY, product_on
-
-    has_fp8 = torch.cuda.get_device_capability(device) >= FLOAT8_CAPABILITY
-    found: dict[str, bool | None] = {
-        "segments": grows_segments(device),
-        "compile": compiles(device),
-        "cudnn": has_cudnn_attention(device),
-        "fp8": product_on(device) == "scaled" if has_fp8 else None,
-        "pinned": pins(device),
-    }
-    return [Check(code, found[code], _missing.get(code, ""), TEXTS[code]) for code in TEXTS]
-
-
-def check_all() -> list[dict[str, Any]]:
-    """Every CUDA device that this process sees."""
-    if not torch.cuda.is_available():
-        return []
-    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    tables = []
-    for device in devices:
-        _missing.clear()
-        checks = [asdict(check) for check in check_device(device)]
-        tables.append({"name": torch.cuda.get_device_name(device), "checks": checks})
-    return tables
-
-
-def main() -> None:
-    """Print the tables."""
-    sys.stdout.write(json.dumps(check_all()) + "\n")
-
-
-if __name__ == "__main__":
-    # What others record, they record in the module of this name, which __main__ is not.
-    importlib.import_module("avatar.model.device_checks").main()

@@ -23,8 +23,10 @@ from avatar.errors import AvatarError, BadInput, Cancelled
 from avatar.runtime.child_process import Child
 from avatar.runtime.protocol import Link
 
-if sys.platform != "win32":  # which bounds no process: there the parent's patience is the one limit
+try:
     import resource
+except ImportError:  # Windows bounds no process: there the parent's patience is the one limit
+    resource = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +235,7 @@ def serve(link: Link, memory_bytes: int) -> None:
 
 
 def _bound_memory(num_bytes: int) -> None:
-    if sys.platform == "win32":
+    if resource is None:
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, num_bytes))
@@ -243,7 +245,7 @@ def _bound_memory(num_bytes: int) -> None:
 
 def _bound_time(cpu_s: float) -> None:
     """From now on."""
-    if sys.platform == "win32":
+    if resource is None:
         return
     used = resource.getrusage(resource.RUSAGE_SELF)
     most = math.ceil(used.ru_utime + used.ru_stime + cpu_s)

@@ -34,7 +34,7 @@ from avatar.runtime.factory import open_engine
 log = logging.getLogger(__name__)
 
 SELF_TEST_S = 1.0  # of speech
-CHECKER = [sys.executable, "-m", "avatar.model.device_checks"]
+CHECKER = [sys.executable, "-m", "avatar.model.device_table"]
 CHECKER_S = 180.0  # it may take so long; on a quick machine 15 s
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 

@@ -23,8 +23,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock
-
 from avatar import locks
 from avatar.errors import AvatarError, BadInput
 from avatar.media.beside import thumbnail_path, written_report, written_thumbnail
@@ -70,7 +68,7 @@ class Gallery:
         self.max_age_s = max_age_s
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._held: dict[str, FileLock] = {}  # locks of our drafts, by id
+        self._held: dict[str, locks.FileLock] = {}  # locks of our drafts, by id
         self._left: list[Path] = []  # drafts of ended processes
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -77,7 +77,7 @@ def test_plan_takes_the_settings_flags(machine, capsys):
 
 
 @pytest.mark.parametrize(
-    ("preset", "size"), [("cpu-preview", (704, 704)), ("80gb", (512, 512)), ("12gb", (384, 384))]
+    ("preset", "size"), [("cpu-preview", (704, 704)), ("80gb", (512, 512)), ("8gb", (256, 256))]
 )
 def test_plan_tells_the_size_of_a_portraits_video(machine, capsys, preset, size):
     flags = ["plan", "--preset", preset, "--gpus", "1", "--vram", "80", "--image", str(ASTRONAUT)]

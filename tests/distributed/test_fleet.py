@@ -19,7 +19,7 @@ from avatar.runtime.local_ranks import Fleet, Limits
 from avatar.runtime.protocol import Made, Pulse
 from avatar.runtime.supervisor import MAX_UNREAD
 
-LIMITS = Limits(silence_s=0.5, start_s=1.0, stall_s=60.0)
+LIMITS = Limits(silence_s=0.5, start_s=1.0, stall_s=60.0, first_factor=1.0)
 PATIENCE_S = 30.0
 
 

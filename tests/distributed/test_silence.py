@@ -6,12 +6,12 @@ import time
 
 import pytest
 import torch
-from avatar.distributed.fleet import Fleet, Limits
-from avatar.distributed.reports import Made, Pulse
 
 from avatar.distributed.rank_meter import NUM_STEPS, RankMeter
 from avatar.errors import WorkerLost
 from avatar.preset import load_preset
+from avatar.runtime.local_ranks import Fleet, Limits
+from avatar.runtime.protocol import Made, Pulse
 
 LIMITS = Limits(silence_s=30.0, start_s=600.0, stall_s=120.0)
 
@@ -38,7 +38,7 @@ def lost_after(step_s: float | None, silent_s: float, *, making: bool = False) -
     if making:  # it beats, and nothing moves
         fleet._heard[0] = now
     try:
-        fleet._check(now)
+        fleet._check(now, 0.0)
     except WorkerLost as error:
         return error.message
     return ""
