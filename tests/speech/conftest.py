@@ -50,10 +50,10 @@ def kokoro_hub(
     """A hub that has it, and an empty cache."""
     with hub_server.serve(hub_server.Hub({REPO: kokoro_files})) as hub:
         cache = tmp_path / "cache"
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-        monkeypatch.setattr("huggingface_hub.file_download.constants.ENDPOINT", hub.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-        monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(cache))
         yield hub
 
 
