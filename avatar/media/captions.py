@@ -13,11 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from avatar.errors import BadInput
 from avatar.media import atomic
-from avatar.media.beside import MADE_BY
+from avatar.media.beside import NOTE, captions_paths
 from avatar.request import Caption
 
-SRT, VTT = ".srt", ".vtt"
-NOTE = f"NOTE Made by {MADE_BY}"  # in a VTT file
 _LINE, _LINE_DENSE, _LINES = 42, 18, 2  # letters in a line, and lines at once, as subtitles have them
 _DENSE_FROM = "\u2e80"  # from here on letters are twice as wide
 _LEAST_S = 0.04
@@ -63,7 +61,8 @@ def _words(text: str) -> list[str]:
     """Words with the space before them; a dense script's letters each, its marks with the letter before."""
     out: list[str] = []
     for char in text:
-        starts = char.isspace() or (char >= _DENSE_FROM and char.isalnum())
+        counted = bool(out) and out[-1][-1].isdigit()  # "5日" stays together
+        starts = char.isspace() or (char >= _DENSE_FROM and char.isalnum() and not counted)
         joins = out and not starts and not (out[-1][-1] >= _DENSE_FROM and char.isalnum())
         if joins:
             out[-1] += char
@@ -98,8 +97,9 @@ def vtt(captions: Sequence[Caption]) -> str:
 def write(video: Path, captions: Sequence[Caption], end_s: float) -> None:
     """Put SRT and VTT beside a video. end_s: its length. Raises: OSError."""
     shown = readable(captions, end_s)
-    atomic.write(video.with_suffix(SRT), srt(shown).encode())
-    atomic.write(video.with_suffix(VTT), vtt(shown).encode())
+    srt_path, vtt_path = captions_paths(video)
+    atomic.write(vtt_path, vtt(shown).encode())  # first: it tells whose the other is
+    atomic.write(srt_path, srt(shown).encode())
 
 
 def _clock(seconds: float, point: str) -> str:
@@ -153,8 +153,17 @@ def _layer(text: str, width: int, height: int, font_path: str) -> np.ndarray:
     picture = Image.new("RGBA", (width, min(height, round(px * (1.3 * len(lines) + 1)))))
     draw = ImageDraw.Draw(picture)
     place = (width / 2, picture.height - px * 0.7)
-    options = {"anchor": "md", "align": "center", "stroke_width": edge, "stroke_fill": (0, 0, 0, 230)}
-    draw.multiline_text(place, text, (255, 255, 255, 255), font, spacing=px * 0.2, **options)
+    draw.multiline_text(
+        place,
+        text,
+        (255, 255, 255, 255),
+        font,
+        "md",
+        px * 0.2,
+        "center",
+        stroke_width=edge,
+        stroke_fill=(0, 0, 0, 230),
+    )
     return np.asarray(picture)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import wave
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from avatar.errors import BadInput
-from avatar.media.files import minutes
+from avatar.media.files import check_file, display_name, minutes
 from avatar.media.limits import InputLimits
 from avatar.request import Caption
 from avatar.settings import Speaking
@@ -27,6 +28,7 @@ _FASTEST_CHARS_PER_S = 40.0  # no voice says more: a text that is longer than th
 _LEAD_S, _TAIL_S, _PARAGRAPH_S = 0.1, 0.35, 0.4  # silence before, after a sentence; more after a paragraph
 _SILENCE = 0.01  # of the loudest sample
 _LONGEST_TITLE = 32
+_MOST_BYTES = 8 * 2**20  # of a text file: a day of speech
 
 
 @dataclass(frozen=True)
@@ -146,3 +148,17 @@ def load_spoken(path: Path, script: Script) -> tuple[Caption, ...] | None:
         return None
     same = ("text", "voice", "speed")
     return said if all(data.get(key) == wanted[key] for key in same) else None
+
+
+def read_text(path: Path) -> str:
+    """A text file's content; of "-" standard input's. Raises: BadInput."""
+    if str(path) == "-":
+        return sys.stdin.read(_MOST_BYTES)
+    name = display_name(path)
+    check_file(path, name, _MOST_BYTES, "text")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{name} is not in UTF-8.", "Save it as UTF-8 text.") from error
+    except OSError as error:
+        raise BadInput(f"{name} cannot be read ({error.strerror}).", "Choose another file.") from error

@@ -140,7 +140,7 @@ class RemoteVoices:
         import av
 
         try:
-            with av.open(io.BytesIO(sound)) as container:
+            with av.open(io.BytesIO(sound), "r") as container:
                 resampler = av.AudioResampler("flt", "mono", self.hz)
                 frames = [
                     *(out for frame in container.decode(audio=0) for out in resampler.resample(frame)),

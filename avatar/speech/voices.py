@@ -37,9 +37,11 @@ class Voice:
 
 
 class SpeechEngine(Protocol):
-    """What speaks. hz: samples a second of all that it says."""
+    """What speaks."""
 
-    hz: int
+    @property
+    def hz(self) -> int:
+        """Samples a second of all that it says."""
 
     def voices(self) -> list[Voice]:
         """The voices that it has, quickly: nothing is loaded or fetched."""
