@@ -26,7 +26,7 @@ from avatar.planning.ladder import rungs
 from avatar.planning.plan import Plan
 from avatar.planning.planner import plan
 from avatar.preset import Preset
-from avatar.request import Request
+from avatar.request import Caption, Request
 from avatar.runtime.bounded_reader import Readings
 from avatar.runtime.gallery import HALF, Gallery, GalleryEntry, owner_hash, video_name
 from avatar.runtime.gallery_entry import remove
@@ -34,6 +34,7 @@ from avatar.settings import FORM, SETTINGS, refusal, refuse_settings
 from avatar.ui.examples import Examples
 from avatar.ui.job_queue import JobQueue, QueuedRun, about_request
 from avatar.ui.live import Segments
+from avatar.ui.speakers import Speakers
 from avatar.ui.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class AppState:
     uploads: Uploads | None = None
 
     def __post_init__(self) -> None:
+        self.speakers: Speakers | None = None if self.uploads is None else Speakers(self.uploads, self.limits)
         self.segments = Segments(self.scratch / "live")
         self._closed = threading.Event()
         self._probing = threading.Lock()
@@ -85,17 +87,18 @@ class AppState:
         """The address of a file of a video; only for who may see that video."""
         return f"{self.root}/outputs/{id}/{name}?key={self.gallery.key(id, name)}"
 
-    def handed_out(self, entry: GalleryEntry) -> Path:
-        """The video under a second name, which Gradio may serve; it goes with the video."""
+    def handed_out(self, entry: GalleryEntry, beside: Path | None = None) -> Path:
+        """The video, or a file beside it, under a second name, which Gradio may serve; it goes with both."""
         folder = self.scratch / UPLOADS / self.gallery.key(entry.id, "handed out")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        name = folder / entry.video.name
+        source = beside or entry.video
+        name = folder / source.name
         name.unlink(missing_ok=True)
         try:
-            os.link(entry.video, name)
+            os.link(source, name)
         except OSError:  # another disk, or one without second names
             try:
-                shutil.copyfile(entry.video, name)
+                shutil.copyfile(source, name)
             except OSError as error:
                 raise AvatarError(
                     f"The video is kept, but it cannot be shown here ({error.strerror}).",
@@ -189,6 +192,8 @@ class AppState:
         speech_name: str | None = None,
         owner: str = "",
         visitor: str = "",
+        captions: tuple[Caption, ...] = (),
+        burn_captions: bool = False,
     ) -> QueuedRun:
         """Check everything that can be checked, and put the request in line. Raises: AvatarError."""
         self.desk.check_room(visitor)
@@ -211,6 +216,8 @@ class AppState:
                 speech_name=speech_name,
                 tokenizer=None if preset.name == self.attached else self.inventory().checkpoint.tokenizer,
                 reader=self.reader(visitor),
+                captions=captions,
+                burn_captions=burn_captions,
             )
             settings, kept_owner = used_settings(name, request), owner_hash(owner)
             ledger = None
@@ -262,6 +269,8 @@ class AppState:
 
     def warm(self) -> None:
         """Open the engine for the preset that the page begins with: the first run will not wait for it."""
+        if self.speakers is not None:
+            self.speakers.warm()
         try:
             self.desk.warm(self.resolved(self.preset_name))
         except AvatarError as error:  # told on the page as well, by the preset's card

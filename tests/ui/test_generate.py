@@ -27,6 +27,9 @@ from avatar.ui.components import PageComponents
 from avatar.ui.examples import Examples
 from avatar.ui.job_queue import JobQueue, LineFull
 from avatar.ui.run import Generate, PageRuns
+from avatar.ui.speakers import Speakers
+from avatar.ui.typing_panel import TypingPanel
+from avatar.ui.uploads import Uploads
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 PORTRAIT = ASSETS / "portraits" / "astronaut.jpg"
@@ -46,16 +49,23 @@ class Page:
         names = dict.fromkeys(PageComponents.__dataclass_fields__, "")
         parts = SimpleNamespace(**{name: name for name in names} | {"form": {name: name for name in FORM}})
         self.visits = PageRuns(self.studio)
-        self.generate = Generate(parts, self.studio, self.visits)  # type: ignore[arg-type]
+        typing = TypingPanel(parts, self.studio)  # type: ignore[arg-type]
+        self.studio.speakers = Speakers(Uploads(folder / "uploads"), self.studio.limits)
+        self.generate = Generate(parts, self.studio, self.visits, typing)  # type: ignore[arg-type]
 
     def press(
-        self, portrait: Path | None = PORTRAIT, asked: Any = None, visit: str = "v", **form: Any
+        self,
+        portrait: Path | None = PORTRAIT,
+        asked: Any = None,
+        visit: str = "v",
+        typed: tuple[Any, ...] = ("upload", "", "heart", 1.0, "file", None),
+        **form: Any,
     ) -> Iterator:
         request = gr.Request()
         request.kwargs = {"headers": {}}
         request.session_hash = visit
         values = {**flat(self.studio.resolved("auto")), **form}
-        given = [str(portrait) if portrait else None, str(SPEECH), "", "auto", asked, "me"]
+        given = [str(portrait) if portrait else None, str(SPEECH), "", "auto", asked, "me", *typed]
         return self.generate.press(request, *given, *(values[name] for name in FORM))
 
 
