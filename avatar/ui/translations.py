@@ -36,8 +36,8 @@ TEXT: dict[str, tuple[str, str]] = {
     "captions_off": ("None", "无"),
     "captions_file": ("As files", "字幕文件"),
     "captions_burned": ("In the picture", "嵌入画面"),
-    "voice_sample": ("Hear the voice", "试听声音"),
-    "speak": ("Hear the text", "试听全文"),
+    "voice_sample": ("Hear voice", "试听声音"),
+    "speak": ("Hear text", "试听全文"),
     "no_text": ("Type what should be said first.", "请先输入要说的话。"),
     "voices_busy": (
         "Too many texts are being spoken. Please try again in a minute.",

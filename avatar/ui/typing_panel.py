@@ -47,17 +47,15 @@ def tabs() -> dict[str, Any]:
                 max_length=MOST_LETTERS,
                 elem_id="text",
             )
-            with gr.Row():
-                parts["voice"] = gr.Dropdown(
-                    [default.voice], value=default.voice, label=word("voice"), min_width=150, elem_id="voice"
-                )
-                parts["captions"] = gr.Dropdown(
-                    list(get_args(CaptionPlace)),
-                    value=default.captions,
-                    label=word("captions"),
-                    min_width=120,
-                    elem_id="captions",
-                )
+            parts["voice"] = gr.Dropdown(
+                [default.voice], value=default.voice, label=word("voice"), elem_id="voice"
+            )
+            parts["captions"] = gr.Dropdown(
+                list(get_args(CaptionPlace)),
+                value=default.captions,
+                label=word("captions"),
+                elem_id="captions",
+            )
             widget = SPEAKING["speed"].setting.widget
             assert widget is not None, "the table offers it on the page"
             parts["speed"] = gr.Slider(
@@ -153,17 +151,17 @@ class TypingPanel:
             return
         yield from self.speakers.speak(script, visitor_of(request))
 
-    def heard(self, spoken: SpokenText) -> Updates:
-        """The page with a text that has been spoken."""
+    def heard(self, spoken: SpokenText, play: bool = False) -> Updates:
+        """The page with a text that has been spoken. play: at once."""
         return {
-            self.parts.speech: gr.update(value=str(spoken.path), visible=True),
+            self.parts.speech: gr.update(value=str(spoken.path), visible=True, autoplay=play),
             self.parts.spoken: spoken,
         }
 
     def speak(self, request: gr.Request, *given: Any) -> Iterator[Updates]:
         """Speak the text, to be heard in the picker. given: as spoken_text. Raises: AvatarError."""
         for spoken in self.spoken_text(request, *given):
-            yield {self.parts.speech: gr.skip()} if spoken is None else self.heard(spoken)
+            yield {self.parts.speech: gr.skip()} if spoken is None else self.heard(spoken, play=True)
 
     def sample(self, request: gr.Request, voice: Any, speed: Any) -> Iterator[Any]:
         """Let a voice be heard. Raises: AvatarError."""
