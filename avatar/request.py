@@ -51,6 +51,7 @@ class Request:
     head_only: move the head, leave the mouth shut (preview only).
     part: where num_frames are but a stretch of the speech.
     captions: of the whole speech, in order, where its text is known. burn_captions: draw them into the video.
+    spoken: a digest of the text and the way in which it was spoken, "" for a recording.
     """
 
     portrait: Path
@@ -69,6 +70,7 @@ class Request:
     part: Part | None = None
     captions: tuple[Caption, ...] = ()
     burn_captions: bool = False
+    spoken: str = ""
 
     @property
     def seed(self) -> int:

@@ -90,6 +90,7 @@ class Job:
             tokenizer=self.tokenizer,
             speech_name=self.script.title if self.script else None,
             captions=captions,
+            spoken=self.script.digest if self.script else "",
             burn_captions=self.script is not None and self.script.speaking.captions == "burned",
         )
         finished = self._finished(request) if self.resume and not half_made else None

@@ -28,6 +28,7 @@ _PLAIN = (
     "head_only",
     "segment_s",
     "burn_captions",
+    "spoken",
 )
 
 

@@ -50,12 +50,14 @@ def open_request(
     reader: Reader | None = None,
     captions: tuple[Caption, ...] = (),
     burn_captions: bool = False,
+    spoken: str = "",
 ) -> Request:
     """Check everything that a user gave; write portrait.png and speech.wav into work.
 
     portrait_name, speech_name: the user's own file names, where the paths are those of uploads.
     tokenizer: the folder of the checkpoint's, by which prompts are counted; None: the engine counts them.
-    reader: how the files are decoded; by default in this process. captions: of the speech, see Request.
+    reader: how the files are decoded; by default in this process. captions, spoken: of
+    the speech, see Request.
     On refusal nothing is left behind in work, nor work itself if it was made here. Raises: BadInput.
     """
     portrait, speech, output, work = Path(portrait), Path(speech), Path(output), Path(work)
@@ -111,6 +113,7 @@ def open_request(
         notices=(*picture.notices, *heard.notices, *cut),
         captions=captions,
         burn_captions=burn_captions and bool(captions),
+        spoken=spoken,
     )
 
 

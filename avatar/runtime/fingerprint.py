@@ -29,7 +29,7 @@ def origin(request: Request) -> dict[str, str]:
     burned = [asdict(one) for one in request.captions] if request.burn_captions else []
     return {
         "portrait": file_digest(request.portrait),
-        "speech": file_digest(request.speech),
+        "speech": request.spoken or file_digest(request.speech),  # no voice need say a text twice alike
         "preset": _digest({key: preset[key] for key in _SHAPING}),
         "prompt": _digest(request.prompt),
         "face": _digest([request.face_points, request.head_only]),

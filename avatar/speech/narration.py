@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sys
@@ -37,6 +38,12 @@ class Script:
 
     text: str
     speaking: Speaking = field(default_factory=Speaking)
+
+    @property
+    def digest(self) -> str:
+        """Of the text and the way in which it is spoken."""
+        said = [self.text, self.speaking.voice, self.speaking.speed]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     @property
     def title(self) -> str:
@@ -133,7 +140,7 @@ def trimmed(samples: np.ndarray, hz: int) -> np.ndarray:
 
 def save_spoken(path: Path, script: Script, captions: tuple[Caption, ...]) -> None:
     """Keep of what a sound file was spoken, and when. Raises: OSError."""
-    data = {"text": script.text, **asdict(script.speaking), "said": [asdict(one) for one in captions]}
+    data = {"script": script.digest, "said": [asdict(one) for one in captions]}
     path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
 
 
@@ -141,13 +148,11 @@ def load_spoken(path: Path, script: Script) -> tuple[Caption, ...] | None:
     """What save_spoken kept, if it was of the same script spoken in the same way; else None."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        said = tuple(Caption(**one) for one in data.pop("said"))
-        wanted = {"text": script.text, **asdict(script.speaking)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        said, kept = tuple(Caption(**one) for one in data["said"]), data["script"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         log.info("no speech that was spoken before: %s", type(error).__name__)
         return None
-    same = ("text", "voice", "speed")
-    return said if all(data.get(key) == wanted[key] for key in same) else None
+    return said if kept == script.digest else None
 
 
 def read_text(path: Path) -> str:

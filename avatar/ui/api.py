@@ -117,6 +117,7 @@ class Endpoints:
             visitor=visitor,
             speech_name=said.script.title if said else None,
             captions=said.shown if said else (),
+            spoken=said.script.digest if said else "",
             burn_captions=said is not None and said.script.speaking.captions == "burned",
         )
         try:

@@ -87,18 +87,17 @@ class AppState:
         """The address of a file of a video; only for who may see that video."""
         return f"{self.root}/outputs/{id}/{name}?key={self.gallery.key(id, name)}"
 
-    def handed_out(self, entry: GalleryEntry, beside: Path | None = None) -> Path:
-        """The video, or a file beside it, under a second name, which Gradio may serve; it goes with both."""
+    def handed_out(self, entry: GalleryEntry) -> Path:
+        """The video under a second name, which Gradio may serve; it goes with the video."""
         folder = self.scratch / UPLOADS / self.gallery.key(entry.id, "handed out")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        source = beside or entry.video
-        name = folder / source.name
+        name = folder / entry.video.name
         name.unlink(missing_ok=True)
         try:
-            os.link(source, name)
+            os.link(entry.video, name)
         except OSError:  # another disk, or one without second names
             try:
-                shutil.copyfile(source, name)
+                shutil.copyfile(entry.video, name)
             except OSError as error:
                 raise AvatarError(
                     f"The video is kept, but it cannot be shown here ({error.strerror}).",
@@ -194,6 +193,7 @@ class AppState:
         visitor: str = "",
         captions: tuple[Caption, ...] = (),
         burn_captions: bool = False,
+        spoken: str = "",
     ) -> QueuedRun:
         """Check everything that can be checked, and put the request in line. Raises: AvatarError."""
         self.desk.check_room(visitor)
@@ -218,6 +218,7 @@ class AppState:
                 reader=self.reader(visitor),
                 captions=captions,
                 burn_captions=burn_captions,
+                spoken=spoken,
             )
             settings, kept_owner = used_settings(name, request), owner_hash(owner)
             ledger = None

@@ -127,6 +127,7 @@ class Generate:
             visitor=visitor,
             speech_name=said.script.title if said else None,
             captions=said.shown if said else (),
+            spoken=said.script.digest if said else "",
             burn_captions=said is not None and said.script.speaking.captions == "burned",
         )
         yield from self._show(run, request, owner)
@@ -236,18 +237,11 @@ class Generate:
         return over | {
             p.status: render_status(done, language),
             p.badge: render_badge(done.label, language),
-            p.final: gr.update(value=video, subtitles=self._subtitles(kept)),
+            p.final: gr.update(value=video),
             p.download: gr.update(value=video),
             p.result: gr.update(visible=True),
             p.shelf: self.shelf(owner, language),
         }
-
-    def _subtitles(self, kept: KeptVideo) -> str | None:
-        """The captions for the player; None without any."""
-        captions = kept.entry.captions
-        if captions is None:
-            return None
-        return str(self.studio.handed_out(kept.entry, captions))
 
     def shelf(self, owner: str, language: Language) -> str:
         """The gallery as this page may see it."""

@@ -54,9 +54,7 @@ class SpokenText:
 
     def is_of(self, script: Script) -> bool:
         """Whether it says a script in the same voice, and is still there."""
-        ours, theirs = self.script, script
-        same = (ours.text, ours.speaking.voice, ours.speaking.speed)
-        return same == (theirs.text, theirs.speaking.voice, theirs.speaking.speed) and self.path.is_file()
+        return self.script.digest == script.digest and self.path.is_file()
 
     @property
     def shown(self) -> tuple[Caption, ...]:
