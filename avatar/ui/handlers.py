@@ -27,7 +27,7 @@ from avatar.ui.panels.machine import render_gauges, render_machine, render_plan
 from avatar.ui.panels.status import Status, render_notices, render_status
 from avatar.ui.payloads import kept, mapping, pressed, words
 from avatar.ui.run import STATUS_EVERY_S, Generate, PageRuns, Updates
-from avatar.ui.typing_panel import UPLOAD, TypingPanel
+from avatar.ui.typing_panel import UPLOAD
 
 TICK_S = 1.0
 PLAYED_BY_BROWSERS = (
@@ -129,8 +129,8 @@ class PageCallbacks:
         self.parts = parts
         self.studio = studio
         self.visits = visits
-        self.typing = TypingPanel(parts, studio)
-        self.generate = Generate(parts, studio, visits, self.typing)
+        self.generate = Generate(parts, studio, visits)
+        self.typing = self.generate.typing
 
     def opened(self, request: gr.Request, saved: Mapping[str, Any] | None) -> Updates:
         """Everything that depends on the machine, the language, or what this browser kept."""

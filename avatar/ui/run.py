@@ -65,11 +65,9 @@ class PageRuns:
 class Generate:
     """The handler of Generate."""
 
-    def __init__(
-        self, parts: PageComponents, studio: AppState, visits: PageRuns, typing: TypingPanel
-    ) -> None:
+    def __init__(self, parts: PageComponents, studio: AppState, visits: PageRuns) -> None:
         self.parts = parts
-        self.typing = typing
+        self.typing = TypingPanel(parts, studio)
         self.studio = studio
         self.visits = visits
 
