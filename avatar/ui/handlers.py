@@ -70,7 +70,7 @@ def wire(demo: gr.Blocks, parts: PageComponents, studio: AppState) -> None:
     for source, tab in p.tab.items():
         tab.select(reports_errors(typing.chosen(source)), [p.speech], [p.source, p.speech, p.video], **direct)
     p.speak.click(
-        reports_errors(typing.speak),
+        reports_errors(typing.hear),
         typing.inputs[1:],
         [p.speech, p.spoken],
         **{**queued, "show_progress": "minimal", "show_progress_on": [p.speak]},

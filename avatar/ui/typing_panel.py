@@ -158,7 +158,7 @@ class TypingPanel:
             self.parts.spoken: spoken,
         }
 
-    def speak(self, request: gr.Request, *given: Any) -> Iterator[Updates]:
+    def hear(self, request: gr.Request, *given: Any) -> Iterator[Updates]:
         """Speak the text, to be heard in the picker. given: as spoken_text. Raises: AvatarError."""
         for spoken in self.spoken_text(request, *given):
             yield {self.parts.speech: gr.skip()} if spoken is None else self.heard(spoken, play=True)

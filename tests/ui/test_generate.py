@@ -313,7 +313,7 @@ def test_a_text_that_was_heard_is_not_spoken_again(page, monkeypatch):
     p = page()
     request = gr.Request()
     request.kwargs = {"headers": {}}
-    heard = list(p.generate.typing.speak(request, *typed("Hello there.")[1:]))
+    heard = list(p.generate.typing.hear(request, *typed("Hello there.")[1:]))
     spoken = heard[-1]["spoken"]
     monkeypatch.setattr(p.studio.speakers, "speak", lambda *_: pytest.fail("it was spoken again"))
     list(p.press(typed=typed("Hello there.", spoken, captions="off")))
