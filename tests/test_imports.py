@@ -34,8 +34,9 @@ FLOORS = [
     {"runtime", "model"},  # who supervises, and what computes: neither knows the other
     {"preview", "pipeline"},
     {"distributed"},
-    {"long", "bench"},
+    {"long", "bench", "measures", "compose"},
     {"batch"},
+    {"compare"},
     {"commands", "ui"},
     {"cli", "app", "__main__"},
     {"training", "benchmarks"},  # nothing imports these
@@ -51,7 +52,8 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
     "transformers": ("model", "pipeline", "bench"),
     "diffusers": ("model", "pipeline", "bench"),
     "onnxruntime": ("preview", "training"),
-    "cv2": ("preview",),
+    "cv2": ("preview", "measures"),
+    "moviepy": ("compose",),
     "gradio": ("ui",),
     "pynvml": ("planning.nvml",),
     "rich": ("commands",),
@@ -261,7 +263,7 @@ def test_the_page_never_loads_torch():
 
 
 def test_the_control_plane_never_loads_torch():
-    import_quietly(["avatar.cli", *modules_of(*CONTROL, "commands", "long", "batch")], banned=HEAVY)
+    import_quietly(["avatar.cli", *modules_of(*CONTROL, "commands", "long", "batch", "compare", "compose")], banned=HEAVY)
 
 
 def test_a_helping_rank_loads_no_side_models_library():

@@ -80,9 +80,7 @@ def _medians(values: np.ndarray, windows: list[np.ndarray]) -> np.ndarray:
     return np.array([np.median(values[frames]) for frames in windows])
 
 
-def _drift(
-    minutes: np.ndarray, values: np.ndarray, least: float, along: np.ndarray | None = None
-) -> Drift:
+def _drift(minutes: np.ndarray, values: np.ndarray, least: float, along: np.ndarray | None = None) -> Drift:
     """The trend of values over time. along: (n, d), the trend is judged by these instead, all together."""
     mean = float(values.mean())
     if len(values) < SHORTEST_S / WINDOW_S:

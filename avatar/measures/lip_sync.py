@@ -14,7 +14,7 @@ import numpy as np
 
 from avatar.geometry import SPEECH_HZ
 from avatar.measures.track import FaceTrack
-from avatar.preview.articulation import VISUAL_LEAD_S, spoken_curves
+from avatar.preview.articulation import VISUAL_LEAD_S, loudness_db, spoken_curves
 from avatar.preview.passages import PassageLevel
 from avatar.preview.visemes import FRAME_HZ, VISEMES, Listen, VisemeNetwork
 
@@ -32,7 +32,7 @@ _FAR_S = 0.15  # a peak further away than this competes with the best one
 _CLOSED_GAP = 0.016  # between the inner lips, in face heights; shut lips are seen 0.002 to 0.008 apart
 _CLOSURE, _CLOSURE_FRAMES = 0.5, 3  # a p, b or m: so likely, for so many frames of sound
 _CLOSURE_SLACK_S = 0.06  # within which the lips must meet
-_SPEAKING = 0.6  # of silence's probability, below which there is speech
+_SPEAKING, _AUDIBLE_DB = 0.6, -30.0  # silence is less likely than this, and the sound this loud at least
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,20 @@ def hear(listen: Listen, num_samples: int, told: Callable[[], None] = lambda: No
     """Listen to a whole speech, in blocks. num_samples: its length at SPEECH_HZ."""
     network, level = VisemeNetwork.load(), PassageLevel(listen, num_samples)
     num_frames = num_samples * FRAME_HZ // SPEECH_HZ
-    openings, closed, silent = [], [], []
+    openings, closed, speaking = [], [], []
     for start in range(0, num_frames, _BLOCK):
         stop = min(start + _BLOCK, num_frames)
         articulation, _, _ = spoken_curves(network, listen, start, stop, level)
         visemes = network.probabilities(listen, start, stop, level)
         openings.append(articulation[:, 0])
         closed.append(visemes[:, VISEMES.index("PP")])
-        silent.append(visemes[:, VISEMES.index("sil")])
+        loud = loudness_db(listen, start, stop, level) > _AUDIBLE_DB
+        speaking.append(loud & (visemes[:, VISEMES.index("sil")] < _SPEAKING))
         told()
     if not openings:
         return Heard(np.zeros(0), np.zeros(0), np.zeros(0, bool))
-    speaking = np.concatenate(silent) < _SPEAKING
-    return Heard(np.concatenate(openings), _middles(np.concatenate(closed) > _CLOSURE), speaking)
+    closures = _middles(np.concatenate(closed) > _CLOSURE)
+    return Heard(np.concatenate(openings), closures, np.concatenate(speaking))
 
 
 def lip_sync(track: FaceTrack, heard: Heard) -> LipSync:

@@ -24,6 +24,7 @@ BLINKS_FROM_S = 20.0  # below which a rate of blinks is not judged
 _OPEN_S = 3.0  # over which an eye's usual openness is taken
 _SHUT_SHARE = 0.55  # of it, below which an eye is shut
 _LONGEST_BLINK_S = 0.6  # longer, the eyes are closed on purpose
+_SMOOTH = np.array([1, 4, 6, 4, 1]) / 16
 _LOW, _HIGH = 5, 95  # percentiles between which a range is taken
 
 
@@ -162,7 +163,9 @@ def _between_halves(track: FaceTrack, start: int, stop: int) -> float:
 
 
 def _span(values: np.ndarray, fps: float) -> Span:
-    """Of a signal with NaN where it is unknown; speeds are taken over two frames, as landmarks tremble."""
+    """Of a signal with NaN where it is unknown; smoothed over five frames, as landmarks tremble."""
+    if len(values) > len(_SMOOTH):
+        values = np.convolve(values, _SMOOTH, "valid")
     known = values[np.isfinite(values)]
     if len(known) < 3:
         return Span(0.0, 0.0)

@@ -52,9 +52,8 @@ def split(points: np.ndarray) -> tuple[Pose, np.ndarray]:
     turn = (left * handed) @ right  # rows of the template times this are the head's
     scale = float((sizes * handed).sum() / ((model - origin) ** 2).sum())
     unturned = (points - centre) @ turn.T / scale + origin
-    # The template looks along −z, y points down.
-    nose = -turn[2]
-    yaw, pitch = np.arctan2(nose[0], -nose[2]), np.arcsin(np.clip(nose[1], -1, 1))
+    # As matrices on columns: roll · yaw · pitch, the head nods first and is tilted last.
+    yaw, pitch = np.arcsin(np.clip(turn[0, 2], -1, 1)), np.arctan2(turn[1, 2], turn[2, 2])
     roll = np.arctan2(turn[0, 1], turn[0, 0])
     degrees = (float(angle) for angle in np.degrees([yaw, pitch, roll]))
     return Pose(*degrees, (float(centre[0]), float(centre[1])), scale), unturned
