@@ -263,7 +263,13 @@ def test_the_page_never_loads_torch():
 
 
 def test_the_control_plane_never_loads_torch():
-    import_quietly(["avatar.cli", *modules_of(*CONTROL, "commands", "long", "batch", "compare", "compose")], banned=HEAVY)
+    import_quietly(["avatar.cli", *modules_of(*CONTROL, "commands", "long", "batch")], banned=HEAVY)
+
+
+def test_comparing_and_composing_never_load_torch():
+    modules = modules_of("measures", "compare", "compose")
+    assert len(modules) > 12
+    import_quietly(modules, libraries=("cv2",), banned=(*HEAVY, "moviepy"))
 
 
 def test_a_helping_rank_loads_no_side_models_library():

@@ -21,13 +21,21 @@ from avatar.commands.output import console, write_json
 from avatar.commands.settings import add_checkpoint, add_preset
 from avatar.commands.signals import Stop, stopped_by_signals
 from avatar.compare.cells import read_vary
-from avatar.compare.look import look
 from avatar.compare.page import html
-from avatar.compare.result import FAILED, PAGE, SIDE_BY_SIDE, STOPPED, TABLE, WAITING, Comparison, open_folder, write  # fmt: skip
+from avatar.compare.result import (
+    FAILED,
+    PAGE,
+    SIDE_BY_SIDE,
+    STOPPED,
+    TABLE,
+    WAITING,
+    Comparison,
+    open_folder,
+    write,
+)
 from avatar.compare.runs import Runs, wishes_of
 from avatar.compare.table import grid, markdown, remarks
 from avatar.compare.timed import TimedRuns
-from avatar.compare.videos import add_videos, check_videos
 from avatar.compose.side_by_side import MOST_VIDEOS, side_by_side
 from avatar.errors import BadInput
 from avatar.events import Event, Progress
@@ -59,20 +67,30 @@ def add(commands: Any) -> None:
         metavar="NAME=A,B",
         help="make videos that differ in a setting, or in preset; several: each with each",
     )
-    parser.add_argument("--image", type=Path, metavar="FILE", help="the portrait, which faces are compared with")
+    parser.add_argument(
+        "--image", type=Path, metavar="FILE", help="the portrait, which faces are compared with"
+    )
     parser.add_argument("--audio", type=Path, metavar="FILE", help="the speech of the videos to make")
     parser.add_argument("--points", type=Path, metavar="FILE.json", help="face points of a drawn portrait")
-    parser.add_argument("--label", action="append", default=[], metavar="TEXT", help="of each video, in order")
+    parser.add_argument(
+        "--label", action="append", default=[], metavar="TEXT", help="of each video, in order"
+    )
     parser.add_argument(
         "--clip_frames", type=int, metavar="N", help="clips of so many frames, where no report tells"
     )
     parser.add_argument("--no_side_by_side", action="store_true", help=f"do not make {SIDE_BY_SIDE}")
-    parser.add_argument("--font", type=Path, metavar="FILE", help="for labels that Latin letters do not spell")
+    parser.add_argument(
+        "--font", type=Path, metavar="FILE", help="for labels that Latin letters do not spell"
+    )
     parser.add_argument(
         "--random_weights", action="store_true", help="time each with random weights: no checkpoint, no video"
     )
     parser.add_argument(
-        "--blocks", type=int, default=BLOCKS, metavar="N", help=f"of each timed run, 12 frames each ({BLOCKS})"
+        "--blocks",
+        type=int,
+        default=BLOCKS,
+        metavar="N",
+        help=f"of each timed run, 12 frames each ({BLOCKS})",
     )
     parser.add_argument("--json", action="store_true", help="print compare.json on standard output")
     add_checkpoint(parser)
@@ -86,11 +104,12 @@ def run(args: argparse.Namespace) -> int:
     _check(args, settings)
     cells = read_vary(args.vary) if args.vary else []
     if args.videos:
+        from avatar.compare.videos import add_videos, check_videos  # OpenCV, for those who need it
+
         check_videos(args.videos, args.label)
     before = open_folder(args.output)
-    comparison = Comparison(
-        args.output, [], *(None if path is None else path.name for path in (args.image, args.audio))
-    )
+    portrait, speech = (None if path is None else path.name for path in (args.image, args.audio))
+    comparison = Comparison(args.output, [], portrait, speech)
     stop = Stop()
     with Scratch() as work:
         if args.videos:
@@ -118,13 +137,16 @@ def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     if args.videos and (args.vary or args.audio or args.random_weights or settings or args.points):
         raise BadInput("Finished videos are compared as they are.", "Leave out what would make others.")
     if not args.videos and not args.vary:
-        raise BadInput("There is nothing to compare.", "Give videos, or --vary NAME=A,B with --image and --audio.")  # fmt: skip
+        remedy = "Give videos, or --vary NAME=A,B with --image and --audio."
+        raise BadInput("There is nothing to compare.", remedy)
     if args.vary and args.label:
         raise BadInput("Videos that are made are labelled by what differs.", "Leave out --label.")
     if args.clip_frames is not None and args.clip_frames < 2:
         raise BadInput(f"--clip_frames is {args.clip_frames}.", "Take 2 or more.")
     if args.random_weights and (args.image or args.audio or args.points or args.ckpt_dir):
-        raise BadInput("With --random_weights no files are used.", "Leave out image, audio, points and weights.")
+        raise BadInput(
+            "With --random_weights no files are used.", "Leave out image, audio, points and weights."
+        )
     if args.vary and not args.random_weights and not (args.image and args.audio):
         raise BadInput("Videos are made from a portrait and speech.", "Give --image and --audio.")
     if args.image:
@@ -185,6 +207,8 @@ def _time(
 
 
 def _measure(args: argparse.Namespace, comparison: Comparison, before: dict[str, Any]) -> None:
+    from avatar.compare.look import look  # OpenCV and the face models
+
     with _bar() as bar:
         for row in comparison.rows:
             if row.file is None:

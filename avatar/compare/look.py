@@ -32,7 +32,7 @@ def look(
     clip_frames: int | None,
     told: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Fill in a row's measures; before: the row of an earlier run, whose measures are taken if they still hold.
+    """Fill in a row's measures; before: the row of an earlier run, whose measures may still hold.
 
     Raises: BadInput for a file that is no video.
     """
@@ -56,7 +56,7 @@ def look(
 
 
 def borders_of(video: Path, clip_frames: int | None) -> list[int]:
-    """First frames of a video's clips: as its report tells, else every clip_frames; none where neither tells."""
+    """First frames of a video's clips, as its report tells, else every clip_frames; none if neither does."""
     try:
         report = read_report(written_report(video))
     except BadInput:

@@ -98,7 +98,7 @@ def html(comparison: Comparison) -> str:
     ]
     strips = [
         f'<figure><img src="{quote(row.seam)}" alt="">'
-        f"<figcaption>{escape(row.label)}: frames around its worst border, at the red line</figcaption></figure>"
+        f"<figcaption>{escape(row.label)}: around its worst border, the red line</figcaption></figure>"
         for row in comparison.rows
         if row.seam
     ]

@@ -23,9 +23,9 @@ DONE, OOM, FAILED, STOPPED, WAITING = "done", "out_of_memory", "failed", "stoppe
 class Row:
     """One video of a comparison, or one that could not be made.
 
-    name: unique; label: for people. settings: what was varied. file: the video, from the folder. run: columns of
-    its report (runtime.columns.row); measures: Measures.as_dict; either None where there is none. made_from,
-    measured_from: what these depend on, so that they are not made again.
+    name: unique; label: for people. settings: what was varied. file: the video, from the folder. run:
+    columns of its report (runtime.columns.row); measures: Measures.as_dict; either None where there is none.
+    seam: the strip's file. made_from, measured_from: what these depend on, so that they are not made again.
     """
 
     name: str
@@ -106,4 +106,5 @@ def told_of(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise AvatarError(f"{name} cannot be written ({reason}).", "Free disk space, then run it again.") from error  # fmt: skip
+        remedy = "Free disk space, then run it again."
+        raise AvatarError(f"{name} cannot be written ({reason}).", remedy) from error

@@ -117,7 +117,7 @@ MEASURED: Columns = {
     "sharpness": _drift("sharpness", "{:+.2f}"),
 }
 ABOUT = (
-    "Numbers, not beauty: docs/quality.md says how each is measured, how it was tested, and what it cannot see. "
+    "Numbers, not beauty: docs/quality.md says how each is measured and tested, and what it cannot see. "
     "– means that it was not measured or cannot be told."
 )
 

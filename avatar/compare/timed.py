@@ -20,7 +20,9 @@ from avatar.settings import SETTINGS
 log = logging.getLogger(__name__)
 
 _FULL = ("OutOfMemoryError", "out of memory")  # how PyTorch and CUDA say it
-_NOT_MEASURED = "Random weights make noise: memory and speed are the real model's, there is no video to measure."
+_NOT_MEASURED = (
+    "Random weights make noise: memory and speed are the real model's, there is no video to measure."
+)
 
 
 class TimedRuns:
@@ -89,8 +91,10 @@ class TimedRuns:
         row.state = OOM if full else FAILED
         row.error = " ".join(filter(None, (last.get("message"), last.get("remedy"))))
         if not row.error:
-            log.error("bench ended with %d: %s", code, err[-4000:])
-            row.error = "Memory ran out." if full else f"The bench failed with exit code {code}; the log says why."
+            log.info("bench ended with %d: %s", code, err[-4000:])
+            row.error = (
+                "Memory ran out." if full else f"The bench failed with exit code {code}; --verbose says more."
+            )
 
 
 def bench_command(own: Mapping[str, Any], num_blocks: int) -> list[str]:
@@ -114,7 +118,8 @@ def columns_of(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "preset": figures["settings"]["name"],
         "gpus": [
-            {"index": number, "peak_bytes": peak, "card_peak_bytes": peak} for number, peak in enumerate(peaks)
+            {"index": number, "peak_bytes": peak, "card_peak_bytes": peak}
+            for number, peak in enumerate(peaks)
         ],
         "host_peak_bytes": figures.get("host_peak_bytes"),
         "out_of_memory": False,

@@ -1,4 +1,4 @@
-"""Captions: SubRip and WebVTT files, or a text spread over the speech; each is words from a time to a time."""
+"""Captions: SubRip and WebVTT files, or a text spread over the speech; words from a time to a time."""
 
 from __future__ import annotations
 

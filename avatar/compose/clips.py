@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ImageFont
 
 from avatar.errors import AvatarError, BadInput
+from avatar.geometry import SOUND_HZ
 from avatar.media import atomic
 from avatar.media.beside import MARK, check_free
 from avatar.media.files import check_file, display_name
@@ -34,8 +35,21 @@ _H264 = {
 _VP9 = {
     "codec": "libvpx-vp9",
     "audio_codec": "libopus",
-    "preset": None,
-    "ffmpeg_params": ["-crf", "32", "-b:v", "0", "-deadline", "good", "-cpu-used", "5", "-row-mt", "1"],
+    "preset": "medium",  # VP9 has none: moviepy names one nevertheless, and ffmpeg leaves it
+    "ffmpeg_params": [
+        "-pix_fmt",
+        "yuv420p",
+        "-crf",
+        "32",
+        "-b:v",
+        "0",
+        "-deadline",
+        "good",
+        "-cpu-used",
+        "5",
+        "-row-mt",
+        "1",
+    ],
 }
 GIF_FPS, GIF_PX = 12, 480  # of its longer side
 
@@ -102,7 +116,9 @@ def fitted(clip: Any, width: int, height: int) -> Any:
     scale = min(width / clip.w, height / clip.h)
     small = clip.resized((max(2, round(clip.w * scale)), max(2, round(clip.h * scale))))
     back = ColorClip((width, height), color=(0, 0, 0), duration=clip.duration)
-    return CompositeVideoClip([back, small.with_position("center")], size=(width, height)).with_audio(clip.audio)
+    return CompositeVideoClip([back, small.with_position("center")], size=(width, height)).with_audio(
+        clip.audio
+    )
 
 
 def lettering(text: str, font_px: int, width: int, font: Path | None = None, back: bool = False) -> Any:
@@ -126,7 +142,7 @@ def lettering(text: str, font_px: int, width: int, font: Path | None = None, bac
 
 
 def font_for(text: str, given: Path | None = None) -> str | None:
-    """A font file that has every letter of a text; None: Pillow's own. Raises: BadInput where none is found."""
+    """A font file that has every letter of a text; None: Pillow's own. Raises: BadInput for none."""
     if given is not None:
         check_file(given, display_name(given), _GIB, "font")
         try:
@@ -165,7 +181,9 @@ def _system_fonts(letter: str) -> list[str]:
         return []
     command = [program, "--format", "%{file}\n", f":charset={ord(letter):x}"]
     told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    return sorted(set(told.stdout.splitlines()), key=lambda path: ("Sans" not in path, "Regular" not in path, path))
+    return sorted(
+        set(told.stdout.splitlines()), key=lambda path: ("Sans" not in path, "Regular" not in path, path)
+    )
 
 
 def check_output(path: Path) -> None:
@@ -187,8 +205,16 @@ def save(clip: Any, path: Path, fps: float, work: Path) -> None:
         else:
             options: dict[str, Any] = dict(_VP9 if path.suffix.lower() == ".webm" else _H264)
             options["ffmpeg_params"] = [*options["ffmpeg_params"], "-metadata", f"comment={mark}"]
+            # Named here: moviepy knows no file ending for Opus.
+            sound = str(work / ("sound.ogg" if path.suffix.lower() == ".webm" else "sound.m4a"))
             clip.write_videofile(
-                str(draft), fps=fps, threads=2, logger=None, temp_audiofile_path=str(work), **options
+                str(draft),
+                fps=fps,
+                threads=2,
+                logger=None,
+                audio_fps=SOUND_HZ,
+                temp_audiofile=sound,
+                **options,
             )
     atomic.place(draft, path)
 
@@ -199,5 +225,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
-        log.error("moviepy failed", exc_info=error)
-        raise AvatarError("The video cannot be composed.", "Look at the log with --verbose; is the disk full?") from error  # fmt: skip
+        log.info("moviepy failed", exc_info=error)
+        raise AvatarError(
+            "The video cannot be composed.", "Is the disk full? Else --verbose says more."
+        ) from error

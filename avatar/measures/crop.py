@@ -20,8 +20,8 @@ _ROWS = list(STEADY)
 class Look:
     """How one face crop compares with the reference.
 
-    ssim: structural similarity of the greys, 1 for the same. colour: mean L*, a*, b*. sharpness: energy of the
-    Laplacian over the contrast's, which brightness and contrast leave alone.
+    ssim: structural similarity of the greys, 1 for the same. colour: mean L*, a*, b*. sharpness: energy of
+    the Laplacian over the contrast's, which brightness and contrast leave alone.
     """
 
     ssim: float

@@ -28,10 +28,10 @@ class Drift:
 
 @dataclass(frozen=True)
 class Likeness:
-    """ssim: of the face and the reference, 1 for the same. colour: its distance from the reference's, CIE 1976.
+    """ssim: of the face and the reference, 1 for the same. colour: its distance from the reference, CIE 1976.
 
-    sharpness: over the reference's, 1 for as sharp. against: "portrait", or "first frame" where none was given
-    or it shows no face. None where it cannot be told, and why says so.
+    sharpness: over the reference's, 1 for as sharp. against: "portrait", or "first frame" where none was
+    given or it shows no face. None where it cannot be told, and why says so.
     """
 
     ssim: Drift | None = None

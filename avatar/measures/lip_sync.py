@@ -19,9 +19,9 @@ from avatar.preview.passages import PassageLevel
 from avatar.preview.visemes import FRAME_HZ, VISEMES, Listen, VisemeNetwork
 
 LARGEST_OFFSET_S = 0.5
-# Mouths lead the sound that they shape, by −40 to 200 ms in running speech, mostly by a little: what counts as
-# in time is the preview's lead. Source: Schwartz, Savariaux, "No, there is no 150 ms lead of visual speech on
-# auditory speech" (2014).
+# Mouths lead the sound that they shape, by −40 to 200 ms in running speech, mostly by a little: what counts
+# as in time is the preview's lead.
+# Source: Schwartz, Savariaux, "No, there is no 150 ms lead of visual speech on auditory speech" (2014).
 NATURAL_LEAD_S = VISUAL_LEAD_S
 SURE = 0.25  # confidence from which an offset is told
 SHORTEST_S = 1.5  # of speech with a face, below which nothing is told
@@ -39,8 +39,8 @@ _SPEAKING, _AUDIBLE_DB = 0.6, -30.0  # silence is less likely than this, and the
 class Heard:
     """What the sound asks of a mouth, at FRAME_HZ from 0 s on.
 
-    opening: (T,) 0 to 1, the jaw and lips' opening. closures: seconds, the middle of each p, b or m. speaking:
-    (T,) bool.
+    opening: (T,) 0 to 1, the jaw and lips' opening. closures: seconds, the middle of each p, b or m.
+    speaking: (T,) bool.
     """
 
     opening: np.ndarray
@@ -139,7 +139,7 @@ def _with_closures(found: LipSync, track: FaceTrack, heard: Heard, lag_s: float)
     times, gap = track.times[track.seen], track.signals["gap"][track.seen]
 
     def shut(moments: np.ndarray) -> np.ndarray:
-        """Whether lips meet around each moment of the sound; moments that the video does not show are left out."""
+        """Whether lips meet around each moment of the sound that the video shows."""
         shown = moments - lag_s
         inside = (shown > times[0]) & (shown < times[-1])
         first = np.searchsorted(times, shown[inside] - _CLOSURE_SLACK_S)
@@ -180,7 +180,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _vertex(scores: np.ndarray, best: int) -> float:
-    """Where between the neighbours of the best score a parabola through the three has its top, −0.5 to 0.5."""
+    """Where a parabola through the best score and its neighbours has its top, −0.5 to 0.5 from it."""
     if best in (0, len(scores) - 1):
         return 0.0
     left, middle, right = scores[best - 1 : best + 2]

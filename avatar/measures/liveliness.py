@@ -1,4 +1,4 @@
-"""How a face lives: the head's motion, blinks, and how far and fast brows, eyes and the mouth's corners move."""
+"""How a face lives: the head's motion, blinks, and how far and fast brows, eyes and mouth corners move."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from avatar.measures.track import FaceTrack
 # Kinds of head motion in conversation. Source: Hadar, Steiner, Grant, Rose, "Kinematics of head movements
 # accompanying speech during conversation" (1983).
 BANDS_HZ = {"slow": (0.2, 1.8), "ordinary": (1.8, 3.7), "rapid": (3.7, 7.0)}
-# Blinks a minute: 4.5 in reading, 17 at rest, 26 in conversation, log-normally spread; what is called usual goes
-# from the first to twice the last. Source: Bentivoglio et al., "Analysis of blink rate patterns in normal
-# subjects" (1997).
+# Blinks a minute: 4.5 in reading, 17 at rest, 26 in conversation, log-normally spread; what is called usual
+# goes from the first to twice the last.
+# Source: Bentivoglio et al., "Analysis of blink rate patterns in normal subjects" (1997).
 USUAL_BLINKS_PER_MIN = (4.5, 52.0)
 MEAN_BLINKS_PER_MIN = {"reading": 4.5, "at rest": 17.0, "in conversation": 26.0}
 # Source: BioNumbers, the Harvard database of useful biological numbers.
@@ -29,7 +29,7 @@ _LOW, _HIGH = 5, 95  # percentiles between which a range is taken
 
 
 @dataclass(frozen=True)
-class Span:
+class Movement:
     """How far and fast something moves: between its 5th and 95th percentile, and its rms speed a second."""
 
     range: float
@@ -41,13 +41,13 @@ class Naturalness:
     """None where it cannot be told, and why says so.
 
     yaw, pitch, roll: degrees. spectrum: shares of the rotation's power by the names of BANDS_HZ, of what lies
-    between 0.2 and 7 Hz. blinks_per_min, blink_ms: rate and mean length, from falling to half to rising over it.
+    between 0.2 and 7 Hz. blinks_per_min, blink_ms: rate and mean length, from half shut to half open.
     unusual: what lies outside of the human ranges.
     """
 
-    yaw: Span | None = None
-    pitch: Span | None = None
-    roll: Span | None = None
+    yaw: Movement | None = None
+    pitch: Movement | None = None
+    roll: Movement | None = None
     spectrum: dict[str, float] | None = None
     blinks: int | None = None
     blinks_per_min: float | None = None
@@ -58,15 +58,15 @@ class Naturalness:
 
 @dataclass(frozen=True)
 class Expression:
-    """Ranges and speeds in hundredths of the face's height; eyes: in hundredths of their width, blinks left out.
+    """Ranges and speeds in hundredths of the face's height; eyes: of their width, blinks left out.
 
     None where it cannot be told, and why says so.
     """
 
-    brows: Span | None = None
-    eyes: Span | None = None
-    mouth_corners: Span | None = None
-    mouth_width: Span | None = None
+    brows: Movement | None = None
+    eyes: Movement | None = None
+    mouth_corners: Movement | None = None
+    mouth_width: Movement | None = None
     why: str = ""
 
 
@@ -87,8 +87,16 @@ def naturalness(track: FaceTrack) -> Naturalness:
         unusual.append("blinks_per_min")
     if blink_ms is not None and not USUAL_BLINK_MS[0] <= blink_ms <= USUAL_BLINK_MS[1]:
         unusual.append("blink_ms")
-    return Naturalness(**spans, spectrum=spectrum(track), blinks=len(lengths), blinks_per_min=rate,
-                       blink_ms=blink_ms, unusual=tuple(unusual))  # fmt: skip
+    return Naturalness(
+        spans["yaw"],
+        spans["pitch"],
+        spans["roll"],
+        spectrum(track),
+        len(lengths),
+        rate,
+        blink_ms,
+        tuple(unusual),
+    )
 
 
 def expression(track: FaceTrack) -> Expression:
@@ -162,17 +170,17 @@ def _between_halves(track: FaceTrack, start: int, stop: int) -> float:
     return (crossing(stop, stop - 1) - crossing(start - 1, start)) / track.fps
 
 
-def _span(values: np.ndarray, fps: float) -> Span:
+def _span(values: np.ndarray, fps: float) -> Movement:
     """Of a signal with NaN where it is unknown; smoothed over five frames, as landmarks tremble."""
     if len(values) > len(_SMOOTH):
         values = np.convolve(values, _SMOOTH, "valid")
     known = values[np.isfinite(values)]
     if len(known) < 3:
-        return Span(0.0, 0.0)
+        return Movement(0.0, 0.0)
     steps = (values[2:] - values[:-2]) * fps / 2
     steps = steps[np.isfinite(steps)]
     low, high = np.percentile(known, (_LOW, _HIGH))
-    return Span(float(high - low), float(np.sqrt((steps**2).mean())) if len(steps) else 0.0)
+    return Movement(float(high - low), float(np.sqrt((steps**2).mean())) if len(steps) else 0.0)
 
 
 def _filled(values: np.ndarray) -> np.ndarray:

@@ -60,7 +60,7 @@ def measure(
     borders: Sequence[int] = (),
     told: Callable[[int], None] = lambda _: None,
 ) -> Measures:
-    """Measure a video. portrait: what its face should look like. borders: first frames of clips but the first.
+    """Measure a video. portrait: what its face should look like. borders: first frames of later clips.
 
     told: frames looked at so far. Raises: BadInput for what is no video.
     """

@@ -30,7 +30,7 @@ _ROWS = list(STEADY)
 
 
 @dataclass(frozen=True)
-class Pose:
+class HeadPose:
     """Where a head is. yaw, pitch, roll: degrees; place: (x, y) pixels; face_px: the face's height in pixels.
 
     yaw is positive when the nose points to the image's right, pitch when it points down, roll clockwise.
@@ -43,7 +43,7 @@ class Pose:
     face_px: float
 
 
-def split(points: np.ndarray) -> tuple[Pose, np.ndarray]:
+def split(points: np.ndarray) -> tuple[HeadPose, np.ndarray]:
     """The pose of landmarks (468, 3) in pixels, and the same face unturned, (468, 3) in face heights."""
     steady, model = points[_ROWS].astype(np.float64), _template()[_ROWS]
     centre, origin = steady.mean(0), model.mean(0)
@@ -55,8 +55,9 @@ def split(points: np.ndarray) -> tuple[Pose, np.ndarray]:
     # As matrices on columns: roll · yaw · pitch, the head nods first and is tilted last.
     yaw, pitch = np.arcsin(np.clip(turn[0, 2], -1, 1)), np.arctan2(turn[1, 2], turn[2, 2])
     roll = np.arctan2(turn[0, 1], turn[0, 0])
-    degrees = (float(angle) for angle in np.degrees([yaw, pitch, roll]))
-    return Pose(*degrees, (float(centre[0]), float(centre[1])), scale), unturned
+    degrees = [float(angle) for angle in np.degrees([yaw, pitch, roll])]
+    place = (float(centre[0]), float(centre[1]))
+    return HeadPose(degrees[0], degrees[1], degrees[2], place, scale), unturned
 
 
 @cache

@@ -9,9 +9,9 @@ import numpy as np
 
 from avatar.measures.track import FaceTrack
 
-SEEN_FROM = 1.3  # ratio from which a seam is called one, if it is also beyond the usual
+SEEN_FROM = 1.5  # ratio from which a seam is called one, if it is also beyond the usual
 _FEWEST_INSIDE = 10  # frames within clips, below which there is nothing to compare with
-_USUAL_PERCENT = 95  # of what other frames, taken for borders, would give
+_USUAL_PERCENT = 99  # of what other frames, taken for borders, would give
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,16 @@ def smoothness(track: FaceTrack, borders: Sequence[int]) -> Smoothness:
     inside = sorted({int(frame) for frame in borders if 2 <= frame < track.num_frames - 1})
     if not inside:
         return Smoothness(why="no borders of clips are known")
-    series = {"landmarks": _jerk(track), "flow": track.flow, "colour": _colour_steps(track)}
-    found = {name: _seam(values, inside) for name, values in series.items()}
-    if not any(found.values()):
-        return Smoothness(borders=len(inside), why="the video is too short, or shows no face")
-    return Smoothness(**found, borders=len(inside))
+    landmarks, flow, colour = (
+        _seam(values, inside) for values in (_jerk(track), track.flow, _colour_steps(track))
+    )
+    if landmarks is flow is colour is None:
+        return Smoothness(borders=len(inside), why="the video is too short")
+    return Smoothness(landmarks, flow, colour, len(inside))
 
 
 def _jerk(track: FaceTrack) -> np.ndarray:
-    """(T,) mean length of the landmarks' second difference at each frame, the larger of the two that it is in."""
+    """(T,) mean length of the landmarks' second difference at each frame, the larger of two."""
     second = np.linalg.norm(np.diff(track.shapes.astype(np.float64), n=2, axis=0), axis=-1).mean(-1)
     out = np.full(track.num_frames, np.nan)
     # Two second differences hold the step from frame t − 1 to t: those that end at t and at t + 1.

@@ -182,14 +182,14 @@ class _Flow:
         self._before: np.ndarray | None = None
 
     def change(self, image: np.ndarray) -> float:
-        """Mean length of the flow's change since the frame before, in shares of the longer side; NaN at first."""
+        """Mean change of the flow since the frame before, in shares of the longer side; NaN at first."""
         scale = FLOW_PX / max(image.shape[:2])
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         if self._grey is None or self._grey.shape != grey.shape:
             self._grey, self._before = grey, None
             return float("nan")
-        flow = self._dis.calc(self._grey, grey, None)
+        flow = self._dis.calc(self._grey, grey, None)  # type: ignore[call-overload]
         before, self._grey, self._before = self._before, grey, flow
         if before is None:
             return float("nan")

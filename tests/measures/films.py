@@ -1,4 +1,4 @@
-"""Films whose truth is known: a shipped photograph that speaks, turns and blinks on demand, and damage done to it."""
+"""Films whose truth is known: a shipped photograph that speaks, turns and blinks, and damage done to it."""
 
 from __future__ import annotations
 
