@@ -101,8 +101,8 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make, measure, and write the comparison; the exit code tells whether any row failed."""
     settings = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
-    _check(args, settings)
     cells = read_vary(args.vary) if args.vary else []
+    _check(args, settings)
     if args.videos:
         from avatar.compare.videos import add_videos, check_videos  # OpenCV, for those who need it
 

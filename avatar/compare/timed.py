@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from avatar.compare.cells import PRESET, Cell
@@ -77,7 +79,11 @@ class TimedRuns:
     def _time(self, row: Row, own: Mapping[str, Any]) -> None:
         command = bench_command(own, self._num_blocks)
         log.info("%s", " ".join(command))
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # From any folder the child finds the package that this process runs.
+        paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env)
         out, err = self._process.communicate()
         code, self._process = self._process.returncode, None
         if self._cancelled.is_set():

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -223,7 +224,10 @@ def save(clip: Any, path: Path, fps: float, work: Path) -> None:
 def _told() -> Iterator[None]:
     """moviepy's and ffmpeg's errors, as one that a user reads."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # Where the sound is a little longer than the picture, moviepy warns that it holds the last frame.
+            warnings.filterwarnings("ignore", module="moviepy")
+            yield
     except (OSError, RuntimeError, ValueError) as error:
         log.info("moviepy failed", exc_info=error)
         raise AvatarError(

@@ -27,7 +27,10 @@ from avatar.preview.topology import (
 
 PRESENCE = 0.5  # of a face that is followed, 0 to 1; below it is lost
 FLOW_PX = 160  # longer side of the pictures whose optical flow is taken
-SEARCH_EVERY = 5  # frames between two searches for a face that is not there
+SEARCH_EVERY, SEARCH_SELDOM = (
+    5,
+    80,
+)  # frames between searches for a face that is not there, at first and later
 
 _GAP = ((13, 14), (82, 87), (312, 317))  # inner lips, upper and lower, at the middle and beside it
 _LIDS = ((159, 145), (158, 153)), ((386, 374), (385, 380))  # upper and lower, of the left and the right eye
@@ -141,7 +144,7 @@ class _Follower:
         self.against_portrait = self._portrait is not None
         self.reference: Reference | None = None
         self._points: np.ndarray | None = None
-        self._next_search = 0
+        self._next_search, self._pause = 0, SEARCH_EVERY
 
     def look(self, number: int, image: np.ndarray) -> tuple[list[float], np.ndarray]:
         """The signals of a picture, and some of its landmarks."""
@@ -163,11 +166,12 @@ class _Follower:
         if self._points is not None:
             mesh = landmarks(image, crop_of_points(self._points))
             if mesh.presence >= PRESENCE:
-                self._points = mesh.points
+                self._points, self._pause = mesh.points, SEARCH_EVERY
                 return self._points
             self._points, self._next_search = None, number
         if number >= self._next_search:
-            self._next_search = number + SEARCH_EVERY
+            self._next_search = number + self._pause
+            self._pause = min(2 * self._pause, SEARCH_SELDOM)
             face = find_face(image).face
             self._points = None if face is None else face.landmarks
         return self._points
