@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from PIL import ImageFont
 
@@ -20,12 +21,14 @@ from avatar.geometry import SOUND_HZ
 from avatar.media import atomic
 from avatar.media.beside import MARK, check_free
 from avatar.media.files import check_file, display_name
-from avatar.media.portrait import PORTRAIT_SUFFIXES, read_portrait
+from avatar.media.limits import InputLimits
+from avatar.media.portrait import PORTRAIT_SUFFIXES, open_portrait
 
 log = logging.getLogger(__name__)
 
 _GIB = 2**30
 _LARGEST_BYTES = 64 * _GIB
+_PICTURES = InputLimits(min_side_px=2)  # logos may be small
 OUTPUTS = (".mp4", ".webm", ".gif")
 _H264 = {
     "codec": "libx264",
@@ -67,6 +70,7 @@ def open_video(path: Path) -> Any:
     name = display_name(path)
     check_file(path, name, _LARGEST_BYTES, "video")
     try:
+        _check_stream(path, "video")
         return VideoFileClip(str(path))
     except (OSError, KeyError, ValueError, IndexError) as error:
         log.info("%s: %r", name, error)
@@ -80,15 +84,23 @@ def open_sound(path: Path) -> Any:
     name = display_name(path)
     check_file(path, name, _LARGEST_BYTES, "sound")
     try:
+        _check_stream(path, "audio")
         return AudioFileClip(str(path))
     except (OSError, KeyError, ValueError, IndexError) as error:
         log.info("%s: %r", name, error)
         raise BadInput(f"{name} cannot be read as sound.", "Give a WAV, MP3, M4A or OGG file.") from error
 
 
+def _check_stream(path: Path, kind: str) -> None:
+    """Raises: OSError, ValueError where there is none: moviepy's own failure leaves a half-made reader."""
+    with av.open(str(path)) as container:
+        if not any(stream.type == kind for stream in container.streams):
+            raise ValueError(f"no {kind}")
+
+
 def open_picture(path: Path) -> np.ndarray:
     """A still, upright, uint8 (H, W, 3 or 4): PNG and WebP keep their transparency. Raises: BadInput."""
-    pixels = read_portrait(path)
+    pixels = open_portrait(path, limits=_PICTURES).pixels
     if path.suffix.lower() not in (".png", ".webp"):
         return pixels
     from PIL import Image
