@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from avatar.errors import AvatarError, BadInput, DoesNotFit, WeightsMissing
-from avatar.planning.checkpoint_places import DOWNLOAD_COMMAND
+from avatar.planning.checkpoint_places import DOWNLOAD_COMMAND, Checkpoint
 from avatar.planning.inventory import Inventory
 from avatar.planning.ladder import describe, rungs
 from avatar.planning.layout import Layout, unsupported
+from avatar.planning.loras import check_loras
 from avatar.planning.plan import GIB, gib
 from avatar.planning.planner import plan
 from avatar.preset import Preset, capability, load_presets
@@ -67,6 +68,8 @@ def require(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | No
     presets: where to look for one that fits; None: the shipped ones.
     Raises: BadInput (not in this version), WeightsMissing, DoesNotFit, each with what to do.
     """
+    own = preset.requires.weights == "tiny"  # a model of its own
+    check_loras(preset.memory.lora, Checkpoint() if own else inventory.checkpoint)
     found = availability(preset, inventory)
     if found.ok:
         return

@@ -23,6 +23,7 @@ from avatar.planning.availability import Availability, availability, require, re
 from avatar.planning.gauges import Gauges
 from avatar.planning.inventory import Inventory, probe
 from avatar.planning.ladder import rungs
+from avatar.planning.loras import parse_loras
 from avatar.planning.plan import Plan
 from avatar.planning.planner import plan
 from avatar.preset import Preset
@@ -147,6 +148,8 @@ class AppState:
         own = flat(preset)
         changes = {key: value for key, value in changes.items() if value != own.get(key)}
         refuse_settings(preset.engine, changes)
+        if isinstance(lora := changes.get("lora"), str):
+            parse_loras(lora, named_only=True)  # visitors name no files of this machine
         return preset.with_settings(**changes)
 
     def form_settings(self, name: str, values: Sequence[Any]) -> dict[str, Any]:

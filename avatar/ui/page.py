@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from avatar.planning.loras import known_loras
 from avatar.settings import FORM, SETTINGS, refusal
 from avatar.ui import point_editor
 from avatar.ui.app_state import AppState
@@ -160,7 +161,8 @@ def _form() -> dict[str, Any]:
                 assert widget is not None, "FORM holds settings with a widget"
                 info = {"info": word(f"{name}_info")} if f"{name}_info" in TEXT else {}
                 component = getattr(gr, widget.kind)
-                parts[name] = component(label=word(name), min_width=160, **info, **widget.options)
+                options = {**widget.options, **({"choices": ["", *known_loras()]} if name == "lora" else {})}
+                parts[name] = component(label=word(name), min_width=160, **info, **options)
     return {name: parts[name] for name in FORM}
 
 

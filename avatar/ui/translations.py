@@ -67,6 +67,11 @@ TEXT: dict[str, tuple[str, str]] = {
     "ulysses_size": ("Ulysses size", "Ulysses 并行度"),
     "layout": ("Layout", "并行布局"),
     "decode_gpu": ("One more GPU to decode", "另用一张显卡解码"),
+    "lora": ("LoRA", "LoRA"),
+    "lora_info": (
+        "A file of the folder “loras”, with a weight if you like: look.safetensors:0.8. Several with “;”.",
+        "“loras” 文件夹中的文件，可附带权重：look.safetensors:0.8；多个之间用“;”分隔。",
+    ),
     # buttons
     "generate": ("Generate", "生成"),
     "stop": ("Stop", "停止"),

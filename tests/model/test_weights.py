@@ -18,9 +18,9 @@ from avatar.model.weights import loading
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.model.weights.loading import load_transformer, load_weights
 from avatar.model.weights.lora import ALPHA
-from avatar.model.weights.tensor_files import fold_layers
 from avatar.model.weights.tiny import LORA_RANK, write_shards
 from avatar.planning.checkpoint_places import DIFFUSERS, ENVIRONMENT, LORA_FILE, OFFICIAL, SHARD_INDEX
+from avatar.planning.tensor_match import fold_layers
 
 SHARD = "diffusion_pytorch_model-00002-of-00003.safetensors"
 
@@ -234,7 +234,7 @@ def test_a_model_that_lives_elsewhere_is_filled_as_well(tmp_path: Path) -> None:
     tensors = {"weight": torch.ones(3), "bias": torch.zeros(3), "running_mean": torch.full((3,), 2.0)}
     tensors |= {"running_var": torch.ones(3), "num_batches_tracked": torch.tensor(0)}
     save_file(tensors, tmp_path / "model.safetensors")
-    load_weights(model, [tmp_path / "model.safetensors"], None, "cpu", torch.float32)
+    load_weights(model, [tmp_path / "model.safetensors"], (), "cpu", torch.float32)
     assert torch.equal(model.eval()(torch.full((1, 3), 2.0)), torch.zeros(1, 3))
 
 

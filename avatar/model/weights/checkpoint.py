@@ -17,13 +17,17 @@ from avatar.planning.checkpoint_places import (
     SHARD_STEM,
     find_checkpoint,
 )
+from avatar.planning.loras import UserLora
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """Where each part lies. shards: the transformer's. text_encoder, vae: a .pth file, or a folder."""
+    """Where each part lies. shards: the transformer's. text_encoder, vae: a .pth file, or a folder.
+
+    lora: the published one. loras: the user's, merged after it.
+    """
 
     config: Path
     shards: tuple[Path, ...]
@@ -32,6 +36,7 @@ class CheckpointFiles:
     vae: Path
     speech_encoder: Path
     lora: Path
+    loras: tuple[UserLora, ...] = ()
 
 
 def open_checkpoint(ckpt_dir: Path | None = None) -> CheckpointFiles:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from avatar.errors import WeightsMissing
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights.checkpoint import CheckpointFiles
-from avatar.model.weights.lora import open_lora
+from avatar.model.weights.lora import open_lora, open_user_lora
 from avatar.model.weights.tensor_files import (
     FETCH_AGAIN,
     Shapes,
@@ -24,6 +24,7 @@ from avatar.model.weights.tensor_files import (
     require_match,
     safetensors_shapes,
 )
+from avatar.planning.loras import UserLora
 from avatar.planning.transformer_config import ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -70,14 +71,15 @@ def load_transformer(
     Raises: WeightsMissing, before any tensor is read, when files and model differ in any name or shape.
     """
     model = open_transformer(files)
-    load_weights(model, files.shards, files.lora, device, dtype, select=select, place=place, settle=settle)
+    adapters = (files.lora, *files.loras)
+    load_weights(model, files.shards, adapters, device, dtype, select=select, place=place, settle=settle)
     return model
 
 
 def load_weights(
     model: nn.Module,
     shards: Sequence[Path],
-    lora: Path | None,
+    loras: Sequence[Path | UserLora],
     device: torch.device | str,
     dtype: torch.dtype,
     *,
@@ -85,7 +87,10 @@ def load_weights(
     place: Place = lambda name, tensor: None,
     settle: Settle = stay,
 ) -> None:
-    """Fill a model on the meta device from safetensors shards; see load_transformer."""
+    """Fill a model on the meta device from safetensors shards; see load_transformer.
+
+    loras: merged in this order, the published one by its path.
+    """
     expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     held = _held_by(shards)
     require_match(
@@ -94,12 +99,19 @@ def load_weights(
         {name: shape for tensors in held.values() for name, shape in tensors.items()},
     )
     with ExitStack() as stack:
-        merge = stack.enter_context(open_lora(lora, expected)).merge if lora else lambda name, tensor: tensor
+        adapters = [
+            stack.enter_context(
+                open_lora(lora, expected) if isinstance(lora, Path) else open_user_lora(lora, expected)
+            )
+            for lora in loras
+        ]
         for shard, tensors in held.items():
             logger.info("loading %s", shard.name)
             with open_safetensors(shard) as file:
                 for name in filter(select, tensors):
-                    tensor = merge(name, file.get_tensor(name).to(device))
+                    tensor = file.get_tensor(name).to(device)
+                    for adapter in adapters:
+                        tensor = adapter.merge(name, tensor)
                     kept = _kept(place(name, tensor), tensor, held_dtype(name, dtype))
                     _install(model, name, settle(name, kept))
 
