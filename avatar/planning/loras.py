@@ -12,10 +12,11 @@ from pathlib import Path
 
 from avatar.errors import BadInput, WeightsMissing
 from avatar.paths import is_dir, is_file
-from avatar.planning.checkpoint_places import SHARD_STEM, Checkpoint
+from avatar.planning.checkpoint_places import Checkpoint
 from avatar.planning.lora_keys import Change, read_changes, shapes_of
 from avatar.planning.tensor_headers import Shape, read_header
 from avatar.planning.tensor_match import mismatches
+from avatar.planning.tensor_names import transformer_shapes
 from avatar.settings import LORA_SEPARATOR
 from avatar.validation import shown
 
@@ -131,18 +132,10 @@ def check_loras(text: str, checkpoint: Checkpoint) -> None:
     Where no whole checkpoint is at hand, only what the files are. Raises: BadInput.
     """
     loras = parse_loras(text)
-    base = transformer_shapes(checkpoint) if loras else {}
+    base = transformer_shapes(checkpoint.shards) if loras and checkpoint.complete else {}
     for lora in loras:
         if base:
             check_lora(lora, base)
-
-
-def transformer_shapes(checkpoint: Checkpoint) -> dict[str, Shape]:
-    """The transformer's tensors by its files' headers; none where there is no whole checkpoint."""
-    if checkpoint.base is None or not checkpoint.complete:
-        return {}
-    files = (checkpoint.base / checkpoint.layout.transformer).glob(f"{SHARD_STEM}*.safetensors")
-    return {name: shape for file in files for name, shape in read_header(file).shapes.items()}
 
 
 def loras_digest(text: str) -> str:

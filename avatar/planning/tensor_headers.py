@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from avatar.errors import WeightsMissing
+from avatar.planning.gguf_header import read_gguf
 
 MOST_HEADER_BYTES = 100 * 2**20  # as much as the format allows
+
+SAFETENSORS, GGUF = ".safetensors", ".gguf"
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Header:
-    """A safetensors file's header. shapes, dtypes: by tensor name, dtypes as the file spells them."""
+    """A file's header. shapes, dtypes: by tensor name, dtypes as the file spells them."""
 
     shapes: Mapping[str, Shape]
     dtypes: Mapping[str, str]
@@ -26,7 +29,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a safetensors file: 8 bytes of length, then JSON. Kept until the file changes.
+    """The header of a .safetensors or .gguf file. Kept until the file changes.
 
     Raises: WeightsMissing for a file that cannot be read or is none.
     """
@@ -34,13 +37,18 @@ def read_header(path: Path) -> Header:
         stat = path.stat()
         return _header(path, stat.st_size, stat.st_mtime_ns)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "no safetensors file, or cut short"
-        raise WeightsMissing(f"{path.name} cannot be read ({reason}).", "Fetch the file again.") from error
+        reason = getattr(error, "strerror", None) or f"no {path.suffix[1:]} file, or cut short"
+        text = f"{path.name} is truncated or corrupt ({reason})."
+        raise WeightsMissing(text, "Fetch the file again.") from error
 
 
 @lru_cache(maxsize=256)
 def _header(path: Path, num_bytes: int, mtime_ns: int) -> Header:
-    """Raises: OSError, and what JSON of another kind gives."""
+    """safetensors: 8 bytes of length, then JSON. Raises: OSError, and what JSON of another kind gives."""
+    if path.suffix == GGUF:
+        tensors = read_gguf(path).tensors
+        dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+        return Header({name: tensor.shape for name, tensor in tensors.items()}, dtypes)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(MOST_HEADER_BYTES, num_bytes):

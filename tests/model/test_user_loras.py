@@ -211,7 +211,7 @@ def test_a_file_that_is_no_lora_is_refused(
         save_file(comfy(*pair(base)), path)
         content = path.read_bytes()[:-10]
     path.write_bytes(content)
-    with pytest.raises(BadInput, match=r"mine\.safetensors cannot be read"):
+    with pytest.raises(BadInput, match=r"mine\.safetensors is truncated or corrupt"):
         check_loras(str(path), find_checkpoint(tiny_checkpoint))
 
 

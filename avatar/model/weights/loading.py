@@ -17,12 +17,11 @@ from avatar.errors import WeightsMissing
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.lora import open_lora, open_user_lora
+from avatar.model.weights.stored import StoredTensors
 from avatar.model.weights.tensor_files import (
     FETCH_AGAIN,
     Shapes,
-    open_safetensors,
     require_match,
-    safetensors_shapes,
 )
 from avatar.planning.loras import UserLora
 from avatar.planning.transformer_config import ModelConfig
@@ -86,17 +85,18 @@ def load_weights(
     select: Callable[[str], bool] = lambda name: True,
     place: Place = lambda name, tensor: None,
     settle: Settle = stay,
+    widen: bool = True,
 ) -> None:
-    """Fill a model on the meta device from safetensors shards; see load_transformer.
+    """Fill a model on the meta device from safetensors shards, or a single file; see load_transformer.
 
-    loras: merged in this order, the published one by its path.
+    loras: merged in this order, the published one by its path. widen: see StoredTensors.
     """
     expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    held = _held_by(shards)
+    held = _held_by(shards, widen)
     require_match(
         "The transformer's checkpoint",
         expected,
-        {name: shape for tensors in held.values() for name, shape in tensors.items()},
+        {name: shape for tensors in held.values() for name, shape in tensors.shapes.items()},
     )
     with ExitStack() as stack:
         adapters = [
@@ -107,18 +107,18 @@ def load_weights(
         ]
         for shard, tensors in held.items():
             logger.info("loading %s", shard.name)
-            with open_safetensors(shard) as file:
-                for name in filter(select, tensors):
-                    tensor = file.get_tensor(name).to(device)
-                    for adapter in adapters:
-                        tensor = adapter.merge(name, tensor)
-                    kept = _kept(place(name, tensor), tensor, held_dtype(name, dtype))
-                    _install(model, name, settle(name, kept))
+            for name in filter(select, tensors):
+                tensor = tensors.read(name, device)
+                for adapter in adapters:
+                    tensor = adapter.merge(name, tensor)
+                kept = _kept(place(name, tensor), tensor, held_dtype(name, dtype))
+                _install(model, name, settle(name, kept))
+            tensors.close()
 
 
-def _held_by(shards: Sequence[Path]) -> dict[Path, Shapes]:
+def _held_by(shards: Sequence[Path], widen: bool) -> dict[Path, StoredTensors]:
     """Each shard's tensors by its own header. Raises: WeightsMissing for a tensor that two shards hold."""
-    held = {shard: safetensors_shapes(shard) for shard in shards}
+    held = {shard: StoredTensors(shard, widen) for shard in shards}
     seen: dict[str, Path] = {}
     for shard, tensors in held.items():
         for name in tensors:

@@ -253,7 +253,9 @@ def load_entry(
         return quantiser.place(name, intact(name, tensor))
 
     shards = sorted(entry.glob(WEIGHTS))
-    load_weights(model, shards, (), device, dtype, select=select, place=place, settle=settle)
+    load_weights(
+        model, shards, (), device, dtype, select=select, place=place, settle=settle, widen=False
+    )
     quantiser.install(model)
     return model
 
