@@ -25,6 +25,7 @@ from avatar.long.job import Job
 from avatar.media.files import joined_name, minutes
 from avatar.media.portrait import video_size
 from avatar.planning.availability import require
+from avatar.planning.checkpoint_places import remember
 from avatar.planning.inventory import probe
 from avatar.planning.layout import Layout
 from avatar.preset import Preset
@@ -82,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     preset = chosen_preset(args, inventory, flags)
     if args.attach is None:
         require(preset, inventory)
+        if args.ckpt_dir is not None and preset.requires.weights == "live-avatar":
+            remember(args.ckpt_dir)
     else:
         check_attached(preset, args)
     job = Job(

@@ -31,6 +31,7 @@ from avatar.request import Request
 from avatar.runtime.bounded_reader import Readings
 from avatar.runtime.gallery import HALF, Gallery, GalleryEntry, owner_hash, video_name
 from avatar.runtime.gallery_entry import remove
+from avatar.runtime.model_fetch import ModelFetch
 from avatar.settings import FORM, SETTINGS, refusal, refuse_settings
 from avatar.ui.examples import Examples
 from avatar.ui.job_queue import JobQueue, QueuedRun, about_request
@@ -52,7 +53,8 @@ class AppState:
     root: the path under which a proxy shows the page, "" for none. shared: everybody sees all videos.
     scratch: a folder for what lives no longer than the server. attached: the preset that ranks elsewhere
     serve. readings: where visitors' files are decoded, None for this process. uploads: None for Gradio's
-    folder. Owners are given by the secret that their browser keeps.
+    folder. Owners are given by the secret that their browser keeps. admin: the secret of who may fetch the
+    model, "" for nobody, None for everybody.
     """
 
     desk: JobQueue
@@ -69,6 +71,8 @@ class AppState:
     gauges: Gauges = field(default_factory=Gauges)
     readings: Readings | None = None
     uploads: Uploads | None = None
+    admin: str | None = None
+    model: ModelFetch = field(default_factory=ModelFetch)
 
     def __post_init__(self) -> None:
         self.segments = Segments(self.scratch / "live")
@@ -285,6 +289,7 @@ class AppState:
         self._closed.set()
         if self.readings is not None:
             self.readings.close()
+        self.model.close()
         self.desk.close()
         self.gauges.close()
         self.gallery.close()

@@ -130,6 +130,7 @@ def _inputs(studio: AppState) -> dict[str, Any]:
         elem_id="prompt",
         visible=False,
     )
+    parts["model"] = _panel("model")
     parts["presets"] = _panel("presets")
     parts["preset"] = gr.State(studio.preset_name)
     parts["shape"] = gr.State(None)  # the portrait's width and height

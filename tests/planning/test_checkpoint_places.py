@@ -1,4 +1,4 @@
-"""Where the model is found: replicas of every layout with real names, types and shapes, and holes for data."""
+"""Where the model is found: replicas of every layout, with real names and shapes, and holes for data."""
 
 from __future__ import annotations
 
