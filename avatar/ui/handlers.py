@@ -330,8 +330,10 @@ class PageCallbacks:
         return None if auto is None else self._resolved(auto.name)[0]
 
     def _prompt(self, name: str, value: str | None = None) -> Any:
-        offered = "prompt" in self._resolved(name)[1]
-        return gr.update(visible=offered) if value is None else gr.update(visible=offered, value=value)
+        """The box; greyed in it is the preset's own prompt, which an empty box stands for."""
+        resolved, offered = self._resolved(name)
+        own = {"placeholder": resolved.generation.prompt} if resolved.generation.prompt else {}
+        return gr.update(visible="prompt" in offered, **own, **({} if value is None else {"value": value}))
 
     def _with_form(self, name: str, values: Sequence[Any]) -> Preset | None:
         """The preset with the form's values; None where they are wrong, which the plan tells."""
