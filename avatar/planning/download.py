@@ -91,8 +91,8 @@ def base_repo(layout: CheckpointLayout = OFFICIAL, parts: Collection[str] = PART
 
 
 LORA = Repo(LORA_REPO, (LORA_FILE,), "LiveAvatar", COMMITS[LORA_REPO])
-REPOS = (base_repo(OFFICIAL), LORA)
-DIFFUSERS_REPOS = (base_repo(DIFFUSERS), LORA)
+REPOS: tuple[Repo, ...] = (base_repo(OFFICIAL), LORA)
+DIFFUSERS_REPOS: tuple[Repo, ...] = (base_repo(DIFFUSERS), LORA)
 PART_BYTES = {  # of the published files
     "transformer": 32_600_000_000,
     "text_encoder": 11_361_920_418,

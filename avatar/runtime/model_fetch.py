@@ -100,15 +100,17 @@ class ModelFetch:
         """Read what it tells until it ends."""
         assert process.stdout is not None
         assert process.stderr is not None
-        said: list[str] = []
-        errors = threading.Thread(target=_collect, args=(process.stderr, said), daemon=True)
-        errors.start()
+        said = ""
+        logged = threading.Thread(target=_log, args=(process.stderr,), daemon=True)
+        logged.start()
         for line in process.stdout:
             told = json.loads(line)
             if told["event"] == "progress":
                 self._count(process, told["done_bytes"], told["total_bytes"])
+            elif told["event"] == "error":
+                said = " ".join(part for part in (told["message"], told["remedy"]) if part)
         code = process.wait()
-        errors.join()
+        logged.join()
         with self._lock:
             if self._process is not process:
                 return  # it was paused
@@ -116,9 +118,8 @@ class ModelFetch:
             if code == 0:
                 self._reading = FetchReading("done", reading.total_bytes, reading.total_bytes)
             else:
-                error = next((line for line in reversed(said) if line.strip()), "")
-                self._reading = FetchReading("failed", reading.done_bytes, reading.total_bytes, error=error)
-                log.warning("the model was not fetched: %s", error)
+                self._reading = FetchReading("failed", reading.done_bytes, reading.total_bytes, error=said)
+                log.warning("the model was not fetched: %s", said or f"exit code {code}")
 
     def _count(self, process: subprocess.Popen[str], done: int, total: int) -> None:
         now = time.monotonic()
@@ -133,5 +134,6 @@ class ModelFetch:
             self._reading = FetchReading("running", done, total, rate)
 
 
-def _collect(stream: IO[str], lines: list[str]) -> None:
-    lines.extend(line.strip() for line in stream)
+def _log(stream: IO[str]) -> None:
+    for line in stream:
+        log.info("download: %s", line.rstrip())

@@ -22,7 +22,7 @@ def hub(checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A slow one, with a shard of 48 MiB."""
     (checkpoint_copy / SHARD).write_bytes(os.urandom(48 * 2**20))
     hub = Hub({OFFICIAL.repo: checkpoint_copy, LORA_REPO: checkpoint_copy.parent / "LiveAvatar"})
-    hub.large, hub.byte_s = (SHARD,), 2e-8
+    hub.large, hub.byte_s = (SHARD,), 2e-7
     with serve(hub):
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
@@ -51,6 +51,7 @@ def test_it_is_paused_and_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None
     paused = fetch.reading()
     assert (paused.state, paused.rate) == ("paused", None)
     hub.fetched.clear()
+    hub.byte_s = 0.0
     fetch.start()
     done = until(fetch, lambda now: now.state != "running")
     assert done.state == "done", done.error

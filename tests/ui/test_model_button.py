@@ -42,7 +42,7 @@ def button(*, gib: int = 24, checkpoint: Checkpoint | None = None, admin: str | 
         probe(),
         gpus=(card,) if gib else (),
         host=host,
-        torch_has_cuda=True,
+        torch_build="2.11.0+cu130",
         checkpoint=checkpoint or Checkpoint(),
     )
     studio = SimpleNamespace(

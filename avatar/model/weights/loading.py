@@ -70,7 +70,7 @@ def load_transformer(
     Raises: WeightsMissing, before any tensor is read, when files and model differ in any name or shape.
     """
     model = open_transformer(files)
-    adapters = (files.lora, *files.loras)
+    adapters: list[Path | UserLora] = [files.lora, *files.loras]
     load_weights(model, files.shards, adapters, device, dtype, select=select, place=place, settle=settle)
     return model
 

@@ -121,7 +121,7 @@ def cached(
 
 def key(files: CheckpointFiles, dtype: torch.dtype) -> str:
     """An entry's name: another for every checkpoint, LoRA, dtype of what is not quantised, and recipe."""
-    facts = [RECIPE, str(dtype), str(ALPHA), *map(_fingerprint, (*files.shards, files.lora))]
+    facts: list[object] = [RECIPE, str(dtype), str(ALPHA), *map(_fingerprint, (*files.shards, files.lora))]
     facts += [[*_fingerprint(lora.path), lora.weight, lora.alpha] for lora in files.loras]
     return f"{RECIPE}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
 
