@@ -103,6 +103,13 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class PlanMade:
+    """What the run will hold where, as Plan.as_dict has it: at its start, and again on every rung."""
+
+    plan: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Finished:
     """The last event of every run that made at least one frame, also of a stopped one.
 
@@ -118,4 +125,4 @@ class Finished:
     error: str | None = None
 
 
-Event = Segment | PartDone | Progress | Notice | Finished
+Event = Segment | PartDone | Progress | Notice | PlanMade | Finished

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,6 @@ from avatar.request import Request
 from avatar.runtime.engine import SELF_TEST_LABEL, Frames
 from avatar.runtime.fallback import lowered
 from avatar.runtime.resume_state import ResumeState
-from avatar.settings import Memory
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ class DiffusionPipeline:
         self._make_parts = make_parts or self._from_checkpoint
         self._encode_text: EncodeText | None = None  # how several ranks do it together
         self._parts: Components | None = None
-        self._held: tuple[str, str] | None = None  # the settings that the parts were loaded with
+        self._held: Hashable = None  # the models that the parts are
         self._fixed: Placement | None = None  # what the parts' own placement leaves no choice in
         self._state: ResumeState | None = None  # of the run that goes on
         self._stands_on: tuple[str, int] | None = None  # a long video's run, and the rungs that it has taken
@@ -89,7 +88,7 @@ class DiffusionPipeline:
         make_parts: makes them anew where another placement is wanted; None: the same ones.
         """
         source = cls(preset, make_parts=make_parts or (lambda *_: parts))
-        source._use(parts, preset.memory)
+        source._use(parts, preset)
         source._keeps = True
         source._fixed = parts.placement if make_parts is None else None
         return source
@@ -237,7 +236,7 @@ class DiffusionPipeline:
             self._free()
             parts = self._make_parts(request, placement, check)
             self.prepare(parts, check)
-            self._use(parts, preset.memory)
+            self._use(parts, preset)
         assert self._parts is not None
         self._parts.placement = placement
         self.prepare(self._parts, check)
@@ -266,7 +265,7 @@ class DiffusionPipeline:
     def _placements(self, request: Request) -> tuple[Placement | None, Placement]:
         """How the parts are held, None where they would not do for the request; and how it wants them."""
         preset = lowered(request).preset
-        parts = self._parts if self._held == held_as(preset.memory) else None
+        parts = self._parts if self._held == preset.models else None
         held = None if parts is None else parts.placement
         if self._fixed is not None:
             return held, self._fixed
@@ -279,8 +278,8 @@ class DiffusionPipeline:
         PromptTokenizer(files.tokenizer)(request.prompt)
         return Components.load(request.preset.memory, files, check, placement, self._encode_text)
 
-    def _use(self, parts: Components, memory: Memory) -> None:
-        self._parts, self._held = parts, held_as(memory)
+    def _use(self, parts: Components, preset: Preset) -> None:
+        self._parts, self._held = parts, preset.models
         self.pieces = CompiledPieces.on(parts.device) if self._compiles else EAGER
 
     def _free(self) -> None:
@@ -323,8 +322,3 @@ def checking(cancelled: Callable[[], bool]) -> Check:
             raise Cancelled("The run was stopped.")
 
     return check
-
-
-def held_as(memory: Memory) -> tuple[str, str]:
-    """The settings that decide how models are loaded; the others may change from run to run."""
-    return memory.weight_dtype, memory.text_encoder

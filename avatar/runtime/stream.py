@@ -14,7 +14,7 @@ import av
 import numpy as np
 
 from avatar.errors import AvatarError, Cancelled, NotPlaced
-from avatar.events import Event, Finished, Notice, Phase, Progress, Segment
+from avatar.events import Event, Finished, Notice, Phase, PlanMade, Progress, Segment
 from avatar.geometry import FPS
 from avatar.media.atomic import disk_error
 from avatar.media.segments import SegmentWriter, join_segments
@@ -154,7 +154,9 @@ class _Run:
     def _render(self) -> None:
         """First thread: frames from the source to the encoder, until all are made or something stops it."""
         try:
-            self._report.plan = self._plan()
+            self._report.plan = planned = self._plan()
+            if planned is not None:
+                self._tell(PlanMade(planned))
             for item in self._source.frames(self._request, self._cancelled):
                 if self._cancelled():
                     raise Cancelled("The run was stopped.")
@@ -162,7 +164,7 @@ class _Run:
                     self._clock.ranks = item.ranks or self._clock.ranks
                     if self._clock.enter(item.phase):
                         self._tell(self._clock.progress())
-                elif isinstance(item, Notice):
+                elif isinstance(item, Notice | PlanMade):
                     self._tell(item)
                 else:
                     self._made += self._hand_over(item, self._request.num_frames - self._made)

@@ -10,7 +10,7 @@ import logging
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from avatar.media.atomic import disk_error
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.engine import Engine
-from avatar.runtime.factory import serves
 from avatar.runtime.gallery import About, Gallery, GalleryEntry
 from avatar.runtime.keeping import kept_in_words
 
@@ -143,7 +142,7 @@ class JobQueue:
         self.on_rung: Callable[[Request, str], None] | None = None  # a run stepped down to this rung
         self._open_engine = open_engine
         self._engine: Engine | None = None
-        self._engine_preset: Preset | None = None
+        self._engine_models: Hashable = None  # what the open engine serves
         self._line: list[QueuedRun] = []
         self._running: QueuedRun | None = None
         self._changed = threading.Condition()
@@ -322,12 +321,12 @@ class JobQueue:
 
     def _engine_for(self, preset: Preset) -> Engine:
         """The open engine, if it serves this preset too; else a new one in its place. Raises: AvatarError."""
-        key = serves(preset)
+        key = preset.models
         with self._opening:
-            if self._engine is None or self._engine_preset != key:
+            if self._engine is None or self._engine_models != key:
                 self._close_engine()
                 self._engine = self._open_engine(preset)
-                self._engine_preset = key
+                self._engine_models = key
             return self._engine
 
     def _warm(self, preset: Preset) -> None:
