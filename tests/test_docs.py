@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from avatar.preset import load_presets
+
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")]
 
@@ -32,3 +34,15 @@ def test_both_readmes_give_the_same_commands():
     )
     bare = [[re.sub(r"\s+#.*", "", line) for line in block.splitlines()] for block in english]
     assert bare == [[re.sub(r"\s+#.*", "", line) for line in block.splitlines()] for block in chinese]
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_readmes_table_is_of_the_shipped_presets(name: str):
+    rows = re.findall(
+        r"^\| `([^`]+)` \| (.*) \| (.*) \|$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE
+    )
+    presets = load_presets()
+    assert [row[0] for row in rows] == [preset.name for preset in presets]
+    for (_, made_for, gives), preset in zip(rows, presets, strict=True):
+        assert gives == (preset.summary if name == "README.md" else preset.summary_zh)
+        assert not preset.requires.vram_gib or f"{preset.requires.vram_gib:g} GiB" in made_for
