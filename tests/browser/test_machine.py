@@ -13,16 +13,17 @@ from visiting import Server, Visitor, start_server
 
 Visit = Callable[..., Visitor]
 OTHERS_GIB = 6
+OURS_GIB = 2  # held by this test, on the emptiest card
 
 
 @pytest.fixture(scope="module")
 def machine(fake_driver: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Four cards of 24 GiB, on one of which another program holds 6 GiB, and this test's own process 2."""
+    """Four cards of 24 GiB: others hold 6 GiB of the first and 3 of two more, this test 2 of one."""
     running = start_server(
         tmp_path_factory.mktemp("machine"),
         LD_LIBRARY_PATH=str(fake_driver),
         FAKE_NVML_GPUS="24576,24576,24576,24576",
-        FAKE_NVML_PROCESSES=f"0:1:{OTHERS_GIB * 1024},2:{os.getpid()}:2048",
+        FAKE_NVML_PROCESSES=f"0:1:{OTHERS_GIB * 1024},1:1:3072,2:{os.getpid()}:{OURS_GIB * 1024},3:1:3072",
     )
     yield running
     running.stop()
@@ -67,11 +68,11 @@ def test_the_plan_is_drawn_against_what_is_free_before_anything_runs(machine: Se
     page.click(".presets summary")
     page.click('.card[data-id="24gb"]')
     gpu = page.locator("#plan .gauge").first
-    expect(gpu).to_contain_text("GPU 0")
+    expect(gpu).to_contain_text("GPU 2")
     words = gpu.inner_text()
     free, total = number(words, r"of ([\d.]+) GiB free"), number(words, r"· ([\d.]+) in all")
     assert total == 24.0
-    assert free == pytest.approx(24 - OTHERS_GIB, abs=0.6)
+    assert free == pytest.approx(24 - OURS_GIB, abs=0.6)
     held = gpu.locator(".meter .others").bounding_box()
     bar = gpu.locator(".meter").bounding_box()
     assert held is not None
