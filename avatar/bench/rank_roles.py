@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,31 +19,30 @@ from avatar.distributed.fsdp import Gathering
 from avatar.distributed.init import RankContext
 from avatar.distributed.loading import random_share
 from avatar.distributed.process_groups import Group, join
-from avatar.distributed.rank0 import Rank0Source
+from avatar.distributed.rank0 import Rank0Meter, RankDenoising, checkpoint_pipeline
+from avatar.distributed.rank_meter import RankMeter
 from avatar.distributed.roles import follow
-from avatar.events import Notice, Progress
-from avatar.geometry import Size
+from avatar.events import Notice
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights import tiny
-from avatar.model.weights.loading import Check
-from avatar.pipeline.components import Components
-from avatar.pipeline.decode import StreamingDecoder
-from avatar.pipeline.denoise import Block, Conditions, Denoiser
+from avatar.model.weights.loading import Check, go_on
 from avatar.pipeline.device import DTYPES
-from avatar.pipeline.pipeline import DiffusionPipeline, MakeParts
+from avatar.pipeline.models import MadeModels
+from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.planning.per_rank import shares_of
 from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
-from avatar.request import Request
-from avatar.runtime.engine import Frames
 
 
 def lead(preset: Preset, weights: Path | None, seat: RankContext) -> DiffusionPipeline:
     """Rank 0 of several. weights: where the Terms are."""
     terms = accept(preset, weights, seat)
-    if terms.random:
-        return RandomLeadingSource(preset, seat, terms)
-    return TimedLeadingSource(preset, _folder(terms), seat)
+    observer = FirstFrame(seat.meter)
+    if not terms.random:
+        return checkpoint_pipeline(preset, _folder(terms), seat, observer)
+    models = MadeModels(lambda request, placement, check: random_parts(preset, placement))
+    denoising = RankDenoising(preset, None, seat, RandomShares(preset, terms, observer))
+    return DiffusionPipeline(preset, models=models, denoising=denoising, observer=observer)
 
 
 def assist(preset: Preset, weights: Path | None, seat: RankContext) -> None:
@@ -53,11 +52,9 @@ def assist(preset: Preset, weights: Path | None, seat: RankContext) -> None:
         return roles.assist(preset, _folder(terms), seat)
 
     def load() -> tuple[Group, StreamingTransformer | None]:
-        group = join(preset, config_of(preset, terms), seat)
-        dtype = DTYPES[preset.memory.weight_dtype]
-        share = random_share(group.layout.config, preset.memory, group, dtype)
-        unshard_peak_bytes(group, share)
-        return group, share
+        shares = RandomShares(preset, terms, FirstFrame(seat.meter))
+        group = join(preset, shares.config(), seat)
+        return group, shares.load(group, DTYPES[preset.memory.weight_dtype])
 
     follow(preset, seat, load)
 
@@ -100,113 +97,79 @@ def unshard_peak_bytes(group: Group, share: StreamingTransformer | None) -> int 
     return torch.cuda.max_memory_allocated(group.device) - resting
 
 
-class TimedLeadingSource(Rank0Source):
-    """Rank0Source that notes when the parts of a run's first frame are there; told at its end.
+class FirstFrame(Rank0Meter):
+    """Notes when the parts of a run's first frame are there; told at the run's end.
 
     Moments: seconds by the machine's monotonic clock, which all its processes share.
     """
 
-    def __init__(
-        self, preset: Preset, weights: Path | None, seat: RankContext, make_parts: MakeParts | None = None
-    ) -> None:
-        super().__init__(preset, weights, seat, make_parts)
+    def __init__(self, meter: RankMeter) -> None:
+        super().__init__(meter)
         self.moments: dict[str, float] = {}
         self.unshard_bytes: int | None = None
-
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
-        """See FrameSource."""
-        self.moments = {}
-        self.note("taken")
-        yield from super().frames(request, cancelled)
-        values = {"moments": self.moments, "unshard_peak_bytes": self.unshard_bytes}
-        yield Notice(MEASURED, "What rank 0 measured.", values=values)
 
     def note(self, moment: str) -> None:
         """It is now, unless it was before in this run."""
         self.moments.setdefault(moment, time.monotonic())
 
-    def make_denoiser(self, preset: Preset, parts: Components, size: Size) -> Denoiser:
-        """See DiffusionPipeline."""
+    def run_begins(self) -> None:
+        """See Observer."""
+        self.moments = {}
+        self.note("taken")
+
+    def encoded(self) -> None:
+        """See Observer."""
         self.note("conditions")
-        return NotingDenoiser(super().make_denoiser(preset, parts, size), self.note)
 
-    def make_decoder(self, parts: Components) -> StreamingDecoder:
-        """See DiffusionPipeline."""
-        return NotingDecoder(parts.vae, compile=parts.device.type == "cuda", note=self.note)
+    @contextmanager
+    def prefilling(self) -> Iterator[None]:
+        """See Observer."""
+        yield
+        self.note("begun")
 
-    def decoding(self) -> AbstractContextManager[None]:
-        """See DiffusionPipeline."""
+    def submitted(self) -> None:
+        """See Observer."""
+        self.note("speech")
+
+    def collecting(self) -> None:
+        """See Observer. The decoder has been primed."""
+        self.note("primed")
+
+    def decoding(self) -> AbstractContextManager[object]:
+        """See Observer."""
         self.note("denoised")
         return super().decoding()
 
-
-class RandomLeadingSource(TimedLeadingSource):
-    """The same without a checkpoint."""
-
-    def __init__(self, preset: Preset, seat: RankContext, terms: BenchOptions) -> None:
-        self.terms = terms
-
-        def make_parts(request: Request, placement: Any, check: Check) -> Components:
-            return random_parts(preset, placement)
-
-        super().__init__(preset, None, seat, make_parts)
-        self._keeps = True
-
-    def config(self) -> ModelConfig:
-        """See Rank0Source."""
-        return config_of(self.preset, self.terms)
-
-    def share(self, group: Group, dtype: torch.dtype, check: Check) -> StreamingTransformer | None:
-        """See Rank0Source."""
-        share = random_share(group.layout.config, self.preset.memory, group, dtype, check)
-        self.unshard_bytes = unshard_peak_bytes(group, share)
-        return share
-
-
-class NotingDenoiser:
-    """A Denoiser's own work, and when its first block's speech was there and it began."""
-
-    def __init__(self, denoiser: Denoiser, note: Callable[[str], None]) -> None:
-        self._denoiser, self._note = denoiser, note
-        self.geometry, self.schedule = denoiser.geometry, denoiser.schedule
-        self.num_in_flight = denoiser.num_in_flight
-
-    def begin(self, conditions: Conditions) -> None:
-        """See Denoiser."""
-        self._denoiser.begin(conditions)
-        self._note("begun")
-
-    def refresh(self, reference: Tensor) -> None:
-        """See Denoiser."""
-        self._denoiser.refresh(reference)
-
-    def submit(self, block: Block) -> None:
-        """See Denoiser."""
-        self._denoiser.submit(block)
-        self._note("speech")
-
-    def collect(self, check: Callable[[], None] = lambda: None) -> Tensor:
-        """See Denoiser."""
-        self._note("primed")
-        return self._denoiser.collect(check)
-
-
-class NotingDecoder(StreamingDecoder):
-    """A StreamingDecoder that notes when its first frames are there."""
-
-    def __init__(self, *arguments: Any, note: Callable[[str], None], **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._note, self._noted = note, False
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """See StreamingDecoder. The device is waited for once."""
-        frames = super().decode(latents)
-        if not self._noted:
-            self._noted = True
+    def decoded(self, frames: Tensor) -> None:
+        """See Observer. The device is waited for once in a run, at its first frames."""
+        if "decoded" not in self.moments:
             if frames.is_cuda:
                 torch.cuda.current_stream(frames.device).synchronize()
-            self._note("decoded")
-        return frames
+            self.note("decoded")
+
+    def notices(self) -> Iterable[Notice]:
+        """See Observer."""
+        values = {"moments": self.moments, "unshard_peak_bytes": self.unshard_bytes}
+        return [Notice(MEASURED, "What rank 0 measured.", values=values)]
+
+
+@dataclass(frozen=True)
+class RandomShares:
+    """Shares with random weights, of which it is observed what gathering them takes; see Shares."""
+
+    preset: Preset
+    terms: BenchOptions
+    observer: FirstFrame
+
+    def config(self) -> ModelConfig:
+        """See Shares."""
+        return config_of(self.preset, self.terms)
+
+    def load(self, group: Group, dtype: torch.dtype, check: Check = go_on) -> StreamingTransformer | None:
+        """See Shares."""
+        share = random_share(group.layout.config, self.preset.memory, group, dtype, check)
+        self.observer.unshard_bytes = unshard_peak_bytes(group, share)
+        return share
 
 
 def _folder(terms: BenchOptions) -> Path | None:

@@ -6,11 +6,13 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from avatar.bench.measure import Held, Stopwatch, host_peak_bytes, machine, watched
@@ -22,11 +24,12 @@ from avatar.media.sample import write_sample
 from avatar.media.speech import SpeechReader
 from avatar.pipeline.components import Components
 from avatar.pipeline.conditions import SpeechTrack, encode_portrait, prepare_portrait
-from avatar.pipeline.decode import StreamingDecoder
-from avatar.pipeline.denoise import Conditions, LocalDenoiser, OpenBlock
 from avatar.pipeline.device_budget import plan_here
+from avatar.pipeline.framing import video_size
+from avatar.pipeline.models import MadeModels
+from avatar.pipeline.observer import Observer
 from avatar.pipeline.offload.host_layers import Traffic
-from avatar.pipeline.pipeline import DiffusionPipeline, local_denoiser, video_size
+from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.preset import Fallback, Preset
 from avatar.request import Request
 from avatar.runtime.report import RunReport, read_report
@@ -57,54 +60,38 @@ class RunTrace:
         return [ms / count for ms, count, done in times if count == most and done >= num_items]
 
 
-class TimedDenoiser(LocalDenoiser):
-    """A LocalDenoiser that times its own steps and the prefill."""
+class Timing(Observer):
+    """Notes what a pipeline does, and how long the device takes for it. trace: of the last run."""
 
-    course: RunTrace
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.trace = RunTrace(Stopwatch(device))
 
-    def begin(self, conditions: Conditions) -> None:
-        with self.course.clock.measure("prefill"):
-            super().begin(conditions)
+    def run_begins(self) -> None:
+        """See Observer."""
+        self.trace = RunTrace(Stopwatch(self._device))
 
-    def advance(self, due: Sequence[OpenBlock]) -> None:
-        self.course.items.append(len(due))
-        with self.course.clock.measure("step"):
-            super().advance(due)
+    def prefilling(self) -> AbstractContextManager[None]:
+        """See Observer."""
+        return self.trace.clock.measure("prefill")
 
-    def collect(self, check: Callable[[], None] = lambda: None) -> Tensor:
-        latents = super().collect(check)
-        self.course.carried.append(self.traffic)
-        return latents
+    def stepping(self, num_blocks: int) -> AbstractContextManager[None]:
+        """See Observer."""
+        self.trace.items.append(num_blocks)
+        return self.trace.clock.measure("step")
 
+    def denoised(self, traffic: Traffic) -> None:
+        """See Observer."""
+        self.trace.carried.append(traffic)
 
-class TimedDecoder(StreamingDecoder):
-    """A StreamingDecoder that times its blocks and looks at what is held after each."""
+    def decoding(self) -> AbstractContextManager[None]:
+        """See Observer."""
+        return self.trace.clock.measure("decode")
 
-    course: RunTrace
-
-    def decode(self, latents: Tensor) -> Tensor:
-        with self.course.clock.measure("decode"):
-            frames = super().decode(latents)
-        self.course.held.append(Held.now(frames.device))
-        self.course.times_s.append(time.perf_counter())
-        return frames
-
-
-class TimedSource(DiffusionPipeline):
-    """A source whose parts note what they do."""
-
-    course: RunTrace
-
-    def make_denoiser(self, preset: Preset, parts: Components, size: Size) -> LocalDenoiser:
-        denoiser = local_denoiser(preset, parts, size, self.pieces, TimedDenoiser)
-        assert isinstance(denoiser, TimedDenoiser)
-        denoiser.course = self.course
-        return denoiser
-
-    def make_decoder(self, parts: Components) -> StreamingDecoder:
-        decoder = TimedDecoder(parts.vae, compile=parts.device.type == "cuda")
-        decoder.course = self.course
-        return decoder
+    def decoded(self, frames: Tensor) -> None:
+        """See Observer."""
+        self.trace.held.append(Held.now(frames.device))
+        self.trace.times_s.append(time.perf_counter())
 
 
 def bench(preset: Preset, parts: Components, *, num_blocks: int = 16) -> dict[str, Any]:
@@ -130,14 +117,13 @@ def bench(preset: Preset, parts: Components, *, num_blocks: int = 16) -> dict[st
         load_s = time.perf_counter() - start
         logger.info("loaded in %.1f s", load_s)
         encoding = time_encoders(first, parts, size)
-        source = TimedSource.of(parts, preset)
-        assert isinstance(source, TimedSource)
-        source.course = course = RunTrace(Stopwatch(parts.device))
+        timing = Timing(parts.device)
+        source = DiffusionPipeline(preset, models=MadeModels.given(parts), observer=timing)
         with watched(parts.device) as peaks:
             cold = finished(source, first)
         logger.info("%d blocks in %.1f s", num_blocks, cold.elapsed_s)
-        figures = figures_of(course, geometry, generation.sample_steps, num_blocks, warm_blocks)
-        source.course = RunTrace(Stopwatch(parts.device))
+        trace = timing.trace
+        figures = figures_of(trace, geometry, generation.sample_steps, num_blocks, warm_blocks)
         warm = finished(source, second)
     return {
         "settings": {
@@ -157,7 +143,7 @@ def bench(preset: Preset, parts: Components, *, num_blocks: int = 16) -> dict[st
             "memory": asdict(peaks),
         },
         "end_to_end": {
-            "fps": steady_fps(course, warm_blocks, num_blocks),
+            "fps": steady_fps(trace, warm_blocks, num_blocks),
             "cold_fps": cold.num_frames / cold.elapsed_s,
             "first_frame_s": warm.first_frame_s,
             "first_segment_s": warm.first_segment_s,
@@ -165,7 +151,7 @@ def bench(preset: Preset, parts: Components, *, num_blocks: int = 16) -> dict[st
             "elapsed_s": cold.elapsed_s,
             "memory": asdict(peaks),
         },
-        "host_peak_bytes": max(host_peak_bytes(), *(held.host_bytes for held in course.held)),
+        "host_peak_bytes": max(host_peak_bytes(), *(held.host_bytes for held in trace.held)),
         "machine": machine(parts.device),
     }
 
@@ -213,34 +199,34 @@ def time_encoders(request: Request, parts: Components, size: Size) -> dict[str, 
 
 
 def figures_of(
-    course: RunTrace, geometry: Geometry, num_steps: int, num_blocks: int, warm_blocks: int
+    trace: RunTrace, geometry: Geometry, num_steps: int, num_blocks: int, warm_blocks: int
 ) -> dict[str, Any]:
     """Medians over the blocks after the warm-up; what crossed the bus, and memory at two moments."""
-    steps = course.steps_after(warm_blocks * num_steps)
-    decodes = course.clock.milliseconds("decode")[warm_blocks:]
+    steps = trace.steps_after(warm_blocks * num_steps)
+    decodes = trace.clock.milliseconds("decode")[warm_blocks:]
     step, decode = statistics.median(steps), statistics.median(decodes)
     return {
         "measured_blocks": num_blocks - warm_blocks,
         "step_ms": step,
         "step_ms_all": [round(ms, 3) for ms in steps],
         "decode_block_ms": decode,
-        "prefill_cold_ms": course.clock.milliseconds("prefill")[0],
+        "prefill_cold_ms": trace.clock.milliseconds("prefill")[0],
         "denoise_fps": BLOCK_FRAMES * 1000 / (num_steps * step),
         "decode_fps": BLOCK_FRAMES * 1000 / decode,
         "denoise_and_decode_fps": BLOCK_FRAMES * 1000 / (num_steps * step + decode),
-        "bus": bus(course.carried[warm_blocks : steady_end(course, num_blocks)]),
-        "held": {"clip_2": asdict(course.held[geometry.second_clip_block]), "end": asdict(course.held[-1])},
+        "bus": bus(trace.carried[warm_blocks : steady_end(trace, num_blocks)]),
+        "held": {"clip_2": asdict(trace.held[geometry.second_clip_block]), "end": asdict(trace.held[-1])},
     }
 
 
-def steady_end(course: RunTrace, num_blocks: int) -> int:
+def steady_end(trace: RunTrace, num_blocks: int) -> int:
     """The first block after which fewer than ever are under way."""
-    return num_blocks + 1 - max(course.items)
+    return num_blocks + 1 - max(trace.items)
 
 
-def steady_fps(course: RunTrace, warm_blocks: int, num_blocks: int) -> float:
+def steady_fps(trace: RunTrace, warm_blocks: int, num_blocks: int) -> float:
     """Frames a second by the clock on the wall, of the blocks between warming up and running out."""
-    times = course.times_s[warm_blocks : steady_end(course, num_blocks)]
+    times = trace.times_s[warm_blocks : steady_end(trace, num_blocks)]
     return (len(times) - 1) * BLOCK_FRAMES / (times[-1] - times[0])
 
 

@@ -24,8 +24,9 @@ from avatar.distributed.stage import Stage
 from avatar.distributed.wavefront import Order, WavefrontRun
 from avatar.geometry import Geometry
 from avatar.model.transformer import StreamingTransformer
-from avatar.pipeline.denoise import Block, Conditions
+from avatar.pipeline.denoise import Conditions
 from avatar.pipeline.device import downloaded
+from avatar.pipeline.generation import Block
 from avatar.pipeline.layer_stack import CompiledPieces
 from avatar.pipeline.schedule import Schedule
 
@@ -182,7 +183,7 @@ class ParallelDenoiser:
             raise
 
     def wait_until_begun(self) -> None:
-        """Wait until the first item has been handed out, or none will be."""
+        """See Denoiser. Then what the first block waits for has the GPU before the decoder."""
         assert self._run is not None
         self._run.begun.wait()
 

@@ -1,12 +1,13 @@
-"""Rank 0 of the diffusion engine: a FrameSource whose transformer the other ranks share."""
+"""Rank 0 of the diffusion engine: a pipeline whose transformer all ranks share, and rank 0's own load."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,16 +18,20 @@ from avatar.distributed.init import RankContext
 from avatar.distributed.loading import load_share
 from avatar.distributed.p2p import Encode, Go, Load, MessageChannel
 from avatar.distributed.process_groups import Group, join, pieces_of
-from avatar.events import Notice, Progress
-from avatar.geometry import FPS, Geometry, Size
+from avatar.distributed.rank_meter import RankMeter
+from avatar.geometry import Geometry, Size
 from avatar.model.text_encoder import TextWeights
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Check
 from avatar.pipeline.components import Components
+from avatar.pipeline.conditions import EncodeText
 from avatar.pipeline.denoise import Denoiser
 from avatar.pipeline.device import DTYPES, ring_dtype
-from avatar.pipeline.pipeline import DiffusionPipeline, MakeParts
+from avatar.pipeline.layer_stack import CompiledPieces
+from avatar.pipeline.models import CheckpointModels
+from avatar.pipeline.observer import Observer
+from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.pipeline.schedule import Schedule
 from avatar.planning.estimates import CUDA_CONTEXT_BYTES
 from avatar.planning.inventory import own_processes, probe
@@ -35,66 +40,97 @@ from avatar.planning.plan import Plan
 from avatar.planning.planner import plan
 from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
-from avatar.request import Request
-from avatar.runtime.engine import Frames
-from avatar.runtime.fallback import lowered
+from avatar.settings import Memory
 
 
-class SingleRankSource(DiffusionPipeline):
-    """The only rank."""
+class StepMeter(Observer):
+    """Measures the steps of the only rank."""
 
-    def __init__(self, preset: Preset, weights: Path | None, seat: RankContext) -> None:
-        super().__init__(preset, weights)
-        self._meter = seat.meter
+    def __init__(self, meter: RankMeter) -> None:
+        self._meter = meter
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
-        """See FrameSource."""
-
-        def stopped() -> bool:
-            self._meter.step()
-            return cancelled()
-
+    def run_begins(self) -> None:
+        """See Observer. No step goes on while a rank waits for its next run."""
         self._meter.pause()
-        return super().frames(request, stopped)
+
+    def checked(self) -> None:
+        """See Observer."""
+        self._meter.step()
 
 
-class Rank0Source(DiffusionPipeline):
-    """Rank 0 of several: conditions and decoding are its own; of the transformer it has a share at most.
+class Rank0Meter(Observer):
+    """Counts what rank 0 does beside its stage, which counts its own work."""
+
+    def __init__(self, meter: RankMeter) -> None:
+        self._meter = meter
+
+    def loading(self) -> None:
+        """See Observer."""
+        self._meter.tick()
+
+    def priming(self) -> AbstractContextManager[object]:
+        """See Observer."""
+        return self._meter.working()
+
+    def decoding(self) -> AbstractContextManager[object]:
+        """See Observer."""
+        return self._meter.working()
+
+
+class Shares(Protocol):
+    """Where rank 0's own share of the transformer comes from."""
+
+    def config(self) -> ModelConfig:
+        """The model's; asked once the side models are loaded."""
+        ...
+
+    def load(self, group: Group, dtype: torch.dtype, check: Check) -> StreamingTransformer | None:
+        """The share, None where rank 0 only decodes. Raises: WeightsMissing, what check raises."""
+        ...
+
+
+@dataclass(frozen=True)
+class CheckpointShares:
+    """Shares of the checkpoint that the side models came from."""
+
+    models: CheckpointModels
+    memory: Memory
+
+    def config(self) -> ModelConfig:
+        """See Shares."""
+        return ModelConfig.load(self._files.config)
+
+    def load(self, group: Group, dtype: torch.dtype, check: Check) -> StreamingTransformer | None:
+        """See Shares."""
+        return load_share(self._files, self.memory, group, dtype, check)
+
+    @property
+    def _files(self) -> CheckpointFiles:
+        assert self.models.files is not None
+        return self.models.files
+
+
+class RankDenoising:
+    """Denoising over several ranks, of which rank 0 has a share of the transformer at most; see Denoising.
 
     Memory that runs out on any rank ends them all, and fresh ones go on a rung lower: see RankedSource.
     """
 
-    def __init__(
-        self, preset: Preset, weights: Path | None, seat: RankContext, make_parts: MakeParts | None = None
-    ) -> None:
-        """make_parts: where the side models come from, if not from a checkpoint."""
-        super().__init__(preset, weights, make_parts)
-        self.preset, self._seat, self._post = preset, seat, MessageChannel()
-        self._files: CheckpointFiles | None = None
+    def __init__(self, preset: Preset, weights: Path | None, seat: RankContext, shares: Shares) -> None:
+        """weights: the checkpoint's folder, when named."""
+        self._preset, self._weights, self._seat, self._shares = preset, weights, seat, shares
+        self._post = MessageChannel()
         self._group: Group | None = None
         self._conductor: Coordinator | None = None
         self._denoiser: ParallelDenoiser | None = None
-        if preset.memory.text_encoder == "sharded":
-            self._encode_text = self._encode_together
-
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
-        """See FrameSource. However it ends, the other ranks are free for the next run."""
-        try:
-            yield from super().frames(request, cancelled)
-        finally:
-            if self._denoiser is not None:
-                self._denoiser.close()
-                self._denoiser = None
 
     @property
-    def plan_binds(self) -> bool:  # type: ignore[override]
-        """See DiffusionPipeline. Loaded shares stay loaded: only a full GPU shows that they do not fit."""
+    def plan_binds(self) -> bool:
+        """See Denoising. Loaded shares stay loaded: only a full GPU shows that they do not fit."""
         return self._conductor is None
 
-    def plan_for(self, request: Request) -> Plan:
-        """See DiffusionPipeline; of all GPUs of this machine, where the other ranks' memory is ours, too."""
-        speech_s = request.speech_frames / FPS
-        preset = lowered(request).preset
+    def plan(self, preset: Preset, placement: Placement, speech_s: float) -> Plan:
+        """See Denoising; of all GPUs of this machine, where the other ranks' memory is ours, too."""
         inventory = probe(self._weights, our_pids=own_processes([os.getppid()]))
         gpus = tuple(  # in a container NVML may know our processes by other numbers
             replace(gpu, ours_bytes=max(gpu.ours_bytes, CUDA_CONTEXT_BYTES)) for gpu in inventory.gpus
@@ -102,46 +138,20 @@ class Rank0Source(DiffusionPipeline):
         return plan(preset, replace(inventory, gpus=gpus), speech_s=speech_s)
 
     def prepare(self, parts: Components, check: Check) -> None:
-        """See DiffusionPipeline. All ranks load at once, each its share."""
+        """See Denoising. All ranks load at once, each its share."""
         if self._conductor is not None:
             return
         if self._group is None:
-            self._tell(Load())
-            self._group = join(self.preset, self.config(), self._seat)
-        share = self.share(self._group, parts.dtype, check)
-        self._conductor = Coordinator(self._group, share, parts.dtype, pieces_of(self.preset, parts.device))
-        self._tell(Go())
+            tell_others(self._post, self._seat, Load())
+            self._group = join(self._preset, self._shares.config(), self._seat)
+        share = self._shares.load(self._group, parts.dtype, check)
+        self._conductor = Coordinator(self._group, share, parts.dtype, pieces_of(self._preset, parts.device))
+        tell_others(self._post, self._seat, Go())
 
-    def files(self, request: Request) -> CheckpointFiles:
-        """See DiffusionPipeline."""
-        self._files = super().files(request)
-        return self._files
-
-    def config(self) -> ModelConfig:
-        """The model's."""
-        assert self._files is not None
-        return ModelConfig.load(self._files.config)
-
-    def share(self, group: Group, dtype: torch.dtype, check: Check) -> StreamingTransformer | None:
-        """Rank 0's own share of the transformer, None if it only decodes."""
-        assert self._files is not None
-        return load_share(self._files, self.preset.memory, group, dtype, check)
-
-    def priming(self) -> AbstractContextManager[None]:
-        """See DiffusionPipeline. What the first block waits for has the GPU first."""
-        assert self._denoiser is not None
-        self._denoiser.wait_until_begun()
-        return self._seat.meter.working()
-
-    def decoding(self) -> AbstractContextManager[None]:
-        """See DiffusionPipeline. Decoding is work, too."""
-        return self._seat.meter.working()
-
-    def release(self, parts: Components) -> None:
-        """The shares stay: it would take all ranks to load them again."""
-
-    def make_denoiser(self, preset: Preset, parts: Components, size: Size) -> Denoiser:
-        """See DiffusionPipeline."""
+    def denoiser(
+        self, preset: Preset, parts: Components, size: Size, pieces: CompiledPieces, observer: Observer
+    ) -> Denoiser:
+        """See Denoising."""
         assert self._conductor is not None
         generation = preset.generation
         self._denoiser = self._conductor.denoiser(
@@ -151,20 +161,46 @@ class Rank0Source(DiffusionPipeline):
         )
         return self._denoiser
 
-    def _encode_together(self, ids: Tensor) -> Tensor:
-        """See EncodeText. A wrong checkpoint is found before the other ranks are told, which would wait."""
-        assert self._files is not None
-        weights = TextWeights.open(self._files.text_encoder)
-        self._tell(Encode(ids))
-        return encode_together(weights, ids, DTYPES[self.preset.memory.weight_dtype], self._seat)
+    def release(self, parts: Components) -> None:
+        """See Denoising. The shares stay: it would take all ranks to load them again."""
 
-    def _tell(self, order: Load | Go | Encode) -> None:
-        for rank in range(1, self._seat.world_size):
-            self._post.send(order, rank)
+    def run_ends(self) -> None:
+        """See Denoising. The other ranks are free for the next run."""
+        if self._denoiser is not None:
+            self._denoiser.close()
+            self._denoiser = None
 
-    def _from_checkpoint(self, request: Request, placement: Placement, check: Check) -> Components:
-        def ticking() -> None:
-            self._seat.meter.tick()
-            check()
 
-        return super()._from_checkpoint(request, placement, ticking)
+def tell_others(post: MessageChannel, seat: RankContext, order: Load | Go | Encode) -> None:
+    """Send the other ranks an order."""
+    for rank in range(1, seat.world_size):
+        post.send(order, rank)
+
+
+def text_encoder_over(seat: RankContext, dtype: torch.dtype) -> Callable[[CheckpointFiles], EncodeText]:
+    """How rank 0 encodes a prompt together with all other ranks."""
+    post = MessageChannel()
+
+    def of(files: CheckpointFiles) -> EncodeText:
+        def encode(ids: Tensor) -> Tensor:
+            weights = TextWeights.open(files.text_encoder)  # a wrong one is found before the others wait
+            tell_others(post, seat, Encode(ids))
+            return encode_together(weights, ids, dtype, seat)
+
+        return encode
+
+    return of
+
+
+def checkpoint_pipeline(
+    preset: Preset, weights: Path | None, seat: RankContext, observer: Observer | None = None
+) -> DiffusionPipeline:
+    """Rank 0's pipeline over a checkpoint, whatever the number of ranks."""
+    if seat.world_size == 1:
+        return DiffusionPipeline(preset, weights, observer=observer or StepMeter(seat.meter))
+    sharded = preset.memory.text_encoder == "sharded"
+    encoder = text_encoder_over(seat, DTYPES[preset.memory.weight_dtype]) if sharded else None
+    models = CheckpointModels(preset, weights, encoder)
+    denoising = RankDenoising(preset, weights, seat, CheckpointShares(models, preset.memory))
+    observer = observer or Rank0Meter(seat.meter)
+    return DiffusionPipeline(preset, weights, models=models, denoising=denoising, observer=observer)

@@ -30,12 +30,10 @@ if TYPE_CHECKING:
 
 
 def lead(preset: Preset, weights: Path | None, seat: RankContext) -> DiffusionPipeline:
-    """Rank 0's source: with one rank the plain one."""
-    from avatar.distributed.rank0 import Rank0Source, SingleRankSource
+    """Rank 0's source of frames."""
+    from avatar.distributed.rank0 import checkpoint_pipeline
 
-    if seat.world_size > 1:
-        return Rank0Source(preset, weights, seat)
-    return SingleRankSource(preset, weights, seat)
+    return checkpoint_pipeline(preset, weights, seat)
 
 
 def assist(preset: Preset, weights: Path | None, seat: RankContext) -> None:

@@ -17,15 +17,16 @@ from avatar.distributed.completion import Completions
 from avatar.distributed.fsdp import Gathering
 from avatar.distributed.p2p import Begin, Done, End, Message, OpenBlockInputs, Prefill, Release, Work
 from avatar.distributed.process_groups import Group
-from avatar.distributed.ulysses import SharedStack, TokenSplit, join_tokens
+from avatar.distributed.ulysses import PeerTokens, SharedStack
 from avatar.distributed.warmup import no_audio, rehearse
 from avatar.geometry import BLOCK_LATENT_FRAMES
 from avatar.model.audio_encoder import AudioTokens
-from avatar.model.rope import REFERENCE_TIME, ConditionTable, block_table, reference_time
-from avatar.model.transformer import StreamingTransformer, unpatchify
-from avatar.pipeline.denoise import OpenBlock, mask_tokens
+from avatar.model.rope import REFERENCE_TIME
+from avatar.model.transformer import StreamingTransformer
 from avatar.pipeline.device import uploaded
+from avatar.pipeline.generation import GenerationState, OpenBlock, Times
 from avatar.pipeline.layer_stack import EAGER, CompiledPieces, LayerStack, Visit, WorkItem
+from avatar.pipeline.schedule import Schedule
 from avatar.planning.layout import Role
 
 MAX_SENDING = 2  # tensors on their way to the next stage
@@ -52,6 +53,7 @@ class Stage:
         self._sending: deque[Any] = deque()
         self._opened: dict[int, OpenBlock] = {}
         self._stack: LayerStack | None = None
+        self._generation: GenerationState | None = None
         self._rehearsed: set[tuple[object, ...]] = set()  # what graphs have been built for
 
     @torch.no_grad()
@@ -78,31 +80,37 @@ class Stage:
         assert self._stack is not None
         return self._stack
 
+    @property
+    def generation(self) -> GenerationState:
+        """What the items share, between Begin and End."""
+        assert self._generation is not None
+        return self._generation
+
     def _begin(self, begin: Begin) -> None:
         self._end()
         model, config, schedule = self.transformer, self.transformer.config, begin.schedule
         role = self.group.layout.role_of(self.group.rank, schedule.num_steps)
         assert role is not None
         layout, rank = self.group.layout, self.group.rank
-        self._role, self._geometry, self._schedule = role, begin.geometry, schedule
+        self._role, self._num_speakers = role, begin.num_speakers
         self._embeds, self._ends = role.layers.start == 0, role.layers.stop == config.num_layers
         # the same peer of the stages beside this one, in a pipeline of layers
         self._before = None if self._embeds else rank - layout.group_size
         self._after = None if self._ends else rank + layout.group_size
-        split = (begin.geometry, layout.group_size, role.peer)
-        self._block_split, self._condition_split = (
-            TokenSplit.of_block(*split),
-            TokenSplit.of_condition(*split),
-        )
-        masks = mask_tokens(begin.masks, self.device, self.dtype)
-        if masks is not None:
-            masks = torch.stack([self._block_split.own(mask) for mask in masks])
-        self._masks, self._num_speakers = masks, begin.num_speakers
-        self._table = ConditionTable(begin.geometry, config.head_dim, self.device)
-        self._motion = None if begin.motion is None else begin.motion.to(self.device)
+        self._tokens = PeerTokens.of(begin.geometry, layout.group_size, role.peer, self.group.sharing)
         text = model.embed_text(self._upload(begin.text)) if self._embeds else None
         text = self._relay(text, (config.text_len, config.dim), self.dtype)
-        self._embed_times(schedule.timesteps)
+        self._generation = GenerationState(
+            transformer=model,
+            geometry=begin.geometry,
+            schedule=schedule,
+            device=self.device,
+            dtype=self.dtype,
+            times=self._relay_times(schedule),
+            motion=begin.motion,
+            masks=begin.masks,
+            tokens=self._tokens,
+        )
         self._stack = self._new_stack(begin, role)
         self._stack.begin(text, begin.num_tokens)
         if self._rehearse(begin):
@@ -115,32 +123,31 @@ class Stage:
         needed = (begin.geometry, begin.ring_dtype, begin.num_speakers, is_short)
         if self._pieces == EAGER or needed in self._rehearsed:
             return False
-        block, condition = self._block_split, self._condition_split
+        generation = self.generation
         item = WorkItem(
             block=0,
             step=role.steps[0],
             anchor=0,
-            modulation=self._modulations[-1],
-            table=block.own(block_table(begin.geometry, 0, config.head_dim, self.device)),
-            condition_table=self._table.at(REFERENCE_TIME),
+            modulation=generation.times.layers[-1],
+            table=generation.table_of(0),
+            condition_table=generation.condition_table.at(REFERENCE_TIME),
             audio=no_audio(config, begin.num_speakers, self.dtype, self.device),
-            masks=self._masks,
+            masks=generation.masks,
         )
-        rehearse(self.stack, item, block.count(role.peer), condition.count(role.peer), self.group.meter.tick)
+        counts = self._tokens.num_block, self._tokens.num_condition
+        rehearse(self.stack, item, *counts, self.group.meter.tick)
         self._rehearsed.add(needed)
         return True
 
-    def _embed_times(self, timesteps: tuple[float, ...]) -> None:
-        """Every step's time as the layers and the head see it; the last row is the condition's, time 0."""
-        count, dim = len(timesteps) + 1, self.transformer.config.dim
+    def _relay_times(self, schedule: Schedule) -> Times:
+        """Every step's time, embedded by the first stage."""
+        count, dim = schedule.num_steps + 1, self.transformer.config.dim
         layers = head = None
         if self._embeds:
-            times = [self.transformer.embed_time(t) for t in (*timesteps, 0.0)]
-            layers, head = (
-                torch.stack(values) for values in ([t.layers for t in times], [t.head for t in times])
-            )
-        self._modulations = self._relay(layers, (count, 6, dim), torch.float32)
-        self._heads = self._relay(head, (count, dim), torch.float32)
+            times = Times.embed(self.transformer, schedule)
+            layers, head = times.layers, times.head
+        layers = self._relay(layers, (count, 6, dim), torch.float32)
+        return Times(layers, self._relay(head, (count, dim), torch.float32))
 
     def _new_stack(self, begin: Begin, role: Role) -> LayerStack:
         shared: dict[str, Any] = {
@@ -167,17 +174,14 @@ class Stage:
         )
 
     def _prefill(self, prefill: Prefill) -> None:
-        shape = (self._condition_split.count(self._role.peer), self.transformer.config.dim)
         if prefill.reference is not None:
             reference = self._upload(prefill.reference)
-            assert self._motion is not None
             with self.group.meter.working():
-                x = self._condition_split.own(self.transformer.embed_condition(reference, self._motion))
+                x = self.generation.embed_condition(reference)
         else:
-            x = self._take(shape, self.dtype)
+            x = self._take((self._tokens.num_condition, self.transformer.config.dim), self.dtype)
         with self.group.meter.working():
-            table = self._table.at(REFERENCE_TIME)
-            x = self.stack.prefill(x, self._modulations[-1], table, prefill.anchor)
+            x = self.generation.prefill(self.stack, x, prefill.anchor)
         self._pass_on(x)
 
     def _open(self, opening: OpenBlockInputs) -> None:
@@ -187,62 +191,36 @@ class Stage:
             local, overall = self.transformer.embed_audio(self._upload(block.audio))
         shape = (self._num_speakers, BLOCK_LATENT_FRAMES, config.dim)
         local_shape = (*shape[:2], config.num_audio_token + 1, config.dim)
-        table = block_table(self._geometry, block.first_frame, config.head_dim, self.device)
-        self._opened[block.index] = OpenBlock(
-            block=block,
-            latents=block.noise,
-            pose=None if block.pose is None else self._upload(block.pose),
-            audio=AudioTokens(
-                self._relay(local, local_shape, self.dtype), self._relay(overall, shape, self.dtype)
-            ),
-            table=self._block_split.own(table),
-            anchor=opening.anchor,
+        audio = AudioTokens(
+            self._relay(local, local_shape, self.dtype), self._relay(overall, shape, self.dtype)
         )
+        self._opened[block.index] = self.generation.open(block, audio, opening.anchor)
 
     def _work(self, work: Work) -> None:
-        opened, model = self._opened[work.block], self.transformer
+        opened, generation = self._opened[work.block], self.generation
         self._answers.wait()
         if work.latents is not None:
             opened.latents = self._upload(work.latents)
         if not self._embeds:
-            x = self._take((self._block_split.count(self._role.peer), model.config.dim), self.dtype)
+            x = self._take((self._tokens.num_block, self.transformer.config.dim), self.dtype)
         with self.group.meter.working():
             if self._embeds:
-                x = self._block_split.own(model.embed_block(opened.latents, opened.pose))
-            x = self.stack.forward(x, self._item(opened, work.step))
+                x = generation.embed(opened)
+            x = self.stack.forward(x, generation.item(opened, work.step))
             if self._ends:
-                opened.latents = self._advanced(opened.latents, x, work.step)
+                generation.advance(opened, x, work.step)
         self._pass_on(x)
         if work.step == self._role.steps[-1]:
             del self._opened[work.block]
         self._answers.mark(self._done(opened, work))
 
-    def _advanced(self, latents: Tensor, x: Tensor, step: int) -> Tensor:
-        patches = self.transformer.head(x, self._heads[step])
-        if self.group.sharing is not None:
-            patches = join_tokens(patches, self._block_split, self.group.sharing)
-        return self._schedule.advance(latents, unpatchify(patches, self._geometry), step)
-
     def _done(self, opened: OpenBlock, work: Work) -> Done | None:
         """The answer to rank 0, from one rank of the stage that ends the item."""
         if not self._ends or self._role.peer:
             return None
-        layout, num_steps = self.group.layout, self._schedule.num_steps
+        layout, num_steps = self.group.layout, self.generation.schedule.num_steps
         stays = work.step + 1 < num_steps and not layout.moves_after(work.step, num_steps)
         return Done(work.block, work.step, None if stays else self._answers.download(opened.latents))
-
-    def _item(self, opened: OpenBlock, step: int) -> WorkItem:
-        time = reference_time(opened.block.first_frame, opened.block.distances[step])
-        return WorkItem(
-            block=opened.block.index,
-            step=step,
-            anchor=opened.anchor,
-            modulation=self._modulations[step],
-            table=opened.table,
-            condition_table=self._table.at(time),
-            audio=opened.audio,
-            masks=self._masks,
-        )
 
     def _relay(self, x: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """What the first stage has and all others need: taken from the stage before, passed on."""
@@ -273,4 +251,4 @@ class Stage:
         while self._sending:
             self._sending.popleft().wait()
         self._opened.clear()
-        self._stack = None
+        self._stack = self._generation = None

@@ -128,6 +128,43 @@ class SharedStack(LayerStack):
         return [x.view(shape) for x, shape in zip(received.split(sizes), shapes, strict=True)]
 
 
+@dataclass(frozen=True)
+class PeerTokens:
+    """A TokenShare: one peer's tokens of the block's and of the condition's."""
+
+    block: TokenSplit
+    condition: TokenSplit
+    peers: ProcessGroup | None
+
+    @classmethod
+    def of(cls, geometry: Geometry, num_peers: int, peer: int, peers: ProcessGroup | None) -> PeerTokens:
+        """Those of a peer; peers: None where there is but one, which has all."""
+        split = (geometry, num_peers, peer)
+        return cls(TokenSplit.of_block(*split), TokenSplit.of_condition(*split), peers)
+
+    @property
+    def num_block(self) -> int:
+        """How many of a block's tokens are here."""
+        return self.block.count(self.block.peer)
+
+    @property
+    def num_condition(self) -> int:
+        """How many of the condition's tokens are here."""
+        return self.condition.count(self.condition.peer)
+
+    def of_block(self, x: Tensor) -> Tensor:
+        """See TokenShare."""
+        return self.block.own(x)
+
+    def of_condition(self, x: Tensor) -> Tensor:
+        """See TokenShare."""
+        return self.condition.own(x)
+
+    def all_of_block(self, x: Tensor) -> Tensor:
+        """See TokenShare."""
+        return x if self.peers is None else join_tokens(x, self.block, self.peers)
+
+
 def join_tokens(x: Tensor, split: TokenSplit, peers: ProcessGroup) -> Tensor:
     """All tokens, N C, of every peer's own; the shorter parts travel padded."""
     longest = max(split.count(peer) for peer in range(len(split.parts)))

@@ -19,7 +19,8 @@ from torch import Tensor
 from avatar.distributed.p2p import Begin, Done, End, Message, OpenBlockInputs, Prefill, Release, Work
 from avatar.errors import AvatarError
 from avatar.geometry import Geometry
-from avatar.pipeline.denoise import Block, Conditions
+from avatar.pipeline.denoise import Conditions
+from avatar.pipeline.generation import Block
 from avatar.pipeline.schedule import Schedule
 from avatar.planning.layout import Layout
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from avatar.errors import BadInput
-from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
-from avatar.model.audio_encoder import AudioTokens
-from avatar.model.rope import REFERENCE_TIME, ConditionTable, block_table, reference_time
+from avatar.geometry import Geometry
 from avatar.model.transformer import StreamingTransformer
 from avatar.pipeline.device import uploaded
-from avatar.pipeline.layer_stack import CompiledPieces, LayerStack, WorkItem
+from avatar.pipeline.generation import Block, GenerationState, OpenBlock, Times
+from avatar.pipeline.layer_stack import CompiledPieces, LayerStack
+from avatar.pipeline.observer import UNOBSERVED, Observer
 from avatar.pipeline.offload.host_layers import HostLayers, RingMemory, Traffic
 from avatar.pipeline.schedule import Schedule
 
@@ -70,26 +70,6 @@ class Conditions:
             )
 
 
-@dataclass(frozen=True)
-class Block:
-    """One block to denoise.
-
-    noise: 16 3 h w float32, on the CPU. audio: S 25 C 12. pose: 16 3 h w or None. distances: for each step
-    the reference's distance in latent frames.
-    """
-
-    index: int
-    noise: Tensor
-    audio: Tensor
-    pose: Tensor | None
-    distances: tuple[int, ...]
-
-    @property
-    def first_frame(self) -> int:
-        """The index in the video of the block's first latent frame."""
-        return self.index * BLOCK_LATENT_FRAMES
-
-
 class Denoiser(Protocol):
     """Turns blocks of noise into latents, on one device or spread over several, with the same result."""
 
@@ -99,6 +79,10 @@ class Denoiser(Protocol):
 
     def begin(self, conditions: Conditions) -> None:
         """Start a generation: fresh rings, text and condition caches."""
+        ...
+
+    def wait_until_begun(self) -> None:
+        """Wait until the first block has been given to the device, or none will be."""
         ...
 
     def refresh(self, reference: Tensor) -> None:
@@ -112,19 +96,6 @@ class Denoiser(Protocol):
     def collect(self, check: Callable[[], None]) -> Tensor:
         """The latents of the oldest submitted block, 16 3 h w float32; check is called before each step."""
         ...
-
-
-@dataclass
-class OpenBlock:
-    """A block under way: its latents at the current noise level, its next step, and what its steps share."""
-
-    block: Block
-    latents: Tensor
-    pose: Tensor | None
-    audio: AudioTokens
-    table: Tensor
-    anchor: int
-    step: int = 0
 
 
 class LocalDenoiser:
@@ -146,6 +117,7 @@ class LocalDenoiser:
         rings_on_host: bool = False,
         ring_memory: RingMemory | None = None,
         diagonal: bool = False,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         """host_layers: of the same transformer. ring_memory: of an earlier run, to be used again.
 
@@ -153,7 +125,7 @@ class LocalDenoiser:
         """
         self.transformer, self.geometry, self.schedule = transformer, geometry, schedule
         self.num_in_flight = schedule.num_steps if diagonal else 1
-        self._host_layers = host_layers
+        self._host_layers, self._observer = host_layers, observer
         self.device = transformer.device
         self.stack = LayerStack(
             transformer,
@@ -181,17 +153,25 @@ class LocalDenoiser:
     @torch.no_grad()
     def begin(self, conditions: Conditions) -> None:
         """See Denoiser. All that depends on neither block nor anchor is computed here."""
-        model, head_dim = self.transformer, self.transformer.config.head_dim
+        model = self.transformer
         self._submitted.clear()
-        self._motion = conditions.motion.to(self.device)
-        self._masks = mask_tokens(conditions.masks, self.device, model.dtype)
-        self._times = [model.embed_time(t) for t in self.schedule.timesteps]
-        self._condition_time = model.embed_time(0.0)
-        self._condition_table = ConditionTable(self.geometry, head_dim, self.device)
+        self._generation = GenerationState(
+            transformer=model,
+            geometry=self.geometry,
+            schedule=self.schedule,
+            device=self.device,
+            dtype=model.dtype,
+            times=Times.embed(model, self.schedule),
+            motion=conditions.motion,
+            masks=conditions.masks,
+        )
         self._anchor = 0
         self._anchors = {0}
         self.stack.begin(model.embed_text(conditions.text.to(self.device)), len(conditions.text))
         self._prefill(conditions.reference)
+
+    def wait_until_begun(self) -> None:
+        """See Denoiser. Its own blocks have begun by the time that they are collected."""
 
     @torch.no_grad()
     def refresh(self, reference: Tensor) -> None:
@@ -204,18 +184,10 @@ class LocalDenoiser:
     @torch.no_grad()
     def submit(self, block: Block) -> None:
         """See Denoiser."""
-        self._submitted.append(
-            OpenBlock(
-                block=block,
-                latents=self._upload(block.noise),
-                pose=None if block.pose is None else self._upload(block.pose),
-                audio=self.transformer.embed_audio(self._upload(block.audio)),
-                table=block_table(
-                    self.geometry, block.first_frame, self.transformer.config.head_dim, self.device
-                ),
-                anchor=self._anchor,
-            )
-        )
+        audio = self.transformer.embed_audio(uploaded(block.audio, self.device))
+        opened = self._generation.open(block, audio, self._anchor)
+        opened.latents = uploaded(block.noise, self.device)
+        self._submitted.append(opened)
 
     def collect(self, check: Callable[[], None] = lambda: None) -> Tensor:
         """See Denoiser."""
@@ -223,21 +195,23 @@ class LocalDenoiser:
         while oldest.step < self.schedule.num_steps:
             self._pace.wait()
             check()
-            self.advance(self._due())
+            due = self._due()
+            with self._observer.stepping(len(due)):
+                self.advance(due)
             self._pace.mark()
         self._submitted.popleft()
         self._release_anchors()
+        self._observer.denoised(self.traffic)
         return oldest.latents
 
     @torch.no_grad()
     def advance(self, due: Sequence[OpenBlock]) -> None:
         """Do each block's next step; they may need nothing of each other."""
-        model, times = self.transformer, [self._times[opened.step] for opened in due]
-        tokens = [model.embed_block(opened.latents, opened.pose) for opened in due]
-        tokens = self.stack.forward_diagonal(tokens, [self._item(opened) for opened in due])
-        for opened, x, time in zip(due, tokens, times, strict=True):
-            velocity = model.velocity(x, time.head, self.geometry)
-            opened.latents = self.schedule.advance(opened.latents, velocity, opened.step)
+        generation = self._generation
+        tokens = [generation.embed(opened) for opened in due]
+        items = [generation.item(opened, opened.step) for opened in due]
+        for opened, x in zip(due, self.stack.forward_diagonal(tokens, items), strict=True):
+            generation.advance(opened, x, opened.step)
             opened.step += 1
 
     def _due(self) -> list[OpenBlock]:
@@ -256,27 +230,9 @@ class LocalDenoiser:
             self.stack.release(anchor)
         self._anchors &= wanted
 
-    def _item(self, opened: OpenBlock) -> WorkItem:
-        block, step = opened.block, opened.step
-        time = reference_time(block.first_frame, block.distances[step])
-        return WorkItem(
-            block=block.index,
-            step=step,
-            anchor=opened.anchor,
-            modulation=self._times[step].layers,
-            table=opened.table,
-            condition_table=self._condition_table.at(time),
-            audio=opened.audio,
-            masks=self._masks,
-        )
-
     def _prefill(self, reference: Tensor) -> None:
-        tokens = self.transformer.embed_condition(reference.to(self.device), self._motion)
-        table = self._condition_table.at(REFERENCE_TIME)
-        self.stack.prefill(tokens, self._condition_time.layers, table, self._anchor)
-
-    def _upload(self, values: Tensor) -> Tensor:
-        return uploaded(values, self.device)
+        tokens = self._generation.embed_condition(reference.to(self.device))
+        self._generation.prefill(self.stack, tokens, self._anchor)
 
 
 class Pace:
@@ -297,11 +253,6 @@ class Pace:
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(self._device))
             self._marks.append(event)
-
-
-def mask_tokens(masks: Tensor | None, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """Speakers' masks, S F rows columns, as S N 1."""
-    return None if masks is None else masks.to(device, dtype).flatten(1)[..., None]
 
 
 def time_slice(values: Tensor, axis: int, start: int, length: int) -> Tensor:

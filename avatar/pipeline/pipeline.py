@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -15,25 +14,24 @@ from torch import Tensor
 
 from avatar.errors import Cancelled
 from avatar.events import Notice, Phase, Progress
-from avatar.geometry import FPS, Geometry, Size
+from avatar.geometry import FPS, Size
 from avatar.media.speech import SpeechReader
 from avatar.model.device_checks import compiles, missing
-from avatar.model.text_encoder import PromptTokenizer
-from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Check
-from avatar.pipeline.checkpoint_choice import find_files
 from avatar.pipeline.components import Components
-from avatar.pipeline.conditions import EncodeText, SpeechTrack
+from avatar.pipeline.conditions import SpeechTrack
 from avatar.pipeline.decode import StreamingDecoder
-from avatar.pipeline.denoise import Conditions, Denoiser, LocalDenoiser
-from avatar.pipeline.device import best_device, downloaded, ring_dtype
-from avatar.pipeline.device_budget import placement_on, plan_here
+from avatar.pipeline.denoise import Conditions
+from avatar.pipeline.denoising import Denoising, LocalDenoising
+from avatar.pipeline.device import best_device, downloaded
+from avatar.pipeline.device_budget import placement_on
 from avatar.pipeline.framing import framed, resized, size_within, video_size
 from avatar.pipeline.layer_stack import EAGER, CompiledPieces
+from avatar.pipeline.models import CheckpointModels, Models
+from avatar.pipeline.observer import UNOBSERVED, Observer
 from avatar.pipeline.offload.pinned import pinned_bytes
 from avatar.pipeline.resume import anchor_at, anchor_of, with_motion
 from avatar.pipeline.rollout import rollout
-from avatar.pipeline.schedule import Schedule
 from avatar.planning.placement import Placement
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
@@ -48,51 +46,40 @@ log = logging.getLogger(__name__)
 CAUTION = 0.9  # of what was counted on before, each time that memory ran out all the same
 
 
-MakeParts = Callable[[Request, Placement, Check], Components]
-
-
 class DiffusionPipeline:
-    """Live Avatar on one device; its models stay loaded between requests.
-
-    The self-test's preset takes a toy checkpoint: the named one, or one built for each run in its own folder.
-    plan_binds: a run whose plan does not fit must step down before it begins.
-    """
-
-    plan_binds = True
+    """Live Avatar: conditions, blocks of latents, frames; its models stay loaded between requests."""
 
     def __init__(
-        self, preset: Preset, weights: Path | None = None, make_parts: MakeParts | None = None
+        self,
+        preset: Preset,
+        weights: Path | None = None,
+        *,
+        models: Models | None = None,
+        denoising: Denoising | None = None,
+        observer: Observer = UNOBSERVED,
     ) -> None:
-        """preset: it tells whether this is the self-test. weights: the checkpoint folder, when named.
+        """preset: it tells whether this is the self-test, with its toy model.
 
-        make_parts: where the models come from, if not from a checkpoint.
+        weights: the checkpoint's folder, when named. models: where they come from; None: from the checkpoint.
+        denoising: where it happens; None: on this device.
         """
         is_tiny = preset.requires.weights == "tiny"
         self._weights = weights
-        self._keeps = not is_tiny or weights is not None  # else its files go with each run's folder
-        self._make_parts = make_parts or self._from_checkpoint
-        self._encode_text: EncodeText | None = None  # how several ranks do it together
+        self._models = models or CheckpointModels(preset, weights)
+        self._denoising = denoising or LocalDenoising(weights)
+        self._observer = observer
         self._parts: Components | None = None
         self._held: tuple[str, str] | None = None  # the settings that the parts were loaded with
-        self._fixed: Placement | None = None  # what the parts' own placement leaves no choice in
         self._state: ResumeState | None = None  # of the run that goes on
-        self._stands_on: tuple[str, int] | None = None  # a long video's run, and the rungs that it has taken
         self._told: set[str] = set()  # of a run: what was announced
         self._compiles = not is_tiny  # a toy model needs no graphs, which take longer to build than it to run
         self.pieces = CompiledPieces()
         self.label = SELF_TEST_LABEL if is_tiny else ""
 
-    @classmethod
-    def of(cls, parts: Components, preset: Preset, make_parts: MakeParts | None = None) -> DiffusionPipeline:
-        """A source over parts that are made already, as the preset holds them.
-
-        make_parts: makes them anew where another placement is wanted; None: the same ones.
-        """
-        source = cls(preset, make_parts=make_parts or (lambda *_: parts))
-        source._use(parts, preset.memory)
-        source._keeps = True
-        source._fixed = parts.placement if make_parts is None else None
-        return source
+    @property
+    def plan_binds(self) -> bool:
+        """Whether a run whose plan does not fit must step down before it begins."""
+        return self._denoising.plan_binds
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
         """Yield uint8 (T, H, W, 3) RGB, a block at a time.
@@ -103,13 +90,21 @@ class DiffusionPipeline:
         size = video_size(request)
         self._state = state = ResumeState.of(request, size)
         self._told.clear()
+        self._observer.run_begins()
+
+        def stopped() -> bool:
+            self._observer.checked()
+            return cancelled()
+
         try:
-            yield from self._made(lowered(request), size, state, cancelled)
+            yield from self._made(lowered(request), size, state, stopped)
             state.leave(request)
+            yield from self._observer.notices()
         finally:
             self._state = None
-            if not self._keeps:
+            if not self._models.lasting:
                 self._parts = None
+            self._denoising.run_ends()
 
     def anchor(self) -> np.ndarray | None:
         """The first latent frame of the run that goes on, once generated, 16 1 h w float32."""
@@ -121,10 +116,8 @@ class DiffusionPipeline:
 
     def plan_for(self, request: Request) -> Plan:
         """The plan that a run of this request would follow."""
-        preset = lowered(request).preset
-        speech_s = request.speech_frames / FPS
         _, placement = self._placements(request)
-        return plan_here(preset, best_device(), self._weights, placement, speech_s)
+        return self._denoising.plan(lowered(request).preset, placement, request.speech_frames / FPS)
 
     def pinned_bytes(self) -> int:
         """Host memory that is pinned for this process's GPUs."""
@@ -135,8 +128,13 @@ class DiffusionPipeline:
     ) -> Iterator[Frames | Notice | Progress]:
         """What is left to make, as the request's preset makes it, in frames of the stream's size."""
         check = checking(cancelled)
+
+        def loading() -> None:
+            self._observer.loading()
+            check()
+
         yield Progress(Phase.LOADING)
-        parts = self._loaded(request, check)
+        parts = self._loaded(request, loading)
         yield Progress(Phase.ENCODING)
         check()
         size = size_within(stream, request.preset)
@@ -146,6 +144,7 @@ class DiffusionPipeline:
             conditions = parts.conditions.encode(portrait, request.prompt, size, [track])
             conditions = with_motion(conditions, state, request.portrait, stream, size, parts.vae)
             anchor = anchor_at(state, size, parts.vae)
+            self._observer.encoded()
             yield Progress(Phase.GENERATING)
             for frames in self._decoded(parts, request, size, conditions, state, anchor, cancelled):
                 yield from self._announced()
@@ -170,11 +169,11 @@ class DiffusionPipeline:
         cancelled: Callable[[], bool],
     ) -> Iterator[Tensor]:
         """Frames of each block, T H W 3 on the device: as they come, or all at the end."""
-        decoder = self.make_decoder(parts)
+        decoder = self._decoder(parts)
         start = decoder.go_on if state.goes_on else decoder.prime
 
         def prime() -> None:
-            with self.priming():
+            with self._observer.priming():
                 start(conditions.motion)
 
         latents = partial(self._latents, parts, request, size, conditions, state, anchor, cancelled)
@@ -182,13 +181,14 @@ class DiffusionPipeline:
             blocks = latents(prime)
         else:
             blocks = iter([block.cpu() for block in latents(lambda: None)])
-            self.release(parts)
+            self._denoising.release(parts)
             prime()
         check = checking(cancelled)
         for block in blocks:
             check()
-            with self.decoding():
+            with self._observer.decoding():
                 frames = decoder.decode(block)
+            self._observer.decoded(frames)
             yield frames
 
     def _latents(
@@ -206,7 +206,7 @@ class DiffusionPipeline:
         first = state.next_block
         latents = rollout(
             conditions,
-            self.make_denoiser(request.preset, parts, size),
+            self._denoising.denoiser(request.preset, parts, size, self.pieces, self._observer),
             num_blocks=first + state.blocks_left,
             seed=request.seed,
             cancelled=cancelled,
@@ -214,18 +214,14 @@ class DiffusionPipeline:
             anchor=anchor,
             origin=first,
             meanwhile=meanwhile,
+            observer=self._observer,
         )
         for block in latents:
             if state.anchor is None:
                 state.anchor = anchor_of(block)
             yield block
 
-    def make_denoiser(self, preset: Preset, parts: Components, size: Size) -> Denoiser:
-        """The denoiser of a run, with empty rings; a bench times its own, several ranks share theirs."""
-        return local_denoiser(preset, parts, size, self.pieces)
-
-    def make_decoder(self, parts: Components) -> StreamingDecoder:
-        """The decoder of a run; likewise."""
+    def _decoder(self, parts: Components) -> StreamingDecoder:
         compile = self._compiles and parts.device.type == "cuda" and compiles(parts.device)
         return StreamingDecoder(parts.vae, compile=compile)
 
@@ -235,49 +231,23 @@ class DiffusionPipeline:
         held, placement = self._placements(request)
         if held is None or not held.serves(placement):
             self._free()
-            parts = self._make_parts(request, placement, check)
-            self.prepare(parts, check)
+            parts = self._models.load(request, placement, check)
+            self._denoising.prepare(parts, check)
             self._use(parts, preset.memory)
         assert self._parts is not None
         self._parts.placement = placement
-        self.prepare(self._parts, check)
+        self._denoising.prepare(self._parts, check)
         return self._parts
-
-    def prepare(self, parts: Components, check: Check) -> None:
-        """Have the transformer loaded; called before every run."""
-        parts.load_transformer(check)
-
-    def release(self, parts: Components) -> None:
-        """The transformer is not needed until the next run."""
-        parts.release_transformer()
-
-    def priming(self) -> AbstractContextManager[None]:
-        """Entered around the decoder's priming."""
-        return nullcontext()
-
-    def decoding(self) -> AbstractContextManager[None]:
-        """Entered around the decoding of every block."""
-        return nullcontext()
-
-    def files(self, request: Request) -> CheckpointFiles:
-        """The checkpoint that a request takes. Raises: WeightsMissing, BadInput."""
-        return find_files(request.preset, self._weights, request.work)
 
     def _placements(self, request: Request) -> tuple[Placement | None, Placement]:
         """How the parts are held, None where they would not do for the request; and how it wants them."""
         preset = lowered(request).preset
         parts = self._parts if self._held == held_as(preset.memory) else None
         held = None if parts is None else parts.placement
-        if self._fixed is not None:
-            return held, self._fixed
+        if self._models.placement is not None:
+            return held, self._models.placement
         share = CAUTION ** (request.part.num_full if request.part else 0)
         return held, placement_on(best_device(), preset, held, self._weights, share)
-
-    def _from_checkpoint(self, request: Request, placement: Placement, check: Check) -> Components:
-        """The models of the checkpoint; the prompt is measured first."""
-        files = self.files(request)
-        PromptTokenizer(files.tokenizer)(request.prompt)
-        return Components.load(request.preset.memory, files, check, placement, self._encode_text)
 
     def _use(self, parts: Components, memory: Memory) -> None:
         self._parts, self._held = parts, held_as(memory)
@@ -291,28 +261,6 @@ class DiffusionPipeline:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def local_denoiser(
-    preset: Preset,
-    parts: Components,
-    size: Size,
-    pieces: CompiledPieces,
-    kind: type[LocalDenoiser] = LocalDenoiser,
-) -> LocalDenoiser:
-    """The denoiser that a preset asks for, with empty rings, where the parts' placement puts them."""
-    generation, transformer = preset.generation, parts.load_transformer()
-    return kind(
-        transformer,
-        Geometry.of(size, generation.infer_frames),
-        Schedule.flow_match(generation.sample_steps, generation.shift),
-        pieces=pieces,
-        ring_dtype=ring_dtype(preset.memory),
-        host_layers=parts.host_layers,
-        rings_on_host=parts.placement.rings_on_host,
-        ring_memory=parts.ring_memory,
-        diagonal=parts.placement.diagonal,
-    )
 
 
 def checking(cancelled: Callable[[], bool]) -> Check:

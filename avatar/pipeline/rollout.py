@@ -16,7 +16,9 @@ from torch import Tensor
 from avatar.errors import Cancelled
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, Geometry
 from avatar.model.rope import MAX_DISTANCE, MIN_DISTANCE
-from avatar.pipeline.denoise import Block, Conditions, Denoiser, time_slice
+from avatar.pipeline.denoise import Conditions, Denoiser, time_slice
+from avatar.pipeline.generation import Block
+from avatar.pipeline.observer import UNOBSERVED, Observer
 
 NOISE, DISTANCE = range(2)  # independent streams of random numbers
 
@@ -32,6 +34,7 @@ def rollout(
     anchor: Tensor | None = None,
     origin: int = 0,
     meanwhile: Callable[[], None] = lambda: None,
+    observer: Observer = UNOBSERVED,
 ) -> Iterator[Tensor]:
     """Yield the latents of each block in order, 16 3 h w float32 on the denoiser's device.
 
@@ -56,13 +59,16 @@ def rollout(
 
     def collect() -> Tensor:
         for act in waiting:  # the first time
+            denoiser.wait_until_begun()
             act()
+        observer.collecting()
         return denoiser.collect(check)
 
     check()
     if anchor is not None and first_block >= refresh_block:
         conditions = replace(conditions, reference=anchor)
-    denoiser.begin(conditions)
+    with observer.prefilling():
+        denoiser.begin(conditions)
     under_way = 0
     for index in range(first_block, num_blocks):
         is_refresh = index == refresh_block > first_block
@@ -75,6 +81,7 @@ def rollout(
             assert anchor is not None  # the first block has been collected
             denoiser.refresh(anchor)
         denoiser.submit(make_block(conditions, geometry, num_steps, index, seed, origin))
+        observer.submitted()
         under_way += 1
     for _ in range(under_way):
         yield collect()

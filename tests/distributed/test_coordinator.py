@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from avatar.distributed.coordinator import Coordinator, ParallelDenoiser
-from avatar.distributed.init import CHANNELS, RankContext, limit_channels
+from avatar.distributed.init import CHANNELS, limit_channels
 from avatar.distributed.process_groups import Group
-from avatar.distributed.rank0 import Rank0Source
 from avatar.distributed.rank_meter import RankMeter
 from avatar.distributed.wavefront import WavefrontRun
 from avatar.pipeline.layer_stack import CompiledPieces
+from avatar.pipeline.rollout import rollout
 from avatar.pipeline.schedule import Schedule
 from avatar.planning.layout import Layout
-from avatar.preset import load_preset
 from tests.distributed.streams import conditions, geometry_of
 
 CPU, GEOMETRY = torch.device("cpu"), geometry_of({})
@@ -98,17 +97,10 @@ def test_an_error_that_is_collected_is_raised_once(denoiser, failed, monkeypatch
 
 
 def test_the_decoder_is_primed_once_the_run_has_begun(denoiser, monkeypatch):
-    source = Rank0Source(load_preset("self-test"), None, RankContext(0, 2, CPU, RankMeter(CPU), "CPU"))
-    source._denoiser = denoiser
     may_begin, primed = threading.Event(), threading.Event()
     conduct_with(monkeypatch, lambda run: may_begin.wait(PATIENCE_S))
-    denoiser.begin(conditions(GEOMETRY))
-
-    def prime() -> None:
-        with source.priming():
-            primed.set()
-
-    threading.Thread(target=prime, daemon=True).start()
+    blocks = rollout(conditions(GEOMETRY), denoiser, num_blocks=1, seed=0, meanwhile=primed.set)
+    threading.Thread(target=next, args=(blocks,), daemon=True).start()
     assert not primed.wait(0.3)
     may_begin.set()
     assert primed.wait(PATIENCE_S)

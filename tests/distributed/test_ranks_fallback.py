@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from avatar.distributed.init import RankContext
-from avatar.distributed.rank0 import Rank0Source
+from avatar.distributed.rank0 import RankDenoising
 from avatar.distributed.rank_meter import RankMeter
 from avatar.errors import DoesNotFit
 from avatar.events import Finished, Notice
@@ -179,9 +179,10 @@ def test_when_no_rung_is_left_the_gpu_is_named_and_what_was_made_is_kept(ask, fu
 
 def test_shares_that_are_loaded_stay_whatever_a_plan_says(ask):
     request = ask(SHORTER.with_settings(layout="layers", num_gpus_dit=3))
-    source = Rank0Source(request.preset, None, RankContext(0, 3, CPU, RankMeter(CPU), "CPU"))
+    denoising = RankDenoising(request.preset, None, RankContext(0, 3, CPU, RankMeter(CPU), "CPU"), None)
+    source = DiffusionPipeline(request.preset, denoising=denoising)
     assert source.plan_binds
-    source._conductor = object()  # they count as used, if not as ours
+    denoising._conductor = object()  # they count as used, if not as ours
     assert not source.plan_binds
 
 
@@ -196,7 +197,8 @@ def test_what_ranks_already_hold_of_the_gpus_counts_as_theirs(ask, monkeypatch):
     monkeypatch.setattr("avatar.distributed.rank0.probe", probe)
     request = ask(SHORTER)
     preset = load_preset("80gb").with_settings(layout="layers", num_gpus_dit=2)
-    source = Rank0Source(preset, None, RankContext(0, 2, CPU, RankMeter(CPU), "CPU"))
+    denoising = RankDenoising(preset, None, RankContext(0, 2, CPU, RankMeter(CPU), "CPU"), None)
+    source = DiffusionPipeline(preset, denoising=denoising)
     planned = source.plan_for(replace(request, preset=preset))
     assert [gpu.available_bytes for gpu in planned.gpus] == 2 * [24 * GIB + CUDA_CONTEXT_BYTES]
     assert {os.getpid(), os.getppid()} <= asked[0]  # who started the ranks, and all of those

@@ -19,6 +19,7 @@ from avatar.geometry import FPS, Size
 from avatar.media.intake import open_request
 from avatar.media.sample import write_sample
 from avatar.model import device_checks, quantize
+from avatar.pipeline.models import MadeModels
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.planning.placement import Placement
 from avatar.preset import load_preset
@@ -69,7 +70,7 @@ def main(fault: str, folder: Path) -> None:
     take_away(fault, folder)
     inputs = write_sample(folder, Size(384, 256), NUM_FRAMES / FPS)
     request = open_request(*inputs, PRESET, output=folder / "out.mp4", work=folder / "work", prompt="A face.")
-    source = DiffusionPipeline.of(random_parts(PRESET, PLACEMENT), PRESET)
+    source = DiffusionPipeline(PRESET, models=MadeModels.given(random_parts(PRESET, PLACEMENT)))
     frames, told = [], []
     for item in source.frames(request, lambda: False):
         if isinstance(item, np.ndarray):

@@ -15,6 +15,7 @@ from avatar.events import Notice
 from avatar.geometry import FPS, Size
 from avatar.media.intake import open_request
 from avatar.media.sample import write_sample
+from avatar.pipeline.models import MadeModels
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.planning.plan import GIB
 from avatar.preset import Fallback, load_preset
@@ -58,9 +59,8 @@ def test_a_run_follows_a_cap_that_is_lowered_twice(tmp_path: Path, total_bytes: 
     def fresh() -> DiffusionPipeline:
         gc.collect()  # a process of its own would have taken all with it
         torch.cuda.empty_cache()
-        return DiffusionPipeline(
-            FULL, make_parts=lambda request, placement, check: random_parts(request.preset, placement)
-        )
+        models = MadeModels(lambda request, placement, check: random_parts(request.preset, placement))
+        return DiffusionPipeline(FULL, models=models)
 
     source = LocallyRanked(FULL, fresh)
     caps = {1: 46 * GIB, 4: 17 * GIB}  # batches of frames made, and what may be used from then on

@@ -213,5 +213,5 @@ def test_the_self_tests_toy_model_is_not_compiled(monkeypatch):
     monkeypatch.setattr(decoder, lambda vae, compile: decoders.append(compile))
     monkeypatch.setattr("avatar.pipeline.pipeline.compiles", lambda device: True)
     for preset in (toy, real):
-        DiffusionPipeline(preset).make_decoder(SimpleNamespace(vae=None, device=CUDA))
+        DiffusionPipeline(preset)._decoder(SimpleNamespace(vae=None, device=CUDA))
     assert decoders == [False, True]

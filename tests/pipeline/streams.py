@@ -14,7 +14,8 @@ from torch import Tensor
 
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, VAE_SPACE_STRIDE, Geometry
 from avatar.model.transformer import StreamingTransformer, held_dtype
-from avatar.pipeline.denoise import Block, Conditions, HeldAudio, LocalDenoiser, time_slice
+from avatar.pipeline.denoise import Conditions, HeldAudio, LocalDenoiser, time_slice
+from avatar.pipeline.generation import Block
 from avatar.pipeline.schedule import Schedule
 from avatar.planning.transformer_config import ModelConfig
 
@@ -75,13 +76,11 @@ class Stream:
         model.load_state_dict(weights, strict=True, assign=True)
         return model.requires_grad_(False).fuse() if fuse else model.requires_grad_(False)
 
-    def denoiser(
-        self, model: StreamingTransformer | None = None, kind: type[LocalDenoiser] = LocalDenoiser, **options
-    ) -> LocalDenoiser:
+    def denoiser(self, model: StreamingTransformer | None = None, **options) -> LocalDenoiser:
         """A denoiser at the stream's settings; its schedule records velocities."""
         schedule = Schedule.flow_match(self.settings["num_steps"], self.settings["shift"])
         recording = RecordingSchedule(schedule.timesteps, schedule.sigmas)
-        return kind(model or self.transformer(), self.geometry, recording, **options)
+        return LocalDenoiser(model or self.transformer(), self.geometry, recording, **options)
 
     def blocks(self) -> Iterator[Block]:
         """The blocks with the noise and the distances that the public code drew."""
@@ -108,6 +107,28 @@ class Stream:
             denoiser.submit(block)
             done.append(denoiser.collect())
         return torch.cat(done, dim=1)
+
+
+class Noted:
+    """A Denoiser, and what it was told in which order: "begin" and references, blocks and their noise."""
+
+    def __init__(self, denoiser: LocalDenoiser) -> None:
+        self._denoiser, self.events = denoiser, []
+        self.geometry, self.schedule = denoiser.geometry, denoiser.schedule
+        self.num_in_flight, self.wait_until_begun = denoiser.num_in_flight, denoiser.wait_until_begun
+        self.stack, self.collect = denoiser.stack, denoiser.collect
+
+    def begin(self, conditions: Conditions) -> None:
+        self.events.append(("begin", conditions.reference))
+        self._denoiser.begin(conditions)
+
+    def refresh(self, reference: Tensor) -> None:
+        self.events.append(("refresh", reference))
+        self._denoiser.refresh(reference)
+
+    def submit(self, block: Block) -> None:
+        self.events.append((block.index, block.noise))
+        self._denoiser.submit(block)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

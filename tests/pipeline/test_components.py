@@ -24,10 +24,12 @@ from avatar.model.weights.checkpoint import open_checkpoint
 from avatar.pipeline.components import Components
 from avatar.pipeline.conditions import SpeechTrack
 from avatar.pipeline.decode import StreamingDecoder
+from avatar.pipeline.denoising import local_denoiser
 from avatar.pipeline.layer_stack import CompiledPieces
+from avatar.pipeline.models import MadeModels
 from avatar.pipeline.offload.encoders import OffloadedVAE
 from avatar.pipeline.offload.host_layers import Conveyor, settle_on_host
-from avatar.pipeline.pipeline import DiffusionPipeline, local_denoiser
+from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.pipeline.rollout import rollout
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.transformer_config import ModelConfig
@@ -168,7 +170,7 @@ def test_a_deferred_decode_finds_all_that_was_offloaded_gone(
 
     monkeypatch.setattr(Conveyor, "__init__", noted)
     monkeypatch.setattr(StreamingDecoder, "decode", check)
-    source = DiffusionPipeline.of(random_parts(preset, AWAY), preset)
+    source = DiffusionPipeline(preset, models=MadeModels.given(random_parts(preset, AWAY)))
     inputs = write_sample(tmp_path, Size(64, 64), 1.0)
     request = open_request(*inputs, preset, output=tmp_path / "out.mp4", work=tmp_path / "work")
     gc.disable()  # nothing may wait for the collector of cycles

@@ -294,6 +294,8 @@ def test_stages_in_a_row_equal_one_stack():
 class Stages:
     """Several stacks one behind the other, as a pipeline's stages are."""
 
+    host_rings = None
+
     def __init__(self, denoiser: LocalDenoiser, cuts: list[range]) -> None:
         self.stages = [LayerStack(**vars_of(denoiser.stack) | {"layers": cut}) for cut in cuts]
 

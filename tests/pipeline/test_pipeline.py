@@ -26,8 +26,10 @@ from avatar.pipeline import checkpoint_choice, components, pipeline
 from avatar.pipeline.components import Components
 from avatar.pipeline.conditions import ConditionEncoder, LocalTextEncoder
 from avatar.pipeline.denoise import LocalDenoiser
+from avatar.pipeline.denoising import local_denoiser
 from avatar.pipeline.device import DTYPES
 from avatar.pipeline.layer_stack import CompiledPieces
+from avatar.pipeline.models import MadeModels
 from avatar.pipeline.pipeline import SELF_TEST_LABEL, DiffusionPipeline
 from avatar.planning.checkpoint_places import DIFFUSERS
 from avatar.preset import load_preset
@@ -255,7 +257,7 @@ def test_other_dtypes_are_loaded_anew(ask, tiny_checkpoint):
 def test_rings_are_kept_as_the_preset_says(tiny_checkpoint, weight_dtype, ring_dtype):
     preset = PRESET.with_settings(weight_dtype=weight_dtype, ring_dtype=ring_dtype)
     loaded = Components.load(preset.memory, open_checkpoint(tiny_checkpoint))
-    denoiser = pipeline.local_denoiser(preset, loaded, Size(64, 64), CompiledPieces())
+    denoiser = local_denoiser(preset, loaded, Size(64, 64), CompiledPieces())
     assert denoiser.stack.new_ring().k.dtype == DTYPES[ring_dtype]
     assert denoiser.stack.dtype == DTYPES[weight_dtype]
 
@@ -324,7 +326,7 @@ def test_a_sound_shows_in_its_own_frame(tiny_checkpoint, ask, onset_frame, first
     ear = Ear(SpeechEncoder.load(files.speech_encoder, "cpu", torch.float32).model, normalise=False)
     encode_text = LocalTextEncoder(files.text_encoder, torch.device("cpu"), torch.float32)
     loaded.conditions = ConditionEncoder(files, loaded.vae, ear, encode_text)
-    engine = DiffusionPipeline.of(loaded, PRESET)
+    engine = DiffusionPipeline(PRESET, models=MadeModels.given(loaded))
     request = ask(1.6)
     hum = np.full(round(1.6 * SOUND_HZ), 0.1)
     onset = round(onset_frame / FPS * SOUND_HZ)

@@ -20,32 +20,16 @@ from avatar.pipeline.schedule import Schedule
 from avatar.runtime.resume_state import ResumeState
 from tests.fixtures.checkpoints import tiny_checkpoint  # noqa: F401
 from tests.long.runs import SELF_TEST, Here, job
-from tests.pipeline.streams import Stream
+from tests.pipeline.streams import Noted, Stream
 
 STREAM = Stream.load("basic")
 
 
-class Spied(LocalDenoiser):
-    """Notes references and blocks."""
-
-    def begin(self, conditions) -> None:
-        self.seen = [("begin", conditions.reference)]
-        super().begin(conditions)
-
-    def refresh(self, reference) -> None:
-        self.seen.append(("refresh", reference))
-        super().refresh(reference)
-
-    def submit(self, block) -> None:
-        self.seen.append((block.index, block.noise))
-        super().submit(block)
-
-
 def blocks(**more):
     geometry = Geometry.of(Size(STREAM.geometry.width, STREAM.geometry.height), 24)
-    engine = Spied(STREAM.transformer(), geometry, Schedule.flow_match(2))
+    engine = Noted(LocalDenoiser(STREAM.transformer(), geometry, Schedule.flow_match(2)))
     made = list(rollout(STREAM.conditions, engine, num_blocks=6, seed=1, **more))
-    return made, engine.seen
+    return made, engine.events
 
 
 def test_a_part_counts_positions_from_its_own_beginning_and_noise_from_the_speechs():
@@ -71,11 +55,14 @@ def parts(tmp_path_factory, tiny_checkpoint):  # noqa: F811
     """The frames that a source gave for each part of a film, and the requests."""
     folder = tmp_path_factory.mktemp("baton")
     given: list[np.ndarray] = []
+    source = DiffusionPipeline(SELF_TEST, tiny_checkpoint)
 
-    class Heard(DiffusionPipeline):
+    class Heard:
+        label, close = source.label, source.close
+
         def frames(self, request, cancelled):
             frames = []
-            for item in super().frames(request, cancelled):
+            for item in source.frames(request, cancelled):
                 if isinstance(item, np.ndarray):
                     frames.append(item)
                 yield item
@@ -85,7 +72,7 @@ def parts(tmp_path_factory, tiny_checkpoint):  # noqa: F811
 
     carries: list[bytes] = []
     one = job(folder, 3.6, preset=SELF_TEST, checkpoint_every=2)
-    engine = Here(Heard(SELF_TEST, tiny_checkpoint))
+    engine = Here(Heard())
     (folder / "w").mkdir()
     with one.opened(folder / "w") as opened:
         list(opened.engine([engine]).stream(opened.request))

@@ -10,22 +10,20 @@ from torch import Tensor
 
 from avatar.errors import Cancelled
 from avatar.geometry import Geometry, Size
-from avatar.pipeline.denoise import HeldAudio, LocalDenoiser, time_slice
+from avatar.pipeline.denoise import Denoiser, HeldAudio, LocalDenoiser, time_slice
 from avatar.pipeline.rollout import block_distances, block_noise, make_block, rollout
 from avatar.pipeline.schedule import Schedule
-from tests.pipeline.streams import Stream
+from tests.pipeline.streams import Noted, Stream
 
 STREAM = Stream.load("basic")
 
 
-def denoiser(
-    infer_frames: int = 24, num_steps: int = 2, kind: type[LocalDenoiser] = LocalDenoiser
-) -> LocalDenoiser:
+def denoiser(infer_frames: int = 24, num_steps: int = 2) -> LocalDenoiser:
     geometry = Geometry.of(Size(STREAM.geometry.width, STREAM.geometry.height), infer_frames)
-    return kind(STREAM.transformer(), geometry, Schedule.flow_match(num_steps))
+    return LocalDenoiser(STREAM.transformer(), geometry, Schedule.flow_match(num_steps))
 
 
-def run(engine: LocalDenoiser, num_blocks: int = 5, seed: int = 1, stream: Stream = STREAM) -> Tensor:
+def run(engine: Denoiser, num_blocks: int = 5, seed: int = 1, stream: Stream = STREAM) -> Tensor:
     return torch.cat(list(rollout(stream.conditions, engine, num_blocks=num_blocks, seed=seed)), dim=1)
 
 
@@ -79,29 +77,13 @@ def test_as_many_steps_as_asked(num_steps):
     assert len(checks) == 1 + 2 * num_steps
 
 
-class SpiedDenoiser(LocalDenoiser):
-    """Notes what happens in which order."""
-
-    def begin(self, conditions) -> None:
-        self.events: list[object] = []
-        super().begin(conditions)
-
-    def refresh(self, reference: Tensor) -> None:
-        self.events.append(reference)
-        super().refresh(reference)
-
-    def submit(self, block) -> None:
-        self.events.append(block.index)
-        super().submit(block)
-
-
 @pytest.mark.parametrize(("infer_frames", "expected"), [(16, 2), (24, 2), (32, 3), (48, 4)])
 def test_the_first_generated_frame_becomes_the_anchor_at_the_second_clip(infer_frames, expected):
-    engine = denoiser(infer_frames, kind=SpiedDenoiser)
+    engine = Noted(denoiser(infer_frames))
     latents = run(engine, num_blocks=6)
-    (position,) = (i for i, event in enumerate(engine.events) if isinstance(event, Tensor))
-    assert engine.events[position + 1] == expected
-    assert torch.equal(engine.events[position], latents[:, :1])
+    (position,) = (i for i, (event, _) in enumerate(engine.events) if event == "refresh")
+    assert engine.events[position + 1][0] == expected
+    assert torch.equal(engine.events[position][1], latents[:, :1])
     assert list(engine.stack.caches[0].conditions) == [1]  # the old anchor's memory is free
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,9 +18,9 @@ from avatar.pipeline import device_budget
 from avatar.planning.choice import choose
 from avatar.planning.estimates import CUDA_CONTEXT_BYTES
 from avatar.planning.inventory import GIB, Inventory
+from avatar.planning.placement import ALL_ON_GPU
 from avatar.planning.verdict import judge, require
 from avatar.preset import load_preset, load_presets
-from avatar.request import Request
 from avatar.runtime import doctor
 from avatar.ui.app_state import AppState
 
@@ -222,8 +221,8 @@ def engines_own_plan(monkeypatch, verdict, inventory):
         return verdict.plan.placement, True
     if preset.num_gpus > 1:
         monkeypatch.setattr(rank0, "probe", lambda *_, **__: seen)
-        request = Request(*[Path()] * 4, preset, 25 * 120, "", "")
-        planned = rank0.Rank0Source(preset, None, SimpleNamespace()).plan_for(request)
+        denoising = rank0.RankDenoising(preset, None, SimpleNamespace(), None)
+        planned = denoising.plan(preset, ALL_ON_GPU, 120)
     else:
         planned = on_one_card(monkeypatch, preset, seen)
     return planned.placement, not any(gpu.shortfall_bytes for gpu in planned.gpus)

@@ -21,17 +21,20 @@ from avatar.events import Finished, Notice
 from avatar.geometry import FPS, Size
 from avatar.media.intake import open_request
 from avatar.media.sample import write_sample
+from avatar.pipeline.checkpoint_choice import find_files
 from avatar.pipeline.components import Components
+from avatar.pipeline.denoising import LocalDenoising
 from avatar.pipeline.device import is_out_of_memory
 from avatar.pipeline.device_budget import placement_on
 from avatar.pipeline.framing import resized, size_within
-from avatar.pipeline.pipeline import DiffusionPipeline, find_files
+from avatar.pipeline.models import MadeModels
+from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.planning import ladder
+from avatar.planning.placement import Placement
 from avatar.planning.plan import GIB, DevicePlan, MemoryItem, Plan
 from avatar.preset import Fallback, Preset, load_preset
 from avatar.request import Part, Request
 from avatar.runtime.engine import FrameSource
-from avatar.runtime.fallback import lowered
 from avatar.runtime.ranked_source import RankedSource
 from avatar.runtime.report import read_report
 from avatar.runtime.stream import stream_frames
@@ -118,7 +121,7 @@ def start() -> Iterator[Start]:
 @pytest.fixture
 def source(start: Start, tiny_checkpoint: Path) -> Callable[[Allocator], RankedSource]:
     return lambda allocator: start(
-        lambda: DiffusionPipeline(FULL, tiny_checkpoint, make_parts=allocator.parts(tiny_checkpoint))
+        lambda: DiffusionPipeline(FULL, tiny_checkpoint, models=MadeModels(allocator.parts(tiny_checkpoint)))
     )
 
 
@@ -256,7 +259,8 @@ def resized_run(tmp_path_factory, tiny_checkpoint):
         parts.vae.encode_still = still
         return parts
 
-    engine = LocallyRanked(LARGE, lambda: DiffusionPipeline(LARGE, tiny_checkpoint, make_parts=watched))
+    models = MadeModels(watched)
+    engine = LocallyRanked(LARGE, lambda: DiffusionPipeline(LARGE, tiny_checkpoint, models=models))
     with pytest.MonkeyPatch.context() as patch, closing(engine):
         patch.setattr(ladder, "LOW_SIZE", Size(160, 96))  # the real one is large for a CPU
         return request, list(stream_frames(engine, request)), encoded
@@ -322,20 +326,24 @@ def test_when_no_rung_is_left_the_error_is_clear_and_what_was_made_is_kept(ask, 
     assert [taken.rung for taken in report.rungs] == ["infer_frames", "sample_steps"]
 
 
-class Cramped(DiffusionPipeline):
+class Cramped(LocalDenoising):
     """Its plan does not fit before some rungs are taken."""
 
     lacking: tuple[int, ...] = (36,)  # values of infer_frames
 
-    def plan_for(self, request: Request) -> Plan:
-        lacks = lowered(request).preset.generation.infer_frames in self.lacking
+    def plan(self, preset: Preset, placement: Placement, speech_s: float) -> Plan:
+        lacks = preset.generation.infer_frames in self.lacking
         item = MemoryItem("kv_rings", 3 * GIB if lacks else 1 * GIB)
         gpu = DevicePlan("GPU 3 (Card)", 3, (item,), 2 * GIB, 4 * GIB)
         return Plan("mine", "diffusion", (gpu,), DevicePlan("the host", None, (), GIB, GIB))
 
 
+def cramped_in(weights: Path) -> DiffusionPipeline:
+    return DiffusionPipeline(FULL, weights, denoising=Cramped(weights))
+
+
 def test_a_plan_that_does_not_fit_steps_down_before_loading(ask, tiny_checkpoint, start, source):
-    cramped = start(lambda: Cramped(FULL, tiny_checkpoint))
+    cramped = start(lambda: cramped_in(tiny_checkpoint))
     request = ask(20)
     assert cramped.plan_for(request).shortfall
     frames, notices = ran(cramped, request)
@@ -351,12 +359,12 @@ def test_a_plan_that_fits_on_no_rung_is_refused_before_loading(ask, tiny_checkpo
     monkeypatch.setattr(Cramped, "lacking", (36, 32))
     monkeypatch.setattr(Components, "load", lambda *_: pytest.fail("loaded"))
     with pytest.raises(DoesNotFit, match=r"1.0 GiB short.*largest item"):
-        ran(start(lambda: Cramped(FULL, tiny_checkpoint)), ask(20))
+        ran(start(lambda: cramped_in(tiny_checkpoint)), ask(20))
 
 
 def test_a_plan_that_does_not_bind_takes_no_rung(ask, tiny_checkpoint, start, monkeypatch):
     monkeypatch.setattr(Cramped, "plan_binds", False)
-    frames, notices = ran(start(lambda: Cramped(FULL, tiny_checkpoint)), ask(20))
+    frames, notices = ran(start(lambda: cramped_in(tiny_checkpoint)), ask(20))
     assert (sum(map(len, frames)), notices) == (20, [])
 
 
@@ -370,7 +378,7 @@ def test_a_plan_counts_on_less_each_time_that_memory_ran_out(ask, start, tiny_ch
     monkeypatch.setattr("avatar.pipeline.pipeline.placement_on", placed)
     allocator = Allocator(head={1, 2})
     engine = start(
-        lambda: DiffusionPipeline(FULL, tiny_checkpoint, make_parts=allocator.parts(tiny_checkpoint))
+        lambda: DiffusionPipeline(FULL, tiny_checkpoint, models=MadeModels(allocator.parts(tiny_checkpoint)))
     )
     _, notices = ran(engine, ask(20))
     assert len(notices) == 2
