@@ -6,6 +6,8 @@ import errno
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from avatar.errors import AvatarError, NotPlaced
@@ -40,7 +42,7 @@ def sync(path: Path) -> None:
 
 
 def replace(path: Path, target: Path) -> None:
-    """Put a finished file in its place on the same disk, at once. Raises: OSError."""
+    """Put a finished file, or folder, in its place on the same disk, at once. Raises: OSError."""
     sync(path)
     os.replace(path, target)
     try:
@@ -51,14 +53,33 @@ def replace(path: Path, target: Path) -> None:
         log.debug("%s cannot be synced: %s", target.parent.name, error.strerror)
 
 
+@contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A path where a file, or a folder, is written; in the end it is put in target's place, at once.
+
+    After an error target is what it was before. Raises: OSError.
+    """
+    draft = draft_of(target)
+    try:
+        yield draft
+        replace(draft, target)
+    finally:
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink(missing_ok=True)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole, or leave what was there before. Raises: OSError."""
+    with whole(path) as draft:
+        draft.write_bytes(data)
+
+
 def copy(path: Path, target: Path) -> None:
     """Copy a file whole, or leave what was there before. Raises: OSError."""
-    part = draft_of(target)
-    try:
-        shutil.copyfile(path, part)
-        replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(target) as draft:
+        shutil.copyfile(path, draft)
 
 
 def move(path: Path, target: Path) -> None:
@@ -82,18 +103,8 @@ def place(path: Path, target: Path) -> None:
         raise not_placed(error, path) from error
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write a file whole, or leave what was there before. Raises: OSError."""
-    part = draft_of(path)
-    try:
-        part.write_bytes(data)
-        replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def draft_of(path: Path) -> Path:
-    """Where a file is written before it is whole."""
+    """Where a file, or a folder, is written before it is whole."""
     return path.with_name(f".{path.name}{DRAFT}")
 
 

@@ -59,13 +59,11 @@ def join_parts(paths: Sequence[Path], output: Path) -> int:
     if output.exists() and any(output.samefile(piece.path) for piece in pieces):
         raise BadInput(f"The output {output.name} is one of the parts.", "Choose another name.")
     check_free(output)
-    draft = atomic.draft_of(output)
     try:
         _check_disk(pieces, output)
-        _write(pieces, draft)
-        atomic.replace(draft, output)
+        with atomic.whole(output) as draft:
+            _write(pieces, draft)
     except BaseException as error:
-        draft.unlink(missing_ok=True)
         told = atomic.disk_error(error)
         if isinstance(error, OSError) and told is error:
             log.error("joining failed", exc_info=error)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from avatar import locks
 from avatar.errors import AvatarError, BadInput
+from avatar.media import atomic
 from avatar.media.beside import thumbnail_path, written_report, written_thumbnail
 from avatar.runtime.gallery_entry import (
     ABOUT,
@@ -324,7 +325,7 @@ class Gallery:
         id = draft.name.removeprefix(DRAFT)
         close_to_others(draft)
         folder = self.folder / id
-        draft.rename(folder)
+        atomic.replace(draft, folder)
         (folder / _LOCK).unlink(missing_ok=True)
         self._let_go(id)
         return folder

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from avatar.errors import WeightsMissing
 from avatar.locks import take
+from avatar.media import atomic
 from avatar.model.quantize import Quantiser, is_quantised
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights.checkpoint import CheckpointFiles
@@ -41,7 +42,6 @@ KEEP_S = 30 * 24 * 3600.0  # an entry that no start has used for so long is dele
 SAMPLE_BYTES = 2**16
 LOCK_POLL_S = 0.2
 INDEX, SCALES, WEIGHTS = "index.json", "scales.safetensors", "weights-*.safetensors"
-DRAFT = ".building-"
 
 Check = Callable[[], None]
 
@@ -139,26 +139,20 @@ def build(
     files: CheckpointFiles, entry: Path, device: torch.device | str, dtype: torch.dtype, check: Check
 ) -> None:
     """Write an entry beside its place, then move it there. Raises: CacheUnusable, WeightsMissing."""
-    model, draft = open_transformer(files), entry.with_name(DRAFT + entry.name)
+    model = open_transformer(files)
     _make_room(entry.parent, model, dtype)
     logger.info("quantising the transformer for the cache: once for this checkpoint")
-    with _unless_unwritable():
-        draft.mkdir()
-    writer = EntryWriter(draft, dtype)
 
     def place(name: str, tensor: Tensor) -> nn.Parameter:
         check()
         writer.add(name, tensor)
         return nn.Parameter(torch.empty(0, device="meta"), requires_grad=False)
 
-    try:
+    with _unless_unwritable(), atomic.whole(entry) as draft:
+        draft.mkdir()
+        writer = EntryWriter(draft, dtype)
         load_weights(model, files.shards, files.lora, device, dtype, place=place)
         writer.finish()
-        with _unless_unwritable():
-            draft.rename(entry)
-            _to_disk(entry.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)  # gone already, if all went well
 
 
 def _make_room(folder: Path, model: nn.Module, dtype: torch.dtype) -> None:
@@ -166,7 +160,7 @@ def _make_room(folder: Path, model: nn.Module, dtype: torch.dtype) -> None:
     with _unless_unwritable():
         for other in folder.iterdir():
             unused = (other / INDEX).is_file() and time.time() - other.stat().st_mtime > KEEP_S
-            if unused or other.name.startswith(DRAFT):
+            if unused or other.name.endswith(atomic.DRAFT):
                 shutil.rmtree(other)
         free = shutil.disk_usage(folder).free
     need = sum(
@@ -206,8 +200,7 @@ class EntryWriter:
         self.sums |= {f"{name} scale": byte_sum(scale) for name, scale in scales.items()}
         with _unless_unwritable():
             (self.folder / INDEX).write_text(json.dumps({"recipe": RECIPE, "sums": self.sums}))
-            _to_disk(self.folder / INDEX)
-            _to_disk(self.folder)
+            atomic.sync(self.folder / INDEX)
 
     def _flush(self) -> None:
         self.num_files += 1
@@ -217,7 +210,7 @@ class EntryWriter:
     def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
         with _unless_unwritable():
             save_file(tensors, self.folder / name)
-            _to_disk(self.folder / name)
+            atomic.sync(self.folder / name)
 
 
 def load_entry(
@@ -291,12 +284,3 @@ def _unless_unwritable() -> Iterator[None]:
         raise CacheUnusable(error.strerror or type(error).__name__) from error
     except SafetensorError as error:
         raise CacheUnusable("a file could not be written") from error
-
-
-def _to_disk(path: Path) -> None:
-    """What was written there survives a loss of power from here on."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
