@@ -53,6 +53,7 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
         "model.kernels.rows",
         "model.kernels.vae_norm",
     ),
+    "accelerate": ("model", "pipeline"),
     "transformers": ("model", "pipeline", "bench"),
     "diffusers": ("model", "pipeline", "bench"),
     "onnxruntime": ("preview", "training"),

@@ -17,13 +17,15 @@ MEASURED = "measured"  # code of the Notice in which rank 0 tells what it measur
 class BenchOptions:
     """checkpoint: its folder, when named. random: no checkpoint is read. num_layers: only the first so many.
 
-    vram_bytes: as much as a smaller card would have, on every rank.
+    prompt_tokens: of the random prompt, None for a short one. vram_bytes: as much as a smaller card would
+    have, on every rank.
     """
 
     checkpoint: str | None = None
     random: bool = False
     num_layers: int | None = None
     vram_bytes: int | None = None
+    prompt_tokens: int | None = None
 
     def write(self, path: Path) -> Path:
         """Put them where ranks can read them."""

@@ -29,13 +29,12 @@ from avatar.pipeline.conditions import (
 )
 from avatar.pipeline.denoise import Conditions
 from avatar.pipeline.device import DTYPES, best_device
-from avatar.pipeline.offload.encoders import OffloadedSpeechEncoder, OffloadedVAE
+from avatar.pipeline.offload.encoders import OffloadedVAE, offload_speech_encoder
 from avatar.pipeline.offload.host_layers import settle_on_host
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
 
-TOKENS_A_WORD = 4 / 3  # of a prompt: about UMT5's, in English
 VAE_WIDTH = 96  # Wan 2.1's
 # Of a random decoder's pictures. As they come they are noise, 1.4 bits a pixel in H.264 and 7.2 ms a frame of
 # 704×384 on a CPU core; so they take 0.2 bits and 4.2 ms, where a talking head takes 0.1 and 3.3.
@@ -53,23 +52,31 @@ SPEECH = Wav2Vec2Config(  # wav2vec2-large
 
 @dataclass
 class RandomConditions:
-    """A ConditionEncoder whose prompts are random, of as many tokens as the given one might have."""
+    """A ConditionEncoder without a prompt encoder, nor a tokenizer: any prompt stands for a random one.
+
+    num_tokens: of every prompt.
+    """
 
     portraits: PortraitEncoder
     speech: SpeechEncoder
     text_dim: int
+    num_tokens: int
 
     def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[SpeechTrack]) -> Conditions:
         """See ConditionEncoder.encode."""
         motion = self.portraits.encode(prepare_portrait(portrait, size))
-        num_tokens = round(len(prompt.split()) * TOKENS_A_WORD) + 1  # and the end's
-        text = torch.randn(num_tokens, self.text_dim, generator=torch.Generator().manual_seed(0))
+        text = torch.randn(self.num_tokens, self.text_dim, generator=torch.Generator().manual_seed(0))
         tracks = [SpeechFeatures(self.speech, track.listen, track.num_samples) for track in speech]
         return Conditions(text, motion[:, REFERENCE], motion, AudioFeatures(tracks))
 
 
-def random_parts(preset: Preset, placement: Placement = ALL_ON_GPU) -> Components:
-    """The preset's model at its full size, the self-test's at toy size, on the best device, placed so."""
+def random_parts(
+    preset: Preset, placement: Placement = ALL_ON_GPU, prompt_tokens: int | None = None
+) -> Components:
+    """The preset's model at its full size, the self-test's at toy size, on the best device, placed so.
+
+    prompt_tokens: of every prompt; None: the most that a short prompt has, as the presets' prompts are short.
+    """
     device, dtype = best_device(), DTYPES[preset.memory.weight_dtype]
     is_tiny = preset.requires.weights == "tiny"
     config = tiny.CONFIG if is_tiny else ModelConfig()
@@ -86,7 +93,7 @@ def random_parts(preset: Preset, placement: Placement = ALL_ON_GPU) -> Component
         if placement.speech_on_cpu:
             nn.Module.to(speech, "cpu")
         else:
-            encoder = OffloadedSpeechEncoder(encoder, device)
+            offload_speech_encoder(encoder, device)
     settle = settle_on_host(config, placement)
 
     def make(check: Check) -> StreamingTransformer:
@@ -98,5 +105,7 @@ def random_parts(preset: Preset, placement: Placement = ALL_ON_GPU) -> Component
         quantiser.install(model)
         return model
 
-    conditions = RandomConditions(PortraitEncoder(video), encoder, config.text_dim)
+    if prompt_tokens is None:
+        prompt_tokens = config.short_text_tokens - 1
+    conditions = RandomConditions(PortraitEncoder(video), encoder, config.text_dim, prompt_tokens)
     return Components(device, dtype, video, conditions, make, placement)

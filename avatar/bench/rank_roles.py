@@ -40,7 +40,7 @@ def lead(preset: Preset, weights: Path | None, seat: RankContext) -> DiffusionPi
     observer = FirstFrame(seat.meter)
     if not terms.random:
         return checkpoint_pipeline(preset, _folder(terms), seat, observer)
-    models = MadeModels(lambda request, placement, check: random_parts(preset, placement))
+    models = MadeModels(lambda _, placement, check: random_parts(preset, placement, terms.prompt_tokens))
     denoising = RankDenoising(preset, None, seat, RandomShares(preset, terms, observer))
     return DiffusionPipeline(preset, models=models, denoising=denoising, observer=observer)
 

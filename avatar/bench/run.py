@@ -184,7 +184,10 @@ def warm_up(geometry: Geometry, num_blocks: int) -> int:
 
 
 def time_encoders(request: Request, parts: Components, size: Size) -> dict[str, float]:
-    """Milliseconds for the portrait, and for the first block's speech; each the second time."""
+    """Milliseconds for the portrait, and for the first block's speech, each the second time.
+
+    And the tokens of the prompt.
+    """
     clock, image = Stopwatch(parts.device), prepare_portrait(request.portrait, size)
     for _ in range(2):
         with clock.measure("portrait"):
@@ -195,7 +198,8 @@ def time_encoders(request: Request, parts: Components, size: Size) -> dict[str, 
             conditions = parts.conditions.encode(request.portrait, request.prompt, size, [track])
             with clock.measure("speech"):
                 conditions.audio.frames(0, BLOCK_FRAMES)
-    return {f"encode_{name}_ms": clock.milliseconds(name)[-1] for name in ("portrait", "speech")}
+    times = {f"encode_{name}_ms": clock.milliseconds(name)[-1] for name in ("portrait", "speech")}
+    return {**times, "prompt_tokens": len(conditions.text)}
 
 
 def figures_of(

@@ -25,6 +25,7 @@ from avatar.planning.layout import Layout
 from avatar.planning.model_sizes import ModelSizes
 from avatar.planning.plan import GIB
 from avatar.planning.planner import plan
+from avatar.planning.prompt_tokens import MAX_TOKENS
 from avatar.planning.transformer_config import ModelConfig
 from avatar.planning.verdict import Verdict, judge, require
 from avatar.preset import Preset
@@ -54,6 +55,12 @@ def add(commands: Any) -> None:
         metavar="N",
         help="with random weights on several GPUs: the first N layers alone, a part of a longer pipeline",
     )
+    parser.add_argument(
+        "--prompt_tokens",
+        type=int,
+        metavar="N",
+        help="with random weights: how long the prompt is that is made up (the longest of the short ones)",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures there as well")
     add_checkpoint(parser)
     add_preset(parser)
@@ -64,6 +71,16 @@ def run(args: argparse.Namespace) -> int:
     """Print the figures as JSON."""
     if args.random_weights and args.ckpt_dir:
         raise BadInput("With --random_weights no checkpoint is read.", "Leave out one of the two.")
+    if args.random_weights and args.prompt:
+        raise BadInput(
+            "With --random_weights no prompt is read: one is made up.",
+            "Leave out --prompt; --prompt_tokens N makes it as long as N tokens.",
+        )
+    if args.prompt_tokens is not None:
+        if not args.random_weights:
+            raise BadInput("--prompt_tokens makes a prompt up.", "Take it with --random_weights.")
+        if not 1 <= args.prompt_tokens <= MAX_TOKENS:
+            raise BadInput(f"--prompt_tokens is {args.prompt_tokens}.", f"Take 1 to {MAX_TOKENS}.")
     if args.random_weights and args.text_encoder:
         raise BadInput(
             "With --random_weights there is no prompt encoder.",
@@ -149,6 +166,7 @@ def _figures_of_ranks(args: argparse.Namespace, preset: Preset, inventory: Inven
         random=args.random_weights,
         num_layers=args.layers,
         vram_bytes=None if args.vram is None else round(args.vram * GIB),
+        prompt_tokens=args.prompt_tokens,
     )
     layers = {"made": config.num_layers, "of": whole.num_layers}
     return {"layers": layers, **bench_ranks(preset, terms, planned, num_blocks=args.blocks)}
@@ -188,7 +206,7 @@ def _figures(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
         take_no_more(device, round(args.vram * GIB) - CUDA_CONTEXT_BYTES)
     placement = placement_on(device, preset, weights=args.ckpt_dir)
     if args.random_weights:
-        return bench(preset, random_parts(preset, placement), num_blocks=args.blocks)
+        return bench(preset, random_parts(preset, placement, args.prompt_tokens), num_blocks=args.blocks)
     with tempfile.TemporaryDirectory(prefix="avatar-bench-") as work:
         files = find_files(preset, args.ckpt_dir, Path(work))
         parts = Components.load(preset.memory, files, placement=placement)

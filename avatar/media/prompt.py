@@ -8,7 +8,7 @@ from pathlib import Path
 from avatar.errors import BadInput
 from avatar.planning.prompt_tokens import token_ids
 
-_MOST_CHARACTERS = 20_000  # surely more than any text model reads; not worth counting exactly
+MAX_CHARACTERS = 20_000  # a limit of its own: what a stranger may have the tokenizer read
 
 
 def check_prompt(prompt: str, max_tokens: int, tokenizer: Path | None = None) -> str:
@@ -16,7 +16,8 @@ def check_prompt(prompt: str, max_tokens: int, tokenizer: Path | None = None) ->
 
     tokenizer: the folder of the checkpoint's tokenizer; None where no checkpoint is at hand: then the engine
     counts, before it loads anything.
-    Raises: BadInput when it is no clean text, or longer than the text model reads; WeightsMissing.
+    Raises: BadInput when it is not clean text, has more than MAX_CHARACTERS, or more tokens than the text
+    model reads; WeightsMissing.
     """
     if not isinstance(prompt, str):
         raise BadInput("The prompt is not text.", "Write it as text, or leave it empty.")
@@ -25,10 +26,10 @@ def check_prompt(prompt: str, max_tokens: int, tokenizer: Path | None = None) ->
         raise BadInput(
             "The prompt holds characters that are no text.", "Type it again instead of pasting it."
         )
-    if len(prompt) > _MOST_CHARACTERS:
+    if len(prompt) > MAX_CHARACTERS:
         raise BadInput(
-            f"The prompt is too long: {len(prompt)} characters.",
-            f"The text model reads {max_tokens} tokens; say what matters in fewer words.",
+            f"The prompt has {len(prompt)} characters; at most {MAX_CHARACTERS} are read.",
+            f"Say what matters in fewer words: the text model reads {max_tokens} tokens.",
         )
     if tokenizer is not None:
         token_ids(prompt, tokenizer, max_tokens)

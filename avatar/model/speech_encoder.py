@@ -95,11 +95,15 @@ class SpeechEncoder:
 
     @torch.no_grad()
     def encode(self, samples: Tensor) -> Tensor:
-        """All layers' hidden states, L T D, of normalised samples in one pass; the last is layer-normed."""
+        """All layers' hidden states, L T D, of normalised samples in one pass; the last is layer-normed.
+
+        They are where the model is between passes: it may be elsewhere during one.
+        """
         values = samples[None].to(self.model.device, self.model.dtype)
         output = self.model(values, output_hidden_states=True)
         # transformers 5 records the last layer's output before the encoder's final norm, 4 did after it.
-        return torch.cat((*output.hidden_states[:-1], output.last_hidden_state))
+        states = torch.cat((*output.hidden_states[:-1], output.last_hidden_state))
+        return states.to(self.model.device)
 
 
 class SpeechFeatures:

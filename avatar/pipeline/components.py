@@ -20,7 +20,7 @@ from avatar.model.weights.weight_cache import cache_folder, load_quantised
 from avatar.pipeline.conditions import ConditionEncoder, EncodeText, LocalTextEncoder, SpeechTrack
 from avatar.pipeline.denoise import Conditions
 from avatar.pipeline.device import DTYPES, best_device
-from avatar.pipeline.offload.encoders import OffloadedSpeechEncoder, OffloadedVAE
+from avatar.pipeline.offload.encoders import OffloadedVAE, offload_speech_encoder
 from avatar.pipeline.offload.host_layers import HostLayers, RingMemory, settle_on_host
 from avatar.planning.placement import ALL_ON_GPU, Placement, spread
 from avatar.planning.transformer_config import ModelConfig
@@ -78,7 +78,8 @@ class Components:
         speech = SpeechEncoder.load(files.speech_encoder, "cpu" if away else device, torch.float32)
         if away:
             vae = OffloadedVAE(vae)
-            speech = speech if placement.speech_on_cpu else OffloadedSpeechEncoder(speech, device)
+            if not placement.speech_on_cpu:
+                offload_speech_encoder(speech, device)
         if encode_text is None:
             places = {"gpu": device, "cpu": torch.device("cpu")}
             encode_text = LocalTextEncoder(files.text_encoder, places[memory.text_encoder], dtype)

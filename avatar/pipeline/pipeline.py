@@ -57,11 +57,12 @@ class DiffusionPipeline:
         models: Models | None = None,
         denoising: Denoising | None = None,
         observer: Observer = UNOBSERVED,
+        compiles: bool = True,
     ) -> None:
         """preset: it tells whether this is the self-test, with its toy model.
 
         weights: the checkpoint's folder, when named. models: where they come from; None: from the checkpoint.
-        denoising: where it happens; None: on this device.
+        denoising: where it happens; None: on this device. compiles: whether graphs may be built.
         """
         is_tiny = preset.requires.weights == "tiny"
         self._weights = weights
@@ -72,7 +73,8 @@ class DiffusionPipeline:
         self._held: tuple[str, str] | None = None  # the settings that the parts were loaded with
         self._state: ResumeState | None = None  # of the run that goes on
         self._told: set[str] = set()  # of a run: what was announced
-        self._compiles = not is_tiny  # a toy model needs no graphs, which take longer to build than it to run
+        # a toy model needs no graphs, which take longer to build than it to run
+        self._compiles = compiles and not is_tiny
         self.pieces = CompiledPieces()
         self.label = SELF_TEST_LABEL if is_tiny else ""
 

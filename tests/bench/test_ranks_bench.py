@@ -90,7 +90,7 @@ def test_a_slice_that_cannot_be_is_refused(flags, words, capsys):
 
 
 def test_what_ranks_are_timed_under_reaches_them(tmp_path: Path):
-    terms = BenchOptions(random=True, num_layers=14, vram_bytes=24 * 2**30)
+    terms = BenchOptions(random=True, num_layers=14, vram_bytes=24 * 2**30, prompt_tokens=72)
     assert BenchOptions.read(terms.write(tmp_path / "terms.json")) == terms
     config = terms.config_of(ModelConfig())
     assert (config.num_layers, config.audio_inject_layers) == (14, (0, 4, 8, 12))

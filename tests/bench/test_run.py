@@ -12,16 +12,19 @@ import torch
 
 from avatar.bench.measure import Stopwatch, watched
 from avatar.bench.random_parts import random_parts
-from avatar.bench.run import bench, warm_up
+from avatar.bench.run import a_request, bench, time_encoders, warm_up
 from avatar.cli import main
 from avatar.errors import BadInput
-from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, Geometry
+from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, Geometry, Size
 from avatar.model.kv_cache import Ring
 from avatar.model.quantize import FLOAT8
 from avatar.model.weights import tiny
+from avatar.model.weights.checkpoint import open_checkpoint
+from avatar.pipeline.components import Components
 from avatar.pipeline.decode import StreamingDecoder
 from avatar.planning import inventory
 from avatar.planning.placement import Placement
+from avatar.planning.prompt_tokens import token_ids
 from avatar.preset import load_preset
 
 PRESET = load_preset("self-test")
@@ -50,6 +53,20 @@ def test_every_part_is_timed_over_blocks_with_full_rings(figures):
     assert parts["decode_fps"] == pytest.approx(12_000 / parts["decode_block_ms"])
     both = 1 / (1 / parts["denoise_fps"] + 1 / parts["decode_fps"])
     assert parts["denoise_and_decode_fps"] == pytest.approx(both)
+
+
+def test_the_prompts_tokens_are_told_and_not_guessed(figures, tiny_checkpoint, tmp_path):
+    """Random weights take the longest short prompt; a checkpoint's tokenizer counts."""
+    assert figures["parts"]["prompt_tokens"] == tiny.CONFIG.short_text_tokens - 1
+    words, files = 20 * "face ", open_checkpoint(tiny_checkpoint)
+    preset = PRESET.with_settings(prompt=words)
+    request = a_request(preset, tmp_path / "request", 1)
+    for parts, expected in (
+        (random_parts(preset), figures["parts"]["prompt_tokens"]),
+        (random_parts(preset, prompt_tokens=12), 12),
+        (Components.load(preset.memory, files), len(token_ids(words, files.tokenizer))),
+    ):
+        assert time_encoders(request, parts, Size(64, 64))["prompt_tokens"] == expected
 
 
 def test_the_whole_engine_is_timed_too(figures):
@@ -148,6 +165,9 @@ def test_the_command_times_a_checkpoint_and_writes_the_figures(
         (["--preset", "self-test", "--sample_steps", "0"], 2, "sample_steps"),
         (["--preset", "self-test", "--random_weights", "--ckpt_dir", "x"], 2, "no checkpoint is read"),
         (["--preset", "self-test", "--random_weights", "--t5_fsdp"], 2, "no prompt encoder"),
+        (["--preset", "self-test", "--random_weights", "--prompt", "A fox."], 2, "no prompt is read"),
+        (["--preset", "self-test", "--random_weights", "--prompt_tokens", "513"], 2, "--prompt_tokens is 513"),
+        (["--preset", "self-test", "--prompt_tokens", "9"], 2, "makes a prompt up"),
         (["--preset", "self-test", "--output", "no/such/place.json"], 2, "place.json"),
         (["--preset", "80gb", "--random_weights"], 4, "NVIDIA GPU"),
         (["--preset", "80gb", "--num_gpus_dit", "2"], 4, "2 NVIDIA GPUs"),

@@ -209,7 +209,7 @@ CASES = [
         "too large: ",
         limits=InputLimits(max_speech_bytes=99),
     ),
-    setting("prompt is too long", prompt="x" * 30_000),
+    setting("30000 characters; at most 20000", prompt="x" * 30_000),
     setting("prompt holds characters", prompt="a per\0son"),
     setting("prompt holds characters", prompt="a \ud800 person"),
     setting("prompt is not text", prompt=42),

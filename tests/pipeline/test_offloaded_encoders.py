@@ -11,7 +11,7 @@ import torch
 from avatar.model.speech_encoder import SpeechEncoder, SpeechFeatures
 from avatar.model.vae.vae import VideoVAE
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
-from avatar.pipeline.offload.encoders import OffloadedSpeechEncoder, OffloadedVAE
+from avatar.pipeline.offload.encoders import OffloadedVAE, offload_speech_encoder
 from avatar.pipeline.offload.host_modules import tensors_of
 
 CPU = torch.device("cpu")
@@ -33,8 +33,8 @@ def test_a_visiting_speech_encoder_hears_the_same(files: CheckpointFiles) -> Non
         speech = SpeechFeatures(encoder, listen, len(sound), window_s=2.0, margin_s=0.5)
         return torch.cat([speech.frames(start, 12) for start in range(0, 120, 12)], dim=-1)
 
-    resident, waiting = (SpeechEncoder.load(files.speech_encoder, CPU, torch.float32) for _ in range(2))
-    visiting = OffloadedSpeechEncoder(waiting, CPU)
+    resident, visiting = (SpeechEncoder.load(files.speech_encoder, CPU, torch.float32) for _ in range(2))
+    offload_speech_encoder(visiting, CPU)
     assert torch.equal(features(visiting), features(resident))
     assert visiting.normalise == resident.normalise
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from accelerate.utils import set_module_tensor_to_device
 from torch import Tensor, nn
 
 from avatar.errors import WeightsMissing
@@ -101,7 +102,7 @@ def load_weights(
                 for name in filter(select, tensors):
                     tensor = merge(name, file.get_tensor(name).to(device))
                     kept = _kept(place(name, tensor), tensor, held_dtype(name, dtype))
-                    _install(model, name, settle(name, kept))
+                    install(model, name, settle(name, kept))
 
 
 def _held_by(shards: Sequence[Path]) -> dict[Path, Shapes]:
@@ -121,11 +122,11 @@ def _kept(placed: nn.Parameter | None, tensor: Tensor, dtype: torch.dtype) -> Te
     return tensor.to(dtype) if placed is None else placed.data
 
 
-def _install(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor where the model has a parameter or buffer of that name."""
-    module_name, _, leaf = name.rpartition(".")
-    module = model.get_submodule(module_name)
-    if leaf in module._buffers:
-        module._buffers[leaf] = tensor
-    else:
-        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+def install(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor, as it is and where it is, in place of a module's parameter or buffer of its shape.
+
+    Left to itself, accelerate casts it to the old one's dtype, and empties CUDA's cache after each.
+    """
+    set_module_tensor_to_device(
+        module, name, tensor.device, value=tensor, dtype=tensor.dtype, clear_cache=False
+    )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from avatar.model.transformer import StreamingTransformer, held_dtype
-from avatar.model.weights.loading import Place, Settle, stay
+from avatar.model.weights.loading import Place, Settle, install, stay
 from avatar.planning.transformer_config import ModelConfig
 
 AUDIO_MIXTURE = 0.01  # what every weight of the audio encoder's layer mixture begins training at
@@ -42,7 +42,7 @@ def random_transformer(
         placed = place(name, tensor)
         tensor = settle(name, tensor if placed is None else placed.data)
         del placed  # when the next one is made, the device holds of this one what stays there
-        setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+        install(module, leaf, tensor)
     return model
 
 

@@ -146,7 +146,7 @@ def build(
     def place(name: str, tensor: Tensor) -> nn.Parameter:
         check()
         writer.add(name, tensor)
-        return nn.Parameter(torch.empty(0, device="meta"), requires_grad=False)
+        return nn.Parameter(tensor.to("meta"), requires_grad=False)
 
     with _unless_unwritable(), atomic.whole(entry) as draft:
         draft.mkdir()

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import torch
+from accelerate.hooks import add_hook_to_module
 from torch import Tensor
 
 from avatar.model.speech_encoder import SpeechEncoder
 from avatar.model.vae.vae import VideoVAE
-from avatar.pipeline.offload.host_modules import HostModules
+from avatar.pipeline.offload.host_modules import HostModules, VisitHook
 
 
-class OffloadedSpeechEncoder(SpeechEncoder):
-    """A speech encoder that visits the GPU for each window; what it heard stays on the host."""
-
-    def __init__(self, encoder: SpeechEncoder, device: torch.device) -> None:
-        """encoder: its model is moved to the host."""
-        super().__init__(encoder.model, encoder.normalise)
-        self.host = HostModules([self.model], device)
-
-    def encode(self, samples: Tensor) -> Tensor:
-        """See SpeechEncoder.encode; the result is on the host."""
-        with self.host.on_device():
-            return super().encode(samples).cpu()
+def offload_speech_encoder(encoder: SpeechEncoder, device: torch.device) -> None:
+    """Move a speech encoder to the host: it visits the device for each window, and its results come back."""
+    add_hook_to_module(encoder.model, VisitHook(HostModules([encoder.model], device)))
 
 
 class OffloadedVAE(VideoVAE):

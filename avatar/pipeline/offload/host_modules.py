@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from accelerate.hooks import ModelHook
+from accelerate.utils import named_module_tensors, send_to_device
 from torch import Tensor, nn
 
+from avatar.model.weights.loading import install
 from avatar.pipeline.offload.pinned import BufferLayout, host_buffer
 
 
@@ -28,18 +32,45 @@ class HostModules:
     @contextmanager
     def on_device(self) -> Iterator[None]:
         """The modules are on the device meanwhile, in the current stream's order."""
-        self._put(self._layout.views(self.buffer.to(self.device, non_blocking=True)))
+        self.bring()
         try:
             yield
         finally:
-            self._put(self._layout.views(self.buffer))
+            self.take_back()
+
+    def bring(self) -> None:
+        """Copy the modules to the device, without waiting for it: one copy for them all."""
+        self._put(self._layout.views(self.buffer.to(self.device, non_blocking=True)))
+
+    def take_back(self) -> None:
+        """Let go of the copies on the device, whose memory serves what is enqueued from here on."""
+        self._put(self._layout.views(self.buffer))
 
     def _put(self, tensors: Iterable[Tensor]) -> None:
         for (module, name), tensor in zip(self._places, tensors, strict=True):
-            if name in module._parameters:
-                module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
-            else:
-                module._buffers[name] = tensor
+            install(module, name, tensor)
+
+
+class VisitHook(ModelHook):
+    """Has a model on the device while its forward runs, and waiting on the host otherwise.
+
+    accelerate's own hooks copy tensor by tensor, out of memory that is not page-locked, and back as well.
+    """
+
+    def __init__(self, host: HostModules) -> None:
+        """host: of the model that the hook is added to."""
+        self._host = host
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """See ModelHook. The arguments follow the model."""
+        self._host.bring()
+        device = self._host.device
+        return send_to_device(args, device), send_to_device(kwargs, device)
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        """See ModelHook. The output stays on the device."""
+        self._host.take_back()
+        return output
 
 
 def tensors_of(modules: Iterable[nn.Module]) -> dict[tuple[nn.Module, str], Tensor]:
@@ -48,6 +79,5 @@ def tensors_of(modules: Iterable[nn.Module]) -> dict[tuple[nn.Module, str], Tens
         (part, name): tensor
         for module in modules
         for part in module.modules()
-        for name, tensor in (*part._parameters.items(), *part._buffers.items())
-        if tensor is not None
+        for name, tensor in named_module_tensors(part)
     }
