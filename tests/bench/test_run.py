@@ -166,7 +166,7 @@ def test_the_command_times_a_checkpoint_and_writes_the_figures(
         (["--preset", "self-test", "--random_weights", "--ckpt_dir", "x"], 2, "no checkpoint is read"),
         (["--preset", "self-test", "--random_weights", "--t5_fsdp"], 2, "no prompt encoder"),
         (["--preset", "self-test", "--random_weights", "--prompt", "A fox."], 2, "no prompt is read"),
-        (["--preset", "self-test", "--random_weights", "--prompt_tokens", "513"], 2, "--prompt_tokens is 513"),
+        (["--preset", "self-test", "--random_weights", "--prompt_tokens", "513"], 2, "is 513"),
         (["--preset", "self-test", "--prompt_tokens", "9"], 2, "makes a prompt up"),
         (["--preset", "self-test", "--output", "no/such/place.json"], 2, "place.json"),
         (["--preset", "80gb", "--random_weights"], 4, "NVIDIA GPU"),
