@@ -227,6 +227,43 @@ class Parallel:
     ] = False
 
 
+TYPED = "speech from text"
+CaptionPlace = Literal["off", "file", "burned"]
+
+
+@validated(frozen=True, config=STRICT)
+class Speaking:
+    """How typed text is spoken. No part of a preset: what an engine gets is the speech."""
+
+    voice: Annotated[
+        str,
+        Setting(
+            "who speaks the text; `python -m avatar voices` lists them",
+            metavar="NAME",
+            group=TYPED,
+            widget=Widget("Dropdown"),
+        ),
+    ] = "heart"
+    speed: Annotated[
+        float,
+        Field(ge=0.5, le=2.0, allow_inf_nan=False),
+        Setting(
+            "of the voice: 1 is its own pace, 2 twice as fast",
+            allowed="from 0.5 to 2",
+            group=TYPED,
+            widget=Widget("Slider", {"minimum": 0.5, "maximum": 2.0, "step": 0.05}),
+        ),
+    ] = 1.0
+    captions: Annotated[
+        CaptionPlace,
+        Setting(
+            "the text as captions: in files beside the video (.srt and .vtt), or burned into it as well",
+            group=TYPED,
+            widget=Widget("Dropdown"),
+        ),
+    ] = "file"
+
+
 # What a request may carry besides settings, and not every engine can honour.
 OTHER_REFUSALS: Mapping[str, Mapping[str, str]] = {
     "points": {"diffusion": "it works without face points"},
@@ -261,6 +298,7 @@ SECTIONS: Mapping[str, type] = {"generation": Generation, "memory": Memory, "par
 SETTINGS: Mapping[str, Declared] = {
     one.name: one for section, holder in SECTIONS.items() for one in _declared(section, holder)
 }
+SPEAKING: Mapping[str, Declared] = {one.name: one for one in _declared("speaking", Speaking)}
 FORM: tuple[str, ...] = tuple(name for name, one in SETTINGS.items() if one.setting.widget is not None)
 
 

@@ -31,6 +31,7 @@ FLOORS = [
     {"events", "request"},
     {"planning"},
     {"media"},
+    {"speech"},
     {"runtime", "model"},  # who supervises, and what computes: neither knows the other
     {"preview", "pipeline"},
     {"distributed"},
@@ -55,7 +56,10 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
     ),
     "transformers": ("model", "pipeline", "bench"),
     "diffusers": ("model", "pipeline", "bench"),
-    "onnxruntime": ("preview", "training"),
+    "onnxruntime": ("preview", "training", "speech"),
+    "hibari": ("speech.embedded", "training"),
+    "misaki": ("speech.phonemes",),
+    "httpx": ("speech.remote",),
     "cv2": ("preview",),
     "gradio": ("ui",),
     "pynvml": ("planning.nvml",),
@@ -255,7 +259,7 @@ def modules_of(*rooms: str) -> list[str]:
 
 
 HEAVY = ("torch", "librosa", "onnxruntime", "transformers", "diffusers")
-CONTROL = ("planning", "media", "runtime", "preset", "request", "events", "geometry", "errors")
+CONTROL = ("planning", "media", "speech", "runtime", "preset", "request", "events", "geometry", "errors")
 
 
 def test_importing_app_does_nothing_without_torch_and_fast():

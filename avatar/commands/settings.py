@@ -33,12 +33,12 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
         heading = one.setting.group
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading, "laid over the preset's own")
-        _add_setting(groups[heading], one)
+        add_declared(groups[heading], one)
     add_reference(parser)
 
 
-def _add_setting(group: argparse._ArgumentGroup, one: Declared) -> None:
-    """A setting's flag, its other spellings, and the flags that stand for one of its values."""
+def add_declared(group: argparse._ArgumentGroup, one: Declared) -> None:
+    """Add a setting's flag, its other spellings, and the flags that stand for one of its values."""
     setting = one.setting
     flags = (setting.flag or f"--{one.name}", *setting.spellings)
     options: dict[str, Any] = {"dest": one.name, "help": setting.help}

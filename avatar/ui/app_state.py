@@ -25,7 +25,7 @@ from avatar.planning.ladder import rungs
 from avatar.planning.plan import Plan
 from avatar.planning.verdict import Verdict, judge, require, resolve
 from avatar.preset import Preset
-from avatar.request import Request
+from avatar.request import Caption, Request
 from avatar.runtime.bounded_reader import Readings
 from avatar.runtime.gallery import HALF, Gallery, GalleryEntry, owner_hash, video_name
 from avatar.runtime.gallery_entry import remove
@@ -33,6 +33,7 @@ from avatar.settings import FORM, SETTINGS, refusal, refuse_settings
 from avatar.ui.examples import Examples
 from avatar.ui.job_queue import JobQueue, QueuedRun, about_request
 from avatar.ui.live import Segments
+from avatar.ui.speakers import Speakers
 from avatar.ui.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class AppState:
     uploads: Uploads | None = None
 
     def __post_init__(self) -> None:
+        self.speakers: Speakers | None = None if self.uploads is None else Speakers(self.uploads, self.limits)
         self.segments = Segments(self.scratch / "live")
         self._closed = threading.Event()
         self._probing = threading.Lock()
@@ -206,6 +208,9 @@ class AppState:
         speech_name: str | None = None,
         owner: str = "",
         visitor: str = "",
+        captions: tuple[Caption, ...] = (),
+        burn_captions: bool = False,
+        spoken: str = "",
     ) -> QueuedRun:
         """Check everything that can be checked, and put the request in line. Raises: AvatarError."""
         self.desk.check_room(visitor)
@@ -229,6 +234,9 @@ class AppState:
                 speech_name=speech_name,
                 tokenizer=None if preset.name == self.attached else self.inventory().checkpoint.tokenizer,
                 reader=self.reader(visitor),
+                captions=captions,
+                burn_captions=burn_captions,
+                spoken=spoken,
             )
             settings, kept_owner = used_settings(name, request), owner_hash(owner)
             ledger = None
@@ -281,6 +289,8 @@ class AppState:
 
     def warm(self) -> None:
         """Open the engine for the preset that the page begins with: the first run will not wait for it."""
+        if self.speakers is not None:
+            self.speakers.warm()
         try:
             self.desk.warm(self.resolved(self.preset_name))
         except AvatarError as error:  # told on the page as well, by the preset's card

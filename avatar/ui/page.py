@@ -9,10 +9,11 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from avatar.settings import FORM, SETTINGS, refusal
-from avatar.ui import point_editor
+from avatar.ui import point_editor, typing_panel
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.i18n import browser_table
+from avatar.ui.speakers import Speakers
 from avatar.ui.theme import css, script, theme
 from avatar.ui.translations import TEXT
 from avatar.ui.uploads import Uploads
@@ -26,6 +27,7 @@ def build_page(studio: AppState) -> GuardedBlocks:
     from avatar.ui import api, handlers
 
     uploads = studio.uploads or Uploads(Path(get_upload_folder()))
+    studio.speakers = studio.speakers or Speakers(uploads, studio.limits)
     cache = (600, 4 * 3600)
     with GuardedBlocks(uploads, title="Live Avatar", analytics_enabled=False, delete_cache=cache) as demo:
         parts = _layout(studio)
@@ -110,8 +112,9 @@ def _inputs(studio: AppState) -> dict[str, Any]:
             )
         with gr.Column(min_width=220, elem_classes="picker"):
             _heading("speech")
+            parts |= typing_panel.tabs()
             parts["speech"] = speech_picker(
-                sources=["upload", "microphone"],
+                sources=["upload"],
                 show_label=False,
                 label=word("speech"),
                 elem_id="speech",
