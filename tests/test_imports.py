@@ -35,8 +35,9 @@ FLOORS = [
     {"runtime", "model"},  # who supervises, and what computes: neither knows the other
     {"preview", "pipeline"},
     {"distributed"},
-    {"long", "bench"},
+    {"long", "bench", "measures", "compose"},
     {"batch"},
+    {"compare"},
     {"commands", "ui"},
     {"cli", "app", "__main__"},
     {"training", "benchmarks"},  # nothing imports these
@@ -60,7 +61,8 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
     "hibari": ("speech.embedded", "training"),
     "misaki": ("speech.phonemes",),
     "httpx": ("speech.remote",),
-    "cv2": ("preview",),
+    "cv2": ("preview", "measures"),
+    "moviepy": ("compose",),
     "gradio": ("ui",),
     "pynvml": ("planning.nvml",),
     "rich": ("commands",),
@@ -272,6 +274,12 @@ def test_the_page_never_loads_torch():
 
 def test_the_control_plane_never_loads_torch():
     import_quietly(["avatar.cli", *modules_of(*CONTROL, "commands", "long", "batch")], banned=HEAVY)
+
+
+def test_comparing_and_composing_never_load_torch():
+    modules = modules_of("measures", "compare", "compose")
+    assert len(modules) > 12
+    import_quietly(modules, libraries=("cv2",), banned=(*HEAVY, "moviepy"))
 
 
 def test_a_helping_rank_loads_no_side_models_library():
