@@ -25,6 +25,7 @@ from avatar.events import Event, Finished, Notice, PartDone, Progress, Segment
 from avatar.long.job import Job
 from avatar.media.files import joined_name, minutes
 from avatar.media.portrait import video_size
+from avatar.planning.checkpoint_places import remember
 from avatar.planning.inventory import Inventory, probe
 from avatar.planning.layout import Layout
 from avatar.planning.verdict import require, within_reach
@@ -88,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
     preset = chosen_preset(args, inventory, flags)
     if args.attach is None:
         require(preset, inventory)
+        if args.ckpt_dir is not None and preset.requires.weights == "live-avatar":
+            remember(args.ckpt_dir)
         if args.preset == "auto":
             _tell_within_reach(inventory, args.json)
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar.errors import BadInput
+from avatar.planning.loras import loras_digest
 from avatar.request import Request
 
 _WORDS = {
@@ -17,6 +18,7 @@ _WORDS = {
     "speech": "the speech is another",
     "preset": "the preset or its settings are others",
     "prompt": "the prompt is another",
+    "lora": "the LoRAs are others",
     "face": "the face points or head_only are others",
     "captions": "the captions that are burned in are others",
 }
@@ -27,6 +29,7 @@ def origin(request: Request) -> dict[str, str]:
     """A fingerprint of each thing that a video is made from."""
     preset = request.preset.as_dict()
     burned = [asdict(one) for one in request.captions] if request.burn_captions else []
+    lora = preset["memory"].pop("lora")  # what is in the files counts, not their names
     return {
         "portrait": file_digest(request.portrait),
         "speech": request.spoken or file_digest(request.speech),  # no voice need say a text twice alike
@@ -34,6 +37,7 @@ def origin(request: Request) -> dict[str, str]:
         "prompt": _digest(request.prompt),
         "face": _digest([request.face_points, request.head_only]),
         **({"captions": _digest(burned)} if burned else {}),
+        **({"lora": loras_digest(lora)} if lora else {}),  # none: as before there were any
     }
 
 

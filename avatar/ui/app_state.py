@@ -22,6 +22,7 @@ from avatar.media.reading import Reader
 from avatar.planning.gauges import Gauges
 from avatar.planning.inventory import Inventory, probe
 from avatar.planning.ladder import rungs
+from avatar.planning.loras import parse_loras
 from avatar.planning.plan import Plan
 from avatar.planning.verdict import Verdict, judge, require, resolve
 from avatar.preset import Preset
@@ -29,6 +30,7 @@ from avatar.request import Caption, Request
 from avatar.runtime.bounded_reader import Readings
 from avatar.runtime.gallery import HALF, Gallery, GalleryEntry, owner_hash, video_name
 from avatar.runtime.gallery_entry import remove
+from avatar.runtime.model_fetch import ModelFetch
 from avatar.settings import FORM, SETTINGS, refusal, refuse_settings
 from avatar.ui.examples import Examples
 from avatar.ui.job_queue import JobQueue, QueuedRun, about_request
@@ -51,7 +53,8 @@ class AppState:
     root: the path under which a proxy shows the page, "" for none. shared: everybody sees all videos.
     scratch: a folder for what lives no longer than the server. attached: the preset that ranks elsewhere
     serve. readings: where visitors' files are decoded, None for this process. uploads: None for Gradio's
-    folder. Owners are given by the secret that their browser keeps.
+    folder. Owners are given by the secret that their browser keeps. admin: the secret of who may fetch the
+    model, "" for nobody, None for everybody.
     """
 
     desk: JobQueue
@@ -68,6 +71,8 @@ class AppState:
     gauges: Gauges = field(default_factory=Gauges)
     readings: Readings | None = None
     uploads: Uploads | None = None
+    admin: str | None = None
+    model: ModelFetch = field(default_factory=ModelFetch)
 
     def __post_init__(self) -> None:
         self.speakers: Speakers | None = None if self.uploads is None else Speakers(self.uploads, self.limits)
@@ -169,6 +174,8 @@ class AppState:
         own = flat(preset)
         changes = {key: value for key, value in changes.items() if value != own.get(key)}
         refuse_settings(preset.engine, changes)
+        if isinstance(lora := changes.get("lora"), str):
+            parse_loras(lora, named_only=True)  # visitors name no files of this machine
         return preset.with_settings(**changes)
 
     def form_settings(self, name: str, values: Sequence[Any]) -> dict[str, Any]:
@@ -311,6 +318,7 @@ class AppState:
         self._closed.set()
         if self.readings is not None:
             self.readings.close()
+        self.model.close()
         self.desk.close()
         self.gauges.close()
         self.gallery.close()

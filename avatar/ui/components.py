@@ -35,6 +35,7 @@ class PageComponents:
     form: dict[str, Any]
     form_note: gr.HTML
     plan: gr.HTML
+    model: gr.HTML
     shape: gr.State
     badge: gr.HTML
     empty: gr.HTML

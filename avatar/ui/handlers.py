@@ -21,6 +21,7 @@ from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reports_errors
 from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import Language, language_of, text
+from avatar.ui.model_button import ModelButton
 from avatar.ui.panels.cards import Shape, lack_words, render_examples, render_presets, size_words
 from avatar.ui.panels.machine import render_gauges, render_machine, render_plan
 from avatar.ui.panels.status import Status, render_notices, render_status
@@ -59,6 +60,7 @@ def wire(demo: gr.Blocks, parts: PageComponents, studio: AppState) -> None:
         p.saved,
         p.voice,
         p.captions,
+        p.model,
     ]
     demo.load(reports_errors(page.opened), [p.saved], opened, **direct)
     demo.unload(page.closed)
@@ -118,7 +120,8 @@ def wire(demo: gr.Blocks, parts: PageComponents, studio: AppState) -> None:
     p.live.end(page.replay, None, [p.live, p.final, p.replay], **direct)
     p.shelf.submit(reports_errors(page.generate.resume), **{**run, "inputs": [p.owner]})
     p.shelf.select(reports_errors(page.shelf_pressed), [p.owner, p.shape], [p.shelf, *chosen], **queued)
-    gr.Timer(TICK_S).tick(page.tick, None, [p.gauges], **direct)
+    p.model.select(reports_errors(page.model_pressed), None, [p.model], **queued)
+    gr.Timer(TICK_S).tick(page.tick, None, [p.gauges, p.model], **direct)
 
 
 class PageCallbacks:
@@ -130,6 +133,7 @@ class PageCallbacks:
         self.visits = visits
         self.generate = Generate(parts, studio, visits)
         self.typing = self.generate.typing
+        self.model = ModelButton(studio)
 
     def opened(self, request: gr.Request, saved: Mapping[str, Any] | None) -> Updates:
         """Everything that depends on the machine, the language, or what this browser kept."""
@@ -151,6 +155,7 @@ class PageCallbacks:
             p.owner: owner,
             p.saved: kept(saved, owner, FORM),
             **self.typing.opened(language),
+            p.model: self.model.render(request),
         }
 
     def closed(self, request: gr.Request) -> None:
@@ -281,7 +286,12 @@ class PageCallbacks:
         }
 
     def tick(self, request: gr.Request) -> Updates:
-        return {self.parts.gauges: render_gauges(self.studio.gauges.read(), language_of(request))}
+        gauges = render_gauges(self.studio.gauges.read(), language_of(request))
+        return {self.parts.gauges: gauges, self.parts.model: self.model.render(request)}
+
+    def model_pressed(self, request: gr.Request, event: gr.EventData) -> Updates:
+        """Get the model, pause or go on."""
+        return {self.parts.model: self.model.pressed(request, event)}
 
     def _seen(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from avatar.planning.loras import known_loras
 from avatar.settings import FORM, SETTINGS, refusal
 from avatar.ui import point_editor, typing_panel
 from avatar.ui.app_state import AppState
@@ -132,6 +133,7 @@ def _inputs(studio: AppState) -> dict[str, Any]:
         elem_id="prompt",
         visible=False,
     )
+    parts["model"] = _panel("model")
     parts["presets"] = _panel("presets")
     parts["preset"] = gr.State(studio.preset_name)
     parts["shape"] = gr.State(None)  # the portrait's width and height
@@ -163,7 +165,8 @@ def _form() -> dict[str, Any]:
                 assert widget is not None, "FORM holds settings with a widget"
                 info = {"info": word(f"{name}_info")} if f"{name}_info" in TEXT else {}
                 component = getattr(gr, widget.kind)
-                parts[name] = component(label=word(name), min_width=160, **info, **widget.options)
+                options = {**widget.options, **({"choices": ["", *known_loras()]} if name == "lora" else {})}
+                parts[name] = component(label=word(name), min_width=160, **info, **options)
     return {name: parts[name] for name in FORM}
 
 

@@ -90,6 +90,28 @@ TEXT: dict[str, tuple[str, str]] = {
     "ulysses_size": ("Ulysses size", "Ulysses 并行度"),
     "layout": ("Layout", "并行布局"),
     "decode_gpu": ("One more GPU to decode", "另用一张显卡解码"),
+    "lora": ("LoRA", "LoRA"),
+    "lora_info": (
+        "A file of the folder “loras”, with a weight if you like: look.safetensors:0.8. Several with “;”.",
+        "“loras” 文件夹中的文件，可附带权重：look.safetensors:0.8；多个之间用“;”分隔。",
+    ),
+    # the missing model
+    "model_missing": (
+        "Your GPUs can run “{preset}”; the model is missing ({size} GB).",
+        "您的显卡可以运行“{preset}”，但缺少模型权重（{size} GB）。",
+    ),
+    "model_get": ("Get the model", "下载模型"),
+    "model_pause": ("Pause", "暂停"),
+    "model_resume": ("Resume", "继续"),
+    "model_progress": ("Fetching the model", "正在下载模型"),
+    "model_done": (
+        "The model is here: reload the page, and choose a preset.",
+        "模型已就绪：请刷新页面并选择预设。",
+    ),
+    "model_admin": (
+        "Only the administrator of this page can fetch it.",
+        "只有本页面的管理员可以下载。",
+    ),
     # buttons
     "generate": ("Generate", "生成"),
     "stop": ("Stop", "停止"),
