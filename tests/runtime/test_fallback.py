@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from avatar.errors import DoesNotFit
-from avatar.events import Finished, Notice
+from avatar.events import Finished, Notice, PlanMade
 from avatar.geometry import FPS, Size
 from avatar.media.intake import open_request
 from avatar.media.sample import write_sample
