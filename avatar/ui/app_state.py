@@ -309,6 +309,8 @@ class AppState:
         self._closed.set()
         if self.readings is not None:
             self.readings.close()
+        if self.speakers is not None:
+            self.speakers.close()
         self.model.close()
         self.desk.close()
         self.gauges.close()
