@@ -345,7 +345,7 @@ def test_a_very_quiet_recording_is_raised_and_told(tmp_path: Path) -> None:
 
 
 def test_sound_is_resampled_as_librosa_does() -> None:
-    """SpeechReader asks soxr itself: librosa's import takes seconds, which the first picture would wait for."""
+    """SpeechReader asks soxr itself: librosa takes seconds to import, and the first picture would wait."""
     import librosa
 
     sound = np.random.default_rng(0).uniform(-1, 1, 48_000).astype(np.float32)
