@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import wave
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +56,11 @@ def _ends(wav: Path) -> tuple[float, float]:
         total = reader.num_samples_16k
         most = min(total, LOOKED_AT_S * SPEECH_HZ)
         head, tail = reader.listen(0, most), reader.listen(total - most, total)
-    frames = {"frame_length": _FRAME, "hop_length": _HOP}
-    loudest = max(float(librosa.feature.rms(y=samples, **frames).max()) for samples in (head, tail))
-    options = {"top_db": TRIM_DB, "ref": loudest, **frames}
-    _, (start, _) = librosa.effects.trim(head, **options)
-    _, (_, stop) = librosa.effects.trim(tail, **options)
+    rms = partial(librosa.feature.rms, frame_length=_FRAME, hop_length=_HOP)
+    loudest = max(float(rms(y=samples).max()) for samples in (head, tail))
+    trimmed = partial(librosa.effects.trim, top_db=TRIM_DB, ref=loudest, frame_length=_FRAME, hop_length=_HOP)
+    _, (start, _) = trimmed(head)
+    _, (_, stop) = trimmed(tail)
     if stop == 0 or start == most:  # nothing is heard in two minutes: it stays as it is
         return 0.0, total / SPEECH_HZ
     start_s, stop_s = start / SPEECH_HZ - KEPT_S, (total - most + stop) / SPEECH_HZ + KEPT_S
