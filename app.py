@@ -42,7 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--port",
         type=_whole(0, 2**16 - 1),
         default=env("GRADIO_SERVER_PORT", "7860"),
-        help="port to listen on",
+        help="port to listen on; 0 takes any that is free",
     )
     add("--root-path", default=env("GRADIO_ROOT_PATH", ""), help="path under which a proxy shows the page")
     add(
@@ -120,7 +120,7 @@ def _serve(args: argparse.Namespace) -> None:
     from avatar.media.ffmpeg import put_on_path
     from avatar.runtime.scratch import Scratch
 
-    _check_port(args.host, args.port)
+    port = _free_port(args.host, args.port)
     stopped = _stop_signal()
     put_on_path()
     os.umask(0o077)  # uploads and videos are for this user alone
@@ -143,7 +143,7 @@ def _serve(args: argparse.Namespace) -> None:
             ours = [*routes(studio), *transfer_routes(studio, demo)]
             demo.launch(
                 server_name=args.host,
-                server_port=args.port,
+                server_port=port,
                 root_path=args.root_path or None,
                 max_file_size=round(args.max_upload * MIB),
                 app_kwargs={"routes": ours, "middleware": [guard]},
@@ -171,6 +171,7 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
     from avatar.runtime.engine import Engine
     from avatar.runtime.factory import open_engine
     from avatar.runtime.gallery import Gallery
+    from avatar.runtime.model_fetch import ModelFetch, fetch_command
     from avatar.ui.app_state import AppState
     from avatar.ui.guard import local_names
     from avatar.ui.job_queue import JobQueue
@@ -213,6 +214,8 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
         shared=args.gallery == "shared",
         attached=attached,
         readings=Readings(scratch / "read", limits, per_visitor=places),
+        admin=os.environ.get("AVATAR_ADMIN", "") if reachable else None,
+        model=ModelFetch(fetch_command(args.weights)),
         uploads=Uploads(scratch / "uploads", upload, round(args.upload_quota * GIB)),
     )
 
@@ -251,12 +254,13 @@ def _stop_signal() -> threading.Event:
     return stopped
 
 
-def _check_port(host: str, port: int) -> None:
-    """Raises: BadInput when another program has the port."""
+def _free_port(host: str, port: int) -> int:
+    """The port itself, or for 0 one that is free. Raises: BadInput when another program has it."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+            return int(probe.getsockname()[1])
         except (OSError, UnicodeError, TypeError) as error:  # the last two of a name that none can be
             reason = getattr(error, "strerror", None) or "no such address"
             raise BadInput(

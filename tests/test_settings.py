@@ -14,7 +14,7 @@ from avatar.preset import load_preset
 from avatar.settings import FORM, OTHER_REFUSALS, SECTIONS, SETTINGS, refusal, refuse_settings
 from avatar.ui.translations import TEXT
 
-PREVIEW_HONOURS = {"size", "seed"}
+PREVIEW_HONOURS = {"size", "seed", "trim"}
 
 
 def test_the_table_holds_every_field_of_every_section():
@@ -31,6 +31,9 @@ def test_every_setting_has_a_flag(name):
     for flag in (one.setting.flag or f"--{name}", *one.setting.spellings):
         value = getattr(parser.parse_args([flag, text]), name)
         assert (type(value), str(value)) == (one.kind, text)
+    if one.setting.joined_by:
+        parsed = parser.parse_args([f"--{name}", "a", f"--{name}", "b:0.5"])
+        assert getattr(parsed, name) == f"a{one.setting.joined_by}b:0.5"
     for flag, value in one.setting.constants.items():
         assert getattr(parser.parse_args([flag]), name) == value
     assert getattr(parser.parse_args([]), name) is None
@@ -41,7 +44,7 @@ def test_every_field_of_the_form_has_a_name_in_both_languages(name):
     assert all(TEXT[name])
 
 
-def test_the_preview_honours_size_and_seed_alone():
+def test_the_preview_honours_size_seed_and_trim_alone():
     assert {name for name in SETTINGS if not refusal("preview", name)} == PREVIEW_HONOURS
     assert not any(refusal("auto", name) for name in (*SETTINGS, *OTHER_REFUSALS))
 

@@ -17,12 +17,12 @@ from typing import Any
 
 from avatar.errors import AvatarError, BadInput, Cancelled, WorkerLost
 from avatar.events import Event, Finished, Notice, Phase, Progress
-from avatar.media import atomic
+from avatar.media import atomic, captions
 from avatar.media.beside import report_path, thumbnail_path
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.engine import Engine
-from avatar.runtime.factory import serves, source_of
+from avatar.runtime.factory import source_of
 from avatar.runtime.publish import unreported
 from avatar.runtime.request_bundle import Parcel
 
@@ -154,6 +154,8 @@ class RayEngine:
         yield Progress(Phase.FINISHING, frames_done=finished.num_frames, num_frames=finished.num_frames)
         try:
             atomic.write(thumbnail_path(request.output), delivery.thumbnail)
+            if request.captions and request.part is None:
+                captions.write(request.output, request.captions, finished.duration_s)
             atomic.write(report, delivery.report)
         except OSError as error:
             yield finished
@@ -224,7 +226,7 @@ def _engine(shipment: Shipment) -> Engine:
 
     others = {name: value for name, value in shipment.options.items() if name != "preset"}
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-    key = (shipment.source, serves(shipment.request.preset), repr(sorted(others.items())), gpus)
+    key = (shipment.source, shipment.request.preset.models, repr(sorted(others.items())), gpus)
     if key not in _engines:
         for engine in _engines.values():
             engine.close()

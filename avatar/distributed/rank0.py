@@ -129,8 +129,19 @@ class RankDenoising:
         """See Denoising. Loaded shares stay loaded: only a full GPU shows that they do not fit."""
         return self._conductor is None
 
-    def plan(self, preset: Preset, placement: Placement, speech_s: float) -> Plan:
-        """See Denoising; of all GPUs of this machine, where the other ranks' memory is ours, too."""
+    def plan(
+        self,
+        preset: Preset,
+        *,
+        held: Placement | None,
+        fixed: Placement | None,
+        speech_s: float,
+        share: float,
+    ) -> Plan:
+        """See Denoising; of all GPUs of this machine, where the other ranks' memory is ours, too.
+
+        Nothing waits on the host of several: held, fixed and share make no difference.
+        """
         inventory = probe(self._weights, our_pids=own_processes([os.getppid()]))
         gpus = tuple(  # in a container NVML may know our processes by other numbers
             replace(gpu, ours_bytes=max(gpu.ours_bytes, CUDA_CONTEXT_BYTES)) for gpu in inventory.gpus

@@ -27,8 +27,16 @@ class Denoising(Protocol):
         """Whether a run whose plan does not fit must step down before it begins."""
         ...
 
-    def plan(self, preset: Preset, placement: Placement, speech_s: float) -> Plan:
-        """What a run of so much speech takes, by device."""
+    def plan(
+        self,
+        preset: Preset,
+        *,
+        held: Placement | None,
+        fixed: Placement | None,
+        speech_s: float,
+        share: float,
+    ) -> Plan:
+        """What a run takes, by device, and what of it waits on the host: see plan_here."""
         ...
 
     def prepare(self, parts: Components, check: Check) -> None:
@@ -59,9 +67,20 @@ class LocalDenoising:
         """weights: the checkpoint's folder, when named."""
         self._weights = weights
 
-    def plan(self, preset: Preset, placement: Placement, speech_s: float) -> Plan:
+    def plan(
+        self,
+        preset: Preset,
+        *,
+        held: Placement | None,
+        fixed: Placement | None,
+        speech_s: float,
+        share: float,
+    ) -> Plan:
         """See Denoising."""
-        return plan_here(preset, best_device(), self._weights, placement, speech_s)
+        device, weights = best_device(), self._weights
+        return plan_here(
+            preset, device, weights=weights, held=held, fixed=fixed, speech_s=speech_s, share=share
+        )
 
     def prepare(self, parts: Components, check: Check) -> None:
         """See Denoising."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -23,8 +23,7 @@ from avatar.pipeline.conditions import SpeechTrack
 from avatar.pipeline.decode import StreamingDecoder
 from avatar.pipeline.denoise import Conditions
 from avatar.pipeline.denoising import Denoising, LocalDenoising
-from avatar.pipeline.device import best_device, downloaded
-from avatar.pipeline.device_budget import placement_on
+from avatar.pipeline.device import downloaded
 from avatar.pipeline.framing import framed, resized, size_within, video_size
 from avatar.pipeline.layer_stack import EAGER, CompiledPieces
 from avatar.pipeline.models import CheckpointModels, Models
@@ -36,10 +35,9 @@ from avatar.planning.placement import Placement
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import Request
-from avatar.runtime.engine import SELF_TEST_LABEL, Frames
+from avatar.runtime.engine import SELF_TEST_LABEL, FrameItem
 from avatar.runtime.fallback import lowered
 from avatar.runtime.resume_state import ResumeState
-from avatar.settings import Memory
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +68,8 @@ class DiffusionPipeline:
         self._denoising = denoising or LocalDenoising(weights)
         self._observer = observer
         self._parts: Components | None = None
-        self._held: tuple[str, str] | None = None  # the settings that the parts were loaded with
+        self._held: Hashable = None  # the models that the parts are
+        self._planned: tuple[Request, Placement] | None = None  # of the plan that was asked for last
         self._state: ResumeState | None = None  # of the run that goes on
         self._told: set[str] = set()  # of a run: what was announced
         # a toy model needs no graphs, which take longer to build than it to run
@@ -83,7 +82,7 @@ class DiffusionPipeline:
         """Whether a run whose plan does not fit must step down before it begins."""
         return self._denoising.plan_binds
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """Yield uint8 (T, H, W, 3) RGB, a block at a time.
 
         Raises: AvatarError, Cancelled; RuntimeError where memory ran out (see is_out_of_memory): then this
@@ -99,7 +98,8 @@ class DiffusionPipeline:
             return cancelled()
 
         try:
-            yield from self._made(lowered(request), size, state, stopped)
+            placement = self._placement(request)
+            yield from self._made(lowered(request), placement, size, state, stopped)
             state.leave(request)
             yield from self._observer.notices()
         finally:
@@ -117,17 +117,30 @@ class DiffusionPipeline:
         self._parts = None
 
     def plan_for(self, request: Request) -> Plan:
-        """The plan that a run of this request would follow."""
-        _, placement = self._placements(request)
-        return self._denoising.plan(lowered(request).preset, placement, request.speech_frames / FPS)
+        """The plan that a run of this request follows: asked for as it begins, and followed by frames()."""
+        preset = lowered(request).preset
+        planned = self._denoising.plan(
+            preset,
+            held=self._placement_held(preset),
+            fixed=self._models.placement,
+            speech_s=request.speech_frames / FPS,
+            share=CAUTION ** (request.part.num_full if request.part else 0),
+        )
+        self._planned = request, planned.placement
+        return planned
 
     def pinned_bytes(self) -> int:
         """Host memory that is pinned for this process's GPUs."""
         return pinned_bytes()
 
     def _made(
-        self, request: Request, stream: Size, state: ResumeState, cancelled: Callable[[], bool]
-    ) -> Iterator[Frames | Notice | Progress]:
+        self,
+        request: Request,
+        placement: Placement,
+        stream: Size,
+        state: ResumeState,
+        cancelled: Callable[[], bool],
+    ) -> Iterator[FrameItem]:
         """What is left to make, as the request's preset makes it, in frames of the stream's size."""
         check = checking(cancelled)
 
@@ -136,7 +149,7 @@ class DiffusionPipeline:
             check()
 
         yield Progress(Phase.LOADING)
-        parts = self._loaded(request, loading)
+        parts = self._loaded(request, placement, loading)
         yield Progress(Phase.ENCODING)
         check()
         size = size_within(stream, request.preset)
@@ -227,32 +240,33 @@ class DiffusionPipeline:
         compile = self._compiles and parts.device.type == "cuda" and compiles(parts.device)
         return StreamingDecoder(parts.vae, compile=compile)
 
-    def _loaded(self, request: Request, check: Check) -> Components:
+    def _loaded(self, request: Request, placement: Placement, check: Check) -> Components:
         """All models, loaded unless held as this request wants them."""
         preset = request.preset
-        held, placement = self._placements(request)
+        held = self._placement_held(preset)
         if held is None or not held.serves(placement):
             self._free()
             parts = self._models.load(request, placement, check)
             self._denoising.prepare(parts, check)
-            self._use(parts, preset.memory)
+            self._use(parts, preset)
         assert self._parts is not None
         self._parts.placement = placement
         self._denoising.prepare(self._parts, check)
         return self._parts
 
-    def _placements(self, request: Request) -> tuple[Placement | None, Placement]:
-        """How the parts are held, None where they would not do for the request; and how it wants them."""
-        preset = lowered(request).preset
-        parts = self._parts if self._held == held_as(preset.memory) else None
-        held = None if parts is None else parts.placement
-        if self._models.placement is not None:
-            return held, self._models.placement
-        share = CAUTION ** (request.part.num_full if request.part else 0)
-        return held, placement_on(best_device(), preset, held, self._weights, share)
+    def _placement_held(self, preset: Preset) -> Placement | None:
+        """How the parts are held; None where they would not do for the preset."""
+        return self._parts.placement if self._parts is not None and self._held == preset.models else None
 
-    def _use(self, parts: Components, memory: Memory) -> None:
-        self._parts, self._held = parts, held_as(memory)
+    def _placement(self, request: Request) -> Placement:
+        """What waits on the host in this run: by the plan that was asked for, if one was."""
+        planned, self._planned = self._planned, None
+        if planned is not None and planned[0] == request:
+            return planned[1]
+        return self._models.placement or self.plan_for(request).placement
+
+    def _use(self, parts: Components, preset: Preset) -> None:
+        self._parts, self._held = parts, preset.models
         self.pieces = CompiledPieces.on(parts.device) if self._compiles else EAGER
 
     def _free(self) -> None:
@@ -273,8 +287,3 @@ def checking(cancelled: Callable[[], bool]) -> Check:
             raise Cancelled("The run was stopped.")
 
     return check
-
-
-def held_as(memory: Memory) -> tuple[str, str]:
-    """The settings that decide how models are loaded; the others may change from run to run."""
-    return memory.weight_dtype, memory.text_encoder

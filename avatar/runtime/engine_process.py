@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avatar.errors import AvatarError, WorkerLost
-from avatar.events import Event, Finished, Progress, Segment
+from avatar.events import Event, Finished, PlanMade, Progress, Segment
+from avatar.planning.plan import Plan
 from avatar.request import Request
 from avatar.runtime.child_process import Child, deaf_to_signals, kill_all
 from avatar.runtime.engine import FrameSource
-from avatar.runtime.protocol import Begun, Heartbeat, Link, Ready, Run, StartEngine
+from avatar.runtime.protocol import Heartbeat, Link, Ready, Run, StartEngine
 from avatar.runtime.report import MemoryUse
 from avatar.runtime.scratch import writing_in
 from avatar.runtime.supervisor import IdleListener, Supervised
@@ -123,18 +124,18 @@ class _Child(Supervised):
 
 @dataclass
 class _Shown:
-    """What a run has shown. plan: as it said when it began; progress: the last."""
+    """What a run has shown. plan: the first; progress: the last."""
 
-    plan: dict[str, Any] | None = None
+    plan: Plan | None = None
     progress: Progress | None = None
     segments: list[Segment] = field(default_factory=list)
 
     def note(self, message: Any) -> Iterator[Event]:
         """Keep what a message says; yields it if it is an event."""
-        if isinstance(message, Begun):
-            self.plan = message.plan
-        elif isinstance(message, Event):
-            if isinstance(message, Segment):
+        if isinstance(message, Event):
+            if isinstance(message, PlanMade):
+                self.plan = self.plan or message.plan
+            elif isinstance(message, Segment):
                 self.segments.append(message)
             elif isinstance(message, Progress):
                 self.progress = message
@@ -286,7 +287,7 @@ class _Server:
         error: AvatarError | None = None
         try:
             self._meter.restart()
-            stopped, plan = partial(self.service.stopped, run), partial(self._begin, source, run)
+            stopped, plan = partial(self.service.stopped, run), partial(self._planned, source, run)
             self._keeping = run.request.part is None  # a part that is not whole is made again
             with writing_in(run.request.work, run.request.output.parent):
                 for event in stream_frames(source, run.request, stopped, plan=plan, use=self._meter.look):
@@ -300,13 +301,10 @@ class _Server:
             self._keeping = False
         self.service.end(run, error)
 
-    def _begin(self, source: FrameSource, run: Run) -> dict[str, Any] | None:
+    def _planned(self, source: FrameSource, run: Run) -> Plan | None:
         from avatar.runtime.run_meter import planned
 
-        stopped = partial(self.service.stopped, run)
-        plan = planned(source, run.request, self._weights, stopped)
-        self.service.send(Begun(run.run, plan))
-        return plan
+        return planned(source, run.request, self._weights, partial(self.service.stopped, run))
 
     def _hung_up(self) -> None:
         """The parent is gone, and with that the run is cancelled: its file is closed, then all is over."""
