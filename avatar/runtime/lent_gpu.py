@@ -1,0 +1,197 @@
+"""An engine without a process of its own: its runs are made inside a function to which a GPU is lent.
+
+That function may run in a fork of this process, as on ZeroGPU: nothing but what it yields comes back, a
+cancellation reaches it through memory that both share, and models that were loaded before are there at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import logging
+import math
+import mmap
+import os
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from typing import Any
+
+from avatar.errors import AvatarError, WorkerLost
+from avatar.events import Event, Phase, Progress, Segment
+from avatar.geometry import FPS
+from avatar.request import Request
+from avatar.runtime.engine import FrameSource
+from avatar.runtime.protocol import Ended, Run, StartEngine
+from avatar.runtime.run_meter import RunMeter, planned
+from avatar.runtime.scratch import writing_in
+from avatar.runtime.stream import finish_from_segments, stream_frames
+
+log = logging.getLogger(__name__)
+
+# What a run is said to take of the GPU: estimated from an H200's steps and the cards' published rates.
+START_S = 45.0  # models to the GPU, the prompt encoded
+SPEECH_FACTOR = 3.0  # seconds of a whole RTX PRO 6000 for one of speech, uncompiled
+NUMBER_BYTES = 8  # of a run
+_numbers = itertools.count(1)
+
+Make = Callable[[StartEngine, Run], Generator[Event | Ended]]
+Lend = Callable[[Make, Callable[[StartEngine, Run], int]], Make]
+"""From a function, and how many seconds a call of it takes, to the same function with a GPU.
+
+When called it raises AvatarError where no GPU is given, or one is taken away.
+"""
+
+
+class LentGpu:
+    """The one function to which the GPU is lent, for all presets."""
+
+    def __init__(self, lend: Lend) -> None:
+        self._cancelled = mmap.mmap(-1, NUMBER_BYTES)  # the number of the last run that was; forks see it
+        self._held: tuple[StartEngine, FrameSource] | None = None  # of this process, or of the one it left
+        self._loading = threading.Lock()
+        self._meter: tuple[int, RunMeter] | None = None  # with the process whose it is
+        self.make = lend(self._make, duration_s)
+
+    def load(self, opening: StartEngine) -> str:
+        """Build a source, and have it load what it can before there is a GPU; once. Raises: AvatarError.
+
+        Returns its label.
+        """
+        with self._loading:
+            if self._held is None or self._held[0] != opening:
+                self._drop()
+                source = _built(opening)
+                source.load()
+                self._held = opening, source
+            return self._held[1].label
+
+    def drop(self, opening: StartEngine) -> None:
+        """Give back what this process loaded."""
+        with self._loading:
+            if self._held is not None and self._held[0] == opening:
+                self._drop()
+
+    def cancel(self, run: int) -> None:
+        """End a run, wherever it is made."""
+        self._cancelled[:] = run.to_bytes(NUMBER_BYTES, "little")
+
+    def _make(self, opening: StartEngine, run: Run) -> Generator[Event | Ended]:
+        """The run's events, and its end; in this process, or in a fork of it. See stream.stream_frames."""
+        request = run.request
+        error: AvatarError | None = None
+
+        def stopped() -> bool:
+            return self._cancelled[:] == run.run.to_bytes(NUMBER_BYTES, "little")
+
+        try:
+            if self._held is None or self._held[0] != opening:  # this process is older than the engine
+                self._drop()
+                self._held = opening, _built(opening)
+            source, meter = self._held[1], self._metering()
+            weights = opening.options.get("weights")
+            with writing_in(request.work, request.output.parent):
+                yield from stream_frames(
+                    source,
+                    request,
+                    stopped,
+                    plan=lambda: planned(source, request, weights, stopped),
+                    use=meter.look,
+                )
+        except AvatarError as raised:
+            error = raised
+        except Exception:
+            log.exception("the engine failed")
+            error = AvatarError("The engine failed.", "The log of the server says why.")
+        yield Ended(run.run, error)
+
+    def _metering(self) -> RunMeter:
+        """This process's meter, set to zero: a fork has none of its parent's threads."""
+        if self._meter is None or self._meter[0] != os.getpid():
+            self._meter = os.getpid(), RunMeter()
+        self._meter[1].restart()
+        return self._meter[1]
+
+    def _drop(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held[1].close()
+
+
+class LentEngine:
+    """See Engine. What the GPU's function yields are its events."""
+
+    pinned_bytes = None  # of another process, or of this one: it does not tell
+
+    def __init__(self, gpu: LentGpu, source: str, **options: Any) -> None:
+        """source: "package.module:Class" of a FrameSource that can load() ahead; options: its own."""
+        self._gpu = gpu
+        self._opening = StartEngine(source, options, logging.getLogger().getEffectiveLevel())
+        self._busy = threading.Lock()
+        self._run = 0  # the number of the one that goes on
+        self.label = ""
+
+    def warm(self) -> None:
+        """Load the models into the host's memory. Raises: AvatarError."""
+        self.label = self._gpu.load(self._opening)
+
+    def stream(self, request: Request) -> Iterator[Event]:
+        """Events of one run; see Engine.stream. Raises: also WorkerLost, when the GPU is taken away."""
+        if not self._busy.acquire(blocking=False):
+            raise AvatarError("The engine is busy with another video.", "Wait for it to end, or stop it.")
+        try:
+            self._run = next(_numbers)
+            yield Progress(Phase.LOADING)
+            self.warm()
+            yield from self._followed(Run(self._run, request))
+        finally:
+            self._run = 0
+            self._busy.release()
+
+    def cancel(self) -> None:
+        """See Engine."""
+        if self._run:
+            self._gpu.cancel(self._run)
+
+    def close(self) -> None:
+        """See Engine."""
+        self.cancel()
+        self._gpu.drop(self._opening)
+
+    def _followed(self, run: Run) -> Iterator[Event]:
+        """The run's events. Closing this iterator cancels it. Raises: AvatarError."""
+        segments: list[Segment] = []
+        last: Progress | None = None
+        ended: Ended | None = None
+        try:
+            with closing(self._gpu.make(self._opening, run)) as telling:
+                for told in telling:  # to its end, after which the GPU is given back in order
+                    if isinstance(told, Ended):
+                        ended = told
+                        continue
+                    if isinstance(told, Segment):
+                        segments.append(told)
+                    last = told if isinstance(told, Progress) else last
+                    yield told
+            if ended is None:
+                raise WorkerLost("The GPU was taken away.", "Try again.")
+            if ended.error is not None:
+                raise ended.error
+        except WorkerLost as lost:
+            if segments:
+                kept = finish_from_segments(run.request, segments, lost, label=self.label, progress=last)
+                if kept is not None:
+                    yield kept
+            raise
+        finally:
+            self._gpu.cancel(run.run)
+
+
+def duration_s(opening: StartEngine, run: Run) -> int:
+    """For how long a run asks for the GPU, in whole seconds; not measured."""
+    return math.ceil(START_S + SPEECH_FACTOR * run.request.num_frames / FPS)
+
+
+def _built(opening: StartEngine) -> Any:
+    module, name = opening.source.split(":")
+    return getattr(importlib.import_module(module), name)(**opening.options)
