@@ -1,4 +1,4 @@
-"""The container's files, where no container can be built: what they name is there, their shell does what it says."""
+"""The container's files, as far as they can be tried without a container engine."""
 
 from __future__ import annotations
 
