@@ -18,8 +18,10 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from avatar.errors import DoesNotFit
 from avatar.geometry import Size
 from avatar.media.sample import write_sample
+from avatar.planning.lacks import install_command
 
 ROOT = Path(__file__).parents[1]
 USED, PREVIEW, TESTS = "requirements.txt", "requirements-preview.txt", "tests/requirements.txt"
@@ -188,6 +190,15 @@ def test_the_python_versions_are_the_same_everywhere():
     assert [f"3.{minor}" for minor in range(5, 20) if f"3.{minor}" in named] == list(PYTHONS)
     assert f"Python {PYTHONS[0]} to {PYTHONS[-1]}" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"Python {PYTHONS[0]} 至 {PYTHONS[-1]}" in (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_readmes_line_on_drivers_is_the_planners(name):
+    page = (ROOT / name).read_text(encoding="utf-8")
+    [command] = re.findall(r"`(pip install --force-reinstall [^`]*)`", page)
+    assert f"Run `{command}`, or update the NVIDIA driver to 580 or newer." == install_command("12.6", (8, 9))
+    assert " 580 " in page
+    assert re.search(rf"`plan`\D*{DoesNotFit.exit_code}\b", page)
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
