@@ -1,6 +1,6 @@
 """docs/hosting.md: which hardware of Hugging Face Spaces runs which preset is what the planner says of it.
 
-Source of the hardware: docs/hub/spaces-gpus.md, spaces-zerogpu.md and jobs-pricing.md of huggingface/hub-docs,
+Source of the hardware: docs/hub/spaces-gpus.md, spaces-zerogpu.md, jobs-pricing.md of huggingface/hub-docs,
 whose GB are GiB (spaces-overview.md: $MEMORY is 15Gi where the table says 15 GB). Free memory of a card: what
 nvidia-smi shows of an empty one of its kind, or less.
 """
