@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -43,14 +44,16 @@ class LentPipeline(DiffusionPipeline):
         self._preset, self._compiles, self._keeps = preset, False, True
         self._ahead: Components | None = None
         self._files: CheckpointFiles | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="avatar-lent-")  # of the self-test's toy model
+        self._folder: Path | None = None  # of the self-test's toy model
 
     def load(self) -> None:
         """Read all models but the prompt's encoder into the host's memory.
 
         Raises: WeightsMissing, BadInput.
         """
-        self._files = find_files(self._preset, self._weights, Path(self._folder.name))
+        # Not TemporaryDirectory, which a fork that has no more use for this object would remove.
+        self._folder = Path(tempfile.mkdtemp(prefix="avatar-lent-"))
+        self._files = find_files(self._preset, self._weights, self._folder)
         self._ahead = Components.load(self._preset.memory, self._files, device=CPU)
         self._ahead.load_transformer()
 
@@ -85,7 +88,9 @@ class LentPipeline(DiffusionPipeline):
         """See FrameSource."""
         super().close()
         self._ahead = None
-        self._folder.cleanup()
+        if self._folder is not None:
+            shutil.rmtree(self._folder)
+            self._folder = None
 
     def _moved(self, request: Request, placement: Placement, check: Check) -> Components:
         """What was loaded ahead, on the GPU; read anew where some of it is to wait on the host."""

@@ -15,13 +15,13 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 from avatar.errors import AvatarError, WorkerLost
 from avatar.events import Event, Phase, Progress, Segment
 from avatar.geometry import FPS
 from avatar.request import Request
-from avatar.runtime.engine import FrameSource
 from avatar.runtime.protocol import Ended, Run, StartEngine
 from avatar.runtime.run_meter import RunMeter, planned
 from avatar.runtime.scratch import writing_in
@@ -33,14 +33,31 @@ log = logging.getLogger(__name__)
 START_S = 45.0  # models to the GPU, the prompt encoded
 SPEECH_FACTOR = 3.0  # seconds of a whole RTX PRO 6000 for one of speech, uncompiled
 NUMBER_BYTES = 8  # of a run
-_numbers = itertools.count(1)
+_numbers = itertools.count(1)  # of runs and of engines
 
-Make = Callable[[StartEngine, Run], Generator[Event | Ended]]
-Lend = Callable[[Make, Callable[[StartEngine, Run], int]], Make]
+
+@dataclass(frozen=True)
+class Opening(StartEngine):
+    """What one engine makes its runs with. engine: a number that no other has."""
+
+    engine: int = 0
+
+
+Make = Callable[[Opening, Run], Generator[Event | Ended]]
+Lend = Callable[[Make, Callable[[Opening, Run], int]], Make]
 """From a function, and how many seconds a call of it takes, to the same function with a GPU.
 
 When called it raises AvatarError where no GPU is given, or one is taken away.
 """
+
+
+class _Held:
+    """A source that is built: in this process, or in the one that this was forked from."""
+
+    def __init__(self, opening: Opening) -> None:
+        module, name = opening.source.split(":")
+        self.opening, self.pid = opening, os.getpid()
+        self.source = getattr(importlib.import_module(module), name)(**opening.options)
 
 
 class LentGpu:
@@ -48,35 +65,35 @@ class LentGpu:
 
     def __init__(self, lend: Lend) -> None:
         self._cancelled = mmap.mmap(-1, NUMBER_BYTES)  # the number of the last run that was; forks see it
-        self._held: tuple[StartEngine, FrameSource] | None = None  # of this process, or of the one it left
+        self._held: _Held | None = None
         self._loading = threading.Lock()
         self._meter: tuple[int, RunMeter] | None = None  # with the process whose it is
         self.make = lend(self._make, duration_s)
 
-    def load(self, opening: StartEngine) -> str:
+    def load(self, opening: Opening) -> str:
         """Build a source, and have it load what it can before there is a GPU; once. Raises: AvatarError.
 
         Returns its label.
         """
         with self._loading:
-            if self._held is None or self._held[0] != opening:
+            if self._held is None or self._held.opening != opening:
                 self._drop()
-                source = _built(opening)
-                source.load()
-                self._held = opening, source
-            return self._held[1].label
+                held = _Held(opening)
+                held.source.load()
+                self._held = held
+            return str(self._held.source.label)
 
-    def drop(self, opening: StartEngine) -> None:
+    def drop(self, opening: Opening) -> None:
         """Give back what this process loaded."""
         with self._loading:
-            if self._held is not None and self._held[0] == opening:
+            if self._held is not None and self._held.opening == opening:
                 self._drop()
 
     def cancel(self, run: int) -> None:
         """End a run, wherever it is made."""
         self._cancelled[:] = run.to_bytes(NUMBER_BYTES, "little")
 
-    def _make(self, opening: StartEngine, run: Run) -> Generator[Event | Ended]:
+    def _make(self, opening: Opening, run: Run) -> Generator[Event | Ended]:
         """The run's events, and its end; in this process, or in a fork of it. See stream.stream_frames."""
         request = run.request
         error: AvatarError | None = None
@@ -85,10 +102,10 @@ class LentGpu:
             return self._cancelled[:] == run.run.to_bytes(NUMBER_BYTES, "little")
 
         try:
-            if self._held is None or self._held[0] != opening:  # this process is older than the engine
+            if self._held is None or self._held.opening != opening:  # this process is older than the engine
                 self._drop()
-                self._held = opening, _built(opening)
-            source, meter = self._held[1], self._metering()
+                self._held = _Held(opening)
+            source, meter = self._held.source, self._metering()
             weights = opening.options.get("weights")
             with writing_in(request.work, request.output.parent):
                 yield from stream_frames(
@@ -114,8 +131,8 @@ class LentGpu:
 
     def _drop(self) -> None:
         held, self._held = self._held, None
-        if held is not None:
-            held[1].close()
+        if held is not None and held.pid == os.getpid():  # else its files are still another process's
+            held.source.close()
 
 
 class LentEngine:
@@ -126,7 +143,8 @@ class LentEngine:
     def __init__(self, gpu: LentGpu, source: str, **options: Any) -> None:
         """source: "package.module:Class" of a FrameSource that can load() ahead; options: its own."""
         self._gpu = gpu
-        self._opening = StartEngine(source, options, logging.getLogger().getEffectiveLevel())
+        level = logging.getLogger().getEffectiveLevel()
+        self._opening = Opening(source, options, level, next(_numbers))
         self._busy = threading.Lock()
         self._run = 0  # the number of the one that goes on
         self.label = ""
@@ -187,11 +205,6 @@ class LentEngine:
             self._gpu.cancel(run.run)
 
 
-def duration_s(opening: StartEngine, run: Run) -> int:
+def duration_s(opening: Opening, run: Run) -> int:
     """For how long a run asks for the GPU, in whole seconds; not measured."""
     return math.ceil(START_S + SPEECH_FACTOR * run.request.num_frames / FPS)
-
-
-def _built(opening: StartEngine) -> Any:
-    module, name = opening.source.split(":")
-    return getattr(importlib.import_module(module), name)(**opening.options)

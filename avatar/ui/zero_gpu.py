@@ -11,8 +11,8 @@ from collections.abc import Callable, Generator
 from avatar.errors import AvatarError, WorkerLost
 from avatar.events import Event
 from avatar.planning.zero_gpu import LentCard, lent_card
-from avatar.runtime.lent_gpu import LentGpu, Make
-from avatar.runtime.protocol import Ended, Run, StartEngine
+from avatar.runtime.lent_gpu import LentGpu, Make, Opening
+from avatar.runtime.protocol import Ended, Run
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def _lent(
     decorator: Callable[..., Callable[[Make], Make]],
     card: LentCard,
     make: Make,
-    duration_s: Callable[[StartEngine, Run], int],
+    duration_s: Callable[[Opening, Run], int],
 ) -> Make:
     return decorator(duration=duration_s, size=card.size)(make)
 
@@ -51,7 +51,7 @@ def _lent(
 def _speaking(make: Make) -> Make:
     """The same, whose refusals are errors of ours: `spaces` raises Gradio's, in words meant for visitors."""
 
-    def made(opening: StartEngine, run: Run) -> Generator[Event | Ended]:
+    def made(opening: Opening, run: Run) -> Generator[Event | Ended]:
         import gradio
 
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
 from avatar.errors import AvatarError, DoesNotFit, WeightsMissing, WorkerLost
 from avatar.events import Event, Finished, Notice, Progress, Segment
@@ -16,13 +18,14 @@ from avatar.geometry import Size
 from avatar.media.intake import open_request
 from avatar.media.sample import write_sample
 from avatar.planning.inventory import Inventory
+from avatar.planning.placement import ALL_ON_GPU
 from avatar.planning.planner import plan
 from avatar.preset import Fallback, Preset, load_preset
 from avatar.request import Request
 from avatar.runtime.engine import Engine
 from avatar.runtime.factory import open_engine
-from avatar.runtime.lent_gpu import LentEngine, LentGpu, Make, duration_s
-from avatar.runtime.protocol import Ended, Run, StartEngine
+from avatar.runtime.lent_gpu import LentEngine, LentGpu, Make, Opening, duration_s
+from avatar.runtime.protocol import Ended, Run
 from avatar.runtime.report import RUNG_PLANNED
 
 PRESET = load_preset("self-test")
@@ -85,7 +88,7 @@ def test_models_are_loaded_once_and_before_the_gpu(ask, tiny_checkpoint, monkeyp
     )
 
     def lending(make: Make, seconds: object) -> Make:
-        def made(opening: StartEngine, run: Run):
+        def made(opening: Opening, run: Run):
             told.append("lent")
             yield from make(opening, run)
 
@@ -114,7 +117,7 @@ def test_a_cancelled_run_ends_with_what_was_made(ask, lent):
 
 def test_a_gpu_that_is_taken_away_leaves_what_was_shown(ask, tiny_checkpoint):
     def taken(make: Make, seconds: object) -> Make:
-        def made(opening: StartEngine, run: Run):
+        def made(opening: Opening, run: Run):
             for event in make(opening, run):
                 yield event
                 if isinstance(event, Segment):
@@ -148,9 +151,45 @@ def test_a_second_run_at_a_time_is_refused(ask, lent):
     first.close()
 
 
+def test_a_fork_leaves_the_files_of_the_process_it_left(tiny_checkpoint, tmp_path):
+    held = LentGpu(lend)
+    opening = Opening("avatar.pipeline.lent:LentPipeline", {"preset": PRESET}, engine=1)
+    held.load(opening)
+    folder = held._held.source._folder
+    assert forked(lambda: held.drop(opening)) == 0
+    assert list(folder.iterdir())
+    held.drop(opening)
+    assert not folder.exists()
+
+
+def forked(work: Callable[[], None]) -> int:
+    """The exit code of a fork of this process that does it; it must compute nothing."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def test_every_model_is_moved_to_the_gpu(ask, tiny_checkpoint, monkeypatch):
+    from avatar.pipeline import lent as pipeline
+
+    source = pipeline.LentPipeline(PRESET, tiny_checkpoint)
+    source.load()
+    meta = torch.device("meta")  # a device that is always there, and holds nothing
+    monkeypatch.setattr(pipeline, "best_device", lambda: meta)
+    parts = source._moved(ask("moved"), ALL_ON_GPU, lambda: None)
+    source.close()
+    models = [parts.vae.model, parts.conditions.speech.model, parts.transformer]
+    places = {tensor.device for model in models for tensor in (*model.parameters(), *model.buffers())}
+    assert places == {meta}
+    assert {parts.device, parts.vae.device, parts.transformer.device} == {meta}
+    assert source._ahead is None, "nothing else keeps them"
+
+
 def test_a_missing_checkpoint_is_told_before_a_gpu_is_asked_for(ask, tmp_path):
     def never(make: Make, seconds: object) -> Make:
-        def made(opening: StartEngine, run: Run):
+        def made(opening: Opening, run: Run):
             raise AssertionError("a GPU was asked for")
             yield
 
@@ -163,7 +202,7 @@ def test_a_missing_checkpoint_is_told_before_a_gpu_is_asked_for(ask, tmp_path):
 
 
 def test_what_the_source_raises_comes_back_as_the_runs_end(ask):
-    opening = StartEngine("tests.runtime.test_lent_gpu:Broken")
+    opening = Opening("tests.runtime.test_lent_gpu:Broken")
     told = list(LentGpu(lend).make(opening, Run(7, ask("broken"))))
     assert isinstance(told[-1], Ended)
     assert (told[-1].run, told[-1].error.message) == (7, "The engine failed.")
@@ -204,6 +243,6 @@ def test_memory_that_runs_out_ends_the_run_in_words(ask, tiny_checkpoint, monkey
 
 
 def test_longer_speech_asks_for_the_gpu_for_longer(ask):
-    opening = StartEngine("")
+    opening = Opening("")
     short, long = (duration_s(opening, Run(1, ask(str(seconds), seconds))) for seconds in (1.0, 11.0))
     assert long - short == 30
