@@ -98,6 +98,21 @@ def test_constraints_name_versions_and_no_addresses():
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), line
 
 
+def test_ci_leaves_no_version_to_chance():
+    """All that the requirements bring here is named, too; CUDA's own libraries go with PyTorch's version."""
+    brought = closure({*requirements(USED), *requirements(TESTS)})
+    assert len(brought) > len(requirements(USED)) + len(requirements(TESTS))
+    installed = {name for name in brought if version_of(name) and not name.startswith(("nvidia-", "cuda-"))}
+    assert installed - {"setuptools", "pip"} - set(pinned()) == set()
+
+
+def version_of(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def test_triton_is_the_one_that_torch_brings_for_gpus():
     """PyTorch for CUDA asks for one version: with another in the constraints, pip finds no way."""
     versions = pinned()
