@@ -16,10 +16,11 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from avatar.errors import AvatarError, WorkerLost
-from avatar.events import Event, Phase, Progress, Segment
+from avatar.errors import AvatarError, Cancelled, WorkerLost
+from avatar.events import Event, Finished, Phase, Progress, Segment
 from avatar.geometry import FPS
 from avatar.request import Request
 from avatar.runtime.protocol import Ended, Run, StartEngine
@@ -93,14 +94,14 @@ class LentGpu:
         """End a run, wherever it is made."""
         self._cancelled[:] = run.to_bytes(NUMBER_BYTES, "little")
 
+    def is_cancelled(self, run: int) -> bool:
+        """Whether that run is to end."""
+        return self._cancelled[:] == run.to_bytes(NUMBER_BYTES, "little")
+
     def _make(self, opening: Opening, run: Run) -> Generator[Event | Ended]:
         """The run's events, and its end; in this process, or in a fork of it. See stream.stream_frames."""
-        request = run.request
+        request, stopped = run.request, partial(self.is_cancelled, run.run)
         error: AvatarError | None = None
-
-        def stopped() -> bool:
-            return self._cancelled[:] == run.run.to_bytes(NUMBER_BYTES, "little")
-
         try:
             if self._held is None or self._held.opening != opening:  # this process is older than the engine
                 self._drop()
@@ -161,6 +162,8 @@ class LentEngine:
             self._run = next(_numbers)
             yield Progress(Phase.LOADING)
             self.warm()
+            if self._gpu.is_cancelled(self._run):  # nobody waits: no GPU is asked for
+                raise Cancelled("The run was stopped.")
             yield from self._followed(Run(self._run, request))
         finally:
             self._run = 0
@@ -189,6 +192,8 @@ class LentEngine:
                         continue
                     if isinstance(told, Segment):
                         segments.append(told)
+                    elif isinstance(told, Finished):
+                        segments.clear()  # nothing need be put together
                     last = told if isinstance(told, Progress) else last
                     yield told
             if ended is None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from avatar.errors import AvatarError, DoesNotFit, WeightsMissing, WorkerLost
+from avatar.errors import AvatarError, Cancelled, DoesNotFit, WeightsMissing, WorkerLost
 from avatar.events import Event, Finished, Notice, Progress, Segment
 from avatar.geometry import Size
 from avatar.media.intake import open_request
@@ -34,6 +34,16 @@ PRESET = load_preset("self-test")
 def lend(make: Make, seconds: object = None) -> Make:
     """Lends nothing: the run is made here."""
     return make
+
+
+def never(make: Make, seconds: object) -> Make:
+    """Fails when a GPU is asked for."""
+
+    def made(opening: Opening, run: Run):
+        raise AssertionError("a GPU was asked for")
+        yield
+
+    return made
 
 
 @pytest.fixture
@@ -187,14 +197,17 @@ def test_every_model_is_moved_to_the_gpu(ask, tiny_checkpoint, monkeypatch):
     assert source._ahead is None, "nothing else keeps them"
 
 
+def test_a_run_cancelled_while_models_load_asks_for_no_gpu(ask, tiny_checkpoint):
+    engine = open_engine(PRESET, weights=tiny_checkpoint, lent=LentGpu(never))
+    run = engine.stream(ask("left"))
+    assert isinstance(next(run), Progress)
+    engine.cancel()
+    with pytest.raises(Cancelled):
+        next(run)
+    engine.close()
+
+
 def test_a_missing_checkpoint_is_told_before_a_gpu_is_asked_for(ask, tmp_path):
-    def never(make: Make, seconds: object) -> Make:
-        def made(opening: Opening, run: Run):
-            raise AssertionError("a GPU was asked for")
-            yield
-
-        return made
-
     engine = open_engine(PRESET, weights=tmp_path / "nowhere", lent=LentGpu(never))
     with pytest.raises(WeightsMissing):
         list(engine.stream(ask("none")))
