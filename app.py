@@ -42,7 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--port",
         type=_whole(0, 2**16 - 1),
         default=env("GRADIO_SERVER_PORT", "7860"),
-        help="port to listen on",
+        help="port to listen on; 0 takes any that is free",
     )
     add("--root-path", default=env("GRADIO_ROOT_PATH", ""), help="path under which a proxy shows the page")
     add(
@@ -120,7 +120,7 @@ def _serve(args: argparse.Namespace) -> None:
     from avatar.media.ffmpeg import put_on_path
     from avatar.runtime.scratch import Scratch
 
-    _check_port(args.host, args.port)
+    port = _free_port(args.host, args.port)
     stopped = _stop_signal()
     put_on_path()
     os.umask(0o077)  # uploads and videos are for this user alone
@@ -146,7 +146,7 @@ def _serve(args: argparse.Namespace) -> None:
             ours = [*routes(studio), *transfer_routes(studio, demo)]
             demo.launch(
                 server_name=args.host,
-                server_port=args.port,
+                server_port=port,
                 root_path=args.root_path or None,
                 max_file_size=round(args.max_upload * MIB),
                 app_kwargs={"routes": ours, "middleware": [guard]},
@@ -258,12 +258,13 @@ def _stop_signal() -> threading.Event:
     return stopped
 
 
-def _check_port(host: str, port: int) -> None:
-    """Raises: BadInput when another program has the port."""
+def _free_port(host: str, port: int) -> int:
+    """The port itself, or for 0 one that is free. Raises: BadInput when another program has it."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+            return int(probe.getsockname()[1])
         except (OSError, UnicodeError, TypeError) as error:  # the last two of a name that none can be
             reason = getattr(error, "strerror", None) or "no such address"
             raise BadInput(

@@ -17,7 +17,6 @@ from avatar.distributed.init import RankContext
 from avatar.distributed.loading import load_share
 from avatar.distributed.p2p import Encode, Go, Load, MessageChannel
 from avatar.distributed.process_groups import Group, join, pieces_of
-from avatar.events import Notice, Progress
 from avatar.geometry import FPS, Geometry, Size
 from avatar.model.text_encoder import TextWeights
 from avatar.model.transformer import StreamingTransformer
@@ -36,7 +35,7 @@ from avatar.planning.planner import plan
 from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
 from avatar.request import Request
-from avatar.runtime.engine import Frames
+from avatar.runtime.engine import FrameItem
 from avatar.runtime.fallback import lowered
 
 
@@ -47,7 +46,7 @@ class SingleRankSource(DiffusionPipeline):
         super().__init__(preset, weights)
         self._meter = seat.meter
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """See FrameSource."""
 
         def stopped() -> bool:
@@ -77,7 +76,7 @@ class Rank0Source(DiffusionPipeline):
         if preset.memory.text_encoder == "sharded":
             self._encode_text = self._encode_together
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """See FrameSource. However it ends, the other ranks are free for the next run."""
         try:
             yield from super().frames(request, cancelled)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from avatar.errors import DoesNotFit
-from avatar.events import Notice, Progress
+from avatar.events import PlanMade
 from avatar.model.speech_encoder import SpeechEncoder
 from avatar.model.vae.vae import VideoVAE
 from avatar.model.weights.checkpoint import CheckpointFiles
@@ -25,7 +25,7 @@ from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import Request
-from avatar.runtime.engine import Frames
+from avatar.runtime.engine import FrameItem
 from avatar.runtime.fallback import Descent
 from avatar.runtime.resume_state import ResumeState
 
@@ -57,18 +57,22 @@ class LentPipeline(DiffusionPipeline):
         self._ahead = Components.load(self._preset.memory, self._files, device=CPU)
         self._ahead.load_transformer()
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """See FrameSource. Where the plan does not fit, rungs are taken before the run, none in its course.
 
         Raises: DoesNotFit, also where memory ran out all the same: this process cannot begin anew.
         """
         state, descent = ResumeState.of(request), Descent(request)
         descent.skip(state.num_rungs)
-        while _is_short(plan := self.plan_for(descent.request)):
+        asked = state.rest(request, request.work)
+        while _is_short(plan := self.plan_for(asked)):
             yield descent.step_down_planned(plan)
-        state.num_rungs = descent.num_taken
+            state.num_rungs = descent.num_taken
+            asked = state.rest(request, request.work)
+        if state.num_rungs:
+            yield PlanMade(plan)
         try:
-            yield from super().frames(state.rest(request, request.work), cancelled)
+            yield from super().frames(asked, cancelled)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -22,7 +22,7 @@ from avatar.preview.pose import Articulation
 from avatar.preview.render import Renderer, framed
 from avatar.preview.visemes import VisemeNetwork
 from avatar.request import Request
-from avatar.runtime.engine import Frames
+from avatar.runtime.engine import FrameItem
 from avatar.sizes import video_size
 
 BATCH_FRAMES = 5  # handed over together: a fifth of a second
@@ -51,7 +51,7 @@ class PreviewSource:
         find_face(blank)  # no face, so that it does not come to the landmarks
         landmarks(blank, Crop(np.full(2, 64.0), 128.0, 0.0))
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """Yield uint8 (T, H, W, 3) RGB. Raises: BadInput when there is no face, Cancelled."""
         yield Progress(Phase.ENCODING)
         image = read_portrait(request.portrait)

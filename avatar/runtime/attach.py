@@ -20,7 +20,6 @@ from avatar.errors import BadInput, WorkerLost
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.child_process import hang_up
-from avatar.runtime.factory import serves
 from avatar.runtime.local_ranks import Fleet, Limits
 from avatar.runtime.protocol import Greeting, Left, Link, Quit, Run, Shipped
 from avatar.runtime.request_bundle import Parcel
@@ -193,7 +192,7 @@ class AttachedFleet(Fleet):
         trouble = ""
         if greeting.is_taken:
             trouble = "serve somebody else now"
-        elif serves(greeting.preset) != serves(preset):
+        elif greeting.preset.models != preset.models:
             trouble = f"hold the preset {greeting.preset.name}, or its settings differ"
         if trouble:
             self.leave()

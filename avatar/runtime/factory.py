@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +36,6 @@ def open_engine(
     if attach is not None and preset.engine == "diffusion":
         options["attach"] = attach
     return EngineProcess(source, gpus, **options)
-
-
-def serves(preset: Preset) -> Preset:
-    """What an open engine depends on: how its models are held; what is generated comes with each request."""
-    held = Preset(name="", title="", summary="", engine=preset.engine)
-    if preset.engine == "preview":
-        return held
-    return replace(held, requires=preset.requires, memory=preset.memory, parallel=preset.parallel)
 
 
 def source_of(preset: Preset, weights: Path | None) -> tuple[str, dict[str, Any]]:

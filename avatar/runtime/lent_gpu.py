@@ -20,13 +20,14 @@ from functools import partial
 from typing import Any
 
 from avatar.errors import AvatarError, Cancelled, WorkerLost
-from avatar.events import Event, Finished, Phase, Progress, Segment
+from avatar.events import Event, Phase, Progress
 from avatar.geometry import FPS
 from avatar.request import Request
 from avatar.runtime.protocol import Ended, Run, StartEngine
 from avatar.runtime.run_meter import RunMeter, planned
 from avatar.runtime.scratch import writing_in
-from avatar.runtime.stream import finish_from_segments, stream_frames
+from avatar.runtime.shown import Shown
+from avatar.runtime.stream import stream_frames
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,6 @@ class LentGpu:
         self._cancelled = mmap.mmap(-1, NUMBER_BYTES)  # the number of the last run that was; forks see it
         self._held: _Held | None = None
         self._loading = threading.Lock()
-        self._meter: tuple[int, RunMeter] | None = None  # with the process whose it is
         self.make = lend(self._make, duration_s)
 
     def load(self, opening: Opening) -> str:
@@ -106,9 +106,11 @@ class LentGpu:
             if self._held is None or self._held.opening != opening:  # this process is older than the engine
                 self._drop()
                 self._held = _Held(opening)
-            source, meter = self._held.source, self._metering()
-            weights = opening.options.get("weights")
-            with writing_in(request.work, request.output.parent):
+            source, weights = self._held.source, opening.options.get("weights")
+            with (
+                closing(RunMeter(source.pinned_bytes)) as meter,
+                writing_in(request.work, request.output.parent),
+            ):
                 yield from stream_frames(
                     source,
                     request,
@@ -122,13 +124,6 @@ class LentGpu:
             log.exception("the engine failed")
             error = AvatarError("The engine failed.", "The log of the server says why.")
         yield Ended(run.run, error)
-
-    def _metering(self) -> RunMeter:
-        """This process's meter, set to zero: a fork has none of its parent's threads."""
-        if self._meter is None or self._meter[0] != os.getpid():
-            self._meter = os.getpid(), RunMeter()
-        self._meter[1].restart()
-        return self._meter[1]
 
     def _drop(self) -> None:
         held, self._held = self._held, None
@@ -181,30 +176,19 @@ class LentEngine:
 
     def _followed(self, run: Run) -> Iterator[Event]:
         """The run's events. Closing this iterator cancels it. Raises: AvatarError."""
-        segments: list[Segment] = []
-        last: Progress | None = None
+        shown = Shown()
         ended: Ended | None = None
         try:
             with closing(self._gpu.make(self._opening, run)) as telling:
                 for told in telling:  # to its end, after which the GPU is given back in order
-                    if isinstance(told, Ended):
-                        ended = told
-                        continue
-                    if isinstance(told, Segment):
-                        segments.append(told)
-                    elif isinstance(told, Finished):
-                        segments.clear()  # nothing need be put together
-                    last = told if isinstance(told, Progress) else last
-                    yield told
+                    ended = told if isinstance(told, Ended) else ended
+                    yield from shown.note(told)
             if ended is None:
                 raise WorkerLost("The GPU was taken away.", "Try again.")
             if ended.error is not None:
                 raise ended.error
         except WorkerLost as lost:
-            if segments:
-                kept = finish_from_segments(run.request, segments, lost, label=self.label, progress=last)
-                if kept is not None:
-                    yield kept
+            yield from shown.salvaged(run.request, lost, self.label)
             raise
         finally:
             self._gpu.cancel(run.run)

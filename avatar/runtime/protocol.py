@@ -29,7 +29,7 @@ from avatar.errors import (
     WeightsMissing,
     WorkerLost,
 )
-from avatar.events import Notice, Progress
+from avatar.events import Notice, PlanMade, Progress
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import Request
@@ -62,7 +62,7 @@ class Ended:
     error: AvatarError | None = None
 
 
-# To the engine's process, and back. Between Begun and Ended come the run's events as they are.
+# To the engine's process, and back. Before Ended come the run's events as they are.
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,6 @@ class Heartbeat:
     """A sign of life. use: of the run that goes on, or of the last one."""
 
     use: MemoryUse
-
-
-@dataclass(frozen=True)
-class Begun:
-    """A run's turn has come. plan: for its report."""
-
-    run: int
-    plan: dict[str, Any] | None
 
 
 # To ranks, and back.
@@ -148,7 +140,7 @@ class RunEvent:
     """An event of a run."""
 
     run: int
-    event: Notice | Progress
+    event: Notice | Progress | PlanMade
 
 
 @dataclass(frozen=True)
@@ -232,7 +224,7 @@ class Quit:
     """End all ranks: one of them is lost."""
 
 
-_FLAT = {kind.__name__: kind for kind in (Cancel, Ended, Ready, Begun, Meeting, Pulse, Failed, Quit)}
+_FLAT = {kind.__name__: kind for kind in (Cancel, Ended, Ready, Meeting, Pulse, Failed, Quit)}
 _ERRORS = {  # the more special ones last
     kind.__name__: kind
     for kind in (

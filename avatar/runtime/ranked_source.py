@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from avatar.errors import AvatarError, Cancelled, WorkerLost
-from avatar.events import Notice, Phase, Progress
+from avatar.events import Notice, Phase, PlanMade, Progress
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.attach import Address, AttachedFleet
-from avatar.runtime.engine import SELF_TEST_LABEL, Frames
-from avatar.runtime.factory import serves
+from avatar.runtime.engine import SELF_TEST_LABEL, FrameItem
 from avatar.runtime.fallback import Descent
 from avatar.runtime.local_ranks import Fleet, Limits, LocalFleet
 from avatar.runtime.protocol import Ask, Made, OutOfMemory, Planned, Pulse, Run, RunEvent
@@ -55,11 +54,11 @@ class RankedSource:
         self._run = 0
         self._stands_on: tuple[str, int, int] | None = None  # a long video's run, its rungs, how often full
         self._asked: tuple[Request, Planned] | None = None  # the last plan that was asked for
-        self._served = serves(preset)
+        self._served = preset.models
         self._fleet: Fleet | None = None if attach else self._start(preset)
         self._idle = IdleListener(lambda: self._fleet)
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """See FrameSource. When ranks are lost fresh ones go on, a rung lower if a GPU was full.
 
         Raises: also WorkerLost, when fresh ones are lost as well before they have made anything.
@@ -67,9 +66,7 @@ class RankedSource:
         with self._idle.busy:
             yield from self._frames(request, cancelled)
 
-    def _frames(
-        self, request: Request, cancelled: Callable[[], bool]
-    ) -> Iterator[Frames | Notice | Progress]:
+    def _frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         state, file = self._state_of(request), request.work / FILE
         descent = Descent(request)
         descent.skip(state.num_rungs)
@@ -115,7 +112,7 @@ class RankedSource:
 
     def _stepped_down(
         self, request: Request, state: ResumeState, descent: Descent, cancelled: Callable[[], bool]
-    ) -> Iterator[Notice]:
+    ) -> Iterator[Notice | PlanMade]:
         """Rungs taken before loading: a GPU may have less free than when the run was accepted.
 
         Raises: DoesNotFit when none is left.
@@ -126,6 +123,8 @@ class RankedSource:
                 raise planned.plan
             present = [gpu for gpu in planned.plan.gpus if gpu.total_bytes]
             if not planned.binds or not any(gpu.shortfall_bytes for gpu in present):
+                if descent.num_taken:
+                    yield PlanMade(planned.plan)
                 return
             notice = descent.step_down_planned(planned.plan)
             state.num_rungs = descent.num_taken
@@ -133,7 +132,7 @@ class RankedSource:
 
     def _made(
         self, state: ResumeState, request: Request, cancelled: Callable[[], bool]
-    ) -> Iterator[Frames | Notice | Progress]:
+    ) -> Iterator[FrameItem]:
         """What a request asks for, by one group of ranks; the state goes with it. Raises: AvatarError."""
         if cancelled():
             raise Cancelled("The run was stopped.")
@@ -149,7 +148,7 @@ class RankedSource:
                 yield from self._passed(state, message)
             raise
 
-    def _passed(self, state: ResumeState, message: Any) -> Iterator[Frames | Notice | Progress]:
+    def _passed(self, state: ResumeState, message: Any) -> Iterator[FrameItem]:
         """What a message of the run's ranks has for its consumer."""
         if isinstance(message, Made) and message.run == self._run:
             if state.anchor is None:
@@ -202,11 +201,11 @@ class RankedSource:
 
     def _fleet_for(self, preset: Preset) -> Fleet:
         """The ranks that are there, if they serve this preset; else fresh ones. Raises: BadInput."""
-        if self._fleet is None or not self._fleet.alive or serves(preset) != self._served:
+        if self._fleet is None or not self._fleet.alive or preset.models != self._served:
             if self._fleet is not None:
                 self._fleet.leave()
             self._fleet = self._start(preset)
-            self._served = serves(preset)
+            self._served = preset.models
         return self._fleet
 
     def _start(self, preset: Preset) -> Fleet:
