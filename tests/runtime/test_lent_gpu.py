@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 
 import av
@@ -230,7 +231,8 @@ def test_a_card_that_is_too_full_is_given_a_smaller_run(ask, tiny_checkpoint, mo
     from avatar.pipeline import lent as pipeline
 
     preset = replace(PRESET, fallback=Fallback(("online_decode",))).with_settings(enable_online_decode=False)
-    plans = iter(plan(load_preset("48gb"), Inventory.imagine(1, vram)) for vram in (20.0, 44.5))
+    rooms = chain([20.0], repeat(44.5))
+    plans = (plan(load_preset("48gb"), Inventory.imagine(1, vram)) for vram in rooms)
     monkeypatch.setattr(pipeline.LentPipeline, "plan_for", lambda self, request: next(plans))
     source = pipeline.LentPipeline(preset, tiny_checkpoint)
     source.load()
