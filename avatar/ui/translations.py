@@ -80,6 +80,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "seed": ("Seed", "随机种子"),
     "seed_info": ("The same seed gives the same video.", "同一种子得到同一段视频。"),
     "num_clip": ("Clips at most", "片段数上限"),
+    "trim": ("Cut silence at both ends", "去掉首尾静音"),
     "num_clip_info": ("0: as long as the speech.", "0：与语音等长。"),
     "infer_frames": ("Frames in a clip", "每个片段的帧数"),
     "sample_steps": ("Sampling steps", "采样步数"),
