@@ -128,6 +128,9 @@ def _serve(args: argparse.Namespace) -> None:
         _settle(scratch)
         if args.hosted:
             os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES)
+        from avatar.ui.zero_gpu import lent_gpu
+
+        lent = lent_gpu()  # first of all: it changes Gradio and PyTorch
         from starlette.middleware import Middleware
 
         from avatar.ui.guard import Guard, local_names
@@ -135,7 +138,7 @@ def _serve(args: argparse.Namespace) -> None:
         from avatar.ui.routes import routes
         from avatar.ui.transfer import transfer_routes
 
-        studio = _open_studio(args, scratch)
+        studio = _open_studio(args, scratch, lent)
         try:
             demo = build_page(studio)
             names = local_names(args.host, args.allow_host)
@@ -162,7 +165,7 @@ def _serve(args: argparse.Namespace) -> None:
             studio.close()
 
 
-def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
+def _open_studio(args: argparse.Namespace, scratch: Path, lent: Any = None) -> Any:
     from avatar.media.limits import InputLimits
     from avatar.planning.inventory import probe
     from avatar.planning.verdict import judge
@@ -199,7 +202,8 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
         toy = preset.requires.weights == "tiny"  # it makes its own
         attach = args.attach if preset.name == attached else None
         gpus = None if attach else judge(preset, probe(args.weights)).uuids
-        return open_engine(preset, weights=None if toy else args.weights, gpus=gpus, attach=attach)
+        weights = None if toy else args.weights
+        return open_engine(preset, weights=weights, gpus=gpus, attach=attach, lent=lent)
 
     desk = JobQueue(open_for, gallery, args.queue_size, places)
     return AppState(

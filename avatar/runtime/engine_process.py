@@ -12,14 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avatar.errors import AvatarError, WorkerLost
-from avatar.events import Event, Finished, PlanMade, Progress, Segment
+from avatar.events import Event
 from avatar.planning.plan import Plan
 from avatar.request import Request
 from avatar.runtime.child_process import Child, deaf_to_signals, kill_all
@@ -27,6 +26,7 @@ from avatar.runtime.engine import FrameSource
 from avatar.runtime.protocol import Heartbeat, Link, Ready, Run, StartEngine
 from avatar.runtime.report import MemoryUse
 from avatar.runtime.scratch import writing_in
+from avatar.runtime.shown import Shown
 from avatar.runtime.supervisor import IdleListener, Supervised
 from avatar.runtime.worker_loop import Service, leave
 
@@ -122,26 +122,6 @@ class _Child(Supervised):
         return WorkerLost(f"The engine's process {cause}.", "Try again: a fresh one is started.")
 
 
-@dataclass
-class _Shown:
-    """What a run has shown. plan: the first; progress: the last."""
-
-    plan: Plan | None = None
-    progress: Progress | None = None
-    segments: list[Segment] = field(default_factory=list)
-
-    def note(self, message: Any) -> Iterator[Event]:
-        """Keep what a message says; yields it if it is an event."""
-        if isinstance(message, Event):
-            if isinstance(message, PlanMade):
-                self.plan = self.plan or message.plan
-            elif isinstance(message, Segment):
-                self.segments.append(message)
-            elif isinstance(message, Progress):
-                self.progress = message
-            yield message
-
-
 class EngineProcess:
     """An Engine whose frames come from a FrameSource in a child process, kept warm between runs."""
 
@@ -193,7 +173,7 @@ class EngineProcess:
             self._idle.busy.release()
 
     def _stream(self, run: Run, cancelled: threading.Event) -> Iterator[Event]:
-        child, shown = self._started(), _Shown()
+        child, shown = self._started(), Shown()
         try:
             for message in child.follow(run, cancelled.is_set, CANCEL_LIMIT_S, to_the_end=True):
                 self.label = child.label
@@ -203,9 +183,7 @@ class EngineProcess:
                 raise
             for message in child.unread():
                 yield from shown.note(message)
-            kept = self._salvage(run.request, shown, child, error)
-            if kept is not None:
-                yield kept
+            yield from shown.salvaged(run.request, error, child.label, child.use)
             raise
 
     def cancel(self) -> None:
@@ -231,22 +209,6 @@ class EngineProcess:
             if self._child is None:
                 self._child = _Child(self._open, self._env)
             return self._child
-
-    def _salvage(self, request: Request, shown: _Shown, child: _Child, error: WorkerLost) -> Finished | None:
-        """What was shown becomes a finished file, joined from the segments that are on disk."""
-        from avatar.runtime.stream import finish_from_segments
-
-        if not shown.segments:
-            return None
-        return finish_from_segments(
-            request,
-            shown.segments,
-            error,
-            label=child.label,
-            progress=shown.progress,
-            plan=shown.plan,
-            memory=child.use,
-        )
 
 
 def serve(link: Link) -> None:

@@ -28,6 +28,7 @@ class RunMeter:
         """pinned: tells the page-locked bytes that the engine holds now."""
         self._gauges = Gauges(pinned=pinned)
         self._use = MemoryUse()
+        self._closed = threading.Event()
         threading.Thread(target=self._watch, name="meter", daemon=True).start()
 
     def restart(self) -> None:
@@ -52,9 +53,12 @@ class RunMeter:
         """As of the last look."""
         return self._use
 
+    def close(self) -> None:
+        """Look no more, where the process outlives the runs."""
+        self._closed.set()
+
     def _watch(self) -> None:
-        waiting = threading.Event()
-        while not waiting.wait(LOOK_S):
+        while not self._closed.wait(LOOK_S):
             self.look()
 
 

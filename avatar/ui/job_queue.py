@@ -11,6 +11,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Hashable, Iterator
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,6 +77,7 @@ class QueuedRun:
         self.owner_hash = owner_hash
         self.kept = False  # in the gallery
         self.cancelled = threading.Event()
+        self.context = copy_context()  # whoever lends a GPU asks it whose run this is
         self.over = threading.Event()
         self._users = 2  # of the work folder: the desk, and whoever follows
         self._leaving = threading.Lock()
@@ -229,7 +231,7 @@ class JobQueue:
                 self._tell_places()
             failure: Exception | None = None
             try:
-                self._run(run)
+                run.context.run(self._run, run)
             except AvatarError as error:
                 failure = error
             except Exception as error:

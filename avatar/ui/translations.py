@@ -305,6 +305,7 @@ LACKS: dict[str, str] = {
     "unreadable": "显卡 {gpu} 读不出显存，请查看 nvidia-smi。",
     "instance": "显卡 {gpu} 是切分（MIG）实例，每次只能使用一个。请选择单卡预设。",
     "compute_capability": "显卡 {gpu} 的计算能力是 {found}，需要 {needed}。可改用预览引擎或更新的显卡。",
+    "not_installed": "尚未安装 PyTorch 等模型所需的库，请运行 {remedy}。",
     "torch": "这里的 PyTorch 不支持 CUDA（{build}）。解决办法：{remedy}",
     "torch_arch": "PyTorch {build} 面向 CUDA {cuda}，还不支持显卡 {gpu}。解决办法：{remedy}",
     "driver": "NVIDIA 驱动最高支持 CUDA {runs}；PyTorch {build} 需要 CUDA {cuda}。解决办法：{remedy}",
