@@ -20,6 +20,7 @@ from avatar.pipeline.checkpoint_choice import find_files
 from avatar.pipeline.components import Components
 from avatar.pipeline.conditions import ConditionEncoder, LocalTextEncoder
 from avatar.pipeline.device import best_device, is_out_of_memory
+from avatar.pipeline.models import CheckpointModels
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import Plan
@@ -32,30 +33,75 @@ from avatar.runtime.resume_state import ResumeState
 CPU = torch.device("cpu")
 
 
-class LentPipeline(DiffusionPipeline):
-    """See DiffusionPipeline; it lives in the page's own process between runs, and compiles nothing.
+class LentModels:
+    """See Models: read into the host's memory ahead of the runs, and moved to the GPU when there is one."""
+
+    lasting = True
+    placement: Placement | None = None
+
+    def __init__(self, preset: Preset, weights: Path | None) -> None:
+        self._preset, self._weights = preset, weights
+        self._checkpoint = CheckpointModels(preset, weights)
+        self._ahead: Components | None = None
+        self._files: CheckpointFiles | None = None
+        self._folder: Path | None = None  # of the self-test's toy model
+
+    def read(self) -> None:
+        """Read all models but the prompt's encoder. Raises: WeightsMissing, BadInput."""
+        # Not TemporaryDirectory, which a fork that has no more use for this object would remove.
+        self._folder = Path(tempfile.mkdtemp(prefix="avatar-lent-"))
+        self._files = find_files(self._preset, self._weights, self._folder)
+        self._ahead = Components.load(self._preset.memory, self._files, device=CPU)
+        self._ahead.load_transformer()
+
+    def load(self, request: Request, placement: Placement, check: Check) -> Components:
+        """What was read ahead, on the GPU; read anew where some of it is to wait on the host: see Models."""
+        files, memory = self._files, request.preset.memory
+        ahead, self._ahead = self._ahead, None  # from now on they are the run's
+        as_read = memory.weight_dtype == self._preset.memory.weight_dtype and placement == ALL_ON_GPU
+        if ahead is None or files is None or not as_read:
+            return self._checkpoint.load(request, placement, check)
+        assert isinstance(ahead.conditions, ConditionEncoder)
+        device, speech = best_device(), ahead.conditions.speech
+        check()
+        vae = VideoVAE(ahead.vae.model.to(device))  # type: ignore[arg-type]  # diffusers hides its own
+        speech = SpeechEncoder(speech.model.to(device), speech.normalise)
+        check()
+        transformer = ahead.load_transformer(check).to(device)
+        places = {"gpu": device, "cpu": CPU}
+        encode_text = LocalTextEncoder(files.text_encoder, places[memory.text_encoder], ahead.dtype)
+        return replace(
+            ahead,
+            device=device,
+            vae=vae,
+            conditions=ConditionEncoder(files, vae, speech, encode_text),
+            transformer=transformer,
+            make_transformer=lambda check: ahead.make_transformer(check).to(device),
+        )
+
+    def close(self) -> None:
+        """Let go of what was read, and of the toy model's folder."""
+        self._ahead = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder)
+            self._folder = None
+
+
+class LentPipeline:
+    """A pipeline that lives in the page's own process between runs, and compiles nothing; see FrameSource.
 
     Models that were moved to a GPU stay there for the next run, if the process that had it lives so long.
     """
 
     def __init__(self, preset: Preset, weights: Path | None = None) -> None:
         """See DiffusionPipeline."""
-        super().__init__(preset, weights, self._moved)
-        self._preset, self._compiles, self._keeps = preset, False, True
-        self._ahead: Components | None = None
-        self._files: CheckpointFiles | None = None
-        self._folder: Path | None = None  # of the self-test's toy model
+        self._models = LentModels(preset, weights)
+        self._pipeline = DiffusionPipeline(preset, weights, models=self._models, compiles=False)
+        self.label = self._pipeline.label
 
     def load(self) -> None:
-        """Read all models but the prompt's encoder into the host's memory.
-
-        Raises: WeightsMissing, BadInput.
-        """
-        # Not TemporaryDirectory, which a fork that has no more use for this object would remove.
-        self._folder = Path(tempfile.mkdtemp(prefix="avatar-lent-"))
-        self._files = find_files(self._preset, self._weights, self._folder)
-        self._ahead = Components.load(self._preset.memory, self._files, device=CPU)
-        self._ahead.load_transformer()
+        """Read the models before there is a GPU. Raises: WeightsMissing, BadInput."""
+        self._models.read()
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """See FrameSource. Where the plan does not fit, rungs are taken before the run, none in its course.
@@ -72,7 +118,7 @@ class LentPipeline(DiffusionPipeline):
         if state.num_rungs:
             yield PlanMade(plan)
         try:
-            yield from super().frames(asked, cancelled)
+            yield from self._pipeline.frames(asked, cancelled)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -82,45 +128,16 @@ class LentPipeline(DiffusionPipeline):
 
     def plan_for(self, request: Request, cancelled: Callable[[], bool] = lambda: False) -> Plan:
         """See DiffusionPipeline; nobody need wait for it."""
-        return super().plan_for(request)
+        return self._pipeline.plan_for(request)
 
-    def files(self, request: Request) -> CheckpointFiles:
-        """See DiffusionPipeline: those that were loaded ahead."""
-        return self._files or super().files(request)
+    def pinned_bytes(self) -> int:
+        """See FrameSource."""
+        return self._pipeline.pinned_bytes()
 
     def close(self) -> None:
         """See FrameSource."""
-        super().close()
-        self._ahead = None
-        if self._folder is not None:
-            shutil.rmtree(self._folder)
-            self._folder = None
-
-    def _moved(self, request: Request, placement: Placement, check: Check) -> Components:
-        """What was loaded ahead, on the GPU; read anew where some of it is to wait on the host."""
-        files, memory = self._files, request.preset.memory
-        ahead, self._ahead = self._ahead, None  # from now on they are the run's
-        as_loaded = memory.weight_dtype == self._preset.memory.weight_dtype and placement == ALL_ON_GPU
-        if ahead is None or files is None or not as_loaded:
-            return self._from_checkpoint(request, placement, check)
-        assert isinstance(ahead.conditions, ConditionEncoder)
-        device, speech = best_device(), ahead.conditions.speech
-        check()
-        vae = VideoVAE(ahead.vae.model.to(device))  # type: ignore[arg-type]  # diffusers hides its own
-        speech = SpeechEncoder(speech.model.to(device), speech.normalise)
-        check()
-        transformer = ahead.load_transformer(check).to(device)
-        places = {"gpu": device, "cpu": CPU}
-        encode_text = LocalTextEncoder(files.text_encoder, places[memory.text_encoder], ahead.dtype)
-        conditions = ConditionEncoder(files, vae, speech, encode_text)
-        return replace(
-            ahead,
-            device=device,
-            vae=vae,
-            conditions=conditions,
-            transformer=transformer,
-            make_transformer=lambda check: ahead.make_transformer(check).to(device),
-        )
+        self._pipeline.close()
+        self._models.close()
 
 
 def _is_short(plan: Plan) -> bool:

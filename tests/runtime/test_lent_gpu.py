@@ -185,17 +185,17 @@ def forked(work: Callable[[], None]) -> int:
 def test_every_model_is_moved_to_the_gpu(ask, tiny_checkpoint, monkeypatch):
     from avatar.pipeline import lent as pipeline
 
-    source = pipeline.LentPipeline(PRESET, tiny_checkpoint)
-    source.load()
+    models = pipeline.LentModels(PRESET, tiny_checkpoint)
+    models.read()
     meta = torch.device("meta")  # a device that is always there, and holds nothing
     monkeypatch.setattr(pipeline, "best_device", lambda: meta)
-    parts = source._moved(ask("moved"), ALL_ON_GPU, lambda: None)
-    source.close()
-    models = [parts.vae.model, parts.conditions.speech.model, parts.transformer]
-    places = {tensor.device for model in models for tensor in (*model.parameters(), *model.buffers())}
+    parts = models.load(ask("moved"), ALL_ON_GPU, lambda: None)
+    assert models._ahead is None, "nothing else keeps them"
+    models.close()
+    moved = [parts.vae.model, parts.conditions.speech.model, parts.transformer]
+    places = {tensor.device for model in moved for tensor in (*model.parameters(), *model.buffers())}
     assert places == {meta}
     assert {parts.device, parts.vae.device, parts.transformer.device} == {meta}
-    assert source._ahead is None, "nothing else keeps them"
 
 
 def test_a_run_cancelled_while_models_load_asks_for_no_gpu(ask, tiny_checkpoint):
