@@ -166,7 +166,7 @@ def test_a_fork_leaves_the_files_of_the_process_it_left(tiny_checkpoint, tmp_pat
     held = LentGpu(lend)
     opening = Opening("avatar.pipeline.lent:LentPipeline", {"preset": PRESET}, engine=1)
     held.load(opening)
-    folder = held._held.source._folder
+    folder = held._held.source._models._folder
     assert forked(lambda: held.drop(opening)) == 0
     assert list(folder.iterdir())
     held.drop(opening)
