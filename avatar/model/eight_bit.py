@@ -123,7 +123,13 @@ class EightBitRing(Ring):
         """See Ring; own: an EightBit of whole frames."""
         k, v, scale = own
         tokens = self.k.shape[1]
-        return k.unflatten(0, (-1, tokens)), _frames_first(v, tokens), _frames_first(scale, tokens)
+        v, scale = (_frames_first(values, tokens) for values in (v, scale))
+        return k.unflatten(0, (-1, tokens)), _in_eights(v), scale
+
+    @property
+    def written(self) -> tuple[Tensor, ...]:
+        """See Ring."""
+        return self.k, _in_eights(self.v), self.k_scale
 
 
 class EightBitWindow:
@@ -167,8 +173,9 @@ def empty_ring(
 
 def quantise_heads(values: Tensor) -> Queries:
     """Each token's and head's values, N h d, to int8, the largest becoming 127; and the scales."""
-    scale = values.float().abs().amax(dim=-1).clamp(min=TINIEST) / INT8_LARGEST
-    return Queries((values.float() / scale[..., None]).round().to(torch.int8), scale)
+    largest = values.float().abs().amax(dim=-1, keepdim=True).clamp(min=TINIEST)
+    scaled = values.float() * (INT8_LARGEST / largest)
+    return Queries(scaled.round().to(torch.int8), largest[..., 0] / INT8_LARGEST)
 
 
 def write(into: EightBit, own: KeysValues, calibration: Calibration, table: Tensor | None = None) -> None:
@@ -180,7 +187,7 @@ def write(into: EightBit, own: KeysValues, calibration: Calibration, table: Tens
     quantised = quantise_heads((k if table is None else rotate(k, table)).float() - calibration.mean)
     into.k.copy_(quantised.values)
     into.k_scale[:, : len(k)] = quantised.scale.t()
-    scaled = (v.float() / calibration.value_scale[:, None]).clamp(-LARGEST, LARGEST)
+    scaled = (v.float() * (1.0 / calibration.value_scale)[:, None]).clamp(-LARGEST, LARGEST)
     padded = F.pad(scaled, (0, 0, 0, 0, 0, into.v.shape[-1] - len(v)))
     order = torch.tensor(PERMUTED, device=v.device)
     slots = padded.unflatten(0, (-1, SLOT_TOKENS))[:, order]
@@ -219,6 +226,11 @@ def _tiles(parts: Sequence[EightBit]) -> Iterator[tuple[Tensor, Tensor, Tensor]]
                 scale[:, start:end],
                 values[..., start:end].transpose(-2, -1),
             )
+
+
+def _in_eights(values: Tensor) -> Tensor:
+    """Values, eight tokens as one number: copied in a quarter of the time that single bytes take on a GPU."""
+    return values.view(torch.int64)
 
 
 def _frames_first(values: Tensor, frame_tokens: int) -> Tensor:

@@ -73,6 +73,11 @@ class Ring:
         return (self.k, self.v, *(self.scales or ()))
 
     @property
+    def written(self) -> tuple[Tensor, ...]:
+        """The same, as append writes them."""
+        return self.tensors
+
+    @property
     def num_valid(self) -> int:
         """Latent frames held; they fill the ring's first places, in no particular order."""
         return min(self.num_written, len(self.k))
@@ -94,7 +99,7 @@ class Ring:
         fresh = self.by_frames(own)
         count = len(fresh[0])
         places = self.places(count)
-        for ring, frames in zip(self.tensors, fresh, strict=True):
+        for ring, frames in zip(self.written, fresh, strict=True):
             parts = frames[-len(ring) :].split([place.stop - place.start for place in places])
             for place, part in zip(places, parts, strict=True):
                 ring[place].copy_(part)

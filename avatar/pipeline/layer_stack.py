@@ -106,6 +106,7 @@ class CompiledPieces:
 
 
 EAGER = CompiledPieces()
+TEXT_ROWS = 8  # a short prompt is taken in multiples of so many
 
 Visit = Callable[[int], AbstractContextManager[LayerParts]]
 
@@ -231,6 +232,8 @@ class LayerStack:
         """The prompt as a layer's cross-attention keeps it."""
         num_rows = self.transformer.config.short_text_tokens
         if num_tokens < num_rows <= len(text):
+            if self.pieces.project_quantised is not None:  # nothing is compiled anew for each number of rows
+                num_rows = min(num_rows, (num_tokens // TEXT_ROWS + 1) * TEXT_ROWS)
             return layer.cross_attn.short_text(text, num_tokens, num_rows)
         return layer.cross_attn.keys_values(text)
 

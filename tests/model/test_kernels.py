@@ -31,7 +31,7 @@ def differences() -> dict[str, float]:
     "kernel",
     [
         "attention", "attention_by_pointers", "rotated", "queries", "keys", "values", "added", "normed",
-        "normed_float8", "gelu_float8", "int8", "short",
+        "normed_float8", "gelu_float8", "int8", "short", "timed",
     ],
 )  # fmt: skip
 def test_a_kernel_equals_its_twin(kernel, differences):

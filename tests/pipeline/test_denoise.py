@@ -50,6 +50,18 @@ def test_every_velocity_and_all_latents(stream):
     assert relative_error(latents, stream.tensors["latents"]) < 1e-5
 
 
+def test_kernels_take_as_much_of_a_short_prompt_as_needed(monkeypatch):
+    stream = Stream.load("basic")
+    monkeypatch.setattr(ModelConfig, "short_text_tokens", stream.config.text_len)
+    num_tokens = len(stream.conditions.text)
+    pieces = dataclasses.replace(CompiledPieces(), project_quantised=lambda *_: pytest.fail("not in 8 bits"))
+    denoiser, plain = stream.denoiser(pieces=pieces), stream.denoiser()
+    assert relative_error(stream.run(denoiser), stream.run(plain)) < 1e-6
+    (rows,) = {len(cache.text.keys) for cache in denoiser.stack.caches.values()}
+    assert num_tokens < rows <= num_tokens + layer_stack.TEXT_ROWS
+    assert rows < stream.config.text_len
+
+
 def test_a_short_prompt_is_the_same_mathematics(stream, monkeypatch):
     """Attended to as a weighted sum of outputs, its padding as one token that counts for all."""
     num_tokens = len(stream.conditions.text)

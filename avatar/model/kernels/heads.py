@@ -16,6 +16,7 @@ from avatar.model.kv_cache import KeysValues
 from avatar.model.quantize import LARGEST, TINIEST
 
 VALUE_TOKENS = 128  # that a program turns over
+PIECE = 1024  # of a token: whole heads, 16 bytes for each thread
 NUM_WARPS = 4
 
 
@@ -37,13 +38,9 @@ def write(
     norm: Tensor | None = None,
     eps: float = 0.0,
 ) -> None:
-    """See eight_bit.write; norm, the keys', and table as in quantise_queries.
-
-    Keys' scales come token by token, and are turned over with the values.
-    """
+    """See eight_bit.write; norm, the keys', and table as in quantise_queries."""
     k, v = own
-    scale = torch.empty(k.shape[:2], dtype=torch.float32, device=k.device)
-    _run(k, norm, table, calibration.mean, into.k, scale, eps)
+    _run(k, norm, table, calibration.mean, into.k, into.k_scale.t(), eps)
     num_tokens, num_heads, head_dim = v.shape
     row = into.v.shape[-1]
     assert v.stride()[1:] == (head_dim, 1)
@@ -51,8 +48,6 @@ def write(
         v,
         calibration.value_scale,
         into.v,
-        scale,
-        into.k_scale,
         num_tokens,
         row,
         v.stride(0),
@@ -84,6 +79,7 @@ def _run(
     num_tokens, num_heads, head_dim = x.shape
     assert x.stride()[1:] == (head_dim, 1)
     assert out.stride()[1:] == (head_dim, 1)
+    dim_2 = triton.next_power_of_2(head_dim)
     _heads[(num_tokens,)](
         x,
         norm,
@@ -93,11 +89,12 @@ def _run(
         scale,
         x.stride(0),
         out.stride(0),
+        *((0, 0) if scale is None else scale.stride()),
         eps,
         num_heads,
-        triton.next_power_of_2(num_heads),
+        min(max(PIECE // dim_2, 1), triton.next_power_of_2(num_heads)),
         head_dim,
-        triton.next_power_of_2(head_dim),
+        dim_2,
         INT8_LARGEST,
         TINIEST,
         num_warps=NUM_WARPS,
@@ -114,47 +111,63 @@ def _heads(  # type: ignore[no-untyped-def]
     scale,
     x_row,
     out_row,
+    scale_row,
+    scale_head,
     eps,
     HEADS: tl.constexpr,
-    HEADS_2: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     DIM: tl.constexpr,
     DIM_2: tl.constexpr,
     INT8: tl.constexpr,
     TINY: tl.constexpr,
 ):
-    """One token."""
+    """One token, some heads at a time."""
     token = tl.program_id(0).to(tl.int64)
-    head, channel = tl.arange(0, HEADS_2)[:, None], tl.arange(0, DIM_2)[None, :]
-    inside = (head < HEADS) & (channel < DIM)
-    place = head * DIM + channel
-    given = tl.load(x + token * x_row + place, inside, 0.0)
-    v = given.to(tl.float32)
+    dtype: tl.constexpr = x.dtype.element_ty
+    COUNT: tl.constexpr = (HEADS + AT_ONCE - 1) // AT_ONCE
+    some, channel = tl.arange(0, AT_ONCE)[:, None], tl.arange(0, DIM_2)[None, :]
+    place = some * DIM + channel
+    pieces = ()
+    square = tl.zeros([AT_ONCE, DIM_2], tl.float32)
+    for i in tl.static_range(COUNT):
+        inside = (i * AT_ONCE + some < HEADS) & (channel < DIM)
+        piece = tl.load(x + token * x_row + i * AT_ONCE * DIM + place, inside, 0.0)
+        square += piece.to(tl.float32) * piece.to(tl.float32)
+        pieces = pieces + (piece,)  # type: ignore[assignment]
+    length = 1.0
     if norm is not None:
-        square = tl.sum(tl.sum(v * v, 1), 0) / (HEADS * DIM)
-        v = v * tl.rsqrt(square + eps) * tl.load(norm + place, inside, 0.0).to(tl.float32)
-        v = v.to(given.dtype).to(tl.float32)
-    even, odd = tl.split(tl.reshape(v, [HEADS_2, DIM_2 // 2, 2]))
-    pair = 2 * tl.arange(0, DIM_2 // 2)[None, :]
+        length = tl.rsqrt(tl.sum(tl.sum(square, 1), 0) / (HEADS * DIM) + eps)
     if table is not None:
-        turn = table + token * (2 * DIM) + pair
-        there = pair < DIM
-        first = even * tl.load(turn, there, 0.0) + odd * tl.load(turn + DIM, there, 0.0)
-        second = odd * tl.load(turn + 1, there, 0.0) + even * tl.load(turn + DIM + 1, there, 0.0)
-        even, odd = first.to(given.dtype).to(tl.float32), second.to(given.dtype).to(tl.float32)
-    if mean is not None:
-        common = tl.reshape(tl.load(mean + place, inside, 0.0), [HEADS_2, DIM_2 // 2, 2])
-        common_even, common_odd = tl.split(common)
-        even -= common_even
-        odd -= common_odd
-    if scale is not None:
-        largest = tl.maximum(tl.max(tl.maximum(tl.abs(even), tl.abs(odd)), 1, keep_dims=True), TINY)
-        each = largest / INT8
-        # 1.5 * 2^23, added and taken away again, rounds to the nearest whole number, halves to the even one.
-        even = (even / each + 12582912.0) - 12582912.0
-        odd = (odd / each + 12582912.0) - 12582912.0
-        tl.store(scale + token * HEADS + head, each, head < HEADS)
-    v = tl.reshape(tl.join(even, odd), [HEADS_2, DIM_2])
-    tl.store(out + token * out_row + place, v.to(out.dtype.element_ty), inside)
+        # for each head again: as one row they would be spread otherwise, and all else moved to match
+        turn = tl.broadcast_to(table + token * (2 * DIM) + channel, (AT_ONCE, DIM_2))
+        cos_even, cos_odd = _pairs(tl.load(turn, channel < DIM, 0.0), AT_ONCE, DIM_2)
+        sin_even, sin_odd = _pairs(tl.load(turn + DIM, channel < DIM, 0.0), AT_ONCE, DIM_2)
+    for i in tl.static_range(COUNT):
+        head = i * AT_ONCE + some
+        inside = (head < HEADS) & (channel < DIM)
+        v = pieces[i].to(tl.float32)  # type: ignore[var-annotated]
+        if norm is not None:
+            v = v * length * tl.load(norm + i * AT_ONCE * DIM + place, inside, 0.0).to(tl.float32)
+            v = v.to(dtype).to(tl.float32)
+        if table is not None:
+            even, odd = _pairs(v, AT_ONCE, DIM_2)
+            first = even * cos_even + odd * sin_even
+            second = odd * cos_odd + even * sin_odd
+            v = tl.reshape(tl.join(first, second), [AT_ONCE, DIM_2]).to(dtype).to(tl.float32)
+        if mean is not None:
+            v -= tl.load(mean + i * AT_ONCE * DIM + place, inside, 0.0)
+        if scale is not None:
+            largest = tl.maximum(tl.max(tl.abs(v), 1, keep_dims=True), TINY)
+            # 1.5 * 2^23, added and taken away again, rounds to the nearest, halves to the even one.
+            v = (v * (INT8 / largest) + 12582912.0) - 12582912.0
+            tl.store(scale + token * scale_row + head * scale_head, largest / INT8, head < HEADS)
+        tl.store(out + token * out_row + i * AT_ONCE * DIM + place, v.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _pairs(v, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Even and odd channels."""
+    return tl.split(tl.reshape(v, [ROWS, WIDTH // 2, 2]))
 
 
 @triton.jit
@@ -162,8 +175,6 @@ def _turn(  # type: ignore[no-untyped-def]
     v,
     scales,
     out,
-    key_scales,
-    out_key_scales,
     num_tokens,
     row,
     v_row,
@@ -174,20 +185,15 @@ def _turn(  # type: ignore[no-untyped-def]
     TOKENS: tl.constexpr,
     LARGEST: tl.constexpr,
 ):
-    """Some tokens of one head: N h d to h d N', every 16 of them in eight_bit.PERMUTED order.
-
-    The scales of their keys, N h, too, in the tokens' own order.
-    """
+    """Some tokens of one head: N h d to h d N', every 16 of them in eight_bit.PERMUTED order."""
     head = tl.program_id(1)
     place = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    key_scale = tl.load(key_scales + place * HEADS + head, place < num_tokens, 0.0)
-    tl.store(out_key_scales + head * out_row + place, key_scale, place < num_tokens)
     inner = place % 16
     token = place - inner + inner // 2 % 2 * 8 + inner // 4 * 2 + inner % 2
     channel = tl.arange(0, DIM_2)
     source = v + token[:, None].to(tl.int64) * v_row + head * DIM + channel[None, :]
     there = (token < num_tokens)[:, None] & (channel < DIM)[None, :]
-    values = tl.load(source, there, 0.0).to(tl.float32) / tl.load(scales + head)
+    values = tl.load(source, there, 0.0).to(tl.float32) * tl.div_rn(1.0, tl.load(scales + head))
     values = tl.minimum(tl.maximum(values, -LARGEST), LARGEST)
     target = out + (head * DIM + channel)[:, None].to(tl.int64) * out_row + place[None, :]
-    tl.store(target, tl.trans(values).to(tl.float8e4nv), (channel < DIM)[:, None] & (place < row)[None, :])
+    tl.store(target, tl.trans(values.to(tl.float8e4nv)), (channel < DIM)[:, None] & (place < row)[None, :])

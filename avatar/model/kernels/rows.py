@@ -1,8 +1,8 @@
 """What lies between two products of a layer, in one pass over each token on a GPU.
 
 PyTorch's compiler makes two passes or three of it, since a token's scale is known only when all of it has
-been seen: here a token stays in registers. The slow twins are layer.modulate and its neighbours, and
-quantize.quantise_rows.
+been seen: here a token stays in registers, in pieces of a power of two, since widths are none. The slow twins
+are layer.modulate and its neighbours, and quantize.quantise_rows.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from avatar.model.quantize import TINIEST
 
-SHORT_ROWS, SHORT_PARTS = 16, 4  # tokens of a program of short_weights; programs that share their heads
-WARPS, WARPS_WIDE = 8, 32  # of a program that takes a token, up to 8192 wide and beyond
+SHORT_ROWS, SHORT_HEADS = 32, 4  # of a program of short_weights
+PIECE, WIDE_PIECE = 1024, 2048  # of a token, up to WIDE channels and beyond
+WIDE = 8192
+WARPS, WIDE_WARPS = 4, 8  # of a program, which takes a token; 16 bytes a thread and piece
 
 
 class Tokens(NamedTuple):
@@ -58,9 +60,9 @@ def quantised(x: Tensor, like: torch.dtype, *, gelu: bool = False) -> Tokens:
     """Tokens N C as rows of a dtype; first through GELU (tanh), if so."""
     out, scale = _rows_like(x, like)
     width = x.shape[-1]
+    piece, warps = _cut(width)
     _activate[(len(x),)](
-        x, out, scale, x.stride(0), width, triton.next_power_of_2(width), gelu, _largest(like), TINIEST,
-        num_warps=WARPS_WIDE if width > 8192 else WARPS,
+        x, out, scale, x.stride(0), width, piece, gelu, _largest(like), TINIEST, num_warps=warps
     )  # fmt: skip
     return Tokens(out, scale)
 
@@ -70,11 +72,20 @@ def short_weights(q: Tensor, norm: Tensor, eps: float, keys: Tensor, counts: Ten
     num_tokens, num_heads, head_dim = q.shape
     num_keys = len(keys)
     out = torch.empty(num_tokens, num_heads * num_keys, dtype=q.dtype, device=q.device)
-    _short[(triton.cdiv(num_tokens, SHORT_ROWS), SHORT_PARTS)](
-        q, norm, keys, counts, out, num_tokens, q.stride(0), eps, head_dim**-0.5, num_heads, head_dim,
-        triton.next_power_of_2(head_dim), num_keys, triton.next_power_of_2(num_keys), SHORT_ROWS, SHORT_PARTS,
+    length = torch.empty(num_tokens, dtype=torch.float32, device=q.device)
+    piece, warps = _cut(num_heads * head_dim)
+    _lengths[(num_tokens,)](q, length, q.stride(0), eps, num_heads * head_dim, piece, num_warps=warps)
+    _short[(triton.cdiv(num_tokens, SHORT_ROWS), triton.cdiv(num_heads, SHORT_HEADS))](
+        q, length, norm, keys, counts, out, num_tokens, q.stride(0), head_dim**-0.5, num_heads, head_dim,
+        triton.next_power_of_2(head_dim), num_keys, triton.next_power_of_2(num_keys), SHORT_ROWS, SHORT_HEADS,
     )  # fmt: skip
     return out
+
+
+def _cut(width: int) -> tuple[int, int]:
+    """Into which pieces a token is cut, and how many warps take it."""
+    piece, warps = (PIECE, WARPS) if width <= WIDE else (WIDE_PIECE, WIDE_WARPS)
+    return min(piece, triton.next_power_of_2(width)), warps
 
 
 def _rows_like(x: Tensor, like: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -101,10 +112,10 @@ def _run(
     fresh = x if y is None else torch.empty_like(x)
     out, scales = _rows_like(x, like) if scale is not None else (x, None)
     assert x.is_contiguous()
+    piece, warps = _cut(width)
     _norm[(len(x),)](
-        x, y, gate, scale, shift, fresh, out, scales, 0 if y is None else y.stride(0), eps, width,
-        triton.next_power_of_2(width), plus_one, _largest(like), TINIEST,
-        num_warps=WARPS,
+        x, y, gate, scale, shift, fresh, out, scales, 0 if y is None else y.stride(0), eps, width, piece,
+        plus_one, _largest(like), TINIEST, num_warps=warps,
     )  # fmt: skip
     return fresh, Tokens(out, scales)
 
@@ -122,31 +133,48 @@ def _norm(  # type: ignore[no-untyped-def]
     y_row,
     eps,
     WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
+    PIECE: tl.constexpr,
     PLUS_ONE: tl.constexpr,
     LARGEST: tl.constexpr,
     TINY: tl.constexpr,
 ):
     """One token."""
-    token, channel = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    inside = channel < WIDTH
-    given = tl.load(x + token * WIDTH + channel, inside, 0.0)
-    v = given.to(tl.float32)
+    token = tl.program_id(0).to(tl.int64)
+    dtype: tl.constexpr = x.dtype.element_ty
+    COUNT: tl.constexpr = (WIDTH + PIECE - 1) // PIECE
+    given = _read(x + token * WIDTH, WIDTH, PIECE)
     if y is not None:
-        more = tl.load(y + token * y_row + channel, inside, 0.0).to(tl.float32)
-        if gate is not None:
-            more *= tl.load(gate + channel, inside, 0.0).to(tl.float32)
-        total = (v + more).to(given.dtype)
-        tl.store(fresh + token * WIDTH + channel, total, inside)
-        v = total.to(tl.float32)
+        more = _read(y + token * y_row, WIDTH, PIECE)
+        total = ()
+        for i in tl.static_range(COUNT):
+            channel = i * PIECE + tl.arange(0, PIECE)
+            part = more[i].to(tl.float32)
+            if gate is not None:
+                part *= tl.load(gate + channel, channel < WIDTH, 0.0).to(tl.float32)
+            part = (given[i].to(tl.float32) + part).to(dtype)
+            tl.store(fresh + token * WIDTH + channel, part, channel < WIDTH)
+            total = total + (part,)  # type: ignore[assignment]
+        given = total
     if scale is not None:
-        centred = tl.where(inside, v - tl.sum(v, 0) / WIDTH, 0.0)
-        v = centred * tl.rsqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
-        factor = tl.load(scale + channel, inside, 0.0).to(tl.float32)
-        if PLUS_ONE:
-            factor += 1.0
-        v = (v * factor + tl.load(shift + channel, inside, 0.0).to(tl.float32)).to(given.dtype)
-        _store(v.to(tl.float32), out, out_scale, token, channel, inside, WIDTH, LARGEST, TINY)
+        mean = tl.sum(_added_up(given, COUNT, 1), 0) / WIDTH
+        centred = ()
+        square = tl.zeros([PIECE], tl.float32)
+        for i in tl.static_range(COUNT):
+            v = given[i].to(tl.float32) - mean
+            if (i + 1) * PIECE > WIDTH:
+                v = tl.where(i * PIECE + tl.arange(0, PIECE) < WIDTH, v, 0.0)
+            square += v * v
+            centred = centred + (v,)  # type: ignore[assignment]
+        length = tl.rsqrt(tl.sum(square, 0) / WIDTH + eps)
+        normed = ()
+        for i in tl.static_range(COUNT):
+            channel = i * PIECE + tl.arange(0, PIECE)
+            factor = tl.load(scale + channel, channel < WIDTH, 0.0).to(tl.float32)
+            if PLUS_ONE:
+                factor += 1.0
+            move = tl.load(shift + channel, channel < WIDTH, 0.0).to(tl.float32)
+            normed = normed + ((centred[i] * length * factor + move).to(dtype),)  # type: ignore[assignment]
+        _store(normed, out, out_scale, token, WIDTH, PIECE, LARGEST, TINY)
 
 
 @triton.jit
@@ -156,47 +184,97 @@ def _activate(  # type: ignore[no-untyped-def]
     out_scale,
     x_row,
     WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
+    PIECE: tl.constexpr,
     GELU: tl.constexpr,
     LARGEST: tl.constexpr,
     TINY: tl.constexpr,
 ):
     """One token."""
-    token, channel = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    inside = channel < WIDTH
-    given = tl.load(x + token * x_row + channel, inside, 0.0)
-    v = given.to(tl.float32)
+    token = tl.program_id(0).to(tl.int64)
+    given = _read(x + token * x_row, WIDTH, PIECE)
     if GELU:
-        # 0.5 v (1 + tanh(u)) is v times the sigmoid of 2u.
-        v = v * tl.sigmoid(1.5957691216057308 * (v + 0.044715 * v * v * v))
-        v = v.to(given.dtype).to(tl.float32)
-    _store(v, out, out_scale, token, channel, inside, WIDTH, LARGEST, TINY)
+        active = ()
+        for i in tl.static_range((WIDTH + PIECE - 1) // PIECE):
+            v = given[i].to(tl.float32)
+            # 0.5 v (1 + tanh(u)) is v times the sigmoid of 2u.
+            v = v * tl.sigmoid(v * (1.5957691216057308 + 0.07135481282 * v * v))
+            active = active + (v.to(x.dtype.element_ty),)  # type: ignore[assignment]
+        given = active
+    _store(given, out, out_scale, token, WIDTH, PIECE, LARGEST, TINY)
+
+
+@triton.jit
+def _lengths(x, out, x_row, eps, WIDTH: tl.constexpr, PIECE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of one token, what its root mean square norm multiplies by."""
+    token = tl.program_id(0).to(tl.int64)
+    given = _read(x + token * x_row, WIDTH, PIECE)
+    square = tl.sum(_added_up(given, (WIDTH + PIECE - 1) // PIECE, 2), 0)
+    tl.store(out + token, tl.rsqrt(square / WIDTH + eps))
+
+
+@triton.jit
+def _read(source, WIDTH: tl.constexpr, PIECE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A token in pieces; zeros behind its end."""
+    pieces = ()
+    for i in tl.static_range((WIDTH + PIECE - 1) // PIECE):
+        channel = i * PIECE + tl.arange(0, PIECE)
+        pieces = pieces + (tl.load(source + channel, channel < WIDTH, 0.0),)  # type: ignore[assignment]
+    return pieces
+
+
+@triton.jit
+def _added_up(pieces, COUNT: tl.constexpr, POWER: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Pieces, or their squares, added to one another."""
+    total = pieces[0].to(tl.float32)
+    if POWER == 2:
+        total *= total
+    for i in tl.static_range(1, COUNT):
+        v = pieces[i].to(tl.float32)
+        total += v * v if POWER == 2 else v
+    return total
 
 
 @triton.jit
 def _store(  # type: ignore[no-untyped-def]
-    v, out, out_scale, token, channel, inside, WIDTH: tl.constexpr, LARGEST: tl.constexpr, TINY: tl.constexpr
+    pieces,
+    out,
+    out_scale,
+    token,
+    WIDTH: tl.constexpr,
+    PIECE: tl.constexpr,
+    LARGEST: tl.constexpr,
+    TINY: tl.constexpr,
 ):
     """A token as a row of the dtype that out has."""
+    COUNT: tl.constexpr = (WIDTH + PIECE - 1) // PIECE
+    factor = 1.0
     if out_scale is not None:
-        largest = tl.maximum(tl.max(tl.abs(v), 0), TINY)
-        v = v * (LARGEST / largest)
+        highest = tl.abs(pieces[0].to(tl.float32))
+        for i in tl.static_range(1, COUNT):
+            highest = tl.maximum(highest, tl.abs(pieces[i].to(tl.float32)))
+        largest = tl.maximum(tl.max(highest, 0), TINY)
+        factor = LARGEST / largest
         tl.store(out_scale + token, largest / LARGEST)
-        if out.dtype.element_ty == tl.int8:
-            v = (v + 12582912.0) - 12582912.0  # to the nearest whole number, halves to the even one
-    tl.store(out + token * WIDTH + channel, v.to(out.dtype.element_ty), inside)
+    for i in tl.static_range(COUNT):
+        channel = i * PIECE + tl.arange(0, PIECE)
+        v = pieces[i].to(tl.float32)
+        if out_scale is not None:
+            v = v * factor
+            if out.dtype.element_ty == tl.int8:
+                v = (v + 12582912.0) - 12582912.0  # to the nearest whole number, halves to the even one
+        tl.store(out + token * WIDTH + channel, v.to(out.dtype.element_ty), channel < WIDTH)
 
 
 @triton.jit
 def _short(  # type: ignore[no-untyped-def]
     q,
+    length,
     norm,
     keys,
     counts,
     out,
     num_tokens,
     q_row,
-    eps,
     factor,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
@@ -204,29 +282,26 @@ def _short(  # type: ignore[no-untyped-def]
     KEYS: tl.constexpr,
     KEYS_2: tl.constexpr,
     ROWS: tl.constexpr,
-    PARTS: tl.constexpr,
+    SHARE: tl.constexpr,
 ):
-    """Some tokens: all heads for the norm, then some of them for the weights."""
+    """Some tokens and heads."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel, key = tl.arange(0, DIM_2), tl.arange(0, KEYS_2)
     there = (row < num_tokens)[:, None] & (channel < DIM)[None, :]
     source = q + row[:, None].to(tl.int64) * q_row + channel[None, :]
-    square = tl.zeros([ROWS], tl.float32)
-    for head in range(HEADS):
-        v = tl.load(source + head * DIM, there, 0.0).to(tl.float32)
-        square += tl.sum(v * v, 1)
-    length = tl.rsqrt(square / (HEADS * DIM) + eps)
+    by = tl.load(length + row, row < num_tokens, 0.0)
     count = tl.load(counts + key, key < KEYS, float("-inf"))
     key_there = (key < KEYS)[None, :] & (channel < DIM)[:, None]
-    share: tl.constexpr = (HEADS + PARTS - 1) // PARTS
-    first = tl.program_id(1) * share
-    for head in range(first, tl.minimum(first + share, HEADS)):
-        given = tl.load(source + head * DIM, there, 0.0)
-        weight = tl.load(norm + head * DIM + channel, channel < DIM, 0.0).to(tl.float32)
-        v = (given.to(tl.float32) * length[:, None] * weight[None, :]).to(given.dtype)
-        k = tl.load(keys + key[None, :] * (HEADS * DIM) + head * DIM + channel[:, None], key_there, 0.0)
-        score = tl.dot(v, k, input_precision="ieee") * factor + count[None, :]
-        score = tl.exp(score - tl.max(score, 1)[:, None])
-        score = score / tl.sum(score, 1)[:, None]
-        target = out + row[:, None].to(tl.int64) * (HEADS * KEYS) + head * KEYS + key[None, :]
-        tl.store(target, score.to(given.dtype), (row < num_tokens)[:, None] & (key < KEYS)[None, :])
+    for i in tl.static_range(SHARE):
+        head = tl.program_id(1) * SHARE + i
+        if head < HEADS:
+            given = tl.load(source + head * DIM, there, 0.0)
+            weight = tl.load(norm + head * DIM + channel, channel < DIM, 0.0).to(tl.float32)
+            v = (given.to(tl.float32) * by[:, None] * weight[None, :]).to(given.dtype)
+            place = keys + key[None, :] * (HEADS * DIM) + head * DIM + channel[:, None]
+            k = tl.load(place, key_there, 0.0)
+            score = tl.dot(v, k, input_precision="ieee") * factor + count[None, :]
+            score = tl.exp(score - tl.max(score, 1)[:, None])
+            score = score / tl.sum(score, 1)[:, None]
+            target = out + row[:, None].to(tl.int64) * (HEADS * KEYS) + head * KEYS + key[None, :]
+            tl.store(target, score.to(given.dtype), (row < num_tokens)[:, None] & (key < KEYS)[None, :])

@@ -1,0 +1,102 @@
+"""What a layer's own kernels take on a GPU, in µs: `python -m benchmarks.between_products`, one line each.
+
+At the real model's widths, 704*384, fp8 weights, 8-bit attention. Each is a CUDA graph of REPEATS calls over
+inputs in turn, which together do not fit a cache: the host's own time is not in it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from avatar.geometry import Geometry, Size
+from avatar.model.eight_bit import Calibration, EightBitRing, EightBitWindow
+from avatar.model.kernels import heads, rows
+from avatar.model.kv_cache import KeysValues
+from avatar.model.quantize import FLOAT8
+from avatar.planning.transformer_config import ModelConfig
+
+REPEATS, REPLAYS, NUM_INPUTS = 20, 5, 3
+EPS = 1e-6
+TEXT_ROWS = (24, 32)
+
+
+def microseconds(call: Callable[[int], object]) -> float:
+    """Of one call, which is given the number of its input."""
+    for index in range(NUM_INPUTS):
+        call(index)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for index in range(REPEATS):
+            call(index % NUM_INPUTS)
+    graph.replay()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(REPLAYS):
+        graph.replay()
+    end.record()
+    torch.cuda.synchronize()
+    return 1000 * start.elapsed_time(end) / (REPEATS * REPLAYS)
+
+
+def calls(
+    config: ModelConfig, geometry: Geometry, device: torch.device
+) -> dict[str, Callable[[int], object]]:
+    """Every kernel by name, over inputs of random numbers."""
+    num_tokens, width = geometry.block_tokens, config.dim
+    num_heads, dim = config.num_heads, config.head_dim
+
+    def normal(*shape: int) -> list[Tensor]:
+        return [torch.randn(*shape, device=device, dtype=torch.bfloat16) for _ in range(NUM_INPUTS)]
+
+    x, y, hidden = normal(num_tokens, width), normal(num_tokens, width), normal(num_tokens, config.ffn_dim)
+    qkv = [t.unflatten(-1, (3, num_heads, dim)).unbind(1) for t in normal(num_tokens, 3 * width)]
+    vector, norm = torch.randn(width, device=device), normal(width)[0]
+    table = torch.randn(num_tokens, 2, dim, device=device)
+    calibration = Calibration(
+        torch.randn(num_heads, dim, device=device), torch.rand(num_heads, device=device) + 0.1
+    )
+    window = EightBitWindow(geometry, num_heads, dim, device)
+    ring = EightBitRing.empty(geometry, num_heads, dim, device)
+    k, v = (normal(geometry.condition_tokens, num_heads, dim) for _ in "kv")
+    condition = [KeysValues(*pair) for pair in zip(k, v, strict=True)]
+    own = [KeysValues(each[1], each[2]) for each in qkv]
+    turn, of_condition = table, table[: geometry.condition_tokens]
+    found: dict[str, Callable[[int], object]] = {
+        "norm": lambda i: rows.normed(x[i], vector, vector, EPS, FLOAT8, plus_one=True),
+        "residual and norm": lambda i: rows.added_and_normed(
+            x[i], y[i], vector, norm, norm, EPS, FLOAT8, plus_one=False
+        ),
+        "residual": lambda i: rows.added(x[i], y[i], vector),
+        "quantise": lambda i: rows.quantised(x[i], FLOAT8),
+        "GELU and quantise": lambda i: rows.quantised(hidden[i], FLOAT8, gelu=True),
+        "queries": lambda i: heads.quantise_queries(qkv[i][0], norm, turn, EPS),
+        "keys and values": lambda i: heads.write(window.own, own[i], calibration, turn, norm, EPS),
+        "condition": lambda i: heads.write(window.condition, condition[i], calibration, of_condition),
+        "ring": lambda i: ring.append(window.own),
+    }
+    for count in TEXT_ROWS:
+        keys, counts = normal(count, num_heads, dim)[0], torch.zeros(count, device=device)
+        weights, outputs = normal(num_tokens, num_heads * count), normal(num_heads * count, width)[0]
+        found[f"short prompt, {count} rows"] = lambda i, keys=keys, counts=counts: rows.short_weights(  # type: ignore[misc]
+            x[i].unflatten(-1, (num_heads, dim)), norm, EPS, keys, counts
+        )
+        found[f"its product, {count} rows"] = lambda i, weights=weights, outputs=outputs: torch.addmm(  # type: ignore[misc]
+            norm, weights[i], outputs
+        )
+    return found
+
+
+def main() -> None:
+    """Print them."""
+    geometry = Geometry.of(Size.parse("704*384"), 48)
+    for name, call in calls(ModelConfig(), geometry, torch.device("cuda")).items():
+        sys.stdout.write(f"{name:24s} {microseconds(call):8.1f}\n")
+
+
+if __name__ == "__main__":
+    main()
