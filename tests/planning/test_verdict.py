@@ -18,7 +18,6 @@ from avatar.pipeline import device_budget
 from avatar.planning.choice import choose
 from avatar.planning.estimates import CUDA_CONTEXT_BYTES
 from avatar.planning.inventory import GIB, Inventory
-from avatar.planning.placement import ALL_ON_GPU
 from avatar.planning.verdict import judge, require
 from avatar.preset import load_preset, load_presets
 from avatar.runtime import doctor
@@ -222,7 +221,7 @@ def engines_own_plan(monkeypatch, verdict, inventory):
     if preset.num_gpus > 1:
         monkeypatch.setattr(rank0, "probe", lambda *_, **__: seen)
         denoising = rank0.RankDenoising(preset, None, SimpleNamespace(), None)
-        planned = denoising.plan(preset, ALL_ON_GPU, 120)
+        planned = denoising.plan(preset, held=None, fixed=None, speech_s=120, share=1.0)
     else:
         planned = on_one_card(monkeypatch, preset, seen)
     return planned.placement, not any(gpu.shortfall_bytes for gpu in planned.gpus)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -30,7 +31,6 @@ from avatar.pipeline.framing import resized, size_within
 from avatar.pipeline.models import MadeModels
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.planning import ladder
-from avatar.planning.placement import Placement
 from avatar.planning.plan import GIB, DevicePlan, MemoryItem, Plan
 from avatar.preset import Fallback, Preset, load_preset
 from avatar.request import Part, Request
@@ -331,7 +331,7 @@ class Cramped(LocalDenoising):
 
     lacking: tuple[int, ...] = (36,)  # values of infer_frames
 
-    def plan(self, preset: Preset, placement: Placement, speech_s: float) -> Plan:
+    def plan(self, preset: Preset, **_: Any) -> Plan:
         lacks = preset.generation.infer_frames in self.lacking
         item = MemoryItem("kv_rings", 3 * GIB if lacks else 1 * GIB)
         gpu = DevicePlan("GPU 3 (Card)", 3, (item,), 2 * GIB, 4 * GIB)
@@ -372,7 +372,7 @@ def test_a_run_is_planned_once(ask, tiny_checkpoint, monkeypatch):
 
 
 def test_a_rung_has_a_plan_of_its_own(ask, tiny_checkpoint, start):
-    items = list(start(lambda: Cramped(FULL, tiny_checkpoint)).frames(ask(20), lambda: False))
+    items = list(start(lambda: cramped_in(tiny_checkpoint)).frames(ask(20), lambda: False))
     (told,) = [item for item in items if isinstance(item, PlanMade)]
     assert told.plan.gpus[0].peak_bytes == GIB
 
