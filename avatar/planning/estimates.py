@@ -42,8 +42,9 @@ LIBRARY_WORKSPACE_BYTES = GIB // 16  # cuBLAS
 COMMUNICATION_BYTES = 45 * GIB // 100
 # FSDP2 has a block of a sharded prompt encoder at work, and two in buffers that they are gathered in.
 GATHERED_TEXT_BLOCKS = 3
-# What the allocator cannot use of what it holds: 0.7 GiB of 9, 1.0 of 20, 1.1 of 39, 1.2 of 68.
+# What the allocator cannot use of what it holds: 0.3 GiB of 8, 0.7 of 9, 1.0 of 20, 1.1 of 39, 1.2 of 68.
 MARGIN_BYTES = 3 * GIB // 4
+SMALL_MARGIN_SHARE = 0.07  # of all else, where that is less and one GPU works alone
 GATHERING_MARGIN_BYTES = 3 * GIB // 10  # likewise, where layers are gathered in buffers that come and go
 MARGIN_SHARE = 0.006  # of all else
 
@@ -131,6 +132,8 @@ def gpu_items(run: RunShape, share: RankShare, placement: Placement) -> tuple[Me
         items.append(MemoryItem("communication", share.num_communicators * COMMUNICATION_BYTES))
     fullest = max(sum(item.num_bytes for item in items if stage in item.stages) for stage in ALWAYS)
     decoding = MARGIN_BYTES if share.has_sides else 0
+    if share.layers and not share.num_communicators:
+        decoding = min(decoding, round(SMALL_MARGIN_SHARE * fullest))
     gathering = GATHERING_MARGIN_BYTES if share.weights < 1 else 0
     return (*items, MemoryItem("margin", decoding + gathering + round(MARGIN_SHARE * fullest)))
 
