@@ -152,6 +152,7 @@ def lead(service: Service, source: FrameSource, alone: bool) -> None:
 
 def answers(source: FrameSource, run: Run, cancelled: Callable[[], bool]) -> Iterator[Made | RunEvent]:
     """A run as rank 0 tells it; with the first frames goes the anchor, where the source has one."""
+    assert isinstance(run.request, Request)
     anchor_of = getattr(source, "anchor", None)
     for item in source.frames(run.request, cancelled):
         if isinstance(item, np.ndarray):

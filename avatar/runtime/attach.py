@@ -144,6 +144,8 @@ class AttachedFleet(Fleet):
     def send(self, message: Any) -> None:
         """See Fleet; the files go along with a run."""
         if isinstance(message, Run):
+            if not isinstance(message.request, Request):
+                raise AvatarError("Ranks elsewhere make no live video yet.", "Choose a preset of this machine.")
             self._request = message.request
             super().send(Shipped(Parcel.of(message.request)))
         super().send(message)

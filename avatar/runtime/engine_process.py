@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from avatar.errors import AvatarError, WorkerLost
 from avatar.events import Event, Finished, Progress, Segment
-from avatar.request import Request
+from avatar.request import LiveRequest, Request
 from avatar.runtime.child_process import Child, deaf_to_signals, kill_all
 from avatar.runtime.engine import FrameSource
+from avatar.runtime.live import LiveRun, SoundInbox
 from avatar.runtime.protocol import Begun, Heartbeat, Link, Ready, Run, StartEngine
 from avatar.runtime.report import MemoryUse
 from avatar.runtime.scratch import writing_in
@@ -202,9 +203,23 @@ class EngineProcess:
                 raise
             for message in child.unread():
                 yield from shown.note(message)
+            assert isinstance(run.request, Request)
             kept = self._salvage(run.request, shown, child, error)
             if kept is not None:
                 yield kept
+            raise
+
+    def live(self, request: LiveRequest) -> LiveRun:
+        """Begin a session without end. Raises: AvatarError when the engine is busy; WorkerLost."""
+        if not self._idle.busy.acquire(timeout=LISTENING_S):
+            raise AvatarError("The engine is busy with another video.", "Wait for it to end, or stop it.")
+        try:
+            self._num_runs += 1
+            return LiveRun(
+                self._started(), Run(self._num_runs, request), CANCEL_LIMIT_S, self._idle.busy.release
+            )
+        except BaseException:
+            self._idle.busy.release()
             raise
 
     def cancel(self) -> None:
@@ -275,22 +290,20 @@ class _Server:
     """The child's side of runs. A parent that is gone leaves it to keep what was made of the last one."""
 
     def __init__(self, link: Link, meter: RunMeter, weights: Path | None) -> None:
-        self.service = Service(link, on_hangup=self._hung_up)
+        self.sound = SoundInbox()
+        self.service = Service(link, on_hangup=self._hung_up, on_other=self.sound.put)
         self._meter, self._weights = meter, weights
         self._keeping = False  # what is made now is worth keeping, also when nobody waits for it
 
     def make(self, source: FrameSource, run: Run) -> None:
         """One run, from its events to its end."""
-        from avatar.runtime.stream import stream_frames
-
         error: AvatarError | None = None
         try:
             self._meter.restart()
-            stopped, plan = partial(self.service.stopped, run), partial(self._begin, source, run)
-            self._keeping = run.request.part is None  # a part that is not whole is made again
-            with writing_in(run.request.work, run.request.output.parent):
-                for event in stream_frames(source, run.request, stopped, plan=plan, use=self._meter.look):
-                    self.service.send(event)
+            if isinstance(run.request, LiveRequest):
+                self._live(source, run, run.request)
+            else:
+                self._stream(source, run, run.request)
         except AvatarError as raised:
             error = raised
         except Exception:
@@ -300,11 +313,28 @@ class _Server:
             self._keeping = False
         self.service.end(run, error)
 
-    def _begin(self, source: FrameSource, run: Run) -> dict[str, Any] | None:
+    def _stream(self, source: FrameSource, run: Run, request: Request) -> None:
+        from avatar.runtime.stream import stream_frames
+
+        stopped, plan = partial(self.service.stopped, run), partial(self._begin, source, run, request)
+        self._keeping = request.part is None  # a part that is not whole is made again
+        with writing_in(request.work, request.output.parent):
+            for event in stream_frames(source, request, stopped, plan=plan, use=self._meter.look):
+                self.service.send(event)
+
+    def _live(self, source: FrameSource, run: Run, request: LiveRequest) -> None:
+        follow = getattr(source, "live", None)
+        if follow is None:
+            raise AvatarError("This engine cannot follow live speech.", "Choose a live preset.")
+        stopped = partial(self.service.stopped, run)
+        for made in follow(request, self.sound.of(run.run, stopped), stopped):
+            self.service.send(made)
+
+    def _begin(self, source: FrameSource, run: Run, request: Request) -> dict[str, Any] | None:
         from avatar.runtime.run_meter import planned
 
         stopped = partial(self.service.stopped, run)
-        plan = planned(source, run.request, self._weights, stopped)
+        plan = planned(source, request, self._weights, stopped)
         self.service.send(Begun(run.run, plan))
         return plan
 

@@ -32,7 +32,7 @@ from avatar.errors import (
 from avatar.events import Notice, Progress
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
-from avatar.request import Request
+from avatar.request import LiveRequest, Request
 from avatar.runtime.report import MemoryUse
 from avatar.runtime.request_bundle import Parcel
 
@@ -44,7 +44,15 @@ class Run:
     """Make what is requested. run: by what its answers are known."""
 
     run: int
-    request: Request
+    request: Request | LiveRequest
+
+
+@dataclass(frozen=True)
+class LiveSound:
+    """The next sound of a live session. samples: int16 (n,) at SOUND_HZ."""
+
+    run: int
+    samples: np.ndarray
 
 
 @dataclass(frozen=True)
