@@ -13,7 +13,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from avatar.geometry import Size
 from avatar.model.quantize import Quantiser
-from avatar.model.speech_encoder import SpeechEncoder, SpeechFeatures
+from avatar.model.speech_encoder import SpeechEncoder
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.vae.vae import VideoVAE
 from avatar.model.weights import tiny
@@ -24,7 +24,7 @@ from avatar.pipeline.conditions import (
     REFERENCE,
     AudioFeatures,
     PortraitEncoder,
-    SpeechTrack,
+    Track,
     prepare_portrait,
 )
 from avatar.pipeline.denoise import Conditions
@@ -59,12 +59,12 @@ class RandomConditions:
     speech: SpeechEncoder
     text_dim: int
 
-    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[SpeechTrack]) -> Conditions:
+    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[Track]) -> Conditions:
         """See ConditionEncoder.encode."""
         motion = self.portraits.encode(prepare_portrait(portrait, size))
         num_tokens = round(len(prompt.split()) * TOKENS_A_WORD) + 1  # and the end's
         text = torch.randn(num_tokens, self.text_dim, generator=torch.Generator().manual_seed(0))
-        tracks = [SpeechFeatures(self.speech, track.listen, track.num_samples) for track in speech]
+        tracks = [track.features(self.speech) for track in speech]
         return Conditions(text, motion[:, REFERENCE], motion, AudioFeatures(tracks))
 
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,9 +36,10 @@ from avatar.planning.plan import Plan
 from avatar.planning.planner import plan
 from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
-from avatar.request import Request
+from avatar.request import LiveRequest, Request
 from avatar.runtime.engine import Frames
 from avatar.runtime.fallback import lowered
+from avatar.runtime.live import LiveFrames
 
 
 class SingleRankSource(DiffusionPipeline):
@@ -56,6 +58,18 @@ class SingleRankSource(DiffusionPipeline):
 
         self._meter.pause()
         return super().frames(request, stopped)
+
+    def live(
+        self, request: LiveRequest, sound: Iterator[np.ndarray], cancelled: Callable[[], bool]
+    ) -> Iterator[LiveFrames | Notice | Progress]:
+        """See LiveSource. Waiting for sound is no step."""
+
+        def stopped() -> bool:
+            self._meter.tick()
+            return cancelled()
+
+        self._meter.pause()
+        return super().live(request, sound, stopped)
 
 
 class Rank0Source(DiffusionPipeline):
@@ -81,6 +95,22 @@ class Rank0Source(DiffusionPipeline):
         """See FrameSource. However it ends, the other ranks are free for the next run."""
         try:
             yield from super().frames(request, cancelled)
+        finally:
+            if self._denoiser is not None:
+                self._denoiser.close()
+                self._denoiser = None
+
+    def live(
+        self, request: LiveRequest, sound: Iterator[np.ndarray], cancelled: Callable[[], bool]
+    ) -> Iterator[LiveFrames | Notice | Progress]:
+        """See LiveSource. However it ends, the other ranks are free for the next run."""
+
+        def stopped() -> bool:
+            self._seat.meter.tick()
+            return cancelled()
+
+        try:
+            yield from super().live(request, sound, stopped)
         finally:
             if self._denoiser is not None:
                 self._denoiser.close()

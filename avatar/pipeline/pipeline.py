@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,13 +23,14 @@ from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Check
 from avatar.pipeline.checkpoint_choice import find_files
 from avatar.pipeline.components import Components
-from avatar.pipeline.conditions import EncodeText, SpeechTrack
+from avatar.pipeline.conditions import EncodeText, SpeechTrack, Track
 from avatar.pipeline.decode import StreamingDecoder
 from avatar.pipeline.denoise import Conditions, Denoiser, LocalDenoiser
 from avatar.pipeline.device import best_device, downloaded, ring_dtype
 from avatar.pipeline.device_budget import placement_on, plan_here
 from avatar.pipeline.framing import framed, resized, size_within, video_size
 from avatar.pipeline.layer_stack import EAGER, CompiledPieces
+from avatar.pipeline.live import LiveTrack, as_request, live_frames
 from avatar.pipeline.offload.pinned import pinned_bytes
 from avatar.pipeline.resume import anchor_at, anchor_of, with_motion
 from avatar.pipeline.rollout import rollout
@@ -37,9 +38,10 @@ from avatar.pipeline.schedule import Schedule
 from avatar.planning.placement import Placement
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
-from avatar.request import Request
+from avatar.request import LiveRequest, Request
 from avatar.runtime.engine import SELF_TEST_LABEL, Frames
 from avatar.runtime.fallback import lowered
+from avatar.runtime.live import LiveFrames
 from avatar.runtime.resume_state import ResumeState
 from avatar.settings import Memory
 
@@ -111,6 +113,29 @@ class DiffusionPipeline:
             if not self._keeps:
                 self._parts = None
 
+    def live(
+        self, request: LiveRequest, sound: Iterator[np.ndarray], cancelled: Callable[[], bool]
+    ) -> Iterator[LiveFrames | Notice | Progress]:
+        """See LiveSource: a block of frames each time. A machine that is too slow takes fewer steps, then a
+        smaller size, which is told.
+
+        Raises: AvatarError, Cancelled; RuntimeError where memory ran out, as frames().
+        """
+        track, whole = LiveTrack(sound, cancelled), as_request(request)
+        size = video_size(whole)
+        self._state = state = ResumeState.of(whole, size)
+        self._told.clear()
+
+        def make(lighter: Request) -> Generator[Frames | Notice | Progress]:
+            return self._spoken(lighter, size, state, track, cancelled, track.is_ready)
+
+        try:
+            yield from live_frames(whole, track, make)
+        finally:
+            self._state = None
+            if not self._keeps:
+                self._parts = None
+
     def anchor(self) -> np.ndarray | None:
         """The first latent frame of the run that goes on, once generated, 16 1 h w float32."""
         return None if self._state is None else self._state.anchor
@@ -134,6 +159,20 @@ class DiffusionPipeline:
         self, request: Request, stream: Size, state: ResumeState, cancelled: Callable[[], bool]
     ) -> Iterator[Frames | Notice | Progress]:
         """What is left to make, as the request's preset makes it, in frames of the stream's size."""
+        with SpeechReader(request.speech) as speech:
+            track = SpeechTrack(speech.listen, speech.num_samples_16k)
+            yield from self._spoken(request, stream, state, track, cancelled)
+
+    def _spoken(
+        self,
+        request: Request,
+        stream: Size,
+        state: ResumeState,
+        track: Track,
+        cancelled: Callable[[], bool],
+        is_ready: Callable[[int], bool] = lambda block: True,
+    ) -> Generator[Frames | Notice | Progress]:
+        """The same, of a speaker's speech. is_ready: see rollout."""
         check = checking(cancelled)
         yield Progress(Phase.LOADING)
         parts = self._loaded(request, check)
@@ -141,16 +180,14 @@ class DiffusionPipeline:
         check()
         size = size_within(stream, request.preset)
         portrait = framed(request.portrait, stream, size, request.work)
-        with SpeechReader(request.speech) as speech:
-            track = SpeechTrack(speech.listen, speech.num_samples_16k)
-            conditions = parts.conditions.encode(portrait, request.prompt, size, [track])
-            conditions = with_motion(conditions, state, request.portrait, stream, size, parts.vae)
-            anchor = anchor_at(state, size, parts.vae)
-            yield Progress(Phase.GENERATING)
-            for frames in self._decoded(parts, request, size, conditions, state, anchor, cancelled):
-                yield from self._announced()
-                pixels = downloaded(frames[: state.frames_left]).numpy()
-                yield state.show(resized(pixels, stream))
+        conditions = parts.conditions.encode(portrait, request.prompt, size, [track])
+        conditions = with_motion(conditions, state, request.portrait, stream, size, parts.vae)
+        anchor = anchor_at(state, size, parts.vae)
+        yield Progress(Phase.GENERATING)
+        for frames in self._decoded(parts, request, size, conditions, state, anchor, cancelled, is_ready):
+            yield from self._announced()
+            pixels = downloaded(frames[: state.frames_left]).numpy()
+            yield state.show(resized(pixels, stream))
 
     def _announced(self) -> Iterator[Notice]:
         """What this device turned out not to do as fast as others, once in a run."""
@@ -168,6 +205,7 @@ class DiffusionPipeline:
         state: ResumeState,
         anchor: Tensor | None,
         cancelled: Callable[[], bool],
+        is_ready: Callable[[int], bool],
     ) -> Iterator[Tensor]:
         """Frames of each block, T H W 3 on the device: as they come, or all at the end."""
         decoder = self.make_decoder(parts)
@@ -177,7 +215,7 @@ class DiffusionPipeline:
             with self.priming():
                 start(conditions.motion)
 
-        latents = partial(self._latents, parts, request, size, conditions, state, anchor, cancelled)
+        latents = partial(self._latents, parts, request, size, conditions, state, anchor, cancelled, is_ready)
         if request.preset.memory.enable_online_decode:
             blocks = latents(prime)
         else:
@@ -200,6 +238,7 @@ class DiffusionPipeline:
         state: ResumeState,
         anchor: Tensor | None,
         cancelled: Callable[[], bool],
+        is_ready: Callable[[int], bool],
         meanwhile: Callable[[], None],
     ) -> Iterator[Tensor]:
         """Latents of each block; the rings live as long as this iterator. meanwhile: see rollout."""
@@ -214,6 +253,7 @@ class DiffusionPipeline:
             anchor=anchor,
             origin=first,
             meanwhile=meanwhile,
+            is_ready=is_ready,
         )
         for block in latents:
             if state.anchor is None:

@@ -16,7 +16,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any
 
-from avatar.errors import BadInput, WorkerLost
+from avatar.errors import AvatarError, BadInput, WorkerLost
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.child_process import hang_up
@@ -145,7 +145,7 @@ class AttachedFleet(Fleet):
         """See Fleet; the files go along with a run."""
         if isinstance(message, Run):
             if not isinstance(message.request, Request):
-                raise AvatarError("Ranks elsewhere make no live video yet.", "Choose a preset of this machine.")
+                raise AvatarError("Ranks elsewhere make no live video.", "Choose a preset of this machine.")
             self._request = message.request
             super().send(Shipped(Parcel.of(message.request)))
         super().send(message)

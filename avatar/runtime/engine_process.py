@@ -23,7 +23,7 @@ from avatar.events import Event, Finished, Progress, Segment
 from avatar.request import LiveRequest, Request
 from avatar.runtime.child_process import Child, deaf_to_signals, kill_all
 from avatar.runtime.engine import FrameSource
-from avatar.runtime.live import LiveRun, SoundInbox
+from avatar.runtime.live import LiveRun
 from avatar.runtime.protocol import Begun, Heartbeat, Link, Ready, Run, StartEngine
 from avatar.runtime.report import MemoryUse
 from avatar.runtime.scratch import writing_in
@@ -290,8 +290,7 @@ class _Server:
     """The child's side of runs. A parent that is gone leaves it to keep what was made of the last one."""
 
     def __init__(self, link: Link, meter: RunMeter, weights: Path | None) -> None:
-        self.sound = SoundInbox()
-        self.service = Service(link, on_hangup=self._hung_up, on_other=self.sound.put)
+        self.service = Service(link, on_hangup=self._hung_up)
         self._meter, self._weights = meter, weights
         self._keeping = False  # what is made now is worth keeping, also when nobody waits for it
 
@@ -327,7 +326,7 @@ class _Server:
         if follow is None:
             raise AvatarError("This engine cannot follow live speech.", "Choose a live preset.")
         stopped = partial(self.service.stopped, run)
-        for made in follow(request, self.sound.of(run.run, stopped), stopped):
+        for made in follow(request, self.service.sound.of(run.run, stopped), stopped):
             self.service.send(made)
 
     def _begin(self, source: FrameSource, run: Run, request: Request) -> dict[str, Any] | None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from avatar.errors import Cancelled
 from avatar.events import Notice, Progress
 from avatar.request import LiveRequest
 from avatar.runtime.protocol import LiveSound, Run
 from avatar.runtime.supervisor import Supervised
-
-POLL_S = 0.1  # so often it is looked whether a session is over
 
 
 @dataclass(frozen=True)
@@ -40,35 +38,10 @@ class LiveSource(Protocol):
         """Yield frames in order, each as soon as its sound and what it looks ahead are there.
 
         sound: int16 (n,) at SOUND_HZ, silence where nobody speaks; what came while the source was busy comes
-        together. Ends when the sound does. cancelled: when it says yes the sound ends soon after.
-        Raises: AvatarError.
+        together. Ends when the sound does, or raises Cancelled. cancelled: when it says yes the sound ends
+        soon after. Raises: AvatarError.
         """
         ...
-
-
-class SoundInbox:
-    """The sound of a session on its way to the source; any thread may put."""
-
-    def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[LiveSound] = queue.SimpleQueue()
-
-    def put(self, message: Any) -> None:
-        """See worker_loop.Service: on_other."""
-        if isinstance(message, LiveSound):
-            self._waiting.put(message)
-
-    def of(self, run: int, stopped: Callable[[], bool]) -> Iterator[np.ndarray]:
-        """The sound of one run until it is stopped; that of earlier ones is dropped."""
-        while not stopped():
-            try:
-                pieces = [self._waiting.get(timeout=POLL_S)]
-            except queue.Empty:
-                continue
-            while not self._waiting.empty():
-                pieces.append(self._waiting.get())
-            heard = [piece.samples for piece in pieces if piece.run == run]
-            if heard:
-                yield np.concatenate(heard)
 
 
 class LiveRun:
@@ -98,6 +71,8 @@ class LiveRun:
             for message in self._processes.follow(self._run, self._cancelled.is_set, self._limit_s):
                 if message is None or isinstance(message, LiveFrames | Notice | Progress):
                     yield message
+        except Cancelled:
+            return
         finally:
             self._over()
 

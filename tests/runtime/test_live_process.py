@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ import pytest
 from PIL import Image
 
 from avatar.errors import AvatarError, BadInput, WorkerLost
+from avatar.media.intake import open_request
 from avatar.media.portrait import open_portrait
 from avatar.media.timeline import SAMPLES_PER_FRAME
-from avatar.preset import Preset
-from avatar.request import LiveRequest
+from avatar.preset import Preset, load_preset
+from avatar.request import LiveRequest, Request
 from avatar.runtime.engine_process import EngineProcess
+from avatar.runtime.factory import open_engine
 from avatar.runtime.live import LiveFrames
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +32,14 @@ def live_request(folder: Path, portrait: str = "mara.png") -> LiveRequest:
     Image.fromarray(open_portrait(ROOT / "assets" / "portraits" / portrait).pixels).save(path)
     preset = Preset("test", "Test", "For tests", "preview").with_settings(size="256*256")
     return LiveRequest(path, folder, preset, portrait)
+
+
+def video_request(folder: Path, preset: Preset) -> Request:
+    speech = ROOT / "assets" / "speech" / "hello-en.flac"
+    work = folder / "work"
+    work.mkdir()
+    request = open_request(folder / "portrait.png", speech, preset, output=folder / "out.mp4", work=work)
+    return replace(request, num_frames=20)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +67,24 @@ def test_frames_come_back_with_their_sound_and_the_next_session_is_fresh(engine,
         assert [one.first_frame for one in found] == list(range(26))
         assert all((one.sound == one.first_frame).all() for one in found)
         assert found[0].frames.dtype == np.uint8
+
+
+def test_ranks_of_the_diffusion_engine_follow_sound_too(tmp_path):
+    preset = load_preset("self-test")
+    engine = open_engine(preset)
+    request = replace(live_request(tmp_path), preset=preset, prompt="a woman speaks")
+    run = engine.live(request)
+    spoken(run, 50)
+    found = []
+    for said in run.follow():
+        if isinstance(said, LiveFrames):
+            found.append(said)
+        if sum(len(one.frames) for one in found) >= 33:
+            run.end()
+    assert [(one.first_frame, len(one.frames)) for one in found[:3]] == [(0, 9), (9, 12), (21, 12)]
+    assert (found[1].sound[::SAMPLES_PER_FRAME] == np.arange(9, 21)).all()
+    list(engine.stream(video_request(tmp_path, preset)))  # the ranks are free again
+    engine.close()
 
 
 def test_a_second_session_is_refused_while_one_goes_on(engine, tmp_path):
