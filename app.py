@@ -171,6 +171,7 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
     from avatar.runtime.engine import Engine
     from avatar.runtime.factory import open_engine
     from avatar.runtime.gallery import Gallery
+    from avatar.runtime.model_fetch import ModelFetch, fetch_command
     from avatar.ui.app_state import AppState
     from avatar.ui.guard import local_names
     from avatar.ui.job_queue import JobQueue
@@ -213,6 +214,8 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
         shared=args.gallery == "shared",
         attached=attached,
         readings=Readings(scratch / "read", limits, per_visitor=places),
+        admin=os.environ.get("AVATAR_ADMIN", "") if reachable else None,
+        model=ModelFetch(fetch_command(args.weights)),
         uploads=Uploads(scratch / "uploads", upload, round(args.upload_quota * GIB)),
     )
 

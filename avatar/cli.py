@@ -10,12 +10,30 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from avatar.commands import batch, bench, doctor, download, generate, join, plan, presets, report, worker
+from avatar.commands import (
+    batch,
+    bench,
+    compare,
+    compose,
+    doctor,
+    download,
+    generate,
+    join,
+    plan,
+    presets,
+    report,
+    speak,
+    voices,
+    worker,
+)
 from avatar.commands.output import lasting_streams, show_error
 from avatar.commands.signals import ended_by_signals
 from avatar.errors import AvatarError, BadInput, Cancelled
 
-COMMANDS = (generate, batch, join, report, presets, plan, doctor, download, bench, worker)
+COMMANDS = (
+    *(generate, speak, voices, batch, join, compare, compose),
+    *(report, presets, plan, doctor, download, bench, worker),
+)
 EXIT_CODES = """exit codes: 0 done, 1 failed, 2 a file or setting cannot be used, 3 weights missing,
 4 does not fit this machine, 5 the engine's process was lost, 130 stopped,
 129 by a hang-up, 143 by SIGTERM"""

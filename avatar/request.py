@@ -10,6 +10,15 @@ from avatar.preset import Preset
 
 
 @dataclass(frozen=True)
+class Caption:
+    """What is said from start_s to end_s, in seconds from the speech's beginning."""
+
+    start_s: float
+    end_s: float
+    text: str
+
+
+@dataclass(frozen=True)
 class Part:
     """A stretch of a long speech, made as a video of its own that joins those before and after it.
 
@@ -41,6 +50,8 @@ class Request:
     face_points: fractions of width and height by point name, when the user placed them.
     head_only: move the head, leave the mouth shut (preview only).
     part: where num_frames are but a stretch of the speech.
+    captions: of the whole speech, in order, where its text is known. burn_captions: draw them into the video.
+    spoken: a digest of the text and the way in which it was spoken, "" for a recording.
     """
 
     portrait: Path
@@ -57,6 +68,9 @@ class Request:
     segment_s: float = 2.0
     notices: tuple[str, ...] = field(default_factory=tuple)
     part: Part | None = None
+    captions: tuple[Caption, ...] = ()
+    burn_captions: bool = False
+    spoken: str = ""
 
     @property
     def seed(self) -> int:

@@ -27,6 +27,8 @@ MOST_FRAMES = 1000  # of a clip
 MOST_CLIPS = 1_000_000
 MOST_GPUS = 1024
 
+LORA_SEPARATOR = ";"  # between several LoRAs
+
 SIZES = ("1280*720", "720*1280", "704*704", "704*384", "688*368", "512*512", "384*256")
 
 
@@ -43,6 +45,7 @@ class Setting:
     """How a setting is offered to users.
 
     help: for the command line. allowed: its range in words. flag: its flag, where that is not --NAME.
+    joined_by: what stands between the values of a flag that may be given several times, "" for one value.
     spellings: further flags of the same meaning. constants: flags that stand for one value. group: the
     heading in --help. widget: None keeps it off the page. refused_by: the engines that cannot honour it,
     each with the reason.
@@ -52,6 +55,7 @@ class Setting:
     allowed: str = ""
     metavar: str = ""
     flag: str = ""
+    joined_by: str = ""
     spellings: tuple[str, ...] = ()
     constants: Mapping[str, str] = field(default_factory=dict)
     group: str = "settings"
@@ -141,7 +145,7 @@ class Generation:
 
 @validated(frozen=True, config=STRICT)
 class Memory:
-    """Where things live and in which form. text_encoder: "sharded" is over all GPUs of several.
+    """What is loaded, where it lives and in which form. text_encoder: "sharded" is over all GPUs of several.
 
     attention_dtype: "int8" is int8 keys by fp8 values, and rings in that form whatever ring_dtype is; "bf16"
     is the residual stream's own dtype, fp32 where weights are.
@@ -176,6 +180,17 @@ class Memory:
             refused_by=NO_MODEL,
         ),
     ] = "gpu"
+    lora: Annotated[
+        str,
+        Setting(
+            "a LoRA of your own, merged after the official one, with a weight of 1 unless it is given;"
+            " may be given several times",
+            metavar="FILE[:WEIGHT]",
+            joined_by=LORA_SEPARATOR,
+            widget=Widget("Dropdown", {"choices": [], "allow_custom_value": True}),
+            refused_by=NO_MODEL,
+        ),
+    ] = ""
 
 
 @validated(frozen=True, config=STRICT)
@@ -227,6 +242,43 @@ class Parallel:
     ] = False
 
 
+TYPED = "speech from text"
+CaptionPlace = Literal["off", "file", "burned"]
+
+
+@validated(frozen=True, config=STRICT)
+class Speaking:
+    """How typed text is spoken. No part of a preset: what an engine gets is the speech."""
+
+    voice: Annotated[
+        str,
+        Setting(
+            "who speaks the text; `python -m avatar voices` lists them",
+            metavar="NAME",
+            group=TYPED,
+            widget=Widget("Dropdown"),
+        ),
+    ] = "heart"
+    speed: Annotated[
+        float,
+        Field(ge=0.5, le=2.0, allow_inf_nan=False),
+        Setting(
+            "of the voice: 1 is its own pace, 2 twice as fast",
+            allowed="from 0.5 to 2",
+            group=TYPED,
+            widget=Widget("Slider", {"minimum": 0.5, "maximum": 2.0, "step": 0.05}),
+        ),
+    ] = 1.0
+    captions: Annotated[
+        CaptionPlace,
+        Setting(
+            "the text as captions: in files beside the video (.srt and .vtt), or burned into it as well",
+            group=TYPED,
+            widget=Widget("Dropdown"),
+        ),
+    ] = "file"
+
+
 # What a request may carry besides settings, and not every engine can honour.
 OTHER_REFUSALS: Mapping[str, Mapping[str, str]] = {
     "points": {"diffusion": "it works without face points"},
@@ -261,6 +313,7 @@ SECTIONS: Mapping[str, type] = {"generation": Generation, "memory": Memory, "par
 SETTINGS: Mapping[str, Declared] = {
     one.name: one for section, holder in SECTIONS.items() for one in _declared(section, holder)
 }
+SPEAKING: Mapping[str, Declared] = {one.name: one for one in _declared("speaking", Speaking)}
 FORM: tuple[str, ...] = tuple(name for name, one in SETTINGS.items() if one.setting.widget is not None)
 
 

@@ -31,11 +31,13 @@ FLOORS = [
     {"events", "request"},
     {"planning"},
     {"media"},
+    {"speech"},
     {"runtime", "model"},  # who supervises, and what computes: neither knows the other
     {"preview", "pipeline"},
     {"distributed"},
-    {"long", "bench"},
+    {"long", "bench", "measures", "compose"},
     {"batch"},
+    {"compare"},
     {"commands", "ui"},
     {"cli", "app", "__main__"},
     {"training", "benchmarks"},  # nothing imports these
@@ -55,8 +57,12 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
     ),
     "transformers": ("model", "pipeline", "bench"),
     "diffusers": ("model", "pipeline", "bench"),
-    "onnxruntime": ("preview", "training"),
-    "cv2": ("preview",),
+    "onnxruntime": ("preview", "training", "speech"),
+    "hibari": ("speech.embedded", "training"),
+    "misaki": ("speech.phonemes",),
+    "httpx": ("speech.remote",),
+    "cv2": ("preview", "measures"),
+    "moviepy": ("compose",),
     "gradio": ("ui",),
     "pynvml": ("planning.nvml",),
     "rich": ("commands",),
@@ -255,7 +261,7 @@ def modules_of(*rooms: str) -> list[str]:
 
 
 HEAVY = ("torch", "librosa", "onnxruntime", "transformers", "diffusers")
-CONTROL = ("planning", "media", "runtime", "preset", "request", "events", "geometry", "errors")
+CONTROL = ("planning", "media", "speech", "runtime", "preset", "request", "events", "geometry", "errors")
 
 
 def test_importing_app_does_nothing_without_torch_and_fast():
@@ -268,6 +274,12 @@ def test_the_page_never_loads_torch():
 
 def test_the_control_plane_never_loads_torch():
     import_quietly(["avatar.cli", *modules_of(*CONTROL, "commands", "long", "batch")], banned=HEAVY)
+
+
+def test_comparing_and_composing_never_load_torch():
+    modules = modules_of("measures", "compare", "compose")
+    assert len(modules) > 12
+    import_quietly(modules, libraries=("cv2",), banned=(*HEAVY, "moviepy"))
 
 
 def test_a_helping_rank_loads_no_side_models_library():

@@ -69,7 +69,7 @@ def test_every_key_of_every_section_is_read(tmp_path):
         + '[generation]\nsize = "640*480"\ninfer_frames = 32\nnum_clip = 3\nsample_steps = 3\nshift = 2\n'
         + 'seed = 9\nprompt = "p"\n'
         + '[memory]\nenable_online_decode = false\noffload_model = true\nweight_dtype = "fp8"\n'
-        + 'ring_dtype = "fp32"\nattention_dtype = "int8"\ntext_encoder = "cpu"\n'
+        + 'ring_dtype = "fp32"\nattention_dtype = "int8"\ntext_encoder = "cpu"\nlora = "a.safetensors"\n'
         + '[parallel]\nlayout = "ulysses"\nnum_gpus_dit = 3\nulysses_size = 3\ndecode_gpu = true\n'
         + '[fallback]\norder = ["offload", "size"]\n'
     )

@@ -31,6 +31,9 @@ def test_every_setting_has_a_flag(name):
     for flag in (one.setting.flag or f"--{name}", *one.setting.spellings):
         value = getattr(parser.parse_args([flag, text]), name)
         assert (type(value), str(value)) == (one.kind, text)
+    if one.setting.joined_by:
+        parsed = parser.parse_args([f"--{name}", "a", f"--{name}", "b:0.5"])
+        assert getattr(parsed, name) == f"a{one.setting.joined_by}b:0.5"
     for flag, value in one.setting.constants.items():
         assert getattr(parser.parse_args([flag]), name) == value
     assert getattr(parser.parse_args([]), name) is None

@@ -11,21 +11,25 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from avatar.batch.inputs import Files, LeftOut, Pair, each_with_each, is_pattern, matching
+from avatar.batch.inputs import Files, LeftOut, each_with_each, is_pattern, matching
 from avatar.errors import BadInput
-from avatar.long.job import Job
+from avatar.long.job import LONGEST, Job
 from avatar.media.files import LONGEST_NAME_BYTES, joined_name
 from avatar.paths import is_dir
 from avatar.planning.choice import choose
 from avatar.planning.inventory import Inventory
 from avatar.planning.verdict import require
-from avatar.settings import SETTINGS
+from avatar.settings import SETTINGS, SPEAKING
+from avatar.speech.catalogue import Catalogue, speaking
+from avatar.speech.narration import Narrator, Script, read_text
 
 _DELIMITERS = ",;\t"  # Excel writes semicolons wherever the decimal sign is a comma
 
 _KINDS: dict[str, type] = {  # every key of a job and its type
     "image": str,
     "audio": str,
+    "text": str,
+    "text_file": str,
     "name": str,
     "preset": str,
     "points": str,
@@ -34,18 +38,23 @@ _KINDS: dict[str, type] = {  # every key of a job and its type
     "checkpoint_every": int,
     "independent": bool,
     "keep_parts": bool,
-} | {name: one.kind for name, one in SETTINGS.items()}
+} | {name: one.kind for name, one in {**SETTINGS, **SPEAKING}.items()}
+_OF_ENTRY = ("image", "audio", "text", "text_file", "name", *SPEAKING)  # no wish of the job's
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 @dataclass(frozen=True)
 class BatchEntry:
-    """One video that a batch is asked for. name: also its file's. wishes: every other key that was given."""
+    """One video that a batch is asked for. name: also its file's.
+
+    script: what is said where there is no audio. wishes: every other key that was given.
+    """
 
     name: str
     image: Path
-    audio: Path
+    audio: Path | None
     wishes: Mapping[str, Any] = field(default_factory=dict)
+    script: Script | None = None
 
     def job(self, output: Path, inventory: Inventory, resume: bool) -> Job:
         """The job, its preset resolved for a machine. Raises: AvatarError."""
@@ -59,6 +68,7 @@ class BatchEntry:
             audio=self.audio,
             output=output / f"{self.name}.mp4",
             preset=preset,
+            script=self.script,
             points=Path(wishes["points"]) if "points" in wishes else None,
             head_only=wishes.get("head_only", False),
             max_duration_s=wishes.get("max_duration"),
@@ -156,8 +166,10 @@ def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> lis
     """One entry for each portrait and speech of a row."""
     for key, value in row.items():
         _check(key, value, where)
-    images, audios = (_paths(row.get(key), key, where, folder, files) for key in ("image", "audio"))
-    wishes = {key: value for key, value in row.items() if key not in ("image", "audio", "name")}
+    script = _script(row, where, folder)
+    images = _paths(row.get("image"), "image", where, folder, files)
+    audios = [None] if script else _paths(row.get("audio"), "audio", where, folder, files)
+    wishes = {key: value for key, value in row.items() if key not in _OF_ENTRY}
     if "points" in wishes:
         wishes["points"] = str(folder / wishes["points"])
     prefix = row.get("name", "")
@@ -165,10 +177,29 @@ def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> lis
         raise BadInput(f"{where}: name {prefix!r} cannot name a file.", "Choose a plain name.")
     if len(f"{prefix}.mp4".encode(errors="surrogateescape")) > LONGEST_NAME_BYTES:
         raise BadInput(f"{where}: name {prefix[:40]!r}… is too long for a file.", "Choose a shorter name.")
-    pairs = each_with_each(images, audios)
+    pairs = [(image, audio) for image in images for audio in audios]
     if prefix and len(pairs) == 1:
-        return [BatchEntry(prefix, *pairs[0], wishes)]
-    return [BatchEntry(_name(prefix, pair), *pair, wishes) for pair in pairs]
+        return [BatchEntry(prefix, *pairs[0], wishes, script)]
+    return [BatchEntry(_name(prefix, pair), *pair, wishes, script) for pair in pairs]
+
+
+def _script(row: Mapping[str, Any], where: str, folder: Path) -> Script | None:
+    """What a row asks to be said; None for a recording. Raises: BadInput, also for what no voice can say."""
+    given = {name: row[name] for name in SPEAKING if name in row}
+    sources = [key for key in ("audio", "text", "text_file") if key in row]
+    if len(sources) > 1:
+        raise BadInput(f"{where}: {' and '.join(sources)} are given.", "Give one of them.")
+    if sources in ([], ["audio"]):
+        if given:
+            raise BadInput(f"{where}: {next(iter(given))} is for a text.", "Give text or text_file.")
+        return None
+    try:
+        text = row["text"] if "text" in row else read_text(folder / row["text_file"])
+        script = Script(text, speaking(**given))
+        Narrator.of(script, Catalogue(), LONGEST)
+    except BadInput as error:
+        raise BadInput(f"{where}: {error.message}", error.remedy) from error
+    return script
 
 
 def _check(key: str, value: Any, where: str) -> None:
@@ -216,8 +247,8 @@ def _of_folder(folder: Path, files: Files, all_with_all: bool) -> list[BatchEntr
     return [BatchEntry(joined_name(pair[0].stem), *pair) for pair in pairs]
 
 
-def _name(prefix: str, pair: Pair) -> str:
-    return joined_name(prefix, *(path.stem for path in pair))
+def _name(prefix: str, pair: tuple[Path, Path | None]) -> str:
+    return joined_name(prefix, *(path.stem if path else "text" for path in pair))
 
 
 def _unreadable(path: Path, error: Exception) -> BadInput:

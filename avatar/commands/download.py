@@ -1,4 +1,4 @@
-"""`download`: fetch the weights from the Hugging Face hub; what is there already is not fetched again."""
+"""`download`: fetch the weights; what is there already is not fetched again."""
 
 from __future__ import annotations
 
@@ -8,48 +8,87 @@ from typing import Any
 
 from avatar.commands.output import console, write_json
 from avatar.errors import BadInput
+from avatar.planning.checkpoint_places import DEFAULT_FOLDER, DIFFUSERS, OFFICIAL, find_checkpoint, remember
 
 LAYOUTS = ("official", "diffusers")
+SOURCES = ("hub", "modelscope")
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "download",
-        help="fetch the weights, 60 GB",
+        help="fetch the weights, 47.1 GB",
         description=__doc__,
-        epilog="HF_HOME, HF_ENDPOINT and HF_TOKEN are honoured.",
+        epilog="HF_HOME, HF_ENDPOINT, HF_TOKEN and HTTPS_PROXY are honoured. Stop it at any time: it goes on"
+        " where it was.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--ckpt_dir", type=Path, metavar="DIR", help="the folder to put them in (the hub's own cache)"
+        "--ckpt_dir",
+        type=Path,
+        metavar="DIR",
+        help="the folder to put everything in, which is looked in from then on (the hub's own cache, without"
+        " the parts that are found elsewhere)",
     )
     parser.add_argument(
         "--revision",
         action="append",
         default=[],
         metavar="[REPO=]REV",
-        help="a branch, tag or commit, of every repository or of one; may be given several times",
+        help="a branch, tag or commit instead of the pinned one, of every repository or of one; may be given"
+        " several times",
     )
     parser.add_argument(
         "--layout", choices=LAYOUTS, default="official", help="the base model as published, or repacked"
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        choices=SOURCES,
+        default="hub",
+        help="where the base model comes from; the LoRA is on the hub alone",
     )
     parser.add_argument("--json", action="store_true", help="progress as JSON lines on standard output")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetch both repositories and print where they are."""
-    from avatar.planning.download import DIFFUSERS_REPOS, REPOS, download
+    """Fetch what is needed and print where it is."""
+    from avatar.planning.download import DIFFUSERS_REPOS, REPOS, download, needed_repos
 
-    repos = DIFFUSERS_REPOS if args.layout == "diffusers" else REPOS
+    repos, layout = REPOS, OFFICIAL
+    if args.layout == "diffusers":
+        repos, layout = DIFFUSERS_REPOS, DIFFUSERS
     revision = revisions(args.revision, [repo.name for repo in repos])
-    folders = download(repos, revision, args.ckpt_dir, _tell if args.json else None)
+    if args.source == "modelscope":
+        folders = _from_modelscope(args, revision)
+        repos = REPOS
+    else:
+        if args.ckpt_dir is None:
+            repos = needed_repos(find_checkpoint(), layout)
+        folders = download(repos, revision, args.ckpt_dir, _tell if args.json else None)
+    if args.ckpt_dir is not None:
+        remember(args.ckpt_dir)
     if args.json:
         write_json({"event": "finished", "folders": folders})
-    else:
-        for repo, folder in zip(repos, folders, strict=True):
-            console().print(f"{repo.name}: {folder}", markup=False, soft_wrap=True)
+        return 0
+    for repo, folder in zip(repos, folders, strict=True):
+        console().print(f"{repo.name}: {folder}", markup=False, soft_wrap=True)
+    if not repos:
+        console().print("Everything is here: see `python -m avatar doctor`.", markup=False)
     return 0
+
+
+def _from_modelscope(args: argparse.Namespace, revision: dict[str, str]) -> list[Path]:
+    """The base model from ModelScope, the LoRA from the hub. Raises: BadInput, and what download raises."""
+    from avatar.planning.download import LORA, download
+    from avatar.planning.modelscope import download_base
+
+    if args.layout != "official":
+        raise BadInput("ModelScope has the official layout alone.", "Leave out --layout, or --from.")
+    target = args.ckpt_dir or Path(DEFAULT_FOLDER)
+    base = download_base(target, revision.get(OFFICIAL.repo))
+    return [base, *download((LORA,), revision, target, _tell if args.json else None)]
 
 
 def revisions(given: list[str], names: list[str]) -> dict[str, str]:

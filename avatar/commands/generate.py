@@ -1,4 +1,4 @@
-"""`generate`: one portrait and one speech to one video file."""
+"""`generate`: one portrait and one speech, recorded or typed, to one video file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from avatar.batch.engines import gpus_of
 from avatar.commands.output import console, write_json
 from avatar.commands.settings import add_checkpoint, add_long, add_preset, chosen_preset
 from avatar.commands.signals import stopped_by_signals
+from avatar.commands.speaking import add_speaking, script_of
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Event, Finished, Notice, PartDone, Progress, Segment
 from avatar.long.job import Job
 from avatar.media.files import joined_name, minutes
 from avatar.media.portrait import video_size
+from avatar.planning.checkpoint_places import remember
 from avatar.planning.inventory import Inventory, probe
 from avatar.planning.layout import Layout
 from avatar.planning.verdict import require, within_reach
@@ -43,7 +45,7 @@ def add(commands: Any) -> None:
         "generate", help="make a video from a portrait and speech", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("--image", type=Path, required=True, metavar="FILE", help="the portrait")
-    parser.add_argument("--audio", type=Path, required=True, metavar="FILE", help="the speech")
+    parser.add_argument("--audio", type=Path, metavar="FILE", help="the speech; or --text, --text_file")
     parser.add_argument(
         "--output",
         "--save_file",
@@ -71,17 +73,24 @@ def add(commands: Any) -> None:
     )
     add_checkpoint(parser)
     add_preset(parser)
+    add_speaking(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check everything, open the engine, follow its events to the end."""
-    output = args.output or _output_name(args.image, args.audio)
+    script = script_of(args)
+    if (args.audio is None) == (script is None):
+        both = "Both speech and a text are given." if script else "There is neither speech nor a text."
+        raise BadInput(both, "Give one of --audio, --text and --text_file.")
+    output = args.output or _output_name(args.image, args.audio or args.text_file or Path("text"))
     inventory = probe(args.ckpt_dir, outputs=output.parent)
     flags = tuple(name for name in ("points", "head_only", "ckpt_dir") if getattr(args, name) is not None)
     preset = chosen_preset(args, inventory, flags)
     if args.attach is None:
         require(preset, inventory)
+        if args.ckpt_dir is not None and preset.requires.weights == "live-avatar":
+            remember(args.ckpt_dir)
         if args.preset == "auto":
             _tell_within_reach(inventory, args.json)
     else:
@@ -91,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         audio=args.audio,
         output=output,
         preset=preset,
+        script=script,
         points=args.points,
         head_only=bool(args.head_only),
         max_duration_s=args.max_duration,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from avatar.errors import BadInput
 from avatar.long.job import PARTS_SUFFIX
 from avatar.media.beside import REPORT
 from avatar.paths import exists, is_dir
+from avatar.runtime.columns import configuration, out_of_memory, row
 from avatar.runtime.gallery import HALF
 from avatar.runtime.report import GpuUse, RunReport, read_report
 
@@ -98,48 +98,6 @@ def _matching(pattern: str) -> list[str]:
         return []
 
 
-def row(report: RunReport) -> dict[str, Any]:
-    """What a program wants to know of a run; None for what was not measured."""
-    memory = report.memory
-    return {
-        "preset": report.preset["name"],
-        "configuration": configuration(report),
-        "gpus": [asdict(gpu) for gpu in report.gpus],
-        "host_peak_bytes": memory.host_peak_bytes if memory else None,
-        "host_planned_bytes": report.host_planned_bytes,
-        "pinned_peak_bytes": memory.pinned_peak_bytes if memory else None,
-        "out_of_memory": report.out_of_memory,
-        "average_fps": report.frames_per_s,
-        "first_frame_s": report.first_frame_s,
-        "rungs": [asdict(taken) for taken in report.rungs],
-        "num_frames": report.num_frames,
-        "frames_asked": report.frames_asked,
-        "stopped": report.stopped,
-        "error": report.error,
-    }
-
-
-def kept_rings(memory: Mapping[str, Any]) -> str:
-    """The form of a run's rings, by its report's settings; those of older runs name no attention."""
-    return "int8" if memory.get("attention_dtype") == "int8" else memory["ring_dtype"]
-
-
-def configuration(report: RunReport) -> str:
-    """ "704*384, 48 frames, 4 steps, fp8 weights, bf16 rings, online decode" """
-    made, memory = report.preset["generation"], report.preset["memory"]
-    words = [made["size"]]
-    if report.preset["engine"] == "diffusion":
-        words += [f"{made['infer_frames']} frames", f"{made['sample_steps']} steps"]
-        words += [f"{memory['weight_dtype']} weights", f"{kept_rings(memory)} rings"]
-        words += ["online decode"] if memory["enable_online_decode"] else []
-        words += ["offload"] if memory["offload_model"] else []
-        parallel = report.preset["parallel"]
-        if parallel["layout"] != "local":
-            decoder = " + 1" if parallel["decode_gpu"] else ""
-            words.append(f"{parallel['layout']} on {parallel['num_gpus_dit']}{decoder} GPUs")
-    return ", ".join(words)
-
-
 def _print(reports: dict[Path, RunReport]) -> None:
     table = Table("configuration", show_lines=True)
     table.add_column("frames", justify="right")
@@ -154,7 +112,7 @@ def _print(reports: dict[Path, RunReport]) -> None:
             f"{report.num_frames}" + (f" of {report.frames_asked}" if report.stopped else ""),
             "\n".join(map(_gpu, report.gpus)) or UNKNOWN,
             _host(report),
-            _out_of_memory(report),
+            out_of_memory(report),
             UNKNOWN if report.frames_per_s is None else f"{report.frames_per_s:.1f}",
             UNKNOWN if report.first_frame_s is None else f"{report.first_frame_s:.1f} s",
         )
@@ -185,14 +143,6 @@ def _host(report: RunReport) -> str:
     words = f"{_gib(memory.host_peak_bytes if memory else None)} / {_gib(report.host_planned_bytes)}"
     pinned = memory.pinned_peak_bytes if memory else None
     return words + (f"\npinned {_gib(pinned)}" if pinned else "")
-
-
-def _out_of_memory(report: RunReport) -> str:
-    if report.out_of_memory is None:
-        return "?"
-    if not report.out_of_memory:
-        return "no"
-    return "yes, failed" if report.error else "yes, went on"
 
 
 def _gib(num_bytes: int | None) -> str:

@@ -33,12 +33,12 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
         heading = one.setting.group
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading, "laid over the preset's own")
-        _add_setting(groups[heading], one)
+        add_declared(groups[heading], one)
     add_reference(parser)
 
 
-def _add_setting(group: argparse._ArgumentGroup, one: Declared) -> None:
-    """A setting's flag, its other spellings, and the flags that stand for one of its values."""
+def add_declared(group: argparse._ArgumentGroup, one: Declared) -> None:
+    """Add a setting's flag, its other spellings, and the flags that stand for one of its values."""
     setting = one.setting
     flags = (setting.flag or f"--{one.name}", *setting.spellings)
     options: dict[str, Any] = {"dest": one.name, "help": setting.help}
@@ -48,6 +48,8 @@ def _add_setting(group: argparse._ArgumentGroup, one: Declared) -> None:
         options |= {"metavar": one.name.upper(), "help": f"{setting.help}: {', '.join(one.choices)}"}
     else:
         options |= {"type": one.kind, "metavar": setting.metavar or ("N" if one.kind is int else "X")}
+    if setting.joined_by:
+        options |= {"action": _Joined, "joined_by": setting.joined_by}
     if not setting.constants:
         group.add_argument(*flags, **options)
         return
@@ -56,6 +58,19 @@ def _add_setting(group: argparse._ArgumentGroup, one: Declared) -> None:
     for flag, value in setting.constants.items():
         same = f"the same as {flags[0]} {value}"
         either.add_argument(flag, dest=one.name, action="store_const", const=value, help=same)
+
+
+class _Joined(argparse.Action):
+    """Joins the values of a flag that is given several times into one text."""
+
+    def __init__(self, *args: Any, joined_by: str, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._joined_by = joined_by
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, value: Any, flag: Any = None) -> None:
+        """Called by argparse for each time."""
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, value if before is None else f"{before}{self._joined_by}{value}")
 
 
 def add_reference(parser: argparse.ArgumentParser) -> None:

@@ -9,41 +9,48 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avatar.errors import BadInput
-from avatar.long.ledger import PLAN, Ledger, open_ledger, tidy
+from avatar.long.ledger import PLAN, SPOKEN, Ledger, open_ledger, tidy
 from avatar.long.spans import Span, quiet_spans, regular_spans
 from avatar.long.stream import LongVideo
+from avatar.media.atomic import copy, disk_error
 from avatar.media.beside import made_here, written_report
 from avatar.media.files import display_name
 from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
+from avatar.media.portrait import open_portrait
 from avatar.paths import exists, is_file
 from avatar.preset import Preset
 from avatar.preview.points import load_sidecar
-from avatar.request import Request
+from avatar.request import Caption, Request
 from avatar.runtime.engine import Engine
 from avatar.runtime.fingerprint import check_same, origin
 from avatar.runtime.report import read_report
+from avatar.speech.catalogue import Catalogue
+from avatar.speech.narration import Narrator, Script, load_spoken, save_spoken
 
 PARTS_SUFFIX = ".parts"  # of the folder beside a video that is made in parts
 _DAY_S, _GIB = 86_400.0, 2**30
 _LONGER = (
     "give checkpoint_every (seconds for the preview, else clips): it is then made in parts, for up to a day"
 )
-_LONG = InputLimits(max_speech_s=_DAY_S, max_speech_bytes=64 * _GIB)
+LONGEST = InputLimits(max_speech_s=_DAY_S, max_speech_bytes=64 * _GIB)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One video. preset: resolved. checkpoint_every: clips, or seconds for the preview; None: in one piece.
+    """One video.
 
-    resume: go on where an earlier run was ended; a video that is finished is not made again.
-    tokenizer: the folder of the checkpoint's, by which the prompt is counted; None: the engine counts it.
+    script: what is spoken where there is no audio. preset: resolved. checkpoint_every: clips, or seconds for
+    the preview; None: in one piece. resume: go on where an earlier run was ended; a video that is finished is
+    not made again. tokenizer: the folder of the checkpoint's, by which the prompt is counted; None: the
+    engine counts it.
     """
 
     image: Path
-    audio: Path
+    audio: Path | None
     output: Path
     preset: Preset
+    script: Script | None = None
     points: Path | None = None
     head_only: bool = False
     max_duration_s: float | None = None
@@ -69,9 +76,10 @@ class Job:
             )
         if not long and (self.independent or self.keep_parts):
             raise BadInput("Parts are made with --checkpoint_every N.", "Give it, or leave out the other.")
+        audio, captions = self._speech(work, long)
         request = open_request(
             self.image,
-            self.audio,
+            audio,
             self.preset,
             output=self.output,
             work=work,
@@ -80,6 +88,10 @@ class Job:
             head_only=self.head_only,
             limits=self._limits(long),
             tokenizer=self.tokenizer,
+            speech_name=self.script.title if self.script else None,
+            captions=captions,
+            spoken=self.script.digest if self.script else "",
+            burn_captions=self.script is not None and self.script.speaking.captions == "burned",
         )
         finished = self._finished(request) if self.resume and not half_made else None
         if finished is not None:
@@ -95,11 +107,44 @@ class Job:
             resume=self.resume,
         )
         try:
+            if self.script is not None:
+                self._keep_spoken(audio)
             if self.checkpoint_every is not None:
                 self._check_spans(request, ledger)
             yield Opened(request, None, ledger, self.keep_parts)
         finally:
             ledger.close()
+
+    def _speech(self, work: Path, long: bool) -> tuple[Path, tuple[Caption, ...]]:
+        """The sound file, and its captions where it is spoken from a text. Raises: AvatarError."""
+        if self.script is None:
+            assert self.audio is not None, "a job has one of the two"
+            return self.audio, ()
+        narrator = Narrator.of(self.script, Catalogue(), self._limits(long))
+        limits = self._limits(long)
+        open_portrait(self.image, limits=limits)  # refused before anything is spoken, if it is
+        shown = self.script.speaking.captions != "off"
+        kept = self.parts_folder / SPOKEN
+        said = load_spoken(kept.with_suffix(".json"), self.script) if self.resume and is_file(kept) else None
+        if said is not None:
+            return kept, said if shown else ()
+        work.mkdir(parents=True, exist_ok=True)
+        spoken = work / SPOKEN
+        try:
+            captions = tuple(said.caption for said in narrator.write(spoken, limits))
+            save_spoken(spoken.with_suffix(".json"), self.script, captions)
+        except OSError as error:
+            raise disk_error(error) from error
+        return spoken, captions if shown else ()
+
+    def _keep_spoken(self, audio: Path) -> None:
+        """Keep what was spoken with the parts: not every voice says a text twice in the same way."""
+        if audio.parent != self.parts_folder:
+            try:
+                for path in (audio, audio.with_suffix(".json")):
+                    copy(path, self.parts_folder / path.name)
+            except OSError as error:
+                raise disk_error(error) from error
 
     def _spans(self, request: Request) -> Sequence[Span]:
         assert self.checkpoint_every is not None  # without it there is a ledger to resume
@@ -128,7 +173,7 @@ class Job:
 
     def _limits(self, long: bool) -> InputLimits:
         """Raises: BadInput for a bound that is none."""
-        usual = _LONG if long else InputLimits(longer=_LONGER)
+        usual = LONGEST if long else InputLimits(longer=_LONGER)
         if self.max_duration_s is None:
             return usual
         if not 0 < self.max_duration_s < math.inf:  # also refuses nan

@@ -29,6 +29,7 @@ from avatar.runtime.fingerprint import check_same, file_digest, origin, run_name
 log = logging.getLogger(__name__)
 
 PLAN, LINES, _LOCK = "plan.json", "ledger.jsonl", ".lock"
+SPOKEN = "spoken.wav"  # what was spoken from a text; beside it, as .json, from which
 _VERSION = 1
 _SUFFIXES = (".mp4", REPORT, THUMBNAIL)
 _MADE = re.compile(  # names of what is made here
@@ -227,7 +228,9 @@ def tidy(folder: Path, keep_parts: bool = False) -> None:
     if not (folder / LINES).exists() or (folder / PLAN).exists():
         return
     for path in list(folder.iterdir()):
-        if path.name == _LOCK or (_MADE.fullmatch(path.name) and not keep_parts):
+        if path.name in (_LOCK, SPOKEN, SPOKEN.replace(".wav", ".json")) or (
+            _MADE.fullmatch(path.name) and not keep_parts
+        ):
             path.unlink()
     (folder / LINES).unlink()
     if not any(folder.iterdir()):

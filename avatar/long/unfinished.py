@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from avatar.errors import BadInput
@@ -14,7 +14,7 @@ from avatar.long.ledger import Ledger
 from avatar.long.spans import regular_spans
 from avatar.media import atomic
 from avatar.preset import Preset
-from avatar.request import Request
+from avatar.request import Caption, Request
 
 PARTS = "parts"  # the ledger's folder
 _REQUEST, _PORTRAIT, _SPEECH = "request.json", "portrait.png", "speech.wav"
@@ -27,6 +27,8 @@ _PLAIN = (
     "face_points",
     "head_only",
     "segment_s",
+    "burn_captions",
+    "spoken",
 )
 
 
@@ -41,6 +43,7 @@ def begin(folder: Path, request: Request) -> tuple[Request, Ledger]:
         _copy(request.portrait, kept.portrait)
         _copy(request.speech, kept.speech)
         data = {"preset": request.preset.as_dict(), **{name: getattr(request, name) for name in _PLAIN}}
+        data["captions"] = [asdict(one) for one in request.captions]
         atomic.write(folder / _REQUEST, json.dumps(data).encode())
         spans = regular_spans(request.num_frames, request.preset, _every(request.preset))
         return kept, Ledger.begin(folder / PARTS, kept, spans)
@@ -54,6 +57,7 @@ def resume(folder: Path, *, work: Path, output: Path) -> tuple[Request, Ledger]:
         data = json.loads((folder / _REQUEST).read_text(encoding="utf-8"))
         points = data["face_points"]
         data["face_points"] = points and {name: tuple(point) for name, point in points.items()}
+        data["captions"] = tuple(Caption(**one) for one in data.get("captions", []))
         request = Request(
             portrait=folder / _PORTRAIT,
             speech=folder / _SPEECH,

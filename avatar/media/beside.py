@@ -19,6 +19,10 @@ MADE_BY = "Live Avatar"
 MARK = {"made_by": MADE_BY}  # within a video's comment, and in every JSON file
 COMMENT = f"Made by {MADE_BY}"  # of a thumbnail
 REPORT, THUMBNAIL = ".report.json", ".thumb.jpg"
+SRT, VTT = ".srt", ".vtt"  # captions
+NOTE = (
+    f"NOTE Made by {MADE_BY}"  # of a .vtt; a .srt, which has no place for one, belongs to the .vtt beside it
+)
 _OLD = {REPORT: ".json", THUMBNAIL: ".jpg"}  # what earlier versions called them
 _LARGEST_JSON_BYTES = 64 * 2**20
 _OTHER = "It is left as it is: choose another name for the output."
@@ -34,6 +38,11 @@ def thumbnail_path(video: Path) -> Path:
     return video.with_suffix(THUMBNAIL)
 
 
+def captions_paths(video: Path) -> tuple[Path, Path]:
+    """Where a video's captions are written: .srt and .vtt."""
+    return video.with_suffix(SRT), video.with_suffix(VTT)
+
+
 def written_report(video: Path) -> Path:
     """A video's report, to read; also one that an earlier version wrote under its old name."""
     return _written(video, REPORT)
@@ -45,7 +54,7 @@ def written_thumbnail(video: Path) -> Path:
 
 
 def made_here(path: Path) -> bool:
-    """Whether a video, thumbnail or JSON file carries this project's mark."""
+    """Whether a video, thumbnail, captions or JSON file carries this project's mark."""
     if not path.is_file():
         return False
     match path.suffix.lower():
@@ -55,6 +64,8 @@ def made_here(path: Path) -> bool:
             return _is_marked_picture(path)
         case ".json":
             return is_marked(_read_json(path))
+        case ".srt" | ".vtt":
+            return _is_marked_caption(path.with_suffix(VTT))
     return False
 
 
@@ -85,9 +96,10 @@ def check_free(path: Path) -> None:
     raise BadInput(f"{display_name(path)} is there already, and was not made by {MADE_BY}.", _OTHER)
 
 
-def check_places(video: Path) -> None:
-    """check_free for a video and all that will lie beside it."""
-    for path in (video, report_path(video), thumbnail_path(video)):
+def check_places(video: Path, captions: bool = False) -> None:
+    """check_free for a video and all that will lie beside it. captions: whether they will."""
+    beside = (report_path(video), thumbnail_path(video), *(captions_paths(video) if captions else ()))
+    for path in (video, *beside):
         check_free(path)
 
 
@@ -116,6 +128,14 @@ def _is_marked_picture(path: Path) -> bool:
         with Image.open(path, formats=("JPEG",)) as picture:
             return bool(picture.info.get("comment") == COMMENT.encode())
     except (OSError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def _is_marked_caption(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return NOTE in file.read(200).splitlines()
+    except (OSError, ValueError):
         return False
 
 

@@ -16,13 +16,14 @@ from PIL import Image
 from avatar.errors import BadInput
 from avatar.geometry import FPS, Size
 from avatar.media.beside import check_places
+from avatar.media.captions import find_font
 from avatar.media.files import LONGEST_NAME_BYTES, check_file, display_name, megabytes, minutes
 from avatar.media.limits import InputLimits
 from avatar.media.prompt import check_prompt
 from avatar.media.reading import Reader
 from avatar.paths import exists, is_dir
 from avatar.preset import Preset
-from avatar.request import Request
+from avatar.request import Caption, Request
 from avatar.sizes import video_size
 
 log = logging.getLogger(__name__)
@@ -47,12 +48,16 @@ def open_request(
     segment_s: float = 2.0,
     tokenizer: Path | None = None,
     reader: Reader | None = None,
+    captions: tuple[Caption, ...] = (),
+    burn_captions: bool = False,
+    spoken: str = "",
 ) -> Request:
     """Check everything that a user gave; write portrait.png and speech.wav into work.
 
     portrait_name, speech_name: the user's own file names, where the paths are those of uploads.
     tokenizer: the folder of the checkpoint's, by which prompts are counted; None: the engine counts them.
-    reader: how the files are decoded; by default in this process.
+    reader: how the files are decoded; by default in this process. captions, spoken: of
+    the speech, see Request.
     On refusal nothing is left behind in work, nor work itself if it was made here. Raises: BadInput.
     """
     portrait, speech, output, work = Path(portrait), Path(speech), Path(output), Path(work)
@@ -68,6 +73,8 @@ def open_request(
         )
     if not 0.4 <= segment_s <= 10:
         raise BadInput(f"Segments of {segment_s} s cannot be made.", "Choose 0.4 to 10 seconds.")
+    if burn_captions and captions:
+        find_font("".join(one.text for one in captions))  # refuses letters that no font here has
     check_file(speech, speech_name, limits.max_speech_bytes, "speech")
     picture = reader.portrait(portrait, name=portrait_name, limits=limits)
     height, width = picture.pixels.shape[:2]
@@ -77,7 +84,7 @@ def open_request(
         wav, png = work / "speech.wav", work / "portrait.png"
         undo.callback(wav.unlink, missing_ok=True)
         undo.callback(png.unlink, missing_ok=True)
-        _check_output(output, (portrait, speech), undo)
+        _check_output(output, (portrait, speech), bool(captions), undo)
         try:
             heard = reader.speech(speech, wav, name=speech_name, limits=limits)
             num_frames, cut = _num_frames(heard.num_frames(FPS), preset, speech_name)
@@ -104,6 +111,9 @@ def open_request(
         head_only=head_only,
         segment_s=float(segment_s),
         notices=(*picture.notices, *heard.notices, *cut),
+        captions=captions,
+        burn_captions=burn_captions and bool(captions),
+        spoken=spoken,
     )
 
 
@@ -126,7 +136,7 @@ def _check_points(points: Mapping[str, tuple[float, float]] | None) -> dict[str,
     return out
 
 
-def _check_output(output: Path, inputs: tuple[Path, ...], undo: ExitStack) -> None:
+def _check_output(output: Path, inputs: tuple[Path, ...], captions: bool, undo: ExitStack) -> None:
     """The place of the finished file: an .mp4 in a folder that can be written, and not one of the inputs."""
     name = display_name(output)
     if output.suffix.lower() != ".mp4" or not output.stem.strip("."):
@@ -137,7 +147,7 @@ def _check_output(output: Path, inputs: tuple[Path, ...], undo: ExitStack) -> No
         raise BadInput(f"The output {name} is a folder.", "Give the name of a file in it, ending in .mp4.")
     if exists(output) and any(output.samefile(path) for path in inputs):
         raise BadInput(f"The output {name} would overwrite the input.", "Choose another name.")
-    check_places(output)
+    check_places(output, captions)
     _open_folder(output.parent, "output", undo)
 
 

@@ -13,6 +13,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from avatar.errors import WeightsMissing
 from avatar.geometry import AUDIO_FEATURE_HZ, FPS, LEAD_IN_FRAMES, SPEECH_HZ, audio_indices
+from avatar.model.weights.stored import StoredTensors
 from avatar.model.weights.tensor_files import (
     WRONG_CHECKPOINT,
     Shapes,
@@ -31,7 +32,11 @@ MARGIN_S = 10.0  # of which this much at either side is context only
 NORMALISE_EPS = 1e-7  # Source: transformers Wav2Vec2FeatureExtractor
 CHUNK_SAMPLES = 60 * SPEECH_HZ
 
+TRAINING_ONLY = "masked_spec_embed"  # stands for what training hides; some files leave it out
+STRIDES = (5, 2, 2, 2, 2, 2, 2)  # of wav2vec2's convolutions: no tensor tells them
+HEAD_WIDTH = 64
 SAFE_FILE, PICKLED_FILE = "model.safetensors", "pytorch_model.bin"
+_LAYERS = "encoder.layers."
 _POSITION = "encoder.pos_conv_embed.conv"
 WEIGHT_NORM_NAMES = {  # how PyTorch wrote weight norm before 2.0, and since
     f"{_POSITION}.weight_g": f"{_POSITION}.parametrizations.weight.original0",
@@ -54,10 +59,12 @@ class SpeechEncoder:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str, dtype: torch.dtype) -> SpeechEncoder:
-        """Read a transformers wav2vec2 folder; a speech recogniser's head is left aside.
+        """Read a transformers wav2vec2 folder, or ComfyUI's file; a speech recogniser's head is left aside.
 
         Raises: WeightsMissing.
         """
+        if folder.is_file():
+            return cls._filled(*_from_file(folder), folder.name, device, dtype)
         model = build_on_meta(folder, lambda config: Wav2Vec2Model(Wav2Vec2Config.from_dict(config)))
         listening = read_json(folder / "preprocessor_config.json")
         if listening.get("sampling_rate", SPEECH_HZ) != SPEECH_HZ:
@@ -65,11 +72,26 @@ class SpeechEncoder:
                 f"{folder.name} listens at {listening['sampling_rate']} Hz, not {SPEECH_HZ}.",
                 WRONG_CHECKPOINT,
             )
-        tensors = _read_tensors(folder)
+        loaded = cls._filled(model, _read_tensors(folder), folder.name, device, dtype)
+        loaded.normalise = bool(listening.get("do_normalize", True))
+        return loaded
+
+    @classmethod
+    def _filled(
+        cls,
+        model: Wav2Vec2Model,
+        tensors: dict[str, Tensor],
+        name: str,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> SpeechEncoder:
+        """The model with its tensors, whose names and shapes must be its own. Raises: WeightsMissing."""
         expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        require_match(folder.name, expected, {name: tuple(value.shape) for name, value in tensors.items()})
+        if TRAINING_ONLY in expected:
+            tensors.setdefault(TRAINING_ONLY, torch.zeros(expected[TRAINING_ONLY]))
+        require_match(name, expected, {name: tuple(value.shape) for name, value in tensors.items()})
         model.load_state_dict({name: t.to(device, dtype) for name, t in tensors.items()}, assign=True)
-        return cls(model, bool(listening.get("do_normalize", True)))
+        return cls(model)
 
     @property
     def num_layers(self) -> int:
@@ -216,6 +238,41 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     else:
         with open_safetensors(folder / SAFE_FILE) as tensors:
             published = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    return _named(published)
+
+
+def _from_file(path: Path) -> tuple[Wav2Vec2Model, dict[str, Tensor]]:
+    """ComfyUI's wav2vec2, which comes without a config: the sizes are read off the tensors.
+
+    Source: ComfyUI comfy/audio_encoders/{audio_encoders,wav2vec2}.py. Raises: WeightsMissing.
+    """
+    tensors = _named(dict(StoredTensors(path)))
+    stem = "feature_extractor.conv_layers"
+    try:
+        convs = [tensors[f"{stem}.{index}.conv.weight"].shape for index in range(len(STRIDES))]
+        width, group, kernel = tensors[f"{_POSITION}.parametrizations.weight.original1"].shape
+        config = Wav2Vec2Config(
+            hidden_size=width,
+            num_hidden_layers=len({name.split(".")[2] for name in tensors if name.startswith(_LAYERS)}),
+            num_attention_heads=width // HEAD_WIDTH,
+            intermediate_size=len(tensors["encoder.layers.0.feed_forward.intermediate_dense.weight"]),
+            conv_dim=[shape[0] for shape in convs],
+            conv_kernel=[shape[2] for shape in convs],
+            conv_stride=STRIDES,
+            conv_bias=f"{stem}.0.conv.bias" in tensors,
+            feat_extract_norm="layer" if f"{stem}.1.layer_norm.weight" in tensors else "group",
+            do_stable_layer_norm=True,
+            num_conv_pos_embeddings=kernel,
+            num_conv_pos_embedding_groups=width // group,
+        )
+        with torch.device("meta"):
+            return Wav2Vec2Model(config), tensors
+    except (KeyError, ValueError) as error:
+        raise WeightsMissing(f"{path.name} is not wav2vec2-large ({error}).", WRONG_CHECKPOINT) from error
+
+
+def _named(published: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Under the names of Wav2Vec2Model."""
     named = {
         name.removeprefix("wav2vec2."): tensor for name, tensor in published.items() if name[:8] != "lm_head."
     }

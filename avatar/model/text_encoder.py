@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from avatar.errors import WeightsMissing
+from avatar.model.weights.stored import StoredTable, StoredTensors
 from avatar.model.weights.tensor_files import (
     WRONG_CHECKPOINT,
-    Shapes,
+    Shape,
     build_on_meta,
     open_safetensors,
     read_pth,
@@ -23,6 +24,7 @@ from avatar.model.weights.tensor_files import (
     shard_files,
 )
 from avatar.planning.prompt_tokens import open_tokenizer, token_ids
+from avatar.planning.tensor_headers import GGUF, SAFETENSORS
 
 SHARED = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under two names
 BLOCK = "encoder.block."
@@ -85,17 +87,24 @@ class TextWeights:
     """An encoder that is checked, and holds no memory: its model on the meta device, its tensors mapped."""
 
     model: UMT5EncoderModel
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
 
     @classmethod
     def open(cls, path: Path) -> TextWeights:
-        """The published .pth file, or a transformers folder. Raises: WeightsMissing."""
-        model, tensors = _from_folder(path) if path.is_dir() else _from_pth(path)
-        tensors.pop(SHARED[1], None)
-        expected: Shapes = {
-            name: tuple(value.shape) for name, value in model.state_dict().items() if name != SHARED[1]
-        }
-        require_match(path.name, expected, {name: tuple(value.shape) for name, value in tensors.items()})
+        """The published .pth file, a single file of ComfyUI's or of GGUF, or a transformers folder.
+
+        Raises: WeightsMissing.
+        """
+        tensors: Mapping[str, Tensor]
+        if path.is_file() and path.suffix in (SAFETENSORS, GGUF):
+            tensors = StoredTensors(path)
+            model, found = _model_of(tensors.shapes, path.name), tensors.shapes
+        else:
+            model, tensors = _from_folder(path) if path.is_dir() else _from_pth(path)
+            found = {name: tuple(value.shape) for name, value in tensors.items()}
+        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        twice = {name: shape for name, shape in found.items() if name != SHARED[1]}
+        require_match(path.name, {name: shapes[name] for name in shapes if name != SHARED[1]}, twice)
         return cls(model.eval().requires_grad_(False), tensors)
 
     def load(
@@ -103,7 +112,9 @@ class TextWeights:
     ) -> TextEncoder:
         """The encoder on a device, loaded block by block. spread: may shard each: then none stays whole."""
         model = deepcopy(self.model)  # whoever keeps the weights keeps nothing of what is loaded
-        model.set_input_embeddings(WordTable(self.tensors[SHARED[0]], device, dtype))
+        tensors = self.tensors
+        table = tensors.table(SHARED[0]) if isinstance(tensors, StoredTensors) else tensors[SHARED[0]]
+        model.set_input_embeddings(WordTable(table, device, dtype))
         stack = model.encoder
         for index, block in enumerate(stack.block):
             self._place(f"{BLOCK}{index}.", block, device, dtype)
@@ -120,7 +131,7 @@ class TextWeights:
 class WordTable(nn.Module):
     """The table of all words' vectors, left in its file: a prompt takes 512 of its 256,384 rows at most."""
 
-    def __init__(self, table: Tensor, device: torch.device | str, dtype: torch.dtype) -> None:
+    def __init__(self, table: Tensor | StoredTable, device: torch.device | str, dtype: torch.dtype) -> None:
         """table: V D on the CPU. device, dtype: of the rows that are looked up."""
         super().__init__()
         self._table, self._place = table, (device, dtype)
@@ -143,32 +154,31 @@ def transformers_name(published: str) -> str:
 
 def _from_pth(path: Path) -> tuple[UMT5EncoderModel, dict[str, Tensor]]:
     published = read_pth(path)
+    shapes = {transformers_name(name): tuple(tensor.shape) for name, tensor in published.items()}
+    return _model_of(shapes, path.name), {transformers_name(name): t for name, t in published.items()}
+
+
+def _model_of(shapes: Mapping[str, Shape], file_name: str) -> UMT5EncoderModel:
+    """The encoder of these tensors on the meta device, its sizes read off them. Raises: WeightsMissing."""
+    first = f"{BLOCK}0.layer."
     try:
-        config = _config_of(published)
+        vocabulary, width = shapes[SHARED[0]]
+        buckets, num_heads = shapes[f"{first}0.SelfAttention.relative_attention_bias.weight"]
+        config = UMT5Config(
+            vocab_size=vocabulary,
+            d_model=width,
+            d_kv=shapes[f"{first}0.SelfAttention.q.weight"][0] // num_heads,
+            d_ff=shapes[f"{first}1.DenseReluDense.wi_1.weight"][0],
+            num_heads=num_heads,
+            num_layers=len({name.split(".")[2] for name in shapes if name.startswith(BLOCK)}),
+            relative_attention_num_buckets=buckets,
+            feed_forward_proj="gated-gelu",
+        )
     except KeyError as error:
-        raise WeightsMissing(
-            f"{path.name} is not a UMT5 encoder: it lacks {error.args[0]}.", WRONG_CHECKPOINT
-        ) from error
+        text = f"{file_name} is not a UMT5 encoder: it lacks {error.args[0]}."
+        raise WeightsMissing(text, WRONG_CHECKPOINT) from error
     with torch.device("meta"):
-        model = UMT5EncoderModel(config)
-    return model, {transformers_name(name): tensor for name, tensor in published.items()}
-
-
-def _config_of(published: dict[str, Tensor]) -> UMT5Config:
-    """The shape of the encoder, read off its tensors."""
-    vocabulary, width = published["token_embedding.weight"].shape
-    buckets, num_heads = published["blocks.0.pos_embedding.embedding.weight"].shape
-    layers = {name.split(".")[1] for name in published if name.startswith("blocks.")}
-    return UMT5Config(
-        vocab_size=vocabulary,
-        d_model=width,
-        d_kv=published["blocks.0.attn.q.weight"].shape[0] // num_heads,
-        d_ff=published["blocks.0.ffn.fc1.weight"].shape[0],
-        num_heads=num_heads,
-        num_layers=len(layers),
-        relative_attention_num_buckets=buckets,
-        feed_forward_proj="gated-gelu",
-    )
+        return UMT5EncoderModel(config)
 
 
 def _from_folder(folder: Path) -> tuple[UMT5EncoderModel, dict[str, Tensor]]:

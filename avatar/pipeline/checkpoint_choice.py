@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from avatar.errors import BadInput
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
+from avatar.planning.loras import parse_loras
 from avatar.planning.plan import gib
 from avatar.planning.planner import TINY_BYTES
 from avatar.preset import Preset
@@ -16,10 +18,12 @@ TINY_FOLDER = "self-test"  # in the run's own folder
 def find_files(preset: Preset, weights: Path | None, work: Path) -> CheckpointFiles:
     """The checkpoint that a preset takes; the self-test's is a toy one, built in work when none is named.
 
-    Raises: WeightsMissing, BadInput for a named checkpoint that is too large for the self-test.
+    Raises: WeightsMissing, BadInput for a LoRA that is not there, or a named checkpoint that is too
+    large for the self-test.
     """
+    loras = parse_loras(preset.memory.lora)
     if preset.requires.weights != "tiny":
-        return open_checkpoint(weights)
+        return replace(open_checkpoint(weights), loras=loras)
     if weights is None:
         from avatar.model.weights.tiny import build_tiny_checkpoint  # slow to import, and only for this
 
@@ -31,4 +35,4 @@ def find_files(preset: Preset, weights: Path | None, work: Path) -> CheckpointFi
             f"The self-test runs a toy model; these weights take {gib(num_bytes)}.",
             "Leave out --ckpt_dir, or choose another preset.",
         )
-    return files
+    return replace(files, loras=loras)

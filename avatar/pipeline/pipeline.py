@@ -75,7 +75,7 @@ class DiffusionPipeline:
         self._make_parts = make_parts or self._from_checkpoint
         self._encode_text: EncodeText | None = None  # how several ranks do it together
         self._parts: Components | None = None
-        self._held: tuple[str, str] | None = None  # the settings that the parts were loaded with
+        self._held: tuple[str, ...] | None = None  # the settings that the parts were loaded with
         self._fixed: Placement | None = None  # what the parts' own placement leaves no choice in
         self._state: ResumeState | None = None  # of the run that goes on
         self._stands_on: tuple[str, int] | None = None  # a long video's run, and the rungs that it has taken
@@ -365,6 +365,6 @@ def checking(cancelled: Callable[[], bool]) -> Check:
     return check
 
 
-def held_as(memory: Memory) -> tuple[str, str]:
+def held_as(memory: Memory) -> tuple[str, ...]:
     """The settings that decide how models are loaded; the others may change from run to run."""
-    return memory.weight_dtype, memory.text_encoder
+    return memory.weight_dtype, memory.text_encoder, memory.lora

@@ -1,14 +1,14 @@
 """Fetching the checkpoint from the Hugging Face hub: what is needed and missing, if the disk has room for it.
 
-huggingface_hub does the work and reads HF_HOME and HF_ENDPOINT. A run that stopped goes on with the files
-that it had not finished; within a run a broken connection goes on where it broke.
+huggingface_hub talks to the hub, and reads HF_HOME, HF_ENDPOINT, HF_TOKEN and the proxies' variables. However
+a run ended, the next one goes on where it was, and each file's sha256 is checked.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +32,13 @@ from avatar.planning.checkpoint_places import (
     LORA_FILE,
     LORA_REPO,
     OFFICIAL,
+    PARTS,
     SHARD_STEM,
+    Checkpoint,
     CheckpointLayout,
     hub_cache,
 )
+from avatar.planning.fetching import Counter, LargeFile, fetch_files
 
 logger = logging.getLogger(__name__)
 
@@ -49,25 +52,73 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Repo:
-    """A repository on the hub, the files of it that are needed, and the folder that holds it in a target."""
+    """A repository on the hub, and the files of it that are needed.
+
+    folder: that holds it in a target. revision: the commit that is fetched unless another is asked for; None:
+    the newest.
+    """
 
     name: str
     patterns: tuple[str, ...]
     folder: str
+    revision: str | None = None
 
 
-def base_repo(layout: CheckpointLayout = OFFICIAL) -> Repo:
-    """The base model in one of its layouts, without what only other programs need."""
+# As the public code's users have pinned them; the model is known to be this.
+COMMITS = {
+    OFFICIAL.repo: "dab4e9c55bbe4c8c4d03db1c2c98c7f0ac9c454b",
+    LORA_REPO: "92cdccd12a91e8a63767a7c821b7c75e51d5a172",
+}
+
+
+def base_repo(layout: CheckpointLayout = OFFICIAL, parts: Collection[str] = PARTS) -> Repo:
+    """The base model in one of its layouts, or some parts of it, without what only other programs need."""
     folder = "" if layout.transformer == "." else f"{layout.transformer}/"
-    parts = [part if part.endswith(".pth") else f"{part}/*" for part in (layout.text_encoder, layout.vae)]
-    speech = [f"{layout.speech_encoder}/{name}" for name in ("*config.json", "model.safetensors")]
-    shards = [f"{folder}config.json", f"{folder}{SHARD_STEM}*"]
-    return Repo(layout.repo, (*shards, *parts, f"{layout.tokenizer}/*", *speech), layout.repo.split("/")[1])
+    weights = {
+        part: (path if path.endswith(".pth") else f"{path}/*",)
+        for part, path in (("text_encoder", layout.text_encoder), ("vae", layout.vae))
+    }
+    patterns = {
+        "transformer": (f"{folder}config.json", f"{folder}{SHARD_STEM}*"),
+        **weights,
+        "tokenizer": (f"{layout.tokenizer}/*",),
+        "speech_encoder": tuple(
+            f"{layout.speech_encoder}/{name}" for name in ("*config.json", "model.safetensors")
+        ),
+    }
+    wanted = tuple(pattern for part in PARTS if part in parts for pattern in patterns[part])
+    return Repo(layout.repo, wanted, layout.repo.split("/")[1], COMMITS.get(layout.repo))
 
 
-LORA = Repo(LORA_REPO, (LORA_FILE,), "LiveAvatar")
-REPOS = (base_repo(OFFICIAL), LORA)
-DIFFUSERS_REPOS = (base_repo(DIFFUSERS), LORA)
+LORA = Repo(LORA_REPO, (LORA_FILE,), "LiveAvatar", COMMITS[LORA_REPO])
+REPOS: tuple[Repo, ...] = (base_repo(OFFICIAL), LORA)
+DIFFUSERS_REPOS: tuple[Repo, ...] = (base_repo(DIFFUSERS), LORA)
+PART_BYTES = {  # of the published files
+    "transformer": 32_600_000_000,
+    "text_encoder": 11_361_920_418,
+    "tokenizer": 21_500_000,
+    "vae": 507_609_880,
+    "speech_encoder": 1_262_000_000,
+    "lora": 1_350_000_000,
+}
+
+
+def lacking(found: Checkpoint) -> list[str]:
+    """The parts that are not here, "lora" among them."""
+    return [part for part in PARTS if part not in found.parts] + ([] if found.lora else ["lora"])
+
+
+def lacking_bytes(found: Checkpoint) -> int:
+    """About as much as fetching them takes."""
+    return sum(PART_BYTES[part] for part in lacking(found))
+
+
+def needed_repos(found: Checkpoint, layout: CheckpointLayout = OFFICIAL) -> tuple[Repo, ...]:
+    """What the hub's cache is to hold: all parts but those that the user has elsewhere."""
+    cache = hub_cache()
+    parts = [part for part in PARTS if part not in found.parts or cache in found.parts[part].parents]
+    repos = [base_repo(layout, parts)] if parts else []
+    return (*repos, LORA) if found.lora is None or cache in found.lora.parents else tuple(repos)
 
 
 def download(
@@ -78,42 +129,76 @@ def download(
 ) -> list[Path]:
     """Fetch the files that are not there yet, and return each repository's folder.
 
-    revision: a branch, tag or commit; of every repository, or by repository name. target: the folder for
-    --ckpt_dir; None: the hub's cache. progress: None shows huggingface_hub's bars on a terminal.
+    revision: a branch, tag or commit; of every repository, or by repository name; else the pinned one.
+    target: the folder for --ckpt_dir; None: the hub's cache. progress: None shows bars on a terminal.
     Raises: BadInput for an unknown revision; DoesNotFit, before anything is fetched, for a disk that is too
-    small; WeightsMissing when the hub cannot be reached or the connection breaks for good.
+    small; WeightsMissing when the hub cannot be reached, the connection breaks for good, or a file arrives
+    broken twice.
     """
-    revisions = {repo.name: _revision(repo, revision) for repo in repos}
-    to_fetch = sum(_bytes_to_fetch(repo, revisions[repo.name], target) for repo in repos)
-    _require_room(to_fetch, target or hub_cache())
-    logger.info("to fetch: %.1f GB", to_fetch / GB)
-    bars = {} if progress is None else {"tqdm_class": _reporting(progress, to_fetch)}
-    return [Path(_snapshot(repo, revisions[repo.name], target, **bars)) for repo in repos]
+    wanted = [_survey(repo, _revision(repo, revision), target) for repo in repos]
+    total = sum(one.to_fetch for one in wanted)
+    here = sum(file.here_bytes for one in wanted for file in one.large)
+    require_room(total - here, target or hub_cache())
+    logger.info("to fetch: %.1f GB", (total - here) / GB)
+    counter = None if progress is None else Counter(total, progress, here)
+    bar = None if counter is None else _reporting(counter)
+    if counter is not None:
+        counter.add(0)
+    folders = []
+    for repo, one in zip(repos, wanted, strict=True):
+        with _explaining(repo, one.revision):
+            fetch_files(one.large, bar, counter)
+        bars = {} if bar is None else {"tqdm_class": bar}
+        folders.append(Path(_snapshot(repo, one.revision, target, **bars)))
+    return folders
 
 
-def _bytes_to_fetch(repo: Repo, revision: str | None, target: Path | None) -> int:
-    """What a repository still needs. Files of another size than the hub's are removed first."""
-    silent = _reporting(lambda done, total: None, 0)
+@dataclass(frozen=True)
+class _Survey:
+    """What a repository still needs. large: files that are fetched by themselves."""
+
+    revision: str | None
+    to_fetch: int
+    large: tuple[LargeFile, ...]
+
+
+def _survey(repo: Repo, revision: str | None, target: Path | None) -> _Survey:
+    """Look at the hub and at what is here. Files of another size than the hub's are removed first."""
+    silent = _reporting(Counter(0, lambda done, total: None))
     files = _snapshot(repo, revision, target, dry_run=True, tqdm_class=silent)
-    here = {file.filename: Path(file.local_path) for file in files if not file.will_download}
-    to_fetch = sum(file.file_size or 0 for file in files if file.will_download)
-    if here:
-        with _explaining(repo, revision):
-            tree = list(HfApi().list_repo_tree(repo.name, recursive=True, revision=files[0].commit_hash))
-        for entry in tree:
-            path = here.get(entry.path)
-            if not path or not path.is_file() or not isinstance(entry, RepoFile):
-                continue
-            if path.stat().st_size != entry.size:
-                logger.warning("%s is broken and will be fetched again", entry.path)
-                path.resolve().unlink()  # in the cache the file itself lies elsewhere
-                path.unlink(missing_ok=True)
-                to_fetch += entry.size
-    return to_fetch
+    if not files:
+        raise WeightsMissing(f"{repo.name} has none of the files that are needed.", "Check HF_ENDPOINT.")
+    commit = files[0].commit_hash
+    with _explaining(repo, revision):
+        entries = HfApi().list_repo_tree(repo.name, recursive=True, revision=commit)
+        tree = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    to_fetch, large = 0, []
+    for file in files:
+        entry, path = tree.get(file.filename), Path(file.local_path)
+        size = file.file_size or 0 if entry is None else entry.size
+        missing = file.will_download
+        if entry is not None and not missing and path.is_file() and path.stat().st_size != size:
+            logger.warning("%s is broken and will be fetched again", file.filename)
+            path.resolve().unlink()  # in the cache the file itself lies elsewhere
+            path.unlink(missing_ok=True)
+            missing = True
+        if not missing:
+            continue
+        to_fetch += size
+        if entry is not None and entry.lfs is not None:
+            place = path if target else _blobs(repo) / entry.lfs.sha256
+            large.append(LargeFile(repo.name, commit, file.filename, size, entry.lfs.sha256, place))
+    return _Survey(revision, to_fetch, tuple(large))
+
+
+def _blobs(repo: Repo) -> Path:
+    """Where the hub's cache keeps a repository's files, each under its sha256."""
+    return hub_cache() / f"models--{repo.name.replace('/', '--')}" / "blobs"
 
 
 def _revision(repo: Repo, revision: str | Mapping[str, str] | None) -> str | None:
-    return revision.get(repo.name) if isinstance(revision, Mapping) else revision
+    asked = revision.get(repo.name) if isinstance(revision, Mapping) else revision
+    return asked or repo.revision
 
 
 def _snapshot(repo: Repo, revision: str | None, target: Path | None, **options: Any) -> Any:
@@ -147,6 +232,9 @@ def _explained(repo: Repo, revision: str | None, error: Exception) -> AvatarErro
         case GatedRepoError():
             remedy = "Accept them on its page on the hub, then run `hf auth login`."
             return WeightsMissing(f"{repo.name} asks for its terms to be accepted.", remedy)
+        case RepositoryNotFoundError() as unknown if unknown.response.status_code == 401:
+            remedy = "Set HF_TOKEN to a token of yours, or run `hf auth login`."
+            return WeightsMissing(f"The hub wants to know who asks for {repo.name}.", remedy)
         case RepositoryNotFoundError():
             remedy = "Check HF_ENDPOINT, and HF_TOKEN if it is private."
             return WeightsMissing(f"{repo.name} is not on the hub, or not for you.", remedy)
@@ -158,7 +246,7 @@ def _explained(repo: Repo, revision: str | None, error: Exception) -> AvatarErro
             return WeightsMissing(f"Fetching {repo.name} broke off ({type(other).__name__}).", GO_ON)
 
 
-def _require_room(to_fetch: int, folder: Path) -> None:
+def require_room(to_fetch: int, folder: Path) -> None:
     """Raises: DoesNotFit when the folder's disk has no room for so many bytes and some to spare."""
     while not folder.exists():
         folder = folder.parent
@@ -170,23 +258,21 @@ def _require_room(to_fetch: int, folder: Path) -> None:
         )
 
 
-def _reporting(progress: Progress, total: int) -> type[tqdm]:
-    """A progress bar that shows nothing and tells progress() instead."""
-    done = 0
+def _reporting(counter: Counter) -> type[tqdm]:
+    """A progress bar that shows nothing and tells the counter instead."""
 
     class Reporting(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
-            self._counts = options.get("name") == BYTES_WRITTEN
+            self._counts = options.get("name") in BYTES_WRITTEN
             super().__init__(*args, **options | {"disable": True})
 
         def update(self, n: float | None = 1) -> bool | None:
-            nonlocal done
             if self._counts:
-                done += int(n or 0)
-                progress(min(done, total), total)
+                counter.add(int(n or 0))
             return None
 
     return Reporting
 
 
-BYTES_WRITTEN = "huggingface_hub.snapshot_download"  # the library's name for its bar of bytes on disk
+# The library's names for its bars of bytes: of a snapshot, and of a file that is fetched by itself.
+BYTES_WRITTEN = ("huggingface_hub.snapshot_download", "huggingface_hub.http_get")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 from avatar.errors import WeightsMissing
-from avatar.planning.checkpoint_places import SHARD_STEM, Checkpoint
+from avatar.planning.checkpoint_places import Checkpoint
+from avatar.planning.tensor_names import file_shapes
 from avatar.planning.transformer_config import AUDIO_ENCODER, ModelConfig
 
 log = logging.getLogger(__name__)
@@ -81,10 +81,11 @@ class ModelSizes:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> ModelSizes:
         """A checkpoint's; the published ones where there is none, or none that can be read."""
-        if checkpoint.base is None or not checkpoint.complete:
+        config, shards = checkpoint.config, checkpoint.shards
+        if config is None or not shards or not checkpoint.complete:
             return cls.published()
         try:
-            return _of_files(checkpoint.base / checkpoint.layout.transformer)
+            return _of_files(config, tuple(shards))
         except (WeightsMissing, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.info("planned with the published sizes: the checkpoint's cannot be read (%s)", error)
             return cls.published()  # loading will say what is wrong
@@ -105,12 +106,12 @@ def _layer(config: ModelConfig, index: int) -> Weights:
 
 
 @lru_cache(maxsize=4)
-def _of_files(folder: Path) -> ModelSizes:
-    config = ModelConfig.load(folder / "config.json")
+def _of_files(config_file: Path, shards: tuple[Path, ...]) -> ModelSizes:
+    config = ModelConfig.load(config_file)
     layers = [Weights()] * config.num_layers
     others = Weights()
-    for path in sorted(folder.glob(f"{SHARD_STEM}*.safetensors")):
-        for name, shape in tensor_index(path).items():
+    for path in shards:
+        for name, shape in file_shapes(path).items():
             part, *rest = name.split(".")
             if part == LAYER:
                 layers[int(rest[0])] += Weights.of(shape)
@@ -121,10 +122,3 @@ def _of_files(folder: Path) -> ModelSizes:
             else:
                 others += Weights(others=math.prod(shape))
     return ModelSizes(config, tuple(layers), others)
-
-
-def tensor_index(path: Path) -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of a safetensors file by its header: 8 bytes of length, then JSON."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return {name: tuple(told["shape"]) for name, told in header.items() if name != "__metadata__"}

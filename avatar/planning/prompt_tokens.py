@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from avatar.errors import BadInput, WeightsMissing
+from avatar.paths import is_file
 from avatar.planning.checkpoint_places import DOWNLOAD_COMMAND
+from avatar.planning.sentencepiece import tokenizer_of
 
 MAX_TOKENS = 512  # what the transformer was trained to read, the end mark included
 TOKENIZER_FILE = "tokenizer.json"
@@ -31,8 +33,11 @@ def token_ids(prompt: str, folder: Path, max_tokens: int = MAX_TOKENS) -> list[i
 
 
 def open_tokenizer(folder: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a folder, kept for the next time. Raises: WeightsMissing."""
-    file = folder / TOKENIZER_FILE
+    """The `tokenizers.Tokenizer` of a folder, kept for the next time. Raises: WeightsMissing.
+
+    folder: that of tokenizer.json; or a single file of the prompt encoder that brings its words along.
+    """
+    file = folder if is_file(folder) else folder / TOKENIZER_FILE
     try:
         return _tokenizer(file, file.stat().st_mtime_ns)
     except OSError as error:
@@ -57,6 +62,8 @@ def _tokenizer(file: Path, mtime_ns: int) -> Any:
     from tokenizers import Tokenizer
 
     try:
+        if file.suffix != ".json":
+            return tokenizer_of(file)
         tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except OSError:
         raise

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from avatar.errors import WeightsMissing
+from avatar.planning.tensor_headers import Shape
+from avatar.planning.tensor_names import transformer_shapes
 
 # What the published model was built with and this code computes; another value would be another model.
 FIXED: dict[str, Any] = {
@@ -27,6 +29,7 @@ FIXED: dict[str, Any] = {
 }
 AUDIO_ENCODER = "casual_audio_encoder"  # spelt as in the checkpoint; its tensors' names begin with it
 
+HEAD_WIDTH = 128
 WRONG_MODEL = "Use the checkpoint Wan-AI/Wan2.2-S2V-14B, or another of the same architecture."
 
 
@@ -50,7 +53,7 @@ class ModelConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.dim % (2 * self.num_heads):
+        if self.num_heads < 1 or self.dim % (2 * self.num_heads):
             raise WeightsMissing(
                 f"config.json: dim {self.dim} does not divide into {self.num_heads} heads.", WRONG_MODEL
             )
@@ -95,8 +98,43 @@ class ModelConfig:
         return cls(**values)
 
     @classmethod
+    def of_shapes(cls, shapes: Mapping[str, Shape], file_name: str) -> ModelConfig:
+        """Read the sizes off the tensors, as ComfyUI does; heads are 128 wide, and the layers with audio are
+        the published ones.
+
+        Source: ComfyUI comfy/model_detection.py, and WanModel_S2V in comfy/ldm/wan/model.py.
+        Raises: WeightsMissing naming a tensor that another model lacks.
+        """
+        try:
+            dim, in_dim = shapes["patch_embedding.weight"][:2]
+            speech = shapes["casual_audio_encoder.encoder.conv1_local.conv.weight"]
+            num_layers = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
+            injected = {name.split(".")[2] for name in shapes if name.startswith("audio_injector.injector.")}
+            return cls(
+                dim=dim,
+                ffn_dim=shapes["blocks.0.ffn.0.weight"][0],
+                num_heads=dim // HEAD_WIDTH,
+                num_layers=num_layers,
+                in_dim=in_dim,
+                out_dim=shapes["head.head.weight"][0] // 4,
+                cond_dim=shapes["cond_encoder.weight"][1],
+                freq_dim=shapes["time_embedding.0.weight"][1],
+                text_dim=shapes["text_embedding.0.weight"][1],
+                audio_dim=speech[1],
+                num_audio_token=speech[0] // (dim // 4),
+                audio_inject_layers=cls.audio_inject_layers[: len(injected)],
+            )
+        except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+            raise WeightsMissing(f"{file_name} is not Wan2.2-S2V ({error}).", WRONG_MODEL) from error
+
+    @classmethod
     def load(cls, path: Path) -> ModelConfig:
-        """Read config.json. Raises: WeightsMissing when it is absent, unreadable or of another model."""
+        """Read config.json, or the shapes in a file of tensors that comes without one.
+
+        Raises: WeightsMissing when it is absent, unreadable or of another model.
+        """
+        if path.suffix != ".json":
+            return cls.of_shapes(transformer_shapes([path]), path.name)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -15,6 +15,7 @@ from avatar.planning.checkpoint_places import Checkpoint
 from avatar.planning.inventory import IMAGINED_CUDA, Gpu, Inventory
 from avatar.planning.lacks import Lack, able, missing_cards, missing_room, missing_software, refused
 from avatar.planning.ladder import describe, rungs
+from avatar.planning.loras import check_loras
 from avatar.planning.plan import GIB, Plan
 from avatar.planning.planner import plan
 from avatar.planning.preference import preference
@@ -102,6 +103,8 @@ def require(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | No
     presets: where to look for one that fits; None: the shipped ones.
     Raises: BadInput (not in this version), WeightsMissing, DoesNotFit, each with what to do.
     """
+    own = preset.requires.weights == "tiny"  # a model of its own
+    check_loras(preset.memory.lora, Checkpoint() if own else inventory.checkpoint)
     found = judge(preset, inventory, presets)
     if found.ok:
         return found

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from avatar.errors import BadInput
+from avatar.planning.loras import loras_digest
 from avatar.request import Request
 
 _WORDS = {
@@ -16,7 +18,9 @@ _WORDS = {
     "speech": "the speech is another",
     "preset": "the preset or its settings are others",
     "prompt": "the prompt is another",
+    "lora": "the LoRAs are others",
     "face": "the face points or head_only are others",
+    "captions": "the captions that are burned in are others",
 }
 _SHAPING = ("engine", "generation", "memory", "parallel")  # sections of a preset that shape a video
 
@@ -24,12 +28,16 @@ _SHAPING = ("engine", "generation", "memory", "parallel")  # sections of a prese
 def origin(request: Request) -> dict[str, str]:
     """A fingerprint of each thing that a video is made from."""
     preset = request.preset.as_dict()
+    burned = [asdict(one) for one in request.captions] if request.burn_captions else []
+    lora = preset["memory"].pop("lora")  # what is in the files counts, not their names
     return {
         "portrait": file_digest(request.portrait),
-        "speech": file_digest(request.speech),
+        "speech": request.spoken or file_digest(request.speech),  # no voice need say a text twice alike
         "preset": _digest({key: preset[key] for key in _SHAPING}),
         "prompt": _digest(request.prompt),
         "face": _digest([request.face_points, request.head_only]),
+        **({"captions": _digest(burned)} if burned else {}),
+        **({"lora": loras_digest(lora)} if lora else {}),  # none: as before there were any
     }
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from avatar import locks
 from avatar.errors import AvatarError, BadInput
-from avatar.media.beside import thumbnail_path, written_report, written_thumbnail
+from avatar.media.beside import captions_paths, thumbnail_path, written_report, written_thumbnail
 from avatar.runtime.gallery_entry import (
     ABOUT,
     DRAFT,
@@ -195,11 +195,12 @@ class Gallery:
         return hmac.new(self._key, f"{id}/{name}".encode(), hashlib.sha256).hexdigest()[:40]
 
     def file(self, id: str, name: str, key: str) -> Path | None:
-        """The path of an entry's video, thumbnail or report; None without its key, or for another file."""
+        """The path of a file of an entry's, video or beside it; None without its key, or for another file."""
         if not _ID.fullmatch(id):
             return None
         video = self.folder / id / video_name(id)
-        if name not in [path.name for path in (video, written_thumbnail(video), written_report(video))]:
+        ours = (video, written_thumbnail(video), written_report(video), *captions_paths(video))
+        if name not in [path.name for path in ours]:
             return None
         if not hmac.compare_digest(self.key(id, name).encode(), key.encode(errors="replace")):
             return None

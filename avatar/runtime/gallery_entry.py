@@ -14,7 +14,7 @@ from typing import Any
 
 from avatar.errors import BadInput
 from avatar.media import atomic
-from avatar.media.beside import written_report, written_thumbnail
+from avatar.media.beside import captions_paths, written_report, written_thumbnail
 from avatar.runtime.report import RunReport, read_report
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,12 @@ class GalleryEntry:
     @property
     def thumbnail(self) -> Path:
         return written_thumbnail(self.video)
+
+    @property
+    def captions(self) -> Path | None:
+        """The captions as .vtt, beside which .srt lies; None without any."""
+        path = captions_paths(self.video)[1]
+        return path if path.is_file() else None
 
     @property
     def report(self) -> Path:

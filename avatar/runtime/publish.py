@@ -1,4 +1,4 @@
-"""What lies beside a finished video: its thumbnail and its report."""
+"""What lies beside a finished video: its thumbnail, its captions and its report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from avatar.errors import AvatarError
 from avatar.events import Finished
 from avatar.geometry import FPS
-from avatar.media import atomic
+from avatar.media import atomic, captions
 from avatar.media.beside import COMMENT, report_path, thumbnail_path
 from avatar.request import Request
 from avatar.runtime.fingerprint import origin
@@ -49,12 +49,14 @@ class Unreported(AvatarError):
 
 
 def publish(request: Request, report: RunReport, num_frames: int, error: str | None) -> Finished:
-    """Put thumbnail and report beside the video, the report last. Raises: Unreported."""
+    """Put thumbnail, captions and report beside the video, the report last. Raises: Unreported."""
     report.num_frames, report.duration_s, report.error = num_frames, num_frames / report.fps, error
     path = report_path(request.output)
     finished = Finished(request.output, path, num_frames, report.duration_s, report.stopped, error)
     try:
         atomic.move(thumbnail(request), thumbnail_path(request.output))
+        if request.captions and request.part is None:
+            captions.write(request.output, request.captions, report.duration_s)
         report.write(path)
     except OSError as failed:
         raise unreported(failed, finished) from failed

@@ -17,6 +17,7 @@ from avatar.errors import AvatarError, Cancelled, NotPlaced
 from avatar.events import Event, Finished, Notice, Phase, Progress, Segment
 from avatar.geometry import FPS
 from avatar.media.atomic import disk_error
+from avatar.media.captions import Burner
 from avatar.media.segments import SegmentWriter, join_segments
 from avatar.media.speech import SpeechReader
 from avatar.request import Request
@@ -155,6 +156,7 @@ class _Run:
         """First thread: frames from the source to the encoder, until all are made or something stops it."""
         try:
             self._report.plan = self._plan()
+            burner = Burner(self._request.captions, self._fps) if self._request.burn_captions else None
             for item in self._source.frames(self._request, self._cancelled):
                 if self._cancelled():
                     raise Cancelled("The run was stopped.")
@@ -165,6 +167,8 @@ class _Run:
                 elif isinstance(item, Notice):
                     self._tell(item)
                 else:
+                    if burner is not None:
+                        item = burner.burn(item, self._request.first_frame + self._made)
                     self._made += self._hand_over(item, self._request.num_frames - self._made)
             if self._made < self._request.num_frames:
                 if self._cancelled():

@@ -1,14 +1,16 @@
-"""The endpoints for programs: /generate, /presets, /plan, /gauges. All others are private."""
+"""The endpoints for programs: /generate, /speak, /voices, /presets, /plan, /gauges; no others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from avatar.errors import BadInput
+from avatar.settings import Speaking
 from avatar.ui import payloads, point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.error_messages import reports_errors
@@ -16,6 +18,8 @@ from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import language_of, text
 from avatar.ui.job_queue import KeptVideo
 from avatar.ui.run import STATUS_EVERY_S
+from avatar.ui.speakers import Speakers, SpokenText
+from avatar.ui.typing_panel import script_of
 from avatar.ui.widgets import portrait_picker, speech_picker
 
 
@@ -30,11 +34,19 @@ def wire(studio: AppState) -> None:
         settings = gr.JSON({}, label="settings")
         face_points = gr.JSON({}, label="face_points")  # a default: clients may leave it out
         head_only = gr.Checkbox(False, label="head_only")
+        words = gr.Textbox("", label="text")  # instead of a recording
+        voice = gr.Textbox(Speaking().voice, label="voice")
+        speed = gr.Number(Speaking().speed, label="speed")
+        captions = gr.Textbox(Speaking().captions, label="captions")
         answer, video = gr.JSON(label="answer"), gr.File(label="video")
+        sound, said = gr.File(label="speech"), gr.JSON(label="captions")
         button = gr.Button()
-    given = [portrait, speech, preset, prompt, settings, face_points, head_only]
+    spoken = [words, voice, speed]
+    given = [portrait, speech, preset, prompt, settings, face_points, head_only, *spoken, captions]
     shared: dict[str, Any] = {"api_visibility": "public", "concurrency_limit": None}
     button.click(reports_errors(endpoints.generate), given, video, api_name="generate", **shared)
+    button.click(reports_errors(endpoints.speak), spoken, [sound, said], api_name="speak", **shared)
+    button.click(reports_errors(endpoints.voices), None, answer, api_name="voices", queue=False, **shared)
     button.click(reports_errors(endpoints.presets), None, answer, api_name="presets", queue=False, **shared)
     button.click(
         reports_errors(endpoints.plan), [preset, settings], answer, api_name="plan", queue=False, **shared
@@ -58,18 +70,35 @@ class Endpoints:
         settings: Any,
         face_points: Any,
         head_only: Any,
+        words: Any = "",
+        voice: Any = None,
+        speed: Any = None,
+        captions: Any = None,
     ) -> Iterator[Any]:
         """A finished video of the portrait speaking; settings as in a preset's file, by name.
+
+        words: are spoken where there is no speech, by voice and speed; captions: off, file or burned.
 
         A portrait in which no face is found needs face_points, or head_only: then the mouth stays shut.
         """
         language = language_of(request)
         settings, face_points = payloads.settings(settings), payloads.face_points(face_points)
         head_only = payloads.truth(head_only, "head_only")
-        if not portrait or not speech:
+        if not portrait or not (speech or words):
             raise BadInput(text("no_portrait" if not portrait else "no_speech", language))
+        if speech and words:
+            raise BadInput("Both speech and a text are given.", "Give one of them.")
         visitor = visitor_of(request)
         self.studio.desk.check_room(visitor)
+        said: SpokenText | None = None
+        if not speech:
+            script = script_of(words, voice, speed, captions, language)
+            for step in self._speakers.speak(script, visitor):
+                said = step
+                yield gr.skip()
+            assert said is not None, "a text that is spoken comes last"
+            speech = str(said.path)
+        assert speech, "looked at above"
         reader = self.studio.reader(visitor)
         for _ in reader.ahead(Path(portrait), Path(speech), STATUS_EVERY_S):
             yield gr.skip()  # so that a client that has gone away gives its place up
@@ -86,18 +115,40 @@ class Endpoints:
             face_points=face_points,
             head_only=head_only,
             visitor=visitor,
+            speech_name=said.script.title if said else None,
+            captions=said.shown if said else (),
+            spoken=said.script.digest if said else "",
+            burn_captions=said is not None and said.script.speaking.captions == "burned",
         )
         try:
-            for said in run.follow(STATUS_EVERY_S):
-                if isinstance(said, KeptVideo):
-                    if said.error is not None:
-                        raise said.error
-                    yield str(self.studio.handed_out(said.entry))
+            for told in run.follow(STATUS_EVERY_S):
+                if isinstance(told, KeptVideo):
+                    if told.error is not None:
+                        raise told.error
+                    yield str(self.studio.handed_out(told.entry))
                 else:
                     yield gr.skip()
         finally:
             self.studio.desk.stop(run)
             run.let_go()
+
+    def speak(self, request: gr.Request, words: Any, voice: Any, speed: Any) -> Iterator[Any]:
+        """A text as a sound file, and when each sentence is said, in seconds."""
+        script = script_of(words, voice, speed, None, language_of(request))
+        for said in self._speakers.speak(script, visitor_of(request)):
+            if said is None:
+                yield gr.skip(), gr.skip()
+            else:
+                yield str(said.path), [asdict(one) for one in said.captions]
+
+    def voices(self, request: gr.Request) -> list[dict[str, Any]]:
+        """Every voice: whose it is, what it reads, what its first use downloads, what is missing."""
+        return [asdict(voice) for voice in self._speakers.every_voice()]
+
+    @property
+    def _speakers(self) -> Speakers:
+        assert self.studio.speakers is not None, "the page has made them"
+        return self.studio.speakers
 
     def presets(self, request: gr.Request) -> list[dict[str, Any]]:
         """Every preset: what it needs and gives, whether this machine has it, what is missing."""

@@ -22,17 +22,20 @@ from avatar.media.reading import Reader
 from avatar.planning.gauges import Gauges
 from avatar.planning.inventory import Inventory, probe
 from avatar.planning.ladder import rungs
+from avatar.planning.loras import parse_loras
 from avatar.planning.plan import Plan
 from avatar.planning.verdict import Verdict, judge, require, resolve
 from avatar.preset import Preset
-from avatar.request import Request
+from avatar.request import Caption, Request
 from avatar.runtime.bounded_reader import Readings
 from avatar.runtime.gallery import HALF, Gallery, GalleryEntry, owner_hash, video_name
 from avatar.runtime.gallery_entry import remove
+from avatar.runtime.model_fetch import ModelFetch
 from avatar.settings import FORM, SETTINGS, refusal, refuse_settings
 from avatar.ui.examples import Examples
 from avatar.ui.job_queue import JobQueue, QueuedRun, about_request
 from avatar.ui.live import Segments
+from avatar.ui.speakers import Speakers
 from avatar.ui.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -50,7 +53,8 @@ class AppState:
     root: the path under which a proxy shows the page, "" for none. shared: everybody sees all videos.
     scratch: a folder for what lives no longer than the server. attached: the preset that ranks elsewhere
     serve. readings: where visitors' files are decoded, None for this process. uploads: None for Gradio's
-    folder. Owners are given by the secret that their browser keeps.
+    folder. Owners are given by the secret that their browser keeps. admin: the secret of who may fetch the
+    model, "" for nobody, None for everybody.
     """
 
     desk: JobQueue
@@ -67,8 +71,11 @@ class AppState:
     gauges: Gauges = field(default_factory=Gauges)
     readings: Readings | None = None
     uploads: Uploads | None = None
+    admin: str | None = None
+    model: ModelFetch = field(default_factory=ModelFetch)
 
     def __post_init__(self) -> None:
+        self.speakers: Speakers | None = None if self.uploads is None else Speakers(self.uploads, self.limits)
         self.segments = Segments(self.scratch / "live")
         self._closed = threading.Event()
         self._probing = threading.Lock()
@@ -167,6 +174,8 @@ class AppState:
         own = flat(preset)
         changes = {key: value for key, value in changes.items() if value != own.get(key)}
         refuse_settings(preset.engine, changes)
+        if isinstance(lora := changes.get("lora"), str):
+            parse_loras(lora, named_only=True)  # visitors name no files of this machine
         return preset.with_settings(**changes)
 
     def form_settings(self, name: str, values: Sequence[Any]) -> dict[str, Any]:
@@ -206,6 +215,9 @@ class AppState:
         speech_name: str | None = None,
         owner: str = "",
         visitor: str = "",
+        captions: tuple[Caption, ...] = (),
+        burn_captions: bool = False,
+        spoken: str = "",
     ) -> QueuedRun:
         """Check everything that can be checked, and put the request in line. Raises: AvatarError."""
         self.desk.check_room(visitor)
@@ -229,6 +241,9 @@ class AppState:
                 speech_name=speech_name,
                 tokenizer=None if preset.name == self.attached else self.inventory().checkpoint.tokenizer,
                 reader=self.reader(visitor),
+                captions=captions,
+                burn_captions=burn_captions,
+                spoken=spoken,
             )
             settings, kept_owner = used_settings(name, request), owner_hash(owner)
             ledger = None
@@ -281,6 +296,8 @@ class AppState:
 
     def warm(self) -> None:
         """Open the engine for the preset that the page begins with: the first run will not wait for it."""
+        if self.speakers is not None:
+            self.speakers.warm()
         try:
             self.desk.warm(self.resolved(self.preset_name))
         except AvatarError as error:  # told on the page as well, by the preset's card
@@ -301,6 +318,7 @@ class AppState:
         self._closed.set()
         if self.readings is not None:
             self.readings.close()
+        self.model.close()
         self.desk.close()
         self.gauges.close()
         self.gallery.close()

@@ -16,6 +16,17 @@ class PageComponents:
     examples: gr.HTML
     portrait: gr.Image
     points: gr.HTML
+    source: gr.State
+    tabs: gr.Tabs
+    tab: dict[str, Any]
+    text: gr.Textbox
+    voice: gr.Dropdown
+    speed: gr.Slider
+    captions: gr.Dropdown
+    sample: gr.Button
+    speak: gr.Button
+    sample_sound: gr.Audio
+    spoken: gr.State
     speech: gr.Audio
     video: gr.UploadButton
     prompt: gr.Textbox
@@ -24,6 +35,7 @@ class PageComponents:
     form: dict[str, Any]
     form_note: gr.HTML
     plan: gr.HTML
+    model: gr.HTML
     shape: gr.State
     badge: gr.HTML
     empty: gr.HTML

@@ -16,6 +16,7 @@ from avatar.errors import AvatarError
 from avatar.runtime.bounded_process import Crowded
 from avatar.ui.i18n import Language, error_title, language_of, text
 from avatar.ui.job_queue import LineFull
+from avatar.ui.speakers import VoicesBusy
 from avatar.ui.uploads import MIB, NotUploaded, TooLarge, UploadsFull
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ def words(error: AvatarError, language: Language) -> str:
             return text("line_full", language, count=error.count)
         case Crowded():
             return text("crowded", language)
+        case VoicesBusy():
+            return text("voices_busy", language)
         case UploadsFull():
             return text("uploads_full", language)
         case TooLarge():

@@ -21,11 +21,13 @@ from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reports_errors
 from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import Language, language_of, text
+from avatar.ui.model_button import ModelButton
 from avatar.ui.panels.cards import Shape, lack_words, render_examples, render_presets, size_words
 from avatar.ui.panels.machine import render_gauges, render_machine, render_plan
 from avatar.ui.panels.status import Status, render_notices, render_status
 from avatar.ui.payloads import kept, mapping, pressed, words
 from avatar.ui.run import STATUS_EVERY_S, Generate, PageRuns, Updates
+from avatar.ui.typing_panel import UPLOAD
 
 TICK_S = 1.0
 PLAYED_BY_BROWSERS = (
@@ -56,12 +58,30 @@ def wire(demo: gr.Blocks, parts: PageComponents, studio: AppState) -> None:
         p.shelf,
         p.owner,
         p.saved,
+        p.voice,
+        p.captions,
+        p.model,
     ]
     demo.load(reports_errors(page.opened), [p.saved], opened, **direct)
     demo.unload(page.closed)
     seen = [p.portrait, p.points, p.shape, p.presets, p.plan, p.notices]
     p.portrait.change(reports_errors(page.portrait_changed), [p.portrait, p.preset, *form], seen, **queued)
     p.speech.change(reports_errors(page.speech_changed), [p.speech], [p.speech], **queued)
+    typing = page.typing
+    for source, tab in p.tab.items():
+        tab.select(reports_errors(typing.chosen(source)), [p.speech], [p.source, p.speech, p.video], **direct)
+    p.speak.click(
+        reports_errors(typing.hear),
+        typing.inputs[1:],
+        [p.speech, p.spoken],
+        **{**queued, "show_progress": "minimal", "show_progress_on": [p.speak]},
+    )
+    p.sample.click(
+        reports_errors(typing.sample),
+        [p.voice, p.speed],
+        [p.sample_sound],
+        **{**queued, "show_progress": "minimal", "show_progress_on": [p.sample]},
+    )
     p.video.upload(reports_errors(page.video_taken), [p.video], [p.speech], **queued)
     kept = [p.preset, p.prompt, *form]
     keep: dict[str, Any] = {"fn": page.keep, "inputs": [p.saved, *kept], "outputs": [p.saved], **direct}
@@ -89,7 +109,10 @@ def wire(demo: gr.Blocks, parts: PageComponents, studio: AppState) -> None:
     }
     p.generate.click(press, **run)
     fill = p.examples.select(
-        reports_errors(page.example_chosen), None, [p.portrait, p.speech, p.points], **queued
+        reports_errors(page.example_chosen),
+        None,
+        [p.portrait, p.speech, p.points, p.source, p.tabs],
+        **queued,
     )
     fill.success(press, **run)
     p.stop.click(reports_errors(page.stop_pressed), None, [p.stop], **direct)
@@ -97,7 +120,8 @@ def wire(demo: gr.Blocks, parts: PageComponents, studio: AppState) -> None:
     p.live.end(page.replay, None, [p.live, p.final, p.replay], **direct)
     p.shelf.submit(reports_errors(page.generate.resume), **{**run, "inputs": [p.owner]})
     p.shelf.select(reports_errors(page.shelf_pressed), [p.owner, p.shape], [p.shelf, *chosen], **queued)
-    gr.Timer(TICK_S).tick(page.tick, None, [p.gauges], **direct)
+    p.model.select(reports_errors(page.model_pressed), None, [p.model], **queued)
+    gr.Timer(TICK_S).tick(page.tick, None, [p.gauges, p.model], **direct)
 
 
 class PageCallbacks:
@@ -108,6 +132,8 @@ class PageCallbacks:
         self.studio = studio
         self.visits = visits
         self.generate = Generate(parts, studio, visits)
+        self.typing = self.generate.typing
+        self.model = ModelButton(studio)
 
     def opened(self, request: gr.Request, saved: Mapping[str, Any] | None) -> Updates:
         """Everything that depends on the machine, the language, or what this browser kept."""
@@ -128,6 +154,8 @@ class PageCallbacks:
             p.shelf: self.generate.shelf(owner, language),
             p.owner: owner,
             p.saved: kept(saved, owner, FORM),
+            **self.typing.opened(language),
+            p.model: self.model.render(request),
         }
 
     def closed(self, request: gr.Request) -> None:
@@ -216,7 +244,9 @@ class PageCallbacks:
         number = int(id)
         return {
             p.portrait: str(pairs[number].portrait),
-            p.speech: str(pairs[number].speech),
+            p.speech: gr.update(value=str(pairs[number].speech), visible=True),
+            p.source: UPLOAD,
+            p.tabs: gr.Tabs(selected=UPLOAD),
             p.points: gr.update(value=None, image=""),
         }
 
@@ -256,7 +286,12 @@ class PageCallbacks:
         }
 
     def tick(self, request: gr.Request) -> Updates:
-        return {self.parts.gauges: render_gauges(self.studio.gauges.read(), language_of(request))}
+        gauges = render_gauges(self.studio.gauges.read(), language_of(request))
+        return {self.parts.gauges: gauges, self.parts.model: self.model.render(request)}
+
+    def model_pressed(self, request: gr.Request, event: gr.EventData) -> Updates:
+        """Get the model, pause or go on."""
+        return {self.parts.model: self.model.pressed(request, event)}
 
     def _seen(
         self,

@@ -8,11 +8,13 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from avatar.planning.loras import known_loras
 from avatar.settings import FORM, SETTINGS, refusal
-from avatar.ui import point_editor
+from avatar.ui import point_editor, typing_panel
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.i18n import browser_table
+from avatar.ui.speakers import Speakers
 from avatar.ui.theme import css, script, theme
 from avatar.ui.translations import TEXT
 from avatar.ui.uploads import Uploads
@@ -26,6 +28,7 @@ def build_page(studio: AppState) -> GuardedBlocks:
     from avatar.ui import api, handlers
 
     uploads = studio.uploads or Uploads(Path(get_upload_folder()))
+    studio.speakers = studio.speakers or Speakers(uploads, studio.limits)
     cache = (600, 4 * 3600)
     with GuardedBlocks(uploads, title="Live Avatar", analytics_enabled=False, delete_cache=cache) as demo:
         parts = _layout(studio)
@@ -110,8 +113,9 @@ def _inputs(studio: AppState) -> dict[str, Any]:
             )
         with gr.Column(min_width=220, elem_classes="picker"):
             _heading("speech")
+            parts |= typing_panel.tabs()
             parts["speech"] = speech_picker(
-                sources=["upload", "microphone"],
+                sources=["upload"],
                 show_label=False,
                 label=word("speech"),
                 elem_id="speech",
@@ -129,6 +133,7 @@ def _inputs(studio: AppState) -> dict[str, Any]:
         elem_id="prompt",
         visible=False,
     )
+    parts["model"] = _panel("model")
     parts["presets"] = _panel("presets")
     parts["preset"] = gr.State(studio.preset_name)
     parts["shape"] = gr.State(None)  # the portrait's width and height
@@ -160,7 +165,8 @@ def _form() -> dict[str, Any]:
                 assert widget is not None, "FORM holds settings with a widget"
                 info = {"info": word(f"{name}_info")} if f"{name}_info" in TEXT else {}
                 component = getattr(gr, widget.kind)
-                parts[name] = component(label=word(name), min_width=160, **info, **widget.options)
+                options = {**widget.options, **({"choices": ["", *known_loras()]} if name == "lora" else {})}
+                parts[name] = component(label=word(name), min_width=160, **info, **options)
     return {name: parts[name] for name in FORM}
 
 

@@ -22,6 +22,8 @@ from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInLine
 from avatar.ui.panels.gallery import render_shelf
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
 from avatar.ui.payloads import mapping, pressed
+from avatar.ui.speakers import SpokenText
+from avatar.ui.typing_panel import TYPE, TypingPanel
 
 log = logging.getLogger(__name__)
 
@@ -65,31 +67,40 @@ class Generate:
 
     def __init__(self, parts: PageComponents, studio: AppState, visits: PageRuns) -> None:
         self.parts = parts
+        self.typing = TypingPanel(parts, studio)
         self.studio = studio
         self.visits = visits
 
     @property
     def inputs(self) -> list[Any]:
         p = self.parts
-        return [p.portrait, p.speech, p.prompt, p.preset, p.points, p.owner, *p.form.values()]
+        typed = self.typing.inputs
+        return [p.portrait, p.speech, p.prompt, p.preset, p.points, p.owner, *typed, *p.form.values()]
 
     @property
     def outputs(self) -> list[Any]:
         p = self.parts
         player = [p.badge, p.empty, p.live, p.final, p.result, p.replay, p.download]
-        return [p.status, p.generate, p.stop, *player, p.notices, p.points, p.shelf]
+        typed = [p.speech, p.spoken]
+        return [p.status, p.generate, p.stop, *player, p.notices, p.points, p.shelf, *typed]
 
     def press(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Updates of the page until the video is finished. values: of `inputs`. Raises: AvatarError."""
-        portrait, speech, prompt, preset, asked, owner, *form = values
+        portrait, speech, prompt, preset, asked, owner, source, *typed_and_form = values
+        typed, form = typed_and_form[:5], typed_and_form[5:]
         asked = mapping(asked)
         language = language_of(request)
         if not portrait:
             raise BadInput(text("no_portrait", language))
-        if not speech:
-            raise BadInput(text("no_speech", language))
         visitor = visitor_of(request)
         self.studio.desk.check_room(visitor)
+        said: SpokenText | None = None
+        if source == TYPE:
+            for said in self.typing.spoken_text(request, *typed):
+                yield {self.parts.status: gr.skip()} if said is None else self.typing.heard(said)
+            speech = str(said.path) if said else None
+        if not speech:
+            raise BadInput(text("no_speech", language))
         reader = self.studio.reader(visitor)
         for _ in reader.ahead(Path(portrait), Path(speech), STATUS_EVERY_S):
             yield {self.parts.status: gr.skip()}  # so that a page that has gone away gives its place up
@@ -112,6 +123,10 @@ class Generate:
             head_only=point_editor.head_only(asked),
             owner=owner,
             visitor=visitor,
+            speech_name=said.script.title if said else None,
+            captions=said.shown if said else (),
+            spoken=said.script.digest if said else "",
+            burn_captions=said is not None and said.script.speaking.captions == "burned",
         )
         yield from self._show(run, request, owner)
 

@@ -19,7 +19,30 @@ TEXT: dict[str, tuple[str, str]] = {
         "一张大致正对镜头的脸；照片、绘画、卡通都可以。",
     ),
     "speech": ("Speech", "语音"),
-    "speech_info": ("A recording, or your own voice.", "一段录音，或者现场录制。"),
+    "speech_info": ("A recording, your own voice, or a text.", "一段录音、现场录制，或者一段文字。"),
+    "source_upload": ("Upload", "上传"),
+    "source_record": ("Record", "录音"),
+    "source_type": ("Type", "输入文字"),
+    "text": ("What is said", "要说的话"),
+    "text_hint": (
+        "Type or paste what the portrait should say…",
+        "输入或粘贴肖像要说的话……",
+    ),
+    "voice": ("Voice", "声音"),
+    "voice_download": ("{about} (first use: {mb} MB)", "{about}（首次使用需下载 {mb} MB）"),
+    "voice_any": ("speech server", "语音服务器"),
+    "speed_of_voice": ("Speed", "语速"),
+    "captions": ("Captions", "字幕"),
+    "captions_off": ("None", "无"),
+    "captions_file": ("As files", "字幕文件"),
+    "captions_burned": ("In the picture", "嵌入画面"),
+    "voice_sample": ("Hear voice", "试听声音"),
+    "speak": ("Hear text", "试听全文"),
+    "no_text": ("Type what should be said first.", "请先输入要说的话。"),
+    "voices_busy": (
+        "Too many texts are being spoken. Please try again in a minute.",
+        "正在朗读的文字太多，请一分钟后再试。",
+    ),
     "speech_video": ("Take the sound of a video", "使用视频里的声音"),
     "prompt": ("Prompt", "提示词"),
     "prompt_hint": (
@@ -67,6 +90,28 @@ TEXT: dict[str, tuple[str, str]] = {
     "ulysses_size": ("Ulysses size", "Ulysses 并行度"),
     "layout": ("Layout", "并行布局"),
     "decode_gpu": ("One more GPU to decode", "另用一张显卡解码"),
+    "lora": ("LoRA", "LoRA"),
+    "lora_info": (
+        "A file of the folder “loras”, with a weight if you like: look.safetensors:0.8. Several with “;”.",
+        "“loras” 文件夹中的文件，可附带权重：look.safetensors:0.8；多个之间用“;”分隔。",
+    ),
+    # the missing model
+    "model_missing": (
+        "Your GPUs can run “{preset}”; the model is missing ({size} GB).",
+        "您的显卡可以运行“{preset}”，但缺少模型权重（{size} GB）。",
+    ),
+    "model_get": ("Get the model", "下载模型"),
+    "model_pause": ("Pause", "暂停"),
+    "model_resume": ("Resume", "继续"),
+    "model_progress": ("Fetching the model", "正在下载模型"),
+    "model_done": (
+        "The model is here: reload the page, and choose a preset.",
+        "模型已就绪：请刷新页面并选择预设。",
+    ),
+    "model_admin": (
+        "Only the administrator of this page can fetch it.",
+        "只有本页面的管理员可以下载。",
+    ),
     # buttons
     "generate": ("Generate", "生成"),
     "stop": ("Stop", "停止"),
@@ -184,6 +229,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "gallery_kept": ("Kept for {days} days.", "保留 {days} 天。"),
     "gallery_replay": ("Play", "播放"),
     "gallery_download": ("Download", "下载"),
+    "gallery_captions": ("Captions", "字幕"),
     "gallery_resume": ("Resume", "继续生成"),
     "gallery_use": ("Use settings", "使用设置"),
     "gallery_delete": ("Delete", "删除"),
@@ -286,6 +332,28 @@ NOTICES: dict[str, str] = {
     "rung_oom": "{device} 显存不足（第 {block} 块）：{rung}由 {was} 改为 {now}，继续生成，画面不丢失。",
     "restarted": "生成进程中断（{cause}），已重新启动并继续生成，画面不丢失。",
     "rung_planned": "按计划放不下：{rung}由 {was} 改为 {now}。",
+}
+
+# Who a voice is, in Chinese; English is its own `about`.
+WHO: dict[str, str] = {
+    "American woman": "美式英语女声",
+    "American woman, second voice": "美式英语女声二",
+    "American man": "美式英语男声",
+    "British woman": "英式英语女声",
+    "British man": "英式英语男声",
+    "Mandarin woman": "普通话女声",
+    "Mandarin man": "普通话男声",
+    "Japanese woman": "日语女声",
+    "Japanese man": "日语男声",
+    "Spanish woman": "西班牙语女声",
+    "Spanish man": "西班牙语男声",
+    "French woman": "法语女声",
+    "Hindi woman": "印地语女声",
+    "Hindi man": "印地语男声",
+    "Italian woman": "意大利语女声",
+    "Italian man": "意大利语男声",
+    "Brazilian Portuguese woman": "巴西葡萄牙语女声",
+    "Brazilian Portuguese man": "巴西葡萄牙语男声",
 }
 
 # Rungs of the out-of-memory ladder, as the settings they change.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from avatar.errors import NotPlaced
 from avatar.events import Finished
 from avatar.media import atomic
 from avatar.media.beside import report_path, thumbnail_path
+from avatar.request import Caption
 from avatar.runtime.publish import Unreported
 from tests.long.runs import job
 
@@ -34,6 +36,16 @@ def test_a_delivery_is_put_where_the_request_says(arrived):
     assert request.output.read_bytes() == b"film"
     assert thumbnail_path(request.output).read_bytes() == b"picture"
     assert finished.report.read_bytes() == b"{}"
+
+
+def test_captions_are_put_beside_a_delivery(tmp_path):
+    (tmp_path / "w").mkdir()
+    with job(tmp_path, 2.0, checkpoint_every=None).opened(tmp_path / "w") as opened:
+        request = replace(opened.request, captions=(Caption(0.0, 3.0, "Hello."),))
+        finished = Finished(Path("/node/film.mp4"), Path("/node/film.report.json"), 50, 2.0)
+        delivery = Delivery(finished, (), "preview", b"film", b"picture", b"{}", None)
+        list(RayEngine(request.preset)._receive(request, delivery))
+    assert "00:00:02,000\nHello." in request.output.with_suffix(".srt").read_text(encoding="utf-8")
 
 
 def test_a_delivery_without_room_is_kept(arrived, monkeypatch):

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import soundfile
 from gradio_client import Client, exceptions, handle_file
 from visiting import PORTRAIT, Server, wait_until
 
@@ -21,7 +22,14 @@ def client(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Client:
 
 def test_only_the_named_endpoints_are_public(client: Client):
     api = client.view_api(return_format="dict", print_info=False)
-    assert set(api["named_endpoints"]) == {"/generate", "/presets", "/plan", "/gauges"}
+    assert set(api["named_endpoints"]) == {
+        "/generate",
+        "/speak",
+        "/voices",
+        "/presets",
+        "/plan",
+        "/gauges",
+    }
     assert not api["unnamed_endpoints"]
 
 
@@ -40,6 +48,28 @@ def test_generate_returns_the_finished_file(client: Client, server: Server, shor
     [kept] = [path for path in server.videos() if path not in before]
     assert hashlib.sha256(Path(video).read_bytes()).digest() == hashlib.sha256(kept.read_bytes()).digest()
     wait_until(lambda: not server.leftovers(), "temporary files are gone")
+
+
+def test_a_text_is_spoken_and_animated(client: Client, server: Server):
+    before = server.videos()
+    sound, said = client.predict("Hello there. It works.", "heart", 1.0, api_name="/speak")
+    assert soundfile.info(sound).duration > 1
+    assert [one["text"] for one in said] == ["Hello there.", "It works."]
+    given = (handle_file(str(PORTRAIT)), None, "auto", "", {"size": "256*256"}, None, False)
+    client.predict(*given, "Hello there. It works.", "heart", 1.5, "file", api_name="/generate")
+    [kept] = [path for path in server.videos() if path not in before]
+    assert "Hello there." in kept.with_suffix(".vtt").read_text(encoding="utf-8")
+    for words, voice, told in (("你好", "heart", "does not read Han"), ("Hi.", "hart", "Did you mean")):
+        with pytest.raises(exceptions.AppError, match=told):
+            client.predict(words, voice, 1.0, api_name="/speak")
+    with pytest.raises(exceptions.AppError, match=r"from 0\.5 to 2"):
+        client.predict(*given, "Hi.", "heart", 77, "file", api_name="/generate")
+
+
+def test_voices_tell_what_they_need(client: Client):
+    voices = {voice["name"]: voice for voice in client.predict(api_name="/voices")}
+    assert voices["heart"]["fetch_mb"] == 0
+    assert voices["kokoro/zf_xiaobei"]["language"] == "zh-CN"
 
 
 def test_presets_tell_what_is_missing(client: Client):

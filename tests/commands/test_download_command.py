@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from avatar.cli import main
 from avatar.commands.download import revisions
 from avatar.errors import BadInput
-from avatar.planning.checkpoint_places import LORA_REPO, OFFICIAL, find_checkpoint
+from avatar.planning.checkpoint_places import LORA_REPO, OFFICIAL, find_checkpoint, remembered
 from tests.fixtures.hub_server import Hub, serve
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +26,7 @@ def command(hub: Hub, home: Path, *arguments: str) -> subprocess.CompletedProces
     """In a process of its own: huggingface_hub reads its environment once."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE_"))}
     environment = kept | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    environment["XDG_CONFIG_HOME"] = str(home / "config")
     return subprocess.run(
         [sys.executable, "-m", "avatar", "download", *arguments],
         env=environment,
@@ -33,7 +36,7 @@ def command(hub: Hub, home: Path, *arguments: str) -> subprocess.CompletedProces
     )
 
 
-def test_both_repositories_come_and_are_found(checkpoint_copy, tmp_path):
+def test_both_repositories_come_and_are_found(checkpoint_copy, tmp_path, monkeypatch):
     target = tmp_path / "weights"
     with serve(
         Hub({OFFICIAL.repo: checkpoint_copy, LORA_REPO: checkpoint_copy.parent / "LiveAvatar"})
@@ -46,6 +49,8 @@ def test_both_repositories_come_and_are_found(checkpoint_copy, tmp_path):
         assert {line["event"] for line in progress} == {"progress"}
         assert progress[-1]["done_bytes"] == progress[-1]["total_bytes"] > 0
         assert find_checkpoint(target).complete
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home" / "config"))
+        assert remembered() == target
 
         hub.fetched.clear()
         again = command(hub, tmp_path / "home", "--ckpt_dir", str(target))
@@ -72,3 +77,36 @@ def test_a_revision_is_for_all_or_for_one():
 def test_another_repositorys_revision_is_refused(capsys):
     assert main(["download", "--revision", "someone/else=v2"]) == 2
     assert LORA_REPO in capsys.readouterr().err
+
+
+def test_modelscope_gives_the_base_and_the_hub_the_lora(
+    checkpoint_copy, tmp_path, monkeypatch, no_weights_elsewhere
+):
+    asked = {}
+
+    def snapshot_download(name, *, revision, local_dir, allow_patterns):
+        asked.update(name=name, revision=revision, patterns=allow_patterns)
+        shutil.copytree(checkpoint_copy, local_dir)
+
+    monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(snapshot_download=snapshot_download))
+    monkeypatch.setattr("avatar.planning.modelscope.BASE_BYTES", 1000)
+    fetched = []
+
+    def download(repos, revision, target, progress):
+        fetched.extend(repo.name for repo in repos)
+        shutil.copytree(checkpoint_copy.parent / "LiveAvatar", target / "LiveAvatar")
+        return [target / "LiveAvatar"]
+
+    monkeypatch.setattr("avatar.planning.download.download", download)
+    target = tmp_path / "scope"
+    assert main(["download", "--from", "modelscope", "--ckpt_dir", str(target), "--json"]) == 0
+    assert (asked["name"], asked["revision"]) == (OFFICIAL.repo, None)
+    assert OFFICIAL.vae in asked["patterns"]
+    assert fetched == [LORA_REPO]
+    assert find_checkpoint(target).complete
+
+
+def test_without_modelscopes_library_its_install_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    assert main(["download", "--from", "modelscope", "--ckpt_dir", str(tmp_path)]) == 2
+    assert "pip install modelscope" in capsys.readouterr().err

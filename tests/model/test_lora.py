@@ -146,7 +146,7 @@ def whole_of_another_shape(tensors: dict[str, Tensor]) -> None:
         (lose_pair, ["missing", f"{LINEAR}.weight (lora_A)", f"{LINEAR}.weight (lora_B)"]),
         (stranger, ["unexpected: blocks.7.self_attn.q.weight (lora_A)"]),
         (no_linear, ["unexpected: head.head.weight (lora_A), head.head.weight (lora_B)"]),
-        (other_naming, ["unexpected", f"diffusion_model.{LINEAR}.lora_down.weight"]),
+        (other_naming, [f"diffusion_model.{LINEAR}.lora_down.weight", "the same tensor"]),
         (narrow, [f"{LINEAR}.weight (lora_A) is 4×32 instead of 4×64"]),
         (two_ranks, [f"{LINEAR}.weight (lora_B) is 160×4 instead of 160×8"]),
         (scalar, [f"{LINEAR}.weight (lora_A) is a single number"]),

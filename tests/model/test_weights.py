@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from avatar.errors import WeightsMissing
 from avatar.model.transformer import held_dtype
-from avatar.model.weights import loading
+from avatar.model.weights import stored
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.model.weights.loading import load_transformer, load_weights
 from avatar.model.weights.lora import ALPHA
-from avatar.model.weights.tensor_files import fold_layers
 from avatar.model.weights.tiny import LORA_RANK, write_shards
 from avatar.planning.checkpoint_places import DIFFUSERS, ENVIRONMENT, LORA_FILE, OFFICIAL, SHARD_INDEX
+from avatar.planning.tensor_match import fold_layers
 
 SHARD = "diffusion_pytorch_model-00002-of-00003.safetensors"
 
@@ -109,22 +109,24 @@ def test_no_more_than_one_tensor_is_held_beyond_what_is_placed(tiny_checkpoint: 
 
 def test_one_shard_is_open_at_a_time(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[int] = []
-    monkeypatch.setattr(loading, "open_safetensors", counting(loading.open_safetensors, opened))
+    open_file = stored.safe_open
+
+    class Counted:
+        """Counts itself as long as anybody holds it."""
+
+        def __init__(self, *args: object, **options: object) -> None:
+            self.file = open_file(*args, **options)
+            opened.append((opened or [0])[-1] + 1)
+
+        def get_tensor(self, name: str) -> Tensor:
+            return self.file.get_tensor(name)
+
+        def __del__(self) -> None:
+            opened.append(opened[-1] - 1)
+
+    monkeypatch.setattr(stored, "safe_open", Counted)
     load_transformer(open_checkpoint(tiny_checkpoint), "cpu", torch.float32)
     assert opened == [1, 0] * 3
-
-
-def counting(opener: Callable, opened: list[int]) -> Callable:
-    from contextlib import contextmanager
-
-    @contextmanager
-    def open_counted(path: Path):  # type: ignore[no-untyped-def]
-        with opener(path) as file:
-            opened.append((opened or [0])[-1] + 1)
-            yield file
-        opened.append(opened[-1] - 1)
-
-    return open_counted
 
 
 def lose(tensors: dict[str, Tensor]) -> None:
@@ -234,7 +236,7 @@ def test_a_model_that_lives_elsewhere_is_filled_as_well(tmp_path: Path) -> None:
     tensors = {"weight": torch.ones(3), "bias": torch.zeros(3), "running_mean": torch.full((3,), 2.0)}
     tensors |= {"running_var": torch.ones(3), "num_batches_tracked": torch.tensor(0)}
     save_file(tensors, tmp_path / "model.safetensors")
-    load_weights(model, [tmp_path / "model.safetensors"], None, "cpu", torch.float32)
+    load_weights(model, [tmp_path / "model.safetensors"], (), "cpu", torch.float32)
     assert torch.equal(model.eval()(torch.full((1, 3), 2.0)), torch.zeros(1, 3))
 
 

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from avatar.planning.checkpoint_places import (
     ENVIRONMENT,
     LORA_REPO,
     OFFICIAL,
+    Checkpoint,
     CheckpointLayout,
     find_checkpoint,
 )
-from avatar.planning.download import base_repo
+from avatar.planning.download import COMMITS, base_repo, lacking_bytes, needed_repos
+from avatar.planning.download import REPOS as REPOS_FETCHED
 from tests.fixtures.hub_server import COMMIT, Hub, serve
 
 LORA_FOLDER = "LiveAvatar"
@@ -52,7 +56,7 @@ def hub(checkpoint_copy: Path) -> Iterator[Hub]:
         yield hub
 
 
-def run(hub: Hub, home: Path, **asked: Any) -> dict[str, Any]:
+def start(hub: Hub, home: Path, token: str = "", **asked: Any) -> subprocess.Popen[str]:
     """download() in a process of its own, as huggingface_hub reads its environment once."""
     hub.fetched.clear()
     kept = {
@@ -61,13 +65,18 @@ def run(hub: Hub, home: Path, **asked: Any) -> dict[str, Any]:
         if not key.startswith(("HF_", "HUGGINGFACE_", ENVIRONMENT))
     }
     environment = kept | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DOWNLOAD_TIMEOUT": "5"}
-    environment["HF_HUB_ETAG_TIMEOUT"] = "5"
+    environment |= {"HF_HUB_ETAG_TIMEOUT": "5"} | ({"HF_TOKEN": token} if token else {})
     arguments = [sys.executable, "-c", PROGRAM, json.dumps(asked)]
-    done = subprocess.run(
-        arguments, env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(arguments, env=environment, text=True, **pipes)  # type: ignore[call-overload]
+
+
+def run(hub: Hub, home: Path, **asked: Any) -> dict[str, Any]:
+    """To its end."""
+    process = start(hub, home, **asked)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return json.loads(out.strip().splitlines()[-1])
 
 
 def names(hub: Hub) -> set[str]:
@@ -102,7 +111,8 @@ def test_the_cache_of_hf_home_is_found_again(
     home = tmp_path / "home"
     answer = run(hub, home)
     assert all(
-        folder.startswith(str(home / "hub")) and folder.endswith(COMMIT) for folder in answer["folders"]
+        folder.startswith(str(home / "hub")) and folder.endswith(tuple(COMMITS.values()))
+        for folder in answer["folders"]
     )
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", ENVIRONMENT):
         monkeypatch.delenv(name, raising=False)
@@ -182,7 +192,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_fetched(hub: Hub, tmp
 
 
 def test_a_revision_is_asked_for(hub: Hub, tmp_path: Path) -> None:
-    hub.revisions = ("v2",)
+    hub.revisions += ("v2",)
     assert "folders" in run(hub, tmp_path / "home", revision="v2")
     assert (tmp_path / "home/hub/models--Wan-AI--Wan2.2-S2V-14B/refs/v2").read_text() == COMMIT
     refused = run(hub, tmp_path / "home", revision={LORA_REPO: "v9"})
@@ -208,3 +218,90 @@ def test_patterns_cover_the_layout(layout: CheckpointLayout) -> None:
     shard = f"{layout.transformer}/{SHARDS[0]}".removeprefix("./")
     for name in (*layout.others, *layout.indexes, shard, f"{layout.speech_encoder}/model.safetensors"):
         assert any(fnmatch(name, pattern) for pattern in patterns), name
+
+
+@pytest.fixture
+def large_hub(hub: Hub) -> Hub:
+    """A hub that keeps a shard of 64 MiB by its sha256."""
+    hub.files(OFFICIAL.repo)[SHARDS[2]].write_bytes(os.urandom(64 * 2**20))
+    hub.large = (SHARDS[2],)
+    return hub
+
+
+@pytest.mark.parametrize("in_cache", [True, False])
+def test_a_download_that_is_killed_three_times_goes_on(
+    large_hub: Hub, tmp_path: Path, in_cache: bool
+) -> None:
+    """Over a slow link; each time it goes on with what is on the disk, by whole chunks of 10 MiB."""
+    target, home = tmp_path / "weights", tmp_path / "home"
+    asked = {} if in_cache else {"target": str(target)}
+    large_hub.byte_s = 1e-8  # 64 MiB in 0.7 s
+    kept = 0
+    for _ in range(3):
+        process = start(large_hub, home, **asked)
+        before = kept
+        deadline = time.monotonic() + 60
+        while kept <= before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+            kept = sum(file.stat().st_size for file in tmp_path.rglob("*.part"))
+        process.kill()
+        process.wait()
+        assert kept > before
+    base = Path(run(large_hub, home, **asked)["folders"][0])
+    (resumed,) = [asked for name, asked in large_hub.fetched if name == SHARDS[2]]
+    assert resumed is not None
+    assert int(resumed.removeprefix("bytes=").split("-")[0]) >= kept
+    assert (base / SHARDS[2]).read_bytes() == large_hub.files(OFFICIAL.repo)[SHARDS[2]].read_bytes()
+    assert not [*tmp_path.rglob("*.part")]
+    assert run(large_hub, home, **asked)["folders"][0] == str(base)
+    assert not names(large_hub) & {SHARDS[2]}
+
+
+@pytest.mark.parametrize("in_cache", [True, False])
+def test_a_file_with_a_wrong_sha256_is_fetched_again(large_hub: Hub, tmp_path: Path, in_cache: bool) -> None:
+    asked = {} if in_cache else {"target": str(tmp_path / "weights")}
+    large_hub.corrupt = {SHARDS[2]: 1}
+    answer = run(large_hub, tmp_path / "home", **asked)
+    base = Path(answer["folders"][0])
+    assert (base / SHARDS[2]).read_bytes() == large_hub.files(OFFICIAL.repo)[SHARDS[2]].read_bytes()
+    assert [name for name, _ in large_hub.fetched].count(SHARDS[2]) == 2
+    done, total = answer["progress"][-1]
+    assert done == total
+
+
+def test_a_file_that_is_always_wrong_is_refused(large_hub: Hub, tmp_path: Path) -> None:
+    large_hub.corrupt = {SHARDS[2]: 100}
+    refused = run(large_hub, tmp_path / "home", target=str(tmp_path / "weights"))
+    assert refused["error"] == "WeightsMissing"
+    assert f"{SHARDS[2]} of {OFFICIAL.repo} arrived broken twice" in refused["text"]
+    assert not (tmp_path / "weights" / "Wan2.2-S2V-14B" / SHARDS[2]).exists()
+
+
+def test_who_asks_is_told_when_the_hub_wants_to_know(hub: Hub, tmp_path: Path) -> None:
+    hub.unauthorised = True
+    refused = run(hub, tmp_path / "home")
+    assert refused["error"] == "WeightsMissing"
+    assert "HF_TOKEN" in refused["text"]
+
+
+def test_a_token_goes_to_the_hub(large_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(large_hub, tmp_path / "home", token="hf_secret")
+    assert large_hub.tokens == {"Bearer hf_secret"}
+
+
+def test_commits_are_pinned(hub: Hub, tmp_path: Path) -> None:
+    run(hub, tmp_path / "home")
+    refs = [*(tmp_path / "home" / "hub").glob("models--*/refs/*")]
+    assert {repo.revision for repo in REPOS_FETCHED} == set(COMMITS.values())
+    assert "main" not in {ref.name for ref in refs}
+
+
+def test_parts_that_lie_elsewhere_are_not_fetched(tiny_checkpoint: Path) -> None:
+    found = find_checkpoint(tiny_checkpoint)
+    assert needed_repos(found) == ()
+    assert lacking_bytes(found) == 0
+    parts = {part: path for part, path in found.parts.items() if part != "vae"}
+    (base, lora) = needed_repos(replace(found, parts=parts, lora=None))
+    assert base.patterns == (OFFICIAL.vae,)
+    assert lora.name == LORA_REPO
+    assert round(lacking_bytes(Checkpoint()) / 1e9, 1) == 47.1

@@ -22,12 +22,16 @@ from avatar.planning.ladder import rungs
 from avatar.planning.planner import plan
 from avatar.preset import load_preset, load_presets
 from avatar.runtime.gallery import Gallery, owner_hash
+from avatar.speech.narration import Script
 from avatar.ui import point_editor
 from avatar.ui.app_state import FORM, AppState, flat
 from avatar.ui.components import PageComponents
 from avatar.ui.examples import Examples
 from avatar.ui.job_queue import JobQueue, LineFull
 from avatar.ui.run import Generate, PageRuns
+from avatar.ui.speakers import Speakers, VoicesBusy
+from avatar.ui.typing_panel import choices
+from avatar.ui.uploads import Uploads
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 PORTRAIT = ASSETS / "portraits" / "astronaut.jpg"
@@ -47,16 +51,22 @@ class Page:
         names = dict.fromkeys(PageComponents.__dataclass_fields__, "")
         parts = SimpleNamespace(**{name: name for name in names} | {"form": {name: name for name in FORM}})
         self.visits = PageRuns(self.studio)
+        self.studio.speakers = Speakers(Uploads(folder / "uploads"), self.studio.limits)
         self.generate = Generate(parts, self.studio, self.visits)  # type: ignore[arg-type]
 
     def press(
-        self, portrait: Path | None = PORTRAIT, asked: Any = None, visit: str = "v", **form: Any
+        self,
+        portrait: Path | None = PORTRAIT,
+        asked: Any = None,
+        visit: str = "v",
+        typed: tuple[Any, ...] = ("upload", "", "heart", 1.0, "file", None),
+        **form: Any,
     ) -> Iterator:
         request = gr.Request()
         request.kwargs = {"headers": {}}
         request.session_hash = visit
         values = {**flat(self.studio.resolved("auto")), **form}
-        given = [str(portrait) if portrait else None, str(SPEECH), "", "auto", asked, "me"]
+        given = [str(portrait) if portrait else None, str(SPEECH), "", "auto", asked, "me", *typed]
         return self.generate.press(request, *given, *(values[name] for name in FORM))
 
 
@@ -308,3 +318,84 @@ def test_answers():
     assert point_editor.answer(None) is None
     assert point_editor.answer({"points": {"chin": [0.5, 0.9]}, "head_only": True}) is None
     assert point_editor.answer({"points": {"chin": [0.5, 1]}}) == {"chin": [0.5, 1]}
+
+
+def typed(text: str, spoken: Any = None, captions: str = "file", voice: str = "heart") -> tuple[Any, ...]:
+    """The tab Type's values."""
+    return ("type", text, voice, 1, captions, spoken)
+
+
+def test_a_text_is_spoken_and_then_animated_with_its_captions(page):
+    p = page()
+    updates = list(p.press(typed=typed("Hello there. It works.", captions="burned")))
+    [spoken] = told(updates, "spoken")
+    [request] = p.engine.requests
+    assert [one.text for one in request.captions] == ["Hello there.", "It works."]
+    assert request.burn_captions
+    assert request.speech_name == "“Hello there. It works.”"
+    assert told(updates, "speech")[0]["value"] == str(spoken.path)
+    assert spoken.path.is_relative_to(p.studio.speakers._uploads.folder)
+
+
+def test_a_text_that_was_heard_is_not_spoken_again(page, monkeypatch):
+    p = page()
+    request = gr.Request()
+    request.kwargs = {"headers": {}}
+    heard = list(p.generate.typing.hear(request, *typed("Hello there.")[1:]))
+    spoken = heard[-1]["spoken"]
+    monkeypatch.setattr(p.studio.speakers, "speak", lambda *_: pytest.fail("it was spoken again"))
+    list(p.press(typed=typed("Hello there.", spoken, captions="off")))
+    assert p.engine.requests[0].captions == ()
+
+
+@pytest.mark.parametrize("other", [typed("Hello you."), typed("Hello there.", voice="url/alloy")])
+def test_another_text_or_voice_is_spoken_anew(page, other):
+    p = page()
+    request = gr.Request()
+    request.kwargs = {"headers": {}}
+    *_, spoken = p.studio.speakers.speak(Script("Hello there."), "me")
+    if other[2] == "heart":
+        *_, new = p.generate.typing.spoken_text(request, *other[1:-1], spoken)
+        assert new.path != spoken.path
+    else:
+        with pytest.raises(BadInput, match="no voice 'url/alloy'"):
+            list(p.generate.typing.spoken_text(request, *other[1:-1], spoken))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (typed(" "), "Type what should be said first."),
+        (typed("你好"), "does not read Han"),
+        (("type", None, {}, "fast", 3, "x"), "Type what should be said first."),
+        (("type", "Hi.", ["heart"], 1.0, "file", None), "voice must be text"),
+        (("type", "Hi.", "heart", "fast", "file", None), "speed must be a number"),
+    ],
+)
+def test_a_text_that_cannot_be_said_is_refused(page, given, words):
+    p = page()
+    with pytest.raises(BadInput) as refused:
+        list(p.press(typed=given))
+    assert words in str(refused.value)
+    assert p.engine.requests == []
+
+
+def test_one_visitor_may_have_few_texts_spoken_at_once(page):
+    speakers = page().studio.speakers
+    begun = [speakers.speak(Script("One. Two. Three."), "me") for _ in range(3)]
+    next(begun[0])
+    next(begun[1])
+    with pytest.raises(VoicesBusy):
+        next(begun[2])
+    begun[0].close()
+    assert next(speakers.speak(Script("One. Two."), "me")) is None
+    assert len(list(speakers._uploads._staging.iterdir())) == 1, "what was left is cleared away"
+
+
+def test_every_voice_has_a_label_in_both_languages(page):
+    p = page()
+    for language in ("en", "zh"):
+        labels = [label for label, _ in choices(p.studio.speakers.every_voice(), language)]
+        assert len(labels) > 30
+        assert labels[0] == {"en": "Heart · American woman", "zh": "Heart · 美式英语女声"}[language]
+    assert not [label for label in labels if "woman" in label or " man" in label]

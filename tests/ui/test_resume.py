@@ -16,6 +16,7 @@ from avatar.errors import AvatarError, BadInput
 from avatar.events import PartDone, Progress
 from avatar.long import unfinished
 from avatar.preset import load_presets
+from avatar.request import Caption
 from avatar.runtime.gallery import HALF, Gallery, owner_hash
 from avatar.ui import app_state as studio_module
 from avatar.ui.app_state import AppState
@@ -212,3 +213,23 @@ def test_the_status_tells_of_parts_and_time():
 def test_every_preset_survives_its_keeping():
     for preset in load_presets():
         assert type(preset).from_dict(preset.as_dict()) == preset
+
+
+def test_captions_survive_in_a_half_made_video(house, tmp_path):
+    desk = house()
+    portrait, speech = inputs(tmp_path, 6.0)
+    said = (Caption(0.1, 2.0, "One."), Caption(2.0, 5.5, "Two."))
+    given = (portrait, speech, "cpu-preview", SETTINGS)
+    run = desk.studio.submit(
+        *given, head_only=True, owner="me", captions=said, burn_captions=True, spoken="a digest"
+    )
+    kept = [event for event in run.follow() if isinstance(event, KeptVideo)][-1]
+    assert kept.entry.captions is not None
+    assert "Two." in kept.entry.captions.read_text(encoding="utf-8")
+    given_back = replace(run.request, portrait=portrait, speech=speech)
+    request, ledger = unfinished.begin(tmp_path / "half", given_back)
+    ledger.close()
+    again, ledger = unfinished.resume(tmp_path / "half", work=tmp_path, output=tmp_path / "out.mp4")
+    ledger.close()
+    assert (again.captions, again.burn_captions, again.spoken) == (said, True, "a digest")
+    assert request.captions == said

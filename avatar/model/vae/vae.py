@@ -16,6 +16,7 @@ from avatar.model.compile import compiled
 from avatar.model.vae.causal import Pasts
 from avatar.model.vae.still import StillEncoder
 from avatar.model.vae.streaming import CausalDecoder
+from avatar.model.weights.stored import StoredTensors
 from avatar.model.weights.tensor_files import (
     WRONG_CHECKPOINT,
     Shapes,
@@ -43,7 +44,7 @@ class VideoVAE:
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> VideoVAE:
-        """Read the published .pth file, or a diffusers folder.
+        """Read the published .pth file, ComfyUI's .safetensors, or a diffusers folder.
 
         Raises: WeightsMissing.
         """
@@ -99,7 +100,8 @@ def _lay_out_channels_last(model: torch.nn.Module) -> None:
 
 
 def _from_pth(path: Path) -> tuple[AutoencoderKLWan, dict[str, Tensor]]:
-    tensors = read_pth(path)
+    """One file; ComfyUI's has the published names. Source: ComfyUI comfy/ldm/wan/vae.py."""
+    tensors = read_pth(path) if path.suffix == ".pth" else dict(StoredTensors(path))
     try:
         widths = {
             "base_dim": tensors["encoder.conv1.weight"].shape[0],

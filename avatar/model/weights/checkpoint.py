@@ -17,13 +17,18 @@ from avatar.planning.checkpoint_places import (
     SHARD_STEM,
     find_checkpoint,
 )
+from avatar.planning.loras import UserLora
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """Where each part lies. shards: the transformer's. text_encoder, vae: a .pth file, or a folder."""
+    """Where each part lies. config: config.json, or a file whose tensors tell the sizes. shards: the
+    transformer's. text_encoder, vae, speech_encoder: a folder, or a file.
+
+    lora: the published one. loras: the user's, merged after it.
+    """
 
     config: Path
     shards: tuple[Path, ...]
@@ -32,6 +37,7 @@ class CheckpointFiles:
     vae: Path
     speech_encoder: Path
     lora: Path
+    loras: tuple[UserLora, ...] = ()
 
 
 def open_checkpoint(ckpt_dir: Path | None = None) -> CheckpointFiles:
@@ -45,18 +51,19 @@ def open_checkpoint(ckpt_dir: Path | None = None) -> CheckpointFiles:
             f"No model weights were found. Looked in --ckpt_dir{'' if ckpt_dir else ' (not given)'}, "
             f"${ENVIRONMENT}{'' if os.environ.get(ENVIRONMENT) else ' (not set)'}, ./{DEFAULT_FOLDER} "
             "and the Hugging Face cache.",
-            f"Run `{DOWNLOAD_COMMAND}` (60 GB), or name the folder with --ckpt_dir.",
+            f"Run `{DOWNLOAD_COMMAND}` (47 GB), or name the folder with --ckpt_dir.",
         )
     if found.missing or found.lora is None:
         raise WeightsMissing(f"Missing from the checkpoint: {', '.join(found.missing)}.", FETCH_AGAIN)
-    layout, base = found.layout, found.base
-    logger.info("weights: %s in %s, LoRA in %s", layout.repo, base, found.lora)
+    parts = found.parts
+    logger.info("weights: %s, LoRA in %s", ", ".join(map(str, parts.values())), found.lora)
+    whole = parts["transformer"]
     return CheckpointFiles(
-        config=base / layout.config,
-        shards=tuple(shard_files(base / layout.transformer, SHARD_STEM)),
-        text_encoder=base / layout.text_encoder,
-        tokenizer=base / layout.tokenizer,
-        vae=base / layout.vae,
-        speech_encoder=base / layout.speech_encoder,
+        config=whole / "config.json" if whole.is_dir() else whole,
+        shards=tuple(shard_files(whole, SHARD_STEM)) if whole.is_dir() else (whole,),
+        text_encoder=parts["text_encoder"],
+        tokenizer=parts["tokenizer"],
+        vae=parts["vae"],
+        speech_encoder=parts["speech_encoder"],
         lora=found.lora / LORA_FILE,
     )

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from avatar.errors import WeightsMissing
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights.checkpoint import CheckpointFiles
-from avatar.model.weights.lora import open_lora
+from avatar.model.weights.lora import open_lora, open_user_lora
+from avatar.model.weights.stored import StoredTensors
 from avatar.model.weights.tensor_files import (
     FETCH_AGAIN,
     Shapes,
-    open_safetensors,
     require_match,
-    safetensors_shapes,
 )
+from avatar.planning.loras import UserLora
 from avatar.planning.transformer_config import ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -70,43 +70,55 @@ def load_transformer(
     Raises: WeightsMissing, before any tensor is read, when files and model differ in any name or shape.
     """
     model = open_transformer(files)
-    load_weights(model, files.shards, files.lora, device, dtype, select=select, place=place, settle=settle)
+    adapters: list[Path | UserLora] = [files.lora, *files.loras]
+    load_weights(model, files.shards, adapters, device, dtype, select=select, place=place, settle=settle)
     return model
 
 
 def load_weights(
     model: nn.Module,
     shards: Sequence[Path],
-    lora: Path | None,
+    loras: Sequence[Path | UserLora],
     device: torch.device | str,
     dtype: torch.dtype,
     *,
     select: Callable[[str], bool] = lambda name: True,
     place: Place = lambda name, tensor: None,
     settle: Settle = stay,
+    widen: bool = True,
 ) -> None:
-    """Fill a model on the meta device from safetensors shards; see load_transformer."""
+    """Fill a model on the meta device from safetensors shards, or a single file; see load_transformer.
+
+    loras: merged in this order, the published one by its path. widen: see StoredTensors.
+    """
     expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    held = _held_by(shards)
+    held = _held_by(shards, widen)
     require_match(
         "The transformer's checkpoint",
         expected,
-        {name: shape for tensors in held.values() for name, shape in tensors.items()},
+        {name: shape for tensors in held.values() for name, shape in tensors.shapes.items()},
     )
     with ExitStack() as stack:
-        merge = stack.enter_context(open_lora(lora, expected)).merge if lora else lambda name, tensor: tensor
+        adapters = [
+            stack.enter_context(
+                open_lora(lora, expected) if isinstance(lora, Path) else open_user_lora(lora, expected)
+            )
+            for lora in loras
+        ]
         for shard, tensors in held.items():
             logger.info("loading %s", shard.name)
-            with open_safetensors(shard) as file:
-                for name in filter(select, tensors):
-                    tensor = merge(name, file.get_tensor(name).to(device))
-                    kept = _kept(place(name, tensor), tensor, held_dtype(name, dtype))
-                    _install(model, name, settle(name, kept))
+            for name in filter(select, tensors):
+                tensor = tensors.read(name, device)
+                for adapter in adapters:
+                    tensor = adapter.merge(name, tensor)
+                kept = _kept(place(name, tensor), tensor, held_dtype(name, dtype))
+                _install(model, name, settle(name, kept))
+            tensors.close()
 
 
-def _held_by(shards: Sequence[Path]) -> dict[Path, Shapes]:
+def _held_by(shards: Sequence[Path], widen: bool) -> dict[Path, StoredTensors]:
     """Each shard's tensors by its own header. Raises: WeightsMissing for a tensor that two shards hold."""
-    held = {shard: safetensors_shapes(shard) for shard in shards}
+    held = {shard: StoredTensors(shard, widen) for shard in shards}
     seen: dict[str, Path] = {}
     for shard, tensors in held.items():
         for name in tensors:

@@ -1,9 +1,8 @@
-"""A PEFT LoRA file: read strictly, merged tensor by tensor while the base weights are loaded."""
+"""LoRA files: read strictly, merged tensor by tensor while the base weights are loaded."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,90 +10,96 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avatar.errors import WeightsMissing
 from avatar.model.weights.tensor_files import (
+    FETCH_AGAIN,
     Shape,
     Shapes,
     open_safetensors,
     require_match,
     safetensors_shapes,
 )
+from avatar.planning.lora_keys import Change, read_changes, shapes_of
+from avatar.planning.loras import UserLora, check_lora
 
 ALPHA = 64.0  # the published LoRA's; the file does not carry it
 TARGETS = ("q", "k", "v", "o", "ffn.0", "ffn.2")  # every linear layer so named has a pair
 
-_PREFIX = "base_model.model."
-_PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
-_WRAPPED = re.compile(r"\.(?:base_layer|modules_to_save\.default|original_module)(?=\.)")
-
 
 class Lora:
-    """The adapter of one base model: W + alpha / rank · B·A, in float32.
+    """An adapter of one base model: W + weight · alpha / rank · B·A, in float32.
 
-    Keys may begin with base_model.model. and may carry .default; whole tensors replace the base's.
+    Whole tensors replace the base's, differences are added. alpha: of pairs for which the file names none;
+    None: their rank.
     """
 
     def __init__(
-        self, tensors: Any, pairs: dict[str, tuple[str, str]], whole: dict[str, str], alpha: float
+        self, tensors: Any, changes: Mapping[str, Change], alpha: float | None, weight: float = 1.0
     ) -> None:
         self._tensors = tensors
-        self._pairs = pairs
-        self._whole = whole
+        self._changes = changes
         self._alpha = alpha
+        self._weight = weight
 
     def merge(self, name: str, weight: Tensor) -> Tensor:
         """The base tensor with what the adapter adds, in float32; itself where it adds nothing."""
-        if name in self._whole:
-            weight = self._tensors.get_tensor(self._whole[name]).to(weight.device)
-        if name not in self._pairs:
+        change = self._changes.get(name)
+        if change is None:
             return weight
-        down, up = (
-            self._tensors.get_tensor(key).to(weight.device, torch.float32) for key in self._pairs[name]
-        )
-        return torch.addmm(weight.float(), up, down, alpha=self._alpha / down.shape[0])
+        if change.whole:
+            whole = self._read(change.whole, weight)
+            weight = whole if self._weight == 1 else torch.lerp(weight.float(), whole.float(), self._weight)
+        if change.difference:
+            weight = weight.float() + self._weight * self._read(change.difference, weight).float()
+        if not change.down:
+            return weight
+        down, up = (self._read(key, weight).float().flatten(1) for key in (change.down, change.up))
+        alpha = self._alpha_of(change, len(down))
+        merged = torch.addmm(weight.float().flatten(1), up, down, alpha=self._weight * alpha / len(down))
+        return merged.view(weight.shape)
+
+    def _alpha_of(self, change: Change, rank: int) -> float:
+        if change.alpha:
+            return float(self._tensors.get_tensor(change.alpha).item())
+        return rank if self._alpha is None else self._alpha
+
+    def _read(self, key: str, like: Tensor) -> Tensor:
+        tensor: Tensor = self._tensors.get_tensor(key).to(like.device)
+        return tensor
 
 
 @contextmanager
 def open_lora(path: Path, base: Shapes, alpha: float = ALPHA) -> Iterator[Lora]:
-    """Open an adapter for the base model with these tensors.
+    """Open the published adapter of the base model with these tensors.
 
     Raises: WeightsMissing naming every key that matches nothing, every pair absent or of another shape.
     """
-    found = safetensors_shapes(path)
-    pairs: dict[str, dict[str, str]] = {}
-    whole, shapes = {}, {}
-    for key, shape in found.items():
-        name, side = _read_key(key)
-        if side:
-            pairs.setdefault(name, {})[side] = key
-        else:
-            whole[name] = key
-        shapes[name + (f" (lora_{side})" if side else "")] = shape
-    require_match(f"The LoRA {path.name}", _expected(base, whole, shapes), shapes)
-    with open_safetensors(path) as tensors:
-        yield Lora(tensors, {name: (sides["A"], sides["B"]) for name, sides in pairs.items()}, whole, alpha)
-
-
-def _read_key(key: str) -> tuple[str, str]:
-    """A key's base tensor, and A or B when it is half of a pair."""
-    name = key.removeprefix(_PREFIX)
-    match = _PAIR.fullmatch(name)
-    if match:
-        return f"{match['module']}.weight", match["side"]
-    return _WRAPPED.sub("", name), ""
-
-
-def _expected(base: Shapes, whole: dict[str, str], shapes: Shapes) -> Shapes:
-    """What the adapter must hold: a pair of one rank for each target, whole tensors as the base has them."""
-    expected = {name: base[name] for name in whole if name in base}
+    shapes = safetensors_shapes(path)
+    changes, fault = read_changes(shapes, base)
+    if fault:
+        raise WeightsMissing(f"The LoRA {path.name} does not match the model: {fault}", FETCH_AGAIN)
+    expected, found = shapes_of(changes, shapes, base)
     for name, shape in base.items():
+        change, halves = changes.get(name, Change()), (f"{name} (lora_A)", f"{name} (lora_B)")
         if not is_target(name, shape):
-            continue
-        down, up = (shapes.get(f"{name} (lora_{side})", ()) for side in "AB")
-        rank = down[0] if down else up[-1] if up else 0
-        if rank or name not in whole:
-            expected[f"{name} (lora_A)"] = (rank, shape[1])
-            expected[f"{name} (lora_B)"] = (shape[0], rank)
-    return expected
+            for half in halves:
+                expected.pop(half, None)
+        elif not (change.down or change.up or change.whole):
+            expected |= dict(zip(halves, ((0, shape[1]), (shape[0], 0)), strict=True))
+    require_match(f"The LoRA {path.name}", expected, found)
+    with open_safetensors(path) as tensors:
+        yield Lora(tensors, changes, alpha)
+
+
+@contextmanager
+def open_user_lora(lora: UserLora, base: Shapes) -> Iterator[Lora]:
+    """Open a user's adapter of the base model with these tensors; it may adapt some layers alone.
+
+    Raises: BadInput naming every key that matches nothing, and every half or shape that is wrong.
+    """
+    changes = check_lora(lora, base)
+    with open_safetensors(lora.path) as tensors:
+        yield Lora(tensors, changes, lora.alpha, lora.weight)
 
 
 def is_target(name: str, shape: Shape) -> bool:

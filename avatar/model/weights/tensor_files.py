@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +16,9 @@ from torch import Tensor, nn
 
 from avatar.errors import WeightsMissing
 from avatar.planning.checkpoint_places import DOWNLOAD_COMMAND
+from avatar.planning.tensor_headers import Shape
+from avatar.planning.tensor_match import mismatches
 
-Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
 
@@ -27,8 +26,6 @@ FETCH_AGAIN = f"Run `{DOWNLOAD_COMMAND}`, which fetches only what is missing or 
 WRONG_CHECKPOINT = f"Check --ckpt_dir, or run `{DOWNLOAD_COMMAND}`."
 
 Model = TypeVar("Model", bound=nn.Module)
-
-_LAYER_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @contextmanager
@@ -81,51 +78,8 @@ def require_match(what: str, expected: Mapping[str, Shape], found: Mapping[str, 
 
     Raises: WeightsMissing naming every missing, unexpected and mis-shaped tensor.
     """
-    missing = expected.keys() - found.keys()
-    unexpected = found.keys() - expected.keys()
-    reshaped = {
-        f"{name} is {_by(found[name])} instead of {_by(expected[name])}"
-        for name in expected.keys() & found.keys()
-        if tuple(expected[name]) != tuple(found[name])
-    }
-    parts = [
-        f"{label}: {', '.join(fold_layers(names))}"
-        for label, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", reshaped))
-        if names
-    ]
-    if parts:
-        raise WeightsMissing(f"{what} does not match the model. {'. '.join(parts)}.", WRONG_CHECKPOINT)
-
-
-def fold_layers(names: Iterable[str]) -> list[str]:
-    """Names sorted, those that differ only in their first index written once: blocks.{0..39}.ffn.0.bias."""
-    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    plain = []
-    for name in names:
-        match = _LAYER_INDEX.search(name)
-        if match:
-            groups[name[: match.start()], name[match.end() :]].append(int(match[0]))
-        else:
-            plain.append(name)
-    for (head, tail), layers in groups.items():
-        runs = _runs(sorted(layers))
-        plain.append(f"{head}{runs if len(layers) == 1 else '{' + runs + '}'}{tail}")
-    return sorted(plain)
-
-
-def _runs(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] as "0..2,5"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}..{last}" for first, last in runs)
-
-
-def _by(shape: Shape) -> str:
-    return "×".join(map(str, shape)) or "a single number"
+    if differences := mismatches(expected, found):
+        raise WeightsMissing(f"{what} does not match the model. {differences}", WRONG_CHECKPOINT)
 
 
 def shard_files(folder: Path, stem: str) -> list[Path]:

@@ -70,7 +70,12 @@ VAE_WIDTH = 4
 
 
 def build_tiny_checkpoint(
-    folder: Path, *, config: ModelConfig = CONFIG, layout: CheckpointLayout = OFFICIAL, seed: int = 0
+    folder: Path,
+    *,
+    config: ModelConfig = CONFIG,
+    layout: CheckpointLayout = OFFICIAL,
+    seed: int = 0,
+    speech: Wav2Vec2Config = SPEECH,
 ) -> Path:
     """Write base model and LoRA into a folder as `download` would, and return it, for --ckpt_dir."""
     base = folder / layout.repo.split("/")[1]
@@ -83,7 +88,7 @@ def build_tiny_checkpoint(
     _write_text_encoder(base / layout.text_encoder, generator)
     _tokenizer().save(str(base / layout.tokenizer / "tokenizer.json"))
     _write_vae(base / layout.vae, generator)
-    _write_speech_encoder(base / layout.speech_encoder, generator)
+    _write_speech_encoder(base / layout.speech_encoder, generator, speech)
     lora = folder / "LiveAvatar"
     lora.mkdir(exist_ok=True)
     save_file(lora_tensors(transformer, generator), lora / LORA_FILE)
@@ -207,10 +212,10 @@ def published_vae_names() -> Iterable[str]:
     yield from ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias")
 
 
-def _write_speech_encoder(folder: Path, generator: torch.Generator) -> None:
+def _write_speech_encoder(folder: Path, generator: torch.Generator, config: Wav2Vec2Config) -> None:
     with torch.device("meta"):
-        model = Wav2Vec2ForCTC(SPEECH)
-    SPEECH.save_pretrained(folder)
+        model = Wav2Vec2ForCTC(config)
+    config.save_pretrained(folder)
     Wav2Vec2FeatureExtractor(sampling_rate=SPEECH_HZ, do_normalize=True).save_pretrained(folder)
     save_file(random_tensors(model, generator, torch.float32), folder / "model.safetensors")
 

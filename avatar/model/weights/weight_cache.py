@@ -121,7 +121,8 @@ def cached(
 
 def key(files: CheckpointFiles, dtype: torch.dtype) -> str:
     """An entry's name: another for every checkpoint, LoRA, dtype of what is not quantised, and recipe."""
-    facts = [RECIPE, str(dtype), str(ALPHA), *map(_fingerprint, (*files.shards, files.lora))]
+    facts: list[object] = [RECIPE, str(dtype), str(ALPHA), *map(_fingerprint, (*files.shards, files.lora))]
+    facts += [[*_fingerprint(lora.path), lora.weight, lora.alpha] for lora in files.loras]
     return f"{RECIPE}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
 
 
@@ -152,7 +153,7 @@ def build(
         return nn.Parameter(torch.empty(0, device="meta"), requires_grad=False)
 
     try:
-        load_weights(model, files.shards, files.lora, device, dtype, place=place)
+        load_weights(model, files.shards, (files.lora, *files.loras), device, dtype, place=place)
         writer.finish()
         with _unless_unwritable():
             draft.rename(entry)
@@ -252,7 +253,7 @@ def load_entry(
         return quantiser.place(name, intact(name, tensor))
 
     shards = sorted(entry.glob(WEIGHTS))
-    load_weights(model, shards, None, device, dtype, select=select, place=place, settle=settle)
+    load_weights(model, shards, (), device, dtype, select=select, place=place, settle=settle, widen=False)
     quantiser.install(model)
     return model
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from types import MappingProxyType
 
+from avatar.media.beside import SRT
 from avatar.runtime.gallery import GalleryEntry
 from avatar.runtime.report import RunReport
 from avatar.ui.i18n import Language, text
@@ -86,18 +87,22 @@ def _card(entry: GalleryEntry, language: Language, url: Url, report: RunReport |
         account = render_account(report, language, url(entry.id, entry.report.name), entry.report.name)
     return tag(
         "li",
-        play + tag("div", words, class_="video-words") + _buttons(entry, video, language) + account,
+        play + tag("div", words, class_="video-words") + _buttons(entry, video, url, language) + account,
         class_="video",
     )
 
 
-def _buttons(entry: GalleryEntry, video: str, language: Language) -> str:
+def _buttons(entry: GalleryEntry, video: str, url: Url, language: Language) -> str:
     about, resume, download = entry.about, "", ""
     if entry.is_unfinished:
         words = escape(text("gallery_resume", language))
         resume = tag("button", words, type="button", data_action="resume", data_id=entry.id)
     if about.duration_s:
         download = tag("a", escape(text("gallery_download", language)), href=video, download=entry.video.name)
+    if entry.captions is not None:
+        name = entry.captions.with_suffix(SRT).name
+        words = escape(text("gallery_captions", language))
+        download += tag("a", words, href=url(entry.id, name), download=name)
     use = tag(
         "button", escape(text("gallery_use", language)), type="button", data_action="use", data_id=entry.id
     )

@@ -1,0 +1,259 @@
+"""`compare`: runs that differ in what is named, or finished videos, measured and shown side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from avatar.batch.run import Outcome
+from avatar.commands.output import console, write_json
+from avatar.commands.settings import add_checkpoint, add_preset
+from avatar.commands.signals import Stop, stopped_by_signals
+from avatar.compare.cells import read_vary
+from avatar.compare.page import html
+from avatar.compare.result import (
+    FAILED,
+    PAGE,
+    SIDE_BY_SIDE,
+    STOPPED,
+    TABLE,
+    WAITING,
+    Comparison,
+    open_folder,
+    write,
+)
+from avatar.compare.runs import Runs, wishes_of
+from avatar.compare.table import grid, markdown, remarks
+from avatar.compare.timed import TimedRuns
+from avatar.compose.side_by_side import MOST_VIDEOS, side_by_side
+from avatar.errors import BadInput
+from avatar.events import Event, Progress
+from avatar.media.reading import Reader
+from avatar.planning.checkpoint_places import Checkpoint
+from avatar.planning.inventory import probe
+from avatar.runtime.factory import open_engine
+from avatar.runtime.scratch import Scratch
+from avatar.settings import SETTINGS
+
+BLOCKS = 32  # of a timed run
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="compare settings or finished videos by measurement",
+        description=__doc__,
+        epilog="The folder gets compare.json, compare.md, compare.html (plays the videos in step) and "
+        f"{SIDE_BY_SIDE}. Run it again after a kill: what is there is not made again.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("videos", type=Path, nargs="*", metavar="VIDEO", help="finished videos")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the comparison's folder")
+    parser.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="NAME=A,B",
+        help="make videos that differ in a setting, or in preset; several: each with each",
+    )
+    parser.add_argument(
+        "--image", type=Path, metavar="FILE", help="the portrait, which faces are compared with"
+    )
+    parser.add_argument("--audio", type=Path, metavar="FILE", help="the speech of the videos to make")
+    parser.add_argument("--points", type=Path, metavar="FILE.json", help="face points of a drawn portrait")
+    parser.add_argument(
+        "--label", action="append", default=[], metavar="TEXT", help="of each video, in order"
+    )
+    parser.add_argument(
+        "--clip_frames", type=int, metavar="N", help="clips of so many frames, where no report tells"
+    )
+    parser.add_argument("--no_side_by_side", action="store_true", help=f"do not make {SIDE_BY_SIDE}")
+    parser.add_argument(
+        "--font", type=Path, metavar="FILE", help="for labels that Latin letters do not spell"
+    )
+    parser.add_argument(
+        "--random_weights", action="store_true", help="time each with random weights: no checkpoint, no video"
+    )
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        default=BLOCKS,
+        metavar="N",
+        help=f"of each timed run, 12 frames each ({BLOCKS})",
+    )
+    parser.add_argument("--json", action="store_true", help="print compare.json on standard output")
+    add_checkpoint(parser)
+    add_preset(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make, measure, and write the comparison; the exit code tells whether any row failed."""
+    settings = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
+    cells = read_vary(args.vary) if args.vary else []
+    _check(args, settings)
+    if args.videos:
+        from avatar.compare.videos import add_videos, check_videos  # OpenCV, for those who need it
+
+        check_videos(args.videos, args.label)
+    before = open_folder(args.output)
+    portrait, speech = (None if path is None else path.name for path in (args.image, args.audio))
+    comparison = Comparison(args.output, [], portrait, speech)
+    stop = Stop()
+    with Scratch() as work:
+        if args.videos:
+            add_videos(comparison, args.videos, args.label)
+        elif args.random_weights:
+            stop = _time(args, comparison, cells, settings, before)
+        else:
+            stop = _make(args, comparison, cells, settings, before, work)
+        comparison.save()
+        if stop.number is None:
+            _measure(args, comparison, before)
+            _show_beside(args, comparison, work)
+    write(args.output / TABLE, markdown(comparison))
+    write(args.output / PAGE, html(comparison))
+    comparison.save()
+    _print(comparison, args.json)
+    states = {row.state for row in comparison.rows}
+    if stop.number is not None or states & {STOPPED, WAITING}:
+        return stop.exit_code
+    return 1 if FAILED in states else 0
+
+
+def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Refuse what makes no sense together. Raises: BadInput."""
+    if args.videos and (args.vary or args.audio or args.random_weights or settings or args.points):
+        raise BadInput("Finished videos are compared as they are.", "Leave out what would make others.")
+    if not args.videos and not args.vary:
+        remedy = "Give videos, or --vary NAME=A,B with --image and --audio."
+        raise BadInput("There is nothing to compare.", remedy)
+    if args.vary and args.label:
+        raise BadInput("Videos that are made are labelled by what differs.", "Leave out --label.")
+    if args.clip_frames is not None and args.clip_frames < 2:
+        raise BadInput(f"--clip_frames is {args.clip_frames}.", "Take 2 or more.")
+    if args.random_weights and (args.image or args.audio or args.points or args.ckpt_dir):
+        raise BadInput(
+            "With --random_weights no files are used.", "Leave out image, audio, points and weights."
+        )
+    if args.vary and not args.random_weights and not (args.image and args.audio):
+        raise BadInput("Videos are made from a portrait and speech.", "Give --image and --audio.")
+    if args.image:
+        Reader().portrait(args.image)
+    if args.audio:
+        Reader().judge(args.audio)
+
+
+def _make(
+    args: argparse.Namespace,
+    comparison: Comparison,
+    cells: Sequence[Any],
+    settings: dict[str, Any],
+    before: dict[str, Any],
+    work: Path,
+) -> Stop:
+    wishes = wishes_of(args.preset, settings, cells)
+    wishes |= {} if args.points is None else {"points": str(args.points)}
+    runs = Runs(
+        comparison,
+        cells,
+        image=args.image,
+        audio=args.audio,
+        wishes=wishes,
+        before=before,
+        inventory=probe(args.ckpt_dir, outputs=args.output),
+        work=work,
+    )
+    with _bar() as bar, stopped_by_signals(runs.cancel) as stop:
+
+        def told(name: str, event: Event | Outcome) -> None:
+            if isinstance(event, Progress):
+                bar(f"{name}: {event.phase}", event.frames_done, event.num_frames)
+
+        runs.make(lambda preset, _: open_engine(preset, weights=args.ckpt_dir), told)
+    return stop
+
+
+def _time(
+    args: argparse.Namespace,
+    comparison: Comparison,
+    cells: Sequence[Any],
+    settings: dict[str, Any],
+    before: dict[str, Any],
+) -> Stop:
+    inventory = replace(probe(), checkpoint=Checkpoint(complete=True))
+    runs = TimedRuns(
+        comparison,
+        cells,
+        wishes=wishes_of(args.preset, settings, cells),
+        before=before,
+        inventory=inventory,
+        num_blocks=args.blocks,
+    )
+    with stopped_by_signals(runs.cancel) as stop:
+        runs.make(lambda label: console(sys.stderr).print(f"timing {label}", markup=False))
+    return stop
+
+
+def _measure(args: argparse.Namespace, comparison: Comparison, before: dict[str, Any]) -> None:
+    from avatar.compare.look import look  # OpenCV and the face models
+
+    with _bar() as bar:
+        for row in comparison.rows:
+            if row.file is None:
+                continue
+            look(
+                comparison,
+                row,
+                before.get(row.name, {}),
+                portrait=args.image,
+                clip_frames=args.clip_frames,
+                told=lambda done, name=row.name: bar(f"{name}: measuring", done, None),  # type: ignore[misc]
+            )
+            comparison.save()
+
+
+def _show_beside(args: argparse.Namespace, comparison: Comparison, work: Path) -> None:
+    shown = [(row.label, comparison.folder / row.file) for row in comparison.rows if row.file]
+    if args.no_side_by_side or not shown:
+        return
+    if len(shown) > MOST_VIDEOS:
+        comparison.notes.append(f"{SIDE_BY_SIDE} shows the first {MOST_VIDEOS} of {len(shown)} videos.")
+    place = comparison.folder / SIDE_BY_SIDE
+    side_by_side(shown[:MOST_VIDEOS], place, work, portrait=args.image, font=args.font)
+    comparison.side_by_side = SIDE_BY_SIDE
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar on standard error: what is done, how far it is, of how much."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with ProgressBar(*columns, console=console(sys.stderr)) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda words, done, total: bar.update(task, description=words, completed=done, total=total)
+
+
+def _print(comparison: Comparison, as_json: bool) -> None:
+    if as_json:
+        write_json(json.loads(json.dumps(comparison.as_dict())))
+        return
+    heads, cells = grid(comparison)
+    table = Table(*heads[:1], *(row[0] for row in cells), show_lines=False)
+    for at, head in enumerate(heads[1:], 1):
+        table.add_row(escape(head), *(escape(row[at]) for row in cells))
+    out = console()
+    out.print(table)
+    for text in remarks(comparison):
+        out.print(text, markup=False, soft_wrap=True)
+    out.print(str(comparison.folder / PAGE), markup=False, soft_wrap=True)

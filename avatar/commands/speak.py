@@ -1,0 +1,53 @@
+"""`speak`: a text to a sound file, to be heard before it is animated."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from avatar.commands.output import write_json
+from avatar.commands.speaking import add_speaking, script_of
+from avatar.errors import BadInput
+from avatar.media import atomic
+from avatar.paths import exists, is_dir
+from avatar.speech.catalogue import Catalogue
+from avatar.speech.narration import Narrator
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "speak", help="make a sound file from a text", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.wav", help="the sound file")
+    parser.add_argument("--json", action="store_true", help="each sentence as a JSON line")
+    add_speaking(parser, without=("captions",))
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything, then speak; what is there already is not replaced."""
+    script = script_of(args)
+    if script is None:
+        raise BadInput("There is no text.", "Give --text or --text_file.")
+    output: Path = args.output
+    if output.suffix.lower() != ".wav" or exists(output) or not is_dir(output.parent):
+        raise BadInput(
+            f"{output.name} cannot be the output.",
+            "Name a new file that ends in .wav, in a folder that is there.",
+        )
+    narrator = Narrator.of(script, Catalogue())
+    with tempfile.TemporaryDirectory(prefix="live-avatar-") as folder:
+        spoken = Path(folder) / "spoken.wav"
+        for said in narrator.write(spoken):
+            if args.json:
+                write_json({"event": "said", "text": said.text, "start_s": said.start_s})
+        try:
+            atomic.copy(spoken, output)
+        except OSError as error:
+            raise atomic.disk_error(error) from error
+    if not args.json:
+        sys.stdout.write(f"{output}\n")
+    return 0

@@ -1,0 +1,127 @@
+"""Making the videos of a comparison, one by one: what is there is not made again, what fails is told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from avatar.batch.engines import Engines, Open
+from avatar.batch.run import Batch, Outcome
+from avatar.compare.cells import PRESET, Cell, CellEntry
+from avatar.compare.result import DONE, FAILED, OOM, STOPPED, Comparison, Row
+from avatar.errors import BadInput, DoesNotFit
+from avatar.events import Event
+from avatar.media.beside import written_report
+from avatar.planning.choice import choose
+from avatar.planning.inventory import Inventory
+from avatar.runtime.columns import row as columns
+from avatar.runtime.fingerprint import file_digest
+from avatar.runtime.report import read_report
+from avatar.settings import SETTINGS
+
+VIDEOS = "videos"  # the folder within the comparison's
+
+
+class Runs:
+    """The runs of a comparison; cancel() may come from another thread."""
+
+    def __init__(
+        self,
+        comparison: Comparison,
+        cells: Sequence[Cell],
+        *,
+        image: Path,
+        audio: Path,
+        wishes: dict[str, Any],
+        before: dict[str, dict[str, Any]],
+        inventory: Inventory,
+        work: Path,
+    ) -> None:
+        """wishes: keys of a batch's job that all have in common. before: rows of an earlier run, by name."""
+        self._comparison, self._inventory = comparison, inventory
+        entries = []
+        for cell in cells:
+            own = {**wishes, **cell.settings}
+            made_from = _digest([own, _preset_of(own, inventory), file_digest(image), file_digest(audio)])
+            row = Row(cell.name, cell.label, dict(cell.settings), made_from=made_from)
+            comparison.rows.append(row)
+            known = before.get(cell.name, {})
+            if known.get("made_from") == made_from and known.get("state") == OOM:
+                row.state, row.error, row.run = OOM, known.get("error"), known.get("run")
+            else:
+                video = comparison.folder / VIDEOS / f"{cell.name}.mp4"
+                if known.get("made_from") != made_from:
+                    _forget(video)
+                entries.append(CellEntry(cell.name, image, audio, own))
+        self._rows = {row.name: row for row in comparison.rows}
+        self._batch = Batch(entries, comparison.folder / VIDEOS, work, inventory, resume=True)
+
+    def make(self, open_engine: Open, told: Callable[[str, Event | Outcome], None]) -> None:
+        """Make what is missing, one at a time; each row is saved when its run has ended."""
+
+        def follow(name: str, event: Event | Outcome) -> None:
+            if isinstance(event, Outcome):
+                self._note(self._rows[name], event)
+                self._comparison.save()
+            told(name, event)
+
+        engines = Engines(open_engine, 1)
+        try:
+            self._batch.run(engines, 1, follow)
+        finally:
+            engines.close()
+
+    def cancel(self) -> None:
+        """Stop what runs, and begin nothing more."""
+        self._batch.cancel()
+
+    def _note(self, row: Row, outcome: Outcome) -> None:
+        states = {"done": DONE, "already": DONE, "stopped": STOPPED, "failed": FAILED}
+        row.state = states[outcome.state]
+        row.error = None if outcome.error is None else str(outcome.error)
+        video = outcome.video
+        if video is not None and video.is_file():
+            row.file = f"{VIDEOS}/{video.name}"
+            row.run = read_run(video)
+        if isinstance(outcome.error, DoesNotFit) or (row.run and row.run["out_of_memory"]):
+            row.state = OOM
+
+
+def read_run(video: Path) -> dict[str, Any] | None:
+    """The columns of the report beside a video; None for a video without one."""
+    try:
+        return columns(read_report(written_report(video)))
+    except BadInput:
+        return None
+
+
+def _preset_of(own: dict[str, Any], inventory: Inventory) -> dict[str, Any] | None:
+    """A cell's preset, checked; None where nothing fits here, which its run will tell. Raises: BadInput."""
+    settings = {name: value for name, value in own.items() if name in SETTINGS}
+    also = [name for name in ("points", "head_only") if own.get(name)]
+    try:
+        return choose(own.get(PRESET, "auto"), settings, inventory, also).as_dict()
+    except DoesNotFit:
+        return None
+
+
+def wishes_of(preset: str, settings: dict[str, Any], cells: Sequence[Cell]) -> dict[str, Any]:
+    """What all cells have in common. Raises: BadInput for a setting that is both given and varied."""
+    varied = set(cells[0].settings)
+    for name in settings:
+        if name in varied:
+            raise BadInput(f"{name} is given and varied.", "Leave one of them out.")
+    return {**settings, **({} if PRESET in varied else {PRESET: preset})}
+
+
+def _forget(video: Path) -> None:
+    """Remove an earlier comparison's video that was made from something else; only in its own folder."""
+    for path in (video, written_report(video)):
+        path.unlink(missing_ok=True)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

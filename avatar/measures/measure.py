@@ -1,0 +1,96 @@
+"""All measures of one finished video, as one value."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from avatar.errors import BadInput
+from avatar.measures.likeness import Likeness, likeness
+from avatar.measures.lip_sync import Heard, LipSync, hear, lip_sync
+from avatar.measures.liveliness import Expression, Naturalness, expression, naturalness
+from avatar.measures.seams import Smoothness, smoothness
+from avatar.measures.track import FaceTrack, track
+from avatar.media.limits import InputLimits
+from avatar.media.speech import SpeechReader, write_speech
+
+log = logging.getLogger(__name__)
+
+_DAY_S, _GIB = 86_400.0, 2**30
+_LIMITS = InputLimits(max_speech_s=_DAY_S, max_speech_bytes=64 * _GIB, min_speech_s=0.1)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What was measured of a video. face_share: of its frames that show a face."""
+
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    duration_s: float
+    face_share: float
+    lip_sync: LipSync
+    smoothness: Smoothness
+    naturalness: Naturalness
+    expression: Expression
+    likeness: Likeness
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; what follows from others, too."""
+        plain = asdict(self)
+        smooth = self.smoothness
+        plain["smoothness"] |= {
+            "ratio": smooth.ratio,
+            "seam_is_seen": smooth.is_seen,
+            "worst_frame": smooth.worst_frame,
+        }
+        plain["likeness"]["drifting"] = list(self.likeness.drifting)
+        return plain
+
+
+def measure(
+    video: Path,
+    *,
+    portrait: Path | None = None,
+    borders: Sequence[int] = (),
+    told: Callable[[int], None] = lambda _: None,
+) -> Measures:
+    """Measure a video. portrait: what its face should look like. borders: first frames of later clips.
+
+    told: frames looked at so far. Raises: BadInput for what is no video.
+    """
+    return judge(track(video, portrait, told), listened(video), borders)
+
+
+def judge(seen: FaceTrack, heard: Heard | str, borders: Sequence[int] = ()) -> Measures:
+    """All measures of what was seen and heard; heard: a text says why nothing was."""
+    return Measures(
+        *seen.size,
+        num_frames=seen.num_frames,
+        fps=seen.fps,
+        duration_s=seen.num_frames / seen.fps,
+        face_share=seen.seen_share,
+        lip_sync=LipSync(why=heard) if isinstance(heard, str) else lip_sync(seen, heard),
+        smoothness=smoothness(seen, borders),
+        naturalness=naturalness(seen),
+        expression=expression(seen),
+        likeness=likeness(seen),
+    )
+
+
+def listened(video: Path) -> Heard | str:
+    """What a video's sound asks of a mouth; a text says why there is none."""
+    with tempfile.TemporaryDirectory(prefix="avatar-measure-") as folder:
+        sound = Path(folder) / "sound.wav"
+        try:
+            write_speech(video, sound, limits=_LIMITS)
+        except BadInput as error:
+            log.info("%s: %s", video.name, error)
+            return error.message.rstrip(".")
+        with SpeechReader(sound) as reader:
+            return hear(reader.listen, reader.num_samples_16k)

@@ -1,0 +1,127 @@
+"""Smoothness where clips meet: how much more a video jolts at their borders than within them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from avatar.measures.track import FaceTrack
+
+SEEN_FROM = 1.5  # ratio from which a seam is called one, if it is also beyond the usual
+_FEWEST_INSIDE = 10  # frames within clips, below which there is nothing to compare with
+_USUAL_PERCENT = 99  # of what other frames, taken for borders, would give
+
+
+@dataclass(frozen=True)
+class Seam:
+    """One kind of jolt. ratio: its mean at the borders over its mean inside; 1: no seam. usual: what the same
+
+    number of other frames, evenly spaced, taken for borders give at most. worst: the ratio at the worst one.
+    """
+
+    ratio: float
+    usual: float
+    worst: float
+    worst_frame: int
+
+    @property
+    def is_seen(self) -> bool:
+        return self.ratio > max(self.usual, SEEN_FROM)
+
+
+@dataclass(frozen=True)
+class Smoothness:
+    """Jolts at borders: of landmarks (acceleration), motion (change of optical flow), colour (of the face).
+
+    None where it cannot be told, and why says so. borders: how many. worst_frame: the first frame after the
+    worst border.
+    """
+
+    landmarks: Seam | None = None
+    flow: Seam | None = None
+    colour: Seam | None = None
+    borders: int = 0
+    why: str = ""
+
+    @property
+    def kinds(self) -> dict[str, Seam]:
+        found = {"landmarks": self.landmarks, "flow": self.flow, "colour": self.colour}
+        return {name: seam for name, seam in found.items() if seam is not None}
+
+    @property
+    def ratio(self) -> float | None:
+        """The largest of the three."""
+        return max((seam.ratio for seam in self.kinds.values()), default=None)
+
+    @property
+    def is_seen(self) -> bool | None:
+        return any(seam.is_seen for seam in self.kinds.values()) if self.kinds else None
+
+    @property
+    def worst_frame(self) -> int | None:
+        if not self.kinds:
+            return None
+        return max(self.kinds.values(), key=lambda seam: seam.worst).worst_frame
+
+
+def smoothness(track: FaceTrack, borders: Sequence[int]) -> Smoothness:
+    """Compare borders with all else. borders: the first frames of all clips but the first."""
+    inside = sorted({int(frame) for frame in borders if 2 <= frame < track.num_frames - 1})
+    if not inside:
+        return Smoothness(why="no borders of clips are known")
+    landmarks, flow, colour = (
+        _seam(values, inside) for values in (_jerk(track), track.flow, _colour_steps(track))
+    )
+    if landmarks is flow is colour is None:
+        return Smoothness(borders=len(inside), why="the video is too short")
+    return Smoothness(landmarks, flow, colour, len(inside))
+
+
+def _jerk(track: FaceTrack) -> np.ndarray:
+    """(T,) mean length of the landmarks' second difference at each frame, the larger of two."""
+    second = np.linalg.norm(np.diff(track.shapes.astype(np.float64), n=2, axis=0), axis=-1).mean(-1)
+    out = np.full(track.num_frames, np.nan)
+    # Two second differences hold the step from frame t − 1 to t: those that end at t and at t + 1.
+    out[2:-1] = np.fmax(second[:-1], second[1:])
+    return out
+
+
+def _colour_steps(track: FaceTrack) -> np.ndarray:
+    """(T,) how far the face's mean colour moves from one frame to the next, in CIE 1976 units."""
+    colours = np.stack([track.signals[name] for name in ("lightness", "green_red", "blue_yellow")], 1)
+    steps = np.linalg.norm(np.diff(colours, axis=0), axis=1)
+    return np.concatenate([[np.nan], steps])
+
+
+def _seam(values: np.ndarray, borders: Sequence[int]) -> Seam | None:
+    """None where too little is known."""
+    at = np.array(borders)
+    beside = np.zeros(len(values), bool)
+    for shift in (-1, 0, 1):
+        beside[np.clip(at + shift, 0, len(values) - 1)] = True
+    known = np.isfinite(values)
+    rest, jolts = values[known & ~beside], values[at[known[at]]]
+    if len(rest) < _FEWEST_INSIDE or not len(jolts) or rest.mean() <= 0:
+        return None
+    usual = float(rest.mean())
+    worst = at[known[at]][int(np.argmax(jolts))]
+    chance = np.percentile(_elsewhere(values, known & ~beside, at) / usual, _USUAL_PERCENT)
+    return Seam(float(jolts.mean()) / usual, float(chance), float(jolts.max()) / usual, int(worst))
+
+
+def _elsewhere(values: np.ndarray, allowed: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The mean over the borders' pattern, at every place to which it can be shifted."""
+    means = []
+    for shift in range(1, len(values)):
+        places = (at + shift) % len(values)
+        places = places[allowed[places]]
+        if len(places):
+            means.append(float(values[places].mean()))
+    return np.array(means or [0.0])
+
+
+def clip_borders(num_frames: int, infer_frames: int, lead_in: int = 0) -> list[int]:
+    """First frames of all clips but the first. lead_in: frames of the first clip that are not shown."""
+    return list(range(infer_frames - lead_in, num_frames, infer_frames))

@@ -1,0 +1,218 @@
+"""One pass over a video: its face followed from frame to frame, and what is measured of each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from avatar.measures.crop import Reference
+from avatar.measures.frames import read_frames
+from avatar.measures.pose import STEADY, split
+from avatar.media.portrait import read_portrait
+from avatar.preview.face import find_face
+from avatar.preview.landmarks import crop_of_points, landmarks
+from avatar.preview.topology import (
+    CHIN,
+    LEFT_BROW,
+    LEFT_EYE_CORNERS,
+    MOUTH_LEFT,
+    MOUTH_RIGHT,
+    RIGHT_BROW,
+    RIGHT_EYE_CORNERS,
+)
+
+PRESENCE = 0.5  # of a face that is followed, 0 to 1; below it is lost
+FLOW_PX = 160  # longer side of the pictures whose optical flow is taken
+SEARCH_EVERY, SEARCH_SELDOM = (
+    5,
+    80,
+)  # frames between searches for a face that is not there, at first and later
+
+_GAP = ((13, 14), (82, 87), (312, 317))  # inner lips, upper and lower, at the middle and beside it
+_LIDS = ((159, 145), (158, 153)), ((386, 374), (385, 380))  # upper and lower, of the left and the right eye
+_KEPT = list(dict.fromkeys((*STEADY, CHIN, MOUTH_LEFT, MOUTH_RIGHT, 13, 14, *LEFT_BROW, *RIGHT_BROW)))
+
+SIGNALS = (
+    "yaw",  # degrees, as pitch and roll
+    "pitch",
+    "roll",
+    "x",  # of the head, in face heights, as y
+    "y",
+    "face_px",
+    "gap",  # between the inner lips, in face heights
+    "mouth_width",  # in face heights, as all below
+    "corner_left",  # how high the mouth's corners are over the middle of the lips
+    "corner_right",
+    "brow_left",  # how high the brows are over the eyes
+    "brow_right",
+    "eye_left",  # openness: the lids' distance over the eye's width
+    "eye_right",
+    "ssim",  # of the face and the reference
+    "lightness",  # of the face, L*, a*, b*
+    "green_red",
+    "blue_yellow",
+    "sharpness",
+)
+
+
+@dataclass(frozen=True)
+class FaceTrack:
+    """What was measured of T frames; NaN where no face was found.
+
+    times: (T,) seconds. signals: float64 (T,) each, by the names of SIGNALS. shapes: float32 (T, K, 2), some
+    landmarks in face heights. flow: (T, 2, h, w)'s change between frames as one number a frame, (T,), in
+    shares of the longer side. fps: frames a second. reference: of the portrait, or of the first face.
+    """
+
+    times: np.ndarray
+    signals: dict[str, np.ndarray]
+    shapes: np.ndarray
+    flow: np.ndarray
+    fps: float
+    size: tuple[int, int]
+    against_portrait: bool
+    reference_sharpness: float | None
+    reference_colour: tuple[float, float, float] | None
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.times)
+
+    @property
+    def seen(self) -> np.ndarray:
+        """(T,) whether there was a face."""
+        return np.isfinite(self.signals["gap"])
+
+    @property
+    def seen_share(self) -> float:
+        return float(self.seen.mean()) if len(self.times) else 0.0
+
+
+def track(
+    video: Path, portrait: Path | None = None, told: Callable[[int], None] = lambda _: None
+) -> FaceTrack:
+    """Follow the face of a video. portrait: a picture to compare it with; told: the frames done so far.
+
+    Raises: BadInput for what is no video.
+    """
+    return follow(read_frames(video), None if portrait is None else read_portrait(portrait), told)
+
+
+def follow(
+    frames: Iterable[tuple[float, np.ndarray]],
+    portrait: np.ndarray | None = None,
+    told: Callable[[int], None] = lambda _: None,
+) -> FaceTrack:
+    """As track, of pictures: (seconds, uint8 (H, W, 3) RGB) each. portrait: uint8 (H, W, 3) RGB."""
+    follower, flow = _Follower(portrait), _Flow()
+    times, rows, shapes, changes = [], [], [], []
+    size = (0, 0)
+    for number, (time_s, image) in enumerate(frames):
+        size = size if number else (image.shape[1], image.shape[0])
+        values, shape = follower.look(number, image)
+        times.append(time_s)
+        rows.append(values)
+        shapes.append(shape)
+        changes.append(flow.change(image))
+        told(number + 1)
+    columns = np.array(rows, np.float64).reshape(-1, len(SIGNALS)).T
+    steps = np.diff(times)
+    reference = follower.reference
+    return FaceTrack(
+        times=np.array(times),
+        signals=dict(zip(SIGNALS, columns, strict=True)),
+        shapes=np.array(shapes, np.float32).reshape(-1, len(_KEPT), 2),
+        flow=np.array(changes),
+        fps=float(1 / np.median(steps)) if len(steps) and np.median(steps) > 0 else 25.0,
+        size=size,
+        against_portrait=follower.against_portrait,
+        reference_sharpness=None if reference is None else reference.look.sharpness,
+        reference_colour=None if reference is None else reference.look.colour,
+    )
+
+
+class _Follower:
+    """Keeps hold of one face."""
+
+    def __init__(self, portrait: np.ndarray | None) -> None:
+        found = None if portrait is None else find_face(portrait).face
+        self._portrait = None if portrait is None or found is None else (portrait, found.landmarks)
+        self.against_portrait = self._portrait is not None
+        self.reference: Reference | None = None
+        self._points: np.ndarray | None = None
+        self._next_search, self._pause = 0, SEARCH_EVERY
+
+    def look(self, number: int, image: np.ndarray) -> tuple[list[float], np.ndarray]:
+        """The signals of a picture, and some of its landmarks."""
+        points = self._find(number, image)
+        if points is None:
+            return [np.nan] * len(SIGNALS), np.full((len(_KEPT), 2), np.nan, np.float32)
+        pose, unturned = split(points)
+        if self.reference is None:
+            source = self._portrait or (image, points)
+            self.reference = Reference(*source, pose.face_px)
+        seen = self.reference.compare(image, points)
+        values = [pose.yaw, pose.pitch, pose.roll]
+        values += [pose.place[0] / pose.face_px, pose.place[1] / pose.face_px, pose.face_px]
+        values += [*_expression(unturned), seen.ssim, *seen.colour, seen.sharpness]
+        return values, (points[_KEPT, :2] / pose.face_px).astype(np.float32)
+
+    def _find(self, number: int, image: np.ndarray) -> np.ndarray | None:
+        """Landmarks (468, 3): near those of the frame before, else searched for anew."""
+        if self._points is not None:
+            mesh = landmarks(image, crop_of_points(self._points))
+            if mesh.presence >= PRESENCE:
+                self._points, self._pause = mesh.points, SEARCH_EVERY
+                return self._points
+            self._points, self._next_search = None, number
+        if number >= self._next_search:
+            self._next_search = number + self._pause
+            self._pause = min(2 * self._pause, SEARCH_SELDOM)
+            face = find_face(image).face
+            self._points = None if face is None else face.landmarks
+        return self._points
+
+
+class _Flow:
+    """How much the picture's motion changes from frame to frame."""
+
+    def __init__(self) -> None:
+        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._grey: np.ndarray | None = None
+        self._before: np.ndarray | None = None
+
+    def change(self, image: np.ndarray) -> float:
+        """Mean change of the flow since the frame before, in shares of the longer side; NaN at first."""
+        scale = FLOW_PX / max(image.shape[:2])
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        if self._grey is None or self._grey.shape != grey.shape:
+            self._grey, self._before = grey, None
+            return float("nan")
+        flow = self._dis.calc(self._grey, grey, None)  # type: ignore[call-overload]
+        before, self._grey, self._before = self._before, grey, flow
+        if before is None:
+            return float("nan")
+        return float(np.linalg.norm(flow - before, axis=-1).mean() / FLOW_PX)
+
+
+def _expression(face: np.ndarray) -> list[float]:
+    """The signals from the lips to the eyes of an unturned face, (468, 3) in face heights."""
+
+    def apart(a: int, b: int) -> float:
+        return float(np.linalg.norm(face[a] - face[b]))
+
+    gap = float(np.mean([apart(a, b) for a, b in _GAP]))
+    middle = (face[13, 1] + face[14, 1]) / 2
+    corners = [float(middle - face[corner, 1]) for corner in (MOUTH_LEFT, MOUTH_RIGHT)]
+    brows, lids = [], []
+    for brow, (outer, inner), pairs in zip(
+        (LEFT_BROW, RIGHT_BROW), (LEFT_EYE_CORNERS, RIGHT_EYE_CORNERS), _LIDS
+    ):
+        brows.append(float((face[outer, 1] + face[inner, 1]) / 2 - face[list(brow), 1].mean()))
+        lids.append(float(np.mean([apart(a, b) for a, b in pairs])) / apart(outer, inner))
+    return [gap, apart(MOUTH_LEFT, MOUTH_RIGHT), *corners, *brows, *lids]

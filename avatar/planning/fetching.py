@@ -1,0 +1,128 @@
+"""Large files of a hub's repository: fetched so that a killed program goes on where it was, and checked.
+
+huggingface_hub alone begins a file anew when its process was killed, and checks no more than the size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from huggingface_hub import get_hf_file_metadata, hf_hub_url
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers, tqdm
+
+from avatar.errors import WeightsMissing
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 4
+PARTIAL = ".part"
+MOST_TRIES = 2  # of a file that arrives with another sha256
+
+
+@dataclass(frozen=True)
+class LargeFile:
+    """A file that the hub keeps by its sha256. place: where it is to lie, whole and checked."""
+
+    repo: str
+    revision: str
+    name: str
+    num_bytes: int
+    sha256: str
+    place: Path
+
+    @property
+    def partial(self) -> Path:
+        """What has been fetched of it so far."""
+        return self.place.with_name(f"{self.sha256}{PARTIAL}")
+
+    @property
+    def here_bytes(self) -> int:
+        """How much of it is here already."""
+        try:
+            return min(self.partial.stat().st_size, self.num_bytes)
+        except OSError:
+            return 0
+
+
+@dataclass
+class Counter:
+    """Adds up bytes from several threads. tell: called with what is done and the total."""
+
+    total: int
+    tell: Callable[[int, int], None]
+    done: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, num_bytes: int) -> None:
+        """More bytes are here; or fewer, of a file that is begun anew."""
+        with self._lock:
+            self.done += num_bytes
+            self.tell(max(0, min(self.done, self.total)), self.total)
+
+
+def fetch_files(files: Sequence[LargeFile], bar: type[tqdm] | None, counter: Counter | None) -> None:
+    """Fetch what is missing of the files, several at once; each is moved to its place when it is whole.
+
+    bar: of each file. counter: told how many bytes of a file are thrown away.
+    Raises: WeightsMissing for a file that arrives broken twice; what huggingface_hub raises.
+    """
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        waiting = [pool.submit(_fetch, file, bar, counter) for file in files]
+        try:
+            for one in waiting:
+                one.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _fetch(file: LargeFile, bar: type[tqdm] | None, counter: Counter | None) -> None:
+    file.partial.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(MOST_TRIES):
+        _fetch_bytes(file, bar)
+        if sha256_of(file.partial) == file.sha256:
+            file.partial.replace(file.place)
+            return
+        logger.warning("%s arrived broken and is fetched again", file.name)
+        file.partial.unlink()
+        if counter is not None:
+            counter.add(-file.num_bytes)
+    raise WeightsMissing(
+        f"{file.name} of {file.repo} arrived broken twice: its sha256 is not the hub's.",
+        "Something on the way changes it: try another network, proxy or HF_ENDPOINT.",
+    )
+
+
+def _fetch_bytes(file: LargeFile, bar: type[tqdm] | None) -> None:
+    """Append what is missing; a broken connection is taken up again where it broke."""
+    told = get_hf_file_metadata(hf_hub_url(file.repo, file.name, revision=file.revision))
+    ours = urlsplit(told.location).netloc == urlsplit(hf_hub_url(file.repo, file.name)).netloc
+    with file.partial.open("ab") as out:
+        if out.tell() > file.num_bytes:
+            out.truncate(0)
+        http_get(
+            told.location,
+            out,
+            resume_size=out.tell(),
+            headers=build_hf_headers() if ours else {},  # the token is for the hub alone
+            expected_size=file.num_bytes,
+            displayed_filename=file.name,
+            tqdm_class=bar,
+        )
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of a file, in memory that does not grow with it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,139 @@
+"""`download` in a process of its own, for the page: begun, paused, gone on with, and how far it is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from avatar.runtime.child_process import module_folders
+
+log = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-P", "-m", "avatar", "download", "--json")
+RATE_OVER_S = 15.0
+END_S = 5.0  # a process that was told to end has so long
+
+State = Literal["idle", "running", "paused", "done", "failed"]
+
+
+def fetch_command(folder: Path | None) -> list[str]:
+    """What fetches the model into a folder; None: into the hub's cache."""
+    return [*COMMAND, *(() if folder is None else ("--ckpt_dir", str(folder)))]
+
+
+@dataclass(frozen=True)
+class FetchReading:
+    """How far it is. rate: bytes a second, None before it is known. error: what a user should know."""
+
+    state: State = "idle"
+    done_bytes: int = 0
+    total_bytes: int = 0
+    rate: float | None = None
+    error: str = ""
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds that are left at this rate; None where it is not known."""
+        return (self.total_bytes - self.done_bytes) / self.rate if self.rate else None
+
+
+class ModelFetch:
+    """One download at a time. A pause ends the process; the next one goes on where that was."""
+
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+        self._command = list(command)
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._reading = FetchReading()
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def reading(self) -> FetchReading:
+        """How it stands now."""
+        with self._lock:
+            return self._reading
+
+    def start(self) -> None:
+        """Begin, or go on; nothing when it runs or is done."""
+        with self._lock:
+            if self._process is not None or self._reading.state == "done":
+                return
+            self._seen.clear()
+            self._reading = FetchReading("running", self._reading.done_bytes, self._reading.total_bytes)
+            self._process = process = subprocess.Popen(
+                self._command,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(module_folders(sys.path))},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        threading.Thread(target=self._follow, args=(process,), name="model fetch", daemon=True).start()
+
+    def pause(self) -> None:
+        """Stop it, and keep what has been fetched."""
+        with self._lock:
+            process, self._process = self._process, None
+            if process is None:
+                return
+            reading = self._reading
+            self._reading = FetchReading("paused", reading.done_bytes, reading.total_bytes)
+        process.terminate()
+        try:
+            process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    close = pause
+
+    def _follow(self, process: subprocess.Popen[str]) -> None:
+        """Read what it tells until it ends."""
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = ""
+        logged = threading.Thread(target=_log, args=(process.stderr,), daemon=True)
+        logged.start()
+        for line in process.stdout:
+            told = json.loads(line)
+            if told["event"] == "progress":
+                self._count(process, told["done_bytes"], told["total_bytes"])
+            elif told["event"] == "error":
+                said = " ".join(part for part in (told["message"], told["remedy"]) if part)
+        code = process.wait()
+        logged.join()
+        with self._lock:
+            if self._process is not process:
+                return  # it was paused
+            self._process, reading = None, self._reading
+            if code == 0:
+                self._reading = FetchReading("done", reading.total_bytes, reading.total_bytes)
+            else:
+                self._reading = FetchReading("failed", reading.done_bytes, reading.total_bytes, error=said)
+                log.warning("the model was not fetched: %s", said or f"exit code {code}")
+
+    def _count(self, process: subprocess.Popen[str], done: int, total: int) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if self._process is not process:
+                return
+            self._seen.append((now, done))
+            while now - self._seen[0][0] > RATE_OVER_S:
+                self._seen.popleft()
+            since, before = self._seen[0]
+            rate = (done - before) / (now - since) if now > since and done > before else self._reading.rate
+            self._reading = FetchReading("running", done, total, rate)
+
+
+def _log(stream: IO[str]) -> None:
+    for line in stream:
+        log.info("download: %s", line.rstrip())

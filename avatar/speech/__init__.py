@@ -1,0 +1,1 @@
+"""Text to speech: one protocol, three kinds of voice. Nothing is loaded before it is asked to speak."""

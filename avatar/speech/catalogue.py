@@ -1,0 +1,92 @@
+"""All voices: which there are, which one a name means, and who could read what a voice cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+from pydantic import ValidationError
+
+from avatar.errors import BadInput
+from avatar.settings import SPEAKING, Speaking
+from avatar.speech.embedded import EmbeddedVoices
+from avatar.speech.kokoro import KokoroVoices
+from avatar.speech.remote import RemoteVoices
+from avatar.speech.scripts import is_spoken, listed, scripts_in
+from avatar.speech.voices import SpeechEngine, Voice
+from avatar.validation import bad_input, nearest, shown
+
+
+class Catalogue:
+    """The voices of this machine and of the speech server that the environment names."""
+
+    @cached_property
+    def engines(self) -> tuple[SpeechEngine, ...]:
+        embedded = EmbeddedVoices()
+        return (embedded, KokoroVoices(embedded.phonemes), RemoteVoices.from_environment())
+
+    def voices(self) -> list[Voice]:
+        """Every voice, those that need nothing first."""
+        return [voice for engine in self.engines for voice in engine.voices()]
+
+    def find(self, name: str) -> tuple[SpeechEngine, Voice]:
+        """The engine and voice of a name. Raises: BadInput with the nearest."""
+        for engine in self.engines:
+            for voice in engine.voices():
+                if voice.name == name:
+                    return engine, voice
+        names = [voice.name for voice in self.voices()]
+        raise BadInput(
+            f"There is no voice {shown(name)}.{nearest(name, names)}",
+            "`python -m avatar voices` lists them; 'heart' is there at once.",
+        )
+
+    def check(self, text: str, name: str) -> tuple[SpeechEngine, Voice]:
+        """The engine and voice that will read a text. Raises: BadInput, before anything loads.
+
+        A text in a script that the voice does not know is refused with the name of one that does.
+        """
+        engine, voice = self.find(name)
+        if not is_spoken(text):
+            raise BadInput("There is nothing to say in the text.", "Write a sentence.")
+        if voice.missing:
+            raise BadInput(f"The voice {voice.name} cannot speak here yet.", voice.missing)
+        scripts = scripts_in(text)
+        unknown = [script for script in scripts if not voice.reads([script])]
+        if unknown:
+            raise BadInput(
+                f"The voice {voice.name} does not read {listed(unknown)}.", self._instead(scripts, unknown)
+            )
+        return engine, voice
+
+    def _instead(self, scripts: list[str], unknown: list[str]) -> str:
+        """What to do about scripts that a voice does not know."""
+        for wanted in (scripts, unknown):
+            able = [voice for voice in self.voices() if voice.reads(wanted)]
+            # kana are Japanese for sure; Han alone is taken for Chinese
+            able.sort(key=lambda voice: bool(voice.missing))
+            if able:
+                return f"Choose {able[0].name}, which does{_after(able[0])}."
+        return "No voice here does; a speech server may: see $AVATAR_SPEECH_URL."
+
+
+def _after(voice: Voice) -> str:
+    """What it takes before a voice speaks, as the end of a sentence."""
+    if voice.missing:
+        return f" ({voice.missing[0].lower()}{voice.missing[1:]})"
+    return f" (its first use downloads {voice.fetch_mb} MB)" if voice.fetch_mb else ""
+
+
+_ALLOWED: Mapping[str, str] = {name: one.setting.allowed for name, one in SPEAKING.items()}
+
+
+def speaking(where: str = "", **given: object) -> Speaking:
+    """How to speak, from what a user gave; None leaves a setting as it is. where: put before its name.
+
+    Raises: BadInput for a wrong type or value.
+    """
+    values = {name: value for name, value in given.items() if value is not None}
+    try:
+        return Speaking(**values)  # type: ignore[arg-type]  # pydantic looks at each
+    except ValidationError as error:
+        raise bad_input(error, Speaking, _ALLOWED, where) from error

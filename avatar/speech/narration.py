@@ -1,0 +1,169 @@
+"""A text spoken into a sound file, sentence by sentence, and when each of them is said."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+import wave
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from avatar.errors import BadInput
+from avatar.media.files import check_file, display_name, minutes
+from avatar.media.limits import InputLimits
+from avatar.request import Caption
+from avatar.settings import Speaking
+from avatar.speech.catalogue import Catalogue
+from avatar.speech.sentences import TextSentence, sentences
+from avatar.speech.voices import SpeechEngine, Voice
+
+log = logging.getLogger(__name__)
+
+_FASTEST_CHARS_PER_S = 40.0  # no voice says more: a text that is longer than this for sure is not begun
+_LEAD_S, _TAIL_S, _PARAGRAPH_S = 0.1, 0.35, 0.4  # silence before, after a sentence; more after a paragraph
+_SILENCE = 0.01  # of the loudest sample
+_LONGEST_TITLE = 32
+_MOST_BYTES = 8 * 2**20  # of a text file: a day of speech
+
+
+@dataclass(frozen=True)
+class Script:
+    """A text and how it is to be spoken."""
+
+    text: str
+    speaking: Speaking = field(default_factory=Speaking)
+
+    @property
+    def digest(self) -> str:
+        """Of the text and the way in which it is spoken."""
+        said = [self.text, self.speaking.voice, self.speaking.speed]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+    @property
+    def title(self) -> str:
+        """What messages and the gallery call it: its beginning."""
+        words = " ".join(self.text.replace("/", " ").replace("\\", " ").split())
+        return f"“{words}”" if len(words) <= _LONGEST_TITLE else f"“{words[:_LONGEST_TITLE].rstrip()}…”"
+
+
+@dataclass(frozen=True)
+class Said:
+    """One sentence that has been spoken. samples: float32 (n,) in −1..1. start_s: where it begins."""
+
+    text: str
+    samples: np.ndarray
+    hz: int
+    start_s: float
+
+    @property
+    def caption(self) -> Caption:
+        lead_s = min(_LEAD_S, len(self.samples) / self.hz)
+        return Caption(self.start_s + lead_s / 2, self.start_s + len(self.samples) / self.hz, self.text)
+
+
+class Narrator:
+    """A script that has been checked and can be spoken. Made by Narrator.of."""
+
+    def __init__(self, engine: SpeechEngine, voice: Voice, script: Script, parts: list[TextSentence]) -> None:
+        self.engine, self.voice, self.script, self.parts = engine, voice, script, parts
+
+    @classmethod
+    def of(cls, script: Script, catalogue: Catalogue, limits: InputLimits | None = None) -> Narrator:
+        """Check a script. Raises: BadInput, before anything loads, for a text that is empty or too long, or a
+        voice that does not exist or cannot read it."""
+        limits = limits or InputLimits()
+        if len(script.text) > limits.max_speech_s * _FASTEST_CHARS_PER_S:
+            raise too_long(limits)
+        engine, voice = catalogue.check(script.text, script.speaking.voice)
+        return cls(engine, voice, script, sentences(script.text))
+
+    def sentences(self) -> Iterator[Said]:
+        """Speak one sentence after another, each as soon as it is asked for. Raises: AvatarError."""
+        start_s, hz = 0.0, self.engine.hz
+        for part in self.parts:
+            chunks = list(self.engine.synthesise(part.text, self.voice.name, self.script.speaking.speed))
+            if not chunks:
+                continue
+            samples = trimmed(np.concatenate(chunks), hz)
+            if part.ends_paragraph and part is not self.parts[-1]:
+                samples = np.concatenate([samples, np.zeros(round(_PARAGRAPH_S * hz), np.float32)])
+            yield Said(part.text, samples, hz, start_s)
+            start_s += len(samples) / hz
+
+    def write(self, target: Path, limits: InputLimits | None = None) -> Iterator[Said]:
+        """Speak into a 16-bit WAV; yields each sentence once it is in the file.
+
+        Nothing is left when it is not spoken to its end. Raises: AvatarError.
+        """
+        limits = limits or InputLimits()
+        with ExitStack() as undo:
+            undo.callback(target.unlink, missing_ok=True)
+            total = 0
+            with wave.open(str(target), "wb") as out:
+                out.setparams((1, 2, self.engine.hz, 0, "NONE", ""))
+                for said in self.sentences():
+                    total += len(said.samples)
+                    if total > limits.max_speech_s * said.hz:
+                        raise too_long(limits)
+                    scaled = np.rint(said.samples * np.float32(32767)).clip(-32768, 32767)
+                    out.writeframesraw(scaled.astype("<i2").tobytes())
+                    yield said
+            if not total:
+                raise BadInput(
+                    f"The voice {self.voice.name} can pronounce nothing of the text.",
+                    "Write it in words, or choose another voice.",
+                )
+            undo.pop_all()
+
+
+def too_long(limits: InputLimits) -> BadInput:
+    """The refusal of a text that would be spoken for longer than speech may last."""
+    remedy = f"Shorten it; or {limits.longer}." if limits.longer else "Shorten it."
+    return BadInput(f"The text is too long: spoken, it may last {minutes(limits.max_speech_s)}.", remedy)
+
+
+def trimmed(samples: np.ndarray, hz: int) -> np.ndarray:
+    """A sentence with as much silence before and after it as between sentences. samples: float32 (n,)."""
+    loud = np.flatnonzero(np.abs(samples) > _SILENCE * np.abs(samples).max(initial=0.0))
+    if not loud.size:
+        return samples
+    start = max(0, int(loud[0]) - round(_LEAD_S * hz))
+    stop = min(len(samples), int(loud[-1]) + 1 + round(_TAIL_S * hz))
+    return samples[start:stop]
+
+
+def save_spoken(path: Path, script: Script, captions: tuple[Caption, ...]) -> None:
+    """Keep of what a sound file was spoken, and when. Raises: OSError."""
+    data = {"script": script.digest, "said": [asdict(one) for one in captions]}
+    path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+
+
+def load_spoken(path: Path, script: Script) -> tuple[Caption, ...] | None:
+    """What save_spoken kept, if it was of the same script spoken in the same way; else None."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        said, kept = tuple(Caption(**one) for one in data["said"]), data["script"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.info("no speech that was spoken before: %s", type(error).__name__)
+        return None
+    return said if kept == script.digest else None
+
+
+def read_text(path: Path) -> str:
+    """A text file's content; of "-" standard input's. Raises: BadInput."""
+    if str(path) == "-":
+        return sys.stdin.read(_MOST_BYTES)
+    name = display_name(path)
+    check_file(path, name, _MOST_BYTES, "text")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{name} is not in UTF-8.", "Save it as UTF-8 text.") from error
+    except OSError as error:
+        raise BadInput(f"{name} cannot be read ({error.strerror}).", "Choose another file.") from error

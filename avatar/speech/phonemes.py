@@ -1,0 +1,130 @@
+"""Text to the phonemes that Kokoro was trained on: one front end for each language.
+
+English: hibari's, else misaki's. Chinese and Japanese: misaki's. Spanish, French, Hindi, Italian, Portuguese:
+the program espeak-ng, if the user has installed it; its GPL does not reach a program that only runs it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from avatar.speech import embedded
+from avatar.speech.voices import VoiceUnavailable
+
+log = logging.getLogger(__name__)
+
+English = Callable[[str, bool], str]
+"""From a text, and whether it is British, to phonemes."""
+
+ESPEAK = {"e": "es", "f": "fr-fr", "h": "hi", "i": "it", "p": "pt-br"}  # by a voice's first letter
+_MISAKI = {"z": ("zh", ("jieba", "pypinyin", "cn2an")), "j": ("ja", ("pyopenjtalk",))}
+_HAN = re.compile(r"[^A-Za-z]+|[A-Za-z][A-Za-z' \-]*")
+_TIES = {
+    "a^ɪ": "I", "a^ʊ": "W", "d^z": "ʣ", "d^ʒ": "ʤ", "e^ɪ": "A", "o^ʊ": "O", "ə^ʊ": "Q", "s^s": "S",
+    "t^s": "ʦ", "t^ʃ": "ʧ", "ɔ^ɪ": "Y",
+}  # fmt: skip  # what the model writes with one letter
+_ESPEAK_S = 20.0
+
+
+def lacks(letter: str) -> str:
+    """What must be installed before a language can be read, as an instruction; "" when nothing.
+
+    letter: of the language, as Kokoro's voices begin.
+    """
+    if letter in "ab":
+        known = embedded.checked() or importlib.util.find_spec("misaki") is not None
+        return "" if known else f"Run: pip install hibari-tts=={embedded.VERSION}"
+    if letter in ESPEAK:
+        return "" if shutil.which("espeak-ng") else "Install the program espeak-ng (apt install espeak-ng)"
+    extra, modules = _MISAKI[letter]
+    needed = ("misaki", *modules)
+    missing = any(importlib.util.find_spec(name) is None for name in needed)
+    return f'Run: pip install "misaki[{extra}]"' if missing else ""
+
+
+def phonemes(text: str, letter: str, english: English) -> str:
+    """A sentence in the model's phonemes. Raises: VoiceUnavailable."""
+    if letter in "ab":
+        return _english(text, letter == "b", english)
+    if letter == "z":
+        return _chinese(text, english)
+    if letter == "j":
+        return str(_japanese()(text)[0])
+    return _espeak(text, ESPEAK[letter])
+
+
+def _english(text: str, british: bool, english: English) -> str:
+    if embedded.checked():
+        return english(text, british)
+    try:
+        return str(_misaki_english(british)(text)[0])
+    except ImportError as error:
+        raise VoiceUnavailable("English cannot be read here.", f"Run: {embedded.INSTALL}") from error
+
+
+@cache
+def _misaki_english(british: bool) -> Any:
+    from misaki.en import G2P
+
+    return G2P(british=british)
+
+
+def _chinese(text: str, english: English) -> str:
+    """Chinese, with the English words in it read as English."""
+    return " ".join(
+        _english(part.strip(), False, english) if part[0].isascii() and part[0].isalpha() else _zh()(part)[0]
+        for part in _HAN.findall(text)
+        if part.strip()
+    )
+
+
+@cache
+def _zh() -> Any:
+    import jieba
+    from misaki.zh import ZHG2P
+
+    jieba.setLogLevel(logging.WARNING)
+    return ZHG2P()
+
+
+@cache
+def _japanese() -> Any:
+    from misaki.ja import JAG2P
+
+    return JAG2P(version="pyopenjtalk")
+
+
+def _espeak(text: str, language: str) -> str:
+    """By the user's own espeak-ng, clause by clause, as punctuation is no phoneme to it."""
+    program = shutil.which("espeak-ng")
+    if program is None:
+        raise VoiceUnavailable("The program espeak-ng is not installed.", "Run: apt install espeak-ng")
+    out = ""
+    for clause, mark in re.findall(r"([^,.;:!?…¿¡—]+)([,.;:!?…—]*)", text):
+        if clause.strip():
+            out += f" {_run(program, clause.strip(), language)}{mark}"
+    for tied, letter in _TIES.items():
+        out = out.replace(tied, letter)
+    return out.replace("^", "").replace("-", "").strip()
+
+
+def _run(program: str, clause: str, language: str) -> str:
+    command = [program, "-q", "--ipa", "--tie=^", "-v", language, "--stdin"]
+    try:
+        done = subprocess.run(
+            command, input=clause, capture_output=True, text=True, timeout=_ESPEAK_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("espeak-ng failed", exc_info=error)
+        raise VoiceUnavailable(
+            f"espeak-ng could not read the text ({type(error).__name__}).", "Check that it runs."
+        ) from error
+    spoken = " ".join(done.stdout.split())
+    return re.sub(r"\([a-z-]+\)", "", spoken)  # where it changes to another language

@@ -1,0 +1,62 @@
+"""*Get the model*: who may press it, what it is missing for, and what a press does."""
+
+from __future__ import annotations
+
+import secrets
+
+import gradio as gr
+
+from avatar.errors import BadInput
+from avatar.planning.download import lacking_bytes
+from avatar.planning.verdict import within_reach
+from avatar.preset import Preset
+from avatar.ui.app_state import AppState
+from avatar.ui.i18n import language_of, text
+from avatar.ui.panels.cards import preset_title
+from avatar.ui.panels.model import FETCH, PAUSE, render_model
+from avatar.ui.payloads import pressed
+
+ADMIN = "admin"  # in the page's address: ?admin=SECRET
+
+
+class ModelButton:
+    """The panel of the missing model."""
+
+    def __init__(self, studio: AppState) -> None:
+        self.studio = studio
+
+    def render(self, request: gr.Request) -> str:
+        """The panel as it is now; empty where no card could run the model, or it is here."""
+        studio, language = self.studio, language_of(request)
+        found = studio.inventory().checkpoint
+        wanted = None if found.complete else self._within_reach()
+        missing = 0 if wanted is None else lacking_bytes(found)
+        title = "" if wanted is None else preset_title(wanted, language)
+        return render_model(studio.model.reading(), title, missing, language, may=self.may(request))
+
+    def pressed(self, request: gr.Request, event: gr.EventData) -> str:
+        """Begin, pause or go on. Raises: BadInput for who may not."""
+        if not self.may(request):
+            raise BadInput(text("model_admin", language_of(request)))
+        action, _ = pressed(event)
+        if action == FETCH:
+            self.studio.model.start()
+        elif action == PAUSE:
+            self.studio.model.pause()
+        return self.render(request)
+
+    def may(self, request: gr.Request) -> bool:
+        """Whether this visitor may fill the disk: whoever opened the page with the administrator's secret.
+
+        On a page that only this machine reaches, everybody may.
+        """
+        secret = self.studio.admin
+        given = str(request.query_params.get(ADMIN, ""))
+        return secret is None or bool(secret and secrets.compare_digest(given.encode(), secret.encode()))
+
+    def _within_reach(self) -> Preset | None:
+        """The best preset that the cards could run; None where more than the model is missing."""
+        found = within_reach(self.studio.inventory(), self.studio.presets)
+        if found is None or {lack.code for lack in found.lacks} != {"weights"}:
+            return None  # what else is missing comes first, and the page's cards tell it
+        return found.preset

@@ -1,0 +1,274 @@
+"""`compare` end to end: videos that are made, and finished ones; what fails, is killed, or is not ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from avatar.cli import main
+from avatar.commands import compare as command
+from avatar.errors import DoesNotFit
+from avatar.media.beside import made_here
+from tests.commands.surroundings import lines
+
+ROOT = Path(__file__).parents[2]
+FACE = ROOT / "assets/portraits/astronaut.jpg"
+SPEECH = ROOT / "tests/data/speech/01_flite.flac"
+MAKE = ["compare", "--image", str(FACE), "--audio", str(SPEECH)]
+SMALL = ["--preset", "cpu-preview", "--vary", "size=320*320,256*256"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory) -> Path:
+    """A video of the preview engine, long enough to be measured in all ways."""
+    folder = tmp_path_factory.mktemp("talking")
+    samples, rate = soundfile.read(ROOT / "assets/speech/hello-en.flac")
+    soundfile.write(folder / "s.wav", samples[: 9 * rate], rate)
+    made = ["generate", "--image", str(FACE), "--audio", str(folder / "s.wav"), "--preset", "cpu-preview"]
+    assert main([*made, "--size", "320*320", "--output", str(folder / "a.mp4")]) == 0
+    return folder / "a.mp4"
+
+
+def delayed(video: Path, target: Path, later_ms: int) -> Path:
+    """The same pictures, with the sound so much later."""
+    with av.open(str(video)) as source, av.open(str(target), "w") as out:
+        sound = source.streams.audio[0]
+        streams = {kind[0].index: out.add_stream_from_template(kind[0]) for kind in
+                   (source.streams.video, source.streams.audio)}  # fmt: skip
+        for packet in source.demux():
+            if packet.dts is None:
+                continue
+            shift = round(later_ms / 1000 / packet.time_base) if packet.stream.index == sound.index else 0
+            packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+            packet.stream = streams[packet.stream.index]
+            out.mux(packet)
+    return target
+
+
+def test_the_preview_engine_is_compared_end_to_end(here, capsys):
+    assert main([*MAKE, *SMALL, "--output", "out", "--json"]) == 0
+    (told,) = lines(capsys)
+    large, small = told["videos"]
+    assert [row["label"] for row in (large, small)] == ["size 320*320", "size 256*256"]
+    for row in (large, small):
+        assert row["state"] == "done"
+        assert abs(row["lip_sync"]["offset_ms"]) < 40
+        assert row["lip_sync"]["closures"] > 3
+        assert row["run"]["average_fps"] > 0
+        assert row["run"]["out_of_memory"] is False
+        assert row["likeness"]["ssim"]["mean"] > 0.5
+        assert row["smoothness"]["ratio"] is None, "the preview has no clips"
+        assert made_here(Path("out") / row["file"])
+    assert (large["width"], small["width"]) == (320, 256)
+    assert json.loads(Path("out/compare.json").read_text()) == told
+    table = Path("out/compare.md").read_text()
+    for words in ("OOM?", "average fps", "first frame, s", "sound after mouth, ms", "size 320\\*320"):
+        assert words in table
+    page = Path("out/compare.html").read_text()
+    assert page.count("<video ") == 2
+    assert "http" not in page.replace("http-equiv", ""), "nothing comes from elsewhere"
+    with av.open("out/side-by-side.mp4") as beside:
+        picture = next(beside.decode(video=0))
+        assert picture.width == 3 * 256
+        assert len(beside.streams.audio) == 1
+
+
+def test_the_self_test_engine_is_compared_end_to_end(here, capsys):
+    wanted = ["--preset", "self-test", "--vary", "infer_frames=48,32", "--vary", "sample-steps=2"]
+    assert main([*MAKE, *wanted, "--output", "out", "--json", "--no_side_by_side"]) == 0
+    (told,) = lines(capsys)
+    assert [row["settings"] for row in told["videos"]] == [
+        {"infer_frames": 48, "sample_steps": 2},
+        {"infer_frames": 32, "sample_steps": 2},
+    ]
+    borders = [row["smoothness"]["borders"] for row in told["videos"]]
+    assert borders == [1, 2], "69 frames: borders at 45, and at 29 and 61"
+    for row in told["videos"]:
+        assert row["smoothness"]["flow"]["ratio"] > 0
+        assert (Path("out") / row["seam"]).is_file()
+        assert row["lip_sync"]["why"], "noise has no face, and that is told"
+    assert told["side_by_side"] is None
+
+
+def test_finished_videos_are_measured_and_played_in_step(here, capsys, talking):
+    late = delayed(talking, here / "late.mp4", 120)
+    args = ["compare", str(talking), str(late), "--output", "out", "--clip_frames", "48", "--json"]
+    assert main([*args, "--label", "as made", "--label", "late"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    first, second = told["videos"]
+    assert [row["label"] for row in (first, second)] == ["as made", "late"]
+    assert abs(first["lip_sync"]["offset_ms"]) < 20
+    assert second["lip_sync"]["offset_ms"] - first["lip_sync"]["offset_ms"] == pytest.approx(120, abs=15)
+    assert second["lip_sync"]["confidence"] > 0.5
+    assert first["naturalness"]["blinks"] is not None
+    assert second["smoothness"]["borders"] == 4
+    assert not second["smoothness"]["seam_is_seen"]
+    assert first["run"]["preset"] == "cpu-preview", "its report was beside it"
+    assert second["run"] is None
+
+
+def test_what_was_made_and_measured_is_not_again(here, capsys, monkeypatch):
+    assert main([*MAKE, *SMALL, "--output", "out", "--json", "--no_side_by_side"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("out/videos").iterdir()}
+    first = lines(capsys)
+    monkeypatch.setattr(command, "open_engine", lambda *_, **__: pytest.fail("an engine was opened"))
+    monkeypatch.setattr("avatar.compare.look.measure", lambda *_, **__: pytest.fail("measured again"))
+    assert main([*MAKE, *SMALL, "--output", "out", "--json", "--no_side_by_side"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in Path("out/videos").iterdir()} == before
+    assert lines(capsys) == first
+
+
+def test_other_inputs_make_other_videos_in_the_same_folder(here, capsys):
+    one = ["--preset", "cpu-preview", "--vary", "size=256*256", "--output", "out", "--json"]
+    assert main([*MAKE, *one, "--no_side_by_side"]) == 0
+    other = str(ROOT / "tests/data/speech/00_flite.flac")
+    assert main([*MAKE[:-1], other, *one, "--no_side_by_side"]) == 0
+    before, after = (told["videos"][0] for told in lines(capsys))
+    assert after["state"] == "done"
+    assert before["num_frames"] != after["num_frames"]
+
+
+def test_a_comparison_that_is_killed_goes_on_where_it_was(here):
+    args = [sys.executable, "-m", "avatar", *MAKE, "--preset", "cpu-preview", "--output", "out", "--json"]
+    args += ["--vary", "size=320*320,704*704,256*256", "--no_side_by_side"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(args, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = Path("out/videos/size_320x320.report.json")
+    until = time.monotonic() + 120
+    while not first.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    made = first.stat().st_mtime_ns
+    done = subprocess.run(args, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert [row["state"] for row in told["videos"]] == ["done"] * 3
+    assert first.stat().st_mtime_ns == made
+
+
+class Full:
+    """An engine whose memory runs out."""
+
+    label = "full"
+
+    def stream(self, request):
+        raise DoesNotFit("GPU 0 ran out of memory.", "Take fewer frames.")
+        yield
+
+    def cancel(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_memory_that_runs_out_is_a_row_and_not_the_end(here, capsys, monkeypatch):
+    opened = []
+    real = command.open_engine
+
+    def first_is_full(preset, **kwargs):
+        opened.append(preset.generation.infer_frames)
+        return Full() if len(opened) == 1 else real(preset, **kwargs)
+
+    monkeypatch.setattr(command, "open_engine", first_is_full)
+    # Two presets whose models are held otherwise, so that each has an engine of its own.
+    wanted = ["--preset", "self-test", "--vary", "weight_dtype=fp32,bf16", "--output", "out", "--json"]
+    assert main([*MAKE, *wanted, "--no_side_by_side"]) == 0
+    (told,) = lines(capsys)
+    full, made = told["videos"]
+    assert (full["state"], made["state"]) == ("out_of_memory", "done")
+    assert "ran out of memory" in full["error"]
+    assert "| weight\\_dtype fp32 | – | yes |" in Path("out/compare.md").read_text()
+    assert main([*MAKE, *wanted, "--no_side_by_side"]) == 0
+    assert len(opened) == 2, "what ran out of memory is a result, and not tried again"
+
+
+def test_no_rung_of_the_ladder_is_taken_in_a_comparison(here, capsys, monkeypatch):
+    seen = []
+    real = command.open_engine
+    monkeypatch.setattr(
+        command, "open_engine", lambda preset, **kw: seen.append(preset) or real(preset, **kw)
+    )
+    wanted = ["--preset", "self-test", "--vary", "sample_steps=1", "--output", "out", "--no_side_by_side"]
+    assert main([*MAKE, *wanted]) == 0
+    assert seen[0].fallback.order == ()
+
+
+def test_random_weights_are_timed_without_any_file(here, capsys):
+    args = ["compare", "--random-weights", "--blocks", "12", "--preset", "self-test", "--output", "out"]
+    assert main([*args, "--vary", "infer_frames=32", "--vary", "enable_online_decode=true", "--json"]) == 0
+    (told,) = lines(capsys)
+    (row,) = told["videos"]
+    assert (row["state"], row["file"], row["error"]) == ("done", None, None)
+    assert row["run"]["average_fps"] > 0
+    assert row["run"]["host_peak_bytes"] > 2**20
+    assert "OOM?" in Path("out/compare.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "nothing to compare"),
+        (["--vary", "infer_frame=48"], "no setting 'infer_frame'"),
+        (["--vary", "infer_frames"], "names no values"),
+        (["--vary", "infer_frames=a"], "infer_frames cannot be 'a'"),
+        (["--vary", "infer_frames=48,48"], "a value twice"),
+        (["--vary", "seed=1", "--vary", "seed=2"], "varied twice"),
+        (["--vary", "preset=nope"], "nope"),
+        (["--vary", "seed=1"], "--image and --audio"),
+        (["--vary", f"seed={','.join(map(str, range(65)))}"], "65 videos"),
+        (["gone.mp4"], "gone.mp4 does not exist"),
+        (["gone.mp4", "--vary", "seed=1"], "compared as they are"),
+        (["--vary", "seed=1", "--image", str(SPEECH), "--audio", str(SPEECH)], "01_flite.flac"),
+        ([*MAKE[1:], "--vary", "seed=1,2", "--seed", "3"], "given and varied"),
+        ([*MAKE[1:], "--preset", "cpu-preview", "--vary", "infer_frames=48"], "cannot honour infer_frames"),
+        ([*MAKE[1:], "--preset", "self-test", "--vary", "infer_frames=47"], "infer_frames"),
+    ],
+    ids=lambda value: "".join(char for char in str(value)[-20:] if char.isalnum()),
+)
+def test_what_cannot_be_compared_is_refused_at_once(here, capsys, args, words):
+    assert main(["compare", *args, "--output", "out"]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not list(Path(".").glob("out/videos/*"))
+
+
+def test_a_file_that_is_no_video_is_refused(here, capsys):
+    Path("a.mp4").write_text("no video")
+    assert main(["compare", "a.mp4", "--output", "out"]) == 2
+    assert "a.mp4 cannot be read as a video" in capsys.readouterr().err
+
+
+def test_a_folder_with_other_things_is_left_alone(here, capsys, talking):
+    Path("out").mkdir()
+    Path("out/thesis.txt").write_text("mine")
+    assert main(["compare", str(talking), "--output", "out"]) == 2
+    assert "holds no comparison" in capsys.readouterr().err
+    assert [path.name for path in Path("out").iterdir()] == ["thesis.txt"]
+
+
+def test_a_video_without_sound_is_compared_and_says_so(here, capsys):
+    with av.open("mute.mp4", "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width = stream.height = 64
+        for _ in range(10):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), "rgb24")))
+        out.mux(stream.encode())
+    assert main(["compare", "mute.mp4", "--output", "out", "--json"]) == 0
+    (row,) = lines(capsys)[-1]["videos"]
+    assert row["lip_sync"]["offset_ms"] is None
+    assert "no audio track" in row["lip_sync"]["why"]
