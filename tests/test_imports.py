@@ -35,7 +35,7 @@ FLOORS = [
     {"runtime", "model"},  # who supervises, and what computes: neither knows the other
     {"preview", "pipeline"},
     {"distributed"},
-    {"long", "bench", "measures", "compose"},
+    {"long", "bench", "measures", "compose", "live"},
     {"batch"},
     {"compare"},
     {"commands", "ui"},
@@ -67,6 +67,7 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
     "pynvml": ("planning.nvml",),
     "rich": ("commands",),
     "ray": ("batch.ray_engine",),
+    "aiortc": ("live.webrtc",),
     "filelock": ("locks",),
 }
 
