@@ -8,8 +8,8 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from avatar.errors import AvatarError
 from avatar.live.session import LiveEngine, LiveSession
@@ -38,9 +38,9 @@ class Ticket:
     watched_at: float
     num_connected: int = 0
     session: LiveSession | None = None
+    engine: LiveEngine | None = None
     error: AvatarError | None = None
     is_over: bool = False
-    settings: dict[str, object] = field(default_factory=dict)
 
 
 class LiveLine:
@@ -48,20 +48,18 @@ class LiveLine:
 
     def __init__(
         self,
-        open_engine: Callable[[LiveRequest], LiveEngine],
+        engines: Sequence[LiveEngine],
         *,
-        places: int = 1,
         most_waiting: int = 8,
         per_visitor: int = 2,
         unwatched_s: float = UNWATCHED_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """open_engine: the engine for a request, kept from session to session by whoever gives it.
+        """engines: one for each session at a time, kept from session to session by whoever gives them.
 
-        places: sessions at a time, as many as there are groups of GPUs. per_visitor: sessions and places in
-        line of one visitor.
+        per_visitor: sessions and places in line of one visitor.
         """
-        self._open_engine, self._places, self._most_waiting = open_engine, places, most_waiting
+        self._engines, self._most_waiting = engines, most_waiting
         self._per_visitor, self._unwatched_s, self._clock = per_visitor, unwatched_s, clock
         self._tickets: dict[str, Ticket] = {}
         self._line: list[Ticket] = []
@@ -95,7 +93,8 @@ class LiveLine:
 
     def find(self, token: str) -> Ticket | None:
         """The ticket of a token; None when there is none, or it is over."""
-        return self._tickets.get(token)
+        ticket = self._tickets.get(token)
+        return None if ticket is None or ticket.is_over else ticket
 
     def place(self, ticket: Ticket) -> int:
         """How many are before it, itself included; 0 once its session has begun."""
@@ -119,13 +118,13 @@ class LiveLine:
             if ticket.is_over:
                 return
             ticket.is_over = True
-            self._tickets.pop(ticket.token, None)
             if ticket in self._line:
                 self._line.remove(ticket)
         if ticket.session is not None:
             ticket.session.end()
         shutil.rmtree(ticket.request.work, ignore_errors=True)
         with self._lock:
+            self._tickets.pop(ticket.token, None)
             self._begin_next()
 
     def close(self) -> None:
@@ -135,16 +134,16 @@ class LiveLine:
         for ticket in list(self._tickets.values()):
             self.end(ticket)
 
-    @property
-    def num_running(self) -> int:
-        return sum(ticket.session is not None for ticket in self._tickets.values())
-
     def _begin_next(self) -> None:
         """The caller holds the lock."""
-        while self._line and self.num_running < self._places and not self._closed.is_set():
+        while self._line and not self._closed.is_set():
+            taken = [one.engine for one in self._tickets.values()]
+            free = [engine for engine in self._engines if engine not in taken]
+            if not free:
+                return
             ticket = self._line.pop(0)
             try:
-                ticket.session = LiveSession(self._open_engine(ticket.request), ticket.request)
+                ticket.session, ticket.engine = LiveSession(free[0], ticket.request), free[0]
             except AvatarError as error:
                 ticket.error = error
                 log.warning("a live session could not begin: %s", error)

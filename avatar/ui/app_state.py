@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar.errors import AvatarError, BadInput
+from avatar.live.desk import LiveDesk
 from avatar.long import unfinished
 from avatar.media.atomic import disk_error
 from avatar.media.intake import open_request
@@ -73,6 +74,7 @@ class AppState:
     uploads: Uploads | None = None
     admin: str | None = None
     model: ModelFetch = field(default_factory=ModelFetch)
+    live: LiveDesk | None = None
 
     def __post_init__(self) -> None:
         self.speakers: Speakers | None = None if self.uploads is None else Speakers(self.uploads, self.limits)
@@ -316,6 +318,8 @@ class AppState:
 
     def close(self) -> None:
         self._closed.set()
+        if self.live is not None:
+            self.live.close()
         if self.readings is not None:
             self.readings.close()
         self.model.close()

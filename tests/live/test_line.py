@@ -31,7 +31,7 @@ def clock():
 
 @pytest.fixture
 def line(engine, clock):
-    line = LiveLine(lambda request: engine, most_waiting=3, per_visitor=2, clock=clock)
+    line = LiveLine([engine], most_waiting=3, per_visitor=2, clock=clock)
     yield line
     line.close()
 
