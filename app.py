@@ -142,7 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve until stopped. Returns the exit code."""
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for talkative in ("httpx", "aioice", "aiortc", "faster_whisper"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
         _serve(args)
     except AvatarError as error:

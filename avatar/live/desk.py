@@ -58,7 +58,7 @@ class LiveDesk:
         catalogue: Catalogue | None = None,
     ) -> None:
         """engines: as many as there may be sessions. gallery: where recordings go; None: none can be made."""
-        self.options, self.gallery = options, gallery
+        self.options, self.gallery, self._engines = options, gallery, engines
         self.catalogue = catalogue or Catalogue()
         self.line = LiveLine(engines)
         self._guests: dict[str, Guest] = {}
@@ -80,7 +80,8 @@ class LiveDesk:
         with guest.lock:
             if guest.conversation is None and session is not None:
                 voice = SessionVoice(session, self.catalogue)
-                chat = self.options.chat and Chat(self.options.chat, self.options.system_prompt)
+                address = self.options.chat
+                chat = None if address is None else Chat(address, self.options.system_prompt)
                 guest.conversation = Conversation(session, voice, self.options.recogniser, chat)
             return guest.conversation
 
@@ -106,11 +107,18 @@ class LiveDesk:
         self._leave(guest)
         self.line.end(guest.ticket)
 
+    def warm(self) -> None:
+        """Start the engines' processes: the first session does not wait for imports. Raises: WorkerLost."""
+        for engine in self._engines:
+            getattr(engine, "warm", lambda: None)()
+
     def close(self) -> None:
         """End all."""
         for guest in list(self._guests.values()):
             self.end(guest)
         self.line.close()
+        for engine in self._engines:
+            getattr(engine, "close", lambda: None)()
 
     def _leave(self, guest: Guest) -> None:
         if guest.conversation is not None:

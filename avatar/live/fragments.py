@@ -77,7 +77,9 @@ class FragmentWriter:
         self._fresh = True
 
     def write(self, made: LiveFrames) -> bytes:
-        """One fragment of these frames and their samples."""
+        """One fragment of these frames and their samples; where frames are missing before them, see restart."""
+        if made.first_frame * (SOUND_HZ // FPS) != self._place[VIDEO_TRACK]:
+            self.restart(made.first_frame)
         video = [self._coded(pixels) for pixels in made.frames]
         sound = [
             _Sample(bytes(packet), PACKET, _KEY)

@@ -23,6 +23,7 @@ MEASURED_FRAMES = 2 * FPS  # after which it is known whether the machine holds t
 HELD_SHARE = 0.6  # of a frame's time: the rest is for encoding and sending it
 SMALLER = (576, 448, 320)  # pixels; sides of the areas to which it steps down
 LATE_FRAMES = 6  # of sound that may wait; frames before those repeat the last picture
+LOST_FRAMES = 25  # frames before those are left out, with their sound: the delay stays flat
 
 
 class LiveRenderer:
@@ -89,6 +90,8 @@ def perform_live(
             while mouth.is_ready and not cancelled():
                 index = mouth.num_frames
                 spoken = mouth.next()
+                if may_skip and num_left > LOST_FRAMES:
+                    continue
                 if may_skip and num_left > LATE_FRAMES:
                     picture = renderer.last()
                 else:

@@ -301,6 +301,8 @@ class AppState:
         if self.speakers is not None:
             self.speakers.warm()
         try:
+            if self.live is not None:
+                self.live.warm()
             self.desk.warm(self.resolved(self.preset_name))
         except AvatarError as error:  # told on the page as well, by the preset's card
             log.warning("nothing to warm: %s", error)

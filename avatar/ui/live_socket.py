@@ -218,15 +218,15 @@ class _Viewer:
         self._loop = loop
         self._frames: deque[LiveFrames] = deque()
         self._words: deque[Mapping[str, Any]] = deque(maxlen=100)
-        self._video, self._writer = "none", None
+        self._video = "none"
+        self._writer: FragmentWriter | None = None
         self._is_fresh = True
         self.is_over = False
         self.woken = asyncio.Event()
 
     def show_as(self, video: str) -> None:
         """From the next frame on, and from a whole picture."""
-        self._video, self._is_fresh = video, True
-        self._writer: FragmentWriter | None = None
+        self._video, self._is_fresh, self._writer = video, True, None
 
     def show(self, made: LiveFrames) -> None:
         """See Watcher."""

@@ -58,7 +58,6 @@ def test_each_call_gives_one_whole_fragment_at_once():
 def test_after_a_gap_a_stream_starts_from_a_whole_picture():
     writer = FragmentWriter(WIDTH, HEIGHT)
     first = writer.write(made(0))
-    writer.restart(50)
     data = writer.header + first + writer.write(made(50))
     with av.open(io.BytesIO(data)) as movie:
         packets = [packet for packet in movie.demux(video=0) if packet.dts is not None]

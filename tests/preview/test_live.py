@@ -15,7 +15,7 @@ from avatar.media.speech import SpeechReader, write_speech
 from avatar.media.timeline import SAMPLES_PER_FRAME, Timeline
 from avatar.preview import live
 from avatar.preview.face import find_face
-from avatar.preview.live import LATE_FRAMES, LiveRenderer, perform_live
+from avatar.preview.live import LATE_FRAMES, LOST_FRAMES, LiveRenderer, perform_live
 from avatar.preview.live_mouth import LOOK_AHEAD_FRAMES, LiveMouth
 from avatar.preview.visemes import VisemeNetwork
 from avatar.runtime.live import LiveFrames
@@ -147,11 +147,21 @@ def test_late_frames_repeat_a_picture_and_keep_all_sound():
             drawn.append(pose)
             return super().frame(articulation, pose)
 
-    sound = tone(60)
+    sound = tone(LOST_FRAMES)
     frames = made(Noting(), [sound])
     assert np.array_equal(np.concatenate([one.sound for one in frames]), sound[: len(frames) * 1920])
-    assert len(frames) == 60 - LOOK_AHEAD_FRAMES + 1
+    assert len(frames) == LOST_FRAMES - LOOK_AHEAD_FRAMES + 1
     assert len(drawn) == LATE_FRAMES
+
+
+def test_what_is_a_second_late_is_left_out_with_its_sound():
+    sound = tone(100)
+    frames = made(Sticks(), [sound])
+    numbers = [one.first_frame for one in frames]
+    assert len(numbers) == LOST_FRAMES
+    assert numbers == list(range(numbers[0], 100 - LOOK_AHEAD_FRAMES + 1))
+    first = numbers[0] * SAMPLES_PER_FRAME
+    assert np.array_equal(np.concatenate([one.sound for one in frames]), sound[first:][: LOST_FRAMES * 1920])
 
 
 def test_a_slow_machine_draws_smaller_and_says_so(renderer, monkeypatch, portrait):
