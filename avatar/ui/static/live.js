@@ -13,6 +13,15 @@ const address = (path) => {
   return new URL(`${root}/${path}`, location.origin);
 };
 
+if (new URLSearchParams(location.search).has("live")) {  // the address of `python -m avatar live`
+  const opening = setInterval(() => {
+    const tab = document.querySelector('#speech-source [data-tab-id="live"]');
+    if (!tab) return;
+    clearInterval(opening);
+    if (tab.getAttribute("aria-selected") !== "true") tab.click();
+  }, 100);
+}
+
 function state(text) { part(".live-state").textContent = text; }
 function notice(text) {
   const line = part(".live-notice");
