@@ -51,7 +51,7 @@ class Conversation:
         self._settings = ("", 1.0)  # the answering voice and its speed
         self._closed = threading.Event()
         self._sound: queue.Queue[np.ndarray] = queue.Queue(MOST_UNHEARD)
-        self._turns: queue.Queue[tuple[np.ndarray, float]] = queue.Queue(2)
+        self._turns: queue.Queue[tuple[np.ndarray | str, float]] = queue.Queue(2)
         self._answers = 0  # answers of before the last interruption are not said
         self._threads: list[threading.Thread] = []
         self._starting = threading.Lock()
@@ -90,7 +90,10 @@ class Conversation:
         if self._mode != "talk":
             raise BadInput("Texts are answered in the mode talk.")
         self.interrupt()
-        threading.Thread(target=self._answer, args=(text, self._clock()), daemon=True).start()
+        try:
+            self._turns.put_nowait((text, self._clock()))
+        except queue.Full:
+            raise BadInput("Too much waits to be answered.", "Wait for an answer.") from None
 
     def interrupt(self) -> bool:
         """Stop what is being said, and what would be said next. Returns whether there was anything."""
@@ -107,7 +110,7 @@ class Conversation:
         with self._starting:
             if self._threads:
                 return
-            for work in (self._detect, self._recognise):
+            for work in (self._detect, self._take_turns, self._load):
                 thread = threading.Thread(target=self._kept_going, args=(work,), daemon=True)
                 self._threads.append(thread)
                 thread.start()
@@ -161,19 +164,24 @@ class Conversation:
                 yield timeline.listen(at, at + CHUNK)
                 at += CHUNK
 
-    def _recognise(self) -> None:
+    def _load(self) -> None:
         try:
             self._recogniser.load()
         except AvatarError as error:
             self.session.tell(told(error))
+
+    def _take_turns(self) -> None:
         while not self._is_over:
             try:
-                samples, ended_at = self._turns.get(timeout=0.1)
+                said, ended_at = self._turns.get(timeout=0.1)
             except queue.Empty:
                 continue
             try:
+                if isinstance(said, str):
+                    self._answer(said, ended_at)
+                    continue
                 began = self._clock()
-                words = self._recogniser.words(samples)
+                words = self._recogniser.words(said)
                 if words:
                     self.session.tell(
                         {"type": "said", "who": "you", "text": words, "in_s": 0.0, "seconds": 0.0}

@@ -280,8 +280,7 @@ class _Viewer:
 
 def raw(made: LiveFrames) -> bytes:
     """One message of frames as they are: RAW_HEADER, then rgb24 pixels, then 16-bit mono samples."""
-    count, height, width = made.frames.shape[:3]
-    del count
+    height, width = made.frames.shape[1:3]
     header = RAW_HEADER.pack(b"LIVE", made.first_frame, width, height, len(made.sound))
     return header + np.ascontiguousarray(made.frames).tobytes() + made.sound.astype("<i2").tobytes()
 

@@ -1,4 +1,4 @@
-"""Talk: whoever speaks is heard, understood, answered, and may cut in; what is down is said, and nothing ends."""
+"""Talk: whoever speaks is heard, understood and answered, and may cut in; what is down is said."""
 
 from __future__ import annotations
 

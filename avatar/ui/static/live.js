@@ -13,15 +13,6 @@ const address = (path) => {
   return new URL(`${root}/${path}`, location.origin);
 };
 
-if (new URLSearchParams(location.search).has("live")) {  // the address of `python -m avatar live`
-  const opening = setInterval(() => {
-    const tab = document.querySelector('#speech-source [data-tab-id="live"]');
-    if (!tab) return;
-    clearInterval(opening);
-    if (tab.getAttribute("aria-selected") !== "true") tab.click();
-  }, 100);
-}
-
 function state(text) { part(".live-state").textContent = text; }
 function notice(text) {
   const line = part(".live-notice");
@@ -103,7 +94,6 @@ function connect() {
   socket.binaryType = "arraybuffer";
   socket.onopen = () => {
     live.lostAt = 0;
-    notice("");
   };
   socket.onmessage = ({ data }) => (typeof data === "string" ? obey(JSON.parse(data)) : live.player?.add(data));
   socket.onclose = ({ code, reason }) => {
@@ -167,7 +157,7 @@ function begun(message) {
 // ---- video down
 
 async function byWebrtc(iceServers) {
-  if (!window.RTCPeerConnection || window.liveNoWebrtc) throw new Error("no WebRTC");
+  if (!window.RTCPeerConnection) throw new Error("no WebRTC");
   const peer = (live.peer = new RTCPeerConnection({ iceServers }));
   const stream = new MediaStream();
   peer.ontrack = ({ track }) => {
