@@ -11,7 +11,7 @@ from pathlib import Path
 from avatar.live.conversation import Conversation
 from avatar.live.line import LiveLine, Ticket
 from avatar.live.recording import Recording
-from avatar.live.services import SYSTEM_PROMPT, Address, Chat, Recogniser
+from avatar.live.services import SYSTEM_PROMPT, Chat, Recogniser, ServiceAddress
 from avatar.live.session import LiveEngine, LiveSession
 from avatar.live.voice import SessionVoice
 from avatar.live.webrtc import IceServer
@@ -31,7 +31,7 @@ class LiveOptions:
 
     preset: Preset
     recogniser: Recogniser
-    chat: Address | None = None
+    chat: ServiceAddress | None = None
     system_prompt: str = SYSTEM_PROMPT
     ice: Sequence[IceServer] = ()
     portrait: Path | None = None  # what the page begins with

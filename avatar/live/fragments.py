@@ -77,7 +77,7 @@ class FragmentWriter:
         self._fresh = True
 
     def write(self, made: LiveFrames) -> bytes:
-        """One fragment of these frames and their samples; where frames are missing before them, see restart."""
+        """One fragment of these frames and their samples; see restart for frames that are missing."""
         if made.first_frame * (SOUND_HZ // FPS) != self._place[VIDEO_TRACK]:
             self.restart(made.first_frame)
         video = [self._coded(pixels) for pixels in made.frames]

@@ -48,7 +48,7 @@ class Recogniser(Protocol):
 
 
 @dataclass(frozen=True)
-class Address:
+class ServiceAddress:
     """A server of ours to ask. url: ends before /chat/completions; key: never shown."""
 
     url: str
@@ -56,7 +56,7 @@ class Address:
     key: str = field(default="", repr=False)
 
     @classmethod
-    def parse(cls, url: str, model: str, key: str, flag: str) -> Address:
+    def parse(cls, url: str, model: str, key: str, flag: str) -> ServiceAddress:
         """Raises: BadInput for an address that is none."""
         url = url.strip().rstrip("/")
         parts = urlsplit(url)
@@ -72,22 +72,26 @@ class Address:
         return urlsplit(self.url).hostname or ""
 
 
-def chat_address(url: str | None, model: str | None, env: Mapping[str, str] = os.environ) -> Address | None:
+def chat_address(
+    url: str | None, model: str | None, env: Mapping[str, str] = os.environ
+) -> ServiceAddress | None:
     """Where to chat, by a flag or the environment; None for nowhere. Raises: BadInput."""
     url, model = url or env.get(CHAT_URL, ""), model or env.get(CHAT_MODEL, "") or "default"
-    return Address.parse(url, model, env.get(CHAT_KEY, ""), "--chat-url") if url else None
+    return ServiceAddress.parse(url, model, env.get(CHAT_KEY, ""), "--chat-url") if url else None
 
 
-def hear_address(url: str | None, model: str | None, env: Mapping[str, str] = os.environ) -> Address | None:
+def hear_address(
+    url: str | None, model: str | None, env: Mapping[str, str] = os.environ
+) -> ServiceAddress | None:
     """Where to have speech recognised; None for here. Raises: BadInput."""
     url, model = url or env.get(HEAR_URL, ""), model or env.get(HEAR_MODEL, "") or "whisper-1"
-    return Address.parse(url, model, env.get(HEAR_KEY, ""), "--hear-url") if url else None
+    return ServiceAddress.parse(url, model, env.get(HEAR_KEY, ""), "--hear-url") if url else None
 
 
 class Chat:
     """One conversation with a chat server, streamed."""
 
-    def __init__(self, address: Address, system: str = SYSTEM_PROMPT, most_turns: int = 12) -> None:
+    def __init__(self, address: ServiceAddress, system: str = SYSTEM_PROMPT, most_turns: int = 12) -> None:
         """most_turns: of both sides, that are remembered."""
         self._address, self._system, self._most_turns = address, system, most_turns
         self._turns: list[dict[str, str]] = []
@@ -144,7 +148,7 @@ def _delta(line: str) -> Iterator[str]:
 class RemoteRecogniser:
     """See Recogniser: a server's."""
 
-    address: Address
+    address: ServiceAddress
 
     def load(self) -> None:
         """See Recogniser: there is nothing to load."""
@@ -219,19 +223,19 @@ def as_wav(samples: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def recogniser(address: Address | None, model: str = WHISPER) -> Recogniser:
+def recogniser(address: ServiceAddress | None, model: str = WHISPER) -> Recogniser:
     """The server's, or the one here."""
     return LocalRecogniser(model) if address is None else RemoteRecogniser(address)
 
 
-def _asking(what: str, address: Address) -> Any:
+def _asking(what: str, address: ServiceAddress) -> Any:
     import httpx
 
     headers = {"Authorization": f"Bearer {address.key}"} if address.key else {}
     return httpx.Client(timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S), headers=headers)
 
 
-def _refused(what: str, address: Address, status: int) -> ServiceDown:
+def _refused(what: str, address: ServiceAddress, status: int) -> ServiceDown:
     """The server's own words are not passed on: they may tell of its key."""
     why = {401: "does not accept the key", 403: "does not accept the key", 404: "has no such model or path"}
     reason = why.get(
@@ -240,7 +244,7 @@ def _refused(what: str, address: Address, status: int) -> ServiceDown:
     return ServiceDown(f"The {what} server {address.host} {reason}.", "The session goes on; try again later.")
 
 
-def _unreached(what: str, address: Address, error: Exception) -> ServiceDown:
+def _unreached(what: str, address: ServiceAddress, error: Exception) -> ServiceDown:
     log.warning("the %s server %s: %s", what, address.host, type(error).__name__)
     return ServiceDown(
         f"The {what} server {address.host} does not answer ({type(error).__name__}).",

@@ -1,4 +1,4 @@
-"""The tab Live in a real Chromium with a fake microphone: both transports, words, keys, leaving and returning."""
+"""The tab Live in a real Chromium with a fake microphone: both transports, words, keys, leaving."""
 
 from __future__ import annotations
 

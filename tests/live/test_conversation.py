@@ -13,9 +13,9 @@ import pytest
 from avatar.errors import BadInput
 from avatar.live.conversation import Conversation
 from avatar.live.services import (
-    Address,
     Chat,
     RemoteRecogniser,
+    ServiceAddress,
     ServiceDown,
     chat_address,
     hear_address,
@@ -73,7 +73,7 @@ class Server:
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
-        self.address = Address(f"http://127.0.0.1:{self._http.server_port}/v1", "tiny", KEY)
+        self.address = ServiceAddress(f"http://127.0.0.1:{self._http.server_port}/v1", "tiny", KEY)
 
     def close(self) -> None:
         self.hold.set()
@@ -229,7 +229,7 @@ def test_a_chat_that_refuses_is_told_in_a_line_and_the_session_lives(talk, serve
 
 
 def test_a_recogniser_that_is_down_is_told_in_a_line(talk, speech):
-    nowhere = RemoteRecogniser(Address("http://127.0.0.1:9/v1", "m"))
+    nowhere = RemoteRecogniser(ServiceAddress("http://127.0.0.1:9/v1", "m"))
     conversation, watcher = talk(nowhere)
     speak(conversation, speech)
     wait_until(lambda: any(one.get("code") == "error" for one in watcher.told), "the notice")

@@ -19,7 +19,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from avatar.errors import AvatarError
 from avatar.live.desk import LiveDesk, LiveOptions
-from avatar.live.services import Address, ServiceDown
+from avatar.live.services import ServiceAddress, ServiceDown
 from avatar.media.limits import InputLimits
 from avatar.media.reading import Reader
 from avatar.preset import Preset
@@ -330,7 +330,7 @@ def test_a_recording_lands_in_the_gallery_of_its_owner(client, desk):
 
 
 def test_keys_of_services_reach_no_visitor(client, desk):
-    desk.options.chat = Address("http://127.0.0.1:9", "m", "k3y-of-ours")
+    desk.options.chat = ServiceAddress("http://127.0.0.1:9", "m", "k3y-of-ours")
     with client.websocket_connect(begin(client)) as socket:
         begun = told(socket, "begun")
         assert begun["chat"] is True
