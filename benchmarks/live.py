@@ -41,7 +41,8 @@ class Bursts:
     """A microphone's sound by the clock: a burst each second. sent: when each was spoken."""
 
     def __init__(self) -> None:
-        self.at, self.sent = 0, []
+        self.at = 0
+        self.sent: list[float] = []
 
     def next(self, count: int) -> np.ndarray:
         places = np.arange(self.at, self.at + count)
@@ -57,7 +58,8 @@ class BurstsHeard:
     """When bursts begin in what comes back."""
 
     def __init__(self) -> None:
-        self.begins, self._quiet = [], 0
+        self.begins: list[float] = []
+        self._quiet = 0
 
     def note(self, samples: np.ndarray) -> None:
         loud = np.flatnonzero(np.abs(samples) > LOUD)
@@ -185,7 +187,8 @@ async def by_webrtc(server: Server, seconds: float) -> None:
     socket, path = await begin(server)
     await socket.send(json.dumps({"type": "media", "video": "none"}))
     bursts, heard, arrivals = Bursts(), BurstsHeard(), []
-    browser, tracks = RTCPeerConnection(), {}
+    browser = RTCPeerConnection()
+    tracks: dict[str, MediaStreamTrack] = {}
     browser.on("track", lambda track: tracks.__setitem__(track.kind, track))
     browser.addTransceiver("video", direction="recvonly")
     browser.addTrack(_Microphone(bursts))

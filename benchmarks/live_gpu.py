@@ -35,10 +35,11 @@ def main() -> None:
     """Measure, and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--preset", default="live", help="a live preset, or a .toml file")
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--size", default=None)
     args = parser.parse_args()
-    preset = live_preset("live").with_settings(sample_steps=args.steps, size=args.size)
+    preset = live_preset(args.preset).with_settings(sample_steps=args.steps, size=args.size)
     source = DiffusionPipeline.of(random_parts(preset), preset)
     with tempfile.TemporaryDirectory() as folder:
         portrait, _ = write_sample(Path(folder), Size(704, 384), 1.0)

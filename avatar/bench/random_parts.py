@@ -22,9 +22,9 @@ from avatar.model.weights.random_weights import random_transformer
 from avatar.pipeline.components import Components
 from avatar.pipeline.conditions import (
     REFERENCE,
+    AnyTrack,
     AudioFeatures,
     PortraitEncoder,
-    Track,
     prepare_portrait,
 )
 from avatar.pipeline.denoise import Conditions
@@ -59,7 +59,7 @@ class RandomConditions:
     speech: SpeechEncoder
     text_dim: int
 
-    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[Track]) -> Conditions:
+    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[AnyTrack]) -> Conditions:
         """See ConditionEncoder.encode."""
         motion = self.portraits.encode(prepare_portrait(portrait, size))
         num_tokens = round(len(prompt.split()) * TOKENS_A_WORD) + 1  # and the end's

@@ -48,7 +48,7 @@ class Features(Protocol):
         ...
 
 
-class Track(Protocol):
+class AnyTrack(Protocol):
     """One speaker's speech, whole or still being spoken."""
 
     def features(self, encoder: SpeechEncoder) -> Features:
@@ -89,7 +89,7 @@ class ConditionEncoder:
         self._texts: _Memory = _Memory()
         self._portraits = PortraitEncoder(vae)
 
-    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[Track]) -> Conditions:
+    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[AnyTrack]) -> Conditions:
         """Conditions of one run, the prompt checked first. size: the video's own, not an area.
 
         Raises: BadInput for a prompt that is too long, WeightsMissing.

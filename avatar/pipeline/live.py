@@ -39,7 +39,7 @@ SIZES = ("512*320", "384*256")
 
 
 class LiveTrack:
-    """A speaker who is still speaking, and their features once the encoder is known; see conditions.Track."""
+    """A speaker who is still speaking, with features once the encoder is known; see conditions.AnyTrack."""
 
     def __init__(self, sound: Iterator[np.ndarray], cancelled: Callable[[], bool]) -> None:
         """sound: int16 (n,) at SOUND_HZ; read in a thread of its own, so that none is lost meanwhile."""
@@ -52,7 +52,7 @@ class LiveTrack:
         threading.Thread(target=self._follow, args=(sound,), name="live-sound", daemon=True).start()
 
     def features(self, encoder: SpeechEncoder) -> LiveTrack:
-        """See Track. Asked for once more it goes on with the level that is known by now."""
+        """See AnyTrack. Asked for once more it goes on with the level that is known by now."""
         if self._features is None:
             self._features = LiveSpeechFeatures(encoder, self._timeline.listen)
         return self

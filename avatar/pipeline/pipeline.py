@@ -23,7 +23,7 @@ from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Check
 from avatar.pipeline.checkpoint_choice import find_files
 from avatar.pipeline.components import Components
-from avatar.pipeline.conditions import EncodeText, SpeechTrack, Track
+from avatar.pipeline.conditions import AnyTrack, EncodeText, SpeechTrack
 from avatar.pipeline.decode import StreamingDecoder
 from avatar.pipeline.denoise import Conditions, Denoiser, LocalDenoiser
 from avatar.pipeline.device import best_device, downloaded, ring_dtype
@@ -168,7 +168,7 @@ class DiffusionPipeline:
         request: Request,
         stream: Size,
         state: ResumeState,
-        track: Track,
+        track: AnyTrack,
         cancelled: Callable[[], bool],
         is_ready: Callable[[int], bool] = lambda block: True,
     ) -> Generator[Frames | Notice | Progress]:
