@@ -196,6 +196,8 @@ def _serve(args: argparse.Namespace) -> None:
             threading.Thread(target=studio.keep_tidy, name="tidy", daemon=True).start()
             stopped.wait()
             log.info("stopping")
+            if studio.live is not None:
+                studio.live.close()
             demo.close()
         finally:
             studio.close()

@@ -133,7 +133,8 @@ async def by_socket(server: Server, seconds: float) -> None:
     told("WebSocket: sound in → sound and frame out", heard.delays(bursts.sent))
     told("  of that in the engine", engine_ms)
     log.info("%-44s %.1f, longest gap %.0f ms", "  frames a second", 1 / gaps.mean(), gaps.max() * 1e3)
-    log.info("%-44s %+.1f MB", "  memory, last against fifth second", (memory[-1] - memory[5]) / 1e6)
+    grown = memory[-1] - memory[min(5, len(memory) - 1)]
+    log.info("%-44s %+.1f MB", "  memory, last against fifth second", grown / 1e6)
     await interruption(socket)
     await socket.send(json.dumps({"type": "end"}))
     await socket.close()
@@ -205,7 +206,7 @@ async def by_webrtc(server: Server, seconds: float) -> None:
 
     async def listen() -> None:
         while True:
-            frame = await tracks["audio"].recv()
+            frame: Any = await tracks["audio"].recv()
             channels = len(frame.layout.channels)
             heard.note(frame.to_ndarray().reshape(-1)[::channels])
 

@@ -14,12 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from avatar.bench.random_parts import random_parts
+from avatar.errors import Cancelled
 from avatar.events import Notice
 from avatar.geometry import BLOCK_FRAMES, FPS, Size
 from avatar.live.intake import live_preset
@@ -64,17 +66,18 @@ def session(source: DiffusionPipeline, request: LiveRequest, seconds: float) -> 
 
     delays, arrivals, notices = [], [], []
     since = time.monotonic()
-    for one in source.live(request, sound(), lambda: False):
-        if isinstance(one, Notice):
-            notices.append(one.text)
-        if not isinstance(one, LiveFrames):
-            continue
-        now = time.monotonic()
-        arrivals.append((now, len(one.frames)))
-        if one.first_frame < len(spoken_at):
-            delays.append(now - (spoken_at[one.first_frame] - 1 / FPS))
-        if one.first_frame + len(one.frames) > (seconds - 2) * FPS:
-            break
+    with suppress(Cancelled):  # the sound has ended
+        for one in source.live(request, sound(), lambda: False):
+            if isinstance(one, Notice):
+                notices.append(one.text)
+            if not isinstance(one, LiveFrames):
+                continue
+            now = time.monotonic()
+            arrivals.append((now, len(one.frames)))
+            if one.first_frame < len(spoken_at):
+                delays.append(now - (spoken_at[one.first_frame] - 1 / FPS))
+            if one.first_frame + len(one.frames) > (seconds - 2) * FPS:
+                break
     settled = delays[len(delays) // 3 :]
     frames = sum(count for _, count in arrivals[1:])
     return {

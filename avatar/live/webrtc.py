@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 VIDEO_HZ = 90_000
 PACKET = SOUND_HZ // 50
-MOST_QUEUED_FRAMES = 12  # what a slow network has not taken; older ones are dropped
+MOST_QUEUED_FRAMES = 24  # two blocks, which a slow network has not taken; older ones are dropped
 MOST_SDP_BYTES = 64 * 2**10
 # stun:HOST:PORT, turn:HOST:PORT?transport=udp, or with turn:USER:PASSWORD@HOST:PORT
 _ICE_SERVER = re.compile(
@@ -156,10 +157,11 @@ class _QueuedTrack(MediaStreamTrack):
         self._queued: asyncio.Queue[Any] = asyncio.Queue()
         self._most = MOST_QUEUED_FRAMES
 
-    def _put(self, frame: Any) -> None:
+    def _put(self, frame: Any, after_s: float) -> None:
+        """Queue a frame, to leave so many seconds from now at the earliest: a block comes all at once."""
         while self._queued.qsize() >= self._most:
             self._queued.get_nowait()
-        self._queued.put_nowait(frame)
+        self._queued.put_nowait((time.monotonic() + after_s, frame))
 
     def stop(self) -> None:
         """Ends whoever waits for the next frame, too."""
@@ -168,9 +170,11 @@ class _QueuedTrack(MediaStreamTrack):
 
     async def recv(self) -> Any:
         """The next frame, as aiortc asks for it. Raises: MediaStreamError at the end."""
-        frame = None if self.readyState != "live" else await self._queued.get()
-        if frame is None:
+        found = None if self.readyState != "live" else await self._queued.get()
+        if found is None:
             raise MediaStreamError
+        due, frame = found
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
         return frame
 
 
@@ -184,7 +188,7 @@ class _FrameTrack(_QueuedTrack):
             even = np.ascontiguousarray(pixels[:height, :width])
             frame = av.VideoFrame.from_ndarray(even, "rgb24")
             frame.pts, frame.time_base = index * (VIDEO_HZ // FPS), Fraction(1, VIDEO_HZ)
-            self._put(frame)
+            self._put(frame, (index - made.first_frame) / FPS)
 
 
 class _VoiceTrack(_QueuedTrack):
@@ -201,4 +205,4 @@ class _VoiceTrack(_QueuedTrack):
             piece = np.ascontiguousarray(made.sound[at : at + PACKET])[None]
             frame = av.AudioFrame.from_ndarray(piece, "s16", "mono")
             frame.sample_rate, frame.pts, frame.time_base = SOUND_HZ, start + at, Fraction(1, SOUND_HZ)
-            self._put(frame)
+            self._put(frame, max(0, at - PACKET) / SOUND_HZ if len(made.frames) > 1 else 0.0)

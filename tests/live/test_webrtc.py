@@ -16,6 +16,7 @@ from avatar.live.session import LiveSession
 from avatar.live.webrtc import IceServer, Peer
 from avatar.preset import Preset
 from avatar.request import LiveRequest
+from avatar.runtime.live import LiveFrames
 from tests.live.engines import QuickEngine
 
 REQUEST = LiveRequest(Path(), Path(), Preset("test", "Test", "For tests", "preview"), "me.png")
@@ -127,3 +128,22 @@ def test_ice_servers_are_written_in_one_line(text, browser):
 def test_a_wrong_ice_server_is_refused(text):
     with pytest.raises(BadInput, match="ICE"):
         IceServer.parse(text)
+
+
+def test_a_block_of_frames_leaves_one_after_another(session):
+    """The diffusion engine gives twelve frames at once; they are sent as they are to be seen."""
+
+    async def sent() -> list[float]:
+        peer = Peer(session, [], lambda _: None, asyncio.get_running_loop())
+        frames = np.zeros((6, 64, 48, 3), np.uint8)
+        begin = asyncio.get_running_loop().time()
+        peer._queue(LiveFrames(0, frames, np.zeros(6 * 1920, np.int16)))
+        times = []
+        for _ in range(6):
+            await peer._video.recv()
+            times.append(asyncio.get_running_loop().time() - begin)
+        await peer.close()
+        return times
+
+    for index, time_s in enumerate(asyncio.run(sent())):
+        assert time_s >= index * 0.04 - 0.005
