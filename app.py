@@ -42,7 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--port",
         type=_whole(0, 2**16 - 1),
         default=env("GRADIO_SERVER_PORT", "7860"),
-        help="port to listen on",
+        help="port to listen on; 0 takes any that is free",
     )
     add("--root-path", default=env("GRADIO_ROOT_PATH", ""), help="path under which a proxy shows the page")
     add(
@@ -156,7 +156,7 @@ def _serve(args: argparse.Namespace) -> None:
     from avatar.media.ffmpeg import put_on_path
     from avatar.runtime.scratch import Scratch
 
-    _check_port(args.host, args.port)
+    port = _free_port(args.host, args.port)
     stopped = _stop_signal()
     put_on_path()
     os.umask(0o077)  # uploads and videos are for this user alone
@@ -164,6 +164,9 @@ def _serve(args: argparse.Namespace) -> None:
         _settle(scratch)
         if args.hosted:
             os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES)
+        from avatar.ui.zero_gpu import lent_gpu
+
+        lent = lent_gpu()  # first of all: it changes Gradio and PyTorch
         from starlette.middleware import Middleware
 
         from avatar.ui.guard import Guard, local_names
@@ -172,7 +175,7 @@ def _serve(args: argparse.Namespace) -> None:
         from avatar.ui.routes import routes
         from avatar.ui.transfer import transfer_routes
 
-        studio = _open_studio(args, scratch)
+        studio = _open_studio(args, scratch, lent)
         try:
             demo = build_page(studio)
             names = local_names(args.host, args.allow_host)
@@ -182,7 +185,7 @@ def _serve(args: argparse.Namespace) -> None:
                 ours += live_routes(studio, studio.live)
             demo.launch(
                 server_name=args.host,
-                server_port=args.port,
+                server_port=port,
                 root_path=args.root_path or None,
                 max_file_size=round(args.max_upload * MIB),
                 app_kwargs={"routes": ours, "middleware": [guard]},
@@ -203,7 +206,7 @@ def _serve(args: argparse.Namespace) -> None:
             studio.close()
 
 
-def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
+def _open_studio(args: argparse.Namespace, scratch: Path, lent: Any = None) -> Any:
     from avatar.media.limits import InputLimits
     from avatar.planning.inventory import probe
     from avatar.planning.verdict import judge
@@ -240,7 +243,8 @@ def _open_studio(args: argparse.Namespace, scratch: Path) -> Any:
         toy = preset.requires.weights == "tiny"  # it makes its own
         attach = args.attach if preset.name == attached else None
         gpus = None if attach else judge(preset, probe(args.weights)).uuids
-        return open_engine(preset, weights=None if toy else args.weights, gpus=gpus, attach=attach)
+        weights = None if toy else args.weights
+        return open_engine(preset, weights=weights, gpus=gpus, attach=attach, lent=lent)
 
     desk = JobQueue(open_for, gallery, args.queue_size, places)
     return AppState(
@@ -327,12 +331,13 @@ def _stop_signal() -> threading.Event:
     return stopped
 
 
-def _check_port(host: str, port: int) -> None:
-    """Raises: BadInput when another program has the port."""
+def _free_port(host: str, port: int) -> int:
+    """The port itself, or for 0 one that is free. Raises: BadInput when another program has it."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+            return int(probe.getsockname()[1])
         except (OSError, UnicodeError, TypeError) as error:  # the last two of a name that none can be
             reason = getattr(error, "strerror", None) or "no such address"
             raise BadInput(

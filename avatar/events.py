@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from avatar.planning.plan import Plan
+
 
 class Phase(StrEnum):
     """What an engine is busy with, in the order in which it happens."""
@@ -103,6 +105,13 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class PlanMade:
+    """What the run will hold where: told when it begins, and again on every rung."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True)
 class Finished:
     """The last event of every run that made at least one frame, also of a stopped one.
 
@@ -118,4 +127,4 @@ class Finished:
     error: str | None = None
 
 
-Event = Segment | PartDone | Progress | Notice | Finished
+Event = Segment | PartDone | Progress | Notice | PlanMade | Finished

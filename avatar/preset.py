@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -88,6 +88,17 @@ class Preset:
     def num_gpus(self) -> int:
         """The GPUs that it takes as it is set, which may be more or fewer than it was written for."""
         return self.parallel.num_gpus_dit + self.parallel.decode_gpu if self.requires.num_gpus else 0
+
+    @property
+    def models(self) -> Hashable:
+        """All that loaded models depend on: they serve each preset for which this is the same.
+
+        Whatever else it says is each run's own; which layers wait on the host is for the run's plan.
+        """
+        if self.engine != "diffusion":
+            return self.engine
+        memory = self.memory
+        return self.requires.weights, memory.weight_dtype, memory.text_encoder, memory.lora, self.parallel
 
     def with_settings(self, /, **settings: Any) -> Preset:
         """The preset with flat settings (size=…, num_gpus_dit=…) laid over it; None leaves one as it is.

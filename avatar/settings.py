@@ -102,6 +102,10 @@ class Generation:
             refused_by=NO_CLIPS,
         ),
     ] = 0
+    trim: Annotated[
+        bool,
+        Setting("cut silence from both ends of the speech", widget=Widget("Checkbox")),
+    ] = False
     infer_frames: Annotated[
         int,
         Field(ge=16, le=MOST_FRAMES, multiple_of=4),

@@ -28,8 +28,8 @@ FLOORS = [
     {"geometry", "validation", "locks"},
     {"settings", "sizes"},
     {"preset"},
-    {"events", "request"},
     {"planning"},
+    {"events", "request"},
     {"media"},
     {"speech"},
     {"runtime", "model"},  # who supervises, and what computes: neither knows the other

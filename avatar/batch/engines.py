@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -13,7 +13,6 @@ from avatar.planning.inventory import Inventory
 from avatar.planning.verdict import judge
 from avatar.preset import Preset
 from avatar.runtime.engine import Engine
-from avatar.runtime.factory import serves
 
 Open = Callable[[Preset, int], Engine]  # a preset, and which of the places the engine takes
 
@@ -23,7 +22,7 @@ class Engines:
 
     def __init__(self, open_engine: Open, num_places: int) -> None:
         self._open_engine = open_engine
-        self._held: dict[int, tuple[Preset, Engine]] = {}
+        self._held: dict[int, tuple[Hashable, Engine]] = {}
         self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
         for place in range(num_places):
             self._idle.put(place)
@@ -50,7 +49,7 @@ class Engines:
             engine.close()
 
     def _engine(self, preset: Preset, place: int) -> Engine:
-        key = serves(preset)
+        key = preset.models
         with self._opening:
             held = self._held.pop(place, None)
             if held is not None and held[0] != key:

@@ -22,7 +22,7 @@ from avatar.media.beside import report_path, thumbnail_path
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.engine import Engine
-from avatar.runtime.factory import serves, source_of
+from avatar.runtime.factory import source_of
 from avatar.runtime.publish import unreported
 from avatar.runtime.request_bundle import Parcel
 
@@ -226,7 +226,7 @@ def _engine(shipment: Shipment) -> Engine:
 
     others = {name: value for name, value in shipment.options.items() if name != "preset"}
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-    key = (shipment.source, serves(shipment.request.preset), repr(sorted(others.items())), gpus)
+    key = (shipment.source, shipment.request.preset.models, repr(sorted(others.items())), gpus)
     if key not in _engines:
         for engine in _engines.values():
             engine.close()

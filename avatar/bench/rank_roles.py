@@ -21,7 +21,7 @@ from avatar.distributed.loading import random_share
 from avatar.distributed.process_groups import Group, join
 from avatar.distributed.rank0 import Rank0Source
 from avatar.distributed.roles import follow
-from avatar.events import Notice, Progress
+from avatar.events import Notice
 from avatar.geometry import Size
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights import tiny
@@ -35,7 +35,7 @@ from avatar.planning.per_rank import shares_of
 from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
 from avatar.request import Request
-from avatar.runtime.engine import Frames
+from avatar.runtime.engine import FrameItem
 
 
 def lead(preset: Preset, weights: Path | None, seat: RankContext) -> DiffusionPipeline:
@@ -113,7 +113,7 @@ class TimedLeadingSource(Rank0Source):
         self.moments: dict[str, float] = {}
         self.unshard_bytes: int | None = None
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """See FrameSource."""
         self.moments = {}
         self.note("taken")

@@ -27,7 +27,7 @@ from avatar.planning.plan import Plan
 from avatar.planning.planner import largest_geometry
 from avatar.preset import Fallback, Preset
 from avatar.request import Request
-from avatar.runtime.engine import Frames
+from avatar.runtime.engine import FrameItem
 from avatar.runtime.local_ranks import Fleet
 from avatar.runtime.protocol import Pulse
 from avatar.runtime.ranked_source import RankedSource
@@ -52,7 +52,7 @@ class Observed:
         self.after: list[Pulse | None] = []
         self.told: dict[str, Any] = {}  # what rank 0 measured
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """See FrameSource; one run."""
         self.came_s, self.loads, self.asked_s = [], [], time.monotonic()
         for item in self._source.frames(request, cancelled):

@@ -115,7 +115,7 @@ def bench(preset: Preset, parts: Components, *, num_blocks: int = 16) -> dict[st
     generation = preset.generation
     preset = replace(preset, fallback=Fallback(()))  # what does not fit is to be seen
     speech_s = num_blocks * BLOCK_FRAMES / FPS
-    planned = plan_here(preset, parts.device, placement=parts.placement, speech_s=speech_s).as_dict()
+    planned = plan_here(preset, parts.device, fixed=parts.placement, speech_s=speech_s).as_dict()
     with tempfile.TemporaryDirectory(prefix="avatar-bench-") as name:
         first, second = (
             a_request(preset, Path(name) / str(count), count)

@@ -181,12 +181,12 @@ def _figures(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
     from avatar.pipeline.checkpoint_choice import find_files
     from avatar.pipeline.components import Components
     from avatar.pipeline.device import best_device
-    from avatar.pipeline.device_budget import placement_on
+    from avatar.pipeline.device_budget import plan_here
 
     device = best_device()
     if args.vram is not None:
         take_no_more(device, round(args.vram * GIB) - CUDA_CONTEXT_BYTES)
-    placement = placement_on(device, preset, weights=args.ckpt_dir)
+    placement = plan_here(preset, device, weights=args.ckpt_dir).placement
     if args.random_weights:
         return bench(preset, random_parts(preset, placement), num_blocks=args.blocks)
     with tempfile.TemporaryDirectory(prefix="avatar-bench-") as work:

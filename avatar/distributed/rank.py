@@ -23,7 +23,7 @@ from avatar.planning.inventory import probe
 from avatar.planning.layout import Layout
 from avatar.planning.plan import Plan
 from avatar.planning.planner import plan
-from avatar.request import LiveRequest, Request
+from avatar.request import Request
 from avatar.runtime.child_process import deaf_to_signals
 from avatar.runtime.engine import FrameSource
 from avatar.runtime.live import LiveFrames
@@ -38,6 +38,7 @@ from avatar.runtime.protocol import (
     Pulse,
     Run,
     RunEvent,
+    RunLive,
     StartRank,
 )
 from avatar.runtime.sound_inbox import SoundInbox
@@ -156,7 +157,7 @@ def answers(
     source: FrameSource, run: Run, cancelled: Callable[[], bool], sound: SoundInbox | None = None
 ) -> Iterator[Made | RunEvent | LiveFrames]:
     """A run as rank 0 tells it; with the first frames goes the anchor, where the source has one."""
-    if isinstance(run.request, LiveRequest):
+    if isinstance(run, RunLive):
         assert sound is not None
         for one in source.live(run.request, sound.of(run.run, cancelled), cancelled):  # type: ignore[attr-defined]
             yield one if isinstance(one, LiveFrames) else RunEvent(run.run, one)

@@ -37,7 +37,7 @@ from avatar.planning.planner import plan
 from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
 from avatar.request import LiveRequest, Request
-from avatar.runtime.engine import Frames
+from avatar.runtime.engine import FrameItem
 from avatar.runtime.fallback import lowered
 from avatar.runtime.live import LiveFrames
 
@@ -49,7 +49,7 @@ class SingleRankSource(DiffusionPipeline):
         super().__init__(preset, weights)
         self._meter = seat.meter
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """See FrameSource."""
 
         def stopped() -> bool:
@@ -91,7 +91,7 @@ class Rank0Source(DiffusionPipeline):
         if preset.memory.text_encoder == "sharded":
             self._encode_text = self._encode_together
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """See FrameSource. However it ends, the other ranks are free for the next run."""
         try:
             yield from super().frames(request, cancelled)

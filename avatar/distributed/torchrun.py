@@ -25,12 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 from avatar.distributed.rank import Reporter, work
 from avatar.errors import BadInput
-from avatar.events import Notice, Progress
 from avatar.planning.layout import Layout
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.attach import SECRET, Address, prove
-from avatar.runtime.engine import Frames, FrameSource
+from avatar.runtime.engine import FrameItem, FrameSource
 from avatar.runtime.protocol import (
     Failed,
     Greeting,
@@ -327,7 +326,7 @@ class Unpacking:
         self._source, self._next_parcel, self._send = source, next_parcel, send
         self.label = source.label
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """See FrameSource."""
         with Scratch() as folder:  # what a rank that was killed had been sent goes with the next run
             here = self._next_parcel().unpacked(request, folder)

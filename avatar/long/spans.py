@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, SPEECH_HZ
+from avatar.media.pauses import DEPTHS_DB, pauses
 from avatar.media.speech import SpeechReader
 from avatar.preset import Preset
 
@@ -19,7 +18,8 @@ log = logging.getLogger(__name__)
 
 _SHORTEST_S = 1.0  # a rest shorter than this joins the part before it
 _SEARCH = 0.25  # share of a part by which a cut may move to find silence, either way
-_PAUSE_S = 0.3  # of sound on either side of a cut that should be silent
+_PAUSE_S = 0.3  # on either side of a cut that should be silent
+_LEAST_S = 0.08  # on either side: else it is no pause, but a closed mouth within a word
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def regular_spans(num_frames: int, preset: Preset, every: int) -> list[Span]:
 
 
 def quiet_spans(num_frames: int, preset: Preset, every: int, speech: Path) -> list[Span]:
-    """Parts that need not know each other, cut at whole blocks where the speech is most silent."""
+    """Parts that need not know each other, cut at whole blocks in the deepest pauses of the speech."""
     length = part_frames(preset, every)
     reach = int(length * _SEARCH)
     cuts: list[int] = []
@@ -59,14 +59,28 @@ def quiet_spans(num_frames: int, preset: Preset, every: int, speech: Path) -> li
         while (nominal := (cuts[-1] if cuts else 0) + length) < num_frames:
             first = math.ceil((nominal - reach) / BLOCK_FRAMES) * BLOCK_FRAMES
             places = list(range(first, min(nominal + reach + 1, num_frames), BLOCK_FRAMES))
-            cuts.append(min(places, key=lambda place: (_loudness(reader, place), abs(place - nominal))))
+            cuts.append(_best_place(reader, places, nominal))
     return _spans(cuts, num_frames)
 
 
-def _loudness(reader: SpeechReader, frame: int) -> float:
-    """The mean square of the speech around a frame, to so many digits that silences are all alike."""
-    middle, half = frame * SPEECH_HZ // FPS, round(_PAUSE_S * SPEECH_HZ)
-    return round(float(np.square(reader.listen(middle - half, middle + half)).mean()), 6)
+def _best_place(reader: SpeechReader, places: Sequence[int], nominal: int) -> int:
+    """Of some frames the one that lies best in a pause; the nearest to the nominal one if none does."""
+    start_s = places[0] / FPS - _PAUSE_S
+    first, last = round(start_s * SPEECH_HZ), round((places[-1] / FPS + _PAUSE_S) * SPEECH_HZ)
+    samples = reader.listen(first, last)
+    nearness = {place: -abs(place - nominal) for place in places}
+    for depth_db in DEPTHS_DB:
+        found = [(start_s + start, start_s + stop) for start, stop in pauses(samples, depth_db)]
+        room = {place: _room(place / FPS, found) for place in places}
+        best = max(places, key=lambda place: (round(room[place], 2), nearness[place]))
+        if room[best] >= _LEAST_S:
+            return best
+    return max(places, key=lambda place: nearness[place])
+
+
+def _room(at_s: float, found: Sequence[tuple[float, float]]) -> float:
+    """Seconds of pause on both sides of a moment, of which _PAUSE_S are enough."""
+    return max((min(at_s - start, stop - at_s, _PAUSE_S) for start, stop in found), default=0.0)
 
 
 def _spans(cuts: Sequence[int], num_frames: int) -> list[Span]:

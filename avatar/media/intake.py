@@ -19,6 +19,7 @@ from avatar.media.beside import check_places
 from avatar.media.captions import find_font
 from avatar.media.files import LONGEST_NAME_BYTES, check_file, display_name, megabytes, minutes
 from avatar.media.limits import InputLimits
+from avatar.media.pauses import trim
 from avatar.media.prompt import check_prompt
 from avatar.media.reading import Reader
 from avatar.paths import exists, is_dir
@@ -87,6 +88,8 @@ def open_request(
         _check_output(output, (portrait, speech), bool(captions), undo)
         try:
             heard = reader.speech(speech, wav, name=speech_name, limits=limits)
+            if preset.generation.trim:
+                heard = trim(wav, heard, speech_name)
             num_frames, cut = _num_frames(heard.num_frames(FPS), preset, speech_name)
             _check_disk(num_frames, heard.num_channels, preset, output.parent, work, limits)
             Image.fromarray(picture.pixels).save(png, compress_level=1)

@@ -64,13 +64,15 @@ class Components:
         check: Check = go_on,
         placement: Placement = ALL_ON_GPU,
         encode_text: EncodeText | None = None,
+        device: torch.device | None = None,
     ) -> Components:
         """Load the side models; the transformer comes with load_transformer.
 
+        device: None for the best there is.
         encode_text: how ranks encode a prompt together; None: on one device, the one that memory names.
         Raises: WeightsMissing, DoesNotFit for a host that cannot lock the memory, what check raises.
         """
-        device, dtype = best_device(), DTYPES[memory.weight_dtype]
+        device, dtype = device or best_device(), DTYPES[memory.weight_dtype]
         check()
         vae = VideoVAE.load(files.vae, device, dtype)
         check()

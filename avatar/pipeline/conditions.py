@@ -84,7 +84,7 @@ class ConditionEncoder:
         encode_text: EncodeText,
     ) -> None:
         self._files = files
-        self._speech = speech
+        self.speech = speech
         self._encode_text = encode_text
         self._texts: _Memory = _Memory()
         self._portraits = PortraitEncoder(vae)
@@ -98,7 +98,7 @@ class ConditionEncoder:
         image = prepare_portrait(portrait, size)
         text = self._texts.get(tuple(ids[0].tolist()), lambda: self._encode_text(ids))
         motion = self._portraits.encode(image)
-        speakers = [track.features(self._speech) for track in speech]
+        speakers = [track.features(self.speech) for track in speech]
         return Conditions(
             text=text, reference=motion[:, REFERENCE], motion=motion, audio=AudioFeatures(speakers)
         )

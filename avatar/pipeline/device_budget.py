@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from avatar.planning.estimates import CUDA_CONTEXT_BYTES, SPEECH_WINDOW_S
-from avatar.planning.inventory import Gpu, own_processes, probe
+from avatar.planning.inventory import Gpu, Inventory, own_processes, probe
 from avatar.planning.nvml import open_driver
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import Plan
@@ -50,45 +50,53 @@ def room_bytes(device: torch.device, share: float = 1.0) -> int:
     return round(share * room) + CUDA_CONTEXT_BYTES
 
 
-def plan_here(
-    preset: Preset,
-    device: torch.device,
-    weights: Path | None = None,
-    placement: Placement | None = None,
-    speech_s: float = SPEECH_WINDOW_S,
-    share: float = 1.0,
-) -> Plan:
-    """The plan of a run in this process, on the device that it works on, or on a share of its room.
+def inventory_here(device: torch.device, weights: Path | None = None, share: float = 1.0) -> Inventory:
+    """This machine, its GPU being the device that this process works on, with a share of that one's room.
 
     weights: the checkpoint named.
     """
     inventory = probe(weights, our_pids=own_processes())
-    if device.type == "cuda":
-        facts, room = torch.cuda.get_device_properties(device), room_bytes(device, share)
-        known = next((gpu for gpu in inventory.gpus if is_card(gpu.uuid, device)), None)
-        index, uuid = (device.index or 0, None) if known is None else (known.index, known.uuid)
-        used = facts.total_memory - room
-        gpu = Gpu(index, facts.name, uuid, facts.total_memory, room, used, f"{facts.major}.{facts.minor}")
-        inventory = replace(inventory, gpus=(gpu,))
+    if device.type != "cuda":
+        return inventory
+    facts, room = torch.cuda.get_device_properties(device), room_bytes(device, share)
+    known = next((gpu for gpu in inventory.gpus if is_card(gpu.uuid, device)), None)
+    index, uuid = (device.index or 0, None) if known is None else (known.index, known.uuid)
+    used = facts.total_memory - room
+    gpu = Gpu(index, facts.name, uuid, facts.total_memory, room, used, f"{facts.major}.{facts.minor}")
+    return replace(inventory, gpus=(gpu,))
+
+
+def plan_here(
+    preset: Preset,
+    device: torch.device,
+    *,
+    weights: Path | None = None,
+    held: Placement | None = None,
+    fixed: Placement | None = None,
+    speech_s: float = SPEECH_WINDOW_S,
+    share: float = 1.0,
+) -> Plan:
+    """The plan of a run in this process. Its placement is as models are held already, where that serves too.
+
+    weights: the checkpoint named. held: of the models that are loaded. Loading anew costs more than some
+    layers that wait in vain. fixed: a placement that leaves no choice. speech_s: how long the speech is.
+    share: of the device's room that may be counted on.
+    """
+    inventory = inventory_here(device, weights, share)
+    if fixed is None and (device.type != "cuda" or not preset.memory.offload_model):
+        fixed = ALL_ON_GPU
+    if fixed is not None:
+        return plan(preset, inventory, fixed, speech_s)
+    planned = plan(preset, inventory)  # for a speech of any length: the next may be longer
+    placement = planned.placement if held is None else _kept(held, planned.placement)
+    if placement == planned.placement and speech_s >= SPEECH_WINDOW_S:
+        return planned
     return plan(preset, inventory, placement, speech_s)
 
 
-def placement_on(
-    device: torch.device,
-    preset: Preset,
-    held: Placement | None = None,
-    weights: Path | None = None,
-    share: float = 1.0,
-) -> Placement:
-    """What of a run waits on the host; as it is held already where that serves as well.
-
-    held: of the models that are loaded with the preset's [memory]. Loading anew costs more than some layers
-    that wait in vain. share: of the device's room that may be counted on.
-    """
-    if device.type != "cuda" or not preset.memory.offload_model:
-        return ALL_ON_GPU
-    wanted = plan_here(preset, device, weights, share=share).placement
-    if held is None or held.side_models_on_host != wanted.side_models_on_host:
+def _kept(held: Placement, wanted: Placement) -> Placement:
+    """What is held, where it serves instead of what is wanted."""
+    if held.side_models_on_host != wanted.side_models_on_host:
         return wanted
     if wanted.speech_on_cpu and not held.speech_on_cpu:
         return wanted

@@ -23,7 +23,7 @@ from avatar.model.live_speech import LiveSpeechFeatures
 from avatar.model.speech_encoder import SpeechEncoder
 from avatar.preset import Preset
 from avatar.request import LiveRequest, Request
-from avatar.runtime.engine import Frames
+from avatar.runtime.engine import FrameItem
 from avatar.runtime.live import LiveFrames
 
 ENDLESS_FRAMES = 400 * 86_400 * FPS  # of the request that stands for a session: more than a year
@@ -95,7 +95,7 @@ class LiveTrack:
             self._come.notify_all()
 
 
-Make = Callable[[Request], Generator[Frames | Notice | Progress]]
+Make = Callable[[Request], Generator[FrameItem]]
 """What a request asks for from where the session stands, as its preset makes it."""
 
 
@@ -110,8 +110,9 @@ def live_frames(
         made = make(request)
         lighter_one: tuple[str, Preset] | None = None
         for one in made:
-            if not isinstance(one, np.ndarray):
+            if isinstance(one, Notice | Progress):
                 yield one
+            if not isinstance(one, np.ndarray):
                 continue
             yield LiveFrames(next_frame, one, track.sound(next_frame, len(one)))
             next_frame += len(one)

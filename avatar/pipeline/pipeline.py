@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from avatar.pipeline.conditions import AnyTrack, EncodeText, SpeechTrack
 from avatar.pipeline.decode import StreamingDecoder
 from avatar.pipeline.denoise import Conditions, Denoiser, LocalDenoiser
 from avatar.pipeline.device import best_device, downloaded, ring_dtype
-from avatar.pipeline.device_budget import placement_on, plan_here
+from avatar.pipeline.device_budget import plan_here
 from avatar.pipeline.framing import framed, resized, size_within, video_size
 from avatar.pipeline.layer_stack import EAGER, CompiledPieces
 from avatar.pipeline.live import LiveTrack, as_request, live_frames
@@ -39,11 +39,10 @@ from avatar.planning.placement import Placement
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import LiveRequest, Request
-from avatar.runtime.engine import SELF_TEST_LABEL, Frames
+from avatar.runtime.engine import SELF_TEST_LABEL, FrameItem
 from avatar.runtime.fallback import lowered
 from avatar.runtime.live import LiveFrames
 from avatar.runtime.resume_state import ResumeState
-from avatar.settings import Memory
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,8 @@ class DiffusionPipeline:
         self._make_parts = make_parts or self._from_checkpoint
         self._encode_text: EncodeText | None = None  # how several ranks do it together
         self._parts: Components | None = None
-        self._held: tuple[str, ...] | None = None  # the settings that the parts were loaded with
+        self._held: Hashable = None  # the models that the parts are
+        self._planned: tuple[Request, Placement] | None = None  # of the plan that was asked for last
         self._fixed: Placement | None = None  # what the parts' own placement leaves no choice in
         self._state: ResumeState | None = None  # of the run that goes on
         self._stands_on: tuple[str, int] | None = None  # a long video's run, and the rungs that it has taken
@@ -91,12 +91,12 @@ class DiffusionPipeline:
         make_parts: makes them anew where another placement is wanted; None: the same ones.
         """
         source = cls(preset, make_parts=make_parts or (lambda *_: parts))
-        source._use(parts, preset.memory)
+        source._use(parts, preset)
         source._keeps = True
         source._fixed = parts.placement if make_parts is None else None
         return source
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """Yield uint8 (T, H, W, 3) RGB, a block at a time.
 
         Raises: AvatarError, Cancelled; RuntimeError where memory ran out (see is_out_of_memory): then this
@@ -106,7 +106,8 @@ class DiffusionPipeline:
         self._state = state = ResumeState.of(request, size)
         self._told.clear()
         try:
-            yield from self._made(lowered(request), size, state, cancelled)
+            placement = self._placement(request)
+            yield from self._made(lowered(request), placement, size, state, cancelled)
             state.leave(request)
         finally:
             self._state = None
@@ -126,8 +127,9 @@ class DiffusionPipeline:
         self._state = state = ResumeState.of(whole, size)
         self._told.clear()
 
-        def make(lighter: Request) -> Generator[Frames | Notice | Progress]:
-            return self._spoken(lighter, size, state, track, cancelled, track.is_ready)
+        def make(lighter: Request) -> Generator[FrameItem]:
+            placement = self._placement(lighter)
+            return self._spoken(lighter, placement, size, state, track, cancelled, track.is_ready)
 
         try:
             yield from live_frames(whole, track, make)
@@ -145,37 +147,51 @@ class DiffusionPipeline:
         self._parts = None
 
     def plan_for(self, request: Request) -> Plan:
-        """The plan that a run of this request would follow."""
+        """The plan that a run of this request follows: asked for as it begins, and followed by frames()."""
         preset = lowered(request).preset
-        speech_s = request.speech_frames / FPS
-        _, placement = self._placements(request)
-        return plan_here(preset, best_device(), self._weights, placement, speech_s)
+        planned = plan_here(
+            preset,
+            best_device(),
+            weights=self._weights,
+            held=self._placement_held(preset),
+            fixed=self._fixed,
+            speech_s=request.speech_frames / FPS,
+            share=CAUTION ** (request.part.num_full if request.part else 0),
+        )
+        self._planned = request, planned.placement
+        return planned
 
     def pinned_bytes(self) -> int:
         """Host memory that is pinned for this process's GPUs."""
         return pinned_bytes()
 
     def _made(
-        self, request: Request, stream: Size, state: ResumeState, cancelled: Callable[[], bool]
-    ) -> Iterator[Frames | Notice | Progress]:
+        self,
+        request: Request,
+        placement: Placement,
+        stream: Size,
+        state: ResumeState,
+        cancelled: Callable[[], bool],
+    ) -> Iterator[FrameItem]:
         """What is left to make, as the request's preset makes it, in frames of the stream's size."""
         with SpeechReader(request.speech) as speech:
             track = SpeechTrack(speech.listen, speech.num_samples_16k)
-            yield from self._spoken(request, stream, state, track, cancelled)
+            yield from self._spoken(request, placement, stream, state, track, cancelled)
 
     def _spoken(
         self,
         request: Request,
+        placement: Placement,
         stream: Size,
         state: ResumeState,
         track: AnyTrack,
         cancelled: Callable[[], bool],
         is_ready: Callable[[int], bool] = lambda block: True,
-    ) -> Generator[Frames | Notice | Progress]:
+    ) -> Generator[FrameItem]:
         """The same, of a speaker's speech. is_ready: see rollout."""
         check = checking(cancelled)
         yield Progress(Phase.LOADING)
-        parts = self._loaded(request, check)
+        parts = self._loaded(request, placement, check)
         yield Progress(Phase.ENCODING)
         check()
         size = size_within(stream, request.preset)
@@ -269,15 +285,15 @@ class DiffusionPipeline:
         compile = self._compiles and parts.device.type == "cuda" and compiles(parts.device)
         return StreamingDecoder(parts.vae, compile=compile)
 
-    def _loaded(self, request: Request, check: Check) -> Components:
+    def _loaded(self, request: Request, placement: Placement, check: Check) -> Components:
         """All models, loaded unless held as this request wants them."""
         preset = request.preset
-        held, placement = self._placements(request)
+        held = self._placement_held(preset)
         if held is None or not held.serves(placement):
             self._free()
             parts = self._make_parts(request, placement, check)
             self.prepare(parts, check)
-            self._use(parts, preset.memory)
+            self._use(parts, preset)
         assert self._parts is not None
         self._parts.placement = placement
         self.prepare(self._parts, check)
@@ -303,15 +319,16 @@ class DiffusionPipeline:
         """The checkpoint that a request takes. Raises: WeightsMissing, BadInput."""
         return find_files(request.preset, self._weights, request.work)
 
-    def _placements(self, request: Request) -> tuple[Placement | None, Placement]:
-        """How the parts are held, None where they would not do for the request; and how it wants them."""
-        preset = lowered(request).preset
-        parts = self._parts if self._held == held_as(preset.memory) else None
-        held = None if parts is None else parts.placement
-        if self._fixed is not None:
-            return held, self._fixed
-        share = CAUTION ** (request.part.num_full if request.part else 0)
-        return held, placement_on(best_device(), preset, held, self._weights, share)
+    def _placement_held(self, preset: Preset) -> Placement | None:
+        """How the parts are held; None where they would not do for the preset."""
+        return self._parts.placement if self._parts is not None and self._held == preset.models else None
+
+    def _placement(self, request: Request) -> Placement:
+        """What waits on the host in this run: by the plan that was asked for, if one was."""
+        planned, self._planned = self._planned, None
+        if planned is not None and planned[0] == request:
+            return planned[1]
+        return self._fixed or self.plan_for(request).placement
 
     def _from_checkpoint(self, request: Request, placement: Placement, check: Check) -> Components:
         """The models of the checkpoint; the prompt is measured first."""
@@ -319,8 +336,8 @@ class DiffusionPipeline:
         PromptTokenizer(files.tokenizer)(request.prompt)
         return Components.load(request.preset.memory, files, check, placement, self._encode_text)
 
-    def _use(self, parts: Components, memory: Memory) -> None:
-        self._parts, self._held = parts, held_as(memory)
+    def _use(self, parts: Components, preset: Preset) -> None:
+        self._parts, self._held = parts, preset.models
         self.pieces = CompiledPieces.on(parts.device) if self._compiles else EAGER
 
     def _free(self) -> None:
@@ -363,8 +380,3 @@ def checking(cancelled: Callable[[], bool]) -> Check:
             raise Cancelled("The run was stopped.")
 
     return check
-
-
-def held_as(memory: Memory) -> tuple[str, ...]:
-    """The settings that decide how models are loaded; the others may change from run to run."""
-    return memory.weight_dtype, memory.text_encoder, memory.lora

@@ -19,6 +19,7 @@ from avatar.paths import is_dir
 from avatar.planning import host
 from avatar.planning.checkpoint_places import Checkpoint, find_checkpoint
 from avatar.planning.nvml import Card, open_driver
+from avatar.planning.zero_gpu import lent_card
 
 logger = logging.getLogger(__name__)
 
@@ -140,12 +141,13 @@ def probe(
 ) -> Inventory:
     """Look at this machine: GPUs by NVML, host by the kernel, checkpoints by file name. Takes milliseconds.
 
+    A Space with ZeroGPU has the card that it will be lent, of which NVML says nothing before.
     ckpt_dir: where to look for weights first. outputs: the folder whose disk counts.
     our_pids: processes whose GPU memory a new run would take over; None: this process and its children.
     """
     driver = open_driver()
     pids = own_processes() if our_pids is None else set(our_pids)
-    gpus = tuple(_gpu(card, pids) for card in driver.cards)
+    gpus = tuple(_gpu(card, pids) for card in driver.cards) or _lent()
     driver.close()
     for gpu in gpus:
         for error in gpu.errors:
@@ -197,6 +199,15 @@ def _gpu(card: Card, our_pids: set[int]) -> Gpu:
         errors=tuple(card.errors),
         hides_processes=not ours and used > HIDDEN_BYTES and not any(map(psutil.pid_exists, processes)),
     )
+
+
+def _lent() -> tuple[Gpu, ...]:
+    """The card that a Space with ZeroGPU is lent, if this is one."""
+    card = lent_card()
+    if card is None:
+        return ()
+    memory = round(card.free_gib * GIB)
+    return (Gpu(0, card.name, None, memory, memory, 0, card.compute_capability),)
 
 
 def _disk_free(outputs: Path | None) -> int:

@@ -19,6 +19,7 @@ BLACKWELL_CUDA = (12, 8)
 # PyTorch 2.11 has wheels for CUDA 12.6, 12.8 and 13.0, 2.12 and 2.13 for 12.6 and 13; those for 12.6 know no
 # Blackwell. Source: "CUDA support matrix", pytorch/pytorch issues 172663 and 178665.
 NEWER_DRIVER = "580"  # the first that runs CUDA 13
+INSTALL = "pip install -r requirements.txt -c constraints.txt"  # after requirements-preview.txt alone
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,11 @@ def _unable(gpu: Gpu, preset: Preset, inventory: Inventory) -> list[Lack]:
 
 
 def missing_software(preset: Preset, inventory: Inventory, gpus: Sequence[Gpu]) -> Iterator[Lack]:
-    """PyTorch and the driver for these cards, and the checkpoint."""
-    if preset.num_gpus and gpus:
+    """The model's libraries, PyTorch and the driver for these cards, and the checkpoint."""
+    if preset.engine == "diffusion" and not inventory.torch_build:
+        text = "PyTorch and the model's other libraries are not installed here."
+        yield Lack("not_installed", text, f"Run `{INSTALL}`.", {"remedy": INSTALL})
+    elif preset.num_gpus and gpus:
         yield from _torch(inventory, gpus)
     if preset.requires.weights == "live-avatar" and not inventory.checkpoint.complete:
         missing = list(inventory.checkpoint.missing)

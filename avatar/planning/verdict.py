@@ -153,7 +153,13 @@ def within_reach(inventory: Inventory, presets: Iterable[Preset] | None = None) 
     """
     presets = _candidates(presets)
     whole = Checkpoint(complete=True)
-    mended = replace(inventory, torch_cuda=IMAGINED_CUDA, driver_cuda=IMAGINED_CUDA, checkpoint=whole)
+    mended = replace(
+        inventory,
+        torch_build=inventory.torch_build or "none yet",
+        torch_cuda=IMAGINED_CUDA,
+        driver_cuda=IMAGINED_CUDA,
+        checkpoint=whole,
+    )
     best = next(iter(_by_preference(judge(preset, mended) for preset in presets)), None)
     if best is None or best.preset.engine == "preview":
         return None

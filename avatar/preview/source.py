@@ -23,7 +23,7 @@ from avatar.preview.pose import Articulation
 from avatar.preview.render import Renderer, framed
 from avatar.preview.visemes import VisemeNetwork
 from avatar.request import LiveRequest, Request
-from avatar.runtime.engine import Frames
+from avatar.runtime.engine import FrameItem
 from avatar.runtime.live import LiveFrames
 from avatar.sizes import video_size
 
@@ -53,7 +53,7 @@ class PreviewSource:
         find_face(blank)  # no face, so that it does not come to the landmarks
         landmarks(blank, Crop(np.full(2, 64.0), 128.0, 0.0))
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """Yield uint8 (T, H, W, 3) RGB. Raises: BadInput when there is no face, Cancelled."""
         yield Progress(Phase.ENCODING)
         image = read_portrait(request.portrait)

@@ -20,9 +20,8 @@ from avatar.errors import AvatarError, BadInput, WorkerLost
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.child_process import hang_up
-from avatar.runtime.factory import serves
 from avatar.runtime.local_ranks import Fleet, Limits
-from avatar.runtime.protocol import Greeting, Left, Link, Quit, Run, Shipped
+from avatar.runtime.protocol import Greeting, Left, Link, Quit, Run, RunLive, Shipped
 from avatar.runtime.request_bundle import Parcel
 from avatar.runtime.supervisor import JOIN_S
 
@@ -144,7 +143,7 @@ class AttachedFleet(Fleet):
     def send(self, message: Any) -> None:
         """See Fleet; the files go along with a run."""
         if isinstance(message, Run):
-            if not isinstance(message.request, Request):
+            if isinstance(message, RunLive):
                 raise AvatarError("Ranks elsewhere make no live video.", "Choose a preset of this machine.")
             self._request = message.request
             super().send(Shipped(Parcel.of(message.request)))
@@ -195,7 +194,7 @@ class AttachedFleet(Fleet):
         trouble = ""
         if greeting.is_taken:
             trouble = "serve somebody else now"
-        elif serves(greeting.preset) != serves(preset):
+        elif greeting.preset.models != preset.models:
             trouble = f"hold the preset {greeting.preset.name}, or its settings differ"
         if trouble:
             self.leave()

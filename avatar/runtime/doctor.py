@@ -37,6 +37,7 @@ SELF_TEST_S = 1.0  # of speech
 CHECKER = [sys.executable, "-m", "avatar.model.device_table"]
 CHECKER_S = 180.0  # it may take so long; on a quick machine 15 s
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
+PREVIEW_REQUIREMENTS = REQUIREMENTS.with_name("requirements-preview.txt")
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def examine(ckpt_dir: Path | None = None, preset_name: str | None = None) -> Dia
     """
     inventory = probe(ckpt_dir)
     presets = load_presets()
-    faults = missing_libraries(REQUIREMENTS)
+    # Without PyTorch it is an installation for the preview alone: what other presets lack, they say.
+    faults = missing_libraries(REQUIREMENTS if inventory.torch_build else PREVIEW_REQUIREMENTS)
     try:
         ffmpeg.put_on_path()
     except AvatarError as error:

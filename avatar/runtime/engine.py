@@ -7,16 +7,17 @@ from typing import Protocol
 
 import numpy as np
 
-from avatar.events import Event, Notice, Progress
+from avatar.events import Event, Notice, PlanMade, Progress
 from avatar.request import Request
 
 SELF_TEST_LABEL = "self-test: noise"
 
 Frames = np.ndarray  # uint8 (T, H, W, 3) RGB, the next T frames of the video
+FrameItem = Frames | Notice | Progress | PlanMade  # what a source yields
 
 
 class FrameSource(Protocol):
-    """What an engine adds of its own: frames in order, with notices and progress between them.
+    """What an engine adds of its own: frames in order, with notices, progress and new plans between them.
 
     It knows nothing of encoding, segments, files or processes: runtime.stream does that for every engine,
     and runtime.engine_process runs it in a process of its own. Further methods, for sources that have them:
@@ -27,7 +28,7 @@ class FrameSource(Protocol):
 
     label: str  # shown wherever the output shows: "preview", or "" for the real thing
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """Yield batches of frames, H and W constant, until request.num_frames are made.
 
         cancelled: asked at least once a step; when it says yes, raise Cancelled. Raises: AvatarError.

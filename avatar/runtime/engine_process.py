@@ -12,21 +12,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avatar.errors import AvatarError, WorkerLost
-from avatar.events import Event, Finished, Progress, Segment
+from avatar.events import Event
+from avatar.planning.plan import Plan
 from avatar.request import LiveRequest, Request
 from avatar.runtime.child_process import Child, deaf_to_signals, kill_all
 from avatar.runtime.engine import FrameSource
 from avatar.runtime.live import LiveRun
-from avatar.runtime.protocol import Begun, Heartbeat, Link, Ready, Run, StartEngine
+from avatar.runtime.protocol import Heartbeat, Link, Ready, Run, RunLive, StartEngine
 from avatar.runtime.report import MemoryUse
 from avatar.runtime.scratch import writing_in
+from avatar.runtime.shown import Shown
 from avatar.runtime.supervisor import IdleListener, Supervised
 from avatar.runtime.worker_loop import Service, leave
 
@@ -122,26 +123,6 @@ class _Child(Supervised):
         return WorkerLost(f"The engine's process {cause}.", "Try again: a fresh one is started.")
 
 
-@dataclass
-class _Shown:
-    """What a run has shown. plan: as it said when it began; progress: the last."""
-
-    plan: dict[str, Any] | None = None
-    progress: Progress | None = None
-    segments: list[Segment] = field(default_factory=list)
-
-    def note(self, message: Any) -> Iterator[Event]:
-        """Keep what a message says; yields it if it is an event."""
-        if isinstance(message, Begun):
-            self.plan = message.plan
-        elif isinstance(message, Event):
-            if isinstance(message, Segment):
-                self.segments.append(message)
-            elif isinstance(message, Progress):
-                self.progress = message
-            yield message
-
-
 class EngineProcess:
     """An Engine whose frames come from a FrameSource in a child process, kept warm between runs."""
 
@@ -193,7 +174,7 @@ class EngineProcess:
             self._idle.busy.release()
 
     def _stream(self, run: Run, cancelled: threading.Event) -> Iterator[Event]:
-        child, shown = self._started(), _Shown()
+        child, shown = self._started(), Shown()
         try:
             for message in child.follow(run, cancelled.is_set, CANCEL_LIMIT_S, to_the_end=True):
                 self.label = child.label
@@ -203,10 +184,7 @@ class EngineProcess:
                 raise
             for message in child.unread():
                 yield from shown.note(message)
-            assert isinstance(run.request, Request)
-            kept = self._salvage(run.request, shown, child, error)
-            if kept is not None:
-                yield kept
+            yield from shown.salvaged(run.request, error, child.label, child.use)
             raise
 
     def live(self, request: LiveRequest) -> LiveRun:
@@ -216,7 +194,7 @@ class EngineProcess:
         try:
             self._num_runs += 1
             return LiveRun(
-                self._started(), Run(self._num_runs, request), CANCEL_LIMIT_S, self._idle.busy.release
+                self._started(), RunLive(self._num_runs, request), CANCEL_LIMIT_S, self._idle.busy.release
             )
         except BaseException:
             self._idle.busy.release()
@@ -245,22 +223,6 @@ class EngineProcess:
             if self._child is None:
                 self._child = _Child(self._open, self._env)
             return self._child
-
-    def _salvage(self, request: Request, shown: _Shown, child: _Child, error: WorkerLost) -> Finished | None:
-        """What was shown becomes a finished file, joined from the segments that are on disk."""
-        from avatar.runtime.stream import finish_from_segments
-
-        if not shown.segments:
-            return None
-        return finish_from_segments(
-            request,
-            shown.segments,
-            error,
-            label=child.label,
-            progress=shown.progress,
-            plan=shown.plan,
-            memory=child.use,
-        )
 
 
 def serve(link: Link) -> None:
@@ -299,8 +261,8 @@ class _Server:
         error: AvatarError | None = None
         try:
             self._meter.restart()
-            if isinstance(run.request, LiveRequest):
-                self._live(source, run, run.request)
+            if isinstance(run, RunLive):
+                self._live(source, run)
             else:
                 self._stream(source, run, run.request)
         except AvatarError as raised:
@@ -315,27 +277,24 @@ class _Server:
     def _stream(self, source: FrameSource, run: Run, request: Request) -> None:
         from avatar.runtime.stream import stream_frames
 
-        stopped, plan = partial(self.service.stopped, run), partial(self._begin, source, run, request)
+        stopped, plan = partial(self.service.stopped, run), partial(self._planned, source, run, request)
         self._keeping = request.part is None  # a part that is not whole is made again
         with writing_in(request.work, request.output.parent):
             for event in stream_frames(source, request, stopped, plan=plan, use=self._meter.look):
                 self.service.send(event)
 
-    def _live(self, source: FrameSource, run: Run, request: LiveRequest) -> None:
+    def _live(self, source: FrameSource, run: RunLive) -> None:
         follow = getattr(source, "live", None)
         if follow is None:
             raise AvatarError("This engine cannot follow live speech.", "Choose a live preset.")
         stopped = partial(self.service.stopped, run)
-        for made in follow(request, self.service.sound.of(run.run, stopped), stopped):
+        for made in follow(run.request, self.service.sound.of(run.run, stopped), stopped):
             self.service.send(made)
 
-    def _begin(self, source: FrameSource, run: Run, request: Request) -> dict[str, Any] | None:
+    def _planned(self, source: FrameSource, run: Run, request: Request) -> Plan | None:
         from avatar.runtime.run_meter import planned
 
-        stopped = partial(self.service.stopped, run)
-        plan = planned(source, request, self._weights, stopped)
-        self.service.send(Begun(run.run, plan))
-        return plan
+        return planned(source, request, self._weights, partial(self.service.stopped, run))
 
     def _hung_up(self) -> None:
         """The parent is gone, and with that the run is cancelled: its file is closed, then all is over."""

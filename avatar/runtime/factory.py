@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from avatar.errors import BadInput
 from avatar.preset import Preset
 from avatar.runtime.engine import Engine
+from avatar.runtime.lent_gpu import LentEngine, LentGpu
 
 
 def open_engine(
@@ -18,28 +18,24 @@ def open_engine(
     weights: Path | None = None,
     gpus: Sequence[str] | None = None,
     attach: str | None = None,
+    lent: LentGpu | None = None,
 ) -> Engine:
     """The engine that the preset names, in a process of its own; nothing heavy is loaded yet.
 
     attach: "host:port" of ranks that torchrun started, for a preset of the diffusion engine.
+    lent: where a GPU is lent for one run at a time; the diffusion engine then has no process of its own.
     preset: resolved ("auto" has become the best that fits). weights: the checkpoint folder, when stated.
     gpus: those that it may see, as CUDA_VISIBLE_DEVICES names them. Raises: BadInput for a preset that is
     not resolved.
     """
     from avatar.runtime.engine_process import EngineProcess
 
+    if lent is not None and attach is None and preset.engine == "diffusion":
+        return LentEngine(lent, "avatar.pipeline.lent:LentPipeline", preset=preset, weights=weights)
     source, options = source_of(preset, weights)
     if attach is not None and preset.engine == "diffusion":
         options["attach"] = attach
     return EngineProcess(source, gpus, **options)
-
-
-def serves(preset: Preset) -> Preset:
-    """What an open engine depends on: how its models are held; what is generated comes with each request."""
-    held = Preset(name="", title="", summary="", engine=preset.engine)
-    if preset.engine == "preview":
-        return held
-    return replace(held, requires=preset.requires, memory=preset.memory, parallel=preset.parallel)
 
 
 def source_of(preset: Preset, weights: Path | None) -> tuple[str, dict[str, Any]]:

@@ -29,7 +29,7 @@ from avatar.errors import (
     WeightsMissing,
     WorkerLost,
 )
-from avatar.events import Notice, Progress
+from avatar.events import Notice, PlanMade, Progress
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import LiveRequest, Request
@@ -44,7 +44,14 @@ class Run:
     """Make what is requested. run: by what its answers are known."""
 
     run: int
-    request: Request | LiveRequest
+    request: Request
+
+
+@dataclass(frozen=True)
+class RunLive(Run):
+    """Make a session without end; its sound follows."""
+
+    request: LiveRequest  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Ended:
     error: AvatarError | None = None
 
 
-# To the engine's process, and back. Between Begun and Ended come the run's events as they are.
+# To the engine's process, and back. Before Ended come the run's events as they are.
 
 
 @dataclass(frozen=True)
@@ -94,14 +101,6 @@ class Heartbeat:
     """A sign of life. use: of the run that goes on, or of the last one."""
 
     use: MemoryUse
-
-
-@dataclass(frozen=True)
-class Begun:
-    """A run's turn has come. plan: for its report."""
-
-    run: int
-    plan: dict[str, Any] | None
 
 
 # To ranks, and back.
@@ -156,7 +155,7 @@ class RunEvent:
     """An event of a run."""
 
     run: int
-    event: Notice | Progress
+    event: Notice | Progress | PlanMade
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ class Quit:
     """End all ranks: one of them is lost."""
 
 
-_FLAT = {kind.__name__: kind for kind in (Cancel, Ended, Ready, Begun, Meeting, Pulse, Failed, Quit)}
+_FLAT = {kind.__name__: kind for kind in (Cancel, Ended, Ready, Meeting, Pulse, Failed, Quit)}
 _ERRORS = {  # the more special ones last
     kind.__name__: kind
     for kind in (

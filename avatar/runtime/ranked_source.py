@@ -12,17 +12,16 @@ from typing import Any
 import numpy as np
 
 from avatar.errors import AvatarError, Cancelled, WorkerLost
-from avatar.events import Notice, Phase, Progress
+from avatar.events import Notice, Phase, PlanMade, Progress
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import LiveRequest, Request
 from avatar.runtime.attach import Address, AttachedFleet
-from avatar.runtime.engine import SELF_TEST_LABEL, Frames
-from avatar.runtime.factory import serves
+from avatar.runtime.engine import SELF_TEST_LABEL, FrameItem
 from avatar.runtime.fallback import Descent
 from avatar.runtime.live import LiveFrames
 from avatar.runtime.local_ranks import Fleet, Limits, LocalFleet
-from avatar.runtime.protocol import Ask, LiveSound, Made, OutOfMemory, Planned, Pulse, Run, RunEvent
+from avatar.runtime.protocol import Ask, LiveSound, Made, OutOfMemory, Planned, Pulse, Run, RunEvent, RunLive
 from avatar.runtime.resume_state import ResumeState
 from avatar.runtime.supervisor import IdleListener
 
@@ -59,11 +58,11 @@ class RankedSource:
         self._run = 0
         self._stands_on: tuple[str, int, int] | None = None  # a long video's run, its rungs, how often full
         self._asked: tuple[Request, Planned] | None = None  # the last plan that was asked for
-        self._served = serves(preset)
+        self._served = preset.models
         self._fleet: Fleet | None = None if attach else self._start(preset)
         self._idle = IdleListener(lambda: self._fleet)
 
-    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Frames | Notice | Progress]:
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """See FrameSource. When ranks are lost fresh ones go on, a rung lower if a GPU was full.
 
         Raises: also WorkerLost, when fresh ones are lost as well before they have made anything.
@@ -79,17 +78,15 @@ class RankedSource:
             yield Progress(Phase.LOADING)
             fleet = self._fleet_for(request.preset)
             self._run += 1
-            run = Run(self._run, request)
+            run = RunLive(self._run, request)
             threading.Thread(target=_speak, args=(fleet, run.run, sound), name="sound", daemon=True).start()
             for message in fleet.follow(run, cancelled, CANCEL_LIMIT_S):
                 if isinstance(message, LiveFrames):
                     yield message
-                elif isinstance(message, RunEvent) and message.run == run.run:
+                elif isinstance(message, RunEvent) and not isinstance(message.event, PlanMade):
                     yield message.event
 
-    def _frames(
-        self, request: Request, cancelled: Callable[[], bool]
-    ) -> Iterator[Frames | Notice | Progress]:
+    def _frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         state, file = self._state_of(request), request.work / FILE
         descent = Descent(request)
         descent.skip(state.num_rungs)
@@ -135,7 +132,7 @@ class RankedSource:
 
     def _stepped_down(
         self, request: Request, state: ResumeState, descent: Descent, cancelled: Callable[[], bool]
-    ) -> Iterator[Notice]:
+    ) -> Iterator[Notice | PlanMade]:
         """Rungs taken before loading: a GPU may have less free than when the run was accepted.
 
         Raises: DoesNotFit when none is left.
@@ -146,6 +143,8 @@ class RankedSource:
                 raise planned.plan
             present = [gpu for gpu in planned.plan.gpus if gpu.total_bytes]
             if not planned.binds or not any(gpu.shortfall_bytes for gpu in present):
+                if descent.num_taken:
+                    yield PlanMade(planned.plan)
                 return
             notice = descent.step_down_planned(planned.plan)
             state.num_rungs = descent.num_taken
@@ -153,7 +152,7 @@ class RankedSource:
 
     def _made(
         self, state: ResumeState, request: Request, cancelled: Callable[[], bool]
-    ) -> Iterator[Frames | Notice | Progress]:
+    ) -> Iterator[FrameItem]:
         """What a request asks for, by one group of ranks; the state goes with it. Raises: AvatarError."""
         if cancelled():
             raise Cancelled("The run was stopped.")
@@ -169,7 +168,7 @@ class RankedSource:
                 yield from self._passed(state, message)
             raise
 
-    def _passed(self, state: ResumeState, message: Any) -> Iterator[Frames | Notice | Progress]:
+    def _passed(self, state: ResumeState, message: Any) -> Iterator[FrameItem]:
         """What a message of the run's ranks has for its consumer."""
         if isinstance(message, Made) and message.run == self._run:
             if state.anchor is None:
@@ -222,11 +221,11 @@ class RankedSource:
 
     def _fleet_for(self, preset: Preset) -> Fleet:
         """The ranks that are there, if they serve this preset; else fresh ones. Raises: BadInput."""
-        if self._fleet is None or not self._fleet.alive or serves(preset) != self._served:
+        if self._fleet is None or not self._fleet.alive or preset.models != self._served:
             if self._fleet is not None:
                 self._fleet.leave()
             self._fleet = self._start(preset)
-            self._served = serves(preset)
+            self._served = preset.models
         return self._fleet
 
     def _start(self, preset: Preset) -> Fleet:

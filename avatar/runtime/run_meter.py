@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from avatar.errors import AvatarError
 from avatar.planning.gauges import Gauges
@@ -29,6 +28,7 @@ class RunMeter:
         """pinned: tells the page-locked bytes that the engine holds now."""
         self._gauges = Gauges(pinned=pinned)
         self._use = MemoryUse()
+        self._closed = threading.Event()
         threading.Thread(target=self._watch, name="meter", daemon=True).start()
 
     def restart(self) -> None:
@@ -53,25 +53,28 @@ class RunMeter:
         """As of the last look."""
         return self._use
 
+    def close(self) -> None:
+        """Look no more, where the process outlives the runs."""
+        self._closed.set()
+
     def _watch(self) -> None:
-        waiting = threading.Event()
-        while not waiting.wait(LOOK_S):
+        while not self._closed.wait(LOOK_S):
             self.look()
 
 
 def planned(
     source: FrameSource, request: Request, weights: Path | None, cancelled: Callable[[], bool]
-) -> dict[str, Any] | None:
-    """The plan of a run that begins here and now, as plain data: the source's own if it makes one.
+) -> Plan | None:
+    """The plan of a run that begins here and now: the source's own if it makes one.
 
     None for what cannot be planned, or when cancelled() says that nobody waits for it.
     """
     plan_for = getattr(source, "plan_for", None)
     try:
-        found: Plan = (
-            plan(request.preset, probe(weights)) if plan_for is None else plan_for(request, cancelled)
-        )
-        return found.as_dict()
+        if plan_for is None:
+            return plan(request.preset, probe(weights))
+        found: Plan = plan_for(request, cancelled)
+        return found
     except AvatarError as error:
         log.info("no plan: %s", error)
         return None

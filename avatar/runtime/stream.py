@@ -8,18 +8,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 import av
 import numpy as np
 
 from avatar.errors import AvatarError, Cancelled, NotPlaced
-from avatar.events import Event, Finished, Notice, Phase, Progress, Segment
+from avatar.events import Event, Finished, Notice, Phase, PlanMade, Progress, Segment
 from avatar.geometry import FPS
 from avatar.media.atomic import disk_error
 from avatar.media.captions import Burner
 from avatar.media.segments import SegmentWriter, join_segments
 from avatar.media.speech import SpeechReader
+from avatar.planning.plan import Plan
 from avatar.request import Request
 from avatar.runtime.engine import FrameSource
 from avatar.runtime.progress import ProgressClock
@@ -55,7 +55,7 @@ def stream_frames(
     cancelled: Callable[[], bool] = lambda: False,
     *,
     encoder_threads: int = 1,
-    plan: Callable[[], dict[str, Any] | None] = lambda: None,
+    plan: Callable[[], Plan | None] = lambda: None,
     use: Callable[[], MemoryUse | None] = lambda: None,
 ) -> Iterator[Event]:
     """Run source to its end and yield events; progress at least twice a second; Finished last.
@@ -87,7 +87,7 @@ class _Run:
         request: Request,
         cancelled: Callable[[], bool],
         encoder_threads: int,
-        plan: Callable[[], dict[str, Any] | None],
+        plan: Callable[[], Plan | None],
         use: Callable[[], MemoryUse | None],
     ) -> None:
         self.error: BaseException | None = None  # the first one
@@ -155,7 +155,9 @@ class _Run:
     def _render(self) -> None:
         """First thread: frames from the source to the encoder, until all are made or something stops it."""
         try:
-            self._report.plan = self._plan()
+            if (planned := self._plan()) is not None:
+                self._report.plan = planned.as_dict()
+                self._tell(PlanMade(planned))
             burner = Burner(self._request.captions, self._fps) if self._request.burn_captions else None
             for item in self._source.frames(self._request, self._cancelled):
                 if self._cancelled():
@@ -164,7 +166,7 @@ class _Run:
                     self._clock.ranks = item.ranks or self._clock.ranks
                     if self._clock.enter(item.phase):
                         self._tell(self._clock.progress())
-                elif isinstance(item, Notice):
+                elif isinstance(item, Notice | PlanMade):
                     self._tell(item)
                 else:
                     if burner is not None:
@@ -285,7 +287,7 @@ def finish_from_segments(
     *,
     label: str = "",
     progress: Progress | None = None,
-    plan: dict[str, Any] | None = None,
+    plan: Plan | None = None,
     memory: MemoryUse | None = None,
 ) -> Finished | None:
     """Make a file, with its report, of what a killed run had finished; None when that fails too.
@@ -295,7 +297,9 @@ def finish_from_segments(
     segments: as they were told, in order. error: why the run ended. progress: the last that was told.
     plan, memory: for the report.
     """
-    report = replace(new_report(request, label), error_kind=error_kind(error), plan=plan, memory=memory)
+    report = replace(new_report(request, label), error_kind=error_kind(error), memory=memory)
+    if plan is not None:
+        report.plan = plan.as_dict()
     if progress is not None:
         report.elapsed_s, report.first_frame_s = progress.elapsed_s, progress.first_frame_s
         report.frames_per_s = progress.fps

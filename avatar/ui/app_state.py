@@ -22,7 +22,6 @@ from avatar.media.limits import InputLimits
 from avatar.media.reading import Reader
 from avatar.planning.gauges import Gauges
 from avatar.planning.inventory import Inventory, probe
-from avatar.planning.ladder import rungs
 from avatar.planning.loras import parse_loras
 from avatar.planning.plan import Plan
 from avatar.planning.verdict import Verdict, judge, require, resolve
@@ -83,7 +82,7 @@ class AppState:
         self._probing = threading.Lock()
         self._probed: tuple[float, Inventory] | None = None
         self._held: Plan | None = None  # of the last run, whose models stay loaded
-        self.desk.on_start, self.desk.on_rung = self._begin_gauges, self._lower_gauges
+        self.desk.on_start, self.desk.on_plan = self.gauges.reset_peak, self._show_plan
         self.gauges.pinned = lambda: self.desk.pinned_bytes
 
     def owner(self, token: str) -> str | None:
@@ -283,18 +282,10 @@ class AppState:
             shutil.rmtree(work)
             raise
 
-    def _begin_gauges(self, request: Request) -> None:
-        """Show this run's plan, and its own peaks, from now on."""
-        planned, _ = self.plan(request.preset)
+    def _show_plan(self, planned: Plan) -> None:
+        """Show what the run at work will hold beside what is measured."""
         self._held = planned
         self.gauges.set_plan(planned)
-        self.gauges.reset_peak()
-
-    def _lower_gauges(self, request: Request, taken: str) -> None:
-        """Show the plan of the rung that a run has stepped down to."""
-        lower = next((preset for rung, preset in rungs(request.preset) if rung == taken), None)
-        if lower is not None:
-            self.gauges.set_plan(self.plan(lower)[0])
 
     def warm(self) -> None:
         """Open the engine for the preset that the page begins with: the first run will not wait for it."""
@@ -324,6 +315,8 @@ class AppState:
             self.live.close()
         if self.readings is not None:
             self.readings.close()
+        if self.speakers is not None:
+            self.speakers.close()
         self.model.close()
         self.desk.close()
         self.gauges.close()

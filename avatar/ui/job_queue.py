@@ -10,19 +10,20 @@ import logging
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avatar.errors import AvatarError, Cancelled, NotPlaced
-from avatar.events import Event, Finished, Notice
+from avatar.events import Event, Finished, PlanMade
 from avatar.long.ledger import Ledger
 from avatar.long.stream import LongVideo
 from avatar.media.atomic import disk_error
+from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.engine import Engine
-from avatar.runtime.factory import serves
 from avatar.runtime.gallery import About, Gallery, GalleryEntry
 from avatar.runtime.keeping import kept_in_words
 
@@ -76,6 +77,7 @@ class QueuedRun:
         self.owner_hash = owner_hash
         self.kept = False  # in the gallery
         self.cancelled = threading.Event()
+        self.context = copy_context()  # whoever lends a GPU asks it whose run this is
         self.over = threading.Event()
         self._users = 2  # of the work folder: the desk, and whoever follows
         self._leaving = threading.Lock()
@@ -139,11 +141,11 @@ class JobQueue:
         self.gallery = gallery
         self.max_waiting = max_waiting
         self.per_visitor = per_visitor
-        self.on_start: Callable[[Request], None] | None = None  # called when a run's turn has come
-        self.on_rung: Callable[[Request, str], None] | None = None  # a run stepped down to this rung
+        self.on_start: Callable[[], None] | None = None  # called when a run's turn has come
+        self.on_plan: Callable[[Plan], None] | None = None  # what the run will hold, on each of its rungs
         self._open_engine = open_engine
         self._engine: Engine | None = None
-        self._engine_preset: Preset | None = None
+        self._engine_models: Hashable = None  # what the open engine serves
         self._line: list[QueuedRun] = []
         self._running: QueuedRun | None = None
         self._changed = threading.Condition()
@@ -229,7 +231,7 @@ class JobQueue:
                 self._tell_places()
             failure: Exception | None = None
             try:
-                self._run(run)
+                run.context.run(self._run, run)
             except AvatarError as error:
                 failure = error
             except Exception as error:
@@ -273,7 +275,7 @@ class JobQueue:
             raise Cancelled("Stopped before the first frame.")
         run.engine = engine
         if self.on_start is not None:
-            self.on_start(run.request)
+            self.on_start()
         finished: Finished | None = None
         error: AvatarError | None = None
         try:
@@ -283,8 +285,10 @@ class JobQueue:
                 if isinstance(event, Finished):
                     finished = event
                     continue
-                if isinstance(event, Notice) and event.rung and self.on_rung is not None:
-                    self.on_rung(run.request, event.rung)
+                if isinstance(event, PlanMade):
+                    if self.on_plan is not None:
+                        self.on_plan(event.plan)
+                    continue
                 run.say(event)
         except NotPlaced as raised:
             error = self._kept_outside(run, raised)
@@ -322,12 +326,12 @@ class JobQueue:
 
     def _engine_for(self, preset: Preset) -> Engine:
         """The open engine, if it serves this preset too; else a new one in its place. Raises: AvatarError."""
-        key = serves(preset)
+        key = preset.models
         with self._opening:
-            if self._engine is None or self._engine_preset != key:
+            if self._engine is None or self._engine_models != key:
                 self._close_engine()
                 self._engine = self._open_engine(preset)
-                self._engine_preset = key
+                self._engine_models = key
             return self._engine
 
     def _warm(self, preset: Preset) -> None:

@@ -70,6 +70,7 @@ class Speakers:
         self._catalogue = Catalogue()
         self._busy: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._warming: threading.Thread | None = None
 
     def voices(self) -> list[Voice]:
         """Those that can speak here, perhaps after a download."""
@@ -81,7 +82,13 @@ class Speakers:
 
     def warm(self) -> None:
         """Have the first voice ready, in the background: the first text will not wait for it."""
-        threading.Thread(target=self._warm, name="voice-warm", daemon=True).start()
+        self._warming = threading.Thread(target=self._warm, name="voice-warm", daemon=True)
+        self._warming.start()
+
+    def close(self) -> None:
+        """Wait for what is still warming up: a process that ended meanwhile would abort in its threads."""
+        if self._warming is not None:
+            self._warming.join()
 
     def speak(self, script: Script, visitor: str = "") -> Iterator[SpokenText | None]:
         """None after each sentence, then what was spoken. Raises: AvatarError."""

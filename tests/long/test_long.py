@@ -19,6 +19,7 @@ import soundfile
 
 from avatar.errors import AvatarError, BadInput, Cancelled
 from avatar.events import Finished, Notice, PartDone, Phase, Progress, Segment
+from avatar.geometry import BLOCK_FRAMES
 from avatar.long import ledger as ledger_module
 from avatar.long.ledger import LINES, PLAN
 from avatar.long.spans import Span, part_frames, quiet_spans, regular_spans
@@ -83,6 +84,24 @@ def test_independent_parts_are_cut_where_it_is_silent(tmp_path):
     soundfile.write(tmp_path / "s.wav", np.repeat(sound, 3), 48_000, subtype="PCM_16")
     cuts = [span.first_frame / 25 for span in quiet_spans(300, PREVIEW, 4, tmp_path / "s.wav")][1:]
     assert cuts[:2] == pytest.approx([3.5, 7.2], abs=0.25)
+
+
+def test_a_pause_in_noise_is_found_and_a_stop_consonant_is_none(tmp_path):
+    """Room noise 20 dB below speech is a pause; a gap of 60 ms is deeper, and none."""
+    random = np.random.default_rng(0)
+    sound = random.uniform(-0.3, 0.3, 16_000 * 8)
+    sound[55_000:68_000] = random.uniform(-0.03, 0.03, 13_000)  # 3.44 to 4.25 s
+    sound[75_840:76_800] = 0  # 4.74 to 4.80 s, and 4.8 s is where a block ends
+    soundfile.write(tmp_path / "s.wav", np.repeat(sound, 3), 48_000, subtype="PCM_16")
+    cut = quiet_spans(200, PREVIEW, 4, tmp_path / "s.wav")[1].first_frame / 25
+    assert 3.7 <= cut <= 4.0
+
+
+def test_speech_without_a_pause_is_cut_where_a_part_ends(tmp_path):
+    sound = np.random.default_rng(0).uniform(-0.3, 0.3, 48_000 * 8)
+    soundfile.write(tmp_path / "s.wav", sound, 48_000, subtype="PCM_16")
+    cut = quiet_spans(200, PREVIEW, 4, tmp_path / "s.wav")[1].first_frame
+    assert abs(cut - 100) <= BLOCK_FRAMES / 2
 
 
 def test_a_film_in_parts_is_the_film_and_tells_of_them(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
 from avatar.media.prompt import check_prompt
 from avatar.media.segments import tag
+from avatar.media.speech import SpeechReader
 from avatar.preset import Preset, Requires
 from avatar.request import Request
 from tests.fixtures.tokenizer import write_tokenizer
@@ -156,3 +158,26 @@ def test_a_portrait_without_room_is_refused_before_the_speech_is_read(tmp_path: 
 def test_prompts_that_fit_lose_their_edge_spaces_alone() -> None:
     prompt = "A woman in a red coat speaks to the camera, calm and friendly, in soft window light. " * 4
     assert check_prompt(prompt, 512) == prompt.strip()
+
+
+def test_silent_ends_are_trimmed_where_that_is_wished(tmp_path: Path) -> None:
+    sound = np.zeros(round(6.5 * 48_000), np.float32)
+    sound[96_000:240_000] = np.random.default_rng(0).uniform(0.1, 0.3, 144_000)  # 2 to 5 s
+    write_wav(tmp_path / "s.wav", sound, 48_000)
+    requests = [
+        open_request(
+            save(tmp_path / "p.png"),
+            tmp_path / "s.wav",
+            Preset(**PRESET_SETTINGS).with_settings(trim=wished),
+            output=tmp_path / f"{wished}.mp4",
+            work=tmp_path / f"work-{wished}",
+        )
+        for wished in (False, True)
+    ]
+    assert [request.num_frames for request in requests] == [163, pytest.approx(86, abs=2)]
+    assert requests[0].notices == ()
+    ends = r"Silence was cut from s\.wav: 1\.[78] s at the beginning and 1\.[23] s at the end\."
+    assert re.fullmatch(ends, requests[1].notices[0])
+    with SpeechReader(requests[1].speech) as speech:
+        kept = speech.samples(0, speech.num_samples)
+    assert np.count_nonzero(kept) == 144_000, "nothing that is heard is lost"

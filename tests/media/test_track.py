@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import soxr
 from media_samples import cut, spoil, syllables, tone, write_film, write_sound, write_stamped, write_wav
 
 from avatar.errors import BadInput
@@ -341,6 +342,15 @@ def test_a_very_quiet_recording_is_raised_and_told(tmp_path: Path) -> None:
     assert speech.notices == ("low.wav is very quiet (peak -48 dB); it was made louder by 30 dB.",)
     assert np.corrcoef(found, SOUND)[0, 1] > 0.9999
     assert 20 * np.log10(np.abs(found).max()) == pytest.approx(-48 + 30, abs=1)
+
+
+def test_sound_is_resampled_as_librosa_does() -> None:
+    """SpeechReader asks soxr itself: librosa takes seconds to import, and the first picture would wait."""
+    import librosa
+
+    sound = np.random.default_rng(0).uniform(-1, 1, 48_000).astype(np.float32)
+    truth = librosa.resample(sound, orig_sr=48_000, target_sr=16_000, res_type="soxr_hq")
+    assert np.array_equal(soxr.resample(sound, 48_000, 16_000, quality="HQ"), truth)
 
 
 def test_reading_agrees_with_librosa(tmp_path: Path) -> None:

@@ -106,16 +106,16 @@ def test_conditions_are_those_of_the_side_models(
     assert torch.equal(conditions.motion, motion)
     assert torch.equal(conditions.reference, motion[:, :1])
     speech = track()
-    expected = SpeechFeatures(encoder._speech, speech.listen, speech.num_samples).frames(12, 12)
+    expected = SpeechFeatures(encoder.speech, speech.listen, speech.num_samples).frames(12, 12)
     assert torch.equal(conditions.audio.frames(12, 12), expected[None])
     assert len(conditions.audio) == 1
 
 
 def test_several_speakers_are_stacked(encoder: ConditionEncoder) -> None:
     tracks = [track(), track(SPEECH_HZ // 2, 0.3)]
-    speakers = [SpeechFeatures(encoder._speech, part.listen, part.num_samples) for part in tracks]
+    speakers = [SpeechFeatures(encoder.speech, part.listen, part.num_samples) for part in tracks]
     features = AudioFeatures(speakers).frames(0, 24)
-    assert features.shape == (2, 25, encoder._speech.width, 24)
+    assert features.shape == (2, 25, encoder.speech.width, 24)
     assert features[0, :, :, 20].any()
     assert not features[1, :, :, 20:].any()
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from types import SimpleNamespace
-from typing import Any
 
 from avatar.planning import gauges
 from avatar.planning.inventory import Inventory, probe
+from avatar.planning.plan import Plan
 from avatar.planning.planner import plan
 from avatar.preset import load_preset
 from avatar.runtime import run_meter
@@ -75,15 +75,15 @@ def test_it_looks_by_itself(monkeypatch):
     assert watch.use.pinned_peak_bytes == 9
 
 
-def test_the_plan_of_a_run_is_plain_data_or_none():
-    def told(source: object, name: str) -> dict[str, Any] | None:
+def test_the_plan_of_a_run_is_its_sources_own_or_the_machines():
+    def told(source: object, name: str) -> Plan | None:
         request = SimpleNamespace(preset=load_preset(name))
         return run_meter.planned(source, request, None, lambda: False)  # type: ignore[arg-type]
 
     preview = told(object(), "cpu-preview")
     assert preview is not None
-    assert preview["host"]["peak_bytes"] == plan(load_preset("cpu-preview"), probe()).host.peak_bytes
-    assert (preview["engine"], preview["gpus"]) == ("preview", [])
+    assert preview.host.peak_bytes == plan(load_preset("cpu-preview"), probe()).host.peak_bytes
+    assert (preview.engine, preview.gpus) == ("preview", ())
     assert told(object(), "auto") is None, "no plan yet"
     own = plan(load_preset("80gb"), Inventory.imagine(1, 80))
-    assert told(SimpleNamespace(plan_for=lambda request, cancelled: own), "auto") == own.as_dict()
+    assert told(SimpleNamespace(plan_for=lambda request, cancelled: own), "auto") is own

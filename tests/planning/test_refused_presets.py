@@ -35,7 +35,7 @@ def codes(preset, inventory):
         (Inventory.imagine(1, 80, compute_capability="7.5"), ["compute_capability"]),
         (Inventory.imagine(1, 80, compute_capability="10.0"), []),
         (replace(H200, torch_build="2.13.0+cpu", torch_cuda=""), ["torch"]),
-        (replace(H200, torch_build="", torch_cuda=""), ["torch"]),
+        (replace(H200, torch_build="", torch_cuda=""), ["not_installed"]),
         (replace(H200, driver_cuda="12.4"), ["driver"]),
         (replace(H200, driver_cuda="12.4", torch_cuda="12.6"), []),  # one major version: they go together
         (replace(H200, driver_cuda=None), []),

@@ -37,6 +37,28 @@ def test_this_installation_is_whole():
     assert missing_libraries(doctor.REQUIREMENTS) == []
 
 
+def test_an_installation_for_the_preview_alone_is_whole(monkeypatch):
+    without = replace(Inventory.imagine(0, 0), torch_build="", torch_cuda="")
+    machine(monkeypatch, without)
+    checked = []
+    monkeypatch.setattr(doctor, "missing_libraries", lambda path: checked.append(path.name) or [])
+    found = examine()
+    assert (found.exit_code, found.judged.preset.name) == (0, "cpu-preview")
+    asked = examine(preset_name="self-test")
+    assert asked.exit_code == 1
+    assert "pip install -r requirements.txt -c constraints.txt" in asked.verdict
+    assert checked == ["requirements-preview.txt"] * 2
+    assert doctor.PREVIEW_REQUIREMENTS.is_file()
+
+
+def test_cards_without_pytorch_are_told_what_to_install(monkeypatch):
+    machine(monkeypatch, replace(Inventory.imagine(1, 80), torch_build="", torch_cuda=""))
+    found = examine()
+    assert found.exit_code == 0
+    assert "Its cards could run 80gb" in found.verdict
+    assert "pip install -r requirements.txt" in found.verdict
+
+
 def test_the_verdict_on_a_machine_without_gpu(monkeypatch):
     machine(monkeypatch, replace(probe(), gpus=(), no_gpu_reason="No NVIDIA driver."))
     found = examine()

@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from avatar.errors import DoesNotFit
-from avatar.events import Finished, Notice
+from avatar.events import Finished, Notice, PlanMade
 from avatar.geometry import FPS, Size
 from avatar.media.intake import open_request
 from avatar.media.sample import write_sample
 from avatar.pipeline.components import Components
 from avatar.pipeline.device import is_out_of_memory
-from avatar.pipeline.device_budget import placement_on
+from avatar.pipeline.device_budget import plan_here
 from avatar.pipeline.framing import resized, size_within
 from avatar.pipeline.pipeline import DiffusionPipeline, find_files
 from avatar.planning import ladder
@@ -347,6 +347,28 @@ def test_a_plan_that_does_not_fit_steps_down_before_loading(ask, tiny_checkpoint
     assert np.array_equal(np.concatenate(frames), np.concatenate(ran(source(Allocator()), lower)[0]))
 
 
+def test_a_run_is_planned_once(ask, tiny_checkpoint, monkeypatch):
+    planned: list[Plan] = []
+
+    def counted(*args, **options):
+        planned.append(plan_here(*args, **options))
+        return planned[-1]
+
+    monkeypatch.setattr("avatar.pipeline.pipeline.plan_here", counted)
+    source, request = DiffusionPipeline(FULL, tiny_checkpoint), ask(20)
+    assert source.plan_for(request) is planned[0]
+    assert sum(map(len, ran(source, request)[0])) == 20
+    assert len(planned) == 1, "the run follows the plan that was asked for"
+    assert sum(map(len, ran(source, request)[0])) == 20
+    assert len(planned) == 2, "another run has a plan of its own: memory may be taken by now"
+
+
+def test_a_rung_has_a_plan_of_its_own(ask, tiny_checkpoint, start):
+    items = list(start(lambda: Cramped(FULL, tiny_checkpoint)).frames(ask(20), lambda: False))
+    (told,) = [item for item in items if isinstance(item, PlanMade)]
+    assert told.plan.gpus[0].peak_bytes == GIB
+
+
 def test_a_plan_that_fits_on_no_rung_is_refused_before_loading(ask, tiny_checkpoint, start, monkeypatch):
     monkeypatch.setattr(Cramped, "lacking", (36, 32))
     monkeypatch.setattr(Components, "load", lambda *_: pytest.fail("loaded"))
@@ -363,11 +385,11 @@ def test_a_plan_that_does_not_bind_takes_no_rung(ask, tiny_checkpoint, start, mo
 def test_a_plan_counts_on_less_each_time_that_memory_ran_out(ask, start, tiny_checkpoint, monkeypatch):
     shares: list[float] = []
 
-    def placed(device, preset, held, weights, share):
+    def planned(preset, device, *, share, **options):
         shares.append(share)
-        return placement_on(device, preset, held, weights, share)
+        return plan_here(preset, device, share=share, **options)
 
-    monkeypatch.setattr("avatar.pipeline.pipeline.placement_on", placed)
+    monkeypatch.setattr("avatar.pipeline.pipeline.plan_here", planned)
     allocator = Allocator(head={1, 2})
     engine = start(
         lambda: DiffusionPipeline(FULL, tiny_checkpoint, make_parts=allocator.parts(tiny_checkpoint))

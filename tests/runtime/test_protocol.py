@@ -16,7 +16,6 @@ from avatar.events import Notice
 from avatar.preset import load_preset
 from avatar.runtime import protocol
 from avatar.runtime.protocol import (
-    Begun,
     Cancel,
     Ended,
     Failed,
@@ -46,8 +45,6 @@ FLAT = [
     Cancel(3),
     Ended(3),
     Ready("preview"),
-    Begun(3, {"gpus": [{"index": 0, "peak_bytes": 5}], "host": {"peak_bytes": None}}),
-    Begun(3, None),
     Meeting(1234),
     Pulse(1, "layers 0–19", "GPU 1", 4, 0.5, 6, None, 8, 9.5),
     Quit(),

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from gradio_client import Client, exceptions
 from PIL import Image
-from visits import LOST, Stranger
+from visits import LOST, Stranger, generating
 
 from tests.fixtures.server import ROOT, Server
 
@@ -71,8 +71,8 @@ def test_a_path_is_refused_by_every_event(stranger: Make, secret: Path, shape: s
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_path_is_refused_by_the_named_endpoints(stranger: Make, secret: Path, shape: str):
     visitor, payload = stranger(), SHAPES[shape](str(secret))
-    for place in range(7):
-        data = [None, None, "auto", "", {}, None, False]
+    for place in range(len(generating())):
+        data = generating()
         data[place] = payload
         begun = visitor.http.post("/gradio_api/call/generate", json={"data": data})
         event = begun.json()["event_id"]
@@ -145,7 +145,7 @@ def test_an_endless_file_takes_no_memory(stranger: Make, server: Server, tmp_pat
     before = psutil.Process(server.process.pid).memory_info().rss
     for path in ("/dev/zero", "/dev/urandom", "/dev/stdin", str(vast)):
         visitor.ask(visitor.event("portrait", "change"), [{"path": path}, None])
-        visitor.call("generate", [{"path": path}, visitor.upload(speech), "auto", "", {}, None, False])
+        visitor.call("generate", generating({"path": path}, visitor.upload(speech)))
     assert server.process.poll() is None
     assert psutil.Process(server.process.pid).memory_info().rss - before < 150 * 2**20
 

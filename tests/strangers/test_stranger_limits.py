@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from gradio_client import Client, exceptions, handle_file
-from visits import Stranger
+from visits import Stranger, generating
 
 from tests.fixtures.server import ROOT, Server, wait_until
 
@@ -122,7 +122,7 @@ def test_a_visitor_has_two_places_in_line(stranger: Make, ten_seconds: Path):
     begun = []
     for visitor in (one, one, one, two):
         files = [visitor.upload(PORTRAIT), visitor.upload(ten_seconds)]
-        data = [*files, "auto", "", {"size": "256*256"}, None, False]
+        data = generating(*files, size="256*256")
         event = visitor.http.post("/gradio_api/call/generate", json={"data": data}).json()["event_id"]
         begun.append((visitor, event))
         time.sleep(0.1)  # in this order
@@ -140,7 +140,7 @@ def test_segments_that_were_played_are_dropped(stranger: Make, server: Server, t
     number = visitor.event("generate", "click")
     data = visitor.defaults(number)
     data[:2] = [visitor.upload(PORTRAIT), visitor.upload(twenty_seconds)]
-    data[6] = "256*256"  # the size, first of the form
+    data[visitor.place(number, "384*256")] = "256*256"
     assert visitor.begin(number, data).status_code == 200
     said = "\n".join(json.dumps(message) for message in visitor.heard())
     found = re.search(r"gradio_api/stream/[^\"]+?/playlist\.m3u8", said)

@@ -13,6 +13,11 @@ import httpx
 LOST = "not among the uploads"
 
 
+def generating(portrait: Any = None, speech: Any = None, **settings: Any) -> list[Any]:
+    """All inputs of the endpoint /generate, for a program that sends plain HTTP."""
+    return [portrait, speech, "auto", "", settings, None, False, "", None, None, None]
+
+
 class Stranger:
     """Speaks HTTP to a running server. address: what a proxy on this machine says of who it is."""
 
@@ -48,6 +53,15 @@ class Stranger:
         }
         event = next(event for event in self.events if event["id"] == number)
         return [values[component] for component in event["inputs"]]
+
+    def place(self, number: int, choice: str) -> int:
+        """Which of an event's inputs it is that offers a choice."""
+        offered = {
+            component["id"]: [value for _, value in component["props"].get("choices") or []]
+            for component in self.http.get("/config").json()["components"]
+        }
+        event = next(event for event in self.events if event["id"] == number)
+        return next(place for place, one in enumerate(event["inputs"]) if choice in offered[one])
 
     def begin(self, number: int, data: list[Any]) -> httpx.Response:
         """Put an event in Gradio's queue."""

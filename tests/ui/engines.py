@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from avatar.errors import Cancelled
-from avatar.events import Event, Finished, Notice, Phase, Progress, Segment
+from avatar.events import Event, Finished, Notice, Phase, PlanMade, Progress, Segment
+from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import Request
 
@@ -25,6 +26,7 @@ class ScriptedEngine:
     fail_at: int | None = None
     error: BaseException | None = None
     label: str = "preview"
+    plan: Plan | None = None
     requests: list[Request] = field(default_factory=list)
     closed: bool = False
 
@@ -35,6 +37,8 @@ class ScriptedEngine:
     def stream(self, request: Request) -> Iterator[Event]:
         self._cancelled.clear()
         self.requests.append(request)
+        if self.plan is not None:
+            yield PlanMade(self.plan)
         yield Progress(Phase.ENCODING)
         yield Notice("head_only", "Only the head moves.", "warning")
         made = 0

@@ -10,10 +10,14 @@ import pytest
 from engines import PREVIEW, ScriptedEngine, make_request
 
 from avatar.errors import AvatarError, Cancelled, NotPlaced, WorkerLost
-from avatar.events import Notice, Phase, Progress, Segment
-from avatar.preset import Preset
+from avatar.events import Notice, Phase, PlanMade, Progress, Segment
+from avatar.planning.inventory import Inventory
+from avatar.planning.planner import plan
+from avatar.preset import Preset, load_preset
 from avatar.runtime.gallery import Gallery, owner_hash, video_name
 from avatar.ui.job_queue import JobQueue, KeptVideo, LineFull, QueuedRun, WaitingInLine
+
+PLANS = [plan(load_preset(name), Inventory.imagine(1, 80)) for name in ("80gb", "24gb")]
 
 
 class Counter:
@@ -84,19 +88,22 @@ def test_a_run_is_told_kept_and_cleared_away(counter):
     assert [entry.id for entry in c.gallery.entries()] == [kept.entry.id]
 
 
-def test_rungs_are_told_of_as_they_are_taken(counter):
+def test_plans_are_shown_as_they_are_made(counter):
     class Lowered(ScriptedEngine):
         def stream(self, request):
+            yield PlanMade(PLANS[0])
             for event in super().stream(request):
                 yield event
-                if isinstance(event, Segment) and event.index < 2:
-                    yield Notice("rung_oom", "Full.", "warning", rung=("infer_frames", "size")[event.index])
+                if isinstance(event, Segment) and event.index == 0:
+                    yield Notice("rung_oom", "Full.", "warning", rung="infer_frames")
+                    yield PlanMade(PLANS[1])
 
-    c, told = counter(Lowered()), []
-    c.desk.on_rung = lambda request, rung: told.append((request.preset.name, rung))
+    c, shown = counter(Lowered()), []
+    c.desk.on_start, c.desk.on_plan = lambda: shown.append("start"), shown.append
     said = follow(c.submit())
-    assert told == [("cpu-preview", "infer_frames"), ("cpu-preview", "size")]
-    assert [one.rung for one in said if isinstance(one, Notice) and one.rung] == ["infer_frames", "size"]
+    assert shown == ["start", *PLANS]
+    assert [one.rung for one in said if isinstance(one, Notice) and one.rung] == ["infer_frames"]
+    assert not [one for one in said if isinstance(one, PlanMade)], "they are not for the page's visitors"
 
 
 def test_pinned_memory_is_what_the_engine_tells(counter):
@@ -235,8 +242,12 @@ def test_the_engine_stays_open_for_presets_that_it_serves(counter):
     assert c.engine.closed
     follow(c.submit(diffusion.with_settings(seed=9, size="384*256", infer_frames=32, sample_steps=3)))
     assert len(c.opened) == 2
-    follow(c.submit(diffusion.with_settings(offload_model=True)))
-    assert len(c.opened) == 3
+    for same in ({"offload_model": True}, {"enable_online_decode": False}, {"ring_dtype": "fp8"}):
+        follow(c.submit(diffusion.with_settings(**same)))
+    assert len(c.opened) == 2, "the models are the same; what waits on the host is for the run's plan"
+    for other in ({"weight_dtype": "fp8"}, {"text_encoder": "cpu"}, {"lora": "a.safetensors"}):
+        follow(c.submit(diffusion.with_settings(**other)))
+    assert len(c.opened) == 5
 
 
 def test_closing_ends_everything(counter):

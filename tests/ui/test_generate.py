@@ -12,13 +12,12 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import pytest
-from engines import ScriptedEngine, make_request
+from engines import ScriptedEngine
 from PIL import Image
 
 from avatar.errors import AvatarError, BadInput, WorkerLost
 from avatar.media.limits import InputLimits
 from avatar.planning.inventory import Inventory
-from avatar.planning.ladder import rungs
 from avatar.planning.planner import plan
 from avatar.preset import load_preset, load_presets
 from avatar.runtime.gallery import Gallery, owner_hash
@@ -128,19 +127,13 @@ def test_a_whole_run(page):
     assert list((p.studio.scratch / "uploads").iterdir()) == [], "deleted wherever it was shown"
 
 
-def test_the_gauges_show_the_plan_of_the_run_and_of_the_rung_it_stepped_down_to(page, monkeypatch):
+def test_the_gauges_show_the_plan_of_the_run(page, monkeypatch):
     one, shown = page(), []
-    monkeypatch.setattr(one.studio.gauges, "set_plan", lambda planned: shown.append(planned))
-    monkeypatch.setattr(one.studio, "inventory", lambda: Inventory.imagine(1, 80))
-    request = make_request(Path("out.mp4"), one.studio.scratch / "work", load_preset("80gb"))
-    one.desk.on_start(request)
-    for rung in ("infer_frames", "size"):
-        one.desk.on_rung(request, rung)
-    one.desk.on_rung(request, "not on this ladder")
-    steps = [lower for rung, lower in rungs(load_preset("80gb")) if rung in ("infer_frames", "size")]
-    expected = [plan(preset, Inventory.imagine(1, 80)) for preset in (load_preset("80gb"), *steps)]
-    assert shown == expected
-    assert shown[2].gpus[0].peak_bytes < shown[0].gpus[0].peak_bytes
+    monkeypatch.setattr(one.studio.gauges, "set_plan", shown.append)
+    planned = plan(load_preset("80gb"), Inventory.imagine(1, 80))
+    monkeypatch.setattr(one.engine, "plan", planned)
+    list(one.press())
+    assert shown == [planned]
 
 
 def test_the_gauges_tell_pinned_memory_of_the_engine(page):
@@ -273,6 +266,7 @@ def test_a_second_run_is_not_refused_where_processes_are_hidden(page, monkeypatc
     made, card = page(), Inventory.imagine(1, 80)
     monkeypatch.setattr("avatar.ui.app_state.probe", lambda *_: card)
     monkeypatch.setattr("avatar.ui.app_state.INVENTORY_FRESH_S", -1.0)
+    made.engine.plan = plan(load_preset("80gb"), card)
     run = made.studio.submit(PORTRAIT, SPEECH, "80gb", {})
     assert list(run.follow())
     run.let_go()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -255,6 +256,19 @@ def test_a_taken_port_ends_in_one_line(tmp_path: Path):
     assert ended.returncode == 2
     assert "Choose another --port" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_port_0_is_any_free_port(tmp_path: Path):
+    command = [sys.executable, "app.py", "--port", "0", "--outputs", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as page:
+        assert page.stderr is not None
+        try:
+            address = next(line for line in page.stderr if "the page is at" in line).split()[-1]
+            assert httpx.get(address + "config").status_code == 200
+        finally:
+            page.terminate()
+        assert page.wait(30) == 0
+        assert "Traceback" not in page.stderr.read()
 
 
 @pytest.mark.parametrize(

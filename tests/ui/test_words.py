@@ -102,6 +102,7 @@ def test_what_is_missing_can_be_said_in_chinese():
         replace(large, torch_cuda="12.6"),
         replace(large, driver_cuda="12.8"),
         replace(large, torch_cuda=""),
+        replace(large, torch_cuda="", torch_build=""),
         replace(large, system="windows"),
     ):
         for preset in [*load_presets(), load_preset("4x80gb-realtime").with_settings(offload_model=True)]:

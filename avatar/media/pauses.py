@@ -1,0 +1,67 @@
+"""Where speech pauses, found by librosa, which is imported when it is asked: that takes seconds."""
+
+from __future__ import annotations
+
+import shutil
+import wave
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from avatar.geometry import SOUND_HZ, SPEECH_HZ
+from avatar.media.speech import Speech, SpeechReader
+
+DEPTHS_DB = (60, 45, 35, 25, 18, 12)  # below the loudest: the deepest pauses are looked for first
+TRIM_DB = 40  # so much below the loudest is silence, at the ends
+KEPT_S = 0.2  # of silence that stays at a trimmed end: breath and first consonants are soft
+LOOKED_AT_S = 120  # from either end
+_FRAME, _HOP = 1024, 256  # samples at 16 kHz
+
+
+def pauses(samples: np.ndarray, depth_db: float) -> list[tuple[float, float]]:
+    """Stretches in seconds that lie depth_db or more below the loudest. samples: float32 (n,) at 16 kHz."""
+    import librosa
+
+    sounding = librosa.effects.split(samples, top_db=depth_db, frame_length=_FRAME, hop_length=_HOP)
+    edges = [0, *sounding.flatten().tolist(), len(samples)]
+    found = zip(edges[::2], edges[1::2], strict=True)
+    return [(start / SPEECH_HZ, stop / SPEECH_HZ) for start, stop in found if stop > start]
+
+
+def trim(wav: Path, speech: Speech, name: str) -> Speech:
+    """Cut the silence from both ends of a canonical WAV; the speech as it is then, with a notice of it."""
+    start_s, stop_s = _ends(wav)
+    start, stop = round(start_s * SOUND_HZ), min(round(stop_s * SOUND_HZ), speech.num_samples)
+    if start == 0 and stop == speech.num_samples:
+        return speech
+    short = wav.with_suffix(".trimmed")
+    with wave.open(str(wav), "rb") as whole, wave.open(str(short), "wb") as out:
+        out.setparams(whole.getparams())
+        whole.setpos(start)
+        for first in range(start, stop, SOUND_HZ):
+            out.writeframesraw(whole.readframes(min(SOUND_HZ, stop - first)))
+    shutil.move(short, wav)
+    ends = f"{start_s:.1f} s at the beginning and {(speech.num_samples - stop) / SOUND_HZ:.1f} s at the end"
+    notice = f"Silence was cut from {name}: {ends}."
+    return replace(speech, num_samples=stop - start, notices=(*speech.notices, notice))
+
+
+def _ends(wav: Path) -> tuple[float, float]:
+    """Where a speech begins and ends to be heard, in seconds, KEPT_S around it left."""
+    import librosa
+
+    with SpeechReader(wav) as reader:
+        total = reader.num_samples_16k
+        most = min(total, LOOKED_AT_S * SPEECH_HZ)
+        head, tail = reader.listen(0, most), reader.listen(total - most, total)
+    rms = partial(librosa.feature.rms, frame_length=_FRAME, hop_length=_HOP)
+    loudest = max(float(rms(y=samples).max()) for samples in (head, tail))
+    trimmed = partial(librosa.effects.trim, top_db=TRIM_DB, ref=loudest, frame_length=_FRAME, hop_length=_HOP)
+    _, (start, _) = trimmed(head)
+    _, (_, stop) = trimmed(tail)
+    if stop == 0 or start == most:  # nothing is heard in two minutes: it stays as it is
+        return 0.0, total / SPEECH_HZ
+    start_s, stop_s = start / SPEECH_HZ - KEPT_S, (total - most + stop) / SPEECH_HZ + KEPT_S
+    return max(0.0, start_s), min(total / SPEECH_HZ, stop_s)

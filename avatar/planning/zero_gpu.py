@@ -1,0 +1,47 @@
+"""ZeroGPU, as far as planning needs it: a Space whose page sees no GPU, and whose function is lent one.
+
+Source: docs/hub/spaces-zerogpu.md of huggingface/hub-docs; spaces 0.51.3, config.py and zero/configs.json.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from avatar.errors import BadInput
+
+SPACE = "SPACES_ZERO_GPU"  # the environment's, set on such a Space
+SIZE = "AVATAR_ZERO_GPU_SIZE"
+YES = ("1", "t", "true")
+
+
+@dataclass(frozen=True)
+class LentCard:
+    """What is lent. size: as spaces.GPU names it. free_gib: of its memory, what a run may count on."""
+
+    size: str
+    name: str
+    free_gib: float
+    compute_capability: str = "12.0"
+
+
+CARDS = {
+    card.size: card
+    for card in (
+        LentCard("large", "half an RTX PRO 6000 Blackwell", 44.5),
+        LentCard("xlarge", "RTX PRO 6000 Blackwell", 94.0),
+    )
+}
+
+
+def lent_card() -> LentCard | None:
+    """The card that this Space's function is lent; None where this is no Space with ZeroGPU.
+
+    Raises: BadInput for a size that there is not.
+    """
+    if os.environ.get(SPACE, "").lower() not in YES:
+        return None
+    size = os.environ.get(SIZE, "large")
+    if size not in CARDS:
+        raise BadInput(f"${SIZE} is {size[:20]!r}.", f"Set it to {' or '.join(CARDS)}.")
+    return CARDS[size]

@@ -1,0 +1,56 @@
+"""What a run has shown: if whoever makes it is lost, a video is put together from that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from avatar.errors import AvatarError
+from avatar.events import Event, Finished, PlanMade, Progress, Segment
+from avatar.planning.plan import Plan
+from avatar.request import Request
+from avatar.runtime.report import MemoryUse
+
+
+@dataclass
+class Shown:
+    """What a run has shown. plan: the first; progress: the last; finished: there is a video already."""
+
+    plan: Plan | None = None
+    progress: Progress | None = None
+    segments: list[Segment] = field(default_factory=list)
+    finished: bool = False
+
+    def note(self, message: Any) -> Iterator[Event]:
+        """Keep what a message says; yields it if it is an event."""
+        if isinstance(message, Event):
+            if isinstance(message, PlanMade):
+                self.plan = self.plan or message.plan
+            elif isinstance(message, Segment):
+                self.segments.append(message)
+            elif isinstance(message, Progress):
+                self.progress = message
+            elif isinstance(message, Finished):
+                self.finished = True
+            yield message
+
+    def salvaged(
+        self, request: Request, error: AvatarError, label: str, memory: MemoryUse | None = None
+    ) -> Iterator[Finished]:
+        """The finished file, joined from the segments that are on disk; nothing where that cannot be."""
+        from avatar.runtime.stream import finish_from_segments
+
+        if not self.segments or self.finished:
+            return
+        kept = finish_from_segments(
+            request,
+            self.segments,
+            error,
+            label=label,
+            progress=self.progress,
+            plan=self.plan,
+            memory=memory,
+        )
+        if kept is not None:
+            yield kept
