@@ -31,7 +31,7 @@ def live_request(folder: Path, portrait: str = "mara.png") -> LiveRequest:
     path = folder / "portrait.png"
     Image.fromarray(open_portrait(ROOT / "assets" / "portraits" / portrait).pixels).save(path)
     preset = Preset("test", "Test", "For tests", "preview").with_settings(size="256*256")
-    return LiveRequest(path, folder, preset, portrait)
+    return LiveRequest(path, folder, preset, portrait, may_skip=False)
 
 
 def video_request(folder: Path, preset: Preset) -> Request:
