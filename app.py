@@ -96,6 +96,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=env("AVATAR_GALLERY", "private" if hosted else "shared"),
         help="shared: every visitor sees, resumes and deletes all videos; private: each browser its own",
     )
+    _add_live(parser)
     args = parser.parse_args(arguments)
     if args.gallery not in ("shared", "private"):  # from the environment
         parser.error(f"$AVATAR_GALLERY is {args.gallery!r}; it may be shared or private")
@@ -103,11 +104,46 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def _add_live(parser: argparse.ArgumentParser) -> None:
+    """The settings of live sessions; see docs/live.md."""
+    add, env = parser.add_argument, os.environ.get
+    add(
+        "--live-preset",
+        default=env("AVATAR_LIVE_PRESET", "live-preview"),
+        help="preset of live sessions; off: none",
+    )
+    add("--live-sessions", type=_whole(1, 16), default=1, help="live sessions at a time; others wait in line")
+    add("--live-image", type=Path, default=None, help="portrait of live sessions until a visitor chooses one")
+    add(
+        "--ice-servers",
+        action="append",
+        default=env("AVATAR_ICE_SERVERS", "").split(),
+        metavar="URL",
+        help="stun:HOST:PORT, or turn:USER:PASSWORD@HOST:PORT; may be repeated",
+    )
+    add(
+        "--chat-url", default=None, help="chat that answers in Talk, OpenAI's protocol; key: $AVATAR_CHAT_KEY"
+    )
+    add("--chat-model", default=None, help="its model")
+    add("--chat-prompt", default=None, help="what the chat is told of its part")
+    add(
+        "--hear-url",
+        default=None,
+        help="server that recognises speech, OpenAI's protocol; key: $AVATAR_HEAR_KEY",
+    )
+    add(
+        "--hear-model",
+        default=None,
+        help="its model; without --hear-url, a model of faster-whisper or its folder",
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Serve until stopped. Returns the exit code."""
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for talkative in ("httpx", "aioice", "aiortc", "faster_whisper"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
         _serve(args)
     except AvatarError as error:
@@ -134,6 +170,7 @@ def _serve(args: argparse.Namespace) -> None:
         from starlette.middleware import Middleware
 
         from avatar.ui.guard import Guard, local_names
+        from avatar.ui.live_routes import live_routes
         from avatar.ui.page import build_page, launch_options
         from avatar.ui.routes import routes
         from avatar.ui.transfer import transfer_routes
@@ -144,6 +181,8 @@ def _serve(args: argparse.Namespace) -> None:
             names = local_names(args.host, args.allow_host)
             guard = Middleware(Guard, names=names, hosted=args.hosted)
             ours = [*routes(studio), *transfer_routes(studio, demo)]
+            if studio.live is not None:
+                ours += live_routes(studio, studio.live)
             demo.launch(
                 server_name=args.host,
                 server_port=port,
@@ -160,6 +199,8 @@ def _serve(args: argparse.Namespace) -> None:
             threading.Thread(target=studio.keep_tidy, name="tidy", daemon=True).start()
             stopped.wait()
             log.info("stopping")
+            if studio.live is not None:
+                studio.live.close()
             demo.close()
         finally:
             studio.close()
@@ -221,7 +262,39 @@ def _open_studio(args: argparse.Namespace, scratch: Path, lent: Any = None) -> A
         admin=os.environ.get("AVATAR_ADMIN", "") if reachable else None,
         model=ModelFetch(fetch_command(args.weights)),
         uploads=Uploads(scratch / "uploads", upload, round(args.upload_quota * GIB)),
+        live=_open_live(args, gallery),
     )
+
+
+def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
+    """The desk of live sessions; None where there are to be none. Raises: BadInput."""
+    if args.live_preset == "off":
+        return None
+    from avatar.live.desk import LiveDesk, LiveOptions
+    from avatar.live.intake import live_preset
+    from avatar.live.services import SYSTEM_PROMPT, WHISPER, chat_address, hear_address, recogniser
+    from avatar.live.webrtc import IceServer
+    from avatar.planning.inventory import probe
+    from avatar.planning.verdict import judge
+    from avatar.runtime.factory import open_engine
+
+    preset = live_preset(args.live_preset)
+    hears = hear_address(args.hear_url, args.hear_model)
+    options = LiveOptions(
+        preset=preset,
+        recogniser=recogniser(hears, args.hear_model or WHISPER),
+        chat=chat_address(args.chat_url, args.chat_model),
+        system_prompt=args.chat_prompt or SYSTEM_PROMPT,
+        ice=[IceServer.parse(one) for one in args.ice_servers],
+        portrait=args.live_image,
+    )
+    toy = preset.requires.weights == "tiny"
+    gpus = judge(preset, probe(args.weights)).uuids
+    engines: list[Any] = [
+        open_engine(preset, weights=None if toy else args.weights, gpus=gpus)
+        for _ in range(args.live_sessions)
+    ]
+    return LiveDesk(options, engines, gallery)
 
 
 def _attached(address: str | None, preset: Any) -> str:

@@ -19,6 +19,7 @@ from avatar.commands import (
     download,
     generate,
     join,
+    live,
     plan,
     presets,
     report,
@@ -31,7 +32,7 @@ from avatar.commands.signals import ended_by_signals
 from avatar.errors import AvatarError, BadInput, Cancelled
 
 COMMANDS = (
-    *(generate, speak, voices, batch, join, compare, compose),
+    *(generate, speak, voices, live, batch, join, compare, compose),
     *(report, presets, plan, doctor, download, bench, worker),
 )
 EXIT_CODES = """exit codes: 0 done, 1 failed, 2 a file or setting cannot be used, 3 weights missing,

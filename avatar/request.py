@@ -89,3 +89,25 @@ class Request:
     @property
     def duration_s(self) -> float:
         return self.num_frames / FPS
+
+
+@dataclass(frozen=True)
+class LiveRequest:
+    """What an engine is asked for when there is no end: the portrait comes now, the sound as it is spoken.
+
+    may_skip: whether frames that come too late repeat the last picture, so that the delay does not grow; not
+    where sound comes faster than it is spoken. The other fields are those of Request.
+    """
+
+    portrait: Path
+    work: Path
+    preset: Preset
+    portrait_name: str
+    prompt: str = ""
+    face_points: dict[str, tuple[float, float]] | None = None
+    head_only: bool = False
+    may_skip: bool = True
+
+    @property
+    def seed(self) -> int:
+        return self.preset.generation.seed

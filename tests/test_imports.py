@@ -35,7 +35,7 @@ FLOORS = [
     {"runtime", "model"},  # who supervises, and what computes: neither knows the other
     {"preview", "pipeline"},
     {"distributed"},
-    {"long", "bench", "measures", "compose"},
+    {"long", "bench", "measures", "compose", "live"},
     {"batch"},
     {"compare"},
     {"commands", "ui"},
@@ -58,16 +58,17 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
     "accelerate": ("model", "pipeline"),
     "transformers": ("model", "pipeline", "bench"),
     "diffusers": ("model", "pipeline", "bench"),
-    "onnxruntime": ("preview", "training", "speech"),
+    "onnxruntime": ("preview", "training", "speech", "live.vad"),
     "hibari": ("speech.embedded", "training"),
     "misaki": ("speech.phonemes",),
-    "httpx": ("speech.remote",),
+    "httpx": ("speech.remote", "live.services", "benchmarks"),
     "cv2": ("preview", "measures"),
     "moviepy": ("compose",),
     "gradio": ("ui",),
     "pynvml": ("planning.nvml",),
     "rich": ("commands",),
     "ray": ("batch.ray_engine",),
+    "aiortc": ("live.webrtc", "benchmarks"),
     "filelock": ("locks",),
 }
 

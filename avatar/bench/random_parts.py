@@ -13,7 +13,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from avatar.geometry import Size
 from avatar.model.quantize import Quantiser
-from avatar.model.speech_encoder import SpeechEncoder, SpeechFeatures
+from avatar.model.speech_encoder import SpeechEncoder
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.vae.vae import VideoVAE
 from avatar.model.weights import tiny
@@ -22,9 +22,9 @@ from avatar.model.weights.random_weights import random_transformer
 from avatar.pipeline.components import Components
 from avatar.pipeline.conditions import (
     REFERENCE,
+    AnyTrack,
     AudioFeatures,
     PortraitEncoder,
-    SpeechTrack,
     prepare_portrait,
 )
 from avatar.pipeline.denoise import Conditions
@@ -62,11 +62,11 @@ class RandomConditions:
     text_dim: int
     num_tokens: int
 
-    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[SpeechTrack]) -> Conditions:
+    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[AnyTrack]) -> Conditions:
         """See ConditionEncoder.encode."""
         motion = self.portraits.encode(prepare_portrait(portrait, size))
         text = torch.randn(self.num_tokens, self.text_dim, generator=torch.Generator().manual_seed(0))
-        tracks = [SpeechFeatures(self.speech, track.listen, track.num_samples) for track in speech]
+        tracks = [track.features(self.speech) for track in speech]
         return Conditions(text, motion[:, REFERENCE], motion, AudioFeatures(tracks))
 
 

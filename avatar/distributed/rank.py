@@ -26,6 +26,7 @@ from avatar.planning.planner import plan
 from avatar.request import Request
 from avatar.runtime.child_process import deaf_to_signals
 from avatar.runtime.engine import FrameSource
+from avatar.runtime.live import LiveFrames
 from avatar.runtime.protocol import (
     Ask,
     Failed,
@@ -37,8 +38,10 @@ from avatar.runtime.protocol import (
     Pulse,
     Run,
     RunEvent,
+    RunLive,
     StartRank,
 )
+from avatar.runtime.sound_inbox import SoundInbox
 from avatar.runtime.worker_loop import Service, leave
 
 if TYPE_CHECKING:
@@ -139,7 +142,7 @@ def lead(service: Service, source: FrameSource, alone: bool) -> None:
             continue
         error: AvatarError | None = None
         try:
-            for message in answers(source, run, partial(service.stopped, run)):
+            for message in answers(source, run, partial(service.stopped, run), service.sound):
                 service.send(message)
         except HARMLESS as harmless:
             error = harmless
@@ -150,8 +153,15 @@ def lead(service: Service, source: FrameSource, alone: bool) -> None:
         service.end(run, error)
 
 
-def answers(source: FrameSource, run: Run, cancelled: Callable[[], bool]) -> Iterator[Made | RunEvent]:
+def answers(
+    source: FrameSource, run: Run, cancelled: Callable[[], bool], sound: SoundInbox | None = None
+) -> Iterator[Made | RunEvent | LiveFrames]:
     """A run as rank 0 tells it; with the first frames goes the anchor, where the source has one."""
+    if isinstance(run, RunLive):
+        assert sound is not None
+        for one in source.live(run.request, sound.of(run.run, cancelled), cancelled):  # type: ignore[attr-defined]
+            yield one if isinstance(one, LiveFrames) else RunEvent(run.run, one)
+        return
     anchor_of = getattr(source, "anchor", None)
     for item in source.frames(run.request, cancelled):
         if isinstance(item, np.ndarray):

@@ -57,6 +57,11 @@ class StepMeter(Observer):
         """See Observer."""
         self._meter.step()
 
+    def waiting(self) -> None:
+        """See Observer. Waiting for sound is no step, and no silence of a rank's."""
+        self._meter.pause()
+        self._meter.tick()
+
 
 class Rank0Meter(Observer):
     """Counts what rank 0 does beside its stage, which counts its own work."""
@@ -65,6 +70,10 @@ class Rank0Meter(Observer):
         self._meter = meter
 
     def loading(self) -> None:
+        """See Observer."""
+        self._meter.tick()
+
+    def waiting(self) -> None:
         """See Observer."""
         self._meter.tick()
 

@@ -17,7 +17,7 @@ from avatar.model.vae.vae import VideoVAE
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Check, go_on, load_transformer
 from avatar.model.weights.weight_cache import cache_folder, load_quantised
-from avatar.pipeline.conditions import ConditionEncoder, EncodeText, LocalTextEncoder, SpeechTrack
+from avatar.pipeline.conditions import AnyTrack, ConditionEncoder, EncodeText, LocalTextEncoder
 from avatar.pipeline.denoise import Conditions
 from avatar.pipeline.device import DTYPES, best_device
 from avatar.pipeline.offload.encoders import OffloadedVAE, offload_speech_encoder
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class Conditioner(Protocol):
     """Encodes what a run is conditioned on; ConditionEncoder, or its stand-in without a prompt encoder."""
 
-    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[SpeechTrack]) -> Conditions:
+    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[AnyTrack]) -> Conditions:
         """See ConditionEncoder.encode."""
         ...
 

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,11 +35,31 @@ class SpeechTrack:
     listen: Listen
     num_samples: int
 
+    def features(self, encoder: SpeechEncoder) -> Features:
+        """Its features by an encoder."""
+        return SpeechFeatures(encoder, self.listen, self.num_samples)
+
+
+class Features(Protocol):
+    """One speaker's features."""
+
+    def frames(self, start: int, num_frames: int) -> Tensor:
+        """See SpeechFeatures.frames."""
+        ...
+
+
+class AnyTrack(Protocol):
+    """One speaker's speech, whole or still being spoken."""
+
+    def features(self, encoder: SpeechEncoder) -> Features:
+        """Its features by an encoder."""
+        ...
+
 
 class AudioFeatures:
     """Every speaker's features for any run of frames: a tensor S 25 C T that is never held whole."""
 
-    def __init__(self, speakers: Sequence[SpeechFeatures]) -> None:
+    def __init__(self, speakers: Sequence[Features]) -> None:
         self._speakers = list(speakers)
 
     def __len__(self) -> int:
@@ -68,7 +89,7 @@ class ConditionEncoder:
         self._texts: _Memory = _Memory()
         self._portraits = PortraitEncoder(vae)
 
-    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[SpeechTrack]) -> Conditions:
+    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[AnyTrack]) -> Conditions:
         """Conditions of one run, the prompt checked first. size: the video's own, not an area.
 
         Raises: BadInput for a prompt that is too long, WeightsMissing.
@@ -77,7 +98,7 @@ class ConditionEncoder:
         image = prepare_portrait(portrait, size)
         text = self._texts.get(tuple(ids[0].tolist()), lambda: self._encode_text(ids))
         motion = self._portraits.encode(image)
-        speakers = [SpeechFeatures(self.speech, track.listen, track.num_samples) for track in speech]
+        speakers = [track.features(self.speech) for track in speech]
         return Conditions(
             text=text, reference=motion[:, REFERENCE], motion=motion, audio=AudioFeatures(speakers)
         )

@@ -24,6 +24,9 @@ class Observer:
     def checked(self) -> None:
         """The run has been asked whether it is cancelled, as it is between any two steps."""
 
+    def waiting(self) -> None:
+        """A live session has been asked whether it is over, as it is while it waits for sound."""
+
     def loading(self) -> None:
         """Another model, or another tensor of one, is about to load."""
 

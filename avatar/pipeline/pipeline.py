@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +19,14 @@ from avatar.media.speech import SpeechReader
 from avatar.model.device_checks import compiles, missing
 from avatar.model.weights.loading import Check
 from avatar.pipeline.components import Components
-from avatar.pipeline.conditions import SpeechTrack
+from avatar.pipeline.conditions import AnyTrack, SpeechTrack
 from avatar.pipeline.decode import StreamingDecoder
 from avatar.pipeline.denoise import Conditions
 from avatar.pipeline.denoising import Denoising, LocalDenoising
 from avatar.pipeline.device import downloaded
 from avatar.pipeline.framing import framed, resized, size_within, video_size
 from avatar.pipeline.layer_stack import EAGER, CompiledPieces
+from avatar.pipeline.live import LiveTrack, as_request, live_frames
 from avatar.pipeline.models import CheckpointModels, Models
 from avatar.pipeline.observer import UNOBSERVED, Observer
 from avatar.pipeline.offload.pinned import pinned_bytes
@@ -34,9 +35,10 @@ from avatar.pipeline.rollout import rollout
 from avatar.planning.placement import Placement
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
-from avatar.request import Request
+from avatar.request import LiveRequest, Request
 from avatar.runtime.engine import SELF_TEST_LABEL, FrameItem
 from avatar.runtime.fallback import lowered
+from avatar.runtime.live import LiveFrames
 from avatar.runtime.resume_state import ResumeState
 
 log = logging.getLogger(__name__)
@@ -108,6 +110,38 @@ class DiffusionPipeline:
                 self._parts = None
             self._denoising.run_ends()
 
+    def live(
+        self, request: LiveRequest, sound: Iterator[np.ndarray], cancelled: Callable[[], bool]
+    ) -> Iterator[LiveFrames | Notice | Progress]:
+        """See LiveSource: a block of frames each time. A machine that is too slow takes fewer steps, then a
+        smaller size, which is told.
+
+        Raises: AvatarError, Cancelled; RuntimeError where memory ran out, as frames().
+        """
+        whole = as_request(request)
+        size = video_size(whole)
+        self._state = state = ResumeState.of(whole, size)
+        self._told.clear()
+        self._observer.run_begins()
+
+        def stopped() -> bool:
+            self._observer.waiting()
+            return cancelled()
+
+        track = LiveTrack(sound, stopped)
+
+        def make(lighter: Request) -> Generator[FrameItem]:
+            placement = self._placement(lighter)
+            return self._spoken(lighter, placement, size, state, track, stopped, track.is_ready)
+
+        try:
+            yield from live_frames(whole, track, make)
+        finally:
+            self._state = None
+            if not self._models.lasting:
+                self._parts = None
+            self._denoising.run_ends()
+
     def anchor(self) -> np.ndarray | None:
         """The first latent frame of the run that goes on, once generated, 16 1 h w float32."""
         return None if self._state is None else self._state.anchor
@@ -142,6 +176,21 @@ class DiffusionPipeline:
         cancelled: Callable[[], bool],
     ) -> Iterator[FrameItem]:
         """What is left to make, as the request's preset makes it, in frames of the stream's size."""
+        with SpeechReader(request.speech) as speech:
+            track = SpeechTrack(speech.listen, speech.num_samples_16k)
+            yield from self._spoken(request, placement, stream, state, track, cancelled)
+
+    def _spoken(
+        self,
+        request: Request,
+        placement: Placement,
+        stream: Size,
+        state: ResumeState,
+        track: AnyTrack,
+        cancelled: Callable[[], bool],
+        is_ready: Callable[[int], bool] = lambda block: True,
+    ) -> Generator[FrameItem]:
+        """The same, of a speaker's speech. is_ready: see rollout."""
         check = checking(cancelled)
 
         def loading() -> None:
@@ -154,17 +203,15 @@ class DiffusionPipeline:
         check()
         size = size_within(stream, request.preset)
         portrait = framed(request.portrait, stream, size, request.work)
-        with SpeechReader(request.speech) as speech:
-            track = SpeechTrack(speech.listen, speech.num_samples_16k)
-            conditions = parts.conditions.encode(portrait, request.prompt, size, [track])
-            conditions = with_motion(conditions, state, request.portrait, stream, size, parts.vae)
-            anchor = anchor_at(state, size, parts.vae)
-            self._observer.encoded()
-            yield Progress(Phase.GENERATING)
-            for frames in self._decoded(parts, request, size, conditions, state, anchor, cancelled):
-                yield from self._announced()
-                pixels = downloaded(frames[: state.frames_left]).numpy()
-                yield state.show(resized(pixels, stream))
+        conditions = parts.conditions.encode(portrait, request.prompt, size, [track])
+        conditions = with_motion(conditions, state, request.portrait, stream, size, parts.vae)
+        anchor = anchor_at(state, size, parts.vae)
+        self._observer.encoded()
+        yield Progress(Phase.GENERATING)
+        for frames in self._decoded(parts, request, size, conditions, state, anchor, cancelled, is_ready):
+            yield from self._announced()
+            pixels = downloaded(frames[: state.frames_left]).numpy()
+            yield state.show(resized(pixels, stream))
 
     def _announced(self) -> Iterator[Notice]:
         """What this device turned out not to do as fast as others, once in a run."""
@@ -182,6 +229,7 @@ class DiffusionPipeline:
         state: ResumeState,
         anchor: Tensor | None,
         cancelled: Callable[[], bool],
+        is_ready: Callable[[int], bool],
     ) -> Iterator[Tensor]:
         """Frames of each block, T H W 3 on the device: as they come, or all at the end."""
         decoder = self._decoder(parts)
@@ -191,7 +239,7 @@ class DiffusionPipeline:
             with self._observer.priming():
                 start(conditions.motion)
 
-        latents = partial(self._latents, parts, request, size, conditions, state, anchor, cancelled)
+        latents = partial(self._latents, parts, request, size, conditions, state, anchor, cancelled, is_ready)
         if request.preset.memory.enable_online_decode:
             blocks = latents(prime)
         else:
@@ -215,6 +263,7 @@ class DiffusionPipeline:
         state: ResumeState,
         anchor: Tensor | None,
         cancelled: Callable[[], bool],
+        is_ready: Callable[[int], bool],
         meanwhile: Callable[[], None],
     ) -> Iterator[Tensor]:
         """Latents of each block; the rings live as long as this iterator. meanwhile: see rollout."""
@@ -229,6 +278,7 @@ class DiffusionPipeline:
             anchor=anchor,
             origin=first,
             meanwhile=meanwhile,
+            is_ready=is_ready,
             observer=self._observer,
         )
         for block in latents:

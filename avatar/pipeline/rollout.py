@@ -34,6 +34,7 @@ def rollout(
     anchor: Tensor | None = None,
     origin: int = 0,
     meanwhile: Callable[[], None] = lambda: None,
+    is_ready: Callable[[int], bool] = lambda index: True,
     observer: Observer = UNOBSERVED,
 ) -> Iterator[Tensor]:
     """Yield the latents of each block in order, 16 3 h w float32 on the denoiser's device.
@@ -43,7 +44,8 @@ def rollout(
     num_blocks: of the whole video. cancelled: asked before each step. first_block, anchor: to go on after a
     stop, with empty rings: the first block still to make, and the first generated latent frame, 16 1 h w.
     origin: the block from which the model counts positions and clips; the motion ends where it begins.
-    meanwhile: called once, when the first blocks are under way.
+    meanwhile: called once, when the first blocks are under way. is_ready: whether a block may be submitted
+    without waiting for its audio; while it may not, those under way are finished.
     Raises: Cancelled.
     """
     geometry, num_steps = denoiser.geometry, denoiser.schedule.num_steps
@@ -72,7 +74,9 @@ def rollout(
     under_way = 0
     for index in range(first_block, num_blocks):
         is_refresh = index == refresh_block > first_block
-        while under_way and (under_way == denoiser.num_in_flight or (is_refresh and anchor is None)):
+        while under_way and (
+            under_way == denoiser.num_in_flight or (is_refresh and anchor is None) or not is_ready(index)
+        ):
             latents = collect()
             anchor = latents[:, :1].clone() if anchor is None else anchor
             under_way -= 1

@@ -31,7 +31,7 @@ _WHOLE_WEIGHT = 0.05
 _RANGE_DB, _FLOOR_DB = 30.0, -56.0
 _SILENCE_DB = -100.0  # digital silence, which tells nothing of noise
 _CHUNK = 2 * STEP_HZ  # steps that are read at once
-_CONTEXT = _REACH + _NEAR + _NOISE
+CONTEXT = _REACH + _NEAR + _NOISE
 
 
 class PassageLevel:
@@ -53,30 +53,8 @@ class PassageLevel:
 
     def _levels_db(self, first: int, last: int) -> np.ndarray:
         """The level of steps first..last in dBFS, (last - first,)."""
-        powers = self._powers(first - _CONTEXT, last + _CONTEXT)  # NaN outside the speech
-        decibels = 10 * np.log10(powers + 1e-16)
-        loudness = _loud_db(powers, _NEAR)[_NOISE:-_NOISE]
-        noise = _noise_db(np.where(decibels > _SILENCE_DB, decibels, np.nan), _NOISE)[_NEAR:-_NEAR]
-        speaking = (loudness > noise + _RISE_DB) & (loudness > self._floor_db)
-        here = loudness[_REACH:-_REACH, None]
-        around = np.lib.stride_tricks.sliding_window_view(loudness, 2 * _REACH + 1)
-        spoken = np.lib.stride_tricks.sliding_window_view(speaking, 2 * _REACH + 1)
-        distance = np.arange(-_REACH, _REACH + 1) / _REACH_SIGMA
-        near = spoken * np.exp(-0.5 * distance**2)
-        alike = np.clip((_UNLIKE_DB - np.abs(around - here)) / (_UNLIKE_DB - _ALIKE_DB), 0, 1)
-        passage, neighbours = near * alike, near.sum(1)
-        own = (passage * around).sum(1) / np.maximum(passage.sum(1), 1e-9)
-        held = ((near * around).sum(1) + _WHOLE_WEIGHT * self._whole_db) / (neighbours + _WHOLE_WEIGHT)
-        lasting = np.clip(((spoken * alike).sum(1) - _SHORT) / (_LONG - _SHORT), 0, 1)
-        share = np.where(speaking[_REACH:-_REACH], lasting, 0.0)
-        quiet = np.maximum(
-            held, here[:, 0]
-        )  # noise that is louder than speech is not to be made louder still
-        return np.maximum(share * own + (1 - share) * quiet, self._floor_db)
-
-    @property
-    def _floor_db(self) -> float:
-        return max(self._whole_db - _RANGE_DB, _FLOOR_DB)
+        powers = self._powers(first - CONTEXT, last + CONTEXT)  # NaN outside the speech
+        return levels_db(powers, self._whole_db)[0]
 
     def _powers(self, first: int, last: int) -> np.ndarray:
         """Mean squares of 20 ms, (last - first, POWERS_IN_STEP) float64; NaN outside the speech."""
@@ -93,6 +71,31 @@ class PassageLevel:
         samples = read_padded(self._listen, start * per_step, (start + _CHUNK) * per_step)
         powers = np.square(samples.reshape(_CHUNK, POWERS_IN_STEP, -1)).mean(2, dtype=np.float64)
         return np.where(inside[:, None], powers, np.nan)
+
+
+def levels_db(powers: np.ndarray, whole_db: float) -> tuple[np.ndarray, np.ndarray]:
+    """The level of steps in dBFS, and which of them are speech; (n - 2 CONTEXT,) each.
+
+    powers: mean squares of 20 ms, (n, POWERS_IN_STEP); NaN where nothing is known. whole_db: of the speech.
+    """
+    floor_db = max(whole_db - _RANGE_DB, _FLOOR_DB)
+    decibels = 10 * np.log10(powers + 1e-16)
+    loudness = _loud_db(powers, _NEAR)[_NOISE:-_NOISE]
+    noise = _noise_db(np.where(decibels > _SILENCE_DB, decibels, np.nan), _NOISE)[_NEAR:-_NEAR]
+    speaking = (loudness > noise + _RISE_DB) & (loudness > floor_db)
+    here = loudness[_REACH:-_REACH, None]
+    around = np.lib.stride_tricks.sliding_window_view(loudness, 2 * _REACH + 1)
+    spoken = np.lib.stride_tricks.sliding_window_view(speaking, 2 * _REACH + 1)
+    distance = np.arange(-_REACH, _REACH + 1) / _REACH_SIGMA
+    near = spoken * np.exp(-0.5 * distance**2)
+    alike = np.clip((_UNLIKE_DB - np.abs(around - here)) / (_UNLIKE_DB - _ALIKE_DB), 0, 1)
+    passage, neighbours = near * alike, near.sum(1)
+    own = (passage * around).sum(1) / np.maximum(passage.sum(1), 1e-9)
+    held = ((near * around).sum(1) + _WHOLE_WEIGHT * whole_db) / (neighbours + _WHOLE_WEIGHT)
+    lasting = np.clip(((spoken * alike).sum(1) - _SHORT) / (_LONG - _SHORT), 0, 1)
+    share = np.where(speaking[_REACH:-_REACH], lasting, 0.0)
+    quiet = np.maximum(held, here[:, 0])  # noise louder than speech is not to be made louder still
+    return np.maximum(share * own + (1 - share) * quiet, floor_db), speaking[_REACH:-_REACH]
 
 
 def _windows(values: np.ndarray, reach: int) -> np.ndarray:

@@ -16,13 +16,15 @@ from avatar.preview.animate import perform
 from avatar.preview.concerns import NO_USE_OF_POINTS, concerns
 from avatar.preview.face import Face, find_face
 from avatar.preview.landmarks import Crop, landmarks
+from avatar.preview.live import LiveRenderer, perform_live
 from avatar.preview.placed import face_from_points
 from avatar.preview.points import FacePoints
 from avatar.preview.pose import Articulation
 from avatar.preview.render import Renderer, framed
 from avatar.preview.visemes import VisemeNetwork
-from avatar.request import Request
+from avatar.request import LiveRequest, Request
 from avatar.runtime.engine import FrameItem
+from avatar.runtime.live import LiveFrames
 from avatar.sizes import video_size
 
 BATCH_FRAMES = 5  # handed over together: a fifth of a second
@@ -79,11 +81,30 @@ class PreviewSource:
         if batch:
             yield np.stack(batch)
 
+    def live(
+        self, request: LiveRequest, sound: Iterator[np.ndarray], cancelled: Callable[[], bool]
+    ) -> Iterator[LiveFrames | Notice | Progress]:
+        """See LiveSource. Raises: BadInput when there is no face."""
+        image = read_portrait(request.portrait)
+        face, notices = face_of(request, image)
+        yield from notices
+        renderer = LiveRenderer(image, face, Size.parse(request.preset.generation.size))
+        yield Progress(Phase.GENERATING)
+        yield from perform_live(
+            renderer,
+            sound,
+            cancelled,
+            seed=request.seed,
+            speaks=not request.head_only,
+            may_skip=request.may_skip,
+            network=self._network,
+        )
+
     def close(self) -> None:
         """Nothing is held outside Python's memory."""
 
 
-def face_of(request: Request, image: np.ndarray) -> tuple[Face, list[Notice]]:
+def face_of(request: Request | LiveRequest, image: np.ndarray) -> tuple[Face, list[Notice]]:
     """The face to move, and what the user should know of it and of the portrait.
 
     image: uint8 (H, W, 3) RGB, the request's portrait. Raises: BadInput when there is no face.

@@ -16,12 +16,12 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any
 
-from avatar.errors import BadInput, WorkerLost
+from avatar.errors import AvatarError, BadInput, WorkerLost
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.child_process import hang_up
 from avatar.runtime.local_ranks import Fleet, Limits
-from avatar.runtime.protocol import Greeting, Left, Link, Quit, Run, Shipped
+from avatar.runtime.protocol import Greeting, Left, Link, Quit, Run, RunLive, Shipped
 from avatar.runtime.request_bundle import Parcel
 from avatar.runtime.supervisor import JOIN_S
 
@@ -143,6 +143,8 @@ class AttachedFleet(Fleet):
     def send(self, message: Any) -> None:
         """See Fleet; the files go along with a run."""
         if isinstance(message, Run):
+            if isinstance(message, RunLive):
+                raise AvatarError("Ranks elsewhere make no live video.", "Choose a preset of this machine.")
             self._request = message.request
             super().send(Shipped(Parcel.of(message.request)))
         super().send(message)

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 from avatar.errors import AvatarError, WorkerLost
 from avatar.events import Event
 from avatar.planning.plan import Plan
-from avatar.request import Request
+from avatar.request import LiveRequest, Request
 from avatar.runtime.child_process import Child, deaf_to_signals, kill_all
 from avatar.runtime.engine import FrameSource
-from avatar.runtime.protocol import Heartbeat, Link, Ready, Run, StartEngine
+from avatar.runtime.live import LiveRun
+from avatar.runtime.protocol import Heartbeat, Link, Ready, Run, RunLive, StartEngine
 from avatar.runtime.report import MemoryUse
 from avatar.runtime.scratch import writing_in
 from avatar.runtime.shown import Shown
@@ -186,6 +187,19 @@ class EngineProcess:
             yield from shown.salvaged(run.request, error, child.label, child.use)
             raise
 
+    def live(self, request: LiveRequest) -> LiveRun:
+        """Begin a session without end. Raises: AvatarError when the engine is busy; WorkerLost."""
+        if not self._idle.busy.acquire(timeout=LISTENING_S):
+            raise AvatarError("The engine is busy with another video.", "Wait for it to end, or stop it.")
+        try:
+            self._num_runs += 1
+            return LiveRun(
+                self._started(), RunLive(self._num_runs, request), CANCEL_LIMIT_S, self._idle.busy.release
+            )
+        except BaseException:
+            self._idle.busy.release()
+            raise
+
     def cancel(self) -> None:
         """End the run that is going on, if one is; its stream() then yields Finished(stopped=True)."""
         cancelled = self._cancelled
@@ -244,16 +258,13 @@ class _Server:
 
     def make(self, source: FrameSource, run: Run) -> None:
         """One run, from its events to its end."""
-        from avatar.runtime.stream import stream_frames
-
         error: AvatarError | None = None
         try:
             self._meter.restart()
-            stopped, plan = partial(self.service.stopped, run), partial(self._planned, source, run)
-            self._keeping = run.request.part is None  # a part that is not whole is made again
-            with writing_in(run.request.work, run.request.output.parent):
-                for event in stream_frames(source, run.request, stopped, plan=plan, use=self._meter.look):
-                    self.service.send(event)
+            if isinstance(run, RunLive):
+                self._live(source, run)
+            else:
+                self._stream(source, run, run.request)
         except AvatarError as raised:
             error = raised
         except Exception:
@@ -263,10 +274,27 @@ class _Server:
             self._keeping = False
         self.service.end(run, error)
 
-    def _planned(self, source: FrameSource, run: Run) -> Plan | None:
+    def _stream(self, source: FrameSource, run: Run, request: Request) -> None:
+        from avatar.runtime.stream import stream_frames
+
+        stopped, plan = partial(self.service.stopped, run), partial(self._planned, source, run, request)
+        self._keeping = request.part is None  # a part that is not whole is made again
+        with writing_in(request.work, request.output.parent):
+            for event in stream_frames(source, request, stopped, plan=plan, use=self._meter.look):
+                self.service.send(event)
+
+    def _live(self, source: FrameSource, run: RunLive) -> None:
+        follow = getattr(source, "live", None)
+        if follow is None:
+            raise AvatarError("This engine cannot follow live speech.", "Choose a live preset.")
+        stopped = partial(self.service.stopped, run)
+        for made in follow(run.request, self.service.sound.of(run.run, stopped), stopped):
+            self.service.send(made)
+
+    def _planned(self, source: FrameSource, run: Run, request: Request) -> Plan | None:
         from avatar.runtime.run_meter import planned
 
-        return planned(source, run.request, self._weights, partial(self.service.stopped, run))
+        return planned(source, request, self._weights, partial(self.service.stopped, run))
 
     def _hung_up(self) -> None:
         """The parent is gone, and with that the run is cancelled: its file is closed, then all is over."""

@@ -21,7 +21,8 @@ from avatar.events import RankLoad
 from avatar.planning.layout import Layout
 from avatar.preset import Preset
 from avatar.runtime.child_process import Child, kill_all
-from avatar.runtime.protocol import Failed, Made, Meeting, Pulse, StartRank
+from avatar.runtime.live import LiveFrames
+from avatar.runtime.protocol import Failed, LiveSound, Made, Meeting, Pulse, StartRank
 from avatar.runtime.supervisor import HungUp, Supervised
 
 log = logging.getLogger(__name__)
@@ -68,8 +69,9 @@ class Fleet(Supervised):
 
     def send(self, message: Any) -> None:
         """See Supervised."""
-        self._making = False
-        self._moved = time.monotonic()
+        if not isinstance(message, LiveSound):  # which comes all the time, and asks for nothing new
+            self._making = False
+            self._moved = time.monotonic()
         super().send(message)
 
     def listen_idle(self) -> None:
@@ -119,7 +121,7 @@ class Fleet(Supervised):
             self._heard[message.rank] = now
         else:
             self._heard[0] = self._moved = now
-        if isinstance(message, Made):
+        if isinstance(message, Made | LiveFrames):
             self._making = True
         if isinstance(message, Failed):
             self._blame(message.rank, 0 if message.foreseen else 2, message.error, message.at_s)

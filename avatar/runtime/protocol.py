@@ -32,7 +32,7 @@ from avatar.errors import (
 from avatar.events import Notice, PlanMade, Progress
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
-from avatar.request import Request
+from avatar.request import LiveRequest, Request
 from avatar.runtime.report import MemoryUse
 from avatar.runtime.request_bundle import Parcel
 
@@ -45,6 +45,21 @@ class Run:
 
     run: int
     request: Request
+
+
+@dataclass(frozen=True)
+class RunLive(Run):
+    """Make a session without end; its sound follows."""
+
+    request: LiveRequest  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class LiveSound:
+    """The next sound of a live session. samples: int16 (n,) at SOUND_HZ."""
+
+    run: int
+    samples: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from avatar.errors import AvatarError, Cancelled, WorkerLost
 from avatar.events import Notice, Phase, PlanMade, Progress
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
-from avatar.request import Request
+from avatar.request import LiveRequest, Request
 from avatar.runtime.attach import Address, AttachedFleet
 from avatar.runtime.engine import SELF_TEST_LABEL, FrameItem
 from avatar.runtime.fallback import Descent
+from avatar.runtime.live import LiveFrames
 from avatar.runtime.local_ranks import Fleet, Limits, LocalFleet
-from avatar.runtime.protocol import Ask, Made, OutOfMemory, Planned, Pulse, Run, RunEvent
+from avatar.runtime.protocol import Ask, LiveSound, Made, OutOfMemory, Planned, Pulse, Run, RunEvent, RunLive
 from avatar.runtime.resume_state import ResumeState
 from avatar.runtime.supervisor import IdleListener
 
@@ -65,6 +69,22 @@ class RankedSource:
         """
         with self._idle.busy:
             yield from self._frames(request, cancelled)
+
+    def live(
+        self, request: LiveRequest, sound: Iterator[np.ndarray], cancelled: Callable[[], bool]
+    ) -> Iterator[LiveFrames | Notice | Progress]:
+        """See LiveSource. Ranks that are lost end the session: whoever watches begins another."""
+        with self._idle.busy:
+            yield Progress(Phase.LOADING)
+            fleet = self._fleet_for(request.preset)
+            self._run += 1
+            run = RunLive(self._run, request)
+            threading.Thread(target=_speak, args=(fleet, run.run, sound), name="sound", daemon=True).start()
+            for message in fleet.follow(run, cancelled, CANCEL_LIMIT_S):
+                if isinstance(message, LiveFrames):
+                    yield message
+                elif isinstance(message, RunEvent) and not isinstance(message.event, PlanMade):
+                    yield message.event
 
     def _frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         state, file = self._state_of(request), request.work / FILE
@@ -212,6 +232,15 @@ class RankedSource:
         if self._address is not None:
             return AttachedFleet(preset, self._address, self._limits)
         return self._starter.submit(LocalFleet, preset, self._weights, self._roles, self._limits).result()
+
+
+def _speak(fleet: Fleet, run: int, sound: Iterator[np.ndarray]) -> None:
+    """Pass a session's sound on until it ends; ranks that are gone are told of by whoever follows them."""
+    try:
+        for samples in sound:
+            fleet.send(LiveSound(run, samples))
+    except AvatarError as error:
+        log.info("no more sound: %s", error.message)
 
 
 def _restarted(lost: WorkerLost, state: ResumeState) -> Notice | None:

@@ -40,6 +40,7 @@ class Supervised(ABC):
         self._inbox: queue.Queue[tuple[Connection, Any]] = queue.Queue(MAX_UNREAD)
         self._readers: list[threading.Thread] = []
         self._waiting: deque[Any] = deque()
+        self._sending = threading.Lock()
         self._listened = time.monotonic()
 
     @property
@@ -81,10 +82,11 @@ class Supervised(ABC):
         """The error for a run that did not end in time after it was cancelled; all have been ended."""
 
     def send(self, message: Any) -> None:
-        """Say something to the first. Raises: AvatarError when it is gone."""
+        """Say something to the first; any thread may. Raises: AvatarError when it is gone."""
         for link in self.links[:1]:
             try:
-                link.send(message)
+                with self._sending:
+                    link.send(message)
             except OSError:
                 self._hung_up(link)
 

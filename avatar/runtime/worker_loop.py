@@ -12,7 +12,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from avatar.errors import AvatarError
-from avatar.runtime.protocol import Ask, Cancel, Ended, Run
+from avatar.runtime.protocol import Ask, Cancel, Ended, LiveSound, Run
+from avatar.runtime.sound_inbox import SoundInbox
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +41,10 @@ class Service:
     ) -> None:
         """on_hangup: called once, when the other side is gone; its runs are cancelled by then.
 
-        on_other: called with every message but Run and Cancel.
+        on_other: called with every message but Run, Cancel and LiveSound.
         """
         self._link, self._on_hangup, self._on_other = link, on_hangup, on_other
+        self.sound = SoundInbox()  # of live sessions
         self._unsent: queue.Queue[Any] = queue.Queue(MAX_UNSENT)
         self._asked: queue.Queue[Run | Ask | None] = queue.Queue()
         self._cancelled: dict[int, threading.Event] = {}
@@ -116,6 +118,8 @@ class Service:
             cancelled = self._cancelled.get(message.run)
             if cancelled is not None:  # else it has ended meanwhile
                 cancelled.set()
+        elif isinstance(message, LiveSound):
+            self.sound.put(message)
         elif self._on_other is not None:
             self._on_other(message)
 

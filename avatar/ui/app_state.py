@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar.errors import AvatarError, BadInput
+from avatar.live.desk import LiveDesk
 from avatar.long import unfinished
 from avatar.media.atomic import disk_error
 from avatar.media.intake import open_request
@@ -72,6 +73,7 @@ class AppState:
     uploads: Uploads | None = None
     admin: str | None = None
     model: ModelFetch = field(default_factory=ModelFetch)
+    live: LiveDesk | None = None
 
     def __post_init__(self) -> None:
         self.speakers: Speakers | None = None if self.uploads is None else Speakers(self.uploads, self.limits)
@@ -290,6 +292,8 @@ class AppState:
         if self.speakers is not None:
             self.speakers.warm()
         try:
+            if self.live is not None:
+                self.live.warm()
             self.desk.warm(self.resolved(self.preset_name))
         except AvatarError as error:  # told on the page as well, by the preset's card
             log.warning("nothing to warm: %s", error)
@@ -307,6 +311,8 @@ class AppState:
 
     def close(self) -> None:
         self._closed.set()
+        if self.live is not None:
+            self.live.close()
         if self.readings is not None:
             self.readings.close()
         if self.speakers is not None:

@@ -27,6 +27,9 @@ class PageComponents:
     speak: gr.Button
     sample_sound: gr.Audio
     spoken: gr.State
+    live_tab: gr.Tab
+    live_panel: gr.HTML
+    live_ticket: gr.HTML
     speech: gr.Audio
     video: gr.UploadButton
     prompt: gr.Textbox

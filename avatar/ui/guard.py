@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,6 +28,7 @@ READ = re.compile(
     re.DOTALL,
 )
 WRITTEN = re.compile(r"(queue/join|cancel|reset|upload|(call|call/v2|run|api)/[^/]+)/?", re.DOTALL)
+SOCKETS = re.compile(r"/live/[0-9a-f]+")
 FILES = re.compile(r"/(outputs/|examples/|gradio_api/(file=|stream/))")
 
 # Gradio's page has scripts and styles within itself and compiles some; it plays what it has put together.
@@ -53,6 +54,9 @@ class Guard:
     hosted: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -66,6 +70,18 @@ class Guard:
             else:
                 receive = _Replay(body, receive)
         await (refusal or self.app)(scope, receive, answer)
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A page elsewhere must not open sockets here, either; no other program tells its origin."""
+        headers, path = Headers(scope=scope), path_of(scope)
+        origin = headers.get("origin")
+        ours = self._is_ours(headers.get("host", ""))
+        if not ours or (origin is not None and not self._is_ours(urlsplit(origin).netloc)):
+            await send({"type": "websocket.close", "code": 1008, "reason": "wrong host"})
+        elif not SOCKETS.fullmatch(path):
+            await send({"type": "websocket.close", "code": 1008, "reason": "no such address"})
+        else:
+            await self.app(scope, receive, send)
 
     def _refusal(self, request: Request, path: str) -> PlainTextResponse | None:
         language = language_of(request)

@@ -15,7 +15,7 @@ from avatar.events import Notice
 from avatar.media.speech import Speech
 from avatar.preset import Preset
 from avatar.settings import FORM
-from avatar.ui import point_editor
+from avatar.ui import live_panel, point_editor
 from avatar.ui.app_state import AppState, flat
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reports_errors
@@ -61,6 +61,8 @@ def wire(demo: gr.Blocks, parts: PageComponents, studio: AppState) -> None:
         p.voice,
         p.captions,
         p.model,
+        p.live_panel,
+        p.live_ticket,
     ]
     demo.load(reports_errors(page.opened), [p.saved], opened, **direct)
     demo.unload(page.closed)
@@ -82,6 +84,7 @@ def wire(demo: gr.Blocks, parts: PageComponents, studio: AppState) -> None:
         [p.sample_sound],
         **{**queued, "show_progress": "minimal", "show_progress_on": [p.sample]},
     )
+    live_panel.wire(page.live, parts, queued)
     p.video.upload(reports_errors(page.video_taken), [p.video], [p.speech], **queued)
     kept = [p.preset, p.prompt, *form]
     keep: dict[str, Any] = {"fn": page.keep, "inputs": [p.saved, *kept], "outputs": [p.saved], **direct}
@@ -133,6 +136,7 @@ class PageCallbacks:
         self.visits = visits
         self.generate = Generate(parts, studio, visits)
         self.typing = self.generate.typing
+        self.live = live_panel.LivePanel(parts, studio)
         self.model = ModelButton(studio)
 
     def opened(self, request: gr.Request, saved: Mapping[str, Any] | None) -> Updates:
@@ -155,6 +159,7 @@ class PageCallbacks:
             p.owner: owner,
             p.saved: kept(saved, owner, FORM),
             **self.typing.opened(language),
+            **self.live.opened(language),
             p.model: self.model.render(request),
         }
 

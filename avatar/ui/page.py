@@ -113,7 +113,7 @@ def _inputs(studio: AppState) -> dict[str, Any]:
             )
         with gr.Column(min_width=220, elem_classes="picker"):
             _heading("speech")
-            parts |= typing_panel.tabs()
+            parts |= typing_panel.tabs(studio.live is not None)
             parts["speech"] = speech_picker(
                 sources=["upload"],
                 show_label=False,

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 TEXT: dict[str, tuple[str, str]] = {
+    "source_live": ("Live", "实时"),
+    "live_over": ("This live session is over, or was never begun.", "该实时会话已结束或不存在。"),
+    "live_too_fast": ("Messages come too fast.", "消息过快。"),
+    "live_message_too_large": ("A message is too large.", "消息过大。"),
     # header, hero
     "title": ("Live Avatar", "Live Avatar"),
     "hero": ("Give a portrait a voice.", "让肖像开口说话。"),
@@ -317,6 +321,9 @@ LACKS: dict[str, str] = {
 
 # Notices by code (events.Notice); English is the notice's own text.
 NOTICES: dict[str, str] = {
+    "live_size": "每帧耗时 {ms} 毫秒；为保持 {fps} 帧/秒，现以 {size} 绘制。",
+    "live_lighter": "本机每秒生成 {speed} 帧（需要 {fps} 帧）；现改用 {rung}。",
+    "live_behind": "本机每秒只能生成 {speed} 帧（需要 {fps} 帧）：部分声音被略去。",
     "head_only": "只有头部会动：嘴不会说话。",
     "weak_face": "这张脸不易辨认，嘴的位置可能不准。",
     "small_portrait": "{name} 只有 {width}×{height} 像素，脸会模糊。请换更大的图片，短边最好有 512 像素。",
@@ -400,4 +407,70 @@ ITEMS: dict[str, str] = {
     "toy_model": "自检模型",
     "preview_models": "预览模型",
     "frames": "帧",
+}
+
+# The tab Live.
+LIVE: dict[str, tuple[str, str]] = {
+    "modes": ("What the portrait does", "肖像做什么"),
+    "mirror": ("Mirror", "镜像"),
+    "mirror_info": ("It speaks your words with your voice.", "用你的声音说你的话。"),
+    "type": ("Type", "打字"),
+    "type_info": ("It says what you type.", "说出你输入的文字。"),
+    "talk": ("Talk", "对话"),
+    "talk_info": ("You speak, it answers.", "你说话，它回答。"),
+    "no_chat": (
+        "No chat is connected, so Talk says back what it has understood. Whoever runs the server can connect"
+        " one: start the page with --chat-url http://HOST:PORT/v1 --chat-model NAME.",
+        "尚未连接聊天服务，“对话”会复述它听懂的话。服务器管理者可以连接聊天服务：启动页面时加上"
+        " --chat-url http://主机:端口/v1 --chat-model 名称。",
+    ),
+    "go": ("Go live", "开始实时"),
+    "end": ("End", "结束"),
+    "mute": ("Mute", "静音"),
+    "unmute": ("Unmute", "取消静音"),
+    "push": ("Hold to talk", "按住说话"),
+    "held": ("Hear me only while I hold the button", "仅在按住按钮时收听"),
+    "quiet": ("Stop speaking", "停止说话"),
+    "record": ("Record", "录制"),
+    "record_stop": ("Stop recording", "停止录制"),
+    "meter": ("Microphone level", "麦克风音量"),
+    "say_what": ("Text to say", "要说的文字"),
+    "say_hint": ("Write something, and press Enter", "输入文字，按回车键"),
+    "say": ("Say it", "说出来"),
+    "said": ("What is said", "对话内容"),
+    "you": ("You", "你"),
+    "avatar": ("Portrait", "肖像"),
+    "idle": ("Choose a portrait, then go live.", "选择肖像，然后开始实时。"),
+    "starting": ("Starting …", "正在启动……"),
+    "waiting": (
+        "Others are before you: you are number {place} in line.",
+        "前面还有人：您排在第 {place} 位。",
+    ),
+    "on_webrtc": ("Live by WebRTC", "实时（WebRTC）"),
+    "on_socket": ("Live by WebSocket", "实时（WebSocket）"),
+    "delay": ("{transport}, {ms} ms from sound to picture", "{transport}，声音到画面 {ms} 毫秒"),
+    "again": ("The network is gone; trying again …", "网络中断，正在重试……"),
+    "over": ("The session has ended.", "会话已结束。"),
+    "mic_refused": (
+        "The microphone is not allowed. Allow it in the browser's address bar, or use Type.",
+        "麦克风被拒绝。请在浏览器地址栏中允许使用，或改用“打字”。",
+    ),
+    "mic_absent": (
+        "No microphone was found. Connect one, or use Type.",
+        "未找到麦克风。请连接麦克风，或改用“打字”。",
+    ),
+    "mic_https": (
+        "Browsers give pages a microphone only over HTTPS or on this machine. Use Type, or open the page by"
+        " HTTPS.",
+        "浏览器仅允许通过 HTTPS 或在本机使用麦克风。请改用“打字”，或通过 HTTPS 打开页面。",
+    ),
+    "no_player": (
+        "This browser can play neither WebRTC nor fragments of MP4.",
+        "此浏览器无法播放 WebRTC 或 MP4 片段。",
+    ),
+    "hearing": ("Listening …", "正在听……"),
+    "thinking": ("Answering …", "正在回答……"),
+    "recorded": ("The recording is in the gallery.", "录像已保存到作品库。"),
+    "not_recorded": ("Nothing was recorded.", "没有录制任何内容。"),
+    "no_answer": ("The server does not answer. Try again.", "服务器没有响应，请重试。"),
 }

@@ -13,6 +13,7 @@ from avatar.settings import SPEAKING, CaptionPlace, Speaking
 from avatar.speech.catalogue import speaking
 from avatar.speech.narration import Script
 from avatar.speech.voices import Voice
+from avatar.ui import live_panel
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.guard import visitor_of
@@ -30,8 +31,11 @@ MOST_LETTERS = 200_000  # of a text box; how long it may be spoken is asked late
 Updates = dict[Any, Any]
 
 
-def tabs() -> dict[str, Any]:
-    """The three ways to give speech; the last has a panel, the others are the picker below."""
+def tabs(live: bool = False) -> dict[str, Any]:
+    """The ways to give speech; Type and Live have panels, the others are the picker below.
+
+    live: whether there are live sessions.
+    """
     parts: dict[str, Any] = {"source": gr.State(UPLOAD), "spoken": gr.State(None), "tab": {}}
     default = Speaking()
     with gr.Tabs(selected=UPLOAD, elem_id="speech-source") as parts["tabs"]:
@@ -78,6 +82,7 @@ def tabs() -> dict[str, Any]:
                 buttons=[],
                 elem_id="sample-sound",
             )
+        parts |= live_panel.tab(live)
     return parts
 
 

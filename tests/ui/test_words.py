@@ -117,7 +117,9 @@ def test_notices_have_no_blank_that_is_not_filled():
     rungs = {"rung", "now", "was", "device", "block"}  # a notice of a rung always has these
     portrait = {"small_portrait": {"name", "width", "height"}, "small_face": {"name", "pixels"}}
     portrait |= {key: {"name"} for key in ("mouth_cut_off", "chin_cut_off", "mouth_covered")}
-    others = {**portrait, "restarted": {"cause"}}
+    live = {"live_size": {"ms", "fps", "size"}, "live_lighter": {"speed", "fps", "rung"}}
+    live["live_behind"] = {"speed", "fps"}
+    others = {**portrait, **live, "restarted": {"cause"}}
     for code, words in NOTICES.items():
         assert fields(words) <= {"text"} | (rungs if code.startswith("rung_") else others.get(code, set()))
 

@@ -63,3 +63,13 @@ document.addEventListener("drop", (event) => {
   input.files = taken.files;
   input.dispatchEvent(new Event("change", { bubbles: true }));
 }, true);
+
+// The address that `python -m avatar live` prints opens the tab Live.
+if (new URLSearchParams(location.search).has("live")) {
+  const opening = setInterval(() => {
+    const tab = document.querySelector('#speech-source [data-tab-id="live"]');
+    if (!tab) return;
+    clearInterval(opening);
+    if (tab.getAttribute("aria-selected") !== "true") tab.click();
+  }, 100);
+}

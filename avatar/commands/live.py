@@ -1,0 +1,107 @@
+"""`live`: the page, opened at a live session of one portrait."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from avatar.commands.output import console
+from avatar.errors import AvatarError
+from avatar.live.intake import live_preset
+from avatar.media.portrait import open_portrait
+
+ROOT = Path(__file__).resolve().parents[2]
+START_S = 120.0
+PASSED_ON = ("chat_url", "chat_model", "hear_url", "hear_model", "preset", "host")
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "live",
+        help="a live session: the portrait mirrors you, says what you type, or talks with you",
+        description=__doc__,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--image", type=Path, required=True, help="the portrait")
+    add("--url", action="store_true", help="print the page's address alone")
+    add("--preset", default="live-preview", help="live preset: a name, or a .toml file")
+    add("--host", default="127.0.0.1", help="address to listen on")
+    add("--port", type=int, default=0, help="port to listen on; 0: any that is free")
+    add("--ice_servers", action="append", default=[], metavar="URL", help="STUN or TURN; may be repeated")
+    add("--chat_url", help="chat that answers in Talk, by OpenAI's protocol")
+    add("--chat_model", help="its model")
+    add("--hear_url", help="recogniser of Talk, likewise")
+    add("--hear_model", help="its model")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve the page until stopped. Raises: AvatarError, before anything starts, for what cannot be used."""
+    open_portrait(args.image)
+    live_preset(args.preset)
+    port = args.port or _free_port(args.host)
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "app.py"), *arguments(args, port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            url = f"http://{args.host}:{port}/?live"
+            _wait(server, url)
+            if args.url:
+                sys.stdout.write(f"{url}\n")
+                sys.stdout.flush()
+            else:
+                console().print(f"Open {url}, and press Go live. Ctrl-C ends it.")
+            assert server.stderr is not None
+            for _ in server.stderr:  # else its log would fill the pipe
+                pass
+            return server.wait()
+        finally:
+            server.terminate()
+
+
+def arguments(args: argparse.Namespace, port: int) -> list[str]:
+    """Of app.py."""
+    out = ["--port", str(port), "--live-image", str(args.image.resolve())]
+    for name in PASSED_ON:
+        flag, value = "live-preset" if name == "preset" else name.replace("_", "-"), getattr(args, name)
+        out += [f"--{flag}", str(value)] if value else []
+    for server in args.ice_servers:
+        out += ["--ice-servers", server]
+    return out
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise AvatarError(
+                f"Cannot listen on {host}: {error.strerror}.", "Choose another --host."
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def _wait(server: subprocess.Popen[str], url: str) -> None:
+    """Until the page answers. Raises: AvatarError when it does not."""
+    begin = time.monotonic()
+    while time.monotonic() - begin < START_S:
+        if server.poll() is not None:
+            assert server.stderr is not None
+            said = server.stderr.read().strip().splitlines()
+            raise AvatarError("The page could not be started.", said[-1] if said else "")
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AvatarError("The page did not start in time.", "Try `python app.py`, which says more.")

@@ -1,0 +1,1 @@
+"""A session that has no end: sound in, frames out, whom it is for, and how it reaches them."""

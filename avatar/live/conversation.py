@@ -1,0 +1,208 @@
+"""What is done with what somebody says: mirrored, typed and read, or answered.
+
+mirror: their sound is the avatar's. type: texts are said. talk: their sentences are recognised, a chat is
+asked, and its answer is said; without a chat what was said is said back.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Literal, get_args
+
+import numpy as np
+
+from avatar.errors import AvatarError, BadInput
+from avatar.geometry import SPEECH_HZ
+from avatar.live.services import Chat, Recogniser, sentences_of
+from avatar.live.session import LiveSession
+from avatar.live.vad import CHUNK, Turns, VoiceProbability
+from avatar.live.voice import SessionVoice, told
+from avatar.media.timeline import Timeline
+
+log = logging.getLogger(__name__)
+
+Mode = Literal["mirror", "type", "talk"]
+
+BEFORE = 16  # chunks before speech was noticed that belong to it: half a second
+LONGEST_TURN_S = 30.0  # then it is recognised as far as it goes
+MOST_UNHEARD = 400  # chunks that wait for the detector: 13 s
+
+
+class Conversation:
+    """One session's. Its own threads listen and answer; any may call it."""
+
+    def __init__(
+        self,
+        session: LiveSession,
+        voice: SessionVoice,
+        recogniser: Recogniser,
+        chat: Chat | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """chat: None for an echo."""
+        self.session, self.voice = session, voice
+        self._recogniser, self._chat, self._clock = recogniser, chat, clock
+        self._mode: Mode = "mirror"
+        self._settings = ("", 1.0)  # the answering voice and its speed
+        self._closed = threading.Event()
+        self._sound: queue.Queue[np.ndarray] = queue.Queue(MOST_UNHEARD)
+        self._turns: queue.Queue[tuple[np.ndarray | str, float]] = queue.Queue(2)
+        self._answers = 0  # answers of before the last interruption are not said
+        self._threads: list[threading.Thread] = []
+        self._starting = threading.Lock()
+
+    @property
+    def mode(self) -> Mode:
+        return self._mode
+
+    def set_mode(self, mode: str, voice: str = "", speed: float = 1.0) -> None:
+        """Raises: BadInput for a mode that there is none of."""
+        if mode not in get_args(Mode):
+            raise BadInput("There is no such mode.", f"Choose {', '.join(get_args(Mode))}.")
+        self._settings = (voice, speed)
+        if mode != self._mode:
+            self.interrupt()
+        self._mode = mode  # type: ignore[assignment]
+        if mode == "talk":
+            self._listen_from_now()
+
+    def hear(self, samples: np.ndarray) -> None:
+        """The microphone's next int16 (n,) at SOUND_HZ."""
+        if self._mode == "mirror":
+            self.session.say(samples, live=True)
+        elif self._mode == "talk":
+            try:
+                self._sound.put_nowait(samples)
+            except queue.Full:
+                log.info("the detector is behind: sound is left out")
+
+    def say(self, text: str, voice: str = "", speed: float = 1.0) -> None:
+        """Have a text said. Raises: BadInput."""
+        self.voice.say(text, voice, speed)
+
+    def ask(self, text: str) -> None:
+        """Answer a text as if it had been spoken. Raises: BadInput."""
+        if self._mode != "talk":
+            raise BadInput("Texts are answered in the mode talk.")
+        self.interrupt()
+        try:
+            self._turns.put_nowait((text, self._clock()))
+        except queue.Full:
+            raise BadInput("Too much waits to be answered.", "Wait for an answer.") from None
+
+    def interrupt(self) -> bool:
+        """Stop what is being said, and what would be said next. Returns whether there was anything."""
+        self._answers += 1
+        return self.voice.cut()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._closed.set()
+        self._answers += 1
+        self.voice.close()
+
+    def _listen_from_now(self) -> None:
+        with self._starting:
+            if self._threads:
+                return
+            for work in (self._detect, self._take_turns, self._load):
+                thread = threading.Thread(target=self._kept_going, args=(work,), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _kept_going(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:
+            log.exception("a conversation's thread failed")
+            self.session.tell(told(AvatarError("Listening failed.", "The log of the server says why.")))
+
+    @property
+    def _is_over(self) -> bool:
+        return self._closed.is_set() or self.session.over.is_set()
+
+    def _detect(self) -> None:
+        """Find turns in the sound; speaking over the avatar stops it."""
+        probability, turns = VoiceProbability(), Turns()
+        before: deque[np.ndarray] = deque(maxlen=BEFORE)
+        turn: list[np.ndarray] = []
+        for chunk in self._chunks():
+            change = turns.note(probability(chunk))
+            if change == "begins":
+                self.session.tell({"type": "hearing", "on": True})
+                if self.interrupt():
+                    self.session.tell({"type": "interrupted"})
+                turn = [*before]
+            if turns.is_speaking:
+                turn.append(chunk)
+            if change == "ends" or len(turn) * CHUNK > LONGEST_TURN_S * SPEECH_HZ:
+                self.session.tell({"type": "hearing", "on": False})
+                self._end_turn(np.concatenate(turn))
+                turn = []
+            before.append(chunk)
+
+    def _end_turn(self, samples: np.ndarray) -> None:
+        try:
+            self._turns.put_nowait((samples, self._clock()))
+        except queue.Full:
+            self.session.tell(told(AvatarError("Recognition is behind: a sentence is left out.")))
+
+    def _chunks(self) -> Iterator[np.ndarray]:
+        """What is heard, float32 (CHUNK,) at SPEECH_HZ."""
+        timeline, at = Timeline(2.0), 0
+        while not self._is_over:
+            try:
+                timeline.append(self._sound.get(timeout=0.1))
+            except queue.Empty:
+                continue
+            while at + CHUNK <= timeline.num_heard:
+                yield timeline.listen(at, at + CHUNK)
+                at += CHUNK
+
+    def _load(self) -> None:
+        try:
+            self._recogniser.load()
+        except AvatarError as error:
+            self.session.tell(told(error))
+
+    def _take_turns(self) -> None:
+        while not self._is_over:
+            try:
+                said, ended_at = self._turns.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            try:
+                if isinstance(said, str):
+                    self._answer(said, ended_at)
+                    continue
+                began = self._clock()
+                words = self._recogniser.words(said)
+                if words:
+                    self.session.tell(
+                        {"type": "said", "who": "you", "text": words, "in_s": 0.0, "seconds": 0.0}
+                    )
+                    self._answer(words, ended_at, recognised_s=self._clock() - began)
+            except AvatarError as error:
+                self.session.tell(told(error))
+
+    def _answer(self, words: str, ended_at: float, recognised_s: float = 0.0) -> None:
+        """Ask, and say each sentence as soon as it is there."""
+        answer, first = self._answers, True
+        voice, speed = self._settings
+        pieces = iter([words]) if self._chat is None else self._chat.answer(words)
+        try:
+            for sentence in sentences_of(pieces):
+                if answer != self._answers:
+                    return
+                self.voice.say(sentence, voice, speed)
+                if first:
+                    spent = {"recognition_s": recognised_s, "answer_s": self._clock() - ended_at}
+                    self.session.tell({"type": "answering", **spent})
+                    first = False
+        except AvatarError as error:
+            self.session.tell(told(error))

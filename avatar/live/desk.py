@@ -1,0 +1,149 @@
+"""Everything that live sessions need of a server, made once: the line, voices, recogniser, chat, gallery."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from avatar.live.conversation import Conversation
+from avatar.live.line import LiveLine, Ticket
+from avatar.live.recording import Recording
+from avatar.live.services import SYSTEM_PROMPT, Chat, Recogniser, ServiceAddress
+from avatar.live.session import LiveEngine, LiveSession
+from avatar.live.voice import SessionVoice
+from avatar.live.webrtc import IceServer
+from avatar.preset import Preset
+from avatar.runtime.gallery import About, Gallery, GalleryEntry
+from avatar.speech.catalogue import Catalogue
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LiveOptions:
+    """What whoever runs the server chose. preset: of all sessions. chat: None for an echo.
+
+    ice: STUN and TURN servers, for both sides.
+    """
+
+    preset: Preset
+    recogniser: Recogniser
+    chat: ServiceAddress | None = None
+    system_prompt: str = SYSTEM_PROMPT
+    ice: Sequence[IceServer] = ()
+    portrait: Path | None = None  # what the page begins with
+
+
+@dataclass
+class Guest:
+    """What one ticket's session has of its own. conversation: None before its turn has come."""
+
+    ticket: Ticket
+    conversation: Conversation | None = None
+    recording: Recording | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class LiveDesk:
+    """Sessions with all that belongs to them; safe from any thread."""
+
+    def __init__(
+        self,
+        options: LiveOptions,
+        engines: Sequence[LiveEngine],
+        gallery: Gallery | None = None,
+        catalogue: Catalogue | None = None,
+    ) -> None:
+        """engines: as many as there may be sessions. gallery: where recordings go; None: none can be made."""
+        self.options, self.gallery, self._engines = options, gallery, engines
+        self.catalogue = catalogue or Catalogue()
+        self.line = LiveLine(engines)
+        self._guests: dict[str, Guest] = {}
+        self._lock = threading.Lock()
+
+    def guest(self, token: str) -> Guest | None:
+        """What belongs to a token; None when it is nobody's."""
+        ticket = self.line.find(token)
+        with self._lock:
+            for gone in [key for key in self._guests if self.line.find(key) is None]:
+                self._leave(self._guests.pop(gone))
+            if ticket is None:
+                return None
+            return self._guests.setdefault(token, Guest(ticket))
+
+    def conversation(self, guest: Guest) -> Conversation | None:
+        """The conversation of a session that has begun."""
+        session = guest.ticket.session
+        with guest.lock:
+            if guest.conversation is None and session is not None:
+                voice = SessionVoice(session, self.catalogue)
+                address = self.options.chat
+                chat = None if address is None else Chat(address, self.options.system_prompt)
+                guest.conversation = Conversation(session, voice, self.options.recogniser, chat)
+            return guest.conversation
+
+    def record(self, guest: Guest, on: bool) -> bool:
+        """Begin a recording, or finish it; the watchers are told once it is kept. Raises: AvatarError."""
+        session = guest.ticket.session
+        with guest.lock:
+            if guest.recording is not None:
+                if session is not None:
+                    session.leave(guest.recording)
+                guest.recording.stop()
+                guest.recording = None
+            if not on or session is None or self.gallery is None:
+                return False
+            guest.recording = Recording(self.gallery, about(guest.ticket), lambda entry: kept(session, entry))
+            session.watch(guest.recording)
+            return True
+
+    def end(self, guest: Guest) -> None:
+        """Its visitor has ended the session."""
+        with self._lock:
+            self._guests.pop(guest.ticket.token, None)
+        self._leave(guest)
+        self.line.end(guest.ticket)
+
+    def warm(self) -> None:
+        """Start the engines' processes: the first session does not wait for imports. Raises: WorkerLost."""
+        for engine in self._engines:
+            getattr(engine, "warm", lambda: None)()
+
+    def close(self) -> None:
+        """End all."""
+        for guest in list(self._guests.values()):
+            self.end(guest)
+        self.line.close()
+        for engine in self._engines:
+            getattr(engine, "close", lambda: None)()
+
+    def _leave(self, guest: Guest) -> None:
+        if guest.conversation is not None:
+            guest.conversation.close()
+        if guest.recording is not None:
+            guest.recording.stop()
+            guest.recording.join()
+
+
+def about(ticket: Ticket) -> About:
+    """What the gallery should know of a recording."""
+    request = ticket.request
+    return About(
+        portrait=request.portrait_name,
+        speech="live",
+        prompt=request.prompt,
+        preset=request.preset.name,
+        label="preview" if request.preset.engine == "preview" else "",
+        settings={},
+        num_frames=0,
+        duration_s=0.0,
+        owner_hash=ticket.owner,
+    )
+
+
+def kept(session: LiveSession, entry: GalleryEntry | None) -> None:
+    """Tell those who watch that a recording is in the gallery, or that it is not."""
+    session.tell({"type": "recorded", "id": "" if entry is None else entry.id})

@@ -1,0 +1,159 @@
+"""Who has a session, and who waits for one: one session for each engine, the others in line."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from avatar.errors import AvatarError
+from avatar.live.session import LiveEngine, LiveSession
+from avatar.request import LiveRequest
+
+log = logging.getLogger(__name__)
+
+UNWATCHED_S = 30.0  # a session that nobody watches for so long ends, and a place in line is given up
+LOOK_S = 0.5
+PER_MINUTE = 12  # sessions that one visitor may ask for
+TOKEN_BYTES = 24
+
+
+class LiveFull(AvatarError):
+    """No more visitors are taken, or no more of this one."""
+
+
+@dataclass
+class Ticket:
+    """A visitor's right to one session. token: known to them alone. owner: see Gallery."""
+
+    token: str
+    request: LiveRequest
+    visitor: str
+    owner: str
+    watched_at: float
+    num_connected: int = 0
+    session: LiveSession | None = None
+    engine: LiveEngine | None = None
+    error: AvatarError | None = None
+    is_over: bool = False
+
+
+class LiveLine:
+    """Takes visitors, begins sessions in turn, and ends those that nobody watches; safe from any thread."""
+
+    def __init__(
+        self,
+        engines: Sequence[LiveEngine],
+        *,
+        most_waiting: int = 8,
+        per_visitor: int = 2,
+        unwatched_s: float = UNWATCHED_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """engines: one for each session at a time, kept from session to session by whoever gives them.
+
+        per_visitor: sessions and places in line of one visitor.
+        """
+        self._engines, self._most_waiting = engines, most_waiting
+        self._per_visitor, self._unwatched_s, self._clock = per_visitor, unwatched_s, clock
+        self._tickets: dict[str, Ticket] = {}
+        self._line: list[Ticket] = []
+        self._asked: dict[str, deque[float]] = {}
+        self._lock = threading.RLock()
+        self._closed = threading.Event()
+        self._tidier = threading.Thread(target=self._tidy, name="live-line", daemon=True)
+        self._tidier.start()
+
+    def check_room(self, visitor: str) -> None:
+        """Raises: LiveFull."""
+        with self._lock:
+            now, asked = self._clock(), self._asked.setdefault(visitor, deque(maxlen=PER_MINUTE))
+            if len(asked) == PER_MINUTE and now - asked[0] < 60.0:
+                raise LiveFull("Too many sessions were asked for.", "Please try again in a minute.")
+            if sum(one.visitor == visitor for one in self._tickets.values()) >= self._per_visitor:
+                raise LiveFull("You have a live session already.", "End it, or close its page.")
+            if len(self._line) >= self._most_waiting:
+                raise LiveFull("The line for live sessions is full.", "Please try again in a few minutes.")
+
+    def ask(self, request: LiveRequest, visitor: str = "", owner: str = "") -> Ticket:
+        """A place in line, perhaps the first; its session begins once its turn has come. Raises: LiveFull."""
+        with self._lock:
+            self.check_room(visitor)
+            self._asked[visitor].append(self._clock())
+            ticket = Ticket(secrets.token_hex(TOKEN_BYTES), request, visitor, owner, self._clock())
+            self._tickets[ticket.token] = ticket
+            self._line.append(ticket)
+            self._begin_next()
+            return ticket
+
+    def find(self, token: str) -> Ticket | None:
+        """The ticket of a token; None when there is none, or it is over."""
+        ticket = self._tickets.get(token)
+        return None if ticket is None or ticket.is_over else ticket
+
+    def place(self, ticket: Ticket) -> int:
+        """How many are before it, itself included; 0 once its session has begun."""
+        with self._lock:
+            return self._line.index(ticket) + 1 if ticket in self._line else 0
+
+    def connected(self, ticket: Ticket) -> None:
+        """Its visitor watches, or waits, by one connection more."""
+        with self._lock:
+            ticket.num_connected += 1
+
+    def left(self, ticket: Ticket) -> None:
+        """One of its connections is gone."""
+        with self._lock:
+            ticket.num_connected -= 1
+            ticket.watched_at = self._clock()
+
+    def end(self, ticket: Ticket) -> None:
+        """Its visitor wants it no more."""
+        with self._lock:
+            if ticket.is_over:
+                return
+            ticket.is_over = True
+            if ticket in self._line:
+                self._line.remove(ticket)
+        if ticket.session is not None:
+            ticket.session.end()
+        shutil.rmtree(ticket.request.work, ignore_errors=True)
+        with self._lock:
+            self._tickets.pop(ticket.token, None)
+            self._begin_next()
+
+    def close(self) -> None:
+        """End all."""
+        self._closed.set()
+        self._tidier.join()
+        for ticket in list(self._tickets.values()):
+            self.end(ticket)
+
+    def _begin_next(self) -> None:
+        """The caller holds the lock."""
+        while self._line and not self._closed.is_set():
+            taken = [one.engine for one in self._tickets.values()]
+            free = [engine for engine in self._engines if engine not in taken]
+            if not free:
+                return
+            ticket = self._line.pop(0)
+            try:
+                ticket.session, ticket.engine = LiveSession(free[0], ticket.request), free[0]
+            except AvatarError as error:
+                ticket.error = error
+                log.warning("a live session could not begin: %s", error)
+
+    def _tidy(self) -> None:
+        while not self._closed.wait(LOOK_S):
+            for ticket in list(self._tickets.values()):
+                session = ticket.session
+                if ticket.num_connected:
+                    ticket.watched_at = self._clock()
+                unwatched = self._clock() - ticket.watched_at > self._unwatched_s
+                if unwatched or (session is not None and session.over.is_set()):
+                    self.end(ticket)

@@ -1,0 +1,157 @@
+"""A session kept as a finished video: from the frames as they were made, not as they were sent."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.video.stream import VideoStream
+from PIL import Image
+
+from avatar.geometry import FPS, SOUND_HZ
+from avatar.live.fragments import picture
+from avatar.media.beside import COMMENT, thumbnail_path
+from avatar.media.segments import tag
+from avatar.runtime.gallery import About, Gallery, GalleryEntry, video_name
+from avatar.runtime.live import LiveFrames
+
+log = logging.getLogger(__name__)
+
+MOST_QUEUED = 100  # frames; a disk or a machine that is slower for so long ends the recording
+MOST_S = 3600.0
+LEAST_FRAMES = 5
+THUMBNAIL_PX = 480
+_H264 = {"preset": "veryfast", "crf": "20"}
+_BT709 = 1
+
+
+class Recording:
+    """See Watcher. Coding and writing happen in a thread of its own."""
+
+    def __init__(self, gallery: Gallery, about: About, kept: Callable[[GalleryEntry | None], None]) -> None:
+        """kept: called once with the gallery's entry, None where nothing could be kept.
+
+        Raises: AvatarError when the outputs folder cannot be written.
+        """
+        self._gallery, self._about, self._kept = gallery, about, kept
+        self._draft = gallery.draft()
+        self._frames: queue.Queue[LiveFrames | None] = queue.Queue(MOST_QUEUED)
+        self._stopping = threading.Event()
+        self.num_frames = 0
+        self._thread = threading.Thread(target=self._work, name="live-recording", daemon=True)
+        self._thread.start()
+
+    def show(self, made: LiveFrames) -> None:
+        """See Watcher."""
+        if self._stopping.is_set():
+            return
+        try:
+            self._frames.put_nowait(made)
+        except queue.Full:
+            log.warning("a recording ends: frames come faster than they can be written")
+            self.stop()
+
+    def tell(self, what: Mapping[str, Any]) -> None:
+        """See Watcher."""
+
+    def end(self, reason: str) -> None:
+        """See Watcher."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Finish the file with what has been shown by now. Any thread may; it does not wait."""
+        self._stopping.set()
+
+    def join(self, timeout_s: float = 30.0) -> None:
+        """Wait until the video is in the gallery."""
+        self._thread.join(timeout_s)
+
+    def _work(self) -> None:
+        entry: GalleryEntry | None = None
+        video = self._draft / video_name(self._draft.name)
+        try:
+            self._write(video)
+            if self.num_frames >= LEAST_FRAMES:
+                about = vars(self._about) | {
+                    "num_frames": self.num_frames,
+                    "duration_s": self.num_frames / FPS,
+                    "stopped": False,
+                }
+                entry = self._gallery.keep(self._draft, About(**about))
+        except (av.FFmpegError, OSError):
+            log.exception("a recording cannot be kept")
+        finally:
+            self._stopping.set()
+            if entry is None:
+                video.unlink(missing_ok=True)
+                self._gallery.discard(self._draft)
+            self._kept(entry)
+
+    def _write(self, video: Path) -> None:
+        movie: _LiveMovie | None = None
+        try:
+            while self.num_frames < MOST_S * FPS:
+                try:
+                    made = self._frames.get(timeout=0.1)
+                except queue.Empty:
+                    if self._stopping.is_set():
+                        return
+                    continue
+                assert made is not None
+                if movie is None:
+                    self._keep_thumbnail(made.frames[0], video)
+                    movie = _LiveMovie(video, made.frames.shape[2], made.frames.shape[1])
+                movie.add(made)
+                self.num_frames += len(made.frames)
+        finally:
+            if movie is not None:
+                movie.close()
+
+    def _keep_thumbnail(self, frame: np.ndarray, video: Path) -> None:
+        small = Image.fromarray(frame)
+        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+        small.save(thumbnail_path(video), quality=85, comment=COMMENT)
+
+
+class _LiveMovie:
+    """An .mp4 of H.264 and AAC that grows as frames come."""
+
+    def __init__(self, path: Path, width: int, height: int) -> None:
+        self._width, self._height = width // 2 * 2, height // 2 * 2
+        self._container = av.open(str(path), "w", format="mp4", container_options={"movflags": "faststart"})
+        tag(self._container, None)
+        video = self._container.add_stream("libx264", rate=FPS, options=_H264)
+        assert isinstance(video, VideoStream)
+        context = video.codec_context
+        context.width, context.height, context.pix_fmt = self._width, self._height, "yuv420p"
+        context.time_base, context.thread_count, context.gop_size = Fraction(1, FPS), 1, 2 * FPS
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        sound = self._container.add_stream("aac", rate=SOUND_HZ, layout="mono")
+        assert isinstance(sound, AudioStream)
+        sound.bit_rate = 128_000
+        self._video, self._sound = video, sound
+        self._num_frames = self._num_samples = 0
+
+    def add(self, made: LiveFrames) -> None:
+        for pixels in made.frames:
+            frame = picture(pixels, self._width, self._height)
+            frame.pts, frame.time_base = self._num_frames, Fraction(1, FPS)
+            self._num_frames += 1
+            self._container.mux(self._video.encode(frame))
+        heard = av.AudioFrame.from_ndarray(np.ascontiguousarray(made.sound)[None], "s16", "mono")
+        heard.sample_rate, heard.pts, heard.time_base = SOUND_HZ, self._num_samples, Fraction(1, SOUND_HZ)
+        self._num_samples += len(made.sound)
+        self._container.mux(self._sound.encode(heard))
+
+    def close(self) -> None:
+        self._container.mux(self._video.encode(None))
+        self._container.mux(self._sound.encode(None))
+        self._container.close()

@@ -1,0 +1,189 @@
+"""One session: its engine's run, the clock that paces it, and everybody who watches.
+
+The sound's clock leads: every 40 ms the engine is given what was said meanwhile, or silence, and what it
+shows comes back with the samples that belong to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from avatar.errors import AvatarError
+from avatar.events import Notice, Phase, Progress
+from avatar.geometry import FPS
+from avatar.live.spoken import SpokenSound
+from avatar.media.timeline import SAMPLES_PER_FRAME
+from avatar.request import LiveRequest
+from avatar.runtime.live import LiveFrames, LiveRun
+
+log = logging.getLogger(__name__)
+
+FRAME_S = 1 / FPS
+STOOD_S = 0.5  # a clock that is behind by more goes on from now: the machine slept
+TOLD_EVERY_S = 1.0
+JOIN_S = 5.0
+
+
+class Watcher(Protocol):
+    """Whoever is shown a session. Called by the session's threads: it must not wait."""
+
+    def show(self, made: LiveFrames) -> None:
+        """The next frames."""
+
+    def tell(self, what: Mapping[str, Any]) -> None:
+        """Something to know: a notice, words that are said, how fast it goes."""
+
+    def end(self, reason: str) -> None:
+        """The session is over."""
+
+
+class LiveEngine(Protocol):
+    """What a session needs of an engine's process."""
+
+    def live(self, request: LiveRequest) -> LiveRun:
+        """See EngineProcess.live."""
+
+
+@dataclass
+class LivePace:
+    """How a session runs. engine_s: from a frame's sound to the frame, the last second's mean."""
+
+    fps: float = 0.0
+    engine_s: float = 0.0
+    num_frames: int = 0
+
+
+class LiveSession:
+    """Begun at once; any thread may speak, watch and end it."""
+
+    def __init__(
+        self, engine: LiveEngine, request: LiveRequest, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Raises: AvatarError when the engine is busy, or its process cannot be started."""
+        self.request = request
+        self.spoken = SpokenSound(clock)
+        self.pace = LivePace()
+        self.width = self.height = 0  # known with the first frame
+        self.error: AvatarError | None = None
+        self.over = threading.Event()
+        self.shown = threading.Event()  # the first frame
+        self._clock = clock
+        self._watchers: list[Watcher] = []
+        self._watching = threading.Lock()
+        self._given_at: dict[int, float] = {}  # by frame, when the engine got its sound
+        self._run = engine.live(request)
+        self._generating = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._follow, name="live-frames", daemon=True),
+            threading.Thread(target=self._speak, name="live-clock", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def num_watchers(self) -> int:
+        return len(self._watchers)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Show it everything from now on."""
+        with self._watching:
+            self._watchers.append(watcher)
+        if self.over.is_set():
+            self.leave(watcher)
+            watcher.end(self._reason())
+
+    def leave(self, watcher: Watcher) -> None:
+        """Show it no more."""
+        with self._watching:
+            if watcher in self._watchers:
+                self._watchers.remove(watcher)
+
+    def say(self, samples: np.ndarray, live: bool = False) -> bool:
+        """Have int16 (n,) at SOUND_HZ said after what waits; see SpokenSound.add."""
+        return self.spoken.add(samples, live)
+
+    def interrupt(self) -> bool:
+        """Say no more of what waits. Returns whether anything did."""
+        return self.spoken.cut()
+
+    def tell(self, what: Mapping[str, Any]) -> None:
+        """Tell all who watch."""
+        for watcher in self._all():
+            watcher.tell(what)
+
+    def end(self) -> None:
+        """End the session and free its engine."""
+        self._run.end()
+        self._generating.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(JOIN_S)
+
+    def _all(self) -> list[Watcher]:
+        with self._watching:
+            return list(self._watchers)
+
+    def _follow(self) -> None:
+        try:
+            for said in self._run.follow():
+                if isinstance(said, LiveFrames):
+                    self._show(said)
+                elif isinstance(said, Notice):
+                    told = {"code": said.code, "text": said.text, "values": dict(said.values)}
+                    self.tell({"type": "notice", **told})
+                elif isinstance(said, Progress) and said.phase is Phase.GENERATING:
+                    self._generating.set()
+        except AvatarError as error:
+            self.error = error
+        except Exception:
+            log.exception("a live session failed")
+            self.error = AvatarError("The session failed.", "The log of the server says why.")
+        self.over.set()
+        self._generating.set()
+        for watcher in self._all():
+            watcher.end(self._reason())
+
+    def _reason(self) -> str:
+        return "" if self.error is None else str(self.error)
+
+    def _show(self, made: LiveFrames) -> None:
+        if not self.shown.is_set():
+            self.height, self.width = made.frames.shape[1:3]
+            self.shown.set()
+            self._since, self._shown = self._clock(), 0
+        now = self._clock()
+        late_s = now - self._given_at.pop(made.first_frame, now)
+        for frame in range(made.first_frame + 1, made.first_frame + len(made.frames)):
+            self._given_at.pop(frame, None)
+        self.pace.num_frames += len(made.frames)
+        self.pace.engine_s += (late_s - self.pace.engine_s) * min(1.0, FRAME_S * len(made.frames))
+        for watcher in self._all():
+            watcher.show(made)
+        self._shown += len(made.frames)
+        if now - self._since >= TOLD_EVERY_S:
+            self.pace.fps = self._shown / (now - self._since)
+            self._since, self._shown = now, 0
+            self.tell({"type": "pace", "fps": self.pace.fps, "engine_ms": self.pace.engine_s * 1e3})
+
+    def _speak(self) -> None:
+        self._generating.wait()
+        due, index = self._clock(), 0
+        try:
+            while not self.over.is_set():
+                self._given_at[index] = self._clock()
+                self._run.hear(self.spoken.take(SAMPLES_PER_FRAME))
+                index += 1
+                due += FRAME_S
+                behind = self._clock() - due
+                if behind > STOOD_S:
+                    due += behind
+                self.over.wait(max(0.0, -behind))
+        except AvatarError as error:  # told by whoever follows
+            log.info("no more sound: %s", error.message)

@@ -1,0 +1,92 @@
+"""Sound that waits to be said: in at any pace, out by forty milliseconds, silence where there is none."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from avatar.geometry import SOUND_HZ
+
+# A microphone's packets come unevenly: so much is gathered before the first of them is said.
+GATHERED_S = 0.08
+# What a microphone is ahead by more than this, because its clock is faster or the network stood, is dropped.
+MOST_AHEAD_S = 0.32
+MOST_WAITING_S = 180.0  # of what a voice has said ahead of its time
+FADE = 480  # samples over which sound that is cut dies away
+
+
+class SpokenSound:
+    """One session's. Any thread may add, and cut; one takes."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._pieces: deque[np.ndarray] = deque()
+        self._lock = threading.Lock()
+        self._num_waiting = 0
+        self._added_at = 0.0
+        self._flows = False
+        self.num_dropped = 0  # samples
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds of sound that have not been taken."""
+        return self._num_waiting / SOUND_HZ
+
+    def add(self, samples: np.ndarray, live: bool = False) -> bool:
+        """Add int16 (n,) at SOUND_HZ. live: from a microphone, whose delay must stay flat.
+
+        Returns False, and adds nothing, where too much is waiting.
+        """
+        with self._lock:
+            if not live and self._num_waiting + len(samples) > MOST_WAITING_S * SOUND_HZ:
+                return False
+            self._pieces.append(samples)
+            self._num_waiting += len(samples)
+            self._added_at = self._clock()
+            if live and self._num_waiting > MOST_AHEAD_S * SOUND_HZ:
+                self.num_dropped += self._drop(self._num_waiting - round(GATHERED_S * SOUND_HZ))
+            return True
+
+    def cut(self) -> bool:
+        """Nothing of what waits will be said, but for a fade. Returns whether anything waited."""
+        with self._lock:
+            found = self._num_waiting > 0
+            rest = self._taken(min(FADE, self._num_waiting)) if self._flows else np.empty(0, np.int16)
+            self._pieces.clear()
+            faded = (rest * np.linspace(1.0, 0.0, len(rest))).astype(np.int16)
+            self._pieces.append(faded)
+            self._num_waiting = len(faded)
+            return found
+
+    def take(self, count: int) -> np.ndarray:
+        """The next `count` samples, int16."""
+        with self._lock:
+            gathered = self._num_waiting >= GATHERED_S * SOUND_HZ
+            waited = self._num_waiting > 0 and self._clock() - self._added_at >= GATHERED_S
+            self._flows = self._flows or gathered or waited
+            if not self._flows:
+                return np.zeros(count, np.int16)
+            found = self._taken(min(count, self._num_waiting))
+            self._flows = self._num_waiting > 0 or len(found) == count
+            return np.concatenate([found, np.zeros(count - len(found), np.int16)])
+
+    def _taken(self, count: int) -> np.ndarray:
+        out = []
+        missing = count
+        while missing:
+            piece = self._pieces.popleft()
+            if len(piece) > missing:
+                self._pieces.appendleft(piece[missing:])
+                piece = piece[:missing]
+            out.append(piece)
+            missing -= len(piece)
+        self._num_waiting -= count
+        return np.concatenate(out) if out else np.empty(0, np.int16)
+
+    def _drop(self, count: int) -> int:
+        self._taken(count)
+        return count

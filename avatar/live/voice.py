@@ -1,0 +1,126 @@
+"""A text said in a session: sentence by sentence, in a thread of its own, with captions in time."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+
+from avatar.errors import AvatarError, BadInput
+from avatar.geometry import SOUND_HZ
+from avatar.live.session import LiveSession
+from avatar.media.limits import InputLimits
+from avatar.settings import Speaking
+from avatar.speech.catalogue import Catalogue
+from avatar.speech.narration import Narrator, Script
+
+log = logging.getLogger(__name__)
+
+MOST_TEXT_CHARS = 2000  # of one message
+MOST_QUEUED = 8  # texts
+AHEAD_S = 12.0  # no more sentences are spoken while so much waits to be said
+
+
+@dataclass(frozen=True)
+class _Text:
+    narrator: Narrator
+    cuts: int
+    done: Callable[[], None] | None = None
+
+
+class SessionVoice:
+    """Says texts one after another."""
+
+    def __init__(self, session: LiveSession, catalogue: Catalogue) -> None:
+        self._session, self._catalogue = session, catalogue
+        self._texts: queue.Queue[_Text | None] = queue.Queue(MOST_QUEUED)
+        self._cuts = 0  # texts of before the last cut are not said
+        self._closed = threading.Event()
+        self._speaking = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="live-voice", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_speaking(self) -> bool:
+        """Whether something is being said, or waits to be."""
+        return self._speaking.is_set() or not self._texts.empty() or self._session.spoken.waiting_s > 0.1
+
+    def say(self, text: str, voice: str = "", speed: float = 1.0) -> None:
+        """Say a text after what is being said. Raises: BadInput for one that cannot be said."""
+        if len(text) > MOST_TEXT_CHARS:
+            raise BadInput(
+                f"The text is too long ({len(text)} characters).",
+                f"Send {MOST_TEXT_CHARS} at a time at most.",
+            )
+        speaking = Speaking(voice=voice, speed=speed) if voice else Speaking(speed=speed)
+        narrator = Narrator.of(Script(text, speaking), self._catalogue, InputLimits())
+        try:
+            self._texts.put_nowait(_Text(narrator, self._cuts))
+        except queue.Full:
+            raise BadInput("Too many texts wait to be said.", "Wait until some have been.") from None
+
+    def cut(self) -> bool:
+        """Say no more of any. Returns whether anything was being said."""
+        was = self.is_speaking
+        self._cuts += 1
+        self._session.interrupt()
+        return was
+
+    def close(self) -> None:
+        """Say no more."""
+        self._closed.set()
+        self._cuts += 1
+
+    def _work(self) -> None:
+        while not (self._closed.is_set() or self._session.over.is_set()):
+            try:
+                text = self._texts.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            if text is None or text.cuts != self._cuts:
+                continue
+            self._speaking.set()
+            try:
+                self._say(text)
+            except AvatarError as error:
+                self._session.tell(told(error))
+            except Exception:
+                log.exception("a voice failed")
+                self._session.tell(told(AvatarError("The voice failed.", "Choose another one.")))
+            finally:
+                self._speaking.clear()
+
+    def _say(self, text: _Text) -> None:
+        for said in text.narrator.sentences():
+            while self._session.spoken.waiting_s > AHEAD_S and text.cuts == self._cuts:
+                if self._closed.wait(0.1) or self._session.over.is_set():
+                    return
+            if text.cuts != self._cuts:
+                return
+            in_s = self._session.spoken.waiting_s
+            self._session.say(at_sound_hz(said.samples, said.hz))
+            seconds = len(said.samples) / said.hz
+            self._session.tell(
+                {"type": "said", "who": "avatar", "text": said.text, "in_s": in_s, "seconds": seconds}
+            )
+
+
+def at_sound_hz(samples: np.ndarray, hz: int) -> np.ndarray:
+    """float32 (n,) in -1..1 at any rate → int16 at SOUND_HZ."""
+    resampler = av.AudioResampler("s16", "mono", SOUND_HZ)
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.clip(-1, 1))[None], "flt", "mono")
+    frame.sample_rate, frame.pts, frame.time_base = hz, 0, Fraction(1, hz)
+    out = [*resampler.resample(frame), *resampler.resample(None)]
+    return np.concatenate([one.to_ndarray().reshape(-1) for one in out])
+
+
+def told(error: AvatarError) -> Mapping[str, Any]:
+    """An error as watchers are told it."""
+    return {"type": "notice", "code": "error", "text": str(error), "values": {}}

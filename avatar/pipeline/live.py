@@ -1,0 +1,207 @@
+"""The diffusion engine without an end: a block goes as soon as its sound and look-ahead are there.
+
+The block loop is that of every run: it asks for the speech features of the next block, and waits here until
+they can be had.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from avatar.errors import Cancelled
+from avatar.events import Notice, Progress
+from avatar.geometry import BLOCK_FRAMES, FPS, SOUND_HZ
+from avatar.media.timeline import SAMPLES_PER_FRAME, Timeline
+from avatar.model.live_speech import LiveSpeechFeatures
+from avatar.model.speech_encoder import SpeechEncoder
+from avatar.preset import Preset
+from avatar.request import LiveRequest, Request
+from avatar.runtime.engine import FrameItem
+from avatar.runtime.live import LiveFrames
+
+ENDLESS_FRAMES = 400 * 86_400 * FPS  # of the request that stands for a session: more than a year
+KEEP_S = 30.0  # of sound: the encoder's window, and as much as an engine may be behind
+MOST_BEHIND_S = 4.0  # sound that may wait for a slow engine; what comes then is left out
+WAIT_S = 0.1
+
+MEASURED_BLOCKS = 4  # two seconds of video, after which it is known whether the machine keeps up
+SETTLING_BLOCKS = 1  # before that, whatever is built at its first use
+HELD_SHARE = 1.0  # of a block's duration
+STEPS = (3, 2)  # sampling steps that are tried in turn, then the sizes
+SIZES = ("512*320", "384*256")
+
+
+class LiveTrack:
+    """A speaker who is still speaking, with features once the encoder is known; see conditions.AnyTrack."""
+
+    def __init__(self, sound: Iterator[np.ndarray], cancelled: Callable[[], bool]) -> None:
+        """sound: int16 (n,) at SOUND_HZ; read in a thread of its own, so that none is lost meanwhile."""
+        self._timeline, self._come = Timeline(KEEP_S), threading.Condition()
+        self._features: LiveSpeechFeatures | None = None
+        self._cancelled, self._ended = cancelled, False
+        self.on_heard: Callable[[], None] = lambda: None  # called when the sound of a block is there
+        self._taken_frames = 0  # of the model's, whose features were asked for
+        self.num_left_out = 0  # samples, because the engine was too far behind
+        threading.Thread(target=self._follow, args=(sound,), name="live-sound", daemon=True).start()
+
+    def features(self, encoder: SpeechEncoder) -> LiveTrack:
+        """See AnyTrack. Asked for once more it goes on with the level that is known by now."""
+        if self._features is None:
+            self._features = LiveSpeechFeatures(encoder, self._timeline.listen)
+        return self
+
+    def is_ready(self, block: int) -> bool:
+        """Whether the features of a block can be had without waiting."""
+        assert self._features is not None
+        return self._timeline.num_heard >= self._features.needs(block * BLOCK_FRAMES, BLOCK_FRAMES)
+
+    def frames(self, start: int, num_frames: int) -> Tensor:
+        """See SpeechFeatures; waits until the sound is there. Raises: Cancelled when it ends."""
+        assert self._features is not None
+        needed = self._features.needs(start, num_frames)
+        with self._come:
+            while self._timeline.num_heard < needed:
+                if self._cancelled() or self._ended:
+                    raise Cancelled("The session has ended.")
+                self._come.wait(WAIT_S)
+            self._taken_frames = start + num_frames
+            self.on_heard()
+            return self._features.frames(start, num_frames)
+
+    def sound(self, first_frame: int, num_frames: int) -> np.ndarray:
+        """What is heard with frames that are shown, int16 (n,) at SOUND_HZ."""
+        start = first_frame * SAMPLES_PER_FRAME
+        with self._come:
+            return self._timeline.sound(start, start + num_frames * SAMPLES_PER_FRAME).copy()
+
+    def _follow(self, sound: Iterator[np.ndarray]) -> None:
+        for samples in sound:
+            with self._come:
+                waiting = self._timeline.num_samples - self._taken_frames * SAMPLES_PER_FRAME
+                if waiting > MOST_BEHIND_S * SOUND_HZ:
+                    self.num_left_out += len(samples)
+                    continue
+                self._timeline.append(samples)
+                self._come.notify_all()
+        with self._come:
+            self._ended = True
+            self._come.notify_all()
+
+
+Make = Callable[[Request], Generator[FrameItem]]
+"""What a request asks for from where the session stands, as its preset makes it."""
+
+
+def live_frames(
+    request: Request, track: LiveTrack, make: Make, clock: Callable[[], float] = time.monotonic
+) -> Iterator[LiveFrames | Notice | Progress]:
+    """Yield what is made, with its sound; with a lighter preset from then on where a machine is too slow."""
+    next_frame, rungs = 0, lighter(request.preset)
+    while True:
+        pace = BlockPace(clock)
+        track.on_heard = pace.begins
+        made = make(request)
+        lighter_one: tuple[str, Preset] | None = None
+        for one in made:
+            if isinstance(one, Notice | Progress):
+                yield one
+            if not isinstance(one, np.ndarray):
+                continue
+            yield LiveFrames(next_frame, one, track.sound(next_frame, len(one)))
+            next_frame += len(one)
+            block_s = pace.ends()
+            if block_s is None or not too_slow(block_s):
+                continue
+            lighter_one = next(rungs, None)
+            if lighter_one is not None:
+                yield stepped_down(block_s, lighter_one[0])
+                break
+            yield too_slow_for_all(block_s)
+        made.close()
+        if lighter_one is None:
+            return
+        request = replace(request, preset=lighter_one[1])
+
+
+class BlockPace:
+    """Whether blocks are made as fast as they are shown, by the first two seconds of them.
+
+    Time spent waiting for sound does not count.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self._since = clock, clock()
+        self._seen, self._spent_s = 0, 0.0
+
+    def begins(self) -> None:
+        """The sound of a block is there."""
+        self._since = self._clock()
+
+    def ends(self) -> float | None:
+        """A block has been shown; returns the mean seconds of a block once it is known, and once only."""
+        self._seen += 1
+        if self._seen > SETTLING_BLOCKS:
+            self._spent_s += self._clock() - self._since
+        if self._seen != SETTLING_BLOCKS + MEASURED_BLOCKS:
+            return None
+        return self._spent_s / MEASURED_BLOCKS
+
+
+def too_slow(block_s: float) -> bool:
+    """Whether a machine that takes so long for a block falls behind."""
+    return block_s > HELD_SHARE * BLOCK_FRAMES / FPS
+
+
+def lighter(preset: Preset) -> Iterator[tuple[str, Preset]]:
+    """What a session steps down to, in words and in turn, one after another: fewer steps, then smaller."""
+    for steps in STEPS:
+        if steps < preset.generation.sample_steps:
+            preset = preset.with_settings(sample_steps=steps)
+            yield f"{steps} steps", preset
+    for size in SIZES:
+        if _area(size) < _area(preset.generation.size):
+            preset = preset.with_settings(size=size)
+            yield size, preset
+
+
+def stepped_down(block_s: float, lighter_name: str) -> Notice:
+    """What is said of a step down."""
+    fps = BLOCK_FRAMES / block_s
+    text = f"This machine made {fps:.1f} frames a second of {FPS}; it goes on with {lighter_name}."
+    values = {"speed": f"{fps:.1f}", "fps": FPS, "rung": lighter_name}
+    return Notice("live_lighter", text, "warning", values=values)
+
+
+def too_slow_for_all(block_s: float) -> Notice:
+    """What is said where nothing lighter is left."""
+    fps = BLOCK_FRAMES / block_s
+    text = f"This machine makes {fps:.1f} frames a second of {FPS}: some of the sound is left out."
+    return Notice("live_behind", text, "warning", values={"speed": f"{fps:.1f}", "fps": FPS})
+
+
+def as_request(request: LiveRequest) -> Request:
+    """A request without an end, of the same picture and preset; its speech is never opened."""
+    preset = request.preset.with_settings(enable_online_decode=True)
+    return Request(
+        portrait=request.portrait,
+        speech=Path(),
+        work=request.work,
+        output=request.work / "live.mp4",
+        preset=preset,
+        num_frames=ENDLESS_FRAMES,
+        portrait_name=request.portrait_name,
+        speech_name="",
+        prompt=request.prompt,
+    )
+
+
+def _area(size: str) -> int:
+    width, height = size.split("*")
+    return int(width) * int(height)

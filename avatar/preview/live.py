@@ -1,0 +1,106 @@
+"""The preview engine without an end: a picture for every 40 ms of sound, idle motion in silence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+
+from avatar.events import Notice
+from avatar.geometry import FPS, Size
+from avatar.media.timeline import SAMPLES_PER_FRAME, Timeline
+from avatar.preview.face import Face
+from avatar.preview.live_mouth import LiveMouth
+from avatar.preview.motion import Motion
+from avatar.preview.pose import Articulation, Pose
+from avatar.preview.render import Renderer, framed
+from avatar.preview.visemes import VisemeNetwork
+from avatar.runtime.live import LiveFrames
+
+MEASURED_FRAMES = 2 * FPS  # after which it is known whether the machine holds the size
+HELD_SHARE = 0.6  # of a frame's time: the rest is for encoding and sending it
+SMALLER = (576, 448, 320)  # pixels; sides of the areas to which it steps down
+LATE_FRAMES = 6  # of sound that may wait; frames before those repeat the last picture
+LOST_FRAMES = 25  # frames before those are left out, with their sound: the delay stays flat
+
+
+class LiveRenderer:
+    """Pictures of one size, whatever the size at which they are drawn."""
+
+    def __init__(self, image: np.ndarray, face: Face, size: Size) -> None:
+        """image: uint8 (H, W, 3) RGB, the portrait."""
+        self._image, self._face, self._size = image, face, size
+        self._renderer = Renderer(*framed(image, face, size))
+        self._smaller = [side for side in SMALLER if side * side < size.width * size.height]
+        self._last = self._renderer.frame(Articulation(), Pose())
+        self._shape = self._last.shape[1::-1]
+        self._num_measured, self._spent_s = 0, 0.0
+
+    def frame(self, articulation: Articulation, pose: Pose) -> np.ndarray:
+        """uint8 (H, W, 3) RGB."""
+        begin = time.perf_counter()
+        picture = self._renderer.frame(articulation, pose)
+        if picture.shape[1::-1] != self._shape:
+            picture = cv2.resize(picture, self._shape, interpolation=cv2.INTER_LINEAR)
+        self._spent_s += time.perf_counter() - begin
+        self._num_measured += 1
+        self._last = picture
+        return picture
+
+    def last(self) -> np.ndarray:
+        """The picture before, once more."""
+        return self._last
+
+    def step_down(self) -> Notice | None:
+        """Draw smaller from now on if the first two seconds were too slow; None where they were not."""
+        if self._num_measured != MEASURED_FRAMES:
+            return None
+        mean_s, self._spent_s = self._spent_s / MEASURED_FRAMES, 0.0
+        if mean_s * FPS <= HELD_SHARE or not self._smaller:
+            return None
+        self._num_measured, side = 0, self._smaller.pop(0)
+        self._renderer = Renderer(*framed(self._image, self._face, Size(side, side)))
+        text = f"A frame took {mean_s * 1e3:.0f} ms; it is drawn at {side}*{side} now, to hold {FPS} fps."
+        values = {"ms": round(mean_s * 1e3), "size": f"{side}*{side}", "fps": FPS}
+        return Notice("live_size", text, "warning", values=values)
+
+
+def perform_live(
+    renderer: LiveRenderer,
+    sound: Iterator[np.ndarray],
+    cancelled: Callable[[], bool],
+    *,
+    seed: int = 0,
+    speaks: bool = True,
+    may_skip: bool = True,
+    network: VisemeNetwork | None = None,
+) -> Iterator[LiveFrames | Notice]:
+    """Yield a frame as soon as the sound that it needs has come; see LiveSource.
+
+    speaks: False leaves the mouth shut. may_skip: see LiveRequest.
+    """
+    timeline, motion = Timeline(), Motion(seed)
+    mouth = LiveMouth(timeline, network)
+    for samples in sound:
+        pieces = np.split(samples, range(SAMPLES_PER_FRAME, len(samples), SAMPLES_PER_FRAME))
+        for num_left, piece in zip(range(len(pieces), 0, -1), pieces, strict=True):
+            timeline.append(piece)
+            while mouth.is_ready and not cancelled():
+                index = mouth.num_frames
+                spoken = mouth.next()
+                if may_skip and num_left > LOST_FRAMES:
+                    continue
+                if may_skip and num_left > LATE_FRAMES:
+                    picture = renderer.last()
+                else:
+                    articulation = spoken.articulation if speaks else Articulation()
+                    pose = motion.pose(index / FPS, spoken.energy, spoken.emphasis)
+                    picture = renderer.frame(articulation, pose)
+                start = index * SAMPLES_PER_FRAME
+                heard = timeline.sound(start, start + SAMPLES_PER_FRAME)
+                yield LiveFrames(index, picture[None], heard.copy())
+                told = renderer.step_down()
+                if told is not None:
+                    yield told

@@ -1,0 +1,139 @@
+"""The tab Live: what stands in it, and how a session for the page's portrait begins."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from avatar.errors import AvatarError, BadInput
+from avatar.live.intake import open_live_request
+from avatar.runtime.gallery import owner_hash
+from avatar.ui import point_editor
+from avatar.ui.app_state import AppState
+from avatar.ui.components import PageComponents
+from avatar.ui.error_messages import reports_errors, words
+from avatar.ui.guard import visitor_of
+from avatar.ui.i18n import Language, browser_table, language_of, text
+from avatar.ui.panels.live import render_live
+from avatar.ui.payloads import mapping, pressed
+from avatar.ui.theme import script
+
+word: Any = browser_table()
+
+Updates = dict[Any, Any]
+
+
+def tab(shown: bool) -> dict[str, Any]:
+    """The tab's components."""
+    parts: dict[str, Any] = {}
+    with gr.Tab(word("source_live"), id="live", visible=shown) as parts["live_tab"]:
+        parts["live_panel"] = gr.HTML(
+            "", js_on_load=script("live.js"), apply_default_css=False, elem_id="live-panel"
+        )
+        parts["live_ticket"] = gr.HTML("", apply_default_css=False, elem_id="live-ticket")
+    return parts
+
+
+def wire(panel: LivePanel, parts: PageComponents, queued: dict[str, Any]) -> None:
+    """Connect the tab's events."""
+    p = parts
+    direct: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+    p.live_tab.select(reports_errors(panel.chosen), None, [p.speech, p.video], **direct)
+    p.live_panel.select(
+        reports_errors(panel.begin), [p.portrait, p.points, p.owner], [p.live_ticket, p.points], **queued
+    )
+    p.live_panel.submit(reports_errors(panel.gone_on), [p.owner], [p.shelf], **queued)
+
+
+class LivePanel:
+    """The handlers of the tab; each takes the request first."""
+
+    def __init__(self, parts: PageComponents, studio: AppState) -> None:
+        self.parts, self.studio = parts, studio
+
+    def opened(self, language: Language) -> Updates:
+        """The tab in the page's language."""
+        desk = self.studio.live
+        if desk is None:
+            return {self.parts.live_panel: "", self.parts.live_ticket: ""}
+        voices = [] if self.studio.speakers is None else self.studio.speakers.voices()
+        chat = desk.options.chat is not None
+        label = "preview" if desk.options.preset.engine == "preview" else ""
+        return {
+            self.parts.live_panel: render_live(language, voices, chat, label, self.studio.root),
+            self.parts.live_ticket: "",
+        }
+
+    def chosen(self, request: gr.Request) -> Updates:
+        """The pickers of recordings make way."""
+        return {self.parts.speech: gr.update(visible=False), self.parts.video: gr.update(visible=False)}
+
+    def begin(
+        self, request: gr.Request, event: gr.EventData, portrait: str | None, asked: Any, owner: str
+    ) -> Updates:
+        """Go live with the portrait. Raises: AvatarError."""
+        p, language, desk = self.parts, language_of(request), self.studio.live
+        action, number = pressed(event)
+        if desk is None or action != "begin":
+            raise BadInput(text("gone", language))
+        try:
+            return self._begun(request, language, portrait, mapping(asked), owner, number)
+        except AvatarError as error:
+            return {p.live_ticket: _ticket(number, error=words(error, language))}
+
+    def gone_on(self, request: gr.Request, owner: str) -> Updates:
+        """A recording is in the gallery: show it."""
+        from avatar.ui.panels.gallery import render_shelf
+
+        studio, language = self.studio, language_of(request)
+        entries = studio.gallery.entries(studio.owner(owner))
+        reports = {entry.id: report for entry in entries if (report := entry.told()) is not None}
+        return {
+            self.parts.shelf: render_shelf(entries, language, studio.url, studio.gallery.max_age_s, reports)
+        }
+
+    def _begun(
+        self,
+        request: gr.Request,
+        language: Language,
+        portrait: str | None,
+        asked: Mapping[str, Any],
+        owner: str,
+        number: str,
+    ) -> Updates:
+        p, studio, desk = self.parts, self.studio, self.studio.live
+        assert desk is not None
+        path = Path(portrait) if portrait else desk.options.portrait
+        if path is None:
+            raise BadInput(text("no_portrait", language))
+        visitor, preset = visitor_of(request), desk.options.preset
+        desk.line.check_room(visitor)
+        reader = studio.reader(visitor)
+        if preset.engine == "preview" and asked.get("for") != path.name:
+            look = point_editor.look_at(path, studio.examples, studio.limits, preset=preset, reader=reader)
+            if look.picture is not None:
+                told = _ticket(number, error=text(f"points_{look.verdict}", language))
+                return {p.live_ticket: told, p.points: point_editor.question(look, path, language)}
+            asked = {"points": look.points}
+        live = open_live_request(
+            path,
+            preset,
+            studio.scratch,
+            face_points=point_editor.answer(asked),
+            head_only=point_editor.head_only(asked),
+            limits=studio.limits,
+            reader=reader,
+        )
+        ticket = desk.line.ask(live, visitor, owner_hash(owner))
+        return {p.live_ticket: _ticket(number, token=ticket.token)}
+
+
+def _ticket(number: str, token: str = "", error: str = "") -> str:
+    """What the page's script looks for. number: of the press that it answers."""
+    told = html.escape(json.dumps({"number": number, "token": token, "error": error}))
+    return f'<i hidden data-ticket="{told}"></i>'

@@ -1,0 +1,99 @@
+"""How late the diffusion engine is in a live session on this GPU: the model at full size, random weights.
+
+    python -m benchmarks.live_gpu --seconds 60
+
+Sound comes at the pace of speech. A block's delay is that of its first frame, which waits the longest: from
+when its sound was spoken until its picture is out of the decoder and on the host.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from avatar.bench.random_parts import random_parts
+from avatar.errors import Cancelled
+from avatar.events import Notice
+from avatar.geometry import BLOCK_FRAMES, FPS, Size
+from avatar.live.intake import live_preset
+from avatar.media.sample import write_sample
+from avatar.media.timeline import SAMPLES_PER_FRAME
+from avatar.model.live_speech import LOOK_AHEAD_S
+from avatar.pipeline.models import MadeModels
+from avatar.pipeline.pipeline import DiffusionPipeline
+from avatar.request import LiveRequest
+from avatar.runtime.live import LiveFrames
+
+
+def main() -> None:
+    """Measure, and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--preset", default="live", help="a live preset, or a .toml file")
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--size", default=None)
+    args = parser.parse_args()
+    preset = live_preset(args.preset).with_settings(sample_steps=args.steps, size=args.size)
+    source = DiffusionPipeline(preset, models=MadeModels.given(random_parts(preset)))
+    with tempfile.TemporaryDirectory() as folder:
+        portrait, _ = write_sample(Path(folder), Size(704, 384), 1.0)
+        request = LiveRequest(portrait, Path(folder), preset, "sample.png")
+        for _ in range(2):  # the first session builds the graphs
+            found = session(source, request, args.seconds)
+    json.dump(found, sys.stdout, indent=1)
+
+
+def session(source: DiffusionPipeline, request: LiveRequest, seconds: float) -> dict[str, object]:
+    """One session at the pace of speech, once it plays."""
+    spoken_at: list[float] = []
+
+    def sound() -> Iterator[np.ndarray]:
+        rng = np.random.default_rng(0)
+        due = time.monotonic()
+        while len(spoken_at) < seconds * FPS:
+            yield (3000 * rng.standard_normal(SAMPLES_PER_FRAME)).astype(np.int16)
+            due += 1 / FPS
+            time.sleep(max(0.0, due - time.monotonic()))
+            spoken_at.append(time.monotonic())
+
+    delays, arrivals, notices = [], [], []
+    since = time.monotonic()
+    with suppress(Cancelled):  # the sound has ended
+        for one in source.live(request, sound(), lambda: False):
+            if isinstance(one, Notice):
+                notices.append(one.text)
+            if not isinstance(one, LiveFrames):
+                continue
+            now = time.monotonic()
+            arrivals.append((now, len(one.frames)))
+            if one.first_frame < len(spoken_at):
+                delays.append(now - (spoken_at[one.first_frame] - 1 / FPS))
+            if one.first_frame + len(one.frames) > (seconds - 2) * FPS:
+                break
+    settled = delays[len(delays) // 3 :]
+    frames = sum(count for _, count in arrivals[1:])
+    return {
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "size": request.preset.generation.size,
+        "steps": request.preset.generation.sample_steps,
+        "first_frame_s": arrivals[0][0] - since,
+        "fps": frames / (arrivals[-1][0] - arrivals[0][0]),
+        "delay_s": {name: float(np.percentile(settled, q)) for name, q in (("p50", 50), ("p95", 95))},
+        "delay_first_third_s": float(np.median(delays[: len(delays) // 3])),
+        "of_it_gathering_s": BLOCK_FRAMES / FPS,
+        "of_it_look_ahead_s": LOOK_AHEAD_S,
+        "notices": notices,
+    }
+
+
+if __name__ == "__main__":
+    main()

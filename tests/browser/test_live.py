@@ -1,0 +1,212 @@
+"""The tab Live in a real Chromium with a fake microphone: both transports, words, keys, leaving."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from playwright.sync_api import Browser, sync_playwright
+from visiting import (
+    CHROMIUM,
+    CHROMIUM_ARGUMENTS,
+    PATIENCE_MS,
+    PORTRAIT,
+    ROOT,
+    SPEECH,
+    Server,
+    Visitor,
+    open_page,
+    start_server,
+)
+
+NO_WEBRTC = "delete window.RTCPeerConnection"
+PLAYS = "document.querySelector('#live-video')?.getVideoPlaybackQuality().totalVideoFrames > {count}"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    running = start_server(tmp_path_factory.mktemp("live"), "--preset", "cpu-preview")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory) -> Iterator[Browser]:
+    """A browser whose microphone hears speech, over and over."""
+    assert shutil.which(CHROMIUM), f"no browser at {CHROMIUM}; set $CHROMIUM"
+    sound, rate = soundfile.read(SPEECH)
+    path = tmp_path_factory.mktemp("microphone") / "speech.wav"
+    soundfile.write(path, np.concatenate([sound[: 4 * rate], np.zeros(2 * rate)]), rate)
+    fake = ["--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={path}"]
+    with sync_playwright() as playwright:
+        arguments = [*CHROMIUM_ARGUMENTS, *fake]
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def visit(server, speaking) -> Iterator[Callable[..., Visitor]]:
+    """A function that opens the page at its tab Live."""
+    visitors: list[Visitor] = []
+
+    def visit_live(script: str = "", allowed: bool = True, **options) -> Visitor:
+        options["permissions"] = ["microphone"] if allowed else []
+        visitor = open_page(speaking, f"{server.url}/?live", **options)
+        visitors.append(visitor)
+        visitor.page.wait_for_selector(".live-go", state="visible")
+        if script:
+            visitor.page.evaluate(script)
+        visitor.page.set_input_files("#portrait input[type=file]", PORTRAIT)
+        visitor.page.wait_for_selector("#portrait img")
+        return visitor
+
+    yield visit_live
+    for visitor in visitors:
+        visitor.page.evaluate("window.liveSession?.token && document.querySelector('.live-go').click()")
+        visitor.page.wait_for_timeout(300)
+        visitor.context.close()
+
+
+def go(visitor: Visitor, mode: str = "mirror", frames: int = 10) -> None:
+    """Go live, and wait until it plays."""
+    visitor.page.click(f'[data-mode="{mode}"]')
+    visitor.page.click(".live-go")
+    visitor.page.wait_for_function(PLAYS.format(count=frames), timeout=PATIENCE_MS)
+
+
+def state(visitor: Visitor) -> str:
+    return visitor.page.inner_text(".live-state")
+
+
+@pytest.mark.parametrize(
+    ("script", "transport", "words"), [("", "webrtc", "WebRTC"), (NO_WEBRTC, "socket", "WebSocket")]
+)
+def test_a_mirrored_voice_is_seen_and_heard_by_either_transport(visit, script, transport, words):
+    visitor = visit(script)
+    go(visitor, frames=40)
+    page = visitor.page
+    assert page.evaluate("window.liveSession.transport") == transport
+    page.wait_for_function("/\\d+ ms/.test(document.querySelector('.live-state').textContent)")
+    assert words in state(visitor)
+    page.wait_for_function("Number(document.querySelector('.live-meter').ariaValueNow) > 30")
+    heard = """() => { const c = new AudioContext(), v = document.querySelector('#live-video');
+        const s = v.srcObject ? c.createMediaStreamSource(v.srcObject) : c.createMediaElementSource(v);
+        const a = c.createAnalyser(); s.connect(a); a.connect(c.destination);
+        window.__loudest = 0; setInterval(() => { const d = new Float32Array(a.fftSize);
+          a.getFloatTimeDomainData(d); window.__loudest = Math.max(window.__loudest, ...d); }, 50); }"""
+    page.evaluate(heard)
+    page.wait_for_function("window.__loudest > 0.01", timeout=PATIENCE_MS)
+    assert visitor.errors == []
+
+
+def test_typed_words_are_said_and_shown(visit):
+    visitor = visit(allowed=False)
+    go(visitor, "type")
+    page = visitor.page
+    page.fill(".live-type textarea", "Hello there. This was typed.")
+    page.press(".live-type textarea", "Enter")
+    page.wait_for_function("document.querySelectorAll('.live-said li').length === 2", timeout=PATIENCE_MS)
+    assert page.inner_text(".live-said") == "Portrait Hello there.\nPortrait This was typed."
+    assert page.input_value(".live-type textarea") == ""
+    page.fill(".live-type textarea", "你好。")
+    page.click('[data-do="say"]')
+    page.wait_for_selector(".live-notice:visible")
+    assert "does not read" in page.inner_text(".live-notice")
+
+
+def test_a_refused_microphone_is_told_and_the_session_goes_on(visit):
+    visitor = visit(allowed=False)
+    go(visitor)
+    visitor.page.wait_for_selector(".live-notice:visible")
+    assert "not allowed" in visitor.page.inner_text(".live-notice")
+
+
+def test_a_lost_network_is_told_and_found_again(visit):
+    visitor = visit(NO_WEBRTC)
+    go(visitor)
+    page = visitor.page
+    token = page.evaluate("window.liveSession.token")
+    page.evaluate("window.liveSession.socket.close(3001)")
+    page.wait_for_function("document.querySelector('.live-state').textContent.includes('trying again')")
+    frames = page.evaluate("document.querySelector('#live-video').getVideoPlaybackQuality().totalVideoFrames")
+    page.wait_for_function(
+        "window.liveSession.socket?.readyState === 1 && window.liveSession.engineMs > 0", timeout=PATIENCE_MS
+    )
+    assert page.evaluate("window.liveSession.token") == token
+    page.wait_for_function(
+        f"document.querySelector('#live-video').getVideoPlaybackQuality().totalVideoFrames != {frames}",
+        timeout=PATIENCE_MS,
+    )
+
+
+def test_a_closed_page_makes_way_for_the_next_visitor(visit):
+    first, second = visit(), visit()
+    go(first)
+    second.page.click(".live-go")
+    second.page.wait_for_function("document.querySelector('.live-state').textContent.includes('number 1')")
+    first.page.goto("about:blank")
+    second.page.wait_for_function(PLAYS.format(count=5), timeout=PATIENCE_MS)
+    second.page.reload()
+    second.page.wait_for_selector(".live-go", state="visible")
+    assert "then go live" in state(second)
+    first.page.go_back()
+
+
+def test_a_recording_appears_in_the_gallery(visit, server):
+    visitor = visit()
+    go(visitor)
+    visitor.page.click('[data-do="record"]')
+    visitor.page.wait_for_selector('[data-do="record"][aria-pressed="true"]')
+    visitor.page.wait_for_timeout(1500)
+    visitor.page.click('[data-do="record"]')
+    visitor.page.wait_for_selector("#shelf .video", timeout=PATIENCE_MS)
+    with av.open(str(server.videos()[-1])) as movie:
+        assert movie.duration / av.time_base > 0.5
+
+
+def test_modes_are_chosen_by_arrow_keys(visit):
+    page = visit().page
+    page.focus('[data-mode="mirror"]')
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.dataset.mode") == "talk"
+    assert page.get_attribute('[data-mode="talk"]', "aria-checked") == "true"
+    assert "--chat-url" in page.inner_text('[data-for="talk"]')
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_tab_fits_a_phone_in_chinese(visit, scheme):
+    options = {"viewport": {"width": 360, "height": 740}, "locale": "zh-CN", "color_scheme": scheme}
+    visitor = visit(**options)
+    go(visitor)
+    page = visitor.page
+    assert page.inner_text(".live-go") == "结束"
+    assert not re.search(r"[A-Za-z]{4,}", page.inner_text(".live-modes"))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    shown = "[...document.querySelectorAll('.live button')].filter(b => b.offsetParent)"
+    low = f"{shown}.filter(b => b.offsetHeight < 40).length"
+    assert page.evaluate(low) == 0
+
+
+def test_the_documents_client_makes_a_video(server, tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "live.md").read_text("utf-8"), re.DOTALL)
+    assert len(code.strip().splitlines()) <= 25
+    (tmp_path / "client.py").write_text(code, encoding="utf-8")
+    sound, rate = soundfile.read(SPEECH, dtype="int16")
+    (tmp_path / "speech.s16le").write_bytes(sound[: 3 * rate : rate // 16_000].astype("<i2").tobytes())
+    command = [sys.executable, "client.py", server.url, str(PORTRAIT), "speech.s16le"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with av.open(str(tmp_path / "out.mp4")) as movie:
+        assert len(list(movie.decode(video=0))) > 400
+    with av.open(str(tmp_path / "out.mp4")) as movie:
+        loudest = max(np.abs(frame.to_ndarray()).max() for frame in movie.decode(audio=0))
+    assert loudest > 0.05

@@ -1,0 +1,149 @@
+"""WebRTC over loopback: frames and voice come down in step, the microphone goes up, a hang-up frees all."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from aiortc import RTCPeerConnection, RTCSessionDescription
+from aiortc.contrib.media import MediaStreamTrack
+from av import AudioFrame
+
+from avatar.errors import BadInput
+from avatar.live.session import LiveSession
+from avatar.live.webrtc import IceServer, Peer
+from avatar.preset import Preset
+from avatar.request import LiveRequest
+from avatar.runtime.live import LiveFrames
+from tests.live.engines import QuickEngine
+
+REQUEST = LiveRequest(Path(), Path(), Preset("test", "Test", "For tests", "preview"), "me.png")
+PATIENCE_S = 40
+
+
+class Tone(MediaStreamTrack):
+    """A microphone that hears a tone."""
+
+    kind = "audio"
+    pts = 0
+
+    async def recv(self) -> AudioFrame:
+        await asyncio.sleep(0.02)
+        places = np.arange(self.pts, self.pts + 960)
+        frame = AudioFrame.from_ndarray((9000 * np.sin(places * 0.06)).astype(np.int16)[None], "s16", "mono")
+        frame.sample_rate, frame.pts = 48_000, self.pts
+        self.pts += 960
+        return frame
+
+
+@pytest.fixture
+def session():
+    session = LiveSession(QuickEngine(), REQUEST)
+    yield session
+    session.end()
+
+
+async def connected(session, heard) -> tuple[RTCPeerConnection, Peer, dict[str, MediaStreamTrack]]:
+    """A browser's side, as far as a browser has one."""
+    browser, tracks = RTCPeerConnection(), {}
+    browser.on("track", lambda track: tracks.__setitem__(track.kind, track))
+    browser.addTransceiver("video", direction="recvonly")
+    browser.addTrack(Tone())
+    await browser.setLocalDescription(await browser.createOffer())
+    peer = Peer(session, [], heard.append, asyncio.get_running_loop())
+    answer = await peer.answer(browser.localDescription.sdp)
+    await browser.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+    return browser, peer, tracks
+
+
+def test_frames_and_voice_come_down_and_the_microphone_goes_up(session):
+    async def watch():
+        heard: list[np.ndarray] = []
+        browser, peer, tracks = await connected(session, heard)
+        session.say((8000 * np.sin(np.arange(48_000 * 4) * 0.05)).astype(np.int16))
+        async with asyncio.timeout(PATIENCE_S):
+            frames = [await tracks["video"].recv() for _ in range(30)]
+            voice = [(await tracks["audio"].recv()).to_ndarray() for _ in range(60)]
+            while sum(map(len, heard)) < 48_000:
+                await asyncio.sleep(0.05)
+        await browser.close()
+        await peer.close()
+        return frames, np.concatenate(voice, 1), np.concatenate(heard)
+
+    frames, voice, heard = asyncio.run(watch())
+    assert {(frame.width, frame.height) for frame in frames} == {(48, 64)}
+    times = np.array([frame.time for frame in frames])
+    assert np.allclose(np.diff(times), np.rint(np.diff(times) / 0.04) * 0.04, atol=1e-3)
+    levels = np.array([frame.to_ndarray(format="rgb24").mean() for frame in frames])
+    assert (np.diff(levels) > -3).all()  # the frames' own numbers are their brightness
+    assert np.abs(voice).max() > 1000
+    assert np.abs(heard).max() > 1000
+    assert session.num_watchers == 0
+
+
+def test_the_session_ends_its_peers(session):
+    async def watch():
+        browser, peer, tracks = await connected(session, [])
+        async with asyncio.timeout(PATIENCE_S):
+            await tracks["video"].recv()
+            await asyncio.to_thread(session.end)
+            while peer._connection.connectionState != "closed":
+                await asyncio.sleep(0.05)
+        await browser.close()
+
+    asyncio.run(watch())
+    assert session.num_watchers == 0
+
+
+@pytest.mark.parametrize("sdp", ["", "v=0", "m=video 9 x\r\n" * 50])
+def test_an_offer_that_is_none_is_refused_in_words(session, sdp):
+    async def offer():
+        await Peer(session, [], lambda _: None, asyncio.get_running_loop()).answer(sdp)
+
+    with pytest.raises(BadInput, match="offer"):
+        asyncio.run(offer())
+
+
+@pytest.mark.parametrize(
+    ("text", "browser"),
+    [
+        ("stun:stun.cloudflare.com:3478", {"urls": "stun:stun.cloudflare.com:3478"}),
+        (
+            "turn:me:s3cret@turn.example.org:3478?transport=tcp",
+            {"urls": "turn:turn.example.org:3478?transport=tcp", "username": "me", "credential": "s3cret"},
+        ),
+        (
+            "turns:me:s3cret@turn.example.org:443",
+            {"urls": "turns:turn.example.org:443", "username": "me", "credential": "s3cret"},
+        ),
+    ],
+)
+def test_ice_servers_are_written_in_one_line(text, browser):
+    assert IceServer.parse(text).for_browser == browser
+
+
+@pytest.mark.parametrize("text", ["", "http://x", "turn:host:3478", "stun:", "stun:a b", "turn:me@host"])
+def test_a_wrong_ice_server_is_refused(text):
+    with pytest.raises(BadInput, match="ICE"):
+        IceServer.parse(text)
+
+
+def test_a_block_of_frames_leaves_one_after_another(session):
+    """The diffusion engine gives twelve frames at once; they are sent as they are to be seen."""
+
+    async def sent() -> list[float]:
+        peer = Peer(session, [], lambda _: None, asyncio.get_running_loop())
+        frames = np.zeros((6, 64, 48, 3), np.uint8)
+        begin = asyncio.get_running_loop().time()
+        peer._queue(LiveFrames(0, frames, np.zeros(6 * 1920, np.int16)))
+        times = []
+        for _ in range(6):
+            await peer._video.recv()
+            times.append(asyncio.get_running_loop().time() - begin)
+        await peer.close()
+        return times
+
+    for index, time_s in enumerate(asyncio.run(sent())):
+        assert time_s >= index * 0.04 - 0.005
