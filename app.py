@@ -125,7 +125,7 @@ def _add_live(parser: argparse.ArgumentParser) -> None:
         "--chat-url", default=None, help="chat that answers in Talk, OpenAI's protocol; key: $AVATAR_CHAT_KEY"
     )
     add("--chat-model", default=None, help="its model")
-    add("--chat-prompt", default=None, help="what the chat is told of its part")
+    add("--chat-prompt", default=None, help="what the chat is reported of its part")
     add(
         "--hear-url",
         default=None,
@@ -321,7 +321,7 @@ def _settle(scratch: Path) -> None:
 
 
 def _stop_signal() -> threading.Event:
-    """Set when the process is told to stop, from now on."""
+    """Set when the process is asked to stop, from now on."""
     stopped = threading.Event()
     from avatar.runtime.child_process import ENDING, HANGUP
 

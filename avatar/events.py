@@ -106,7 +106,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class PlanMade:
-    """What the run will hold where: told when it begins, and again on every rung."""
+    """What the run will hold where: reported when it begins, and again on every rung."""
 
     plan: Plan
 

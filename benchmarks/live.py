@@ -76,7 +76,7 @@ class BurstsHeard:
         return found
 
 
-def told(name: str, values: Sequence[float]) -> None:
+def reported(name: str, values: Sequence[float]) -> None:
     """Median and 95th percentile in milliseconds."""
     if values:
         middle, late = np.percentile(values, [50, 95]) * 1e3
@@ -130,8 +130,8 @@ async def by_socket(server: Server, seconds: float) -> None:
             break
     speaking.cancel()
     gaps = np.diff(arrivals)
-    told("WebSocket: sound in → sound and frame out", heard.delays(bursts.sent))
-    told("  of that in the engine", engine_ms)
+    reported("WebSocket: sound in → sound and frame out", heard.delays(bursts.sent))
+    reported("  of that in the engine", engine_ms)
     log.info("%-44s %.1f, longest gap %.0f ms", "  frames a second", 1 / gaps.mean(), gaps.max() * 1e3)
     grown = memory[-1] - memory[min(5, len(memory) - 1)]
     log.info("%-44s %+.1f MB", "  memory, last against fifth second", grown / 1e6)
@@ -216,7 +216,7 @@ async def by_webrtc(server: Server, seconds: float) -> None:
     for task in tasks:
         task.cancel()
     gaps = np.diff(arrivals[FPS:])
-    told("WebRTC: sound in → sound out", heard.delays(bursts.sent))
+    reported("WebRTC: sound in → sound out", heard.delays(bursts.sent))
     log.info("%-44s %.1f, longest gap %.0f ms", "  frames a second", 1 / gaps.mean(), gaps.max() * 1e3)
     await browser.close()
     await socket.send(json.dumps({"type": "end"}))

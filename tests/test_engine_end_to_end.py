@@ -222,7 +222,7 @@ def damaged(tiny_checkpoint, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "damage", [truncate_shard, truncate_vae, remove_shard, break_config, lora_of_another_model]
 )
-def test_bad_weights_are_told_in_plain_words(
+def test_bad_weights_are_explained_in_plain_words(
     damage, damaged, refusing, tiny_checkpoint, ask, no_weights_elsewhere
 ):
     shutil.rmtree(damaged, ignore_errors=True)
@@ -230,12 +230,12 @@ def test_bad_weights_are_told_in_plain_words(
     name = damage(damaged / OFFICIAL.repo.split("/")[1])
     with pytest.raises(WeightsMissing) as caught:
         run(refusing(damaged), ask(0.2))
-    told = str(caught.value)
-    assert name in told
-    assert "python -m avatar download" in told or "Wan-AI/Wan2.2-S2V-14B" in told
-    assert str(damaged) not in told
-    assert "/tmp" not in told
-    assert "Traceback" not in told
+    message = str(caught.value)
+    assert name in message
+    assert "python -m avatar download" in message or "Wan-AI/Wan2.2-S2V-14B" in message
+    assert str(damaged) not in message
+    assert "/tmp" not in message
+    assert "Traceback" not in message
 
 
 def test_a_missing_checkpoint_has_its_exit_code(inputs, no_weights_elsewhere, capsys, monkeypatch, tmp_path):
@@ -264,11 +264,11 @@ def test_a_missing_checkpoint_has_its_exit_code(inputs, no_weights_elsewhere, ca
 def test_what_cannot_be_made_is_refused_before_an_engine_opens(inputs, capsys, monkeypatch, flags, words):
     monkeypatch.setattr(generate, "open_engine", lambda *_, **__: pytest.fail("opened"))
     assert main([*inputs, "--preset", "self-test", *flags]) == 2
-    told = capsys.readouterr().err
-    assert [word for word in words if word not in told] == []
+    message = capsys.readouterr().err
+    assert [word for word in words if word not in message] == []
 
 
-def test_a_portrait_too_long_and_narrow_is_refused_before_an_engine_opens(inputs, capsys, monkeypatch):
+def test_too_narrow_a_portrait_is_refused_before_an_engine_opens(inputs, capsys, monkeypatch):
     Image.new("RGB", (6400, 64), "red").save("portrait.png")
     monkeypatch.setattr(generate, "open_engine", lambda *_, **__: pytest.fail("opened"))
     assert main([*inputs, "--preset", "self-test", "--size", "128*128"]) == 2

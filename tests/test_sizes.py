@@ -1,4 +1,4 @@
-"""The size that comes out is told beforehand; what an engine cannot make is refused by name."""
+"""The size that comes out is stated beforehand; what an engine cannot make is refused by name."""
 
 from __future__ import annotations
 

@@ -144,13 +144,13 @@ def _csv_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
         if None in row or None in row.values():
             raise BadInput(f"{where}: it has not as many cells as the first line.", "Correct the file.")
         cells = {key.strip(): cell.strip() for key, cell in row.items()}
-        told = {key: _parsed(key, cell, where) for key, cell in cells.items() if cell}
-        if told:  # spreadsheets write empty lines, too
-            yield where, told
+        values = {key: _parsed(key, cell, where) for key, cell in cells.items() if cell}
+        if values:  # spreadsheets write empty lines, too
+            yield where, values
 
 
 def _parsed(key: str, cell: str, where: str) -> Any:
-    """A cell as what its column holds; unknown columns are told later."""
+    """A cell as what its column holds; unknown columns are reported later."""
     kind = _KINDS.get(key, str)
     try:
         if kind is bool:

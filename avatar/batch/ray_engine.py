@@ -98,7 +98,7 @@ class RayEngine:
         self.label = ""
 
     def stream(self, request: Request) -> Iterator[Event]:
-        """See Engine; progress is told of whole videos alone. Raises: WorkerLost when retries are used up."""
+        """See Engine; progress is that of whole videos. Raises: WorkerLost when retries are used up."""
         import ray
 
         self._cancelled.clear()

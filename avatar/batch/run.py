@@ -45,13 +45,13 @@ class Batch:
         self._running: dict[str, Engine] = {}
 
     def run(
-        self, engines: Engines, num_jobs: int, told: Callable[[str, Event | Outcome], None]
+        self, engines: Engines, num_jobs: int, on_event: Callable[[str, Event | Outcome], None]
     ) -> list[Outcome]:
-        """Make all videos, num_jobs at a time; told: every event, and each outcome, from any thread."""
+        """Make all videos, num_jobs at a time; on_event: every event, and each outcome, from any thread."""
 
         def one(entry: BatchEntry) -> Outcome:
-            outcome = self._outcome(entry, engines, told)
-            told(entry.name, outcome)
+            outcome = self._outcome(entry, engines, on_event)
+            on_event(entry.name, outcome)
             return outcome
 
         with ThreadPoolExecutor(num_jobs, "batch") as pool:
@@ -64,7 +64,7 @@ class Batch:
             engine.cancel()
 
     def _outcome(
-        self, entry: BatchEntry, engines: Engines, told: Callable[[str, Event | Outcome], None]
+        self, entry: BatchEntry, engines: Engines, on_event: Callable[[str, Event | Outcome], None]
     ) -> Outcome:
         begun, name = time.monotonic(), entry.name
         finished: Finished | None = None
@@ -74,7 +74,7 @@ class Batch:
             nonlocal finished
             if isinstance(event, Finished):
                 finished = event
-            told(name, event)
+            on_event(name, event)
 
         try:
             video = self._make(entry, engines, follow)
@@ -96,7 +96,7 @@ class Batch:
         state = "stopped" if finished.stopped else "done"
         return Outcome(name, state, finished.video, finished.num_frames, elapsed_s)
 
-    def _make(self, entry: BatchEntry, engines: Engines, told: Callable[[Event], None]) -> Path | None:
+    def _make(self, entry: BatchEntry, engines: Engines, on_event: Callable[[Event], None]) -> Path | None:
         """Make one; returns its video if it was there already. Raises: AvatarError."""
         if self._cancelled.is_set():
             raise Cancelled("Stopped.")
@@ -111,7 +111,7 @@ class Batch:
                     for event in engine.stream(opened.request):
                         if self._cancelled.is_set():  # may have come before the engine had begun
                             engine.cancel()
-                        told(event)
+                        on_event(event)
                 finally:
                     del self._running[entry.name]
         return None

@@ -1,4 +1,4 @@
-"""Under which terms ranks are timed: told to them by a file, as they are told where weights are. No torch."""
+"""Under which terms ranks are timed: handed to them by a file, as the weights' place is. No torch."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def unshard_peak_bytes(group: Group, share: StreamingTransformer | None) -> int 
 
 
 class FirstFrame(Rank0Meter):
-    """Notes when the parts of a run's first frame are there; told at the run's end.
+    """Notes when the parts of a run's first frame are there; reported at the run's end.
 
     Moments: seconds by the machine's monotonic clock, which all its processes share.
     """

@@ -41,7 +41,7 @@ ENVIRONMENT = ("NCCL_", "TORCH_NCCL_", "PYTORCH_", "CUDA_VISIBLE_DEVICES", "OMP_
 
 
 class Observed:
-    """A RankedSource that notes when each block came, and what the ranks told of their load and the run."""
+    """A RankedSource that notes when each block came, and what the ranks said of load and run."""
 
     def __init__(self, source: RankedSource) -> None:
         self._source, self.label = source, source.label
@@ -50,7 +50,7 @@ class Observed:
         self.loads: list[tuple[float, tuple[RankLoad, ...]]] = []
         self.before: list[Pulse | None] = []
         self.after: list[Pulse | None] = []
-        self.told: dict[str, Any] = {}  # what rank 0 measured
+        self.measured: dict[str, Any] = {}  # what rank 0 measured
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """See FrameSource; one run."""
@@ -61,7 +61,7 @@ class Observed:
             elif isinstance(item, Progress) and item.ranks:
                 self.loads.append((time.monotonic(), item.ranks))
             elif isinstance(item, Notice) and item.code == MEASURED:
-                self.told = item.values
+                self.measured = item.values
                 continue
             yield item
 
@@ -76,7 +76,7 @@ class Observed:
     @property
     def first_frame_parts(self) -> dict[str, float]:
         """Seconds since the run was asked for at which each part of its first frame was there, in order."""
-        moments = {**self.told["moments"], "received": self.came_s[0]}
+        moments = {**self.measured["moments"], "received": self.came_s[0]}
         parts = {name: moment - self.asked_s for name, moment in moments.items()}
         return dict(sorted(parts.items(), key=lambda part: part[1]))
 
@@ -105,7 +105,7 @@ def bench_ranks(preset: Preset, terms: BenchOptions, planned: Plan, *, num_block
             source.after = listen(source.fleet)
             fps = settled_fps(source.came_s, settled, draining)
             ranks = _ranks(source, num_blocks, (settled, draining), peaks, planned)
-            parts, unshard_bytes = source.first_frame_parts, source.told["unshard_peak_bytes"]
+            parts, unshard_bytes = source.first_frame_parts, source.measured["unshard_peak_bytes"]
             other = _run(source, asked("other", OTHER_BLOCKS, 1))
         finally:
             source.close()

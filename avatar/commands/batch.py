@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     with Scratch() as work:
         batch = Batch(wanted.entries, args.output, work, inventory, resume=args.resume)
         try:
-            with stopped_by_signals(batch.cancel) as stop, show as told:
-                outcomes = batch.run(engines, num_jobs, told)
+            with stopped_by_signals(batch.cancel) as stop, show as on_event:
+                outcomes = batch.run(engines, num_jobs, on_event)
         finally:
             engines.close()
     if not args.json:
@@ -113,14 +113,14 @@ def _show_json(wanted: Wanted) -> Iterator[Any]:
     for left in wanted.left_out:
         write_json({"event": "left_out", "file": left.path, "why": left.why})
 
-    def told(name: str, event: Event | Outcome) -> None:
+    def on_event(name: str, event: Event | Outcome) -> None:
         with writing:
             kind = type(event).__name__.lower()
             error = {"error": str(event.error)} if isinstance(event, Outcome) and event.error else {}
             fields = {key: value for key, value in vars(event).items() if key not in ("name", "error")}
             write_json({"event": kind, "job": name, **fields, **error})
 
-    yield told
+    yield on_event
 
 
 @contextmanager
@@ -143,7 +143,7 @@ def _show_bars(wanted: Wanted) -> Iterator[Any]:
         shares: dict[str, float] = {}
         drawing = threading.Lock()
 
-        def told(name: str, event: Event | Outcome) -> None:
+        def on_event(name: str, event: Event | Outcome) -> None:
             with drawing:
                 if name not in tasks:
                     tasks[name] = bar.add_task(name[:28], total=None, state="")
@@ -162,7 +162,7 @@ def _show_bars(wanted: Wanted) -> Iterator[Any]:
                         bar.stop_task(task)
                 bar.update(overall, completed=sum(shares.values()))
 
-        yield told
+        yield on_event
 
 
 def _state(progress: Progress) -> str:
@@ -174,10 +174,10 @@ def _print(outcomes: list[Outcome], left_out: Sequence[LeftOut]) -> None:
     table = Table("job", "", "frames", "took", "video or error")
     table.columns[2].justify = table.columns[3].justify = "right"
     for outcome in outcomes:
-        told = str(outcome.error) if outcome.error else outcome.video.name if outcome.video else ""
+        words = str(outcome.error) if outcome.error else outcome.video.name if outcome.video else ""
         frames = str(outcome.num_frames or "")
         took = f"{outcome.elapsed_s:.0f} s"
-        table.add_row(escape(outcome.name), _WORDS[outcome.state], frames, took, escape(told))
+        table.add_row(escape(outcome.name), _WORDS[outcome.state], frames, took, escape(words))
     for left in left_out:
         table.add_row(escape(left.path.name), "left out", "", "", escape(f"{left.path.name} {left.why}"))
     console().print(table)

@@ -100,16 +100,16 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput(
             f"Preset {preset.name!r} has no model to time.", "Choose one of the diffusion engine's."
         )
-    told = {**MARK, "random_weights": args.random_weights, "vram_gib": args.vram}
+    conditions = {**MARK, "random_weights": args.random_weights, "vram_gib": args.vram}
     if Layout.of(preset).world_size > 1:
-        figures = {**told, **_figures_of_ranks(args, preset, inventory)}
+        figures = {**conditions, **_figures_of_ranks(args, preset, inventory)}
     else:
         if args.layers is not None:
             raise BadInput(
                 "--layers times a part of a pipeline.", "Take it with several GPUs, or leave it out."
             )
         _show_alone(require(preset, inventory))
-        figures = {**told, **_figures(args, preset)}
+        figures = {**conditions, **_figures(args, preset)}
     write_json(figures)
     if args.output:
         try:

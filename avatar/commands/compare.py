@@ -177,11 +177,11 @@ def _make(
     )
     with _bar() as bar, stopped_by_signals(runs.cancel) as stop:
 
-        def told(name: str, event: Event | Outcome) -> None:
+        def on_event(name: str, event: Event | Outcome) -> None:
             if isinstance(event, Progress):
                 bar(f"{name}: {event.phase}", event.frames_done, event.num_frames)
 
-        runs.make(lambda preset, _: open_engine(preset, weights=args.ckpt_dir), told)
+        runs.make(lambda preset, _: open_engine(preset, weights=args.ckpt_dir), on_event)
     return stop
 
 
@@ -219,7 +219,7 @@ def _measure(args: argparse.Namespace, comparison: Comparison, before: dict[str,
                 before.get(row.name, {}),
                 portrait=args.image,
                 clip_frames=args.clip_frames,
-                told=lambda done, name=row.name: bar(f"{name}: measuring", done, None),  # type: ignore[misc]
+                on_frame=lambda done, name=row.name: bar(f"{name}: measuring", done, None),  # type: ignore[misc]
             )
             comparison.save()
 

@@ -160,13 +160,13 @@ def _follow(engine: Engine, request: Request, as_json: bool) -> int:
 
     finished: Finished | None = None
     show = _show_json(request) if as_json else _show_bar(request)
-    with stopped_by_signals(engine.cancel) as stop, show as told:
+    with stopped_by_signals(engine.cancel) as stop, show as on_event:
         for notice in portrait_notices(request):
-            told(notice)
+            on_event(notice)
         for event in engine.stream(request):
             if stop.number is not None:  # it may have come before the engine had begun
                 engine.cancel()
-            told(event)
+            on_event(event)
             if isinstance(event, Finished):
                 finished = event
         if finished is None:
@@ -196,7 +196,7 @@ def _show_json(request: Request) -> Iterator[Any]:
 
 @contextmanager
 def _show_bar(request: Request) -> Iterator[Any]:
-    """A progress bar on standard error, with what is to be told above it."""
+    """A progress bar on standard error, with notices above it."""
     err = console(sys.stderr)
     size = video_size(request.portrait, request.preset)
     words = f"preset {request.preset.name}, {request.preset.engine} engine, {size.width}×{size.height} pixels"
@@ -211,7 +211,7 @@ def _show_bar(request: Request) -> Iterator[Any]:
     with ProgressBar(*columns, console=err) as bar:
         task = bar.add_task("starting", total=request.num_frames, pace="")
 
-        def told(event: Event) -> None:
+        def on_event(event: Event) -> None:
             match event:
                 case Progress():
                     bar.update(
@@ -234,7 +234,7 @@ def _show_bar(request: Request) -> Iterator[Any]:
                 case Segment():
                     pass  # the page plays segments; here the bar tells how many there are
 
-        yield told
+        yield on_event
 
 
 def _pace(progress: Progress) -> str:

@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
     machine.add_argument("--ram", type=float, metavar="GIB", help="host memory (64)")
     machine.add_argument("--compute_capability", metavar="X.Y", help="of each GPU (8.9)")
     parser.add_argument(
-        "--image", type=Path, metavar="FILE", help="a portrait, to be told which size its video will have"
+        "--image", type=Path, metavar="FILE", help="a portrait, to see which size its video will have"
     )
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_preset(parser)
@@ -77,9 +77,9 @@ def _remedy(verdict: Verdict, inventory: Inventory) -> str:
 def _as_dict(verdict: Verdict, remedy: str, inventory: Inventory) -> dict[str, Any]:
     """Plain data for JSON; "fits" is the whole verdict, of which memory is a part."""
     preset, size = verdict.preset, verdict.size
-    told = {} if verdict.plan is None else verdict.plan.as_dict()
+    figures = {} if verdict.plan is None else verdict.plan.as_dict()
     return {
-        **told,
+        **figures,
         "preset": preset.name,
         "engine": preset.engine,
         "width": size.width,

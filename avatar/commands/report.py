@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
         "report",
         help="compare finished runs",
         description=__doc__,
-        epilog="Peaks are what the driver told twice a second; – was not measured, ≤ is the whole card's.",
+        epilog="Peaks are what the driver said twice a second; – was not measured, ≤ is the whole card's.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -52,16 +52,16 @@ def run(args: argparse.Namespace) -> int:
                 refused.append(path)
     if not reports:
         names = ", ".join(dict.fromkeys(path.name for path in refused))
-        told = f"No run report among them: {names}." if refused else "There is no run report there."
-        raise BadInput(told, "Give the .report.json files that lie beside videos, or a folder of videos.")
+        words = f"No run report among them: {names}." if refused else "There is no run report there."
+        raise BadInput(words, "Give the .report.json files that lie beside videos, or a folder of videos.")
     if args.json:
         rows = [{"file": path, **row(report)} for path, report in reports.items()]
         write_json({"reports": rows, "no_reports": refused})
     else:
         _print(reports)
         if refused:
-            told = ", ".join(str(path) for path in refused)
-            console(sys.stderr).print(f"No run reports: {told}", markup=False, soft_wrap=True)
+            words = ", ".join(str(path) for path in refused)
+            console(sys.stderr).print(f"No run reports: {words}", markup=False, soft_wrap=True)
     return BadInput.exit_code if refused else 0
 
 

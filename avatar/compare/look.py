@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from avatar.compare.result import Comparison, Row, told_of
+from avatar.compare.result import Comparison, Row, named_errors
 from avatar.errors import BadInput
 from avatar.geometry import LEAD_IN_FRAMES
 from avatar.measures.frames import read_frames
@@ -30,7 +30,7 @@ def look(
     *,
     portrait: Path | None,
     clip_frames: int | None,
-    told: Callable[[int], None] = lambda _: None,
+    on_frame: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Fill in a row's measures; before: the row of an earlier run, whose measures may still hold.
 
@@ -39,19 +39,19 @@ def look(
     assert row.file is not None
     video = comparison.folder / row.file
     borders = borders_of(video, clip_frames)
-    told_by = "" if portrait is None else file_digest(portrait)
-    row.measured_from = f"{VERSION}:{file_digest(video)}:{told_by}:{borders[:1]}:{len(borders)}"
+    portrait_digest = "" if portrait is None else file_digest(portrait)
+    row.measured_from = f"{VERSION}:{file_digest(video)}:{portrait_digest}:{borders[:1]}:{len(borders)}"
     if before.get("measured_from") == row.measured_from and before.get("lip_sync"):
         keys = [key for key in before if key not in Row.__dataclass_fields__]
         row.measures = {key: before[key] for key in keys}
         row.seam = str(before["seam"]) if before.get("seam") else None
         return
-    found = measure(video, portrait=portrait, borders=borders, told=told)
+    found = measure(video, portrait=portrait, borders=borders, on_frame=on_frame)
     row.measures = found.as_dict()
     worst = found.smoothness.worst_frame
     if worst is not None:
         row.seam = f"{row.name}.border.png"
-        with told_of(row.seam):
+        with named_errors(row.seam):
             strip(video, worst).save(comparison.folder / row.seam)
 
 

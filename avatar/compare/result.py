@@ -59,8 +59,8 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        told = {"portrait": self.portrait, "speech": self.speech, "side_by_side": self.side_by_side}
-        return {**MARK, **told, "notes": self.notes, "videos": [row.as_dict() for row in self.rows]}
+        inputs = {"portrait": self.portrait, "speech": self.speech, "side_by_side": self.side_by_side}
+        return {**MARK, **inputs, "notes": self.notes, "videos": [row.as_dict() for row in self.rows]}
 
     def save(self) -> None:
         """Write compare.json, whole or not at all. Raises: AvatarError."""
@@ -95,12 +95,12 @@ def open_folder(folder: Path) -> dict[str, dict[str, Any]]:
 
 def write(path: Path, text: str) -> None:
     """Write a text whole, or leave what was there. Raises: AvatarError."""
-    with told_of(path.name):
+    with named_errors(path.name):
         atomic.write(path, text.encode(errors="backslashreplace"))
 
 
 @contextmanager
-def told_of(name: str) -> Iterator[None]:
+def named_errors(name: str) -> Iterator[None]:
     """A disk's errors within, as an error that a user reads."""
     try:
         yield

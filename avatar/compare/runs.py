@@ -1,4 +1,4 @@
-"""Making the videos of a comparison, one by one: what is there is not made again, what fails is told."""
+"""Making the videos of a comparison, one by one: what is there is not made again, what fails is reported."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ class Runs:
         self._rows = {row.name: row for row in comparison.rows}
         self._batch = Batch(entries, comparison.folder / VIDEOS, work, inventory, resume=True)
 
-    def make(self, open_engine: Open, told: Callable[[str, Event | Outcome], None]) -> None:
+    def make(self, open_engine: Open, on_event: Callable[[str, Event | Outcome], None]) -> None:
         """Make what is missing, one at a time; each row is saved when its run has ended."""
 
         def follow(name: str, event: Event | Outcome) -> None:
             if isinstance(event, Outcome):
                 self._note(self._rows[name], event)
                 self._comparison.save()
-            told(name, event)
+            on_event(name, event)
 
         engines = Engines(open_engine, 1)
         try:

@@ -44,13 +44,13 @@ def _host(row: Row) -> str:
 
 
 def _measured(*keys: str, form: str, times: float = 1) -> Callable[[Row], str]:
-    def told(row: Row) -> str:
+    def cell(row: Row) -> str:
         found: Any = row.measures
         for key in keys:
             found = None if found is None else found.get(key)
         return _figure(None if found is None else found * times, form)
 
-    return told
+    return cell
 
 
 def _closures(row: Row) -> str:
@@ -84,7 +84,7 @@ def _blinks(row: Row) -> str:
 
 
 def _drift(kind: str, form: str) -> Callable[[Row], str]:
-    def told(row: Row) -> str:
+    def cell(row: Row) -> str:
         found = ((row.measures or {}).get("likeness") or {}).get(kind)
         if not found:
             return UNKNOWN
@@ -92,7 +92,7 @@ def _drift(kind: str, form: str) -> Callable[[Row], str]:
         mean = form.format(found["mean"]).lstrip("+")
         return mean + slope + (" – drifts" if found["drifts"] else "")
 
-    return told
+    return cell
 
 
 RUN: Columns = {
@@ -118,7 +118,7 @@ MEASURED: Columns = {
 }
 ABOUT = (
     "Numbers, not beauty: docs/quality.md says how each is measured and tested, and what it cannot see. "
-    "– means that it was not measured or cannot be told."
+    "– means that it was not measured or cannot be known."
 )
 
 
@@ -133,7 +133,7 @@ def grid(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def remarks(comparison: Comparison) -> list[str]:
-    """What could not be made or told, and why."""
+    """What could not be made or reported, and why."""
     found = list(comparison.notes)
     for row in comparison.rows:
         if row.error:

@@ -59,13 +59,13 @@ class TimedRuns:
             else:
                 self._left.append((row, own))
 
-    def make(self, told: Callable[[str], None]) -> None:
-        """Time what is missing; each row is saved when its run has ended. told: the row that begins."""
+    def make(self, on_row: Callable[[str], None]) -> None:
+        """Time what is missing; each row is saved when its run has ended. on_row: the row that begins."""
         for row, own in self._left:
             if self._cancelled.is_set():
                 row.state = STOPPED
                 continue
-            told(row.label)
+            on_row(row.label)
             self._time(row, own)
             self._comparison.save()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from avatar.compare.result import DONE, Comparison, Row, told_of
+from avatar.compare.result import DONE, Comparison, Row, named_errors
 from avatar.compare.runs import VIDEOS, read_run
 from avatar.errors import BadInput
 from avatar.measures.frames import read_frames
@@ -30,7 +30,7 @@ def add_videos(comparison: Comparison, videos: Sequence[Path], labels: Sequence[
     for number, video in enumerate(videos):
         name = _unique(joined_name(video.stem), taken)
         place = comparison.folder / VIDEOS / f"{name}{video.suffix.lower()}"
-        with told_of(place.name):
+        with named_errors(place.name):
             place.parent.mkdir(exist_ok=True)
             if not (place.exists() and file_digest(place) == file_digest(video)):
                 atomic.copy(video, place)

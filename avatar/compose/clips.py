@@ -193,9 +193,9 @@ def _system_fonts(letter: str) -> list[str]:
     if program is None:
         return []
     command = [program, "--format", "%{file}\n", f":charset={ord(letter):x}"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    listed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     return sorted(
-        set(told.stdout.splitlines()), key=lambda path: ("Sans" not in path, "Regular" not in path, path)
+        set(listed.stdout.splitlines()), key=lambda path: ("Sans" not in path, "Regular" not in path, path)
     )
 
 
@@ -211,7 +211,7 @@ def check_output(path: Path) -> None:
 def save(clip: Any, path: Path, fps: float, work: Path) -> None:
     """Write a clip as its file's name says. work: a folder for drafts. Raises: AvatarError."""
     draft, mark = work / f"draft{path.suffix.lower()}", json.dumps(MARK)
-    with _told():
+    with _ffmpegs_errors():
         if path.suffix.lower() == ".gif":
             scale = min(1.0, GIF_PX / max(clip.w, clip.h))
             clip.resized(scale).write_gif(str(draft), fps=min(fps, GIF_FPS), logger=None)
@@ -233,7 +233,7 @@ def save(clip: Any, path: Path, fps: float, work: Path) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _ffmpegs_errors() -> Iterator[None]:
     """moviepy's and ffmpeg's errors, as one that a user reads."""
     try:
         with warnings.catch_warnings():

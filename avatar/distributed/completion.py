@@ -1,4 +1,4 @@
-"""What a rank has done, told once its device has; and how far the host may run ahead of the device."""
+"""What a rank has done, reported once its device has; and how far the host may run ahead of the device."""
 
 from __future__ import annotations
 

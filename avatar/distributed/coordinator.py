@@ -101,7 +101,7 @@ class Coordinator:
         return ParallelDenoiser(self, geometry, schedule, ring_dtype)
 
     def settle(self) -> None:
-        """Wait until every rank has taken all that it was told."""
+        """Wait until every rank has taken every order it was given."""
         self.group.post.settle()
 
     def tell(self, ranks: range, message: Message) -> None:

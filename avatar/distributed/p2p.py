@@ -109,7 +109,7 @@ class MessageChannel:
     """Sends and receives messages by rank, in order between any two; sending does not wait."""
 
     def __init__(self, sent: Callable[[int], None] = lambda num_bytes: None) -> None:
-        """sent: told the bytes of each message that leaves."""
+        """sent: called with the bytes of each message that leaves."""
         self._sent = sent
         self._unread: dict[int, deque[Any]] = {}
 

@@ -1,6 +1,6 @@
 """A rank: `python -m avatar.distributed.rank FD`, started by the fleet; torchrun's come by `avatar worker`.
 
-Rank 0 makes frames, asked for over its link; the others help it. What goes wrong in any is told at once.
+Rank 0 makes frames, asked for over its link; the others help it. What goes wrong in any is reported at once.
 """
 
 from __future__ import annotations
@@ -86,16 +86,16 @@ class Reporter:
 
     def fail(self, error: BaseException) -> None:
         """This rank cannot go on. Does not return."""
-        told, foreseen = self._as_told(error)
+        failure, foreseen = self._as_reported(error)
         log.error("rank %d failed", self.rank, exc_info=None if foreseen else error)
         try:
-            self.send(Failed(self.rank, told, foreseen))
+            self.send(Failed(self.rank, failure, foreseen))
             self._settle()
         finally:
             logging.shutdown()
             os._exit(1)  # no destructor of CUDA or NCCL may wait for the other ranks
 
-    def _as_told(self, error: BaseException) -> tuple[AvatarError, bool]:
+    def _as_reported(self, error: BaseException) -> tuple[AvatarError, bool]:
         """What a user reads of it, and whether that is its cause."""
         if isinstance(error, AvatarError):
             return error, True
@@ -114,7 +114,7 @@ def work(
     services: Iterable[Service],
     around: Callable[[FrameSource], FrameSource] = lambda source: source,
 ) -> None:
-    """Take the seat and do this rank's part until nobody wants it any more. Whatever goes wrong is told.
+    """Take the seat and do this rank's part until nobody wants it any more. Whatever goes wrong is reported.
 
     services: those whom rank 0 serves, one after another. around: what is put around its source.
     """

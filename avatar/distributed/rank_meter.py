@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-NUM_STEPS = 16  # of which the longest is told
+NUM_STEPS = 16  # of which the longest is reported
 
 
 class RankMeter:

@@ -147,7 +147,7 @@ class Signed:
 
 
 def _meet(place: TorchrunRank, address: Address, key: bytes) -> Store:
-    """The ranks' own store, opened by rank 0 where it was told to listen.
+    """The ranks' own store, opened by rank 0 where it was asked to listen.
 
     Torchrun's, which listens at every address of its machine, carries no more than where to find it.
     Raises: BadInput.

@@ -58,7 +58,7 @@ class Workers(Protocol):
         ...
 
     def settle(self) -> None:
-        """Wait until all that was told has been heard."""
+        """Wait until every order has been received."""
         ...
 
     def on_own_stream(self) -> AbstractContextManager[None]:
@@ -89,7 +89,7 @@ class WavefrontRun:
         self._old_anchors: set[int] = set()
 
     def conduct(self) -> None:
-        """Follow orders until told to quit; what goes wrong ends up among the finished blocks."""
+        """Follow orders until asked to quit; what goes wrong ends up among the finished blocks."""
         try:
             with torch.no_grad(), self._conductor.on_own_stream():
                 while not self.quit.is_set():

@@ -21,7 +21,7 @@ from avatar.geometry import SPEECH_HZ
 from avatar.live.services import Chat, Recogniser, sentences_of
 from avatar.live.session import LiveSession
 from avatar.live.vad import CHUNK, Turns, VoiceProbability
-from avatar.live.voice import SessionVoice, told
+from avatar.live.voice import SessionVoice, reported
 from avatar.media.timeline import Timeline
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class Conversation:
             work()
         except Exception:
             log.exception("a conversation's thread failed")
-            self.session.tell(told(AvatarError("Listening failed.", "The log of the server says why.")))
+            self.session.tell(reported(AvatarError("Listening failed.", "The log of the server says why.")))
 
     @property
     def _is_over(self) -> bool:
@@ -150,7 +150,7 @@ class Conversation:
         try:
             self._turns.put_nowait((samples, self._clock()))
         except queue.Full:
-            self.session.tell(told(AvatarError("Recognition is behind: a sentence is left out.")))
+            self.session.tell(reported(AvatarError("Recognition is behind: a sentence is left out.")))
 
     def _chunks(self) -> Iterator[np.ndarray]:
         """What is heard, float32 (CHUNK,) at SPEECH_HZ."""
@@ -168,7 +168,7 @@ class Conversation:
         try:
             self._recogniser.load()
         except AvatarError as error:
-            self.session.tell(told(error))
+            self.session.tell(reported(error))
 
     def _take_turns(self) -> None:
         while not self._is_over:
@@ -188,7 +188,7 @@ class Conversation:
                     )
                     self._answer(words, ended_at, recognised_s=self._clock() - began)
             except AvatarError as error:
-                self.session.tell(told(error))
+                self.session.tell(reported(error))
 
     def _answer(self, words: str, ended_at: float, recognised_s: float = 0.0) -> None:
         """Ask, and say each sentence as soon as it is there."""
@@ -205,4 +205,4 @@ class Conversation:
                     self.session.tell({"type": "answering", **spent})
                     first = False
         except AvatarError as error:
-            self.session.tell(told(error))
+            self.session.tell(reported(error))

@@ -86,7 +86,7 @@ class LiveDesk:
             return guest.conversation
 
     def record(self, guest: Guest, on: bool) -> bool:
-        """Begin a recording, or finish it; the watchers are told once it is kept. Raises: AvatarError."""
+        """Begin a recording, or finish it; the watchers are reported once it is kept. Raises: AvatarError."""
         session = guest.ticket.session
         with guest.lock:
             if guest.recording is not None:

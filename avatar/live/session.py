@@ -136,8 +136,8 @@ class LiveSession:
                 if isinstance(said, LiveFrames):
                     self._show(said)
                 elif isinstance(said, Notice):
-                    told = {"code": said.code, "text": said.text, "values": dict(said.values)}
-                    self.tell({"type": "notice", **told})
+                    reported = {"code": said.code, "text": said.text, "values": dict(said.values)}
+                    self.tell({"type": "notice", **reported})
                 elif isinstance(said, Progress) and said.phase is Phase.GENERATING:
                     self._generating.set()
         except AvatarError as error:
@@ -185,5 +185,5 @@ class LiveSession:
                 if behind > STOOD_S:
                     due += behind
                 self.over.wait(max(0.0, -behind))
-        except AvatarError as error:  # told by whoever follows
+        except AvatarError as error:  # reported by whoever follows
             log.info("no more sound: %s", error.message)

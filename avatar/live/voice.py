@@ -90,10 +90,10 @@ class SessionVoice:
             try:
                 self._say(text)
             except AvatarError as error:
-                self._session.tell(told(error))
+                self._session.tell(reported(error))
             except Exception:
                 log.exception("a voice failed")
-                self._session.tell(told(AvatarError("The voice failed.", "Choose another one.")))
+                self._session.tell(reported(AvatarError("The voice failed.", "Choose another one.")))
             finally:
                 self._speaking.clear()
 
@@ -121,6 +121,6 @@ def at_sound_hz(samples: np.ndarray, hz: int) -> np.ndarray:
     return np.concatenate([one.to_ndarray().reshape(-1) for one in out])
 
 
-def told(error: AvatarError) -> Mapping[str, Any]:
-    """An error as watchers are told it."""
+def reported(error: AvatarError) -> Mapping[str, Any]:
+    """An error as watchers are reported it."""
     return {"type": "notice", "code": "error", "text": str(error), "values": {}}

@@ -165,10 +165,10 @@ class Job:
         report = written_report(self.output)
         if not (self.output.is_file() and report.is_file()):
             return None
-        told = read_report(report)
-        if told.stopped:
+        report_there = read_report(report)
+        if report_there.stopped:
             return None
-        check_same(told.made_from, origin(request), self.output.name)
+        check_same(report_there.made_from, origin(request), self.output.name)
         return self.output
 
     def _limits(self, long: bool) -> InputLimits:

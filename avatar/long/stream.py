@@ -25,7 +25,7 @@ from avatar.runtime.stream import error_kind, segment_lengths
 
 log = logging.getLogger(__name__)
 
-Told = queue.Queue[tuple[int, Event] | BaseException | None]  # a part's event; an error; an engine's end
+Outbox = queue.Queue[tuple[int, Event] | BaseException | None]  # a part's event; an error; an engine's end
 
 
 class LongVideo:
@@ -55,12 +55,14 @@ class LongVideo:
     def stream(self, request: Request) -> Iterator[Event]:
         """Events of the whole video; see Engine.stream. What is in the ledger is not made again."""
         run = _Run(request, self._ledger)
-        told: Told = queue.Queue()
+        outbox: Outbox = queue.Queue()
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for part in self._ledger.missing:
             waiting.put(part)
         workers = [
-            threading.Thread(target=self._make, args=(engine, run, waiting, told), name="parts", daemon=True)
+            threading.Thread(
+                target=self._make, args=(engine, run, waiting, outbox), name="parts", daemon=True
+            )
             for engine in self._engines
         ]
         try:
@@ -69,7 +71,7 @@ class LongVideo:
                 worker.start()
             error: BaseException | None = None
             for _ in workers:
-                while (said := told.get()) is not None:
+                while (said := outbox.get()) is not None:
                     if isinstance(said, BaseException):
                         error = error or said
                         self.cancel()
@@ -97,7 +99,7 @@ class LongVideo:
         engine: Engine,
         run: _Run,
         waiting: queue.SimpleQueue[int],
-        told: Told,
+        outbox: Outbox,
     ) -> None:
         """One engine's thread: part after part, until none is left or something stops it."""
         try:
@@ -106,19 +108,19 @@ class LongVideo:
                     part = waiting.get_nowait()  # not asked for first: another engine may take it in between
                 except queue.Empty:
                     break
-                self._make_part(engine, run, part, told)
+                self._make_part(engine, run, part, outbox)
         except BaseException as error:
-            told.put(error)
+            outbox.put(error)
         finally:
-            told.put(None)
+            outbox.put(None)
 
-    def _make_part(self, engine: Engine, run: _Run, part: int, told: Told) -> None:
+    def _make_part(self, engine: Engine, run: _Run, part: int, outbox: Outbox) -> None:
         request = self._ledger.request(part, run.request)
         for event in engine.stream(request):
             if self._cancelled.is_set():  # may have come before the engine had begun
                 engine.cancel()
             if not isinstance(event, Finished):
-                told.put((part, event))
+                outbox.put((part, event))
             elif event.stopped:
                 run.unfinished[part] = event
             else:
@@ -131,7 +133,7 @@ class LongVideo:
                 if not self._keep_segments:
                     shutil.rmtree(request.work)
                 span = self._ledger.spans[part]
-                told.put((part, PartDone(video, part, run.num_parts, span.first_frame, span.num_frames)))
+                outbox.put((part, PartDone(video, part, run.num_parts, span.first_frame, span.num_frames)))
 
     def _finish(self, run: _Run, error: BaseException | None) -> Iterator[Event]:
         """Join what there is from the beginning on; forget the parts once the video is whole."""
@@ -159,19 +161,19 @@ class LongVideo:
 
     def _unjoined(self, run: _Run, failure: AvatarError | None, trouble: BaseException) -> BaseException:
         """What to tell when the parts cannot become one video: where they are."""
-        told = failure or disk_error(trouble)
+        error = failure or disk_error(trouble)
         kept = [one.video for one in run.unfinished.values() if one.video.exists()]
-        if not isinstance(told, AvatarError):
-            return told
-        remedy = told.remedy
+        if not isinstance(error, AvatarError):
+            return error
+        remedy = error.remedy
         if self._ledger.done:
             count = f"{len(self._ledger.done)} of {run.num_parts}"
             remedy = f"{remedy} {count} parts are kept: resume the video when there is room."
-        return NotPlaced(told.message, remedy, kept) if kept else type(told)(told.message, remedy)
+        return NotPlaced(error.message, remedy, kept) if kept else type(error)(error.message, remedy)
 
 
 class _Run:
-    """What the parts tell, as told of the whole video."""
+    """What the parts tell, as events of the whole video."""
 
     def __init__(self, request: Request, ledger: Ledger) -> None:
         self.request, self.ledger = request, ledger

@@ -9,7 +9,7 @@ import numpy as np
 from avatar.measures.track import FaceTrack
 
 WINDOW_S = 1.0  # over which medians are taken: blinks and vowels come and go
-SHORTEST_S = 8.0  # below which no drift is told
+SHORTEST_S = 8.0  # below which no drift is reported
 # Change from the first fifth to the last, below which a drift is none, whatever the noise: in SSIM, in
 # CIE 1976 colour units, in parts of the sharpness.
 LEAST = {"ssim": 0.05, "colour": 2.0, "sharpness": 0.25}
@@ -31,7 +31,7 @@ class Likeness:
     """ssim: of the face and the reference, 1 for the same. colour: its distance from the reference, CIE 1976.
 
     sharpness: over the reference's, 1 for as sharp. against: "portrait", or "first frame" where none was
-    given or it shows no face. None where it cannot be told, and why says so.
+    given or it shows no face. None where it cannot be known, and why says so.
     """
 
     ssim: Drift | None = None

@@ -23,8 +23,8 @@ LARGEST_OFFSET_S = 0.5
 # as in time is the preview's lead.
 # Source: Schwartz, Savariaux, "No, there is no 150 ms lead of visual speech on auditory speech" (2014).
 NATURAL_LEAD_S = VISUAL_LEAD_S
-SURE = 0.25  # confidence from which an offset is told
-SHORTEST_S = 1.5  # of speech with a face, below which nothing is told
+SURE = 0.25  # confidence from which an offset is reported
+SHORTEST_S = 1.5  # of speech with a face, below which nothing is reported
 
 _BLOCK = 20 * FRAME_HZ  # frames of sound that are heard at once
 _TREND_S = 1.0  # what changes more slowly than this is no lip movement
@@ -54,7 +54,7 @@ class Heard:
 
 @dataclass(frozen=True)
 class LipSync:
-    """How sound and mouth go together; None where it cannot be told, and why says so.
+    """How sound and mouth go together; None where it cannot be known, and why says so.
 
     offset_ms: how much the sound comes after the mouth that makes it, more than is natural; negative: before.
     correlation: of opening and sound at that offset, −1 to 1. confidence: 0 to 1, by how much that stands out
@@ -71,7 +71,7 @@ class LipSync:
     why: str = ""
 
 
-def hear(listen: Listen, num_samples: int, told: Callable[[], None] = lambda: None) -> Heard:
+def hear(listen: Listen, num_samples: int, on_window: Callable[[], None] = lambda: None) -> Heard:
     """Listen to a whole speech, in blocks. num_samples: its length at SPEECH_HZ."""
     network, level = VisemeNetwork.load(), PassageLevel(listen, num_samples)
     num_frames = num_samples * FRAME_HZ // SPEECH_HZ
@@ -84,7 +84,7 @@ def hear(listen: Listen, num_samples: int, told: Callable[[], None] = lambda: No
         closed.append(visemes[:, VISEMES.index("PP")])
         loud = loudness_db(listen, start, stop, level) > _AUDIBLE_DB
         speaking.append(loud & (visemes[:, VISEMES.index("sil")] < _SPEAKING))
-        told()
+        on_window()
     if not openings:
         return Heard(np.zeros(0), np.zeros(0), np.zeros(0, bool))
     closures = _middles(np.concatenate(closed) > _CLOSURE)

@@ -18,7 +18,7 @@ USUAL_BLINKS_PER_MIN = (4.5, 52.0)
 MEAN_BLINKS_PER_MIN = {"reading": 4.5, "at rest": 17.0, "in conversation": 26.0}
 # Source: BioNumbers, the Harvard database of useful biological numbers.
 USUAL_BLINK_MS = (100.0, 400.0)
-SHORTEST_S = 4.0  # below which nothing is told
+SHORTEST_S = 4.0  # below which nothing is reported
 BLINKS_FROM_S = 20.0  # below which a rate of blinks is not judged
 
 _OPEN_S = 3.0  # over which an eye's usual openness is taken
@@ -38,7 +38,7 @@ class Movement:
 
 @dataclass(frozen=True)
 class Naturalness:
-    """None where it cannot be told, and why says so.
+    """None where it cannot be known, and why says so.
 
     yaw, pitch, roll: degrees. spectrum: shares of the rotation's power by the names of BANDS_HZ, of what lies
     between 0.2 and 7 Hz. blinks_per_min, blink_ms: rate and mean length, from half shut to half open.
@@ -60,7 +60,7 @@ class Naturalness:
 class Expression:
     """Ranges and speeds in hundredths of the face's height; eyes: of their width, blinks left out.
 
-    None where it cannot be told, and why says so.
+    None where it cannot be known, and why says so.
     """
 
     brows: Movement | None = None

@@ -58,13 +58,13 @@ def measure(
     *,
     portrait: Path | None = None,
     borders: Sequence[int] = (),
-    told: Callable[[int], None] = lambda _: None,
+    on_frame: Callable[[int], None] = lambda _: None,
 ) -> Measures:
     """Measure a video. portrait: what its face should look like. borders: first frames of later clips.
 
-    told: frames looked at so far. Raises: BadInput for what is no video.
+    on_frame: frames looked at so far. Raises: BadInput for what is no video.
     """
-    return judge(track(video, portrait, told), listened(video), borders)
+    return judge(track(video, portrait, on_frame), listened(video), borders)
 
 
 def judge(seen: FaceTrack, heard: Heard | str, borders: Sequence[int] = ()) -> Measures:

@@ -35,7 +35,7 @@ class Seam:
 class Smoothness:
     """Jolts at borders: of landmarks (acceleration), motion (change of optical flow), colour (of the face).
 
-    None where it cannot be told, and why says so. borders: how many. worst_frame: the first frame after the
+    None where it cannot be known, and why says so. borders: how many. worst_frame: the first frame after the
     worst border.
     """
 

@@ -93,19 +93,19 @@ class FaceTrack:
 
 
 def track(
-    video: Path, portrait: Path | None = None, told: Callable[[int], None] = lambda _: None
+    video: Path, portrait: Path | None = None, on_frame: Callable[[int], None] = lambda _: None
 ) -> FaceTrack:
-    """Follow the face of a video. portrait: a picture to compare it with; told: the frames done so far.
+    """Follow the face of a video. portrait: a picture to compare it with; on_frame: the frames done so far.
 
     Raises: BadInput for what is no video.
     """
-    return follow(read_frames(video), None if portrait is None else read_portrait(portrait), told)
+    return follow(read_frames(video), None if portrait is None else read_portrait(portrait), on_frame)
 
 
 def follow(
     frames: Iterable[tuple[float, np.ndarray]],
     portrait: np.ndarray | None = None,
-    told: Callable[[int], None] = lambda _: None,
+    on_frame: Callable[[int], None] = lambda _: None,
 ) -> FaceTrack:
     """As track, of pictures: (seconds, uint8 (H, W, 3) RGB) each. portrait: uint8 (H, W, 3) RGB."""
     follower, flow = _Follower(portrait), _Flow()
@@ -118,7 +118,7 @@ def follow(
         rows.append(values)
         shapes.append(shape)
         changes.append(flow.change(image))
-        told(number + 1)
+        on_frame(number + 1)
     columns = np.array(rows, np.float64).reshape(-1, len(SIGNALS)).T
     steps = np.diff(times)
     reference = follower.reference

@@ -126,6 +126,6 @@ def disk_error(error: BaseException) -> BaseException:
 def unwritten(error: OSError) -> AvatarError:
     """What a user reads when a video, or a part of it, cannot be written."""
     reason = error.strerror or type(error).__name__
-    told = AvatarError(f"The video cannot be written ({reason}).", "Free disk space, then run it again.")
-    told.__cause__ = error
-    return told
+    failure = AvatarError(f"The video cannot be written ({reason}).", "Free disk space, then run it again.")
+    failure.__cause__ = error
+    return failure

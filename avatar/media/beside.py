@@ -116,11 +116,11 @@ def _made_before(path: Path) -> bool:
 def _is_marked_video(path: Path) -> bool:
     try:
         with av.open(str(path), format="mp4") as container:
-            told = json.loads(container.metadata["comment"])
+            mark = json.loads(container.metadata["comment"])
     except (av.FFmpegError, OSError, KeyError, ValueError):
         return False
-    is_part = isinstance(told, dict) and {"run", "first_frame"} <= told.keys()  # also of earlier versions
-    return is_part or is_marked(told)
+    is_part = isinstance(mark, dict) and {"run", "first_frame"} <= mark.keys()  # also of earlier versions
+    return is_part or is_marked(mark)
 
 
 def _is_marked_picture(path: Path) -> bool:

@@ -22,7 +22,7 @@ def display_name(path: Path | str, given: str | None = None) -> str:
 
 
 def joined_name(*words: str) -> str:
-    """A file name's stem from words, "a-b-c"; the longest are cut, and told apart by a digest, to fit."""
+    """A file name's stem from words, "a-b-c"; the longest are cut, and distinguished by a digest, to fit."""
     words = tuple(filter(None, words))
     name = "-".join(words)
     if len(os.fsencode(name)) <= _LONGEST_STEM_BYTES:

@@ -174,7 +174,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def _num_frames(of_speech: int, preset: Preset, speech_name: str) -> tuple[int, tuple[str, ...]]:
-    """Frames to make: the speech's, or fewer where num_clip bounds them, which the user is told."""
+    """Frames to make: the speech's, or fewer where num_clip bounds them, and the user is notified."""
     g = preset.generation
     most = g.num_clip * g.infer_frames
     if not most or most >= of_speech:

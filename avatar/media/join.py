@@ -64,14 +64,14 @@ def join_parts(paths: Sequence[Path], output: Path) -> int:
         with atomic.whole(output) as draft:
             _write(pieces, draft)
     except BaseException as error:
-        told = atomic.disk_error(error)
-        if isinstance(error, OSError) and told is error:
+        failure = atomic.disk_error(error)
+        if isinstance(error, OSError) and failure is error:
             log.error("joining failed", exc_info=error)
-            told = BadInput(
+            failure = BadInput(
                 f"{display_name(output)} cannot be made of these parts ({error.strerror}).",
                 "Check the output's folder; make damaged parts again.",
             )
-        raise told from error
+        raise failure from error
     return pieces[-1].end_frame - pieces[0].first_frame
 
 
@@ -80,15 +80,15 @@ def _look(path: Path) -> _Piece:
     name = display_name(path)
     try:
         with av.open(str(path)) as container:
-            told = read_tag(container)
+            tag = read_tag(container)
             video = container.streams.best("video")
-            if told is None or not isinstance(video, VideoStream) or not container.streams.audio:
+            if tag is None or not isinstance(video, VideoStream) or not container.streams.audio:
                 raise BadInput(
                     f"{name} is no part of a long video.", "Join files that --checkpoint_every made."
                 )
             context = video.codec_context
             coded = (context.name, video.width, video.height, bytes(context.extradata or b""))
-            return _Piece(path, *told, video.frames, coded)
+            return _Piece(path, *tag, video.frames, coded)
     except (av.FFmpegError, OSError) as error:
         log.info("%s: %r", name, error)
         raise BadInput(f"{name} cannot be read.", "It is damaged or not there; make it again.") from error

@@ -222,15 +222,15 @@ def picture_packet(video: VideoStream, packet: av.Packet, index: int, fps: int) 
 
 def tag(container: OutputContainer, part: Part | None) -> None:
     """Note in a file that it was made here, and which part it is; before its first packet."""
-    told = {} if part is None else {"run": part.run, "first_frame": part.first_frame}
-    container.metadata["comment"] = json.dumps(MARK | told)
+    tag = {} if part is None else {"run": part.run, "first_frame": part.first_frame}
+    container.metadata["comment"] = json.dumps(MARK | tag)
 
 
 def read_tag(container: InputContainer) -> tuple[str, int] | None:
     """A part's run and first frame; None for any other file."""
     try:
-        told = json.loads(container.metadata["comment"])
-        return str(told["run"]), int(told["first_frame"])
+        tag = json.loads(container.metadata["comment"])
+        return str(tag["run"]), int(tag["first_frame"])
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -115,8 +115,8 @@ class Track:
         formats, stream = self._container.format.name.split(","), self._stream
         whole_s = self._container.duration / av.time_base if self._container.duration else None
         if "matroska" in formats:
-            told_s = _clock_s(stream.metadata.get("DURATION", ""))
-            return told_s or whole_s, bool(told_s) or len(self._container.streams) == 1
+            stated_s = _clock_s(stream.metadata.get("DURATION", ""))
+            return stated_s or whole_s, bool(stated_s) or len(self._container.streams) == 1
         certain = not set(_EXACT).isdisjoint(formats)
         certain = certain or ("mp3" in formats and endings.tells_length(self._path))
         if stream.duration and stream.time_base:

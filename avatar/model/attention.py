@@ -131,7 +131,7 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
 
 
 def few_keys_weights(q: Tensor, k: Tensor, counts: Tensor) -> Tensor:
-    """How much of each of some dozens of keys every query takes, each key counting as often as it is told.
+    """How much of each of some dozens of keys every query takes, each key counting as often as counts says.
 
     q: N h d; k: M h d; counts: M float32, logarithms, minus infinity for a key that is not there. Returns
     N h·M in q's dtype, a head's weights side by side; over a head's keys they sum to 1.

@@ -26,7 +26,7 @@ def compiled(function: Callable[..., T], **options: Any) -> Callable[..., T]:
     PyTorch marks for the whole process that a graph is being traced, and refuses a call of another thread
     meanwhile. A call only gives the GPU its work, so the others wait for long just while a graph is built.
     The limits of how many graphs are kept, and that each has static shapes, are set for the calling thread;
-    if torch.compile is told the latter, it sets it anew at every call, which takes 11 µs. options: its own.
+    if torch.compile is given the latter, it sets it anew at every call, which takes 11 µs. options: its own.
     A function that cannot be built runs as it is, from then on.
     """
     config.recompile_limit = max(config.recompile_limit, MAX_SHAPES)

@@ -1,6 +1,6 @@
 """What a device can do is tried, not assumed: each fast path once, before the slow one that stands in for it.
 
-A process that finds a path missing goes on without it, and whoever watches its run is told what that costs.
+A process that finds a path missing goes on without it, and a notice says what that costs.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def found_missing(code: str, error: BaseException) -> None:
 def reason_of(error: BaseException) -> str:
     """An error's kind and first line, and the next where that only introduces it."""
     lines = str(error).strip().splitlines()
-    told = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
-    return f"{type(error).__name__}: {told}" if told else type(error).__name__
+    reason = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
+    return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
 
 
 def works(code: str, trial: Callable[[torch.device], None], device: torch.device) -> bool:

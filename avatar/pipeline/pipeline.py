@@ -73,7 +73,7 @@ class DiffusionPipeline:
         self._held: Hashable = None  # the models that the parts are
         self._planned: tuple[Request, Placement] | None = None  # of the plan that was asked for last
         self._state: ResumeState | None = None  # of the run that goes on
-        self._told: set[str] = set()  # of a run: what was announced
+        self._announced_codes: set[str] = set()  # of a run: what was announced
         # a toy model needs no graphs, which take longer to build than it to run
         self._compiles = compiles and not is_tiny
         self.pieces = CompiledPieces()
@@ -92,7 +92,7 @@ class DiffusionPipeline:
         """
         size = video_size(request)
         self._state = state = ResumeState.of(request, size)
-        self._told.clear()
+        self._announced_codes.clear()
         self._observer.run_begins()
 
         def stopped() -> bool:
@@ -114,14 +114,14 @@ class DiffusionPipeline:
         self, request: LiveRequest, sound: Iterator[np.ndarray], cancelled: Callable[[], bool]
     ) -> Iterator[LiveFrames | Notice | Progress]:
         """See LiveSource: a block of frames each time. A machine that is too slow takes fewer steps, then a
-        smaller size, which is told.
+        smaller size, which is reported.
 
         Raises: AvatarError, Cancelled; RuntimeError where memory ran out, as frames().
         """
         whole = as_request(request)
         size = video_size(whole)
         self._state = state = ResumeState.of(whole, size)
-        self._told.clear()
+        self._announced_codes.clear()
         self._observer.run_begins()
 
         def stopped() -> bool:
@@ -216,8 +216,8 @@ class DiffusionPipeline:
     def _announced(self) -> Iterator[Notice]:
         """What this device turned out not to do as fast as others, once in a run."""
         for code, text in missing():
-            if code not in self._told:
-                self._told.add(code)
+            if code not in self._announced_codes:
+                self._announced_codes.add(code)
                 yield Notice(f"slow_{code}", text, "warning")
 
     def _decoded(

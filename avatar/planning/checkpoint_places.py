@@ -311,7 +311,7 @@ def hub_cache() -> Path:
 
 
 def user_settings() -> Path:
-    """Where programs of this user keep what they were told; ./.config for a user without a home."""
+    """Where programs of this user keep what they were given; ./.config for a user without a home."""
     if config := os.environ.get("XDG_CONFIG_HOME"):
         return Path(config) / "live-avatar"
     try:

@@ -72,7 +72,7 @@ class Counter:
 def fetch_files(files: Sequence[LargeFile], bar: type[tqdm] | None, counter: Counter | None) -> None:
     """Fetch what is missing of the files, several at once; each is moved to its place when it is whole.
 
-    bar: of each file. counter: told how many bytes of a file are thrown away.
+    bar: of each file. counter: called with how many bytes of a file are thrown away.
     Raises: WeightsMissing for a file that arrives broken twice; what huggingface_hub raises.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -104,13 +104,13 @@ def _fetch(file: LargeFile, bar: type[tqdm] | None, counter: Counter | None) -> 
 
 def _fetch_bytes(file: LargeFile, bar: type[tqdm] | None) -> None:
     """Append what is missing; a broken connection is taken up again where it broke."""
-    told = get_hf_file_metadata(hf_hub_url(file.repo, file.name, revision=file.revision))
-    ours = urlsplit(told.location).netloc == urlsplit(hf_hub_url(file.repo, file.name)).netloc
+    metadata = get_hf_file_metadata(hf_hub_url(file.repo, file.name, revision=file.revision))
+    ours = urlsplit(metadata.location).netloc == urlsplit(hf_hub_url(file.repo, file.name)).netloc
     with file.partial.open("ab") as out:
         if out.tell() > file.num_bytes:
             out.truncate(0)
         http_get(
-            told.location,
+            metadata.location,
             out,
             resume_size=out.tell(),
             headers=build_hf_headers() if ours else {},  # the token is for the hub alone

@@ -28,7 +28,7 @@ class GpuReading:
 
     ours_bytes, others_bytes: in use by this program's processes, and by everyone else's.
     peak_bytes: the highest ours_bytes since the last reset. planned_bytes: the plan's peak, if a plan is set.
-    used_peak_bytes: the highest used_bytes since then, for where ours and others cannot be told apart.
+    used_peak_bytes: the highest used_bytes since then, for where ours and others cannot be distinguished.
     """
 
     index: int
@@ -92,7 +92,7 @@ class Gauges:
         self._opened_s = 0.0
         self._plan: Plan | None = None
         self._peaks: dict[str, int] = {}
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._cpu_times = psutil.cpu_times()
         self._cpu_percent = 0.0
         self._last: tuple[float, Reading] | None = None
@@ -195,8 +195,8 @@ class Gauges:
         """Log what NVML refused, each thing once."""
         for error in card.errors:
             line = f"GPU {card.index}: NVML gives no {error}"
-            if line not in self._told:
-                self._told.add(line)
+            if line not in self._reported:
+                self._reported.add(line)
                 logger.warning(line)
 
 

@@ -75,13 +75,13 @@ class _Reader:
             raise ValueError("no GGUF file of a known version")
         num_tensors, num_values = self._number("Q"), self._number("Q")
         values = {self._text(): self._value(self._number("I")) for _ in range(num_values)}
-        told = [
+        entries = [
             (self._text(), self._shape(), self._number("I"), self._number("Q")) for _ in range(num_tensors)
         ]
         alignment = values.get(ALIGNMENT_KEY, ALIGNMENT)
         begin = -(-self._at // alignment) * alignment
         tensors = {}
-        for name, shape, kind, offset in told:
+        for name, shape, kind, offset in entries:
             dtype, block, block_bytes = TYPES.get(kind, (f"type {kind}", 1, 0))
             num_bytes = math.prod(shape) // block * block_bytes
             if begin + offset + num_bytes > len(self._data):

@@ -221,7 +221,7 @@ def _disk_free(outputs: Path | None) -> int:
 def _torch_build() -> tuple[str, str]:
     """The installed PyTorch's version, and the CUDA that it was built for, each empty for none.
 
-    It is not imported, which takes seconds: its version.py tells both. A label, "+cpu" or "+cu126", is told
+    It is not imported, which takes seconds: its version.py tells both. A label, "+cpu" or "+cu126", is kept
     by wheels of PyTorch's own site alone.
     """
     try:
@@ -230,8 +230,8 @@ def _torch_build() -> tuple[str, str]:
         return "", ""
     version = installed.version
     try:
-        told = Path(str(installed.locate_file("torch/version.py"))).read_text(encoding="utf-8")
-        return version, _assigned(told).get("cuda") or ""
+        source = Path(str(installed.locate_file("torch/version.py"))).read_text(encoding="utf-8")
+        return version, _assigned(source).get("cuda") or ""
     except (OSError, SyntaxError) as error:
         logger.warning("PyTorch does not tell the CUDA that it was built for: %s", type(error).__name__)
         return version, ""

@@ -41,9 +41,9 @@ class UserLora:
         if not is_file(config):
             return None
         try:
-            told = json.loads(config.read_text(encoding="utf-8"))
-            alpha, rank = float(told["lora_alpha"]), float(told["r"])
-            return alpha * math.sqrt(rank) if told.get("use_rslora") else alpha
+            settings = json.loads(config.read_text(encoding="utf-8"))
+            alpha, rank = float(settings["lora_alpha"]), float(settings["r"])
+            return alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(
                 f"{PEFT_CONFIG} beside {self.path.name} cannot be read.", "Correct it, or take it away."

@@ -34,12 +34,12 @@ def tokenizer_of(file: Path) -> Any:
     """The `tokenizers.Tokenizer` of a single file. Raises: OSError, ValueError, KeyError."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    told = _of_gguf(file) if file.suffix == GGUF else _of_model(_model_in(file))
-    names = [piece for piece, _ in told.pieces]
+    found = _of_gguf(file) if file.suffix == GGUF else _of_model(_model_in(file))
+    names = [piece for piece, _ in found.pieces]
     tokenizer = Tokenizer(
-        models.Unigram(told.pieces, unk_id=names.index(UNKNOWN), byte_fallback="<0x00>" in names)
+        models.Unigram(found.pieces, unk_id=names.index(UNKNOWN), byte_fallback="<0x00>" in names)
     )
-    steps = [normalizers.Precompiled(told.charsmap)] if told.charsmap else [normalizers.NFKC()]
+    steps = [normalizers.Precompiled(found.charsmap)] if found.charsmap else [normalizers.NFKC()]
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(Regex(" {2,}"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -67,9 +67,9 @@ def _of_model(data: bytes) -> Pieces:
     pieces, charsmap = [], b""
     for number, value in _fields(data):
         if number == PIECES:
-            told = dict(_fields(value))
-            (score,) = struct.unpack("<f", told.get(SCORE, b"\0\0\0\0"))
-            pieces.append((told[PIECE].decode("utf-8"), score))
+            found = dict(_fields(value))
+            (score,) = struct.unpack("<f", found.get(SCORE, b"\0\0\0\0"))
+            pieces.append((found[PIECE].decode("utf-8"), score))
         elif number == NORMALIZER:
             charsmap = dict(_fields(value)).get(CHARSMAP, b"")
     return Pieces(pieces, charsmap)

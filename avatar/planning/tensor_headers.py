@@ -53,9 +53,9 @@ def _header(path: Path, num_bytes: int, mtime_ns: int) -> Header:
         length = int.from_bytes(file.read(8), "little")
         if length > min(MOST_HEADER_BYTES, num_bytes):
             raise ValueError("no header")
-        told: dict[str, Any] = json.loads(file.read(length))
-    metadata = told.pop("__metadata__", {})
-    if told and 8 + length + max(entry["data_offsets"][1] for entry in told.values()) > num_bytes:
+        header: dict[str, Any] = json.loads(file.read(length))
+    metadata = header.pop("__metadata__", {})
+    if header and 8 + length + max(entry["data_offsets"][1] for entry in header.values()) > num_bytes:
         raise ValueError("cut short")
-    shapes = {name: tuple(entry["shape"]) for name, entry in told.items()}
-    return Header(shapes, {name: entry["dtype"] for name, entry in told.items()}, metadata)
+    shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+    return Header(shapes, {name: entry["dtype"] for name, entry in header.items()}, metadata)

@@ -49,7 +49,7 @@ def concerns(image: np.ndarray, face: Face | None, video: Size, name: str) -> li
     """Warnings about a portrait, each with a remedy; none for a portrait that is as it should be.
 
     image: uint8 (H, W, 3) RGB; face: in its pixels; video: the size that comes out; name: the file's.
-    A covered mouth is told by colours, and only where the model has found the face by itself: in a
+    A covered mouth is recognised by its colours, and only where the model has found the face by itself: in a
     black-and-white picture, or one whose colours are odd, it may be missed.
     """
     height, width = image.shape[:2]
@@ -134,7 +134,7 @@ def _outside(image: np.ndarray, face: Face, rows: list[int]) -> bool:
 
 
 def _lip_contrast(image: np.ndarray, face: Face) -> float | None:
-    """How much redder and darker the lips are than the skin around them; None where that cannot be told."""
+    """How much redder and darker the lips are than the skin around them; None where that cannot be known."""
     outer, inner = (
         face.landmarks[[*upper, *reversed(lower)], :2]
         for upper, lower in ((UPPER_LIP_OUTER, LOWER_LIP_OUTER), (UPPER_LIP_INNER, LOWER_LIP_INNER))

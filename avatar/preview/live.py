@@ -101,6 +101,6 @@ def perform_live(
                 start = index * SAMPLES_PER_FRAME
                 heard = timeline.sound(start, start + SAMPLES_PER_FRAME)
                 yield LiveFrames(index, picture[None], heard.copy())
-                told = renderer.step_down()
-                if told is not None:
-                    yield told
+                reported = renderer.step_down()
+                if reported is not None:
+                    yield reported

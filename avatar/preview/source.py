@@ -117,8 +117,8 @@ def face_of(request: Request | LiveRequest, image: np.ndarray) -> tuple[Face, li
     found = find_face(image)
     if request.head_only:
         face = found.face or face_from_points(ASSUMED_FACE, width, height)
-        told = Notice("head_only", "Only the head moves: the mouth does not speak.", "warning")
-        return face, [told, *concerns(image, None, size, request.portrait_name)]
+        head_only = Notice("head_only", "Only the head moves: the mouth does not speak.", "warning")
+        return face, [head_only, *concerns(image, None, size, request.portrait_name)]
     if found.face is None:
         raise BadInput(
             f"No face was found in {request.portrait_name}.",

@@ -167,7 +167,7 @@ class BoundedReader(Reader):
                 if path is not None:
                     try:
                         begun.append(self._readings.begin(kind, path, None, self._visitor))
-                    except BadInput as error:  # told by who uses it
+                    except BadInput as error:  # reported by who uses it
                         log.debug("not read ahead: %s", error)
             for entry in begun:
                 while not entry.job.wait(every_s):

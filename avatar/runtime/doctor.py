@@ -167,13 +167,13 @@ def try_devices(inventory: Inventory) -> tuple[tuple[DeviceTable, ...], str]:
     env = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONPATH": modules}
     try:
         done = subprocess.run(CHECKER, env=env, capture_output=True, text=True, timeout=CHECKER_S)
-        told = json.loads(done.stdout)
+        devices = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, json.JSONDecodeError) as error:
         log.warning("trying the GPUs failed: %s", error)
         return (), "What its GPUs can do could not be tried: PyTorch failed on them. See `nvidia-smi`."
     tables = tuple(
         DeviceTable(device["name"], tuple(DeviceCheck(**check) for check in device["checks"]))
-        for device in told
+        for device in devices
     )
     return tables, "" if tables else "PyTorch finds no GPU that it can use. See `nvidia-smi`."
 

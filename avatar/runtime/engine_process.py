@@ -62,7 +62,7 @@ class _Child(Supervised):
         self._read(self._child.link)
         try:
             self._child.link.send(opening)
-        except OSError:  # it has ended at once: whoever listens is told
+        except OSError:  # it has ended at once: whoever listens is notified
             log.debug("the engine's process does not hear its start")
 
     @property

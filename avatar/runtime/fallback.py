@@ -1,4 +1,4 @@
-"""The out-of-memory ladder at run time: which rung comes next, and how it is told.
+"""The out-of-memory ladder at run time: which rung comes next, and how it is reported.
 
 The one place where a run decides to step down: where many devices share a run, all follow this one decision.
 """
@@ -47,7 +47,7 @@ class Descent:
                 "Close other programs that use it, or choose a preset for smaller cards.",
             )
         why = f"{device or 'The device'} ran out of memory at block {block}"
-        return self._told(RUNG_OOM, why, device, block)
+        return self._notice(RUNG_OOM, why, device, block)
 
     def step_down_planned(self, planned: Plan) -> Notice:
         """Take the next rung, because this plan does not fit; before loading.
@@ -61,13 +61,13 @@ class Descent:
             )
         gpu = max(planned.gpus, key=lambda gpu: gpu.shortfall_bytes)
         why = f"{gpu.label} lacks {gib(gpu.shortfall_bytes)} by the plan"
-        return self._told(RUNG_PLANNED, why, f"GPU {gpu.index}", None)
+        return self._notice(RUNG_PLANNED, why, f"GPU {gpu.index}", None)
 
     @property
     def _is_left(self) -> bool:
         return self.num_taken < len(self._steps)
 
-    def _told(self, code: str, why: str, device: str, block: int | None) -> Notice:
+    def _notice(self, code: str, why: str, device: str, block: int | None) -> Notice:
         """Take the next rung and say so."""
         before = self.request.preset
         rung = self._take()

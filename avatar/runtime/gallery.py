@@ -192,7 +192,7 @@ class Gallery:
         return entry if entry is not None and entry.belongs_to(owner) else None
 
     def key(self, id: str, name: str) -> str:
-        """What opens one file of an entry, and no other: only who may see the entry is told."""
+        """What opens one file of an entry, and no other: only who may see the entry learns it."""
         return hmac.new(self._key, f"{id}/{name}".encode(), hashlib.sha256).hexdigest()[:40]
 
     def file(self, id: str, name: str, key: str) -> Path | None:

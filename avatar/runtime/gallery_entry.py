@@ -102,7 +102,7 @@ class GalleryEntry:
     def report(self) -> Path:
         return written_report(self.video)
 
-    def told(self) -> RunReport | None:
+    def run_report(self) -> RunReport | None:
         """The run report; None where there is none, or it cannot be read."""
         if not self.report.is_file():
             return None

@@ -180,9 +180,9 @@ class LentEngine:
         ended: Ended | None = None
         try:
             with closing(self._gpu.make(self._opening, run)) as telling:
-                for told in telling:  # to its end, after which the GPU is given back in order
-                    ended = told if isinstance(told, Ended) else ended
-                    yield from shown.note(told)
+                for reported in telling:  # to its end, after which the GPU is given back in order
+                    ended = reported if isinstance(reported, Ended) else ended
+                    yield from shown.note(reported)
             if ended is None:
                 raise WorkerLost("The GPU was taken away.", "Try again.")
             if ended.error is not None:

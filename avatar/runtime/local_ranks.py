@@ -86,7 +86,7 @@ class Fleet(Supervised):
 
     @property
     def at_home(self) -> bool:
-        """Whether every rank has come so far as to hear what it is told; at first PyTorch is imported."""
+        """Whether every rank has come so far as to receive orders; at first PyTorch is imported."""
         return all(pulse is not None and pulse.place for pulse in self.last_pulses)
 
     @property
@@ -185,7 +185,7 @@ class Fleet(Supervised):
     ) -> None:
         """A rank is lost: end all. order: 0 is the most telling of several errors.
 
-        Raises: the error of the rank that failed first, so far as can be told.
+        Raises: the error of the rank that failed first, so far as can be known.
         """
         first = not self._faults
         self._faults.setdefault(rank, (order, time.time() if at_s is None else at_s, error))
@@ -194,9 +194,9 @@ class Fleet(Supervised):
         if self.layout.world_size > 1:
             self._gather(time.monotonic() + blame_s)
         self.end()
-        told = min(self._faults.values(), key=lambda fault: fault[:2])[2]
-        log.error("all ranks ended: %s", told)
-        raise told
+        earliest = min(self._faults.values(), key=lambda fault: fault[:2])[2]
+        log.error("all ranks ended: %s", earliest)
+        raise earliest
 
     def _gather(self, until: float) -> None:
         """What the others say of it: when one fails, those that wait for it do as well."""
@@ -227,7 +227,7 @@ class LocalFleet(Fleet):
             self._read(child.link)
             try:
                 child.link.send(StartRank(preset, weights, roles, rank, world_size, level))
-            except OSError:  # it has ended at once: whoever listens is told
+            except OSError:  # it has ended at once: whoever listens is notified
                 log.debug("rank %d does not hear its start", rank)
 
     @property

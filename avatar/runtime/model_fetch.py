@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-P", "-m", "avatar", "download", "--json")
 RATE_OVER_S = 15.0
-END_S = 5.0  # a process that was told to end has so long
+END_S = 5.0  # a process that was asked to end has so long
 
 State = Literal["idle", "running", "paused", "done", "failed"]
 
@@ -104,11 +104,11 @@ class ModelFetch:
         logged = threading.Thread(target=_log, args=(process.stderr,), daemon=True)
         logged.start()
         for line in process.stdout:
-            told = json.loads(line)
-            if told["event"] == "progress":
-                self._count(process, told["done_bytes"], told["total_bytes"])
-            elif told["event"] == "error":
-                said = " ".join(part for part in (told["message"], told["remedy"]) if part)
+            message = json.loads(line)
+            if message["event"] == "progress":
+                self._count(process, message["done_bytes"], message["total_bytes"])
+            elif message["event"] == "error":
+                said = " ".join(part for part in (message["message"], message["remedy"]) if part)
         code = process.wait()
         logged.join()
         with self._lock:

@@ -1,4 +1,4 @@
-"""Where a run stands: counts and times, told as Progress."""
+"""Where a run stands: counts and times, reported as Progress."""
 
 from __future__ import annotations
 

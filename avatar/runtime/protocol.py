@@ -183,7 +183,7 @@ class Pulse:
 class Failed:
     """A rank cannot go on, and ends. foreseen: the error is the cause; else a bug, or another rank's fault.
 
-    at_s: by the wall clock, so that the first of several failures can be told.
+    at_s: by the wall clock, so that the first of several failures can be known.
     """
 
     rank: int

@@ -235,7 +235,7 @@ class RankedSource:
 
 
 def _speak(fleet: Fleet, run: int, sound: Iterator[np.ndarray]) -> None:
-    """Pass a session's sound on until it ends; ranks that are gone are told of by whoever follows them."""
+    """Pass a session's sound on until it ends; of ranks that are gone whoever follows them reports."""
     try:
         for samples in sound:
             fleet.send(LiveSound(run, samples))

@@ -95,7 +95,7 @@ class _Run:
         self._source, self._request, self._encoder_threads = source, request, encoder_threads
         self._fps = FPS
         self._lengths = segment_lengths(request.num_frames, request.segment_s, self._fps)
-        self._told: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: nothing more comes
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: nothing more comes
         self._frames: queue.Queue[np.ndarray | None] = queue.Queue(_QUEUED_BATCHES)  # None: no more frames
         self._segments: list[Segment] = []
         self._stopping = threading.Event()
@@ -122,7 +122,7 @@ class _Run:
         due = time.monotonic() + PROGRESS_S
         while True:
             try:
-                event = self._told.get(timeout=max(0.0, due - time.monotonic()))
+                event = self._events.get(timeout=max(0.0, due - time.monotonic()))
             except queue.Empty:
                 event = self._clock.progress()
             if event is None:
@@ -150,7 +150,7 @@ class _Run:
             if event.rung:
                 taken = RungTaken(event.rung, event.code, event.text, self._made, event.values)
                 self._report.rungs.append(taken)
-        self._told.put(event)
+        self._events.put(event)
 
     def _render(self) -> None:
         """First thread: frames from the source to the encoder, until all are made or something stops it."""
@@ -236,12 +236,12 @@ class _Run:
                 self._count_up()
                 self._join()
         finally:
-            self._told.put(None)
+            self._events.put(None)
 
     def _join(self) -> None:
         """The file could not be written to its end: make it anew from the segments."""
         try:
-            self.finished = _join(self._request, self._report, self._segments, _told_text(self.error))
+            self.finished = _join(self._request, self._report, self._segments, _error_text(self.error))
         except Unreported as error:
             self.finished = error.finished
         except NotPlaced as error:
@@ -267,7 +267,7 @@ class _Run:
         self._report.width, self._report.height = writer.width, writer.height
         self._report.stopped = self.error is not None
         try:
-            self.finished = publish(self._request, self._report, writer.num_frames, _told_text(self.error))
+            self.finished = publish(self._request, self._report, writer.num_frames, _error_text(self.error))
         except Unreported as error:
             self.finished = error.finished
             self._fail(error)
@@ -294,7 +294,7 @@ def finish_from_segments(
 
     Raises: NotPlaced when it cannot be put in its place.
 
-    segments: as they were told, in order. error: why the run ended. progress: the last that was told.
+    segments: as they were reported, in order. error: why the run ended. progress: the last that was reported.
     plan, memory: for the report.
     """
     report = replace(new_report(request, label), error_kind=error_kind(error), memory=memory)
@@ -332,7 +332,7 @@ def _join(
         return None
 
 
-def _told_text(error: BaseException | None) -> str | None:
+def _error_text(error: BaseException | None) -> str | None:
     """What a user reads of an error: nothing of his own stopping, nothing of the inside of a bug."""
     if error is None or isinstance(error, Cancelled):
         return None

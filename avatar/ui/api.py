@@ -121,11 +121,11 @@ class Endpoints:
             burn_captions=said is not None and said.script.speaking.captions == "burned",
         )
         try:
-            for told in run.follow(STATUS_EVERY_S):
-                if isinstance(told, KeptVideo):
-                    if told.error is not None:
-                        raise told.error
-                    yield str(self.studio.handed_out(told.entry))
+            for event in run.follow(STATUS_EVERY_S):
+                if isinstance(event, KeptVideo):
+                    if event.error is not None:
+                        raise event.error
+                    yield str(self.studio.handed_out(event.entry))
                 else:
                     yield gr.skip()
         finally:

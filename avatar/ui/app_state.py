@@ -295,7 +295,7 @@ class AppState:
             if self.live is not None:
                 self.live.warm()
             self.desk.warm(self.resolved(self.preset_name))
-        except AvatarError as error:  # told on the page as well, by the preset's card
+        except AvatarError as error:  # shown on the page as well, by the preset's card
             log.warning("nothing to warm: %s", error)
 
     def reader(self, visitor: str) -> Reader:

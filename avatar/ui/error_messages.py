@@ -1,4 +1,4 @@
-"""What a page is told when something goes wrong: our own errors in words, others by a code for the log."""
+"""What a page shows when something goes wrong: our own errors in words, others by a code for the log."""
 
 from __future__ import annotations
 

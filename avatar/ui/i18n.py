@@ -31,7 +31,7 @@ def notice_words(code: str, english: str, values: Mapping[str, object], language
         return english
     try:
         return NOTICES[code].format_map({**values, "text": english})
-    except KeyError:  # of an earlier version, which told less
+    except KeyError:  # of an earlier version, which recorded less
         return english
 
 

@@ -248,7 +248,7 @@ class JobQueue:
         self._tell_places()
 
     def _end(self, run: QueuedRun, failure: Exception | None) -> None:
-        """Whatever is left of a run goes to the gallery, or goes; then its follower is told why."""
+        """Whatever is left of a run goes to the gallery, or goes; then its follower learns why."""
         try:
             if run.ledger is not None:
                 run.ledger.close()
@@ -340,7 +340,7 @@ class JobQueue:
             warm = getattr(engine, "warm", None)
             if warm is not None:
                 warm()
-        except AvatarError as error:  # told again, and to somebody, when a run needs it
+        except AvatarError as error:  # reported again, to somebody, when a run needs it
             log.warning("the engine could not be opened ahead of time: %s", error)
 
     def _close_engine(self) -> None:

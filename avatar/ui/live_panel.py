@@ -92,7 +92,7 @@ class LivePanel:
 
         studio, language = self.studio, language_of(request)
         entries = studio.gallery.entries(studio.owner(owner))
-        reports = {entry.id: report for entry in entries if (report := entry.told()) is not None}
+        reports = {entry.id: report for entry in entries if (report := entry.run_report()) is not None}
         return {
             self.parts.shelf: render_shelf(entries, language, studio.url, studio.gallery.max_age_s, reports)
         }
@@ -117,8 +117,8 @@ class LivePanel:
         if preset.engine == "preview" and asked.get("for") != path.name:
             look = point_editor.look_at(path, studio.examples, studio.limits, preset=preset, reader=reader)
             if look.picture is not None:
-                told = _ticket(number, error=text(f"points_{look.verdict}", language))
-                return {p.live_ticket: told, p.points: point_editor.question(look, path, language)}
+                reported = _ticket(number, error=text(f"points_{look.verdict}", language))
+                return {p.live_ticket: reported, p.points: point_editor.question(look, path, language)}
             asked = {"points": look.points}
         live = open_live_request(
             path,
@@ -135,5 +135,5 @@ class LivePanel:
 
 def _ticket(number: str, token: str = "", error: str = "") -> str:
     """What the page's script looks for. number: of the press that it answers."""
-    told = html.escape(json.dumps({"number": number, "token": token, "error": error}))
-    return f'<i hidden data-ticket="{told}"></i>'
+    reported = html.escape(json.dumps({"number": number, "token": token, "error": error}))
+    return f'<i hidden data-ticket="{reported}"></i>'

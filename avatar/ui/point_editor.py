@@ -31,7 +31,7 @@ POINTS = (
     "outer_lip_bottom",
     "chin",
 )
-# Where the points start when nothing is known: far enough apart to be told and taken apart.
+# Where the points start when nothing is known: far enough apart to be distinguished and taken apart.
 START: Mapping[str, tuple[float, float]] = {
     "mouth_left": (0.37, 0.64),
     "mouth_right": (0.63, 0.64),

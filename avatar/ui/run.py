@@ -245,7 +245,7 @@ class Generate:
         """The gallery as this page may see it."""
         studio = self.studio
         entries = studio.gallery.entries(studio.owner(owner))
-        reports = {entry.id: report for entry in entries if (report := entry.told()) is not None}
+        reports = {entry.id: report for entry in entries if (report := entry.run_report()) is not None}
         return render_shelf(entries, language, studio.url, studio.gallery.max_age_s, reports)
 
 

@@ -138,5 +138,5 @@ class Speakers:
             engine, voice = self._catalogue.find(Speaking().voice)
             for _ in engine.synthesise("Ready.", voice.name):
                 log.debug("the voice %s is ready", voice.name)
-        except AvatarError as error:  # told again, and to somebody, when a text needs it
+        except AvatarError as error:  # reported again, to somebody, when a text needs it
             log.warning("no voice is ready: %s", error)

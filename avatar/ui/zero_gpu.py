@@ -57,9 +57,9 @@ def _speaking(make: Make) -> Make:
         try:
             yield from make(opening, run)
         except gradio.Error as error:
-            told = str(error.message).rstrip(".")
-            log.warning("ZeroGPU: %s", told)
-            raise WorkerLost(f"ZeroGPU: {told}.", "Try again later, or with shorter speech.") from error
+            reported = str(error.message).rstrip(".")
+            log.warning("ZeroGPU: %s", reported)
+            raise WorkerLost(f"ZeroGPU: {reported}.", "Try again later, or with shorter speech.") from error
         except RuntimeError as error:
             log.exception("ZeroGPU failed")
             raise WorkerLost("ZeroGPU gave no GPU.", "Try again later.") from error

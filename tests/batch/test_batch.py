@@ -56,7 +56,7 @@ def engines(monkeypatch):
     assert [engine.pid for engine in opened if engine.pid] == []
 
 
-def test_all_are_made_on_one_engine_and_told_in_a_table(folder, engines, capsys):
+def test_all_are_made_on_one_engine_and_reported_in_a_table(folder, engines, capsys):
     opened = engines()
     assert main(["batch", "jobs.toml", "--output", "out"]) == 0
     assert len(opened) == 1
@@ -72,7 +72,7 @@ def test_all_are_made_on_one_engine_and_told_in_a_table(folder, engines, capsys)
 
 
 def test_a_failure_stops_no_other_and_is_the_exit_code(folder, engines, capsys):
-    engines(fault="told", at=60)  # frame 60 is in every video; parts before it are made
+    engines(fault="error", at=60)  # frame 60 is in every video; parts before it are made
     with open("jobs.toml", "a") as file:
         file.write('[[job]]\nname = "gone"\naudio = "gone.wav"\n')
     assert main(["batch", "jobs.toml", "--output", "out", "--json"]) == 1

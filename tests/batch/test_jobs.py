@@ -1,4 +1,4 @@
-"""Lists of jobs: TOML, CSV and folders say the same; whatever is wrong is told by its place."""
+"""Lists of jobs: TOML, CSV and folders say the same; whatever is wrong is reported by its place."""
 
 from __future__ import annotations
 
@@ -186,13 +186,13 @@ def test_csv_of_any_spreadsheet_is_read(files, delimiter, first):
     assert (entry.name, entry.wishes["max_duration"]) == ("x", 2.5)
 
 
-def test_csv_of_another_encoding_is_told(files):
+def test_csv_of_another_encoding_is_reported(files):
     (files / "jobs.csv").write_bytes("image;audio\nMüller.png;hello.wav\n".encode("cp1252"))
     with pytest.raises(BadInput, match='Save it as "CSV UTF-8"'):
         read_jobs(files / "jobs.csv")
 
 
-def test_long_names_are_cut_and_told_apart(tmp_path):
+def test_long_names_are_cut_and_distinguished(tmp_path):
     for name in ("人" * 60 + "一.png", "人" * 60 + "二.png", "声" * 70 + ".wav"):
         (tmp_path / name).write_bytes(b"x")
     entries = read_jobs(tmp_path, all_with_all=True).entries
@@ -223,7 +223,7 @@ def test_long_names_are_cut_and_told_apart(tmp_path):
         ("[[job", "cannot be read"),
     ],
 )
-def test_what_is_wrong_in_toml_is_told(files, text, words):
+def test_what_is_wrong_in_toml_is_reported(files, text, words):
     with pytest.raises(BadInput, match=words) as caught:
         read_jobs(write(files, text))
     assert str(files) not in str(caught.value)
@@ -239,7 +239,7 @@ def test_what_is_wrong_in_toml_is_told(files, text, words):
         ("image,audio\n", "asks for no video"),
     ],
 )
-def test_what_is_wrong_in_csv_is_told(files, text, words):
+def test_what_is_wrong_in_csv_is_reported(files, text, words):
     with pytest.raises(BadInput, match=words):
         read_jobs(write(files, text, "jobs.csv"))
 

@@ -57,7 +57,7 @@ def make(job, work: Path, engines: list) -> list:
         return list(opened.engine(engines).stream(opened.request))
 
 
-def test_parts_on_a_cluster_are_those_made_here_also_when_workers_are_killed(tmp_path, cluster):
+def test_a_clusters_parts_are_those_made_here_despite_kills(tmp_path, cluster):
     here = job(tmp_path, 4.0, "here.mp4")
     make(here, tmp_path / "w1", [Here(Coloured())])
     there = job(tmp_path, 4.0, "there.mp4")
@@ -69,7 +69,7 @@ def test_parts_on_a_cluster_are_those_made_here_also_when_workers_are_killed(tmp
     assert packets(there.output) == packets(here.output)
 
 
-def test_a_worker_lost_too_often_is_told_and_the_rest_resumed(tmp_path, cluster, monkeypatch):
+def test_a_worker_lost_too_often_is_reported_and_the_rest_resumed(tmp_path, cluster, monkeypatch):
     monkeypatch.setattr(ray_engine, "MAX_RETRIES", 1)
     one = job(tmp_path, 4.0, resume=True)
     source = ("tests.batch.test_ray:Deadly", {"folder": str(tmp_path), "times": 2})
@@ -82,7 +82,7 @@ def test_a_worker_lost_too_often_is_told_and_the_rest_resumed(tmp_path, cluster,
 
 
 def test_errors_come_back_in_their_own_words(tmp_path, cluster):
-    engine = RayEngine(PREVIEW, source=("tests.fixtures.sources:Coloured", {"fault": "told", "at": 5}))
+    engine = RayEngine(PREVIEW, source=("tests.fixtures.sources:Coloured", {"fault": "error", "at": 5}))
     with pytest.raises(AvatarError, match="The lamp went out"):
         make(job(tmp_path), tmp_path / "w", [engine])
 

@@ -55,9 +55,9 @@ def test_a_delivery_without_room_is_kept(arrived, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(atomic, "move", full)
-    with pytest.raises(NotPlaced, match="No space left on device") as told:
+    with pytest.raises(NotPlaced, match="No space left on device") as reported:
         receive()
-    assert [path.read_bytes() for path in told.value.kept] == [b"film"]
+    assert [path.read_bytes() for path in reported.value.kept] == [b"film"]
     assert not request.output.exists()
 
 

@@ -1,4 +1,4 @@
-"""The bench over ranks: every figure there, sane, and of the rank that it is told of."""
+"""The bench over ranks: every figure there, sane, and of the rank that it describes."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_pipeline_that_drains_is_not_settled():
     assert settled_fps(came_s, 3, 2) is None
 
 
-def test_every_preset_of_several_gpus_settles_within_the_blocks_that_are_made_unasked():
+def test_presets_of_several_gpus_settle_within_default_blocks():
     presets = [preset for preset in load_presets() if preset.requires.num_gpus > 1]
     assert len(presets) >= 4
     for preset in presets:

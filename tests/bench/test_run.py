@@ -55,7 +55,7 @@ def test_every_part_is_timed_over_blocks_with_full_rings(figures):
     assert parts["denoise_and_decode_fps"] == pytest.approx(both)
 
 
-def test_the_prompts_tokens_are_told_and_not_guessed(figures, tiny_checkpoint, tmp_path):
+def test_the_prompts_tokens_are_reported_and_not_guessed(figures, tiny_checkpoint, tmp_path):
     """Random weights take the longest short prompt; a checkpoint's tokenizer counts."""
     assert figures["parts"]["prompt_tokens"] == tiny.CONFIG.short_text_tokens - 1
     words, files = 20 * "face ", open_checkpoint(tiny_checkpoint)
@@ -85,34 +85,37 @@ def test_made_up_pictures_are_no_noise_that_would_hold_up_the_encoder():
     assert 0 < frames.std(dim=(0, 1, 2)).max() < 6  # of 255 levels
 
 
-def test_what_waits_on_the_host_is_told():
+def test_what_waits_on_the_host_is_reported():
     """Everything away and diagonals: per-item times, what crosses the bus, memory at two moments."""
     preset = PRESET.with_settings(ring_dtype="fp8", weight_dtype="fp8")
     placement = Placement(layers_on_host=3, rings_on_host=True, side_models_on_host=True, diagonal=True)
     parts = random_parts(preset, placement)
     figures = bench(preset, parts, num_blocks=10)
     assert figures["placement"] == asdict(placement)
-    told = figures["parts"]
+    reported = figures["parts"]
     steps = preset.generation.sample_steps
-    assert told["step_ms"] > 0
-    assert 0 < len(told["step_ms_all"]) <= 10 - 4
+    assert reported["step_ms"] > 0
+    assert 0 < len(reported["step_ms_all"]) <= 10 - 4
     config, geometry = tiny.CONFIG, Geometry(64, 64, preset.generation.infer_frames // 4)
     held = Ring.allocate(geometry, config.num_heads, config.head_dim, FLOAT8, "meta")
     ring = sum(tensor.nbytes for tensor in held.tensors)
     own = BLOCK_LATENT_FRAMES * ring // geometry.past_frames
-    assert told["bus"]["to_host_bytes_per_frame"] == min(own, ring) * steps * config.num_layers / BLOCK_FRAMES
+    assert (
+        reported["bus"]["to_host_bytes_per_frame"]
+        == min(own, ring) * steps * config.num_layers / BLOCK_FRAMES
+    )
     weights = parts.host_layers.host_bytes  # come once for a block: as many blocks are under way as steps
     rings = ring * steps * config.num_layers
-    assert told["bus"]["to_device_bytes_per_frame"] == (weights + rings) / BLOCK_FRAMES
+    assert reported["bus"]["to_device_bytes_per_frame"] == (weights + rings) / BLOCK_FRAMES
     for moment in ("clip_2", "end"):
-        assert told["held"][moment]["host_bytes"] > 0
-        assert told["held"][moment]["pinned_bytes"] == 0  # there is no GPU to pin anything for
-    assert figures["host_peak_bytes"] >= told["held"]["end"]["host_bytes"]
+        assert reported["held"][moment]["host_bytes"] > 0
+        assert reported["held"][moment]["pinned_bytes"] == 0  # there is no GPU to pin anything for
+    assert figures["host_peak_bytes"] >= reported["held"]["end"]["host_bytes"]
     assert figures["plan"]["preset"] == preset.name
     assert figures["end_to_end"]["num_frames"] == 117
 
 
-def test_what_was_measured_is_told(figures):
+def test_what_was_measured_is_reported(figures):
     settings, machine = figures["settings"], figures["machine"]
     assert settings["generation"]["sample_steps"] == PRESET.generation.sample_steps
     assert (settings["width"], settings["height"], settings["num_blocks"]) == (64, 64, 10)
@@ -177,5 +180,5 @@ def test_what_cannot_be_timed_is_refused(flags, code, words, capsys, monkeypatch
     without = replace(inventory.probe(), gpus=(), no_gpu_reason="No NVIDIA driver.")
     monkeypatch.setattr("avatar.commands.bench.probe", lambda *_: without)
     assert main(["bench", *flags]) == code
-    told = json.loads(capsys.readouterr().out)
-    assert words in told["message"]
+    reported = json.loads(capsys.readouterr().out)
+    assert words in reported["message"]

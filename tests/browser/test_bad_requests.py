@@ -52,14 +52,14 @@ def named(wire: Wire, name: str) -> dict[str, Any]:
 
 def check(asked: Server, answer: dict[str, Any], words: str = "") -> str:
     """A refusal in words; no fault of ours, no path, nothing left."""
-    told = json.dumps(answer, ensure_ascii=False)
-    assert not answer.get("success"), told
-    assert not LEAKS.search(told), told
-    assert FAULT not in told, told
-    assert str(asked.outputs) not in told
-    assert str(asked.scratch) not in told
-    assert re.search(words, told), told
-    return told
+    text = json.dumps(answer, ensure_ascii=False)
+    assert not answer.get("success"), text
+    assert not LEAKS.search(text), text
+    assert FAULT not in text, text
+    assert str(asked.outputs) not in text
+    assert str(asked.scratch) not in text
+    assert re.search(words, text), text
+    return text
 
 
 def no_draft(asked: Server) -> None:
@@ -153,8 +153,8 @@ TWICE = [("cpu-preview", *row) for row in SETTINGS] + [("80gb", *row) for row in
 def test_settings(asked: Server, wire: Wire, good: dict, preset: str, settings: Any, words: str) -> None:
     check(asked, wire.call(named(wire, "plan"), [preset, settings]), words)
     generate = [good["portrait"], good["speech"], preset, "", settings, None, True]
-    told = check(asked, wire.call(named(wire, "generate"), generate), words)
-    assert len(told) < 4000, "no endless message"
+    text = check(asked, wire.call(named(wire, "generate"), generate), words)
+    assert len(text) < 4000, "no endless message"
     no_draft(asked)
 
 
@@ -194,9 +194,9 @@ def test_points(asked: Server, wire: Wire, good: dict, points: Any, words: str) 
 def test_head_only(asked: Server, wire: Wire, good: dict, head_only: Any) -> None:
     given = [good["portrait"], good["speech"], "cpu-preview", "", {}, None, head_only]
     answer = wire.call(named(wire, "generate"), given)
-    told = json.dumps(answer)
-    assert not LEAKS.search(told)
-    assert FAULT not in told
+    text = json.dumps(answer)
+    assert not LEAKS.search(text)
+    assert FAULT not in text
     no_draft(asked)
 
 
@@ -218,10 +218,10 @@ DATA: list[Any] = [
 
 @pytest.mark.parametrize("data", DATA, ids=lambda value: str(value)[:30])
 def test_data_of_another_shape(asked: Server, wire: Wire, data: Any) -> None:
-    told = json.dumps(wire.call(named(wire, "generate"), data))
-    assert not LEAKS.search(told), told
-    assert FAULT not in told
-    assert not re.search(r'"success": true', told)
+    text = json.dumps(wire.call(named(wire, "generate"), data))
+    assert not LEAKS.search(text), text
+    assert FAULT not in text
+    assert not re.search(r'"success": true', text)
     no_draft(asked)
 
 
@@ -287,9 +287,9 @@ def test_presses(asked: Server, wire: Wire, pressed: Any) -> None:
         ("presets", "select"),
         ("examples", "select"),
     ):
-        told = json.dumps(wire.call(wire.handler(element, event), [None], pressed))
-        assert not LEAKS.search(told), told
-        assert FAULT not in told, (element, told)
+        text = json.dumps(wire.call(wire.handler(element, event), [None], pressed))
+        assert not LEAKS.search(text), text
+        assert FAULT not in text, (element, text)
 
 
 KEPT: list[Any] = [

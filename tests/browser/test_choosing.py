@@ -54,7 +54,7 @@ def house(tmp_path: Path) -> Path:
     ],
     ids=["broken", "text"],
 )
-def test_a_corrupt_portrait_is_told_at_once(server: Server, visit: Visit, tmp_path: Path, name, content):
+def test_a_corrupt_portrait_is_reported_at_once(server: Server, visit: Visit, tmp_path: Path, name, content):
     bad = tmp_path / name
     bad.write_bytes(content)
     visitor = visit(server.url)

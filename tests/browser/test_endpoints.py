@@ -59,8 +59,8 @@ def test_a_text_is_spoken_and_animated(client: Client, server: Server):
     client.predict(*given, "Hello there. It works.", "heart", 1.5, "file", api_name="/generate")
     [kept] = [path for path in server.videos() if path not in before]
     assert "Hello there." in kept.with_suffix(".vtt").read_text(encoding="utf-8")
-    for words, voice, told in (("你好", "heart", "does not read Han"), ("Hi.", "hart", "Did you mean")):
-        with pytest.raises(exceptions.AppError, match=told):
+    for words, voice, reported in (("你好", "heart", "does not read Han"), ("Hi.", "hart", "Did you mean")):
+        with pytest.raises(exceptions.AppError, match=reported):
             client.predict(words, voice, 1.0, api_name="/speak")
     with pytest.raises(exceptions.AppError, match=r"from 0\.5 to 2"):
         client.predict(*given, "Hi.", "heart", 77, "file", api_name="/generate")

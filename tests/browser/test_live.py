@@ -122,14 +122,14 @@ def test_typed_words_are_said_and_shown(visit):
     assert "does not read" in page.inner_text(".live-notice")
 
 
-def test_a_refused_microphone_is_told_and_the_session_goes_on(visit):
+def test_a_refused_microphone_is_reported_and_the_session_goes_on(visit):
     visitor = visit(allowed=False)
     go(visitor)
     visitor.page.wait_for_selector(".live-notice:visible")
     assert "not allowed" in visitor.page.inner_text(".live-notice")
 
 
-def test_a_lost_network_is_told_and_found_again(visit):
+def test_a_lost_network_is_reported_and_found_again(visit):
     visitor = visit(NO_WEBRTC)
     go(visitor)
     page = visitor.page

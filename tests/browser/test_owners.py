@@ -75,10 +75,10 @@ def test_an_api_visitors_video_is_nobodys(private: Server, short_speech: Path, t
     stranger = Wire(private.url, "never-loaded-the-page")
     press(stranger, "select", "delete", id)
     assert kept.exists()
-    told = press(stranger, "select", "use", id)
-    assert "no longer here" in json.dumps(told)
-    told = press(stranger, "submit", "resume", id)
-    assert "cannot be resumed" in json.dumps(told)
+    answer_text = press(stranger, "select", "use", id)
+    assert "no longer here" in json.dumps(answer_text)
+    answer_text = press(stranger, "submit", "resume", id)
+    assert "cannot be resumed" in json.dumps(answer_text)
     assert kept.exists()
     assert_closed(private, id)
 
@@ -117,16 +117,16 @@ def test_two_visitors_do_not_reach_each_others_videos(private: Server, visit: Vi
         wire = Wire(private.url, session)
         press(wire, "select", "delete", id)
         for wrong in (None, [], {}, 3, [id], {"id": id}, f"../{mine.parent.parent.name}/{id}", f"{id}\0", ""):
-            told = json.dumps(press(wire, "select", "delete", wrong))
-            assert "host this code" not in told, told
+            answer_text = json.dumps(press(wire, "select", "delete", wrong))
+            assert "host this code" not in answer_text, answer_text
         assert "no longer here" in json.dumps(press(wire, "select", "use", id))
         assert "cannot be resumed" in json.dumps(press(wire, "submit", "resume", id))
     # Somebody who has read the disk, or guesses, is no owner either.
     for guess in (about["owner_hash"], about["owner_hash"][:32], "", None, [], {}, secrets.token_hex(16)):
         wire = Wire(private.url, f"guess-{time.monotonic_ns()}")
-        told = json.dumps(wire.call(wire.handler("", "load"), [{"owner": guess}]))
-        assert "host this code" not in told
-        assert id not in told, guess
+        answer_text = json.dumps(wire.call(wire.handler("", "load"), [{"owner": guess}]))
+        assert "host this code" not in answer_text
+        assert id not in answer_text, guess
         press(wire, "select", "delete", id)
     assert mine.exists()
     # Alice still has it, and when she deletes it, it is gone wherever it was shown.

@@ -125,9 +125,9 @@ def test_the_gallery_tells_how_a_video_was_made(server: Server, visit: Visit, wi
     assert not account.locator("dl").is_visible(), "folded at first"
     account.locator("summary").click()
     expect(account.locator("dl")).to_be_visible()
-    told = account.inner_text()
+    reported = account.inner_text()
     for fact in ("cpu-preview", "704×", pace, "GiB"):
-        assert fact in told
+        assert fact in reported
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     with page.expect_download() as download:
         account.locator("a").click()

@@ -131,7 +131,9 @@ setInterval(() => {
 PAUSE = "(v => v?.currentTime > 0.3 && (v.pause(), true))(document.querySelector('#live video'))"
 
 
-@pytest.mark.parametrize("trouble", [NEVER_TOLD, NEVER_TOLD + STAND_SHORT_OF_THE_END], ids=["told", "stands"])
+@pytest.mark.parametrize(
+    "trouble", [NEVER_TOLD, NEVER_TOLD + STAND_SHORT_OF_THE_END], ids=["unheard", "stands"]
+)
 def test_the_finished_player_comes_though_the_live_one_never_tells(
     server: Server, visit, short_speech: Path, trouble: str
 ):
@@ -143,7 +145,7 @@ def test_the_finished_player_comes_though_the_live_one_never_tells(
     visitor.wait_state("done")
     page.evaluate("document.querySelector('#replay').addEventListener('click', () => window.pressed = true)")
     page.wait_for_selector("#final video")
-    assert page.evaluate("window.pressed"), "the end was told after all"
+    assert page.evaluate("window.pressed"), "the end was announced after all"
     assert page.query_selector("#live video") is None
     assert visitor.errors == []
 

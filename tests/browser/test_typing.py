@@ -63,7 +63,7 @@ def test_a_voice_can_be_heard_before_there_is_a_text(server: Server, visit: Visi
     expect(page.locator("#voice input")).to_have_value("Heart · American woman")
 
 
-def test_no_text_and_foreign_letters_are_told(server: Server, visit: Visit):
+def test_no_text_and_foreign_letters_are_reported(server: Server, visit: Visit):
     visitor = visit(server.url)
     page = visitor.page
     choose_type(page)

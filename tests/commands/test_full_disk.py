@@ -131,7 +131,9 @@ def test_parts_stay_and_the_last_one_is_kept(inputs, scratch, disk):
 
 
 @pytest.mark.parametrize("name", ["out.thumb.jpg", "out.report.json"])
-def test_a_report_without_room_is_told_after_the_video(inputs, machine, engine, monkeypatch, capsys, name):
+def test_a_report_without_room_is_reported_after_the_video(
+    inputs, machine, engine, monkeypatch, capsys, name
+):
     engine()
     replaced = atomic.replace
 
@@ -149,7 +151,7 @@ def test_a_report_without_room_is_told_after_the_video(inputs, machine, engine, 
     assert num_frames(Path("out.mp4")) == 75
 
 
-def test_figures_are_told_when_their_file_cannot_be_written(tmp_path, monkeypatch, capsys):
+def test_figures_are_reported_when_their_file_cannot_be_written(tmp_path, monkeypatch, capsys):
     def full(path: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 

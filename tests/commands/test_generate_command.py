@@ -71,7 +71,7 @@ def test_the_longest_speech_is_bounded(inputs, machine, engine, capsys):
 
 
 def test_an_engine_that_fails_keeps_what_was_made(inputs, machine, engine, capsys):
-    engine(fault="told", at=40)
+    engine(fault="error", at=40)
     assert main([*inputs, "--output", "out.mp4", "--json"]) == 1
     *_, finished, error = lines(capsys)
     assert finished["event"] == "finished"
@@ -227,7 +227,7 @@ def test_auto_says_what_keeps_the_cards_from_more(inputs, machine, engine, capsy
     engine()
     machine(replace(H200, driver_version="550.54", driver_cuda="12.4", torch_build="2.12.0"))
     assert main([*inputs, "--output", "out.mp4", *(["--json"] if as_json else [])]) == 0
-    told = capsys.readouterr()
-    words = told.out if as_json else told.err
+    reported = capsys.readouterr()
+    words = reported.out if as_json else reported.err
     assert "The GPUs here could run 96gb. The NVIDIA driver 550.54 runs CUDA up to 12.4" in words
     assert "whl/cu126" in words

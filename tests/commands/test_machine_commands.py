@@ -103,9 +103,9 @@ def test_plan_of_this_machine_resolves_auto(machine, capsys):
 def test_plan_shows_several_gpus_and_what_this_version_cannot_do_yet(machine, capsys):
     machine_of_four = ["--gpus", "4", "--vram", "24"]
     assert main(["plan", "--preset", "4x4090-low-vram", *machine_of_four, "--json"]) == 0
-    told = lines(capsys)[0]
-    assert [gpu["index"] for gpu in told["gpus"]] == [0, 1, 2, 3]
-    assert bool(told["unsupported"]) == bool(unsupported(load_preset("4x4090-low-vram")))
+    reported = lines(capsys)[0]
+    assert [gpu["index"] for gpu in reported["gpus"]] == [0, 1, 2, 3]
+    assert bool(reported["unsupported"]) == bool(unsupported(load_preset("4x4090-low-vram")))
     assert main(["plan", "--preset", "12gb", "--gpus", "1", "--vram", "11.2", "--json"]) == 0
     assert lines(capsys)[0]["placement"]["layers_on_host"] > 0
 

@@ -51,10 +51,10 @@ def test_any_name_is_printed_in_any_encoding(inputs, encoding, as_json):
     command = [sys.executable, "-c", PROGRAM.replace("0.05", "0.0"), *inputs, "--preset", "cpu-preview"]
     command += ["--output", CHINESE, *(["--json"] if as_json else [])]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
-    told = subprocess.run(command, env=env, capture_output=True, check=False)
-    assert told.returncode == 0, told.stderr
-    assert b"Traceback" not in told.stderr
-    last = told.stdout.splitlines()[-1]
+    reported = subprocess.run(command, env=env, capture_output=True, check=False)
+    assert reported.returncode == 0, reported.stderr
+    assert b"Traceback" not in reported.stderr
+    last = reported.stdout.splitlines()[-1]
     path = Path(json.loads(last)["video"] if as_json else os.fsdecode(last))
     assert path.name == CHINESE
     assert path.is_file(), "a script can use what was printed"

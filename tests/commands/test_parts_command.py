@@ -11,7 +11,7 @@ from tests.commands.surroundings import lines
 
 
 def test_a_long_speech_in_parts_is_resumed(inputs, machine, engine, capsys):
-    engine(fault="told", at=60)
+    engine(fault="error", at=60)
     long = [*inputs, "--output", "out.mp4", "--checkpoint-every", "1", "--json"]
     assert main(long) == 1
     events = lines(capsys)

@@ -38,10 +38,10 @@ def test_what_the_preview_cannot_honour_is_refused_by_name(
 ):
     opened = engine()
     assert main([*inputs, "--preset", preset, flag, *([value] if value else [])]) == 2
-    told = capsys.readouterr().err
-    assert flag[2:].replace("-", "_") in told
-    assert reason in told
-    assert ("auto takes the preset cpu-preview" in told) == (preset == "auto")
+    reported = capsys.readouterr().err
+    assert flag[2:].replace("-", "_") in reported
+    assert reason in reported
+    assert ("auto takes the preset cpu-preview" in reported) == (preset == "auto")
     assert opened == []
 
 
@@ -121,10 +121,10 @@ def test_published_flags_that_cannot_be_honoured_are_refused_by_name(inputs, mac
 def test_each_refusal_has_its_code_and_its_words(inputs, machine, engine, capsys, flags, code, words):
     opened = engine()
     assert main([*inputs, *flags]) == code
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert words in told
-    assert "Traceback" not in told
+    reported = capsys.readouterr().err
+    assert reported.startswith("error: ")
+    assert words in reported
+    assert "Traceback" not in reported
     assert opened == []
     assert not Path("outputs").exists()
 

@@ -1,4 +1,4 @@
-"""`report`: runs side by side, from files, patterns and folders; what is no report is told."""
+"""`report`: runs side by side, from files, patterns and folders; what is no report is reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from avatar.runtime.report import RUNG_OOM, GpuUse, MemoryUse, RungTaken, RunRep
 GIB = 2**30
 
 
-def told(name: str, preset: str = "24gb", **changes: object) -> RunReport:
+def a_report(name: str, preset: str = "24gb", **changes: object) -> RunReport:
     plain = RunReport(
         video=f"{name}.mp4",
         thumbnail=f"{name}.jpg",
@@ -51,9 +51,9 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     memory = MemoryUse((gpu(0, 20.5), gpu(1, 3.25)), 31 * GIB, 28 * GIB, 29 * GIB)
     rungs = [RungTaken("size", RUNG_OOM, "GPU 0 ran out of memory.", 96)]
-    told("good", plan=plan, memory=memory).write(folder / "good.json")
-    told("lower", memory=MemoryUse((gpu(0, None, 23.4),)), rungs=rungs).write(folder / "lower.json")
-    told("quick", "cpu-preview", frames_per_s=101.5, first_frame_s=0.3).write(folder / "quick.json")
+    a_report("good", plan=plan, memory=memory).write(folder / "good.json")
+    a_report("lower", memory=MemoryUse((gpu(0, None, 23.4),)), rungs=rungs).write(folder / "lower.json")
+    a_report("quick", "cpu-preview", frames_per_s=101.5, first_frame_s=0.3).write(folder / "quick.json")
     return folder
 
 
@@ -101,11 +101,11 @@ def test_json_has_what_the_table_has_in_bytes(out, capsys):
     assert [(one["rung"], one["frame"]) for one in lower["rungs"]] == [("size", 96)]
 
 
-def test_a_failure_and_a_lost_run_are_told(out, capsys):
-    told("full", stopped=True, num_frames=96, error="Memory ran out.", error_kind="DoesNotFit").write(
+def test_a_failure_and_a_lost_run_are_reported(out, capsys):
+    a_report("full", stopped=True, num_frames=96, error="Memory ran out.", error_kind="DoesNotFit").write(
         out / "full.json"
     )
-    told("lost", stopped=True, error="Killed.", error_kind="WorkerLost").write(out / "lost.json")
+    a_report("lost", stopped=True, error="Killed.", error_kind="WorkerLost").write(out / "lost.json")
     assert main(["report", "out/full.json", "out/lost.json"]) == 0
     text = capsys.readouterr().out
     assert "yes, failed" in text
@@ -127,7 +127,7 @@ def test_what_is_no_report_is_named_and_the_rest_still_shown(out, capsys):
 def test_a_folder_gives_every_whole_video_below_it_once(out, capsys):
     for inner in ("day/one", "film.parts", "entry/half/parts"):
         (out / inner).mkdir(parents=True)
-        told(inner.split("/")[0]).write(out / inner / "made.json")
+        a_report(inner.split("/")[0]).write(out / inner / "made.json")
     (out / "entry" / "about.json").write_text("{}")
     assert main(["report", "out", "out/good.json", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

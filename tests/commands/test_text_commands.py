@@ -90,7 +90,7 @@ def test_captions_of_others_are_not_replaced(typed, machine, engine, capsys):
 
 
 def test_a_text_in_parts_goes_on_with_the_sound_it_had(typed, machine, engine, monkeypatch):
-    engine(fault="told", at=45)
+    engine(fault="error", at=45)
     assert main([*typed, "--output", "out.mp4", "--checkpoint-every", "1"]) == 1
     spoken = Path("out.parts/spoken.wav").read_bytes()
     engine()
@@ -103,7 +103,7 @@ def test_a_text_in_parts_goes_on_with_the_sound_it_had(typed, machine, engine, m
 
 
 def test_another_text_does_not_go_on_with_the_parts(typed, machine, engine, capsys):
-    engine(fault="told", at=45)
+    engine(fault="error", at=45)
     assert main([*typed, "--output", "out.mp4", "--checkpoint-every", "1"]) == 1
     engine()
     assert main([*typed[:3], "--text", "Another one.", "--output", "out.mp4", "--resume"]) == 2

@@ -76,8 +76,8 @@ def test_a_file_of_somebody_elses_is_refused_at_once(folder, capsys, name, more)
     (folder / name).write_bytes(b"holiday 2019")
     before = hashes(folder)
     assert generate(folder, "me.mp4", *more) == 2
-    told = capsys.readouterr().err
-    assert f"{name} is there already, and was not made by Live Avatar." in told
+    reported = capsys.readouterr().err
+    assert f"{name} is there already, and was not made by Live Avatar." in reported
     assert hashes(folder) == before
 
 

@@ -63,8 +63,8 @@ def delayed(video: Path, target: Path, later_ms: int) -> Path:
 
 def test_the_preview_engine_is_compared_end_to_end(here, capsys):
     assert main([*MAKE, *SMALL, "--output", "out", "--json"]) == 0
-    (told,) = lines(capsys)
-    large, small = told["videos"]
+    (result,) = lines(capsys)
+    large, small = result["videos"]
     assert [row["label"] for row in (large, small)] == ["size 320*320", "size 256*256"]
     for row in (large, small):
         assert row["state"] == "done"
@@ -76,7 +76,7 @@ def test_the_preview_engine_is_compared_end_to_end(here, capsys):
         assert row["smoothness"]["ratio"] is None, "the preview has no clips"
         assert made_here(Path("out") / row["file"])
     assert (large["width"], small["width"]) == (320, 256)
-    assert json.loads(Path("out/compare.json").read_text()) == told
+    assert json.loads(Path("out/compare.json").read_text()) == result
     table = Path("out/compare.md").read_text()
     for words in ("OOM?", "average fps", "first frame, s", "sound after mouth, ms", "size 320\\*320"):
         assert words in table
@@ -92,26 +92,26 @@ def test_the_preview_engine_is_compared_end_to_end(here, capsys):
 def test_the_self_test_engine_is_compared_end_to_end(here, capsys):
     wanted = ["--preset", "self-test", "--vary", "infer_frames=48,32", "--vary", "sample-steps=2"]
     assert main([*MAKE, *wanted, "--output", "out", "--json", "--no_side_by_side"]) == 0
-    (told,) = lines(capsys)
-    assert [row["settings"] for row in told["videos"]] == [
+    (result,) = lines(capsys)
+    assert [row["settings"] for row in result["videos"]] == [
         {"infer_frames": 48, "sample_steps": 2},
         {"infer_frames": 32, "sample_steps": 2},
     ]
-    borders = [row["smoothness"]["borders"] for row in told["videos"]]
+    borders = [row["smoothness"]["borders"] for row in result["videos"]]
     assert borders == [1, 2], "69 frames: borders at 45, and at 29 and 61"
-    for row in told["videos"]:
+    for row in result["videos"]:
         assert row["smoothness"]["flow"]["ratio"] > 0
         assert (Path("out") / row["seam"]).is_file()
-        assert row["lip_sync"]["why"], "noise has no face, and that is told"
-    assert told["side_by_side"] is None
+        assert row["lip_sync"]["why"], "noise has no face, and that is reported"
+    assert result["side_by_side"] is None
 
 
 def test_finished_videos_are_measured_and_played_in_step(here, capsys, talking):
     late = delayed(talking, here / "late.mp4", 120)
     args = ["compare", str(talking), str(late), "--output", "out", "--clip_frames", "48", "--json"]
     assert main([*args, "--label", "as made", "--label", "late"]) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    first, second = told["videos"]
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    first, second = result["videos"]
     assert [row["label"] for row in (first, second)] == ["as made", "late"]
     assert abs(first["lip_sync"]["offset_ms"]) < 20
     assert second["lip_sync"]["offset_ms"] - first["lip_sync"]["offset_ms"] == pytest.approx(120, abs=15)
@@ -139,7 +139,7 @@ def test_other_inputs_make_other_videos_in_the_same_folder(here, capsys):
     assert main([*MAKE, *one, "--no_side_by_side"]) == 0
     other = str(ROOT / "tests/data/speech/00_flite.flac")
     assert main([*MAKE[:-1], other, *one, "--no_side_by_side"]) == 0
-    before, after = (told["videos"][0] for told in lines(capsys))
+    before, after = (result["videos"][0] for result in lines(capsys))
     assert after["state"] == "done"
     assert before["num_frames"] != after["num_frames"]
 
@@ -158,8 +158,8 @@ def test_a_comparison_that_is_killed_goes_on_where_it_was(here):
     made = first.stat().st_mtime_ns
     done = subprocess.run(args, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert [row["state"] for row in told["videos"]] == ["done"] * 3
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert [row["state"] for row in result["videos"]] == ["done"] * 3
     assert first.stat().st_mtime_ns == made
 
 
@@ -189,8 +189,8 @@ def test_memory_that_runs_out_is_a_row_and_not_the_end(here, capsys, monkeypatch
     # Two presets whose models are held otherwise, so that each has an engine of its own.
     wanted = ["--preset", "self-test", "--vary", "weight_dtype=fp32,bf16", "--output", "out", "--json"]
     assert main([*MAKE, *wanted, "--no_side_by_side"]) == 0
-    (told,) = lines(capsys)
-    full, made = told["videos"]
+    (result,) = lines(capsys)
+    full, made = result["videos"]
     assert (full["state"], made["state"]) == ("out_of_memory", "done")
     assert "ran out of memory" in full["error"]
     assert "| weight\\_dtype fp32 | – | yes |" in Path("out/compare.md").read_text()
@@ -212,8 +212,8 @@ def test_no_rung_of_the_ladder_is_taken_in_a_comparison(here, capsys, monkeypatc
 def test_random_weights_are_timed_without_any_file(here, capsys):
     args = ["compare", "--random-weights", "--blocks", "12", "--preset", "self-test", "--output", "out"]
     assert main([*args, "--vary", "infer_frames=32", "--vary", "enable_online_decode=true", "--json"]) == 0
-    (told,) = lines(capsys)
-    (row,) = told["videos"]
+    (result,) = lines(capsys)
+    (row,) = result["videos"]
     assert (row["state"], row["file"], row["error"]) == ("done", None, None)
     assert row["run"]["average_fps"] > 0
     assert row["run"]["host_peak_bytes"] > 2**20

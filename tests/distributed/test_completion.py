@@ -1,4 +1,4 @@
-"""A device's fault is told at once, also when nothing follows that could raise it."""
+"""A device's fault is reported at once, also when nothing follows that could raise it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def device(monkeypatch) -> dict[str, BaseException | None]:
     return state
 
 
-def test_a_fault_at_the_last_item_is_told_and_kept(device):
+def test_a_fault_at_the_last_item_is_reported_and_kept(device):
     answered: list[Done] = []
     failed: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
     answers = Completions(GPU, answered.append, failed.put)

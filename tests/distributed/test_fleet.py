@@ -67,7 +67,7 @@ def receive_all(fleet: Fleet) -> list[object]:
     return messages
 
 
-def test_a_rank_that_stops_in_the_midst_of_a_message_is_taken_for_hung(pair):
+def test_a_rank_that_stops_within_a_message_is_taken_for_hung(pair):
     fleet, theirs = pair
     theirs.send(Pulse(0, place="CPU"))
     os.write(theirs.fileno(), struct.pack("!i", 1000) + b"half")

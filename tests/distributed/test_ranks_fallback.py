@@ -160,7 +160,7 @@ def test_a_full_rank_ends_the_group_and_a_fresh_one_goes_on(name, ask, full, tin
     assert not (request.work / FILE).exists()
 
 
-def test_when_no_rung_is_left_the_gpu_is_named_and_what_was_made_is_kept(ask, full, tiny_checkpoint):
+def test_without_a_rung_left_the_full_gpu_is_named(ask, full, tiny_checkpoint):
     request = ask(SHORTER.with_settings(layout="layers", num_gpus_dit=2))
     full(1, "take", 22)  # a buffer for what comes from the other rank, at LATE
     full(1, "rings", 1, "01")  # and the second group's rings

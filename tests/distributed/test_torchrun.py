@@ -121,7 +121,7 @@ def test_frames_come_and_the_ranks_stay_for_the_next_page(source, address, ask):
     again.close()
 
 
-def test_ranks_listen_where_they_were_told_and_nowhere_else(source, address, ask):
+def test_ranks_listen_where_they_were_asked_to_and_nowhere_else(source, address, ask):
     make(source, ask())
     ranks = [process for process in psutil.process_iter() if is_rank(process, address)]
     assert len(ranks) == 2
@@ -259,7 +259,7 @@ def test_another_secret_or_preset_is_refused(address, source, ask, monkeypatch):
             make(RankedSource(PRESET, attach=address, limits=LIMITS), ask())
 
 
-def test_nobody_there_is_told(ask, monkeypatch):
+def test_nobody_there_is_reported(ask, monkeypatch):
     monkeypatch.setenv(SECRET, WORD)
     monkeypatch.setattr(attach, "REACH_S", 0.5)
     with pytest.raises(WorkerLost, match="No ranks answer"):
@@ -307,8 +307,8 @@ def test_who_leaves_at_once_leaves_the_door_open_and_nothing_behind(monkeypatch,
         link.send(Shipped(Parcel(b"%d" % number, b"", None)))
         link.close()
         assert not list(next(services).asked())
-    (told,) = desk.unpacking(Reading()).frames(ask(), lambda: False)
-    assert told.text == "1"  # nothing of the first visitor's
+    (reported,) = desk.unpacking(Reading()).frames(ask(), lambda: False)
+    assert reported.text == "1"  # nothing of the first visitor's
 
 
 def test_who_says_nothing_is_hung_up_on_and_others_are_let_in(monkeypatch):
@@ -370,7 +370,7 @@ def test_what_is_no_address_is_refused(text):
         ),
     ],
 )
-def test_a_worker_without_torchrun_or_with_the_wrong_number_is_refused(env, words):
+def test_a_worker_outside_torchrun_or_of_wrong_number_is_refused(env, words):
     command = [
         "-m",
         "avatar",

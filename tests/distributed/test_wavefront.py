@@ -56,7 +56,7 @@ def block(index: int, num_steps: int) -> Block:
 
 
 def conducted(layout: Layout, num_steps: int, orders) -> tuple[Crew, list]:
-    """All orders given beforehand; what was told and what was finished."""
+    """All orders given beforehand; what was ordered and what was finished."""
     crew = Crew(layout)
     schedule = Schedule(tuple(range(num_steps)), tuple(range(num_steps + 1)))
     run = WavefrontRun(crew, schedule, GEOMETRY, None)
@@ -154,7 +154,7 @@ def test_latents_go_only_where_they_are_not_already():
     assert float(finished[0]) == 4.0
 
 
-def test_in_layers_the_ends_of_the_chain_get_latents_and_only_the_first_the_inputs():
+def test_only_the_ends_of_the_chain_get_latents():
     layout = Layout("layers", 3, 1, True)
     crew, _ = conducted(layout, 1, [block(0, 1)])
     assert [(ranks[0], m.latents is None) for ranks, m in crew.log if isinstance(m, Work)] == [
@@ -188,7 +188,7 @@ def test_two_anchors_live_until_the_last_block_of_the_old_one_is_done():
     assert events[released].anchor == 0
 
 
-def test_without_blocks_under_way_the_old_anchor_goes_before_the_new_one_is_made():
+def test_the_old_anchor_goes_before_the_new_one_is_made():
     run = WavefrontRun(Crew(Layout("layers", 2)), Schedule((1.0,), (1.0, 0.0)), GEOMETRY, None)
     run._refresh(torch.ones(1))
     assert [type(message) for _, message in run._conductor.log] == [Release, Prefill, Prefill]
@@ -196,7 +196,7 @@ def test_without_blocks_under_way_the_old_anchor_goes_before_the_new_one_is_made
 
 @pytest.mark.parametrize("progress", [1, 2, 5, 9, 14])
 @pytest.mark.parametrize(("layout", "num_steps"), LAYOUTS)
-def test_once_told_to_quit_it_hands_out_nothing_more(layout, num_steps, progress):
+def test_once_asked_to_quit_it_hands_out_nothing_more(layout, num_steps, progress):
     """What is under way then is waited for, and it is never more than may be; then comes End."""
 
     class Stopping(Crew):
@@ -231,7 +231,7 @@ def test_what_an_answer_raises_reaches_the_rollout():
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_it_has_begun_once_the_first_item_is_with_all_its_stages_or_never_will_be(lost):
+def test_it_has_begun_once_all_stages_have_the_first_item(lost):
     had_begun = []
 
     class Watched(Crew):
@@ -248,6 +248,6 @@ def test_it_has_begun_once_the_first_item_is_with_all_its_stages_or_never_will_b
     run.orders.put(block(0, 2))
     run.conduct()
     assert run.begun.is_set()
-    told = [begun for kind, begun in had_begun if kind is Work]
-    assert told == ([] if lost else [False, False, True, True])
+    reported = [begun for kind, begun in had_begun if kind is Work]
+    assert reported == ([] if lost else [False, False, True, True])
     assert not any(begun for kind, begun in had_begun if kind in (Begin, Prefill, OpenBlockInputs))

@@ -66,19 +66,19 @@ def take_away(fault: str, folder: Path) -> None:
 
 
 def main(fault: str, folder: Path) -> None:
-    """Save the frames, and print the codes of what was told."""
+    """Save the frames, and print the codes of the notices."""
     take_away(fault, folder)
     inputs = write_sample(folder, Size(384, 256), NUM_FRAMES / FPS)
     request = open_request(*inputs, PRESET, output=folder / "out.mp4", work=folder / "work", prompt="A face.")
     source = DiffusionPipeline(PRESET, models=MadeModels.given(random_parts(PRESET, PLACEMENT)))
-    frames, told = [], []
+    frames, reported = [], []
     for item in source.frames(request, lambda: False):
         if isinstance(item, np.ndarray):
             frames.append(item)
         elif isinstance(item, Notice):
-            told.append(item.code)
+            reported.append(item.code)
     np.save(folder / "frames.npy", np.concatenate(frames))
-    sys.stdout.write(json.dumps(told))
+    sys.stdout.write(json.dumps(reported))
 
 
 if __name__ == "__main__":

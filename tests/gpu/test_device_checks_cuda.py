@@ -24,7 +24,7 @@ pytestmark = [
 
 
 def made(fault: str, folder: Path) -> tuple[np.ndarray, list[str]]:
-    """Frames of a run, and what it told."""
+    """Frames of a run, and what it reported."""
     folder.mkdir()
     command = [sys.executable, "-m", "tests.gpu.faulty_run", fault, str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
@@ -35,15 +35,15 @@ def made(fault: str, folder: Path) -> tuple[np.ndarray, list[str]]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     """A run with everything there."""
-    frames, told = made("none", tmp_path_factory.mktemp("runs") / "none")
-    assert told == []
+    frames, reported = made("none", tmp_path_factory.mktemp("runs") / "none")
+    assert reported == []
     return frames
 
 
 @pytest.mark.parametrize("fault", ["compile", "cudnn", "fp8", "pinned"])
 def test_a_run_goes_on_without_a_fast_path(whole: np.ndarray, tmp_path: Path, fault: str):
-    frames, told = made(fault, tmp_path / fault)
-    assert told == [f"slow_{fault}"]
+    frames, reported = made(fault, tmp_path / fault)
+    assert reported == [f"slow_{fault}"]
     assert frames.shape == whole.shape
     assert np.abs(frames.astype(float) - whole).mean() < MEAN_LEVELS
 

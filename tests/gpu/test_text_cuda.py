@@ -44,9 +44,9 @@ def measured(group: Group, path: Path) -> list[Any]:
         left = torch.cuda.memory_allocated(group.device) - before - text.nbytes
         found.append((text.cpu(), peak, left))
         del text
-    told: list[Any] = [None, None]
-    distributed.all_gather_object(told, found)
-    return told
+    reported: list[Any] = [None, None]
+    distributed.all_gather_object(reported, found)
+    return reported
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_two_gpus_encode_a_prompt_as_one_does_in_the_memory_that_is_planned(folder, tmp_path):
+def test_two_gpus_encode_a_prompt_as_one_does(folder, tmp_path):
     case = ranks.Case("text", Layout("layers", 2), measured, folder)
     result = ranks.play([case], tmp_path, num_ranks=2, on_gpus=True)["text"]
     assert isinstance(result, list), result

@@ -72,7 +72,7 @@ class Noting:
 
     def __init__(self) -> None:
         self.made: list[LiveFrames] = []
-        self.told: list[dict] = []
+        self.reported: list[dict] = []
         self.reason: str | None = None
         self.ended = threading.Event()
 
@@ -80,7 +80,7 @@ class Noting:
         self.made.append(made)
 
     def tell(self, what) -> None:
-        self.told.append(dict(what))
+        self.reported.append(dict(what))
 
     def end(self, reason: str) -> None:
         self.reason = reason

@@ -137,10 +137,10 @@ def speak(conversation: Conversation, sound: np.ndarray) -> None:
 
 
 def said(watcher: Noting, who: str) -> list[str]:
-    return [one["text"] for one in watcher.told if one["type"] == "said" and one["who"] == who]
+    return [one["text"] for one in watcher.reported if one["type"] == "said" and one["who"] == who]
 
 
-def test_speech_is_told_from_silence_and_noise(speech):
+def test_speech_is_reported_from_silence_and_noise(speech):
     from avatar.media.timeline import Timeline
 
     timeline = Timeline(10.0)
@@ -194,7 +194,7 @@ def test_speaking_over_the_avatar_stops_it(talk, speech):
     conversation.say("This is a very long sentence that goes on for quite a while. " * 6)
     wait_until(lambda: conversation.session.spoken.waiting_s > 5, "it speaks")
     speak(conversation, speech[:96_000])
-    wait_until(lambda: any(one["type"] == "interrupted" for one in watcher.told), "the interruption")
+    wait_until(lambda: any(one["type"] == "interrupted" for one in watcher.reported), "the interruption")
     wait_until(lambda: conversation.session.spoken.waiting_s < 0.1, "silence")
 
 
@@ -214,12 +214,12 @@ def test_an_answer_that_is_cut_off_is_not_gone_on_with(talk, server):
 @pytest.mark.parametrize(
     ("status", "words"), [(401, "key"), (404, "model"), (429, "enough"), (500, "status 500")]
 )
-def test_a_chat_that_refuses_is_told_in_a_line_and_the_session_lives(talk, server, status, words):
+def test_a_chat_that_refuses_is_reported_in_a_line_and_the_session_lives(talk, server, status, words):
     server.status = status
     conversation, watcher = talk(chat=Chat(server.address))
     conversation.ask("Hello?")
-    wait_until(lambda: any(one.get("code") == "error" for one in watcher.told), "the notice")
-    notice = next(one["text"] for one in watcher.told if one.get("code") == "error")
+    wait_until(lambda: any(one.get("code") == "error" for one in watcher.reported), "the notice")
+    notice = next(one["text"] for one in watcher.reported if one.get("code") == "error")
     assert words in notice
     assert KEY not in notice
     assert "secret words" not in notice
@@ -228,11 +228,11 @@ def test_a_chat_that_refuses_is_told_in_a_line_and_the_session_lives(talk, serve
     wait_until(lambda: said(watcher, "avatar"), "the answer after all")
 
 
-def test_a_recogniser_that_is_down_is_told_in_a_line(talk, speech):
+def test_a_recogniser_that_is_down_is_reported_in_a_line(talk, speech):
     nowhere = RemoteRecogniser(ServiceAddress("http://127.0.0.1:9/v1", "m"))
     conversation, watcher = talk(nowhere)
     speak(conversation, speech)
-    wait_until(lambda: any(one.get("code") == "error" for one in watcher.told), "the notice")
+    wait_until(lambda: any(one.get("code") == "error" for one in watcher.reported), "the notice")
     assert not conversation.session.over.is_set()
 
 

@@ -47,7 +47,7 @@ def ask(line, tmp_path):
     return asked
 
 
-def test_the_first_begins_and_the_second_is_told_its_place(line, ask, engine):
+def test_the_first_begins_and_the_second_is_reported_its_place(line, ask, engine):
     first, second, third = ask("a"), ask("b"), ask("c")
     assert [line.place(one) for one in (first, second, third)] == [0, 1, 2]
     assert first.session is not None

@@ -1,4 +1,4 @@
-"""A session: paced by the clock, shown to all who watch, told when it ends."""
+"""A session: paced by the clock, shown to all who watch, reported when it ends."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def test_an_interruption_cuts_what_waits(session):
     assert session.spoken.waiting_s == 0
 
 
-def test_notices_and_pace_are_told(engine):
+def test_notices_and_pace_are_reported(engine):
     engine.notice = Notice("live_size", "Drawn smaller.", "warning", values={"size": "1*1"})
     session, watcher = LiveSession(engine, REQUEST), Noting()
     session.watch(watcher)
-    wait_until(lambda: any(one["type"] == "pace" for one in watcher.told), "the pace")
-    pace = next(one for one in watcher.told if one["type"] == "pace")
+    wait_until(lambda: any(one["type"] == "pace" for one in watcher.reported), "the pace")
+    pace = next(one for one in watcher.reported if one["type"] == "pace")
     assert pace["fps"] > 1
     assert pace["engine_ms"] >= 0
     session.end()

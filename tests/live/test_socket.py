@@ -101,7 +101,7 @@ def begin(client, **more) -> str:
     return answer.json()["socket"]
 
 
-def told(socket, kind: str) -> dict:
+def reported(socket, kind: str) -> dict:
     """The next message of a kind; what comes before it is left aside."""
     for _ in range(2000):
         message = socket.receive()
@@ -122,7 +122,7 @@ def data(socket) -> bytes:
 
 def test_sound_in_gives_raw_frames_with_that_sound(client):
     with client.websocket_connect(begin(client)) as socket:
-        assert told(socket, "begun")["fps"] == 25
+        assert reported(socket, "begun")["fps"] == 25
         socket.send_json({"type": "hello", "rate": 48_000, "video": "raw"})
         spoken = np.arange(1, 48_001, dtype="<i2")
         for piece in np.split(spoken[:19_200], 10):
@@ -141,14 +141,14 @@ def test_sound_in_gives_raw_frames_with_that_sound(client):
         assert (np.diff(said[first : first + 3000].astype(int)) == 1).all()
         assert np.diff(numbers).min() >= 1
         socket.send_json({"type": "end"})
-        told(socket, "end")
+        reported(socket, "end")
 
 
 def test_fragments_play_as_an_mp4(client):
     with client.websocket_connect(begin(client)) as socket:
-        told(socket, "begun")
+        reported(socket, "begun")
         socket.send_json({"type": "hello", "video": "fmp4"})
-        stream = told(socket, "stream")
+        stream = reported(socket, "stream")
         assert stream["codecs"].startswith("video/mp4")
         movie = io.BytesIO(b"".join(data(socket) for _ in range(15)))
     with av.open(movie) as container:
@@ -158,12 +158,12 @@ def test_fragments_play_as_an_mp4(client):
 def test_a_text_is_said_sentence_by_sentence_and_an_interruption_stops_it(client, desk):
     token = begin(client)
     with client.websocket_connect(token) as socket:
-        told(socket, "begun")
+        reported(socket, "begun")
         socket.send_json({"type": "mode", "mode": "type"})
         text = "One sentence to say. And then another one. " + "More of it follows here. " * 20
         socket.send_json({"type": "say", "text": text})
-        assert told(socket, "said")["text"] == "One sentence to say."
-        second = told(socket, "said")
+        assert reported(socket, "said")["text"] == "One sentence to say."
+        second = reported(socket, "said")
         assert second["text"] == "And then another one."
         assert second["in_s"] > 0.5
         session = desk.guest(token.removeprefix("live/")).ticket.session
@@ -189,24 +189,24 @@ def test_a_text_is_said_sentence_by_sentence_and_an_interruption_stops_it(client
 )
 def test_what_cannot_be_done_is_said_and_the_session_lives(client, message, words):
     with client.websocket_connect(begin(client)) as socket:
-        told(socket, "begun")
+        reported(socket, "begun")
         socket.send_text(message)
-        assert words in told(socket, "notice")["text"]
+        assert words in reported(socket, "notice")["text"]
         socket.send_json({"type": "ping", "at": 7})
-        assert told(socket, "pong")["at"] == 7
+        assert reported(socket, "pong")["at"] == 7
 
 
 @pytest.mark.parametrize("message", ["x" * 70_000, b"\0" * 70_000])
 def test_a_message_that_is_too_large_closes_the_socket(client, message):
     with client.websocket_connect(begin(client)) as socket:
-        told(socket, "begun")
+        reported(socket, "begun")
         (socket.send_bytes if isinstance(message, bytes) else socket.send_text)(message)
         with pytest.raises(WebSocketDisconnect) as closed:
-            told_forever(socket)
+            events_forever(socket)
         assert closed.value.code == 1009
 
 
-def told_forever(socket):
+def events_forever(socket):
     while True:
         message = socket.receive()
         if message["type"] == "websocket.close":
@@ -215,21 +215,21 @@ def told_forever(socket):
 
 def test_floods_close_the_socket(client):
     with client.websocket_connect(begin(client)) as socket:
-        told(socket, "begun")
+        reported(socket, "begun")
         for _ in range(live_socket.MOST_MESSAGES_PER_S + 1):
             socket.send_text('{"type": "ping"}')
         with pytest.raises(WebSocketDisconnect) as closed:
-            told_forever(socket)
+            events_forever(socket)
         assert closed.value.code == 1008
 
 
 def test_sound_faster_than_it_is_spoken_closes_the_socket(client):
     with client.websocket_connect(begin(client)) as socket:
-        told(socket, "begun")
+        reported(socket, "begun")
         for _ in range(40):
             socket.send_bytes(b"\0" * 60_000)
         with pytest.raises(WebSocketDisconnect) as closed:
-            told_forever(socket)
+            events_forever(socket)
         assert closed.value.code == 1008
 
 
@@ -237,7 +237,7 @@ def test_sound_faster_than_it_is_spoken_closes_the_socket(client):
 def test_a_token_that_is_nobodys_opens_nothing(client, token):
     begin(client)
     with client.websocket_connect(f"live/{token}") as socket, pytest.raises(WebSocketDisconnect) as closed:
-        told_forever(socket)
+        events_forever(socket)
     assert closed.value.code == 4404
     assert client.post(f"/live/{token}/offer", json={"sdp": "v=0"}).status_code == 404
 
@@ -250,7 +250,7 @@ def test_pages_elsewhere_open_no_socket(client, headers):
     with pytest.raises(WebSocketDisconnect), client.websocket_connect(path, headers=headers):
         pass
     with client.websocket_connect(path, headers={"origin": "http://testserver"}) as socket:
-        told(socket, "begun")
+        reported(socket, "begun")
 
 
 def test_other_addresses_open_no_socket(client):
@@ -267,14 +267,14 @@ def test_only_an_upload_begins_a_session(client, asked):
     assert "passwd" not in answer.text
 
 
-def test_a_second_visitor_is_told_the_place_and_follows(client, desk):
+def test_a_second_visitor_is_reported_the_place_and_follows(client, desk):
     first, second = begin(client), begin(client)
     with client.websocket_connect(second) as waits:
-        assert told(waits, "waiting")["place"] == 1
+        assert reported(waits, "waiting")["place"] == 1
         with client.websocket_connect(first) as goes:
-            told(goes, "begun")
+            reported(goes, "begun")
             goes.send_json({"type": "end"})
-        told(waits, "begun")
+        reported(waits, "begun")
     assert client.post("/live/sessions", json={"portrait": client.portrait}).status_code == 200
     assert client.post("/live/sessions", json={"portrait": client.portrait}).status_code == 429
 
@@ -282,7 +282,7 @@ def test_a_second_visitor_is_told_the_place_and_follows(client, desk):
 def test_a_closed_page_frees_the_engine_at_once(client, desk, engines):
     path = begin(client)
     with client.websocket_connect(path) as socket:
-        told(socket, "begun")
+        reported(socket, "begun")
     began = time.monotonic()
     assert client.post(f"/{path}/leave").status_code == 204
     wait_until(lambda: engines[0].running is None, "the engine is free", 20)
@@ -294,29 +294,29 @@ def test_a_lost_connection_finds_its_session_again(client, desk):
     path = begin(client)
     for _ in range(2):
         with client.websocket_connect(path) as socket:
-            told(socket, "begun")
+            reported(socket, "begun")
             socket.send_json({"type": "hello", "video": "raw"})
             data(socket)
     assert desk.line.find(path.removeprefix("live/")).session.pace.num_frames > 0
 
 
-def test_a_failed_engine_is_told_in_words(client, engines):
+def test_a_failed_engine_is_explained_in_words(client, engines):
     with client.websocket_connect(begin(client)) as socket:
-        told(socket, "begun")
+        reported(socket, "begun")
         engines[0].failure = AvatarError("The engine's process was lost.", "Begin again.")
-        assert told(socket, "end")["reason"] == "The engine's process was lost. Begin again."
+        assert reported(socket, "end")["reason"] == "The engine's process was lost. Begin again."
 
 
 def test_a_recording_lands_in_the_gallery_of_its_owner(client, desk):
     with client.websocket_connect(begin(client, owner="s3cret")) as socket:
-        told(socket, "begun")
+        reported(socket, "begun")
         socket.send_json({"type": "say", "text": "Something to record for a while."})
-        told(socket, "said")
+        reported(socket, "said")
         socket.send_json({"type": "record", "on": True})
-        assert told(socket, "recording")["on"] is True
-        told(socket, "pace"), told(socket, "pace")
+        assert reported(socket, "recording")["on"] is True
+        reported(socket, "pace"), reported(socket, "pace")
         socket.send_json({"type": "record", "on": False})
-        id = told(socket, "recorded")["id"]
+        id = reported(socket, "recorded")["id"]
     assert desk.gallery.get(id, owner_hash("another")) is None
     entry = desk.gallery.get(id, owner_hash("s3cret"))
     assert entry.about.num_frames >= 5
@@ -332,12 +332,12 @@ def test_a_recording_lands_in_the_gallery_of_its_owner(client, desk):
 def test_keys_of_services_reach_no_visitor(client, desk):
     desk.options.chat = ServiceAddress("http://127.0.0.1:9", "m", "k3y-of-ours")
     with client.websocket_connect(begin(client)) as socket:
-        begun = told(socket, "begun")
+        begun = reported(socket, "begun")
         assert begun["chat"] is True
         assert "k3y" not in json.dumps(begun)
         socket.send_json({"type": "mode", "mode": "talk"})
         socket.send_json({"type": "say", "text": "Hello?", "answer": True})
-        notice = told(socket, "notice")["text"]
+        notice = reported(socket, "notice")["text"]
         assert "does not answer" in notice
         assert "k3y" not in notice
     assert "k3y" not in repr(desk.options)

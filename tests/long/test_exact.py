@@ -70,7 +70,7 @@ def test_any_source_killed_at_random_moments(tmp_path):
 def test_a_line_that_the_power_cut_short_is_no_line(tmp_path, torn):
     one = job(tmp_path, 5.0, resume=True)
     with pytest.raises(AvatarError, match="lamp"):
-        make(one, tmp_path / "w", Coloured(fault="told", at=110))  # in the fifth part
+        make(one, tmp_path / "w", Coloured(fault="error", at=110))  # in the fifth part
     lines = one.parts_folder / LINES
     assert len(lines.read_text().splitlines()) == 4
     lines.write_bytes(lines.read_bytes()[:-torn])

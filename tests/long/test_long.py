@@ -51,7 +51,7 @@ def half_made(folder: Path, **more: object):
     """A job of six parts of which three are made."""
     one = job(folder, 6.0, resume=True, **more)
     with pytest.raises(AvatarError, match="lamp"):
-        make(one, folder / "w", Coloured(fault="told", at=85))
+        make(one, folder / "w", Coloured(fault="error", at=85))
     assert len((one.parts_folder / LINES).read_text().splitlines()) == 3
     return one
 
@@ -134,7 +134,7 @@ def test_a_film_in_parts_is_the_film_and_tells_of_them(tmp_path):
     assert (report.engine, report.num_frames, report.width, report.stopped) == ("coloured", 150, 64, False)
 
 
-def test_the_films_report_has_the_most_of_its_parts_and_where_rungs_were_taken(tmp_path):
+def test_the_films_report_has_its_parts_peaks_and_rungs(tmp_path):
     class Lowered(Coloured):
         def frames(self, request, cancelled):
             for item in super().frames(request, cancelled):
@@ -240,7 +240,7 @@ def test_a_film_is_resumed_only_with_what_it_was_begun_with(tmp_path, change, wo
 
 
 @pytest.mark.parametrize("name", [PLAN, LINES, "part_00001.mp4"])
-def test_a_damaged_folder_is_told_and_left_as_it_is(tmp_path, name):
+def test_a_damaged_folder_is_reported_and_left_as_it_is(tmp_path, name):
     one = half_made(tmp_path)
     (one.parts_folder / name).write_bytes(b"rust\nrust\n")
     before = digests(one.parts_folder)
@@ -293,11 +293,11 @@ def test_a_full_disk_at_the_joining_keeps_the_parts(tmp_path, monkeypatch):
     assert len((one.parts_folder / LINES).read_text().splitlines()) == 6
     assert not list(tmp_path.glob(".film*"))
     monkeypatch.undo()
-    make(one, tmp_path / "w", Coloured(fault="told", at=0))  # nothing is asked of the engine
+    make(one, tmp_path / "w", Coloured(fault="error", at=0))  # nothing is asked of the engine
     assert len(pictures(one.output)) == 150
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     one = job(tmp_path)
     one.parts_folder.write_text("in the way")
     with pytest.raises(BadInput, match=r"film.parts cannot be written") as caught, one.opened(tmp_path / "w"):

@@ -53,7 +53,7 @@ def test_a_mouth_that_never_shuts_misses_the_closures():
     assert found.closure_recall == 0
 
 
-def test_a_still_mouth_and_silence_are_told_apart():
+def test_a_still_mouth_and_silence_are_distinguished():
     still = films.watched([films.renderer().image] * 60)
     assert lip_sync(still, films.heard(films.speech())).why == "the mouth does not move"
     silence = np.zeros(16_000 * 8, np.float32)

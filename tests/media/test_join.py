@@ -69,9 +69,9 @@ def test_the_whole_is_the_parts_one_after_another(speech, parts, tmp_path):
             packet.pts * packet.time_base * 25 for packet in film.demux(video=0) if packet.dts is not None
         ]
     assert times == list(range(NUM_FRAMES))
-    told = probe(joined)
-    assert float(told["video"]["duration"]) == float(told["audio"]["duration"]) == NUM_FRAMES / 25
-    assert (told["video"]["start_time"], told["audio"]["start_time"]) == ("0.000000", "0.000000")
+    reported = probe(joined)
+    assert float(reported["video"]["duration"]) == float(reported["audio"]["duration"]) == NUM_FRAMES / 25
+    assert (reported["video"]["start_time"], reported["audio"]["start_time"]) == ("0.000000", "0.000000")
 
 
 def test_sound_goes_on_over_a_join_as_if_there_were_none(speech, parts, tmp_path):
@@ -88,9 +88,9 @@ def test_sound_goes_on_over_a_join_as_if_there_were_none(speech, parts, tmp_path
 
 def test_each_part_plays_alone_in_time(speech, parts):
     for part, (first, end) in zip(parts, pairwise(CUTS)):
-        told, expected = probe(part), speech[1][first * SAMPLES : end * SAMPLES]
-        assert float(told["audio"]["duration"]) == pytest.approx((end - first) / 25, abs=1e-6)
-        assert float(told["audio"]["start_time"]) == pytest.approx(0, abs=0.03)
+        reported, expected = probe(part), speech[1][first * SAMPLES : end * SAMPLES]
+        assert float(reported["audio"]["duration"]) == pytest.approx((end - first) / 25, abs=1e-6)
+        assert float(reported["audio"]["start_time"]) == pytest.approx(0, abs=0.03)
         assert len(decode_pictures(part)) == end - first
         found = decode_sound(part)[0][: len(expected)]
         assert noise_db(found, expected) > 15
@@ -126,8 +126,8 @@ def test_no_drift_however_long(tmp_path):
             list(writer.finish())
     joined = tmp_path / "long.mp4"
     assert join_parts(parts, joined) == 1500 * minutes
-    told = probe(joined)
-    assert float(told["video"]["duration"]) == float(told["audio"]["duration"]) == 60 * minutes
+    reported = probe(joined)
+    assert float(reported["video"]["duration"]) == float(reported["audio"]["duration"]) == 60 * minutes
     sound = decode_sound(joined)[0]
     for click in (clicks[0], clicks[-1]):
         near = np.abs(sound[click - rate : click + rate])

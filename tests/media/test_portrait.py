@@ -161,14 +161,14 @@ def linear_profile() -> bytes:
     return bytes(profile)
 
 
-def test_a_broken_profile_is_told(tmp_path: Path) -> None:
+def test_a_broken_profile_is_reported(tmp_path: Path) -> None:
     save(tmp_path / "odd.png", icc_profile=b"no profile" * 20)
     portrait = open_portrait(tmp_path / "odd.png")
     assert np.array_equal(portrait.pixels, TRUTH)
     assert [note for note in portrait.notices if "odd.png" in note and "colour profile" in note]
 
 
-def test_filled_transparency_is_told(tmp_path: Path) -> None:
+def test_filled_transparency_is_reported(tmp_path: Path) -> None:
     rgba(tmp_path / "cut-out.png")
     assert "light grey" in open_portrait(tmp_path / "cut-out.png").notices[0]
     Image.fromarray(np.dstack([TRUTH, np.full_like(ALPHA, 255)])).save(tmp_path / "opaque.png")

@@ -70,12 +70,12 @@ def test_each_segment_plays_by_itself(speech: SpeechReader, tmp_path: Path) -> N
             )
         assert IDR in nal_types(bytes(packets[0]))
         assert all(IDR not in nal_types(bytes(packet)) for packet in packets[1:])
-        told = probe(segment.path)
+        probed = probe(segment.path)
         seconds = segment.num_frames / 25
         for kind, codec in (("video", "h264"), ("audio", "alac")):
-            assert told[kind]["codec_name"] == codec
-            assert float(told[kind]["start_time"]) == 0
-            assert float(told[kind]["duration"]) == pytest.approx(seconds, abs=1e-4)
+            assert probed[kind]["codec_name"] == codec
+            assert float(probed[kind]["start_time"]) == 0
+            assert float(probed[kind]["duration"]) == pytest.approx(seconds, abs=1e-4)
         frames = decode_pictures(segment.path)
         assert np.abs(frames.astype(int) - moving(segment.num_frames, start=segment.start_frame)).mean() < 4
 
@@ -102,13 +102,13 @@ def test_the_finished_file_is_clean_also_when_stopped_early(
     num_frames: int, speech: SpeechReader, tmp_path: Path
 ) -> None:
     _, output, _ = write(speech, tmp_path, moving(num_frames), [25, 25, 50, 5])
-    told = probe(output)
-    assert told["video"]["avg_frame_rate"] == "25/1"
-    assert told["video"]["nb_read_packets"] == str(num_frames)
-    assert (told["video"]["pix_fmt"], told["video"]["has_b_frames"]) == ("yuv420p", 0)
+    probed = probe(output)
+    assert probed["video"]["avg_frame_rate"] == "25/1"
+    assert probed["video"]["nb_read_packets"] == str(num_frames)
+    assert (probed["video"]["pix_fmt"], probed["video"]["has_b_frames"]) == ("yuv420p", 0)
     for kind in ("video", "audio", "format"):
-        assert float(told[kind]["start_time"]) == 0
-        assert abs(float(told[kind]["duration"]) - num_frames / 25) < 0.04
+        assert float(probed[kind]["start_time"]) == 0
+        assert abs(float(probed[kind]["duration"]) - num_frames / 25) < 0.04
     data = output.read_bytes()
     assert data.index(b"moov") < data.index(b"mdat"), "the index comes first"
 
@@ -133,8 +133,8 @@ def test_colours_are_tagged_and_true(speech: SpeechReader, tmp_path: Path) -> No
     ]
     frames = np.array(patches, np.uint8)[:, None, None].repeat(64, 1).repeat(64, 2)
     _, output, _ = write(speech, tmp_path, frames, [7])
-    told = probe(output)["video"]
-    tags = (told["color_space"], told["color_primaries"], told["color_transfer"], told["color_range"])
+    probed = probe(output)["video"]
+    tags = (probed["color_space"], probed["color_primaries"], probed["color_transfer"], probed["color_range"])
     assert tags == ("bt709", "bt709", "bt709", "tv")
     with av.open(str(output)) as container:
         luma = [int(frame.to_ndarray()[32, 32]) for frame in container.decode(video=0)]

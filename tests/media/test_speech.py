@@ -122,7 +122,7 @@ def test_frames_cover_the_speech(num_samples: int, frames: int, tmp_path: Path) 
     assert write_speech(tmp_path / "a.wav", tmp_path / "b.wav").num_frames() == frames
 
 
-def test_a_little_damage_is_told_and_left_out(tmp_path: Path) -> None:
+def test_a_little_damage_is_reported_and_left_out(tmp_path: Path) -> None:
     path = write_sound(tmp_path / "scratch.mp3", tone(20, 44_100), 44_100, "libmp3lame")
     spoil(path, 0.5, 0.502)
     speech = write_speech(path, tmp_path / "b.wav")

@@ -1,4 +1,4 @@
-"""Any source of frames becomes events and files; whatever goes wrong, what was made is kept and told."""
+"""Any source of frames becomes events and files; whatever goes wrong, what was made is kept and reported."""
 
 from __future__ import annotations
 
@@ -106,9 +106,9 @@ def test_a_whole_run(ask: Ask) -> None:
     assert all(segment.path.parent == request.work for segment in segments)
     assert finished == Finished(request.output, request.output.with_suffix(".report.json"), 103, 4.12)
     assert np.abs(decode_pictures(request.output).astype(int) - moving(103)).mean() < 4
-    told = probe(request.output)
+    reported = probe(request.output)
     for kind in ("video", "audio"):
-        assert abs(float(told[kind]["duration"]) - 103 / 25) < 0.04
+        assert abs(float(reported[kind]["duration"]) - 103 / 25) < 0.04
     last = of(Progress, events)[-1]
     assert (last.phase, last.frames_done, last.num_frames) == (Phase.FINISHING, 103, 103)
     assert (last.segments_done, last.num_segments, last.eta_s) == (4, 4, 0.0)
@@ -200,8 +200,8 @@ def test_stopped_runs_keep_what_was_made(made: int, ask: Ask) -> None:
     )
     assert sum(segment.num_frames for segment in of(Segment, events)) == made
     assert len(coded_pictures(request.output)) == made
-    told = probe(request.output)
-    assert abs(float(told["audio"]["duration"]) - made / 25) < 0.04
+    reported = probe(request.output)
+    assert abs(float(reported["audio"]["duration"]) - made / 25) < 0.04
     report = read_report(request.output.with_suffix(".report.json"))
     assert (report.stopped, report.num_frames, report.frames_asked) == (True, made, 100)
 
@@ -251,7 +251,7 @@ def test_a_source_that_ends_without_a_word_when_stopped_was_stopped(made: int, a
 
 
 @pytest.mark.parametrize("made", [0, 40])
-def test_errors_of_the_engine_are_told(made: int, ask: Ask) -> None:
+def test_errors_of_the_engine_are_reported(made: int, ask: Ask) -> None:
     request = ask(4)
     events, error = run(Source(at=made, act=throw(DoesNotFit("Too little memory.", "Take 12gb."))), request)
     assert isinstance(error, DoesNotFit)
@@ -282,7 +282,7 @@ def test_too_few_frames_are_an_error(ask: Ask) -> None:
     assert (events[-1].num_frames, events[-1].stopped) == (90, True)
 
 
-def test_surplus_frames_are_cut_and_told(ask: Ask) -> None:
+def test_surplus_frames_are_cut_and_reported(ask: Ask) -> None:
     request = ask(4)
     events, error = run(Source(batch=30, extra=20), request)
     assert error is None
@@ -304,7 +304,9 @@ def test_closing_the_iterator_ends_the_run_and_keeps_what_was_made(ask: Ask) -> 
     assert 50 <= report.num_frames == len(coded_pictures(request.output)) < 1500
 
 
-def test_a_full_disk_is_told_and_whole_segments_are_kept(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_and_whole_segments_are_kept(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     request, source = ask(20), Source(batch=1)
     write = SegmentWriter.write
 

@@ -1,4 +1,4 @@
-"""Sound keeps its time by the stamps of its packets; what is cut, broken or forged is told or refused."""
+"""Sound keeps its time by the stamps of its packets; what is cut, broken or forged is reported or refused."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_an_edit_list_is_obeyed(tmp_path: Path) -> None:
     assert abs(lag_s(found, SOUND[72_000:], 0.5, 4)) <= 0.04
 
 
-def test_stamps_that_fall_back_are_told(tmp_path: Path) -> None:
+def test_stamps_that_fall_back_are_reported(tmp_path: Path) -> None:
     """Two recordings, one after the other in one file, as recorders leave them that were paused."""
     halves = [
         write_stamped(tmp_path / f"{n}.ts", SOUND[n * 144_000 :][:144_000], 48_000, "mp2") for n in (0, 1)
@@ -138,8 +138,8 @@ def test_stamps_that_tremble_change_nothing(tmp_path: Path) -> None:
 def test_silence_never_goes_beyond_the_promised_end(tmp_path: Path) -> None:
     path = write_stamped(tmp_path / "leap.mka", SOUND, 48_000, "flac", lambda at_s: at_s + 500 * (at_s >= 3))
     content = path.read_bytes()
-    told = content.index(b"00:08:26")  # the header of a recording of six seconds
-    content = content[:told] + b"00:00:06" + content[told + 8 :]
+    reported = content.index(b"00:08:26")  # the header of a recording of six seconds
+    content = content[:reported] + b"00:00:06" + content[reported + 8 :]
     path.write_bytes(content)
     speech, _ = read(path)
     assert speech.duration_s == pytest.approx(6, abs=0.01)
@@ -178,7 +178,9 @@ HALVES = [
 
 
 @pytest.mark.parametrize(("name", "codec", "promised_s"), HALVES, ids=[row[0] for row in HALVES])
-def test_half_a_file_is_read_and_told(name: str, codec: str, promised_s: int | None, tmp_path: Path) -> None:
+def test_half_a_file_is_read_and_reported(
+    name: str, codec: str, promised_s: int | None, tmp_path: Path
+) -> None:
     rate = 44_100 if codec == "wmav2" else 48_000
     path = tmp_path / name
     if codec == "flac" or codec.startswith("pcm") or codec in ("tta", "wavpack"):
@@ -188,13 +190,16 @@ def test_half_a_file_is_read_and_told(name: str, codec: str, promised_s: int | N
     assert not [text for text in check_speech(path).notices if "cut short" in text], "the whole is whole"
     speech, found = read(cut(path, 0.503))
     assert 1.5 < speech.duration_s < 4.2
-    told = speech.notices[0]
-    assert f"{name} is cut short: it breaks off after 0:0{int(speech.duration_s * 10 + 0.5) / 10:.1f}" in told
-    assert not promised_s or "of the 0:06.0 that it should last" in told
+    reported = speech.notices[0]
+    assert (
+        f"{name} is cut short: it breaks off after 0:0{int(speech.duration_s * 10 + 0.5) / 10:.1f}"
+        in reported
+    )
+    assert not promised_s or "of the 0:06.0 that it should last" in reported
     assert abs(lag_s(found, SOUND, 0, min(speech.duration_s, 2.9) - 0.1)) <= 0.06
 
 
-def test_half_an_mp4_is_told_with_its_index_and_refused_without(tmp_path: Path) -> None:
+def test_half_an_mp4_is_reported_with_its_index_and_refused_without(tmp_path: Path) -> None:
     fast = write_stamped(tmp_path / "fast.mp4", SOUND, 48_000, "aac", movflags="faststart")
     speech, _ = read(cut(fast, 0.5))
     assert "fast.mp4 is cut short" in speech.notices[0]
@@ -210,7 +215,7 @@ def test_tags_behind_the_last_frame_are_no_damage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
-def test_samples_that_are_no_numbers_are_silenced_and_told(bad: float, tmp_path: Path) -> None:
+def test_samples_that_are_no_numbers_are_silenced_and_reported(bad: float, tmp_path: Path) -> None:
     samples = SOUND.copy()
     samples[96_000:96_100] = bad
     speech, found = read(write_wav(tmp_path / "odd.wav", samples, 48_000, "FLOAT"))
@@ -336,7 +341,7 @@ def test_checking_refuses_what_writing_refuses(make: Callable[[Path], object], t
     assert not (tmp_path / "out.wav").exists()
 
 
-def test_a_very_quiet_recording_is_raised_and_told(tmp_path: Path) -> None:
+def test_a_very_quiet_recording_is_raised_and_reported(tmp_path: Path) -> None:
     quiet = SOUND * np.float32(10 ** (-48 / 20) / np.abs(SOUND).max())
     speech, found = read(write_wav(tmp_path / "low.wav", quiet, 48_000, "FLOAT"))
     assert speech.notices == ("low.wav is very quiet (peak -48 dB); it was made louder by 30 dB.",)

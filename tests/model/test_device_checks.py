@@ -1,4 +1,4 @@
-"""Fast paths that are tried: each failure leaves the slow twin, is told, and ends nothing."""
+"""Fast paths that are tried: each failure leaves the slow twin, is reported, and ends nothing."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_functions_own_error_is_not_taken_for_a_missing_compiler():
     assert codes() == []
 
 
-def test_a_failure_is_told_once_with_its_reason(caplog):
+def test_a_failure_is_reported_once_with_its_reason(caplog):
     assert not works("cudnn", broken, CUDA)
     assert not works("cudnn", broken, CUDA)
     assert missing() == [("cudnn", TEXTS["cudnn"])]
@@ -166,11 +166,11 @@ def test_an_older_cards_missing_fp8_cores_are_no_failure(monkeypatch):
 
 
 def test_segments_that_cannot_grow_are_given_up(monkeypatch):
-    told = []
-    monkeypatch.setattr(device_checks, "set_expandable_segments", told.append)
+    reported = []
+    monkeypatch.setattr(device_checks, "set_expandable_segments", reported.append)
     monkeypatch.setattr(torch, "empty", broken)
     assert not device_checks.grows_segments(CUDA)
-    assert told == [True, False]
+    assert reported == [True, False]
     assert codes() == ["segments"]
 
 
@@ -189,7 +189,7 @@ def test_the_table_has_a_row_for_each_path(monkeypatch):
         assert table[code].text == TEXTS[code]
 
 
-def test_every_missing_path_can_be_told_in_chinese():
+def test_every_missing_path_can_be_reported_in_chinese():
     assert {f"slow_{code}" for code in TEXTS} <= set(NOTICES)
 
 

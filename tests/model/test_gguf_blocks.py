@@ -76,12 +76,12 @@ def test_a_head_is_read_as_gguf_reads_it(tmp_path: Path) -> None:
     assert head.values["tokenizer.ggml.tokens"] == [b"a", "é".encode()]
     assert head.values["tokenizer.ggml.scores"] == (0.5, -1.0)
     assert head.values["general.architecture"] == "wan"
-    assert {name: told.shape for name, told in head.tensors.items()} == {
+    assert {name: reported.shape for name, reported in head.tensors.items()} == {
         name: values.shape for name, values in tensors.items()
     }
     for tensor in reader.tensors:
-        told = head.tensors[tensor.name]
-        assert (told.start, told.num_bytes) == (tensor.data_offset, tensor.n_bytes)
+        reported = head.tensors[tensor.name]
+        assert (reported.start, reported.num_bytes) == (tensor.data_offset, tensor.n_bytes)
         expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         assert np.array_equal(StoredTensors(path)[tensor.name].numpy(), expected)
     table = StoredTensors(path).table("blocks.0.ffn.0.weight")

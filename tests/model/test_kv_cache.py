@@ -36,7 +36,7 @@ def test_a_ring_takes_the_bytes_that_are_planned_for_it(dtype):
 
 
 @pytest.mark.parametrize("window_frames", [4, 5, 8, 12])
-def test_a_ring_in_float8_gives_back_what_it_took_but_for_the_rounding(window_frames):
+def test_a_ring_in_float8_gives_back_all_but_the_rounding(window_frames):
     """Each token and head has its own scale: tokens a million times apart lose no more than others."""
     torch.manual_seed(0)
     geometry, heads, dim = Geometry(64, 64, window_frames), 3, 128

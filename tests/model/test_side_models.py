@@ -115,7 +115,7 @@ def test_a_prompt_ends_with_the_end_mark(tiny_checkpoint: Path) -> None:
     assert tokenizer("").tolist() == [[1]]
 
 
-def test_a_prompt_of_the_longest_length_passes_and_one_token_more_is_refused(tiny_checkpoint: Path) -> None:
+def test_the_longest_prompt_passes_and_one_token_more_is_refused(tiny_checkpoint: Path) -> None:
     tokenizer = PromptTokenizer(open_checkpoint(tiny_checkpoint).tokenizer)
     fixed = tokenizer("").shape[1] + tokenizer("x").shape[1] - 2  # the end mark and the word's opening
     assert tokenizer("x" * (MAX_TOKENS - fixed)).shape == (1, MAX_TOKENS)

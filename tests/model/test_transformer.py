@@ -19,7 +19,7 @@ def stream(request) -> Stream:
     return Stream.load(request.param)
 
 
-def test_the_published_model_has_1260_tensors_and_16_3_billion_parameters():
+def test_the_published_model_has_its_tensors_and_parameters():
     with torch.device("meta"):
         tensors = StreamingTransformer(ModelConfig()).state_dict()
     assert len(tensors) == 1260
@@ -79,7 +79,7 @@ def test_wide_linear_in_slices_equals_whole():
         assert torch.equal(linear_float32(x, linear, rows=16), expected)
 
 
-def test_too_long_a_prompt_is_told():
+def test_too_long_a_prompt_is_reported():
     model = Stream.load("basic").transformer()
     with pytest.raises(BadInput, match="1 too many"):
         model.embed_text(torch.zeros(model.config.text_len + 1, model.config.text_dim))

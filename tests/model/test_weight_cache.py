@@ -356,7 +356,7 @@ def test_two_at_once_fill_it_once(
 
 
 class TestWithout:
-    """A cache that cannot be written is told in the log, and does not stop anything."""
+    """A cache that cannot be written is logged, and does not stop anything."""
 
     def loads(self, files: CheckpointFiles, folder: Path, log: pytest.LogCaptureFixture) -> str:
         with log.at_level(logging.WARNING):

@@ -110,7 +110,7 @@ class Stream:
 
 
 class Noted:
-    """A Denoiser, and what it was told in which order: "begin" and references, blocks and their noise."""
+    """A Denoiser, and what it was given in which order: "begin" and references, blocks and their noise."""
 
     def __init__(self, denoiser: LocalDenoiser) -> None:
         self._denoiser, self.events = denoiser, []

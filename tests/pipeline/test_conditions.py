@@ -142,9 +142,7 @@ def test_what_is_remembered_is_bounded(encoder: ConditionEncoder, portrait: Path
     assert len(encoder._texts.entries) == NUM_REMEMBERED
 
 
-def test_a_prompt_that_is_too_long_is_refused_before_anything_is_encoded(
-    encoder: ConditionEncoder, tmp_path: Path
-) -> None:
+def test_too_long_a_prompt_is_refused_before_encoding(encoder: ConditionEncoder, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"prompt is \d+ tokens long; the model reads at most 512"):
         encoder.encode(tmp_path / "absent.png", "word " * 600, SIZE, [track()])
 

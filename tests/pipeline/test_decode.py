@@ -104,7 +104,7 @@ def make_latents(num_frames: int, seed: int) -> Tensor:
     return torch.randn(16, num_frames, 4, 6, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_primed_stream_is_the_whole_decode_without_priming_and_lead_in(vae: VideoVAE) -> None:
+def test_a_primed_stream_is_the_whole_decode_without_lead_in(vae: VideoVAE) -> None:
     """The slow twin decodes the priming and all blocks at once with the library, then cuts."""
     motion, latents = make_latents(19, 1), make_latents(4 * BLOCK_LATENT_FRAMES, 2)
     decoder = StreamingDecoder(vae)

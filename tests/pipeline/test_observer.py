@@ -86,7 +86,7 @@ def request_of(tmp_path):
     return build
 
 
-def test_an_observer_is_told_of_a_run_in_order(request_of, tiny_checkpoint):
+def test_an_observer_is_reported_of_a_run_in_order(request_of, tiny_checkpoint):
     diary = Diary()
     items = list(DiffusionPipeline(PRESET, tiny_checkpoint, observer=diary).frames(request_of(21), bool))
     assert [item.code for item in items if isinstance(item, Notice)] == ["diary"]
@@ -108,8 +108,8 @@ def test_offline_decoding_follows_the_last_block(request_of, tiny_checkpoint):
     diary = Diary()
     request = request_of(21, enable_online_decode=False)
     list(DiffusionPipeline(PRESET, tiny_checkpoint, observer=diary).frames(request, bool))
-    told = [call for call in diary.calls if call in ("denoised 0", "priming", "decoding")]
-    assert told == ["denoised 0", "denoised 0", "priming", "decoding", "decoding"]
+    reported = [call for call in diary.calls if call in ("denoised 0", "priming", "decoding")]
+    assert reported == ["denoised 0", "denoised 0", "priming", "decoding", "decoding"]
 
 
 def test_an_observer_changes_no_frame(request_of, tiny_checkpoint):

@@ -98,7 +98,7 @@ def test_a_second_run_starts_with_empty_rings(dtype):
     assert torch.equal(latents(denoiser, stream), latents(denoiser, stream))
 
 
-def test_rings_leave_their_memory_to_the_next_run_but_not_to_one_at_the_same_time():
+def test_rings_leave_their_memory_to_the_next_run_alone():
     stream, memory = Stream.load("basic"), RingMemory()
 
     def new() -> LocalDenoiser:
@@ -176,7 +176,7 @@ def test_a_diagonal_brings_each_layer_once():
     assert layers.traffic.to_device_bytes == (diagonals + 3) * layers.host_bytes + ahead
 
 
-def test_layers_on_the_host_are_views_of_one_buffer_each_and_leave_with_their_model():
+def test_layers_on_the_host_are_views_of_one_buffer_each():
     stream = Stream.load("basic")
     model = quantised(stream)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

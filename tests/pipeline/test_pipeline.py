@@ -90,7 +90,7 @@ def test_as_many_frames_as_the_speech_has(warm, ask, num_frames):
     assert np.concatenate(parts).std() > 5  # a picture, not one colour
 
 
-def test_a_missing_fast_path_is_told_once_a_run(warm, ask, monkeypatch):
+def test_a_missing_fast_path_is_reported_once_a_run(warm, ask, monkeypatch):
     monkeypatch.setattr(pipeline, "missing", lambda: [("pinned", "Copies are slower.")])
     for _ in range(2):
         found = list(warm.frames(ask(1.5), lambda: False))
@@ -103,9 +103,9 @@ def test_clips_end_the_video_before_the_speech_does(warm, ask):
     assert len(video(warm, request)) == 32
 
 
-def test_phases_are_told_in_order(warm, ask):
-    told = [item.phase for item in warm.frames(ask(0.2), lambda: False) if isinstance(item, Progress)]
-    assert told == [Phase.LOADING, Phase.ENCODING, Phase.GENERATING]
+def test_phases_are_reported_in_order(warm, ask):
+    reported = [item.phase for item in warm.frames(ask(0.2), lambda: False) if isinstance(item, Progress)]
+    assert reported == [Phase.LOADING, Phase.ENCODING, Phase.GENERATING]
 
 
 def test_same_request_same_bits_also_when_the_consumer_dawdles(warm, ask, tiny_checkpoint):
@@ -145,9 +145,7 @@ def test_the_diffusers_layout_gives_the_same(warm, ask, tiny_diffusers_checkpoin
     assert np.array_equal(video(repacked, ask(0.4)), video(warm, ask(0.4)))
 
 
-def test_without_online_decode_the_transformer_leaves_before_the_first_frame(
-    ask, tiny_checkpoint, monkeypatch
-):
+def test_without_online_decode_the_transformer_leaves_first(ask, tiny_checkpoint, monkeypatch):
     rings: list[weakref.ref[Tensor]] = []
     engine = DiffusionPipeline(PRESET, tiny_checkpoint)
     transformers: list[weakref.ref[torch.nn.Module]] = []
@@ -227,7 +225,7 @@ def test_cancel_takes_effect_within_a_step(warm, ask, monkeypatch, after):
     assert len(steps) == after
 
 
-def test_cancel_while_loading_stops_between_two_tensors_and_the_next_run_is_whole(warm, ask, tiny_checkpoint):
+def test_cancel_while_loading_stops_between_two_tensors(warm, ask, tiny_checkpoint):
     engine = DiffusionPipeline(PRESET, tiny_checkpoint)
     asked = []
 
@@ -262,7 +260,7 @@ def test_rings_are_kept_as_the_preset_says(tiny_checkpoint, weight_dtype, ring_d
     assert denoiser.stack.dtype == DTYPES[weight_dtype]
 
 
-def test_a_gpu_out_of_memory_is_told_and_the_next_run_is_whole(warm, ask, tiny_checkpoint, monkeypatch):
+def test_a_gpu_out_of_memory_is_reported_and_the_next_run_is_whole(warm, ask, tiny_checkpoint, monkeypatch):
     engine = LocallyRanked(PRESET, lambda: DiffusionPipeline(PRESET, tiny_checkpoint))
 
     def full(*_):
@@ -283,7 +281,7 @@ def test_a_prompt_too_long_is_refused_before_any_weight_is_read(ask, tiny_checkp
         video(DiffusionPipeline(PRESET, tiny_checkpoint), request)
 
 
-def test_the_self_test_builds_its_toy_checkpoint_in_the_runs_own_folder(ask, no_weights_elsewhere):
+def test_the_self_tests_checkpoint_is_in_the_runs_own_folder(ask, no_weights_elsewhere):
     engine = DiffusionPipeline(PRESET)
     assert engine.label == SELF_TEST_LABEL
     first, second = ask(0.4), ask(0.4)

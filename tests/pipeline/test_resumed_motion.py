@@ -32,7 +32,7 @@ def blocks(**more):
     return made, engine.events
 
 
-def test_a_part_counts_positions_from_its_own_beginning_and_noise_from_the_speechs():
+def test_a_part_counts_positions_anew_and_noise_from_the_speechs():
     whole, seen = blocks()
     anchor = whole[0][:, :1]
     _, later = blocks(first_block=3, anchor=anchor, origin=3)

@@ -49,7 +49,7 @@ def test_any_window_over_several_clips(infer_frames):
 
 
 @pytest.mark.parametrize(("num_blocks", "before"), [(5, 1), (1, 1), (0, 0)])
-def test_what_is_done_meanwhile_is_done_once_when_a_block_has_been_submitted(num_blocks, before):
+def test_what_is_done_meanwhile_is_done_once_a_block(num_blocks, before):
     engine, events = denoiser(), []
     submit, collect = engine.submit, engine.collect
     engine.submit = lambda block: (events.append("submit"), submit(block))
@@ -78,7 +78,7 @@ def test_as_many_steps_as_asked(num_steps):
 
 
 @pytest.mark.parametrize(("infer_frames", "expected"), [(16, 2), (24, 2), (32, 3), (48, 4)])
-def test_the_first_generated_frame_becomes_the_anchor_at_the_second_clip(infer_frames, expected):
+def test_the_first_generated_frame_is_the_second_clips_anchor(infer_frames, expected):
     engine = Noted(denoiser(infer_frames))
     latents = run(engine, num_blocks=6)
     (position,) = (i for i, (event, _) in enumerate(engine.events) if event == "refresh")
@@ -87,7 +87,7 @@ def test_the_first_generated_frame_becomes_the_anchor_at_the_second_clip(infer_f
     assert list(engine.stack.caches[0].conditions) == [1]  # the old anchor's memory is free
 
 
-def test_going_on_after_a_stop_takes_up_the_same_noise_speech_and_anchor():
+def test_going_on_takes_up_the_same_noise_speech_and_anchor():
     whole = list(rollout(STREAM.conditions, denoiser(), num_blocks=5, seed=1))
     anchor = whole[0][:, :1]
     rest = list(rollout(STREAM.conditions, denoiser(), num_blocks=5, seed=1, first_block=3, anchor=anchor))

@@ -65,7 +65,7 @@ def speech() -> Table:
     )
     with torch.device("meta"):
         tensors = table(Wav2Vec2Model(config), "F32")
-    return {f"wav2vec2.{name}": told for name, told in tensors.items()} | {
+    return {f"wav2vec2.{name}": reported for name, reported in tensors.items()} | {
         "lm_head.weight": ("F32", (33, 1024)),
         "lm_head.bias": ("F32", (33,)),
     }
@@ -130,14 +130,18 @@ def write_comfyui(models: Path, transformer: Table) -> None:
     write_hole(models / "text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors", text())
     with torch.device("meta"):
         vae = table(AutoencoderKLWan(), "BF16")
-    told: Table = {
+    reported: Table = {
         "conv2.weight": ("BF16", (16, 16, 1, 1, 1)),
         "decoder.middle.0.residual.0.gamma": ("BF16", (384, 1, 1, 1)),
         "encoder.downsamples.0.residual.0.gamma": ("BF16", (96, 1, 1, 1)),
     }
     assert len(vae) == 194
-    write_hole(models / "vae/wan_2.1_vae.safetensors", told)
-    named = {name.removeprefix("wav2vec2."): told for name, told in speech().items() if "lm_head" not in name}
+    write_hole(models / "vae/wan_2.1_vae.safetensors", reported)
+    named = {
+        name.removeprefix("wav2vec2."): reported
+        for name, reported in speech().items()
+        if "lm_head" not in name
+    }
     del named["masked_spec_embed"]
     write_hole(models / "audio_encoders/wav2vec2_large_english_fp16.safetensors", named)
 
@@ -252,14 +256,16 @@ def test_a_shard_that_is_absent_is_named(transformer: Table, tmp_path: Path) -> 
 
 def test_files_of_other_models_are_no_parts(transformer: Table, tmp_path: Path) -> None:
     """A Wan that hears nothing, Wan 2.2's other VAE, T5 of another kind, and what is no tensor file."""
-    others = {name: told for name, told in transformer.items() if "audio" not in name}
+    others = {name: reported for name, reported in transformer.items() if "audio" not in name}
     write_hole(tmp_path / "diffusion_models/wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors", others)
     write_hole(tmp_path / "vae/wan2.2_vae.safetensors", {
         "conv2.weight": ("BF16", (48, 48, 1, 1, 1)),
         "decoder.middle.0.residual.0.gamma": ("BF16", (1024, 1, 1, 1)),
         "encoder.downsamples.0.residual.0.gamma": ("BF16", (160, 1, 1, 1)),
     })  # fmt: skip
-    t5 = {name: told for name, told in text().items() if "relative" not in name or ".block.0." in name}
+    t5 = {
+        name: reported for name, reported in text().items() if "relative" not in name or ".block.0." in name
+    }
     write_hole(tmp_path / "text_encoders/t5xxl_fp8_e4m3fn_scaled.safetensors", t5)
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "broken.gguf").write_bytes(b"GGUF\x03")
@@ -274,11 +280,11 @@ def test_loras_of_other_trainers_fit_the_published_model(transformer: Table, tmp
     found = find_checkpoint(tmp_path)
     assert found.complete
     for prefix in ("pipe.dit.", "model.", "diffusion_model.", "base_model.model."):
-        renamed = {f"{prefix}{name}": told for name, told in lora(transformer).items()}
+        renamed = {f"{prefix}{name}": reported for name, reported in lora(transformer).items()}
         write_hole(tmp_path / "mine.safetensors", renamed)
         check_loras(str(tmp_path / "mine.safetensors"), found)
 
 
-def test_a_checkpoint_told_by_its_base_alone_has_its_layouts_places() -> None:
+def test_a_checkpoint_given_by_its_base_alone_has_its_layouts_places() -> None:
     base = Path("somewhere")
     assert Checkpoint(base=base, complete=True).tokenizer == base / OFFICIAL.tokenizer

@@ -40,8 +40,8 @@ options = {"repos": DIFFUSERS_REPOS if asked.get("diffusers") else REPOS, "revis
 options["target"] = pathlib.Path(asked["target"]) if "target" in asked else None
 try:
     folders = download(progress=lambda done, total: seen.append((done, total)), **options)
-    told = {"folders": [str(folder) for folder in folders], "progress": seen, "torch": "torch" in sys.modules}
-    print(json.dumps(told))
+    used = {"folders": [str(path) for path in folders], "progress": seen, "torch": "torch" in sys.modules}
+    print(json.dumps(used))
 except AvatarError as error:
     print(json.dumps({"error": type(error).__name__, "text": str(error)}))
 """
@@ -200,7 +200,7 @@ def test_a_revision_is_asked_for(hub: Hub, tmp_path: Path) -> None:
     assert f"{LORA_REPO} has no revision 'v9'" in refused["text"]
 
 
-def test_an_unknown_repository_and_a_silent_hub_are_told_apart(hub: Hub, tmp_path: Path) -> None:
+def test_an_unknown_repository_and_a_silent_hub_are_distinguished(hub: Hub, tmp_path: Path) -> None:
     del hub.repos[LORA_REPO]
     unknown = run(hub, tmp_path / "home")
     assert f"{LORA_REPO} is not on the hub" in unknown["text"]
@@ -277,7 +277,7 @@ def test_a_file_that_is_always_wrong_is_refused(large_hub: Hub, tmp_path: Path) 
     assert not (tmp_path / "weights" / "Wan2.2-S2V-14B" / SHARDS[2]).exists()
 
 
-def test_who_asks_is_told_when_the_hub_wants_to_know(hub: Hub, tmp_path: Path) -> None:
+def test_who_asks_is_named_when_the_hub_wants_to_know(hub: Hub, tmp_path: Path) -> None:
     hub.unauthorised = True
     refused = run(hub, tmp_path / "home")
     assert refused["error"] == "WeightsMissing"

@@ -104,18 +104,18 @@ def test_an_error_that_stays_is_logged_once_and_does_not_pile_up(with_driver):
         READ
         + """
 import logging
-told = []
+reported = []
 keep = logging.Handler()
-keep.emit = told.append
+keep.emit = reported.append
 logging.getLogger("avatar").addHandler(keep)
 gauges = Gauges()
 for _ in range(5):
     gauges.read()
-result = [len(told), told[0].getMessage(), len(gauges._driver.cards[0].errors)]
+result = [len(reported), reported[0].getMessage(), len(gauges._driver.cards[0].errors)]
 """
     )
-    num_told, line, num_kept = with_driver(code, [24564], errors="nvmlDeviceGetUtilizationRates=3")
-    assert (num_told, num_kept) == (1, 1)
+    num_reported, line, num_kept = with_driver(code, [24564], errors="nvmlDeviceGetUtilizationRates=3")
+    assert (num_reported, num_kept) == (1, 1)
     assert line.startswith("GPU 0: NVML gives no utilisation")
 
 
@@ -220,7 +220,7 @@ def test_peaks_of_host_and_pinned_memory_until_the_next_reset(monkeypatch):
     assert (last.peak_bytes, last.pinned_peak_bytes) == (20 * MIB, 2 * MIB)
 
 
-def test_the_cards_own_peak_is_told_where_processes_are_hidden(with_driver):
+def test_the_cards_own_peak_is_reported_where_processes_are_hidden(with_driver):
     code = (
         READ
         + """

@@ -89,7 +89,7 @@ def test_without_quota_the_affinity_counts(tree, monkeypatch):
     assert num_cores(*limited) == 3
 
 
-def test_what_a_process_holds_is_its_own_and_its_shared_memory_and_not_its_files(tmp_path):
+def test_a_process_holds_its_own_and_shared_memory_not_files(tmp_path):
     before = held_bytes(os.getpid())
     own = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # never pages held already
     shared = mmap.mmap(-1, 64 * MIB)

@@ -167,7 +167,7 @@ def test_a_driver_that_hides_its_cuda_version(with_driver):
 
 
 @pytest.mark.parametrize(
-    ("version", "told", "expected"),
+    ("version", "version_py", "expected"),
     [
         ("2.13.0", "cuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n", "13.0"),
         ("2.11.0+cu126", "cuda = '12.6'\n", "12.6"),
@@ -177,10 +177,10 @@ def test_a_driver_that_hides_its_cuda_version(with_driver):
         ("2.13.0", None, ""),
     ],
 )
-def test_pytorchs_cuda_is_read_without_importing_it(tmp_path, monkeypatch, version, told, expected):
+def test_pytorchs_cuda_is_read_without_importing_it(tmp_path, monkeypatch, version, version_py, expected):
     (tmp_path / "torch").mkdir()
-    if told is not None:
-        (tmp_path / "torch" / "version.py").write_text(told)
+    if version_py is not None:
+        (tmp_path / "torch" / "version.py").write_text(version_py)
     (tmp_path / "torch-1.dist-info").mkdir()
     (tmp_path / "torch-1.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -197,7 +197,7 @@ def test_pytorchs_cuda_is_read_without_importing_it(tmp_path, monkeypatch, versi
         ("win32", "11", "windows"),
     ],
 )
-def test_the_system_is_told(monkeypatch, name, release, system):
+def test_the_system_is_reported(monkeypatch, name, release, system):
     monkeypatch.setattr(sys, "platform", name)
     monkeypatch.setattr("platform.release", lambda: release)
     assert inventory._system() == system

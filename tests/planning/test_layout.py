@@ -41,7 +41,7 @@ def test_the_five_gpu_preset_gives_each_of_four_a_step():
     assert layout.describe(2) == "step 1"
 
 
-def test_without_a_layout_several_gpus_mean_what_the_public_code_makes_of_them():
+def test_several_gpus_without_a_layout_are_as_in_the_public_code():
     assert of(num_gpus_dit=4, decode_gpu=True).kind == "timesteps"
     assert of(num_gpus_dit=4, ulysses_size=4).kind == "ulysses"
 
@@ -75,7 +75,7 @@ def test_stages_share_all_layers_evenly_by_cost(stages, decodes_apart, weight_dt
 
 @pytest.mark.parametrize("num_steps", range(1, 8))
 @pytest.mark.parametrize("stages", [3, 6, 7])
-def test_neighbours_may_share_a_layer_whatever_number_of_steps_a_run_has(stages, num_steps):
+def test_neighbours_may_share_a_layer_at_any_number_of_steps(stages, num_steps):
     """They hold what they hold for the preset's four."""
     layout = of(layout="layers", num_gpus_dit=stages, decode_gpu=True)
     roles = [layout.role_of(rank, num_steps) for rank in layout.workers]

@@ -76,14 +76,14 @@ def test_it_looks_by_itself(monkeypatch):
 
 
 def test_the_plan_of_a_run_is_its_sources_own_or_the_machines():
-    def told(source: object, name: str) -> Plan | None:
+    def planned(source: object, name: str) -> Plan | None:
         request = SimpleNamespace(preset=load_preset(name))
         return run_meter.planned(source, request, None, lambda: False)  # type: ignore[arg-type]
 
-    preview = told(object(), "cpu-preview")
+    preview = planned(object(), "cpu-preview")
     assert preview is not None
     assert preview.host.peak_bytes == plan(load_preset("cpu-preview"), probe()).host.peak_bytes
     assert (preview.engine, preview.gpus) == ("preview", ())
-    assert told(object(), "auto") is None, "no plan yet"
+    assert planned(object(), "auto") is None, "no plan yet"
     own = plan(load_preset("80gb"), Inventory.imagine(1, 80))
-    assert told(SimpleNamespace(plan_for=lambda request, cancelled: own), "auto") is own
+    assert planned(SimpleNamespace(plan_for=lambda request, cancelled: own), "auto") is own

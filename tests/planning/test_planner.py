@@ -80,7 +80,7 @@ def measured_runs():
             continue
         settings = data["settings"]
         known = {name: settings[name] for name in FULL.as_dict() if name in settings}
-        told = data.get("placement") or (data.get("plan") or {}).get("placement") or {}
+        reported = data.get("placement") or (data.get("plan") or {}).get("placement") or {}
         speech_s = settings["num_blocks"] * BLOCK_FRAMES / FPS
         roles = [rank["role"] for rank in data.get("ranks", [])]
         if "ranks" in data:
@@ -89,7 +89,7 @@ def measured_runs():
         else:
             peaks = [max(data[part]["memory"]["nvml_bytes"] for part in ("parts", "end_to_end"))]
         num_layers = data.get("layers", {}).get("made", MODEL.config.num_layers)
-        run = (Preset.from_dict(known), Placement(**told), speech_s, num_layers, roles, peaks)
+        run = (Preset.from_dict(known), Placement(**reported), speech_s, num_layers, roles, peaks)
         yield pytest.param(*run, id=path.stem)
 
 
@@ -110,11 +110,13 @@ def test_within_five_percent_of_every_measured_peak(preset, placement, speech_s,
 
 
 def as_measured(shares, roles):
-    """Shares with the layers that were told of a run; until stages shared layers they were cut elsewhere."""
+    """Shares with the layers that a run reported; until stages shared layers they were cut elsewhere."""
     found = list(shares)
     for rank, role in enumerate(roles):
-        told = re.match(r"layers? (\d+)(?:–(\d+))?", role)
-        layers = range(int(told[1]), int(told[2] or told[1]) + 1) if told else shares[rank].layers
+        reported = re.match(r"layers? (\d+)(?:–(\d+))?", role)
+        layers = (
+            range(int(reported[1]), int(reported[2] or reported[1]) + 1) if reported else shares[rank].layers
+        )
         if layers != shares[rank].layers:
             num_rings = len(layers) * shares[rank].num_steps
             found[rank] = replace(shares[rank], layers=layers, num_rings=num_rings)
@@ -134,7 +136,7 @@ def test_a_checkpoints_own_sizes_are_planned_with(tiny_checkpoint):
     assert ModelSizes.of(Checkpoint()) == MODEL
 
 
-def test_the_published_sizes_are_those_of_the_model_and_of_its_fp8_recipe():
+def test_the_published_sizes_are_the_models_and_its_fp8_recipes():
     with torch.device("meta"):
         values = StreamingTransformer(ModelConfig()).state_dict()
     quantised = {name: value for name, value in values.items() if is_quantised(name, value.shape)}
@@ -149,7 +151,7 @@ def test_the_published_sizes_are_those_of_the_model_and_of_its_fp8_recipe():
     assert MODEL.layers[3].num_bytes("bf16") == 2 * sum(value.numel() for value in third)
 
 
-def test_the_prompt_encoders_size_is_umt5_xxls_without_its_table_of_words():
+def test_the_prompt_encoders_size_leaves_out_its_table_of_words():
     xxl = UMT5Config(
         vocab_size=256_384,
         d_model=4096,
@@ -207,7 +209,7 @@ def test_rings_follow_the_number_of_steps_and_the_past():
     assert ring_bytes(FULL.with_settings(sample_steps=1, infer_frames=24)) == one // 3  # 9 of 12, 3 of 6
 
 
-def test_without_online_decode_the_transformer_is_gone_when_the_decoder_works():
+def test_the_transformer_leaves_before_it_decodes_all_at_once():
     later = plan(FULL.with_settings(enable_online_decode=False), H200).gpus[0]
     assert later.stage_bytes(RunPhase.DECODE) < 9 * GIB
     assert later.stage_bytes(RunPhase.DENOISE) < plan(FULL, H200).gpus[0].stage_bytes(RunPhase.DECODE)
@@ -271,7 +273,7 @@ def test_the_speech_encoder_goes_to_the_cpu_last_of_all():
     assert not any(placed(vram).speech_on_cpu for vram in (12, 16, 24, 48))
 
 
-def test_where_nothing_fits_all_that_can_leave_leaves_and_the_plan_says_no():
+def test_where_nothing_fits_the_plan_offloads_all_and_says_no():
     planned = plan(OFFLOAD, Inventory.imagine(1, 6))
     smallest = Placement(40, rings_on_host=True, side_models_on_host=True, speech_on_cpu=True)
     assert planned.placement == smallest
@@ -417,7 +419,7 @@ def test_layouts_divide_what_they_say():
 
 @pytest.mark.parametrize("layout", ["layers", "timesteps", "ulysses", "fsdp"])
 @pytest.mark.parametrize("decode_gpu", [False, True])
-def test_a_sharded_prompt_encoder_is_divided_among_all_gpus_while_a_prompt_is_encoded(layout, decode_gpu):
+def test_a_sharded_prompt_encoder_is_divided_among_all_gpus(layout, decode_gpu):
     several = FULL.with_settings(layout=layout, num_gpus_dit=3, decode_gpu=decode_gpu)
     eight = Inventory.imagine(8, 80)
     planned = plan(several.with_settings(text_encoder="sharded"), eight)

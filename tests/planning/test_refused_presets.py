@@ -122,7 +122,7 @@ def test_one_command_mends_a_pytorch_that_does_not_match(runs, capability, words
     assert words in found.remedy
 
 
-def test_an_old_driver_leaves_auto_the_preview_and_says_what_is_in_reach():
+def test_an_old_driver_leaves_auto_the_preview_and_says_why():
     old = replace(Inventory.imagine(1, 24), driver_version="550.54", driver_cuda="12.4", torch_build="2.11.0")
     assert resolve(AUTO, old).name == "cpu-preview"
     better = within_reach(old)

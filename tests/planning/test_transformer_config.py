@@ -17,7 +17,7 @@ def test_published_keys_are_read():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "words"),
     [
         ({"enable_framepack": False}, "enable_framepack is False"),
         ({"model_type": "t2v"}, "model_type is 't2v'"),
@@ -27,8 +27,8 @@ def test_published_keys_are_read():
         ({"dim": "wide"}, "dim is 'wide'"),
     ],
 )
-def test_another_model_is_refused_by_name(change, told):
-    with pytest.raises(WeightsMissing, match=told):
+def test_another_model_is_refused_by_name(change, words):
+    with pytest.raises(WeightsMissing, match=words):
         ModelConfig.from_dict(Stream.load("basic").settings["model"] | change)
 
 

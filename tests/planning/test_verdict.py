@@ -171,8 +171,8 @@ def test_everybody_gives_the_same_verdict(name, monkeypatch, capsys, tmp_path):
     assert (judged.preset.name, judged.ok) == (machine.auto, True)
     in_the_list = {one["name"]: one["availability"] for one in printed(capsys, ["presets", "--json"])}
     on_the_page, at_the_doctors = studio.verdicts(), dict(preset_verdicts(diagnosis))
-    told = {preset.name: judge(preset, inventory) for preset in PRESETS if preset.engine != "auto"}
-    for preset_name, verdict in told.items():
+    reported = {preset.name: judge(preset, inventory) for preset in PRESETS if preset.engine != "auto"}
+    for preset_name, verdict in reported.items():
         if preset_name in (machine.auto, machine.refused):
             planned = printed(capsys, ["plan", "--preset", preset_name, "--json"])
             assert planned["fits"] == verdict.ok
@@ -189,9 +189,9 @@ def test_everybody_gives_the_same_verdict(name, monkeypatch, capsys, tmp_path):
             with pytest.raises(AvatarError) as caught:
                 require(verdict.preset, inventory)
             assert caught.value.remedy
-    assert told[machine.auto].ok
+    assert reported[machine.auto].ok
     if machine.refused:
-        assert machine.lack in [lack.code for lack in told[machine.refused].lacks]
+        assert machine.lack in [lack.code for lack in reported[machine.refused].lacks]
 
 
 def test_the_machines_are_many_and_unlike():

@@ -1,4 +1,4 @@
-"""What keeps speech from being seen is told: covered mouths, cut-off chins, few pixels; else nothing."""
+"""What keeps speech from being seen is reported: covered mouths, cut-off chins, few pixels; else nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHIPPED = sorted(path for path in PORTRAITS.iterdir() if path.suffix in (".png",
 FACES = ("astronaut", "mara", "robot", "fox")
 
 
-def told(image: np.ndarray, size: Size | None = None) -> set[str]:
+def concerns_of(image: np.ndarray, size: Size | None = None) -> set[str]:
     """Codes of the concerns about a picture, in a video of its own size if none is given."""
     found = find_face(image)
     size = size or Size(image.shape[1], image.shape[0])
@@ -96,46 +96,46 @@ def test_lesser_copies_raise_no_concern(name: str, change: str) -> None:
         "blurred": cv2.GaussianBlur(image, (0, 0), 2),
     }[change]
     picture = np.ascontiguousarray(np.clip(changed, 0, 255).astype(np.uint8))
-    assert told(picture, Size(704, 704)) == set()
+    assert concerns_of(picture, Size(704, 704)) == set()
 
 
 @pytest.mark.parametrize("name", FACES)
-def test_a_hand_over_the_mouth_is_told(name: str) -> None:
+def test_a_hand_over_the_mouth_is_reported(name: str) -> None:
     covered = hand(portrait(name))
     assert find_face(covered).verdict != "none"
-    assert told(covered) == {"mouth_covered"}
+    assert concerns_of(covered) == {"mouth_covered"}
 
 
 @pytest.mark.parametrize("colour", [(25, 25, 25), (235, 235, 235)])
-def test_a_mask_over_the_mouth_is_told(colour: tuple[int, int, int]) -> None:
+def test_a_mask_over_the_mouth_is_reported(colour: tuple[int, int, int]) -> None:
     covered = mask(portrait("mara"), colour)
-    assert told(covered) == {"mouth_covered"}
+    assert concerns_of(covered) == {"mouth_covered"}
 
 
 @pytest.mark.parametrize("name", FACES)
 @pytest.mark.parametrize(
     ("share", "codes"), [(1.05, set()), (0.9, {"chin_cut_off"}), (0.72, {"mouth_cut_off"})]
 )
-def test_a_chin_and_a_mouth_cut_off_are_told(name: str, share: float, codes: set[str]) -> None:
-    assert told(cut_at(portrait(name), share), Size(704, 704)) - {"small_portrait"} == codes
+def test_a_chin_and_a_mouth_cut_off_are_reported(name: str, share: float, codes: set[str]) -> None:
+    assert concerns_of(cut_at(portrait(name), share), Size(704, 704)) - {"small_portrait"} == codes
 
 
 @pytest.mark.parametrize(("height_px", "codes"), [(14, {"small_face"}), (36, {"small_face"}), (48, set())])
-def test_a_face_too_small_in_the_video_is_told(height_px: int, codes: set[str]) -> None:
+def test_a_face_too_small_in_the_video_is_reported(height_px: int, codes: set[str]) -> None:
     image = portrait("astronaut")
     points = find_face(image).face.landmarks
     tall = float(np.linalg.norm(points[at.FOREHEAD, :2] - points[at.CHIN, :2]))
     side = round(512 * height_px / tall)
-    assert told(image, Size(side, side)) == codes
+    assert concerns_of(image, Size(side, side)) == codes
     [*said] = concerns(image, find_face(image).face, Size(side, side), "me.jpg")
     assert all(abs(notice.values["pixels"] - height_px) <= 1 for notice in said)
 
 
 @pytest.mark.parametrize(("side", "is_small"), [(96, True), (255, True), (256, False)])
-def test_a_small_portrait_is_told(side: int, is_small: bool) -> None:
+def test_a_small_portrait_is_reported(side: int, is_small: bool) -> None:
     face = portrait("astronaut")[40:210, 140:310]
     image = cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
-    assert told(image, Size(704, 704)) == ({"small_portrait"} if is_small else set())
+    assert concerns_of(image, Size(704, 704)) == ({"small_portrait"} if is_small else set())
 
 
 def request_of(image: np.ndarray, folder: Path, preset: str) -> Request:
@@ -153,7 +153,7 @@ def test_the_preview_tells_its_concerns(tmp_path: Path) -> None:
     assert notices[0].level == "warning"
 
 
-def test_other_engines_are_told_of_by_the_command_line(tmp_path: Path) -> None:
+def test_other_engines_are_reported_of_by_the_command_line(tmp_path: Path) -> None:
     covered = hand(portrait("astronaut"))
     found = portrait_notices(request_of(covered, tmp_path, "80gb"))
     assert [notice.code for notice in found] == ["mouth_covered"]

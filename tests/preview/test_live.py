@@ -170,9 +170,9 @@ def test_a_slow_machine_draws_smaller_and_says_so(renderer, monkeypatch, portrai
     clock = iter(range(10_000))
     monkeypatch.setattr(live.time, "perf_counter", lambda: next(clock) * 0.05)  # each frame takes 50 ms
     out = list(perform_live(drawn, iter([tone(1)] * 60), lambda: False, network=NETWORK))
-    told = [one for one in out if isinstance(one, Notice)]
-    assert [one.code for one in told] == ["live_size"]
-    assert told[0].values["size"] == "576*576"
+    reported = [one for one in out if isinstance(one, Notice)]
+    assert [one.code for one in reported] == ["live_size"]
+    assert reported[0].values["size"] == "576*576"
     assert {one.frames.shape[1:] for one in out if isinstance(one, LiveFrames)} == {shape}
 
 

@@ -131,7 +131,7 @@ def test_emphasis_nods_the_head_and_raises_the_brows() -> None:
     assert abs(np.corrcoef(nods.ravel(), brows.ravel())[0, 1]) < 0.5
 
 
-def test_a_performance_is_made_of_mouth_and_head_and_can_be_made_again() -> None:
+def test_a_performance_can_be_made_again() -> None:
     clip = clips()[6]
     first, again, other = (
         list(perform(clip.sentence.listen, clip.num_frames, seed=seed)) for seed in (1, 1, 2)

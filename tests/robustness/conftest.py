@@ -50,7 +50,7 @@ class Answer:
     """What a command came to. left: what it left where it ran; opened: whether an engine was asked."""
 
     code: int
-    told: str
+    reported: str
     left: set[str]
     opened: bool
 
@@ -90,12 +90,12 @@ def command(
             except SystemExit as left:
                 code = int(left.code or 0)
         printed = capsys.readouterr()
-        told = printed.out + printed.err
-        assert not LEAKS.search(told), told
+        reported = printed.out + printed.err
+        assert not LEAKS.search(reported), reported
         faults = [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR and one.exc_info]
         assert not faults, "printed as a traceback"
-        assert str(tmp_path) not in told
+        assert str(tmp_path) not in reported
         assert list(scratch.iterdir()) == []
-        return Answer(code, told, everything_in(here) - before, bool(opened))
+        return Answer(code, reported, everything_in(here) - before, bool(opened))
 
     return run

@@ -160,11 +160,11 @@ FLAGS: list[tuple[list[str], str]] = [
 @pytest.mark.parametrize(("argv", "words"), FLAGS, ids=lambda value: " ".join(value)[-60:].replace("\0", "0"))
 def test_flags(command: Command, argv: list[str], words: str) -> None:
     answer = command(*argv)
-    assert answer.code in (2, 4), answer.told
-    assert re.search(words, answer.told), answer.told
+    assert answer.code in (2, 4), answer.reported
+    assert re.search(words, answer.reported), answer.reported
     assert answer.left == set()
     assert not answer.opened
-    assert len(answer.told) < 12_000, "no endless message"
+    assert len(answer.reported) < 12_000, "no endless message"
 
 
 PRESETS = [
@@ -217,11 +217,11 @@ PRESETS = [
 def test_presets(command: Command, content: str, words: str) -> None:
     Path("mine.toml").write_text(content, encoding="utf-8")
     answer = command(*made("--preset", "mine.toml"))
-    assert answer.code == 2, answer.told
-    assert re.search(words, answer.told), answer.told
-    assert "mine.toml" in answer.told
+    assert answer.code == 2, answer.reported
+    assert re.search(words, answer.reported), answer.reported
+    assert "mine.toml" in answer.reported
     assert answer.left == set()
-    assert len(answer.told) < 2000, "no endless message"
+    assert len(answer.reported) < 2000, "no endless message"
 
 
 JOB = "[[job]]\nimage = 'good.png'\naudio = 'good.wav'\n"
@@ -275,8 +275,8 @@ JOBS = [
 def test_lists_of_jobs(command: Command, kind: str, content: str, words: str) -> None:
     Path(f"jobs.{kind}").write_text(content, encoding="utf-8")
     answer = command("batch", f"jobs.{kind}", "--output", "made", "--json")
-    assert answer.code == 2, answer.told
-    assert re.search(words, answer.told), answer.told
+    assert answer.code == 2, answer.reported
+    assert re.search(words, answer.reported), answer.reported
     assert answer.left <= {"made"}
     assert not answer.opened
 
@@ -330,8 +330,8 @@ REPORTS = [
 def test_reports(command: Command, content: str) -> None:
     Path("x.json").write_text(content)
     answer = command("report", "x.json")
-    assert answer.code == 2, answer.told
-    assert "x.json" in answer.told
+    assert answer.code == 2, answer.reported
+    assert "x.json" in answer.reported
     assert answer.left == set()
 
 

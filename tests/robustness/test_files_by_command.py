@@ -24,9 +24,9 @@ def put(row: Row, folder: Path) -> str:
 
 
 def check(row: Row, answer: Any) -> None:
-    assert answer.code in {REFUSED: (2,), ACCEPTED: (0,), EITHER: (0, 2)}[row.outcome], answer.told
+    assert answer.code in {REFUSED: (2,), ACCEPTED: (0,), EITHER: (0, 2)}[row.outcome], answer.reported
     if answer.code == 2:
-        assert re.search(row.words, answer.told), answer.told
+        assert re.search(row.words, answer.reported), answer.reported
         assert answer.left == set()
         assert not answer.opened, "refused before an engine opens"
     else:
@@ -69,9 +69,9 @@ def test_a_sample_as_processes(command: Command, tmp_path: Path, flag: str, row:
         capture_output=True,
         timeout=3 * PATIENCE_S,
     )
-    told = (ended.stdout + ended.stderr).decode(errors="replace")
-    assert ended.returncode == 2, told
-    assert re.search(row.words, told), told
-    assert not LEAKS.search(told)
+    reported = (ended.stdout + ended.stderr).decode(errors="replace")
+    assert ended.returncode == 2, reported
+    assert re.search(row.words, reported), reported
+    assert not LEAKS.search(reported)
     assert list(scratch.iterdir()) == []
     assert not Path("out.mp4").exists()

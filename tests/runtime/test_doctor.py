@@ -51,7 +51,7 @@ def test_an_installation_for_the_preview_alone_is_whole(monkeypatch):
     assert doctor.PREVIEW_REQUIREMENTS.is_file()
 
 
-def test_cards_without_pytorch_are_told_what_to_install(monkeypatch):
+def test_cards_without_pytorch_are_reported_what_to_install(monkeypatch):
     machine(monkeypatch, replace(Inventory.imagine(1, 80), torch_build="", torch_cuda=""))
     found = examine()
     assert found.exit_code == 0
@@ -133,7 +133,7 @@ def test_the_self_test_runs_the_real_engine():
     assert tested.elapsed_s > 0
 
 
-@pytest.mark.parametrize(("fault", "words"), [("told", "The lamp went out"), ("kill", "SIGKILL")])
+@pytest.mark.parametrize(("fault", "words"), [("error", "The lamp went out"), ("kill", "SIGKILL")])
 def test_a_self_test_that_fails_says_why(monkeypatch, fault, words):
     source = "tests.fixtures.sources:Coloured"
     monkeypatch.setattr(doctor, "open_engine", lambda _: EngineProcess(source, fault=fault, at=10))

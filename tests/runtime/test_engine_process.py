@@ -112,7 +112,7 @@ def test_the_report_tells_plan_and_memory_of_its_own_run(engine, request_):
     assert (report.out_of_memory, report.error_kind) == (False, None)
 
 
-def test_the_report_of_a_killed_run_has_what_its_heartbeats_told(engine, request_):
+def test_the_report_of_a_killed_run_has_what_its_heartbeats_reported(engine, request_):
     one = engine(fault="kill", at=100, frame_s=0.03)
     events = []
     with pytest.raises(WorkerLost):
@@ -127,10 +127,10 @@ def test_the_report_of_a_killed_run_has_what_its_heartbeats_told(engine, request
     assert one.pinned_bytes == 0, "its process is gone"
 
 
-def test_pinned_memory_is_told_while_a_run_goes_on(engine, request_):
+def test_pinned_memory_is_reported_while_a_run_goes_on(engine, request_):
     one = engine(frame_s=0.03)
-    told = {one.pinned_bytes for _ in one.stream(request_)}
-    assert told <= {None, PINNED_BYTES}
+    reported = {one.pinned_bytes for _ in one.stream(request_)}
+    assert reported <= {None, PINNED_BYTES}
     assert one.pinned_bytes == PINNED_BYTES
 
 
@@ -187,7 +187,7 @@ def test_a_second_run_at_the_same_time_is_refused(engine, request_):
 @pytest.mark.parametrize(
     ("fault", "at", "error", "words"),
     [
-        ("told", 60, AvatarError, "The lamp went out. Light it."),
+        ("error", 60, AvatarError, "The lamp went out. Light it."),
         ("bug", 60, AvatarError, "failed"),
         ("exit", 100, WorkerLost, "exited with 3"),
         ("kill", 100, WorkerLost, "killed by SIGKILL"),
@@ -217,7 +217,7 @@ def test_a_silent_child_is_taken_for_hung_and_replaced(engine, request_, monkeyp
     assert one.pid is not None
 
 
-def test_a_source_that_cannot_be_built_is_told(engine, request_):
+def test_a_source_that_cannot_be_built_is_reported(engine, request_):
     with pytest.raises(WorkerLost, match="exited with 1"):
         list(engine(fault="construct").stream(request_))
 
@@ -319,7 +319,7 @@ def test_heartbeats_of_an_idle_child_are_read(engine, request_):
         until(lambda before=before: (one.pinned_bytes or 0) > before, "the next heartbeat")
 
 
-def test_a_child_that_cannot_be_started_is_told(engine, request_, monkeypatch):
+def test_a_child_that_cannot_be_started_is_reported(engine, request_, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with pytest.raises(WorkerLost, match="cannot be started"):
         list(engine().stream(request_))

@@ -266,7 +266,7 @@ def resized_run(tmp_path_factory, tiny_checkpoint):
         return request, list(stream_frames(engine, request)), encoded
 
 
-def test_a_changed_size_is_scaled_to_the_streams_and_the_file_stays_one(resized_run):
+def test_a_changed_size_is_scaled_to_the_streams(resized_run):
     _, events, _ = resized_run
     (notice,) = (event for event in events if isinstance(event, Notice))
     assert (notice.rung, notice.values["was"], notice.values["now"]) == ("size", "256*128", "160*96")
@@ -310,7 +310,7 @@ def test_frames_of_the_streams_size_are_left_alone_and_others_scaled():
     assert (small[:, :, :28].max(), small[:, :, 36:].min()) == (0, 200)
 
 
-def test_when_no_rung_is_left_the_error_is_clear_and_what_was_made_is_kept(ask, source):
+def test_without_a_rung_left_what_was_made_is_kept(ask, source):
     request = ask(60)
     allocator = Allocator(head=set(range(head_call(2), 1000)))
     events: list[object] = []
@@ -373,8 +373,8 @@ def test_a_run_is_planned_once(ask, tiny_checkpoint, monkeypatch):
 
 def test_a_rung_has_a_plan_of_its_own(ask, tiny_checkpoint, start):
     items = list(start(lambda: cramped_in(tiny_checkpoint)).frames(ask(20), lambda: False))
-    (told,) = [item for item in items if isinstance(item, PlanMade)]
-    assert told.plan.gpus[0].peak_bytes == GIB
+    (reported,) = [item for item in items if isinstance(item, PlanMade)]
+    assert reported.plan.gpus[0].peak_bytes == GIB
 
 
 def test_a_plan_that_fits_on_no_rung_is_refused_before_loading(ask, tiny_checkpoint, start, monkeypatch):

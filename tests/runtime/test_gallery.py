@@ -66,18 +66,18 @@ def add(gallery: Gallery, size: int = 1000, age_s: float = 0.0, owner: str = "")
     return gallery.keep(draft, replace(ABOUT, created=time.time() - age_s, owner_hash=owner_hash(owner)))
 
 
-def test_a_report_is_told_if_there_is_one_that_can_be_read(gallery: Gallery, caplog):
+def test_a_report_is_reported_if_there_is_one_that_can_be_read(gallery: Gallery, caplog):
     entry = add(gallery)
-    assert entry.told() is None, "{} is no report"
+    assert entry.run_report() is None, "{} is no report"
     assert f"{entry.report.name} is no run report" in caplog.text
     report = REPORT
     report.write(entry.report)
-    told = entry.told()
-    assert told is not None
-    assert told.frames_per_s == 99.5
+    run_report = entry.run_report()
+    assert run_report is not None
+    assert run_report.frames_per_s == 99.5
     entry.report.unlink()
     caplog.clear()
-    assert entry.told() is None
+    assert entry.run_report() is None
     assert caplog.text == ""
 
 
@@ -296,7 +296,7 @@ def test_keys_are_the_same_for_all_servers_of_a_folder(tmp_path: Path):
 
 
 @pytest.mark.parametrize("place", ["file", "file/in", "/proc/nowhere"])
-def test_a_place_that_is_no_folder_is_told_in_words(tmp_path: Path, place: str):
+def test_a_place_that_is_no_folder_is_explained_in_words(tmp_path: Path, place: str):
     (tmp_path / "file").write_text("x")
     with pytest.raises(BadInput, match=r"outputs folder .* cannot be used") as caught:
         Gallery(tmp_path / place)
@@ -304,7 +304,7 @@ def test_a_place_that_is_no_folder_is_told_in_words(tmp_path: Path, place: str):
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_folder_that_went_away_is_told_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_folder_that_went_away_is_explained_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     gallery = Gallery(tmp_path / "outputs")
     entry = add(gallery)
     gallery.folder.rename(tmp_path / "elsewhere")

@@ -90,17 +90,17 @@ def test_a_lent_gpu_gives_the_video_of_an_engines_process(ask, lent, tiny_checkp
 def test_models_are_loaded_once_and_before_the_gpu(ask, tiny_checkpoint, monkeypatch):
     from avatar.pipeline import lent as pipeline
 
-    told: list[str] = []
+    reported: list[str] = []
     load = pipeline.Components.load
     monkeypatch.setattr(
         pipeline.Components,
         "load",
-        lambda *a, **options: told.append(str(options["device"])) or load(*a, **options),
+        lambda *a, **options: reported.append(str(options["device"])) or load(*a, **options),
     )
 
     def lending(make: Make, seconds: object) -> Make:
         def made(opening: Opening, run: Run):
-            told.append("lent")
+            reported.append("lent")
             yield from make(opening, run)
 
         return made
@@ -110,19 +110,19 @@ def test_models_are_loaded_once_and_before_the_gpu(ask, tiny_checkpoint, monkeyp
     for name in ("first", "second"):
         assert isinstance(list(engine.stream(ask(name)))[-1], Finished)
     engine.close()
-    assert told == ["cpu", "lent", "lent"]
+    assert reported == ["cpu", "lent", "lent"]
 
 
 def test_a_cancelled_run_ends_with_what_was_made(ask, lent):
-    told: list[Event] = []
+    reported: list[Event] = []
     for event in lent.stream(ask("long", 8.0)):
-        told.append(event)
+        reported.append(event)
         if isinstance(event, Segment):
             lent.cancel()
-    assert isinstance(told[-1], Finished)
-    assert told[-1].stopped
-    assert told[-1].error is None
-    assert 0 < told[-1].num_frames < 200
+    assert isinstance(reported[-1], Finished)
+    assert reported[-1].stopped
+    assert reported[-1].error is None
+    assert 0 < reported[-1].num_frames < 200
     assert isinstance(list(lent.stream(ask("next")))[-1], Finished), "the next run is not cancelled"
 
 
@@ -137,20 +137,20 @@ def test_a_gpu_that_is_taken_away_leaves_what_was_shown(ask, tiny_checkpoint):
         return made
 
     engine = open_engine(PRESET, weights=tiny_checkpoint, lent=LentGpu(taken))
-    told: list[Event] = []
+    reported: list[Event] = []
     with pytest.raises(WorkerLost, match="aborted"):
-        told.extend(noted(told, engine.stream(ask("taken", 8.0))))
+        reported.extend(noted(reported, engine.stream(ask("taken", 8.0))))
     engine.close()
-    assert isinstance(told[-1], Finished)
-    assert told[-1].stopped
-    assert "aborted" in (told[-1].error or "")
-    assert 0 < len(pictures(told)) < 200
+    assert isinstance(reported[-1], Finished)
+    assert reported[-1].stopped
+    assert "aborted" in (reported[-1].error or "")
+    assert 0 < len(pictures(reported)) < 200
 
 
-def noted(told: list[Event], events: Iterator[Event]) -> Iterator[Event]:
+def noted(reported: list[Event], events: Iterator[Event]) -> Iterator[Event]:
     """Nothing more; each event is in the list before the next one is asked for, whatever is raised then."""
     for event in events:
-        told.append(event)
+        reported.append(event)
     yield from ()
 
 
@@ -208,7 +208,7 @@ def test_a_run_cancelled_while_models_load_asks_for_no_gpu(ask, tiny_checkpoint)
     engine.close()
 
 
-def test_a_missing_checkpoint_is_told_before_a_gpu_is_asked_for(ask, tmp_path):
+def test_a_missing_checkpoint_is_reported_before_a_gpu_is_asked_for(ask, tmp_path):
     engine = open_engine(PRESET, weights=tmp_path / "nowhere", lent=LentGpu(never))
     with pytest.raises(WeightsMissing):
         list(engine.stream(ask("none")))
@@ -217,9 +217,9 @@ def test_a_missing_checkpoint_is_told_before_a_gpu_is_asked_for(ask, tmp_path):
 
 def test_what_the_source_raises_comes_back_as_the_runs_end(ask):
     opening = Opening("tests.runtime.test_lent_gpu:Broken")
-    told = list(LentGpu(lend).make(opening, Run(7, ask("broken"))))
-    assert isinstance(told[-1], Ended)
-    assert (told[-1].run, told[-1].error.message) == (7, "The engine failed.")
+    reported = list(LentGpu(lend).make(opening, Run(7, ask("broken"))))
+    assert isinstance(reported[-1], Ended)
+    assert (reported[-1].run, reported[-1].error.message) == (7, "The engine failed.")
 
 
 class Broken:

@@ -1,4 +1,4 @@
-"""A session in the engine's process: sound in, frames with their samples out, and it ends when told to."""
+"""A session in the engine's process: sound in, frames with their samples out, and it ends when asked to."""
 
 from __future__ import annotations
 

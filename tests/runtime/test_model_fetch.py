@@ -62,7 +62,7 @@ def test_it_is_paused_and_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None
     assert fetch.reading().state == "done"
 
 
-def test_what_went_wrong_is_told(hub: Hub, tmp_path: Path) -> None:
+def test_what_went_wrong_is_reported(hub: Hub, tmp_path: Path) -> None:
     hub.unauthorised = True
     fetch = ModelFetch(fetch_command(tmp_path / "weights"))
     fetch.start()

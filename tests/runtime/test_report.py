@@ -48,9 +48,11 @@ def report(**changes: object) -> RunReport:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    told = report(memory=USE, plan=PLAN, rungs=[RungTaken("size", RUNG_OOM, "Full.", 48, {"now": "384*256"})])
-    told.write(tmp_path / "film.json")
-    assert read_report(tmp_path / "film.json") == told
+    reported = report(
+        memory=USE, plan=PLAN, rungs=[RungTaken("size", RUNG_OOM, "Full.", 48, {"now": "384*256"})]
+    )
+    reported.write(tmp_path / "film.json")
+    assert read_report(tmp_path / "film.json") == reported
 
 
 def test_a_report_of_an_earlier_version_is_read(tmp_path: Path) -> None:
@@ -58,10 +60,15 @@ def test_a_report_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     for key in ("plan", "memory", "error_kind"):
         del data[key]
     (tmp_path / "film.json").write_text(json.dumps(data))
-    told = read_report(tmp_path / "film.json")
-    assert told.rungs == [RungTaken("size"), RungTaken("sample_steps")]
-    assert (told.plan, told.memory, told.gpus, told.host_planned_bytes) == (None, None, [], None)
-    assert told.out_of_memory is None, "nobody noted why it broke"
+    reported = read_report(tmp_path / "film.json")
+    assert reported.rungs == [RungTaken("size"), RungTaken("sample_steps")]
+    assert (reported.plan, reported.memory, reported.gpus, reported.host_planned_bytes) == (
+        None,
+        None,
+        [],
+        None,
+    )
+    assert reported.out_of_memory is None, "nobody noted why it broke"
 
 
 @pytest.mark.parametrize(

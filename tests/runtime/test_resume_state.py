@@ -102,7 +102,7 @@ def test_nothing_is_left_where_nothing_is_wanted_or_was_shown(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_cannot_be_used_is_told(tmp_path):
+def test_a_file_that_cannot_be_used_is_reported(tmp_path):
     file = tmp_path / "carry"
     request = request_of(tmp_path, 48, Part("run", 33, 200, carry=file))
     with pytest.raises(BadInput, match="cannot be read"):

@@ -35,7 +35,7 @@ def until(what) -> None:
         time.sleep(0.01)
 
 
-def test_who_sends_does_not_wait_for_the_reader_and_settles_when_all_is_read():
+def test_a_sender_waits_for_its_reader_only_when_it_settles():
     theirs, ours = Pipe()
     service, _ = serve(ours)
     for number in range(MAX_UNSENT - 1):  # a heartbeat may be among them

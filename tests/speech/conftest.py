@@ -92,7 +92,7 @@ class SpeechServer:
 
 @contextmanager
 def speech_server() -> Iterator[SpeechServer]:
-    told = SpeechServer()
+    reported = SpeechServer()
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *args: object) -> None:
@@ -100,20 +100,20 @@ def speech_server() -> Iterator[SpeechServer]:
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            told.asked.append((asked, self.headers.get("Authorization", "")))
-            time.sleep(told.wait_s)
-            status = told.status if self.path == "/v1/audio/speech" else 404
-            body = sound(len(asked["input"])) if told.body is None else told.body
+            reported.asked.append((asked, self.headers.get("Authorization", "")))
+            time.sleep(reported.wait_s)
+            status = reported.status if self.path == "/v1/audio/speech" else 404
+            body = sound(len(asked["input"])) if reported.body is None else reported.body
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    told.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    reported.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield told
+        yield reported
     finally:
         server.shutdown()
         server.server_close()

@@ -90,18 +90,18 @@ def test_without_the_embedded_voice_english_is_read_by_misaki(monkeypatch: pytes
     assert phonemes.phonemes("hi", "b", EmbeddedVoices().phonemes) == "hi-True"
 
 
-def test_a_hub_out_of_reach_is_told_and_no_more(kokoro: KokoroVoices, kokoro_hub: Hub, monkeypatch):
+def test_a_hub_out_of_reach_is_reported_and_no_more(kokoro: KokoroVoices, kokoro_hub: Hub, monkeypatch):
     monkeypatch.setattr(hub, "log", hub.log)
     kokoro_hub.repos.clear()
-    with pytest.raises(VoiceUnavailable) as told:
+    with pytest.raises(VoiceUnavailable) as reported:
         list(kokoro.synthesise("Hello.", "kokoro/af_heart"))
-    assert "cannot be fetched" in str(told.value)
-    assert "heart needs no download" in str(told.value)
-    assert "/tmp" not in str(told.value)
+    assert "cannot be fetched" in str(reported.value)
+    assert "heart needs no download" in str(reported.value)
+    assert "/tmp" not in str(reported.value)
 
 
 @pytest.mark.parametrize("broken", [MODEL, TOKENIZER, "voices/af_heart.bin"])
-def test_a_damaged_file_is_told(kokoro: KokoroVoices, kokoro_files: Path, broken: str):
+def test_a_damaged_file_is_reported(kokoro: KokoroVoices, kokoro_files: Path, broken: str):
     (kokoro_files / broken).write_bytes(b"not what it should be")
     with pytest.raises(VoiceUnavailable, match="damaged"):
         list(kokoro.synthesise("Hello.", "kokoro/af_heart"))

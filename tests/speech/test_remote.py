@@ -1,4 +1,4 @@
-"""A speech server: what it is asked, and what is told of one that is down, slow or wrong."""
+"""A speech server: what it is asked, and what is reported of one that is down, slow or wrong."""
 
 from __future__ import annotations
 
@@ -65,26 +65,26 @@ def test_each_refusal_of_the_server_says_what_to_do(
     server: SpeechServer, voices: RemoteVoices, status: int, words: str
 ):
     server.status, server.body = status, b'{"error": "sk-not-to-be-seen is wrong"}'
-    with pytest.raises(VoiceUnavailable) as told:
+    with pytest.raises(VoiceUnavailable) as reported:
         list(voices.synthesise("Hello.", "url/alloy"))
-    assert words in str(told.value)
-    assert KEY not in str(told.value)
+    assert words in str(reported.value)
+    assert KEY not in str(reported.value)
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"RIFF....WAVE", sound(20)[:40]])
-def test_an_answer_that_is_no_sound_is_told(server: SpeechServer, voices: RemoteVoices, body: bytes):
+def test_an_answer_that_is_no_sound_is_reported(server: SpeechServer, voices: RemoteVoices, body: bytes):
     server.body = body
     with pytest.raises(VoiceUnavailable, match="no sound that can be read"):
         list(voices.synthesise("Hello.", "url/alloy"))
 
 
-def test_a_server_that_is_down_is_told(server: SpeechServer, caplog: pytest.LogCaptureFixture):
+def test_a_server_that_is_down_is_reported(server: SpeechServer, caplog: pytest.LogCaptureFixture):
     down = RemoteVoices("http://127.0.0.1:9/v1", KEY)
-    with caplog.at_level(logging.DEBUG), pytest.raises(VoiceUnavailable) as told:
+    with caplog.at_level(logging.DEBUG), pytest.raises(VoiceUnavailable) as reported:
         list(down.synthesise("Hello.", "url/alloy"))
-    assert "cannot be reached" in str(told.value)
-    assert "Check $AVATAR_SPEECH_URL" in str(told.value)
-    assert KEY not in caplog.text + repr(down) + repr(told.value)
+    assert "cannot be reached" in str(reported.value)
+    assert "Check $AVATAR_SPEECH_URL" in str(reported.value)
+    assert KEY not in caplog.text + repr(down) + repr(reported.value)
 
 
 def test_a_slow_server_is_not_waited_for_for_ever(

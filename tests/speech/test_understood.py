@@ -60,7 +60,7 @@ def errors(expected: list[str], heard: list[str]) -> int:
 
 def test_twenty_english_sentences_are_understood(recogniser):
     catalogue, wrong, total = Catalogue(), 0, 0
-    told = []
+    reported = []
     for sentence, written in SENTENCES.items():
         spoken = [said.samples for said in Narrator.of(Script(sentence), catalogue).sentences()]
         heard = recogniser(soxr.resample(np.concatenate(spoken), 24_000, 16_000))
@@ -68,8 +68,8 @@ def test_twenty_english_sentences_are_understood(recogniser):
         faults = errors(expected, words(heard))
         wrong, total = wrong + faults, total + len(expected)
         if faults:
-            told.append(f"{sentence} → {heard}")
-    assert wrong <= MOST_ERRORS * total, f"{wrong} of {total} words: {told}"
+            reported.append(f"{sentence} → {heard}")
+    assert wrong <= MOST_ERRORS * total, f"{wrong} of {total} words: {reported}"
 
 
 def test_word_errors_are_counted():

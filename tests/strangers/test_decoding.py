@@ -73,22 +73,22 @@ def test_one_visitors_slow_pictures_are_in_nobodys_way(stranger: Make, slow: Pat
     one, other = stranger("203.0.113.1"), stranger("203.0.113.2")
     payloads = [one.upload(slow, f"{number}.jpg") for number in range(6)]
     number = one.event("portrait", "change")
-    told: list[str] = []
+    reported: list[str] = []
 
     def send(payload: dict) -> None:
         visitor = Stranger(one.url, one.address)
-        told.append(visitor.ask(number, [payload, None]))
+        reported.append(visitor.ask(number, [payload, None]))
         visitor.close()
 
     threads = [threading.Thread(target=send, args=(payload,)) for payload in payloads]
     for thread in threads:
         thread.start()
     assert '"success": true' in ask(other, PORTRAIT)
-    assert len(told) < len(threads), "the other was not made to wait for all of them"
+    assert len(reported) < len(threads), "the other was not made to wait for all of them"
     for thread in threads:
         thread.join()
-    assert any("takes too long" in answer for answer in told)
-    assert any("Too many files" in answer for answer in told)
+    assert any("takes too long" in answer for answer in reported)
+    assert any("Too many files" in answer for answer in reported)
 
 
 def test_who_goes_away_gives_the_place_up(stranger: Make, server: Server, slow: Path):
@@ -112,7 +112,7 @@ def test_who_goes_away_gives_the_place_up(stranger: Make, server: Server, slow: 
     assert server.log.read_text().count("SIGXCPU") == refused, "it was not its time that ended it"
 
 
-def test_gradio_client_is_told_as_well(server: Server, slow: Path, speech: Path, tmp_path: Path):
+def test_gradio_client_is_reported_as_well(server: Server, slow: Path, speech: Path, tmp_path: Path):
     client = Client(server.url, verbose=False, download_files=str(tmp_path / "down"))
     path = Path(shutil.copy(slow, tmp_path / "client.jpg"))
     with pytest.raises(exceptions.AppError, match=r"client\.jpg takes too long"):

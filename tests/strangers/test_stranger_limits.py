@@ -211,7 +211,7 @@ def test_another_page_sends_nothing_in(stranger: Make):
         assert sent.status_code == code, origin
 
 
-def test_gradio_client_is_told_of_the_limits(server: Server, tmp_path: Path):
+def test_gradio_client_is_reported_of_the_limits(server: Server, tmp_path: Path):
     client = Client(server.url, verbose=False, download_files=str(tmp_path / "down"))
     large, text = (handle_file(str(block(tmp_path, size, size))) for size in (200, 100))
     block(tmp_path, 200, 2_000_000)

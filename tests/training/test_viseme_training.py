@@ -137,7 +137,7 @@ def test_alignment_finds_labels_that_are_late() -> None:
     assert moved[1] == pytest.approx(there[1] - 0.04, abs=0.006)
 
 
-def test_the_report_names_every_voice_and_every_sound_that_is_no_speech() -> None:
+def test_the_report_names_every_voice_and_sound() -> None:
     lines: list[str] = []
     report(VisemeNetwork.load(), [clip.sentence for clip in clips()[4:8]], lines.append)
     text = "\n".join(lines)

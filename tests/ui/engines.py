@@ -1,4 +1,4 @@
-"""Engines for tests: they write real bytes, and do as they are told."""
+"""Engines for tests: they write real bytes, and follow a script."""
 
 from __future__ import annotations
 

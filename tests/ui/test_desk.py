@@ -69,7 +69,7 @@ def wait_until(holds: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_a_run_is_told_kept_and_cleared_away(counter):
+def test_a_run_is_reported_kept_and_cleared_away(counter):
     c = counter()
     run = c.submit(owner="me")
     said = follow(run)
@@ -215,13 +215,13 @@ def test_a_video_without_room_is_kept_where_it_is(counter, tmp_path, monkeypatch
             raise NotPlaced("The video is made, but cannot be put in its place.", "Make room.", (whole,))
 
     run = counter(Full()).submit()
-    with pytest.raises(AvatarError) as told:
+    with pytest.raises(AvatarError) as reported:
         follow(run)
     wait_until(run.over.is_set)
     [place] = temporary.rglob("*.mp4")
     assert place.read_bytes() == b"film"
     assert str(place) in caplog.text, "who runs the server reads where it is"
-    assert str(tmp_path) not in str(told.value), "the browser does not"
+    assert str(tmp_path) not in str(reported.value), "the browser does not"
 
 
 def test_a_fault_ends_its_run_alone(counter):

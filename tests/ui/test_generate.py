@@ -1,4 +1,4 @@
-"""Generate: what the page is told, in which order, with a real desk and a scripted engine."""
+"""Generate: what the page receives, in which order, with a real desk and a scripted engine."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def plain(tmp_path: Path) -> Path:
     return path
 
 
-def told(updates: list[dict], name: str) -> list[Any]:
+def updates_of(updates: list[dict], name: str) -> list[Any]:
     return [update[name] for update in updates if name in update]
 
 
@@ -104,7 +104,7 @@ def gather(run: Iterator[dict], updates: list[dict]) -> None:
 def test_a_whole_run(page):
     p = page()
     updates = list(p.press())
-    segments = [path for path in told(updates, "live") if isinstance(path, str)]
+    segments = [path for path in updates_of(updates, "live") if isinstance(path, str)]
     assert [Path(path).name for path in segments] == [f"segment-{i}.mp4" for i in range(4)]
     first = next(i for i, update in enumerate(updates) if isinstance(update.get("live"), str))
     assert isinstance(updates[first + 1].get("live"), str), "the first two go out back to back"
@@ -121,7 +121,7 @@ def test_a_whole_run(page):
     assert 'data-state="done"' in last["status"]
     assert entry.id in last["shelf"]
     assert entry.about.settings["preset"] == "auto"
-    assert "Only the head moves" in told(updates, "notices")[-1]
+    assert "Only the head moves" in updates_of(updates, "notices")[-1]
     assert [left.name for left in p.studio.scratch.iterdir()] == ["uploads"]
     assert p.studio.delete(entry.id, "me")
     assert list((p.studio.scratch / "uploads").iterdir()) == [], "deleted wherever it was shown"
@@ -204,7 +204,7 @@ def test_waiting_and_a_full_line(page):
     first.close()
 
 
-def test_an_error_after_frames_is_told_with_the_video(page):
+def test_an_error_after_frames_is_reported_with_the_video(page):
     p = page(ScriptedEngine(fail_at=2, error=WorkerLost("The engine's process was killed.", "Try again.")))
     updates: list[dict] = []
     with pytest.raises(AvatarError, match="was killed"):
@@ -322,12 +322,12 @@ def typed(text: str, spoken: Any = None, captions: str = "file", voice: str = "h
 def test_a_text_is_spoken_and_then_animated_with_its_captions(page):
     p = page()
     updates = list(p.press(typed=typed("Hello there. It works.", captions="burned")))
-    [spoken] = told(updates, "spoken")
+    [spoken] = updates_of(updates, "spoken")
     [request] = p.engine.requests
     assert [one.text for one in request.captions] == ["Hello there.", "It works."]
     assert request.burn_captions
     assert request.speech_name == "“Hello there. It works.”"
-    assert told(updates, "speech")[0]["value"] == str(spoken.path)
+    assert updates_of(updates, "speech")[0]["value"] == str(spoken.path)
     assert spoken.path.is_relative_to(p.studio.speakers._uploads.folder)
 
 

@@ -87,7 +87,7 @@ def test_one_row_for_each_gpu_and_the_host(count: int):
     assert len(seen.having(**{"class": "peak", "style": "left:54.2%"})) == count
 
 
-def test_pinned_memory_has_a_row_where_there_is_a_gpu_or_some_is_pinned():
+def test_pinned_memory_has_a_row_where_it_matters():
     assert "Pinned memory – / 16.0 GiB" in Outline(render_gauges(Reading((gpu(),), HOST), "en")).text
     assert "Pinned" not in render_gauges(Reading((), HOST), "en")
     assert "Pinned" not in render_gauges(Reading((), replace(HOST, pinned_bytes=0)), "en")
@@ -170,7 +170,7 @@ def test_a_plan_that_does_not_fit_shows_where_the_card_ends():
     assert "缺" in render_plan(planned, "zh")
 
 
-def test_a_plan_uses_one_colour_for_one_thing_on_every_device_and_speaks_both_languages():
+def test_a_plan_uses_one_colour_for_one_thing_on_every_device():
     planned = plan(load_preset("80gb"), Inventory.imagine(1, 80))
     two = replace(planned, gpus=(planned.gpus[0], replace(planned.gpus[0], label="GPU 1", index=1)))
     seen = Outline(render_plan(two, "en"))
@@ -273,13 +273,13 @@ def test_the_status_in_figures():
     assert done.having(role="progressbar")[0]["aria-valuenow"] == "100"
 
 
-def test_notices_are_told_once_warnings_first():
+def test_notices_are_reported_once_warnings_first():
     info, warning = Notice("cut", "Cut."), Notice("head_only", "Only the head moves.", "warning")
     status = Status().with_notice(info).with_notice(warning).with_notice(info)
     seen = Outline(render_notices(status.notices, "en"))
     assert [found["data-level"] for found in seen.having() if "data-level" in found] == ["warning", "info"]
     assert "只有头部会动" in render_notices(status.notices, "zh")
-    assert "Cut." in render_notices(status.notices, "zh"), "what has no translation is told in English"
+    assert "Cut." in render_notices(status.notices, "zh"), "what has no translation is shown in English"
     assert render_notices((), "en") == ""
 
 
@@ -293,7 +293,7 @@ def test_a_rung_is_announced_with_what_changed_and_why(rung: str, setting: str):
     for words in ("已降一级", setting, "704*384", "384*256", "GPU 0", "12"):
         assert words in chinese
     bare = replace(notice, values={})
-    assert notice.text in render_notices((bare,), "zh"), "what lacks its values is told in English"
+    assert notice.text in render_notices((bare,), "zh"), "what lacks its values is shown in English"
 
 
 def test_badges():
@@ -378,7 +378,7 @@ def test_the_gallery_tells_how_a_video_was_made():
     assert "How it was made" not in render_shelf([shown], "en", proxied, 86_400), "without a report"
 
 
-def test_rungs_are_told_with_where_and_why_in_both_languages():
+def test_rungs_are_reported_with_where_and_why_in_both_languages():
     values = {"now": "32", "was": "48", "device": "GPU 0", "block": 3}
     taken = [RungTaken("infer_frames", RUNG_OOM, "GPU 0 ran out.", 96, values), RungTaken("size")]
     shown = entry()

@@ -116,11 +116,11 @@ def test_a_stopped_one_can_be_watched_and_gone_on_with(house, tmp_path):
     assert not list((tmp_path / "scratch").iterdir())
 
 
-def serve_until_killed(folder: Path, told: Any) -> None:
+def serve_until_killed(folder: Path, reported: Any) -> None:
     one = House(folder, Coloured(frame_s=0.004))
     for said in one.submit(folder).follow():
         if isinstance(said, PartDone):
-            told.send(said.index)
+            reported.send(said.index)
 
 
 def test_after_the_server_was_killed_it_is_gone_on_with(house, tmp_path):
@@ -148,7 +148,7 @@ def test_after_the_server_was_killed_it_is_gone_on_with(house, tmp_path):
 
 
 def test_a_failure_keeps_the_parts_for_another_try(house, tmp_path):
-    one = house(Coloured(fault="told", at=60))
+    one = house(Coloured(fault="error", at=60))
     said = list(one.submit(tmp_path).follow())
     assert said[-1].error is not None
     entry = said[-1].entry
@@ -159,8 +159,8 @@ def test_a_failure_keeps_the_parts_for_another_try(house, tmp_path):
     assert not follow(one.studio.resume(entry.id, "me"))[-1].entry.is_unfinished
 
 
-def test_damage_is_told_and_the_entry_stays(house, tmp_path):
-    one = house(Coloured(fault="told", at=60))
+def test_damage_is_reported_and_the_entry_stays(house, tmp_path):
+    one = house(Coloured(fault="error", at=60))
     entry = list(one.submit(tmp_path).follow())[-1].entry
     (entry.folder / HALF / "request.json").write_text("rust")
     with pytest.raises(BadInput, match="damaged"):
@@ -170,7 +170,7 @@ def test_damage_is_told_and_the_entry_stays(house, tmp_path):
 
 
 def test_only_its_owner_resumes_it_in_a_private_gallery(house, tmp_path):
-    one = house(Coloured(fault="told", at=60), shared=False)
+    one = house(Coloured(fault="error", at=60), shared=False)
     entry = list(one.submit(tmp_path).follow())[-1].entry
     for owner, id in (
         ("you", entry.id),
@@ -184,7 +184,7 @@ def test_only_its_owner_resumes_it_in_a_private_gallery(house, tmp_path):
 
 
 def test_the_page_goes_on_at_a_press(house, tmp_path):
-    one = house(Coloured(fault="told", at=60))
+    one = house(Coloured(fault="error", at=60))
     entry = list(one.submit(tmp_path).follow())[-1].entry
     one = house()
     names = dict.fromkeys(PageComponents.__dataclass_fields__, "")

@@ -185,7 +185,7 @@ def test_a_folder_in_which_an_engine_still_writes_stays(tmp_path: Path):
         assert not dead.exists()
 
 
-def test_no_temporary_folder_is_told(tmp_path: Path):
+def test_no_temporary_folder_is_reported(tmp_path: Path):
     with pytest.raises(BadInput, match="No temporary folder can be made"), Scratch(tmp_path / "nowhere"):
         pass
 

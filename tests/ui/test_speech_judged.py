@@ -30,9 +30,9 @@ def page() -> PageCallbacks:
 
 @pytest.fixture
 def infos(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    told: list[str] = []
-    monkeypatch.setattr(handlers.gr, "Info", lambda text, **options: told.append(text))
-    return told
+    reported: list[str] = []
+    monkeypatch.setattr(handlers.gr, "Info", lambda text, **options: reported.append(text))
+    return reported
 
 
 def request() -> gr.Request:
@@ -60,8 +60,8 @@ def record(path: Path, seconds: float = 2.0, level: float = 0.4) -> Path:
 
 
 def test_good_speech_stays_as_it_is(page: PageCallbacks, infos: list[str], tmp_path: Path) -> None:
-    told = last(page.speech_changed(request(), str(record(tmp_path / "a.wav"))))
-    assert told == {"speech": gr.skip()}
+    reported = last(page.speech_changed(request(), str(record(tmp_path / "a.wav"))))
+    assert reported == {"speech": gr.skip()}
     assert infos == []
     assert last(page.speech_changed(request(), None)) == {"speech": gr.skip()}
 
@@ -76,7 +76,7 @@ def test_bad_speech_is_refused_before_generate(page: PageCallbacks, infos: list[
         last(page.speech_changed(request(), str(tmp_path / "film.mp4")))
 
 
-def test_what_is_odd_is_told_at_once(page: PageCallbacks, infos: list[str], tmp_path: Path) -> None:
+def test_what_is_odd_is_reported_at_once(page: PageCallbacks, infos: list[str], tmp_path: Path) -> None:
     last(page.speech_changed(request(), str(record(tmp_path / "low.wav", level=0.003))))
     assert infos[0].startswith("low.wav is very quiet")
 

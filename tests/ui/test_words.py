@@ -92,7 +92,7 @@ def test_what_is_missing_can_be_said_in_chinese():
     small = Inventory.imagine(1, 8, host_ram_gib=2)
     large = Inventory.imagine(4, 95, compute_capability="12.0")
     instances = tuple(replace(gpu, uuid=f"MIG-{gpu.index}") for gpu in large.gpus)
-    told = set()
+    reported = set()
     for machine in (
         Inventory.imagine(0, 0, host_ram_gib=0.1),
         replace(small, gpus=(replace(small.gpus[0], compute_capability="7.0"),)),
@@ -109,8 +109,8 @@ def test_what_is_missing_can_be_said_in_chinese():
             for lack in fit.judge(preset, machine).lacks:
                 assert LACKS[lack.code].format_map(lack.values)
                 assert lack.remedy
-                told.add(lack.code)
-    assert told == set(LACKS)
+                reported.add(lack.code)
+    assert reported == set(LACKS)
 
 
 def test_notices_have_no_blank_that_is_not_filled():
@@ -136,7 +136,7 @@ def test_every_rung_has_a_name():
         (AvatarError("No."), "en", "No."),
     ],
 )
-def test_our_errors_are_told_in_words(raised: AvatarError, language: str, says: str):
+def test_our_errors_are_explained_in_words(raised: AvatarError, language: str, says: str):
     def handler(request: gr.Request) -> None:
         raise raised
 

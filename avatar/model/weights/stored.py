@@ -139,14 +139,16 @@ class _GgufFile:
         self._bytes = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
 
     def read(self, name: str, device: torch.device | str) -> Tensor:
-        told = self._tensors[name]
-        data = self._bytes[told.start : told.start + told.num_bytes].to(device)
-        return widen_blocks(data.clone() if data.storage_offset() % 8 else data, told.dtype).view(told.shape)
+        entry = self._tensors[name]
+        data = self._bytes[entry.start : entry.start + entry.num_bytes].to(device)
+        return widen_blocks(data.clone() if data.storage_offset() % 8 else data, entry.dtype).view(
+            entry.shape
+        )
 
     def rows(self, name: str, ids: Tensor) -> Tensor:
-        told = self._tensors[name]
-        data = self._bytes[told.start : told.start + told.num_bytes].view(told.shape[0], -1)
-        return widen_blocks(data[ids.flatten()].flatten(), told.dtype).view(*ids.shape, -1)
+        entry = self._tensors[name]
+        data = self._bytes[entry.start : entry.start + entry.num_bytes].view(entry.shape[0], -1)
+        return widen_blocks(data[ids.flatten()].flatten(), entry.dtype).view(*ids.shape, -1)
 
 
 TensorFile = _SafeFile | _GgufFile

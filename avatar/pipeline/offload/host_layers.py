@@ -4,7 +4,7 @@ What is used next is copied by a stream of its own while the GPU computes, acros
 diffusers' group offloading and accelerate's hooks do less: they hang on a module's forward, which the pieces
 of a layer here do not have; the host waits for the copying stream before each group; every tensor is copied
 by itself, into memory that is asked for anew; and nothing of theirs writes back, as rings need.
-On a CPU the same code copies when it is told to: the slow twin of what streams do.
+On a CPU the same code copies when it is asked to: the slow twin of what streams do.
 """
 
 from __future__ import annotations

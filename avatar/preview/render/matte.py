@@ -29,7 +29,7 @@ class Layers:
     plate: uint8 (h, w, 3), the background, filled in a little way behind the person;
     person: uint8 (h, w, 4), the person's colour times opacity, and the opacity; laid over the plate it gives
     the portrait back.
-    separate: False where person and background cannot be told apart: then everything is "person".
+    separate: False where person and background cannot be distinguished: then everything is "person".
     """
 
     def __init__(self, image: Array, face: Face, box: Box) -> None:
@@ -42,7 +42,9 @@ class Layers:
         matte = _person(pixels, points, size, oval)
         self.separate = matte is not None
         if matte is None:
-            log.info("person and background cannot be told apart; the background near the head moves with it")
+            log.info(
+                "person and background cannot be distinguished; the background near the head moves with it"
+            )
             self.plate = pixels
             self.person = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
             return

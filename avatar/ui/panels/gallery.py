@@ -16,7 +16,7 @@ from avatar.ui.panels.report import render_account
 
 Url = Callable[[str, str], str]  # from an entry's id and the name of one of its files
 
-LONG_S = 120.0  # from here on, lengths are told in minutes
+LONG_S = 120.0  # from here on, lengths are shown in minutes
 
 
 def render_shelf(

@@ -62,16 +62,16 @@ def render_plan(plan: Plan | None, language: Language, refusal: str = "", video:
 def _gpu_row(gpu: GpuReading, language: Language) -> str:
     load = "–" if gpu.utilization_percent is None else f"{gpu.utilization_percent} %"
     heat = "–" if gpu.temperature_c is None else f"{gpu.temperature_c} °C"
-    told = gpu.ours_bytes is not None  # else whose memory it is stays unknown
+    is_known = gpu.ours_bytes is not None  # else whose memory it is stays unknown
     return meter(
         f"GPU {gpu.index}" + (f" · {gpu.name}" if gpu.name else ""),
         f"{gib(gpu.used_bytes)} / {gib(gpu.total_bytes)} GiB · {load} · {heat}",
         _bar(
             gpu.total_bytes,
-            ours=gpu.ours_bytes if told else None,
-            others=gpu.others_bytes if told else gpu.used_bytes,
+            ours=gpu.ours_bytes if is_known else None,
+            others=gpu.others_bytes if is_known else gpu.used_bytes,
             planned=gpu.planned_bytes,
-            peak=gpu.peak_bytes if told else gpu.used_peak_bytes,
+            peak=gpu.peak_bytes if is_known else gpu.used_peak_bytes,
         ),
         _legend(
             (
@@ -79,7 +79,7 @@ def _gpu_row(gpu: GpuReading, language: Language) -> str:
                 ("others", text("others", language), gpu.others_bytes),
                 ("planned", text("planned", language), gpu.planned_bytes),
                 ("peak", text("peak", language), gpu.peak_bytes)
-                if told
+                if is_known
                 else ("peak", text("peak_card", language), gpu.used_peak_bytes),
             )
         ),

@@ -38,11 +38,11 @@ def _row(rank: RankLoad, is_busiest: bool, language: Language) -> str:
     name = tag("span", escape(" · ".join(word for word in words if word)), class_="name")
     busy = "–" if rank.busy_percent is None else f"{rank.busy_percent:.0f} %"
     waited = text("bottleneck", language) if is_busiest else ""
-    told = (tag("span", escape(f"{waited} · "), class_="waited") if waited else "") + escape(busy)
+    figures = (tag("span", escape(f"{waited} · "), class_="waited") if waited else "") + escape(busy)
     bar = tag("i", style=f"width:{rank.busy_percent or 0:.0f}%")
     return tag(
         "li",
-        name + tag("span", bar, class_="meter") + tag("span", told, class_="figure"),
+        name + tag("span", bar, class_="meter") + tag("span", figures, class_="figure"),
         data_busiest="yes" if is_busiest else None,
         title=waited or None,
     )

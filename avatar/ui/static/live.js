@@ -5,11 +5,11 @@ const live = { mode: "mirror", press: 0 };
 window.liveSession = live;  // for whoever looks into the page
 
 const part = (selector) => element.querySelector(selector);
-const told = () => JSON.parse(part(".live").dataset.live);
+const given = () => JSON.parse(part(".live").dataset.live);
 const word = (key, values = {}) =>
-  (told().words[key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
+  (given().words[key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
 const address = (path) => {
-  const root = told().root || location.pathname.replace(/\/+$/, "").replace(/\/index\.html$/, "");
+  const root = given().root || location.pathname.replace(/\/+$/, "").replace(/\/index\.html$/, "");
   return new URL(`${root}/${path}`, location.origin);
 };
 
