@@ -12,7 +12,7 @@ from avatar.pipeline.offload.host_layers import Traffic
 
 
 class Observer:
-    """Is reported what a pipeline does, when it does it. This one ignores it all; others override what they need.
+    """Follows what a pipeline does, when it does it. This one ignores it all; others override what they need.
 
     The calls come from the thread that runs the pipeline, and say what the host has given the device to do:
     the device is not waited for.
