@@ -105,8 +105,8 @@ def bench(preset: Preset, parts: Components, *, num_blocks: int = 16) -> dict[st
     planned = plan_here(preset, parts.device, fixed=parts.placement, speech_s=speech_s).as_dict()
     with tempfile.TemporaryDirectory(prefix="avatar-bench-") as name:
         first, second = (
-            a_request(preset, Path(name) / str(count), count)
-            for count in (num_blocks, min(num_blocks, WARM_BLOCKS))
+            a_request(preset, Path(name) / run, count)
+            for run, count in (("cold", num_blocks), ("warm", min(num_blocks, WARM_BLOCKS)))
         )
         size = video_size(first)
         geometry = Geometry.of(size, generation.infer_frames)

@@ -135,6 +135,12 @@ def test_too_few_blocks_are_refused():
     assert "10 blocks" in caught.value.message
 
 
+@pytest.mark.parametrize("num_blocks", [8, 3, 1])
+def test_as_few_blocks_as_a_second_run_has_are_refused(num_blocks):
+    with pytest.raises(BadInput, match=f"{num_blocks} blocks are too few"):
+        bench(PRESET, random_parts(PRESET), num_blocks=num_blocks)
+
+
 def test_a_stopwatch_keeps_every_time_in_order():
     clock = Stopwatch(CPU)
     for _ in range(3):
