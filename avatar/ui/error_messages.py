@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from avatar.errors import AvatarError
+from avatar.errors import AvatarError, BadInput
 from avatar.runtime.bounded_process import Crowded
 from avatar.ui.i18n import Language, error_title, language_of, text
 from avatar.ui.job_queue import LineFull
@@ -20,6 +20,13 @@ from avatar.ui.speakers import VoicesBusy
 from avatar.ui.uploads import MIB, NotUploaded, TooLarge, UploadsFull
 
 log = logging.getLogger(__name__)
+
+
+class ValueNotUnderstood(BadInput):
+    """A value of a request is none of its component's."""
+
+    def __init__(self) -> None:
+        super().__init__("A value that was sent is of the wrong kind.")
 
 
 def reports_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,6 +80,8 @@ def words(error: AvatarError, language: Language) -> str:
             return text("upload_too_large", language, mib=error.most_bytes / MIB)
         case NotUploaded():
             return text("upload_lost", language)
+        case ValueNotUnderstood():
+            return text("value_not_understood", language)
     return str(error)
 
 

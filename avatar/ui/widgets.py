@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.data_classes import FileData
+from gradio.exceptions import ComponentProcessingError
+from pydantic import ValidationError
 
 from avatar.media.speech import SPEECH_SUFFIXES
-from avatar.ui.error_messages import telling
+from avatar.ui.error_messages import ValueNotUnderstood, telling
 from avatar.ui.i18n import language_of
 from avatar.ui.uploads import NotUploaded, Uploads
+
+log = logging.getLogger(__name__)
 
 PICKERS = (gr.Image, gr.Audio, gr.UploadButton)
 
@@ -30,13 +35,27 @@ class GuardedBlocks(gr.Blocks):
         self, block_fn: Any, inputs: list[Any], **options: Any
     ) -> dict[str, Any]:
         """Every event of the page and every endpoint comes through here, before Gradio looks at a value."""
-        if options.get("iterator") is None:  # else the inputs were looked at when the generator began
-            with telling(language_of(options.get("request"))):
+        with telling(language_of(options.get("request"))):
+            if options.get("iterator") is None:  # else the inputs were looked at when the generator began
                 self.uploads.check(inputs)
                 for component, value in zip(block_fn.inputs, inputs):
                     if isinstance(component, PICKERS) and not (value is None or isinstance(value, dict)):
                         raise NotUploaded
-        return await super().process_api(block_fn, inputs, **options)
+                inputs = [*inputs, *(first_value(one) for one in block_fn.inputs[len(inputs) :])]
+            return await super().process_api(block_fn, inputs, **options)
+
+    async def preprocess_data(self, *given: Any, **options: Any) -> list[Any]:
+        """What components make of the values sent. Raises: ValueNotUnderstood."""
+        try:
+            return await super().preprocess_data(*given, **options)
+        except (ComponentProcessingError, ValidationError) as error:
+            log.info("a value was not understood: %s", error)
+            raise ValueNotUnderstood from None
+
+
+def first_value(component: Any) -> Any:
+    """What a component holds before anybody touched it: for the last inputs, which a caller may leave out."""
+    return getattr(component, "value", None)
 
 
 def portrait_picker(**options: Any) -> gr.Image:
