@@ -58,7 +58,7 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
     "accelerate": ("model", "pipeline"),
     "transformers": ("model", "pipeline", "bench"),
     "diffusers": ("model", "pipeline", "bench"),
-    "onnxruntime": ("preview", "training", "speech", "live.vad"),
+    "onnxruntime": ("media.onnx", "preview.models", "training"),  # for its type alone in preview.models
     "hibari": ("speech.embedded", "training"),
     "misaki": ("speech.phonemes",),
     "httpx": ("speech.remote", "live.services", "benchmarks"),

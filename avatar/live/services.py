@@ -19,6 +19,7 @@ import numpy as np
 
 from avatar.errors import AvatarError, BadInput
 from avatar.geometry import SPEECH_HZ
+from avatar.media.onnx import report_to_nobody
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +192,7 @@ class LocalRecogniser:
         if self._model is not None:
             return
         try:
+            report_to_nobody()
             from faster_whisper import WhisperModel
         except ImportError as error:
             raise ServiceDown(

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from avatar.media.onnx import open_onnx
+
 CHUNK = 512  # samples at SPEECH_HZ
 _CONTEXT = 64  # samples before a chunk that the model sees, too
 _STATE = (1, 1, 128)
@@ -23,14 +25,8 @@ class VoiceProbability:
     """How likely each chunk is speech; it remembers those before."""
 
     def __init__(self) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.inter_op_num_threads = options.intra_op_num_threads = 1
         model = (importlib.resources.files("avatar") / "assets" / "silero_vad.onnx").read_bytes()
-        self._model: Any = onnxruntime.InferenceSession(
-            model, sess_options=options, providers=["CPUExecutionProvider"]
-        )
+        self._model: Any = open_onnx(model, threads=1)
         self._h = self._c = np.zeros(_STATE, np.float32)
         self._context = np.zeros(_CONTEXT, np.float32)
 

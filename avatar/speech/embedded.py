@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from avatar.media.onnx import report_to_nobody
 from avatar.speech import hub
 from avatar.speech.scripts import LATIN
 from avatar.speech.voices import Voice, VoiceUnavailable
@@ -92,7 +93,11 @@ class EmbeddedVoices:
 
 
 def require() -> None:
-    """Raises: VoiceUnavailable when the library is not installed, or is not as it was looked at."""
+    """Called before any import of the library.
+
+    Raises: VoiceUnavailable when it is not installed, or is not as it was looked at.
+    """
+    report_to_nobody()
     if importlib.util.find_spec("hibari") is None:
         raise VoiceUnavailable(
             "The English voices are not installed.", f"Run: pip install hibari-tts=={VERSION}"

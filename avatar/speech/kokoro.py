@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from avatar.media.onnx import open_onnx
 from avatar.speech import hub
 from avatar.speech.phonemes import English, lacks, phonemes
 from avatar.speech.scripts import DEVANAGARI, HAN, HIRAGANA, KATAKANA, LATIN
@@ -124,15 +125,11 @@ class KokoroVoices:
     def _open(self) -> None:
         if self._session is not None:
             return
-        import onnxruntime
-
         model, tokenizer = hub.fetched(REPO, MODEL), hub.fetched(REPO, TOKENIZER)
         try:
             with tokenizer.open(encoding="utf-8") as file:
                 ids = json.load(file)["model"]["vocab"]
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
-            session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+            session = open_onnx(model)
             wanted = {"input_ids", "style", "speed"}
             if {given.name for given in session.get_inputs()} != wanted:
                 raise ValueError("other inputs")

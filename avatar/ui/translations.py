@@ -290,7 +290,8 @@ TEXT: dict[str, tuple[str, str]] = {
         "上传的文件中没有此文件，请重新上传。",
     ),
     "value_not_understood": (
-        "A value that was sent is of the wrong kind. Reload the page; from a program, look at the endpoint's description.",
+        "A value that was sent is of the wrong kind. Reload the page; in a program, see the endpoint's "
+        "description.",
         "发送的某个值类型不对。请刷新页面；若由程序调用，请查看接口说明。",
     ),
     "body_too_large": ("The request is too large.", "请求过大。"),

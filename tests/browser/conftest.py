@@ -27,12 +27,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def launch() -> Iterator[Callable[..., Browser]]:
+    """A function that starts a Chromium, with arguments beside the usual; a process has one driver."""
     assert shutil.which(CHROMIUM), f"no browser at {CHROMIUM}; set $CHROMIUM"
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
-        yield launched
-        launched.close()
+
+        def launch_chromium(*more: str) -> Browser:
+            arguments = [*CHROMIUM_ARGUMENTS, *more]
+            return playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+
+        yield launch_chromium
+
+
+@pytest.fixture(scope="session")
+def browser(launch: Callable[..., Browser]) -> Iterator[Browser]:
+    launched = launch()
+    yield launched
+    launched.close()
 
 
 @pytest.fixture

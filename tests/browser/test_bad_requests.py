@@ -216,6 +216,19 @@ DATA: list[Any] = [
 ]
 
 
+@pytest.mark.parametrize("preset", [None, 3, [], {}], ids=str)
+def test_presets_to_generate(asked: Server, wire: Wire, good: dict, preset: Any) -> None:
+    text = json.dumps(wire.call(named(wire, "generate"), [good["portrait"], good["speech"], preset]))
+    assert re.search("no preset|wrong kind", text), text
+    no_draft(asked)
+
+
+def test_what_is_left_out_at_the_end_has_its_default(asked: Server, wire: Wire, good: dict) -> None:
+    """As with gradio_client, over plain HTTP: the portrait and the speech are enough."""
+    answer = wire.call(named(wire, "generate"), [good["portrait"], good["speech"], "cpu-preview"])
+    check(asked, answer, "head_only|face")  # the portrait is of one colour: refused for this, after all else
+
+
 @pytest.mark.parametrize("data", DATA, ids=lambda value: str(value)[:30])
 def test_data_of_another_shape(asked: Server, wire: Wire, data: Any) -> None:
     text = json.dumps(wire.call(named(wire, "generate"), data))

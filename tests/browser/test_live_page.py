@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,10 +11,8 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 from visiting import (
-    CHROMIUM,
-    CHROMIUM_ARGUMENTS,
     PATIENCE_MS,
     PORTRAIT,
     ROOT,
@@ -38,18 +35,14 @@ def server(tmp_path_factory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def speaking(tmp_path_factory) -> Iterator[Browser]:
+def speaking(launch, tmp_path_factory) -> Iterator[Browser]:
     """A browser whose microphone hears speech, over and over."""
-    assert shutil.which(CHROMIUM), f"no browser at {CHROMIUM}; set $CHROMIUM"
     sound, rate = soundfile.read(SPEECH)
     path = tmp_path_factory.mktemp("microphone") / "speech.wav"
     soundfile.write(path, np.concatenate([sound[: 4 * rate], np.zeros(2 * rate)]), rate)
-    fake = ["--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={path}"]
-    with sync_playwright() as playwright:
-        arguments = [*CHROMIUM_ARGUMENTS, *fake]
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield launched
-        launched.close()
+    launched = launch("--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={path}")
+    yield launched
+    launched.close()
 
 
 @pytest.fixture
