@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 from visiting import CHROMIUM, CHROMIUM_ARGUMENTS, SPEECH, Server, Visitor, open_page, start_server
 
 
@@ -49,16 +49,23 @@ def browser(launch: Callable[..., Browser]) -> Iterator[Browser]:
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Visitor]]:
     """A function that opens the page for a new visitor."""
-    contexts: list[BrowserContext] = []
+    visitors: list[Visitor] = []
 
     def visit_page(url: str, **options: object) -> Visitor:
         visitor = open_page(browser, url, **options)
-        contexts.append(visitor.context)
+        visitors.append(visitor)
         return visitor
 
     yield visit_page
-    for context in contexts:
-        context.close()
+    for visitor in visitors:
+        if not visitor.page.is_closed():  # shown when the test failed
+            print(
+                visitor.page.locator("#status, .toast-wrap, #stop").evaluate_all(
+                    "all => all.map(one => one.outerHTML)"
+                )
+            )
+        print(visitor.errors)
+        visitor.context.close()
 
 
 @pytest.fixture(scope="session")
