@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.browser)
+
+
+log = logging.getLogger(__name__)
 
 
 @pytest.fixture(scope="session")
@@ -58,13 +62,10 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visitor]]:
 
     yield visit_page
     for visitor in visitors:
-        if not visitor.page.is_closed():  # shown when the test failed
-            print(
-                visitor.page.locator("#status, .toast-wrap, #stop").evaluate_all(
-                    "all => all.map(one => one.outerHTML)"
-                )
-            )
-        print(visitor.errors)
+        if not visitor.page.is_closed():
+            seen = visitor.page.locator("#status, .toast-wrap, #stop")
+            shown = seen.evaluate_all("all => all.map(one => one.outerHTML)")
+            log.warning("at the end the page showed %s; errors: %s", shown, visitor.errors)
         visitor.context.close()
 
 
