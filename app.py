@@ -175,14 +175,14 @@ def _serve(args: argparse.Namespace) -> None:
         from avatar.ui.routes import routes
         from avatar.ui.transfer import transfer_routes
 
-        studio = _open_studio(args, scratch, lent)
+        app_state = _open_studio(args, scratch, lent)
         try:
-            demo = build_page(studio)
+            demo = build_page(app_state)
             names = local_names(args.host, args.allow_host)
             guard = Middleware(Guard, names=names, hosted=args.hosted)
-            ours = [*routes(studio), *transfer_routes(studio, demo)]
-            if studio.live is not None:
-                ours += live_routes(studio, studio.live)
+            ours = [*routes(app_state), *transfer_routes(app_state, demo)]
+            if app_state.live is not None:
+                ours += live_routes(app_state, app_state.live)
             demo.launch(
                 server_name=args.host,
                 server_port=port,
@@ -195,15 +195,15 @@ def _serve(args: argparse.Namespace) -> None:
                 **launch_options(),
             )
             log.info("the page is at %s", demo.local_url)
-            studio.warm()
-            threading.Thread(target=studio.keep_tidy, name="tidy", daemon=True).start()
+            app_state.warm()
+            threading.Thread(target=app_state.keep_tidy, name="tidy", daemon=True).start()
             stopped.wait()
             log.info("stopping")
-            if studio.live is not None:
-                studio.live.close()
+            if app_state.live is not None:
+                app_state.live.close()
             demo.close()
         finally:
-            studio.close()
+            app_state.close()
 
 
 def _open_studio(args: argparse.Namespace, scratch: Path, lent: Any = None) -> Any:
@@ -246,9 +246,9 @@ def _open_studio(args: argparse.Namespace, scratch: Path, lent: Any = None) -> A
         weights = None if toy else args.weights
         return open_engine(preset, weights=weights, gpus=gpus, attach=attach, lent=lent)
 
-    desk = JobQueue(open_for, gallery, args.queue_size, places)
+    job_queue = JobQueue(open_for, gallery, args.queue_size, places)
     return AppState(
-        desk=desk,
+        job_queue=job_queue,
         gallery=gallery,
         presets=presets,
         preset_name=chosen.name,
@@ -267,11 +267,11 @@ def _open_studio(args: argparse.Namespace, scratch: Path, lent: Any = None) -> A
 
 
 def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
-    """The desk of live sessions; None where there are to be none. Raises: BadInput."""
+    """What live sessions need; None where there are to be none. Raises: BadInput."""
     if args.live_preset == "off":
         return None
-    from avatar.live.desk import LiveDesk, LiveOptions
     from avatar.live.intake import live_preset
+    from avatar.live.live_state import LiveOptions, LiveState
     from avatar.live.services import SYSTEM_PROMPT, WHISPER, chat_address, hear_address, recogniser
     from avatar.live.webrtc import IceServer
     from avatar.planning.inventory import probe
@@ -294,7 +294,7 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
         open_engine(preset, weights=None if toy else args.weights, gpus=gpus)
         for _ in range(args.live_sessions)
     ]
-    return LiveDesk(options, engines, gallery)
+    return LiveState(options, engines, gallery)
 
 
 def _attached(address: str | None, preset: Any) -> str:

@@ -24,7 +24,7 @@ from avatar.request import Request
 from avatar.runtime.engine import Engine
 from avatar.runtime.factory import source_of
 from avatar.runtime.publish import unreported
-from avatar.runtime.request_bundle import Parcel
+from avatar.runtime.request_bundle import RequestBundle
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ _engines: dict[Any, Engine] = {}  # of a worker's process: its engine, kept for 
 def _make(shipment: Shipment, portrait: bytes, speech: bytes) -> Delivery:
     """On a node: make the video and pack it."""
     with tempfile.TemporaryDirectory(prefix="avatar-ray-") as folder:
-        request = Parcel(portrait, speech, shipment.carry).unpacked(shipment.request, Path(folder))
+        request = RequestBundle(portrait, speech, shipment.carry).unpacked(shipment.request, Path(folder))
         notices: list[Notice] = []
         finished: Finished | None = None
         engine = _engine(shipment)

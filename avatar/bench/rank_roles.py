@@ -34,38 +34,38 @@ from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
 
 
-def lead(preset: Preset, weights: Path | None, seat: RankContext) -> DiffusionPipeline:
+def lead(preset: Preset, weights: Path | None, context: RankContext) -> DiffusionPipeline:
     """Rank 0 of several. weights: where the Terms are."""
-    terms = accept(preset, weights, seat)
-    observer = FirstFrame(seat.meter)
+    terms = accept(preset, weights, context)
+    observer = FirstFrame(context.meter)
     if not terms.random:
-        return checkpoint_pipeline(preset, _folder(terms), seat, observer)
+        return checkpoint_pipeline(preset, _folder(terms), context, observer)
     models = MadeModels(lambda _, placement, check: random_parts(preset, placement, terms.prompt_tokens))
-    denoising = RankDenoising(preset, None, seat, RandomShares(preset, terms, observer))
+    denoising = RankDenoising(preset, None, context, RandomShares(preset, terms, observer))
     return DiffusionPipeline(preset, models=models, denoising=denoising, observer=observer)
 
 
-def assist(preset: Preset, weights: Path | None, seat: RankContext) -> None:
+def assist(preset: Preset, weights: Path | None, context: RankContext) -> None:
     """The other ranks."""
-    terms = accept(preset, weights, seat)
+    terms = accept(preset, weights, context)
     if not terms.random:
-        return roles.assist(preset, _folder(terms), seat)
+        return roles.assist(preset, _folder(terms), context)
 
     def load() -> tuple[Group, StreamingTransformer | None]:
-        shares = RandomShares(preset, terms, FirstFrame(seat.meter))
-        group = join(preset, shares.config(), seat)
+        shares = RandomShares(preset, terms, FirstFrame(context.meter))
+        group = join(preset, shares.config(), context)
         return group, shares.load(group, DTYPES[preset.memory.weight_dtype])
 
-    follow(preset, seat, load)
+    follow(preset, context, load)
 
 
-def accept(preset: Preset, path: Path | None, seat: RankContext) -> BenchOptions:
+def accept(preset: Preset, path: Path | None, context: RankContext) -> BenchOptions:
     """The terms, this rank's memory being limited by them."""
     terms = BenchOptions.read(path)
-    share = shares_of(preset, config_of(preset, terms))[seat.rank]
+    share = shares_of(preset, config_of(preset, terms))[context.rank]
     most = terms.tensor_bytes(share.num_communicators + (0 < share.text < 1))
     if most is not None:
-        take_no_more(seat.device, most)
+        take_no_more(context.device, most)
     return terms
 
 

@@ -16,14 +16,18 @@ from avatar.distributed.init import FOREVER, RankContext
 from avatar.model.text_encoder import TextEncoder, TextWeights
 
 
-def encode_together(weights: TextWeights, ids: Tensor, dtype: torch.dtype, seat: RankContext) -> Tensor:
+def encode_together(weights: TextWeights, ids: Tensor, dtype: torch.dtype, context: RankContext) -> Tensor:
     """A prompt's hidden states, N D on the device: see TextEncoder. All ranks call it, with the same ids.
 
     The ranks' communicator is made for this one prompt: between GPUs it takes memory.
     """
     ranks = distributed.new_group(timeout=FOREVER)
     assert ranks is not None
-    text = sharded(weights, dtype, DeviceMesh.from_group(ranks, seat.device.type), seat).encode(ids).clone()
+    text = (
+        sharded(weights, dtype, DeviceMesh.from_group(ranks, context.device.type), context)
+        .encode(ids)
+        .clone()
+    )
     gc.collect()  # what shards blocks and gathers them refers to itself in circles
     if text.is_cuda:
         torch.cuda.synchronize(text.device)
@@ -33,11 +37,11 @@ def encode_together(weights: TextWeights, ids: Tensor, dtype: torch.dtype, seat:
     return text
 
 
-def sharded(weights: TextWeights, dtype: torch.dtype, mesh: DeviceMesh, seat: RankContext) -> TextEncoder:
+def sharded(weights: TextWeights, dtype: torch.dtype, mesh: DeviceMesh, context: RankContext) -> TextEncoder:
     """The encoder of which this rank keeps its part alone, block after block as they load."""
 
     def shard(module: nn.Module) -> None:
         fully_shard(module, mesh=mesh)
-        seat.meter.tick()
+        context.meter.tick()
 
-    return weights.load(seat.device, dtype, spread=shard)
+    return weights.load(context.device, dtype, spread=shard)

@@ -26,7 +26,7 @@ class Group:
 
     sharing: the ranks that share this one's stage by heads. gathering: the same ranks, for parameters that
     are gathered meanwhile. None where a rank has them to itself. arrivals: the stream that they come by.
-    fail: see Seat.
+    fail: see RankContext.
     """
 
     layout: Layout
@@ -91,11 +91,11 @@ def _new_group(ranks: list[int]) -> ProcessGroup:
     return made
 
 
-def join(preset: Preset, config: ModelConfig, seat: RankContext) -> Group:
+def join(preset: Preset, config: ModelConfig, context: RankContext) -> Group:
     """Meet the ranks that this one works with; all of them call it."""
     layout = Layout.of(preset).for_model(config)
-    seat.role = layout.describe(seat.rank)
-    return Group.join(layout, seat.rank, seat.device, seat.meter, seat.fail)
+    context.role = layout.describe(context.rank)
+    return Group.join(layout, context.rank, context.device, context.meter, context.fail)
 
 
 def pieces_of(preset: Preset, device: torch.device) -> CompiledPieces:

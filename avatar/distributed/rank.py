@@ -63,19 +63,19 @@ class Reporter:
         self, rank: int, send: Callable[[Any], None], settle: Callable[[], None] = lambda: None
     ) -> None:
         self.rank, self.send, self._settle = rank, send, settle
-        self.seat: RankContext | None = None
+        self.context: RankContext | None = None
 
     def pulse(self) -> Pulse:
         """How this rank is."""
-        if self.seat is None:
+        if self.context is None:
             return Pulse(self.rank)
         from avatar.pipeline.offload.pinned import pinned_bytes
 
-        seat, meter = self.seat, self.seat.meter
+        context, meter = self.context, self.context.meter
         return Pulse(
             self.rank,
-            seat.role,
-            seat.place,
+            context.role,
+            context.place,
             meter.ticks,
             meter.busy_s,
             meter.sent_bytes,
@@ -103,30 +103,30 @@ class Reporter:
             from avatar.pipeline.device import is_out_of_memory
 
             if is_out_of_memory(error):
-                return OutOfMemory.on(self.rank, self.seat.place if self.seat else ""), True
+                return OutOfMemory.on(self.rank, self.context.place if self.context else ""), True
         return AvatarError(f"Rank {self.rank} failed.", "The log of the server says why."), False
 
 
 def work(
     start: StartRank,
     reporter: Reporter,
-    take_seat: Callable[[], RankContext],
+    make_context: Callable[[], RankContext],
     services: Iterable[Service],
     around: Callable[[FrameSource], FrameSource] = lambda source: source,
 ) -> None:
-    """Take the seat and do this rank's part until nobody wants it any more. Whatever goes wrong is reported.
+    """Join the other ranks and work until nobody wants this one any more; whatever goes wrong is reported.
 
     services: those whom rank 0 serves, one after another. around: what is put around its source.
     """
     try:
-        reporter.seat = seat = take_seat()
-        seat.fail = reporter.fail
+        reporter.context = context = make_context()
+        context.fail = reporter.fail
         reporter.send(reporter.pulse())
         roles = importlib.import_module(start.roles)
         if start.rank:
-            roles.assist(start.preset, start.weights, seat)
+            roles.assist(start.preset, start.weights, context)
             return
-        source = around(roles.lead(start.preset, start.weights, seat))
+        source = around(roles.lead(start.preset, start.weights, context))
         for service in services:
             lead(service, source, alone=start.world_size == 1)
     except BaseException as error:
@@ -201,10 +201,10 @@ def serve(link: Link) -> None:
     service = Service(link, on_other=meetings.put)
     reporter = Reporter(start.rank, service.send, service.settle)
     service.start(reporter.pulse)
-    work(start, reporter, partial(seat_here, start, service, meetings), [service])
+    work(start, reporter, partial(context_here, start, service, meetings), [service])
 
 
-def seat_here(start: StartRank, service: Service, meetings: queue.SimpleQueue[Meeting]) -> RankContext:
+def context_here(start: StartRank, service: Service, meetings: queue.SimpleQueue[Meeting]) -> RankContext:
     """Meet the other ranks of this machine. Raises: DoesNotFit."""
     from avatar.distributed.init import RankContext, device_of, open_store, reach_store
 

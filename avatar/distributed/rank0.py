@@ -125,9 +125,9 @@ class RankDenoising:
     Memory that runs out on any rank ends them all, and fresh ones go on a rung lower: see RankedSource.
     """
 
-    def __init__(self, preset: Preset, weights: Path | None, seat: RankContext, shares: Shares) -> None:
+    def __init__(self, preset: Preset, weights: Path | None, context: RankContext, shares: Shares) -> None:
         """weights: the checkpoint's folder, when named."""
-        self._preset, self._weights, self._seat, self._shares = preset, weights, seat, shares
+        self._preset, self._weights, self._context, self._shares = preset, weights, context, shares
         self._post = MessageChannel()
         self._group: Group | None = None
         self._conductor: Coordinator | None = None
@@ -162,11 +162,11 @@ class RankDenoising:
         if self._conductor is not None:
             return
         if self._group is None:
-            tell_others(self._post, self._seat, Load())
-            self._group = join(self._preset, self._shares.config(), self._seat)
+            tell_others(self._post, self._context, Load())
+            self._group = join(self._preset, self._shares.config(), self._context)
         share = self._shares.load(self._group, parts.dtype, check)
         self._conductor = Coordinator(self._group, share, parts.dtype, pieces_of(self._preset, parts.device))
-        tell_others(self._post, self._seat, Go())
+        tell_others(self._post, self._context, Go())
 
     def denoiser(
         self, preset: Preset, parts: Components, size: Size, pieces: CompiledPieces, observer: Observer
@@ -191,21 +191,21 @@ class RankDenoising:
             self._denoiser = None
 
 
-def tell_others(post: MessageChannel, seat: RankContext, order: Load | Go | Encode) -> None:
+def tell_others(post: MessageChannel, context: RankContext, order: Load | Go | Encode) -> None:
     """Send the other ranks an order."""
-    for rank in range(1, seat.world_size):
+    for rank in range(1, context.world_size):
         post.send(order, rank)
 
 
-def text_encoder_over(seat: RankContext, dtype: torch.dtype) -> Callable[[CheckpointFiles], EncodeText]:
+def text_encoder_over(context: RankContext, dtype: torch.dtype) -> Callable[[CheckpointFiles], EncodeText]:
     """How rank 0 encodes a prompt together with all other ranks."""
     post = MessageChannel()
 
     def of(files: CheckpointFiles) -> EncodeText:
         def encode(ids: Tensor) -> Tensor:
             weights = TextWeights.open(files.text_encoder)  # a wrong one is found before the others wait
-            tell_others(post, seat, Encode(ids))
-            return encode_together(weights, ids, dtype, seat)
+            tell_others(post, context, Encode(ids))
+            return encode_together(weights, ids, dtype, context)
 
         return encode
 
@@ -213,14 +213,14 @@ def text_encoder_over(seat: RankContext, dtype: torch.dtype) -> Callable[[Checkp
 
 
 def checkpoint_pipeline(
-    preset: Preset, weights: Path | None, seat: RankContext, observer: Observer | None = None
+    preset: Preset, weights: Path | None, context: RankContext, observer: Observer | None = None
 ) -> DiffusionPipeline:
     """Rank 0's pipeline over a checkpoint, whatever the number of ranks."""
-    if seat.world_size == 1:
-        return DiffusionPipeline(preset, weights, observer=observer or StepMeter(seat.meter))
+    if context.world_size == 1:
+        return DiffusionPipeline(preset, weights, observer=observer or StepMeter(context.meter))
     sharded = preset.memory.text_encoder == "sharded"
-    encoder = text_encoder_over(seat, DTYPES[preset.memory.weight_dtype]) if sharded else None
+    encoder = text_encoder_over(context, DTYPES[preset.memory.weight_dtype]) if sharded else None
     models = CheckpointModels(preset, weights, encoder)
-    denoising = RankDenoising(preset, weights, seat, CheckpointShares(models, preset.memory))
-    observer = observer or Rank0Meter(seat.meter)
+    denoising = RankDenoising(preset, weights, context, CheckpointShares(models, preset.memory))
+    observer = observer or Rank0Meter(context.meter)
     return DiffusionPipeline(preset, weights, models=models, denoising=denoising, observer=observer)

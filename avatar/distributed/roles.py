@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from avatar.pipeline.pipeline import DiffusionPipeline
 
 
-def lead(preset: Preset, weights: Path | None, seat: RankContext) -> DiffusionPipeline:
+def lead(preset: Preset, weights: Path | None, context: RankContext) -> DiffusionPipeline:
     """Rank 0's source of frames."""
     from avatar.distributed.rank0 import checkpoint_pipeline
 
-    return checkpoint_pipeline(preset, weights, seat)
+    return checkpoint_pipeline(preset, weights, context)
 
 
-def assist(preset: Preset, weights: Path | None, seat: RankContext) -> None:
+def assist(preset: Preset, weights: Path | None, context: RankContext) -> None:
     """What the other ranks do, as long as rank 0 does. Raises: WeightsMissing."""
     dtype = DTYPES[preset.memory.weight_dtype]
 
     def load() -> tuple[Group, StreamingTransformer | None]:
         with checkpoint(preset, weights) as files:
-            group = join(preset, ModelConfig.load(files.config), seat)
+            group = join(preset, ModelConfig.load(files.config), context)
             return group, load_share(files, preset.memory, group, dtype)
 
     def encode(ids: Tensor) -> None:
@@ -50,9 +50,9 @@ def assist(preset: Preset, weights: Path | None, seat: RankContext) -> None:
         from avatar.model.text_encoder import TextWeights
 
         with checkpoint(preset, weights) as files:
-            encode_together(TextWeights.open(files.text_encoder), ids, dtype, seat)
+            encode_together(TextWeights.open(files.text_encoder), ids, dtype, context)
 
-    follow(preset, seat, load, encode)
+    follow(preset, context, load, encode)
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def checkpoint(preset: Preset, weights: Path | None) -> Iterator[CheckpointFiles
 
 def follow(
     preset: Preset,
-    seat: RankContext,
+    context: RankContext,
     load: Callable[[], tuple[Group, StreamingTransformer | None]],
     encode: Callable[[Tensor], object] | None = None,
 ) -> None:
@@ -78,4 +78,4 @@ def follow(
             assert group is not None
             assert share is not None
             dtype = DTYPES[preset.memory.weight_dtype]
-            coordinator.assist(group, share, dtype, pieces_of(preset, seat.device), encode)
+            coordinator.assist(group, share, dtype, pieces_of(preset, context.device), encode)

@@ -42,7 +42,7 @@ from avatar.runtime.protocol import (
     from_json,
     to_json,
 )
-from avatar.runtime.request_bundle import Parcel
+from avatar.runtime.request_bundle import RequestBundle
 from avatar.runtime.scratch import Scratch
 from avatar.runtime.worker_loop import HEARTBEAT_S, Service
 
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 ACCEPT_AGAIN_S = 0.5  # after a caller who could not be let in
 
-Parcels = queue.SimpleQueue[Parcel]
+Bundles = queue.SimpleQueue[RequestBundle]
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,15 @@ def serve(preset: Preset, weights: Path | None, roles: str, address: Address, ke
     if place.rank:
         reporter = Reporter(place.rank, partial(_report, reports, place.rank))
         threading.Thread(target=_beat, args=(reporter,), name="heartbeat", daemon=True).start()
-        work(start, reporter, partial(_seat, start, place, store), iter(()))
+        work(start, reporter, partial(_context, start, place, store), iter(()))
     else:
-        desk = Acceptor(preset, address, key)
-        reporter = Reporter(0, desk.send, desk.settle)
-        desk.open(reporter)
+        acceptor = Acceptor(preset, address, key)
+        reporter = Reporter(0, acceptor.send, acceptor.settle)
+        acceptor.open(reporter)
         threading.Thread(
-            target=_relay, args=(reports, place.world_size, desk.send), name="relay", daemon=True
+            target=_relay, args=(reports, place.world_size, acceptor.send), name="relay", daemon=True
         ).start()
-        work(start, reporter, partial(_seat, start, place, store), desk.services(), desk.unpacking)
+        work(start, reporter, partial(_context, start, place, store), acceptor.services(), acceptor.unpacking)
 
 
 class Signed:
@@ -190,7 +190,7 @@ def _reached_as(host: str) -> str:
     return launcher if ip_address(own).is_loopback else own
 
 
-def _seat(start: StartRank, place: TorchrunRank, store: Store) -> RankContext:
+def _context(start: StartRank, place: TorchrunRank, store: Store) -> RankContext:
     from torch.distributed import PrefixStore
 
     from avatar.distributed.init import RankContext, device_of
@@ -245,8 +245,8 @@ class Acceptor:
             raise BadInput(
                 f"Cannot listen at {address}: {error.strerror}.", "Choose another --listen address."
             ) from error
-        self._served: queue.SimpleQueue[tuple[Service, Parcels]] = queue.SimpleQueue()
-        self._parcels: Parcels = queue.SimpleQueue()  # of whoever is served
+        self._served: queue.SimpleQueue[tuple[Service, Bundles]] = queue.SimpleQueue()
+        self._bundles: Bundles = queue.SimpleQueue()  # of whoever is served
         self._now: Service | None = None
         self._entering = threading.Lock()
         log.info("rank 0 listens at %s", address)
@@ -270,12 +270,12 @@ class Acceptor:
     def services(self) -> Iterator[Service]:
         """Everybody who is let in, one after another."""
         while True:
-            service, self._parcels = self._served.get()
+            service, self._bundles = self._served.get()
             yield service
 
     def unpacking(self, source: FrameSource) -> FrameSource:
-        """The source, for requests whose files come in parcels."""
-        return Unpacking(source, lambda: self._parcels.get(), self.send)
+        """The source, for requests whose files come in bundles."""
+        return Unpacking(source, lambda: self._bundles.get(), self.send)
 
     def _accept(self, reporter: Reporter) -> None:
         while True:
@@ -300,36 +300,36 @@ class Acceptor:
             if is_taken:
                 link.close()
                 return
-            parcels: Parcels = queue.SimpleQueue()  # one without its run must not reach the next visitor
-            service = Service(link, on_hangup=self._vacate, on_other=partial(self._other, parcels))
+            bundles: Bundles = queue.SimpleQueue()  # one without its run must not reach the next visitor
+            service = Service(link, on_hangup=self._vacate, on_other=partial(self._other, bundles))
             self._now = service
         service.start(reporter.pulse)  # from here on it may have hung up, and vacated its place
-        self._served.put((service, parcels))
+        self._served.put((service, bundles))
 
     def _vacate(self) -> None:
         self._now = None
 
-    def _other(self, parcels: Parcels, message: Any) -> None:
+    def _other(self, bundles: Bundles, message: Any) -> None:
         if isinstance(message, Shipped):
-            parcels.put(message.parcel)
+            bundles.put(message.bundle)
         elif isinstance(message, Quit):
             log.error("whoever is attached found a rank lost: all end")
             os._exit(1)
 
 
 class Unpacking:
-    """A FrameSource whose requests' files come in parcels, a parcel a run."""
+    """A FrameSource whose requests' files come in bundles, a bundle a run."""
 
     def __init__(
-        self, source: FrameSource, next_parcel: Callable[[], Parcel], send: Callable[[Any], None]
+        self, source: FrameSource, next_bundle: Callable[[], RequestBundle], send: Callable[[Any], None]
     ) -> None:
-        self._source, self._next_parcel, self._send = source, next_parcel, send
+        self._source, self._next_bundle, self._send = source, next_bundle, send
         self.label = source.label
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """See FrameSource."""
         with Scratch() as folder:  # what a rank that was killed had been sent goes with the next run
-            here = self._next_parcel().unpacked(request, folder)
+            here = self._next_bundle().unpacked(request, folder)
             yield from self._source.frames(here, cancelled)
             if here.part is not None and here.part.leave is not None and here.part.leave.exists():
                 self._send(Left(here.part.leave.read_bytes()))

@@ -22,7 +22,7 @@ from avatar.request import Request
 from avatar.runtime.child_process import hang_up
 from avatar.runtime.local_ranks import Fleet, Limits
 from avatar.runtime.protocol import Greeting, Left, Link, Quit, Run, RunLive, Shipped
-from avatar.runtime.request_bundle import Parcel
+from avatar.runtime.request_bundle import RequestBundle
 from avatar.runtime.supervisor import JOIN_S
 
 SECRET = "AVATAR_SECRET"  # the environment's
@@ -146,7 +146,7 @@ class AttachedFleet(Fleet):
             if isinstance(message, RunLive):
                 raise AvatarError("Ranks elsewhere make no live video.", "Choose a preset of this machine.")
             self._request = message.request
-            super().send(Shipped(Parcel.of(message.request)))
+            super().send(Shipped(RequestBundle.of(message.request)))
         super().send(message)
 
     def _take(self, message: Any) -> None:

@@ -34,7 +34,7 @@ from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import LiveRequest, Request
 from avatar.runtime.report import MemoryUse
-from avatar.runtime.request_bundle import Parcel
+from avatar.runtime.request_bundle import RequestBundle
 
 # To any process that makes frames, and back.
 
@@ -224,7 +224,7 @@ class Greeting:
 class Shipped:
     """Goes before a Run: the contents of its files."""
 
-    parcel: Parcel
+    bundle: RequestBundle
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from avatar.request import Request
 
 
 @dataclass(frozen=True)
-class Parcel:
+class RequestBundle:
     """What a request's files hold. carry: what the part before left, None where there is none."""
 
     portrait: bytes
@@ -17,7 +17,7 @@ class Parcel:
     carry: bytes | None
 
     @classmethod
-    def of(cls, request: Request) -> Parcel:
+    def of(cls, request: Request) -> RequestBundle:
         carry = request.part.carry if request.part else None
         return cls(
             request.portrait.read_bytes(),

@@ -23,9 +23,9 @@ from avatar.ui.typing_panel import script_of
 from avatar.ui.widgets import portrait_picker, speech_picker
 
 
-def wire(studio: AppState) -> None:
+def wire(app_state: AppState) -> None:
     """Add the endpoints; called inside the Blocks. Their components are never on the page."""
-    endpoints = Endpoints(studio)
+    endpoints = Endpoints(app_state)
     with gr.Column(visible=False):
         portrait = portrait_picker(label="portrait")
         speech = speech_picker(label="speech")
@@ -57,8 +57,8 @@ def wire(studio: AppState) -> None:
 class Endpoints:
     """The handlers; errors come back as one sentence or two, as on the page."""
 
-    def __init__(self, studio: AppState) -> None:
-        self.studio = studio
+    def __init__(self, app_state: AppState) -> None:
+        self.app_state = app_state
 
     def generate(
         self,
@@ -89,7 +89,7 @@ class Endpoints:
         if speech and words:
             raise BadInput("Both speech and a text are given.", "Give one of them.")
         visitor = visitor_of(request)
-        self.studio.desk.check_room(visitor)
+        self.app_state.job_queue.check_room(visitor)
         said: SpokenText | None = None
         if not speech:
             script = script_of(words, voice, speed, captions, language)
@@ -99,14 +99,14 @@ class Endpoints:
             assert said is not None, "a text that is spoken comes last"
             speech = str(said.path)
         assert speech, "looked at above"
-        reader = self.studio.reader(visitor)
+        reader = self.app_state.reader(visitor)
         for _ in reader.ahead(Path(portrait), Path(speech), STATUS_EVERY_S):
             yield gr.skip()  # so that a client that has gone away gives its place up
-        if not face_points and not head_only and self.studio.resolved(preset).engine == "preview":
-            limits = self.studio.limits
-            found = point_editor.look_at(Path(portrait), self.studio.examples, limits, reader=reader)
+        if not face_points and not head_only and self.app_state.resolved(preset).engine == "preview":
+            limits = self.app_state.limits
+            found = point_editor.look_at(Path(portrait), self.app_state.examples, limits, reader=reader)
             face_points = dict(found.points) if found.verdict == "placed" and found.points else None
-        run = self.studio.submit(
+        run = self.app_state.submit(
             Path(portrait),
             Path(speech),
             preset,
@@ -125,11 +125,11 @@ class Endpoints:
                 if isinstance(event, KeptVideo):
                     if event.error is not None:
                         raise event.error
-                    yield str(self.studio.handed_out(event.entry))
+                    yield str(self.app_state.handed_out(event.entry))
                 else:
                     yield gr.skip()
         finally:
-            self.studio.desk.stop(run)
+            self.app_state.job_queue.stop(run)
             run.let_go()
 
     def speak(self, request: gr.Request, words: Any, voice: Any, speed: Any) -> Iterator[Any]:
@@ -147,23 +147,23 @@ class Endpoints:
 
     @property
     def _speakers(self) -> Speakers:
-        assert self.studio.speakers is not None, "the page has made them"
-        return self.studio.speakers
+        assert self.app_state.speakers is not None, "the page has made them"
+        return self.app_state.speakers
 
     def presets(self, request: gr.Request) -> list[dict[str, Any]]:
         """Every preset: what it needs and gives, whether this machine has it, what is missing."""
-        found = self.studio.verdicts()
+        found = self.app_state.verdicts()
         return [
             {"name": preset.name, **preset.as_dict(), "availability": found[preset.name].as_dict()}
-            for preset in self.studio.presets
+            for preset in self.app_state.presets
         ]
 
     def plan(self, request: gr.Request, preset: str, settings: Any) -> dict[str, Any]:
         """What a preset, with settings laid over it, would hold in memory here, and whether it can run."""
-        chosen = self.studio.with_settings(preset, payloads.settings(settings))
-        planned, refusal = self.studio.plan(chosen)
+        chosen = self.app_state.with_settings(preset, payloads.settings(settings))
+        planned, refusal = self.app_state.plan(chosen)
         return {"preset": chosen.name, "refusal": refusal, "plan": planned.as_dict() if planned else None}
 
     def gauges(self, request: gr.Request) -> dict[str, Any]:
         """GPUs and host as they are now."""
-        return self.studio.gauges.read().as_dict()
+        return self.app_state.gauges.read().as_dict()

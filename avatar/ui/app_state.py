@@ -1,4 +1,4 @@
-"""What the page works with: presets, machine, desk, gallery. No Gradio; one object made by app.py."""
+"""What the page works with: presets, machine, job queue, gallery. No Gradio; one object made by app.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar.errors import AvatarError, BadInput
-from avatar.live.desk import LiveDesk
+from avatar.live.live_state import LiveState
 from avatar.long import unfinished
 from avatar.media.atomic import disk_error
 from avatar.media.intake import open_request
@@ -57,7 +57,7 @@ class AppState:
     model, "" for nobody, None for everybody.
     """
 
-    desk: JobQueue
+    job_queue: JobQueue
     gallery: Gallery
     presets: list[Preset]
     preset_name: str
@@ -73,7 +73,7 @@ class AppState:
     uploads: Uploads | None = None
     admin: str | None = None
     model: ModelFetch = field(default_factory=ModelFetch)
-    live: LiveDesk | None = None
+    live: LiveState | None = None
 
     def __post_init__(self) -> None:
         self.speakers: Speakers | None = None if self.uploads is None else Speakers(self.uploads, self.limits)
@@ -82,8 +82,8 @@ class AppState:
         self._probing = threading.Lock()
         self._probed: tuple[float, Inventory] | None = None
         self._held: Plan | None = None  # of the last run, whose models stay loaded
-        self.desk.on_start, self.desk.on_plan = self.gauges.reset_peak, self._show_plan
-        self.gauges.pinned = lambda: self.desk.pinned_bytes
+        self.job_queue.on_start, self.job_queue.on_plan = self.gauges.reset_peak, self._show_plan
+        self.gauges.pinned = lambda: self.job_queue.pinned_bytes
 
     def owner(self, token: str) -> str | None:
         """Who asks, as the gallery has it; None where everybody may do everything."""
@@ -221,7 +221,7 @@ class AppState:
         spoken: str = "",
     ) -> QueuedRun:
         """Check everything that can be checked, and put the request in line. Raises: AvatarError."""
-        self.desk.check_room(visitor)
+        self.job_queue.check_room(visitor)
         preset = self.with_settings(name, settings)
         self._require(preset)
         prompt = prompt.strip() or preset.generation.prompt  # the page shows the preset's own in an empty box
@@ -254,7 +254,7 @@ class AppState:
                 self.gallery.describe(draft, about_request(request, settings, kept_owner))
             except OSError as error:
                 raise disk_error(error) from error
-            return self.desk.submit(request, draft, settings, kept_owner, ledger, visitor)
+            return self.job_queue.submit(request, draft, settings, kept_owner, ledger, visitor)
         except BaseException:
             self.gallery.discard(draft)
             shutil.rmtree(work)
@@ -262,7 +262,7 @@ class AppState:
 
     def resume(self, id: str, owner: str = "", visitor: str = "") -> QueuedRun:
         """Put an unfinished video of the gallery in line again. Raises: AvatarError."""
-        self.desk.check_room(visitor)
+        self.job_queue.check_room(visitor)
         draft = self.gallery.reopen(id, self.owner(owner))
         if draft is None:
             raise BadInput("This video cannot be resumed.", "It is finished, being made, or deleted.")
@@ -274,7 +274,7 @@ class AppState:
             )
             self._require(request.preset)
             about = self.gallery.about(draft)
-            return self.desk.submit(request, draft, about.settings, about.owner_hash, ledger, visitor)
+            return self.job_queue.submit(request, draft, about.settings, about.owner_hash, ledger, visitor)
         except BaseException:
             if ledger is not None:
                 ledger.close()
@@ -294,7 +294,7 @@ class AppState:
         try:
             if self.live is not None:
                 self.live.warm()
-            self.desk.warm(self.resolved(self.preset_name))
+            self.job_queue.warm(self.resolved(self.preset_name))
         except AvatarError as error:  # shown on the page as well, by the preset's card
             log.warning("nothing to warm: %s", error)
 
@@ -318,7 +318,7 @@ class AppState:
         if self.speakers is not None:
             self.speakers.close()
         self.model.close()
-        self.desk.close()
+        self.job_queue.close()
         self.gauges.close()
         self.gallery.close()
 

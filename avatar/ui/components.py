@@ -52,6 +52,6 @@ class PageComponents:
     download: gr.DownloadButton
     notices: gr.HTML
     gauges: gr.HTML
-    shelf: gr.HTML
+    gallery: gr.HTML
     saved: gr.BrowserState
     owner: gr.State

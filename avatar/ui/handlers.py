@@ -37,10 +37,10 @@ OWNER = re.compile(r"[0-9a-f]{32}")  # the secret by which a browser owns its vi
 SHOWN_BY_BROWSERS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif")
 
 
-def wire(demo: gr.Blocks, parts: PageComponents, studio: AppState) -> None:
+def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     """Connect every event of the page; called inside the Blocks."""
-    p, visits = parts, PageRuns(studio)
-    page = PageCallbacks(parts, studio, visits)
+    p, visits = parts, PageRuns(app_state)
+    page = PageCallbacks(parts, app_state, visits)
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     direct = {**quiet, "queue": False}  # at once; but an error would not be shown
     queued = {**quiet, "concurrency_limit": None}
@@ -55,7 +55,7 @@ def wire(demo: gr.Blocks, parts: PageComponents, studio: AppState) -> None:
         *form_parts,
         p.status,
         p.gauges,
-        p.shelf,
+        p.gallery,
         p.owner,
         p.saved,
         p.voice,
@@ -121,8 +121,8 @@ def wire(demo: gr.Blocks, parts: PageComponents, studio: AppState) -> None:
     p.stop.click(reports_errors(page.stop_pressed), None, [p.stop], **direct)
     p.replay.click(page.replay, None, [p.live, p.final, p.replay], **direct)
     p.live.end(page.replay, None, [p.live, p.final, p.replay], **direct)
-    p.shelf.submit(reports_errors(page.generate.resume), **{**run, "inputs": [p.owner]})
-    p.shelf.select(reports_errors(page.shelf_pressed), [p.owner, p.shape], [p.shelf, *chosen], **queued)
+    p.gallery.submit(reports_errors(page.generate.resume), **{**run, "inputs": [p.owner]})
+    p.gallery.select(reports_errors(page.gallery_pressed), [p.owner, p.shape], [p.gallery, *chosen], **queued)
     p.model.select(reports_errors(page.model_pressed), None, [p.model], **queued)
     gr.Timer(TICK_S).tick(page.tick, None, [p.gauges, p.model], **direct)
 
@@ -130,32 +130,32 @@ def wire(demo: gr.Blocks, parts: PageComponents, studio: AppState) -> None:
 class PageCallbacks:
     """The handlers; each takes the request first, and returns updates by component."""
 
-    def __init__(self, parts: PageComponents, studio: AppState, visits: PageRuns) -> None:
+    def __init__(self, parts: PageComponents, app_state: AppState, visits: PageRuns) -> None:
         self.parts = parts
-        self.studio = studio
+        self.app_state = app_state
         self.visits = visits
-        self.generate = Generate(parts, studio, visits)
+        self.generate = Generate(parts, app_state, visits)
         self.typing = self.generate.typing
-        self.live = live_panel.LivePanel(parts, studio)
-        self.model = ModelButton(studio)
+        self.live = live_panel.LivePanel(parts, app_state)
+        self.model = ModelButton(app_state)
 
     def opened(self, request: gr.Request, saved: Mapping[str, Any] | None) -> Updates:
         """Everything that depends on the machine, the language, or what this browser kept."""
-        p, studio, language = self.parts, self.studio, language_of(request)
+        p, app_state, language = self.parts, self.app_state, language_of(request)
         saved = mapping(saved)
         owner = saved.get("owner")
         if not isinstance(owner, str) or not OWNER.fullmatch(owner):
             owner = secrets.token_hex(16)
-        known = [preset.name for preset in studio.presets]
-        name = saved["preset"] if saved.get("preset") in known else studio.preset_name
+        known = [preset.name for preset in app_state.presets]
+        name = saved["preset"] if saved.get("preset") in known else app_state.preset_name
         return {
-            p.machine: render_machine(studio.inventory(), language),
-            p.examples: render_examples(studio.examples.pairs, language, studio.root),
+            p.machine: render_machine(app_state.inventory(), language),
+            p.examples: render_examples(app_state.examples.pairs, language, app_state.root),
             **self._chosen(name, language, mapping(saved.get("settings"))),
             p.prompt: self._prompt(name, words(saved.get("prompt"))),
             p.status: render_status(Status(), language),
-            p.gauges: render_gauges(studio.gauges.read(), language),
-            p.shelf: self.generate.shelf(owner, language),
+            p.gauges: render_gauges(app_state.gauges.read(), language),
+            p.gallery: self.generate.gallery(owner, language),
             p.owner: owner,
             p.saved: kept(saved, owner, FORM),
             **self.typing.opened(language),
@@ -171,18 +171,18 @@ class PageCallbacks:
         self, request: gr.Request, portrait: str | None, name: str, *values: Any
     ) -> Iterator[Updates]:
         """Look at the portrait at once: tell what will come out, and ask for points if need be."""
-        p, language, limits = self.parts, language_of(request), self.studio.limits
+        p, language, limits = self.parts, language_of(request), self.app_state.limits
         if not portrait:
             yield {p.points: gr.update(value=None, image=""), **self._seen(None, (), name, values, language)}
             return
-        path, reader = Path(portrait), self.studio.reader(visitor_of(request))
+        path, reader = Path(portrait), self.app_state.reader(visitor_of(request))
         for _ in reader.ahead(path, None, STATUS_EVERY_S):
             yield {p.points: gr.skip()}  # so that a page that has gone away gives its place up
         if path.suffix.lower() not in SHOWN_BY_BROWSERS:
             yield {p.portrait: reader.portrait(path, name=path.name, limits=limits).pixels}
             return  # it is a change again
         preset = self._with_form(name, values) or self._resolved(name)[0]
-        look = point_editor.look_at(path, self.studio.examples, limits, preset=preset, reader=reader)
+        look = point_editor.look_at(path, self.app_state.examples, limits, preset=preset, reader=reader)
         asks = preset.engine == "preview"
         yield {
             p.points: point_editor.question(look, path, language)
@@ -196,13 +196,13 @@ class PageCallbacks:
         if not speech:
             yield {self.parts.speech: gr.skip()}
             return
-        path, reader = Path(speech), self.studio.reader(visitor_of(request))
+        path, reader = Path(speech), self.app_state.reader(visitor_of(request))
         if path.suffix.lower() not in PLAYED_BY_BROWSERS:
             yield from self.video_taken(request, speech)  # which is a change again
             return
         for _ in reader.ahead(None, path, STATUS_EVERY_S):
             yield {self.parts.speech: gr.skip()}
-        self._tell(request, reader.judge(path, name=path.name, limits=self.studio.limits))
+        self._tell(request, reader.judge(path, name=path.name, limits=self.app_state.limits))
         yield {self.parts.speech: gr.skip()}
 
     def video_taken(self, request: gr.Request, video: str | None) -> Iterator[Updates]:
@@ -210,12 +210,12 @@ class PageCallbacks:
         if not video:
             yield {self.parts.speech: gr.skip()}
             return
-        path, reader = Path(video), self.studio.reader(visitor_of(request))
+        path, reader = Path(video), self.app_state.reader(visitor_of(request))
         if path.suffix.lower() not in PLAYED_BY_BROWSERS:
             for _ in reader.ahead(None, path, STATUS_EVERY_S):
                 yield {self.parts.speech: gr.skip()}
             heard = path.with_suffix(".wav")  # beside the upload, and removed with it
-            self._tell(request, reader.speech(path, heard, name=path.name, limits=self.studio.limits))
+            self._tell(request, reader.speech(path, heard, name=path.name, limits=self.app_state.limits))
             path = heard
         yield {self.parts.speech: str(path)}
 
@@ -227,7 +227,7 @@ class PageCallbacks:
     def preset_chosen(self, request: gr.Request, event: gr.EventData, shape: Shape | None) -> Updates:
         """A card was pressed: its settings fill the form."""
         _, name = pressed(event)
-        self.studio.preset(name)
+        self.app_state.preset(name)
         chosen = self._chosen(name, language_of(request), shape=shape)
         return {**chosen, self.parts.prompt: self._prompt(name)}
 
@@ -242,7 +242,7 @@ class PageCallbacks:
 
     def example_chosen(self, request: gr.Request, event: gr.EventData) -> Updates:
         """Fill in a bundled portrait and speech; Generate follows."""
-        p, pairs = self.parts, self.studio.examples.pairs
+        p, pairs = self.parts, self.app_state.examples.pairs
         _, id = pressed(event)
         if not id.isdecimal() or len(id) > 4 or int(id) >= len(pairs):
             raise BadInput(text("gone", language_of(request)))
@@ -268,22 +268,22 @@ class PageCallbacks:
             p.replay: gr.update(visible=False),
         }
 
-    def shelf_pressed(
+    def gallery_pressed(
         self, request: gr.Request, event: gr.EventData, owner: str, shape: Shape | None
     ) -> Updates:
         """ "Use these settings", or delete."""
-        p, studio, language = self.parts, self.studio, language_of(request)
+        p, app_state, language = self.parts, self.app_state, language_of(request)
         action, id = pressed(event)
         if action == "delete":
-            studio.delete(id, owner)
-            return {p.shelf: self.generate.shelf(owner, language)}
-        entry = studio.gallery.get(id, studio.owner(owner))
+            app_state.delete(id, owner)
+            return {p.gallery: self.generate.gallery(owner, language)}
+        entry = app_state.gallery.get(id, app_state.owner(owner))
         if entry is None or action != "use":
             raise BadInput(text("gone", language))
         settings = dict(entry.about.settings)
         name = settings.pop("preset", "")
-        if name not in [preset.name for preset in studio.presets]:
-            name = studio.preset_name
+        if name not in [preset.name for preset in app_state.presets]:
+            name = app_state.preset_name
         gr.Info(text("used_settings", language))
         return {
             **self._chosen(name, language, settings, shape),
@@ -291,7 +291,7 @@ class PageCallbacks:
         }
 
     def tick(self, request: gr.Request) -> Updates:
-        gauges = render_gauges(self.studio.gauges.read(), language_of(request))
+        gauges = render_gauges(self.app_state.gauges.read(), language_of(request))
         return {self.parts.gauges: gauges, self.parts.model: self.model.render(request)}
 
     def model_pressed(self, request: gr.Request, event: gr.EventData) -> Updates:
@@ -316,8 +316,8 @@ class PageCallbacks:
         }
 
     def _cards(self, name: str, language: Language, shape: Shape | None) -> str:
-        found = self.studio.verdicts()
-        return render_presets(self.studio.presets, found, name, self._auto(), language, shape)
+        found = self.app_state.verdicts()
+        return render_presets(self.app_state.presets, found, name, self._auto(), language, shape)
 
     def _chosen(
         self,
@@ -348,14 +348,14 @@ class PageCallbacks:
     def _resolved(self, name: str) -> tuple[Preset, set[str]]:
         """What a chosen preset comes to, and what its form offers; one that cannot run stands for itself."""
         try:
-            resolved = self.studio.resolved(name)
+            resolved = self.app_state.resolved(name)
         except AvatarError:  # shown by the card and the plan
-            resolved = self.studio.preset(name)
-        return resolved, self.studio.honoured(resolved)
+            resolved = self.app_state.preset(name)
+        return resolved, self.app_state.honoured(resolved)
 
     def _auto(self) -> Preset | None:
         """What `auto` comes to here."""
-        auto = next((preset for preset in self.studio.presets if preset.engine == "auto"), None)
+        auto = next((preset for preset in self.app_state.presets if preset.engine == "auto"), None)
         return None if auto is None else self._resolved(auto.name)[0]
 
     def _prompt(self, name: str, value: str | None = None) -> Any:
@@ -367,18 +367,18 @@ class PageCallbacks:
     def _with_form(self, name: str, values: Sequence[Any]) -> Preset | None:
         """The preset with the form's values; None where they are wrong, which the plan tells."""
         try:
-            return self.studio.with_settings(name, self.studio.form_settings(name, values))
+            return self.app_state.with_settings(name, self.app_state.form_settings(name, values))
         except AvatarError:
             return None
 
     def _plan(self, name: str, values: Sequence[Any], language: Language, shape: Shape | None) -> str:
         try:
-            preset = self.studio.with_settings(name, self.studio.form_settings(name, values))
+            preset = self.app_state.with_settings(name, self.app_state.form_settings(name, values))
         except AvatarError as error:
             return render_plan(None, language, str(error))
-        plan, refusal = self.studio.plan(preset)
+        plan, refusal = self.app_state.plan(preset)
         if refusal and language != "en":
-            lacks = self.studio.verdict(preset).lacks
+            lacks = self.app_state.verdict(preset).lacks
             refusal = " ".join(lack_words(lack, language) for lack in lacks) or refusal
         return render_plan(plan, language, refusal, size_words(preset, language, shape) if shape else "")
 

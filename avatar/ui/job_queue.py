@@ -1,6 +1,6 @@
-"""The desk: one run at a time, the others in line. Engines' events in, a run's events out; no Gradio here.
+"""The job queue: one run at a time. Engines' events in, a run's events out; no Gradio here.
 
-A run belongs to the desk, not to the page that asked for it: when the page goes away the run is cancelled,
+A run belongs to the queue, not to the page that asked for it: when the page goes away the run is cancelled,
 the engine ends it in order, and what was made is still kept in the gallery.
 """
 
@@ -49,7 +49,7 @@ class KeptVideo:
 
 
 class LineFull(AvatarError):
-    """As many runs are waiting as the desk takes, or, yours, as it takes of one visitor."""
+    """As many runs are waiting as the queue takes, or, yours, as it takes of one visitor."""
 
     def __init__(self, count: int, yours: bool = False) -> None:
         full = f"You have {count} videos in line." if yours else f"The line is full: {count} waiting."
@@ -79,13 +79,13 @@ class QueuedRun:
         self.cancelled = threading.Event()
         self.context = copy_context()  # whoever lends a GPU asks it whose run this is
         self.over = threading.Event()
-        self._users = 2  # of the work folder: the desk, and whoever follows
+        self._users = 2  # of the work folder: the queue, and whoever follows
         self._leaving = threading.Lock()
         self.engine: Engine | None = None
         self._said: queue.Queue[Event | WaitingInLine | KeptVideo | BaseException] = queue.Queue()
 
     def say(self, what: Event | WaitingInLine | KeptVideo | BaseException) -> None:
-        """Called by the desk."""
+        """Called by the queue."""
         self._said.put(what)
 
     def follow(self, every_s: float = 0.4) -> Iterator[Event | WaitingInLine | KeptVideo | None]:
@@ -108,7 +108,7 @@ class QueuedRun:
                 return
 
     def let_go(self) -> None:
-        """The desk and the follower each say it once, done with the work folder; the second removes it."""
+        """Called by queue and follower, once each, when done with the work folder; the second removes it."""
         with self._leaving:
             self._users -= 1
             if self._users == 0:
@@ -151,7 +151,7 @@ class JobQueue:
         self._changed = threading.Condition()
         self._opening = threading.Lock()
         self._closed = False
-        self._worker = threading.Thread(target=self._work, name="desk", daemon=True)
+        self._worker = threading.Thread(target=self._work, name="queue", daemon=True)
         self._worker.start()
 
     @property
@@ -199,7 +199,9 @@ class JobQueue:
         """Open the engine for a preset before anyone asks, unless one is open; in the background."""
         with self._changed:
             if self._engine is None and self._running is None and not self._line:
-                threading.Thread(target=self._warm, args=(preset,), name="desk-warm", daemon=True).start()
+                threading.Thread(
+                    target=self._warm, args=(preset,), name="warm-up", daemon=True
+                ).start()
 
     def close(self) -> None:
         """Cancel everything, wait for the run that is going on to be kept, and close the engine."""
@@ -254,7 +256,7 @@ class JobQueue:
                 run.ledger.close()
             if not run.kept:
                 self.gallery.discard(run.draft)
-        except OSError:  # a disk that fails must not end the desk's thread: the others are still in line
+        except OSError:  # a disk that fails must not end the queue's thread: the others are still in line
             log.exception("what is left of a run cannot be cleared away")
         if failure is not None:
             run.say(failure)

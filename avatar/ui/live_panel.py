@@ -47,25 +47,25 @@ def wire(panel: LivePanel, parts: PageComponents, queued: dict[str, Any]) -> Non
     p.live_panel.select(
         reports_errors(panel.begin), [p.portrait, p.points, p.owner], [p.live_ticket, p.points], **queued
     )
-    p.live_panel.submit(reports_errors(panel.gone_on), [p.owner], [p.shelf], **queued)
+    p.live_panel.submit(reports_errors(panel.gone_on), [p.owner], [p.gallery], **queued)
 
 
 class LivePanel:
     """The handlers of the tab; each takes the request first."""
 
-    def __init__(self, parts: PageComponents, studio: AppState) -> None:
-        self.parts, self.studio = parts, studio
+    def __init__(self, parts: PageComponents, app_state: AppState) -> None:
+        self.parts, self.app_state = parts, app_state
 
     def opened(self, language: Language) -> Updates:
         """The tab in the page's language."""
-        desk = self.studio.live
-        if desk is None:
+        state = self.app_state.live
+        if state is None:
             return {self.parts.live_panel: "", self.parts.live_ticket: ""}
-        voices = [] if self.studio.speakers is None else self.studio.speakers.voices()
-        chat = desk.options.chat is not None
-        label = "preview" if desk.options.preset.engine == "preview" else ""
+        voices = [] if self.app_state.speakers is None else self.app_state.speakers.voices()
+        chat = state.options.chat is not None
+        label = "preview" if state.options.preset.engine == "preview" else ""
         return {
-            self.parts.live_panel: render_live(language, voices, chat, label, self.studio.root),
+            self.parts.live_panel: render_live(language, voices, chat, label, self.app_state.root),
             self.parts.live_ticket: "",
         }
 
@@ -77,9 +77,9 @@ class LivePanel:
         self, request: gr.Request, event: gr.EventData, portrait: str | None, asked: Any, owner: str
     ) -> Updates:
         """Go live with the portrait. Raises: AvatarError."""
-        p, language, desk = self.parts, language_of(request), self.studio.live
+        p, language, state = self.parts, language_of(request), self.app_state.live
         action, number = pressed(event)
-        if desk is None or action != "begin":
+        if state is None or action != "begin":
             raise BadInput(text("gone", language))
         try:
             return self._begun(request, language, portrait, mapping(asked), owner, number)
@@ -88,13 +88,15 @@ class LivePanel:
 
     def gone_on(self, request: gr.Request, owner: str) -> Updates:
         """A recording is in the gallery: show it."""
-        from avatar.ui.panels.gallery import render_shelf
+        from avatar.ui.panels.gallery import render_gallery
 
-        studio, language = self.studio, language_of(request)
-        entries = studio.gallery.entries(studio.owner(owner))
+        app_state, language = self.app_state, language_of(request)
+        entries = app_state.gallery.entries(app_state.owner(owner))
         reports = {entry.id: report for entry in entries if (report := entry.run_report()) is not None}
         return {
-            self.parts.shelf: render_shelf(entries, language, studio.url, studio.gallery.max_age_s, reports)
+            self.parts.gallery: render_gallery(
+                entries, language, app_state.url, app_state.gallery.max_age_s, reports
+            )
         }
 
     def _begun(
@@ -106,16 +108,18 @@ class LivePanel:
         owner: str,
         number: str,
     ) -> Updates:
-        p, studio, desk = self.parts, self.studio, self.studio.live
-        assert desk is not None
-        path = Path(portrait) if portrait else desk.options.portrait
+        p, app_state, state = self.parts, self.app_state, self.app_state.live
+        assert state is not None
+        path = Path(portrait) if portrait else state.options.portrait
         if path is None:
             raise BadInput(text("no_portrait", language))
-        visitor, preset = visitor_of(request), desk.options.preset
-        desk.line.check_room(visitor)
-        reader = studio.reader(visitor)
+        visitor, preset = visitor_of(request), state.options.preset
+        state.line.check_room(visitor)
+        reader = app_state.reader(visitor)
         if preset.engine == "preview" and asked.get("for") != path.name:
-            look = point_editor.look_at(path, studio.examples, studio.limits, preset=preset, reader=reader)
+            look = point_editor.look_at(
+                path, app_state.examples, app_state.limits, preset=preset, reader=reader
+            )
             if look.picture is not None:
                 reported = _ticket(number, error=text(f"points_{look.verdict}", language))
                 return {p.live_ticket: reported, p.points: point_editor.question(look, path, language)}
@@ -123,13 +127,13 @@ class LivePanel:
         live = open_live_request(
             path,
             preset,
-            studio.scratch,
+            app_state.scratch,
             face_points=point_editor.answer(asked),
             head_only=point_editor.head_only(asked),
-            limits=studio.limits,
+            limits=app_state.limits,
             reader=reader,
         )
-        ticket = desk.line.ask(live, visitor, owner_hash(owner))
+        ticket = state.line.ask(live, visitor, owner_hash(owner))
         return {p.live_ticket: _ticket(number, token=ticket.token)}
 
 

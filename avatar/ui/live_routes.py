@@ -14,9 +14,9 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from avatar.errors import AvatarError, BadInput
-from avatar.live.desk import Guest, LiveDesk
 from avatar.live.intake import open_live_request
 from avatar.live.line import LiveFull, Ticket
+from avatar.live.live_state import LiveState, OpenSession
 from avatar.live.webrtc import MOST_SDP_BYTES, Peer
 from avatar.runtime.gallery import owner_hash
 from avatar.ui.app_state import AppState
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 MOST_PEERS = 2  # of one session: a page that is loaded again has a second for a moment
 
 
-def live_routes(studio: AppState, desk: LiveDesk) -> list[BaseRoute]:
+def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
     """All of them."""
     peers: dict[str, list[Peer]] = {}
 
@@ -39,43 +39,43 @@ def live_routes(studio: AppState, desk: LiveDesk) -> list[BaseRoute]:
         try:
             asked = await _json(request)
             visitor = visitor_of(request)
-            ticket = await anyio.to_thread.run_sync(begin_session, studio, desk, asked, visitor)
+            ticket = await anyio.to_thread.run_sync(begin_session, app_state, state, asked, visitor)
         except AvatarError as error:
             return _refused(error, request)
-        place = desk.line.place(ticket)
+        place = state.line.place(ticket)
         return JSONResponse({"token": ticket.token, "socket": f"live/{ticket.token}", "place": place})
 
     async def offer(request: Request) -> Response:
         """WebRTC's offer; answers with its answer."""
-        guest = desk.guest(request.path_params["token"])
-        if guest is None or guest.ticket.session is None:
+        opened = state.opened(request.path_params["token"])
+        if opened is None or opened.ticket.session is None:
             return JSONResponse({"error": text("live_over", language_of(request))}, 404)
         try:
             asked = await _json(request)
             sdp = asked.get("sdp")
             if not isinstance(sdp, str) or len(sdp) > MOST_SDP_BYTES:
                 raise BadInput("The browser's WebRTC offer cannot be used.")
-            answer = await _answered(desk, guest, sdp, peers.setdefault(guest.ticket.token, []))
+            answer = await _answered(state, opened, sdp, peers.setdefault(opened.ticket.token, []))
         except AvatarError as error:
             return _refused(error, request)
-        for token in [token for token in peers if desk.line.find(token) is None]:
+        for token in [token for token in peers if state.line.find(token) is None]:
             del peers[token]
         return JSONResponse({"sdp": answer})
 
     async def leave(request: Request) -> Response:
         """The page is being closed."""
-        guest = desk.guest(request.path_params["token"])
-        if guest is not None:
-            await anyio.to_thread.run_sync(desk.end, guest)
+        opened = state.opened(request.path_params["token"])
+        if opened is not None:
+            await anyio.to_thread.run_sync(state.end, opened)
         return Response(status_code=204)
 
     async def serve(socket: WebSocket) -> None:
-        guest = desk.guest(socket.path_params["token"])
+        opened = state.opened(socket.path_params["token"])
         await socket.accept()
-        if guest is None:
+        if opened is None:
             await socket.close(GONE, text("live_over", language_of(socket)))  # type: ignore[arg-type]
             return
-        await LiveSocket(socket, desk, guest).serve()
+        await LiveSocket(socket, state, opened).serve()
 
     return [
         Route("/live/sessions", begin, methods=["POST"]),
@@ -85,36 +85,36 @@ def live_routes(studio: AppState, desk: LiveDesk) -> list[BaseRoute]:
     ]
 
 
-def begin_session(studio: AppState, desk: LiveDesk, asked: dict[str, Any], visitor: str) -> Ticket:
+def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], visitor: str) -> Ticket:
     """A ticket for what was asked: portrait, an upload's path; head_only; owner. Raises: AvatarError."""
-    desk.line.check_room(visitor)
+    state.line.check_room(visitor)
     portrait = asked.get("portrait")
     if not isinstance(portrait, str) or not portrait:
         raise BadInput("A live session needs a portrait.", "Upload one, and give its path.")
-    if studio.uploads is None:
+    if app_state.uploads is None:
         raise BadInput("This server takes no uploads.")
-    studio.uploads.check([{"path": portrait, "meta": {"_type": "gradio.FileData"}}])
+    app_state.uploads.check([{"path": portrait, "meta": {"_type": "gradio.FileData"}}])
     owner = asked.get("owner")
     request = open_live_request(
         Path(portrait),
-        desk.options.preset,
-        studio.scratch,
+        state.options.preset,
+        app_state.scratch,
         head_only=asked.get("head_only") is True,
         face_points=asked.get("points") if isinstance(asked.get("points"), dict) else None,
-        limits=studio.limits,
-        reader=studio.reader(visitor),
+        limits=app_state.limits,
+        reader=app_state.reader(visitor),
     )
-    return desk.line.ask(request, visitor, owner_hash(owner if isinstance(owner, str) else ""))
+    return state.line.ask(request, visitor, owner_hash(owner if isinstance(owner, str) else ""))
 
 
-async def _answered(desk: LiveDesk, guest: Guest, sdp: str, peers: list[Peer]) -> str:
+async def _answered(state: LiveState, opened: OpenSession, sdp: str, peers: list[Peer]) -> str:
     """A peer for an offer; the oldest goes when there are too many."""
-    session, conversation = guest.ticket.session, desk.conversation(guest)
+    session, conversation = opened.ticket.session, state.conversation(opened)
     assert session is not None
     assert conversation is not None
     while len(peers) >= MOST_PEERS:
         await peers.pop(0).close()
-    peer = Peer(session, desk.options.ice, conversation.hear, asyncio.get_running_loop())
+    peer = Peer(session, state.options.ice, conversation.hear, asyncio.get_running_loop())
     answer = await peer.answer(sdp)
     peers.append(peer)
     return answer

@@ -20,8 +20,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from avatar.errors import AvatarError, BadInput
 from avatar.geometry import FPS, SOUND_HZ
-from avatar.live.desk import Guest, LiveDesk
 from avatar.live.fragments import FragmentWriter
+from avatar.live.live_state import LiveState, OpenSession
 from avatar.live.microphone import Microphone
 from avatar.runtime.live import LiveFrames
 from avatar.ui.error_messages import words
@@ -42,8 +42,8 @@ RAW_HEADER = struct.Struct("<4sIHHI")  # "LIVE", first frame, width, height, num
 class LiveSocket:
     """Serves one connection until it closes."""
 
-    def __init__(self, socket: WebSocket, desk: LiveDesk, guest: Guest) -> None:
-        self._socket, self._desk, self._guest = socket, desk, guest
+    def __init__(self, socket: WebSocket, state: LiveState, opened: OpenSession) -> None:
+        self._socket, self._state, self._opened = socket, state, opened
         self._language = language_of(socket)  # type: ignore[arg-type]  # it has headers, too
         self._microphone = Microphone()
         self._viewer: _Viewer | None = None
@@ -53,7 +53,7 @@ class LiveSocket:
 
     async def serve(self) -> None:
         """Wait for the turn, then pass on what comes until the end."""
-        line, ticket = self._desk.line, self._guest.ticket
+        line, ticket = self._state.line, self._opened.ticket
         line.connected(ticket)
         sender = asyncio.create_task(self._send())
         try:
@@ -68,9 +68,9 @@ class LiveSocket:
 
     async def _send(self) -> None:
         """Tell the place in line; then whatever the session shows."""
-        ticket, place = self._guest.ticket, -1
+        ticket, place = self._opened.ticket, -1
         while ticket.session is None and ticket.error is None:
-            now = self._desk.line.place(ticket)
+            now = self._state.line.place(ticket)
             if ticket.is_over:
                 await self._close(GONE, text("live_over", self._language))
                 return
@@ -84,8 +84,8 @@ class LiveSocket:
             await self._close(1000)
             return
         session = ticket.session
-        ice = [server.for_browser for server in self._desk.options.ice]
-        chat = self._desk.options.chat is not None
+        ice = [server.for_browser for server in self._state.options.ice]
+        chat = self._state.options.chat is not None
         await self._tell({"type": "begun", "fps": FPS, "hz": SOUND_HZ, "ice": ice, "chat": chat})
         self._viewer = viewer = _Viewer(asyncio.get_running_loop())
         session.watch(viewer)
@@ -146,7 +146,7 @@ class LiveSocket:
         return message
 
     def _hear(self, data: bytes) -> None:
-        conversation = self._desk.conversation(self._guest)
+        conversation = self._state.conversation(self._opened)
         if conversation is not None:
             samples = self._microphone.samples(data)
             if len(samples):
@@ -159,11 +159,11 @@ class LiveSocket:
             await self._tell({"type": "pong", "at": _number(message, "at", 0.0)})
             return
         if kind == "end":
-            await anyio.to_thread.run_sync(self._desk.end, self._guest)
+            await anyio.to_thread.run_sync(self._state.end, self._opened)
             return
         if kind == "hello":
             self._microphone = Microphone(int(_number(message, "rate", 16_000)))
-        conversation = self._desk.conversation(self._guest)
+        conversation = self._state.conversation(self._opened)
         if conversation is None:
             return
         voice, speed = str(message.get("voice") or ""), _number(message, "speed", 1.0)
@@ -179,7 +179,7 @@ class LiveSocket:
             case "interrupt":
                 conversation.interrupt()
             case "record":
-                on = await anyio.to_thread.run_sync(self._desk.record, self._guest, bool(message.get("on")))
+                on = await anyio.to_thread.run_sync(self._state.record, self._opened, bool(message.get("on")))
                 await self._tell({"type": "recording", "on": on})
             case _:
                 raise BadInput(f"There is no message {kind[:40]!r}.", "See docs/live.md.")
@@ -188,7 +188,7 @@ class LiveSocket:
         """Send video of this kind from now on. Raises: BadInput."""
         if video not in VIDEO:
             raise BadInput("There is no such video.", f"Choose {', '.join(VIDEO)}.")
-        while self._viewer is None and self._guest.ticket.session is not None:
+        while self._viewer is None and self._opened.ticket.session is not None:
             await asyncio.sleep(0.01)  # the sender is about to begin
         if self._viewer is not None:
             self._viewer.show_as(video)

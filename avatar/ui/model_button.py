@@ -22,17 +22,17 @@ ADMIN = "admin"  # in the page's address: ?admin=SECRET
 class ModelButton:
     """The panel of the missing model."""
 
-    def __init__(self, studio: AppState) -> None:
-        self.studio = studio
+    def __init__(self, app_state: AppState) -> None:
+        self.app_state = app_state
 
     def render(self, request: gr.Request) -> str:
         """The panel as it is now; empty where no card could run the model, or it is here."""
-        studio, language = self.studio, language_of(request)
-        found = studio.inventory().checkpoint
+        app_state, language = self.app_state, language_of(request)
+        found = app_state.inventory().checkpoint
         wanted = None if found.complete else self._within_reach()
         missing = 0 if wanted is None else lacking_bytes(found)
         title = "" if wanted is None else preset_title(wanted, language)
-        return render_model(studio.model.reading(), title, missing, language, may=self.may(request))
+        return render_model(app_state.model.reading(), title, missing, language, may=self.may(request))
 
     def pressed(self, request: gr.Request, event: gr.EventData) -> str:
         """Begin, pause or go on. Raises: BadInput for who may not."""
@@ -40,9 +40,9 @@ class ModelButton:
             raise BadInput(text("model_admin", language_of(request)))
         action, _ = pressed(event)
         if action == FETCH:
-            self.studio.model.start()
+            self.app_state.model.start()
         elif action == PAUSE:
-            self.studio.model.pause()
+            self.app_state.model.pause()
         return self.render(request)
 
     def may(self, request: gr.Request) -> bool:
@@ -50,13 +50,13 @@ class ModelButton:
 
         On a page that only this machine reaches, everybody may.
         """
-        secret = self.studio.admin
+        secret = self.app_state.admin
         given = str(request.query_params.get(ADMIN, ""))
         return secret is None or bool(secret and secrets.compare_digest(given.encode(), secret.encode()))
 
     def _within_reach(self) -> Preset | None:
         """The best preset that the cards could run; None where more than the model is missing."""
-        found = within_reach(self.studio.inventory(), self.studio.presets)
+        found = within_reach(self.app_state.inventory(), self.app_state.presets)
         if found is None or {lack.code for lack in found.lacks} != {"weights"}:
             return None  # what else is missing comes first, and the page's cards tell it
         return found.preset

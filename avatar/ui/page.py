@@ -23,19 +23,19 @@ from avatar.ui.widgets import GuardedBlocks, portrait_picker, speech_picker, vid
 word: Any = browser_table()  # a function from a key to text that the browser translates
 
 
-def build_page(studio: AppState) -> GuardedBlocks:
+def build_page(app_state: AppState) -> GuardedBlocks:
     """The whole demo, wired; launch it with launch_options()."""
     from avatar.ui import api, handlers
 
-    uploads = studio.uploads or Uploads(Path(get_upload_folder()))
-    studio.speakers = studio.speakers or Speakers(uploads, studio.limits)
+    uploads = app_state.uploads or Uploads(Path(get_upload_folder()))
+    app_state.speakers = app_state.speakers or Speakers(uploads, app_state.limits)
     cache = (600, 4 * 3600)
     with GuardedBlocks(uploads, title="Live Avatar", analytics_enabled=False, delete_cache=cache) as demo:
-        parts = _layout(studio)
-        studio.segments.keep_those_of(parts.live)
-        studio.segments.playlists = demo.pending_streams
-        handlers.wire(demo, parts, studio)
-        api.wire(studio)
+        parts = _layout(app_state)
+        app_state.segments.keep_those_of(parts.live)
+        app_state.segments.playlists = demo.pending_streams
+        handlers.wire(demo, parts, app_state)
+        api.wire(app_state)
     demo.queue(api_open=False)
     return demo
 
@@ -57,7 +57,7 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-def _layout(studio: AppState) -> PageComponents:
+def _layout(app_state: AppState) -> PageComponents:
     parts: dict[str, Any] = {}
     with gr.Row(elem_id="top"):
         gr.HTML(
@@ -73,7 +73,7 @@ def _layout(studio: AppState) -> PageComponents:
         apply_default_css=False,
         elem_id="hero",
     )
-    if studio.examples.pairs:
+    if app_state.examples.pairs:
         gr.HTML(
             word("examples"),
             html_template="<h2>${value}</h2>",
@@ -81,12 +81,12 @@ def _layout(studio: AppState) -> PageComponents:
             elem_id="examples-title",
         )
     parts["examples"] = _panel("examples")
-    with gr.Row(elem_id="studio", equal_height=False):
+    with gr.Row(elem_id="workspace", equal_height=False):
         with gr.Column(scale=6, min_width=320, elem_id="inputs"):
-            parts |= _inputs(studio)
+            parts |= _inputs(app_state)
         with gr.Column(scale=7, min_width=320, elem_id="output"):
             parts |= _output()
-    parts["shelf"] = _panel("shelf")
+    parts["gallery"] = _panel("gallery")
     gr.HTML(word("footer"), html_template="<p>${value}</p>", apply_default_css=False, elem_id="footer")
     parts["saved"] = gr.BrowserState({}, storage_key="live-avatar", secret="live-avatar")
     parts["owner"] = gr.State("")
@@ -98,7 +98,7 @@ def _panel(name: str, **options: Any) -> gr.HTML:
     return gr.HTML("", js_on_load=script("panel.js"), apply_default_css=False, elem_id=name, **options)
 
 
-def _inputs(studio: AppState) -> dict[str, Any]:
+def _inputs(app_state: AppState) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     with gr.Row(elem_id="pickers"):
         with gr.Column(min_width=220, elem_classes="picker"):
@@ -113,7 +113,7 @@ def _inputs(studio: AppState) -> dict[str, Any]:
             )
         with gr.Column(min_width=220, elem_classes="picker"):
             _heading("speech")
-            parts |= typing_panel.tabs(studio.live is not None)
+            parts |= typing_panel.tabs(app_state.live is not None)
             parts["speech"] = speech_picker(
                 sources=["upload"],
                 show_label=False,
@@ -135,7 +135,7 @@ def _inputs(studio: AppState) -> dict[str, Any]:
     )
     parts["model"] = _panel("model")
     parts["presets"] = _panel("presets")
-    parts["preset"] = gr.State(studio.preset_name)
+    parts["preset"] = gr.State(app_state.preset_name)
     parts["shape"] = gr.State(None)  # the portrait's width and height
     parts["plan"] = _panel("plan")
     with gr.Accordion(word("advanced"), open=False, elem_id="advanced"):

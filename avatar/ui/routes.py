@@ -12,18 +12,18 @@ from avatar.ui.app_state import AppState
 KEEP = {"Cache-Control": "private, max-age=86400"}
 
 
-def routes(studio: AppState) -> list[BaseRoute]:
+def routes(app_state: AppState) -> list[BaseRoute]:
     """GET only; a file of the gallery for who has its own key, and the bundled portraits for everybody."""
 
     async def output(request: Request) -> FileResponse:
         asked, key = request.path_params, request.query_params.get("key", "")
-        path = studio.gallery.file(asked["id"], asked["name"], key)
+        path = app_state.gallery.file(asked["id"], asked["name"], key)
         if path is None:
             raise HTTPException(404)
         return FileResponse(path, headers=KEEP)
 
     async def example(request: Request) -> FileResponse:
-        number, pairs = request.path_params["number"], studio.examples.pairs
+        number, pairs = request.path_params["number"], app_state.examples.pairs
         if number >= len(pairs):
             raise HTTPException(404)
         return FileResponse(pairs[number].portrait, headers=KEEP)

@@ -19,7 +19,7 @@ from avatar.ui.components import PageComponents
 from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInLine
-from avatar.ui.panels.gallery import render_shelf
+from avatar.ui.panels.gallery import render_gallery
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
 from avatar.ui.payloads import mapping, pressed
 from avatar.ui.speakers import SpokenText
@@ -36,8 +36,8 @@ Updates = dict[Any, Any]
 class PageRuns:
     """Which run belongs to which open page."""
 
-    def __init__(self, studio: AppState) -> None:
-        self.studio = studio
+    def __init__(self, app_state: AppState) -> None:
+        self.app_state = app_state
         self._runs: dict[str, QueuedRun] = {}
 
     def begin(self, visit: str, run: QueuedRun) -> None:
@@ -52,11 +52,11 @@ class PageRuns:
         """Stop the page's run, if it has one."""
         run = self._runs.get(visit)
         if run is not None:
-            self.studio.desk.stop(run)
+            self.app_state.job_queue.stop(run)
 
     def end(self, visit: str, run: QueuedRun) -> None:
         """The page is done with the run, or gone."""
-        self.studio.desk.stop(run)
+        self.app_state.job_queue.stop(run)
         run.let_go()
         if self.is_current(visit, run):
             del self._runs[visit]
@@ -65,10 +65,10 @@ class PageRuns:
 class Generate:
     """The handler of Generate."""
 
-    def __init__(self, parts: PageComponents, studio: AppState, visits: PageRuns) -> None:
+    def __init__(self, parts: PageComponents, app_state: AppState, visits: PageRuns) -> None:
         self.parts = parts
-        self.typing = TypingPanel(parts, studio)
-        self.studio = studio
+        self.typing = TypingPanel(parts, app_state)
+        self.app_state = app_state
         self.visits = visits
 
     @property
@@ -82,7 +82,7 @@ class Generate:
         p = self.parts
         player = [p.badge, p.empty, p.live, p.final, p.result, p.replay, p.download]
         typed = [p.speech, p.spoken]
-        return [p.status, p.generate, p.stop, *player, p.notices, p.points, p.shelf, *typed]
+        return [p.status, p.generate, p.stop, *player, p.notices, p.points, p.gallery, *typed]
 
     def press(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Updates of the page until the video is finished. values: of `inputs`. Raises: AvatarError."""
@@ -93,7 +93,7 @@ class Generate:
         if not portrait:
             raise BadInput(text("no_portrait", language))
         visitor = visitor_of(request)
-        self.studio.desk.check_room(visitor)
+        self.app_state.job_queue.check_room(visitor)
         said: SpokenText | None = None
         if source == TYPE:
             for said in self.typing.spoken_text(request, *typed):
@@ -101,23 +101,23 @@ class Generate:
             speech = str(said.path) if said else None
         if not speech:
             raise BadInput(text("no_speech", language))
-        reader = self.studio.reader(visitor)
+        reader = self.app_state.reader(visitor)
         for _ in reader.ahead(Path(portrait), Path(speech), STATUS_EVERY_S):
             yield {self.parts.status: gr.skip()}  # so that a page that has gone away gives its place up
-        if self.studio.resolved(preset).engine == "preview" and not _answers(asked, portrait):
+        if self.app_state.resolved(preset).engine == "preview" and not _answers(asked, portrait):
             look = point_editor.look_at(
-                Path(portrait), self.studio.examples, self.studio.limits, reader=reader
+                Path(portrait), self.app_state.examples, self.app_state.limits, reader=reader
             )
             if look.picture is not None:
                 gr.Warning(text(f"points_{look.verdict}", language), title=text("points_title", language))
                 yield {self.parts.points: point_editor.question(look, Path(portrait), language)}
                 return
             asked = {"points": look.points}
-        run = self.studio.submit(
+        run = self.app_state.submit(
             Path(portrait),
             Path(speech),
             preset,
-            self.studio.form_settings(preset, form),
+            self.app_state.form_settings(preset, form),
             prompt=prompt or "",
             face_points=point_editor.answer(asked),
             head_only=point_editor.head_only(asked),
@@ -132,7 +132,7 @@ class Generate:
 
     def resume(self, request: gr.Request, event: gr.EventData, owner: str) -> Iterator[Updates]:
         """Go on with an unfinished video of the gallery, pressed there. Raises: AvatarError."""
-        run = self.studio.resume(pressed(event)[1], owner, visitor_of(request))
+        run = self.app_state.resume(pressed(event)[1], owner, visitor_of(request))
         yield from self._show(run, request, owner)
 
     def _show(self, run: QueuedRun, request: gr.Request, owner: str) -> Iterator[Updates]:
@@ -225,28 +225,28 @@ class Generate:
             state = "failed" if failure is not None else "stopped"
             more = "" if failure is not None else text("phase_stopped_empty", language)
             over[p.status] = render_status(replace(status, state=state, more=more), language)
-            over[p.shelf] = self.shelf(owner, language)  # a half-made video may be there now
+            over[p.gallery] = self.gallery(owner, language)  # a half-made video may be there now
             return over | {p.live: gr.update(visible=False), p.empty: gr.update(visible=True)}
         state = "failed" if kept.error else "stopped" if kept.finished.stopped else "done"
         done = replace(
             status, state=state, label=kept.entry.about.label, progress=_last(status, kept.finished)
         )
-        video = str(self.studio.handed_out(kept.entry))
+        video = str(self.app_state.handed_out(kept.entry))
         return over | {
             p.status: render_status(done, language),
             p.badge: render_badge(done.label, language),
             p.final: gr.update(value=video),
             p.download: gr.update(value=video),
             p.result: gr.update(visible=True),
-            p.shelf: self.shelf(owner, language),
+            p.gallery: self.gallery(owner, language),
         }
 
-    def shelf(self, owner: str, language: Language) -> str:
+    def gallery(self, owner: str, language: Language) -> str:
         """The gallery as this page may see it."""
-        studio = self.studio
-        entries = studio.gallery.entries(studio.owner(owner))
+        app_state = self.app_state
+        entries = app_state.gallery.entries(app_state.owner(owner))
         reports = {entry.id: report for entry in entries if (report := entry.run_report()) is not None}
-        return render_shelf(entries, language, studio.url, studio.gallery.max_age_s, reports)
+        return render_gallery(entries, language, app_state.url, app_state.gallery.max_age_s, reports)
 
 
 def _last(status: Status, finished: Finished) -> Progress:

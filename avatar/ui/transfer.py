@@ -31,9 +31,9 @@ from avatar.ui.widgets import GuardedBlocks
 ARRIVE_S = 900.0  # in which an upload must arrive
 
 
-def transfer_routes(studio: AppState, demo: GuardedBlocks) -> list[BaseRoute]:
+def transfer_routes(app_state: AppState, demo: GuardedBlocks) -> list[BaseRoute]:
     """All of them; the page is demo."""
-    return [*_upload_routes(demo.uploads, demo), *_live_routes(studio.segments, demo)]
+    return [*_upload_routes(demo.uploads, demo), *_live_routes(app_state.segments, demo)]
 
 
 def _upload_routes(uploads: Uploads, demo: Blocks) -> list[BaseRoute]:

@@ -112,13 +112,13 @@ def script_of(value: Any, voice: Any, speed: Any, captions: Any, language: Langu
 class TypingPanel:
     """The handlers of the tab; each takes the request first."""
 
-    def __init__(self, parts: PageComponents, studio: AppState) -> None:
-        self.parts, self.studio = parts, studio
+    def __init__(self, parts: PageComponents, app_state: AppState) -> None:
+        self.parts, self.app_state = parts, app_state
 
     @property
     def speakers(self) -> Speakers:
-        assert self.studio.speakers is not None, "the page has made them"
-        return self.studio.speakers
+        assert self.app_state.speakers is not None, "the page has made them"
+        return self.app_state.speakers
 
     @property
     def inputs(self) -> list[Any]:

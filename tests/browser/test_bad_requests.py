@@ -295,8 +295,8 @@ PRESSES: list[Any] = [
 @pytest.mark.parametrize("pressed", PRESSES, ids=lambda value: str(value)[:30])
 def test_presses(asked: Server, wire: Wire, pressed: Any) -> None:
     for element, event in (
-        ("shelf", "select"),
-        ("shelf", "submit"),
+        ("gallery", "select"),
+        ("gallery", "submit"),
         ("presets", "select"),
         ("examples", "select"),
     ):

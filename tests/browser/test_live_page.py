@@ -160,7 +160,7 @@ def test_a_recording_appears_in_the_gallery(visit, server):
     visitor.page.wait_for_selector('[data-do="record"][aria-pressed="true"]')
     visitor.page.wait_for_timeout(1500)
     visitor.page.click('[data-do="record"]')
-    visitor.page.wait_for_selector("#shelf .video", timeout=PATIENCE_MS)
+    visitor.page.wait_for_selector("#gallery .video", timeout=PATIENCE_MS)
     with av.open(str(server.videos()[-1])) as movie:
         assert movie.duration / av.time_base > 0.5
 

@@ -49,7 +49,7 @@ def test_a_long_video_survives_its_server(visit, very_long_speech: Path, small_p
     second = start_server(tmp_path / "server", "--preset", str(small_preset))
     visitor = visit(second.url)
     visitor.page.wait_for_selector(".video .badge:has-text('unfinished')")
-    assert visitor.page.locator("#shelf .video").count() == 1
+    assert visitor.page.locator("#gallery .video").count() == 1
     visitor.page.click(".video button:has-text('Resume')")
     visitor.wait_state("running")
     visitor.page.wait_for_selector("#notices :text('Resumed')")
@@ -58,7 +58,7 @@ def test_a_long_video_survives_its_server(visit, very_long_speech: Path, small_p
     with av.open(str(video)) as film:
         assert film.streams.video[0].frames == SECONDS * 25
         assert abs(film.streams.audio[0].duration * film.streams.audio[0].time_base - SECONDS) < 0.04
-    visitor.page.wait_for_selector("#shelf .video-buttons a[download]")
+    visitor.page.wait_for_selector("#gallery .video-buttons a[download]")
     assert visitor.page.locator(".video button:has-text('Resume')").count() == 0
     assert visitor.errors == []
     wait_until(lambda: not second.leftovers(), "temporary files are gone")

@@ -35,7 +35,7 @@ def make_video(visitor: Visitor) -> None:
 
 
 def press(wire: Wire, event: str, action: str, id: object) -> dict:
-    handler = wire.handler("shelf", event)
+    handler = wire.handler("gallery", event)
     return wire.call(handler, [None] * len(handler["inputs"]), {"action": action, "id": id})
 
 
@@ -98,7 +98,7 @@ def test_two_visitors_do_not_reach_each_others_videos(private: Server, visit: Vi
     key = link.split("key=")[1]
 
     bob.page.reload()
-    bob.page.wait_for_selector("#shelf .shelf")
+    bob.page.wait_for_selector("#gallery .gallery")
     assert bob.page.locator(".video").count() == 0, "list"
     # A link to the video gives the video, and nothing else.
     fetched = "async (address) => (await fetch(address, {cache: 'no-store'})).status"

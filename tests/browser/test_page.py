@@ -58,9 +58,9 @@ def test_a_preset_fills_the_settings_and_they_survive_a_reload(server: Server, v
 
 def test_chinese(server: Server, visit: Visit):
     page = visit(server.url, locale="zh-CN", viewport={"width": 1440, "height": 900}).page
-    studio = page.locator("#studio").bounding_box()
-    assert studio is not None
-    assert studio["width"] > 1150, "the page is as wide as its words"
+    workspace = page.locator("#workspace").bounding_box()
+    assert workspace is not None
+    assert workspace["width"] > 1150, "the page is as wide as its words"
     for words in ("让肖像开口说话。", "肖像", "语音", "画质预设", "自动", "生成", "作品", "就绪"):
         assert page.locator(f"text={words}").first.is_visible(), words
     page.click("#generate")
@@ -122,7 +122,7 @@ def test_the_gallery_tells_how_a_video_was_made(server: Server, visit: Visit, wi
     visitor = visit(server.url, viewport={"width": width, "height": 844}, locale=locale)
     page = visitor.page
     make_video(visitor)
-    account = page.locator("#shelf .video .account").first
+    account = page.locator("#gallery .video .account").first
     expect(account).to_have_text(re.compile(words))
     assert not account.locator("dl").is_visible(), "folded at first"
     account.locator("summary").click()

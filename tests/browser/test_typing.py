@@ -35,7 +35,7 @@ def test_a_text_is_heard_and_then_animated(server: Server, visit: Visit):
     with page.expect_download() as download:
         page.locator(".video-buttons a", has_text="Captions").first.click()
     assert download.value.path().read_bytes() == kept.with_suffix(".srt").read_bytes()
-    expect(page.locator("#shelf")).to_contain_text("“Hello there, this is a test of")
+    expect(page.locator("#gallery")).to_contain_text("“Hello there, this is a test of")
     visitor.show_finished()
     duration = page.evaluate("document.querySelector('#final video').duration")
     assert 3.5 < duration < 8
@@ -99,7 +99,7 @@ def test_an_example_leaves_the_tab(server: Server, visit: Visit):
     expect(page.get_by_role("tab", name="Upload")).to_have_attribute("aria-selected", "true")
     page.click("#stop:enabled")
     visitor.wait_state("stopped", "done")
-    expect(page.locator("#shelf")).not_to_contain_text("Not this.")
+    expect(page.locator("#gallery")).not_to_contain_text("Not this.")
 
 
 @pytest.mark.parametrize("width", [390, 1440])

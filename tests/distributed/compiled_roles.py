@@ -34,11 +34,11 @@ class Compiled(StreamingDecoder):
         super().__init__(model, compile=True)
 
 
-def lead(preset: Preset, weights: Path | None, seat: RankContext) -> pipeline.DiffusionPipeline:
+def lead(preset: Preset, weights: Path | None, context: RankContext) -> pipeline.DiffusionPipeline:
     compile_all()
-    return roles.lead(preset, weights, seat)
+    return roles.lead(preset, weights, context)
 
 
-def assist(preset: Preset, weights: Path | None, seat: RankContext) -> None:
+def assist(preset: Preset, weights: Path | None, context: RankContext) -> None:
     compile_all()
-    roles.assist(preset, weights, seat)
+    roles.assist(preset, weights, context)

@@ -64,11 +64,11 @@ def shrink(rank: int) -> None:
         setattr(owner, name, limited(getattr(owner, name), f"{rank}-{what}"))
 
 
-def lead(preset: Preset, weights: Path | None, seat: RankContext) -> DiffusionPipeline:
-    shrink(seat.rank)
-    return roles.lead(preset, weights, seat)
+def lead(preset: Preset, weights: Path | None, context: RankContext) -> DiffusionPipeline:
+    shrink(context.rank)
+    return roles.lead(preset, weights, context)
 
 
-def assist(preset: Preset, weights: Path | None, seat: RankContext) -> None:
-    shrink(seat.rank)
-    roles.assist(preset, weights, seat)
+def assist(preset: Preset, weights: Path | None, context: RankContext) -> None:
+    shrink(context.rank)
+    roles.assist(preset, weights, context)

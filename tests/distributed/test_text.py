@@ -26,7 +26,7 @@ FLOAT = torch.float32
 PROMPTS = ([[5, 9, 200, 1]], [[383, 1]], [[5, 9, 200, 1]])
 
 
-def seat_of(group: Group) -> RankContext:
+def context_of(group: Group) -> RankContext:
     return RankContext(group.rank, group.layout.world_size, group.device, group.meter, "")
 
 
@@ -36,7 +36,7 @@ def encoded(group: Group, path: Path) -> dict[str, Any]:
     gc.disable()
     for ids in PROMPTS:
         weights = TextWeights.open(path)
-        texts.append(encode_together(weights, torch.tensor(ids), FLOAT, seat_of(group)))
+        texts.append(encode_together(weights, torch.tensor(ids), FLOAT, context_of(group)))
         shards = sum(issubclass(type(thing), DTensor) for thing in gc.get_objects())
         left.append((shards, len(distributed.distributed_c10d._world.pg_names)))
     gc.enable()
@@ -46,7 +46,7 @@ def encoded(group: Group, path: Path) -> dict[str, Any]:
 def held(group: Group, path: Path) -> list[tuple[int, int]]:
     """Each rank's own bytes, and the most blocks that it had whole at a time."""
     mesh = init_device_mesh(group.device.type, (group.layout.world_size,))
-    model = sharded(TextWeights.open(path), FLOAT, mesh, seat_of(group)).model
+    model = sharded(TextWeights.open(path), FLOAT, mesh, context_of(group)).model
     num_bytes = sum(value.to_local().nbytes for value in model.parameters() if isinstance(value, DTensor))
     whole = []
     for block in model.encoder.block:

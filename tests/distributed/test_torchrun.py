@@ -35,7 +35,7 @@ from avatar.runtime.attach import SECRET, Address
 from avatar.runtime.local_ranks import Limits
 from avatar.runtime.protocol import Link, Pulse, Shipped, to_json
 from avatar.runtime.ranked_source import RankedSource
-from avatar.runtime.request_bundle import Parcel
+from avatar.runtime.request_bundle import RequestBundle
 from avatar.runtime.worker_loop import Service
 
 PRESET = load_preset("self-test").with_settings(layout="ulysses", num_gpus_dit=2)
@@ -297,25 +297,25 @@ def test_who_leaves_at_once_leaves_the_door_open_and_nothing_behind(monkeypatch,
 
     monkeypatch.setattr(Service, "start", start_and_lose)
     address = Address("127.0.0.1", free_port())
-    desk = Acceptor(PRESET, address, WORD.encode())
-    desk.open(Reporter(0, desk.send))
-    services = desk.services()
+    acceptor = Acceptor(PRESET, address, WORD.encode())
+    acceptor.open(Reporter(0, acceptor.send))
+    services = acceptor.services()
     for number in range(2):  # their files came, but no run
         link = call(address)
         attach.prove(link, WORD.encode(), first=False)
         assert not link.recv().is_taken
-        link.send(Shipped(Parcel(b"%d" % number, b"", None)))
+        link.send(Shipped(RequestBundle(b"%d" % number, b"", None)))
         link.close()
         assert not list(next(services).asked())
-    (reported,) = desk.unpacking(Reading()).frames(ask(), lambda: False)
+    (reported,) = acceptor.unpacking(Reading()).frames(ask(), lambda: False)
     assert reported.text == "1"  # nothing of the first visitor's
 
 
 def test_who_says_nothing_is_hung_up_on_and_others_are_let_in(monkeypatch):
     monkeypatch.setattr(attach, "GREET_S", 0.2)
     address = Address("127.0.0.1", free_port())
-    desk = Acceptor(PRESET, address, WORD.encode())
-    desk.open(Reporter(0, desk.send))
+    acceptor = Acceptor(PRESET, address, WORD.encode())
+    acceptor.open(Reporter(0, acceptor.send))
     with socket.create_connection((address.host, address.port), 10) as silent:
         silent.settimeout(10)
         while silent.recv(1024):  # its challenge, and then the end
@@ -334,8 +334,8 @@ def test_who_says_nothing_is_hung_up_on_and_others_are_let_in(monkeypatch):
 def test_a_door_that_cannot_open_is_tried_again_after_a_while(monkeypatch):
     monkeypatch.setattr(torchrun, "ACCEPT_AGAIN_S", 0.05)
     address = Address("127.0.0.1", free_port())
-    desk = Acceptor(PRESET, address, WORD.encode())
-    listener, calls = desk._listener, []
+    acceptor = Acceptor(PRESET, address, WORD.encode())
+    listener, calls = acceptor._listener, []
 
     def full() -> tuple[socket.socket, object]:
         calls.append(time.monotonic())
@@ -343,8 +343,8 @@ def test_a_door_that_cannot_open_is_tried_again_after_a_while(monkeypatch):
             raise OSError(24, "Too many open files")
         return listener.accept()
 
-    monkeypatch.setattr(desk, "_listener", SimpleNamespace(accept=full))
-    desk.open(Reporter(0, desk.send))
+    monkeypatch.setattr(acceptor, "_listener", SimpleNamespace(accept=full))
+    acceptor.open(Reporter(0, acceptor.send))
     link = call(address)
     attach.prove(link, WORD.encode(), first=False)
     assert not link.recv().is_taken

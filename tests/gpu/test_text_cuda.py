@@ -33,13 +33,13 @@ IDS = torch.tensor([[5, 9, 200, 3000, 1]])
 
 def measured(group: Group, path: Path) -> list[Any]:
     """Each rank's values, twice; and for each time its peak, and what is left, in bytes."""
-    seat, found = RankContext(group.rank, 2, group.device, group.meter, ""), []
+    context, found = RankContext(group.rank, 2, group.device, group.meter, ""), []
     square = torch.ones(64, 64, device=group.device)
     square @ square  # cuBLAS keeps a workspace from its first product on
     for _ in range(2):
         torch.cuda.reset_peak_memory_stats(group.device)
         before = torch.cuda.memory_allocated(group.device)
-        text = encode_together(TextWeights.open(path), IDS, torch.float32, seat)
+        text = encode_together(TextWeights.open(path), IDS, torch.float32, context)
         peak = torch.cuda.max_memory_allocated(group.device) - before
         left = torch.cuda.memory_allocated(group.device) - before - text.nbytes
         found.append((text.cpu(), peak, left))

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from avatar.errors import AvatarError
-from avatar.live.desk import LiveDesk, LiveOptions
+from avatar.live.live_state import LiveOptions, LiveState
 from avatar.live.services import ServiceAddress, ServiceDown
 from avatar.media.limits import InputLimits
 from avatar.media.reading import Reader
@@ -73,22 +73,22 @@ def engines():
 
 
 @pytest.fixture
-def desk(engines, tmp_path):
+def state(engines, tmp_path):
     gallery = Gallery(tmp_path / "outputs")
-    desk = LiveDesk(LiveOptions(PRESET, Deaf()), engines, gallery, Voices())
-    yield desk
-    desk.close()
+    state = LiveState(LiveOptions(PRESET, Deaf()), engines, gallery, Voices())
+    yield state
+    state.close()
     gallery.close()
 
 
 @pytest.fixture
-def client(desk, tmp_path):
+def client(state, tmp_path):
     uploads = Uploads(tmp_path / "uploads")
-    studio = SimpleNamespace(
+    app_state = SimpleNamespace(
         uploads=uploads, scratch=tmp_path, limits=InputLimits(), reader=lambda visitor: Reader()
     )
     guard = Middleware(Guard, names={"testserver", "localhost"})
-    with TestClient(Starlette(routes=live_routes(studio, desk), middleware=[guard])) as client:
+    with TestClient(Starlette(routes=live_routes(app_state, state), middleware=[guard])) as client:
         folder = uploads.stage()
         (folder / "me.png").write_bytes((ROOT / "assets" / "portraits" / "mara.png").read_bytes())
         client.portrait = str(uploads.place(folder / "me.png", "me.png"))
@@ -155,7 +155,7 @@ def test_fragments_play_as_an_mp4(client):
         assert len(list(container.decode(video=0))) >= 12
 
 
-def test_a_text_is_said_sentence_by_sentence_and_an_interruption_stops_it(client, desk):
+def test_a_text_is_said_sentence_by_sentence_and_an_interruption_stops_it(client, state):
     token = begin(client)
     with client.websocket_connect(token) as socket:
         reported(socket, "begun")
@@ -166,7 +166,7 @@ def test_a_text_is_said_sentence_by_sentence_and_an_interruption_stops_it(client
         second = reported(socket, "said")
         assert second["text"] == "And then another one."
         assert second["in_s"] > 0.5
-        session = desk.guest(token.removeprefix("live/")).ticket.session
+        session = state.opened(token.removeprefix("live/")).ticket.session
         socket.send_json({"type": "interrupt"})
         wait_until(lambda: session.spoken.waiting_s == 0, "silence")
 
@@ -267,7 +267,7 @@ def test_only_an_upload_begins_a_session(client, asked):
     assert "passwd" not in answer.text
 
 
-def test_a_second_visitor_is_reported_the_place_and_follows(client, desk):
+def test_a_second_visitor_is_reported_the_place_and_follows(client, state):
     first, second = begin(client), begin(client)
     with client.websocket_connect(second) as waits:
         assert reported(waits, "waiting")["place"] == 1
@@ -279,7 +279,7 @@ def test_a_second_visitor_is_reported_the_place_and_follows(client, desk):
     assert client.post("/live/sessions", json={"portrait": client.portrait}).status_code == 429
 
 
-def test_a_closed_page_frees_the_engine_at_once(client, desk, engines):
+def test_a_closed_page_frees_the_engine_at_once(client, state, engines):
     path = begin(client)
     with client.websocket_connect(path) as socket:
         reported(socket, "begun")
@@ -287,17 +287,17 @@ def test_a_closed_page_frees_the_engine_at_once(client, desk, engines):
     assert client.post(f"/{path}/leave").status_code == 204
     wait_until(lambda: engines[0].running is None, "the engine is free", 20)
     assert time.monotonic() - began < 20
-    assert desk.line.find(path.removeprefix("live/")) is None
+    assert state.line.find(path.removeprefix("live/")) is None
 
 
-def test_a_lost_connection_finds_its_session_again(client, desk):
+def test_a_lost_connection_finds_its_session_again(client, state):
     path = begin(client)
     for _ in range(2):
         with client.websocket_connect(path) as socket:
             reported(socket, "begun")
             socket.send_json({"type": "hello", "video": "raw"})
             data(socket)
-    assert desk.line.find(path.removeprefix("live/")).session.pace.num_frames > 0
+    assert state.line.find(path.removeprefix("live/")).session.pace.num_frames > 0
 
 
 def test_a_failed_engine_is_explained_in_words(client, engines):
@@ -307,7 +307,7 @@ def test_a_failed_engine_is_explained_in_words(client, engines):
         assert reported(socket, "end")["reason"] == "The engine's process was lost. Begin again."
 
 
-def test_a_recording_lands_in_the_gallery_of_its_owner(client, desk):
+def test_a_recording_lands_in_the_gallery_of_its_owner(client, state):
     with client.websocket_connect(begin(client, owner="s3cret")) as socket:
         reported(socket, "begun")
         socket.send_json({"type": "say", "text": "Something to record for a while."})
@@ -317,8 +317,8 @@ def test_a_recording_lands_in_the_gallery_of_its_owner(client, desk):
         reported(socket, "pace"), reported(socket, "pace")
         socket.send_json({"type": "record", "on": False})
         id = reported(socket, "recorded")["id"]
-    assert desk.gallery.get(id, owner_hash("another")) is None
-    entry = desk.gallery.get(id, owner_hash("s3cret"))
+    assert state.gallery.get(id, owner_hash("another")) is None
+    entry = state.gallery.get(id, owner_hash("s3cret"))
     assert entry.about.num_frames >= 5
     with av.open(str(entry.video)) as movie:
         frames = len(list(movie.decode(video=0)))
@@ -329,8 +329,8 @@ def test_a_recording_lands_in_the_gallery_of_its_owner(client, desk):
     assert entry.thumbnail.is_file()
 
 
-def test_keys_of_services_reach_no_visitor(client, desk):
-    desk.options.chat = ServiceAddress("http://127.0.0.1:9", "m", "k3y-of-ours")
+def test_keys_of_services_reach_no_visitor(client, state):
+    state.options.chat = ServiceAddress("http://127.0.0.1:9", "m", "k3y-of-ours")
     with client.websocket_connect(begin(client)) as socket:
         begun = reported(socket, "begun")
         assert begun["chat"] is True
@@ -340,7 +340,7 @@ def test_keys_of_services_reach_no_visitor(client, desk):
         notice = reported(socket, "notice")["text"]
         assert "does not answer" in notice
         assert "k3y" not in notice
-    assert "k3y" not in repr(desk.options)
+    assert "k3y" not in repr(state.options)
 
 
 def test_the_raw_header_is_as_documented():

@@ -159,18 +159,18 @@ def test_everybody_gives_the_same_verdict(name, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(plan_command, "probe", lambda *_: inventory)
     monkeypatch.setattr(presets_command, "probe", lambda *_: inventory)
     monkeypatch.setattr(doctor, "probe", lambda *_: inventory)
-    studio = AppState(SimpleNamespace(), SimpleNamespace(folder=tmp_path), PRESETS, "auto", tmp_path)
+    app_state = AppState(SimpleNamespace(), SimpleNamespace(folder=tmp_path), PRESETS, "auto", tmp_path)
     monkeypatch.setattr("avatar.ui.app_state.probe", lambda *_: inventory)
 
     assert choose("auto", {}, inventory).name == machine.auto
-    assert studio.resolved("auto").name == machine.auto
+    assert app_state.resolved("auto").name == machine.auto
     assert printed(capsys, ["plan", "--preset", "auto", "--json"])["preset"] == machine.auto
     monkeypatch.setattr(doctor, "missing_libraries", lambda _: [])
     diagnosis = doctor.examine()
     judged = diagnosis.judged
     assert (judged.preset.name, judged.ok) == (machine.auto, True)
     in_the_list = {one["name"]: one["availability"] for one in printed(capsys, ["presets", "--json"])}
-    on_the_page, at_the_doctors = studio.verdicts(), dict(preset_verdicts(diagnosis))
+    on_the_page, at_the_doctors = app_state.verdicts(), dict(preset_verdicts(diagnosis))
     reported = {preset.name: judge(preset, inventory) for preset in PRESETS if preset.engine != "auto"}
     for preset_name, verdict in reported.items():
         if preset_name in (machine.auto, machine.refused):
@@ -179,8 +179,8 @@ def test_everybody_gives_the_same_verdict(name, monkeypatch, capsys, tmp_path):
             assert bool(planned["way_out"]) == (not verdict.ok)
         assert in_the_list[preset_name]["ok"] == verdict.ok
         assert on_the_page[preset_name] == at_the_doctors[preset_name] == verdict
-        assert studio.plan(verdict.preset)[0] == verdict.plan
-        assert bool(studio.plan(verdict.preset)[1]) == (not verdict.ok)
+        assert app_state.plan(verdict.preset)[0] == verdict.plan
+        assert bool(app_state.plan(verdict.preset)[1]) == (not verdict.ok)
         assert all(lack.text and lack.remedy for lack in verdict.lacks), preset_name
         if verdict.ok:
             assert require(verdict.preset, inventory) == verdict

@@ -38,7 +38,7 @@ from avatar.runtime.protocol import (
     to_json,
 )
 from avatar.runtime.report import MemoryUse
-from avatar.runtime.request_bundle import Parcel
+from avatar.runtime.request_bundle import RequestBundle
 
 PRESET = load_preset("self-test")
 FLAT = [
@@ -55,7 +55,7 @@ PICKLED = [
     Heartbeat(MemoryUse(host_peak_bytes=5)),
     RunEvent(3, Notice("code", "text")),
     Greeting(PRESET, True),
-    Shipped(Parcel(b"p", b"s", None)),
+    Shipped(RequestBundle(b"p", b"s", None)),
     Left(b"carry"),
     Planned(BadInput("No.")),
 ]

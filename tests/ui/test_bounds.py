@@ -128,23 +128,23 @@ def test_a_stream_that_nobody_plays_is_dropped(tmp_path: Path):
 def test_a_visitor_has_so_many_places(tmp_path: Path):
     engine = ScriptedEngine(hold=True)
     gallery = Gallery(tmp_path / "outputs")
-    desk = JobQueue(lambda preset: engine, gallery, 8, per_visitor=2)
+    job_queue = JobQueue(lambda preset: engine, gallery, 8, per_visitor=2)
     count = iter(range(100))
 
     def submit(visitor: str) -> QueuedRun:
         draft = gallery.draft()
         request = make_request(draft / video_name(draft.name), tmp_path / f"work-{next(count)}")
-        return desk.submit(request, draft, {}, visitor=visitor)
+        return job_queue.submit(request, draft, {}, visitor=visitor)
 
     runs = [submit("a"), submit("a")]
     with pytest.raises(LineFull) as refused:
         submit("a")
     assert refused.value.yours
     submit("b")
-    desk.stop(runs[1])
+    job_queue.stop(runs[1])
     submit("a")
     engine.go.set()
-    desk.close()
+    job_queue.close()
 
 
 @pytest.mark.parametrize(

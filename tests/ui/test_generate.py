@@ -1,4 +1,4 @@
-"""Generate: what the page receives, in which order, with a real desk and a scripted engine."""
+"""Generate: what the page receives, in which order, with a real job queue and a scripted engine."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Page:
         gallery = Gallery(folder / "outputs")
         scratch = folder / "scratch"
         scratch.mkdir()
-        self.desk = JobQueue(lambda preset: engine, gallery, max_waiting)
-        self.studio = AppState(self.desk, gallery, load_presets(), "auto", scratch)
+        self.job_queue = JobQueue(lambda preset: engine, gallery, max_waiting)
+        self.app_state = AppState(self.job_queue, gallery, load_presets(), "auto", scratch)
         names = dict.fromkeys(PageComponents.__dataclass_fields__, "")
         parts = SimpleNamespace(**{name: name for name in names} | {"form": {name: name for name in FORM}})
-        self.visits = PageRuns(self.studio)
-        self.studio.speakers = Speakers(Uploads(folder / "uploads"), self.studio.limits)
-        self.generate = Generate(parts, self.studio, self.visits)  # type: ignore[arg-type]
+        self.visits = PageRuns(self.app_state)
+        self.app_state.speakers = Speakers(Uploads(folder / "uploads"), self.app_state.limits)
+        self.generate = Generate(parts, self.app_state, self.visits)  # type: ignore[arg-type]
 
     def press(
         self,
@@ -64,7 +64,7 @@ class Page:
         request = gr.Request()
         request.kwargs = {"headers": {}}
         request.session_hash = visit
-        values = {**flat(self.studio.resolved("auto")), **form}
+        values = {**flat(self.app_state.resolved("auto")), **form}
         given = [str(portrait) if portrait else None, str(SPEECH), "", "auto", asked, "me", *typed]
         return self.generate.press(request, *given, *(values[name] for name in FORM))
 
@@ -80,7 +80,7 @@ def page(tmp_path: Path):
     yield make
     for one in made:
         one.engine.go.set()
-        one.desk.close()
+        one.job_queue.close()
 
 
 @pytest.fixture
@@ -113,23 +113,23 @@ def test_a_whole_run(page):
     assert updates[0]["replay"]["visible"] is True, "an earlier video's end hid it"
     last = updates[-1]
     assert last["generate"]["interactive"] is True
-    [entry] = p.studio.gallery.entries(owner_hash("me"))
+    [entry] = p.app_state.gallery.entries(owner_hash("me"))
     shown = Path(last["final"]["value"])
     assert last["download"]["value"] == str(shown)
     assert shown.samefile(entry.video)
-    assert shown.is_relative_to(p.studio.scratch / "uploads"), "the one folder that Gradio serves"
+    assert shown.is_relative_to(p.app_state.scratch / "uploads"), "the one folder that Gradio serves"
     assert 'data-state="done"' in last["status"]
-    assert entry.id in last["shelf"]
+    assert entry.id in last["gallery"]
     assert entry.about.settings["preset"] == "auto"
     assert "Only the head moves" in updates_of(updates, "notices")[-1]
-    assert [left.name for left in p.studio.scratch.iterdir()] == ["uploads"]
-    assert p.studio.delete(entry.id, "me")
-    assert list((p.studio.scratch / "uploads").iterdir()) == [], "deleted wherever it was shown"
+    assert [left.name for left in p.app_state.scratch.iterdir()] == ["uploads"]
+    assert p.app_state.delete(entry.id, "me")
+    assert list((p.app_state.scratch / "uploads").iterdir()) == [], "deleted wherever it was shown"
 
 
 def test_the_gauges_show_the_plan_of_the_run(page, monkeypatch):
     one, shown = page(), []
-    monkeypatch.setattr(one.studio.gauges, "set_plan", shown.append)
+    monkeypatch.setattr(one.app_state.gauges, "set_plan", shown.append)
     planned = plan(load_preset("80gb"), Inventory.imagine(1, 80))
     monkeypatch.setattr(one.engine, "plan", planned)
     list(one.press())
@@ -139,9 +139,9 @@ def test_the_gauges_show_the_plan_of_the_run(page, monkeypatch):
 def test_the_gauges_tell_pinned_memory_of_the_engine(page):
     one = page()
     one.engine.pinned_bytes = 123
-    assert one.studio.gauges.pinned() == 0
+    assert one.app_state.gauges.pinned() == 0
     list(one.press())
-    assert one.studio.gauges.pinned() == 123
+    assert one.app_state.gauges.pinned() == 123
 
 
 def test_silence_is_skipped_twice_a_second(page):
@@ -160,12 +160,12 @@ def test_closing_the_page_frees_the_engine_and_keeps_what_was_made(page):
     next(update for update in run if isinstance(update.get("live"), str))
     run.close()
     end = time.monotonic() + 20
-    while p.desk.running is not None:
+    while p.job_queue.running is not None:
         assert time.monotonic() < end
         time.sleep(0.01)
-    [entry] = p.studio.gallery.entries()
+    [entry] = p.app_state.gallery.entries()
     assert entry.about.stopped
-    assert list(p.studio.scratch.iterdir()) == []
+    assert list(p.app_state.scratch.iterdir()) == []
 
 
 def test_stop(page):
@@ -194,7 +194,7 @@ def test_waiting_and_a_full_line(page):
     p = page(ScriptedEngine(hold=True), max_waiting=1)
     first, second = p.press(visit="a"), p.press(visit="b")
     next(first)
-    while p.desk.running is None:
+    while p.job_queue.running is None:
         time.sleep(0.01)
     waiting = [next(second) for _ in range(3)]
     assert any("You are next" in str(update.get("status")) for update in waiting)
@@ -211,9 +211,9 @@ def test_an_error_after_frames_is_reported_with_the_video(page):
         gather(p.press(), updates)
     assert 'data-state="failed"' in updates[-1]["status"]
     assert updates[-1]["result"]["visible"] is True
-    [entry] = p.studio.gallery.entries()
+    [entry] = p.app_state.gallery.entries()
     assert entry.about.num_frames == 100
-    assert not p.studio.gallery.entries(owner_hash("someone else"))
+    assert not p.app_state.gallery.entries(owner_hash("someone else"))
 
 
 def test_an_error_before_any_frame_resets_the_page(page):
@@ -267,15 +267,15 @@ def test_a_second_run_is_not_refused_where_processes_are_hidden(page, monkeypatc
     monkeypatch.setattr("avatar.ui.app_state.probe", lambda *_: card)
     monkeypatch.setattr("avatar.ui.app_state.INVENTORY_FRESH_S", -1.0)
     made.engine.plan = plan(load_preset("80gb"), card)
-    run = made.studio.submit(PORTRAIT, SPEECH, "80gb", {})
+    run = made.app_state.submit(PORTRAIT, SPEECH, "80gb", {})
     assert list(run.follow())
     run.let_go()
     gpu = card.gpus[0]
     used = {"free_bytes": gpu.total_bytes // 10, "used_bytes": gpu.total_bytes * 9 // 10}
     card = replace(card, gpus=(replace(gpu, **used, hides_processes=True),))
-    assert made.studio.verdict(load_preset("80gb")).ok
+    assert made.app_state.verdict(load_preset("80gb")).ok
     card = replace(card, gpus=(replace(gpu, **used),))  # others' for sure
-    assert not made.studio.verdict(load_preset("80gb")).ok
+    assert not made.app_state.verdict(load_preset("80gb")).ok
 
 
 def test_an_empty_prompt_is_the_presets_own(page, monkeypatch):
@@ -283,7 +283,7 @@ def test_an_empty_prompt_is_the_presets_own(page, monkeypatch):
     monkeypatch.setattr("avatar.ui.app_state.probe", lambda *_: Inventory.imagine(1, 80))
     own = load_preset("80gb").generation.prompt
     for given, prompt in (("", own), ("  ", own), ("A fox sings.", "A fox sings.")):
-        run = made.studio.submit(PORTRAIT, SPEECH, "80gb", {}, prompt=given)
+        run = made.app_state.submit(PORTRAIT, SPEECH, "80gb", {}, prompt=given)
         assert run.request.prompt == prompt
         assert list(run.follow())
         run.let_go()
@@ -296,8 +296,8 @@ def test_settings_reach_the_request_and_wrong_ones_are_refused(page):
     assert (used.name, used.generation.seed, used.generation.size) == ("cpu-preview", 9, "256*256")
     with pytest.raises(BadInput, match="size"):
         list(p.press(size="large"))
-    assert not list(p.studio.scratch.glob("run-*"))
-    assert not list(p.studio.gallery.folder.glob(".draft-*"))
+    assert not list(p.app_state.scratch.glob("run-*"))
+    assert not list(p.app_state.gallery.folder.glob(".draft-*"))
 
 
 def test_look_at_a_face(plain: Path):
@@ -328,7 +328,7 @@ def test_a_text_is_spoken_and_then_animated_with_its_captions(page):
     assert request.burn_captions
     assert request.speech_name == "“Hello there. It works.”"
     assert updates_of(updates, "speech")[0]["value"] == str(spoken.path)
-    assert spoken.path.is_relative_to(p.studio.speakers._uploads.folder)
+    assert spoken.path.is_relative_to(p.app_state.speakers._uploads.folder)
 
 
 def test_a_text_that_was_heard_is_not_spoken_again(page, monkeypatch):
@@ -337,7 +337,7 @@ def test_a_text_that_was_heard_is_not_spoken_again(page, monkeypatch):
     request.kwargs = {"headers": {}}
     heard = list(p.generate.typing.hear(request, *typed("Hello there.")[1:]))
     spoken = heard[-1]["spoken"]
-    monkeypatch.setattr(p.studio.speakers, "speak", lambda *_: pytest.fail("it was spoken again"))
+    monkeypatch.setattr(p.app_state.speakers, "speak", lambda *_: pytest.fail("it was spoken again"))
     list(p.press(typed=typed("Hello there.", spoken, captions="off")))
     assert p.engine.requests[0].captions == ()
 
@@ -347,7 +347,7 @@ def test_another_text_or_voice_is_spoken_anew(page, other):
     p = page()
     request = gr.Request()
     request.kwargs = {"headers": {}}
-    *_, spoken = p.studio.speakers.speak(Script("Hello there."), "me")
+    *_, spoken = p.app_state.speakers.speak(Script("Hello there."), "me")
     if other[2] == "heart":
         *_, new = p.generate.typing.spoken_text(request, *other[1:-1], spoken)
         assert new.path != spoken.path
@@ -375,7 +375,7 @@ def test_a_text_that_cannot_be_said_is_refused(page, given, words):
 
 
 def test_one_visitor_may_have_few_texts_spoken_at_once(page):
-    speakers = page().studio.speakers
+    speakers = page().app_state.speakers
     begun = [speakers.speak(Script("One. Two. Three."), "me") for _ in range(3)]
     next(begun[0])
     next(begun[1])
@@ -389,7 +389,7 @@ def test_one_visitor_may_have_few_texts_spoken_at_once(page):
 def test_every_voice_has_a_label_in_both_languages(page):
     p = page()
     for language in ("en", "zh"):
-        labels = [label for label, _ in choices(p.studio.speakers.every_voice(), language)]
+        labels = [label for label, _ in choices(p.app_state.speakers.every_voice(), language)]
         assert len(labels) > 30
         assert labels[0] == {"en": "Heart · American woman", "zh": "Heart · 美式英语女声"}[language]
     assert not [label for label in labels if "woman" in label or " man" in label]

@@ -47,10 +47,10 @@ def button(*, gib: int = 24, checkpoint: Checkpoint | None = None, admin: str | 
         driver_cuda="13.0",
         checkpoint=checkpoint or Checkpoint(),
     )
-    studio = SimpleNamespace(
+    app_state = SimpleNamespace(
         inventory=lambda: machine, presets=load_presets(), model=Fetch(), admin=admin, attached=""
     )
-    return ModelButton(studio)  # type: ignore[arg-type]
+    return ModelButton(app_state)  # type: ignore[arg-type]
 
 
 def asking(secret: str = "", language: str = "en") -> Any:
@@ -91,7 +91,7 @@ def test_visitors_of_a_hosted_page_may_not(admin: str, secret: str) -> None:
     assert "administrator" in page.render(asking(secret))
     with pytest.raises(BadInput, match="administrator"):
         page.pressed(asking(secret), pressing("fetch"))
-    assert page.studio.model.reading().state == "idle"
+    assert page.app_state.model.reading().state == "idle"
 
 
 def test_the_administrator_may() -> None:

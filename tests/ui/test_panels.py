@@ -21,7 +21,7 @@ from avatar.runtime.gallery import About, GalleryEntry
 from avatar.runtime.report import RUNG_OOM, GpuUse, MemoryUse, RungTaken, RunReport
 from avatar.ui.examples import Examples
 from avatar.ui.panels.cards import render_examples, render_presets
-from avatar.ui.panels.gallery import render_shelf
+from avatar.ui.panels.gallery import render_gallery
 from avatar.ui.panels.machine import NUM_COLOURS, render_gauges, render_machine, render_plan
 from avatar.ui.panels.report import render_account
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
@@ -312,7 +312,7 @@ def proxied(id: str, name: str) -> str:
 
 
 def test_the_gallery_offers_all_it_should():
-    html = render_shelf([entry(stopped=True)], "en", proxied, 30 * 86_400)
+    html = render_gallery([entry(stopped=True)], "en", proxied, 30 * 86_400)
     seen = Outline(html)
     assert {found["data-action"] for found in seen.having() if "data-action" in found} == {
         "play",
@@ -324,7 +324,7 @@ def test_the_gallery_offers_all_it_should():
     for words in ("stopped", "preview", "2.0 s", "704×704", "Seed 7", "30 days"):
         assert words in seen.text
     assert "/x" not in re.sub(r"/proxy\S*", "", html)
-    assert "kept here" in render_shelf([], "en", proxied, 86_400)
+    assert "kept here" in render_gallery([], "en", proxied, 86_400)
 
 
 def account(**changes: object) -> RunReport:
@@ -351,7 +351,7 @@ def account(**changes: object) -> RunReport:
 
 def test_the_gallery_tells_how_a_video_was_made():
     shown = entry()
-    html = render_shelf([shown], "en", proxied, 86_400, {shown.id: account()})
+    html = render_gallery([shown], "en", proxied, 86_400, {shown.id: account()})
     seen = Outline(html)
     planned = account().gpus[0].planned_bytes / GIB
     items = account().plan["gpus"][0]["items"]
@@ -375,7 +375,7 @@ def test_the_gallery_tells_how_a_video_was_made():
         link["href"] == "/proxy/outputs/20260101-000000-0123456789/avatar-20260101-000000.report.json?key=1"
     )
     assert "<details class=" in html, "folded"
-    assert "How it was made" not in render_shelf([shown], "en", proxied, 86_400), "without a report"
+    assert "How it was made" not in render_gallery([shown], "en", proxied, 86_400), "without a report"
 
 
 def test_rungs_are_reported_with_where_and_why_in_both_languages():
@@ -383,10 +383,10 @@ def test_rungs_are_reported_with_where_and_why_in_both_languages():
     taken = [RungTaken("infer_frames", RUNG_OOM, "GPU 0 ran out.", 96, values), RungTaken("size")]
     shown = entry()
     reports = {shown.id: account(rungs=taken)}
-    english = Outline(render_shelf([shown], "en", proxied, 86_400, reports)).text
+    english = Outline(render_gallery([shown], "en", proxied, 86_400, reports)).text
     assert "At frame 96: GPU 0 ran out." in english
     assert " size " in english, "of an earlier version, which noted no reason"
-    chinese = Outline(render_shelf([shown], "zh", proxied, 86_400, reports)).text
+    chinese = Outline(render_gallery([shown], "zh", proxied, 86_400, reports)).text
     for words in ("第 96 帧", "每个片段的帧数", "48", "32", "生成报告", "锁页内存"):
         assert words in chinese
 
@@ -394,18 +394,18 @@ def test_rungs_are_reported_with_where_and_why_in_both_languages():
 def test_what_was_not_measured_is_a_dash():
     shown = entry()
     silent = account(plan=None, memory=None, frames_per_s=None, first_frame_s=None)
-    seen = Outline(render_shelf([shown], "en", proxied, 86_400, {shown.id: silent}))
+    seen = Outline(render_gallery([shown], "en", proxied, 86_400, {shown.id: silent}))
     for words in ("– fps · First frame – s", "peak – · planned – GiB"):
         assert words in seen.text
     assert "GPU 0" not in seen.text
     assert "None" not in seen.text
     hidden = account(memory=MemoryUse((GpuUse(0, None, None, 21 * GIB, 24 * GIB),)))
-    seen = Outline(render_shelf([shown], "en", proxied, 86_400, {shown.id: hidden}))
+    seen = Outline(render_gallery([shown], "en", proxied, 86_400, {shown.id: hidden}))
     assert "peak of the whole card 21.0" in seen.text
 
 
 def test_nothing_of_a_users_becomes_markup():
-    html = render_shelf([entry(portrait=EVIL, speech=EVIL, prompt=EVIL, error=EVIL)], "en", proxied, 86_400)
+    html = render_gallery([entry(portrait=EVIL, speech=EVIL, prompt=EVIL, error=EVIL)], "en", proxied, 86_400)
     html += render_notices([Notice("x", EVIL)], "en")
     html += render_status(Status("failed", label=EVIL, more=EVIL), "en")
     html += render_gauges(Reading((gpu(name=EVIL),), HOST), "en")

@@ -18,11 +18,11 @@ from avatar.long import unfinished
 from avatar.preset import load_presets
 from avatar.request import Caption
 from avatar.runtime.gallery import HALF, Gallery, owner_hash
-from avatar.ui import app_state as studio_module
+from avatar.ui import app_state as app_state_module
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.job_queue import JobQueue, KeptVideo, QueuedRun
-from avatar.ui.panels.gallery import render_shelf
+from avatar.ui.panels.gallery import render_gallery
 from avatar.ui.panels.status import Status, render_status
 from avatar.ui.run import Generate, PageRuns
 from tests.fixtures.sources import Coloured
@@ -35,26 +35,28 @@ class House:
     """All of the page but Gradio, on engines in this process; parts are of one second."""
 
     def __init__(self, folder: Path, source: Any = None, shared: bool = True) -> None:
-        studio_module.LONG_S, unfinished._PART_S = 2.0, 1.0
+        app_state_module.LONG_S, unfinished._PART_S = 2.0, 1.0
         scratch = folder / "scratch"
         scratch.mkdir(exist_ok=True)
         self.gallery = Gallery(folder / "outputs")
         self.engine = Here(source or Coloured())
-        self.desk = JobQueue(lambda preset: self.engine, self.gallery)
-        self.studio = AppState(self.desk, self.gallery, load_presets(), "auto", scratch, shared=shared)
+        self.job_queue = JobQueue(lambda preset: self.engine, self.gallery)
+        self.app_state = AppState(
+            self.job_queue, self.gallery, load_presets(), "auto", scratch, shared=shared
+        )
 
     def submit(self, folder: Path, seconds: float = 6.0, owner: str = "me") -> QueuedRun:
         portrait, speech = inputs(folder, seconds)
-        return self.studio.submit(portrait, speech, "cpu-preview", SETTINGS, head_only=True, owner=owner)
+        return self.app_state.submit(portrait, speech, "cpu-preview", SETTINGS, head_only=True, owner=owner)
 
     def close(self) -> None:
-        self.desk.close()
+        self.job_queue.close()
         self.gallery.close()
 
 
 @pytest.fixture
 def house(tmp_path, monkeypatch) -> Iterator[Any]:
-    monkeypatch.setattr(studio_module, "LONG_S", 2.0)
+    monkeypatch.setattr(app_state_module, "LONG_S", 2.0)
     monkeypatch.setattr(unfinished, "_PART_S", 1.0)
     built: list[House] = []
 
@@ -100,14 +102,14 @@ def test_a_stopped_one_can_be_watched_and_gone_on_with(house, tmp_path):
     run = one.submit(tmp_path)
     for said in run.follow():
         if isinstance(said, PartDone) and said.index == 1:
-            one.desk.stop(run)
+            one.job_queue.stop(run)
     run.let_go()
     entry = one.gallery.entries()[0]
     assert entry.is_unfinished
     assert entry.video.is_file()
     assert 50 <= entry.about.num_frames < 150
     one = house()  # the server is started again
-    said = follow(one.studio.resume(entry.id, "me"))
+    said = follow(one.app_state.resume(entry.id, "me"))
     assert sum(isinstance(event, PartDone) for event in said) == 6 - 2
     assert said[-1].entry.id == entry.id
     assert not said[-1].entry.is_unfinished
@@ -139,10 +141,10 @@ def test_after_the_server_was_killed_it_is_gone_on_with(house, tmp_path):
     assert entry.thumbnail.is_file()
     assert not entry.video.exists()
     assert (entry.about.owner_hash, entry.about.portrait) == (owner_hash("me"), "me.png")
-    page = render_shelf(one.gallery.entries(), "en", one.studio.url, 86_400.0)
+    page = render_gallery(one.gallery.entries(), "en", one.app_state.url, 86_400.0)
     assert "unfinished" in page
     assert 'data-action="resume"' in page
-    said = follow(one.studio.resume(entry.id, "me"))
+    said = follow(one.app_state.resume(entry.id, "me"))
     assert [event.index for event in said if isinstance(event, PartDone)] == [3, 4, 5]
     assert packets(said[-1].entry.video) == expected
 
@@ -153,10 +155,10 @@ def test_a_failure_keeps_the_parts_for_another_try(house, tmp_path):
     assert said[-1].error is not None
     entry = said[-1].entry
     assert entry.is_unfinished
-    again = list(one.studio.resume(entry.id, "me").follow())
+    again = list(one.app_state.resume(entry.id, "me").follow())
     assert again[-1].error is not None
     one = house()
-    assert not follow(one.studio.resume(entry.id, "me"))[-1].entry.is_unfinished
+    assert not follow(one.app_state.resume(entry.id, "me"))[-1].entry.is_unfinished
 
 
 def test_damage_is_reported_and_the_entry_stays(house, tmp_path):
@@ -164,7 +166,7 @@ def test_damage_is_reported_and_the_entry_stays(house, tmp_path):
     entry = list(one.submit(tmp_path).follow())[-1].entry
     (entry.folder / HALF / "request.json").write_text("rust")
     with pytest.raises(BadInput, match="damaged"):
-        one.studio.resume(entry.id, "me")
+        one.app_state.resume(entry.id, "me")
     assert [kept.id for kept in one.gallery.entries()] == [entry.id]
     assert one.gallery.delete(entry.id)
 
@@ -179,8 +181,8 @@ def test_only_its_owner_resumes_it_in_a_private_gallery(house, tmp_path):
         ("me", "../x"),
     ):
         with pytest.raises(BadInput, match="cannot be resumed"):
-            one.studio.resume(id, owner)
-    assert isinstance(one.studio.resume(entry.id, "me"), QueuedRun)
+            one.app_state.resume(id, owner)
+    assert isinstance(one.app_state.resume(entry.id, "me"), QueuedRun)
 
 
 def test_the_page_goes_on_at_a_press(house, tmp_path):
@@ -189,7 +191,7 @@ def test_the_page_goes_on_at_a_press(house, tmp_path):
     one = house()
     names = dict.fromkeys(PageComponents.__dataclass_fields__, "")
     parts = SimpleNamespace(**{name: name for name in names} | {"form": {}})
-    generate = Generate(parts, one.studio, PageRuns(one.studio))  # type: ignore[arg-type]
+    generate = Generate(parts, one.app_state, PageRuns(one.app_state))  # type: ignore[arg-type]
     request = gr.Request()
     request.kwargs, request.session_hash = {"headers": {}}, "v"
     updates = list(generate.resume(request, SimpleNamespace(_data={"id": entry.id}), "me"))
@@ -216,11 +218,11 @@ def test_every_preset_survives_its_keeping():
 
 
 def test_captions_survive_in_a_half_made_video(house, tmp_path):
-    desk = house()
+    job_queue = house()
     portrait, speech = inputs(tmp_path, 6.0)
     said = (Caption(0.1, 2.0, "One."), Caption(2.0, 5.5, "Two."))
     given = (portrait, speech, "cpu-preview", SETTINGS)
-    run = desk.studio.submit(
+    run = job_queue.app_state.submit(
         *given, head_only=True, owner="me", captions=said, burn_captions=True, spoken="a digest"
     )
     kept = [event for event in run.follow() if isinstance(event, KeptVideo)][-1]

@@ -24,8 +24,8 @@ from avatar.ui.handlers import PageCallbacks
 def page() -> PageCallbacks:
     """A page of which only the speech is asked; its components are their own names."""
     limits = InputLimits(max_speech_s=5, longer="ask the host")
-    studio = SimpleNamespace(limits=limits, reader=lambda visitor: Reader())
-    return PageCallbacks(SimpleNamespace(speech="speech"), studio, SimpleNamespace())  # type: ignore[arg-type]
+    app_state = SimpleNamespace(limits=limits, reader=lambda visitor: Reader())
+    return PageCallbacks(SimpleNamespace(speech="speech"), app_state, SimpleNamespace())  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ Url = Callable[[str, str], str]  # from an entry's id and the name of one of its
 LONG_S = 120.0  # from here on, lengths are shown in minutes
 
 
-def render_shelf(
+def render_gallery(
     entries: Sequence[GalleryEntry],
     language: Language,
     url: Url,
@@ -32,13 +32,13 @@ def render_shelf(
     """
     title = tag("h2", escape(text("gallery", language)))
     kept = tag("span", escape(text("gallery_kept", language, days=round(max_age_s / 86_400))), class_="muted")
-    head = tag("div", title + kept, class_="shelf-head")
+    head = tag("div", title + kept, class_="gallery-head")
     if not entries:
         return tag(
-            "div", head + tag("p", escape(text("gallery_empty", language)), class_="empty"), class_="shelf"
+            "div", head + tag("p", escape(text("gallery_empty", language)), class_="empty"), class_="gallery"
         )
     cards = (_card(entry, language, url, reports.get(entry.id)) for entry in entries)
-    return tag("div", head + tag("ul", "".join(cards), class_="videos"), class_="shelf")
+    return tag("div", head + tag("ul", "".join(cards), class_="videos"), class_="gallery")
 
 
 def _card(entry: GalleryEntry, language: Language, url: Url, report: RunReport | None) -> str:

@@ -1,4 +1,4 @@
-"""The desk: one at a time, places in line, stopping anywhere, nothing lost and nothing left."""
+"""The job queue: one at a time, places in line, stopping anywhere, nothing lost and nothing left."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PLANS = [plan(load_preset(name), Inventory.imagine(1, 80)) for name in ("80gb", 
 
 
 class Counter:
-    """A desk with a scripted engine, and a way to submit."""
+    """A job queue with a scripted engine, and a way to submit."""
 
     def __init__(self, folder: Path, engine: ScriptedEngine, max_waiting: int = 8) -> None:
         self.engine = engine
         self.opened: list[Preset] = []
         self.gallery = Gallery(folder / "outputs")
-        self.desk = JobQueue(self.open, self.gallery, max_waiting)
+        self.job_queue = JobQueue(self.open, self.gallery, max_waiting)
         self.folder = folder
         self.count = 0
 
@@ -39,7 +39,7 @@ class Counter:
         self.count += 1
         draft = self.gallery.draft()
         work = self.folder / f"work-{self.count}"
-        return self.desk.submit(
+        return self.job_queue.submit(
             make_request(draft / video_name(draft.name), work, preset), draft, {"seed": 1}, owner_hash(owner)
         )
 
@@ -55,7 +55,7 @@ def counter(tmp_path: Path):
     yield make
     for one in made:
         one.engine.go.set()
-        one.desk.close()
+        one.job_queue.close()
 
 
 def follow(run: QueuedRun) -> list:
@@ -99,7 +99,7 @@ def test_plans_are_shown_as_they_are_made(counter):
                     yield PlanMade(PLANS[1])
 
     c, shown = counter(Lowered()), []
-    c.desk.on_start, c.desk.on_plan = lambda: shown.append("start"), shown.append
+    c.job_queue.on_start, c.job_queue.on_plan = lambda: shown.append("start"), shown.append
     said = follow(c.submit())
     assert shown == ["start", *PLANS]
     assert [one.rung for one in said if isinstance(one, Notice) and one.rung] == ["infer_frames"]
@@ -109,17 +109,17 @@ def test_plans_are_shown_as_they_are_made(counter):
 def test_pinned_memory_is_what_the_engine_tells(counter):
     engine = ScriptedEngine()
     c = counter(engine)
-    assert c.desk.pinned_bytes == 0, "no engine is open"
+    assert c.job_queue.pinned_bytes == 0, "no engine is open"
     follow(c.submit())
-    assert c.desk.pinned_bytes is None, "this engine does not tell"
+    assert c.job_queue.pinned_bytes is None, "this engine does not tell"
     engine.pinned_bytes = 77
-    assert c.desk.pinned_bytes == 77
+    assert c.job_queue.pinned_bytes == 77
 
 
 def test_one_at_a_time_and_places_move_up(counter):
     c = counter(ScriptedEngine(hold=True))
     first = c.submit()
-    wait_until(lambda: c.desk.running is first)
+    wait_until(lambda: c.job_queue.running is first)
     second, third = c.submit(), c.submit()
     c.engine.go.set()
     follow(first)
@@ -134,12 +134,12 @@ def test_one_at_a_time_and_places_move_up(counter):
 def test_a_full_line_says_so(counter):
     c = counter(ScriptedEngine(hold=True), max_waiting=1)
     first = c.submit()
-    wait_until(lambda: c.desk.running is first)
+    wait_until(lambda: c.job_queue.running is first)
     c.submit()
     with pytest.raises(LineFull, match="The line is full: 1 waiting"):
         c.submit()
     with pytest.raises(LineFull):
-        c.desk.check_room()
+        c.job_queue.check_room()
 
 
 def test_stopping_a_run_keeps_what_was_made(counter):
@@ -147,7 +147,7 @@ def test_stopping_a_run_keeps_what_was_made(counter):
     run = c.submit()
     for said in run.follow(0.05):
         if isinstance(said, Segment) and said.index == 1:
-            c.desk.stop(run)
+            c.job_queue.stop(run)
         last = said
     assert isinstance(last, KeptVideo)
     assert last.finished.stopped
@@ -159,7 +159,7 @@ def test_stopping_before_the_first_frame_keeps_nothing(counter):
     c = counter(ScriptedEngine(hold=True))
     run = c.submit()
     wait_until(lambda: run.engine is not None)
-    c.desk.stop(run)
+    c.job_queue.stop(run)
     with pytest.raises(Cancelled):
         follow(run)
     assert c.gallery.entries() == []
@@ -169,9 +169,9 @@ def test_stopping_before_the_first_frame_keeps_nothing(counter):
 def test_leaving_the_line_while_another_runs(counter):
     c = counter(ScriptedEngine(hold=True))
     first = c.submit()
-    wait_until(lambda: c.desk.running is first)
+    wait_until(lambda: c.job_queue.running is first)
     second, third = c.submit(), c.submit()
-    c.desk.stop(second)
+    c.job_queue.stop(second)
     with pytest.raises(Cancelled):
         follow(second)
     assert not second.draft.exists()
@@ -254,7 +254,7 @@ def test_closing_ends_everything(counter):
     c = counter(ScriptedEngine(hold=True))
     first, second = c.submit(), c.submit()
     wait_until(lambda: first.engine is not None)
-    c.desk.close()
+    c.job_queue.close()
     for run in (first, second):
         with pytest.raises(Cancelled):
             follow(run)

@@ -38,7 +38,7 @@ class LiveOptions:
 
 
 @dataclass
-class Guest:
+class OpenSession:
     """What one ticket's session has of its own. conversation: None before its turn has come."""
 
     ticket: Ticket
@@ -47,7 +47,7 @@ class Guest:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class LiveDesk:
+class LiveState:
     """Sessions with all that belongs to them; safe from any thread."""
 
     def __init__(
@@ -61,51 +61,53 @@ class LiveDesk:
         self.options, self.gallery, self._engines = options, gallery, engines
         self.catalogue = catalogue or Catalogue()
         self.line = LiveLine(engines)
-        self._guests: dict[str, Guest] = {}
+        self._opened: dict[str, OpenSession] = {}
         self._lock = threading.Lock()
 
-    def guest(self, token: str) -> Guest | None:
+    def opened(self, token: str) -> OpenSession | None:
         """What belongs to a token; None when it is nobody's."""
         ticket = self.line.find(token)
         with self._lock:
-            for gone in [key for key in self._guests if self.line.find(key) is None]:
-                self._leave(self._guests.pop(gone))
+            for gone in [key for key in self._opened if self.line.find(key) is None]:
+                self._leave(self._opened.pop(gone))
             if ticket is None:
                 return None
-            return self._guests.setdefault(token, Guest(ticket))
+            return self._opened.setdefault(token, OpenSession(ticket))
 
-    def conversation(self, guest: Guest) -> Conversation | None:
+    def conversation(self, opened: OpenSession) -> Conversation | None:
         """The conversation of a session that has begun."""
-        session = guest.ticket.session
-        with guest.lock:
-            if guest.conversation is None and session is not None:
+        session = opened.ticket.session
+        with opened.lock:
+            if opened.conversation is None and session is not None:
                 voice = SessionVoice(session, self.catalogue)
                 address = self.options.chat
                 chat = None if address is None else Chat(address, self.options.system_prompt)
-                guest.conversation = Conversation(session, voice, self.options.recogniser, chat)
-            return guest.conversation
+                opened.conversation = Conversation(session, voice, self.options.recogniser, chat)
+            return opened.conversation
 
-    def record(self, guest: Guest, on: bool) -> bool:
+    def record(self, opened: OpenSession, on: bool) -> bool:
         """Begin a recording, or finish it; the watchers are reported once it is kept. Raises: AvatarError."""
-        session = guest.ticket.session
-        with guest.lock:
-            if guest.recording is not None:
+        session = opened.ticket.session
+        with opened.lock:
+            if opened.recording is not None:
                 if session is not None:
-                    session.leave(guest.recording)
-                guest.recording.stop()
-                guest.recording = None
+                    session.leave(opened.recording)
+                opened.recording.stop()
+                opened.recording = None
             if not on or session is None or self.gallery is None:
                 return False
-            guest.recording = Recording(self.gallery, about(guest.ticket), lambda entry: kept(session, entry))
-            session.watch(guest.recording)
+            opened.recording = Recording(
+                self.gallery, about(opened.ticket), lambda entry: kept(session, entry)
+            )
+            session.watch(opened.recording)
             return True
 
-    def end(self, guest: Guest) -> None:
+    def end(self, opened: OpenSession) -> None:
         """Its visitor has ended the session."""
         with self._lock:
-            self._guests.pop(guest.ticket.token, None)
-        self._leave(guest)
-        self.line.end(guest.ticket)
+            self._opened.pop(opened.ticket.token, None)
+        self._leave(opened)
+        self.line.end(opened.ticket)
 
     def warm(self) -> None:
         """Start the engines' processes: the first session does not wait for imports. Raises: WorkerLost."""
@@ -114,18 +116,18 @@ class LiveDesk:
 
     def close(self) -> None:
         """End all."""
-        for guest in list(self._guests.values()):
-            self.end(guest)
+        for opened in list(self._opened.values()):
+            self.end(opened)
         self.line.close()
         for engine in self._engines:
             getattr(engine, "close", lambda: None)()
 
-    def _leave(self, guest: Guest) -> None:
-        if guest.conversation is not None:
-            guest.conversation.close()
-        if guest.recording is not None:
-            guest.recording.stop()
-            guest.recording.join()
+    def _leave(self, opened: OpenSession) -> None:
+        if opened.conversation is not None:
+            opened.conversation.close()
+        if opened.recording is not None:
+            opened.recording.stop()
+            opened.recording.join()
 
 
 def about(ticket: Ticket) -> About:
