@@ -169,9 +169,9 @@ def _serve(args: argparse.Namespace) -> None:
         lent = lent_gpu()  # first of all: it changes Gradio and PyTorch
         from starlette.middleware import Middleware
 
-        from avatar.ui.guard import Guard, local_names
         from avatar.ui.live_routes import live_routes
         from avatar.ui.page import build_page, launch_options
+        from avatar.ui.request_guard import Guard, local_names
         from avatar.ui.routes import routes
         from avatar.ui.transfer import transfer_routes
 
@@ -207,18 +207,18 @@ def _serve(args: argparse.Namespace) -> None:
 
 
 def _open_studio(args: argparse.Namespace, scratch: Path, lent: Any = None) -> Any:
+    from avatar.hardware.inventory import probe
     from avatar.media.limits import InputLimits
-    from avatar.planning.inventory import probe
     from avatar.planning.verdict import judge
     from avatar.preset import Preset, load_preset, load_presets
     from avatar.runtime.bounded_reader import Readings
     from avatar.runtime.engine import Engine
     from avatar.runtime.factory import open_engine
     from avatar.runtime.gallery import Gallery
-    from avatar.runtime.model_fetch import ModelFetch, fetch_command
+    from avatar.runtime.model_download import ModelFetch, fetch_command
     from avatar.ui.app_state import AppState
-    from avatar.ui.guard import local_names
     from avatar.ui.job_queue import JobQueue
+    from avatar.ui.request_guard import local_names
     from avatar.ui.uploads import Uploads
 
     presets = load_presets()
@@ -270,11 +270,11 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
     """What live sessions need; None where there are to be none. Raises: BadInput."""
     if args.live_preset == "off":
         return None
-    from avatar.live.intake import live_preset
-    from avatar.live.live_state import LiveOptions, LiveState
+    from avatar.hardware.inventory import probe
+    from avatar.live.portrait_intake import live_preset
     from avatar.live.services import SYSTEM_PROMPT, WHISPER, chat_address, hear_address, recogniser
-    from avatar.live.webrtc import IceServer
-    from avatar.planning.inventory import probe
+    from avatar.live.state import LiveOptions, LiveState
+    from avatar.live.transports.webrtc import IceServer
     from avatar.planning.verdict import judge
     from avatar.runtime.factory import open_engine
 
@@ -301,7 +301,7 @@ def _attached(address: str | None, preset: Any) -> str:
     """The preset that ranks elsewhere serve, "" for none. Raises: BadInput."""
     if address is None:
         return ""
-    from avatar.runtime.attach import Address, secret
+    from avatar.runtime.torchrun_client import Address, secret
 
     Address.parse(address)
     secret()

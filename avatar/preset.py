@@ -74,7 +74,7 @@ class Preset:
     engine: Engine
     title_zh: str = ""
     summary_zh: str = ""
-    rank: int = 0  # place on the page; what auto prefers is in planning.preference
+    rank: int = 0  # place on the page; what auto prefers is in planning.auto_order
     requires: Requires = field(default_factory=Requires)
     generation: Generation = field(default_factory=Generation)
     memory: Memory = field(default_factory=Memory)

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from avatar.bench.measure import machine
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import BLOCK_FRAMES, MOTION_LATENT_FRAMES, Geometry, Size
-from avatar.model.audio_encoder import NUM_HIDDEN_STATES
+from avatar.model.audio_injection import NUM_HIDDEN_STATES
 from avatar.model.quantize import Quantiser
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.random_weights import random_transformer
-from avatar.pipeline.denoise import Conditions, HeldAudio, LocalDenoiser
+from avatar.pipeline.denoiser import Conditions, HeldAudio, LocalDenoiser
 from avatar.pipeline.device import best_device
 from avatar.pipeline.layer_stack import CompiledPieces
 from avatar.pipeline.rollout import rollout
-from avatar.planning.transformer_config import ModelConfig
 from benchmarks.float8 import RecordedSchedule, errors
 
 NUM_STEPS = 4

@@ -12,12 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import Geometry, Size
-from avatar.model.eight_bit import Calibration, EightBitRing, EightBitWindow
-from avatar.model.kernels import heads, rows
+from avatar.model.attention_8bit import Calibration, EightBitRing, EightBitWindow
+from avatar.model.kernels import elementwise
+from avatar.model.kernels import qkv as qkv_kernels
 from avatar.model.kv_cache import KeysValues
 from avatar.model.quantize import FLOAT8
-from avatar.planning.transformer_config import ModelConfig
 
 REPEATS, REPLAYS, NUM_INPUTS = 20, 5, 3
 EPS = 1e-6
@@ -54,7 +55,7 @@ def calls(
         return [torch.randn(*shape, device=device, dtype=torch.bfloat16) for _ in range(NUM_INPUTS)]
 
     x, y, hidden = normal(num_tokens, width), normal(num_tokens, width), normal(num_tokens, config.ffn_dim)
-    qkv = [t.unflatten(-1, (3, num_heads, dim)).unbind(1) for t in normal(num_tokens, 3 * width)]
+    projected = [t.unflatten(-1, (3, num_heads, dim)).unbind(1) for t in normal(num_tokens, 3 * width)]
     vector, norm = torch.randn(width, device=device), normal(width)[0]
     table = torch.randn(num_tokens, 2, dim, device=device)
     calibration = Calibration(
@@ -64,25 +65,25 @@ def calls(
     ring = EightBitRing.empty(geometry, num_heads, dim, device)
     k, v = (normal(geometry.condition_tokens, num_heads, dim) for _ in "kv")
     condition = [KeysValues(*pair) for pair in zip(k, v, strict=True)]
-    own = [KeysValues(each[1], each[2]) for each in qkv]
+    own = [KeysValues(each[1], each[2]) for each in projected]
     turn, of_condition = table, table[: geometry.condition_tokens]
     found: dict[str, Callable[[int], object]] = {
-        "norm": lambda i: rows.normed(x[i], vector, vector, EPS, FLOAT8, plus_one=True),
-        "residual and norm": lambda i: rows.added_and_normed(
+        "norm": lambda i: elementwise.normed(x[i], vector, vector, EPS, FLOAT8, plus_one=True),
+        "residual and norm": lambda i: elementwise.added_and_normed(
             x[i], y[i], vector, norm, norm, EPS, FLOAT8, plus_one=False
         ),
-        "residual": lambda i: rows.added(x[i], y[i], vector),
-        "quantise": lambda i: rows.quantised(x[i], FLOAT8),
-        "GELU and quantise": lambda i: rows.quantised(hidden[i], FLOAT8, gelu=True),
-        "queries": lambda i: heads.quantise_queries(qkv[i][0], norm, turn, EPS),
-        "keys and values": lambda i: heads.write(window.own, own[i], calibration, turn, norm, EPS),
-        "condition": lambda i: heads.write(window.condition, condition[i], calibration, of_condition),
+        "residual": lambda i: elementwise.added(x[i], y[i], vector),
+        "quantise": lambda i: elementwise.quantised(x[i], FLOAT8),
+        "GELU and quantise": lambda i: elementwise.quantised(hidden[i], FLOAT8, gelu=True),
+        "queries": lambda i: qkv_kernels.quantise_queries(projected[i][0], norm, turn, EPS),
+        "keys and values": lambda i: qkv_kernels.write(window.own, own[i], calibration, turn, norm, EPS),
+        "condition": lambda i: qkv_kernels.write(window.condition, condition[i], calibration, of_condition),
         "ring": lambda i: ring.append(window.own),
     }
     for count in TEXT_ROWS:
         keys, counts = normal(count, num_heads, dim)[0], torch.zeros(count, device=device)
         weights, outputs = normal(num_tokens, num_heads * count), normal(num_heads * count, width)[0]
-        found[f"short prompt, {count} rows"] = lambda i, keys=keys, counts=counts: rows.short_weights(  # type: ignore[misc]
+        found[f"short prompt, {count} rows"] = lambda i, keys=keys, counts=counts: elementwise.short_weights(  # type: ignore[misc]
             x[i].unflatten(-1, (num_heads, dim)), norm, EPS, keys, counts
         )
         found[f"its product, {count} rows"] = lambda i, weights=weights, outputs=outputs: torch.addmm(  # type: ignore[misc]

@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import BLOCK_FRAMES, FPS, Geometry, Size
 from avatar.planning.layout import Layout, layer_costs, plain_layer_flops
 from avatar.planning.planner import largest_geometry
-from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset, load_preset
 
 MEASURED = Path(__file__).resolve().parent

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from avatar.bench.measure import machine
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, MOTION_LATENT_FRAMES, Geometry, Size
-from avatar.model.audio_encoder import NUM_HIDDEN_STATES
+from avatar.model.audio_injection import NUM_HIDDEN_STATES
 from avatar.model.compile import compiled
 from avatar.model.quantize import (
     Float8Linear,
@@ -30,11 +31,10 @@ from avatar.model.quantize import (
 )
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.random_weights import random_transformer
-from avatar.pipeline.denoise import Conditions, HeldAudio, LocalDenoiser
+from avatar.pipeline.denoiser import Conditions, HeldAudio, LocalDenoiser
 from avatar.pipeline.device import best_device
+from avatar.pipeline.flow_match_euler import Schedule
 from avatar.pipeline.rollout import rollout
-from avatar.pipeline.schedule import Schedule
-from avatar.planning.transformer_config import ModelConfig
 
 NUM_BLOCKS, NUM_STEPS = 2, 4
 PROMPT_TOKENS = 128

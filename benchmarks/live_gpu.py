@@ -24,14 +24,14 @@ from avatar.bench.random_parts import random_parts
 from avatar.errors import Cancelled
 from avatar.events import Notice
 from avatar.geometry import BLOCK_FRAMES, FPS, Size
-from avatar.live.intake import live_preset
-from avatar.media.sample import write_sample
+from avatar.live.portrait_intake import live_preset
+from avatar.media.sample_inputs import write_sample
 from avatar.media.timeline import SAMPLES_PER_FRAME
-from avatar.model.live_speech import LOOK_AHEAD_S
-from avatar.pipeline.models import MadeModels
+from avatar.model.live_wav2vec2 import LOOK_AHEAD_S
+from avatar.pipeline.model_loading import MadeModels
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.request import LiveRequest
-from avatar.runtime.live import LiveFrames
+from avatar.runtime.live_protocol import LiveFrames
 
 
 def main() -> None:

@@ -18,14 +18,14 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from avatar.checkpoints.places import LORA_FILE, LORA_REPO, OFFICIAL
 from avatar.cli import main
 from avatar.commands import generate
 from avatar.errors import AvatarError, WeightsMissing
 from avatar.events import Finished, Progress, Segment
 from avatar.geometry import Size
 from avatar.media.intake import open_request
-from avatar.media.sample import write_sample
-from avatar.planning.checkpoint_places import LORA_FILE, LORA_REPO, OFFICIAL
+from avatar.media.sample_inputs import write_sample
 from avatar.preset import load_preset
 from avatar.request import Request
 from avatar.runtime.engine import Engine

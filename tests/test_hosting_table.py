@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from avatar.planning.inventory import GIB, Inventory
+from avatar.hardware.inventory import GIB, Inventory
+from avatar.hardware.zero_gpu import CARDS
 from avatar.planning.verdict import Verdict, judge
-from avatar.planning.zero_gpu import CARDS
 from avatar.preset import load_preset, load_presets
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +120,7 @@ def test_too_little_host_memory_changes_a_row():
 
 
 def test_the_lent_card_is_planned_as_in_the_table(monkeypatch):
-    from avatar.planning import inventory
+    from avatar.hardware import inventory
 
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     for size, card in CARDS.items():

@@ -28,6 +28,8 @@ FLOORS = [
     {"geometry", "validation", "locks"},
     {"settings", "sizes"},
     {"preset"},
+    {"checkpoints"},
+    {"hardware"},
     {"planning"},
     {"events", "request"},
     {"media"},
@@ -51,24 +53,24 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
     "torch.distributed": ("distributed",),
     "triton": (
         "model.kernels.attention",
-        "model.kernels.heads",
-        "model.kernels.rows",
+        "model.kernels.qkv",
+        "model.kernels.elementwise",
         "model.kernels.vae_norm",
     ),
     "accelerate": ("model", "pipeline"),
     "transformers": ("model", "pipeline", "bench"),
     "diffusers": ("model", "pipeline", "bench"),
     "onnxruntime": ("media.onnx", "preview.models", "training"),  # for its type alone in preview.models
-    "hibari": ("speech.embedded", "training"),
+    "hibari": ("speech.hibari_voices", "training"),
     "misaki": ("speech.phonemes",),
     "httpx": ("speech.remote", "live.services", "benchmarks"),
     "cv2": ("preview", "measures"),
     "moviepy": ("compose",),
     "gradio": ("ui",),
-    "pynvml": ("planning.nvml",),
+    "pynvml": ("hardware.nvml",),
     "rich": ("commands",),
     "ray": ("batch.ray_engine",),
-    "aiortc": ("live.webrtc", "benchmarks"),
+    "aiortc": ("live.transports.webrtc", "benchmarks"),
     "filelock": ("locks",),
 }
 
@@ -211,7 +213,7 @@ def test_the_rule_sees_what_breaks_it(module, source):
     [
         ("ui.page", "from avatar.media.intake import open_request\nimport gradio"),
         ("pipeline.pipeline", "import torch\nfrom avatar.planning.plan import Plan"),
-        ("distributed.rank", "import torch.distributed as dist"),
+        ("distributed.rank_process", "import torch.distributed as dist"),
         ("distributed.process_groups", "from avatar.pipeline.pipeline import x"),
         ("planning.verdict", "from avatar.planning.layout import Layout"),
         ("training.fit", "import torch\nfrom avatar.preview.visemes import x"),
@@ -263,7 +265,7 @@ def modules_of(*rooms: str) -> list[str]:
 
 
 HEAVY = ("torch", "librosa", "onnxruntime", "transformers", "diffusers")
-CONTROL = ("planning", "media", "speech", "runtime", "preset", "request", "events", "geometry", "errors")
+CONTROL = ("checkpoints", "hardware", "planning", "media", "speech", "runtime", "preset", "request", "events")
 
 
 def test_importing_app_does_nothing_without_torch_and_fast():
@@ -275,7 +277,8 @@ def test_the_page_never_loads_torch():
 
 
 def test_the_control_plane_never_loads_torch():
-    import_quietly(["avatar.cli", *modules_of(*CONTROL, "commands", "long", "batch")], banned=HEAVY)
+    rooms = [*CONTROL, "geometry", "errors", "commands", "long", "batch"]
+    import_quietly(["avatar.cli", *modules_of(*rooms)], banned=HEAVY)
 
 
 def test_comparing_and_composing_never_load_torch():
@@ -287,7 +290,7 @@ def test_comparing_and_composing_never_load_torch():
 def test_a_helping_rank_loads_no_side_models_library():
     """Rank 0 has them; each of the others would take twice as long to be there."""
     # PyTorch's compiler names its cache's folder in the environment.
-    modules = ["avatar.distributed.rank", "avatar.distributed.roles"]
+    modules = ["avatar.distributed.rank_process", "avatar.distributed.roles"]
     import_quietly(modules, libraries=("torch._dynamo",), banned=HEAVY[1:])
 
 

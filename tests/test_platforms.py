@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from avatar.distributed import rank
+from avatar.distributed import rank_process
+from avatar.hardware import host
 from avatar.locks import take
 from avatar.media import atomic, ffmpeg
-from avatar.planning import host
 from avatar.runtime import child_process as child
 from avatar.runtime import scratch
 from avatar.runtime.child_process import Child, handing_over
@@ -93,9 +93,9 @@ def test_every_child_counts_gpus_by_their_place_on_the_bus(monkeypatch, before):
 def test_only_linux_is_asked_to_end_a_child_with_its_parent(monkeypatch, system, asked):
     calls = []
     library = SimpleNamespace(prctl=lambda *arguments: calls.append(arguments))
-    monkeypatch.setattr(rank.ctypes, "CDLL", lambda name: library)
-    monkeypatch.setattr(rank.sys, "platform", system)
-    rank.die_with(os.getppid())
+    monkeypatch.setattr(rank_process.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(rank_process.sys, "platform", system)
+    rank_process.die_with(os.getppid())
     assert calls == asked
 
 

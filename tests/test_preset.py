@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.errors import BadInput
 from avatar.media.prompt import check_prompt
-from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import PRESETS_DIR, TABLES, Preset, load_preset, load_presets
 from avatar.settings import SECTIONS, SETTINGS
 

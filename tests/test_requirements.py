@@ -20,8 +20,8 @@ from packaging.version import Version
 
 from avatar.errors import DoesNotFit
 from avatar.geometry import Size
-from avatar.media.sample import write_sample
-from avatar.planning.lacks import install_command
+from avatar.media.sample_inputs import write_sample
+from avatar.planning.shortfalls import install_command
 
 ROOT = Path(__file__).parents[1]
 USED, PREVIEW, TESTS = "requirements.txt", "requirements-preview.txt", "tests/requirements.txt"

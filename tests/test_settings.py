@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import pytest
 
-from avatar.commands.settings import add_preset
+from avatar.commands.setting_flags import add_preset
 from avatar.errors import BadInput
 from avatar.planning.layout import unsupported
 from avatar.preset import load_preset

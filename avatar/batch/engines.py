@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from avatar.errors import DoesNotFit
-from avatar.planning.inventory import Inventory
+from avatar.hardware.inventory import Inventory
 from avatar.planning.verdict import judge
 from avatar.preset import Preset
 from avatar.runtime.engine import Engine

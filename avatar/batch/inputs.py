@@ -11,8 +11,8 @@ from itertools import product
 from pathlib import Path
 
 from avatar.errors import BadInput
-from avatar.media.beside import MADE_BY, is_output, report_path
 from avatar.media.portrait import PORTRAIT_SUFFIXES
+from avatar.media.side_files import MADE_BY, is_output, report_path
 from avatar.media.speech import SPEECH_SUFFIXES
 from avatar.paths import is_file
 

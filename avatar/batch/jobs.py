@@ -13,11 +13,11 @@ from typing import Any
 
 from avatar.batch.inputs import Files, LeftOut, each_with_each, is_pattern, matching
 from avatar.errors import BadInput
+from avatar.hardware.inventory import Inventory
 from avatar.long.job import LONGEST, Job
 from avatar.media.files import LONGEST_NAME_BYTES, joined_name
 from avatar.paths import is_dir
-from avatar.planning.choice import choose
-from avatar.planning.inventory import Inventory
+from avatar.planning.preset_choice import choose
 from avatar.planning.verdict import require
 from avatar.settings import SETTINGS, SPEAKING
 from avatar.speech.catalogue import Catalogue, speaking

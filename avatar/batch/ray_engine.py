@@ -18,12 +18,12 @@ from typing import Any
 from avatar.errors import AvatarError, BadInput, Cancelled, WorkerLost
 from avatar.events import Event, Finished, Notice, Phase, Progress
 from avatar.media import atomic, captions
-from avatar.media.beside import report_path, thumbnail_path
+from avatar.media.side_files import report_path, thumbnail_path
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.engine import Engine
 from avatar.runtime.factory import source_of
-from avatar.runtime.publish import unreported
+from avatar.runtime.finished_files import unreported
 from avatar.runtime.request_bundle import RequestBundle
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from avatar.batch.engines import Engines
 from avatar.batch.jobs import BatchEntry
 from avatar.errors import AvatarError, Cancelled, NotPlaced
 from avatar.events import Event, Finished
-from avatar.planning.inventory import Inventory
+from avatar.hardware.inventory import Inventory
 from avatar.runtime.engine import Engine
-from avatar.runtime.keeping import kept_in_words
+from avatar.runtime.rescued_files import kept_in_words
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from typing import Any
 import psutil
 import torch
 
-from avatar.bench.cards import nvml_peaks
+from avatar.bench.gpu_peaks import nvml_peaks
+from avatar.hardware.nvml import open_driver
 from avatar.pipeline.device_budget import number_of
 from avatar.pipeline.offload.pinned import pinned_bytes
-from avatar.planning.nvml import open_driver
 from avatar.runtime.report import installed_versions
 
 

@@ -11,28 +11,28 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import Size
 from avatar.model.quantize import Quantiser
-from avatar.model.speech_encoder import SpeechEncoder
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.vae.vae import VideoVAE
+from avatar.model.wav2vec2 import SpeechEncoder
 from avatar.model.weights import tiny
 from avatar.model.weights.loading import Check
 from avatar.model.weights.random_weights import random_transformer
 from avatar.pipeline.components import Components
-from avatar.pipeline.conditions import (
+from avatar.pipeline.conditioning import (
     REFERENCE,
     AnyTrack,
     AudioFeatures,
     PortraitEncoder,
     prepare_portrait,
 )
-from avatar.pipeline.denoise import Conditions
+from avatar.pipeline.denoiser import Conditions
 from avatar.pipeline.device import DTYPES, best_device
 from avatar.pipeline.offload.encoders import OffloadedVAE, offload_speech_encoder
 from avatar.pipeline.offload.host_layers import settle_on_host
 from avatar.planning.placement import ALL_ON_GPU, Placement
-from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
 
 VAE_WIDTH = 96  # Wan 2.1's

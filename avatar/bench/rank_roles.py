@@ -12,25 +12,25 @@ import torch
 from torch import Tensor
 
 from avatar.bench.measure import take_no_more
-from avatar.bench.options import MEASURED, BenchOptions
 from avatar.bench.random_parts import random_parts
+from avatar.bench.rank_options import MEASURED, BenchOptions
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.distributed import roles
 from avatar.distributed.fsdp import Gathering
-from avatar.distributed.init import RankContext
 from avatar.distributed.loading import random_share
 from avatar.distributed.process_groups import Group, join
-from avatar.distributed.rank0 import Rank0Meter, RankDenoising, checkpoint_pipeline
+from avatar.distributed.rank0_pipeline import Rank0Meter, RankDenoising, checkpoint_pipeline
 from avatar.distributed.rank_meter import RankMeter
+from avatar.distributed.rendezvous import RankContext
 from avatar.distributed.roles import follow
 from avatar.events import Notice
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights import tiny
 from avatar.model.weights.loading import Check, go_on
 from avatar.pipeline.device import DTYPES
-from avatar.pipeline.models import MadeModels
+from avatar.pipeline.model_loading import MadeModels
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.planning.per_rank import shares_of
-from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
 
 

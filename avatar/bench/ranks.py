@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from avatar.bench.cards import nvml_peaks
-from avatar.bench.options import MEASURED, BenchOptions
+from avatar.bench.gpu_peaks import nvml_peaks
+from avatar.bench.rank_options import MEASURED, BenchOptions
 from avatar.events import Finished, Notice, Progress, RankLoad
 from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, Size
+from avatar.hardware.nvml import open_driver
 from avatar.media.intake import open_request
-from avatar.media.sample import write_sample
+from avatar.media.sample_inputs import write_sample
 from avatar.planning.layout import Layout
-from avatar.planning.nvml import open_driver
 from avatar.planning.plan import Plan
 from avatar.planning.planner import largest_geometry
 from avatar.preset import Fallback, Preset

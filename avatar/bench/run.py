@@ -20,13 +20,13 @@ from avatar.errors import BadInput
 from avatar.events import Finished
 from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, Geometry, Size
 from avatar.media.intake import open_request
-from avatar.media.sample import write_sample
+from avatar.media.sample_inputs import write_sample
 from avatar.media.speech import SpeechReader
 from avatar.pipeline.components import Components
-from avatar.pipeline.conditions import SpeechTrack, encode_portrait, prepare_portrait
+from avatar.pipeline.conditioning import SpeechTrack, encode_portrait, prepare_portrait
 from avatar.pipeline.device_budget import plan_here
-from avatar.pipeline.framing import video_size
-from avatar.pipeline.models import MadeModels
+from avatar.pipeline.frame_size import video_size
+from avatar.pipeline.model_loading import MadeModels
 from avatar.pipeline.observer import Observer
 from avatar.pipeline.offload.host_layers import Traffic
 from avatar.pipeline.pipeline import DiffusionPipeline

@@ -20,11 +20,11 @@ from avatar.batch.inputs import LeftOut
 from avatar.batch.jobs import BatchEntry, Wanted, read_jobs
 from avatar.batch.run import Batch, Outcome
 from avatar.commands.output import console, write_json
-from avatar.commands.settings import add_checkpoint
+from avatar.commands.setting_flags import add_checkpoint
 from avatar.commands.signals import Stop, stopped_by_signals
 from avatar.errors import BadInput
 from avatar.events import Event, Notice, Progress
-from avatar.planning.inventory import Inventory, probe
+from avatar.hardware.inventory import Inventory, probe
 from avatar.preset import Preset
 from avatar.runtime.engine import Engine
 from avatar.runtime.factory import open_engine

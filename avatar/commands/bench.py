@@ -11,22 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from avatar.checkpoints.model_sizes import ModelSizes
+from avatar.checkpoints.places import Checkpoint
+from avatar.checkpoints.prompt_tokens import MAX_TOKENS
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.commands.output import write_json
-from avatar.commands.settings import add_checkpoint, add_preset, chosen_preset
+from avatar.commands.setting_flags import add_checkpoint, add_preset, chosen_preset
 from avatar.errors import AvatarError, BadInput, DoesNotFit
 from avatar.geometry import BLOCK_FRAMES, FPS
+from avatar.hardware.inventory import Inventory, probe
 from avatar.media import atomic
-from avatar.media.beside import MARK, check_free
+from avatar.media.side_files import MARK, check_free
 from avatar.paths import is_dir
-from avatar.planning.checkpoint_places import Checkpoint
 from avatar.planning.estimates import CUDA_CONTEXT_BYTES
-from avatar.planning.inventory import Inventory, probe
 from avatar.planning.layout import Layout
-from avatar.planning.model_sizes import ModelSizes
 from avatar.planning.plan import GIB
 from avatar.planning.planner import plan
-from avatar.planning.prompt_tokens import MAX_TOKENS
-from avatar.planning.transformer_config import ModelConfig
 from avatar.planning.verdict import Verdict, judge, require
 from avatar.preset import Preset
 
@@ -139,7 +139,7 @@ def _cut(inventory: Inventory, vram_gib: float) -> Inventory:
 
 def _figures_of_ranks(args: argparse.Namespace, preset: Preset, inventory: Inventory) -> dict[str, Any]:
     """Of several GPUs. Raises: BadInput, DoesNotFit."""
-    from avatar.bench.options import BenchOptions, first_layers
+    from avatar.bench.rank_options import BenchOptions, first_layers
     from avatar.bench.ranks import bench_ranks
 
     if args.layers is not None and not args.random_weights:

@@ -17,8 +17,9 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from avatar.batch.run import Outcome
+from avatar.checkpoints.places import Checkpoint
 from avatar.commands.output import console, write_json
-from avatar.commands.settings import add_checkpoint, add_preset
+from avatar.commands.setting_flags import add_checkpoint, add_preset
 from avatar.commands.signals import Stop, stopped_by_signals
 from avatar.compare.cells import read_vary
 from avatar.compare.page import html
@@ -35,13 +36,12 @@ from avatar.compare.result import (
 )
 from avatar.compare.runs import Runs, wishes_of
 from avatar.compare.table import grid, markdown, remarks
-from avatar.compare.timed import TimedRuns
+from avatar.compare.timed_cells import TimedRuns
 from avatar.compose.side_by_side import MOST_VIDEOS, side_by_side
 from avatar.errors import BadInput
 from avatar.events import Event, Progress
-from avatar.media.reading import Reader
-from avatar.planning.checkpoint_places import Checkpoint
-from avatar.planning.inventory import probe
+from avatar.hardware.inventory import probe
+from avatar.media.readers import Reader
 from avatar.runtime.factory import open_engine
 from avatar.runtime.scratch import Scratch
 from avatar.settings import SETTINGS
@@ -207,7 +207,7 @@ def _time(
 
 
 def _measure(args: argparse.Namespace, comparison: Comparison, before: dict[str, Any]) -> None:
-    from avatar.compare.look import look  # OpenCV and the face models
+    from avatar.compare.measuring import look  # OpenCV and the face models
 
     with _bar() as bar:
         for row in comparison.rows:

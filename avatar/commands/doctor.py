@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from avatar.commands.output import console, write_json
-from avatar.commands.settings import add_checkpoint
+from avatar.commands.setting_flags import add_checkpoint
 from avatar.runtime import doctor
 
 NAMES = {  # of what is tried on a GPU

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from avatar.checkpoints.places import DEFAULT_FOLDER, DIFFUSERS, OFFICIAL, find_checkpoint, remember
 from avatar.commands.output import console, write_json
 from avatar.errors import BadInput
-from avatar.planning.checkpoint_places import DEFAULT_FOLDER, DIFFUSERS, OFFICIAL, find_checkpoint, remember
 
 LAYOUTS = ("official", "diffusers")
 SOURCES = ("hub", "modelscope")
@@ -54,7 +54,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch what is needed and print where it is."""
-    from avatar.planning.download import DIFFUSERS_REPOS, REPOS, download, needed_repos
+    from avatar.checkpoints.download import DIFFUSERS_REPOS, REPOS, download, needed_repos
 
     repos, layout = REPOS, OFFICIAL
     if args.layout == "diffusers":
@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _from_modelscope(args: argparse.Namespace, revision: dict[str, str]) -> list[Path]:
     """The base model from ModelScope, the LoRA from the hub. Raises: BadInput, and what download raises."""
-    from avatar.planning.download import LORA, download
-    from avatar.planning.modelscope import download_base
+    from avatar.checkpoints.download import LORA, download
+    from avatar.checkpoints.modelscope import download_base
 
     if args.layout != "official":
         raise BadInput("ModelScope has the official layout alone.", "Leave out --layout, or --from.")

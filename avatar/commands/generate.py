@@ -16,26 +16,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 
 from avatar.batch.engines import gpus_of
+from avatar.checkpoints.places import remember
 from avatar.commands.output import console, write_json
-from avatar.commands.settings import add_checkpoint, add_long, add_preset, chosen_preset
+from avatar.commands.setting_flags import add_checkpoint, add_long, add_preset, chosen_preset
 from avatar.commands.signals import stopped_by_signals
-from avatar.commands.speaking import add_speaking, script_of
+from avatar.commands.voice_flags import add_speaking, script_of
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Event, Finished, Notice, PartDone, Progress, Segment
+from avatar.hardware.inventory import Inventory, probe
 from avatar.long.job import Job
 from avatar.media.files import joined_name, minutes
 from avatar.media.portrait import video_size
-from avatar.planning.checkpoint_places import remember
-from avatar.planning.inventory import Inventory, probe
 from avatar.planning.layout import Layout
 from avatar.planning.verdict import require, within_reach
 from avatar.preset import Preset
 from avatar.request import Request
-from avatar.runtime.attach import Address, secret
 from avatar.runtime.engine import Engine
 from avatar.runtime.factory import open_engine
-from avatar.runtime.keeping import kept_outside
+from avatar.runtime.rescued_files import kept_outside
 from avatar.runtime.scratch import Scratch
+from avatar.runtime.torchrun_client import Address, secret
 
 OUTPUTS = Path("outputs")
 
@@ -156,7 +156,9 @@ def check_attached(preset: Preset, args: argparse.Namespace) -> None:
 
 def _follow(engine: Engine, request: Request, as_json: bool) -> int:
     """Show the events of a run; Ctrl-C stops it and keeps what was made. Returns the exit code."""
-    from avatar.preview.concerns import portrait_notices  # OpenCV and the face models, for a run alone
+    from avatar.preview.portrait_notices import (
+        portrait_notices,  # OpenCV and the face models, for a run alone
+    )
 
     finished: Finished | None = None
     show = _show_json(request) if as_json else _show_bar(request)

@@ -13,7 +13,7 @@ from typing import Any
 
 from avatar.commands.output import console
 from avatar.errors import AvatarError
-from avatar.live.intake import live_preset
+from avatar.live.portrait_intake import live_preset
 from avatar.media.portrait import open_portrait
 
 ROOT = Path(__file__).resolve().parents[2]

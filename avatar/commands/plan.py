@@ -9,13 +9,13 @@ from typing import Any
 from rich.table import Table
 
 from avatar.commands.output import console, write_json
-from avatar.commands.settings import add_preset, chosen_preset
+from avatar.commands.setting_flags import add_preset, chosen_preset
 from avatar.errors import BadInput, DoesNotFit
 from avatar.geometry import Size
+from avatar.hardware.inventory import Inventory, probe
 from avatar.media import prompt
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import read_portrait
-from avatar.planning.inventory import Inventory, probe
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import ALWAYS, DevicePlan, Plan, describe, gib
 from avatar.planning.verdict import Verdict, judge, way_out

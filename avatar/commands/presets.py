@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from avatar.commands.output import console, write_json
-from avatar.commands.settings import add_checkpoint
-from avatar.planning.inventory import probe
+from avatar.commands.setting_flags import add_checkpoint
+from avatar.hardware.inventory import probe
 from avatar.planning.verdict import judge
 from avatar.preset import Preset, load_presets
 

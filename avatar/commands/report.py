@@ -15,11 +15,11 @@ from rich.table import Table
 from avatar.commands.output import console, write_json
 from avatar.errors import BadInput
 from avatar.long.job import PARTS_SUFFIX
-from avatar.media.beside import REPORT
+from avatar.media.side_files import REPORT
 from avatar.paths import exists, is_dir
-from avatar.runtime.columns import configuration, out_of_memory, row
 from avatar.runtime.gallery import HALF
 from avatar.runtime.report import GpuUse, RunReport, read_report
+from avatar.runtime.report_columns import configuration, out_of_memory, row
 
 GIB = 2**30
 UNKNOWN = "–"

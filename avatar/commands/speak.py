@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar.commands.output import write_json
-from avatar.commands.speaking import add_speaking, script_of
+from avatar.commands.voice_flags import add_speaking, script_of
 from avatar.errors import BadInput
 from avatar.media import atomic
 from avatar.paths import exists, is_dir

@@ -6,10 +6,10 @@ import argparse
 import logging
 from typing import Any
 
-from avatar.commands.settings import add_checkpoint, add_preset, chosen_preset
+from avatar.commands.setting_flags import add_checkpoint, add_preset, chosen_preset
 from avatar.errors import BadInput
-from avatar.planning.inventory import probe
-from avatar.runtime.attach import SECRET, Address, secret
+from avatar.hardware.inventory import probe
+from avatar.runtime.torchrun_client import SECRET, Address, secret
 
 PORT = 7861
 

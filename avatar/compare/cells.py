@@ -11,9 +11,9 @@ from typing import Any
 
 from avatar.batch.jobs import BatchEntry
 from avatar.errors import BadInput
+from avatar.hardware.inventory import Inventory
 from avatar.long.job import Job
 from avatar.media.files import joined_name
-from avatar.planning.inventory import Inventory
 from avatar.preset import Fallback, load_preset
 from avatar.settings import SETTINGS
 

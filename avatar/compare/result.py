@@ -11,8 +11,8 @@ from typing import Any
 
 from avatar.errors import AvatarError, BadInput
 from avatar.media import atomic
-from avatar.media.beside import MARK, is_marked
 from avatar.media.files import display_name
+from avatar.media.side_files import MARK, is_marked
 
 RESULT, TABLE, PAGE = "compare.json", "compare.md", "compare.html"
 SIDE_BY_SIDE = "side-by-side.mp4"
@@ -24,8 +24,8 @@ class Row:
     """One video of a comparison, or one that could not be made.
 
     name: unique; label: for people. settings: what was varied. file: the video, from the folder. run:
-    columns of its report (runtime.columns.row); measures: Measures.as_dict; either None where there is none.
-    seam: the strip's file. made_from, measured_from: what these depend on, so that they are not made again.
+    columns of its report (runtime.report_columns.row); measures: Measures.as_dict; either None where there is
+    none. seam: the strip's file. made_from, measured_from: what these depend on, so that they are not made again.
     """
 
     name: str

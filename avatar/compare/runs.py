@@ -14,12 +14,12 @@ from avatar.compare.cells import PRESET, Cell, CellEntry
 from avatar.compare.result import DONE, FAILED, OOM, STOPPED, Comparison, Row
 from avatar.errors import BadInput, DoesNotFit
 from avatar.events import Event
-from avatar.media.beside import written_report
-from avatar.planning.choice import choose
-from avatar.planning.inventory import Inventory
-from avatar.runtime.columns import row as columns
+from avatar.hardware.inventory import Inventory
+from avatar.media.side_files import written_report
+from avatar.planning.preset_choice import choose
 from avatar.runtime.fingerprint import file_digest
 from avatar.runtime.report import read_report
+from avatar.runtime.report_columns import row as columns
 from avatar.settings import SETTINGS
 
 VIDEOS = "videos"  # the folder within the comparison's

@@ -10,8 +10,8 @@ from avatar.compare.runs import VIDEOS, read_run
 from avatar.errors import BadInput
 from avatar.measures.frames import read_frames
 from avatar.media import atomic
-from avatar.media.beside import report_path, written_report
 from avatar.media.files import display_name, joined_name
+from avatar.media.side_files import report_path, written_report
 from avatar.runtime.fingerprint import file_digest
 
 

@@ -19,10 +19,10 @@ from PIL import ImageFont
 from avatar.errors import AvatarError, BadInput
 from avatar.geometry import SOUND_HZ
 from avatar.media import atomic
-from avatar.media.beside import MARK, check_free
 from avatar.media.files import check_file, display_name
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import PORTRAIT_SUFFIXES, open_portrait
+from avatar.media.side_files import MARK, check_free
 
 log = logging.getLogger(__name__)
 

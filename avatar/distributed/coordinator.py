@@ -21,14 +21,14 @@ from torch import Tensor
 from avatar.distributed.p2p import Done, Encode, End, Message
 from avatar.distributed.process_groups import Group
 from avatar.distributed.stage import Stage
-from avatar.distributed.wavefront import Order, WavefrontRun
+from avatar.distributed.wavefront_schedule import Order, WavefrontRun
 from avatar.geometry import Geometry
 from avatar.model.transformer import StreamingTransformer
-from avatar.pipeline.denoise import Conditions
+from avatar.pipeline.denoiser import Conditions
 from avatar.pipeline.device import downloaded
+from avatar.pipeline.flow_match_euler import Schedule
 from avatar.pipeline.generation import Block
 from avatar.pipeline.layer_stack import CompiledPieces
-from avatar.pipeline.schedule import Schedule
 
 POLL_S = 0.02  # between two looks whether a run was cancelled
 BLOCKS_AHEAD = 2  # submitted beyond those at work, so that none is missed while frames are decoded

@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-from avatar.distributed.init import FOREVER, RankContext
+from avatar.distributed.rendezvous import FOREVER, RankContext
 from avatar.model.text_encoder import TextEncoder, TextWeights
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, distributed
 
 from avatar.geometry import Geometry
+from avatar.pipeline.flow_match_euler import Schedule
 from avatar.pipeline.generation import Block
-from avatar.pipeline.schedule import Schedule
 
 MAX_UNREAD = 64  # messages to a rank that it has not taken yet; the next one waits
 

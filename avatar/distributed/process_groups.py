@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
-from avatar.distributed.init import FOREVER, RankContext, log_fault
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.distributed.p2p import MessageChannel
 from avatar.distributed.rank_meter import RankMeter
+from avatar.distributed.rendezvous import FOREVER, RankContext, log_fault
 from avatar.pipeline.layer_stack import EAGER, CompiledPieces
 from avatar.planning.layout import Layout
-from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
 
 TENSORS = 1  # the tag of tensors, as messages have 0

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.distributed import coordinator
-from avatar.distributed.init import RankContext
 from avatar.distributed.loading import load_share
 from avatar.distributed.p2p import Go, Load, MessageChannel
 from avatar.distributed.process_groups import Group, join, pieces_of
+from avatar.distributed.rendezvous import RankContext
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.pipeline.checkpoint_choice import find_files
 from avatar.pipeline.device import DTYPES
-from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def lead(preset: Preset, weights: Path | None, context: RankContext) -> DiffusionPipeline:
     """Rank 0's source of frames."""
-    from avatar.distributed.rank0 import checkpoint_pipeline
+    from avatar.distributed.rank0_pipeline import checkpoint_pipeline
 
     return checkpoint_pipeline(preset, weights, context)
 

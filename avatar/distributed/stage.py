@@ -20,13 +20,13 @@ from avatar.distributed.process_groups import Group
 from avatar.distributed.ulysses import PeerTokens, SharedStack
 from avatar.distributed.warmup import no_audio, rehearse
 from avatar.geometry import BLOCK_LATENT_FRAMES
-from avatar.model.audio_encoder import AudioTokens
+from avatar.model.audio_injection import AudioTokens
 from avatar.model.rope import REFERENCE_TIME
 from avatar.model.transformer import StreamingTransformer
 from avatar.pipeline.device import uploaded
+from avatar.pipeline.flow_match_euler import Schedule
 from avatar.pipeline.generation import GenerationState, OpenBlock, Times
 from avatar.pipeline.layer_stack import EAGER, CompiledPieces, LayerStack, Visit, WorkItem
-from avatar.pipeline.schedule import Schedule
 from avatar.planning.layout import Role
 
 MAX_SENDING = 2  # tensors on their way to the next stage

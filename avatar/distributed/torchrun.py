@@ -23,12 +23,11 @@ from multiprocessing import AuthenticationError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avatar.distributed.rank import Reporter, work
+from avatar.distributed.rank_process import Reporter, work
 from avatar.errors import BadInput
 from avatar.planning.layout import Layout
 from avatar.preset import Preset
 from avatar.request import Request
-from avatar.runtime.attach import SECRET, Address, prove
 from avatar.runtime.engine import FrameItem, FrameSource
 from avatar.runtime.protocol import (
     Failed,
@@ -44,12 +43,13 @@ from avatar.runtime.protocol import (
 )
 from avatar.runtime.request_bundle import RequestBundle
 from avatar.runtime.scratch import Scratch
+from avatar.runtime.torchrun_client import SECRET, Address, prove
 from avatar.runtime.worker_loop import HEARTBEAT_S, Service
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-    from avatar.distributed.init import RankContext
+    from avatar.distributed.rendezvous import RankContext
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def _meet(place: TorchrunRank, address: Address, key: bytes) -> Store:
     """
     from torch.distributed import PrefixStore, rendezvous
 
-    from avatar.distributed.init import open_store, reach_store
+    from avatar.distributed.rendezvous import open_store, reach_store
 
     kept, _, _ = next(rendezvous("env://"))  # it may hold what lost ranks have left
     announced = Signed(PrefixStore("avatar", kept), key)
@@ -193,7 +193,7 @@ def _reached_as(host: str) -> str:
 def _context(start: StartRank, place: TorchrunRank, store: Store) -> RankContext:
     from torch.distributed import PrefixStore
 
-    from avatar.distributed.init import RankContext, device_of
+    from avatar.distributed.rendezvous import RankContext, device_of
 
     device = device_of(place.local_rank, place.num_local, start.preset.requires.num_gpus == 0)
     return RankContext.take(place.rank, Layout.of(start.preset), device, PrefixStore("ranks", store))

@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from avatar.distributed.rank_meter import RankMeter
 from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
-from avatar.model.eight_bit import empty_ring
+from avatar.model.attention_8bit import empty_ring
 from avatar.model.kv_cache import KeysValues, Ring
 from avatar.pipeline.layer_stack import LayerStack, WorkItem
 from avatar.planning.layout import even_parts

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import torch
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
-from avatar.model.audio_encoder import AudioTokens
+from avatar.model.audio_injection import AudioTokens
 from avatar.pipeline.layer_stack import LayerStack, WorkItem
-from avatar.planning.transformer_config import ModelConfig
 
 
 def rehearse(

@@ -17,11 +17,11 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from avatar.geometry import FPS, SOUND_HZ
-from avatar.live.fragments import picture
-from avatar.media.beside import COMMENT, thumbnail_path
+from avatar.live.transports.fragments import picture
 from avatar.media.segments import tag
+from avatar.media.side_files import COMMENT, thumbnail_path
 from avatar.runtime.gallery import About, Gallery, GalleryEntry, video_name
-from avatar.runtime.live import LiveFrames
+from avatar.runtime.live_protocol import LiveFrames
 
 log = logging.getLogger(__name__)
 

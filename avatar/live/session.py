@@ -18,10 +18,10 @@ import numpy as np
 from avatar.errors import AvatarError
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS
-from avatar.live.spoken import SpokenSound
+from avatar.live.sound_queue import SpokenSound
 from avatar.media.timeline import SAMPLES_PER_FRAME
 from avatar.request import LiveRequest
-from avatar.runtime.live import LiveFrames, LiveRun
+from avatar.runtime.live_protocol import LiveFrames, LiveRun
 
 log = logging.getLogger(__name__)
 

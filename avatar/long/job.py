@@ -10,14 +10,14 @@ from pathlib import Path
 
 from avatar.errors import BadInput
 from avatar.long.ledger import PLAN, SPOKEN, Ledger, open_ledger, tidy
-from avatar.long.spans import Span, quiet_spans, regular_spans
+from avatar.long.splitting import Span, quiet_spans, regular_spans
 from avatar.long.stream import LongVideo
 from avatar.media.atomic import copy, disk_error
-from avatar.media.beside import made_here, written_report
 from avatar.media.files import display_name
 from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import open_portrait
+from avatar.media.side_files import made_here, written_report
 from avatar.paths import exists, is_file
 from avatar.preset import Preset
 from avatar.preview.points import load_sidecar

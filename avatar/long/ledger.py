@@ -20,9 +20,9 @@ from typing import Any
 from avatar import locks
 from avatar.errors import BadInput
 from avatar.events import Finished
-from avatar.long.spans import Span
+from avatar.long.splitting import Span
 from avatar.media import atomic
-from avatar.media.beside import MADE_BY, MARK, REPORT, THUMBNAIL, made_here, report_path, thumbnail_path
+from avatar.media.side_files import MADE_BY, MARK, REPORT, THUMBNAIL, made_here, report_path, thumbnail_path
 from avatar.request import Part, Request
 from avatar.runtime.fingerprint import check_same, file_digest, origin, run_name
 

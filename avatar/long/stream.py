@@ -15,11 +15,11 @@ from avatar.events import Event, Finished, Notice, PartDone, Phase, Progress, Ra
 from avatar.geometry import FPS
 from avatar.long.ledger import Ledger
 from avatar.media.atomic import disk_error, unwritten
-from avatar.media.beside import written_report, written_thumbnail
 from avatar.media.join import join_parts
+from avatar.media.side_files import written_report, written_thumbnail
 from avatar.request import Request
 from avatar.runtime.engine import Engine
-from avatar.runtime.publish import Unreported, new_report, publish, thumbnail
+from avatar.runtime.finished_files import Unreported, new_report, publish, thumbnail
 from avatar.runtime.report import read_report, together
 from avatar.runtime.stream import error_kind, segment_lengths
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from avatar.errors import BadInput
 from avatar.geometry import FPS
 from avatar.long.ledger import Ledger
-from avatar.long.spans import regular_spans
+from avatar.long.splitting import regular_spans
 from avatar.media import atomic
 from avatar.preset import Preset
 from avatar.request import Caption, Request

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from avatar.geometry import SPEECH_HZ
-from avatar.measures.track import FaceTrack
+from avatar.measures.face_track import FaceTrack
 from avatar.preview.articulation import VISUAL_LEAD_S, loudness_db, spoken_curves
-from avatar.preview.passages import PassageLevel
+from avatar.preview.loudness import PassageLevel
 from avatar.preview.visemes import FRAME_HZ, VISEMES, Listen, VisemeNetwork
 
 LARGEST_OFFSET_S = 0.5

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avatar.measures.track import FaceTrack
+from avatar.measures.face_track import FaceTrack
 
 # Kinds of head motion in conversation. Source: Hadar, Steiner, Grant, Rose, "Kinematics of head movements
 # accompanying speech during conversation" (1983).

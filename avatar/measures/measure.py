@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from avatar.errors import BadInput
-from avatar.measures.likeness import Likeness, likeness
+from avatar.measures.face_track import FaceTrack, track
+from avatar.measures.identity import Likeness, likeness
 from avatar.measures.lip_sync import Heard, LipSync, hear, lip_sync
 from avatar.measures.liveliness import Expression, Naturalness, expression, naturalness
 from avatar.measures.seams import Smoothness, smoothness
-from avatar.measures.track import FaceTrack, track
 from avatar.media.limits import InputLimits
 from avatar.media.speech import SpeechReader, write_speech
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avatar.measures.track import FaceTrack
+from avatar.measures.face_track import FaceTrack
 
 SEEN_FROM = 1.5  # ratio from which a seam is called one, if it is also beyond the usual
 _FEWEST_INSIDE = 10  # frames within clips, below which there is nothing to compare with

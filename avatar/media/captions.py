@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from avatar.errors import BadInput
 from avatar.media import atomic
-from avatar.media.beside import NOTE, captions_paths
+from avatar.media.side_files import NOTE, captions_paths
 from avatar.request import Caption
 
 _LINE, _LINE_DENSE, _LINES = 42, 18, 2  # letters in a line, and lines at once, as subtitles have them

@@ -15,13 +15,13 @@ from PIL import Image
 
 from avatar.errors import BadInput
 from avatar.geometry import FPS, Size
-from avatar.media.beside import check_places
 from avatar.media.captions import find_font
 from avatar.media.files import LONGEST_NAME_BYTES, check_file, display_name, megabytes, minutes
 from avatar.media.limits import InputLimits
 from avatar.media.pauses import trim
 from avatar.media.prompt import check_prompt
-from avatar.media.reading import Reader
+from avatar.media.readers import Reader
+from avatar.media.side_files import check_places
 from avatar.paths import exists, is_dir
 from avatar.preset import Preset
 from avatar.request import Caption, Request

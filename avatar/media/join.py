@@ -17,9 +17,9 @@ from av.video.stream import VideoStream
 from avatar.errors import BadInput
 from avatar.geometry import FPS, SOUND_HZ
 from avatar.media import atomic
-from avatar.media.beside import check_free
 from avatar.media.files import display_name, megabytes
 from avatar.media.segments import INDEX_FIRST, picture_packet, read_tag, tag
+from avatar.media.side_files import check_free
 from avatar.media.sound import packet_start, sound_packet
 from avatar.request import Part
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path
 
+from avatar.checkpoints.prompt_tokens import token_ids
 from avatar.errors import BadInput
-from avatar.planning.prompt_tokens import token_ids
 
 MAX_CHARACTERS = 20_000  # a limit of its own: what a stranger may have the tokenizer read
 

@@ -22,7 +22,7 @@ from av.video.stream import VideoStream
 from avatar.events import Segment
 from avatar.geometry import FPS
 from avatar.media import atomic
-from avatar.media.beside import MARK
+from avatar.media.side_files import MARK
 from avatar.media.sound import GridSound, LosslessSound
 from avatar.media.speech import SpeechReader
 from avatar.request import Part

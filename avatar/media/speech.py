@@ -16,10 +16,10 @@ import numpy as np
 
 from avatar.errors import BadInput
 from avatar.geometry import FPS, SOUND_HZ, SPEECH_HZ
+from avatar.media.audio_track import Found, Track, damaged
 from avatar.media.channels import mono_weights
 from avatar.media.files import check_file, display_name, minutes
 from avatar.media.limits import InputLimits
-from avatar.media.track import Found, Track, damaged
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
+from avatar.checkpoints.prompt_tokens import open_tokenizer, token_ids
+from avatar.checkpoints.tensor_headers import GGUF, SAFETENSORS
 from avatar.errors import WeightsMissing
-from avatar.model.weights.stored import StoredTable, StoredTensors
 from avatar.model.weights.tensor_files import (
     WRONG_CHECKPOINT,
     Shape,
@@ -23,8 +24,7 @@ from avatar.model.weights.tensor_files import (
     require_match,
     shard_files,
 )
-from avatar.planning.prompt_tokens import open_tokenizer, token_ids
-from avatar.planning.tensor_headers import GGUF, SAFETENSORS
+from avatar.model.weights.weight_formats import StoredTable, StoredTensors
 
 SHARED = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under two names
 BLOCK = "encoder.block."

@@ -1,7 +1,7 @@
 """The streaming transformer: what is computed before, between and after its layers.
 
 Attribute names give the checkpoint's tensor names. It knows nothing of steps, blocks or devices:
-pipeline.denoise walks it. Source: Alibaba-Quark/LiveAvatar liveavatar/models/wan/causal_model_s2v.py.
+pipeline.denoiser walks it. Source: Alibaba-Quark/LiveAvatar liveavatar/models/wan/causal_model_s2v.py.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avatar.checkpoints.transformer_config import AUDIO_ENCODER, ModelConfig
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_LATENT_FRAMES, PATCH, Geometry
-from avatar.model.audio_encoder import AudioEncoder, AudioInjector, AudioTokens, Injection
+from avatar.model.audio_injection import AudioEncoder, AudioInjector, AudioTokens, Injection
 from avatar.model.framepack import FramePacker, PatchEmbedding
-from avatar.model.layer import TransformerLayer, modulate
-from avatar.planning.transformer_config import AUDIO_ENCODER, ModelConfig
+from avatar.model.transformer_layer import TransformerLayer, modulate
 
 NOISY, REFERENCE, MOTION = range(3)  # rows of trainable_cond_mask
 TIME_BASE = 10_000.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from avatar.checkpoints.lora_files import parse_loras
 from avatar.errors import BadInput
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
-from avatar.planning.loras import parse_loras
 from avatar.planning.plan import gib
 from avatar.planning.planner import TINY_BYTES
 from avatar.preset import Preset

@@ -10,20 +10,20 @@ from typing import Protocol
 
 import torch
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import Size
-from avatar.model.speech_encoder import SpeechEncoder
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.vae.vae import VideoVAE
+from avatar.model.wav2vec2 import SpeechEncoder
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Check, go_on, load_transformer
 from avatar.model.weights.weight_cache import cache_folder, load_quantised
-from avatar.pipeline.conditions import AnyTrack, ConditionEncoder, EncodeText, LocalTextEncoder
-from avatar.pipeline.denoise import Conditions
+from avatar.pipeline.conditioning import AnyTrack, ConditionEncoder, EncodeText, LocalTextEncoder
+from avatar.pipeline.denoiser import Conditions
 from avatar.pipeline.device import DTYPES, best_device
 from avatar.pipeline.offload.encoders import OffloadedVAE, offload_speech_encoder
 from avatar.pipeline.offload.host_layers import HostLayers, RingMemory, settle_on_host
 from avatar.planning.placement import ALL_ON_GPU, Placement, spread
-from avatar.planning.transformer_config import ModelConfig
 from avatar.settings import Memory
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from avatar.hardware.inventory import Gpu, Inventory, own_processes, probe
+from avatar.hardware.nvml import open_driver
 from avatar.planning.estimates import CUDA_CONTEXT_BYTES, SPEECH_WINDOW_S
-from avatar.planning.inventory import Gpu, Inventory, own_processes, probe
-from avatar.planning.nvml import open_driver
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import Plan
 from avatar.planning.planner import plan

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
-from avatar.model.audio_encoder import AudioTokens
+from avatar.model.audio_injection import AudioTokens
 from avatar.model.rope import REFERENCE_TIME, ConditionTable, block_table, reference_time
 from avatar.model.transformer import StreamingTransformer, unpatchify
 from avatar.pipeline.device import uploaded
+from avatar.pipeline.flow_match_euler import Schedule
 from avatar.pipeline.layer_stack import LayerStack, WorkItem
-from avatar.pipeline.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from avatar.geometry import Geometry
 from avatar.model.attention import KEY_TILE, attends_in_parts, attention, attention_with_lse, join_parts
-from avatar.model.audio_encoder import AudioTokens, Injection, InjectionContext
+from avatar.model.attention_8bit import Calibration, EightBitRing, EightBitWindow, Queries, empty_ring
+from avatar.model.audio_injection import AudioTokens, Injection, InjectionContext
 from avatar.model.compile import compiled
 from avatar.model.device_checks import compiles
-from avatar.model.eight_bit import Calibration, EightBitRing, EightBitWindow, Queries, empty_ring
-from avatar.model.kernels.choice import eight_bit_on, fused_on
+from avatar.model.kernels.selection import eight_bit_on, fused_on
 from avatar.model.kv_cache import (
     KeysValues,
     LayerCache,
@@ -31,10 +31,10 @@ from avatar.model.kv_cache import (
     quantise_tokens,
     widen_tokens,
 )
-from avatar.model.layer import TransformerLayer
 from avatar.model.quantize import FLOAT8
 from avatar.model.rope import rotate
 from avatar.model.transformer import LayerParts, StreamingTransformer
+from avatar.model.transformer_layer import TransformerLayer
 from avatar.pipeline.offload.host_layers import HostRings, RingMemory
 
 

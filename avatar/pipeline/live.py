@@ -19,12 +19,12 @@ from avatar.errors import Cancelled
 from avatar.events import Notice, Progress
 from avatar.geometry import BLOCK_FRAMES, FPS, SOUND_HZ
 from avatar.media.timeline import SAMPLES_PER_FRAME, Timeline
-from avatar.model.live_speech import LiveSpeechFeatures
-from avatar.model.speech_encoder import SpeechEncoder
+from avatar.model.live_wav2vec2 import LiveSpeechFeatures
+from avatar.model.wav2vec2 import SpeechEncoder
 from avatar.preset import Preset
 from avatar.request import LiveRequest, Request
 from avatar.runtime.engine import FrameItem
-from avatar.runtime.live import LiveFrames
+from avatar.runtime.live_protocol import LiveFrames
 
 ENDLESS_FRAMES = 400 * 86_400 * FPS  # of the request that stands for a session: more than a year
 KEEP_S = 30.0  # of sound: the encoder's window, and as much as an engine may be behind

@@ -19,15 +19,15 @@ from avatar.media.speech import SpeechReader
 from avatar.model.device_checks import compiles, missing
 from avatar.model.weights.loading import Check
 from avatar.pipeline.components import Components
-from avatar.pipeline.conditions import AnyTrack, SpeechTrack
+from avatar.pipeline.conditioning import AnyTrack, SpeechTrack
 from avatar.pipeline.decode import StreamingDecoder
-from avatar.pipeline.denoise import Conditions
-from avatar.pipeline.denoising import Denoising, LocalDenoising
+from avatar.pipeline.denoiser import Conditions
+from avatar.pipeline.denoiser_choice import Denoising, LocalDenoising
 from avatar.pipeline.device import downloaded
-from avatar.pipeline.framing import framed, resized, size_within, video_size
+from avatar.pipeline.frame_size import framed, resized, size_within, video_size
 from avatar.pipeline.layer_stack import EAGER, CompiledPieces
 from avatar.pipeline.live import LiveTrack, as_request, live_frames
-from avatar.pipeline.models import CheckpointModels, Models
+from avatar.pipeline.model_loading import CheckpointModels, Models
 from avatar.pipeline.observer import UNOBSERVED, Observer
 from avatar.pipeline.offload.pinned import pinned_bytes
 from avatar.pipeline.resume import anchor_at, anchor_of, with_motion
@@ -37,8 +37,8 @@ from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import LiveRequest, Request
 from avatar.runtime.engine import SELF_TEST_LABEL, FrameItem
-from avatar.runtime.fallback import lowered
-from avatar.runtime.live import LiveFrames
+from avatar.runtime.live_protocol import LiveFrames
+from avatar.runtime.out_of_memory import lowered
 from avatar.runtime.resume_state import ResumeState
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from avatar.geometry import MOTION_FRAMES, VAE_SPACE_STRIDE, VAE_TIME_STRIDE, Size
 from avatar.model.vae.vae import VideoVAE
-from avatar.pipeline.denoise import Conditions
-from avatar.pipeline.framing import LEVELS, resized, still
+from avatar.pipeline.denoiser import Conditions
+from avatar.pipeline.frame_size import LEVELS, resized, still
 from avatar.runtime.resume_state import ResumeState
 
 ANCHOR = slice(1, 2)  # of a picture repeated for five frames: the first latent frame that stands for four

@@ -16,7 +16,7 @@ from torch import Tensor
 from avatar.errors import Cancelled
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, Geometry
 from avatar.model.rope import MAX_DISTANCE, MIN_DISTANCE
-from avatar.pipeline.denoise import Conditions, Denoiser, time_slice
+from avatar.pipeline.denoiser import Conditions, Denoiser, time_slice
 from avatar.pipeline.generation import Block
 from avatar.pipeline.observer import UNOBSERVED, Observer
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
-from avatar.planning.model_sizes import (
+from avatar.checkpoints.model_sizes import (
     DTYPE_BYTES,
     SPEECH_ENCODER_VALUES,
     TEXT_BLOCK_VALUES,
@@ -18,6 +17,7 @@ from avatar.planning.model_sizes import (
     ModelSizes,
     Weights,
 )
+from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
 from avatar.planning.placement import RING_SLOTS, Placement, spread
 from avatar.planning.plan import ALWAYS, GIB, MemoryItem, RunPhase
 from avatar.preset import Preset
@@ -38,7 +38,7 @@ SPEECH_WORKSPACE_BYTES_PER_S = 3 * 3200 * 512 * 4  # the first convolution's out
 
 CUDA_CONTEXT_BYTES = 80 * GIB // 100  # with the kernels that are loaded: 0.75 to 0.87; other cards take less
 LIBRARY_WORKSPACE_BYTES = GIB // 16  # cuBLAS
-# Of an NCCL communicator with as many channels as distributed.init allows, 2 or 8: 0.4 to 0.6.
+# Of an NCCL communicator with as many channels as distributed.rendezvous allows, 2 or 8: 0.4 to 0.6.
 COMMUNICATION_BYTES = 45 * GIB // 100
 # FSDP2 has a block of a sharded prompt encoder at work, and two in buffers that they are gathered in.
 GATHERED_TEXT_BLOCKS = 3

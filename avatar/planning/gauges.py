@@ -11,9 +11,9 @@ from typing import Any
 
 import psutil
 
-from avatar.planning import host
-from avatar.planning.inventory import HIDDEN_BYTES, own_processes
-from avatar.planning.nvml import Card, Driver, open_driver
+from avatar.hardware import host
+from avatar.hardware.inventory import HIDDEN_BYTES, own_processes
+from avatar.hardware.nvml import Card, Driver, open_driver
 from avatar.planning.plan import Plan
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from functools import cache
 from itertools import accumulate, pairwise
 from typing import Literal
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.errors import BadInput
 from avatar.geometry import Geometry, Size
-from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
 
 Kind = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.planning.estimates import RankShare
 from avatar.planning.layout import Layout, Role
-from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset
 from avatar.settings import TextPlace
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+from avatar.checkpoints.model_sizes import ModelSizes
 from avatar.errors import BadInput
 from avatar.geometry import SIDE_MULTIPLE, Geometry, Size
+from avatar.hardware.inventory import Gpu, Inventory
 from avatar.planning.estimates import (
     SPEECH_WINDOW_S,
     TORCH_RUNTIME_BYTES,
@@ -17,8 +19,6 @@ from avatar.planning.estimates import (
     host_items,
     traffic_bytes,
 )
-from avatar.planning.inventory import Gpu, Inventory
-from avatar.planning.model_sizes import ModelSizes
 from avatar.planning.per_rank import shares_of
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import ALWAYS, GIB, DevicePlan, MemoryItem, Plan

@@ -9,16 +9,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from avatar.checkpoints.lora_files import check_loras
+from avatar.checkpoints.places import Checkpoint
 from avatar.errors import AvatarError, BadInput, DoesNotFit, WeightsMissing
 from avatar.geometry import Size
-from avatar.planning.checkpoint_places import Checkpoint
-from avatar.planning.inventory import IMAGINED_CUDA, Gpu, Inventory
-from avatar.planning.lacks import Lack, able, missing_cards, missing_room, missing_software, refused
-from avatar.planning.ladder import describe, rungs
-from avatar.planning.loras import check_loras
+from avatar.hardware.inventory import IMAGINED_CUDA, Gpu, Inventory
+from avatar.planning.auto_order import preference
+from avatar.planning.fallback_ladder import describe, rungs
 from avatar.planning.plan import GIB, Plan
 from avatar.planning.planner import plan
-from avatar.planning.preference import preference
+from avatar.planning.shortfalls import Lack, able, missing_cards, missing_room, missing_software, refused
 from avatar.preset import Preset, capability, load_presets
 from avatar.settings import SETTINGS
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from avatar.geometry import FPS
 from avatar.preview.articulation import articulate
-from avatar.preview.motion import Motion
+from avatar.preview.head_motion import Motion
 from avatar.preview.pose import Articulation, Pose
 from avatar.preview.visemes import Listen, VisemeNetwork
 

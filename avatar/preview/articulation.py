@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from avatar.geometry import FPS, SPEECH_HZ
-from avatar.preview.passages import PassageLevel
+from avatar.preview.loudness import PassageLevel
 from avatar.preview.pose import Articulation
 from avatar.preview.visemes import (
     FRAME_HZ,

@@ -12,12 +12,12 @@ from avatar.events import Notice
 from avatar.geometry import FPS, Size
 from avatar.media.timeline import SAMPLES_PER_FRAME, Timeline
 from avatar.preview.face import Face
+from avatar.preview.head_motion import Motion
 from avatar.preview.live_mouth import LiveMouth
-from avatar.preview.motion import Motion
 from avatar.preview.pose import Articulation, Pose
 from avatar.preview.render import Renderer, framed
 from avatar.preview.visemes import VisemeNetwork
-from avatar.runtime.live import LiveFrames
+from avatar.runtime.live_protocol import LiveFrames
 
 MEASURED_FRAMES = 2 * FPS  # after which it is known whether the machine holds the size
 HELD_SHARE = 0.6  # of a frame's time: the rest is for encoding and sending it

@@ -12,7 +12,7 @@ import numpy as np
 from avatar.geometry import FPS, SPEECH_HZ
 from avatar.media.timeline import Timeline
 from avatar.preview.articulation import VISUAL_LEAD_S, SpokenFrame, energy_curves, loudness_db, mouth_curves
-from avatar.preview.passages import CONTEXT, POWERS_IN_STEP, STEP_HZ, levels_db
+from avatar.preview.loudness import CONTEXT, POWERS_IN_STEP, STEP_HZ, levels_db
 from avatar.preview.pose import Articulation
 from avatar.preview.visemes import (
     FRAME_HZ,

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from avatar.errors import BadInput
-from avatar.media.beside import is_marked
+from avatar.media.side_files import is_marked
 from avatar.paths import is_file
 
 Point = tuple[float, float]

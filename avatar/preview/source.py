@@ -13,18 +13,18 @@ from avatar.geometry import FPS, Size
 from avatar.media.portrait import read_portrait
 from avatar.media.speech import SpeechReader
 from avatar.preview.animate import perform
-from avatar.preview.concerns import NO_USE_OF_POINTS, concerns
 from avatar.preview.face import Face, find_face
 from avatar.preview.landmarks import Crop, landmarks
 from avatar.preview.live import LiveRenderer, perform_live
-from avatar.preview.placed import face_from_points
+from avatar.preview.mesh_from_points import face_from_points
 from avatar.preview.points import FacePoints
+from avatar.preview.portrait_notices import NO_USE_OF_POINTS, concerns
 from avatar.preview.pose import Articulation
 from avatar.preview.render import Renderer, framed
 from avatar.preview.visemes import VisemeNetwork
 from avatar.request import LiveRequest, Request
 from avatar.runtime.engine import FrameItem
-from avatar.runtime.live import LiveFrames
+from avatar.runtime.live_protocol import LiveFrames
 from avatar.sizes import video_size
 
 BATCH_FRAMES = 5  # handed over together: a fifth of a second

@@ -24,7 +24,7 @@ from avatar.errors import BadInput
 from avatar.media.files import check_file, display_name
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import Portrait, open_portrait
-from avatar.media.reading import Reader
+from avatar.media.readers import Reader
 from avatar.media.speech import Speech, write_speech
 from avatar.runtime.bounded_process import Bounded, BoundedJob
 

@@ -23,9 +23,9 @@ from PIL import Image
 from avatar.errors import AvatarError
 from avatar.events import Finished
 from avatar.geometry import SOUND_HZ
+from avatar.hardware.inventory import Gpu, Inventory, probe
 from avatar.media import ffmpeg
 from avatar.media.intake import open_request
-from avatar.planning.inventory import Gpu, Inventory, probe
 from avatar.planning.plan import gib
 from avatar.planning.verdict import Verdict, judge, within_reach
 from avatar.preset import Preset, load_preset, load_presets
@@ -34,7 +34,7 @@ from avatar.runtime.factory import open_engine
 log = logging.getLogger(__name__)
 
 SELF_TEST_S = 1.0  # of speech
-CHECKER = [sys.executable, "-m", "avatar.model.device_table"]
+CHECKER = [sys.executable, "-m", "avatar.model.device_report"]
 CHECKER_S = 180.0  # it may take so long; on a quick machine 15 s
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 PREVIEW_REQUIREMENTS = REQUIREMENTS.with_name("requirements-preview.txt")

@@ -23,11 +23,11 @@ from avatar.planning.plan import Plan
 from avatar.request import LiveRequest, Request
 from avatar.runtime.child_process import Child, deaf_to_signals, kill_all
 from avatar.runtime.engine import FrameSource
-from avatar.runtime.live import LiveRun
+from avatar.runtime.live_protocol import LiveRun
 from avatar.runtime.protocol import Heartbeat, Link, Ready, Run, RunLive, StartEngine
 from avatar.runtime.report import MemoryUse
 from avatar.runtime.scratch import writing_in
-from avatar.runtime.shown import Shown
+from avatar.runtime.shown_segments import Shown
 from avatar.runtime.supervisor import IdleListener, Supervised
 from avatar.runtime.worker_loop import Service, leave
 

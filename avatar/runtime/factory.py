@@ -9,7 +9,7 @@ from typing import Any
 from avatar.errors import BadInput
 from avatar.preset import Preset
 from avatar.runtime.engine import Engine
-from avatar.runtime.lent_gpu import LentEngine, LentGpu
+from avatar.runtime.zero_gpu import LentEngine, LentGpu
 
 
 def open_engine(
@@ -31,7 +31,7 @@ def open_engine(
     from avatar.runtime.engine_process import EngineProcess
 
     if lent is not None and attach is None and preset.engine == "diffusion":
-        return LentEngine(lent, "avatar.pipeline.lent:LentPipeline", preset=preset, weights=weights)
+        return LentEngine(lent, "avatar.pipeline.zero_gpu:LentPipeline", preset=preset, weights=weights)
     source, options = source_of(preset, weights)
     if attach is not None and preset.engine == "diffusion":
         options["attach"] = attach

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from avatar.checkpoints.lora_files import loras_digest
 from avatar.errors import BadInput
-from avatar.planning.loras import loras_digest
 from avatar.request import Request
 
 _WORDS = {

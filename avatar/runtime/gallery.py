@@ -26,7 +26,7 @@ from pathlib import Path
 from avatar import locks
 from avatar.errors import AvatarError, BadInput
 from avatar.media import atomic
-from avatar.media.beside import captions_paths, thumbnail_path, written_report, written_thumbnail
+from avatar.media.side_files import captions_paths, thumbnail_path, written_report, written_thumbnail
 from avatar.runtime.gallery_entry import (
     ABOUT,
     DRAFT,

@@ -14,7 +14,7 @@ from typing import Any
 
 from avatar.errors import BadInput
 from avatar.media import atomic
-from avatar.media.beside import captions_paths, written_report, written_thumbnail
+from avatar.media.side_files import captions_paths, written_report, written_thumbnail
 from avatar.runtime.report import RunReport, read_report
 
 log = logging.getLogger(__name__)

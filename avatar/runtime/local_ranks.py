@@ -1,6 +1,6 @@
 """The ranks as the engine's process sees them: started, listened to, and ended when one of them is lost.
 
-No torch here: this process opens no GPU. Ranks run distributed.rank; rank 0 makes the frames.
+No torch here: this process opens no GPU. Ranks run distributed.rank_process; rank 0 makes the frames.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from avatar.events import RankLoad
 from avatar.planning.layout import Layout
 from avatar.preset import Preset
 from avatar.runtime.child_process import Child, kill_all
-from avatar.runtime.live import LiveFrames
+from avatar.runtime.live_protocol import LiveFrames
 from avatar.runtime.protocol import Failed, LiveSound, Made, Meeting, Pulse, StartRank
 from avatar.runtime.supervisor import HungUp, Supervised
 
@@ -221,7 +221,7 @@ class LocalFleet(Fleet):
         super().__init__(preset, limits)
         world_size = self.layout.world_size
         env = {"GLOO_SOCKET_IFNAME": "lo"} if world_size > 1 else {}
-        self.ranks = [Child("avatar.distributed.rank", env=env) for _ in range(world_size)]
+        self.ranks = [Child("avatar.distributed.rank_process", env=env) for _ in range(world_size)]
         level = logging.getLogger().getEffectiveLevel()
         for rank, child in enumerate(self.ranks):
             self._read(child.link)

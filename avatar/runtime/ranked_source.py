@@ -16,14 +16,14 @@ from avatar.events import Notice, Phase, PlanMade, Progress
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import LiveRequest, Request
-from avatar.runtime.attach import Address, AttachedFleet
 from avatar.runtime.engine import SELF_TEST_LABEL, FrameItem
-from avatar.runtime.fallback import Descent
-from avatar.runtime.live import LiveFrames
+from avatar.runtime.live_protocol import LiveFrames
 from avatar.runtime.local_ranks import Fleet, Limits, LocalFleet
+from avatar.runtime.out_of_memory import Descent
 from avatar.runtime.protocol import Ask, LiveSound, Made, OutOfMemory, Planned, Pulse, Run, RunEvent, RunLive
 from avatar.runtime.resume_state import ResumeState
 from avatar.runtime.supervisor import IdleListener
+from avatar.runtime.torchrun_client import Address, AttachedFleet
 
 log = logging.getLogger(__name__)
 

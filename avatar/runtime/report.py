@@ -12,7 +12,7 @@ from typing import Any
 
 from avatar.errors import BadInput
 from avatar.media import atomic
-from avatar.media.beside import MARK
+from avatar.media.side_files import MARK
 from avatar.preset import Preset
 
 _PACKAGES = ("av", "numpy", "pillow", "soxr", "onnxruntime", "torch", "diffusers", "transformers", "gradio")

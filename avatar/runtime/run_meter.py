@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from avatar.errors import AvatarError
+from avatar.hardware.inventory import probe
 from avatar.planning.gauges import Gauges
-from avatar.planning.inventory import probe
 from avatar.planning.plan import Plan
 from avatar.planning.planner import plan
 from avatar.request import Request

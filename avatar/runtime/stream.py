@@ -22,8 +22,8 @@ from avatar.media.speech import SpeechReader
 from avatar.planning.plan import Plan
 from avatar.request import Request
 from avatar.runtime.engine import FrameSource
+from avatar.runtime.finished_files import Unreported, new_report, publish, save_thumbnail
 from avatar.runtime.progress import ProgressClock
-from avatar.runtime.publish import Unreported, new_report, publish, save_thumbnail
 from avatar.runtime.report import MemoryUse, RungTaken, RunReport
 
 log = logging.getLogger(__name__)

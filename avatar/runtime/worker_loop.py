@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from avatar.errors import AvatarError
+from avatar.runtime.live_sound_queue import SoundInbox
 from avatar.runtime.protocol import Ask, Cancel, Ended, LiveSound, Run
-from avatar.runtime.sound_inbox import SoundInbox
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from pydantic import ValidationError
 
 from avatar.errors import BadInput
 from avatar.settings import SPEAKING, Speaking
-from avatar.speech.embedded import EmbeddedVoices
+from avatar.speech.hibari_voices import EmbeddedVoices
 from avatar.speech.kokoro import KokoroVoices
 from avatar.speech.remote import RemoteVoices
-from avatar.speech.scripts import is_spoken, listed, scripts_in
 from avatar.speech.voices import SpeechEngine, Voice
+from avatar.speech.writing_systems import is_spoken, listed, scripts_in
 from avatar.validation import bad_input, nearest, shown
 
 

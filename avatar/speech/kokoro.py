@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from avatar.media.onnx import open_onnx
-from avatar.speech import hub
+from avatar.speech import voice_files
 from avatar.speech.phonemes import English, lacks, phonemes
-from avatar.speech.scripts import DEVANAGARI, HAN, HIRAGANA, KATAKANA, LATIN
 from avatar.speech.voices import Voice, VoiceUnavailable
+from avatar.speech.writing_systems import DEVANAGARI, HAN, HIRAGANA, KATAKANA, LATIN
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class KokoroVoices:
 
     def voices(self) -> list[Voice]:
         """See SpeechEngine."""
-        fetch = 0 if hub.here(REPO, MODEL) else _MODEL_MB
+        fetch = 0 if voice_files.here(REPO, MODEL) else _MODEL_MB
         missing = {letter: lacks(letter) for letter in _LANGUAGES}
         return [_voice(name, fetch, missing[name[0]]) for name in _NAMES]
 
@@ -125,7 +125,7 @@ class KokoroVoices:
     def _open(self) -> None:
         if self._session is not None:
             return
-        model, tokenizer = hub.fetched(REPO, MODEL), hub.fetched(REPO, TOKENIZER)
+        model, tokenizer = voice_files.fetched(REPO, MODEL), voice_files.fetched(REPO, TOKENIZER)
         try:
             with tokenizer.open(encoding="utf-8") as file:
                 ids = json.load(file)["model"]["vocab"]
@@ -144,7 +144,7 @@ class KokoroVoices:
     def _style(self, name: str) -> np.ndarray:
         """A voice's styles by the number of tokens, float32 (lengths, 1, _STYLE)."""
         if name not in self._styles:
-            numbers = np.fromfile(hub.fetched(REPO, f"voices/{name}.bin"), np.float32)
+            numbers = np.fromfile(voice_files.fetched(REPO, f"voices/{name}.bin"), np.float32)
             if not numbers.size or numbers.size % _STYLE:
                 raise VoiceUnavailable(
                     f"The file of the voice {name} is damaged.",
@@ -157,6 +157,6 @@ class KokoroVoices:
 def _voice(name: str, fetch_mb: int, missing: str) -> Voice:
     letter, sex = name[0], "woman" if name[1] == "f" else "man"
     language, scripts, nation = _LANGUAGES[letter]
-    here = hub.here(REPO, f"voices/{name}.bin")
+    here = voice_files.here(REPO, f"voices/{name}.bin")
     fetch = 0 if missing else fetch_mb + (0 if here else _VOICE_MB)
     return Voice(PREFIX + name, language, scripts, f"{nation} {sex}", fetch, missing)

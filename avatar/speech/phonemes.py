@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from avatar.speech import embedded
+from avatar.speech import hibari_voices
 from avatar.speech.voices import VoiceUnavailable
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ def lacks(letter: str) -> str:
     letter: of the language, as Kokoro's voices begin.
     """
     if letter in "ab":
-        known = embedded.checked() or importlib.util.find_spec("misaki") is not None
-        return "" if known else f"Run: pip install hibari-tts=={embedded.VERSION}"
+        known = hibari_voices.checked() or importlib.util.find_spec("misaki") is not None
+        return "" if known else f"Run: pip install hibari-tts=={hibari_voices.VERSION}"
     if letter in ESPEAK:
         return "" if shutil.which("espeak-ng") else "Install the program espeak-ng (apt install espeak-ng)"
     extra, modules = _MISAKI[letter]
@@ -61,12 +61,12 @@ def phonemes(text: str, letter: str, english: English) -> str:
 
 
 def _english(text: str, british: bool, english: English) -> str:
-    if embedded.checked():
+    if hibari_voices.checked():
         return english(text, british)
     try:
         return str(_misaki_english(british)(text)[0])
     except ImportError as error:
-        raise VoiceUnavailable("English cannot be read here.", f"Run: {embedded.INSTALL}") from error
+        raise VoiceUnavailable("English cannot be read here.", f"Run: {hibari_voices.INSTALL}") from error
 
 
 @cache

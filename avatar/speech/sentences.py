@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from avatar.speech.scripts import is_dense, is_spoken
+from avatar.speech.writing_systems import is_dense, is_spoken
 
 # Letters that a voice gets at once; Chinese says a syllable with each.
 _MOST, _MOST_DENSE = 320, 100

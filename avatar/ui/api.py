@@ -14,12 +14,12 @@ from avatar.settings import Speaking
 from avatar.ui import payloads, point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.error_messages import reports_errors
-from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import language_of, text
 from avatar.ui.job_queue import KeptVideo
+from avatar.ui.request_guard import visitor_of
 from avatar.ui.run import STATUS_EVERY_S
 from avatar.ui.speakers import Speakers, SpokenText
-from avatar.ui.typing_panel import script_of
+from avatar.ui.typing_tab import script_of
 from avatar.ui.widgets import portrait_picker, speech_picker
 
 

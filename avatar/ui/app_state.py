@@ -13,16 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from avatar.checkpoints.lora_files import parse_loras
 from avatar.errors import AvatarError, BadInput
-from avatar.live.live_state import LiveState
+from avatar.hardware.inventory import Inventory, probe
+from avatar.live.state import LiveState
 from avatar.long import unfinished
 from avatar.media.atomic import disk_error
 from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
-from avatar.media.reading import Reader
+from avatar.media.readers import Reader
 from avatar.planning.gauges import Gauges
-from avatar.planning.inventory import Inventory, probe
-from avatar.planning.loras import parse_loras
 from avatar.planning.plan import Plan
 from avatar.planning.verdict import Verdict, judge, require, resolve
 from avatar.preset import Preset
@@ -30,11 +30,11 @@ from avatar.request import Caption, Request
 from avatar.runtime.bounded_reader import Readings
 from avatar.runtime.gallery import HALF, Gallery, GalleryEntry, owner_hash, video_name
 from avatar.runtime.gallery_entry import remove
-from avatar.runtime.model_fetch import ModelFetch
+from avatar.runtime.model_download import ModelFetch
 from avatar.settings import FORM, SETTINGS, refusal, refuse_settings
 from avatar.ui.examples import Examples
 from avatar.ui.job_queue import JobQueue, QueuedRun, about_request
-from avatar.ui.live import Segments
+from avatar.ui.live_player import Segments
 from avatar.ui.speakers import Speakers
 from avatar.ui.uploads import Uploads
 

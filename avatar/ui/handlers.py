@@ -15,19 +15,19 @@ from avatar.events import Notice
 from avatar.media.speech import Speech
 from avatar.preset import Preset
 from avatar.settings import FORM
-from avatar.ui import live_panel, point_editor
+from avatar.ui import live_tab, point_editor
 from avatar.ui.app_state import AppState, flat
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reports_errors
-from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.model_button import ModelButton
-from avatar.ui.panels.cards import Shape, lack_words, render_examples, render_presets, size_words
-from avatar.ui.panels.machine import render_gauges, render_machine, render_plan
+from avatar.ui.panels.choice_cards import Shape, lack_words, render_examples, render_presets, size_words
+from avatar.ui.panels.memory_gauges import render_gauges, render_machine, render_plan
 from avatar.ui.panels.status import Status, render_notices, render_status
 from avatar.ui.payloads import kept, mapping, pressed, words
+from avatar.ui.request_guard import visitor_of
 from avatar.ui.run import STATUS_EVERY_S, Generate, PageRuns, Updates
-from avatar.ui.typing_panel import UPLOAD
+from avatar.ui.typing_tab import UPLOAD
 
 TICK_S = 1.0
 PLAYED_BY_BROWSERS = (
@@ -84,7 +84,7 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
         [p.sample_sound],
         **{**queued, "show_progress": "minimal", "show_progress_on": [p.sample]},
     )
-    live_panel.wire(page.live, parts, queued)
+    live_tab.wire(page.live, parts, queued)
     p.video.upload(reports_errors(page.video_taken), [p.video], [p.speech], **queued)
     kept = [p.preset, p.prompt, *form]
     keep: dict[str, Any] = {"fn": page.keep, "inputs": [p.saved, *kept], "outputs": [p.saved], **direct}
@@ -136,7 +136,7 @@ class PageCallbacks:
         self.visits = visits
         self.generate = Generate(parts, app_state, visits)
         self.typing = self.generate.typing
-        self.live = live_panel.LivePanel(parts, app_state)
+        self.live = live_tab.LivePanel(parts, app_state)
         self.model = ModelButton(app_state)
 
     def opened(self, request: gr.Request, saved: Mapping[str, Any] | None) -> Updates:

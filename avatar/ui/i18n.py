@@ -1,4 +1,4 @@
-"""Which words of words.py a reader gets.
+"""Which words of translations.py a reader gets.
 
 Text that Gradio renders is translated by the browser (gr.I18n); text that we render, by the request's
 Accept-Language, which browsers send from the same setting.
@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 import gradio as gr
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 from avatar.errors import AvatarError
 from avatar.planning.plan import describe
@@ -46,7 +46,7 @@ def item_words(name: str, language: Language) -> str:
     return ITEMS.get(name, describe(name)) if language == "zh" else describe(name)
 
 
-def language_of(request: gr.Request | Request | None) -> Language:
+def language_of(request: gr.Request | HTTPConnection | None) -> Language:
     """ "zh" when the browser prefers any Chinese over English, else "en"."""
     accepted = "" if request is None else request.headers.get("accept-language", "")
     for choice in sorted(accepted.split(","), key=_weight, reverse=True):

@@ -25,7 +25,7 @@ from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.engine import Engine
 from avatar.runtime.gallery import About, Gallery, GalleryEntry
-from avatar.runtime.keeping import kept_in_words
+from avatar.runtime.rescued_files import kept_in_words
 
 log = logging.getLogger(__name__)
 
@@ -199,9 +199,7 @@ class JobQueue:
         """Open the engine for a preset before anyone asks, unless one is open; in the background."""
         with self._changed:
             if self._engine is None and self._running is None and not self._line:
-                threading.Thread(
-                    target=self._warm, args=(preset,), name="warm-up", daemon=True
-                ).start()
+                threading.Thread(target=self._warm, args=(preset,), name="warm-up", daemon=True).start()
 
     def close(self) -> None:
         """Cancel everything, wait for the run that is going on to be kept, and close the engine."""

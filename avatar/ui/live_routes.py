@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,39 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from avatar.errors import AvatarError, BadInput
-from avatar.live.intake import open_live_request
-from avatar.live.line import LiveFull, Ticket
-from avatar.live.live_state import LiveState, OpenSession
-from avatar.live.webrtc import MOST_SDP_BYTES, Peer
+from avatar.live.portrait_intake import open_live_request
+from avatar.live.session_queue import LiveFull, Ticket
+from avatar.live.state import LiveState, OpenSession
+from avatar.live.transports.webrtc import MOST_SDP_BYTES, Peer
+from avatar.live.transports.websocket import GONE, LiveSocket
 from avatar.runtime.gallery import owner_hash
 from avatar.ui.app_state import AppState
 from avatar.ui.error_messages import words
-from avatar.ui.guard import visitor_of
-from avatar.ui.i18n import language_of, text
-from avatar.ui.live_socket import GONE, LiveSocket
+from avatar.ui.i18n import Language, language_of, notice_words, text
+from avatar.ui.request_guard import visitor_of
 
 log = logging.getLogger(__name__)
 
 MOST_PEERS = 2  # of one session: a page that is loaded again has a second for a moment
+
+
+@dataclass(frozen=True)
+class SocketWords:
+    """See websocket.Words: the page's, in one language."""
+
+    language: Language
+
+    def error(self, error: AvatarError) -> str:
+        """See Words."""
+        return words(error, self.language)
+
+    def notice(self, code: str, english: str, values: Mapping[str, Any]) -> str:
+        """See Words."""
+        return notice_words(code, english, values, self.language)
+
+    def text(self, key: str) -> str:
+        """See Words."""
+        return text(key, self.language)
 
 
 def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
@@ -71,11 +92,12 @@ def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
 
     async def serve(socket: WebSocket) -> None:
         opened = state.opened(socket.path_params["token"])
+        said = SocketWords(language_of(socket))
         await socket.accept()
         if opened is None:
-            await socket.close(GONE, text("live_over", language_of(socket)))  # type: ignore[arg-type]
+            await socket.close(GONE, said.text("live_over"))
             return
-        await LiveSocket(socket, state, opened).serve()
+        await LiveSocket(socket, state, opened, said).serve()
 
     return [
         Route("/live/sessions", begin, methods=["POST"]),

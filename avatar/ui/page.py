@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from avatar.planning.loras import known_loras
+from avatar.checkpoints.lora_files import known_loras
 from avatar.settings import FORM, SETTINGS, refusal
-from avatar.ui import point_editor, typing_panel
+from avatar.ui import point_editor, typing_tab
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.i18n import browser_table
@@ -113,7 +113,7 @@ def _inputs(app_state: AppState) -> dict[str, Any]:
             )
         with gr.Column(min_width=220, elem_classes="picker"):
             _heading("speech")
-            parts |= typing_panel.tabs(app_state.live is not None)
+            parts |= typing_tab.tabs(app_state.live is not None)
             parts["speech"] = speech_picker(
                 sources=["upload"],
                 show_label=False,

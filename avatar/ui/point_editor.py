@@ -14,7 +14,7 @@ import numpy as np
 
 from avatar.events import Notice
 from avatar.media.limits import InputLimits
-from avatar.media.reading import Reader
+from avatar.media.readers import Reader
 from avatar.preset import Preset
 from avatar.sizes import video_size
 from avatar.ui.examples import Examples
@@ -77,9 +77,9 @@ def look_at(
     reader: how the picture is decoded; by default in this process. Raises: BadInput for a picture that cannot
     be used.
     """
-    from avatar.preview.concerns import concerns
     from avatar.preview.face import find_face
     from avatar.preview.points import load_sidecar
+    from avatar.preview.portrait_notices import concerns
 
     pixels = (reader or Reader()).portrait(portrait, name=name, limits=limits).pixels
     height, width = pixels.shape[:2]

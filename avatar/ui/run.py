@@ -16,14 +16,14 @@ from avatar.events import Finished, Notice, PartDone, Phase, Progress, Segment
 from avatar.ui import point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
-from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInLine
 from avatar.ui.panels.gallery import render_gallery
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
 from avatar.ui.payloads import mapping, pressed
+from avatar.ui.request_guard import visitor_of
 from avatar.ui.speakers import SpokenText
-from avatar.ui.typing_panel import TYPE, TypingPanel
+from avatar.ui.typing_tab import TYPE, TypingPanel
 
 log = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from starlette.routing import BaseRoute, Route
 from avatar.errors import AvatarError, BadInput
 from avatar.ui.app_state import AppState
 from avatar.ui.error_messages import words
-from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import language_of
-from avatar.ui.live import Segments
+from avatar.ui.live_player import Segments
+from avatar.ui.request_guard import visitor_of
 from avatar.ui.uploads import TooLarge, Uploads
 from avatar.ui.widgets import GuardedBlocks
 

@@ -306,7 +306,7 @@ TEXT: dict[str, tuple[str, str]] = {
     ),
 }
 
-# What a preset lacks, by code (planning.lacks.Lack); English is the lack's own text.
+# What a preset lacks, by code (planning.shortfalls.Lack); English is the lack's own text.
 LACKS: dict[str, str] = {
     "unsupported": "此版本尚不支持这个预设所用的功能，请换用其他预设。",
     "system": "显卡只能在 Linux 或 WSL2 中使用；本机是 {system}。请装在 WSL2 中，或使用预览引擎。",

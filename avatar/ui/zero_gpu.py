@@ -10,9 +10,9 @@ from collections.abc import Callable, Generator
 
 from avatar.errors import AvatarError, WorkerLost
 from avatar.events import Event
-from avatar.planning.zero_gpu import LentCard, lent_card
-from avatar.runtime.lent_gpu import LentGpu, Make, Opening
+from avatar.hardware.zero_gpu import LentCard, lent_card
 from avatar.runtime.protocol import Ended, Run
+from avatar.runtime.zero_gpu import LentGpu, Make, Opening
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from avatar.batch.engines import Engines, gpus_of
 from avatar.cli import main
 from avatar.commands import batch
 from avatar.errors import DoesNotFit
-from avatar.planning.inventory import Inventory, probe
+from avatar.hardware.inventory import Inventory, probe
 from avatar.preset import load_preset
 from avatar.runtime.engine_process import EngineProcess
 from tests.long.runs import inputs, packets

@@ -9,9 +9,9 @@ import pytest
 
 from avatar.batch.jobs import Wanted, read_jobs
 from avatar.errors import BadInput
+from avatar.hardware.inventory import probe
 from avatar.media.portrait import PORTRAIT_SUFFIXES
 from avatar.media.speech import SPEECH_SUFFIXES
-from avatar.planning.inventory import probe
 
 NO_GPU = replace(probe(), gpus=(), no_gpu_reason="No NVIDIA driver.")
 

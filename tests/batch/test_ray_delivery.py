@@ -12,9 +12,9 @@ from avatar.batch.ray_engine import Delivery, RayEngine
 from avatar.errors import NotPlaced
 from avatar.events import Finished
 from avatar.media import atomic
-from avatar.media.beside import report_path, thumbnail_path
+from avatar.media.side_files import report_path, thumbnail_path
 from avatar.request import Caption
-from avatar.runtime.publish import Unreported
+from avatar.runtime.finished_files import Unreported
 from tests.long.runs import job
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from avatar.bench.options import BenchOptions
+from avatar.bench.rank_options import BenchOptions
 from avatar.bench.ranks import settled_fps, settling
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.cli import main
 from avatar.commands.bench import BLOCKS
 from avatar.geometry import BLOCK_FRAMES, Geometry, Size
 from avatar.model.weights.tiny import CONFIG
 from avatar.planning.estimates import COMMUNICATION_BYTES, CUDA_CONTEXT_BYTES
-from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import load_presets
 
 LAST = ["taken", "conditions", "begun", "speech", "primed", "denoised", "decoded", "received"]

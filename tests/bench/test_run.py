@@ -13,18 +13,18 @@ import torch
 from avatar.bench.measure import Stopwatch, watched
 from avatar.bench.random_parts import random_parts
 from avatar.bench.run import a_request, bench, time_encoders, warm_up
+from avatar.checkpoints.prompt_tokens import token_ids
 from avatar.cli import main
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, Geometry, Size
+from avatar.hardware import inventory
 from avatar.model.kv_cache import Ring
 from avatar.model.quantize import FLOAT8
 from avatar.model.weights import tiny
 from avatar.model.weights.checkpoint import open_checkpoint
 from avatar.pipeline.components import Components
 from avatar.pipeline.decode import StreamingDecoder
-from avatar.planning import inventory
 from avatar.planning.placement import Placement
-from avatar.planning.prompt_tokens import token_ids
 from avatar.preset import load_preset
 
 PRESET = load_preset("self-test")

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 NUM_KILLS = int(os.environ.get("AVATAR_TEST_KILLS", "2"))
 LONGEST_S = 6.0  # from the press to the kill
-ENGINE, RANK = "avatar.runtime.engine_process", "avatar.distributed.rank"
+ENGINE, RANK = "avatar.runtime.engine_process", "avatar.distributed.rank_process"
 FRAME_S = 0.04
 PLAYER_S = 0.1  # by so much a player's clock may be ahead of what it shows
 

@@ -8,7 +8,7 @@ import soundfile
 from PIL import Image
 
 from avatar.commands import doctor, generate, plan, presets
-from avatar.planning.inventory import Inventory
+from avatar.hardware.inventory import Inventory
 from avatar.runtime.engine_process import EngineProcess
 from tests.commands.surroundings import NO_GPU
 

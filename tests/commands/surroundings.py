@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from avatar.planning.inventory import Inventory, probe
+from avatar.hardware.inventory import Inventory, probe
 
 NO_GPU = replace(probe(), gpus=(), no_gpu_reason="No NVIDIA driver.")
 H200 = Inventory.imagine(1, 139)

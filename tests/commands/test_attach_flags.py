@@ -10,7 +10,7 @@ import pytest
 from avatar.commands.generate import check_attached
 from avatar.errors import BadInput
 from avatar.preset import load_preset
-from avatar.runtime.attach import SECRET
+from avatar.runtime.torchrun_client import SECRET
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from avatar.checkpoints.places import LORA_REPO, OFFICIAL, find_checkpoint, remembered
 from avatar.cli import main
 from avatar.commands.download import revisions
 from avatar.errors import BadInput
-from avatar.planning.checkpoint_places import LORA_REPO, OFFICIAL, find_checkpoint, remembered
 from tests.fixtures.hub_server import Hub, serve
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def test_modelscope_gives_the_base_and_the_hub_the_lora(
         shutil.copytree(checkpoint_copy, local_dir)
 
     monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(snapshot_download=snapshot_download))
-    monkeypatch.setattr("avatar.planning.modelscope.BASE_BYTES", 1000)
+    monkeypatch.setattr("avatar.checkpoints.modelscope.BASE_BYTES", 1000)
     fetched = []
 
     def download(repos, revision, target, progress):
@@ -97,7 +97,7 @@ def test_modelscope_gives_the_base_and_the_hub_the_lora(
         shutil.copytree(checkpoint_copy.parent / "LiveAvatar", target / "LiveAvatar")
         return [target / "LiveAvatar"]
 
-    monkeypatch.setattr("avatar.planning.download.download", download)
+    monkeypatch.setattr("avatar.checkpoints.download.download", download)
     target = tmp_path / "scope"
     assert main(["download", "--from", "modelscope", "--ckpt_dir", str(target), "--json"]) == 0
     assert (asked["name"], asked["revision"]) == (OFFICIAL.repo, None)

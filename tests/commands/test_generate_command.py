@@ -14,8 +14,8 @@ import av
 import pytest
 
 from avatar.cli import main
+from avatar.hardware.inventory import Inventory
 from avatar.long import job
-from avatar.planning.inventory import Inventory
 from avatar.planning.layout import Layout
 from avatar.preset import load_preset
 from tests.commands.surroundings import H200, lines
@@ -92,7 +92,7 @@ def test_a_flag_counts_even_where_it_says_what_auto_has_anyway(inputs, machine, 
     machine(H200)
     opened = engine()
     fewer = load_preset("80gb").with_settings(sample_steps=3)
-    monkeypatch.setattr("avatar.planning.choice.resolve", lambda *_: fewer)
+    monkeypatch.setattr("avatar.planning.preset_choice.resolve", lambda *_: fewer)
     assert main([*inputs, "--sample_steps", "4", "--output", "out.mp4"]) == 0
     assert opened[0].generation.sample_steps == 4
 

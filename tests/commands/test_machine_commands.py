@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from avatar.checkpoints.places import Checkpoint
 from avatar.cli import main
 from avatar.commands import doctor
-from avatar.planning.checkpoint_places import Checkpoint
 from avatar.planning.layout import unsupported
 from avatar.preset import load_preset, load_presets
 from tests.commands.surroundings import H200, lines

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from avatar.cli import main
-from avatar.planning.inventory import Inventory
+from avatar.hardware.inventory import Inventory
 from tests.commands.surroundings import H200, NO_GPU
 
 REFUSED_BY_PREVIEW = [

@@ -16,7 +16,7 @@ from PIL import Image
 from avatar.cli import main
 from avatar.commands import batch
 from avatar.commands import generate as generate_command
-from avatar.media.beside import made_here
+from avatar.media.side_files import made_here
 from tests.commands.surroundings import NO_GPU
 
 ASSETS = Path(__file__).parents[2] / "assets"

@@ -18,7 +18,7 @@ import soundfile
 from avatar.cli import main
 from avatar.commands import compare as command
 from avatar.errors import DoesNotFit
-from avatar.media.beside import made_here
+from avatar.media.side_files import made_here
 from tests.commands.surroundings import lines
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +128,7 @@ def test_what_was_made_and_measured_is_not_again(here, capsys, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in Path("out/videos").iterdir()}
     first = lines(capsys)
     monkeypatch.setattr(command, "open_engine", lambda *_, **__: pytest.fail("an engine was opened"))
-    monkeypatch.setattr("avatar.compare.look.measure", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("avatar.compare.measuring.measure", lambda *_, **__: pytest.fail("measured again"))
     assert main([*MAKE, *SMALL, "--output", "out", "--json", "--no_side_by_side"]) == 0
     assert {path: path.stat().st_mtime_ns for path in Path("out/videos").iterdir()} == before
     assert lines(capsys) == first

@@ -12,7 +12,7 @@ import soundfile
 from PIL import Image
 
 from avatar.cli import main
-from avatar.media.beside import made_here
+from avatar.media.side_files import made_here
 
 SIZE, SECONDS, HZ = (160, 120), 3.0, 48_000
 GREY = 90

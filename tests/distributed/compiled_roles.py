@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from avatar.distributed import rank0, roles
-from avatar.distributed.init import RankContext
+from avatar.distributed import rank0_pipeline, roles
+from avatar.distributed.rendezvous import RankContext
 from avatar.model.compile import compiled
 from avatar.model.vae import vae
 from avatar.pipeline import pipeline
@@ -24,7 +24,9 @@ DECODER_BACKEND = "eager"
 
 def compile_all() -> None:
     torch.set_num_threads(1)
-    roles.pieces_of = rank0.pieces_of = lambda preset, device: CompiledPieces.compiled(backend=BACKEND)
+    roles.pieces_of = rank0_pipeline.pieces_of = lambda preset, device: CompiledPieces.compiled(
+        backend=BACKEND
+    )
     vae.compiled = partial(compiled, backend=DECODER_BACKEND)
     pipeline.StreamingDecoder = Compiled
 

@@ -17,15 +17,15 @@ import torch
 
 from avatar.distributed import roles
 from avatar.distributed.fsdp import Gathering
-from avatar.distributed.init import RankContext
 from avatar.distributed.process_groups import Group
+from avatar.distributed.rendezvous import RankContext
 from avatar.distributed.ulysses import SharedStack
 from avatar.geometry import Size
 from avatar.model.text_encoder import TextWeights
 from avatar.pipeline.decode import StreamingDecoder
 from avatar.pipeline.layer_stack import LayerStack
 from avatar.pipeline.pipeline import DiffusionPipeline
-from avatar.planning import ladder
+from avatar.planning import fallback_ladder
 from avatar.preset import Preset
 
 FOLDER = "AVATAR_TEST_FULL"
@@ -59,7 +59,7 @@ def limited(call: Callable[..., Any], place: str) -> Callable[..., Any]:
 
 
 def shrink(rank: int) -> None:
-    ladder.LOW_SIZE = LOW_SIZE
+    fallback_ladder.LOW_SIZE = LOW_SIZE
     for what, (owner, name) in CALLS.items():
         setattr(owner, name, limited(getattr(owner, name), f"{rank}-{what}"))
 

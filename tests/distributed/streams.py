@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.distributed.coordinator import Coordinator, assist
 from avatar.distributed.loading import share
 from avatar.distributed.p2p import MessageChannel
@@ -18,11 +19,10 @@ from avatar.distributed.process_groups import Group
 from avatar.geometry import Geometry, Size
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.random_weights import random_transformer
-from avatar.pipeline.denoise import Conditions, Denoiser, HeldAudio, LocalDenoiser
+from avatar.pipeline.denoiser import Conditions, Denoiser, HeldAudio, LocalDenoiser
+from avatar.pipeline.flow_match_euler import Schedule
 from avatar.pipeline.layer_stack import CompiledPieces
 from avatar.pipeline.rollout import rollout
-from avatar.pipeline.schedule import Schedule
-from avatar.planning.transformer_config import ModelConfig
 
 CONFIG = ModelConfig(
     dim=60,

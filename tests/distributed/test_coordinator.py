@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from avatar.distributed.coordinator import Coordinator, ParallelDenoiser
-from avatar.distributed.init import CHANNELS, limit_channels
 from avatar.distributed.process_groups import Group
 from avatar.distributed.rank_meter import RankMeter
-from avatar.distributed.wavefront import WavefrontRun
+from avatar.distributed.rendezvous import CHANNELS, limit_channels
+from avatar.distributed.wavefront_schedule import WavefrontRun
+from avatar.pipeline.flow_match_euler import Schedule
 from avatar.pipeline.layer_stack import CompiledPieces
 from avatar.pipeline.rollout import rollout
-from avatar.pipeline.schedule import Schedule
 from avatar.planning.layout import Layout
 from tests.distributed.streams import conditions, geometry_of
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.distributed.fsdp import layer_of
 from avatar.distributed.loading import is_needed, load_share, random_share
 from avatar.distributed.p2p import MessageChannel
@@ -17,7 +18,6 @@ from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.model.weights.loading import load_transformer, open_transformer
 from avatar.model.weights.tiny import CONFIG
 from avatar.planning.layout import Layout
-from avatar.planning.transformer_config import ModelConfig
 from avatar.settings import Memory
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from avatar.distributed.p2p import Done, OpenBlockInputs, pack
-from avatar.pipeline.denoise import Block
+from avatar.pipeline.denoiser import Block
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 
 from avatar.geometry import FPS, Size
 from avatar.media.intake import open_request
-from avatar.media.sample import write_sample
+from avatar.media.sample_inputs import write_sample
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.preset import load_preset
 from avatar.request import Request

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from avatar.distributed.init import RankContext
-from avatar.distributed.rank0 import RankDenoising
+from avatar.distributed.rank0_pipeline import RankDenoising
 from avatar.distributed.rank_meter import RankMeter
+from avatar.distributed.rendezvous import RankContext
 from avatar.errors import DoesNotFit
 from avatar.events import Finished, Notice
 from avatar.geometry import FPS, Size
+from avatar.hardware.inventory import Inventory
 from avatar.media.intake import open_request
-from avatar.media.sample import write_sample
+from avatar.media.sample_inputs import write_sample
 from avatar.pipeline.pipeline import DiffusionPipeline
-from avatar.planning import ladder
+from avatar.planning import fallback_ladder
 from avatar.planning.estimates import CUDA_CONTEXT_BYTES
-from avatar.planning.inventory import Inventory
 from avatar.planning.plan import GIB
 from avatar.preset import Fallback, Preset, load_preset
 from avatar.request import Part, Request
@@ -51,7 +51,7 @@ SMALLER = replace(
 @pytest.fixture(autouse=True)
 def few_threads(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(ladder, "LOW_SIZE", full_roles.LOW_SIZE)
+    monkeypatch.setattr(fallback_ladder, "LOW_SIZE", full_roles.LOW_SIZE)
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_what_ranks_already_hold_of_the_gpus_counts_as_theirs(ask, monkeypatch):
         asked.append(our_pids)
         return Inventory.imagine(2, 24)
 
-    monkeypatch.setattr("avatar.distributed.rank0.probe", probe)
+    monkeypatch.setattr("avatar.distributed.rank0_pipeline.probe", probe)
     request = ask(SHORTER)
     preset = load_preset("80gb").with_settings(layout="layers", num_gpus_dit=2)
     denoising = RankDenoising(preset, None, RankContext(0, 2, CPU, RankMeter(CPU), "CPU"), None)

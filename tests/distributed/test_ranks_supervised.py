@@ -19,7 +19,7 @@ from avatar.errors import AvatarError, Cancelled, DoesNotFit, WorkerLost
 from avatar.events import Finished, Notice, Progress, Segment
 from avatar.geometry import Size
 from avatar.media.intake import open_request
-from avatar.media.sample import write_sample
+from avatar.media.sample_inputs import write_sample
 from avatar.preset import Preset, load_preset
 from avatar.request import Request
 from avatar.runtime.engine_process import EngineProcess

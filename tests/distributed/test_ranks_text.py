@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from avatar.checkpoints.places import OFFICIAL
 from avatar.errors import BadInput, Cancelled, WeightsMissing
 from avatar.events import Phase, Progress
 from avatar.geometry import FPS, Size
 from avatar.media.intake import open_request
-from avatar.media.sample import write_sample
+from avatar.media.sample_inputs import write_sample
 from avatar.pipeline.pipeline import DiffusionPipeline
-from avatar.planning.checkpoint_places import OFFICIAL
 from avatar.preset import Preset, load_preset
 from avatar.request import Request
 from avatar.runtime.engine import FrameSource

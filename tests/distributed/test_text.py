@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from avatar.distributed.fsdp_text import encode_together, sharded
-from avatar.distributed.init import RankContext
 from avatar.distributed.process_groups import Group
+from avatar.distributed.rendezvous import RankContext
 from avatar.model.text_encoder import TextEncoder, TextWeights
 from avatar.model.weights.checkpoint import open_checkpoint
 from avatar.model.weights.tiny import TEXT

@@ -21,21 +21,21 @@ import pytest
 from torch.distributed import HashStore
 
 from avatar.distributed import torchrun
-from avatar.distributed.rank import Reporter
+from avatar.distributed.rank_process import Reporter
 from avatar.distributed.torchrun import Acceptor, Signed
 from avatar.errors import BadInput, Cancelled, DoesNotFit, WorkerLost
 from avatar.events import Notice
 from avatar.geometry import Size
 from avatar.media.intake import open_request
-from avatar.media.sample import write_sample
+from avatar.media.sample_inputs import write_sample
 from avatar.preset import Fallback, load_preset
 from avatar.request import Part, Request
-from avatar.runtime import attach
-from avatar.runtime.attach import SECRET, Address
+from avatar.runtime import torchrun_client
 from avatar.runtime.local_ranks import Limits
 from avatar.runtime.protocol import Link, Pulse, Shipped, to_json
 from avatar.runtime.ranked_source import RankedSource
 from avatar.runtime.request_bundle import RequestBundle
+from avatar.runtime.torchrun_client import SECRET, Address
 from avatar.runtime.worker_loop import Service
 
 PRESET = load_preset("self-test").with_settings(layout="ulysses", num_gpus_dit=2)
@@ -87,7 +87,7 @@ def address(their_folder: Path) -> Iterator[str]:
 @pytest.fixture
 def source(address: str, monkeypatch) -> Iterator[RankedSource]:
     monkeypatch.setenv(SECRET, WORD)
-    monkeypatch.setattr(attach, "REACH_S", 90.0)
+    monkeypatch.setattr(torchrun_client, "REACH_S", 90.0)
     attached = RankedSource(PRESET, attach=address, limits=LIMITS)
     yield attached
     attached.close()
@@ -261,7 +261,7 @@ def test_another_secret_or_preset_is_refused(address, source, ask, monkeypatch):
 
 def test_nobody_there_is_reported(ask, monkeypatch):
     monkeypatch.setenv(SECRET, WORD)
-    monkeypatch.setattr(attach, "REACH_S", 0.5)
+    monkeypatch.setattr(torchrun_client, "REACH_S", 0.5)
     with pytest.raises(WorkerLost, match="No ranks answer"):
         make(RankedSource(PRESET, attach=f"127.0.0.1:{free_port()}", limits=LIMITS), ask())
 
@@ -302,7 +302,7 @@ def test_who_leaves_at_once_leaves_the_door_open_and_nothing_behind(monkeypatch,
     services = acceptor.services()
     for number in range(2):  # their files came, but no run
         link = call(address)
-        attach.prove(link, WORD.encode(), first=False)
+        torchrun_client.prove(link, WORD.encode(), first=False)
         assert not link.recv().is_taken
         link.send(Shipped(RequestBundle(b"%d" % number, b"", None)))
         link.close()
@@ -312,7 +312,7 @@ def test_who_leaves_at_once_leaves_the_door_open_and_nothing_behind(monkeypatch,
 
 
 def test_who_says_nothing_is_hung_up_on_and_others_are_let_in(monkeypatch):
-    monkeypatch.setattr(attach, "GREET_S", 0.2)
+    monkeypatch.setattr(torchrun_client, "GREET_S", 0.2)
     address = Address("127.0.0.1", free_port())
     acceptor = Acceptor(PRESET, address, WORD.encode())
     acceptor.open(Reporter(0, acceptor.send))
@@ -322,11 +322,11 @@ def test_who_says_nothing_is_hung_up_on_and_others_are_let_in(monkeypatch):
             pass
     ours, theirs = Pipe()
     with pytest.raises(EOFError):  # the same on the other side
-        attach.prove(ours, WORD.encode(), first=False)
+        torchrun_client.prove(ours, WORD.encode(), first=False)
     theirs.close()
-    monkeypatch.setattr(attach, "GREET_S", 10.0)
+    monkeypatch.setattr(torchrun_client, "GREET_S", 10.0)
     link = call(address)
-    attach.prove(link, WORD.encode(), first=False)
+    torchrun_client.prove(link, WORD.encode(), first=False)
     assert not link.recv().is_taken
     link.close()
 
@@ -346,7 +346,7 @@ def test_a_door_that_cannot_open_is_tried_again_after_a_while(monkeypatch):
     monkeypatch.setattr(acceptor, "_listener", SimpleNamespace(accept=full))
     acceptor.open(Reporter(0, acceptor.send))
     link = call(address)
-    attach.prove(link, WORD.encode(), first=False)
+    torchrun_client.prove(link, WORD.encode(), first=False)
     assert not link.recv().is_taken
     assert calls[3] - calls[0] >= 0.1  # three pauses
     link.close()

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from avatar.model.vae import streaming
+from avatar.model.vae import streaming_decoder
 from avatar.model.vae.vae import VideoVAE
 from tests.pipeline.streams import relative_error
 from tests.pipeline.test_decode import GOLDEN, stream
@@ -31,7 +31,7 @@ def test_compiled_float32_parity(
     few_channels: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compiled, what lies between two convolutions is one kernel of our own; and only then."""
-    monkeypatch.setattr(streaming, "FEW_CHANNELS", few_channels)
+    monkeypatch.setattr(streaming_decoder, "FEW_CHANNELS", few_channels)
     vae = VideoVAE.load(GOLDEN / "Wan2.1_VAE.tiny.pth", "cuda", torch.float32)
     expected = load_file(GOLDEN / "vae.safetensors")["decoded_full"]
     for compile in (False, True):

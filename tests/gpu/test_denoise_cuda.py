@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from avatar.pipeline.denoise import LocalDenoiser
+from avatar.pipeline.denoiser import LocalDenoiser
 from avatar.pipeline.layer_stack import CompiledPieces
 from avatar.pipeline.rollout import rollout
 from tests.pipeline.streams import NAMES, Stream, relative_error

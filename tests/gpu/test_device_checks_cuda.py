@@ -49,7 +49,7 @@ def test_a_run_goes_on_without_a_fast_path(whole: np.ndarray, tmp_path: Path, fa
 
 
 def test_the_table_of_a_whole_machine_is_all_yes():
-    command = [sys.executable, "-m", "avatar.model.device_table"]
+    command = [sys.executable, "-m", "avatar.model.device_report"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     tables = json.loads(done.stdout)
     assert len(tables) == torch.cuda.device_count()

@@ -14,8 +14,8 @@ from avatar.bench.random_parts import random_parts
 from avatar.events import Notice
 from avatar.geometry import FPS, Size
 from avatar.media.intake import open_request
-from avatar.media.sample import write_sample
-from avatar.pipeline.models import MadeModels
+from avatar.media.sample_inputs import write_sample
+from avatar.pipeline.model_loading import MadeModels
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.planning.plan import GIB
 from avatar.preset import Fallback, load_preset

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.model import kv_cache, quantize
 from avatar.model.kv_cache import KeysValues, quantise_tokens, widen_tokens
 from avatar.model.quantize import FLOAT8, Quantiser
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.random_weights import random_transformer
-from avatar.pipeline.denoise import LocalDenoiser
+from avatar.pipeline.denoiser import LocalDenoiser
 from avatar.pipeline.layer_stack import CompiledPieces
 from avatar.pipeline.offload.host_layers import Conveyor, HostLayers, settle_on_host
 from avatar.pipeline.offload.host_modules import HostModules
 from avatar.pipeline.offload.pinned import host_buffer, pinned_bytes
 from avatar.pipeline.rollout import make_block, rollout
 from avatar.planning.placement import Placement, spread
-from avatar.planning.transformer_config import ModelConfig
 from tests.pipeline.streams import Stream, relative_error
 
 pytestmark = [

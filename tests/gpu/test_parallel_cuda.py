@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.distributed.coordinator import Coordinator, assist
 from avatar.distributed.loading import share
 from avatar.distributed.process_groups import Group
@@ -17,12 +18,11 @@ from avatar.errors import Cancelled
 from avatar.geometry import Geometry, Size
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights.random_weights import random_transformer
-from avatar.pipeline.denoise import Denoiser, LocalDenoiser
+from avatar.pipeline.denoiser import Denoiser, LocalDenoiser
+from avatar.pipeline.flow_match_euler import Schedule
 from avatar.pipeline.layer_stack import CompiledPieces
 from avatar.pipeline.rollout import rollout
-from avatar.pipeline.schedule import Schedule
 from avatar.planning.layout import Layout
-from avatar.planning.transformer_config import ModelConfig
 from tests.distributed import ranks, streams
 from tests.pipeline.streams import relative_error
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.model import quantize
-from avatar.model.layer import modulate
 from avatar.model.quantize import (
     FLOAT8,
     Float8Linear,
@@ -22,11 +22,11 @@ from avatar.model.quantize import (
     quantise_weight,
 )
 from avatar.model.transformer import StreamingTransformer
+from avatar.model.transformer_layer import modulate
 from avatar.model.weights.checkpoint import open_checkpoint
 from avatar.model.weights.random_weights import random_transformer
 from avatar.model.weights.weight_cache import load_quantised
 from avatar.pipeline.layer_stack import CompiledPieces
-from avatar.planning.transformer_config import ModelConfig
 from tests.pipeline.streams import Stream, relative_error
 
 pytestmark = [

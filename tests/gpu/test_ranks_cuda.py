@@ -13,9 +13,9 @@ import torch
 
 from avatar.errors import Cancelled, WorkerLost
 from avatar.geometry import Size
+from avatar.hardware.nvml import open_driver
 from avatar.media.intake import open_request
-from avatar.media.sample import write_sample
-from avatar.planning.nvml import open_driver
+from avatar.media.sample_inputs import write_sample
 from avatar.preset import load_preset
 from avatar.request import Request
 from avatar.runtime.ranked_source import RankedSource

@@ -11,8 +11,8 @@ from torch import distributed
 from transformers import UMT5Config, UMT5EncoderModel
 
 from avatar.distributed.fsdp_text import encode_together
-from avatar.distributed.init import RankContext
 from avatar.distributed.process_groups import Group
+from avatar.distributed.rendezvous import RankContext
 from avatar.model.text_encoder import TextEncoder, TextWeights
 from avatar.model.weights.tiny import random_tensors, write_shards
 from avatar.planning.estimates import GATHERED_TEXT_BLOCKS

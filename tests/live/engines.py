@@ -12,7 +12,7 @@ from avatar.errors import AvatarError
 from avatar.events import Notice, Phase, Progress
 from avatar.media.timeline import SAMPLES_PER_FRAME
 from avatar.request import LiveRequest
-from avatar.runtime.live import LiveFrames
+from avatar.runtime.live_protocol import LiveFrames
 
 
 class QuickRun:

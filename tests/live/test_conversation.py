@@ -29,7 +29,7 @@ from avatar.preset import Preset
 from avatar.request import LiveRequest
 from tests.fixtures.server import wait_until
 from tests.live.engines import Noting, QuickEngine
-from tests.live.test_socket import Voices
+from tests.live.test_websocket import Voices
 
 ROOT = Path(__file__).parents[2]
 REQUEST = LiveRequest(Path(), Path(), Preset("test", "Test", "For tests", "preview"), "me.png")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from avatar.geometry import FPS
-from avatar.live.fragments import FragmentWriter
+from avatar.live.transports.fragments import FragmentWriter
 from avatar.media.timeline import SAMPLES_PER_FRAME
-from avatar.runtime.live import LiveFrames
+from avatar.runtime.live_protocol import LiveFrames
 
 WIDTH, HEIGHT = 96, 130
 

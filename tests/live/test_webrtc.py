@@ -13,10 +13,10 @@ from av import AudioFrame
 
 from avatar.errors import BadInput
 from avatar.live.session import LiveSession
-from avatar.live.webrtc import IceServer, Peer
+from avatar.live.transports.webrtc import IceServer, Peer
 from avatar.preset import Preset
 from avatar.request import LiveRequest
-from avatar.runtime.live import LiveFrames
+from avatar.runtime.live_protocol import LiveFrames
 from tests.live.engines import QuickEngine
 
 REQUEST = LiveRequest(Path(), Path(), Preset("test", "Test", "For tests", "preview"), "me.png")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from avatar.events import Event
 from avatar.long.job import Job
-from avatar.media.sample import babble
+from avatar.media.sample_inputs import babble
 from avatar.preset import Preset, load_preset
 from avatar.request import Request
 from avatar.runtime.engine import FrameSource

@@ -22,7 +22,7 @@ from avatar.events import Finished, Notice, PartDone, Phase, Progress, Segment
 from avatar.geometry import BLOCK_FRAMES
 from avatar.long import ledger as ledger_module
 from avatar.long.ledger import LINES, PLAN
-from avatar.long.spans import Span, part_frames, quiet_spans, regular_spans
+from avatar.long.splitting import Span, part_frames, quiet_spans, regular_spans
 from avatar.media import atomic
 from avatar.preset import load_preset
 from avatar.runtime.report import RUNG_OOM, GpuUse, MemoryUse, read_report

@@ -14,8 +14,8 @@ import soundfile
 import soxr
 
 from avatar.geometry import FPS, SPEECH_HZ, Size
+from avatar.measures.face_track import FaceTrack, follow
 from avatar.measures.lip_sync import NATURAL_LEAD_S, Heard, hear
-from avatar.measures.track import FaceTrack, follow
 from avatar.preview.animate import perform
 from avatar.preview.articulation import TARGETS, smooth
 from avatar.preview.face import find_face

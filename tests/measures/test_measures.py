@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avatar.geometry import FPS
-from avatar.measures.likeness import likeness
+from avatar.measures.identity import likeness
 from avatar.measures.lip_sync import lip_sync
 from avatar.measures.liveliness import blink_lengths, expression, naturalness
 from avatar.measures.measure import judge

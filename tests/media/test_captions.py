@@ -10,8 +10,8 @@ import pytest
 
 from avatar.errors import BadInput
 from avatar.media import captions
-from avatar.media.beside import made_here
 from avatar.media.captions import Burner, readable, srt, vtt, wrapped
+from avatar.media.side_files import made_here
 from avatar.request import Caption
 
 SENTENCE = (

@@ -16,16 +16,16 @@ import triton.runtime.interpreter as interpreter
 from torch import Tensor, nn
 
 from avatar.geometry import Geometry
-from avatar.model import eight_bit
+from avatar.model import attention_8bit
 from avatar.model.attention import few_keys_weights
-from avatar.model.eight_bit import Calibration, EightBitRing, EightBitWindow
+from avatar.model.attention_8bit import Calibration, EightBitRing, EightBitWindow
 from avatar.model.kernels import attention as attention_kernel
-from avatar.model.kernels import heads as head_kernels
-from avatar.model.kernels import rows
+from avatar.model.kernels import elementwise
+from avatar.model.kernels import qkv as head_kernels
 from avatar.model.kv_cache import KeysValues
-from avatar.model.layer import modulate
 from avatar.model.quantize import FLOAT8, quantise_rows
 from avatar.model.rope import block_table, rotate
+from avatar.model.transformer_layer import modulate
 from avatar.model.weights import tiny
 from benchmarks.between_products import calls
 
@@ -59,14 +59,14 @@ def attention(by_descriptor: bool) -> float:
         if part is None:
             ring.append(room.own)
             continue
-        eight_bit.write(part, given, calibration)
+        attention_8bit.write(part, given, calibration)
     arguments = (
-        eight_bit.quantise_heads(torch.randn(70, heads, dim)),
+        attention_8bit.quantise_heads(torch.randn(70, heads, dim)),
         [room.near, ring.past()],
         calibration.value_scale,
         torch.float32,
     )
-    return relative(attention_kernel.attend(*arguments), eight_bit.attend(*arguments))
+    return relative(attention_kernel.attend(*arguments), attention_8bit.attend(*arguments))
 
 
 def heads() -> dict[str, float]:
@@ -80,15 +80,15 @@ def heads() -> dict[str, float]:
     normed = [rotate(norm(part.flatten(1)).unflatten(-1, (num_heads, dim)), table) for part in (q, k)]
     found, right = (
         head_kernels.quantise_queries(q, norm.weight, table, 1e-6),
-        eight_bit.quantise_heads(normed[0]),
+        attention_8bit.quantise_heads(normed[0]),
     )
     mean, scale = torch.randn(num_heads, dim), torch.rand(num_heads) / 20
     condition = KeysValues(*(torch.randn(geometry.condition_tokens, num_heads, dim) for _ in "kv"))
     ours, twin = (EightBitWindow(geometry, num_heads, dim, CPU) for _ in range(2))
     calibration = Calibration(mean, scale)
     head_kernels.write(ours.own, KeysValues(k, v), calibration, table, norm.weight, 1e-6)
-    eight_bit.write(twin.own, KeysValues(normed[1], v), calibration)
-    for room, kernels in ((ours, head_kernels), (twin, eight_bit)):
+    attention_8bit.write(twin.own, KeysValues(normed[1], v), calibration)
+    for room, kernels in ((ours, head_kernels), (twin, attention_8bit)):
         kernels.write(room.condition, condition, calibration, table[: geometry.condition_tokens])
     return {
         "rotated": relative(head_kernels.rotated(k, norm.weight, table, 1e-6), normed[1]),
@@ -104,27 +104,27 @@ def between_products() -> dict[str, float]:
     x, y = torch.randn(2, 20, width)
     gate, scale, shift = torch.randn(3, width)
     total = x + y * gate
-    fresh, normed = rows.added_and_normed(x, y, gate, scale, shift, 1e-6, torch.float32, plus_one=True)
-    plain = rows.normed(x, scale, shift, 1e-6, FLOAT8, plus_one=False)
+    fresh, normed = elementwise.added_and_normed(x, y, gate, scale, shift, 1e-6, torch.float32, plus_one=True)
+    plain = elementwise.normed(x, scale, shift, 1e-6, FLOAT8, plus_one=False)
     layer_norm = nn.functional.layer_norm(x, (width,), eps=1e-6) * scale + shift
-    active = rows.quantised(x, FLOAT8, gelu=True)
-    whole = rows.quantised(x, torch.int8)
+    active = elementwise.quantised(x, FLOAT8, gelu=True)
+    whole = elementwise.quantised(x, torch.int8)
     q, keys = torch.randn(20, num_heads, dim), torch.randn(7, num_heads, dim)
     norm = nn.RMSNorm(num_heads * dim, eps=1e-6).requires_grad_(False)
     norm.weight.uniform_()
     counts = torch.tensor([0.0, 0.0, 0.0, 3.0] + 3 * [-torch.inf])
     weights = few_keys_weights(norm(q.flatten(1)).unflatten(-1, (num_heads, dim)), keys, counts)
     return {
-        "added": relative(fresh, total) + relative(rows.added(x, y, None), x + y),
+        "added": relative(fresh, total) + relative(elementwise.added(x, y, None), x + y),
         "normed": relative(normed.values, modulate(total, shift, scale, 1e-6)),
         "normed_float8": apart(plain, quantise_rows(layer_norm)),
         "gelu_float8": apart(active, quantise_rows(nn.functional.gelu(x, approximate="tanh"))),
         "int8": max(0.0, relative(whole.values * whole.scale, x) - 0.01),
-        "short": relative(rows.short_weights(q, norm.weight, 1e-6, keys, counts), weights),
+        "short": relative(elementwise.short_weights(q, norm.weight, 1e-6, keys, counts), weights),
     }
 
 
-def apart(found: rows.Tokens, right: tuple[Tensor, Tensor]) -> float:
+def apart(found: elementwise.Tokens, right: tuple[Tensor, Tensor]) -> float:
     return relative(found.values.float() * found.scale, right[0].float() * right[1])
 
 

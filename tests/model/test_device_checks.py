@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend
 from avatar.model import attention, device_checks, quantize
 from avatar.model.compile import compiled
 from avatar.model.device_checks import TEXTS, compiles, missing, works
-from avatar.model.device_table import check_device
+from avatar.model.device_report import check_device
 from avatar.ui.translations import NOTICES
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from avatar.model.kernels import choice
-from avatar.model.kernels.choice import EightBitKernels, eight_bit_on, fused_on
+from avatar.model.kernels import selection
+from avatar.model.kernels.selection import EightBitKernels, eight_bit_on, fused_on
 
 ROOT = Path(__file__).parents[2]
 FALLS_DIFFERENTLY = {"attention": 3e-3, "attention_by_pointers": 3e-3}  # e4m3 of weights that differ by 1e-7
@@ -44,18 +44,18 @@ def test_on_a_cpu_the_twins_themselves_run():
 
 
 def test_without_triton_a_gpu_keeps_attention_in_bf16(monkeypatch, caplog):
-    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    monkeypatch.setattr(selection, "find_spec", lambda name: None)
     assert eight_bit_on.__wrapped__(torch.device("cuda", 0), 2, 32) is None
     assert "attention runs in bf16" in caplog.text
 
 
 def test_a_kernel_that_is_off_is_not_taken(monkeypatch, caplog):
-    monkeypatch.setattr(choice, "_difference", lambda *arguments: float("nan"))
-    monkeypatch.setitem(sys.modules, "avatar.model.kernels.attention", choice.eight_bit)
+    monkeypatch.setattr(selection, "_difference", lambda *arguments: float("nan"))
+    monkeypatch.setitem(sys.modules, "avatar.model.kernels.attention", selection.eight_bit)
     fake = type("Module", (), dict.fromkeys(("quantise_queries", "write")))
-    monkeypatch.setitem(sys.modules, "avatar.model.kernels.heads", fake)
-    monkeypatch.setattr("avatar.model.kernels.attention", choice.eight_bit, raising=False)
-    monkeypatch.setattr("avatar.model.kernels.heads", fake, raising=False)
-    monkeypatch.setattr(choice, "find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "avatar.model.kernels.qkv", fake)
+    monkeypatch.setattr("avatar.model.kernels.attention", selection.eight_bit, raising=False)
+    monkeypatch.setattr("avatar.model.kernels.qkv", fake, raising=False)
+    monkeypatch.setattr(selection, "find_spec", lambda name: True)
     assert eight_bit_on.__wrapped__(torch.device("cuda", 0), 2, 32) is None
     assert "off by" in caplog.text

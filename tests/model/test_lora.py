@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from avatar.checkpoints.places import LORA_FILE
 from avatar.errors import WeightsMissing
 from avatar.model.weights.checkpoint import open_checkpoint
 from avatar.model.weights.loading import open_transformer
 from avatar.model.weights.lora import ALPHA, open_lora
 from avatar.model.weights.tensor_files import Shapes
 from avatar.model.weights.tiny import LORA_RANK
-from avatar.planning.checkpoint_places import LORA_FILE
 
 LINEAR = "blocks.1.ffn.0"
 PREFIX = "base_model.model."

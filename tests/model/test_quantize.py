@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.model import quantize
-from avatar.model.layer import modulate
 from avatar.model.quantize import (
     FLOAT8,
     Float8Linear,
@@ -24,13 +24,13 @@ from avatar.model.quantize import (
     quantise_weight,
 )
 from avatar.model.transformer import StreamingTransformer, held_dtype
+from avatar.model.transformer_layer import modulate
 from avatar.model.weights.checkpoint import open_checkpoint
 from avatar.model.weights.loading import load_transformer
 from avatar.model.weights.random_weights import random_transformer
 from avatar.model.weights.tiny import CONFIG
-from avatar.pipeline.denoise import LocalDenoiser
+from avatar.pipeline.denoiser import LocalDenoiser
 from avatar.pipeline.layer_stack import CompiledPieces
-from avatar.planning.transformer_config import ModelConfig
 from tests.pipeline.streams import Stream, relative_error
 
 NORMAL = 0.0265  # of normal values; see quantise_rows

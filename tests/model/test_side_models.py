@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from avatar.checkpoints.prompt_tokens import MAX_TOKENS, clean_prompt
 from avatar.errors import BadInput, WeightsMissing
 from avatar.model.text_encoder import PromptTokenizer, TextEncoder, transformers_name
 from avatar.model.vae.vae import VideoVAE
 from avatar.model.weights.checkpoint import open_checkpoint
 from avatar.model.weights.tensor_files import read_pth
-from avatar.planning.prompt_tokens import MAX_TOKENS, clean_prompt
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VAE_FILE = GOLDEN / "Wan2.1_VAE.tiny.pth"

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.errors import BadInput
 from avatar.model.framepack import PatchEmbedding
-from avatar.model.layer import Attention
 from avatar.model.transformer import StreamingTransformer, linear_float32
-from avatar.planning.transformer_config import ModelConfig
+from avatar.model.transformer_layer import Attention
 from tests.pipeline.streams import NAMES, Stream, relative_error
 
 

@@ -12,6 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from avatar.checkpoints.lora_files import (
+    ENVIRONMENT,
+    UserLora,
+    check_loras,
+    known_loras,
+    loras_digest,
+    parse_loras,
+)
+from avatar.checkpoints.places import find_checkpoint
 from avatar.errors import BadInput
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.model.weights.loading import load_transformer, open_transformer
@@ -19,8 +28,6 @@ from avatar.model.weights.lora import open_user_lora
 from avatar.model.weights.tensor_files import Shapes
 from avatar.model.weights.weight_cache import key
 from avatar.pipeline.checkpoint_choice import find_files
-from avatar.planning.checkpoint_places import find_checkpoint
-from avatar.planning.loras import ENVIRONMENT, UserLora, check_loras, known_loras, loras_digest, parse_loras
 from avatar.preset import load_preset
 
 LINEAR = "blocks.1.cross_attn.o"

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from avatar.checkpoints.places import LORA_FILE
 from avatar.errors import Cancelled, WeightsMissing
 from avatar.model.quantize import FLOAT8, Quantiser, is_quantised, quantise_weight
 from avatar.model.transformer import StreamingTransformer, held_dtype
@@ -32,7 +33,6 @@ from avatar.model.weights.weight_cache import (
     cache_folder,
     load_quantised,
 )
-from avatar.planning.checkpoint_places import LORA_FILE
 
 ROOT = Path(__file__).parents[2]
 

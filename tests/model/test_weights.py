@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from avatar.checkpoints.places import DIFFUSERS, ENVIRONMENT, LORA_FILE, OFFICIAL, SHARD_INDEX
+from avatar.checkpoints.tensor_match import fold_layers
 from avatar.errors import WeightsMissing
 from avatar.model.transformer import held_dtype
-from avatar.model.weights import stored
+from avatar.model.weights import weight_formats
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.model.weights.loading import load_transformer, load_weights
 from avatar.model.weights.lora import ALPHA
 from avatar.model.weights.tiny import LORA_RANK, write_shards
-from avatar.planning.checkpoint_places import DIFFUSERS, ENVIRONMENT, LORA_FILE, OFFICIAL, SHARD_INDEX
-from avatar.planning.tensor_match import fold_layers
 
 SHARD = "diffusion_pytorch_model-00002-of-00003.safetensors"
 
@@ -109,7 +109,7 @@ def test_no_more_than_one_tensor_is_held_beyond_what_is_placed(tiny_checkpoint: 
 
 def test_one_shard_is_open_at_a_time(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[int] = []
-    open_file = stored.safe_open
+    open_file = weight_formats.safe_open
 
     class Counted:
         """Counts itself as long as anybody holds it."""
@@ -124,7 +124,7 @@ def test_one_shard_is_open_at_a_time(tiny_checkpoint: Path, monkeypatch: pytest.
         def __del__(self) -> None:
             opened.append(opened[-1] - 1)
 
-    monkeypatch.setattr(stored, "safe_open", Counted)
+    monkeypatch.setattr(weight_formats, "safe_open", Counted)
     load_transformer(open_checkpoint(tiny_checkpoint), "cpu", torch.float32)
     assert opened == [1, 0] * 3
 

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, VAE_SPACE_STRIDE, Geometry
 from avatar.model.transformer import StreamingTransformer, held_dtype
-from avatar.pipeline.denoise import Conditions, HeldAudio, LocalDenoiser, time_slice
+from avatar.pipeline.denoiser import Conditions, HeldAudio, LocalDenoiser, time_slice
+from avatar.pipeline.flow_match_euler import Schedule
 from avatar.pipeline.generation import Block
-from avatar.pipeline.schedule import Schedule
-from avatar.planning.transformer_config import ModelConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = ("basic", "refresh_pose", "two_speakers")

@@ -13,26 +13,26 @@ from PIL import Image
 from torch import Tensor
 
 from avatar.bench.random_parts import random_parts
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.errors import Cancelled
 from avatar.geometry import SPEECH_HZ, Size
 from avatar.media.intake import open_request
-from avatar.media.sample import write_sample
+from avatar.media.sample_inputs import write_sample
 from avatar.model.quantize import FLOAT8, Float8Linear
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights import weight_cache
 from avatar.model.weights.checkpoint import open_checkpoint
 from avatar.pipeline.components import Components
-from avatar.pipeline.conditions import SpeechTrack
+from avatar.pipeline.conditioning import SpeechTrack
 from avatar.pipeline.decode import StreamingDecoder
-from avatar.pipeline.denoising import local_denoiser
+from avatar.pipeline.denoiser_choice import local_denoiser
 from avatar.pipeline.layer_stack import CompiledPieces
-from avatar.pipeline.models import MadeModels
+from avatar.pipeline.model_loading import MadeModels
 from avatar.pipeline.offload.encoders import OffloadedVAE
 from avatar.pipeline.offload.host_layers import Conveyor, settle_on_host
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.pipeline.rollout import rollout
 from avatar.planning.placement import ALL_ON_GPU, Placement
-from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset, load_preset
 
 PRESET = load_preset("self-test").with_settings(weight_dtype="fp8")

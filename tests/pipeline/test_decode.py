@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, LEAD_IN_FRAMES
-from avatar.model.vae import streaming
+from avatar.model.vae import streaming_decoder
 from avatar.model.vae.vae import VideoVAE
 from avatar.pipeline.decode import PRIMING_LATENT_FRAMES, StreamingDecoder
 
@@ -54,8 +54,8 @@ def test_convolving_pictures_gives_what_convolving_videos_does(
     """The toy's channels are all few; the real decoder does either."""
     pictures = torch.cat(stream(vae, golden["latents"], [1, 3, 3, 3]), dim=2)
     calls = []
-    monkeypatch.setattr(streaming, "FEW_CHANNELS", 0)
-    monkeypatch.setattr(streaming, "convolve_stacked", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(streaming_decoder, "FEW_CHANNELS", 0)
+    monkeypatch.setattr(streaming_decoder, "convolve_stacked", lambda *arguments: calls.append(arguments))
     videos = torch.cat(stream(vae, golden["latents"], [1, 3, 3, 3]), dim=2)
     assert not calls
     assert relative(videos, golden["decoded_full"]) < 1e-5

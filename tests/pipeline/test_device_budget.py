@@ -18,13 +18,13 @@ from torch.utils._pytree import tree_leaves
 
 from avatar.model import kv_cache, quantize
 from avatar.model.quantize import FLOAT8, Quantiser
-from avatar.model.speech_encoder import SpeechEncoder, SpeechFeatures
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.vae.vae import VideoVAE
+from avatar.model.wav2vec2 import SpeechEncoder, SpeechFeatures
 from avatar.model.weights.checkpoint import open_checkpoint
 from avatar.pipeline import layer_stack
-from avatar.pipeline.conditions import encode_portrait
-from avatar.pipeline.denoise import Conditions, HeldAudio
+from avatar.pipeline.conditioning import encode_portrait
+from avatar.pipeline.denoiser import Conditions, HeldAudio
 from avatar.pipeline.layer_stack import CompiledPieces
 from avatar.pipeline.offload.encoders import OffloadedVAE, offload_speech_encoder
 from avatar.pipeline.offload.host_layers import HostLayers, settle_on_host

@@ -13,15 +13,15 @@ from avatar.errors import Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, SOUND_HZ, Size
 from avatar.media.intake import open_request
-from avatar.media.sample import write_sample
+from avatar.media.sample_inputs import write_sample
 from avatar.media.timeline import SAMPLES_PER_FRAME
-from avatar.model.live_speech import LOOK_AHEAD_S
+from avatar.model.live_wav2vec2 import LOOK_AHEAD_S
 from avatar.pipeline import live
 from avatar.pipeline.live import LiveTrack, lighter, live_frames
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.preset import load_preset
 from avatar.request import LiveRequest
-from avatar.runtime.live import LiveFrames
+from avatar.runtime.live_protocol import LiveFrames
 
 PRESET = load_preset("self-test")
 BLOCK = BLOCK_FRAMES * SAMPLES_PER_FRAME

@@ -13,7 +13,7 @@ from avatar.errors import Cancelled
 from avatar.events import Notice
 from avatar.geometry import FPS, Size
 from avatar.media.intake import open_request
-from avatar.media.sample import write_sample
+from avatar.media.sample_inputs import write_sample
 from avatar.pipeline.observer import Observer
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.preset import load_preset

@@ -14,7 +14,7 @@ from torch import Tensor
 from avatar.model.kv_cache import Ring
 from avatar.model.quantize import FLOAT8, Quantiser
 from avatar.model.transformer import StreamingTransformer
-from avatar.pipeline.denoise import LocalDenoiser
+from avatar.pipeline.denoiser import LocalDenoiser
 from avatar.pipeline.layer_stack import CompiledPieces
 from avatar.pipeline.offload.host_layers import Conveyor, HostLayers, LayerSlot, RingMemory
 from avatar.pipeline.offload.pinned import ALIGN_BYTES, BufferLayout, host_buffer, pinned_bytes

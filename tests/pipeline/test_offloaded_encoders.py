@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from avatar.model.speech_encoder import SpeechEncoder, SpeechFeatures
 from avatar.model.vae.vae import VideoVAE
+from avatar.model.wav2vec2 import SpeechEncoder, SpeechFeatures
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.pipeline.offload.encoders import OffloadedVAE, offload_speech_encoder
 from avatar.pipeline.offload.host_modules import tensors_of

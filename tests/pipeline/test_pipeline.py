@@ -14,24 +14,24 @@ import soundfile
 import torch
 from torch import Tensor
 
+from avatar.checkpoints.places import DIFFUSERS
 from avatar.errors import BadInput, Cancelled, DoesNotFit, WeightsMissing
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, SOUND_HZ, Size
 from avatar.media.intake import open_request
-from avatar.media.sample import write_sample
-from avatar.model.speech_encoder import SpeechEncoder
+from avatar.media.sample_inputs import write_sample
 from avatar.model.text_encoder import TextEncoder
+from avatar.model.wav2vec2 import SpeechEncoder
 from avatar.model.weights.checkpoint import open_checkpoint
 from avatar.pipeline import checkpoint_choice, components, pipeline
 from avatar.pipeline.components import Components
-from avatar.pipeline.conditions import ConditionEncoder, LocalTextEncoder
-from avatar.pipeline.denoise import LocalDenoiser
-from avatar.pipeline.denoising import local_denoiser
+from avatar.pipeline.conditioning import ConditionEncoder, LocalTextEncoder
+from avatar.pipeline.denoiser import LocalDenoiser
+from avatar.pipeline.denoiser_choice import local_denoiser
 from avatar.pipeline.device import DTYPES
 from avatar.pipeline.layer_stack import CompiledPieces
-from avatar.pipeline.models import MadeModels
+from avatar.pipeline.model_loading import MadeModels
 from avatar.pipeline.pipeline import SELF_TEST_LABEL, DiffusionPipeline
-from avatar.planning.checkpoint_places import DIFFUSERS
 from avatar.preset import load_preset
 from avatar.request import Request
 from tests.fixtures.local_ranks import LocallyRanked

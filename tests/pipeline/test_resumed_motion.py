@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from avatar.geometry import MOTION_FRAMES, Geometry, Size
-from avatar.pipeline.denoise import LocalDenoiser
+from avatar.pipeline.denoiser import LocalDenoiser
+from avatar.pipeline.flow_match_euler import Schedule
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.pipeline.resume import anchor_at, with_motion
 from avatar.pipeline.rollout import rollout
-from avatar.pipeline.schedule import Schedule
 from avatar.runtime.resume_state import ResumeState
 from tests.fixtures.checkpoints import tiny_checkpoint  # noqa: F401
 from tests.long.runs import SELF_TEST, Here, job

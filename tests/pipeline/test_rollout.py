@@ -10,9 +10,9 @@ from torch import Tensor
 
 from avatar.errors import Cancelled
 from avatar.geometry import Geometry, Size
-from avatar.pipeline.denoise import Denoiser, HeldAudio, LocalDenoiser, time_slice
+from avatar.pipeline.denoiser import Denoiser, HeldAudio, LocalDenoiser, time_slice
+from avatar.pipeline.flow_match_euler import Schedule
 from avatar.pipeline.rollout import block_distances, block_noise, make_block, rollout
-from avatar.pipeline.schedule import Schedule
 from tests.pipeline.streams import Noted, Stream
 
 STREAM = Stream.load("basic")

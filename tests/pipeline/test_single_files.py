@@ -11,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from avatar.checkpoints.model_sizes import ModelSizes
+from avatar.checkpoints.places import OFFICIAL, find_checkpoint
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.errors import WeightsMissing
 from avatar.geometry import Size
 from avatar.media.intake import open_request
-from avatar.media.sample import write_sample
+from avatar.media.sample_inputs import write_sample
 from avatar.model.text_encoder import PromptTokenizer, TextWeights
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.model.weights.loading import load_transformer
 from avatar.pipeline.pipeline import DiffusionPipeline
-from avatar.planning.checkpoint_places import OFFICIAL, find_checkpoint
-from avatar.planning.model_sizes import ModelSizes
-from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import load_preset
 from tests.fixtures.single_files import SIZES, build_official, transformer_of, write_comfyui, write_gguf
 

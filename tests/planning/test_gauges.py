@@ -8,9 +8,9 @@ from collections import namedtuple
 
 import pytest
 
+from avatar.hardware.inventory import probe
 from avatar.planning import gauges as module
 from avatar.planning.gauges import Gauges
-from avatar.planning.inventory import probe
 from avatar.planning.planner import plan
 from avatar.preset import load_preset
 

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.errors import BadInput
 from avatar.planning.layout import DECODE_LAYERS, Layout, balance, even_parts, layer_costs
-from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset, load_preset
 
 

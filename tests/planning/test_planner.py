@@ -12,15 +12,18 @@ import pytest
 import torch
 from transformers import UMT5Config, UMT5EncoderModel
 
-from avatar.bench.options import first_layers
+from avatar.bench.rank_options import first_layers
+from avatar.checkpoints.model_sizes import TEXT_BLOCK_VALUES, TEXT_ENCODER_VALUES, ModelSizes, Weights
+from avatar.checkpoints.places import Checkpoint, find_checkpoint
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_FRAMES, FPS
-from avatar.model.eight_bit import empty_ring
+from avatar.hardware.inventory import GIB, Inventory
+from avatar.model.attention_8bit import empty_ring
 from avatar.model.quantize import FLOAT8, is_quantised
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.checkpoint import open_checkpoint
 from avatar.model.weights.loading import open_transformer
-from avatar.planning.checkpoint_places import Checkpoint, find_checkpoint
 from avatar.planning.estimates import (
     COMMUNICATION_BYTES,
     GATHERED_TEXT_BLOCKS,
@@ -28,13 +31,10 @@ from avatar.planning.estimates import (
     gpu_items,
     traffic_bytes,
 )
-from avatar.planning.inventory import GIB, Inventory
-from avatar.planning.model_sizes import TEXT_BLOCK_VALUES, TEXT_ENCODER_VALUES, ModelSizes, Weights
 from avatar.planning.per_rank import shares_of
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import ALWAYS, DevicePlan, MemoryItem, Plan, RunPhase
 from avatar.planning.planner import USED_SHARE, largest_geometry, placements, plan
-from avatar.planning.transformer_config import ModelConfig
 from avatar.preset import Preset, load_preset
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from avatar.checkpoints.places import Checkpoint
 from avatar.errors import BadInput, DoesNotFit, WeightsMissing
-from avatar.planning.checkpoint_places import Checkpoint
-from avatar.planning.inventory import GIB, Inventory
+from avatar.hardware.inventory import GIB, Inventory
 from avatar.planning.verdict import judge, require, resolve, way_out, within_reach
 from avatar.preset import load_preset, load_presets
 

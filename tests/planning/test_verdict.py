@@ -12,12 +12,12 @@ import torch
 from avatar.cli import main
 from avatar.commands import plan as plan_command
 from avatar.commands import presets as presets_command
-from avatar.distributed import rank0
+from avatar.distributed import rank0_pipeline
 from avatar.errors import AvatarError
+from avatar.hardware.inventory import GIB, Inventory
 from avatar.pipeline import device_budget
-from avatar.planning.choice import choose
 from avatar.planning.estimates import CUDA_CONTEXT_BYTES
-from avatar.planning.inventory import GIB, Inventory
+from avatar.planning.preset_choice import choose
 from avatar.planning.verdict import judge, require
 from avatar.preset import load_preset, load_presets
 from avatar.runtime import doctor
@@ -219,8 +219,8 @@ def engines_own_plan(monkeypatch, verdict, inventory):
     if preset.engine == "preview" or not preset.num_gpus:
         return verdict.plan.placement, True
     if preset.num_gpus > 1:
-        monkeypatch.setattr(rank0, "probe", lambda *_, **__: seen)
-        denoising = rank0.RankDenoising(preset, None, SimpleNamespace(), None)
+        monkeypatch.setattr(rank0_pipeline, "probe", lambda *_, **__: seen)
+        denoising = rank0_pipeline.RankDenoising(preset, None, SimpleNamespace(), None)
         planned = denoising.plan(preset, held=None, fixed=None, speech_s=120, share=1.0)
     else:
         planned = on_one_card(monkeypatch, preset, seen)

@@ -13,7 +13,7 @@ from avatar.preview import topology as at
 from avatar.preview.animate import perform
 from avatar.preview.face import Face, find_face
 from avatar.preview.landmarks import crop_of_points, landmarks
-from avatar.preview.placed import face_from_points
+from avatar.preview.mesh_from_points import face_from_points
 from avatar.preview.points import load_sidecar
 from avatar.preview.pose import Articulation, Pose
 from avatar.preview.render import Renderer, framed

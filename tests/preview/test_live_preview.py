@@ -18,7 +18,7 @@ from avatar.preview.face import find_face
 from avatar.preview.live import LATE_FRAMES, LOST_FRAMES, LiveRenderer, perform_live
 from avatar.preview.live_mouth import LOOK_AHEAD_FRAMES, LiveMouth
 from avatar.preview.visemes import VisemeNetwork
-from avatar.runtime.live import LiveFrames
+from avatar.runtime.live_protocol import LiveFrames
 
 ROOT = Path(__file__).parents[2]
 NETWORK = VisemeNetwork.load()

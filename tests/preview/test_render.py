@@ -12,10 +12,10 @@ from avatar.preview import topology as at
 from avatar.preview.pose import Articulation, Pose
 from avatar.preview.render import Renderer
 from avatar.preview.render.eyes import eyes_of
-from avatar.preview.render.interior import Palette
 from avatar.preview.render.lips import Lips, U, lip_targets
 from avatar.preview.render.matte import Layers, background_share
 from avatar.preview.render.mouth import MouthWarper
+from avatar.preview.render.mouth_interior import Palette
 from tests.preview.filming import eye_opening, framed_portrait, inner_gap, look, renderer
 from tests.preview.pictures import PORTRAITS
 

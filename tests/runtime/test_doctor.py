@@ -8,7 +8,7 @@ from importlib import metadata
 import pytest
 
 from avatar.errors import AvatarError, BadInput
-from avatar.planning.inventory import Gpu, Inventory, probe
+from avatar.hardware.inventory import Gpu, Inventory, probe
 from avatar.preset import load_presets
 from avatar.runtime import doctor
 from avatar.runtime.doctor import examine, missing_libraries

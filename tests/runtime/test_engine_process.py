@@ -22,8 +22,8 @@ from PIL import Image
 
 from avatar.errors import AvatarError, Cancelled, WorkerLost
 from avatar.events import Finished, Segment
-from avatar.media.beside import report_path
 from avatar.media.intake import open_request
+from avatar.media.side_files import report_path
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime import engine_process as worker

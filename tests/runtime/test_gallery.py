@@ -12,7 +12,7 @@ import pytest
 
 from avatar.errors import AvatarError, BadInput
 from avatar.media import atomic
-from avatar.media.beside import report_path
+from avatar.media.side_files import report_path
 from avatar.preset import load_preset
 from avatar.runtime.gallery import HALF, About, Gallery, GalleryEntry, owner_hash, video_name
 from avatar.runtime.report import RunReport

@@ -21,7 +21,7 @@ from avatar.preset import Preset, load_preset
 from avatar.request import LiveRequest, Request
 from avatar.runtime.engine_process import EngineProcess
 from avatar.runtime.factory import open_engine
-from avatar.runtime.live import LiveFrames
+from avatar.runtime.live_protocol import LiveFrames
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0

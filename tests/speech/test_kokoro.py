@@ -10,9 +10,9 @@ import pytest
 
 from avatar.errors import BadInput
 from avatar.settings import Speaking
-from avatar.speech import hub, phonemes
+from avatar.speech import phonemes, voice_files
 from avatar.speech.catalogue import Catalogue
-from avatar.speech.embedded import EmbeddedVoices
+from avatar.speech.hibari_voices import EmbeddedVoices
 from avatar.speech.kokoro import MODEL, REPO, TOKENIZER, KokoroVoices
 from avatar.speech.narration import Narrator, Script
 from avatar.speech.voices import VoiceUnavailable
@@ -91,7 +91,7 @@ def test_without_the_embedded_voice_english_is_read_by_misaki(monkeypatch: pytes
 
 
 def test_a_hub_out_of_reach_is_reported_and_no_more(kokoro: KokoroVoices, kokoro_hub: Hub, monkeypatch):
-    monkeypatch.setattr(hub, "log", hub.log)
+    monkeypatch.setattr(voice_files, "log", voice_files.log)
     kokoro_hub.repos.clear()
     with pytest.raises(VoiceUnavailable) as reported:
         list(kokoro.synthesise("Hello.", "kokoro/af_heart"))
@@ -109,9 +109,9 @@ def test_a_damaged_file_is_reported(kokoro: KokoroVoices, kokoro_files: Path, br
 
 def test_a_file_with_another_digest_is_not_kept(kokoro_hub: Hub, kokoro_files: Path):
     with pytest.raises(VoiceUnavailable, match="not the file that it should be"):
-        hub.fetched(REPO, TOKENIZER, "0" * 64)
-    assert not hub.here(REPO, TOKENIZER)
-    assert hub.fetched(REPO, TOKENIZER).read_bytes() == (kokoro_files / TOKENIZER).read_bytes()
+        voice_files.fetched(REPO, TOKENIZER, "0" * 64)
+    assert not voice_files.here(REPO, TOKENIZER)
+    assert voice_files.fetched(REPO, TOKENIZER).read_bytes() == (kokoro_files / TOKENIZER).read_bytes()
 
 
 def test_the_listing_says_what_a_first_use_downloads(kokoro: KokoroVoices):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from avatar.speech.scripts import is_spoken, scripts_in
 from avatar.speech.sentences import sentences
+from avatar.speech.writing_systems import is_spoken, scripts_in
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from avatar.errors import BadInput
 from avatar.media.limits import InputLimits
 from avatar.media.speech import check_speech
 from avatar.settings import Speaking
-from avatar.speech import embedded
+from avatar.speech import hibari_voices
 from avatar.speech.catalogue import Catalogue, speaking
-from avatar.speech.embedded import EmbeddedVoices
+from avatar.speech.hibari_voices import EmbeddedVoices
 from avatar.speech.narration import Narrator, Script, load_spoken, save_spoken
 from avatar.speech.voices import VoiceUnavailable
 
@@ -122,7 +122,7 @@ def test_wrong_ways_of_speaking_are_refused_in_words(given: dict[str, object], w
 def test_a_library_that_was_changed_is_not_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, catalogue: Catalogue
 ):
-    monkeypatch.setattr(embedded, "checked", lambda: False)
+    monkeypatch.setattr(hibari_voices, "checked", lambda: False)
     with pytest.raises(VoiceUnavailable, match="not hibari-tts"):
         EmbeddedVoices().load("heart")
     with pytest.raises(BadInput, match="pip install --force-reinstall"):
@@ -133,14 +133,14 @@ def test_the_digest_sees_any_change_of_a_package(tmp_path: Path):
     package = tmp_path / "package"
     (package / "__pycache__").mkdir(parents=True)
     (package / "a.py").write_text("x = 1")
-    before = embedded.digest(package)
+    before = hibari_voices.digest(package)
     (package / "__pycache__" / "a.pyc").write_bytes(b"1")
-    assert embedded.digest(package) == before
+    assert hibari_voices.digest(package) == before
     (package / "a.py").write_text("x = 2")
-    changed = embedded.digest(package)
+    changed = hibari_voices.digest(package)
     (package / "b.py").write_text("")
-    assert len({before, changed, embedded.digest(package)}) == 3
-    assert embedded.checked()
+    assert len({before, changed, hibari_voices.digest(package)}) == 3
+    assert hibari_voices.checked()
 
 
 def test_what_was_spoken_is_known_again(tmp_path: Path, catalogue: Catalogue):

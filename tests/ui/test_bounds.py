@@ -16,9 +16,9 @@ from avatar.errors import BadInput
 from avatar.media.files import check_file
 from avatar.runtime.gallery import Gallery, video_name
 from avatar.ui.examples import Examples
-from avatar.ui.guard import READ, WRITTEN, local_names, path_of, visitor_of
 from avatar.ui.job_queue import JobQueue, LineFull, QueuedRun
-from avatar.ui.live import BEHIND, Segments
+from avatar.ui.live_player import BEHIND, Segments
+from avatar.ui.request_guard import READ, WRITTEN, local_names, path_of, visitor_of
 from avatar.ui.uploads import IN_USE_S, NotUploaded, TooLarge, Uploads, UploadsFull
 
 MIB = 2**20

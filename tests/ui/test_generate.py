@@ -16,8 +16,8 @@ from engines import ScriptedEngine
 from PIL import Image
 
 from avatar.errors import AvatarError, BadInput, WorkerLost
+from avatar.hardware.inventory import Inventory
 from avatar.media.limits import InputLimits
-from avatar.planning.inventory import Inventory
 from avatar.planning.planner import plan
 from avatar.preset import load_preset, load_presets
 from avatar.runtime.gallery import Gallery, owner_hash
@@ -29,7 +29,7 @@ from avatar.ui.examples import Examples
 from avatar.ui.job_queue import JobQueue, LineFull
 from avatar.ui.run import Generate, PageRuns
 from avatar.ui.speakers import Speakers, VoicesBusy
-from avatar.ui.typing_panel import choices
+from avatar.ui.typing_tab import choices
 from avatar.ui.uploads import Uploads
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"

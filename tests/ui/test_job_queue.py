@@ -11,7 +11,7 @@ from engines import PREVIEW, ScriptedEngine, make_request
 
 from avatar.errors import AvatarError, Cancelled, NotPlaced, WorkerLost
 from avatar.events import Notice, Phase, PlanMade, Progress, Segment
-from avatar.planning.inventory import Inventory
+from avatar.hardware.inventory import Inventory
 from avatar.planning.planner import plan
 from avatar.preset import Preset, load_preset
 from avatar.runtime.gallery import Gallery, owner_hash, video_name

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from avatar.checkpoints.places import Checkpoint
 from avatar.errors import BadInput
-from avatar.planning.checkpoint_places import Checkpoint
-from avatar.planning.inventory import Gpu, probe
+from avatar.hardware.inventory import Gpu, probe
 from avatar.planning.plan import GIB
 from avatar.preset import load_presets
-from avatar.runtime.model_fetch import FetchReading
+from avatar.runtime.model_download import FetchReading
 from avatar.ui.model_button import ModelButton
 from avatar.ui.panels.model import render_model
 

@@ -11,8 +11,8 @@ import pytest
 
 from avatar.errors import BadInput
 from avatar.events import Notice, Phase, Progress
+from avatar.hardware.inventory import Inventory
 from avatar.planning.gauges import GpuReading, HostReading, Reading
-from avatar.planning.inventory import Inventory
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.planner import plan
 from avatar.planning.verdict import judge
@@ -20,9 +20,9 @@ from avatar.preset import load_preset, load_presets
 from avatar.runtime.gallery import About, GalleryEntry
 from avatar.runtime.report import RUNG_OOM, GpuUse, MemoryUse, RungTaken, RunReport
 from avatar.ui.examples import Examples
-from avatar.ui.panels.cards import render_examples, render_presets
+from avatar.ui.panels.choice_cards import render_examples, render_presets
 from avatar.ui.panels.gallery import render_gallery
-from avatar.ui.panels.machine import NUM_COLOURS, render_gauges, render_machine, render_plan
+from avatar.ui.panels.memory_gauges import NUM_COLOURS, render_gauges, render_machine, render_plan
 from avatar.ui.panels.report import render_account
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
 from avatar.ui.translations import ITEMS

@@ -15,7 +15,7 @@ import pytest
 
 from avatar.errors import BadInput
 from avatar.media.limits import InputLimits
-from avatar.media.reading import Reader
+from avatar.media.readers import Reader
 from avatar.ui import handlers
 from avatar.ui.handlers import PageCallbacks
 

@@ -13,9 +13,9 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+from avatar.checkpoints.places import Checkpoint
 from avatar.errors import AvatarError, BadInput
-from avatar.planning.checkpoint_places import Checkpoint
-from avatar.planning.inventory import Inventory, probe
+from avatar.hardware.inventory import Inventory, probe
 from avatar.planning.verdict import judge
 from avatar.preset import load_preset
 from avatar.runtime.engine_process import EngineProcess

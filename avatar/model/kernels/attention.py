@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from avatar.model.eight_bit import KEY_TILE, WEIGHT_EXPONENT, EightBit, Queries, whole_slots
+from avatar.model.attention_8bit import KEY_TILE, WEIGHT_EXPONENT, EightBit, Queries, whole_slots
 
 QUERY_TILE = 64
 NUM_WARPS, NUM_STAGES = 4, 3

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from avatar.model.eight_bit import Calibration, EightBit, Queries
-from avatar.model.kernels.heads import quantise_queries, rotated, write
-from avatar.model.kernels.rows import Tokens, added, added_and_normed, normed, quantised, short_weights
+from avatar.model.attention_8bit import Calibration, EightBit, Queries
+from avatar.model.kernels.elementwise import Tokens, added, added_and_normed, normed, quantised, short_weights
+from avatar.model.kernels.qkv import quantise_queries, rotated, write
 from avatar.model.kv_cache import KeysValues, ShortText
-from avatar.model.layer import TransformerLayer
 from avatar.model.quantize import QuantisedLinear
+from avatar.model.transformer_layer import TransformerLayer
 
 
 def project_rotated(

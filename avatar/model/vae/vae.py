@@ -14,9 +14,8 @@ from torch import Tensor
 from avatar.errors import WeightsMissing
 from avatar.model.compile import compiled
 from avatar.model.vae.causal import Pasts
-from avatar.model.vae.still import StillEncoder
-from avatar.model.vae.streaming import CausalDecoder
-from avatar.model.weights.stored import StoredTensors
+from avatar.model.vae.still_encoder import StillEncoder
+from avatar.model.vae.streaming_decoder import CausalDecoder
 from avatar.model.weights.tensor_files import (
     WRONG_CHECKPOINT,
     Shapes,
@@ -25,6 +24,7 @@ from avatar.model.weights.tensor_files import (
     read_pth,
     require_match,
 )
+from avatar.model.weights.weight_formats import StoredTensors
 
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 

@@ -7,9 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from avatar.errors import WeightsMissing
-from avatar.model.weights.tensor_files import FETCH_AGAIN, shard_files
-from avatar.planning.checkpoint_places import (
+from avatar.checkpoints.lora_files import UserLora
+from avatar.checkpoints.places import (
     DEFAULT_FOLDER,
     DOWNLOAD_COMMAND,
     ENVIRONMENT,
@@ -17,7 +16,8 @@ from avatar.planning.checkpoint_places import (
     SHARD_STEM,
     find_checkpoint,
 )
-from avatar.planning.loras import UserLora
+from avatar.errors import WeightsMissing
+from avatar.model.weights.tensor_files import FETCH_AGAIN, shard_files
 
 logger = logging.getLogger(__name__)
 

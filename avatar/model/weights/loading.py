@@ -14,18 +14,18 @@ import torch
 from accelerate.utils import set_module_tensor_to_device
 from torch import Tensor, nn
 
+from avatar.checkpoints.lora_files import UserLora
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.errors import WeightsMissing
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.lora import open_lora, open_user_lora
-from avatar.model.weights.stored import StoredTensors
 from avatar.model.weights.tensor_files import (
     FETCH_AGAIN,
     Shapes,
     require_match,
 )
-from avatar.planning.loras import UserLora
-from avatar.planning.transformer_config import ModelConfig
+from avatar.model.weights.weight_formats import StoredTensors
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avatar.checkpoints.lora_files import UserLora, check_lora
+from avatar.checkpoints.lora_keys import Change, read_changes, shapes_of
 from avatar.errors import WeightsMissing
 from avatar.model.weights.tensor_files import (
     FETCH_AGAIN,
@@ -19,8 +21,6 @@ from avatar.model.weights.tensor_files import (
     require_match,
     safetensors_shapes,
 )
-from avatar.planning.lora_keys import Change, read_changes, shapes_of
-from avatar.planning.loras import UserLora, check_lora
 
 ALPHA = 64.0  # the published LoRA's; the file does not carry it
 TARGETS = ("q", "k", "v", "o", "ffn.0", "ffn.2")  # every linear layer so named has a pair

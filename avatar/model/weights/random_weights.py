@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights.loading import Place, Settle, install, stay
-from avatar.planning.transformer_config import ModelConfig
 
 AUDIO_MIXTURE = 0.01  # what every weight of the audio encoder's layer mixture begins training at
 

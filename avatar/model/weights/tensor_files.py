@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from avatar.checkpoints.places import DOWNLOAD_COMMAND
+from avatar.checkpoints.tensor_headers import Shape
+from avatar.checkpoints.tensor_match import mismatches
 from avatar.errors import WeightsMissing
-from avatar.planning.checkpoint_places import DOWNLOAD_COMMAND
-from avatar.planning.tensor_headers import Shape
-from avatar.planning.tensor_match import mismatches
 
 Shapes = dict[str, Shape]
 

@@ -23,12 +23,12 @@ from transformers import (
     Wav2Vec2ForCTC,
 )
 
+from avatar.checkpoints.places import LORA_FILE, OFFICIAL, SHARD_STEM, CheckpointLayout
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import SPEECH_HZ
 from avatar.model.text_encoder import NAMES
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.lora import is_target
-from avatar.planning.checkpoint_places import LORA_FILE, OFFICIAL, SHARD_STEM, CheckpointLayout
-from avatar.planning.transformer_config import ModelConfig
 
 DTYPE = torch.bfloat16
 NUM_SHARDS = 3

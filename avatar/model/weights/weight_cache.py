@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from avatar.checkpoints.download import SPARE_BYTES
+from avatar.checkpoints.places import user_cache
 from avatar.errors import WeightsMissing
 from avatar.locks import take
 from avatar.media import atomic
@@ -30,8 +32,6 @@ from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Settle, load_transformer, load_weights, open_transformer, stay
 from avatar.model.weights.lora import ALPHA
 from avatar.model.weights.tensor_files import read_json
-from avatar.planning.checkpoint_places import user_cache
-from avatar.planning.download import SPARE_BYTES
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import torch
 from accelerate.hooks import add_hook_to_module
 from torch import Tensor
 
-from avatar.model.speech_encoder import SpeechEncoder
 from avatar.model.vae.vae import VideoVAE
+from avatar.model.wav2vec2 import SpeechEncoder
 from avatar.pipeline.offload.host_modules import HostModules, VisitHook
 
 

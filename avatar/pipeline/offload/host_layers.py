@@ -21,13 +21,13 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.model.kv_cache import Ring
 from avatar.model.transformer import LayerParts, StreamingTransformer
 from avatar.model.weights.loading import Settle, stay
 from avatar.pipeline.offload.host_modules import HostModules, tensors_of
 from avatar.pipeline.offload.pinned import BufferLayout, host_buffer
 from avatar.planning.placement import RING_SLOTS, Placement, spread
-from avatar.planning.transformer_config import ModelConfig
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 from avatar.preview import topology as topo
 from avatar.preview.face import Face
 from avatar.preview.pose import Pose
-from avatar.preview.render.shaping import Array, Box, Rows, bounding_box, smoothstep
+from avatar.preview.render.curves import Array, Box, Rows, bounding_box, smoothstep
 
 U = Rows(-1.35, 1.35, 65)  # along the eye, in half eye widths
 LASH = 0.04  # the lid's edge lies this far below its landmarks, in eye openings

@@ -8,8 +8,8 @@ import numpy as np
 from avatar.preview import topology as topo
 from avatar.preview.face import Face
 from avatar.preview.pose import Pose
+from avatar.preview.render.curves import Array, Box, bounding_box, smoothstep
 from avatar.preview.render.lips import MouthFrame
-from avatar.preview.render.shaping import Array, Box, bounding_box, smoothstep
 
 LATTICE_PX = 4  # the field is smooth: computed at every fourth pixel, interpolated between
 BROW_RAISE = 0.022  # at brow = 1, in face heights

@@ -14,7 +14,7 @@ import numpy as np
 from avatar.preview import topology as topo
 from avatar.preview.face import Face
 from avatar.preview.pose import Articulation
-from avatar.preview.render.shaping import Array, Rows, lerp, smoothstep
+from avatar.preview.render.curves import Array, Rows, lerp, smoothstep
 
 U = Rows(-3.0, 3.0, 193)
 WIDEST_GAP = 0.105  # inner lip gap at open = 1, in face heights

@@ -10,7 +10,7 @@ import numpy as np
 from avatar.preview import topology as topo
 from avatar.preview.face import Face
 from avatar.preview.models import session
-from avatar.preview.render.shaping import Array, Box, smoothstep
+from avatar.preview.render.curves import Array, Box, smoothstep
 
 MODEL = "person_segmentation"
 MODEL_PX = 256

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from avatar.preview.render.curves import Array, Box, bounding_box, lerp, smoothstep
 from avatar.preview.render.lips import Lips, LipTargets, U
-from avatar.preview.render.shaping import Array, Box, bounding_box, lerp, smoothstep
 
 REACH = 2.35  # of the warp to the sides, in half mouth widths
 LATTICE = 1 / 90  # the warp is computed on a lattice of this step, in face heights, and interpolated between

@@ -8,13 +8,13 @@ import numpy as np
 from avatar.errors import BadInput
 from avatar.preview.face import Face
 from avatar.preview.pose import Articulation, Pose
+from avatar.preview.render.curves import Array, Box, grown, inside
 from avatar.preview.render.eyes import eyes_of
 from avatar.preview.render.head import HeadField
-from avatar.preview.render.interior import Interior
 from avatar.preview.render.lips import Lips, lip_targets
 from avatar.preview.render.matte import Layers, background_share
 from avatar.preview.render.mouth import MouthWarper
-from avatar.preview.render.shaping import Array, Box, grown, inside
+from avatar.preview.render.mouth_interior import Interior
 
 SUPERSAMPLING = 2  # the source is enlarged, so that moving by part of a pixel does not blur
 PERSON_MARGIN = 0.08  # how far beyond its outline the person may move, in face heights

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from types import MappingProxyType
 
-from avatar.media.beside import SRT
+from avatar.media.side_files import SRT
 from avatar.runtime.gallery import GalleryEntry
 from avatar.runtime.report import RunReport
 from avatar.ui.i18n import Language, text

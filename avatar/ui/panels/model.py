@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from avatar.media.files import minutes
-from avatar.runtime.model_fetch import FetchReading
+from avatar.runtime.model_download import FetchReading
 from avatar.ui.i18n import Language, text
 from avatar.ui.panels import meter, share, tag
 

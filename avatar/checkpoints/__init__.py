@@ -1,0 +1,1 @@
+"""Model files, without opening a tensor: where they lie, what they hold, and how they are downloaded."""

@@ -1,0 +1,278 @@
+"""Fetching the checkpoint from the Hugging Face hub: what is needed and missing, if the disk has room for it.
+
+huggingface_hub talks to the hub, and reads HF_HOME, HF_ENDPOINT, HF_TOKEN and the proxies' variables. However
+a run ended, the next one goes on where it was, and each file's sha256 is checked.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    DryRunError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import tqdm
+
+from avatar.checkpoints.file_download import Counter, LargeFile, fetch_files
+from avatar.checkpoints.places import (
+    DIFFUSERS,
+    LORA_FILE,
+    LORA_REPO,
+    OFFICIAL,
+    PARTS,
+    SHARD_STEM,
+    Checkpoint,
+    CheckpointLayout,
+    hub_cache,
+)
+from avatar.errors import AvatarError, BadInput, DoesNotFit, WeightsMissing
+
+logger = logging.getLogger(__name__)
+
+GB = 10**9
+SPARE_BYTES = GB  # left free on the disk, for the videos
+GO_ON = "Run the command again: what has been fetched is kept."
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes fetched so far and the bytes to fetch, from any thread."""
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repository on the hub, and the files of it that are needed.
+
+    folder: that holds it in a target. revision: the commit that is fetched unless another is asked for; None:
+    the newest.
+    """
+
+    name: str
+    patterns: tuple[str, ...]
+    folder: str
+    revision: str | None = None
+
+
+# As the public code's users have pinned them; the model is known to be this.
+COMMITS = {
+    OFFICIAL.repo: "dab4e9c55bbe4c8c4d03db1c2c98c7f0ac9c454b",
+    LORA_REPO: "92cdccd12a91e8a63767a7c821b7c75e51d5a172",
+}
+
+
+def base_repo(layout: CheckpointLayout = OFFICIAL, parts: Collection[str] = PARTS) -> Repo:
+    """The base model in one of its layouts, or some parts of it, without what only other programs need."""
+    folder = "" if layout.transformer == "." else f"{layout.transformer}/"
+    weights = {
+        part: (path if path.endswith(".pth") else f"{path}/*",)
+        for part, path in (("text_encoder", layout.text_encoder), ("vae", layout.vae))
+    }
+    patterns = {
+        "transformer": (f"{folder}config.json", f"{folder}{SHARD_STEM}*"),
+        **weights,
+        "tokenizer": (f"{layout.tokenizer}/*",),
+        "speech_encoder": tuple(
+            f"{layout.speech_encoder}/{name}" for name in ("*config.json", "model.safetensors")
+        ),
+    }
+    wanted = tuple(pattern for part in PARTS if part in parts for pattern in patterns[part])
+    return Repo(layout.repo, wanted, layout.repo.split("/")[1], COMMITS.get(layout.repo))
+
+
+LORA = Repo(LORA_REPO, (LORA_FILE,), "LiveAvatar", COMMITS[LORA_REPO])
+REPOS: tuple[Repo, ...] = (base_repo(OFFICIAL), LORA)
+DIFFUSERS_REPOS: tuple[Repo, ...] = (base_repo(DIFFUSERS), LORA)
+PART_BYTES = {  # of the published files
+    "transformer": 32_600_000_000,
+    "text_encoder": 11_361_920_418,
+    "tokenizer": 21_500_000,
+    "vae": 507_609_880,
+    "speech_encoder": 1_262_000_000,
+    "lora": 1_350_000_000,
+}
+
+
+def lacking(found: Checkpoint) -> list[str]:
+    """The parts that are not here, "lora" among them."""
+    return [part for part in PARTS if part not in found.parts] + ([] if found.lora else ["lora"])
+
+
+def lacking_bytes(found: Checkpoint) -> int:
+    """About as much as fetching them takes."""
+    return sum(PART_BYTES[part] for part in lacking(found))
+
+
+def needed_repos(found: Checkpoint, layout: CheckpointLayout = OFFICIAL) -> tuple[Repo, ...]:
+    """What the hub's cache is to hold: all parts but those that the user has elsewhere."""
+    cache = hub_cache()
+    parts = [part for part in PARTS if part not in found.parts or cache in found.parts[part].parents]
+    repos = [base_repo(layout, parts)] if parts else []
+    return (*repos, LORA) if found.lora is None or cache in found.lora.parents else tuple(repos)
+
+
+def download(
+    repos: Sequence[Repo] = REPOS,
+    revision: str | Mapping[str, str] | None = None,
+    target: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Fetch the files that are not there yet, and return each repository's folder.
+
+    revision: a branch, tag or commit; of every repository, or by repository name; else the pinned one.
+    target: the folder for --ckpt_dir; None: the hub's cache. progress: None shows bars on a terminal.
+    Raises: BadInput for an unknown revision; DoesNotFit, before anything is fetched, for a disk that is too
+    small; WeightsMissing when the hub cannot be reached, the connection breaks for good, or a file arrives
+    broken twice.
+    """
+    wanted = [_survey(repo, _revision(repo, revision), target) for repo in repos]
+    total = sum(one.to_fetch for one in wanted)
+    here = sum(file.here_bytes for one in wanted for file in one.large)
+    require_room(total - here, target or hub_cache())
+    logger.info("to fetch: %.1f GB", (total - here) / GB)
+    counter = None if progress is None else Counter(total, progress, here)
+    bar = None if counter is None else _reporting(counter)
+    if counter is not None:
+        counter.add(0)
+    folders = []
+    for repo, one in zip(repos, wanted, strict=True):
+        with _explaining(repo, one.revision):
+            fetch_files(one.large, bar, counter)
+        bars = {} if bar is None else {"tqdm_class": bar}
+        folders.append(Path(_snapshot(repo, one.revision, target, **bars)))
+    return folders
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What a repository still needs. large: files that are fetched by themselves."""
+
+    revision: str | None
+    to_fetch: int
+    large: tuple[LargeFile, ...]
+
+
+def _survey(repo: Repo, revision: str | None, target: Path | None) -> _Survey:
+    """Look at the hub and at what is here. Files of another size than the hub's are removed first."""
+    silent = _reporting(Counter(0, lambda done, total: None))
+    files = _snapshot(repo, revision, target, dry_run=True, tqdm_class=silent)
+    if not files:
+        raise WeightsMissing(f"{repo.name} has none of the files that are needed.", "Check HF_ENDPOINT.")
+    commit = files[0].commit_hash
+    with _explaining(repo, revision):
+        entries = HfApi().list_repo_tree(repo.name, recursive=True, revision=commit)
+        tree = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    to_fetch, large = 0, []
+    for file in files:
+        entry, path = tree.get(file.filename), Path(file.local_path)
+        size = file.file_size or 0 if entry is None else entry.size
+        missing = file.will_download
+        if entry is not None and not missing and path.is_file() and path.stat().st_size != size:
+            logger.warning("%s is broken and will be fetched again", file.filename)
+            path.resolve().unlink()  # in the cache the file itself lies elsewhere
+            path.unlink(missing_ok=True)
+            missing = True
+        if not missing:
+            continue
+        to_fetch += size
+        if entry is not None and entry.lfs is not None:
+            place = path if target else _blobs(repo) / entry.lfs.sha256
+            large.append(LargeFile(repo.name, commit, file.filename, size, entry.lfs.sha256, place))
+    return _Survey(revision, to_fetch, tuple(large))
+
+
+def _blobs(repo: Repo) -> Path:
+    """Where the hub's cache keeps a repository's files, each under its sha256."""
+    return hub_cache() / f"models--{repo.name.replace('/', '--')}" / "blobs"
+
+
+def _revision(repo: Repo, revision: str | Mapping[str, str] | None) -> str | None:
+    asked = revision.get(repo.name) if isinstance(revision, Mapping) else revision
+    return asked or repo.revision
+
+
+def _snapshot(repo: Repo, revision: str | None, target: Path | None, **options: Any) -> Any:
+    """huggingface_hub's snapshot_download of what is needed of one repository."""
+    folder = None if target is None else target / repo.folder
+    with _explaining(repo, revision):
+        return snapshot_download(
+            repo.name, revision=revision, allow_patterns=list(repo.patterns), local_dir=folder, **options
+        )
+
+
+@contextmanager
+def _explaining(repo: Repo, revision: str | None) -> Iterator[None]:
+    """Turn what huggingface_hub raises into what a user should know."""
+    try:
+        yield
+    except AvatarError:
+        raise
+    except Exception as error:  # the transport below raises types of its own library, which releases exchange
+        raise _explained(repo, revision, error) from error
+
+
+def _explained(repo: Repo, revision: str | None, error: Exception) -> AvatarError:
+    """What a user should know of an error of huggingface_hub's."""
+    offline = isinstance(error, LocalEntryNotFoundError | DryRunError)
+    match error.__cause__ if offline and error.__cause__ else error:
+        case RevisionNotFoundError() | HFValidationError():
+            return BadInput(
+                f"{repo.name} has no revision {revision!r}.", "Leave --revision out, or check it."
+            )
+        case GatedRepoError():
+            remedy = "Accept them on its page on the hub, then run `hf auth login`."
+            return WeightsMissing(f"{repo.name} asks for its terms to be accepted.", remedy)
+        case RepositoryNotFoundError() as unknown if unknown.response.status_code == 401:
+            remedy = "Set HF_TOKEN to a token of yours, or run `hf auth login`."
+            return WeightsMissing(f"The hub wants to know who asks for {repo.name}.", remedy)
+        case RepositoryNotFoundError():
+            remedy = "Check HF_ENDPOINT, and HF_TOKEN if it is private."
+            return WeightsMissing(f"{repo.name} is not on the hub, or not for you.", remedy)
+        case _ if offline:
+            return WeightsMissing(
+                f"The hub cannot be reached for {repo.name}.", f"Check the connection. {GO_ON}"
+            )
+        case other:
+            return WeightsMissing(f"Fetching {repo.name} broke off ({type(other).__name__}).", GO_ON)
+
+
+def require_room(to_fetch: int, folder: Path) -> None:
+    """Raises: DoesNotFit when the folder's disk has no room for so many bytes and some to spare."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if to_fetch and free < to_fetch + SPARE_BYTES:
+        raise DoesNotFit(
+            f"The weights need {(to_fetch + SPARE_BYTES) / GB:.1f} GB; the disk has {free / GB:.1f} GB free.",
+            "Free some space, or choose another disk with --ckpt_dir or HF_HOME.",
+        )
+
+
+def _reporting(counter: Counter) -> type[tqdm]:
+    """A progress bar that shows nothing and tells the counter instead."""
+
+    class Reporting(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._counts = options.get("name") in BYTES_WRITTEN
+            super().__init__(*args, **options | {"disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self._counts:
+                counter.add(int(n or 0))
+            return None
+
+    return Reporting
+
+
+# The library's names for its bars of bytes: of a snapshot, and of a file that is fetched by itself.
+BYTES_WRITTEN = ("huggingface_hub.snapshot_download", "huggingface_hub.http_get")

@@ -1,0 +1,124 @@
+"""How large the model's pieces are: read off a checkpoint's own headers, or the published model's counts."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from avatar.checkpoints.places import Checkpoint
+from avatar.checkpoints.tensor_names import file_shapes
+from avatar.checkpoints.transformer_config import AUDIO_ENCODER, ModelConfig
+from avatar.errors import WeightsMissing
+
+log = logging.getLogger(__name__)
+
+DTYPE_BYTES = {"bf16": 2, "fp8": 1, "int8": 1, "fp32": 4}
+SCALE_BYTES = 4  # of each output channel of a matrix in fp8
+LAYER, INJECTION = "blocks", "audio_injector"
+
+TEXT_BLOCK_VALUES = 192_948_224  # of UMT5-XXL's encoder
+TEXT_ENCODER_VALUES = 24 * TEXT_BLOCK_VALUES + 4096  # and the last norm; the table of words stays in its file
+SPEECH_ENCODER_VALUES = 315_438_720  # wav2vec2-large
+VAE_ENCODER_VALUES, VAE_DECODER_VALUES = 53_596_928, 73_295_603  # Wan 2.1's
+AUDIO_VALUES = 95_051_545  # of the published transformer's audio encoder, held in float32
+OTHER_VALUES = 257_003_584  # of its embeddings, head and frame packer
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Values in matrices, which fp8 quantises, the matrices' output channels, and all other values.
+
+    wide: values that stay in float32 whatever the dtype.
+    """
+
+    matrices: int = 0
+    channels: int = 0
+    others: int = 0
+    wide: int = 0
+
+    def num_bytes(self, dtype: str) -> int:
+        """As held in a preset's weight_dtype; with fp8 what is no matrix stays in bf16."""
+        wide = DTYPE_BYTES["fp32"] * self.wide
+        if dtype != "fp8":
+            return (self.matrices + self.others) * DTYPE_BYTES[dtype] + wide
+        return self.matrices + SCALE_BYTES * self.channels + DTYPE_BYTES["bf16"] * self.others + wide
+
+    def __add__(self, more: Weights) -> Weights:
+        return Weights(
+            self.matrices + more.matrices,
+            self.channels + more.channels,
+            self.others + more.others,
+            self.wide + more.wide,
+        )
+
+    @classmethod
+    def of(cls, shape: Iterable[int]) -> Weights:
+        """One tensor of a layer: what has two axes is a matrix."""
+        sides = tuple(shape)
+        if len(sides) == 2:
+            return cls(math.prod(sides), sides[0], 0)
+        return cls(others=math.prod(sides))
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """layers: each with its audio injection, if it has one. others: of the transformer, never quantised."""
+
+    config: ModelConfig = field(default_factory=ModelConfig)
+    layers: tuple[Weights, ...] = ()
+    others: Weights = Weights(others=OTHER_VALUES, wide=AUDIO_VALUES)
+
+    @classmethod
+    def published(cls, config: ModelConfig | None = None) -> ModelSizes:
+        """Wan2.2-S2V-14B, or a model of its kind."""
+        config = config or ModelConfig()
+        return cls(config, tuple(_layer(config, index) for index in range(config.num_layers)))
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> ModelSizes:
+        """A checkpoint's; the published ones where there is none, or none that can be read."""
+        config, shards = checkpoint.config, checkpoint.shards
+        if config is None or not shards or not checkpoint.complete:
+            return cls.published()
+        try:
+            return _of_files(config, tuple(shards))
+        except (WeightsMissing, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.info("planned with the published sizes: the checkpoint's cannot be read (%s)", error)
+            return cls.published()  # loading will say what is wrong
+
+    @property
+    def transformer(self) -> Weights:
+        """All of it."""
+        return sum(self.layers, self.others)
+
+
+def _layer(config: ModelConfig, index: int) -> Weights:
+    """Two attentions of four projections and the feed-forward; norms, biases and modulation."""
+    width, wide = config.dim, config.ffn_dim
+    layer = Weights(8 * width**2 + 2 * width * wide, 9 * width + wide, 21 * width + wide)
+    if index not in config.audio_inject_layers:
+        return layer
+    return layer + Weights(6 * width**2, 6 * width, 8 * width)
+
+
+@lru_cache(maxsize=4)
+def _of_files(config_file: Path, shards: tuple[Path, ...]) -> ModelSizes:
+    config = ModelConfig.load(config_file)
+    layers = [Weights()] * config.num_layers
+    others = Weights()
+    for path in shards:
+        for name, shape in file_shapes(path).items():
+            part, *rest = name.split(".")
+            if part == LAYER:
+                layers[int(rest[0])] += Weights.of(shape)
+            elif part == INJECTION:
+                layers[config.audio_inject_layers[int(rest[1])]] += Weights.of(shape)
+            elif part == AUDIO_ENCODER:
+                others += Weights(wide=math.prod(shape))
+            else:
+                others += Weights(others=math.prod(shape))
+    return ModelSizes(config, tuple(layers), others)

@@ -1,0 +1,34 @@
+"""The base model from ModelScope, by its own library, which goes on where it was and checks each file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from avatar.checkpoints.download import GO_ON, base_repo, require_room
+from avatar.checkpoints.places import OFFICIAL
+from avatar.errors import BadInput, WeightsMissing
+
+INSTALL = "pip install modelscope"
+BASE_BYTES = 45_800_000_000
+
+
+def download_base(target: Path, revision: str | None = None) -> Path:
+    """Fetch the base model into a folder of the target, and return that. revision: ModelScope's own.
+
+    Raises: BadInput without the library; DoesNotFit; WeightsMissing when it cannot be fetched.
+    """
+    try:
+        from modelscope import snapshot_download
+    except ImportError as error:
+        raise BadInput("ModelScope's library is not installed.", f"Run `{INSTALL}`.") from error
+    repo = base_repo(OFFICIAL)
+    folder = target / repo.folder
+    here = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    require_room(max(0, BASE_BYTES - here), target)
+    try:
+        snapshot_download(
+            repo.name, revision=revision, local_dir=str(folder), allow_patterns=list(repo.patterns)
+        )
+    except Exception as error:  # its library and the transport below have types of their own
+        raise WeightsMissing(f"Fetching {repo.name} broke off ({type(error).__name__}).", GO_ON) from error
+    return folder

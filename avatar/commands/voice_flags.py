@@ -1,0 +1,41 @@
+"""Flags of what is spoken from a text, shared by the commands that speak."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from avatar.commands.setting_flags import add_declared
+from avatar.errors import BadInput
+from avatar.settings import SPEAKING, TYPED
+from avatar.speech.catalogue import speaking
+from avatar.speech.narration import Script, read_text
+
+
+def add_speaking(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
+    """--text, --text_file and a flag for every way of speaking of the table, but those left out."""
+    group = parser.add_argument_group(TYPED, "instead of a recording")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--text", metavar="TEXT", help="what is said")
+    either.add_argument(
+        "--text_file", type=Path, metavar="FILE.txt", help="a file with the text, in UTF-8; -: standard input"
+    )
+    for name, one in SPEAKING.items():
+        if name not in without:
+            add_declared(group, one)
+
+
+def script_of(args: argparse.Namespace) -> Script | None:
+    """What the flags ask to be said; None where they give no text.
+
+    Raises: BadInput for a file that cannot be read, a wrong value, or a way of speaking without a text.
+    """
+    given: dict[str, Any] = {name: getattr(args, name, None) for name in SPEAKING}
+    if args.text is None and args.text_file is None:
+        for name, value in given.items():
+            if value is not None:
+                raise BadInput(f"{name} is for a text.", "Give --text or --text_file, or leave it out.")
+        return None
+    text = args.text if args.text is not None else read_text(args.text_file)
+    return Script(text, speaking(**given))

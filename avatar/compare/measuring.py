@@ -1,0 +1,84 @@
+"""Measuring the videos of a comparison, and a strip of pictures around each one's worst border."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from avatar.compare.result import Comparison, Row, named_errors
+from avatar.errors import BadInput
+from avatar.geometry import LEAD_IN_FRAMES
+from avatar.measures.frames import read_frames
+from avatar.measures.measure import measure
+from avatar.measures.seams import clip_borders
+from avatar.media.side_files import written_report
+from avatar.runtime.fingerprint import file_digest
+from avatar.runtime.report import read_report
+
+VERSION = 1  # of the measures: what an earlier one measured is measured again
+_BEFORE, _AFTER = 3, 3  # pictures of a strip
+_STRIP_PX = 240
+
+
+def look(
+    comparison: Comparison,
+    row: Row,
+    before: dict[str, object],
+    *,
+    portrait: Path | None,
+    clip_frames: int | None,
+    on_frame: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Fill in a row's measures; before: the row of an earlier run, whose measures may still hold.
+
+    Raises: BadInput for a file that is no video.
+    """
+    assert row.file is not None
+    video = comparison.folder / row.file
+    borders = borders_of(video, clip_frames)
+    portrait_digest = "" if portrait is None else file_digest(portrait)
+    row.measured_from = f"{VERSION}:{file_digest(video)}:{portrait_digest}:{borders[:1]}:{len(borders)}"
+    if before.get("measured_from") == row.measured_from and before.get("lip_sync"):
+        keys = [key for key in before if key not in Row.__dataclass_fields__]
+        row.measures = {key: before[key] for key in keys}
+        row.seam = str(before["seam"]) if before.get("seam") else None
+        return
+    found = measure(video, portrait=portrait, borders=borders, on_frame=on_frame)
+    row.measures = found.as_dict()
+    worst = found.smoothness.worst_frame
+    if worst is not None:
+        row.seam = f"{row.name}.border.png"
+        with named_errors(row.seam):
+            strip(video, worst).save(comparison.folder / row.seam)
+
+
+def borders_of(video: Path, clip_frames: int | None) -> list[int]:
+    """First frames of a video's clips, as its report tells, else every clip_frames; none if neither does."""
+    try:
+        report = read_report(written_report(video))
+    except BadInput:
+        return [] if not clip_frames else clip_borders(10**6, clip_frames)
+    if report.preset["engine"] != "diffusion":
+        return []
+    clip = report.preset["generation"]["infer_frames"]
+    changed = [taken.frame for taken in report.rungs if taken.frame]
+    return sorted({*clip_borders(report.num_frames, clip, LEAD_IN_FRAMES), *changed})
+
+
+def strip(video: Path, frame: int) -> Image.Image:
+    """The pictures around a border, left to right; a line lies before `frame`, the first after it."""
+    wanted = range(frame - _BEFORE, frame + _AFTER)
+    pictures = []
+    for number, (_, pixels) in enumerate(read_frames(video)):
+        if number in wanted:
+            picture = Image.fromarray(pixels)
+            picture.thumbnail((_STRIP_PX, _STRIP_PX))
+            pictures.append(np.asarray(picture))
+            if number == frame - 1:
+                pictures.append(np.full((picture.height, 4, 3), (230, 40, 40), np.uint8))
+        if number >= wanted.stop:
+            break
+    return Image.fromarray(np.concatenate(pictures, axis=1))

@@ -1,0 +1,226 @@
+"""Rank 0 of the diffusion engine: a pipeline whose transformer all ranks share, and rank 0's own load."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from avatar.checkpoints.transformer_config import ModelConfig
+from avatar.distributed.coordinator import Coordinator, ParallelDenoiser
+from avatar.distributed.fsdp_text import encode_together
+from avatar.distributed.loading import load_share
+from avatar.distributed.p2p import Encode, Go, Load, MessageChannel
+from avatar.distributed.process_groups import Group, join, pieces_of
+from avatar.distributed.rank_meter import RankMeter
+from avatar.distributed.rendezvous import RankContext
+from avatar.geometry import Geometry, Size
+from avatar.hardware.inventory import own_processes, probe
+from avatar.model.text_encoder import TextWeights
+from avatar.model.transformer import StreamingTransformer
+from avatar.model.weights.checkpoint import CheckpointFiles
+from avatar.model.weights.loading import Check
+from avatar.pipeline.components import Components
+from avatar.pipeline.conditioning import EncodeText
+from avatar.pipeline.denoiser import Denoiser
+from avatar.pipeline.device import DTYPES, ring_dtype
+from avatar.pipeline.flow_match_euler import Schedule
+from avatar.pipeline.layer_stack import CompiledPieces
+from avatar.pipeline.model_loading import CheckpointModels
+from avatar.pipeline.observer import Observer
+from avatar.pipeline.pipeline import DiffusionPipeline
+from avatar.planning.estimates import CUDA_CONTEXT_BYTES
+from avatar.planning.placement import Placement
+from avatar.planning.plan import Plan
+from avatar.planning.planner import plan
+from avatar.preset import Preset
+from avatar.settings import Memory
+
+
+class StepMeter(Observer):
+    """Measures the steps of the only rank."""
+
+    def __init__(self, meter: RankMeter) -> None:
+        self._meter = meter
+
+    def run_begins(self) -> None:
+        """See Observer. No step goes on while a rank waits for its next run."""
+        self._meter.pause()
+
+    def checked(self) -> None:
+        """See Observer."""
+        self._meter.step()
+
+    def waiting(self) -> None:
+        """See Observer. Waiting for sound is no step, and no silence of a rank's."""
+        self._meter.pause()
+        self._meter.tick()
+
+
+class Rank0Meter(Observer):
+    """Counts what rank 0 does beside its stage, which counts its own work."""
+
+    def __init__(self, meter: RankMeter) -> None:
+        self._meter = meter
+
+    def loading(self) -> None:
+        """See Observer."""
+        self._meter.tick()
+
+    def waiting(self) -> None:
+        """See Observer."""
+        self._meter.tick()
+
+    def priming(self) -> AbstractContextManager[object]:
+        """See Observer."""
+        return self._meter.working()
+
+    def decoding(self) -> AbstractContextManager[object]:
+        """See Observer."""
+        return self._meter.working()
+
+
+class Shares(Protocol):
+    """Where rank 0's own share of the transformer comes from."""
+
+    def config(self) -> ModelConfig:
+        """The model's; asked once the side models are loaded."""
+        ...
+
+    def load(self, group: Group, dtype: torch.dtype, check: Check) -> StreamingTransformer | None:
+        """The share, None where rank 0 only decodes. Raises: WeightsMissing, what check raises."""
+        ...
+
+
+@dataclass(frozen=True)
+class CheckpointShares:
+    """Shares of the checkpoint that the side models came from."""
+
+    models: CheckpointModels
+    memory: Memory
+
+    def config(self) -> ModelConfig:
+        """See Shares."""
+        return ModelConfig.load(self._files.config)
+
+    def load(self, group: Group, dtype: torch.dtype, check: Check) -> StreamingTransformer | None:
+        """See Shares."""
+        return load_share(self._files, self.memory, group, dtype, check)
+
+    @property
+    def _files(self) -> CheckpointFiles:
+        assert self.models.files is not None
+        return self.models.files
+
+
+class RankDenoising:
+    """Denoising over several ranks, of which rank 0 has a share of the transformer at most; see Denoising.
+
+    Memory that runs out on any rank ends them all, and fresh ones go on a rung lower: see RankedSource.
+    """
+
+    def __init__(self, preset: Preset, weights: Path | None, context: RankContext, shares: Shares) -> None:
+        """weights: the checkpoint's folder, when named."""
+        self._preset, self._weights, self._context, self._shares = preset, weights, context, shares
+        self._post = MessageChannel()
+        self._group: Group | None = None
+        self._conductor: Coordinator | None = None
+        self._denoiser: ParallelDenoiser | None = None
+
+    @property
+    def plan_binds(self) -> bool:
+        """See Denoising. Loaded shares stay loaded: only a full GPU shows that they do not fit."""
+        return self._conductor is None
+
+    def plan(
+        self,
+        preset: Preset,
+        *,
+        held: Placement | None,
+        fixed: Placement | None,
+        speech_s: float,
+        share: float,
+    ) -> Plan:
+        """See Denoising; of all GPUs of this machine, where the other ranks' memory is ours, too.
+
+        Nothing waits on the host of several: held, fixed and share make no difference.
+        """
+        inventory = probe(self._weights, our_pids=own_processes([os.getppid()]))
+        gpus = tuple(  # in a container NVML may know our processes by other numbers
+            replace(gpu, ours_bytes=max(gpu.ours_bytes, CUDA_CONTEXT_BYTES)) for gpu in inventory.gpus
+        )
+        return plan(preset, replace(inventory, gpus=gpus), speech_s=speech_s)
+
+    def prepare(self, parts: Components, check: Check) -> None:
+        """See Denoising. All ranks load at once, each its share."""
+        if self._conductor is not None:
+            return
+        if self._group is None:
+            tell_others(self._post, self._context, Load())
+            self._group = join(self._preset, self._shares.config(), self._context)
+        share = self._shares.load(self._group, parts.dtype, check)
+        self._conductor = Coordinator(self._group, share, parts.dtype, pieces_of(self._preset, parts.device))
+        tell_others(self._post, self._context, Go())
+
+    def denoiser(
+        self, preset: Preset, parts: Components, size: Size, pieces: CompiledPieces, observer: Observer
+    ) -> Denoiser:
+        """See Denoising."""
+        assert self._conductor is not None
+        generation = preset.generation
+        self._denoiser = self._conductor.denoiser(
+            Geometry.of(size, generation.infer_frames),
+            Schedule.flow_match(generation.sample_steps, generation.shift),
+            ring_dtype(preset.memory),
+        )
+        return self._denoiser
+
+    def release(self, parts: Components) -> None:
+        """See Denoising. The shares stay: it would take all ranks to load them again."""
+
+    def run_ends(self) -> None:
+        """See Denoising. The other ranks are free for the next run."""
+        if self._denoiser is not None:
+            self._denoiser.close()
+            self._denoiser = None
+
+
+def tell_others(post: MessageChannel, context: RankContext, order: Load | Go | Encode) -> None:
+    """Send the other ranks an order."""
+    for rank in range(1, context.world_size):
+        post.send(order, rank)
+
+
+def text_encoder_over(context: RankContext, dtype: torch.dtype) -> Callable[[CheckpointFiles], EncodeText]:
+    """How rank 0 encodes a prompt together with all other ranks."""
+    post = MessageChannel()
+
+    def of(files: CheckpointFiles) -> EncodeText:
+        def encode(ids: Tensor) -> Tensor:
+            weights = TextWeights.open(files.text_encoder)  # a wrong one is found before the others wait
+            tell_others(post, context, Encode(ids))
+            return encode_together(weights, ids, dtype, context)
+
+        return encode
+
+    return of
+
+
+def checkpoint_pipeline(
+    preset: Preset, weights: Path | None, context: RankContext, observer: Observer | None = None
+) -> DiffusionPipeline:
+    """Rank 0's pipeline over a checkpoint, whatever the number of ranks."""
+    if context.world_size == 1:
+        return DiffusionPipeline(preset, weights, observer=observer or StepMeter(context.meter))
+    sharded = preset.memory.text_encoder == "sharded"
+    encoder = text_encoder_over(context, DTYPES[preset.memory.weight_dtype]) if sharded else None
+    models = CheckpointModels(preset, weights, encoder)
+    denoising = RankDenoising(preset, weights, context, CheckpointShares(models, preset.memory))
+    observer = observer or Rank0Meter(context.meter)
+    return DiffusionPipeline(preset, weights, models=models, denoising=denoising, observer=observer)

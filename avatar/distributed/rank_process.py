@@ -1,0 +1,224 @@
+"""A rank: `python -m avatar.distributed.rank_process FD`; torchrun's ranks come by `avatar worker`.
+
+Rank 0 makes frames, asked for over its link; the others help it. What goes wrong in any is reported at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+import os
+import queue
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from avatar.errors import AvatarError, BadInput, Cancelled, WeightsMissing
+from avatar.hardware.inventory import probe
+from avatar.planning.layout import Layout
+from avatar.planning.plan import Plan
+from avatar.planning.planner import plan
+from avatar.request import Request
+from avatar.runtime.child_process import deaf_to_signals
+from avatar.runtime.engine import FrameSource
+from avatar.runtime.live_protocol import LiveFrames
+from avatar.runtime.live_sound_queue import SoundInbox
+from avatar.runtime.protocol import (
+    Ask,
+    Failed,
+    Link,
+    Made,
+    Meeting,
+    OutOfMemory,
+    Planned,
+    Pulse,
+    Run,
+    RunEvent,
+    RunLive,
+    StartRank,
+)
+from avatar.runtime.worker_loop import Service, leave
+
+if TYPE_CHECKING:
+    from avatar.distributed.rendezvous import RankContext
+
+log = logging.getLogger(__name__)
+
+HARMLESS = (Cancelled, BadInput, WeightsMissing)  # after these all ranks wait for the next run
+_PR_SET_PDEATHSIG = 1  # of Linux' prctl
+
+
+class Reporter:
+    """A rank's own words to whoever watches: heartbeats, and its failure.
+
+    send: may return before it has been sent; settle: waits until all has.
+    """
+
+    def __init__(
+        self, rank: int, send: Callable[[Any], None], settle: Callable[[], None] = lambda: None
+    ) -> None:
+        self.rank, self.send, self._settle = rank, send, settle
+        self.context: RankContext | None = None
+
+    def pulse(self) -> Pulse:
+        """How this rank is."""
+        if self.context is None:
+            return Pulse(self.rank)
+        from avatar.pipeline.offload.pinned import pinned_bytes
+
+        context, meter = self.context, self.context.meter
+        return Pulse(
+            self.rank,
+            context.role,
+            context.place,
+            meter.ticks,
+            meter.busy_s,
+            meter.sent_bytes,
+            meter.peak_bytes,
+            pinned_bytes(),
+            meter.step_s,
+        )
+
+    def fail(self, error: BaseException) -> None:
+        """This rank cannot go on. Does not return."""
+        failure, foreseen = self._as_reported(error)
+        log.error("rank %d failed", self.rank, exc_info=None if foreseen else error)
+        try:
+            self.send(Failed(self.rank, failure, foreseen))
+            self._settle()
+        finally:
+            logging.shutdown()
+            os._exit(1)  # no destructor of CUDA or NCCL may wait for the other ranks
+
+    def _as_reported(self, error: BaseException) -> tuple[AvatarError, bool]:
+        """What a user reads of it, and whether that is its cause."""
+        if isinstance(error, AvatarError):
+            return error, True
+        if isinstance(error, RuntimeError):
+            from avatar.pipeline.device import is_out_of_memory
+
+            if is_out_of_memory(error):
+                return OutOfMemory.on(self.rank, self.context.place if self.context else ""), True
+        return AvatarError(f"Rank {self.rank} failed.", "The log of the server says why."), False
+
+
+def work(
+    start: StartRank,
+    reporter: Reporter,
+    make_context: Callable[[], RankContext],
+    services: Iterable[Service],
+    around: Callable[[FrameSource], FrameSource] = lambda source: source,
+) -> None:
+    """Join the other ranks and work until nobody wants this one any more; whatever goes wrong is reported.
+
+    services: those whom rank 0 serves, one after another. around: what is put around its source.
+    """
+    try:
+        reporter.context = context = make_context()
+        context.fail = reporter.fail
+        reporter.send(reporter.pulse())
+        roles = importlib.import_module(start.roles)
+        if start.rank:
+            roles.assist(start.preset, start.weights, context)
+            return
+        source = around(roles.lead(start.preset, start.weights, context))
+        for service in services:
+            lead(service, source, alone=start.world_size == 1)
+    except BaseException as error:
+        reporter.fail(error)
+
+
+def lead(service: Service, source: FrameSource, alone: bool) -> None:
+    """Rank 0: make the frames of every run. alone: no other rank can be out of step after an error."""
+    for run in service.asked():
+        if isinstance(run, Ask):
+            binds = getattr(source, "plan_binds", True)
+            service.send(Planned(plan_of(source, run.request), binds))
+            continue
+        error: AvatarError | None = None
+        try:
+            for message in answers(source, run, partial(service.stopped, run), service.sound):
+                service.send(message)
+        except HARMLESS as harmless:
+            error = harmless
+        except AvatarError as fault:
+            if not alone:
+                raise
+            error = fault
+        service.end(run, error)
+
+
+def answers(
+    source: FrameSource, run: Run, cancelled: Callable[[], bool], sound: SoundInbox | None = None
+) -> Iterator[Made | RunEvent | LiveFrames]:
+    """A run as rank 0 tells it; with the first frames goes the anchor, where the source has one."""
+    if isinstance(run, RunLive):
+        assert sound is not None
+        for one in source.live(run.request, sound.of(run.run, cancelled), cancelled):  # type: ignore[attr-defined]
+            yield one if isinstance(one, LiveFrames) else RunEvent(run.run, one)
+        return
+    anchor_of = getattr(source, "anchor", None)
+    for item in source.frames(run.request, cancelled):
+        if isinstance(item, np.ndarray):
+            yield Made(run.run, item, None if anchor_of is None else anchor_of())
+            anchor_of = None
+        else:
+            yield RunEvent(run.run, item)
+
+
+def plan_of(source: FrameSource, request: Request) -> Plan | AvatarError:
+    """The source's own plan for a request, where it makes one."""
+    plan_for = getattr(source, "plan_for", None)
+    try:
+        planned: Plan = plan(request.preset, probe()) if plan_for is None else plan_for(request)
+        return planned
+    except AvatarError as error:
+        return error
+
+
+def die_with(parent: int) -> None:
+    """Be killed by the kernel when the thread that started this process ends. Source: man 2 prctl.
+
+    Where the system is not Linux, the end of the link does it: see Service.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        leave()
+
+
+def serve(link: Link) -> None:
+    """A rank of this machine, from its start on."""
+    start = link.recv()
+    die_with(start.parent)
+    logging.getLogger().setLevel(start.log_level)
+    meetings: queue.SimpleQueue[Meeting] = queue.SimpleQueue()
+    service = Service(link, on_other=meetings.put)
+    reporter = Reporter(start.rank, service.send, service.settle)
+    service.start(reporter.pulse)
+    work(start, reporter, partial(context_here, start, service, meetings), [service])
+
+
+def context_here(start: StartRank, service: Service, meetings: queue.SimpleQueue[Meeting]) -> RankContext:
+    """Meet the other ranks of this machine. Raises: DoesNotFit."""
+    from avatar.distributed.rendezvous import RankContext, device_of, open_store, reach_store
+
+    device = device_of(start.rank, start.world_size, start.preset.requires.num_gpus == 0)
+    store = None
+    if start.world_size > 1 and start.rank == 0:
+        store = open_store("127.0.0.1", start.world_size)
+        service.send(Meeting(store.port))
+    elif start.world_size > 1:
+        store = reach_store("127.0.0.1", meetings.get().port, start.world_size)
+    return RankContext.take(start.rank, Layout.of(start.preset), device, store)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    deaf_to_signals()  # Ctrl-C is the parent's: it cancels, and the file is closed
+    importlib.import_module("avatar.distributed.rank_process").serve(Link(int(sys.argv[1])))

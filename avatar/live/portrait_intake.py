@@ -1,0 +1,66 @@
+"""A portrait on its way into a session: read and checked as for a video, before anything loads."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+
+from avatar.media.atomic import disk_error
+from avatar.media.files import display_name
+from avatar.media.limits import InputLimits
+from avatar.media.portrait import video_size
+from avatar.media.readers import Reader
+from avatar.preset import PRESETS_DIR, Preset, load_preset
+from avatar.request import LiveRequest
+
+LIVE_PRESETS = PRESETS_DIR / "live"
+
+
+def live_preset(name: str) -> Preset:
+    """A live preset by its name, or the path of a .toml file. Raises: BadInput."""
+    return load_preset(name, LIVE_PRESETS)
+
+
+def open_live_request(
+    portrait: Path,
+    preset: Preset,
+    folder: Path,
+    *,
+    name: str | None = None,
+    prompt: str = "",
+    face_points: Mapping[str, tuple[float, float]] | None = None,
+    head_only: bool = False,
+    limits: InputLimits | None = None,
+    reader: Reader | None = None,
+) -> LiveRequest:
+    """A request of its own folder in `folder`. Raises: BadInput for a picture that cannot be used."""
+    name = display_name(portrait, name)
+    picture = (reader or Reader()).portrait(portrait, name=name, limits=limits)
+    try:
+        work = Path(tempfile.mkdtemp(prefix="live-", dir=folder))
+    except OSError as error:
+        raise disk_error(error) from error
+    try:
+        png = work / "portrait.png"
+        Image.fromarray(picture.pixels).save(png, compress_level=1)
+        video_size(png, preset)  # refuses what has no room for it
+    except OSError as error:
+        shutil.rmtree(work)
+        raise disk_error(error) from error
+    except BaseException:
+        shutil.rmtree(work)
+        raise
+    preview = preset.engine == "preview"
+    return LiveRequest(
+        portrait=png,
+        work=work,
+        preset=preset,
+        portrait_name=name,
+        prompt=prompt or preset.generation.prompt,
+        face_points=dict(face_points) if face_points and preview else None,
+        head_only=head_only and preview,
+    )

@@ -1,0 +1,1 @@
+"""How a live session reaches those who watch it: WebRTC, or fragments of MP4 over a WebSocket."""

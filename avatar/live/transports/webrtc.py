@@ -1,0 +1,208 @@
+"""A session over WebRTC: video and voice down, the microphone up. It runs on the page's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from aiortc import (
+    MediaStreamTrack,
+    RTCConfiguration,
+    RTCIceServer,
+    RTCPeerConnection,
+    RTCSessionDescription,
+)
+from aiortc.mediastreams import MediaStreamError
+
+from avatar.errors import BadInput
+from avatar.geometry import FPS, SOUND_HZ
+from avatar.live.session import LiveSession
+from avatar.runtime.live_protocol import LiveFrames
+
+log = logging.getLogger(__name__)
+
+VIDEO_HZ = 90_000
+PACKET = SOUND_HZ // 50
+MOST_QUEUED_FRAMES = 24  # two blocks, which a slow network has not taken; older ones are dropped
+MOST_SDP_BYTES = 64 * 2**10
+# stun:HOST:PORT, turn:HOST:PORT?transport=udp, or with turn:USER:PASSWORD@HOST:PORT
+_ICE_SERVER = re.compile(
+    r"(?P<kind>stuns?|turns?):(?:(?P<user>[^:@\s]+):(?P<password>[^@\s]+)@)?"
+    r"(?P<place>[\w.\-\[\]:]+?(?::\d{1,5})?(?:\?transport=(?:udp|tcp))?)"
+)
+
+
+@dataclass(frozen=True)
+class IceServer:
+    """A STUN or TURN server. url: as browsers want it, without name and password."""
+
+    url: str
+    user: str = ""
+    password: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> IceServer:
+        """Read "stun:host:port" or "turn:user:password@host:port?transport=tcp". Raises: BadInput."""
+        match = _ICE_SERVER.fullmatch(text.strip())
+        if match is None or (match["kind"].startswith("turn") and not match["user"]):
+            raise BadInput(
+                "An ICE server is not understood.",
+                "Write stun:HOST:PORT, or turn:USER:PASSWORD@HOST:PORT?transport=udp.",
+            )
+        return cls(f"{match['kind']}:{match['place']}", match["user"] or "", match["password"] or "")
+
+    @property
+    def for_browser(self) -> dict[str, str]:
+        """As RTCPeerConnection takes it."""
+        secret = {"username": self.user, "credential": self.password} if self.user else {}
+        return {"urls": self.url, **secret}
+
+
+class Peer:
+    """One browser's connection to one session. All of it on the event loop, but for show, tell and end."""
+
+    def __init__(
+        self,
+        session: LiveSession,
+        servers: Sequence[IceServer],
+        hear: Callable[[np.ndarray], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """hear: called with the microphone's int16 (n,) at SOUND_HZ."""
+        ice = [RTCIceServer(one.url, one.user or None, one.password or None) for one in servers]
+        self._connection = RTCPeerConnection(RTCConfiguration(iceServers=ice))
+        self._session, self._hear, self._loop = session, hear, loop
+        self._video, self._voice = _FrameTrack(), _VoiceTrack()
+        self._listening: set[asyncio.Task[None]] = set()
+        self._is_watching = False
+        self._connection.on("track", self._on_track)
+        self._connection.on("connectionstatechange", self._on_state)
+
+    async def answer(self, sdp: str) -> str:
+        """The answer to a browser's offer. Raises: BadInput."""
+        try:
+            await self._connection.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
+            self._connection.addTrack(self._video)
+            self._connection.addTrack(self._voice)
+            await self._connection.setLocalDescription(await self._connection.createAnswer())
+        except Exception as error:  # the library parses what a stranger wrote, and fails in many ways
+            log.info("an offer cannot be used: %r", error)
+            await self.close()
+            raise BadInput("The browser's WebRTC offer cannot be used.") from error
+        return str(self._connection.localDescription.sdp)
+
+    async def close(self) -> None:
+        """Hang up."""
+        self._session.leave(self)
+        self._video.stop()
+        self._voice.stop()
+        for task in self._listening:
+            task.cancel()
+        await self._connection.close()
+
+    def show(self, made: LiveFrames) -> None:
+        """See Watcher."""
+        self._loop.call_soon_threadsafe(self._queue, made)
+
+    def tell(self, what: Mapping[str, Any]) -> None:
+        """See Watcher: words go over the socket beside."""
+
+    def end(self, reason: str) -> None:
+        """See Watcher."""
+        asyncio.run_coroutine_threadsafe(self.close(), self._loop)
+
+    def _queue(self, made: LiveFrames) -> None:
+        self._video.add(made)
+        self._voice.add(made)
+
+    def _on_track(self, track: MediaStreamTrack) -> None:
+        if track.kind == "audio":
+            task = self._loop.create_task(self._listen(track))
+            self._listening.add(task)
+            task.add_done_callback(self._listening.discard)
+
+    async def _on_state(self) -> None:
+        state = self._connection.connectionState
+        if state == "connected" and not self._is_watching:
+            self._is_watching = True
+            self._session.watch(self)
+        elif state in ("failed", "closed"):
+            await self.close()
+
+    async def _listen(self, track: MediaStreamTrack) -> None:
+        resampler = av.AudioResampler("s16", "mono", SOUND_HZ)
+        try:
+            while True:
+                packet = await track.recv()
+                assert isinstance(packet, av.AudioFrame)
+                for frame in resampler.resample(packet):
+                    self._hear(frame.to_ndarray().reshape(-1).astype(np.int16, copy=False))
+        except MediaStreamError:
+            log.debug("a microphone has ended")
+
+
+class _QueuedTrack(MediaStreamTrack):
+    """Frames that wait to be coded and sent; the newest are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._queued: asyncio.Queue[Any] = asyncio.Queue()
+        self._most = MOST_QUEUED_FRAMES
+
+    def _put(self, frame: Any, after_s: float) -> None:
+        """Queue a frame, to leave so many seconds from now at the earliest: a block comes all at once."""
+        while self._queued.qsize() >= self._most:
+            self._queued.get_nowait()
+        self._queued.put_nowait((time.monotonic() + after_s, frame))
+
+    def stop(self) -> None:
+        """Ends whoever waits for the next frame, too."""
+        super().stop()
+        self._queued.put_nowait(None)
+
+    async def recv(self) -> Any:
+        """The next frame, as aiortc asks for it. Raises: MediaStreamError at the end."""
+        found = None if self.readyState != "live" else await self._queued.get()
+        if found is None:
+            raise MediaStreamError
+        due, frame = found
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        return frame
+
+
+class _FrameTrack(_QueuedTrack):
+    kind = "video"
+
+    def add(self, made: LiveFrames) -> None:
+        """Queue frames."""
+        for index, pixels in enumerate(made.frames, made.first_frame):
+            height, width = (side // 2 * 2 for side in pixels.shape[:2])
+            even = np.ascontiguousarray(pixels[:height, :width])
+            frame = av.VideoFrame.from_ndarray(even, "rgb24")
+            frame.pts, frame.time_base = index * (VIDEO_HZ // FPS), Fraction(1, VIDEO_HZ)
+            self._put(frame, (index - made.first_frame) / FPS)
+
+
+class _VoiceTrack(_QueuedTrack):
+    kind = "audio"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._most = 2 * MOST_QUEUED_FRAMES
+
+    def add(self, made: LiveFrames) -> None:
+        """Queue their samples, in packets of 20 ms."""
+        start = made.first_frame * (SOUND_HZ // FPS)
+        for at in range(0, len(made.sound), PACKET):
+            piece = np.ascontiguousarray(made.sound[at : at + PACKET])[None]
+            frame = av.AudioFrame.from_ndarray(piece, "s16", "mono")
+            frame.sample_rate, frame.pts, frame.time_base = SOUND_HZ, start + at, Fraction(1, SOUND_HZ)
+            self._put(frame, max(0, at - PACKET) / SOUND_HZ if len(made.frames) > 1 else 0.0)

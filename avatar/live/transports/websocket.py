@@ -1,0 +1,303 @@
+"""One program or page at the other end of a session's WebSocket: what it says, and what it is sent.
+
+Texts are JSON, {"type": …}; binary messages are sound on the way up, video on the way down: see docs/live.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import struct
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import anyio.to_thread
+import numpy as np
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from avatar.errors import AvatarError, BadInput
+from avatar.geometry import FPS, SOUND_HZ
+from avatar.live.microphone import Microphone
+from avatar.live.state import LiveState, OpenSession
+from avatar.live.transports.fragments import FragmentWriter
+from avatar.runtime.live_protocol import LiveFrames
+
+log = logging.getLogger(__name__)
+
+MOST_MESSAGE_BYTES = 64 * 2**10
+MOST_MESSAGES_PER_S = 120
+MOST_SOUND_BYTES_PER_S = 2.5 * 2 * SOUND_HZ  # of 16-bit samples: a burst after the network stood
+MOST_QUEUED = 25  # frames that a slow network has not taken; then all are dropped, and it begins afresh
+LINE_EVERY_S = 0.5
+POLICY, TOO_LARGE, GONE = 1008, 1009, 4404
+VIDEO = ("fmp4", "raw", "none")
+RAW_HEADER = struct.Struct("<4sIHHI")  # "LIVE", first frame, width, height, number of samples
+
+
+class Words(Protocol):
+    """What a connection is told, in its own language."""
+
+    def error(self, error: AvatarError) -> str:
+        """What is wrong, and what to do."""
+
+    def notice(self, code: str, english: str, values: Mapping[str, Any]) -> str:
+        """A notice of the session."""
+
+    def text(self, key: str) -> str:
+        """One of the page's own texts."""
+
+
+class LiveSocket:
+    """Serves one connection until it closes."""
+
+    def __init__(self, socket: WebSocket, state: LiveState, opened: OpenSession, words: Words) -> None:
+        self._socket, self._state, self._opened, self._words = socket, state, opened, words
+        self._microphone = Microphone()
+        self._viewer: _Viewer | None = None
+        self._sent = asyncio.Lock()
+        self._arrivals: deque[float] = deque(maxlen=MOST_MESSAGES_PER_S)
+        self._sound_budget, self._budget_at = MOST_SOUND_BYTES_PER_S, time.monotonic()
+
+    async def serve(self) -> None:
+        """Wait for the turn, then pass on what comes until the end."""
+        line, ticket = self._state.line, self._opened.ticket
+        line.connected(ticket)
+        sender = asyncio.create_task(self._send())
+        try:
+            await self._receive()
+        except WebSocketDisconnect:
+            log.debug("a live page is gone")
+        finally:
+            sender.cancel()
+            if self._viewer is not None and ticket.session is not None:
+                ticket.session.leave(self._viewer)
+            line.left(ticket)
+
+    async def _send(self) -> None:
+        """Tell the place in line; then whatever the session shows."""
+        ticket, place = self._opened.ticket, -1
+        while ticket.session is None and ticket.error is None:
+            now = self._state.line.place(ticket)
+            if ticket.is_over:
+                await self._close(GONE, self._words.text("live_over"))
+                return
+            if now != place:
+                place = now
+                await self._tell({"type": "waiting", "place": place})
+            await asyncio.sleep(LINE_EVERY_S)
+        if ticket.session is None:
+            assert ticket.error is not None
+            await self._tell({"type": "end", "reason": self._words.error(ticket.error)})
+            await self._close(1000)
+            return
+        session = ticket.session
+        ice = [server.for_browser for server in self._state.options.ice]
+        chat = self._state.options.chat is not None
+        await self._tell({"type": "begun", "fps": FPS, "hz": SOUND_HZ, "ice": ice, "chat": chat})
+        self._viewer = viewer = _Viewer(asyncio.get_running_loop())
+        session.watch(viewer)
+        while True:
+            await viewer.woken.wait()
+            viewer.woken.clear()
+            for message in await anyio.to_thread.run_sync(viewer.take):
+                if isinstance(message, bytes):
+                    async with self._sent:
+                        await self._socket.send_bytes(message)
+                else:
+                    await self._tell(self._in_words(message))
+            if viewer.is_over:
+                error = session.error
+                reason = "" if error is None else self._words.error(error)
+                await self._tell({"type": "end", "reason": reason})
+                await self._close(1000)
+                return
+
+    async def _receive(self) -> None:
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            data, said = message.get("bytes"), message.get("text")
+            size = len(data) if data is not None else len((said or "").encode())
+            if size > MOST_MESSAGE_BYTES:
+                await self._close(TOO_LARGE, self._words.text("live_message_too_large"))
+                return
+            if not self._within_rate(size if data is not None else 0):
+                await self._close(POLICY, self._words.text("live_too_fast"))
+                return
+            try:
+                if data is not None:
+                    self._hear(data)
+                else:
+                    await self._obey(self._parsed(said or ""))
+            except AvatarError as error:
+                await self._tell({"type": "notice", "code": "error", "text": self._words.error(error)})
+
+    def _within_rate(self, sound_bytes: int) -> bool:
+        now = time.monotonic()
+        self._sound_budget += (now - self._budget_at) * MOST_SOUND_BYTES_PER_S
+        self._sound_budget = min(self._sound_budget, 4 * MOST_SOUND_BYTES_PER_S) - sound_bytes
+        self._budget_at = now
+        full = len(self._arrivals) == self._arrivals.maxlen
+        too_many = full and now - self._arrivals[0] < 1.0
+        self._arrivals.append(now)
+        return not too_many and self._sound_budget > 0
+
+    def _parsed(self, said: str) -> Mapping[str, Any]:
+        try:
+            message = json.loads(said)
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+            raise BadInput("A message is not understood.", 'Send JSON: {"type": …}.')
+        return message
+
+    def _hear(self, data: bytes) -> None:
+        conversation = self._state.conversation(self._opened)
+        if conversation is not None:
+            samples = self._microphone.samples(data)
+            if len(samples):
+                conversation.hear(samples)
+
+    async def _obey(self, message: Mapping[str, Any]) -> None:
+        """Do what a message asks. Raises: AvatarError."""
+        kind = message["type"]
+        if kind == "ping":
+            await self._tell({"type": "pong", "at": _number(message, "at", 0.0)})
+            return
+        if kind == "end":
+            await anyio.to_thread.run_sync(self._state.end, self._opened)
+            return
+        if kind == "hello":
+            self._microphone = Microphone(int(_number(message, "rate", 16_000)))
+        conversation = self._state.conversation(self._opened)
+        if conversation is None:
+            return
+        voice, speed = str(message.get("voice") or ""), _number(message, "speed", 1.0)
+        match kind:
+            case "hello" | "media":
+                await self._show(str(message.get("video", "fmp4")))
+            case "mode":
+                conversation.set_mode(str(message.get("mode")), voice, speed)
+            case "say":
+                say = conversation.ask if message.get("answer") else conversation.say
+                arguments = () if message.get("answer") else (voice, speed)
+                await anyio.to_thread.run_sync(say, str(message.get("text", "")), *arguments)
+            case "interrupt":
+                conversation.interrupt()
+            case "record":
+                on = await anyio.to_thread.run_sync(self._state.record, self._opened, bool(message.get("on")))
+                await self._tell({"type": "recording", "on": on})
+            case _:
+                raise BadInput(f"There is no message {kind[:40]!r}.", "See docs/live.md.")
+
+    async def _show(self, video: str) -> None:
+        """Send video of this kind from now on. Raises: BadInput."""
+        if video not in VIDEO:
+            raise BadInput("There is no such video.", f"Choose {', '.join(VIDEO)}.")
+        while self._viewer is None and self._opened.ticket.session is not None:
+            await asyncio.sleep(0.01)  # the sender is about to begin
+        if self._viewer is not None:
+            self._viewer.show_as(video)
+
+    def _in_words(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A notice in the page's language."""
+        if message["type"] != "notice":
+            return message
+        said = self._words.notice(message["code"], message["text"], message["values"])
+        return {"type": "notice", "code": message["code"], "text": said}
+
+    async def _tell(self, message: Mapping[str, Any]) -> None:
+        async with self._sent:
+            if self._socket.application_state is WebSocketState.CONNECTED:
+                await self._socket.send_text(json.dumps(message, ensure_ascii=False))
+
+    async def _close(self, code: int, reason: str = "") -> None:
+        async with self._sent:
+            if self._socket.application_state is WebSocketState.CONNECTED:
+                await self._socket.close(code, reason.encode()[:120].decode(errors="ignore"))
+
+
+class _Viewer:
+    """See Watcher: what waits to be sent to one connection. Frames are coded by whoever takes them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._frames: deque[LiveFrames] = deque()
+        self._words: deque[Mapping[str, Any]] = deque(maxlen=100)
+        self._video = "none"
+        self._writer: FragmentWriter | None = None
+        self._is_fresh = True
+        self.is_over = False
+        self.woken = asyncio.Event()
+
+    def show_as(self, video: str) -> None:
+        """From the next frame on, and from a whole picture."""
+        self._video, self._is_fresh, self._writer = video, True, None
+
+    def show(self, made: LiveFrames) -> None:
+        """See Watcher."""
+        if self._video == "none":
+            return
+        if sum(len(one.frames) for one in list(self._frames)) >= MOST_QUEUED:
+            self._frames.clear()
+            self._is_fresh = True
+        self._frames.append(made)
+        self._wake()
+
+    def tell(self, what: Mapping[str, Any]) -> None:
+        """See Watcher."""
+        self._words.append(what)
+        self._wake()
+
+    def end(self, reason: str) -> None:
+        """See Watcher."""
+        self.is_over = True
+        self._wake()
+
+    def take(self) -> list[bytes | Mapping[str, Any]]:
+        """All that waits, ready to send."""
+        out: list[bytes | Mapping[str, Any]] = []
+        while self._words:
+            out.append(self._words.popleft())
+        while self._frames:
+            made = self._frames.popleft()
+            if self._video == "raw":
+                out.append(raw(made))
+            elif self._video == "fmp4":
+                out += self._coded(made)
+        return out
+
+    def _coded(self, made: LiveFrames) -> list[bytes | Mapping[str, Any]]:
+        out: list[bytes | Mapping[str, Any]] = []
+        fresh, self._is_fresh = self._is_fresh, False
+        if self._writer is None:
+            self._writer = FragmentWriter(made.frames.shape[2], made.frames.shape[1])
+            width, height = self._writer.width, self._writer.height
+            out.append({"type": "stream", "codecs": self._writer.codecs, "width": width, "height": height})
+            out.append(self._writer.header)
+        if fresh:
+            self._writer.restart(made.first_frame)
+        out.append(self._writer.write(made))
+        return out
+
+    def _wake(self) -> None:
+        self._loop.call_soon_threadsafe(self.woken.set)
+
+
+def raw(made: LiveFrames) -> bytes:
+    """One message of frames as they are: RAW_HEADER, then rgb24 pixels, then 16-bit mono samples."""
+    height, width = made.frames.shape[1:3]
+    header = RAW_HEADER.pack(b"LIVE", made.first_frame, width, height, len(made.sound))
+    return header + np.ascontiguousarray(made.frames).tobytes() + made.sound.astype("<i2").tobytes()
+
+
+def _number(message: Mapping[str, Any], name: str, default: float) -> float:
+    """Raises: BadInput for what is no number."""
+    value = message.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e12 < value < 1e12:
+        raise BadInput(f"{name} must be a number.")
+    return float(value)

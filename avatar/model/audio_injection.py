@@ -1,0 +1,178 @@
+"""Speech features to audio tokens, and their injection into the residual stream.
+
+Source: Wan-Video/Wan2.2 wan/modules/s2v/audio_utils.py and auxi_blocks.py, and diffusers' AdaLayerNorm.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avatar.checkpoints.transformer_config import ModelConfig
+from avatar.geometry import BLOCK_LATENT_FRAMES, VAE_TIME_STRIDE
+from avatar.model.attention import attention_weights
+from avatar.model.transformer_layer import Attention, modulate
+
+NUM_HIDDEN_STATES = 25  # of wav2vec2-large: the embeddings and its 24 layers
+ADALN_EPS = 1e-5  # the injection's own norm; everywhere else the config's eps holds
+
+# Frames to the left of a block that its first token is made from: two steps back in each convolution, of one,
+# one and two frames, which are 8; and that token stands at the fourth frame.
+SEEN_FRAMES = 8 - (VAE_TIME_STRIDE - 1)
+
+
+class AudioTokens(NamedTuple):
+    """A block's audio, of S speakers and F latent frames.
+
+    local: S F A C, what is attended to. overall: S F C, it drives AdaLN.
+    """
+
+    local: Tensor
+    overall: Tensor
+
+
+class CausalConv(nn.Module):
+    """A convolution over time that sees no future; the first frame is repeated to the left."""
+
+    def __init__(self, in_dim: int, out_dim: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(in_dim, out_dim, kernel_size=3, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B C T to B C' T'. As a product: of so few frames cuDNN would rather lay out all weights anew."""
+        (size,), (stride,) = self.conv.kernel_size, self.conv.stride
+        windows = F.pad(x, (size - 1, 0), mode="replicate").unfold(2, size, stride)
+        windows = windows.transpose(1, 2).flatten(2)  # B T' C·size
+        return F.linear(windows, self.conv.weight.flatten(1), self.conv.bias).transpose(1, 2)
+
+
+class AudioConvolutions(nn.Module):
+    """Local and overall tokens at a quarter of the frame rate."""
+
+    def __init__(self, in_dim: int, dim: int, num_tokens: int, eps: float) -> None:
+        super().__init__()
+        self.num_tokens, self.eps = num_tokens, eps
+        self.conv1_local = CausalConv(in_dim, dim // 4 * num_tokens)
+        self.conv1_global = CausalConv(in_dim, dim // 4)
+        self.conv2 = CausalConv(dim // 4, dim // 2, stride=2)
+        self.conv3 = CausalConv(dim // 2, dim, stride=2)
+        self.final_linear = nn.Linear(dim, dim)
+        self.padding_tokens = nn.Parameter(torch.empty(1, 1, 1, dim))
+
+    def forward(self, x: Tensor) -> AudioTokens:
+        """S C T features to tokens of T / 4 latent frames, rounded up."""
+        local = self._shrink(self.conv1_local(x).unflatten(1, (self.num_tokens, -1)).flatten(0, 1))
+        local = local.unflatten(0, (-1, self.num_tokens)).transpose(1, 2)
+        padding = self.padding_tokens.expand(*local.shape[:2], 1, -1)
+        return AudioTokens(
+            torch.cat([local, padding], dim=2), self.final_linear(self._shrink(self.conv1_global(x)))
+        )
+
+    def _shrink(self, x: Tensor) -> Tensor:
+        """B C/4 T to B T/4 C."""
+        for conv in (self.conv2, self.conv3):
+            x = conv(self._norm(x).transpose(1, 2))
+        return self._norm(x)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2)
+        return F.silu(F.layer_norm(x, x.shape[-1:], eps=self.eps))
+
+
+class AudioEncoder(nn.Module):
+    """A learnt mixture of the speech model's hidden states, then causal convolutions; all in float32."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.empty(1, NUM_HIDDEN_STATES, 1, 1))
+        self.encoder = AudioConvolutions(config.audio_dim, config.dim, config.num_audio_token, config.eps)
+
+    def forward(self, features: Tensor) -> AudioTokens:
+        """S 25 C T features of a block's video frames to the tokens of its latent frames, float32.
+
+        To the left stand as many copies of the first frame as there are motion frames: so it was trained. No
+        token that is kept sees more of them than SEEN_FRAMES.
+        """
+        pad = features[..., :1].expand(*features.shape[:-1], SEEN_FRAMES)
+        mixture = F.silu(self.weights)
+        features = torch.cat([pad, features], dim=-1).float()
+        mixed = (features * (mixture / mixture.sum(dim=1, keepdim=True))).sum(dim=1)
+        return AudioTokens(*(part[:, -BLOCK_LATENT_FRAMES:] for part in self.encoder(mixed)))
+
+
+class InjectionContext(NamedTuple):
+    """What one injection needs of a block's audio, of S speakers, F latent frames, A tokens each.
+
+    keys: SF A h d. outputs: SF A·h C, each head's value of each token, taken through the output projection.
+    shift, scale: AdaLN's, SF 1 C.
+    """
+
+    keys: Tensor
+    outputs: Tensor
+    shift: Tensor
+    scale: Tensor
+
+
+class AdaLN(nn.Module):
+    """The linear layer that turns the overall audio token into a shift and a scale."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, 2 * dim)
+
+
+class Injection(nn.Module):
+    """Audio cross-attention per latent frame, queries through AdaLN; one entry of each of the two lists."""
+
+    def __init__(self, attention: Attention, adaln: AdaLN) -> None:
+        super().__init__()
+        self.attention = attention
+        self.adaln = adaln
+
+    def context(self, tokens: AudioTokens) -> InjectionContext:
+        """Computed once for a block, used at each of its steps.
+
+        The tokens are few, so their values go through the output projection here, head by head; what is left
+        of it for each query is a weighted sum.
+        """
+        vectors = self.adaln.linear(F.silu(tokens.overall.flatten(0, 1)))
+        shift, scale = vectors[:, None].chunk(2, dim=-1)
+        keys, values = self.attention.keys_values(tokens.local.flatten(0, 1))
+        outputs = self.attention.outputs_by_head(values).flatten(1, 2)
+        return InjectionContext(keys, outputs, shift, scale)
+
+    def add(self, x: Tensor, context: InjectionContext, masks: Tensor | None) -> Tensor:
+        """The residual, N C, with the audio added: one result per speaker, each times its mask, summed.
+
+        masks: S N 1, or None for a single speaker.
+        """
+        frames = x.unflatten(0, (BLOCK_LATENT_FRAMES, -1))
+        frames = frames.repeat(len(context.shift) // len(frames), 1, 1)
+        query = self.attention.query(modulate(frames, context.shift, context.scale, ADALN_EPS))
+        weights = attention_weights(query, context.keys).flatten(-2)
+        out = (weights @ context.outputs + self.attention.o.bias).reshape(-1, *x.shape)
+        return x + (out[0] if masks is None else (out * masks).sum(dim=0))
+
+
+class AudioInjector(nn.Module):
+    """All injections, in the checkpoint's two lists."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        layers = config.audio_inject_layers
+        self.index_of = {layer: index for index, layer in enumerate(layers)}
+        self.injector = nn.ModuleList(Attention(config.dim, config.num_heads, config.eps) for _ in layers)
+        self.injector_adain_layers = nn.ModuleList(AdaLN(config.dim) for _ in layers)
+
+    def after_layer(self, layer: int) -> Injection | None:
+        """The injection that follows a layer, if one does."""
+        index = self.index_of.get(layer)
+        if index is None:
+            return None
+        attention, adaln = self.injector[index], self.injector_adain_layers[index]
+        assert isinstance(attention, Attention)
+        assert isinstance(adaln, AdaLN)
+        return Injection(attention, adaln)

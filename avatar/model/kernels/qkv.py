@@ -1,0 +1,199 @@
+"""Queries, keys and values on their way to attention, in one pass each on a GPU.
+
+A program takes a token: its norm over the full width, its rotation, each head's scale. Values are turned
+over instead, so that tokens lie side by side. The slow twins: layer.Attention, rope.rotate and eight_bit's.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from avatar.model.attention_8bit import INT8_LARGEST, Calibration, EightBit, Queries
+from avatar.model.kv_cache import KeysValues
+from avatar.model.quantize import LARGEST, TINIEST
+
+VALUE_TOKENS = 128  # that a program turns over
+PIECE = 1024  # of a token: whole heads, 16 bytes for each thread
+NUM_WARPS = 4
+
+
+def quantise_queries(
+    q: Tensor, norm: Tensor | None = None, table: Tensor | None = None, eps: float = 0.0
+) -> Queries:
+    """Queries N h d in int8; first RMS-normed by a weight, C, and rotated by a table, if given."""
+    values = torch.empty(q.shape, dtype=torch.int8, device=q.device)
+    scale = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    _run(q, norm, table, None, values, scale, eps)
+    return Queries(values, scale)
+
+
+def write(
+    into: EightBit,
+    own: KeysValues,
+    calibration: Calibration,
+    table: Tensor | None = None,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+) -> None:
+    """See eight_bit.write; norm, the keys', and table as in quantise_queries."""
+    k, v = own
+    _run(k, norm, table, calibration.mean, into.k, into.k_scale.t(), eps)
+    num_tokens, num_heads, head_dim = v.shape
+    row = into.v.shape[-1]
+    assert v.stride()[1:] == (head_dim, 1)
+    _turn[(triton.cdiv(row, VALUE_TOKENS), num_heads)](
+        v,
+        calibration.value_scale,
+        into.v,
+        num_tokens,
+        row,
+        v.stride(0),
+        into.v.stride(1),
+        num_heads,
+        head_dim,
+        triton.next_power_of_2(head_dim),
+        VALUE_TOKENS,
+        LARGEST,
+    )
+
+
+def rotated(x: Tensor, norm: Tensor, table: Tensor, eps: float) -> Tensor:
+    """Queries or keys, N h d, normed and rotated, in their own dtype."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _run(x, norm, table, None, out, None, eps)
+    return out
+
+
+def _run(
+    x: Tensor,
+    norm: Tensor | None,
+    table: Tensor | None,
+    mean: Tensor | None,
+    out: Tensor,
+    scale: Tensor | None,
+    eps: float,
+) -> None:
+    num_tokens, num_heads, head_dim = x.shape
+    assert x.stride()[1:] == (head_dim, 1)
+    assert out.stride()[1:] == (head_dim, 1)
+    dim_2 = triton.next_power_of_2(head_dim)
+    _heads[(num_tokens,)](
+        x,
+        norm,
+        table,
+        mean,
+        out,
+        scale,
+        x.stride(0),
+        out.stride(0),
+        *((0, 0) if scale is None else scale.stride()),
+        eps,
+        num_heads,
+        min(max(PIECE // dim_2, 1), triton.next_power_of_2(num_heads)),
+        head_dim,
+        dim_2,
+        INT8_LARGEST,
+        TINIEST,
+        num_warps=NUM_WARPS,
+    )
+
+
+@triton.jit
+def _heads(  # type: ignore[no-untyped-def]
+    x,
+    norm,
+    table,
+    mean,
+    out,
+    scale,
+    x_row,
+    out_row,
+    scale_row,
+    scale_head,
+    eps,
+    HEADS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_2: tl.constexpr,
+    INT8: tl.constexpr,
+    TINY: tl.constexpr,
+):
+    """One token, some heads at a time."""
+    token = tl.program_id(0).to(tl.int64)
+    dtype: tl.constexpr = x.dtype.element_ty
+    COUNT: tl.constexpr = (HEADS + AT_ONCE - 1) // AT_ONCE
+    some, channel = tl.arange(0, AT_ONCE)[:, None], tl.arange(0, DIM_2)[None, :]
+    place = some * DIM + channel
+    pieces = ()
+    square = tl.zeros([AT_ONCE, DIM_2], tl.float32)
+    for i in tl.static_range(COUNT):
+        inside = (i * AT_ONCE + some < HEADS) & (channel < DIM)
+        piece = tl.load(x + token * x_row + i * AT_ONCE * DIM + place, inside, 0.0)
+        square += piece.to(tl.float32) * piece.to(tl.float32)
+        pieces = pieces + (piece,)  # type: ignore[assignment]
+    length = 1.0
+    if norm is not None:
+        length = tl.rsqrt(tl.sum(tl.sum(square, 1), 0) / (HEADS * DIM) + eps)
+    if table is not None:
+        # for each head again: as one row they would be spread otherwise, and all else moved to match
+        turn = tl.broadcast_to(table + token * (2 * DIM) + channel, (AT_ONCE, DIM_2))
+        cos_even, cos_odd = _pairs(tl.load(turn, channel < DIM, 0.0), AT_ONCE, DIM_2)
+        sin_even, sin_odd = _pairs(tl.load(turn + DIM, channel < DIM, 0.0), AT_ONCE, DIM_2)
+    for i in tl.static_range(COUNT):
+        head = i * AT_ONCE + some
+        inside = (head < HEADS) & (channel < DIM)
+        v = pieces[i].to(tl.float32)  # type: ignore[var-annotated]
+        if norm is not None:
+            v = v * length * tl.load(norm + i * AT_ONCE * DIM + place, inside, 0.0).to(tl.float32)
+            v = v.to(dtype).to(tl.float32)
+        if table is not None:
+            even, odd = _pairs(v, AT_ONCE, DIM_2)
+            first = even * cos_even + odd * sin_even
+            second = odd * cos_odd + even * sin_odd
+            v = tl.reshape(tl.join(first, second), [AT_ONCE, DIM_2]).to(dtype).to(tl.float32)
+        if mean is not None:
+            v -= tl.load(mean + i * AT_ONCE * DIM + place, inside, 0.0)
+        if scale is not None:
+            largest = tl.maximum(tl.max(tl.abs(v), 1, keep_dims=True), TINY)
+            # 1.5 * 2^23, added and taken away again, rounds to the nearest, halves to the even one.
+            v = (v * (INT8 / largest) + 12582912.0) - 12582912.0
+            tl.store(scale + token * scale_row + head * scale_head, largest / INT8, head < HEADS)
+        tl.store(out + token * out_row + i * AT_ONCE * DIM + place, v.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _pairs(v, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Even and odd channels."""
+    return tl.split(tl.reshape(v, [ROWS, WIDTH // 2, 2]))
+
+
+@triton.jit
+def _turn(  # type: ignore[no-untyped-def]
+    v,
+    scales,
+    out,
+    num_tokens,
+    row,
+    v_row,
+    out_row,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_2: tl.constexpr,
+    TOKENS: tl.constexpr,
+    LARGEST: tl.constexpr,
+):
+    """Some tokens of one head: N h d to h d N', every 16 of them in eight_bit.PERMUTED order."""
+    head = tl.program_id(1)
+    place = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    inner = place % 16
+    token = place - inner + inner // 2 % 2 * 8 + inner // 4 * 2 + inner % 2
+    channel = tl.arange(0, DIM_2)
+    source = v + token[:, None].to(tl.int64) * v_row + head * DIM + channel[None, :]
+    there = (token < num_tokens)[:, None] & (channel < DIM)[None, :]
+    values = tl.load(source, there, 0.0).to(tl.float32) * tl.div_rn(1.0, tl.load(scales + head))
+    values = tl.minimum(tl.maximum(values, -LARGEST), LARGEST)
+    target = out + (head * DIM + channel)[:, None].to(tl.int64) * out_row + place[None, :]
+    tl.store(target, tl.trans(values.to(tl.float8e4nv)), (channel < DIM)[:, None] & (place < row)[None, :])

@@ -1,0 +1,107 @@
+"""Which kernels of our own a device runs: tried once, beside their slow twins, with the real widths."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from avatar.geometry import Geometry
+from avatar.model import attention_8bit
+from avatar.model.attention_8bit import Calibration, EightBitRing, EightBitWindow, Queries
+from avatar.model.kv_cache import KeysValues
+
+logger = logging.getLogger(__name__)
+
+TRIAL = Geometry(128, 64, 8)  # a small picture, whose condition ends in a slot that is not full
+LARGEST_DIFFERENCE = 0.02  # of the norm: roundings to e4m3 that fall differently
+
+
+@dataclass(frozen=True)
+class EightBitKernels:
+    """What attention in 8 bits is computed by; see eight_bit, whose functions are the slow twins."""
+
+    attend: Callable[..., Tensor] = attention_8bit.attend
+    quantise_heads: Callable[[Tensor], Queries] = attention_8bit.quantise_heads
+    write: Callable[..., None] = attention_8bit.write
+
+
+@functools.cache
+def eight_bit_on(device: torch.device, num_heads: int, head_dim: int) -> EightBitKernels | None:
+    """A device's kernels for attention in 8 bits; on a CPU the twins, None where a GPU's do not work."""
+    if device.type != "cuda":
+        return EightBitKernels()
+    if find_spec("triton") is None:
+        _say_without("Triton is not installed")
+        return None
+    try:
+        from avatar.model.kernels import attention, qkv
+
+        kernels = EightBitKernels(attention.attend, qkv.quantise_queries, qkv.write)
+        difference = _difference(kernels, device, num_heads, head_dim)
+    except Exception as error:  # whatever a compiler or a driver may say of a card that it does not know
+        _say_without(str(error).strip().split("\n")[0])
+        return None
+    if not difference < LARGEST_DIFFERENCE:
+        _say_without(f"its result is off by {difference:.1%}")
+        return None
+    return kernels
+
+
+@functools.cache
+def fused_on(device: torch.device) -> bool:
+    """Whether a layer's pieces run as kernels of our own there; else PyTorch compiles them."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    try:
+        from avatar.model.kernels import elementwise
+
+        x = torch.randn(16, 1024, device=device, dtype=torch.bfloat16)
+        vector = torch.randn(1024, device=device)
+        fresh, after = elementwise.added_and_normed(
+            x, x, vector, vector, vector, 1e-6, torch.bfloat16, plus_one=True
+        )
+        expected = x.float() + x.float() * vector
+        normed = torch.nn.functional.layer_norm(expected, (1024,), eps=1e-6) * (1 + vector) + vector
+        pairs = ((fresh, expected), (after.values, normed))
+        difference = max(_relative(found, right) for found, right in pairs)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        logger.warning("PyTorch compiles what lies between products: our own kernels fail here: %s", reason)
+        return False
+    return difference < LARGEST_DIFFERENCE
+
+
+def _say_without(reason: str) -> None:
+    logger.warning("attention runs in bf16, over rings in fp8: its 8-bit kernel fails here: %s", reason)
+
+
+def _difference(kernels: EightBitKernels, device: torch.device, num_heads: int, head_dim: int) -> float:
+    """How far the kernels' attention is from the twins', relative to its norm."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, past_k, past_v = (
+        torch.randn(TRIAL.block_tokens, num_heads, head_dim, generator=generator).to(device, torch.bfloat16)
+        for _ in range(5)
+    )
+    condition = KeysValues(k[: TRIAL.condition_tokens], v[: TRIAL.condition_tokens])
+    calibration = Calibration.of(KeysValues(k, v), condition)
+    results = []
+    for each in (kernels, EightBitKernels()):
+        window = EightBitWindow(TRIAL, num_heads, head_dim, device)
+        ring = EightBitRing.empty(TRIAL, num_heads, head_dim, device)
+        each.write(window.own, KeysValues(past_k, past_v), calibration)
+        ring.append(window.own)
+        each.write(window.own, KeysValues(k, v), calibration)
+        each.write(window.condition, condition, calibration)
+        parts = [window.near, ring.past()]
+        results.append(each.attend(each.quantise_heads(q), parts, calibration.value_scale, torch.bfloat16))
+    return _relative(*results)
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.float() - expected.float()).norm() / expected.float().norm())

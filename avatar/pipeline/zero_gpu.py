@@ -1,0 +1,145 @@
+"""The pipeline where a GPU is lent for one run at a time: loaded on the CPU before, then moved to it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from avatar.errors import DoesNotFit
+from avatar.events import PlanMade
+from avatar.model.vae.vae import VideoVAE
+from avatar.model.wav2vec2 import SpeechEncoder
+from avatar.model.weights.checkpoint import CheckpointFiles
+from avatar.model.weights.loading import Check
+from avatar.pipeline.checkpoint_choice import find_files
+from avatar.pipeline.components import Components
+from avatar.pipeline.conditioning import ConditionEncoder, LocalTextEncoder
+from avatar.pipeline.device import best_device, is_out_of_memory
+from avatar.pipeline.model_loading import CheckpointModels
+from avatar.pipeline.pipeline import DiffusionPipeline
+from avatar.planning.placement import ALL_ON_GPU, Placement
+from avatar.planning.plan import Plan
+from avatar.preset import Preset
+from avatar.request import Request
+from avatar.runtime.engine import FrameItem
+from avatar.runtime.out_of_memory import Descent
+from avatar.runtime.resume_state import ResumeState
+
+CPU = torch.device("cpu")
+
+
+class LentModels:
+    """See Models: read into the host's memory ahead of the runs, and moved to the GPU when there is one."""
+
+    lasting = True
+    placement: Placement | None = None
+
+    def __init__(self, preset: Preset, weights: Path | None) -> None:
+        self._preset, self._weights = preset, weights
+        self._checkpoint = CheckpointModels(preset, weights)
+        self._ahead: Components | None = None
+        self._files: CheckpointFiles | None = None
+        self._folder: Path | None = None  # of the self-test's toy model
+
+    def read(self) -> None:
+        """Read all models but the prompt's encoder. Raises: WeightsMissing, BadInput."""
+        # Not TemporaryDirectory, which a fork that has no more use for this object would remove.
+        self._folder = Path(tempfile.mkdtemp(prefix="avatar-lent-"))
+        self._files = find_files(self._preset, self._weights, self._folder)
+        self._ahead = Components.load(self._preset.memory, self._files, device=CPU)
+        self._ahead.load_transformer()
+
+    def load(self, request: Request, placement: Placement, check: Check) -> Components:
+        """What was read ahead, on the GPU; read anew where some of it is to wait on the host: see Models."""
+        files, memory = self._files, request.preset.memory
+        ahead, self._ahead = self._ahead, None  # from now on they are the run's
+        as_read = memory.weight_dtype == self._preset.memory.weight_dtype and placement == ALL_ON_GPU
+        if ahead is None or files is None or not as_read:
+            return self._checkpoint.load(request, placement, check)
+        assert isinstance(ahead.conditions, ConditionEncoder)
+        device, speech = best_device(), ahead.conditions.speech
+        check()
+        vae = VideoVAE(ahead.vae.model.to(device))  # type: ignore[arg-type]  # diffusers hides its own
+        speech = SpeechEncoder(speech.model.to(device), speech.normalise)
+        check()
+        transformer = ahead.load_transformer(check).to(device)
+        places = {"gpu": device, "cpu": CPU}
+        encode_text = LocalTextEncoder(files.text_encoder, places[memory.text_encoder], ahead.dtype)
+        return replace(
+            ahead,
+            device=device,
+            vae=vae,
+            conditions=ConditionEncoder(files, vae, speech, encode_text),
+            transformer=transformer,
+            make_transformer=lambda check: ahead.make_transformer(check).to(device),
+        )
+
+    def close(self) -> None:
+        """Let go of what was read, and of the toy model's folder."""
+        self._ahead = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder)
+            self._folder = None
+
+
+class LentPipeline:
+    """A pipeline that lives in the page's own process between runs, and compiles nothing; see FrameSource.
+
+    Models that were moved to a GPU stay there for the next run, if the process that had it lives so long.
+    """
+
+    def __init__(self, preset: Preset, weights: Path | None = None) -> None:
+        """See DiffusionPipeline."""
+        self._models = LentModels(preset, weights)
+        self._pipeline = DiffusionPipeline(preset, weights, models=self._models, compiles=False)
+        self.label = self._pipeline.label
+
+    def load(self) -> None:
+        """Read the models before there is a GPU. Raises: WeightsMissing, BadInput."""
+        self._models.read()
+
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
+        """See FrameSource. Where the plan does not fit, rungs are taken before the run, none in its course.
+
+        Raises: DoesNotFit, also where memory ran out all the same: this process cannot begin anew.
+        """
+        state, descent = ResumeState.of(request), Descent(request)
+        descent.skip(state.num_rungs)
+        asked = state.rest(request, request.work)
+        while _is_short(plan := self.plan_for(asked)):
+            yield descent.step_down_planned(plan)
+            state.num_rungs = descent.num_taken
+            asked = state.rest(request, request.work)
+        if state.num_rungs:
+            yield PlanMade(plan)
+        try:
+            yield from self._pipeline.frames(asked, cancelled)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DoesNotFit(
+                "The lent GPU ran out of memory.", "Choose a smaller size, or a preset that needs less."
+            ) from error
+
+    def plan_for(self, request: Request, cancelled: Callable[[], bool] = lambda: False) -> Plan:
+        """See DiffusionPipeline; nobody need wait for it."""
+        return self._pipeline.plan_for(request)
+
+    def pinned_bytes(self) -> int:
+        """See FrameSource."""
+        return self._pipeline.pinned_bytes()
+
+    def close(self) -> None:
+        """See FrameSource."""
+        self._pipeline.close()
+        self._models.close()
+
+
+def _is_short(plan: Plan) -> bool:
+    """Whether a card that is there lacks memory."""
+    return any(gpu.total_bytes and gpu.shortfall_bytes for gpu in plan.gpus)

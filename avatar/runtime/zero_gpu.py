@@ -1,0 +1,199 @@
+"""An engine without a process of its own: its runs are made inside a function to which a GPU is lent.
+
+That function may run in a fork of this process, as on ZeroGPU: nothing but what it yields comes back, a
+cancellation reaches it through memory that both share, and models that were loaded before are there at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import logging
+import math
+import mmap
+import os
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from avatar.errors import AvatarError, Cancelled, WorkerLost
+from avatar.events import Event, Phase, Progress
+from avatar.geometry import FPS
+from avatar.request import Request
+from avatar.runtime.protocol import Ended, Run, StartEngine
+from avatar.runtime.run_meter import RunMeter, planned
+from avatar.runtime.scratch import writing_in
+from avatar.runtime.shown_segments import Shown
+from avatar.runtime.stream import stream_frames
+
+log = logging.getLogger(__name__)
+
+# What a run is said to take of the GPU: estimated from an H200's steps and the cards' published rates.
+START_S = 45.0  # models to the GPU, the prompt encoded
+SPEECH_FACTOR = 3.0  # seconds of a whole RTX PRO 6000 for one of speech, uncompiled
+NUMBER_BYTES = 8  # of a run
+_numbers = itertools.count(1)  # of runs and of engines
+
+
+@dataclass(frozen=True)
+class Opening(StartEngine):
+    """What one engine makes its runs with. engine: a number that no other has."""
+
+    engine: int = 0
+
+
+Make = Callable[[Opening, Run], Generator[Event | Ended]]
+Lend = Callable[[Make, Callable[[Opening, Run], int]], Make]
+"""From a function, and how many seconds a call of it takes, to the same function with a GPU.
+
+When called it raises AvatarError where no GPU is given, or one is taken away.
+"""
+
+
+class _Held:
+    """A source that is built: in this process, or in the one that this was forked from."""
+
+    def __init__(self, opening: Opening) -> None:
+        module, name = opening.source.split(":")
+        self.opening, self.pid = opening, os.getpid()
+        self.source = getattr(importlib.import_module(module), name)(**opening.options)
+
+
+class LentGpu:
+    """The one function to which the GPU is lent, for all presets."""
+
+    def __init__(self, lend: Lend) -> None:
+        self._cancelled = mmap.mmap(-1, NUMBER_BYTES)  # the number of the last run that was; forks see it
+        self._held: _Held | None = None
+        self._loading = threading.Lock()
+        self.make = lend(self._make, duration_s)
+
+    def load(self, opening: Opening) -> str:
+        """Build a source, and have it load what it can before there is a GPU; once. Raises: AvatarError.
+
+        Returns its label.
+        """
+        with self._loading:
+            if self._held is None or self._held.opening != opening:
+                self._drop()
+                held = _Held(opening)
+                held.source.load()
+                self._held = held
+            return str(self._held.source.label)
+
+    def drop(self, opening: Opening) -> None:
+        """Give back what this process loaded."""
+        with self._loading:
+            if self._held is not None and self._held.opening == opening:
+                self._drop()
+
+    def cancel(self, run: int) -> None:
+        """End a run, wherever it is made."""
+        self._cancelled[:] = run.to_bytes(NUMBER_BYTES, "little")
+
+    def is_cancelled(self, run: int) -> bool:
+        """Whether that run is to end."""
+        return self._cancelled[:] == run.to_bytes(NUMBER_BYTES, "little")
+
+    def _make(self, opening: Opening, run: Run) -> Generator[Event | Ended]:
+        """The run's events, and its end; in this process, or in a fork of it. See stream.stream_frames."""
+        request, stopped = run.request, partial(self.is_cancelled, run.run)
+        error: AvatarError | None = None
+        try:
+            if self._held is None or self._held.opening != opening:  # this process is older than the engine
+                self._drop()
+                self._held = _Held(opening)
+            source, weights = self._held.source, opening.options.get("weights")
+            with (
+                closing(RunMeter(source.pinned_bytes)) as meter,
+                writing_in(request.work, request.output.parent),
+            ):
+                yield from stream_frames(
+                    source,
+                    request,
+                    stopped,
+                    plan=lambda: planned(source, request, weights, stopped),
+                    use=meter.look,
+                )
+        except AvatarError as raised:
+            error = raised
+        except Exception:
+            log.exception("the engine failed")
+            error = AvatarError("The engine failed.", "The log of the server says why.")
+        yield Ended(run.run, error)
+
+    def _drop(self) -> None:
+        held, self._held = self._held, None
+        if held is not None and held.pid == os.getpid():  # else its files are still another process's
+            held.source.close()
+
+
+class LentEngine:
+    """See Engine. What the GPU's function yields are its events."""
+
+    pinned_bytes = None  # of another process, or of this one: it does not tell
+
+    def __init__(self, gpu: LentGpu, source: str, **options: Any) -> None:
+        """source: "package.module:Class" of a FrameSource that can load() ahead; options: its own."""
+        self._gpu = gpu
+        level = logging.getLogger().getEffectiveLevel()
+        self._opening = Opening(source, options, level, next(_numbers))
+        self._busy = threading.Lock()
+        self._run = 0  # the number of the one that goes on
+        self.label = ""
+
+    def warm(self) -> None:
+        """Load the models into the host's memory. Raises: AvatarError."""
+        self.label = self._gpu.load(self._opening)
+
+    def stream(self, request: Request) -> Iterator[Event]:
+        """Events of one run; see Engine.stream. Raises: also WorkerLost, when the GPU is taken away."""
+        if not self._busy.acquire(blocking=False):
+            raise AvatarError("The engine is busy with another video.", "Wait for it to end, or stop it.")
+        try:
+            self._run = next(_numbers)
+            yield Progress(Phase.LOADING)
+            self.warm()
+            if self._gpu.is_cancelled(self._run):  # nobody waits: no GPU is asked for
+                raise Cancelled("The run was stopped.")
+            yield from self._followed(Run(self._run, request))
+        finally:
+            self._run = 0
+            self._busy.release()
+
+    def cancel(self) -> None:
+        """See Engine."""
+        if self._run:
+            self._gpu.cancel(self._run)
+
+    def close(self) -> None:
+        """See Engine."""
+        self.cancel()
+        self._gpu.drop(self._opening)
+
+    def _followed(self, run: Run) -> Iterator[Event]:
+        """The run's events. Closing this iterator cancels it. Raises: AvatarError."""
+        shown = Shown()
+        ended: Ended | None = None
+        try:
+            with closing(self._gpu.make(self._opening, run)) as telling:
+                for reported in telling:  # to its end, after which the GPU is given back in order
+                    ended = reported if isinstance(reported, Ended) else ended
+                    yield from shown.note(reported)
+            if ended is None:
+                raise WorkerLost("The GPU was taken away.", "Try again.")
+            if ended.error is not None:
+                raise ended.error
+        except WorkerLost as lost:
+            yield from shown.salvaged(run.request, lost, self.label)
+            raise
+        finally:
+            self._gpu.cancel(run.run)
+
+
+def duration_s(opening: Opening, run: Run) -> int:
+    """For how long a run asks for the GPU, in whole seconds; not measured."""
+    return math.ceil(START_S + SPEECH_FACTOR * run.request.num_frames / FPS)

@@ -1,0 +1,143 @@
+"""The tab Live: what stands in it, and how a session for the page's portrait begins."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from avatar.errors import AvatarError, BadInput
+from avatar.live.portrait_intake import open_live_request
+from avatar.runtime.gallery import owner_hash
+from avatar.ui import point_editor
+from avatar.ui.app_state import AppState
+from avatar.ui.components import PageComponents
+from avatar.ui.error_messages import reports_errors, words
+from avatar.ui.i18n import Language, browser_table, language_of, text
+from avatar.ui.panels.live import render_live
+from avatar.ui.payloads import mapping, pressed
+from avatar.ui.request_guard import visitor_of
+from avatar.ui.theme import script
+
+word: Any = browser_table()
+
+Updates = dict[Any, Any]
+
+
+def tab(shown: bool) -> dict[str, Any]:
+    """The tab's components."""
+    parts: dict[str, Any] = {}
+    with gr.Tab(word("source_live"), id="live", visible=shown) as parts["live_tab"]:
+        parts["live_panel"] = gr.HTML(
+            "", js_on_load=script("live.js"), apply_default_css=False, elem_id="live-panel"
+        )
+        parts["live_ticket"] = gr.HTML("", apply_default_css=False, elem_id="live-ticket")
+    return parts
+
+
+def wire(panel: LivePanel, parts: PageComponents, queued: dict[str, Any]) -> None:
+    """Connect the tab's events."""
+    p = parts
+    direct: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+    p.live_tab.select(reports_errors(panel.chosen), None, [p.speech, p.video], **direct)
+    p.live_panel.select(
+        reports_errors(panel.begin), [p.portrait, p.points, p.owner], [p.live_ticket, p.points], **queued
+    )
+    p.live_panel.submit(reports_errors(panel.gone_on), [p.owner], [p.gallery], **queued)
+
+
+class LivePanel:
+    """The handlers of the tab; each takes the request first."""
+
+    def __init__(self, parts: PageComponents, app_state: AppState) -> None:
+        self.parts, self.app_state = parts, app_state
+
+    def opened(self, language: Language) -> Updates:
+        """The tab in the page's language."""
+        state = self.app_state.live
+        if state is None:
+            return {self.parts.live_panel: "", self.parts.live_ticket: ""}
+        voices = [] if self.app_state.speakers is None else self.app_state.speakers.voices()
+        chat = state.options.chat is not None
+        label = "preview" if state.options.preset.engine == "preview" else ""
+        return {
+            self.parts.live_panel: render_live(language, voices, chat, label, self.app_state.root),
+            self.parts.live_ticket: "",
+        }
+
+    def chosen(self, request: gr.Request) -> Updates:
+        """The pickers of recordings make way."""
+        return {self.parts.speech: gr.update(visible=False), self.parts.video: gr.update(visible=False)}
+
+    def begin(
+        self, request: gr.Request, event: gr.EventData, portrait: str | None, asked: Any, owner: str
+    ) -> Updates:
+        """Go live with the portrait. Raises: AvatarError."""
+        p, language, state = self.parts, language_of(request), self.app_state.live
+        action, number = pressed(event)
+        if state is None or action != "begin":
+            raise BadInput(text("gone", language))
+        try:
+            return self._begun(request, language, portrait, mapping(asked), owner, number)
+        except AvatarError as error:
+            return {p.live_ticket: _ticket(number, error=words(error, language))}
+
+    def gone_on(self, request: gr.Request, owner: str) -> Updates:
+        """A recording is in the gallery: show it."""
+        from avatar.ui.panels.gallery import render_gallery
+
+        app_state, language = self.app_state, language_of(request)
+        entries = app_state.gallery.entries(app_state.owner(owner))
+        reports = {entry.id: report for entry in entries if (report := entry.run_report()) is not None}
+        return {
+            self.parts.gallery: render_gallery(
+                entries, language, app_state.url, app_state.gallery.max_age_s, reports
+            )
+        }
+
+    def _begun(
+        self,
+        request: gr.Request,
+        language: Language,
+        portrait: str | None,
+        asked: Mapping[str, Any],
+        owner: str,
+        number: str,
+    ) -> Updates:
+        p, app_state, state = self.parts, self.app_state, self.app_state.live
+        assert state is not None
+        path = Path(portrait) if portrait else state.options.portrait
+        if path is None:
+            raise BadInput(text("no_portrait", language))
+        visitor, preset = visitor_of(request), state.options.preset
+        state.line.check_room(visitor)
+        reader = app_state.reader(visitor)
+        if preset.engine == "preview" and asked.get("for") != path.name:
+            look = point_editor.look_at(
+                path, app_state.examples, app_state.limits, preset=preset, reader=reader
+            )
+            if look.picture is not None:
+                reported = _ticket(number, error=text(f"points_{look.verdict}", language))
+                return {p.live_ticket: reported, p.points: point_editor.question(look, path, language)}
+            asked = {"points": look.points}
+        live = open_live_request(
+            path,
+            preset,
+            app_state.scratch,
+            face_points=point_editor.answer(asked),
+            head_only=point_editor.head_only(asked),
+            limits=app_state.limits,
+            reader=reader,
+        )
+        ticket = state.line.ask(live, visitor, owner_hash(owner))
+        return {p.live_ticket: _ticket(number, token=ticket.token)}
+
+
+def _ticket(number: str, token: str = "", error: str = "") -> str:
+    """What the page's script looks for. number: of the press that it answers."""
+    reported = html.escape(json.dumps({"number": number, "token": token, "error": error}))
+    return f'<i hidden data-ticket="{reported}"></i>'

@@ -1,0 +1,94 @@
+"""Sound that waits to be said: even in pace, flat in delay, cut at once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from avatar.geometry import SOUND_HZ
+from avatar.live.sound_queue import FADE, GATHERED_S, MOST_AHEAD_S, MOST_WAITING_S, SpokenSound
+
+FRAME = 1920
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def ones(count: int, value: int = 1000) -> np.ndarray:
+    return np.full(count, value, np.int16)
+
+
+def test_silence_where_nothing_waits():
+    sound = SpokenSound()
+    assert not sound.take(FRAME).any()
+    assert len(sound.take(FRAME)) == FRAME
+
+
+def test_a_voice_is_said_whole_and_in_order():
+    sound = SpokenSound(Clock())
+    said = np.arange(10 * FRAME, dtype=np.int16)
+    for piece in np.array_split(said, 7):
+        assert sound.add(piece)
+    assert np.array_equal(np.concatenate([sound.take(FRAME) for _ in range(10)]), said)
+    assert not sound.take(FRAME).any()
+
+
+def test_uneven_packets_of_a_microphone_leave_no_gap():
+    clock = Clock()
+    sound, taken = SpokenSound(clock), []
+    for tick in range(100):
+        clock.now = tick * 0.04
+        if tick % 2 == 0:  # two packets at once, then none
+            sound.add(ones(2 * FRAME), live=True)
+        taken.append(sound.take(FRAME))
+    said = np.concatenate(taken)
+    first = int(np.flatnonzero(said)[0])
+    assert first <= 2 * FRAME
+    assert said[first:].all()
+
+
+def test_what_is_less_than_a_packet_is_said_after_a_moment():
+    clock = Clock()
+    sound = SpokenSound(clock)
+    sound.add(ones(500))
+    assert not sound.take(FRAME).any()
+    clock.now = GATHERED_S + 0.01
+    assert sound.take(FRAME)[:500].all()
+
+
+def test_a_fast_microphone_clock_does_not_add_delay():
+    clock = Clock()
+    sound = SpokenSound(clock)
+    waiting = []
+    for tick in range(10_000):
+        clock.now = tick * 0.04
+        sound.add(ones(FRAME + 4), live=True)  # 0.2 % fast
+        sound.take(FRAME)
+        waiting.append(sound.waiting_s)
+    assert max(waiting) <= MOST_AHEAD_S
+    assert sound.num_dropped > 0
+
+
+def test_a_cut_leaves_a_fade_and_then_silence():
+    sound = SpokenSound(Clock())
+    assert not sound.cut()
+    sound.add(ones(SOUND_HZ))
+    sound.take(FRAME)
+    assert sound.cut()
+    said = sound.take(FRAME)
+    assert said[0] == 1000
+    assert (np.diff(said.astype(int)[: FADE + 1]) <= 0).all()
+    assert not said[FADE:].any()
+    assert not sound.take(FRAME).any()
+    sound.add(ones(FRAME * 3, 7))  # and what comes after it is said
+    assert (sound.take(FRAME) == 7).all()
+
+
+def test_no_more_is_taken_than_three_minutes_ahead():
+    sound = SpokenSound(Clock())
+    assert sound.add(ones(round(MOST_WAITING_S * SOUND_HZ)))
+    assert not sound.add(ones(1))
+    assert sound.waiting_s == MOST_WAITING_S

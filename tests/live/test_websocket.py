@@ -1,0 +1,349 @@
+"""Programs and pages at a session's WebSocket: what they are sent, what they may send, and whose it is."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from avatar.errors import AvatarError
+from avatar.live.services import ServiceAddress, ServiceDown
+from avatar.live.state import LiveOptions, LiveState
+from avatar.live.transports import websocket
+from avatar.media.limits import InputLimits
+from avatar.media.readers import Reader
+from avatar.preset import Preset
+from avatar.runtime.gallery import Gallery, owner_hash
+from avatar.speech.catalogue import Catalogue
+from avatar.speech.voices import Voice
+from avatar.ui.live_routes import live_routes
+from avatar.ui.request_guard import Guard
+from avatar.ui.uploads import Uploads
+from tests.fixtures.server import wait_until
+from tests.live.engines import QuickEngine
+
+ROOT = Path(__file__).parents[2]
+PRESET = Preset("live-test", "Test", "For tests", "preview")
+
+
+class Beeps:
+    """See SpeechEngine: a beep for each letter, at once."""
+
+    hz = 24_000
+
+    def voices(self):
+        return [Voice("heart", "en-US", (), "Beeps")]
+
+    def load(self, voice):
+        pass
+
+    def synthesise(self, text, voice, speed=1.0):
+        places = np.arange(len(text) * 1200)
+        yield (0.3 * np.sin(places * 0.1)).astype(np.float32)
+
+
+class Voices(Catalogue):
+    engines = (Beeps(),)
+
+
+class Deaf:
+    """See Recogniser: always down."""
+
+    def load(self):
+        pass
+
+    def words(self, samples):
+        raise ServiceDown("The recogniser is down.")
+
+
+@pytest.fixture
+def engines():
+    return [QuickEngine()]
+
+
+@pytest.fixture
+def state(engines, tmp_path):
+    gallery = Gallery(tmp_path / "outputs")
+    state = LiveState(LiveOptions(PRESET, Deaf()), engines, gallery, Voices())
+    yield state
+    state.close()
+    gallery.close()
+
+
+@pytest.fixture
+def client(state, tmp_path):
+    uploads = Uploads(tmp_path / "uploads")
+    app_state = SimpleNamespace(
+        uploads=uploads, scratch=tmp_path, limits=InputLimits(), reader=lambda visitor: Reader()
+    )
+    guard = Middleware(Guard, names={"testserver", "localhost"})
+    with TestClient(Starlette(routes=live_routes(app_state, state), middleware=[guard])) as client:
+        folder = uploads.stage()
+        (folder / "me.png").write_bytes((ROOT / "assets" / "portraits" / "mara.png").read_bytes())
+        client.portrait = str(uploads.place(folder / "me.png", "me.png"))
+        yield client
+
+
+def begin(client, **more) -> str:
+    answer = client.post("/live/sessions", json={"portrait": client.portrait, **more})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["socket"]
+
+
+def reported(socket, kind: str) -> dict:
+    """The next message of a kind; what comes before it is left aside."""
+    for _ in range(2000):
+        message = socket.receive()
+        if message.get("text"):
+            said = json.loads(message["text"])
+            if said["type"] == kind:
+                return said
+        assert message["type"] != "websocket.close", message
+    raise AssertionError(f"no {kind}")
+
+
+def data(socket) -> bytes:
+    while True:
+        message = socket.receive()
+        if message.get("bytes"):
+            return message["bytes"]
+
+
+def test_sound_in_gives_raw_frames_with_that_sound(client):
+    with client.websocket_connect(begin(client)) as socket:
+        assert reported(socket, "begun")["fps"] == 25
+        socket.send_json({"type": "hello", "rate": 48_000, "video": "raw"})
+        spoken = np.arange(1, 48_001, dtype="<i2")
+        for piece in np.split(spoken[:19_200], 10):
+            socket.send_bytes(piece.tobytes())
+        heard, numbers = [], []
+        while sum(bool(piece.any()) for piece in heard) < 4 and len(heard) < 200:
+            message = data(socket)
+            magic, frame, width, height, count = websocket.RAW_HEADER.unpack_from(message)
+            assert (magic, width, height) == (b"LIVE", 48, 64)
+            at = websocket.RAW_HEADER.size + 48 * 64 * 3
+            assert len(message) == at + 2 * count
+            heard.append(np.frombuffer(message[at:], "<i2"))
+            numbers.append(frame)
+        said = np.concatenate(heard)
+        first = int(np.flatnonzero(said)[0])
+        assert (np.diff(said[first : first + 3000].astype(int)) == 1).all()
+        assert np.diff(numbers).min() >= 1
+        socket.send_json({"type": "end"})
+        reported(socket, "end")
+
+
+def test_fragments_play_as_an_mp4(client):
+    with client.websocket_connect(begin(client)) as socket:
+        reported(socket, "begun")
+        socket.send_json({"type": "hello", "video": "fmp4"})
+        stream = reported(socket, "stream")
+        assert stream["codecs"].startswith("video/mp4")
+        movie = io.BytesIO(b"".join(data(socket) for _ in range(15)))
+    with av.open(movie) as container:
+        assert len(list(container.decode(video=0))) >= 12
+
+
+def test_a_text_is_said_sentence_by_sentence_and_an_interruption_stops_it(client, state):
+    token = begin(client)
+    with client.websocket_connect(token) as socket:
+        reported(socket, "begun")
+        socket.send_json({"type": "mode", "mode": "type"})
+        text = "One sentence to say. And then another one. " + "More of it follows here. " * 20
+        socket.send_json({"type": "say", "text": text})
+        assert reported(socket, "said")["text"] == "One sentence to say."
+        second = reported(socket, "said")
+        assert second["text"] == "And then another one."
+        assert second["in_s"] > 0.5
+        session = state.opened(token.removeprefix("live/")).ticket.session
+        socket.send_json({"type": "interrupt"})
+        wait_until(lambda: session.spoken.waiting_s == 0, "silence")
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("{", "not understood"),
+        ("[1]", "not understood"),
+        ('{"type": 3}', "not understood"),
+        ('{"type": "fly"}', "no message"),
+        ('{"type": "mode", "mode": "sing"}', "no such mode"),
+        ('{"type": "media", "video": "vhs"}', "no such video"),
+        ('{"type": "hello", "rate": 5}', "5 Hz"),
+        ('{"type": "hello", "rate": "x"}', "number"),
+        ('{"type": "say", "text": ""}', "nothing to say"),
+        (json.dumps({"type": "say", "text": "a" * 3000}), "too long"),
+        ('{"type": "say", "text": "Hi.", "voice": "nobody"}', "no voice"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_the_session_lives(client, message, words):
+    with client.websocket_connect(begin(client)) as socket:
+        reported(socket, "begun")
+        socket.send_text(message)
+        assert words in reported(socket, "notice")["text"]
+        socket.send_json({"type": "ping", "at": 7})
+        assert reported(socket, "pong")["at"] == 7
+
+
+@pytest.mark.parametrize("message", ["x" * 70_000, b"\0" * 70_000])
+def test_a_message_that_is_too_large_closes_the_socket(client, message):
+    with client.websocket_connect(begin(client)) as socket:
+        reported(socket, "begun")
+        (socket.send_bytes if isinstance(message, bytes) else socket.send_text)(message)
+        with pytest.raises(WebSocketDisconnect) as closed:
+            events_forever(socket)
+        assert closed.value.code == 1009
+
+
+def events_forever(socket):
+    while True:
+        message = socket.receive()
+        if message["type"] == "websocket.close":
+            raise WebSocketDisconnect(message["code"], message.get("reason"))
+
+
+def test_floods_close_the_socket(client):
+    with client.websocket_connect(begin(client)) as socket:
+        reported(socket, "begun")
+        for _ in range(websocket.MOST_MESSAGES_PER_S + 1):
+            socket.send_text('{"type": "ping"}')
+        with pytest.raises(WebSocketDisconnect) as closed:
+            events_forever(socket)
+        assert closed.value.code == 1008
+
+
+def test_sound_faster_than_it_is_spoken_closes_the_socket(client):
+    with client.websocket_connect(begin(client)) as socket:
+        reported(socket, "begun")
+        for _ in range(40):
+            socket.send_bytes(b"\0" * 60_000)
+        with pytest.raises(WebSocketDisconnect) as closed:
+            events_forever(socket)
+        assert closed.value.code == 1008
+
+
+@pytest.mark.parametrize("token", ["0" * 48, "ab"])
+def test_a_token_that_is_nobodys_opens_nothing(client, token):
+    begin(client)
+    with client.websocket_connect(f"live/{token}") as socket, pytest.raises(WebSocketDisconnect) as closed:
+        events_forever(socket)
+    assert closed.value.code == 4404
+    assert client.post(f"/live/{token}/offer", json={"sdp": "v=0"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "headers", [{"origin": "https://evil.example"}, {"host": "evil.example"}, {"origin": "null"}]
+)
+def test_pages_elsewhere_open_no_socket(client, headers):
+    path = begin(client)
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect(path, headers=headers):
+        pass
+    with client.websocket_connect(path, headers={"origin": "http://testserver"}) as socket:
+        reported(socket, "begun")
+
+
+def test_other_addresses_open_no_socket(client):
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/gradio_api/queue/join"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"portrait": "/etc/passwd"}, {"portrait": ["x"]}, {"portrait": ""}, [], "x"]
+)
+def test_only_an_upload_begins_a_session(client, asked):
+    answer = client.post("/live/sessions", json=asked)
+    assert answer.status_code == 400
+    assert "passwd" not in answer.text
+
+
+def test_a_second_visitor_is_reported_the_place_and_follows(client, state):
+    first, second = begin(client), begin(client)
+    with client.websocket_connect(second) as waits:
+        assert reported(waits, "waiting")["place"] == 1
+        with client.websocket_connect(first) as goes:
+            reported(goes, "begun")
+            goes.send_json({"type": "end"})
+        reported(waits, "begun")
+    assert client.post("/live/sessions", json={"portrait": client.portrait}).status_code == 200
+    assert client.post("/live/sessions", json={"portrait": client.portrait}).status_code == 429
+
+
+def test_a_closed_page_frees_the_engine_at_once(client, state, engines):
+    path = begin(client)
+    with client.websocket_connect(path) as socket:
+        reported(socket, "begun")
+    began = time.monotonic()
+    assert client.post(f"/{path}/leave").status_code == 204
+    wait_until(lambda: engines[0].running is None, "the engine is free", 20)
+    assert time.monotonic() - began < 20
+    assert state.line.find(path.removeprefix("live/")) is None
+
+
+def test_a_lost_connection_finds_its_session_again(client, state):
+    path = begin(client)
+    for _ in range(2):
+        with client.websocket_connect(path) as socket:
+            reported(socket, "begun")
+            socket.send_json({"type": "hello", "video": "raw"})
+            data(socket)
+    assert state.line.find(path.removeprefix("live/")).session.pace.num_frames > 0
+
+
+def test_a_failed_engine_is_explained_in_words(client, engines):
+    with client.websocket_connect(begin(client)) as socket:
+        reported(socket, "begun")
+        engines[0].failure = AvatarError("The engine's process was lost.", "Begin again.")
+        assert reported(socket, "end")["reason"] == "The engine's process was lost. Begin again."
+
+
+def test_a_recording_lands_in_the_gallery_of_its_owner(client, state):
+    with client.websocket_connect(begin(client, owner="s3cret")) as socket:
+        reported(socket, "begun")
+        socket.send_json({"type": "say", "text": "Something to record for a while."})
+        reported(socket, "said")
+        socket.send_json({"type": "record", "on": True})
+        assert reported(socket, "recording")["on"] is True
+        reported(socket, "pace"), reported(socket, "pace")
+        socket.send_json({"type": "record", "on": False})
+        id = reported(socket, "recorded")["id"]
+    assert state.gallery.get(id, owner_hash("another")) is None
+    entry = state.gallery.get(id, owner_hash("s3cret"))
+    assert entry.about.num_frames >= 5
+    with av.open(str(entry.video)) as movie:
+        frames = len(list(movie.decode(video=0)))
+    with av.open(str(entry.video)) as movie:
+        sound = sum(frame.samples for frame in movie.decode(audio=0))
+    assert frames == entry.about.num_frames
+    assert abs(sound / 48_000 - frames / 25) < 0.05
+    assert entry.thumbnail.is_file()
+
+
+def test_keys_of_services_reach_no_visitor(client, state):
+    state.options.chat = ServiceAddress("http://127.0.0.1:9", "m", "k3y-of-ours")
+    with client.websocket_connect(begin(client)) as socket:
+        begun = reported(socket, "begun")
+        assert begun["chat"] is True
+        assert "k3y" not in json.dumps(begun)
+        socket.send_json({"type": "mode", "mode": "talk"})
+        socket.send_json({"type": "say", "text": "Hello?", "answer": True})
+        notice = reported(socket, "notice")["text"]
+        assert "does not answer" in notice
+        assert "k3y" not in notice
+    assert "k3y" not in repr(state.options)
+
+
+def test_the_raw_header_is_as_documented():
+    text = (ROOT / "docs" / "live.md").read_text(encoding="utf-8")
+    assert websocket.RAW_HEADER.format.strip("<") in text
+    assert struct.calcsize(websocket.RAW_HEADER.format) == websocket.RAW_HEADER.size

@@ -1,0 +1,129 @@
+"""Attention in 8 bits in plain PyTorch: against the formula; its rings against a list that keeps all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from avatar.geometry import Geometry
+from avatar.model.attention_8bit import (
+    PERMUTED,
+    SLOT_TOKENS,
+    Calibration,
+    EightBitRing,
+    EightBitWindow,
+    attend,
+    quantise_heads,
+    write,
+)
+from avatar.model.kv_cache import KeysValues
+from avatar.model.quantize import FLOAT8
+
+GEOMETRY = Geometry(64, 64, 8)  # 48 tokens of its own, and 40 of the condition: half a slot at the end
+HEADS, DIM = 2, 32
+
+
+def tokens(count: int, bias: float = 0.0) -> KeysValues:
+    """Keys and values; keys have something in common."""
+    k, v = (torch.randn(count, HEADS, DIM) for _ in "kv")
+    return KeysValues(k + bias * torch.randn(HEADS, DIM), v)
+
+
+def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.einsum("nhd,mhd->hnm", q.double(), k.double()) * q.shape[-1] ** -0.5
+    return torch.einsum("hnm,mhd->nhd", scores.softmax(-1), v.double())
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def written(room: EightBitWindow, own: KeysValues, condition: KeysValues, calibration: Calibration) -> None:
+    write(room.own, own, calibration)
+    write(room.condition, condition, calibration)
+
+
+@pytest.mark.parametrize("bias", [0.0, 10.0])
+def test_it_is_attention_but_for_the_rounding(bias):
+    """Weights and values in e4m3 cost 2.65 % each; the keys' bias, unseen by softmax, costs nothing."""
+    torch.manual_seed(0)
+    own, condition = tokens(48), tokens(40)
+    common = bias * torch.randn(HEADS, DIM)
+    own, condition = (KeysValues(k + common, v) for k, v in (own, condition))
+    q, room = torch.randn(70, HEADS, DIM), EightBitWindow(GEOMETRY, HEADS, DIM, "cpu")
+    calibration = Calibration.of(own, condition)
+    written(room, own, condition, calibration)
+    found = attend(quantise_heads(q), [room.near], calibration.value_scale, torch.float32)
+    expected = formula(q, torch.cat([own.k, condition.k]), torch.cat([own.v, condition.v]))
+    assert 0.01 < relative(found, expected) < 0.045
+
+
+def test_tokens_of_two_parts_count_alike():
+    """Two parts are the one part that has both."""
+    torch.manual_seed(0)
+    own, condition = tokens(48), tokens(48)
+    calibration = Calibration.of(own, condition)
+    q, rooms = quantise_heads(torch.randn(20, HEADS, DIM)), []
+    for given in (own, condition):
+        room = EightBitWindow(GEOMETRY, HEADS, DIM, "cpu")
+        written(room, given, tokens(40), calibration)
+        rooms.append(room.own)
+    joined = type(rooms[0])(
+        torch.cat([part.k for part in rooms]),
+        torch.cat([part.v for part in rooms], dim=-1),
+        torch.cat([part.k_scale for part in rooms], dim=-1),
+    )
+    apart = attend(q, rooms, calibration.value_scale, torch.float32)
+    assert relative(apart, attend(q, [joined], calibration.value_scale, torch.float32)) < 0.02
+    assert relative(apart, attend(q, rooms[:1], calibration.value_scale, torch.float32)) > 0.3
+
+
+def test_values_lie_permuted_with_tokens_side_by_side():
+    v = torch.arange(48.0).view(48, 1, 1).expand(-1, HEADS, DIM) / 8
+    room = EightBitWindow(GEOMETRY, HEADS, DIM, "cpu")
+    write(room.own, KeysValues(v, v), Calibration(torch.zeros(HEADS, DIM), torch.full((HEADS,), 0.125)))
+    order = [slot * SLOT_TOKENS + place for slot in range(3) for place in PERMUTED]
+    assert sorted(order) == list(range(48))
+    expected = torch.tensor(order, dtype=torch.float32).to(FLOAT8).float()
+    assert torch.equal(room.own.v[1, 3].float(), expected)
+
+
+def test_a_value_beyond_the_headroom_stays_finite():
+    room, v = EightBitWindow(GEOMETRY, HEADS, DIM, "cpu"), torch.full((40, HEADS, DIM), 1e6)
+    write(room.condition, KeysValues(v, v), Calibration(torch.zeros(HEADS, DIM), torch.ones(HEADS)))
+    held = room.condition.v.float()
+    assert held.isfinite().all()
+    assert held.max() == 448
+    assert (held[..., -8:] == 0).sum() == HEADS * DIM * 4  # of the last slot only half is tokens
+
+
+@pytest.mark.parametrize("window_frames", [4, 5, 8, 12])
+def test_a_ring_holds_exactly_the_last_frames(window_frames):
+    torch.manual_seed(0)
+    geometry = Geometry(64, 64, window_frames)
+    ring, room = (kind(geometry) for kind in (_ring, _room))
+    storage, kept = ring.k.data_ptr(), []
+    unit = Calibration(torch.zeros(HEADS, DIM), torch.ones(HEADS))
+    for _ in range(7):
+        own = tokens(geometry.block_tokens)
+        write(room.own, own, unit)
+        ring.append(room.own)
+        kept += own.k.split(geometry.frame_tokens)
+        k, v, scale = ring.past()
+        held = k.float() * scale.t()[..., None]
+        last = kept[-geometry.past_frames :]
+        assert len(held) == len(v[0, 0]) == len(last) * geometry.frame_tokens
+        frames = held.split(geometry.frame_tokens)
+        for expected in last:
+            assert min(relative(frame, expected) for frame in frames) < 0.01
+    assert ring.k.data_ptr() == storage
+    assert all(past.data_ptr() == own.data_ptr() for past, own in zip(ring.past(), ring.tensors, strict=True))
+
+
+def _ring(geometry: Geometry) -> EightBitRing:
+    return EightBitRing.empty(geometry, HEADS, DIM, "cpu")
+
+
+def _room(geometry: Geometry) -> EightBitWindow:
+    return EightBitWindow(geometry, HEADS, DIM, "cpu")

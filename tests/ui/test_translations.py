@@ -1,0 +1,172 @@
+"""The table of words, languages, and what errors become."""
+
+from __future__ import annotations
+
+import ast
+import string
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import gradio as gr
+import pytest
+
+import avatar.planning.verdict as fit
+from avatar.checkpoints.places import Checkpoint
+from avatar.errors import AvatarError, BadInput
+from avatar.hardware.inventory import Inventory
+from avatar.preset import Rung, load_preset, load_presets
+from avatar.ui.error_messages import reports_errors
+from avatar.ui.i18n import browser_table, language_of, text
+from avatar.ui.job_queue import LineFull
+from avatar.ui.translations import LACKS, NOTICES, RUNGS, TEXT
+
+UI = Path(__file__).resolve().parents[2] / "avatar" / "ui"
+
+
+def fields(words: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(words) if name}
+
+
+def request(language: str = "") -> gr.Request:
+    made = gr.Request()
+    made.kwargs = {"headers": {"accept-language": language}}
+    return made
+
+
+def test_both_languages_have_the_same_blanks():
+    for key, (english, chinese) in TEXT.items():
+        assert english, key
+        assert chinese, key
+        assert fields(english) == fields(chinese), key
+
+
+def test_every_key_that_is_asked_for_is_there():
+    used = set()
+    for path in UI.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("text", "word")
+            ):
+                first = node.args[0]
+                if isinstance(first, ast.Constant):
+                    used.add(first.value)
+    assert len(used) > 40
+    assert used <= set(TEXT)
+
+
+def test_no_words_lie_idle():
+    source = "".join(path.read_text(encoding="utf-8") for path in UI.rglob("*.py") if path.name != "words.py")
+    source += (UI / "static" / "points.js").read_text(encoding="utf-8")
+    made = ("phase_", "error_", "points_")  # the code puts these together
+    source = source.replace("'", '"')
+    idle = [key for key in TEXT if f'"{key.removesuffix("_info")}"' not in source]
+    assert [key for key in idle if not key.startswith(made)] == []
+
+
+@pytest.mark.parametrize(
+    ("accepted", "language"),
+    [
+        ("", "en"),
+        ("en-US,en;q=0.9", "en"),
+        ("zh-CN,zh;q=0.9,en;q=0.8", "zh"),
+        ("de-DE,de;q=0.9,zh;q=0.5,en;q=0.7", "en"),
+        ("fr,zh-TW;q=0.8", "zh"),
+        ("garbage;;q=x,,", "en"),
+    ],
+)
+def test_the_browsers_language(accepted: str, language: str):
+    assert language_of(request(accepted)) == language
+    assert language_of(None) == "en"
+
+
+def test_gradio_gets_the_same_table():
+    table = browser_table().translations_dict
+    assert table["zh-CN"]["generate"] == text("generate", "zh")
+    assert table["en"]["generate"] == "Generate"
+
+
+def test_what_is_missing_can_be_said_in_chinese():
+    small = Inventory.imagine(1, 8, host_ram_gib=2)
+    large = Inventory.imagine(4, 95, compute_capability="12.0")
+    instances = tuple(replace(gpu, uuid=f"MIG-{gpu.index}") for gpu in large.gpus)
+    reported = set()
+    for machine in (
+        Inventory.imagine(0, 0, host_ram_gib=0.1),
+        replace(small, gpus=(replace(small.gpus[0], compute_capability="7.0"),)),
+        replace(small, gpus=(replace(small.gpus[0], free_bytes=None),), checkpoint=Checkpoint()),
+        small,
+        replace(large, gpus=instances),
+        replace(large, torch_cuda="12.6"),
+        replace(large, driver_cuda="12.8"),
+        replace(large, torch_cuda=""),
+        replace(large, torch_cuda="", torch_build=""),
+        replace(large, system="windows"),
+    ):
+        for preset in [*load_presets(), load_preset("4x80gb-realtime").with_settings(offload_model=True)]:
+            for lack in fit.judge(preset, machine).lacks:
+                assert LACKS[lack.code].format_map(lack.values)
+                assert lack.remedy
+                reported.add(lack.code)
+    assert reported == set(LACKS)
+
+
+def test_notices_have_no_blank_that_is_not_filled():
+    rungs = {"rung", "now", "was", "device", "block"}  # a notice of a rung always has these
+    portrait = {"small_portrait": {"name", "width", "height"}, "small_face": {"name", "pixels"}}
+    portrait |= {key: {"name"} for key in ("mouth_cut_off", "chin_cut_off", "mouth_covered")}
+    live = {"live_size": {"ms", "fps", "size"}, "live_lighter": {"speed", "fps", "rung"}}
+    live["live_behind"] = {"speed", "fps"}
+    others = {**portrait, **live, "restarted": {"cause"}}
+    for code, words in NOTICES.items():
+        assert fields(words) <= {"text"} | (rungs if code.startswith("rung_") else others.get(code, set()))
+
+
+def test_every_rung_has_a_name():
+    assert set(RUNGS) == set(get_args(Rung))
+
+
+@pytest.mark.parametrize(
+    ("raised", "language", "says"),
+    [
+        (BadInput("x.png is no picture.", "Use a PNG."), "en", "x.png is no picture. Use a PNG."),
+        (LineFull(3), "zh", "3 个视频在等待"),
+        (AvatarError("No."), "en", "No."),
+    ],
+)
+def test_our_errors_are_explained_in_words(raised: AvatarError, language: str, says: str):
+    def handler(request: gr.Request) -> None:
+        raise raised
+
+    with pytest.raises(gr.Error) as error:
+        reports_errors(handler)(request(language))
+    assert says in error.value.message
+
+
+@pytest.mark.parametrize("kind", ["function", "generator"])
+def test_any_other_error_is_a_code_that_the_log_explains(kind: str, caplog: pytest.LogCaptureFixture):
+    def function(request: gr.Request) -> None:
+        raise RuntimeError("/secret/place is on fire")
+
+    def generator(request: gr.Request):
+        yield 1
+        raise RuntimeError("/secret/place is on fire")
+
+    handler = reports_errors(generator if kind == "generator" else function)
+    with pytest.raises(gr.Error) as error:
+        list(handler(request()) or ())
+    message = error.value.message
+    assert "secret" not in message
+    code = message.rsplit(" ", 1)[1]
+    assert f"fault {code}" in caplog.text
+    assert "on fire" in caplog.text
+
+
+def test_gradios_own_errors_pass():
+    def handler(request: gr.Request) -> None:
+        raise gr.Error("mine")
+
+    with pytest.raises(gr.Error, match="mine"):
+        reports_errors(handler)(request())
