@@ -271,8 +271,9 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
     if args.live_preset == "off":
         return None
     from avatar.hardware.inventory import probe
+    from avatar.live.chat import SYSTEM_PROMPT, chat_address
     from avatar.live.portrait_intake import live_preset
-    from avatar.live.services import SYSTEM_PROMPT, WHISPER, chat_address, hear_address, recogniser
+    from avatar.live.speech_recognition import WHISPER, hear_address, recogniser
     from avatar.live.state import LiveOptions, LiveState
     from avatar.live.transports.webrtc import IceServer
     from avatar.planning.verdict import judge

@@ -63,7 +63,7 @@ OWNERS = {  # a library, and where it may be imported: a room, or a part of one
     "onnxruntime": ("media.onnx", "preview.models", "training"),  # for its type alone in preview.models
     "hibari": ("speech.hibari_voices", "training"),
     "misaki": ("speech.phonemes",),
-    "httpx": ("speech.remote", "live.services", "benchmarks"),
+    "httpx": ("speech.remote", "live.service_address", "live.chat", "live.speech_recognition", "benchmarks"),
     "cv2": ("preview", "measures"),
     "moviepy": ("compose",),
     "gradio": ("ui",),

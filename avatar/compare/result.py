@@ -25,7 +25,7 @@ class Row:
 
     name: unique; label: for people. settings: what was varied. file: the video, from the folder. run:
     columns of its report (runtime.report_columns.row); measures: Measures.as_dict; either None where there is
-    none. seam: the strip's file. made_from, measured_from: what these depend on, so that they are not made again.
+    none. seam: the strip's file. made_from, measured_from: what these depend on, so that none is made again.
     """
 
     name: str

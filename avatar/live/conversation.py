@@ -18,8 +18,9 @@ import numpy as np
 
 from avatar.errors import AvatarError, BadInput
 from avatar.geometry import SPEECH_HZ
-from avatar.live.services import Chat, Recogniser, sentences_of
+from avatar.live.chat import Chat, sentences_of
 from avatar.live.session import LiveSession
+from avatar.live.speech_recognition import Recogniser
 from avatar.live.vad import CHUNK, Turns, VoiceProbability
 from avatar.live.voice import SessionVoice, reported
 from avatar.media.timeline import Timeline

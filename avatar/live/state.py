@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from avatar.live.chat import SYSTEM_PROMPT, Chat
 from avatar.live.conversation import Conversation
 from avatar.live.recording import Recording
-from avatar.live.services import SYSTEM_PROMPT, Chat, Recogniser, ServiceAddress
+from avatar.live.service_address import ServiceAddress
 from avatar.live.session import LiveEngine, LiveSession
 from avatar.live.session_queue import LiveLine, Ticket
+from avatar.live.speech_recognition import Recogniser
 from avatar.live.transports.webrtc import IceServer
 from avatar.live.voice import SessionVoice
 from avatar.preset import Preset

@@ -11,17 +11,11 @@ import numpy as np
 import pytest
 
 from avatar.errors import BadInput
+from avatar.live.chat import Chat, chat_address, sentences_of
 from avatar.live.conversation import Conversation
-from avatar.live.services import (
-    Chat,
-    RemoteRecogniser,
-    ServiceAddress,
-    ServiceDown,
-    chat_address,
-    hear_address,
-    sentences_of,
-)
+from avatar.live.service_address import ServiceAddress, ServiceDown
 from avatar.live.session import LiveSession
+from avatar.live.speech_recognition import RemoteRecogniser, hear_address
 from avatar.live.vad import CHUNK, LEAST_SPEECH, PAUSE, Turns, VoiceProbability
 from avatar.live.voice import SessionVoice
 from avatar.media.speech import SpeechReader, write_speech
@@ -276,7 +270,7 @@ def test_a_wrong_address_of_a_service_is_refused(url):
 def test_without_the_library_recognition_says_what_to_do(monkeypatch):
     import sys
 
-    from avatar.live.services import LocalRecogniser
+    from avatar.live.speech_recognition import LocalRecogniser
 
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
     with pytest.raises(ServiceDown, match="--hear-url"):

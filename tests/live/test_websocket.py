@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from avatar.errors import AvatarError
-from avatar.live.services import ServiceAddress, ServiceDown
+from avatar.live.service_address import ServiceAddress, ServiceDown
 from avatar.live.state import LiveOptions, LiveState
 from avatar.live.transports import websocket
 from avatar.media.limits import InputLimits

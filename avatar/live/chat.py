@@ -1,0 +1,104 @@
+"""Answers by any OpenAI-compatible chat server, streamed, and cut into sentences as they come."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+from avatar.live.services import ServiceAddress, asking, refused, unreached
+
+log = logging.getLogger(__name__)
+
+CHAT_URL, CHAT_KEY, CHAT_MODEL = "AVATAR_CHAT_URL", "AVATAR_CHAT_KEY", "AVATAR_CHAT_MODEL"
+MOST_ANSWER_CHARS = 4000
+SYSTEM_PROMPT = (
+    "You are a friendly person in a video call. Answer in one to three short spoken sentences, in the"
+    " language in which you are addressed, without lists, markup or emoji."
+)
+
+
+def chat_address(
+    url: str | None, model: str | None, env: Mapping[str, str] = os.environ
+) -> ServiceAddress | None:
+    """Where to chat, by a flag or the environment; None for nowhere. Raises: BadInput."""
+    url, model = url or env.get(CHAT_URL, ""), model or env.get(CHAT_MODEL, "") or "default"
+    return ServiceAddress.parse(url, model, env.get(CHAT_KEY, ""), "--chat-url") if url else None
+
+
+class Chat:
+    """One conversation with a chat server, streamed."""
+
+    def __init__(self, address: ServiceAddress, system: str = SYSTEM_PROMPT, most_turns: int = 12) -> None:
+        """most_turns: of both sides, that are remembered."""
+        self._address, self._system, self._most_turns = address, system, most_turns
+        self._turns: list[dict[str, str]] = []
+
+    def answer(self, said: str) -> Iterator[str]:
+        """Pieces of the answer, as they come. What was not taken is not remembered. Raises: ServiceDown."""
+        self._turns = [*self._turns, {"role": "user", "content": said}][-self._most_turns :]
+        answered = ""
+        try:
+            for piece in self._stream():
+                answered += piece
+                yield piece
+                if len(answered) > MOST_ANSWER_CHARS:
+                    break
+        finally:
+            if answered:
+                self._turns.append({"role": "assistant", "content": answered})
+
+    def _stream(self) -> Iterator[str]:
+        import httpx
+
+        asked = {
+            "model": self._address.model,
+            "stream": True,
+            "messages": [{"role": "system", "content": self._system}, *self._turns],
+        }
+        with asking(self._address) as client:
+            url = f"{self._address.url}/chat/completions"
+            try:
+                with client.stream("POST", url, json=asked) as answer:
+                    if answer.status_code != 200:
+                        raise refused("chat", self._address, answer.status_code)
+                    for line in answer.iter_lines():
+                        yield from _delta(line)
+            except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+                raise unreached("chat", self._address, error) from None
+
+
+def _delta(line: str) -> Iterator[str]:
+    """The words of one line of server-sent events."""
+    if not line.startswith("data:") or line[5:].strip() == "[DONE]":
+        return
+    try:
+        choices = json.loads(line[5:])["choices"]
+        text = choices[0]["delta"].get("content") if choices else None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        log.info("a line of the chat server is not understood")
+        return
+    if isinstance(text, str) and text:
+        yield text
+
+
+def sentences_of(pieces: Iterator[str], ends: Sequence[str] = ".!?。！？…\n") -> Iterator[str]:
+    """Whole sentences as soon as they are there, from the pieces of a text."""
+    waiting = ""
+    for piece in pieces:
+        waiting += piece
+        while (cut := _end_of_sentence(waiting, ends)) is not None:
+            yield waiting[:cut].strip()
+            waiting = waiting[cut:]
+    if waiting.strip():
+        yield waiting.strip()
+
+
+def _end_of_sentence(text: str, ends: Sequence[str], least: int = 12) -> int | None:
+    """Where the first sentence ends; a short one goes with the next, and so does what may be a number."""
+    for at, char in enumerate(text[:-1]):
+        dense = char in "。！？"
+        if char in ends and (dense or text[at + 1].isspace()) and (at + 1 >= least or (dense and at > 3)):
+            return at + 1
+    return None

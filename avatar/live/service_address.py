@@ -1,0 +1,69 @@
+"""Servers that a conversation asks, by address. Keys stay on this server."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from avatar.errors import AvatarError, BadInput
+
+log = logging.getLogger(__name__)
+
+CONNECT_S, ANSWER_S = 5.0, 30.0
+
+
+class ServiceDown(AvatarError):
+    """The chat or the recogniser cannot be had now; the session goes on."""
+
+
+@dataclass(frozen=True)
+class ServiceAddress:
+    """A server of ours to ask. url: ends before /chat/completions; key: never shown."""
+
+    url: str
+    model: str
+    key: str = field(default="", repr=False)
+
+    @classmethod
+    def parse(cls, url: str, model: str, key: str, flag: str) -> ServiceAddress:
+        """Raises: BadInput for an address that is none."""
+        url = url.strip().rstrip("/")
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise BadInput(f"{flag} is no address.", "Give it as http://HOST:PORT/v1.")
+        if "@" in parts.netloc or parts.query:
+            raise BadInput(f"{flag} carries a password or a query.", "Give the key in the environment.")
+        return cls(url, model, key)
+
+    @property
+    def host(self) -> str:
+        """For messages."""
+        return urlsplit(self.url).hostname or ""
+
+
+def asking(address: ServiceAddress) -> Any:
+    """An httpx.Client with the key."""
+    import httpx
+
+    headers = {"Authorization": f"Bearer {address.key}"} if address.key else {}
+    return httpx.Client(timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S), headers=headers)
+
+
+def refused(what: str, address: ServiceAddress, status: int) -> ServiceDown:
+    """The server's own words are not passed on: they may tell of its key."""
+    why = {401: "does not accept the key", 403: "does not accept the key", 404: "has no such model or path"}
+    reason = why.get(
+        status, "has had enough requests for now" if status == 429 else f"fails (status {status})"
+    )
+    return ServiceDown(f"The {what} server {address.host} {reason}.", "The session goes on; try again later.")
+
+
+def unreached(what: str, address: ServiceAddress, error: Exception) -> ServiceDown:
+    """A server that cannot be reached, or answers nonsense."""
+    log.warning("the %s server %s: %s", what, address.host, type(error).__name__)
+    return ServiceDown(
+        f"The {what} server {address.host} does not answer ({type(error).__name__}).",
+        "The session goes on; try again later.",
+    )
