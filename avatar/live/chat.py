@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from avatar.live.services import ServiceAddress, asking, refused, unreached
+from avatar.live.service_address import ServiceAddress, asking, refused, unreached
 
 log = logging.getLogger(__name__)
 

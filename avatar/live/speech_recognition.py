@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from avatar.geometry import SPEECH_HZ
-from avatar.live.services import ServiceAddress, ServiceDown, asking, refused, unreached
+from avatar.live.service_address import ServiceAddress, ServiceDown, asking, refused, unreached
 from avatar.media.onnx import report_to_nobody
 
 log = logging.getLogger(__name__)
