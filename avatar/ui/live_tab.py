@@ -31,7 +31,7 @@ Updates = dict[Any, Any]
 def tab(shown: bool) -> dict[str, Any]:
     """The tab's components."""
     parts: dict[str, Any] = {}
-    with gr.Tab(word("source_live"), id="live", visible=shown) as parts["live_tab"]:
+    with gr.Tab(word("source_live"), id="live", elem_id="live-tab", visible=shown) as parts["live_tab"]:
         parts["live_panel"] = gr.HTML(
             "", js_on_load=script("live.js"), apply_default_css=False, elem_id="live-panel"
         )

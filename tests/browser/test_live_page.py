@@ -203,3 +203,16 @@ def test_the_documents_client_makes_a_video(server, tmp_path):
     with av.open(str(tmp_path / "out.mp4")) as movie:
         loudest = max(np.abs(frame.to_ndarray()).max() for frame in movie.decode(audio=0))
     assert loudest > 0.05
+
+
+def test_what_makes_a_video_is_out_of_the_way(visit):
+    """On the tab Live there is nothing to upload and nothing to generate; on the others there is."""
+    visitor = visit(viewport={"width": 390, "height": 844})
+    for part in ("#speech", "#actions"):
+        assert not visitor.page.locator(part).is_visible(), part
+    go(visitor, "type")
+    stage, pickers = (visitor.page.locator(part).bounding_box() for part in ("#stage", "#pickers"))
+    assert stage["y"] < pickers["y"], "whoever types sees who speaks"
+    visitor.page.click("#speech-source button[role=tab] >> nth=0")
+    for part in ("#speech", "#actions"):
+        visitor.page.wait_for_selector(f"{part}:visible")
