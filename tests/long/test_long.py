@@ -24,6 +24,7 @@ from avatar.long import ledger as ledger_module
 from avatar.long.ledger import LINES, PLAN
 from avatar.long.splitting import Span, part_frames, quiet_spans, regular_spans
 from avatar.media import atomic
+from avatar.planning.plan import DevicePlan, MemoryItem, Plan
 from avatar.preset import load_preset
 from avatar.runtime.report import RUNG_OOM, GpuUse, MemoryUse, read_report
 from avatar.runtime.stream import stream_frames
@@ -149,10 +150,9 @@ def test_the_films_report_has_its_parts_peaks_and_rungs(tmp_path):
         def stream(self, request):
             part = request.first_frame // 25
             use = MemoryUse((GpuUse(0, "A", [7, 3, 9, 4][part], None, 10),), 100 + part, None, None)
-            plan = {
-                "gpus": [{"index": 0, "peak_bytes": 8 - part, "total_bytes": 10}],
-                "host": {"peak_bytes": 5},
-            }
+            gpu = DevicePlan("GPU 0", 0, (MemoryItem("weights", 8 - part),), 10, 10)
+            host = DevicePlan("host", None, (MemoryItem("weights", 5),), 100, 100)
+            plan = Plan("80gb", "diffusion", (gpu,), host)
             yield from stream_frames(self.source, request, plan=lambda: plan, use=lambda: use)
 
     one = job(tmp_path, 4.0)
