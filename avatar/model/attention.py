@@ -1,4 +1,4 @@
-"""The one entry to attention: the fastest kernel that the device has."""
+"""The single entry point for attention: runs the fastest kernel that the device has."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SDPA_PRIORITY = [
 ]
 CUDNN_CAPABILITY = (9, 0)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
-# Module and the major compute capabilities whose kernels it ships: FlashAttention 4, then 3.
+# (module, major compute capabilities that it ships kernels for): FlashAttention 4, then 3.
 FLASH_MODULES = (("flash_attn.cute", (10,)), ("flash_attn_interface", (9,)))
 
-# Of cuDNN's kernel. On an H200 at 3168 queries: 15312 keys 1.82 ms, but 15360, whole tiles, 1.69 ms.
+# cuDNN's tile size. On an H200 at 3168 queries: 1.82 ms for 15312 keys, 1.69 ms for 15360 (whole tiles).
 KEY_TILE = 128
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -45,8 +45,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @functools.cache
 def kernel_for(device: torch.device) -> Kernel:
-    """The kernel for half precision on a CUDA device: FlashAttention where it is installed, else PyTorch's
-    own."""
+    """The half-precision kernel for a CUDA device: FlashAttention if installed, else PyTorch's."""
     major, _ = torch.cuda.get_device_capability(device)
     for name, capabilities in FLASH_MODULES:
         if major in capabilities and installed(name):
@@ -63,7 +62,7 @@ def installed(module: str) -> bool:
 
 
 def flash_kernel(module: str) -> Kernel:
-    """FlashAttention's function from the given module, giving the output alone."""
+    """FlashAttention's function from the given module, wrapped to return only the output."""
     flash = importlib.import_module(module).flash_attn_func
 
     def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -74,7 +73,7 @@ def flash_kernel(module: str) -> Kernel:
 
 
 def prioritised_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's attention: cuDNN first where it is the fastest and works, then flash, then the rest."""
+    """PyTorch's attention: cuDNN first where it is fastest and works, then flash, then the others."""
     priority = SDPA_PRIORITY if cudnn_first(q.device) else SDPA_PRIORITY[1:]
     with sdpa_kernel(priority, set_priority=True):
         return sdpa(q, k, v)
@@ -82,14 +81,14 @@ def prioritised_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @functools.cache
 def cudnn_first(device: torch.device) -> bool:
-    """Whether cuDNN's attention is tried first: from Hopper on, where it was measured, and where it works."""
+    """Whether cuDNN's attention is tried first: on Hopper and later (measured there), if it works."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < CUDNN_CAPABILITY:
         return False
     return has_cudnn_attention(device)
 
 
 def attends_in_parts(q: Tensor) -> bool:
-    """Whether attention_with_lse has a kernel for these queries, N h d, and nothing better is installed."""
+    """Whether attention_with_lse has a kernel for these queries (N h d) and nothing better is installed."""
     if not (q.is_cuda and q.dtype in HALF_DTYPES and kernel_for(q.device) is prioritised_sdpa):
         return False
     heads = q[None].transpose(1, 2)
@@ -97,7 +96,7 @@ def attends_in_parts(q: Tensor) -> bool:
 
 
 def attention_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """cuDNN's attention, N h d, and the logarithm of each query's sum of exponentials, h N float32."""
+    """cuDNN's attention, N h d, and each query's log-sum-exp, h N float32."""
     q, k, v = (t[None].transpose(1, 2) for t in (q, k, v))
     out, lse = cudnn_attention(q, k, v)
     return out[0].transpose(0, 1), lse.reshape(q.shape[1:3])
@@ -106,11 +105,11 @@ def attention_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]
 def join_parts(
     q: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], padding_key: Tensor, padding: int
 ) -> Tensor:
-    """Attention to two sets of keys, each attended to apart, as if to both at once: N h d.
+    """Combine two separate attentions into attention over both sets of keys: N h d.
 
-    The first set ends in copies of one of its own keys, as many as padding says, with values of zero; their
-    part of the sum is taken out. Since that key is there itself, the rest never vanishes against it.
-    first, second: as attention_with_lse gives them. padding_key: h d.
+    The first set ends in `padding` copies of one of its own keys, with zero values; their contribution to the
+    softmax sum is subtracted. That key is also present itself, so the remaining sum never cancels to zero.
+    first, second: results of attention_with_lse. padding_key: h d.
     """
     padded = (q.float() * padding_key.float()).sum(-1) * q.shape[-1] ** -0.5
     first_lse, second_lse = first[1].t(), second[1].t()
@@ -122,19 +121,19 @@ def join_parts(
 
 
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:
-    """How much of each of a few keys every query takes: plain arithmetic that compiles into the code around.
+    """Softmax weights over a few keys, in plain arithmetic that torch.compile fuses with surrounding code.
 
-    q: B N h d; k: B M h d. Returns B N M h in q's dtype; over the keys they sum to 1.
+    q: B N h d; k: B M h d. Returns B N M h in q's dtype; the weights sum to 1 over the keys.
     """
     scores = (q.unsqueeze(2).float() * k.unsqueeze(1).float()).sum(-1) * q.shape[-1] ** -0.5
     return scores.softmax(dim=2).to(q.dtype)
 
 
 def few_keys_weights(q: Tensor, k: Tensor, counts: Tensor) -> Tensor:
-    """How much of each of some dozens of keys every query takes, each key counting as often as counts says.
+    """Softmax weights over a few dozen keys, each with a multiplicity.
 
-    q: N h d; k: M h d; counts: M float32, logarithms, minus infinity for a key that is not there. Returns
-    N h·M in q's dtype, a head's weights side by side; over a head's keys they sum to 1.
+    q: N h d; k: M h d; counts: M float32, log of each key's multiplicity, minus infinity for an absent key.
+    Returns N h·M in q's dtype, each head's weights contiguous; they sum to 1 over a head's keys.
     """
     queries, keys = q.transpose(0, 1), k.permute(1, 2, 0)
     if q.is_cuda and q.dtype in HALF_DTYPES:
@@ -146,6 +145,6 @@ def few_keys_weights(q: Tensor, k: Tensor, counts: Tensor) -> Tensor:
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's attention with its own choice of kernel; B N h d in and out."""
+    """PyTorch's attention, with PyTorch's choice of kernel; B N h d in and out."""
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return out.transpose(1, 2)

@@ -1,11 +1,11 @@
-"""Attention in 8 bits: keys in int8, values in fp8, kept and attended to in that form.
+"""Attention in 8 bits: keys in int8 and values in fp8, stored and attended to in that form.
 
-A block's keys and values are quantised once, when it is made. Keys lose a constant vector first, their mean
-over the first block: softmax does not change when every key moves alike, and what keys have in common would
-cost their few bits most. Each token and head has a scale of its own for its key; values of a head share one,
-since e4m3 has exponents. In memory a value's tokens lie side by side, as the product of weights and values
-reads them, in PERMUTED order within every SLOT_TOKENS.
-Everything here is plain PyTorch: what runs on a CPU, and what the kernels are compared with.
+A block's keys and values are quantised once, when the block is generated. First the keys' mean over the first
+block is subtracted: softmax is invariant to a shift common to all keys, and the common part would use up most
+of the 8 bits. Keys have one scale per token and head; values have one per head, since e4m3 has exponents. In
+memory the tokens of a value channel are contiguous, as the product of weights and values reads them, in
+PERMUTED order within every SLOT_TOKENS.
+Everything here is plain PyTorch: it runs on a CPU, and is the reference for the kernels.
 Source: SageAttention2, arXiv 2411.10958 (smoothing, int8 by fp8).
 """
 
@@ -25,23 +25,23 @@ from avatar.model.quantize import FLOAT8, LARGEST, TINIEST
 from avatar.model.rope import rotate
 
 INT8_LARGEST = 127.0
-HEADROOM = 4.0  # how much larger than the first block's largest value a later one may be
-SLOT_TOKENS = (
-    16  # of values, which lie in PERMUTED order; frames are whole slots, since sides are of 64 pixels
-)
-# A thread of a tensor core holds two neighbouring columns of each half of 16 of a product, and takes four
-# neighbouring ones as the next product's operand: in this order they are the same.
+HEADROOM = 4.0  # how many times larger than the first block's largest value later values may be
+# The values of a slot are in PERMUTED order. A frame is whole slots, since its sides are multiples of 64 px.
+SLOT_TOKENS = 16
+# In a tensor core product, a thread holds two neighbouring columns of each half of 16, but as the operand of
+# the next product it needs four neighbouring ones; in this order they are the same columns.
 PERMUTED = tuple(
     8 * half + 2 * quarter + odd for quarter in range(4) for half in range(2) for odd in range(2)
 )
-WEIGHT_EXPONENT = 8  # softmax's weights are kept times 2^8 in e4m3, whose largest number is 448
-KEY_TILE = 128  # keys at a time: the kernel's, since rounding depends on the largest score so far
+WEIGHT_EXPONENT = 8  # softmax weights are multiplied by 2^8 in e4m3, whose largest number is 448
+KEY_TILE = 128  # same as in the kernel, since rounding depends on the largest score so far
 
 
 class Calibration(NamedTuple):
-    """What a ring's keys and values are measured by, from its first block on.
+    """The constants that a ring's keys and values are quantised with, fixed by its first block.
 
-    mean: h d float32, taken from every key. value_scale: h float32, by which to multiply a head's values.
+    mean: h d float32, subtracted from every key. value_scale: h float32, the factor that restores a head's
+    values.
     """
 
     mean: Tensor
@@ -49,7 +49,7 @@ class Calibration(NamedTuple):
 
     @classmethod
     def of(cls, own: KeysValues, condition: KeysValues) -> Calibration:
-        """Of the first block's own keys and values, N h d, and the condition's values, M h d."""
+        """Calibrate from the first block's own keys and values, N h d, and the condition's values, M h d."""
         largest = torch.maximum(*(part.v.abs().amax(dim=(0, 2)).float() for part in (own, condition)))
         return cls(own.k.float().mean(dim=0), largest.clamp(min=TINIEST) * (HEADROOM / LARGEST))
 
@@ -62,22 +62,22 @@ class Queries(NamedTuple):
 
 
 class EightBit(NamedTuple):
-    """Keys N h d int8, values h d N' fp8, N' being N in whole slots, and keys' scales h N' float32."""
+    """Keys N h d int8, values h d N' fp8, key scales h N' float32; N' is N rounded up to whole slots."""
 
     k: Tensor
     v: Tensor
     k_scale: Tensor
 
     def first(self, count: int) -> EightBit:
-        """The first so many tokens, in whole slots of values."""
+        """The first `count` tokens; values and scales in whole slots."""
         slots = whole_slots(count)
         return EightBit(self.k[:count], self.v[..., :slots], self.k_scale[..., :slots])
 
 
 class EightBitRing(Ring):
-    """A ring whose frames are attended to where they lie.
+    """A ring in 8 bits whose frames are attended to in place, without a copy.
 
-    Tokens of all frames follow one another in memory; what tensors gives are views with frames first.
+    The tokens of all frames are contiguous in memory; `tensors` returns views with frames first.
     """
 
     def __init__(self, k: Tensor, v: Tensor, k_scale: Tensor) -> None:
@@ -90,7 +90,7 @@ class EightBitRing(Ring):
     def empty(
         cls, geometry: Geometry, num_heads: int, head_dim: int, device: torch.device | str
     ) -> EightBitRing:
-        """Without frames; writing its zeros also claims the memory now."""
+        """An empty ring; writing its zeros also claims the memory now."""
         frames, tokens = geometry.past_frames, geometry.frame_tokens
         k = torch.zeros(frames, tokens, num_heads, head_dim, dtype=torch.int8, device=device)
         v = torch.zeros(num_heads, head_dim, frames * tokens, dtype=FLOAT8, device=device)
@@ -113,7 +113,7 @@ class EightBitRing(Ring):
         self.calibration = other.calibration
 
     def past(self) -> EightBit:
-        """The frames that it holds."""
+        """The frames in the ring."""
         values = EightBit(
             self.k.flatten(0, 1), self.v.movedim(0, -2).flatten(-2), self.k_scale.movedim(0, -2).flatten(-2)
         )
@@ -133,7 +133,7 @@ class EightBitRing(Ring):
 
 
 class EightBitWindow:
-    """Room for a block's own tokens and behind them the condition's; all layers use it in turn."""
+    """A buffer for a block's own tokens, followed by the condition's; all layers use it in turn."""
 
     def __init__(self, geometry: Geometry, num_heads: int, head_dim: int, device: torch.device | str) -> None:
         self.num_own = geometry.block_tokens
@@ -152,36 +152,36 @@ class EightBitWindow:
 
     @property
     def condition(self) -> EightBit:
-        """The condition's part; a block is whole slots."""
+        """The condition's part; it starts at a slot, since a block is whole slots."""
         k, v, scale = self.near
         return EightBit(k[self.num_own :], v[..., self.num_own :], scale[..., self.num_own :])
 
 
 def whole_slots(num_tokens: int) -> int:
-    """So many tokens, rounded up to whole slots."""
+    """A number of tokens, rounded up to whole slots."""
     return -(-num_tokens // SLOT_TOKENS) * SLOT_TOKENS
 
 
 def empty_ring(
     geometry: Geometry, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str
 ) -> Ring:
-    """A ring without frames; of dtype int8, one that attention in 8 bits reads."""
+    """An empty ring; for dtype int8, the kind that 8-bit attention reads."""
     if dtype == torch.int8:
         return EightBitRing.empty(geometry, num_heads, head_dim, device)
     return Ring.allocate(geometry, num_heads, head_dim, dtype, device)
 
 
 def quantise_heads(values: Tensor) -> Queries:
-    """Each token's and head's values, N h d, to int8, the largest becoming 127; and the scales."""
+    """Quantise N h d to int8 with one scale per token and head; the largest value becomes 127."""
     largest = values.float().abs().amax(dim=-1, keepdim=True).clamp(min=TINIEST)
     scaled = values.float() * (INT8_LARGEST / largest)
     return Queries(scaled.round().to(torch.int8), largest[..., 0] / INT8_LARGEST)
 
 
 def write(into: EightBit, own: KeysValues, calibration: Calibration, table: Tensor | None = None) -> None:
-    """Keys, rotated if a table is given, and values, N h d, to a part of a window.
+    """Quantise keys (rotated if a table is given) and values, N h d, into a part of a window.
 
-    The last slot of values is filled up with zeros.
+    The last slot of values is padded with zeros.
     """
     k, v = own
     quantised = quantise_heads((k if table is None else rotate(k, table)).float() - calibration.mean)
@@ -195,7 +195,7 @@ def write(into: EightBit, own: KeysValues, calibration: Calibration, table: Tens
 
 
 def attend(q: Queries, parts: Sequence[EightBit], value_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Attention of queries to every key of the parts, tile by tile: N h d of a dtype."""
+    """Attention of queries to every key of the parts, tile by tile: N h d in the given dtype."""
     num_queries, num_heads, head_dim = q.values.shape
     total = q.scale.new_zeros(num_heads, num_queries)
     top = torch.full_like(total, -math.inf)
@@ -203,7 +203,7 @@ def attend(q: Queries, parts: Sequence[EightBit], value_scale: Tensor, dtype: to
     factor = q.scale.t() * (head_dim**-0.5 / math.log(2))
     queries = q.values.transpose(0, 1).float()
     for keys, scale, values in _tiles(parts):
-        scores = queries @ keys.float() * scale[:, None]  # whole numbers below 2^24, times a scale: exact
+        scores = queries @ keys.float() * scale[:, None]  # the product is exact: integers below 2^24
         new_top = torch.maximum(top, scores.amax(dim=-1))
         weights = torch.exp2((scores - new_top[..., None]) * factor[..., None] + WEIGHT_EXPONENT)
         kept = torch.exp2((top - new_top) * factor)
@@ -215,7 +215,7 @@ def attend(q: Queries, parts: Sequence[EightBit], value_scale: Tensor, dtype: to
 
 
 def _tiles(parts: Sequence[EightBit]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Keys h d n, their scales h n, and values h n d in the keys' order, some at a time."""
+    """Tiles of keys h d n, their scales h n, and values h n d in the keys' order."""
     for k, v, scale in parts:
         order = torch.tensor(PERMUTED, device=v.device).argsort()
         values = v.unflatten(-1, (-1, SLOT_TOKENS))[..., order].flatten(-2)
@@ -229,10 +229,10 @@ def _tiles(parts: Sequence[EightBit]) -> Iterator[tuple[Tensor, Tensor, Tensor]]
 
 
 def _in_eights(values: Tensor) -> Tensor:
-    """Values, eight tokens as one number: copied in a quarter of the time that single bytes take on a GPU."""
+    """View eight tokens' values as one int64: a GPU copies these in a quarter of the time of single bytes."""
     return values.view(torch.int64)
 
 
 def _frames_first(values: Tensor, frame_tokens: int) -> Tensor:
-    """... frames·tokens as frames ... tokens: a view."""
+    """View ... frames·tokens as frames ... tokens."""
     return values.unflatten(-1, (-1, frame_tokens)).movedim(-2, 0)

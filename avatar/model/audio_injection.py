@@ -1,4 +1,4 @@
-"""Speech features to audio tokens, and their injection into the residual stream.
+"""The audio path: speech features to audio tokens, and their injection into the residual stream.
 
 Source: Wan-Video/Wan2.2 wan/modules/s2v/audio_utils.py and auxi_blocks.py, and diffusers' AdaLayerNorm.
 """
@@ -17,17 +17,17 @@ from avatar.model.attention import attention_weights
 from avatar.model.transformer_layer import Attention, modulate
 
 NUM_HIDDEN_STATES = 25  # of wav2vec2-large: the embeddings and its 24 layers
-ADALN_EPS = 1e-5  # the injection's own norm; everywhere else the config's eps holds
+ADALN_EPS = 1e-5  # for the injection's norm only; all other norms use the config's eps
 
-# Frames to the left of a block that its first token is made from: two steps back in each convolution, of one,
-# one and two frames, which are 8; and that token stands at the fourth frame.
+# Frames left of a block that its first token depends on. Each convolution looks two steps back, at steps of
+# one, one and two frames: 8 frames in all. The first token is at the fourth frame.
 SEEN_FRAMES = 8 - (VAE_TIME_STRIDE - 1)
 
 
 class AudioTokens(NamedTuple):
-    """A block's audio, of S speakers and F latent frames.
+    """The audio tokens of a block with S speakers and F latent frames.
 
-    local: S F A C, what is attended to. overall: S F C, it drives AdaLN.
+    local: S F A C, attended to. overall: S F C, drives AdaLN.
     """
 
     local: Tensor
@@ -35,14 +35,14 @@ class AudioTokens(NamedTuple):
 
 
 class CausalConv(nn.Module):
-    """A convolution over time that sees no future; the first frame is repeated to the left."""
+    """A causal convolution over time, padded on the left with copies of the first frame."""
 
     def __init__(self, in_dim: int, out_dim: int, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv1d(in_dim, out_dim, kernel_size=3, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """B C T to B C' T'. As a product: of so few frames cuDNN would rather lay out all weights anew."""
+        """B C T to B C' T'. A matrix product: for so few frames cuDNN would first re-lay out all weights."""
         (size,), (stride,) = self.conv.kernel_size, self.conv.stride
         windows = F.pad(x, (size - 1, 0), mode="replicate").unfold(2, size, stride)
         windows = windows.transpose(1, 2).flatten(2)  # B T' C·size
@@ -83,7 +83,7 @@ class AudioConvolutions(nn.Module):
 
 
 class AudioEncoder(nn.Module):
-    """A learnt mixture of the speech model's hidden states, then causal convolutions; all in float32."""
+    """A learned mixture of the speech model's hidden states, then causal convolutions; all in float32."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -93,8 +93,8 @@ class AudioEncoder(nn.Module):
     def forward(self, features: Tensor) -> AudioTokens:
         """S 25 C T features of a block's video frames to the tokens of its latent frames, float32.
 
-        To the left stand as many copies of the first frame as there are motion frames: so it was trained. No
-        token that is kept sees more of them than SEEN_FRAMES.
+        In training, the first frame was repeated on the left once per motion frame. No token that is kept
+        depends on more than SEEN_FRAMES of these copies, so only that many are made.
         """
         pad = features[..., :1].expand(*features.shape[:-1], SEEN_FRAMES)
         mixture = F.silu(self.weights)
@@ -104,10 +104,10 @@ class AudioEncoder(nn.Module):
 
 
 class InjectionContext(NamedTuple):
-    """What one injection needs of a block's audio, of S speakers, F latent frames, A tokens each.
+    """One injection's precomputed inputs for a block of S speakers and F latent frames of A tokens each.
 
-    keys: SF A h d. outputs: SF A·h C, each head's value of each token, taken through the output projection.
-    shift, scale: AdaLN's, SF 1 C.
+    keys: SF A h d. outputs: SF A·h C, each token's value per head, already output-projected.
+    shift, scale: for AdaLN, SF 1 C.
     """
 
     keys: Tensor
@@ -125,7 +125,7 @@ class AdaLN(nn.Module):
 
 
 class Injection(nn.Module):
-    """Audio cross-attention per latent frame, queries through AdaLN; one entry of each of the two lists."""
+    """Audio cross-attention per latent frame, with AdaLN on the queries; one entry of both lists."""
 
     def __init__(self, attention: Attention, adaln: AdaLN) -> None:
         super().__init__()
@@ -133,10 +133,10 @@ class Injection(nn.Module):
         self.adaln = adaln
 
     def context(self, tokens: AudioTokens) -> InjectionContext:
-        """Computed once for a block, used at each of its steps.
+        """Precompute a block's InjectionContext, used at each of its denoising steps.
 
-        The tokens are few, so their values go through the output projection here, head by head; what is left
-        of it for each query is a weighted sum.
+        There are few tokens, so the output projection is applied to their values here, head by head; each
+        query then needs only a weighted sum.
         """
         vectors = self.adaln.linear(F.silu(tokens.overall.flatten(0, 1)))
         shift, scale = vectors[:, None].chunk(2, dim=-1)
@@ -145,7 +145,7 @@ class Injection(nn.Module):
         return InjectionContext(keys, outputs, shift, scale)
 
     def add(self, x: Tensor, context: InjectionContext, masks: Tensor | None) -> Tensor:
-        """The residual, N C, with the audio added: one result per speaker, each times its mask, summed.
+        """Add the audio to the residual, N C: the sum of one result per speaker, each times its mask.
 
         masks: S N 1, or None for a single speaker.
         """
@@ -158,7 +158,7 @@ class Injection(nn.Module):
 
 
 class AudioInjector(nn.Module):
-    """All injections, in the checkpoint's two lists."""
+    """All injections, stored in the checkpoint's two lists."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class AudioInjector(nn.Module):
         self.injector_adain_layers = nn.ModuleList(AdaLN(config.dim) for _ in layers)
 
     def after_layer(self, layer: int) -> Injection | None:
-        """The injection that follows a layer, if one does."""
+        """The injection after a layer, or None."""
         index = self.index_of.get(layer)
         if index is None:
             return None

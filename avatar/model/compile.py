@@ -14,20 +14,20 @@ from avatar.model.torch_compat import is_build_failure
 
 T = TypeVar("T")
 
-MAX_SHAPES = 128  # of which a function's graphs are kept; past PyTorch's default of 8 the next is an error
-MAX_GRAPHS = 10 * MAX_SHAPES  # of a function in all
+MAX_SHAPES = 128  # shapes per function that may have a graph; one more is an error (PyTorch's default is 8)
+MAX_GRAPHS = 10 * MAX_SHAPES  # in all, per function
 
 _turn = threading.RLock()
 
 
 def compiled(function: Callable[..., T], **options: Any) -> Callable[..., T]:
-    """The function as one graph for each shape, built at its first use, with one thread in any at a time.
+    """Compile a function to one graph per shape, built at first use; one thread at a time runs any of them.
 
-    PyTorch marks for the whole process that a graph is being traced, and refuses a call of another thread
-    meanwhile. A call only gives the GPU its work, so the others wait for long just while a graph is built.
-    The limits of how many graphs are kept, and that each has static shapes, are set for the calling thread;
-    if torch.compile is given the latter, it sets it anew at every call, which takes 11 µs. options: its own.
-    A function that cannot be built runs as it is, from then on.
+    While PyTorch traces a graph, it sets a process-wide flag and refuses calls from other threads. A call
+    only enqueues GPU work, so other threads wait long only while a graph is being built.
+    The limits on the number of graphs, and static shapes, are set in the config of the calling thread: when
+    static shapes are passed to torch.compile instead, it sets them again at every call, which takes 11 µs.
+    options: passed to torch.compile. A function that fails to build runs uncompiled from then on.
     """
     config.recompile_limit = max(config.recompile_limit, MAX_SHAPES)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, MAX_GRAPHS)
@@ -43,7 +43,7 @@ def compiled(function: Callable[..., T], **options: Any) -> Callable[..., T]:
                 if not is_build_failure(error):
                     raise
                 found_missing("compile", error)
-            graph = function  # nothing had run yet
+            graph = function  # safe to call now: the graph had not begun to run
             return graph(*arguments, **named)
 
     return call

@@ -1,6 +1,6 @@
-"""What a device can do is tried, not assumed: each fast path once, before the slow one that stands in for it.
+"""Try each fast path once on the actual device, rather than assume that it works.
 
-A process that finds a path missing goes on without it, and a notice says what that costs.
+A process that finds a fast path missing uses the slower fallback, and a notice says what that costs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from avatar.model.torch_compat import cudnn_attention, set_expandable_segments, 
 
 log = logging.getLogger(__name__)
 
-TEXTS = {  # what is missing, and what it costs
+TEXTS = {  # by code: what is missing, and what it costs
     "compile": "Code cannot be compiled here (a C compiler and Python.h are needed): it runs uncompiled, "
     "up to half as fast.",
     "cudnn": "cuDNN's attention does not work on this GPU: another one is used, up to a tenth slower.",
@@ -25,9 +25,9 @@ TEXTS = {  # what is missing, and what it costs
     "segments": "The GPU's memory cannot grow in segments here: some GiB of it may be lost in gaps.",
 }
 PINNED_TRIAL_BYTES = 2**20
-TOLERANCE = 2e-2  # of bf16 attention against float32
+TOLERANCE = 2e-2  # between bf16 attention and float32
 
-_missing: dict[str, str] = {}  # by code, the reason
+_missing: dict[str, str] = {}  # code to reason
 
 
 def missing() -> list[tuple[str, str]]:
@@ -36,35 +36,35 @@ def missing() -> list[tuple[str, str]]:
 
 
 def reason_missing(code: str) -> str:
-    """Why a fast path is missing, "" where it is not known to be."""
+    """Why a fast path is missing; "" if it has not been found missing."""
     return _missing.get(code, "")
 
 
 def forget() -> None:
-    """As if nothing had been tried: for another device."""
+    """Forget all failures, before another device is checked."""
     _missing.clear()
 
 
 def found_missing(code: str, error: BaseException) -> None:
-    """A fast path failed; its twin is used. Logged once."""
+    """Record that a fast path failed, so that its fallback is used. Logged once."""
     if code not in _missing:
         _missing[code] = reason_of(error)
         log.warning("%s (%s)", TEXTS[code], _missing[code])
 
 
 def reason_of(error: BaseException) -> str:
-    """An error's kind and first line, and the next where that only introduces it."""
+    """An error's type and first line, plus the second line if the first ends with a colon."""
     lines = str(error).strip().splitlines()
     reason = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
     return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
 
 
 def works(code: str, trial: Callable[[torch.device], None], device: torch.device) -> bool:
-    """Try a fast path; whatever it raises but full memory means that it does not work."""
+    """Try a fast path; any exception except out of memory means that it does not work."""
     try:
         trial(device)
     except torch.OutOfMemoryError:
-        raise  # says nothing of the path; the run steps down
+        raise  # not the fast path's fault; the run falls back to a smaller setting
     except Exception as error:
         found_missing(code, error)
         return False
@@ -79,21 +79,21 @@ def compiles(device: torch.device) -> bool:
 
 @functools.cache
 def has_cudnn_attention(device: torch.device) -> bool:
-    """Whether cuDNN attends in bf16 on a CUDA device, and tells the log-sum-exp."""
+    """Whether cuDNN's attention works in bf16 on a CUDA device and returns a correct log-sum-exp."""
     return works("cudnn", _try_cudnn, device)
 
 
 @functools.cache
 def pins(device: torch.device) -> bool:
-    """Whether PyTorch gets page-locked memory for a CUDA device."""
+    """Whether PyTorch can allocate pinned memory for a CUDA device."""
     return works("pinned", _try_pinning, device)
 
 
 @functools.cache
 def grows_segments(device: torch.device) -> bool:
-    """Have CUDA's memory asked for in segments that grow, if the first that is asked for is given.
+    """Enable CUDA's expandable segments, and disable them again if the first allocation fails.
 
-    On some cards under WSL2 it is not. Source: pytorch/pytorch issue 192330.
+    It does on some cards under WSL2. Source: pytorch/pytorch issue 192330.
     """
     grows = works("segments", _try_segments, device)
     if not grows:
@@ -113,7 +113,7 @@ def _arithmetic(x: Tensor) -> Tensor:
 
 
 def _try_cudnn(device: torch.device) -> None:
-    """At the model's own width of heads, in its own layout: N h d in memory."""
+    """Try cuDNN's attention with the model's head size and memory layout, N h d."""
     draw = torch.Generator(device).manual_seed(0)
     q, k, v = (
         torch.randn(1, count, 40, 128, dtype=torch.bfloat16, device=device, generator=draw).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Doctor's table: `python -m avatar.model.device_report` tries every fast path on every GPU; JSON."""
+"""`python -m avatar.model.device_report` tries every fast path on every GPU and prints JSON for `doctor`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from avatar.model.quantize import FLOAT8_CAPABILITY, product_on
 
 @dataclass(frozen=True)
 class Check:
-    """What came of one trial. ok: None where this device is not asked for it. reason: of a failure.
+    """The result of trying one fast path. ok: None where it does not apply to this device.
 
-    text: what it costs to do without.
+    reason: why it failed. text: what is missing, and what that costs.
     """
 
     code: str
@@ -35,7 +35,7 @@ class Check:
 
 
 def check_device(device: torch.device) -> list[Check]:
-    """Everything, tried on a CUDA device, as the engine would: doctor's table."""
+    """Try every fast path on a CUDA device, as the engine would."""
     has_fp8 = torch.cuda.get_device_capability(device) >= FLOAT8_CAPABILITY
     found: dict[str, bool | None] = {
         "segments": grows_segments(device),
@@ -48,7 +48,7 @@ def check_device(device: torch.device) -> list[Check]:
 
 
 def check_all() -> list[dict[str, Any]]:
-    """Every CUDA device that this process sees."""
+    """Check every CUDA device visible to this process."""
     if not torch.cuda.is_available():
         return []
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
@@ -61,7 +61,7 @@ def check_all() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Print the tables."""
+    """Print the tables as JSON."""
     sys.stdout.write(json.dumps(check_all()) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""FramePack: motion latents to tokens, the farther back the coarser. Also how any latent becomes tokens.
+"""FramePack: motion latents to tokens, coarser the farther back they are; also the patch embedding itself.
 
 Source: Wan-Video/Wan2.2 wan/modules/s2v/motioner.py.
 """
@@ -13,13 +13,13 @@ from avatar.geometry import FRAMEPACK, PATCH
 
 
 class PatchEmbedding(nn.Conv3d):
-    """A convolution whose stride is its kernel, computed as the matrix product that it is."""
+    """A convolution whose stride equals its kernel size, computed as a matrix product."""
 
     def __init__(self, in_dim: int, dim: int, patch: tuple[int, int, int] = PATCH) -> None:
         super().__init__(in_dim, dim, kernel_size=patch, stride=patch)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """C T H W latents to N C' tokens, time slowest."""
+        """C T H W latents to N C' tokens, with time varying slowest."""
         time, height, width = self.kernel_size
         patches = latents.to(self.weight.dtype)
         patches = patches.unflatten(3, (-1, width)).unflatten(2, (-1, height)).unflatten(1, (-1, time))
@@ -28,7 +28,7 @@ class PatchEmbedding(nn.Conv3d):
 
 
 class FramePacker(nn.Module):
-    """One patch embedding for each bucket of motion frames."""
+    """One patch embedding per bucket of motion frames."""
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class FramePacker(nn.Module):
         self.proj_4x = PatchEmbedding(in_dim, dim, far)
 
     def forward(self, motion: Tensor) -> Tensor:
-        """C T H W motion latents, T the sum of the buckets, to N C' tokens, the nearest frames first."""
+        """C T H W motion latents (T: the sum of the buckets) to N C' tokens, nearest frames first."""
         far_to_near = motion.split([bucket.num_frames for bucket in reversed(FRAMEPACK)], dim=1)
         embeddings = (self.proj, self.proj_2x, self.proj_4x)
         return torch.cat([embed(part) for embed, part in zip(embeddings, reversed(far_to_near), strict=True)])

@@ -1,8 +1,8 @@
-"""wav2vec2 while speech is still being spoken: a rolling window, a short look ahead, running normalisation.
+"""wav2vec2 on live speech: a rolling window, a short look-ahead, running normalisation.
 
-One pass over the whole speech knows its mean and deviation, and every layer attends to all of it. Here a
-frame gets the same, as nearly as `WINDOW_S` of the past and `LOOK_AHEAD_S` of the future allow. What a frame
-gets depends on its place alone, not on when it is asked for.
+A pass over the whole speech knows its mean and deviation, and every layer attends to all of it. This module
+approximates that from `WINDOW_S` of the past and `LOOK_AHEAD_S` of the future. A frame's features depend only
+on its position, not on when they are requested.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from torch import Tensor
 from avatar.geometry import AUDIO_FEATURE_HZ, FPS, LEAD_IN_FRAMES, SPEECH_HZ, audio_indices
 from avatar.model.wav2vec2 import HIDDEN_HZ, NORMALISE_EPS, Listen, SpeechEncoder
 
-WINDOW_S = 8.0  # what goes through the encoder at once, most of it past
-LOOK_AHEAD_S = 0.4  # past the end of the last frame that is asked for
+WINDOW_S = 8.0  # encoded at once; most of it is past speech
+LOOK_AHEAD_S = 0.4  # beyond the end of the last requested frame
 
-_STEP = SPEECH_HZ // 10  # samples that the level is followed by
-_SPOKEN_RMS = 10 ** (-50 / 20)  # quieter steps tell nothing of a voice: silence is not to become noise
-_TYPICAL_POWER = 10 ** (-26 / 10)  # of speech with its pauses, until some has been heard
-_TYPICAL_STEPS, _MEMORY_STEPS = 10.0, 300.0  # what that counts for; over how much speech a level is forgotten
+_STEP = SPEECH_HZ // 10  # samples per update of the level
+_SPOKEN_RMS = 10 ** (-50 / 20)  # quieter steps are ignored, or silence would be amplified into noise
+_TYPICAL_POWER = 10 ** (-26 / 10)  # of speech with its pauses: the initial estimate
+_TYPICAL_STEPS, _MEMORY_STEPS = 10.0, 300.0  # the initial estimate's weight; the averaging window
 
 
 class RunningLevel16k:
-    """Mean and deviation of a voice, as they are known by some sample."""
+    """Running mean and standard deviation of a voice at 16 kHz."""
 
     def __init__(self, listen: Listen) -> None:
         self._listen, self._next = listen, 0
         self._weight, self._mean, self._power = _TYPICAL_STEPS, 0.0, _TYPICAL_POWER
 
     def at(self, stop: int) -> tuple[float, float]:
-        """After the last whole step before sample `stop`; ask in ascending order."""
+        """Mean and deviation after the last whole step before sample `stop`; call in ascending order."""
         while (self._next + 1) * _STEP <= stop:
             piece = self._listen(self._next * _STEP, (self._next + 1) * _STEP).astype(np.float64)
             self._next += 1
@@ -45,10 +45,10 @@ class RunningLevel16k:
 
 
 class LiveSpeechFeatures:
-    """Features for any run of video frames, as SpeechFeatures gives them, but of a speech without end.
+    """Features for any run of video frames, as in SpeechFeatures, but for endless speech.
 
-    listen: silence before the speech; it is asked for no more than the last `window_s` before what a frame
-    looks ahead to. Ask for frames in ascending order.
+    listen: returns silence before the speech; it is never called for anything older than `window_s` before
+    the end of a frame's look-ahead. Request frames in ascending order.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class LiveSpeechFeatures:
         self._level = RunningLevel16k(listen)
 
     def needs(self, start: int, num_frames: int) -> int:
-        """Samples of the speech that must be there for frames start, start + 1, …"""
+        """Number of speech samples that frames start, start + 1, … require."""
         return (start + num_frames) * SPEECH_HZ // FPS - self._lead + self._ahead
 
     def frames(self, start: int, num_frames: int) -> Tensor:
         """Features of video frames start, start + 1, …: L D num_frames."""
         encoder, stop = self._encoder, self.needs(start, num_frames)
-        num_hidden = encoder.num_hidden(stop + self._lead)  # since the lead-in began
+        num_hidden = encoder.num_hidden(stop + self._lead)  # counted from the start of the lead-in
         begin = max(num_hidden - self._window, 0)
         sample = begin * encoder.stride - self._lead
         mean, std = self._level.at(stop) if encoder.normalise else (0.0, 1.0)

@@ -1,6 +1,6 @@
-"""Linear layers in fp8: weights in e4m3 with a scale for each output channel, activations token by token.
+"""Linear layers in fp8 (e4m3): one scale per output channel of the weights, one per token of activations.
 
-Half of bf16's bytes, and products of twice its speed where the card multiplies fp8.
+They take half of bf16's bytes, and their products run at twice its speed where the card has fp8 cores.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ logger = logging.getLogger(__name__)
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FLOAT8).max  # 448
-TINIEST = 1e-12  # rows that are smaller throughout are taken for zero
+TINIEST = 1e-12  # a row whose largest value is smaller counts as zero
 ADALN = ".injector_adain_layers."
-SIDE_MULTIPLE = 16  # what the fp8 product asks of both sides of a weight
-TRIAL_SIDES = ((5120, 5120), (5120, 13824), (13824, 5120))  # of products that are tried on each device
-FEWEST_ROWS = 512  # fewer are padded: seen on an H200, cuBLAS refuses 16 scaled rows of 13824
+SIDE_MULTIPLE = 16  # the fp8 product requires both sides of a weight to be multiples of this
+TRIAL_SIDES = ((5120, 5120), (5120, 13824), (13824, 5120))  # of the products tried on each device
+FEWEST_ROWS = 512  # fewer are padded: on an H200, cuBLAS refused 16 scaled rows of 13824
 TRIAL_ROWS = (FEWEST_ROWS, 3 * FEWEST_ROWS)
-FLOAT8_CAPABILITY = (8, 9)  # since which cards have fp8 cores, and Triton converts e4m3
-CHUNK_ROWS = 1024  # quantised at a time, to keep the peak in float32 low
+FLOAT8_CAPABILITY = (8, 9)  # from here on, cards have fp8 cores and Triton converts e4m3
+CHUNK_ROWS = 1024  # quantised at a time, to keep float32's peak memory low
 
 Product = Literal["scaled", "widened", "plain"]
 
 
 def is_quantised(name: str, shape: Sequence[int]) -> bool:
-    """Whether a tensor of the transformer is kept in fp8: the big products, 98 % of all parameters.
+    """Whether a tensor of the transformer is kept in fp8: the large weights, 98 % of all parameters.
 
-    Those are the layers that the LoRA adapts, attention's and the feed-forward's, and the audio injections'
-    AdaLN, whose share of the error's square is below 2 %. Embeddings, the head, norms, modulation and the
-    audio encoder stay as they are.
+    Those are the layers that the LoRA adapts (attention and feed-forward) and the audio injections' AdaLN,
+    which contributes less than 2 % of the squared error. Embeddings, the head, norms, modulation and the
+    audio encoder are not quantised.
     """
     if any(side % SIDE_MULTIPLE for side in shape):
         return False
@@ -46,11 +46,11 @@ def is_quantised(name: str, shape: Sequence[int]) -> bool:
 
 
 def quantise_rows(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row to e4m3 and the scale by which to multiply it again; the row's largest value becomes 448.
+    """Quantise each row to e4m3 with the scale that restores it; the row's largest value becomes 448.
 
-    e4m3 has steps of 1/8 of a mantissa, so a value m·2^e, 1 <= m < 2, moves by at most 2^e/16, and by
-    2^e/8/sqrt(12) in the root mean square: a tensor by at most 3.6 % of its norm, one of normal values by
-    2.65 %, at whatever scale. Values below 2^-15 of their row's largest keep fewer bits.
+    e4m3's mantissa has steps of 1/8, so the error of a value m·2^e, 1 <= m < 2, is at most 2^e/16, and
+    2^e/8/sqrt(12) RMS: at most 3.6 % of a tensor's norm, 2.65 % for normally distributed values, whatever the
+    scale. Values below 2^-15 of their row's largest keep fewer bits.
     values: ... R C. Returns ... R C float8 and ... R 1 float32.
     """
     largest = values.abs().amax(dim=-1, keepdim=True).float().clamp(min=TINIEST)
@@ -59,13 +59,13 @@ def quantise_rows(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def widen_rows(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """quantise_rows undone, but for the rounding: ... R C in float8, ... R 1, to ... R C of a dtype."""
+    """Undo quantise_rows, except for its rounding: ... R C float8, ... R 1, to ... R C in the given dtype."""
     wide = values.float() if compiles_float8(values.device) else widen(values, torch.bfloat16).float()
     return (wide * scale).to(dtype)
 
 
 def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight, out in, to e4m3 and its output channels' scales: out in float8, out float32."""
+    """Quantise a weight to e4m3, one scale per output channel: returns (out, in) float8, (out) float32."""
     quantised = torch.empty_like(weight, dtype=FLOAT8)
     scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
     chunks = (tensor.split(CHUNK_ROWS) for tensor in (weight, quantised, scale))
@@ -77,7 +77,7 @@ def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class QuantisedLinear(nn.Module):
-    """A linear layer of 8-bit weights: out in, out float32, out of the bias's own dtype.
+    """A linear layer with 8-bit weights. weight: (out, in). scale: (out) float32. bias: (out), any dtype.
 
     Inputs and outputs have the dtype of the residual stream.
     """
@@ -93,23 +93,23 @@ class QuantisedLinear(nn.Module):
         self.register_buffer("scale", scale)
 
     def multiplies_on(self, device: torch.device) -> bool:
-        """Whether rows of the weight's dtype are multiplied there, and not wider ones."""
+        """Whether a device multiplies inputs in the weight's dtype, rather than in a wider one."""
         raise NotImplementedError
 
     def multiply(self, values: Tensor, scale: Tensor) -> Tensor:
-        """8 bits by 8 on the tensor cores: rows of the weight's dtype, scales R 1, to R out in bf16."""
+        """8-bit product on the tensor cores: R rows in the weight's dtype, scales R 1, to (R, out) bf16."""
         raise NotImplementedError
 
 
 class Float8Linear(QuantisedLinear):
-    """With weights in e4m3."""
+    """A linear layer with weights in e4m3."""
 
     def multiplies_on(self, device: torch.device) -> bool:
         """See QuantisedLinear."""
         return product_on(device) == "scaled"
 
     def forward(self, x: Tensor) -> Tensor:
-        """... N in to ... N out, as the device does it best."""
+        """(..., in) to (..., out), with the device's best kind of product."""
         product = product_on(x.device)
         if product == "widened":
             return (F.linear(x, widen(self.weight, x.dtype)) * self.scale + self.bias).to(x.dtype)
@@ -122,12 +122,13 @@ class Float8Linear(QuantisedLinear):
         return out.to(x.dtype).unflatten(0, x.shape[:-1])
 
     def multiply(self, values: Tensor, scale: Tensor) -> Tensor:
-        """See QuantisedLinear. Sums are kept in the cores' own, shorter format, in which they are fastest."""
+        """See QuantisedLinear. Sums accumulate in the tensor cores' reduced precision, which is fastest."""
         num_rows = len(values)
         if num_rows < FEWEST_ROWS:
             rest = (0, 0, 0, FEWEST_ROWS - num_rows)
             values = F.pad(values.view(torch.uint8), rest).view(FLOAT8)
-            return self.multiply(values, F.pad(scale, rest))[:num_rows].clone()  # or padding lives on
+            # A copy, so that the padding is freed.
+            return self.multiply(values, F.pad(scale, rest))[:num_rows].clone()
         return torch._scaled_mm(
             values,
             self.weight.t(),
@@ -141,7 +142,7 @@ class Float8Linear(QuantisedLinear):
 
 @torch.library.custom_op("avatar::widen", mutates_args=())
 def widen(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """fp8 to a wider dtype, unscaled, exact; opaque to the compiler, whose Triton knows no e4m3 before sm89.
+    """fp8 to a wider dtype, unscaled, exact; opaque to the compiler, as Triton lacks e4m3 before sm89.
 
     Source: pytorch/pytorch issue 167082.
     """
@@ -155,7 +156,7 @@ def _(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 @torch.library.custom_op("avatar::narrow", mutates_args=())
 def narrow(values: Tensor) -> Tensor:
-    """To fp8, rounded to the nearest; opaque to the compiler for widen's reason."""
+    """To fp8, rounded to nearest; opaque to the compiler for the same reason as widen."""
     return values.to(FLOAT8)
 
 
@@ -178,7 +179,7 @@ def product_on(device: torch.device) -> Product:
 
 @functools.cache
 def _product(device: torch.device) -> Product:
-    """Tried once: cards since sm89 have fp8 cores, but cuBLAS has not had scales by row for every one.
+    """Tried once: cards since sm89 have fp8 cores, but not every cuBLAS supports row-wise scales on them.
 
     Source: pytorch/pytorch issue 192707.
     """
@@ -191,7 +192,7 @@ def _product(device: torch.device) -> Product:
 
 
 def _try_products(device: torch.device) -> None:
-    """Products of the published model's own sides, of the fewest rows and of more. Raises: RuntimeError."""
+    """Try products of the published model's sizes, with FEWEST_ROWS and with more. Raises: RuntimeError."""
     for inputs, outputs in TRIAL_SIDES:
         weight = torch.ones(outputs, inputs, dtype=torch.bfloat16, device=device).to(FLOAT8)
         scale, bias = torch.ones(outputs, device=device), torch.ones(outputs, device=device)
@@ -204,7 +205,7 @@ def _try_products(device: torch.device) -> None:
 
 
 def join_linears(parts: Sequence[nn.Module]) -> nn.Module:
-    """Linear layers of the same input as one, whose output is theirs side by side; all quantised, or none."""
+    """Join linear layers of the same input into one with concatenated outputs; all quantised, or none."""
     weight, bias = (torch.cat([getattr(part, leaf) for part in parts]) for leaf in ("weight", "bias"))
     if all(isinstance(part, Float8Linear) for part in parts):
         return Float8Linear(weight, torch.cat([part.get_buffer("scale") for part in parts]), bias)
@@ -214,13 +215,13 @@ def join_linears(parts: Sequence[nn.Module]) -> nn.Module:
 
 
 class Quantiser:
-    """Quantises a model while it is loaded: give its place to the loader, then install.
+    """Quantise a model while it is loaded: pass `place` to the loader, then call `install`.
 
-    Each weight is quantised when it comes: the device never holds more than one of them in the wider dtype.
+    Each weight is quantised as it is read, so the device never holds more than one in the wider dtype.
     """
 
     def __init__(self, scales: dict[str, Tensor] | None = None) -> None:
-        """scales: of the weights that will come quantised already, by the weight's name."""
+        """scales: by weight name, for weights that are already quantised in the file."""
         self.scales = dict(scales or {})
 
     def place(self, name: str, tensor: Tensor) -> nn.Parameter | None:
@@ -232,7 +233,7 @@ class Quantiser:
         return nn.Parameter(tensor, requires_grad=False)
 
     def install(self, model: nn.Module) -> None:
-        """Give every layer whose weight was placed its scales; once, before fusing."""
+        """Replace every layer whose weight was placed by a Float8Linear; call once, before fusing."""
         for name, scale in self.scales.items():
             module_name = name.removesuffix(".weight")
             linear = model.get_submodule(module_name)

@@ -1,8 +1,8 @@
 """Rotary position embedding over (time, height, width), in float32.
 
-A table is N 2 d float32: for each token and channel the cosine, and the sine with the sign that it takes
-there. Channels 2i and 2i + 1 are a pair. Angles are computed in float64 on the table's device, so positions
-may grow without bound and nothing synchronises.
+A table is N 2 d float32: for each token and channel, the cosine and the sine with the sign that the channel
+needs. Channels 2i and 2i + 1 are a pair. Angles are computed in float64 on the table's device, so positions
+may grow without bound and there is no GPU synchronisation.
 Source: Wan-Video/Wan2.2 wan/modules/model.py; for the condition's times Alibaba-Quark/LiveAvatar
 liveavatar/models/wan/causal_model_s2v.py.
 """
@@ -16,14 +16,14 @@ from torch import Tensor
 from avatar.geometry import BLOCK_LATENT_FRAMES, FRAMEPACK, Geometry
 
 BASE = 10_000.0
-REFERENCE_TIME = 30  # where the reference frame stands in time when the first block is made
-MIN_DISTANCE, MAX_DISTANCE = 4, 30  # the reference's drawn distance from the block, in latent frames
+REFERENCE_TIME = 30  # the reference frame's time position when the first block is generated
+MIN_DISTANCE, MAX_DISTANCE = 4, 30  # range of the reference's random distance from the block, latent frames
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Rotate queries or keys by their positions. x: N h d; table: N 2 d. Returns x's dtype.
 
-    Pairs are swapped by a flip, which compiles to an index; stacking halves would cost a buffer in memory.
+    Pairs are swapped with a flip, which compiles to indexing; stacking halves would need a buffer.
     """
     cos, sin = table.unsqueeze(1).unbind(-2)
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
@@ -31,13 +31,13 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 def axis_channels(head_dim: int) -> tuple[int, int, int]:
-    """How many of a head's channels turn with time, height and width."""
+    """How many of a head's channels encode time, height and width."""
     side = 2 * (head_dim // 6)
     return head_dim - 2 * side, side, side
 
 
 def grid_table(times: Tensor, rows: Tensor, columns: Tensor, head_dim: int) -> Tensor:
-    """The table of every token of a time × row × column grid, times slowest. Positions: float64 vectors."""
+    """The table of a time × row × column grid, times varying slowest. Positions: float64 vectors."""
     axes = []
     for position, channels in zip((times, rows, columns), axis_channels(head_dim), strict=True):
         exponent = torch.arange(0, channels, 2, dtype=torch.float64, device=position.device) / channels
@@ -60,20 +60,18 @@ def _frames(first: int, count: int, device: torch.device) -> Tensor:
 
 
 def block_table(geometry: Geometry, first_frame: int, head_dim: int, device: torch.device) -> Tensor:
-    """The table of a block whose first latent frame has the given index in the video."""
+    """The table of a block whose first latent frame has index first_frame in the video."""
     rows, columns = _frames(0, geometry.rows, device), _frames(0, geometry.columns, device)
     return grid_table(_frames(first_frame, BLOCK_LATENT_FRAMES, device), rows, columns, head_dim)
 
 
 def reference_time(first_frame: int, distance: int) -> int:
-    """The reference's time for a block: it stays put until the block comes within `distance`, then moves with
-    it."""
+    """The reference's time for a block: fixed until the block is within `distance`, then moving with it."""
     return REFERENCE_TIME + max(0, first_frame - (REFERENCE_TIME - distance))
 
 
 class ConditionTable:
-    """The table of the condition tokens: the reference frame, whose time moves, then the motion frames, which
-    stay."""
+    """The table of the condition tokens: the reference frame, whose time moves, then the motion frames."""
 
     def __init__(self, geometry: Geometry, head_dim: int, device: torch.device) -> None:
         self.head_dim = head_dim
@@ -87,8 +85,7 @@ class ConditionTable:
 
 
 def motion_table(geometry: Geometry, head_dim: int, device: torch.device) -> Tensor:
-    """The table of the packed motion frames: negative times, each packed token at a position of the unpacked
-    grid."""
+    """The table of the packed motion frames: negative times, each token at a spot of the unpacked grid."""
     tables, nearest = [], 0
     for bucket in FRAMEPACK:
         nearest += bucket.num_frames
@@ -101,5 +98,5 @@ def motion_table(geometry: Geometry, head_dim: int, device: torch.device) -> Ten
 
 
 def _spread(first: int, last: int, count: int) -> Tensor:
-    """`count` whole positions from first to last, fractions cut off."""
+    """`count` positions from first to last, truncated to integers."""
     return torch.from_numpy(np.linspace(first, last, count).astype(int)).double()

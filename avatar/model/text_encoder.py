@@ -1,4 +1,4 @@
-"""UMT5, the prompt encoder: transformers' model and tokenizer, filled from either layout."""
+"""UMT5, the prompt encoder: transformers' model and tokenizer, loaded from either checkpoint layout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from avatar.model.weights.weight_formats import StoredTable, StoredTensors
 
 SHARED = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under two names
 BLOCK = "encoder.block."
-# Published name and transformers' name, N being the layer.
+# (published name, transformers' name); N is the layer.
 NAMES = (
     ("token_embedding.weight", "shared.weight"),
     ("norm.weight", "encoder.final_layer_norm.weight"),
@@ -49,14 +49,14 @@ class PromptTokenizer:
     """Prompts to token ids, without loading the encoder."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: that of tokenizer.json. Raises: WeightsMissing."""
+        """folder: contains tokenizer.json. Raises: WeightsMissing."""
         open_tokenizer(folder)
         self._folder = folder
 
     def __call__(self, prompt: str) -> Tensor:
-        """Token ids, 1 N with N ≤ 512, the end mark last.
+        """Token ids, 1 N with N ≤ 512, ending with the end token.
 
-        Raises: WeightsMissing; BadInput with the count when the prompt is longer: nothing is cut.
+        Raises: WeightsMissing; BadInput with the count for a longer prompt, which is never truncated.
         """
         return torch.tensor([token_ids(prompt, self._folder)])
 
@@ -74,7 +74,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, ids: Tensor) -> Tensor:
-        """Hidden states N D of one prompt's ids, 1 N; the transformer pads them with rows of zeros."""
+        """Hidden states N D for one prompt's ids, 1 N; the transformer pads them with rows of zeros."""
         return self.model(input_ids=ids).last_hidden_state[0]
 
 
@@ -84,14 +84,14 @@ Spread = Callable[[nn.Module], object]
 
 @dataclass(frozen=True)
 class TextWeights:
-    """An encoder that is checked, and holds no memory: its model on the meta device, its tensors mapped."""
+    """A checked encoder that uses no memory: its model is on the meta device, its tensors are mapped."""
 
     model: UMT5EncoderModel
     tensors: Mapping[str, Tensor]
 
     @classmethod
     def open(cls, path: Path) -> TextWeights:
-        """The published .pth file, a single file of ComfyUI's or of GGUF, or a transformers folder.
+        """Open the published .pth file, a single ComfyUI or GGUF file, or a transformers folder.
 
         Raises: WeightsMissing.
         """
@@ -110,8 +110,8 @@ class TextWeights:
     def load(
         self, device: torch.device | str, dtype: torch.dtype, spread: Spread = lambda module: None
     ) -> TextEncoder:
-        """The encoder on a device, loaded block by block. spread: may shard each: then none stays whole."""
-        model = deepcopy(self.model)  # whoever keeps the weights keeps nothing of what is loaded
+        """Load the encoder onto a device, block by block. spread: may shard each block as it is loaded."""
+        model = deepcopy(self.model)  # so that this object holds no reference to the loaded tensors
         tensors = self.tensors
         table = tensors.table(SHARED[0]) if isinstance(tensors, StoredTensors) else tensors[SHARED[0]]
         model.set_input_embeddings(WordTable(table, device, dtype))
@@ -129,10 +129,10 @@ class TextWeights:
 
 
 class WordTable(nn.Module):
-    """The table of all words' vectors, left in its file: a prompt takes 512 of its 256,384 rows at most."""
+    """The token embedding table, left in its file: a prompt reads at most 512 of its 256,384 rows."""
 
     def __init__(self, table: Tensor | StoredTable, device: torch.device | str, dtype: torch.dtype) -> None:
-        """table: V D on the CPU. device, dtype: of the rows that are looked up."""
+        """table: V D on the CPU. device, dtype: for the rows that are looked up."""
         super().__init__()
         self._table, self._place = table, (device, dtype)
 
@@ -142,7 +142,7 @@ class WordTable(nn.Module):
 
 
 def transformers_name(published: str) -> str:
-    """A published tensor's name in UMT5EncoderModel; a name without a place there comes back as it is."""
+    """A published tensor's name in UMT5EncoderModel; an unknown name is returned unchanged."""
     for ours, theirs in NAMES:
         pattern = re.escape(ours).replace(r"\{\}", "([qkvo])").replace(r"\.N\.", r"\.(\d+)\.")
         match = re.fullmatch(pattern, published)
@@ -159,7 +159,7 @@ def _from_pth(path: Path) -> tuple[UMT5EncoderModel, dict[str, Tensor]]:
 
 
 def _model_of(shapes: Mapping[str, Shape], file_name: str) -> UMT5EncoderModel:
-    """The encoder of these tensors on the meta device, its sizes read off them. Raises: WeightsMissing."""
+    """The encoder on the meta device, with its sizes inferred from tensor shapes. Raises: WeightsMissing."""
     first = f"{BLOCK}0.layer."
     try:
         vocabulary, width = shapes[SHARED[0]]

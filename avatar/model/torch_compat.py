@@ -1,4 +1,4 @@
-"""Functions of PyTorch that are not its public interface, in one place: a new release is checked here."""
+"""All uses of PyTorch's private functions, in one place: check these against each new release."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def set_expandable_segments(on: bool) -> None:
-    """Have CUDA's memory asked for in segments that grow, or not. Raises: RuntimeError where it cannot be."""
+    """Switch CUDA's expandable segments on or off. Raises: RuntimeError where that is not possible."""
     torch._C._accelerator_setAllocatorSettings(f"expandable_segments:{on}")
 
 
 def cudnn_takes(q: Tensor) -> bool:
-    """Whether PyTorch would let cuDNN attend with queries, keys and values of this kind, B h N d."""
+    """Whether PyTorch accepts queries, keys and values of this kind, B h N d, for cuDNN's attention."""
     params = torch.backends.cuda.SDPAParams(q, q, q, None, 0.0, False, False)
     return torch.backends.cuda.can_use_cudnn_attention(params)
 
@@ -27,7 +27,7 @@ def cudnn_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def without_caches() -> AbstractContextManager[Any]:
-    """torch.compile builds anew within it, whatever an earlier process has left on disk."""
+    """Context in which torch.compile always builds, ignoring its on-disk caches."""
     from torch.compiler import config
 
     patched: AbstractContextManager[Any] = config.patch(force_disable_caches=True)  # type: ignore[attr-defined]
@@ -35,7 +35,7 @@ def without_caches() -> AbstractContextManager[Any]:
 
 
 def is_build_failure(error: BaseException) -> bool:
-    """Whether an error is torch.compile's about code that it could not build, as without a C compiler."""
+    """Whether torch.compile raised the error because a build failed, e.g. without a C compiler."""
     from torch._dynamo.exc import BackendCompilerFailed
     from torch._inductor.exc import InductorError
 

@@ -1,7 +1,7 @@
-"""The streaming transformer: what is computed before, between and after its layers.
+"""The streaming transformer: everything computed before, between and after its layers.
 
-Attribute names give the checkpoint's tensor names. It knows nothing of steps, blocks or devices:
-pipeline.denoiser walks it. Source: Alibaba-Quark/LiveAvatar liveavatar/models/wan/causal_model_s2v.py.
+Attribute names match the checkpoint's tensor names. It knows nothing about steps, blocks or devices, which
+pipeline.denoiser handles. Source: Alibaba-Quark/LiveAvatar liveavatar/models/wan/causal_model_s2v.py.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ TIME_BASE = 10_000.0
 
 
 class TimeEmbedding(NamedTuple):
-    """A flow time as the model sees it: head is C, layers is 6 C, both float32."""
+    """The embedding of a flow time. head: C; layers: 6 C; both float32."""
 
     head: Tensor
     layers: Tensor
 
 
 class LayerParts(NamedTuple):
-    """A layer, and the audio injection that follows it, if one does."""
+    """A layer and the audio injection that follows it, if any."""
 
     layer: TransformerLayer
     injection: Injection | None
 
 
 class Head(nn.Module):
-    """Tokens to patches of velocity."""
+    """The output head: tokens to patches of velocity."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Head(nn.Module):
 
 
 class StreamingTransformer(nn.Module):
-    """Live Avatar's transformer. Build it on the meta device, load it strictly, then fuse()."""
+    """Live Avatar's transformer. Build it on the meta device, load it strictly, then call fuse()."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -86,11 +86,11 @@ class StreamingTransformer(nn.Module):
         return self.patch_embedding.weight.device
 
     def fuse(self) -> StreamingTransformer:
-        """Join every self-attention's q, k and v into one product; once, after loading and merging."""
+        """Join each self-attention's q, k and v into one linear layer; call once, after loading."""
         for index in range(self.config.num_layers):
             self.layer(index).self_attn.fuse()
             if self.device.type == "cuda":
-                torch.cuda.empty_cache()  # the old tensors' three pieces fit nothing that comes later
+                torch.cuda.empty_cache()  # nothing allocated later fits the three freed pieces
         return self
 
     def layer(self, index: int) -> TransformerLayer:
@@ -104,7 +104,7 @@ class StreamingTransformer(nn.Module):
         return LayerParts(self.layer(index), self.audio_injector.after_layer(index))
 
     def embed_block(self, latents: Tensor, pose: Tensor | None) -> Tensor:
-        """A block's noisy latents and pose latents, C F H W, to N C tokens; no pose still leaves its bias."""
+        """A block's noisy and pose latents, C F H W, to N C tokens; pose None still adds its bias."""
         pose_tokens = self.cond_encoder.bias if pose is None else self.cond_encoder(pose)
         return self.patch_embedding(latents) + pose_tokens + self.trainable_cond_mask.weight[NOISY]
 
@@ -116,7 +116,7 @@ class StreamingTransformer(nn.Module):
         )
 
     def embed_text(self, embeddings: Tensor) -> Tensor:
-        """The prompt's token embeddings, L C, padded with zeros to text_len and sent through the MLP.
+        """The prompt's token embeddings, L C, padded with zeros to text_len and passed through the MLP.
 
         Raises: BadInput for more than text_len tokens.
         """
@@ -129,12 +129,12 @@ class StreamingTransformer(nn.Module):
         return self.text_embedding(F.pad(embeddings.to(self.dtype), (0, 0, 0, padding)))
 
     def embed_audio(self, features: Tensor) -> AudioTokens:
-        """A block's speech features, S 25 C T, to its audio tokens: computed in float32, then rounded."""
+        """A block's speech features, S 25 C T, to its audio tokens; computed in float32, then rounded."""
         tokens = self.casual_audio_encoder(features)
         return AudioTokens(*(part.to(self.dtype) for part in tokens))
 
     def embed_time(self, timestep: float) -> TimeEmbedding:
-        """A flow time in 0..1000, in float32 whatever the weights are."""
+        """Embed a flow time in 0..1000, in float32 whatever the weights' dtype."""
         first, _, second = self.time_embedding
         half = self.config.freq_dim // 2
         exponent = torch.arange(half, dtype=torch.float64, device=self.device) / half
@@ -149,22 +149,22 @@ class StreamingTransformer(nn.Module):
 
 
 def held_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    """What a tensor is held in where the model's dtype is the given one.
+    """The dtype to keep a tensor in, given the model's dtype.
 
-    The audio encoder stays in float32: in bfloat16 it would be the coarsest part of the model, and it costs
-    next to nothing.
+    The audio encoder stays in float32: in bfloat16 it would be the model's least accurate part, and float32
+    costs almost nothing there.
     """
     return torch.float32 if name.startswith(f"{AUDIO_ENCODER}.") else dtype
 
 
 def unpatchify(patches: Tensor, geometry: Geometry) -> Tensor:
-    """What the head gives for each token of a block, N P, as C F H W."""
+    """The head's output for a block's tokens, N P, to C F H W."""
     grid = (BLOCK_LATENT_FRAMES, geometry.rows, geometry.columns)
     return patches.reshape(*grid, *PATCH, -1).permute(6, 0, 3, 1, 4, 2, 5).reshape(geometry.block_shape)
 
 
 def linear_float32(x: Tensor, linear: nn.Module, rows: int = 8192) -> Tensor:
-    """A linear layer in float32; the weight is widened some rows at a time, to keep the peak low."""
+    """A linear layer in float32; the weight is widened `rows` rows at a time, to keep peak memory low."""
     assert isinstance(linear, nn.Linear)
     parts = zip(linear.weight.split(rows), linear.bias.split(rows), strict=True)
     return torch.cat([F.linear(x, weight.float(), bias.float()) for weight, bias in parts], dim=-1)

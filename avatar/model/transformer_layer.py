@@ -1,7 +1,7 @@
-"""One transformer layer and one audio injection, cut into pieces between which attention happens.
+"""One transformer layer, split into pieces between its attentions.
 
 Each piece is a pure function of tensors with static shapes, so one compiled graph of it serves every layer,
-block and step; attention itself runs outside compiled code, where its length may change and its kernel be
+block and step; attention itself runs outside compiled code, so that its length can vary and its kernel can be
 chosen freely. Tokens are N C, without a batch axis. Source: Wan-Video/Wan2.2 wan/modules/model.py,
 Alibaba-Quark/LiveAvatar liveavatar/models/wan/causal_model_s2v.py.
 """
@@ -46,15 +46,15 @@ class Attention(nn.Module):
         del self.q, self.k, self.v
 
     def query(self, x: Tensor) -> Tensor:
-        """Queries of tokens: ... N C to ... N h d."""
+        """The tokens' queries: ... N C to ... N h d."""
         return self.normed_query(self._heads(self.q(x)))
 
     def normed_query(self, query: Tensor) -> Tensor:
-        """Queries as they come out of their product, ... N h d, normed."""
+        """RMS-norm projected queries, ... N h d."""
         return self._heads(self.norm_q(query.flatten(-2)))
 
     def keys_values(self, context: Tensor) -> KeysValues:
-        """Keys and values of what is attended to: ... M C to ... M h d."""
+        """Keys and values of the tokens to attend to: ... M C to ... M h d."""
         return KeysValues(self._heads(self.norm_k(self.k(context))), self._heads(self.v(context)))
 
     def project(self, x: Tensor) -> tuple[Tensor, KeysValues]:
@@ -65,15 +65,15 @@ class Attention(nn.Module):
         return self._heads(self.norm_q(q)), KeysValues(self._heads(self.norm_k(k)), self._heads(v))
 
     def outputs_by_head(self, values: Tensor) -> Tensor:
-        """Each head's value alone, through the output projection without bias: ... M h d to ... M h C."""
+        """The output projection, without bias, of each head's value by itself: ... M h d to ... M h C."""
         heads = torch.eye(self.num_heads, dtype=values.dtype, device=values.device)
         alone = (values.unsqueeze(-3) * heads.unsqueeze(-1)).flatten(-2)
         return self.o(alone) - self.o.bias
 
     def short_text(self, text: Tensor, num_tokens: int, num_rows: int) -> ShortText:
-        """A padded prompt, L C, of which num_tokens are its own; the padding is all alike.
+        """Prepare a padded prompt, L C, of which num_tokens are real; all padding tokens are identical.
 
-        It is taken as one token that counts for all. num_rows: how many to take, more than num_tokens.
+        One padding token is weighted to stand for all. num_rows: rows of the result, more than num_tokens.
         """
         keys, values = self.keys_values(text[:num_rows])
         counts = torch.full((num_rows,), -math.inf)
@@ -87,7 +87,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Linear, GELU (tanh), linear; in half precision on a GPU the first two are one kernel."""
+    """Linear, GELU (tanh), linear; in half precision on a GPU, one kernel computes the first two."""
 
     def forward(self, x: Tensor) -> Tensor:
         """... C to ... C."""
@@ -100,7 +100,7 @@ class FeedForward(nn.Sequential):
 class TransformerLayer(nn.Module):
     """Self-attention, cross-attention to the text, feed-forward.
 
-    vectors in the methods' arguments: the six of vectors(), 6 C float32.
+    vectors, in the methods' arguments: the result of vectors(), 6 C float32.
     """
 
     def __init__(self, dim: int, ffn_dim: int, num_heads: int, eps: float) -> None:
@@ -122,7 +122,7 @@ class TransformerLayer(nn.Module):
         return self.self_attn.project(modulate(x, shift, scale, self.eps))
 
     def project_rotated(self, x: Tensor, vectors: Tensor, table: Tensor) -> tuple[Tensor, KeysValues]:
-        """Self-attention's queries, keys and values, at their positions."""
+        """Self-attention's queries, keys and values, with queries and keys rotated by their positions."""
         q, own = self.project(x, vectors)
         return rotate(q, table), KeysValues(rotate(own.k, table), own.v)
 
@@ -133,7 +133,7 @@ class TransformerLayer(nn.Module):
         return x, self.cross_attn.q(self.norm3(x)).unflatten(-1, (self.cross_attn.num_heads, -1))
 
     def normed_query(self, query: Tensor) -> Tensor:
-        """Cross-attention's queries, N h d, as a long prompt's keys are to meet them."""
+        """Cross-attention's queries, N h d, normed for attention to a long prompt."""
         return self.cross_attn.normed_query(query)
 
     def after_cross_attention(self, x: Tensor, attended: Tensor, vectors: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class TransformerLayer(nn.Module):
         return self._feed_forward(x + self.cross_attn.o(attended.flatten(-2)), vectors)
 
     def after_short_text(self, x: Tensor, query: Tensor, text: ShortText, vectors: Tensor) -> Tensor:
-        """The same from cross-attention's queries, N h d, not normed, when the prompt is short."""
+        """The same for a short prompt, from cross-attention's queries, N h d, not normed."""
         weights = few_keys_weights(self.normed_query(query), text.keys, text.counts)
         return self._feed_forward(x + torch.addmm(self.cross_attn.o.bias, weights, text.outputs), vectors)
 

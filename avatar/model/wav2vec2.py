@@ -1,4 +1,4 @@
-"""wav2vec2: speech to a vector for each layer and video frame, in overlapping windows, of any length."""
+"""wav2vec2: speech of any length to one vector per layer and video frame, in overlapping windows."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from avatar.model.weights.weight_formats import StoredTensors
 
 logger = logging.getLogger(__name__)
 
-HIDDEN_HZ = 50  # wav2vec2's frames a second: nominal, for the count of 30 Hz features
-WINDOW_S = 60.0  # what goes through the encoder at once
-MARGIN_S = 10.0  # of which this much at either side is context only
+HIDDEN_HZ = 50  # wav2vec2's nominal frame rate, used to count the 30 Hz features
+WINDOW_S = 60.0  # encoded at once
+MARGIN_S = 10.0  # of the window on either side, used only as context
 NORMALISE_EPS = 1e-7  # Source: transformers Wav2Vec2FeatureExtractor
 CHUNK_SAMPLES = 60 * SPEECH_HZ
 
-TRAINING_ONLY = "masked_spec_embed"  # stands for what training hides; some files leave it out
-STRIDES = (5, 2, 2, 2, 2, 2, 2)  # of wav2vec2's convolutions: no tensor tells them
+TRAINING_ONLY = "masked_spec_embed"  # the mask embedding of training; some files leave it out
+STRIDES = (5, 2, 2, 2, 2, 2, 2)  # of wav2vec2's convolutions; cannot be inferred from tensor shapes
 HEAD_WIDTH = 64
 SAFE_FILE, PICKLED_FILE = "model.safetensors", "pytorch_model.bin"
 _LAYERS = "encoder.layers."
 _POSITION = "encoder.pos_conv_embed.conv"
-WEIGHT_NORM_NAMES = {  # how PyTorch wrote weight norm before 2.0, and since
+WEIGHT_NORM_NAMES = {  # weight norm's names before PyTorch 2.0, and since
     f"{_POSITION}.weight_g": f"{_POSITION}.parametrizations.weight.original0",
     f"{_POSITION}.weight_v": f"{_POSITION}.parametrizations.weight.original1",
 }
@@ -59,7 +59,7 @@ class SpeechEncoder:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str, dtype: torch.dtype) -> SpeechEncoder:
-        """Read a transformers wav2vec2 folder, or ComfyUI's file; a speech recogniser's head is left aside.
+        """Read a transformers wav2vec2 folder or ComfyUI's file; a speech recognition head is ignored.
 
         Raises: WeightsMissing.
         """
@@ -85,7 +85,7 @@ class SpeechEncoder:
         device: torch.device | str,
         dtype: torch.dtype,
     ) -> SpeechEncoder:
-        """The model with its tensors, whose names and shapes must be its own. Raises: WeightsMissing."""
+        """Load the tensors into the model; names and shapes must match. Raises: WeightsMissing."""
         expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         if TRAINING_ONLY in expected:
             tensors.setdefault(TRAINING_ONLY, torch.zeros(expected[TRAINING_ONLY]))
@@ -102,14 +102,14 @@ class SpeechEncoder:
         return self.model.config.hidden_size
 
     def num_hidden(self, num_samples: int) -> int:
-        """Frames that num_samples give, at 50 Hz; 0 when they are too few for one."""
+        """Number of 50 Hz frames for num_samples; 0 when there are too few for one."""
         count = num_samples
         for kernel, stride in zip(self._kernels, self._strides, strict=True):
             count = (count - kernel) // stride + 1
         return max(count, 0)
 
     def num_samples(self, num_hidden: int) -> int:
-        """Samples that num_hidden frames look at."""
+        """Number of samples that num_hidden frames span."""
         count = num_hidden
         for kernel, stride in zip(reversed(self._kernels), reversed(self._strides), strict=True):
             count = (count - 1) * stride + kernel
@@ -119,11 +119,11 @@ class SpeechEncoder:
     def encode(self, samples: Tensor) -> Tensor:
         """All layers' hidden states, L T D, of normalised samples in one pass; the last is layer-normed.
 
-        They are where the model is between passes: it may be elsewhere during one.
+        They are returned on the device where the model rests between passes; a pass may run on another one.
         """
         values = samples[None].to(self.model.device, self.model.dtype)
         output = self.model(values, output_hidden_states=True)
-        # transformers 5 records the last layer's output before the encoder's final norm, 4 did after it.
+        # transformers 5 records the last layer's output before the encoder's final norm, 4 after it.
         states = torch.cat((*output.hidden_states[:-1], output.last_hidden_state))
         return states.to(self.model.device)
 
@@ -131,8 +131,8 @@ class SpeechEncoder:
 class SpeechFeatures:
     """One speech's features for any run of video frames; memory holds one window, whatever the length.
 
-    Equal to one pass where the speech fits one window. Frames are the model's own, of which the first
-    LEAD_IN_FRAMES precede the speech: it listens to silence there. Ask for frames in ascending order.
+    Identical to a single pass if the speech fits one window. Frame numbers are the model's: the first
+    LEAD_IN_FRAMES precede the speech and are silent. Request frames in ascending order.
     listen, num_samples: the speech at 16 kHz.
     """
 
@@ -175,7 +175,7 @@ class SpeechFeatures:
         return out.permute(1, 2, 0)
 
     def _feature(self, index: int) -> Tensor:
-        """The 30 Hz feature, L D: between two hidden states, the ends of both series aligned."""
+        """A 30 Hz feature, L D, interpolated between two hidden states; both series' ends are aligned."""
         low, high, weight = interpolation(index, self.num_features, self.num_hidden)
         first = self._hidden(low)
         return first if high == low else torch.lerp(first, self._hidden(high), weight)
@@ -183,14 +183,14 @@ class SpeechFeatures:
     def _hidden(self, index: int) -> Tensor:
         """Hidden states at 50 Hz frame index, L D."""
         if self._held is None or not self._held[0] <= index < self._held[1]:
-            self._held = None  # free it before the next is made
+            self._held = None  # free it before encoding the next one
             self._held = self._encode_window(index)
         return self._held[2][:, index - self._held[0]]
 
     def _encode_window(self, index: int) -> tuple[int, int, Tensor]:
-        """The speech around a frame: the whole where it fits one window, else a core between margins.
+        """Encode the speech around a frame: all of it if it fits one window, else a core between margins.
 
-        One frame more than the core is kept, so that no interpolation needs two windows.
+        One frame more than the core is kept, so that no interpolation spans two windows.
         """
         if self.num_hidden <= self._window:
             first, end, begin, stop = 0, self.num_hidden, 0, self.num_hidden
@@ -212,7 +212,7 @@ class SpeechFeatures:
         return ((samples - self._mean) / self._std).astype(np.float32)
 
     def _level(self) -> tuple[float, float]:
-        """Mean and standard deviation of the whole speech with its lead-in, read in pieces."""
+        """Mean and standard deviation of the whole speech with its lead-in, read in chunks."""
         total = square = 0.0
         for start in range(0, self._total, CHUNK_SAMPLES):
             stop = min(start + CHUNK_SAMPLES, self._total)
@@ -224,19 +224,19 @@ class SpeechFeatures:
 
 
 def num_features(num_hidden: int) -> int:
-    """30 Hz features that num_hidden frames at 50 Hz give; at least one."""
+    """Number of 30 Hz features for num_hidden frames at 50 Hz; at least one."""
     return max(int(num_hidden / HIDDEN_HZ * AUDIO_FEATURE_HZ), 1)
 
 
 def interpolation(index: int, num_features: int, num_hidden: int) -> tuple[int, int, float]:
-    """The two hidden frames between which feature index lies, and how far towards the second, in 0..1."""
+    """The two hidden frames around a feature, and the interpolation weight of the second, in 0..1."""
     place = index * (num_hidden - 1) / (num_features - 1) if num_features > 1 else 0.0
     low = min(int(place), num_hidden - 1)
     return low, min(low + 1, num_hidden - 1), place - low
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors under the names of Wav2Vec2Model: the recogniser's prefix and head are taken off."""
+    """Read the tensors under Wav2Vec2Model's names, without the recognition model's prefix and head."""
     if (folder / PICKLED_FILE).is_file() and not (folder / SAFE_FILE).is_file():
         published = read_pth(folder / PICKLED_FILE)
     else:
@@ -246,7 +246,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _from_file(path: Path) -> tuple[Wav2Vec2Model, dict[str, Tensor]]:
-    """ComfyUI's wav2vec2, which comes without a config: the sizes are read off the tensors.
+    """Read ComfyUI's wav2vec2, which has no config: sizes are inferred from the tensors.
 
     Source: ComfyUI comfy/audio_encoders/{audio_encoders,wav2vec2}.py. Raises: WeightsMissing.
     """
@@ -276,7 +276,7 @@ def _from_file(path: Path) -> tuple[Wav2Vec2Model, dict[str, Tensor]]:
 
 
 def _named(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Under the names of Wav2Vec2Model."""
+    """Rename published tensors to Wav2Vec2Model's names; drop the recognition head."""
     named = {
         name.removeprefix("wav2vec2."): tensor for name, tensor in published.items() if name[:8] != "lm_head."
     }

@@ -1,9 +1,10 @@
-"""Attention in 8 bits as one kernel for NVIDIA GPUs since sm89; its slow twin is eight_bit.attend.
+"""Attention in 8 bits as one kernel for NVIDIA GPUs since sm89; the reference is attention_8bit.attend.
 
-What it costs is tensor cores (two products), exponentials (16 a clock and multiprocessor), and instructions;
-all three are nearly balanced, so instructions count. Two are saved on every score that are easily overlooked:
-an int32 sum that starts at the bits of 12582912.0 is, read as float32, 12582912.0 plus the sum, so nothing is
-converted; and weights come out of the first product just as the second takes them (see eight_bit.PERMUTED).
+Its cost is nearly balanced between tensor cores (two products), exponentials (16 per clock and
+multiprocessor) and other instructions, so every instruction counts. Two savings per score are easily
+overlooked: an int32 sum that starts at the bits of 12582912.0 reads as 12582912.0 plus the sum in float32, so
+no conversion is needed; and the weights leave the first product in the order that the second one needs (see
+attention_8bit.PERMUTED).
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from avatar.model.attention_8bit import KEY_TILE, WEIGHT_EXPONENT, EightBit, Que
 
 QUERY_TILE = 64
 NUM_WARPS, NUM_STAGES = 4, 3
-MAX_REGISTERS: int | None = None  # of a thread
-HOPPER = (9, 0)  # since which tiles are copied by descriptors
+MAX_REGISTERS: int | None = None  # per thread
+HOPPER = (9, 0)  # from here on, tiles are copied with tensor descriptors
 
 
 def attend(q: Queries, parts: Sequence[EightBit], value_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """See eight_bit.attend; one or two parts."""
+    """See attention_8bit.attend; takes one or two parts."""
     num_queries, num_heads, head_dim = q.values.shape
     out = torch.empty(q.values.shape, dtype=dtype, device=q.values.device)
     near, past = parts[0], parts[-1]
@@ -61,7 +62,7 @@ def _copies_by_descriptor(device: torch.device) -> bool:
 
 
 def _arguments(part: EightBit, by_descriptor: bool) -> tuple[Any, ...]:
-    """Keys and values as the kernel reads them, keys' scales, number of keys, tokens of a row of values."""
+    """The kernel's arguments for one part: keys, values, key scales, number of keys, row stride of values."""
     num_keys, num_heads, head_dim = part.k.shape
     width, row = num_heads * head_dim, part.v.stride(1)
     keys, values = part.k, part.v
@@ -98,7 +99,7 @@ def _attend(  # type: ignore[no-untyped-def]
     BY_DESCRIPTOR: tl.constexpr,
     ON_GPU: tl.constexpr,
 ):
-    """Some queries of one head."""
+    """One program: ROWS queries of one head."""
     head = tl.program_id(1)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     place = row[:, None] * (HEADS * DIM) + head * DIM + tl.arange(0, DIM)[None, :]
@@ -141,9 +142,9 @@ def _part(  # type: ignore[no-untyped-def]
     BY_DESCRIPTOR: tl.constexpr,
     ON_GPU: tl.constexpr,
 ):
-    """The state after some more keys: sums of weighted values and of weights, and the largest score so far.
+    """The state after more keys: the sums of weighted values and of weights, and the largest score so far.
 
-    What is no key scores so low that it has no weight; of the values there, whole slots are finite.
+    Positions past the last key score so low that their weight is zero; values are finite up to a whole slot.
     """
     total, weights, top = state
     channel = tl.arange(0, DIM)
@@ -173,7 +174,7 @@ def _part(  # type: ignore[no-untyped-def]
         else:
             place = (head * DIM + channel)[None, :].to(tl.int64) * value_row + key[:, None]
             v = tl.load(values + place, (key < (num_keys + 15) // 16 * 16)[:, None], 0.0)
-        # Added up here: tensor cores drop what is 2^-12 of an fp8 product's sum, and a long sum its tail.
+        # Summed here: tensor cores drop what is below 2^-12 of an fp8 product's sum, in a long sum its tail.
         total = total * kept[:, None] + tl.dot(weight, v)
         top = new_top
     return total, weights, top
@@ -181,7 +182,7 @@ def _part(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _exp2(x, ON_GPU: tl.constexpr):  # type: ignore[no-untyped-def]
-    """2 to the power of x; on a GPU in one instruction, where Triton's own takes four for subnormals."""
+    """2 to the power of x, in one instruction on a GPU; Triton's exp2 takes four, to handle subnormals."""
     if ON_GPU:
         return tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1

@@ -1,8 +1,8 @@
-"""What lies between two products of a layer, in one pass over each token on a GPU.
+"""The elementwise work between two products of a layer, in one pass over each token on a GPU.
 
-PyTorch's compiler makes two passes or three of it, since a token's scale is known only when all of it has
-been seen: here a token stays in registers, in pieces of a power of two, since widths are none. The slow twins
-are layer.modulate and its neighbours, and quantize.quantise_rows.
+PyTorch's compiler needs two or three passes, since a token's scale depends on all of its channels. Here a
+token stays in registers, in pieces whose size is a power of two, since the model's widths are not. The
+reference implementations are in transformer_layer, and quantize.quantise_rows.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from avatar.model.quantize import TINIEST
 
-SHORT_ROWS, SHORT_HEADS = 32, 4  # of a program of short_weights
-PIECE, WIDE_PIECE = 1024, 2048  # of a token, up to WIDE channels and beyond
+SHORT_ROWS, SHORT_HEADS = 32, 4  # per program of short_weights
+PIECE, WIDE_PIECE = 1024, 2048  # channels per piece of a token of up to WIDE channels, and of more
 WIDE = 8192
-WARPS, WIDE_WARPS = 4, 8  # of a program, which takes a token; 16 bytes a thread and piece
+WARPS, WIDE_WARPS = 4, 8  # per program, which processes one token: 16 bytes per thread and piece
 
 
 class Tokens(NamedTuple):
-    """Tokens N C as a product takes them: in the residual stream's dtype, or in 8 bits with scales N 1."""
+    """Tokens N C, ready for a product: in the residual stream's dtype, or in 8 bits with scales N 1."""
 
     values: Tensor
     scale: Tensor | None
@@ -32,12 +32,15 @@ class Tokens(NamedTuple):
 def normed(
     x: Tensor, scale: Tensor, shift: Tensor, eps: float, like: torch.dtype, *, plus_one: bool
 ) -> Tokens:
-    """Layer norm of tokens N C, then scale and shift, C each, as rows of a dtype. plus_one: to the scale."""
+    """Layer norm of tokens N C, then scale and shift, C each, in the dtype `like`.
+
+    plus_one: add 1 to the scale.
+    """
     return _run(x, None, None, scale, shift, eps, like, plus_one)[1]
 
 
 def added(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
-    """The residual, N C, with y times a gate, C."""
+    """The residual, N C, plus y times a gate, C."""
     return _run(x, y, gate, None, None, 0.0, x.dtype, False)[0]
 
 
@@ -52,12 +55,12 @@ def added_and_normed(
     *,
     plus_one: bool,
 ) -> tuple[Tensor, Tokens]:
-    """Both: the new residual, and its norm."""
+    """Both of the above: the new residual, and its norm."""
     return _run(x, y, gate, scale, shift, eps, like, plus_one)
 
 
 def quantised(x: Tensor, like: torch.dtype, *, gelu: bool = False) -> Tokens:
-    """Tokens N C as rows of a dtype; first through GELU (tanh), if so."""
+    """Tokens N C in the dtype `like`. gelu: apply GELU (tanh) first."""
     out, scale = _rows_like(x, like)
     width = x.shape[-1]
     piece, warps = _cut(width)
@@ -68,7 +71,7 @@ def quantised(x: Tensor, like: torch.dtype, *, gelu: bool = False) -> Tokens:
 
 
 def short_weights(q: Tensor, norm: Tensor, eps: float, keys: Tensor, counts: Tensor) -> Tensor:
-    """attention.few_keys_weights of queries, N h d, that are RMS-normed first by a weight, C."""
+    """attention.few_keys_weights of queries, N h d, RMS-normed first with weight norm, C."""
     num_tokens, num_heads, head_dim = q.shape
     num_keys = len(keys)
     out = torch.empty(num_tokens, num_heads * num_keys, dtype=q.dtype, device=q.device)
@@ -83,7 +86,7 @@ def short_weights(q: Tensor, norm: Tensor, eps: float, keys: Tensor, counts: Ten
 
 
 def _cut(width: int) -> tuple[int, int]:
-    """Into which pieces a token is cut, and how many warps take it."""
+    """Piece size and number of warps for a token of this width."""
     piece, warps = (PIECE, WARPS) if width <= WIDE else (WIDE_PIECE, WIDE_WARPS)
     return min(piece, triton.next_power_of_2(width)), warps
 
@@ -138,7 +141,7 @@ def _norm(  # type: ignore[no-untyped-def]
     LARGEST: tl.constexpr,
     TINY: tl.constexpr,
 ):
-    """One token."""
+    """One program: one token."""
     token = tl.program_id(0).to(tl.int64)
     dtype: tl.constexpr = x.dtype.element_ty
     COUNT: tl.constexpr = (WIDTH + PIECE - 1) // PIECE
@@ -189,14 +192,14 @@ def _activate(  # type: ignore[no-untyped-def]
     LARGEST: tl.constexpr,
     TINY: tl.constexpr,
 ):
-    """One token."""
+    """One program: one token."""
     token = tl.program_id(0).to(tl.int64)
     given = _read(x + token * x_row, WIDTH, PIECE)
     if GELU:
         active = ()
         for i in tl.static_range((WIDTH + PIECE - 1) // PIECE):
             v = given[i].to(tl.float32)
-            # 0.5 v (1 + tanh(u)) is v times the sigmoid of 2u.
+            # 0.5 v (1 + tanh(u)) = v sigmoid(2u)
             v = v * tl.sigmoid(v * (1.5957691216057308 + 0.07135481282 * v * v))
             active = active + (v.to(x.dtype.element_ty),)  # type: ignore[assignment]
         given = active
@@ -205,7 +208,7 @@ def _activate(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _lengths(x, out, x_row, eps, WIDTH: tl.constexpr, PIECE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of one token, what its root mean square norm multiplies by."""
+    """One token's RMS norm factor, the reciprocal of its root mean square."""
     token = tl.program_id(0).to(tl.int64)
     given = _read(x + token * x_row, WIDTH, PIECE)
     square = tl.sum(_added_up(given, (WIDTH + PIECE - 1) // PIECE, 2), 0)
@@ -214,7 +217,7 @@ def _lengths(x, out, x_row, eps, WIDTH: tl.constexpr, PIECE: tl.constexpr):  # t
 
 @triton.jit
 def _read(source, WIDTH: tl.constexpr, PIECE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A token in pieces; zeros behind its end."""
+    """Load a token in pieces, with zeros past its end."""
     pieces = ()
     for i in tl.static_range((WIDTH + PIECE - 1) // PIECE):
         channel = i * PIECE + tl.arange(0, PIECE)
@@ -224,7 +227,7 @@ def _read(source, WIDTH: tl.constexpr, PIECE: tl.constexpr):  # type: ignore[no-
 
 @triton.jit
 def _added_up(pieces, COUNT: tl.constexpr, POWER: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Pieces, or their squares, added to one another."""
+    """The elementwise sum of pieces, or of their squares."""
     total = pieces[0].to(tl.float32)
     if POWER == 2:
         total *= total
@@ -245,7 +248,7 @@ def _store(  # type: ignore[no-untyped-def]
     LARGEST: tl.constexpr,
     TINY: tl.constexpr,
 ):
-    """A token as a row of the dtype that out has."""
+    """Store a token as a row in out's dtype, quantised if that is 8 bits."""
     COUNT: tl.constexpr = (WIDTH + PIECE - 1) // PIECE
     factor = 1.0
     if out_scale is not None:
@@ -261,7 +264,7 @@ def _store(  # type: ignore[no-untyped-def]
         if out_scale is not None:
             v = v * factor
             if out.dtype.element_ty == tl.int8:
-                v = (v + 12582912.0) - 12582912.0  # to the nearest whole number, halves to the even one
+                v = (v + 12582912.0) - 12582912.0  # rounds to nearest, half to even
         tl.store(out + token * WIDTH + channel, v.to(out.dtype.element_ty), channel < WIDTH)
 
 
@@ -284,7 +287,7 @@ def _short(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
     SHARE: tl.constexpr,
 ):
-    """Some tokens and heads."""
+    """One program: ROWS tokens and SHARE heads."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel, key = tl.arange(0, DIM_2), tl.arange(0, KEYS_2)
     there = (row < num_tokens)[:, None] & (channel < DIM)[None, :]

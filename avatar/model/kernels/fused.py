@@ -1,7 +1,7 @@
-"""A layer's pieces on a GPU, with kernels that pass over memory once; the slow twins are TransformerLayer's.
+"""A layer's pieces on a GPU, with kernels that pass over memory once; TransformerLayer is the reference.
 
-The products themselves are the libraries'. What a layer's linear parts take, bf16 or 8 bits, is what the
-kernel before them gives.
+The matrix products are library calls. Each kernel writes its output in the format, bf16 or 8 bits, that the
+next linear layer reads.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def project_quantised(
     calibration: Calibration,
     own: EightBit,
 ) -> Queries:
-    """The same in 8 bits: queries are returned, keys and values written to a window's own part."""
+    """The same in 8 bits: returns queries, and writes keys and values to the window's own part."""
     attention = layer.self_attn
     q, k, v = _projected(layer, x, vectors)
     norm_q, norm_k = attention.norm_q, attention.norm_k
@@ -86,7 +86,7 @@ def _projected(layer: TransformerLayer, x: Tensor, vectors: Tensor) -> tuple[Ten
 
 
 def _feed_forward(layer: TransformerLayer, x: Tensor, y: Tensor, vectors: Tensor) -> Tensor:
-    """The residual with cross-attention's result, y, and the feed-forward's added."""
+    """The residual with cross-attention's result y and the feed-forward added."""
     *_, shift, scale, gate = vectors.unbind()
     first, _, second = layer.ffn
     x, rows = added_and_normed(x, y, None, scale, shift, layer.eps, _taken_by(first, x), plus_one=True)
@@ -98,7 +98,7 @@ def _feed_forward(layer: TransformerLayer, x: Tensor, y: Tensor, vectors: Tensor
 
 
 def _taken_by(linear: nn.Module, x: Tensor) -> torch.dtype:
-    """The dtype in which a linear layer takes its rows."""
+    """The dtype in which a linear layer reads its input."""
     if isinstance(linear, QuantisedLinear) and linear.multiplies_on(x.device):
         return linear.weight.dtype
     return x.dtype

@@ -1,7 +1,8 @@
-"""Queries, keys and values on their way to attention, in one pass each on a GPU.
+"""Prepare queries, keys and values for attention, in one pass each on a GPU.
 
-A program takes a token: its norm over the full width, its rotation, each head's scale. Values are turned
-over instead, so that tokens lie side by side. The slow twins: layer.Attention, rope.rotate and eight_bit's.
+One program handles one token: its norm over the full width, its rotation, each head's scale. Values are
+transposed instead, so that tokens are contiguous. The reference implementations are rope.rotate,
+transformer_layer.Attention and attention_8bit.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from avatar.model.attention_8bit import INT8_LARGEST, Calibration, EightBit, Que
 from avatar.model.kv_cache import KeysValues
 from avatar.model.quantize import LARGEST, TINIEST
 
-VALUE_TOKENS = 128  # that a program turns over
-PIECE = 1024  # of a token: whole heads, 16 bytes for each thread
+VALUE_TOKENS = 128  # transposed by one program
+PIECE = 1024  # channels of a token at a time: whole heads, 16 bytes per thread
 NUM_WARPS = 4
 
 
 def quantise_queries(
     q: Tensor, norm: Tensor | None = None, table: Tensor | None = None, eps: float = 0.0
 ) -> Queries:
-    """Queries N h d in int8; first RMS-normed by a weight, C, and rotated by a table, if given."""
+    """Queries N h d in int8; first RMS-normed with weight norm, C, and rotated by a table, if given."""
     values = torch.empty(q.shape, dtype=torch.int8, device=q.device)
     scale = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     _run(q, norm, table, None, values, scale, eps)
@@ -38,7 +39,7 @@ def write(
     norm: Tensor | None = None,
     eps: float = 0.0,
 ) -> None:
-    """See eight_bit.write; norm, the keys', and table as in quantise_queries."""
+    """See attention_8bit.write; norm (for keys) and table as in quantise_queries."""
     k, v = own
     _run(k, norm, table, calibration.mean, into.k, into.k_scale.t(), eps)
     num_tokens, num_heads, head_dim = v.shape
@@ -61,7 +62,7 @@ def write(
 
 
 def rotated(x: Tensor, norm: Tensor, table: Tensor, eps: float) -> Tensor:
-    """Queries or keys, N h d, normed and rotated, in their own dtype."""
+    """Queries or keys, N h d, RMS-normed and rotated, in their own dtype."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _run(x, norm, table, None, out, None, eps)
     return out
@@ -121,7 +122,7 @@ def _heads(  # type: ignore[no-untyped-def]
     INT8: tl.constexpr,
     TINY: tl.constexpr,
 ):
-    """One token, some heads at a time."""
+    """One program: one token, AT_ONCE heads at a time."""
     token = tl.program_id(0).to(tl.int64)
     dtype: tl.constexpr = x.dtype.element_ty
     COUNT: tl.constexpr = (HEADS + AT_ONCE - 1) // AT_ONCE
@@ -138,7 +139,7 @@ def _heads(  # type: ignore[no-untyped-def]
     if norm is not None:
         length = tl.rsqrt(tl.sum(tl.sum(square, 1), 0) / (HEADS * DIM) + eps)
     if table is not None:
-        # for each head again: as one row they would be spread otherwise, and all else moved to match
+        # Loaded per head: a single row gets another thread layout, and everything else is moved to match.
         turn = tl.broadcast_to(table + token * (2 * DIM) + channel, (AT_ONCE, DIM_2))
         cos_even, cos_odd = _pairs(tl.load(turn, channel < DIM, 0.0), AT_ONCE, DIM_2)
         sin_even, sin_odd = _pairs(tl.load(turn + DIM, channel < DIM, 0.0), AT_ONCE, DIM_2)
@@ -158,7 +159,7 @@ def _heads(  # type: ignore[no-untyped-def]
             v -= tl.load(mean + i * AT_ONCE * DIM + place, inside, 0.0)
         if scale is not None:
             largest = tl.maximum(tl.max(tl.abs(v), 1, keep_dims=True), TINY)
-            # 1.5 * 2^23, added and taken away again, rounds to the nearest, halves to the even one.
+            # Adding and subtracting 1.5 * 2^23 rounds to nearest, half to even.
             v = (v * (INT8 / largest) + 12582912.0) - 12582912.0
             tl.store(scale + token * scale_row + head * scale_head, largest / INT8, head < HEADS)
         tl.store(out + token * out_row + i * AT_ONCE * DIM + place, v.to(out.dtype.element_ty), inside)
@@ -166,7 +167,7 @@ def _heads(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _pairs(v, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Even and odd channels."""
+    """Split into even and odd channels."""
     return tl.split(tl.reshape(v, [ROWS, WIDTH // 2, 2]))
 
 
@@ -185,7 +186,7 @@ def _turn(  # type: ignore[no-untyped-def]
     TOKENS: tl.constexpr,
     LARGEST: tl.constexpr,
 ):
-    """Some tokens of one head: N h d to h d N', every 16 of them in eight_bit.PERMUTED order."""
+    """One program: TOKENS tokens of one head, N h d to h d N', each 16 in attention_8bit.PERMUTED order."""
     head = tl.program_id(1)
     place = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     inner = place % 16

@@ -1,4 +1,4 @@
-"""Which kernels of our own a device runs: tried once, beside their slow twins, with the real widths."""
+"""Which of our kernels a device can run: each is tried once and compared with its reference."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from avatar.model.kv_cache import KeysValues
 
 logger = logging.getLogger(__name__)
 
-TRIAL = Geometry(128, 64, 8)  # a small picture, whose condition ends in a slot that is not full
-LARGEST_DIFFERENCE = 0.02  # of the norm: roundings to e4m3 that fall differently
+TRIAL = Geometry(128, 64, 8)  # a small frame whose condition ends in a partly filled slot
+LARGEST_DIFFERENCE = 0.02  # relative to the norm: values may round to e4m3 differently
 
 
 @dataclass(frozen=True)
 class EightBitKernels:
-    """What attention in 8 bits is computed by; see eight_bit, whose functions are the slow twins."""
+    """The functions that compute 8-bit attention; by default the reference ones in attention_8bit."""
 
     attend: Callable[..., Tensor] = attention_8bit.attend
     quantise_heads: Callable[[Tensor], Queries] = attention_8bit.quantise_heads
@@ -33,7 +33,7 @@ class EightBitKernels:
 
 @functools.cache
 def eight_bit_on(device: torch.device, num_heads: int, head_dim: int) -> EightBitKernels | None:
-    """A device's kernels for attention in 8 bits; on a CPU the twins, None where a GPU's do not work."""
+    """A device's kernels for 8-bit attention: the reference on a CPU, None where a GPU's do not work."""
     if device.type != "cuda":
         return EightBitKernels()
     if find_spec("triton") is None:
@@ -44,7 +44,7 @@ def eight_bit_on(device: torch.device, num_heads: int, head_dim: int) -> EightBi
 
         kernels = EightBitKernels(attention.attend, qkv.quantise_queries, qkv.write)
         difference = _difference(kernels, device, num_heads, head_dim)
-    except Exception as error:  # whatever a compiler or a driver may say of a card that it does not know
+    except Exception as error:  # a compiler or driver may raise anything for a card that it does not know
         _say_without(str(error).strip().split("\n")[0])
         return None
     if not difference < LARGEST_DIFFERENCE:
@@ -55,7 +55,7 @@ def eight_bit_on(device: torch.device, num_heads: int, head_dim: int) -> EightBi
 
 @functools.cache
 def fused_on(device: torch.device) -> bool:
-    """Whether a layer's pieces run as kernels of our own there; else PyTorch compiles them."""
+    """Whether a layer's pieces run as our own kernels on a device; otherwise PyTorch compiles them."""
     if device.type != "cuda" or find_spec("triton") is None:
         return False
     try:
@@ -82,7 +82,7 @@ def _say_without(reason: str) -> None:
 
 
 def _difference(kernels: EightBitKernels, device: torch.device, num_heads: int, head_dim: int) -> float:
-    """How far the kernels' attention is from the twins', relative to its norm."""
+    """How far the kernels' attention is from the reference, relative to the latter's norm."""
     generator = torch.Generator().manual_seed(0)
     q, k, v, past_k, past_v = (
         torch.randn(TRIAL.block_tokens, num_heads, head_dim, generator=generator).to(device, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""What the video VAE's encoder and decoder share: causal convolutions, their past handed in and out."""
+"""Causal convolutions with explicit state, shared by the video VAE's encoder and decoder."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Pasts = list[Tensor]  # one tensor B C p H W for each causal convolution, in the order in which they run
+Pasts = list[Tensor]  # one tensor B C p H W per causal convolution, in execution order
 
 
 class CausalLayers(nn.Module):
     """diffusers' layers with their state made explicit; diffusers keeps the past inside the model.
 
-    Tensors are B C T H W, and channels are fastest in memory, which convolutions on GPUs prefer. Each
-    convolution takes its past from the front of pasts, which frees it if nobody else holds it, and appends
-    the next call's to the fresh ones. Zeros for missing pasts, None, are the causal padding itself.
+    Tensors are B C T H W with channels contiguous in memory, which convolutions on GPUs prefer. Each
+    convolution pops its past from the front of `pasts`, which frees it unless it is referenced elsewhere, and
+    appends the next call's past to `fresh`. If pasts is None, zeros serve as the causal padding.
     """
 
     def _causal(self, conv: nn.Conv3d, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
-        """A convolution over its past and x; appends the past of the next call."""
+        """A convolution over its past and x; appends the next call's past to fresh."""
         x = joined([self._past(conv, x, pasts), x], "frames")
         fresh.append(x[:, :, -_reach(conv) :].clone(memory_format=torch.channels_last_3d))
         return self._convolve(conv, x, conv.bias)
 
     def _convolve(self, conv: nn.Conv3d, x: Tensor, bias: Tensor | None) -> Tensor:
-        """A convolution over the frames of x alone, its past among them; padded in height and width."""
+        """A convolution over x, which includes the past frames; padded in height and width only."""
         return F.conv3d(x, conv.weight, bias, conv.stride, padding=_padding(conv))
 
     def _past(self, conv: nn.Conv3d, x: Tensor, pasts: Pasts | None) -> Tensor:
@@ -44,22 +44,22 @@ class CausalLayers(nn.Module):
         return x + skip
 
     def _frame_by_frame(self, layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """A layer of single pictures, N C H W, over every frame of x, B C T H W."""
+        """Apply an image layer, N C H W, to every frame of x, B C T H W."""
         batch, _, frames, height, width = x.shape
         x = layer(x.permute(0, 2, 1, 3, 4).reshape(batch * frames, -1, height, width))
         return x.reshape(batch, frames, *x.shape[1:]).permute(0, 2, 1, 3, 4)
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same tensor, B C T H W, with channels fastest in memory."""
+    """The same tensor, B C T H W, with channels contiguous in memory."""
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def joined(parts: list[Tensor], along: Literal["frames", "channels"]) -> Tensor:
-    """Tensors B C T H W, channels fastest in memory, side by side; and so is what comes of it.
+    """Concatenate tensors B C T H W, keeping channels contiguous in memory.
 
-    The compiler lays out what is joined in the order of its dimensions, whatever the parts' layout, and would
-    move channels to and fro.
+    The compiler lays out a concatenation in the order of its dimensions, whatever the parts' layout, and
+    would move channels back and forth.
     """
     dim = 1 if along == "frames" else -1
     return torch.cat([part.movedim(1, -1) for part in parts], dim).movedim(-1, 1)
@@ -71,5 +71,5 @@ def _padding(conv: nn.Conv3d) -> tuple[int, int, int]:
 
 
 def _reach(conv: nn.Conv3d) -> int:
-    """How many frames of the past the next call reads."""
+    """How many past frames the next call reads."""
     return conv.kernel_size[0] - conv.stride[0]

@@ -1,4 +1,4 @@
-"""The VAE encoder over a picture that stands still: what can no longer change is not computed again."""
+"""The VAE encoder for a still picture: outputs that can no longer change are not recomputed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from avatar.model.vae.causal import CausalLayers, Pasts, channels_last
 
 @dataclass
 class StillLayer:
-    """One layer on its way through the chunks of a video; in frames of its own output.
+    """One layer's state while the chunks of a still video pass through it; counts are in its output frames.
 
-    settles: the first frame from which on all are alike; chunk: frames in each chunk but the first, of one.
+    settles: the first frame from which all are identical. chunk: frames per chunk, except the first, which
+    has one.
     """
 
     layer: nn.Module
@@ -32,10 +33,10 @@ class StillLayer:
 
 
 class StillEncoder(CausalLayers):
-    """diffusers' Wan encoder, chunk by chunk as there, over a video whose frames are all the same.
+    """diffusers' Wan encoder, chunk by chunk as in diffusers, for a video whose frames are all identical.
 
-    Every layer looks back a bounded number of frames, so its output stops changing after as many. From then
-    on its last frame is a still picture to the layers behind it, and the layers up to it are done.
+    Every layer looks back a bounded number of frames, so its output stops changing after that many. From then
+    on its last frame is the still picture for the layers after it, and the layers up to it no longer run.
     """
 
     def __init__(self, model: AutoencoderKLWan) -> None:
@@ -44,7 +45,7 @@ class StillEncoder(CausalLayers):
         self.quant_conv = model.quant_conv
 
     def forward(self, picture: Tensor, num_frames: int) -> Tensor:
-        """Encode a picture, B 3 1 H W, that stands for 1 + 4n frames, into moments, B 32 1+n h w."""
+        """Encode a picture, B 3 1 H W, repeated for 1 + 4n frames, into moments, B 32 1+n h w."""
         stills, frames, latents = self.stills(), VAE_TIME_STRIDE, []
         for index in range(1 + (num_frames - 1) // VAE_TIME_STRIDE):
             x = channels_last(picture.expand(-1, -1, frames if index else 1, -1, -1))
@@ -57,7 +58,7 @@ class StillEncoder(CausalLayers):
         return self.quant_conv(torch.cat(latents, dim=2))
 
     def stills(self) -> list[StillLayer]:
-        """The layers in order; how far each looks back follows from the convolutions up to it."""
+        """The layers in order, with the frame at which each settles, derived from its convolutions' reach."""
         encoder: Any = self.encoder
         first, *rest = encoder.mid_block.resnets
         layers = [encoder.conv_in, *encoder.down_blocks, first]
@@ -75,7 +76,7 @@ class StillEncoder(CausalLayers):
         return stills
 
     def _take(self, still: StillLayer, x: Tensor) -> Tensor:
-        """The next frames through one layer, whose pasts are replaced."""
+        """Pass the next frames through one layer and replace its pasts."""
         layer, fresh = still.layer, Pasts()
         if isinstance(layer, WanResidualBlock):
             x = self._residual(layer, x, still.pasts, fresh)
@@ -92,7 +93,7 @@ class StillEncoder(CausalLayers):
         """Half the height and width, and after the first frame half the frames (downsample3d)."""
         x = self._frame_by_frame(layer.resample, x)
         if layer.mode == "downsample3d":
-            if pasts is None:  # the first frame stays one, and is the past of the next
+            if pasts is None:  # the first frame is passed through, and is the next call's past
                 fresh.append(x)
             else:
                 x = self._causal(layer.time_conv, x, pasts, fresh)
@@ -100,5 +101,5 @@ class StillEncoder(CausalLayers):
 
 
 def _settled(still: StillLayer, index: int) -> bool:
-    """Whether the last frame of a layer's output in the chunk of that index is as all later ones will be."""
+    """Whether the last frame of a layer's output in chunk `index` equals all later ones."""
     return index * still.chunk >= still.settles

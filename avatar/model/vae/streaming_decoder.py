@@ -1,4 +1,4 @@
-"""The VAE decoder, some latent frames at a time, with every causal convolution's past handed in and out."""
+"""The VAE decoder, a few latent frames at a time, with each causal convolution's past as explicit state."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from avatar.model.vae.causal import CausalLayers, Pasts, channels_last, joined
 if find_spec("triton") is not None:  # where PyTorch compiles for GPUs
     from avatar.model.kernels.vae_norm import laid_out
 
-# Of fewer channels cuDNN convolves pictures faster than videos: 96 channels of 4 frames of 704×384 on an H200
-# in 1.0 ms, as a video in 1.9, by a kernel of an older generation of GPUs.
+# With fewer channels, cuDNN is faster in 2D than in 3D: on an H200, 96 channels of 4 frames of 704×384 take
+# 1.0 ms in 2D, 1.9 ms in 3D, where cuDNN picks a kernel for an older GPU generation.
 FEW_CHANNELS = 128
 
 
 class CausalDecoder(CausalLayers):
     """diffusers' Wan decoder with its state made explicit, so that one compiled graph serves every block.
 
-    diffusers walks frame by frame; passing several latent frames at once gives the same numbers.
+    diffusers decodes frame by frame; decoding several latent frames at once gives the same numbers.
     """
 
     def __init__(self, model: AutoencoderKLWan) -> None:
@@ -32,7 +32,7 @@ class CausalDecoder(CausalLayers):
         self.decoder = model.decoder
 
     def start(self, latents: Tensor) -> tuple[Tensor, Pasts]:
-        """Decode the very first latent frame, B 16 1 h w, into one video frame: nothing precedes it."""
+        """Decode the first latent frame, B 16 1 h w, which has no past, into one video frame."""
         return self._run(latents, None)
 
     def forward(self, latents: Tensor, pasts: Pasts) -> tuple[Tensor, Pasts]:
@@ -81,7 +81,7 @@ class CausalDecoder(CausalLayers):
         pasts: Pasts | None,
         fresh: Pasts,
     ) -> Tensor:
-        """The norm of x and what bias it still lacks, SiLU, and a convolution, whose own bias is left out."""
+        """Add x's pending bias, if any, then norm, SiLU and convolution without its own bias."""
         stacked = _as_pictures(conv)
         x, past = laid_out(x, self._past(conv, x, pasts), norm.gamma, bias, stacked=stacked)
         fresh.append(past)
@@ -96,7 +96,7 @@ class CausalDecoder(CausalLayers):
     def _upsample(self, layer: Any, x: Tensor, pasts: Pasts | None, fresh: Pasts) -> Tensor:
         """Twice the height and width, and after the first latent frame twice the frames (upsample3d)."""
         if layer.mode == "upsample3d":
-            if pasts is None:  # the first latent frame stays one video frame and leaves no past here
+            if pasts is None:  # the first latent frame stays one video frame; the past here is zeros
                 fresh.append(self._past(layer.time_conv, x, None))
             else:
                 x = _interleave(self._causal(layer.time_conv, x, pasts, fresh))
@@ -108,13 +108,13 @@ class CausalDecoder(CausalLayers):
 
 
 def stack(x: Tensor, size: int) -> Tensor:
-    """Frames to pictures that have those before them among their channels, B C T H W to B size*C T' H W."""
+    """Stack each frame with those before it along channels, B C T H W to B size*C T' H W."""
     count = x.shape[2] - size + 1
     return joined([x[:, :, first : first + count] for first in range(size)], "channels")
 
 
 def convolve_stacked(conv: nn.Conv3d, x: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution of a video as one of pictures, each of which has all frames that it reads."""
+    """A 3D convolution computed as a 2D one over the frames stacked by stack()."""
     batch, _, count, *area = x.shape
     x = x.permute(0, 2, 1, 3, 4).reshape(batch * count, -1, *area)
     weight = conv.weight.movedim(1, -1).permute(0, 2, 3, 1, 4).flatten(3).movedim(-1, 1)
@@ -127,7 +127,7 @@ def _as_pictures(conv: nn.Conv3d) -> bool:
 
 
 def _in_one_pass(x: Tensor) -> bool:
-    """Whether there is a kernel for it: on a GPU, in a compiled graph, all of whose kernels Triton makes."""
+    """Whether the fused kernel is used: on a GPU, inside a compiled graph, where Triton is available."""
     return x.is_cuda and torch.compiler.is_compiling()
 
 
@@ -136,7 +136,7 @@ def _by_channel(bias: Tensor) -> Tensor:
 
 
 def _interleave(x: Tensor) -> Tensor:
-    """B 2C T H W, the channel halves being even and odd frames, to B C 2T H W; C stays fastest in memory."""
+    """B 2C T H W, whose channel halves are even and odd frames, to B C 2T H W; C stays contiguous."""
     batch, channels, frames, height, width = x.shape
     x = x.permute(0, 2, 3, 4, 1).reshape(batch, frames, height, width, 2, channels // 2)
     x = x.permute(0, 1, 4, 2, 3, 5).reshape(batch, 2 * frames, height, width, channels // 2)

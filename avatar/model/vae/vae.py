@@ -1,4 +1,4 @@
-"""The Wan 2.1 video VAE: diffusers' model, loaded from either layout, its latents normalised."""
+"""The Wan 2.1 video VAE: diffusers' model, loaded from either checkpoint layout, with normalised latents."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class VideoVAE:
     def __init__(self, model: AutoencoderKLWan) -> None:
         self.model = model.eval().requires_grad_(False)
         _lay_out_channels_last(model)
-        self.device, self.dtype = model.device, model.dtype  # the encoder may leave later
+        self.device, self.dtype = model.device, model.dtype  # stored, as the encoder may be moved away later
         shape = (1, -1, 1, 1, 1)
         self.mean = (
             torch.tensor(model.config["latents_mean"], dtype=torch.float32).view(shape).to(self.device)
@@ -62,13 +62,13 @@ class VideoVAE:
 
     @torch.no_grad()
     def encode_still(self, picture: Tensor, num_frames: int) -> Tensor:
-        """The same of a video that is one picture, B 3 1 H W in -1..1, for num_frames = 1 + 4n frames."""
+        """The same for one picture, B 3 1 H W in -1..1, repeated for num_frames = 1 + 4n frames."""
         moments = self.still_encoder(picture.to(self.device, self.dtype), num_frames)
         return self._normalise(moments.chunk(2, dim=1)[0])  # the mean; the variance is the other half
 
     @cached_property
     def still_encoder(self) -> StillEncoder:
-        """The encoder of pictures that stand still."""
+        """The encoder for still pictures."""
         return StillEncoder(self.model)
 
     @cached_property
@@ -78,11 +78,11 @@ class VideoVAE:
 
     @cached_property
     def compiled_decoder(self) -> Callable[[Tensor, Pasts], tuple[Tensor, Pasts]]:
-        """The same as one graph for each shape of latents; kept, so that the next video builds none."""
+        """The same, compiled to one graph per latent shape; cached, so that the next video builds none."""
         return compiled(self.decoder)
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        """Normalised latents as the decoder reads them, on its device and in its dtype."""
+        """Undo the normalisation, on the decoder's device and in its dtype."""
         latents = latents.to(self.device, torch.float32)
         return (latents * self.std + self.mean).to(self.dtype)
 
@@ -91,7 +91,7 @@ class VideoVAE:
 
 
 def _lay_out_channels_last(model: torch.nn.Module) -> None:
-    """Keep convolution weights channels-last, as GPUs' kernels prefer: C is the fastest axis in memory."""
+    """Store convolution weights channels-last (C contiguous in memory), as GPU kernels prefer."""
     for module in model.modules():
         if isinstance(module, torch.nn.Conv3d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
@@ -100,7 +100,7 @@ def _lay_out_channels_last(model: torch.nn.Module) -> None:
 
 
 def _from_pth(path: Path) -> tuple[AutoencoderKLWan, dict[str, Tensor]]:
-    """One file; ComfyUI's has the published names. Source: ComfyUI comfy/ldm/wan/vae.py."""
+    """Read a single file; ComfyUI's has the published names. Source: ComfyUI comfy/ldm/wan/vae.py."""
     tensors = read_pth(path) if path.suffix == ".pth" else dict(StoredTensors(path))
     try:
         widths = {

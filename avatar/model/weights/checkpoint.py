@@ -1,4 +1,4 @@
-"""A whole checkpoint on disk: which file or folder holds which part of the model."""
+"""A complete checkpoint on disk: which file or folder holds which part of the model."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """Where each part lies. config: config.json, or a file whose tensors tell the sizes. shards: the
-    transformer's. text_encoder, vae, speech_encoder: a folder, or a file.
+    """Paths of each part.
 
-    lora: the published one. loras: the user's, merged after it.
+    config: config.json, or a file from whose tensors the sizes are inferred. shards: the transformer's.
+    text_encoder, vae, speech_encoder: a folder, or a file. lora: the published one. loras: the user's, merged
+    after it.
     """
 
     config: Path
@@ -41,9 +42,9 @@ class CheckpointFiles:
 
 
 def open_checkpoint(ckpt_dir: Path | None = None) -> CheckpointFiles:
-    """Find the weights: in ckpt_dir, $AVATAR_WEIGHTS, ./ckpt, then the hub's cache; in either layout.
+    """Find the weights in ckpt_dir, $AVATAR_WEIGHTS, ./ckpt, then the hub's cache, in either layout.
 
-    Raises: WeightsMissing listing the places and the command to run, or every file that is absent.
+    Raises: WeightsMissing listing the places searched and the command to run, or every absent file.
     """
     found = find_checkpoint(ckpt_dir)
     if found.base is None:

@@ -1,4 +1,4 @@
-"""GGUF's blocks to float32, on the device where they lie: the same bits as gguf-py's, many times faster.
+"""Dequantise GGUF blocks to float32 on their device: bit-identical to gguf-py, many times faster.
 
 Source: ggml-org/llama.cpp gguf-py/gguf/quants.py and ggml/src/ggml-common.h (the blocks' layouts).
 """
@@ -13,15 +13,15 @@ from torch import Tensor
 from avatar.checkpoints.gguf_header import TYPES
 from avatar.errors import WeightsMissing
 
-CHUNK_BLOCKS = 2**15  # widened at a time, to keep the peak low
+CHUNK_BLOCKS = 2**15  # widened at a time, to keep peak memory low
 BLOCKS = {name: (block, num_bytes) for name, block, num_bytes in TYPES.values()}
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def widen_blocks(data: Tensor, dtype: str) -> Tensor:
-    """The values of a tensor's bytes, flat: float32, or the plain type that they are stored in.
+    """Decode a tensor's bytes to flat values: float32, or the plain type that they are stored in.
 
-    data: uint8. Raises: WeightsMissing for a type that is not read here.
+    data: uint8. Raises: WeightsMissing for an unsupported type.
     """
     if dtype in PLAIN:
         return data.view(PLAIN[dtype])
@@ -42,12 +42,12 @@ def _half(data: Tensor) -> Tensor:
 
 
 def _nibbles(data: Tensor) -> Tensor:
-    """B n bytes to B 2n values: the low halves, then the high ones."""
+    """B n bytes to B 2n values: the low nibbles, then the high ones."""
     return torch.cat([data & 15, data >> 4], dim=-1)
 
 
 def _bits(data: Tensor) -> Tensor:
-    """B 4 bytes to their 32 bits, the lowest first."""
+    """B 4 bytes to their 32 bits, lowest first."""
     shifts = torch.arange(8, dtype=torch.uint8, device=data.device)
     return ((data.unsqueeze(-1) >> shifts) & 1).flatten(1)
 
@@ -83,7 +83,7 @@ def _scales(data: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shifted(blocks: Tensor, values: Tensor) -> Tensor:
-    """Values B 8 32 of a superblock times its scales, less its minima."""
+    """A superblock's values, B 8 32, times its scales, minus its minima."""
     scale, least = _scales(blocks[:, 4:16])
     step, shift = _half(blocks[:, :2]).unsqueeze(-1), _half(blocks[:, 2:4]).unsqueeze(-1)
     return ((step * scale) * values.float() - shift * least).flatten(1)
@@ -100,7 +100,7 @@ def _q5_k(blocks: Tensor) -> Tensor:
 
 
 def _q6_k(blocks: Tensor) -> Tensor:
-    low = _nibbles(blocks[:, :128].view(-1, 2, 64))  # of each half the low halves of 64 bytes, then the high
+    low = _nibbles(blocks[:, :128].view(-1, 2, 64))  # per half: the low nibbles of 64 bytes, then the high
     shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device).view(4, 1)
     high = ((blocks[:, 128:192].view(-1, 2, 1, 32) >> shifts) & 3).flatten(2)
     values = (low | (high << 4)).float() - 32

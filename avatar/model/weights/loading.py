@@ -1,6 +1,6 @@
-"""The transformer's weights: checked whole before anything is read, then placed tensor by tensor.
+"""Load the transformer's weights: check all names and shapes first, then place tensor by tensor.
 
-Host memory holds one tensor beyond what is placed; each shard is mapped, never read whole.
+Host memory holds at most one tensor more than is placed there; shards are mapped, never read whole.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ Settle = Callable[[str, Tensor], Tensor]
 
 
 def go_on() -> None:
-    """The check of a load that nobody stops."""
+    """The Check of a load that cannot be cancelled."""
 
 
 def stay(name: str, tensor: Tensor) -> Tensor:
-    """Every tensor stays on the device."""
+    """The default Settle: every tensor stays on its device."""
     return tensor
 
 
@@ -63,11 +63,11 @@ def load_transformer(
     place: Place = lambda name, tensor: None,
     settle: Settle = stay,
 ) -> StreamingTransformer:
-    """Build the transformer, with the LoRA merged, on a device.
+    """Build the transformer on a device, with the LoRAs merged.
 
-    select: names of the tensors to load; the others stay on the meta device (another stage holds them).
-    place: may quantise a tensor as it comes. settle: may move it elsewhere, so that the device never holds
-    more than one of those that do not stay there.
+    select: whether to load a tensor, by name; the others stay on the meta device (another stage has them).
+    place: may quantise a tensor as it is read. settle: may move it to another device, so that the load device
+    never holds more than one tensor that is not kept there.
     Raises: WeightsMissing, before any tensor is read, when files and model differ in any name or shape.
     """
     model = open_transformer(files)
@@ -118,7 +118,7 @@ def load_weights(
 
 
 def _held_by(shards: Sequence[Path], widen: bool) -> dict[Path, StoredTensors]:
-    """Each shard's tensors by its own header. Raises: WeightsMissing for a tensor that two shards hold."""
+    """Each shard's tensors, from its header. Raises: WeightsMissing for a tensor that is in two shards."""
     held = {shard: StoredTensors(shard, widen) for shard in shards}
     seen: dict[str, Path] = {}
     for shard, tensors in held.items():
@@ -130,14 +130,14 @@ def _held_by(shards: Sequence[Path], widen: bool) -> dict[Path, StoredTensors]:
 
 
 def _kept(placed: nn.Parameter | None, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """What place made of a tensor, or else the tensor in its dtype."""
+    """The result of place, or, if None, the tensor in the given dtype."""
     return tensor.to(dtype) if placed is None else placed.data
 
 
 def install(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor, as it is and where it is, in place of a module's parameter or buffer of its shape.
+    """Replace a module's parameter or buffer by a tensor of the same shape, keeping its dtype and device.
 
-    Left to itself, accelerate casts it to the old one's dtype, and empties CUDA's cache after each.
+    By default, accelerate would cast it to the old dtype and empty CUDA's cache after each tensor.
     """
     set_module_tensor_to_device(
         module, name, tensor.device, value=tensor, dtype=tensor.dtype, clear_cache=False

@@ -1,4 +1,4 @@
-"""LoRA files: read strictly, merged tensor by tensor while the base weights are loaded."""
+"""LoRA files: read strictly, and merged tensor by tensor while the base weights load."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from avatar.model.weights.tensor_files import (
     safetensors_shapes,
 )
 
-ALPHA = 64.0  # the published LoRA's; the file does not carry it
-TARGETS = ("q", "k", "v", "o", "ffn.0", "ffn.2")  # every linear layer so named has a pair
+ALPHA = 64.0  # the published LoRA's alpha, which its file does not contain
+TARGETS = ("q", "k", "v", "o", "ffn.0", "ffn.2")  # every linear layer with such a name has a LoRA pair
 
 
 class Lora:
-    """An adapter of one base model: W + weight · alpha / rank · B·A, in float32.
+    """An adapter for one base model: W + weight · alpha / rank · B·A, in float32.
 
-    Whole tensors replace the base's, differences are added. alpha: of pairs for which the file names none;
-    None: their rank.
+    Whole tensors replace the base's; differences are added. alpha: for pairs whose alpha is not in the file;
+    None means their rank.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Lora:
         self._weight = weight
 
     def merge(self, name: str, weight: Tensor) -> Tensor:
-        """The base tensor with what the adapter adds, in float32; itself where it adds nothing."""
+        """The base tensor with the adapter merged, in float32; unchanged if the adapter does not cover it."""
         change = self._changes.get(name)
         if change is None:
             return weight
@@ -70,9 +70,9 @@ class Lora:
 
 @contextmanager
 def open_lora(path: Path, base: Shapes, alpha: float = ALPHA) -> Iterator[Lora]:
-    """Open the published adapter of the base model with these tensors.
+    """Open the published adapter for a base model with these shapes.
 
-    Raises: WeightsMissing naming every key that matches nothing, every pair absent or of another shape.
+    Raises: WeightsMissing naming every unknown key and every pair that is absent or mis-shaped.
     """
     shapes = safetensors_shapes(path)
     changes, fault = read_changes(shapes, base)
@@ -93,9 +93,9 @@ def open_lora(path: Path, base: Shapes, alpha: float = ALPHA) -> Iterator[Lora]:
 
 @contextmanager
 def open_user_lora(lora: UserLora, base: Shapes) -> Iterator[Lora]:
-    """Open a user's adapter of the base model with these tensors; it may adapt some layers alone.
+    """Open a user's adapter for a base model with these shapes; it may adapt only some layers.
 
-    Raises: BadInput naming every key that matches nothing, and every half or shape that is wrong.
+    Raises: BadInput naming every unknown key, every missing half and every wrong shape.
     """
     changes = check_lora(lora, base)
     with open_safetensors(lora.path) as tensors:
@@ -103,6 +103,6 @@ def open_user_lora(lora: UserLora, base: Shapes) -> Iterator[Lora]:
 
 
 def is_target(name: str, shape: Shape) -> bool:
-    """Whether a base tensor is the weight of a linear layer that the adapter changes."""
+    """Whether a base tensor is the weight of a linear layer that the published adapter changes."""
     module, _, leaf = name.rpartition(".")
     return leaf == "weight" and len(shape) == 2 and any(module.endswith(f".{target}") for target in TARGETS)

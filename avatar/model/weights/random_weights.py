@@ -1,6 +1,6 @@
-"""A transformer with random weights, made directly on its device: for timing without a checkpoint.
+"""A transformer with random weights, generated directly on its device, for timing without a checkpoint.
 
-Its output is noise, but every number stays finite and near 1, as in a trained model.
+Its output is noise, but all values stay finite and near 1, as in a trained model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights.loading import Place, Settle, install, stay
 
-AUDIO_MIXTURE = 0.01  # what every weight of the audio encoder's layer mixture begins training at
+AUDIO_MIXTURE = 0.01  # initial value, in training, of the weights of the audio encoder's layer mixture
 
 
 def random_transformer(
@@ -28,9 +28,9 @@ def random_transformer(
     place: Place = lambda name, tensor: None,
     settle: Settle = stay,
 ) -> StreamingTransformer:
-    """Build the transformer without ever holding more than one tensor beyond what is placed.
+    """Build the transformer, holding at most one tensor more than is placed.
 
-    select, place, settle: as model.weights.loading.load_transformer takes them.
+    select, place, settle: see model.weights.loading.load_transformer.
     """
     with torch.device("meta"):
         model = StreamingTransformer(config).eval().requires_grad_(False)
@@ -41,7 +41,7 @@ def random_transformer(
         tensor = random_tensor(module, leaf, device, held_dtype(name, dtype), generator)
         placed = place(name, tensor)
         tensor = settle(name, tensor if placed is None else placed.data)
-        del placed  # when the next one is made, the device holds of this one what stays there
+        del placed  # so that a tensor moved elsewhere is freed before the next one is generated
         install(module, leaf, tensor)
     return model
 
@@ -49,7 +49,7 @@ def random_transformer(
 def random_tensor(
     module: nn.Module, leaf: str, device: torch.device | str, dtype: torch.dtype, generator: torch.Generator
 ) -> Tensor:
-    """A value for one of a module's parameters: norms neutral, the rest scaled by its width."""
+    """A random value for a module's parameter: neutral for norms, else scaled by its fan-in."""
     shape = module.get_parameter(leaf).shape
     tensor = torch.empty(shape, device=device, dtype=dtype)
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):

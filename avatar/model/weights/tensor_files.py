@@ -1,4 +1,4 @@
-"""Tensor files on disk: opened safely, compared strictly, every fault named by file and tensor."""
+"""Tensor files on disk: opened safely and compared strictly, with file and tensor named in every error."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @contextmanager
 def open_safetensors(path: Path) -> Iterator[Any]:
-    """Open one .safetensors file; tensors are read one by one, the file is mapped and never held whole.
+    """Open one .safetensors file; it is mapped and tensors are read one by one, never all at once.
 
-    Raises: WeightsMissing when it is absent, truncated or no safetensors file.
+    Raises: WeightsMissing when it is absent, truncated or not a safetensors file.
     """
     if not path.is_file():
         raise WeightsMissing(f"{path.name} is missing from the checkpoint.", FETCH_AGAIN)
@@ -45,15 +45,15 @@ def open_safetensors(path: Path) -> Iterator[Any]:
 
 
 def safetensors_shapes(path: Path) -> Shapes:
-    """Names and shapes of a file's tensors, read from its header alone. Raises: WeightsMissing."""
+    """Names and shapes of a file's tensors, read only from its header. Raises: WeightsMissing."""
     with open_safetensors(path) as tensors:
         return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
 
 
 def read_pth(path: Path) -> dict[str, Tensor]:
-    """Map the tensors of a .pth file; nothing but tensors is unpickled.
+    """Map the tensors of a .pth file; only tensors are unpickled.
 
-    Raises: WeightsMissing when it is absent, truncated, corrupt, or holds anything else.
+    Raises: WeightsMissing when it is absent, truncated, corrupt, or contains anything else.
     """
     if not path.is_file():
         raise WeightsMissing(f"{path.name} is missing from the checkpoint.", FETCH_AGAIN)
@@ -61,7 +61,7 @@ def read_pth(path: Path) -> dict[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except MemoryError:
         raise
-    except Exception as error:  # whatever is no pickle, text say, may break the reader of pickles anywhere
+    except Exception as error:  # a file that is not a pickle, such as text, can raise anything
         known = isinstance(error, RuntimeError | pickle.UnpicklingError | EOFError | OSError | ValueError)
         reason = str(error).strip().split("\n")[0].replace(str(path), path.name) if known else ""
         reason = reason or "it cannot be read as one"
@@ -74,7 +74,7 @@ def read_pth(path: Path) -> dict[str, Tensor]:
 
 
 def require_match(what: str, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
-    """Compare names and shapes.
+    """Check that names and shapes match.
 
     Raises: WeightsMissing naming every missing, unexpected and mis-shaped tensor.
     """
@@ -83,9 +83,9 @@ def require_match(what: str, expected: Mapping[str, Shape], found: Mapping[str, 
 
 
 def shard_files(folder: Path, stem: str) -> list[Path]:
-    """The shards that a safetensors checkpoint's index names, in order.
+    """The shards listed in a safetensors checkpoint's index, in order.
 
-    Raises: WeightsMissing when the index is absent or unreadable, or naming every shard that is absent.
+    Raises: WeightsMissing when the index is absent or unreadable, or naming every absent shard.
     """
     index = folder / f"{stem}.safetensors.index.json"
     try:
@@ -103,7 +103,7 @@ def shard_files(folder: Path, stem: str) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A part's config. Raises: WeightsMissing when it is absent or no JSON object."""
+    """Read a part's config. Raises: WeightsMissing when it is absent or not a JSON object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -116,12 +116,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def build_on_meta(folder: Path, build: Callable[[dict[str, Any]], Model]) -> Model:
-    """The model of a folder's config.json, on the meta device: shapes, no memory. Raises: WeightsMissing."""
+    """Build the model of a folder's config.json on the meta device (no memory). Raises: WeightsMissing."""
     config = read_json(folder / "config.json")
     try:
         with torch.device("meta"):
             return build(config)
-    except Exception as error:  # each library has its own ways of refusing a config
+    except Exception as error:  # each library raises its own errors for a bad config
         reason = str(error).strip().split("\n")[0]
         raise WeightsMissing(
             f"{folder.name}/config.json describes no model ({reason}).", WRONG_CHECKPOINT

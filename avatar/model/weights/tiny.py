@@ -1,6 +1,6 @@
-"""A tiny real checkpoint: published file and tensor names, toy sizes, random numbers; its videos are noise.
+"""Build a tiny checkpoint with the published file and tensor names and random weights; its videos are noise.
 
-Tests and the self-test run the whole engine on it, through the same loading code as the real one.
+Tests and the self-test run the whole engine on it, through the same loading code as the real checkpoint.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def build_tiny_checkpoint(
 def random_tensors(
     model: nn.Module, generator: torch.Generator, dtype: torch.dtype = DTYPE
 ) -> dict[str, Tensor]:
-    """Values for every tensor of a model (it may be on meta): norms near 1, layers that keep the scale."""
+    """Random values for every tensor of a model, which may be on meta; they keep activations near 1."""
     tensors = {}
     for name, value in model.state_dict().items():
         noise = torch.randn(value.shape, generator=generator)
@@ -113,7 +113,7 @@ def random_tensors(
 
 
 def lora_tensors(model: nn.Module, generator: torch.Generator, rank: int = LORA_RANK) -> dict[str, Tensor]:
-    """A pair for every target of the model, under PEFT's names."""
+    """A LoRA pair for every target of the model, under PEFT's names."""
     tensors = {}
     for name, value in model.state_dict().items():
         if is_target(name, tuple(value.shape)):
@@ -128,7 +128,7 @@ def lora_tensors(model: nn.Module, generator: torch.Generator, rank: int = LORA_
 
 
 def write_shards(folder: Path, stem: str, tensors: dict[str, Tensor], num_shards: int) -> None:
-    """Safetensors shards and their index, named as the hub names them."""
+    """Write safetensors shards and their index, named as on the hub."""
     names = list(tensors)
     weight_map: dict[str, str] = {}
     for number in range(num_shards):
@@ -195,7 +195,7 @@ def _write_vae(path: Path, generator: torch.Generator) -> None:
 
 
 def published_vae_names() -> Iterable[str]:
-    """Names that Wan2.1_VAE.pth may use, a few more than it does: not every block has a shortcut."""
+    """Candidate names for Wan2.1_VAE.pth, a few more than it has: not every block has a shortcut."""
     leaves = [f"residual.{i}.{leaf}" for i in (2, 6) for leaf in ("weight", "bias")]
     leaves += ["residual.0.gamma", "residual.3.gamma", "shortcut.weight", "shortcut.bias"]
     resample = [f"{part}.{leaf}" for part in ("resample.1", "time_conv") for leaf in ("weight", "bias")]
@@ -221,7 +221,7 @@ def _write_speech_encoder(folder: Path, generator: torch.Generator, config: Wav2
 
 
 def _tokenizer() -> Tokenizer:
-    """Bytes, and an end mark: every text has tokens, one or more a character."""
+    """A tokenizer of bytes and ASCII characters with an end token: at least one token per character."""
     vocabulary = [
         ("<pad>", 0.0),
         ("</s>", 0.0),

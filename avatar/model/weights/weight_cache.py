@@ -1,6 +1,6 @@
-"""Quantised weights on disk: merged and quantised once for a checkpoint, later starts read half the bytes.
+"""On-disk cache of merged, quantised weights: built once per checkpoint; later starts read half the bytes.
 
-A cache entry is a folder that appears whole or not at all. Without one, weights are quantised as they load.
+An entry is a folder that is created atomically. Without an entry, weights are quantised as they load.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from avatar.model.weights.tensor_files import read_json
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT = "AVATAR_CACHE"
-RECIPE = "e4m3-rows-2"  # a new name for every change to what quantising gives
-FILE_BYTES = 2**30  # a file is written when it has so many: what the host holds; less than that is not cached
-KEEP_S = 30 * 24 * 3600.0  # an entry that no start has used for so long is deleted when another is made
+RECIPE = "e4m3-rows-2"  # rename whenever quantisation's output changes
+FILE_BYTES = 2**30  # buffered on the host before a file is written; smaller checkpoints are not cached
+KEEP_S = 30 * 24 * 3600.0  # an entry unused for this long is deleted when another is built
 SAMPLE_BYTES = 2**16
 LOCK_POLL_S = 0.2
 INDEX, SCALES, WEIGHTS = "index.json", "scales.safetensors", "weights-*.safetensors"
@@ -47,11 +47,11 @@ Check = Callable[[], None]
 
 
 class CacheUnusable(Exception):
-    """The cache's folder cannot be written: nothing that stops a run."""
+    """The cache folder cannot be written; the run continues without it."""
 
 
 def cache_folder() -> Path:
-    """Where quantised weights are kept: $AVATAR_CACHE, else the user's cache folder."""
+    """The folder for quantised weights: $AVATAR_CACHE, else the user's cache folder."""
     if named := os.environ.get(ENVIRONMENT):
         return Path(named)
     return user_cache() / "live-avatar"
@@ -67,11 +67,11 @@ def load_quantised(
     settle: Settle = stay,
     check: Check = lambda: None,
 ) -> StreamingTransformer:
-    """The transformer, LoRA merged, with fp8 weights; from the cache, which is filled first if need be.
+    """The transformer with LoRAs merged and fp8 weights, from the cache, which is filled first if needed.
 
-    folder: the cache's; None goes without. select, settle: as load_transformer takes them. check: called
-    between tensors; what it raises ends the load.
-    Raises: WeightsMissing for a fault of the checkpoint itself.
+    folder: the cache's; None for no cache. select, settle: see load_transformer. check: called between
+    tensors; it may raise to stop the load.
+    Raises: WeightsMissing if the checkpoint itself is broken.
     """
     for _ in range(2):
         entry = None if folder is None else cached(files, folder, device, dtype, check)
@@ -96,9 +96,9 @@ def load_quantised(
 def cached(
     files: CheckpointFiles, folder: Path, device: torch.device | str, dtype: torch.dtype, check: Check
 ) -> Path | None:
-    """The cache's entry for a checkpoint, made now if it is not there; None when it cannot be written.
+    """The cache entry for a checkpoint, built now if absent; None when it cannot be written.
 
-    The tensors are quantised on the device, one at a time. A toy checkpoint is not worth an entry.
+    The tensors are quantised on the device, one at a time. A checkpoint below FILE_BYTES gets no entry.
     Raises: WeightsMissing.
     """
     try:
@@ -109,10 +109,10 @@ def cached(
             folder.mkdir(parents=True, exist_ok=True)
         if not entry.is_dir():
             with locked(folder, check):
-                if not entry.is_dir():  # another process may have made it meanwhile
+                if not entry.is_dir():  # another process may have built it in the meantime
                     build(files, entry, device, dtype, check)
         if os.access(entry, os.W_OK):
-            os.utime(entry)  # so that it is not taken for one that nobody uses
+            os.utime(entry)  # marks it as used
     except CacheUnusable as error:
         logger.warning("quantised weights are not cached, each start quantises again: %s", error)
         return None
@@ -120,14 +120,14 @@ def cached(
 
 
 def key(files: CheckpointFiles, dtype: torch.dtype) -> str:
-    """An entry's name: another for every checkpoint, LoRA, dtype of what is not quantised, and recipe."""
+    """An entry's name, unique per checkpoint, LoRAs, recipe, and dtype of the unquantised tensors."""
     facts: list[object] = [RECIPE, str(dtype), str(ALPHA), *map(_fingerprint, (*files.shards, files.lora))]
     facts += [[*_fingerprint(lora.path), lora.weight, lora.alpha] for lora in files.loras]
     return f"{RECIPE}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
 
 
 def _fingerprint(file: Path) -> list[str | int]:
-    """Name, size, time and three samples of a file: to read all of it would cost what the cache saves."""
+    """A file's name, size, time and three samples; reading all of it would cost what the cache saves."""
     stat, sample = file.stat(), hashlib.sha256()
     with file.open("rb") as data:
         for offset in (0, stat.st_size // 2, max(0, stat.st_size - SAMPLE_BYTES)):
@@ -139,7 +139,7 @@ def _fingerprint(file: Path) -> list[str | int]:
 def build(
     files: CheckpointFiles, entry: Path, device: torch.device | str, dtype: torch.dtype, check: Check
 ) -> None:
-    """Write an entry beside its place, then move it there. Raises: CacheUnusable, WeightsMissing."""
+    """Write an entry under a temporary name, then rename it. Raises: CacheUnusable, WeightsMissing."""
     model = open_transformer(files)
     _make_room(entry.parent, model, dtype)
     logger.info("quantising the transformer for the cache: once for this checkpoint")
@@ -157,7 +157,7 @@ def build(
 
 
 def _make_room(folder: Path, model: nn.Module, dtype: torch.dtype) -> None:
-    """Delete what killed processes and old checkpoints left. Raises: CacheUnusable for a disk too full."""
+    """Delete killed processes' drafts and unused entries. Raises: CacheUnusable when the disk is too full."""
     with _unless_unwritable():
         for other in folder.iterdir():
             unused = (other / INDEX).is_file() and time.time() - other.stat().st_mtime > KEEP_S
@@ -174,7 +174,7 @@ def _make_room(folder: Path, model: nn.Module, dtype: torch.dtype) -> None:
 
 @dataclass
 class EntryWriter:
-    """Writes an entry's files into a folder, a part of the tensors at a time."""
+    """Writes an entry's files into a folder, FILE_BYTES of tensors at a time."""
 
     folder: Path
     dtype: torch.dtype
@@ -184,7 +184,7 @@ class EntryWriter:
     waiting: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take a merged tensor as it comes from the checkpoint. Raises: CacheUnusable."""
+        """Add a merged tensor of the checkpoint. Raises: CacheUnusable."""
         placed = self.quantiser.place(name, tensor)
         kept = tensor.to(held_dtype(name, self.dtype)) if placed is None else placed.data
         self.waiting[name] = kept.cpu()
@@ -223,7 +223,7 @@ def load_entry(
     check: Check = lambda: None,
     settle: Settle = stay,
 ) -> StreamingTransformer:
-    """The transformer from a cache entry; of the checkpoint only the config is read.
+    """Load the transformer from a cache entry; only the config is read from the checkpoint.
 
     Raises: WeightsMissing for an entry that is incomplete, truncated or altered.
     """
@@ -252,7 +252,7 @@ def load_entry(
 
 
 def byte_sum(tensor: Tensor) -> int:
-    """A checksum at the memory's speed, on the tensor's own device: its bytes, added up in words of 8."""
+    """A checksum at memory speed, computed on the tensor's device: the sum of its bytes as 8-byte words."""
     data = tensor.reshape(-1).view(torch.uint8)
     if data.numel() % 8:
         return int(data.sum(dtype=torch.int64))
@@ -262,7 +262,7 @@ def byte_sum(tensor: Tensor) -> int:
 
 @contextmanager
 def locked(folder: Path, check: Check) -> Iterator[None]:
-    """Wait until no other process fills the cache; the system frees the lock of a process that dies."""
+    """Lock the cache against other processes, waiting if needed; the OS frees a dead process's lock."""
     while True:
         with _unless_unwritable():
             lock = take(folder / ".lock")
@@ -278,7 +278,7 @@ def locked(folder: Path, check: Check) -> Iterator[None]:
 
 @contextmanager
 def _unless_unwritable() -> Iterator[None]:
-    """Raises: CacheUnusable for the system's errors, without the folder's path."""
+    """Turn OS and file errors into CacheUnusable, without the folder's path. Raises: CacheUnusable."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A file's tensors under their published names, whatever they are stored as: read one by one, widened then.
+"""A file's tensors under their published names, in any storage format: read and widened one by one.
 
 Source: see checkpoints.tensor_names for names; ComfyUI comfy/utils.py convert_old_quants for fp8 with scales.
 """
@@ -26,15 +26,15 @@ FLOAT8_TYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a .safetensors or .gguf file by published name; the file is mapped, never held whole.
+    """The tensors of a .safetensors or .gguf file by published name; the file is mapped, never read whole.
 
-    What is stored in fp8 or in blocks comes in float32.
+    Tensors stored in fp8 or in GGUF blocks are returned in float32.
     """
 
     def __init__(self, path: Path, widen: bool = True) -> None:
-        """widen: False leaves fp8 as it is, for who has its scales.
+        """widen: False returns fp8 unchanged, for callers that have its scales.
 
-        Raises: WeightsMissing when the file is absent, cut short, or of a kind that is not read."""
+        Raises: WeightsMissing when the file is absent, truncated, or of an unsupported kind."""
         self._path = path
         if not path.is_file():
             raise WeightsMissing(f"{path.name} is missing from the checkpoint.", FETCH_AGAIN)
@@ -48,14 +48,14 @@ class StoredTensors(Mapping[str, Tensor]):
         self._file: TensorFile | None = None
 
     def _opened(self) -> TensorFile:
-        """The file, mapped at the first use."""
+        """The file, mapped on first use."""
         if self._file is None:
             is_gguf = self._path.suffix == GGUF
             self._file = _GgufFile(self._path) if is_gguf else _SafeFile(self._path, self._widen)
         return self._file
 
     def close(self) -> None:
-        """Give the mapping back; the next use maps it again."""
+        """Release the mapping; the next use maps the file again."""
         self._file = None
 
     def __iter__(self) -> Iterator[str]:
@@ -68,16 +68,16 @@ class StoredTensors(Mapping[str, Tensor]):
         return self.read(name)
 
     def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """A tensor on a device, where it is widened. Raises: WeightsMissing."""
+        """Read a tensor to a device and widen it there. Raises: WeightsMissing."""
         return self._opened().read(self.names[name], device)
 
     def table(self, name: str) -> StoredTable:
-        """A matrix whose rows are looked up, and which stays in the file."""
+        """A matrix that stays in the file and whose rows are looked up."""
         return StoredTable(self._opened(), self.names[name], self.shapes[name])
 
 
 class StoredTable:
-    """Rows of a matrix in a file. shape: its own."""
+    """Row access to a matrix in a file. shape: the matrix's."""
 
     def __init__(self, file: TensorFile, name: str, shape: Shape) -> None:
         self._file, self._name, self.shape = file, name, shape
@@ -88,7 +88,7 @@ class StoredTable:
 
 
 class _SafeFile:
-    """A safetensors file, with ComfyUI's scales of weights in fp8 where it has them."""
+    """A safetensors file, with ComfyUI's scales for fp8 weights if present."""
 
     def __init__(self, path: Path, widen: bool) -> None:
         self._name, self._names, self._widens = path.name, set(read_header(path).shapes), widen
@@ -111,7 +111,7 @@ class _SafeFile:
         return tensor
 
     def _widened(self, values: Tensor, name: str, rows: Tensor | None = None) -> Tensor:
-        """Raises: WeightsMissing for a format of ComfyUI's that is not read here."""
+        """Apply ComfyUI's scales to fp8 values. Raises: WeightsMissing for an unsupported ComfyUI format."""
         module = name.removesuffix(".weight")
         if module != name and (mark := f"{module}.comfy_quant") in self._names:
             kind = json.loads(bytes(self._get(mark).tolist())).get("format")
@@ -125,7 +125,7 @@ class _SafeFile:
         if scale_name is None or module == name:
             return wide
         scale = self._get(scale_name).to(wide.device, torch.float32).flatten()
-        if len(scale) > 1:  # one for each row
+        if len(scale) > 1:  # one per row
             per_row = scale if rows is None else scale[rows]
             scale = per_row.view(*per_row.shape, *[1] * (wide.ndim - per_row.ndim))
         return wide * scale
