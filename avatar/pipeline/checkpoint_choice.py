@@ -1,4 +1,4 @@
-"""Which checkpoint a preset takes."""
+"""Choose the checkpoint for a preset."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from avatar.planning.plan import gib
 from avatar.planning.planner import TINY_BYTES
 from avatar.preset import Preset
 
-TINY_FOLDER = "self-test"  # in the run's own folder
+TINY_FOLDER = "self-test"  # in the run's work folder
 
 
 def find_files(preset: Preset, weights: Path | None, work: Path) -> CheckpointFiles:
-    """The checkpoint that a preset takes; the self-test's is a toy one, built in work when none is named.
+    """The checkpoint for a preset; the self-test uses a toy one, built in work unless weights is given.
 
-    Raises: WeightsMissing, BadInput for a LoRA that is not there, or a named checkpoint that is too
-    large for the self-test.
+    Raises: WeightsMissing; BadInput for a missing LoRA, or a given checkpoint that is too large for the
+    self-test.
     """
     loras = parse_loras(preset.memory.lora)
     if preset.requires.weights != "tiny":
         return replace(open_checkpoint(weights), loras=loras)
     if weights is None:
-        from avatar.model.weights.tiny import build_tiny_checkpoint  # slow to import, and only for this
+        from avatar.model.weights.tiny import build_tiny_checkpoint  # slow to import, only needed here
 
         weights = build_tiny_checkpoint(work / TINY_FOLDER)
     files = open_checkpoint(weights)

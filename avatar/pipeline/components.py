@@ -1,4 +1,4 @@
-"""The models of one generation, on one device: from a checkpoint, or with random weights for timing."""
+"""The models for a generation on one device: from a checkpoint, or with random weights for timing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Conditioner(Protocol):
-    """Encodes what a run is conditioned on; ConditionEncoder, or its stand-in without a prompt encoder."""
+    """Encodes a run's conditions: ConditionEncoder, or its replacement without a prompt encoder."""
 
     def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[AnyTrack]) -> Conditions:
         """See ConditionEncoder.encode."""
@@ -39,11 +39,11 @@ class Conditioner(Protocol):
 
 @dataclass
 class Components:
-    """What a generation works with.
+    """The models of a generation, with their placement.
 
-    make_transformer: from a checkpoint, or random, with what is to wait on the host there. transformer: None
-    before it is made, and once released. host_layers: those of its layers that wait on the host. ring_memory:
-    where rings wait there, from run to run.
+    make_transformer: from a checkpoint or with random weights; offloaded layers are already on the host.
+    transformer: None before it is loaded and after release. host_layers: its offloaded layers. ring_memory:
+    host memory for offloaded rings, reused from run to run.
     """
 
     device: torch.device
@@ -66,11 +66,11 @@ class Components:
         encode_text: EncodeText | None = None,
         device: torch.device | None = None,
     ) -> Components:
-        """Load the side models; the transformer comes with load_transformer.
+        """Load the side models; load_transformer loads the transformer.
 
-        device: None for the best there is.
-        encode_text: how ranks encode a prompt together; None: on one device, the one that memory names.
-        Raises: WeightsMissing, DoesNotFit for a host that cannot lock the memory, what check raises.
+        device: None for the best available one.
+        encode_text: how ranks encode a prompt together; None: on the device that memory.text_encoder names.
+        Raises: WeightsMissing, DoesNotFit when the host cannot lock the memory, whatever check raises.
         """
         device, dtype = device or best_device(), DTYPES[memory.weight_dtype]
         check()
@@ -96,9 +96,9 @@ class Components:
         return cls(device, dtype, vae, conditions, make, placement)
 
     def load_transformer(self, check: Check = go_on) -> StreamingTransformer:
-        """The transformer, made if it is not there.
+        """The transformer, loaded if necessary.
 
-        Raises: WeightsMissing, DoesNotFit for a host that cannot lock the memory, what check raises.
+        Raises: WeightsMissing, DoesNotFit when the host cannot lock the memory, whatever check raises.
         """
         if self.transformer is None:
             log.info("loading the transformer")
@@ -110,7 +110,7 @@ class Components:
         return self.transformer
 
     def release_transformer(self) -> None:
-        """Give the transformer's memory back; the next run makes it again."""
+        """Free the transformer's memory; the next run loads it again."""
         self.transformer = self.host_layers = None
         self.ring_memory = RingMemory()
         if self.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What a generation is conditioned on: prompt and portrait encoded once, speech as a source of features."""
+"""Encode a generation's conditions: prompt and portrait once, speech as a source of features."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from avatar.pipeline.denoiser import Conditions
 EncodeText = Callable[[Tensor], Tensor]
 """A prompt's token ids, 1 N, to its hidden states, N D; nothing of the encoder stays in memory."""
 
-REFERENCE = slice(0, 1)  # of the portrait's motion latents: the portrait encoded as a single frame
-NUM_REMEMBERED = 8  # prompts, and portraits
+REFERENCE = slice(0, 1)  # of the portrait's motion latents: equals the portrait encoded as a single frame
+NUM_REMEMBERED = 8  # cached results, for prompts and for portraits each
 
 
 @dataclass(frozen=True)
 class SpeechTrack:
-    """One speaker's speech: samples start:stop at 16 kHz by listen(start, stop), and how many there are."""
+    """One speaker's complete speech. listen: returns samples start:stop at 16 kHz."""
 
     listen: Listen
     num_samples: int
 
     def features(self, encoder: SpeechEncoder) -> Features:
-        """Its features by an encoder."""
+        """Features of this speech, computed with the given encoder."""
         return SpeechFeatures(encoder, self.listen, self.num_samples)
 
 
@@ -49,15 +49,15 @@ class Features(Protocol):
 
 
 class AnyTrack(Protocol):
-    """One speaker's speech, whole or still being spoken."""
+    """One speaker's speech, complete or live."""
 
     def features(self, encoder: SpeechEncoder) -> Features:
-        """Its features by an encoder."""
+        """Features of this speech, computed with the given encoder."""
         ...
 
 
 class AudioFeatures:
-    """Every speaker's features for any run of frames: a tensor S 25 C T that is never held whole."""
+    """Every speaker's features for any run of frames: parts of a tensor S 25 C T never built as a whole."""
 
     def __init__(self, speakers: Sequence[Features]) -> None:
         self._speakers = list(speakers)
@@ -71,9 +71,9 @@ class AudioFeatures:
 
 
 class ConditionEncoder:
-    """Encodes requests; remembers the last prompts and portraits, which people use again.
+    """Encodes requests; caches the last prompts and portraits, which people reuse.
 
-    encode_text is asked for a new prompt alone: the prompt encoder is by far the largest side model.
+    encode_text is called only for a new prompt: the prompt encoder is by far the largest side model.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ConditionEncoder:
         self._portraits = PortraitEncoder(vae)
 
     def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[AnyTrack]) -> Conditions:
-        """Conditions of one run, the prompt checked first. size: the video's own, not an area.
+        """Encode the conditions of one run, checking the prompt first. size: the video's, not an area.
 
         Raises: BadInput for a prompt that is too long, WeightsMissing.
         """
@@ -106,7 +106,7 @@ class ConditionEncoder:
 
 @dataclass(frozen=True)
 class LocalTextEncoder:
-    """The prompt encoder on one device: see EncodeText. Loaded for each call; raises WeightsMissing."""
+    """An EncodeText on one device. Loads the encoder at each call. Raises: WeightsMissing."""
 
     path: Path
     device: torch.device
@@ -117,14 +117,14 @@ class LocalTextEncoder:
         text = encoder.encode(ids).clone()
         del encoder
         if text.is_cuda:
-            torch.cuda.empty_cache()  # 9 GB go back to the driver before the transformer's rings are made
+            torch.cuda.empty_cache()  # returns 9 GB to the driver before the rings are allocated
         return text
 
 
 def prepare_portrait(path: Path, size: Size) -> Tensor:
     """The portrait scaled to cover the size and centre-cropped, 3 H W float32 in -1..1.
 
-    Source: torchvision's Resize and CenterCrop, to the pixel.
+    Source: matches torchvision's Resize and CenterCrop to the pixel.
     """
     with Image.open(path) as source:
         image = source.convert("RGB")
@@ -137,15 +137,15 @@ def prepare_portrait(path: Path, size: Size) -> Tensor:
 
 
 def encode_portrait(vae: VideoVAE, image: Tensor) -> Tensor:
-    """The portrait as motion latents, 16 19 h w float32: it stood still for 73 frames.
+    """The portrait as motion latents, 16 19 h w float32: a still video of 73 frames.
 
-    The encoder is causal, so the first latent frame is that of the portrait as one frame: the reference.
+    The encoder is causal, so the first latent frame equals the portrait encoded as one frame: the reference.
     """
     return vae.encode_still(image[None, :, None], MOTION_FRAMES)[0]
 
 
 class PortraitEncoder:
-    """Encodes portraits as motion latents; remembers the last ones by their pixels."""
+    """Encodes portraits as motion latents; caches the last ones by their pixels."""
 
     def __init__(self, vae: VideoVAE) -> None:
         self._vae = vae
@@ -159,7 +159,7 @@ class PortraitEncoder:
 
 @dataclass
 class _Memory:
-    """The last few results by key, the least recently used forgotten first."""
+    """A least-recently-used cache of the last few results."""
 
     entries: OrderedDict[Hashable, Tensor] = field(default_factory=OrderedDict)
 

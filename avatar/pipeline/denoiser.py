@@ -1,4 +1,4 @@
-"""Blocks of noise to latents: what every denoiser must do, and the one for a single device."""
+"""Denoise blocks of noise to latents: the Denoiser protocol, and the implementation for a single device."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from avatar.pipeline.offload.host_layers import HostLayers, RingMemory, Traffic
 
 
 class AudioSource(Protocol):
-    """Speech features of every speaker, one for each video frame; len() is the number of speakers."""
+    """Speech features of every speaker, one per video frame; len() is the number of speakers."""
 
     def __len__(self) -> int: ...
 
     def frames(self, start: int, num_frames: int) -> Tensor:
-        """S 25 C num_frames from frame start on, zeros past the end; asked for in ascending order."""
+        """S 25 C num_frames from frame start on, zeros past the end; called in ascending order."""
         ...
 
 
 @dataclass(frozen=True)
 class HeldAudio:
-    """Features that are all there: S 25 C T."""
+    """An AudioSource over complete features: S 25 C T."""
 
     features: Tensor
 
@@ -47,11 +47,11 @@ class HeldAudio:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a generation is conditioned on, encoded once, the audio as it goes.
+    """The conditions of a generation, encoded once, except the audio, which is encoded block by block.
 
-    text: L C of the prompt's own tokens. reference: 16 1 h w. motion: 16 19 h w. pose: 16 F h w for the whole
-    video (zeros follow), or None. masks: S 3 rows columns in 0..1, which speaker speaks where; needed when
-    there are several. Raises: BadInput for missing masks.
+    text: L C, the prompt without padding. reference: 16 1 h w. motion: 16 19 h w. pose: 16 F h w for the
+    whole video (followed by zeros), or None. masks: S 3 rows columns in 0..1, where in the frame each speaker
+    is; required for several speakers. Raises: BadInput for missing masks.
     """
 
     text: Tensor
@@ -75,14 +75,14 @@ class Denoiser(Protocol):
 
     geometry: Geometry
     schedule: Schedule
-    num_in_flight: int  # blocks that may be submitted before the first of them is collected
+    num_in_flight: int  # how many blocks may be submitted before the first of them is collected
 
     def begin(self, conditions: Conditions) -> None:
-        """Start a generation: fresh rings, text and condition caches."""
+        """Start a generation with empty rings and new text and condition caches."""
         ...
 
     def wait_until_begun(self) -> None:
-        """Wait until the first block has been given to the device, or none will be."""
+        """Wait until the first block's work has been enqueued on the device, or none will be."""
         ...
 
     def refresh(self, reference: Tensor) -> None:
@@ -90,7 +90,7 @@ class Denoiser(Protocol):
         ...
 
     def submit(self, block: Block) -> None:
-        """Hand over the next block."""
+        """Submit the next block."""
         ...
 
     def collect(self, check: Callable[[], None]) -> Tensor:
@@ -99,10 +99,10 @@ class Denoiser(Protocol):
 
 
 class LocalDenoiser:
-    """All layers on one device, one block after another; or several, each a step behind the one before.
+    """All layers on one device, for one block at a time, or for several, each a step behind the one before.
 
-    Then every layer works on all of them in turn: one that waits on the host comes once for all. The result
-    is the same to the bit.
+    With several blocks, each layer processes all of them in turn, so an offloaded layer is copied only once
+    for all. The result is bit-identical.
     """
 
     def __init__(
@@ -119,9 +119,9 @@ class LocalDenoiser:
         diagonal: bool = False,
         observer: Observer = UNOBSERVED,
     ) -> None:
-        """host_layers: of the same transformer. ring_memory: of an earlier run, to be used again.
+        """host_layers: of the same transformer. ring_memory: from an earlier run, to be reused.
 
-        diagonal: several blocks under way, as many as steps.
+        diagonal: as many blocks in progress as there are steps.
         """
         self.transformer, self.geometry, self.schedule = transformer, geometry, schedule
         self.num_in_flight = schedule.num_steps if diagonal else 1
@@ -146,13 +146,13 @@ class LocalDenoiser:
 
     @property
     def traffic(self) -> Traffic:
-        """What crossed the bus for offloading so far."""
+        """Bytes copied between host and device for offloading so far."""
         movers = [mover for mover in (self._host_layers, self.stack.host_rings) if mover is not None]
         return sum((mover.traffic for mover in movers), Traffic())
 
     @torch.no_grad()
     def begin(self, conditions: Conditions) -> None:
-        """See Denoiser. All that depends on neither block nor anchor is computed here."""
+        """See Denoiser. Everything that depends on neither block nor anchor is computed here."""
         model = self.transformer
         self._submitted.clear()
         self._generation = GenerationState(
@@ -171,11 +171,11 @@ class LocalDenoiser:
         self._prefill(conditions.reference)
 
     def wait_until_begun(self) -> None:
-        """See Denoiser. Its own blocks have begun by the time that they are collected."""
+        """See Denoiser. Nothing to wait for: collect() itself enqueues the work."""
 
     @torch.no_grad()
     def refresh(self, reference: Tensor) -> None:
-        """See Denoiser. The old anchor's condition stays while blocks that attend to it are under way."""
+        """See Denoiser. The old anchor's condition stays while blocks that attend to it are in progress."""
         self._anchor += 1
         self._release_anchors()
         self._anchors.add(self._anchor)
@@ -206,7 +206,7 @@ class LocalDenoiser:
 
     @torch.no_grad()
     def advance(self, due: Sequence[OpenBlock]) -> None:
-        """Do each block's next step; they may need nothing of each other."""
+        """Do each block's next step; the steps must not depend on each other."""
         generation = self._generation
         tokens = [generation.embed(opened) for opened in due]
         items = [generation.item(opened, opened.step) for opened in due]
@@ -215,7 +215,7 @@ class LocalDenoiser:
             opened.step += 1
 
     def _due(self) -> list[OpenBlock]:
-        """The oldest block, and those of the next whose predecessor is a step ahead; oldest first."""
+        """The oldest block, and each later one whose predecessor is a step ahead; oldest first."""
         due, done_before = [], self.schedule.num_steps
         for opened in list(self._submitted)[: self.num_in_flight]:
             if opened.step < done_before:
@@ -224,7 +224,7 @@ class LocalDenoiser:
         return due
 
     def _release_anchors(self) -> None:
-        """Free the conditions that neither a block under way nor one to come attends to."""
+        """Free the conditions that no current or future block attends to."""
         wanted = {self._anchor} | {opened.anchor for opened in self._submitted}
         for anchor in self._anchors - wanted:
             self.stack.release(anchor)
@@ -236,7 +236,7 @@ class LocalDenoiser:
 
 
 class Pace:
-    """Keeps the host at most one step ahead of the GPU, so that a cancel takes effect within a step."""
+    """Keeps the host at most one step ahead of the GPU, so that a cancellation takes effect within a step."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -248,7 +248,7 @@ class Pace:
             self._marks.popleft().synchronize()
 
     def mark(self) -> None:
-        """A step has been enqueued."""
+        """Record that a step has been enqueued."""
         if self._device.type == "cuda":
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(self._device))
@@ -256,7 +256,7 @@ class Pace:
 
 
 def time_slice(values: Tensor, axis: int, start: int, length: int) -> Tensor:
-    """`length` entries of an axis from start on, zeros past its end."""
+    """`length` entries along an axis from start on, with zeros past its end."""
     end = values.shape[axis]
     part = values.narrow(axis, min(start, end), max(0, min(length, end - start)))
     missing = length - part.shape[axis]

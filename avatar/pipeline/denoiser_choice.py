@@ -1,4 +1,4 @@
-"""Where a pipeline denoises: on this device alone, or wherever else the transformer is."""
+"""Where a pipeline denoises: the Denoising protocol, and the implementation for this process's device."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from avatar.preset import Preset
 
 
 class Denoising(Protocol):
-    """Gives a pipeline the denoiser of each run, and says what a run takes."""
+    """Provides the denoiser for each of a pipeline's runs, and plans the memory that a run needs."""
 
     @property
     def plan_binds(self) -> bool:
-        """Whether a run whose plan does not fit must step down before it begins."""
+        """Whether a run whose plan does not fit must fall back to a smaller setting before it begins."""
         ...
 
     def plan(
@@ -36,35 +36,35 @@ class Denoising(Protocol):
         speech_s: float,
         share: float,
     ) -> Plan:
-        """What a run takes, by device, and what of it waits on the host: see plan_here."""
+        """Plan a run's memory by device, and its offloading to the host; see plan_here."""
         ...
 
     def prepare(self, parts: Components, check: Check) -> None:
-        """Have the transformer loaded; called before every run. Raises: what loading raises."""
+        """Load the transformer if necessary; called before every run. Raises: whatever loading raises."""
         ...
 
     def denoiser(
         self, preset: Preset, parts: Components, size: Size, pieces: CompiledPieces, observer: Observer
     ) -> Denoiser:
-        """The denoiser of a run, with empty rings."""
+        """The denoiser for a run, with empty rings."""
         ...
 
     def release(self, parts: Components) -> None:
-        """The transformer is not needed until the next run."""
+        """May free the transformer, which is not needed until the next run."""
         ...
 
     def run_ends(self) -> None:
-        """The run is over, however it ended."""
+        """Called at the end of a run, however it ended."""
         ...
 
 
 class LocalDenoising:
-    """All of the transformer on this process's device."""
+    """Denoising with the whole transformer on this process's device."""
 
     plan_binds = True
 
     def __init__(self, weights: Path | None = None) -> None:
-        """weights: the checkpoint's folder, when named."""
+        """weights: the checkpoint's folder, if given by the user."""
         self._weights = weights
 
     def plan(
@@ -107,7 +107,7 @@ def local_denoiser(
     pieces: CompiledPieces,
     observer: Observer = UNOBSERVED,
 ) -> LocalDenoiser:
-    """The denoiser that a preset asks for, with empty rings, where the parts' placement puts them."""
+    """The denoiser for a preset, with empty rings, placed according to the parts' placement."""
     generation, transformer = preset.generation, parts.load_transformer()
     return LocalDenoiser(
         transformer,

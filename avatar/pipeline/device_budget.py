@@ -1,4 +1,4 @@
-"""How much of a device this process may take, and what of a run waits on the host so that it fits."""
+"""The device budget: how much memory this process may use, and what to offload so that a run fits."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from avatar.planning.plan import Plan
 from avatar.planning.planner import plan
 from avatar.preset import Preset
 
-SPARE_LAYERS = 3  # so many more on the host than needed are no reason to load the model again
+SPARE_LAYERS = 3  # up to this many more offloaded layers than needed do not justify reloading the model
 
 
 def is_card(uuid: str | None, device: torch.device) -> bool:
-    """Whether NVML's UUID is a CUDA device's, which knows it without the kind in front: "GPU-", "MIG-"."""
+    """Whether NVML's UUID is a CUDA device's; CUDA's lacks NVML's prefix, "GPU-" or "MIG-"."""
     return (uuid or "").partition("-")[2] == str(torch.cuda.get_device_properties(device).uuid)
 
 
 def number_of(device: torch.device) -> int | None:
-    """A CUDA device's number by NVML's count, which CUDA may not share; None where NVML does not know it."""
+    """A CUDA device's NVML index, which may differ from CUDA's; None if NVML does not know the device."""
     driver = open_driver()
     number = next((card.index for card in driver.cards if is_card(card.uuid(), device)), None)
     driver.close()
@@ -32,7 +32,7 @@ def number_of(device: torch.device) -> int | None:
 
 
 def place_of(device: torch.device) -> str:
-    """A device as the gauges name it: "GPU 2", by NVML's count, or "CPU"."""
+    """A device's name in the memory gauges: "GPU 2", with the NVML index, or "CPU"."""
     if device.type != "cuda":
         return "CPU"
     number = number_of(device)
@@ -40,9 +40,9 @@ def place_of(device: torch.device) -> str:
 
 
 def room_bytes(device: torch.device, share: float = 1.0) -> int:
-    """What is free for us on a CUDA device, or a share of that, what we hold and the context counted in.
+    """Bytes that we may use on a CUDA device, times share, including what we hold and the CUDA context.
 
-    A limit of the process's share (torch.cuda.set_per_process_memory_fraction) counts as the card's end.
+    A per-process limit (torch.cuda.set_per_process_memory_fraction) counts as the card's size.
     """
     free, total = torch.cuda.mem_get_info(device)
     limit = round(total * torch.cuda.get_per_process_memory_fraction(device))
@@ -51,9 +51,9 @@ def room_bytes(device: torch.device, share: float = 1.0) -> int:
 
 
 def inventory_here(device: torch.device, weights: Path | None = None, share: float = 1.0) -> Inventory:
-    """This machine, its GPU being the device that this process works on, with a share of that one's room.
+    """This machine's inventory, whose only GPU is this process's device, with a share of its free memory.
 
-    weights: the checkpoint named.
+    weights: the checkpoint's folder, if given by the user.
     """
     inventory = probe(weights, our_pids=own_processes())
     if device.type != "cuda":
@@ -76,11 +76,11 @@ def plan_here(
     speech_s: float = SPEECH_WINDOW_S,
     share: float = 1.0,
 ) -> Plan:
-    """The plan of a run in this process. Its placement is as models are held already, where that serves too.
+    """Plan a run in this process, keeping the placement of models that are already loaded if it will do.
 
-    weights: the checkpoint named. held: of the models that are loaded. Loading anew costs more than some
-    layers that wait in vain. fixed: a placement that leaves no choice. speech_s: how long the speech is.
-    share: of the device's room that may be counted on.
+    Reloading costs more than a few needlessly offloaded layers. weights: the checkpoint's folder, if given.
+    held: the placement of the loaded models. fixed: a placement to use without choice. speech_s: length of
+    the speech. share: fraction of the device's free memory that may be used.
     """
     inventory = inventory_here(device, weights, share)
     if fixed is None and (device.type != "cuda" or not preset.memory.offload_model):
@@ -95,7 +95,7 @@ def plan_here(
 
 
 def _kept(held: Placement, wanted: Placement) -> Placement:
-    """What is held, where it serves instead of what is wanted."""
+    """The held placement if it can be used instead of the wanted one, else the wanted one."""
     if held.side_models_on_host != wanted.side_models_on_host:
         return wanted
     if wanted.speech_on_cpu and not held.speech_on_cpu:

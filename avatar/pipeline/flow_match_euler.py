@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Schedule:
-    """timesteps: one flow time in 0..1000 for each step, falling. sigmas: one more, ending at 0."""
+    """A noise schedule. timesteps: one flow time in 0..1000 per step, falling. sigmas: one more, to 0."""
 
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
@@ -20,7 +20,7 @@ class Schedule:
 
     @classmethod
     def flow_match(cls, num_steps: int, shift: float = 3.0) -> Schedule:
-        """The timesteps of diffusers' FlowMatchEulerDiscreteScheduler, as they come."""
+        """The unmodified timesteps of diffusers' FlowMatchEulerDiscreteScheduler."""
         from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
         scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)

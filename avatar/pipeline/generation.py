@@ -1,6 +1,6 @@
-"""What the work items of one generation share, and the arithmetic in front of the layers and behind them.
+"""The state shared by all work items of one generation, and the arithmetic before and after the layers.
 
-One device with all layers does it all; a rank does as much of it as its layers and its tokens are.
+A device with all layers does all of it; a rank does the part that belongs to its layers and tokens.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from avatar.pipeline.layer_stack import LayerStack, WorkItem
 class Block:
     """One block to denoise.
 
-    noise: 16 3 h w float32, on the CPU. audio: S 25 C 12. pose: 16 3 h w or None. distances: for each step
-    the reference's distance in latent frames.
+    noise: 16 3 h w float32, on the CPU. audio: S 25 C 12. pose: 16 3 h w or None. distances: the reference's
+    distance at each step, in latent frames.
     """
 
     index: int
@@ -36,13 +36,13 @@ class Block:
 
     @property
     def first_frame(self) -> int:
-        """The index in the video of the block's first latent frame."""
+        """The video index of the block's first latent frame."""
         return self.index * BLOCK_LATENT_FRAMES
 
 
 @dataclass
 class OpenBlock:
-    """A block under way: its latents at the current noise level, its next step, and what its steps share."""
+    """A block in progress: its latents at the current noise level, its next step, and data for all steps."""
 
     block: Block
     latents: Tensor
@@ -54,23 +54,23 @@ class OpenBlock:
 
 
 class TokenShare(Protocol):
-    """Which of a generation's tokens are on this device."""
+    """Selects the tokens of a generation that are on this device."""
 
     def of_block(self, x: Tensor) -> Tensor:
-        """Those of a block's tokens, N ..., that are here."""
+        """The block tokens on this device, out of all, N ..."""
         ...
 
     def of_condition(self, x: Tensor) -> Tensor:
-        """Those of the condition's tokens, N ..., that are here."""
+        """The condition tokens on this device, out of all, N ..."""
         ...
 
     def all_of_block(self, x: Tensor) -> Tensor:
-        """All of a block's tokens, N C, out of those that are here."""
+        """All of a block's tokens, N C, gathered from the ranks that share them."""
         ...
 
 
 class AllTokens:
-    """Every token is here."""
+    """The TokenShare of a device that has every token."""
 
     def of_block(self, x: Tensor) -> Tensor:
         """See TokenShare."""
@@ -87,9 +87,9 @@ class AllTokens:
 
 @dataclass(frozen=True)
 class Times:
-    """Every step's time as the layers see it, S+1 6 C, and as the head does, S+1 C; the last is time 0.
+    """The time embeddings of all steps, for the layers, S+1 6 C, and for the head, S+1 C; both float32.
 
-    Time 0 is the condition's. Both are float32.
+    The last one is time 0, for the condition.
     """
 
     layers: Tensor
@@ -97,16 +97,16 @@ class Times:
 
     @classmethod
     def embed(cls, transformer: StreamingTransformer, schedule: Schedule) -> Times:
-        """The times of a schedule's steps."""
+        """Embed the times of a schedule's steps."""
         times = [transformer.embed_time(t) for t in (*schedule.timesteps, 0.0)]
         return cls(torch.stack([time.layers for time in times]), torch.stack([time.head for time in times]))
 
 
 @dataclass
 class GenerationState:
-    """A generation that has begun; see the module.
+    """The state of a running generation; see the module.
 
-    motion: 16 19 h w, None where the condition is not embedded here. masks: S F rows columns, or None for a
+    motion: 16 19 h w, or None if another device embeds the condition. masks: S F rows columns, or None for a
     single speaker.
     """
 
@@ -129,7 +129,7 @@ class GenerationState:
             self.masks = torch.stack([self.tokens.of_block(mask) for mask in masks])  # S N 1
 
     def embed_condition(self, reference: Tensor) -> Tensor:
-        """The condition's tokens here, N C, of a reference latent, 16 1 h w on the device."""
+        """This device's condition tokens, N C, for a reference latent, 16 1 h w on the device."""
         assert self.motion is not None
         return self.tokens.of_condition(self.transformer.embed_condition(reference, self.motion))
 
@@ -138,7 +138,7 @@ class GenerationState:
         return stack.prefill(x, self.times.layers[-1], self.condition_table.at(REFERENCE_TIME), anchor)
 
     def open(self, block: Block, audio: AudioTokens, anchor: int) -> OpenBlock:
-        """A block before its first step, its noise still where it is."""
+        """Open a block before its first step; its noise is not uploaded."""
         return OpenBlock(
             block=block,
             latents=block.noise,
@@ -149,15 +149,15 @@ class GenerationState:
         )
 
     def table_of(self, first_frame: int) -> Tensor:
-        """The rotary table of a block's tokens here."""
+        """The rotary table of this device's tokens of a block."""
         return self.tokens.of_block(block_table(self.geometry, first_frame, self._head_dim, self.device))
 
     def embed(self, opened: OpenBlock) -> Tensor:
-        """A block's tokens here, N C, at its current noise level."""
+        """This device's tokens of a block, N C, at its current noise level."""
         return self.tokens.of_block(self.transformer.embed_block(opened.latents, opened.pose))
 
     def item(self, opened: OpenBlock, step: int) -> WorkItem:
-        """The work item (block, step) as the layers see it."""
+        """The WorkItem for (block, step)."""
         block = opened.block
         time = reference_time(block.first_frame, block.distances[step])
         return WorkItem(
@@ -172,7 +172,7 @@ class GenerationState:
         )
 
     def advance(self, opened: OpenBlock, x: Tensor, step: int) -> None:
-        """Take the Euler step of a block whose tokens, N C, have been through all layers."""
+        """Apply the Euler step to a block whose tokens, N C, have passed through all layers."""
         patches = self.tokens.all_of_block(self.transformer.head(x, self.times.head[step]))
         velocity = unpatchify(patches, self.geometry)
         opened.latents = self.schedule.advance(opened.latents, velocity, step)

@@ -1,7 +1,7 @@
-"""A run of consecutive layers with everything they keep, walked one work item (block, step) at a time.
+"""Consecutive layers with their caches, run for one work item (block, step) at a time.
 
-A stage of a pipeline owns some layers and their rings; the local denoiser owns all. Items may come in any
-order in which each step sees the blocks in turn.
+A pipeline stage owns some layers and their rings; the local denoiser owns all. Items may come in any order in
+which each step sees the blocks in sequence.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from avatar.pipeline.offload.host_layers import HostRings, RingMemory
 
 
 class WorkItem(NamedTuple):
-    """The work item (block, step) as every layer sees it.
+    """The inputs, other than tokens, that every layer needs for one work item (block, step).
 
     anchor: which prefill's condition to attend to. modulation: 6 C float32. table, condition_table: rotary
     tables of the block's and the condition's tokens. masks: S N 1, or None for a single speaker.
@@ -57,9 +57,9 @@ class WorkItem(NamedTuple):
 
 @dataclass(frozen=True)
 class CompiledPieces:
-    """The code between attentions, compiled or not; every layer goes through the same functions.
+    """The functions that run between attentions, compiled or not; the same for every layer.
 
-    project_quantised: for attention in 8 bits, where one kernel does it; see fused.
+    project_quantised: for 8-bit attention, if our own kernels are used (see kernels.fused), else None.
     """
 
     project: Callable[..., tuple[Tensor, KeysValues]] = TransformerLayer.project_rotated
@@ -76,15 +76,15 @@ class CompiledPieces:
 
     @classmethod
     def on(cls, device: torch.device) -> CompiledPieces:
-        """As kernels of our own where a device runs them, compiled where it pays, and can be done."""
+        """The fastest pieces that a device supports: our own kernels, else compiled, else eager."""
         if device.type != "cuda" or not compiles(device):
             return cls()
         return cls.fused() if fused_on(device) else cls.compiled()
 
     @classmethod
     def fused(cls) -> CompiledPieces:
-        """With the kernels of fused; what it has none for is compiled."""
-        from avatar.model.kernels import fused  # which needs Triton
+        """Pieces that use kernels.fused; those without a kernel there are compiled."""
+        from avatar.model.kernels import fused  # needs Triton
 
         return replace(
             cls.compiled(),
@@ -97,33 +97,34 @@ class CompiledPieces:
 
     @classmethod
     def compiled(cls, **options: Any) -> CompiledPieces:
-        """Each piece as one graph of static shapes, built at its first use.
+        """Each piece as one graph with static shapes, built at first use.
 
-        Every new picture size costs new graphs. options: torch.compile's.
+        Every new picture size needs new graphs. options: passed to torch.compile.
         """
         pieces = {name: f for name, f in vars(cls()).items() if f is not None}
         return cls(**{name: compiled(f, **options) for name, f in pieces.items()})
 
 
 EAGER = CompiledPieces()
-TEXT_ROWS = 8  # a short prompt is taken in multiples of so many
+TEXT_ROWS = 8  # a short prompt is rounded up to a multiple of this many rows
 
 Visit = Callable[[int], AbstractContextManager[LayerParts]]
 
 
 @dataclass
 class LayerStack:
-    """The layers of a range at the steps of a range, on one device.
+    """A range of layers at a range of steps, on one device.
 
-    dtype: the residual stream's. ring_dtype: how rings are stored, None for the residual stream's dtype; int8
-    for keys in int8 and values in fp8, which attention then reads as they are (see eight_bit). A device that
-    cannot has rings in fp8 instead.
-    visit: entered around each use of a layer, with its index; gives the layer and its injection on the
-    device. None: they are there. rings_on_host: rings wait there, in ring_memory, and are on the device
-    around their use. diagonal: items come several at a time, the oldest block, in its last step, first.
-    layers_at: those that are done here at a step, None for all at every step; shares_last: the stage behind
-    this one has the last layer, too, for its other steps.
-    A layout that splits heads overrides scatter, gather and new_ring, and says so.
+    dtype: the residual stream's. ring_dtype: storage dtype of rings, None for dtype; int8 means keys in int8
+    and values in fp8, which attention reads directly (see attention_8bit); a device that does not support it
+    gets fp8 rings instead.
+    visit: a context manager entered with a layer's index around each use; it yields the layer and its
+    injection on the device. None if all layers are resident. rings_on_host: rings are offloaded to
+    ring_memory, and on the device only around their use. diagonal: several items are run at a time, the
+    oldest block first, which is at the latest step.
+    layers_at: the layers run here at a given step, None for all layers at every step. shares_last: the next
+    stage also has the last layer, for other steps.
+    A layout that splits heads overrides scatter, gather and new_ring, and sets splits_heads.
     """
 
     splits_heads: ClassVar[bool] = False
@@ -155,13 +156,13 @@ class LayerStack:
         self._audio: dict[tuple[int, int], InjectionContext] = {}  # by block and layer
 
     def begin(self, text: Tensor, num_tokens: int) -> None:
-        """Forget the last generation, start with empty rings.
+        """Discard the last generation and start with empty rings.
 
-        text: the embedded prompt, L C, of which num_tokens are its own; the others are padding.
+        text: the embedded prompt, L C, of which the first num_tokens are real and the others padding.
         """
         self.caches.clear()
         self._audio.clear()
-        self.host_rings = None  # its memory is given back before more is taken
+        self.host_rings = None  # frees its memory before new rings are allocated
         rings = self._new_rings()
         for index, (layer, _) in self._visited():
             self.caches[index] = LayerCache(self._text(layer, text, num_tokens), rings[index])
@@ -173,33 +174,32 @@ class LayerStack:
             self._window_room = Window(self.geometry, ring, self.dtype, self.device)
 
     def prefill(self, x: Tensor, modulation: Tensor, table: Tensor, anchor: int) -> Tensor:
-        """Run the condition tokens, N C, attending to themselves; keep every layer's keys and values.
+        """Run the condition tokens, N C, attending to themselves, and keep every layer's keys and values.
 
-        Returns them as the stage behind this one takes them: if it shares the last layer, as that one did.
+        Returns the next stage's input: this stack's output, or, if shares_last, the last layer's input.
         """
         entering = x
         for index, (layer, _) in self._visited():
             entering, cache, vectors = x, self.caches[index], layer.vectors(modulation)
             q, own = self.scatter(*layer.project(x, vectors))
-            cache.conditions[anchor] = KeysValues(
-                own.k.contiguous(), own.v.contiguous()
-            )  # frees the fused qkv
+            # Copies, so that the fused qkv is freed.
+            cache.conditions[anchor] = KeysValues(own.k.contiguous(), own.v.contiguous())
             attended = _attend(rotate(q, table), KeysValues(rotate(own.k, table), own.v))
             x, query = layer.after_self_attention(x, self.gather(attended), vectors)
             x = cross_attention_and_ffn(EAGER, layer, x, query, cache.text, vectors)
         return entering if self.shares_last else x
 
     def release(self, anchor: int) -> None:
-        """Free an anchor's condition; no item that names it may follow."""
+        """Free an anchor's condition; no later item may refer to it."""
         for cache in self.caches.values():
             cache.conditions.pop(anchor, None)
 
     def forward(self, x: Tensor, item: WorkItem) -> Tensor:
-        """Run a block's tokens, N C, through the layers at one step; the step's rings take in the block."""
+        """Run a block's tokens, N C, through the layers at one step, and append the block to its rings."""
         return self.forward_diagonal([x], [item])[0]
 
     def forward_diagonal(self, xs: Sequence[Tensor], items: Sequence[WorkItem]) -> list[Tensor]:
-        """Run several items that need nothing of each other, so that each layer is visited once for all."""
+        """Run several independent items, visiting each layer only once for all of them."""
         xs = list(xs)
         for index, parts in self._visited():
             xs = [
@@ -212,7 +212,7 @@ class LayerStack:
         return self.layers if self.layers_at is None else self.layers_at(step)
 
     def _layer(self, index: int, parts: LayerParts, x: Tensor, item: WorkItem) -> Tensor:
-        """One layer of one item, with its injection."""
+        """Run one layer and its injection for one item."""
         pieces, cache, (layer, injection) = self.pieces, self.caches[index], parts
         if item.step not in cache.vectors:
             cache.vectors[item.step] = layer.vectors(item.modulation)
@@ -229,29 +229,29 @@ class LayerStack:
         return x
 
     def _text(self, layer: TransformerLayer, text: Tensor, num_tokens: int) -> KeysValues | ShortText:
-        """The prompt as a layer's cross-attention keeps it."""
+        """The prompt in the form that a layer's cross-attention caches."""
         num_rows = self.transformer.config.short_text_tokens
         if num_tokens < num_rows <= len(text):
-            if self.pieces.project_quantised is not None:  # nothing is compiled anew for each number of rows
+            if self.pieces.project_quantised is not None:  # its kernels do not recompile per number of rows
                 num_rows = min(num_rows, (num_tokens // TEXT_ROWS + 1) * TEXT_ROWS)
             return layer.cross_attn.short_text(text, num_tokens, num_rows)
         return layer.cross_attn.keys_values(text)
 
     def scatter(self, q: Tensor, own: KeysValues) -> tuple[Tensor, KeysValues]:
-        """Before self-attention: all tokens of some heads, out of some tokens of all heads."""
+        """Before self-attention: exchange some tokens of all heads for all tokens of some heads."""
         return q, own
 
     def gather(self, attended: Tensor) -> Tensor:
-        """After self-attention: scatter undone."""
+        """After self-attention: undo scatter."""
         return attended
 
     def new_ring(self) -> Ring:
-        """An empty ring, on the device, for the heads that scatter leaves here."""
+        """An empty ring on the device, for the heads that scatter assigns to it."""
         config, dtype = self.transformer.config, self.ring_dtype or self.dtype
         return empty_ring(self.geometry, config.num_heads, config.head_dim, dtype, self.device)
 
     def _new_rings(self) -> dict[int, dict[int, Ring]]:
-        """Empty rings by layer and step, where they are kept; in the order of their use."""
+        """Empty rings by layer and step, allocated where they are kept, in the order of use."""
         order = [(layer, step) for step in self.steps for layer in self._layers_at(step)]
         if self.diagonal:
             order.sort(key=lambda key: (key[0], -key[1]))
@@ -266,19 +266,19 @@ class LayerStack:
         return by_layer
 
     def _ring(self, layer: int, step: int) -> AbstractContextManager[Ring]:
-        """A ring on the device; what is appended meanwhile stays in it wherever it is kept."""
+        """A context that yields a ring on the device; frames appended in it persist wherever it is kept."""
         if self.host_rings is not None:
             return self.host_rings.use((layer, step))
         return nullcontext(self.caches[layer].rings[step])
 
     def _attended(self, layer: int, q: Tensor, own: KeysValues, item: WorkItem) -> Tensor:
-        """Self-attention's result; where it pays, a full ring is attended to where it lies.
+        """Self-attention's result; a full ring is attended to in place where that is faster.
 
-        Afterwards the ring holds the block too.
+        Appends the block to the ring.
         """
         cache = self.caches[layer]
         with self._ring(layer, item.step) as ring:
-            large = ring.k.shape[:2].numel() >= 2 * KEY_TILE  # so that a rest and padding find room
+            large = ring.k.shape[:2].numel() >= 2 * KEY_TILE  # room for remainder and padding
             full = ring.num_valid == len(ring.k) and ring.k.dtype == q.dtype
             if large and full and attends_in_parts(q):
                 return self._attended_in_parts(cache, ring, q, own, item)
@@ -289,9 +289,9 @@ class LayerStack:
     def _attended_in_eight_bits(
         self, index: int, layer: TransformerLayer, x: Tensor, vectors: Tensor, item: WorkItem
     ) -> Tensor:
-        """Self-attention's result over keys and values in 8 bits; afterwards the ring holds the block too.
+        """Self-attention's result with 8-bit keys and values. Appends the block to the ring.
 
-        A ring's first block says what it is measured by.
+        A ring is calibrated with its first block.
         """
         kernels, room, cache = self._eight_bit, self._eight_bit_room, self.caches[index]
         assert kernels is not None
@@ -317,10 +317,10 @@ class LayerStack:
     def _attended_in_parts(
         self, cache: LayerCache, ring: Ring, q: Tensor, own: KeysValues, item: WorkItem
     ) -> Tensor:
-        """The ring's whole tiles of keys where they lie; apart from them condition, own and the ring's rest.
+        """Attend to the ring's whole tiles in place, and separately to condition, own and the ring's rest.
 
-        That saves copying the ring, and both parts are whole tiles: the second is filled up with a key of its
-        own, which join_parts takes out again.
+        This avoids copying the ring, and makes both parts whole tiles: the second is padded with copies of
+        one of its own keys, whose contribution join_parts subtracts.
         """
         room, place = self._window_room, self.pieces.place
         past = KeysValues(ring.k.flatten(0, 1), ring.v.flatten(0, 1))
@@ -340,19 +340,19 @@ class LayerStack:
         return self.pieces.join_parts(q, *parts, near.k[0], padding)
 
     def _window(self, cache: LayerCache, ring: Ring, own: KeysValues, item: WorkItem) -> KeysValues:
-        """What the block attends to."""
+        """All keys and values that the block attends to."""
         room = self._window_room
         self.pieces.place(room.condition, cache.conditions[item.anchor], item.condition_table)
         self.pieces.place(room.own, own, None)
         return room.with_past(ring, self.pieces.widen_tokens)
 
     def _append(self, ring: Ring) -> None:
-        """The ring takes in the block, whose keys and values lie in the window."""
+        """Append the block, whose keys and values are in the window, to the ring."""
         own = self._window_room.own
         ring.append(own if ring.scales is None else self.pieces.quantise_tokens(own))
 
     def _injection_context(self, injection: Injection, layer: int, item: WorkItem) -> InjectionContext:
-        """The block's audio as this injection reads it: made at its first step here, freed at its last."""
+        """The block's InjectionContext: computed at its first step here, freed at its last."""
         key = (item.block, layer)
         if key not in self._audio:
             self._audio[key] = injection.context(item.audio)
@@ -374,7 +374,7 @@ def cross_attention_and_ffn(
     text: KeysValues | ShortText,
     vectors: Tensor,
 ) -> Tensor:
-    """A layer from its cross-attention to its end: attended to a prompt, or to a short one."""
+    """The rest of a layer: cross-attention to a long or short prompt, then the feed-forward."""
     if isinstance(text, ShortText):
         return pieces.after_short_text(layer, x, query, text, vectors)
     attended = _attend(pieces.normed_query(layer, query), text)

@@ -1,7 +1,7 @@
-"""The diffusion engine without an end: a block goes as soon as its sound and look-ahead are there.
+"""Live sessions of the diffusion engine: a block starts as soon as its sound and look-ahead have arrived.
 
-The block loop is that of every run: it asks for the speech features of the next block, and waits here until
-they can be had.
+The block loop is the same as in every run: it requests the next block's speech features, and LiveTrack blocks
+until they are available.
 """
 
 from __future__ import annotations
@@ -26,44 +26,44 @@ from avatar.request import LiveRequest, Request
 from avatar.runtime.engine import FrameItem
 from avatar.runtime.live_protocol import LiveFrames
 
-ENDLESS_FRAMES = 400 * 86_400 * FPS  # of the request that stands for a session: more than a year
-KEEP_S = 30.0  # of sound: the encoder's window, and as much as an engine may be behind
-MOST_BEHIND_S = 4.0  # sound that may wait for a slow engine; what comes then is left out
+ENDLESS_FRAMES = 400 * 86_400 * FPS  # length of a live session's request: more than a year
+KEEP_S = 30.0  # of sound: the encoder's window, plus the most that an engine may lag behind
+MOST_BEHIND_S = 4.0  # sound that may queue up for a slow engine; any more is dropped
 WAIT_S = 0.1
 
-MEASURED_BLOCKS = 4  # two seconds of video, after which it is known whether the machine keeps up
-SETTLING_BLOCKS = 1  # before that, whatever is built at its first use
-HELD_SHARE = 1.0  # of a block's duration
-STEPS = (3, 2)  # sampling steps that are tried in turn, then the sizes
+MEASURED_BLOCKS = 4  # two seconds of video, to decide whether the machine keeps up
+SETTLING_BLOCKS = 1  # excluded before that, as graphs are built at first use
+HELD_SHARE = 1.0  # a block may take at most this fraction of its duration
+STEPS = (3, 2)  # numbers of sampler steps to fall back to in turn; then come the sizes
 SIZES = ("512*320", "384*256")
 
 
 class LiveTrack:
-    """A speaker who is still speaking, with features once the encoder is known; see conditions.AnyTrack."""
+    """Live speech, with features once an encoder is set; see conditioning.AnyTrack."""
 
     def __init__(self, sound: Iterator[np.ndarray], cancelled: Callable[[], bool]) -> None:
-        """sound: int16 (n,) at SOUND_HZ; read in a thread of its own, so that none is lost meanwhile."""
+        """sound: int16 (n,) at SOUND_HZ; read in a separate thread, so that none is lost."""
         self._timeline, self._come = Timeline(KEEP_S), threading.Condition()
         self._features: LiveSpeechFeatures | None = None
         self._cancelled, self._ended = cancelled, False
-        self.on_heard: Callable[[], None] = lambda: None  # called when the sound of a block is there
-        self._taken_frames = 0  # of the model's, whose features were asked for
-        self.num_left_out = 0  # samples, because the engine was too far behind
+        self.on_heard: Callable[[], None] = lambda: None  # called when a block's sound has arrived
+        self._taken_frames = 0  # model frames whose features were requested
+        self.num_left_out = 0  # samples dropped because the engine was too far behind
         threading.Thread(target=self._follow, args=(sound,), name="live-sound", daemon=True).start()
 
     def features(self, encoder: SpeechEncoder) -> LiveTrack:
-        """See AnyTrack. Asked for once more it goes on with the level that is known by now."""
+        """See AnyTrack. A repeated call keeps the voice level measured so far."""
         if self._features is None:
             self._features = LiveSpeechFeatures(encoder, self._timeline.listen)
         return self
 
     def is_ready(self, block: int) -> bool:
-        """Whether the features of a block can be had without waiting."""
+        """Whether a block's features are available without waiting."""
         assert self._features is not None
         return self._timeline.num_heard >= self._features.needs(block * BLOCK_FRAMES, BLOCK_FRAMES)
 
     def frames(self, start: int, num_frames: int) -> Tensor:
-        """See SpeechFeatures; waits until the sound is there. Raises: Cancelled when it ends."""
+        """See SpeechFeatures; waits until the sound has arrived. Raises: Cancelled when the sound ends."""
         assert self._features is not None
         needed = self._features.needs(start, num_frames)
         with self._come:
@@ -76,7 +76,7 @@ class LiveTrack:
             return self._features.frames(start, num_frames)
 
     def sound(self, first_frame: int, num_frames: int) -> np.ndarray:
-        """What is heard with frames that are shown, int16 (n,) at SOUND_HZ."""
+        """The sound that belongs to given video frames, int16 (n,) at SOUND_HZ."""
         start = first_frame * SAMPLES_PER_FRAME
         with self._come:
             return self._timeline.sound(start, start + num_frames * SAMPLES_PER_FRAME).copy()
@@ -102,7 +102,7 @@ Make = Callable[[Request], Generator[FrameItem]]
 def live_frames(
     request: Request, track: LiveTrack, make: Make, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[LiveFrames | Notice | Progress]:
-    """Yield what is made, with its sound; with a lighter preset from then on where a machine is too slow."""
+    """Yield frames with their sound; switch to a lighter preset when the machine is too slow."""
     next_frame, rungs = 0, lighter(request.preset)
     while True:
         pace = BlockPace(clock)
@@ -131,7 +131,7 @@ def live_frames(
 
 
 class BlockPace:
-    """Whether blocks are made as fast as they are shown, by the first two seconds of them.
+    """Measures whether blocks are generated as fast as they play, over the first two seconds of video.
 
     Time spent waiting for sound does not count.
     """
@@ -141,11 +141,11 @@ class BlockPace:
         self._seen, self._spent_s = 0, 0.0
 
     def begins(self) -> None:
-        """The sound of a block is there."""
+        """Called when a block's sound has arrived."""
         self._since = self._clock()
 
     def ends(self) -> float | None:
-        """A block has been shown; returns the mean seconds of a block once it is known, and once only."""
+        """Called when a block has been shown. Returns the mean seconds per block, once, when it is known."""
         self._seen += 1
         if self._seen > SETTLING_BLOCKS:
             self._spent_s += self._clock() - self._since
@@ -155,12 +155,12 @@ class BlockPace:
 
 
 def too_slow(block_s: float) -> bool:
-    """Whether a machine that takes so long for a block falls behind."""
+    """Whether a machine that takes block_s per block falls behind."""
     return block_s > HELD_SHARE * BLOCK_FRAMES / FPS
 
 
 def lighter(preset: Preset) -> Iterator[tuple[str, Preset]]:
-    """What a session steps down to, in words and in turn, one after another: fewer steps, then smaller."""
+    """Yield the presets to fall back to, with a name for each: first fewer steps, then smaller sizes."""
     for steps in STEPS:
         if steps < preset.generation.sample_steps:
             preset = preset.with_settings(sample_steps=steps)
@@ -172,7 +172,7 @@ def lighter(preset: Preset) -> Iterator[tuple[str, Preset]]:
 
 
 def stepped_down(block_s: float, lighter_name: str) -> Notice:
-    """What is said of a step down."""
+    """The notice for a fallback to a lighter preset."""
     fps = BLOCK_FRAMES / block_s
     text = f"This machine made {fps:.1f} frames a second of {FPS}; it goes on with {lighter_name}."
     values = {"speed": f"{fps:.1f}", "fps": FPS, "rung": lighter_name}
@@ -180,14 +180,14 @@ def stepped_down(block_s: float, lighter_name: str) -> Notice:
 
 
 def too_slow_for_all(block_s: float) -> Notice:
-    """What is said where nothing lighter is left."""
+    """The notice when no lighter preset is left."""
     fps = BLOCK_FRAMES / block_s
     text = f"This machine makes {fps:.1f} frames a second of {FPS}: some of the sound is left out."
     return Notice("live_behind", text, "warning", values={"speed": f"{fps:.1f}", "fps": FPS})
 
 
 def as_request(request: LiveRequest) -> Request:
-    """A request without an end, of the same picture and preset; its speech is never opened."""
+    """An endless request for the same picture and preset; its speech file is never opened."""
     preset = request.preset.with_settings(enable_online_decode=True)
     return Request(
         portrait=request.portrait,

@@ -1,4 +1,4 @@
-"""Where a pipeline's models come from."""
+"""Sources of a pipeline's models."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ Make = Callable[[Request, Placement, Check], Components]
 
 
 class Models(Protocol):
-    """Makes the models that a request needs."""
+    """Loads the models that a request needs."""
 
     @property
     def lasting(self) -> bool:
-        """Whether they may be kept for the next run."""
+        """Whether the models may be kept for the next run."""
         ...
 
     @property
     def placement(self) -> Placement | None:
-        """The only one that they come in, None for any."""
+        """The only placement that they support; None for any."""
         ...
 
     def load(self, request: Request, placement: Placement, check: Check) -> Components:
-        """The models, placed so; the transformer may come later.
+        """Load the models with the given placement; the transformer may be loaded later.
 
-        Raises: WeightsMissing, BadInput, DoesNotFit, what check raises.
+        Raises: WeightsMissing, BadInput, DoesNotFit, whatever check raises.
         """
         ...
 
 
 class CheckpointModels:
-    """The models of a checkpoint: the named one, or the self-test's toy, built in each run's own folder."""
+    """The models of a checkpoint: a real one, or the self-test's toy, built in each run's work folder."""
 
     placement: Placement | None = None
 
@@ -52,13 +52,13 @@ class CheckpointModels:
         weights: Path | None,
         text_encoder: Callable[[CheckpointFiles], EncodeText] | None = None,
     ) -> None:
-        """weights: the checkpoint's folder, when named. text_encoder: None: where the preset says, alone."""
+        """weights: the checkpoint's folder, if given. text_encoder: None for one device (see the preset)."""
         self._weights, self._text_encoder = weights, text_encoder
         self.lasting = weights is not None or preset.requires.weights != "tiny"
-        self.files: CheckpointFiles | None = None  # those that were loaded last
+        self.files: CheckpointFiles | None = None  # loaded last
 
     def load(self, request: Request, placement: Placement, check: Check) -> Components:
-        """See Models. The prompt is measured first."""
+        """See Models. The prompt's length is checked first."""
         self.files = files = find_files(request.preset, self._weights, request.work)
         PromptTokenizer(files.tokenizer)(request.prompt)
         encode_text = None if self._text_encoder is None else self._text_encoder(files)
@@ -67,7 +67,7 @@ class CheckpointModels:
 
 @dataclass(frozen=True)
 class MadeModels:
-    """Models that a function makes, with random weights for example."""
+    """Models that a function makes, for example with random weights."""
 
     make: Make
     lasting: bool = True
@@ -75,7 +75,7 @@ class MadeModels:
 
     @classmethod
     def given(cls, parts: Components) -> MadeModels:
-        """Models that are there already, as they are placed."""
+        """Models that are already loaded, with their current placement."""
         return cls(lambda *_: parts, placement=parts.placement)
 
     def load(self, request: Request, placement: Placement, check: Check) -> Components:

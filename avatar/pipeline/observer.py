@@ -1,4 +1,4 @@
-"""What a pipeline reports of its own work, so that it can be measured from outside."""
+"""Callbacks through which a pipeline reports its work, so that it can be measured from outside."""
 
 from __future__ import annotations
 
@@ -12,57 +12,57 @@ from avatar.pipeline.offload.host_layers import Traffic
 
 
 class Observer:
-    """Follows what a pipeline does, when it does it. This one ignores it all; others override what they need.
+    """Receives a pipeline's events. This base class ignores all of them; subclasses override what they need.
 
-    The calls come from the thread that runs the pipeline, and say what the host has given the device to do:
-    the device is not waited for.
+    Calls come from the thread that runs the pipeline, when the host has enqueued work; they do not wait for
+    the device.
     """
 
     def run_begins(self) -> None:
-        """A run begins."""
+        """A run has begun."""
 
     def checked(self) -> None:
-        """The run has been asked whether it is cancelled, as it is between any two steps."""
+        """The run has checked for cancellation, as it does between any two steps."""
 
     def waiting(self) -> None:
-        """A live session has been asked whether it is over, as it is while it waits for sound."""
+        """A live session has checked for its end, as it does while it waits for sound."""
 
     def loading(self) -> None:
         """Another model, or another tensor of one, is about to load."""
 
     def encoded(self) -> None:
-        """What the run is conditioned on has been encoded."""
+        """The run's conditions have been encoded."""
 
     def prefilling(self) -> AbstractContextManager[object]:
-        """Entered while the denoiser begins: empty rings, the condition's keys and values."""
+        """Context around the denoiser's begin(): empty rings, the condition's keys and values."""
         return nullcontext()
 
     def submitted(self) -> None:
-        """A block has been handed to the denoiser, its speech encoded."""
+        """A block, with its speech encoded, has been submitted to the denoiser."""
 
     def collecting(self) -> None:
-        """The oldest block is waited for."""
+        """The pipeline is about to wait for the oldest block."""
 
     def stepping(self, num_blocks: int) -> AbstractContextManager[object]:
-        """Entered while a single device denoises so many blocks by one step each."""
+        """Context around one denoising step of num_blocks blocks on a single device."""
         return nullcontext()
 
     def denoised(self, traffic: Traffic) -> None:
-        """A single device has denoised a block; traffic: what crossed the bus for offloading so far."""
+        """A single device has denoised a block. traffic: bytes copied for offloading so far."""
 
     def priming(self) -> AbstractContextManager[object]:
-        """Entered while the decoder's past is filled."""
+        """Context around filling the decoder's past."""
         return nullcontext()
 
     def decoding(self) -> AbstractContextManager[object]:
-        """Entered while a block is decoded."""
+        """Context around decoding a block."""
         return nullcontext()
 
     def decoded(self, frames: Tensor) -> None:
         """A block has been decoded: uint8 T H W 3, on the device."""
 
     def notices(self) -> Iterable[Notice]:
-        """What to tell at the end of a run that was not stopped."""
+        """Notices to yield at the end of a run that was not stopped."""
         return ()
 
 

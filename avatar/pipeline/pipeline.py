@@ -1,4 +1,4 @@
-"""The diffusion engine: conditions once, then block after block of frames; see engine.FrameSource."""
+"""The diffusion engine: encode conditions once, then generate block by block; see engine.FrameSource."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ from avatar.runtime.resume_state import ResumeState
 
 log = logging.getLogger(__name__)
 
-CAUTION = 0.9  # of what was counted on before, each time that memory ran out all the same
+CAUTION = 0.9  # factor on the memory planned with, each time that memory ran out despite the plan
 
 
 class DiffusionPipeline:
-    """Live Avatar: conditions, blocks of latents, frames; its models stay loaded between requests."""
+    """Live Avatar's pipeline from conditions to latents to frames; models stay loaded between requests."""
 
     def __init__(
         self,
@@ -59,10 +59,10 @@ class DiffusionPipeline:
         observer: Observer = UNOBSERVED,
         compiles: bool = True,
     ) -> None:
-        """preset: it tells whether this is the self-test, with its toy model.
+        """preset: determines whether this is the self-test, with its toy model.
 
-        weights: the checkpoint's folder, when named. models: where they come from; None: from the checkpoint.
-        denoising: where it happens; None: on this device. compiles: whether graphs may be built.
+        weights: the checkpoint's folder, if given. models: their source; None for the checkpoint.
+        denoising: where to denoise; None for this device. compiles: whether torch.compile may be used.
         """
         is_tiny = preset.requires.weights == "tiny"
         self._weights = weights
@@ -70,25 +70,25 @@ class DiffusionPipeline:
         self._denoising = denoising or LocalDenoising(weights)
         self._observer = observer
         self._parts: Components | None = None
-        self._held: Hashable = None  # the models that the parts are
-        self._planned: tuple[Request, Placement] | None = None  # of the plan that was asked for last
-        self._state: ResumeState | None = None  # of the run that goes on
-        self._announced_codes: set[str] = set()  # of a run: what was announced
-        # a toy model needs no graphs, which take longer to build than it to run
+        self._held: Hashable = None  # identifies the models loaded in _parts
+        self._planned: tuple[Request, Placement] | None = None  # from the last plan_for
+        self._state: ResumeState | None = None  # of the current run
+        self._announced_codes: set[str] = set()  # notices yielded in the current run
+        # For a toy model, building graphs takes longer than running without them.
         self._compiles = compiles and not is_tiny
         self.pieces = CompiledPieces()
         self.label = SELF_TEST_LABEL if is_tiny else ""
 
     @property
     def plan_binds(self) -> bool:
-        """Whether a run whose plan does not fit must step down before it begins."""
+        """Whether a run whose plan does not fit must fall back to a smaller setting before it begins."""
         return self._denoising.plan_binds
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
-        """Yield uint8 (T, H, W, 3) RGB, a block at a time.
+        """Yield uint8 (T, H, W, 3) RGB, one block at a time.
 
-        Raises: AvatarError, Cancelled; RuntimeError where memory ran out (see is_out_of_memory): then this
-        process is of no more use, and whoever supervises it goes on with a fresh one, a rung lower.
+        Raises: AvatarError, Cancelled; RuntimeError when out of memory (see is_out_of_memory): this process
+        must then be replaced, and its supervisor continues in a new one, one rung down the fallback ladder.
         """
         size = video_size(request)
         self._state = state = ResumeState.of(request, size)
@@ -113,10 +113,10 @@ class DiffusionPipeline:
     def live(
         self, request: LiveRequest, sound: Iterator[np.ndarray], cancelled: Callable[[], bool]
     ) -> Iterator[LiveFrames | Notice | Progress]:
-        """See LiveSource: a block of frames each time. A machine that is too slow takes fewer steps, then a
-        smaller size, which is reported.
+        """See LiveSource: yields one block of frames at a time.
 
-        Raises: AvatarError, Cancelled; RuntimeError where memory ran out, as frames().
+        A machine that is too slow falls back to fewer steps, then to a smaller size, with a notice.
+        Raises: AvatarError, Cancelled; RuntimeError when out of memory, as in frames().
         """
         whole = as_request(request)
         size = video_size(whole)
@@ -143,7 +143,7 @@ class DiffusionPipeline:
             self._denoising.run_ends()
 
     def anchor(self) -> np.ndarray | None:
-        """The first latent frame of the run that goes on, once generated, 16 1 h w float32."""
+        """The current run's first latent frame, once generated, 16 1 h w float32."""
         return None if self._state is None else self._state.anchor
 
     def close(self) -> None:
@@ -151,7 +151,7 @@ class DiffusionPipeline:
         self._parts = None
 
     def plan_for(self, request: Request) -> Plan:
-        """The plan that a run of this request follows: asked for as it begins, and followed by frames()."""
+        """Plan a run of this request. Called as the run begins; frames() then follows the plan."""
         preset = lowered(request).preset
         planned = self._denoising.plan(
             preset,
@@ -164,7 +164,7 @@ class DiffusionPipeline:
         return planned
 
     def pinned_bytes(self) -> int:
-        """Host memory that is pinned for this process's GPUs."""
+        """Bytes of host memory pinned by this process."""
         return pinned_bytes()
 
     def _made(
@@ -175,7 +175,7 @@ class DiffusionPipeline:
         state: ResumeState,
         cancelled: Callable[[], bool],
     ) -> Iterator[FrameItem]:
-        """What is left to make, as the request's preset makes it, in frames of the stream's size."""
+        """Generate the remaining frames with the request's preset, at the stream's size."""
         with SpeechReader(request.speech) as speech:
             track = SpeechTrack(speech.listen, speech.num_samples_16k)
             yield from self._spoken(request, placement, stream, state, track, cancelled)
@@ -190,7 +190,7 @@ class DiffusionPipeline:
         cancelled: Callable[[], bool],
         is_ready: Callable[[int], bool] = lambda block: True,
     ) -> Generator[FrameItem]:
-        """The same, of a speaker's speech. is_ready: see rollout."""
+        """The same for a given speech track. is_ready: see rollout."""
         check = checking(cancelled)
 
         def loading() -> None:
@@ -214,7 +214,7 @@ class DiffusionPipeline:
             yield state.show(resized(pixels, stream))
 
     def _announced(self) -> Iterator[Notice]:
-        """What this device turned out not to do as fast as others, once in a run."""
+        """Notices of the fast paths that this device lacks, once per run."""
         for code, text in missing():
             if code not in self._announced_codes:
                 self._announced_codes.add(code)
@@ -231,7 +231,7 @@ class DiffusionPipeline:
         cancelled: Callable[[], bool],
         is_ready: Callable[[int], bool],
     ) -> Iterator[Tensor]:
-        """Frames of each block, T H W 3 on the device: as they come, or all at the end."""
+        """Frames of each block, T H W 3 on the device, decoded during denoising or all at the end."""
         decoder = self._decoder(parts)
         start = decoder.go_on if state.goes_on else decoder.prime
 
@@ -266,7 +266,7 @@ class DiffusionPipeline:
         is_ready: Callable[[int], bool],
         meanwhile: Callable[[], None],
     ) -> Iterator[Tensor]:
-        """Latents of each block; the rings live as long as this iterator. meanwhile: see rollout."""
+        """Latents of each block; the rings are freed with this iterator. meanwhile: see rollout."""
         first = state.next_block
         latents = rollout(
             conditions,
@@ -291,7 +291,7 @@ class DiffusionPipeline:
         return StreamingDecoder(parts.vae, compile=compile)
 
     def _loaded(self, request: Request, placement: Placement, check: Check) -> Components:
-        """All models, loaded unless held as this request wants them."""
+        """All models, loaded unless they are already held in the way that this request needs."""
         preset = request.preset
         held = self._placement_held(preset)
         if held is None or not held.serves(placement):
@@ -305,11 +305,11 @@ class DiffusionPipeline:
         return self._parts
 
     def _placement_held(self, preset: Preset) -> Placement | None:
-        """How the parts are held; None where they would not do for the preset."""
+        """The placement of the loaded models; None if they cannot be used for the preset."""
         return self._parts.placement if self._parts is not None and self._held == preset.models else None
 
     def _placement(self, request: Request) -> Placement:
-        """What waits on the host in this run: by the plan that was asked for, if one was."""
+        """The placement for this run: from the last plan_for if it was for this request, else a new plan."""
         planned, self._planned = self._planned, None
         if planned is not None and planned[0] == request:
             return planned[1]
@@ -320,9 +320,9 @@ class DiffusionPipeline:
         self.pieces = CompiledPieces.on(parts.device) if self._compiles else EAGER
 
     def _free(self) -> None:
-        """Give back everything that the device holds for us."""
+        """Free all of our memory on the device."""
         if self._parts is not None:
-            self._parts.release_transformer()  # whoever else holds these parts
+            self._parts.release_transformer()  # even if the parts are referenced elsewhere
         self._parts = None
         gc.collect()
         if torch.cuda.is_available():
@@ -330,7 +330,7 @@ class DiffusionPipeline:
 
 
 def checking(cancelled: Callable[[], bool]) -> Check:
-    """What raises Cancelled when cancelled() says yes."""
+    """A Check that raises Cancelled when cancelled() returns True."""
 
     def check() -> None:
         if cancelled():

@@ -1,4 +1,4 @@
-"""A ResumeState as the model takes it: motion frames and the anchor, encoded at the model's size."""
+"""Turn a ResumeState into model inputs: motion frames and the anchor, encoded at the model's size."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from avatar.pipeline.denoiser import Conditions
 from avatar.pipeline.frame_size import LEVELS, resized, still
 from avatar.runtime.resume_state import ResumeState
 
-ANCHOR = slice(1, 2)  # of a picture repeated for five frames: the first latent frame that stands for four
+ANCHOR = slice(1, 2)  # for a picture repeated for five frames: the first latent frame that covers four
 
 
 def with_motion(
     conditions: Conditions, state: ResumeState, portrait: Path, stream: Size, size: Size, vae: VideoVAE
 ) -> Conditions:
-    """The conditions with what was shown last as motion; before the first frame there is the portrait.
+    """Replace the conditions' motion by the frames shown last, padded at the front with the portrait.
 
     stream: the video's size; size: the model's.
     """
@@ -33,25 +33,25 @@ def with_motion(
 
 
 def anchor_at(state: ResumeState, size: Size, vae: VideoVAE) -> Tensor | None:
-    """The anchor at the model's size, None before there is one.
+    """The anchor at the model's size, or None before there is one.
 
-    Where the size has changed, the first picture stands for it. A generated latent stands for four frames: so
-    the picture is encoded as five, and the second latent frame is taken.
+    If the size has changed, the first picture shown is used instead. A generated latent covers four frames,
+    so the picture is encoded as five frames, and the second latent frame is used.
     """
     latent = (size.height // VAE_SPACE_STRIDE, size.width // VAE_SPACE_STRIDE)
     if state.anchor is None or state.anchor.shape[2:] == latent:
         return None if state.anchor is None else torch.from_numpy(state.anchor)
-    assert state.picture is not None  # it was shown before any other size was taken
+    assert state.picture is not None  # set before the size can change
     standing = _video(resized(state.picture[None], size))
     return vae.encode_still(standing, 1 + VAE_TIME_STRIDE)[0][:, ANCHOR]
 
 
 def anchor_of(block: Tensor) -> np.ndarray:
-    """The anchor that a run's first block of latents, 16 3 h w, makes."""
+    """The anchor: the first latent frame of a run's first block, 16 3 h w."""
     return block[:, :1].float().cpu().contiguous().numpy()
 
 
 def _video(frames: np.ndarray) -> Tensor:
-    """uint8 T H W 3 as the VAE's encoder reads it, 1 3 T H W."""
+    """uint8 T H W 3 to the VAE encoder's input, 1 3 T H W."""
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)
     return pixels.float().div(LEVELS).sub(1.0)[None]

@@ -1,4 +1,4 @@
-"""The pipeline where a GPU is lent for one run at a time: loaded on the CPU before, then moved to it."""
+"""The pipeline on ZeroGPU, which attaches a GPU for one run at a time: load on the CPU first, then move."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 class LentModels:
-    """See Models: read into the host's memory ahead of the runs, and moved to the GPU when there is one."""
+    """Models that are read into host memory before the runs, and moved to the GPU when there is one."""
 
     lasting = True
     placement: Placement | None = None
@@ -44,20 +44,20 @@ class LentModels:
         self._checkpoint = CheckpointModels(preset, weights)
         self._ahead: Components | None = None
         self._files: CheckpointFiles | None = None
-        self._folder: Path | None = None  # of the self-test's toy model
+        self._folder: Path | None = None  # for the self-test's toy model
 
     def read(self) -> None:
-        """Read all models but the prompt's encoder. Raises: WeightsMissing, BadInput."""
-        # Not TemporaryDirectory, which a fork that has no more use for this object would remove.
+        """Read all models except the prompt encoder. Raises: WeightsMissing, BadInput."""
+        # Not TemporaryDirectory: a forked process that drops this object would remove the folder.
         self._folder = Path(tempfile.mkdtemp(prefix="avatar-lent-"))
         self._files = find_files(self._preset, self._weights, self._folder)
         self._ahead = Components.load(self._preset.memory, self._files, device=CPU)
         self._ahead.load_transformer()
 
     def load(self, request: Request, placement: Placement, check: Check) -> Components:
-        """What was read ahead, on the GPU; read anew where some of it is to wait on the host: see Models."""
+        """See Models. Moves the models to the GPU; reads them again if some of them must be offloaded."""
         files, memory = self._files, request.preset.memory
-        ahead, self._ahead = self._ahead, None  # from now on they are the run's
+        ahead, self._ahead = self._ahead, None  # from now on they belong to the run
         as_read = memory.weight_dtype == self._preset.memory.weight_dtype and placement == ALL_ON_GPU
         if ahead is None or files is None or not as_read:
             return self._checkpoint.load(request, placement, check)
@@ -80,7 +80,7 @@ class LentModels:
         )
 
     def close(self) -> None:
-        """Let go of what was read, and of the toy model's folder."""
+        """Free the models, and delete the toy model's folder."""
         self._ahead = None
         if self._folder is not None:
             shutil.rmtree(self._folder)
@@ -88,9 +88,9 @@ class LentModels:
 
 
 class LentPipeline:
-    """A pipeline that lives in the page's own process between runs, and compiles nothing; see FrameSource.
+    """A FrameSource that stays in the web page's process between runs, and compiles nothing.
 
-    Models that were moved to a GPU stay there for the next run, if the process that had it lives so long.
+    Models that were moved to a GPU stay there for the next run, if the process that had the GPU still runs.
     """
 
     def __init__(self, preset: Preset, weights: Path | None = None) -> None:
@@ -100,13 +100,13 @@ class LentPipeline:
         self.label = self._pipeline.label
 
     def load(self) -> None:
-        """Read the models before there is a GPU. Raises: WeightsMissing, BadInput."""
+        """Read the models before a GPU is attached. Raises: WeightsMissing, BadInput."""
         self._models.read()
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
-        """See FrameSource. Where the plan does not fit, rungs are taken before the run, none in its course.
+        """See FrameSource. A plan that does not fit steps the preset down before the run, never during it.
 
-        Raises: DoesNotFit, also where memory ran out all the same: this process cannot begin anew.
+        Raises: DoesNotFit, also when memory runs out despite the plan: this process cannot be restarted.
         """
         state, descent = ResumeState.of(request), Descent(request)
         descent.skip(state.num_rungs)
@@ -127,7 +127,7 @@ class LentPipeline:
             ) from error
 
     def plan_for(self, request: Request, cancelled: Callable[[], bool] = lambda: False) -> Plan:
-        """See DiffusionPipeline; nobody need wait for it."""
+        """See DiffusionPipeline. cancelled: unused, as planning here does not wait."""
         return self._pipeline.plan_for(request)
 
     def pinned_bytes(self) -> int:
@@ -141,5 +141,5 @@ class LentPipeline:
 
 
 def _is_short(plan: Plan) -> bool:
-    """Whether a card that is there lacks memory."""
+    """Whether an existing GPU lacks memory."""
     return any(gpu.total_bytes and gpu.shortfall_bytes for gpu in plan.gpus)

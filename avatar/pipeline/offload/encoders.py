@@ -1,4 +1,4 @@
-"""Side models that are on the GPU only while they work, and wait in pinned host memory otherwise."""
+"""Offloaded side models: on the GPU only while they run, otherwise in pinned host memory."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from avatar.pipeline.offload.host_modules import HostModules, VisitHook
 
 
 def offload_speech_encoder(encoder: SpeechEncoder, device: torch.device) -> None:
-    """Move a speech encoder to the host: it visits the device for each window, and its results come back."""
+    """Offload a speech encoder: each window copies it to the device, and its results back to the host."""
     add_hook_to_module(encoder.model, VisitHook(HostModules([encoder.model], device)))
 
 
 class OffloadedVAE(VideoVAE):
-    """A VAE whose encoder visits the GPU for each portrait; its decoder stays."""
+    """A VAE whose encoder is copied to the GPU for each portrait; its decoder stays there."""
 
     def __init__(self, vae: VideoVAE) -> None:
-        """vae: on the device where it works; its encoder is moved to the host."""
+        """vae: on the device where it runs; its encoder is moved to the host."""
         super().__init__(vae.model)
         self.host = HostModules([self.model.encoder, self.model.quant_conv], self.device)
 

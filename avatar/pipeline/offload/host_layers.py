@@ -1,10 +1,10 @@
-"""Transformer layers and rings that wait in pinned host memory and are on the GPU only around their use.
+"""Offloaded transformer layers and rings: kept in pinned host memory, on the GPU only around their use.
 
-What is used next is copied by a stream of its own while the GPU computes, across layers, steps and blocks.
-diffusers' group offloading and accelerate's hooks do less: they hang on a module's forward, which the pieces
-of a layer here do not have; the host waits for the copying stream before each group; every tensor is copied
-by itself, into memory that is asked for anew; and nothing of theirs writes back, as rings need.
-On a CPU the same code copies when it is asked to: the slow twin of what streams do.
+The next layer or ring is copied on a separate stream while the GPU computes, across layers, steps and blocks.
+diffusers' group offloading and accelerate's hooks do less: they attach to a module's forward, which our layer
+pieces do not have; the host waits for the copy stream before each group; every tensor is copied separately,
+into newly allocated memory; and they do not copy back, as rings require.
+On a CPU the same code copies synchronously, which is the reference for the version with streams.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Place = TypeVar("Place")
 
 @dataclass
 class Traffic:
-    """Bytes that crossed the bus."""
+    """Bytes copied between host and device."""
 
     to_device_bytes: int = 0
     to_host_bytes: int = 0
@@ -46,18 +46,18 @@ class Traffic:
         return Traffic(self.to_device_bytes + other.to_device_bytes, self.to_host_bytes + other.to_host_bytes)
 
     def copy_in(self, target: Tensor, source: Tensor) -> None:
-        """Host to device, without waiting for it."""
+        """Copy host to device, without waiting for it."""
         target.copy_(source, non_blocking=True)
         self.to_device_bytes += source.nbytes
 
     def copy_out(self, target: Tensor, source: Tensor) -> None:
-        """Device to host, without waiting for it."""
+        """Copy device to host, without waiting for it."""
         target.copy_(source, non_blocking=True)
         self.to_host_bytes += source.nbytes
 
 
 class Lane:
-    """A stream of a device: the current one, or one beside it. On a CPU all work is done in order."""
+    """A device's stream: the current one, or a separate one (beside). On a CPU all work is synchronous."""
 
     def __init__(self, device: torch.device, beside: bool = False) -> None:
         self._device = device
@@ -65,23 +65,23 @@ class Lane:
 
     @property
     def stream(self) -> torch.cuda.Stream | None:
-        """None on a CPU."""
+        """The lane's CUDA stream; None on a CPU."""
         if self._device.type != "cuda":
             return None
         return self._stream or torch.cuda.current_stream(self._device)
 
     def entered(self) -> AbstractContextManager[Any]:
-        """What is enqueued meanwhile goes into this lane."""
+        """Context in which work is enqueued on this lane."""
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
     def keeps(self, tensor: Tensor) -> None:
-        """The tensor's memory may be given to others only when this lane is done with it."""
+        """Keep the tensor's memory from being reused until this lane is done with it."""
         if self.stream is not None:
             tensor.record_stream(self.stream)
 
 
 class Mark:
-    """A point in one lane's work that others can wait for; set anew, it is another point."""
+    """A point in one lane's work that other lanes can wait for; set() moves it to a new point."""
 
     def __init__(self, device: torch.device) -> None:
         self._event = torch.cuda.Event() if device.type == "cuda" else None
@@ -91,13 +91,13 @@ class Mark:
             self._event.record(lane.stream)
 
     def awaited_by(self, lane: Lane) -> None:
-        """What the lane does from here on comes after the point; the host does not wait."""
+        """Make the lane's later work wait for the point; the host does not wait."""
         if self._event is not None and lane.stream is not None:
             lane.stream.wait_event(self._event)
 
 
 class Slot(Generic[Key, Place]):
-    """One place on the device. arrived: what it holds is there. left: it may be overwritten."""
+    """One buffer on the device. arrived: its contents have been copied. left: it may be overwritten."""
 
     def __init__(self, place: Place, device: torch.device) -> None:
         self.place = place
@@ -107,9 +107,9 @@ class Slot(Generic[Key, Place]):
 
 
 class Conveyor(Generic[Key, Place]):
-    """Places on the device which things from the host take in turn, each copied there ahead of its use.
+    """A few device buffers that host items occupy in turn, each copied there ahead of its use.
 
-    order: the keys as they will be used, from the first again after the last; another order costs time only.
+    order: the keys in their order of use, repeated cyclically; use in another order only costs time.
     """
 
     def __init__(self, device: torch.device, places: Sequence[Place], order: Sequence[Key]) -> None:
@@ -125,24 +125,24 @@ class Conveyor(Generic[Key, Place]):
                 self._out.keeps(tensor)
 
     def _memory(self, place: Place) -> Iterable[Tensor]:
-        """The tensors that a place consists of."""
+        """The tensors of a device buffer."""
         raise NotImplementedError
 
     def _load(self, key: Key, place: Place) -> None:
-        """Copy what has a key to a place."""
+        """Copy an item to a device buffer."""
         raise NotImplementedError
 
     def _store(self, key: Key, place: Place) -> None:
-        """Copy back what a use has changed: nothing, unless overridden."""
+        """Copy back what a use has changed. By default there is nothing to copy."""
 
     @contextmanager
     def use(self, key: Key) -> Iterator[Place]:
-        """The place where a thing lies, while the current stream works with it; one at a time."""
+        """Context that yields an item's device buffer, for use on the current stream; one at a time."""
         self._bring([key, *self._next(key)][: len(self._slots)])
         slot = next(slot for slot in self._slots if slot.key == key)
         slot.in_use = True
         slot.arrived.awaited_by(self._work)
-        slot.left.awaited_by(self._work)  # if it stayed since its last use: storing reads the place
+        slot.left.awaited_by(self._work)  # _store may still be reading it from its last use
         try:
             yield slot.place
         finally:
@@ -155,12 +155,12 @@ class Conveyor(Generic[Key, Place]):
         self._bring(self._next(key))
 
     def _next(self, key: Key) -> list[Key]:
-        """The keys that follow, as many as there are slots; at the end the key itself if it comes so soon."""
+        """The next keys in order, as many as there are slots; may end with the key itself."""
         turn, count = self._turn[key], min(len(self._slots), len(self._order))
         return [self._order[(turn + step) % len(self._order)] for step in range(1, count + 1)]
 
     def _bring(self, keys: Sequence[Key]) -> None:
-        """Start copying those that are not there, the most urgent first, over what is not among them."""
+        """Start copying the keys that are not on the device, in order, over slots that hold none of them."""
         for key in keys:
             if any(slot.key == key for slot in self._slots):
                 continue
@@ -174,12 +174,12 @@ class Conveyor(Generic[Key, Place]):
 
 
 class HostLayers(Conveyor[int, "LayerSlot"]):
-    """Some of a transformer's layers, their audio injections with them, each in one buffer on the host."""
+    """Some of a transformer's layers with their audio injections, each in one buffer on the host."""
 
     def __init__(
         self, model: StreamingTransformer, indices: Sequence[int], num_slots: int, device: torch.device
     ) -> None:
-        """Take the layers out of a model that is loaded and fused; their tensors may be anywhere."""
+        """Move layers of a loaded and fused model to the host; their tensors may be on any device."""
         start = time.perf_counter()
         self._parts = [model.layer_parts(index) for index in range(model.config.num_layers)]
         self.buffers = {
@@ -196,7 +196,7 @@ class HostLayers(Conveyor[int, "LayerSlot"]):
 
     @contextmanager
     def visit(self, index: int) -> Iterator[LayerParts]:
-        """Any layer and its injection, on the device; the next from the host are on their way meanwhile."""
+        """Context that yields any layer and its injection on the device, while the next ones are copied."""
         parts = self._parts[index]
         if index not in self.buffers:
             yield parts
@@ -214,10 +214,10 @@ class HostLayers(Conveyor[int, "LayerSlot"]):
 
 @dataclass(frozen=True)
 class LayerSlot:
-    """A layer on the device, with an injection behind it, whose tensors are views of one buffer.
+    """A layer and an injection on the device, whose tensors are views of one buffer.
 
-    To bring another layer is to fill the buffer; one without an injection fills only the beginning. So
-    compiled code sees a few more layers, and never a tensor that moved.
+    Another layer is loaded by overwriting the buffer; one without an injection fills only its beginning.
+    Compiled code therefore sees a few extra layers, but never a tensor at a new address.
     """
 
     buffer: Tensor
@@ -225,7 +225,7 @@ class LayerSlot:
 
     @classmethod
     def like(cls, parts: LayerParts, device: torch.device) -> LayerSlot:
-        """The same modules over a buffer of their own."""
+        """The same modules over a new buffer."""
         tensors = tensors_of(_modules(parts)).values()
         layout = BufferLayout.of(tensors)
         buffer = torch.zeros(layout.num_bytes, dtype=torch.uint8, device=device)
@@ -237,12 +237,12 @@ class LayerSlot:
 
 
 def _modules(parts: LayerParts) -> list[nn.Module]:
-    """The layer's tensors come before the injection's."""
+    """The modules of a layer, followed by its injection's if there is one."""
     return [part for part in parts if part is not None]
 
 
 def settle_on_host(config: ModelConfig, placement: Placement) -> Settle:
-    """Send a loading model's layers that will wait on the host there, tensor by tensor, injections too."""
+    """A Settle that sends the layers to be offloaded, and their injections, to the host as they load."""
     if not placement.layers_on_host:
         return stay
     indices = spread(config.num_layers, placement.layers_on_host)
@@ -263,30 +263,30 @@ def _tell(what: str, num_bytes: int, start: float) -> None:
 
 
 class RingMemory:
-    """Host memory that the rings of one run leave to the next: to lock so much of it takes long."""
+    """Pinned host memory for rings, reused from run to run, since pinning that much takes long."""
 
     def __init__(self) -> None:
         self._buffers: list[Tensor] = []
-        self._user: Callable[[], object] = lambda: None  # whose memory it is now, while that lives
+        self._user: Callable[[], object] = lambda: None  # weak reference to the current user
 
     def take(self, user: object, num_buffers: int, num_bytes: int, device: torch.device) -> list[Tensor]:
-        """Buffers of so many bytes each, for as long as the user lives; contents are undefined.
+        """Lend num_buffers buffers of num_bytes each until user is garbage-collected; contents are undefined.
 
         Raises: DoesNotFit.
         """
         if self._user() is not None:
             return [host_buffer(num_bytes, device) for _ in range(num_buffers)]
         if [len(buffer) for buffer in self._buffers] != [num_bytes] * num_buffers:
-            self._buffers.clear()  # given back before more is taken
+            self._buffers.clear()  # freed before more is allocated
             self._buffers += [host_buffer(num_bytes, device) for _ in range(num_buffers)]
         elif device.type == "cuda":
-            torch.cuda.synchronize(device)  # the last user's copies
+            torch.cuda.synchronize(device)  # wait for the last user's copies
         self._user = weakref.ref(user)
         return list(self._buffers)
 
 
 class HostRings(Conveyor[tuple[int, int], Ring]):
-    """Every ring of a run in host memory; on the device is the one at work, and the next on its way."""
+    """All rings of a run in host memory; the device has the one in use, and the next one being copied."""
 
     def __init__(
         self,
@@ -295,9 +295,9 @@ class HostRings(Conveyor[tuple[int, int], Ring]):
         new_ring: Callable[[], Ring],
         memory: RingMemory,
     ) -> None:
-        """Empty rings by layer and step, in the order of their use; new_ring makes one on the device."""
+        """Allocate empty rings. order: (layer, step) in order of use. new_ring: makes one on the device."""
         start, slots = time.perf_counter(), [new_ring() for _ in range(RING_SLOTS)]
-        # On the host frames are apart, each in one piece, whatever their order on the device.
+        # On the host each frame is contiguous, whatever the memory layout on the device.
         layout = BufferLayout.of(torch.empty(t.shape, dtype=t.dtype, device="meta") for t in slots[0].tensors)
         layers = list(dict.fromkeys(layer for layer, _ in order))
         buffers = memory.take(self, len(layers), len(order) // len(layers) * layout.num_bytes, device)
@@ -321,7 +321,7 @@ class HostRings(Conveyor[tuple[int, int], Ring]):
         place.resume(ring)
 
     def _store(self, key: tuple[int, int], place: Ring) -> None:
-        """Only the frames that were appended; the others are on the host already."""
+        """Copy back only the appended frames; the others are already on the host."""
         ring = self.rings[key]
         for written in ring.places(place.num_written - ring.num_written):
             for target, source in zip(ring.tensors, place.tensors, strict=True):

@@ -1,4 +1,4 @@
-"""Modules whose tensors wait in one pinned buffer on the host."""
+"""Offloaded modules, whose tensors are kept in one pinned buffer on the host."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from avatar.pipeline.offload.pinned import BufferLayout, host_buffer
 
 
 class HostModules:
-    """Modules whose tensors wait in a buffer on the host, and are on the device only while they work."""
+    """Modules whose tensors are kept in a buffer on the host, and are on the device only while in use."""
 
     def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
-        """device: where they work; their tensors may be anywhere now. Raises: DoesNotFit."""
+        """device: where the modules run; their tensors may now be on any device. Raises: DoesNotFit."""
         tensors = tensors_of(modules)
         self.device, self._places = device, list(tensors)
         self._layout = BufferLayout.of(tensors.values())
@@ -31,7 +31,7 @@ class HostModules:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """The modules are on the device meanwhile, in the current stream's order."""
+        """Context in which the modules are on the device, in the current stream's order."""
         self.bring()
         try:
             yield
@@ -39,11 +39,11 @@ class HostModules:
             self.take_back()
 
     def bring(self) -> None:
-        """Copy the modules to the device, without waiting for it: one copy for them all."""
+        """Copy all modules to the device in a single copy, without waiting for it."""
         self._put(self._layout.views(self.buffer.to(self.device, non_blocking=True)))
 
     def take_back(self) -> None:
-        """Let go of the copies on the device, whose memory serves what is enqueued from here on."""
+        """Drop the device copies; work enqueued from here on may reuse their memory."""
         self._put(self._layout.views(self.buffer))
 
     def _put(self, tensors: Iterable[Tensor]) -> None:
@@ -52,17 +52,17 @@ class HostModules:
 
 
 class VisitHook(ModelHook):
-    """Has a model on the device while its forward runs, and waiting on the host otherwise.
+    """Keeps a model on the device while its forward runs, and on the host otherwise.
 
-    accelerate's own hooks copy tensor by tensor, out of memory that is not page-locked, and back as well.
+    accelerate's own hooks copy tensor by tensor from memory that is not pinned, and copy back as well.
     """
 
     def __init__(self, host: HostModules) -> None:
-        """host: of the model that the hook is added to."""
+        """host: the HostModules of the model that the hook is added to."""
         self._host = host
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """See ModelHook. The arguments follow the model."""
+        """See ModelHook. Moves the arguments to the device too."""
         self._host.bring()
         device = self._host.device
         return send_to_device(args, device), send_to_device(kwargs, device)
@@ -74,7 +74,7 @@ class VisitHook(ModelHook):
 
 
 def tensors_of(modules: Iterable[nn.Module]) -> dict[tuple[nn.Module, str], Tensor]:
-    """Every parameter and buffer by its owner and name, in the modules' order."""
+    """Every parameter and buffer by its module and name, in the modules' order."""
     return {
         (part, name): tensor
         for module in modules

@@ -1,8 +1,8 @@
-"""Page-locked host memory, from which the GPU copies by itself while it computes; and tensors laid into it.
+"""Pinned host memory, from which the GPU can copy while it computes, and the layout of tensors in it.
 
-PyTorch's own pinned allocator rounds every piece up to a power of two and never gives any back to the system,
-which a host that holds half a model cannot afford. So pages are mapped here, exactly as many as are needed,
-registered with the driver, and given back when the last tensor in them is gone.
+PyTorch's own pinned allocator rounds every allocation up to a power of two and never returns memory to the
+system, which a host that holds half a model cannot afford. This module maps exactly as many pages as needed,
+registers them with the driver, and frees them with the last tensor in them.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from torch import Tensor
 from avatar.errors import DoesNotFit
 from avatar.model.device_checks import found_missing
 
-ALIGN_BYTES = 256  # of each tensor in a buffer: what CUDA's allocations have, and kernels are compiled for
+ALIGN_BYTES = 256  # of each tensor in a buffer: same as CUDA's allocations, which kernels are compiled for
 
-_pinned: dict[int, int] = {}  # bytes by address
+_pinned: dict[int, int] = {}  # address to bytes
 
 
 def pinned_bytes() -> int:
-    """Host memory that this process holds page-locked now."""
+    """Bytes of host memory that this process has pinned."""
     return sum(list(_pinned.values()))
 
 
 def host_buffer(num_bytes: int, device: torch.device) -> Tensor:
-    """Bytes on the host, page-locked where the device is a GPU, unless the system refuses to lock so many.
+    """Allocate host memory, pinned if the device is a GPU.
 
-    Then they are pageable, and their copies slower. Raises: DoesNotFit where the memory itself is not there.
+    If the system refuses to pin that much, the memory is pageable, and copies are slower. Raises: DoesNotFit
+    when there is not enough memory.
     """
     if device.type != "cuda" or not num_bytes:
         return torch.empty(num_bytes, dtype=torch.uint8)
@@ -45,20 +46,20 @@ def host_buffer(num_bytes: int, device: torch.device) -> Tensor:
         pages.madvise(mmap.MADV_HUGEPAGE)  # far fewer pages to lock
     array = np.frombuffer(pages, dtype=np.uint8)
     address, tensor = array.ctypes.data, torch.from_numpy(array)
-    tensor.zero_()  # all cores map the pages; the driver would do it alone, under its lock
+    tensor.zero_()  # maps the pages on all cores; the driver would do it on one, under its lock
     with torch.cuda.device(device):
         if int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0)):
             _forget_error(device)
             found_missing("pinned", MemoryError(f"{num_bytes / 2**30:.2f} GiB could not be locked"))
             return tensor
     _pinned[address] = num_bytes
-    # The array dies with the last tensor on it, and its pages after it.
+    # The array is freed with the last tensor on it, and then its pages.
     weakref.finalize(array, _unpin, address, device).atexit = False
     return tensor
 
 
 def _unpin(address: int, device: torch.device) -> None:
-    """Unlock pages once no copy can be under way to or from them."""
+    """Unpin pages once no copy to or from them can be in progress."""
     with torch.cuda.device(device):
         torch.cuda.synchronize()
         torch.cuda.check_error(int(torch.cuda.cudart().cudaHostUnregister(address)))
@@ -66,7 +67,7 @@ def _unpin(address: int, device: torch.device) -> None:
 
 
 def _forget_error(device: torch.device) -> None:
-    """CUDA tells of a failed call once more at the next kernel: at this one, and no one else's."""
+    """Consume CUDA's pending error here: it reports a failed call again at the next kernel launch."""
     with suppress(RuntimeError):
         torch.zeros(1, device=device)
 
@@ -80,14 +81,14 @@ def _no_room(num_bytes: int) -> DoesNotFit:
 
 @dataclass(frozen=True)
 class BufferLayout:
-    """Where tensors lie in a buffer of bytes, one behind the other: shape, strides, dtype and first byte."""
+    """Layout of consecutive tensors in a byte buffer: shape, strides, dtype and first byte of each."""
 
     entries: tuple[tuple[torch.Size, tuple[int, ...], torch.dtype, int], ...]
     num_bytes: int
 
     @classmethod
     def of(cls, tensors: Iterable[Tensor]) -> BufferLayout:
-        """Room for tensors like these, without their gaps, but with the same order of axes in memory."""
+        """A layout for tensors like these: without their gaps, but with the same order of axes in memory."""
         entries, end = [], 0
         for tensor in tensors:
             strides = torch.empty_like(tensor, device="meta").stride()
@@ -96,7 +97,7 @@ class BufferLayout:
         return cls(tuple(entries), end)
 
     def views(self, buffer: Tensor) -> list[Tensor]:
-        """The tensors in a buffer, whose contents they share."""
+        """The tensors as views of a buffer."""
         return [
             buffer[start : start + shape.numel() * dtype.itemsize].view(dtype).as_strided(shape, strides)
             for shape, strides, dtype, start in self.entries
