@@ -1,1 +1,1 @@
-"""One stream over several GPUs: layouts, ranks and their supervision. The only room of torch.distributed."""
+"""One stream over several GPUs: ranks, their work and supervision. The only user of torch.distributed."""

@@ -1,4 +1,4 @@
-"""What a rank has done, reported once its device has; and how far the host may run ahead of the device."""
+"""Report a rank's items once its device has completed them, and limit how far the host runs ahead."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from avatar.pipeline.device import downloading
 
 
 class Completions:
-    """Gives answers once the device has come so far, and keeps the host at most one item ahead of it.
+    """Sends answers once the device has completed the work, and keeps the host at most one item ahead of it.
 
-    fail: called at once with what kept an answer from being given: no item may follow that would raise it.
+    fail: called at once with the error that prevented an answer, as no later item may come to raise it.
     """
 
     def __init__(
@@ -31,12 +31,12 @@ class Completions:
             threading.Thread(target=self._send_when_done, daemon=True).start()
 
     def wait(self) -> None:
-        """Before an item: wait until at most one before it is unfinished."""
+        """Call before an item: waits until at most one earlier item is unfinished."""
         if self._on_gpu:
             self._ahead.acquire()
 
     def mark(self, done: Done | None) -> None:
-        """After an item has been enqueued; done: what to answer."""
+        """Call after an item has been enqueued. done: the answer to send, if any."""
         if self._fault is not None:
             raise self._fault
         if self._on_gpu:
@@ -47,24 +47,24 @@ class Completions:
             self._answer(done)
 
     def settle(self) -> None:
-        """Wait until everything has been answered. Raises: what kept an answer from being given."""
+        """Wait until every answer has been sent. Raises: the error that prevented one."""
         self._marks.join()
         if self._fault is not None:
             raise self._fault
 
     def download(self, values: Tensor) -> Tensor:
-        """To the host; whole when its answer is given."""
+        """Copy to the host; complete when the item's answer is sent."""
         return downloading(values) if self._on_gpu else values.clone()
 
     def _send_when_done(self) -> None:
-        torch.cuda.set_device(self._device)  # a thread of its own would else reach for the first GPU
+        torch.cuda.set_device(self._device)  # a new thread would otherwise use the first GPU
         while True:
             event, done = self._marks.get()
             try:
                 event.synchronize()
                 if done is not None:
                     self._answer(done)
-            except BaseException as error:  # the working thread raises it at its next item, if one comes
+            except BaseException as error:  # raised in the working thread at its next item, if any
                 if self._fault is None:
                     self._fault = error
                     self._fail(error)

@@ -1,9 +1,9 @@
-"""Rank 0's side: hands out the items (block, step) and puts the blocks together; a Denoiser to the rollout.
+"""Rank 0's coordinator: hands out the items (block, step) and collects blocks; a Denoiser to the rollout.
 
-It works in a thread of its own, so that frames are decoded meanwhile; the same one from run to run, since
-PyTorch keeps cuDNN's plans of attention, some 80 ms for each shape, by thread (its source:
-aten/src/ATen/native/cudnn/MHA.cpp). Latents pass through here on the CPU between two stages' steps; only the
-tokens inside a step go from stage to stage directly.
+It works in a separate thread, so that frames can be decoded at the same time. The thread is kept from run to
+run, since PyTorch caches cuDNN's attention plans, some 80 ms per shape, per thread (source:
+aten/src/ATen/native/cudnn/MHA.cpp). Latents pass through rank 0 on the CPU between two stages' steps; only
+the tokens within a step go directly from stage to stage.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from avatar.pipeline.flow_match_euler import Schedule
 from avatar.pipeline.generation import Block
 from avatar.pipeline.layer_stack import CompiledPieces
 
-POLL_S = 0.02  # between two looks whether a run was cancelled
-BLOCKS_AHEAD = 2  # submitted beyond those at work, so that none is missed while frames are decoded
+POLL_S = 0.02  # between two checks for cancellation
+BLOCKS_AHEAD = 2  # submitted beyond those in progress, so that ranks do not run dry during decoding
 
 
 def assist(
@@ -41,9 +41,9 @@ def assist(
     pieces: CompiledPieces,
     encode: Callable[[Tensor], object] | None = None,
 ) -> None:
-    """What every rank but 0 does: its share of each item, as long as it lives.
+    """The main loop of every rank except 0: do its share of each item, until the process ends.
 
-    encode: its share of a prompt's encoding; None where rank 0 asks for none.
+    encode: does its share of encoding a prompt; None if rank 0 encodes alone.
     """
     stage = Stage(group, transformer, dtype, pieces, lambda done: group.post.send(done, 0))
     while True:
@@ -61,15 +61,15 @@ Runs = queue.SimpleQueue[tuple[Context, WavefrontRun]]
 
 
 def conduct_all(runs: Runs) -> None:
-    """What the conducting thread does: one run after another."""
+    """The conducting thread's main loop: one run after another."""
     while True:
         context, run = runs.get()
         context.run(run.conduct)
-        del context, run  # it may be long until the next
+        del context, run  # free them now, as the next run may be far off
 
 
 class Coordinator:
-    """Rank 0 of a group, as long as the group lives."""
+    """Rank 0's side of a group, for the lifetime of the group."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Coordinator:
         dtype: torch.dtype,
         pieces: CompiledPieces,
     ) -> None:
-        """transformer: rank 0's share, None when it only decodes."""
+        """transformer: rank 0's share, or None when it only decodes."""
         self.group, self.layout = group, group.layout
         self.stage: Stage | None = None
         self.answers: queue.Queue[Done] = queue.Queue()
@@ -89,23 +89,23 @@ class Coordinator:
         threading.Thread(target=conduct_all, args=(self._runs,), name="conductor", daemon=True).start()
 
     def follow(self, run: WavefrontRun) -> None:
-        """Have the conducting thread follow a run's orders, once those before it are over."""
-        # in a copy of this thread's context: it has the compiler's limits, which are each thread's own
+        """Queue a run, whose orders the conducting thread follows once earlier runs are over."""
+        # In a copy of this thread's context, which holds the compiler's limits: these are per thread.
         self._runs.put((copy_context(), run))
 
     def denoiser(
         self, geometry: Geometry, schedule: Schedule, ring_dtype: torch.dtype | None = None
     ) -> ParallelDenoiser:
-        """A denoiser over the group; one at a time. Raises: BadInput for fewer steps than stages need."""
+        """A denoiser over the group; one at a time. Raises: BadInput for fewer steps than the stages need."""
         self.layout.require_steps(schedule.num_steps)
         return ParallelDenoiser(self, geometry, schedule, ring_dtype)
 
     def settle(self) -> None:
-        """Wait until every rank has taken every order it was given."""
+        """Wait until every rank has received every message sent to it."""
         self.group.post.settle()
 
     def tell(self, ranks: range, message: Message) -> None:
-        """Give a message to ranks, this one included, which acts on it at once, after the others have it."""
+        """Send a message to ranks; this rank, if included, handles it itself, after sending to the others."""
         for rank in ranks:
             if rank != 0:
                 self.group.post.send(message, rank)
@@ -114,14 +114,14 @@ class Coordinator:
             self.stage.handle(message)
 
     def answer(self, rank: int) -> Done:
-        """A rank's next answer, waited for."""
+        """Wait for a rank's next answer."""
         done = self.answers.get() if rank == 0 else self.group.post.receive(rank)
         self.group.meter.tick()
         return done
 
     @contextmanager
     def on_own_stream(self) -> Iterator[None]:
-        """For the conducting thread: items go before the decoding that shares the GPU with them."""
+        """A high-priority stream for the conducting thread: items precede decoding on the shared GPU."""
         device = self.group.device
         if device.type != "cuda":
             yield
@@ -135,8 +135,11 @@ class Coordinator:
 
 
 class ParallelDenoiser:
-    """See Denoiser. Items are handed out diagonal by diagonal, in an order that depends on nothing but the
-    layout, a few ahead of those that are done."""
+    """A Denoiser over several ranks.
+
+    Items are handed out diagonal by diagonal, in an order that depends only on the layout, a few ahead of
+    those that are done.
+    """
 
     def __init__(
         self, conductor: Coordinator, geometry: Geometry, schedule: Schedule, ring_dtype: torch.dtype | None
@@ -149,7 +152,7 @@ class ParallelDenoiser:
         self._run: WavefrontRun | None = None
 
     def begin(self, conditions: Conditions) -> None:
-        """See Denoiser. Ends the generation before, if it was not ended."""
+        """See Denoiser. Ends the previous generation, if it is still open."""
         self.close()
         run = WavefrontRun(self._conductor, self.schedule, self.geometry, self._ring_dtype)
         run.orders.put(on_cpu(conditions))
@@ -166,7 +169,7 @@ class ParallelDenoiser:
         self._order(replace(block, audio=downloaded(block.audio), pose=pose))
 
     def collect(self, check: Callable[[], None] = lambda: None) -> Tensor:
-        """See Denoiser; check is called often. On the CPU. Raises: what any part of the group raised."""
+        """See Denoiser. Latents are on the CPU; check is called often. Raises: any error of the group."""
         assert self._run is not None
         try:
             while True:
@@ -183,14 +186,14 @@ class ParallelDenoiser:
             raise
 
     def wait_until_begun(self) -> None:
-        """See Denoiser. Then what the first block waits for has the GPU before the decoder."""
+        """See Denoiser. The first block's work is then on the GPU ahead of the decoder's."""
         assert self._run is not None
         self._run.begun.wait()
 
     def close(self) -> None:
-        """Hand out no more, wait for what is under way, free the caches of every rank.
+        """Hand out no more items, wait for those in progress, and free the caches of every rank.
 
-        An error that nobody has collected leaves the ranks out of step: this one fails.
+        An error that has not been collected leaves the ranks out of step, so this rank fails.
         """
         run, self._run = self._run, None
         if run is None:
@@ -208,7 +211,7 @@ class ParallelDenoiser:
 
 
 def on_cpu(conditions: Conditions) -> Conditions:
-    """What the ranks are sent; the audio comes block by block."""
+    """The conditions on the CPU, to be sent to ranks; the audio follows block by block."""
     return replace(
         conditions,
         text=conditions.text.cpu(),

@@ -1,7 +1,7 @@
-"""Parameters spread over the ranks of a group, each layer's gathered just before it is used (FSDP2).
+"""FSDP2: parameters are sharded over the ranks of a group, and each layer is gathered just before its use.
 
-One stream has no batch to spread, so the ranks of this layout share every item by heads, as in ulysses: what
-is saved is memory, paid for by moving all weights at every step.
+A single stream has no batch to split, so the ranks of this layout split every item by heads, as in ulysses.
+It saves memory, at the cost of transferring all weights at every step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Fill = Callable[[Callable[[str], bool]], StreamingTransformer]
 
 
 def shard_layers(fill: Fill, group: Group) -> StreamingTransformer:
-    """A transformer whose layers are sharded one by one as they load: no rank ever holds two whole."""
+    """A transformer whose layers are sharded one by one as they load: no rank ever holds two full layers."""
     assert group.gathering is not None
     mesh = DeviceMesh.from_group(group.gathering, group.device.type)
     model = fill(lambda name: layer_of(name, group.layout.config.audio_inject_layers) is None)
@@ -37,14 +37,14 @@ def shard_layers(fill: Fill, group: Group) -> StreamingTransformer:
 
 
 def names_of_layer(model: StreamingTransformer, index: int) -> list[str]:
-    """A layer and, where it injects audio, the injection's modules."""
+    """Module names of a layer and, if it injects audio, of its injection."""
     entry = model.audio_injector.index_of.get(index)
     injection = [] if entry is None else [f"injector.{entry}", f"injector_adain_layers.{entry}"]
     return [f"blocks.{index}", *(f"audio_injector.{name}" for name in injection)]
 
 
 def layer_of(name: str, inject_layers: tuple[int, ...]) -> int | None:
-    """The layer that a tensor belongs to by its name, None for what no layer has."""
+    """The layer that a tensor belongs to, by its name; None if it is not in a layer."""
     room, *rest = name.split(".")
     if room == "blocks":
         return int(rest[0])
@@ -54,7 +54,7 @@ def layer_of(name: str, inject_layers: tuple[int, ...]) -> int | None:
 
 
 class Gathering:
-    """Has each layer's parameters whole while it is visited, and the next one's on their way."""
+    """Gathers each layer's parameters while it is visited, and prefetches the next layer's."""
 
     def __init__(self, transformer: StreamingTransformer, meter: RankMeter) -> None:
         self._parts = [transformer.layer_parts(index) for index in range(transformer.config.num_layers)]
@@ -77,7 +77,7 @@ class Gathering:
         layer.reshard()
 
     def let_go(self) -> None:
-        """Of the layer that is on its way: nobody will visit it."""
+        """Drop the prefetched layer, which will not be visited."""
         for index in list(self._coming):
             layer = self._parts[index].layer
             assert isinstance(layer, FSDPModule)
@@ -93,6 +93,6 @@ class Gathering:
 
 
 def _sent_bytes(module: nn.Module) -> int:
-    """What this rank sends of its shards to the others each time that they are gathered."""
+    """Bytes that this rank sends to the others each time that its shards are gathered."""
     shards = [parameter for parameter in module.parameters() if isinstance(parameter, DTensor)]
     return sum(shard.to_local().nbytes * (shard.device_mesh.size() - 1) for shard in shards)

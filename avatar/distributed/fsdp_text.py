@@ -1,6 +1,6 @@
-"""The prompt encoder spread over all ranks (FSDP2): each keeps its part for one prompt, and lets it go.
+"""The prompt encoder sharded over all ranks (FSDP2); each rank frees its shard after one prompt.
 
-Every block is sharded as it is loaded and gathered while it is used, so no rank holds more than a few whole.
+Every block is sharded as it loads and gathered while in use, so no rank holds more than a few full blocks.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from avatar.model.text_encoder import TextEncoder, TextWeights
 
 
 def encode_together(weights: TextWeights, ids: Tensor, dtype: torch.dtype, context: RankContext) -> Tensor:
-    """A prompt's hidden states, N D on the device: see TextEncoder. All ranks call it, with the same ids.
+    """A prompt's hidden states, N D on the device; see TextEncoder. All ranks must call it with the same ids.
 
-    The ranks' communicator is made for this one prompt: between GPUs it takes memory.
+    The communicator is created for this one prompt only, as it takes GPU memory.
     """
     ranks = distributed.new_group(timeout=FOREVER)
     assert ranks is not None
@@ -28,17 +28,17 @@ def encode_together(weights: TextWeights, ids: Tensor, dtype: torch.dtype, conte
         .encode(ids)
         .clone()
     )
-    gc.collect()  # what shards blocks and gathers them refers to itself in circles
+    gc.collect()  # FSDP's objects form reference cycles
     if text.is_cuda:
         torch.cuda.synchronize(text.device)
         torch.cuda.empty_cache()
-    distributed.all_reduce(torch.zeros(1))  # by the CPU's group: nobody hangs up while another still receives
+    distributed.all_reduce(torch.zeros(1))  # a barrier on the CPU group: no rank leaves while others receive
     distributed.destroy_process_group(ranks)
     return text
 
 
 def sharded(weights: TextWeights, dtype: torch.dtype, mesh: DeviceMesh, context: RankContext) -> TextEncoder:
-    """The encoder of which this rank keeps its part alone, block after block as they load."""
+    """Load the encoder block by block, keeping only this rank's shard of each."""
 
     def shard(module: nn.Module) -> None:
         fully_shard(module, mesh=mesh)

@@ -1,4 +1,4 @@
-"""A rank's share of the transformer's tensors: loaded alone, so that no rank ever holds the others'."""
+"""Load only a rank's own share of the transformer's tensors, so that no rank ever holds the others'."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from avatar.settings import Memory
 def load_share(
     files: CheckpointFiles, memory: Memory, group: Group, dtype: torch.dtype, check: Check = go_on
 ) -> StreamingTransformer | None:
-    """This rank's share, fused; None for a rank that only decodes. Every rank may load at its own time.
+    """This rank's share, fused; None for a rank that only decodes. Ranks may load at different times.
 
-    check: called between tensors. Raises: WeightsMissing, what check raises.
+    check: called between tensors. Raises: WeightsMissing, whatever check raises.
     """
 
     def checked() -> None:
@@ -45,7 +45,7 @@ def load_share(
 def random_share(
     config: ModelConfig, memory: Memory, group: Group, dtype: torch.dtype, check: Check = go_on
 ) -> StreamingTransformer | None:
-    """As load_share, with random weights: for timing without a checkpoint."""
+    """As load_share, but with random weights, for timing without a checkpoint."""
 
     def fill(select: Callable[[str], bool]) -> StreamingTransformer:
         quantiser = Quantiser() if memory.weight_dtype == "fp8" else None
@@ -64,7 +64,7 @@ def random_share(
 
 
 def share(fill: Fill, group: Group) -> StreamingTransformer | None:
-    """What fill gives for the tensors that this rank's role needs."""
+    """Call fill for the tensors that this rank's role needs, and fuse the result."""
     role = group.layout.role_of(group.rank)
     if role is None:
         return None
@@ -74,12 +74,12 @@ def share(fill: Fill, group: Group) -> StreamingTransformer | None:
     for index in role.layers:
         model.layer(index).self_attn.fuse()
         if group.device.type == "cuda":
-            torch.cuda.empty_cache()  # the old tensors' three pieces fit nothing that comes later
+            torch.cuda.empty_cache()  # nothing allocated later fits the three freed pieces
     return model
 
 
 def is_needed(role: Role, config: ModelConfig, name: str) -> bool:
-    """Whether a role uses a tensor: embeddings belong to the first layer, the head to the last."""
+    """Whether a role needs a tensor; embeddings belong to the first layer, the head to the last."""
     layer = layer_of(name, config.audio_inject_layers)
     if layer is not None:
         return layer in role.layers

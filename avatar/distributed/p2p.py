@@ -1,6 +1,6 @@
-"""What rank 0 tells the others and what they answer, and how it travels: pickled, over the CPU's group.
+"""Messages between rank 0 and the other ranks, sent pickled over the CPU process group.
 
-The ranks are processes of one program that trust each other.
+The ranks are processes of one program and trust each other.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from avatar.geometry import Geometry
 from avatar.pipeline.flow_match_euler import Schedule
 from avatar.pipeline.generation import Block
 
-MAX_UNREAD = 64  # messages to a rank that it has not taken yet; the next one waits
+MAX_UNREAD = 64  # messages that a rank has not yet received, beyond which sending blocks
 
 
 @dataclass(frozen=True)
 class Load:
-    """A run has been asked for; load your share."""
+    """Load your share: a run has been requested."""
 
 
 @dataclass(frozen=True)
 class Go:
-    """Rank 0 has loaded its own share; help."""
+    """Start working: rank 0 has loaded its own share."""
 
 
 @dataclass(frozen=True)
 class Begin:
-    """A generation begins, with empty rings. text, motion: for the stages that embed them, else None.
+    """Begin a generation with empty rings. text, motion: for the stages that embed them, else None.
 
-    num_tokens: the prompt's own, without padding.
+    num_tokens: length of the prompt without padding.
     """
 
     geometry: Geometry
@@ -51,7 +51,7 @@ class Begin:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Make the condition of an anchor. reference: for the stages that embed it, else None."""
+    """Compute an anchor's condition. reference: for the stages that embed it, else None."""
 
     anchor: int
     reference: Tensor | None
@@ -59,14 +59,14 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Release:
-    """No item that names this anchor will follow."""
+    """Free an anchor's condition: no later item refers to it."""
 
     anchor: int
 
 
 @dataclass(frozen=True)
 class OpenBlockInputs:
-    """A block's inputs, before its first item; its audio and pose are for the stages that embed them."""
+    """A block's inputs, sent before its first item; audio and pose are for the stages that embed them."""
 
     block: Block
     anchor: int
@@ -74,7 +74,7 @@ class OpenBlockInputs:
 
 @dataclass(frozen=True)
 class Work:
-    """Do the item (block, step). latents: as the step before left them, None where they are already."""
+    """Do the item (block, step). latents: from the previous step; None if the stage already has them."""
 
     block: int
     step: int
@@ -83,7 +83,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Done:
-    """The item has been done. latents: 16 3 h w float32 on the CPU, when they are wanted elsewhere."""
+    """An item is done. latents: 16 3 h w float32 on the CPU, if they are needed elsewhere."""
 
     block: int
     step: int
@@ -92,12 +92,12 @@ class Done:
 
 @dataclass(frozen=True)
 class End:
-    """The generation is over: its caches may go."""
+    """End the generation and free its caches."""
 
 
 @dataclass(frozen=True)
 class Encode:
-    """Between two generations: encode a prompt together with all ranks. ids: 1 N."""
+    """Encode a prompt together with all ranks, between two generations. ids: 1 N."""
 
     ids: Tensor
 
@@ -106,15 +106,15 @@ Message = Begin | Prefill | Release | OpenBlockInputs | Work | Done | End
 
 
 class MessageChannel:
-    """Sends and receives messages by rank, in order between any two; sending does not wait."""
+    """Sends and receives messages by rank, in order between any two ranks; sending does not block."""
 
     def __init__(self, sent: Callable[[int], None] = lambda num_bytes: None) -> None:
-        """sent: called with the bytes of each message that leaves."""
+        """sent: called with the number of bytes of each message sent."""
         self._sent = sent
         self._unread: dict[int, deque[Any]] = {}
 
     def send(self, message: Any, rank: int) -> None:
-        """Send a dataclass to a rank; its tensors must not change any more."""
+        """Send a dataclass to a rank; its tensors must not be modified afterwards."""
         data = torch.frombuffer(pack(message), dtype=torch.uint8)
         unread = self._unread.setdefault(rank, deque())
         while len(unread) > MAX_UNREAD:
@@ -124,7 +124,7 @@ class MessageChannel:
         self._sent(len(data))
 
     def receive(self, rank: int) -> Any:
-        """The next message of a rank, waited for."""
+        """Wait for the next message from a rank."""
         length = torch.empty(1, dtype=torch.int64)
         distributed.recv(length, rank)
         data = torch.empty(int(length), dtype=torch.uint8)
@@ -132,7 +132,7 @@ class MessageChannel:
         return pickle.loads(data.numpy().data)
 
     def settle(self) -> None:
-        """Wait until all that was sent has been taken."""
+        """Wait until all sent messages have been received."""
         for unread in self._unread.values():
             while unread:
                 unread.popleft().wait()
@@ -140,7 +140,7 @@ class MessageChannel:
 
 @dataclass
 class _Sending:
-    """A tensor on its way, kept alive until it has gone."""
+    """A tensor being sent, kept alive until that is done."""
 
     tensor: Tensor
     work: Any
@@ -150,7 +150,7 @@ class _Sending:
 
 
 class _Pickler(pickle.Pickler):
-    """Tensors of any dtype as their bytes."""
+    """Pickles tensors of any dtype as raw bytes."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -160,7 +160,7 @@ class _Pickler(pickle.Pickler):
 
 
 def pack(message: Any) -> bytearray:
-    """A message as bytes; pickle.loads undoes it."""
+    """Serialise a message; pickle.loads reverses it."""
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(message)
     return bytearray(buffer.getbuffer())

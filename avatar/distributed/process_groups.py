@@ -1,4 +1,4 @@
-"""The ranks of a layout as one of them sees them: who it is, and how it reaches the others."""
+"""One rank's view of a layout: its own rank, and the process groups and channels to the others."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from avatar.pipeline.layer_stack import EAGER, CompiledPieces
 from avatar.planning.layout import Layout
 from avatar.preset import Preset
 
-TENSORS = 1  # the tag of tensors, as messages have 0
+TENSORS = 1  # tag of tensors; messages have tag 0
 
 
 @dataclass(frozen=True)
 class Group:
-    """One rank's view.
+    """One rank's view of its layout.
 
-    sharing: the ranks that share this one's stage by heads. gathering: the same ranks, for parameters that
-    are gathered meanwhile. None where a rank has them to itself. arrivals: the stream that they come by.
-    fail: see RankContext.
+    sharing: process group of the ranks that split this rank's stage by heads. gathering: a second group of
+    the same ranks, for gathering parameters at the same time. Both None if the rank has no such peers.
+    arrivals: the stream on which tensors are received. fail: see RankContext.
     """
 
     layout: Layout
@@ -48,10 +48,10 @@ class Group:
         meter: RankMeter,
         fail: Callable[[BaseException], object] = log_fault,
     ) -> Group:
-        """Find the others: every rank calls it, once the default process group is there.
+        """Create the process groups; every rank calls it, once the default process group exists.
 
-        Between GPUs a communicator costs memory and is made at its first use: pairs of neighbours in a
-        pipeline, and one for each group that shares a stage.
+        Between GPUs a communicator costs memory and is created at first use: one per pair of neighbours in a
+        pipeline, and one per group that shares a stage.
         """
         sharing = gathering = None
         if layout.group_size > 1:
@@ -66,16 +66,16 @@ class Group:
         )
 
     def pass_on(self, x: Tensor, rank: int) -> object:
-        """Send a tensor to another rank without waiting; the result's wait() does."""
+        """Send a tensor to another rank without blocking; call wait() on the result."""
         self.meter.sent(x.nbytes)
         return distributed.isend(x, rank, tag=TENSORS)
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype, rank: int) -> Tensor:
-        """The next tensor of another rank; on a GPU its stream waits for it, not the host.
+        """Receive the next tensor from another rank; on a GPU the current stream waits, not the host.
 
-        It may come while the stream is still busy with what it was given before.
+        The transfer can overlap with work that is already on the current stream.
         """
-        with torch.cuda.stream(self.arrivals):  # None: as it is
+        with torch.cuda.stream(self.arrivals):  # no effect if None
             x = torch.empty(shape, dtype=dtype, device=self.device)
             work = distributed.irecv(x, rank, tag=TENSORS)
         assert work is not None
@@ -92,12 +92,12 @@ def _new_group(ranks: list[int]) -> ProcessGroup:
 
 
 def join(preset: Preset, config: ModelConfig, context: RankContext) -> Group:
-    """Meet the ranks that this one works with; all of them call it."""
+    """Join the group of a preset's layout; all ranks call it."""
     layout = Layout.of(preset).for_model(config)
     context.role = layout.describe(context.rank)
     return Group.join(layout, context.rank, context.device, context.meter, context.fail)
 
 
 def pieces_of(preset: Preset, device: torch.device) -> CompiledPieces:
-    """A rank's code between attentions; the self-test's toy model needs no graphs."""
+    """A rank's CompiledPieces; the self-test's toy model runs without graphs."""
     return EAGER if preset.requires.weights == "tiny" else CompiledPieces.on(device)

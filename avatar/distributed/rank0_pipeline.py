@@ -1,4 +1,4 @@
-"""Rank 0 of the diffusion engine: a pipeline whose transformer all ranks share, and rank 0's own load."""
+"""Rank 0 of the diffusion engine: a pipeline whose transformer is spread over all ranks."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ from avatar.settings import Memory
 
 
 class StepMeter(Observer):
-    """Measures the steps of the only rank."""
+    """Measures the denoising steps when there is only one rank."""
 
     def __init__(self, meter: RankMeter) -> None:
         self._meter = meter
 
     def run_begins(self) -> None:
-        """See Observer. No step goes on while a rank waits for its next run."""
+        """See Observer. Time spent waiting for the next run is not a step."""
         self._meter.pause()
 
     def checked(self) -> None:
@@ -58,13 +58,13 @@ class StepMeter(Observer):
         self._meter.step()
 
     def waiting(self) -> None:
-        """See Observer. Waiting for sound is no step, and no silence of a rank's."""
+        """See Observer. Waiting for sound is not a step, and not a sign of a hung rank."""
         self._meter.pause()
         self._meter.tick()
 
 
 class Rank0Meter(Observer):
-    """Counts what rank 0 does beside its stage, which counts its own work."""
+    """Measures rank 0's work outside its stage, which measures its own."""
 
     def __init__(self, meter: RankMeter) -> None:
         self._meter = meter
@@ -87,20 +87,20 @@ class Rank0Meter(Observer):
 
 
 class Shares(Protocol):
-    """Where rank 0's own share of the transformer comes from."""
+    """The source of rank 0's own share of the transformer."""
 
     def config(self) -> ModelConfig:
-        """The model's; asked once the side models are loaded."""
+        """The model's config; called once the side models are loaded."""
         ...
 
     def load(self, group: Group, dtype: torch.dtype, check: Check) -> StreamingTransformer | None:
-        """The share, None where rank 0 only decodes. Raises: WeightsMissing, what check raises."""
+        """The share, or None if rank 0 only decodes. Raises: WeightsMissing, whatever check raises."""
         ...
 
 
 @dataclass(frozen=True)
 class CheckpointShares:
-    """Shares of the checkpoint that the side models came from."""
+    """Shares loaded from the same checkpoint as the side models."""
 
     models: CheckpointModels
     memory: Memory
@@ -120,13 +120,14 @@ class CheckpointShares:
 
 
 class RankDenoising:
-    """Denoising over several ranks, of which rank 0 has a share of the transformer at most; see Denoising.
+    """Denoising over several ranks, of which rank 0 has at most a share of the transformer.
 
-    Memory that runs out on any rank ends them all, and fresh ones go on a rung lower: see RankedSource.
+    If any rank runs out of memory, all are ended, and new ones continue one rung down the fallback ladder
+    (see RankedSource).
     """
 
     def __init__(self, preset: Preset, weights: Path | None, context: RankContext, shares: Shares) -> None:
-        """weights: the checkpoint's folder, when named."""
+        """weights: the checkpoint's folder, if given by the user."""
         self._preset, self._weights, self._context, self._shares = preset, weights, context, shares
         self._post = MessageChannel()
         self._group: Group | None = None
@@ -135,7 +136,7 @@ class RankDenoising:
 
     @property
     def plan_binds(self) -> bool:
-        """See Denoising. Loaded shares stay loaded: only a full GPU shows that they do not fit."""
+        """See Denoising. False once shares are loaded: from then on only out of memory shows a misfit."""
         return self._conductor is None
 
     def plan(
@@ -147,18 +148,18 @@ class RankDenoising:
         speech_s: float,
         share: float,
     ) -> Plan:
-        """See Denoising; of all GPUs of this machine, where the other ranks' memory is ours, too.
+        """See Denoising. Covers all GPUs of this machine, counting the other ranks' memory as ours.
 
-        Nothing waits on the host of several: held, fixed and share make no difference.
+        With several ranks nothing is offloaded, so held, fixed and share are ignored.
         """
         inventory = probe(self._weights, our_pids=own_processes([os.getppid()]))
-        gpus = tuple(  # in a container NVML may know our processes by other numbers
+        gpus = tuple(  # in a container, NVML may report our processes under other PIDs
             replace(gpu, ours_bytes=max(gpu.ours_bytes, CUDA_CONTEXT_BYTES)) for gpu in inventory.gpus
         )
         return plan(preset, replace(inventory, gpus=gpus), speech_s=speech_s)
 
     def prepare(self, parts: Components, check: Check) -> None:
-        """See Denoising. All ranks load at once, each its share."""
+        """See Denoising. All ranks load their shares at the same time."""
         if self._conductor is not None:
             return
         if self._group is None:
@@ -182,28 +183,28 @@ class RankDenoising:
         return self._denoiser
 
     def release(self, parts: Components) -> None:
-        """See Denoising. The shares stay: it would take all ranks to load them again."""
+        """See Denoising. Keeps the shares, since reloading them would involve all ranks."""
 
     def run_ends(self) -> None:
-        """See Denoising. The other ranks are free for the next run."""
+        """See Denoising. Frees the other ranks for the next run."""
         if self._denoiser is not None:
             self._denoiser.close()
             self._denoiser = None
 
 
 def tell_others(post: MessageChannel, context: RankContext, order: Load | Go | Encode) -> None:
-    """Send the other ranks an order."""
+    """Send an order to all other ranks."""
     for rank in range(1, context.world_size):
         post.send(order, rank)
 
 
 def text_encoder_over(context: RankContext, dtype: torch.dtype) -> Callable[[CheckpointFiles], EncodeText]:
-    """How rank 0 encodes a prompt together with all other ranks."""
+    """A factory for rank 0's EncodeText, which encodes a prompt together with all other ranks."""
     post = MessageChannel()
 
     def of(files: CheckpointFiles) -> EncodeText:
         def encode(ids: Tensor) -> Tensor:
-            weights = TextWeights.open(files.text_encoder)  # a wrong one is found before the others wait
+            weights = TextWeights.open(files.text_encoder)  # fails on a bad file before the others wait
             tell_others(post, context, Encode(ids))
             return encode_together(weights, ids, dtype, context)
 
@@ -215,7 +216,7 @@ def text_encoder_over(context: RankContext, dtype: torch.dtype) -> Callable[[Che
 def checkpoint_pipeline(
     preset: Preset, weights: Path | None, context: RankContext, observer: Observer | None = None
 ) -> DiffusionPipeline:
-    """Rank 0's pipeline over a checkpoint, whatever the number of ranks."""
+    """Rank 0's pipeline over a checkpoint, for any number of ranks."""
     if context.world_size == 1:
         return DiffusionPipeline(preset, weights, observer=observer or StepMeter(context.meter))
     sharded = preset.memory.text_encoder == "sharded"

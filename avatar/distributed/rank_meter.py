@@ -1,4 +1,4 @@
-"""What a rank has done so far: written by the thread that works, read by the one that sends heartbeats."""
+"""A rank's counters: written by the working thread, read by the thread that sends heartbeats."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-NUM_STEPS = 16  # of which the longest is reported
+NUM_STEPS = 16  # the longest of the last so many steps is reported
 
 
 class RankMeter:
-    """Progress, time at work on the device, and bytes sent to other ranks; all only grow."""
+    """Counts progress, device time, and bytes sent to other ranks; these only grow."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._reading = threading.Lock()
-        self._spans: deque[tuple[Any, Any]] = deque()  # CUDA events around work that is enqueued
+        self._spans: deque[tuple[Any, Any]] = deque()  # pairs of CUDA events around enqueued work
         self._busy_s = 0.0
         self._steps_s: deque[float] = deque(maxlen=NUM_STEPS)
         self._step_began: float | None = None
@@ -28,11 +28,11 @@ class RankMeter:
         self.sent_bytes = 0
 
     def tick(self) -> None:
-        """Something went on: a step, a tensor loaded. A rank whose ticks stop is taken for hung."""
+        """Count progress: a step, or a loaded tensor. A rank whose ticks stop is considered hung."""
         self.ticks += 1
 
     def step(self) -> None:
-        """As tick, at the end of a step of the run that goes on, which began with the one before it."""
+        """Tick at the end of a step of the current run; the step began at the previous call."""
         now = time.monotonic()
         if self._step_began is not None:
             self._steps_s.append(now - self._step_began)
@@ -40,22 +40,22 @@ class RankMeter:
         self.tick()
 
     def pause(self) -> None:
-        """No step goes on until the next one ends."""
+        """Do not count the time until the next step() as a step."""
         self._step_began = None
 
     @property
     def step_s(self) -> float | None:
-        """The longest of the last steps, None before the first; those that compiled are soon forgotten."""
+        """The longest of the last NUM_STEPS steps, so steps that compiled soon drop out; None at first."""
         steps_s = list(self._steps_s)
         return max(steps_s) if steps_s else None
 
     def sent(self, num_bytes: int) -> None:
-        """So many bytes have been sent to other ranks."""
+        """Count bytes sent to other ranks."""
         self.sent_bytes += num_bytes
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Around the rank's own computing, not around its waiting; the device is not waited for."""
+        """Context around the rank's own computation, not its waiting; does not wait for the device."""
         if self._device.type != "cuda":
             start = time.monotonic()
             yield
@@ -68,7 +68,7 @@ class RankMeter:
 
     @property
     def busy_s(self) -> float:
-        """Seconds of the work that is done by now."""
+        """Seconds of completed work."""
         with self._reading, self._on_device():
             while self._spans and self._spans[0][1].query():
                 start, end = self._spans.popleft()
@@ -81,11 +81,11 @@ class RankMeter:
 
     @property
     def peak_bytes(self) -> int | None:
-        """The most that tensors took of the device so far; None without a GPU."""
+        """Peak device memory allocated to tensors so far; None without a GPU."""
         return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
 
     def _on_device(self) -> AbstractContextManager[Any]:
-        """For a thread of its own, which else would reach for the first GPU."""
+        """Select the rank's device: the heartbeat thread would otherwise use the first GPU."""
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
     def _mark(self) -> torch.cuda.Event:

@@ -1,6 +1,6 @@
-"""A rank: `python -m avatar.distributed.rank_process FD`; torchrun's ranks come by `avatar worker`.
+"""A rank's process: `python -m avatar.distributed.rank_process FD`; torchrun starts `avatar worker` instead.
 
-Rank 0 makes frames, asked for over its link; the others help it. What goes wrong in any is reported at once.
+Rank 0 generates the frames requested over its link, and the others help. Every rank reports errors at once.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HARMLESS = (Cancelled, BadInput, WeightsMissing)  # after these all ranks wait for the next run
-_PR_SET_PDEATHSIG = 1  # of Linux' prctl
+HARMLESS = (Cancelled, BadInput, WeightsMissing)  # after these, all ranks wait for the next run
+_PR_SET_PDEATHSIG = 1  # option of Linux's prctl
 
 
 class Reporter:
-    """A rank's own words to whoever watches: heartbeats, and its failure.
+    """Sends a rank's heartbeats and its failure to the supervisor.
 
-    send: may return before it has been sent; settle: waits until all has.
+    send: may return before the message has been sent; settle: waits until all have been sent.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Reporter:
         self.context: RankContext | None = None
 
     def pulse(self) -> Pulse:
-        """How this rank is."""
+        """A heartbeat with this rank's state."""
         if self.context is None:
             return Pulse(self.rank)
         from avatar.pipeline.offload.pinned import pinned_bytes
@@ -85,7 +85,7 @@ class Reporter:
         )
 
     def fail(self, error: BaseException) -> None:
-        """This rank cannot go on. Does not return."""
+        """Report an error that this rank cannot recover from, and exit. Does not return."""
         failure, foreseen = self._as_reported(error)
         log.error("rank %d failed", self.rank, exc_info=None if foreseen else error)
         try:
@@ -93,10 +93,10 @@ class Reporter:
             self._settle()
         finally:
             logging.shutdown()
-            os._exit(1)  # no destructor of CUDA or NCCL may wait for the other ranks
+            os._exit(1)  # skips destructors of CUDA and NCCL, which could wait for other ranks
 
     def _as_reported(self, error: BaseException) -> tuple[AvatarError, bool]:
-        """What a user reads of it, and whether that is its cause."""
+        """The error to show to the user, and whether it is the actual cause."""
         if isinstance(error, AvatarError):
             return error, True
         if isinstance(error, RuntimeError):
@@ -114,9 +114,9 @@ def work(
     services: Iterable[Service],
     around: Callable[[FrameSource], FrameSource] = lambda source: source,
 ) -> None:
-    """Join the other ranks and work until nobody wants this one any more; whatever goes wrong is reported.
+    """Join the other ranks and work until there is no more to do; report any error.
 
-    services: those whom rank 0 serves, one after another. around: what is put around its source.
+    services: the clients that rank 0 serves, one after another. around: wraps rank 0's source.
     """
     try:
         reporter.context = context = make_context()
@@ -134,7 +134,7 @@ def work(
 
 
 def lead(service: Service, source: FrameSource, alone: bool) -> None:
-    """Rank 0: make the frames of every run. alone: no other rank can be out of step after an error."""
+    """Rank 0: generate the frames of every run. alone: no other rank could be out of step after an error."""
     for run in service.asked():
         if isinstance(run, Ask):
             binds = getattr(source, "plan_binds", True)
@@ -156,7 +156,7 @@ def lead(service: Service, source: FrameSource, alone: bool) -> None:
 def answers(
     source: FrameSource, run: Run, cancelled: Callable[[], bool], sound: SoundInbox | None = None
 ) -> Iterator[Made | RunEvent | LiveFrames]:
-    """A run as rank 0 tells it; with the first frames goes the anchor, where the source has one."""
+    """Rank 0's messages during a run; the first frames carry the anchor if the source has one."""
     if isinstance(run, RunLive):
         assert sound is not None
         for one in source.live(run.request, sound.of(run.run, cancelled), cancelled):  # type: ignore[attr-defined]
@@ -172,7 +172,7 @@ def answers(
 
 
 def plan_of(source: FrameSource, request: Request) -> Plan | AvatarError:
-    """The source's own plan for a request, where it makes one."""
+    """The source's plan for a request, or the planner's if the source has none; or the planning error."""
     plan_for = getattr(source, "plan_for", None)
     try:
         planned: Plan = plan(request.preset, probe()) if plan_for is None else plan_for(request)
@@ -182,18 +182,18 @@ def plan_of(source: FrameSource, request: Request) -> Plan | AvatarError:
 
 
 def die_with(parent: int) -> None:
-    """Be killed by the kernel when the thread that started this process ends. Source: man 2 prctl.
+    """Have the kernel kill this process when the thread that started it ends. Source: man 2 prctl.
 
-    Where the system is not Linux, the end of the link does it: see Service.
+    On other systems than Linux, the closed link ends the process: see Service.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended already
+    if os.getppid() != parent:  # the parent has already ended
         leave()
 
 
 def serve(link: Link) -> None:
-    """A rank of this machine, from its start on."""
+    """Run a rank on this machine, from its start message on."""
     start = link.recv()
     die_with(start.parent)
     logging.getLogger().setLevel(start.log_level)
@@ -205,7 +205,7 @@ def serve(link: Link) -> None:
 
 
 def context_here(start: StartRank, service: Service, meetings: queue.SimpleQueue[Meeting]) -> RankContext:
-    """Meet the other ranks of this machine. Raises: DoesNotFit."""
+    """Join the other ranks on this machine. Raises: DoesNotFit."""
     from avatar.distributed.rendezvous import RankContext, device_of, open_store, reach_store
 
     device = device_of(start.rank, start.world_size, start.preset.requires.num_gpus == 0)
@@ -220,5 +220,5 @@ def context_here(start: StartRank, service: Service, meetings: queue.SimpleQueue
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    deaf_to_signals()  # Ctrl-C is the parent's: it cancels, and the file is closed
+    deaf_to_signals()  # the parent handles Ctrl-C: it cancels the run and closes the file
     importlib.import_module("avatar.distributed.rank_process").serve(Link(int(sys.argv[1])))

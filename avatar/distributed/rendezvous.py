@@ -1,4 +1,4 @@
-"""Where a rank sits: which one of how many, on which device, and how it meets the others."""
+"""A rank's identity: its number, world size and device; and how ranks find each other."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from avatar.planning.layout import Layout
 
 log = logging.getLogger(__name__)
 
-# NCCL takes a multiprocessor and some MB of buffers for each channel between two GPUs. A block's tokens pass
-# from stage to stage in 2 ms with two; groups, which wait for every exchange, get more. With NCCL's own
-# choice a communicator took 0.5 GiB more of an H200.
+# NCCL uses a multiprocessor and a few MB of buffers per channel between two GPUs. With two channels, a
+# block's tokens take 2 ms from stage to stage; groups, which wait for every exchange, get more. With NCCL's
+# default a communicator took 0.5 GiB more on an H200.
 CHANNELS = ("NCCL_MAX_P2P_NCHANNELS", "NCCL_MAX_NCHANNELS")
 PIPELINE_CHANNELS, GROUP_CHANNELS = 2, 8
-FOREVER = timedelta(days=365)  # a rank may wait long for its work; whoever watches the ranks ends a hang
+FOREVER = timedelta(days=365)  # a rank may wait long for work; the supervisor, not a timeout, ends a hang
 
 
 def log_fault(error: BaseException) -> None:
-    """What a rank that nobody watches does about a fault in a thread."""
+    """The default for RankContext.fail, without a supervisor: only log an error in a thread."""
     log.error("a thread failed", exc_info=error)
 
 
 @dataclass
 class RankContext:
-    """One rank's place among all. place: its device in words. role: its part, once that is known.
+    """One rank's identity. place: its device's name. role: a description of its role, once that is known.
 
-    fail: ends this rank, from any of its threads, and tells why.
+    fail: ends this rank, from any of its threads, and reports the error.
     """
 
     rank: int
@@ -52,7 +52,7 @@ class RankContext:
 
     @classmethod
     def take(cls, rank: int, layout: Layout, device: torch.device, store: Store | None) -> RankContext:
-        """Join the other ranks, which meet at the store; tensors go by NCCL between GPUs, else by gloo."""
+        """Join the other ranks through the store; tensors go over NCCL between GPUs, otherwise over gloo."""
         world_size, on_gpu = layout.world_size, device.type == "cuda"
         if world_size > 1:
             backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
@@ -65,14 +65,12 @@ class RankContext:
 
 
 def open_store(host: str, world_size: int) -> TCPStore:
-    """The store at which ranks meet, opened by rank 0: at this address alone, on any port that is free.
+    """Rank 0 opens the store through which ranks find each other: only at this address, on any free port.
 
-    Raises: OSError when the machine has no such address.
+    Raises: OSError when the machine does not have the address.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-    with socket.socket(
-        family, kind, protocol
-    ) as listening:  # left to itself, the store listens at all of them
+    with socket.socket(family, kind, protocol) as listening:  # by default, the store listens on all addresses
         listening.bind(address)
         listening.listen()
         port = listening.getsockname()[1]
@@ -88,21 +86,21 @@ def open_store(host: str, world_size: int) -> TCPStore:
 
 
 def reach_store(host: str, port: int, world_size: int) -> TCPStore:
-    """The same store, as another rank reaches it."""
+    """Connect another rank to the same store."""
     return TCPStore(host, port, world_size, is_master=False, timeout=FOREVER, wait_for_workers=False)
 
 
 def limit_channels(layout: Layout) -> None:
-    """Have NCCL use few channels in this process, unless its environment says how many."""
+    """Limit NCCL's channels in this process, unless the environment already sets them."""
     channels = GROUP_CHANNELS if layout.group_size > 1 else PIPELINE_CHANNELS
     for name in CHANNELS:
         os.environ.setdefault(name, str(channels))
 
 
 def device_of(local_rank: int, num_local: int, may_be_cpu: bool) -> torch.device:
-    """The GPU of a rank among those of its machine, made the current one; the CPU for a toy model.
+    """Select a rank's GPU by its local rank and make it current; a toy model may use the CPU.
 
-    Raises: DoesNotFit when there are not so many GPUs.
+    Raises: DoesNotFit when there are too few GPUs.
     """
     num_gpus = torch.cuda.device_count()
     if num_gpus >= num_local:

@@ -1,6 +1,6 @@
-"""What ranks do for the diffusion engine: rank 0 leads a run, the others have a share of its transformer.
+"""Roles of ranks in the diffusion engine: rank 0 leads a run, the others run a share of its transformer.
 
-Those others import neither diffusers nor transformers, which takes longer than all else until they are there.
+The others import neither diffusers nor transformers, which would take most of their start-up time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def lead(preset: Preset, weights: Path | None, context: RankContext) -> Diffusio
 
 
 def assist(preset: Preset, weights: Path | None, context: RankContext) -> None:
-    """What the other ranks do, as long as rank 0 does. Raises: WeightsMissing."""
+    """The main loop of the other ranks, as long as rank 0 runs. Raises: WeightsMissing."""
     dtype = DTYPES[preset.memory.weight_dtype]
 
     def load() -> tuple[Group, StreamingTransformer | None]:
@@ -57,7 +57,7 @@ def assist(preset: Preset, weights: Path | None, context: RankContext) -> None:
 
 @contextmanager
 def checkpoint(preset: Preset, weights: Path | None) -> Iterator[CheckpointFiles]:
-    """A rank's checkpoint, while it loads; the self-test's is made for that. Raises: WeightsMissing."""
+    """Context with a rank's checkpoint; builds the self-test's. Raises: WeightsMissing."""
     with tempfile.TemporaryDirectory(prefix="avatar-rank-") as folder:
         yield find_files(preset, weights, Path(folder))
 
@@ -68,7 +68,10 @@ def follow(
     load: Callable[[], tuple[Group, StreamingTransformer | None]],
     encode: Callable[[Tensor], object] | None = None,
 ) -> None:
-    """Do what rank 0 says. load: joins the group and gives this rank's share. encode: see conduct.assist."""
+    """Follow rank 0's orders. load: joins the group and loads this rank's share.
+
+    encode: see coordinator.assist.
+    """
     post, group, share = MessageChannel(), None, None
     while True:
         order = post.receive(0)

@@ -1,7 +1,7 @@
-"""One rank's share of the transformer: some layers, at some steps, of some heads.
+"""One rank's share of the transformer: some layers, at some steps, for some heads.
 
-A stage does what messages say, in their order, and knows nothing of its reason. Tokens come from the stage
-before it and go to the one after it; latents come and go with the messages.
+A stage executes messages in order, without knowing the schedule behind them. Tokens come from the previous
+stage and go to the next one; latents travel with the messages.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ from avatar.pipeline.generation import GenerationState, OpenBlock, Times
 from avatar.pipeline.layer_stack import EAGER, CompiledPieces, LayerStack, Visit, WorkItem
 from avatar.planning.layout import Role
 
-MAX_SENDING = 2  # tensors on their way to the next stage
+MAX_SENDING = 2  # tensors being sent to the next stage
 
 
 class Stage:
-    """See the module. answer: gets Done once the device has done an item that somebody waits for."""
+    """One rank's share of the transformer; see the module.
+
+    answer: called with Done once the device has completed an item that this rank answers for.
+    """
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class Stage:
         pieces: CompiledPieces,
         answer: Callable[[Done], None],
     ) -> None:
-        """transformer: with this rank's tensors; dtype: the residual stream's."""
+        """transformer: has this rank's tensors. dtype: the residual stream's."""
         self.group, self.transformer, self.dtype, self.device = group, transformer, dtype, group.device
         self._pieces = pieces
         self._visit: Visit | None = None
@@ -54,11 +57,11 @@ class Stage:
         self._opened: dict[int, OpenBlock] = {}
         self._stack: LayerStack | None = None
         self._generation: GenerationState | None = None
-        self._rehearsed: set[tuple[object, ...]] = set()  # what graphs have been built for
+        self._rehearsed: set[tuple[object, ...]] = set()  # settings whose graphs have been built
 
     @torch.no_grad()
     def handle(self, message: Message) -> None:
-        """Do what a message says."""
+        """Execute a message."""
         match message:
             case Begin():
                 self._begin(message)
@@ -82,7 +85,7 @@ class Stage:
 
     @property
     def generation(self) -> GenerationState:
-        """What the items share, between Begin and End."""
+        """The state shared by all items, between Begin and End."""
         assert self._generation is not None
         return self._generation
 
@@ -94,7 +97,7 @@ class Stage:
         layout, rank = self.group.layout, self.group.rank
         self._role, self._num_speakers = role, begin.num_speakers
         self._embeds, self._ends = role.layers.start == 0, role.layers.stop == config.num_layers
-        # the same peer of the stages beside this one, in a pipeline of layers
+        # The same peer in the previous and the next stage, in a pipeline of layers.
         self._before = None if self._embeds else rank - layout.group_size
         self._after = None if self._ends else rank + layout.group_size
         self._tokens = PeerTokens.of(begin.geometry, layout.group_size, role.peer, self.group.sharing)
@@ -117,7 +120,7 @@ class Stage:
             self._stack.begin(text, begin.num_tokens)
 
     def _rehearse(self, begin: Begin) -> bool:
-        """Have the graphs built that this generation needs; no if they are there."""
+        """Build the graphs that this generation needs. Returns False if they have been built before."""
         config, role = self.transformer.config, self._role
         is_short = begin.num_tokens < config.short_text_tokens
         needed = (begin.geometry, begin.ring_dtype, begin.num_speakers, is_short)
@@ -140,7 +143,7 @@ class Stage:
         return True
 
     def _relay_times(self, schedule: Schedule) -> Times:
-        """Every step's time, embedded by the first stage."""
+        """The time embeddings of all steps, computed by the first stage and passed on."""
         count, dim = schedule.num_steps + 1, self.transformer.config.dim
         layers = head = None
         if self._embeds:
@@ -215,7 +218,7 @@ class Stage:
         self._answers.mark(self._done(opened, work))
 
     def _done(self, opened: OpenBlock, work: Work) -> Done | None:
-        """The answer to rank 0, from one rank of the stage that ends the item."""
+        """The answer to rank 0, which one rank of the item's last stage sends."""
         if not self._ends or self._role.peer:
             return None
         layout, num_steps = self.group.layout, self.generation.schedule.num_steps
@@ -223,7 +226,7 @@ class Stage:
         return Done(work.block, work.step, None if stays else self._answers.download(opened.latents))
 
     def _relay(self, x: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """What the first stage has and all others need: taken from the stage before, passed on."""
+        """Pass the first stage's tensor to all others: receive it from the previous stage, and send it on."""
         if x is None:
             x = self._take(shape, dtype)
         self._pass_on(x)
@@ -241,12 +244,12 @@ class Stage:
             self._sending.popleft().wait()
 
     def _upload(self, values: Tensor | None) -> Tensor:
-        """To the device, without waiting for what it is doing."""
+        """Copy to the device without waiting for its current work."""
         assert values is not None
         return uploaded(values, self.device)
 
     def _end(self) -> None:
-        """Let go of all that a generation keeps."""
+        """Free everything that belongs to a generation."""
         self._answers.settle()
         while self._sending:
             self._sending.popleft().wait()

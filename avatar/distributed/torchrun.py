@@ -1,8 +1,8 @@
-"""Ranks that torchrun started, on one node or several: `torchrun … -m avatar worker`.
+"""Ranks started by torchrun, on one node or several: `torchrun … -m avatar worker`.
 
-Rank 0 listens for whoever attaches, one at a time. The others tell their state through a store that it
-opens, signed with the secret, and it passes that on. When one fails torchrun ends the others; with
---max-restarts it starts anew.
+Rank 0 listens for clients and serves one at a time. The other ranks report their state through a store that
+rank 0 opens, signed with the secret, and rank 0 forwards it. When a rank fails, torchrun ends the others;
+with --max-restarts it restarts them all.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ACCEPT_AGAIN_S = 0.5  # after a caller who could not be let in
+ACCEPT_AGAIN_S = 0.5  # pause after a connection that could not be accepted
 
 Bundles = queue.SimpleQueue[RequestBundle]
 
 
 @dataclass(frozen=True)
 class TorchrunRank:
-    """What torchrun says of this process, in its environment."""
+    """This process's identity, from the environment variables that torchrun sets."""
 
     rank: int
     world_size: int
@@ -70,7 +70,7 @@ class TorchrunRank:
 
     @classmethod
     def taken(cls) -> TorchrunRank:
-        """Raises: BadInput when torchrun did not start this process."""
+        """Read the environment. Raises: BadInput when torchrun did not start this process."""
         env = os.environ
         try:
             return cls(
@@ -88,9 +88,9 @@ class TorchrunRank:
 
 
 def serve(preset: Preset, weights: Path | None, roles: str, address: Address, key: bytes) -> None:
-    """Be the rank that torchrun says, until it ends this process.
+    """Run the rank that torchrun assigned to this process, until torchrun ends it.
 
-    Raises: BadInput for a wrong world size, an address that other machines cannot reach, or another secret.
+    Raises: BadInput for a wrong world size, an address that other machines cannot reach, or a wrong secret.
     """
     place = TorchrunRank.taken()
     layout = Layout.of(preset)
@@ -104,7 +104,7 @@ def serve(preset: Preset, weights: Path | None, roles: str, address: Address, ke
             f"Ranks on other machines cannot reach {address}.",
             f"Name an address of this machine that they can reach with --listen HOST:{address.port}.",
         )
-    store: Any = _meet(place, address, key)  # PyTorch's stubs know no clone()
+    store: Any = _meet(place, address, key)  # PyTorch's stubs lack clone()
     reports = Signed(store.clone(), key)
     start = StartRank(preset, weights, roles, place.rank, place.world_size, log.getEffectiveLevel())
     if place.rank:
@@ -122,7 +122,7 @@ def serve(preset: Preset, weights: Path | None, roles: str, address: Address, ke
 
 
 class Signed:
-    """A store whose texts prove that their writer knows the secret: anybody may reach the store itself."""
+    """A store whose entries are signed with the secret, since anyone may reach the store itself."""
 
     def __init__(self, store: Store, key: bytes) -> None:
         self._store, self._key = store, key
@@ -132,14 +132,14 @@ class Signed:
         self._store.set(name, f"{self._proof(name, text)} {text}")
 
     def get(self, name: str) -> str:
-        """The text under a name, waited for. Raises: AuthenticationError for another secret's."""
+        """Wait for the text under a name. Raises: AuthenticationError if signed with another secret."""
         proof, _, text = self._store.get(name).decode(errors="replace").partition(" ")
         if not hmac.compare_digest(proof.encode(), self._proof(name, text).encode()):
             raise AuthenticationError(name)
         return text
 
     def has(self, name: str) -> bool:
-        """Whether something is there."""
+        """Whether there is a text under a name."""
         return bool(self._store.check([name]))
 
     def _proof(self, name: str, text: str) -> str:
@@ -147,16 +147,16 @@ class Signed:
 
 
 def _meet(place: TorchrunRank, address: Address, key: bytes) -> Store:
-    """The ranks' own store, opened by rank 0 where it was asked to listen.
+    """The ranks' own store, opened by rank 0 at its --listen address.
 
-    Torchrun's, which listens at every address of its machine, carries no more than where to find it.
+    torchrun's store, which listens on every address of its machine, is used only to announce that address.
     Raises: BadInput.
     """
     from torch.distributed import PrefixStore, rendezvous
 
     from avatar.distributed.rendezvous import open_store, reach_store
 
-    kept, _, _ = next(rendezvous("env://"))  # it may hold what lost ranks have left
+    kept, _, _ = next(rendezvous("env://"))  # may contain entries of lost ranks
     announced = Signed(PrefixStore("avatar", kept), key)
     name = f"meeting-{place.attempt}"
     if place.rank:
@@ -179,7 +179,7 @@ def _meet(place: TorchrunRank, address: Address, key: bytes) -> Store:
 
 
 def _reached_as(host: str) -> str:
-    """How other ranks reach the host at which rank 0 listens, which may stand for all its addresses."""
+    """The address at which other ranks reach rank 0, even if it listens on all addresses (0.0.0.0, ::)."""
     if host not in ("0.0.0.0", "::"):
         return host
     launcher = os.environ["MASTER_ADDR"]
@@ -200,11 +200,11 @@ def _context(start: StartRank, place: TorchrunRank, store: Store) -> RankContext
 
 
 def _report(reports: Signed, rank: int, message: Pulse | Failed) -> None:
-    """Leave a rank's word where rank 0 finds it."""
+    """Write a rank's message to the store, for rank 0 to forward."""
     failed = isinstance(message, Failed)
     reports.set(f"{'failed' if failed else 'pulse'}-{rank}", to_json(message))
     if failed:
-        time.sleep(2 * HEARTBEAT_S)  # until rank 0 has passed it on
+        time.sleep(2 * HEARTBEAT_S)  # until rank 0 has forwarded it
 
 
 def _beat(reporter: Reporter) -> None:
@@ -218,7 +218,7 @@ def _beat(reporter: Reporter) -> None:
 
 
 def _relay(reports: Signed, world_size: int, send: Callable[[Any], None]) -> None:
-    """Pass on what the other ranks have left, when it is new."""
+    """Rank 0: forward new messages that the other ranks have written to the store."""
     last: dict[str, str] = {}
     while True:
         for name in [f"{kind}-{rank}" for rank in range(1, world_size) for kind in ("failed", "pulse")]:
@@ -235,7 +235,7 @@ def _relay(reports: Signed, world_size: int, send: Callable[[Any], None]) -> Non
 
 
 class Acceptor:
-    """Rank 0's door: whoever attaches is served until they hang up."""
+    """Accepts clients on rank 0, and serves one at a time until it disconnects."""
 
     def __init__(self, preset: Preset, address: Address, key: bytes) -> None:
         self._preset, self._key = preset, key
@@ -246,42 +246,42 @@ class Acceptor:
                 f"Cannot listen at {address}: {error.strerror}.", "Choose another --listen address."
             ) from error
         self._served: queue.SimpleQueue[tuple[Service, Bundles]] = queue.SimpleQueue()
-        self._bundles: Bundles = queue.SimpleQueue()  # of whoever is served
+        self._bundles: Bundles = queue.SimpleQueue()  # from the current client
         self._now: Service | None = None
         self._entering = threading.Lock()
         log.info("rank 0 listens at %s", address)
 
     def open(self, reporter: Reporter) -> None:
-        """Let them in from now on."""
+        """Start accepting clients."""
         threading.Thread(target=self._accept, args=(reporter,), name="door", daemon=True).start()
 
     def send(self, message: Any) -> None:
-        """To whoever is served now, if anybody."""
+        """Send a message to the current client, if there is one."""
         service = self._now
         if service is not None:
             service.send(message)
 
     def settle(self) -> None:
-        """Wait until they have been sent all."""
+        """Wait until the current client has been sent all messages."""
         service = self._now
         if service is not None:
             service.settle()
 
     def services(self) -> Iterator[Service]:
-        """Everybody who is let in, one after another."""
+        """The accepted clients, one after another."""
         while True:
             service, self._bundles = self._served.get()
             yield service
 
     def unpacking(self, source: FrameSource) -> FrameSource:
-        """The source, for requests whose files come in bundles."""
+        """Wrap the source for requests whose files come in bundles."""
         return Unpacking(source, lambda: self._bundles.get(), self.send)
 
     def _accept(self, reporter: Reporter) -> None:
         while True:
             try:
                 line, _ = self._listener.accept()
-            except OSError as error:  # a caller that hung up at once, or more of them than a process can hold
+            except OSError as error:  # the client disconnected at once, or too many files are open
                 log.warning("nobody could be let in: %s", error)
                 time.sleep(ACCEPT_AGAIN_S)
                 continue
@@ -300,10 +300,10 @@ class Acceptor:
             if is_taken:
                 link.close()
                 return
-            bundles: Bundles = queue.SimpleQueue()  # one without its run must not reach the next visitor
+            bundles: Bundles = queue.SimpleQueue()  # per client: a leftover bundle must not reach the next
             service = Service(link, on_hangup=self._vacate, on_other=partial(self._other, bundles))
             self._now = service
-        service.start(reporter.pulse)  # from here on it may have hung up, and vacated its place
+        service.start(reporter.pulse)  # from here on it may already have disconnected
         self._served.put((service, bundles))
 
     def _vacate(self) -> None:
@@ -318,7 +318,7 @@ class Acceptor:
 
 
 class Unpacking:
-    """A FrameSource whose requests' files come in bundles, a bundle a run."""
+    """A FrameSource whose requests' files come in bundles, one bundle per run."""
 
     def __init__(
         self, source: FrameSource, next_bundle: Callable[[], RequestBundle], send: Callable[[Any], None]
@@ -328,14 +328,14 @@ class Unpacking:
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """See FrameSource."""
-        with Scratch() as folder:  # what a rank that was killed had been sent goes with the next run
+        with Scratch() as folder:  # also removes folders left by killed ranks
             here = self._next_bundle().unpacked(request, folder)
             yield from self._source.frames(here, cancelled)
             if here.part is not None and here.part.leave is not None and here.part.leave.exists():
                 self._send(Left(here.part.leave.read_bytes()))
 
     def __getattr__(self, name: str) -> Any:
-        """What the source can do besides, like telling its plan."""
+        """Forward everything else to the source, such as plan_for."""
         return getattr(self._source, name)
 
     def close(self) -> None:

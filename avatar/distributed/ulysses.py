@@ -1,6 +1,6 @@
-"""Attention shared by heads: each rank has some tokens, and during self-attention all tokens of some heads.
+"""Attention split by heads: each rank has some tokens, and during self-attention all tokens of some heads.
 
-Neither tokens nor heads need divide evenly, so nothing is padded. Rings hold a rank's own heads only.
+Tokens and heads need not divide evenly, and nothing is padded. Rings hold only a rank's own heads.
 Source: DeepSpeed-Ulysses, arXiv 2309.14509.
 """
 
@@ -23,9 +23,9 @@ from avatar.planning.layout import even_parts
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """How tokens are split among peers: in each frame alike, since audio is injected frame by frame.
+    """How tokens are split among peers: the same way in each frame, since audio is injected frame by frame.
 
-    parts: each peer's tokens of a frame.
+    parts: each peer's tokens within a frame.
     """
 
     num_frames: int
@@ -34,38 +34,38 @@ class TokenSplit:
 
     @classmethod
     def of_block(cls, geometry: Geometry, num_peers: int = 1, peer: int = 0) -> TokenSplit:
-        """A block's tokens."""
+        """The split of a block's tokens."""
         return cls(BLOCK_LATENT_FRAMES, tuple(even_parts(geometry.frame_tokens, num_peers)), peer)
 
     @classmethod
     def of_condition(cls, geometry: Geometry, num_peers: int = 1, peer: int = 0) -> TokenSplit:
-        """The condition's tokens, as if they were one frame."""
+        """The split of the condition's tokens, treated as one frame."""
         return cls(1, tuple(even_parts(geometry.condition_tokens, num_peers)), peer)
 
     def count(self, peer: int) -> int:
-        """The tokens of a peer."""
+        """How many tokens a peer has."""
         return self.num_frames * len(self.parts[peer])
 
     def of_peer(self, x: Tensor, peer: int) -> Tensor:
-        """A peer's tokens, N' ..., of all, N ..."""
+        """A peer's tokens, N' ..., out of all, N ..."""
         part = self.parts[peer]
         return x.unflatten(0, (self.num_frames, -1))[:, part.start : part.stop].flatten(0, 1)
 
     def own(self, x: Tensor) -> Tensor:
-        """This peer's tokens of all."""
+        """This peer's tokens, out of all."""
         return x if len(self.parts) == 1 else self.of_peer(x, self.peer).contiguous()
 
     def joined(self, pieces: list[Tensor]) -> Tensor:
-        """Every peer's tokens, in one row again."""
+        """Reassemble all tokens from every peer's."""
         return torch.cat([x.unflatten(0, (self.num_frames, -1)) for x in pieces], dim=1).flatten(0, 1)
 
 
 @dataclass
 class SharedStack(LayerStack):
-    """A LayerStack over some of the tokens, whose self-attention is over some of the heads.
+    """A LayerStack for some of the tokens, whose self-attention computes some of the heads.
 
-    peers: the ranks that have the others; heads: each peer's. An item's table and masks are of the rank's own
-    tokens, as x is; the tables of conditions, in items and prefill, are whole.
+    peers: the ranks that share the rest; heads: each peer's heads. x, and an item's table and masks, cover
+    only the rank's own tokens; condition tables, in items and prefill, cover all.
     """
 
     splits_heads: ClassVar[bool] = True
@@ -91,7 +91,7 @@ class SharedStack(LayerStack):
         return super().forward(x, item)
 
     def scatter(self, q: Tensor, own: KeysValues) -> tuple[Tensor, KeysValues]:
-        """See LayerStack: queries, keys and values travel together."""
+        """See LayerStack. Queries, keys and values are exchanged together."""
         qkv = torch.stack((q, own.k, own.v))
         mine = len(self.heads[self.peer])
         received = self._exchange(
@@ -117,7 +117,7 @@ class SharedStack(LayerStack):
         return empty_ring(self.geometry, num_heads, head_dim, dtype, self.device)
 
     def _exchange(self, outgoing: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
-        """One tensor to each peer, and one from each, of the given shapes."""
+        """Send one tensor to each peer, and receive one from each, with the given shapes."""
         sizes = [torch.Size(shape).numel() for shape in shapes]
         received = outgoing[0].new_empty(sum(sizes))
         sent = torch.cat([x.reshape(-1) for x in outgoing])
@@ -130,7 +130,7 @@ class SharedStack(LayerStack):
 
 @dataclass(frozen=True)
 class PeerTokens:
-    """A TokenShare: one peer's tokens of the block's and of the condition's."""
+    """A TokenShare of one peer, for the block's and the condition's tokens."""
 
     block: TokenSplit
     condition: TokenSplit
@@ -138,18 +138,18 @@ class PeerTokens:
 
     @classmethod
     def of(cls, geometry: Geometry, num_peers: int, peer: int, peers: ProcessGroup | None) -> PeerTokens:
-        """Those of a peer; peers: None where there is but one, which has all."""
+        """A peer's tokens. peers: None if there is only one, which has all tokens."""
         split = (geometry, num_peers, peer)
         return cls(TokenSplit.of_block(*split), TokenSplit.of_condition(*split), peers)
 
     @property
     def num_block(self) -> int:
-        """How many of a block's tokens are here."""
+        """How many of a block's tokens this peer has."""
         return self.block.count(self.block.peer)
 
     @property
     def num_condition(self) -> int:
-        """How many of the condition's tokens are here."""
+        """How many of the condition's tokens this peer has."""
         return self.condition.count(self.condition.peer)
 
     def of_block(self, x: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class PeerTokens:
 
 
 def join_tokens(x: Tensor, split: TokenSplit, peers: ProcessGroup) -> Tensor:
-    """All tokens, N C, of every peer's own; the shorter parts travel padded."""
+    """Gather all tokens, N C, from every peer; shorter parts are padded for the transfer."""
     longest = max(split.count(peer) for peer in range(len(split.parts)))
     padded = x.new_zeros(longest, *x.shape[1:])
     padded[: len(x)] = x

@@ -1,8 +1,8 @@
-"""Made-up blocks through a rank's layers, until every graph that real ones need has been built.
+"""Warm-up: run dummy blocks through a rank's layers until every graph that real blocks need has been built.
 
-While PyTorch builds graphs it waits for the GPU, at one place with Python's lock held. A GPU that waits for
-tokens of a rank which is building its own graphs would silence this rank for as long; and ranks would build
-one after another. So each builds them before it awaits anything of a block.
+While PyTorch builds graphs it waits for the GPU, at one point with Python's GIL held. If the GPU were then
+waiting for tokens from a rank that is still building its own graphs, this rank would be blocked for as long,
+and the ranks would build one after another. So each builds its graphs before it waits for a block's data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from avatar.pipeline.layer_stack import LayerStack, WorkItem
 def rehearse(
     stack: LayerStack, item: WorkItem, num_tokens: int, num_condition_tokens: int, tick: Callable[[], None]
 ) -> None:
-    """Fill all rings with an item's block, and go once more; the stack has to be begun anew afterwards.
+    """Run dummy blocks until all rings are full, and one more; call the stack's begin() again afterwards.
 
     num_tokens, num_condition_tokens: this rank's own. tick: called after each item.
     """
@@ -31,7 +31,7 @@ def rehearse(
     )
     stack.prefill(condition, item.modulation, item.condition_table, item.anchor)
     for _ in range(blocks_until_full(stack.geometry) + 1):
-        for step in stack.steps:  # each may have layers of its own
+        for step in stack.steps:  # each may have different layers
             stack.forward(x, item._replace(step=step))
             tick()
 

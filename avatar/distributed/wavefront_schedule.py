@@ -1,6 +1,6 @@
-"""The order of the work: which item (block, step) is handed out when, whatever the layout, and what is kept.
+"""The wavefront schedule: when each item (block, step) is handed out, in every layout, and the state kept.
 
-It knows stages by number and what they answer; neither devices nor processes.
+It knows stages by number and their answers, but neither devices nor processes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOTHING = torch.empty(0)
 
 @dataclass
 class BlockInProgress:
-    """A block that has been submitted: the next step to hand out, and how many have been done."""
+    """A submitted block. step: the next one to hand out; num_done: steps completed."""
 
     block: Block
     anchor: int
@@ -45,33 +45,33 @@ Order = Conditions | Tensor | Block | None
 
 
 class Workers(Protocol):
-    """Those who do the items; rank 0's Coordinator, to a Run."""
+    """What a WavefrontRun needs of the ranks that do its items; implemented by rank 0's Coordinator."""
 
     layout: Layout
 
     def tell(self, ranks: range, message: Message) -> None:
-        """Give a message to ranks."""
+        """Send a message to ranks."""
         ...
 
     def answer(self, rank: int) -> Done:
-        """A rank's next answer, waited for."""
+        """Wait for a rank's next answer."""
         ...
 
     def settle(self) -> None:
-        """Wait until every order has been received."""
+        """Wait until every message has been received."""
         ...
 
     def on_own_stream(self) -> AbstractContextManager[None]:
-        """Around all of a run."""
+        """Context around a whole run."""
         ...
 
 
 class WavefrontRun:
-    """One generation, in the conducting thread.
+    """One generation, run in the conducting thread.
 
-    An item (b, s) needs (b, s - 1) for its input and (b - 1, s) for its rings. Items are handed out diagonal
-    by diagonal (Layout.place_of), and on a diagonal the newest block's first.
-    begun: set when an item has been handed out, or none will be; over: when no order is followed any more.
+    Item (b, s) needs (b, s - 1) for its input and (b - 1, s) for its rings. Items are handed out diagonal by
+    diagonal (Layout.place_of), and within a diagonal the newest block first.
+    begun: set when the first item has been handed out, or none will be. over: set when the run has ended.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class WavefrontRun:
         self._conductor, self._layout = conductor, conductor.layout
         self._schedule, self._geometry, self._ring_dtype = schedule, geometry, ring_dtype
         self._blocks: dict[int, BlockInProgress] = {}
-        self._waiting: deque[tuple[int, int]] = deque()  # items handed out, not known to be done
-        self._first: int | None = None  # block, of a video that may have begun long before
+        self._waiting: deque[tuple[int, int]] = deque()  # items handed out and not yet answered
+        self._first: int | None = None  # index of this run's first block; not 0 if the video was resumed
         self._anchor = 0
         self._old_anchors: set[int] = set()
 
     def conduct(self) -> None:
-        """Follow orders until asked to quit; what goes wrong ends up among the finished blocks."""
+        """Follow orders until `quit` is set; an error is put into the queue of finished blocks."""
         try:
             with torch.no_grad(), self._conductor.on_own_stream():
                 while not self.quit.is_set():
@@ -113,7 +113,7 @@ class WavefrontRun:
             self.over.set()
 
     def _take_orders(self) -> None:
-        """All that are there; with nothing else to do, wait for one."""
+        """Process all queued orders; if there is nothing else to do, wait for one."""
         idle = self._next() is None and not self._waiting
         while True:
             try:
@@ -153,7 +153,7 @@ class WavefrontRun:
         self._tell_all(Prefill(self._anchor, None), Prefill(self._anchor, reference))
 
     def _release(self) -> None:
-        """Free the old anchors that no block under way names any more."""
+        """Free the old anchors that no block in progress refers to any more."""
         for anchor in self._old_anchors - {under.anchor for under in self._blocks.values()}:
             self._conductor.tell(self._layout.workers, Release(anchor))
             self._old_anchors.discard(anchor)
@@ -166,14 +166,14 @@ class WavefrontRun:
         self._tell_all(OpenBlockInputs(bare, self._anchor), inputs)
 
     def _tell_all(self, message: Message, to_embedders: Message) -> None:
-        """One message to the stages that have the first layer, another to the others."""
+        """Send one message to the stages that have the first layer, and another to the others."""
         layout = self._layout
-        for stage in reversed(range(layout.num_stages)):  # rank 0 acts at once: the others must know before
+        for stage in reversed(range(layout.num_stages)):  # rank 0 last, as it handles the message at once
             embeds = stage == 0 or layout.kind != "layers"
             self._conductor.tell(layout.ranks_of(stage), to_embedders if embeds else message)
 
     def _next(self) -> tuple[int, int] | None:
-        """The item to hand out next, None when there is none."""
+        """The next item to hand out, or None."""
         num_steps = self._schedule.num_steps
         items = [(index, under.step) for index, under in self._blocks.items() if under.step < num_steps]
         return min(items, key=self._place, default=None)
@@ -184,7 +184,7 @@ class WavefrontRun:
         return self._layout.place_of(index - self._first, step, self._schedule.num_steps), step
 
     def _hand_out(self, index: int, step: int) -> None:
-        """Tell the stages of an item, once few enough are under way and its latents are there."""
+        """Send an item to its stages, once few enough are in progress and its latents are available."""
         layout, num_steps, under = self._layout, self._schedule.num_steps, self._blocks[index]
         arrives = step == 0 or layout.moves_after(step - 1, num_steps)
         while len(self._waiting) >= layout.most_items or (arrives and under.num_done < step):
@@ -200,7 +200,7 @@ class WavefrontRun:
         self.begun.set()
 
     def _await_one(self) -> None:
-        """Wait for the item that was handed out first; a block's last one finishes it."""
+        """Wait for the oldest unanswered item; a block's last item finishes the block."""
         index, step = self._waiting.popleft()
         last = self._layout.chain_of(step, self._schedule.num_steps)[-1]
         done = self._conductor.answer(self._layout.ranks_of(last)[0])
