@@ -1,4 +1,4 @@
-"""What attention in 8 bits costs: error of velocities with rings full, and how far latents drift by block.
+"""Accuracy of 8-bit attention: error of velocities with full rings, and drift of latents by block.
 
 `python -m benchmarks.attention8` writes JSON; weights are random, at the real model's widths.
 """
@@ -28,11 +28,11 @@ from benchmarks.float8 import RecordedSchedule, errors
 
 NUM_STEPS = 4
 PROMPT_TOKENS = 15
-ERROR_BLOCKS = 6  # the last two of which see full rings, of 48 frames
+ERROR_BLOCKS = 6  # the last two have full rings, of 48 frames
 
 
 class Trial:
-    """Runs of one model's kind over the same noise and conditions."""
+    """Runs of one model config on the same noise and conditions."""
 
     def __init__(self, config: ModelConfig, geometry: Geometry, device: torch.device) -> None:
         self.config, self.geometry, self.device = config, geometry, device
@@ -47,7 +47,7 @@ class Trial:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Velocities of every block and step, and latents of every block, on the CPU.
 
-        fp8: the weights. attention: int8, or None for the residual stream's own dtype.
+        fp8: quantise the weights. attention: int8, or None for the residual stream's dtype.
         """
         denoiser, schedule = self._denoiser(self._model(fp8, dtype), attention)
         latents = [
@@ -57,7 +57,7 @@ class Trial:
         return schedule.velocities, latents
 
     def _model(self, fp8: bool, dtype: torch.dtype) -> StreamingTransformer:
-        if not fp8:  # float32's values are bf16's
+        if not fp8:  # the float32 model has the same bf16 values
             model = random_transformer(self.config, self.device, torch.bfloat16)
             return (model if dtype == torch.bfloat16 else model.to(dtype)).fuse()
         quantiser = Quantiser()
@@ -89,7 +89,7 @@ class Trial:
 
 
 def velocity_errors(trial: Trial) -> dict[str, Any]:
-    """Against float32: of the first block, whose rings are empty, and of the last, whose rings are full."""
+    """Errors against float32 for the first block, with empty rings, and the last, with full rings."""
     exact, _ = trial.run(ERROR_BLOCKS, dtype=torch.float32)
     settings: dict[str, dict[str, Any]] = {
         "bf16": {},
@@ -108,7 +108,7 @@ def velocity_errors(trial: Trial) -> dict[str, Any]:
 
 
 def drift(trial: Trial, num_blocks: int) -> dict[str, list[float]]:
-    """How far each block's latents are from those of bf16 weights and attention, relative to their norm."""
+    """Distance of each block's latents from those with bf16 weights and attention, relative to their norm."""
     _, plain = trial.run(num_blocks)
     curves = {}
     for name, setting in {
@@ -123,7 +123,7 @@ def drift(trial: Trial, num_blocks: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Both, at full width, as JSON on standard output."""
+    """Write errors and drift, at the model's full width, as JSON to standard output."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--layers", type=int, default=4, metavar="N", help="of the 40 (4)")
     parser.add_argument("--size", default="704*384", metavar="W*H")

@@ -1,7 +1,7 @@
-"""What a layer's own kernels take on a GPU, in µs: `python -m benchmarks.between_products`, one line each.
+"""Time our own layer kernels on a GPU, in µs: `python -m benchmarks.between_products`, one line per kernel.
 
-At the real model's widths, 704*384, fp8 weights, 8-bit attention. Each is a CUDA graph of REPEATS calls over
-inputs in turn, which together do not fit a cache: the host's own time is not in it.
+Uses the real model's widths, 704*384, fp8 weights and 8-bit attention. Each kernel is timed in a CUDA graph
+of REPEATS calls, without host time, on alternating inputs that together do not fit the cache.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TEXT_ROWS = (24, 32)
 
 
 def microseconds(call: Callable[[int], object]) -> float:
-    """Of one call, which is given the number of its input."""
+    """Time of one call; call takes the index of its input."""
     for index in range(NUM_INPUTS):
         call(index)
     torch.cuda.synchronize()
@@ -47,7 +47,7 @@ def microseconds(call: Callable[[int], object]) -> float:
 def calls(
     config: ModelConfig, geometry: Geometry, device: torch.device
 ) -> dict[str, Callable[[int], object]]:
-    """Every kernel by name, over inputs of random numbers."""
+    """Every kernel by name, on random inputs."""
     num_tokens, width = geometry.block_tokens, config.dim
     num_heads, dim = config.num_heads, config.head_dim
 
@@ -93,7 +93,7 @@ def calls(
 
 
 def main() -> None:
-    """Print them."""
+    """Print every kernel's time."""
     geometry = Geometry.of(Size.parse("704*384"), 48)
     for name, call in calls(ModelConfig(), geometry, torch.device("cuda")).items():
         sys.stdout.write(f"{name:24s} {microseconds(call):8.1f}\n")

@@ -1,6 +1,6 @@
-"""What other cards would do, estimated: counted operations, published rates, measured utilisation.
+"""Estimate the speed on other cards from counted operations, published rates and measured utilisation.
 
-`python -m benchmarks.estimate` prints benchmarks/ESTIMATES.md. None of it was measured on the cards named.
+`python -m benchmarks.estimate` prints benchmarks/ESTIMATES.md. Nothing was measured on the cards named there.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ TERA, GIGA = 1e12, 1e9
 
 @dataclass(frozen=True)
 class PublishedCard:
-    """A card's published rates, dense, products summed in float32. bus_gbs: a GPU's to the host, in practice.
+    """A card's published dense rates with float32 accumulation. bus_gbs: host to GPU, as seen in practice.
 
-    fp8_tflops: None for a card without; its products are bf16's then.
+    fp8_tflops: None for a card without fp8, which then computes in bf16.
     """
 
     name: str
@@ -53,14 +53,14 @@ RTX_3090 = PublishedCard(
 
 @dataclass(frozen=True)
 class CountedWork:
-    """Floating-point operations of layers for one item: a block at one step, its ring full."""
+    """Floating-point operations of some layers for one item: a block at one step with a full ring."""
 
     products: float  # linear layers
     attention: float
 
     @classmethod
     def of(cls, layers: range, geometry: Geometry, config: ModelConfig | None = None) -> CountedWork:
-        """Embeddings, head and norms, less than a thousandth, are left out."""
+        """Count the work of layers. Omits embeddings, head and norms, less than a thousandth of it."""
         config = config or ModelConfig()
         products, attention = plain_layer_flops(config, geometry)
         costs = layer_costs(config, geometry)
@@ -75,7 +75,7 @@ class CountedWork:
 
 @dataclass(frozen=True)
 class Utilisation:
-    """Shares of the published rates that are reached; decode_s: a block's decoding on the H200, by area."""
+    """Fractions of the published rates reached. decode_s_per_px: to decode a block on the H200, per pixel."""
 
     bf16: float
     fp8: float
@@ -84,7 +84,7 @@ class Utilisation:
     @classmethod
     @cache
     def measured(cls) -> Utilisation:
-        """On one H200. Attention is taken to reach what a bf16 step does; fp8 products get the rest."""
+        """Measured on an H200. Attention is assumed to reach a bf16 step's rate; the rest is fp8 products."""
         bf16, fp8 = _figures("h200-80gb"), _figures("h200-80gb-fp8")
         geometry = Geometry.of(Size(704, 384), 48)
         work = CountedWork.of(range(ModelConfig().num_layers), geometry)
@@ -97,23 +97,23 @@ class Utilisation:
         return cls(share, work.products / TERA / products_s / H200.fp8_tflops, decode_s / area)
 
     def item_s(self, work: CountedWork, card: PublishedCard, dtype: str) -> float:
-        """Seconds for an item."""
+        """Estimated seconds for an item."""
         plain = self.bf16 * card.bf16_tflops
         if dtype != "fp8" or card.fp8_tflops is None:
             return work.tera / plain
         return work.attention / TERA / plain + work.products / TERA / (self.fp8 * card.fp8_tflops)
 
     def decode_s(self, geometry: Geometry, card: PublishedCard) -> float:
-        """Seconds for a block's decoding, taken to follow the card's bf16 rate."""
+        """Seconds to decode a block, assumed inversely proportional to the card's bf16 rate."""
         slower = H200.bf16_tflops / card.bf16_tflops
         return self.decode_s_per_px * geometry.width * geometry.height * slower
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A preset on some cards. ranks_s: every rank's seconds for a block; bus_s: of offloading, on one card.
+    """The estimate for a preset. ranks_s: every rank's seconds per block. bus_s: of offloading, on one card.
 
-    hop_bytes: what a stage sends the next one for a block.
+    hop_bytes: sent from each stage to the next, per block.
     """
 
     preset: Preset
@@ -125,7 +125,7 @@ class Estimate:
 
     @property
     def block_s(self) -> float:
-        """The slowest part's: the others work meanwhile, the bus too."""
+        """Seconds per block of the slowest part: ranks and bus work in parallel."""
         return max(*self.ranks_s, self.bus_s)
 
     @property
@@ -134,7 +134,7 @@ class Estimate:
 
 
 def estimate(preset: Preset, card: PublishedCard, bus_bytes_per_frame: float = 0.0) -> Estimate:
-    """How fast a preset would be. bus_bytes_per_frame: what offloading sends to the GPU, as measured."""
+    """Estimate a preset's speed. bus_bytes_per_frame: measured bytes copied to the GPU for offloading."""
     used, layout, geometry = Utilisation.measured(), Layout.of(preset), largest_geometry(preset)
     steps, dtype = preset.generation.sample_steps, preset.memory.weight_dtype
     ranks = []
@@ -150,7 +150,7 @@ def estimate(preset: Preset, card: PublishedCard, bus_bytes_per_frame: float = 0
 
 
 def estimates() -> list[Estimate]:
-    """The rows of the page."""
+    """The rows of the page's main table."""
     rows = []
     for name in ("12gb", "24gb"):
         bus = _figures(f"h200-{name}")["bus"]["to_device_bytes_per_frame"]
@@ -161,7 +161,7 @@ def estimates() -> list[Estimate]:
 
 
 def checks() -> list[tuple[str, float, float]]:
-    """Runs on H200s that the utilisation was not taken from: what they are, fps estimated and measured."""
+    """H200 runs not used for the utilisation: description, estimated fps and measured fps."""
     rows = []
     for name in ("24gb", "12gb"):
         measured = json.loads((MEASURED / f"h200-{name}.json").read_text())
@@ -175,7 +175,7 @@ def checks() -> list[tuple[str, float, float]]:
 
 
 def _as_measured(name: str) -> Preset:
-    """A preset of the size that its benchmark had; its name tells where that is another now."""
+    """A preset at the size of its benchmark; if the preset's size has changed since, its name says so."""
     size = json.loads((MEASURED / f"h200-{name}.json").read_text())["settings"]["generation"]["size"]
     preset = load_preset(name)
     if preset.generation.size == size:
@@ -184,7 +184,7 @@ def _as_measured(name: str) -> Preset:
 
 
 def page() -> str:
-    """benchmarks/ESTIMATES.md."""
+    """The text of benchmarks/ESTIMATES.md."""
     used = Utilisation.measured()
     work = CountedWork.of(range(40), Geometry.of(Size(704, 384), 48))
     return PAGE.format(
@@ -265,7 +265,7 @@ def _row(row: Estimate) -> str:
 
 
 def _figures(name: str) -> dict[str, Any]:
-    """What a benchmark's JSON says of the parts."""
+    """The "parts" section of a benchmark's JSON."""
     figures: dict[str, Any] = json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))["parts"]
     return figures
 

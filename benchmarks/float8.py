@@ -1,4 +1,4 @@
-"""What fp8 weights cost and gain on a device: error of velocities, speed of the linear layers.
+"""Accuracy and speed of fp8 weights on a device: error of velocities, speed of the linear layers.
 
 `python -m benchmarks.float8` writes JSON; weights are random, at the real model's widths.
 """
@@ -39,14 +39,14 @@ from avatar.pipeline.rollout import rollout
 NUM_BLOCKS, NUM_STEPS = 2, 4
 PROMPT_TOKENS = 128
 PARTS = ("self_attn", "cross_attn", "ffn.0", "ffn.2", "injector")
-MEASURE_S = 0.3  # of each speed
+MEASURE_S = 0.3  # per speed measurement
 
 Place = Callable[[str, Tensor], nn.Parameter | None]
 
 
 @dataclass(frozen=True)
 class RecordedSchedule(Schedule):
-    """A schedule that keeps every velocity that goes through it."""
+    """A schedule that records every velocity passed to it."""
 
     velocities: list[Tensor] = field(default_factory=list)
 
@@ -56,10 +56,10 @@ class RecordedSchedule(Schedule):
 
 
 def velocity_errors(config: ModelConfig, geometry: Geometry, device: torch.device) -> dict[str, Any]:
-    """Relative errors of velocities against bf16, of all of fp8 and of each of its parts alone.
+    """Relative errors of velocities against bf16, for fp8 as a whole and for each part by itself.
 
-    Random weights have no outliers: a trained model's activations may lose more. "bf16" is its own error,
-    against float32: what fp8's is to be compared with.
+    Random weights have no outliers: a trained model's activations may lose more. "bf16" is the error of bf16
+    against float32, for comparison with fp8's.
     """
 
     def model(place: Place = lambda name, tensor: None) -> StreamingTransformer:
@@ -81,7 +81,7 @@ def velocity_errors(config: ModelConfig, geometry: Geometry, device: torch.devic
 
 
 def velocities(model: StreamingTransformer, geometry: Geometry) -> list[Tensor]:
-    """Of every block and step of a run on random conditions."""
+    """Velocities of every block and step of a run on random conditions."""
     generator, config = torch.Generator().manual_seed(1), model.config
 
     def normal(*shape: int) -> Tensor:
@@ -103,7 +103,7 @@ def velocities(model: StreamingTransformer, geometry: Geometry) -> list[Tensor]:
 
 
 def rounded(name: str, tensor: Tensor) -> nn.Parameter | None:
-    """A weight with e4m3's error, in its own dtype: activations stay exact."""
+    """A weight with e4m3's rounding error, in its own dtype, so that activations stay exact."""
     if not is_quantised(name, tensor.shape):
         return None
     weight, scale = quantise_weight(tensor)
@@ -111,7 +111,7 @@ def rounded(name: str, tensor: Tensor) -> nn.Parameter | None:
 
 
 def errors(found: list[Tensor], expected: list[Tensor]) -> dict[str, float]:
-    """Norms of differences over norms. first: of block 0, step 0, before latents part."""
+    """Norms of differences over norms. first: at block 0, step 0, before latents diverge."""
     relative = [
         float((a.double() - b.double()).norm() / b.double().norm())
         for a, b in zip(found, expected, strict=True)
@@ -120,7 +120,7 @@ def errors(found: list[Tensor], expected: list[Tensor]) -> dict[str, float]:
 
 
 def linear_speeds(config: ModelConfig, geometry: Geometry, device: torch.device) -> list[dict[str, Any]]:
-    """The big linear layers of a block's tokens: bf16, fp8 with compiled quantising, fp8's product alone."""
+    """Speed of the large linear layers: bf16, fp8 with compiled quantisation, and the fp8 product alone."""
     num_tokens = BLOCK_LATENT_FRAMES * geometry.frame_tokens
     dim, ffn_dim = config.dim, config.ffn_dim
     shapes = {"qkv": (dim, 3 * dim), "o": (dim, dim), "ffn.0": (dim, ffn_dim), "ffn.2": (ffn_dim, dim)}
@@ -130,7 +130,7 @@ def linear_speeds(config: ModelConfig, geometry: Geometry, device: torch.device)
 def linear_speed(
     num_tokens: int, in_features: int, out_features: int, device: torch.device
 ) -> dict[str, Any]:
-    """Milliseconds, the product's 10^12 operations a second, and the error against plain arithmetic."""
+    """Milliseconds, TFLOPS of the product, and the error against plain arithmetic."""
     linear = nn.Linear(in_features, out_features, device=device, dtype=torch.bfloat16).requires_grad_(False)
     quantised = Float8Linear(*quantise_weight(linear.weight.data), linear.bias.data)
     x = torch.randn(num_tokens, in_features, device=device, dtype=torch.bfloat16)
@@ -158,7 +158,7 @@ def linear_speed(
 
 
 def milliseconds(layer: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """The median; compiled and warmed up first."""
+    """Median time of a call, after a first call to compile and warm up."""
     with torch.no_grad():
         layer(x)
         return (
@@ -170,7 +170,7 @@ def milliseconds(layer: Callable[[Tensor], Tensor], x: Tensor) -> float:
 
 
 def main() -> None:
-    """Both, at full width, as JSON on standard output."""
+    """Write errors and speeds, at the model's full width, as JSON to standard output."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--layers", type=int, default=4, metavar="N", help="of the 40 (4)")
     parser.add_argument("--size", default="704*384", metavar="W*H")

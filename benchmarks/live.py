@@ -1,9 +1,9 @@
-"""How late a live session is on this machine: a server of its own, and a client of both transports beside it.
+"""Latency of a live session on this machine, measured with a local server and one client per transport.
 
     python -m benchmarks.live --seconds 60
 
-Bursts of sound are sent as a microphone would; what comes back tells how much later the watcher hears them,
-and sees the frame that belongs to them. Both ends share the machine's cores.
+The client sends bursts of sound like a microphone, and measures how much later they, and the frames that
+belong to them, come back. Server and client share the machine's cores.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ log = logging.getLogger("live")
 
 PORTRAIT = ROOT / "assets" / "portraits" / "mara.png"
 PERIOD_S, BURST_S = 1.0, 0.2
-LOUD = 2000  # of 32767; a burst has 12000
+LOUD = 2000  # out of 32767; a burst has 12000
 HEADER_BYTES, FRAME = 20, SOUND_HZ // FPS
 TEXT = "This sentence goes on and on, so that there is something to interrupt. " * 6
 
 
 class Bursts:
-    """A microphone's sound by the clock: a burst each second. sent: when each was spoken."""
+    """A simulated microphone with one burst of sound per second. sent: time of each burst."""
 
     def __init__(self) -> None:
         self.at = 0
@@ -55,7 +55,7 @@ class Bursts:
 
 
 class BurstsHeard:
-    """When bursts begin in what comes back."""
+    """Detects when bursts begin in the returned sound."""
 
     def __init__(self) -> None:
         self.begins: list[float] = []
@@ -68,7 +68,7 @@ class BurstsHeard:
         self._quiet = 0 if len(loud) else self._quiet + len(samples)
 
     def delays(self, sent: Sequence[float]) -> list[float]:
-        """Of each burst that was heard, after it was spoken."""
+        """Delay of each burst that came back, in seconds from when it was sent."""
         found = []
         for begin in sent:
             after = [one for one in self.begins if 0 < one - begin < PERIOD_S * 0.95]
@@ -77,7 +77,7 @@ class BurstsHeard:
 
 
 def reported(name: str, values: Sequence[float]) -> None:
-    """Median and 95th percentile in milliseconds."""
+    """Log the median and 95th percentile in milliseconds."""
     if values:
         middle, late = np.percentile(values, [50, 95]) * 1e3
         log.info("%-44s median %5.0f ms   p95 %5.0f ms   (%d)", name, middle, late, len(values))
@@ -86,7 +86,7 @@ def reported(name: str, values: Sequence[float]) -> None:
 
 
 async def begin(server: Server) -> tuple[Any, str]:
-    """A session's socket, and its path."""
+    """Open a session; return its socket and its path."""
     async with httpx.AsyncClient(timeout=60) as client:
         files = {"files": ("me.png", PORTRAIT.read_bytes(), "image/png")}
         path = (await client.post(f"{server.url}/gradio_api/upload", files=files)).json()[0]
@@ -102,7 +102,7 @@ async def begin(server: Server) -> tuple[Any, str]:
 
 
 async def by_socket(server: Server, seconds: float) -> None:
-    """The WebSocket: bursts, a text, an interruption, and memory."""
+    """Measure the WebSocket transport: bursts, a typed text, an interruption, and memory."""
     socket, _ = await begin(server)
     bursts, heard, arrivals = Bursts(), BurstsHeard(), []
     engine_ms: list[float] = []
@@ -141,7 +141,7 @@ async def by_socket(server: Server, seconds: float) -> None:
 
 
 async def interruption(socket: Any) -> None:
-    """A text until it is heard, and a press until it is not."""
+    """Measure the time from a typed text to its first sound, and from an interruption to silence."""
     await socket.send(json.dumps({"type": "mode", "mode": "type"}))
     asked = time.monotonic()
     await socket.send(json.dumps({"type": "say", "text": TEXT}))
@@ -174,7 +174,7 @@ class _Microphone(MediaStreamTrack):
         self._bursts, self._due = bursts, time.monotonic()
 
     async def recv(self) -> AudioFrame:
-        """20 ms by the clock."""
+        """The next 20 ms of sound, in real time."""
         self._due += 0.02
         await asyncio.sleep(max(0.0, self._due - time.monotonic()))
         at = self._bursts.at
@@ -184,7 +184,7 @@ class _Microphone(MediaStreamTrack):
 
 
 async def by_webrtc(server: Server, seconds: float) -> None:
-    """WebRTC: bursts up, and what comes down."""
+    """Measure the WebRTC transport: bursts up, sound and video down."""
     socket, path = await begin(server)
     await socket.send(json.dumps({"type": "media", "video": "none"}))
     bursts, heard, arrivals = Bursts(), BurstsHeard(), []
@@ -224,13 +224,13 @@ async def by_webrtc(server: Server, seconds: float) -> None:
 
 
 def used(server: Server) -> int:
-    """Bytes of the server and its children."""
+    """Resident memory of the server and its children, in bytes."""
     process = psutil.Process(server.process.pid)
     return sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Measure both transports and log the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="for each transport")
     args = parser.parse_args()
@@ -239,7 +239,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         server = start_server(Path(folder), "--preset", "cpu-preview")
         try:
-            time.sleep(5)  # the engine's process has begun with the page
+            time.sleep(5)  # lets the engine's subprocess, started with the page, get ready
             asyncio.run(by_socket(server, args.seconds))
             asyncio.run(by_webrtc(server, args.seconds))
         finally:

@@ -1,9 +1,9 @@
-"""How late the diffusion engine is in a live session on this GPU: the model at full size, random weights.
+"""Latency of the diffusion engine in a live session on this GPU, with the full-size model and random weights.
 
     python -m benchmarks.live_gpu --seconds 60
 
-Sound comes at the pace of speech. A block's delay is that of its first frame, which waits the longest: from
-when its sound was spoken until its picture is out of the decoder and on the host.
+Sound arrives in real time. A block's delay is that of its first frame, which waits longest: from when its
+sound was spoken until its decoded picture is on the host.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from avatar.runtime.live_protocol import LiveFrames
 
 
 def main() -> None:
-    """Measure, and print JSON."""
+    """Measure the latency and print it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--preset", default="live", help="a live preset, or a .toml file")
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def session(source: DiffusionPipeline, request: LiveRequest, seconds: float) -> dict[str, object]:
-    """One session at the pace of speech, once it plays."""
+    """Run one session in real time and return its figures."""
     spoken_at: list[float] = []
 
     def sound() -> Iterator[np.ndarray]:

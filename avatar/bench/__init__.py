@@ -1,1 +1,1 @@
-"""How fast a machine is and how much memory it takes: the engine's own parts, timed apart and end to end."""
+"""Benchmarks of speed and memory: the engine's own components, timed separately and end to end."""

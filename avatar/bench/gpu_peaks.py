@@ -1,4 +1,4 @@
-"""The most in use on each GPU while something runs, as NVML tells it. No torch."""
+"""Peak memory of each GPU while something runs, sampled through NVML. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NVML_SAMPLE_S = 0.05
 
 @contextmanager
 def nvml_peaks() -> Iterator[dict[int, int]]:
-    """Bytes in use on every card from here to the end, other programs' too, by NVML's index; it fills up."""
+    """Context that yields peak bytes in use by NVML index, other programs' included; filled while it runs."""
     peaks: dict[int, int] = {}
     driver, done = open_driver(), threading.Event()
 

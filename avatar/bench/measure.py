@@ -1,4 +1,4 @@
-"""Time on a device without waiting for it, peaks of its memory, and what machine it was."""
+"""Measure device time without synchronising, memory peaks, and the machine's configuration."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from avatar.runtime.report import installed_versions
 
 @dataclass
 class Stopwatch:
-    """Milliseconds of device work between two points, without waiting for it in between."""
+    """Milliseconds of device work between two points, without waiting for the device."""
 
     device: torch.device
     marks: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Time what is enqueued meanwhile."""
+        """Time the work enqueued in this context."""
         start = self._now()
         yield
         self.marks.setdefault(name, []).append((start, self._now()))
 
     def milliseconds(self, name: str) -> list[float]:
-        """Every measured time of that name, in order."""
+        """All times measured under a name, in order."""
         if self.device.type != "cuda":
             return [(end - start) * 1000 for start, end in self.marks.get(name, [])]
         torch.cuda.synchronize(self.device)
@@ -51,9 +51,9 @@ class Stopwatch:
 
 @dataclass
 class Peaks:
-    """The most in use; None without a GPU. nvml_bytes: everything on the card, other programs' too.
+    """Peak memory; None without a GPU. nvml_bytes: everything on the card, other programs' included.
 
-    allocator_bytes: torch's tensors. reserved_bytes: what torch took from the driver for them.
+    allocator_bytes: torch's tensors. reserved_bytes: memory that torch took from the driver for them.
     """
 
     nvml_bytes: int | None = None
@@ -63,7 +63,7 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes in use at one moment; of the GPU None without one. pinned_bytes: part of the host's."""
+    """Bytes in use at one moment; GPU values are None without a GPU. pinned_bytes: part of host_bytes."""
 
     nvml_bytes: int | None
     allocator_bytes: int | None
@@ -73,7 +73,7 @@ class Held:
 
     @classmethod
     def now(cls, device: torch.device) -> Held:
-        """Look, without waiting for the device."""
+        """Read the current values, without waiting for the device."""
         pinned, host = pinned_bytes(), psutil.Process().memory_info().rss
         if device.type != "cuda":
             return cls(None, None, None, pinned, host)
@@ -83,17 +83,17 @@ class Held:
 
 
 def host_peak_bytes() -> int:
-    """The most host memory that this process ever had in use, pinned or not.
+    """Peak host memory of this process, pinned or not.
 
-    By the kernel's high-water mark, which is counted loosely: a reading on the way may lie a little above.
+    From the kernel's high-water mark, which is approximate: a reading taken earlier may be slightly higher.
     """
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def take_no_more(device: torch.device, num_bytes: int) -> None:
-    """Let this process's tensors take so much of a GPU's memory, as if it had no more.
+    """Limit this process's tensors to num_bytes of a GPU's memory, as if the GPU had no more.
 
-    CUDA's own context is not counted: leave room for it.
+    CUDA's own context is not counted, so subtract it first.
     """
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
@@ -102,7 +102,7 @@ def take_no_more(device: torch.device, num_bytes: int) -> None:
 
 @contextmanager
 def watched(device: torch.device) -> Iterator[Peaks]:
-    """Peaks of the device's memory from here to the end, NVML asked again and again."""
+    """Context that measures the device's memory peaks, polling NVML."""
     peaks = Peaks()
     if device.type != "cuda":
         yield peaks
@@ -120,7 +120,7 @@ def watched(device: torch.device) -> Iterator[Peaks]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Versions and names, for whoever reads the figures later."""
+    """Versions and names of hardware and software, to be stored with the figures."""
     facts: dict[str, Any] = {
         "device": "cpu",
         "platform": platform.platform(),

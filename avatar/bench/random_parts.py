@@ -1,4 +1,4 @@
-"""Parts without a checkpoint: random weights, made on the device; speed and memory are the real model's."""
+"""Components with random weights instead of a checkpoint; speed and memory are the real model's."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.preset import Preset
 
 VAE_WIDTH = 96  # Wan 2.1's
-# Of a random decoder's pictures. As they come they are noise, 1.4 bits a pixel in H.264 and 7.2 ms a frame of
-# 704×384 on a CPU core; so they take 0.2 bits and 4.2 ms, where a talking head takes 0.1 and 3.3.
+# Scales a random decoder's output. Unscaled it is noise: 1.4 bits per pixel in H.264, and 7.2 ms per frame of
+# 704×384 on a CPU core. Scaled, it takes 0.2 bits and 4.2 ms; a talking head takes 0.1 bits and 3.3 ms.
 CONTRAST = 0.05
 SPEECH = Wav2Vec2Config(  # wav2vec2-large
     hidden_size=1024,
@@ -52,9 +52,9 @@ SPEECH = Wav2Vec2Config(  # wav2vec2-large
 
 @dataclass
 class RandomConditions:
-    """A ConditionEncoder without a prompt encoder, nor a tokenizer: any prompt stands for a random one.
+    """A ConditionEncoder without prompt encoder or tokenizer: every prompt gets the same random embedding.
 
-    num_tokens: of every prompt.
+    num_tokens: length of every prompt.
     """
 
     portraits: PortraitEncoder
@@ -73,9 +73,9 @@ class RandomConditions:
 def random_parts(
     preset: Preset, placement: Placement = ALL_ON_GPU, prompt_tokens: int | None = None
 ) -> Components:
-    """The preset's model at its full size, the self-test's at toy size, on the best device, placed so.
+    """The preset's model on the best device, with the given placement; toy-sized for the self-test.
 
-    prompt_tokens: of every prompt; None: the most that a short prompt has, as the presets' prompts are short.
+    prompt_tokens: length of every prompt; None for the longest short prompt, as the presets' are short.
     """
     device, dtype = best_device(), DTYPES[preset.memory.weight_dtype]
     is_tiny = preset.requires.weights == "tiny"
@@ -85,8 +85,8 @@ def random_parts(
         vae = AutoencoderKLWan(base_dim=tiny.VAE_WIDTH if is_tiny else VAE_WIDTH)
         speech = Wav2Vec2Model(tiny.SPEECH if is_tiny else SPEECH)
     vae.decoder.conv_out.weight.data.mul_(CONTRAST)
-    nn.Module.to(vae, device, dtype)  # the library's own to() warns of nothing
-    nn.Module.to(speech, device)  # one of its tensors is made on the CPU whatever the default is
+    nn.Module.to(vae, device, dtype)  # the library's own to() gives a needless warning
+    nn.Module.to(speech, device)  # one of its tensors is created on the CPU whatever the default
     video, encoder = VideoVAE(vae), SpeechEncoder(speech)
     if placement.side_models_on_host:
         video = OffloadedVAE(video)

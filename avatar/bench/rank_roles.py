@@ -1,4 +1,4 @@
-"""Roles of ranks that are timed: with a checkpoint or random weights, as much as a smaller card holds."""
+"""Roles of benchmarked ranks: with a checkpoint or random weights, and a memory limit if wanted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from avatar.preset import Preset
 
 
 def lead(preset: Preset, weights: Path | None, context: RankContext) -> DiffusionPipeline:
-    """Rank 0 of several. weights: where the Terms are."""
+    """Rank 0 of several. weights: path of the BenchOptions file."""
     terms = accept(preset, weights, context)
     observer = FirstFrame(context.meter)
     if not terms.random:
@@ -46,7 +46,7 @@ def lead(preset: Preset, weights: Path | None, context: RankContext) -> Diffusio
 
 
 def assist(preset: Preset, weights: Path | None, context: RankContext) -> None:
-    """The other ranks."""
+    """The main loop of the other ranks."""
     terms = accept(preset, weights, context)
     if not terms.random:
         return roles.assist(preset, _folder(terms), context)
@@ -60,7 +60,7 @@ def assist(preset: Preset, weights: Path | None, context: RankContext) -> None:
 
 
 def accept(preset: Preset, path: Path | None, context: RankContext) -> BenchOptions:
-    """The terms, this rank's memory being limited by them."""
+    """Read the options, and limit this rank's memory accordingly."""
     terms = BenchOptions.read(path)
     share = shares_of(preset, config_of(preset, terms))[context.rank]
     most = terms.tensor_bytes(share.num_communicators + (0 < share.text < 1))
@@ -70,12 +70,12 @@ def accept(preset: Preset, path: Path | None, context: RankContext) -> BenchOpti
 
 
 def config_of(preset: Preset, terms: BenchOptions) -> ModelConfig:
-    """What is timed of the published model, or of the self-test's."""
+    """The config to time, of the published model or the self-test's."""
     return terms.config_of(tiny.CONFIG if preset.requires.weights == "tiny" else ModelConfig())
 
 
 def unshard_peak_bytes(group: Group, share: StreamingTransformer | None) -> int | None:
-    """What gathering the layers one after another takes beside the shards; None without a GPU, or shards.
+    """Peak memory, beyond the shards, of gathering the layers one by one; None without a GPU or shards.
 
     Every rank of the group calls it, once its share is loaded.
     """
@@ -98,9 +98,9 @@ def unshard_peak_bytes(group: Group, share: StreamingTransformer | None) -> int 
 
 
 class FirstFrame(Rank0Meter):
-    """Notes when the parts of a run's first frame are there; reported at the run's end.
+    """Records when each stage of a run's first frame is done, and reports that at the run's end.
 
-    Moments: seconds by the machine's monotonic clock, which all its processes share.
+    moments: seconds on the monotonic clock, which all processes of a machine share.
     """
 
     def __init__(self, meter: RankMeter) -> None:
@@ -109,7 +109,7 @@ class FirstFrame(Rank0Meter):
         self.unshard_bytes: int | None = None
 
     def note(self, moment: str) -> None:
-        """It is now, unless it was before in this run."""
+        """Record the time of a moment, the first time in this run."""
         self.moments.setdefault(moment, time.monotonic())
 
     def run_begins(self) -> None:
@@ -132,7 +132,7 @@ class FirstFrame(Rank0Meter):
         self.note("speech")
 
     def collecting(self) -> None:
-        """See Observer. The decoder has been primed."""
+        """See Observer. By now the decoder has been primed."""
         self.note("primed")
 
     def decoding(self) -> AbstractContextManager[object]:
@@ -141,7 +141,7 @@ class FirstFrame(Rank0Meter):
         return super().decoding()
 
     def decoded(self, frames: Tensor) -> None:
-        """See Observer. The device is waited for once in a run, at its first frames."""
+        """See Observer. Waits for the device once per run, at its first frames."""
         if "decoded" not in self.moments:
             if frames.is_cuda:
                 torch.cuda.current_stream(frames.device).synchronize()
@@ -155,7 +155,7 @@ class FirstFrame(Rank0Meter):
 
 @dataclass(frozen=True)
 class RandomShares:
-    """Shares with random weights, of which it is observed what gathering them takes; see Shares."""
+    """Shares with random weights; also measures the memory that gathering them takes."""
 
     preset: Preset
     terms: BenchOptions

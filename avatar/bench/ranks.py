@@ -1,4 +1,4 @@
-"""The bench of several GPUs: the engine as a user runs it, over warm ranks; how busy each of them is."""
+"""Benchmark of several GPUs: the engine as a user runs it, on warm ranks, and each rank's utilisation."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from avatar.runtime.report import RunReport, installed_versions, read_report
 from avatar.runtime.stream import stream_frames
 
 TIMED_ROLES = "avatar.bench.rank_roles"
-SETTLING_BLOCKS = 2  # that are not measured although their rings are full
-OTHER_BLOCKS = 3  # of the run with another portrait
+SETTLING_BLOCKS = 2  # not measured, although their rings are full
+OTHER_BLOCKS = 3  # in the run with another portrait
 ENVIRONMENT = ("NCCL_", "TORCH_NCCL_", "PYTORCH_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 
 
 class Observed:
-    """A RankedSource that notes when each block came, and what the ranks said of load and run."""
+    """A RankedSource that records when each block arrived, and the loads and heartbeats of the ranks."""
 
     def __init__(self, source: RankedSource) -> None:
         self._source, self.label = source, source.label
@@ -50,7 +50,7 @@ class Observed:
         self.loads: list[tuple[float, tuple[RankLoad, ...]]] = []
         self.before: list[Pulse | None] = []
         self.after: list[Pulse | None] = []
-        self.measured: dict[str, Any] = {}  # what rank 0 measured
+        self.measured: dict[str, Any] = {}  # rank 0's measurements
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """See FrameSource; one run."""
@@ -75,24 +75,24 @@ class Observed:
 
     @property
     def first_frame_parts(self) -> dict[str, float]:
-        """Seconds since the run was asked for at which each part of its first frame was there, in order."""
+        """Seconds from the request to the end of each stage of the first frame, in order."""
         moments = {**self.measured["moments"], "received": self.came_s[0]}
         parts = {name: moment - self.asked_s for name, moment in moments.items()}
         return dict(sorted(parts.items(), key=lambda part: part[1]))
 
 
 def listen(fleet: Fleet, seconds: float = 2.5) -> list[Pulse | None]:
-    """Every rank's heartbeat of just now: idle ones are listened to anyway."""
+    """Every rank's latest heartbeat, after waiting long enough for a new one; idle ranks send them too."""
     time.sleep(seconds)
     return fleet.last_pulses
 
 
 def bench_ranks(preset: Preset, terms: BenchOptions, planned: Plan, *, num_blocks: int) -> dict[str, Any]:
-    """Run the engine over ranks until all is compiled, then so many blocks, then with another portrait.
+    """Run the engine on ranks until everything is compiled, then num_blocks blocks, then another portrait.
 
-    planned: what each rank is compared with, rank 0's GPU first. Plain data for JSON.
+    planned: compared with each rank's memory, rank 0's GPU first. Returns plain data for JSON.
     """
-    preset = replace(preset, fallback=Fallback(()))  # what does not fit is to be seen
+    preset = replace(preset, fallback=Fallback(()))  # a preset that does not fit must fail
     settled, draining = settling(preset)
     with tempfile.TemporaryDirectory(prefix="avatar-bench-") as name, nvml_peaks() as peaks:
         folder = Path(name)
@@ -137,7 +137,7 @@ def bench_ranks(preset: Preset, terms: BenchOptions, planned: Plan, *, num_block
 
 
 def _request(preset: Preset, folder: Path, name: str, num_blocks: int, portrait: int) -> Request:
-    """A made-up portrait that speaks for so many blocks."""
+    """A request with a sample portrait and speech for num_blocks blocks."""
     own = folder / name
     own.mkdir()
     speech_s = (num_blocks * BLOCK_FRAMES - LEAD_IN_FRAMES) / FPS
@@ -151,17 +151,17 @@ def _run(source: Observed, request: Request) -> RunReport:
 
 
 def settling(preset: Preset) -> tuple[int, int]:
-    """The blocks at the beginning and at the end of a run that settled_fps leaves out."""
+    """How many blocks settled_fps leaves out at the beginning and at the end of a run."""
     layout, num_steps = Layout.of(preset), preset.generation.sample_steps
     full = max(largest_geometry(preset).second_clip_block, layout.spread_from(num_steps))
     return full + SETTLING_BLOCKS, layout.lag_of(num_steps - 1, num_steps)
 
 
 def settled_fps(came_s: list[float], settled: int, draining: int) -> float | None:
-    """Frames a second while the pipeline is full. came_s: when each block came.
+    """Frames per second while the pipeline is full. came_s: arrival time of each block.
 
-    settled: the block from which on rings are full, everything is compiled and blocks come evenly. draining:
-    the last blocks, with fewer others behind them, which come faster.
+    settled: the first block with full rings, everything compiled and a steady rate. draining: number of last
+    blocks, which arrive faster since fewer follow them.
     """
     times = came_s[settled : len(came_s) - draining]
     return BLOCK_FRAMES * (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
@@ -200,7 +200,7 @@ def _ranks(
 
 
 def _machine() -> dict[str, Any]:
-    """Versions and names, for whoever reads the figures later."""
+    """Versions and names of hardware and software, to be stored with the figures."""
     driver = open_driver()
     cards = [
         {"name": card.name(), "total_bytes": memory.total_bytes if (memory := card.memory()) else None}

@@ -1,4 +1,4 @@
-"""The bench: the whole engine as a user runs it, its parts timed on the way, then a short run when warm."""
+"""The benchmark: the whole engine as a user runs it, with its parts timed, then a short warm run."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from avatar.runtime.stream import stream_frames
 logger = logging.getLogger(__name__)
 
 FEWEST_MEASURED = 5  # blocks with full rings
-SETTLING_BLOCKS = 2  # that are not measured although their rings are full
-WARM_BLOCKS = 4  # of the second run, for the time to its first frame and segment
+SETTLING_BLOCKS = 2  # not measured, although their rings are full
+WARM_BLOCKS = 4  # in the second run, which measures the time to its first frame and segment
 
 
 @dataclass
 class RunTrace:
-    """What is noted while a run goes. items: of each denoising step; the others: after each block."""
+    """Measurements of one run. items: work items in each denoising step. The others: after each block."""
 
     clock: Stopwatch
     items: list[int] = field(default_factory=list)
@@ -53,7 +53,7 @@ class RunTrace:
     carried: list[Traffic] = field(default_factory=list)
 
     def steps_after(self, num_items: int) -> list[float]:
-        """Milliseconds of each item after the first so many, of those times when as many as ever were due."""
+        """Milliseconds per item, after the first num_items, for steps with the maximum number of items."""
         before = [sum(self.items[:place]) for place in range(len(self.items))]
         times = zip(self.clock.milliseconds("step"), self.items, before, strict=True)
         most = max(self.items)
@@ -61,7 +61,7 @@ class RunTrace:
 
 
 class Timing(Observer):
-    """Notes what a pipeline does, and how long the device takes for it. trace: of the last run."""
+    """Records what a pipeline does, and the device time that it takes. trace: of the last run."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -95,12 +95,12 @@ class Timing(Observer):
 
 
 def bench(preset: Preset, parts: Components, *, num_blocks: int = 16) -> dict[str, Any]:
-    """Run the engine over num_blocks blocks with everything cold, then shortly again; plain data for JSON.
+    """Run the engine for num_blocks blocks from cold, then briefly again. Returns plain data for JSON.
 
     Raises: BadInput when num_blocks leaves fewer than 5 blocks with full rings.
     """
     generation = preset.generation
-    preset = replace(preset, fallback=Fallback(()))  # what does not fit is to be seen
+    preset = replace(preset, fallback=Fallback(()))  # a preset that does not fit must fail
     speech_s = num_blocks * BLOCK_FRAMES / FPS
     planned = plan_here(preset, parts.device, fixed=parts.placement, speech_s=speech_s).as_dict()
     with tempfile.TemporaryDirectory(prefix="avatar-bench-") as name:
@@ -139,7 +139,7 @@ def bench(preset: Preset, parts: Components, *, num_blocks: int = 16) -> dict[st
         "parts": {
             **figures,
             **encoding,
-            "first_block_cold_s": cold.first_frame_s,  # with all compiling
+            "first_block_cold_s": cold.first_frame_s,  # including compilation
             "memory": asdict(peaks),
         },
         "end_to_end": {
@@ -157,7 +157,7 @@ def bench(preset: Preset, parts: Components, *, num_blocks: int = 16) -> dict[st
 
 
 def a_request(preset: Preset, folder: Path, num_blocks: int) -> Request:
-    """The sample portrait, speaking for so many blocks."""
+    """A request with the sample portrait and speech for num_blocks blocks."""
     folder.mkdir()
     speech_s = (num_blocks * BLOCK_FRAMES - LEAD_IN_FRAMES) / FPS
     inputs = write_sample(folder, Size.parse(preset.generation.size), speech_s)
@@ -165,15 +165,15 @@ def a_request(preset: Preset, folder: Path, num_blocks: int) -> Request:
 
 
 def finished(source: DiffusionPipeline, request: Request) -> RunReport:
-    """Run the engine as a user does, H.264 and files included; the run's report."""
+    """Run the engine as a user does, including H.264 and files, and return the run's report."""
     ends = [event for event in stream_frames(source, request) if isinstance(event, Finished)]
     return read_report(ends[0].report)
 
 
 def warm_up(geometry: Geometry, num_blocks: int) -> int:
-    """Blocks before the first that is measured: rings full, anchor refreshed, everything compiled.
+    """Number of blocks before the first measured one: rings full, anchor refreshed, everything compiled.
 
-    Raises: BadInput when too few are left.
+    Raises: BadInput when too few blocks are left to measure.
     """
     warm_blocks = geometry.second_clip_block + SETTLING_BLOCKS
     if num_blocks < warm_blocks + FEWEST_MEASURED:
@@ -184,9 +184,9 @@ def warm_up(geometry: Geometry, num_blocks: int) -> int:
 
 
 def time_encoders(request: Request, parts: Components, size: Size) -> dict[str, float]:
-    """Milliseconds for the portrait, and for the first block's speech, each the second time.
+    """Milliseconds to encode the portrait and the first block's speech, each the second time.
 
-    And the tokens of the prompt.
+    Also the number of prompt tokens.
     """
     clock, image = Stopwatch(parts.device), prepare_portrait(request.portrait, size)
     for _ in range(2):
@@ -205,7 +205,7 @@ def time_encoders(request: Request, parts: Components, size: Size) -> dict[str, 
 def figures_of(
     trace: RunTrace, geometry: Geometry, num_steps: int, num_blocks: int, warm_blocks: int
 ) -> dict[str, Any]:
-    """Medians over the blocks after the warm-up; what crossed the bus, and memory at two moments."""
+    """Medians over the blocks after the warm-up, bytes copied for offloading, and memory at two moments."""
     steps = trace.steps_after(warm_blocks * num_steps)
     decodes = trace.clock.milliseconds("decode")[warm_blocks:]
     step, decode = statistics.median(steps), statistics.median(decodes)
@@ -224,18 +224,18 @@ def figures_of(
 
 
 def steady_end(trace: RunTrace, num_blocks: int) -> int:
-    """The first block after which fewer than ever are under way."""
+    """The block from which on fewer than the maximum number of blocks are in progress."""
     return num_blocks + 1 - max(trace.items)
 
 
 def steady_fps(trace: RunTrace, warm_blocks: int, num_blocks: int) -> float:
-    """Frames a second by the clock on the wall, of the blocks between warming up and running out."""
+    """Frames per second of wall-clock time, for the blocks between warm-up and the run's end phase."""
     times = trace.times_s[warm_blocks : steady_end(trace, num_blocks)]
     return (len(times) - 1) * BLOCK_FRAMES / (times[-1] - times[0])
 
 
 def bus(carried: Sequence[Traffic]) -> dict[str, float]:
-    """What offloading sends over the bus for each frame, from its counts after each of several blocks."""
+    """Bytes per frame copied for offloading, from the cumulative counts after each of several blocks."""
     num_frames = (len(carried) - 1) * BLOCK_FRAMES
     first, last = carried[0], carried[-1]
     return {
