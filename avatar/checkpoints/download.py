@@ -222,7 +222,7 @@ def _explaining(repo: Repo, revision: str | None) -> Iterator[None]:
 
 
 def _explained(repo: Repo, revision: str | None, error: Exception) -> AvatarError:
-    """The error for the user that an exception of huggingface_hub stands for."""
+    """The error for the user that corresponds to an exception of huggingface_hub."""
     offline = isinstance(error, LocalEntryNotFoundError | DryRunError)
     match error.__cause__ if offline and error.__cause__ else error:
         case RevisionNotFoundError() | HFValidationError():

@@ -273,7 +273,7 @@ def _lora_folders(places: Sequence[Path], hub: Path) -> Iterator[Path]:
 
 
 def _single_files(place: Path, hub: Path) -> dict[str, Path]:
-    """The largest file per part. place: such a file, a folder of them, ComfyUI's folder, or its `models`."""
+    """The largest file per part. place: one file, a folder of them, ComfyUI's folder, or its `models`."""
     if place == hub:
         folders = [folder for repo in SINGLE_FILE_REPOS for folder in _snapshots(hub, repo)]
         folders += [inner for folder in folders for inner in (folder / "split_files",)]

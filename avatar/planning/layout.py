@@ -24,7 +24,7 @@ Kind = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
 # is never idle, takes 4.9 ms in bf16 and 3.9 in fp8.
 DECODE_LAYERS = {"bf16": 17, "fp8": 22, "fp32": 17}
 SPARE_ITEMS = 2  # in flight in a pipeline beyond one per stage, because a stage now and then takes longer
-SPREAD_BLOCKS = 4  # every so many blocks, the blocks in flight move one item further apart
+SPREAD_BLOCKS = 4  # after every 4 blocks, those in flight move one item further apart
 TYPICAL = Geometry.of(Size(704, 384), 48)  # the geometry for which the stages are balanced
 
 

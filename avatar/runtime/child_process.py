@@ -92,7 +92,7 @@ def deaf_to_signals() -> None:
 @contextmanager
 def _blocked() -> Iterator[None]:
     """Processes started inside have terminating signals blocked: none kills them before they ignore them."""
-    if sys.platform == "win32":  # which has no such signals
+    if sys.platform == "win32":  # no such signals there
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SILENCE_LIMIT_S = 60.0  # the child counts as hung after so long without a heartbeat
+SILENCE_LIMIT_S = 60.0  # without a heartbeat for longer than this, the child counts as hung
 CANCEL_LIMIT_S = 20.0  # time for a cancelled run to close its file and end
 LISTENING_S = 1.0  # the longest that the idle listener holds its lock
 

@@ -27,8 +27,8 @@ from avatar.runtime.supervisor import HungUp, Supervised
 
 log = logging.getLogger(__name__)
 
-BLAME_S = 1.0  # when a rank fails, others follow: reports are collected for so long, to find the first
-LOAD_PULSES = 6  # a rank's load is measured over so many heartbeats
+BLAME_S = 1.0  # a failing rank makes others fail: time to collect their reports, to find the first
+LOAD_PULSES = 6  # heartbeats over which a rank's load is measured
 TRY_AGAIN = "Try again: fresh ones are started."
 
 
