@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and how an error becomes an exit code."""
+"""The command line: its commands, and the mapping of errors to exit codes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EXIT_CODES = """exit codes: 0 done, 1 failed, 2 a file or setting cannot be used
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line; each command's module adds its own part by add(subparsers)."""
+    """The parser of the whole command line; each command's module adds its own part by add(subparsers)."""
     parser = argparse.ArgumentParser(
         prog="python -m avatar",
         description="Talking avatars that stream while they are generated.",
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. argv: without the program's name; None: this process's."""
+    """Run one command and return its exit code. argv: without the program's name; None: sys.argv."""
     with lasting_streams():
         return _main(argv)
 
@@ -64,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     try:
         args = build_parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
-    except BadInput as error:  # a flag that takes one value says why
+    except BadInput as error:  # raised by a flag's own check
         show_error(error, as_json=False)
         return error.exit_code
-    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as in every child, for `bench` and torchrun's `worker`
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as in every subprocess; for `bench` and `worker`
     level = logging.INFO if args.verbose else logging.ERROR
     clock = "%(asctime)s " if args.verbose else ""
     logging.basicConfig(level=level, format=f"{clock}%(levelname)s %(name)s: %(message)s")
-    # torchrun ends its workers by SIGTERM, at once.
+    # torchrun ends its workers by SIGTERM, which must take effect immediately.
     ending = nullcontext() if args.run is worker.run else ended_by_signals()
     try:
         with ending:
@@ -88,7 +88,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def with_underscores(argv: Sequence[str]) -> list[str]:
-    """Flags' names in their one form: --num-clip → --num_clip; values are left alone."""
+    """Normalise flag names: --num-clip → --num_clip; values are unchanged."""
     return [_underscored(word) if word.startswith("--") and len(word) > 2 else word for word in argv]
 
 

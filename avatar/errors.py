@@ -1,6 +1,6 @@
-"""Errors that a user reads: what is wrong, and what to do about it.
+"""Errors shown to users: what is wrong, and what to do about it.
 
-Nothing here carries a folder or a stack trace, so any of these may be shown in a browser as it is.
+No message contains a folder or a stack trace, so any of these may be shown in a browser unchanged.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 class AvatarError(Exception):
-    """Base of every error meant for a user's eyes.
+    """Base of all errors shown to users.
 
     message: what is wrong, one sentence. remedy: what to do, one sentence, may be empty.
-    exit_code: what the command line exits with.
+    exit_code: the command line's exit code.
     """
 
     exit_code = 1
@@ -34,7 +34,7 @@ class BadInput(AvatarError):
 
 
 class WeightsMissing(AvatarError):
-    """A checkpoint is absent, incomplete, corrupt, or not the model that it should be."""
+    """A checkpoint is missing, incomplete, corrupt, or of another model."""
 
     exit_code = 3
 
@@ -58,12 +58,12 @@ class Cancelled(AvatarError):
 
 
 class NotPlaced(AvatarError):
-    """A video is made, but where it should go it cannot be written.
+    """A video is finished, but cannot be written to its destination.
 
-    kept: where what was made lies, whole; not in the message, as a browser must not see folders.
+    kept: paths of the complete files; not in the message, since a browser must not see folders.
     """
 
     def __init__(self, message: str, remedy: str = "", kept: Iterable[Path] = ()) -> None:
         super().__init__(message, remedy)
         self.kept = tuple(kept)
-        self.args = (message, remedy, self.kept)  # what it is made from again after pickling
+        self.args = (message, remedy, self.kept)  # constructor arguments, for unpickling

@@ -1,4 +1,4 @@
-"""All that an engine says while it works. Plain data: it crosses process borders by pickling."""
+"""The events that an engine reports during a run. Plain data, pickled between processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from avatar.planning.plan import Plan
 
 
 class Phase(StrEnum):
-    """What an engine is busy with, in the order in which it happens."""
+    """The phases of a run, in order."""
 
     QUEUED = "queued"
     LOADING = "loading"
@@ -36,9 +36,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class PartDone:
-    """One more part of a long video is finished, on disk, and will not be made again.
+    """One more part of a long video is finished and on disk, and will not be made again.
 
-    path: an .mp4 that plays alone. index: from 0, of num_parts. start_frame, num_frames: as a segment's.
+    path: an .mp4 that plays by itself. index: from 0, of num_parts. start_frame, num_frames: see Segment.
     """
 
     path: Path
@@ -50,10 +50,10 @@ class PartDone:
 
 @dataclass(frozen=True)
 class RankLoad:
-    """What one rank of an engine on several GPUs is doing.
+    """The load of one rank of an engine on several GPUs.
 
     role: its part in words, like "layers 0–13". place: its device, like "GPU 0", "" while it starts.
-    busy_percent: of the last seconds, how much it worked rather than waited; None while that is not known.
+    busy_percent: how much of the last few seconds it worked rather than waited; None while unknown.
     """
 
     rank: int
@@ -64,7 +64,7 @@ class RankLoad:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. Frames count from 0 to num_frames; times in seconds since the run began.
+    """The progress of a run. Frames count from 0 to num_frames; times in seconds since the run began.
 
     num_parts: of a long video, else 0. ranks: of an engine on several GPUs, else empty.
     """
@@ -75,7 +75,7 @@ class Progress:
     segments_done: int = 0
     num_segments: int = 0
     elapsed_s: float = 0.0
-    fps: float | None = None  # frames made a second since the first frame was asked for
+    fps: float | None = None  # frames per second since the first frame was requested
     first_frame_s: float | None = None
     eta_s: float | None = None
     parts_done: int = 0
@@ -84,7 +84,7 @@ class Progress:
 
     @property
     def bottleneck(self) -> RankLoad | None:
-        """The busiest of several ranks: the others wait for it."""
+        """The busiest of several ranks, which the others wait for."""
         known = [rank for rank in self.ranks if rank.busy_percent is not None]
         return max(known, key=lambda rank: rank.busy_percent or 0.0) if len(known) > 1 else None
 
@@ -93,7 +93,7 @@ class Progress:
 class Notice:
     """Something the user should know: a warning, or a fallback that was taken.
 
-    code: a stable name that the page translates; text: English, complete, for the log and the command line.
+    code: a stable name that the page translates; text: complete English, for the log and the command line.
     rung: the ladder's rung, when one was taken.
     """
 
@@ -106,17 +106,17 @@ class Notice:
 
 @dataclass(frozen=True)
 class PlanMade:
-    """What the run will hold where: reported when it begins, and again on every rung."""
+    """The run's memory plan: reported when the run begins, and again on every rung."""
 
     plan: Plan
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of every run that made at least one frame, also of a stopped one.
+    """The last event of every run that made at least one frame, even if it was stopped.
 
     video: the whole .mp4. report: the run report (JSON) beside it. stopped: it ended early, by the user or an
-    error. error: the text of that error, None when the user stopped it or the run went to its end.
+    error. error: the text of that error, None if the user stopped the run or it completed.
     """
 
     video: Path

@@ -1,4 +1,4 @@
-"""Pixels, latents, tokens, audio frames: the only home of strides, rates and block sizes."""
+"""Pixels, latents, tokens, audio frames: the only module that defines strides, rates and block sizes."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import numpy as np
 
 from avatar.errors import BadInput
 
-FPS = 25  # video frames a second; the model was trained at this rate and no other
-VAE_TIME_STRIDE = 4  # video frames in a latent frame
-BLOCK_LATENT_FRAMES = 3  # latent frames in a block, the unit of autoregression
+FPS = 25  # video frames per second, the only rate that the model was trained at
+VAE_TIME_STRIDE = 4  # video frames per latent frame
+BLOCK_LATENT_FRAMES = 3  # latent frames per block, the unit of autoregression
 BLOCK_FRAMES = BLOCK_LATENT_FRAMES * VAE_TIME_STRIDE
-VAE_SPACE_STRIDE = 8  # pixels in a latent pixel, each way
+VAE_SPACE_STRIDE = 8  # pixels per latent pixel, in each direction
 LATENT_CHANNELS = 16
-PATCH = (1, 2, 2)  # latent frames, rows and columns in a token
-SIDE_MULTIPLE = 64  # pixels; both sides of the picture are multiples of it
+PATCH = (1, 2, 2)  # latent frames, rows and columns per token
+SIDE_MULTIPLE = 64  # pixels; both sides of the picture are multiples of this
 LEAD_IN_FRAMES = 3  # first frames of the first block, never shown
 MOTION_FRAMES = 73  # video frames of motion before the first block
 MOTION_LATENT_FRAMES = 19
-AUDIO_FEATURE_HZ = 30  # speech features a second, before one is picked for each video frame
-SPEECH_HZ = 16_000  # what speech models listen to
-SOUND_HZ = 48_000  # what the video carries; 1920 samples a frame
+AUDIO_FEATURE_HZ = 30  # speech features per second, before one is picked per video frame
+SPEECH_HZ = 16_000  # sample rate of the speech models' input
+SOUND_HZ = 48_000  # sample rate of the video's sound; 1920 samples per frame
 
 
 class FramePackBucket(NamedTuple):
-    """Motion frames packed alike: how many latent frames, and the frames, rows and columns in a token."""
+    """Motion frames with the same packing: how many latent frames, and frames, rows and columns per token."""
 
     num_frames: int
     patch: tuple[int, int, int]
 
 
-FRAMEPACK = (  # nearest first; together they are the motion latent frames
+FRAMEPACK = (  # nearest first; together they make up the motion latent frames
     FramePackBucket(1, (1, 2, 2)),
     FramePackBucket(2, (2, 4, 4)),
     FramePackBucket(16, (4, 8, 8)),
@@ -54,7 +54,7 @@ class Size:
     def parse(cls, text: str) -> Size:
         """Read "704*384" (also "704x384").
 
-        Raises: BadInput when the text is no size.
+        Raises: BadInput when the text is not a size.
         """
         match = _SIZE.match(text)
         if not match or not int(match[1]) or not int(match[2]):
@@ -73,10 +73,10 @@ class Size:
 
 
 def output_size(portrait_width: int, portrait_height: int, size: Size | str) -> Size:
-    """The video's size: the portrait's shape, as large as the area allows, sides multiples of 64.
+    """The video's size: the portrait's aspect, as large as the area allows, with sides multiples of 64.
 
     Scales are tried downward in a hundred steps until the padded picture fits the area.
-    Raises: BadInput when the area has no room for a single 64 x 64 square.
+    Raises: BadInput when the area is smaller than a single 64 x 64 square.
     Source: Alibaba-Quark/LiveAvatar liveavatar/models/wan/causal_s2v_pipeline.py.
     """
     area = (Size.parse(size) if isinstance(size, str) else size).area
@@ -103,7 +103,7 @@ def output_size(portrait_width: int, portrait_height: int, size: Size | str) -> 
 
 
 def _scale_range(width: int, height: int, area: int) -> tuple[float, float]:
-    """The scales between which the picture fits: with the most padding that there can be, and with none."""
+    """The smallest and largest scale at which the picture may fit: with maximum padding, and with none."""
     if width * height <= area:
         return 0.1, 1.0
     most_padding = SIDE_MULTIPLE - 1
@@ -116,9 +116,9 @@ def _padded(side: int) -> int:
 
 
 def covering_size(width: int, height: int, size: Size) -> Size:
-    """A picture's size once it is scaled to cover another, to be cropped about its centre.
+    """A picture's size after scaling it to cover another, before cropping it about its centre.
 
-    The side that fits is exact, the other one is cut down to whole pixels. Source: torchvision's Resize.
+    The fitting side is exact, the other one is rounded down to whole pixels. Source: torchvision's Resize.
     """
     if width * size.height <= height * size.width:
         return Size(size.width, size.width * height // width)
@@ -126,9 +126,9 @@ def covering_size(width: int, height: int, size: Size) -> Size:
 
 
 def audio_indices(num_frames: int, fps: int = FPS) -> np.ndarray:
-    """For each video frame the index of its speech feature at 30 Hz; past the end of the speech come zeros.
+    """The index of each video frame's speech feature at 30 Hz; features past the end of the speech are zeros.
 
-    Halves go to the even index. Source: Alibaba-Quark/LiveAvatar
+    Halves are rounded to the even index. Source: Alibaba-Quark/LiveAvatar
     liveavatar/models/wan/wan_2_2/modules/s2v/audio_encoder.py.
     """
     return np.round(np.arange(num_frames) * AUDIO_FEATURE_HZ / fps).astype(np.int64)
@@ -141,10 +141,10 @@ def num_blocks(num_frames: int) -> int:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Every count that follows from the picture's size and the attention window.
+    """All counts that follow from the picture's size and the attention window.
 
-    width, height: pixels, multiples of 64. window_frames: latent frames that a block attends to, itself
-    included.
+    width, height: pixels, multiples of 64. window_frames: latent frames that a block attends to, including
+    itself.
     """
 
     width: int
@@ -169,7 +169,7 @@ class Geometry:
 
     @classmethod
     def of(cls, size: Size, infer_frames: int) -> Geometry:
-        """The geometry of clips of infer_frames video frames. Raises: BadInput unless a multiple of 4."""
+        """The geometry of clips of infer_frames video frames, a multiple of 4. Raises: BadInput."""
         if infer_frames % VAE_TIME_STRIDE:
             raise BadInput(
                 f"infer_frames {infer_frames} is no multiple of {VAE_TIME_STRIDE}.", "Take 32 or 48."
@@ -202,7 +202,7 @@ class Geometry:
 
     @property
     def past_frames(self) -> int:
-        """Latent frames of the past that a block attends to, and that a ring therefore keeps."""
+        """Past latent frames that a block attends to, and that a KV ring therefore keeps."""
         return self.window_frames - BLOCK_LATENT_FRAMES
 
     @property
@@ -222,5 +222,5 @@ class Geometry:
 
     @property
     def second_clip_block(self) -> int:
-        """The first block that begins in the second clip: from it on the first frame made is the anchor."""
+        """The first block of the second clip; from it on, the first generated frame is the anchor."""
         return math.ceil(self.window_frames / BLOCK_LATENT_FRAMES)

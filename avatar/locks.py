@@ -1,4 +1,4 @@
-"""Files and folders that processes hold, on every system; the system frees those of a process that dies."""
+"""Locks on files and folders, on every system; the system releases those of a process that dies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 try:
     import fcntl
-except ImportError:  # Windows, which locks no folders
+except ImportError:  # Windows, which cannot lock folders
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["FileLock", "is_shared", "sharing", "take", "waiting_for"]
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def take(path: Path) -> FileLock | None:
-    """The lock, held until its release(), or None while anybody else holds it. Raises: OSError."""
+    """Take the lock, until its release(); None if another holder has it. Raises: OSError."""
     lock = FileLock(path, timeout=0, mode=0o600, thread_local=False)
     try:
         lock.acquire()
@@ -31,13 +31,13 @@ def take(path: Path) -> FileLock | None:
 
 
 def waiting_for(path: Path) -> AbstractContextManager[object]:
-    """The lock while inside, once others have let it go. Raises: OSError."""
+    """Wait for the lock, and hold it while inside. Raises: OSError."""
     return FileLock(path, mode=0o600, thread_local=False)
 
 
 @contextmanager
 def sharing(folder: Path) -> Iterator[None]:
-    """While inside, is_shared says so of this folder, where folders can be locked."""
+    """While inside, is_shared is true for this folder, where folders can be locked."""
     if fcntl is None:
         yield
         return
@@ -45,7 +45,7 @@ def sharing(folder: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:  # some network file systems lock no folders
+        except OSError as error:  # some network file systems cannot lock folders
             log.debug("a folder cannot be locked: %s", error.strerror)
         yield
     finally:

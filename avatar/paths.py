@@ -1,4 +1,4 @@
-"""Is it there? For any path that a user may give: too long, with a zero in it, in a folder that is closed."""
+"""Existence checks for any user's path: even if it is too long, has a NUL, or its folder is inaccessible."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file is there; what may not be looked at, or has no possible name, is not."""
+    """Whether a path is a regular file; False for inaccessible paths and impossible names."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -14,7 +14,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_dir(path: Path) -> bool:
-    """Whether a folder is there; as is_file."""
+    """Whether a path is a folder; like is_file."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -22,7 +22,7 @@ def is_dir(path: Path) -> bool:
 
 
 def exists(path: Path) -> bool:
-    """Whether anything is there; as is_file."""
+    """Whether a path exists; like is_file."""
     try:
         return path.exists()
     except (OSError, ValueError):

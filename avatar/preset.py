@@ -1,4 +1,4 @@
-"""Presets: profiles a user picks, one TOML file each. Accepted means obeyed: unknown keys are errors."""
+"""Presets: profiles that a user picks, one TOML file per preset. Unknown keys are errors, never ignored."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ Rung = Literal["online_decode", "infer_frames", "size", "sample_steps", "offload
 
 @validated(frozen=True, config=STRICT)
 class Requires:
-    """What a preset asks of a machine.
+    """A preset's requirements of a machine.
 
-    num_gpus, compute_capability (as "8.9") and weights must be there. vram_gib (of each GPU) and host_ram_gib
-    say for which machines it is written; whether it fits, the plan decides: see planning.verdict.
+    num_gpus, compute_capability (as "8.9") and weights are mandatory. vram_gib (per GPU) and host_ram_gib say
+    which machines it is meant for; whether it fits is decided by the plan, see planning.verdict.
     """
 
     num_gpus: Annotated[int, Field(ge=0, le=MOST_GPUS)] = 0
@@ -52,9 +52,9 @@ class Requires:
 
 @validated(frozen=True, config=STRICT)
 class Fallback:
-    """Rungs of the out-of-memory ladder in the order in which they are taken; an empty one forbids it."""
+    """Rungs of the out-of-memory ladder, in the order in which they are taken; empty forbids fallbacks."""
 
-    # A TOML or JSON list serves as the tuple.
+    # Not strict, so that a TOML or JSON list is accepted.
     order: Annotated[tuple[Rung, ...], Field(strict=False)] = (
         "online_decode",
         "infer_frames",
@@ -74,7 +74,7 @@ class Preset:
     engine: Engine
     title_zh: str = ""
     summary_zh: str = ""
-    rank: int = 0  # place on the page; what auto prefers is in planning.auto_order
+    rank: int = 0  # position on the page; for auto's preference see planning.auto_order
     requires: Requires = field(default_factory=Requires)
     generation: Generation = field(default_factory=Generation)
     memory: Memory = field(default_factory=Memory)
@@ -86,14 +86,14 @@ class Preset:
 
     @property
     def num_gpus(self) -> int:
-        """The GPUs that it takes as it is set, which may be more or fewer than it was written for."""
+        """The number of GPUs by its settings, which may differ from requires.num_gpus."""
         return self.parallel.num_gpus_dit + self.parallel.decode_gpu if self.requires.num_gpus else 0
 
     @property
     def models(self) -> Hashable:
-        """All that loaded models depend on: they serve each preset for which this is the same.
+        """Everything that loaded models depend on: presets with an equal value can share them.
 
-        Whatever else it says is each run's own; which layers wait on the host is for the run's plan.
+        All other settings belong to each run; which layers are offloaded is decided by the run's plan.
         """
         if self.engine != "diffusion":
             return self.engine
@@ -101,9 +101,9 @@ class Preset:
         return self.requires.weights, memory.weight_dtype, memory.text_encoder, memory.lora, self.parallel
 
     def with_settings(self, /, **settings: Any) -> Preset:
-        """The preset with flat settings (size=…, num_gpus_dit=…) laid over it; None leaves one as it is.
+        """The preset with flat settings (size=…, num_gpus_dit=…) changed; None leaves a setting unchanged.
 
-        Raises: BadInput for a name that is no setting, a wrong type or a wrong value.
+        Raises: BadInput for an unknown name, a wrong type or a wrong value.
         """
         changes: dict[str, dict[str, Any]] = {}
         for name, value in settings.items():
@@ -121,12 +121,12 @@ class Preset:
         return getattr(getattr(self, SETTINGS[name].section), name)
 
     def as_dict(self) -> dict[str, Any]:
-        """Nested plain data, as it stands in a TOML file."""
+        """Nested plain data, as in a TOML file."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Preset:
-        """What as_dict gave, also by way of JSON. Raises: BadInput."""
+        """The inverse of as_dict, also after a round trip through JSON. Raises: BadInput."""
         return _built(
             {
                 key: {name: v for name, v in value.items() if name not in RETIRED} if key in TABLES else value
@@ -142,7 +142,7 @@ ALLOWED: dict[str, str] = {
     **dict.fromkeys(("vram_gib", "host_ram_gib"), f"from 0 to {MOST_GIB:.0f}"),
 }
 TABLES: dict[str, type] = {"requires": Requires, **SECTIONS, "fallback": Fallback}
-# Settings with one legal value, which earlier versions wrote into the files of unfinished videos.
+# Former settings with only one legal value, still present in the files of unfinished videos.
 RETIRED = ("fps", "sample_guide_scale")
 
 
@@ -155,7 +155,8 @@ def capability(text: str) -> tuple[int, int]:
 def load_preset(name_or_path: str, folder: Path = PRESETS_DIR) -> Preset:
     """A preset by its name in the folder, or by the path of a .toml file.
 
-    Raises: BadInput, naming the nearest: no such preset, unreadable file, unknown key, wrong type or value.
+    Raises: BadInput for an unknown preset or key (naming the nearest), an unreadable file, a wrong type or
+    value.
     """
     path = Path(name_or_path)
     if path.suffix != ".toml":
@@ -192,7 +193,7 @@ def _build(name: str, data: dict[str, Any]) -> Preset:
 
 
 def _built(data: Mapping[str, Any]) -> Preset:
-    """A preset from nested plain data. Raises: BadInput with the table in which the fault is."""
+    """A preset from nested plain data. Raises: BadInput naming the faulty table."""
     values = dict(data)
     for table in TABLES.keys() & data.keys():
         if not isinstance(data[table], dict):

@@ -1,4 +1,4 @@
-"""Which size a video has: what each engine makes of a portrait's shape within the area that is asked for."""
+"""The size of a video: how each engine fits a portrait's shape into the requested area."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PREVIEW_MAX_ENLARGEMENT = 2.0  # a small portrait gains no detail beyond this
 
 
 def check_size(engine: str, size: Size) -> None:
-    """Refuse an area that an engine cannot make of any portrait. Raises: BadInput naming it."""
+    """Refuse an area that an engine cannot produce for any portrait. Raises: BadInput naming it."""
     if engine == "diffusion":
         output_size(size.width, size.height, size)
     if engine != "preview":
@@ -32,9 +32,9 @@ def check_size(engine: str, size: Size) -> None:
 
 
 def video_size(engine: str, width: int, height: int, size: Size | str) -> Size:
-    """The size of the video of a portrait of width x height pixels; `size` is the area that is asked for.
+    """The size of the video of a portrait of width x height pixels; `size` is the requested area.
 
-    Raises: BadInput for an area that the engine cannot make, or in which the portrait's shape has no room.
+    Raises: BadInput for an area that the engine cannot produce, or that the portrait's shape does not fit.
     """
     area = Size.parse(size) if isinstance(size, str) else size
     check_size(engine, area)
@@ -42,7 +42,7 @@ def video_size(engine: str, width: int, height: int, size: Size | str) -> Size:
 
 
 def preview_size(width: int, height: int, size: Size) -> Size:
-    """The preview's: the portrait's aspect in even numbers, its area at most that of `size`.
+    """The preview's size: the portrait's aspect with even sides, and at most the area of `size`.
 
     The longer side is at most 1280, and a small portrait is enlarged to at most twice its size.
     """

@@ -1,1 +1,1 @@
-"""Many videos in one go: what is asked for, engines here or on a Ray cluster, what came of it."""
+"""Many videos in one go: the job list, engines here or on a Ray cluster, and the outcomes."""

@@ -1,4 +1,4 @@
-"""A fixed number of engines for a batch: each is opened when first needed, and kept for the next video."""
+"""A pool with a fixed number of engines for a batch; each is opened on demand and kept for the next video."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from avatar.planning.verdict import judge
 from avatar.preset import Preset
 from avatar.runtime.engine import Engine
 
-Open = Callable[[Preset, int], Engine]  # a preset, and which of the places the engine takes
+Open = Callable[[Preset, int], Engine]  # a preset, and the engine's slot in the pool
 
 
 class Engines:
-    """Places for engines; safe to use from several threads."""
+    """A thread-safe pool of engines."""
 
     def __init__(self, open_engine: Open, num_places: int) -> None:
         self._open_engine = open_engine
@@ -30,7 +30,7 @@ class Engines:
 
     @contextmanager
     def borrow(self, preset: Preset, all_idle: bool = False) -> Iterator[list[Engine]]:
-        """An engine for a preset, when one is free; with all_idle, whatever others are free just then."""
+        """Wait for a free engine for a preset; with all_idle, also take all others that are free then."""
         places = [self._idle.get()]
         try:
             while all_idle:
@@ -62,9 +62,9 @@ class Engines:
 
 
 def gpus_of(preset: Preset, place: int, num_places: int, inventory: Inventory) -> list[str] | None:
-    """The GPUs of one place among several, as CUDA_VISIBLE_DEVICES names them; None: no need to choose.
+    """The GPUs of one of num_places engines, as CUDA_VISIBLE_DEVICES names them; None: no need to choose.
 
-    Each place in turn takes the best of those that are left. Raises: DoesNotFit when there are not so many.
+    Each engine in turn takes the best remaining GPUs. Raises: DoesNotFit when there are too few.
     """
     if not preset.num_gpus:
         return None

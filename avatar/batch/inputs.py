@@ -1,4 +1,4 @@
-"""Which files of a folder or pattern are portraits and speech, what belongs together, what is left out."""
+"""Find and pair the portraits and speech of a folder or pattern, and list the files left out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from avatar.media.speech import SPEECH_SUFFIXES
 from avatar.paths import is_file
 
 SUFFIXES = {"image": PORTRAIT_SUFFIXES, "audio": SPEECH_SUFFIXES}
-_KINDS = {"image": ("image",), "audio": ("audio", "video")}  # what a file's name promises
+_KINDS = {"image": ("image",), "audio": ("audio", "video")}  # kinds by file suffix
 _WORDS = {"image": "portrait", "audio": "speech"}
 _SIGNS = "*?["
 _OUTPUT = f"is a video of {MADE_BY}'s; to take its sound, name it in a list of jobs"
@@ -27,20 +27,20 @@ Pair = tuple[Path, Path]
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file of which no video is made. why: the end of a sentence that begins with its name."""
+    """A file that no video is made from. why: the end of a sentence that begins with its name."""
 
     path: Path
     why: str
 
 
 class Files:
-    """Files by kind, "image" or "audio". left_out: those that look as if they should be used, and are not."""
+    """Files by kind, "image" or "audio". left_out: files that look like inputs, but are not used."""
 
     def __init__(self) -> None:
         self.left_out: list[LeftOut] = []
 
     def usable(self, paths: Iterable[Path], kind: str) -> list[Path]:
-        """Those that can be read as this kind, by their suffix; no hidden files, no earlier outputs."""
+        """The paths that can be read as this kind, by suffix; no hidden files, no earlier outputs."""
         found = []
         for path in sorted(paths):
             if path.name.startswith(".") or not path.is_file():
@@ -56,9 +56,9 @@ class Files:
         return found
 
     def pairs(self, images: Sequence[Path], audios: Sequence[Path]) -> list[Pair]:
-        """Portraits and speech of the same name, in any case; the others are left out.
+        """Pairs of portrait and speech with the same name, ignoring case; the others are left out.
 
-        Raises: BadInput where several have one name.
+        Raises: BadInput when several files have the same name.
         """
         named: dict[str, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
         for side, paths in enumerate((images, audios)):
@@ -80,7 +80,7 @@ class Files:
 
 
 def matching(folder: Path, text: str) -> list[Path]:
-    """What a path or pattern names; a file of that very name comes first, whatever signs are in it."""
+    """The files that a path or pattern names; an existing file of exactly that name takes precedence."""
     if is_file(folder / text) or not any(sign in text for sign in _SIGNS):
         return [folder / text]
     base, pattern = (Path("/"), text.lstrip("/")) if text.startswith("/") else (folder, text)
@@ -91,12 +91,12 @@ def matching(folder: Path, text: str) -> list[Path]:
 
 
 def _globbed(base: Path, pattern: str) -> list[Path]:
-    # Where brackets choose no letter, they may be meant as such: "clips [a]/*.png".
+    # If brackets match nothing as a character class, they may be literal: "clips [a]/*.png".
     return list(base.glob(pattern)) or list(base.glob(pattern.replace("[", "[[]")))
 
 
 def is_pattern(folder: Path, text: str) -> bool:
-    """Whether a path names files by a pattern, and not one by its name."""
+    """Whether a text is a pattern rather than the name of an existing file."""
     return any(sign in text for sign in _SIGNS) and not is_file(folder / text)
 
 
@@ -106,7 +106,7 @@ def each_with_each(images: Sequence[Path], audios: Sequence[Path]) -> list[Pair]
 
 
 def _matched(portraits: Sequence[Path], speeches: Sequence[Path]) -> list[Pair]:
-    """Pairs of those whose names differ in case at most."""
+    """Pairs whose names differ at most in case."""
     if len(portraits) == len(speeches) == 1:
         return [(portraits[0], speeches[0])]
     if not portraits or not speeches:
@@ -123,5 +123,5 @@ def _matched(portraits: Sequence[Path], speeches: Sequence[Path]) -> list[Pair]:
 
 
 def _key(path: Path) -> str:
-    """A file's stem; some systems write é as one letter, others as two."""
+    """A file's stem, NFC-normalised, since some systems store é as one code point, others as two."""
     return unicodedata.normalize("NFC", path.stem)

@@ -1,4 +1,4 @@
-"""What a batch is asked for: a TOML or CSV file, or a folder of portraits and speech."""
+"""Read the jobs of a batch from a TOML or CSV file, or from a folder of portraits and speech."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from avatar.settings import SETTINGS, SPEAKING
 from avatar.speech.catalogue import Catalogue, speaking
 from avatar.speech.narration import Narrator, Script, read_text
 
-_DELIMITERS = ",;\t"  # Excel writes semicolons wherever the decimal sign is a comma
+_DELIMITERS = ",;\t"  # Excel writes semicolons in locales with a decimal comma
 
 _KINDS: dict[str, type] = {  # every key of a job and its type
     "image": str,
@@ -39,15 +39,15 @@ _KINDS: dict[str, type] = {  # every key of a job and its type
     "independent": bool,
     "keep_parts": bool,
 } | {name: one.kind for name, one in {**SETTINGS, **SPEAKING}.items()}
-_OF_ENTRY = ("image", "audio", "text", "text_file", "name", *SPEAKING)  # no wish of the job's
+_OF_ENTRY = ("image", "audio", "text", "text_file", "name", *SPEAKING)  # not options of the Job
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 @dataclass(frozen=True)
 class BatchEntry:
-    """One video that a batch is asked for. name: also its file's.
+    """One video of a batch. name: also its file's.
 
-    script: what is said where there is no audio. wishes: every other key that was given.
+    script: the text to speak if there is no audio. wishes: all other keys of the job.
     """
 
     name: str
@@ -82,18 +82,18 @@ class BatchEntry:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a batch is asked for. left_out: files that seem to be meant, and of which nothing is made."""
+    """The videos of a batch. left_out: files that look like inputs, but that no video is made from."""
 
     entries: list[BatchEntry]
     left_out: list[LeftOut] = field(default_factory=list)
 
 
 def read_jobs(path: Path, *, all_with_all: bool = False) -> Wanted:
-    """What a file or folder asks for; of several portraits or speeches in one job, each with each.
+    """The jobs of a file or folder; several portraits or speeches in one job are all combined.
 
-    TOML: [[job]] for each, [defaults] for all; CSV: a row for each, named columns; paths are relative to
-    the file, and may be patterns. A folder: portraits and speech of the same name; all_with_all: or each with
-    each. Raises: BadInput naming the job and what is wrong with it.
+    TOML: one [[job]] per job, [defaults] for all; CSV: one row per job, named columns; paths are relative to
+    the file, and may be patterns. A folder: portraits and speech of the same name; all_with_all: every
+    combination instead. Raises: BadInput naming the job and what is wrong with it.
     """
     files = Files()
     if is_dir(path):
@@ -131,7 +131,7 @@ def _toml_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
 def _csv_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
-        first = int(text.lower().startswith("sep="))  # a line that Excel writes, and reads
+        first = int(text.lower().startswith("sep="))  # a separator line that Excel writes
         text = text.partition("\n")[2] if first else text
         delimiter = max(_DELIMITERS, key=text.partition("\n")[0].count)
         rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True))
@@ -145,12 +145,12 @@ def _csv_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
             raise BadInput(f"{where}: it has not as many cells as the first line.", "Correct the file.")
         cells = {key.strip(): cell.strip() for key, cell in row.items()}
         values = {key: _parsed(key, cell, where) for key, cell in cells.items() if cell}
-        if values:  # spreadsheets write empty lines, too
+        if values:  # spreadsheets also write empty lines
             yield where, values
 
 
 def _parsed(key: str, cell: str, where: str) -> Any:
-    """A cell as what its column holds; unknown columns are reported later."""
+    """A cell converted to its column's type; unknown columns are reported later."""
     kind = _KINDS.get(key, str)
     try:
         if kind is bool:
@@ -163,7 +163,7 @@ def _parsed(key: str, cell: str, where: str) -> Any:
 
 
 def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> list[BatchEntry]:
-    """One entry for each portrait and speech of a row."""
+    """One entry per combination of portrait and speech of a row."""
     for key, value in row.items():
         _check(key, value, where)
     script = _script(row, where, folder)
@@ -184,7 +184,7 @@ def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> lis
 
 
 def _script(row: Mapping[str, Any], where: str, folder: Path) -> Script | None:
-    """What a row asks to be said; None for a recording. Raises: BadInput, also for what no voice can say."""
+    """The text to speak for a row; None for a recording. Raises: BadInput, also if no voice can speak it."""
     given = {name: row[name] for name in SPEAKING if name in row}
     sources = [key for key in ("audio", "text", "text_file") if key in row]
     if len(sources) > 1:
@@ -218,7 +218,7 @@ def _check(key: str, value: Any, where: str) -> None:
 
 
 def _paths(value: Any, key: str, where: str, folder: Path, files: Files) -> list[Path]:
-    """The files that a key names; patterns name those that are there and can be read."""
+    """The files that a key names; patterns match only readable files."""
     found: list[Path] = []
     for text in [value] if isinstance(value, str) else value or []:
         named = matching(folder, text)

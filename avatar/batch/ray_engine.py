@@ -1,7 +1,7 @@
-"""An Engine whose work is a task on a Ray cluster: files go there, the video comes back.
+"""An Engine that runs each video as a task on a Ray cluster: files are sent there, the video comes back.
 
-Ray places the task where its GPUs are, runs it again when a worker or node is lost, and carries the bytes; so
-nodes need neither a shared disk nor anything of ours but the packages of requirements.txt, and the weights.
+Ray schedules the task where its GPUs are, retries it when a worker or node is lost, and transfers the files
+and this package. So nodes need no shared disk, only the packages of requirements.txt and the weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Shipment:
-    """A request but for portrait and speech, which all parts share. source, options: of the FrameSource."""
+    """A request without portrait and speech, which all parts share. source, options: of the FrameSource."""
 
     request: Request
     source: str
@@ -45,7 +45,7 @@ class Shipment:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A finished video with what lies beside it. carry: what it left for the next part."""
+    """A finished video with the files beside it. carry: the file that it left for the next part."""
 
     finished: Finished
     notices: tuple[Notice, ...]
@@ -84,21 +84,21 @@ def connect() -> int:
 
 
 class RayEngine:
-    """See Engine; every video is one task. One thread at a time, as with any engine."""
+    """See Engine; every video is one task. Use it from one thread at a time, like any engine."""
 
     def __init__(
         self, preset: Preset, weights: Path | None = None, source: tuple[str, dict[str, Any]] | None = None
     ) -> None:
-        """weights: the checkpoint's folder on the nodes. source: instead of the preset's."""
+        """weights: the checkpoint's folder on the nodes. source: overrides the preset's."""
         self._source, self._options = source or source_of(preset, weights)
         self._num_gpus = preset.num_gpus
         self._cancelled = threading.Event()
         self._running = False
-        self._sent: tuple[list[Path], list[Any]] = [], []  # portrait and speech, and where Ray has them
+        self._sent: tuple[list[Path], list[Any]] = [], []  # portrait and speech, and their Ray object refs
         self.label = ""
 
     def stream(self, request: Request) -> Iterator[Event]:
-        """See Engine; progress is that of whole videos. Raises: WorkerLost when retries are used up."""
+        """See Engine; Progress has no frame counts. Raises: WorkerLost when retries are used up."""
         import ray
 
         self._cancelled.clear()
@@ -122,19 +122,19 @@ class RayEngine:
             self._running = False
 
     def cancel(self) -> None:
-        """See Engine. What a task has made so far is lost."""
+        """See Engine. Frames that the task has made so far are lost."""
         if self._running:
             self._cancelled.set()
 
     def close(self) -> None:
-        """The cluster is not this engine's."""
+        """Does nothing: the cluster does not belong to this engine."""
 
     def _ship(self, request: Request) -> Shipment:
         carry = request.part.carry if request.part else None
         return Shipment(request, self._source, self._options, None if carry is None else carry.read_bytes())
 
     def _send(self, request: Request) -> list[Any]:
-        """Portrait and speech in Ray's store; once for all parts of a video."""
+        """Put portrait and speech in Ray's object store, once for all parts of a video."""
         import ray
 
         files = [request.portrait, request.speech]
@@ -143,7 +143,7 @@ class RayEngine:
         return self._sent[1]
 
     def _receive(self, request: Request, delivery: Delivery) -> Iterator[Event]:
-        """Put everything where the request wants it."""
+        """Write the delivered files to the request's destinations."""
         self.label = delivery.label
         yield from delivery.notices
         report = report_path(request.output)
@@ -164,7 +164,7 @@ class RayEngine:
 
 
 def _place(request: Request, delivery: Delivery) -> None:
-    """Put the video in its place, whole or not at all. Raises: NotPlaced; AvatarError: the disk is full."""
+    """Write the video to its destination, atomically. Raises: NotPlaced; AvatarError: the disk is full."""
     whole = request.work / "whole.mp4"
     try:
         whole.write_bytes(delivery.video)
@@ -174,7 +174,7 @@ def _place(request: Request, delivery: Delivery) -> None:
 
 
 def _result(task: Any) -> Delivery:
-    """Raises: AvatarError that the task raised, WorkerLost."""
+    """The task's result. Raises: the task's AvatarError; WorkerLost."""
     import ray
 
     try:
@@ -192,11 +192,11 @@ def _result(task: Any) -> Delivery:
         ) from error
 
 
-_engines: dict[Any, Engine] = {}  # of a worker's process: its engine, kept for its next task
+_engines: dict[Any, Engine] = {}  # in a worker process: its engine, kept for the next task
 
 
 def _make(shipment: Shipment, portrait: bytes, speech: bytes) -> Delivery:
-    """On a node: make the video and pack it."""
+    """Runs on a node: make the video and pack it."""
     with tempfile.TemporaryDirectory(prefix="avatar-ray-") as folder:
         request = RequestBundle(portrait, speech, shipment.carry).unpacked(shipment.request, Path(folder))
         notices: list[Notice] = []
@@ -221,7 +221,7 @@ def _make(shipment: Shipment, portrait: bytes, speech: bytes) -> Delivery:
 
 
 def _engine(shipment: Shipment) -> Engine:
-    """This worker's engine; another one takes its place when another preset is asked for."""
+    """This worker's engine, replaced when a task needs another preset."""
     from avatar.runtime.engine_process import EngineProcess
 
     others = {name: value for name, value in shipment.options.items() if name != "preset"}

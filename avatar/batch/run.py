@@ -1,4 +1,4 @@
-"""The batch: every entry becomes a video or a failure, some at a time, none stopping the others."""
+"""Run a batch, several entries at a time: each becomes a video or a failure, which stops no other entry."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an entry. state: done | already | stopped | failed. video: None where there is none."""
+    """The outcome of an entry. state: done | already | stopped | failed. video: None if there is none."""
 
     name: str
     state: str
@@ -34,7 +34,7 @@ class Outcome:
 
 
 class Batch:
-    """Made once for a run; cancel() may come from another thread."""
+    """One run of a batch; cancel() may be called from another thread."""
 
     def __init__(
         self, entries: Sequence[BatchEntry], output: Path, work: Path, inventory: Inventory, *, resume: bool
@@ -47,7 +47,7 @@ class Batch:
     def run(
         self, engines: Engines, num_jobs: int, on_event: Callable[[str, Event | Outcome], None]
     ) -> list[Outcome]:
-        """Make all videos, num_jobs at a time; on_event: every event, and each outcome, from any thread."""
+        """Make all videos, num_jobs at a time; on_event gets every event and outcome, from any thread."""
 
         def one(entry: BatchEntry) -> Outcome:
             outcome = self._outcome(entry, engines, on_event)
@@ -58,7 +58,7 @@ class Batch:
             return list(pool.map(one, self._entries))
 
     def cancel(self) -> None:
-        """Stop what runs, in good order, and begin nothing more."""
+        """Cancel the running jobs gracefully, and start no more."""
         self._cancelled.set()
         for engine in list(self._running.values()):
             engine.cancel()
@@ -97,7 +97,7 @@ class Batch:
         return Outcome(name, state, finished.video, finished.num_frames, elapsed_s)
 
     def _make(self, entry: BatchEntry, engines: Engines, on_event: Callable[[Event], None]) -> Path | None:
-        """Make one; returns its video if it was there already. Raises: AvatarError."""
+        """Make one video; returns its path if it existed already. Raises: AvatarError."""
         if self._cancelled.is_set():
             raise Cancelled("Stopped.")
         job = entry.job(self._output, self._inventory, self._resume)
@@ -109,7 +109,7 @@ class Batch:
                 self._running[entry.name] = engine = opened.engine(borrowed)
                 try:
                     for event in engine.stream(opened.request):
-                        if self._cancelled.is_set():  # may have come before the engine had begun
+                        if self._cancelled.is_set():  # perhaps before the engine had started
                             engine.cancel()
                         on_event(event)
                 finally:

@@ -1,1 +1,1 @@
-"""Model files, without opening a tensor: where they lie, what they hold, and how they are downloaded."""
+"""Model files, without opening a tensor: where they are, what they contain, and how they are downloaded."""

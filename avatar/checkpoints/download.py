@@ -1,7 +1,7 @@
-"""Fetching the checkpoint from the Hugging Face hub: what is needed and missing, if the disk has room for it.
+"""Download the missing parts of the checkpoint from the Hugging Face hub, if they fit on the disk.
 
-huggingface_hub talks to the hub, and reads HF_HOME, HF_ENDPOINT, HF_TOKEN and the proxies' variables. However
-a run ended, the next one goes on where it was, and each file's sha256 is checked.
+huggingface_hub does the requests, and reads HF_HOME, HF_ENDPOINT, HF_TOKEN and the proxy variables. An
+interrupted download resumes where it stopped, and each file's sha256 is checked.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Repo:
-    """A repository on the hub, and the files of it that are needed.
+    """A repository on the hub, and which of its files are needed.
 
-    folder: that holds it in a target. revision: the commit that is fetched unless another is asked for; None:
-    the newest.
+    folder: its subfolder of a download target. revision: the commit to download unless the caller names
+    another; None: the newest.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Repo:
     revision: str | None = None
 
 
-# As the public code's users have pinned them; the model is known to be this.
+# The commits that the public code's users have pinned; the model is known to be these files.
 COMMITS = {
     OFFICIAL.repo: "dab4e9c55bbe4c8c4d03db1c2c98c7f0ac9c454b",
     LORA_REPO: "92cdccd12a91e8a63767a7c821b7c75e51d5a172",
@@ -72,7 +72,7 @@ COMMITS = {
 
 
 def base_repo(layout: CheckpointLayout = OFFICIAL, parts: Collection[str] = PARTS) -> Repo:
-    """The base model in one of its layouts, or some parts of it, without what only other programs need."""
+    """The base model in one of its layouts, or some parts of it, without files for other programs."""
     folder = "" if layout.transformer == "." else f"{layout.transformer}/"
     weights = {
         part: (path if path.endswith(".pth") else f"{path}/*",)
@@ -104,17 +104,17 @@ PART_BYTES = {  # of the published files
 
 
 def lacking(found: Checkpoint) -> list[str]:
-    """The parts that are not here, "lora" among them."""
+    """The missing parts, including "lora"."""
     return [part for part in PARTS if part not in found.parts] + ([] if found.lora else ["lora"])
 
 
 def lacking_bytes(found: Checkpoint) -> int:
-    """About as much as fetching them takes."""
+    """Approximate download size of the missing parts."""
     return sum(PART_BYTES[part] for part in lacking(found))
 
 
 def needed_repos(found: Checkpoint, layout: CheckpointLayout = OFFICIAL) -> tuple[Repo, ...]:
-    """What the hub's cache is to hold: all parts but those that the user has elsewhere."""
+    """The repositories that the hub's cache should hold: all parts but those that the user has elsewhere."""
     cache = hub_cache()
     parts = [part for part in PARTS if part not in found.parts or cache in found.parts[part].parents]
     repos = [base_repo(layout, parts)] if parts else []
@@ -127,13 +127,13 @@ def download(
     target: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Fetch the files that are not there yet, and return each repository's folder.
+    """Download the missing files, and return each repository's folder.
 
-    revision: a branch, tag or commit; of every repository, or by repository name; else the pinned one.
+    revision: a branch, tag or commit, for every repository or by repository name; None: the pinned ones.
     target: the folder for --ckpt_dir; None: the hub's cache. progress: None shows bars on a terminal.
-    Raises: BadInput for an unknown revision; DoesNotFit, before anything is fetched, for a disk that is too
-    small; WeightsMissing when the hub cannot be reached, the connection breaks for good, or a file arrives
-    broken twice.
+    Raises: BadInput for an unknown revision; DoesNotFit, before anything is downloaded, for a disk that is
+    too small; WeightsMissing when the hub cannot be reached, the connection breaks for good, or a file
+    arrives corrupt twice.
     """
     wanted = [_survey(repo, _revision(repo, revision), target) for repo in repos]
     total = sum(one.to_fetch for one in wanted)
@@ -155,7 +155,7 @@ def download(
 
 @dataclass(frozen=True)
 class _Survey:
-    """What a repository still needs. large: files that are fetched by themselves."""
+    """What is still to be downloaded of a repository. large: files that are downloaded one by one."""
 
     revision: str | None
     to_fetch: int
@@ -163,7 +163,7 @@ class _Survey:
 
 
 def _survey(repo: Repo, revision: str | None, target: Path | None) -> _Survey:
-    """Look at the hub and at what is here. Files of another size than the hub's are removed first."""
+    """Compare the hub with the local files. Local files of another size than the hub's are removed first."""
     silent = _reporting(Counter(0, lambda done, total: None))
     files = _snapshot(repo, revision, target, dry_run=True, tqdm_class=silent)
     if not files:
@@ -179,7 +179,7 @@ def _survey(repo: Repo, revision: str | None, target: Path | None) -> _Survey:
         missing = file.will_download
         if entry is not None and not missing and path.is_file() and path.stat().st_size != size:
             logger.warning("%s is broken and will be fetched again", file.filename)
-            path.resolve().unlink()  # in the cache the file itself lies elsewhere
+            path.resolve().unlink()  # in the cache, path is a link to the file
             path.unlink(missing_ok=True)
             missing = True
         if not missing:
@@ -192,7 +192,7 @@ def _survey(repo: Repo, revision: str | None, target: Path | None) -> _Survey:
 
 
 def _blobs(repo: Repo) -> Path:
-    """Where the hub's cache keeps a repository's files, each under its sha256."""
+    """The folder where the hub's cache keeps a repository's files, each named by its sha256."""
     return hub_cache() / f"models--{repo.name.replace('/', '--')}" / "blobs"
 
 
@@ -202,7 +202,7 @@ def _revision(repo: Repo, revision: str | Mapping[str, str] | None) -> str | Non
 
 
 def _snapshot(repo: Repo, revision: str | None, target: Path | None, **options: Any) -> Any:
-    """huggingface_hub's snapshot_download of what is needed of one repository."""
+    """Call huggingface_hub's snapshot_download for the needed files of one repository."""
     folder = None if target is None else target / repo.folder
     with _explaining(repo, revision):
         return snapshot_download(
@@ -212,17 +212,17 @@ def _snapshot(repo: Repo, revision: str | None, target: Path | None, **options: 
 
 @contextmanager
 def _explaining(repo: Repo, revision: str | None) -> Iterator[None]:
-    """Turn what huggingface_hub raises into what a user should know."""
+    """Turn exceptions of huggingface_hub into errors for the user."""
     try:
         yield
     except AvatarError:
         raise
-    except Exception as error:  # the transport below raises types of its own library, which releases exchange
+    except Exception as error:  # the HTTP library below raises its own types, and releases replace it
         raise _explained(repo, revision, error) from error
 
 
 def _explained(repo: Repo, revision: str | None, error: Exception) -> AvatarError:
-    """What a user should know of an error of huggingface_hub's."""
+    """The error for the user that corresponds to an exception of huggingface_hub."""
     offline = isinstance(error, LocalEntryNotFoundError | DryRunError)
     match error.__cause__ if offline and error.__cause__ else error:
         case RevisionNotFoundError() | HFValidationError():
@@ -247,7 +247,7 @@ def _explained(repo: Repo, revision: str | None, error: Exception) -> AvatarErro
 
 
 def require_room(to_fetch: int, folder: Path) -> None:
-    """Raises: DoesNotFit when the folder's disk has no room for so many bytes and some to spare."""
+    """Raises: DoesNotFit when the folder's disk has less free space than to_fetch plus SPARE_BYTES."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -259,7 +259,7 @@ def require_room(to_fetch: int, folder: Path) -> None:
 
 
 def _reporting(counter: Counter) -> type[tqdm]:
-    """A progress bar that shows nothing and tells the counter instead."""
+    """A progress bar class that shows nothing and reports to the counter instead."""
 
     class Reporting(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -274,5 +274,5 @@ def _reporting(counter: Counter) -> type[tqdm]:
     return Reporting
 
 
-# The library's names for its bars of bytes: of a snapshot, and of a file that is fetched by itself.
+# The library's names for its byte progress bars: of a snapshot, and of a single file.
 BYTES_WRITTEN = ("huggingface_hub.snapshot_download", "huggingface_hub.http_get")

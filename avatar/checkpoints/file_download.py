@@ -1,6 +1,6 @@
-"""Large files of a hub's repository: fetched so that a killed program goes on where it was, and checked.
+"""Download and verify large files of a hub repository, resuming after the program was killed.
 
-huggingface_hub alone begins a file anew when its process was killed, and checks no more than the size.
+huggingface_hub itself restarts a file when its process was killed, and checks only the size.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 AT_ONCE = 4
 PARTIAL = ".part"
-MOST_TRIES = 2  # of a file that arrives with another sha256
+MOST_TRIES = 2  # per file, if it arrives with the wrong sha256
 
 
 @dataclass(frozen=True)
 class LargeFile:
-    """A file that the hub keeps by its sha256. place: where it is to lie, whole and checked."""
+    """A file that the hub stores by its sha256. place: its final path, once complete and verified."""
 
     repo: str
     revision: str
@@ -41,12 +41,12 @@ class LargeFile:
 
     @property
     def partial(self) -> Path:
-        """What has been fetched of it so far."""
+        """The file that holds what has been downloaded so far."""
         return self.place.with_name(f"{self.sha256}{PARTIAL}")
 
     @property
     def here_bytes(self) -> int:
-        """How much of it is here already."""
+        """How much of it has been downloaded."""
         try:
             return min(self.partial.stat().st_size, self.num_bytes)
         except OSError:
@@ -55,7 +55,7 @@ class LargeFile:
 
 @dataclass
 class Counter:
-    """Adds up bytes from several threads. tell: called with what is done and the total."""
+    """Sums up bytes from several threads. tell: called with the bytes done and the total."""
 
     total: int
     tell: Callable[[int, int], None]
@@ -63,17 +63,17 @@ class Counter:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, num_bytes: int) -> None:
-        """More bytes are here; or fewer, of a file that is begun anew."""
+        """Count bytes that have arrived; negative when a file is restarted."""
         with self._lock:
             self.done += num_bytes
             self.tell(max(0, min(self.done, self.total)), self.total)
 
 
 def fetch_files(files: Sequence[LargeFile], bar: type[tqdm] | None, counter: Counter | None) -> None:
-    """Fetch what is missing of the files, several at once; each is moved to its place when it is whole.
+    """Download what is missing of the files, several at once; each is moved to its place once complete.
 
-    bar: of each file. counter: called with how many bytes of a file are thrown away.
-    Raises: WeightsMissing for a file that arrives broken twice; what huggingface_hub raises.
+    bar: the class of each file's progress bar. counter: counts down the bytes of a discarded file.
+    Raises: WeightsMissing for a file that arrives corrupt twice; and whatever huggingface_hub raises.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
         waiting = [pool.submit(_fetch, file, bar, counter) for file in files]
@@ -103,7 +103,7 @@ def _fetch(file: LargeFile, bar: type[tqdm] | None, counter: Counter | None) -> 
 
 
 def _fetch_bytes(file: LargeFile, bar: type[tqdm] | None) -> None:
-    """Append what is missing; a broken connection is taken up again where it broke."""
+    """Append what is missing; a broken connection is resumed where it broke."""
     metadata = get_hf_file_metadata(hf_hub_url(file.repo, file.name, revision=file.revision))
     ours = urlsplit(metadata.location).netloc == urlsplit(hf_hub_url(file.repo, file.name)).netloc
     with file.partial.open("ab") as out:
@@ -113,7 +113,7 @@ def _fetch_bytes(file: LargeFile, bar: type[tqdm] | None) -> None:
             metadata.location,
             out,
             resume_size=out.tell(),
-            headers=build_hf_headers() if ours else {},  # the token is for the hub alone
+            headers=build_hf_headers() if ours else {},  # the token is sent only to the hub
             expected_size=file.num_bytes,
             displayed_filename=file.name,
             tqdm_class=bar,
@@ -123,6 +123,6 @@ def _fetch_bytes(file: LargeFile, bar: type[tqdm] | None) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The checksum of a file, in memory that does not grow with it."""
+    """A file's SHA-256, in constant memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
-"""What a GGUF file says of itself and of its tensors: read from its head, no tensor is opened.
+"""A GGUF file's metadata and tensor descriptions, read from its header; no tensor is opened.
 
-gguf's own reader takes 15 s for the 256,384 words of a prompt encoder, and is tested against here.
+The gguf package's own reader takes 15 s for the 256,384 words of a prompt encoder; tests compare with it.
 Source: ggml-org/ggml docs/gguf.md; block sizes: gguf-py constants.py, GGML_QUANT_SIZES.
 """
 
@@ -17,11 +17,11 @@ from typing import Any
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT, ALIGNMENT_KEY = 32, "general.alignment"
-ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # of a tensor that was reshaped: city96/ComfyUI-GGUF loader.py
+ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # key prefix for reshaped tensors: city96/ComfyUI-GGUF loader.py
 MOST_AXES = 8
 STRING, ARRAY = 8, 9
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-# Type number to its name, the values of a block, and the block's bytes.
+# Type number: name, values per block, bytes per block.
 TYPES = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -39,7 +39,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor's place. shape: as torch has it, the fastest axis last. start: byte in the file."""
+    """A tensor's location. shape: in torch's order, the fastest axis last. start: byte offset in the file."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -49,14 +49,14 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """values: what the file says, by key. tensors: by name, those of an unknown type with no bytes."""
+    """A parsed header. values: metadata by key. tensors: by name; num_bytes is 0 for an unknown type."""
 
     values: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
 
 
 def read_gguf(path: Path) -> GgufHeader:
-    """Raises: OSError, ValueError for what is no GGUF file or was cut short."""
+    """Read a file's header. Raises: OSError; ValueError for a file that is truncated or not GGUF."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return _Reader(data).header()
@@ -65,7 +65,7 @@ def read_gguf(path: Path) -> GgufHeader:
 
 
 class _Reader:
-    """Walks the head of a file."""
+    """Reads the header sequentially."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data, self._at = data, 4

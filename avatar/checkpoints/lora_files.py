@@ -1,4 +1,4 @@
-"""Users' LoRAs: which files a setting names, where they lie, and whether they are of this model."""
+"""Users' LoRAs: which files a setting names, where they are, and whether they fit this model."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ MOST_WEIGHT = 10.0
 
 @dataclass(frozen=True)
 class UserLora:
-    """A file and how much of it is merged."""
+    """A LoRA file and the weight with which it is merged."""
 
     path: Path
     weight: float = 1.0
 
     @property
     def alpha(self) -> float | None:
-        """What PEFT's config beside the file says; None: as large as the rank."""
+        """The alpha by PEFT's config beside the file; None without one: equal to the rank."""
         config = self.path.parent / PEFT_CONFIG
         if not is_file(config):
             return None
@@ -50,13 +50,13 @@ class UserLora:
             ) from error
 
     def facts(self) -> list[str | float | None]:
-        """What makes it another LoRA: for fingerprints."""
+        """What identifies the LoRA, for fingerprints."""
         with self.path.open("rb") as file:
             return [hashlib.file_digest(file, "sha256").hexdigest(), self.weight, self.alpha]
 
 
 def lora_folder() -> Path:
-    """Where LoRAs are found by their names alone: $AVATAR_LORAS, else ./loras."""
+    """The folder where LoRAs are looked up by file name: $AVATAR_LORAS, else ./loras."""
     return Path(os.environ.get(ENVIRONMENT) or DEFAULT_FOLDER)
 
 
@@ -67,10 +67,10 @@ def known_loras() -> list[str]:
 
 
 def parse_loras(text: str, *, named_only: bool = False) -> tuple[UserLora, ...]:
-    """The LoRAs that a setting names: FILE[:WEIGHT], several with ";" between them.
+    """The LoRAs that a setting names: FILE[:WEIGHT], separated by ";".
 
-    named_only: only such as lie in lora_folder(), for whoever may not name files of this machine.
-    Raises: BadInput for a file that is not there, or a weight that is no number.
+    named_only: accept only files in lora_folder(), for users who may not name other files of this machine.
+    Raises: BadInput for a file that does not exist, or a weight that is not a number.
     """
     return tuple(_parse(part.strip(), named_only) for part in text.split(LORA_SEPARATOR) if part.strip())
 
@@ -83,7 +83,7 @@ def _parse(text: str, named_only: bool) -> UserLora:
         weight = float(number)
     except ValueError:
         weight = math.nan
-    if not -MOST_WEIGHT <= weight <= MOST_WEIGHT:  # also refuses nan
+    if not -MOST_WEIGHT <= weight <= MOST_WEIGHT:  # refuses nan, too
         raise BadInput(
             f"The weight of the LoRA {shown(_plain(name))} is {shown(number)}.",
             f"It must be a number from -{MOST_WEIGHT:g} to {MOST_WEIGHT:g}.",
@@ -102,14 +102,14 @@ def _parse(text: str, named_only: bool) -> UserLora:
 
 
 def _plain(name: str) -> str:
-    """A path as it may be shown: without its folders."""
+    """A path's file name, which may be shown to users; its folders may not."""
     return name.replace("\\", "/").rpartition("/")[2]
 
 
 def check_lora(lora: UserLora, base: Mapping[str, Shape]) -> dict[str, Change]:
-    """How a LoRA changes the base model with these tensors, by their names.
+    """A LoRA's changes to the base model with these tensors, by tensor name.
 
-    Raises: BadInput naming every key that matches nothing, and every half or shape that is wrong.
+    Raises: BadInput naming every key without a tensor, and every missing half or wrong shape.
     """
     name, remedy = lora.path.name, "Choose a LoRA of Wan2.2-S2V-14B, or of a model with the same layers."
     try:
@@ -127,9 +127,9 @@ def check_lora(lora: UserLora, base: Mapping[str, Shape]) -> dict[str, Change]:
 
 
 def check_loras(text: str, checkpoint: Checkpoint) -> None:
-    """Refuse LoRAs that are not there or not of this checkpoint's model, before anything loads.
+    """Refuse LoRAs that do not exist or do not fit this checkpoint's model, before anything loads.
 
-    Where no whole checkpoint is at hand, only what the files are. Raises: BadInput.
+    Without a complete checkpoint, only the files themselves are checked. Raises: BadInput.
     """
     loras = parse_loras(text)
     base = transformer_shapes(checkpoint.shards) if loras and checkpoint.complete else {}
@@ -139,6 +139,6 @@ def check_loras(text: str, checkpoint: Checkpoint) -> None:
 
 
 def loras_digest(text: str) -> str:
-    """A fingerprint of the LoRAs that a setting names: of what is in the files. Raises: BadInput."""
+    """A fingerprint of the LoRAs that a setting names, by file content. Raises: BadInput."""
     facts = [lora.facts() for lora in parse_loras(text)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

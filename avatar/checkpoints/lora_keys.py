@@ -1,4 +1,4 @@
-"""Which key of a LoRA file changes which tensor of the base model, whichever trainer wrote the file.
+"""Which key of a LoRA file changes which tensor of the base model, for the files of all common trainers.
 
 PEFT, DiffSynth, kohya's scripts, ComfyUI and diffusers name the same things in different ways.
 Source: ComfyUI comfy/lora.py and comfy/weight_adapter/lora.py, diffusers
@@ -22,7 +22,7 @@ PREFIXES = (
     "transformer.",
     "model.",
 )
-FLAT_PREFIX = "lora_unet_"  # kohya's: what follows has underscores for the dots
+FLAT_PREFIX = "lora_unet_"  # kohya's; the name after it has underscores instead of dots
 _HALF = re.compile(
     r"(?P<module>.+?)[._]lora(?:_(?P<side>A|B|down|up)|\.(?P<dotted>down|up))(?:\.default)?(?:\.weight)?"
 )
@@ -43,7 +43,7 @@ DIFFUSERS_NAMES = (
 
 @dataclass(frozen=True)
 class LoraKey:
-    """What a key stands for. tensor: the base's. part: A, B, alpha, difference, or "" for the whole."""
+    """A parsed key. tensor: the base model's. part: A, B, alpha, difference, or "" for the whole tensor."""
 
     tensor: str
     part: str
@@ -54,7 +54,7 @@ class LoraKey:
 
 
 def read_keys(keys: Iterable[str], base: Mapping[str, Shape]) -> dict[str, LoraKey]:
-    """What every key of a file stands for; a tensor that the base does not have keeps its name."""
+    """Every key of a file, parsed; a tensor that the base does not have keeps its name."""
     flat = {name.removesuffix(".weight").replace(".", "_"): name.removesuffix(".weight") for name in base}
     return {key: _read_key(key, base, flat) for key in keys}
 
@@ -75,7 +75,7 @@ def _read_key(key: str, base: Mapping[str, Shape], flat: Mapping[str, str]) -> L
 
 
 def _module(name: str, base: Mapping[str, Shape], flat: Mapping[str, str]) -> str:
-    """A module's name in the base model; without a place there, what is left of the file's own."""
+    """A module's name in the base model; if it is not there, the file's name without its prefix."""
     if name.startswith(FLAT_PREFIX):
         return flat.get(name.removeprefix(FLAT_PREFIX), name)
     plain = _without_prefix(name)
@@ -95,7 +95,7 @@ def _without_prefix(name: str) -> str:
 
 @dataclass(frozen=True)
 class Change:
-    """How a LoRA file changes one tensor: the keys of what it holds for it, "" for what it does not."""
+    """How a LoRA file changes one tensor: the file's key for each part, "" for parts that it lacks."""
 
     down: str = ""
     up: str = ""
@@ -115,9 +115,9 @@ _UNSUPPORTED = {
 
 
 def read_changes(keys: Iterable[str], base: Mapping[str, Shape]) -> tuple[dict[str, Change], str]:
-    """How a file changes the base's tensors, by their names; and what is wrong with its keys, "" for nothing.
+    """A file's changes to the base's tensors, by tensor name; and what is wrong with its keys, "" if nothing.
 
-    A key that stands for nothing is no fault here: its tensor is not among the base's.
+    An unknown key is not reported here; its tensor is simply not among the base's.
     """
     keys = list(keys)
     for mark, kind in _UNSUPPORTED.items():
@@ -135,9 +135,9 @@ def read_changes(keys: Iterable[str], base: Mapping[str, Shape]) -> tuple[dict[s
 def shapes_of(
     changes: Mapping[str, Change], shapes: Mapping[str, Shape], base: Mapping[str, Shape]
 ) -> tuple[dict[str, Shape], dict[str, Shape]]:
-    """What must be there for these changes, and what is: shapes by the words of a LoraKey.
+    """The expected and the actual shapes for these changes, by str(LoraKey).
 
-    The halves of a pair are matrices, whatever the layer; both must be there, of one rank.
+    The two halves of a pair are matrices for every kind of layer; both must exist, with the same rank.
     """
     expected: dict[str, Shape] = {}
     found: dict[str, Shape] = {}
@@ -167,5 +167,5 @@ def shapes_of(
 
 
 def _matrix(shape: Shape) -> Shape:
-    """A layer's weight as the matrix that it is, a convolution's kernel flattened."""
+    """A weight's shape as a matrix; a convolution's kernel is flattened."""
     return (shape[0], math.prod(shape[1:])) if len(shape) > 2 else shape

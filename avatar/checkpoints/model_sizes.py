@@ -1,4 +1,4 @@
-"""How large the model's pieces are: read off a checkpoint's own headers, or the published model's counts."""
+"""The sizes of the model's parts: from a checkpoint's own headers, or the published model's counts."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from avatar.errors import WeightsMissing
 log = logging.getLogger(__name__)
 
 DTYPE_BYTES = {"bf16": 2, "fp8": 1, "int8": 1, "fp32": 4}
-SCALE_BYTES = 4  # of each output channel of a matrix in fp8
+SCALE_BYTES = 4  # per output channel of an fp8 matrix
 LAYER, INJECTION = "blocks", "audio_injector"
 
 TEXT_BLOCK_VALUES = 192_948_224  # of UMT5-XXL's encoder
-TEXT_ENCODER_VALUES = 24 * TEXT_BLOCK_VALUES + 4096  # and the last norm; the table of words stays in its file
+TEXT_ENCODER_VALUES = 24 * TEXT_BLOCK_VALUES + 4096  # with the last norm; token embeddings stay in their file
 SPEECH_ENCODER_VALUES = 315_438_720  # wav2vec2-large
 VAE_ENCODER_VALUES, VAE_DECODER_VALUES = 53_596_928, 73_295_603  # Wan 2.1's
 AUDIO_VALUES = 95_051_545  # of the published transformer's audio encoder, held in float32
-OTHER_VALUES = 257_003_584  # of its embeddings, head and frame packer
+OTHER_VALUES = 257_003_584  # its embeddings, head and frame packer
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Values in matrices, which fp8 quantises, the matrices' output channels, and all other values.
+    """Counts of values in matrices, which fp8 quantises, of the matrices' output channels, and of all others.
 
     wide: values that stay in float32 whatever the dtype.
     """
@@ -41,7 +41,7 @@ class Weights:
     wide: int = 0
 
     def num_bytes(self, dtype: str) -> int:
-        """As held in a preset's weight_dtype; with fp8 what is no matrix stays in bf16."""
+        """Size in a preset's weight_dtype; with fp8, everything but matrices stays in bf16."""
         wide = DTYPE_BYTES["fp32"] * self.wide
         if dtype != "fp8":
             return (self.matrices + self.others) * DTYPE_BYTES[dtype] + wide
@@ -57,7 +57,7 @@ class Weights:
 
     @classmethod
     def of(cls, shape: Iterable[int]) -> Weights:
-        """One tensor of a layer: what has two axes is a matrix."""
+        """The counts of one tensor; a tensor with two axes is a matrix."""
         sides = tuple(shape)
         if len(sides) == 2:
             return cls(math.prod(sides), sides[0], 0)
@@ -66,7 +66,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """layers: each with its audio injection, if it has one. others: of the transformer, never quantised."""
+    """layers: each with its audio injection, if any. others: the rest of the transformer, never quantised."""
 
     config: ModelConfig = field(default_factory=ModelConfig)
     layers: tuple[Weights, ...] = ()
@@ -74,13 +74,13 @@ class ModelSizes:
 
     @classmethod
     def published(cls, config: ModelConfig | None = None) -> ModelSizes:
-        """Wan2.2-S2V-14B, or a model of its kind."""
+        """The sizes of Wan2.2-S2V-14B, or of the same architecture with another config."""
         config = config or ModelConfig()
         return cls(config, tuple(_layer(config, index) for index in range(config.num_layers)))
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> ModelSizes:
-        """A checkpoint's; the published ones where there is none, or none that can be read."""
+        """A checkpoint's sizes; the published ones where there is none, or it cannot be read."""
         config, shards = checkpoint.config, checkpoint.shards
         if config is None or not shards or not checkpoint.complete:
             return cls.published()
@@ -88,16 +88,16 @@ class ModelSizes:
             return _of_files(config, tuple(shards))
         except (WeightsMissing, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.info("planned with the published sizes: the checkpoint's cannot be read (%s)", error)
-            return cls.published()  # loading will say what is wrong
+            return cls.published()  # loading will report what is wrong
 
     @property
     def transformer(self) -> Weights:
-        """All of it."""
+        """The whole transformer."""
         return sum(self.layers, self.others)
 
 
 def _layer(config: ModelConfig, index: int) -> Weights:
-    """Two attentions of four projections and the feed-forward; norms, biases and modulation."""
+    """One layer: two attentions of four projections and the feed-forward; norms, biases and modulation."""
     width, wide = config.dim, config.ffn_dim
     layer = Weights(8 * width**2 + 2 * width * wide, 9 * width + wide, 21 * width + wide)
     if index not in config.audio_inject_layers:

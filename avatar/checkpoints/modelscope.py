@@ -1,4 +1,4 @@
-"""The base model from ModelScope, by its own library, which goes on where it was and checks each file."""
+"""Download the base model from ModelScope, by its own library, which resumes and checks each file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ BASE_BYTES = 45_800_000_000
 
 
 def download_base(target: Path, revision: str | None = None) -> Path:
-    """Fetch the base model into a folder of the target, and return that. revision: ModelScope's own.
+    """Download the base model into a subfolder of the target, and return that folder. revision: ModelScope's.
 
-    Raises: BadInput without the library; DoesNotFit; WeightsMissing when it cannot be fetched.
+    Raises: BadInput without the library; DoesNotFit; WeightsMissing when the download fails.
     """
     try:
         from modelscope import snapshot_download
@@ -29,6 +29,6 @@ def download_base(target: Path, revision: str | None = None) -> Path:
         snapshot_download(
             repo.name, revision=revision, local_dir=str(folder), allow_patterns=list(repo.patterns)
         )
-    except Exception as error:  # its library and the transport below have types of their own
+    except Exception as error:  # the library and its HTTP layer raise types of their own
         raise WeightsMissing(f"Fetching {repo.name} broke off ({type(error).__name__}).", GO_ON) from error
     return folder

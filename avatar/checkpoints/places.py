@@ -1,7 +1,7 @@
-"""Where the model's parts may lie, and whether their files are all there by name. No tensor is opened.
+"""Find the model's parts, and check by name that all their files exist. No tensor is opened.
 
-A part is the transformer, the prompt's encoder or its tokenizer, the VAE, the speech encoder, or the LoRA.
-Each is looked for by itself: in a layout of the base model, or as a single file of ComfyUI's or of GGUF.
+A part is the transformer, the prompt encoder or its tokenizer, the VAE, the speech encoder, or the LoRA.
+Each is searched for separately: in a layout of the base model, or as a single ComfyUI or GGUF file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LORA_REPO = "Quark-Vision/Live-Avatar"
 LORA_FILE = "liveavatar.safetensors"
 ENVIRONMENT = "AVATAR_WEIGHTS"
 DEFAULT_FOLDER = "ckpt"
-REMEMBERED = "weights-folder"  # the file that holds the folder which was given once
+REMEMBERED = "weights-folder"  # the file that stores the folder named by the user
 DOWNLOAD_COMMAND = "python -m avatar download"
 
 
@@ -35,7 +35,7 @@ class CheckpointLayout:
     """One way in which the base model is published: paths within its repository.
 
     transformer: the folder of config.json, shards and index. text_encoder, vae: a .pth file, or a folder.
-    indexes: those that name further files beside them. others: what must be there besides.
+    indexes: shard indexes, which name further files beside them. others: further files that must exist.
     """
 
     repo: str
@@ -53,11 +53,11 @@ class CheckpointLayout:
 
     @property
     def speech_weights(self) -> tuple[str, ...]:
-        """Names of which one must be there."""
+        """File names of which at least one must exist."""
         return tuple(f"{self.speech_encoder}/{name}" for name in SPEECH_WEIGHTS)
 
     def marks(self, folder: Path) -> bool:
-        """Whether a folder is, or was meant to be, this layout's."""
+        """Whether a folder has, or was meant to have, this layout."""
         return any(is_file(folder / name) for name in (*self.indexes, self.text_encoder))
 
     def part_of(self, name: str) -> str:
@@ -69,7 +69,7 @@ class CheckpointLayout:
         return "transformer"
 
     def missing(self, folder: Path, part: str) -> list[str]:
-        """Names of a part's files that are absent, shards by their index."""
+        """Names of a part's missing files, with the shards that its index names."""
         names = [name for name in self.others if self.part_of(name) == part]
         broken = []
         for index in self.indexes:
@@ -89,7 +89,7 @@ class CheckpointLayout:
 
 
 def indexed(index: Path) -> list[str] | None:
-    """The files that an index names; None where it is absent or unreadable."""
+    """The files that an index names; None if it is missing or unreadable."""
     try:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -136,7 +136,7 @@ DIFFUSERS = CheckpointLayout(
     ),
 )
 LAYOUTS = (OFFICIAL, DIFFUSERS)
-# Where ComfyUI's and GGUF's users have their files, in the hub's cache and in ComfyUI's folder.
+# Where users of ComfyUI and GGUF keep their files, in the hub's cache and in ComfyUI's folder.
 SINGLE_FILE_REPOS = (
     "Comfy-Org/Wan_2.2_ComfyUI_Repackaged",
     "Comfy-Org/Wan_2.1_ComfyUI_repackaged",
@@ -150,9 +150,8 @@ COMFYUI_FOLDERS = ("diffusion_models", "unet", "text_encoders", "clip", "vae", "
 class Checkpoint:
     """What was found.
 
-    base, lora: folders of the base model, in any layout, and of the LoRA. parts: where each part lies, by
-    name: a folder or a file. missing: names of files that should be there. places: every folder that was
-    looked at, in order.
+    base, lora: folders of the base model, in any layout, and of the LoRA. parts: each part's folder or file,
+    by part name. missing: names of missing files. places: every folder that was searched, in order.
     """
 
     base: Path | None = None
@@ -165,18 +164,18 @@ class Checkpoint:
 
     @property
     def tokenizer(self) -> Path | None:
-        """The folder or file of the prompt's tokenizer; None where there is no checkpoint."""
+        """The folder or file of the prompt tokenizer; None without a complete checkpoint."""
         return self._part("tokenizer") if self.complete else None
 
     @property
     def config(self) -> Path | None:
-        """The transformer's config.json, or the file whose tensors tell the sizes."""
+        """The transformer's config.json, or the file whose tensor shapes give the sizes."""
         found = self._part("transformer")
         return found / "config.json" if found is not None and is_dir(found) else found
 
     @property
     def shards(self) -> list[Path]:
-        """The transformer's files, none where its index cannot be read."""
+        """The transformer's files; empty if its index cannot be read."""
         found = self._part("transformer")
         if found is None or not is_dir(found):
             return [] if found is None else [found]
@@ -189,7 +188,7 @@ class Checkpoint:
 
 
 def checkpoint_places(ckpt_dir: Path | None = None) -> list[Path]:
-    """Folders to look in, in order: ckpt_dir, $AVATAR_WEIGHTS, ./ckpt, the one given once.
+    """Folders to search, in order: ckpt_dir, $AVATAR_WEIGHTS, ./ckpt, the remembered one.
 
     The hub's cache comes after them.
     """
@@ -198,7 +197,7 @@ def checkpoint_places(ckpt_dir: Path | None = None) -> list[Path]:
 
 
 def remembered() -> Path | None:
-    """The folder that a user gave once; None where there is none."""
+    """The folder that remember() stored; None if there is none."""
     try:
         text = (user_settings() / REMEMBERED).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
@@ -207,9 +206,9 @@ def remembered() -> Path | None:
 
 
 def remember(folder: Path) -> None:
-    """Look in this folder from now on, whatever folder a program is started in.
+    """Search this folder from now on, whatever the current folder of later runs.
 
-    Where nothing can be kept, nothing is: the folder can be named again.
+    If it cannot be stored, the error is ignored: the user can name the folder again.
     """
     file = user_settings() / REMEMBERED
     try:
@@ -220,7 +219,7 @@ def remember(folder: Path) -> None:
 
 
 def find_checkpoint(ckpt_dir: Path | None = None) -> Checkpoint:
-    """The first place that has each part, in any layout or as a single file, and the first with the LoRA."""
+    """Each part from the first place that has it, in any layout or as a single file; likewise the LoRA."""
     places, hub = checkpoint_places(ckpt_dir), hub_cache()
     bases = list(_bases(places, hub))
     base, layout = next(
@@ -255,7 +254,7 @@ def _bases(places: Sequence[Path], hub: Path) -> Iterator[tuple[Path, Checkpoint
 
 
 def _bases_of(place: Path, hub: Path) -> Iterator[tuple[Path, CheckpointLayout]]:
-    """Folders in which a place may hold the base model, each with the layout that it would have."""
+    """Folders of a place that may hold the base model, each with its expected layout."""
     for layout in LAYOUTS:
         if place != hub:
             yield from ((folder, layout) for folder in _homes(place, layout.repo))
@@ -263,7 +262,7 @@ def _bases_of(place: Path, hub: Path) -> Iterator[tuple[Path, CheckpointLayout]]
 
 
 def _lora_folders(places: Sequence[Path], hub: Path) -> Iterator[Path]:
-    """Folders in which the LoRA may lie; the public code keeps a hub's cache in ckpt/LiveAvatar."""
+    """Folders that may hold the LoRA; the public code keeps a hub cache in ckpt/LiveAvatar."""
     for named in places:
         place = named.parent.parent if is_file(named) else named
         homes = [*_homes(place, LORA_REPO), place / "loras", place / "models" / "loras", named.parent]
@@ -274,7 +273,7 @@ def _lora_folders(places: Sequence[Path], hub: Path) -> Iterator[Path]:
 
 
 def _single_files(place: Path, hub: Path) -> dict[str, Path]:
-    """The largest file of each part: place may be one, a folder of them, or ComfyUI's, or its `models`."""
+    """The largest file per part. place: one file, a folder of them, ComfyUI's folder, or its `models`."""
     if place == hub:
         folders = [folder for repo in SINGLE_FILE_REPOS for folder in _snapshots(hub, repo)]
         folders += [inner for folder in folders for inner in (folder / "split_files",)]
@@ -292,7 +291,7 @@ def _single_files(place: Path, hub: Path) -> dict[str, Path]:
 
 
 def _tensor_files(folders: Iterable[Path]) -> Iterator[Path]:
-    """Files that may be a part by themselves; shards are none."""
+    """Files that may be a whole part each; shards are left out."""
     for folder in folders:
         try:
             files = [file for file in folder.iterdir() if file.suffix in (SAFETENSORS, GGUF)]
@@ -302,7 +301,7 @@ def _tensor_files(folders: Iterable[Path]) -> Iterator[Path]:
 
 
 def hub_cache() -> Path:
-    """The Hugging Face hub's cache folder, by its own environment variables."""
+    """The Hugging Face hub's cache folder, by the hub's environment variables."""
     if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(cache)
     if home := os.environ.get("HF_HOME"):
@@ -311,7 +310,7 @@ def hub_cache() -> Path:
 
 
 def user_settings() -> Path:
-    """Where programs of this user keep what they were given; ./.config for a user without a home."""
+    """This program's folder for the user's settings; below ./.config for a user without a home."""
     if config := os.environ.get("XDG_CONFIG_HOME"):
         return Path(config) / "live-avatar"
     try:
@@ -321,17 +320,17 @@ def user_settings() -> Path:
 
 
 def user_cache() -> Path:
-    """Where programs of this user keep what can be had again; ./.cache for a user without a home."""
+    """The user's cache folder; ./.cache for a user without a home."""
     if cache := os.environ.get("XDG_CACHE_HOME"):
         return Path(cache)
     try:
         return Path.home() / ".cache"
-    except RuntimeError:  # no $HOME, and a user whom the system does not know: common in containers
+    except RuntimeError:  # no $HOME, and a user unknown to the system: common in containers
         return Path(".cache")
 
 
 def _homes(place: Path, repo: str) -> list[Path]:
-    """A place may be the repository's folder, or hold it, or lie beside it, under its name or owner/name."""
+    """The place itself, and folders in it and beside it with the repository's name or owner/name."""
     owner, name = repo.split("/")
     folders = [name, f"{owner}/{name}", name.replace("-", "")]
     return [place, *(place / folder for folder in folders), *(place.parent / folder for folder in folders)]

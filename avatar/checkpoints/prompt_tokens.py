@@ -1,4 +1,4 @@
-"""Prompts as the text model reads them: cleaned, and in tokens of the checkpoint's own tokenizer."""
+"""Clean prompts and tokenize them with the checkpoint's own tokenizer."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from avatar.checkpoints.sentencepiece import tokenizer_of
 from avatar.errors import BadInput, WeightsMissing
 from avatar.paths import is_file
 
-MAX_TOKENS = 512  # what the transformer was trained to read, the end mark included
+MAX_TOKENS = 512  # the length that the transformer was trained with, including the end token
 TOKENIZER_FILE = "tokenizer.json"
 
 
 def token_ids(prompt: str, folder: Path, max_tokens: int = MAX_TOKENS) -> list[int]:
-    """A prompt's token ids, the end mark last, by the tokenizer in a folder; no model is loaded.
+    """A prompt's token ids, with the end token, by the tokenizer in a folder; no model is loaded.
 
-    Raises: WeightsMissing, or BadInput with the count when the prompt is longer than max_tokens: nothing is
-    cut.
+    Raises: WeightsMissing, or BadInput with the count when the prompt is longer than max_tokens: it is never
+    truncated.
     """
     ids: list[int] = open_tokenizer(folder).encode(clean_prompt(prompt)).ids
     if len(ids) > max_tokens:
@@ -33,9 +33,9 @@ def token_ids(prompt: str, folder: Path, max_tokens: int = MAX_TOKENS) -> list[i
 
 
 def open_tokenizer(folder: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a folder, kept for the next time. Raises: WeightsMissing.
+    """The `tokenizers.Tokenizer` of a folder, cached. Raises: WeightsMissing.
 
-    folder: that of tokenizer.json; or a single file of the prompt encoder that brings its words along.
+    folder: the one with tokenizer.json; or a prompt encoder's single file that contains its vocabulary.
     """
     file = folder if is_file(folder) else folder / TOKENIZER_FILE
     try:
@@ -47,7 +47,7 @@ def open_tokenizer(folder: Path) -> Any:
 
 
 def clean_prompt(prompt: str) -> str:
-    """Repair broken Unicode and HTML entities, and make every run of white space one blank.
+    """Repair broken Unicode and HTML entities, and collapse white space into single spaces.
 
     Source: Wan2.2 wan/modules/tokenizers.py, "whitespace" cleaning.
     """
@@ -67,7 +67,7 @@ def _tokenizer(file: Path, mtime_ns: int) -> Any:
         tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except OSError:
         raise
-    except Exception as error:  # the library raises plain Exception for whatever it cannot parse
+    except Exception as error:  # the library raises plain Exception for anything that it cannot parse
         raise WeightsMissing(
             f"{file.parent.name}/{TOKENIZER_FILE} is corrupt ({error}).", _fetch_again()
         ) from error

@@ -1,6 +1,6 @@
-"""The tokenizer that a prompt encoder's single file brings along, without the sentencepiece library.
+"""The tokenizer inside a prompt encoder's single file, without the sentencepiece library.
 
-ComfyUI's file has the sentencepiece model among its tensors, GGUF's has its pieces among its values.
+ComfyUI's file stores the sentencepiece model as a tensor, GGUF's stores the pieces as metadata.
 Source: google/sentencepiece src/sentencepiece_model.proto; transformers convert_slow_tokenizer.py
 (SpmConverter, T5Converter); city96/ComfyUI-GGUF loader.py (gguf_tokenizer_loader).
 """
@@ -24,7 +24,7 @@ UNKNOWN, END = "<unk>", "</s>"
 
 @dataclass(frozen=True)
 class Pieces:
-    """A unigram model: pieces with their scores, and how text is normalised first."""
+    """A unigram model: pieces with their scores, and the character map that normalises text first."""
 
     pieces: list[tuple[str, float]]
     charsmap: bytes = b""
@@ -49,7 +49,7 @@ def tokenizer_of(file: Path) -> Any:
 
 
 def _model_in(file: Path) -> bytes:
-    """The bytes of a safetensors file's tensor that is a sentencepiece model."""
+    """The sentencepiece model that a safetensors file stores as a tensor."""
     from safetensors import safe_open
 
     with safe_open(file, framework="np") as tensors:
@@ -76,7 +76,7 @@ def _of_model(data: bytes) -> Pieces:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """A protobuf message's fields, number and bytes; numbers of variable length come as nothing.
+    """A protobuf message's fields, as number and bytes; the bytes of varint fields are empty.
 
     Raises: ValueError.
     """
@@ -99,7 +99,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of variable length, and where the next field begins."""
+    """A varint, and the offset after it."""
     value = shift = 0
     while True:
         if at >= len(data):

@@ -1,4 +1,4 @@
-"""Names, shapes and types of a file's tensors, read from its header alone: no tensor is opened, no torch."""
+"""Names, shapes and dtypes of a file's tensors, read from its header: no tensor is opened, no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from avatar.checkpoints.gguf_header import read_gguf
 from avatar.errors import WeightsMissing
 
-MOST_HEADER_BYTES = 100 * 2**20  # as much as the format allows
+MOST_HEADER_BYTES = 100 * 2**20  # the format's limit
 
 SAFETENSORS, GGUF = ".safetensors", ".gguf"
 
@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Header:
-    """A file's header. shapes, dtypes: by tensor name, dtypes as the file spells them."""
+    """A file's header. shapes, dtypes: by tensor name; dtypes in the file's spelling."""
 
     shapes: Mapping[str, Shape]
     dtypes: Mapping[str, str]
@@ -29,9 +29,9 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a .safetensors or .gguf file. Kept until the file changes.
+    """The header of a .safetensors or .gguf file, cached until the file changes.
 
-    Raises: WeightsMissing for a file that cannot be read or is none.
+    Raises: WeightsMissing for a file that cannot be read or has another format.
     """
     try:
         stat = path.stat()
@@ -44,7 +44,7 @@ def read_header(path: Path) -> Header:
 
 @lru_cache(maxsize=256)
 def _header(path: Path, num_bytes: int, mtime_ns: int) -> Header:
-    """safetensors: 8 bytes of length, then JSON. Raises: OSError, and what JSON of another kind gives."""
+    """safetensors: 8 bytes of length, then JSON. Raises: OSError, and others for unexpected JSON."""
     if path.suffix == GGUF:
         tensors = read_gguf(path).tensors
         dtypes = {name: tensor.dtype for name, tensor in tensors.items()}

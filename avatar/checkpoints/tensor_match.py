@@ -1,4 +1,4 @@
-"""How the tensors of a file differ from those that a model has: in words, layers folded into one name."""
+"""Describe how a file's tensors differ from a model's, with equal layers folded into one name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LAYER_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def mismatches(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str:
-    """Every missing, unexpected and mis-shaped tensor, in words; "" where there is none."""
+    """Every missing, unexpected and mis-shaped tensor, in words; "" if there are none."""
     missing = expected.keys() - found.keys()
     unexpected = found.keys() - expected.keys()
     reshaped = {
@@ -29,7 +29,7 @@ def mismatches(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str
 
 
 def fold_layers(names: Iterable[str]) -> list[str]:
-    """Names sorted, those that differ only in their first index written once: blocks.{0..39}.ffn.0.bias."""
+    """Names sorted, those that differ only in their first index merged: blocks.{0..39}.ffn.0.bias."""
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     plain = []
     for name in names:

@@ -1,4 +1,4 @@
-"""Tensors of other programs' files under the published names, and what a file is by its tensors' names.
+"""Map tensor names of other programs' files to the published ones, and recognise a file by its tensors.
 
 Source: ComfyUI comfy/utils.py (convert_old_quants: scaled_fp8, scale_weight), comfy/ops.py (comfy_quant),
 comfy/text_encoders/t5.py, comfy/ldm/wan/{model,vae}.py, comfy/audio_encoders/{audio_encoders,wav2vec2}.py;
@@ -17,13 +17,13 @@ from avatar.paths import is_file
 
 TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 SPEECH_PREFIX = "wav2vec2."
-SCALES = (".scale_weight", ".weight_scale")  # of a weight in fp8: how ComfyUI named it first, and since
-ASIDE = ("scaled_fp8", "spiece_model")  # marks and a tokenizer, among the tensors
+SCALES = (".scale_weight", ".weight_scale")  # of an fp8 weight: ComfyUI's old name, and its new one
+ASIDE = ("scaled_fp8", "spiece_model")  # a marker and a tokenizer, stored as tensors
 ASIDE_ENDS = (*SCALES, ".scale_input", ".input_scale", ".comfy_quant")
 GGUF_TOKENS = "tokenizer.ggml.tokens"
 TOKENIZER_TENSOR = "spiece_model"
 
-LLAMA_NAMES = (  # llama.cpp's, in this order, to transformers'
+LLAMA_NAMES = (  # llama.cpp's to transformers', replaced in this order
     ("enc.", "encoder."),
     (".blk.", ".block."),
     ("token_embd", "shared"),
@@ -39,7 +39,7 @@ LLAMA_NAMES = (  # llama.cpp's, in this order, to transformers'
     ("ffn_gate", "layer.1.DenseReluDense.wi_0"),
     ("ffn_norm", "layer.1.layer_norm"),
 )
-# What tells a part's file from all others.
+# Tensors by which a part's file is recognised.
 MARKS = {
     "transformer": ("casual_audio_encoder.weights", "patch_embedding.weight", "frame_packer.proj.weight"),
     "text_encoder": ("shared.weight", "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"),
@@ -50,9 +50,9 @@ VAE_CHANNELS = 16  # of Wan 2.1's latents; Wan 2.2's other VAE has 48
 
 
 def published_names(names: Iterable[str]) -> dict[str, str]:
-    """Each tensor's name in the published model (umT5, wav2vec2: in transformers), to its name in the file.
+    """Map each tensor's published name (umT5, wav2vec2: that of transformers) to its name in the file.
 
-    Scales and marks are left out.
+    Scales and markers are left out.
     """
     return {
         _published(name): name
@@ -94,7 +94,7 @@ def part_of(path: Path) -> str | None:
 
 
 def holds_tokenizer(path: Path) -> bool:
-    """Whether a prompt encoder's file brings its tokenizer along."""
+    """Whether a prompt encoder's file contains its tokenizer."""
     if not is_file(path):
         return False
     if path.suffix == GGUF:

@@ -1,4 +1,4 @@
-"""The transformer's widths and counts, as a checkpoint's config.json states them."""
+"""The transformer's sizes, from a checkpoint's config.json or its tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from avatar.checkpoints.tensor_headers import Shape
 from avatar.checkpoints.tensor_names import transformer_shapes
 from avatar.errors import WeightsMissing
 
-# What the published model was built with and this code computes; another value would be another model.
+# Values of the published model that this code assumes; another value would be another architecture.
 FIXED: dict[str, Any] = {
     "model_type": "s2v",
     "adain_mode": "attn_norm",
@@ -68,17 +68,17 @@ class ModelConfig:
 
     @property
     def short_text_tokens(self) -> int:
-        """A prompt of fewer tokens is short.
+        """Prompts with fewer tokens count as short.
 
-        As many as a head is wide would save nothing; a quarter takes little more memory than keys and values.
+        At head_dim tokens nothing is saved; at a quarter of it, memory is little more than keys and values.
         """
         return self.head_dim // 4
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
-        """Read the published keys; those that do not concern inference are passed over.
+        """Read the published keys; those that do not concern inference are ignored.
 
-        Raises: WeightsMissing when the config describes an architecture that this code does not compute.
+        Raises: WeightsMissing when the config describes an architecture that this code does not support.
         """
         for key, expected in FIXED.items():
             found = data.get(key, expected)
@@ -99,8 +99,8 @@ class ModelConfig:
 
     @classmethod
     def of_shapes(cls, shapes: Mapping[str, Shape], file_name: str) -> ModelConfig:
-        """Read the sizes off the tensors, as ComfyUI does; heads are 128 wide, and the layers with audio are
-        the published ones.
+        """Infer the sizes from tensor shapes, as ComfyUI does; heads are 128 wide, and the layers with audio
+        are the published ones.
 
         Source: ComfyUI comfy/model_detection.py, and WanModel_S2V in comfy/ldm/wan/model.py.
         Raises: WeightsMissing naming a tensor that another model lacks.
@@ -129,9 +129,9 @@ class ModelConfig:
 
     @classmethod
     def load(cls, path: Path) -> ModelConfig:
-        """Read config.json, or the shapes in a file of tensors that comes without one.
+        """Read config.json, or infer the config from a tensor file that comes without one.
 
-        Raises: WeightsMissing when it is absent, unreadable or of another model.
+        Raises: WeightsMissing when the file is missing, unreadable or for another model.
         """
         if path.suffix != ".json":
             return cls.of_shapes(transformer_shapes([path]), path.name)

@@ -1,1 +1,1 @@
-"""One module a command: add(subparsers) declares it, run(args) does it and returns the exit code."""
+"""One module per command: add(subparsers) declares it, run(args) executes it and returns the exit code."""

@@ -30,7 +30,7 @@ from avatar.planning.planner import plan
 from avatar.planning.verdict import Verdict, judge, require
 from avatar.preset import Preset
 
-BLOCKS = 32  # a pipeline of four stages has a dozen between its beginning and its end
+BLOCKS = 32  # a pipeline of four stages is in steady state for a dozen of them
 
 
 def add(commands: Any) -> None:
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _cut(inventory: Inventory, vram_gib: float) -> Inventory:
-    """The machine with no more memory on each GPU. Raises: BadInput for a size that is none."""
+    """The machine with at most vram_gib per GPU. Raises: BadInput for an invalid size."""
     if not 0 < vram_gib < math.inf:
         raise BadInput(f"--vram is {vram_gib:g}.", "Give the card's memory in GiB, for example 24.")
     limit = round(vram_gib * GIB)
@@ -138,7 +138,7 @@ def _cut(inventory: Inventory, vram_gib: float) -> Inventory:
 
 
 def _figures_of_ranks(args: argparse.Namespace, preset: Preset, inventory: Inventory) -> dict[str, Any]:
-    """Of several GPUs. Raises: BadInput, DoesNotFit."""
+    """The figures of a preset on several GPUs. Raises: BadInput, DoesNotFit."""
     from avatar.bench.rank_options import BenchOptions, first_layers
     from avatar.bench.ranks import bench_ranks
 
@@ -154,7 +154,7 @@ def _figures_of_ranks(args: argparse.Namespace, preset: Preset, inventory: Inven
         _require_all_but_room(preset, inventory)
     Layout.of(preset).for_model(config)
     if args.random_weights:
-        preset = preset.with_settings(text_encoder="cpu")  # there is none
+        preset = preset.with_settings(text_encoder="cpu")  # there is no text encoder
     verdict = judge(preset, inventory)
     _show_alone(verdict)
     inventory = replace(inventory, gpus=verdict.gpus)
@@ -173,21 +173,21 @@ def _figures_of_ranks(args: argparse.Namespace, preset: Preset, inventory: Inven
 
 
 def _toy_config() -> ModelConfig:
-    """The self-test's."""
+    """The self-test's config."""
     from avatar.model.weights.tiny import CONFIG
 
     return CONFIG
 
 
 def _require_all_but_room(preset: Preset, inventory: Inventory) -> None:
-    """What a preset requires of a machine, but for what its whole model takes. Raises: as require."""
+    """Check all requirements of a preset except memory for the whole model. Raises: as require."""
     lacks = {lack.code for lack in judge(preset, inventory).lacks}
     if lacks - {"memory", "host_ram"}:
         require(preset, inventory)
 
 
 def _show_alone(verdict: Verdict) -> None:
-    """Have PyTorch, which is not imported yet, see the cards of the verdict and no others."""
+    """Show PyTorch, which is not imported yet, only the verdict's cards."""
     if verdict.uuids is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(verdict.uuids)
 

@@ -46,7 +46,7 @@ from avatar.runtime.factory import open_engine
 from avatar.runtime.scratch import Scratch
 from avatar.settings import SETTINGS
 
-BLOCKS = 32  # of a timed run
+BLOCKS = 32  # per timed run
 
 
 def add(commands: Any) -> None:
@@ -99,12 +99,12 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make, measure, and write the comparison; the exit code tells whether any row failed."""
+    """Generate, measure, and write the comparison; the exit code is nonzero if any row failed."""
     settings = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
     cells = read_vary(args.vary) if args.vary else []
     _check(args, settings)
     if args.videos:
-        from avatar.compare.videos import add_videos, check_videos  # OpenCV, for those who need it
+        from avatar.compare.videos import add_videos, check_videos  # needs OpenCV, so only imported here
 
         check_videos(args.videos, args.label)
     before = open_folder(args.output)
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """Refuse what makes no sense together. Raises: BadInput."""
+    """Refuse contradictory arguments. Raises: BadInput."""
     if args.videos and (args.vary or args.audio or args.random_weights or settings or args.points):
         raise BadInput("Finished videos are compared as they are.", "Leave out what would make others.")
     if not args.videos and not args.vary:
@@ -207,7 +207,7 @@ def _time(
 
 
 def _measure(args: argparse.Namespace, comparison: Comparison, before: dict[str, Any]) -> None:
-    from avatar.compare.measuring import look  # OpenCV and the face models
+    from avatar.compare.measuring import look  # imports OpenCV and the face models
 
     with _bar() as bar:
         for row in comparison.rows:
@@ -237,7 +237,7 @@ def _show_beside(args: argparse.Namespace, comparison: Comparison, work: Path) -
 
 @contextmanager
 def _bar() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A bar on standard error: what is done, how far it is, of how much."""
+    """A progress bar on standard error: a function of description, done and total."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with ProgressBar(*columns, console=console(sys.stderr)) as bar:
         task = bar.add_task("starting", total=None)

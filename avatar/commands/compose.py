@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_captions_out(args: argparse.Namespace) -> None:
-    """Raises: BadInput for a place where captions cannot or must not be written."""
+    """Raises: BadInput for a path where captions cannot or must not be written."""
     path: Path = args.captions_out
     if args.captions is None and args.text_file is None:
         raise BadInput("There are no captions to write.", "Give --captions or --text_file.")

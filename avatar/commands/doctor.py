@@ -12,7 +12,7 @@ from avatar.commands.output import console, write_json
 from avatar.commands.setting_flags import add_checkpoint
 from avatar.runtime import doctor
 
-NAMES = {  # of what is tried on a GPU
+NAMES = {  # of the checks on a GPU
     "compile": "compiled code",
     "cudnn": "cuDNN attention",
     "fp8": "8-bit products",
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     diagnosis = doctor.examine(args.ckpt_dir, args.preset)
     if not args.json:
         _print(diagnosis)
-    tested = doctor.self_test() if args.self_test else None  # its failure is this command's error
+    tested = doctor.self_test() if args.self_test else None  # raises the command's error if it fails
     if args.json:
         write_json({**diagnosis.as_dict(), "self_test": tested and asdict(tested)})
     elif tested:

@@ -53,7 +53,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetch what is needed and print where it is."""
+    """Download the needed files and print their folders."""
     from avatar.checkpoints.download import DIFFUSERS_REPOS, REPOS, download, needed_repos
 
     repos, layout = REPOS, OFFICIAL
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _from_modelscope(args: argparse.Namespace, revision: dict[str, str]) -> list[Path]:
-    """The base model from ModelScope, the LoRA from the hub. Raises: BadInput, and what download raises."""
+    """The base model from ModelScope, the LoRA from the hub. Raises: BadInput; and as download."""
     from avatar.checkpoints.download import LORA, download
     from avatar.checkpoints.modelscope import download_base
 
@@ -92,9 +92,9 @@ def _from_modelscope(args: argparse.Namespace, revision: dict[str, str]) -> list
 
 
 def revisions(given: list[str], names: list[str]) -> dict[str, str]:
-    """A revision for each repository that has one: REV for all, then REPO=REV for one.
+    """The revision of each repository that has one, from REV (for all) and REPO=REV (for one).
 
-    Raises: BadInput for a repository that is not fetched.
+    Raises: BadInput for a repository that is not downloaded.
     """
     found: dict[str, str] = {}
     for text in sorted(given, key=lambda text: "=" in text):

@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve the page until stopped. Raises: AvatarError, before anything starts, for what cannot be used."""
+    """Serve the page until stopped. Raises: AvatarError for unusable inputs, before anything starts."""
     open_portrait(args.image)
     live_preset(args.preset)
     port = args.port or _free_port(args.host)
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             else:
                 console().print(f"Open {url}, and press Go live. Ctrl-C ends it.")
             assert server.stderr is not None
-            for _ in server.stderr:  # else its log would fill the pipe
+            for _ in server.stderr:  # otherwise its log would fill the pipe
                 pass
             return server.wait()
         finally:
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def arguments(args: argparse.Namespace, port: int) -> list[str]:
-    """Of app.py."""
+    """The arguments for app.py."""
     out = ["--port", str(port), "--live-image", str(args.image.resolve())]
     for name in PASSED_ON:
         flag, value = "live-preset" if name == "preset" else name.replace("_", "-"), getattr(args, name)
@@ -92,7 +92,7 @@ def _free_port(host: str) -> int:
 
 
 def _wait(server: subprocess.Popen[str], url: str) -> None:
-    """Until the page answers. Raises: AvatarError when it does not."""
+    """Wait until the page answers. Raises: AvatarError when it does not."""
     begin = time.monotonic()
     while time.monotonic() - begin < START_S:
         if server.poll() is not None:

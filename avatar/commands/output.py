@@ -1,4 +1,4 @@
-"""How commands print: tables for people on a terminal, JSON lines for programs."""
+"""Output of commands: tables for people on a terminal, JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from rich.markup import escape
 
 from avatar.errors import AvatarError
 
-PIPE_COLUMNS = 140  # width where there is no terminal to ask
-_READER_GONE = (errno.EPIPE, errno.EIO)  # a pipe that nobody reads, a terminal that was closed
+PIPE_COLUMNS = 140  # width without a terminal
+_READER_GONE = (errno.EPIPE, errno.EIO)  # a pipe without a reader, a closed terminal
 
 
 @contextmanager
 def lasting_streams() -> Iterator[None]:
-    """Within it, no text and no lost reader makes printing fail: what is being made is worth more than that.
+    """While inside, printing never fails for lack of a reader or encoding, which must not stop a run.
 
-    Characters that the encoding lacks are written as the file system spells names, so that a path that is
-    printed can be used.
+    Characters that the encoding lacks are written in the file system's encoding, so that printed paths can be
+    used.
     """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (Lasting(stream) for stream in before)
@@ -39,7 +39,7 @@ def lasting_streams() -> Iterator[None]:
 
 
 class Lasting:
-    """A text stream that goes on silently when its reader is gone; everything else is the stream's own."""
+    """A text stream that discards output once its reader is gone; otherwise the wrapped stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._gone = stream, False
@@ -48,7 +48,7 @@ class Lasting:
             reconfigure(errors=_AS_NAMES)
 
     def write(self, text: str) -> int:
-        """See TextIO. Raises: OSError, but for a reader that is gone."""
+        """See TextIO. Raises: OSError, unless the reader is gone."""
         if not self._gone:
             try:
                 return self._stream.write(text)
@@ -57,7 +57,7 @@ class Lasting:
         return len(text)
 
     def flush(self) -> None:
-        """See TextIO. Raises: as write."""
+        """See TextIO. Raises: as write()."""
         if not self._gone:
             try:
                 self._stream.flush()
@@ -68,7 +68,7 @@ class Lasting:
         if error.errno not in _READER_GONE:
             raise error
         self._gone = True
-        # What the stream still holds would fail again, as Python ends.
+        # The stream's buffered text would fail again when Python exits.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
@@ -78,7 +78,7 @@ class Lasting:
 
 
 def _as_names(error: UnicodeError) -> tuple[bytes, int]:
-    """A codec's error handler: what cannot be encoded, as the file system has it."""
+    """A codec error handler: encode the offending characters in the file system's encoding."""
     assert isinstance(error, UnicodeEncodeError)
     return os.fsencode(error.object[error.start : error.end]), error.end
 
@@ -88,7 +88,7 @@ codecs.register_error(_AS_NAMES, _as_names)
 
 
 def console(stream: TextIO | None = None) -> Console:
-    """A console on a stream, standard output by default; without colours where it is no terminal."""
+    """A console on a stream, by default standard output; without colours if it is not a terminal."""
     stream = stream or sys.stdout
     return Console(
         file=stream, width=None if stream.isatty() else PIPE_COLUMNS, highlight=False, soft_wrap=False
@@ -98,13 +98,13 @@ def console(stream: TextIO | None = None) -> Console:
 def write_json(data: Any) -> None:
     """One JSON document on one line of standard output."""
     text = json.dumps(data, default=_plain, ensure_ascii=False)
-    # A name that is no Unicode has lone surrogates: in JSON they can be escaped alone.
+    # File names that are not valid Unicode contain lone surrogates, which JSON can only hold escaped.
     sys.stdout.write(text.encode(errors="backslashreplace").decode() + "\n")
     sys.stdout.flush()
 
 
 def show_error(error: AvatarError, as_json: bool = False) -> None:
-    """What is wrong and what to do: on standard error, or as the last JSON line on standard output."""
+    """Print an error and its remedy, to standard error or as the last JSON line on standard output."""
     if as_json:
         write_json(
             {

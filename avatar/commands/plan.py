@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan and the verdict; the exit code says whether the preset runs on this machine."""
+    """Print the plan and the verdict; the exit code is 0 if the preset runs on this machine."""
     inventory = _inventory(args)
     preset = chosen_preset(args, inventory)
     check_prompt(preset, inventory)
@@ -68,14 +68,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _remedy(verdict: Verdict, inventory: Inventory) -> str:
-    """What to do: a smaller choice where memory is all that lacks, else what the first lack says."""
+    """The remedy: a smaller choice if only memory is lacking, otherwise that of the first lack."""
     if {lack.code for lack in verdict.lacks} <= {"memory", "host_ram"}:
         return way_out(verdict.preset, inventory)
     return verdict.remedy
 
 
 def _as_dict(verdict: Verdict, remedy: str, inventory: Inventory) -> dict[str, Any]:
-    """Plain data for JSON; "fits" is the whole verdict, of which memory is a part."""
+    """Plain data for JSON; "fits" is the whole verdict, not only on memory."""
     preset, size = verdict.preset, verdict.size
     figures = {} if verdict.plan is None else verdict.plan.as_dict()
     return {
@@ -96,7 +96,7 @@ def _as_dict(verdict: Verdict, remedy: str, inventory: Inventory) -> dict[str, A
 
 
 def check_prompt(preset: Preset, inventory: Inventory) -> None:
-    """Count the prompt, if the checkpoint is here. Raises: BadInput when it is too long."""
+    """Count the prompt's tokens, if the checkpoint is here. Raises: BadInput when there are too many."""
     tokenizer = inventory.checkpoint.tokenizer if preset.requires.weights == "live-avatar" else None
     prompt.check_prompt(preset.generation.prompt, InputLimits().max_prompt_tokens, tokenizer)
 
@@ -108,7 +108,7 @@ def size_of(portrait: Path, preset: Preset) -> Size:
 
 
 def _inventory(args: argparse.Namespace) -> Inventory:
-    """This machine, or the imagined one of the flags. Raises: BadInput when they make no machine."""
+    """This machine, or the imagined one of the flags. Raises: BadInput when the flags are incomplete."""
     wishes = {"compute_capability": args.compute_capability, "host_ram_gib": args.ram}
     wishes = {name: value for name, value in wishes.items() if value is not None}
     if args.gpus is None and args.vram is None:
@@ -163,7 +163,7 @@ def _verdict(device: DevicePlan) -> str:
 
 
 def _waiting(placement: Placement) -> str:
-    """What waits on the host, in words."""
+    """The offloaded parts, in words."""
     what = [f"{placement.layers_on_host} layers"] if placement.layers_on_host else []
     what += ["the rings"] if placement.rings_on_host else []
     what += ["the side models"] if placement.side_models_on_host else []

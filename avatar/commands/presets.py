@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every preset with what it needs, what it gives, and what is missing here."""
+    """Print every preset with its needs, its output, and what is missing here."""
     inventory = probe(args.ckpt_dir)
     presets = load_presets()
     found = [(preset, judge(preset, inventory, presets)) for preset in presets]
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def needs(preset: Preset) -> str:
-    """What a preset asks for, in words: "4 GPUs of 22 GiB, weights"; the plan decides what it takes."""
+    """A preset's requirements, in words: "4 GPUs of 22 GiB, weights"; the plan decides whether it fits."""
     requires = preset.requires
     words = []
     if requires.num_gpus:

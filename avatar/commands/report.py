@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print all that can be read; the exit code tells whether anything could not."""
+    """Print all readable reports; the exit code is nonzero if any could not be read."""
     reports: dict[Path, RunReport] = {}
     refused: list[Path] = []
     for path, is_wanted in find(args.paths):
@@ -66,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find(paths: Sequence[str]) -> Iterator[tuple[Path, bool]]:
-    """Files to read, each once; and whether the user named it, or it only lies in a folder that he named.
+    """Files to read, each once; and whether the user named it, rather than a folder that contains it.
 
-    Raises: BadInput for a path or pattern that is nothing.
+    Raises: BadInput for a path or pattern that matches nothing.
     """
     seen: set[Path] = set()
     for text in paths:
@@ -91,7 +91,7 @@ def find(paths: Sequence[str]) -> Iterator[tuple[Path, bool]]:
 
 
 def _matching(pattern: str) -> list[str]:
-    """Files that a pattern names; none where nothing can have such a name."""
+    """Files that a pattern matches; none for an impossible name."""
     try:
         return sorted(glob.glob(pattern, recursive=True))
     except (OSError, ValueError):
@@ -127,7 +127,7 @@ def _print(reports: dict[Path, RunReport]) -> None:
 
 
 def _name(path: Path) -> str:
-    """What a report is called: its video's stem."""
+    """A report's name in the table: its video's stem."""
     return path.name.removesuffix(REPORT).removesuffix(".json")
 
 
@@ -150,5 +150,5 @@ def _gib(num_bytes: int | None) -> str:
 
 
 def _is_part(path: Path) -> bool:
-    """Whether a file is of a part of a video: its report is within the whole one's, or will be."""
+    """Whether a report is of a part of a video: the whole video's report includes it, or will."""
     return any(name.endswith(PARTS_SUFFIX) or name == HALF for name in path.parts[:-1])

@@ -1,4 +1,4 @@
-"""Ctrl-C, a hang-up or an order to end, said politely: what was made is kept, and nothing is left behind."""
+"""Turn SIGINT, SIGTERM and SIGHUP into a graceful stop: finished frames are kept, temporary files removed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 from avatar.errors import Cancelled
 from avatar.runtime.child_process import ENDING, HANGUP
 
-AGAIN_S = 1.0  # a second Ctrl-C sooner than this is the first one, passed on by a launcher as well
+AGAIN_S = 1.0  # a second SIGINT sooner than this is the first one, forwarded by a launcher
 
 
 class StopSignal(KeyboardInterrupt):
-    """A signal that ends the program. number: the signal's."""
+    """Raised by a signal that ends the program. number: the signal's."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -27,19 +27,19 @@ class StopSignal(KeyboardInterrupt):
 
 @dataclass
 class Stop:
-    """Whether a run was stopped by a signal, and by which."""
+    """The signal that stopped a run, if any."""
 
     number: int | None = None
 
     @property
     def exit_code(self) -> int:
-        """As a shell tells it: 128 and the signal's number."""
+        """128 plus the signal's number, as shells report it."""
         return Cancelled.exit_code if self.number is None else 128 + self.number
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise Ended, once, so that folders are removed on the way out, as by Ctrl-C."""
+    """SIGTERM and SIGHUP raise StopSignal, once, so that folders are removed on exit, as by Ctrl-C."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         for other in ENDING:
@@ -52,10 +52,11 @@ def ended_by_signals() -> Iterator[None]:
 
 @contextmanager
 def stopped_by_signals(cancel: Callable[[], None]) -> Iterator[Stop]:
-    """The first signal ends the run in good order; a second Ctrl-C, AGAIN_S later, ends the program.
+    """The first signal ends the run gracefully; a second Ctrl-C, more than AGAIN_S later, ends the program.
 
-    Others may come twice by themselves: `timeout` sends SIGTERM to its child and to the group; for a terminal
-    that closes, kernel and shell both hang up. A Cancelled from within gets the signal's exit code.
+    Other signals may arrive twice by themselves: `timeout` sends SIGTERM to its child and to the group; when
+    a terminal closes, kernel and shell both send SIGHUP. A Cancelled raised inside gets the signal's exit
+    code.
     """
     stopped = Stop()
     since = 0.0
@@ -64,7 +65,7 @@ def stopped_by_signals(cancel: Callable[[], None]) -> Iterator[Stop]:
         nonlocal since
         if stopped.number is None:
             stopped.number, since = number, time.monotonic()
-            # In a thread: this one may hold the engine's lock.
+            # In a thread, since the interrupted one may hold the engine's lock.
             threading.Thread(target=cancel, daemon=True).start()
         elif number == signal.SIGINT and time.monotonic() - since > AGAIN_S:
             raise StopSignal(number)
@@ -79,7 +80,7 @@ def stopped_by_signals(cancel: Callable[[], None]) -> Iterator[Stop]:
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None], numbers: tuple[int, ...]) -> Iterator[None]:
-    """The handler for some signals, but for a hang-up that is ignored: nohup did that."""
+    """Install a handler for some signals, but not for an ignored SIGHUP, which nohup set."""
     before: dict[int, Any] = {}
     for number in numbers:
         if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN:

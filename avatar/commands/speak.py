@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check everything, then speak; what is there already is not replaced."""
+    """Check everything, then speak; existing files are not replaced."""
     script = script_of(args)
     if script is None:
         raise BadInput("There is no text.", "Give --text or --text_file.")

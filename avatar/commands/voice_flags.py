@@ -1,4 +1,4 @@
-"""Flags of what is spoken from a text, shared by the commands that speak."""
+"""Flags for speaking a text, shared by the commands that speak."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from avatar.speech.narration import Script, read_text
 
 
 def add_speaking(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
-    """--text, --text_file and a flag for every way of speaking of the table, but those left out."""
+    """Add --text, --text_file and one flag per entry of SPEAKING, except those in `without`."""
     group = parser.add_argument_group(TYPED, "instead of a recording")
     either = group.add_mutually_exclusive_group()
     either.add_argument("--text", metavar="TEXT", help="what is said")
@@ -27,9 +27,9 @@ def add_speaking(parser: argparse.ArgumentParser, without: tuple[str, ...] = ())
 
 
 def script_of(args: argparse.Namespace) -> Script | None:
-    """What the flags ask to be said; None where they give no text.
+    """The text to speak by the flags, with its options; None without a text.
 
-    Raises: BadInput for a file that cannot be read, a wrong value, or a way of speaking without a text.
+    Raises: BadInput for an unreadable file, a wrong value, or options without a text.
     """
     given: dict[str, Any] = {name: getattr(args, name, None) for name in SPEAKING}
     if args.text is None and args.text_file is None:

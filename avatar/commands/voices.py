@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every voice; nothing is loaded or fetched."""
+    """Print every voice; nothing is loaded or downloaded."""
     voices = Catalogue().voices()
     if args.json:
         write_json(voices)

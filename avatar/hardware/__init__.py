@@ -1,1 +1,1 @@
-"""What this machine has: GPUs by NVML, the host, GPUs that are lent. No torch."""
+"""What this machine has: GPUs by NVML, the host, ZeroGPU cards. No torch."""

@@ -1,4 +1,4 @@
-"""RAM and cores that this process may really use: a control group (container) may grant less than all.
+"""RAM and cores that this process may really use: a control group (container) may limit both.
 
 Source: the kernel's cgroup-v1 and cgroup-v2 documentation.
 """
@@ -29,7 +29,7 @@ class Ram:
 
 
 def ram(cgroups: Path = CGROUPS, own_groups: Path = OWN_GROUPS) -> Ram:
-    """The machine's RAM, cut to the tightest limit of the control groups that this process is in."""
+    """The machine's RAM, within the tightest limit of this process's control groups."""
     memory = psutil.virtual_memory()
     total, available = memory.total, memory.available
     for folder, version in _groups("memory", cgroups, own_groups):
@@ -46,7 +46,7 @@ def ram(cgroups: Path = CGROUPS, own_groups: Path = OWN_GROUPS) -> Ram:
 
 
 def num_cores(cgroups: Path = CGROUPS, own_groups: Path = OWN_GROUPS) -> int:
-    """CPU cores that this process may keep busy: its affinity, or less by a CPU quota; at least 1."""
+    """CPU cores that this process may use, by its affinity and any CPU quota; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder, version in _groups("cpu", cgroups, own_groups):
         if version == 2:
@@ -59,9 +59,9 @@ def num_cores(cgroups: Path = CGROUPS, own_groups: Path = OWN_GROUPS) -> int:
 
 
 def held_bytes(pid: int | str) -> int:
-    """What a process holds that would be free without it, pinned memory too: not its mapped files.
+    """Bytes that would be freed if a process ended, including pinned memory but not mapped files.
 
-    0 where it is gone, or the system does not tell.
+    0 when it is gone or the system does not report them.
     """
     lines = _text(Path(f"/proc/{pid}/status")).splitlines()
     sizes = dict(line.split(":", 1) for line in lines if line.startswith(("RssAnon", "RssShmem")))
@@ -72,7 +72,7 @@ _V1_MEMORY = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def _groups(controller: str, cgroups: Path, own_groups: Path) -> Iterator[tuple[Path, int]]:
-    """Folders of this process's groups for a controller, innermost first, with the hierarchy's version."""
+    """Folders of this process's groups for a controller, innermost first, with the cgroup version."""
     if not own_groups.is_file():
         return
     for line in own_groups.read_text().splitlines():
@@ -89,7 +89,7 @@ def _groups(controller: str, cgroups: Path, own_groups: Path) -> Iterator[tuple[
 
 
 def _number(path: Path) -> int | None:
-    """The whole number in a file; None where the file is absent, unreadable, or says "max"."""
+    """The integer in a file; None if the file is missing, unreadable, or says "max"."""
     text = _text(path).strip()
     return int(text) if text.lstrip("-").isdigit() else None
 
@@ -111,4 +111,4 @@ def _text(path: Path) -> str:
     try:
         return path.read_text()
     except OSError:
-        return ""  # a group without this limit, or one that this process may not read: no limit known
+        return ""  # the group has no such limit, or this process may not read it: none is known

@@ -1,4 +1,4 @@
-"""What this machine has. The only place that probes machines; everything else reads the Inventory."""
+"""What this machine has. Only this module probes the machine; everything else reads the Inventory."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from avatar.paths import is_dir
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
-HIDDEN_BYTES = 256 * 2**20  # so much in use with no process listed: the driver hides processes (containers)
+HIDDEN_BYTES = 256 * 2**20  # more in use with no process listed: the driver hides processes (containers)
 IMAGINED_CUDA = "13.0"  # of an imagined machine's driver and PyTorch
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU, or an instance of a divided one (MIG); None is what NVML refused to tell, `errors` says why.
+    """One GPU, or a MIG instance of one; fields that NVML refused are None, and `errors` says why.
 
     compute_capability as "8.9". ours_bytes: held by our own processes, which a new run may take over.
-    hides_processes: some of what is used may be ours, the driver does not tell, as in a container.
+    hides_processes: some of used_bytes may be ours, but the driver lists no processes, as in a container.
     """
 
     index: int
@@ -49,12 +49,12 @@ class Gpu:
 
     @property
     def usable_bytes(self) -> int | None:
-        """What a run could have: free memory, and what our own processes would give back."""
+        """What a run could use: free memory, plus what our own processes would release."""
         return None if self.free_bytes is None else self.free_bytes + self.ours_bytes
 
     @property
     def is_instance(self) -> bool:
-        """Whether it is a MIG instance, of which CUDA shows a process no more than one."""
+        """Whether it is a MIG instance, of which a CUDA process sees at most one."""
         return (self.uuid or "").startswith("MIG-")
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Host:
-    """RAM in bytes within any container's limit; disk_free_bytes: on the disk of the outputs.
+    """RAM in bytes, within any container's limit; disk_free_bytes: on the disk of the outputs.
 
     ours_bytes: held by our own engines' processes, which a new run may take over.
     """
@@ -76,7 +76,7 @@ class Host:
 
     @property
     def usable_bytes(self) -> int:
-        """What a run could have: available memory, and what our own engines would give back."""
+        """What a run could use: available memory, plus what our own engines would release."""
         return min(self.ram_available_bytes + self.ours_bytes, self.ram_total_bytes)
 
 
@@ -86,7 +86,7 @@ class Inventory:
 
     no_gpu_reason: why gpus is empty. torch_build: like "2.13.0+cpu", empty when torch is not installed.
     torch_cuda: the CUDA that it was built for, like "13.0", empty for none. driver_cuda: the newest CUDA that
-    the driver runs, None where it does not tell. system: "linux", "wsl", "darwin" or "windows".
+    the driver supports, None if it does not report it. system: "linux", "wsl", "darwin" or "windows".
     """
 
     gpus: tuple[Gpu, ...]
@@ -101,7 +101,7 @@ class Inventory:
     system: str = "linux"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; of the checkpoint what is missing, but no folders."""
+        """Plain data for JSON; of the checkpoint only what is missing, without folders."""
         data = asdict(self)
         data["checkpoint"] = {"complete": self.checkpoint.complete, "missing": list(self.checkpoint.missing)}
         return data
@@ -117,7 +117,7 @@ class Inventory:
         num_cores: int = 16,
         with_checkpoint: bool = True,
     ) -> Inventory:
-        """A machine with num_gpus empty cards of vram_gib each, for planning what is not here."""
+        """A machine with num_gpus empty cards of vram_gib each, to plan for hardware that is not here."""
         memory = round(vram_gib * GIB)
         gpus = tuple(
             Gpu(index, f"imagined {vram_gib:g} GiB", f"GPU-{index}", memory, memory, 0, compute_capability)
@@ -141,8 +141,8 @@ def probe(
 ) -> Inventory:
     """Look at this machine: GPUs by NVML, host by the kernel, checkpoints by file name. Takes milliseconds.
 
-    A Space with ZeroGPU has the card that it will be lent, of which NVML says nothing before.
-    ckpt_dir: where to look for weights first. outputs: the folder whose disk counts.
+    On a ZeroGPU Space the inventory has the card that runs will get, which NVML does not list beforehand.
+    ckpt_dir: where to look for weights first. outputs: the folder whose disk is measured.
     our_pids: processes whose GPU memory a new run would take over; None: this process and its children.
     """
     driver = open_driver()
@@ -177,7 +177,7 @@ def own_processes(roots: Iterable[int] | None = None) -> set[int]:
             process = psutil.Process(root)
             pids |= {root, *(child.pid for child in process.children(recursive=True))}
         except psutil.NoSuchProcess:
-            continue  # it ended: it holds nothing
+            continue  # it has ended and holds nothing
     return pids
 
 
@@ -202,7 +202,7 @@ def _gpu(card: Card, our_pids: set[int]) -> Gpu:
 
 
 def _lent() -> tuple[Gpu, ...]:
-    """The card that a Space with ZeroGPU is lent, if this is one."""
+    """The ZeroGPU card, if this is a ZeroGPU Space."""
     card = lent_card()
     if card is None:
         return ()
@@ -211,7 +211,7 @@ def _lent() -> tuple[Gpu, ...]:
 
 
 def _disk_free(outputs: Path | None) -> int:
-    """Free bytes on the disk where the folder is, or will be once made."""
+    """Free bytes on the disk where the folder is, or will be created."""
     folder = (outputs or Path.cwd()).absolute()
     while not is_dir(folder):
         folder = folder.parent
@@ -219,10 +219,10 @@ def _disk_free(outputs: Path | None) -> int:
 
 
 def _torch_build() -> tuple[str, str]:
-    """The installed PyTorch's version, and the CUDA that it was built for, each empty for none.
+    """The installed PyTorch's version and the CUDA that it was built for, each empty for none.
 
-    It is not imported, which takes seconds: its version.py tells both. A label, "+cpu" or "+cu126", is kept
-    by wheels of PyTorch's own site alone.
+    Read from its version.py, since importing it takes seconds. Only wheels of PyTorch's own site have a label
+    such as "+cpu" or "+cu126".
     """
     try:
         installed = metadata.distribution("torch")
@@ -250,7 +250,7 @@ def _assigned(source: str) -> dict[str, str | None]:
 
 
 def _system() -> str:
-    """See Inventory.system. WSL's kernel names its maker."""
+    """See Inventory.system. WSL's kernel release names Microsoft."""
     if sys.platform == "linux":
         return "wsl" if "microsoft" in platform.release().lower() else "linux"
     return "windows" if sys.platform == "win32" else sys.platform

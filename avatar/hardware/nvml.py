@@ -1,6 +1,6 @@
-"""NVIDIA's management library, asked question by question: an answer, or None and the reason.
+"""Queries to NVIDIA's management library (NVML); each returns an answer, or None and records the reason.
 
-It knows nothing of presets or plans; inventory and gauges put its answers together.
+This module knows nothing of presets or plans; inventory and gauges combine its answers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CardMemory:
-    """Bytes of one GPU; used leaves out what the driver reserves for itself, where it tells that apart."""
+    """Bytes of one GPU; used excludes the driver's own reservation, where NVML reports it separately."""
 
     total_bytes: int
     free_bytes: int
@@ -26,23 +26,23 @@ class CardMemory:
 
 
 class Card:
-    """One GPU that this process may use. A question that NVML refuses gives None and a line in `errors`."""
+    """One GPU that this process may use. A query that NVML refuses returns None and adds to `errors`."""
 
     def __init__(self, index: int, handle: Any, errors: list[str] | None = None) -> None:
-        """index: NVML's number of the card; MIG instances are numbered behind all cards."""
+        """index: NVML's number of the card; MIG instances are numbered after all cards."""
         self.index = index
         self.errors: list[str] = errors or []
         self._handle = handle
 
     def _ask(self, what: str, *functions: Callable[[Any], Any]) -> Any:
-        """The answer of the first of the functions that this driver knows."""
+        """The answer of the first function that this driver supports."""
         if self._handle is None:
             return None
         for function in functions[:-1]:
             try:
                 return function(self._handle)
             except (pynvml.NVMLError_FunctionNotFound, pynvml.NVMLError_NotSupported):
-                continue  # an older driver, or a card without it: the next function asks the same
+                continue  # an older driver, or an unsupported card: the next function asks the same
             except pynvml.NVMLError as error:
                 return self._refused(what, error)
         try:
@@ -71,7 +71,7 @@ class Card:
         return CardMemory(info.total, info.free, info.used) if info else None
 
     def processes(self) -> dict[int, int] | None:
-        """Bytes by process id; a process whose bytes the driver does not tell counts 0."""
+        """Bytes by process id; 0 for a process whose bytes the driver does not report."""
         compute = self._ask(
             "processes",
             pynvml.nvmlDeviceGetComputeRunningProcesses_v3,
@@ -95,7 +95,7 @@ class Card:
 class Driver:
     """The NVIDIA driver as this process sees it; reason: why there are no cards, empty when there are.
 
-    cuda: the newest CUDA that it runs, as "12.4"; None where it does not tell.
+    cuda: the newest CUDA that it supports, as "12.4"; None if it does not report it.
     """
 
     version: str | None
@@ -105,15 +105,15 @@ class Driver:
     cuda: str | None = None
 
     def close(self) -> None:
-        """Let go of the library; the cards answer no more."""
+        """Shut NVML down; the cards cannot be queried afterwards."""
         if self.is_open:
             pynvml.nvmlShutdown()
 
 
 def open_driver() -> Driver:
-    """Ask the driver which GPUs this process may use (CUDA_VISIBLE_DEVICES is obeyed). Never raises.
+    """Find the GPUs that this process may use, as CUDA_VISIBLE_DEVICES limits them. Never raises.
 
-    A number in CUDA_VISIBLE_DEVICES is NVML's: every child of ours has CUDA count as NVML does, by PCI bus.
+    Numbers in CUDA_VISIBLE_DEVICES are NVML's: in all our subprocesses CUDA counts by PCI bus, as NVML does.
     """
     try:
         pynvml.nvmlInit()
@@ -139,7 +139,7 @@ def open_driver() -> Driver:
 
 
 def _cuda_version() -> str | None:
-    """The newest CUDA that the driver runs: NVML gives 12040 for 12.4."""
+    """The newest CUDA that the driver supports: NVML returns 12040 for 12.4."""
     try:
         number = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
     except pynvml.NVMLError as error:
@@ -149,7 +149,7 @@ def _cuda_version() -> str | None:
 
 
 def _open_all(num_cards: int) -> list[list[Card]]:
-    """What CUDA may use by each card's number: the card, or the MIG instances that it is divided into."""
+    """By card number, the devices that CUDA may use: the card, or its MIG instances."""
     opened: list[list[Card]] = []
     num_instances = 0
     for index in range(num_cards):
@@ -172,29 +172,29 @@ def _open(index: int) -> Card:
 
 
 def _instances(card: Card) -> list[Any] | None:
-    """Handles of a card's MIG instances; None for a card that is not divided."""
+    """Handles of a card's MIG instances; None for a card that is not partitioned."""
     handle = card._handle
     try:
         if handle is None or pynvml.nvmlDeviceGetMigMode(handle)[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
             return None
         most = pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)
     except pynvml.NVMLError:
-        return None  # a card, or a driver, without MIG
+        return None  # the card or the driver does not support MIG
     found = []
     for place in range(most):
         try:
             found.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place))
         except pynvml.NVMLError_NotFound:
-            continue  # fewer have been made than there may be
+            continue  # not every possible instance exists
         except pynvml.NVMLError as error:
             log.warning("GPU %d: NVML gives no MIG instance %d: %s", card.index, place, error)
     return found
 
 
 def _visible(by_number: list[list[Card]], choice: str) -> list[Card]:
-    """What CUDA_VISIBLE_DEVICES names, in its order, up to the first name without a card.
+    """The cards that CUDA_VISIBLE_DEVICES names, in its order, up to the first name without a card.
 
-    A number or the UUID of a divided card stands for its first instance.
+    The number or UUID of a partitioned card stands for its first instance.
     """
     chosen: list[Card] = []
     everything = [card for cards in by_number for card in cards]
@@ -212,7 +212,7 @@ def _visible(by_number: list[list[Card]], choice: str) -> list[Card]:
 
 
 def _open_instance(uuid: str, number: int) -> list[Card]:
-    """A MIG instance of a card that NVML does not list, as in a container."""
+    """A MIG instance of a card that NVML does not enumerate, as in a container."""
     try:
         return [Card(number, pynvml.nvmlDeviceGetHandleByUUID(uuid.encode()))]
     except pynvml.NVMLError:

@@ -1,4 +1,4 @@
-"""ZeroGPU, as far as planning needs it: a Space whose page sees no GPU, and whose function is lent one.
+"""ZeroGPU, as far as planning needs it: a Space whose page has no GPU, while one decorated function gets one.
 
 Source: docs/hub/spaces-zerogpu.md of huggingface/hub-docs; spaces 0.51.3, config.py and zero/configs.json.
 """
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from avatar.errors import BadInput
 
-SPACE = "SPACES_ZERO_GPU"  # the environment's, set on such a Space
+SPACE = "SPACES_ZERO_GPU"  # environment variable, set on a ZeroGPU Space
 SIZE = "AVATAR_ZERO_GPU_SIZE"
 YES = ("1", "t", "true")
 
 
 @dataclass(frozen=True)
 class LentCard:
-    """What is lent. size: as spaces.GPU names it. free_gib: of its memory, what a run may count on."""
+    """The card that ZeroGPU provides. size: as spaces.GPU names it. free_gib: memory available to a run."""
 
     size: str
     name: str
@@ -35,9 +35,9 @@ CARDS = {
 
 
 def lent_card() -> LentCard | None:
-    """The card that this Space's function is lent; None where this is no Space with ZeroGPU.
+    """The card that this Space's function gets; None outside a ZeroGPU Space.
 
-    Raises: BadInput for a size that there is not.
+    Raises: BadInput for an unknown size.
     """
     if os.environ.get(SPACE, "").lower() not in YES:
         return None

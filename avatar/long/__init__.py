@@ -1,1 +1,1 @@
-"""Long videos: a speech in parts, each kept when it is made, so that a run goes on wherever it was ended."""
+"""Long videos: a speech in parts, each saved when it is finished, so that an interrupted run can resume."""

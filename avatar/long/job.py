@@ -1,4 +1,4 @@
-"""One video to make, as it is asked for: files and wishes, checked and opened into a request."""
+"""One video to make: its files and options, checked and turned into a request."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from avatar.runtime.report import read_report
 from avatar.speech.catalogue import Catalogue
 from avatar.speech.narration import Narrator, Script, load_spoken, save_spoken
 
-PARTS_SUFFIX = ".parts"  # of the folder beside a video that is made in parts
+PARTS_SUFFIX = ".parts"  # suffix of the folder beside a video that is made in parts
 _DAY_S, _GIB = 86_400.0, 2**30
 _LONGER = (
     "give checkpoint_every (seconds for the preview, else clips): it is then made in parts, for up to a day"
@@ -38,12 +38,12 @@ LONGEST = InputLimits(max_speech_s=_DAY_S, max_speech_bytes=64 * _GIB)
 
 @dataclass(frozen=True)
 class Job:
-    """One video.
+    """The order for one video.
 
-    script: what is spoken where there is no audio. preset: resolved. checkpoint_every: clips, or seconds for
-    the preview; None: in one piece. resume: go on where an earlier run was ended; a video that is finished is
-    not made again. tokenizer: the folder of the checkpoint's, by which the prompt is counted; None: the
-    engine counts it.
+    script: the text to speak if there is no audio. preset: resolved. checkpoint_every: clips per part, or
+    seconds for the preview; None: in one piece. resume: continue an interrupted run; a finished video is not
+    made again. tokenizer: the checkpoint's tokenizer folder, to count the prompt's tokens; None: the engine
+    counts them.
     """
 
     image: Path
@@ -66,7 +66,7 @@ class Job:
 
     @contextmanager
     def opened(self, work: Path) -> Iterator[Opened]:
-        """Check everything and take the ledger, if there is one. Raises: AvatarError."""
+        """Check everything and lock the ledger, if there is one. Raises: AvatarError."""
         half_made = exists(self.parts_folder / PLAN)
         long = self.checkpoint_every is not None or (self.resume and half_made)
         if not long and half_made:
@@ -116,13 +116,13 @@ class Job:
             ledger.close()
 
     def _speech(self, work: Path, long: bool) -> tuple[Path, tuple[Caption, ...]]:
-        """The sound file, and its captions where it is spoken from a text. Raises: AvatarError."""
+        """The sound file, and its captions if it is spoken from a text. Raises: AvatarError."""
         if self.script is None:
             assert self.audio is not None, "a job has one of the two"
             return self.audio, ()
         narrator = Narrator.of(self.script, Catalogue(), self._limits(long))
         limits = self._limits(long)
-        open_portrait(self.image, limits=limits)  # refused before anything is spoken, if it is
+        open_portrait(self.image, limits=limits)  # refuse a bad portrait before speaking anything
         shown = self.script.speaking.captions != "off"
         kept = self.parts_folder / SPOKEN
         said = load_spoken(kept.with_suffix(".json"), self.script) if self.resume and is_file(kept) else None
@@ -138,7 +138,7 @@ class Job:
         return spoken, captions if shown else ()
 
     def _keep_spoken(self, audio: Path) -> None:
-        """Keep what was spoken with the parts: not every voice says a text twice in the same way."""
+        """Save the spoken audio with the parts, since not every voice speaks a text the same way twice."""
         if audio.parent != self.parts_folder:
             try:
                 for path in (audio, audio.with_suffix(".json")):
@@ -147,13 +147,13 @@ class Job:
                 raise disk_error(error) from error
 
     def _spans(self, request: Request) -> Sequence[Span]:
-        assert self.checkpoint_every is not None  # without it there is a ledger to resume
+        assert self.checkpoint_every is not None  # otherwise a ledger would have been resumed
         if self.independent:
             return quiet_spans(request.num_frames, self.preset, self.checkpoint_every, request.speech)
         return regular_spans(request.num_frames, self.preset, self.checkpoint_every)
 
     def _check_spans(self, request: Request, ledger: Ledger) -> None:
-        """Raises: BadInput when the video was begun with other parts than are asked for now."""
+        """Raises: BadInput when the video was begun with a different division into parts."""
         if list(self._spans(request)) != ledger.spans:
             raise BadInput(
                 f"{self.output.name} was begun with parts of another length or kind.",
@@ -161,7 +161,7 @@ class Job:
             )
 
     def _finished(self, request: Request) -> Path | None:
-        """The output, if it is finished and made from the same. Raises: BadInput if it is made from other."""
+        """The output, if it is finished. Raises: BadInput if it was made from other inputs."""
         report = written_report(self.output)
         if not (self.output.is_file() and report.is_file()):
             return None
@@ -172,19 +172,19 @@ class Job:
         return self.output
 
     def _limits(self, long: bool) -> InputLimits:
-        """Raises: BadInput for a bound that is none."""
+        """The limits for portrait and speech. Raises: BadInput for an invalid max_duration_s."""
         usual = LONGEST if long else InputLimits(longer=_LONGER)
         if self.max_duration_s is None:
             return usual
-        if not 0 < self.max_duration_s < math.inf:  # also refuses nan
+        if not 0 < self.max_duration_s < math.inf:  # refuses nan, too
             raise BadInput(f"--max_duration is {self.max_duration_s:g}.", "Give seconds, more than 0.")
         longer = "give a larger max_duration"
         return replace(usual, max_speech_s=self.max_duration_s, longer=longer)
 
     def _face_points(self) -> dict[str, tuple[float, float]] | None:
-        """The points of a file, or of the JSON file beside the portrait; only the preview takes points.
+        """The face points of a file, or of the JSON file beside the portrait; only the preview uses points.
 
-        Raises: BadInput when the file is not what it should be.
+        Raises: BadInput when the file holds no face points.
         """
         path = self.points
         if self.preset.engine != "preview" or (self.head_only and path is None):
@@ -202,7 +202,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Opened:
-    """A job that has been checked. finished: the video, if there is nothing left to do."""
+    """A checked job. finished: the video, if there is nothing left to do."""
 
     request: Request
     finished: Path | None = None
@@ -210,7 +210,7 @@ class Opened:
     keep_parts: bool = False
 
     def check_engines(self, num_engines: int) -> None:
-        """Raises: BadInput when so many could not all be of use."""
+        """Raises: BadInput when not all of num_engines could be used."""
         if num_engines < 1:
             raise BadInput(f"--jobs is {num_engines}.", "Take 1 or more.")
         if num_engines > 1 and (self.ledger is None or self.ledger.chained):
@@ -220,5 +220,5 @@ class Opened:
             )
 
     def engine(self, engines: Sequence[Engine]) -> Engine:
-        """What makes the video: the first engine, or all of them for its parts."""
+        """The engine for the video: the first one, or a LongVideo over all of them."""
         return LongVideo(engines, self.ledger, keep_parts=self.keep_parts) if self.ledger else engines[0]

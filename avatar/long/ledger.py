@@ -1,7 +1,7 @@
-"""What is done of a long video: a folder with its plan, its finished parts, and a ledger that only grows.
+"""The progress of a long video: a folder with its plan, its finished parts, and an append-only ledger.
 
-A part counts once its line is in the ledger; the line is written when everything that it speaks of is on the
-disk. So whenever a run is ended, what the ledger says is true, and all else in the folder may be removed.
+A part is done once its line is in the ledger, which is written after all files that it refers to are on disk.
+So the ledger is correct whenever a run ends, and everything else in the folder may be removed.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from avatar.runtime.fingerprint import check_same, file_digest, origin, run_name
 log = logging.getLogger(__name__)
 
 PLAN, LINES, _LOCK = "plan.json", "ledger.jsonl", ".lock"
-SPOKEN = "spoken.wav"  # what was spoken from a text; beside it, as .json, from which
+SPOKEN = "spoken.wav"  # speech made from a text; the .json beside it holds that text
 _VERSION = 1
 _SUFFIXES = (".mp4", REPORT, THUMBNAIL)
-_MADE = re.compile(  # names of what is made here
+_MADE = re.compile(  # names of files that are made here
     rf"part_\d{{5}}({'|'.join(map(re.escape, _SUFFIXES))})|carry_\d{{5}}\.bin|\..+{re.escape(atomic.DRAFT)}"
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """One finished part. digest: SHA-256 of its file. carry: of what it left for the next, or ""."""
+    """One finished part. digest: SHA-256 of its video. carry: that of its file for the next part, or ""."""
 
     part: int
     digest: str
@@ -47,9 +47,9 @@ class Line:
 
 
 class Ledger:
-    """One long video's folder; held by one process at a time. Made by begin, or by resume.
+    """One long video's folder, locked by one process at a time. Created by begin or resume.
 
-    chained: each part begins from what the one before it left; else they may be made in any order.
+    chained: each part continues from the previous one's carry file; otherwise parts may be made in any order.
     """
 
     def __init__(self, folder: Path, plan: dict[str, Any], lock: locks.FileLock) -> None:
@@ -65,9 +65,9 @@ class Ledger:
     def begin(
         cls, folder: Path, request: Request, spans: Sequence[Span], *, independent: bool = False
     ) -> Ledger:
-        """Plan a new video in a folder that is not there, or empty. Raises: BadInput, OSError.
+        """Plan a new video in a folder that is new or empty. Raises: BadInput, OSError.
 
-        independent: diffusion's parts all begin from the portrait; the preview's never need each other.
+        independent: diffusion's parts all begin from the portrait; the preview's are always independent.
         """
         lock = _take(folder)
         if (folder / PLAN).exists():
@@ -88,7 +88,7 @@ class Ledger:
             "spans": [asdict(span) for span in spans],
             "chained": request.preset.engine == "diffusion" and not independent,
         }
-        (folder / LINES).unlink(missing_ok=True)  # of a video that is finished
+        (folder / LINES).unlink(missing_ok=True)  # left by a finished video
         atomic.write(folder / PLAN, json.dumps(plan, indent=1).encode())
         atomic.sync(folder.parent)
         ledger = cls(folder, plan, lock)
@@ -97,9 +97,9 @@ class Ledger:
 
     @classmethod
     def resume(cls, folder: Path, request: Request) -> Ledger:
-        """Take up a video again, if it is made from the same; nothing is changed where it is not.
+        """Continue a video, if its inputs are the same; otherwise nothing is changed.
 
-        Raises: BadInput for other ingredients, a damaged folder, or one that another process works on.
+        Raises: BadInput for other inputs, a damaged folder, or one that another process is using.
         """
         plan = _read_plan(folder)
         lock = _take(folder)
@@ -115,7 +115,7 @@ class Ledger:
 
     @property
     def done(self) -> set[int]:
-        """The parts that are finished."""
+        """The finished parts."""
         return set(self._lines)
 
     @property
@@ -123,15 +123,15 @@ class Ledger:
         return [part for part in range(len(self.spans)) if part not in self._lines]
 
     def video(self, part: int) -> Path:
-        """Where a finished part lies; its report and thumbnail lie beside it."""
+        """The path of a finished part; its report and thumbnail are beside it."""
         return self.folder / f"part_{part:05d}.mp4"
 
     def carry(self, part: int) -> Path:
-        """Where lies what a part left for the next one."""
+        """The path of the file that a part leaves for the next one."""
         return self.folder / f"carry_{part:05d}.bin"
 
     def request(self, part: int, whole: Request) -> Request:
-        """What the engine is asked for: one part, in its own place of work."""
+        """The engine's request for one part, with its own work folder."""
         span, last = self.spans[part], part == len(self.spans) - 1
         work = whole.work / f"part_{part:05d}"
         shutil.rmtree(work, ignore_errors=True)
@@ -152,9 +152,9 @@ class Ledger:
         )
 
     def record(self, part: int, request: Request, finished: Finished) -> Path:
-        """Keep a finished part for good: its files first, then its line.
+        """Save a finished part: first its files, then its line.
 
-        Raises: OSError; what lies beside the part is still where it was made then.
+        Raises: OSError; the part's report and thumbnail then remain in the work folder, too.
         """
         video = self.video(part)
         atomic.copy(thumbnail_path(finished.video), thumbnail_path(video))
@@ -166,17 +166,17 @@ class Ledger:
         atomic.move(finished.video, video)
         self._append(Line(part, file_digest(video), carry))
         if request.part and request.part.carry:
-            request.part.carry.unlink(missing_ok=True)  # this part's own stands in its place
+            request.part.carry.unlink(missing_ok=True)  # replaced by this part's own
         return video
 
     def finish(self, keep_parts: bool = False) -> None:
-        """The whole video is in its place: there is nothing to resume."""
-        (self.folder / PLAN).unlink()  # without it nobody takes the rest for a video
+        """Discard the ledger, since the whole video is at its destination and nothing is left to resume."""
+        (self.folder / PLAN).unlink()  # without it, the rest does not count as a video
         tidy(self.folder, keep_parts)
         self.close()
 
     def close(self) -> None:
-        """Let another process take the video up."""
+        """Release the lock, so that another process can continue the video."""
         self._lock.release()
 
     def _append(self, line: Line) -> None:
@@ -188,12 +188,12 @@ class Ledger:
                 os.fsync(file.fileno())
                 atomic.sync(self.folder)
             except OSError:
-                os.truncate(self.folder / LINES, before)  # another engine's line must not follow half of one
+                os.truncate(self.folder / LINES, before)  # no other line may follow a partial one
                 raise
             self._lines[line.part] = line
 
     def _read_lines(self) -> None:
-        """Every line whose files are as it says; one cut short by the power, at the end, is no line."""
+        """Read the lines whose files match; an incomplete last line, as after a power cut, is ignored."""
         path = self.folder / LINES
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         whole = text[: text.rfind("\n") + 1]
@@ -211,7 +211,7 @@ class Ledger:
             _check(self.carry(last.part), last.carry, self.folder)
 
     def _clear(self) -> None:
-        """Remove what was made here and no line speaks of; nobody else's files."""
+        """Remove files that were made here but are in no line; never other files."""
         known = set()
         for part in self._lines:
             known |= {self.video(part).with_suffix(suffix).name for suffix in _SUFFIXES}
@@ -224,7 +224,7 @@ class Ledger:
 
 
 def tidy(folder: Path, keep_parts: bool = False) -> None:
-    """Remove what a finished video's ledger has left, and unless they are to be kept its parts."""
+    """Remove a finished video's ledger files, and its parts unless keep_parts."""
     if not (folder / LINES).exists() or (folder / PLAN).exists():
         return
     for path in list(folder.iterdir()):
@@ -245,7 +245,7 @@ def open_ledger(
     independent: bool = False,
     resume: bool = False,
 ) -> Ledger:
-    """Begin a video, or take it up where it was left. spans: asked for when it is begun.
+    """Begin a video, or continue it. spans: called only when it is begun.
 
     independent: see begin. Raises: BadInput, AvatarError when the disk is full.
     """
@@ -258,7 +258,7 @@ def open_ledger(
 
 
 def _take(folder: Path) -> locks.FileLock:
-    """The folder's lock, held until it is released. Raises: BadInput when another process holds it."""
+    """Take the folder's lock, until release(). Raises: BadInput when another process holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = locks.take(folder / _LOCK)
@@ -282,7 +282,7 @@ def _read_plan(folder: Path) -> dict[str, Any]:
 
 
 def _check_ours(folder: Path) -> None:
-    """Refuse to begin where files that are not ours would be replaced or removed. Raises: BadInput."""
+    """Refuse a folder in which files that are not ours would be replaced or removed. Raises: BadInput."""
     for path in sorted(folder.iterdir()):
         is_lines = path.name == LINES
         is_side = path.name.endswith(_SUFFIXES) and _MADE.fullmatch(path.name) is not None

@@ -1,4 +1,4 @@
-"""Where a long speech is cut into parts."""
+"""Choose where to cut a long speech into parts."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from avatar.preset import Preset
 
 log = logging.getLogger(__name__)
 
-_SHORTEST_S = 1.0  # a rest shorter than this joins the part before it
-_SEARCH = 0.25  # share of a part by which a cut may move to find silence, either way
-_PAUSE_S = 0.3  # on either side of a cut that should be silent
-_LEAST_S = 0.08  # on either side: else it is no pause, but a closed mouth within a word
+_SHORTEST_S = 1.0  # a remainder shorter than this joins the part before it
+_SEARCH = 0.25  # fraction of a part by which a cut may move either way to find silence
+_PAUSE_S = 0.3  # silence wanted on either side of a cut
+_LEAST_S = 0.08  # silence needed on either side; less is only a closed mouth within a word
 
 
 @dataclass(frozen=True)
 class Span:
-    """num_frames of the speech from first_frame on."""
+    """A part of the speech: num_frames from first_frame on."""
 
     first_frame: int
     num_frames: int
@@ -35,7 +35,7 @@ class Span:
 
 
 def part_frames(preset: Preset, every: int) -> int:
-    """Frames of a regular part. every: clips, or seconds for the preview. Raises: BadInput."""
+    """Frames per regular part. every: clips, or seconds for the preview. Raises: BadInput."""
     if every < 1:
         raise BadInput(f"checkpoint_every is {every}.", "It must be 1 or more.")
     if preset.engine == "preview":
@@ -44,14 +44,14 @@ def part_frames(preset: Preset, every: int) -> int:
 
 
 def regular_spans(num_frames: int, preset: Preset, every: int) -> list[Span]:
-    """Parts of equal length, in whole blocks of the diffusion engine, whose first block has a lead-in."""
+    """Parts of equal length, in whole blocks for the diffusion engine, whose first block has a lead-in."""
     length = part_frames(preset, every)
     lead_in = LEAD_IN_FRAMES if preset.engine == "diffusion" else 0
     return _spans([*range(length - lead_in, num_frames, length)], num_frames)
 
 
 def quiet_spans(num_frames: int, preset: Preset, every: int, speech: Path) -> list[Span]:
-    """Parts that need not know each other, cut at whole blocks in the deepest pauses of the speech."""
+    """Independent parts, cut at whole blocks in the deepest pauses of the speech."""
     length = part_frames(preset, every)
     reach = int(length * _SEARCH)
     cuts: list[int] = []
@@ -64,7 +64,7 @@ def quiet_spans(num_frames: int, preset: Preset, every: int, speech: Path) -> li
 
 
 def _best_place(reader: SpeechReader, places: Sequence[int], nominal: int) -> int:
-    """Of some frames the one that lies best in a pause; the nearest to the nominal one if none does."""
+    """The candidate frame that is best inside a pause; if none is, the one nearest to the nominal frame."""
     start_s = places[0] / FPS - _PAUSE_S
     first, last = round(start_s * SPEECH_HZ), round((places[-1] / FPS + _PAUSE_S) * SPEECH_HZ)
     samples = reader.listen(first, last)
@@ -79,7 +79,7 @@ def _best_place(reader: SpeechReader, places: Sequence[int], nominal: int) -> in
 
 
 def _room(at_s: float, found: Sequence[tuple[float, float]]) -> float:
-    """Seconds of pause on both sides of a moment, of which _PAUSE_S are enough."""
+    """Seconds of pause on both sides of a moment, capped at _PAUSE_S."""
     return max((min(at_s - start, stop - at_s, _PAUSE_S) for start, stop in found), default=0.0)
 
 

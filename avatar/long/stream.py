@@ -1,4 +1,4 @@
-"""A long video as one run: an Engine over engines, which makes the missing parts and joins them all."""
+"""A long video as one run: an Engine over engines that makes the missing parts and joins all parts."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from avatar.runtime.stream import error_kind, segment_lengths
 
 log = logging.getLogger(__name__)
 
-Outbox = queue.Queue[tuple[int, Event] | BaseException | None]  # a part's event; an error; an engine's end
+Outbox = queue.Queue[tuple[int, Event] | BaseException | None]  # a part's event; an error; None: engine done
 
 
 class LongVideo:
-    """An Engine for one request: parts one after another, or on several engines at once where they may be."""
+    """An Engine for one request, made in parts: one after another, or, if independent, on several engines."""
 
     def __init__(
         self,
@@ -39,10 +39,10 @@ class LongVideo:
         keep_parts: bool = False,
         keep_segments: bool = False,
     ) -> None:
-        """engines: stay the caller's. keep_parts: leave the parts beside the video.
+        """engines: owned by the caller. keep_parts: leave the parts beside the video.
 
-        keep_segments: until the request's work folder is removed, for a player that may lag behind; else they
-        go with each finished part.
+        keep_segments: until the request's work folder is removed, for a player that may lag behind; otherwise
+        they are removed when their part is finished.
         """
         self._engines = list(engines[:1] if ledger.chained else engines)
         self._ledger, self._keep_parts, self._keep_segments = ledger, keep_parts, keep_segments
@@ -53,7 +53,7 @@ class LongVideo:
         return str(getattr(self._engines[0], "label", ""))
 
     def stream(self, request: Request) -> Iterator[Event]:
-        """Events of the whole video; see Engine.stream. What is in the ledger is not made again."""
+        """Events of the whole video; see Engine.stream. Parts in the ledger are not made again."""
         run = _Run(request, self._ledger)
         outbox: Outbox = queue.Queue()
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -85,13 +85,13 @@ class LongVideo:
         yield from self._finish(run, error)
 
     def cancel(self) -> None:
-        """See Engine. Finished parts stay, and so does the ledger."""
+        """See Engine. The ledger and finished parts stay."""
         self._cancelled.set()
         for engine in self._engines:
             engine.cancel()
 
     def close(self) -> None:
-        """Let the ledger go; the engines stay open."""
+        """Release the ledger; the engines stay open."""
         self._ledger.close()
 
     def _make(
@@ -101,11 +101,11 @@ class LongVideo:
         waiting: queue.SimpleQueue[int],
         outbox: Outbox,
     ) -> None:
-        """One engine's thread: part after part, until none is left or something stops it."""
+        """One engine's thread: make part after part, until none is left or the run stops."""
         try:
             while not self._cancelled.is_set():
                 try:
-                    part = waiting.get_nowait()  # not asked for first: another engine may take it in between
+                    part = waiting.get_nowait()  # not after empty(): another engine may take it
                 except queue.Empty:
                     break
                 self._make_part(engine, run, part, outbox)
@@ -117,7 +117,7 @@ class LongVideo:
     def _make_part(self, engine: Engine, run: _Run, part: int, outbox: Outbox) -> None:
         request = self._ledger.request(part, run.request)
         for event in engine.stream(request):
-            if self._cancelled.is_set():  # may have come before the engine had begun
+            if self._cancelled.is_set():  # perhaps before the engine had started
                 engine.cancel()
             if not isinstance(event, Finished):
                 outbox.put((part, event))
@@ -136,7 +136,7 @@ class LongVideo:
                 outbox.put((part, PartDone(video, part, run.num_parts, span.first_frame, span.num_frames)))
 
     def _finish(self, run: _Run, error: BaseException | None) -> Iterator[Event]:
-        """Join what there is from the beginning on; forget the parts once the video is whole."""
+        """Join the consecutive parts from the beginning; discard them once the video is complete."""
         ledger = self._ledger
         whole = not ledger.missing
         if isinstance(error, AvatarError) or error is None:
@@ -160,7 +160,7 @@ class LongVideo:
             raise Cancelled("Stopped before the first frame was made.")
 
     def _unjoined(self, run: _Run, failure: AvatarError | None, trouble: BaseException) -> BaseException:
-        """What to tell when the parts cannot become one video: where they are."""
+        """The error for parts that cannot be joined: it says where they are."""
         error = failure or disk_error(trouble)
         kept = [one.video for one in run.unfinished.values() if one.video.exists()]
         if not isinstance(error, AvatarError):
@@ -173,7 +173,7 @@ class LongVideo:
 
 
 class _Run:
-    """What the parts tell, as events of the whole video."""
+    """Translates the parts' events to events of the whole video."""
 
     def __init__(self, request: Request, ledger: Ledger) -> None:
         self.request, self.ledger = request, ledger
@@ -187,12 +187,12 @@ class _Run:
         self._segments = sum(counts[part] for part in ledger.done)
         self._frames_before = sum(self._frames.values())
         self._start = time.monotonic()
-        self._asked: float | None = None  # when the first frame was asked for
+        self._asked: float | None = None  # when the first frame was requested
         self._first_frame_s: float | None = None
         self._ranks: tuple[RankLoad, ...] = ()
 
     def begin(self) -> Iterator[Event]:
-        """What the request has to say, and what is there already."""
+        """The request's notices, and a notice of parts that exist already."""
         for text in self.request.notices:
             yield Notice("intake", text)
         if self.ledger.done:
@@ -202,7 +202,7 @@ class _Run:
         yield self._progress(Phase.LOADING)
 
     def tell(self, part: int, event: Event) -> Iterator[Event]:
-        """A part's event, as the whole video's."""
+        """A part's event, as event of the whole video."""
         start = self.ledger.spans[part].first_frame
         match event:
             case Segment():
@@ -244,7 +244,7 @@ class _Run:
         )
 
     def join(self, whole: bool, failure: AvatarError | None) -> Finished | None:
-        """The video of all parts, or of those that are there from the beginning on; None without any."""
+        """Join all parts, or those available from the beginning without a gap; None without any."""
         parts = []
         for part in range(self.num_parts):
             if part in self.ledger.done:

@@ -1,1 +1,1 @@
-"""What a machine has, what a preset needs of it, and how full it is while it works."""
+"""What a preset needs, whether this machine can run it, and how much memory is in use while it runs."""

@@ -1,4 +1,4 @@
-"""The order in which `auto` prefers presets: the one place that says what is better."""
+"""The order in which `auto` prefers presets; no other module ranks them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from avatar.hardware.inventory import GIB, Gpu
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
 
-FULL_AREA = 688 * 368  # the smallest that the public code's guide calls its own
+FULL_AREA = 688 * 368  # the smallest size that the public code's guide recommends
 
 
 def preference(preset: Preset, plan: Plan, gpus: Sequence[Gpu]) -> tuple[object, ...]:
-    """What presets that fit are sorted by, the best first:
+    """Sort key for presets that fit, the best first:
 
     1. the model before the preview;
-    2. full size (688*368 or more) before smaller ones, of which the larger come first;
-    3. faster before slower: what holds everything on the GPUs before what waits on the host,
-    4. presets for cards of this size before those that are written for larger ones,
-    5. more GPUs, each of which does a part, before fewer;
-    6. of presets for smaller cards, those for the largest;
-    7. the larger picture, then the more frames and steps; then the preset's own rank.
+    2. full size (688*368 or more) before smaller sizes, and of the smaller ones the larger first;
+    3. faster before slower: everything on the GPUs before weights or rings offloaded to the host;
+    4. presets for cards of this size before those for larger cards;
+    5. more GPUs, which share the work, before fewer;
+    6. of the presets for smaller cards, those for the largest;
+    7. the larger picture, then more frames and steps, then the preset's own rank.
     """
     made, area = preset.generation, Size.parse(preset.generation.size).area
     smallest = min((gpu.total_bytes or 0 for gpu in gpus), default=0)

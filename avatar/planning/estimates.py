@@ -1,4 +1,4 @@
-"""What one GPU's share of a run holds, item by item, and what the host holds: pure arithmetic.
+"""The memory of a run, item by item, on one GPU and on the host: pure arithmetic.
 
 Constants were measured on one H200 (torch 2.11, random weights) or counted from the models.
 """
@@ -25,36 +25,36 @@ from avatar.settings import Memory
 
 ENCODE, LISTEN, DENOISE, DECODE = RunPhase.ENCODE, RunPhase.LISTEN, RunPhase.DENOISE, RunPhase.DECODE
 
-RING_SCALE_BYTES = 4  # of each token's and head's key and value in fp8, key alone in 8-bit attention's form
+RING_SCALE_BYTES = 4  # one scale per token and head: for key and value in fp8, for the key alone in int8
 
-# The decoder's causal pasts, 2 frames of bf16 before each convolution: 7 at full size with 96 channels
-# (the first with 192), 6 at a half with 192 (one 384), 6 at a quarter and 11 at an eighth with 384.
+# The decoder's causal pasts, 2 frames of bf16 per convolution: 7 at full size with 96 channels (the first
+# with 192), 6 at half size with 192 (one with 384), 6 at a quarter and 11 at an eighth with 384.
 DECODE_PAST_BYTES_PER_PX = 5100
-DECODE_WORKSPACE_BYTES_PER_PX = 9_400  # for one latent frame at a time, the new pasts among it
-ENCODE_WORKSPACE_BYTES_PER_PX = 6500  # the VAE encodes 4 frames at a time, and keeps pasts as well
-SPEECH_WINDOW_S = 60.0  # what goes through the speech encoder at once
+DECODE_WORKSPACE_BYTES_PER_PX = 9_400  # one latent frame at a time, including its new pasts
+ENCODE_WORKSPACE_BYTES_PER_PX = 6500  # the VAE encodes 4 frames at a time and keeps pasts, too
+SPEECH_WINDOW_S = 60.0  # the most that goes through the speech encoder at once
 SPEECH_STATES_BYTES_PER_S = 25 * 50 * 1024 * 4  # all layers' hidden states
-SPEECH_WORKSPACE_BYTES_PER_S = 3 * 3200 * 512 * 4  # the first convolution's output, three times
+SPEECH_WORKSPACE_BYTES_PER_S = 3 * 3200 * 512 * 4  # three copies of the first convolution's output
 
-CUDA_CONTEXT_BYTES = 80 * GIB // 100  # with the kernels that are loaded: 0.75 to 0.87; other cards take less
+CUDA_CONTEXT_BYTES = 80 * GIB // 100  # with loaded kernels: 0.75 to 0.87 GiB; other cards take less
 LIBRARY_WORKSPACE_BYTES = GIB // 16  # cuBLAS
-# Of an NCCL communicator with as many channels as distributed.rendezvous allows, 2 or 8: 0.4 to 0.6.
+# Per NCCL communicator, with the 2 or 8 channels that distributed.rendezvous allows: 0.4 to 0.6 GiB.
 COMMUNICATION_BYTES = 45 * GIB // 100
-# FSDP2 has a block of a sharded prompt encoder at work, and two in buffers that they are gathered in.
+# Of a sharded prompt encoder, FSDP2 holds one block at work and two in all-gather buffers.
 GATHERED_TEXT_BLOCKS = 3
-# What the allocator cannot use of what it holds: 0.3 GiB of 8, 0.7 of 9, 1.0 of 20, 1.1 of 39, 1.2 of 68.
+# Memory that the allocator reserves but cannot use: 0.3 GiB of 8, 0.7 of 9, 1.0 of 20, 1.1 of 39, 1.2 of 68.
 MARGIN_BYTES = 3 * GIB // 4
-SMALL_MARGIN_SHARE = 0.07  # of all else, where that is less and one GPU works alone
-GATHERING_MARGIN_BYTES = 3 * GIB // 10  # likewise, where layers are gathered in buffers that come and go
+SMALL_MARGIN_SHARE = 0.07  # of all else, where that is less and a single GPU does the work
+GATHERING_MARGIN_BYTES = 3 * GIB // 10  # likewise, where gathered layers allocate and free their buffers
 MARGIN_SHARE = 0.006  # of all else
 
-TORCH_RUNTIME_BYTES = 3 * GIB  # the engine's process with torch, CUDA's host side and the libraries
-LOADING_BYTES = 2 * GIB  # tensors on their way; files are mapped, their pages are the system's to take back
+TORCH_RUNTIME_BYTES = 3 * GIB  # one engine process: torch, CUDA's host side and the libraries
+LOADING_BYTES = 2 * GIB  # tensors in transit; the files are mapped, so the system can reclaim their pages
 
 
 @dataclass(frozen=True)
 class RunShape:
-    """What is to be made, and with which model. geometry: the largest of the preset's size."""
+    """The video to generate, and with which model. geometry: the largest that the preset's size allows."""
 
     preset: Preset
     sizes: ModelSizes
@@ -67,17 +67,17 @@ class RunShape:
 
     @property
     def dtype(self) -> str:
-        """The arithmetic's."""
+        """The dtype of activations and arithmetic."""
         return "fp32" if self.memory.weight_dtype == "fp32" else "bf16"
 
     @property
     def ring_dtype(self) -> str:
-        """What rings are kept in; with attention in 8 bits the preset's ring_dtype does not count."""
+        """The dtype of the KV rings; 8-bit attention overrides the preset's ring_dtype."""
         return "int8" if self.memory.attention_dtype == "int8" else self.memory.ring_dtype
 
     @property
     def ring_bytes(self) -> int:
-        """One layer's ring at one step: keys and values of the past."""
+        """Bytes of one layer's ring at one step: keys and values of past frames."""
         values = 2 * self.geometry.past_frames * self.geometry.frame_tokens * self.sizes.config.dim
         dtype = self.ring_dtype
         scales = {"fp8": 2, "int8": 1}.get(dtype, 0) * values // (2 * self.sizes.config.head_dim)
@@ -94,15 +94,15 @@ class RunShape:
 
 @dataclass(frozen=True)
 class RankShare:
-    """What one GPU does of a run.
+    """One GPU's part of a run.
 
-    layers: those it works on; none for a GPU that only decodes. num_steps: denoising steps that it works on.
-    num_rings: those it keeps, of its layers at its steps. heads: its part of the attention's heads. weights:
-    its part of its layers' weights; layers of which it has not all are gathered as they are used.
-    num_anchors: versions of the condition that it keeps. num_blocks: those between their first step here and
-    their last. has_sides: VAE and speech encoder are here. decodes_meanwhile: a block, while others are
-    denoised. text: its part of the prompt encoder, while a prompt is encoded. num_communicators: by which it
-    reaches others.
+    layers: those it computes; none for a GPU that only decodes. num_steps: the denoising steps it computes.
+    num_rings: KV rings it keeps, for its layers at its steps. heads: its fraction of the attention heads.
+    weights: its fraction of its layers' weights; below 1, layers are gathered as they are used.
+    num_anchors: versions of the condition it keeps. num_blocks: blocks between their first and last step on
+    this GPU. has_sides: VAE and speech encoder are here. decodes_meanwhile: it decodes one block while
+    others are denoised. text: its fraction of the prompt encoder, while a prompt is encoded.
+    num_communicators: NCCL communicators to other GPUs.
     """
 
     layers: range
@@ -119,7 +119,7 @@ class RankShare:
 
 
 def gpu_items(run: RunShape, share: RankShare, placement: Placement) -> tuple[MemoryItem, ...]:
-    """Everything on one GPU, and when."""
+    """Everything in one GPU's memory, and in which phases."""
     items = [
         *(_transformer(run, share, placement) if share.layers else ()),
         *(_caches(run, share, placement) if share.layers else ()),
@@ -139,7 +139,7 @@ def gpu_items(run: RunShape, share: RankShare, placement: Placement) -> tuple[Me
 
 
 def host_items(run: RunShape, shares: list[RankShare], placement: Placement) -> tuple[MemoryItem, ...]:
-    """Everything in the host's memory, and when."""
+    """Everything in the host's memory, and in which phases."""
     running = (LISTEN, DENOISE, DECODE)
     items = [
         MemoryItem("runtime", TORCH_RUNTIME_BYTES * len(shares)),
@@ -163,7 +163,7 @@ def host_items(run: RunShape, shares: list[RankShare], placement: Placement) -> 
 
 
 def traffic_bytes(run: RunShape, shares: list[RankShare], placement: Placement) -> int:
-    """What crosses the bus to the GPUs for one block: rings once, layers at each step, or once for all."""
+    """Bytes that cross the bus to the GPUs per block: rings once, layers at each step or once for all."""
     total = 0
     for share in shares:
         away = sum((run.sizes.layers[index] for index in _on_host(share, placement)), Weights())
@@ -174,7 +174,7 @@ def traffic_bytes(run: RunShape, shares: list[RankShare], placement: Placement) 
 
 
 def _transformer(run: RunShape, share: RankShare, placement: Placement) -> list[MemoryItem]:
-    """Weights; without online decode the transformer leaves before the decoder works."""
+    """The transformer's weights; without online decode they leave the GPU before the decoder runs."""
     loaded = ALWAYS if run.memory.enable_online_decode else (ENCODE, LISTEN, DENOISE)
     dtype, layers, away = run.memory.weight_dtype, run.sizes.layers, _on_host(share, placement)
     here = sum((layers[index] for index in share.layers if index not in away), Weights())
@@ -185,7 +185,7 @@ def _transformer(run: RunShape, share: RankShare, placement: Placement) -> list[
         items.append(MemoryItem("embeddings", run.sizes.others.num_bytes(dtype), loaded))
     if share.weights < 1:
         sizes = [layers[index].num_bytes(dtype) for index in share.layers]
-        # The layer at work; the next one, and the buffer that it comes in.
+        # The current layer; the next one, and its all-gather buffer.
         gathered = max(here + 2 * coming for here, coming in zip(sizes, sizes[1:] + sizes[:1], strict=True))
         items.append(MemoryItem("gathered_layers", gathered, loaded))
     if away:
@@ -195,29 +195,30 @@ def _transformer(run: RunShape, share: RankShare, placement: Placement) -> list[
 
 
 def _caches(run: RunShape, share: RankShare, placement: Placement) -> list[MemoryItem]:
-    """What attention remembers, room for one layer's window, and what lives within a layer."""
+    """KV caches, the window that one layer attends to, and activations."""
     model, geometry, wide = run.sizes.config, run.geometry, DTYPE_BYTES[run.dtype]
     online = run.memory.enable_online_decode
     rolling = (LISTEN, DENOISE, DECODE) if online else (LISTEN, DENOISE)
     denoising = (DENOISE, DECODE) if share.decodes_meanwhile and online else (DENOISE,)
     token = 2 * model.dim * wide * share.heads  # a key and a value in one layer
     if placement.rings_on_host:
-        # In 8-bit attention's form what arrives is turned over: values, half of a ring, once more.
+        # In int8 the values are transposed on arrival, which takes another half of a ring.
         landing = run.ring_bytes // 2 if run.ring_dtype == "int8" else 0
         rings = MemoryItem("ring_slots", RING_SLOTS * run.ring_bytes + landing, rolling)
     else:
         rings = MemoryItem("kv_rings", _rings_bytes(run, share), rolling)
     window = geometry.window_frames * geometry.frame_tokens + geometry.condition_tokens
     at_once = share.num_steps if placement.diagonal else 1
-    anchors = max(share.num_anchors, 2 if placement.diagonal else 1)  # while blocks of both are under way
+    # On a diagonal, blocks of two conditions may be in flight.
+    anchors = max(share.num_anchors, 2 if placement.diagonal else 1)
     condition = anchors * geometry.condition_tokens
-    # Keys and values; or a short prompt's keys, and each head's values through the output projection.
+    # Keys and values; or a short prompt's keys, and each head's values already output-projected.
     text = max(2 * model.text_len, (1 + model.num_heads) * model.short_text_tokens) * model.dim * wide
-    # Each head's values of a block's audio tokens through the injection's output projection.
+    # Each head's values of a block's audio tokens, already output-projected.
     spoken = BLOCK_LATENT_FRAMES * (model.num_audio_token + 1) * model.num_heads * model.dim * wide
     injections = sum(index in share.layers for index in model.audio_inject_layers)
     waiting = geometry.block_tokens * model.dim * wide  # a block's tokens between two layers
-    # Four tensors of the block's width at once, and the feed-forward's; of each one more, while it is made.
+    # Four tensors of model width at once, and the feed-forward's; twice, as each is built from another.
     within = 2 * geometry.block_tokens * (4 * model.dim + model.ffn_dim) * wide
     return [
         rings,
@@ -230,7 +231,7 @@ def _caches(run: RunShape, share: RankShare, placement: Placement) -> list[Memor
 
 
 def _side_models(run: RunShape, placement: Placement) -> list[MemoryItem]:
-    """VAE and speech encoder, with their workspaces."""
+    """The VAE and the speech encoder, with their workspaces."""
     pixels = run.geometry.width * run.geometry.height
     online, wait = run.memory.enable_online_decode, placement.side_models_on_host
     decoding = (LISTEN, DENOISE, DECODE) if online else (DECODE,)
@@ -251,7 +252,7 @@ def _side_models(run: RunShape, placement: Placement) -> list[MemoryItem]:
 
 
 def _prompt_encoder(run: RunShape, share: RankShare) -> list[MemoryItem]:
-    """Loaded for a prompt; where it is sharded, with what is gathered of it and a communicator of its own."""
+    """Loaded to encode a prompt; if sharded, with its gathered blocks and a communicator of its own."""
     items = [MemoryItem("text_encoder", _values(TEXT_ENCODER_VALUES * share.text, run.dtype), (ENCODE,))]
     if share.text < 1:
         gathered = _values(GATHERED_TEXT_BLOCKS * TEXT_BLOCK_VALUES, run.dtype)
@@ -261,13 +262,13 @@ def _prompt_encoder(run: RunShape, share: RankShare) -> list[MemoryItem]:
 
 
 def _on_host(share: RankShare, placement: Placement) -> list[int]:
-    """Which of its layers wait there."""
+    """Which of a share's layers are offloaded to the host."""
     count = min(placement.layers_on_host, len(share.layers))
     return [share.layers[place] for place in spread(len(share.layers), count)]
 
 
 def _rings_bytes(run: RunShape, share: RankShare) -> int:
-    """All rings of a share."""
+    """Bytes of all rings of a share."""
     return round(share.num_rings * share.heads * run.ring_bytes)
 
 

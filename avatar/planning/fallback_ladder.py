@@ -1,4 +1,4 @@
-"""The out-of-memory ladder as a pure function: which rung comes next, and the preset that stands on it."""
+"""The out-of-memory ladder as a pure function: which rung comes next, and the preset at that rung."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ LOW_STEPS = 3
 
 
 def rungs(preset: Preset) -> Iterator[tuple[Rung, Preset]]:
-    """The preset's rungs in its own order, each on top of those before.
+    """The preset's rungs in its own order, each applied on top of those before.
 
-    A rung that it stands on already is skipped, and so is one that its engine or layout does not have.
+    Rungs that change nothing, or that the preset's engine or layout does not support, are skipped.
     """
     for rung in preset.fallback.order:
         change = _change(rung, preset)
@@ -44,12 +44,12 @@ def rungs(preset: Preset) -> Iterator[tuple[Rung, Preset]]:
 
 
 def value(preset: Preset, rung: Rung) -> str:
-    """Where a preset stands as to a rung, in words: "32"."""
+    """A preset's value of a rung's setting, as text: "32"."""
     return str(preset.setting(SETTING_OF[rung]))
 
 
 def describe(rung: Rung, preset: Preset) -> str:
-    """A rung taken, as its setting: "infer_frames 32"."""
+    """An applied rung as its setting and value: "infer_frames 32"."""
     return f"{SETTING_OF[rung]} {value(preset, rung)}"
 
 
@@ -71,7 +71,7 @@ def _change(rung: Rung, preset: Preset) -> dict[str, Any]:
 
 
 def _refusal(preset: Preset) -> str:
-    """Why a preset's engine or layout cannot work so; empty when it can."""
+    """Why a preset's engine or layout does not support its settings; empty when it does."""
     if preset.engine != "diffusion":
         return ""
     try:

@@ -1,4 +1,4 @@
-"""How full the machine is right now: per GPU by NVML, and the host. Cheap enough to be read every second."""
+"""Memory and load right now, per GPU (by NVML) and for the host. Cheap enough to read every second."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from avatar.planning.plan import Plan
 
 logger = logging.getLogger(__name__)
 
-FRESH_S = 0.4  # several pages ask at once; a reading so young serves them all
+FRESH_S = 0.4  # several pages ask at once; a reading younger than this serves them all
 REOPEN_S = 10.0  # how often to look again for a driver or a GPU where there is none
 
 
 @dataclass(frozen=True)
 class GpuReading:
-    """One GPU now; None where NVML does not tell (shown as "–").
+    """One GPU now; None where NVML reports nothing (shown as "–").
 
-    ours_bytes, others_bytes: in use by this program's processes, and by everyone else's.
+    ours_bytes, others_bytes: in use by this program's processes, and by all others.
     peak_bytes: the highest ours_bytes since the last reset. planned_bytes: the plan's peak, if a plan is set.
-    used_peak_bytes: the highest used_bytes since then, for where ours and others cannot be distinguished.
+    used_peak_bytes: the highest used_bytes since then, for when ours and others cannot be distinguished.
     """
 
     index: int
@@ -48,7 +48,7 @@ class GpuReading:
 class HostReading:
     """RAM within any container's limit; ours_bytes: resident memory of this program's processes.
 
-    pinned_bytes: page-locked by the engine, for copies to a GPU and from it; None where it does not tell.
+    pinned_bytes: page-locked by the engine, for copies to and from a GPU; None if it does not report them.
     Peaks are since the last reset.
     """
 
@@ -83,7 +83,7 @@ class Gauges:
     ) -> None:
         """pids: processes that count as ours, with all their descendants; None: this process.
 
-        pinned: what tells the page-locked bytes that they hold; no driver tells that.
+        pinned: returns the page-locked bytes that they hold, which no driver reports.
         """
         self.pinned = pinned
         self._lock = threading.Lock()
@@ -98,19 +98,19 @@ class Gauges:
         self._last: tuple[float, Reading] | None = None
 
     def set_plan(self, plan: Plan | None) -> None:
-        """Show this plan's peaks beside what is measured."""
+        """Show this plan's peaks beside the measured ones."""
         with self._lock:
             self._plan = plan
             self._last = None
 
     def reset_peak(self) -> None:
-        """Forget the peaks; call it when a run starts."""
+        """Forget the peaks; call this when a run starts."""
         with self._lock:
             self._peaks.clear()
             self._last = None
 
     def read(self) -> Reading:
-        """All gauges now, or of a moment ago if that was just asked. Never raises for NVML's sake."""
+        """All gauges now, or the last reading if it is younger than FRESH_S. NVML errors are never raised."""
         with self._lock:
             now = time.monotonic()
             if self._last is None or now - self._last[0] > FRESH_S:
@@ -118,7 +118,7 @@ class Gauges:
             return self._last[1]
 
     def close(self) -> None:
-        """Let go of NVML; a later read() opens it again."""
+        """Close NVML; a later read() opens it again."""
         with self._lock:
             if self._driver is not None:
                 self._driver.close()
@@ -131,7 +131,7 @@ class Gauges:
         return Reading(gpus, self._read_host(pids), driver.reason)
 
     def _opened_driver(self) -> Driver:
-        """The driver as it was opened first; where it had no GPU, looked for again now and then."""
+        """The driver, opened once; if it had no GPU, reopened every REOPEN_S."""
         now = time.monotonic()
         if self._driver is not None and not self._driver.cards and now - self._opened_s > REOPEN_S:
             self._driver.close()
@@ -175,13 +175,13 @@ class Gauges:
         )
 
     def _peak(self, of: str, now: int | None) -> int | None:
-        """The highest since the last reset; None while there was none."""
+        """The highest value since the last reset; None while there was none."""
         if now is not None:
             self._peaks[of] = max(self._peaks.get(of, 0), now)
         return self._peaks.get(of)
 
     def _read_cpu(self) -> float:
-        """Busy share of all cores since the last reading. (psutil's own counts for each thread apart.)"""
+        """Busy percentage of all cores since the last reading (psutil's own keeps one count per thread)."""
         before, self._cpu_times = self._cpu_times, psutil.cpu_times()
         spent = [max(now - then, 0.0) for now, then in zip(self._cpu_times, before)]
         guests = sum(getattr(self._cpu_times, name, 0) - getattr(before, name, 0) for name in _GUESTS)
@@ -192,7 +192,7 @@ class Gauges:
         return self._cpu_percent
 
     def _tell_once(self, card: Card) -> None:
-        """Log what NVML refused, each thing once."""
+        """Log each query that NVML refused, once."""
         for error in card.errors:
             line = f"GPU {card.index}: NVML gives no {error}"
             if line not in self._reported:
@@ -204,9 +204,9 @@ _GUESTS = ("guest", "guest_nice")
 
 
 def _ours(processes: dict[int, int] | None, pids: set[int], used: int | None) -> int | None:
-    """Bytes held by our processes; None when the driver does not tell which process holds what.
+    """Bytes held by our processes; None when the driver does not report bytes per process.
 
-    In a container it may list none, or by numbers that mean nothing here: then some of them may be ours.
+    In a container it may list no processes, or process ids of another namespace: some may then be ours.
     """
     if processes is None or (not processes and used is not None and used > HIDDEN_BYTES):
         return None
@@ -218,4 +218,4 @@ def _resident_bytes(pid: int) -> int:
     try:
         return psutil.Process(pid).memory_info().rss
     except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return 0  # it ended since it was listed
+        return 0  # it has ended since it was listed

@@ -1,7 +1,7 @@
-"""How one stream is spread over ranks: which rank has which layers, steps and heads. Pure, no torch.
+"""How one stream is divided among ranks: which rank has which layers, steps and heads. Pure, no torch.
 
-The transformer's ranks form a grid: stages one behind the other, each of which is a group of ranks that share
-its work by heads. A pipeline's stages differ in their layers, or in their denoising steps.
+The transformer's ranks form a grid: consecutive stages, each of which is a group of ranks that split its work
+by heads. The stages of a pipeline differ in their layers, or in their denoising steps.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from avatar.preset import Preset
 
 Kind = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
 
-# What a block's decoding takes, in times of one layer at one step, by the format of the weights: on an H200
-# at 704*384 it takes 72 ms, and some 85 where it overlaps with denoising; a layer at one step, in a stage
-# that is never idle, takes 4.9 ms in bf16 and 3.9 in fp8.
+# The time to decode one block, in units of one layer at one step, by weight format: on an H200 at 704*384
+# decoding takes 72 ms, and about 85 where it overlaps with denoising; one layer at one step, in a stage that
+# is never idle, takes 4.9 ms in bf16 and 3.9 in fp8.
 DECODE_LAYERS = {"bf16": 17, "fp8": 22, "fp32": 17}
-SPARE_ITEMS = 2  # under way in a pipeline beyond one for each stage, which take longer now and then
-SPREAD_BLOCKS = 4  # after as many blocks, those under way stand one item further apart
-TYPICAL = Geometry.of(Size(704, 384), 48)  # whose proportions the stages are balanced by
+SPARE_ITEMS = 2  # in flight in a pipeline beyond one per stage, because a stage now and then takes longer
+SPREAD_BLOCKS = 4  # after every 4 blocks, those in flight move one item further apart
+TYPICAL = Geometry.of(Size(704, 384), 48)  # the geometry for which the stages are balanced
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a rank of the transformer does. peer: its place in its group. layers: those that it holds.
+    """One transformer rank's part of the work. peer: its index in its group. layers: those that it holds.
 
-    span: what it does of them, in steps of layers: layer 5 at step 1 of 4 is 21. A layer at either end may be
-    shared with the stage beside it, which does its other steps; shares_last: so is the last one held.
+    span: the part of them that it computes, counted in steps of layers: layer 5 at step 1 of 4 is 21. The
+    first and last layer may be shared with the neighbouring stage, which computes their other steps;
+    shares_last: whether the last one is.
     """
 
     stage: int
@@ -46,22 +47,22 @@ class Role:
     shares_last: bool = False
 
     def layers_at(self, step: int) -> range:
-        """The layers that it does at a step."""
+        """The layers that the rank computes at a step."""
         start, stop = (-((step - end) // self.num_steps) for end in (self.span.start, self.span.stop))
         return range(start, stop)
 
     @property
     def num_rings(self) -> int:
-        """One for each layer at each step that it does."""
+        """The number of KV rings: one per layer and step that the rank computes."""
         return sum(len(self.layers_at(step)) for step in self.steps)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The degrees of a layout and, with a model's config and a number of steps, every rank's role.
+    """The parallel degrees and, given a model's config and a number of steps, every rank's role.
 
-    Rank 0 always leads: it encodes the conditions, decodes, and hands out the work. decodes_apart: it has no
-    share of the transformer; else it is also the first rank of the first stage.
+    Rank 0 always coordinates: it encodes the conditions, decodes, and hands out the work. decodes_apart: it
+    holds no part of the transformer; otherwise it is also the first rank of the first stage.
     """
 
     kind: Kind = "local"
@@ -74,7 +75,7 @@ class Layout:
 
     @classmethod
     def of(cls, preset: Preset) -> Layout:
-        """The layout that a preset's settings mean. Raises: BadInput naming the combination that is meant."""
+        """The layout that a preset's settings describe. Raises: BadInput with a combination that is valid."""
         p, num_steps = preset.parallel, preset.generation.sample_steps
         gpus, group = p.num_gpus_dit, p.ulysses_size
         if gpus % group:
@@ -85,7 +86,7 @@ class Layout:
             )
         kind: Kind = p.layout if p.layout != "local" or gpus == 1 else _meant(gpus, group)
         if kind in ("ulysses", "fsdp"):
-            if group not in (1, gpus):  # 1 is what nobody gave
+            if group not in (1, gpus):  # 1 is the default
                 raise BadInput(
                     f"{kind} shares all work among all {gpus} GPUs, not among groups of {group}.",
                     f"Take ulysses_size {gpus}; or layers or timesteps, whose stages may be groups.",
@@ -102,7 +103,7 @@ class Layout:
         return layout.for_model(layout.config)
 
     def for_model(self, config: ModelConfig) -> Layout:
-        """The same layout of another model. Raises: BadInput when it has too few layers or heads."""
+        """The same layout for another model. Raises: BadInput when it has too few layers or heads."""
         if self.kind == "layers" and self.num_stages > config.num_layers:
             raise BadInput(
                 f"{config.num_layers} layers cannot be spread over {self.num_stages} stages.",
@@ -126,21 +127,21 @@ class Layout:
 
     @property
     def world_size(self) -> int:
-        """All ranks, rank 0 included."""
+        """The number of ranks, including rank 0."""
         return self.num_stages * self.group_size + self.decodes_apart
 
     @property
     def workers(self) -> range:
-        """The ranks that share the transformer, stage by stage."""
+        """The ranks that compute the transformer, stage by stage."""
         return range(int(self.decodes_apart), self.world_size)
 
     def ranks_of(self, stage: int) -> range:
-        """The group of ranks of a stage."""
+        """The ranks of a stage's group."""
         start = self.workers.start + stage * self.group_size
         return range(start, start + self.group_size)
 
     def role_of(self, rank: int, num_steps: int | None = None) -> Role | None:
-        """What a rank does when there are so many steps; None for a rank that only decodes."""
+        """A rank's role in a run of num_steps; None for a rank that only decodes."""
         if rank not in self.workers:
             return None
         stage, peer = divmod(rank - self.workers.start, self.group_size)
@@ -162,7 +163,7 @@ class Layout:
         )
 
     def chain_of(self, step: int, num_steps: int) -> range:
-        """The stages that a block passes at a step, in this order."""
+        """The stages that a block passes through at a step, in order."""
         if self.kind == "timesteps":
             steps = even_parts(num_steps, self.num_stages)
             stage = next(stage for stage in range(self.num_stages) if step in steps[stage])
@@ -175,24 +176,24 @@ class Layout:
 
     @property
     def most_items(self) -> int:
-        """How many items may be under way at once."""
+        """How many items may be in flight at once."""
         return self.num_stages + (SPARE_ITEMS if self._chains else 1)
 
     def lag_of(self, step: int, num_steps: int) -> int:
-        """How many blocks a block at this step stands behind the one at step 0, when all stages are busy.
+        """By how many blocks a block at this step trails the one at step 0, when all stages are busy.
 
-        layers: a block's next step waits for its last one, so as many other items must be between as may be
-        under way; with one block a step, there are num_steps.
+        layers: a block's next step waits for its previous one, so all other items that may be in flight must
+        lie between the two; with one block per step, each diagonal has num_steps of them.
         """
         if self.kind == "timesteps":
             return self.chain_of(step, num_steps).start
         return step * -(-(self.most_items - 1) // num_steps) if self._chains else 0
 
     def place_of(self, block: int, step: int, num_steps: int) -> int:
-        """The diagonal on which an item is handed out: the block's number in the run, and its lag.
+        """The diagonal on which an item is handed out: the block's number in the run plus its lag.
 
-        The first blocks of a pipeline stand only so close that all stages have work, which makes the first
-        frames come sooner; those after them further and further apart.
+        The first blocks of a pipeline are packed just densely enough to keep all stages busy, so that the
+        first frames come sooner; later blocks move gradually further apart.
         """
         lag = self.lag_of(step, num_steps)
         if self._chains:
@@ -200,7 +201,7 @@ class Layout:
         return block + lag
 
     def spread_from(self, num_steps: int) -> int:
-        """The block from which on all that are under way stand as far apart as they will."""
+        """The first block from which all blocks in flight have their final spacing."""
         last = num_steps - 1
         blocks = range(SPREAD_BLOCKS * last + 1)
         return next(
@@ -209,11 +210,11 @@ class Layout:
 
     @property
     def _chains(self) -> bool:
-        """Whether an item passes several stages."""
+        """Whether an item passes through several stages."""
         return self.kind == "layers" and self.num_stages > 1
 
     def describe(self, rank: int) -> str:
-        """A rank's part in a few words, for progress and errors."""
+        """A rank's part in a few words, for progress and error messages."""
         role, parts = self.role_of(rank), []
         if role is not None and self.kind == "layers":
             parts.append(_span("layer", role.layers))
@@ -226,20 +227,20 @@ class Layout:
         return ", ".join([*parts, "decode"] if rank == 0 else parts)
 
     def _spans(self) -> list[range]:
-        """Each stage's part of all steps of all layers, as it is loaded for the preset's number of steps."""
+        """Each stage's span over all steps of all layers, as loaded for the preset's number of steps."""
         decode = 0.0 if self.decodes_apart else float(self.decode_layers * self.group_size)
         return stage_spans(self.config, self.num_stages, self.num_steps, decode)
 
     def _in_steps(self, place: int, num_steps: int) -> int:
-        """A place among the steps of layers when a run has another number of them."""
+        """Convert a position in steps of layers to a run with another number of steps."""
         layer, step = divmod(place, self.num_steps)
         return layer * num_steps + round(step * num_steps / self.num_steps)
 
 
 def layer_costs(config: ModelConfig, geometry: Geometry = TYPICAL) -> list[float]:
-    """The floating-point operations of every layer for a block with a full ring, in those of a plain layer.
+    """Each layer's floating-point operations for a block with a full ring, relative to a plain layer's.
 
-    A layer that injects audio adds a projection of every token, and a sum over each head's few audio tokens.
+    Audio injection adds a projection of every token, and a sum over each head's few audio tokens.
     """
     dim, plain = config.dim, sum(plain_layer_flops(config, geometry))
     audio_tokens = config.num_audio_token + 1  # the last is learnt padding
@@ -251,9 +252,9 @@ def layer_costs(config: ModelConfig, geometry: Geometry = TYPICAL) -> list[float
 
 
 def plain_layer_flops(config: ModelConfig, geometry: Geometry) -> tuple[float, float]:
-    """Floating-point operations for each token of a block with a full ring: linear layers, and attention.
+    """Floating-point operations per token of a block with a full ring: of linear layers, and of attention.
 
-    The prompt is taken to be short: its tokens' outputs are summed, and there is no output projection.
+    Assumes a short prompt: its tokens' outputs are summed, without an output projection.
     """
     dim, tokens_seen = config.dim, geometry.window_frames * geometry.frame_tokens + geometry.condition_tokens
     products = 2 * dim * (5 * dim + 2 * config.ffn_dim)  # q k v o of self-, q of cross-attention
@@ -263,18 +264,18 @@ def plain_layer_flops(config: ModelConfig, geometry: Geometry) -> tuple[float, f
 
 @cache
 def stage_spans(config: ModelConfig, num_stages: int, num_steps: int, decode: float) -> list[range]:
-    """The steps of all layers, layer by layer, cut into stages; decode: what the first has to do besides.
+    """Split the steps of all layers, layer by layer, into stages; decode: the first stage's extra cost.
 
-    Where stages share a layer, both hold its weights, and each the rings of the steps that it does.
+    Where two stages share a layer, both hold its weights, and each the rings of the steps that it computes.
     """
     costs = [cost for cost in layer_costs(config) for _ in range(num_steps)]
     return balance(costs, num_stages, decode, least=num_steps)
 
 
 def balance(costs: Sequence[float], num_parts: int, first_extra: float = 0.0, least: int = 1) -> list[range]:
-    """Cut a row of costs into parts, so that the dearest is as cheap as can be.
+    """Cut a sequence of costs into consecutive parts, minimising the most expensive part.
 
-    first_extra: what the first part costs besides. least: how many each part must have.
+    first_extra: the first part's extra cost. least: the fewest items per part.
     """
     sums = [0.0, *accumulate(costs)]
     best: dict[int, tuple[float, tuple[int, ...]]] = {
@@ -292,14 +293,14 @@ def balance(costs: Sequence[float], num_parts: int, first_extra: float = 0.0, le
 
 
 def even_parts(total: int, num_parts: int) -> list[range]:
-    """0..total in consecutive parts that differ by one at most, the larger first: 40 in 3 are 14, 13, 13."""
+    """Split range(total) into parts that differ by at most one, the larger first: 40 in 3 is 14, 13, 13."""
     size, larger = divmod(total, num_parts)
     cuts = [0, *accumulate(size + (part < larger) for part in range(num_parts))]
     return [range(start, end) for start, end in pairwise(cuts)]
 
 
 def _meant(gpus: int, group: int) -> Kind:
-    """What several GPUs without a layout mean, as the public code reads them."""
+    """The layout of several GPUs when none is named, as the public code has it."""
     return "ulysses" if group == gpus else "timesteps"
 
 
@@ -312,7 +313,7 @@ def _span(name: str, span: range) -> str:
 
 
 def unsupported(preset: Preset) -> list[str]:
-    """What this preset asks for and this version does not do yet, a sentence each; empty: it does all."""
+    """What this preset asks for and this version does not support yet, one sentence each; empty if none."""
     if preset.engine != "diffusion":
         return []
     parallel = preset.parallel

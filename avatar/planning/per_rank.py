@@ -1,4 +1,4 @@
-"""How a layout divides a run among GPUs, as far as memory goes."""
+"""How a layout divides a run's memory among GPUs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from avatar.settings import TextPlace
 
 
 def shares_of(preset: Preset, model: ModelConfig) -> list[RankShare]:
-    """Each rank's share, rank 0's first. Raises: BadInput for a layout that cannot be."""
+    """Each rank's share, rank 0's first. Raises: BadInput for an impossible layout."""
     layout = Layout.of(preset).for_model(model)
     place = preset.memory.text_encoder
     return [
@@ -41,7 +41,7 @@ def _lag(layout: Layout, step: int) -> int:
 
 
 def _num_communicators(layout: Layout, role: Role) -> int:
-    """One for each stage beside this rank's that tokens pass to or from, and its group's own."""
+    """One per neighbouring stage that tokens pass to or from, plus those of the rank's own group."""
     beside = 0
     if layout.kind == "layers":
         beside = (role.stage > 0) + (role.stage + 1 < layout.num_stages)
@@ -50,7 +50,7 @@ def _num_communicators(layout: Layout, role: Role) -> int:
 
 
 def _text(place: TextPlace, layout: Layout, rank: int) -> float:
-    """A rank's part of the prompt encoder."""
+    """A rank's fraction of the prompt encoder."""
     if place == "sharded":
         return 1 / layout.world_size
     return float(place == "gpu" and rank == 0)

@@ -1,4 +1,4 @@
-"""A plan: what will lie where, in bytes, and whether it fits. Plain data; the planner makes it."""
+"""A plan: what each device will hold, in bytes, and whether it fits. Plain data; the planner makes it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ GIB = 2**30
 
 
 class RunPhase(StrEnum):
-    """A stretch of a run during which the same things are in memory."""
+    """A phase of a run during which the same items are in memory."""
 
     ENCODE = "encode"  # text and portrait: the side models, before a run begins
-    LISTEN = "listen"  # the next stretch of speech, between two blocks
+    LISTEN = "listen"  # the next window of speech is encoded, between two blocks
     DENOISE = "denoise"
     DECODE = "decode"
 
@@ -25,7 +25,7 @@ ALWAYS = (RunPhase.ENCODE, RunPhase.LISTEN, RunPhase.DENOISE, RunPhase.DECODE)
 
 @dataclass(frozen=True)
 class MemoryItem:
-    """One thing in memory; name: a stable key, which the page translates; stages: when it is there."""
+    """One item in memory. name: a stable key, which the page translates. stages: the phases that hold it."""
 
     name: str
     num_bytes: int
@@ -34,9 +34,9 @@ class MemoryItem:
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """What one GPU, or the host, holds. index: NVML's, None for the host.
+    """What one GPU, or the host, will hold. index: NVML's, None for the host.
 
-    available_bytes: what this device could give; None: unknown, and then nothing is promised.
+    available_bytes: what a run could use on this device; None: unknown, and then counted as nothing.
     """
 
     label: str
@@ -58,13 +58,13 @@ class DevicePlan:
 
     @property
     def peak_items(self) -> tuple[MemoryItem, ...]:
-        """The items that lie here together at the peak, largest first: what a stacked bar shows."""
+        """The items held at the peak, largest first, as a stacked bar shows them."""
         there = [item for item in self.items if self.peak_stage in item.stages and item.num_bytes]
         return tuple(sorted(there, key=lambda item: -item.num_bytes))
 
     @property
     def shortfall_bytes(self) -> int:
-        """How much is lacking, 0 when it fits; everything where it is not known what is available."""
+        """How much is lacking, 0 when it fits; the whole peak where available_bytes is unknown."""
         return max(0, self.peak_bytes - (self.available_bytes or 0))
 
     def as_dict(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class DevicePlan:
 class Plan:
     """Every device's items for one preset.
 
-    is_estimate: computed, not yet calibrated by a measured run. placement: what of it waits on the host.
+    is_estimate: computed, not yet calibrated by a measured run. placement: what is offloaded to the host.
     """
 
     preset: str
@@ -111,7 +111,7 @@ class Plan:
         return max(self.devices, key=lambda device: device.peak_bytes - (device.available_bytes or 0))
 
     def peak_bytes(self, gpu_index: int) -> int | None:
-        """Peak planned for a GPU by its NVML index; None for a GPU that the plan leaves alone."""
+        """Peak planned for a GPU by its NVML index; None for a GPU that the plan does not use."""
         return next((gpu.peak_bytes for gpu in self.gpus if gpu.index == gpu_index), None)
 
     @property

@@ -1,4 +1,4 @@
-"""What a preset needs in bytes, before anything loads, and what of it waits on the host."""
+"""What a preset needs in bytes, before anything loads, and what is offloaded to the host."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from avatar.preset import Preset
 
 MIB = 2**20
 TINY_BYTES = GIB // 2  # the self-test's whole model and its caches
-MOST_AHEAD = 4  # offloaded layers on the GPU at a time, where there is room
+MOST_AHEAD = 4  # offloaded layers on the GPU at a time, where memory allows
 USED_SHARE = 0.96  # of a GPU's memory, where the planner may choose
-ROOM_BYTES = 32 * MIB  # free memory is rounded down to these: it flickers, and the choice should not
+ROOM_BYTES = 32 * MIB  # free memory is rounded down to multiples of this, so that the choice is stable
 
-# Measured on two cores with the shipped portraits; the page takes more than the command line, and is counted.
+# Measured on two cores with the shipped portraits, with the page, which takes more than the command line.
 PREVIEW_RUNTIME_BYTES = 180 * MIB  # the page
 PREVIEW_MODELS_BYTES = 150 * MIB  # the engine's process with its networks
 PREVIEW_BYTES_PER_PX = 110  # source layers, warp grids, frames waiting for the encoder
@@ -43,12 +43,12 @@ def plan(
     speech_s: float = SPEECH_WINDOW_S,
     sizes: ModelSizes | None = None,
 ) -> Plan:
-    """What the preset will hold on every device, against what the machine has free.
+    """What the preset will hold on every device, compared with what is free there.
 
-    placement: as a run has it already; None: with offload_model what fits with the least traffic.
-    speech_s: how long the speech is; from one window on it makes no difference. sizes: of the model; None:
-    of the machine's checkpoint.
-    Raises: BadInput for "auto", which must be resolved first, and for a layout that cannot be.
+    placement: that of an existing run; None: with offload_model, the one that fits with the least traffic.
+    speech_s: the length of the speech; beyond one window it makes no difference. sizes: the model's; None:
+    those of the machine's checkpoint.
+    Raises: BadInput for "auto", which must be resolved first, and for an impossible layout.
     """
     if preset.engine == "auto":
         raise BadInput(
@@ -71,10 +71,10 @@ def plan(
 
 @lru_cache(maxsize=256)
 def _chosen(run: RunShape, rooms: tuple[int, ...], shares: tuple[RankShare, ...]) -> Placement:
-    """The placement with the least traffic that fits with some room to spare, or else the smallest there is.
+    """The placement with the least traffic that fits with some memory to spare, or else the smallest one.
 
-    It is chosen for the longest window of speech, so that a model once loaded serves every request.
-    rooms: what each share's GPU could give, in bytes.
+    It is chosen for the longest window of speech, so that a model, once loaded, serves every request.
+    rooms: bytes that a run could use on each share's GPU.
     """
     run = replace(run, speech_s=SPEECH_WINDOW_S)
 
@@ -95,9 +95,9 @@ def _chosen(run: RunShape, rooms: tuple[int, ...], shares: tuple[RankShare, ...]
 
 
 def placements(run: RunShape, shares: list[RankShare]) -> list[Placement]:
-    """Where things may be, the least traffic over the bus first; side models, which seldom move, go first.
+    """Candidate placements, least bus traffic first; side models, which seldom move, are offloaded first.
 
-    The speech encoder goes to the CPU only where nothing else makes it fit.
+    The speech encoder runs on the CPU only where nothing else fits.
     """
     if not run.memory.offload_model:
         return [ALL_ON_GPU]
@@ -116,9 +116,9 @@ def placements(run: RunShape, shares: list[RankShare]) -> list[Placement]:
 
 
 def largest_geometry(preset: Preset) -> Geometry:
-    """The most that any portrait makes of the preset's size: its area in squares of 64 pixels, in one row.
+    """The largest geometry that any portrait's shape gives: the size's area as one row of 64-pixel squares.
 
-    Raises: BadInput when the area has no room for one square.
+    Raises: BadInput when the area is smaller than one square.
     """
     size = Size.parse(preset.generation.size)
     squares = size.area // SIDE_MULTIPLE**2

@@ -1,4 +1,4 @@
-"""From a preset's name and a user's settings to the preset that will run here."""
+"""The preset that will run here, from a preset's name and a user's settings."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def choose(
 ) -> Preset:
     """The named preset with the given settings, `auto` resolved for this machine.
 
-    also_given: other things that the user gave, which not every engine can honour.
-    Raises: BadInput for an unknown preset or a setting that its engine cannot honour, DoesNotFit.
+    also_given: names of other options that the user set, which not every engine supports.
+    Raises: BadInput for an unknown preset or a setting that its engine does not support, DoesNotFit.
     """
     asked = load_preset(name)
     chosen = resolve(asked.with_settings(**given), inventory)

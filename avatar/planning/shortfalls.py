@@ -1,4 +1,4 @@
-"""What a machine lacks for a preset, each with what to do about it."""
+"""What a machine lacks for a preset, each item with its remedy."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from avatar.planning.layout import Layout, unsupported
 from avatar.planning.plan import GIB, DevicePlan, Plan
 from avatar.preset import Preset, capability
 
-SYSTEMS = {"darwin": "macOS", "windows": "Windows"}  # on which only the preview runs
-BLACKWELL = (10, 0)  # the compute capability from which on kernels need CUDA 12.8
+SYSTEMS = {"darwin": "macOS", "windows": "Windows"}  # only the preview runs on these
+BLACKWELL = (10, 0)  # from this compute capability on, kernels need CUDA 12.8
 BLACKWELL_CUDA = (12, 8)
-# PyTorch 2.11 has wheels for CUDA 12.6, 12.8 and 13.0, 2.12 and 2.13 for 12.6 and 13; those for 12.6 know no
-# Blackwell. Source: "CUDA support matrix", pytorch/pytorch issues 172663 and 178665.
+# PyTorch 2.11 has wheels for CUDA 12.6, 12.8 and 13.0, 2.12 and 2.13 for 12.6 and 13; those for 12.6 do not
+# support Blackwell. Source: "CUDA support matrix", pytorch/pytorch issues 172663 and 178665.
 NEWER_DRIVER = "580"  # the first that runs CUDA 13
 INSTALL = "pip install -r requirements.txt -c constraints.txt"  # after requirements-preview.txt alone
 
@@ -33,7 +33,7 @@ class Lack:
 
 
 def refused(preset: Preset, inventory: Inventory) -> Iterator[Lack]:
-    """What no machine of this kind does."""
+    """What no machine of this kind supports."""
     for text in unsupported(preset):
         yield Lack("unsupported", text, "Choose another preset, or cpu-preview.")
     if preset.engine == "diffusion":
@@ -49,12 +49,12 @@ def refused(preset: Preset, inventory: Inventory) -> Iterator[Lack]:
 
 
 def able(preset: Preset, inventory: Inventory) -> list[Gpu]:
-    """The cards that the preset may use, whatever is free on them."""
+    """The cards that the preset may use, however much memory is free on them."""
     return [gpu for gpu in inventory.gpus if not _unable(gpu, preset, inventory)]
 
 
 def missing_cards(preset: Preset, inventory: Inventory) -> Iterator[Lack]:
-    """Why fewer cards can be used than the preset takes; nothing where there are enough."""
+    """Why fewer cards can be used than the preset needs; nothing where there are enough."""
     num_gpus, found = preset.num_gpus, len(inventory.gpus)
     if len(able(preset, inventory)) >= num_gpus:
         return
@@ -131,7 +131,7 @@ def _torch(inventory: Inventory, gpus: Sequence[Gpu]) -> Iterator[Lack]:
 
 
 def install_command(runs: str | None, newest: tuple[int, int]) -> str:
-    """How to get a PyTorch that a driver's CUDA and the newest card's capability allow, as a sentence."""
+    """How to install a PyTorch for the driver's CUDA and the newest card's capability, in a sentence."""
     newer = f"update the NVIDIA driver to {NEWER_DRIVER} or newer"
     cuda = (13, 0) if runs is None else capability(runs)
     if cuda >= (13, 0):
@@ -144,12 +144,12 @@ def install_command(runs: str | None, newest: tuple[int, int]) -> str:
 
 
 def _pip(torch: str, index: str) -> str:
-    """Forced, or pip takes a build of the same version for the one that is wanted."""
+    """The install command, forced: pip would keep an installed build of the same version for another CUDA."""
     return f'pip install --force-reinstall "{torch}" --index-url https://download.pytorch.org/whl/{index}'
 
 
 def missing_room(plan: Plan) -> Iterator[Lack]:
-    """Where the plan is longer than what is free: on the GPU that lacks most, and in RAM."""
+    """Where the plan exceeds the free memory: on the GPU that lacks most, and in RAM."""
     short = [gpu for gpu in plan.gpus if gpu.shortfall_bytes]
     if short:
         yield _short_of("memory", max(short, key=lambda gpu: gpu.shortfall_bytes), plan)

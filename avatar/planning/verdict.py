@@ -1,6 +1,6 @@
-"""The one verdict: what runs on a machine, on which cards, what is missing if not, and what `auto` takes.
+"""What runs on a machine, on which cards, what is missing if not, and what `auto` chooses.
 
-`plan`, `doctor`, `presets`, `generate`, `batch`, the page and the engine itself all ask judge().
+`plan`, `doctor`, `presets`, `generate`, `batch`, the page and the engine itself all call judge().
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from avatar.planning.shortfalls import Lack, able, missing_cards, missing_room, 
 from avatar.preset import Preset, capability, load_presets
 from avatar.settings import SETTINGS
 
-ALIKE_BYTES = 2 * GIB  # cards whose free memory differs by less are ordered by their generation first
+ALIKE_BYTES = 2 * GIB  # cards whose free memory differs by less count as equal; the newer one comes first
 
 
 @dataclass(frozen=True)
 class Verdict:
     """Whether a preset runs on a machine.
 
-    preset: as it will run; `auto` has become the best that does. lacks: what is missing, the most telling
-    first; empty when it runs. plan: what it will hold, None where there is nothing to plan. gpus: those that
-    it takes, rank 0's first.
+    preset: as it will run; `auto` is replaced by the best that does. lacks: what is missing, the most
+    important first; empty when it runs. plan: what it will hold, None where there is nothing to plan. gpus:
+    those that it uses, rank 0's first.
     """
 
     preset: Preset
@@ -49,18 +49,18 @@ class Verdict:
 
     @property
     def remedy(self) -> str:
-        """What to do first; empty when nothing is missing."""
+        """The first thing to do; empty when nothing is missing."""
         return self.lacks[0].remedy if self.lacks else ""
 
     @property
     def uuids(self) -> list[str] | None:
-        """The cards as CUDA_VISIBLE_DEVICES names them; None where none are needed, or NVML hides one's."""
+        """The cards as CUDA_VISIBLE_DEVICES names them; None if none are needed or NVML hides a UUID."""
         known = [gpu.uuid for gpu in self.gpus if gpu.uuid is not None]
         return known if known and len(known) == len(self.gpus) else None
 
     @property
     def size(self) -> Size:
-        """The area's sides."""
+        """The preset's size, parsed."""
         return Size.parse(self.preset.generation.size)
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Verdict:
 
 
 def judge(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> Verdict:
-    """The verdict on a preset, as its settings are, for a machine, as it is.
+    """The verdict on a preset with its settings, for a machine in its present state.
 
     presets: what `auto` chooses from; None: the shipped ones.
     """
@@ -98,12 +98,12 @@ def judge(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None
 
 
 def require(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> Verdict:
-    """Refuse a preset that cannot run here, before anything loads; what runs is its verdict.
+    """Refuse a preset that cannot run here, before anything loads; otherwise return its verdict.
 
     presets: where to look for one that fits; None: the shipped ones.
-    Raises: BadInput (not in this version), WeightsMissing, DoesNotFit, each with what to do.
+    Raises: BadInput (not in this version), WeightsMissing, DoesNotFit, each with a remedy.
     """
-    own = preset.requires.weights == "tiny"  # a model of its own
+    own = preset.requires.weights == "tiny"  # has a model of its own
     check_loras(preset.memory.lora, Checkpoint() if own else inventory.checkpoint)
     found = judge(preset, inventory, presets)
     if found.ok:
@@ -122,7 +122,7 @@ def require(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | No
 def resolve(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> Preset:
     """The preset itself, or for `auto` the best that this machine can run.
 
-    Settings in which auto differs from the defaults are laid over the preset taken.
+    Settings of auto that differ from the defaults override those of the chosen preset.
     Raises: DoesNotFit when none of them runs here.
     """
     if preset.engine != "auto":
@@ -134,7 +134,7 @@ def resolve(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | No
 
 
 def way_out(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> str:
-    """What to try instead: the first rungs of its ladder with which it fits, or the best preset that does."""
+    """What to try instead: the first rungs of the ladder with which it fits, or the best preset that does."""
     taken: list[str] = []
     for rung, lower in rungs(preset):
         taken.append(describe(rung, lower))
@@ -147,9 +147,9 @@ def way_out(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | No
 
 
 def within_reach(inventory: Inventory, presets: Iterable[Preset] | None = None) -> Verdict | None:
-    """The best that the cards could run, were PyTorch, driver and checkpoint there: with what it lacks.
+    """The best preset that the cards could run, were PyTorch, driver and checkpoint there, with its lacks.
 
-    None where `auto` takes that already, or the cards could run none but the preview.
+    None where `auto` chooses that already, or the cards could run only the preview.
     """
     presets = _candidates(presets)
     whole = Checkpoint(complete=True)
@@ -168,7 +168,7 @@ def within_reach(inventory: Inventory, presets: Iterable[Preset] | None = None) 
 
 
 def _best(auto: Preset, inventory: Inventory, presets: Iterable[Preset] | None) -> Verdict:
-    """What `auto` takes, its settings laid over it."""
+    """The preset that `auto` chooses, with the settings of `auto` applied to it."""
     changed = _changed(auto)
     able_ones = (preset.with_settings(**changed) for preset in _candidates(presets))
     for found in _by_preference(judge(preset, inventory) for preset in able_ones):
@@ -182,13 +182,13 @@ def _best(auto: Preset, inventory: Inventory, presets: Iterable[Preset] | None) 
 
 
 def _candidates(presets: Iterable[Preset] | None) -> list[Preset]:
-    """What auto chooses from; the self-test is not among them, its output is noise."""
+    """The presets that auto chooses from; not the self-test, whose output is noise."""
     all_of_them = load_presets() if presets is None else presets
     return [p for p in all_of_them if p.engine != "auto" and p.requires.weights != "tiny"]
 
 
 def _by_preference(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """Those that run, the best first."""
+    """The verdicts of presets that run, the best first."""
     able_ones = [(found, found.plan) for found in verdicts if found.ok]
     ordered = sorted(
         (preference(found.preset, planned, found.gpus), place)
@@ -199,13 +199,13 @@ def _by_preference(verdicts: Iterable[Verdict]) -> list[Verdict]:
 
 
 def _changed(auto: Preset) -> dict[str, Any]:
-    """Settings in which `auto` differs from a preset's defaults: the user's own."""
+    """Settings in which `auto` differs from a preset's defaults: those that the user set."""
     plain = Preset(name=auto.name, title=auto.title, summary=auto.summary, engine=auto.engine)
     return {name: value for name in SETTINGS if (value := auto.setting(name)) != plain.setting(name)}
 
 
 def _on_the_best_cards(preset: Preset, inventory: Inventory) -> tuple[tuple[Gpu, ...], Plan]:
-    """The cards to take and the plan on them, fewer where there are not enough. Raises: AvatarError."""
+    """The cards to use and the plan on them; fewer cards if there are not enough. Raises: AvatarError."""
     count, cards = preset.num_gpus, able(preset, inventory)
     if count != 1:
         gpus = _in_order(sorted(cards, key=_worth)[:count])
@@ -221,24 +221,24 @@ def _on_the_best_cards(preset: Preset, inventory: Inventory) -> tuple[tuple[Gpu,
 
 
 def _ease(planned: Plan) -> tuple[bool, bool, int]:
-    """Cards on which a plan fits come first, then those where less waits on the host."""
+    """Sort key: cards on which a plan fits come first, then those where less is offloaded."""
     placement = planned.placement
     return not planned.fits, placement.rings_on_host, placement.layers_on_host
 
 
 def _worth(gpu: Gpu) -> tuple[int, tuple[int, ...], int]:
-    """The card with more to give first, of those alike the newer one, then the first."""
+    """Sort key: more usable memory first; among equals, the newer card, then the lower index."""
     newness = capability(gpu.compute_capability or "0.0")
     return -((gpu.usable_bytes or 0) // ALIKE_BYTES), tuple(-part for part in newness), gpu.index
 
 
 def _in_order(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    """By number: neighbours on the bus stay neighbours in a pipeline."""
+    """Cards by index, so that neighbours on the bus stay neighbours in a pipeline."""
     return tuple(sorted(gpus, key=lambda gpu: gpu.index))
 
 
 def _largest_for_the_fullest(planned: Plan, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    """Unlike cards in the order of what the ranks need."""
+    """Cards reordered so that the rank that needs most memory gets the card with the most."""
     by_room = sorted(gpus, key=lambda gpu: -(gpu.usable_bytes or 0))
     fullest = sorted(range(len(gpus)), key=lambda rank: -planned.gpus[rank].peak_bytes)
     placed = dict(zip(fullest, by_room, strict=True))

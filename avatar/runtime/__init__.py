@@ -1,1 +1,1 @@
-"""What runs engines and keeps them running. No torch: nothing here computes."""
+"""Start, supervise and talk to engine processes. No torch: nothing here computes."""

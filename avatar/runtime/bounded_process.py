@@ -1,7 +1,7 @@
-"""Functions that open strangers' files, run in child processes whose memory and time are bounded.
+"""Run functions that open untrusted files in child processes with limited memory and time.
 
-A damaged or hostile file can make a decoder take gigabytes, minutes, or crash: then its process ends, the
-next one is fresh, and the server goes on. A process starts in a moment: nothing here loads torch.
+A damaged or hostile file can make a decoder use gigabytes, take minutes, or crash: then only its process
+ends, and a fresh one replaces it. Processes start quickly, since nothing here loads torch.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from avatar.runtime.protocol import Link
 
 try:
     import resource
-except ImportError:  # Windows bounds no process: there the parent's patience is the one limit
+except ImportError:  # on Windows the parent's timeout is the only limit
     resource = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
-WALL = 4.0  # seconds of the clock for each second of CPU that a job may take: the machine may be busy
-START_S = 60.0  # in which a process must have started; it takes less than one where nothing is wrong
-LOOK_S = 0.1  # how soon a cancelled job is noticed
-FEW_WAITING = 16  # jobs of all visitors together that may wait: each holds a thread of the server
-CODE_BYTES = 512 * 2**20  # address space of the interpreter and its libraries, beside the data
-RETIRE_BYTES = 256 * 2**20  # a process that has kept more than this is replaced
+WALL = 4.0  # wall-clock seconds per second of a job's CPU limit, since the machine may be busy
+START_S = 60.0  # limit for starting a process; normally it takes less than one second
+LOOK_S = 0.1  # polling interval for cancelled jobs
+FEW_WAITING = 16  # limit for waiting jobs of all visitors, since each blocks a server thread
+CODE_BYTES = 512 * 2**20  # address space for the interpreter and its libraries, in addition to data
+RETIRE_BYTES = 256 * 2**20  # a process with more resident memory than this after a job is replaced
 ENV = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 
 
 class Crowded(AvatarError):
-    """As many files are waiting to be read as the server takes, of this visitor or of all."""
+    """The limit of waiting files is reached, for this visitor or for all."""
 
     def __init__(self) -> None:
         super().__init__("Too many files are being read.", "Please try again in a minute.")
 
 
 class BoundedJob:
-    """One call; made by Bounded.submit."""
+    """One call, created by Bounded.submit."""
 
     def __init__(
         self, function: Callable[..., Any], args: tuple[Any, ...], name: str, cpu_s: float, visitor: str
@@ -59,36 +59,36 @@ class BoundedJob:
         self._error: BaseException | None = None
 
     def cancel(self) -> None:
-        """Give its place to the next; what its process is doing is ended. Safe at any time."""
+        """Remove it from the queue, or kill its process if it is running. Safe at any time."""
         self.cancelled.set()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Whether it is over, at the latest after timeout_s."""
+        """Wait until it is over, for at most timeout_s; returns whether it is."""
         return self._over.wait(timeout_s)
 
     def result(self) -> Any:
-        """What the function returned, once it is over. Raises: what it raised; BadInput beyond the bounds."""
+        """Wait for the function's result. Raises: what it raised; BadInput when it exceeded the limits."""
         self._over.wait()
         if self._error is not None:
-            raise self._error.with_traceback(None)  # it may be raised many times
+            raise self._error.with_traceback(None)  # it may be raised repeatedly
         return self._value
 
     @property
     def error(self) -> BaseException | None:
-        """Why it came to nothing; None while it is not over."""
+        """Why it failed; None if it did not, or is not over."""
         return self._error
 
     def end(self, value: Any = None, error: BaseException | None = None) -> None:
-        """Called once, by who runs it."""
+        """Store the outcome; called once, by the thread that runs the job."""
         self._value, self._error = value, error
         self._over.set()
 
 
 class Bounded:
-    """Runs jobs in child processes, one at a time for each visitor; safe to use from several threads."""
+    """Runs jobs in child processes, one at a time per visitor; thread-safe."""
 
     def __init__(self, memory_bytes: int, places: int = 2, per_visitor: int = 8) -> None:
-        """memory_bytes: of data, for each process. per_visitor: jobs of one visitor that may wait."""
+        """memory_bytes: data limit per process. places: processes. per_visitor: waiting jobs per visitor."""
         self.memory_bytes = memory_bytes
         self.per_visitor = per_visitor
         self._changed = threading.Condition()
@@ -105,9 +105,9 @@ class Bounded:
     def submit(
         self, function: Callable[..., Any], *args: Any, name: str, cpu_s: float, visitor: str = ""
     ) -> BoundedJob:
-        """Have function(*args) called in a child; function is importable, all is picklable. Raises: Crowded.
+        """Queue function(*args) for a child; both must be picklable. Raises: Crowded.
 
-        name: what messages call the file. cpu_s: CPU time that it may take.
+        name: the file's name in messages. cpu_s: limit of CPU time.
         """
         job = BoundedJob(function, args, name, cpu_s, visitor)
         with self._changed:
@@ -120,7 +120,7 @@ class Bounded:
         return job
 
     def close(self) -> None:
-        """End all processes; jobs that are not over are cancelled."""
+        """End all processes; unfinished jobs are cancelled."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -128,7 +128,7 @@ class Bounded:
             thread.join()
 
     def _work(self) -> None:
-        """One place: a job after another, in a process that is replaced when it has to be."""
+        """A worker thread: run one job after another, in a process that is replaced when necessary."""
         child: Child | None = None
         while (job := self._next()) is not None:
             try:
@@ -144,7 +144,7 @@ class Bounded:
             child.kill()
 
     def _next(self) -> BoundedJob | None:
-        """The next job; nobody has two places while there are two. None: closed."""
+        """Wait for the next job, at most one running per visitor; None once closed."""
         with self._changed:
             while not self._closed:
                 self._drop_cancelled()
@@ -165,7 +165,7 @@ class Bounded:
             job.end(error=Cancelled("Nobody waits for it."))
 
     def _run(self, job: BoundedJob, child: Child | None) -> Child | None:
-        """Have a child do it, a new one if need be; returns the child if it can go on."""
+        """Run a job in the child, or in a new one; returns the child if it can take further jobs."""
         if child is None or not child.alive:
             child = Child("avatar.runtime.bounded_process", str(self.memory_bytes), env=ENV)
         deadline, answer = time.monotonic() + START_S, None
@@ -179,7 +179,7 @@ class Bounded:
                     return None
                 if child.link.poll(LOOK_S):
                     answer = child.link.recv()
-                    if answer is None:  # it has begun
+                    if answer is None:  # it has started
                         deadline = time.monotonic() + WALL * job.cpu_s
             value, error, stays = answer
         except (EOFError, OSError):
@@ -203,16 +203,16 @@ def _too_big(name: str) -> BadInput:
 
 
 def _lost(name: str, fate: str) -> BadInput:
-    """What a process' end means for who sent the file."""
+    """The error for the visitor when a process ended unexpectedly."""
     if "SIGXCPU" in fate:
         return _too_slow(name)
-    if "SIGKILL" in fate:  # by the system, which was short of memory
+    if "SIGKILL" in fate:  # by the system, when it ran out of memory
         return _too_big(name)
     return BadInput(f"{name} is damaged: it cannot be read.", "Export it again, or choose another file.")
 
 
 def serve(link: Link, memory_bytes: int) -> None:
-    """The child: calls what comes over the link, within the bounds, until the link is closed."""
+    """The child's loop: run the calls that come over the link, within the limits, until it is closed."""
     _bound_memory(memory_bytes)
     stays = True
     while stays:
@@ -239,12 +239,12 @@ def _bound_memory(num_bytes: int) -> None:
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, num_bytes))
-    with suppress(ValueError):  # macOS maps more than that before the first line of ours
+    with suppress(ValueError):  # macOS maps more than that before our code starts
         resource.setrlimit(resource.RLIMIT_AS, (num_bytes + CODE_BYTES, num_bytes + CODE_BYTES))
 
 
 def _bound_time(cpu_s: float) -> None:
-    """From now on."""
+    """Limit this process's CPU time to cpu_s from now on."""
     if resource is None:
         return
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -253,7 +253,7 @@ def _bound_time(cpu_s: float) -> None:
 
 
 def _was_memory(error: BaseException) -> bool:
-    """Whether memory was short at the bottom of an error."""
+    """Whether an error, or one in its chain of causes, is a MemoryError."""
     below: BaseException | None = error
     while below is not None:
         if isinstance(below, MemoryError):
@@ -269,7 +269,7 @@ def _resident_bytes() -> int:
 def main() -> None:
     """`python -m avatar.runtime.bounded_process BYTES FD`: a child of Bounded."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the server, which hangs up
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which closes the link
     serve(Link(int(sys.argv[2])), int(sys.argv[1]))
 
 

@@ -1,7 +1,7 @@
-"""Portraits and speech as the page reads them: in bounded processes, each upload once.
+"""Read the page's portraits and speech in bounded processes, each upload once.
 
-What was read, or why it was refused, is kept by the file's digest: a portrait that was judged when it was
-chosen is not decoded again by the run.
+Results and refusals are cached by the file's digest: a portrait that was checked when the user chose it is
+not decoded again by the run.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from avatar.runtime.bounded_process import Bounded, BoundedJob
 
 log = logging.getLogger(__name__)
 
-KEPT_BYTES = 512 * 2**20  # of what was read; a portrait is 12 MB at most, a minute of speech 6 MB
+KEPT_BYTES = 512 * 2**20  # cache size; a portrait is 12 MB at most, a minute of speech 6 MB
 KEPT_S = 3600.0
-MOST_KEPT = 1000  # refusals, mostly: they take no room to speak of
+MOST_KEPT = 1000  # mostly refusals, which take almost no space
 
-Key = tuple[str, str, str]  # digest, the name that messages use, "portrait" or "speech"
+Key = tuple[str, str, str]  # digest, name in messages, "portrait" or "speech"
 
 
 class Readings:
-    """What was read, on disk and bounded; hands out readers."""
+    """The cache of read files, on disk and of limited size; creates readers."""
 
     def __init__(self, folder: Path, limits: InputLimits, places: int = 2, per_visitor: int = 8) -> None:
-        """folder: is made. per_visitor: files of one visitor that may wait to be read."""
+        """folder: will be created. per_visitor: files that may wait to be read, per visitor."""
         folder.mkdir(mode=0o700)
         self.folder, self.limits = folder, limits
         self.bounded = Bounded(limits.max_decode_bytes, places, per_visitor)
         self._lock = threading.Lock()
-        self._entries: OrderedDict[Key, _Entry] = OrderedDict()  # the one used last comes last
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()  # least recently used first
         self._count = 0
 
     def by(self, visitor: str) -> Reader:
@@ -54,7 +54,7 @@ class Readings:
         return BoundedReader(self, visitor)
 
     def begin(self, kind: str, path: Path, name: str | None, visitor: str) -> _Entry:
-        """The entry of a file, being read if it was not before; leave() it. Raises: BadInput, Crowded."""
+        """A file's entry; starts reading if it is new. Release it with leave(). Raises: BadInput, Crowded."""
         name = display_name(path, name)
         most = self.limits.max_portrait_bytes if kind == "portrait" else self.limits.max_speech_bytes
         check_file(path, name, most, kind)
@@ -81,7 +81,7 @@ class Readings:
         return _Entry(job, target)
 
     def leave(self, entry: _Entry) -> None:
-        """One user less; a reading that nobody waits for any more gives its place up."""
+        """Release an entry; a reading without users is cancelled."""
         with self._lock:
             entry.users -= 1
             if not entry.users and not entry.job.wait(0):
@@ -89,13 +89,13 @@ class Readings:
         self.tidy()
 
     def tidy(self) -> None:
-        """Drop what is old, what was used longest ago, and what came to nothing by no fault of the file's."""
+        """Drop old and least recently used entries, and those that failed through no fault of the file."""
         with self._lock:
             idle = [(key, entry) for key, entry in self._entries.items() if not entry.users and entry.is_over]
             total = sum(entry.size_bytes for entry in self._entries.values())
             spare = len(self._entries) - MOST_KEPT
             for number, (key, entry) in enumerate(idle):
-                if entry.job.error is not None:  # what a process that was ended has left
+                if entry.job.error is not None:  # left behind by a process that was killed
                     entry.target.unlink(missing_ok=True)
                 old = time.monotonic() - entry.used > KEPT_S
                 if old or entry.is_void or total > KEPT_BYTES or number < spare:
@@ -110,7 +110,7 @@ class Readings:
 
 @dataclass
 class _Entry:
-    """A file that was read, or is being read. users: who needs it just now. used: when it was, last."""
+    """A file that was read, or is being read. users: how many need it now. used: when it was last used."""
 
     job: BoundedJob
     target: Path
@@ -135,27 +135,27 @@ class _Entry:
 
 
 class BoundedReader(Reader):
-    """One visitor's reader, which reads in other processes and keeps what was read."""
+    """One visitor's reader, which reads in other processes and caches the results."""
 
     def __init__(self, readings: Readings, visitor: str) -> None:
         self._readings, self._visitor = readings, visitor
 
     def portrait(self, path: Path, *, name: str | None = None, limits: InputLimits | None = None) -> Portrait:
-        """limits: are the readings' own."""
+        """limits: ignored; those of the Readings apply."""
         with self._used("portrait", path, name) as entry:
             return replace(entry.job.result(), pixels=np.load(entry.target))
 
     def speech(
         self, source: Path, target: Path, *, name: str | None = None, limits: InputLimits | None = None
     ) -> Speech:
-        """limits: are the readings' own. target: becomes another name of what was read, where it can."""
+        """limits: ignored; those of the Readings apply. target: made a hard link to the result, or a copy."""
         with self._used("speech", source, name) as entry:
             heard: Speech = entry.job.result()
             _give(entry.target, target)
             return heard
 
     def judge(self, speech: Path, *, name: str | None = None, limits: InputLimits | None = None) -> Speech:
-        """limits: are the readings' own. The run finds the file read."""
+        """limits: ignored; those of the Readings apply. The result is cached for the run."""
         with self._used("speech", speech, name) as entry:
             heard: Speech = entry.job.result()
             return heard
@@ -167,7 +167,7 @@ class BoundedReader(Reader):
                 if path is not None:
                     try:
                         begun.append(self._readings.begin(kind, path, None, self._visitor))
-                    except BadInput as error:  # reported by who uses it
+                    except BadInput as error:  # reported to the caller who uses it
                         log.debug("not read ahead: %s", error)
             for entry in begun:
                 while not entry.job.wait(every_s):
@@ -178,7 +178,7 @@ class BoundedReader(Reader):
 
     @contextmanager
     def _used(self, kind: str, path: Path, name: str | None) -> Iterator[_Entry]:
-        """The entry, which stays as long as it is in use."""
+        """A file's entry, which is kept while in use."""
         entry = self._readings.begin(kind, path, name, self._visitor)
         try:
             yield entry
@@ -187,19 +187,19 @@ class BoundedReader(Reader):
 
 
 def _read_portrait(source: Path, target: Path, name: str, limits: InputLimits) -> Portrait:
-    """In the child: the picture's pixels go into target, the rest comes back."""
+    """In the child: save the picture's pixels in target, and return the rest."""
     portrait = open_portrait(source, name=name, limits=limits)
     np.save(target, portrait.pixels)
     return replace(portrait, pixels=portrait.pixels[:0])
 
 
 def _read_speech(source: Path, target: Path, name: str, limits: InputLimits) -> Speech:
-    """In the child: the canonical WAV goes into target."""
+    """In the child: write the canonical WAV to target."""
     return write_speech(source, target, name=name, limits=limits)
 
 
 def _digest(path: Path, name: str) -> str:
-    """Of the content, read in pieces. Raises: BadInput when the file has gone meanwhile."""
+    """SHA-256 of a file, in constant memory. Raises: BadInput when the file no longer exists."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -208,7 +208,7 @@ def _digest(path: Path, name: str) -> str:
 
 
 def _give(source: Path, target: Path) -> None:
-    """A second name for a file; a copy on another file system."""
+    """Hard-link a file; copy it on another file system."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

@@ -1,6 +1,6 @@
-"""A process of our own, with a link to it.
+"""A subprocess running one of our modules, with a link to it.
 
-Not multiprocessing.Process: its spawn would import the parent's main module, and with it the whole page.
+Not multiprocessing.Process, whose spawn would import the parent's main module and with it the whole page.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ log = logging.getLogger(__name__)
 HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
 ENDING = tuple(number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None)
 REAP_S = 10.0  # a killed process should be gone by then
-ROOT = Path(__file__).resolve().parents[2]  # where the package lies
+ROOT = Path(__file__).resolve().parents[2]  # the folder of the package
 
 
 class Child:
-    """`python -m MODULE … FD`, started at once; link is this end of a socket pair, FD the other."""
+    """`python -m MODULE … FD`, started immediately; link is this end of a socket pair, FD the other."""
 
     def __init__(self, module: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
-        """env: laid over this process's own environment. Raises: OSError when no process can be started."""
+        """env: added to this process's environment. Raises: OSError when no process can be started."""
         ours, theirs = socket.socketpair()
         with ours, theirs, _blocked():
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, *arguments, str(theirs.fileno())],
                 **handing_over(theirs),
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a terminal's signals are for the parent: it cancels, and drains
+                start_new_session=True,  # a terminal's signals go to the parent, which cancels and drains
                 env={
                     **os.environ,
                     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # CUDA counts as NVML does, not the fastest card first
@@ -58,7 +58,7 @@ class Child:
         return self._process.poll() is None
 
     def fate(self, patience_s: float = 5.0) -> str:
-        """How it ended, as the end of a sentence; waits so long for one that has just hung up."""
+        """How it ended, as the end of a sentence; waits up to patience_s for a process that has hung up."""
         try:
             code = self._process.wait(timeout=patience_s)
         except subprocess.TimeoutExpired:
@@ -66,12 +66,12 @@ class Child:
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
 
     def kill(self) -> None:
-        """End it at once, whatever it is doing; see kill_all."""
+        """Kill it immediately; see kill_all."""
         kill_all([self])
 
 
 def handing_over(end: socket.socket) -> dict[str, Any]:
-    """How subprocess.Popen leaves a socket open in the child, under the number that it has here."""
+    """Options of subprocess.Popen that keep a socket open in the child, under the same number."""
     if sys.platform != "win32":
         return {"pass_fds": [end.fileno()]}
     end.set_inheritable(True)
@@ -79,9 +79,9 @@ def handing_over(end: socket.socket) -> dict[str, Any]:
 
 
 def deaf_to_signals() -> None:
-    """Leave signals that end a program to the parent, whoever sends them; a hang-up of the link ends a child.
+    """Ignore terminating signals, which the parent handles; a child ends when its link is closed.
 
-    A child calls it first; until then those are blocked.
+    A child calls this first; until then those signals are blocked.
     """
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
@@ -91,8 +91,8 @@ def deaf_to_signals() -> None:
 
 @contextmanager
 def _blocked() -> Iterator[None]:
-    """A process started within has the ending signals blocked: none kills it before it can ignore them."""
-    if sys.platform == "win32":  # which has no such signals
+    """Processes started inside have terminating signals blocked: none kills them before they ignore them."""
+    if sys.platform == "win32":  # no such signals there
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
@@ -103,10 +103,10 @@ def _blocked() -> Iterator[None]:
 
 
 def kill_all(children: Sequence[Child], close_links: bool = True) -> None:
-    """Kill them together, and wait until they are gone and what they held is free.
+    """Kill children together, and wait until they are gone and their resources are free.
 
-    close_links: False where another thread reads the links: it sees their end, and closes them itself.
-    One that the kernel does not let go of in REAP_S is left to it, and logged.
+    close_links: False when another thread reads the links: it sees their end, and closes them itself.
+    A child that the kernel does not release within REAP_S is logged and abandoned.
     """
     for child in children:
         child._process.kill()
@@ -121,10 +121,10 @@ def kill_all(children: Sequence[Child], close_links: bool = True) -> None:
 
 
 def module_folders(path: Sequence[str]) -> list[str]:
-    """Where a child looks for modules, from where this process does: the standard library comes first.
+    """A child's module search path, derived from this process's: the standard library comes first.
 
-    The current folder is left out unless the package lies there, so that no file that a user happens to
-    have in it, like queue.py, stands in for a module.
+    The current folder is left out unless it contains the package, so that a user's file there, such as
+    queue.py, does not shadow a module.
     """
     standard = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
     standard |= {os.path.join(folder, "lib-dynload") for folder in standard}
@@ -138,11 +138,11 @@ def module_folders(path: Sequence[str]) -> list[str]:
 def _current_folder() -> str:
     try:
         return os.getcwd()
-    except FileNotFoundError:  # it has been removed meanwhile
+    except FileNotFoundError:  # it has been removed
         return ""
 
 
 def hang_up(link: Connection) -> None:
-    """End both directions: whoever waits to read or to write wakes up; the link stays open."""
+    """Shut down both directions: threads blocked in reads or writes wake up; the link stays open."""
     with suppress(OSError), socket.socket(fileno=os.dup(link.fileno())) as line:  # the other side may be gone
         line.shutdown(socket.SHUT_RDWR)

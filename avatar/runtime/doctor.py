@@ -1,4 +1,4 @@
-"""What this machine has, what each preset lacks, what to do about it; the doctor command prints it."""
+"""Diagnose the machine: what it has, what each preset lacks, and the remedy; for the doctor command."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ log = logging.getLogger(__name__)
 
 SELF_TEST_S = 1.0  # of speech
 CHECKER = [sys.executable, "-m", "avatar.model.device_report"]
-CHECKER_S = 180.0  # it may take so long; on a quick machine 15 s
+CHECKER_S = 180.0  # time limit; on a fast machine it takes 15 s
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 PREVIEW_REQUIREMENTS = REQUIREMENTS.with_name("requirements-preview.txt")
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What the self-test made, and in how long."""
+    """The self-test's number of frames, and how long it took."""
 
     num_frames: int
     elapsed_s: float
@@ -50,7 +50,7 @@ class SelfTest:
 
 @dataclass(frozen=True)
 class DeviceCheck:
-    """One fast path. ok: None where the card is not asked for it. text: what it costs to do without."""
+    """One fast path. ok: None if the card does not need it. text: the cost of doing without it."""
 
     code: str
     ok: bool | None
@@ -60,7 +60,7 @@ class DeviceCheck:
 
 @dataclass(frozen=True)
 class DeviceTable:
-    """What was tried on one GPU."""
+    """The checks on one GPU."""
 
     name: str
     checks: tuple[DeviceCheck, ...]
@@ -68,12 +68,12 @@ class DeviceTable:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The findings. machine: name and value, in words. faults: what keeps everything from working.
+    """The findings. machine: names and values, in words. faults: what prevents everything from working.
 
-    judged: the preset that was asked about, or the one that `auto` takes. within_reach: what the cards could
-    run besides, were the software or the checkpoint there. devices: what was tried on each GPU; what fails
-    has a slower stand-in, and stops nothing. device_fault: why nothing could be tried, which stops presets
-    for GPUs.
+    judged: the verdict on the preset in question, or on the one that `auto` chooses. within_reach: the best
+    preset that the cards could run if software and checkpoint were complete. devices: checks on each GPU; a
+    failed one has a slower fallback, and blocks nothing. device_fault: why no check could run, which blocks
+    presets for GPUs.
     """
 
     inventory: Inventory
@@ -92,7 +92,7 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """The last line: what runs, or what to do first."""
+        """The closing sentence: what runs, or what to do first."""
         if self.faults:
             return "Mend the faults above first."
         name = self.judged.preset.name
@@ -107,7 +107,7 @@ class Diagnosis:
 
     @property
     def _more(self) -> list[str]:
-        """What keeps the cards from more than that."""
+        """What prevents the cards from running a better preset."""
         better = self.within_reach
         if better is None:
             return []
@@ -131,11 +131,11 @@ def examine(ckpt_dir: Path | None = None, preset_name: str | None = None) -> Dia
     """Look at the machine, the installed libraries and every preset.
 
     ckpt_dir: where to look for weights first. preset_name: the preset to judge by; None: auto.
-    Raises: BadInput when there is no such preset.
+    Raises: BadInput for an unknown preset.
     """
     inventory = probe(ckpt_dir)
     presets = load_presets()
-    # Without PyTorch it is an installation for the preview alone: what other presets lack, they say.
+    # Without PyTorch, this is a preview-only installation; the verdicts on other presets say what they lack.
     faults = missing_libraries(REQUIREMENTS if inventory.torch_build else PREVIEW_REQUIREMENTS)
     try:
         ffmpeg.put_on_path()
@@ -156,9 +156,9 @@ def examine(ckpt_dir: Path | None = None, preset_name: str | None = None) -> Dia
 
 
 def try_devices(inventory: Inventory) -> tuple[tuple[DeviceTable, ...], str]:
-    """What the GPUs can do, tried in a process of its own, which may crash; and why it could not be tried.
+    """Check the GPUs' fast paths in a subprocess, which may crash; also returns why that was impossible.
 
-    Nothing is tried where there is no GPU, or PyTorch does not go with it, which the presets say.
+    Nothing is checked without a GPU or a PyTorch for it, which the verdicts on presets report.
     """
     able = inventory.torch_cuda and not inventory.imagined and inventory.system in ("linux", "wsl")
     if not inventory.gpus or not able:
@@ -179,9 +179,9 @@ def try_devices(inventory: Inventory) -> tuple[tuple[DeviceTable, ...], str]:
 
 
 def self_test() -> SelfTest:
-    """Run the diffusion engine on a toy model, from a portrait and a tone to a video; takes a while on a CPU.
+    """Run the diffusion engine on a toy model, from a portrait and a tone to a video; slow on a CPU.
 
-    Raises: AvatarError when it does not come to a whole video.
+    Raises: AvatarError when the video is not complete.
     """
     preset = load_preset("self-test")
     began = time.monotonic()
@@ -205,7 +205,7 @@ def self_test() -> SelfTest:
 
 
 def missing_libraries(requirements: Path) -> list[str]:
-    """A line for every library of the requirements file that is absent or of another version."""
+    """One line per library of the requirements file that is missing or of another version."""
     lines = []
     for text in requirements.read_text(encoding="utf-8").splitlines() if requirements.is_file() else []:
         try:

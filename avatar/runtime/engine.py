@@ -1,4 +1,4 @@
-"""The Engine protocol, and the one place that turns a preset into an engine."""
+"""The protocols of engines and of their frame sources."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ FrameItem = Frames | Notice | Progress | PlanMade  # what a source yields
 
 
 class FrameSource(Protocol):
-    """What an engine adds of its own: frames in order, with notices, progress and new plans between them.
+    """The part that differs between engines: yields frames in order, with notices, progress and new plans.
 
-    It knows nothing of encoding, segments, files or processes: runtime.stream does that for every engine,
-    and runtime.engine_process runs it in a process of its own. Further methods, for sources that have them:
-    `plan_for(request, cancelled)`, the planning.plan.Plan by which it acts, for the run's report;
-    `pinned_bytes()`, the page-locked host memory that it holds now, which another thread asks twice a second;
-    `anchor()`, by which ranks that know nothing of the run can go on with it: see ResumeState.
+    A source knows nothing of encoding, segments, files or processes: runtime.stream handles those for every
+    engine, and runtime.engine_process runs the source in a subprocess. Optional methods:
+    `plan_for(request, cancelled)`: the planning.plan.Plan that it follows, for the run's report;
+    `pinned_bytes()`: page-locked host memory that it holds now, called twice a second from another thread;
+    `anchor()`: lets fresh ranks resume the run, see ResumeState.
     """
 
-    label: str  # shown wherever the output shows: "preview", or "" for the real thing
+    label: str  # shown beside the output: "preview", or "" for the full model
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
-        """Yield batches of frames, H and W constant, until request.num_frames are made.
+        """Yield batches of frames, of constant H and W, until request.num_frames are made.
 
-        cancelled: asked at least once a step; when it says yes, raise Cancelled. Raises: AvatarError.
+        cancelled: called at least once per step; when it returns True, raise Cancelled. Raises: AvatarError.
         """
         ...
 
     def close(self) -> None:
-        """Release everything; the source is not used again."""
+        """Release all resources; the source is not used again."""
         ...
 
 
@@ -54,10 +54,10 @@ class Engine(Protocol):
     def cancel(self) -> None:
         """Stop the run within 0.5 s (preview) or one step (diffusion).
 
-        stream() then ends with Finished(stopped=True). Safe from another thread, also when nothing runs.
+        stream() then ends with Finished(stopped=True). May be called from any thread, even without a run.
         """
         ...
 
     def close(self) -> None:
-        """Free the engine's process and memory."""
+        """End the engine's process and free its memory."""
         ...

@@ -1,7 +1,7 @@
-"""An engine in a process of its own: `EngineProcess` here, `python -m …engine_process FD` there.
+"""An engine in a subprocess: EngineProcess is the parent's side, `python -m …engine_process FD` the child's.
 
-The page and the command line never render, open CUDA or load a model: a crash, a leak or a hang stays
-in the child, which dies with its parent.
+The page and the command line never render, open CUDA or load a model: crashes, leaks and hangs are confined
+to the child, which ends with its parent.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SILENCE_LIMIT_S = 60.0  # without a heartbeat for so long, the child is taken for hung
-CANCEL_LIMIT_S = 20.0  # a cancelled run must have ended by then, its file closed
-LISTENING_S = 1.0  # for so long at most an idle child is listened to at a time
+SILENCE_LIMIT_S = 60.0  # without a heartbeat for longer than this, the child counts as hung
+CANCEL_LIMIT_S = 20.0  # time for a cancelled run to close its file and end
+LISTENING_S = 1.0  # the longest that the idle listener holds its lock
 
 
 class _Child(Supervised):
-    """The process of an EngineProcess. label, use: as it said last."""
+    """The subprocess of an EngineProcess. label, use: as last reported."""
 
     def __init__(self, opening: StartEngine, env: Mapping[str, str]) -> None:
         """Raises: WorkerLost when no process can be started."""
@@ -62,7 +62,7 @@ class _Child(Supervised):
         self._read(self._child.link)
         try:
             self._child.link.send(opening)
-        except OSError:  # it has ended at once: whoever listens is notified
+        except OSError:  # it has already ended, which the reading thread reports
             log.debug("the engine's process does not hear its start")
 
     @property
@@ -80,7 +80,7 @@ class _Child(Supervised):
         return not self._ended and self._child.alive
 
     def end(self) -> None:
-        """See Supervised. Any thread may."""
+        """See Supervised. May be called from any thread."""
         self._ended = True
         with self._ending:
             kill_all([self._child], close_links=False)
@@ -117,31 +117,31 @@ class _Child(Supervised):
         return self._lost(f"did not stop within {limit_s:.0f} s")
 
     def _lost(self, cause: str) -> WorkerLost:
-        """The error for a child that is gone; makes sure that it is."""
+        """End the child, and return the error for its loss."""
         self.end()
         log.error("engine process lost: it %s", cause)
         return WorkerLost(f"The engine's process {cause}.", "Try again: a fresh one is started.")
 
 
 class EngineProcess:
-    """An Engine whose frames come from a FrameSource in a child process, kept warm between runs."""
+    """An Engine whose FrameSource runs in a child process, which is kept warm between runs."""
 
     def __init__(self, source: str, gpus: Sequence[str] | None = None, **options: Any) -> None:
-        """source: "package.module:Class" of the FrameSource; options go to its constructor, picklable.
+        """source: "package.module:Class" of the FrameSource; options: picklable, for its constructor.
 
-        gpus: those that the child may see, as CUDA_VISIBLE_DEVICES names them; None: those seen here.
+        gpus: those visible to the child, as CUDA_VISIBLE_DEVICES names them; None: those visible here.
         """
         self._env = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
         self._open = StartEngine(source, options, logging.getLogger().getEffectiveLevel())
         self._starting = threading.Lock()
         self._child: _Child | None = None
-        self._cancelled: threading.Event | None = None  # of the run that goes on
+        self._cancelled: threading.Event | None = None  # of the current run
         self._num_runs = 0
         self._idle = IdleListener(lambda: self._child)
         self.label = ""
 
     def warm(self) -> None:
-        """Start the child without waiting for it, so that the first run does not pay for imports.
+        """Start the child without waiting for it, so that the first run does not wait for imports.
 
         Raises: WorkerLost when it cannot be started.
         """
@@ -149,7 +149,7 @@ class EngineProcess:
 
     @property
     def pid(self) -> int | None:
-        """The child's process id, None when there is none."""
+        """The child's process id; None without a child."""
         child = self._child
         return child.pid if child is not None and child.alive else None
 
@@ -162,7 +162,7 @@ class EngineProcess:
         return child.use.pinned_bytes if child.use else None
 
     def stream(self, request: Request) -> Iterator[Event]:
-        """Events of one run; see Engine.stream. Raises: also WorkerLost, when the child dies or hangs."""
+        """Events of one run; see Engine.stream. Also raises WorkerLost, when the child dies or hangs."""
         if not self._idle.busy.acquire(timeout=LISTENING_S):
             raise AvatarError("The engine is busy with another video.", "Wait for it to end, or stop it.")
         try:
@@ -180,7 +180,7 @@ class EngineProcess:
                 self.label = child.label
                 yield from shown.note(message)
         except WorkerLost as error:
-            if child.alive:  # it has lost its own ranks, and kept what was made
+            if child.alive:  # it lost its ranks, but saved the video itself
                 raise
             for message in child.unread():
                 yield from shown.note(message)
@@ -188,7 +188,7 @@ class EngineProcess:
             raise
 
     def live(self, request: LiveRequest) -> LiveRun:
-        """Begin a session without end. Raises: AvatarError when the engine is busy; WorkerLost."""
+        """Begin a live session. Raises: AvatarError when the engine is busy; WorkerLost."""
         if not self._idle.busy.acquire(timeout=LISTENING_S):
             raise AvatarError("The engine is busy with another video.", "Wait for it to end, or stop it.")
         try:
@@ -201,13 +201,13 @@ class EngineProcess:
             raise
 
     def cancel(self) -> None:
-        """End the run that is going on, if one is; its stream() then yields Finished(stopped=True)."""
+        """End the current run, if any; its stream() then yields Finished(stopped=True)."""
         cancelled = self._cancelled
         if cancelled is not None:
             cancelled.set()
 
     def close(self) -> None:
-        """End the child and all that it holds; a run that is going on ends with WorkerLost."""
+        """End the child and free its memory; a current run ends with WorkerLost."""
         self._idle.close()
         with self._starting:
             child, self._child = self._child, None
@@ -215,7 +215,7 @@ class EngineProcess:
             child.end()
 
     def _started(self) -> _Child:
-        """The child, a fresh one if there is none. Raises: WorkerLost."""
+        """The child, started if necessary. Raises: WorkerLost."""
         with self._starting:
             if self._child is not None and not self._child.alive:
                 self._child.end()
@@ -226,7 +226,7 @@ class EngineProcess:
 
 
 def serve(link: Link) -> None:
-    """The child's side: build the source, then run requests until the parent hangs up."""
+    """The child's main loop: build the source, then run requests until the parent closes the link."""
     from avatar.runtime.run_meter import RunMeter
 
     opened = link.recv()
@@ -249,15 +249,15 @@ def serve(link: Link) -> None:
 
 
 class _Server:
-    """The child's side of runs. A parent that is gone leaves it to keep what was made of the last one."""
+    """Runs requests in the child. When the parent has died, it still saves the frames of the current run."""
 
     def __init__(self, link: Link, meter: RunMeter, weights: Path | None) -> None:
         self.service = Service(link, on_hangup=self._hung_up)
         self._meter, self._weights = meter, weights
-        self._keeping = False  # what is made now is worth keeping, also when nobody waits for it
+        self._keeping = False  # whether the current run is saved when the parent dies
 
     def make(self, source: FrameSource, run: Run) -> None:
-        """One run, from its events to its end."""
+        """Run one request: send its events, then its end."""
         error: AvatarError | None = None
         try:
             self._meter.restart()
@@ -278,7 +278,7 @@ class _Server:
         from avatar.runtime.stream import stream_frames
 
         stopped, plan = partial(self.service.stopped, run), partial(self._planned, source, run, request)
-        self._keeping = request.part is None  # a part that is not whole is made again
+        self._keeping = request.part is None  # an incomplete part is generated again
         with writing_in(request.work, request.output.parent):
             for event in stream_frames(source, request, stopped, plan=plan, use=self._meter.look):
                 self.service.send(event)
@@ -297,7 +297,7 @@ class _Server:
         return planned(source, request, self._weights, partial(self.service.stopped, run))
 
     def _hung_up(self) -> None:
-        """The parent is gone, and with that the run is cancelled: its file is closed, then all is over."""
+        """The parent has died, which cancels the run: let it close its file, then exit."""
         if not self._keeping:
             leave()
         log.info("the parent is gone: what was made is kept")
@@ -308,6 +308,6 @@ class _Server:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    deaf_to_signals()  # Ctrl-C is the parent's: it cancels, and the file is closed
-    # This module's own classes are those of __main__ here: the messages are those of the module by its name.
+    deaf_to_signals()  # Ctrl-C is handled by the parent, which cancels the run so that its file is closed
+    # Import the module by name: run as __main__, its classes would differ from those in pickled messages.
     importlib.import_module("avatar.runtime.engine_process").serve(Link(int(sys.argv[1])))

@@ -1,4 +1,4 @@
-"""The one place that turns a preset into an engine."""
+"""Create the engine that a preset names."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def open_engine(
     attach: str | None = None,
     lent: LentGpu | None = None,
 ) -> Engine:
-    """The engine that the preset names, in a process of its own; nothing heavy is loaded yet.
+    """The engine that the preset names, in a subprocess; no model is loaded yet.
 
     attach: "host:port" of ranks that torchrun started, for a preset of the diffusion engine.
-    lent: where a GPU is lent for one run at a time; the diffusion engine then has no process of its own.
-    preset: resolved ("auto" has become the best that fits). weights: the checkpoint folder, when stated.
-    gpus: those that it may see, as CUDA_VISIBLE_DEVICES names them. Raises: BadInput for a preset that is
-    not resolved.
+    lent: ZeroGPU's GPU, granted for one run at a time; the diffusion engine then has no subprocess.
+    preset: resolved ("auto" replaced by the best that fits). weights: the checkpoint folder, if named.
+    gpus: those visible to it, as CUDA_VISIBLE_DEVICES names them. Raises: BadInput for a preset that is not
+    resolved.
     """
     from avatar.runtime.engine_process import EngineProcess
 
@@ -39,7 +39,7 @@ def open_engine(
 
 
 def source_of(preset: Preset, weights: Path | None) -> tuple[str, dict[str, Any]]:
-    """The FrameSource of a preset, "package.module:Class", and what it is built with. Raises: BadInput."""
+    """A preset's FrameSource as "package.module:Class", and its constructor's options. Raises: BadInput."""
     if preset.engine == "preview":
         return "avatar.preview.source:PreviewSource", {}
     if preset.engine == "diffusion":

@@ -1,4 +1,4 @@
-"""What a video is made from, as fingerprints: an unfinished one is gone on with only from the same."""
+"""Fingerprints of a video's inputs: an unfinished video is only continued from the same ones."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ _WORDS = {
     "face": "the face points or head_only are others",
     "captions": "the captions that are burned in are others",
 }
-_SHAPING = ("engine", "generation", "memory", "parallel")  # sections of a preset that shape a video
+_SHAPING = ("engine", "generation", "memory", "parallel")  # sections of a preset that affect a video
 
 
 def origin(request: Request) -> dict[str, str]:
-    """A fingerprint of each thing that a video is made from."""
+    """A fingerprint of each input of a video."""
     preset = request.preset.as_dict()
     burned = [asdict(one) for one in request.captions] if request.burn_captions else []
-    lora = preset["memory"].pop("lora")  # what is in the files counts, not their names
+    lora = preset["memory"].pop("lora")  # the files' content counts, not their names
     return {
         "portrait": file_digest(request.portrait),
-        "speech": request.spoken or file_digest(request.speech),  # no voice need say a text twice alike
+        "speech": request.spoken or file_digest(request.speech),  # voices may vary in speaking a text
         "preset": _digest({key: preset[key] for key in _SHAPING}),
         "prompt": _digest(request.prompt),
         "face": _digest([request.face_points, request.head_only]),
         **({"captions": _digest(burned)} if burned else {}),
-        **({"lora": loras_digest(lora)} if lora else {}),  # none: as before there were any
+        **({"lora": loras_digest(lora)} if lora else {}),  # left out without LoRAs, as in older versions
     }
 
 
 def run_name(made_from: Mapping[str, str], spans: Any) -> str:
-    """The short name that all parts of one run share."""
+    """The short name shared by all parts of one run."""
     return _digest([dict(made_from), spans])[:16]
 
 
 def check_same(begun: Mapping[str, str], now: Mapping[str, str], name: str) -> None:
-    """Raises: BadInput naming what is not as it was when the video was begun."""
+    """Raises: BadInput naming the inputs that have changed since the video was begun."""
     changed = [words for key, words in _WORDS.items() if begun.get(key) != now.get(key)]
     if changed:
         raise BadInput(
@@ -57,7 +57,7 @@ def check_same(begun: Mapping[str, str], now: Mapping[str, str], name: str) -> N
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in memory that does not grow with it."""
+    """SHA-256 of a file, in constant memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

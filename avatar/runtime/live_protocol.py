@@ -1,4 +1,4 @@
-"""A session that has no end: what an engine adds of its own, and how its process is talked to."""
+"""Live sessions, which have no fixed end: the source's protocol, and the session as its caller sees it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from avatar.runtime.supervisor import Supervised
 
 @dataclass(frozen=True)
 class LiveFrames:
-    """Frames with their samples: what is shown is heard at the same time.
+    """Frames with the sound that plays while they are shown.
 
-    first_frame: of the session. frames: uint8 (T, H, W, 3) RGB, always of one size. sound: int16 (n,) at
-    SOUND_HZ, 1920 for each frame.
+    first_frame: the first one's index in the session. frames: uint8 (T, H, W, 3) RGB, of constant size.
+    sound: int16 (n,) at SOUND_HZ, 1920 samples per frame.
     """
 
     first_frame: int
@@ -30,22 +30,22 @@ class LiveFrames:
 
 
 class LiveSource(Protocol):
-    """A FrameSource that can also follow sound as it comes."""
+    """A FrameSource that can also follow live sound."""
 
     def live(
         self, request: LiveRequest, sound: Iterator[np.ndarray], cancelled: Callable[[], bool]
     ) -> Iterator[LiveFrames | Notice | Progress]:
-        """Yield frames in order, each as soon as its sound and what it looks ahead are there.
+        """Yield frames in order, each as soon as its sound and look-ahead have arrived.
 
-        sound: int16 (n,) at SOUND_HZ, silence where nobody speaks; what came while the source was busy comes
-        together. Ends when the sound does, or raises Cancelled. cancelled: when it says yes the sound ends
+        sound: int16 (n,) at SOUND_HZ, including silence; what arrived while the source was busy comes as one
+        array. Ends when the sound does, or raises Cancelled. cancelled: once it returns True, the sound ends
         soon after. Raises: AvatarError.
         """
         ...
 
 
 class LiveRun:
-    """A session as whoever began it sees it. One thread follows, another speaks."""
+    """A live session, for its caller: one thread calls follow(), another may call hear()."""
 
     def __init__(
         self, processes: Supervised, run: Run, cancel_limit_s: float, over: Callable[[], None]
@@ -57,13 +57,13 @@ class LiveRun:
         self._has_begun = False
 
     def hear(self, samples: np.ndarray) -> None:
-        """Give the next sound, int16 (n,) at SOUND_HZ. Raises: AvatarError when the process is gone."""
+        """Send the next sound, int16 (n,) at SOUND_HZ. Raises: AvatarError when the process is gone."""
         self._processes.send(LiveSound(self._run.run, samples))
 
     def follow(self) -> Iterator[LiveFrames | Notice | Progress | None]:
-        """What the engine says until the session ends; None when it is silent for a while.
+        """Yield the engine's output until the session ends; None when there is none for a while.
 
-        Closing the iterator ends the session. To be called once. Raises: AvatarError.
+        Closing the iterator ends the session. Call this only once. Raises: AvatarError.
         """
         if not self._begins():
             return
@@ -77,13 +77,13 @@ class LiveRun:
             self._over()
 
     def end(self) -> None:
-        """End the session; follow() ends soon after, or at once where it has not begun. Any thread may."""
+        """End the session; follow() ends soon after, or at once if it has not begun. Thread-safe."""
         self._cancelled.set()
         if self._begins():
             self._over()
 
     def _begins(self) -> bool:
-        """Whether this is the first of all calls."""
+        """Whether this is the first call."""
         with self._beginning:
             begins, self._has_begun = not self._has_begun, True
         return begins

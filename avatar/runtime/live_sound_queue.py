@@ -1,4 +1,4 @@
-"""The sound of a live session where it arrives: queued until the source has time for it."""
+"""The queue that holds a live session's incoming sound until the source reads it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 
 from avatar.runtime.protocol import LiveSound
 
-POLL_S = 0.1  # so often it is looked whether a session is over
+POLL_S = 0.1  # interval between checks whether the session is over
 
 
 class SoundInbox:
-    """The sound of a session on its way to the source; any thread may put."""
+    """A session's sound on its way to the source; any thread may call put()."""
 
     def __init__(self) -> None:
         self._waiting: queue.SimpleQueue[LiveSound] = queue.SimpleQueue()
 
     def put(self, message: LiveSound) -> None:
-        """Called as it comes."""
+        """Queue sound that has arrived."""
         self._waiting.put(message)
 
     def of(self, run: int, stopped: Callable[[], bool]) -> Iterator[np.ndarray]:
-        """The sound of one run until it is stopped; that of earlier ones is dropped."""
+        """Yield the sound of one run until it is stopped; sound of earlier runs is dropped."""
         while not stopped():
             try:
                 pieces = [self._waiting.get(timeout=POLL_S)]

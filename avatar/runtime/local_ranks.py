@@ -1,6 +1,6 @@
-"""The ranks as the engine's process sees them: started, listened to, and ended when one of them is lost.
+"""Start and supervise ranks from the engine's process, and end all of them when one is lost.
 
-No torch here: this process opens no GPU. Ranks run distributed.rank_process; rank 0 makes the frames.
+No torch here: this process opens no GPU. Ranks run distributed.rank_process; rank 0 returns the frames.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from avatar.runtime.supervisor import HungUp, Supervised
 
 log = logging.getLogger(__name__)
 
-BLAME_S = 1.0  # when a rank fails others follow: for so long their reports are gathered, to name the first
-LOAD_PULSES = 6  # how many heartbeats back a rank's load is measured
+BLAME_S = 1.0  # a failing rank makes others fail: time to collect their reports, to find the first
+LOAD_PULSES = 6  # heartbeats over which a rank's load is measured
 TRY_AGAIN = "Try again: fresh ones are started."
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a rank may be silent, or all of them make no progress, before they are taken for hung.
+    """How long a rank may be silent, or all ranks make no progress, before they count as hung.
 
-    start_s: without progress before the run's first frame, when models load and kernels are compiled.
-    Where steps take long, both limits grow: no rank is taken for hung before it was silent for step_factor of
-    its own last steps, or first_factor of the limit before it has made any. Python's lock may be held while
-    PyTorch waits for the GPU, and no heartbeat comes meanwhile.
+    silence_s: without a heartbeat. stall_s: without progress. start_s: without progress before the run's
+    first frame, while models load and kernels are compiled. silence_s and stall_s grow with slow steps: to
+    step_factor times a rank's longest recent step, or by first_factor before its first step, because PyTorch
+    may hold Python's GIL while it waits for the GPU, which delays heartbeats.
     """
 
     silence_s: float = 30.0
@@ -50,48 +50,48 @@ class Limits:
 
 
 class Fleet(Supervised):
-    """All ranks of one layout. Rank 0's link comes first."""
+    """All ranks of one layout. links starts with rank 0's."""
 
     def __init__(self, preset: Preset, limits: Limits) -> None:
         super().__init__()
         self.layout, self.limits = Layout.of(preset), limits
         now = time.monotonic()
-        self._heard = [now] * self.layout.world_size  # when each rank was last heard of
+        self._heard = [now] * self.layout.world_size  # when each rank last sent anything
         self._moved = now  # when any of them last made progress
         self._pulses = [deque[Pulse](maxlen=LOAD_PULSES) for _ in self._heard]
-        self._step_s: list[float | None] = [None] * self.layout.world_size  # the longest of each rank's last
-        self._faults: dict[int, tuple[int, float, AvatarError]] = {}  # by rank: how telling, when, what
+        self._step_s: list[float | None] = [None] * self.layout.world_size  # each rank's longest recent step
+        self._faults: dict[int, tuple[int, float, AvatarError]] = {}  # by rank: order, time, error
         self._making = False
 
     @abstractmethod
     def fate_of(self, link: Connection) -> tuple[int, str]:
-        """The rank that has hung up, and what became of it."""
+        """The rank that closed its link, and how it ended."""
 
     def send(self, message: Any) -> None:
         """See Supervised."""
-        if not isinstance(message, LiveSound):  # which comes all the time, and asks for nothing new
+        if not isinstance(message, LiveSound):  # sound arrives constantly and requests nothing new
             self._making = False
             self._moved = time.monotonic()
         super().send(message)
 
     def listen_idle(self) -> None:
         """See Supervised."""
-        self._moved = time.monotonic()  # nobody is to make progress
+        self._moved = time.monotonic()  # no progress is expected now
         super().listen_idle()
 
     @property
     def loads(self) -> tuple[RankLoad, ...]:
-        """Every rank's load over the last seconds."""
+        """Each rank's load over the last few seconds."""
         return tuple(self._load(rank) for rank in range(self.layout.world_size))
 
     @property
     def at_home(self) -> bool:
-        """Whether every rank has come so far as to receive orders; at first PyTorch is imported."""
+        """Whether all ranks have finished importing PyTorch and process messages."""
         return all(pulse is not None and pulse.place for pulse in self.last_pulses)
 
     @property
     def last_pulses(self) -> list[Pulse | None]:
-        """Every rank's last heartbeat."""
+        """Each rank's last heartbeat; None before its first."""
         return [pulses[-1] if pulses else None for pulses in self._pulses]
 
     def name_of(self, rank: int) -> str:
@@ -128,7 +128,7 @@ class Fleet(Supervised):
         self._waiting.append(message)
 
     def leave_starting(self) -> None:
-        """End ranks that are still starting, which hear nothing for seconds. Raises: Cancelled then."""
+        """End ranks that are still starting and would not respond for seconds. Raises: Cancelled then."""
         if not self.at_home:
             self.end()
             raise Cancelled("The run was stopped.")
@@ -148,7 +148,7 @@ class Fleet(Supervised):
         self._moved = min(now, self._moved + away_s)
         for rank, heard in enumerate(self._heard):
             pulses = self._pulses[rank]
-            listens = bool(pulses and pulses[-1].place)  # while PyTorch is imported no heartbeat may come
+            listens = bool(pulses and pulses[-1].place)  # importing PyTorch may delay heartbeats
             limit_s = self._grown(self.limits.silence_s, rank) if listens else self.limits.start_s
             if now - heard > limit_s:
                 cause = f"{self.name_of(rank)} gave no sign of life for {limit_s:g} s."
@@ -164,7 +164,7 @@ class Fleet(Supervised):
             self._blame(rank, 0, WorkerLost(cause, TRY_AGAIN), blame_s=0)
 
     def _grown(self, limit_s: float, rank: int) -> float:
-        """A limit, or longer for a rank whose steps take long, or are not known yet."""
+        """The limit, extended for a rank with slow steps or without a finished step."""
         step_s = self._step_s[rank]
         if step_s is None:
             return self.limits.first_factor * limit_s
@@ -183,14 +183,14 @@ class Fleet(Supervised):
         at_s: float | None = None,
         blame_s: float = BLAME_S,
     ) -> None:
-        """A rank is lost: end all. order: 0 is the most telling of several errors.
+        """Handle the loss of a rank: end all. order: 0 is the most informative kind of error.
 
-        Raises: the error of the rank that failed first, so far as can be known.
+        Raises: the error of the rank that failed first, as far as is known.
         """
         first = not self._faults
         self._faults.setdefault(rank, (order, time.time() if at_s is None else at_s, error))
         if not first:
-            return  # the call that gathers them is further up
+            return  # a caller up the stack is gathering them
         if self.layout.world_size > 1:
             self._gather(time.monotonic() + blame_s)
         self.end()
@@ -199,7 +199,7 @@ class Fleet(Supervised):
         raise earliest
 
     def _gather(self, until: float) -> None:
-        """What the others say of it: when one fails, those that wait for it do as well."""
+        """Collect the other ranks' errors: when one fails, those waiting for it fail, too."""
         num_open = len(self.links)
         while num_open and (left := until - time.monotonic()) > 0:
             try:
@@ -214,10 +214,10 @@ class Fleet(Supervised):
 
 
 class LocalFleet(Fleet):
-    """Ranks on this machine, each a process of ours."""
+    """Ranks on this machine, each in a subprocess."""
 
     def __init__(self, preset: Preset, weights: Path | None, roles: str, limits: Limits) -> None:
-        """Starts them, and does not wait. Call it from a thread that lives as long as they should."""
+        """Start the ranks without waiting. They end with the calling thread, so it must outlive them."""
         super().__init__(preset, limits)
         world_size = self.layout.world_size
         env = {"GLOO_SOCKET_IFNAME": "lo"} if world_size > 1 else {}
@@ -227,7 +227,7 @@ class LocalFleet(Fleet):
             self._read(child.link)
             try:
                 child.link.send(StartRank(preset, weights, roles, rank, world_size, level))
-            except OSError:  # it has ended at once: whoever listens is notified
+            except OSError:  # it has already ended, which its reading thread reports
                 log.debug("rank %d does not hear its start", rank)
 
     @property

@@ -1,4 +1,4 @@
-"""`download` in a process of its own, for the page: begun, paused, gone on with, and how far it is."""
+"""Run the `download` command in a subprocess for the page: start, pause, resume and progress."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-P", "-m", "avatar", "download", "--json")
 RATE_OVER_S = 15.0
-END_S = 5.0  # a process that was asked to end has so long
+END_S = 5.0  # time for a process to end after it was asked to
 
 State = Literal["idle", "running", "paused", "done", "failed"]
 
 
 def fetch_command(folder: Path | None) -> list[str]:
-    """What fetches the model into a folder; None: into the hub's cache."""
+    """The command that downloads the model into a folder; None: into the hub's cache."""
     return [*COMMAND, *(() if folder is None else ("--ckpt_dir", str(folder)))]
 
 
 @dataclass(frozen=True)
 class FetchReading:
-    """How far it is. rate: bytes a second, None before it is known. error: what a user should know."""
+    """A download's progress. rate: bytes per second, None while unknown. error: text for the user."""
 
     state: State = "idle"
     done_bytes: int = 0
@@ -43,12 +43,12 @@ class FetchReading:
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds that are left at this rate; None where it is not known."""
+        """Seconds left at this rate; None while it is unknown."""
         return (self.total_bytes - self.done_bytes) / self.rate if self.rate else None
 
 
 class ModelFetch:
-    """One download at a time. A pause ends the process; the next one goes on where that was."""
+    """One download at a time. Pausing ends the process; the next one resumes where it stopped."""
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self._command = list(command)
@@ -58,12 +58,12 @@ class ModelFetch:
         self._seen: deque[tuple[float, int]] = deque()
 
     def reading(self) -> FetchReading:
-        """How it stands now."""
+        """The current progress."""
         with self._lock:
             return self._reading
 
     def start(self) -> None:
-        """Begin, or go on; nothing when it runs or is done."""
+        """Start or resume; does nothing if it is running or done."""
         with self._lock:
             if self._process is not None or self._reading.state == "done":
                 return
@@ -80,7 +80,7 @@ class ModelFetch:
         threading.Thread(target=self._follow, args=(process,), name="model fetch", daemon=True).start()
 
     def pause(self) -> None:
-        """Stop it, and keep what has been fetched."""
+        """Stop the process, and keep what has been downloaded."""
         with self._lock:
             process, self._process = self._process, None
             if process is None:
@@ -97,7 +97,7 @@ class ModelFetch:
     close = pause
 
     def _follow(self, process: subprocess.Popen[str]) -> None:
-        """Read what it tells until it ends."""
+        """Read the process's progress output until it ends."""
         assert process.stdout is not None
         assert process.stderr is not None
         said = ""

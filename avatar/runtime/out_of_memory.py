@@ -1,6 +1,6 @@
 """The out-of-memory ladder at run time: which rung comes next, and how it is reported.
 
-The one place where a run decides to step down: where many devices share a run, all follow this one decision.
+Only this module decides that a run steps down; all devices that share the run follow its decision.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 
 class Descent:
-    """One run's way down its preset's ladder.
+    """One run's descent of its preset's ladder.
 
-    request: as the run stands now. num_taken: rungs below the preset that was asked for.
+    request: with the rungs taken so far applied. num_taken: rungs below the requested preset.
     """
 
     def __init__(self, request: Request) -> None:
@@ -32,14 +32,14 @@ class Descent:
         self._steps: Sequence[tuple[Rung, Preset]] = list(rungs(request.preset))
 
     def skip(self, num_rungs: int) -> None:
-        """Begin so many rungs further down."""
+        """Start num_rungs further down."""
         for _ in range(min(num_rungs, len(self._steps) - self.num_taken)):
             self._take()
 
     def step_down(self, block: int, device: str) -> Notice:
-        """Take the next rung, because a device ran out of memory while this block was to be made.
+        """Take the next rung, because a device ran out of memory while this block was being made.
 
-        device: its name, "" where there is but one. Raises: DoesNotFit when none is left.
+        device: its name, "" if there is only one. Raises: DoesNotFit when no rung is left.
         """
         if not self._is_left:
             raise DoesNotFit(
@@ -50,9 +50,9 @@ class Descent:
         return self._notice(RUNG_OOM, why, device, block)
 
     def step_down_planned(self, planned: Plan) -> Notice:
-        """Take the next rung, because this plan does not fit; before loading.
+        """Take the next rung before loading, because this plan does not fit.
 
-        Raises: DoesNotFit when none is left.
+        Raises: DoesNotFit when no rung is left.
         """
         if not self._is_left:
             raise DoesNotFit(
@@ -68,7 +68,7 @@ class Descent:
         return self.num_taken < len(self._steps)
 
     def _notice(self, code: str, why: str, device: str, block: int | None) -> Notice:
-        """Take the next rung and say so."""
+        """Take the next rung, and return the notice of it."""
         before = self.request.preset
         rung = self._take()
         was, now = value(before, rung), value(self.request.preset, rung)
@@ -84,7 +84,7 @@ class Descent:
 
 
 def lowered(request: Request) -> Request:
-    """The request with the preset of the rung on which it stands."""
+    """The request with the preset of its part's current rung."""
     descent = Descent(request)
     descent.skip(request.part.num_rungs if request.part else 0)
     return descent.request

@@ -1,4 +1,4 @@
-"""Where a run stands: counts and times, reported as Progress."""
+"""Counts and times of a run, reported as Progress."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ORDER = list(Phase)
 
 
 class ProgressClock:
-    """Counts what is done and when; every attribute has one thread that writes it."""
+    """Tracks what is done and when; each attribute is written by one thread only."""
 
     def __init__(self, num_frames: int, num_segments: int) -> None:
         self.num_frames, self.num_segments = num_frames, num_segments
@@ -22,11 +22,11 @@ class ProgressClock:
         self._start = self._asked = self._last = time.monotonic()
 
     def start(self) -> None:
-        """The run begins now."""
+        """Mark the start of the run."""
         self._start = self._asked = self._last = time.monotonic()
 
     def enter(self, phase: Phase) -> bool:
-        """Whether phase is a new one; there is no way back to an earlier one."""
+        """Enter a phase, and return whether it is new; phases never go back."""
         if _ORDER.index(phase) <= _ORDER.index(self._phase):
             return False
         if phase is Phase.GENERATING:
@@ -35,24 +35,24 @@ class ProgressClock:
         return True
 
     def frame_made(self) -> None:
-        """The source gave frames, perhaps the first."""
+        """Note that the source yielded frames."""
         if self.first_frame_s is None:
             self.first_frame_s = self._elapsed()
             if self._phase is not Phase.FINISHING:
                 self._phase = Phase.GENERATING
 
     def frames_encoded(self, total: int) -> None:
-        """So many frames are encoded by now."""
+        """Note the total of encoded frames."""
         self.frames_done, self._last = total, time.monotonic()
 
     def segment_done(self) -> None:
-        """One more segment is on disk."""
+        """Note that one more segment is on disk."""
         self.segments_done += 1
         if self.first_segment_s is None:
             self.first_segment_s = self._elapsed()
 
     def progress(self) -> Progress:
-        """The state of things."""
+        """The current Progress."""
         fps = self.frames_done / max(self._last - self._asked, 1e-6) if self.frames_done else None
         left = self.num_frames - self.frames_done
         since = time.monotonic() - self._last

@@ -1,8 +1,8 @@
-"""Every message between processes that run engines, and how it travels: flat ones as JSON, others pickled.
+"""All messages between processes that run engines, and their encoding: flat ones as JSON, others pickled.
 
-Pickled ones pass over socket pairs between our own processes, and over TCP once both sides have proved that
-they know the secret (see attach). What may be written by strangers, like a store, carries JSON alone.
-What ranks of one group say to each other, tensors mostly, is in distributed.p2p.
+Pickled messages are used over socket pairs between our own processes, and over TCP once both sides have
+proved that they know the secret (see torchrun_client). Channels that others can write to, such as a store,
+carry only JSON. Messages among the ranks of a group, mostly tensors, are in distributed.p2p.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from avatar.runtime.request_bundle import RequestBundle
 
 @dataclass(frozen=True)
 class Run:
-    """Make what is requested. run: by what its answers are known."""
+    """Generate what is requested. run: the number that identifies its answers."""
 
     run: int
     request: Request
@@ -49,7 +49,7 @@ class Run:
 
 @dataclass(frozen=True)
 class RunLive(Run):
-    """Make a session without end; its sound follows."""
+    """Start a live session; its sound follows in LiveSound messages."""
 
     request: LiveRequest  # type: ignore[assignment]
 
@@ -64,7 +64,7 @@ class LiveSound:
 
 @dataclass(frozen=True)
 class Cancel:
-    """End the run, keeping what was made of it."""
+    """End the run, keeping the frames made so far."""
 
     run: int
 
@@ -77,12 +77,12 @@ class Ended:
     error: AvatarError | None = None
 
 
-# To the engine's process, and back. Before Ended come the run's events as they are.
+# To the engine's process, and back. A run's events are sent unwrapped, before Ended.
 
 
 @dataclass(frozen=True)
 class StartEngine:
-    """First message: which FrameSource to build, "package.module:Class", with what, and how much to log."""
+    """First message: the FrameSource to build, "package.module:Class", its options and the log level."""
 
     source: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -91,14 +91,14 @@ class StartEngine:
 
 @dataclass(frozen=True)
 class Ready:
-    """The source is built. label: what its output is called."""
+    """The source is built. label: see FrameSource."""
 
     label: str
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A sign of life. use: of the run that goes on, or of the last one."""
+    """A sign of life. use: that of the current run, or of the last one."""
 
     use: MemoryUse
 
@@ -108,7 +108,7 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class StartRank:
-    """First message. roles: the module whose lead() or assist() it runs. parent: who started it."""
+    """First message. roles: the module whose lead() or assist() the rank runs. parent: its parent's pid."""
 
     preset: Preset
     weights: Path | None
@@ -121,21 +121,21 @@ class StartRank:
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where the ranks of this machine find each other: a port that rank 0 opened, passed on to the others."""
+    """Where the ranks of this machine meet: a port that rank 0 opened, forwarded to the other ranks."""
 
     port: int
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What would a run of this request hold? Answered in turn, by Planned."""
+    """Ask for the plan of a run of this request; answered, in order, by Planned."""
 
     request: Request
 
 
 @dataclass(frozen=True)
 class Planned:
-    """The plan, or why there is none. binds: where it does not fit, the run steps down before it begins."""
+    """The plan, or why there is none. binds: if it does not fit, the run steps down before it begins."""
 
     plan: Plan | AvatarError
     binds: bool = True
@@ -143,7 +143,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Made:
-    """Frames of a run, uint8 T H W 3. anchor: with a run's first ones, as ResumeState keeps it."""
+    """Frames of a run, uint8 T H W 3. anchor: sent with a run's first frames, see ResumeState."""
 
     run: int
     frames: np.ndarray
@@ -160,11 +160,11 @@ class RunEvent:
 
 @dataclass(frozen=True)
 class Pulse:
-    """A rank is alive. role, place: its part and its device in words, "" until it has them. ticks: see Meter.
+    """A rank's heartbeat. role, place: its part and device in words, "" until known. ticks: see RankMeter.
 
-    busy_s, sent_bytes: since it began. step_s: the longest of its last steps, None before the first. at_s: by
-    its own clock. peak_bytes: the most that its tensors took of its device; None without a GPU. pinned_bytes:
-    page-locked memory that it holds.
+    busy_s, sent_bytes: since its start. step_s: its longest recent step, None before the first. at_s: by its
+    own clock. peak_bytes: peak of its tensors on the device; None without a GPU. pinned_bytes: page-locked
+    memory that it holds.
     """
 
     rank: int
@@ -181,9 +181,9 @@ class Pulse:
 
 @dataclass(frozen=True)
 class Failed:
-    """A rank cannot go on, and ends. foreseen: the error is the cause; else a bug, or another rank's fault.
+    """A rank has failed, and ends. foreseen: the error is the cause; else a bug, or due to another rank.
 
-    at_s: by the wall clock, so that the first of several failures can be known.
+    at_s: by the wall clock, to find the first of several failures.
     """
 
     rank: int
@@ -193,13 +193,13 @@ class Failed:
 
 
 class OutOfMemory(DoesNotFit):
-    """A rank's device is full. device: its name, like "GPU 2 (rank 1)"."""
+    """A rank's device ran out of memory. device: its name, like "GPU 2 (rank 1)"."""
 
     device = ""
 
     @classmethod
     def on(cls, rank: int, place: str) -> OutOfMemory:
-        """place: the device in words, "" where the rank has none yet."""
+        """place: the device in words, "" if the rank has none yet."""
         device = f"{place} (rank {rank})" if place else f"Rank {rank}"
         error = cls(
             f"{device} ran out of memory.",
@@ -209,12 +209,12 @@ class OutOfMemory(DoesNotFit):
         return error
 
 
-# To rank 0 of ranks that somebody else started, and back, around what is said to any ranks.
+# To rank 0 of ranks started elsewhere, and back, in addition to the messages for any ranks.
 
 
 @dataclass(frozen=True)
 class Greeting:
-    """Rank 0's first word: the preset that its ranks hold, and whether it serves somebody else now."""
+    """Rank 0's first message: the preset of its ranks, and whether another client is attached."""
 
     preset: Preset
     is_taken: bool
@@ -222,25 +222,25 @@ class Greeting:
 
 @dataclass(frozen=True)
 class Shipped:
-    """Goes before a Run: the contents of its files."""
+    """Sent before a Run: the contents of its files."""
 
     bundle: RequestBundle
 
 
 @dataclass(frozen=True)
 class Left:
-    """What a part has left for the next one."""
+    """The file that a part of a long video leaves for the next one."""
 
     carry: bytes
 
 
 @dataclass(frozen=True)
 class Quit:
-    """End all ranks: one of them is lost."""
+    """End all ranks, because one is lost."""
 
 
 _FLAT = {kind.__name__: kind for kind in (Cancel, Ended, Ready, Meeting, Pulse, Failed, Quit)}
-_ERRORS = {  # the more special ones last
+_ERRORS = {  # the more specific ones last
     kind.__name__: kind
     for kind in (
         AvatarError,
@@ -256,7 +256,7 @@ _ERRORS = {  # the more special ones last
 
 
 def to_json(message: Any) -> str:
-    """A flat message as text. Raises: TypeError for any other."""
+    """A flat message as JSON. Raises: TypeError for any other message."""
     if type(message) not in _FLAT.values():
         raise TypeError(f"{type(message).__name__} is not flat")
     values = {
@@ -267,7 +267,7 @@ def to_json(message: Any) -> str:
 
 
 def from_json(text: str) -> Any:
-    """What to_json wrote. Raises: ValueError, KeyError, TypeError, AttributeError for anything else."""
+    """Parse to_json's output. Raises: ValueError, KeyError, TypeError, AttributeError for anything else."""
     ((name, values),) = json.loads(text).items()
     if values.get("error") is not None:
         values["error"] = _as_error(values["error"])
@@ -275,10 +275,10 @@ def from_json(text: str) -> Any:
 
 
 class Link(Connection):
-    """A connection over which messages pass."""
+    """A connection that carries messages."""
 
     def send(self, message: Any) -> None:
-        """Send a message; one thread at a time. Raises: OSError when the other side is gone."""
+        """Send a message; not thread-safe. Raises: OSError when the other side is gone."""
         if type(message) in _FLAT.values():
             self.send_bytes(_JSON + to_json(message).encode())
         else:
@@ -288,7 +288,7 @@ class Link(Connection):
             self.send_bytes(buffer.getbuffer())
 
     def recv(self) -> Any:
-        """The next message, waited for. Raises: EOFError, OSError when the other side is gone."""
+        """Wait for the next message. Raises: EOFError, OSError when the other side is gone."""
         data = memoryview(self.recv_bytes())
         if data[:1] == _JSON:
             return from_json(str(data[1:], "utf-8"))
@@ -299,7 +299,7 @@ _JSON, _PICKLE = b"J", b"P"
 
 
 def _said(error: AvatarError) -> dict[str, Any]:
-    """An error as plain data; one of a kind that is not known as its nearest known."""
+    """An error as plain data; an unlisted class becomes its nearest listed base."""
     kind = next(name for name, known in reversed(_ERRORS.items()) if isinstance(error, known))
     said = {"kind": kind, "message": error.message, "remedy": error.remedy}
     if isinstance(error, OutOfMemory):

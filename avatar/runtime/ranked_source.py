@@ -1,4 +1,4 @@
-"""A FrameSource whose frames are made by ranks: they are started when needed and stay for the next run."""
+"""A FrameSource whose frames are made by ranks, which are started on demand and kept for the next run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from avatar.runtime.torchrun_client import Address, AttachedFleet
 log = logging.getLogger(__name__)
 
 ROLES = "avatar.distributed.roles"
-FILE = "shown.safetensors"  # in a run's own folder: what fresh ranks go on from
-CANCEL_LIMIT_S = 15.0  # a cancelled run must have ended by then, or the ranks are
+FILE = "shown.safetensors"  # in the run's work folder: the resume state for fresh ranks
+CANCEL_LIMIT_S = 15.0  # time for a cancelled run to end before its ranks are killed
 
 
 class RankedSource:
-    """See FrameSource. One rank or many: the same way."""
+    """See FrameSource. One rank and many are handled alike."""
 
     def __init__(
         self,
@@ -44,28 +44,28 @@ class RankedSource:
         roles: str = ROLES,
         limits: Limits | None = None,
     ) -> None:
-        """Starts the ranks, and does not wait for them. weights: the checkpoint folder, when named.
+        """Start the ranks, without waiting for them. weights: the checkpoint folder, if named.
 
-        attach: where rank 0 of ranks listens that were started by torchrun; they are not started here, and
-        have their own weights. roles: see StartRank.
+        attach: the address of rank 0 of ranks started by torchrun; then none are started here, and they have
+        their own weights. roles: see StartRank.
         """
         self._address = None if attach is None else Address.parse(attach)
         self.label = SELF_TEST_LABEL if preset.requires.weights == "tiny" else ""
         self._weights, self._roles, self._limits = weights, roles, limits or Limits()
         self._starter = ThreadPoolExecutor(
             1, "ranks"
-        )  # lives on: ranks end with the thread that started them
+        )  # kept alive: ranks end with the thread that started them
         self._run = 0
-        self._stands_on: tuple[str, int, int] | None = None  # a long video's run, its rungs, how often full
-        self._asked: tuple[Request, Planned] | None = None  # the last plan that was asked for
+        self._stands_on: tuple[str, int, int] | None = None  # a long video's run, rungs, number of OOMs
+        self._asked: tuple[Request, Planned] | None = None  # the last requested plan
         self._served = preset.models
         self._fleet: Fleet | None = None if attach else self._start(preset)
         self._idle = IdleListener(lambda: self._fleet)
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
-        """See FrameSource. When ranks are lost fresh ones go on, a rung lower if a GPU was full.
+        """See FrameSource. When ranks are lost, fresh ones resume, one rung lower if a GPU ran out of memory.
 
-        Raises: also WorkerLost, when fresh ones are lost as well before they have made anything.
+        Also raises WorkerLost, when the fresh ones are lost before they have made any frame.
         """
         with self._idle.busy:
             yield from self._frames(request, cancelled)
@@ -73,7 +73,7 @@ class RankedSource:
     def live(
         self, request: LiveRequest, sound: Iterator[np.ndarray], cancelled: Callable[[], bool]
     ) -> Iterator[LiveFrames | Notice | Progress]:
-        """See LiveSource. Ranks that are lost end the session: whoever watches begins another."""
+        """See LiveSource. Losing ranks ends the session; the caller may begin another."""
         with self._idle.busy:
             yield Progress(Phase.LOADING)
             fleet = self._fleet_for(request.preset)
@@ -90,7 +90,7 @@ class RankedSource:
         state, file = self._state_of(request), request.work / FILE
         descent = Descent(request)
         descent.skip(state.num_rungs)
-        lost_at: int | None = None  # the frame that ranks were to make when they were lost
+        lost_at: int | None = None  # the next frame at the last loss of ranks
         try:
             while not state.is_whole:
                 yield Progress(Phase.LOADING)
@@ -108,14 +108,14 @@ class RankedSource:
                     lost_at, notice = state.next_frame, _restarted(lost, state)
                 if notice is not None:
                     yield notice
-            state.leave(request)  # in the place of ranks that could not
+            state.leave(request)  # on behalf of the lost ranks
         finally:
             part = request.part
             self._stands_on = (part.run, state.num_rungs, state.num_full) if part else None
             file.unlink(missing_ok=True)
 
     def _lower(self, state: ResumeState, descent: Descent, full: OutOfMemory) -> Notice | None:
-        """Take a rung, unless all has been shown. Raises: DoesNotFit when none is left."""
+        """Take a rung, unless all frames have been shown. Raises: DoesNotFit when no rung is left."""
         if state.is_whole:
             return None
         notice = descent.step_down(state.next_block, full.device)
@@ -123,7 +123,7 @@ class RankedSource:
         return notice
 
     def _state_of(self, request: Request) -> ResumeState:
-        """Where a request begins: a part of a long video on the rung on which the part before ended."""
+        """A request's initial state; a part of a long video starts on the rung where the last one ended."""
         state, part = ResumeState.of(request), request.part
         if part is not None and self._stands_on is not None and self._stands_on[0] == part.run:
             _, num_rungs, num_full = self._stands_on
@@ -133,9 +133,9 @@ class RankedSource:
     def _stepped_down(
         self, request: Request, state: ResumeState, descent: Descent, cancelled: Callable[[], bool]
     ) -> Iterator[Notice | PlanMade]:
-        """Rungs taken before loading: a GPU may have less free than when the run was accepted.
+        """Take rungs before loading, since a GPU may have less free memory than when the run was accepted.
 
-        Raises: DoesNotFit when none is left.
+        Raises: DoesNotFit when no rung is left.
         """
         while True:
             planned = self._planned(state.rest(request, request.work / FILE), cancelled)
@@ -153,7 +153,7 @@ class RankedSource:
     def _made(
         self, state: ResumeState, request: Request, cancelled: Callable[[], bool]
     ) -> Iterator[FrameItem]:
-        """What a request asks for, by one group of ranks; the state goes with it. Raises: AvatarError."""
+        """Run a request on one group of ranks, updating the state. Raises: AvatarError."""
         if cancelled():
             raise Cancelled("The run was stopped.")
         fleet = self._fleet_for(request.preset)
@@ -169,7 +169,7 @@ class RankedSource:
             raise
 
     def _passed(self, state: ResumeState, message: Any) -> Iterator[FrameItem]:
-        """What a message of the run's ranks has for its consumer."""
+        """Yield what a message of the run's ranks contains for the consumer."""
         if isinstance(message, Made) and message.run == self._run:
             if state.anchor is None:
                 state.anchor = message.anchor
@@ -178,7 +178,7 @@ class RankedSource:
             yield message.event
 
     def plan_for(self, request: Request, cancelled: Callable[[], bool] = lambda: False) -> Plan:
-        """The plan that a run of this request would follow: rank 0 knows its device.
+        """The plan that a run of this request would follow, by rank 0, which knows its device.
 
         Raises: AvatarError, Cancelled.
         """
@@ -189,7 +189,7 @@ class RankedSource:
         return planned.plan
 
     def _planned(self, request: Request, cancelled: Callable[[], bool]) -> Planned:
-        """Rank 0's plan for a request, asked for once. Raises: AvatarError, Cancelled."""
+        """Rank 0's plan for a request; the last answer is used once more. Raises: AvatarError, Cancelled."""
         asked, self._asked = self._asked, None
         if asked is not None and asked[0] == request and self._fleet is not None and self._fleet.alive:
             return asked[1]
@@ -202,7 +202,7 @@ class RankedSource:
         return message
 
     def pinned_bytes(self) -> int:
-        """Page-locked memory that the ranks held when last heard of."""
+        """Page-locked memory of all ranks, by their last heartbeats."""
         pulses = [] if self._fleet is None else self._fleet.last_pulses
         return sum(pulse.pinned_bytes for pulse in pulses if pulse is not None)
 
@@ -215,12 +215,12 @@ class RankedSource:
 
     @property
     def fleet(self) -> Fleet:
-        """The ranks of the last run, or those of the next."""
+        """The current ranks: those of the last run, kept for the next."""
         assert self._fleet is not None
         return self._fleet
 
     def _fleet_for(self, preset: Preset) -> Fleet:
-        """The ranks that are there, if they serve this preset; else fresh ones. Raises: BadInput."""
+        """The existing ranks, if they have this preset's models; otherwise fresh ones. Raises: BadInput."""
         if self._fleet is None or not self._fleet.alive or preset.models != self._served:
             if self._fleet is not None:
                 self._fleet.leave()
@@ -235,7 +235,7 @@ class RankedSource:
 
 
 def _speak(fleet: Fleet, run: int, sound: Iterator[np.ndarray]) -> None:
-    """Pass a session's sound on until it ends; of ranks that are gone whoever follows them reports."""
+    """Forward a session's sound until it ends; the follower reports the loss of ranks."""
     try:
         for samples in sound:
             fleet.send(LiveSound(run, samples))
@@ -244,7 +244,7 @@ def _speak(fleet: Fleet, run: int, sound: Iterator[np.ndarray]) -> None:
 
 
 def _restarted(lost: WorkerLost, state: ResumeState) -> Notice | None:
-    """What is said of ranks that are started anew, unless all has been shown."""
+    """The notice that ranks are restarted; None if all frames have been shown."""
     if state.is_whole:
         return None
     log.warning("%s Fresh ones go on at frame %d.", lost.message, state.next_frame)

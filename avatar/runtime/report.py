@@ -1,4 +1,4 @@
-"""The run report that lies beside every finished video: how it came about, and what that took."""
+"""The run report beside every finished video: how it was made, and with which resources."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from avatar.preset import Preset
 _PACKAGES = ("av", "numpy", "pillow", "soxr", "onnxruntime", "torch", "diffusers", "transformers", "gradio")
 
 
-RUNG_PLANNED = "rung_planned"  # code of a Notice: a rung taken before loading, as the plan did not fit
-RUNG_OOM = "rung_oom"  # code of a Notice: a rung taken as a GPU ran out of memory
+RUNG_PLANNED = "rung_planned"  # code of a Notice: a rung taken before loading, because the plan did not fit
+RUNG_OOM = "rung_oom"  # code of a Notice: a rung taken because a GPU ran out of memory
 
 
 @dataclass(frozen=True)
 class GpuUse:
-    """The most that a run had of one GPU; None where the driver does not tell. index: NVML's number.
+    """A run's peak memory on one GPU; None if the driver does not report it. index: NVML's number.
 
-    peak_bytes: in use by the engine's processes. card_peak_bytes: by everyone, the driver's own left out.
+    peak_bytes: in use by the engine's processes. card_peak_bytes: by all processes, without the driver's own.
     planned_bytes: the plan's peak, filled in by RunReport.gpus.
     """
 
@@ -40,21 +40,21 @@ class GpuUse:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """The most that a run had, of looks taken twice a second. gpus: those that it used, or may have used.
+    """A run's peak memory, sampled twice a second. gpus: those that it used, or may have used.
 
     host_peak_bytes: resident memory of the engine's processes. pinned_peak_bytes: page-locked, for copies to
-    a GPU and from it; None where the engine does not tell.
+    and from a GPU; None if the engine does not report it.
     """
 
     gpus: tuple[GpuUse, ...] = ()
     host_peak_bytes: int | None = None
-    pinned_bytes: int | None = None  # now
+    pinned_bytes: int | None = None  # at the last sample
     pinned_peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class RungTaken:
-    """A rung of the fallback ladder. code: RUNG_PLANNED or RUNG_OOM. frame: how many were made by then."""
+    """A rung that a run took. code: RUNG_PLANNED or RUNG_OOM. frame: number of frames made by then."""
 
     rung: str
     code: str = ""
@@ -65,13 +65,13 @@ class RungTaken:
 
 @dataclass
 class RunReport:
-    """How a video came about; NAME.report.json beside NAME.mp4 and its thumbnail NAME.thumb.jpg.
+    """How a video was made; NAME.report.json beside NAME.mp4 and its thumbnail NAME.thumb.jpg.
 
-    video, thumbnail, portrait, speech: file names, no folders. engine: the source's label.
+    video, thumbnail, portrait, speech: file names without folders. engine: the source's label.
     created: ISO 8601, UTC. first_frame_s, first_segment_s: seconds since the run began.
-    frames_per_s: frames made a second since the first one was asked for. made_from: see origin; {} for parts.
-    error_kind: the class of the error. plan: what was planned when the run began (Plan.as_dict). memory: what
-    was measured. Whatever is None was not measured.
+    frames_per_s: frames per second since the first one was requested. made_from: see origin; {} for parts.
+    error_kind: the class of the error. plan: the plan at the start of the run (Plan.as_dict). memory:
+    measured peaks. None means not measured.
     """
 
     video: str
@@ -106,14 +106,14 @@ class RunReport:
 
     @property
     def out_of_memory(self) -> bool | None:
-        """Whether a GPU ran out of memory on the way; None: the run was lost, and that may have been why."""
+        """Whether a GPU ran out of memory during the run; None: the run was lost, possibly because of it."""
         if any(taken.code == RUNG_OOM for taken in self.rungs) or self.error_kind == "DoesNotFit":
             return True
         return None if self.error is not None and self.error_kind in (None, "WorkerLost") else False
 
     @property
     def gpus(self) -> list[GpuUse]:
-        """GPUs that the plan or the run had a part for, by index; without a plan, also those that may."""
+        """GPUs of the plan or the run, by index; without a plan, also those that the run may have used."""
         planned = {gpu["index"]: gpu for gpu in _planned_gpus(self)}
         used = {gpu.index: gpu for gpu in (self.memory.gpus if self.memory else ())}
         found = []
@@ -129,19 +129,19 @@ class RunReport:
         return None if self.plan is None else self.plan["host"]["peak_bytes"]
 
     def write(self, path: Path) -> None:
-        """Write as JSON, whole or not at all."""
+        """Write as JSON, atomically."""
         text = json.dumps(MARK | asdict(self), indent=2, ensure_ascii=False) + "\n"
-        # A name that is no Unicode has lone surrogates: in JSON they can be escaped alone.
+        # File names that are not valid Unicode contain lone surrogates, which JSON can only hold escaped.
         atomic.write(path, text.encode(errors="backslashreplace"))
 
 
 def read_report(path: Path) -> RunReport:
-    """Read what write wrote; keys that are not known are left out. Raises: BadInput for anything else."""
+    """Read a report that write() wrote, ignoring unknown keys. Raises: BadInput for anything else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         known = {f.name for f in fields(RunReport)}
         report = RunReport(**{key: value for key, value in data.items() if key in known})
-        # Reports of earlier versions name the rungs only, and know no memory.
+        # Reports of earlier versions have only the rungs' names, and no memory.
         rungs = data.get("rungs", [])
         report.rungs = [RungTaken(one) if isinstance(one, str) else RungTaken(**one) for one in rungs]
         report.memory = _memory(data["memory"]) if data.get("memory") else None
@@ -152,7 +152,7 @@ def read_report(path: Path) -> RunReport:
 
 
 def together(uses: Sequence[MemoryUse | None]) -> MemoryUse | None:
-    """The most that any of several runs had; None where none was measured."""
+    """The largest peaks of several runs; None if none was measured."""
     measured = [use for use in uses if use is not None]
     if not measured:
         return None
@@ -177,7 +177,7 @@ def _planned_gpus(report: RunReport) -> list[dict[str, Any]]:
 
 
 def _check(report: RunReport) -> None:
-    """Raises: TypeError, KeyError for a report that could not be shown."""
+    """Raises: TypeError, KeyError for a report that cannot be displayed."""
     numbers = (
         report.num_frames,
         report.duration_s,
@@ -203,7 +203,7 @@ def _most(*sizes: int | None) -> int | None:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape a result, those that are installed."""
+    """Versions of Python and of the installed packages that affect results."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""A run's report as the columns of a table that sets runs side by side."""
+"""A run's report as a row of a table that compares runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from avatar.runtime.report import RunReport
 
 
 def row(report: RunReport) -> dict[str, Any]:
-    """What a program wants to know of a run; None for what was not measured."""
+    """A run's columns for programs; None for what was not measured."""
     memory = report.memory
     return {
         "preset": report.preset["name"],
@@ -31,7 +31,7 @@ def row(report: RunReport) -> dict[str, Any]:
 
 
 def kept_rings(memory: Mapping[str, Any]) -> str:
-    """The form of a run's rings, by its report's settings; those of older runs name no attention."""
+    """The dtype of a run's rings, by its report's settings; older reports have no attention_dtype."""
     return "int8" if memory.get("attention_dtype") == "int8" else memory["ring_dtype"]
 
 

@@ -1,4 +1,4 @@
-"""A request on its way to another machine: with it go the contents of its files."""
+"""The contents of a request's files, sent with it to another machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from avatar.request import Request
 
 @dataclass(frozen=True)
 class RequestBundle:
-    """What a request's files hold. carry: what the part before left, None where there is none."""
+    """The contents of a request's files. carry: the previous part's file, None without one."""
 
     portrait: bytes
     speech: bytes
@@ -26,7 +26,7 @@ class RequestBundle:
         )
 
     def unpacked(self, request: Request, folder: Path) -> Request:
-        """The request with all its files in a folder of this machine."""
+        """Write the files to a folder of this machine, and return the request that names them."""
         part = request.part
         portrait, speech = folder / request.portrait.name, folder / request.speech.name
         portrait.write_bytes(self.portrait)

@@ -1,4 +1,4 @@
-"""What was made and cannot be put in its place is kept beside the scratch folder, and its place is named."""
+"""Keep a finished video that cannot be moved to its destination, and report where it is instead."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def kept_outside(output: Path) -> Iterator[None]:
-    """Within it, a NotPlaced becomes an error that names where the video lies from now on.
+    """Turn a NotPlaced raised inside into an error that names where the video was kept.
 
-    output: where it should have gone. To be left before the scratch folder is. Raises: AvatarError.
+    output: the intended destination. Exit this before the scratch folder is removed. Raises: AvatarError.
     """
     try:
         yield
@@ -26,7 +26,7 @@ def kept_outside(output: Path) -> Iterator[None]:
 
 
 def kept_in_words(error: NotPlaced, output: Path) -> AvatarError:
-    """Keep what an error tells of, and say where: for terminals alone, as it names folders."""
+    """Keep the files of an error, and say where; only for terminals, since the text names folders."""
     places = []
     for path in error.kept:
         name = output.name if len(error.kept) == 1 and not path.name.startswith("part_") else path.name

@@ -1,7 +1,7 @@
-"""Where a run stands: all that a process which knows nothing of it needs to go on from there.
+"""The resume state of a run: everything that fresh ranks need to continue it.
 
-A supervisor keeps one up to date while frames pass through it, and asks fresh ranks for the rest when those
-that made them are lost; a source leaves one for the next part of a long video.
+RankedSource updates one as frames pass through it, and requests the rest from fresh ranks when ranks are
+lost; a source leaves one for the next part of a long video.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from avatar.request import Part, Request
 class ResumeState:
     """One run, or one part of a long video.
 
-    next_frame: of the speech, the next to be made. frames_left: how many are to be made from there on.
-    frames: the last shown, at most 73, uint8 (H, W, 3) each. picture: the one shown first.
+    next_frame: index in the speech of the next frame to make. frames_left: how many are left from there.
+    frames: the last ones shown, at most 73, uint8 (H, W, 3) each. picture: the first one shown.
     anchor: float32 (16, 1, h, w), the first latent frame that was generated.
-    num_rungs: how many of the preset's ladder have been taken. num_full: how often memory ran out.
+    num_rungs: rungs taken of the preset's ladder. num_full: how often memory ran out.
     """
 
     next_frame: int
@@ -41,9 +41,9 @@ class ResumeState:
 
     @classmethod
     def of(cls, request: Request, size: Size | None = None) -> ResumeState:
-        """Where a request begins. size: of the video, when it is known.
+        """A request's initial state. size: of the video, if known.
 
-        Raises: BadInput when the file that the part before left cannot be used.
+        Raises: BadInput when the previous part's file cannot be used.
         """
         part = request.part
         if part is None:
@@ -55,26 +55,26 @@ class ResumeState:
 
     @property
     def goes_on(self) -> bool:
-        """Whether there are frames to go on from; else it begins from the portrait."""
+        """Whether there are frames to continue from; otherwise the run begins from the portrait."""
         return bool(self.frames)
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is left to make."""
+        """Whether no frames are left to make."""
         return self.frames_left <= 0
 
     @property
     def next_block(self) -> int:
-        """The first block, of the whole speech's, of which nothing was shown yet."""
+        """The index, in the whole speech, of the first block of which nothing has been shown."""
         return -(-self.next_frame // BLOCK_FRAMES)
 
     @property
     def blocks_left(self) -> int:
-        """How many blocks it takes to make what is left."""
+        """The number of blocks for the remaining frames."""
         return -(-self.frames_left // BLOCK_FRAMES) if self.goes_on else num_blocks(self.frames_left)
 
     def show(self, frames: np.ndarray) -> np.ndarray:
-        """These frames, uint8 (T, H, W, 3), are shown next; returns them."""
+        """Record frames, uint8 (T, H, W, 3), as shown; returns them."""
         if self.picture is None:
             self.picture = frames[0].copy()
         self.next_frame += len(frames)
@@ -83,7 +83,7 @@ class ResumeState:
         return frames
 
     def rest(self, request: Request, file: Path) -> Request:
-        """The request for what is left; what was shown goes into the file. Raises: OSError."""
+        """The request for the remaining frames; the state is written to the file. Raises: OSError."""
         part = request.part or Part(uuid.uuid4().hex, 0, request.num_frames)
         carry = part.carry
         if self.next_frame > part.first_frame:
@@ -101,15 +101,15 @@ class ResumeState:
         return replace(request, num_frames=self.frames_left, part=part)
 
     def leave(self, request: Request) -> None:
-        """Write it where the next part of a long video will look for it, if there is one. Raises: OSError."""
+        """Write the state for the next part of a long video, if there is one. Raises: OSError."""
         path = request.part.leave if request.part else None
         if path is not None and self.anchor is not None and self.goes_on:
             self.write(path)
 
     def write(self, path: Path) -> None:
-        """Write what was shown, whole or not at all. Raises: OSError."""
+        """Write frames, anchor and picture, atomically. Raises: OSError."""
         assert self.picture is not None  # frames have been shown
-        assert self.anchor is not None  # and ranks tell it with their first ones
+        assert self.anchor is not None  # ranks send it with their first frames
         arrays = {"frames": np.stack(self.frames), "anchor": self.anchor, "picture": self.picture}
         atomic.write(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 

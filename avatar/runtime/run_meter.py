@@ -1,4 +1,4 @@
-"""What a run takes, measured where it happens: in the engine's process, while it goes on."""
+"""Measure a run's memory use, in the engine's process, while it runs."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ LOOK_S = 0.5
 
 
 class RunMeter:
-    """Looks at this process and its descendants every LOOK_S, in a thread, and keeps the peaks."""
+    """A thread that samples this process and its descendants every LOOK_S, and keeps the peaks."""
 
     def __init__(self, pinned: Callable[[], int | None] = lambda: None) -> None:
-        """pinned: tells the page-locked bytes that the engine holds now."""
+        """pinned: returns the page-locked bytes that the engine holds now."""
         self._gauges = Gauges(pinned=pinned)
         self._use = MemoryUse()
         self._closed = threading.Event()
         threading.Thread(target=self._watch, name="meter", daemon=True).start()
 
     def restart(self) -> None:
-        """A run begins: forget the peaks of the one before."""
+        """Forget the previous run's peaks; called when a run begins."""
         self._gauges.reset_peak()
         self.look()
 
     def look(self) -> MemoryUse:
-        """What has been used since the run began, a look of now included."""
+        """Take a sample, and return the peaks since the run began."""
         reading = self._gauges.read()
         gpus = [
             GpuUse(gpu.index, gpu.name, gpu.peak_bytes, gpu.used_peak_bytes, gpu.total_bytes)
             for gpu in reading.gpus
-            if gpu.peak_bytes != 0  # 0: this run left it alone
+            if gpu.peak_bytes != 0  # 0: this run does not use it
         ]
         host = reading.host
         self._use = MemoryUse(tuple(gpus), host.peak_bytes, host.pinned_bytes, host.pinned_peak_bytes)
@@ -50,11 +50,11 @@ class RunMeter:
 
     @property
     def use(self) -> MemoryUse:
-        """As of the last look."""
+        """The peaks as of the last sample."""
         return self._use
 
     def close(self) -> None:
-        """Look no more, where the process outlives the runs."""
+        """Stop sampling, if the process outlives its runs."""
         self._closed.set()
 
     def _watch(self) -> None:
@@ -65,9 +65,9 @@ class RunMeter:
 def planned(
     source: FrameSource, request: Request, weights: Path | None, cancelled: Callable[[], bool]
 ) -> Plan | None:
-    """The plan of a run that begins here and now: the source's own if it makes one.
+    """The plan of a run that begins now: the source's own if it makes one.
 
-    None for what cannot be planned, or when cancelled() says that nobody waits for it.
+    None if it cannot be planned, or the run was cancelled.
     """
     plan_for = getattr(source, "plan_for", None)
     try:

@@ -1,4 +1,4 @@
-"""A folder for what lives no longer than this process; those that ended processes left behind are removed."""
+"""A temporary folder for this process; those left behind by ended processes are removed."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from avatar.errors import BadInput
 log = logging.getLogger(__name__)
 
 PREFIX = "live-avatar-"
-KEPT_PREFIX = "kept-by-live-avatar-"  # of folders that stay: what could not be put where it should go
+KEPT_PREFIX = "kept-by-live-avatar-"  # of folders that stay, for files that could not be placed
 
 
 class Scratch:
-    """A context manager: the folder is there within it, and a lock in the folder tells that it is in use."""
+    """A context manager that creates the folder; a lock in the folder marks it as in use."""
 
     def __init__(self, parent: Path | None = None) -> None:
-        """parent: where to make it; None: the machine's temporary folder."""
+        """parent: where to create it; None: the system's temporary folder."""
         self._parent = parent
 
     def __enter__(self) -> Path:
-        """Raises: BadInput where no folder can be made."""
+        """Raises: BadInput when no folder can be created."""
         try:
             parent = self._parent or Path(tempfile.gettempdir())
             self._sweep(parent)
@@ -57,13 +57,13 @@ class Scratch:
                     shutil.rmtree(folder)
             except FileNotFoundError:
                 log.debug("%s has just been removed by another process", folder.name)
-            except OSError as error:  # whatever it is, it must not keep this process from starting
+            except OSError as error:  # must not prevent this process from starting
                 log.warning("%s cannot be removed: %s", folder.name, error.strerror)
 
 
 @contextmanager
 def writing_in(*folders: Path) -> Iterator[None]:
-    """While inside, is_written says so of these folders: others leave them alone if their owner has died."""
+    """While inside, is_written is true for these folders: they are not swept even if their owner has died."""
     with ExitStack() as stack:
         for folder in folders:
             stack.enter_context(locks.sharing(folder))
@@ -71,37 +71,37 @@ def writing_in(*folders: Path) -> Iterator[None]:
 
 
 def is_written(folder: Path) -> bool:
-    """Whether some process is inside writing_in for this folder."""
+    """Whether any process is inside writing_in for this folder."""
     return locks.is_shared(folder)
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether this user made it, and it is a folder: a link may lead anywhere.
+    """Whether this user created it, and it is a folder, not a link, which could point anywhere.
 
-    Windows gives each user a folder for temporary files of their own.
+    On Windows each user has a temporary folder of their own.
     """
     found = folder.lstat()
     return stat.S_ISDIR(found.st_mode) and (not hasattr(os, "getuid") or found.st_uid == os.getuid())
 
 
 def _is_used(folder: Path) -> bool:
-    """Whether its process lives, or an engine that outlived it still writes there."""
+    """Whether its process is alive, or an engine that outlived that process still writes there."""
     within = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
     return _is_held(folder / ".lock") or any(is_written(path) for path in [folder, *within])
 
 
 def keep(path: Path, name: str, parent: Path | None = None) -> Path:
-    """Move a finished file to a folder that stays when scratch folders go; returns its new place.
+    """Move a finished file to a folder that outlives scratch folders; returns its new path.
 
-    parent: of that folder, the system's temporary one as a rule: on one disk with scratch, where a move needs
-    no room. Raises: OSError.
+    parent: of that folder, by default the system's temporary one: it is on the same disk as scratch, so the
+    move needs no space. Raises: OSError.
     """
     folder = Path(tempfile.mkdtemp(prefix=KEPT_PREFIX, dir=parent))
     return Path(shutil.move(path, folder / name))
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a living process holds the lock; a folder without one has just been made: held."""
+    """Whether a live process holds the lock; a folder without one was just created and counts as held."""
     if lock.is_symlink() or not lock.is_file():
         return True
     taken = locks.take(lock)

@@ -1,4 +1,4 @@
-"""What a run has shown: if whoever makes it is lost, a video is put together from that."""
+"""A run's segments so far; if its process is lost, a video is joined from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from avatar.runtime.report import MemoryUse
 
 @dataclass
 class Shown:
-    """What a run has shown. plan: the first; progress: the last; finished: there is a video already."""
+    """The events of a run so far. plan: the first; progress: the last; finished: the video exists already."""
 
     plan: Plan | None = None
     progress: Progress | None = None
@@ -23,7 +23,7 @@ class Shown:
     finished: bool = False
 
     def note(self, message: Any) -> Iterator[Event]:
-        """Keep what a message says; yields it if it is an event."""
+        """Record a message, and yield it if it is an event."""
         if isinstance(message, Event):
             if isinstance(message, PlanMade):
                 self.plan = self.plan or message.plan
@@ -38,7 +38,7 @@ class Shown:
     def salvaged(
         self, request: Request, error: AvatarError, label: str, memory: MemoryUse | None = None
     ) -> Iterator[Finished]:
-        """The finished file, joined from the segments that are on disk; nothing where that cannot be."""
+        """Yield Finished for a file joined from the segments on disk; nothing if that is impossible."""
         from avatar.runtime.stream import finish_from_segments
 
         if not self.segments or self.finished:

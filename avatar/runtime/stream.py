@@ -1,4 +1,4 @@
-"""THE function that turns any engine's frames into events: segments, progress, notices, the finished file."""
+"""Turn any engine's frames into events: segments, progress, notices, the finished file."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from avatar.runtime.report import MemoryUse, RungTaken, RunReport
 
 log = logging.getLogger(__name__)
 
-PROGRESS_S = 0.4  # between two Progress events at most
+PROGRESS_S = 0.4  # maximum between two Progress events
 
-_OPENING_S = 0.72  # the first two segments are this short, so that playing starts early
-_QUEUED_BATCHES = 2  # frames waiting for the encoder, in batches as the source makes them
-_BATCH = 25  # frames that are encoded between two looks at the stop sign
+_OPENING_S = 0.72  # length of the first two segments, short so that playback starts early
+_QUEUED_BATCHES = 2  # batches of the source that may wait for the encoder
+_BATCH = 25  # frames encoded between two checks for cancellation
 
 
 def segment_lengths(num_frames: int, segment_s: float, fps: int) -> list[int]:
-    """Frames of each segment: two short ones first, then of segment_s; a small rest joins the last one."""
+    """Frames per segment: two short ones first, then segment_s each; a small remainder joins the last one."""
     regular = max(1, round(segment_s * fps))
     opening = min(regular, round(_OPENING_S * fps))
     lengths: list[int] = []
@@ -58,15 +58,16 @@ def stream_frames(
     plan: Callable[[], Plan | None] = lambda: None,
     use: Callable[[], MemoryUse | None] = lambda: None,
 ) -> Iterator[Event]:
-    """Run source to its end and yield events; progress at least twice a second; Finished last.
+    """Run a source to its end and yield events: Progress at least twice a second, Finished last.
 
-    plan, use: for the report; the first is asked as the run begins, the second at its end.
+    plan, use: for the report; plan is called as the run begins, use at its end.
 
     The source runs in one thread, the encoder in another; a slow consumer slows neither. Closing the iterator
-    cancels the source and finishes the file with what was made. When cancelled() says yes, the last event is
-    Finished(stopped=True), or Cancelled is raised where no frame was made. After an error where frames were
-    made Finished(stopped=True, error=…) comes, then the error is raised. Thumbnail and report lie beside
-    request.output. Raises: NotPlaced, without Finished, when the video is made but cannot be put there.
+    cancels the source and finishes the file with the frames made so far. When cancelled() returns True, the
+    last event is Finished(stopped=True), or Cancelled is raised if no frame was made. After an error,
+    Finished(stopped=True, error=…) is yielded if frames were made, then the error is raised. Thumbnail and
+    report are written beside request.output. Raises: NotPlaced, without Finished, when the video is made but
+    cannot be moved there.
     """
     run = _Run(source, request, cancelled, encoder_threads, plan, use)
     try:
@@ -79,7 +80,7 @@ def stream_frames(
 
 
 class _Run:
-    """One run: a thread that renders, one that encodes, and what they tell the consumer."""
+    """One run: a rendering thread, an encoding thread, and their events for the consumer."""
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class _Run:
         self._source, self._request, self._encoder_threads = source, request, encoder_threads
         self._fps = FPS
         self._lengths = segment_lengths(request.num_frames, request.segment_s, self._fps)
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: nothing more comes
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: the end
         self._frames: queue.Queue[np.ndarray | None] = queue.Queue(_QUEUED_BATCHES)  # None: no more frames
         self._segments: list[Segment] = []
         self._stopping = threading.Event()
@@ -107,7 +108,7 @@ class _Run:
         self._clock = ProgressClock(request.num_frames, len(self._lengths))
         self._report = new_report(request, source.label)
         self._plan, self._use = plan, use
-        self._made = 0  # frames that the source gave
+        self._made = 0  # frames received from the source
 
     def start(self) -> None:
         for text in self._request.notices:
@@ -117,7 +118,7 @@ class _Run:
             thread.start()
 
     def events(self) -> Iterator[Event]:
-        """What the threads tell, with the state of things in between."""
+        """The threads' events, with Progress in between."""
         yield self._clock.progress()
         due = time.monotonic() + PROGRESS_S
         while True:
@@ -135,7 +136,7 @@ class _Run:
             yield self.finished
 
     def stop(self) -> None:
-        """Cancel what still runs and wait for both threads."""
+        """Cancel the run and wait for both threads."""
         self._stopping.set()
         for thread in self._threads:
             if thread.ident:
@@ -153,7 +154,7 @@ class _Run:
         self._events.put(event)
 
     def _render(self) -> None:
-        """First thread: frames from the source to the encoder, until all are made or something stops it."""
+        """First thread: pass frames from the source to the encoder, until all are made or the run stops."""
         try:
             if (planned := self._plan()) is not None:
                 self._report.plan = planned.as_dict()
@@ -185,7 +186,7 @@ class _Run:
             self._frames.put(None)
 
     def _hand_over(self, frames: np.ndarray, wanted: int) -> int:
-        """Queue the frames that were asked for, and say so if there were more."""
+        """Queue the wanted frames, with a notice if there were more; returns how many were queued."""
         self._clock.frame_made()
         if len(frames) > wanted:
             surplus = len(frames) - wanted
@@ -201,12 +202,12 @@ class _Run:
         error = disk_error(error)
         if not isinstance(error, AvatarError):
             log.error("the run failed", exc_info=error)
-        # What went wrong tells more than a stop, and where the video is more than anything.
+        # An error says more than a cancellation, and NotPlaced, which says where the video is, says most.
         if self.error is None or isinstance(self.error, Cancelled) or isinstance(error, NotPlaced):
             self.error = error
 
     def _encode(self) -> None:
-        """Second thread: frames to files; it goes on until the first thread has ended, whatever happens."""
+        """Second thread: write frames to files; runs until the first has ended, even after an error."""
         request, rendering = self._request, True
         try:
             with SpeechReader(request.speech, self._fps) as speech:
@@ -230,7 +231,7 @@ class _Run:
         except BaseException as error:
             self._fail(error)
             self._stopping.set()
-            while rendering and self._frames.get() is not None:  # so that the first thread is not held up
+            while rendering and self._frames.get() is not None:  # so that the first thread is not blocked
                 pass
             if self._segments and self.finished is None and not isinstance(error, NotPlaced):
                 self._count_up()
@@ -239,7 +240,7 @@ class _Run:
             self._events.put(None)
 
     def _join(self) -> None:
-        """The file could not be written to its end: make it anew from the segments."""
+        """Rebuild the file from its segments after it could not be completed."""
         try:
             self.finished = _join(self._request, self._report, self._segments, _error_text(self.error))
         except Unreported as error:
@@ -256,7 +257,7 @@ class _Run:
         self._clock.frames_encoded(writer.num_frames)
 
     def _finish(self, writer: SegmentWriter) -> None:
-        """Put the finished file, its thumbnail and its report in their places, if a frame was made."""
+        """Move the finished file, thumbnail and report to their destinations, if a frame was made."""
         if writer.num_frames == 0:
             return
         self._clock.enter(Phase.FINISHING)
@@ -273,7 +274,7 @@ class _Run:
             self._fail(error)
 
     def _count_up(self) -> None:
-        """Times, memory and the kind of error into the report."""
+        """Enter times, memory and the kind of error in the report."""
         report, state = self._report, self._clock.progress()
         report.elapsed_s, report.first_frame_s = state.elapsed_s, state.first_frame_s
         report.frames_per_s, report.first_segment_s = state.fps, self._clock.first_segment_s
@@ -290,11 +291,11 @@ def finish_from_segments(
     plan: Plan | None = None,
     memory: MemoryUse | None = None,
 ) -> Finished | None:
-    """Make a file, with its report, of what a killed run had finished; None when that fails too.
+    """Join a killed run's finished segments into a file with its report; None if that fails, too.
 
-    Raises: NotPlaced when it cannot be put in its place.
+    Raises: NotPlaced when the file cannot be moved to its destination.
 
-    segments: as they were reported, in order. error: why the run ended. progress: the last that was reported.
+    segments: as reported, in order. error: why the run ended. progress: the last one reported.
     plan, memory: for the report.
     """
     report = replace(new_report(request, label), error_kind=error_kind(error), memory=memory)
@@ -311,7 +312,7 @@ def finish_from_segments(
 
 
 def error_kind(error: BaseException | None) -> str | None:
-    """The class of what ended a run early; None where nothing did but its user."""
+    """The class of the error that ended a run early; None if nothing did, or the user cancelled."""
     return None if error is None or isinstance(error, Cancelled) else type(error).__name__
 
 
@@ -333,7 +334,7 @@ def _join(
 
 
 def _error_text(error: BaseException | None) -> str | None:
-    """What a user reads of an error: nothing of his own stopping, nothing of the inside of a bug."""
+    """An error's text for the user: None for their own cancellation, no internals of a bug."""
     if error is None or isinstance(error, Cancelled):
         return None
     if isinstance(error, AvatarError):

@@ -1,7 +1,7 @@
-"""Processes that make frames, as whoever started them sees them: the engine's, and a group of ranks alike.
+"""Supervise processes that make frames, both an engine's process and a group of ranks, from their parent.
 
-What they say is read in threads; they are asked for runs, one at a time, which may be cancelled; they are
-taken for hung when they are silent for too long, and all are ended when one is lost.
+Their messages are read in threads. They make one run at a time, which may be cancelled. They count as hung
+when they are silent for too long, and all are ended when one is lost.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from avatar.runtime.protocol import Cancel, Ended, Run
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.1  # so often it is looked whether a run has been cancelled
-IDLE_S = 0.5  # between two looks at processes that have nothing to do
+POLL_S = 0.1  # interval between checks whether a run was cancelled
+IDLE_S = 0.5  # interval between checks of idle processes
 JOIN_S = 0.02
-MAX_UNREAD = 8  # messages that wait for the consumer; frames are large, and those who send them wait, too
+MAX_UNREAD = 8  # messages waiting for the consumer; frames are large, so their senders are held back
 
 
 @dataclass(frozen=True)
 class HungUp:
-    """Nothing more comes over a link."""
+    """A link has been closed."""
 
 
 class Supervised(ABC):
-    """Processes at the other ends of links; one thread at a time. Once one is lost all are, for good."""
+    """Processes at the other ends of links, used by one thread at a time. When one is lost, all are ended."""
 
     def __init__(self) -> None:
         self._inbox: queue.Queue[tuple[Connection, Any]] = queue.Queue(MAX_UNREAD)
@@ -46,43 +46,43 @@ class Supervised(ABC):
     @property
     @abstractmethod
     def links(self) -> Sequence[Connection]:
-        """Runs are asked for over the first. None once all have been ended."""
+        """Runs are requested over the first link. Empty once all processes have been ended."""
 
     @property
     @abstractmethod
     def alive(self) -> bool:
-        """Whether a run may be asked for."""
+        """Whether a run may be requested."""
 
     @abstractmethod
     def end(self) -> None:
-        """End all of them, whatever they are doing; what they held is free then."""
+        """End all of them, whatever they are doing; afterwards their resources are free."""
 
     def leave(self) -> None:
-        """No more runs will be asked for."""
+        """Release the processes: no more runs will be requested."""
         self.end()
 
     @abstractmethod
     def _take(self, message: Any) -> None:
-        """Note what a message says; what is for the consumer goes to _waiting. Raises: AvatarError."""
+        """Handle a message; those for the consumer go to _waiting. Raises: AvatarError."""
 
     @abstractmethod
     def _hung_up(self, link: Connection) -> None:
-        """A link has ended. Raises: AvatarError."""
+        """Handle a closed link. Raises: AvatarError."""
 
     @abstractmethod
     def _check(self, now: float, away_s: float) -> None:
-        """Raises: AvatarError when one is silent for too long; nobody listened for the last away_s."""
+        """Raises: AvatarError when one was silent for too long, not counting away_s without listening."""
 
     @abstractmethod
     def _stopping(self) -> None:
-        """A run is about to be cancelled. Raises: AvatarError where that would take too long."""
+        """Called before a run is cancelled. Raises: AvatarError if cancelling would take too long."""
 
     @abstractmethod
     def _not_stopped(self, limit_s: float) -> AvatarError:
-        """The error for a run that did not end in time after it was cancelled; all have been ended."""
+        """The error for a run that did not end in time after being cancelled; all have been ended."""
 
     def send(self, message: Any) -> None:
-        """Say something to the first; any thread may. Raises: AvatarError when it is gone."""
+        """Send a message over the first link; thread-safe. Raises: AvatarError when it is gone."""
         for link in self.links[:1]:
             try:
                 with self._sending:
@@ -91,28 +91,28 @@ class Supervised(ABC):
                 self._hung_up(link)
 
     def receive(self) -> Any:
-        """The next message, None when none comes in POLL_S. Raises: AvatarError when one is lost."""
+        """The next message, None if none comes within POLL_S. Raises: AvatarError when one is lost."""
         self._hear(None if self._waiting else POLL_S)
         return self._waiting.popleft() if self._waiting else None
 
     def listen_idle(self) -> None:
-        """Read what was said while no run goes on. Raises: AvatarError when one is lost."""
+        """Read and discard messages between runs. Raises: AvatarError when one is lost."""
         self._hear(0.0)
         self._waiting.clear()
 
     def unread(self) -> Iterator[Any]:
-        """What had come before they were lost, and was not received."""
+        """Messages that arrived before the processes were lost, and were not received."""
         while self._waiting:
             yield self._waiting.popleft()
 
     def follow(
         self, run: Run, cancelled: Callable[[], bool], limit_s: float, to_the_end: bool = False
     ) -> Iterator[Any]:
-        """Ask for a run; what is said until it has ended, None where nothing is for a while.
+        """Request a run, and yield messages until it has ended; None when there are none for a while.
 
-        cancelled: asked all the time; a run must end within limit_s after that. Closing the iterator cancels.
-        to_the_end: also what is said after it was cancelled. Raises: the run's error; AvatarError when one is
-        lost.
+        cancelled: polled; once True, the run must end within limit_s. Closing the iterator cancels.
+        to_the_end: also yield messages after cancelling. Raises: the run's error; AvatarError when a process
+        is lost.
         """
         ended, since = False, None
         try:
@@ -136,13 +136,13 @@ class Supervised(ABC):
                 self._drain(run, since, limit_s)
 
     def _cancel(self, run: Run) -> float:
-        """Returns when it was."""
+        """Cancel a run; returns the time."""
         self._stopping()
         self.send(Cancel(run.run))
         return time.monotonic()
 
     def _drain(self, run: Run, since: float | None, limit_s: float) -> None:
-        """The consumer has left: cancel, and listen until the run has ended."""
+        """After the consumer has left: cancel, and listen until the run has ended."""
         try:
             since = self._cancel(run) if since is None else since
             while time.monotonic() - since < limit_s:
@@ -155,7 +155,7 @@ class Supervised(ABC):
             log.warning("while stopping: %s", error)
 
     def _hear(self, timeout_s: float | None) -> None:
-        """Read what comes in that time, if one is given. Raises: AvatarError when one is lost."""
+        """Read messages for timeout_s, unless None, then check for hangs. Raises: AvatarError."""
         away_s = time.monotonic() - self._listened
         if timeout_s is not None:
             self._listen(timeout_s)
@@ -163,7 +163,7 @@ class Supervised(ABC):
         self._check(self._listened, away_s)
 
     def _listen(self, timeout_s: float) -> None:
-        """Take what has come; wait so long for the first of it."""
+        """Handle waiting messages; wait up to timeout_s for the first."""
         for _ in range(MAX_UNREAD):
             try:
                 link, message = self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait()
@@ -176,7 +176,7 @@ class Supervised(ABC):
                 self._take(message)
 
     def _read(self, link: Connection) -> None:
-        """Have all that comes over a link read in a thread: one may stop in the midst of a message."""
+        """Read a link in a thread, since its process may hang in the middle of a message."""
 
         def read() -> None:
             try:
@@ -193,7 +193,7 @@ class Supervised(ABC):
         reader.start()
 
     def _stop_reading(self) -> None:
-        """The links have been ended: what came before that is kept for unread()."""
+        """Join the readers after the links were closed, keeping earlier messages for unread()."""
         for reader in self._readers:
             while reader.is_alive():
                 self._keep_unread()
@@ -212,20 +212,20 @@ class Supervised(ABC):
 
 
 class IdleListener:
-    """Listens to processes between their runs: what they say is read, and one that is lost is seen at once.
+    """Listens to processes between runs: reads their messages, and notices the loss of one immediately.
 
-    busy: held by whoever else listens to them.
+    busy: a lock held by anyone else who listens to them.
     """
 
     def __init__(self, current: Callable[[], Supervised | None]) -> None:
-        """current: the processes that there are now, if any."""
+        """current: returns the current processes, if any."""
         self.busy = threading.Lock()
         self._current, self._closed = current, threading.Event()
         self._thread = threading.Thread(target=self._listen, name="idle", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._closed.set()
         self._thread.join()
 
@@ -235,7 +235,7 @@ class IdleListener:
                 continue
             try:
                 processes = self._current()
-                if processes is not None and processes.links:  # one may be dead by now
+                if processes is not None and processes.links:  # one may have died by now
                     processes.listen_idle()
             except AvatarError as error:
                 log.warning("while idle: %s", error)

@@ -1,6 +1,6 @@
-"""Rank 0 of ranks that torchrun started, as the engine's process sees it: over TCP, with a shared secret.
+"""Connect the engine's process to rank 0 of ranks that torchrun started: over TCP, with a shared secret.
 
-The secret proves who is at the other end; what passes is not encrypted. Keep it within a network of your own.
+The secret authenticates both ends; the traffic is not encrypted. Use it only within your own network.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from avatar.runtime.protocol import Greeting, Left, Link, Quit, Run, RunLive, Sh
 from avatar.runtime.request_bundle import RequestBundle
 from avatar.runtime.supervisor import JOIN_S
 
-SECRET = "AVATAR_SECRET"  # the environment's
+SECRET = "AVATAR_SECRET"  # environment variable
 FEWEST_LETTERS = 16
-GREET_S = 10.0  # for the other side to prove itself
+GREET_S = 10.0  # for the other side to authenticate
 QUIT_S = 5.0  # for rank 0 to end
-REACH_S = 30.0  # torchrun starts lost ranks anew, which takes a while
+REACH_S = 30.0  # torchrun restarts lost ranks, which takes a while
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Address:
 
     @property
     def family(self) -> socket.AddressFamily:
-        """Of the sockets that listen there."""
+        """The address family of sockets that listen there."""
         return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class Address:
 
 
 def secret() -> bytes:
-    """What both sides must know. Raises: BadInput when it is not set, or too easy to guess."""
+    """The shared secret. Raises: BadInput when it is not set, or too easy to guess."""
     word = os.environ.get(SECRET, "")
     if len(word) < FEWEST_LETTERS:
         raise BadInput(
@@ -71,7 +71,7 @@ def secret() -> bytes:
 
 
 def prove(link: Connection, key: bytes, first: bool) -> None:
-    """Both sides prove that they know the key, within GREET_S.
+    """Authenticate both sides by the key, within GREET_S.
 
     Raises: AuthenticationError; EOFError, OSError when the other side leaves, or takes longer.
     """
@@ -83,7 +83,7 @@ def prove(link: Connection, key: bytes, first: bool) -> None:
 
 @contextmanager
 def hanging_up_after(limit_s: float, link: Connection) -> Iterator[None]:
-    """What takes longer with the link finds its other side gone."""
+    """Shut the link down if the body takes longer than limit_s."""
     with socket.socket(fileno=os.dup(link.fileno())) as line:
         timer = threading.Timer(limit_s, line.shutdown, (socket.SHUT_RDWR,))
         timer.daemon = True
@@ -96,13 +96,13 @@ def hanging_up_after(limit_s: float, link: Connection) -> Iterator[None]:
 
 
 class AttachedFleet(Fleet):
-    """Ranks that somebody else started and watches over; rank 0 speaks for all of them."""
+    """Ranks that torchrun started and supervises; rank 0 speaks for all of them."""
 
     def __init__(self, preset: Preset, address: Address, limits: Limits) -> None:
-        """Raises: BadInput for a wrong secret, or ranks of another preset; WorkerLost when none answers."""
+        """Raises: BadInput for a wrong secret, or ranks of another preset; WorkerLost without an answer."""
         super().__init__(preset, limits)
         self._address = address
-        self._request: Request | None = None  # of the run that goes on
+        self._request: Request | None = None  # of the current run
         self._link: Connection | None = self._connected(secret())
         self._greet(preset)
         self._read(self._link)
@@ -118,9 +118,9 @@ class AttachedFleet(Fleet):
         return self._link is not None
 
     def end(self) -> None:
-        """See Fleet. Whoever started them ends them, and may start them anew."""
+        """See Fleet. torchrun ends the ranks, and may restart them."""
         if self._link is not None and self._readers:
-            with suppress(OSError):  # it is gone, or going
+            with suppress(OSError):  # it is gone, or about to be
                 self._link.send(Quit())
             until = time.monotonic() + QUIT_S
             while self._readers[0].is_alive() and time.monotonic() < until:
@@ -129,7 +129,7 @@ class AttachedFleet(Fleet):
         self.leave()
 
     def leave(self) -> None:
-        """See Fleet. They stay, for whoever attaches next."""
+        """See Fleet. The ranks stay, for the next client."""
         link, self._link = self._link, None
         if link is not None:
             hang_up(link)
@@ -141,7 +141,7 @@ class AttachedFleet(Fleet):
         return 0, f"at {self._address} closed its connection"
 
     def send(self, message: Any) -> None:
-        """See Fleet; the files go along with a run."""
+        """See Fleet; a run is preceded by its files."""
         if isinstance(message, Run):
             if isinstance(message, RunLive):
                 raise AvatarError("Ranks elsewhere make no live video.", "Choose a preset of this machine.")
@@ -157,7 +157,7 @@ class AttachedFleet(Fleet):
             part.leave.write_bytes(message.carry)
 
     def _connected(self, key: bytes) -> Connection:
-        """A link to rank 0, tried for REACH_S."""
+        """Connect to rank 0, retrying for REACH_S."""
         until = time.monotonic() + REACH_S
         while True:
             try:
@@ -186,7 +186,7 @@ class AttachedFleet(Fleet):
         return link
 
     def _greet(self, preset: Preset) -> None:
-        """Raises: BadInput when the ranks are busy or hold another preset."""
+        """Read rank 0's greeting. Raises: BadInput when the ranks are busy or have another preset."""
         assert self._link is not None
         if not self._link.poll(GREET_S):
             raise WorkerLost(f"The ranks at {self._address} do not answer.", "See their log.")

@@ -1,4 +1,4 @@
-"""The child's side of a link: runs are asked for, one at a time, and each may be cancelled."""
+"""The child's side of a link: receive runs, one at a time, each of which may be cancelled."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from avatar.runtime.protocol import Ask, Cancel, Ended, LiveSound, Run
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
-MAX_UNSENT = 2  # messages that wait to be sent; frames are large, and heartbeats come behind them
+MAX_UNSENT = 2  # messages waiting to be sent; frames are large, and heartbeats queue behind them
 SETTLE_POLL_S = 0.01
 
 
 def leave() -> None:
-    """The parent is gone, or has no more use for this process."""
+    """Exit immediately: the parent is gone, or no longer needs this process."""
     os._exit(0)
 
 
 class Service:
-    """What comes over the link, for the thread that works; any thread may send.
+    """Queues the link's messages for the working thread; any thread may send.
 
-    Another thread packs and sends, so that who works goes on: a GPU would wait for it.
+    Another thread serialises and sends, so that the working thread does not keep the GPU waiting.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Service:
         on_hangup: Callable[[], None] = leave,
         on_other: Callable[[Any], None] | None = None,
     ) -> None:
-        """on_hangup: called once, when the other side is gone; its runs are cancelled by then.
+        """on_hangup: called once, when the other side is gone; its runs are already cancelled.
 
         on_other: called with every message but Run, Cancel and LiveSound.
         """
@@ -52,36 +52,36 @@ class Service:
         self.gone = False
 
     def start(self, heartbeat: Callable[[], Any]) -> None:
-        """Listen, send, and have a heartbeat sent every second, each in a thread of its own."""
+        """Start threads that listen, send, and send a heartbeat every second."""
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
         threading.Thread(target=self._deliver, name="deliver", daemon=True).start()
         threading.Thread(target=self._beat, args=(heartbeat,), name="heartbeat", daemon=True).start()
 
     def send(self, message: Any) -> None:
-        """To the other side, if it is still there, after all that was sent before; it must not change."""
+        """Queue a message to the other side, if it still exists; the message must not be modified later."""
         if not self.gone:
             self._unsent.put(message)
 
     def settle(self) -> None:
-        """Wait until everything has been sent, or nobody is there to take it."""
+        """Wait until everything has been sent, or the other side is gone."""
         while self._unsent.unfinished_tasks and not self.gone:
             time.sleep(SETTLE_POLL_S)
 
     def asked(self) -> Iterator[Run | Ask]:
-        """All that is asked for, in turn; ends when the other side is gone."""
+        """Yield requests in order; ends when the other side is gone."""
         while (asked := self._asked.get()) is not None:
             yield asked
 
     def runs(self) -> Iterator[Run]:
-        """As asked(), where nothing but runs is asked for."""
+        """Like asked(), but only runs."""
         return (asked for asked in self.asked() if isinstance(asked, Run))
 
     def stopped(self, run: Run) -> bool:
-        """Whether nobody wants this run any more."""
+        """Whether a run was cancelled, or the other side is gone."""
         return self.gone or self._cancelled[run.run].is_set()
 
     def end(self, run: Run, error: AvatarError | None) -> None:
-        """The run is over."""
+        """Report the end of a run."""
         del self._cancelled[run.run]
         self.send(Ended(run.run, error))
 
@@ -93,7 +93,7 @@ class Service:
             self._hang_up()
 
     def _deliver(self) -> None:
-        while not self.gone or not self._unsent.empty():  # who waits for room in the queue must get it
+        while not self.gone or not self._unsent.empty():  # threads blocked on a full queue must be released
             try:
                 message = self._unsent.get(timeout=HEARTBEAT_S)
             except queue.Empty:
@@ -105,7 +105,7 @@ class Service:
                 self._hang_up()
             except BaseException:
                 log.exception("a message cannot be packed")
-                os._exit(1)  # whoever waits for it sees this process end
+                os._exit(1)  # its waiting peer sees this process end
             self._unsent.task_done()
 
     def _take(self, message: Any) -> None:
@@ -116,7 +116,7 @@ class Service:
             self._asked.put(message)
         elif isinstance(message, Cancel):
             cancelled = self._cancelled.get(message.run)
-            if cancelled is not None:  # else it has ended meanwhile
+            if cancelled is not None:  # otherwise it has already ended
                 cancelled.set()
         elif isinstance(message, LiveSound):
             self.sound.put(message)

@@ -1,7 +1,7 @@
-"""An engine without a process of its own: its runs are made inside a function to which a GPU is lent.
+"""An engine for ZeroGPU: without a subprocess, its runs execute in a function that gets a GPU per call.
 
-That function may run in a fork of this process, as on ZeroGPU: nothing but what it yields comes back, a
-cancellation reaches it through memory that both share, and models that were loaded before are there at once.
+ZeroGPU may run that function in a fork of this process: only what it yields comes back, cancellation reaches
+it through shared memory, and models loaded before the fork are available immediately.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from avatar.runtime.stream import stream_frames
 
 log = logging.getLogger(__name__)
 
-# What a run is said to take of the GPU: estimated from an H200's steps and the cards' published rates.
+# The requested GPU time per run: estimated from an H200's steps and the cards' published rates.
 START_S = 45.0  # models to the GPU, the prompt encoded
-SPEECH_FACTOR = 3.0  # seconds of a whole RTX PRO 6000 for one of speech, uncompiled
-NUMBER_BYTES = 8  # of a run
-_numbers = itertools.count(1)  # of runs and of engines
+SPEECH_FACTOR = 3.0  # seconds on a whole RTX PRO 6000 per second of speech, uncompiled
+NUMBER_BYTES = 8  # size of a run's number
+_numbers = itertools.count(1)  # numbers of runs and engines
 
 
 @dataclass(frozen=True)
 class Opening(StartEngine):
-    """What one engine makes its runs with. engine: a number that no other has."""
+    """The source and options of one engine's runs. engine: the engine's unique number."""
 
     engine: int = 0
 
@@ -54,7 +54,7 @@ When called it raises AvatarError where no GPU is given, or one is taken away.
 
 
 class _Held:
-    """A source that is built: in this process, or in the one that this was forked from."""
+    """A built source, from this process or from the one that it was forked from."""
 
     def __init__(self, opening: Opening) -> None:
         module, name = opening.source.split(":")
@@ -63,16 +63,16 @@ class _Held:
 
 
 class LentGpu:
-    """The one function to which the GPU is lent, for all presets."""
+    """The one function that ZeroGPU gives a GPU to, for all presets."""
 
     def __init__(self, lend: Lend) -> None:
-        self._cancelled = mmap.mmap(-1, NUMBER_BYTES)  # the number of the last run that was; forks see it
+        self._cancelled = mmap.mmap(-1, NUMBER_BYTES)  # number of the last cancelled run; shared with forks
         self._held: _Held | None = None
         self._loading = threading.Lock()
         self.make = lend(self._make, duration_s)
 
     def load(self, opening: Opening) -> str:
-        """Build a source, and have it load what it can before there is a GPU; once. Raises: AvatarError.
+        """Build a source, and load what is possible without a GPU; once per engine. Raises: AvatarError.
 
         Returns its label.
         """
@@ -85,25 +85,25 @@ class LentGpu:
             return str(self._held.source.label)
 
     def drop(self, opening: Opening) -> None:
-        """Give back what this process loaded."""
+        """Release what this process loaded."""
         with self._loading:
             if self._held is not None and self._held.opening == opening:
                 self._drop()
 
     def cancel(self, run: int) -> None:
-        """End a run, wherever it is made."""
+        """Cancel a run, in whichever process it is."""
         self._cancelled[:] = run.to_bytes(NUMBER_BYTES, "little")
 
     def is_cancelled(self, run: int) -> bool:
-        """Whether that run is to end."""
+        """Whether a run was cancelled."""
         return self._cancelled[:] == run.to_bytes(NUMBER_BYTES, "little")
 
     def _make(self, opening: Opening, run: Run) -> Generator[Event | Ended]:
-        """The run's events, and its end; in this process, or in a fork of it. See stream.stream_frames."""
+        """Yield a run's events, then Ended; in this process or a fork of it. See stream.stream_frames."""
         request, stopped = run.request, partial(self.is_cancelled, run.run)
         error: AvatarError | None = None
         try:
-            if self._held is None or self._held.opening != opening:  # this process is older than the engine
+            if self._held is None or self._held.opening != opening:  # forked before load()
                 self._drop()
                 self._held = _Held(opening)
             source, weights = self._held.source, opening.options.get("weights")
@@ -127,22 +127,22 @@ class LentGpu:
 
     def _drop(self) -> None:
         held, self._held = self._held, None
-        if held is not None and held.pid == os.getpid():  # else its files are still another process's
+        if held is not None and held.pid == os.getpid():  # otherwise its files belong to another process
             held.source.close()
 
 
 class LentEngine:
-    """See Engine. What the GPU's function yields are its events."""
+    """See Engine. Its events are those that the GPU function yields."""
 
-    pinned_bytes = None  # of another process, or of this one: it does not tell
+    pinned_bytes = None  # unknown: the run may be in another process
 
     def __init__(self, gpu: LentGpu, source: str, **options: Any) -> None:
-        """source: "package.module:Class" of a FrameSource that can load() ahead; options: its own."""
+        """source: "package.module:Class" of a FrameSource with load(); options: for its constructor."""
         self._gpu = gpu
         level = logging.getLogger().getEffectiveLevel()
         self._opening = Opening(source, options, level, next(_numbers))
         self._busy = threading.Lock()
-        self._run = 0  # the number of the one that goes on
+        self._run = 0  # the current run's number
         self.label = ""
 
     def warm(self) -> None:
@@ -150,14 +150,14 @@ class LentEngine:
         self.label = self._gpu.load(self._opening)
 
     def stream(self, request: Request) -> Iterator[Event]:
-        """Events of one run; see Engine.stream. Raises: also WorkerLost, when the GPU is taken away."""
+        """Events of one run; see Engine.stream. Also raises WorkerLost, when ZeroGPU takes the GPU away."""
         if not self._busy.acquire(blocking=False):
             raise AvatarError("The engine is busy with another video.", "Wait for it to end, or stop it.")
         try:
             self._run = next(_numbers)
             yield Progress(Phase.LOADING)
             self.warm()
-            if self._gpu.is_cancelled(self._run):  # nobody waits: no GPU is asked for
+            if self._gpu.is_cancelled(self._run):  # cancelled: no GPU is requested
                 raise Cancelled("The run was stopped.")
             yield from self._followed(Run(self._run, request))
         finally:
@@ -175,12 +175,12 @@ class LentEngine:
         self._gpu.drop(self._opening)
 
     def _followed(self, run: Run) -> Iterator[Event]:
-        """The run's events. Closing this iterator cancels it. Raises: AvatarError."""
+        """The run's events. Closing the iterator cancels the run. Raises: AvatarError."""
         shown = Shown()
         ended: Ended | None = None
         try:
             with closing(self._gpu.make(self._opening, run)) as telling:
-                for reported in telling:  # to its end, after which the GPU is given back in order
+                for reported in telling:  # to its end, so that the GPU is released properly
                     ended = reported if isinstance(reported, Ended) else ended
                     yield from shown.note(reported)
             if ended is None:
@@ -195,5 +195,5 @@ class LentEngine:
 
 
 def duration_s(opening: Opening, run: Run) -> int:
-    """For how long a run asks for the GPU, in whole seconds; not measured."""
+    """The GPU time to request for a run, in whole seconds; an estimate, not measured."""
     return math.ceil(START_S + SPEECH_FACTOR * run.request.num_frames / FPS)
