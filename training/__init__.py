@@ -1,4 +1,4 @@
-"""How the viseme network was made: speech synthesis with known phoneme times, training, evaluation.
+"""Training of the viseme network: speech synthesis with known phoneme times, training, evaluation.
 
-Nothing that runs the preview imports this package; it needs torch and the speech synthesisers of its README.
+The preview never imports this package, which needs torch and the speech synthesisers listed in its README.
 """

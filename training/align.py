@@ -1,9 +1,9 @@
-"""Measure how far the synthesisers' phoneme times are off their sound: what `generate.SHIFT_S` makes good.
+"""Measure the offset of the synthesisers' phoneme times from their sound, which `generate.SHIFT_S` corrects.
 
     python -m training.align DATA
 
-For each voice, by how much its labels would have to move so that vowels fit best where the sound is loud, and
-sibilants where it hisses. Generated with the right shifts, all are within about a frame (10 ms) of zero.
+For each voice, report the shift of its labels at which vowels fit loud sound best, and sibilants hissing
+sound. With the right SHIFT_S, all are within about a frame (10 ms) of zero.
 """
 
 import argparse
@@ -19,17 +19,17 @@ from training.sentences import Sentence, load
 
 logger = logging.getLogger(__name__)
 
-REACH = 10  # frames to either side that are tried
-SENTENCES = 100  # of each voice
+REACH = 10  # largest shift to try, in frames
+SENTENCES = 100  # per voice
 
 VOWELS = [VISEMES.index(name) for name in ("aa", "E", "ih", "oh", "ou")]
 SIBILANTS = [VISEMES.index(name) for name in ("CH", "SS")]
-# Mel bands of voice, of its lowest part, and of hiss.
+# Mel bands of voiced sound, of its lowest part, and of hiss.
 _VOICE, _LOW, _HISS = slice(4, 22), slice(3, 12), slice(33, NUM_MELS)
 
 
 def offsets(sentences: list[Sentence]) -> tuple[float, float]:
-    """Return by how many seconds labels should move, as vowels and as sibilants show it; nan without any."""
+    """Return the best shift of the labels in seconds, by vowels and by sibilants; nan without any."""
     fits = np.zeros((2, 2 * REACH + 1))
     for sentence in sentences:
         mels = log_mels(sentence.listen, 0, len(sentence.labels), sentence.level)
@@ -46,7 +46,7 @@ def offsets(sentences: list[Sentence]) -> tuple[float, float]:
 
 
 def _peak(fit: np.ndarray) -> float:
-    """Return where a curve over -REACH..REACH is highest, between its points by a parabola."""
+    """Return the position of the maximum of a curve over -REACH..REACH, interpolated by a parabola."""
     index = int(np.clip(fit.argmax(), 1, len(fit) - 2))
     before, at, after = fit[index - 1 : index + 2]
     return index - REACH + 0.5 * (before - after) / (before - 2 * at + after)

@@ -1,4 +1,4 @@
-"""Make the short clips with known phonemes that the tests listen to, by voices that training never hears.
+"""Make the short clips with known phonemes for the tests, with voices that training never uses.
 
     python -m training.clips tests/data/speech
 

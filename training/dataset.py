@@ -1,4 +1,4 @@
-"""Batches to train on: crops of the generated speech, as by many voices, in rooms, through microphones."""
+"""Training batches: crops of the generated speech, augmented with other voices, rooms and microphones."""
 
 import numpy as np
 import torch
@@ -10,18 +10,18 @@ from avatar.preview import visemes
 from avatar.preview.visemes import HOP
 from training.sentences import Sentence
 
-# Share of each synthesiser in a batch: the natural voices count most, for they are nearest to people.
+# Share of each synthesiser in a batch: the natural voices have most, being closest to people's.
 VOICE_SHARE = {"hibari": 0.28, "kokoro": 0.27, "espeak": 0.20, "flite-slt": 0.10, "flite-rms": 0.10,
                "flite-kal16": 0.05}  # fmt: skip
-NEGATIVE_SHARE = 0.07  # noise, tones, clicks: not speech, labelled silence
+NEGATIVE_SHARE = 0.07  # noise, tones and clicks, labelled as silence
 CROP_FRAMES = 240
-CROP_RMS = 0.06  # of a whole crop, pauses and all; about `visemes.NORMAL_RMS` where someone speaks
-FFT_SAMPLES = 49152  # holds a crop and 8000 samples of reverberation, and factors well
+CROP_RMS = 0.06  # of a whole crop with its pauses; about `visemes.NORMAL_RMS` during speech
+FFT_SAMPLES = 49152  # fits a crop and 8000 samples of reverberation, and has small prime factors
 REVERB_SAMPLES = 8000
 
 
 class Batches:
-    """Draws augmented batches without end. The same seed draws the same ones."""
+    """Draws augmented batches, without limit. The same seed gives the same batches."""
 
     def __init__(self, sentences: list[Sentence], size: int, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
@@ -56,7 +56,7 @@ class Batches:
         return self._log_mels(x * torch.exp(0.25 * self._normal(self._size, 1))), torch.from_numpy(labels)
 
     def _crop(self, samples: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Cut a random crop, mostly played faster or slower: pitch, formants and pace move together."""
+        """Cut a random crop, mostly resampled faster or slower: pitch, formants and pace change together."""
         rate = np.exp(self._rng.uniform(np.log(0.8), np.log(1.3))) if self._rng.random() < 0.8 else 1.0
         length = int(CROP_FRAMES * HOP * rate) + 2
         samples = np.pad(samples, (0, max(0, length - len(samples))))
@@ -68,7 +68,7 @@ class Batches:
         return crop, np.where(frames < len(labels), labels[np.minimum(frames, len(labels) - 1)], silence)
 
     def _negative(self) -> np.ndarray:
-        """Make a crop that is no speech: noise, rumble, hum, plucked tones or clicks, rms `CROP_RMS`."""
+        """Make a crop without speech: noise, rumble, hum, plucked tones or clicks, rms `CROP_RMS`."""
         rng, count = self._rng, CROP_FRAMES * HOP
         t = np.arange(count) / SPEECH_HZ
         match rng.integers(4):
@@ -106,7 +106,7 @@ class Batches:
         return torch.fft.irfft(spectrum, FFT_SAMPLES)[:, : x.shape[1]]
 
     def _echoes(self, count: int) -> Tensor:
-        """Make impulse responses of rooms that ring for 0.1 to 0.6 s, (count, REVERB_SAMPLES)."""
+        """Make impulse responses of rooms that reverberate for 0.1 to 0.6 s, (count, REVERB_SAMPLES)."""
         t = torch.arange(REVERB_SAMPLES) / SPEECH_HZ
         decay_s = torch.from_numpy(self._rng.uniform(0.1, 0.6, (count, 1))).float()
         gain = torch.from_numpy(self._rng.uniform(0.01, 0.09, (count, 1))).float()
@@ -116,7 +116,7 @@ class Batches:
         return response
 
     def _noise(self) -> Tensor:
-        """Make a background for each crop, white or (mostly) falling with frequency, 60 to 12 dB below it."""
+        """Make background noise per crop, white or (mostly) falling with frequency, 60 to 12 dB below it."""
         x = self._normal(self._size, CROP_FRAMES * HOP)
         if self._rng.random() < 0.6:
             spectrum = torch.fft.rfft(x)
@@ -133,7 +133,7 @@ class Batches:
         return torch.randn(*shape, generator=self._torch_rng)
 
     def _log_mels(self, x: Tensor) -> Tensor:
-        """Compute `visemes.log_mels` of a batch, silence on both sides, (B, NUM_MELS, CROP_FRAMES)."""
+        """Compute `visemes.log_mels` of a batch, padded with silence, (B, NUM_MELS, CROP_FRAMES)."""
         before = visemes.WINDOW // 2 - HOP // 2
         windows = (
             F.pad(x, (before, visemes.WINDOW)).unfold(1, visemes.WINDOW, HOP)[:, :CROP_FRAMES] * self._window

@@ -1,8 +1,8 @@
-"""Judge a viseme network on voices that training never heard, by the mouth that it drives.
+"""Evaluate a viseme network on voices that training never used, by the mouth that it drives.
 
     python -m training.evaluate DATA [--weights WEIGHTS.npz] [--sentences 24]
 
-The truth is the mouth that the synthesisers' own phoneme times drive, through the same articulation.
+The ground truth is the mouth driven by the synthesisers' own phoneme times, through the same articulation.
 """
 
 import argparse
@@ -23,21 +23,22 @@ from training.sentences import Sentence, load
 logger = logging.getLogger(__name__)
 
 OPEN, WIDE, ROUND = (KEYS.index(key) for key in ("open", "wide", "round"))
-# Lips this far apart count as closed; a truth this far open counts as a vowel, and less than this as missed.
+# Lips less than CLOSED_OPEN apart count as closed. Frames whose truth is above VOWEL_OPEN are open vowels,
+# and are missed if the driven mouth is below MISSED_OPEN.
 CLOSED_OPEN, VOWEL_OPEN, MISSED_OPEN = 0.15, 0.60, 0.20
-# A closure is looked for within its phoneme and this much on either side.
+# A closure may lie this many frames outside its phoneme on either side.
 CLOSURE_MARGIN = 3
-# A closure counts if its phoneme lasts this long and is not at the very ends, in frames.
+# A closure counts if its phoneme lasts CLOSURE_FRAMES and is EDGE_FRAMES away from the ends.
 CLOSURE_FRAMES, EDGE_FRAMES = 3, 10
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How one sentence came out.
+    """Scores of one sentence.
 
-    visemes: share of frames that are right. jaw, lips: correlation with the truth of opening, and of width
-    less rounding. phonetic_jaw: of opening with a truth that knows no loudness. closures: share of bilabials
-    where the lips meet. missed: share of open vowels' frames that stay shut.
+    visemes: share of correct frames. jaw, lips: correlation with the truth of opening, and of width minus
+    rounding. phonetic_jaw: of opening with a truth that ignores loudness. closures: share of bilabials where
+    the lips close. missed: share of open vowels' frames in which the mouth stays shut.
     """
 
     visemes: float
@@ -49,19 +50,19 @@ class Scores:
 
 
 def true_curves(labels: np.ndarray, loudness: np.ndarray) -> np.ndarray:
-    """Return the articulation (T, KEYS) that known visemes (T,) drive, without visual lead."""
+    """Return the articulation (T, KEYS) driven by known visemes (T,), without visual lead."""
     certain = np.eye(len(VISEMES), dtype=np.float32)[labels]
     return mouth_curves(certain, loudness)
 
 
 def driven_curves(network: VisemeNetwork, sentence: Sentence, loudness: np.ndarray) -> np.ndarray:
-    """Return the articulation (T, KEYS) that the network drives, without visual lead."""
+    """Return the articulation (T, KEYS) driven by the network, without visual lead."""
     probabilities = network.probabilities(sentence.listen, 0, len(sentence.labels), sentence.level)
     return mouth_curves(probabilities, loudness)
 
 
 def bilabials(labels: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield first and last + 1 frame of each p, b or m that can be judged."""
+    """Yield (start, stop) frames of each p, b or m that counts."""
     start = 0
     for label, run in groupby(labels.tolist()):
         stop = start + len(list(run))
@@ -76,13 +77,13 @@ def bilabials(labels: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Return Pearson's r of two series over the length they share."""
+    """Return Pearson's r of two series over their common length."""
     length = min(len(a), len(b))
     return float(np.corrcoef(a[:length], b[:length])[0, 1])
 
 
 def score(network: VisemeNetwork, sentence: Sentence) -> Scores:
-    """Judge the mouth that the network drives through one sentence."""
+    """Score the mouth that the network drives for one sentence."""
     labels = sentence.labels
     loudness = loudness_db(sentence.listen, 0, len(labels), sentence.level)
     probabilities = network.probabilities(sentence.listen, 0, len(labels), sentence.level)
@@ -105,7 +106,7 @@ def score(network: VisemeNetwork, sentence: Sentence) -> Scores:
 
 
 def non_speech() -> dict[str, np.ndarray]:
-    """Return four seconds each of sounds on which the mouth must stay shut, (n,) float32 at SPEECH_HZ."""
+    """Return sounds for which the mouth must stay shut, four seconds each, (n,) float32 at SPEECH_HZ."""
     count = 4 * SPEECH_HZ
     rng, t = np.random.default_rng(0), np.arange(count) / SPEECH_HZ
     sounds = {
@@ -120,14 +121,14 @@ def non_speech() -> dict[str, np.ndarray]:
 
 
 def widest_opening(network: VisemeNetwork, samples: np.ndarray) -> float:
-    """Return how far the mouth opens at most on a sound."""
+    """Return the widest opening of the mouth during a sound."""
     sound = Sentence("", samples, np.zeros(len(samples) * FRAME_HZ // SPEECH_HZ, np.int64))
     loudness = loudness_db(sound.listen, 0, len(sound.labels), sound.level)
     return float(driven_curves(network, sound, loudness)[:, OPEN].max())
 
 
 def report(network: VisemeNetwork, sentences: list[Sentence], write: Callable[[str], None]) -> None:
-    """Write a table of the mean scores of each voice, then the openings on sounds that are no speech."""
+    """Write a table of mean scores per voice, then the widest openings for sounds that are not speech."""
     names = [field.name for field in fields(Scores)]
     write("| voice | sentences | " + " | ".join(names) + " |")
     write("|---" * (len(names) + 2) + "|")

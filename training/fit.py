@@ -1,8 +1,8 @@
-"""Train the viseme network on generated speech and write its weights for numpy.
+"""Train the viseme network on generated speech and save its weights for numpy.
 
     python -m training.fit DATA WEIGHTS.npz [--steps 2000] [--threads 2]
 
-Reports the share of frames whose viseme is right for each held-out voice as it goes.
+During training, it reports the share of frames with the correct viseme per held-out voice.
 """
 
 import argparse
@@ -30,7 +30,7 @@ NORM_EPSILON = 1e-5
 
 
 class TrainingNetwork(nn.Module):
-    """`VisemeNetwork` with what training needs: padding, batch normalisation, dropout."""
+    """`VisemeNetwork` with padding, batch normalisation and dropout for training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class TrainingNetwork(nn.Module):
         return self.output(hidden)
 
     def export(self) -> dict[str, np.ndarray]:
-        """Return the weights as `VisemeNetwork` names them, batch normalisation folded in, float16."""
+        """Return the weights by the names of `VisemeNetwork`, batch normalisation folded in, float16."""
         state = {name: value.double() for name, value in self.state_dict().items()}
         weights = {"input": state["input.weight"].permute(2, 1, 0), "input.bias": state["input.bias"]}
         for index in range(len(self.norms)):
@@ -66,14 +66,14 @@ class TrainingNetwork(nn.Module):
 
 
 def class_weights(sentences: list[Sentence]) -> Tensor:
-    """Weigh rare visemes up and frequent ones down, within 0.5 to 2.5."""
+    """Return class weights, higher for rare visemes, from 0.5 to 2.5."""
     counts = np.bincount(np.concatenate([sentence.labels for sentence in sentences]), minlength=len(VISEMES))
     weights = (counts.sum() / np.maximum(counts, 1) / len(VISEMES)) ** 0.4
     return torch.from_numpy(weights).float().clamp(0.5, 2.5)
 
 
 def accuracies(network: VisemeNetwork, sentences: list[Sentence]) -> dict[str, float]:
-    """Return the share of frames whose likeliest viseme is the true one, by voice."""
+    """Return the share of frames whose most likely viseme is correct, by voice."""
     right: dict[str, list[float]] = {}
     for sentence in sentences:
         found = network.probabilities(sentence.listen, 0, len(sentence.labels), sentence.level).argmax(1)

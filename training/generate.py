@@ -1,9 +1,9 @@
-"""Make the training speech: texts, spoken by synthesisers that tell their phonemes' times.
+"""Make the training speech: texts spoken by synthesisers that report phoneme times.
 
     python -m training.generate DATA [--voices flite espeak hibari kokoro] [--share 1.0]
 
 Writes DATA/train/VOICE_0000.npz and DATA/held_out/VOICE_0000.npz, each with `samples` (int16, 16 kHz) and
-`labels` (int16 viseme indices at 100 Hz). What each voice is and may be used for: README.md beside this file.
+`labels` (int16 viseme indices at 100 Hz). README.md in this folder describes the voices and their licences.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from training.voices import Espeak, Hibari, Kokoro, Utterance, flite
 logger = logging.getLogger(__name__)
 
 FORTUNES = Path("/usr/share/games/fortunes")
-# English collections lie beside the other languages' folders, and beside a few strays of theirs.
+# English collections; the same folder holds other languages' folders and stray files in other languages.
 ENGLISH = (
     "art", "computers", "cookie", "definitions", "education", "food", "fortunes", "goedel",
     "humorists", "kids", "law", "linuxcookie", "literature", "love", "magic", "medicine",
     "miscellaneous", "people", "pets", "platitudes", "politics", "riddles", "science",
     "songs-poems", "sports", "startrek", "tao", "translate-me", "wisdom", "work",
 )  # fmt: skip
-# What to add to the phoneme times of a synthesiser so that they fit its sound: measured by `align.py`.
+# Added to a synthesiser's phoneme times to match its sound; measured by `align.py`.
 SHIFT_S = {"espeak": -0.01, "flite": 0.0, "hibari": -0.06, "kokoro": -0.06}
 
 FLITE_TRAINING = {"slt": 260, "rms": 260, "kal16": 120}
@@ -43,7 +43,7 @@ ESPEAK_VARIANTS = (
     "", "+f1", "+f2", "+f3", "+f5", "+m1", "+m2", "+m3", "+m4", "+m5", "+m6", "+m8",
     "+klatt", "+klatt2", "+Annie", "+linda", "+steph", "+Michael", "+Marco", "+Andrea",
 )  # fmt: skip
-# A language and two speakers that training never hears.
+# A language and two speakers that training never uses.
 ESPEAK_HELD_OUT = {"pl": 60}
 ESPEAK_VARIANTS_HELD_OUT = ("+f4", "+m7")
 HIBARI_TRAINING = 580
@@ -55,7 +55,7 @@ Item = tuple[str, bool, Utterance]  # voice, held out, speech
 
 
 def sentences(language: str) -> list[str]:
-    """Return the sentences of 25 to 130 letters in Debian's fortunes, shuffled but always alike."""
+    """Return the sentences of 25 to 130 letters in Debian's fortunes, shuffled with a fixed seed."""
     if language == "en":
         files = [FORTUNES / name for name in ENGLISH]
     else:
@@ -109,7 +109,7 @@ def hibari_items(share: float) -> Iterator[Item]:
 
 
 def kokoro_items(share: float) -> Iterator[Item]:
-    """Speak English with Kokoro's speakers: half of the sentences by one of them, half by a blend of two."""
+    """Speak English with Kokoro's speakers: half of the sentences with one, half with a blend of two."""
     engine, reader, rng = Kokoro(), Hibari(), random.Random(4)
     texts = iter(sentences("en")[2000:])
     for text in itertools.islice(texts, round(KOKORO_TRAINING * share)):

@@ -1,9 +1,9 @@
-"""Judge a viseme network on recordings of people, whose words are known but not their times.
+"""Evaluate a viseme network on recordings of people, with known words but unknown times.
 
     python -m training.people assets/speech [--weights WEIGHTS.npz]
 
-Each recording is aligned, frame by frame, with the phonemes of its text and, as a control, with those of
-others: a network that hears people fits the right text clearly better. Phonemes come from espeak-ng.
+Each recording is aligned, frame by frame, with the phonemes of its text and, as a control, of other texts:
+if the network works on people, the right text fits clearly better. Phonemes come from espeak-ng.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from training.voices import Espeak
 
 logger = logging.getLogger(__name__)
 
-# espeak-ng's voice for the language of a recording, and what is said.
+# espeak-ng's voice for each recording's language, and the recording's text.
 TEXTS = {
     "echo-test-en": (
         "en-us",
@@ -55,10 +55,10 @@ def visemes_of(engine: Espeak, voice: str, text: str) -> list[int]:
 
 
 def align(log_probabilities: np.ndarray, order: Sequence[int]) -> tuple[float, np.ndarray]:
-    """Find the likeliest times of visemes in a known order, each one frame or more, pauses allowed anywhere.
+    """Find the most likely times of visemes in a known order, each one frame or more, with optional pauses.
 
-    log_probabilities: (T, visemes). Returns the mean log-probability of a frame, and (T,) the place in
-    silence, order[0], silence, order[1], .., silence of each frame. Source: Viterbi's algorithm.
+    log_probabilities: (T, visemes). Returns the mean log-probability per frame, and per frame (T,) its index
+    in the sequence silence, order[0], silence, order[1], .., silence. Source: Viterbi's algorithm.
     """
     states = [_SILENCE]
     for viseme in order:
@@ -83,7 +83,7 @@ def align(log_probabilities: np.ndarray, order: Sequence[int]) -> tuple[float, n
 
 
 def judge(network: VisemeNetwork, recording: Sentence, order: Sequence[int]) -> tuple[float, float, float]:
-    """Return the fit to a text: mean log-probability, shares of agreeing frames and of closed bilabials."""
+    """Return the fit to a text: mean log-probability, share of agreeing frames, share of closed bilabials."""
     count = len(recording.samples) // HOP
     probabilities = network.probabilities(recording.listen, 0, count, recording.level)
     likelihood, places = align(np.log(probabilities + 1e-4), order)

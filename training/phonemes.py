@@ -1,4 +1,4 @@
-"""Which mouth shape a phoneme has: IPA and ARPAbet symbols to visemes, and segments to frame labels."""
+"""Map phonemes to mouth shapes: IPA and ARPAbet symbols to visemes, and segments to frame labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 
 from avatar.preview.visemes import FRAME_HZ, VISEMES
 
-# /h/ has no shape of its own: the mouth already has that of the vowel that follows.
+# /h/ has no shape of its own: the mouth already has that of the following vowel.
 COPY_NEXT = "h"
 
 _IPA_OF_VISEME = {
@@ -29,7 +29,7 @@ _IPA_OF_VISEME = {
 }
 IPA: dict[str, str] = {symbol: viseme for viseme, symbols in _IPA_OF_VISEME.items() for symbol in symbols}
 
-# Diphthongs, written as one capital in the alphabet of the Kokoro family of voices.
+# Diphthongs, written as one capital letter in the phoneme alphabet of the Kokoro voices.
 DIPHTHONGS: dict[str, tuple[str, str]] = {
     "A": ("E", "ih"), "I": ("aa", "ih"), "O": ("oh", "ou"), "W": ("aa", "ou"), "Y": ("oh", "ih"),
 }  # fmt: skip
@@ -63,7 +63,7 @@ _VOWELS = frozenset({"aa", "E", "ih", "oh", "ou"})
 
 @dataclass(frozen=True, slots=True)
 class PhonemeSegment:
-    """One phoneme's time in an utterance, seconds, and its viseme (or `COPY_NEXT`)."""
+    """One phoneme's start and end in an utterance, in seconds, and its viseme (or `COPY_NEXT`)."""
 
     start_s: float
     end_s: float
@@ -71,7 +71,7 @@ class PhonemeSegment:
 
 
 def of_ipa(symbols: str) -> list[str]:
-    """Return the visemes of a string of IPA symbols, unknown ones (stress, length) left out."""
+    """Return the visemes of a string of IPA symbols, without unknown ones (stress, length)."""
     if symbols in ("ts", "dz"):
         return ["SS"]
     if len(symbols) > 1 and ("ʃ" in symbols or "ʒ" in symbols):
@@ -80,7 +80,7 @@ def of_ipa(symbols: str) -> list[str]:
 
 
 def spread(start_s: float, end_s: float, visemes: Sequence[str]) -> list[PhonemeSegment]:
-    """Share a phoneme's time among its visemes: silence for none, `DIPHTHONG_SPLIT` for two, else evenly."""
+    """Divide a phoneme's time among its visemes: silence for none, `DIPHTHONG_SPLIT` for two, else evenly."""
     if not visemes:
         return [PhonemeSegment(start_s, end_s, "sil")]
     if len(visemes) == 2:
@@ -93,8 +93,8 @@ def spread(start_s: float, end_s: float, visemes: Sequence[str]) -> list[Phoneme
 def frame_labels(segments: Sequence[PhonemeSegment], num_frames: int, shift_s: float = 0.0) -> np.ndarray:
     """Return the viseme index of each frame.
 
-    segments: in order of time. shift_s: added to all times, where a synthesiser reports them early or late.
-    Returns (num_frames,) int16 at `FRAME_HZ`, silence where no segment is.
+    segments: in order of time. shift_s: added to all times, for synthesisers that report them early or late.
+    Returns (num_frames,) int16 at `FRAME_HZ`, silence where there is no segment.
     """
     labels = np.full(num_frames, VISEMES.index("sil"), np.int16)
     for index, segment in enumerate(segments):

@@ -18,17 +18,17 @@ class Sentence:
 
     @property
     def listen(self) -> Listen:
-        """The speech as the network listens to it."""
+        """The speech as a `Listen`, the network's input."""
         return lambda start, stop: self.samples[start:stop]
 
     @property
     def level(self) -> float:
-        """Its level, see `visemes.speech_level`."""
+        """The speech's level, see `visemes.speech_level`."""
         return speech_level(self.listen, len(self.samples))
 
 
 def load(folder: Path) -> list[Sentence]:
-    """Read all sentences that `generate` wrote into a folder, in order of name.
+    """Load all sentences that `generate` wrote into a folder, by name.
 
     Raises: FileNotFoundError when there are none.
     """

@@ -1,7 +1,7 @@
-"""Speech synthesisers that tell when each phoneme sounds: flite, espeak-ng, hibari, Kokoro.
+"""Speech synthesisers with phoneme times: flite, espeak-ng, hibari, Kokoro.
 
-Every voice turns a text into an `Utterance`. The neural ones (hibari, Kokoro) do not hand out their phoneme
-durations: the node that rounds them is made a further output of their ONNX graphs.
+Every voice turns a text into an `Utterance`. The neural ones (hibari, Kokoro) do not return phoneme
+durations: the node that rounds them is added as an output of their ONNX graphs.
 """
 
 import ctypes
@@ -22,9 +22,9 @@ from training.phonemes import ARPABET, DIPHTHONGS, PhonemeSegment, of_ipa, sprea
 
 logger = logging.getLogger(__name__)
 
-# Rate of hibari and Kokoro audio.
+# Sample rate of hibari and Kokoro.
 _NEURAL_RATE_HZ = 24000
-# Symbols that lengthen or colour the phoneme before them, and those that mark the one after them.
+# Symbols that lengthen or modify the phoneme before them, and those that mark the one after them.
 _LENGTHENING, _MARKING = "ːʲʰ\u0303", "ˈˌ'ᵝ`→↗↘"
 
 
@@ -38,7 +38,7 @@ class Utterance:
 
 
 def flite(voice: str, text: str) -> Utterance:
-    """Speak English text with a voice of the `flite` command (slt, rms, kal16, awb)."""
+    """Speak English text with a voice of the `flite` program (slt, rms, kal16, awb)."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "speech.wav")
         command = ["flite", "-voice", voice, "-psdur", "-t", text, "-o", str(path)]
@@ -120,7 +120,7 @@ class Espeak:
 
 
 def _session_with_durations(model: Path, durations_of: Callable[[Any], str]) -> Any:
-    """Open an ONNX model with one further, last output: the tensor that `durations_of(graph)` names."""
+    """Open an ONNX model with an added last output: the tensor named by `durations_of(graph)`."""
     import onnx
     import onnxruntime
 
@@ -132,16 +132,16 @@ def _session_with_durations(model: Path, durations_of: Callable[[Any], str]) -> 
 
 
 def _rounded_durations(graph: Any) -> str:
-    """Name the output of the graph's first Round node, after the Clip that follows it if one does."""
+    """Return the output's name of the graph's first Round node, or of the Clip that follows it."""
     rounded = next(node.output[0] for node in graph.node if node.op_type == "Round")
     clipped = [node.output[0] for node in graph.node if node.op_type == "Clip" and rounded in node.input]
     return clipped[0] if clipped else rounded
 
 
 def _token_segments(tokens: list[str], durations: np.ndarray, samples: np.ndarray) -> list[PhonemeSegment]:
-    """Turn tokens and their durations (in frames that together span `samples`) into segments.
+    """Turn tokens and their durations (in frames, which together span `samples`) into segments.
 
-    A space between words is silence only where the audio is quiet for 80 ms; else the sound before it lasts.
+    A space between words is silence only where the audio is quiet for 80 ms; else the previous phoneme lasts.
     """
     seconds = durations / durations.sum() * (len(samples) / _NEURAL_RATE_HZ)
     segments: list[PhonemeSegment] = []
@@ -176,7 +176,7 @@ def _is_pause(samples: np.ndarray, start_s: float, end_s: float) -> bool:
 
 
 class Hibari:
-    """The American voice of the `hibari-tts` package. Its text-to-phoneme rules also feed Kokoro."""
+    """The American voice of the `hibari-tts` package. Its text-to-phoneme rules are also used for Kokoro."""
 
     def __init__(self) -> None:
         import hibari

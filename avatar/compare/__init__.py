@@ -1,1 +1,1 @@
-"""Runs or finished videos that differ in what is named, measured and shown side by side."""
+"""Compare runs with different settings, or finished videos: measure them and show them side by side."""

@@ -1,4 +1,4 @@
-"""What is varied: names and values become cells, one for each combination."""
+"""Varied settings: names and values become cells, one per combination."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from avatar.media.files import joined_name
 from avatar.preset import Fallback, load_preset
 from avatar.settings import SETTINGS
 
-PRESET = "preset"  # may be varied as the settings are
+PRESET = "preset"  # may be varied like a setting
 MOST_CELLS = 64
 _TRUTHS = {"true": True, "yes": True, "1": True, "on": True}
 _TRUTHS |= {"false": False, "no": False, "0": False, "off": False}
@@ -25,7 +25,7 @@ _TRUTHS |= {"false": False, "no": False, "0": False, "off": False}
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination. name: of its video; settings: what was varied, by name."""
+    """One combination of values. name: of its video; settings: the varied ones, by name."""
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellEntry(BatchEntry):
-    """A cell as an entry of a batch. What does not fit is to be seen, so no rung of the ladder is taken."""
+    """A cell as an entry of a batch. Fallbacks are off, so that the result shows what does not fit."""
 
     def job(self, output: Path, inventory: Inventory, resume: bool) -> Job:
         """See BatchEntry.job."""
@@ -47,9 +47,9 @@ class CellEntry(BatchEntry):
 
 
 def read_vary(texts: Sequence[str]) -> list[Cell]:
-    """Cells of "infer_frames=48,32" and others, every value with every other, in the order given.
+    """Parse texts such as "infer_frames=48,32" into cells, one per combination of values, in the order given.
 
-    Raises: BadInput for what is no setting, a value that it cannot have, or too many cells.
+    Raises: BadInput for an unknown setting, an invalid value, or too many cells.
     """
     varied: dict[str, list[Any]] = {}
     for text in texts:
@@ -80,7 +80,7 @@ def _cell(settings: dict[str, Any]) -> Cell:
 
 def _value(name: str, text: str) -> Any:
     if name == PRESET:
-        load_preset(text)  # refused here, before anything is made
+        load_preset(text)  # raises for an invalid preset, before any run
         return text
     kind = SETTINGS[name].kind
     try:

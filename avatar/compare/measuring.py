@@ -1,4 +1,4 @@
-"""Measuring the videos of a comparison, and a strip of pictures around each one's worst border."""
+"""Measure the videos of a comparison, and make a strip of frames around each one's worst border."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from avatar.media.side_files import written_report
 from avatar.runtime.fingerprint import file_digest
 from avatar.runtime.report import read_report
 
-VERSION = 1  # of the measures: what an earlier one measured is measured again
-_BEFORE, _AFTER = 3, 3  # pictures of a strip
+VERSION = 1  # of the measures; results of an earlier version are measured again
+_BEFORE, _AFTER = 3, 3  # frames of a strip
 _STRIP_PX = 240
 
 
@@ -32,9 +32,9 @@ def look(
     clip_frames: int | None,
     on_frame: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Fill in a row's measures; before: the row of an earlier run, whose measures may still hold.
+    """Fill in a row's measures; before: the row of an earlier run, whose measures are reused if still valid.
 
-    Raises: BadInput for a file that is no video.
+    Raises: BadInput for a file that is not a video.
     """
     assert row.file is not None
     video = comparison.folder / row.file
@@ -56,7 +56,7 @@ def look(
 
 
 def borders_of(video: Path, clip_frames: int | None) -> list[int]:
-    """First frames of a video's clips, as its report tells, else every clip_frames; none if neither does."""
+    """First frames of a video's clips, from its report, else every clip_frames; none without either."""
     try:
         report = read_report(written_report(video))
     except BadInput:
@@ -69,7 +69,7 @@ def borders_of(video: Path, clip_frames: int | None) -> list[int]:
 
 
 def strip(video: Path, frame: int) -> Image.Image:
-    """The pictures around a border, left to right; a line lies before `frame`, the first after it."""
+    """The frames around a border, left to right, with a line before `frame`, the first after the border."""
     wanted = range(frame - _BEFORE, frame + _AFTER)
     pictures = []
     for number, (_, pixels) in enumerate(read_frames(video)):

@@ -1,4 +1,4 @@
-"""A comparison as one HTML page without anything from elsewhere: its videos play in step, the table below."""
+"""A comparison as one self-contained HTML page: its videos play in sync, with the table below."""
 
 from __future__ import annotations
 

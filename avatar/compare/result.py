@@ -1,4 +1,4 @@
-"""A comparison as it lies on the disk: one folder, whose compare.json tells all that the others show."""
+"""A comparison on disk: one folder, whose compare.json holds all that the page and table show."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ DONE, OOM, FAILED, STOPPED, WAITING = "done", "out_of_memory", "failed", "stoppe
 class Row:
     """One video of a comparison, or one that could not be made.
 
-    name: unique; label: for people. settings: what was varied. file: the video, from the folder. run:
-    columns of its report (runtime.report_columns.row); measures: Measures.as_dict; either None where there is
-    none. seam: the strip's file. made_from, measured_from: what these depend on, so that none is made again.
+    name: unique; label: for display. settings: the varied ones. file: the video, relative to the folder.
+    run: columns of its report (runtime.report_columns.row), or None; measures: Measures.as_dict, or None.
+    seam: the strip's file. made_from, measured_from: fingerprints of the inputs, to skip what is done.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Row:
     measured_from: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data; the measures by their own names."""
+        """Plain data for JSON, with the measures at the top level."""
         plain = {key: value for key, value in vars(self).items() if key != "measures"}
         return plain | (self.measures or {})
 
 
 @dataclass
 class Comparison:
-    """All rows, and where they lie. portrait, speech: file names."""
+    """All rows and their folder. portrait, speech: file names."""
 
     folder: Path
     rows: list[Row]
@@ -63,12 +63,12 @@ class Comparison:
         return {**MARK, **inputs, "notes": self.notes, "videos": [row.as_dict() for row in self.rows]}
 
     def save(self) -> None:
-        """Write compare.json, whole or not at all. Raises: AvatarError."""
+        """Write compare.json atomically. Raises: AvatarError."""
         write(self.folder / RESULT, json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
 def open_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """Make the folder, or take an earlier comparison's; returns what its rows were, by name.
+    """Make the folder, or reuse an earlier comparison's; return its rows by name.
 
     Raises: BadInput for a folder that holds anything else.
     """
@@ -94,14 +94,14 @@ def open_folder(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text whole, or leave what was there. Raises: AvatarError."""
+    """Write a text file atomically. Raises: AvatarError."""
     with named_errors(path.name):
         atomic.write(path, text.encode(errors="backslashreplace"))
 
 
 @contextmanager
 def named_errors(name: str) -> Iterator[None]:
-    """A disk's errors within, as an error that a user reads."""
+    """Turn disk errors within the block into an error for the user."""
     try:
         yield
     except OSError as error:

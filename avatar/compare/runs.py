@@ -1,4 +1,4 @@
-"""Making the videos of a comparison, one by one: what is there is not made again, what fails is reported."""
+"""Make the videos of a comparison, one by one: finished ones are kept, failures are reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VIDEOS = "videos"  # the folder within the comparison's
 
 
 class Runs:
-    """The runs of a comparison; cancel() may come from another thread."""
+    """The runs of a comparison; cancel() may be called from another thread."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Runs:
         inventory: Inventory,
         work: Path,
     ) -> None:
-        """wishes: keys of a batch's job that all have in common. before: rows of an earlier run, by name."""
+        """wishes: keys of a batch job common to all cells. before: rows of an earlier run, by name."""
         self._comparison, self._inventory = comparison, inventory
         entries = []
         for cell in cells:
@@ -60,7 +60,7 @@ class Runs:
         self._batch = Batch(entries, comparison.folder / VIDEOS, work, inventory, resume=True)
 
     def make(self, open_engine: Open, on_event: Callable[[str, Event | Outcome], None]) -> None:
-        """Make what is missing, one at a time; each row is saved when its run has ended."""
+        """Make the missing videos, one at a time; each row is saved when its run has ended."""
 
         def follow(name: str, event: Event | Outcome) -> None:
             if isinstance(event, Outcome):
@@ -75,7 +75,7 @@ class Runs:
             engines.close()
 
     def cancel(self) -> None:
-        """Stop what runs, and begin nothing more."""
+        """Stop the current run and start no more."""
         self._batch.cancel()
 
     def _note(self, row: Row, outcome: Outcome) -> None:
@@ -99,7 +99,7 @@ def read_run(video: Path) -> dict[str, Any] | None:
 
 
 def _preset_of(own: dict[str, Any], inventory: Inventory) -> dict[str, Any] | None:
-    """A cell's preset, checked; None where nothing fits here, which its run will tell. Raises: BadInput."""
+    """A cell's preset, checked; None where none fits, which its run will report. Raises: BadInput."""
     settings = {name: value for name, value in own.items() if name in SETTINGS}
     also = [name for name in ("points", "head_only") if own.get(name)]
     try:
@@ -109,7 +109,7 @@ def _preset_of(own: dict[str, Any], inventory: Inventory) -> dict[str, Any] | No
 
 
 def wishes_of(preset: str, settings: dict[str, Any], cells: Sequence[Cell]) -> dict[str, Any]:
-    """What all cells have in common. Raises: BadInput for a setting that is both given and varied."""
+    """The settings common to all cells. Raises: BadInput for a setting that is both given and varied."""
     varied = set(cells[0].settings)
     for name in settings:
         if name in varied:
@@ -118,7 +118,7 @@ def wishes_of(preset: str, settings: dict[str, Any], cells: Sequence[Cell]) -> d
 
 
 def _forget(video: Path) -> None:
-    """Remove an earlier comparison's video that was made from something else; only in its own folder."""
+    """Remove an earlier comparison's outdated video and its report, from the comparison's own folder only."""
     for path in (video, written_report(video)):
         path.unlink(missing_ok=True)
 

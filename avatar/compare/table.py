@@ -1,4 +1,4 @@
-"""A comparison as a table: what the runs took, and what was measured of their videos, in words."""
+"""A comparison as a table of texts: figures of the runs, and measures of their videos."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ ABOUT = (
 
 
 def grid(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells; columns that nothing is known of are left out."""
+    """Headings and cells; columns without any value are left out."""
     columns = {name: tell for group in (RUN, MEASURED) for name, tell in group.items()}
     rows = comparison.rows
     known = {name: [tell(row) for row in rows] for name, tell in columns.items()}
@@ -133,7 +133,7 @@ def grid(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def remarks(comparison: Comparison) -> list[str]:
-    """What could not be made or reported, and why."""
+    """What could not be made or measured, and why."""
     found = list(comparison.notes)
     for row in comparison.rows:
         if row.error:

@@ -1,4 +1,4 @@
-"""Cells timed with random weights, by `bench` in a process of its own each: memory and speed, no pictures."""
+"""Time cells with random weights, each by `bench` in its own subprocess: memory and speed, no videos."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from avatar.settings import SETTINGS
 
 log = logging.getLogger(__name__)
 
-_FULL = ("OutOfMemoryError", "out of memory")  # how PyTorch and CUDA say it
+_FULL = ("OutOfMemoryError", "out of memory")  # in error output of PyTorch and CUDA
 _NOT_MEASURED = (
     "Random weights make noise: memory and speed are the real model's, there is no video to measure."
 )
 
 
 class TimedRuns:
-    """The cells of a comparison, timed one after another; cancel() may come from another thread."""
+    """The cells of a comparison, timed one after another; cancel() may be called from another thread."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class TimedRuns:
         inventory: Inventory,
         num_blocks: int,
     ) -> None:
-        """See Runs; num_blocks: that each generates. inventory: with a checkpoint that is imagined."""
+        """See Runs; num_blocks: generated per run. inventory: one that assumes a checkpoint to be there."""
         self._comparison, self._num_blocks = comparison, num_blocks
         self._left: list[tuple[Row, dict[str, Any]]] = []
         self._process: subprocess.Popen[str] | None = None
@@ -49,7 +49,7 @@ class TimedRuns:
         for cell in cells:
             own = {**wishes, **cell.settings}
             settings = {name: value for name, value in own.items() if name in SETTINGS}
-            choose(own[PRESET], settings, inventory)  # refused before anything runs
+            choose(own[PRESET], settings, inventory)  # raises before anything runs
             made_from = _digest([own, num_blocks])
             row = Row(cell.name, cell.label, dict(cell.settings), made_from=made_from)
             comparison.rows.append(row)
@@ -60,7 +60,7 @@ class TimedRuns:
                 self._left.append((row, own))
 
     def make(self, on_row: Callable[[str], None]) -> None:
-        """Time what is missing; each row is saved when its run has ended. on_row: the row that begins."""
+        """Time the missing cells; each row is saved when its run has ended. on_row: gets the next label."""
         for row, own in self._left:
             if self._cancelled.is_set():
                 row.state = STOPPED
@@ -70,7 +70,7 @@ class TimedRuns:
             self._comparison.save()
 
     def cancel(self) -> None:
-        """Stop what runs, and begin nothing more."""
+        """Stop the current run and start no more."""
         self._cancelled.set()
         process = self._process
         if process is not None:
@@ -79,7 +79,7 @@ class TimedRuns:
     def _time(self, row: Row, own: Mapping[str, Any]) -> None:
         command = bench_command(own, self._num_blocks)
         log.info("%s", " ".join(command))
-        # From any folder the child finds the package that this process runs.
+        # The subprocess imports the same package as this process, whatever the working directory.
         paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         pipe = subprocess.PIPE
@@ -113,7 +113,7 @@ def bench_command(own: Mapping[str, Any], num_blocks: int) -> list[str]:
 
 
 def columns_of(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What bench tells, in the columns of a run's report."""
+    """The figures of bench, as columns of a run's report."""
     ends = figures["end_to_end"]
     if "ranks" in figures:
         peaks = [rank["nvml_peak_bytes"] or rank["allocated_peak_bytes"] for rank in figures["ranks"]]

@@ -1,4 +1,4 @@
-"""Finished videos as rows of a comparison: copied into its folder, so that the page plays them anywhere."""
+"""Finished videos as rows of a comparison, copied into its folder so that the page plays them anywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from avatar.runtime.fingerprint import file_digest
 
 
 def check_videos(videos: Sequence[Path], labels: Sequence[str]) -> None:
-    """Refuse files that are no videos, before anything is copied. Raises: BadInput."""
+    """Refuse files that are not videos, before anything is copied. Raises: BadInput."""
     if labels and len(labels) != len(videos):
         raise BadInput(f"{len(labels)} labels are given for {len(videos)} videos.", "Give one for each.")
     for video in videos:

@@ -1,1 +1,1 @@
-"""What people do with finished videos, by moviepy: captions, music, intros, logos, pictures side by side."""
+"""Edit finished videos with moviepy: captions, music, intros, logos, videos side by side."""

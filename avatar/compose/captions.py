@@ -1,4 +1,4 @@
-"""Captions: SubRip and WebVTT files, or a text spread over the speech; words from a time to a time."""
+"""Captions with start and end times, from SubRip and WebVTT files or from a text spread over the speech."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WIDE = re.compile(r"[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\uff00
 
 @dataclass(frozen=True)
 class Cue:
-    """Words to be read from start_s to end_s, seconds."""
+    """A text shown from start_s to end_s, in seconds."""
 
     start_s: float
     end_s: float
@@ -46,7 +46,7 @@ def read_captions(path: Path) -> list[Cue]:
 
 
 def parse(text: str) -> list[Cue]:
-    """The cues of SubRip or WebVTT text; what is no cue (headers, notes, styles) is left out."""
+    """The cues of SubRip or WebVTT text; headers, notes and styles are left out."""
     cues = []
     for block in re.split(r"\n[ \t]*\n", text.replace("\r\n", "\n").replace("\r", "\n")):
         lines = block.strip("\n").split("\n")
@@ -63,10 +63,10 @@ def parse(text: str) -> list[Cue]:
 
 
 def spread(text: str, spoken: Sequence[tuple[float, float]]) -> list[Cue]:
-    """Cut a text into cues and spread them over the speech by their length.
+    """Split a text into cues and distribute them over the speech by their length.
 
-    spoken: (start, end) seconds of each stretch in which somebody speaks, in order. The times are estimates:
-    nobody listens to the words.
+    spoken: (start, end) seconds of each stretch of speech, in order. The times are estimates, without speech
+    recognition.
     """
     pieces = [piece for sentence in _SENTENCE.findall(text) or [text] for piece in _pieces(sentence)]
     if not pieces or not spoken:
@@ -102,12 +102,12 @@ def _seconds(parts: Sequence[str | None]) -> float:
 
 
 def _weight(text: str) -> int:
-    """About how long it takes to say: an ideogram is a syllable, about three letters."""
+    """Estimated speaking time, in letters: an ideogram is a syllable, about three letters."""
     return len(text) + 2 * len(_WIDE.findall(text))
 
 
 def _pieces(sentence: str) -> list[str]:
-    """A sentence in pieces of LONGEST_CUE at most, cut at spaces; ideograms, which count double, anywhere."""
+    """Split a sentence into pieces of LONGEST_CUE at most, at spaces or ideograms, which count double."""
     words = re.findall(rf"{_WIDE.pattern}|\S+?(?={_WIDE.pattern})|\S+", " ".join(sentence.split()))
     pieces, now = [], ""
     for word in words:
@@ -120,7 +120,7 @@ def _pieces(sentence: str) -> list[str]:
 
 
 def _at(spoken_s: float, spoken: Sequence[tuple[float, float]], opens: bool) -> float:
-    """The moment at which so much has been spoken; at a pause: its end where a cue opens, else its start."""
+    """Time at which spoken_s of speech are over; in a pause, its end if a cue opens there, else its start."""
     for start, end in spoken:
         length = end - start
         if spoken_s < length - 1e-9 or (not opens and spoken_s <= length + 1e-9):

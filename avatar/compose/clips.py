@@ -1,4 +1,4 @@
-"""Opening, fitting, lettering and writing moviepy's clips, with errors that a user reads."""
+"""Open, fit, caption and write moviepy clips, with errors for the user."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _H264 = {
 _VP9 = {
     "codec": "libvpx-vp9",
     "audio_codec": "libopus",
-    "preset": "medium",  # VP9 has none: moviepy names one nevertheless, and ffmpeg leaves it
+    "preset": "medium",  # VP9 has none, but moviepy passes one anyway and ffmpeg ignores it
     "ffmpeg_params": [
         "-pix_fmt",
         "yuv420p",
@@ -59,12 +59,12 @@ GIF_FPS, GIF_PX = 12, 480  # of its longer side
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is a still by its name."""
+    """Whether a file is a still picture, by its name."""
     return path.suffix.lower() in PORTRAIT_SUFFIXES
 
 
 def open_video(path: Path) -> Any:
-    """A video as a clip, its sound with it. Raises: BadInput."""
+    """A video as a clip with its sound. Raises: BadInput."""
     from moviepy import VideoFileClip
 
     name = display_name(path)
@@ -92,7 +92,7 @@ def open_sound(path: Path) -> Any:
 
 
 def _check_stream(path: Path, kind: str) -> None:
-    """Raises: OSError, ValueError where there is none: moviepy's own failure leaves a half-made reader."""
+    """Require a stream, as moviepy leaves a half-made reader on failure. Raises: OSError, ValueError."""
     with av.open(str(path)) as container:
         if not any(stream.type == kind for stream in container.streams):
             raise ValueError(f"no {kind}")
@@ -121,7 +121,7 @@ def still(pixels: np.ndarray, seconds: float) -> Any:
 
 
 def fitted(clip: Any, width: int, height: int) -> Any:
-    """A clip scaled to fit within a size, in its middle, on black."""
+    """A clip scaled to fit a size, centred on black."""
     from moviepy import ColorClip, CompositeVideoClip
 
     if (clip.w, clip.h) == (width, height):
@@ -135,7 +135,7 @@ def fitted(clip: Any, width: int, height: int) -> Any:
 
 
 def lettering(text: str, font_px: int, width: int, font: Path | None = None, back: bool = False) -> Any:
-    """Text as a clip of a width, its lines broken to fit. back: on a dark ground. Raises: BadInput."""
+    """A text as a clip of a given width, with wrapped lines. back: on a dark background. Raises: BadInput."""
     from moviepy import TextClip
 
     return TextClip(
@@ -143,7 +143,7 @@ def lettering(text: str, font_px: int, width: int, font: Path | None = None, bac
         text=text,
         font_size=font_px,
         size=(width, None),
-        margin=(0, font_px // 5, 0, font_px // 2),  # moviepy cuts what hangs below the last line
+        margin=(0, font_px // 5, 0, font_px // 2),  # moviepy cuts off descenders of the last line
         color="white",
         bg_color=(0, 0, 0, 150) if back else None,
         stroke_color=None if back else "black",
@@ -155,7 +155,7 @@ def lettering(text: str, font_px: int, width: int, font: Path | None = None, bac
 
 
 def font_for(text: str, given: Path | None = None) -> str | None:
-    """A font file that has every letter of a text; None: Pillow's own. Raises: BadInput for none."""
+    """A font file that has every letter of a text; None for Pillow's own. Raises: BadInput if none has."""
     if given is not None:
         check_file(given, display_name(given), _GIB, "font")
         try:
@@ -177,7 +177,7 @@ def font_for(text: str, given: Path | None = None) -> str | None:
 
 
 def _missing(text: str, path: str | None) -> str:
-    """The first letter that a font lacks, drawn as its sign for that; "" for none."""
+    """The first letter that a font lacks, i.e. draws as its missing-glyph sign; "" for none."""
     font: Any = ImageFont.load_default(24) if path is None else ImageFont.truetype(path, 24)
     absent = bytes(font.getmask("\U0010fffe")), font.getmask("\U0010fffe").size
     for letter in dict.fromkeys(text):
@@ -188,7 +188,7 @@ def _missing(text: str, path: str | None) -> str:
 
 
 def _system_fonts(letter: str) -> list[str]:
-    """Font files that fontconfig says have a letter; none where there is no fontconfig."""
+    """Font files that have a letter, according to fontconfig; none without fontconfig."""
     program = shutil.which("fc-list")
     if program is None:
         return []
@@ -200,7 +200,7 @@ def _system_fonts(letter: str) -> list[str]:
 
 
 def check_output(path: Path) -> None:
-    """Refuse what cannot be written, before anything is made. Raises: BadInput."""
+    """Refuse an output that cannot be written, before anything is made. Raises: BadInput."""
     if path.suffix.lower() not in OUTPUTS:
         raise BadInput(f"{display_name(path)} names no kind of video.", f"End it in {', '.join(OUTPUTS)}.")
     if not path.absolute().parent.is_dir():
@@ -209,7 +209,7 @@ def check_output(path: Path) -> None:
 
 
 def save(clip: Any, path: Path, fps: float, work: Path) -> None:
-    """Write a clip as its file's name says. work: a folder for drafts. Raises: AvatarError."""
+    """Write a clip in the format of its file name. work: a folder for drafts. Raises: AvatarError."""
     draft, mark = work / f"draft{path.suffix.lower()}", json.dumps(MARK)
     with _ffmpegs_errors():
         if path.suffix.lower() == ".gif":
@@ -218,7 +218,7 @@ def save(clip: Any, path: Path, fps: float, work: Path) -> None:
         else:
             options: dict[str, Any] = dict(_VP9 if path.suffix.lower() == ".webm" else _H264)
             options["ffmpeg_params"] = [*options["ffmpeg_params"], "-metadata", f"comment={mark}"]
-            # Named here: moviepy knows no file ending for Opus.
+            # Set explicitly, because moviepy knows no file extension for Opus.
             sound = str(work / ("sound.ogg" if path.suffix.lower() == ".webm" else "sound.m4a"))
             clip.write_videofile(
                 str(draft),
@@ -234,10 +234,10 @@ def save(clip: Any, path: Path, fps: float, work: Path) -> None:
 
 @contextmanager
 def _ffmpegs_errors() -> Iterator[None]:
-    """moviepy's and ffmpeg's errors, as one that a user reads."""
+    """Turn errors of moviepy and ffmpeg into one for the user."""
     try:
         with warnings.catch_warnings():
-            # Where the sound is a little longer than the picture, moviepy warns that it holds the last frame.
+            # When the sound is slightly longer than the video, moviepy warns that it repeats the last frame.
             warnings.filterwarnings("ignore", module="moviepy")
             yield
     except (OSError, RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""One finished video from several things: intro, the video with all that lies over it, outro."""
+"""Compose one finished video: intro, the video with its overlays, outro."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from avatar.media import atomic
 from avatar.media.files import display_name
 
 CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
-MARGIN = 0.03  # from the edges, of the shorter side
-_FONT = 0.055  # of the shorter side
-_LINE = 0.92  # of the width that captions fill at most
+MARGIN = 0.03  # distance from the edges, as a share of the shorter side
+_FONT = 0.055  # as a share of the shorter side
+_LINE = 0.92  # share of the width that captions fill at most
 
 
 @dataclass(frozen=True)
 class Composition:
-    """What is to be made of a video. captions: a file; text: spread over the speech instead.
+    """A video and its edits. captions: a file; text: spread over the speech instead.
 
-    music_db: level of the music; duck_db: how much quieter it is under speech. intro, outro: videos, or
+    music_db: level of the music; duck_db: change of its level under speech. intro, outro: videos, or
     stills shown for still_s. picture: a still or video in a corner. logo_share, picture_share: of the width.
     """
 
@@ -62,7 +62,7 @@ class Composition:
 
 
 def compose(asked: Composition, output: Path, work: Path) -> list[Cue]:
-    """Make a composition; returns its captions, timed as in the whole. work: a folder for drafts.
+    """Make a composition; return its captions, timed for the whole video. work: a folder for drafts.
 
     Raises: BadInput for a file or number that cannot be used, AvatarError when it cannot be written.
     """
@@ -94,7 +94,7 @@ def compose(asked: Composition, output: Path, work: Path) -> list[Cue]:
 
 
 def check(asked: Composition, output: Path) -> None:
-    """Refuse what cannot be, before anything is opened. Raises: BadInput."""
+    """Refuse invalid options, before anything is opened. Raises: BadInput."""
     check_output(output)
     if output.absolute() == asked.video.absolute():
         raise BadInput("The output is the video itself.", "Choose another name.")
@@ -117,7 +117,7 @@ def keep_captions(cues: Sequence[Cue], path: Path) -> None:
 
 
 def subtitles(cues: Sequence[Cue], video: Any, size: tuple[int, int], font: Path | None) -> list[Any]:
-    """Captions as clips at the bottom, each as long as it is read. Raises: BadInput."""
+    """Captions as clips at the bottom, each for its time. Raises: BadInput."""
     width, height = size
     font_px = max(12, round(_FONT * min(size)))
     clips = []
@@ -132,7 +132,7 @@ def subtitles(cues: Sequence[Cue], video: Any, size: tuple[int, int], font: Path
 
 
 def _pictures(asked: Composition, video: Any, size: tuple[int, int], stack: ExitStack) -> list[Any]:
-    """What lies in corners: a picture or video, and a logo above all."""
+    """Overlays in the corners: a picture or video, with the logo on top."""
     found = []
     if asked.picture is not None:
         inset = _opened(asked.picture, video.duration, stack)

@@ -1,4 +1,4 @@
-"""Portrait and videos beside each other, each with its label, and the sound of one."""
+"""A portrait and videos side by side, each with its label, with the sound of one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from avatar.compose.clips import fitted, lettering, open_picture, open_video, save, still
 from avatar.errors import BadInput
 
-COLUMNS = 4  # beside each other; more go below
-TILE_PX = 480  # height of each picture at most
-_LABEL = 0.08  # of a tile's height
+COLUMNS = 4  # per row
+TILE_PX = 480  # maximum height of each picture
+_LABEL = 0.08  # share of a tile's height
 MOST_VIDEOS = 15
 
 
@@ -26,9 +26,9 @@ def side_by_side(
     sound_of: int = 0,
     font: Path | None = None,
 ) -> None:
-    """Write one video of several. videos: (label, file); shorter ones hold their last picture.
+    """Write one video that shows several. videos: (label, file); shorter ones hold their last frame.
 
-    sound_of: which video is heard. work: a folder for drafts. Raises: BadInput, AvatarError.
+    sound_of: index of the video whose sound is used. work: folder for drafts. Raises: BadInput, AvatarError.
     """
     from moviepy import ColorClip, CompositeVideoClip
 
@@ -59,7 +59,7 @@ def side_by_side(
 
 
 def _held(clip: Any, seconds: float) -> Any:
-    """A clip that stands still at its end until the longest is over."""
+    """A clip that holds its last frame until the longest clip is over."""
     if clip.duration >= seconds - 1e-3:
         return clip.without_audio()
     from moviepy import concatenate_videoclips

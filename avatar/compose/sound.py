@@ -1,4 +1,4 @@
-"""Music under a voice: as long as the video, quieter while somebody speaks, faded at both ends."""
+"""Background music: as long as the video, ducked under speech, faded at both ends."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 
 from avatar.errors import BadInput
 
-_HZ = 50  # of the voice's loudness
-_SPEAKS_DB = -38.0  # over full scale, from which the voice counts as speaking
-_RISE_S = 0.4  # in which music comes back, and goes
+_HZ = 50  # rate at which loudness is measured
+_SPEAKS_DB = -38.0  # relative to full scale; louder counts as speech
+_RISE_S = 0.4  # in which the music rises and falls
 _RANGE_DB = (-60.0, 6.0)
-_PAUSE_S = 0.3  # between two stretches of speech; shorter ones are a breath
+_PAUSE_S = 0.3  # between two stretches of speech; a shorter one is a breath
 
 
 def loudness(clip: Any) -> np.ndarray:
-    """The loudness of a clip's sound over time, dB of full scale, (T,) at 50 Hz; heard piece by piece."""
+    """The loudness of a clip's sound over time in dB of full scale, (T,) at 50 Hz; read in chunks."""
     hz = 16_000
     levels = [
         20 * np.log10(np.sqrt((hop.astype(np.float64) ** 2).mean()) + 1e-6)
@@ -28,7 +28,7 @@ def loudness(clip: Any) -> np.ndarray:
 
 
 def spoken(clip: Any) -> list[tuple[float, float]]:
-    """Stretches (start, end) in seconds in which a clip's sound speaks."""
+    """Stretches of speech in a clip's sound, (start, end) in seconds."""
     loud = np.concatenate([[0], (loudness(clip) > _SPEAKS_DB).astype(np.int8), [0]])
     edges = np.flatnonzero(np.diff(loud)) / _HZ
     found: list[tuple[float, float]] = []
@@ -41,9 +41,9 @@ def spoken(clip: Any) -> list[tuple[float, float]]:
 
 
 def with_music(voice: Any, music: Any, seconds: float, music_db: float, duck_db: float) -> Any:
-    """The voice with music under it, looped or cut to a length. voice: a clip, or None.
+    """Mix music under a voice, looped or cut to seconds. voice: a clip, or None.
 
-    music_db: its level where nobody speaks; duck_db: how much quieter it is under speech. Raises: BadInput.
+    music_db: its level without speech; duck_db: change of its level under speech. Raises: BadInput.
     """
     from moviepy import CompositeAudioClip, afx
 
@@ -66,12 +66,12 @@ def with_music(voice: Any, music: Any, seconds: float, music_db: float, duck_db:
 
 
 def _gains(levels: np.ndarray | None, seconds: float, music_db: float, duck_db: float) -> np.ndarray:
-    """The music's factor over time, at 50 Hz."""
+    """The music's gain factor over time, at 50 Hz."""
     speaks = np.zeros(max(2, round(seconds * _HZ) + 1))
     if levels is not None:
         speaks[: len(levels)] = levels[: len(speaks)] > _SPEAKS_DB
     reach = round(_RISE_S * _HZ)
-    # Held over short pauses, then smoothed, so that it neither pumps nor clicks.
+    # Held over short pauses, then smoothed, so that the music neither pumps nor clicks.
     held = np.lib.stride_tricks.sliding_window_view(np.pad(speaks, reach), 2 * reach + 1).max(1)
     kernel = np.hanning(reach + 2)[1:-1]
     smooth = np.convolve(np.pad(held, reach, "edge"), kernel / kernel.sum(), "same")[reach:-reach]

@@ -1,1 +1,1 @@
-"""A session that has no end: sound in, frames out, whom it is for, and how it reaches them."""
+"""Live sessions of open-ended length: sound in, frames out; their queue, conversation and transports."""

@@ -1,4 +1,4 @@
-"""Answers by any OpenAI-compatible chat server, streamed, and cut into sentences as they come."""
+"""Streamed answers of any OpenAI-compatible chat server, split into sentences as they arrive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SYSTEM_PROMPT = (
 def chat_address(
     url: str | None, model: str | None, env: Mapping[str, str] = os.environ
 ) -> ServiceAddress | None:
-    """Where to chat, by a flag or the environment; None for nowhere. Raises: BadInput."""
+    """The chat server's address, from a flag or the environment; None if neither is set. Raises: BadInput."""
     url, model = url or env.get(CHAT_URL, ""), model or env.get(CHAT_MODEL, "") or "default"
     return ServiceAddress.parse(url, model, env.get(CHAT_KEY, ""), "--chat-url") if url else None
 
@@ -31,12 +31,12 @@ class Chat:
     """One conversation with a chat server, streamed."""
 
     def __init__(self, address: ServiceAddress, system: str = SYSTEM_PROMPT, most_turns: int = 12) -> None:
-        """most_turns: of both sides, that are remembered."""
+        """most_turns: messages of both sides kept in the history."""
         self._address, self._system, self._most_turns = address, system, most_turns
         self._turns: list[dict[str, str]] = []
 
     def answer(self, said: str) -> Iterator[str]:
-        """Pieces of the answer, as they come. What was not taken is not remembered. Raises: ServiceDown."""
+        """Yield the answer in pieces as they arrive; the history gets consumed ones. Raises: ServiceDown."""
         self._turns = [*self._turns, {"role": "user", "content": said}][-self._most_turns :]
         answered = ""
         try:
@@ -70,7 +70,7 @@ class Chat:
 
 
 def _delta(line: str) -> Iterator[str]:
-    """The words of one line of server-sent events."""
+    """The text in one line of server-sent events."""
     if not line.startswith("data:") or line[5:].strip() == "[DONE]":
         return
     try:
@@ -84,7 +84,7 @@ def _delta(line: str) -> Iterator[str]:
 
 
 def sentences_of(pieces: Iterator[str], ends: Sequence[str] = ".!?。！？…\n") -> Iterator[str]:
-    """Whole sentences as soon as they are there, from the pieces of a text."""
+    """Yield whole sentences, from the pieces of a text, as soon as each is complete."""
     waiting = ""
     for piece in pieces:
         waiting += piece
@@ -96,7 +96,7 @@ def sentences_of(pieces: Iterator[str], ends: Sequence[str] = ".!?。！？…\n
 
 
 def _end_of_sentence(text: str, ends: Sequence[str], least: int = 12) -> int | None:
-    """Where the first sentence ends; a short one goes with the next, and so does what may be a number."""
+    """Where the first sentence ends; a short one, or what may be a number, is joined with the next."""
     for at, char in enumerate(text[:-1]):
         dense = char in "。！？"
         if char in ends and (dense or text[at + 1].isspace()) and (at + 1 >= least or (dense and at > 3)):

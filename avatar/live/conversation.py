@@ -1,7 +1,8 @@
-"""What is done with what somebody says: mirrored, typed and read, or answered.
+"""The three modes of a live session: mirror, type and talk.
 
-mirror: their sound is the avatar's. type: texts are said. talk: their sentences are recognised, a chat is
-asked, and its answer is said; without a chat what was said is said back.
+mirror: the avatar speaks with the user's microphone sound. type: the avatar reads typed texts. talk: the
+user's sentences are recognised and sent to a chat server, whose answer the avatar speaks; without a chat
+server it repeats what was said.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ log = logging.getLogger(__name__)
 
 Mode = Literal["mirror", "type", "talk"]
 
-BEFORE = 16  # chunks before speech was noticed that belong to it: half a second
-LONGEST_TURN_S = 30.0  # then it is recognised as far as it goes
-MOST_UNHEARD = 400  # chunks that wait for the detector: 13 s
+BEFORE = 16  # chunks before detected speech that are included in it: half a second
+LONGEST_TURN_S = 30.0  # a longer turn is recognised up to here
+MOST_UNHEARD = 400  # chunks waiting for the detector: 13 s
 
 
 class Conversation:
-    """One session's. Its own threads listen and answer; any may call it."""
+    """The conversation of one session. Its own threads listen and answer; thread-safe."""
 
     def __init__(
         self,
@@ -45,15 +46,15 @@ class Conversation:
         chat: Chat | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """chat: None for an echo."""
+        """chat: None to repeat what is said."""
         self.session, self.voice = session, voice
         self._recogniser, self._chat, self._clock = recogniser, chat, clock
         self._mode: Mode = "mirror"
-        self._settings = ("", 1.0)  # the answering voice and its speed
+        self._settings = ("", 1.0)  # voice and speed of answers
         self._closed = threading.Event()
         self._sound: queue.Queue[np.ndarray] = queue.Queue(MOST_UNHEARD)
         self._turns: queue.Queue[tuple[np.ndarray | str, float]] = queue.Queue(2)
-        self._answers = 0  # answers of before the last interruption are not said
+        self._answers = 0  # counts interruptions; answers begun before the last one are dropped
         self._threads: list[threading.Thread] = []
         self._starting = threading.Lock()
 
@@ -62,7 +63,7 @@ class Conversation:
         return self._mode
 
     def set_mode(self, mode: str, voice: str = "", speed: float = 1.0) -> None:
-        """Raises: BadInput for a mode that there is none of."""
+        """Switch to a mode. Raises: BadInput for an unknown mode."""
         if mode not in get_args(Mode):
             raise BadInput("There is no such mode.", f"Choose {', '.join(get_args(Mode))}.")
         self._settings = (voice, speed)
@@ -73,7 +74,7 @@ class Conversation:
             self._listen_from_now()
 
     def hear(self, samples: np.ndarray) -> None:
-        """The microphone's next int16 (n,) at SOUND_HZ."""
+        """Take the microphone's next samples, int16 (n,) at SOUND_HZ."""
         if self._mode == "mirror":
             self.session.say(samples, live=True)
         elif self._mode == "talk":
@@ -83,7 +84,7 @@ class Conversation:
                 log.info("the detector is behind: sound is left out")
 
     def say(self, text: str, voice: str = "", speed: float = 1.0) -> None:
-        """Have a text said. Raises: BadInput."""
+        """Queue a text to be spoken. Raises: BadInput."""
         self.voice.say(text, voice, speed)
 
     def ask(self, text: str) -> None:
@@ -97,12 +98,12 @@ class Conversation:
             raise BadInput("Too much waits to be answered.", "Wait for an answer.") from None
 
     def interrupt(self) -> bool:
-        """Stop what is being said, and what would be said next. Returns whether there was anything."""
+        """Stop speaking and drop what is queued. Returns whether there was anything to stop."""
         self._answers += 1
         return self.voice.cut()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening and speaking."""
         self._closed.set()
         self._answers += 1
         self.voice.close()
@@ -128,7 +129,7 @@ class Conversation:
         return self._closed.is_set() or self.session.over.is_set()
 
     def _detect(self) -> None:
-        """Find turns in the sound; speaking over the avatar stops it."""
+        """Detect the user's turns in the sound; speaking over the avatar interrupts it."""
         probability, turns = VoiceProbability(), Turns()
         before: deque[np.ndarray] = deque(maxlen=BEFORE)
         turn: list[np.ndarray] = []
@@ -154,7 +155,7 @@ class Conversation:
             self.session.tell(reported(AvatarError("Recognition is behind: a sentence is left out.")))
 
     def _chunks(self) -> Iterator[np.ndarray]:
-        """What is heard, float32 (CHUNK,) at SPEECH_HZ."""
+        """Yield the microphone's sound in chunks, float32 (CHUNK,) at SPEECH_HZ."""
         timeline, at = Timeline(2.0), 0
         while not self._is_over:
             try:
@@ -192,7 +193,7 @@ class Conversation:
                 self.session.tell(reported(error))
 
     def _answer(self, words: str, ended_at: float, recognised_s: float = 0.0) -> None:
-        """Ask, and say each sentence as soon as it is there."""
+        """Ask the chat server, and speak each sentence as soon as it is complete."""
         answer, first = self._answers, True
         voice, speed = self._settings
         pieces = iter([words]) if self._chat is None else self._chat.answer(words)

@@ -1,4 +1,4 @@
-"""A microphone's sound as a program sends it: 16-bit mono at its own rate, in pieces of any length."""
+"""Microphone sound as a client sends it: 16-bit mono at any rate, in pieces of any length."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ RATES = range(8_000, 96_001)
 
 
 class Microphone:
-    """Brings what comes to SOUND_HZ."""
+    """Resamples incoming sound to SOUND_HZ."""
 
     def __init__(self, hz: int = 16_000) -> None:
-        """Raises: BadInput for a rate that no microphone has."""
+        """Raises: BadInput for a rate outside RATES."""
         if hz not in RATES:
             raise BadInput(f"Sound at {hz} Hz is not taken.", "Send 8000 to 96000 samples a second.")
         self._hz, self._half = hz, b""
@@ -25,7 +25,7 @@ class Microphone:
         self._num_samples = 0
 
     def samples(self, data: bytes) -> np.ndarray:
-        """int16 (n,) at SOUND_HZ of the next little-endian bytes; half a sample waits for its other half."""
+        """int16 (n,) at SOUND_HZ from the next little-endian bytes; an odd byte is kept for the next call."""
         data = self._half + data
         whole = len(data) // 2 * 2
         self._half = data[whole:]

@@ -1,4 +1,4 @@
-"""A portrait on its way into a session: read and checked as for a video, before anything loads."""
+"""Turn a portrait into a live request: it is read and checked as for a video, before anything loads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIVE_PRESETS = PRESETS_DIR / "live"
 
 
 def live_preset(name: str) -> Preset:
-    """A live preset by its name, or the path of a .toml file. Raises: BadInput."""
+    """Load a live preset by its name or the path of a .toml file. Raises: BadInput."""
     return load_preset(name, LIVE_PRESETS)
 
 
@@ -37,7 +37,7 @@ def open_live_request(
     limits: InputLimits | None = None,
     reader: Reader | None = None,
 ) -> LiveRequest:
-    """A request of its own folder in `folder`. Raises: BadInput for a picture that cannot be used."""
+    """A request with its own subfolder of `folder`. Raises: BadInput for a picture that cannot be used."""
     name = display_name(portrait, name)
     picture = (reader or Reader()).portrait(portrait, name=name, limits=limits)
     try:
@@ -47,7 +47,7 @@ def open_live_request(
     try:
         png = work / "portrait.png"
         Image.fromarray(picture.pixels).save(png, compress_level=1)
-        video_size(png, preset)  # refuses what has no room for it
+        video_size(png, preset)  # raises for an unsuitable picture size
     except OSError as error:
         shutil.rmtree(work)
         raise disk_error(error) from error

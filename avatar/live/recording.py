@@ -1,4 +1,4 @@
-"""A session kept as a finished video: from the frames as they were made, not as they were sent."""
+"""Record a session as a finished video, from the frames as generated, not as sent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from avatar.runtime.live_protocol import LiveFrames
 
 log = logging.getLogger(__name__)
 
-MOST_QUEUED = 100  # frames; a disk or a machine that is slower for so long ends the recording
+MOST_QUEUED = 100  # frames; when more are waiting to be written, the recording ends
 MOST_S = 3600.0
 LEAST_FRAMES = 5
 THUMBNAIL_PX = 480
@@ -34,10 +34,10 @@ _BT709 = 1
 
 
 class Recording:
-    """See Watcher. Coding and writing happen in a thread of its own."""
+    """A watcher that records a session; it encodes and writes in its own thread."""
 
     def __init__(self, gallery: Gallery, about: About, kept: Callable[[GalleryEntry | None], None]) -> None:
-        """kept: called once with the gallery's entry, None where nothing could be kept.
+        """kept: called once with the gallery's entry, or None if nothing could be saved.
 
         Raises: AvatarError when the outputs folder cannot be written.
         """
@@ -67,11 +67,11 @@ class Recording:
         self.stop()
 
     def stop(self) -> None:
-        """Finish the file with what has been shown by now. Any thread may; it does not wait."""
+        """Finish the file with the frames shown so far. Thread-safe; returns at once."""
         self._stopping.set()
 
     def join(self, timeout_s: float = 30.0) -> None:
-        """Wait until the video is in the gallery."""
+        """Wait until the video is in the gallery, timeout_s at most."""
         self._thread.join(timeout_s)
 
     def _work(self) -> None:
@@ -122,7 +122,7 @@ class Recording:
 
 
 class _LiveMovie:
-    """An .mp4 of H.264 and AAC that grows as frames come."""
+    """An .mp4 of H.264 and AAC, written as frames arrive."""
 
     def __init__(self, path: Path, width: int, height: int) -> None:
         self._width, self._height = width // 2 * 2, height // 2 * 2

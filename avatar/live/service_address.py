@@ -1,4 +1,4 @@
-"""Servers that a conversation asks, by address. Keys stay on this server."""
+"""Addresses of the chat and speech recognition servers. Keys stay on this server."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ CONNECT_S, ANSWER_S = 5.0, 30.0
 
 
 class ServiceDown(AvatarError):
-    """The chat or the recogniser cannot be had now; the session goes on."""
+    """The chat or the speech recognition is unavailable; the session goes on."""
 
 
 @dataclass(frozen=True)
 class ServiceAddress:
-    """A server of ours to ask. url: ends before /chat/completions; key: never shown."""
+    """Address, model and key of a server. url: ends before /chat/completions; key: never shown."""
 
     url: str
     model: str
@@ -28,7 +28,7 @@ class ServiceAddress:
 
     @classmethod
     def parse(cls, url: str, model: str, key: str, flag: str) -> ServiceAddress:
-        """Raises: BadInput for an address that is none."""
+        """Check an address. Raises: BadInput for an invalid one."""
         url = url.strip().rstrip("/")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -39,12 +39,12 @@ class ServiceAddress:
 
     @property
     def host(self) -> str:
-        """For messages."""
+        """The host name, for messages."""
         return urlsplit(self.url).hostname or ""
 
 
 def asking(address: ServiceAddress) -> Any:
-    """An httpx.Client with the key."""
+    """An httpx.Client that sends the key."""
     import httpx
 
     headers = {"Authorization": f"Bearer {address.key}"} if address.key else {}
@@ -52,7 +52,7 @@ def asking(address: ServiceAddress) -> Any:
 
 
 def refused(what: str, address: ServiceAddress, status: int) -> ServiceDown:
-    """The server's own words are not passed on: they may tell of its key."""
+    """The error for a refused request; the server's own message is withheld, as it may contain the key."""
     why = {401: "does not accept the key", 403: "does not accept the key", 404: "has no such model or path"}
     reason = why.get(
         status, "has had enough requests for now" if status == 429 else f"fails (status {status})"
@@ -61,7 +61,7 @@ def refused(what: str, address: ServiceAddress, status: int) -> ServiceDown:
 
 
 def unreached(what: str, address: ServiceAddress, error: Exception) -> ServiceDown:
-    """A server that cannot be reached, or answers nonsense."""
+    """The error for a server that cannot be reached, or answers nonsense."""
     log.warning("the %s server %s: %s", what, address.host, type(error).__name__)
     return ServiceDown(
         f"The {what} server {address.host} does not answer ({type(error).__name__}).",

@@ -1,7 +1,7 @@
-"""One session: its engine's run, the clock that paces it, and everybody who watches.
+"""One live session: its engine's run, the clock that paces it, and its watchers.
 
-The sound's clock leads: every 40 ms the engine is given what was said meanwhile, or silence, and what it
-shows comes back with the samples that belong to it.
+The audio clock leads: every 40 ms the engine gets the next 40 ms of sound, or silence, and returns frames
+with the samples that belong to them.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from avatar.runtime.live_protocol import LiveFrames, LiveRun
 log = logging.getLogger(__name__)
 
 FRAME_S = 1 / FPS
-STOOD_S = 0.5  # a clock that is behind by more goes on from now: the machine slept
+STOOD_S = 0.5  # a clock that is further behind is reset to now: the machine slept
 TOLD_EVERY_S = 1.0
 JOIN_S = 5.0
 
 
 class Watcher(Protocol):
-    """Whoever is shown a session. Called by the session's threads: it must not wait."""
+    """Receives a session's frames and events. Called by the session's threads, so it must not block."""
 
     def show(self, made: LiveFrames) -> None:
-        """The next frames."""
+        """Take the next frames."""
 
     def tell(self, what: Mapping[str, Any]) -> None:
-        """Something to know: a notice, words that are said, how fast it goes."""
+        """Take an event: a notice, a caption, or the frame rate."""
 
     def end(self, reason: str) -> None:
-        """The session is over."""
+        """Called when the session is over."""
 
 
 class LiveEngine(Protocol):
-    """What a session needs of an engine's process."""
+    """The part of an engine process that a session uses."""
 
     def live(self, request: LiveRequest) -> LiveRun:
         """See EngineProcess.live."""
@@ -53,7 +53,7 @@ class LiveEngine(Protocol):
 
 @dataclass
 class LivePace:
-    """How a session runs. engine_s: from a frame's sound to the frame, the last second's mean."""
+    """Performance of a session. engine_s: latency from a frame's sound to the frame, last second's mean."""
 
     fps: float = 0.0
     engine_s: float = 0.0
@@ -61,7 +61,7 @@ class LivePace:
 
 
 class LiveSession:
-    """Begun at once; any thread may speak, watch and end it."""
+    """One live session, which starts on construction; thread-safe."""
 
     def __init__(
         self, engine: LiveEngine, request: LiveRequest, clock: Callable[[], float] = time.monotonic
@@ -70,14 +70,14 @@ class LiveSession:
         self.request = request
         self.spoken = SpokenSound(clock)
         self.pace = LivePace()
-        self.width = self.height = 0  # known with the first frame
+        self.width = self.height = 0  # known from the first frame on
         self.error: AvatarError | None = None
         self.over = threading.Event()
-        self.shown = threading.Event()  # the first frame
+        self.shown = threading.Event()  # set at the first frame
         self._clock = clock
         self._watchers: list[Watcher] = []
         self._watching = threading.Lock()
-        self._given_at: dict[int, float] = {}  # by frame, when the engine got its sound
+        self._given_at: dict[int, float] = {}  # frame index → when the engine got its sound
         self._run = engine.live(request)
         self._generating = threading.Event()
         self._threads = [
@@ -92,7 +92,7 @@ class LiveSession:
         return len(self._watchers)
 
     def watch(self, watcher: Watcher) -> None:
-        """Show it everything from now on."""
+        """Add a watcher, which gets everything from now on."""
         with self._watching:
             self._watchers.append(watcher)
         if self.over.is_set():
@@ -100,21 +100,21 @@ class LiveSession:
             watcher.end(self._reason())
 
     def leave(self, watcher: Watcher) -> None:
-        """Show it no more."""
+        """Remove a watcher."""
         with self._watching:
             if watcher in self._watchers:
                 self._watchers.remove(watcher)
 
     def say(self, samples: np.ndarray, live: bool = False) -> bool:
-        """Have int16 (n,) at SOUND_HZ said after what waits; see SpokenSound.add."""
+        """Queue int16 (n,) at SOUND_HZ to be spoken; see SpokenSound.add."""
         return self.spoken.add(samples, live)
 
     def interrupt(self) -> bool:
-        """Say no more of what waits. Returns whether anything did."""
+        """Drop queued sound. Returns whether there was any."""
         return self.spoken.cut()
 
     def tell(self, what: Mapping[str, Any]) -> None:
-        """Tell all who watch."""
+        """Send an event to all watchers."""
         for watcher in self._all():
             watcher.tell(what)
 
@@ -185,5 +185,5 @@ class LiveSession:
                 if behind > STOOD_S:
                     due += behind
                 self.over.wait(max(0.0, -behind))
-        except AvatarError as error:  # reported by whoever follows
+        except AvatarError as error:  # _follow reports it
             log.info("no more sound: %s", error.message)

@@ -1,4 +1,4 @@
-"""Who has a session, and who waits for one: one session for each engine, the others in line."""
+"""Queue of live sessions: one running session per engine, the other visitors wait."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from avatar.request import LiveRequest
 
 log = logging.getLogger(__name__)
 
-UNWATCHED_S = 30.0  # a session that nobody watches for so long ends, and a place in line is given up
+UNWATCHED_S = 30.0  # a session or queue place without a connection for this long ends
 LOOK_S = 0.5
-PER_MINUTE = 12  # sessions that one visitor may ask for
+PER_MINUTE = 12  # sessions that one visitor may request
 TOKEN_BYTES = 24
 
 
 class LiveFull(AvatarError):
-    """No more visitors are taken, or no more of this one."""
+    """The queue is full, or this visitor has reached a limit."""
 
 
 @dataclass
 class Ticket:
-    """A visitor's right to one session. token: known to them alone. owner: see Gallery."""
+    """A visitor's right to one session. token: secret, known only to that visitor. owner: see Gallery."""
 
     token: str
     request: LiveRequest
@@ -44,7 +44,7 @@ class Ticket:
 
 
 class LiveLine:
-    """Takes visitors, begins sessions in turn, and ends those that nobody watches; safe from any thread."""
+    """Queues visitors, starts sessions in order, and ends those without a connection; thread-safe."""
 
     def __init__(
         self,
@@ -55,9 +55,9 @@ class LiveLine:
         unwatched_s: float = UNWATCHED_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """engines: one for each session at a time, kept from session to session by whoever gives them.
+        """engines: one per concurrent session, reused between sessions; the caller closes them.
 
-        per_visitor: sessions and places in line of one visitor.
+        per_visitor: limit on sessions and queue places together.
         """
         self._engines, self._most_waiting = engines, most_waiting
         self._per_visitor, self._unwatched_s, self._clock = per_visitor, unwatched_s, clock
@@ -70,7 +70,7 @@ class LiveLine:
         self._tidier.start()
 
     def check_room(self, visitor: str) -> None:
-        """Raises: LiveFull."""
+        """Check that a visitor may have another session. Raises: LiveFull."""
         with self._lock:
             now, asked = self._clock(), self._asked.setdefault(visitor, deque(maxlen=PER_MINUTE))
             if len(asked) == PER_MINUTE and now - asked[0] < 60.0:
@@ -81,7 +81,7 @@ class LiveLine:
                 raise LiveFull("The line for live sessions is full.", "Please try again in a few minutes.")
 
     def ask(self, request: LiveRequest, visitor: str = "", owner: str = "") -> Ticket:
-        """A place in line, perhaps the first; its session begins once its turn has come. Raises: LiveFull."""
+        """Queue a request; its session starts when an engine is free, perhaps at once. Raises: LiveFull."""
         with self._lock:
             self.check_room(visitor)
             self._asked[visitor].append(self._clock())
@@ -92,28 +92,28 @@ class LiveLine:
             return ticket
 
     def find(self, token: str) -> Ticket | None:
-        """The ticket of a token; None when there is none, or it is over."""
+        """The ticket of a token; None when there is none or it is over."""
         ticket = self._tickets.get(token)
         return None if ticket is None or ticket.is_over else ticket
 
     def place(self, ticket: Ticket) -> int:
-        """How many are before it, itself included; 0 once its session has begun."""
+        """Position in the queue, from 1; 0 once the session has started."""
         with self._lock:
             return self._line.index(ticket) + 1 if ticket in self._line else 0
 
     def connected(self, ticket: Ticket) -> None:
-        """Its visitor watches, or waits, by one connection more."""
+        """Note that the visitor has opened a connection, waiting or watching."""
         with self._lock:
             ticket.num_connected += 1
 
     def left(self, ticket: Ticket) -> None:
-        """One of its connections is gone."""
+        """Note that one of the visitor's connections is closed."""
         with self._lock:
             ticket.num_connected -= 1
             ticket.watched_at = self._clock()
 
     def end(self, ticket: Ticket) -> None:
-        """Its visitor wants it no more."""
+        """End a ticket and its session, and start the next one."""
         with self._lock:
             if ticket.is_over:
                 return
@@ -128,14 +128,14 @@ class LiveLine:
             self._begin_next()
 
     def close(self) -> None:
-        """End all."""
+        """End all sessions."""
         self._closed.set()
         self._tidier.join()
         for ticket in list(self._tickets.values()):
             self.end(ticket)
 
     def _begin_next(self) -> None:
-        """The caller holds the lock."""
+        """Start queued sessions on free engines; the caller holds the lock."""
         while self._line and not self._closed.is_set():
             taken = [one.engine for one in self._tickets.values()]
             free = [engine for engine in self._engines if engine not in taken]

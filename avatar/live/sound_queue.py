@@ -1,4 +1,4 @@
-"""Sound that waits to be said: in at any pace, out by forty milliseconds, silence where there is none."""
+"""Queue of sound to be spoken: added at any pace, taken 40 ms at a time, with silence when it is empty."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 
 from avatar.geometry import SOUND_HZ
 
-# A microphone's packets come unevenly: so much is gathered before the first of them is said.
+# A microphone's packets arrive unevenly: this much is buffered before the first is spoken.
 GATHERED_S = 0.08
-# What a microphone is ahead by more than this, because its clock is faster or the network stood, is dropped.
+# Beyond this, microphone sound (of a faster clock, or after a network stall) is dropped down to GATHERED_S.
 MOST_AHEAD_S = 0.32
-MOST_WAITING_S = 180.0  # of what a voice has said ahead of its time
-FADE = 480  # samples over which sound that is cut dies away
+MOST_WAITING_S = 180.0  # limit on queued text-to-speech sound
+FADE = 480  # samples over which interrupted sound fades out
 
 
 class SpokenSound:
-    """One session's. Any thread may add, and cut; one takes."""
+    """The sound queue of one session. Any thread may add and cut; one thread takes."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -33,13 +33,13 @@ class SpokenSound:
 
     @property
     def waiting_s(self) -> float:
-        """Seconds of sound that have not been taken."""
+        """Seconds of sound in the queue."""
         return self._num_waiting / SOUND_HZ
 
     def add(self, samples: np.ndarray, live: bool = False) -> bool:
-        """Add int16 (n,) at SOUND_HZ. live: from a microphone, whose delay must stay flat.
+        """Add int16 (n,) at SOUND_HZ. live: from a microphone, whose latency must not grow.
 
-        Returns False, and adds nothing, where too much is waiting.
+        Returns False, adding nothing, when too much is queued.
         """
         with self._lock:
             if not live and self._num_waiting + len(samples) > MOST_WAITING_S * SOUND_HZ:
@@ -52,7 +52,7 @@ class SpokenSound:
             return True
 
     def cut(self) -> bool:
-        """Nothing of what waits will be said, but for a fade. Returns whether anything waited."""
+        """Clear the queue but for a fade-out. Returns whether anything was queued."""
         with self._lock:
             found = self._num_waiting > 0
             rest = self._taken(min(FADE, self._num_waiting)) if self._flows else np.empty(0, np.int16)

@@ -1,4 +1,4 @@
-"""What is said, as words: by faster-whisper here, or by any OpenAI-compatible transcription server."""
+"""Speech recognition, by faster-whisper in this process or any OpenAI-compatible transcription server."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from avatar.media.onnx import report_to_nobody
 log = logging.getLogger(__name__)
 
 HEAR_URL, HEAR_KEY, HEAR_MODEL = "AVATAR_HEAR_URL", "AVATAR_HEAR_KEY", "AVATAR_HEAR_MODEL"
-WHISPER = "base"  # of faster-whisper's models, fetched from the hub at its first use
+WHISPER = "base"  # a faster-whisper model, fetched from the hub at its first use
 
 
 class Recogniser(Protocol):
-    """What hears words."""
+    """Transcribes speech."""
 
     def load(self) -> None:
-        """Have it ready, so that the first sentence does not wait. Raises: ServiceDown."""
+        """Load the model, so that the first sentence need not wait. Raises: ServiceDown."""
 
     def words(self, samples: np.ndarray) -> str:
-        """What is said in float32 (n,) at SPEECH_HZ; "" for nothing. Raises: ServiceDown."""
+        """Transcribe float32 (n,) at SPEECH_HZ; "" when nothing is said. Raises: ServiceDown."""
 
 
 def hear_address(
     url: str | None, model: str | None, env: Mapping[str, str] = os.environ
 ) -> ServiceAddress | None:
-    """Where to have speech recognised; None for here. Raises: BadInput."""
+    """The transcription server's address; None to recognise speech in this process. Raises: BadInput."""
     url, model = url or env.get(HEAR_URL, ""), model or env.get(HEAR_MODEL, "") or "whisper-1"
     return ServiceAddress.parse(url, model, env.get(HEAR_KEY, ""), "--hear-url") if url else None
 
 
 @dataclass(frozen=True)
 class RemoteRecogniser:
-    """See Recogniser: a server's."""
+    """A Recogniser that asks a server."""
 
     address: ServiceAddress
 
@@ -76,10 +76,10 @@ class RemoteRecogniser:
 
 
 class LocalRecogniser:
-    """See Recogniser: faster-whisper here, where it is installed."""
+    """A Recogniser that runs faster-whisper in this process, if it is installed."""
 
     def __init__(self, model: str = WHISPER) -> None:
-        """model: a name of faster-whisper's, or a folder."""
+        """model: a faster-whisper model's name, or a folder."""
         self._name, self._model = model, None
 
     def load(self) -> None:
@@ -96,7 +96,7 @@ class LocalRecogniser:
             ) from error
         try:
             self._model = WhisperModel(self._name, device="auto", compute_type="default", cpu_threads=2)
-        except Exception as error:  # the hub, the disk, the files: each fails in its own way
+        except Exception as error:  # the hub, the disk and the files raise different errors
             log.exception("the recogniser cannot be loaded")
             raise ServiceDown(
                 f"The recogniser {os.path.basename(self._name)} cannot be loaded ({type(error).__name__}).",
@@ -121,5 +121,5 @@ def as_wav(samples: np.ndarray) -> bytes:
 
 
 def recogniser(address: ServiceAddress | None, model: str = WHISPER) -> Recogniser:
-    """The server's, or the one here."""
+    """The server's recogniser, or the local one if address is None."""
     return LocalRecogniser(model) if address is None else RemoteRecogniser(address)

@@ -1,4 +1,4 @@
-"""Everything that live sessions need of a server, made once: the line, voices, recogniser, chat, gallery."""
+"""A server's state shared by all live sessions: their queue, voices, recogniser, chat and gallery."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LiveOptions:
-    """What whoever runs the server chose. preset: of all sessions. chat: None for an echo.
+    """Live options of the server's operator. preset: of all sessions. chat: None to repeat what was said.
 
-    ice: STUN and TURN servers, for both sides.
+    ice: STUN and TURN servers, for the browser and the server.
     """
 
     preset: Preset
@@ -36,12 +36,12 @@ class LiveOptions:
     chat: ServiceAddress | None = None
     system_prompt: str = SYSTEM_PROMPT
     ice: Sequence[IceServer] = ()
-    portrait: Path | None = None  # what the page begins with
+    portrait: Path | None = None  # shown when the page opens
 
 
 @dataclass
 class OpenSession:
-    """What one ticket's session has of its own. conversation: None before its turn has come."""
+    """A ticket with its session's conversation and recording. conversation: None before it is first used."""
 
     ticket: Ticket
     conversation: Conversation | None = None
@@ -50,7 +50,7 @@ class OpenSession:
 
 
 class LiveState:
-    """Sessions with all that belongs to them; safe from any thread."""
+    """All live sessions and what they share; thread-safe."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class LiveState:
         gallery: Gallery | None = None,
         catalogue: Catalogue | None = None,
     ) -> None:
-        """engines: as many as there may be sessions. gallery: where recordings go; None: none can be made."""
+        """engines: one per concurrent session. gallery: for recordings; None disables them."""
         self.options, self.gallery, self._engines = options, gallery, engines
         self.catalogue = catalogue or Catalogue()
         self.line = LiveLine(engines)
@@ -67,7 +67,7 @@ class LiveState:
         self._lock = threading.Lock()
 
     def opened(self, token: str) -> OpenSession | None:
-        """What belongs to a token; None when it is nobody's."""
+        """The open session of a token; None for an unknown token."""
         ticket = self.line.find(token)
         with self._lock:
             for gone in [key for key in self._opened if self.line.find(key) is None]:
@@ -77,7 +77,7 @@ class LiveState:
             return self._opened.setdefault(token, OpenSession(ticket))
 
     def conversation(self, opened: OpenSession) -> Conversation | None:
-        """The conversation of a session that has begun."""
+        """The conversation of a session, made on first use; None before the session has started."""
         session = opened.ticket.session
         with opened.lock:
             if opened.conversation is None and session is not None:
@@ -88,7 +88,10 @@ class LiveState:
             return opened.conversation
 
     def record(self, opened: OpenSession, on: bool) -> bool:
-        """Begin a recording, or finish it; the watchers are reported once it is kept. Raises: AvatarError."""
+        """Start or finish a recording; returns whether one is running. Raises: AvatarError.
+
+        Watchers are notified once the recording is saved.
+        """
         session = opened.ticket.session
         with opened.lock:
             if opened.recording is not None:
@@ -105,19 +108,19 @@ class LiveState:
             return True
 
     def end(self, opened: OpenSession) -> None:
-        """Its visitor has ended the session."""
+        """End a session at its visitor's request."""
         with self._lock:
             self._opened.pop(opened.ticket.token, None)
         self._leave(opened)
         self.line.end(opened.ticket)
 
     def warm(self) -> None:
-        """Start the engines' processes: the first session does not wait for imports. Raises: WorkerLost."""
+        """Start the engine processes, so that the first session does not wait for it. Raises: WorkerLost."""
         for engine in self._engines:
             getattr(engine, "warm", lambda: None)()
 
     def close(self) -> None:
-        """End all."""
+        """End all sessions and close the engines."""
         for opened in list(self._opened.values()):
             self.end(opened)
         self.line.close()
@@ -133,7 +136,7 @@ class LiveState:
 
 
 def about(ticket: Ticket) -> About:
-    """What the gallery should know of a recording."""
+    """The gallery's metadata for a recording."""
     request = ticket.request
     return About(
         portrait=request.portrait_name,
@@ -149,5 +152,5 @@ def about(ticket: Ticket) -> About:
 
 
 def kept(session: LiveSession, entry: GalleryEntry | None) -> None:
-    """Tell those who watch that a recording is in the gallery, or that it is not."""
+    """Notify watchers that a recording is in the gallery, or could not be saved."""
     session.tell({"type": "recorded", "id": "" if entry is None else entry.id})

@@ -1,6 +1,6 @@
-"""When somebody speaks: Silero's voice activity detector, 32 ms at a time.
+"""Voice activity detection with Silero's model, 32 ms at a time.
 
-Source: snakers4/silero-vad version 6 (MIT), whose model lies in avatar/assets; the thresholds are its own.
+Source: snakers4/silero-vad version 6 (MIT), model in avatar/assets, with its own thresholds.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import numpy as np
 from avatar.media.onnx import open_onnx
 
 CHUNK = 512  # samples at SPEECH_HZ
-_CONTEXT = 64  # samples before a chunk that the model sees, too
+_CONTEXT = 64  # samples before a chunk that the model also sees
 _STATE = (1, 1, 128)
 
-BEGINS, GOES_ON = 0.5, 0.35  # probabilities
-LEAST_SPEECH = 6  # chunks in a row: 190 ms; less is a cough or a click
+BEGINS, GOES_ON = 0.5, 0.35  # probabilities at which speech starts and continues
+LEAST_SPEECH = 6  # consecutive chunks: 190 ms; less is a cough or a click
 PAUSE = 18  # chunks without speech that end a sentence: 580 ms
 
 
 class VoiceProbability:
-    """How likely each chunk is speech; it remembers those before."""
+    """Estimates the probability of speech in each chunk; the model's state carries over."""
 
     def __init__(self) -> None:
         model = (importlib.resources.files("avatar") / "assets" / "silero_vad.onnx").read_bytes()
@@ -39,14 +39,14 @@ class VoiceProbability:
 
 
 class Turns:
-    """Somebody's turns to speak, from probabilities of chunks; what it says is "", "begins" or "ends"."""
+    """Finds turns to speak from the chunks' probabilities."""
 
     def __init__(self) -> None:
         self.is_speaking = False
-        self._run = 0  # chunks in a row that speak for a change
+        self._run = 0  # consecutive chunks that indicate a change
 
     def note(self, probability: float) -> str:
-        """The next chunk's."""
+        """Take the next chunk's probability; return "begins", "ends" or "" for no change."""
         if not self.is_speaking:
             self._run = self._run + 1 if probability >= BEGINS else 0
             if self._run < LEAST_SPEECH:

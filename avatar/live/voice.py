@@ -1,4 +1,4 @@
-"""A text said in a session: sentence by sentence, in a thread of its own, with captions in time."""
+"""Speak texts in a session, sentence by sentence in a separate thread, with timed captions."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from avatar.speech.narration import Narrator, Script
 
 log = logging.getLogger(__name__)
 
-MOST_TEXT_CHARS = 2000  # of one message
+MOST_TEXT_CHARS = 2000  # per message
 MOST_QUEUED = 8  # texts
-AHEAD_S = 12.0  # no more sentences are spoken while so much waits to be said
+AHEAD_S = 12.0  # no further sentence is queued while this much sound is waiting
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class _Text:
 
 
 class SessionVoice:
-    """Says texts one after another."""
+    """Speaks texts in a session, one after another."""
 
     def __init__(self, session: LiveSession, catalogue: Catalogue) -> None:
         self._session, self._catalogue = session, catalogue
         self._texts: queue.Queue[_Text | None] = queue.Queue(MOST_QUEUED)
-        self._cuts = 0  # texts of before the last cut are not said
+        self._cuts = 0  # texts queued before the last cut are dropped
         self._closed = threading.Event()
         self._speaking = threading.Event()
         self._thread = threading.Thread(target=self._work, name="live-voice", daemon=True)
@@ -49,11 +49,11 @@ class SessionVoice:
 
     @property
     def is_speaking(self) -> bool:
-        """Whether something is being said, or waits to be."""
+        """Whether a text is being spoken or is queued."""
         return self._speaking.is_set() or not self._texts.empty() or self._session.spoken.waiting_s > 0.1
 
     def say(self, text: str, voice: str = "", speed: float = 1.0) -> None:
-        """Say a text after what is being said. Raises: BadInput for one that cannot be said."""
+        """Queue a text. Raises: BadInput for one that cannot be spoken."""
         if len(text) > MOST_TEXT_CHARS:
             raise BadInput(
                 f"The text is too long ({len(text)} characters).",
@@ -67,14 +67,14 @@ class SessionVoice:
             raise BadInput("Too many texts wait to be said.", "Wait until some have been.") from None
 
     def cut(self) -> bool:
-        """Say no more of any. Returns whether anything was being said."""
+        """Stop speaking and drop all texts. Returns whether anything was being spoken."""
         was = self.is_speaking
         self._cuts += 1
         self._session.interrupt()
         return was
 
     def close(self) -> None:
-        """Say no more."""
+        """Stop speaking and end the thread."""
         self._closed.set()
         self._cuts += 1
 
@@ -122,5 +122,5 @@ def at_sound_hz(samples: np.ndarray, hz: int) -> np.ndarray:
 
 
 def reported(error: AvatarError) -> Mapping[str, Any]:
-    """An error as watchers are reported it."""
+    """An error as an event for watchers."""
     return {"type": "notice", "code": "error", "text": str(error), "values": {}}

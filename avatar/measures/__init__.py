@@ -1,1 +1,1 @@
-"""What can be measured of a finished talking video: numbers about its face, its seams and its sound."""
+"""Measures of a finished talking video: numbers about its face, its seams and its sound."""

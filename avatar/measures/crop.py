@@ -1,4 +1,4 @@
-"""The face laid upon another's landmarks, so that pictures of it can be compared pixel by pixel."""
+"""Align a face with another's landmarks, so that the two can be compared pixel by pixel."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _ROWS = list(STEADY)
 class Look:
     """How one face crop compares with the reference.
 
-    ssim: structural similarity of the greys, 1 for the same. colour: mean L*, a*, b*. sharpness: energy of
-    the Laplacian over the contrast's, which brightness and contrast leave alone.
+    ssim: structural similarity of the grey images, 1 for identical. colour: mean L*, a*, b*. sharpness:
+    energy of the Laplacian over the grey variance, independent of brightness and contrast.
     """
 
     ssim: float
@@ -30,7 +30,7 @@ class Look:
 
 
 class Reference:
-    """A face that others are compared with: its crop, upright, `side_px` on each side."""
+    """A face that others are compared with, as an upright square crop of side `side_px`."""
 
     def __init__(self, image: np.ndarray, points: np.ndarray, face_px: float) -> None:
         """image: uint8 (H, W, 3) RGB; points: (468, 2 or 3) in it; face_px: the compared faces' height."""
@@ -44,14 +44,14 @@ class Reference:
         self.look = self._look(crop)
 
     def compare(self, image: np.ndarray, points: np.ndarray) -> Look:
-        """Lay a face on this one, by the best affine map of its steady landmarks, and compare."""
+        """Align a face with this one, by a least-squares affine map of its steady landmarks, and compare."""
         return self._look(self._crop(image, points))
 
     def _crop(self, image: np.ndarray, points: np.ndarray) -> np.ndarray:
         source = np.column_stack([points[_ROWS, :2], np.ones(len(_ROWS))])
         affine = np.linalg.lstsq(source, self._places, rcond=None)[0].T.astype(np.float64)
         shrink = float(np.sqrt(abs(np.linalg.det(affine[:, :2]))))
-        if shrink < 0.9:  # what is made smaller is smoothed first, or it would look sharper than it is
+        if shrink < 0.9:  # smooth before shrinking, or the crop would seem too sharp
             sigma = 0.45 * (1 / shrink**2 - 1) ** 0.5
             image = cv2.GaussianBlur(image, (0, 0), sigma)
         side = (self.side_px, self.side_px)

@@ -1,4 +1,4 @@
-"""One pass over a video: its face followed from frame to frame, and what is measured of each picture."""
+"""One pass over a video that tracks its face from frame to frame and measures each picture."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from avatar.preview.topology import (
     RIGHT_EYE_CORNERS,
 )
 
-PRESENCE = 0.5  # of a face that is followed, 0 to 1; below it is lost
-FLOW_PX = 160  # longer side of the pictures whose optical flow is taken
+PRESENCE = 0.5  # of the tracked face, 0 to 1; below this the face is lost
+FLOW_PX = 160  # longer side of the pictures that optical flow is computed on
 SEARCH_EVERY, SEARCH_SELDOM = (
     5,
     80,
-)  # frames between searches for a face that is not there, at first and later
+)  # frames between searches for a lost face, at first and later
 
 _GAP = ((13, 14), (82, 87), (312, 317))  # inner lips, upper and lower, at the middle and beside it
 _LIDS = ((159, 145), (158, 153)), ((386, 374), (385, 380))  # upper and lower, of the left and the right eye
 _KEPT = list(dict.fromkeys((*STEADY, CHIN, MOUTH_LEFT, MOUTH_RIGHT, 13, 14, *LEFT_BROW, *RIGHT_BROW)))
 
 SIGNALS = (
-    "yaw",  # degrees, as pitch and roll
+    "yaw",  # degrees; pitch and roll too
     "pitch",
     "roll",
-    "x",  # of the head, in face heights, as y
+    "x",  # of the head, in face heights; y too
     "y",
     "face_px",
     "gap",  # between the inner lips, in face heights
-    "mouth_width",  # in face heights, as all below
-    "corner_left",  # how high the mouth's corners are over the middle of the lips
+    "mouth_width",  # in face heights; those below too
+    "corner_left",  # height of the mouth's corners above the middle of the lips
     "corner_right",
-    "brow_left",  # how high the brows are over the eyes
+    "brow_left",  # height of the brows above the eyes
     "brow_right",
-    "eye_left",  # openness: the lids' distance over the eye's width
+    "eye_left",  # openness: the lids' distance divided by the eye's width
     "eye_right",
-    "ssim",  # of the face and the reference
+    "ssim",  # of the face with the reference
     "lightness",  # of the face, L*, a*, b*
     "green_red",
     "blue_yellow",
@@ -61,11 +61,11 @@ SIGNALS = (
 
 @dataclass(frozen=True)
 class FaceTrack:
-    """What was measured of T frames; NaN where no face was found.
+    """Measurements of T frames; NaN where no face was found.
 
     times: (T,) seconds. signals: float64 (T,) each, by the names of SIGNALS. shapes: float32 (T, K, 2), some
-    landmarks in face heights. flow: (T, 2, h, w)'s change between frames as one number a frame, (T,), in
-    shares of the longer side. fps: frames a second. reference: of the portrait, or of the first face.
+    landmarks in face heights. flow: (T,), one number per frame for the change of optical flow, in shares of
+    the longer side. fps: frames per second. reference_*: of the portrait, or of the first face.
     """
 
     times: np.ndarray
@@ -84,7 +84,7 @@ class FaceTrack:
 
     @property
     def seen(self) -> np.ndarray:
-        """(T,) whether there was a face."""
+        """(T,) whether a face was found."""
         return np.isfinite(self.signals["gap"])
 
     @property
@@ -95,9 +95,9 @@ class FaceTrack:
 def track(
     video: Path, portrait: Path | None = None, on_frame: Callable[[int], None] = lambda _: None
 ) -> FaceTrack:
-    """Follow the face of a video. portrait: a picture to compare it with; on_frame: the frames done so far.
+    """Track the face of a video. portrait: a picture to compare with; on_frame: gets the frames done so far.
 
-    Raises: BadInput for what is no video.
+    Raises: BadInput for a file that is not a video.
     """
     return follow(read_frames(video), None if portrait is None else read_portrait(portrait), on_frame)
 
@@ -107,7 +107,7 @@ def follow(
     portrait: np.ndarray | None = None,
     on_frame: Callable[[int], None] = lambda _: None,
 ) -> FaceTrack:
-    """As track, of pictures: (seconds, uint8 (H, W, 3) RGB) each. portrait: uint8 (H, W, 3) RGB."""
+    """As track, from (seconds, uint8 (H, W, 3) RGB) pictures. portrait: uint8 (H, W, 3) RGB."""
     follower, flow = _Follower(portrait), _Flow()
     times, rows, shapes, changes = [], [], [], []
     size = (0, 0)
@@ -136,7 +136,7 @@ def follow(
 
 
 class _Follower:
-    """Keeps hold of one face."""
+    """Tracks one face and compares it with the reference."""
 
     def __init__(self, portrait: np.ndarray | None) -> None:
         found = None if portrait is None else find_face(portrait).face
@@ -147,7 +147,7 @@ class _Follower:
         self._next_search, self._pause = 0, SEARCH_EVERY
 
     def look(self, number: int, image: np.ndarray) -> tuple[list[float], np.ndarray]:
-        """The signals of a picture, and some of its landmarks."""
+        """The signals of a picture, in the order of SIGNALS, and some of its landmarks."""
         points = self._find(number, image)
         if points is None:
             return [np.nan] * len(SIGNALS), np.full((len(_KEPT), 2), np.nan, np.float32)
@@ -162,7 +162,7 @@ class _Follower:
         return values, (points[_KEPT, :2] / pose.face_px).astype(np.float32)
 
     def _find(self, number: int, image: np.ndarray) -> np.ndarray | None:
-        """Landmarks (468, 3): near those of the frame before, else searched for anew."""
+        """Landmarks (468, 3), found near the previous frame's, else by a new search; None without a face."""
         if self._points is not None:
             mesh = landmarks(image, crop_of_points(self._points))
             if mesh.presence >= PRESENCE:
@@ -178,7 +178,7 @@ class _Follower:
 
 
 class _Flow:
-    """How much the picture's motion changes from frame to frame."""
+    """Computes how much the optical flow changes from frame to frame."""
 
     def __init__(self) -> None:
         self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
@@ -186,7 +186,7 @@ class _Flow:
         self._before: np.ndarray | None = None
 
     def change(self, image: np.ndarray) -> float:
-        """Mean change of the flow since the frame before, in shares of the longer side; NaN at first."""
+        """Mean change of the flow since the previous frame, in shares of the longer side; NaN at first."""
         scale = FLOW_PX / max(image.shape[:2])
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -201,7 +201,7 @@ class _Flow:
 
 
 def _expression(face: np.ndarray) -> list[float]:
-    """The signals from the lips to the eyes of an unturned face, (468, 3) in face heights."""
+    """The signals "gap" to "eye_right" of a frontal face, (468, 3) in face heights."""
 
     def apart(a: int, b: int) -> float:
         return float(np.linalg.norm(face[a] - face[b]))

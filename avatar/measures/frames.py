@@ -1,4 +1,4 @@
-"""The pictures of a video file of any origin, upright, one after another, with their times."""
+"""Read the frames of any video file, upright and in order, with their times."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _READABLE = "Give a video, for example an .mp4 or .webm file."
 def read_frames(video: Path, longest_px: int = 1280) -> Iterator[tuple[float, np.ndarray]]:
     """Yield (seconds, uint8 (H, W, 3) RGB) of each frame; sides above longest_px are scaled down.
 
-    Seconds count as the sound's do: from the file's beginning. Raises: BadInput.
+    Seconds count from the file's beginning, as for the sound. Raises: BadInput.
     """
     name = display_name(video)
     check_file(video, name, _LARGEST_BYTES, "video")

@@ -1,4 +1,4 @@
-"""Whether the face stays itself: its likeness to the portrait, its colour and its sharpness, over time."""
+"""Identity preservation: the face's likeness to the portrait, its colour and its sharpness, over time."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 
 from avatar.measures.face_track import FaceTrack
 
-WINDOW_S = 1.0  # over which medians are taken: blinks and vowels come and go
-SHORTEST_S = 8.0  # below which no drift is reported
-# Change from the first fifth to the last, below which a drift is none, whatever the noise: in SSIM, in
-# CIE 1976 colour units, in parts of the sharpness.
+WINDOW_S = 1.0  # window of each median, which ignores blinks and vowels
+SHORTEST_S = 8.0  # no drift is reported for shorter videos
+# Smaller changes do not count as drift, whatever the noise: in SSIM, in CIE 1976 colour units, as a share of
+# the sharpness.
 LEAST = {"ssim": 0.05, "colour": 2.0, "sharpness": 0.25}
 _SURE = 3.0  # standard errors
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How something changes. per_min: its slope; change: over the whole video; drifts: whether it is one."""
+    """Change over time. per_min: slope; change: over the whole video; drifts: whether it counts as drift."""
 
     mean: float
     per_min: float | None
@@ -28,10 +28,10 @@ class Drift:
 
 @dataclass(frozen=True)
 class Likeness:
-    """ssim: of the face and the reference, 1 for the same. colour: its distance from the reference, CIE 1976.
+    """Likeness of the face to the reference. ssim: 1 for identical. colour: distance in CIE 1976 units.
 
-    sharpness: over the reference's, 1 for as sharp. against: "portrait", or "first frame" where none was
-    given or it shows no face. None where it cannot be known, and why says so.
+    sharpness: divided by the reference's, 1 for as sharp. against: "portrait", or "first frame" where there
+    is no portrait or it shows no face. None where unknown; why gives the reason.
     """
 
     ssim: Drift | None = None
@@ -54,11 +54,11 @@ def likeness(track: FaceTrack) -> Likeness:
     signals, times = track.signals, track.times
     colours = np.stack([signals[name] for name in ("lightness", "green_red", "blue_yellow")], 1)
     centres, windows = _windows(times, seen, track.fps)
-    # The mean colour of each window first: distances of single frames would only add their noise.
+    # Take each window's median colour first: noise would inflate the distances of single frames.
     means = np.array([np.median(colours[window], axis=0) for window in windows])
     distance = np.linalg.norm(means - track.reference_colour, axis=1)
     sharpness = _medians(signals["sharpness"], windows) / track.reference_sharpness
-    along = means - means[0]  # the colour's own way, which distances from the portrait might hide
+    along = means - means[0]  # change of the colour itself, which distances from the portrait might hide
     return Likeness(
         ssim=_drift(centres, _medians(signals["ssim"], windows), LEAST["ssim"]),
         colour=_drift(centres, distance, LEAST["colour"], along=along),
@@ -68,7 +68,7 @@ def likeness(track: FaceTrack) -> Likeness:
 
 
 def _windows(times: np.ndarray, seen: np.ndarray, fps: float) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Middles of windows in minutes, and the frames of each that show a face."""
+    """Centres of the windows in minutes, and the frames of each that show a face."""
     number = np.floor((times - times[0]) / WINDOW_S).astype(int)
     fewest = max(1, round(WINDOW_S * fps / 3))
     found = [np.flatnonzero((number == one) & seen) for one in range(number[-1] + 1)]
@@ -81,7 +81,7 @@ def _medians(values: np.ndarray, windows: list[np.ndarray]) -> np.ndarray:
 
 
 def _drift(minutes: np.ndarray, values: np.ndarray, least: float, along: np.ndarray | None = None) -> Drift:
-    """The trend of values over time. along: (n, d), the trend is judged by these instead, all together."""
+    """The drift of values over time. along: (n, d), if given, decides instead whether it counts as drift."""
     mean = float(values.mean())
     if len(values) < SHORTEST_S / WINDOW_S:
         return Drift(mean, None, None, None)
@@ -97,7 +97,7 @@ def _drift(minutes: np.ndarray, values: np.ndarray, least: float, along: np.ndar
 
 
 def _trend(minutes: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """Slope of the best straight line and its standard error, for noise that lasts over several windows."""
+    """Slope of the least-squares line and its standard error, corrected for noise correlated over windows."""
     centred = minutes - minutes.mean()
     slope = float((centred * values).sum() / (centred**2).sum())
     rest = values - values.mean() - slope * centred

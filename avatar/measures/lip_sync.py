@@ -1,8 +1,8 @@
-"""Lip sync: when the mouth opens against when the sound asks for it, and whether it shuts for p, b and m.
+"""Lip sync: the mouth's opening against the opening expected from the sound, and closures for p, b and m.
 
-The sound's side is the project's own viseme network and articulation; the picture's is the gap between the
-lips. Where the preview engine made the video, both sides are the same network: it then tells that the
-video was put together in time, not how well a stranger would read its lips.
+The sound is judged by the project's own viseme network and articulation, the picture by the gap between the
+lips. In a video of the preview engine both come from the same network: the measure then shows that sound and
+picture were joined in sync, not how well a person could read its lips.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from avatar.preview.loudness import PassageLevel
 from avatar.preview.visemes import FRAME_HZ, VISEMES, Listen, VisemeNetwork
 
 LARGEST_OFFSET_S = 0.5
-# Mouths lead the sound that they shape, by −40 to 200 ms in running speech, mostly by a little: what counts
-# as in time is the preview's lead.
+# The mouth leads its sound by −40 to 200 ms in running speech, mostly by little; the preview's lead counts as
+# in sync.
 # Source: Schwartz, Savariaux, "No, there is no 150 ms lead of visual speech on auditory speech" (2014).
 NATURAL_LEAD_S = VISUAL_LEAD_S
-SURE = 0.25  # confidence from which an offset is reported
-SHORTEST_S = 1.5  # of speech with a face, below which nothing is reported
+SURE = 0.25  # least confidence for reporting an offset
+SHORTEST_S = 1.5  # nothing is reported for less speech with a face
 
-_BLOCK = 20 * FRAME_HZ  # frames of sound that are heard at once
-_TREND_S = 1.0  # what changes more slowly than this is no lip movement
-_FAR_S = 0.15  # a peak further away than this competes with the best one
-_CLOSED_GAP = 0.016  # between the inner lips, in face heights; shut lips are seen 0.002 to 0.008 apart
-_CLOSURE, _CLOSURE_FRAMES = 0.5, 3  # a p, b or m: so likely, for so many frames of sound
-_CLOSURE_SLACK_S = 0.06  # within which the lips must meet
-_SPEAKING, _AUDIBLE_DB = 0.6, -30.0  # silence is less likely than this, and the sound this loud at least
+_BLOCK = 20 * FRAME_HZ  # frames of sound analysed at once
+_TREND_S = 1.0  # slower changes are not lip movement
+_FAR_S = 0.15  # confidence is the lead over peaks further away than this
+_CLOSED_GAP = 0.016  # between the inner lips, in face heights; closed lips measure 0.002 to 0.008
+_CLOSURE, _CLOSURE_FRAMES = 0.5, 3  # a p, b or m has this probability for this many frames of sound
+_CLOSURE_SLACK_S = 0.06  # the lips must close within this time
+_SPEAKING, _AUDIBLE_DB = 0.6, -30.0  # in speech, silence is less likely and the sound louder
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What the sound asks of a mouth, at FRAME_HZ from 0 s on.
+    """Mouth movements expected from the sound, at FRAME_HZ from 0 s on.
 
-    opening: (T,) 0 to 1, the jaw and lips' opening. closures: seconds, the middle of each p, b or m.
+    opening: (T,) 0 to 1, of jaw and lips. closures: seconds, the middle of each p, b or m.
     speaking: (T,) bool.
     """
 
@@ -54,12 +54,12 @@ class Heard:
 
 @dataclass(frozen=True)
 class LipSync:
-    """How sound and mouth go together; None where it cannot be known, and why says so.
+    """Synchrony of sound and mouth; None where unknown, and why gives the reason.
 
-    offset_ms: how much the sound comes after the mouth that makes it, more than is natural; negative: before.
-    correlation: of opening and sound at that offset, −1 to 1. confidence: 0 to 1, by how much that stands out
-    over other offsets. closure_recall: share of p, b and m for which the lips meet, the offset taken out;
-    closure_chance: share of any moments of speech for which they do. closures: how many were heard.
+    offset_ms: delay of the sound after the mouth beyond the natural one; negative: the sound is early.
+    correlation: of opening and sound at that offset, −1 to 1. confidence: 0 to 1, lead of that correlation
+    over those at other offsets. closure_recall: share of p, b and m at which the lips close, offset removed;
+    closure_chance: the same share for all moments of speech. closures: number of p, b and m.
     """
 
     offset_ms: float | None = None
@@ -72,7 +72,7 @@ class LipSync:
 
 
 def hear(listen: Listen, num_samples: int, on_window: Callable[[], None] = lambda: None) -> Heard:
-    """Listen to a whole speech, in blocks. num_samples: its length at SPEECH_HZ."""
+    """Analyse a whole speech, in blocks. num_samples: its length at SPEECH_HZ."""
     network, level = VisemeNetwork.load(), PassageLevel(listen, num_samples)
     num_frames = num_samples * FRAME_HZ // SPEECH_HZ
     openings, closed, speaking = [], [], []
@@ -92,7 +92,7 @@ def hear(listen: Listen, num_samples: int, on_window: Callable[[], None] = lambd
 
 
 def lip_sync(track: FaceTrack, heard: Heard) -> LipSync:
-    """Compare a face with what was heard."""
+    """Compare a face's mouth with the sound."""
     seen = track.seen
     spoken_s = float((heard.speaking.sum()) / FRAME_HZ)
     if seen.sum() / track.fps < SHORTEST_S:
@@ -121,10 +121,10 @@ def lip_sync(track: FaceTrack, heard: Heard) -> LipSync:
 
 
 def correlations(times: np.ndarray, gap: np.ndarray, heard: Heard, lags_s: np.ndarray) -> np.ndarray:
-    """The correlation of the mouth with the sound for each lag: how much later the sound is."""
+    """The correlation of mouth and sound for each lag of the sound behind the mouth."""
     grid = np.arange(int(times[0] * FRAME_HZ), int(times[-1] * FRAME_HZ) + 1) / FRAME_HZ
     mouth = _detrended(np.interp(grid, times, gap))
-    # Where the face is lost for longer, there is nothing to compare.
+    # Longer stretches without a face are left out.
     nearest = np.abs(times[np.clip(np.searchsorted(times, grid), 0, len(times) - 1)] - grid)
     known = nearest < 0.1
     sound_times, sound = heard.times, _detrended(heard.opening)
@@ -139,7 +139,7 @@ def _with_closures(found: LipSync, track: FaceTrack, heard: Heard, lag_s: float)
     times, gap = track.times[track.seen], track.signals["gap"][track.seen]
 
     def shut(moments: np.ndarray) -> np.ndarray:
-        """Whether lips meet around each moment of the sound that the video shows."""
+        """Whether the lips close around each moment of the sound that the video covers."""
         shown = moments - lag_s
         inside = (shown > times[0]) & (shown < times[-1])
         first = np.searchsorted(times, shown[inside] - _CLOSURE_SLACK_S)
@@ -159,7 +159,7 @@ def _with_closures(found: LipSync, track: FaceTrack, heard: Heard, lag_s: float)
 
 
 def _middles(held: np.ndarray) -> np.ndarray:
-    """Seconds of the middle of each stretch of _CLOSURE_FRAMES or more."""
+    """The middle, in seconds, of each stretch of _CLOSURE_FRAMES or more."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], held.astype(np.int8), [0]])))
     starts, stops = edges[::2], edges[1::2]
     long = stops - starts >= _CLOSURE_FRAMES
@@ -167,7 +167,7 @@ def _middles(held: np.ndarray) -> np.ndarray:
 
 
 def _detrended(values: np.ndarray) -> np.ndarray:
-    """Without what changes slowly, a moving mean of _TREND_S."""
+    """The values minus their moving average over _TREND_S."""
     reach = round(_TREND_S * FRAME_HZ / 2)
     kernel = np.ones(2 * reach + 1) / (2 * reach + 1)
     padded = np.pad(values, reach, "edge") if len(values) else np.zeros(2 * reach + 1)
@@ -180,7 +180,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _vertex(scores: np.ndarray, best: int) -> float:
-    """Where a parabola through the best score and its neighbours has its top, −0.5 to 0.5 from it."""
+    """Offset, −0.5 to 0.5, of the vertex of a parabola through the best score and its neighbours."""
     if best in (0, len(scores) - 1):
         return 0.0
     left, middle, right = scores[best - 1 : best + 2]

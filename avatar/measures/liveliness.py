@@ -1,4 +1,4 @@
-"""How a face lives: the head's motion, blinks, and how far and fast brows, eyes and mouth corners move."""
+"""Liveliness: head motion, blinks, and how far and fast brows, eyes and mouth corners move."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from avatar.measures.face_track import FaceTrack
 # Kinds of head motion in conversation. Source: Hadar, Steiner, Grant, Rose, "Kinematics of head movements
 # accompanying speech during conversation" (1983).
 BANDS_HZ = {"slow": (0.2, 1.8), "ordinary": (1.8, 3.7), "rapid": (3.7, 7.0)}
-# Blinks a minute: 4.5 in reading, 17 at rest, 26 in conversation, log-normally spread; what is called usual
-# goes from the first to twice the last.
+# Blinks per minute: 4.5 in reading, 17 at rest, 26 in conversation, log-normally distributed; the usual range
+# is from the first to twice the last.
 # Source: Bentivoglio et al., "Analysis of blink rate patterns in normal subjects" (1997).
 USUAL_BLINKS_PER_MIN = (4.5, 52.0)
 MEAN_BLINKS_PER_MIN = {"reading": 4.5, "at rest": 17.0, "in conversation": 26.0}
 # Source: BioNumbers, the Harvard database of useful biological numbers.
 USUAL_BLINK_MS = (100.0, 400.0)
-SHORTEST_S = 4.0  # below which nothing is reported
-BLINKS_FROM_S = 20.0  # below which a rate of blinks is not judged
+SHORTEST_S = 4.0  # nothing is reported for shorter videos
+BLINKS_FROM_S = 20.0  # the blink rate of shorter videos is not judged
 
-_OPEN_S = 3.0  # over which an eye's usual openness is taken
-_SHUT_SHARE = 0.55  # of it, below which an eye is shut
-_LONGEST_BLINK_S = 0.6  # longer, the eyes are closed on purpose
+_OPEN_S = 3.0  # window for an eye's usual openness
+_SHUT_SHARE = 0.55  # an eye below this share of it is shut
+_LONGEST_BLINK_S = 0.6  # longer closures are deliberate
 _SMOOTH = np.array([1, 4, 6, 4, 1]) / 16
-_LOW, _HIGH = 5, 95  # percentiles between which a range is taken
+_LOW, _HIGH = 5, 95  # percentiles that bound a range
 
 
 @dataclass(frozen=True)
 class Movement:
-    """How far and fast something moves: between its 5th and 95th percentile, and its rms speed a second."""
+    """Extent and speed of a movement: between the 5th and 95th percentile, and rms speed per second."""
 
     range: float
     speed: float
@@ -38,11 +38,11 @@ class Movement:
 
 @dataclass(frozen=True)
 class Naturalness:
-    """None where it cannot be known, and why says so.
+    """Head motion and blinks; None where unknown, and why gives the reason.
 
-    yaw, pitch, roll: degrees. spectrum: shares of the rotation's power by the names of BANDS_HZ, of what lies
-    between 0.2 and 7 Hz. blinks_per_min, blink_ms: rate and mean length, from half shut to half open.
-    unusual: what lies outside of the human ranges.
+    yaw, pitch, roll: degrees. spectrum: each band's share of the rotation's power between 0.2 and 7 Hz, by
+    the names of BANDS_HZ. blinks_per_min, blink_ms: rate and mean length, from half shut to half open.
+    unusual: names of the values outside human ranges.
     """
 
     yaw: Movement | None = None
@@ -58,9 +58,9 @@ class Naturalness:
 
 @dataclass(frozen=True)
 class Expression:
-    """Ranges and speeds in hundredths of the face's height; eyes: of their width, blinks left out.
+    """Ranges and speeds in hundredths of the face's height; for eyes of their width, without blinks.
 
-    None where it cannot be known, and why says so.
+    None where unknown, and why gives the reason.
     """
 
     brows: Movement | None = None
@@ -74,7 +74,7 @@ _SHORT = "a face must be seen for some seconds"
 
 
 def naturalness(track: FaceTrack) -> Naturalness:
-    """Head motion and blinks."""
+    """Measure head motion and blinks."""
     seen_s = float(track.seen.sum() / track.fps)
     if seen_s < SHORTEST_S:
         return Naturalness(why=_SHORT)
@@ -100,7 +100,7 @@ def naturalness(track: FaceTrack) -> Naturalness:
 
 
 def expression(track: FaceTrack) -> Expression:
-    """Brows, eyes and the mouth's corners."""
+    """Measure the movement of brows, eyes and mouth corners."""
     if track.seen.sum() / track.fps < SHORTEST_S:
         return Expression(why=_SHORT)
     signals, fps = track.signals, track.fps
@@ -133,7 +133,7 @@ def spectrum(track: FaceTrack) -> dict[str, float] | None:
 
 
 def blink_lengths(track: FaceTrack) -> list[float]:
-    """Seconds of each blink, from half shut to half open."""
+    """Length of each blink in seconds, from half shut to half open."""
     shut = _shut(track)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], shut, [0]])))
     found = []
@@ -145,7 +145,7 @@ def blink_lengths(track: FaceTrack) -> list[float]:
 
 
 def _openness(track: FaceTrack) -> np.ndarray:
-    """(T,) how open the eyes are, 1 as usual around then."""
+    """(T,) openness of the eyes, relative to the 75th percentile of the surrounding _OPEN_S."""
     eyes = _filled(np.fmax(track.signals["eye_left"], track.signals["eye_right"]))
     reach = max(1, round(_OPEN_S * track.fps / 2))
     padded = np.pad(eyes, reach, "reflect" if len(eyes) > reach else "edge")
@@ -158,7 +158,7 @@ def _shut(track: FaceTrack) -> np.ndarray:
 
 
 def _between_halves(track: FaceTrack, start: int, stop: int) -> float:
-    """Seconds for which the lids are lower than _SHUT_SHARE, to a fraction of a frame."""
+    """Seconds for which the openness is below _SHUT_SHARE, interpolated between frames."""
     openness = _openness(track)
 
     def crossing(outside: int, inside: int) -> float:
@@ -171,7 +171,7 @@ def _between_halves(track: FaceTrack, start: int, stop: int) -> float:
 
 
 def _span(values: np.ndarray, fps: float) -> Movement:
-    """Of a signal with NaN where it is unknown; smoothed over five frames, as landmarks tremble."""
+    """The movement of a signal, NaN where unknown; smoothed over five frames, because landmarks jitter."""
     if len(values) > len(_SMOOTH):
         values = np.convolve(values, _SMOOTH, "valid")
     known = values[np.isfinite(values)]
@@ -184,6 +184,6 @@ def _span(values: np.ndarray, fps: float) -> Movement:
 
 
 def _filled(values: np.ndarray) -> np.ndarray:
-    """Gaps bridged by straight lines."""
+    """Values with gaps filled by linear interpolation."""
     known = np.flatnonzero(np.isfinite(values))
     return np.interp(np.arange(len(values)), known, values[known])

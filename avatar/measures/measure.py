@@ -1,4 +1,4 @@
-"""All measures of one finished video, as one value."""
+"""All measures of one finished video."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LIMITS = InputLimits(max_speech_s=_DAY_S, max_speech_bytes=64 * _GIB, min_speec
 
 @dataclass(frozen=True)
 class Measures:
-    """What was measured of a video. face_share: of its frames that show a face."""
+    """All measures of a video. face_share: share of frames that show a face."""
 
     width: int
     height: int
@@ -41,7 +41,7 @@ class Measures:
     likeness: Likeness
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; what follows from others, too."""
+        """Plain data for JSON, including derived values."""
         plain = asdict(self)
         smooth = self.smoothness
         plain["smoothness"] |= {
@@ -62,13 +62,13 @@ def measure(
 ) -> Measures:
     """Measure a video. portrait: what its face should look like. borders: first frames of later clips.
 
-    on_frame: frames looked at so far. Raises: BadInput for what is no video.
+    on_frame: gets the frames done so far. Raises: BadInput for a file that is not a video.
     """
     return judge(track(video, portrait, on_frame), listened(video), borders)
 
 
 def judge(seen: FaceTrack, heard: Heard | str, borders: Sequence[int] = ()) -> Measures:
-    """All measures of what was seen and heard; heard: a text says why nothing was."""
+    """All measures of a track and its sound; heard: a string is the reason for having no sound."""
     return Measures(
         *seen.size,
         num_frames=seen.num_frames,
@@ -84,7 +84,7 @@ def judge(seen: FaceTrack, heard: Heard | str, borders: Sequence[int] = ()) -> M
 
 
 def listened(video: Path) -> Heard | str:
-    """What a video's sound asks of a mouth; a text says why there is none."""
+    """Mouth movements expected from a video's sound; a string is the reason for having none."""
     with tempfile.TemporaryDirectory(prefix="avatar-measure-") as folder:
         sound = Path(folder) / "sound.wav"
         try:

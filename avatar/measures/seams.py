@@ -1,4 +1,4 @@
-"""Smoothness where clips meet: how much more a video jolts at their borders than within them."""
+"""Smoothness where clips meet: jolts at the borders of clips, relative to those within clips."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import numpy as np
 
 from avatar.measures.face_track import FaceTrack
 
-SEEN_FROM = 1.5  # ratio from which a seam is called one, if it is also beyond the usual
-_FEWEST_INSIDE = 10  # frames within clips, below which there is nothing to compare with
-_USUAL_PERCENT = 99  # of what other frames, taken for borders, would give
+SEEN_FROM = 1.5  # least ratio that counts as a visible seam, if it is also above usual
+_FEWEST_INSIDE = 10  # frames within clips; fewer are too few to compare with
+_USUAL_PERCENT = 99  # percentile of the ratios at frames that are not borders
 
 
 @dataclass(frozen=True)
 class Seam:
-    """One kind of jolt. ratio: its mean at the borders over its mean inside; 1: no seam. usual: what the same
+    """One kind of jolt. ratio: its mean at the borders divided by its mean inside clips; 1 means no seam.
 
-    number of other frames, evenly spaced, taken for borders give at most. worst: the ratio at the worst one.
+    usual: 99th percentile of that ratio for the borders' pattern shifted to other frames. worst: ratio at the
+    worst border.
     """
 
     ratio: float
@@ -35,8 +36,8 @@ class Seam:
 class Smoothness:
     """Jolts at borders: of landmarks (acceleration), motion (change of optical flow), colour (of the face).
 
-    None where it cannot be known, and why says so. borders: how many. worst_frame: the first frame after the
-    worst border.
+    None where unknown, and why gives the reason. borders: number of borders. worst_frame: the first frame
+    after the worst border.
     """
 
     landmarks: Seam | None = None
@@ -52,7 +53,7 @@ class Smoothness:
 
     @property
     def ratio(self) -> float | None:
-        """The largest of the three."""
+        """The largest of the three ratios."""
         return max((seam.ratio for seam in self.kinds.values()), default=None)
 
     @property
@@ -67,7 +68,7 @@ class Smoothness:
 
 
 def smoothness(track: FaceTrack, borders: Sequence[int]) -> Smoothness:
-    """Compare borders with all else. borders: the first frames of all clips but the first."""
+    """Compare borders with all other frames. borders: the first frames of all clips but the first."""
     inside = sorted({int(frame) for frame in borders if 2 <= frame < track.num_frames - 1})
     if not inside:
         return Smoothness(why="no borders of clips are known")
@@ -80,23 +81,23 @@ def smoothness(track: FaceTrack, borders: Sequence[int]) -> Smoothness:
 
 
 def _jerk(track: FaceTrack) -> np.ndarray:
-    """(T,) mean length of the landmarks' second difference at each frame, the larger of two."""
+    """(T,) mean length of the landmarks' second differences at each frame, the larger of two."""
     second = np.linalg.norm(np.diff(track.shapes.astype(np.float64), n=2, axis=0), axis=-1).mean(-1)
     out = np.full(track.num_frames, np.nan)
-    # Two second differences hold the step from frame t − 1 to t: those that end at t and at t + 1.
+    # Two second differences contain the step from frame t − 1 to t: those that end at t and at t + 1.
     out[2:-1] = np.fmax(second[:-1], second[1:])
     return out
 
 
 def _colour_steps(track: FaceTrack) -> np.ndarray:
-    """(T,) how far the face's mean colour moves from one frame to the next, in CIE 1976 units."""
+    """(T,) change of the face's mean colour from one frame to the next, in CIE 1976 units."""
     colours = np.stack([track.signals[name] for name in ("lightness", "green_red", "blue_yellow")], 1)
     steps = np.linalg.norm(np.diff(colours, axis=0), axis=1)
     return np.concatenate([[np.nan], steps])
 
 
 def _seam(values: np.ndarray, borders: Sequence[int]) -> Seam | None:
-    """None where too little is known."""
+    """The seam in values, one per frame; None where too little is known."""
     at = np.array(borders)
     beside = np.zeros(len(values), bool)
     for shift in (-1, 0, 1):
@@ -112,7 +113,7 @@ def _seam(values: np.ndarray, borders: Sequence[int]) -> Seam | None:
 
 
 def _elsewhere(values: np.ndarray, allowed: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """The mean over the borders' pattern, at every place to which it can be shifted."""
+    """Means of the values at the borders' pattern, shifted to every other position."""
     means = []
     for shift in range(1, len(values)):
         places = (at + shift) % len(values)
@@ -123,5 +124,5 @@ def _elsewhere(values: np.ndarray, allowed: np.ndarray, at: np.ndarray) -> np.nd
 
 
 def clip_borders(num_frames: int, infer_frames: int, lead_in: int = 0) -> list[int]:
-    """First frames of all clips but the first. lead_in: frames of the first clip that are not shown."""
+    """First frames of all clips but the first. lead_in: frames of the first clip that are dropped."""
     return list(range(infer_frames - lead_in, num_frames, infer_frames))

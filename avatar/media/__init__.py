@@ -1,1 +1,1 @@
-"""Files in, files out: portraits, speech, segments, the finished video and its report."""
+"""Input and output files: portraits, speech, segments, the finished video and its report."""

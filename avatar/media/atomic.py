@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also after the power went off; and what a full disk is called."""
+"""Write files atomically, so that even a power cut leaves no half-written file; errors for a full disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from avatar.errors import AvatarError, NotPlaced
 
 log = logging.getLogger(__name__)
 
-DRAFT = ".live-avatar-part"  # ends the name of a file that is being written
+DRAFT = ".live-avatar-part"  # suffix of a file that is still being written
 _DISK_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -27,11 +27,11 @@ _DISK_ERRORS = (
     errno.EHOSTDOWN,
     errno.ETIMEDOUT,
 )
-_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of file systems that cannot sync a folder
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # from file systems that cannot sync a folder
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk itself; Windows opens no folders."""
+    """fsync a file or a folder's entries to disk; on Windows, which cannot open folders, skip folders."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDONLY)
@@ -42,7 +42,7 @@ def sync(path: Path) -> None:
 
 
 def replace(path: Path, target: Path) -> None:
-    """Put a finished file, or folder, in its place on the same disk, at once. Raises: OSError."""
+    """Move a finished file or folder to its place on the same disk, atomically. Raises: OSError."""
     sync(path)
     os.replace(path, target)
     try:
@@ -55,9 +55,9 @@ def replace(path: Path, target: Path) -> None:
 
 @contextmanager
 def whole(target: Path) -> Iterator[Path]:
-    """A path where a file, or a folder, is written; in the end it is put in target's place, at once.
+    """Yield a draft path to write a file or folder to; on success it replaces target atomically.
 
-    After an error target is what it was before. Raises: OSError.
+    On an error, target stays unchanged. Raises: OSError.
     """
     draft = draft_of(target)
     try:
@@ -71,19 +71,19 @@ def whole(target: Path) -> Iterator[Path]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file whole, or leave what was there before. Raises: OSError."""
+    """Write a file atomically; on failure the previous file stays. Raises: OSError."""
     with whole(path) as draft:
         draft.write_bytes(data)
 
 
 def copy(path: Path, target: Path) -> None:
-    """Copy a file whole, or leave what was there before. Raises: OSError."""
+    """Copy a file atomically; on failure the previous target stays. Raises: OSError."""
     with whole(target) as draft:
         shutil.copyfile(path, draft)
 
 
 def move(path: Path, target: Path) -> None:
-    """Put a finished file in its place, also on another disk, at once. Raises: OSError, with path whole."""
+    """Move a finished file to its place atomically, also across disks. Raises: OSError; path stays intact."""
     try:
         replace(path, target)
     except OSError as error:
@@ -94,22 +94,22 @@ def move(path: Path, target: Path) -> None:
 
 
 def place(path: Path, target: Path) -> None:
-    """Move a finished video to where the user wants it. Raises: NotPlaced, which tells where it still is."""
+    """Move a finished video to where the user wants it. Raises: NotPlaced, with the path it is still at."""
     try:
         move(path, target)
     except OSError as error:
-        if not path.exists():  # only the folder could not be synced any more
+        if not path.exists():  # it was moved; only syncing the folder failed
             path = target
         raise not_placed(error, path) from error
 
 
 def draft_of(path: Path) -> Path:
-    """Where a file, or a folder, is written before it is whole."""
+    """The path that a file or folder is written to until it is complete."""
     return path.with_name(f".{path.name}{DRAFT}")
 
 
 def not_placed(error: OSError, *kept: Path) -> NotPlaced:
-    """What a user reads when a finished video cannot be put in its place."""
+    """The error for the user when a finished video cannot be moved to its place."""
     reason = error.strerror or type(error).__name__
     return NotPlaced(
         f"The video is made, but cannot be put in its place ({reason}).",
@@ -119,12 +119,12 @@ def not_placed(error: OSError, *kept: Path) -> NotPlaced:
 
 
 def disk_error(error: BaseException) -> BaseException:
-    """A failure to write, as an error for the user; anything else as it is."""
+    """Turn a disk error into an error for the user; return any other error unchanged."""
     return unwritten(error) if isinstance(error, OSError) and error.errno in _DISK_ERRORS else error
 
 
 def unwritten(error: OSError) -> AvatarError:
-    """What a user reads when a video, or a part of it, cannot be written."""
+    """The error for the user when a video, or a part of it, cannot be written."""
     reason = error.strerror or type(error).__name__
     failure = AvatarError(f"The video cannot be written ({reason}).", "Free disk space, then run it again.")
     failure.__cause__ = error

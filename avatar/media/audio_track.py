@@ -1,7 +1,7 @@
-"""The audio track of an open file: its samples in time, by the stamps of its packets.
+"""The audio track of an open file: its samples, placed in time by the packets' time stamps.
 
-Recorders leave out silence, films begin with the picture, packets get lost: where the stamps have a hole,
-there is silence, so that sound keeps its place. Nothing here knows what is made of the samples.
+Recorders leave out silence, films begin with the picture, packets get lost: where the time stamps leave a
+gap, silence is filled in, so that sound stays in sync. This module does not know what the samples are for.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 READABLE = "Use a WAV, MP3, M4A, OGG, FLAC, WebM or MP4 file."
 
-_CONTAINERS = (  # no playlists: those may open other files
+_CONTAINERS = (  # no playlists: they may open other files
     "wav,w64,mp3,mov,mp4,m4a,matroska,webm,ogg,flac,aac,loas,ac3,eac3,amr,aiff,au,caf,asf,avi,flv,mpeg,mpegts,"
     "tta,wv,voc"
 )
-_FROM_ZERO = ("mov", "matroska", "flac", "asf")  # containers whose time begins at 0, whatever begins first
+_FROM_ZERO = ("mov", "matroska", "flac", "asf")  # containers whose time starts at 0 for all streams
 _EXACT = (
     "wav",
     "w64",
@@ -42,44 +42,45 @@ _EXACT = (
     "caf",
     "tta",
     "wv",
-)  # their headers are sure of the length
-_TAGGED = ("mp3", "flac")  # whose last frame other programs' tags may follow
-_RATES_HZ = range(
-    4000, 384_001
-)  # that recordings have; others are forged, to make a second of sound fill memory
-_MOST_CHANNELS = 8  # as in 7.1; for more no order of speakers is agreed on
-_GAP_S = 0.03  # by which stamps may be off without meaning anything; sound stays right to 40 ms
-_OVERLAP_S = 0.04  # by which stamps may fall back
-_SLACK_S = 0.1  # coders add or take so much at an end
-_ABSURD = 1e9  # times full scale: no recording, but memory that was never written
+)  # containers whose headers state the exact length
+_TAGGED = ("mp3", "flac")  # formats in which tags of other programs may follow the last frame
+_RATES_HZ = range(4000, 384_001)  # others are forged, to make a second of sound fill memory
+_MOST_CHANNELS = 8  # as in 7.1; for more there is no standard order of speakers
+_GAP_S = 0.03  # smaller errors of time stamps are ignored; sound stays in sync to 40 ms
+_OVERLAP_S = 0.04  # time stamps may go back by this much
+_SLACK_S = 0.1  # codecs may add or remove this much at either end
+_ABSURD = 1e9  # times full scale: not a recording but uninitialised memory
 
 
 @dataclass
 class Found:
-    """What was met on the way. gaps: (start, length) in seconds; not_numbers: samples that were none."""
+    """Statistics and faults of a decoded track.
 
-    num_samples: int = 0  # of all channels, as they were decoded
+    gaps: (start, length) in seconds. not_numbers: samples that are NaN or infinite.
+    """
+
+    num_samples: int = 0  # of all channels, as decoded
     num_packets: int = 0
-    bad_packets: int = 0  # followed by good ones
+    bad_packets: int = 0  # undecodable packets that good ones follow
     gaps: list[tuple[float, float]] = field(default_factory=list)
-    astray_s: float | None = None  # where stamps first fall back, or go ahead of what the file holds
+    astray_s: float | None = None  # where time stamps first go back, or beyond the file's length
     not_numbers: int = 0
-    broken: bool = False  # the last packet was damaged, or there should have been more
+    broken: bool = False  # the last packet was damaged, or the file ends early
 
 
 class Track:
     """The best audio track of an open file.
 
-    promised_s: the length that the file tells, None for none; certain: whether it is sure of it.
-    source_hz, channels: as they are in the file.
+    promised_s: the length that the file states, or None; certain: whether that length is exact.
+    source_hz, channels: as in the file.
     """
 
     def __init__(self, file: BinaryIO, path: Path, name: str, limits: InputLimits) -> None:
         """Raises: BadInput."""
         self.name, self.found = name, Found()
         self._path, self._limits = path, limits
-        self._end_s: float | None = None  # by the stamp of the last packet
-        self._last_byte: int | None = None  # of it
+        self._end_s: float | None = None  # by the time stamp of the last packet
+        self._last_byte: int | None = None  # of that packet
         self._ends_badly = False
         try:
             self._container = av.open(
@@ -104,14 +105,14 @@ class Track:
             raise
 
     def _check(self, rate: int, channels: int) -> None:
-        """Refuse what cannot be mixed and resampled in safety."""
+        """Refuse a track that cannot be mixed and resampled safely."""
         if channels > _MOST_CHANNELS:
             raise BadInput(f"{self.name} has {channels} channels.", "Mix it down to mono or stereo.")
         if rate not in _RATES_HZ:
             raise BadInput(f"{self.name} has a sample rate of {rate} Hz.", "Export it at 16000 to 48000 Hz.")
 
     def _promise(self) -> tuple[float | None, bool]:
-        """Seconds from the track's zero on, if the file tells them, and whether that is sure."""
+        """The track's length in seconds from its zero, if the file states it, and whether that is exact."""
         formats, stream = self._container.format.name.split(","), self._stream
         whole_s = self._container.duration / av.time_base if self._container.duration else None
         if "matroska" in formats:
@@ -125,7 +126,7 @@ class Track:
         return whole_s, certain and len(self._container.streams) == 1
 
     def samples(self, num_channels: int) -> Iterator[np.ndarray]:
-        """Chunks at 48 kHz, float32 (n, num_channels), in order; full scale is 1. Raises: BadInput."""
+        """Yield chunks at 48 kHz, float32 (n, num_channels), in order; full scale is 1. Raises: BadInput."""
         clock, resampler, setup = _Clock(self._zero_s, self.promised_s, self.found), _resampler(), None
         matrix = np.ones((1, num_channels), np.float32)
         for frame in self._frames():
@@ -150,7 +151,7 @@ class Track:
         self.found.broken = self._breaks_off(clock)
 
     def _breaks_off(self, clock: _Clock) -> bool:
-        """Whether there should have been more."""
+        """Whether the track ends before it should."""
         if self.certain and self.promised_s is not None:
             if clock.now_s < 0.98 * self.promised_s - _SLACK_S:
                 return True
@@ -159,7 +160,7 @@ class Track:
         return self._ends_badly or truncation.breaks_off(self._path, self._last_byte)
 
     def _frames(self) -> Iterator[av.AudioFrame]:
-        """Decoded frames; what cannot be decoded is counted and left out."""
+        """Yield decoded frames; undecodable packets are counted and skipped."""
         found, bad = self.found, 0
         most = round(self._limits.max_decoded_samples)
         try:
@@ -173,7 +174,7 @@ class Track:
                     bad += 1
                     log.debug("%s: packet %d: %r", self.name, found.num_packets, error)
                     continue
-                if frames and packet.size:  # a last, empty one only gives what the decoder still holds
+                if frames and packet.size:  # the last, empty packet only flushes the decoder
                     found.bad_packets, bad = found.bad_packets + bad, 0
                 bad += packet.is_corrupt
                 for frame in frames:
@@ -196,7 +197,7 @@ class Track:
         )
 
     def _origin_s(self) -> float | None:
-        """The stamp that is the beginning of time; None: that of the first frame."""
+        """The time stamp that counts as zero; None for that of the first frame."""
         if not set(_FROM_ZERO).isdisjoint(self._container.format.name.split(",")):
             begin = float((self._stream.start_time or 0) * (self._stream.time_base or 0))
             if self.promised_s is not None and 0 <= begin < self.promised_s:
@@ -206,7 +207,7 @@ class Track:
         return None
 
     def _numbers(self, frame: av.AudioFrame) -> av.AudioFrame:
-        """The frame with silence for samples that are not finite numbers."""
+        """The frame, with samples that are not finite numbers set to 0."""
         if frame.format.name[:3] not in ("flt", "dbl"):
             return frame
         samples = frame.to_ndarray()
@@ -226,22 +227,22 @@ class Track:
 
 
 class _Clock:
-    """Counts the samples that went out, and tells where the stamps want silence.
+    """Counts the samples that are output, and finds where the time stamps call for silence.
 
-    zero_s: the stamp of sample 0, None for the first frame's. promised_s: silence does not go beyond it.
+    zero_s: the time stamp of sample 0, None for the first frame's. promised_s: no silence goes beyond it.
     """
 
     def __init__(self, zero_s: float | None, promised_s: float | None, found: Found) -> None:
         self._zero_s, self._promised_s, self._found = zero_s, promised_s, found
-        self._heard_s = 0.0  # of sound and silence that came in
-        self._out = 0  # samples at 48 kHz that went out
+        self._heard_s = 0.0  # of sound and silence so far
+        self._out = 0  # samples at 48 kHz output so far
 
     @property
     def now_s(self) -> float:
         return self._heard_s
 
     def silence_before(self, frame: av.AudioFrame) -> float:
-        """Seconds of silence that the stamps want between what was heard and this frame."""
+        """Seconds of silence that the time stamps call for before this frame."""
         if frame.pts is None or not frame.time_base:
             return 0.0
         stamp_s = float(frame.pts * frame.time_base)
@@ -251,7 +252,7 @@ class _Clock:
         if -_OVERLAP_S <= ahead_s <= _GAP_S:
             return 0.0
         beyond = self._promised_s is not None and self._heard_s + ahead_s > self._promised_s + _SLACK_S
-        if ahead_s < 0 or beyond:  # go on counting from here
+        if ahead_s < 0 or beyond:  # the time stamp is wrong: count on from here
             if self._found.astray_s is None:
                 self._found.astray_s = self._heard_s
             self._zero_s += ahead_s
@@ -259,7 +260,7 @@ class _Clock:
         return ahead_s
 
     def silence_until(self, end_s: float | None) -> float:
-        """Seconds of silence after the last frame, by the stamp of its end."""
+        """Seconds of silence after the last frame, by the time stamp of its end."""
         if end_s is None or self._zero_s is None or self._promised_s is None:
             return 0.0
         left_s = min(end_s - self._zero_s, self._promised_s) - self._heard_s
@@ -273,7 +274,7 @@ class _Clock:
         return chunk
 
     def fill(self, seconds: float, num_channels: int) -> Iterator[np.ndarray]:
-        """Silence for a gap, in chunks of a second, up to the very sample that the stamps name."""
+        """Yield silence for a gap, in chunks of a second, exact to the sample."""
         if not seconds:
             return
         self._found.gaps.append((self._heard_s, seconds))
@@ -292,13 +293,13 @@ def _resampler() -> av.AudioResampler:
 
 
 def _mixed(frame: av.AudioFrame, matrix: np.ndarray) -> np.ndarray:
-    """Interleaved samples of a frame, through a matrix (channels, mixed): float32 (n, mixed)."""
+    """A frame's interleaved samples times a matrix (channels, mixed): float32 (n, mixed)."""
     samples = frame.to_ndarray().reshape(-1, len(matrix))
     return samples if np.array_equal(matrix, np.eye(len(matrix))) else samples @ matrix
 
 
 def _clock_s(text: str) -> float | None:
-    """ "00:00:06.008" in seconds; None for what is no such time."""
+    """ "00:00:06.008" in seconds; None for anything else."""
     try:
         hours, minutes, seconds = (float(part) for part in text.split(":"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Captions: what is said and when, as SRT and WebVTT files, and drawn into a picture."""
+"""Captions: what is said and when, as SRT and WebVTT files, and drawn into video frames."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from avatar.media import atomic
 from avatar.media.side_files import NOTE, captions_paths
 from avatar.request import Caption
 
-_LINE, _LINE_DENSE, _LINES = 42, 18, 2  # letters in a line, and lines at once, as subtitles have them
-_DENSE_FROM = "\u2e80"  # from here on letters are twice as wide
+_LINE, _LINE_DENSE, _LINES = 42, 18, 2  # letters per line, and lines shown at once, as usual in subtitles
+_DENSE_FROM = "\u2e80"  # from this code point on letters are twice as wide
 _LEAST_S = 0.04
 FONT_HELP = "Install one (for example: apt install fonts-noto-cjk), or take --captions file."
 
 
 def readable(captions: Sequence[Caption], end_s: float) -> list[Caption]:
-    """The captions in pieces of two lines, as far as the video goes; letters share a sentence's time."""
+    """Captions in pieces of two lines at most, up to the video's end; letters share a sentence's time."""
     out = []
     for one in captions:
         pieces = _pieces(one.text)
@@ -43,7 +43,7 @@ def _pieces(text: str) -> list[str]:
 
 
 def wrapped(text: str) -> list[str]:
-    """A text in lines as subtitles have them, about evenly filled; words stay whole where there are words."""
+    """Wrap a text into lines of about equal width; words are not broken in scripts that have words."""
     words = _words(text)
     total = sum(map(_width, words))
     most = 2 * _LINE_DENSE if any(char >= _DENSE_FROM for char in text) else _LINE
@@ -58,7 +58,7 @@ def wrapped(text: str) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    """Words with the space before them; a dense script's letters each, its marks with the letter before."""
+    """Words, each with the space before it; in dense scripts single letters, with the marks that follow."""
     out: list[str] = []
     for char in text:
         counted = bool(out) and out[-1][-1].isdigit()  # "5日" stays together
@@ -85,7 +85,7 @@ def srt(captions: Sequence[Caption]) -> str:
 
 
 def vtt(captions: Sequence[Caption]) -> str:
-    """WebVTT text, marked as made here."""
+    """WebVTT text with this project's mark."""
     escape = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
     blocks = (
         f"{_clock(one.start_s, '.')} --> {_clock(one.end_s, '.')}\n{one.text.translate(escape)}\n"
@@ -95,10 +95,10 @@ def vtt(captions: Sequence[Caption]) -> str:
 
 
 def write(video: Path, captions: Sequence[Caption], end_s: float) -> None:
-    """Put SRT and VTT beside a video. end_s: its length. Raises: OSError."""
+    """Write SRT and VTT beside a video. end_s: its length. Raises: OSError."""
     shown = readable(captions, end_s)
     srt_path, vtt_path = captions_paths(video)
-    atomic.write(vtt_path, vtt(shown).encode())  # first: it tells whose the other is
+    atomic.write(vtt_path, vtt(shown).encode())  # first: its mark covers the .srt too
     atomic.write(srt_path, srt(shown).encode())
 
 
@@ -111,14 +111,14 @@ class Burner:
     """Draws captions into frames."""
 
     def __init__(self, captions: Sequence[Caption], fps: float) -> None:
-        """captions: of the whole speech. Raises: BadInput when no font here has their letters."""
+        """captions: of the whole speech. Raises: BadInput when no installed font has their letters."""
         self._shown = readable(captions, float("inf"))
         self._fps = fps
         self._font_path = find_font("".join(one.text for one in captions))
         self._at = 0
 
     def burn(self, frames: np.ndarray, first_frame: int) -> np.ndarray:
-        """Frames with their captions; those given are not changed.
+        """Return frames with their captions drawn in; the input is not modified.
 
         frames: uint8 (T, H, W, 3) RGB, in order of time from call to call.
         """
@@ -145,7 +145,7 @@ class Burner:
 
 @lru_cache(maxsize=4)
 def _layer(text: str, width: int, height: int, font_path: str) -> np.ndarray:
-    """A text with a dark edge, for a picture's bottom: uint8 (h, width, 4) RGBA."""
+    """A text with a dark outline, for a picture's bottom: uint8 (h, width, 4) RGBA."""
     lines = text.split("\n")
     px = max(10, round(min(height * 0.055, width * 0.9 / max(map(_width, lines)) * 1.9)))
     font = ImageFont.truetype(font_path, px) if font_path else ImageFont.load_default(px)
@@ -169,7 +169,7 @@ def _layer(text: str, width: int, height: int, font_path: str) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def find_font(letters: str) -> str:
-    """The path of a font that has these letters; "" for the one that comes with Pillow, which has Latin.
+    """The path of a font that has these letters; "" for Pillow's own, which covers Latin.
 
     Raises: BadInput when none is found.
     """
@@ -188,7 +188,7 @@ def find_font(letters: str) -> str:
 
 
 def _has(path: str, letters: Sequence[str]) -> bool:
-    """Whether a font draws each of these letters otherwise than one that it cannot know."""
+    """Whether a font has all these letters: it draws each differently from an unassigned code point."""
     try:
         font = ImageFont.truetype(path, 24)
     except OSError:

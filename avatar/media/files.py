@@ -1,4 +1,4 @@
-"""What is said and checked about any file of the user's, whatever is in it."""
+"""Names, sizes and checks common to all of a user's files, whatever they contain."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 
 from avatar.errors import BadInput
 
-LONGEST_NAME_BYTES = 200  # of an output's name; what lies beside it, and drafts, have longer ones
-_LONGEST_STEM_BYTES = 160  # of a name that is made up here
-_LONGEST_NAME = 60  # letters, in messages
+LONGEST_NAME_BYTES = 200  # of an output's name; side files and drafts add to it
+_LONGEST_STEM_BYTES = 160  # of a name generated here
+_LONGEST_NAME = 60  # characters, in messages
 
 
 def display_name(path: Path | str, given: str | None = None) -> str:
-    """What messages call a file: its own name, no folder, no control characters, not endless."""
+    """A file's name for messages: without its folder or control characters, and shortened if long."""
     name = re.split(r"[\\/]", str(given or path))[-1]
     name = "".join(char if char.isprintable() else "?" for char in name).strip() or "The file"
     return name if len(name) <= _LONGEST_NAME else f"{name[:40]}…{name[-16:]}"
 
 
 def joined_name(*words: str) -> str:
-    """A file name's stem from words, "a-b-c"; the longest are cut, and distinguished by a digest, to fit."""
+    """Join words to a file name's stem, "a-b-c"; to fit, the longest are cut and a digest is appended."""
     words = tuple(filter(None, words))
     name = "-".join(words)
     if len(os.fsencode(name)) <= _LONGEST_STEM_BYTES:
@@ -38,14 +38,14 @@ def joined_name(*words: str) -> str:
 
 
 def _cut(word: str, most_bytes: int) -> str:
-    """A word's beginning of so many bytes at most; no letter is cut in two."""
+    """Truncate a word to at most most_bytes bytes, without splitting a character."""
     while len(os.fsencode(word)) > most_bytes:
         word = word[:-1].rstrip()
     return word
 
 
 def check_file(path: Path, name: str, max_bytes: int, wanted: str) -> None:
-    """Refuse what is no file, cannot be read, is empty or too large. wanted: "portrait" or "speech".
+    """Refuse what is not a file, is unreadable, empty or too large. wanted: "portrait" or "speech".
 
     Raises: BadInput.
     """
@@ -73,13 +73,13 @@ def check_file(path: Path, name: str, max_bytes: int, wanted: str) -> None:
 
 
 def megabytes(num_bytes: float) -> str:
-    """Bytes in MB for people, one decimal under 10."""
+    """Bytes as MB for display, with one decimal under 10."""
     value = num_bytes / 1e6
     return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 def minutes(seconds: float) -> str:
-    """Seconds for people: "8.4 s", "20 min", "1 h 5 min"."""
+    """Seconds for display: "8.4 s", "20 min", "1 h 5 min"."""
     if seconds < 120:
         return f"{seconds:.1f} s".replace(".0 s", " s")
     whole = round(seconds / 60)
@@ -87,5 +87,5 @@ def minutes(seconds: float) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The system's own words, which unlike str(error) hold no path."""
+    """The system's error message, which unlike str(error) contains no path."""
     return getattr(error, "strerror", None) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Parts of one long video become one file: packets are copied, nothing is coded again."""
+"""Join the parts of one long video into one file: packets are copied, nothing is re-encoded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SAMPLES_PER_FRAME = SOUND_HZ // FPS
 
 @dataclass(frozen=True)
 class _Piece:
-    """A part that is to be joined. coded: how its pictures are."""
+    """A part to join. coded: codec name, width, height and extradata of its video."""
 
     path: Path
     run: str
@@ -44,9 +44,9 @@ class _Piece:
 
 
 def join_parts(paths: Sequence[Path], output: Path) -> int:
-    """Join parts of one video, in order and without gaps, into output; returns its number of frames.
+    """Join parts of one video, in order and without gaps, into output; return its number of frames.
 
-    The joined file counts as a part itself. Output appears when it is whole.
+    The joined file is a part itself and can be joined again. Output is written atomically.
     Raises: BadInput for files that do not belong together, AvatarError when the disk is full.
     """
     if not paths:
@@ -76,7 +76,7 @@ def join_parts(paths: Sequence[Path], output: Path) -> int:
 
 
 def _look(path: Path) -> _Piece:
-    """Raises: BadInput when it is no part."""
+    """Read a part's tag and codec. Raises: BadInput for anything but a part."""
     name = display_name(path)
     try:
         with av.open(str(path)) as container:
@@ -141,7 +141,7 @@ def _write(pieces: Sequence[_Piece], path: Path) -> None:
 def _packets(piece: _Piece) -> Iterator[av.Packet]:
     with av.open(str(piece.path)) as source:
         for packet in source.demux(video=0, audio=0):
-            if packet.dts is not None:  # the last one of each stream is empty
+            if packet.dts is not None:  # the last packet of each stream is empty
                 yield packet
 
 
@@ -153,7 +153,7 @@ def _units(time: int | None, packet: av.Packet, rate: int) -> int:
 
 
 def _sounds(at: int, is_first: bool, first_frame: int, after: _Piece | None) -> bool:
-    """Whether the sound packet at a sample of the speech is taken from this part, not from a neighbour."""
+    """Whether the sound packet at a sample of the speech is taken from this part, not an adjacent one."""
     if not is_first and at < packet_start(first_frame * _SAMPLES_PER_FRAME):
         return False
     return after is None or at < packet_start(after.first_frame * _SAMPLES_PER_FRAME)

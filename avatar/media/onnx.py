@@ -1,7 +1,7 @@
-"""How every ONNX model here is opened: on the CPU, quietly, and with nothing reported to anybody.
+"""Open ONNX models: on the CPU, logging errors only, with onnxruntime's telemetry off.
 
-onnxruntime's packages send events to their maker and keep an identifier of the machine in the home folder,
-unless `ORT_DISABLE_TELEMETRY` is set before it is imported (its Privacy.md).
+onnxruntime's packages send events to their vendor and keep a machine identifier in the home folder, unless
+`ORT_DISABLE_TELEMETRY` is set before the import (its Privacy.md).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _ERRORS_ONLY = 3
 
 
 def report_to_nobody() -> None:
-    """To be called before a library that imports onnxruntime by itself."""
+    """Turn onnxruntime's telemetry off; call this before importing a library that imports onnxruntime."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 def open_onnx(model: Path | bytes, threads: int = 0) -> onnxruntime.InferenceSession:
-    """model: a file, or what it holds. threads: of one operator; 0 for one a core.
+    """Open a model. model: a file, or its content. threads: per operator; 0 for one per core.
 
-    Raises: what onnxruntime says of a model that it cannot run.
+    Raises: onnxruntime's exceptions for a model that it cannot run.
     """
     report_to_nobody()
     import onnxruntime

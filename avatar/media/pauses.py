@@ -1,4 +1,4 @@
-"""Where speech pauses, found by librosa, which is imported when it is asked: that takes seconds."""
+"""Pauses in speech, found with librosa, which is imported on first use because that takes seconds."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 from avatar.geometry import SOUND_HZ, SPEECH_HZ
 from avatar.media.speech import Speech, SpeechReader
 
-DEPTHS_DB = (60, 45, 35, 25, 18, 12)  # below the loudest: the deepest pauses are looked for first
-TRIM_DB = 40  # so much below the loudest is silence, at the ends
-KEPT_S = 0.2  # of silence that stays at a trimmed end: breath and first consonants are soft
-LOOKED_AT_S = 120  # from either end
+DEPTHS_DB = (60, 45, 35, 25, 18, 12)  # below the loudest frame: the deepest pauses are looked for first
+TRIM_DB = 40  # at the ends, silence is this much below the loudest frame
+KEPT_S = 0.2  # silence kept at a trimmed end, because breath and first consonants are soft
+LOOKED_AT_S = 120  # at either end
 _FRAME, _HOP = 1024, 256  # samples at 16 kHz
 
 
 def pauses(samples: np.ndarray, depth_db: float) -> list[tuple[float, float]]:
-    """Stretches in seconds that lie depth_db or more below the loudest. samples: float32 (n,) at 16 kHz."""
+    """(start, stop) in seconds of stretches depth_db or more below peak. samples: float32 (n,) at 16 kHz."""
     import librosa
 
     sounding = librosa.effects.split(samples, top_db=depth_db, frame_length=_FRAME, hop_length=_HOP)
@@ -31,7 +31,7 @@ def pauses(samples: np.ndarray, depth_db: float) -> list[tuple[float, float]]:
 
 
 def trim(wav: Path, speech: Speech, name: str) -> Speech:
-    """Cut the silence from both ends of a canonical WAV; the speech as it is then, with a notice of it."""
+    """Cut the silence from both ends of a canonical WAV; return the shortened speech, with a notice."""
     start_s, stop_s = _ends(wav)
     start, stop = round(start_s * SOUND_HZ), min(round(stop_s * SOUND_HZ), speech.num_samples)
     if start == 0 and stop == speech.num_samples:
@@ -49,7 +49,7 @@ def trim(wav: Path, speech: Speech, name: str) -> Speech:
 
 
 def _ends(wav: Path) -> tuple[float, float]:
-    """Where a speech begins and ends to be heard, in seconds, KEPT_S around it left."""
+    """Where the audible speech begins and ends, in seconds, with KEPT_S kept on either side."""
     import librosa
 
     with SpeechReader(wav) as reader:
@@ -61,7 +61,7 @@ def _ends(wav: Path) -> tuple[float, float]:
     trimmed = partial(librosa.effects.trim, top_db=TRIM_DB, ref=loudest, frame_length=_FRAME, hop_length=_HOP)
     _, (start, _) = trimmed(head)
     _, (_, stop) = trimmed(tail)
-    if stop == 0 or start == most:  # nothing is heard in two minutes: it stays as it is
+    if stop == 0 or start == most:  # two minutes of silence at an end: trim nothing
         return 0.0, total / SPEECH_HZ
     start_s, stop_s = start / SPEECH_HZ - KEPT_S, (total - most + stop) / SPEECH_HZ + KEPT_S
     return max(0.0, start_s), min(total / SPEECH_HZ, stop_s)

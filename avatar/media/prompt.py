@@ -1,4 +1,4 @@
-"""Prompts are counted before any model is loaded, so that none is cut short in silence."""
+"""Check prompts and count their tokens before any model is loaded, so that none is silently truncated."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from avatar.checkpoints.prompt_tokens import token_ids
 from avatar.errors import BadInput
 
-MAX_CHARACTERS = 20_000  # a limit of its own: what a stranger may have the tokenizer read
+MAX_CHARACTERS = 20_000  # bounds the tokenizer's work on an untrusted prompt
 
 
 def check_prompt(prompt: str, max_tokens: int, tokenizer: Path | None = None) -> str:
-    """The prompt without edge spaces.
+    """Check a prompt; return it without leading and trailing spaces.
 
-    tokenizer: the folder of the checkpoint's tokenizer; None where no checkpoint is at hand: then the engine
-    counts, before it loads anything.
+    tokenizer: the folder of the checkpoint's tokenizer; None where no checkpoint is available, and then the
+    engine counts the tokens before it loads anything.
     Raises: BadInput when it is not clean text, has more than MAX_CHARACTERS, or more tokens than the text
     model reads; WeightsMissing.
     """

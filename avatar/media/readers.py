@@ -1,4 +1,4 @@
-"""How portraits and speech are read: here, in this process; runtime.bounded_reader does it in others."""
+"""Read portraits and speech in this process; runtime.bounded_reader reads them in a subprocess."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from avatar.media.speech import Speech, check_speech, write_speech
 
 
 class Reader:
-    """How pictures and sounds are read: here in this process, as the command line does."""
+    """Reads pictures and sound in this process, as the command line does."""
 
     def portrait(self, path: Path, *, name: str | None = None, limits: InputLimits | None = None) -> Portrait:
         """See open_portrait. Raises: BadInput."""
@@ -24,9 +24,9 @@ class Reader:
         return write_speech(source, target, name=name, limits=limits)
 
     def judge(self, speech: Path, *, name: str | None = None, limits: InputLimits | None = None) -> Speech:
-        """What speech() would say of a file; see check_speech. Raises: BadInput."""
+        """Check a file as speech() does, without writing; see check_speech. Raises: BadInput."""
         return check_speech(speech, name=name, limits=limits)
 
     def ahead(self, portrait: Path | None, speech: Path | None, every_s: float) -> Iterator[None]:
-        """Read ahead of their use; yields every every_s seconds until both are done, whatever comes of it."""
+        """Read files before they are needed; yield every every_s seconds until both are read or failed."""
         yield from ()

@@ -1,4 +1,4 @@
-"""A portrait and speech made of nothing: for timing an engine and for trying it, without anybody's files."""
+"""A synthetic portrait and synthetic speech, to time or try an engine without a user's files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PITCH_HZ = 130.0
 
 
 def write_sample(folder: Path, size: Size, seconds: float, seed: int = 0) -> tuple[Path, Path]:
-    """Write portrait.png, blurred colours, and speech.wav, babble; the same at every call.
+    """Write portrait.png (blurred colours) and speech.wav (babble); the same at every call.
 
     seed: of the portrait.
     """

@@ -1,7 +1,7 @@
 """One H.264 encoder whose packets go both into playable segments and into the finished file.
 
-The finished file grows beside the segments and is moved to its place when it is whole. Should the process be
-killed before, join_segments makes it anew from the segments, without encoding a picture.
+The finished file grows beside the segments and is moved to its place when complete. If the process is
+killed before, join_segments rebuilds it from the segments without re-encoding video.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ INDEX_FIRST = {"movflags": "faststart"}
 
 
 class SegmentWriter:
-    """Frames in; segments in `folder` and the finished file at `output` out, in memory that does not grow.
+    """Encodes frames into segments in `folder` and the finished file at `output`, in constant memory.
 
-    lengths: frames of each segment in turn. threads: of the encoder. part: where the video is one of a long
-    speech; frames and segments count from the part's own beginning. For one thread.
+    lengths: number of frames of each segment. threads: of the encoder. part: set if the video is one part of
+    a long speech; frames and segments count from the part's own beginning. Not thread-safe.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class SegmentWriter:
         self.width = self.height = 0  # of the stream, known from the first frame on
 
     def write(self, frames: np.ndarray) -> Iterator[Segment]:
-        """Encode uint8 (T, H, W, 3) RGB and yield each segment that is complete; to be iterated to its end.
+        """Encode uint8 (T, H, W, 3) RGB and yield each completed segment; iterate this to its end.
 
         Odd sizes lose one row or column. Frames of another size than the first are scaled to it.
         Raises: ValueError for anything else, or for more frames than all segments hold.
@@ -82,9 +82,9 @@ class SegmentWriter:
             frames = frames[room:]
 
     def finish(self) -> Iterator[Segment]:
-        """Yield the last segment if it is short, then put the finished file in its place.
+        """Yield the last segment if it is short, then move the finished file to its place.
 
-        To be iterated to its end. Raises: ValueError when no frame was written; NotPlaced.
+        Iterate this to its end. Raises: ValueError when no frame was written; NotPlaced.
         """
         if self._segment:
             yield self._end_segment()
@@ -95,7 +95,7 @@ class SegmentWriter:
         atomic.place(self._folder / _WHOLE, self._output)
 
     def abort(self) -> None:
-        """Close what is open and delete what is unfinished; complete segments stay."""
+        """Close open files and delete unfinished ones; complete segments stay."""
         for movie in (self._segment, self._whole):
             if movie:
                 movie.discard()
@@ -159,7 +159,7 @@ class SegmentWriter:
 
 
 class _Movie:
-    """An .mp4 being written: one video stream, encoded or copied, then one of sound."""
+    """An .mp4 being written: one video stream, encoded or copied, then one audio stream."""
 
     video: VideoStream
     sound: LosslessSound | GridSound
@@ -188,14 +188,14 @@ class _Movie:
         self.sound = kind(self.container, speech, first_frame)
 
     def open(self) -> None:
-        """Open the encoder: copies need its parameter sets."""
+        """Open the encoder; streams that copy its packets need its parameter sets."""
         self.container.start_encoding()
 
     def encode(self, picture: av.VideoFrame) -> list[av.Packet]:
         return list(self.video.encode(picture))
 
     def copy(self, packet: av.Packet) -> None:
-        """Write a packet as the next frame; the packet itself stays as it is."""
+        """Write a copy of a packet as the next frame; the packet itself is not modified."""
         self.container.mux(picture_packet(self.video, packet, self._num_frames, self._fps))
         self._num_frames += 1
 
@@ -204,7 +204,7 @@ class _Movie:
         self.container.close()
 
     def discard(self) -> None:
-        """Close a file that is not wanted any more; on a full disk even that may fail."""
+        """Close a file that is no longer needed; on a full disk even that may fail."""
         try:
             self.container.close()
         except (av.FFmpegError, OSError) as error:
@@ -212,7 +212,7 @@ class _Movie:
 
 
 def picture_packet(video: VideoStream, packet: av.Packet, index: int, fps: int) -> av.Packet:
-    """A copy of a packet, to be written as frame `index`; the packet itself stays as it is."""
+    """A copy of a packet, to be written as frame `index`; the packet itself is not modified."""
     copy = av.Packet(bytes(packet))
     copy.stream, copy.time_base = video, Fraction(1, fps)
     copy.pts = copy.dts = index
@@ -221,7 +221,7 @@ def picture_packet(video: VideoStream, packet: av.Packet, index: int, fps: int) 
 
 
 def tag(container: OutputContainer, part: Part | None) -> None:
-    """Note in a file that it was made here, and which part it is; before its first packet."""
+    """Mark a file as made by this project, and as which part; call this before its first packet."""
     tag = {} if part is None else {"run": part.run, "first_frame": part.first_frame}
     container.metadata["comment"] = json.dumps(MARK | tag)
 
@@ -242,7 +242,7 @@ def join_segments(
     fps: int = FPS,
     part: Part | None = None,
 ) -> None:
-    """Make the finished file from segments: their video packets as they are, the sound anew from the speech.
+    """Build the finished file from segments: video packets are copied, sound is encoded from the speech.
 
     Raises: av.FFmpegError or OSError when a segment cannot be read or the file cannot be written; NotPlaced.
     """
@@ -257,7 +257,7 @@ def join_segments(
                     first_frame = (part.first_frame if part else 0) + segment.start_frame
                     whole.add_sound(GridSound, speech, first_frame)
                 for packet in piece.demux(video=0):
-                    if packet.dts is not None:  # the last one is empty
+                    if packet.dts is not None:  # the last packet is empty
                         whole.copy(packet)
             whole.sound.add(segment.num_frames)
         whole.close()

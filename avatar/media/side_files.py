@@ -1,6 +1,6 @@
-"""What lies beside a video, under which names, and how a file tells that this project made it.
+"""Files beside a video, their names, and the mark by which this project recognises its own files.
 
-The names are such as no input has, and nothing is replaced that does not carry the mark.
+No input has such a name, and a file without the mark is never replaced.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from avatar.errors import BadInput
 from avatar.media.files import display_name
 
 MADE_BY = "Live Avatar"
-MARK = {"made_by": MADE_BY}  # within a video's comment, and in every JSON file
+MARK = {"made_by": MADE_BY}  # in a video's comment, and in every JSON file
 COMMENT = f"Made by {MADE_BY}"  # of a thumbnail
 REPORT, THUMBNAIL = ".report.json", ".thumb.jpg"
 SRT, VTT = ".srt", ".vtt"  # captions
-NOTE = (
-    f"NOTE Made by {MADE_BY}"  # of a .vtt; a .srt, which has no place for one, belongs to the .vtt beside it
-)
-_OLD = {REPORT: ".json", THUMBNAIL: ".jpg"}  # what earlier versions called them
+NOTE = f"NOTE Made by {MADE_BY}"  # in a .vtt; a .srt cannot have a mark and shares that of the .vtt beside it
+_OLD = {REPORT: ".json", THUMBNAIL: ".jpg"}  # their suffixes in earlier versions
 _LARGEST_JSON_BYTES = 64 * 2**20
 _OTHER = "It is left as it is: choose another name for the output."
 
@@ -44,12 +42,12 @@ def captions_paths(video: Path) -> tuple[Path, Path]:
 
 
 def written_report(video: Path) -> Path:
-    """A video's report, to read; also one that an earlier version wrote under its old name."""
+    """The path to read a video's report from; an earlier version's name is used if only that exists."""
     return _written(video, REPORT)
 
 
 def written_thumbnail(video: Path) -> Path:
-    """A video's thumbnail, to read; as written_report."""
+    """The path to read a video's thumbnail from; see written_report."""
     return _written(video, THUMBNAIL)
 
 
@@ -70,20 +68,20 @@ def made_here(path: Path) -> bool:
 
 
 def is_marked(data: Any) -> bool:
-    """Whether what a JSON file holds is ours; reports of earlier versions are known by their keys."""
+    """Whether a JSON file's content is ours; reports of earlier versions are recognised by their keys."""
     return isinstance(data, dict) and (
         data.get("made_by") == MADE_BY or {"video", "frames_asked", "preset", "made_from"} <= data.keys()
     )
 
 
 def is_output(path: Path) -> bool:
-    """Whether a file is a result of an earlier run, not something to make a video from."""
+    """Whether a file is the result of an earlier run, not an input."""
     name = path.name.lower()
     return (name.endswith(".mp4") or name.endswith(THUMBNAIL)) and made_here(path)
 
 
 def check_free(path: Path) -> None:
-    """Refuse a place where something lies that is not ours; an empty file loses nothing. Raises: BadInput."""
+    """Refuse a path where a file exists that is not ours; an empty file may be replaced. Raises: BadInput."""
     try:
         empty = path.is_file() and path.stat().st_size == 0
         taken = path.is_symlink() or path.exists()
@@ -97,7 +95,7 @@ def check_free(path: Path) -> None:
 
 
 def check_places(video: Path, captions: bool = False) -> None:
-    """check_free for a video and all that will lie beside it. captions: whether they will."""
+    """check_free for a video and its side files. captions: whether there will be captions."""
     beside = (report_path(video), thumbnail_path(video), *(captions_paths(video) if captions else ()))
     for path in (video, *beside):
         check_free(path)
@@ -109,7 +107,7 @@ def _written(video: Path, suffix: str) -> Path:
 
 
 def _made_before(path: Path) -> bool:
-    """Whether a file is there under an earlier version's name; a thumbnail of then has no mark."""
+    """Whether a file of an earlier version is there; those versions' thumbnails have no mark."""
     return path.is_file() and (path.suffix != ".json" or is_marked(_read_json(path)))
 
 
@@ -119,7 +117,7 @@ def _is_marked_video(path: Path) -> bool:
             mark = json.loads(container.metadata["comment"])
     except (av.FFmpegError, OSError, KeyError, ValueError):
         return False
-    is_part = isinstance(mark, dict) and {"run", "first_frame"} <= mark.keys()  # also of earlier versions
+    is_part = isinstance(mark, dict) and {"run", "first_frame"} <= mark.keys()  # in earlier versions too
     return is_part or is_marked(mark)
 
 

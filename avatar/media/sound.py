@@ -1,8 +1,8 @@
-"""The sound of a video: lossless in segments; AAC on one grid for the whole speech.
+"""The audio of a video: lossless in segments, and AAC on one packet grid for the whole speech.
 
-An AAC packet holds 1024 samples and needs the packet before it. Every part's packets lie where one coder for
-the whole speech would have put them, and are made with the speech around the part in view. So a join takes
-packets from one part and goes on with those of the next, without coding anything again.
+An AAC packet holds 1024 samples, and decoding it needs the packet before. Every part's packets lie where
+one encoder for the whole speech would have put them, and are encoded with the speech around the part as
+context. A join can therefore continue from one part's packets to the next part's without re-encoding.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from avatar.geometry import SOUND_HZ
 from avatar.media.speech import SpeechReader
 
 PACKET = 1024  # samples
-_BEFORE = 8 * PACKET  # samples that the coder hears ahead of a part, so that it is as if it had never begun
-_AFTER = 4 * PACKET  # and past its end
-_AAC_BITS_PER_S = {1: 128_000, 2: 192_000}  # by channels
+_BEFORE = 8 * PACKET  # samples encoded ahead of a part, so that the encoder's state is as in mid-speech
+_AFTER = 4 * PACKET  # and after its end
+_AAC_BITS_PER_S = {1: 128_000, 2: 192_000}  # by number of channels
 _LAYOUTS = {1: "mono", 2: "stereo"}
 
 
 def packet_start(sample: int) -> int:
-    """The first sample of the packet in which a sample of the speech lies."""
+    """The first sample of the packet that contains a sample of the speech."""
     return sample // PACKET * PACKET
 
 
 class LosslessSound:
-    """ALAC of the speech from a frame on, exactly as many samples as there are frames."""
+    """ALAC of the speech from a frame on, with exactly as many samples as the frames last."""
 
     def __init__(self, container: OutputContainer, speech: SpeechReader, first_frame: int) -> None:
         self._container, self._speech, self._frame = container, speech, first_frame
         self._start = first_frame * speech.samples_per_frame
         self._stream = _add(container, "alac", speech.num_channels)
-        self._stream.format = "s16p"  # as the speech is
+        self._stream.format = "s16p"  # the speech's own format
 
     def add(self, num_frames: int) -> None:
         """Write the sound of the next frames."""
@@ -45,12 +45,12 @@ class LosslessSound:
         self._frame += num_frames
 
     def end(self) -> None:
-        """Write what the coder still holds."""
+        """Flush the encoder."""
         self._container.mux(self._stream.encode(None))
 
 
 class GridSound:
-    """AAC of the speech from a frame on. Its first packet only warms a decoder up."""
+    """AAC of the speech from a frame on. Its first packet only primes the decoder."""
 
     def __init__(self, container: OutputContainer, speech: SpeechReader, first_frame: int) -> None:
         self._container, self._speech = container, speech
@@ -59,7 +59,7 @@ class GridSound:
         self._fed = max(0, packet_start(self._start) - _BEFORE)
         self._stream = _add(container, "aac", speech.num_channels)
         self._stream.bit_rate = _AAC_BITS_PER_S[speech.num_channels]
-        self._held: list[av.Packet] = []  # not written before it is known which one is the last
+        self._held: list[av.Packet] = []  # held back until it is known which packet is the last
 
     def add(self, num_frames: int) -> None:
         """Write the sound of the next frames."""
@@ -68,7 +68,7 @@ class GridSound:
         self._write(self._end - PACKET)
 
     def end(self) -> None:
-        """Write what is left; the last packet ends with the last frame."""
+        """Write the remaining packets; the last one ends with the last frame."""
         self._feed(self._end + _AFTER)
         self._held += self._stream.encode(None)
         self._write(self._end - 1)
@@ -92,7 +92,7 @@ class GridSound:
 
 
 def sound_packet(stream: AudioStream, data: bytes, at: int, duration: int) -> av.Packet:
-    """A packet to write. at, duration: in samples, at from the beginning of the file's picture."""
+    """A packet to write. at, duration: in samples; at counts from the start of the file's video."""
     packet = av.Packet(data)
     packet.stream, packet.time_base = stream, Fraction(1, SOUND_HZ)
     packet.pts = packet.dts = at

@@ -1,4 +1,4 @@
-"""Speech: any audio track → a canonical 48 kHz 16-bit WAV on disk, mono or stereo, and exact slices of it."""
+"""Decode any audio track to a canonical 48 kHz 16-bit WAV on disk, mono or stereo, and read slices of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from avatar.media.limits import InputLimits
 
 log = logging.getLogger(__name__)
 
-# Every kind of file that is read; each is made and read by a test.
+# Every accepted kind of file; a test writes and reads each.
 SPEECH_SUFFIXES = (
     ".wav", ".w64", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".voc", ".flac", ".tta", ".wv",
     ".mp3", ".mp2", ".m4a", ".m4b", ".aac", ".ac3", ".eac3", ".ogg", ".oga", ".opus", ".weba", ".mka", ".wma",
@@ -31,26 +31,26 @@ SPEECH_SUFFIXES = (
     ".ts", ".mts", ".mpg", ".mpeg",
 )  # fmt: skip
 
-_QUIET_DBFS, _RAISED_DBFS = -40.0, -26.0  # speech whose loud part is below the one is raised to the other
-_LOUD_SHARE = 0.05  # of the time, which tells how loud a recording is
-_CEILING = 10 ** (-1 / 20)  # the peak of what was raised at most
-_OVER = 1.01  # times full scale: more than coders add, and it would be clipped
-_BAD_PACKETS = 0.02  # share of undecodable packets up to which a file is used nevertheless
+_QUIET_DBFS, _RAISED_DBFS = -40.0, -26.0  # speech whose loud part is below the first is raised to the second
+_LOUD_SHARE = 0.05  # a recording's loudness is that of this loudest share of its time
+_CEILING = 10 ** (-1 / 20)  # highest peak after raising
+_OVER = 1.01  # times full scale: more than codecs add, so the recording would be clipped
+_BAD_PACKETS = 0.02  # share of undecodable packets up to which a file is still accepted
 _LOST = 0.1  # share of a damaged file's length that may be missing
-_TOLD_S = 0.2  # a hole in a recording that is worth a word
-_GRACE_S = 1.0  # over the longest speech: coders add a little
-_WAV_BYTES = 2**32 - 1024  # what a WAV may hold
+_TOLD_S = 0.2  # shortest gap in a recording that gets a notice
+_GRACE_S = 1.0  # over the longest speech: codecs add a little
+_WAV_BYTES = 2**32 - 1024  # most that a WAV can hold
 
 _DECIMATION = SOUND_HZ // SPEECH_HZ
-_BLOCK = 2 * SPEECH_HZ  # samples at 16 kHz that are resampled at once
-_MARGIN = SPEECH_HZ // 20  # samples on either side, beyond the reach of the filter
+_BLOCK = 2 * SPEECH_HZ  # samples at 16 kHz resampled at once
+_MARGIN = SPEECH_HZ // 20  # samples on either side, more than the filter's half-length
 
 
 @dataclass(frozen=True)
 class Speech:
-    """What was found in a file.
+    """Properties of a decoded speech file.
 
-    num_samples: at 48 kHz. peak_dbfs: of the louder channel, before anything was raised. source_hz, channels:
+    num_samples: at 48 kHz. peak_dbfs: of the louder channel, before any gain. source_hz, channels:
     of the original. num_channels: of the canonical WAV, 1 or 2.
     """
 
@@ -66,7 +66,7 @@ class Speech:
         return self.num_samples / SOUND_HZ
 
     def num_frames(self, fps: int = FPS) -> int:
-        """Video frames that cover it, the last one perhaps in part."""
+        """Number of video frames that cover the speech; the last may be covered in part."""
         return -(-self.num_samples * fps // SOUND_HZ)
 
 
@@ -75,7 +75,7 @@ def write_speech(
 ) -> Speech:
     """Decode the audio track of source into target, 48 kHz 16-bit WAV, in bounded memory.
 
-    What has more than one channel becomes stereo. On refusal target does not exist. Raises: BadInput.
+    More than one channel becomes stereo. After an error target does not exist. Raises: BadInput.
     """
     try:
         return _read(source, target, display_name(source, name), limits or InputLimits())
@@ -85,7 +85,7 @@ def write_speech(
 
 
 def check_speech(source: Path, *, name: str | None = None, limits: InputLimits | None = None) -> Speech:
-    """What write_speech would say of a file; nothing is written. Raises: BadInput."""
+    """Check a file as write_speech does, without writing. Raises: BadInput."""
     return _read(source, None, display_name(source, name), limits or InputLimits())
 
 
@@ -105,7 +105,7 @@ def _read(source: Path, target: Path | None, name: str, limits: InputLimits) -> 
 
 
 def _write(track: Track, target: Path | None, num_channels: int, gain: float, limits: InputLimits) -> _Level:
-    """Decode the track into a WAV, louder by gain; returns what it was like before."""
+    """Decode the track into a WAV, amplified by gain; return its level before the gain."""
     level, most = _Level(), math.ceil((limits.max_speech_s + _GRACE_S) * SOUND_HZ)
     try:
         with ExitStack() as stack:
@@ -130,14 +130,14 @@ def _too_large(seconds: float, num_channels: int) -> bool:
 
 
 class _Level:
-    """How loud a recording is, counted as it passes by. num_samples: of each channel."""
+    """A recording's loudness, measured chunk by chunk. num_samples: per channel."""
 
     _FRAME = SOUND_HZ // 50
     _QUIETEST_DB, _NUM_DB = -160, 260
 
     def __init__(self) -> None:
         self.num_samples, self.peak = 0, 0.0
-        self._counts = np.zeros(self._NUM_DB, np.int64)  # frames of 20 ms by their power in dB
+        self._counts = np.zeros(self._NUM_DB, np.int64)  # histogram of 20 ms frames by power in dB
         self._rest = np.zeros(0, np.float32)
 
     def add(self, samples: np.ndarray) -> None:
@@ -152,14 +152,14 @@ class _Level:
 
     @property
     def loud_dbfs(self) -> float:
-        """What the loudest part of it, _LOUD_SHARE of its time, reaches at least."""
+        """The level that the loudest _LOUD_SHARE of the recording reaches at least."""
         louder = np.cumsum(self._counts[::-1])
         place = self._NUM_DB - 1 - int(np.searchsorted(louder, max(1, _LOUD_SHARE * louder[-1])))
         return float(place + self._QUIETEST_DB)
 
     @property
     def gain(self) -> float:
-        """By how much it is to be louder: 1 for all but very quiet recordings, and those over full scale."""
+        """Factor of amplification: 1 except for very quiet recordings and those over full scale."""
         if self.peak > _OVER:
             return 1 / self.peak
         if self.loud_dbfs >= _QUIET_DBFS or not self.peak:
@@ -199,7 +199,7 @@ def _judge(track: Track, level: _Level, num_channels: int, limits: InputLimits) 
 
 
 def _notices(name: str, found: Found, promised_s: float | None, seconds: float) -> list[str]:
-    """What a user should know of a file that is not as it should be."""
+    """Notices for the user about faults in a file."""
     notices = []
     gaps = [(start, length) for start, length in found.gaps if start > 0 and length > _TOLD_S]
     if found.broken:
@@ -232,7 +232,7 @@ def _gain_notice(name: str, level: _Level, peak_dbfs: float) -> list[str]:
 
 
 def _where(gaps: Sequence[tuple[float, float]]) -> str:
-    """ " from 0:02.0 to 0:04.0", and how many more."""
+    """The first gap as " from 0:02.0 to 0:04.0", and the number of further ones."""
     if not gaps:
         return ""
     start_s, length_s = gaps[0]
@@ -243,7 +243,7 @@ def _where(gaps: Sequence[tuple[float, float]]) -> str:
 
 
 def _at(seconds: float) -> str:
-    """A place in a recording: "0:02.5", "1:02:03.0"."""
+    """A position in a recording: "0:02.5", "1:02:03.0"."""
     tenths = round(seconds * 10)
     whole_minutes, rest = divmod(tenths, 600)
     hours, left = divmod(whole_minutes, 60)
@@ -261,7 +261,7 @@ def _too_long(name: str, seconds: float | None, limits: InputLimits) -> BadInput
 
 
 class SpeechReader:
-    """Slices of a canonical WAV; memory does not grow with its length. For one thread; a context manager."""
+    """Slices of a canonical WAV, in constant memory. Not thread-safe; a context manager."""
 
     def __init__(self, path: Path, fps: int = FPS) -> None:
         self._file = wave.open(str(path), "rb")  # noqa: SIM115 (closed by close)
@@ -277,14 +277,14 @@ class SpeechReader:
         self._weights = lru_cache(maxsize=8)(self._block_weights)
 
     def sound(self, start_frame: int, num_frames: int) -> np.ndarray:
-        """Samples of these video frames, int16 (num_frames * 1920, channels), silence past the end."""
+        """Samples of these video frames, int16 (num_frames * 1920, channels); silence past the end."""
         start = start_frame * self.samples_per_frame
         return self.samples(start, start + num_frames * self.samples_per_frame)
 
     def listen(self, start: int, stop: int) -> np.ndarray:
         """Samples start:stop at 16 kHz in mono, float32 in [-1, 1]; silence outside the speech.
 
-        Every sample comes out the same to the bit however it is cut: blocks are resampled at fixed places.
+        Samples are bit-identical for any start and stop, because blocks are resampled at fixed positions.
         """
         out = np.zeros(max(0, stop - start), np.float32)
         first, last = max(start, 0), min(stop, self.num_samples_16k)
@@ -304,9 +304,9 @@ class SpeechReader:
         return block[_MARGIN : _MARGIN + _BLOCK].clip(-1, 1)
 
     def _mix(self, index: int) -> np.ndarray:
-        """Weights of the channels over a block with its margins, float32 (1, channels) or one row a sample.
+        """Weights of the channels over a block with its margins, float32 (1, channels) or one row per sample.
 
-        They pass from one block's to the next's over the two margins beside the border.
+        They cross-fade from one block's weights to the next's over the two margins at the border.
         """
         here = self._weights(index)
         if here is None:
@@ -321,12 +321,12 @@ class SpeechReader:
         return np.concatenate([before + (here - before) * fade, middle, here + (after - here) * fade])
 
     def _block_weights(self, index: int) -> np.ndarray | None:
-        """See mono_weights: of a block that may lie outside the speech."""
+        """mono_weights of a block, which may lie outside the speech."""
         start = index * _BLOCK * _DECIMATION
         return mono_weights(self.samples(start, start + _BLOCK * _DECIMATION))
 
     def samples(self, start: int, stop: int) -> np.ndarray:
-        """Samples start:stop at 48 kHz, int16 (n, channels), silence outside the speech."""
+        """Samples start:stop at 48 kHz, int16 (n, channels); silence outside the speech."""
         out = np.zeros((stop - start, self.num_channels), np.int16)
         first, last = max(start, 0), min(stop, self.num_samples)
         if first < last:

@@ -1,4 +1,4 @@
-"""The sound of a session that has no end: append only, by absolute sample, its distant past forgotten."""
+"""The audio of an open-ended session: append-only, indexed by absolute sample; old samples are dropped."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from avatar.geometry import FPS, SOUND_HZ, SPEECH_HZ
 
 SAMPLES_PER_FRAME = SOUND_HZ // FPS
 DECIMATION = SOUND_HZ // SPEECH_HZ
-_TAPS = 24  # of the low-pass filter, on either side: half a millisecond
+_TAPS = 24  # of the low-pass filter on either side: half a millisecond
 _CUTOFF = 0.9 / DECIMATION  # of the Nyquist frequency at SOUND_HZ
 
 
 class Timeline:
-    """One clock for all: samples since the beginning. Memory holds `keep_s` seconds, however long it goes on.
+    """A session's audio and clock, in samples since the beginning. Memory holds the last `keep_s` seconds.
 
-    What engines listen to, at 16 kHz, follows the sound by the reach of the filter: see `num_heard`.
+    The 16 kHz input of engines lags behind the sound by the filter's half-length: see `num_heard`.
     """
 
     def __init__(self, keep_s: float = 12.0) -> None:
         self._sound = _Ring(round(keep_s * SOUND_HZ), np.int16)
         self._heard = _Ring(round(keep_s * SPEECH_HZ), np.float32)
-        self._tail = np.zeros(_TAPS, np.float32)  # before the next sample that is heard, and what follows it
+        self._tail = np.zeros(_TAPS, np.float32)  # filter input: before the next 16 kHz sample, and after it
 
     @property
     def num_samples(self) -> int:
-        """Samples at SOUND_HZ that have come."""
+        """Samples received so far, at SOUND_HZ."""
         return self._sound.stop
 
     @property
     def num_heard(self) -> int:
-        """Samples at SPEECH_HZ that are there."""
+        """Samples available so far, at SPEECH_HZ."""
         return self._heard.stop
 
     @property
     def num_held(self) -> int:
-        """Samples that memory holds, at both rates together."""
+        """Capacity in samples, of both rates together."""
         return self._sound.num_held + self._heard.num_held
 
     def append(self, samples: np.ndarray) -> None:
@@ -50,14 +50,14 @@ class Timeline:
     def sound(self, start: int, stop: int) -> np.ndarray:
         """Samples start..stop, int16 (n,) at SOUND_HZ.
 
-        Raises: LookupError for what is forgotten or to come.
+        Raises: LookupError for samples already dropped or not yet received.
         """
         return self._sound.read(start, stop)
 
     def listen(self, start: int, stop: int) -> np.ndarray:
         """Samples start..stop, float32 (n,) at SPEECH_HZ in -1..1; silence before the beginning.
 
-        Raises: LookupError for what is forgotten or to come.
+        Raises: LookupError for samples already dropped or not yet received.
         """
         heard = self._heard.read(max(start, 0), max(stop, 0))
         return np.concatenate([np.zeros(min(max(-start, 0), stop - start), np.float32), heard])
@@ -73,12 +73,12 @@ _LOW_PASS = _low_pass()
 
 
 class _Ring:
-    """The last `keep` samples, by absolute position. Twice as many are held, so that few are ever moved."""
+    """Buffer of the last `keep` samples, by absolute position; holds twice as many, to move data rarely."""
 
     def __init__(self, keep: int, kind: type[np.generic]) -> None:
         self._keep = keep
         self._held = np.zeros(2 * keep, kind)
-        self._first = self.stop = 0  # absolute: of what is held
+        self._first = self.stop = 0  # absolute positions of the held samples
 
     @property
     def num_held(self) -> int:

@@ -1,10 +1,10 @@
-"""Whether a sound file breaks off before its end, where no decoder would tell."""
+"""Detect sound files that are cut off, where no decoder reports it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_WAS_SOUND = (  # how files begin that hold sound, were they whole; byte offset and mark
+_WAS_SOUND = (  # magic numbers of sound files; byte offset and mark
     (0, b"RIFF"),
     (0, b"RF64"),
     (0, b"riff"),
@@ -18,24 +18,24 @@ _WAS_SOUND = (  # how files begin that hold sound, were they whole; byte offset 
     (0, b"\x1a\x45\xdf\xa3"),
     (4, b"ftyp"),
 )
-_TAGS = (b"TAG", b"APETAGEX", b"LYRICS", b"ID3", b"\0")  # what may lawfully lie behind the last frame
-_UNKNOWN_BYTES = 0x7FFF_0000  # RIFF sizes above are placeholders of programs that write into a pipe
-_MISSING = 0.02  # share of the promised bytes that must be missing
+_TAGS = (b"TAG", b"APETAGEX", b"LYRICS", b"ID3", b"\0")  # may legitimately follow the last frame
+_UNKNOWN_BYTES = 0x7FFF_0000  # larger RIFF sizes are placeholders of programs that write into a pipe
+_MISSING = 0.02  # share of the stated bytes that must be missing
 _LARGEST_PAGE = 65_307  # bytes of an Ogg page
 _TS_BYTES = 188  # of each packet of an MPEG transport stream
 
 
 def begins_like_sound(path: Path) -> bool:
-    """Whether a file that cannot be opened was meant to be sound, and is damaged or cut short."""
+    """Whether a file that cannot be opened begins like sound and is therefore damaged or cut short."""
     with path.open("rb") as file:
         head = file.read(16)
     return any(head[at:].startswith(mark) for at, mark in _WAS_SOUND)
 
 
 def breaks_off(path: Path, last_byte: int | None) -> bool:
-    """Whether the file ends in the middle of what its structure says.
+    """Whether the file ends before its structure says it does.
 
-    last_byte: where the last packet ends that was read, None where that is unknown.
+    last_byte: where the last packet read ends, None where that is unknown.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -50,17 +50,17 @@ def breaks_off(path: Path, last_byte: int | None) -> bool:
         return _short(size, _matroska_bytes(head))
     if head[:1] == head[_TS_BYTES : _TS_BYTES + 1] == b"G":
         return size % _TS_BYTES != 0
-    if last_byte is not None and (head[:3] == b"ID3" or head[:1] == b"\xff"):  # frames, one after another
+    if last_byte is not None and (head[:3] == b"ID3" or head[:1] == b"\xff"):  # a plain sequence of frames
         rest = tail[last_byte - size :] if last_byte < size else b""
         return bool(rest) and not rest.startswith(_TAGS)
     return False
 
 
 def tells_length(path: Path) -> bool:
-    """Whether an MP3 file counts its frames in its first one; else its length is but estimated."""
+    """Whether an MP3 file's first frame states the number of frames; otherwise its length is an estimate."""
     with path.open("rb") as file:
         head = file.read(10)
-        if head[:3] == b"ID3":  # its size: seven bits a byte
+        if head[:3] == b"ID3":  # its size: seven bits per byte
             file.seek(10 + sum((byte & 127) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0))))
         else:
             file.seek(0)
@@ -73,7 +73,7 @@ def _short(size: int, promised: int) -> bool:
 
 
 def _within_page(tail: bytes) -> bool:
-    """Whether the last Ogg page is not whole."""
+    """Whether the last Ogg page is incomplete."""
     at = tail.rfind(b"OggS")
     page = tail[at:] if at >= 0 else b""
     if len(page) < 27 or len(page) < 27 + page[26]:
@@ -82,17 +82,17 @@ def _within_page(tail: bytes) -> bool:
 
 
 def _matroska_bytes(head: bytes) -> int:
-    """Bytes that a Matroska file has if it is whole; 0 where it does not say."""
+    """Size in bytes of a complete Matroska file; 0 where the header does not state it."""
     at, header = _number(head, 4)
     at += header
-    if head[at : at + 4] != b"\x18\x53\x80\x67":  # the segment, which holds all else
+    if head[at : at + 4] != b"\x18\x53\x80\x67":  # the segment, which holds everything else
         return 0
     end, length = _number(head, at + 4)
     return end + length if 0 < length < _UNKNOWN_BYTES else 0
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
-    """A Matroska number of one to eight bytes: where it ends, and its value; 0 for all ones, "unknown"."""
+    """Read a Matroska number of one to eight bytes: (end, value); value 0 for all ones, "unknown"."""
     if at >= len(data) or not data[at]:
         return at, 0
     width = 9 - data[at].bit_length()

@@ -1,1 +1,1 @@
-"""The CPU engine: landmarks, speech to mouth shapes, image warping."""
+"""The preview engine, on the CPU: face landmarks, speech to mouth shapes, image warping."""

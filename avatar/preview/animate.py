@@ -1,4 +1,4 @@
-"""The whole performance: for every video frame, what the mouth, head, eyes and brows do."""
+"""Animation parameters of mouth, head, eyes and brows for every video frame."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ def perform(
 ) -> Iterator[tuple[Articulation, Pose]]:
     """Yield articulation and pose of video frames first_frame..num_frames, frame i at i / fps seconds.
 
-    listen: the speech at 16 kHz, see `visemes.Listen`. The same speech and seed perform the same way.
+    listen: the speech at 16 kHz, see `visemes.Listen`. The result depends on speech and seed alone.
     """
     motion = Motion(seed)
     spoken = articulate(listen, num_frames, fps, first_frame, network)

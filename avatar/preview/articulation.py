@@ -1,7 +1,7 @@
-"""How the mouth moves: viseme probabilities and loudness to smooth articulation, one set per video frame.
+"""Mouth movement: viseme probabilities and loudness to smooth articulation, one set per video frame.
 
-Everything is a pure function of the speech and of absolute time, computed stretch by stretch: memory does not
-grow with the speech, and a video may start anywhere in it.
+Everything is a pure function of the speech and absolute time, computed in blocks: memory does not grow with
+the speech, and a video may start anywhere in it.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from avatar.preview.visemes import (
 
 KEYS = tuple(field.name for field in fields(Articulation))
 
-# What the mouth does for each viseme. Tuned by eye, on portraits that speak.
+# Articulation of each viseme, tuned by eye on talking portraits.
 _TARGETS = {
     #       open  wide round upper lower press  ff  tongue
     "sil": (0.00, 0.00, 0.00, 0.00, 0.00, 0.0, 0.0, 0.0),
@@ -46,28 +46,28 @@ _TARGETS = {
 }  # fmt: skip
 TARGETS = np.array([_TARGETS[viseme] for viseme in VISEMES], np.float32)  # (visemes, KEYS)
 
-# The mouth leads the sound that it shapes.
+# The mouth moves ahead of its sound.
 VISUAL_LEAD_S = 0.04
-# How long each part of the mouth takes, as the sigma of a Gaussian: the jaw is quick, rounding slow.
+# Sluggishness of each part of the mouth, as the sigma of a Gaussian: the jaw is quick, rounding slow.
 _SIGMA_S = {"open": 0.038, "wide": 0.055, "round": 0.060, "upper": 0.045, "lower": 0.045,
             "press": 0.030, "ff": 0.030, "tongue": 0.045}  # fmt: skip
-# Closures are quicker than all, or they would never be reached.
+# Closures are quickest, or the lips would never close.
 _CLOSURE_SIGMA_S, _CLOSURE_GAIN = 0.022, 1.6
 _TUCK_SIGMA_S, _TUCK_GAIN = 0.025, 1.3
-# Probabilities are sharpened a little: between two likely visemes the mouth makes one, not the mean.
+# Probabilities are sharpened slightly: of two likely visemes the mouth makes one rather than the mean.
 _SHARPNESS = 1.3
 # Loudness in dB under the speech's level: silent at the gate, speech 10 dB above; quiet and loud speech.
 _GATE_DB, _GATE_RANGE_DB = -38.0, 10.0
 _QUIET_DB, _LOUD_RANGE_DB = -22.0, 24.0
-# An opening under the rest is none; the widest vowel, smoothed, is 1.
+# Openings below _REST_OPEN become 0; the widest vowel, smoothed, becomes 1.
 _REST_OPEN, _OPEN_GAIN, _MAX_OPEN = 0.03, 1.29, 1.1
 
-# Energy: loudness over 30 dB, smoothed over a phrase. Emphasis: how far a syllable or two rise over that.
+# Energy: loudness over a 30 dB range, smoothed over a phrase. Emphasis: rise of a syllable or two above it.
 _ENERGY_RANGE_DB = 30.0
 _SYLLABLE_SIGMA_S, _PHRASE_SIGMA_S = 0.18, 0.53
-_EMPHASIS_GAIN, _EMPHASIS_ONSET = 2.6, 0.15  # sets in gently, without a corner
+_EMPHASIS_GAIN, _EMPHASIS_ONSET = 2.6, 0.15  # gentle onset, without a kink
 
-# Frames that one frame depends on, either side, beyond those of the network: sums of three sigmas each.
+# Frames on either side that one frame depends on, beyond the network's: sums of three sigmas each.
 _MOUTH_CONTEXT = 48
 _ENERGY_CONTEXT = 160
 BLOCK_S = 2.0
@@ -75,9 +75,9 @@ BLOCK_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class SpokenFrame:
-    """What speech drives in one video frame.
+    """Animation parameters that speech drives in one video frame.
 
-    energy: loudness of the speech around it, 0 (silent) to 1. emphasis: 0 to 1, its rise over its phrase.
+    energy: loudness of the speech around the frame, 0 (silent) to 1. emphasis: 0 to 1, rise above its phrase.
     """
 
     articulation: Articulation
@@ -86,7 +86,7 @@ class SpokenFrame:
 
 
 def smooth(x: np.ndarray, sigma_s: float) -> np.ndarray:
-    """Convolve (T,) at `FRAME_HZ` with a Gaussian of three sigmas' reach, the ends held."""
+    """Convolve (T,) at `FRAME_HZ` with a Gaussian cut off at three sigmas, with edge padding."""
     reach = int(np.ceil(3 * sigma_s * FRAME_HZ))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (sigma_s * FRAME_HZ)) ** 2)
     kernel = (kernel / kernel.sum()).astype(np.float32)
@@ -103,14 +103,14 @@ def loudness_db(listen: Listen, start: int, stop: int, level: Level) -> np.ndarr
 def mouth_curves(probabilities: np.ndarray, loudness: np.ndarray) -> np.ndarray:
     """Return articulation from viseme probabilities (T, visemes) and loudness (T,) in dB: (T, KEYS) float32.
 
-    Without the visual lead. The first and last `_MOUTH_CONTEXT` frames feel the ends.
+    Without the visual lead. The first and last `_MOUTH_CONTEXT` frames are affected by the edges.
     """
     sharpened = probabilities**_SHARPNESS
     moved = sharpened / sharpened.sum(1, keepdims=True) @ TARGETS
     loud = np.clip((smooth(loudness, 0.03) - _QUIET_DB) / _LOUD_RANGE_DB, 0, 1.15)
     gate = np.clip((loudness - _GATE_DB) / _GATE_RANGE_DB, 0, 1)
     quick, slow = smooth(gate, 0.025), smooth(gate, 0.05)
-    near = np.clip(2 * smooth(gate, 0.1), 0, 1)  # lips may close for a first "p" before it is heard
+    near = np.clip(2 * smooth(gate, 0.1), 0, 1)  # lips may close for an initial "p" before it sounds
     for column, key in enumerate(KEYS):
         if key == "open":
             moved[:, column] *= (0.45 + 0.65 * loud) * quick
@@ -131,7 +131,7 @@ def mouth_curves(probabilities: np.ndarray, loudness: np.ndarray) -> np.ndarray:
 def energy_curves(loudness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return energy and emphasis, (T,) each in 0..1, from loudness (T,) in dB.
 
-    The first and last `_ENERGY_CONTEXT` frames feel the ends.
+    The first and last `_ENERGY_CONTEXT` frames are affected by the edges.
     """
     loud = np.clip(loudness / _ENERGY_RANGE_DB + 1, 0, 1)
     syllables, phrase = smooth(loud, _SYLLABLE_SIGMA_S), smooth(loud, _PHRASE_SIGMA_S)
@@ -158,9 +158,9 @@ def articulate(
     first_frame: int = 0,
     network: VisemeNetwork | None = None,
 ) -> Iterator[SpokenFrame]:
-    """Yield what speech drives in video frames first_frame..num_frames, frame i at i / fps seconds.
+    """Yield the animation parameters of video frames first_frame..num_frames, frame i at i / fps seconds.
 
-    listen is asked as the frames are, some seconds ahead, after a look at its level.
+    listen is called as frames are consumed, some seconds ahead, after a first pass over its level.
     """
     network = network or VisemeNetwork.load()
     level = PassageLevel(listen, int(num_frames / fps * SPEECH_HZ))

@@ -1,7 +1,7 @@
-"""How the head lives: sway, breath, blinks, glances, nods and brows, smooth and seeded.
+"""Head motion: sway, breath, blinks, glances, nods and brows, smooth and seeded.
 
-A pose is a pure function of seed, absolute time and how the speech sounds just then: nothing is carried from
-frame to frame, so a video may start anywhere and comes out the same.
+A pose is a pure function of seed, absolute time and the energy and emphasis of speech at that time: there is
+no state between frames, so a video may start anywhere with the same result.
 """
 
 import math
@@ -11,43 +11,44 @@ import numpy as np
 
 from avatar.preview.pose import Pose
 
-# The video starts from the portrait as it is and comes to life within this time.
+# The video starts from the unchanged portrait and reaches full motion within this time.
 _WAKE_S = 2.5
-# Sway: sums of slow waves, the slowest the largest. Mean swing of each part when speaking lively.
+# Sway: sums of slow waves, the slowest the largest. _SWAY: rms amplitudes in lively speech.
 _SWAY_HZ, _SWAY_AMPLITUDES = (0.07, 0.42), np.array([1.0, 0.7, 0.5, 0.3])
 _SWAY = {"yaw": 0.055, "pitch": 0.028, "roll": 0.011, "tx": 0.005, "ty": 0.004}
-# Share of the sway that is left in silence.
+# Share of the sway that remains in silence.
 _SWAY_AT_REST = 0.55
 _BREATH_HZ = 0.24
 
-# Blinks: one somewhere in every slot, some of them double. A lid is shut, opening and open after so long.
+# Blinks: one at a random time in every slot, some of them double. _LID_S: when a lid is shut, starts to open,
+# and is open.
 _BLINK_SLOT_S, _DOUBLE_BLINK_SHARE, _DOUBLE_BLINK_S = 3.2, 0.12, 0.34
 _LID_S = (0.075, 0.115, 0.30)
 
-# Glances: one jump of the eyes in every slot, more often than not back to the viewer.
+# Glances: one saccade in every slot, mostly back to the viewer.
 _GLANCE_SLOT_S, _SACCADE_S = 1.8, 0.06
 _VIEWER_SHARE, _VIEWER_SIGMA = 0.6, 0.008
 _ASIDE_SIGMA_X, _ASIDE_SIGMA_Y, _GAZE_LIMIT = 0.050, 0.022, 0.10
-# Eyes turn against the head, so as to stay on what they look at.
+# Eyes counter-rotate against the head, to keep looking at the same point.
 _GAZE_HOLD = 0.7
 
-# An emphasised syllable moves the head, the brows, both or neither, as slow waves decide.
+# An emphasised syllable moves the head, the brows, both or neither, depending on two slow waves.
 _NOD_PITCH, _NOD_DROP = 0.060, 0.007
 _BROW_RAISE = 0.9
 _MOOD_HZ = (0.05, 0.30)
 
-# Events lie within this part of their slots: never two at once.
+# Events keep this distance from their slot's ends, as a share of the slot, so that no two coincide.
 _SLOT_MARGIN = 0.06
 
 
 def smoothstep(x: float) -> float:
-    """Rise from 0 at 0 to 1 at 1 with level ends."""
+    """Rise from 0 at 0 to 1 at 1, with zero slope at both ends."""
     x = min(max(x, 0.0), 1.0)
     return x * x * (3 - 2 * x)
 
 
 class Motion:
-    """The motion of one video. The same seed moves the same way, whatever the speech's length."""
+    """The head motion of one video, determined by seed, time and speech energy."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -86,12 +87,12 @@ class Motion:
         )
 
     def _waves(self, time_s: float) -> list[float]:
-        """Return the sway's waves and the two moods', each of unit rms."""
+        """Return the waves of the sway and of the two moods, each of unit rms."""
         waves = np.sin(2 * np.pi * self._hz * time_s + self._phase) @ _SWAY_AMPLITUDES
         return (waves / np.sqrt(0.5 * (_SWAY_AMPLITUDES**2).sum())).tolist()
 
     def blinks(self, start_s: float, stop_s: float) -> list[float]:
-        """Return when the lids start to fall, in order, between two times in seconds."""
+        """Return the start times of blinks between two times, in order, in seconds."""
         found = []
         for slot in range(max(0, int(start_s // _BLINK_SLOT_S) - 1), int(stop_s // _BLINK_SLOT_S) + 1):
             place, double, _, _ = self._events(1, slot)
@@ -116,7 +117,7 @@ class Motion:
         return from_x + moved * (to_x - from_x), from_y + moved * (to_y - from_y)
 
     def _target(self, slot: int) -> tuple[float, float]:
-        """Return where the eyes look after the jump of a slot, radians; at the viewer before the first."""
+        """Return the gaze after a slot's saccade, in radians; at the viewer before the first."""
         if slot < 0:
             return 0.0, 0.0
         _, aside, x, y = self._events(2, slot)
@@ -126,7 +127,7 @@ class Motion:
         return min(max(x, -_GAZE_LIMIT), _GAZE_LIMIT), min(max(y, -_GAZE_LIMIT), _GAZE_LIMIT)
 
     def _draw(self, kind: int, slot: int) -> tuple[float, float, float, float]:
-        """Return a slot's chances: its event's place in it, one uniform and two normal numbers."""
+        """Return a slot's random numbers: its event's position in it, one uniform and two normal numbers."""
         rng = np.random.default_rng((self._seed, kind, slot))
         place = float(rng.uniform(_SLOT_MARGIN, 1 - _SLOT_MARGIN))
         return place, float(rng.random()), float(rng.normal()), float(rng.normal())

@@ -1,4 +1,4 @@
-"""468 face landmarks and irises in one crop of the image, by MediaPipe's attention mesh."""
+"""Detect 468 face landmarks and the irises in one crop of an image, with MediaPipe's attention mesh."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from avatar.preview.topology import LEFT_EYE_CORNERS, RIGHT_EYE_CORNERS
 
 MODEL = "face_landmark_with_attention"
 CROP_PX = 192
-CROP_MARGIN = 1.5  # crop side, in longer sides of the face's box
+CROP_MARGIN = 1.5  # crop side, relative to the longer side of the face's box
 
 # The rows of the refined outputs, as mesh indices.
 LIPS = (
@@ -35,14 +35,14 @@ RIGHT_EYE = (
     347, 348, 349, 350, 357, 465, 383, 300, 293, 334, 296, 336, 285, 417,
 )  # fmt: skip
 EYE_OUTLINE_COUNT = 16  # the first rows of an eye are its outline
-LIP_OUTLINE_COUNT = 40  # the first rows of the lips are their outer and inner edge
+LIP_OUTLINE_COUNT = 40  # the first rows of the lips are their outer and inner edges
 
 
 @dataclass(frozen=True)
 class Crop:
     """A square of the image: centre (x, y) and side in pixels, turned by `angle` radians, perhaps mirrored.
 
-    In a mirrored crop the model takes left for right: its points carry the indices of their mirror images.
+    In a mirrored crop left and right are swapped: the model's points have the indices of their mirror images.
     """
 
     centre: np.ndarray
@@ -61,7 +61,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Mesh:
-    """What the model saw in one crop, in image pixels.
+    """The model's result for one crop, in image pixels.
 
     points: (468, 3), lips and eyes refined, z scaled as x and y; base: (468, 2) before refinement;
     iris: (2, 5, 2), image-left eye first, centre and four edge points; presence: 0..1.
@@ -74,7 +74,7 @@ class Mesh:
 
 
 def landmarks(image: np.ndarray, crop: Crop) -> Mesh:
-    """Runs the mesh model on `crop` of `image`, uint8 (H, W, 3) RGB."""
+    """Run the mesh model on `crop` of `image`, uint8 (H, W, 3) RGB."""
     oversampling = max(1, round(crop.side_px / CROP_PX))
     size = CROP_PX * oversampling
     pixels = cv2.warpAffine(
@@ -111,7 +111,7 @@ def landmarks(image: np.ndarray, crop: Crop) -> Mesh:
 
 
 def crop_of_candidate(candidate: Candidate) -> Crop:
-    """The crop to look at first for a detected face."""
+    """The first crop to try for a detected face."""
     x0, y0, x1, y1 = candidate.box
     dx, dy = candidate.eyes[1] - candidate.eyes[0]
     centre = np.array([(x0 + x1) / 2, (y0 + y1) / 2])

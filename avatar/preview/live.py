@@ -1,4 +1,4 @@
-"""The preview engine without an end: a picture for every 40 ms of sound, idle motion in silence."""
+"""The preview engine for live sessions: one frame per 40 ms of sound, with idle motion in silence."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from avatar.preview.render import Renderer, framed
 from avatar.preview.visemes import VisemeNetwork
 from avatar.runtime.live_protocol import LiveFrames
 
-MEASURED_FRAMES = 2 * FPS  # after which it is known whether the machine holds the size
-HELD_SHARE = 0.6  # of a frame's time: the rest is for encoding and sending it
-SMALLER = (576, 448, 320)  # pixels; sides of the areas to which it steps down
-LATE_FRAMES = 6  # of sound that may wait; frames before those repeat the last picture
-LOST_FRAMES = 25  # frames before those are left out, with their sound: the delay stays flat
+MEASURED_FRAMES = 2 * FPS  # frames timed before deciding whether the machine keeps up at this size
+HELD_SHARE = 0.6  # of a frame's time for drawing; the rest is for encoding and sending it
+SMALLER = (576, 448, 320)  # smaller sizes to step down to, as the side of a square of the same area, px
+LATE_FRAMES = 6  # with more frames of sound queued, the last picture is repeated
+LOST_FRAMES = 25  # with more, frames are dropped with their sound, to bound the latency
 
 
 class LiveRenderer:
-    """Pictures of one size, whatever the size at which they are drawn."""
+    """Draws frames of a fixed size, at a smaller size inside if the machine is slow."""
 
     def __init__(self, image: np.ndarray, face: Face, size: Size) -> None:
         """image: uint8 (H, W, 3) RGB, the portrait."""
@@ -39,7 +39,7 @@ class LiveRenderer:
         self._num_measured, self._spent_s = 0, 0.0
 
     def frame(self, articulation: Articulation, pose: Pose) -> np.ndarray:
-        """uint8 (H, W, 3) RGB."""
+        """Draw a frame, uint8 (H, W, 3) RGB."""
         begin = time.perf_counter()
         picture = self._renderer.frame(articulation, pose)
         if picture.shape[1::-1] != self._shape:
@@ -50,11 +50,11 @@ class LiveRenderer:
         return picture
 
     def last(self) -> np.ndarray:
-        """The picture before, once more."""
+        """The previous frame again."""
         return self._last
 
     def step_down(self) -> Notice | None:
-        """Draw smaller from now on if the first two seconds were too slow; None where they were not."""
+        """Draw smaller from now on if the last MEASURED_FRAMES were too slow; None if they were not."""
         if self._num_measured != MEASURED_FRAMES:
             return None
         mean_s, self._spent_s = self._spent_s / MEASURED_FRAMES, 0.0
@@ -77,9 +77,9 @@ def perform_live(
     may_skip: bool = True,
     network: VisemeNetwork | None = None,
 ) -> Iterator[LiveFrames | Notice]:
-    """Yield a frame as soon as the sound that it needs has come; see LiveSource.
+    """Yield each frame as soon as the sound that it needs has arrived; see LiveSource.
 
-    speaks: False leaves the mouth shut. may_skip: see LiveRequest.
+    speaks: False keeps the mouth shut. may_skip: see LiveRequest.
     """
     timeline, motion = Timeline(), Motion(seed)
     mouth = LiveMouth(timeline, network)

@@ -1,8 +1,8 @@
-"""How the mouth moves while speech is still being spoken: `articulation`, looking a fifth of a second ahead.
+"""Streaming version of `articulation`, with a look-ahead of 200 ms.
 
-What a frame gets depends on the sound up to `LOOK_AHEAD_FRAMES` after it begins, and on nothing that came
-later: neither on how the sound arrived nor on how fast. What lies further ahead is taken to be like the last
-that is known. Every array holds a fixed stretch of the past.
+A frame depends only on the sound up to `LOOK_AHEAD_FRAMES` after its start, not on later sound, nor on how
+or how fast the sound arrived. Beyond the look-ahead, the last known features are repeated. Every array holds
+a fixed length of the past.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from avatar.preview.visemes import (
     log_mels,
 )
 
-LOOK_AHEAD_FRAMES = 5  # video frames of sound, its own included, that a frame is made from: 200 ms
-_PER_FRAME = FRAME_HZ // FPS  # feature frames in a video frame
-_FILTER_REACH = 8  # samples at SPEECH_HZ that the timeline may lag behind
-# Feature frames that are known when a video frame is made, from its own first one on.
+LOOK_AHEAD_FRAMES = 5  # video frames of sound needed for a frame, its own included: 200 ms
+_PER_FRAME = FRAME_HZ // FPS  # feature frames per video frame
+_FILTER_REACH = 8  # samples at SPEECH_HZ by which the timeline may lag
+# Feature frames known when a video frame is made, counted from the video frame's first.
 _AHEAD = (LOOK_AHEAD_FRAMES * SPEECH_HZ // FPS - _FILTER_REACH - (HOP + WINDOW) // 2) // HOP + 1
 _LEAD = round(VISUAL_LEAD_S * FRAME_HZ)
-_MOUTH_PAST, _ENERGY_PAST = 48, 160  # feature frames that smoothing reaches back; see articulation
+_MOUTH_PAST, _ENERGY_PAST = 48, 160  # feature frames of the past that smoothing uses; see articulation
 _KEEP = 256  # feature frames, more than any window
-_SILENT_DB = -45.0  # under the level: below what opens a mouth or moves a head
+_SILENT_DB = -45.0  # relative to the level; too quiet to open the mouth or move the head
 
-_TYPICAL_DB = -24.0  # the rms of speech at an ordinary distance, until some has been heard
-_MEMORY_STEPS = 20.0 * STEP_HZ  # of speech, over which the level of the whole is forgotten
+_TYPICAL_DB = -24.0  # initial level: the rms of speech at an ordinary distance
+_MEMORY_STEPS = 20.0 * STEP_HZ  # time constant of the overall level, in steps of speech
 
 
 class RunningLevel:
-    """The rms of the passage that is being spoken; see `passages.PassageLevel`, which knows the end."""
+    """The rms of the current passage, from past sound alone; see `loudness.PassageLevel` for whole speech."""
 
     def __init__(self) -> None:
         self._powers = np.full((2 * CONTEXT + 1, POWERS_IN_STEP), np.nan)  # the newest in the middle
@@ -47,7 +47,7 @@ class RunningLevel:
         self.rms = np.float32(10 ** (_TYPICAL_DB / 20))
 
     def follow(self, timeline: Timeline, num_heard: int) -> None:
-        """Take in what is new before sample num_heard, step by step."""
+        """Process the new sound before sample num_heard, step by step."""
         per_step = SPEECH_HZ // STEP_HZ
         while (self._num_steps + 1) * per_step <= num_heard:
             samples = timeline.listen(self._num_steps * per_step, (self._num_steps + 1) * per_step)
@@ -61,7 +61,7 @@ class RunningLevel:
 
 
 class LiveMouth:
-    """What speech drives in the next video frame, one frame after another."""
+    """Computes the animation parameters of one video frame after another."""
 
     def __init__(self, timeline: Timeline, network: VisemeNetwork | None = None) -> None:
         self._timeline = timeline
@@ -70,28 +70,28 @@ class LiveMouth:
         self.num_frames = 0
         reach = self._network.CONTEXT
         silent = log_mels(lambda start, stop: np.zeros(stop - start, np.float32), 0, 1, 1.0)
-        self._known = 0  # feature frames whose features and loudness are there
-        self._new = 0  # of these, how many are newer than what is sure by more than the network's reach
-        self._mels = np.repeat(silent, _KEEP, 0)  # the last of them, newest last
+        self._known = 0  # number of feature frames computed
+        self._new = 0  # of these, frames whose probabilities are final but not yet in _sure
+        self._mels = np.repeat(silent, _KEEP, 0)  # the most recent, newest last
         self._loudness = np.full(_KEEP, -100.0, np.float32)
         self._sure = np.repeat(self._network(np.repeat(silent, 2 * reach + 1, 0)), _KEEP, 0)
-        # Before frame _known - reach: what comes can no longer change these probabilities.
+        # Final probabilities, of frames before _known - reach: later sound cannot change them.
 
     @property
     def is_ready(self) -> bool:
-        """Whether the sound that the next frame needs has come."""
+        """Whether the sound that the next frame needs has arrived."""
         needed = (self.num_frames + LOOK_AHEAD_FRAMES) * (SPEECH_HZ // FPS)
         return self._timeline.num_heard >= needed - _FILTER_REACH
 
     def next(self) -> SpokenFrame:
-        """The next video frame's; to be asked when is_ready. Raises: LookupError before that."""
+        """The next video frame's parameters; call this when is_ready. Raises: LookupError before that."""
         own = self.num_frames * _PER_FRAME
         self._hear(own + _AHEAD)
-        if self._loudness.max() < _SILENT_DB:  # as nearly always: what follows would come to the same
+        if self._loudness.max() < _SILENT_DB:  # the common case: the computation below would give the same
             self.num_frames += 1
             return SpokenFrame(Articulation(), 0.0, 0.0)
         tail = self._probabilities()
-        ahead = self._known - own  # of these, feature frames from this one on
+        ahead = self._known - own  # feature frames from this video frame's first on
         past = _MOUTH_PAST + ahead
         loudness = self._loudness[-past:]
         curves = mouth_curves(np.concatenate([self._sure, tail])[-past:], loudness)
@@ -101,7 +101,7 @@ class LiveMouth:
         return SpokenFrame(articulation, float(energy[-ahead]), float(emphasis[-ahead]))
 
     def _hear(self, known: int) -> None:
-        """Features and loudness of the frames before `known`."""
+        """Compute features and loudness of the new frames before `known`."""
         first, self._known = self._known, known
         self._level.follow(self._timeline, (known - 1) * HOP + (HOP + WINDOW) // 2)
         rms = float(self._level.rms)
@@ -111,7 +111,7 @@ class LiveMouth:
         self._new = min(self._new + known - first, _KEEP - 2 * self._network.CONTEXT)
 
     def _probabilities(self) -> np.ndarray:
-        """Of the frames that are not sure yet, (reach, visemes); those that have become sure are kept."""
+        """Probabilities of frames not yet final, (reach, visemes); those that became final are stored."""
         reach = self._network.CONTEXT
         window = self._mels[-(2 * reach + self._new) :]
         held = np.concatenate([window, np.repeat(window[-1:], reach, 0)])
@@ -122,5 +122,5 @@ class LiveMouth:
 
 
 def _pushed(held: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """The last _KEEP rows."""
+    """The last _KEEP rows of held and new."""
     return np.concatenate([held, new])[-_KEEP:]

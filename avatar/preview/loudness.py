@@ -1,7 +1,7 @@
-"""How loud each passage of a speech is: a quiet one moves the mouth as a loud one does, noise in pauses not.
+"""Level of each passage of a speech, so that quiet passages move the mouth like loud ones but noise does not.
 
-A pure function of the speech and of time, like all that drives the mouth: what a frame gets depends on the
-seconds around it and on the level of the whole, so a video may start anywhere.
+A pure function of the speech and time, like everything that drives the mouth: a frame depends on the seconds
+around it and on the overall level, so a video may start anywhere.
 """
 
 from functools import lru_cache
@@ -11,31 +11,31 @@ import numpy as np
 from avatar.geometry import SPEECH_HZ
 from avatar.preview.visemes import FRAME_HZ, LEVEL_FRAME, LOUD_SHARE, Listen, read_padded, speech_level
 
-# Levels are found ten times a second, from powers of 20 ms each.
+# Levels are computed ten times a second, from the power of 20 ms windows.
 STEP_HZ = 10
 POWERS_IN_STEP = SPEECH_HZ // LEVEL_FRAME // STEP_HZ
-# The loudness at a step is that of this much on either side: a syllable or two.
+# The loudness at a step is that of this many steps on either side: one or two syllables.
 _NEAR = STEP_HZ // 2
-# Noise is what is there also between syllables: the quietest tenth of this much on either side.
+# Noise is also there between syllables: the quietest tenth of this many steps on either side.
 _NOISE, _NOISE_SHARE = 3 * STEP_HZ, 0.1
-# Speech rises over it by more than noise over itself.
+# Speech exceeds the noise by more than the noise's own fluctuations.
 _RISE_DB = 9.0
-# A passage is what is about as loud, this much on either side: nearer counts more.
+# A passage is speech of similar loudness within this many steps on either side; nearer steps weigh more.
 _REACH, _REACH_SIGMA = 4 * STEP_HZ, 2.0 * STEP_HZ
 _ALIKE_DB, _UNLIKE_DB = 9.0, 15.0
-# What lasts less is a click or a cough, no passage; from the second on it is one for sure. In steps.
+# Anything shorter than _SHORT is a click or a cough; from _LONG on it is certainly a passage. In steps.
 _SHORT, _LONG = 1.2 * STEP_HZ, 2.4 * STEP_HZ
-# How much the level of the whole counts where there is no speech near.
+# Weight of the overall level where there is no speech nearby.
 _WHOLE_WEIGHT = 0.05
-# A passage may be so far below the whole, and so quiet (dBFS).
+# Lower limits of a passage's level: relative to the overall level, and absolute (dBFS).
 _RANGE_DB, _FLOOR_DB = 30.0, -56.0
-_SILENCE_DB = -100.0  # digital silence, which tells nothing of noise
-_CHUNK = 2 * STEP_HZ  # steps that are read at once
+_SILENCE_DB = -100.0  # digital silence, which says nothing about the noise
+_CHUNK = 2 * STEP_HZ  # steps read at once
 CONTEXT = _REACH + _NEAR + _NOISE
 
 
 class PassageLevel:
-    """The rms of the speech around each feature frame; see `visemes.Level`."""
+    """The rms of the speech around each feature frame, a `visemes.Level`."""
 
     def __init__(self, listen: Listen, num_samples: int) -> None:
         """num_samples: length of the speech at SPEECH_HZ."""
@@ -57,7 +57,7 @@ class PassageLevel:
         return levels_db(powers, self._whole_db)[0]
 
     def _powers(self, first: int, last: int) -> np.ndarray:
-        """Mean squares of 20 ms, (last - first, POWERS_IN_STEP) float64; NaN outside the speech."""
+        """Mean squares of 20 ms windows, (last - first, POWERS_IN_STEP) float64; NaN outside the speech."""
         chunks = range(first // _CHUNK, -(-last // _CHUNK))
         powers = np.concatenate([self._chunk(index) for index in chunks])
         return powers[first - chunks.start * _CHUNK :][: last - first]
@@ -74,9 +74,9 @@ class PassageLevel:
 
 
 def levels_db(powers: np.ndarray, whole_db: float) -> tuple[np.ndarray, np.ndarray]:
-    """The level of steps in dBFS, and which of them are speech; (n - 2 CONTEXT,) each.
+    """The level of each step in dBFS, and whether it is speech; (n - 2 CONTEXT,) each.
 
-    powers: mean squares of 20 ms, (n, POWERS_IN_STEP); NaN where nothing is known. whole_db: of the speech.
+    powers: mean squares of 20 ms windows, (n, POWERS_IN_STEP), NaN where unknown. whole_db: overall level.
     """
     floor_db = max(whole_db - _RANGE_DB, _FLOOR_DB)
     decibels = 10 * np.log10(powers + 1e-16)
@@ -94,7 +94,7 @@ def levels_db(powers: np.ndarray, whole_db: float) -> tuple[np.ndarray, np.ndarr
     held = ((near * around).sum(1) + _WHOLE_WEIGHT * whole_db) / (neighbours + _WHOLE_WEIGHT)
     lasting = np.clip(((spoken * alike).sum(1) - _SHORT) / (_LONG - _SHORT), 0, 1)
     share = np.where(speaking[_REACH:-_REACH], lasting, 0.0)
-    quiet = np.maximum(held, here[:, 0])  # noise louder than speech is not to be made louder still
+    quiet = np.maximum(held, here[:, 0])  # noise louder than speech must not be amplified further
     return np.maximum(share * own + (1 - share) * quiet, floor_db), speaking[_REACH:-_REACH]
 
 
@@ -105,14 +105,14 @@ def _windows(values: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _loud_db(powers: np.ndarray, reach: int) -> np.ndarray:
-    """How loud the loud part around each step is, in dBFS; see `visemes.speech_level`."""
+    """Loudness of the loud part around each step, in dBFS; see `visemes.speech_level`."""
     windows = _windows(np.nan_to_num(powers), reach)
     loud = windows[:, int(windows.shape[1] * (1 - LOUD_SHARE)) :]
     return 10 * np.log10(loud.mean(1) + 1e-16)
 
 
 def _noise_db(decibels: np.ndarray, reach: int) -> np.ndarray:
-    """What the quietest part around each step reaches, in dBFS; no noise where there is no sound."""
+    """Upper level of the quietest _NOISE_SHARE around each step, in dBFS; _SILENCE_DB without any sound."""
     windows = _windows(decibels, reach)
     places = ((~np.isnan(windows)).sum(1) * _NOISE_SHARE).astype(int)
     return np.nan_to_num(windows[np.arange(len(windows)), places], nan=_SILENCE_DB)

@@ -1,4 +1,4 @@
-"""A face mesh from the few points that a person placed."""
+"""Build a face mesh from the few points that a user placed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from avatar.preview.face import Face
 from avatar.preview.models import FACE_TEMPLATE
 from avatar.preview.points import FacePoints
 
-TEMPLATE_MOUTH = 0.84  # a relaxed mouth's width over that of the template, which smiles
+TEMPLATE_MOUTH = 0.84  # a relaxed mouth's width relative to the template's, which smiles
 WIDEST_MOUTH = 0.75  # how far a wide mouth under close eyes widens the lower face
-INNER_CORNERS = 0.94  # how far out the inner lips' corners lie, over half the mouth
-# How the lips' edges leave the mouth's middle line: 1 - |s|^p for s in -1..1 from corner to corner.
+INNER_CORNERS = 0.94  # distance of the inner lips' corners from the middle, in half mouth widths
+# Exponents p of the lips' edges: distance 1 - |s|^p from the mouth's middle line, s in -1..1 between corners.
 EDGE_POWERS = {
     "outer_lip_top": 2.0,
     "inner_lip_top": 2.5,
@@ -24,10 +24,10 @@ EDGE_POWERS = {
 
 
 def face_from_points(points: FacePoints, width: int, height: int) -> Face:
-    """The mesh that goes through `points` on an image of `width` x `height` pixels.
+    """The mesh through `points` on an image of `width` x `height` pixels.
 
-    The template is laid below by mouth and chin and above by the eyes, blended between them; lips and lids
-    are drawn as curves through the points.
+    The template is fitted to mouth and chin below and to the eyes above, blended in between; lips and lids
+    are curves through the points.
     """
     px = {name: np.array(value) * (width, height) for name, value in points.to_dict().items()}
     template = _template()
@@ -58,14 +58,14 @@ def _template() -> np.ndarray:
 
 
 def _eye_distance(mesh: np.ndarray) -> float:
-    """Between the template's eye centres, in units of face height."""
+    """Distance between the template's eye centres, in units of face height."""
     return float(mesh[list(at.RIGHT_EYE_CORNERS), 0].mean() - mesh[list(at.LEFT_EYE_CORNERS), 0].mean())
 
 
 def _with_upper_face(
     laid: np.ndarray, mesh: np.ndarray, origin: np.ndarray, centre: np.ndarray, px: dict[str, np.ndarray]
 ) -> np.ndarray:
-    """The mesh above the mouth moved so that the eyes lie where they were placed."""
+    """The mesh, with the part above the mouth moved so that the eyes lie where they were placed."""
     eyes_y = mesh[list(at.LEFT_EYE_CORNERS), 1].mean()
     between = (px["eye_left"] + px["eye_right"]) / 2
     across = (px["eye_right"] - px["eye_left"]) / _eye_distance(mesh)
@@ -89,7 +89,7 @@ def _lay_lids(
     size: np.ndarray,
     lids: tuple[tuple[int, ...], ...],
 ) -> None:
-    """Draws an eye's lids as the two halves of an ellipse."""
+    """Set an eye's lids to the two halves of an ellipse, in place."""
     across = across / np.linalg.norm(across)
     x, y = across * size[0] / 2, np.array([-across[1], across[0]]) * size[1] / 2
     for lid, sign in zip(lids, (-1, 1), strict=True):
@@ -98,7 +98,7 @@ def _lay_lids(
 
 
 def _lay_lips(laid: np.ndarray, px: dict[str, np.ndarray]) -> None:
-    """Draws the rings of the lips through the placed points."""
+    """Set the rings of the lips to curves through the placed points, in place."""
     left, right = px["mouth_left"], px["mouth_right"]
     centre, half = (left + right) / 2, (right - left) / 2
     across = half / np.linalg.norm(half)

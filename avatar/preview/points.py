@@ -1,4 +1,4 @@
-"""Points that a person places on a portrait in which no face was found."""
+"""Points that a user places on a portrait in which no face was found."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from avatar.paths import is_file
 
 Point = tuple[float, float]
 
-# What each point is called in messages.
+# Names of the points in messages.
 LABELS = {
     "mouth_left": "the left mouth corner",
     "mouth_right": "the right mouth corner",
@@ -31,8 +31,8 @@ LABELS = {
 OPTIONAL = ("eye_left", "eye_right", "eye_size")
 DOWN_THE_FACE = ("outer_lip_top", "inner_lip_top", "inner_lip_bottom", "outer_lip_bottom", "chin")
 
-MIN_MOUTH = 0.01  # mouth width, over the image's width
-SAME_HEIGHT = 0.02  # lip points may be out of order by this part of the mouth's width: a hand's tremor
+MIN_MOUTH = 0.01  # minimum mouth width, relative to the image's width
+SAME_HEIGHT = 0.02  # lip points may be out of order by this share of the mouth's width, as hands are unsteady
 ON_SCREEN = "Move it and try again."
 
 
@@ -40,9 +40,9 @@ ON_SCREEN = "Move it and try again."
 class FacePoints:
     """Points as fractions (x, y) of the image's width and height; left and right are the image's.
 
-    Eyes are their centres: both or neither. eye_size is an eye's (width, height) opening as fractions too;
-    without it a person's proportions are assumed. The two inner lip points of a closed mouth may coincide.
-    Raises: BadInput naming the point that is wrong.
+    Eyes are their centres, both or neither. eye_size is an eye's (width, height) opening, in fractions too;
+    without it human proportions are assumed. The two inner lip points of a closed mouth may coincide.
+    Raises: BadInput that names the wrong point.
     """
 
     mouth_left: Point
@@ -66,7 +66,7 @@ class FacePoints:
 
     @classmethod
     def parse(cls, data: object) -> FacePoints:
-        """From {"mouth_left": [x, y], ...} as JSON gives it. Raises: BadInput naming what is wrong."""
+        """Parse {"mouth_left": [x, y], ...} from JSON. Raises: BadInput that names the fault."""
         if not isinstance(data, Mapping):
             raise BadInput("Face points are not a set of named points.", f"Give {', '.join(LABELS)}.")
         names = [field.name for field in fields(cls)]
@@ -82,7 +82,7 @@ class FacePoints:
         return cls(**{name: _pair(name, value) for name, value in given.items()})
 
     def to_dict(self) -> dict[str, list[float]]:
-        """What parse() reads back."""
+        """The points as a dict that parse() reads."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: list(value) for name, value in values.items() if value is not None}
 
@@ -104,7 +104,7 @@ def _check_mouth(points: FacePoints) -> None:
         raise BadInput("The mouth corners are swapped.", "Left is the left of the picture.")
 
     def depth(point: Point) -> float:
-        """How far below the line through the mouth corners, in mouth widths; in order at any aspect."""
+        """Distance below the line through the mouth corners, in mouth widths; ordered alike at any aspect."""
         return ((x1 - x0) * (point[1] - y0) - (y1 - y0) * (point[0] - x0)) / ((x1 - x0) ** 2 + (y1 - y0) ** 2)
 
     depths = [depth(getattr(points, name)) for name in DOWN_THE_FACE]
@@ -133,15 +133,15 @@ def _check_eyes(points: FacePoints) -> None:
 
 
 def load_sidecar(portrait: Path) -> FacePoints | None:
-    """The points in NAME.json beside a portrait, {"points": {...}}, or None where there is no such file.
+    """The points in NAME.json beside a portrait, {"points": {...}}, or None if there is no such file.
 
-    A run report under that name, as earlier versions wrote it, is no such file.
+    Earlier versions wrote their run reports under that name; those are ignored.
 
-    Raises: BadInput where the file is not what it should be.
+    Raises: BadInput for a file that is malformed.
     """
     try:
         path = portrait.with_suffix(".json")
-    except ValueError:  # no file can have that name; intake says what is wrong with the portrait's
+    except ValueError:  # not a possible file name; intake reports what is wrong with the portrait's
         return None
     if not is_file(path):
         return None

@@ -1,7 +1,7 @@
-"""What a frame of the preview shows: the mouth's articulation and the head's pose.
+"""Animation parameters of one preview frame: the mouth's articulation and the head's pose.
 
-Both are plain numbers, one set per video frame. Articulation comes from the speech (`articulation.py`), the
-pose from time, seed and speech energy (`motion.py`); the renderer turns both into a warp of the portrait.
+Both are plain numbers, one set per video frame. Articulation comes from the speech (`articulation.py`), pose
+from time, seed and speech energy (`head_motion.py`); the renderer turns both into a warp of the portrait.
 """
 
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Articulation:
-    """Mouth of one frame; every field is 0 in a closed mouth at rest and about 1 at its strongest.
+    """Mouth of one frame; every field is 0 for a closed mouth at rest and about 1 at its strongest.
 
     open: jaw opening, 0..1.1 (1 = the widest vowel); the inner lips part in proportion.
     wide: lip corners drawn apart (as in "see"). round: lips drawn together and forward (as in "you").
     upper: upper lip raised off the upper teeth. lower: lower lip dropped off the lower teeth.
     press: lips pressed on each other (as in "p b m"). ff: lower lip tucked under the upper teeth ("f v").
-    tongue: tongue tip raised to where it shows between the teeth (as in "th", "l").
+    tongue: tongue tip raised until it shows between the teeth (as in "th", "l").
     """
 
     open: float = 0.0
@@ -30,7 +30,7 @@ class Articulation:
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """Head, eyes and brows of one frame, relative to the portrait as it was taken.
+    """Head, eyes and brows of one frame, relative to the original portrait.
 
     yaw, pitch, roll: radians; positive yaw turns the nose towards the right edge of the image, positive pitch
     lowers the chin (a nod), positive roll turns the head clockwise on the image.

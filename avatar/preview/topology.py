@@ -1,4 +1,4 @@
-"""Indices of MediaPipe's 468-point face mesh. Left and right are the image's, curves run left to right.
+"""Indices of MediaPipe's 468-point face mesh. Left and right are the image's; curves run left to right.
 
 Source: google-ai-edge/mediapipe, modules/face_geometry and modules/face_landmark.
 """
@@ -12,7 +12,7 @@ UPPER_LIP_INNER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
 LOWER_LIP_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
 UPPER_LIP_OUTER = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291)
 LOWER_LIP_OUTER = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291)
-# Rings of the lip surface between the outer and the inner edge, from outside in.
+# Rings of the lip surface between the outer and the inner edge, from the outside in.
 UPPER_LIP_MIDDLE = (
     (76, 184, 74, 73, 72, 11, 302, 303, 304, 408, 306),
     (62, 183, 42, 41, 38, 12, 268, 271, 272, 407, 292),

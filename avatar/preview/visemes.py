@@ -1,8 +1,8 @@
-"""Which mouth shapes speech asks for: log-mel features and a small convolutional network, in numpy.
+"""Speech to visemes (mouth shapes): log-mel features and a small convolutional network, in numpy.
 
-Everything here is a pure function of the speech and of time. Outside the speech is silence, and a frame sees
-`VisemeNetwork.CONTEXT` frames on either side, so any stretch can be computed by itself with the same result.
-This file does not know what a mouth looks like: `articulation.py` does. How the network was made: `train/`.
+Everything here is a pure function of the speech and time. Outside the speech is silence, and a frame depends
+on `VisemeNetwork.CONTEXT` frames on either side, so any stretch can be computed alone with the same result.
+This module does not know what a mouth looks like: `articulation.py` does. `training/` made the network.
 """
 
 import importlib.resources
@@ -13,10 +13,10 @@ import numpy as np
 
 from avatar.geometry import SPEECH_HZ
 
-# Mouth shapes, one for all sounds that look alike. Source: Oculus LipSync's viseme reference, in its order.
+# Mouth shapes, one per group of sounds that look alike. Source and order: Oculus LipSync's viseme reference.
 VISEMES = ("sil", "PP", "FF", "TH", "DD", "kk", "CH", "SS", "nn", "RR", "aa", "E", "ih", "oh", "ou")
 
-# Feature frames a second, and samples from one to the next.
+# Feature frames per second, and samples from one to the next.
 FRAME_HZ = 100
 HOP = SPEECH_HZ // FRAME_HZ
 
@@ -24,13 +24,13 @@ WINDOW = 400
 FFT_SIZE = 512
 NUM_MELS = 40
 MEL_RANGE_HZ = (60.0, 7600.0)
-# Added to each mel band's power: what is 20 dB below the quietest speech sound reads as silence.
+# Added to each mel band's power, so that sound 20 dB below the quietest speech sound looks like silence.
 POWER_FLOOR = 1e-2
 LOG_SCALE = 0.25
 
-# Speech is brought to this rms before it is looked at.
+# Speech is normalised to this rms before its features are computed.
 NORMAL_RMS = 0.08
-# Nothing quieter than this is taken for speech: a noisy room must not be amplified to it (-45 dBFS).
+# Quieter sound is not taken for speech, so that a noisy room is not amplified to its level (-45 dBFS).
 FLOOR_RMS = 10 ** (-45 / 20)
 LEVEL_FRAME = SPEECH_HZ // 50
 # Share of level frames that counts as loud.
@@ -41,12 +41,12 @@ LEVEL_EXCERPT_S, LEVEL_EXCERPTS = 2, 60
 # stop - start, or less at the end of the speech.
 Listen = Callable[[int, int], np.ndarray]
 
-# How loud speech is, as an rms: of the whole, or by feature frame, (start, stop) -> (stop - start,) float32.
+# Loudness of speech as an rms: of the whole, or by feature frame, (start, stop) -> (stop - start,) float32.
 Level = float | Callable[[int, int], np.ndarray]
 
 
 def level_of(level: Level, start: int, stop: int) -> float | np.ndarray:
-    """Return the level of frames start..stop: one number, or one a frame."""
+    """Return the level of frames start..stop: one number, or one per frame."""
     return level(start, stop) if callable(level) else level
 
 
@@ -63,7 +63,7 @@ def read_padded(listen: Listen, start: int, stop: int) -> np.ndarray:
 def speech_level(listen: Listen, num_samples: int) -> float:
     """Return the rms of the loud part of a speech, at least `FLOOR_RMS`.
 
-    A long speech is judged by `LEVEL_EXCERPTS` stretches of it, evenly spread: an hour takes no longer than
+    A long speech is sampled at `LEVEL_EXCERPTS` evenly spaced excerpts, so that an hour takes no longer than
     two minutes. num_samples: length of the speech at SPEECH_HZ.
     """
     length = LEVEL_EXCERPT_S * SPEECH_HZ
@@ -103,7 +103,7 @@ _HANN = np.hanning(WINDOW).astype(np.float32)
 def log_mels(listen: Listen, start: int, stop: int, level: Level) -> np.ndarray:
     """Return the features of frames start..stop, (stop - start, NUM_MELS) float32.
 
-    Frame i looks at WINDOW samples around the middle of its hop. level: from `speech_level` or `passages`.
+    Frame i covers WINDOW samples around the middle of its hop. level: from `speech_level` or `loudness`.
     """
     first = start * HOP + HOP // 2 - WINDOW // 2
     samples = read_padded(listen, first, first + (stop - start - 1) * HOP + WINDOW)
@@ -123,7 +123,7 @@ class VisemeNetwork:
     DILATIONS = (1, 2, 4, 8, 4, 2, 1)
     INPUT_TAPS = 5
     BLOCK_TAPS = 3
-    # Frames that a frame's result depends on, either side.
+    # Frames on either side that a frame's result depends on.
     CONTEXT = INPUT_TAPS // 2 + sum(DILATIONS) * (BLOCK_TAPS // 2)
 
     def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
@@ -131,7 +131,7 @@ class VisemeNetwork:
 
     @classmethod
     def load(cls, file: IO[bytes] | None = None) -> "VisemeNetwork":
-        """Load the network that is part of the package, or one from an open .npz file."""
+        """Load the network in the package, or one from an open .npz file."""
         if file is not None:
             with np.load(file) as weights:
                 return cls(weights)
@@ -156,6 +156,6 @@ class VisemeNetwork:
     def probabilities(self, listen: Listen, start: int, stop: int, level: Level) -> np.ndarray:
         """Return viseme probabilities of frames start..stop at `FRAME_HZ`, (stop - start, visemes) float32.
 
-        Frames may lie before or after the speech. level: from `speech_level` or `passages`.
+        Frames may lie before or after the speech. level: from `speech_level` or `loudness`.
         """
         return self(log_mels(listen, start - self.CONTEXT, stop + self.CONTEXT, level))

@@ -1,1 +1,1 @@
-"""Text to speech: one protocol, three kinds of voice. Nothing is loaded before it is asked to speak."""
+"""Text to speech: one protocol, three kinds of voice. Models load when a voice first speaks."""

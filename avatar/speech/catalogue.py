@@ -1,4 +1,4 @@
-"""All voices: which there are, which one a name means, and who could read what a voice cannot."""
+"""Catalogue of all voices: list them, find one by name, and suggest another for an unreadable script."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from avatar.validation import bad_input, nearest, shown
 
 
 class Catalogue:
-    """The voices of this machine and of the speech server that the environment names."""
+    """The voices of this machine and of the speech server set in the environment."""
 
     @cached_property
     def engines(self) -> tuple[SpeechEngine, ...]:
@@ -26,11 +26,11 @@ class Catalogue:
         return (embedded, KokoroVoices(embedded.phonemes), RemoteVoices.from_environment())
 
     def voices(self) -> list[Voice]:
-        """Every voice, those that need nothing first."""
+        """Every voice, with those that need no download first."""
         return [voice for engine in self.engines for voice in engine.voices()]
 
     def find(self, name: str) -> tuple[SpeechEngine, Voice]:
-        """The engine and voice of a name. Raises: BadInput with the nearest."""
+        """The engine and voice of a name. Raises: BadInput that suggests the nearest name."""
         for engine in self.engines:
             for voice in engine.voices():
                 if voice.name == name:
@@ -42,9 +42,9 @@ class Catalogue:
         )
 
     def check(self, text: str, name: str) -> tuple[SpeechEngine, Voice]:
-        """The engine and voice that will read a text. Raises: BadInput, before anything loads.
+        """The engine and voice for reading a text. Raises: BadInput, before anything loads.
 
-        A text in a script that the voice does not know is refused with the name of one that does.
+        For a text in a script that the voice cannot read, the error suggests a voice that can.
         """
         engine, voice = self.find(name)
         if not is_spoken(text):
@@ -60,10 +60,10 @@ class Catalogue:
         return engine, voice
 
     def _instead(self, scripts: list[str], unknown: list[str]) -> str:
-        """What to do about scripts that a voice does not know."""
+        """The remedy for scripts that a voice cannot read."""
         for wanted in (scripts, unknown):
             able = [voice for voice in self.voices() if voice.reads(wanted)]
-            # kana are Japanese for sure; Han alone is taken for Chinese
+            # kana means Japanese; Han alone is taken for Chinese
             able.sort(key=lambda voice: bool(voice.missing))
             if able:
                 return f"Choose {able[0].name}, which does{_after(able[0])}."
@@ -71,7 +71,7 @@ class Catalogue:
 
 
 def _after(voice: Voice) -> str:
-    """What it takes before a voice speaks, as the end of a sentence."""
+    """What a voice still needs before it can speak, as the end of a sentence."""
     if voice.missing:
         return f" ({voice.missing[0].lower()}{voice.missing[1:]})"
     return f" (its first use downloads {voice.fetch_mb} MB)" if voice.fetch_mb else ""
@@ -81,12 +81,12 @@ _ALLOWED: Mapping[str, str] = {name: one.setting.allowed for name, one in SPEAKI
 
 
 def speaking(where: str = "", **given: object) -> Speaking:
-    """How to speak, from what a user gave; None leaves a setting as it is. where: put before its name.
+    """Settings of speaking from a user's values; None keeps the default. where: prefix of names in errors.
 
     Raises: BadInput for a wrong type or value.
     """
     values = {name: value for name, value in given.items() if value is not None}
     try:
-        return Speaking(**values)  # type: ignore[arg-type]  # pydantic looks at each
+        return Speaking(**values)  # type: ignore[arg-type]  # pydantic validates each
     except ValidationError as error:
         raise bad_input(error, Speaking, _ALLOWED, where) from error

@@ -1,6 +1,6 @@
-"""The voices that come with the requirements: hibari, English, on one CPU core far faster than speech.
+"""Voices that come with the requirements: hibari, English, far faster than real time on one CPU core.
 
-It is a young library by one author, so it is used only as it was looked at: its files' digest is compared
+hibari is a young library by one author, so only the reviewed version is used: its files' digest is checked
 before any of its code runs.
 """
 
@@ -22,14 +22,14 @@ from avatar.speech.voices import Voice, VoiceUnavailable
 from avatar.speech.writing_systems import LATIN
 
 VERSION = "0.2.1"
-# SHA-256 of "path sha256\n" of each of its files, by path.
+# SHA-256 of the lines "path sha256\n" of all its files, sorted by path.
 DIGEST = "69d258208e58548b9ff1c1da137f9a7fcb0039098af1cf09c864ebf0cc6fa4d0"
 INSTALL = f"pip install --force-reinstall --no-deps hibari-tts=={VERSION}"
 REPO = "maureesewilliams/hibari"
 DEFAULT = "heart"
-_SEED = 0  # of the noise in its sound: the same text sounds the same each time
+_SEED = 0  # of the model's noise: the same text always sounds the same
 
-# The voices by name: language, and who it is. The first lies in the package.
+# Voices by name: language and description. The first is in the package.
 _VOICES = {
     DEFAULT: ("en-US", "American woman"),
     "fenrir": ("en-US", "American man"),
@@ -40,7 +40,7 @@ _VOICES = {
 
 
 class EmbeddedVoices:
-    """See SpeechEngine. One thread at a time speaks with a voice."""
+    """A SpeechEngine of the hibari voices. One thread at a time speaks."""
 
     hz = 24_000
 
@@ -72,7 +72,7 @@ class EmbeddedVoices:
         yield from (chunk.astype(np.float32, copy=False) for chunk in spoken if chunk.size)
 
     def phonemes(self, text: str, british: bool) -> str:
-        """English in misaki's phonemes. Raises: VoiceUnavailable."""
+        """Convert English to misaki's phonemes. Raises: VoiceUnavailable."""
         require()
         return str(_g2p(british)(text))
 
@@ -93,9 +93,9 @@ class EmbeddedVoices:
 
 
 def require() -> None:
-    """Called before any import of the library.
+    """Check the library; call this before any import of it.
 
-    Raises: VoiceUnavailable when it is not installed, or is not as it was looked at.
+    Raises: VoiceUnavailable when it is not installed, or is not the reviewed version.
     """
     report_to_nobody()
     if importlib.util.find_spec("hibari") is None:
@@ -111,13 +111,13 @@ def require() -> None:
 
 @cache
 def checked() -> bool:
-    """Whether what is installed is, byte for byte, the version that was looked at."""
+    """Whether the installed library is, byte for byte, the reviewed version."""
     spec = importlib.util.find_spec("hibari")
     return spec is not None and spec.origin is not None and digest(Path(spec.origin).parent) == DIGEST
 
 
 def digest(folder: Path) -> str:
-    """Of all files of a package but what Python itself puts there."""
+    """Digest of all files of a package except bytecode."""
     whole = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix != ".pyc":
@@ -134,12 +134,12 @@ def _g2p(british: bool) -> Any:
 
 
 def _registry() -> dict[str, tuple[str, str]]:
-    """Each voice's file on the hub and its SHA-256, as the library has them."""
+    """Each voice's file on the hub and its SHA-256, from the library."""
     from hibari.voices import VOICES
 
     return {name: (f"voices/{one['file']}", one["sha256"]) for name, one in VOICES.items()}
 
 
 def _model_file(voice: str) -> str | None:
-    """A voice's own model; None for the one that lies in the package."""
+    """A voice's model file; None for the voice in the package."""
     return None if voice == DEFAULT else str(voice_files.fetched(REPO, *_registry()[voice]))

@@ -1,6 +1,6 @@
 """Kokoro-82M from the hub, run by onnxruntime: phonemes and a voice's style in, sound out.
 
-Source: github.com/hexgrad/kokoro (Apache-2.0, its weights too), as published for ONNX.
+Source: github.com/hexgrad/kokoro (Apache-2.0, weights included), in its published ONNX form.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ REPO = "onnx-community/Kokoro-82M-v1.0-ONNX"
 MODEL, TOKENIZER = "onnx/model_quantized.onnx", "tokenizer.json"
 PREFIX = "kokoro/"
 _MODEL_MB, _VOICE_MB = 93, 1
-_MOST_TOKENS = 510  # at once; the model adds one at each end
-_STYLE = 256  # numbers of a style, of which a voice has one for each length
+_MOST_TOKENS = 510  # per call; one more is added at each end
+_STYLE = 256  # values per style; a voice has one style per number of tokens
 
-# Languages by a voice's first letter: tag, scripts, name. English words may stand in any of them.
+# Languages by a voice's first letter: tag, scripts, name. Any of them may contain English words.
 _LANGUAGES = {
     "a": ("en-US", (LATIN,), "American"),
     "b": ("en-GB", (LATIN,), "British"),
@@ -62,12 +62,12 @@ _NAMES = (
 
 
 class KokoroVoices:
-    """See SpeechEngine. The model is fetched and loaded when it first speaks."""
+    """A SpeechEngine of the Kokoro voices. The model is fetched and loaded on first use."""
 
     hz = 24_000
 
     def __init__(self, english: English) -> None:
-        """english: what reads English words."""
+        """english: converts English words to phonemes."""
         self._english = english
         self._speaking = threading.Lock()
         self._session: Any = None
@@ -97,7 +97,7 @@ class KokoroVoices:
                 yield self._run(tokens, styles[min(len(tokens), len(styles) - 1)], speed)
 
     def _run(self, tokens: list[int], style: np.ndarray, speed: float) -> np.ndarray:
-        """tokens: without those at the ends. style: float32 (1, _STYLE). Returns float32 (n,)."""
+        """tokens: without the two at the ends. style: float32 (1, _STYLE). Returns sound, float32 (n,)."""
         given = {
             "input_ids": np.array([[0, *tokens, 0]], np.int64),
             "style": style,
@@ -107,7 +107,7 @@ class KokoroVoices:
         return np.asarray(sound, np.float32).reshape(-1).clip(-1, 1)
 
     def _tokens(self, spoken: str) -> Iterator[list[int]]:
-        """Phonemes as the model's numbers, in pieces that it takes at once, cut between words."""
+        """Phonemes as token ids, split between words into pieces of at most _MOST_TOKENS."""
         piece: list[int] = []
         for word in spoken.split(" "):
             known = [self._ids[char] for char in word if char in self._ids]
@@ -133,7 +133,7 @@ class KokoroVoices:
             wanted = {"input_ids", "style", "speed"}
             if {given.name for given in session.get_inputs()} != wanted:
                 raise ValueError("other inputs")
-        except Exception as error:  # whatever a library says of a file that is broken
+        except Exception as error:  # libraries raise many errors for a broken file
             log.warning("Kokoro cannot be loaded", exc_info=error)
             raise VoiceUnavailable(
                 f"The model of {REPO} cannot be loaded: a file is damaged, or another.",

@@ -1,4 +1,4 @@
-"""A text spoken into a sound file, sentence by sentence, and when each of them is said."""
+"""Speak a text into a sound file, sentence by sentence, with the time of each sentence."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ from avatar.speech.voices import SpeechEngine, Voice
 
 log = logging.getLogger(__name__)
 
-_FASTEST_CHARS_PER_S = 40.0  # no voice says more: a text that is longer than this for sure is not begun
-_LEAD_S, _TAIL_S, _PARAGRAPH_S = 0.1, 0.35, 0.4  # silence before, after a sentence; more after a paragraph
-_SILENCE = 0.01  # of the loudest sample
+_FASTEST_CHARS_PER_S = 40.0  # faster than any voice: a longer text is refused at once
+_LEAD_S, _TAIL_S, _PARAGRAPH_S = 0.1, 0.35, 0.4  # silence before, after a sentence; added per paragraph
+_SILENCE = 0.01  # below this share of the loudest sample
 _LONGEST_TITLE = 32
-_MOST_BYTES = 8 * 2**20  # of a text file: a day of speech
+_MOST_BYTES = 8 * 2**20  # of a text file: about a day of speech
 
 
 @dataclass(frozen=True)
 class Script:
-    """A text and how it is to be spoken."""
+    """A text, and the voice and speed to speak it with."""
 
     text: str
     speaking: Speaking = field(default_factory=Speaking)
 
     @property
     def digest(self) -> str:
-        """Of the text and the way in which it is spoken."""
+        """SHA-256 of the text, voice and speed."""
         said = [self.text, self.speaking.voice, self.speaking.speed]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     @property
     def title(self) -> str:
-        """What messages and the gallery call it: its beginning."""
+        """The text's beginning, as its name in messages and the gallery."""
         words = " ".join(self.text.replace("/", " ").replace("\\", " ").split())
         return f"“{words}”" if len(words) <= _LONGEST_TITLE else f"“{words[:_LONGEST_TITLE].rstrip()}…”"
 
 
 @dataclass(frozen=True)
 class Said:
-    """One sentence that has been spoken. samples: float32 (n,) in −1..1. start_s: where it begins."""
+    """One spoken sentence. samples: float32 (n,) in −1..1. start_s: where it begins in the sound file."""
 
     text: str
     samples: np.ndarray
@@ -68,15 +68,17 @@ class Said:
 
 
 class Narrator:
-    """A script that has been checked and can be spoken. Made by Narrator.of."""
+    """Speaks a script that has been checked. Made by Narrator.of."""
 
     def __init__(self, engine: SpeechEngine, voice: Voice, script: Script, parts: list[TextSentence]) -> None:
         self.engine, self.voice, self.script, self.parts = engine, voice, script, parts
 
     @classmethod
     def of(cls, script: Script, catalogue: Catalogue, limits: InputLimits | None = None) -> Narrator:
-        """Check a script. Raises: BadInput, before anything loads, for a text that is empty or too long, or a
-        voice that does not exist or cannot read it."""
+        """Check a script, before anything loads.
+
+        Raises: BadInput for an empty or overlong text, or a voice that does not exist or cannot read it.
+        """
         limits = limits or InputLimits()
         if len(script.text) > limits.max_speech_s * _FASTEST_CHARS_PER_S:
             raise too_long(limits)
@@ -84,7 +86,7 @@ class Narrator:
         return cls(engine, voice, script, sentences(script.text))
 
     def sentences(self) -> Iterator[Said]:
-        """Speak one sentence after another, each as soon as it is asked for. Raises: AvatarError."""
+        """Yield the sentences, each synthesised on demand. Raises: AvatarError."""
         start_s, hz = 0.0, self.engine.hz
         for part in self.parts:
             chunks = list(self.engine.synthesise(part.text, self.voice.name, self.script.speaking.speed))
@@ -97,9 +99,9 @@ class Narrator:
             start_s += len(samples) / hz
 
     def write(self, target: Path, limits: InputLimits | None = None) -> Iterator[Said]:
-        """Speak into a 16-bit WAV; yields each sentence once it is in the file.
+        """Speak into a 16-bit WAV; yield each sentence once it is in the file.
 
-        Nothing is left when it is not spoken to its end. Raises: AvatarError.
+        The file is deleted unless the text is spoken to its end. Raises: AvatarError.
         """
         limits = limits or InputLimits()
         with ExitStack() as undo:
@@ -123,13 +125,13 @@ class Narrator:
 
 
 def too_long(limits: InputLimits) -> BadInput:
-    """The refusal of a text that would be spoken for longer than speech may last."""
+    """The error for a text whose speech would exceed the limit."""
     remedy = f"Shorten it; or {limits.longer}." if limits.longer else "Shorten it."
     return BadInput(f"The text is too long: spoken, it may last {minutes(limits.max_speech_s)}.", remedy)
 
 
 def trimmed(samples: np.ndarray, hz: int) -> np.ndarray:
-    """A sentence with as much silence before and after it as between sentences. samples: float32 (n,)."""
+    """Trim a sentence's silence to _LEAD_S before it and _TAIL_S after it. samples: float32 (n,)."""
     loud = np.flatnonzero(np.abs(samples) > _SILENCE * np.abs(samples).max(initial=0.0))
     if not loud.size:
         return samples
@@ -139,13 +141,13 @@ def trimmed(samples: np.ndarray, hz: int) -> np.ndarray:
 
 
 def save_spoken(path: Path, script: Script, captions: tuple[Caption, ...]) -> None:
-    """Keep of what a sound file was spoken, and when. Raises: OSError."""
+    """Save which script a sound file speaks, and its captions. Raises: OSError."""
     data = {"script": script.digest, "said": [asdict(one) for one in captions]}
     path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
 
 
 def load_spoken(path: Path, script: Script) -> tuple[Caption, ...] | None:
-    """What save_spoken kept, if it was of the same script spoken in the same way; else None."""
+    """The captions that save_spoken saved, if for the same text, voice and speed; else None."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         said, kept = tuple(Caption(**one) for one in data["said"]), data["script"]
@@ -156,7 +158,7 @@ def load_spoken(path: Path, script: Script) -> tuple[Caption, ...] | None:
 
 
 def read_text(path: Path) -> str:
-    """A text file's content; of "-" standard input's. Raises: BadInput."""
+    """Read a text file, or standard input for "-". Raises: BadInput."""
     if str(path) == "-":
         return sys.stdin.read(_MOST_BYTES)
     name = display_name(path)

@@ -1,7 +1,7 @@
-"""Text to the phonemes that Kokoro was trained on: one front end for each language.
+"""Convert text to the phonemes that Kokoro was trained on, with one front end per language.
 
-English: hibari's, else misaki's. Chinese and Japanese: misaki's. Spanish, French, Hindi, Italian, Portuguese:
-the program espeak-ng, if the user has installed it; its GPL does not reach a program that only runs it.
+English: hibari, else misaki. Chinese and Japanese: misaki. Spanish, French, Hindi, Italian, Portuguese:
+the program espeak-ng, if the user has installed it; its GPL does not extend to a program that only runs it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _HAN = re.compile(r"[^A-Za-z]+|[A-Za-z][A-Za-z' \-]*")
 _TIES = {
     "a^ɪ": "I", "a^ʊ": "W", "d^z": "ʣ", "d^ʒ": "ʤ", "e^ɪ": "A", "o^ʊ": "O", "ə^ʊ": "Q", "s^s": "S",
     "t^s": "ʦ", "t^ʃ": "ʧ", "ɔ^ɪ": "Y",
-}  # fmt: skip  # what the model writes with one letter
+}  # fmt: skip  # pairs that the model writes as one letter
 _ESPEAK_S = 20.0
 
 
 def lacks(letter: str) -> str:
-    """What must be installed before a language can be read, as an instruction; "" when nothing.
+    """What must be installed to read a language, as an instruction; "" for nothing.
 
-    letter: of the language, as Kokoro's voices begin.
+    letter: first letter of Kokoro's voices in that language.
     """
     if letter in "ab":
         known = hibari_voices.checked() or importlib.util.find_spec("misaki") is not None
@@ -50,7 +50,7 @@ def lacks(letter: str) -> str:
 
 
 def phonemes(text: str, letter: str, english: English) -> str:
-    """A sentence in the model's phonemes. Raises: VoiceUnavailable."""
+    """Convert a sentence to the model's phonemes. Raises: VoiceUnavailable."""
     if letter in "ab":
         return _english(text, letter == "b", english)
     if letter == "z":
@@ -77,7 +77,7 @@ def _misaki_english(british: bool) -> Any:
 
 
 def _chinese(text: str, english: English) -> str:
-    """Chinese, with the English words in it read as English."""
+    """Phonemes of Chinese text, with English words in it read as English."""
     return " ".join(
         _english(part.strip(), False, english) if part[0].isascii() and part[0].isalpha() else _zh()(part)[0]
         for part in _HAN.findall(text)
@@ -102,7 +102,7 @@ def _japanese() -> Any:
 
 
 def _espeak(text: str, language: str) -> str:
-    """By the user's own espeak-ng, clause by clause, as punctuation is no phoneme to it."""
+    """Phonemes from the installed espeak-ng, clause by clause because it drops punctuation."""
     program = shutil.which("espeak-ng")
     if program is None:
         raise VoiceUnavailable("The program espeak-ng is not installed.", "Run: apt install espeak-ng")
@@ -127,4 +127,4 @@ def _run(program: str, clause: str, language: str) -> str:
             f"espeak-ng could not read the text ({type(error).__name__}).", "Check that it runs."
         ) from error
     spoken = " ".join(done.stdout.split())
-    return re.sub(r"\([a-z-]+\)", "", spoken)  # where it changes to another language
+    return re.sub(r"\([a-z-]+\)", "", spoken)  # espeak-ng's marks of a switch to another language

@@ -1,7 +1,7 @@
-"""Voices by URL: any server with OpenAI's /v1/audio/speech, named by the environment.
+"""Voices of a speech server: any with OpenAI's /v1/audio/speech, set in the environment.
 
 AVATAR_SPEECH_URL: its address up to /v1. AVATAR_SPEECH_KEY: sent as a bearer token, never shown or logged.
-AVATAR_SPEECH_MODEL, AVATAR_SPEECH_VOICES: what it offers, the voices separated by commas.
+AVATAR_SPEECH_MODEL, AVATAR_SPEECH_VOICES: model and voices to use, the voices separated by commas.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ log = logging.getLogger(__name__)
 
 URL, KEY, MODEL, VOICES = (f"AVATAR_SPEECH_{name}" for name in ("URL", "KEY", "MODEL", "VOICES"))
 PREFIX = "url/"
-CONNECT_S, ANSWER_S = 5.0, 60.0  # to reach it; for the whole of a sentence, with no more silence than this
-_MOST_BYTES = 64 * 2**20  # of one sentence's sound
+CONNECT_S, ANSWER_S = 5.0, 60.0  # timeouts to connect, and between any two reads of an answer
+_MOST_BYTES = 64 * 2**20  # per sentence
 _SLOWEST, _FASTEST = 0.25, 4.0  # what the protocol allows
 _OTHERS = "or choose the voice heart, which is here."
 
 
 @dataclass(frozen=True)
 class RemoteVoices:
-    """See SpeechEngine. url: "" for no server. Every sentence is one request."""
+    """A SpeechEngine that sends one request per sentence. url: "" for no server."""
 
     url: str = ""
     key: str = field(default="", repr=False)
@@ -41,7 +41,7 @@ class RemoteVoices:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> RemoteVoices:
-        """What the environment says. Raises: BadInput for an address that is none."""
+        """Read the environment variables. Raises: BadInput for an invalid address."""
         env = os.environ if environment is None else environment
         url = env.get(URL, "").strip().rstrip("/")
         parts = urlsplit(url)
@@ -109,7 +109,7 @@ class RemoteVoices:
         return bytes(body)
 
     def _refused(self, status: int, asked: Mapping[str, Any]) -> VoiceUnavailable:
-        """What a status other than 200 means; the server's own words are not passed on."""
+        """The error for a status other than 200; the server's own message is not passed on."""
         match status:
             case 401 | 403:
                 return VoiceUnavailable(
@@ -136,7 +136,7 @@ class RemoteVoices:
         )
 
     def _decoded(self, sound: bytes) -> np.ndarray:
-        """Whatever sound came, as float32 (n,) at hz; WAV was asked for. Raises: VoiceUnavailable."""
+        """Decode sound of any format to float32 (n,) at hz; WAV was requested. Raises: VoiceUnavailable."""
         import av
 
         try:

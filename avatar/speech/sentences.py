@@ -1,7 +1,7 @@
-"""A text cut into sentences, short enough for a voice: English and its kin, Chinese and Japanese.
+"""Split text into sentences short enough for a voice: European languages, Chinese and Japanese.
 
-How numbers and abbreviations are read is the voice's own affair; here a full stop within them must only not
-be taken for the end of a sentence.
+Each voice decides how to read numbers and abbreviations; this module only avoids taking a full stop in them
+for the end of a sentence.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from avatar.speech.writing_systems import is_dense, is_spoken
 
-# Letters that a voice gets at once; Chinese says a syllable with each.
+# Most letters passed to a voice at once; fewer in Chinese, where each is a syllable.
 _MOST, _MOST_DENSE = 320, 100
 
 _CLOSING = "\"'”’»)]}」』】）》〉"
@@ -23,7 +23,7 @@ _CLAUSES = re.compile(r"(?<=[,;:—–，、；：])\s*")
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n\s*")
 _LINES = re.compile(r"[ \t]*\n[ \t]*")
 
-# Before these a full stop is nearly always within a sentence; before the last ones where no capital follows.
+# After these words a full stop rarely ends a sentence; after those in _MAY_END, it does before a capital.
 _TITLES = frozenset(
     (
         "mr",
@@ -105,17 +105,16 @@ _MAY_END = frozenset(
 
 @dataclass(frozen=True)
 class TextSentence:
-    """What is said in one breath. ends_paragraph: a longer pause follows."""
+    """A sentence, or a piece of a long one. ends_paragraph: a longer pause follows."""
 
     text: str
     ends_paragraph: bool = False
 
 
 def sentences(text: str) -> list[TextSentence]:
-    """The sentences of a text, in order; what nobody could say is left out.
+    """The sentences of a text, in order; those without a letter or digit are left out.
 
-    A single line break is one that the text's editor made, unless a sentence ends there; an empty line ends a
-    paragraph.
+    A single line break only wraps the text and ends no sentence; an empty line ends a paragraph.
     """
     found: list[TextSentence] = []
     for paragraph in _PARAGRAPHS.split(text.replace("\r\n", "\n").replace("\r", "\n").strip()):
@@ -126,7 +125,7 @@ def sentences(text: str) -> list[TextSentence]:
 
 
 def _joined(paragraph: str) -> str:
-    """One line of a paragraph's lines; Chinese ones follow each other without a space."""
+    """Join a paragraph's lines into one, in Chinese and Japanese without a space."""
     lines = [line for line in _LINES.split(paragraph) if line]
     out = ""
     for line in lines:
@@ -136,7 +135,7 @@ def _joined(paragraph: str) -> str:
 
 
 def _cut(line: str) -> list[str]:
-    """A line at the ends of its sentences."""
+    """Split a line at the ends of its sentences."""
     out, start = [], 0
     for match in _ENDS.finditer(line):
         if _is_end(line, match):
@@ -146,7 +145,7 @@ def _cut(line: str) -> list[str]:
 
 
 def _is_end(line: str, match: re.Match[str]) -> bool:
-    """Whether a sentence ends with these marks."""
+    """Whether the matched punctuation ends a sentence."""
     rest = line[match.end() :].lstrip().lstrip("\"'“‘«([{")
     if not rest:
         return True
@@ -168,13 +167,13 @@ def _is_end(line: str, match: re.Match[str]) -> bool:
 
 
 def _begins_name(line: str, stop: int) -> bool:
-    """Whether the capital before a full stop is the first of a sentence, or follows another name's part."""
+    """Whether the capital before a full stop starts a sentence or follows another part of a name."""
     before = line[: stop - 1].rstrip()
     return not before or before[-1] in ".!?" or before.split()[-1][:1].isupper()
 
 
 def _short(sentence: str) -> list[str]:
-    """A sentence in pieces that a voice can take: at clauses, else between words, else anywhere."""
+    """Split a sentence to a voice's limit: between clauses, else between words, else anywhere."""
     most = _MOST_DENSE if is_dense(sentence) else _MOST
     if len(sentence) <= most:
         return [sentence]
@@ -189,7 +188,7 @@ def _short(sentence: str) -> list[str]:
 
 
 def _words(clause: str, most: int) -> list[str]:
-    """A clause whole if it is short enough; else its words, endless ones in pieces."""
+    """A clause whole if it is short enough; else its words, with overlong ones split."""
     if len(clause) <= most:
         return [clause] if clause else []
     return [word[at : at + most] for word in clause.split() for at in range(0, len(word), most)]

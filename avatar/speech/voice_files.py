@@ -1,4 +1,4 @@
-"""Files of voices from the Hugging Face hub, kept in its cache; HF_HOME and HF_ENDPOINT are obeyed."""
+"""Voice files from the Hugging Face hub, kept in its cache; HF_HOME and HF_ENDPOINT apply."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ log = logging.getLogger(__name__)
 
 
 def here(repo: str, file: str) -> bool:
-    """Whether a file has been fetched."""
+    """Whether a file is in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(repo, file), str)
 
 
 def fetched(repo: str, file: str, digest: str = "") -> Path:
-    """The file, from the cache or fetched into it. digest: its SHA-256, "" when it is not known.
+    """The path of a file in the cache, fetched if needed. digest: its SHA-256, "" if unknown.
 
-    Raises: VoiceUnavailable when the hub cannot be reached, or the file is another.
+    Raises: VoiceUnavailable when the hub cannot be reached, or the digest differs.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     cached = try_to_load_from_cache(repo, file)
     try:
         path = Path(cached) if isinstance(cached, str) else Path(hf_hub_download(repo, file))
-    except Exception as error:  # of the library that carries it, which releases exchange
+    except Exception as error:  # error types of the hub's HTTP library, which changes between releases
         log.warning("%s of %s cannot be fetched", file, repo, exc_info=error)
         raise VoiceUnavailable(
             f"{file.rpartition('/')[2]} of {repo} cannot be fetched ({type(error).__name__}).",
             "Check the connection to the hub, then try again; the voice heart needs no download.",
         ) from error
     if digest and _digest(path) != digest:
-        path.resolve().unlink()  # in the cache the file itself lies elsewhere
+        path.resolve().unlink()  # the cache's entry is a link to the file itself
         path.unlink(missing_ok=True)
         raise VoiceUnavailable(
             f"{file.rpartition('/')[2]} of {repo} is not the file that it should be; it was removed.",

@@ -1,11 +1,11 @@
-"""In which scripts a text is written."""
+"""The scripts that a text is written in."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
 
-# What Unicode's names begin with, where the script is called otherwise.
+# First words of Unicode names that differ from the script's name.
 _NAMES = {"CJK": "Han", "IDEOGRAPHIC": "Han", "KANGXI": "Han", "FULLWIDTH": "Latin", "HALFWIDTH": "Katakana"}
 _OF_NO_SCRIPT = ("MODIFIER", "MATHEMATICAL", "DOUBLE-STRUCK", "SCRIPT", "FEMININE", "MASCULINE", "MICRO")
 
@@ -13,7 +13,7 @@ LATIN, HAN, HIRAGANA, KATAKANA, DEVANAGARI = "Latin", "Han", "Hiragana", "Kataka
 
 
 def script_of(char: str) -> str:
-    """The script of a letter, as "Latin" or "Han"; "" for a mark, digit or sign, which belong to all."""
+    """A letter's script, such as "Latin" or "Han"; "" for a mark, digit or sign, common to all scripts."""
     if not char.isalpha():
         return ""
     first = unicodedata.name(char, "").partition(" ")[0]
@@ -23,7 +23,7 @@ def script_of(char: str) -> str:
 
 
 def scripts_in(text: str) -> list[str]:
-    """The scripts of a text's letters, the most used first."""
+    """The scripts of a text's letters, most used first."""
     counts: dict[str, int] = {}
     for char in text:
         if script := script_of(char):
@@ -32,12 +32,12 @@ def scripts_in(text: str) -> list[str]:
 
 
 def is_spoken(text: str) -> bool:
-    """Whether there is anything to say: a letter or a digit."""
+    """Whether a text has anything to pronounce: a letter or a digit."""
     return any(char.isalnum() for char in text)
 
 
 def is_dense(text: str) -> bool:
-    """Whether most of its letters are of a script that writes a syllable or word with each, as Chinese."""
+    """Whether a text's main script writes a syllable or word per letter, as Chinese does."""
     scripts = scripts_in(text)
     return bool(scripts) and scripts[0] in (HAN, HIRAGANA, KATAKANA, "Hangul")
 

@@ -1,1 +1,1 @@
-"""How a live session reaches those who watch it: WebRTC, or fragments of MP4 over a WebSocket."""
+"""Transports of a live session to its watchers: WebRTC, or MP4 fragments over a WebSocket."""

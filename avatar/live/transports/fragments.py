@@ -1,7 +1,7 @@
-"""Frames and their samples as fragments of MP4, for a browser's Media Source: one fragment each time.
+"""Frames and samples as MP4 fragments for a browser's Media Source Extensions, one fragment per call.
 
-libav's own muxer keeps a packet back until the next one comes; these fragments are written by hand, so that a
-frame leaves as soon as it is coded. Only their header is libav's.
+libav's muxer holds a packet back until the next arrives; fragments are therefore written by hand, so that
+a frame leaves as soon as it is encoded. Only the header is libav's.
 Source: ISO/IEC 14496-12, boxes moof, mfhd, traf, tfhd, tfdt, trun and mdat.
 """
 
@@ -23,10 +23,10 @@ from avatar.geometry import FPS, SOUND_HZ
 from avatar.runtime.live_protocol import LiveFrames
 
 VIDEO_TRACK, SOUND_TRACK = 1, 2
-PACKET = 960  # samples in a packet of Opus: 20 ms
+PACKET = 960  # samples per Opus packet: 20 ms
 KEYFRAME_EVERY = 4 * FPS
 _H264 = {"preset": "veryfast", "crf": "23", "tune": "zerolatency", "profile": "high"}
-_KEY, _DELTA = 0x02000000, 0x01010000  # sample flags: depends on nothing; depends on others
+_KEY, _DELTA = 0x02000000, 0x01010000  # sample flags: independent; depends on other samples
 _BT709 = 1
 
 
@@ -38,7 +38,7 @@ class _Sample:
 
 
 class FragmentWriter:
-    """One watcher's stream. header comes first; then what write gives, in order."""
+    """The stream of one watcher: send header first, then the results of write, in order."""
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width // 2 * 2, height // 2 * 2
@@ -60,24 +60,24 @@ class FragmentWriter:
         self._container.start_encoding()
         self.header = bytes(buffer.data)
         self._sequence = self._num_frames = 0
-        self._place = {VIDEO_TRACK: 0, SOUND_TRACK: 0}  # in samples at SOUND_HZ, of the next of each track
+        self._place = {VIDEO_TRACK: 0, SOUND_TRACK: 0}  # start of each track's next sample, at SOUND_HZ
         self._fresh = True
 
     @property
     def codecs(self) -> str:
-        """As MediaSource.isTypeSupported wants it."""
+        """The MIME type with codecs, for MediaSource.isTypeSupported."""
         extra = self._video.codec_context.extradata or b""
         at = extra.find(b"\x67")  # the sequence parameter set
         profile = extra[at + 1 : at + 4].hex() if at >= 0 else "64001f"
         return f'video/mp4; codecs="avc1.{profile},opus"'
 
     def restart(self, first_frame: int) -> None:
-        """Frames were left out: go on at this one, with a picture that needs none before it."""
+        """Continue after dropped frames: at this frame, with a keyframe."""
         self._place = dict.fromkeys(self._place, first_frame * (SOUND_HZ // FPS))
         self._fresh = True
 
     def write(self, made: LiveFrames) -> bytes:
-        """One fragment of these frames and their samples; see restart for frames that are missing."""
+        """One fragment with these frames and their samples; after missing frames the stream restarts."""
         if made.first_frame * (SOUND_HZ // FPS) != self._place[VIDEO_TRACK]:
             self.restart(made.first_frame)
         video = [self._coded(pixels) for pixels in made.frames]
@@ -93,7 +93,7 @@ class FragmentWriter:
         return fragment
 
     def close(self) -> None:
-        """Free the coders."""
+        """Free the encoders."""
         self._container.close()
 
     def _add_video(self) -> VideoStream:
@@ -128,7 +128,7 @@ class FragmentWriter:
         return self._moof(tracks, size + 8) + _box(b"mdat", data)
 
     def _moof(self, tracks: list[tuple[int, list[_Sample]]], offset: int) -> bytes:
-        """offset: of the first sample from the moof's beginning."""
+        """The moof box. offset: of the first sample, in bytes from the moof's beginning."""
         parts = [_box(b"mfhd", struct.pack(">II", 0, self._sequence))]
         for track, samples in tracks:
             head = _box(b"tfhd", struct.pack(">II", 0x020000, track))
@@ -154,7 +154,7 @@ def picture(pixels: np.ndarray, width: int, height: int) -> av.VideoFrame:
 
 
 def _with_lengths(data: bytes) -> bytes:
-    """NAL units each after its length, as MP4 has them, instead of after a start code."""
+    """Replace the start code of each NAL unit by its length, as MP4 requires."""
     units = [unit.rstrip(b"\0") for unit in data.split(b"\0\0\1") if unit.strip(b"\0")]
     return b"".join(struct.pack(">I", len(unit)) + unit for unit in units)
 
@@ -164,7 +164,7 @@ def _box(kind: bytes, content: bytes) -> bytes:
 
 
 class _Kept(io.RawIOBase):
-    """What libav writes of the header."""
+    """Collects the header that libav writes."""
 
     def __init__(self) -> None:
         self.data = bytearray()

@@ -1,4 +1,4 @@
-"""A session over WebRTC: video and voice down, the microphone up. It runs on the page's own event loop."""
+"""A session over WebRTC: video and voice down, microphone up. It runs on the web server's event loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 VIDEO_HZ = 90_000
 PACKET = SOUND_HZ // 50
-MOST_QUEUED_FRAMES = 24  # two blocks, which a slow network has not taken; older ones are dropped
+MOST_QUEUED_FRAMES = 24  # two blocks not yet sent over a slow network; older frames are dropped
 MOST_SDP_BYTES = 64 * 2**10
 # stun:HOST:PORT, turn:HOST:PORT?transport=udp, or with turn:USER:PASSWORD@HOST:PORT
 _ICE_SERVER = re.compile(
@@ -42,7 +42,7 @@ _ICE_SERVER = re.compile(
 
 @dataclass(frozen=True)
 class IceServer:
-    """A STUN or TURN server. url: as browsers want it, without name and password."""
+    """A STUN or TURN server. url: in the browser's form, without name and password."""
 
     url: str
     user: str = ""
@@ -61,13 +61,13 @@ class IceServer:
 
     @property
     def for_browser(self) -> dict[str, str]:
-        """As RTCPeerConnection takes it."""
+        """The server as an RTCPeerConnection argument."""
         secret = {"username": self.user, "credential": self.password} if self.user else {}
         return {"urls": self.url, **secret}
 
 
 class Peer:
-    """One browser's connection to one session. All of it on the event loop, but for show, tell and end."""
+    """One browser's connection to one session, on the event loop; show, tell and end are thread-safe."""
 
     def __init__(
         self,
@@ -87,20 +87,20 @@ class Peer:
         self._connection.on("connectionstatechange", self._on_state)
 
     async def answer(self, sdp: str) -> str:
-        """The answer to a browser's offer. Raises: BadInput."""
+        """The SDP answer to a browser's offer. Raises: BadInput."""
         try:
             await self._connection.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
             self._connection.addTrack(self._video)
             self._connection.addTrack(self._voice)
             await self._connection.setLocalDescription(await self._connection.createAnswer())
-        except Exception as error:  # the library parses what a stranger wrote, and fails in many ways
+        except Exception as error:  # the library parses untrusted input and raises many errors
             log.info("an offer cannot be used: %r", error)
             await self.close()
             raise BadInput("The browser's WebRTC offer cannot be used.") from error
         return str(self._connection.localDescription.sdp)
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._session.leave(self)
         self._video.stop()
         self._voice.stop()
@@ -113,7 +113,7 @@ class Peer:
         self._loop.call_soon_threadsafe(self._queue, made)
 
     def tell(self, what: Mapping[str, Any]) -> None:
-        """See Watcher: words go over the socket beside."""
+        """See Watcher. Does nothing: events go over the WebSocket."""
 
     def end(self, reason: str) -> None:
         """See Watcher."""
@@ -150,7 +150,7 @@ class Peer:
 
 
 class _QueuedTrack(MediaStreamTrack):
-    """Frames that wait to be coded and sent; the newest are kept."""
+    """A track whose frames wait to be encoded and sent; when full, the oldest are dropped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,18 +158,18 @@ class _QueuedTrack(MediaStreamTrack):
         self._most = MOST_QUEUED_FRAMES
 
     def _put(self, frame: Any, after_s: float) -> None:
-        """Queue a frame, to leave so many seconds from now at the earliest: a block comes all at once."""
+        """Queue a frame, to be sent after_s from now at the earliest, because a block arrives all at once."""
         while self._queued.qsize() >= self._most:
             self._queued.get_nowait()
         self._queued.put_nowait((time.monotonic() + after_s, frame))
 
     def stop(self) -> None:
-        """Ends whoever waits for the next frame, too."""
+        """Stop the track and wake a waiting recv."""
         super().stop()
         self._queued.put_nowait(None)
 
     async def recv(self) -> Any:
-        """The next frame, as aiortc asks for it. Raises: MediaStreamError at the end."""
+        """The next frame, called by aiortc. Raises: MediaStreamError at the end."""
         found = None if self.readyState != "live" else await self._queued.get()
         if found is None:
             raise MediaStreamError

@@ -1,6 +1,6 @@
-"""One program or page at the other end of a session's WebSocket: what it says, and what it is sent.
+"""The WebSocket of a live session, for the page or any other client.
 
-Texts are JSON, {"type": …}; binary messages are sound on the way up, video on the way down: see docs/live.md.
+Text messages are JSON, {"type": …}; binary messages are sound up and video down: see docs/live.md.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 MOST_MESSAGE_BYTES = 64 * 2**10
 MOST_MESSAGES_PER_S = 120
-MOST_SOUND_BYTES_PER_S = 2.5 * 2 * SOUND_HZ  # of 16-bit samples: a burst after the network stood
-MOST_QUEUED = 25  # frames that a slow network has not taken; then all are dropped, and it begins afresh
+MOST_SOUND_BYTES_PER_S = 2.5 * 2 * SOUND_HZ  # of 16-bit samples; allows a burst after a network stall
+MOST_QUEUED = 25  # frames not yet sent over a slow network; beyond, all are dropped and the stream restarts
 LINE_EVERY_S = 0.5
 POLICY, TOO_LARGE, GONE = 1008, 1009, 4404
 VIDEO = ("fmp4", "raw", "none")
@@ -38,10 +38,10 @@ RAW_HEADER = struct.Struct("<4sIHHI")  # "LIVE", first frame, width, height, num
 
 
 class Words(Protocol):
-    """What a connection is told, in its own language."""
+    """Texts for a connection, in its language."""
 
     def error(self, error: AvatarError) -> str:
-        """What is wrong, and what to do."""
+        """An error and its remedy."""
 
     def notice(self, code: str, english: str, values: Mapping[str, Any]) -> str:
         """A notice of the session."""
@@ -62,7 +62,7 @@ class LiveSocket:
         self._sound_budget, self._budget_at = MOST_SOUND_BYTES_PER_S, time.monotonic()
 
     async def serve(self) -> None:
-        """Wait for the turn, then pass on what comes until the end."""
+        """Wait in the queue, then pass messages both ways until the end."""
         line, ticket = self._state.line, self._opened.ticket
         line.connected(ticket)
         sender = asyncio.create_task(self._send())
@@ -77,7 +77,7 @@ class LiveSocket:
             line.left(ticket)
 
     async def _send(self) -> None:
-        """Tell the place in line; then whatever the session shows."""
+        """Send the place in the queue, then the session's frames and events."""
         ticket, place = self._opened.ticket, -1
         while ticket.session is None and ticket.error is None:
             now = self._state.line.place(ticket)
@@ -163,7 +163,7 @@ class LiveSocket:
                 conversation.hear(samples)
 
     async def _obey(self, message: Mapping[str, Any]) -> None:
-        """Do what a message asks. Raises: AvatarError."""
+        """Carry out a message. Raises: AvatarError."""
         kind = message["type"]
         if kind == "ping":
             await self._tell({"type": "pong", "at": _number(message, "at", 0.0)})
@@ -195,16 +195,16 @@ class LiveSocket:
                 raise BadInput(f"There is no message {kind[:40]!r}.", "See docs/live.md.")
 
     async def _show(self, video: str) -> None:
-        """Send video of this kind from now on. Raises: BadInput."""
+        """Send this kind of video from now on. Raises: BadInput."""
         if video not in VIDEO:
             raise BadInput("There is no such video.", f"Choose {', '.join(VIDEO)}.")
         while self._viewer is None and self._opened.ticket.session is not None:
-            await asyncio.sleep(0.01)  # the sender is about to begin
+            await asyncio.sleep(0.01)  # _send is about to make the viewer
         if self._viewer is not None:
             self._viewer.show_as(video)
 
     def _in_words(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A notice in the page's language."""
+        """Translate a notice into the page's language."""
         if message["type"] != "notice":
             return message
         said = self._words.notice(message["code"], message["text"], message["values"])
@@ -222,7 +222,7 @@ class LiveSocket:
 
 
 class _Viewer:
-    """See Watcher: what waits to be sent to one connection. Frames are coded by whoever takes them."""
+    """A watcher that queues frames and events for one connection; take encodes the frames."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -235,7 +235,7 @@ class _Viewer:
         self.woken = asyncio.Event()
 
     def show_as(self, video: str) -> None:
-        """From the next frame on, and from a whole picture."""
+        """Switch the kind of video from the next frame on, starting with a keyframe."""
         self._video, self._is_fresh, self._writer = video, True, None
 
     def show(self, made: LiveFrames) -> None:
@@ -259,7 +259,7 @@ class _Viewer:
         self._wake()
 
     def take(self) -> list[bytes | Mapping[str, Any]]:
-        """All that waits, ready to send."""
+        """All queued messages, encoded and ready to send."""
         out: list[bytes | Mapping[str, Any]] = []
         while self._words:
             out.append(self._words.popleft())
@@ -289,14 +289,14 @@ class _Viewer:
 
 
 def raw(made: LiveFrames) -> bytes:
-    """One message of frames as they are: RAW_HEADER, then rgb24 pixels, then 16-bit mono samples."""
+    """One message of uncompressed frames: RAW_HEADER, then rgb24 pixels, then 16-bit mono samples."""
     height, width = made.frames.shape[1:3]
     header = RAW_HEADER.pack(b"LIVE", made.first_frame, width, height, len(made.sound))
     return header + np.ascontiguousarray(made.frames).tobytes() + made.sound.astype("<i2").tobytes()
 
 
 def _number(message: Mapping[str, Any], name: str, default: float) -> float:
-    """Raises: BadInput for what is no number."""
+    """A number in a message. Raises: BadInput for anything but a number."""
     value = message.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not -1e12 < value < 1e12:
         raise BadInput(f"{name} must be a number.")

@@ -1,4 +1,4 @@
-"""The vendored ONNX models (see NOTICE) and how they are opened."""
+"""The vendored ONNX models (see NOTICE)."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ FACE_TEMPLATE = FOLDER / "face_template.npy"  # (468, 3), frontal and symmetric,
 
 @cache
 def session(name: str) -> onnxruntime.InferenceSession:
-    """The model `name`.onnx of this folder, opened once, on one CPU thread."""
+    """The model `name`.onnx of this folder, opened once, running on one CPU thread."""
     return open_onnx(FOLDER / f"{name}.onnx", threads=1)

@@ -1,4 +1,4 @@
-"""From a portrait, its face, and one frame's articulation and pose to that frame's pixels."""
+"""Render a frame's pixels from a portrait, its face, and the frame's articulation and pose."""
 
 from avatar.preview.render.frame_size import frame_size, framed
 from avatar.preview.render.renderer import Renderer

@@ -15,22 +15,22 @@ from avatar.preview.render.curves import Array, Box, Rows, bounding_box, smooths
 U = Rows(-1.35, 1.35, 65)  # along the eye, in half eye widths
 LASH = 0.04  # the lid's edge lies this far below its landmarks, in eye openings
 WATERLINE = 0.06  # the eyeball ends this far below the lower lid's landmarks, in eye openings
-LASHES = 0.14  # as far below the lid lashes and their shadow reach at most, in eye openings
+LASHES = 0.14  # lashes and their shadow reach at most this far below the lid, in eye openings
 LEAST_WIDTH_PX = 8
 BALL_RADIUS = 2.05  # of the eyeball, in iris radii
-LID_FOLLOWS = 0.8  # how far the upper lid goes along with the iris, up and down
-DIM_LID = 0.9  # a lid darker than this share of the skin under the eye is drawn from the brow or its shadow …
-MOST_FILL = 0.8  # … and gets so much of that skin's colour at most
-SKIN_TOLERANCE = 60  # colour difference, 0..255, beyond which it is not the lid's skin
-LASH_SHADE = 0.55  # how much of the light the lashes of a shut eye take
+LID_FOLLOWS = 0.8  # share of the iris's vertical motion that the upper lid follows
+DIM_LID = 0.9  # a lid darker than this share of the skin under the eye came from the brow or its shadow …
+MOST_FILL = 0.8  # … and gets at most this share of that skin's colour
+SKIN_TOLERANCE = 60  # colour difference, 0..255, beyond which a pixel is not the lid's skin
+LASH_SHADE = 0.55  # share of the light absorbed by the lashes of a shut eye
 
 
 @dataclass(frozen=True)
 class ShutLid:
-    """What a falling lid adds to the skin that is drawn on it.
+    """Colour and shade added to the skin of a closing lid.
 
-    fill: (h, w, 3) the colour of the skin under the eye; share: (h, w) how much of it;
-    shade: (h, w) the light that the lashes leave.
+    fill: (h, w, 3) colour of the skin under the eye; share: (h, w) its opacity;
+    shade: (h, w) share of light that passes the lashes.
     """
 
     fill: Array
@@ -38,17 +38,17 @@ class ShutLid:
     shade: Array
 
     def paint(self, skin: Array) -> Array:
-        """float32 (h, w, 3) of skin, uint8 (h, w, 3)."""
+        """Apply to skin, uint8 (h, w, 3); return float32 (h, w, 3)."""
         return (skin + (self.fill - skin) * self.share[..., None]) * self.shade[..., None]
 
 
 @dataclass(frozen=True)
 class EyeWarp:
-    """One frame's eye over its box, float32 (h, w).
+    """One frame's warp of an eye over its box, float32 (h, w).
 
-    skin_x, skin_y: to add to the source coordinates of the lids and the skin around, image px;
-    ball_x, ball_y: the same for the eyeball; ball: how much of the pixel the eyeball fills, 0..1;
-    lid: the paint on the lid, None where it is open.
+    skin_x, skin_y: added to the source coordinates of the lids and the skin around them, image px;
+    ball_x, ball_y: the same for the eyeball; ball: share of the pixel that the eyeball fills, 0..1;
+    lid: paint of the lid, None for an open eye.
     """
 
     skin_x: Array
@@ -59,13 +59,13 @@ class EyeWarp:
     lid: ShutLid | None
 
     def paint(self, skin: Array, ball: Array) -> None:
-        """Lays the eyeball's pixels behind the skin's, both uint8 (h, w, 3), in place."""
+        """Composite eyeball and skin, both uint8 (h, w, 3), into skin, in place."""
         lit = skin.astype(np.float32) if self.lid is None else self.lid.paint(skin)
         skin[:] = np.clip(lit + (ball - lit) * self.ball[..., None] + 0.5, 0, 255).astype(np.uint8)
 
 
 class Eye:
-    """One eye: its lids as curves in its own frame: x along the eye, y down, px, from between its corners."""
+    """One eye, its lids as curves in its own frame: x along the eye, y down, px, origin between corners."""
 
     def __init__(self, image: Array, face: Face, side: int) -> None:
         """image: uint8 (H, W, 3) RGB; side: 0 is the image-left eye, 1 the image-right one."""
@@ -110,7 +110,7 @@ class Eye:
         self.brow = np.minimum(brow, self.upper - 0.5 * self.opening)
 
     def _find_lid_skin(self, image: Array) -> None:
-        """Where, going up from the lid, lashes end and skin begins, and where hair or a rim ends the skin."""
+        """Find where lashes end and skin begins above the lid, and where hair or a rim ends the skin."""
         shares = np.linspace(0.10, 1, 19, dtype=np.float32)  # of the way from the lid to the brow
         rows = self.upper + (self.brow - self.upper) * shares[:, None]
         middle = np.abs(U.axis) < 0.7
@@ -119,7 +119,7 @@ class Eye:
         start = int(np.argmin(other))
         beyond = np.flatnonzero(other[start:])
         end = shares[start + beyond[0] - 1] if len(beyond) else 1.0
-        # Lids brighter than the cheek are no skin but the white of a drawn eye: such eyes stay open.
+        # A lid brighter than the cheek is not skin but the white of a drawn eye: such an eye stays open.
         cheek = self._colour(image, self.lower + self.opening * np.array([[1.2], [1.8]], np.float32))[middle]
         self.blinks = float(np.median(colour, axis=0).mean() - cheek.mean()) < SKIN_TOLERANCE
         above = self.upper - self.brow
@@ -137,7 +137,7 @@ class Eye:
             self.iris_radius = radius
 
     def _lid_fill(self, image: Array) -> tuple[Array, Array]:
-        """(65,) how much of the skin under the eye a shut lid needs, and (65, 3) that skin's colour."""
+        """(65,) opacity of the fill on a shut lid, and (65, 3) its colour, that of the skin under the eye."""
         shares = np.linspace(0.25, 0.75, 5)[:, None]
         lid = self._colour(image, self.brow + (self.upper - self.brow) * shares)
         pouch = self._colour(image, self.lower + self.opening * (0.2 + 0.5 * shares))
@@ -157,7 +157,7 @@ class Eye:
         return drawn.astype(np.float32).mean(axis=0)
 
     def gaze_px(self, pose: Pose) -> tuple[float, float]:
-        """How far the iris moves, px, kept clear of the corners and of rolling under a lid."""
+        """Displacement of the iris, px, limited so that it neither reaches a corner nor rolls under a lid."""
         if not self.iris_radius:
             return 0.0, 0.0
         ball = BALL_RADIUS * self.iris_radius
@@ -168,7 +168,7 @@ class Eye:
         return across, down
 
     def warp(self, pose: Pose, x: Array, y: Array) -> EyeWarp | None:
-        """The eye where places x, y, float32 (h, w) image px, lie on the unmoved head; None at rest."""
+        """The eye's warp at positions x, y in the unmoved portrait, float32 (h, w) px; None at rest."""
         across, down = self.gaze_px(pose)
         blink = float(np.clip(pose.blink, 0, 1)) * self.blinks
         if blink < 0.02 and abs(across) + abs(down) < 0.02:
@@ -183,7 +183,7 @@ class Eye:
         lid = lash + blink * (meet - lash) + follow
         side = np.clip((1.35 - np.abs(u)) / 0.15, 0, 1)
 
-        # Above the lid the skin stretches from the brow down; lashes move as one with the lid.
+        # Above the lid the skin stretches from the brow down; lashes move rigidly with the lid.
         from_brow = np.clip((y - brow) / np.maximum(lid - brow, 1), 0, 1)
         above = (lid - lash) * smoothstep((y - brow) / np.maximum(lid - lash_height - brow, 1))
         pouch = (0.25 * follow - 0.10 * blink * opening) * np.exp(
@@ -211,9 +211,9 @@ class Eye:
         return ShutLid(cv2.merge(fill), share * covered, 1 - LASH_SHADE * blink**2 * lashes * side)
 
     def _ball_shift(self, u: Array, y: Array, across: float, down: float) -> tuple[Array, Array]:
-        """Where the eyeball's pixels come from, along and down the eye, px from each place.
+        """Offsets of the eyeball's source pixels, along and down the eye, px.
 
-        The iris moves as one, the white gives way towards the corners, and no lash is taken along.
+        The iris moves rigidly, the white is compressed towards the corners, and lashes are not sampled.
         """
         if not (across or down):
             return np.zeros_like(u), np.zeros_like(u)
@@ -230,7 +230,7 @@ class Eye:
 
 
 def eyes_of(image: Array, face: Face) -> list[Eye]:
-    """The eyes that may move: none where they are hidden or unknown. Either both blink or none."""
+    """The eyes that can move; empty if they are hidden or unknown. Either both blink or neither does."""
     if not face.has_eyes:
         return []
     eyes = [eye for eye in (Eye(image, face, side) for side in (0, 1)) if eye.usable]

@@ -1,4 +1,4 @@
-"""The frame: which size the video has, and the portrait brought to it."""
+"""The video's frame size, and the portrait scaled to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def frame_size(width: int, height: int, limit: Size) -> tuple[int, int]:
 def framed(image: np.ndarray, face: Face, limit: Size) -> tuple[np.ndarray, Face]:
     """The portrait and its face at the video's size. image: uint8 (H, W, 3) RGB.
 
-    Making the sides even may cut up to two pixels off the right and the bottom.
+    To make the sides even, up to two pixels may be cut off at the right and the bottom.
     """
     height, width = image.shape[:2]
     to_width, to_height = frame_size(width, height, limit)

@@ -1,4 +1,4 @@
-"""The head's motion: sway, turn and nod by the face's depth, raised brows, breathing shoulders."""
+"""Head motion as a warp: sway, turn and nod by the face's depth, raised brows, breathing shoulders."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from avatar.preview.pose import Pose
 from avatar.preview.render.curves import Array, Box, bounding_box, smoothstep
 from avatar.preview.render.lips import MouthFrame
 
-LATTICE_PX = 4  # the field is smooth: computed at every fourth pixel, interpolated between
+LATTICE_PX = 4  # the field is smooth: computed at every fourth pixel and interpolated
 BROW_RAISE = 0.022  # at brow = 1, in face heights
 BREATH_RISE = 0.012  # of the shoulders, in face heights
-BACK_OF_HEAD = -0.15  # depth of what has no landmarks (hair, ears), in face heights
+BACK_OF_HEAD = -0.15  # depth of parts without landmarks (hair, ears), in face heights
 
 
 class HeadField:
-    """Where each pixel around the head lies on the unmoved head.
+    """The warp of the head: maps each pixel around it to its source position in the unmoved portrait.
 
-    box: the pixels it may move; support: float32 (h, w), above 0 where anything can move at all.
+    box: the pixels that may move; support: float32 (h, w), above 0 where anything can move at all.
     """
 
     def __init__(self, face: Face, width: int, height: int) -> None:
@@ -48,7 +48,7 @@ class HeadField:
             * edge
         ).astype(np.float32)
         self.weight = weight.astype(np.float32)
-        # Basis of the head's displacement, each already weighted: a frame is a sum of these.
+        # Basis of the head's displacement, already weighted: a frame is a linear combination of these.
         self.by_depth = (depth * weight).astype(np.float32)
         self.from_pivot = [
             (weight * (self.x - pivot[0])).astype(np.float32),
@@ -58,9 +58,9 @@ class HeadField:
         self.support = self._full(self.weight + self.shoulders + self.brow)
 
     def places(self, pose: Pose, scale: float) -> Array:
-        """float32 (h, w, 2): for each pixel of the box, where it lies on the unmoved head.
+        """float32 (h, w, 2): source position of each pixel of the box in the unmoved portrait.
 
-        x, y from the centre of the box's first pixel, in pixels of an image `scale` times larger.
+        x, y from the centre of the box's first pixel, in pixels of an image enlarged by `scale`.
         """
         size = self.face_height
         right, down = self.from_pivot
@@ -82,7 +82,7 @@ class HeadField:
         return self._full(cv2.merge([(x - origin_x) * np.float32(scale), (y - origin_y) * np.float32(scale)]))
 
     def _lay_lattice(self) -> None:
-        """Nodes at the centres of LATTICE_PX squares, one more all around, so that interpolation is exact."""
+        """Place nodes at the centres of LATTICE_PX squares, plus one all around for exact interpolation."""
         x0, y0, x1, y1 = self.box
         step = LATTICE_PX
         nodes_x = np.arange(-1, -(-(x1 - x0) // step) + 1, dtype=np.float32) * step + (step - 1) / 2 + x0
@@ -90,7 +90,7 @@ class HeadField:
         self.x, self.y = np.meshgrid(nodes_x, nodes_y)
 
     def _full(self, lattice: Array) -> Array:
-        """Lattice values at every pixel of the box."""
+        """Interpolate lattice values to every pixel of the box."""
         rows, columns = lattice.shape[:2]
         full = cv2.resize(lattice, (columns * LATTICE_PX, rows * LATTICE_PX), interpolation=cv2.INTER_LINEAR)
         x0, y0, x1, y1 = self.box
@@ -102,7 +102,7 @@ class HeadField:
         return np.minimum.reduce(sides) - LATTICE_PX
 
     def _depth(self, face: Face, size: float, radius: Array) -> Array:
-        """Depth before the face's outline, px towards the camera: landmarks, spread smoothly, and hair."""
+        """Depth relative to the face's outline, px towards the camera: smoothed landmarks, and hair."""
         points, z = face.landmarks[:, :2], face.landmarks[:, 2]
         nearer = float(np.mean(z[list(topo.FACE_OVAL)])) - z
         spread = 2 * (0.09 * size) ** 2
@@ -116,7 +116,7 @@ class HeadField:
         return total / weights * known + behind * (1 - known)
 
     def _brow_weight(self, points: Array, size: float) -> Array:
-        """1 on the brows; above them it fades into the forehead, below it ends at the lids."""
+        """1 on the brows, fading into the forehead above and to 0 at the lids below."""
         width = float(np.linalg.norm(points[topo.FACE_OVAL[8]] - points[topo.FACE_OVAL[28]]))
         weight = np.zeros_like(self.x)
         for brow, lid in ((topo.LEFT_BROW, topo.LEFT_EYE_UPPER), (topo.RIGHT_BROW, topo.RIGHT_EYE_UPPER)):

@@ -1,7 +1,7 @@
-"""The portrait's lips as curves: measured once, then moved to where an articulation wants them.
+"""The portrait's lips as curves: measured once, then moved according to an articulation.
 
 Everything is in the mouth's own frame: origin between the lips, x along the mouth, y towards the chin, in
-pixels. u is x in half mouth widths, for each side its own, so that a turned head has its corners at -1 and 1.
+pixels. u is x in half mouth widths, per side, so that a turned head too has its corners at -1 and 1.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from avatar.preview.render.curves import Array, Rows, lerp, smoothstep
 
 U = Rows(-3.0, 3.0, 193)
 WIDEST_GAP = 0.105  # inner lip gap at open = 1, in face heights
-LOWER_LIP_SHARE = 0.80  # of the gap; the upper lip rises by the rest
+LOWER_LIP_SHARE = 0.80  # share of the gap by which the lower lip drops; the upper lip rises by the rest
 
 
 @dataclass(frozen=True)
 class MouthFrame:
-    """Where the mouth is and how it lies.
+    """The mouth's position, orientation and size.
 
     origin: (2,) px; right, down: (2,) unit vectors; half_left, half_right: half widths, px.
     """
@@ -36,7 +36,7 @@ class MouthFrame:
 
     @classmethod
     def of(cls, points: Array) -> MouthFrame:
-        """From landmarks (468, 2) px: turned half by the mouth, half by the eyes; a wry smile stays wry."""
+        """From landmarks (468, 2) px; angled halfway between mouth and eyes, so a wry smile stays wry."""
         mouth = points[topo.MOUTH_RIGHT] - points[topo.MOUTH_LEFT]
         eyes = points[topo.RIGHT_EYE_CORNERS[1]] - points[topo.LEFT_EYE_CORNERS[0]]
         angle = (np.arctan2(mouth[1], mouth[0]) + np.arctan2(eyes[1], eyes[0])) / 2
@@ -72,7 +72,7 @@ class MouthFrame:
 
 
 class Lips:
-    """The lips as the portrait shows them; curves are float32 (193,) over U, y in the mouth frame, px."""
+    """The lips in the portrait; curves are float32 (193,) over U, y in the mouth frame, px."""
 
     def __init__(self, face: Face) -> None:
         points = face.landmarks[:, :2].astype(np.float32)
@@ -82,7 +82,7 @@ class Lips:
         self._measure_curves(local)
         gap = self.lower_inner - self.upper_inner
         self.gap_px = float(gap.max())
-        # Where lips part, their edges are taken a little into the flesh, or teeth would stick to them.
+        # Where lips are parted, move their edges slightly into the flesh, or teeth would stick to them.
         inset = np.minimum(0.15 * gap, 0.007 * self.face_height)
         self.upper_edge, self.lower_edge = self.upper_inner - inset, self.lower_inner + inset
         eyes = points[[topo.LEFT_EYE_CORNERS[0], topo.RIGHT_EYE_CORNERS[1]]]
@@ -96,7 +96,7 @@ class Lips:
             float(local[topo.CHIN, 1]), float(self.lower_outer.max()) + 0.125 * self.frame.width
         )
         reach = float((self.lower_inner - self.seam).max())
-        self.neck_y = self.chin_y + max(0.20 * self.face_height, 1.8 * reach)  # steeper would fold
+        self.neck_y = self.chin_y + max(0.20 * self.face_height, 1.8 * reach)  # a steeper warp would fold
 
     def _measure_curves(self, local: Array) -> None:
         def curve(indices: tuple[int, ...]) -> Array:
@@ -115,23 +115,22 @@ class Lips:
         self.lower_outer = np.maximum(_smoothed(curve(topo.LOWER_LIP_OUTER)), self.lower_inner + 0.5)
 
     def _closed_line(self) -> Array:
-        """Where the lips meet when shut: a little under the upper lip, which hardly moves in speech."""
+        """The line where closed lips meet: slightly below the upper lip, which hardly moves in speech."""
         gap = self.lower_inner - self.upper_inner
         line = self.upper_inner + np.minimum(0.45 * gap, 0.016 * self.face_height)
         level = float(line[np.abs(U.axis) < 1].mean())
         agape = max(self.gape, float(np.clip((self.gap_px / self.frame.width - 0.20) / 0.25, 0, 1)))
-        flatten = 0.65 * agape * smoothstep((1.9 - np.abs(U.axis)) / 0.9)  # an open mouth's corners hang
+        flatten = 0.65 * agape * smoothstep((1.9 - np.abs(U.axis)) / 0.9)  # an open mouth's corners hang down
         return lerp(line, level, flatten).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class LipTargets:
-    """Where the lips are to be in one frame; curves float32 (193,) over U, y in the mouth frame, px.
+    """Target lips of one frame; curves float32 (193,) over U, y in the mouth frame, px.
 
-    upper_inner … lower_outer: the target edges; source_*: the portrait's edges that go there;
+    upper_inner … lower_outer: target edges; source_*: the portrait's edges that move there;
     source_u: the portrait's u shown at each u; teeth_top: where its own teeth begin under the upper lip;
-    chin: how far the chin drops, px, along u; jaw_px: how far the lower jaw hangs below shut;
-    gap_px: the widest inner gap.
+    chin: drop of the chin along u, px; jaw_px: drop of the lower jaw from closed; gap_px: widest inner gap.
     """
 
     source_u: Array
@@ -150,7 +149,7 @@ class LipTargets:
 
 
 def lip_targets(lips: Lips, a: Articulation) -> LipTargets:
-    """The lips moved to articulation `a`. Targets are absolute: an open or smiling mouth does close."""
+    """The lips moved to articulation `a`. Targets are absolute, so an open or smiling mouth closes too."""
     opening, widening = float(np.clip(a.open, 0, 1.2)), max(a.wide, 0.0)
     source_u = _source_u(lips, a)
     height = lips.face_height
@@ -169,7 +168,7 @@ def lip_targets(lips: Lips, a: Articulation) -> LipTargets:
     to_lower = seam + (LOWER_LIP_SHARE * gap + lower_px - 0.006 * height * a.ff) * profile
     to_lower = np.maximum(to_lower, to_upper)
     stretch = 0.10 * opening + 0.05 * widening
-    pout = a.round * (1 + 1.5 * lips.smile)  # a smile has drawn the lips thin
+    pout = a.round * (1 + 1.5 * lips.smile)  # a smile stretches the lips thin
     upper_thickness = 1 - 0.30 * a.press + 0.16 * pout - stretch
     lower_thickness = 1 - 0.30 * a.press + 0.18 * pout - stretch - 0.45 * a.ff
     to_upper_outer = to_upper - (upper_inner - upper_outer) * upper_thickness
@@ -179,7 +178,7 @@ def lip_targets(lips: Lips, a: Articulation) -> LipTargets:
     distance = np.abs(source_u)
     chin = (jaw - lips.jaw_drop_px) * np.exp(-((distance / 1.55) ** 4))
     sag = np.where(distance < 1, distance**2, np.exp(-(((distance - 1) / 0.45) ** 2)))
-    sag = 0.16 * LOWER_LIP_SHARE * gap * sag  # corners follow the jaw a little
+    sag = 0.16 * LOWER_LIP_SHARE * gap * sag  # corners follow the jaw slightly
     return LipTargets(
         source_u=source_u,
         upper_inner=_f32(to_upper + sag),
@@ -198,7 +197,7 @@ def lip_targets(lips: Lips, a: Articulation) -> LipTargets:
 
 
 def _source_u(lips: Lips, a: Articulation) -> Array:
-    """The portrait's u to show at each u: corners drawn apart or together, fading out over the cheeks."""
+    """The portrait's u to show at each u: corners are moved apart or together, fading out over the cheeks."""
     draw = 0.115 * a.wide * (1 - 0.6 * lips.smile) - (0.27 + 0.05 * lips.smile) * a.round - 0.05 * lips.smile
     corner, distance = 1 + draw, np.abs(U.axis)
     share = np.where(distance < corner, distance / corner, 1 - smoothstep((distance - corner) / 1.25))
@@ -206,17 +205,17 @@ def _source_u(lips: Lips, a: Articulation) -> Array:
 
 
 def _gap_profile(lips: Lips, source_u: Array, rounding: float) -> Array:
-    """The opening's shape along the mouth: 1 in the middle, 0 at the inner corners."""
+    """The opening's profile along the mouth: 1 in the middle, 0 at the inner corners."""
     place = np.where(source_u < 0, source_u / -lips.inner_left, source_u / lips.inner_right)
     arch = np.clip(1 - np.abs(place) ** (2.2 - 0.5 * rounding), 0, 1) ** (0.88 - 0.20 * rounding)
-    if lips.gap_px > 0.10 * lips.frame.width:  # the portrait's own opening tells its shape better
+    if lips.gap_px > 0.10 * lips.frame.width:  # an open mouth in the portrait gives a better profile
         own = np.clip((lips.lower_inner - lips.upper_inner) / lips.gap_px, 0, 1)
         arch = lerp(arch, U.resample(own, source_u), 0.6 * (1 - 0.7 * rounding))
     return _f32(arch)
 
 
 def _relaxed_seam(lips: Lips, source_u: Array, amount: float) -> Array:
-    """The closed line, with a smile's raised corners let down by `amount`."""
+    """The closed line, with a smile's raised corners lowered by `amount`."""
     seam = U.resample(lips.seam, source_u)
     centre = float(np.interp(0, U.axis, lips.seam))
     distance = np.abs(source_u)

@@ -1,4 +1,4 @@
-"""Person and background as two layers, so that the background stays still while the head moves before it."""
+"""Split a portrait into person and background, so that the background stays still while the head moves."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from avatar.preview.render.curves import Array, Box, smoothstep
 
 MODEL = "person_segmentation"
 MODEL_PX = 256
-FIELD_OF_VIEW = 3.2  # side of the square that the model looks at, in face heights
-TRUSTED = 0.75  # mean share of person on the face, below which the image has not been understood
-LARGEST_PERSON = 0.85  # of the box: more means that person and background have the same colours
-DRAWN = 0.75  # flatness from which an image is a drawing, whose colours tell more than the network
+FIELD_OF_VIEW = 3.2  # side of the model's input square, in face heights
+TRUSTED = 0.75  # minimum mean opacity on the face; below, the matte is wrong
+LARGEST_PERSON = 0.85  # share of the box; more means that person and background have the same colours
+DRAWN = 0.75  # flatness from which an image is a drawing, for which colours work better than the network
 CUT_OUT_PX = 160  # longer side of the image that GrabCut works on
 
 log = logging.getLogger(__name__)
 
 
 class Layers:
-    """The pixels of a box as person over background.
+    """The pixels of a box as two layers, person over background.
 
-    plate: uint8 (h, w, 3), the background, filled in a little way behind the person;
-    person: uint8 (h, w, 4), the person's colour times opacity, and the opacity; laid over the plate it gives
-    the portrait back.
-    separate: False where person and background cannot be distinguished: then everything is "person".
+    plate: uint8 (h, w, 3), the background, filled in for a short distance behind the person;
+    person: uint8 (h, w, 4), the person's colour premultiplied by opacity, and the opacity; composited over
+    the plate it reproduces the portrait.
+    separate: False if person and background cannot be distinguished; then everything is "person".
     """
 
     def __init__(self, image: Array, face: Face, box: Box) -> None:
@@ -63,12 +63,12 @@ class Layers:
 
 
 def background_share(plate: Array, opacity: Array) -> Array:
-    """What shines through: plate uint8 (h, w, 3) where opacity uint8 (h, w) leaves it."""
+    """The visible part of the background: plate uint8 (h, w, 3) times 1 − opacity, uint8 (h, w)."""
     return cv2.multiply(plate, cv2.cvtColor(cv2.bitwise_not(opacity), cv2.COLOR_GRAY2RGB), scale=1 / 255)
 
 
 def _person(pixels: Array, points: Array, size: float, oval: Array) -> Array | None:
-    """float32 (h, w): share of person in each pixel, or None where neither way of finding it can be trusted.
+    """float32 (h, w): share of person in each pixel, or None if neither method gives a credible one.
 
     points: landmarks (468, 2) in pixels; size: face height, px; oval: uint8 mask of the face.
     """
@@ -81,14 +81,14 @@ def _person(pixels: Array, points: Array, size: float, oval: Array) -> Array | N
 
 
 def flatness(pixels: Array) -> float:
-    """Share of pixels that equal their neighbours: photographs up to 0.73, flat drawings from 0.76."""
+    """Share of pixels that equal their neighbours: up to 0.73 in photographs, from 0.76 in flat drawings."""
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.int16)
     across, down = np.abs(np.diff(grey, axis=1))[:-1], np.abs(np.diff(grey, axis=0))[:, :-1]
     return float((np.maximum(across, down) <= 1).mean())
 
 
 def _cut_out(pixels: Array, points: Array, size: float) -> Array:
-    """float32 (h, w): what has the face's colours and lies around it, by GrabCut on a small copy."""
+    """float32 (h, w): the region around the face with its colours, by GrabCut on a small copy."""
     scale = CUT_OUT_PX / max(pixels.shape[:2])
     small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     points, size = points * scale, size * scale
@@ -124,7 +124,7 @@ def _segment(pixels: Array, points: Array, size: float) -> Array:
 
 
 def _cleaned(matte: Array, oval: Array, size: float) -> Array:
-    """The matte of this person alone: the part that holds the face, its small holes closed."""
+    """The matte of this person alone: the component that contains the face, with small holes closed."""
     solid = (matte > 0.5).astype(np.uint8) | oval
     _, labels = cv2.connectedComponents(solid)
     own = (labels == np.bincount(labels[oval > 0]).argmax()).astype(np.uint8)
@@ -133,7 +133,7 @@ def _cleaned(matte: Array, oval: Array, size: float) -> Array:
 
 
 def _guided(guide: Array, matte: Array, radius: int) -> Array:
-    """The matte with its edges drawn to those of the guide, uint8 (h, w).
+    """The matte with its edges aligned to those of the guide, uint8 (h, w).
 
     Source: He, Sun, Tang, "Guided image filtering", TPAMI 2013.
     """
@@ -150,7 +150,7 @@ def _guided(guide: Array, matte: Array, radius: int) -> Array:
 
 
 def _filled_behind(pixels: Array, matte: Array, size: float) -> Array:
-    """The background with the person painted over from around, coarse to fine."""
+    """The background with the person inpainted from the surroundings, coarse to fine."""
     clear = (matte < 0.02).astype(np.uint8)
     seen = cv2.erode(clear, np.ones((3, 3), np.uint8), iterations=max(1, round(0.008 * size)))
     levels: list[tuple[Array, Array]] = []
@@ -168,7 +168,7 @@ def _filled_behind(pixels: Array, matte: Array, size: float) -> Array:
 
 
 def _consistent(pixels: Array, plate: Array, matte: Array) -> Array:
-    """The matte raised to where some person's colour over the plate can give the pixel's colour at all."""
+    """The matte, raised where needed for any colour over the plate to be able to give the pixel's colour."""
     pixel, behind = pixels.astype(np.float32), plate.astype(np.float32)
     darker = (behind - pixel) / np.maximum(behind, 1)
     brighter = (pixel - behind) / np.maximum(255 - behind, 1)

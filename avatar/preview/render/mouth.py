@@ -1,4 +1,4 @@
-"""The mouth's warp: where in the portrait each pixel around the mouth comes from."""
+"""The mouth's warp: the source position in the portrait of each pixel around the mouth."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from avatar.preview.render.curves import Array, Box, bounding_box, lerp, smoothstep
 from avatar.preview.render.lips import Lips, LipTargets, U
 
-REACH = 2.35  # of the warp to the sides, in half mouth widths
-LATTICE = 1 / 90  # the warp is computed on a lattice of this step, in face heights, and interpolated between
+REACH = 2.35  # of the warp to either side, in half mouth widths
+LATTICE = 1 / 90  # step of the lattice on which the warp is computed before interpolation, in face heights
 
 
 @dataclass(frozen=True)
 class MouthWarp:
     """One frame's warp over the mouth's box; every field float32 (h, w).
 
-    shift_x, shift_y: to add to the source coordinates, image px;
-    below_upper, above_lower: how far inside the opening from the upper and lower lip, px, negative outside;
+    shift_x, shift_y: added to the source coordinates, image px;
+    below_upper, above_lower: distance into the opening from the upper and lower lip, px, negative outside;
     u: position along the mouth in half widths.
     """
 
@@ -48,9 +48,9 @@ class MouthWarper:
     def warp(
         self, targets: LipTargets, places: Array, to_image: Callable[[Array], tuple[Array, Array]]
     ) -> MouthWarp:
-        """The warp where each pixel of the box lies on the unmoved head.
+        """The warp at the source positions of the box's pixels in the unmoved portrait.
 
-        places: float32 (h, w, 2), in units that to_image turns into x, y in image px.
+        places: float32 (h, w, 2), which to_image converts to x, y in image px.
         """
         height, width = places.shape[:2]
         rows = np.minimum(np.arange(0, height + self.step, self.step), height - 1)
@@ -75,7 +75,7 @@ class MouthWarper:
         )
 
     def _coarse(self, t: LipTargets, x: Array, y: Array) -> Array:
-        """(h, w, 6): shift across; shift down on the upper and on the lower layer; the two distances; u."""
+        """(h, w, 6): shift across; shift down of the upper and of the lower layer; the two distances; u."""
         lips, frame = self.lips, self.lips.frame
         dx, dy = x - frame.origin[0], y - frame.origin[1]
         u = frame.u(dx * frame.right[0] + dy * frame.right[1])

@@ -1,6 +1,6 @@
-"""What shows between the lips: the cavity, the tongue, two rows of teeth, and the lips' shadow on them.
+"""The mouth's interior: the cavity, the tongue, two rows of teeth, and the lips' shadow on them.
 
-A portrait whose teeth show lends them: they stay fixed to the head. Otherwise teeth are painted in its light.
+Teeth that the portrait shows are used and stay fixed to the head. Otherwise teeth are painted in its light.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from avatar.preview.render.mouth import MouthWarp
 
 REACH = 1.3  # of the textures to each side, in half mouth widths
 TALL = 0.95  # height of the textures, in mouth widths
-COVER = 0.045  # how much of the upper crowns the resting lip hides, in mouth widths
+COVER = 0.045  # height of the upper crowns hidden by the resting lip, in mouth widths
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 SKIN = np.array([1.0, 0.78, 0.66], np.float32)  # in white light, relative to its red
-COLD = 0.4  # how much of a bluish light teeth take on: pale skin looks like one
+COLD = 0.4  # share of a bluish light that teeth take on, because pale skin looks like such a light
 CONTACT_SHADE = 0.45
-MOUTH_GLOW = np.array([0.12, -0.02, -0.04], np.float32)  # the flesh around warms what lies in shadow
+MOUTH_GLOW = np.array([0.12, -0.02, -0.04], np.float32)  # surrounding flesh warms the shadows
 ENAMEL = np.array([1.0, 0.96, 0.88], np.float32)
 
 
@@ -33,7 +33,7 @@ ENAMEL = np.array([1.0, 0.96, 0.88], np.float32)
 class Palette:
     """Colours of the mouth in the portrait's light; float32 RGB, 0..255.
 
-    tooth: (193, 3) along lips.U, as the light falls there; cavity, tongue: (3,); bright: the lit skin's luma.
+    tooth: (193, 3) along lips.U, by the light there; cavity, tongue: (3,); bright: luma of the lit skin.
     """
 
     tooth: Array
@@ -43,7 +43,7 @@ class Palette:
 
     @classmethod
     def of(cls, image: Array, face: Face, lips: Lips) -> Palette:
-        """From the skin's and the lips' colour in image, uint8 (H, W, 3) RGB."""
+        """Estimate the palette from the colours of skin and lips in image, uint8 (H, W, 3) RGB."""
         skin, lip_mask = _skin_and_lips(image, face)
         pixels = (image[skin > 0] if skin.any() else image.reshape(-1, 3)).astype(np.float32)
         lip = (
@@ -54,7 +54,7 @@ class Palette:
 
         near = np.maximum(_skin_along_mouth(image, skin, lips), 1)
         paleness = near.min() / max(float(near.max()), 1)
-        skin_like = float(np.clip((1 - paleness) / (1 - SKIN.min()), 0, 1))  # a robot's white is no skin
+        skin_like = float(np.clip((1 - paleness) / (1 - SKIN.min()), 0, 1))  # a robot's white is not skin
         cast = near / SKIN**skin_like
         cast = cast / np.maximum(cast[:, :1], 1)
         cast = np.where(cast > 1, cast**COLD, cast)
@@ -64,7 +64,7 @@ class Palette:
         luma = near @ LUMA
         side = np.clip(luma / max(float(luma.mean()), 1), 0.55, 1.15)
         tooth = tooth * (0.93 * bright * side / (tooth @ LUMA))[:, None]
-        limit = max(1.75 * float(lip @ LUMA), 0.35 * bright)  # teeth outshine the lips, but not by far
+        limit = max(1.75 * float(lip @ LUMA), 0.35 * bright)  # teeth are not much brighter than lips
         tooth = tooth * (1.3 if drawn else min(1.0, limit / max(float((tooth @ LUMA).mean()), 1)))
         tooth = tooth * min(1.0, 240 / max(float(tooth.max()), 1))
         ambient = np.clip(bright / 190, 0.25, 1.15)
@@ -90,7 +90,7 @@ def _skin_and_lips(image: Array, face: Face) -> tuple[Array, Array]:
 
 
 def _skin_along_mouth(image: Array, skin: Array, lips: Lips) -> Array:
-    """(193, 3): the skin's smoothed colour along the mouth, over lips.U."""
+    """(193, 3): smoothed colour of the skin along the mouth, over lips.U."""
     u = np.clip(U.axis, -1, 1)
     x, y = lips.frame.image(lips.frame.from_u(u), np.interp(u, U.axis, lips.seam).astype(np.float32))
     reach = max(2.0, 0.25 * lips.frame.width)
@@ -124,7 +124,7 @@ class Interior:
         self.own = self._own_interior(image, x, y)
 
     def _own_interior(self, image: Array, x: Array, y: Array) -> Array | None:
-        """The portrait's own teeth (rows, columns, 4), hanging from its upper lip; None if it shows none."""
+        """Texture of the portrait's own teeth under the upper lip, (rows, columns, 4); None if none show."""
         lips, width_px = self.lips, self.lips.frame.width
         if lips.gap_px <= max(0.13 * width_px, 4.0):
             return None
@@ -160,9 +160,9 @@ class Interior:
     def paint(
         self, pixels: Array, person: Array, warp: MouthWarp, targets: LipTargets, articulation: Articulation
     ) -> None:
-        """Paints into pixels, uint8 (h, w, 3), over the same box as the warp.
+        """Paint into pixels, uint8 (h, w, 3), over the same box as the warp.
 
-        person: uint8 (h, w), the person's share of each pixel: a profile's mouth ends with the face.
+        person: uint8 (h, w), the person's share of each pixel, because a profile's mouth ends with the face.
         """
         self._darken_contact(pixels, person, warp, targets)
         if targets.gap_px < 0.4:
@@ -180,7 +180,7 @@ class Interior:
         pixels[part] = np.clip(under + (colour - under) * opaque + 0.5, 0, 255).astype(np.uint8)
 
     def _darken_contact(self, pixels: Array, person: Array, warp: MouthWarp, targets: LipTargets) -> None:
-        """Where lips that the portrait shows apart meet, draws the shade between them."""
+        """Draw the shade between closed lips that are apart in the portrait."""
         strength = CONTACT_SHADE * float(smoothstep(self.lips.gap_px / (0.03 * self.lips.face_height)))
         width = max(0.8, 0.004 * self.lips.face_height)
         if strength < 0.01 or targets.gap_px > 8 * width:
@@ -203,7 +203,7 @@ class Interior:
         targets: LipTargets,
         articulation: Articulation,
     ) -> Array:
-        """(h, w, 3) float32: the interior at these distances from the lips, as if nothing hid it."""
+        """(h, w, 3) float32: colour of the interior at these distances from the lips, ignoring occlusion."""
         lips, width_px = self.lips, self.lips.frame.width
         curves = np.stack([targets.source_u, targets.teeth_top, targets.upper_inner], axis=1)
         source_u, own_top, lip = U.read(curves, u)
@@ -217,7 +217,7 @@ class Interior:
 
         centre = np.clip(1 - np.abs(source_u), 0, 1)
         colour = self.cavity * (0.7 + 0.5 * centre)[..., None]
-        # The dental arch follows the mouth's middle, bent only a little by the lip.
+        # The dental arch follows the mouth's middle, bent only slightly by the lip.
         arch = lerp(float(np.interp(0, U.axis, lips.seam)), own_top, 0.35)
         raised = 0.10 * width_px * (1 + articulation.tongue)
         colour = layer(colour, self.tongue, arch + 0.78 * targets.jaw_px - raised)
@@ -231,11 +231,11 @@ class Interior:
             * (0.70 + 0.30 * smoothstep(above_lower / (0.04 * width_px)))
             * (0.35 + 0.65 * smoothstep(centre / 0.40))
         )
-        if self.own is not None:  # real teeth carry their own shadow
+        if self.own is not None:  # real teeth include their own shadow
             shade = lerp(shade, 1, 0.55)
         # Little light falls through narrow lips.
         shade = shade * lerp(0.72, 1, smoothstep(targets.gap_px / (0.045 * lips.face_height)))
-        # Rounded lips stand before the teeth and shade them.
+        # Rounded lips protrude in front of the teeth and shade them.
         colour = lerp(colour, 1.5 * self.cavity, 0.50 * min(articulation.round, 1.0))
         shade = shade[..., None]
         return colour * (shade + (1 - shade) * MOUTH_GLOW)

@@ -1,4 +1,4 @@
-"""Frames of a talking portrait: head, mouth and eyes composed in one remap, over a still background."""
+"""Frames of a talking portrait: head, mouth and eyes combined in one remap, over a still background."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from avatar.preview.render.matte import Layers, background_share
 from avatar.preview.render.mouth import MouthWarper
 from avatar.preview.render.mouth_interior import Interior
 
-SUPERSAMPLING = 2  # the source is enlarged, so that moving by part of a pixel does not blur
-PERSON_MARGIN = 0.08  # how far beyond its outline the person may move, in face heights
-MOTION_MARGIN = 0.06  # how far mouth and eyes travel with the head, in face heights
-TURN_SLACK = 0.02  # how much further a part of them may go than their middle
+SUPERSAMPLING = 2  # the source is enlarged, so that subpixel motion does not blur
+PERSON_MARGIN = 0.08  # distance that the person may move beyond the outline, in face heights
+MOTION_MARGIN = 0.06  # distance that mouth and eyes may move with the head, in face heights
+TURN_SLACK = 0.02  # extra distance that their parts may move compared with their middle, in face heights
 
 
 class Renderer:
-    """Draws frames of one portrait. It keeps nothing from one frame to the next.
+    """Draws frames of one portrait, without state between frames.
 
-    head_mask: bool (H, W); pixels outside it are the portrait's own in every frame.
+    head_mask: bool (H, W); pixels outside it are the portrait's in every frame.
     """
 
     def __init__(self, image: Array, face: Face) -> None:
-        """image: uint8 (H, W, 3) RGB, at the size of the frames; face: in its pixels.
+        """image: uint8 (H, W, 3) RGB, at the size of the frames; face: in pixels of image.
 
-        Raises: BadInput where the mouth lies outside the image.
+        Raises: BadInput if the mouth lies outside the image.
         """
         height, width = image.shape[:2]
         self.image = np.ascontiguousarray(image)
@@ -66,7 +66,7 @@ class Renderer:
         self.movable = movable.astype(np.uint8)
 
     def frame(self, articulation: Articulation, pose: Pose) -> Array:
-        """The portrait with this mouth and pose; uint8 (H, W, 3) RGB, the same for the same arguments."""
+        """Draw the portrait with this mouth and pose, uint8 (H, W, 3) RGB; the result is deterministic."""
         source = self.head.places(pose, SUPERSAMPLING)
         eyes = []
         for eye in self.eyes:
@@ -93,12 +93,12 @@ class Renderer:
         return frame
 
     def _draw(self, source: Array) -> Array:
-        """The person's layer, uint8 (h, w, 4), from places in the enlarged source."""
+        """The person's layer, uint8 (h, w, 4), sampled at positions in the enlarged source."""
         flags = cv2.INTER_LINEAR
         return cv2.remap(self.source, source, None, flags, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]
 
     def _now_at(self, box: Box, source: Array) -> tuple[slice, slice]:
-        """Rows and columns of this frame where what lies in `box` of the portrait has gone with the head."""
+        """Row and column slices of this frame to which the portrait's `box` has moved with the head."""
         x0, y0, x1, y1 = grown(box, 0, self.box)
         x = min((x0 + x1) // 2 - self.box[0], source.shape[1] - 1)
         y = min((y0 + y1) // 2 - self.box[1], source.shape[0] - 1)
@@ -108,20 +108,20 @@ class Renderer:
         return inside(grown((x0 + dx, y0 + dy, x1 + dx, y1 + dy), slack, self.box), self.box)
 
     def _places(self, source: Array) -> tuple[Array, Array]:
-        """x, y in image px of places in the enlarged source, (h, w, 2)."""
+        """x, y in image px of positions in the enlarged source, (h, w, 2)."""
         scale = np.float32(1 / SUPERSAMPLING)
         x0, y0 = np.float32(self.box[0]), np.float32(self.box[1])
         return source[..., 0] * scale + x0, source[..., 1] * scale + y0
 
     @staticmethod
     def _move(source: Array, shift_x: Array, shift_y: Array) -> None:
-        """Moves places in the enlarged source by shifts in image px."""
+        """Move positions in the enlarged source by shifts in image px, in place."""
         source[..., 0] += SUPERSAMPLING * shift_x
         source[..., 1] += SUPERSAMPLING * shift_y
 
 
 def _enlarged(layer: Array) -> Array:
-    """uint8 (h, w, 4) → (2h - 1, 2w - 1, 4): every pixel kept, cubic between them."""
+    """uint8 (h, w, 4) → (2h - 1, 2w - 1, 4): original pixels kept, cubic interpolation between them."""
     height, width = layer.shape[:2]
     size = ((width - 1) * SUPERSAMPLING + 1, (height - 1) * SUPERSAMPLING + 1)
     scale = np.array([[1 / SUPERSAMPLING, 0, 0], [0, 1 / SUPERSAMPLING, 0]], np.float32)
