@@ -104,10 +104,10 @@ def read_jobs(path: Path, *, all_with_all: bool = False) -> Wanted:
         rows = _toml_rows(path) if path.suffix.lower() == ".toml" else _csv_rows(path)
         found = [entry for where, row in rows for entry in _entries(row, where, path.parent, files)]
     else:
-        raise BadInput(f"{path.name} is no list of jobs.", "Give a .toml or .csv file, or a folder.")
+        raise BadInput(f"{path.name} is not a job list.", "Give a .toml or .csv file, or a folder.")
     if not found:
         left = "".join(f" {one.path.name} {one.why}." for one in files.left_out[:3])
-        raise BadInput(f"{path.name} asks for no video.{left}", "It must name portraits and speech.")
+        raise BadInput(f"{path.name} contains no jobs.{left}", "It must name portraits and speech.")
     names = [entry.name for entry in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -123,7 +123,7 @@ def _toml_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     jobs, defaults = data.get("job", []), data.get("defaults", {})
     tables = isinstance(jobs, list) and all(isinstance(row, dict) for row in [*jobs, defaults])
     if not tables or set(data) - {"job", "defaults"}:
-        raise BadInput(f"{path.name} is no list of jobs.", "Write [[job]] for each, and [defaults] for all.")
+        raise BadInput(f"{path.name} is not a job list.", "Write [[job]] for each, and [defaults] for all.")
     for number, row in enumerate(jobs, 1):
         yield f"{path.name}, job {number}", {**defaults, **row}
 
@@ -142,7 +142,9 @@ def _csv_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     for number, row in enumerate(rows, 2 + first):
         where = f"{path.name}, line {number}"
         if None in row or None in row.values():
-            raise BadInput(f"{where}: it has not as many cells as the first line.", "Correct the file.")
+            raise BadInput(
+                f"{where}: it has a different number of cells than the first line.", "Correct the file."
+            )
         cells = {key.strip(): cell.strip() for key, cell in row.items()}
         values = {key: _parsed(key, cell, where) for key, cell in cells.items() if cell}
         if values:  # spreadsheets also write empty lines

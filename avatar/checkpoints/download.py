@@ -167,7 +167,7 @@ def _survey(repo: Repo, revision: str | None, target: Path | None) -> _Survey:
     silent = _reporting(Counter(0, lambda done, total: None))
     files = _snapshot(repo, revision, target, dry_run=True, tqdm_class=silent)
     if not files:
-        raise WeightsMissing(f"{repo.name} has none of the files that are needed.", "Check HF_ENDPOINT.")
+        raise WeightsMissing(f"{repo.name} contains none of the required files.", "Check HF_ENDPOINT.")
     commit = files[0].commit_hash
     with _explaining(repo, revision):
         entries = HfApi().list_repo_tree(repo.name, recursive=True, revision=commit)
@@ -234,10 +234,10 @@ def _explained(repo: Repo, revision: str | None, error: Exception) -> AvatarErro
             return WeightsMissing(f"{repo.name} asks for its terms to be accepted.", remedy)
         case RepositoryNotFoundError() as unknown if unknown.response.status_code == 401:
             remedy = "Set HF_TOKEN to a token of yours, or run `hf auth login`."
-            return WeightsMissing(f"The hub wants to know who asks for {repo.name}.", remedy)
+            return WeightsMissing(f"The hub requires a login for {repo.name}.", remedy)
         case RepositoryNotFoundError():
             remedy = "Check HF_ENDPOINT, and HF_TOKEN if it is private."
-            return WeightsMissing(f"{repo.name} is not on the hub, or not for you.", remedy)
+            return WeightsMissing(f"{repo.name} is not on the hub, or you have no access.", remedy)
         case _ if offline:
             return WeightsMissing(
                 f"The hub cannot be reached for {repo.name}.", f"Check the connection. {GO_ON}"

@@ -92,13 +92,13 @@ def _fetch(file: LargeFile, bar: type[tqdm] | None, counter: Counter | None) -> 
         if sha256_of(file.partial) == file.sha256:
             file.partial.replace(file.place)
             return
-        logger.warning("%s arrived broken and is fetched again", file.name)
+        logger.warning("%s arrived corrupt and is fetched again", file.name)
         file.partial.unlink()
         if counter is not None:
             counter.add(-file.num_bytes)
     raise WeightsMissing(
-        f"{file.name} of {file.repo} arrived broken twice: its sha256 is not the hub's.",
-        "Something on the way changes it: try another network, proxy or HF_ENDPOINT.",
+        f"{file.name} of {file.repo} arrived corrupt twice: its sha256 is not the hub's.",
+        "Something in the network alters it: try another network, proxy or HF_ENDPOINT.",
     )
 
 

@@ -122,7 +122,7 @@ def check_lora(lora: UserLora, base: Mapping[str, Shape]) -> dict[str, Change]:
     if differences := mismatches(*shapes_of(changes, shapes, base)):
         raise BadInput(f"The LoRA {name} does not match the model. {differences}", remedy)
     if not any(change.down or change.difference for change in changes.values()):
-        raise BadInput(f"{name} holds no LoRA.", remedy)
+        raise BadInput(f"{name} contains no LoRA.", remedy)
     return changes
 
 

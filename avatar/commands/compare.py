@@ -76,7 +76,7 @@ def add(commands: Any) -> None:
         "--label", action="append", default=[], metavar="TEXT", help="of each video, in order"
     )
     parser.add_argument(
-        "--clip_frames", type=int, metavar="N", help="clips of so many frames, where no report tells"
+        "--clip_frames", type=int, metavar="N", help="frames per clip, if no report states it"
     )
     parser.add_argument("--no_side_by_side", action="store_true", help=f"do not make {SIDE_BY_SIDE}")
     parser.add_argument(

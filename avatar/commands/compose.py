@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
     sound.add_argument("--music", type=Path, metavar="FILE", help="looped or cut to the video's length")
     sound.add_argument("--music_db", type=float, default=-16.0, metavar="DB", help="its level (-16)")
     sound.add_argument(
-        "--duck_db", type=float, default=-8.0, metavar="DB", help="lower by so much under speech (-8)"
+        "--duck_db", type=float, default=-8.0, metavar="DB", help="reduction under speech, in dB (-8)"
     )
     ends = parser.add_argument_group("beginning and end")
     ends.add_argument("--intro", type=Path, metavar="FILE", help="a video or picture that comes before")

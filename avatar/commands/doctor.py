@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         "doctor", help="what runs here, what is missing", description=__doc__, allow_abbrev=False
     )
     parser.add_argument(
-        "--preset", metavar="NAME", help="judge this preset alone: exit code 0 if it runs here"
+        "--preset", metavar="NAME", help="check only this preset: exit code 0 if it runs here"
     )
     parser.add_argument(
         "--self_test", action="store_true", help="also run the diffusion engine on a toy model; takes a while"

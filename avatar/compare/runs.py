@@ -113,7 +113,7 @@ def wishes_of(preset: str, settings: dict[str, Any], cells: Sequence[Cell]) -> d
     varied = set(cells[0].settings)
     for name in settings:
         if name in varied:
-            raise BadInput(f"{name} is given and varied.", "Leave one of them out.")
+            raise BadInput(f"{name} is both fixed and varied.", "Leave one of them out.")
     return {**settings, **({} if PRESET in varied else {PRESET: preset})}
 
 

@@ -161,7 +161,9 @@ def font_for(text: str, given: Path | None = None) -> str | None:
         try:
             missing = _missing(text, str(given))
         except OSError as error:
-            raise BadInput(f"{display_name(given)} is no font.", "Give a .ttf, .otf or .ttc file.") from error
+            raise BadInput(
+                f"{display_name(given)} is not a font file.", "Give a .ttf, .otf or .ttc file."
+            ) from error
         if missing:
             raise BadInput(f"{display_name(given)} lacks the letter {missing!r}.", "Give another --font.")
         return str(given)
@@ -202,7 +204,9 @@ def _system_fonts(letter: str) -> list[str]:
 def check_output(path: Path) -> None:
     """Refuse an output that cannot be written, before anything is made. Raises: BadInput."""
     if path.suffix.lower() not in OUTPUTS:
-        raise BadInput(f"{display_name(path)} names no kind of video.", f"End it in {', '.join(OUTPUTS)}.")
+        raise BadInput(
+            f"{display_name(path)} has no supported video extension.", f"End it in {', '.join(OUTPUTS)}."
+        )
     if not path.absolute().parent.is_dir():
         raise BadInput(f"There is no folder for {display_name(path)}.", "Make it, or choose another one.")
     check_free(path)
@@ -243,5 +247,5 @@ def _ffmpegs_errors() -> Iterator[None]:
     except (OSError, RuntimeError, ValueError) as error:
         log.info("moviepy failed", exc_info=error)
         raise AvatarError(
-            "The video cannot be composed.", "Is the disk full? Else --verbose says more."
+            "The video cannot be composed.", "Check that the disk is not full; --verbose shows details."
         ) from error

@@ -33,7 +33,7 @@ def side_by_side(
     from moviepy import ColorClip, CompositeVideoClip
 
     if not 1 <= len(videos) <= MOST_VIDEOS:
-        raise BadInput(f"{len(videos)} videos cannot lie beside each other.", f"Take 1 to {MOST_VIDEOS}.")
+        raise BadInput(f"{len(videos)} videos cannot be shown side by side.", f"Take 1 to {MOST_VIDEOS}.")
     with ExitStack() as stack:
         clips = [stack.enter_context(open_video(path)) for _, path in videos]
         duration = max(clip.duration for clip in clips)

@@ -82,7 +82,7 @@ class TorchrunRank:
             )
         except (KeyError, ValueError) as error:
             raise BadInput(
-                "This is no rank: torchrun's environment is missing.",
+                "This process was not started by torchrun: its environment is missing.",
                 "Start it with: torchrun --nproc-per-node N -m avatar worker --preset NAME",
             ) from error
 

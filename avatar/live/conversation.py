@@ -95,7 +95,7 @@ class Conversation:
         try:
             self._turns.put_nowait((text, self._clock()))
         except queue.Full:
-            raise BadInput("Too much waits to be answered.", "Wait for an answer.") from None
+            raise BadInput("Too many messages are waiting for an answer.", "Wait for an answer.") from None
 
     def interrupt(self) -> bool:
         """Stop speaking and drop what is queued. Returns whether there was anything to stop."""
@@ -152,7 +152,7 @@ class Conversation:
         try:
             self._turns.put_nowait((samples, self._clock()))
         except queue.Full:
-            self.session.tell(reported(AvatarError("Recognition is behind: a sentence is left out.")))
+            self.session.tell(reported(AvatarError("Recognition is behind: a sentence was skipped.")))
 
     def _chunks(self) -> Iterator[np.ndarray]:
         """Yield the microphone's sound in chunks, float32 (CHUNK,) at SPEECH_HZ."""

@@ -32,7 +32,7 @@ class ServiceAddress:
         url = url.strip().rstrip("/")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadInput(f"{flag} is no address.", "Give it as http://HOST:PORT/v1.")
+            raise BadInput(f"{flag} is not a valid address.", "Give it as http://HOST:PORT/v1.")
         if "@" in parts.netloc or parts.query:
             raise BadInput(f"{flag} carries a password or a query.", "Give the key in the environment.")
         return cls(url, model, key)
@@ -54,9 +54,7 @@ def asking(address: ServiceAddress) -> Any:
 def refused(what: str, address: ServiceAddress, status: int) -> ServiceDown:
     """The error for a refused request; the server's own message is withheld, as it may contain the key."""
     why = {401: "does not accept the key", 403: "does not accept the key", 404: "has no such model or path"}
-    reason = why.get(
-        status, "has had enough requests for now" if status == 429 else f"fails (status {status})"
-    )
+    reason = why.get(status, "is rate-limiting requests" if status == 429 else f"fails (status {status})")
     return ServiceDown(f"The {what} server {address.host} {reason}.", "The session goes on; try again later.")
 
 

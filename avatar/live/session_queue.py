@@ -74,11 +74,11 @@ class LiveLine:
         with self._lock:
             now, asked = self._clock(), self._asked.setdefault(visitor, deque(maxlen=PER_MINUTE))
             if len(asked) == PER_MINUTE and now - asked[0] < 60.0:
-                raise LiveFull("Too many sessions were asked for.", "Please try again in a minute.")
+                raise LiveFull("You have requested too many sessions.", "Please try again in a minute.")
             if sum(one.visitor == visitor for one in self._tickets.values()) >= self._per_visitor:
                 raise LiveFull("You have a live session already.", "End it, or close its page.")
             if len(self._line) >= self._most_waiting:
-                raise LiveFull("The line for live sessions is full.", "Please try again in a few minutes.")
+                raise LiveFull("The queue for live sessions is full.", "Please try again in a few minutes.")
 
     def ask(self, request: LiveRequest, visitor: str = "", owner: str = "") -> Ticket:
         """Queue a request; its session starts when an engine is free, perhaps at once. Raises: LiveFull."""

@@ -92,7 +92,7 @@ class LocalRecogniser:
         except ImportError as error:
             raise ServiceDown(
                 "Speech is not recognised here: faster-whisper is not installed.",
-                "Whoever runs the server: pip install faster-whisper, or give --hear-url.",
+                "Ask the server's operator to run `pip install faster-whisper`, or to give --hear-url.",
             ) from error
         try:
             self._model = WhisperModel(self._name, device="auto", compute_type="default", cpu_threads=2)
@@ -100,7 +100,7 @@ class LocalRecogniser:
             log.exception("the recogniser cannot be loaded")
             raise ServiceDown(
                 f"The recogniser {os.path.basename(self._name)} cannot be loaded ({type(error).__name__}).",
-                "Whoever runs the server: see its log, or give --hear-url.",
+                "Ask the server's operator to look at its log, or to give --hear-url.",
             ) from None
 
     def words(self, samples: np.ndarray) -> str:

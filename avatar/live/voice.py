@@ -64,7 +64,7 @@ class SessionVoice:
         try:
             self._texts.put_nowait(_Text(narrator, self._cuts))
         except queue.Full:
-            raise BadInput("Too many texts wait to be said.", "Wait until some have been.") from None
+            raise BadInput("Too many texts are queued.", "Wait until some have been.") from None
 
     def cut(self) -> bool:
         """Stop speaking and drop all texts. Returns whether anything was being spoken."""

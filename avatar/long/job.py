@@ -72,7 +72,7 @@ class Job:
         if not long and half_made:
             raise BadInput(
                 f"A half-made {self.output.name} is there already.",
-                f"Resume it with --resume, or delete the folder {self.parts_folder.name} to begin anew.",
+                f"Resume it with --resume, or delete the folder {self.parts_folder.name} to start over.",
             )
         if not long and (self.independent or self.keep_parts):
             raise BadInput("Parts are made with --checkpoint_every N.", "Give it, or leave out the other.")

@@ -74,7 +74,7 @@ class Ledger:
             lock.release()
             raise BadInput(
                 f"A half-made {request.output.name} is there already.",
-                f"Resume it with --resume, or delete the folder {folder.name} to begin anew.",
+                f"Resume it with --resume, or delete the folder {folder.name} to start over.",
             )
         try:
             _check_ours(folder)
@@ -310,5 +310,5 @@ def _check(path: Path, digest: str, folder: Path) -> None:
 def _damaged(folder: Path, name: str) -> BadInput:
     return BadInput(
         f"{name} in {folder.name} is damaged or missing: the video cannot be resumed.",
-        f"Restore the file, or delete the folder {folder.name} to begin anew.",
+        f"Restore the file, or delete the folder {folder.name} to start over.",
     )

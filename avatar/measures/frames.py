@@ -29,7 +29,7 @@ def read_frames(video: Path, longest_px: int = 1280) -> Iterator[tuple[float, np
         with av.open(str(video)) as container:
             stream = container.streams.video[0] if container.streams.video else None
             if stream is None or not stream.width or max(stream.width, stream.height) > _LONGEST_SIDE_PX:
-                raise BadInput(f"{name} has no pictures that can be looked at.", _READABLE)
+                raise BadInput(f"{name} has no readable frames.", _READABLE)
             moves = {"mov", "matroska"}.isdisjoint(container.format.name.split(","))
             zero_s = (container.start_time or 0) / av.time_base if moves else 0.0
             for number, frame in enumerate(container.decode(stream)):

@@ -192,7 +192,7 @@ class Track:
 
     def _too_much(self) -> BadInput:
         return BadInput(
-            f"{self.name} is too much sound to decode ({self.channels} channels at {self.source_hz} Hz).",
+            f"{self.name} has too much audio to decode ({self.channels} channels at {self.source_hz} Hz).",
             "Export it in mono or stereo, at 48000 Hz.",
         )
 

@@ -19,7 +19,7 @@ from avatar.request import Caption
 _LINE, _LINE_DENSE, _LINES = 42, 18, 2  # letters per line, and lines shown at once, as usual in subtitles
 _DENSE_FROM = "\u2e80"  # from this code point on letters are twice as wide
 _LEAST_S = 0.04
-FONT_HELP = "Install one (for example: apt install fonts-noto-cjk), or take --captions file."
+FONT_HELP = "Install one (for example: apt install fonts-noto-cjk), or use --captions file."
 
 
 def readable(captions: Sequence[Caption], end_s: float) -> list[Caption]:

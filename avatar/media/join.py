@@ -84,7 +84,7 @@ def _look(path: Path) -> _Piece:
             video = container.streams.best("video")
             if tag is None or not isinstance(video, VideoStream) or not container.streams.audio:
                 raise BadInput(
-                    f"{name} is no part of a long video.", "Join files that --checkpoint_every made."
+                    f"{name} is not a part of a long video.", "Join files that --checkpoint_every made."
                 )
             context = video.codec_context
             coded = (context.name, video.width, video.height, bytes(context.extradata or b""))
@@ -104,7 +104,7 @@ def _check_follows(before: _Piece, after: _Piece) -> None:
             "Name all parts, in their order.",
         )
     if after.coded != before.coded:
-        raise BadInput(f"{names}: its pictures are coded otherwise.", "Make the parts again, all alike.")
+        raise BadInput(f"{names}: its video is encoded differently.", "Make the parts again, all alike.")
 
 
 def _check_disk(pieces: Sequence[_Piece], output: Path) -> None:

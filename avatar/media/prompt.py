@@ -23,9 +23,7 @@ def check_prompt(prompt: str, max_tokens: int, tokenizer: Path | None = None) ->
         raise BadInput("The prompt is not text.", "Write it as text, or leave it empty.")
     prompt = prompt.strip()
     if any(unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\r\t" for char in prompt):
-        raise BadInput(
-            "The prompt holds characters that are no text.", "Type it again instead of pasting it."
-        )
+        raise BadInput("The prompt holds control characters.", "Type it again instead of pasting it.")
     if len(prompt) > MAX_CHARACTERS:
         raise BadInput(
             f"The prompt has {len(prompt)} characters; at most {MAX_CHARACTERS} are read.",

@@ -89,7 +89,7 @@ def check_free(path: Path) -> None:
             return
     except OSError as error:
         raise BadInput(
-            f"{display_name(path)} cannot be looked at in its output folder ({error.strerror}).", _OTHER
+            f"{display_name(path)} cannot be checked in its output folder ({error.strerror}).", _OTHER
         ) from error
     raise BadInput(f"{display_name(path)} is there already, and was not made by {MADE_BY}.", _OTHER)
 

@@ -65,9 +65,7 @@ class Conditions:
         num_speakers = len(self.audio)
         num_masks = 0 if self.masks is None else len(self.masks)
         if num_masks != num_speakers and (num_masks or num_speakers > 1):
-            raise BadInput(
-                f"{num_speakers} speakers but {num_masks} masks.", "Give one mask for each speaker."
-            )
+            raise BadInput(f"{num_speakers} speakers but {num_masks} masks.", "Provide one mask per speaker.")
 
 
 class Denoiser(Protocol):

@@ -123,7 +123,7 @@ class LentPipeline:
             if not is_out_of_memory(error):
                 raise
             raise DoesNotFit(
-                "The lent GPU ran out of memory.", "Choose a smaller size, or a preset that needs less."
+                "ZeroGPU ran out of memory.", "Choose a smaller size, or a preset that needs less."
             ) from error
 
     def plan_for(self, request: Request, cancelled: Callable[[], bool] = lambda: False) -> Plan:

@@ -52,7 +52,7 @@ def plan(
     """
     if preset.engine == "auto":
         raise BadInput(
-            f"Preset {preset.name} is no plan yet.", "Resolve it to a preset of this machine first."
+            f"Preset {preset.name} must be resolved first.", "Resolve it to a preset of this machine first."
         )
     if preset.engine == "preview":
         return Plan(preset.name, preset.engine, (), _host(inventory, _preview_items(preset)))

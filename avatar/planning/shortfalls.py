@@ -73,21 +73,21 @@ def _unable(gpu: Gpu, preset: Preset, inventory: Inventory) -> list[Lack]:
     """Why a preset cannot use a card."""
     needed, has = preset.requires.compute_capability, gpu.compute_capability
     if gpu.total_bytes is None or gpu.free_bytes is None:
-        text = f"{gpu} does not tell its memory."
-        return [Lack("unreadable", text, "See what `nvidia-smi` says.", {"gpu": gpu.index})]
+        text = f"{gpu} does not report its memory."
+        return [Lack("unreadable", text, "Check `nvidia-smi`.", {"gpu": gpu.index})]
     if has is not None and capability(has) < capability(needed):
         text = f"{gpu} has compute capability {has}; it needs {needed}."
         values = {"gpu": gpu.index, "found": has, "needed": needed}
         remedy = "Choose cpu-preview, or run it on a newer card (Ampere or later)."
         return [Lack("compute_capability", text, remedy, values)]
     if gpu.is_instance and preset.num_gpus > 1:
-        text = f"{gpu} is an instance of a divided card (MIG); of those, one alone can be used at a time."
-        remedy = "Choose a preset for one GPU, or have the card undivided."
+        text = f"{gpu} is an instance of a divided card (MIG); only one of them can be used at a time."
+        remedy = "Choose a preset for one GPU, or disable MIG on the card."
         return [Lack("instance", text, remedy, {"gpu": gpu.index})]
     built = inventory.torch_cuda
     if built and has is not None and capability(has) >= BLACKWELL and capability(built) < BLACKWELL_CUDA:
         build = inventory.torch_build
-        text = f"PyTorch {build} is built for CUDA {built}, which does not know {gpu} yet."
+        text = f"PyTorch {build} is built for CUDA {built}, which does not support {gpu}."
         remedy = install_command(inventory.driver_cuda, capability(has))
         return [
             Lack(

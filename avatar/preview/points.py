@@ -68,7 +68,7 @@ class FacePoints:
     def parse(cls, data: object) -> FacePoints:
         """Parse {"mouth_left": [x, y], ...} from JSON. Raises: BadInput that names the fault."""
         if not isinstance(data, Mapping):
-            raise BadInput("Face points are not a set of named points.", f"Give {', '.join(LABELS)}.")
+            raise BadInput("Face points must be an object of named points.", f"Give {', '.join(LABELS)}.")
         names = [field.name for field in fields(cls)]
         for name in data:
             if name not in names:

@@ -94,7 +94,7 @@ class Diagnosis:
     def verdict(self) -> str:
         """The closing sentence: what runs, or what to do first."""
         if self.faults:
-            return "Mend the faults above first."
+            return "Fix the problems above first."
         name = self.judged.preset.name
         if self.device_fault and self.judged.preset.num_gpus:
             return f"Preset {name} does not run here. {self.device_fault}"
@@ -170,7 +170,7 @@ def try_devices(inventory: Inventory) -> tuple[tuple[DeviceTable, ...], str]:
         devices = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, json.JSONDecodeError) as error:
         log.warning("trying the GPUs failed: %s", error)
-        return (), "What its GPUs can do could not be tried: PyTorch failed on them. See `nvidia-smi`."
+        return (), "The GPUs could not be tested: PyTorch failed on them. See `nvidia-smi`."
     tables = tuple(
         DeviceTable(device["name"], tuple(DeviceCheck(**check) for check in device["checks"]))
         for device in devices

@@ -51,8 +51,8 @@ def check_same(begun: Mapping[str, str], now: Mapping[str, str], name: str) -> N
     changed = [words for key, words in _WORDS.items() if begun.get(key) != now.get(key)]
     if changed:
         raise BadInput(
-            f"{name} was begun with something else: {', and '.join(changed)}.",
-            "Give what it was begun with to resume it; or delete its .parts folder to begin anew.",
+            f"{name} was begun with different inputs: {', and '.join(changed)}.",
+            "Give what it was begun with to resume it; or delete its .parts folder to start over.",
         )
 
 

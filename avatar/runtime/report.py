@@ -148,7 +148,7 @@ def read_report(path: Path) -> RunReport:
         _check(report)
         return report
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, BadInput) as error:
-        raise BadInput(f"{path.name} is no run report.", "Delete it, or restore the file.") from error
+        raise BadInput(f"{path.name} is not a run report.", "Delete it, or restore the file.") from error
 
 
 def together(uses: Sequence[MemoryUse | None]) -> MemoryUse | None:

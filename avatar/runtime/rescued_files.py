@@ -35,5 +35,5 @@ def kept_in_words(error: NotPlaced, output: Path) -> AvatarError:
         except OSError as trouble:
             log.exception("%s cannot be kept", path.name)
             places.append(f"{path} ({trouble.strerror})")
-    where = f"It lies whole in {' and '.join(places)}." if places else ""
+    where = f"The complete video is in {' and '.join(places)}." if places else ""
     return AvatarError(error.message, f"{where} {error.remedy}".strip())

@@ -119,11 +119,11 @@ class ResumeState:
             frames, self.anchor, self.picture = found["frames"], found["anchor"], found["picture"]
         except (SafetensorError, OSError, KeyError) as error:
             raise BadInput(
-                "What the part before left cannot be read.", "Begin the video anew: delete its .parts folder."
+                "The previous part's file cannot be read.", "Begin the video anew: delete its .parts folder."
             ) from error
         shape = self.picture.shape if size is None else (size.height, size.width, 3)
         if len(frames) > MOTION_FRAMES or frames.shape[1:] != shape or self.picture.shape != shape:
             raise BadInput(
-                "What the part before left is of another size.", "Begin the video anew with one size."
+                "What the part before left has another size.", "Begin the video anew with one size."
             )
         self.frames.extend(frames)

@@ -42,7 +42,7 @@ class Address:
         """ "node1:7861" Raises: BadInput."""
         host, _, port = text.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise BadInput(f"{text!r} is no address.", 'Write it like "node1:7861".')
+            raise BadInput(f"{text!r} is not a valid address.", 'Write it like "node1:7861".')
         return cls(host.strip("[]"), int(port))
 
     @property
@@ -65,7 +65,7 @@ def secret() -> bytes:
     if len(word) < FEWEST_LETTERS:
         raise BadInput(
             f"${SECRET} is {'too short' if word else 'not set'}.",
-            f"Set it to the same {FEWEST_LETTERS} letters or more for the ranks and who attaches to them.",
+            f"Set it to the same {FEWEST_LETTERS} letters or more for the ranks and for the client.",
         )
     return word.encode()
 
@@ -144,7 +144,9 @@ class AttachedFleet(Fleet):
         """See Fleet; a run is preceded by its files."""
         if isinstance(message, Run):
             if isinstance(message, RunLive):
-                raise AvatarError("Ranks elsewhere make no live video.", "Choose a preset of this machine.")
+                raise AvatarError(
+                    "Attached ranks do not support live sessions.", "Choose a preset of this machine."
+                )
             self._request = message.request
             super().send(Shipped(RequestBundle.of(message.request)))
         super().send(message)
@@ -193,7 +195,7 @@ class AttachedFleet(Fleet):
         greeting: Greeting = self._link.recv()
         trouble = ""
         if greeting.is_taken:
-            trouble = "serve somebody else now"
+            trouble = "are serving another client"
         elif greeting.preset.models != preset.models:
             trouble = f"hold the preset {greeting.preset.name}, or its settings differ"
         if trouble:

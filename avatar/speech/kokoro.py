@@ -136,7 +136,7 @@ class KokoroVoices:
         except Exception as error:  # libraries raise many errors for a broken file
             log.warning("Kokoro cannot be loaded", exc_info=error)
             raise VoiceUnavailable(
-                f"The model of {REPO} cannot be loaded: a file is damaged, or another.",
+                f"The model of {REPO} cannot be loaded: a file is damaged or of another version.",
                 f"Remove {REPO} from the hub's cache and try again.",
             ) from error
         self._ids, self._session = ids, session

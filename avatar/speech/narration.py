@@ -118,7 +118,7 @@ class Narrator:
                     yield said
             if not total:
                 raise BadInput(
-                    f"The voice {self.voice.name} can pronounce nothing of the text.",
+                    f"The voice {self.voice.name} cannot pronounce any of the text.",
                     "Write it in words, or choose another voice.",
                 )
             undo.pop_all()

@@ -46,7 +46,7 @@ class RemoteVoices:
         url = env.get(URL, "").strip().rstrip("/")
         parts = urlsplit(url)
         if url and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise BadInput(f"${URL} is no address.", "Give it as https://HOST/v1.")
+            raise BadInput(f"${URL} is not a valid address.", "Give it as https://HOST/v1.")
         if "@" in parts.netloc or parts.query:
             raise BadInput(f"${URL} carries a password or a query.", f"Give the key as ${KEY}.")
         names = tuple(name.strip() for name in env.get(VOICES, "alloy").split(",") if name.strip())
@@ -95,7 +95,7 @@ class RemoteVoices:
                 for piece in answer.iter_bytes():
                     body += piece
                     if len(body) > _MOST_BYTES:
-                        raise VoiceUnavailable(f"The speech server {self.host} sends without end.", _check())
+                        raise VoiceUnavailable(f"The speech server {self.host} sent too much data.", _check())
         except httpx.TimeoutException as error:
             raise VoiceUnavailable(
                 f"The speech server {self.host} does not answer in time.", f"Try again later, {_OTHERS}"
@@ -128,7 +128,7 @@ class RemoteVoices:
                 )
             case 429:
                 return VoiceUnavailable(
-                    f"The speech server {self.host} has had enough requests for now.",
+                    f"The speech server {self.host} is rate-limiting requests.",
                     f"Try again later, {_OTHERS}",
                 )
         return VoiceUnavailable(
@@ -148,7 +148,7 @@ class RemoteVoices:
                 ]
         except (av.FFmpegError, IndexError, ValueError) as error:
             raise VoiceUnavailable(
-                f"What the speech server {self.host} sent is no sound that can be read.", _check()
+                f"What the speech server {self.host} sent is not readable audio.", _check()
             ) from error
         samples = [frame.to_ndarray().reshape(-1) for frame in frames]
         return np.concatenate(samples).clip(-1, 1) if samples else np.zeros(0, np.float32)

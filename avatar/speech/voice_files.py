@@ -38,7 +38,7 @@ def fetched(repo: str, file: str, digest: str = "") -> Path:
         path.resolve().unlink()  # the cache's entry is a link to the file itself
         path.unlink(missing_ok=True)
         raise VoiceUnavailable(
-            f"{file.rpartition('/')[2]} of {repo} is not the file that it should be; it was removed.",
+            f"{file.rpartition('/')[2]} of {repo} has the wrong checksum; it was removed.",
             "Try again: it is then fetched anew.",
         )
     return path

@@ -219,7 +219,7 @@ def test_long_names_are_cut_and_distinguished(tmp_path):
         ('[[job]]\nimage="a.png"\naudio="hello.wav"\n' * 2, "both make a-hello.mp4"),
         ("[[jobs]]\n", "no list of jobs"),
         ("job = 3", "no list of jobs"),
-        ("[defaults]\nseed=1", "asks for no video"),
+        ("[defaults]\nseed=1", "contains no jobs"),
         ("[[job", "cannot be read"),
     ],
 )
@@ -236,7 +236,7 @@ def test_what_is_wrong_in_toml_is_reported(files, text, words):
         ("image,audio,independent\na.png,hello.wav,maybe\n", "independent is 'maybe'"),
         ("image,audio\na.png\n", "line 2: it has not as many cells"),
         ("image,audio,colour\na.png,hello.wav,red\n", "unknown key 'colour'"),
-        ("image,audio\n", "asks for no video"),
+        ("image,audio\n", "contains no jobs"),
     ],
 )
 def test_what_is_wrong_in_csv_is_reported(files, text, words):

@@ -273,7 +273,7 @@ def test_a_file_that_is_always_wrong_is_refused(large_hub: Hub, tmp_path: Path) 
     large_hub.corrupt = {SHARDS[2]: 100}
     refused = run(large_hub, tmp_path / "home", target=str(tmp_path / "weights"))
     assert refused["error"] == "WeightsMissing"
-    assert f"{SHARDS[2]} of {OFFICIAL.repo} arrived broken twice" in refused["text"]
+    assert f"{SHARDS[2]} of {OFFICIAL.repo} arrived corrupt twice" in refused["text"]
     assert not (tmp_path / "weights" / "Wan2.2-S2V-14B" / SHARDS[2]).exists()
 
 

@@ -16,7 +16,7 @@ from avatar.runtime.torchrun_client import SECRET
 @pytest.mark.parametrize(
     ("given", "preset", "words"),
     [
-        ({"attach": "node1"}, "self-test", "is no address"),
+        ({"attach": "node1"}, "self-test", "is not a valid address"),
         ({}, "cpu-preview", "has no ranks"),
         ({"jobs": 2}, "self-test", "one video at a time"),
         ({"ckpt_dir": Path("weights")}, "self-test", "weights of their own"),

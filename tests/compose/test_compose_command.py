@@ -155,7 +155,7 @@ def test_other_kinds_of_files_are_written(here, ending, codec):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--output", "out.avi"], "names no kind of video"),
+        (["--output", "out.avi"], "has no supported video extension"),
         (["--output", "gone/out.mp4"], "no folder"),
         (["--output", "mine.mp4"], "not made by Live Avatar"),
         (["--output", "out.mp4", "--captions", "gone.srt"], "gone.srt does not exist"),

@@ -112,7 +112,7 @@ def test_frames_come_and_the_ranks_stay_for_the_next_page(source, address, ask):
     first = make(source, ask())
     assert [int(batch[0, 0, 0, 0]) for batch in first] == [30 + number for number in range(10)]
     assert source.plan_for(ask()).preset == "self-test"
-    with pytest.raises(BadInput, match="serve somebody else now"):
+    with pytest.raises(BadInput, match="are serving another client"):
         make(RankedSource(PRESET, attach=address, limits=LIMITS), ask())
     source.close()
     time.sleep(1.0)  # until rank 0 has seen it
@@ -354,7 +354,7 @@ def test_a_door_that_cannot_open_is_tried_again_after_a_while(monkeypatch):
 
 @pytest.mark.parametrize("text", ["", "host", ":80", "host:", "host:x", "host:0", "host:70000"])
 def test_what_is_no_address_is_refused(text):
-    with pytest.raises(BadInput, match="is no address"):
+    with pytest.raises(BadInput, match="is not a valid address"):
         Address.parse(text)
     assert Address.parse("[::1]:80") == Address("::1", 80)
 

@@ -192,7 +192,7 @@ def loha(tensors: dict[str, Tensor]) -> str:
 def nothing(tensors: dict[str, Tensor]) -> str:
     tensors.clear()
     tensors["head.head.bias"] = torch.zeros(64)
-    return "holds no LoRA"
+    return "contains no LoRA"
 
 
 @pytest.mark.parametrize("damage", [stranger, half, narrow, loha, nothing])

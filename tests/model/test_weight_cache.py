@@ -255,7 +255,7 @@ def test_a_broken_entry_is_made_again(
     with caplog.at_level(logging.WARNING):
         assert same_bits(load(files, folder), first)
     (line,) = caplog.messages
-    assert line.startswith("the cache of quantised weights is broken and is made again: ")
+    assert line.startswith("the cache of quantised weights is corrupt and will be rebuilt: ")
     assert str(folder) not in line
     caplog.clear()
     assert same_bits(load(files, folder), first)

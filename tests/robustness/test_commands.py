@@ -226,7 +226,7 @@ def test_presets(command: Command, content: str, words: str) -> None:
 
 JOB = "[[job]]\nimage = 'good.png'\naudio = 'good.wav'\n"
 JOBS = [
-    ("toml", "", "asks for no video"),
+    ("toml", "", "contains no jobs"),
     ("toml", "\0", "cannot be read"),
     ("toml", "x = " + "[" * 5000, "cannot be read"),
     ("toml", "job = 3", "no list of jobs"),
@@ -256,8 +256,8 @@ JOBS = [
     ("toml", JOB + f"preset = '{'x' * 300}'", "There is no preset"),
     ("toml", JOB + "points = 'none.json'", "none.json"),
     ("toml", JOB + f"infer_frames = {HUGE}", "infer_frames"),
-    ("csv", "", "asks for no video"),
-    ("csv", "image,audio\n", "asks for no video"),
+    ("csv", "", "contains no jobs"),
+    ("csv", "image,audio\n", "contains no jobs"),
     ("csv", "image,audio\ngood.png\n", "not as many cells"),
     ("csv", "image,audio\ngood.png,good.wav,more\n", "not as many cells"),
     ("csv", "image,audio,nonsense\ngood.png,good.wav,1\n", "unknown key"),

@@ -69,7 +69,7 @@ def add(gallery: Gallery, size: int = 1000, age_s: float = 0.0, owner: str = "")
 def test_a_report_is_reported_if_there_is_one_that_can_be_read(gallery: Gallery, caplog):
     entry = add(gallery)
     assert entry.run_report() is None, "{} is no report"
-    assert f"{entry.report.name} is no run report" in caplog.text
+    assert f"{entry.report.name} is not a run report" in caplog.text
     report = REPORT
     report.write(entry.report)
     run_report = entry.run_report()

@@ -89,7 +89,7 @@ def test_a_report_of_an_earlier_version_is_read(tmp_path: Path) -> None:
 )
 def test_what_is_no_report_is_refused_by_its_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "other.json").write_text(text)
-    with pytest.raises(BadInput, match=r"^other\.json is no run report\."):
+    with pytest.raises(BadInput, match=r"^other\.json is not a run report\."):
         read_report(tmp_path / "other.json")
 
 

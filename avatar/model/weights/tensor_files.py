@@ -92,7 +92,7 @@ def shard_files(folder: Path, stem: str) -> list[Path]:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsMissing(
-            f"{index.name} is missing, unreadable or no index of tensors.", FETCH_AGAIN
+            f"{index.name} is missing, unreadable or not a tensor index.", FETCH_AGAIN
         ) from error
     absent = [name for name in names if not (folder / name).is_file()]
     if absent or not names:
@@ -124,5 +124,5 @@ def build_on_meta(folder: Path, build: Callable[[dict[str, Any]], Model]) -> Mod
     except Exception as error:  # each library raises its own errors for a bad config
         reason = str(error).strip().split("\n")[0]
         raise WeightsMissing(
-            f"{folder.name}/config.json describes no model ({reason}).", WRONG_CHECKPOINT
+            f"{folder.name}/config.json does not describe a model ({reason}).", WRONG_CHECKPOINT
         ) from error

@@ -80,7 +80,7 @@ def load_quantised(
         try:
             return load_entry(files, entry, device, dtype, select, check, settle)
         except WeightsMissing as error:
-            logger.warning("the cache of quantised weights is broken and is made again: %s", error.message)
+            logger.warning("the cache of quantised weights is corrupt and will be rebuilt: %s", error.message)
             shutil.rmtree(entry, ignore_errors=True)
     quantiser = Quantiser()
 
@@ -231,7 +231,7 @@ def load_entry(
 
     def intact(name: str, tensor: Tensor) -> Tensor:
         if sums.get(name) != byte_sum(tensor):
-            raise WeightsMissing(f"{name} is not as it was written.")
+            raise WeightsMissing(f"{name} is corrupt (checksum mismatch).")
         return tensor
 
     try:
