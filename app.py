@@ -19,6 +19,7 @@ from avatar.errors import AvatarError, BadInput
 log = logging.getLogger("app")
 
 MIB, GIB, DAY_S = 2**20, 2**30, 86_400
+KEEP_RUNNING_S = 600.0  # of a visitor who has gone, where others can reach the page
 PLACES = 2  # of one visitor, where others can reach the page
 # Whose word a Space takes for who a visitor is: the proxies in front of it, which have such addresses.
 PROXIES = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,::1,fc00::/7"
@@ -82,6 +83,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=4,
         metavar="GIB",
         help="most that the gallery may hold; oldest go first",
+    )
+    add(
+        "--keep-running",
+        type=_amount,
+        default=None,
+        metavar="MINUTES",
+        help="how long a run goes on after its visitor has closed the page; 0: not at all (default: 10, or"
+        " for ever where only this machine can reach the page)",
     )
     add("--keep-days", type=_amount, default=30, help="days that the gallery keeps a video")
     add(
@@ -236,6 +245,9 @@ def _open_studio(args: argparse.Namespace, scratch: Path, lent: Any = None) -> A
     limits = limits.hosted() if args.hosted else limits
     reachable = args.hosted or local_names(args.host) is None
     places = args.places or (PLACES if reachable else args.queue_size + 1)
+    keep_running_s = KEEP_RUNNING_S if reachable else None
+    if args.keep_running is not None:
+        keep_running_s = 60 * args.keep_running
 
     attached = _attached(args.attach, chosen)
 
@@ -263,6 +275,7 @@ def _open_studio(args: argparse.Namespace, scratch: Path, lent: Any = None) -> A
         model=ModelFetch(fetch_command(args.weights)),
         uploads=Uploads(scratch / "uploads", upload, round(args.upload_quota * GIB)),
         live=_open_live(args, gallery),
+        keep_running_s=keep_running_s,
     )
 
 

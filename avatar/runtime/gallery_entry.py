@@ -20,6 +20,7 @@ from avatar.runtime.report import RunReport, read_report
 log = logging.getLogger(__name__)
 
 ABOUT, HALF = "about.json", "half"
+PORTRAIT = "portrait.png"  # in HALF: what a run that is resumed begins from
 DRAFT = ".draft-"  # begins the name of a folder that is no entry yet
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from avatar.errors import AvatarError, BadInput
 from avatar.live.live_state import LiveState
 from avatar.long import unfinished
+from avatar.long.ledger import Ledger
 from avatar.media.atomic import disk_error
 from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
@@ -33,8 +34,9 @@ from avatar.runtime.gallery_entry import remove
 from avatar.runtime.model_fetch import ModelFetch
 from avatar.settings import FORM, SETTINGS, refusal, refuse_settings
 from avatar.ui.examples import Examples
-from avatar.ui.job_queue import JobQueue, QueuedRun, about_request
+from avatar.ui.job_queue import Asker, JobQueue, KeptVideo, QueuedRun, about_request
 from avatar.ui.live import Segments
+from avatar.ui.presence import Presence
 from avatar.ui.speakers import Speakers
 from avatar.ui.uploads import Uploads
 
@@ -42,7 +44,8 @@ log = logging.getLogger(__name__)
 
 UPLOADS = "uploads"  # in the scratch folder
 LONG_S = 120.0  # from here on a speech is made in parts, which are kept whatever happens
-TIDY_EVERY_S = 30.0
+TIDY_EVERY_S = 5.0
+RECENT_S = 3600.0
 INVENTORY_FRESH_S = 5.0  # probing takes milliseconds; pages that load together share one look
 
 
@@ -54,7 +57,8 @@ class AppState:
     scratch: a folder for what lives no longer than the server. attached: the preset that ranks elsewhere
     serve. readings: where visitors' files are decoded, None for this process. uploads: None for Gradio's
     folder. Owners are given by the secret that their browser keeps. admin: the secret of who may fetch the
-    model, "" for nobody, None for everybody.
+    model, "" for nobody, None for everybody. keep_running_s: how long runs go on whose owners have no page
+    open, None for ever, 0: a run ends with the page that began it.
     """
 
     job_queue: JobQueue
@@ -74,6 +78,8 @@ class AppState:
     admin: str | None = None
     model: ModelFetch = field(default_factory=ModelFetch)
     live: LiveState | None = None
+    keep_running_s: float | None = None
+    presence: Presence = field(default_factory=Presence)
 
     def __post_init__(self) -> None:
         self.speakers: Speakers | None = None if self.uploads is None else Speakers(self.uploads, self.limits)
@@ -216,11 +222,15 @@ class AppState:
         speech_name: str | None = None,
         owner: str = "",
         visitor: str = "",
+        visit: str = "",
         captions: tuple[Caption, ...] = (),
         burn_captions: bool = False,
         spoken: str = "",
     ) -> QueuedRun:
-        """Check everything that can be checked, and put the request in line. Raises: AvatarError."""
+        """Check everything that can be checked, and put the request in line. Raises: AvatarError.
+
+        owner, visitor, visit: see Asker; the owner by its secret.
+        """
         self.job_queue.check_room(visitor)
         preset = self.with_settings(name, settings)
         self._require(preset)
@@ -246,22 +256,27 @@ class AppState:
                 burn_captions=burn_captions,
                 spoken=spoken,
             )
-            settings, kept_owner = used_settings(name, request), owner_hash(owner)
-            ledger = None
-            if request.duration_s >= LONG_S:
-                request, ledger = unfinished.begin(draft / HALF, request)
+            settings, ledger = used_settings(name, request), None
+            asker = Asker(owner_hash(owner), visitor, visit, portrait, speech)
+            if owner or request.duration_s >= LONG_S:  # what nobody can resume need not be kept
+                request = unfinished.keep(draft / HALF, request)
+                ledger = self._parts(draft, request)
             try:
-                self.gallery.describe(draft, about_request(request, settings, kept_owner))
+                self.gallery.describe(draft, about_request(request, settings, asker.owner_hash))
             except OSError as error:
                 raise disk_error(error) from error
-            return self.job_queue.submit(request, draft, settings, kept_owner, ledger, visitor)
+            return self.job_queue.submit(request, draft, settings, asker, ledger)
         except BaseException:
             self.gallery.discard(draft)
             shutil.rmtree(work)
             raise
 
-    def resume(self, id: str, owner: str = "", visitor: str = "") -> QueuedRun:
-        """Put an unfinished video of the gallery in line again. Raises: AvatarError."""
+    def _parts(self, draft: Path, request: Request) -> Ledger | None:
+        """A new ledger where a request is long enough for one."""
+        return unfinished.begin_parts(draft / HALF, request) if request.duration_s >= LONG_S else None
+
+    def resume(self, id: str, owner: str = "", visitor: str = "", visit: str = "") -> QueuedRun:
+        """Put an unfinished video of the gallery in line again, as submit. Raises: AvatarError."""
         self.job_queue.check_room(visitor)
         draft = self.gallery.reopen(id, self.owner(owner))
         if draft is None:
@@ -273,14 +288,49 @@ class AppState:
                 draft / HALF, work=work, output=draft / video_name(draft.name)
             )
             self._require(request.preset)
+            ledger = ledger or self._parts(draft, request)
             about = self.gallery.about(draft)
-            return self.job_queue.submit(request, draft, about.settings, about.owner_hash, ledger, visitor)
+            asker = Asker(about.owner_hash, visitor, visit)
+            return self.job_queue.submit(request, draft, about.settings, asker, ledger)
         except BaseException:
             if ledger is not None:
                 ledger.close()
-            self.gallery.discard(draft)
+            self.gallery.set_aside(draft)
             shutil.rmtree(work)
             raise
+
+    def run_to_show(self, owner: str) -> QueuedRun | None:
+        """What an owner who opens a page would look for: the run that goes on, else the next, else the last.
+
+        One that has ended counts for an hour, while its video is there.
+        """
+        runs = self.job_queue.runs(owner_hash(owner))
+        alive = [run for run in runs if run.outcome is None]
+        if alive:
+            return alive[0]
+        for run in runs:
+            fresh = time.monotonic() - run.ended < RECENT_S
+            if fresh and (not isinstance(run.outcome, KeptVideo) or run.outcome.entry.video.is_file()):
+                return run
+        return None
+
+    def end_abandoned(self) -> None:
+        """Stop the runs whose owners have had no page open for longer than the host allows."""
+        if self.keep_running_s is None:
+            return
+        for run in self.job_queue.runs():
+            away_s = self.presence.away_s(run.asker.owner_hash)
+            if not run.over.is_set() and away_s > self.keep_running_s:
+                log.info("a run ends: its owner has been away for %.0f s", away_s)
+                self.job_queue.stop(run, wanted=True)
+
+    def page_closed(self, visit: str) -> None:
+        """A page is gone; where runs end with their pages, so do its own."""
+        self.presence.closed(visit)
+        if self.keep_running_s == 0:
+            for run in self.job_queue.runs():
+                if run.asker.visit == visit and not run.over.is_set():
+                    self.job_queue.stop(run, wanted=True)
 
     def _show_plan(self, planned: Plan) -> None:
         """Show what the run at work will hold beside what is measured."""
@@ -306,6 +356,7 @@ class AppState:
         """Drop what nobody plays or needs any more, from time to time, until close."""
         while not self._closed.wait(TIDY_EVERY_S):
             self.segments.tidy()
+            self.end_abandoned()
             if self.readings is not None:
                 self.readings.tidy()
 

@@ -14,6 +14,7 @@ from avatar.errors import AvatarError, BadInput
 from avatar.events import Notice
 from avatar.media.speech import Speech
 from avatar.preset import Preset
+from avatar.runtime.gallery import owner_hash
 from avatar.settings import FORM
 from avatar.ui import live_panel, point_editor
 from avatar.ui.app_state import AppState, flat
@@ -64,7 +65,7 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
         p.live_panel,
         p.live_ticket,
     ]
-    demo.load(reports_errors(page.opened), [p.saved], opened, **direct)
+    loaded = demo.load(reports_errors(page.opened), [p.saved], opened, **direct)
     demo.unload(page.closed)
     seen = [p.portrait, p.points, p.shape, p.presets, p.plan, p.notices]
     p.portrait.change(reports_errors(page.portrait_changed), [p.portrait, p.preset, *form], seen, **queued)
@@ -111,6 +112,7 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
         "api_visibility": "private",
     }
     p.generate.click(press, **run)
+    loaded.then(reports_errors(page.generate.attach), **{**run, "inputs": [p.owner]})
     fill = p.examples.select(
         reports_errors(page.example_chosen),
         None,
@@ -124,7 +126,7 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     p.gallery.submit(reports_errors(page.generate.resume), **{**run, "inputs": [p.owner]})
     p.gallery.select(reports_errors(page.gallery_pressed), [p.owner, p.shape], [p.gallery, *chosen], **queued)
     p.model.select(reports_errors(page.model_pressed), None, [p.model], **queued)
-    gr.Timer(TICK_S).tick(page.tick, None, [p.gauges, p.model], **direct)
+    gr.Timer(TICK_S).tick(page.tick, [p.owner], [p.gauges, p.model], **direct)
 
 
 class PageCallbacks:
@@ -146,6 +148,7 @@ class PageCallbacks:
         owner = saved.get("owner")
         if not isinstance(owner, str) or not OWNER.fullmatch(owner):
             owner = secrets.token_hex(16)
+        app_state.presence.opened(request.session_hash or "", owner_hash(owner))
         known = [preset.name for preset in app_state.presets]
         name = saved["preset"] if saved.get("preset") in known else app_state.preset_name
         return {
@@ -164,8 +167,8 @@ class PageCallbacks:
         }
 
     def closed(self, request: gr.Request) -> None:
-        """The page is gone: its run ends."""
-        self.visits.stop(request.session_hash or "")
+        """The page is gone; its runs go on for as long as the host lets them."""
+        self.app_state.page_closed(request.session_hash or "")
 
     def portrait_changed(
         self, request: gr.Request, portrait: str | None, name: str, *values: Any
@@ -290,7 +293,8 @@ class PageCallbacks:
             p.prompt: self._prompt(name, words(settings.get("prompt"))),
         }
 
-    def tick(self, request: gr.Request) -> Updates:
+    def tick(self, request: gr.Request, owner: str) -> Updates:
+        self.app_state.presence.seen(owner_hash(owner))
         gauges = render_gauges(self.app_state.gauges.read(), language_of(request))
         return {self.parts.gauges: gauges, self.parts.model: self.model.render(request)}
 

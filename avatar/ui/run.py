@@ -16,6 +16,7 @@ from avatar.events import Finished, Notice, PartDone, Phase, Progress, Segment
 from avatar.ui import point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
+from avatar.ui.error_messages import reason
 from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInLine
@@ -24,6 +25,7 @@ from avatar.ui.panels.status import Status, render_badge, render_notices, render
 from avatar.ui.payloads import mapping, pressed
 from avatar.ui.speakers import SpokenText
 from avatar.ui.typing_panel import TYPE, TypingPanel
+from avatar.ui.uploads import NotUploaded
 
 log = logging.getLogger(__name__)
 
@@ -34,32 +36,45 @@ Updates = dict[Any, Any]
 
 
 class PageRuns:
-    """Which run belongs to which open page."""
+    """Which run each open page shows, and which it began by a press of Generate."""
 
     def __init__(self, app_state: AppState) -> None:
         self.app_state = app_state
-        self._runs: dict[str, QueuedRun] = {}
+        self._shown: dict[str, QueuedRun] = {}
+        self._pressed: dict[str, QueuedRun] = {}
 
     def begin(self, visit: str, run: QueuedRun) -> None:
-        """A page's new run; an older one of the same page is stopped."""
-        self.stop(visit)
-        self._runs[visit] = run
+        """A page has pressed Generate, and shows the run; one that it pressed for earlier is stopped."""
+        earlier = self._pressed.get(visit)
+        if earlier is not None:
+            self.app_state.job_queue.stop(earlier)
+        self._pressed[visit] = run
+        self.show(visit, run)
+
+    def show(self, visit: str, run: QueuedRun) -> None:
+        """A page shows a run from now on."""
+        self._shown[visit] = run
 
     def is_current(self, visit: str, run: QueuedRun) -> bool:
-        return self._runs.get(visit) is run
+        return self._shown.get(visit) is run
+
+    def shown(self, visit: str) -> QueuedRun | None:
+        return self._shown.get(visit)
 
     def stop(self, visit: str) -> None:
-        """Stop the page's run, if it has one."""
-        run = self._runs.get(visit)
+        """Stop the run that a page shows, if there is one."""
+        run = self._shown.get(visit)
         if run is not None:
             self.app_state.job_queue.stop(run)
 
     def end(self, visit: str, run: QueuedRun) -> None:
-        """The page is done with the run, or gone."""
-        self.app_state.job_queue.stop(run)
+        """The page is done with the run, or gone; the run goes on if the host lets it."""
+        if self.app_state.keep_running_s == 0 and run.asker.visit == visit:
+            self.app_state.job_queue.stop(run, wanted=True)
         run.let_go()
-        if self.is_current(visit, run):
-            del self._runs[visit]
+        for runs in (self._shown, self._pressed):
+            if runs.get(visit) is run:
+                del runs[visit]
 
 
 class Generate:
@@ -81,7 +96,7 @@ class Generate:
     def outputs(self) -> list[Any]:
         p = self.parts
         player = [p.badge, p.empty, p.live, p.final, p.result, p.replay, p.download]
-        typed = [p.speech, p.spoken]
+        typed = [p.portrait, p.speech, p.spoken]
         return [p.status, p.generate, p.stop, *player, p.notices, p.points, p.gallery, *typed]
 
     def press(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
@@ -123,29 +138,66 @@ class Generate:
             head_only=point_editor.head_only(asked),
             owner=owner,
             visitor=visitor,
+            visit=request.session_hash or "",
             speech_name=said.script.title if said else None,
             captions=said.shown if said else (),
             spoken=said.script.digest if said else "",
             burn_captions=said is not None and said.script.speaking.captions == "burned",
         )
+        self.visits.begin(request.session_hash or "", run)
         yield from self._show(run, request, owner)
 
     def resume(self, request: gr.Request, event: gr.EventData, owner: str) -> Iterator[Updates]:
         """Go on with an unfinished video of the gallery, pressed there. Raises: AvatarError."""
-        run = self.app_state.resume(pressed(event)[1], owner, visitor_of(request))
+        visit = request.session_hash or ""
+        run = self.app_state.resume(pressed(event)[1], owner, visitor_of(request), visit)
+        self.visits.show(visit, run)
         yield from self._show(run, request, owner)
 
-    def _show(self, run: QueuedRun, request: gr.Request, owner: str) -> Iterator[Updates]:
-        visit, language = request.session_hash or "", language_of(request)
-        self.visits.begin(visit, run)
+    def attach(self, request: gr.Request, owner: str) -> Iterator[Updates]:
+        """Show a page that has just opened what its owner's run is doing, with what it was begun with."""
+        run = self.app_state.run_to_show(owner)
+        if run is None:
+            yield {self.parts.status: gr.skip()}
+            return
+        yield self._inputs(run)
+        yield from self._show_late(run, request, owner)
+
+    def _inputs(self, run: QueuedRun) -> Updates:
+        """The portrait and the speech of a run, where the uploads are still there."""
+        p, uploads = self.parts, self.app_state.uploads
+        given: Updates = {p.status: gr.skip()}
         try:
-            yield from self._follow(run, visit, owner, language)
+            if uploads is not None and run.asker.portrait is not None and run.asker.speech is not None:
+                given[p.portrait] = str(uploads.find(run.asker.portrait))
+                given[p.speech] = gr.update(value=str(uploads.find(run.asker.speech)), visible=True)
+        except NotUploaded:
+            log.info("a run goes on whose uploads have made way for others")
+        return given
+
+    def _show_late(self, run: QueuedRun, request: gr.Request, owner: str) -> Iterator[Updates]:
+        """Show a run from where it is now on."""
+        if run.over.is_set() or not run.join():
+            yield self._over(run, owner, language_of(request))
+            return
+        self.visits.show(request.session_hash or "", run)
+        yield from self._show(run, request, owner, LEAD_SEGMENTS)
+
+    def _show(
+        self, run: QueuedRun, request: gr.Request, owner: str, newest: int | None = None
+    ) -> Iterator[Updates]:
+        """newest: see QueuedRun.follow."""
+        visit = request.session_hash or ""
+        try:
+            yield from self._follow(run, visit, owner, language_of(request), newest)
         finally:
             self.visits.end(visit, run)
 
-    def _follow(self, run: QueuedRun, visit: str, owner: str, language: Language) -> Iterator[Updates]:
+    def _follow(
+        self, run: QueuedRun, visit: str, owner: str, language: Language, newest: int | None
+    ) -> Iterator[Updates]:
         p = self.parts
-        status = Status("running", Progress(Phase.LOADING))
+        status = _status(run)
         held: list[Segment] = []  # the first ones, until they go out together
         released = 0
         drawn = time.monotonic()
@@ -153,7 +205,9 @@ class Generate:
         kept: KeptVideo | None = None
         failure: BaseException | None = None
         try:
-            for said in run.follow(STATUS_EVERY_S):
+            for said in run.follow(STATUS_EVERY_S, newest):
+                if not self.visits.is_current(visit, run):
+                    return  # the page has gone on to another run
                 match said:
                     case WaitingInLine(place):
                         status = replace(status, state="waiting" if place else "running", place=place)
@@ -189,12 +243,24 @@ class Generate:
         except Exception as error:
             failure = error
         if not self.visits.is_current(visit, run):
-            return  # the page has gone on to another run
+            return
         for segment in held:
             yield {p.live: str(segment.path)}
-        yield self._end(kept, status, failure, owner, language)
+        plays = bool(released or held)
+        yield self._end(kept, status, failure, owner, language, plays)
         if failure is not None or (kept is not None and kept.error is not None):
             raise failure or kept.error  # type: ignore[misc, union-attr]
+
+    def _over(self, run: QueuedRun, owner: str, language: Language) -> Updates:
+        """A run that ended before the page was opened."""
+        kept = run.outcome if isinstance(run.outcome, KeptVideo) else None
+        status = _status(run)
+        if run.error is not None:
+            status = replace(status, more=reason(run.error, language))
+        failure = run.error if kept is None else None
+        return {self.parts.empty: gr.update(visible=False)} | self._end(
+            kept, status, failure, owner, language, plays=False
+        )
 
     def _begin(self, status: Status, language: Language) -> Updates:
         p = self.parts
@@ -218,12 +284,14 @@ class Generate:
         failure: BaseException | None,
         owner: str,
         language: Language,
+        plays: bool,
     ) -> Updates:
+        """plays: whether the live player has something, and makes way for the finished one at its end."""
         p = self.parts
         over: Updates = {p.generate: gr.update(interactive=True), p.stop: gr.update(interactive=False)}
         if kept is None:
             state = "failed" if failure is not None else "stopped"
-            more = "" if failure is not None else text("phase_stopped_empty", language)
+            more = status.more if failure is not None else text("phase_stopped_empty", language)
             over[p.status] = render_status(replace(status, state=state, more=more), language)
             over[p.gallery] = self.gallery(owner, language)  # a half-made video may be there now
             return over | {p.live: gr.update(visible=False), p.empty: gr.update(visible=True)}
@@ -232,10 +300,12 @@ class Generate:
             status, state=state, label=kept.entry.about.label, progress=_last(status, kept.finished)
         )
         video = str(self.app_state.handed_out(kept.entry))
+        if not plays:
+            over |= {p.live: gr.update(visible=False), p.replay: gr.update(visible=False)}
         return over | {
             p.status: render_status(done, language),
             p.badge: render_badge(done.label, language),
-            p.final: gr.update(value=video),
+            p.final: gr.update(value=video) if plays else gr.update(value=video, visible=True),
             p.download: gr.update(value=video),
             p.result: gr.update(visible=True),
             p.gallery: self.gallery(owner, language),
@@ -247,6 +317,17 @@ class Generate:
         entries = app_state.gallery.entries(app_state.owner(owner))
         reports = {entry.id: report for entry in entries if (report := entry.run_report()) is not None}
         return render_gallery(entries, language, app_state.url, app_state.gallery.max_age_s, reports)
+
+
+def _status(run: QueuedRun) -> Status:
+    """How a run stands, before it has said anything more."""
+    label = run.outcome.entry.about.label if isinstance(run.outcome, KeptVideo) else ""
+    return Status(
+        state="running" if run.begun or not run.place else "waiting",
+        progress=run.progress or Progress(Phase.LOADING),
+        place=run.place,
+        label=label or getattr(run.engine, "label", ""),
+    )
 
 
 def _last(status: Status, finished: Finished) -> Progress:

@@ -146,6 +146,10 @@ TEXT: dict[str, tuple[str, str]] = {
     "phase_stopped": ("Stopped. What was made is yours to keep.", "已停止，已生成的部分已保存。"),
     "phase_stopped_empty": ("Stopped before the first frame.", "在第一帧之前停止。"),
     "phase_failed": ("It did not work out", "未能完成"),
+    "job_fault": (
+        "Something went wrong on the server; its log says what.",
+        "服务器出错，详情见其日志。",
+    ),
     "place_next": ("You are next.", "下一个就是您。"),
     "place_second": ("One video is ahead of yours.", "前面还有 1 个视频。"),
     "place": ("{ahead} videos are ahead of yours.", "前面还有 {ahead} 个视频。"),

@@ -229,9 +229,8 @@ def test_captions_survive_in_a_half_made_video(house, tmp_path):
     assert kept.entry.captions is not None
     assert "Two." in kept.entry.captions.read_text(encoding="utf-8")
     given_back = replace(run.request, portrait=portrait, speech=speech)
-    request, ledger = unfinished.begin(tmp_path / "half", given_back)
-    ledger.close()
+    request = unfinished.keep(tmp_path / "half", given_back)
     again, ledger = unfinished.resume(tmp_path / "half", work=tmp_path, output=tmp_path / "out.mp4")
-    ledger.close()
+    assert ledger is None
     assert (again.captions, again.burn_captions, again.spoken) == (said, True, "a digest")
     assert request.captions == said
