@@ -103,7 +103,7 @@ class AppState:
         """The video under a second name, which Gradio may serve; it goes with the video."""
         folder = self.scratch / UPLOADS / self.gallery.key(entry.id, "handed out")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        name = folder / entry.video.name
+        name = folder / entry.download_name
         name.unlink(missing_ok=True)
         try:
             os.link(entry.video, name)

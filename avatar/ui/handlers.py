@@ -22,6 +22,7 @@ from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reports_errors
 from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import Language, language_of, text
+from avatar.ui.jobs_panel import JobsPanel
 from avatar.ui.model_button import ModelButton
 from avatar.ui.panels.cards import Shape, lack_words, render_examples, render_presets, size_words
 from avatar.ui.panels.machine import render_gauges, render_machine, render_plan
@@ -113,6 +114,15 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     }
     p.generate.click(press, **run)
     loaded.then(reports_errors(page.generate.attach), **{**run, "inputs": [p.owner]})
+    more: dict[str, Any] = {"trigger_mode": "multiple"}  # while another run is followed
+    p.several.upload(
+        reports_errors(page.jobs.queue_several),
+        [p.several, *page.generate.inputs],
+        [p.jobs, p.points, p.status],
+        **{**queued, **more},
+    ).then(reports_errors(page.generate.attach_next), **{**run, **more, "inputs": [p.owner]})
+    p.jobs.select(reports_errors(page.jobs.pressed), [p.owner], [p.jobs], **queued, **more)
+    p.jobs.submit(reports_errors(page.jobs.submitted), **{**run, **more, "inputs": [p.owner]})
     fill = p.examples.select(
         reports_errors(page.example_chosen),
         None,
@@ -123,10 +133,10 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     p.stop.click(reports_errors(page.stop_pressed), None, [p.stop], **direct)
     p.replay.click(page.replay, None, [p.live, p.final, p.replay], **direct)
     p.live.end(page.replay, None, [p.live, p.final, p.replay], **direct)
-    p.gallery.submit(reports_errors(page.generate.resume), **{**run, "inputs": [p.owner]})
+    p.gallery.submit(reports_errors(page.generate.resume), **{**run, **more, "inputs": [p.owner]})
     p.gallery.select(reports_errors(page.gallery_pressed), [p.owner, p.shape], [p.gallery, *chosen], **queued)
     p.model.select(reports_errors(page.model_pressed), None, [p.model], **queued)
-    gr.Timer(TICK_S).tick(page.tick, [p.owner], [p.gauges, p.model], **direct)
+    gr.Timer(TICK_S).tick(page.tick, [p.owner], [p.gauges, p.model, p.jobs], **direct)
 
 
 class PageCallbacks:
@@ -138,6 +148,7 @@ class PageCallbacks:
         self.visits = visits
         self.generate = Generate(parts, app_state, visits)
         self.typing = self.generate.typing
+        self.jobs = JobsPanel(parts, app_state, self.generate)
         self.live = live_panel.LivePanel(parts, app_state)
         self.model = ModelButton(app_state)
 
@@ -296,7 +307,11 @@ class PageCallbacks:
     def tick(self, request: gr.Request, owner: str) -> Updates:
         self.app_state.presence.seen(owner_hash(owner))
         gauges = render_gauges(self.app_state.gauges.read(), language_of(request))
-        return {self.parts.gauges: gauges, self.parts.model: self.model.render(request)}
+        return {
+            self.parts.gauges: gauges,
+            self.parts.model: self.model.render(request),
+            self.parts.jobs: self.jobs.render(request, owner),
+        }
 
     def model_pressed(self, request: gr.Request, event: gr.EventData) -> Updates:
         """Get the model, pause or go on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,9 @@ class PageRuns:
         self._pressed: dict[str, QueuedRun] = {}
 
     def begin(self, visit: str, run: QueuedRun) -> None:
-        """A page has pressed Generate, and shows the run; one that it pressed for earlier is stopped."""
+        """A page has pressed Generate, and shows the run in the place of one that it pressed for earlier."""
         earlier = self._pressed.get(visit)
-        if earlier is not None:
+        if earlier is not None and earlier is self._shown.get(visit):
             self.app_state.job_queue.stop(earlier)
         self._pressed[visit] = run
         self.show(visit, run)
@@ -101,21 +101,36 @@ class Generate:
 
     def press(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Updates of the page until the video is finished. values: of `inputs`. Raises: AvatarError."""
-        portrait, speech, prompt, preset, asked, owner, source, *typed_and_form = values
-        typed, form = typed_and_form[:5], typed_and_form[5:]
-        asked = mapping(asked)
+        portrait, speech, _, _, _, owner, source, *typed_and_form = values
         language = language_of(request)
         if not portrait:
             raise BadInput(text("no_portrait", language))
-        visitor = visitor_of(request)
-        self.app_state.job_queue.check_room(visitor)
+        self.app_state.job_queue.check_room(visitor_of(request))
         said: SpokenText | None = None
         if source == TYPE:
-            for said in self.typing.spoken_text(request, *typed):
+            for said in self.typing.spoken_text(request, *typed_and_form[:5]):
                 yield {self.parts.status: gr.skip()} if said is None else self.typing.heard(said)
             speech = str(said.path) if said else None
         if not speech:
             raise BadInput(text("no_speech", language))
+        run = yield from self.submit(request, speech, *values, said=said)
+        if run is not None:
+            self.visits.begin(request.session_hash or "", run)
+            yield from self._show(run, request, owner)
+
+    def submit(
+        self, request: gr.Request, speech: str, *values: Any, said: SpokenText | None = None
+    ) -> Generator[Updates, None, QueuedRun | None]:
+        """Put one speech in line, with all else as the page has it; None where the portrait needs an answer.
+
+        values: of `inputs`. said: what the speech is, if it was typed. Raises: AvatarError.
+        """
+        portrait, _, prompt, preset, asked, owner, _, *typed_and_form = values
+        asked, form, language = mapping(asked), typed_and_form[5:], language_of(request)
+        if not portrait:
+            raise BadInput(text("no_portrait", language))
+        visitor = visitor_of(request)
+        self.app_state.job_queue.check_room(visitor)
         reader = self.app_state.reader(visitor)
         for _ in reader.ahead(Path(portrait), Path(speech), STATUS_EVERY_S):
             yield {self.parts.status: gr.skip()}  # so that a page that has gone away gives its place up
@@ -126,9 +141,9 @@ class Generate:
             if look.picture is not None:
                 gr.Warning(text(f"points_{look.verdict}", language), title=text("points_title", language))
                 yield {self.parts.points: point_editor.question(look, Path(portrait), language)}
-                return
+                return None
             asked = {"points": look.points}
-        run = self.app_state.submit(
+        return self.app_state.submit(
             Path(portrait),
             Path(speech),
             preset,
@@ -144,8 +159,6 @@ class Generate:
             spoken=said.script.digest if said else "",
             burn_captions=said is not None and said.script.speaking.captions == "burned",
         )
-        self.visits.begin(request.session_hash or "", run)
-        yield from self._show(run, request, owner)
 
     def resume(self, request: gr.Request, event: gr.EventData, owner: str) -> Iterator[Updates]:
         """Go on with an unfinished video of the gallery, pressed there. Raises: AvatarError."""
@@ -161,7 +174,15 @@ class Generate:
             yield {self.parts.status: gr.skip()}
             return
         yield self._inputs(run)
-        yield from self._show_late(run, request, owner)
+        yield from self.watch(request, run, owner)
+
+    def attach_next(self, request: gr.Request, owner: str) -> Iterator[Updates]:
+        """Let a page that shows no run follow its owner's."""
+        run = self.app_state.run_to_show(owner)
+        if run is None or run.outcome is not None or self.visits.shown(request.session_hash or ""):
+            yield {self.parts.status: gr.skip()}
+            return
+        yield from self.watch(request, run, owner)
 
     def _inputs(self, run: QueuedRun) -> Updates:
         """The portrait and the speech of a run, where the uploads are still there."""
@@ -175,7 +196,7 @@ class Generate:
             log.info("a run goes on whose uploads have made way for others")
         return given
 
-    def _show_late(self, run: QueuedRun, request: gr.Request, owner: str) -> Iterator[Updates]:
+    def watch(self, request: gr.Request, run: QueuedRun, owner: str) -> Iterator[Updates]:
         """Show a run from where it is now on."""
         if run.over.is_set() or not run.join():
             yield self._over(run, owner, language_of(request))
