@@ -92,6 +92,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="how long a run goes on after its visitor has closed the page; 0: not at all (default: 10, or"
         " for ever where only this machine can reach the page)",
     )
+    add(
+        "--notify-url",
+        default=env("AVATAR_NOTIFY_URL"),
+        metavar="URL",
+        help="when a video is made or has failed, POST a JSON object there: id, state, name, seconds",
+    )
     add("--keep-days", type=_amount, default=30, help="days that the gallery keeps a video")
     add(
         "--attach",
@@ -164,7 +170,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _serve(args: argparse.Namespace) -> None:
     from avatar.media.ffmpeg import put_on_path
     from avatar.runtime.scratch import Scratch
+    from avatar.runtime.webhook import check_url
 
+    if args.notify_url is not None:
+        check_url(args.notify_url)
     port = _free_port(args.host, args.port)
     stopped = _stop_signal()
     put_on_path()
@@ -225,6 +234,7 @@ def _open_studio(args: argparse.Namespace, scratch: Path, lent: Any = None) -> A
     from avatar.runtime.factory import open_engine
     from avatar.runtime.gallery import Gallery
     from avatar.runtime.model_fetch import ModelFetch, fetch_command
+    from avatar.runtime.webhook import Webhook
     from avatar.ui.app_state import AppState
     from avatar.ui.guard import local_names
     from avatar.ui.job_queue import JobQueue
@@ -275,6 +285,7 @@ def _open_studio(args: argparse.Namespace, scratch: Path, lent: Any = None) -> A
         model=ModelFetch(fetch_command(args.weights)),
         uploads=Uploads(scratch / "uploads", upload, round(args.upload_quota * GIB)),
         live=_open_live(args, gallery),
+        webhook=None if args.notify_url is None else Webhook(args.notify_url),
         keep_running_s=keep_running_s,
     )
 

@@ -33,6 +33,11 @@ def owner_hash(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest() if token else ""
 
 
+def stem_of(name: str) -> str:
+    """A file's name without its suffix; a spoken text, which has none, as it is."""
+    return _SUFFIX.sub("", name)
+
+
 def video_name(folder: str) -> str:
     """The video's file name, by its draft's or entry's folder name: what a download is called."""
     return f"avatar-{folder.removeprefix(DRAFT)[:15]}.mp4"
@@ -96,8 +101,8 @@ class GalleryEntry:
     @property
     def download_name(self) -> str:
         """What the video is called where somebody takes it along: after portrait and speech."""
-        stems = (_SUFFIX.sub("", name) for name in (self.about.portrait, self.about.speech))
-        stem = joined_name(*(_NOT_IN_NAMES.sub("", one).strip(" .") for one in stems))
+        names = (stem_of(name) for name in (self.about.portrait, self.about.speech))
+        stem = joined_name(*(_NOT_IN_NAMES.sub("", name).strip(" .") for name in names))
         return f"{stem}.mp4" if stem else self.video.name
 
     @property

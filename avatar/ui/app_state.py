@@ -32,6 +32,7 @@ from avatar.runtime.bounded_reader import Readings
 from avatar.runtime.gallery import HALF, Gallery, GalleryEntry, owner_hash, video_name
 from avatar.runtime.gallery_entry import remove
 from avatar.runtime.model_fetch import ModelFetch
+from avatar.runtime.webhook import News, Webhook
 from avatar.settings import FORM, SETTINGS, refusal, refuse_settings
 from avatar.ui.examples import Examples
 from avatar.ui.job_queue import Asker, JobQueue, KeptVideo, QueuedRun, about_request
@@ -78,6 +79,7 @@ class AppState:
     admin: str | None = None
     model: ModelFetch = field(default_factory=ModelFetch)
     live: LiveState | None = None
+    webhook: Webhook | None = None
     keep_running_s: float | None = None
     presence: Presence = field(default_factory=Presence)
 
@@ -89,6 +91,7 @@ class AppState:
         self._probed: tuple[float, Inventory] | None = None
         self._held: Plan | None = None  # of the last run, whose models stay loaded
         self.job_queue.on_start, self.job_queue.on_plan = self.gauges.reset_peak, self._show_plan
+        self.job_queue.on_end = self._tell_end
         self.gauges.pinned = lambda: self.job_queue.pinned_bytes
 
     def owner(self, token: str) -> str | None:
@@ -332,6 +335,13 @@ class AppState:
                 if run.asker.visit == visit and not run.over.is_set():
                     self.job_queue.stop(run, wanted=True)
 
+    def _tell_end(self, run: QueuedRun) -> None:
+        """Post what became of a run, where whoever runs the server wants to know."""
+        if self.webhook is not None:
+            made = run.outcome.finished.duration_s if isinstance(run.outcome, KeptVideo) else 0.0
+            name = f"{run.request.portrait_name} · {run.request.speech_name}"
+            self.webhook.post(News(run.id, run.state, name, made))
+
     def _show_plan(self, planned: Plan) -> None:
         """Show what the run at work will hold beside what is measured."""
         self._held = planned
@@ -370,6 +380,8 @@ class AppState:
             self.speakers.close()
         self.model.close()
         self.job_queue.close()
+        if self.webhook is not None:
+            self.webhook.close()
         self.gauges.close()
         self.gallery.close()
 

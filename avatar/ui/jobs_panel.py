@@ -10,6 +10,7 @@ import gradio as gr
 
 from avatar.errors import AvatarError, BadInput
 from avatar.runtime.gallery import HALF, owner_hash
+from avatar.runtime.gallery_entry import stem_of
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reason, words
@@ -65,7 +66,7 @@ class JobsPanel:
         return JobRow(
             id=run.id,
             state=run.state,
-            name=f"{run.request.portrait_name} · {run.request.speech_name}",
+            name=f"{stem_of(run.request.portrait_name)} · {stem_of(run.request.speech_name)}",
             place=run.place,
             share=made,
             eta_s=progress.eta_s if progress else None,

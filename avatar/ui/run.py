@@ -170,7 +170,9 @@ class Generate:
     def attach(self, request: gr.Request, owner: str) -> Iterator[Updates]:
         """Show a page that has just opened what its owner's run is doing, with what it was begun with."""
         run = self.app_state.run_to_show(owner)
-        if run is None:
+        if run is None or self.visits.shown(
+            request.session_hash or ""
+        ):  # a quick visitor has generated already
             yield {self.parts.status: gr.skip()}
             return
         yield self._inputs(run)

@@ -112,8 +112,8 @@ def test_the_network_goes_for_a_while(slow: Server, visit: Visit, long_speech: P
     visitor.context.set_offline(True)
     visitor.page.wait_for_timeout(1000 * OFFLINE_S)
     assert len(slow.videos()) == before, "it goes on meanwhile"
-    visitor.context.set_offline(False)
-    visitor.page.wait_for_function(PLAYING)
+    with visitor.page.expect_event("load"):  # the page comes back by itself
+        visitor.context.set_offline(False)
     assert_plays_on(visitor, long_speech)
     visitor.page.click("#stop:enabled")
     visitor.wait_state("stopped")

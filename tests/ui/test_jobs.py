@@ -17,10 +17,12 @@ from PIL import Image
 
 from avatar.errors import BadInput, WorkerLost
 from avatar.runtime.gallery import Gallery, owner_hash
+from avatar.runtime.webhook import Webhook
 from avatar.ui.app_state import FORM, flat
 from avatar.ui.job_queue import QueuedRun
 from avatar.ui.jobs_panel import JobsPanel
 from avatar.ui.panels.jobs import JobRow, render_jobs
+from tests.fixtures.listener import listening
 
 KILLED = WorkerLost("The engine's process was killed.", "Try again.")
 
@@ -291,3 +293,20 @@ def test_every_kind_of_job_is_worded(language):
     assert all(one in html for one in words)
     assert html.count('draggable="true"') == 2
     assert render_jobs([], language) == ""
+
+
+def test_whoever_runs_the_server_is_told_of_every_end(panel):
+    p = panel(ScriptedEngine())
+    with listening() as listener:
+        p.page.app_state.webhook = Webhook(listener.url)
+        made = p.submit()
+        wait_until(made.over.is_set)
+        p.page.engine.fail_at, p.page.engine.error = 0, KILLED
+        failed = p.submit("")
+        wait_until(failed.over.is_set)
+        p.page.app_state.webhook.close()
+    name = "astronaut.jpg · hello-en.flac"
+    assert listener.posted == [
+        {"id": made.id, "state": "done", "name": name, "seconds": 6.0},
+        {"id": failed.id, "state": "failed", "name": name, "seconds": 0.0},
+    ]

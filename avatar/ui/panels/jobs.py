@@ -105,7 +105,7 @@ def _buttons(job: JobRow, waiting: Sequence[str], movable: bool, language: Langu
         made += _button("up", "↑", "job_up", job, language, to=place - 1, off=place == 0)
         made += _button("down", "↓", "job_down", job, language, to=place + 1, off=place == len(waiting) - 1)
     if job.state in ("running", "waiting"):
-        if not job.on_stage:
+        if job.state == "running" and not job.on_stage:
             made += _button("watch", text("job_watch", language), "job_watch", job, language)
         stop = "stop" if job.state == "running" else "job_remove"
         return made + _button("stop", text(stop, language), stop, job, language)
