@@ -87,7 +87,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--keep-running",
         type=_amount,
-        default=None,
+        default=env("AVATAR_KEEP_RUNNING"),
         metavar="MINUTES",
         help="how long a run goes on after its visitor has closed the page; 0: not at all (default: 10, or"
         " for ever where only this machine can reach the page)",

@@ -24,11 +24,12 @@ from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.jobs_panel import JobsPanel
 from avatar.ui.model_button import ModelButton
+from avatar.ui.page_runs import PageRuns
 from avatar.ui.panels.cards import Shape, lack_words, render_examples, render_presets, size_words
 from avatar.ui.panels.machine import render_gauges, render_machine, render_plan
 from avatar.ui.panels.status import Status, render_notices, render_status
 from avatar.ui.payloads import kept, mapping, pressed, words
-from avatar.ui.run import STATUS_EVERY_S, Generate, PageRuns, Updates
+from avatar.ui.run import STATUS_EVERY_S, Generate, Updates
 from avatar.ui.typing_panel import UPLOAD
 
 TICK_S = 1.0

@@ -20,6 +20,7 @@ from avatar.ui.error_messages import reason
 from avatar.ui.guard import visitor_of
 from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInLine
+from avatar.ui.page_runs import PageRuns
 from avatar.ui.panels.gallery import render_gallery
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
 from avatar.ui.payloads import mapping, pressed
@@ -33,48 +34,6 @@ STATUS_EVERY_S = 0.4  # the least time between two redraws of the status; also h
 LEAD_SEGMENTS = 2  # released together: with one alone the player would run dry at once
 
 Updates = dict[Any, Any]
-
-
-class PageRuns:
-    """Which run each open page shows, and which it began by a press of Generate."""
-
-    def __init__(self, app_state: AppState) -> None:
-        self.app_state = app_state
-        self._shown: dict[str, QueuedRun] = {}
-        self._pressed: dict[str, QueuedRun] = {}
-
-    def begin(self, visit: str, run: QueuedRun) -> None:
-        """A page has pressed Generate, and shows the run in the place of one that it pressed for earlier."""
-        earlier = self._pressed.get(visit)
-        if earlier is not None and earlier is self._shown.get(visit):
-            self.app_state.job_queue.stop(earlier)
-        self._pressed[visit] = run
-        self.show(visit, run)
-
-    def show(self, visit: str, run: QueuedRun) -> None:
-        """A page shows a run from now on."""
-        self._shown[visit] = run
-
-    def is_current(self, visit: str, run: QueuedRun) -> bool:
-        return self._shown.get(visit) is run
-
-    def shown(self, visit: str) -> QueuedRun | None:
-        return self._shown.get(visit)
-
-    def stop(self, visit: str) -> None:
-        """Stop the run that a page shows, if there is one."""
-        run = self._shown.get(visit)
-        if run is not None:
-            self.app_state.job_queue.stop(run)
-
-    def end(self, visit: str, run: QueuedRun) -> None:
-        """The page is done with the run, or gone; the run goes on if the host lets it."""
-        if self.app_state.keep_running_s == 0 and run.asker.visit == visit:
-            self.app_state.job_queue.stop(run, wanted=True)
-        run.let_go()
-        for runs in (self._shown, self._pressed):
-            if runs.get(visit) is run:
-                del runs[visit]
 
 
 class Generate:
@@ -199,7 +158,10 @@ class Generate:
         return given
 
     def watch(self, request: gr.Request, run: QueuedRun, owner: str) -> Iterator[Updates]:
-        """Show a run from where it is now on."""
+        """Show a run from where it is now on, unless the page shows it already."""
+        if self.visits.shown(request.session_hash or "") is run:
+            yield {self.parts.status: gr.skip()}
+            return
         if run.over.is_set() or not run.join():
             yield self._over(run, owner, language_of(request))
             return

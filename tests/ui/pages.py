@@ -15,7 +15,8 @@ from avatar.runtime.gallery import Gallery
 from avatar.ui.app_state import FORM, AppState, flat
 from avatar.ui.components import PageComponents
 from avatar.ui.job_queue import JobQueue
-from avatar.ui.run import Generate, PageRuns
+from avatar.ui.page_runs import PageRuns
+from avatar.ui.run import Generate
 from avatar.ui.uploads import Uploads
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"

@@ -180,6 +180,19 @@ def test_without_keeping_a_run_ends_with_its_page(page, leaves):
     assert list(p.app_state.scratch.iterdir()) == []
 
 
+def test_without_keeping_a_page_may_look_at_another_of_its_runs(page):
+    p = page(keep_running_s=0)
+    first = begin(p)
+    other = p.app_state.submit(PORTRAIT, SPEECH, "auto", {}, owner="me", visit="v")
+    watched = p.generate.watch(request_of("v"), other, "me")
+    next(watched)
+    assert not updates_of(list(first), "generate"), "it says nothing more of the buttons"
+    run = p.job_queue.running
+    assert not run.cancelled.is_set()
+    assert [set(update) for update in p.generate.watch(request_of("v"), other, "me")] == [{"status"}]
+    watched.close()
+
+
 def test_without_keeping_a_second_page_may_go(page):
     p = page(keep_running_s=0)
     first, second = begin(p), attach(p)

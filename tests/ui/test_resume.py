@@ -22,9 +22,10 @@ from avatar.ui import app_state as app_state_module
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.job_queue import JobQueue, KeptVideo, QueuedRun
+from avatar.ui.page_runs import PageRuns
 from avatar.ui.panels.gallery import render_gallery
 from avatar.ui.panels.status import Status, render_status
-from avatar.ui.run import Generate, PageRuns
+from avatar.ui.run import Generate
 from tests.fixtures.sources import Coloured
 from tests.long.runs import Here, inputs, packets
 
