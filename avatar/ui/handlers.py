@@ -66,6 +66,8 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
         p.model,
         p.live_panel,
         p.live_ticket,
+        p.portrait,
+        p.speech,
     ]
     loaded = demo.load(reports_errors(page.opened), [p.saved], opened, **direct)
     demo.unload(page.closed)
@@ -174,6 +176,7 @@ class PageCallbacks:
             p.owner: owner,
             p.saved: kept(saved, owner, FORM),
             **self.typing.opened(language),
+            **self.generate.inputs_again(owner),
             **self.live.opened(language),
             p.model: self.model.render(request),
         }

@@ -55,7 +55,7 @@ class Generate:
     def outputs(self) -> list[Any]:
         p = self.parts
         player = [p.badge, p.empty, p.live, p.final, p.result, p.replay, p.download]
-        typed = [p.portrait, p.speech, p.spoken]
+        typed = [p.speech, p.spoken]
         return [p.status, p.generate, p.stop, *player, p.notices, p.points, p.gallery, *typed]
 
     def press(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
@@ -127,14 +127,13 @@ class Generate:
         yield from self._show(run, request, owner)
 
     def attach(self, request: gr.Request, owner: str) -> Iterator[Updates]:
-        """Show a page that has just opened what its owner's run is doing, with what it was begun with."""
+        """Show a page that has just opened what its owner's run is doing."""
         run = self.app_state.run_to_show(owner)
         if run is None or self.visits.shown(
             request.session_hash or ""
         ):  # a quick visitor has generated already
             yield {self.parts.status: gr.skip()}
             return
-        yield self._inputs(run)
         yield from self.watch(request, run, owner)
 
     def attach_next(self, request: gr.Request, owner: str) -> Iterator[Updates]:
@@ -145,16 +144,21 @@ class Generate:
             return
         yield from self.watch(request, run, owner)
 
-    def _inputs(self, run: QueuedRun) -> Updates:
-        """The portrait and the speech of a run, where the uploads are still there."""
-        p, uploads = self.parts, self.app_state.uploads
-        given: Updates = {p.status: gr.skip()}
+    def inputs_again(self, owner: str) -> Updates:
+        """The portrait and the speech of the run that attach will show, where the uploads are still there."""
+        p, uploads, run = self.parts, self.app_state.uploads, self.app_state.run_to_show(owner)
+        given: Updates = {}
         try:
-            if uploads is not None and run.asker.portrait is not None and run.asker.speech is not None:
+            if (
+                run is not None
+                and uploads is not None
+                and run.asker.portrait is not None
+                and run.asker.speech is not None
+            ):
                 given[p.portrait] = str(uploads.find(run.asker.portrait))
                 given[p.speech] = gr.update(value=str(uploads.find(run.asker.speech)), visible=True)
         except NotUploaded:
-            log.info("a run goes on whose uploads have made way for others")
+            log.info("the uploads of a run have made way for others")
         return given
 
     def watch(self, request: gr.Request, run: QueuedRun, owner: str) -> Iterator[Updates]:
@@ -186,7 +190,7 @@ class Generate:
         held: list[Segment] = []  # the first ones, until they go out together
         released = 0
         drawn = time.monotonic()
-        yield self._begin(status, language)
+        yield self._working(run) | self._begin(status, language)
         kept: KeptVideo | None = None
         failure: BaseException | None = None
         try:
@@ -222,7 +226,10 @@ class Generate:
                     case None:
                         pass
                 drawn = time.monotonic()
-                yield {p.status: gr.skip() if said is None else render_status(status, language)}
+                if said is None:
+                    yield {p.status: gr.skip()}
+                else:
+                    yield {p.status: render_status(status, language), **self._working(run)}
         except Cancelled:
             pass  # its user stopped it before there was a frame: nothing to keep, nothing wrong
         except Exception as error:
@@ -251,15 +258,27 @@ class Generate:
         p = self.parts
         return {
             p.status: render_status(status, language),
-            p.generate: gr.update(interactive=False),
-            p.stop: gr.update(interactive=True),
             p.badge: "",
-            p.empty: gr.update(visible=False),
             p.live: gr.Video(value=None, streaming=True, visible=True),
             p.final: gr.update(value=None, visible=False),
-            p.result: gr.update(visible=False),
             p.replay: gr.update(visible=True),  # within the result, for as long as the live player stays
             p.notices: render_notices(status.notices, language),
+        }
+
+    def _working(self, run: QueuedRun) -> Updates:
+        """How the page looks while a run goes on; said again and again.
+
+        Gradio's client applies each difference to the message before, so that one which it has not shown yet
+        is lost when the next comes at once: as while the player is still being loaded.
+        """
+        p = self.parts
+        return {
+            p.generate: gr.update(interactive=False),
+            p.stop: gr.update(interactive=not run.cancelled.is_set()),
+            p.empty: gr.update(visible=False),
+            p.live: gr.update(visible=True),
+            p.final: gr.update(visible=False),
+            p.result: gr.update(visible=False),
         }
 
     def _end(

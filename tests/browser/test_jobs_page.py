@@ -35,7 +35,8 @@ Object.defineProperty(document, "hidden", { get: () => true });
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = start_server(tmp_path_factory.mktemp("jobs"))
+    """A server where a page may be reloaded, and what a test leaves behind ends soon."""
+    running = start_server(tmp_path_factory.mktemp("jobs"), "--keep-running", "0.3")
     yield running
     running.stop()
 

@@ -59,34 +59,26 @@ def test_stop_keeps_what_was_made(server: Server, visit: Visit, long_speech: Pat
     wait_until(lambda: not server.leftovers(), "temporary files are gone")
 
 
-@pytest.fixture(scope="module")
-def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server where a run ends with its page."""
-    running = start_server(tmp_path_factory.mktemp("strict"), "--keep-running", "0")
-    yield running
-    running.stop()
-
-
-def test_a_closed_tab_frees_the_engine_where_nothing_is_kept(strict: Server, visit: Visit, long_speech: Path):
-    before = strict.videos()
-    visitor = visit(strict.url)
+def test_a_closed_tab_frees_the_engine_where_nothing_is_kept(server: Server, visit: Visit, long_speech: Path):
+    before = server.videos()
+    visitor = visit(server.url)
     begin(visitor, long_speech)
     visitor.page.close()
-    took = wait_until(lambda: new_videos(strict, before), "the run ended and was kept")
+    took = wait_until(lambda: new_videos(server, before), "the run ended and was kept")
     log.info("engine free %.2f s after the tab was closed", took)
-    [video] = new_videos(strict, before)
+    [video] = new_videos(server, before)
     assert about(video)["stopped"]
-    wait_until(lambda: not strict.leftovers(), "temporary files are gone")
+    wait_until(lambda: not server.leftovers(), "temporary files are gone")
 
 
-def test_a_reload_ends_the_run_where_nothing_is_kept(strict: Server, visit: Visit, long_speech: Path):
-    before = strict.videos()
-    visitor = visit(strict.url)
+def test_a_reload_ends_the_run_where_nothing_is_kept(server: Server, visit: Visit, long_speech: Path):
+    before = server.videos()
+    visitor = visit(server.url)
     begin(visitor, long_speech)
     visitor.page.reload()
-    wait_until(lambda: new_videos(strict, before), "the run ended and was kept")
+    wait_until(lambda: new_videos(server, before), "the run ended and was kept")
     visitor.page.reload()
-    [video] = new_videos(strict, before)
+    [video] = new_videos(server, before)
     visitor.page.wait_for_selector(f'.video [data-id="{video.parent.name}"]')
     visitor.wait_state("stopped")
     assert visitor.page.is_enabled("#generate")

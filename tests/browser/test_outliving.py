@@ -32,6 +32,14 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running.stop()
 
 
+@pytest.fixture(scope="module")
+def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server on which runs go on for ever, as they do by default where others cannot reach it."""
+    running = start_server(tmp_path_factory.mktemp("keeping"))
+    yield running
+    running.stop()
+
+
 def share(page: Page) -> float:
     """How much of the run is made, as the page shows it, from 0 to 1."""
     return float(page.get_attribute("#status [role=progressbar]", "aria-valuenow") or 0) / 100
@@ -89,8 +97,8 @@ def test_a_reload_goes_on_where_the_run_is(slow: Server, visit: Visit, long_spee
     wait_until(lambda: not slow.leftovers(), "temporary files are gone")
 
 
-def test_a_reload_after_the_end_shows_the_finished_video(server: Server, visit: Visit, short_speech: Path):
-    visitor = visit(server.url)
+def test_a_reload_after_the_end_shows_the_finished_video(keeping: Server, visit: Visit, short_speech: Path):
+    visitor = visit(keeping.url)
     visitor.choose(speech=short_speech)
     visitor.generate()
     visitor.wait_state("done")
@@ -138,17 +146,17 @@ def test_a_second_tab_sees_the_same_run_and_a_stranger_none(slow: Server, visit:
     assert visitor.page.is_enabled("#generate")
 
 
-def test_a_closed_tab_leaves_its_run_to_the_end(server: Server, visit: Visit, long_speech: Path):
-    before = server.videos()
-    visitor = visit(server.url)
+def test_a_closed_tab_leaves_its_run_to_the_end(keeping: Server, visit: Visit, long_speech: Path):
+    before = keeping.videos()
+    visitor = visit(keeping.url)
     begin(visitor, long_speech)
     visitor.page.close()
-    wait_until(lambda: len(server.videos()) == len(before) + 1, "it is made", 120)
-    [video] = [path for path in server.videos() if path not in before]
+    wait_until(lambda: len(keeping.videos()) == len(before) + 1, "it is made", 120)
+    [video] = [path for path in keeping.videos() if path not in before]
     assert not json.loads((video.parent / "about.json").read_text())["stopped"]
-    wait_until(lambda: not server.leftovers(), "temporary files are gone")
+    wait_until(lambda: not keeping.leftovers(), "temporary files are gone")
     page = visitor.context.new_page()
-    page.goto(server.url)
+    page.goto(keeping.url)
     Visitor(page, visitor.context, []).wait_state("done")
 
 
