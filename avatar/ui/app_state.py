@@ -37,7 +37,7 @@ from avatar.settings import FORM, SETTINGS, refusal, refuse_settings
 from avatar.ui.examples import Examples
 from avatar.ui.job_queue import Asker, JobQueue, KeptVideo, QueuedRun, about_request
 from avatar.ui.live import Segments
-from avatar.ui.presence import Presence
+from avatar.ui.owners import Owners
 from avatar.ui.speakers import Speakers
 from avatar.ui.uploads import Uploads
 
@@ -46,7 +46,6 @@ log = logging.getLogger(__name__)
 UPLOADS = "uploads"  # in the scratch folder
 LONG_S = 120.0  # from here on a speech is made in parts, which are kept whatever happens
 TIDY_EVERY_S = 5.0
-RECENT_S = 3600.0
 INVENTORY_FRESH_S = 5.0  # probing takes milliseconds; pages that load together share one look
 
 
@@ -58,8 +57,7 @@ class AppState:
     scratch: a folder for what lives no longer than the server. attached: the preset that ranks elsewhere
     serve. readings: where visitors' files are decoded, None for this process. uploads: None for Gradio's
     folder. Owners are given by the secret that their browser keeps. admin: the secret of who may fetch the
-    model, "" for nobody, None for everybody. keep_running_s: how long runs go on whose owners have no page
-    open, None for ever, 0: a run ends with the page that began it.
+    model, "" for nobody, None for everybody. keep_running_s: see Owners.
     """
 
     job_queue: JobQueue
@@ -81,10 +79,10 @@ class AppState:
     live: LiveState | None = None
     webhook: Webhook | None = None
     keep_running_s: float | None = None
-    presence: Presence = field(default_factory=Presence)
 
     def __post_init__(self) -> None:
         self.speakers: Speakers | None = None if self.uploads is None else Speakers(self.uploads, self.limits)
+        self.owners = Owners(self.job_queue, self.keep_running_s)
         self.segments = Segments(self.scratch / "live")
         self._closed = threading.Event()
         self._probing = threading.Lock()
@@ -302,39 +300,6 @@ class AppState:
             shutil.rmtree(work)
             raise
 
-    def run_to_show(self, owner: str) -> QueuedRun | None:
-        """What an owner who opens a page would look for: the run that goes on, else the next, else the last.
-
-        One that has ended counts for an hour, while its video is there.
-        """
-        runs = self.job_queue.runs(owner_hash(owner))
-        alive = [run for run in runs if run.outcome is None]
-        if alive:
-            return alive[0]
-        for run in runs:
-            fresh = time.monotonic() - run.ended < RECENT_S
-            if fresh and (not isinstance(run.outcome, KeptVideo) or run.outcome.entry.video.is_file()):
-                return run
-        return None
-
-    def end_abandoned(self) -> None:
-        """Stop the runs whose owners have had no page open for longer than the host allows."""
-        if self.keep_running_s is None:
-            return
-        for run in self.job_queue.runs():
-            away_s = self.presence.away_s(run.asker.owner_hash)
-            if not run.over.is_set() and away_s > self.keep_running_s:
-                log.info("a run ends: its owner has been away for %.0f s", away_s)
-                self.job_queue.stop(run, wanted=True)
-
-    def page_closed(self, visit: str) -> None:
-        """A page is gone; where runs end with their pages, so do its own."""
-        self.presence.closed(visit)
-        if self.keep_running_s == 0:
-            for run in self.job_queue.runs():
-                if run.asker.visit == visit and not run.over.is_set():
-                    self.job_queue.stop(run, wanted=True)
-
     def _tell_end(self, run: QueuedRun) -> None:
         """Post what became of a run, where whoever runs the server wants to know."""
         if self.webhook is not None:
@@ -366,7 +331,7 @@ class AppState:
         """Drop what nobody plays or needs any more, from time to time, until close."""
         while not self._closed.wait(TIDY_EVERY_S):
             self.segments.tidy()
-            self.end_abandoned()
+            self.owners.end_abandoned()
             if self.readings is not None:
                 self.readings.tidy()
 

@@ -162,7 +162,7 @@ class PageCallbacks:
         owner = saved.get("owner")
         if not isinstance(owner, str) or not OWNER.fullmatch(owner):
             owner = secrets.token_hex(16)
-        app_state.presence.opened(request.session_hash or "", owner_hash(owner))
+        app_state.owners.presence.opened(request.session_hash or "", owner_hash(owner))
         known = [preset.name for preset in app_state.presets]
         name = saved["preset"] if saved.get("preset") in known else app_state.preset_name
         return {
@@ -183,7 +183,7 @@ class PageCallbacks:
 
     def closed(self, request: gr.Request) -> None:
         """The page is gone; its runs go on for as long as the host lets them."""
-        self.app_state.page_closed(request.session_hash or "")
+        self.app_state.owners.page_closed(request.session_hash or "")
 
     def portrait_changed(
         self, request: gr.Request, portrait: str | None, name: str, *values: Any
@@ -309,7 +309,7 @@ class PageCallbacks:
         }
 
     def tick(self, request: gr.Request, owner: str) -> Updates:
-        self.app_state.presence.seen(owner_hash(owner))
+        self.app_state.owners.presence.seen(owner_hash(owner))
         gauges = render_gauges(self.app_state.gauges.read(), language_of(request))
         return {
             self.parts.gauges: gauges,

@@ -13,6 +13,7 @@ import gradio as gr
 
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Finished, Notice, PartDone, Phase, Progress, Segment
+from avatar.runtime.gallery import owner_hash
 from avatar.ui import point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
@@ -128,7 +129,7 @@ class Generate:
 
     def attach(self, request: gr.Request, owner: str) -> Iterator[Updates]:
         """Show a page that has just opened what its owner's run is doing."""
-        run = self.app_state.run_to_show(owner)
+        run = self.app_state.owners.run_to_show(owner_hash(owner))
         if run is None or self.visits.shown(
             request.session_hash or ""
         ):  # a quick visitor has generated already
@@ -138,7 +139,7 @@ class Generate:
 
     def attach_next(self, request: gr.Request, owner: str) -> Iterator[Updates]:
         """Let a page that shows no run follow its owner's."""
-        run = self.app_state.run_to_show(owner)
+        run = self.app_state.owners.run_to_show(owner_hash(owner))
         if run is None or run.outcome is not None or self.visits.shown(request.session_hash or ""):
             yield {self.parts.status: gr.skip()}
             return
@@ -146,7 +147,11 @@ class Generate:
 
     def inputs_again(self, owner: str) -> Updates:
         """The portrait and the speech of the run that attach will show, where the uploads are still there."""
-        p, uploads, run = self.parts, self.app_state.uploads, self.app_state.run_to_show(owner)
+        p, uploads, run = (
+            self.parts,
+            self.app_state.uploads,
+            self.app_state.owners.run_to_show(owner_hash(owner)),
+        )
         given: Updates = {}
         try:
             if (

@@ -303,7 +303,7 @@ def test_whoever_runs_the_server_is_told_of_every_end(panel):
         wait_until(made.over.is_set)
         p.page.engine.fail_at, p.page.engine.error = 0, KILLED
         failed = p.submit("")
-        wait_until(failed.over.is_set)
+        wait_until(lambda: len(listener.posted) == 2)
         p.page.app_state.webhook.close()
     name = "astronaut.jpg · hello-en.flac"
     assert listener.posted == [

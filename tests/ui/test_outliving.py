@@ -134,20 +134,20 @@ def test_a_failure_is_told_to_a_page_that_comes_later(page):
 def test_a_run_ends_when_its_owner_stays_away(page):
     p = page(keep_running_s=600.0)
     now = [0.0]
-    p.app_state.presence = Presence(lambda: now[0])
-    p.app_state.presence.opened("v", ME)
+    p.app_state.owners.presence = Presence(lambda: now[0])
+    p.app_state.owners.presence.opened("v", ME)
     begin(p).close()
-    p.app_state.page_closed("v")
+    p.app_state.owners.page_closed("v")
     run = p.job_queue.running
     now[0] = 500.0
-    p.app_state.end_abandoned()
+    p.app_state.owners.end_abandoned()
     assert not run.cancelled.is_set()
-    p.app_state.presence.seen(ME)  # a page whose network has come back
+    p.app_state.owners.presence.seen(ME)  # a page whose network has come back
     now[0] = 1000.0
-    p.app_state.end_abandoned()
+    p.app_state.owners.end_abandoned()
     assert not run.cancelled.is_set()
     now[0] = 1101.0
-    p.app_state.end_abandoned()
+    p.app_state.owners.end_abandoned()
     wait_until(run.over.is_set)
     [entry] = p.app_state.gallery.entries(ME)
     assert entry.about.stopped
@@ -157,11 +157,11 @@ def test_a_run_ends_when_its_owner_stays_away(page):
 def test_an_open_page_keeps_its_run_whatever_the_time(page):
     p = page(keep_running_s=600.0)
     now = [0.0]
-    p.app_state.presence = Presence(lambda: now[0])
-    p.app_state.presence.opened("v", ME)
+    p.app_state.owners.presence = Presence(lambda: now[0])
+    p.app_state.owners.presence.opened("v", ME)
     begin(p).close()
     now[0] = 1e6
-    p.app_state.end_abandoned()
+    p.app_state.owners.end_abandoned()
     assert not p.job_queue.running.cancelled.is_set()
 
 
@@ -172,7 +172,7 @@ def test_without_keeping_a_run_ends_with_its_page(page, leaves):
     if leaves == "stream":
         run.close()
     else:
-        p.app_state.page_closed("v")
+        p.app_state.owners.page_closed("v")
     wait_until(lambda: p.job_queue.running is None)
     run.close()
     [entry] = p.app_state.gallery.entries()
@@ -198,6 +198,6 @@ def test_without_keeping_a_second_page_may_go(page):
     first, second = begin(p), attach(p)
     next(second), next(second)
     second.close()
-    p.app_state.page_closed("again")
+    p.app_state.owners.page_closed("again")
     next(first)
     assert not p.job_queue.running.cancelled.is_set()
