@@ -292,6 +292,8 @@ class AppState:
             ledger = ledger or self._parts(draft, request)
             about = self.gallery.about(draft)
             asker = Asker(about.owner_hash, visitor, visit)
+            if (earlier := self.job_queue.find(id, about.owner_hash)) is not None:
+                asker = replace(asker, portrait=earlier.asker.portrait, speech=earlier.asker.speech)
             return self.job_queue.submit(request, draft, about.settings, asker, ledger)
         except BaseException:
             if ledger is not None:

@@ -130,9 +130,8 @@ class Generate:
     def attach(self, request: gr.Request, owner: str) -> Iterator[Updates]:
         """Show a page that has just opened what its owner's run is doing."""
         run = self.app_state.owners.run_to_show(owner_hash(owner))
-        if run is None or self.visits.shown(
-            request.session_hash or ""
-        ):  # a quick visitor has generated already
+        is_late = self.visits.shown(request.session_hash or "") is not None  # Generate was pressed meanwhile
+        if run is None or is_late:
             yield {self.parts.status: gr.skip()}
             return
         yield from self.watch(request, run, owner)
@@ -147,19 +146,11 @@ class Generate:
 
     def inputs_again(self, owner: str) -> Updates:
         """The portrait and the speech of the run that attach will show, where the uploads are still there."""
-        p, uploads, run = (
-            self.parts,
-            self.app_state.uploads,
-            self.app_state.owners.run_to_show(owner_hash(owner)),
-        )
+        p, uploads = self.parts, self.app_state.uploads
+        run = self.app_state.owners.run_to_show(owner_hash(owner))
         given: Updates = {}
         try:
-            if (
-                run is not None
-                and uploads is not None
-                and run.asker.portrait is not None
-                and run.asker.speech is not None
-            ):
+            if run is not None and uploads is not None and run.asker.portrait and run.asker.speech:
                 given[p.portrait] = str(uploads.find(run.asker.portrait))
                 given[p.speech] = gr.update(value=str(uploads.find(run.asker.speech)), visible=True)
         except NotUploaded:

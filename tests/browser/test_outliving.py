@@ -151,7 +151,7 @@ def test_a_closed_tab_leaves_its_run_to_the_end(keeping: Server, visit: Visit, l
     visitor = visit(keeping.url)
     begin(visitor, long_speech)
     visitor.page.close()
-    wait_until(lambda: len(keeping.videos()) == len(before) + 1, "it is made", 120)
+    wait_until(lambda: len(keeping.videos()) == len(before) + 1, "it is made", 300)
     [video] = [path for path in keeping.videos() if path not in before]
     assert not json.loads((video.parent / "about.json").read_text())["stopped"]
     wait_until(lambda: not keeping.leftovers(), "temporary files are gone")
