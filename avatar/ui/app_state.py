@@ -120,10 +120,13 @@ class AppState:
 
     def delete(self, id: str, token: str) -> bool:
         """Remove a video, also where it was handed out; False when there is none, or it is not theirs."""
-        if not self.gallery.delete(id, self.owner(token)):
+        if self.gallery.get(id, self.owner(token)) is None:
             return False
-        remove(self.scratch / UPLOADS / self.gallery.key(id, "handed out"))
-        return True
+        handed_out = self.scratch / UPLOADS / self.gallery.key(id, "handed out")
+        remove(handed_out)  # first: what is no longer in the gallery must be nowhere else
+        deleted = self.gallery.delete(id, self.owner(token))
+        remove(handed_out)  # a page that was just opened may have been given it meanwhile
+        return deleted
 
     def preset(self, name: str) -> Preset:
         """Raises: BadInput when there is none of that name."""
