@@ -19,6 +19,7 @@ from avatar.errors import AvatarError, BadInput
 log = logging.getLogger("app")
 
 MIB, GIB, DAY_S = 2**20, 2**30, 86_400
+KEEP_RUNNING_S = 600.0  # of a visitor who has gone, where others can reach the page
 PLACES = 2  # of one visitor, where others can reach the page
 # Whose word a Space takes for who a visitor is: the proxies in front of it, which have such addresses.
 PROXIES = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,::1,fc00::/7"
@@ -82,6 +83,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=4,
         metavar="GIB",
         help="most that the gallery may hold; oldest go first",
+    )
+    add(
+        "--keep-running",
+        type=_amount,
+        default=env("AVATAR_KEEP_RUNNING"),
+        metavar="MINUTES",
+        help="how long a run goes on after its visitor has closed the page; 0: not at all (default: 10, or"
+        " for ever where only this machine can reach the page)",
+    )
+    add(
+        "--notify-url",
+        default=env("AVATAR_NOTIFY_URL"),
+        metavar="URL",
+        help="when a video is made or has failed, POST a JSON object there: id, state, name, seconds",
     )
     add("--keep-days", type=_amount, default=30, help="days that the gallery keeps a video")
     add(
@@ -155,7 +170,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _serve(args: argparse.Namespace) -> None:
     from avatar.media.ffmpeg import put_on_path
     from avatar.runtime.scratch import Scratch
+    from avatar.runtime.webhook import check_url
 
+    if args.notify_url is not None:
+        check_url(args.notify_url)
     port = _free_port(args.host, args.port)
     stopped = _stop_signal()
     put_on_path()
@@ -216,6 +234,7 @@ def _open_studio(args: argparse.Namespace, scratch: Path, lent: Any = None) -> A
     from avatar.runtime.factory import open_engine
     from avatar.runtime.gallery import Gallery
     from avatar.runtime.model_download import ModelFetch, fetch_command
+    from avatar.runtime.webhook import Webhook
     from avatar.ui.app_state import AppState
     from avatar.ui.job_queue import JobQueue
     from avatar.ui.request_guard import local_names
@@ -236,6 +255,9 @@ def _open_studio(args: argparse.Namespace, scratch: Path, lent: Any = None) -> A
     limits = limits.hosted() if args.hosted else limits
     reachable = args.hosted or local_names(args.host) is None
     places = args.places or (PLACES if reachable else args.queue_size + 1)
+    keep_running_s = KEEP_RUNNING_S if reachable else None
+    if args.keep_running is not None:
+        keep_running_s = 60 * args.keep_running
 
     attached = _attached(args.attach, chosen)
 
@@ -263,6 +285,8 @@ def _open_studio(args: argparse.Namespace, scratch: Path, lent: Any = None) -> A
         model=ModelFetch(fetch_command(args.weights)),
         uploads=Uploads(scratch / "uploads", upload, round(args.upload_quota * GIB)),
         live=_open_live(args, gallery),
+        webhook=None if args.notify_url is None else Webhook(args.notify_url),
+        keep_running_s=keep_running_s,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,21 @@ from avatar.batch.engines import Engines, Open, gpus_of
 from avatar.batch.inputs import LeftOut
 from avatar.batch.jobs import BatchEntry, Wanted, read_jobs
 from avatar.batch.run import Batch, Outcome
+from avatar.commands.notifying import add_notify, notifying
 from avatar.commands.output import console, write_json
 from avatar.commands.setting_flags import add_checkpoint
 from avatar.commands.signals import Stop, stopped_by_signals
 from avatar.errors import BadInput
 from avatar.events import Event, Notice, Progress
+from avatar.geometry import FPS
 from avatar.hardware.inventory import Inventory, probe
 from avatar.preset import Preset
 from avatar.runtime.engine import Engine
 from avatar.runtime.factory import open_engine
 from avatar.runtime.scratch import Scratch
+from avatar.runtime.webhook import News
 
+OnEvent = Callable[[str, Event | Outcome], None]
 EXECUTORS = ("local", "ray")
 _WORDS = {"done": "done", "already": "was there", "stopped": "stopped", "failed": "failed"}
 
@@ -56,6 +60,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--jobs", type=int, metavar="N", help="so many at once (1; on Ray, its CPUs)")
     parser.add_argument("--executor", choices=EXECUTORS, default="local", help="where engines run (local)")
     parser.add_argument("--json", action="store_true", help="events as JSON lines on standard output")
+    add_notify(parser)
     add_checkpoint(parser)
     parser.set_defaults(run=run)
 
@@ -69,11 +74,11 @@ def run(args: argparse.Namespace) -> int:
     num_jobs, opener = _executor(args, inventory)
     show = _show_json(wanted) if args.json else _show_bars(wanted)
     engines = Engines(opener, num_jobs)
-    with Scratch() as work:
+    with notifying(args.notify_url) as post, Scratch() as work:
         batch = Batch(wanted.entries, args.output, work, inventory, resume=args.resume)
         try:
             with stopped_by_signals(batch.cancel) as stop, show as on_event:
-                outcomes = batch.run(engines, num_jobs, on_event)
+                outcomes = batch.run(engines, num_jobs, _posting(post, on_event))
         finally:
             engines.close()
     if not args.json:
@@ -121,6 +126,18 @@ def _show_json(wanted: Wanted) -> Iterator[Any]:
             write_json({"event": kind, "job": name, **fields, **error})
 
     yield on_event
+
+
+def _posting(post: Callable[[News], None], on_event: OnEvent) -> OnEvent:
+    """The same, that also posts what becomes of each job; a video that was there already is no news."""
+
+    def told(name: str, event: Event | Outcome) -> None:
+        if isinstance(event, Outcome) and event.state != "already":
+            video = event.video.name if event.video else name
+            post(News(name, event.state, video, event.num_frames / FPS))
+        on_event(name, event)
+
+    return told
 
 
 @contextmanager

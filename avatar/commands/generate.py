@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -17,6 +17,7 @@ from rich.progress import Progress as ProgressBar
 
 from avatar.batch.engines import gpus_of
 from avatar.checkpoints.places import remember
+from avatar.commands.notifying import add_notify, notifying
 from avatar.commands.output import console, write_json
 from avatar.commands.setting_flags import add_checkpoint, add_long, add_preset, chosen_preset
 from avatar.commands.signals import stopped_by_signals
@@ -36,6 +37,7 @@ from avatar.runtime.factory import open_engine
 from avatar.runtime.rescued_files import kept_outside
 from avatar.runtime.scratch import Scratch
 from avatar.runtime.torchrun_client import Address, secret
+from avatar.runtime.webhook import News
 
 OUTPUTS = Path("outputs")
 
@@ -71,6 +73,7 @@ def add(commands: Any) -> None:
         metavar="HOST:PORT",
         help="let ranks make it that torchrun started elsewhere ($AVATAR_ATTACH); see `worker`",
     )
+    add_notify(parser)
     add_checkpoint(parser)
     add_preset(parser)
     add_speaking(parser)
@@ -110,7 +113,12 @@ def run(args: argparse.Namespace) -> int:
         resume=args.resume,
         tokenizer=inventory.checkpoint.tokenizer if args.attach is None else None,
     )
-    with Scratch() as work, kept_outside(output), job.opened(work) as opened:
+    with (
+        notifying(args.notify_url) as post,
+        Scratch() as work,
+        kept_outside(output),
+        job.opened(work) as opened,
+    ):
         if opened.finished is not None:
             return _tell_finished(opened.finished, args.json)
         opened.check_engines(args.jobs)
@@ -121,7 +129,8 @@ def run(args: argparse.Namespace) -> int:
             open_engine(preset, weights=args.ckpt_dir, gpus=gpus, attach=args.attach) for gpus in places
         ]
         try:
-            return _follow(opened.engine(engines), opened.request, args.json)
+            with _told(opened.request, post) as ends:
+                return _follow(opened.engine(engines), opened.request, args.json, ends)
         finally:
             for engine in engines:
                 engine.close()
@@ -154,7 +163,23 @@ def check_attached(preset: Preset, args: argparse.Namespace) -> None:
     Layout.of(preset)
 
 
-def _follow(engine: Engine, request: Request, as_json: bool) -> int:
+@contextmanager
+def _told(request: Request, post: Callable[[News], None]) -> Iterator[list[Finished]]:
+    """Post what becomes of a run, however it ends; what it yields takes its end."""
+    ends: list[Finished] = []
+    state = "failed"
+    try:
+        yield ends
+        state = "stopped" if ends[-1].stopped else "done"
+    except (Cancelled, KeyboardInterrupt):
+        state = "stopped"
+        raise
+    finally:
+        name = f"{request.portrait_name} · {request.speech_name}"
+        post(News(request.output.stem, state, name, ends[-1].duration_s if ends else 0.0))
+
+
+def _follow(engine: Engine, request: Request, as_json: bool, ends: list[Finished]) -> int:
     """Show the events of a run; Ctrl-C stops it and keeps what was made. Returns the exit code."""
     from avatar.preview.portrait_notices import (
         portrait_notices,  # OpenCV and the face models, for a run alone
@@ -171,6 +196,7 @@ def _follow(engine: Engine, request: Request, as_json: bool) -> int:
             on_event(event)
             if isinstance(event, Finished):
                 finished = event
+                ends.append(event)
         if finished is None:
             raise Cancelled("Stopped before the first frame was made.")
     if not as_json:

@@ -1,4 +1,4 @@
-"""A half-made video in one folder: request, portrait, speech and parts. It needs nothing else to go on."""
+"""A half-made video in one folder: request, portrait, speech and, of a long one, parts. It needs no more."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 
 from avatar.errors import BadInput
 from avatar.geometry import FPS
-from avatar.long.ledger import Ledger
+from avatar.long.ledger import PLAN, Ledger
 from avatar.long.splitting import regular_spans
 from avatar.media import atomic
 from avatar.preset import Preset
 from avatar.request import Caption, Request
+from avatar.runtime.gallery_entry import PORTRAIT
 
 PARTS = "parts"  # the ledger's folder
-_REQUEST, _PORTRAIT, _SPEECH = "request.json", "portrait.png", "speech.wav"
+_REQUEST, _PORTRAIT, _SPEECH = "request.json", PORTRAIT, "speech.wav"
 _PART_S = 30.0  # about so long is a part
 _PLAIN = (
     "num_frames",
@@ -32,11 +33,8 @@ _PLAIN = (
 )
 
 
-def begin(folder: Path, request: Request) -> tuple[Request, Ledger]:
-    """Keep a request in a new folder, and plan its parts; returns it as it is kept.
-
-    Raises: AvatarError when the disk is full.
-    """
+def keep(folder: Path, request: Request) -> Request:
+    """Keep a request in a new folder; returns it as it is kept. Raises: AvatarError when the disk is full."""
     try:
         folder.mkdir()
         kept = replace(request, portrait=folder / _PORTRAIT, speech=folder / _SPEECH)
@@ -45,14 +43,25 @@ def begin(folder: Path, request: Request) -> tuple[Request, Ledger]:
         data = {"preset": request.preset.as_dict(), **{name: getattr(request, name) for name in _PLAIN}}
         data["captions"] = [asdict(one) for one in request.captions]
         atomic.write(folder / _REQUEST, json.dumps(data).encode())
-        spans = regular_spans(request.num_frames, request.preset, _every(request.preset))
-        return kept, Ledger.begin(folder / PARTS, kept, spans)
+    except OSError as error:
+        raise atomic.disk_error(error) from error
+    return kept
+
+
+def begin_parts(folder: Path, kept: Request) -> Ledger:
+    """Plan the parts of a long video whose request a folder keeps. Raises: AvatarError."""
+    spans = regular_spans(kept.num_frames, kept.preset, _every(kept.preset))
+    try:
+        return Ledger.begin(folder / PARTS, kept, spans)
     except OSError as error:
         raise atomic.disk_error(error) from error
 
 
-def resume(folder: Path, *, work: Path, output: Path) -> tuple[Request, Ledger]:
-    """The request that a folder keeps, and what is done of it. Raises: BadInput when it is damaged."""
+def resume(folder: Path, *, work: Path, output: Path) -> tuple[Request, Ledger | None]:
+    """The request that a folder keeps, and what is done of it; None where it was not begun in parts.
+
+    Raises: BadInput when it is damaged.
+    """
     try:
         data = json.loads((folder / _REQUEST).read_text(encoding="utf-8"))
         points = data["face_points"]
@@ -66,7 +75,10 @@ def resume(folder: Path, *, work: Path, output: Path) -> tuple[Request, Ledger]:
             preset=Preset.from_dict(data.pop("preset")),
             **data,
         )
-        return request, Ledger.resume(folder / PARTS, request)
+        if not (request.portrait.is_file() and request.speech.is_file()):
+            raise FileNotFoundError(folder.name)
+        begun = (folder / PARTS / PLAN).is_file()
+        return request, Ledger.resume(folder / PARTS, request) if begun else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(
             "This unfinished video is damaged: it cannot be resumed.", "Delete it and make it anew."

@@ -77,6 +77,15 @@ def thumbnail(request: Request) -> Path:
 
 def save_thumbnail(frame: np.ndarray, request: Request) -> None:
     """Keep a frame, uint8 (H, W, 3), small, until the video is published."""
-    picture = Image.fromarray(frame)
+    _save(Image.fromarray(frame), thumbnail(request))
+
+
+def save_small(picture: Path, target: Path) -> None:
+    """A thumbnail of a picture of ours, where there is no frame yet. Raises: OSError."""
+    with Image.open(picture) as opened:
+        _save(opened.convert("RGB"), target)
+
+
+def _save(picture: Image.Image, target: Path) -> None:
     picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    picture.save(thumbnail(request), quality=85, comment=COMMENT)
+    picture.save(target, quality=85, comment=COMMENT)

@@ -27,10 +27,12 @@ from avatar import locks
 from avatar.errors import AvatarError, BadInput
 from avatar.media import atomic
 from avatar.media.side_files import captions_paths, thumbnail_path, written_report, written_thumbnail
+from avatar.runtime.finished_files import save_small
 from avatar.runtime.gallery_entry import (
     ABOUT,
     DRAFT,
     HALF,
+    PORTRAIT,
     About,
     GalleryEntry,
     close_to_others,
@@ -156,6 +158,22 @@ class Gallery:
         else:
             remove(draft)
             self._let_go(id)
+
+    def set_aside(self, draft: Path, error: str | None = None) -> None:
+        """End a draft that may hold nothing but its request: it becomes an entry that can be resumed.
+
+        Without a request, as discard. error: why nothing was made.
+        """
+        if (draft / HALF).is_dir() and (draft / ABOUT).is_file():
+            if error is not None:
+                self.describe(draft, replace(self.about(draft), error=error))
+            video, portrait = draft / video_name(draft.name), draft / HALF / PORTRAIT
+            parts = any((draft / HALF).rglob("part_*.jpg"))
+            if portrait.is_file() and not parts and not video.is_file():
+                save_small(portrait, thumbnail_path(video))
+                self._shelve(draft)
+                return
+        self.discard(draft)
 
     def reopen(self, id: str, owner: str | None = None) -> Path | None:
         """Make an unfinished entry a draft again, locked; None when there is none of the owner's."""
@@ -293,7 +311,7 @@ class Gallery:
         if (draft / video_name(draft.name)).is_file() and (draft / ABOUT).is_file():
             self.keep(draft, self._as_reported(draft))
         else:
-            self.discard(draft)
+            self.set_aside(draft)
 
     def _as_reported(self, draft: Path) -> About:
         """What describe noted of a draft, and what its report says of the video."""

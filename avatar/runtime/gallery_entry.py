@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import logging
+import re
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
@@ -14,18 +15,27 @@ from typing import Any
 
 from avatar.errors import BadInput
 from avatar.media import atomic
+from avatar.media.files import joined_name
 from avatar.media.side_files import captions_paths, written_report, written_thumbnail
 from avatar.runtime.report import RunReport, read_report
 
 log = logging.getLogger(__name__)
 
 ABOUT, HALF = "about.json", "half"
+PORTRAIT = "portrait.png"  # in HALF: what a run that is resumed begins from
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}$")
+_NOT_IN_NAMES = re.compile(r'[\\/:*?"<>|“”\x00-\x1f\x7f]+')  # of some system
 DRAFT = ".draft-"  # begins the name of a folder that is no entry yet
 
 
 def owner_hash(token: str) -> str:
     """What the gallery keeps of the secret by which a browser owns its videos; "" for nobody's."""
     return hashlib.sha256(token.encode()).hexdigest() if token else ""
+
+
+def stem_of(name: str) -> str:
+    """A file's name without its suffix; a spoken text, which has none, as it is."""
+    return _SUFFIX.sub("", name)
 
 
 def video_name(folder: str) -> str:
@@ -87,6 +97,13 @@ class GalleryEntry:
     @property
     def video(self) -> Path:
         return self.folder / video_name(self.id)
+
+    @property
+    def download_name(self) -> str:
+        """What the video is called where somebody takes it along: after portrait and speech."""
+        names = (stem_of(name) for name in (self.about.portrait, self.about.speech))
+        stem = joined_name(*(_NOT_IN_NAMES.sub("", name).strip(" .") for name in names))
+        return f"{stem}.mp4" if stem else self.video.name
 
     @property
     def thumbnail(self) -> Path:

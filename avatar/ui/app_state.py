@@ -18,6 +18,7 @@ from avatar.errors import AvatarError, BadInput
 from avatar.hardware.inventory import Inventory, probe
 from avatar.live.state import LiveState
 from avatar.long import unfinished
+from avatar.long.ledger import Ledger
 from avatar.media.atomic import disk_error
 from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
@@ -31,10 +32,12 @@ from avatar.runtime.bounded_reader import Readings
 from avatar.runtime.gallery import HALF, Gallery, GalleryEntry, owner_hash, video_name
 from avatar.runtime.gallery_entry import remove
 from avatar.runtime.model_download import ModelFetch
+from avatar.runtime.webhook import News, Webhook
 from avatar.settings import FORM, SETTINGS, refusal, refuse_settings
 from avatar.ui.examples import Examples
-from avatar.ui.job_queue import JobQueue, QueuedRun, about_request
+from avatar.ui.job_queue import Asker, JobQueue, KeptVideo, QueuedRun, about_request
 from avatar.ui.live_player import Segments
+from avatar.ui.owners import Owners
 from avatar.ui.speakers import Speakers
 from avatar.ui.uploads import Uploads
 
@@ -42,7 +45,7 @@ log = logging.getLogger(__name__)
 
 UPLOADS = "uploads"  # in the scratch folder
 LONG_S = 120.0  # from here on a speech is made in parts, which are kept whatever happens
-TIDY_EVERY_S = 30.0
+TIDY_EVERY_S = 5.0
 INVENTORY_FRESH_S = 5.0  # probing takes milliseconds; pages that load together share one look
 
 
@@ -54,7 +57,7 @@ class AppState:
     scratch: a folder for what lives no longer than the server. attached: the preset that ranks elsewhere
     serve. readings: where visitors' files are decoded, None for this process. uploads: None for Gradio's
     folder. Owners are given by the secret that their browser keeps. admin: the secret of who may fetch the
-    model, "" for nobody, None for everybody.
+    model, "" for nobody, None for everybody. keep_running_s: see Owners.
     """
 
     job_queue: JobQueue
@@ -74,15 +77,19 @@ class AppState:
     admin: str | None = None
     model: ModelFetch = field(default_factory=ModelFetch)
     live: LiveState | None = None
+    webhook: Webhook | None = None
+    keep_running_s: float | None = None
 
     def __post_init__(self) -> None:
         self.speakers: Speakers | None = None if self.uploads is None else Speakers(self.uploads, self.limits)
+        self.owners = Owners(self.job_queue, self.keep_running_s)
         self.segments = Segments(self.scratch / "live")
         self._closed = threading.Event()
         self._probing = threading.Lock()
         self._probed: tuple[float, Inventory] | None = None
         self._held: Plan | None = None  # of the last run, whose models stay loaded
         self.job_queue.on_start, self.job_queue.on_plan = self.gauges.reset_peak, self._show_plan
+        self.job_queue.on_end = self._tell_end
         self.gauges.pinned = lambda: self.job_queue.pinned_bytes
 
     def owner(self, token: str) -> str | None:
@@ -97,7 +104,7 @@ class AppState:
         """The video under a second name, which Gradio may serve; it goes with the video."""
         folder = self.scratch / UPLOADS / self.gallery.key(entry.id, "handed out")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        name = folder / entry.video.name
+        name = folder / entry.download_name
         name.unlink(missing_ok=True)
         try:
             os.link(entry.video, name)
@@ -113,10 +120,13 @@ class AppState:
 
     def delete(self, id: str, token: str) -> bool:
         """Remove a video, also where it was handed out; False when there is none, or it is not theirs."""
-        if not self.gallery.delete(id, self.owner(token)):
+        if self.gallery.get(id, self.owner(token)) is None:
             return False
-        remove(self.scratch / UPLOADS / self.gallery.key(id, "handed out"))
-        return True
+        handed_out = self.scratch / UPLOADS / self.gallery.key(id, "handed out")
+        remove(handed_out)  # first: what is no longer in the gallery must be nowhere else
+        deleted = self.gallery.delete(id, self.owner(token))
+        remove(handed_out)  # a page that was just opened may have been given it meanwhile
+        return deleted
 
     def preset(self, name: str) -> Preset:
         """Raises: BadInput when there is none of that name."""
@@ -216,11 +226,15 @@ class AppState:
         speech_name: str | None = None,
         owner: str = "",
         visitor: str = "",
+        visit: str = "",
         captions: tuple[Caption, ...] = (),
         burn_captions: bool = False,
         spoken: str = "",
     ) -> QueuedRun:
-        """Check everything that can be checked, and put the request in line. Raises: AvatarError."""
+        """Check everything that can be checked, and put the request in line. Raises: AvatarError.
+
+        owner, visitor, visit: see Asker; the owner by its secret.
+        """
         self.job_queue.check_room(visitor)
         preset = self.with_settings(name, settings)
         self._require(preset)
@@ -246,22 +260,27 @@ class AppState:
                 burn_captions=burn_captions,
                 spoken=spoken,
             )
-            settings, kept_owner = used_settings(name, request), owner_hash(owner)
-            ledger = None
-            if request.duration_s >= LONG_S:
-                request, ledger = unfinished.begin(draft / HALF, request)
+            settings, ledger = used_settings(name, request), None
+            asker = Asker(owner_hash(owner), visitor, visit, portrait, speech)
+            if owner or request.duration_s >= LONG_S:  # what nobody can resume need not be kept
+                request = unfinished.keep(draft / HALF, request)
+                ledger = self._parts(draft, request)
             try:
-                self.gallery.describe(draft, about_request(request, settings, kept_owner))
+                self.gallery.describe(draft, about_request(request, settings, asker.owner_hash))
             except OSError as error:
                 raise disk_error(error) from error
-            return self.job_queue.submit(request, draft, settings, kept_owner, ledger, visitor)
+            return self.job_queue.submit(request, draft, settings, asker, ledger)
         except BaseException:
             self.gallery.discard(draft)
             shutil.rmtree(work)
             raise
 
-    def resume(self, id: str, owner: str = "", visitor: str = "") -> QueuedRun:
-        """Put an unfinished video of the gallery in line again. Raises: AvatarError."""
+    def _parts(self, draft: Path, request: Request) -> Ledger | None:
+        """A new ledger where a request is long enough for one."""
+        return unfinished.begin_parts(draft / HALF, request) if request.duration_s >= LONG_S else None
+
+    def resume(self, id: str, owner: str = "", visitor: str = "", visit: str = "") -> QueuedRun:
+        """Put an unfinished video of the gallery in line again, as submit. Raises: AvatarError."""
         self.job_queue.check_room(visitor)
         draft = self.gallery.reopen(id, self.owner(owner))
         if draft is None:
@@ -273,14 +292,25 @@ class AppState:
                 draft / HALF, work=work, output=draft / video_name(draft.name)
             )
             self._require(request.preset)
+            ledger = ledger or self._parts(draft, request)
             about = self.gallery.about(draft)
-            return self.job_queue.submit(request, draft, about.settings, about.owner_hash, ledger, visitor)
+            asker = Asker(about.owner_hash, visitor, visit)
+            if (earlier := self.job_queue.find(id, about.owner_hash)) is not None:
+                asker = replace(asker, portrait=earlier.asker.portrait, speech=earlier.asker.speech)
+            return self.job_queue.submit(request, draft, about.settings, asker, ledger)
         except BaseException:
             if ledger is not None:
                 ledger.close()
-            self.gallery.discard(draft)
+            self.gallery.set_aside(draft)
             shutil.rmtree(work)
             raise
+
+    def _tell_end(self, run: QueuedRun) -> None:
+        """Post what became of a run, where whoever runs the server wants to know."""
+        if self.webhook is not None:
+            made = run.outcome.finished.duration_s if isinstance(run.outcome, KeptVideo) else 0.0
+            name = f"{run.request.portrait_name} · {run.request.speech_name}"
+            self.webhook.post(News(run.id, run.state, name, made))
 
     def _show_plan(self, planned: Plan) -> None:
         """Show what the run at work will hold beside what is measured."""
@@ -306,6 +336,7 @@ class AppState:
         """Drop what nobody plays or needs any more, from time to time, until close."""
         while not self._closed.wait(TIDY_EVERY_S):
             self.segments.tidy()
+            self.owners.end_abandoned()
             if self.readings is not None:
                 self.readings.tidy()
 
@@ -319,6 +350,8 @@ class AppState:
             self.speakers.close()
         self.model.close()
         self.job_queue.close()
+        if self.webhook is not None:
+            self.webhook.close()
         self.gauges.close()
         self.gallery.close()
 

@@ -51,6 +51,8 @@ class PageComponents:
     replay: gr.Button
     download: gr.DownloadButton
     notices: gr.HTML
+    jobs: gr.HTML
+    several: gr.UploadButton
     gauges: gr.HTML
     gallery: gr.HTML
     saved: gr.BrowserState

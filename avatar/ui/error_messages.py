@@ -85,6 +85,11 @@ def words(error: AvatarError, language: Language) -> str:
     return str(error)
 
 
+def reason(error: BaseException, language: Language) -> str:
+    """Why a run has ended, in words; a fault was logged when it happened."""
+    return words(error, language) if isinstance(error, AvatarError) else text("job_fault", language)
+
+
 def fault(error: Exception, language: Language) -> gr.Error:
     """Log an error that nobody expected, whole; the page may know where in the log to look, no more."""
     code = secrets.token_hex(3).upper()

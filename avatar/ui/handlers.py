@@ -14,19 +14,22 @@ from avatar.errors import AvatarError, BadInput
 from avatar.events import Notice
 from avatar.media.speech import Speech
 from avatar.preset import Preset
+from avatar.runtime.gallery import owner_hash
 from avatar.settings import FORM
 from avatar.ui import live_tab, point_editor
 from avatar.ui.app_state import AppState, flat
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reports_errors
 from avatar.ui.i18n import Language, language_of, text
+from avatar.ui.jobs_panel import JobsPanel
 from avatar.ui.model_button import ModelButton
+from avatar.ui.page_runs import PageRuns
 from avatar.ui.panels.choice_cards import Shape, lack_words, render_examples, render_presets, size_words
 from avatar.ui.panels.memory_gauges import render_gauges, render_machine, render_plan
 from avatar.ui.panels.status import Status, render_notices, render_status
 from avatar.ui.payloads import kept, mapping, pressed, words
 from avatar.ui.request_guard import visitor_of
-from avatar.ui.run import STATUS_EVERY_S, Generate, PageRuns, Updates
+from avatar.ui.run import STATUS_EVERY_S, Generate, Updates
 from avatar.ui.typing_tab import UPLOAD
 
 TICK_S = 1.0
@@ -63,8 +66,10 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
         p.model,
         p.live_panel,
         p.live_ticket,
+        p.portrait,
+        p.speech,
     ]
-    demo.load(reports_errors(page.opened), [p.saved], opened, **direct)
+    loaded = demo.load(reports_errors(page.opened), [p.saved], opened, **direct)
     demo.unload(page.closed)
     seen = [p.portrait, p.points, p.shape, p.presets, p.plan, p.notices]
     p.portrait.change(reports_errors(page.portrait_changed), [p.portrait, p.preset, *form], seen, **queued)
@@ -111,6 +116,16 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
         "api_visibility": "private",
     }
     p.generate.click(press, **run)
+    loaded.then(reports_errors(page.generate.attach), **{**run, "inputs": [p.owner]})
+    more: dict[str, Any] = {"trigger_mode": "multiple"}  # while another run is followed
+    p.several.upload(
+        reports_errors(page.jobs.queue_several),
+        [p.several, *page.generate.inputs],
+        [p.jobs, p.points, p.status],
+        **{**queued, **more},
+    ).then(reports_errors(page.generate.attach_next), **{**run, **more, "inputs": [p.owner]})
+    p.jobs.select(reports_errors(page.jobs.pressed), [p.owner], [p.jobs], **queued, **more)
+    p.jobs.submit(reports_errors(page.jobs.submitted), **{**run, **more, "inputs": [p.owner]})
     fill = p.examples.select(
         reports_errors(page.example_chosen),
         None,
@@ -121,10 +136,10 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     p.stop.click(reports_errors(page.stop_pressed), None, [p.stop], **direct)
     p.replay.click(page.replay, None, [p.live, p.final, p.replay], **direct)
     p.live.end(page.replay, None, [p.live, p.final, p.replay], **direct)
-    p.gallery.submit(reports_errors(page.generate.resume), **{**run, "inputs": [p.owner]})
+    p.gallery.submit(reports_errors(page.generate.resume), **{**run, **more, "inputs": [p.owner]})
     p.gallery.select(reports_errors(page.gallery_pressed), [p.owner, p.shape], [p.gallery, *chosen], **queued)
     p.model.select(reports_errors(page.model_pressed), None, [p.model], **queued)
-    gr.Timer(TICK_S).tick(page.tick, None, [p.gauges, p.model], **direct)
+    gr.Timer(TICK_S).tick(page.tick, [p.owner], [p.gauges, p.model, p.jobs], **direct)
 
 
 class PageCallbacks:
@@ -136,6 +151,7 @@ class PageCallbacks:
         self.visits = visits
         self.generate = Generate(parts, app_state, visits)
         self.typing = self.generate.typing
+        self.jobs = JobsPanel(parts, app_state, self.generate)
         self.live = live_tab.LivePanel(parts, app_state)
         self.model = ModelButton(app_state)
 
@@ -146,6 +162,7 @@ class PageCallbacks:
         owner = saved.get("owner")
         if not isinstance(owner, str) or not OWNER.fullmatch(owner):
             owner = secrets.token_hex(16)
+        app_state.owners.presence.opened(request.session_hash or "", owner_hash(owner))
         known = [preset.name for preset in app_state.presets]
         name = saved["preset"] if saved.get("preset") in known else app_state.preset_name
         return {
@@ -159,13 +176,14 @@ class PageCallbacks:
             p.owner: owner,
             p.saved: kept(saved, owner, FORM),
             **self.typing.opened(language),
+            **self.generate.inputs_again(owner),
             **self.live.opened(language),
             p.model: self.model.render(request),
         }
 
     def closed(self, request: gr.Request) -> None:
-        """The page is gone: its run ends."""
-        self.visits.stop(request.session_hash or "")
+        """The page is gone; its runs go on for as long as the host lets them."""
+        self.app_state.owners.page_closed(request.session_hash or "")
 
     def portrait_changed(
         self, request: gr.Request, portrait: str | None, name: str, *values: Any
@@ -290,9 +308,14 @@ class PageCallbacks:
             p.prompt: self._prompt(name, words(settings.get("prompt"))),
         }
 
-    def tick(self, request: gr.Request) -> Updates:
+    def tick(self, request: gr.Request, owner: str) -> Updates:
+        self.app_state.owners.presence.seen(owner_hash(owner))
         gauges = render_gauges(self.app_state.gauges.read(), language_of(request))
-        return {self.parts.gauges: gauges, self.parts.model: self.model.render(request)}
+        return {
+            self.parts.gauges: gauges,
+            self.parts.model: self.model.render(request),
+            self.parts.jobs: self.jobs.render(request, owner),
+        }
 
     def model_pressed(self, request: gr.Request, event: gr.EventData) -> Updates:
         """Get the model, pause or go on."""

@@ -1,22 +1,20 @@
 """The job queue: one run at a time. Engines' events in, a run's events out; no Gradio here.
 
-A run belongs to the queue, not to the page that asked for it: when the page goes away the run is cancelled,
-the engine ends it in order, and what was made is still kept in the gallery.
+A run belongs to its visitor, not to the page that asked for it: pages come, follow it, and go.
+However it ends, the engine ends it in order, and what was made is kept in the gallery.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
-import shutil
 import threading
-from collections.abc import Callable, Hashable, Iterator
-from contextvars import copy_context
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import replace
 from pathlib import Path
 
 from avatar.errors import AvatarError, Cancelled, NotPlaced
-from avatar.events import Event, Finished, PlanMade
+from avatar.events import Finished, PlanMade
 from avatar.long.ledger import Ledger
 from avatar.long.stream import LongVideo
 from avatar.media.atomic import disk_error
@@ -26,26 +24,15 @@ from avatar.request import Request
 from avatar.runtime.engine import Engine
 from avatar.runtime.gallery import About, Gallery, GalleryEntry
 from avatar.runtime.rescued_files import kept_in_words
+from avatar.ui.queued_run import Asker, KeptVideo, QueuedRun, WaitingInLine
 
 log = logging.getLogger(__name__)
 
 OpenEngine = Callable[[Preset], Engine]
 
+MOST_ENDED = 200  # runs that are remembered after their end
 
-@dataclass(frozen=True)
-class WaitingInLine:
-    """The run stands in line: place 1 is next."""
-
-    place: int
-
-
-@dataclass(frozen=True)
-class KeptVideo:
-    """The last that a run says when frames were made; error tells why it ended early, if not by its user."""
-
-    entry: GalleryEntry
-    finished: Finished
-    error: AvatarError | None = None
+__all__ = ["Asker", "JobQueue", "KeptVideo", "LineFull", "QueuedRun", "WaitingInLine", "about_request"]
 
 
 class LineFull(AvatarError):
@@ -55,76 +42,6 @@ class LineFull(AvatarError):
         full = f"You have {count} videos in line." if yours else f"The line is full: {count} waiting."
         super().__init__(full, "Please try again in a few minutes.")
         self.count, self.yours = count, yours
-
-
-class QueuedRun:
-    """One request on its way; made by Acceptor.submit."""
-
-    def __init__(
-        self,
-        request: Request,
-        draft: Path,
-        settings: dict[str, object],
-        owner_hash: str,
-        ledger: Ledger | None = None,
-        visitor: str = "",
-    ) -> None:
-        self.request = request
-        self.visitor = visitor
-        self.ledger = ledger
-        self.draft = draft
-        self.settings = settings
-        self.owner_hash = owner_hash
-        self.kept = False  # in the gallery
-        self.cancelled = threading.Event()
-        self.context = copy_context()  # whoever lends a GPU asks it whose run this is
-        self.over = threading.Event()
-        self._users = 2  # of the work folder: the queue, and whoever follows
-        self._leaving = threading.Lock()
-        self.engine: Engine | None = None
-        self._said: queue.Queue[Event | WaitingInLine | KeptVideo | BaseException] = queue.Queue()
-
-    def say(self, what: Event | WaitingInLine | KeptVideo | BaseException) -> None:
-        """Called by the queue."""
-        self._said.put(what)
-
-    def follow(self, every_s: float = 0.4) -> Iterator[Event | WaitingInLine | KeptVideo | None]:
-        """What the run says, as it says it; None whenever it was silent for every_s.
-
-        Raises: AvatarError that ended the run before any frame (Cancelled: its user), or a fault as it is.
-        """
-        while True:
-            try:
-                said = self._said.get(timeout=every_s)
-            except queue.Empty:
-                if self.over.is_set() and self._said.empty():
-                    return
-                yield None
-                continue
-            if isinstance(said, BaseException):
-                raise said
-            yield said
-            if isinstance(said, KeptVideo):
-                return
-
-    def let_go(self) -> None:
-        """Called by queue and follower, once each, when done with the work folder; the second removes it."""
-        with self._leaving:
-            self._users -= 1
-            if self._users == 0:
-                try:
-                    shutil.rmtree(self.request.work)
-                except FileNotFoundError:
-                    log.debug("a run's folder is gone already")
-                except OSError:  # it goes with the whole scratch folder
-                    log.exception("a run's folder cannot be removed")
-
-    def cancel(self) -> None:
-        """Take it out of the line, or stop it; safe at any time, from any thread."""
-        self.cancelled.set()
-        engine = self.engine
-        if engine is not None:
-            engine.cancel()
 
 
 class JobQueue:
@@ -148,6 +65,8 @@ class JobQueue:
         self._engine_models: Hashable = None  # what the open engine serves
         self._line: list[QueuedRun] = []
         self._running: QueuedRun | None = None
+        self._ended: deque[QueuedRun] = deque(maxlen=MOST_ENDED)  # those that have an owner
+        self.on_end: Callable[[QueuedRun], None] | None = None  # called when a run is over
         self._changed = threading.Condition()
         self._opening = threading.Lock()
         self._closed = False
@@ -169,8 +88,7 @@ class JobQueue:
         """Raises: LineFull."""
         if len(self._line) >= self.max_waiting:
             raise LineFull(self.max_waiting)
-        runs = [*self._line, *([self._running] if self._running else [])]
-        theirs = [run for run in runs if run.visitor == visitor and not run.cancelled.is_set()]
+        theirs = [run for run in self._alive() if run.asker.visitor == visitor and not run.cancelled.is_set()]
         if self.per_visitor is not None and len(theirs) >= self.per_visitor:
             raise LineFull(self.per_visitor, yours=True)
 
@@ -179,17 +97,18 @@ class JobQueue:
         request: Request,
         draft: Path,
         settings: dict[str, object],
-        owner_hash: str = "",
+        asker: Asker | None = None,
         ledger: Ledger | None = None,
-        visitor: str = "",
     ) -> QueuedRun:
         """Put a request at the end of the line; draft is what gallery.draft() gave. Raises: LineFull.
 
-        ledger: of a long video, which is made in parts. visitor: whose place it takes.
+        ledger: of a long video, which is made in parts.
         """
-        run = QueuedRun(request, draft, settings, owner_hash, ledger, visitor)
+        run = QueuedRun(request, draft, settings, asker or Asker(), ledger)
         with self._changed:
-            self.check_room(visitor)
+            self.check_room(run.asker.visitor)
+            for earlier in [earlier for earlier in self._ended if earlier.id == run.id]:
+                self._ended.remove(earlier)  # it is resumed
             self._line.append(run)
             self._tell_places()
             self._changed.notify_all()
@@ -205,18 +124,54 @@ class JobQueue:
         """Cancel everything, wait for the run that is going on to be kept, and close the engine."""
         with self._changed:
             self._closed = True
-            runs = [*self._line, *([self._running] if self._running else [])]
+            runs = self._alive()
             self._changed.notify_all()
         for run in runs:
             run.cancel()
         self._worker.join(timeout=30)
         self._close_engine()
 
-    def stop(self, run: QueuedRun) -> None:
-        """Cancel a run, wherever it stands."""
+    def stop(self, run: QueuedRun, wanted: bool = False) -> None:
+        """Cancel a run, wherever it stands. wanted: one that has made nothing may be resumed."""
+        run.unwanted = run.unwanted or not wanted
         run.cancel()
         with self._changed:
             self._drop_cancelled()
+
+    def runs(self, owner_hash: str | None = None) -> list[QueuedRun]:
+        """An owner's, or all that have one: the ended ones, newest first, the running, the waiting."""
+        with self._changed:
+            runs = [*reversed(self._ended), *self._alive()]
+        return [run for run in runs if run.asker.owner_hash and owner_hash in (None, run.asker.owner_hash)]
+
+    def find(self, id: str, owner_hash: str) -> QueuedRun | None:
+        """The owner's run of that id."""
+        return next((run for run in self.runs(owner_hash) if run.id == id), None)
+
+    def move(self, run: QueuedRun, place: int) -> None:
+        """Let a waiting run be the one at a place, from 0, among its owner's; others' places stay theirs."""
+        with self._changed:
+            owner = run.asker.owner_hash
+            held = [at for at, one in enumerate(self._line) if one.asker.owner_hash == owner]
+            theirs = [self._line[at] for at in held]
+            if run not in theirs:
+                return  # its turn has come
+            theirs.remove(run)
+            theirs.insert(min(max(place, 0), len(theirs)), run)
+            for at, one in zip(held, theirs):
+                self._line[at] = one
+            self._tell_places()
+
+    def forget(self, run: QueuedRun) -> None:
+        """Speak no more of a run that has ended; its video stays."""
+        with self._changed:
+            if run in self._ended:
+                self._ended.remove(run)
+
+    def _alive(self) -> list[QueuedRun]:
+        """What runs and waits."""
+        running = self._running
+        return [*([running] if running else []), *self._line]
 
     def _work(self) -> None:
         while True:
@@ -228,6 +183,7 @@ class JobQueue:
                 if self._closed and not self._line:
                     return
                 run = self._running = self._line.pop(0)
+                run.begun = True
                 self._tell_places()
             failure: Exception | None = None
             try:
@@ -237,7 +193,6 @@ class JobQueue:
             except Exception as error:
                 log.exception("a run failed")
                 failure = error
-            self._running = None
             run.engine = None
             self._end(run, failure)
 
@@ -248,18 +203,27 @@ class JobQueue:
         self._tell_places()
 
     def _end(self, run: QueuedRun, failure: Exception | None) -> None:
-        """Whatever is left of a run goes to the gallery, or goes; then its follower learns why."""
+        """Whatever is left of a run goes to the gallery, or goes; then its followers learn why."""
         try:
             if run.ledger is not None:
                 run.ledger.close()
-            if not run.kept:
+            if run.unwanted and not run.kept:
                 self.gallery.discard(run.draft)
-        except OSError:  # a disk that fails must not end the queue's thread: the others are still in line
+            elif not run.kept:
+                self.gallery.set_aside(run.draft, None if run.cancelled.is_set() else _reason(failure))
+        except (OSError, ValueError, TypeError):  # must not end the queue's thread: others are still in line
             log.exception("what is left of a run cannot be cleared away")
         if failure is not None:
             run.say(failure)
-        run.over.set()
+        with self._changed:
+            if self._running is run:
+                self._running = None
+            if run.asker.owner_hash and not (run.unwanted and not run.kept):
+                self._ended.append(run)
+            run.over.set()
         run.let_go()
+        if self.on_end is not None:
+            self.on_end(run)
 
     def _tell_places(self) -> None:
         ahead = 1 if self._running else 0
@@ -310,7 +274,7 @@ class JobQueue:
         if run.ledger is not None:
             run.ledger.close()  # from the gallery, another run may take it up at once
         about = replace(
-            about_request(run.request, run.settings, run.owner_hash),
+            about_request(run.request, run.settings, run.asker.owner_hash),
             label=label,
             num_frames=finished.num_frames,
             duration_s=finished.duration_s,
@@ -364,3 +328,8 @@ def about_request(request: Request, settings: dict[str, object], owner_hash: str
         stopped=True,
         owner_hash=owner_hash,
     )
+
+
+def _reason(failure: Exception | None) -> str | None:
+    """Why a run made nothing, as its owner may read it."""
+    return str(failure) if isinstance(failure, AvatarError) else "The engine failed."

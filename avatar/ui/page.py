@@ -10,7 +10,7 @@ from gradio.utils import get_upload_folder
 
 from avatar.checkpoints.lora_files import known_loras
 from avatar.settings import FORM, SETTINGS, refusal
-from avatar.ui import point_editor, typing_tab
+from avatar.ui import jobs_panel, point_editor, typing_tab
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.i18n import browser_table
@@ -18,7 +18,13 @@ from avatar.ui.speakers import Speakers
 from avatar.ui.theme import css, script, theme
 from avatar.ui.translations import TEXT
 from avatar.ui.uploads import Uploads
-from avatar.ui.widgets import GuardedBlocks, portrait_picker, speech_picker, video_button
+from avatar.ui.widgets import (
+    GuardedBlocks,
+    portrait_picker,
+    several_button,
+    speech_picker,
+    video_button,
+)
 
 word: Any = browser_table()  # a function from a key to text that the browser translates
 
@@ -124,6 +130,7 @@ def _inputs(app_state: AppState) -> dict[str, Any]:
                 ),
             )
             parts["video"] = video_button(word("speech_video"), size="sm", elem_id="speech-video")
+            parts["several"] = several_button(word("several"), size="sm", elem_id="speech-several")
     parts["points"] = point_editor.editor("points")
     parts["prompt"] = gr.Textbox(
         label=word("prompt"),
@@ -209,6 +216,7 @@ def _output() -> dict[str, Any]:
         )
     parts["result"] = result
     parts["notices"] = _panel("notices")
+    parts["jobs"] = jobs_panel.panel()
     with gr.Column(elem_id="machine"):
         gr.HTML(word("machine"), html_template="<h2>${value}</h2>", apply_default_css=False)
         parts["gauges"] = _panel("gauges")

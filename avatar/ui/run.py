@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,21 @@ import gradio as gr
 
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Finished, Notice, PartDone, Phase, Progress, Segment
+from avatar.runtime.gallery import owner_hash
 from avatar.ui import point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
+from avatar.ui.error_messages import reason
 from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInLine
+from avatar.ui.page_runs import PageRuns
 from avatar.ui.panels.gallery import render_gallery
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
 from avatar.ui.payloads import mapping, pressed
 from avatar.ui.request_guard import visitor_of
 from avatar.ui.speakers import SpokenText
 from avatar.ui.typing_tab import TYPE, TypingPanel
+from avatar.ui.uploads import NotUploaded
 
 log = logging.getLogger(__name__)
 
@@ -31,35 +35,6 @@ STATUS_EVERY_S = 0.4  # the least time between two redraws of the status; also h
 LEAD_SEGMENTS = 2  # released together: with one alone the player would run dry at once
 
 Updates = dict[Any, Any]
-
-
-class PageRuns:
-    """Which run belongs to which open page."""
-
-    def __init__(self, app_state: AppState) -> None:
-        self.app_state = app_state
-        self._runs: dict[str, QueuedRun] = {}
-
-    def begin(self, visit: str, run: QueuedRun) -> None:
-        """A page's new run; an older one of the same page is stopped."""
-        self.stop(visit)
-        self._runs[visit] = run
-
-    def is_current(self, visit: str, run: QueuedRun) -> bool:
-        return self._runs.get(visit) is run
-
-    def stop(self, visit: str) -> None:
-        """Stop the page's run, if it has one."""
-        run = self._runs.get(visit)
-        if run is not None:
-            self.app_state.job_queue.stop(run)
-
-    def end(self, visit: str, run: QueuedRun) -> None:
-        """The page is done with the run, or gone."""
-        self.app_state.job_queue.stop(run)
-        run.let_go()
-        if self.is_current(visit, run):
-            del self._runs[visit]
 
 
 class Generate:
@@ -86,21 +61,36 @@ class Generate:
 
     def press(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Updates of the page until the video is finished. values: of `inputs`. Raises: AvatarError."""
-        portrait, speech, prompt, preset, asked, owner, source, *typed_and_form = values
-        typed, form = typed_and_form[:5], typed_and_form[5:]
-        asked = mapping(asked)
+        portrait, speech, _, _, _, owner, source, *typed_and_form = values
         language = language_of(request)
         if not portrait:
             raise BadInput(text("no_portrait", language))
-        visitor = visitor_of(request)
-        self.app_state.job_queue.check_room(visitor)
+        self.app_state.job_queue.check_room(visitor_of(request))
         said: SpokenText | None = None
         if source == TYPE:
-            for said in self.typing.spoken_text(request, *typed):
+            for said in self.typing.spoken_text(request, *typed_and_form[:5]):
                 yield {self.parts.status: gr.skip()} if said is None else self.typing.heard(said)
             speech = str(said.path) if said else None
         if not speech:
             raise BadInput(text("no_speech", language))
+        run = yield from self.submit(request, speech, *values, said=said)
+        if run is not None:
+            self.visits.begin(request.session_hash or "", run)
+            yield from self._show(run, request, owner)
+
+    def submit(
+        self, request: gr.Request, speech: str, *values: Any, said: SpokenText | None = None
+    ) -> Generator[Updates, None, QueuedRun | None]:
+        """Put one speech in line, with all else as the page has it; None where the portrait needs an answer.
+
+        values: of `inputs`. said: what the speech is, if it was typed. Raises: AvatarError.
+        """
+        portrait, _, prompt, preset, asked, owner, _, *typed_and_form = values
+        asked, form, language = mapping(asked), typed_and_form[5:], language_of(request)
+        if not portrait:
+            raise BadInput(text("no_portrait", language))
+        visitor = visitor_of(request)
+        self.app_state.job_queue.check_room(visitor)
         reader = self.app_state.reader(visitor)
         for _ in reader.ahead(Path(portrait), Path(speech), STATUS_EVERY_S):
             yield {self.parts.status: gr.skip()}  # so that a page that has gone away gives its place up
@@ -111,9 +101,9 @@ class Generate:
             if look.picture is not None:
                 gr.Warning(text(f"points_{look.verdict}", language), title=text("points_title", language))
                 yield {self.parts.points: point_editor.question(look, Path(portrait), language)}
-                return
+                return None
             asked = {"points": look.points}
-        run = self.app_state.submit(
+        return self.app_state.submit(
             Path(portrait),
             Path(speech),
             preset,
@@ -123,37 +113,86 @@ class Generate:
             head_only=point_editor.head_only(asked),
             owner=owner,
             visitor=visitor,
+            visit=request.session_hash or "",
             speech_name=said.script.title if said else None,
             captions=said.shown if said else (),
             spoken=said.script.digest if said else "",
             burn_captions=said is not None and said.script.speaking.captions == "burned",
         )
-        yield from self._show(run, request, owner)
 
     def resume(self, request: gr.Request, event: gr.EventData, owner: str) -> Iterator[Updates]:
         """Go on with an unfinished video of the gallery, pressed there. Raises: AvatarError."""
-        run = self.app_state.resume(pressed(event)[1], owner, visitor_of(request))
+        visit = request.session_hash or ""
+        run = self.app_state.resume(pressed(event)[1], owner, visitor_of(request), visit)
+        self.visits.show(visit, run)
         yield from self._show(run, request, owner)
 
-    def _show(self, run: QueuedRun, request: gr.Request, owner: str) -> Iterator[Updates]:
-        visit, language = request.session_hash or "", language_of(request)
-        self.visits.begin(visit, run)
+    def attach(self, request: gr.Request, owner: str) -> Iterator[Updates]:
+        """Show a page that has just opened what its owner's run is doing."""
+        run = self.app_state.owners.run_to_show(owner_hash(owner))
+        is_late = self.visits.shown(request.session_hash or "") is not None  # Generate was pressed meanwhile
+        if run is None or is_late:
+            yield {self.parts.status: gr.skip()}
+            return
+        yield from self.watch(request, run, owner)
+
+    def attach_next(self, request: gr.Request, owner: str) -> Iterator[Updates]:
+        """Let a page that shows no run follow its owner's."""
+        run = self.app_state.owners.run_to_show(owner_hash(owner))
+        if run is None or run.outcome is not None or self.visits.shown(request.session_hash or ""):
+            yield {self.parts.status: gr.skip()}
+            return
+        yield from self.watch(request, run, owner)
+
+    def inputs_again(self, owner: str) -> Updates:
+        """The portrait and the speech of the run that attach will show, where the uploads are still there."""
+        p, uploads = self.parts, self.app_state.uploads
+        run = self.app_state.owners.run_to_show(owner_hash(owner))
+        given: Updates = {}
         try:
-            yield from self._follow(run, visit, owner, language)
+            if run is not None and uploads is not None and run.asker.portrait and run.asker.speech:
+                given[p.portrait] = str(uploads.find(run.asker.portrait))
+                given[p.speech] = gr.update(value=str(uploads.find(run.asker.speech)), visible=True)
+        except NotUploaded:
+            log.info("the uploads of a run have made way for others")
+        return given
+
+    def watch(self, request: gr.Request, run: QueuedRun, owner: str) -> Iterator[Updates]:
+        """Show a run from where it is now on, unless the page shows it already."""
+        if self.visits.shown(request.session_hash or "") is run:
+            yield {self.parts.status: gr.skip()}
+            return
+        if run.over.is_set() or not run.join():
+            yield self._over(run, owner, language_of(request))
+            return
+        self.visits.show(request.session_hash or "", run)
+        yield from self._show(run, request, owner, LEAD_SEGMENTS)
+
+    def _show(
+        self, run: QueuedRun, request: gr.Request, owner: str, newest: int | None = None
+    ) -> Iterator[Updates]:
+        """newest: see QueuedRun.follow."""
+        visit = request.session_hash or ""
+        try:
+            yield from self._follow(run, visit, owner, language_of(request), newest)
         finally:
             self.visits.end(visit, run)
 
-    def _follow(self, run: QueuedRun, visit: str, owner: str, language: Language) -> Iterator[Updates]:
+    def _follow(
+        self, run: QueuedRun, visit: str, owner: str, language: Language, newest: int | None
+    ) -> Iterator[Updates]:
         p = self.parts
-        status = Status("running", Progress(Phase.LOADING))
+        status = _status(run)
         held: list[Segment] = []  # the first ones, until they go out together
         released = 0
         drawn = time.monotonic()
-        yield self._begin(status, language)
+        yield self._working(run) | self._begin(status, language)
         kept: KeptVideo | None = None
         failure: BaseException | None = None
         try:
-            for said in run.follow(STATUS_EVERY_S):
+            for said in run.follow(STATUS_EVERY_S, newest):
+                if not self.visits.is_current(visit, run):
+                    return  # the page has gone on to another run
                 match said:
                     case WaitingInLine(place):
                         status = replace(status, state="waiting" if place else "running", place=place)
@@ -183,32 +222,59 @@ class Generate:
                     case None:
                         pass
                 drawn = time.monotonic()
-                yield {p.status: gr.skip() if said is None else render_status(status, language)}
+                if said is None:
+                    yield {p.status: gr.skip()}
+                else:
+                    yield {p.status: render_status(status, language), **self._working(run)}
         except Cancelled:
             pass  # its user stopped it before there was a frame: nothing to keep, nothing wrong
         except Exception as error:
             failure = error
         if not self.visits.is_current(visit, run):
-            return  # the page has gone on to another run
+            return
         for segment in held:
             yield {p.live: str(segment.path)}
-        yield self._end(kept, status, failure, owner, language)
+        plays = bool(released or held)
+        yield self._end(kept, status, failure, owner, language, plays)
         if failure is not None or (kept is not None and kept.error is not None):
             raise failure or kept.error  # type: ignore[misc, union-attr]
+
+    def _over(self, run: QueuedRun, owner: str, language: Language) -> Updates:
+        """A run that ended before the page was opened."""
+        kept = run.outcome if isinstance(run.outcome, KeptVideo) else None
+        status = _status(run)
+        if run.error is not None:
+            status = replace(status, more=reason(run.error, language))
+        failure = run.error if kept is None else None
+        return {self.parts.empty: gr.update(visible=False)} | self._end(
+            kept, status, failure, owner, language, plays=False
+        )
 
     def _begin(self, status: Status, language: Language) -> Updates:
         p = self.parts
         return {
             p.status: render_status(status, language),
-            p.generate: gr.update(interactive=False),
-            p.stop: gr.update(interactive=True),
             p.badge: "",
-            p.empty: gr.update(visible=False),
             p.live: gr.Video(value=None, streaming=True, visible=True),
             p.final: gr.update(value=None, visible=False),
-            p.result: gr.update(visible=False),
             p.replay: gr.update(visible=True),  # within the result, for as long as the live player stays
             p.notices: render_notices(status.notices, language),
+        }
+
+    def _working(self, run: QueuedRun) -> Updates:
+        """How the page looks while a run goes on; said again and again.
+
+        Gradio's client applies each difference to the message before, so that one which it has not shown yet
+        is lost when the next comes at once: as while the player is still being loaded.
+        """
+        p = self.parts
+        return {
+            p.generate: gr.update(interactive=False),
+            p.stop: gr.update(interactive=not run.cancelled.is_set()),
+            p.empty: gr.update(visible=False),
+            p.live: gr.update(visible=True),
+            p.final: gr.update(visible=False),
+            p.result: gr.update(visible=False),
         }
 
     def _end(
@@ -218,12 +284,14 @@ class Generate:
         failure: BaseException | None,
         owner: str,
         language: Language,
+        plays: bool,
     ) -> Updates:
+        """plays: whether the live player has something, and makes way for the finished one at its end."""
         p = self.parts
         over: Updates = {p.generate: gr.update(interactive=True), p.stop: gr.update(interactive=False)}
         if kept is None:
             state = "failed" if failure is not None else "stopped"
-            more = "" if failure is not None else text("phase_stopped_empty", language)
+            more = status.more if failure is not None else text("phase_stopped_empty", language)
             over[p.status] = render_status(replace(status, state=state, more=more), language)
             over[p.gallery] = self.gallery(owner, language)  # a half-made video may be there now
             return over | {p.live: gr.update(visible=False), p.empty: gr.update(visible=True)}
@@ -232,10 +300,12 @@ class Generate:
             status, state=state, label=kept.entry.about.label, progress=_last(status, kept.finished)
         )
         video = str(self.app_state.handed_out(kept.entry))
+        if not plays:
+            over |= {p.live: gr.update(visible=False), p.replay: gr.update(visible=False)}
         return over | {
             p.status: render_status(done, language),
             p.badge: render_badge(done.label, language),
-            p.final: gr.update(value=video),
+            p.final: gr.update(value=video) if plays else gr.update(value=video, visible=True),
             p.download: gr.update(value=video),
             p.result: gr.update(visible=True),
             p.gallery: self.gallery(owner, language),
@@ -247,6 +317,17 @@ class Generate:
         entries = app_state.gallery.entries(app_state.owner(owner))
         reports = {entry.id: report for entry in entries if (report := entry.run_report()) is not None}
         return render_gallery(entries, language, app_state.url, app_state.gallery.max_age_s, reports)
+
+
+def _status(run: QueuedRun) -> Status:
+    """How a run stands, before it has said anything more."""
+    label = run.outcome.entry.about.label if isinstance(run.outcome, KeptVideo) else ""
+    return Status(
+        state="running" if run.begun or not run.place else "waiting",
+        progress=run.progress or Progress(Phase.LOADING),
+        place=run.place,
+        label=label or getattr(run.engine, "label", ""),
+    )
 
 
 def _last(status: Status, finished: Finished) -> Progress:

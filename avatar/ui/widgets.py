@@ -39,7 +39,7 @@ class GuardedBlocks(gr.Blocks):
             if options.get("iterator") is None:  # else the inputs were looked at when the generator began
                 self.uploads.check(inputs)
                 for component, value in zip(block_fn.inputs, inputs):
-                    if isinstance(component, PICKERS) and not (value is None or isinstance(value, dict)):
+                    if isinstance(component, PICKERS) and not _are_files(component, value):
                         raise NotUploaded
                 inputs = [*inputs, *(first_value(one) for one in block_fn.inputs[len(inputs) :])]
             return await super().process_api(block_fn, inputs, **options)
@@ -51,6 +51,13 @@ class GuardedBlocks(gr.Blocks):
         except (ComponentProcessingError, ValidationError) as error:
             log.info("a value was not understood: %s", error)
             raise ValueNotUnderstood from None
+
+
+def _are_files(component: Any, value: Any) -> bool:
+    """Whether a value is what a picker sends: a file's payload, or several where it takes several."""
+    if getattr(component, "file_count", "single") == "multiple":
+        return value is None or (isinstance(value, list) and all(isinstance(one, dict) for one in value))
+    return value is None or isinstance(value, dict)
 
 
 def first_value(component: Any) -> Any:
@@ -81,6 +88,20 @@ def video_button(label: Any, **options: Any) -> gr.UploadButton:
     button = gr.UploadButton(label, file_types=["video", *SPEECH_SUFFIXES], **options)
     button.preprocess = _path  # type: ignore[method-assign]
     return button
+
+
+def several_button(label: Any, **options: Any) -> gr.UploadButton:
+    """A button for several recordings, or videos whose sound is wanted."""
+    button = gr.UploadButton(
+        label, file_count="multiple", file_types=["audio", "video", *SPEECH_SUFFIXES], **options
+    )
+    button.preprocess = _paths  # type: ignore[method-assign]
+    return button
+
+
+def _paths(payload: Any) -> list[str]:
+    """The uploaded files' paths."""
+    return [] if payload is None else [one.path for one in payload.root]
 
 
 def _path(payload: Any) -> str | None:

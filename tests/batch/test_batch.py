@@ -20,6 +20,7 @@ from avatar.errors import DoesNotFit
 from avatar.hardware.inventory import Inventory, probe
 from avatar.preset import load_preset
 from avatar.runtime.engine_process import EngineProcess
+from tests.fixtures.listener import listening
 from tests.long.runs import inputs, packets
 
 NO_GPU = replace(probe(), gpus=(), no_gpu_reason="No NVIDIA driver.")
@@ -167,3 +168,15 @@ def test_an_engine_is_kept_for_the_same_preset_alone():
     engines.close()
     assert second.closed
     assert all(engine.closed for engine in both)
+
+
+def test_whoever_waits_is_told_of_each_job(folder, engines):
+    engines()
+    command = ["batch", "jobs.toml", "--output", "out", "--resume", "--notify-url"]
+    with listening() as listener:
+        assert main([*command, listener.url]) == 0
+        assert main([*command, listener.url]) == 0
+    assert sorted((news["id"], news["state"], news["seconds"]) for news in listener.posted) == [
+        ("long", "done", 3.0),
+        ("short", "done", 3.0),
+    ], "and of those that were there already, once"

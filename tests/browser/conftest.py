@@ -10,8 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from playwright.sync_api import Browser, sync_playwright
-from visiting import CHROMIUM, CHROMIUM_ARGUMENTS, SPEECH, Server, Visitor, open_page, start_server
+from playwright.sync_api import Browser, expect, sync_playwright
+from visiting import (
+    CHROMIUM,
+    CHROMIUM_ARGUMENTS,
+    PATIENCE_MS,
+    SPEECH,
+    Server,
+    Visitor,
+    open_page,
+    start_server,
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,10 +31,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 log = logging.getLogger(__name__)
 
+expect.set_options(timeout=PATIENCE_MS)
+
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = start_server(tmp_path_factory.mktemp("server"))
+    # A test's run ends with its page: the next test need not wait for it.
+    running = start_server(tmp_path_factory.mktemp("server"), "--keep-running", "0")
     yield running
     running.stop()
 

@@ -16,7 +16,7 @@ from avatar.errors import BadInput
 from avatar.media.files import check_file
 from avatar.runtime.gallery import Gallery, video_name
 from avatar.ui.examples import Examples
-from avatar.ui.job_queue import JobQueue, LineFull, QueuedRun
+from avatar.ui.job_queue import Asker, JobQueue, LineFull, QueuedRun
 from avatar.ui.live_player import BEHIND, Segments
 from avatar.ui.request_guard import READ, WRITTEN, local_names, path_of, visitor_of
 from avatar.ui.uploads import IN_USE_S, NotUploaded, TooLarge, Uploads, UploadsFull
@@ -134,7 +134,7 @@ def test_a_visitor_has_so_many_places(tmp_path: Path):
     def submit(visitor: str) -> QueuedRun:
         draft = gallery.draft()
         request = make_request(draft / video_name(draft.name), tmp_path / f"work-{next(count)}")
-        return job_queue.submit(request, draft, {}, visitor=visitor)
+        return job_queue.submit(request, draft, {}, Asker(visitor=visitor))
 
     runs = [submit("a"), submit("a")]
     with pytest.raises(LineFull) as refused:

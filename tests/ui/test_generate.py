@@ -3,70 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import numpy as np
 import pytest
 from engines import ScriptedEngine
+from pages import PORTRAIT, SPEECH, Page, gather, updates_of
 from PIL import Image
 
 from avatar.errors import AvatarError, BadInput, WorkerLost
 from avatar.hardware.inventory import Inventory
 from avatar.media.limits import InputLimits
 from avatar.planning.planner import plan
-from avatar.preset import load_preset, load_presets
-from avatar.runtime.gallery import Gallery, owner_hash
+from avatar.preset import load_preset
+from avatar.runtime.gallery import owner_hash
 from avatar.speech.narration import Script
 from avatar.ui import point_editor
-from avatar.ui.app_state import FORM, AppState, flat
-from avatar.ui.components import PageComponents
 from avatar.ui.examples import Examples
-from avatar.ui.job_queue import JobQueue, LineFull
-from avatar.ui.run import Generate, PageRuns
-from avatar.ui.speakers import Speakers, VoicesBusy
+from avatar.ui.job_queue import LineFull
+from avatar.ui.speakers import VoicesBusy
 from avatar.ui.typing_tab import choices
-from avatar.ui.uploads import Uploads
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
-PORTRAIT = ASSETS / "portraits" / "astronaut.jpg"
-SPEECH = ASSETS / "speech" / "hello-en.flac"
-
-
-class Page:
-    """A page without Gradio: each component is its own name."""
-
-    def __init__(self, folder: Path, engine: ScriptedEngine, max_waiting: int = 8) -> None:
-        self.engine = engine
-        gallery = Gallery(folder / "outputs")
-        scratch = folder / "scratch"
-        scratch.mkdir()
-        self.job_queue = JobQueue(lambda preset: engine, gallery, max_waiting)
-        self.app_state = AppState(self.job_queue, gallery, load_presets(), "auto", scratch)
-        names = dict.fromkeys(PageComponents.__dataclass_fields__, "")
-        parts = SimpleNamespace(**{name: name for name in names} | {"form": {name: name for name in FORM}})
-        self.visits = PageRuns(self.app_state)
-        self.app_state.speakers = Speakers(Uploads(folder / "uploads"), self.app_state.limits)
-        self.generate = Generate(parts, self.app_state, self.visits)  # type: ignore[arg-type]
-
-    def press(
-        self,
-        portrait: Path | None = PORTRAIT,
-        asked: Any = None,
-        visit: str = "v",
-        typed: tuple[Any, ...] = ("upload", "", "heart", 1.0, "file", None),
-        **form: Any,
-    ) -> Iterator:
-        request = gr.Request()
-        request.kwargs = {"headers": {}}
-        request.session_hash = visit
-        values = {**flat(self.app_state.resolved("auto")), **form}
-        given = [str(portrait) if portrait else None, str(SPEECH), "", "auto", asked, "me", *typed]
-        return self.generate.press(request, *given, *(values[name] for name in FORM))
 
 
 @pytest.fixture
@@ -89,16 +50,6 @@ def plain(tmp_path: Path) -> Path:
     path = tmp_path / "plain.png"
     Image.fromarray(np.full((200, 300, 3), 128, np.uint8)).save(path)
     return path
-
-
-def updates_of(updates: list[dict], name: str) -> list[Any]:
-    return [update[name] for update in updates if name in update]
-
-
-def gather(run: Iterator[dict], updates: list[dict]) -> None:
-    """What a run says, also when it ends with an error."""
-    for update in run:
-        updates.append(update)
 
 
 def test_a_whole_run(page):
@@ -154,20 +105,6 @@ def test_silence_is_skipped_twice_a_second(page):
     run.close()
 
 
-def test_closing_the_page_frees_the_engine_and_keeps_what_was_made(page):
-    p = page(ScriptedEngine(num_segments=100_000))
-    run = p.press()
-    next(update for update in run if isinstance(update.get("live"), str))
-    run.close()
-    end = time.monotonic() + 20
-    while p.job_queue.running is not None:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    [entry] = p.app_state.gallery.entries()
-    assert entry.about.stopped
-    assert list(p.app_state.scratch.iterdir()) == []
-
-
 def test_stop(page):
     p = page(ScriptedEngine(num_segments=100_000))
     updates = []
@@ -185,7 +122,7 @@ def test_a_second_press_of_the_same_page_replaces_the_first(page):
     next(first)
     second = p.press()
     next(second)
-    assert list(first)[-1].get("generate") is None, "the first says nothing more of the buttons"
+    assert not updates_of(list(first), "generate"), "the first says nothing more of the buttons"
     p.engine.go.set()
     assert 'data-state="done"' in list(second)[-1]["status"]
 

@@ -15,7 +15,7 @@ from avatar.hardware.inventory import Inventory
 from avatar.planning.planner import plan
 from avatar.preset import Preset, load_preset
 from avatar.runtime.gallery import Gallery, owner_hash, video_name
-from avatar.ui.job_queue import JobQueue, KeptVideo, LineFull, QueuedRun, WaitingInLine
+from avatar.ui.job_queue import Asker, JobQueue, KeptVideo, LineFull, QueuedRun, WaitingInLine
 
 PLANS = [plan(load_preset(name), Inventory.imagine(1, 80)) for name in ("80gb", "24gb")]
 
@@ -40,7 +40,10 @@ class Counter:
         draft = self.gallery.draft()
         work = self.folder / f"work-{self.count}"
         return self.job_queue.submit(
-            make_request(draft / video_name(draft.name), work, preset), draft, {"seed": 1}, owner_hash(owner)
+            make_request(draft / video_name(draft.name), work, preset),
+            draft,
+            {"seed": 1},
+            Asker(owner_hash(owner)),
         )
 
 

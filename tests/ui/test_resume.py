@@ -22,9 +22,10 @@ from avatar.ui import app_state as app_state_module
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.job_queue import JobQueue, KeptVideo, QueuedRun
+from avatar.ui.page_runs import PageRuns
 from avatar.ui.panels.gallery import render_gallery
 from avatar.ui.panels.status import Status, render_status
-from avatar.ui.run import Generate, PageRuns
+from avatar.ui.run import Generate
 from tests.fixtures.sources import Coloured
 from tests.long.runs import Here, inputs, packets
 
@@ -229,9 +230,8 @@ def test_captions_survive_in_a_half_made_video(house, tmp_path):
     assert kept.entry.captions is not None
     assert "Two." in kept.entry.captions.read_text(encoding="utf-8")
     given_back = replace(run.request, portrait=portrait, speech=speech)
-    request, ledger = unfinished.begin(tmp_path / "half", given_back)
-    ledger.close()
+    request = unfinished.keep(tmp_path / "half", given_back)
     again, ledger = unfinished.resume(tmp_path / "half", work=tmp_path, output=tmp_path / "out.mp4")
-    ledger.close()
+    assert ledger is None
     assert (again.captions, again.burn_captions, again.spoken) == (said, True, "a digest")
     assert request.captions == said

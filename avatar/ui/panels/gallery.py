@@ -48,10 +48,10 @@ def _card(entry: GalleryEntry, language: Language, url: Url, report: RunReport |
     badges = [_length(about.duration_s, language)] if about.duration_s else []
     if about.label:
         badges.append(text("preview", language) if about.label == "preview" else about.label)
-    if entry.is_unfinished:
-        badges.append(text("unfinished", language))
-    elif about.stopped:
+    if about.stopped and about.duration_s:
         badges.append(text("stopped", language))
+    elif entry.is_unfinished:
+        badges.append(text("unfinished", language))
     over = tag(
         "span", "".join(tag("span", escape(badge), class_="badge") for badge in badges), class_="badges"
     )
@@ -98,11 +98,13 @@ def _buttons(entry: GalleryEntry, video: str, url: Url, language: Language) -> s
         words = escape(text("gallery_resume", language))
         resume = tag("button", words, type="button", data_action="resume", data_id=entry.id)
     if about.duration_s:
-        download = tag("a", escape(text("gallery_download", language)), href=video, download=entry.video.name)
+        download = tag(
+            "a", escape(text("gallery_download", language)), href=video, download=entry.download_name
+        )
     if entry.captions is not None:
-        name = entry.captions.with_suffix(SRT).name
-        words = escape(text("gallery_captions", language))
-        download += tag("a", words, href=url(entry.id, name), download=name)
+        name, words = entry.captions.with_suffix(SRT).name, escape(text("gallery_captions", language))
+        taken = entry.download_name.removesuffix(".mp4") + SRT
+        download += tag("a", words, href=url(entry.id, name), download=taken)
     use = tag(
         "button", escape(text("gallery_use", language)), type="button", data_action="use", data_id=entry.id
     )

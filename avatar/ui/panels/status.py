@@ -71,14 +71,14 @@ def _headline(status: Status, language: Language) -> str:
         case "idle":
             return text("ready", language)
         case "waiting":
-            place = _place(status.place - 1, language)
+            place = place_words(status.place - 1, language)
             return f"{text('phase_queued', language)}. {place}" if language == "en" else place
         case "running":
             return text(f"phase_{status.progress.phase}", language)
     return text(f"phase_{status.state}", language)
 
 
-def _place(ahead: int, language: Language) -> str:
+def place_words(ahead: int, language: Language) -> str:
     """How many are in line before this one."""
     if ahead < 1:
         return text("place_next", language)

@@ -50,16 +50,19 @@ window.liveAvatar = {
 })();
 
 // Gradio's recorder takes only what the browser knows as sound, and shows nothing of what it cannot play. A video that
-// is dropped on it, or sound of a rarer kind, goes the way of "Take the sound of a video".
+// is dropped on it, or sound of a rarer kind, goes the way of "Take the sound of a video"; several files that of
+// "Queue several recordings".
 document.addEventListener("drop", (event) => {
-  const file = event.target.closest?.("#speech") && event.dataTransfer?.files[0];
-  const input = document.querySelector("#inputs .picker input[type=file][data-testid*=upload-button]");
-  const plays = file?.type.startsWith("audio/") && document.createElement("audio").canPlayType(file.type);
+  const files = event.target.closest?.("#speech") ? [...(event.dataTransfer?.files ?? [])] : [];
+  const [file] = files, many = files.length > 1;
+  const kind = many ? "[multiple]" : ":not([multiple])";
+  const input = document.querySelector(`#inputs .picker input[type=file][data-testid*=upload-button]${kind}`);
+  const plays = !many && file?.type.startsWith("audio/") && document.createElement("audio").canPlayType(file.type);
   if (!file || !input || plays) return;
   event.preventDefault();
   event.stopPropagation();
   const taken = new DataTransfer();
-  taken.items.add(file);
+  for (const one of files) taken.items.add(one);
   input.files = taken.files;
   input.dispatchEvent(new Event("change", { bubbles: true }));
 }, true);

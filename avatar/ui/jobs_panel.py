@@ -1,0 +1,137 @@
+"""The jobs panel: what an owner's runs are doing, and what is pressed there; several recordings at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from avatar.errors import AvatarError, BadInput
+from avatar.runtime.gallery import HALF, owner_hash
+from avatar.runtime.gallery_entry import stem_of
+from avatar.ui.app_state import AppState
+from avatar.ui.components import PageComponents
+from avatar.ui.error_messages import reason, words
+from avatar.ui.i18n import Language, language_of, text
+from avatar.ui.job_queue import KeptVideo, LineFull, QueuedRun
+from avatar.ui.panels.jobs import JobRow, render_jobs
+from avatar.ui.payloads import mapping, pressed
+from avatar.ui.run import Generate
+from avatar.ui.theme import script
+
+Updates = dict[Any, Any]
+MOST_SHOWN = 30  # of those that have ended
+
+
+def panel() -> gr.HTML:
+    """The component; its value is HTML, which the panel's script draws."""
+    return gr.HTML(
+        "",
+        html_template='<div class="jobs-panel"></div>',
+        js_on_load=script("jobs.js"),
+        apply_default_css=False,
+        elem_id="jobs",
+    )
+
+
+class JobsPanel:
+    """The handlers of the panel; each takes the request first."""
+
+    def __init__(self, parts: PageComponents, app_state: AppState, generate: Generate) -> None:
+        self.parts, self.app_state, self.generate = parts, app_state, generate
+
+    def render(self, request: gr.Request, owner: str) -> str:
+        """The panel as this owner may see it."""
+        language, shown = language_of(request), self.generate.visits.shown(request.session_hash or "")
+        jobs, ended = [], 0
+        for run in self.app_state.job_queue.runs(owner_hash(owner)):
+            ended += run.outcome is not None
+            if run.outcome is None or (ended <= MOST_SHOWN and not self._is_deleted(run)):
+                jobs.append(self._job(run, run is shown, language))
+        return render_jobs(jobs, language)
+
+    def _is_deleted(self, run: QueuedRun) -> bool:
+        """Whether what a run has made was deleted in the gallery."""
+        return isinstance(run.outcome, KeptVideo) and not run.outcome.entry.folder.is_dir()
+
+    def _job(self, run: QueuedRun, on_stage: bool, language: Language) -> JobRow:
+        progress, video, download, seconds = run.progress, "", "", 0.0
+        if isinstance(run.outcome, KeptVideo):
+            entry = run.outcome.entry
+            video = self.app_state.url(entry.id, entry.video.name)
+            download, seconds = entry.download_name, entry.about.duration_s
+        made = progress.frames_done / progress.num_frames if progress and progress.num_frames else 0.0
+        return JobRow(
+            id=run.id,
+            state=run.state,
+            name=f"{stem_of(run.request.portrait_name)} · {stem_of(run.request.speech_name)}",
+            place=run.place,
+            share=made,
+            eta_s=progress.eta_s if progress else None,
+            seconds=seconds,
+            video=video,
+            download=download,
+            reason="" if run.error is None else reason(run.error, language),
+            can_resume=run.outcome is not None and (self.app_state.gallery.folder / run.id / HALF).is_dir(),
+            on_stage=on_stage,
+        )
+
+    def pressed(self, request: gr.Request, event: gr.EventData, owner: str) -> Updates:
+        """Stop, reorder or hide a job of the owner's; of nobody else's. Raises: BadInput."""
+        action, id = pressed(event)
+        run, queue = self._find(request, id, owner), self.app_state.job_queue
+        match action:
+            case "stop":
+                queue.stop(run)
+            case "dismiss":
+                queue.forget(run)
+            case "move":
+                to = mapping(event._data).get("to")
+                if type(to) is not int:
+                    raise BadInput(text("value_not_understood", language_of(request)))
+                queue.move(run, to)
+        return {self.parts.jobs: self.render(request, owner)}
+
+    def submitted(self, request: gr.Request, event: gr.EventData, owner: str) -> Iterator[Updates]:
+        """Resume a job, or show it on the stage. Raises: AvatarError."""
+        action, id = pressed(event)
+        if action == "resume":
+            yield from self.generate.resume(request, event, owner)
+        else:
+            yield from self.generate.watch(request, self._find(request, id, owner), owner)
+
+    def _find(self, request: gr.Request, id: str, owner: str) -> QueuedRun:
+        run = self.app_state.job_queue.find(id, owner_hash(owner))
+        if run is None:
+            raise BadInput(text("job_gone", language_of(request)))
+        return run
+
+    def queue_several(
+        self, request: gr.Request, speeches: Sequence[str] | None, *values: Any
+    ) -> Iterator[Updates]:
+        """One job for each recording; those that cannot be used are named. values: of Generate.inputs."""
+        language, p, owner = language_of(request), self.parts, values[5]
+        if not values[0]:
+            raise BadInput(text("no_portrait", language))
+        full: LineFull | None = None
+        queued = 0
+        for speech in speeches or []:
+            try:
+                run = yield from self.generate.submit(request, speech, *values)
+            except LineFull as error:
+                full = error
+                break
+            except AvatarError as error:
+                gr.Warning(words(error, language), title=Path(speech).name)
+                continue
+            if run is None:
+                return  # the portrait needs an answer first
+            run.let_go()
+            queued += 1
+            yield {p.jobs: self.render(request, owner)}
+        if full is not None:
+            some = text("several_some", language, queued=queued, total=len(speeches or []))
+            gr.Warning(f"{some} {words(full, language)}", title=text("jobs", language))
+        yield {p.jobs: self.render(request, owner)}

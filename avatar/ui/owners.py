@@ -1,0 +1,58 @@
+"""Runs by their owners: which one an owner looks for, and how long it goes on while they are away."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from avatar.ui.job_queue import JobQueue, KeptVideo, QueuedRun
+from avatar.ui.presence import Presence
+
+log = logging.getLogger(__name__)
+
+RECENT_S = 3600.0
+
+
+class Owners:
+    """Owners are given by the hash that the gallery has of them."""
+
+    def __init__(self, job_queue: JobQueue, keep_running_s: float | None = None) -> None:
+        """keep_running_s: how long runs go on whose owners have no page open; None: for ever.
+
+        0: a run ends with the page that began it.
+        """
+        self.job_queue, self.keep_running_s = job_queue, keep_running_s
+        self.presence = Presence()
+
+    def run_to_show(self, owner_hash: str) -> QueuedRun | None:
+        """What an owner who opens a page would look for: the run that goes on, else the next, else the last.
+
+        One that has ended counts for an hour, while its video is there.
+        """
+        runs = self.job_queue.runs(owner_hash)
+        alive = [run for run in runs if run.outcome is None]
+        if alive:
+            return alive[0]
+        for run in runs:
+            fresh = time.monotonic() - run.ended < RECENT_S
+            if fresh and (not isinstance(run.outcome, KeptVideo) or run.outcome.entry.video.is_file()):
+                return run
+        return None
+
+    def end_abandoned(self) -> None:
+        """Stop the runs whose owners have had no page open for longer than the host allows."""
+        if self.keep_running_s is None:
+            return
+        for run in self.job_queue.runs():
+            away_s = self.presence.away_s(run.asker.owner_hash)
+            if not run.over.is_set() and away_s > self.keep_running_s:
+                log.info("a run ends: its owner has been away for %.0f s", away_s)
+                self.job_queue.stop(run, wanted=True)
+
+    def page_closed(self, visit: str) -> None:
+        """A page is gone; where runs end with their pages, so do its own."""
+        self.presence.closed(visit)
+        if self.keep_running_s == 0:
+            for run in self.job_queue.runs():
+                if run.asker.visit == visit and not run.over.is_set():
+                    self.job_queue.stop(run, wanted=True)

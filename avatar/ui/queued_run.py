@@ -1,0 +1,197 @@
+"""One request on its way: what it says, kept so that any number of pages may follow it, at any time."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from avatar.errors import AvatarError, Cancelled
+from avatar.events import Event, Finished, Notice, Progress, Segment
+from avatar.long.ledger import Ledger
+from avatar.request import Request
+from avatar.runtime.engine import Engine
+from avatar.runtime.gallery import GalleryEntry
+from avatar.runtime.gallery_entry import DRAFT
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WaitingInLine:
+    """The run stands in line: place 1 is next."""
+
+    place: int
+
+
+@dataclass(frozen=True)
+class KeptVideo:
+    """The last that a run says when frames were made; error tells why it ended early, if not by its user."""
+
+    entry: GalleryEntry
+    finished: Finished
+    error: AvatarError | None = None
+
+
+Said = Event | WaitingInLine | KeptVideo | BaseException
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Whose a run is, and what to show when they come back.
+
+    owner_hash: of the browser that owns it, "" for nobody's. visitor: whose place it takes. visit: the page
+    that began it. portrait, speech: the uploads that it was begun with.
+    """
+
+    owner_hash: str = ""
+    visitor: str = ""
+    visit: str = ""
+    portrait: Path | None = None
+    speech: Path | None = None
+
+
+@dataclass(eq=False)
+class QueuedRun:
+    """One request in the queue; made by JobQueue.submit.
+
+    draft: its folder in the gallery. ledger: of a long video, which is made in parts.
+    """
+
+    request: Request
+    draft: Path
+    settings: dict[str, object]
+    asker: Asker = field(default_factory=Asker)
+    ledger: Ledger | None = None
+
+    def __post_init__(self) -> None:
+        self.kept = False  # in the gallery
+        self.begun = False  # its turn has come
+        self.unwanted = False  # stopped by its user: nothing is kept of what was not begun
+        self.outcome: KeptVideo | BaseException | None = None
+        self.ended = 0.0  # by time.monotonic
+        self.cancelled = threading.Event()
+        self.context = copy_context()  # whoever lends a GPU asks it whose run this is
+        self.over = threading.Event()
+        self.engine: Engine | None = None
+        self.progress: Progress | None = None
+        self.place = 0
+        self._users = 2  # of the work folder: the queue, and whoever submitted it
+        self._leaving = threading.Lock()
+        self._log: list[Said] = []  # all but progress, of which only the newest matters
+        self._num_progress = 0
+        self._news = threading.Condition()
+
+    @property
+    def id(self) -> str:
+        """What the video is called in the gallery, now or later."""
+        return self.draft.name.removeprefix(DRAFT)
+
+    @property
+    def state(self) -> str:
+        """waiting | running | done | stopped | failed."""
+        if self.outcome is None:
+            return "running" if self.begun else "waiting"
+        if isinstance(self.outcome, KeptVideo):
+            if self.outcome.error is not None:
+                return "failed"
+            return "stopped" if self.outcome.finished.stopped else "done"
+        return "stopped" if isinstance(self.outcome, Cancelled) else "failed"
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why it ended early, if not by its user."""
+        ended = self.outcome.error if isinstance(self.outcome, KeptVideo) else self.outcome
+        return None if isinstance(ended, Cancelled) else ended
+
+    def say(self, what: Said) -> None:
+        """Called by the queue."""
+        with self._news:
+            match what:
+                case Progress():
+                    self.progress = what
+                    self._num_progress += 1
+                case _:
+                    self._log.append(what)
+            match what:
+                case WaitingInLine(place):
+                    self.place = place
+                case KeptVideo() | BaseException():
+                    self.outcome, self.ended = what, time.monotonic()
+            self._news.notify_all()
+
+    def follow(self, every_s: float = 0.4, newest: int | None = None) -> Iterator[Said | None]:
+        """What the run says, as it says it; None whenever it was silent for every_s.
+
+        newest: of the segments that are made already, so many at most; None: all. Notices are never left out.
+        Raises: AvatarError that ended the run before any frame (Cancelled: its user), or a fault as it is.
+        """
+        begin, seen = 0, 0
+        if newest is not None:
+            before, begin = self._from_now(newest)
+            yield from before
+        while True:
+            said, begin, seen = self._next(begin, seen, every_s)
+            if said is None and self.over.is_set() and begin == len(self._log):
+                return
+            if isinstance(said, BaseException):
+                raise said
+            yield said
+            if isinstance(said, KeptVideo):
+                return
+
+    def _from_now(self, newest: int) -> tuple[list[Said], int]:
+        """What was said before and still matters, and where to go on in the log."""
+        with self._news:
+            segments = [at for at, said in enumerate(self._log) if isinstance(said, Segment)]
+            begin = segments[-newest:][0] if segments else len(self._log)
+            if self.outcome is not None:
+                begin = min(begin, len(self._log) - 1)
+            before: list[Said] = [said for said in self._log[:begin] if isinstance(said, Notice)]
+            return [WaitingInLine(0 if self.begun else self.place), *before], begin
+
+    def _next(self, begin: int, seen: int, every_s: float) -> tuple[Said | None, int, int]:
+        """The next of the log from begin on, or a newer progress than the one seen; None after every_s."""
+        end = time.monotonic() + every_s
+        with self._news:
+            while True:
+                if begin < len(self._log):
+                    return self._log[begin], begin + 1, seen
+                if seen < self._num_progress:
+                    return self.progress, begin, self._num_progress
+                left = end - time.monotonic()
+                if left <= 0:
+                    return None, begin, seen
+                self._news.wait(left)
+
+    def join(self) -> bool:
+        """Use the work folder beside others, until let_go; False when it is gone already."""
+        with self._leaving:
+            if self._users == 0:
+                return False
+            self._users += 1
+            return True
+
+    def let_go(self) -> None:
+        """Called once by each user of the work folder that is done with it; the last removes it."""
+        with self._leaving:
+            self._users -= 1
+            if self._users == 0:
+                try:
+                    shutil.rmtree(self.request.work)
+                except FileNotFoundError:
+                    log.debug("a run's folder is gone already")
+                except OSError:  # it goes with the whole scratch folder
+                    log.exception("a run's folder cannot be removed")
+
+    def cancel(self) -> None:
+        """Take it out of the line, or stop it; safe at any time, from any thread."""
+        self.cancelled.set()
+        engine = self.engine
+        if engine is not None:
+            engine.cancel()

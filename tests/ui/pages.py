@@ -1,0 +1,83 @@
+"""A page without Gradio, on a real job queue and a scripted engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+from engines import ScriptedEngine
+
+from avatar.preset import load_presets
+from avatar.runtime.gallery import Gallery
+from avatar.ui.app_state import FORM, AppState, flat
+from avatar.ui.components import PageComponents
+from avatar.ui.job_queue import JobQueue
+from avatar.ui.page_runs import PageRuns
+from avatar.ui.run import Generate
+from avatar.ui.uploads import Uploads
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+PORTRAIT = ASSETS / "portraits" / "astronaut.jpg"
+SPEECH = ASSETS / "speech" / "hello-en.flac"
+
+
+def request_of(visit: str) -> gr.Request:
+    """What a page of that session asks with."""
+    request = gr.Request()
+    request.kwargs = {"headers": {}}
+    request.session_hash = visit
+    return request
+
+
+class Page:
+    """A page without Gradio: each component is its own name."""
+
+    def __init__(
+        self, folder: Path, engine: ScriptedEngine, max_waiting: int = 8, keep_running_s: float | None = None
+    ) -> None:
+        self.engine = engine
+        gallery = Gallery(folder / "outputs")
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        self.job_queue = JobQueue(lambda preset: engine, gallery, max_waiting)
+        uploads = Uploads(folder / "uploads")
+        self.app_state = AppState(
+            self.job_queue,
+            gallery,
+            load_presets(),
+            "auto",
+            scratch,
+            uploads=uploads,
+            keep_running_s=keep_running_s,
+        )
+        names = dict.fromkeys(PageComponents.__dataclass_fields__, "")
+        parts = SimpleNamespace(**{name: name for name in names} | {"form": {name: name for name in FORM}})
+        self.visits = PageRuns(self.app_state)
+        self.generate = Generate(parts, self.app_state, self.visits)  # type: ignore[arg-type]
+
+    def press(
+        self,
+        portrait: Path | None = PORTRAIT,
+        asked: Any = None,
+        visit: str = "v",
+        typed: tuple[Any, ...] = ("upload", "", "heart", 1.0, "file", None),
+        speech: Path = SPEECH,
+        **form: Any,
+    ) -> Iterator:
+        request = request_of(visit)
+        values = {**flat(self.app_state.resolved("auto")), **form}
+        given = [str(portrait) if portrait else None, str(speech), "", "auto", asked, "me", *typed]
+        return self.generate.press(request, *given, *(values[name] for name in FORM))
+
+
+def updates_of(updates: list[dict], name: str) -> list[Any]:
+    return [update[name] for update in updates if name in update]
+
+
+def gather(run: Iterator[dict], updates: list[dict]) -> None:
+    """What a run says, also when it ends with an error."""
+    for update in run:
+        updates.append(update)
