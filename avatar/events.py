@@ -104,6 +104,11 @@ class Notice:
     values: dict[str, Any] = field(default_factory=dict)
 
 
+def from_intake(said: str | Notice) -> Notice:
+    """What intake had to change or choose, as a notice."""
+    return Notice("intake", said) if isinstance(said, str) else said
+
+
 @dataclass(frozen=True)
 class PlanMade:
     """What the run will hold where: reported when it begins, and again on every rung."""

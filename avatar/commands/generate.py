@@ -17,7 +17,14 @@ from rich.progress import Progress as ProgressBar
 
 from avatar.batch.engines import gpus_of
 from avatar.commands.output import console, write_json
-from avatar.commands.settings import add_checkpoint, add_long, add_preset, chosen_preset
+from avatar.commands.settings import (
+    add_checkpoint,
+    add_long,
+    add_picture,
+    add_preset,
+    chosen_picture,
+    chosen_preset,
+)
 from avatar.commands.signals import stopped_by_signals
 from avatar.commands.speaking import add_speaking, script_of
 from avatar.errors import BadInput, Cancelled
@@ -73,6 +80,7 @@ def add(commands: Any) -> None:
     )
     add_checkpoint(parser)
     add_preset(parser)
+    add_picture(parser)
     add_speaking(parser)
     parser.set_defaults(run=run)
 
@@ -86,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or _output_name(args.image, args.audio or args.text_file or Path("text"))
     inventory = probe(args.ckpt_dir, outputs=output.parent)
     flags = tuple(name for name in ("points", "head_only", "ckpt_dir") if getattr(args, name) is not None)
-    preset = chosen_preset(args, inventory, flags)
+    picture = chosen_picture(args)
+    preset = chosen_preset(args, inventory, (*flags, *picture.demands))
     if args.attach is None:
         require(preset, inventory)
         if args.ckpt_dir is not None and preset.requires.weights == "live-avatar":
@@ -103,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
         script=script,
         points=args.points,
         head_only=bool(args.head_only),
+        picture=picture,
         max_duration_s=args.max_duration,
         checkpoint_every=args.checkpoint_every,
         independent=args.independent,

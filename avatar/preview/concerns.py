@@ -7,8 +7,9 @@ import numpy as np
 
 from avatar.events import Notice
 from avatar.geometry import Size
+from avatar.media.faces import everybody
 from avatar.media.portrait import read_portrait, video_size
-from avatar.preview.face import SURE_JITTER, Face, find_face
+from avatar.preview.face import SURE_JITTER, Face, find_faces
 from avatar.preview.topology import (
     CHIN,
     FOREHEAD,
@@ -39,10 +40,12 @@ def portrait_notices(request: Request) -> list[Notice]:
     if request.preset.engine == "preview" or request.preset.requires.weights == "tiny":
         return []
     image = read_portrait(request.portrait)
-    found = find_face(image)
-    face = found.face if found.verdict == "face" else None
+    faces = find_faces(image)
+    found = faces.found[faces.main] if faces.found else None
+    face = found.face if found is not None and found.verdict == "face" else None
     size = video_size(request.portrait, request.preset)
-    return concerns(image, face, size, request.portrait_name)
+    several = everybody(len(faces.found), request.portrait_name) if request.face is None else []
+    return [*several, *concerns(image, face, size, request.portrait_name)]
 
 
 def concerns(image: np.ndarray, face: Face | None, video: Size, name: str) -> list[Notice]:

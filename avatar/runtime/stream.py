@@ -13,7 +13,16 @@ import av
 import numpy as np
 
 from avatar.errors import AvatarError, Cancelled, NotPlaced
-from avatar.events import Event, Finished, Notice, Phase, PlanMade, Progress, Segment
+from avatar.events import (
+    Event,
+    Finished,
+    Notice,
+    Phase,
+    PlanMade,
+    Progress,
+    Segment,
+    from_intake,
+)
 from avatar.geometry import FPS
 from avatar.media.atomic import disk_error
 from avatar.media.captions import Burner
@@ -110,8 +119,8 @@ class _Run:
         self._made = 0  # frames that the source gave
 
     def start(self) -> None:
-        for text in self._request.notices:
-            self._tell(Notice("intake", text))
+        for said in self._request.notices:
+            self._tell(from_intake(said))
         self._clock.start()
         for thread in self._threads:
             thread.start()

@@ -31,7 +31,7 @@ from avatar.runtime.bounded_reader import Readings
 from avatar.runtime.gallery import HALF, Gallery, GalleryEntry, owner_hash, video_name
 from avatar.runtime.gallery_entry import remove
 from avatar.runtime.model_fetch import ModelFetch
-from avatar.settings import FORM, SETTINGS, refusal, refuse_settings
+from avatar.settings import FORM, SETTINGS, Picture, refusal, refuse_settings
 from avatar.ui.examples import Examples
 from avatar.ui.job_queue import JobQueue, QueuedRun, about_request
 from avatar.ui.live import Segments
@@ -219,10 +219,14 @@ class AppState:
         captions: tuple[Caption, ...] = (),
         burn_captions: bool = False,
         spoken: str = "",
+        picture: Picture | None = None,
     ) -> QueuedRun:
         """Check everything that can be checked, and put the request in line. Raises: AvatarError."""
         self.job_queue.check_room(visitor)
+        from avatar.preview.faces import Finder  # OpenCV and the face models, for a run alone
+
         preset = self.with_settings(name, settings)
+        refuse_settings(preset.engine, picture.demands if picture else ())
         self._require(preset)
         prompt = prompt.strip() or preset.generation.prompt  # the page shows the preset's own in an empty box
         draft = self.gallery.draft()
@@ -245,6 +249,8 @@ class AppState:
                 captions=captions,
                 burn_captions=burn_captions,
                 spoken=spoken,
+                wish=picture,
+                finder=Finder(),
             )
             settings, kept_owner = used_settings(name, request), owner_hash(owner)
             ledger = None
