@@ -331,7 +331,7 @@ NOTICES: dict[str, str] = {
     "live_behind": "本机每秒只能生成 {speed} 帧（需要 {fps} 帧）：部分声音被略去。",
     "head_only": "只有头部会动：嘴不会说话。",
     "weak_face": "这张脸不易辨认，嘴的位置可能不准。",
-    "several_faces": "{name} 里有 {count} 张脸：默认由最大的一张（左起第 {number} 张）说话，也可以选择另一张。",
+    "several_faces": "{name} 里有 {count} 张脸：由最大的一张（左起第 {number} 张）说话，也可另选。",
     "face_chosen": "{name} 里有 {count} 张脸：由您选择的左起第 {number} 张说话。",
     "everybody": "{name} 里有 {count} 张脸，模型可能让任何一张动起来。只要一张时，请选择它并裁剪画面。",
     "small_crop": "裁剪后的 {name} 只有 {width}×{height} 像素，脸会模糊。请换更大的图片。",
