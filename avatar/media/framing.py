@@ -92,10 +92,11 @@ def framed(
     cut = cut_of(width, height, wish, box)
     if (cut.width, cut.height) != (width, height) or cut.left or cut.top:
         picture = _cut_out(pixels, cut, wish.extend)
-        if not whole:
-            picture, more = _enlarged(picture, name)
-            notices = [*notices, *more]
-        picture.thumbnail((WORKING_SIDE_PX, WORKING_SIDE_PX), Image.Resampling.LANCZOS)
+        size = size_of(cut, wish)
+        if size[0] > picture.width:
+            notices.append(_enlarged(picture, name))
+        if size != picture.size:
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
         pixels = np.array(picture)
     return Framed(
         pixels,
@@ -119,6 +120,15 @@ def cut_of(width: int, height: int, wish: Picture, box: FaceBox | None) -> Cut:
     left = _placed(left - (wide - (right - left)) / 2, wide, width)
     top = _placed(top - headroom * (tall - (bottom - top)), tall, height)
     return Cut(round(left), round(top), max(1, round(wide)), max(1, round(tall)))
+
+
+def size_of(cut: Cut, wish: Picture) -> tuple[int, int]:
+    """Width and height at which engines get a cut: small crops enlarged, nothing beyond the working size."""
+    scale = WORKING_SIDE_PX / max(cut.width, cut.height)
+    if wish.framing != "whole":
+        scale = min(scale, max(1.0, SMALLEST_CROP_PX / min(cut.width, cut.height)))
+    scale = min(scale, 1.0) if wish.framing == "whole" else scale
+    return max(1, round(cut.width * scale)), max(1, round(cut.height * scale))
 
 
 def _around(box: FaceBox, framing: str, width: int, height: int) -> tuple[float, float, float, float]:
@@ -146,18 +156,14 @@ def _cut_out(pixels: np.ndarray, cut: Cut, extend: str) -> Image.Image:
     return _extended(picture, before, after, extend) if any((*before, *after)) else picture
 
 
-def _enlarged(crop: Image.Image, name: str) -> tuple[Image.Image, list[Notice]]:
-    """A crop that is too small for engines to work on, larger, and that it will look blurred."""
-    width, height = crop.size
-    scale = SMALLEST_CROP_PX / min(width, height)
-    if scale <= 1:
-        return crop, []
+def _enlarged(crop: Image.Image, name: str) -> Notice:
+    """That a crop is so small that it is enlarged, and will look blurred."""
     text = (
-        f"Cropped, {name} has only {width}×{height} pixels: the face will look blurred."
+        f"Cropped, {name} has only {crop.width}×{crop.height} pixels: the face will look blurred."
         " Take a larger picture."
     )
-    notice = Notice("small_crop", text, "warning", values={"name": name, "width": width, "height": height})
-    return crop.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS), [notice]
+    values = {"name": name, "width": crop.width, "height": crop.height}
+    return Notice("small_crop", text, "warning", values=values)
 
 
 def _extended(

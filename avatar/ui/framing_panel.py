@@ -1,0 +1,132 @@
+"""What of the portrait is shown, as the page offers it: faces as boxes, crops, shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+from avatar.errors import BadInput
+from avatar.media.faces import FaceBox
+from avatar.media.framing import Cut, cut_of, size_of, wished
+from avatar.settings import Aspect, Framing, Picture
+from avatar.ui.i18n import Language, text
+from avatar.ui.payloads import face_points, mapping, words
+
+Points = Mapping[str, tuple[float, float]]
+Rectangles = dict[str, dict[str, list[float]]]
+
+LARGEST_PX = 20_000  # side of a picture
+KEPT = ("framing", "aspect", "extend")  # what a page goes on with when it looks at a portrait again
+WORDS = (
+    *(
+        "frame_title",
+        "frame_faces",
+        "frame_face",
+        "frame_framing",
+        "frame_aspect",
+        "frame_extend",
+        "frame_preview",
+    ),
+    *("frame_edit", "frame_edited", "frame_small", "frame_crop", "frame_blur", "frame_colour"),
+    *(f"framing_{one}" for one in get_args(Framing)),
+    *(f"aspect_{one}" for one in get_args(Aspect)),
+)
+
+
+@dataclass(frozen=True)
+class SeenFace:
+    """A face of the portrait. verdict: the detector's; points: the seven, as fractions of the picture."""
+
+    verdict: str
+    box: FaceBox
+    points: Points
+
+    def as_value(self, width: int, height: int) -> dict[str, Any]:
+        """For the page's script."""
+        cuts = rectangles(width, height, self.box)
+        return {"verdict": self.verdict, "box": asdict(self.box), "points": self.points, "cuts": cuts}
+
+
+def rectangles(width: int, height: int, box: FaceBox) -> Rectangles:
+    """By framing and aspect: left, top, width and height in fractions of the picture."""
+    out: Rectangles = {}
+    for framing in get_args(Framing):
+        out[framing] = {}
+        for aspect in get_args(Aspect):
+            cut = cut_of(width, height, Picture(framing=framing, aspect=aspect), box)
+            out[framing][aspect] = [
+                cut.left / width, cut.top / height, cut.width / width, cut.height / height
+            ]  # fmt: skip
+    return out
+
+
+def panel_words(language: Language) -> dict[str, str]:
+    """What the panel says."""
+    return {key: text(key, language) for key in WORDS}
+
+
+def answer(value: Mapping[str, Any] | None) -> Points | None:
+    """The points that a person has placed or confirmed. None: the engine finds the face itself."""
+    if not value or value.get("head_only"):
+        return None
+    if value.get("verdict") == "face" and value.get("edited") is not True:
+        return None
+    return face_points(value.get("points"))
+
+
+def wish(value: Mapping[str, Any] | None) -> Picture:
+    """Who speaks and what is shown, as the page has it. Raises: BadInput for what no page sends."""
+    value = mapping(value)
+    given = {name: value[name] for name in KEPT if value.get(name)}
+    faces, index = value.get("faces"), value.get("face")
+    if answer(value) or not isinstance(faces, list) or len(faces) < 2 or type(index) is not int:
+        return wished(**given)
+    box = box_of(faces[index] if 0 <= index < len(faces) else None)
+    x, y = (min(1.0, max(0.0, part)) for part in box.middle)
+    return wished(face=f"{x:.6f},{y:.6f}", **given)
+
+
+def box_of(face: Any) -> FaceBox:
+    """A face's box, as the page sends it back. Raises: BadInput."""
+    sides = mapping(mapping(face).get("box"))
+    try:
+        return FaceBox(**{name: float(sides[name]) for name in ("left", "top", "right", "bottom")})
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise BadInput("The face that was chosen is not understood.", "Choose the portrait again.") from None
+
+
+def shape_of(value: Mapping[str, Any], picture: Picture) -> tuple[int, int] | None:
+    """Width and height of what is shown; None where no portrait has been looked at."""
+    size = value.get("size")
+    if not isinstance(size, list) or [type(one) is int and 0 < one <= LARGEST_PX for one in size] != [
+        True,
+        True,
+    ]:
+        return None
+    faces, index = value.get("faces"), value.get("face")
+    known = isinstance(faces, list) and type(index) is int and 0 <= index < len(faces)
+    if picture.framing != "whole" and not known:
+        return None
+    box = box_of(faces[index]) if picture.framing != "whole" else None  # type: ignore[index]
+    cut: Cut = cut_of(size[0], size[1], picture, box)
+    return size_of(cut, picture)
+
+
+def with_placed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The value with its face where the points are that a person has placed. Raises: BadInput."""
+    from avatar.preview.faces import Finder
+
+    points, size = answer(value), value.get("size")
+    faces, index = value.get("faces"), value.get("face")
+    if (
+        not points
+        or shape_of(value, Picture()) is None
+        or not isinstance(faces, list)
+        or type(index) is not int
+    ):
+        return dict(value)
+    assert isinstance(size, list), "shape_of has looked at it"
+    box = Finder().placed(points, *size)
+    moved = SeenFace(words(value.get("verdict")), box, points).as_value(*size)
+    return {**value, "faces": [moved if number == index else one for number, one in enumerate(faces)]}
