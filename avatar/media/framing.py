@@ -90,7 +90,8 @@ def framed(
             box = found.boxes[index]
             notices = several_faces(len(found.boxes), index, bool(wish.face), name)
     cut = cut_of(width, height, wish, box)
-    if (cut.width, cut.height) != (width, height) or cut.left or cut.top:
+    if cut != Cut(0, 0, width, height):
+        points = _followed(points, cut, width, height)
         picture = _cut_out(pixels, cut, wish.extend)
         size = size_of(cut, wish)
         if size[0] > picture.width:
@@ -100,7 +101,7 @@ def framed(
         pixels = np.array(picture)
     return Framed(
         pixels,
-        _followed(points, cut, width, height),
+        None if points is None else dict(points),
         None if box is None or points else _box_within(box, cut, width, height),
         tuple(notices),
     )
