@@ -8,10 +8,10 @@ from typing import Any, get_args
 
 from avatar.errors import BadInput
 from avatar.media.faces import FaceBox
-from avatar.media.framing import Cut, cut_of, size_of, wished
+from avatar.media.framing import cut_of, size_of, wished
 from avatar.settings import Aspect, Framing, Picture
 from avatar.ui.i18n import Language, text
-from avatar.ui.payloads import face_points, mapping, words
+from avatar.ui.payloads import face_points, mapping
 
 Points = Mapping[str, tuple[float, float]]
 Rectangles = dict[str, dict[str, list[float]]]
@@ -97,36 +97,39 @@ def box_of(face: Any) -> FaceBox:
 
 
 def shape_of(value: Mapping[str, Any], picture: Picture) -> tuple[int, int] | None:
-    """Width and height of what is shown; None where no portrait has been looked at."""
-    size = value.get("size")
-    if not isinstance(size, list) or [type(one) is int and 0 < one <= LARGEST_PX for one in size] != [
-        True,
-        True,
-    ]:
+    """Width and height of what is shown; None where no portrait has been looked at. Raises: BadInput."""
+    size, box = _size(value), speaker(value)
+    if size is None or box is None:
         return None
+    return size_of(cut_of(*size, picture, box), picture)
+
+
+def speaker(value: Mapping[str, Any]) -> FaceBox | None:
+    """The box of the face that speaks, by its points where a person has placed them. Raises: BadInput."""
+    from avatar.preview.faces import Finder  # OpenCV and the face models, once a portrait is there
+
+    points, size = answer(value), _size(value)
+    if size is not None and points:
+        return Finder().placed(points, *size)
     faces, index = value.get("faces"), value.get("face")
     known = isinstance(faces, list) and type(index) is int and 0 <= index < len(faces)
-    if picture.framing != "whole" and not known:
-        return None
-    box = box_of(faces[index]) if picture.framing != "whole" else None  # type: ignore[index]
-    cut: Cut = cut_of(size[0], size[1], picture, box)
-    return size_of(cut, picture)
+    return box_of(faces[index]) if known else None  # type: ignore[index]
 
 
-def with_placed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The value with its face where the points are that a person has placed. Raises: BadInput."""
-    from avatar.preview.faces import Finder
+def placed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The rectangles about the face that speaks, for the page's script: points may have moved it."""
+    size, box = _size(value), speaker(value)
+    if size is None or box is None:
+        return {}
+    return {"for": value.get("for"), "face": value.get("face"), "cuts": rectangles(*size, box)}
 
-    points, size = answer(value), value.get("size")
-    faces, index = value.get("faces"), value.get("face")
+
+def _size(value: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The portrait's width and height, as the page sends them back."""
+    size = value.get("size")
     if (
-        not points
-        or shape_of(value, Picture()) is None
-        or not isinstance(faces, list)
-        or type(index) is not int
+        not isinstance(size, list)
+        or [type(one) is int and 0 < one <= LARGEST_PX for one in size] != [True] * 2
     ):
-        return dict(value)
-    assert isinstance(size, list), "shape_of has looked at it"
-    box = Finder().placed(points, *size)
-    moved = SeenFace(words(value.get("verdict")), box, points).as_value(*size)
-    return {**value, "faces": [moved if number == index else one for number, one in enumerate(faces)]}
+        return None
+    return size[0], size[1]

@@ -202,7 +202,7 @@ class PageCallbacks:
         """Another face, crop or shape was chosen, or a point moved: what comes out now. Raises: BadInput."""
         if not portrait:
             return {self.parts.points: gr.skip()}
-        language, value = language_of(request), framing_panel.with_placed(mapping(value))
+        language, value = language_of(request), mapping(value)
         wish, points = framing_panel.wish(value), framing_panel.answer(value)
         preset = self._with_form(name, values) or self._resolved(name)[0]
         notices = point_editor.concerns_about(
@@ -215,7 +215,7 @@ class PageCallbacks:
         )
         shape = framing_panel.shape_of(value, wish)
         return {
-            self.parts.points: gr.update(value=value),
+            self.parts.points: gr.update(placed=framing_panel.placed(value)),
             **self._seen(shape, notices, name, values, language),
         }
 

@@ -152,6 +152,7 @@ def editor(elem_id: str) -> gr.HTML:
         elem_id=elem_id,
         image="",
         words={},
+        placed={},
     )
 
 

@@ -96,8 +96,9 @@ function placeFraming() {
 
 // Left, top, width and height of what is shown, in fractions of the portrait.
 function cutNow() {
-  const { faces, face, framing, aspect } = props.value;
-  return faces[face].cuts[framing][aspect];
+  const { faces, face, framing, aspect } = props.value, by = props.placed;
+  const byHand = moving() && by && by.for === props.value.for && by.face === face;
+  return (byHand ? by : faces[face]).cuts[framing][aspect];
 }
 
 function drawPreview() {

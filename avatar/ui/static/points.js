@@ -166,5 +166,5 @@ function nudge(event) {
   keep({ ...props.value.points, [name]: [within(x + by[0] * step), within(y + by[1] * step)] });
 }
 
-watch(["value", "image", "words"], draw);
+watch(["value", "image", "words", "placed"], draw);
 draw();
