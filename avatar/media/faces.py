@@ -55,6 +55,12 @@ class FaceFinder(Protocol):
         """Of the face whose points a person has placed on a picture. Raises: BadInput."""
         ...
 
+    def cut_off(
+        self, pixels: np.ndarray, points: Mapping[str, Point] | None, box: FaceBox | None, name: str
+    ) -> list[Notice]:
+        """What lies outside a picture of the face with these points, else of that box, else the main one."""
+        ...
+
 
 def chosen(found: FoundFaces, face: str, name: str) -> int:
     """The index of the face that a setting asks for: "" for the main one, "2", or "0.3,0.4".

@@ -72,7 +72,8 @@ def framed(
     """The portrait as it is wished: its face chosen, cut and extended, and hand-placed points with it.
 
     pixels: uint8 (H, W, 3) RGB. name: the portrait's, for messages. points: by name, fractions.
-    finder: needed where a face or a crop is wished. Raises: BadInput when there is no such face.
+    finder: needed where a face or a crop is wished; also tells what is cut off where a picture is extended.
+    Raises: BadInput when there is no such face.
     """
     height, width = pixels.shape[:2]
     whole = wish.framing == "whole"
@@ -91,6 +92,8 @@ def framed(
             notices = several_faces(len(found.boxes), index, bool(wish.face), name)
     cut = cut_of(width, height, wish, box)
     if cut != Cut(0, 0, width, height):
+        if finder is not None and _reaches_beyond(cut, width, height):  # later none can tell: there is blur
+            notices += finder.cut_off(pixels, points, box, name)
         points = _followed(points, cut, width, height)
         picture = _cut_out(pixels, cut, wish.extend)
         size = size_of(cut, wish)
@@ -121,6 +124,10 @@ def cut_of(width: int, height: int, wish: Picture, box: FaceBox | None) -> Cut:
     left = _placed(left - (wide - (right - left)) / 2, wide, width)
     top = _placed(top - headroom * (tall - (bottom - top)), tall, height)
     return Cut(round(left), round(top), max(1, round(wide)), max(1, round(tall)))
+
+
+def _reaches_beyond(cut: Cut, width: int, height: int) -> bool:
+    return min(cut.left, cut.top) < 0 or cut.left + cut.width > width or cut.top + cut.height > height
 
 
 def size_of(cut: Cut, wish: Picture) -> tuple[int, int]:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from avatar.events import Notice
 from avatar.media.faces import FaceBox, FoundFaces, Point
+from avatar.preview.concerns import cut_off
 from avatar.preview.face import Face, Faces, find_faces
 from avatar.preview.placed import face_from_points
 from avatar.preview.points import FacePoints
@@ -21,8 +23,21 @@ class Finder:
 
     def placed(self, points: Mapping[str, Point], width: int, height: int) -> FaceBox:
         """See FaceFinder. Raises: BadInput."""
-        listed = {name: list(point) for name, point in points.items()}
-        return _box(face_from_points(FacePoints.parse(listed), width, height), width, height)
+        return _box(face_from_points(FacePoints.parse(points), width, height), width, height)
+
+    def cut_off(
+        self, pixels: np.ndarray, points: Mapping[str, Point] | None, box: FaceBox | None, name: str
+    ) -> list[Notice]:
+        """See FaceFinder. Raises: BadInput."""
+        height, width = pixels.shape[:2]
+        if points:
+            return cut_off(pixels, face_from_points(FacePoints.parse(points), width, height), name)
+        faces = find_faces(pixels)
+        index: int | None = faces.main if faces.found else None
+        if box is not None:
+            index = faces.at((box.left * width, box.top * height, box.right * width, box.bottom * height))
+        face = None if index is None else faces.found[index].face
+        return [] if face is None else cut_off(pixels, face, name)
 
 
 def boxes(faces: Faces, pixels: np.ndarray) -> FoundFaces:

@@ -17,6 +17,7 @@ Points = Mapping[str, tuple[float, float]]
 Rectangles = dict[str, dict[str, list[float]]]
 
 LARGEST_PX = 20_000  # side of a picture
+FARTHEST = 10  # that a box may lie outside, in sides of the picture
 KEPT = ("framing", "aspect", "extend")  # what a page goes on with when it looks at a portrait again
 WORDS = (
     *(
@@ -90,10 +91,10 @@ def wish(value: Mapping[str, Any] | None) -> Picture:
 def box_of(face: Any) -> FaceBox:
     """A face's box, as the page sends it back. Raises: BadInput."""
     sides = mapping(mapping(face).get("box"))
-    try:
-        return FaceBox(**{name: float(sides[name]) for name in ("left", "top", "right", "bottom")})
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise BadInput("The face that was chosen is not understood.", "Choose the portrait again.") from None
+    parts = [sides.get(name) for name in ("left", "top", "right", "bottom")]
+    if not all(isinstance(part, int | float) and abs(part) <= FARTHEST for part in parts):
+        raise BadInput("The face that was chosen is not understood.", "Choose the portrait again.")
+    return FaceBox(*(float(part) for part in parts))  # type: ignore[arg-type]
 
 
 def shape_of(value: Mapping[str, Any], picture: Picture) -> tuple[int, int] | None:
@@ -127,9 +128,8 @@ def placed(value: Mapping[str, Any]) -> dict[str, Any]:
 def _size(value: Mapping[str, Any]) -> tuple[int, int] | None:
     """The portrait's width and height, as the page sends them back."""
     size = value.get("size")
-    if (
-        not isinstance(size, list)
-        or [type(one) is int and 0 < one <= LARGEST_PX for one in size] != [True] * 2
-    ):
+    if not isinstance(size, list) or len(size) != 2:
+        return None
+    if not all(type(one) is int and 0 < one <= LARGEST_PX for one in size):
         return None
     return size[0], size[1]

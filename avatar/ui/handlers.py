@@ -204,20 +204,12 @@ class PageCallbacks:
             return {self.parts.points: gr.skip()}
         language, value = language_of(request), mapping(value)
         wish, points = framing_panel.wish(value), framing_panel.answer(value)
+        shape, placed = framing_panel.shape_of(value, wish), framing_panel.placed(value)
         preset = self._with_form(name, values) or self._resolved(name)[0]
-        notices = point_editor.concerns_about(
-            Path(portrait),
-            wish,
-            points,
-            preset,
-            self.app_state.limits,
-            self.app_state.reader(visitor_of(request)),
-        )
-        shape = framing_panel.shape_of(value, wish)
-        return {
-            self.parts.points: gr.update(placed=framing_panel.placed(value)),
-            **self._seen(shape, notices, name, values, language),
-        }
+        reader, limits = self.app_state.reader(visitor_of(request)), self.app_state.limits
+        notices = point_editor.concerns_about(Path(portrait), wish, points, preset, limits, reader)
+        seen = self._seen(shape, notices, name, values, language)
+        return {self.parts.points: gr.update(placed=placed), **seen}
 
     def speech_changed(self, request: gr.Request, speech: str | None) -> Iterator[Updates]:
         """Judge a recording as soon as it is here, as Generate will. Raises: BadInput."""

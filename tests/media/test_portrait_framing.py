@@ -13,6 +13,7 @@ from media_samples import PRESET_SETTINGS, picture, save, tone, write_wav
 from PIL import Image
 
 from avatar.errors import BadInput
+from avatar.events import Notice
 from avatar.live.intake import open_live_request
 from avatar.media.faces import FaceBox, FoundFaces
 from avatar.media.framing import SHAPES, cut_of, framed, wished
@@ -36,6 +37,9 @@ class Finder:
     def placed(self, points: Mapping[str, tuple[float, float]], width: int, height: int) -> FaceBox:
         x, y = points["chin"]
         return FaceBox(x - 0.05, y - 0.15, x + 0.05, y)
+
+    def cut_off(self, pixels: np.ndarray, points: object, box: FaceBox | None, name: str) -> list[Notice]:
+        return [Notice("chin_cut_off", name)] if self.found.boxes and self.found.boxes[0].bottom > 1 else []
 
 
 def marked(width: int, height: int, *places: tuple[float, float]) -> np.ndarray:
@@ -186,6 +190,13 @@ def test_a_small_crop_is_enlarged_and_reported() -> None:
     assert out.pixels.shape == (256, 256, 3)
     (told,) = out.notices
     assert (told.code, told.values["width"]) == ("small_crop", 84)
+
+
+def test_a_chin_is_still_cut_off_where_blur_goes_on() -> None:
+    finder = Finder(FaceBox(0.3, 0.4, 0.7, 1.1))
+    told = framed(picture(900, 700), Picture(aspect="9:16"), "me.png", finder=finder).notices
+    assert [one.code for one in told] == ["chin_cut_off"]
+    assert framed(picture(900, 700), Picture(), "me.png", finder=finder).notices == ()
 
 
 def test_what_is_extended_stays_within_the_working_size() -> None:
