@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from avatar.errors import AvatarError, BadInput
+from avatar.errors import BadInput
 from avatar.media.faces import FaceBox
 from avatar.media.limits import InputLimits
 from avatar.settings import Picture
@@ -98,13 +99,12 @@ ODD: list[dict[str, Any]] = [
 @pytest.mark.parametrize("framing", ["whole", "head"])
 def test_what_no_page_sends_is_refused_in_words_or_ignored(value, odd, framing):
     sent = {**value, "framing": framing, **odd}
-    try:
-        wish = framing_panel.wish(sent)
-        framing_panel.shape_of(sent, wish)
-        framing_panel.placed(sent)
-    except AvatarError as error:
-        assert isinstance(error, BadInput)
-        assert error.remedy
+    for look in (
+        lambda: framing_panel.shape_of(sent, framing_panel.wish(sent)),
+        lambda: framing_panel.placed(sent),
+    ):
+        with suppress(BadInput):  # anything else fails
+            look()
 
 
 def test_a_box_is_what_was_found(value):
