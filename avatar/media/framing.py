@@ -15,8 +15,8 @@ from avatar.media.portrait import WORKING_SIDE_PX
 from avatar.settings import PICTURE, Picture
 from avatar.validation import made
 
-# What a framing shows, in heights of the face: above it, below it, and to either side of its middle.
-AROUND = {"head": (0.6, 0.5, 1.0), "shoulders": (0.75, 1.6, 1.7), "half": (0.9, 4.0, 2.4)}
+# What a framing shows at least, in heights of the face: above it, below it, and to either side of its middle.
+AROUND = {"head": (0.6, 0.5, 0.75), "shoulders": (0.75, 1.6, 1.15), "half": (0.9, 4.0, 1.6)}
 SHAPES = {"9:16": 9 / 16, "1:1": 1.0, "16:9": 16 / 9}  # width over height
 HEADROOM = 0.35  # of what a crop's shape adds, so much goes above
 SMALLEST_CROP_PX = 256  # shorter side; a smaller crop is enlarged
