@@ -17,6 +17,7 @@ from avatar.live.voice import SessionVoice
 from avatar.live.webrtc import IceServer
 from avatar.preset import Preset
 from avatar.runtime.gallery import About, Gallery, GalleryEntry
+from avatar.settings import Picture
 from avatar.speech.catalogue import Catalogue
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class LiveOptions:
     system_prompt: str = SYSTEM_PROMPT
     ice: Sequence[IceServer] = ()
     portrait: Path | None = None  # what the page begins with
+    picture: Picture = field(default_factory=Picture)  # who of that portrait speaks, and what of it is shown
 
 
 @dataclass

@@ -13,6 +13,7 @@ import gradio as gr
 from avatar.errors import AvatarError, BadInput
 from avatar.live.intake import open_live_request
 from avatar.runtime.gallery import owner_hash
+from avatar.settings import Picture
 from avatar.ui import framing_panel, point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
@@ -116,7 +117,10 @@ class LivePanel:
         visitor, preset = visitor_of(request), state.options.preset
         state.line.check_room(visitor)
         reader = app_state.reader(visitor)
-        if preset.engine == "preview" and asked.get("for") != path.name:
+        own = Picture() if portrait else state.options.picture
+        if own.face:
+            asked = {}  # whoever runs the server has chosen
+        elif preset.engine == "preview" and asked.get("for") != path.name:
             look = point_editor.look_at(
                 path, app_state.examples, app_state.limits, preset=preset, reader=reader
             )
@@ -135,7 +139,7 @@ class LivePanel:
             head_only=point_editor.head_only(asked),
             limits=app_state.limits,
             reader=reader,
-            wish=framing_panel.wish(asked),
+            wish=framing_panel.wish(asked) if own == Picture() else own,
             finder=Finder(),
         )
         ticket = state.line.ask(live, visitor, owner_hash(owner))
