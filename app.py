@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar.errors import AvatarError, BadInput
+from avatar.settings import PICTURE
 
 log = logging.getLogger("app")
 
@@ -129,6 +130,9 @@ def _add_live(parser: argparse.ArgumentParser) -> None:
     )
     add("--live-sessions", type=_whole(1, 16), default=1, help="live sessions at a time; others wait in line")
     add("--live-image", type=Path, default=None, help="portrait of live sessions until a visitor chooses one")
+    for name, one in PICTURE.items():
+        about = f"of that portrait: {one.setting.help}"
+        add(f"--live-{name}", default=one.default, metavar=name.upper(), help=about)
     add(
         "--ice-servers",
         action="append",
@@ -300,6 +304,7 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
     from avatar.live.speech_recognition import WHISPER, hear_address, recogniser
     from avatar.live.state import LiveOptions, LiveState
     from avatar.live.transports.webrtc import IceServer
+    from avatar.media.framing import wished
     from avatar.planning.verdict import judge
     from avatar.runtime.factory import open_engine
 
@@ -312,6 +317,7 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
         system_prompt=args.chat_prompt or SYSTEM_PROMPT,
         ice=[IceServer.parse(one) for one in args.ice_servers],
         portrait=args.live_image,
+        picture=wished(**{name: getattr(args, f"live_{name}") for name in PICTURE}),
     )
     toy = preset.requires.weights == "tiny"
     gpus = judge(preset, probe(args.weights)).uuids

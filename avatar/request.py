@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from avatar.geometry import FPS
 from avatar.preset import Preset
+
+if TYPE_CHECKING:
+    from avatar.events import Notice
+
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -42,13 +48,15 @@ class Part:
 class Request:
     """What an engine is asked for; media.intake.open_request builds it and refuses what cannot be used.
 
-    portrait: a PNG that intake wrote, 8-bit RGB, upright, bounded in size.
+    portrait: a PNG that intake wrote, 8-bit RGB, upright, bounded in size, framed as the user wishes.
     speech: a WAV that intake wrote, 48 kHz 16-bit in mono or stereo; num_frames of video cover it, silence
     pads the last.
     work: this run's own folder; intake's files and segments live there. output: the finished .mp4.
     portrait_name, speech_name: the user's file names, for messages and the gallery.
     face_points: fractions of width and height by point name, when the user placed them.
     head_only: move the head, leave the mouth shut (preview only).
+    face: the box of the face that speaks, left, top, right and bottom in fractions of the portrait; None: the
+    engine takes the largest.
     part: where num_frames are but a stretch of the speech.
     captions: of the whole speech, in order, where its text is known. burn_captions: draw them into the video.
     spoken: a digest of the text and the way in which it was spoken, "" for a recording.
@@ -65,8 +73,9 @@ class Request:
     prompt: str = ""
     face_points: dict[str, tuple[float, float]] | None = None
     head_only: bool = False
+    face: Box | None = None
     segment_s: float = 2.0
-    notices: tuple[str, ...] = field(default_factory=tuple)
+    notices: tuple[str | Notice, ...] = field(default_factory=tuple)
     part: Part | None = None
     captions: tuple[Caption, ...] = ()
     burn_captions: bool = False
@@ -106,6 +115,8 @@ class LiveRequest:
     prompt: str = ""
     face_points: dict[str, tuple[float, float]] | None = None
     head_only: bool = False
+    face: Box | None = None
+    notices: tuple[Notice, ...] = ()
     may_skip: bool = True
 
     @property

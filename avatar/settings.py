@@ -283,10 +283,57 @@ class Speaking:
     ] = "file"
 
 
+SHOWN = "who and what of the portrait"
+Framing = Literal["head", "shoulders", "half", "whole"]
+Aspect = Literal["9:16", "1:1", "16:9", "as-is"]
+_FRACTION = r"(0|1|1\.0{1,9}|0?\.[0-9]{1,9})"
+
+
+@validated(frozen=True, config=STRICT)
+class Picture:
+    """Who in the portrait speaks, and what of it is shown. No part of a preset: engines get the result.
+
+    face: "" for the largest.
+    """
+
+    face: Annotated[
+        str,
+        Field(pattern=rf"^([1-9][0-9]{{0,2}}|{_FRACTION}, ?{_FRACTION})?$"),
+        Setting(
+            "which face speaks, where there are several: its number, counted from the left, or a point in it",
+            allowed="a number counted from the left, or a point x,y in fractions, like 0.3,0.4",
+            metavar="N|X,Y",
+            group=SHOWN,
+        ),
+    ] = ""
+    framing: Annotated[Framing, Setting("how much of the person is shown", group=SHOWN)] = "whole"
+    aspect: Annotated[
+        Aspect, Setting("shape of the picture, width:height; it is extended, never stretched", group=SHOWN)
+    ] = "as-is"
+    extend: Annotated[
+        str,
+        Field(pattern="^(blur|#[0-9a-fA-F]{6})$"),
+        Setting(
+            "what the picture is extended by: its blurred edges, or a colour",
+            allowed="blur, or a colour like #20242b",
+            metavar="blur|#RRGGBB",
+            group=SHOWN,
+        ),
+    ] = "blur"
+
+    @property
+    def demands(self) -> tuple[str, ...]:
+        """What of it not every engine can honour; see OTHER_REFUSALS."""
+        return ("face",) if self.face and self.framing == "whole" else ()
+
+
 # What a request may carry besides settings, and not every engine can honour.
 OTHER_REFUSALS: Mapping[str, Mapping[str, str]] = {
     "points": {"diffusion": "it works without face points"},
     "head_only": {"diffusion": "its model moves the whole person"},
+    "face": {
+        "diffusion": "its model moves whoever is seen; with framing, the picture is cropped to that face"
+    },
     "ckpt_dir": {"preview": "it uses no checkpoint"},
 }
 
@@ -318,6 +365,7 @@ SETTINGS: Mapping[str, Declared] = {
     one.name: one for section, holder in SECTIONS.items() for one in _declared(section, holder)
 }
 SPEAKING: Mapping[str, Declared] = {one.name: one for one in _declared("speaking", Speaking)}
+PICTURE: Mapping[str, Declared] = {one.name: one for one in _declared("picture", Picture)}
 FORM: tuple[str, ...] = tuple(name for name, one in SETTINGS.items() if one.setting.widget is not None)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
 
 from avatar.errors import BadInput
 
 _LONGEST_SHOWN = 60  # characters of a wrong value in a message
+
+Made = TypeVar("Made")
 
 KINDS = {
     "int": "a whole number",
@@ -34,6 +36,14 @@ def nearest(word: Any, names: Iterable[str]) -> str:
     word = word[:_LONGEST_SHOWN] if isinstance(word, str) else ""
     close = get_close_matches(word, list(names), 1, 0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def made(holder: type[Made], allowed: Mapping[str, str], where: str, given: Mapping[str, Any]) -> Made:
+    """A holder of what a user gave; None leaves a field as it is. See bad_input. Raises: BadInput."""
+    try:
+        return holder(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise bad_input(error, holder, allowed, where) from error
 
 
 def bad_input(error: ValidationError, holder: type, allowed: Mapping[str, str], where: str = "") -> BadInput:

@@ -15,11 +15,13 @@ from avatar.batch.inputs import Files, LeftOut, each_with_each, is_pattern, matc
 from avatar.errors import BadInput
 from avatar.hardware.inventory import Inventory
 from avatar.long.job import LONGEST, Job
+from avatar.media.faces import face_words
 from avatar.media.files import LONGEST_NAME_BYTES, joined_name
+from avatar.media.framing import wished
 from avatar.paths import is_dir
 from avatar.planning.preset_choice import choose
 from avatar.planning.verdict import require
-from avatar.settings import SETTINGS, SPEAKING
+from avatar.settings import PICTURE, SETTINGS, SPEAKING, Picture
 from avatar.speech.catalogue import Catalogue, speaking
 from avatar.speech.narration import Narrator, Script, read_text
 
@@ -38,8 +40,8 @@ _KINDS: dict[str, type] = {  # every key of a job and its type
     "checkpoint_every": int,
     "independent": bool,
     "keep_parts": bool,
-} | {name: one.kind for name, one in {**SETTINGS, **SPEAKING}.items()}
-_OF_ENTRY = ("image", "audio", "text", "text_file", "name", *SPEAKING)  # not options of the Job
+} | {name: one.kind for name, one in {**SETTINGS, **PICTURE, **SPEAKING}.items()}
+_OF_ENTRY = ("image", "audio", "text", "text_file", "name", *SPEAKING, *PICTURE)  # not options of the Job
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -47,7 +49,8 @@ _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0
 class BatchEntry:
     """One video of a batch. name: also its file's.
 
-    script: the text to speak if there is no audio. wishes: all other keys of the job.
+    script: the text to speak if there is no audio. picture: the face that speaks, and the framing. wishes:
+    all other keys of the job.
     """
 
     name: str
@@ -55,12 +58,14 @@ class BatchEntry:
     audio: Path | None
     wishes: Mapping[str, Any] = field(default_factory=dict)
     script: Script | None = None
+    picture: Picture = field(default_factory=Picture)
 
     def job(self, output: Path, inventory: Inventory, resume: bool) -> Job:
         """The job, its preset resolved for a machine. Raises: AvatarError."""
         wishes = dict(self.wishes)
         settings = {key: wishes[key] for key in SETTINGS if key in wishes}
         also = [key for key in ("points", "head_only") if wishes.get(key)]
+        also += self.picture.demands
         preset = choose(wishes.get("preset", "auto"), settings, inventory, also)
         require(preset, inventory)
         return Job(
@@ -71,6 +76,7 @@ class BatchEntry:
             script=self.script,
             points=Path(wishes["points"]) if "points" in wishes else None,
             head_only=wishes.get("head_only", False),
+            picture=self.picture,
             max_duration_s=wishes.get("max_duration"),
             checkpoint_every=wishes.get("checkpoint_every"),
             independent=wishes.get("independent", False),
@@ -166,8 +172,10 @@ def _parsed(key: str, cell: str, where: str) -> Any:
 
 def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> list[BatchEntry]:
     """One entry per combination of portrait and speech of a row."""
+    row = {key: face_words(value) if key == "face" else value for key, value in row.items()}
     for key, value in row.items():
         _check(key, value, where)
+    picture = wished(f"{where}: ", **{name: row[name] for name in PICTURE if name in row})
     script = _script(row, where, folder)
     images = _paths(row.get("image"), "image", where, folder, files)
     audios = [None] if script else _paths(row.get("audio"), "audio", where, folder, files)
@@ -181,8 +189,8 @@ def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> lis
         raise BadInput(f"{where}: name {prefix[:40]!r}… is too long for a file.", "Choose a shorter name.")
     pairs = [(image, audio) for image in images for audio in audios]
     if prefix and len(pairs) == 1:
-        return [BatchEntry(prefix, *pairs[0], wishes, script)]
-    return [BatchEntry(_name(prefix, pair), *pair, wishes, script) for pair in pairs]
+        return [BatchEntry(prefix, *pairs[0], wishes, script, picture)]
+    return [BatchEntry(_name(prefix, pair), *pair, wishes, script, picture) for pair in pairs]
 
 
 def _script(row: Mapping[str, Any], where: str, folder: Path) -> Script | None:

@@ -19,7 +19,14 @@ from avatar.batch.engines import gpus_of
 from avatar.checkpoints.places import remember
 from avatar.commands.notifying import add_notify, notifying
 from avatar.commands.output import console, write_json
-from avatar.commands.setting_flags import add_checkpoint, add_long, add_preset, chosen_preset
+from avatar.commands.setting_flags import (
+    add_checkpoint,
+    add_long,
+    add_picture,
+    add_preset,
+    chosen_picture,
+    chosen_preset,
+)
 from avatar.commands.signals import stopped_by_signals
 from avatar.commands.voice_flags import add_speaking, script_of
 from avatar.errors import BadInput, Cancelled
@@ -76,6 +83,7 @@ def add(commands: Any) -> None:
     add_notify(parser)
     add_checkpoint(parser)
     add_preset(parser)
+    add_picture(parser)
     add_speaking(parser)
     parser.set_defaults(run=run)
 
@@ -89,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or _output_name(args.image, args.audio or args.text_file or Path("text"))
     inventory = probe(args.ckpt_dir, outputs=output.parent)
     flags = tuple(name for name in ("points", "head_only", "ckpt_dir") if getattr(args, name) is not None)
-    preset = chosen_preset(args, inventory, flags)
+    picture = chosen_picture(args)
+    preset = chosen_preset(args, inventory, (*flags, *picture.demands))
     if args.attach is None:
         require(preset, inventory)
         if args.ckpt_dir is not None and preset.requires.weights == "live-avatar":
@@ -106,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         script=script,
         points=args.points,
         head_only=bool(args.head_only),
+        picture=picture,
         max_duration_s=args.max_duration,
         checkpoint_every=args.checkpoint_every,
         independent=args.independent,

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from avatar.commands.output import console
+from avatar.commands.setting_flags import add_picture, chosen_picture
 from avatar.errors import AvatarError
 from avatar.live.portrait_intake import live_preset
+from avatar.media.framing import framed
 from avatar.media.portrait import open_portrait
+from avatar.settings import PICTURE, refuse_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 120.0
@@ -39,13 +42,17 @@ def add(commands: Any) -> None:
     add("--chat_model", help="its model")
     add("--hear_url", help="recogniser of Talk, likewise")
     add("--hear_model", help="its model")
+    add_picture(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve the page until stopped. Raises: AvatarError for unusable inputs, before anything starts."""
-    open_portrait(args.image)
-    live_preset(args.preset)
+    from avatar.preview.faces import Finder  # OpenCV and the face models, for a portrait that is there
+
+    portrait, picture = open_portrait(args.image), chosen_picture(args)
+    refuse_settings(live_preset(args.preset).engine, picture.demands)
+    framed(portrait.pixels, picture, args.image.name, finder=Finder())
     port = args.port or _free_port(args.host)
     with subprocess.Popen(
         [sys.executable, str(ROOT / "app.py"), *arguments(args, port)],
@@ -75,6 +82,9 @@ def arguments(args: argparse.Namespace, port: int) -> list[str]:
     for name in PASSED_ON:
         flag, value = "live-preset" if name == "preset" else name.replace("_", "-"), getattr(args, name)
         out += [f"--{flag}", str(value)] if value else []
+    for name in PICTURE:
+        value = getattr(args, name, None)
+        out += [f"--live-{name}", value] if value else []
     for server in args.ice_servers:
         out += ["--ice-servers", server]
     return out

@@ -10,9 +10,10 @@ from typing import Any
 from avatar.errors import BadInput
 from avatar.geometry import FPS
 from avatar.hardware.inventory import Inventory
+from avatar.media.framing import wished
 from avatar.planning.preset_choice import choose
 from avatar.preset import Preset
-from avatar.settings import SETTINGS, Declared
+from avatar.settings import PICTURE, SETTINGS, SHOWN, Declared, Picture
 
 
 def truth(text: str) -> bool:
@@ -35,6 +36,18 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
             groups[heading] = parser.add_argument_group(heading, "laid over the preset's own")
         add_declared(groups[heading], one)
     add_reference(parser)
+
+
+def add_picture(parser: argparse.ArgumentParser) -> None:
+    """A flag for who of the portrait speaks, and for what of it is shown."""
+    group = parser.add_argument_group(SHOWN)
+    for one in PICTURE.values():
+        add_declared(group, one)
+
+
+def chosen_picture(args: argparse.Namespace) -> Picture:
+    """What the flags ask of the portrait. Raises: BadInput."""
+    return wished(**{name: getattr(args, name) for name in PICTURE})
 
 
 def add_declared(group: argparse._ArgumentGroup, one: Declared) -> None:

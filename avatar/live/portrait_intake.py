@@ -10,12 +10,15 @@ from pathlib import Path
 from PIL import Image
 
 from avatar.media.atomic import disk_error
+from avatar.media.faces import FaceFinder
 from avatar.media.files import display_name
+from avatar.media.framing import framed
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import video_size
 from avatar.media.readers import Reader
 from avatar.preset import PRESETS_DIR, Preset, load_preset
 from avatar.request import LiveRequest
+from avatar.settings import Picture
 
 LIVE_PRESETS = PRESETS_DIR / "live"
 
@@ -36,17 +39,25 @@ def open_live_request(
     head_only: bool = False,
     limits: InputLimits | None = None,
     reader: Reader | None = None,
+    wish: Picture | None = None,
+    finder: FaceFinder | None = None,
 ) -> LiveRequest:
-    """A request with its own subfolder of `folder`. Raises: BadInput for a picture that cannot be used."""
+    """A request with its own subfolder of `folder`. wish, finder: see media.intake.open_request.
+
+    Raises: BadInput for a picture that cannot be used.
+    """
     name = display_name(portrait, name)
+    preview = preset.engine == "preview"
     picture = (reader or Reader()).portrait(portrait, name=name, limits=limits)
+    points = dict(face_points) if face_points and preview else None
+    shown = framed(picture.pixels, wish or Picture(), name, points=points, finder=finder)
     try:
         work = Path(tempfile.mkdtemp(prefix="live-", dir=folder))
     except OSError as error:
         raise disk_error(error) from error
     try:
         png = work / "portrait.png"
-        Image.fromarray(picture.pixels).save(png, compress_level=1)
+        Image.fromarray(shown.pixels).save(png, compress_level=1)
         video_size(png, preset)  # raises for an unsuitable picture size
     except OSError as error:
         shutil.rmtree(work)
@@ -54,13 +65,14 @@ def open_live_request(
     except BaseException:
         shutil.rmtree(work)
         raise
-    preview = preset.engine == "preview"
     return LiveRequest(
         portrait=png,
         work=work,
         preset=preset,
         portrait_name=name,
         prompt=prompt or preset.generation.prompt,
-        face_points=dict(face_points) if face_points and preview else None,
+        face_points=shown.points,
         head_only=head_only and preview,
+        face=shown.face,
+        notices=shown.notices,
     )

@@ -19,6 +19,7 @@ from avatar.live.transports.webrtc import IceServer
 from avatar.live.voice import SessionVoice
 from avatar.preset import Preset
 from avatar.runtime.gallery import About, Gallery, GalleryEntry
+from avatar.settings import Picture
 from avatar.speech.catalogue import Catalogue
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class LiveOptions:
     system_prompt: str = SYSTEM_PROMPT
     ice: Sequence[IceServer] = ()
     portrait: Path | None = None  # shown when the page opens
+    picture: Picture = field(default_factory=Picture)  # the face that speaks, and the framing
 
 
 @dataclass

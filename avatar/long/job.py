@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from avatar.errors import BadInput
@@ -25,6 +25,7 @@ from avatar.request import Caption, Request
 from avatar.runtime.engine import Engine
 from avatar.runtime.fingerprint import check_same, origin
 from avatar.runtime.report import read_report
+from avatar.settings import Picture
 from avatar.speech.catalogue import Catalogue
 from avatar.speech.narration import Narrator, Script, load_spoken, save_spoken
 
@@ -40,10 +41,10 @@ LONGEST = InputLimits(max_speech_s=_DAY_S, max_speech_bytes=64 * _GIB)
 class Job:
     """The order for one video.
 
-    script: the text to speak if there is no audio. preset: resolved. checkpoint_every: clips per part, or
-    seconds for the preview; None: in one piece. resume: continue an interrupted run; a finished video is not
-    made again. tokenizer: the checkpoint's tokenizer folder, to count the prompt's tokens; None: the engine
-    counts them.
+    script: the text to speak if there is no audio. preset: resolved. picture: the face that speaks, and the
+    framing. checkpoint_every: clips per part, or seconds for the preview; None: in one piece. resume: continue
+    an interrupted run; a finished video is not made again. tokenizer: the checkpoint's tokenizer folder, to
+    count the prompt's tokens; None: the engine counts them.
     """
 
     image: Path
@@ -53,6 +54,7 @@ class Job:
     script: Script | None = None
     points: Path | None = None
     head_only: bool = False
+    picture: Picture = field(default_factory=Picture)
     max_duration_s: float | None = None
     checkpoint_every: int | None = None
     independent: bool = False
@@ -76,6 +78,8 @@ class Job:
             )
         if not long and (self.independent or self.keep_parts):
             raise BadInput("Parts are made with --checkpoint_every N.", "Give it, or leave out the other.")
+        from avatar.preview.faces import Finder  # OpenCV and the face models, for a run alone
+
         audio, captions = self._speech(work, long)
         request = open_request(
             self.image,
@@ -86,6 +90,8 @@ class Job:
             prompt=self.preset.generation.prompt,
             face_points=self._face_points(),
             head_only=self.head_only,
+            wish=self.picture,
+            finder=Finder(),
             limits=self._limits(long),
             tokenizer=self.tokenizer,
             speech_name=self.script.title if self.script else None,
@@ -188,6 +194,8 @@ class Job:
         """
         path = self.points
         if self.preset.engine != "preview" or (self.head_only and path is None):
+            return None
+        if path is None and self.picture.face:  # the file beside the portrait is of one face, perhaps another
             return None
         if path is not None and (path.suffix != ".json" or not is_file(path)):
             raise BadInput(

@@ -11,7 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from avatar.errors import AvatarError, Cancelled, NotPlaced
-from avatar.events import Event, Finished, Notice, PartDone, Phase, Progress, RankLoad, Segment
+from avatar.events import (
+    Event,
+    Finished,
+    Notice,
+    PartDone,
+    Phase,
+    Progress,
+    RankLoad,
+    Segment,
+    from_intake,
+)
 from avatar.geometry import FPS
 from avatar.long.ledger import Ledger
 from avatar.media.atomic import disk_error, unwritten
@@ -193,8 +203,7 @@ class _Run:
 
     def begin(self) -> Iterator[Event]:
         """The request's notices, and a notice of parts that exist already."""
-        for text in self.request.notices:
-            yield Notice("intake", text)
+        yield from map(from_intake, self.request.notices)
         if self.ledger.done:
             text = f"Resumed: {len(self.ledger.done)} of {self.num_parts} parts were there already."
             values = {"done": len(self.ledger.done), "total": self.num_parts}

@@ -27,6 +27,7 @@ _PLAIN = (
     "prompt",
     "face_points",
     "head_only",
+    "face",
     "segment_s",
     "burn_captions",
     "spoken",
@@ -66,6 +67,7 @@ def resume(folder: Path, *, work: Path, output: Path) -> tuple[Request, Ledger |
         data = json.loads((folder / _REQUEST).read_text(encoding="utf-8"))
         points = data["face_points"]
         data["face_points"] = points and {name: tuple(point) for name, point in points.items()}
+        data["face"] = tuple(data["face"]) if data.get("face") else None
         data["captions"] = tuple(Caption(**one) for one in data.get("captions", []))
         request = Request(
             portrait=folder / _PORTRAIT,

@@ -16,7 +16,9 @@ from PIL import Image
 from avatar.errors import BadInput
 from avatar.geometry import FPS, Size
 from avatar.media.captions import find_font
+from avatar.media.faces import FaceFinder
 from avatar.media.files import LONGEST_NAME_BYTES, check_file, display_name, megabytes, minutes
+from avatar.media.framing import framed
 from avatar.media.limits import InputLimits
 from avatar.media.pauses import trim
 from avatar.media.prompt import check_prompt
@@ -25,6 +27,7 @@ from avatar.media.side_files import check_places
 from avatar.paths import exists, is_dir
 from avatar.preset import Preset
 from avatar.request import Caption, Request
+from avatar.settings import Picture
 from avatar.sizes import video_size
 
 log = logging.getLogger(__name__)
@@ -52,13 +55,15 @@ def open_request(
     captions: tuple[Caption, ...] = (),
     burn_captions: bool = False,
     spoken: str = "",
+    wish: Picture | None = None,
+    finder: FaceFinder | None = None,
 ) -> Request:
     """Check everything that a user gave; write portrait.png and speech.wav into work.
 
     portrait_name, speech_name: the user's own file names, where the paths are those of uploads.
     tokenizer: the folder of the checkpoint's, by which prompts are counted; None: the engine counts them.
-    reader: how the files are decoded; by default in this process. captions, spoken: of
-    the speech, see Request.
+    reader: how the files are decoded; by default in this process. captions, spoken: of the speech, see
+    Request. wish: who of the portrait speaks and what of it is shown. finder: of faces, needed for that.
     On refusal nothing is left behind in work, nor work itself if it was made here. Raises: BadInput.
     """
     portrait, speech, output, work = Path(portrait), Path(speech), Path(output), Path(work)
@@ -78,7 +83,8 @@ def open_request(
         find_font("".join(one.text for one in captions))  # refuses letters that no font here has
     check_file(speech, speech_name, limits.max_speech_bytes, "speech")
     picture = reader.portrait(portrait, name=portrait_name, limits=limits)
-    height, width = picture.pixels.shape[:2]
+    shown = framed(picture.pixels, wish or Picture(), portrait_name, points=points, finder=finder)
+    height, width = shown.pixels.shape[:2]
     video_size(preset.engine, width, height, preset.generation.size)  # refuses what has no room for it
     with ExitStack() as undo:
         _open_folder(work, "working", undo)
@@ -92,7 +98,7 @@ def open_request(
                 heard = trim(wav, heard, speech_name)
             num_frames, cut = _num_frames(heard.num_frames(FPS), preset, speech_name)
             _check_disk(num_frames, heard.num_channels, preset, output.parent, work, limits)
-            Image.fromarray(picture.pixels).save(png, compress_level=1)
+            Image.fromarray(shown.pixels).save(png, compress_level=1)
         except OSError as error:
             log.exception("intake could not write")
             reason = error.strerror or type(error).__name__
@@ -110,10 +116,11 @@ def open_request(
         portrait_name=portrait_name,
         speech_name=speech_name,
         prompt=prompt,
-        face_points=points,
+        face_points=shown.points,
         head_only=head_only,
+        face=shown.face,
         segment_s=float(segment_s),
-        notices=(*picture.notices, *heard.notices, *cut),
+        notices=(*picture.notices, *shown.notices, *heard.notices, *cut),
         captions=captions,
         burn_captions=burn_captions and bool(captions),
         spoken=spoken,

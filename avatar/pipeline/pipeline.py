@@ -135,6 +135,7 @@ class DiffusionPipeline:
             return self._spoken(lighter, placement, size, state, track, stopped, track.is_ready)
 
         try:
+            yield from request.notices
             yield from live_frames(whole, track, make)
         finally:
             self._state = None

@@ -11,7 +11,7 @@ import numpy as np
 from avatar.preview.models import session
 
 MIN_SCORE = 0.3
-SURE_SCORE = 0.75  # below this over the whole image, windows are searched too
+SURE_SCORE = 0.75  # a face above this over the whole image is taken as it was seen there
 WINDOWS = (1.0, 0.6)  # window sides, in short sides of the image
 MAX_WINDOWS = 6  # along one side: a very long picture is searched with gaps
 OVERLAP = 0.3  # boxes of one face overlap by more than this (intersection over union)
@@ -81,10 +81,11 @@ def _anchors(size_px: int, strides: tuple[int, ...]) -> np.ndarray:
 
 def candidates(image: np.ndarray) -> list[Candidate]:
     """Possible faces in `image`, uint8 (H, W, 3) RGB, best first; one candidate for each face."""
-    found = [c for detector in DETECTORS for c in detector(image)]
-    if not any(c.score > SURE_SCORE for c in found):
-        found += [c for fraction in WINDOWS for c in _in_windows(image, fraction)]
-    return _merged(found)
+    whole = [c for detector in DETECTORS for c in detector(image)]
+    sure = [c for c in _merged(whole) if c.score > SURE_SCORE]
+    closer = _merged(whole + [c for fraction in WINDOWS for c in _in_windows(image, fraction)])
+    others = [c for c in closer if not any(_overlap(c.box, one.box) > OVERLAP for one in sure)]
+    return sorted(sure + others, key=lambda c: -c.score)
 
 
 def _in_windows(image: np.ndarray, fraction: float) -> list[Candidate]:

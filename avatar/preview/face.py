@@ -1,4 +1,4 @@
-"""Finding the portrait's face, and saying how sure we are of it."""
+"""Finding a portrait's faces, and saying how sure we are of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from avatar.preview.detect import candidates
+from avatar.preview.detect import SURE_SCORE, Candidate, candidates
 from avatar.preview.landmarks import (
     CROP_MARGIN,
     EYE_OUTLINE_COUNT,
@@ -49,7 +49,9 @@ BLANK_EYES = (
     0.15  # light and dark in the eyes differ by less than this part of the face's brightness: dark glasses
 )
 MIN_PRESENCE = 0.8
-MAX_CANDIDATES = 6
+MAX_CANDIDATES = 12
+SMALLEST_PX = 16  # height of a face in the image that is searched
+SAME_FACE = 0.4  # faces whose middles are nearer than this, in heights of the larger, are one
 REFINEMENTS = 3
 SEARCH_PX = 1536  # longer side of the image that is searched
 
@@ -90,6 +92,12 @@ class Face:
     has_eyes: bool
     lip_doubt: float = 0.0
 
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom in pixels, from forehead to chin; may lie partly outside the image."""
+        (left, top), (right, bottom) = self.landmarks[:, :2].min(axis=0), self.landmarks[:, :2].max(axis=0)
+        return float(left), float(top), float(right), float(bottom)
+
     def scaled(self, factor: float, shift: tuple[float, float] = (0.0, 0.0)) -> Face:
         """The same face after the image is scaled by `factor` and then moved by `shift` pixels (x, y)."""
         move = np.array(shift, np.float32)
@@ -111,39 +119,78 @@ class Detection:
     jitter: float | None
 
 
-def find_face(image: np.ndarray) -> Detection:
-    """The portrait's best face: the surest verdict first, then the largest and steadiest.
+@dataclass(frozen=True)
+class Faces:
+    """The faces of an image that can be moved, none of verdict "none", from left to right.
 
-    image: uint8 (H, W, 3) RGB.
+    main: the index of the largest, doubt counted against it; jitter: the best candidate's, see Detection.
+    """
+
+    found: tuple[Detection, ...]
+    main: int
+    jitter: float | None
+
+    def at(self, box: tuple[float, float, float, float]) -> int | None:
+        """The index of the face that a box (left, top, right, bottom; pixels) was drawn around."""
+        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        nearest: tuple[float, int] | None = None
+        for index, one in enumerate(self.found):
+            assert one.face is not None, "Faces holds no other"
+            left, top, right, bottom = one.face.box
+            far = float(np.hypot(x - (left + right) / 2, y - (top + bottom) / 2)) / (bottom - top)
+            if far <= 1 / 2 and (nearest is None or far < nearest[0]):
+                nearest = far, index
+        return None if nearest is None else nearest[1]
+
+
+def find_face(image: np.ndarray) -> Detection:
+    """The portrait's main face. image: uint8 (H, W, 3) RGB."""
+    faces = find_faces(image)
+    return faces.found[faces.main] if faces.found else Detection("none", None, faces.jitter)
+
+
+def find_faces(image: np.ndarray) -> Faces:
+    """Every face of a picture, up to MAX_CANDIDATES. image: uint8 (H, W, 3) RGB.
+
     Source: thresholds measured on photographs, paintings, drawings and animals.
     """
     scale = min(1.0, SEARCH_PX / max(image.shape[:2]))
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     image = np.ascontiguousarray(image)
-    found = [_measured(image, crop_of_candidate(c)) for c in candidates(image)[:MAX_CANDIDATES]]
-    found = [f for f in found if f.mesh.presence >= MIN_PRESENCE]
-    if not found:
-        return Detection("none", None, None)
-    best = max(found, key=lambda f: f.rank)
-    if best.verdict == "none":
-        return Detection("none", None, best.jitter)
-    mesh = best.mesh
+    measured = (_measured(image, c) for c in candidates(image)[:MAX_CANDIDATES])
+    looked_at = sorted((one for one in measured if one is not None), key=lambda one: one.rank, reverse=True)
+    kept: list[_Measured] = []
+    sure = [one for one in looked_at if one.is_plausible]
+    for one in sure or [one for one in looked_at[:1] if one.verdict != "none"]:
+        if not any(one.is_same(other) for other in kept):
+            kept.append(one)
+    jitter = looked_at[0].jitter if looked_at else None
+    in_order = sorted(kept, key=lambda one: float(one.middle[0]))
+    found = tuple(Detection(one.verdict, _face(image, one, scale), one.jitter) for one in in_order)
+    main = max(range(len(in_order)), key=lambda index: in_order[index].merit, default=0)
+    return Faces(found, main, jitter)
+
+
+def _face(image: np.ndarray, one: _Measured, scale: float) -> Face:
+    """The face in the pixels of the picture, of which image is `scale` times as large a copy."""
+    mesh = one.mesh
     face = Face(
         landmarks=mesh.points.astype(np.float32),
         iris=mesh.iris.astype(np.float32),
         origin="model",
-        jitter=best.jitter,
-        has_eyes=best.eye_disagreement <= HIDDEN_EYES and _eye_contrast(image, mesh.points) >= BLANK_EYES,
-        lip_doubt=best.lip_disagreement,
+        jitter=one.jitter,
+        has_eyes=one.eye_disagreement <= HIDDEN_EYES and _eye_contrast(image, mesh.points) >= BLANK_EYES,
+        lip_doubt=one.lip_disagreement,
     )
-    return Detection(best.verdict, face.scaled(1 / scale), best.jitter)
+    return face.scaled(1 / scale)
 
 
 @dataclass(frozen=True)
 class _Measured:
     """A mesh with its self-consistency, each figure over face height."""
 
+    score: float  # the detector's
     mesh: Mesh
     jitter: float
     lip_disagreement: float
@@ -156,18 +203,42 @@ class _Measured:
         return "weak" if self.jitter <= WEAK_JITTER else "none"
 
     @property
-    def rank(self) -> tuple[int, float]:
-        height = float(np.ptp(self.mesh.points[:, 1]))
+    def is_plausible(self) -> bool:
+        """Whether it is surely a face that may be meant; badges and folds of cloth look like weak ones."""
+        sure = self.verdict == "face" or (self.verdict == "weak" and self.score > SURE_SCORE)
+        return sure and self.height >= SMALLEST_PX
+
+    @property
+    def height(self) -> float:
+        return float(np.ptp(self.mesh.points[:, 1]))
+
+    @property
+    def middle(self) -> np.ndarray:
+        return self.mesh.points[:, :2].mean(axis=0)
+
+    @property
+    def merit(self) -> float:
+        """How large it is, in pixels, less what is doubtful of it."""
         doubt = 8 * self.lip_disagreement + 4 * self.eye_disagreement + 4 * self.jitter
-        merit = self.mesh.presence * height * float(np.exp(-doubt))
-        return ("none", "weak", "face").index(self.verdict), merit
+        return self.mesh.presence * self.height * float(np.exp(-doubt))
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        return self.verdict != "none", self.merit
+
+    def is_same(self, other: _Measured) -> bool:
+        """Whether both are of one face."""
+        apart = float(np.linalg.norm(self.middle - other.middle))
+        return apart < SAME_FACE * max(self.height, other.height)
 
 
-def _measured(image: np.ndarray, crop: Crop) -> _Measured:
-    """Settles on the face in `crop`, then looks again through perturbed crops."""
-    mesh = landmarks(image, crop)
+def _measured(image: np.ndarray, candidate: Candidate) -> _Measured | None:
+    """Settles on the candidate's face, then looks again through perturbed crops; None where no face is."""
+    mesh = landmarks(image, crop_of_candidate(candidate))
     for _ in range(REFINEMENTS):
         mesh = landmarks(image, crop_of_points(mesh.points))
+    if mesh.presence < MIN_PRESENCE:
+        return None
     height = float(np.linalg.norm(mesh.points[FOREHEAD, :2] - mesh.points[CHIN, :2])) + 1e-6
     crop = crop_of_points(mesh.points)
     looks = []
@@ -182,7 +253,7 @@ def _measured(image: np.ndarray, crop: Crop) -> _Measured:
     def disagreement(rows: list[int]) -> float:
         return float(np.abs(mesh.points[rows, :2] - mesh.base[rows]).mean() / height)
 
-    return _Measured(mesh, float(spread) / height, disagreement(lips), disagreement(eyes))
+    return _Measured(candidate.score, mesh, float(spread) / height, disagreement(lips), disagreement(eyes))
 
 
 def _eye_contrast(image: np.ndarray, points: np.ndarray) -> float:

@@ -7,8 +7,9 @@ import numpy as np
 
 from avatar.events import Notice
 from avatar.geometry import Size
+from avatar.media.faces import everybody
 from avatar.media.portrait import read_portrait, video_size
-from avatar.preview.face import SURE_JITTER, Face, find_face
+from avatar.preview.face import SURE_JITTER, Face, find_faces
 from avatar.preview.topology import (
     CHIN,
     FOREHEAD,
@@ -39,10 +40,12 @@ def portrait_notices(request: Request) -> list[Notice]:
     if request.preset.engine == "preview" or request.preset.requires.weights == "tiny":
         return []
     image = read_portrait(request.portrait)
-    found = find_face(image)
-    face = found.face if found.verdict == "face" else None
+    faces = find_faces(image)
+    found = faces.found[faces.main] if faces.found else None
+    face = found.face if found is not None and found.verdict == "face" else None
     size = video_size(request.portrait, request.preset)
-    return concerns(image, face, size, request.portrait_name)
+    several = everybody(len(faces.found), request.portrait_name) if request.face is None else []
+    return [*several, *concerns(image, face, size, request.portrait_name)]
 
 
 def concerns(image: np.ndarray, face: Face | None, video: Size, name: str) -> list[Notice]:
@@ -73,30 +76,38 @@ def concerns(image: np.ndarray, face: Face | None, video: Size, name: str) -> li
             _warning(
                 "small_face",
                 f"The face will be {tall:.0f} pixels high in the video: its speech can hardly be seen."
-                f" Crop {name} to head and shoulders.",
+                f" Crop {name} to head and shoulders, which framing does.",
                 name=name,
                 pixels=round(tall),
             )
         )
-    if mouth_cut_off(image, face):
-        text = (
-            f"The mouth is cut off by the edge of {name}: its speech cannot be seen."
-            " Take a picture that shows the whole face."
-        )
-        found.append(_warning("mouth_cut_off", text, name=name))
-    elif chin_cut_off(image, face):
-        text = (
-            f"The chin is cut off by the edge of {name}: the jaw will not move as it should."
-            " Take a picture that shows the whole face, with some room below."
-        )
-        found.append(_warning("chin_cut_off", text, name=name))
-    elif mouth_covered(image, face):
+    outside = cut_off(image, face, name)
+    if outside:
+        return [*found, *outside]
+    if mouth_covered(image, face):
         text = (
             f"The mouth in {name} seems to be covered, by a hand perhaps: lips drawn over it look wrong."
             " Take a picture in which the mouth is free."
         )
         found.append(_warning("mouth_covered", text, name=name))
     return found
+
+
+def cut_off(image: np.ndarray, face: Face, name: str) -> list[Notice]:
+    """That mouth or chin lie outside the picture; nothing where they do not. See concerns."""
+    if mouth_cut_off(image, face):
+        text = (
+            f"The mouth is cut off by the edge of {name}: its speech cannot be seen."
+            " Take a picture that shows the whole face."
+        )
+        return [_warning("mouth_cut_off", text, name=name)]
+    if chin_cut_off(image, face):
+        text = (
+            f"The chin is cut off by the edge of {name}: the jaw will not move as it should."
+            " Take a picture that shows the whole face, with some room below."
+        )
+        return [_warning("chin_cut_off", text, name=name)]
+    return []
 
 
 def chin_cut_off(image: np.ndarray, face: Face) -> bool:

@@ -10,10 +10,11 @@ import numpy as np
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS, Size
+from avatar.media.faces import several_faces
 from avatar.media.portrait import read_portrait
 from avatar.media.speech import SpeechReader
 from avatar.preview.animate import perform
-from avatar.preview.face import Face, find_face
+from avatar.preview.face import Detection, Face, find_face, find_faces
 from avatar.preview.landmarks import Crop, landmarks
 from avatar.preview.live import LiveRenderer, perform_live
 from avatar.preview.mesh_from_points import face_from_points
@@ -87,7 +88,7 @@ class PreviewSource:
         """See LiveSource. Raises: BadInput when there is no face."""
         image = read_portrait(request.portrait)
         face, notices = face_of(request, image)
-        yield from notices
+        yield from (*request.notices, *notices)
         renderer = LiveRenderer(image, face, Size.parse(request.preset.generation.size))
         yield Progress(Phase.GENERATING)
         yield from perform_live(
@@ -114,11 +115,11 @@ def face_of(request: Request | LiveRequest, image: np.ndarray) -> tuple[Face, li
     if request.face_points is not None:
         face = face_from_points(FacePoints.parse(request.face_points), width, height)
         return face, concerns(image, face, size, request.portrait_name)
-    found = find_face(image)
+    found, several = _found(request, image)
     if request.head_only:
         face = found.face or face_from_points(ASSUMED_FACE, width, height)
         head_only = Notice("head_only", "Only the head moves: the mouth does not speak.", "warning")
-        return face, [head_only, *concerns(image, None, size, request.portrait_name)]
+        return face, [head_only, *several, *concerns(image, None, size, request.portrait_name)]
     if found.face is None:
         raise BadInput(
             f"No face was found in {request.portrait_name}.",
@@ -130,4 +131,21 @@ def face_of(request: Request | LiveRequest, image: np.ndarray) -> tuple[Face, li
         name = request.portrait_name
         text = f"The face in {name} was found with doubt; place its points if the mouth moves wrongly."
         worries.append(Notice("weak_face", text, "warning"))
-    return found.face, worries
+    return found.face, [*several, *worries]
+
+
+def _found(request: Request | LiveRequest, image: np.ndarray) -> tuple[Detection, list[Notice]]:
+    """The face that was chosen, or the main one, and that there are others if nobody has chosen."""
+    faces, name = find_faces(image), request.portrait_name
+    if not faces.found:
+        return Detection("none", None, faces.jitter), []
+    if request.face is None:
+        return faces.found[faces.main], several_faces(len(faces.found), faces.main, False, name)
+    height, width = image.shape[:2]
+    left, top, right, bottom = request.face
+    index = faces.at((left * width, top * height, right * width, bottom * height))
+    if index is None:  # it was seen in the whole picture, and is not in what was cut out of it
+        raise BadInput(
+            f"The face that was chosen in {name} cannot be made out in the crop.", "Choose a wider framing."
+        )
+    return faces.found[index], []

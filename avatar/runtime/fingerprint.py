@@ -19,7 +19,7 @@ _WORDS = {
     "preset": "the preset or its settings are others",
     "prompt": "the prompt is another",
     "lora": "the LoRAs are others",
-    "face": "the face points or head_only are others",
+    "face": "the face, its points or head_only are others",
     "captions": "the captions that are burned in are others",
 }
 _SHAPING = ("engine", "generation", "memory", "parallel")  # sections of a preset that affect a video
@@ -35,7 +35,7 @@ def origin(request: Request) -> dict[str, str]:
         "speech": request.spoken or file_digest(request.speech),  # voices may vary in speaking a text
         "preset": _digest({key: preset[key] for key in _SHAPING}),
         "prompt": _digest(request.prompt),
-        "face": _digest([request.face_points, request.head_only]),
+        "face": _digest([request.face_points, request.head_only, *(request.face or ())]),
         **({"captions": _digest(burned)} if burned else {}),
         **({"lora": loras_digest(lora)} if lora else {}),  # left out without LoRAs, as in older versions
     }

@@ -35,6 +35,7 @@ def new_report(request: Request, label: str) -> RunReport:
         fps=FPS,
         face_points=request.face_points,
         head_only=request.head_only,
+        face=request.face,
         made_from={} if request.part else origin(request),
     )
 

@@ -86,6 +86,7 @@ class RunReport:
     fps: int
     face_points: dict[str, tuple[float, float]] | None = None
     head_only: bool = False
+    face: tuple[float, float, float, float] | None = None
     num_frames: int = 0
     width: int = 0
     height: int = 0

@@ -13,7 +13,16 @@ import av
 import numpy as np
 
 from avatar.errors import AvatarError, Cancelled, NotPlaced
-from avatar.events import Event, Finished, Notice, Phase, PlanMade, Progress, Segment
+from avatar.events import (
+    Event,
+    Finished,
+    Notice,
+    Phase,
+    PlanMade,
+    Progress,
+    Segment,
+    from_intake,
+)
 from avatar.geometry import FPS
 from avatar.media.atomic import disk_error
 from avatar.media.captions import Burner
@@ -111,8 +120,8 @@ class _Run:
         self._made = 0  # frames received from the source
 
     def start(self) -> None:
-        for text in self._request.notices:
-            self._tell(Notice("intake", text))
+        for said in self._request.notices:
+            self._tell(from_intake(said))
         self._clock.start()
         for thread in self._threads:
             thread.start()

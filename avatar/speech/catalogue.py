@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
-from pydantic import ValidationError
-
 from avatar.errors import BadInput
 from avatar.settings import SPEAKING, Speaking
 from avatar.speech.hibari_voices import EmbeddedVoices
@@ -14,7 +12,7 @@ from avatar.speech.kokoro import KokoroVoices
 from avatar.speech.remote import RemoteVoices
 from avatar.speech.voices import SpeechEngine, Voice
 from avatar.speech.writing_systems import is_spoken, listed, scripts_in
-from avatar.validation import bad_input, nearest, shown
+from avatar.validation import made, nearest, shown
 
 
 class Catalogue:
@@ -85,8 +83,4 @@ def speaking(where: str = "", **given: object) -> Speaking:
 
     Raises: BadInput for a wrong type or value.
     """
-    values = {name: value for name, value in given.items() if value is not None}
-    try:
-        return Speaking(**values)  # type: ignore[arg-type]  # pydantic validates each
-    except ValidationError as error:
-        raise bad_input(error, Speaking, _ALLOWED, where) from error
+    return made(Speaking, _ALLOWED, where, given)

@@ -10,7 +10,8 @@ from typing import Any
 import gradio as gr
 
 from avatar.errors import BadInput
-from avatar.settings import Speaking
+from avatar.media.framing import wished
+from avatar.settings import PICTURE, Picture, Speaking
 from avatar.ui import payloads, point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.error_messages import reports_errors
@@ -38,11 +39,12 @@ def wire(app_state: AppState) -> None:
         voice = gr.Textbox(Speaking().voice, label="voice")
         speed = gr.Number(Speaking().speed, label="speed")
         captions = gr.Textbox(Speaking().captions, label="captions")
+        shown = [gr.Textbox(getattr(Picture(), name), label=name) for name in PICTURE]
         answer, video = gr.JSON(label="answer"), gr.File(label="video")
         sound, said = gr.File(label="speech"), gr.JSON(label="captions")
         button = gr.Button()
     spoken = [words, voice, speed]
-    given = [portrait, speech, preset, prompt, settings, face_points, head_only, *spoken, captions]
+    given = [portrait, speech, preset, prompt, settings, face_points, head_only, *spoken, captions, *shown]
     shared: dict[str, Any] = {"api_visibility": "public", "concurrency_limit": None}
     button.click(reports_errors(endpoints.generate), given, video, api_name="generate", **shared)
     button.click(reports_errors(endpoints.speak), spoken, [sound, said], api_name="speak", **shared)
@@ -74,16 +76,24 @@ class Endpoints:
         voice: Any = None,
         speed: Any = None,
         captions: Any = None,
+        face: Any = None,
+        framing: Any = None,
+        aspect: Any = None,
+        extend: Any = None,
     ) -> Iterator[Any]:
         """A finished video of the portrait speaking; settings as in a preset's file, by name.
 
         words: are spoken where there is no speech, by voice and speed; captions: off, file or burned.
+
+        face: who speaks where there are several, "2" from the left or a point "0.3,0.4" in the face; framing,
+        aspect, extend: what of the portrait is shown, as on the command line.
 
         A portrait in which no face is found needs face_points, or head_only: then the mouth stays shut.
         """
         language = language_of(request)
         settings, face_points = payloads.settings(settings), payloads.face_points(face_points)
         head_only = payloads.truth(head_only, "head_only")
+        picture = wished(face=face, framing=framing, aspect=aspect, extend=extend)
         if not portrait or not (speech or words):
             raise BadInput(text("no_portrait" if not portrait else "no_speech", language))
         if speech and words:
@@ -102,7 +112,8 @@ class Endpoints:
         reader = self.app_state.reader(visitor)
         for _ in reader.ahead(Path(portrait), Path(speech), STATUS_EVERY_S):
             yield gr.skip()  # so that a client that has gone away gives its place up
-        if not face_points and not head_only and self.app_state.resolved(preset).engine == "preview":
+        asked = face_points or head_only or picture.face
+        if not asked and self.app_state.resolved(preset).engine == "preview":
             limits = self.app_state.limits
             found = point_editor.look_at(Path(portrait), self.app_state.examples, limits, reader=reader)
             face_points = dict(found.points) if found.verdict == "placed" and found.points else None
@@ -119,6 +130,7 @@ class Endpoints:
             captions=said.shown if said else (),
             spoken=said.script.digest if said else "",
             burn_captions=said is not None and said.script.speaking.captions == "burned",
+            picture=picture,
         )
         try:
             for event in run.follow(STATUS_EVERY_S):

@@ -33,7 +33,7 @@ from avatar.runtime.gallery import HALF, Gallery, GalleryEntry, owner_hash, vide
 from avatar.runtime.gallery_entry import remove
 from avatar.runtime.model_download import ModelFetch
 from avatar.runtime.webhook import News, Webhook
-from avatar.settings import FORM, SETTINGS, refusal, refuse_settings
+from avatar.settings import FORM, SETTINGS, Picture, refusal, refuse_settings
 from avatar.ui.examples import Examples
 from avatar.ui.job_queue import Asker, JobQueue, KeptVideo, QueuedRun, about_request
 from avatar.ui.live_player import Segments
@@ -230,13 +230,17 @@ class AppState:
         captions: tuple[Caption, ...] = (),
         burn_captions: bool = False,
         spoken: str = "",
+        picture: Picture | None = None,
     ) -> QueuedRun:
         """Check everything that can be checked, and put the request in line. Raises: AvatarError.
 
         owner, visitor, visit: see Asker; the owner by its secret.
         """
         self.job_queue.check_room(visitor)
+        from avatar.preview.faces import Finder  # OpenCV and the face models, for a run alone
+
         preset = self.with_settings(name, settings)
+        refuse_settings(preset.engine, picture.demands if picture else ())
         self._require(preset)
         prompt = prompt.strip() or preset.generation.prompt  # the page shows the preset's own in an empty box
         draft = self.gallery.draft()
@@ -259,6 +263,8 @@ class AppState:
                 captions=captions,
                 burn_captions=burn_captions,
                 spoken=spoken,
+                wish=picture,
+                finder=Finder(),
             )
             settings, ledger = used_settings(name, request), None
             asker = Asker(owner_hash(owner), visitor, visit, portrait, speech)

@@ -16,7 +16,7 @@ from avatar.media.speech import Speech
 from avatar.preset import Preset
 from avatar.runtime.gallery import owner_hash
 from avatar.settings import FORM
-from avatar.ui import live_tab, point_editor
+from avatar.ui import framing_panel, live_tab, point_editor
 from avatar.ui.app_state import AppState, flat
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reports_errors
@@ -72,7 +72,16 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     loaded = demo.load(reports_errors(page.opened), [p.saved], opened, **direct)
     demo.unload(page.closed)
     seen = [p.portrait, p.points, p.shape, p.presets, p.plan, p.notices]
-    p.portrait.change(reports_errors(page.portrait_changed), [p.portrait, p.preset, *form], seen, **queued)
+    p.portrait.change(
+        reports_errors(page.portrait_changed), [p.portrait, p.preset, p.points, *form], seen, **queued
+    )
+    p.points.input(
+        reports_errors(page.framing_changed),
+        [p.portrait, p.preset, p.points, *form],
+        seen[1:],
+        **queued,
+        trigger_mode="always_last",
+    )
     p.speech.change(reports_errors(page.speech_changed), [p.speech], [p.speech], **queued)
     typing = page.typing
     for source, tab in p.tab.items():
@@ -186,7 +195,7 @@ class PageCallbacks:
         self.app_state.owners.page_closed(request.session_hash or "")
 
     def portrait_changed(
-        self, request: gr.Request, portrait: str | None, name: str, *values: Any
+        self, request: gr.Request, portrait: str | None, name: str, before: Any, *values: Any
     ) -> Iterator[Updates]:
         """Look at the portrait at once: tell what will come out, and ask for points if need be."""
         p, language, limits = self.parts, language_of(request), self.app_state.limits
@@ -201,13 +210,24 @@ class PageCallbacks:
             return  # it is a change again
         preset = self._with_form(name, values) or self._resolved(name)[0]
         look = point_editor.look_at(path, self.app_state.examples, limits, preset=preset, reader=reader)
-        asks = preset.engine == "preview"
-        yield {
-            p.points: point_editor.question(look, path, language)
-            if asks
-            else gr.update(value=None, image=""),
-            **self._seen((look.width, look.height), look.notices, name, values, language),
-        }
+        question = point_editor.question(look, path, language, preset.engine, before)
+        shape = framing_panel.shape_of(question["value"], framing_panel.wish(question["value"]))
+        yield {p.points: question, **self._seen(shape, look.notices, name, values, language)}
+
+    def framing_changed(
+        self, request: gr.Request, portrait: str | None, name: str, value: Any, *values: Any
+    ) -> Updates:
+        """Another face, crop or shape was chosen, or a point moved: what comes out now. Raises: BadInput."""
+        if not portrait:
+            return {self.parts.points: gr.skip()}
+        language, value = language_of(request), mapping(value)
+        wish, points = framing_panel.wish(value), framing_panel.answer(value)
+        shape, placed = framing_panel.shape_of(value, wish), framing_panel.placed(value)
+        preset = self._with_form(name, values) or self._resolved(name)[0]
+        reader, limits = self.app_state.reader(visitor_of(request)), self.app_state.limits
+        notices = point_editor.concerns_about(Path(portrait), wish, points, preset, limits, reader)
+        seen = self._seen(shape, notices, name, values, language)
+        return {self.parts.points: gr.update(placed=placed), **seen}
 
     def speech_changed(self, request: gr.Request, speech: str | None) -> Iterator[Updates]:
         """Judge a recording as soon as it is here, as Generate will. Raises: BadInput."""

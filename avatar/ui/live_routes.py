@@ -21,7 +21,10 @@ from avatar.live.session_queue import LiveFull, Ticket
 from avatar.live.state import LiveState, OpenSession
 from avatar.live.transports.webrtc import MOST_SDP_BYTES, Peer
 from avatar.live.transports.websocket import GONE, LiveSocket
+from avatar.media.faces import face_words
+from avatar.media.framing import wished
 from avatar.runtime.gallery import owner_hash
+from avatar.settings import PICTURE, refuse_settings
 from avatar.ui.app_state import AppState
 from avatar.ui.error_messages import words
 from avatar.ui.i18n import Language, language_of, notice_words, text
@@ -108,7 +111,10 @@ def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
 
 
 def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], visitor: str) -> Ticket:
-    """A ticket for what was asked: portrait, an upload's path; head_only; owner. Raises: AvatarError."""
+    """A ticket for what was asked: portrait, an upload's path; head_only; owner; face, framing,
+    aspect and extend. Raises: AvatarError."""
+    from avatar.preview.faces import Finder  # OpenCV and the face models, for a session alone
+
     state.line.check_room(visitor)
     portrait = asked.get("portrait")
     if not isinstance(portrait, str) or not portrait:
@@ -117,6 +123,9 @@ def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], 
         raise BadInput("This server takes no uploads.")
     app_state.uploads.check([{"path": portrait, "meta": {"_type": "gradio.FileData"}}])
     owner = asked.get("owner")
+    given = {name: asked.get(name) for name in PICTURE}
+    picture = wished(**{**given, "face": face_words(given["face"])})
+    refuse_settings(state.options.preset.engine, picture.demands)
     request = open_live_request(
         Path(portrait),
         state.options.preset,
@@ -125,6 +134,8 @@ def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], 
         face_points=asked.get("points") if isinstance(asked.get("points"), dict) else None,
         limits=app_state.limits,
         reader=app_state.reader(visitor),
+        wish=picture,
+        finder=Finder(),
     )
     return state.line.ask(request, visitor, owner_hash(owner if isinstance(owner, str) else ""))
 

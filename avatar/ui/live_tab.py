@@ -13,7 +13,8 @@ import gradio as gr
 from avatar.errors import AvatarError, BadInput
 from avatar.live.portrait_intake import open_live_request
 from avatar.runtime.gallery import owner_hash
-from avatar.ui import point_editor
+from avatar.settings import Picture
+from avatar.ui import framing_panel, point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reports_errors, words
@@ -116,22 +117,30 @@ class LivePanel:
         visitor, preset = visitor_of(request), state.options.preset
         state.line.check_room(visitor)
         reader = app_state.reader(visitor)
-        if preset.engine == "preview" and asked.get("for") != path.name:
+        own = Picture() if portrait else state.options.picture
+        if own.face:
+            asked = {}  # whoever runs the server has chosen
+        elif preset.engine == "preview" and asked.get("for") != path.name:
             look = point_editor.look_at(
                 path, app_state.examples, app_state.limits, preset=preset, reader=reader
             )
-            if look.picture is not None:
+            question = point_editor.question(look, path, language, before=asked)
+            if look.asks:
                 reported = _ticket(number, error=text(f"points_{look.verdict}", language))
-                return {p.live_ticket: reported, p.points: point_editor.question(look, path, language)}
-            asked = {"points": look.points}
+                return {p.live_ticket: reported, p.points: question}
+            asked = question["value"]
+        from avatar.preview.faces import Finder  # OpenCV and the face models, for a session alone
+
         live = open_live_request(
             path,
             preset,
             app_state.scratch,
-            face_points=point_editor.answer(asked),
+            face_points=framing_panel.answer(asked),
             head_only=point_editor.head_only(asked),
             limits=app_state.limits,
             reader=reader,
+            wish=framing_panel.wish(asked) if own == Picture() else own,
+            finder=Finder(),
         )
         ticket = state.line.ask(live, visitor, owner_hash(owner))
         return {p.live_ticket: _ticket(number, token=ticket.token)}

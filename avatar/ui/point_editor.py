@@ -1,4 +1,4 @@
-"""The seven points of a face: whether the page must ask for them, and the editor that asks."""
+"""The faces of a portrait and their seven points: what the page shows of them, and whether it must ask."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from avatar.events import Notice
 from avatar.media.limits import InputLimits
 from avatar.media.readers import Reader
 from avatar.preset import Preset
+from avatar.settings import Picture
 from avatar.sizes import video_size
 from avatar.ui.examples import Examples
+from avatar.ui.framing_panel import KEPT, Points, SeenFace, panel_words
 from avatar.ui.i18n import Language, text
-from avatar.ui.payloads import face_points
+from avatar.ui.payloads import mapping
 from avatar.ui.theme import script
 
 POINTS = (
@@ -43,24 +45,36 @@ START: Mapping[str, tuple[float, float]] = {
 }
 EDITOR_PX = 1024  # longer side of the picture in the editor
 
-Points = Mapping[str, tuple[float, float]]
-
 
 @dataclass(frozen=True)
 class PortraitCheck:
     """What is known of a portrait's face.
 
-    verdict: "face", "weak", "none", or "placed" where a bundled portrait's sidecar has the points.
-    picture: JPEG for the editor, None when the page need not ask. notices: what about the portrait keeps its
-    speech from being seen. width, height: the portrait's, upright.
+    faces: at least one, from left to right; where none was found, one to be placed by hand. main: the index
+    of the one that speaks unless another is chosen. picture: JPEG. notices: what about the portrait keeps
+    its speech from being seen. width, height: the portrait's, upright.
     """
 
-    verdict: str
-    points: Points | None = None
-    picture: bytes | None = None
-    notices: tuple[Notice, ...] = ()
-    width: int = 0
-    height: int = 0
+    faces: tuple[SeenFace, ...]
+    main: int
+    picture: bytes
+    notices: tuple[Notice, ...]
+    width: int
+    height: int
+
+    @property
+    def verdict(self) -> str:
+        """ "face", "weak", "none", or "placed" where a bundled portrait's sidecar has the points."""
+        return self.faces[self.main].verdict
+
+    @property
+    def points(self) -> Points:
+        return self.faces[self.main].points
+
+    @property
+    def asks(self) -> bool:
+        """Whether the preview cannot do without the user's points."""
+        return self.verdict in ("weak", "none")
 
 
 def look_at(
@@ -72,52 +86,102 @@ def look_at(
     preset: Preset | None = None,
     reader: Reader | None = None,
 ) -> PortraitCheck:
-    """Whether the preview engine finds the face by itself, and what of it will be seen in a preset's video.
+    """Which faces the preview engine finds by itself, and what will be seen of one in a preset's video.
 
     reader: how the picture is decoded; by default in this process. Raises: BadInput for a picture that cannot
     be used.
     """
-    from avatar.preview.face import find_face
+    from avatar.preview.face import find_faces
+    from avatar.preview.faces import Finder, boxes
     from avatar.preview.points import load_sidecar
     from avatar.preview.portrait_notices import concerns
 
     pixels = (reader or Reader()).portrait(portrait, name=name, limits=limits).pixels
     height, width = pixels.shape[:2]
+
+    def by_hand(verdict: str, points: Points) -> tuple[SeenFace]:
+        return (SeenFace(verdict, Finder().placed(points, width, height), points),)
+
     bundled = examples.bundled(portrait)
-    if bundled is not None:
-        sidecar = load_sidecar(bundled)
-        if sidecar is not None:
-            placed = {key: point for key, point in asdict(sidecar).items() if point is not None}
-            return PortraitCheck("placed", placed, width=width, height=height)
-    found = find_face(pixels)
+    sidecar = None if bundled is None else load_sidecar(bundled)
+    if sidecar is not None:
+        placed = {key: point for key, point in asdict(sidecar).items() if point is not None}
+        return PortraitCheck(by_hand("placed", placed), 0, _jpeg(pixels), (), width, height)
+    found = find_faces(pixels)
+    main = found.found[found.main].face if found.found else None
     notices: tuple[Notice, ...] = ()
     if preset is not None:
         size = video_size(preset.engine, width, height, preset.generation.size)
-        notices = tuple(concerns(pixels, found.face, size, name or portrait.name))
-    if found.verdict == "face":
-        return PortraitCheck("face", notices=notices, width=width, height=height)
-    points = START if found.face is None else _points_of(found.face.landmarks, width, height)
-    return PortraitCheck(found.verdict, points, _jpeg(pixels), notices, width, height)
+        notices = tuple(concerns(pixels, main, size, name or portrait.name))
+    seen = tuple(
+        SeenFace(one.verdict, box, _points_of(one.face.landmarks, width, height))
+        for one, box in zip(found.found, boxes(found, pixels).boxes, strict=True)
+        if one.face is not None
+    )
+    return PortraitCheck(seen or by_hand("none", START), found.main, _jpeg(pixels), notices, width, height)
+
+
+def concerns_about(
+    portrait: Path, wish: Picture, points: Points | None, preset: Preset, limits: InputLimits, reader: Reader
+) -> tuple[Notice, ...]:
+    """What keeps speech from being seen in a portrait that is framed as wished. Raises: BadInput."""
+    from avatar.media.framing import framed
+    from avatar.preview.face import find_face
+    from avatar.preview.faces import Finder
+    from avatar.preview.portrait_notices import concerns
+
+    pixels = reader.portrait(portrait, name=portrait.name, limits=limits).pixels
+    shown = framed(pixels, wish, portrait.name, points=points, finder=Finder())
+    height, width = shown.pixels.shape[:2]
+    size = video_size(preset.engine, width, height, preset.generation.size)
+    face = None if points else find_face(shown.pixels).face
+    told = [one for one in shown.notices if one.code == "small_crop"]
+    return (*told, *concerns(shown.pixels, face, size, portrait.name))
 
 
 def editor(elem_id: str) -> gr.HTML:
-    """The component; its value is {"for", "verdict", "points", "head_only"}, or None without a portrait."""
+    """The component. Its value is None without a portrait, else what question() puts there.
+
+    The user changes of it: face, points, edited, head_only, framing, aspect and extend.
+    """
     return gr.HTML(
         value=None,
         html_template='<div class="points"></div>',
-        js_on_load=script("points.js"),
+        js_on_load=script("framing.js") + script("points.js"),
         apply_default_css=False,
         elem_id=elem_id,
         image="",
         words={},
+        placed={},
     )
 
 
-def question(look: PortraitCheck, portrait: Path, language: Language) -> dict[str, Any]:
-    """The update that makes the editor ask, or be silent. portrait: what the answer will be for."""
-    value = {"for": portrait.name, "verdict": look.verdict, "points": look.points, "head_only": False}
-    if look.picture is None:
-        return gr.update(value=value, image="")
+def question(
+    look: PortraitCheck, portrait: Path, language: Language, engine: str = "preview", before: Any = None
+) -> dict[str, Any]:
+    """The update that shows the faces, and asks for points where the engine needs them.
+
+    portrait: what the answer will be for. before: the component's value, whose wishes for the same portrait
+    stay.
+    """
+    earlier = mapping(before)
+    kept = {name: earlier[name] for name in KEPT if earlier.get("for") == portrait.name and name in earlier}
+    width, height = look.width, look.height
+    default = Picture()
+    value = {
+        "for": portrait.name,
+        "engine": engine,
+        "size": [width, height],
+        "faces": [one.as_value(width, height) for one in look.faces],
+        "face": look.main,
+        "verdict": look.verdict,
+        "points": look.points,
+        "edited": False,
+        "head_only": False,
+        "small": any(one.code == "small_face" for one in look.notices),
+        **{name: getattr(default, name) for name in KEPT},
+        **kept,
+    }
     keys = (
         *POINTS,
         "points_title",
@@ -130,15 +194,8 @@ def question(look: PortraitCheck, portrait: Path, language: Language) -> dict[st
     return gr.update(
         value=value,
         image="data:image/jpeg;base64," + base64.b64encode(look.picture).decode(),
-        words={key: text(key, language) for key in keys},
+        words={**panel_words(language), **{key: text(key, language) for key in keys}},
     )
-
-
-def answer(value: Mapping[str, Any] | None) -> Points | None:
-    """The points that go into the request. None: the engine finds the face itself, or needs none."""
-    if not value or value.get("head_only"):
-        return None
-    return face_points(value.get("points"))
 
 
 def head_only(value: Mapping[str, Any] | None) -> bool:

@@ -14,7 +14,7 @@ import gradio as gr
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Finished, Notice, PartDone, Phase, Progress, Segment
 from avatar.runtime.gallery import owner_hash
-from avatar.ui import point_editor
+from avatar.ui import framing_panel, point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reason
@@ -98,19 +98,21 @@ class Generate:
             look = point_editor.look_at(
                 Path(portrait), self.app_state.examples, self.app_state.limits, reader=reader
             )
-            if look.picture is not None:
+            question = point_editor.question(look, Path(portrait), language, before=asked)
+            if look.asks:
                 gr.Warning(text(f"points_{look.verdict}", language), title=text("points_title", language))
-                yield {self.parts.points: point_editor.question(look, Path(portrait), language)}
+                yield {self.parts.points: question}
                 return None
-            asked = {"points": look.points}
+            asked = question["value"]
         return self.app_state.submit(
             Path(portrait),
             Path(speech),
             preset,
             self.app_state.form_settings(preset, form),
             prompt=prompt or "",
-            face_points=point_editor.answer(asked),
+            face_points=framing_panel.answer(asked),
             head_only=point_editor.head_only(asked),
+            picture=framing_panel.wish(asked),
             owner=owner,
             visitor=visitor,
             visit=request.session_hash or "",
@@ -338,4 +340,4 @@ def _last(status: Status, finished: Finished) -> Progress:
 
 def _answers(asked: Mapping[str, Any], portrait: str) -> bool:
     """Whether the page has looked at this very portrait."""
-    return asked.get("for") == Path(portrait).name
+    return asked.get("for") == Path(portrait).name and asked.get("engine") == "preview"

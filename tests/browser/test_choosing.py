@@ -158,7 +158,7 @@ def test_an_example_talks_after_one_press(server: Server, visit: Visit):
     visitor.page.locator(".example").nth(1).click()
     visitor.wait_state("running")
     visitor.page.wait_for_function("document.querySelector('#live video')?.currentTime > 0.5")
-    assert visitor.page.is_hidden(".points")
+    assert visitor.page.is_hidden(".points-ask")
     visitor.page.click("#stop:enabled")
     visitor.wait_state("stopped", "done")
     assert len(server.videos()) == len(before) + 1

@@ -6,6 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
+import av
 import pytest
 import soundfile
 from gradio_client import Client, exceptions, handle_file
@@ -64,6 +65,25 @@ def test_a_text_is_spoken_and_animated(client: Client, server: Server):
             client.predict(words, voice, 1.0, api_name="/speak")
     with pytest.raises(exceptions.AppError, match=r"from 0\.5 to 2"):
         client.predict(*given, "Hi.", "heart", 77, "file", api_name="/generate")
+
+
+def test_a_face_and_framing_are_given_by_name(client: Client, server: Server, short_speech: Path):
+    before = server.videos()
+    given = {"portrait": handle_file(str(PORTRAIT)), "speech": handle_file(str(short_speech))}
+    given |= {"preset": "cpu-preview", "settings": {"size": "256*256"}, "api_name": "/generate"}
+    for wish, reported in (
+        ({"face": "2"}, r"no face 2 in .*: 1 face"),
+        ({"face": "left"}, "face is 'left'"),
+        ({"framing": "legs"}, "head, shoulders, half, whole"),
+        ({"extend": "red"}, "blur, or a colour"),
+    ):
+        with pytest.raises(exceptions.AppError, match=reported):
+            client.predict(**given, **wish)
+    assert server.videos() == before
+    video = client.predict(**given, face="1", framing="head", aspect="9:16")
+    with av.open(video) as film:
+        stream = film.streams.video[0]
+        assert stream.width / stream.height == pytest.approx(9 / 16, abs=0.02)
 
 
 def test_voices_tell_what_they_need(client: Client):

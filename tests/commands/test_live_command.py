@@ -23,6 +23,8 @@ PORTRAIT = ROOT / "assets" / "portraits" / "mara.png"
     [
         (["--image", "nowhere.png"], "nowhere.png"),
         (["--image", str(PORTRAIT), "--preset", "live-previw"], "live-preview"),
+        (["--image", str(PORTRAIT), "--face", "2"], "There is no face 2 in mara.png: 1 face can be seen."),
+        (["--image", str(PORTRAIT), "--framing", "legs"], "head, shoulders, half, whole"),
     ],
 )
 def test_what_cannot_be_used_is_refused_at_once(arguments, words, capsys):
@@ -40,11 +42,14 @@ def test_flags_are_passed_on_to_the_page():
         hear_url=None,
         hear_model=None,
         ice_servers=["stun:a:1", "stun:b:2"],
+        face="0.5,0.4",
+        framing="head",
     )
     said = " ".join(live.arguments(args, 7))
     assert "--chat-url http://127.0.0.1:11434/v1 --chat-model llama" in said
     assert "--live-preset live-preview" in said
     assert said.endswith("--ice-servers stun:a:1 --ice-servers stun:b:2")
+    assert "--live-face 0.5,0.4 --live-framing head" in said
     assert "None" not in said
 
 

@@ -73,3 +73,21 @@ SMILEY_POINTS = {
     "eye_left": [0.3625, 0.4],
     "eye_right": [0.6375, 0.4],
 }
+
+
+def small_astronaut(side: int) -> np.ndarray:
+    """The astronaut's head alone, (side, side, 3); her face is two thirds of it high."""
+    head = Image.fromarray(portrait("astronaut")).crop((152, 50, 304, 202))
+    return np.asarray(head.resize((side, side), Image.Resampling.BOX))
+
+
+def bystander() -> np.ndarray:
+    """A man in profile whose face is 80 px high, and far behind him a face of 30 px that looks at us.
+
+    Source: "camera" of scikit-image, CC0.
+    """
+    import skimage.data
+
+    scene = np.repeat(np.asarray(skimage.data.camera())[:, :, None], 3, axis=2).copy()
+    scene[300:346, 420:466] = small_astronaut(46)
+    return scene

@@ -21,7 +21,7 @@ from avatar.planning.planner import plan
 from avatar.preset import load_preset
 from avatar.runtime.gallery import owner_hash
 from avatar.speech.narration import Script
-from avatar.ui import point_editor
+from avatar.ui import framing_panel, point_editor
 from avatar.ui.examples import Examples
 from avatar.ui.job_queue import LineFull
 from avatar.ui.speakers import VoicesBusy
@@ -242,13 +242,16 @@ def test_look_at_a_face(plain: Path):
     assert point_editor.look_at(plain, Examples(), InputLimits()).verdict == "none"
     weak = point_editor.look_at(PORTRAIT.with_name("captain.png"), Examples(), InputLimits())
     assert weak.verdict == "placed"
-    assert weak.picture is None
+    assert not weak.asks
 
 
 def test_answers():
-    assert point_editor.answer(None) is None
-    assert point_editor.answer({"points": {"chin": [0.5, 0.9]}, "head_only": True}) is None
-    assert point_editor.answer({"points": {"chin": [0.5, 1]}}) == {"chin": [0.5, 1]}
+    found = {"points": {"chin": [0.5, 1]}, "verdict": "face"}
+    assert framing_panel.answer(None) is None
+    assert framing_panel.answer({**found, "verdict": "none", "head_only": True}) is None
+    assert framing_panel.answer({**found, "verdict": "weak"}) == {"chin": [0.5, 1]}
+    assert framing_panel.answer(found) is None, "the engine finds it itself"
+    assert framing_panel.answer({**found, "edited": True}) == {"chin": [0.5, 1]}
 
 
 def typed(text: str, spoken: Any = None, captions: str = "file", voice: str = "heart") -> tuple[Any, ...]:

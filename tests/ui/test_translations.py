@@ -117,6 +117,8 @@ def test_notices_have_no_blank_that_is_not_filled():
     rungs = {"rung", "now", "was", "device", "block"}  # a notice of a rung always has these
     portrait = {"small_portrait": {"name", "width", "height"}, "small_face": {"name", "pixels"}}
     portrait |= {key: {"name"} for key in ("mouth_cut_off", "chin_cut_off", "mouth_covered")}
+    portrait |= {key: {"name", "count", "number"} for key in ("several_faces", "face_chosen", "everybody")}
+    portrait["small_crop"] = {"name", "width", "height"}
     live = {"live_size": {"ms", "fps", "size"}, "live_lighter": {"speed", "fps", "rung"}}
     live["live_behind"] = {"speed", "fps"}
     others = {**portrait, **live, "restarted": {"cause"}}

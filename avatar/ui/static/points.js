@@ -1,19 +1,28 @@
-// The editor of face points: handles over the portrait, by mouse, touch or arrow keys.
-// props.value: {for, verdict, points: {name: [x, y]}, head_only}, fractions of the picture; props.image, props.words.
+// The faces of the portrait as boxes, and the editor of face points: handles, by mouse, touch or arrow keys.
+// props.value: {for, verdict, points: {name: [x, y]}, edited, head_only}, fractions of the picture; and what
+// framing.js tells; props.image, props.words.
 const root = element.querySelector(".points");
 const order = ["mouth_left", "outer_lip_top", "mouth_right", "outer_lip_bottom"];
 const inner = ["mouth_left", "inner_lip_top", "mouth_right", "inner_lip_bottom"];
 const names = [...new Set([...order, ...inner]), "chin"];
 const fineStep = 0.002, coarseStep = 0.01, reachPx = 30;
-let drawn = "";
+let drawn = "", editing = false;
+
+const asks = () => props.value.engine === "preview" && ["weak", "none"].includes(props.value.verdict);
+const several = () => props.value.faces.length > 1;
+const moving = () => asks() || editing;
 
 function draw() {
-  const value = props.value;
-  const asked = Boolean(props.image && value && value.points);
-  element.closest("#points").toggleAttribute("data-asked", asked);
-  root.hidden = !asked;
-  if (!asked) { drawn = ""; root.replaceChildren(); return; }
-  if (drawn !== props.image) { build(); drawn = props.image; root.scrollIntoView({ block: "nearest" }); }
+  const shown = Boolean(props.image && props.value && props.value.points);
+  element.closest("#points").toggleAttribute("data-shown", shown);
+  root.hidden = !shown;
+  if (!shown) { drawn = ""; root.replaceChildren(); return; }
+  if (drawn !== props.image + props.value.for) {
+    editing = props.value.edited;
+    build();
+    drawn = props.image + props.value.for;
+    if (asks()) root.scrollIntoView({ block: "nearest" });
+  }
   place();
 }
 
@@ -21,21 +30,34 @@ function build() {
   const words = props.words;
   const svg = (inside) => `<svg viewBox="0 0 1 1" preserveAspectRatio="none" aria-hidden="true">${inside}</svg>`;
   root.innerHTML = `
-    <h3></h3><p class="points-why"></p>
+    <div class="points-ask"><h3></h3><p class="points-why"></p></div>
+    <p class="faces-why"></p>
     <div class="points-picture"><img alt="">${svg('<polygon class="outer"/><polygon class="inner"/>')}</div>
     <p class="points-bad" role="alert" hidden></p>
     <p class="muted points-keys"></p>
-    <label class="points-skip"><input type="checkbox"><span></span></label>`;
+    <label class="points-skip"><input type="checkbox"><span></span></label>
+    <button type="button" class="points-edit"></button>`;
   root.querySelector("h3").textContent = words.points_title;
-  root.querySelector(".points-why").textContent = words[`points_${props.value.verdict}`];
   root.querySelector(".points-keys").textContent = words.points_keys;
   root.querySelector(".points-bad").textContent = words.points_bad;
   root.querySelector(".points-skip span").textContent = words.points_head_only;
   root.querySelector("img").src = props.image;
   const skip = root.querySelector("input");
-  skip.checked = props.value.head_only;
   skip.addEventListener("change", () => { props.value = { ...props.value, head_only: skip.checked }; place(); });
-  root.querySelector(".points-picture").addEventListener("pointerdown", grab);
+  root.querySelector(".points-edit").addEventListener("click", edit);
+  const picture = root.querySelector(".points-picture");
+  picture.addEventListener("pointerdown", grab);
+  const count = props.value.faces.length;
+  root.querySelector(".faces-why").textContent = words.frame_faces.replace("{count}", count);
+  const faces = choices(words.frame_faces.replace("{count}", count), props.value.faces.map((_, index) => index), () => "", choose);
+  faces.className = "faces";
+  for (const [index, radio] of [...faces.children].entries()) {
+    const { left, top, right, bottom } = props.value.faces[index].box;
+    Object.assign(radio.style, { left: `${100 * left}%`, top: `${100 * top}%`, width: `${100 * (right - left)}%`, height: `${100 * (bottom - top)}%` });
+    radio.setAttribute("aria-label", words.frame_face.replace("{number}", index + 1).replace("{count}", count));
+    radio.innerHTML = `<i aria-hidden="true">${index + 1}</i>`;
+  }
+  picture.append(faces);
   for (const name of names) {
     const handle = document.createElement("button");
     handle.type = "button";
@@ -44,22 +66,54 @@ function build() {
     handle.setAttribute("aria-label", words[name]);
     handle.title = words[name];
     handle.addEventListener("keydown", nudge);
-    root.querySelector(".points-picture").append(handle);
+    picture.append(handle);
   }
+  root.append(buildFraming());
+}
+
+function choose(index) {
+  const { points, verdict } = props.value.faces[index];
+  editing = false;
+  wish({ face: index, points, verdict, edited: false });
+}
+
+// From "sure" to placed by hand, and back to what was found.
+function edit() {
+  editing = !editing;
+  const found = props.value.faces[props.value.face].points;
+  if (editing) place();
+  else wish({ edited: false, points: found });
 }
 
 function place(points = props.value.points) {
+  const { value, words } = props;
+  const open = moving() || several();
+  root.toggleAttribute("data-open", open);
+  root.querySelector(".points-ask").hidden = !asks();
+  root.querySelector(".points-why").textContent = words[`points_${value.verdict}`] || "";
+  root.querySelector(".faces-why").hidden = root.querySelector(".faces").hidden = !several();
+  root.querySelector(".points-picture").hidden = !open;
+  root.querySelector(".points-keys").hidden = !moving();
+  root.querySelector(".points-skip").hidden = !asks();
+  root.querySelector(".points-skip input").checked = value.head_only;
+  const button = root.querySelector(".points-edit");
+  button.hidden = value.engine !== "preview" || asks();
+  button.textContent = editing ? words.frame_edited : words.frame_edit;
+  mark(root.querySelector(".faces"), value.face);
   for (const handle of root.querySelectorAll(".handle")) {
     const [x, y] = points[handle.dataset.point];
     handle.style.left = `${100 * x}%`;
     handle.style.top = `${100 * y}%`;
-    handle.disabled = props.value.head_only;
+    handle.disabled = value.head_only;
+    handle.hidden = !moving();
   }
   const line = (which) => which.map((name) => points[name].join(",")).join(" ");
+  root.querySelector("svg").toggleAttribute("hidden", !moving());
   root.querySelector(".outer").setAttribute("points", line(order));
   root.querySelector(".inner").setAttribute("points", line(inner));
-  root.querySelector(".points-picture").toggleAttribute("data-off", props.value.head_only);
-  root.querySelector(".points-bad").hidden = props.value.head_only || inOrder(points);
+  root.querySelector(".points-picture").toggleAttribute("data-off", value.head_only);
+  root.querySelector(".points-bad").hidden = !moving() || value.head_only || inOrder(points);
+  placeFraming();
 }
 
 function inOrder(p) {
@@ -71,8 +125,7 @@ function inOrder(p) {
 const within = (share) => Math.min(1, Math.max(0, share));
 
 function keep(points) {
-  props.value = { ...props.value, points };
-  place(points);
+  wish({ points, edited: true });
 }
 
 // The handle nearest to where it was pressed: lips lie close together, and the topmost may not be the one meant.
@@ -84,7 +137,7 @@ function nearest(event, box) {
 
 function grab(event) {
   const box = event.currentTarget.getBoundingClientRect();
-  const handle = props.value.head_only ? null : nearest(event, box);
+  const handle = props.value.head_only || !moving() ? null : nearest(event, box);
   if (!handle) return;
   const [x, y] = props.value.points[handle.dataset.point];
   const offset = [event.clientX - box.left - x * box.width, event.clientY - box.top - y * box.height];
@@ -113,5 +166,5 @@ function nudge(event) {
   keep({ ...props.value.points, [name]: [within(x + by[0] * step), within(y + by[1] * step)] });
 }
 
-watch(["value", "image", "words"], draw);
+watch(["value", "image", "words", "placed"], draw);
 draw();
