@@ -43,8 +43,8 @@ class Job:
 
     script: the text to speak if there is no audio. preset: resolved. picture: the face that speaks, and the
     framing. checkpoint_every: clips per part, or seconds for the preview; None: in one piece. resume:
-    continue an interrupted run; a finished video is not made again. tokenizer: the checkpoint's tokenizer folder, to
-    count the prompt's tokens; None: the engine counts them.
+    continue an interrupted run; a finished video is not made again. tokenizer: the checkpoint's tokenizer
+    folder, to count the prompt's tokens; None: the engine counts them.
     """
 
     image: Path
