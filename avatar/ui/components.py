@@ -53,5 +53,6 @@ class PageComponents:
     notices: gr.HTML
     gauges: gr.HTML
     gallery: gr.HTML
+    compare: dict[str, Any]
     saved: gr.BrowserState
     owner: gr.State
