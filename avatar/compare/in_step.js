@@ -8,6 +8,7 @@ function playInStep(root, words = { play: "Play", pause: "Pause" }) {
   if (!videos.length) return;
   let playing = false, held = false, heard = videos[0];
   const clock = () => videos.reduce((a, b) => (a.duration || 0) >= (b.duration || 0) ? a : b);
+  const lead = () => heard.ended ? clock() : heard;
   const hear = (chosen) => videos.forEach((video) => {
     heard = chosen;
     const figure = video.closest("figure");
@@ -20,13 +21,14 @@ function playInStep(root, words = { play: "Play", pause: "Pause" }) {
     playing = on;
     play.textContent = on ? words.pause : words.play;
     videos.forEach((video) => on && !video.ended ? video.play() : video.pause());
+    if (!on && !lead().ended) seek(lead().currentTime);
   };
   const follow = () => {
     if (!root.isConnected) return;
-    const lead = heard.ended ? clock() : heard, now = lead.currentTime, whole = clock().duration;
+    const now = lead().currentTime, whole = clock().duration;
     videos.forEach((video) => {
       const off = now - video.currentTime, over = now >= video.duration;
-      if (playing && video !== lead && !video.seeking && !over && Math.abs(off) > stepS) {
+      if (playing && video !== lead() && !video.seeking && !over && Math.abs(off) > stepS) {
         if (Math.abs(off) > 0.3) { video.currentTime = now; video.playbackRate = 1; }
         else video.playbackRate = 1 + Math.max(-0.2, Math.min(0.2, off * 3));
       } else video.playbackRate = 1;

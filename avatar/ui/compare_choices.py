@@ -135,4 +135,4 @@ def _video_words(entry: GalleryEntry, language: Language) -> str:
     length = text("seconds", language, s=f"{about.duration_s:.0f}")
     size = str(about.settings.get("size", "")).replace("*", "×")
     made = time.strftime("%m-%d %H:%M", time.localtime(about.created))
-    return " · ".join(filter(None, (f"{about.portrait}, {about.speech}", about.preset, size, length, made)))
+    return " · ".join(filter(None, (made, size, length, about.preset, f"{about.portrait}, {about.speech}")))

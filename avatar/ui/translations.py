@@ -555,7 +555,7 @@ COMPARED = {
     "yes, went on": "是，已继续",
     "yes": "是",
     "no": "否",
-    "of": "/",
+    "of": "共",
     "chance": "随机",
     "ms": "毫秒",
     "a minute": "每分钟",
