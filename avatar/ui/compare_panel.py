@@ -55,17 +55,16 @@ def section() -> dict[str, Any]:
         with gr.Tabs(elem_id="compare-ways"):
             with gr.Tab(word("compare_finished"), id="finished"):
                 with gr.Row():
-                    for side in ("a", "b"):
-                        parts[side] = _dropdown(f"compare_{side}", f"compare-{side}")
+                    parts["a"] = _dropdown("compare_a", "compare-a")
+                    parts["b"] = _dropdown("compare_b", "compare-b")
                 parts["go"] = gr.Button(word("compare_go"), variant="primary", elem_id="compare-go")
             with gr.Tab(word("compare_make"), id="make"):
                 gr.HTML(word("compare_make_info"), html_template='<p class="muted">${value}</p>', **html)
                 with gr.Row():
                     parts["differs"] = _dropdown("compare_differs", "compare-differs")
-                    for side in ("a", "b"):
-                        parts[f"value_{side}"] = _dropdown(
-                            f"compare_value_{side}", f"compare-value-{side}", allow_custom_value=True
-                        )
+                    typed = {"allow_custom_value": True}
+                    parts["value_a"] = _dropdown("compare_value_a", "compare-value-a", **typed)
+                    parts["value_b"] = _dropdown("compare_value_b", "compare-value-b", **typed)
                 parts["make"] = gr.Button(word("compare_go_make"), variant="primary", elem_id="compare-make")
         parts["stop"] = gr.Button(word("compare_stop"), visible=False, elem_id="compare-stop")
         parts["note"] = gr.HTML("", elem_id="compare-note", **html)
