@@ -1,15 +1,14 @@
-"""Compare: two finished videos, or two that are made for it, played in step beside their table."""
+"""Compare: two videos that are chosen, or made for it, and the table of what is measured of them."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from avatar.compare.page import IN_STEP
 from avatar.compare.result import DONE, Comparison, Row
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Phase, Progress
@@ -29,72 +28,19 @@ from avatar.ui.compare_choices import (
     video_choices,
 )
 from avatar.ui.components import PageComponents
-from avatar.ui.error_messages import reports_errors
-from avatar.ui.i18n import Language, browser_table, language_of, text
+from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInLine
 from avatar.ui.panels.compare import PlayedVideo, render_note, render_players, render_table
-from avatar.ui.payloads import mapping, words
+from avatar.ui.payloads import mapping
 from avatar.ui.request_guard import visitor_of
 from avatar.ui.run import STATUS_EVERY_S, Generate
-from avatar.ui.theme import script
+from avatar.ui.speakers import SpokenText
 from avatar.ui.typing_tab import TYPE
 
 LETTERS = ("A", "B")
 MOST_MEASURED_S = 300.0  # a longer one would keep a core busy for a quarter of an hour
 
-word: Any = browser_table()
 Updates = dict[Any, Any]
-
-
-def section() -> dict[str, Any]:
-    """The components, by name; they stand where this is called."""
-    parts: dict[str, Any] = {}
-    html: dict[str, Any] = {"apply_default_css": False}
-    with gr.Accordion(word("compare"), open=False, elem_id="compare"):
-        gr.HTML(word("compare_info"), html_template='<p class="muted">${value}</p>', **html)
-        with gr.Tabs(elem_id="compare-ways"):
-            with gr.Tab(word("compare_finished"), id="finished"):
-                with gr.Row():
-                    parts["a"] = _dropdown("compare_a", "compare-a")
-                    parts["b"] = _dropdown("compare_b", "compare-b")
-                parts["go"] = gr.Button(word("compare_go"), variant="primary", elem_id="compare-go")
-            with gr.Tab(word("compare_make"), id="make"):
-                gr.HTML(word("compare_make_info"), html_template='<p class="muted">${value}</p>', **html)
-                with gr.Row():
-                    parts["differs"] = _dropdown("compare_differs", "compare-differs")
-                    typed = {"allow_custom_value": True}
-                    parts["value_a"] = _dropdown("compare_value_a", "compare-value-a", **typed)
-                    parts["value_b"] = _dropdown("compare_value_b", "compare-value-b", **typed)
-                parts["make"] = gr.Button(word("compare_go_make"), variant="primary", elem_id="compare-make")
-        parts["stop"] = gr.Button(word("compare_stop"), visible=False, elem_id="compare-stop")
-        parts["note"] = gr.HTML("", elem_id="compare-note", **html)
-        with gr.Row(elem_id="compare-result"):
-            played = IN_STEP.read_text(encoding="utf-8") + script("compare.js")
-            parts["players"] = gr.HTML("", js_on_load=played, elem_id="compare-players", **html)
-            parts["table"] = gr.HTML("", elem_id="compare-table", **html)
-    return parts
-
-
-def wire(panel: ComparePanel, queued: dict[str, Any]) -> None:
-    """Connect the section's events."""
-    p, c = panel.parts, panel.parts.compare
-    form = list(p.form.values())
-    for changed in (p.gallery, p.preset):
-        changed.change(reports_errors(panel.offered), panel.offer_inputs, panel.offer_outputs, **queued)
-    c["differs"].input(
-        reports_errors(panel.differs), [c["differs"], p.preset, *form], [c["value_a"], c["value_b"]], **queued
-    )
-    long: dict[str, Any] = {**queued, "outputs": panel.outputs}
-    c["go"].click(reports_errors(panel.compare), [c["a"], c["b"], p.owner], **long)
-    c["make"].click(reports_errors(panel.make), panel.make_inputs, **long)
-    c["stop"].click(reports_errors(panel.stop), None, [c["stop"]], **{**queued, "queue": False})
-
-
-def _dropdown(key: str, elem_id: str, **options: Any) -> gr.Dropdown:
-    """Its choices come with the page; what was chosen is looked at by us, in the visitor's language."""
-    dropdown = gr.Dropdown([], value=None, label=word(key), elem_id=elem_id, min_width=200, **options)
-    dropdown.preprocess = words  # type: ignore[method-assign]
-    return dropdown
 
 
 class ComparePanel:
@@ -187,43 +133,28 @@ class ComparePanel:
         """Make two videos that differ in a setting, one by one, then compare them. Raises: AvatarError."""
         portrait, speech, prompt, preset, asked, owner, source, *typed_and_form = values
         typed, form = typed_and_form[:5], typed_and_form[5:]
-        language, visitor, parts = language_of(request), visitor_of(request), self.parts
+        language, visit = language_of(request), request.session_hash or ""
         cells = read_pair(self.app_state, differs, (a, b), language)
         wanted = [chosen_settings(self.app_state, preset, form, cell) for cell in cells]
-        for name, settings in wanted:  # refused here, before anything is read or made
-            self.app_state.with_settings(name, settings)
+        presets = [self.app_state.with_settings(name, own) for name, own in wanted]  # refused here, or made
         if not portrait:
             raise BadInput(text("no_portrait", language))
-        said = None
-        if source == TYPE:
-            for said in self.generate.typing.spoken_text(request, *typed):
-                yield {parts.points: gr.skip()} if said is None else self.generate.typing.heard(said)
-            speech = str(said.path) if said else None
+        said = (yield from self._spoken(request, typed)) if source == TYPE else None
+        speech = str(said.path) if said else speech
         if not speech:
             raise BadInput(text("no_speech", language))
-        reader, asked = self.app_state.reader(visitor), mapping(asked)
-        for _ in reader.ahead(Path(portrait), Path(speech), STATUS_EVERY_S):
-            yield {parts.points: gr.skip()}  # so that a page that has gone away gives its place up
-        drawn = any(self.app_state.resolved(name).engine == "preview" for name, _ in wanted)
-        if drawn and asked.get("for") != Path(portrait).name:
-            look = point_editor.look_at(
-                Path(portrait), self.app_state.examples, self.app_state.limits, reader=reader
-            )
-            if look.picture is not None:
-                yield {parts.points: point_editor.question(look, Path(portrait), language)}
-                raise BadInput(text(f"points_{look.verdict}", language))
-            asked = {"points": look.points}
+        draws = any(one.engine == "preview" for one in presets)
+        asked = yield from self._looked(request, Path(portrait), Path(speech), mapping(asked), draws)
         given: dict[str, Any] = {
             "prompt": prompt or "",
             "face_points": point_editor.answer(asked),
             "head_only": point_editor.head_only(asked),
             "owner": owner,
-            "visitor": visitor,
-            "speech_name": said.script.title if said else None,
-            "captions": said.shown if said else (),
-            "spoken": said.script.digest if said else "",
-            "burn_captions": said is not None and said.script.speaking.captions == "burned",
+            "visitor": visitor_of(request),
         }
+        if said is not None:
+            given |= {"speech_name": said.script.title, "captions": said.shown, "spoken": said.script.digest}
+            given["burn_captions"] = said.script.speaking.captions == "burned"
         runs: list[QueuedRun] = []
         try:
             for name, settings in wanted:
@@ -231,9 +162,38 @@ class ComparePanel:
             yield from self._stoppable(request, lambda stopped: self._made(request, runs, owner, stopped))
         finally:
             for run in runs:
-                self.generate.visits.end(request.session_hash or "", run)
+                self.generate.visits.end(visit, run)
 
-    def _stoppable(self, request: gr.Request, work: Any) -> Iterator[Updates]:
+    def _spoken(
+        self, request: gr.Request, typed: Sequence[Any]
+    ) -> Generator[Updates, None, SpokenText | None]:
+        """The text of the tab Type, spoken."""
+        said: SpokenText | None = None
+        for said in self.generate.typing.spoken_text(request, *typed):
+            yield {self.parts.points: gr.skip()} if said is None else self.generate.typing.heard(said)
+        return said
+
+    def _looked(
+        self, request: gr.Request, portrait: Path, speech: Path, asked: dict[str, Any], draws: bool
+    ) -> Generator[Updates, None, Mapping[str, Any]]:
+        """Read both ahead; the answer about the face's points, which the page asks for if need be.
+
+        asked: what the page knows. draws: whether the preview engine will. Raises: BadInput.
+        """
+        language, reader = language_of(request), self.app_state.reader(visitor_of(request))
+        for _ in reader.ahead(portrait, speech, STATUS_EVERY_S):
+            yield {self.parts.points: gr.skip()}  # so that a page that has gone away gives its place up
+        if not draws or asked.get("for") == portrait.name:
+            return asked
+        look = point_editor.look_at(portrait, self.app_state.examples, self.app_state.limits, reader=reader)
+        if look.picture is not None:
+            yield {self.parts.points: point_editor.question(look, portrait, language)}
+            raise BadInput(text(f"points_{look.verdict}", language))
+        return {"points": look.points}
+
+    def _stoppable(
+        self, request: gr.Request, work: Callable[[threading.Event], Iterator[Updates]]
+    ) -> Iterator[Updates]:
         """The updates of some work, and of the buttons; what goes on for the same page is stopped."""
         c, visit, language = self.parts.compare, request.session_hash or "", language_of(request)
         if (earlier := self._stops.get(visit)) is not None:

@@ -15,8 +15,9 @@ from avatar.events import Notice
 from avatar.media.speech import Speech
 from avatar.preset import Preset
 from avatar.settings import FORM
-from avatar.ui import compare_panel, live_tab, point_editor
+from avatar.ui import compare_section, live_tab, point_editor
 from avatar.ui.app_state import AppState, flat
+from avatar.ui.compare_panel import ComparePanel
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reports_errors
 from avatar.ui.i18n import Language, language_of, text
@@ -85,7 +86,7 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
         **{**queued, "show_progress": "minimal", "show_progress_on": [p.sample]},
     )
     live_tab.wire(page.live, parts, queued)
-    compare_panel.wire(compare_panel.ComparePanel(parts, app_state, page.generate), queued)
+    compare_section.wire(ComparePanel(parts, app_state, page.generate), queued)
     p.video.upload(reports_errors(page.video_taken), [p.video], [p.speech], **queued)
     kept = [p.preset, p.prompt, *form]
     keep: dict[str, Any] = {"fn": page.keep, "inputs": [p.saved, *kept], "outputs": [p.saved], **direct}

@@ -82,6 +82,8 @@ def _figure(video: PlayedVideo, language: Language) -> str:
 def _remark(english: str, labels: Sequence[str], language: Language) -> str:
     """ "B, lip sync: the mouth does not move."; a label, or an engine's words, stay as they are."""
     label = next((one for one in labels if english.startswith(one)), "")
+    if not label:  # of the whole comparison: in the page's words already
+        return english
     about, colon, why = english.removeprefix(label).partition(": ")
     known = [compared_words(one, language, whole=True) for one in (about.removeprefix(", "), why.rstrip("."))]
     between = ", " if about else ""
