@@ -72,9 +72,10 @@ def test_two_made_videos_play_in_step_for_their_owner(private: Server, visit: Vi
     assert alice.errors == []
 
     page.click("#compare-ways button[role=tab]:nth-child(1)")
+    page.evaluate("document.querySelector('#compare-table table').id = 'earlier'")
     page.click("#compare-go")
-    page.wait_for_selector("#compare-table:not(:has(table))", state="attached")
-    page.wait_for_selector(MEASURED)
+    page.wait_for_selector(MEASURED.replace(":has(p)", ":not(:has(#earlier)):has(p)"))
+    assert page.inner_text("#compare-table") == table, "measured once, told twice"
 
     bob = visit(private.url)
     open_section(bob)

@@ -16,7 +16,9 @@ from engines import ScriptedEngine
 from avatar.compare.result import DONE, Comparison, Row
 from avatar.compare.table import MEASURED, RUN
 from avatar.errors import AvatarError, BadInput, Cancelled
+from avatar.events import Event
 from avatar.preset import load_presets
+from avatar.request import Request
 from avatar.runtime.bounded_process import BoundedJob
 from avatar.runtime.gallery import About, Gallery, owner_hash
 from avatar.settings import FORM
@@ -28,6 +30,7 @@ from avatar.ui.job_queue import JobQueue
 from avatar.ui.panels.compare import PlayedVideo, render_players, render_table
 from avatar.ui.run import Generate, PageRuns
 from avatar.ui.translations import COMPARED
+from tests.fixtures.server import wait_until
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 PORTRAIT = ASSETS / "portraits" / "astronaut.jpg"
@@ -62,6 +65,14 @@ class Measuring:
 
     def close(self) -> None:
         self.begun.clear()
+
+
+class FirstFails(ScriptedEngine):
+    """The first run fails at once; the next goes on until it is stopped."""
+
+    def stream(self, request: Request) -> Iterator[Event]:
+        self.fail_at, self.hold = (None, True) if self.requests else (0, False)
+        yield from super().stream(request)
 
 
 class Page:
@@ -238,10 +249,11 @@ def test_stop_ends_both_runs(page):
 
 
 def test_what_fails_is_said_and_the_other_run_ends(page):
-    p = page(ScriptedEngine(fail_at=0, error=AvatarError("The disk is full.", "Free some.")))
+    p = page(FirstFails(error=AvatarError("The disk is full.", "Free some.")))
     with pytest.raises(AvatarError, match="disk is full"):
         list(p.make("size", "320*320", "256*256"))
-    assert len(p.engine.requests) == 1
+    wait_until(lambda: p.job_queue.running is None, "the second has ended")
+    assert p.app_state.gallery.entries() == []
 
 
 @pytest.mark.parametrize(
