@@ -63,5 +63,5 @@ def wire(panel: ComparePanel, queued: dict[str, Any]) -> None:
 def _dropdown(key: str, elem_id: str, **options: Any) -> gr.Dropdown:
     """Its choices come with the page; what was chosen is looked at by us, in the visitor's language."""
     dropdown = gr.Dropdown([], value=None, label=word(key), elem_id=elem_id, min_width=200, **options)
-    dropdown.preprocess = words  # type: ignore[method-assign]
+    dropdown.preprocess = words  # type: ignore[method-assign, assignment]
     return dropdown
