@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from html import escape
+from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
 from avatar.compare.result import Comparison
 from avatar.compare.table import ABOUT, grid, remarks
+
+IN_STEP = Path(__file__).with_name("in_step.js")  # defines playInStep(root, words)
 
 _PAGE = Template("""<!doctype html>
 <!-- Made by Live Avatar -->
@@ -29,60 +32,17 @@ img { max-width: 100%; }
 </style>
 <h1>Comparison</h1>
 <div id="videos">$videos</div>
-<div id="bar"><button id="play">Play</button>
-<input id="place" type="range" min="0" max="1" step="any" value="0" aria-label="Place in the videos">
-<output id="time">0.0 s</output></div>
+<div id="bar"><button id="play" data-step="play">Play</button>
+<input id="place" data-step="place" type="range" min="0" max="1" step="any" value="0"
+  aria-label="Place in the videos">
+<output data-step="time">0.0 s</output></div>
 <p>One video is heard at a time: click a video, or press its number, to hear it.</p>
 <div class="wide"><table><thead><tr>$heads</tr></thead><tbody>$rows</tbody></table></div>
 <ul>$remarks</ul>
 $strips
 <p>$about</p>
-<script>
-const videos = [...document.querySelectorAll("video")], play = document.getElementById("play");
-const place = document.getElementById("place"), time = document.getElementById("time");
-const STEP_S = 0.04;  // a frame: further apart, a video is put back in step
-let playing = false;
-const clock = () => videos.reduce((a, b) => (a.duration || 0) >= (b.duration || 0) ? a : b);
-const hear = (heard) => videos.forEach((video) => {
-  video.muted = video !== heard;
-  video.parentElement.classList.toggle("heard", video === heard);
-});
-const seek = (to) => videos.forEach((video) => {
-  video.currentTime = Math.min(to, (video.duration || to));
-});
-const run = (on) => {
-  playing = on;
-  play.textContent = on ? "Pause" : "Play";
-  videos.forEach((video) => on && !video.ended ? video.play() : video.pause());
-};
-const follow = () => {
-  if (!videos.length) return;
-  const lead = clock(), now = lead.currentTime;
-  videos.forEach((video) => {
-    const off = now - video.currentTime, over = now >= video.duration;
-    if (playing && video !== lead && !video.seeking && !over && Math.abs(off) > STEP_S) {
-      if (Math.abs(off) > 0.3) { video.currentTime = now; video.playbackRate = 1; }
-      else video.playbackRate = 1 + Math.max(-0.2, Math.min(0.2, off * 2));
-    } else video.playbackRate = 1;
-  });
-  if (lead.duration && document.activeElement !== place) place.value = now / lead.duration;
-  time.textContent = now.toFixed(1) + " s";
-  if (lead.ended && playing) run(false);
-  requestAnimationFrame(follow);
-};
-play.onclick = () => {
-  if (!playing && videos.length && clock().ended) seek(0);
-  run(!playing);
-};
-place.oninput = () => { seek(place.value * (clock().duration || 0)); };
-place.onchange = () => place.blur();
-videos.forEach((video) => { video.onclick = () => hear(video); });
-document.onkeydown = (event) => {
-  if (event.key === " " && event.target !== play) { event.preventDefault(); play.click(); }
-  const chosen = videos[Number(event.key) - 1];
-  if (chosen) hear(chosen);
-};
-if (videos.length) { hear(videos[0]); follow(); }
+<script>$script
+playInStep(document.body);
 </script></html>
 """)
 
@@ -109,4 +69,5 @@ def html(comparison: Comparison) -> str:
         remarks="".join(f"<li>{escape(text)}</li>" for text in remarks(comparison)),
         strips="".join(strips),
         about=escape(ABOUT),
+        script=IN_STEP.read_text(encoding="utf-8"),
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar.checkpoints.lora_files import parse_loras
+from avatar.compare.bounded import BoundedMeasuring
 from avatar.errors import AvatarError, BadInput
 from avatar.hardware.inventory import Inventory, probe
 from avatar.live.state import LiveState
@@ -84,6 +85,7 @@ class AppState:
         self.speakers: Speakers | None = None if self.uploads is None else Speakers(self.uploads, self.limits)
         self.owners = Owners(self.job_queue, self.keep_running_s)
         self.segments = Segments(self.scratch / "live")
+        self.measuring = BoundedMeasuring()
         self._closed = threading.Event()
         self._probing = threading.Lock()
         self._probed: tuple[float, Inventory] | None = None
@@ -354,6 +356,7 @@ class AppState:
             self.readings.close()
         if self.speakers is not None:
             self.speakers.close()
+        self.measuring.close()
         self.model.close()
         self.job_queue.close()
         if self.webhook is not None:

@@ -55,5 +55,6 @@ class PageComponents:
     several: gr.UploadButton
     gauges: gr.HTML
     gallery: gr.HTML
+    compare: dict[str, Any]
     saved: gr.BrowserState
     owner: gr.State

@@ -16,8 +16,9 @@ from avatar.media.speech import Speech
 from avatar.preset import Preset
 from avatar.runtime.gallery import owner_hash
 from avatar.settings import FORM
-from avatar.ui import framing_panel, live_tab, point_editor
+from avatar.ui import compare_section, framing_panel, live_tab, point_editor
 from avatar.ui.app_state import AppState, flat
+from avatar.ui.compare_panel import ComparePanel
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reports_errors
 from avatar.ui.i18n import Language, language_of, text
@@ -99,6 +100,7 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
         **{**queued, "show_progress": "minimal", "show_progress_on": [p.sample]},
     )
     live_tab.wire(page.live, parts, queued)
+    compare_section.wire(ComparePanel(parts, app_state, page.generate), queued)
     p.video.upload(reports_errors(page.video_taken), [p.video], [p.speech], **queued)
     kept = [p.preset, p.prompt, *form]
     keep: dict[str, Any] = {"fn": page.keep, "inputs": [p.saved, *kept], "outputs": [p.saved], **direct}

@@ -14,9 +14,13 @@ from starlette.requests import HTTPConnection
 
 from avatar.errors import AvatarError
 from avatar.planning.plan import describe
-from avatar.ui.translations import ITEMS, NOTICES, RUNGS, TEXT
+from avatar.ui.translations import COMPARED, ITEMS, NOTICES, RUNGS, TEXT
 
 Language = str  # "en" or "zh"
+
+_COMPARED = re.compile(
+    "|".join(rf"\b{re.escape(one)}(?!\w)" for one in sorted(COMPARED, key=len, reverse=True))
+)
 
 
 def text(key: str, language: Language, **values: object) -> str:
@@ -44,6 +48,16 @@ def rung_words(rung: str, code: str, english: str, values: Mapping[str, object],
 def item_words(name: str, language: Language) -> str:
     """An item of a plan."""
     return ITEMS.get(name, describe(name)) if language == "zh" else describe(name)
+
+
+def compared_words(english: str, language: Language, whole: bool = False) -> str:
+    """A heading or cell of a comparison's table; what has no other words stays English.
+
+    whole: all of it or nothing, for text that may hold others' words.
+    """
+    if language != "zh" or whole:
+        return COMPARED.get(english, english) if language == "zh" else english
+    return _COMPARED.sub(lambda found: COMPARED[found[0]], english)
 
 
 def language_of(request: gr.Request | HTTPConnection | None) -> Language:

@@ -10,7 +10,7 @@ from gradio.utils import get_upload_folder
 
 from avatar.checkpoints.lora_files import known_loras
 from avatar.settings import FORM, SETTINGS, refusal
-from avatar.ui import jobs_panel, point_editor, typing_tab
+from avatar.ui import compare_section, jobs_panel, point_editor, typing_tab
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.i18n import browser_table
@@ -92,6 +92,7 @@ def _layout(app_state: AppState) -> PageComponents:
             parts |= _inputs(app_state)
         with gr.Column(scale=7, min_width=320, elem_id="output"):
             parts |= _output()
+    parts["compare"] = compare_section.section()
     parts["gallery"] = _panel("gallery")
     gr.HTML(word("footer"), html_template="<p>${value}</p>", apply_default_css=False, elem_id="footer")
     parts["saved"] = gr.BrowserState({}, storage_key="live-avatar", secret="live-avatar")
