@@ -235,7 +235,7 @@ def test_random_weights_are_timed_without_any_file(here, capsys):
         (["gone.mp4"], "gone.mp4 does not exist"),
         (["gone.mp4", "--vary", "seed=1"], "compared as they are"),
         (["--vary", "seed=1", "--image", str(SPEECH), "--audio", str(SPEECH)], "01_flite.flac"),
-        ([*MAKE[1:], "--vary", "seed=1,2", "--seed", "3"], "given and varied"),
+        ([*MAKE[1:], "--vary", "seed=1,2", "--seed", "3"], "both fixed and varied"),
         ([*MAKE[1:], "--preset", "cpu-preview", "--vary", "infer_frames=48"], "cannot honour infer_frames"),
         ([*MAKE[1:], "--preset", "self-test", "--vary", "infer_frames=47"], "infer_frames"),
     ],

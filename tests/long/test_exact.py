@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from dataclasses import replace
@@ -26,7 +27,7 @@ from tests.long.runs import (
     run_diffusion,
 )
 
-NUM_KILLS = 20
+NUM_KILLS = int(os.environ.get("AVATAR_TEST_KILLS", "4"))
 LONG_S = 120.0  # no run takes so long
 
 

@@ -280,7 +280,7 @@ def test_a_forged_rate_is_refused_before_decoding(tmp_path: Path, monkeypatch: p
 def test_decoding_is_bounded_whatever_the_rate(tmp_path: Path) -> None:
     limits = InputLimits(max_speech_s=30)
     path = constant_flac(tmp_path / "dense.flac", 384_000, 30)
-    with pytest.raises(BadInput, match=r"too much sound to decode \(8 channels at 384000 Hz\)"):
+    with pytest.raises(BadInput, match=r"too much audio to decode \(8 channels at 384000 Hz\)"):
         check_speech(path, limits=limits)
     assert check_speech(constant_flac(tmp_path / "short.flac", 384_000, 3), limits=limits).duration_s > 2
 

@@ -47,8 +47,8 @@ def test_points_survive_json() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, "not a set of named points"),
-        ([0.5, 0.5], "not a set of named points"),
+        (None, "must be an object of named points"),
+        ([0.5, 0.5], "must be an object of named points"),
         ({}, "the left mouth corner, the right mouth corner"),
         (without("chin"), "the chin missing"),
         (without("inner_lip_top"), "the lower edge of the upper lip missing"),

@@ -282,7 +282,7 @@ PICTURES = [
                 (b"\xff\xfe\xff", "cannot be read as JSON"),
                 (b"[" * 100_000, "cannot be read as JSON"),
                 (b"[]", 'has no "points"'),
-                (b'{"points": 3}', "not a set of named points"),
+                (b'{"points": 3}', "must be an object of named points"),
                 (b'{"points": {}}', "incomplete"),
                 (b'{"points": {"nose": [0, 0]}}', "not a face point"),
                 (b'{"points": {"chin": [0.5]}}', "not a pair|missing"),

@@ -85,7 +85,7 @@ def test_a_language_that_cannot_be_read_says_what_to_install(monkeypatch: pytest
 
 
 def test_without_the_embedded_voice_english_is_read_by_misaki(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(phonemes.embedded, "checked", lambda: False)
+    monkeypatch.setattr(phonemes.hibari_voices, "checked", lambda: False)
     monkeypatch.setattr(phonemes, "_misaki_english", lambda british: lambda text: (f"{text}-{british}", None))
     assert phonemes.phonemes("hi", "b", EmbeddedVoices().phonemes) == "hi-True"
 
@@ -108,7 +108,7 @@ def test_a_damaged_file_is_reported(kokoro: KokoroVoices, kokoro_files: Path, br
 
 
 def test_a_file_with_another_digest_is_not_kept(kokoro_hub: Hub, kokoro_files: Path):
-    with pytest.raises(VoiceUnavailable, match="not the file that it should be"):
+    with pytest.raises(VoiceUnavailable, match="has the wrong checksum"):
         voice_files.fetched(REPO, TOKENIZER, "0" * 64)
     assert not voice_files.here(REPO, TOKENIZER)
     assert voice_files.fetched(REPO, TOKENIZER).read_bytes() == (kokoro_files / TOKENIZER).read_bytes()
