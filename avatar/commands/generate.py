@@ -30,7 +30,7 @@ from avatar.commands.setting_flags import (
 from avatar.commands.signals import stopped_by_signals
 from avatar.commands.voice_flags import add_speaking, script_of
 from avatar.errors import BadInput, Cancelled
-from avatar.events import Event, Finished, Notice, PartDone, Progress, Segment
+from avatar.events import Event, Finished, Notice, PartDone, PlanMade, Progress, Segment
 from avatar.hardware.inventory import Inventory, probe
 from avatar.long.job import Job
 from avatar.media.files import joined_name, minutes
@@ -229,7 +229,7 @@ def _show_json(request: Request) -> Iterator[Any]:
     started = {"preset": preset.name, "engine": preset.engine, "num_frames": request.num_frames}
     started |= {"width": size.width, "height": size.height}
     write_json({"event": "started", **started})
-    yield lambda event: write_json({"event": type(event).__name__.lower(), **asdict(event)})
+    yield lambda event: write_json(_as_json(event))
 
 
 @contextmanager
@@ -297,3 +297,10 @@ def _pace(progress: Progress) -> str:
 
 def _output_name(image: Path, audio: Path) -> Path:
     return OUTPUTS / f"{joined_name(image.stem, audio.stem, f'{datetime.now():%Y%m%d-%H%M%S}')}.mp4"
+
+
+def _as_json(event: Event) -> dict[str, Any]:
+    """One event for programs: its name and fields; a plan as `plan --json` prints it."""
+    if isinstance(event, PlanMade):
+        return {"event": "plan", **event.plan.as_dict()}
+    return {"event": type(event).__name__.lower(), **asdict(event)}

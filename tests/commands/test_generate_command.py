@@ -50,7 +50,11 @@ def test_json_lines_tell_every_event(inputs, machine, engine, capsys):
     assert sum(event["num_frames"] for event in events if event["event"] == "segment") == 75
     assert events[-1]["event"] == "finished"
     assert events[-1]["video"] == "out.mp4"
-    assert {"started", "progress", "segment", "finished"} >= {event["event"] for event in events}
+    assert {"started", "plan", "progress", "segment", "finished"} >= {event["event"] for event in events}
+    [plan] = [event for event in events if event["event"] == "plan"]
+    assert plan["preset"] == "cpu-preview"
+    assert plan["fits"]
+    assert plan["host"]["peak_bytes"] > 0
 
 
 def test_nothing_is_left_behind(inputs, machine, engine, tmp_path, monkeypatch):
