@@ -37,7 +37,7 @@ class Webhook:
     """Posts news to one address, one after another in a thread of its own; a failure is logged, no more."""
 
     def __init__(self, url: str, pause_s: float = PAUSE_S) -> None:
-        """Raises: BadInput for what is no address."""
+        """Raises: BadInput for what is not a valid address."""
         self._url = check_url(url)
         self._pause_s = pause_s
         self._news: queue.Queue[News | None] = queue.Queue(MOST_WAITING)
@@ -112,6 +112,6 @@ def check_url(url: str) -> str:
         good = False
     if not good or any(letter.isspace() or not letter.isprintable() for letter in url):
         raise BadInput(
-            f"--notify-url {url[:80]!r} is no address.", "Give one that begins with https:// or http://."
+            f"--notify-url {url[:80]!r} is not a valid address.", "Give one that begins with https:// or http://."
         )
     return url

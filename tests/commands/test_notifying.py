@@ -36,5 +36,5 @@ def test_nobody_waits_for_an_address_that_fails(inputs, machine, engine, capsys)
 def test_a_wrong_address_is_refused_before_anything_loads(inputs, machine, engine, capsys, url):
     opened = engine()
     assert main([*inputs, "--output", "out.mp4", "--notify-url", url]) == 2
-    assert "is no address" in capsys.readouterr().err
+    assert "is not a valid address" in capsys.readouterr().err
     assert opened == []

@@ -88,7 +88,7 @@ def test_an_address_where_nobody_listens_is_logged_and_no_more(caplog):
     ],
 )
 def test_what_is_no_address_is_refused(url):
-    with pytest.raises(BadInput, match="is no address"):
+    with pytest.raises(BadInput, match="is not a valid address"):
         check_url(url)
     with pytest.raises(BadInput):
         Webhook(url)

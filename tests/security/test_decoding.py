@@ -95,7 +95,7 @@ def test_who_goes_away_gives_the_place_up(stranger: Make, server: Server, slow: 
     refused = server.log.read_text().count("SIGXCPU")
     visitor = stranger("203.0.113.3")
     begun = visitor.begin(
-        visitor.event("portrait", "change"), [visitor.upload(slow, f"{time.time_ns()}.jpg"), None]
+        visitor.event("portrait", "change"), [visitor.upload(slow, f"{time.time_ns()}.jpg"), "auto"]
     )
     busy: list[int] = []
 
