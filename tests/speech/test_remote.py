@@ -57,7 +57,7 @@ def test_without_a_key_none_is_sent(server: SpeechServer):
         (403, "does not accept the key"),
         (404, "no /audio/speech"),
         (400, "refuses the voice 'alloy'"),
-        (429, "enough requests"),
+        (429, "rate-limiting"),
         (500, "fails (status 500)"),
     ],
 )
