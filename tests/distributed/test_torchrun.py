@@ -362,7 +362,7 @@ def test_what_is_no_address_is_refused(text):
 @pytest.mark.parametrize(
     ("env", "words"),
     [
-        ({}, "torchrun's environment is missing"),
+        ({}, "its environment is missing"),
         ({"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "3"}, "takes 2 ranks"),
         (
             {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},

@@ -97,7 +97,7 @@ def test_visitors_and_the_line_are_limited(ask):
     with pytest.raises(LiveFull, match="already"):
         ask("a")
     ask("b"), ask("c")
-    with pytest.raises(LiveFull, match="line"):
+    with pytest.raises(LiveFull, match="queue"):
         ask("d")
 
 

@@ -206,7 +206,7 @@ def test_the_self_tests_toy_model_is_not_compiled(monkeypatch):
     assert pieces_of(real, CUDA) is marked
     for preset, pieces in ((toy, EAGER), (real, marked)):
         source = DiffusionPipeline(preset)
-        source._use(SimpleNamespace(device=CUDA), preset.memory)
+        source._use(SimpleNamespace(device=CUDA), preset)
         assert source.pieces is pieces
     decoders = []
     decoder = "avatar.pipeline.pipeline.StreamingDecoder"

@@ -51,10 +51,10 @@ def test_without_triton_a_gpu_keeps_attention_in_bf16(monkeypatch, caplog):
 
 def test_a_kernel_that_is_off_is_not_taken(monkeypatch, caplog):
     monkeypatch.setattr(selection, "_difference", lambda *arguments: float("nan"))
-    monkeypatch.setitem(sys.modules, "avatar.model.kernels.attention", selection.eight_bit)
+    monkeypatch.setitem(sys.modules, "avatar.model.kernels.attention", selection.attention_8bit)
     fake = type("Module", (), dict.fromkeys(("quantise_queries", "write")))
     monkeypatch.setitem(sys.modules, "avatar.model.kernels.qkv", fake)
-    monkeypatch.setattr("avatar.model.kernels.attention", selection.eight_bit, raising=False)
+    monkeypatch.setattr("avatar.model.kernels.attention", selection.attention_8bit, raising=False)
     monkeypatch.setattr("avatar.model.kernels.qkv", fake, raising=False)
     monkeypatch.setattr(selection, "find_spec", lambda name: True)
     assert eight_bit_on.__wrapped__(torch.device("cuda", 0), 2, 32) is None
