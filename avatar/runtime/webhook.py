@@ -112,6 +112,7 @@ def check_url(url: str) -> str:
         good = False
     if not good or any(letter.isspace() or not letter.isprintable() for letter in url):
         raise BadInput(
-            f"--notify-url {url[:80]!r} is not a valid address.", "Give one that begins with https:// or http://."
+            f"--notify-url {url[:80]!r} is not a valid address.",
+            "Give one that begins with https:// or http://.",
         )
     return url

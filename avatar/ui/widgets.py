@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,13 @@ class GuardedBlocks(gr.Blocks):
                 inputs = [*inputs, *(first_value(one) for one in block_fn.inputs[len(inputs) :])]
             return await super().process_api(block_fn, inputs, **options)
 
-    async def preprocess_data(self, *given: Any, **options: Any) -> list[Any]:
-        """What components make of the values sent. Raises: ValueNotUnderstood."""
+    async def preprocess_data(
+        self, block_fn: Any, inputs: list[Any], state: Any, *more: Any, **options: Any
+    ) -> list[Any]:
+        """Turn the values sent into handlers' arguments. Raises: ValueNotUnderstood."""
+        keep_own(block_fn.inputs, state)
         try:
-            return await super().preprocess_data(*given, **options)
+            return await super().preprocess_data(block_fn, inputs, state, *more, **options)
         except (ComponentProcessingError, ValidationError) as error:
             log.info("a value was not understood: %s", error)
             raise ValueNotUnderstood from None
@@ -58,6 +62,18 @@ def _are_files(component: Any, value: Any) -> bool:
     if getattr(component, "file_count", "single") == "multiple":
         return value is None or (isinstance(value, list) and all(isinstance(one, dict) for one in value))
     return value is None or isinstance(value, dict)
+
+
+def keep_own(components: Iterable[Any], state: Any) -> None:
+    """Give a session's copies of components our own preprocess and postprocess.
+
+    Gradio rebuilds a component from its arguments when a session updates it, and drops what was set on it.
+    """
+    for component in components:
+        if state is not None and component._id in state:
+            for name in ("preprocess", "postprocess"):
+                if name in vars(component):
+                    setattr(state[component._id], name, vars(component)[name])
 
 
 def first_value(component: Any) -> Any:

@@ -27,6 +27,7 @@ def bench(flags: list[str], output: Path, capsys) -> dict:
     return figures
 
 
+@pytest.mark.slow
 def test_a_layout_is_timed_end_to_end_and_rank_by_rank(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     flags = ["--parallel", "timesteps", "--num_gpus_dit", "2", "--enable_vae_parallel", "--blocks", "18"]
@@ -50,6 +51,7 @@ def test_a_layout_is_timed_end_to_end_and_rank_by_rank(tmp_path: Path, monkeypat
     assert abs(parts["received"] - whole["first_frame_other_portrait_s"]) < 1.0  # by two clocks
 
 
+@pytest.mark.slow
 def test_a_slice_of_a_pipeline_is_what_the_whole_one_has_there(tmp_path: Path, monkeypatch, capsys):
     """Two of three layers over two ranks; each block's tokens cross once a step, with all that goes along."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -63,6 +65,7 @@ def test_a_slice_of_a_pipeline_is_what_the_whole_one_has_there(tmp_path: Path, m
     assert figures["ranks"][0]["sent_bytes_per_block"] > steps * tokens * CONFIG.dim * 4  # float32
 
 
+@pytest.mark.slow
 def test_shards_are_gathered_before_a_run_is_timed(tmp_path: Path, monkeypatch, capsys):
     """One block is enough for that; nothing is settled by then, and that is said."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

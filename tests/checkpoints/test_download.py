@@ -200,6 +200,7 @@ def test_a_revision_is_asked_for(hub: Hub, tmp_path: Path) -> None:
     assert f"{LORA_REPO} has no revision 'v9'" in refused["text"]
 
 
+@pytest.mark.slow
 def test_an_unknown_repository_and_a_silent_hub_are_distinguished(hub: Hub, tmp_path: Path) -> None:
     del hub.repos[LORA_REPO]
     unknown = run(hub, tmp_path / "home")
@@ -228,6 +229,7 @@ def large_hub(hub: Hub) -> Hub:
     return hub
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_cache", [True, False])
 def test_a_download_that_is_killed_three_times_goes_on(
     large_hub: Hub, tmp_path: Path, in_cache: bool

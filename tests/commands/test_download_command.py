@@ -36,6 +36,7 @@ def command(hub: Hub, home: Path, *arguments: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.slow
 def test_both_repositories_come_and_are_found(checkpoint_copy, tmp_path, monkeypatch):
     target = tmp_path / "weights"
     with serve(

@@ -89,6 +89,7 @@ def test_the_preview_engine_is_compared_end_to_end(here, capsys):
         assert len(beside.streams.audio) == 1
 
 
+@pytest.mark.slow
 def test_the_self_test_engine_is_compared_end_to_end(here, capsys):
     wanted = ["--preset", "self-test", "--vary", "infer_frames=48,32", "--vary", "sample-steps=2"]
     assert main([*MAKE, *wanted, "--output", "out", "--json", "--no_side_by_side"]) == 0

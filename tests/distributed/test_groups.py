@@ -273,6 +273,7 @@ def results(tmp_path_factory) -> dict[str, Any]:
     return ranks.play(CASES, tmp_path_factory.mktemp("ranks"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EQUAL)
 def test_a_layout_gives_what_one_device_gives(name, results):
     result = results[name]

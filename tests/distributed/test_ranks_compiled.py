@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from avatar.geometry import FPS, Size
 from avatar.media.intake import open_request
@@ -24,6 +25,7 @@ def frames(source: FrameSource, request: Request) -> np.ndarray:
     return np.concatenate(batches)
 
 
+@pytest.mark.slow
 def test_compiled_ranks_give_what_one_device_gives(tmp_path: Path, tiny_checkpoint, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     alone = load_preset("self-test")

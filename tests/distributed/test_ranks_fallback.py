@@ -140,6 +140,7 @@ CASES = {  # the layout, the preset, and who is full at what, how often called
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_full_rank_ends_the_group_and_a_fresh_one_goes_on(name, ask, full, tiny_checkpoint):
     settings, preset, (rank, what, call) = CASES[name]
@@ -160,6 +161,7 @@ def test_a_full_rank_ends_the_group_and_a_fresh_one_goes_on(name, ask, full, tin
     assert not (request.work / FILE).exists()
 
 
+@pytest.mark.slow
 def test_without_a_rung_left_the_full_gpu_is_named(ask, full, tiny_checkpoint):
     request = ask(SHORTER.with_settings(layout="layers", num_gpus_dit=2))
     full(1, "take", 22)  # a buffer for what comes from the other rank, at LATE

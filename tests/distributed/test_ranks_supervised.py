@@ -84,6 +84,7 @@ def gone(pids: list[int]) -> bool:
     return not any(psutil.pid_exists(pid) for pid in pids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 def test_every_rank_has_a_share_and_all_stay_warm(ask, num_ranks):
     source = RankedSource(preset_of(num_ranks), roles=ROLES, limits=LIMITS)
@@ -158,6 +159,7 @@ def test_ranks_tell_their_part_and_their_load(pair, ask):
     assert all(0 < rank.busy_percent <= 100 for rank in last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_killed_again_before_the_first_frame_is_named(pair, ask, rank):
     make(pair, ask(seconds=0.2))
@@ -169,6 +171,7 @@ def test_a_rank_killed_again_before_the_first_frame_is_named(pair, ask, rank):
     assert not set(before) & set(pids(pair))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -196,6 +199,7 @@ def test_a_rank_is_lost_and_fresh_ones_go_on(pair, ask, fault, words):
     assert gone(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "error", "words"),
     [

@@ -72,6 +72,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", [LAYERS, FSDP], ids=["layers and a decode rank", "fsdp"])
 def test_warm_ranks_encode_prompt_after_prompt_as_one_device_does(preset, ask, tiny_checkpoint):
     alone, made = DiffusionPipeline(ALONE, tiny_checkpoint), []
@@ -84,6 +85,7 @@ def test_warm_ranks_encode_prompt_after_prompt_as_one_device_does(preset, ask, t
     assert np.abs(made[0].astype(int) - made[1]).max() > 1
 
 
+@pytest.mark.slow
 def test_no_run_that_ends_early_leaves_ranks_out_of_step(ask, checkpoint_copy):
     """Refused, without weights, cancelled while the prompt is encoded, and after it is."""
     file, aside = checkpoint_copy / OFFICIAL.text_encoder, checkpoint_copy / "aside"

@@ -82,6 +82,7 @@ def results(tmp_path_factory, tiny_checkpoint, tiny_diffusers_checkpoint, world_
     return ranks.play(cases, tmp_path_factory.mktemp("ranks"), num_ranks=world_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pth", "folder"])
 def test_ranks_encode_a_prompt_as_one_device_does(name, results, tiny_checkpoint):
     result = results[f"encoded_{name}"]

@@ -198,6 +198,7 @@ def test_cancel_leaves_them_ready(source, ask):
     assert len(make(source, ask())) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -215,6 +216,7 @@ def test_a_lost_rank_ends_the_run_and_torchrun_starts_fresh_ones(source, ask, fa
     assert not list(their_folder.rglob("portrait.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"),
     [("kill 0 at 8", "closed its connection"), ("stop 1 at 8", "gave no sign of life|no progress")],
@@ -230,6 +232,7 @@ def test_a_rank_is_lost_and_those_that_torchrun_starts_go_on(source, ask, fault,
     assert re.search(words, notice.text)
 
 
+@pytest.mark.slow
 def test_full_ranks_are_started_anew_and_go_on_a_rung_lower(source, ask):
     preset = replace(PRESET.with_settings(infer_frames=36), fallback=Fallback(("infer_frames",)))
     items: list[object] = []  # it happens in each group

@@ -58,6 +58,7 @@ def kill_and_resume(one, folder: Path, run, *arguments: object) -> None:
     assert packets(again) == expected
 
 
+@pytest.mark.slow
 def test_diffusion_killed_at_random_moments(tmp_path, tiny_checkpoint):  # noqa: F811
     one = job(tmp_path, 2.4, preset=SELF_TEST, checkpoint_every=1, resume=True)
     kill_and_resume(one, tmp_path, run_diffusion, tiny_checkpoint)

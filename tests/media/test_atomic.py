@@ -89,5 +89,5 @@ def test_only_one_module_puts_what_was_written_in_its_place() -> None:
     assert not renames("text.replace('a', 'b')")
     files = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in ROOT.rglob("*.py")}
     found = {name for name, source in files.items() if renames(source)} - MOVES
-    appended = {"long/ledger.py", "checkpoints/file_download.py"}  # each piece synced, a download then renamed
+    appended = {"long/ledger.py", "checkpoints/file_download.py"}  # each piece is synced
     assert found == {"media/atomic.py", *appended}

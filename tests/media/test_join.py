@@ -106,6 +106,7 @@ def test_what_is_joined_can_be_joined_again(parts, tmp_path):
     assert np.array_equal(decode_sound(again), decode_sound(joined))
 
 
+@pytest.mark.slow
 def test_no_drift_however_long(tmp_path):
     """Fifteen parts of a minute, of tiny pictures all alike: clicks of the speech are where they were."""
     minutes, rate = 15, 48_000

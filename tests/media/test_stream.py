@@ -421,6 +421,7 @@ def test_segment_lengths(num_frames: int, segment_s: float) -> None:
     assert len(lengths) == 1 or lengths[-1] >= opening // 2, "no crumb at the end"
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_in_twenty_minutes(ask: Ask) -> None:
     class Endless(Source):
         def frames(

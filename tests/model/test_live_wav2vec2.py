@@ -38,6 +38,7 @@ def one_pass(encoder: SpeechEncoder, recording: Recording) -> Tensor:
     return whole.frames(0, NUM_BLOCKS * BLOCK_FRAMES)
 
 
+@pytest.mark.slow
 def test_features_near_one_pass_as_window_and_look_ahead_grow(encoder, record_property):
     recording = Recording(NUM_BLOCKS * BLOCK_FRAMES / FPS + 2)
     whole, settled = one_pass(encoder, recording), slice(5 * FPS, None)

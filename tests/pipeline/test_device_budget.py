@@ -109,6 +109,7 @@ def faked(conditions: Conditions) -> Conditions:
     return Conditions(*parts, HeldAudio(audio), fake(conditions.pose), fake(conditions.masks))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_card")
 @pytest.mark.parametrize("ring_dtype", [torch.bfloat16, FLOAT8])
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a[:length], b[:length])[0, 1])
 
 
+@pytest.mark.slow
 def test_every_portrait_opens_its_mouth_as_driven(takes: list[Take]) -> None:
     for portrait in CAST:
         own = [take for take in takes if take.portrait == portrait]

@@ -109,6 +109,7 @@ def test_silence_breathes_blinks_and_looks_about():
     assert sum(pose.blink > 0.9 for pose in moved) >= 4
 
 
+@pytest.mark.slow
 def test_an_hour_keeps_memory_delay_and_lips_in_step(tmp_path):
     """An hour, a tenth of it spoken: what is held is counted, and so is the delay."""
     write_speech(ROOT / "assets" / "speech" / "hello-en.flac", tmp_path / "speech.wav")

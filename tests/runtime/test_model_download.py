@@ -38,6 +38,7 @@ def until(fetch: ModelFetch, holds: Callable[[FetchReading], bool]) -> FetchRead
     return reading
 
 
+@pytest.mark.slow
 def test_it_is_paused_and_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
     target = tmp_path / "weights"
     fetch = ModelFetch(fetch_command(target))

@@ -182,6 +182,7 @@ MOMENTS = {  # what fails, and how many frames are shown by then
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_goes_on_a_rung_lower_from_the_last_block_shown(moment, ask, source, expected):
     given, shown = MOMENTS[moment]

@@ -45,6 +45,7 @@ def decoders(server: Server) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_wide_pictures_take_no_memory_of_the_server(stranger: Make, server: Server):
     """1064 bytes each, and 720 MiB to decode; eight at once."""
     ask(stranger(), PORTRAIT)
@@ -69,6 +70,7 @@ def test_wide_pictures_take_no_memory_of_the_server(stranger: Make, server: Serv
     assert all(rss < 400 * 2**20 for rss in kept), "a process that has grown is replaced"
 
 
+@pytest.mark.slow
 def test_one_visitors_slow_pictures_are_in_nobodys_way(stranger: Make, slow: Path):
     one, other = stranger("203.0.113.1"), stranger("203.0.113.2")
     payloads = [one.upload(slow, f"{number}.jpg") for number in range(6)]
@@ -112,6 +114,7 @@ def test_who_goes_away_gives_the_place_up(stranger: Make, server: Server, slow: 
     assert server.log.read_text().count("SIGXCPU") == refused, "it was not its time that ended it"
 
 
+@pytest.mark.slow
 def test_gradio_client_is_reported_as_well(server: Server, slow: Path, speech: Path, tmp_path: Path):
     client = Client(server.url, verbose=False, download_files=str(tmp_path / "down"))
     path = Path(shutil.copy(slow, tmp_path / "client.jpg"))

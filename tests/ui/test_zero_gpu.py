@@ -83,6 +83,7 @@ def space(tmp_path: Path) -> Iterator:
         server.stop()
 
 
+@pytest.mark.slow
 def test_the_model_runs_inside_the_lent_function_alone(space, tmp_path):
     page = space()
     for _ in range(2):
@@ -104,6 +105,7 @@ def test_the_preview_asks_for_no_gpu(space, tmp_path):
     assert page.notes == []
 
 
+@pytest.mark.slow
 def test_a_visitor_without_quota_reads_why(space, tmp_path):
     page = space(SPACES_STAND_IN_DOES="refuse")
     with pytest.raises(AppError, match="exceeded your ZeroGPU quota"):
@@ -111,6 +113,7 @@ def test_a_visitor_without_quota_reads_why(space, tmp_path):
     assert page.generate("cpu-preview", tmp_path) > 25
 
 
+@pytest.mark.slow
 def test_a_gpu_taken_away_leaves_a_video_in_the_gallery(space, tmp_path):
     page = space(SPACES_STAND_IN_DOES="abort")
     with pytest.raises(AppError, match="aborted"):
