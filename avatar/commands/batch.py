@@ -131,13 +131,13 @@ def _show_json(wanted: Wanted) -> Iterator[Any]:
 def _posting(post: Callable[[News], None], on_event: OnEvent) -> OnEvent:
     """The same, that also posts what becomes of each job; a video that was there already is no news."""
 
-    def told(name: str, event: Event | Outcome) -> None:
+    def report(name: str, event: Event | Outcome) -> None:
         if isinstance(event, Outcome) and event.state != "already":
             video = event.video.name if event.video else name
             post(News(name, event.state, video, event.num_frames / FPS))
         on_event(name, event)
 
-    return told
+    return report
 
 
 @contextmanager

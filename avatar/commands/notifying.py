@@ -1,4 +1,4 @@
-"""--notify_url: whoever waits for a command is told by HTTP what became of its videos."""
+"""The flag --notify_url: a command reports by HTTP what became of its videos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A webhook: whoever runs the server, or a command, is told by HTTP when a video is made or has failed."""
+"""A webhook: a server or a command reports by HTTP that a video is finished or has failed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Webhook:
         try:
             self._news.put_nowait(news)
         except queue.Full:
-            log.error("webhook: too much is waiting, nobody is told of %s", news.id)
+            log.error("webhook: too many reports are queued, %s is dropped", news.id)
 
     def close(self) -> None:
         """Wait, for a while, until what was posted is sent."""
@@ -71,7 +71,7 @@ class Webhook:
                 if trouble is None:
                     break
                 if not left:
-                    log.error("webhook: nobody was told of %s: %s", news.id, trouble)
+                    log.error("webhook: %s could not be reported: %s", news.id, trouble)
                     break
                 self._closed.wait(self._pause_s)
 

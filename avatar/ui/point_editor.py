@@ -135,8 +135,8 @@ def concerns_about(
     height, width = shown.pixels.shape[:2]
     size = video_size(preset.engine, width, height, preset.generation.size)
     face = None if points else find_face(shown.pixels).face
-    told = [one for one in shown.notices if one.code == "small_crop"]
-    return (*told, *concerns(shown.pixels, face, size, portrait.name))
+    small = [one for one in shown.notices if one.code == "small_crop"]
+    return (*small, *concerns(shown.pixels, face, size, portrait.name))
 
 
 def editor(elem_id: str) -> gr.HTML:
