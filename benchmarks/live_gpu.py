@@ -2,8 +2,8 @@
 
     python -m benchmarks.live_gpu --seconds 60
 
-Sound arrives in real time. A block's delay is that of its first frame, which waits longest: from when its
-sound was spoken until its decoded picture is on the host.
+Sound arrives in real time, four seconds of it and one of silence. A block's delay is that of its first frame,
+which waits longest: from when its sound was spoken until its decoded picture is on the host.
 """
 
 from __future__ import annotations
@@ -41,15 +41,17 @@ def main() -> None:
     parser.add_argument("--preset", default="live", help="a live preset, or a .toml file")
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--size", default=None)
+    parser.add_argument(
+        "--sessions", type=int, default=3, help="one after another: the first builds the graphs"
+    )
     args = parser.parse_args()
     preset = live_preset(args.preset).with_settings(sample_steps=args.steps, size=args.size)
     source = DiffusionPipeline(preset, models=MadeModels.given(random_parts(preset)))
     with tempfile.TemporaryDirectory() as folder:
         portrait, _ = write_sample(Path(folder), Size(704, 384), 1.0)
         request = LiveRequest(portrait, Path(folder), preset, "sample.png")
-        for _ in range(2):  # the first session builds the graphs
-            found = session(source, request, args.seconds)
-    json.dump(found, sys.stdout, indent=1)
+        found = [session(source, request, args.seconds) for _ in range(args.sessions)]
+    json.dump({"sessions": found}, sys.stdout, indent=1)
 
 
 def session(source: DiffusionPipeline, request: LiveRequest, seconds: float) -> dict[str, object]:
@@ -60,12 +62,13 @@ def session(source: DiffusionPipeline, request: LiveRequest, seconds: float) -> 
         rng = np.random.default_rng(0)
         due = time.monotonic()
         while len(spoken_at) < seconds * FPS:
-            yield (3000 * rng.standard_normal(SAMPLES_PER_FRAME)).astype(np.int16)
+            speaks = len(spoken_at) / FPS % 5 < 4
+            yield (speaks * 3000 * rng.standard_normal(SAMPLES_PER_FRAME)).astype(np.int16)
             due += 1 / FPS
             time.sleep(max(0.0, due - time.monotonic()))
             spoken_at.append(time.monotonic())
 
-    delays, arrivals, notices = [], [], []
+    delays, arrivals, notices, left_out = [], [], [], 0
     since = time.monotonic()
     with suppress(Cancelled):  # the sound has ended
         for one in source.live(request, sound(), lambda: False):
@@ -75,9 +78,11 @@ def session(source: DiffusionPipeline, request: LiveRequest, seconds: float) -> 
                 continue
             now = time.monotonic()
             arrivals.append((now, len(one.frames)))
-            if one.first_frame < len(spoken_at):
-                delays.append(now - (spoken_at[one.first_frame] - 1 / FPS))
-            if one.first_frame + len(one.frames) > (seconds - 2) * FPS:
+            left_out = one.num_left_out
+            sound_frame = one.first_frame + one.num_left_out
+            if sound_frame < len(spoken_at):
+                delays.append(now - (spoken_at[sound_frame] - 1 / FPS))
+            if sound_frame + len(one.frames) > (seconds - 2) * FPS:
                 break
     settled = delays[len(delays) // 3 :]
     frames = sum(count for _, count in arrivals[1:])
@@ -86,6 +91,7 @@ def session(source: DiffusionPipeline, request: LiveRequest, seconds: float) -> 
         "size": request.preset.generation.size,
         "steps": request.preset.generation.sample_steps,
         "first_frame_s": arrivals[0][0] - since,
+        "seconds_left_out": left_out / FPS,
         "fps": frames / (arrivals[-1][0] - arrivals[0][0]),
         "delay_s": {name: float(np.percentile(settled, q)) for name, q in (("p50", 50), ("p95", 95))},
         "delay_first_third_s": float(np.median(delays[: len(delays) // 3])),

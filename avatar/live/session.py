@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -77,7 +78,9 @@ class LiveSession:
         self._clock = clock
         self._watchers: list[Watcher] = []
         self._watching = threading.Lock()
-        self._given_at: dict[int, float] = {}  # frame index → when the engine got its sound
+        self._given_at: deque[tuple[int, float]] = (
+            deque()
+        )  # frame of sound, when the engine got it; not yet shown
         self._run = engine.live(request)
         self._generating = threading.Event()
         self._threads = [
@@ -159,9 +162,10 @@ class LiveSession:
             self.shown.set()
             self._since, self._shown = self._clock(), 0
         now = self._clock()
-        late_s = now - self._given_at.pop(made.first_frame, now)
-        for frame in range(made.first_frame + 1, made.first_frame + len(made.frames)):
-            self._given_at.pop(frame, None)
+        first, given_at = made.first_frame + made.num_left_out, now
+        while self._given_at and self._given_at[0][0] <= first:
+            given_at = self._given_at.popleft()[1]
+        late_s = now - given_at
         self.pace.num_frames += len(made.frames)
         self.pace.engine_s += (late_s - self.pace.engine_s) * min(1.0, FRAME_S * len(made.frames))
         for watcher in self._all():
@@ -177,7 +181,7 @@ class LiveSession:
         due, index = self._clock(), 0
         try:
             while not self.over.is_set():
-                self._given_at[index] = self._clock()
+                self._given_at.append((index, self._clock()))
                 self._run.hear(self.spoken.take(SAMPLES_PER_FRAME))
                 index += 1
                 due += FRAME_S

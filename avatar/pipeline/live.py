@@ -19,7 +19,7 @@ from avatar.errors import Cancelled
 from avatar.events import Notice, Progress
 from avatar.geometry import BLOCK_FRAMES, FPS, SOUND_HZ
 from avatar.media.timeline import SAMPLES_PER_FRAME, Timeline
-from avatar.model.live_wav2vec2 import LiveSpeechFeatures
+from avatar.model.live_wav2vec2 import LOOK_AHEAD_S, LiveSpeechFeatures
 from avatar.model.wav2vec2 import SpeechEncoder
 from avatar.preset import Preset
 from avatar.request import LiveRequest, Request
@@ -29,6 +29,9 @@ from avatar.runtime.live_protocol import LiveFrames
 ENDLESS_FRAMES = 400 * 86_400 * FPS  # length of a live session's request: more than a year
 KEEP_S = 30.0  # of sound: the encoder's window, plus the most that an engine may lag behind
 MOST_BEHIND_S = 4.0  # sound that may queue up for a slow engine; any more is dropped
+# What is waiting when the engine keeps up: a block, its look-ahead, and what arrives while a block is made.
+USUAL_WAIT_S = 2 * BLOCK_FRAMES / FPS + LOOK_AHEAD_S + 0.1
+SILENCE = 32768 * 10 ** (-50 / 20)  # peak of int16 sound that may be dropped sooner, to catch up
 WAIT_S = 0.1
 
 MEASURED_BLOCKS = 4  # two seconds of video, to decide whether the machine keeps up
@@ -48,7 +51,10 @@ class LiveTrack:
         self._cancelled, self._ended = cancelled, False
         self.on_heard: Callable[[], None] = lambda: None  # called when a block's sound has arrived
         self._taken_frames = 0  # model frames whose features were requested
-        self.num_left_out = 0  # samples dropped because the engine was too far behind
+        self._gaps: list[
+            tuple[int, int]
+        ] = []  # (where in the timeline, samples dropped there), if not yet shown
+        self._num_left_out = 0  # samples dropped before the frames shown last
         threading.Thread(target=self._follow, args=(sound,), name="live-sound", daemon=True).start()
 
     def features(self, encoder: SpeechEncoder) -> LiveTrack:
@@ -81,18 +87,35 @@ class LiveTrack:
         with self._come:
             return self._timeline.sound(start, start + num_frames * SAMPLES_PER_FRAME).copy()
 
+    def num_left_out(self, first_frame: int) -> int:
+        """Samples dropped before a video frame's sound, because the engine was behind; frames must not go back."""
+        with self._come:
+            while self._gaps and self._gaps[0][0] <= first_frame * SAMPLES_PER_FRAME:
+                self._num_left_out += self._gaps.pop(0)[1]
+            return self._num_left_out
+
     def _follow(self, sound: Iterator[np.ndarray]) -> None:
         for samples in sound:
             with self._come:
-                waiting = self._timeline.num_samples - self._taken_frames * SAMPLES_PER_FRAME
-                if waiting > MOST_BEHIND_S * SOUND_HZ:
-                    self.num_left_out += len(samples)
-                    continue
-                self._timeline.append(samples)
+                for start in range(0, len(samples), SAMPLES_PER_FRAME):
+                    self._take(samples[start : start + SAMPLES_PER_FRAME])
                 self._come.notify_all()
         with self._come:
             self._ended = True
             self._come.notify_all()
+
+    def _take(self, samples: np.ndarray) -> None:
+        """Append samples, or drop them: silence as soon as the engine is behind, speech when it is far behind."""
+        come = self._timeline.num_samples
+        waiting_s = (come - self._taken_frames * SAMPLES_PER_FRAME) / SOUND_HZ
+        is_silent = int(samples.max()) < SILENCE and int(samples.min()) > -SILENCE
+        if waiting_s > MOST_BEHIND_S or (is_silent and waiting_s > USUAL_WAIT_S):
+            if self._gaps and self._gaps[-1][0] == come:
+                self._gaps[-1] = come, self._gaps[-1][1] + len(samples)
+            else:
+                self._gaps.append((come, len(samples)))
+        else:
+            self._timeline.append(samples)
 
 
 Make = Callable[[Request], Generator[FrameItem]]
@@ -100,9 +123,16 @@ Make = Callable[[Request], Generator[FrameItem]]
 
 
 def live_frames(
-    request: Request, track: LiveTrack, make: Make, clock: Callable[[], float] = time.monotonic
+    request: Request,
+    track: LiveTrack,
+    make: Make,
+    lightened: Callable[[Preset], None],
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[LiveFrames | Notice | Progress]:
-    """Yield frames with their sound; switch to a lighter preset when the machine is too slow."""
+    """Yield frames with their sound; switch to a lighter preset when the machine is too slow.
+
+    lightened: called with that preset.
+    """
     next_frame, rungs = 0, lighter(request.preset)
     while True:
         pace = BlockPace(clock)
@@ -114,7 +144,8 @@ def live_frames(
                 yield one
             if not isinstance(one, np.ndarray):
                 continue
-            yield LiveFrames(next_frame, one, track.sound(next_frame, len(one)))
+            left_out = track.num_left_out(next_frame) // SAMPLES_PER_FRAME
+            yield LiveFrames(next_frame, one, track.sound(next_frame, len(one)), left_out)
             next_frame += len(one)
             block_s = pace.ends()
             if block_s is None or not too_slow(block_s):
@@ -128,6 +159,7 @@ def live_frames(
         if lighter_one is None:
             return
         request = replace(request, preset=lighter_one[1])
+        lightened(request.preset)
 
 
 class BlockPace:
@@ -177,6 +209,13 @@ def stepped_down(block_s: float, lighter_name: str) -> Notice:
     text = f"This machine made {fps:.1f} frames a second of {FPS}; it goes on with {lighter_name}."
     values = {"speed": f"{fps:.1f}", "fps": FPS, "rung": lighter_name}
     return Notice("live_lighter", text, "warning", values=values)
+
+
+def starts_lighter(preset: Preset) -> Notice:
+    """The notice for a session that starts with the preset that an earlier one had to fall back to."""
+    size, steps = preset.generation.size, preset.generation.sample_steps
+    text = f"It starts with {steps} steps at {size}, which this machine kept up with before."
+    return Notice("live_starts_lighter", text, values={"steps": steps, "size": size})
 
 
 def too_slow_for_all(block_s: float) -> Notice:

@@ -6,6 +6,7 @@ import gc
 import logging
 from collections.abc import Callable, Generator, Hashable, Iterator
 from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from avatar.pipeline.denoiser_choice import Denoising, LocalDenoising
 from avatar.pipeline.device import downloaded
 from avatar.pipeline.frame_size import framed, resized, size_within, video_size
 from avatar.pipeline.layer_stack import EAGER, CompiledPieces
-from avatar.pipeline.live import LiveTrack, as_request, live_frames
+from avatar.pipeline.live import LiveTrack, as_request, live_frames, starts_lighter
 from avatar.pipeline.model_loading import CheckpointModels, Models
 from avatar.pipeline.observer import UNOBSERVED, Observer
 from avatar.pipeline.offload.pinned import pinned_bytes
@@ -74,6 +75,7 @@ class DiffusionPipeline:
         self._planned: tuple[Request, Placement] | None = None  # from the last plan_for
         self._state: ResumeState | None = None  # of the current run
         self._announced_codes: set[str] = set()  # notices yielded in the current run
+        self._lighter: dict[Preset, Preset] = {}  # live presets, and what this machine kept up with instead
         # For a toy model, building graphs takes longer than running without them.
         self._compiles = compiles and not is_tiny
         self.pieces = CompiledPieces()
@@ -115,10 +117,13 @@ class DiffusionPipeline:
     ) -> Iterator[LiveFrames | Notice | Progress]:
         """See LiveSource: yields one block of frames at a time.
 
-        A machine that is too slow falls back to fewer steps, then to a smaller size, with a notice.
+        A machine that is too slow falls back to fewer steps, then to a smaller size, with a notice; the next
+        session starts with that.
         Raises: AvatarError, Cancelled; RuntimeError when out of memory, as in frames().
         """
-        whole = as_request(request)
+        whole, asked = as_request(request), request.preset
+        if asked in self._lighter:
+            whole = replace(whole, preset=self._lighter[asked])
         size = video_size(whole)
         self._state = state = ResumeState.of(whole, size)
         self._announced_codes.clear()
@@ -136,7 +141,9 @@ class DiffusionPipeline:
 
         try:
             yield from request.notices
-            yield from live_frames(whole, track, make)
+            if asked in self._lighter:
+                yield starts_lighter(whole.preset)
+            yield from live_frames(whole, track, make, lambda lighter: self._lighter.update({asked: lighter}))
         finally:
             self._state = None
             if not self._models.lasting:

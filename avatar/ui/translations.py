@@ -433,6 +433,7 @@ LACKS: dict[str, str] = {
 NOTICES: dict[str, str] = {
     "live_size": "每帧耗时 {ms} 毫秒；为保持 {fps} 帧/秒，现以 {size} 绘制。",
     "live_lighter": "本机每秒生成 {speed} 帧（需要 {fps} 帧）；现改用 {rung}。",
+    "live_starts_lighter": "以本机此前能够跟上的设置开始：{size}，{steps} 步。",
     "live_behind": "本机每秒只能生成 {speed} 帧（需要 {fps} 帧）：部分声音被略去。",
     "head_only": "只有头部会动：嘴不会说话。",
     "weak_face": "这张脸不易辨认，嘴的位置可能不准。",

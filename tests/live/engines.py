@@ -30,7 +30,7 @@ class QuickRun:
         yield Progress(Phase.GENERATING)
         if self._engine.notice:
             yield self._engine.notice
-        index = 0
+        index = num_left_out = 0
         while not self.ended.is_set():
             if self._engine.failure is not None:
                 self._engine.running = None
@@ -41,7 +41,11 @@ class QuickRun:
                 yield None
                 continue
             assert len(samples) == SAMPLES_PER_FRAME
-            yield LiveFrames(index, np.full((1, 64, 48, 3), index % 200, np.uint8), samples)
+            if num_left_out < self._engine.leaves_out:
+                num_left_out += 1
+                continue
+            picture = np.full((1, 64, 48, 3), index % 200, np.uint8)
+            yield LiveFrames(index, picture, samples, num_left_out)
             index += 1
         self._engine.running = None
 
@@ -56,6 +60,7 @@ class QuickEngine:
     def __init__(self) -> None:
         self.running: QuickRun | None = None
         self.num_runs = 0
+        self.leaves_out = 0  # frames of sound, at the beginning
         self.failure: AvatarError | None = None
         self.notice: Notice | None = None
 

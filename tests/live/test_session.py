@@ -74,6 +74,16 @@ def test_notices_and_pace_are_reported(engine):
     assert watcher.reason == ""
 
 
+def test_sound_that_was_left_out_does_not_count_as_delay(engine):
+    engine.leaves_out = 20
+    session, watcher = LiveSession(engine, REQUEST), Noting()
+    session.watch(watcher)
+    wait_until(lambda: len(watcher.made) > 10, "frames")
+    session.end()
+    assert 0 < session.pace.engine_s < 0.4
+    assert len(session._given_at) < 20
+
+
 def test_a_failing_engine_ends_the_session_in_words(session, engine):
     watcher = Noting()
     session.watch(watcher)

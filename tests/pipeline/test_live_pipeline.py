@@ -40,6 +40,10 @@ def request_(tmp_path: Path) -> LiveRequest:
     return LiveRequest(whole.portrait, work, PRESET, "portrait.png", prompt="a fox")
 
 
+def unused(preset) -> None:
+    raise AssertionError(f"{preset.name} is lighter than needed")
+
+
 class Microphone:
     """Sound that comes when the test says so; it ends with None."""
 
@@ -166,7 +170,7 @@ def test_where_nothing_is_lighter_it_is_said_once(monkeypatch):
 
     while track._timeline.num_samples < 12 * BLOCK:
         pass
-    said = list(live_frames(request, track, make, clock=lambda: float(next(clock))))
+    said = list(live_frames(request, track, make, unused, clock=lambda: float(next(clock))))
     assert [one.code for one in said if isinstance(one, Notice)] == ["live_behind"]
     assert len([one for one in said if isinstance(one, LiveFrames)]) == 12
     microphone.end()
@@ -180,8 +184,47 @@ def test_sound_that_a_slow_engine_cannot_follow_is_left_out():
     track = LiveTrack(iter(microphone), lambda: False)
     with pytest.raises(Cancelled):
         track.features(Unheard()).frames(200 * FPS, 1)
-    assert track.num_left_out >= 95 * SOUND_HZ
+    assert track.num_left_out(200 * FPS) >= 95 * SOUND_HZ
     assert track._timeline.num_samples <= 6 * SOUND_HZ
+
+
+def test_an_engine_that_is_behind_leaves_out_silence_before_speech():
+    speech = np.full(SAMPLES_PER_FRAME, 5000, np.int16)
+    silence = np.full(SAMPLES_PER_FRAME, 30, np.int16)
+    given = [speech] * 50 + [silence] * 25 + [speech] * 10 + [silence] * 25
+    track = LiveTrack(iter([np.concatenate(given)]), lambda: False)  # 4.4 s, while nothing is taken
+    with pytest.raises(Cancelled):
+        track.features(Unheard()).frames(200 * FPS, 1)
+    assert np.array_equal(track.sound(0, 60), np.concatenate([speech] * 60))
+    assert track._timeline.num_samples == 60 * SAMPLES_PER_FRAME
+    assert [track.num_left_out(frame) for frame in (49, 50, 59, 60)] == [
+        count * SAMPLES_PER_FRAME for count in (0, 25, 25, 50)
+    ]
+
+
+def test_an_engine_that_keeps_up_leaves_nothing_out():
+    silence = np.zeros(round(live.USUAL_WAIT_S * FPS) * SAMPLES_PER_FRAME, np.int16)
+    track = LiveTrack(iter([silence]), lambda: False)
+    with pytest.raises(Cancelled):
+        track.features(Unheard()).frames(200 * FPS, 1)
+    assert (track._timeline.num_samples, track.num_left_out(0)) == (len(silence), 0)
+
+
+def test_the_next_session_starts_with_what_the_machine_kept_up_with(tiny_checkpoint, request_, monkeypatch):
+    engine = DiffusionPipeline(PRESET, tiny_checkpoint)
+    request = LiveRequest(**{**vars(request_), "preset": PRESET.with_settings(sample_steps=3)})
+    monkeypatch.setattr(live, "MOST_BEHIND_S", 100.0)
+    codes = []
+    for held_share in (0.0, 100.0):  # nothing is quick enough, then everything
+        monkeypatch.setattr(live, "HELD_SHARE", held_share)
+        microphone = Microphone()
+        microphone.speak(10 * BLOCK)
+        microphone.end()
+        with pytest.raises(Cancelled):
+            for one in engine.live(request, iter(microphone), lambda: False):
+                if isinstance(one, Notice):
+                    codes.append((held_share, one.code, one.values.get("steps")))
+    assert codes == [(0.0, "live_lighter", None), (100.0, "live_starts_lighter", 2)]
 
 
 class Unheard:
@@ -194,7 +237,6 @@ def test_progress_is_passed_on():
     microphone = Microphone()
     track = LiveTrack(iter(microphone), lambda: False)
     request = live.as_request(LiveRequest(Path(), Path(), PRESET, ""))
-    assert list(live_frames(request, track, lambda _: (one for one in [Progress(Phase.LOADING)]))) == [
-        Progress(Phase.LOADING)
-    ]
+    loading = Progress(Phase.LOADING)
+    assert list(live_frames(request, track, lambda _: (one for one in [loading]), unused)) == [loading]
     microphone.end()
