@@ -88,7 +88,7 @@ class LiveTrack:
             return self._timeline.sound(start, start + num_frames * SAMPLES_PER_FRAME).copy()
 
     def num_left_out(self, first_frame: int) -> int:
-        """Samples dropped before a video frame's sound, because the engine was behind; frames must not go back."""
+        """Samples dropped before a video frame's sound, as the engine was behind; call in order of frames."""
         with self._come:
             while self._gaps and self._gaps[0][0] <= first_frame * SAMPLES_PER_FRAME:
                 self._num_left_out += self._gaps.pop(0)[1]
@@ -105,7 +105,7 @@ class LiveTrack:
             self._come.notify_all()
 
     def _take(self, samples: np.ndarray) -> None:
-        """Append samples, or drop them: silence as soon as the engine is behind, speech when it is far behind."""
+        """Append samples, or drop them: silence once the engine is behind, speech when it is far behind."""
         come = self._timeline.num_samples
         waiting_s = (come - self._taken_frames * SAMPLES_PER_FRAME) / SOUND_HZ
         is_silent = int(samples.max()) < SILENCE and int(samples.min()) > -SILENCE

@@ -21,8 +21,8 @@ class LiveFrames:
     """Frames with the sound that plays while they are shown.
 
     first_frame: the first one's index in the session. frames: uint8 (T, H, W, 3) RGB, of constant size.
-    sound: int16 (n,) at SOUND_HZ, 1920 samples per frame. num_left_out: how many frames of the sound that came
-    in were dropped before these, because the engine was behind.
+    sound: int16 (n,) at SOUND_HZ, 1920 samples per frame. num_left_out: frames of incoming sound
+    that were dropped before these, because the engine was behind.
     """
 
     first_frame: int
