@@ -7,17 +7,28 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch._dynamo import config
 
 from avatar.model.device_checks import found_missing
 from avatar.model.torch_compat import is_build_failure
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_SHAPES = 128  # shapes per function that may have a graph; one more is an error (PyTorch's default is 8)
 MAX_GRAPHS = 10 * MAX_SHAPES  # in all, per function
 
 _turn = threading.RLock()
+_constants: list[Callable[..., Any]] = []
+
+
+def constant_when_compiled(function: F) -> F:
+    """Mark a function whose result compiled code keeps as a constant.
+
+    Passed on to PyTorch when something is compiled: its own decorator imports the compiler, which takes
+    seconds that a process without compiled code need not spend.
+    """
+    _constants.append(function)
+    return function
 
 
 def compiled(function: Callable[..., T], **options: Any) -> Callable[..., T]:
@@ -29,6 +40,10 @@ def compiled(function: Callable[..., T], **options: Any) -> Callable[..., T]:
     static shapes are passed to torch.compile instead, it sets them again at every call, which takes 11 µs.
     options: passed to torch.compile. A function that fails to build runs uncompiled from then on.
     """
+    from torch._dynamo import config
+
+    for constant in _constants:
+        torch.compiler.assume_constant_result(constant)
     config.recompile_limit = max(config.recompile_limit, MAX_SHAPES)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, MAX_GRAPHS)
     config.automatic_dynamic_shapes = False

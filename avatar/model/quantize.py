@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avatar.model.compile import constant_when_compiled
 from avatar.model.device_checks import works
 from avatar.model.weights.lora import is_target
 
@@ -165,13 +166,13 @@ def _(values: Tensor) -> Tensor:
     return torch.empty_like(values, dtype=FLOAT8)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def compiles_float8(device: torch.device) -> bool:
     """Whether compiled code may convert to and from fp8 on a device."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= FLOAT8_CAPABILITY
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def product_on(device: torch.device) -> Product:
     """How a device multiplies: fp8 by fp8 on its tensor cores, in the wider dtype, or by plain arithmetic."""
     return _product(device)
