@@ -1,4 +1,4 @@
-"""Where live sessions are asked for and reached: below /live/, by a token that its visitor alone knows."""
+"""Routes that begin and reach live sessions: below /live/, by a token that only the visitor knows."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from avatar.ui.request_guard import visitor_of
 
 log = logging.getLogger(__name__)
 
-MOST_PEERS = 2  # of one session: a page that is loaded again has a second for a moment
+MOST_PEERS = 2  # per session: a page that is being reloaded has two for a moment
 
 
 @dataclass(frozen=True)
 class SocketWords:
-    """See websocket.Words: the page's, in one language."""
+    """The page's texts in one language; see websocket.Words."""
 
     language: Language
 
@@ -55,11 +55,11 @@ class SocketWords:
 
 
 def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
-    """All of them."""
+    """All routes of live sessions."""
     peers: dict[str, list[Peer]] = {}
 
     async def begin(request: Request) -> Response:
-        """A session for an uploaded portrait; answers with its token."""
+        """Begin a session for an uploaded portrait; answers with its token."""
         try:
             asked = await _json(request)
             visitor = visitor_of(request)
@@ -70,7 +70,7 @@ def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
         return JSONResponse({"token": ticket.token, "socket": f"live/{ticket.token}", "place": place})
 
     async def offer(request: Request) -> Response:
-        """WebRTC's offer; answers with its answer."""
+        """Take a WebRTC offer; responds with the WebRTC answer."""
         opened = state.opened(request.path_params["token"])
         if opened is None or opened.ticket.session is None:
             return JSONResponse({"error": text("live_over", language_of(request))}, 404)
@@ -111,9 +111,9 @@ def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
 
 
 def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], visitor: str) -> Ticket:
-    """A ticket for what was asked: portrait, an upload's path; head_only; owner; face, framing,
-    aspect and extend. Raises: AvatarError."""
-    from avatar.preview.faces import Finder  # OpenCV and the face models, for a session alone
+    """A ticket for the session requested in asked: portrait (an upload's path), head_only, owner, face,
+    framing, aspect and extend. Raises: AvatarError."""
+    from avatar.preview.faces import Finder  # imports OpenCV and the face models; only for a session
 
     state.line.check_room(visitor)
     portrait = asked.get("portrait")
@@ -141,7 +141,7 @@ def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], 
 
 
 async def _answered(state: LiveState, opened: OpenSession, sdp: str, peers: list[Peer]) -> str:
-    """A peer for an offer; the oldest goes when there are too many."""
+    """Answer an offer with a new peer; the oldest is closed if there are too many."""
     session, conversation = opened.ticket.session, state.conversation(opened)
     assert session is not None
     assert conversation is not None
@@ -154,7 +154,7 @@ async def _answered(state: LiveState, opened: OpenSession, sdp: str, peers: list
 
 
 async def _json(request: Request) -> dict[str, Any]:
-    """Raises: BadInput."""
+    """A request's JSON object. Raises: BadInput."""
     try:
         asked = await request.json()
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Every word of the page, in English and 简体中文: the one table of both."""
+"""All texts of the page, in English and 简体中文."""
 
 from __future__ import annotations
 
@@ -458,7 +458,7 @@ NOTICES: dict[str, str] = {
     "rung_planned": "按计划放不下：{rung}由 {was} 改为 {now}。",
 }
 
-# Who a voice is, in Chinese; English is its own `about`.
+# Descriptions of voices, in Chinese; English is the voice's own `about`.
 WHO: dict[str, str] = {
     "American woman": "美式英语女声",
     "American woman, second voice": "美式英语女声二",
@@ -590,7 +590,7 @@ LIVE: dict[str, tuple[str, str]] = {
     "no_answer": ("The server does not answer. Try again.", "服务器没有响应，请重试。"),
 }
 
-# In a comparison's table and below it: headings, words within cells, and why something is not known.
+# In a comparison's table and below it: headings, words within cells, and why a value is unknown.
 COMPARED = {
     "peak memory a GPU, GiB": "每张显卡的峰值显存，GiB",
     "host, GiB": "内存，GiB",
