@@ -1,4 +1,4 @@
-"""Compare on the page: two videos made for it play in step beside their table, for their owner alone."""
+"""Compare on the page: two videos made for it play in step above their table, for their owner only."""
 
 from __future__ import annotations
 

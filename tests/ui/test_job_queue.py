@@ -1,4 +1,4 @@
-"""The job queue: one at a time, places in line, stopping anywhere, nothing lost and nothing left."""
+"""The job queue: one run at a time, places, stopping anywhere, nothing lost and nothing left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The jobs panel: whose it is, the order of the waiting, what becomes of failures, several recordings."""
+"""The jobs panel: whose jobs it shows, the order of waiting jobs, failed jobs, several recordings."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_what_was_being_made_when_the_server_was_killed_resumes(panel, tmp_path)
     p = panel()
     run = p.submit()
     wait_until(lambda: p.queue.running is run)
-    for lock in p.page.app_state.gallery._held.values():  # as its end by a signal would
+    for lock in p.page.app_state.gallery._held.values():  # as being killed would
         lock.release()
     [entry] = Gallery(tmp_path / "outputs").entries(owner_hash("me"))
     assert entry.id == run.id

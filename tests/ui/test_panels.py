@@ -1,4 +1,4 @@
-"""The page's own parts as HTML: what they say, in both languages, and that nobody can inject markup."""
+"""The page's panels as HTML: their text in both languages, and that nobody can inject markup."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_plan_is_a_bar_for_each_device():
 
 
 def drawn(seen: Outline, kind: str) -> list[float]:
-    """Widths of a class's bars, or places of its marks, in percent."""
+    """Widths of a class's bars, or positions of its marks, in percent."""
     found = seen.having(**{"class": kind})
     return [float((one["style"] or "").split(":")[1][:-1]) for one in found if "style" in one]
 

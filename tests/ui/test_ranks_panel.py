@@ -1,4 +1,4 @@
-"""The ranks on the page: a row each, the busiest marked, in both languages; nothing for a single one."""
+"""The ranks on the page: one row per rank, the busiest marked, in both languages; none for a single rank."""
 
 from __future__ import annotations
 
