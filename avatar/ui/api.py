@@ -97,7 +97,7 @@ class Endpoints:
         if not portrait or not (speech or words):
             raise BadInput(text("no_portrait" if not portrait else "no_speech", language))
         if speech and words:
-            raise BadInput("Both speech and a text are given.", "Give one of them.")
+            raise BadInput("Both speech and a text were given.", "Give only one of them.")
         visitor = visitor_of(request)
         self.app_state.job_queue.check_room(visitor)
         said: SpokenText | None = None

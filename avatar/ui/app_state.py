@@ -116,7 +116,7 @@ class AppState:
             except OSError as error:
                 raise AvatarError(
                     f"The video is kept, but it cannot be shown here ({error.strerror}).",
-                    "Take it from the gallery.",
+                    "Download it from the gallery.",
                 ) from error
         return name
 

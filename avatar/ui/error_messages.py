@@ -26,7 +26,7 @@ class ValueNotUnderstood(BadInput):
     """A value in a request is not of the kind that its component takes."""
 
     def __init__(self) -> None:
-        super().__init__("A value that was sent is of the wrong kind.")
+        super().__init__("A value in the request has the wrong type.")
 
 
 def reports_errors(handler: Callable[..., Any]) -> Callable[..., Any]:

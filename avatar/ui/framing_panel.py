@@ -93,7 +93,7 @@ def box_of(face: Any) -> FaceBox:
     sides = mapping(mapping(face).get("box"))
     parts = [sides.get(name) for name in ("left", "top", "right", "bottom")]
     if not all(isinstance(part, int | float) and abs(part) <= FARTHEST for part in parts):
-        raise BadInput("The face that was chosen is not understood.", "Choose the portrait again.")
+        raise BadInput("The chosen face was not understood.", "Choose the portrait again.")
     return FaceBox(*(float(part) for part in parts))  # type: ignore[arg-type]
 
 

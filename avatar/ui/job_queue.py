@@ -39,7 +39,7 @@ class LineFull(AvatarError):
     """The queue is full; yours: this visitor already has as many runs in it as allowed."""
 
     def __init__(self, count: int, yours: bool = False) -> None:
-        full = f"You have {count} videos in line." if yours else f"The line is full: {count} waiting."
+        full = f"You have {count} videos in the queue." if yours else f"The queue is full: {count} waiting."
         super().__init__(full, "Please try again in a few minutes.")
         self.count, self.yours = count, yours
 
@@ -268,7 +268,7 @@ class JobQueue:
     def _kept_outside(self, run: QueuedRun, error: NotPlaced) -> AvatarError:
         """Keep a video that could not be moved into the gallery; the log has its path, the page must not."""
         log.error("%s", kept_in_words(error, run.request.output))
-        return AvatarError(error.message, "The server keeps it; ask who runs it.")
+        return AvatarError(error.message, "The server has kept it; ask its administrator.")
 
     def _keep(self, run: QueuedRun, finished: Finished, label: str) -> GalleryEntry:
         if run.ledger is not None:

@@ -118,9 +118,9 @@ def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], 
     state.line.check_room(visitor)
     portrait = asked.get("portrait")
     if not isinstance(portrait, str) or not portrait:
-        raise BadInput("A live session needs a portrait.", "Upload one, and give its path.")
+        raise BadInput("A live session needs a portrait.", "Upload one, and pass its path.")
     if app_state.uploads is None:
-        raise BadInput("This server takes no uploads.")
+        raise BadInput("This server does not accept uploads.")
     app_state.uploads.check([{"path": portrait, "meta": {"_type": "gradio.FileData"}}])
     owner = asked.get("owner")
     given = {name: asked.get(name) for name in PICTURE}
@@ -160,7 +160,7 @@ async def _json(request: Request) -> dict[str, Any]:
     except (ValueError, RecursionError):
         asked = None
     if not isinstance(asked, dict):
-        raise BadInput("The request is not understood.", "Send a JSON object.")
+        raise BadInput("The request was not understood.", "Send a JSON object.")
     return asked
 
 

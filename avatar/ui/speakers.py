@@ -41,7 +41,7 @@ class VoicesBusy(AvatarError):
     """As many texts are being spoken as the server takes, of this visitor or of all."""
 
     def __init__(self) -> None:
-        super().__init__("Too many texts are being spoken.", "Please try again in a minute.")
+        super().__init__("The server is speaking too many texts right now.", "Please try again in a minute.")
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def _upload_routes(uploads: Uploads, demo: Blocks) -> list[BaseRoute]:
         except MultiPartException as error:
             return PlainTextResponse(error.message, 413 if "maximum allowed size" in error.message else 400)
         except (ClientDisconnect, TimeoutError):
-            return PlainTextResponse("The upload did not arrive.", 408)
+            return PlainTextResponse("The upload did not arrive in time.", 408)
         finally:
             uploads.release(num_bytes, visitor)
             await anyio.to_thread.run_sync(shutil.rmtree, staging)

@@ -33,14 +33,16 @@ class NotUploaded(BadInput):
     """A path is not that of an upload; the message is the same whatever is there."""
 
     def __init__(self) -> None:
-        super().__init__("This file is not among the uploads.", "Upload it again.")
+        super().__init__("This file was not found among the uploads.", "Please upload it again.")
 
 
 class UploadsFull(AvatarError):
     """There is no space for another upload, and no unused file left to remove."""
 
     def __init__(self) -> None:
-        super().__init__("The server has no room for uploads just now.", "Please try again in a few minutes.")
+        super().__init__(
+            "The server has no space for uploads right now.", "Please try again in a few minutes."
+        )
 
 
 class TooLarge(BadInput):

@@ -17,7 +17,7 @@ from tests.media.media_samples import save, tone, write_wav
 from tests.robustness.bad_files import ACCEPTED, PICTURES, REFUSED, SOUNDS, Row
 
 LEAKS = re.compile(rf'Traceback|File \\?"|site-packages|object at 0x|{re.escape(str(ROOT))}')
-FAULT = "tell the host this code"
+FAULT = "give its administrator this code"
 PICTURES_SENT = [row for row in PICTURES if row.uploads and row.outcome != ACCEPTED]
 SOUNDS_SENT = [row for row in SOUNDS if row.uploads and row.outcome == REFUSED]
 HUGE = 10**30
@@ -219,7 +219,7 @@ DATA: list[Any] = [
 @pytest.mark.parametrize("preset", [None, 3, [], {}], ids=str)
 def test_presets_to_generate(asked: Server, wire: Wire, good: dict, preset: Any) -> None:
     text = json.dumps(wire.call(named(wire, "generate"), [good["portrait"], good["speech"], preset]))
-    assert re.search("no preset|wrong kind", text), text
+    assert re.search("no preset|wrong type", text), text
     no_draft(asked)
 
 

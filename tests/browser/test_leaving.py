@@ -95,7 +95,7 @@ def test_the_second_waits_and_the_third_is_refused(
     assert "You are next" in second.page.inner_text("#status")
     third.choose(speech=short_speech)
     third.generate()
-    assert "The line is full: 1 waiting" in third.toast()
+    assert "The queue is full: 1 waiting" in third.toast()
     assert third.page.is_enabled("#generate")
     first.page.click("#stop:enabled")
     second.wait_state("running", "done")

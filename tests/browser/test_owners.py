@@ -118,14 +118,14 @@ def test_two_visitors_do_not_reach_each_others_videos(private: Server, visit: Vi
         press(wire, "select", "delete", id)
         for wrong in (None, [], {}, 3, [id], {"id": id}, f"../{mine.parent.parent.name}/{id}", f"{id}\0", ""):
             answer_text = json.dumps(press(wire, "select", "delete", wrong))
-            assert "host this code" not in answer_text, answer_text
+            assert "administrator this code" not in answer_text, answer_text
         assert "no longer here" in json.dumps(press(wire, "select", "use", id))
         assert "cannot be resumed" in json.dumps(press(wire, "submit", "resume", id))
     # Reading the hash from the disk, or guessing, makes nobody an owner either.
     for guess in (about["owner_hash"], about["owner_hash"][:32], "", None, [], {}, secrets.token_hex(16)):
         wire = Wire(private.url, f"guess-{time.monotonic_ns()}")
         answer_text = json.dumps(wire.call(wire.handler("", "load"), [{"owner": guess}]))
-        assert "host this code" not in answer_text
+        assert "administrator this code" not in answer_text
         assert id not in answer_text, guess
         press(wire, "select", "delete", id)
     assert mine.exists()

@@ -162,7 +162,7 @@ def test_the_gallery_survives_a_restart(visit: Visit, tmp_path: Path):
             card.locator(".video-buttons a[download]").click()
         assert Path(download.value.path()).read_bytes() == video.read_bytes()
         card.locator("[data-action=use]").click()
-        page.wait_for_selector("text=The settings are filled in.")
+        page.wait_for_selector("text=The settings have been filled in.")
         card.locator("[data-action=delete]").click()
         assert card.count() == 1, "deleting asks first"
         card.locator("[data-action=delete]").click()

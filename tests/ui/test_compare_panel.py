@@ -320,7 +320,7 @@ def test_a_comparison_is_told_in_chinese():
     }
     row = Row("x", "A · no of yes.mp4", state=DONE, run=run, measures=MEASURES)
     said = re.sub("<[^>]*>", " ", render_table(Comparison(Path(), [row]), "zh"))
-    assert "A · no of yes.mp4, 表情: 需要看到脸数秒以上" in said
+    assert "A · no of yes.mp4, 表情: 脸需要出现数秒以上" in said
     own = said.replace("no of yes.mp4", "")
     assert "有接缝" in own
     assert set(re.findall(r"[A-Za-z]{2,}", own)) <= {"GiB", "SSIM"}

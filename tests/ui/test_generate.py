@@ -299,9 +299,9 @@ def test_another_text_or_voice_is_spoken_anew(page, other):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (typed(" "), "Type what should be said first."),
+        (typed(" "), "Type the text to speak first."),
         (typed("你好"), "does not read Han"),
-        (("type", None, {}, "fast", 3, "x"), "Type what should be said first."),
+        (("type", None, {}, "fast", 3, "x"), "Type the text to speak first."),
         (("type", "Hi.", ["heart"], 1.0, "file", None), "voice must be text"),
         (("type", "Hi.", "heart", "fast", "file", None), "speed must be a number"),
     ],

@@ -127,7 +127,7 @@ def test_a_place_that_is_none_is_refused(panel):
     p = panel()
     run = p.submit()
     for to in (None, "1", True, [], 1.5):
-        with pytest.raises(BadInput, match="wrong kind"):
+        with pytest.raises(BadInput, match="wrong type"):
             p.press("move", run.id, to=to)
 
 
@@ -255,7 +255,7 @@ def test_more_recordings_than_the_line_takes_are_counted(panel, monkeypatch):
     p.several([SPEECH] * 4)
     assert len(order(p)) == 2
     assert said == [
-        "2 of 4 recordings are in line. The line is full: 2 waiting. Please try again in a few minutes."
+        "2 of 4 recordings were queued. The queue is full: 2 waiting. Please try again in a few minutes."
     ]
 
 

@@ -50,7 +50,7 @@ window.liveAvatar = {
 })();
 
 // Gradio's recorder takes only formats that the browser knows as sound, and ignores those it cannot play. A video
-// dropped on it, or sound in a rarer format, is handled like "Take the sound of a video"; several files are handled
+// dropped on it, or sound in a rarer format, is handled like "Use the sound of a video"; several files are handled
 // like "Queue several recordings".
 document.addEventListener("drop", (event) => {
   const files = event.target.closest?.("#speech") ? [...(event.dataTransfer?.files ?? [])] : [];
