@@ -1,4 +1,4 @@
-"""`batch`: many portraits and speeches to as many videos, here or on a Ray cluster."""
+"""`batch`: one video per pair of portrait and speech, here or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make all; one failure stops no other."""
+    """Make all videos; one failure does not stop the others."""
     if args.jobs is not None and args.jobs < 1:
         raise BadInput(f"--jobs is {args.jobs}.", "Take 1 or more.")
     wanted = read_jobs(args.jobs_file, all_with_all=args.each_with_each)
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def exit_code(outcomes: list[Outcome], left_out: Sequence[LeftOut] = (), stop: Stop | None = None) -> int:
-    """0 when all that was meant is there; else of the first failure, of a stop, or of what was left out."""
+    """0 if every video is there; else the code of the first failure, of a stop, or of files left out."""
     for outcome in outcomes:
         if outcome.error is not None:
             return outcome.error.exit_code
@@ -97,7 +97,7 @@ def exit_code(outcomes: list[Outcome], left_out: Sequence[LeftOut] = (), stop: S
 
 
 def _executor(args: argparse.Namespace, inventory: Inventory) -> tuple[int, Open]:
-    """How many engines there may be, and what opens one."""
+    """The largest number of engines, and the function that opens one."""
     if args.executor == "ray":
         from avatar.batch.ray_engine import RayEngine, connect
 
@@ -129,7 +129,7 @@ def _show_json(wanted: Wanted) -> Iterator[Any]:
 
 
 def _posting(post: Callable[[News], None], on_event: OnEvent) -> OnEvent:
-    """The same, that also posts what becomes of each job; a video that was there already is no news."""
+    """Wrap on_event to also post how each job ended, except for videos that were there already."""
 
     def report(name: str, event: Event | Outcome) -> None:
         if isinstance(event, Outcome) and event.state != "already":
@@ -142,7 +142,7 @@ def _posting(post: Callable[[News], None], on_event: OnEvent) -> OnEvent:
 
 @contextmanager
 def _show_bars(wanted: Wanted) -> Iterator[Any]:
-    """One bar for each job that runs or ran, and one for all; before them, what is left out."""
+    """One bar per job that runs or ran, and one for all; the files left out are printed before them."""
     entries: list[BatchEntry] = wanted.entries
     for left in wanted.left_out:
         console(sys.stderr).print(f"left out: {left.path.name} {left.why}", markup=False, soft_wrap=True)

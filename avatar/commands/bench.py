@@ -30,7 +30,7 @@ from avatar.planning.planner import plan
 from avatar.planning.verdict import Verdict, judge, require
 from avatar.preset import Preset
 
-BLOCKS = 32  # a pipeline of four stages is in steady state for a dozen of them
+BLOCKS = 32  # a pipeline of four stages is in a steady state for a dozen of them
 
 
 def add(commands: Any) -> None:

@@ -1,4 +1,4 @@
-"""`compare`: runs that differ in what is named, or finished videos, measured and shown side by side."""
+"""`compare`: runs that differ in named settings, or finished videos, measured and shown side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`doctor`: what this machine has, what each preset lacks, what to do."""
+"""`doctor`: what this machine has, what each preset lacks, and what to do about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`download`: fetch the weights; what is there already is not fetched again."""
+"""`download`: fetch the weights; files that are there already are not fetched again."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _from_modelscope(args: argparse.Namespace, revision: dict[str, str]) -> list[Path]:
-    """The base model from ModelScope, the LoRA from the hub. Raises: BadInput; and as download."""
+    """The base model from ModelScope, the LoRA from the hub. Raises: BadInput, and as download does."""
     from avatar.checkpoints.download import LORA, download
     from avatar.checkpoints.modelscope import download_base
 

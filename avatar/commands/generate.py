@@ -1,4 +1,4 @@
-"""`generate`: one portrait and one speech, recorded or typed, to one video file."""
+"""`generate`: one video file from one portrait and one speech, recorded or typed."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tell_within_reach(inventory: Inventory, as_json: bool) -> None:
-    """Say so if `auto` takes less than the cards could run, and what keeps it."""
+    """Report if the GPUs could run a better preset than `auto` picks, and what prevents it."""
     better = within_reach(inventory)
     if better is None:
         return
@@ -159,7 +159,7 @@ def _tell_within_reach(inventory: Inventory, as_json: bool) -> None:
 
 
 def check_attached(preset: Preset, args: argparse.Namespace) -> None:
-    """Refuse what ranks elsewhere cannot do. Raises: BadInput."""
+    """Refuse options that ranks elsewhere cannot honour. Raises: BadInput."""
     Address.parse(args.attach)
     secret()
     if preset.engine != "diffusion":
@@ -175,7 +175,7 @@ def check_attached(preset: Preset, args: argparse.Namespace) -> None:
 
 @contextmanager
 def _told(request: Request, post: Callable[[News], None]) -> Iterator[list[Finished]]:
-    """Post what becomes of a run, however it ends; what it yields takes its end."""
+    """Post how a run ends, in every case; its Finished event is to be appended to the list yielded."""
     ends: list[Finished] = []
     state = "failed"
     try:
@@ -192,7 +192,7 @@ def _told(request: Request, post: Callable[[News], None]) -> Iterator[list[Finis
 def _follow(engine: Engine, request: Request, as_json: bool, ends: list[Finished]) -> int:
     """Show the events of a run; Ctrl-C stops it and keeps what was made. Returns the exit code."""
     from avatar.preview.portrait_notices import (
-        portrait_notices,  # OpenCV and the face models, for a run alone
+        portrait_notices,  # imports OpenCV and the face models; only for a run
     )
 
     finished: Finished | None = None
@@ -201,7 +201,7 @@ def _follow(engine: Engine, request: Request, as_json: bool, ends: list[Finished
         for notice in portrait_notices(request):
             on_event(notice)
         for event in engine.stream(request):
-            if stop.number is not None:  # it may have come before the engine had begun
+            if stop.number is not None:  # the signal may have come before the engine had begun
                 engine.cancel()
             on_event(event)
             if isinstance(event, Finished):
@@ -215,7 +215,7 @@ def _follow(engine: Engine, request: Request, as_json: bool, ends: list[Finished
 
 
 def _tell_finished(video: Path, as_json: bool) -> int:
-    """A resumed video was finished already."""
+    """Report that a resumed video was finished already."""
     if as_json:
         write_json({"event": "already_finished", "video": video})
     else:
@@ -270,7 +270,7 @@ def _show_bar(request: Request) -> Iterator[Any]:
                 case PartDone():
                     bar.console.print(f"part {event.index + 1} of {event.num_parts} is kept", markup=False)
                 case Segment():
-                    pass  # the page plays segments; here the bar tells how many there are
+                    pass  # only the page plays segments; here the bar counts them
 
         yield on_event
 

@@ -1,4 +1,4 @@
-"""`join`: parts of one long video become one file, without coding anything again."""
+"""`join`: join the parts of one long video into one file, without re-encoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`live`: the page, opened at a live session of one portrait."""
+"""`live`: the page, opened at the tab Live with one portrait."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve the page until stopped. Raises: AvatarError for unusable inputs, before anything starts."""
-    from avatar.preview.faces import Finder  # OpenCV and the face models, for a portrait that is there
+    from avatar.preview.faces import Finder  # imports OpenCV and the face models; only for a portrait
 
     portrait, picture = open_portrait(args.image), chosen_picture(args)
     refuse_settings(live_preset(args.preset).engine, picture.demands)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             else:
                 console().print(f"Open {url}, and press Go live. Ctrl-C ends it.")
             assert server.stderr is not None
-            for _ in server.stderr:  # otherwise its log would fill the pipe
+            for _ in server.stderr:  # otherwise its log would fill the pipe and block it
                 pass
             return server.wait()
         finally:

@@ -1,4 +1,4 @@
-"""The flag --notify_url: a command reports by HTTP what became of its videos."""
+"""The flag --notify_url: a command reports by HTTP how its videos ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from avatar.runtime.webhook import News, Webhook
 
 
 def add_notify(parser: argparse.ArgumentParser) -> None:
-    """The flag."""
+    """Add the flag."""
     parser.add_argument(
         "--notify_url",
         metavar="URL",
@@ -20,7 +20,10 @@ def add_notify(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def notifying(url: str | None) -> Iterator[Callable[[News], None]]:
-    """What posts news, and sends them before it is left; nothing without an address. Raises: BadInput."""
+    """A function that posts news; on exit, waits until they are sent. Without a URL, does nothing.
+
+    Raises: BadInput.
+    """
     if url is None:
         yield lambda news: None
         return

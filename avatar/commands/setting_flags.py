@@ -39,14 +39,14 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
 
 
 def add_picture(parser: argparse.ArgumentParser) -> None:
-    """A flag for who of the portrait speaks, and for what of it is shown."""
+    """Flags for which face speaks, and for which part of the portrait is shown."""
     group = parser.add_argument_group(SHOWN)
     for one in PICTURE.values():
         add_declared(group, one)
 
 
 def chosen_picture(args: argparse.Namespace) -> Picture:
-    """What the flags ask of the portrait. Raises: BadInput."""
+    """Who speaks and what is shown, by the flags. Raises: BadInput."""
     return wished(**{name: getattr(args, name) for name in PICTURE})
 
 
@@ -81,13 +81,13 @@ class _Joined(argparse.Action):
         self._joined_by = joined_by
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, value: Any, flag: Any = None) -> None:
-        """Called by argparse for each time."""
+        """Called by argparse for each occurrence."""
         before = getattr(namespace, self.dest)
         setattr(namespace, self.dest, value if before is None else f"{before}{self._joined_by}{value}")
 
 
 def add_reference(parser: argparse.ArgumentParser) -> None:
-    """Flags of the public code's commands: other spellings, and what is done here anyway."""
+    """Flags of the public code's commands: other spellings, and options that always hold here."""
     group = parser.add_argument_group("as the public code spells it")
     for flag, value in ONLY.items():
         group.add_argument(flag, choices=(value,), metavar=value, help="and nothing else")
@@ -139,7 +139,7 @@ def chosen_preset(args: argparse.Namespace, inventory: Inventory, also_given: tu
 
 
 def add_long(parser: argparse.ArgumentParser) -> None:
-    """What makes a long speech in parts."""
+    """Flags for making the video of a long speech in parts."""
     group = parser.add_argument_group("long speech", "made in parts, which are kept if the run is ended")
     group.add_argument(
         "--checkpoint_every",

@@ -65,7 +65,7 @@ def stopped_by_signals(cancel: Callable[[], None]) -> Iterator[Stop]:
         nonlocal since
         if stopped.number is None:
             stopped.number, since = number, time.monotonic()
-            # In a thread, since the interrupted one may hold the engine's lock.
+            # In another thread, since the interrupted one may hold the engine's lock.
             threading.Thread(target=cancel, daemon=True).start()
         elif number == signal.SIGINT and time.monotonic() - since > AGAIN_S:
             raise StopSignal(number)

@@ -1,4 +1,4 @@
-"""`speak`: a text to a sound file, to be heard before it is animated."""
+"""`speak`: a text to a sound file, to listen to before it is animated."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The page: the only room that knows Gradio, and one that never loads torch."""
+"""The web page: the only package that imports Gradio, and one that never loads torch."""

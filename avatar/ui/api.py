@@ -25,7 +25,7 @@ from avatar.ui.widgets import portrait_picker, speech_picker
 
 
 def wire(app_state: AppState) -> None:
-    """Add the endpoints; called inside the Blocks. Their components are never on the page."""
+    """Add the endpoints; called inside the Blocks. Their components are not shown on the page."""
     endpoints = Endpoints(app_state)
     with gr.Column(visible=False):
         portrait = portrait_picker(label="portrait")
@@ -57,7 +57,7 @@ def wire(app_state: AppState) -> None:
 
 
 class Endpoints:
-    """The handlers; errors come back as one sentence or two, as on the page."""
+    """Handlers of the endpoints; errors are returned as one or two sentences, as on the page."""
 
     def __init__(self, app_state: AppState) -> None:
         self.app_state = app_state
@@ -81,14 +81,14 @@ class Endpoints:
         aspect: Any = None,
         extend: Any = None,
     ) -> Iterator[Any]:
-        """A finished video of the portrait speaking; settings as in a preset's file, by name.
+        """Generate a video of the portrait speaking; settings by name, as in a preset's file.
 
-        words: are spoken where there is no speech, by voice and speed; captions: off, file or burned.
+        words: the text to speak, with voice and speed, if there is no speech; captions: off, file or burned.
 
-        face: who speaks where there are several, "2" from the left or a point "0.3,0.4" in the face; framing,
-        aspect, extend: what of the portrait is shown, as on the command line.
+        face: who speaks if there are several, "2" from the left or a point "0.3,0.4" in the face; framing,
+        aspect, extend: which part of the portrait is shown, as on the command line.
 
-        A portrait in which no face is found needs face_points, or head_only: then the mouth stays shut.
+        A portrait in which no face is found needs face_points, or head_only, which keeps the mouth shut.
         """
         language = language_of(request)
         settings, face_points = payloads.settings(settings), payloads.face_points(face_points)
@@ -97,7 +97,7 @@ class Endpoints:
         if not portrait or not (speech or words):
             raise BadInput(text("no_portrait" if not portrait else "no_speech", language))
         if speech and words:
-            raise BadInput("Both speech and a text are given.", "Give one of them.")
+            raise BadInput("Both speech and a text were given.", "Give only one of them.")
         visitor = visitor_of(request)
         self.app_state.job_queue.check_room(visitor)
         said: SpokenText | None = None
@@ -111,7 +111,7 @@ class Endpoints:
         assert speech, "looked at above"
         reader = self.app_state.reader(visitor)
         for _ in reader.ahead(Path(portrait), Path(speech), STATUS_EVERY_S):
-            yield gr.skip()  # so that a client that has gone away gives its place up
+            yield gr.skip()  # so that Gradio can end this once the client has disconnected
         asked = face_points or head_only or picture.face
         if not asked and self.app_state.resolved(preset).engine == "preview":
             limits = self.app_state.limits
@@ -145,7 +145,7 @@ class Endpoints:
             run.let_go()
 
     def speak(self, request: gr.Request, words: Any, voice: Any, speed: Any) -> Iterator[Any]:
-        """A text as a sound file, and when each sentence is said, in seconds."""
+        """Speak a text: its sound file, and when each sentence is said, in seconds."""
         script = script_of(words, voice, speed, None, language_of(request))
         for said in self._speakers.speak(script, visitor_of(request)):
             if said is None:
@@ -154,7 +154,7 @@ class Endpoints:
                 yield str(said.path), [asdict(one) for one in said.captions]
 
     def voices(self, request: gr.Request) -> list[dict[str, Any]]:
-        """Every voice: whose it is, what it reads, what its first use downloads, what is missing."""
+        """Every voice: who it is, which languages it reads, what its first use downloads, what is missing."""
         return [asdict(voice) for voice in self._speakers.every_voice()]
 
     @property
@@ -163,7 +163,7 @@ class Endpoints:
         return self.app_state.speakers
 
     def presets(self, request: gr.Request) -> list[dict[str, Any]]:
-        """Every preset: what it needs and gives, whether this machine has it, what is missing."""
+        """Every preset: its requirements and output, whether it runs on this machine, what is missing."""
         found = self.app_state.verdicts()
         return [
             {"name": preset.name, **preset.as_dict(), "availability": found[preset.name].as_dict()}
@@ -171,11 +171,11 @@ class Endpoints:
         ]
 
     def plan(self, request: gr.Request, preset: str, settings: Any) -> dict[str, Any]:
-        """What a preset, with settings laid over it, would hold in memory here, and whether it can run."""
+        """What a preset with these settings would hold in memory here, and whether it can run."""
         chosen = self.app_state.with_settings(preset, payloads.settings(settings))
         planned, refusal = self.app_state.plan(chosen)
         return {"preset": chosen.name, "refusal": refusal, "plan": planned.as_dict() if planned else None}
 
     def gauges(self, request: gr.Request) -> dict[str, Any]:
-        """GPUs and host as they are now."""
+        """Current readings of the GPUs and the host."""
         return self.app_state.gauges.read().as_dict()

@@ -1,4 +1,4 @@
-"""What the page works with: presets, machine, job queue, gallery. No Gradio; one object made by app.py."""
+"""The page's state: presets, machine, job queue, gallery. One object, made by app.py; no Gradio here."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ from avatar.ui.uploads import Uploads
 log = logging.getLogger(__name__)
 
 UPLOADS = "uploads"  # in the scratch folder
-LONG_S = 120.0  # from here on a speech is made in parts, which are kept whatever happens
+LONG_S = 120.0  # from this length on, a video is made in parts, which are kept whatever happens
 TIDY_EVERY_S = 5.0
-INVENTORY_FRESH_S = 5.0  # probing takes milliseconds; pages that load together share one look
+INVENTORY_FRESH_S = 5.0  # probing takes milliseconds; pages that load together share one result
 
 
 @dataclass
 class AppState:
-    """Made once, by app.py.
+    """Created once, by app.py. Owners are identified by the secret that their browser keeps.
 
-    root: the path under which a proxy shows the page, "" for none. shared: everybody sees all videos.
-    scratch: a folder for what lives no longer than the server. attached: the preset that ranks elsewhere
+    root: the path prefix under which a proxy shows the page, "" for none. shared: everybody sees all videos.
+    scratch: a folder for files that live no longer than the server. attached: the preset that ranks elsewhere
     serve. readings: where visitors' files are decoded, None for this process. uploads: None for Gradio's
-    folder. Owners are given by the secret that their browser keeps. admin: the secret of who may fetch the
-    model, "" for nobody, None for everybody. keep_running_s: see Owners.
+    folder. admin: the secret of those who may download the model, "" for nobody, None for everybody.
+    keep_running_s: see Owners.
     """
 
     job_queue: JobQueue
@@ -95,43 +95,43 @@ class AppState:
         self.gauges.pinned = lambda: self.job_queue.pinned_bytes
 
     def owner(self, token: str) -> str | None:
-        """Who asks, as the gallery has it; None where everybody may do everything."""
+        """The owner's hash, as in the gallery; None if everybody may do everything."""
         return None if self.shared else owner_hash(token)
 
     def url(self, id: str, name: str) -> str:
-        """The address of a file of a video; only for who may see that video."""
+        """The URL of a video's file; only for those who may see that video."""
         return f"{self.root}/outputs/{id}/{name}?key={self.gallery.key(id, name)}"
 
     def handed_out(self, entry: GalleryEntry) -> Path:
-        """The video under a second name, which Gradio may serve; it goes with the video."""
+        """A hard link to the video (else a copy), which Gradio may serve; it is deleted with the video."""
         folder = self.scratch / UPLOADS / self.gallery.key(entry.id, "handed out")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = folder / entry.download_name
         name.unlink(missing_ok=True)
         try:
             os.link(entry.video, name)
-        except OSError:  # another disk, or one without second names
+        except OSError:  # another disk, or one without hard links
             try:
                 shutil.copyfile(entry.video, name)
             except OSError as error:
                 raise AvatarError(
                     f"The video is kept, but it cannot be shown here ({error.strerror}).",
-                    "Take it from the gallery.",
+                    "Download it from the gallery.",
                 ) from error
         return name
 
     def delete(self, id: str, token: str) -> bool:
-        """Remove a video, also where it was handed out; False when there is none, or it is not theirs."""
+        """Delete a video and its handed-out link; False if there is none, or it is another owner's."""
         if self.gallery.get(id, self.owner(token)) is None:
             return False
         handed_out = self.scratch / UPLOADS / self.gallery.key(id, "handed out")
-        remove(handed_out)  # first: what is no longer in the gallery must be nowhere else
+        remove(handed_out)  # first: a video that has left the gallery must not remain elsewhere
         deleted = self.gallery.delete(id, self.owner(token))
-        remove(handed_out)  # a page that was just opened may have been given it meanwhile
+        remove(handed_out)  # a page opened meanwhile may have created it again
         return deleted
 
     def preset(self, name: str) -> Preset:
-        """Raises: BadInput when there is none of that name."""
+        """The preset of a name. Raises: BadInput if there is none."""
         for preset in self.presets:
             if preset.name == name:
                 return preset
@@ -139,7 +139,7 @@ class AppState:
         raise BadInput(f"There is no preset {name!r}.", f"Presets: {names}.")
 
     def inventory(self) -> Inventory:
-        """This machine, looked at a moment ago at most."""
+        """This machine, probed at most INVENTORY_FRESH_S ago."""
         with self._probing:
             now = time.monotonic()
             if self._probed is None or now - self._probed[0] > INVENTORY_FRESH_S:
@@ -147,9 +147,9 @@ class AppState:
             return self._probed[1]
 
     def _with_own(self, machine: Inventory) -> Inventory:
-        """The machine, where the driver hides whose memory is whose: the open engine holds what was planned.
+        """The machine; where the driver hides memory per process, the open engine's plan counts as ours.
 
-        Else the second run would be refused for want of what the first one's models hold.
+        Otherwise the second run would be refused because of the memory that the first run's models hold.
         """
         held = self._held
         if held is None:
@@ -169,7 +169,7 @@ class AppState:
         return judge(preset, self.inventory(), self.presets)
 
     def verdicts(self) -> dict[str, Verdict]:
-        """By preset name; `auto` stands for what it takes here."""
+        """Verdicts by preset name; `auto` has that of the preset which it resolves to here."""
         return {preset.name: self.verdict(preset) for preset in self.presets}
 
     def resolved(self, name: str) -> Preset:
@@ -177,9 +177,9 @@ class AppState:
         return resolve(self.preset(name), self.inventory(), self.presets)
 
     def with_settings(self, name: str, settings: Mapping[str, Any]) -> Preset:
-        """The preset that will run, with the user's changes laid over it.
+        """The preset that will run, with the user's changes applied.
 
-        settings: by name; what equals the preset's own value, or None, is no change.
+        settings: by name; None, or the preset's own value, is no change.
         Raises: BadInput for a change that the engine cannot honour, or a wrong value.
         """
         preset = self.resolved(name)
@@ -188,11 +188,11 @@ class AppState:
         changes = {key: value for key, value in changes.items() if value != own.get(key)}
         refuse_settings(preset.engine, changes)
         if isinstance(lora := changes.get("lora"), str):
-            parse_loras(lora, named_only=True)  # visitors name no files of this machine
+            parse_loras(lora, named_only=True)  # visitors must not name files of this machine
         return preset.with_settings(**changes)
 
     def form_settings(self, name: str, values: Sequence[Any]) -> dict[str, Any]:
-        """The form's values, in FORM's order, by name; what is not offered for the preset is left out."""
+        """The form's values (in FORM's order) by name; settings not offered for the preset are left out."""
         offered = self.honoured(self.resolved(name))
         return {key: value for key, value in zip(FORM, values) if key in offered}
 
@@ -201,12 +201,12 @@ class AppState:
         return {name for name in (*FORM, "prompt") if not refusal(preset.engine, name)}
 
     def _require(self, preset: Preset) -> None:
-        """Refuse what cannot run here, nor on ranks that the page is attached to. Raises: AvatarError."""
+        """Refuse a preset that cannot run here or on the ranks attached to. Raises: AvatarError."""
         if preset.name != self.attached:
             require(preset, self.inventory(), self.presets)
 
     def plan(self, preset: Preset) -> tuple[Plan | None, str]:
-        """What it will hold where, and why it cannot run here ("" when it can)."""
+        """What a preset will hold on each device, and why it cannot run here ("" if it can)."""
         refusal = ""
         try:
             self._require(preset)
@@ -234,12 +234,12 @@ class AppState:
         spoken: str = "",
         picture: Picture | None = None,
     ) -> QueuedRun:
-        """Check everything that can be checked, and put the request in line. Raises: AvatarError.
+        """Check everything that can be checked, and queue the request. Raises: AvatarError.
 
         owner, visitor, visit: see Asker; the owner by its secret.
         """
         self.job_queue.check_room(visitor)
-        from avatar.preview.faces import Finder  # OpenCV and the face models, for a run alone
+        from avatar.preview.faces import Finder  # imports OpenCV and the face models; only for a run
 
         preset = self.with_settings(name, settings)
         refuse_settings(preset.engine, picture.demands if picture else ())
@@ -270,7 +270,7 @@ class AppState:
             )
             settings, ledger = used_settings(name, request), None
             asker = Asker(owner_hash(owner), visitor, visit, portrait, speech)
-            if owner or request.duration_s >= LONG_S:  # what nobody can resume need not be kept
+            if owner or request.duration_s >= LONG_S:  # no need to keep what nobody can resume
                 request = unfinished.keep(draft / HALF, request)
                 ledger = self._parts(draft, request)
             try:
@@ -284,11 +284,11 @@ class AppState:
             raise
 
     def _parts(self, draft: Path, request: Request) -> Ledger | None:
-        """A new ledger where a request is long enough for one."""
+        """A new ledger if the request is long enough for one."""
         return unfinished.begin_parts(draft / HALF, request) if request.duration_s >= LONG_S else None
 
     def resume(self, id: str, owner: str = "", visitor: str = "", visit: str = "") -> QueuedRun:
-        """Put an unfinished video of the gallery in line again, as submit. Raises: AvatarError."""
+        """Queue an unfinished video of the gallery again, as submit does. Raises: AvatarError."""
         self.job_queue.check_room(visitor)
         draft = self.gallery.reopen(id, self.owner(owner))
         if draft is None:
@@ -314,19 +314,19 @@ class AppState:
             raise
 
     def _tell_end(self, run: QueuedRun) -> None:
-        """Post what became of a run, where whoever runs the server wants to know."""
+        """Post how a run has ended to the webhook, if the server has one."""
         if self.webhook is not None:
             made = run.outcome.finished.duration_s if isinstance(run.outcome, KeptVideo) else 0.0
             name = f"{run.request.portrait_name} · {run.request.speech_name}"
             self.webhook.post(News(run.id, run.state, name, made))
 
     def _show_plan(self, planned: Plan) -> None:
-        """Show what the run at work will hold beside what is measured."""
+        """Show the current run's planned memory beside the measured memory."""
         self._held = planned
         self.gauges.set_plan(planned)
 
     def warm(self) -> None:
-        """Open the engine for the preset that the page begins with: the first run will not wait for it."""
+        """Open the engine for the page's initial preset, so that the first run does not wait for it."""
         if self.speakers is not None:
             self.speakers.warm()
         try:
@@ -337,11 +337,11 @@ class AppState:
             log.warning("nothing to warm: %s", error)
 
     def reader(self, visitor: str) -> Reader:
-        """How this visitor's files are decoded."""
+        """The reader that decodes this visitor's files."""
         return Reader() if self.readings is None else self.readings.by(visitor)
 
     def keep_tidy(self) -> None:
-        """Drop what nobody plays or needs any more, from time to time, until close."""
+        """Drop unwatched streams, abandoned runs and old readings, periodically until close."""
         while not self._closed.wait(TIDY_EVERY_S):
             self.segments.tidy()
             self.owners.end_abandoned()

@@ -1,4 +1,4 @@
-"""What a comparison on the page may be of: videos of the gallery, settings and their values; no Gradio."""
+"""The choices for a comparison on the page: gallery videos, settings and their values; no Gradio here."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from avatar.settings import FORM, SETTINGS
 from avatar.ui.app_state import AppState
 from avatar.ui.i18n import Language, text
 
-MOST_WORDS = 4  # differences that a label names
-SAME_FOR_PRESETS = ("seed", "trim")  # what the form adds where each preset brings all that is its own
+MOST_WORDS = 4  # differences named in a label
+SAME_FOR_PRESETS = ("seed", "trim")  # form settings that apply when presets are compared
 
-Choice = tuple[str, str]  # what is shown, and its value
+Choice = tuple[str, str]  # the label shown, and the value
 
 
 def finished(entries: Sequence[GalleryEntry]) -> list[GalleryEntry]:
-    """Those that can be played."""
+    """The entries that can be played."""
     return [entry for entry in entries if entry.about.duration_s]
 
 
 def video_choices(entries: Sequence[GalleryEntry], language: Language) -> list[Choice]:
-    """Videos as a dropdown lists them, and their ids."""
+    """A dropdown's choices of videos; the values are ids."""
     return [(_video_words(entry, language), entry.id) for entry in entries]
 
 
 def setting_choices(app_state: AppState, preset: str, language: Language) -> list[Choice]:
-    """What two videos may differ in: the preset, and all that the chosen one's engine can honour."""
+    """What two videos may differ in: the preset, and each setting that the chosen one's engine can honour."""
     offered = app_state.honoured(app_state.resolved(preset))
     return [
         (text("presets", language), PRESET),
@@ -39,7 +39,7 @@ def setting_choices(app_state: AppState, preset: str, language: Language) -> lis
 
 
 def value_choices(app_state: AppState, name: str, language: Language) -> list[Choice]:
-    """Values that the page suggests for a setting; none where any number will do."""
+    """Values that the page suggests for a setting; none if any number will do."""
     if name == PRESET:
         found = app_state.verdicts()
         return [
@@ -60,7 +60,7 @@ def value_choices(app_state: AppState, name: str, language: Language) -> list[Ch
 
 
 def own_value(app_state: AppState, preset: str, form: Sequence[Any], name: str) -> str:
-    """A setting's value as the page has it now, as value_choices writes it."""
+    """A setting's current value on the page, as value_choices writes it."""
     if name == PRESET:
         return app_state.resolved(preset).name
     value = dict(zip(FORM, form)).get(name)
@@ -74,7 +74,7 @@ def read_pair(app_state: AppState, name: str, values: tuple[str, str], language:
         raise BadInput(text("compare_values", language))
     if name == PRESET:
         for value in (a, b):
-            app_state.preset(value)  # one of the page's own: a visitor names no files of this machine
+            app_state.preset(value)  # the page's presets only: a visitor must not name files of this machine
     elif name not in FORM:
         raise BadInput(text("gone", language))
     return read_vary([f"{name}={a},{b}"])
@@ -83,7 +83,7 @@ def read_pair(app_state: AppState, name: str, values: tuple[str, str], language:
 def chosen_settings(
     app_state: AppState, preset: str, form: Sequence[Any], cell: Cell
 ) -> tuple[str, dict[str, Any]]:
-    """The preset's name and the settings for one of the two: the form's, but for what is varied."""
+    """The preset's name and the settings of one of the two videos: the form's, except for the varied one."""
     varied = dict(cell.settings)
     name = str(varied.pop(PRESET, preset))
     settings = app_state.form_settings(preset, form)
@@ -94,7 +94,7 @@ def chosen_settings(
 
 
 def labels(a: GalleryEntry, b: GalleryEntry, language: Language) -> tuple[str, str]:
-    """What each of two videos is called: by what they differ in, else by when they were made."""
+    """Labels for two videos: what they differ in, otherwise when they were made."""
     known = [_facts(entry, language) for entry in (a, b)]
     differing = [name for name in known[0] if known[0][name] != known[1].get(name)][:MOST_WORDS]
     first, second = (
@@ -105,7 +105,7 @@ def labels(a: GalleryEntry, b: GalleryEntry, language: Language) -> tuple[str, s
 
 
 def setting_words(name: str, language: Language) -> str:
-    """A setting's name, without what its field says in brackets."""
+    """A setting's label, without the part in brackets."""
     return text(name, language).split(" (")[0].split("（")[0]
 
 

@@ -1,4 +1,4 @@
-"""Compare: two videos that are chosen, or made for it, and the table of what is measured of them."""
+"""Compare: two videos, chosen or made for the comparison, and the table of their measures."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ Updates = dict[Any, Any]
 
 
 class ComparePanel:
-    """The handlers; each takes the request first."""
+    """Handlers of the section Compare; each takes the request first."""
 
     def __init__(self, parts: PageComponents, app_state: AppState, generate: Generate) -> None:
         self.parts, self.app_state, self.generate = parts, app_state, generate
-        self._stops: dict[str, threading.Event] = {}  # of what goes on, by page
+        self._stops: dict[str, threading.Event] = {}  # of comparisons under way, by page
 
     @property
     def offer_inputs(self) -> list[Any]:
@@ -80,7 +80,7 @@ class ComparePanel:
         return [*ours, p.points, p.gallery, p.speech, p.spoken]
 
     def offered(self, request: gr.Request, owner: str, preset: str, a: str, b: str, differs: str) -> Updates:
-        """What there is to choose from, now that the gallery or the preset has changed."""
+        """Update the choices after the gallery or the preset has changed."""
         c, language = self.parts.compare, language_of(request)
         videos = finished(self.app_state.gallery.entries(self.app_state.owner(owner)))
         choices, ids = video_choices(videos, language), [entry.id for entry in videos]
@@ -99,7 +99,7 @@ class ComparePanel:
         return chosen | self.differs(request, names[1], preset, *(own[name] for name in FORM))
 
     def differs(self, request: gr.Request, name: str, preset: str, *form: Any) -> Updates:
-        """Values to choose from for a setting: as it is now, and the next one."""
+        """Update the values to choose from for a setting, with the current one and another preselected."""
         c = self.parts.compare
         choices = value_choices(self.app_state, name, language_of(request))
         own = own_value(self.app_state, preset, form, name)
@@ -110,7 +110,7 @@ class ComparePanel:
         }
 
     def stop(self, request: gr.Request) -> Updates:
-        """End what this page compares."""
+        """Stop this page's comparison."""
         stopped = self._stops.get(request.session_hash or "")
         if stopped is not None:
             stopped.set()
@@ -136,7 +136,7 @@ class ComparePanel:
         language, visit = language_of(request), request.session_hash or ""
         cells = read_pair(self.app_state, differs, (a, b), language)
         wanted = [chosen_settings(self.app_state, preset, form, cell) for cell in cells]
-        presets = [self.app_state.with_settings(name, own) for name, own in wanted]  # refused here, or made
+        presets = [self.app_state.with_settings(name, own) for name, own in wanted]  # errors come first
         if not portrait:
             raise BadInput(text("no_portrait", language))
         said = (yield from self._spoken(request, typed)) if source == TYPE else None
@@ -182,13 +182,13 @@ class ComparePanel:
     def _looked(
         self, request: gr.Request, portrait: Path, speech: Path, asked: dict[str, Any], draws: bool
     ) -> Generator[Updates, None, Mapping[str, Any]]:
-        """Read both ahead; the answer about the face's points, which the page asks for if need be.
+        """Decode both in advance; the answer about the face's points, which the page asks for if need be.
 
-        asked: what the page knows. draws: whether the preview engine will. Raises: BadInput.
+        asked: the page's answer so far. draws: whether the preview engine makes a video. Raises: BadInput.
         """
         language, reader = language_of(request), self.app_state.reader(visitor_of(request))
         for _ in reader.ahead(portrait, speech, STATUS_EVERY_S):
-            yield {self.parts.points: gr.skip()}  # so that a page that has gone away gives its place up
+            yield {self.parts.points: gr.skip()}  # so that Gradio can end this once the page is gone
         if not draws or asked.get("for") == portrait.name:
             return asked
         look = point_editor.look_at(portrait, self.app_state.examples, self.app_state.limits, reader=reader)
@@ -201,7 +201,7 @@ class ComparePanel:
     def _stoppable(
         self, request: gr.Request, work: Callable[[threading.Event], Iterator[Updates]]
     ) -> Iterator[Updates]:
-        """The updates of some work, and of the buttons; what goes on for the same page is stopped."""
+        """The updates of some work and of the buttons; earlier work of the same page is stopped."""
         c, visit, language = self.parts.compare, request.session_hash or "", language_of(request)
         if (earlier := self._stops.get(visit)) is not None:
             earlier.set()
@@ -256,7 +256,7 @@ class ComparePanel:
     def _shown(
         self, request: gr.Request, entries: Sequence[GalleryEntry], stopped: threading.Event
     ) -> Iterator[Updates]:
-        """The players at once, the table as far as it is known; then each video is measured."""
+        """Show the players and the table as far as it is known at once; then measure each video."""
         c, language, url = self.parts.compare, language_of(request), self.app_state.url
         called = labels(entries[0], entries[1], language)
         rows = [_row(entry, f"{letter} · {name}") for letter, entry, name in zip(LETTERS, entries, called)]
@@ -278,7 +278,7 @@ class ComparePanel:
                 try:
                     yield from self._measured(entry, row, visitor_of(request), stopped)
                 except BadInput as error:
-                    why = error.message  # its remedy is for files that visitors bring
+                    why = error.message  # without its remedy, which is about uploaded files
                     comparison.notes.append(text("compare_not_measured", language, letter=letter, why=why))
             yield {c["table"]: render_table(comparison, language, measuring=row is not rows[-1])}
 

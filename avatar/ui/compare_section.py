@@ -1,4 +1,4 @@
-"""The section Compare: what stands in it, and how it is wired to its handlers."""
+"""The section Compare: its components, and how they are connected to its handlers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ word: Any = browser_table()
 
 
 def section() -> dict[str, Any]:
-    """The components, by name; they stand where this is called."""
+    """Create the components, by name, at the place of the page where this is called."""
     parts: dict[str, Any] = {}
     html: dict[str, Any] = {"apply_default_css": False}
     with gr.Accordion(word("compare"), open=False, elem_id="compare"):
@@ -61,7 +61,7 @@ def wire(panel: ComparePanel, queued: dict[str, Any]) -> None:
 
 
 def _dropdown(key: str, elem_id: str, **options: Any) -> gr.Dropdown:
-    """Its choices come with the page; what was chosen is looked at by us, in the visitor's language."""
+    """A dropdown whose choices are filled in later; the handlers, not Gradio, check what was chosen."""
     dropdown = gr.Dropdown([], value=None, label=word(key), elem_id=elem_id, min_width=200, **options)
     dropdown.preprocess = words  # type: ignore[method-assign, assignment]
     return dropdown

@@ -1,4 +1,4 @@
-"""What a page shows when something goes wrong: our own errors in words, others by a code for the log."""
+"""How the page shows errors: our own by their message, others by a code to look up in the log."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 
 
 class ValueNotUnderstood(BadInput):
-    """A value of a request is none of its component's."""
+    """A value in a request is not of the kind that its component takes."""
 
     def __init__(self) -> None:
-        super().__init__("A value that was sent is of the wrong kind.")
+        super().__init__("A value in the request has the wrong type.")
 
 
 def reports_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """The handler, function or generator, whose errors all become gr.Error; it takes the gr.Request first."""
+    """Make all errors of a handler (function or generator) gr.Error; it takes the gr.Request first."""
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
@@ -50,7 +50,7 @@ def reports_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def telling(language: Language) -> Iterator[None]:
-    """Turns exceptions into gr.Error: AvatarError with its own words, anything else with a code."""
+    """Turn exceptions into gr.Error: AvatarError with its own message, anything else with a code."""
     try:
         yield
     except gr.Error:
@@ -64,7 +64,7 @@ def telling(language: Language) -> Iterator[None]:
 
 
 def words(error: AvatarError, language: Language) -> str:
-    """What is wrong and what to do; the texts of media and engines are English."""
+    """An error's message and remedy; those from media and engines are in English."""
     match error:
         case LineFull(yours=True):
             return text("line_yours", language, count=error.count)
@@ -86,12 +86,12 @@ def words(error: AvatarError, language: Language) -> str:
 
 
 def reason(error: BaseException, language: Language) -> str:
-    """Why a run has ended, in words; a fault was logged when it happened."""
+    """Why a run has ended, as a message; an unexpected error was logged when it happened."""
     return words(error, language) if isinstance(error, AvatarError) else text("job_fault", language)
 
 
 def fault(error: Exception, language: Language) -> gr.Error:
-    """Log an error that nobody expected, whole; the page may know where in the log to look, no more."""
+    """Log an unexpected error in full; the page shows only a code to look up in the log."""
     code = secrets.token_hex(3).upper()
     log.error("fault %s", code, exc_info=error)
     title = text("error_AvatarError", language)

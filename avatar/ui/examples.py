@@ -14,7 +14,7 @@ from avatar.media.speech import SPEECH_SUFFIXES
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
-# Speech files end in the language that they speak: name-en.flac.
+# The names of speech files end in their language: name-en.flac.
 SPOKEN = {
     "en": {"en": "speaks English", "zh": "说英语"},
     "fr": {"en": "speaks French", "zh": "说法语"},
@@ -33,13 +33,13 @@ class Example:
     speech: Path
 
     def names(self, language: str) -> tuple[str, str]:
-        """What to call the two."""
+        """Titles of the portrait and the speech."""
         spoken = SPOKEN.get(_language(self.speech), {})
         return _title(self.portrait, language), spoken.get(language) or _title(self.speech, language)
 
 
 class Examples:
-    """What the assets folder holds."""
+    """The examples in the assets folder."""
 
     def __init__(self, folder: Path = ASSETS) -> None:
         self.portraits = _files(folder / "portraits", PICTURES)
@@ -58,7 +58,7 @@ class Examples:
         ]
 
     def bundled(self, portrait: Path) -> Path | None:
-        """The bundled portrait with the same bytes; it may have a sidecar of points."""
+        """The bundled portrait with the same bytes, which may have a sidecar of points."""
         alike = [ours for ours in self.portraits if _size(ours) == _size(portrait)]
         digest = _digest(portrait) if alike else ""
         return next((ours for ours in alike if _digest(ours) == digest), None)
@@ -83,7 +83,7 @@ def _language(path: Path) -> str:
 
 
 def _title(path: Path, language: str) -> str:
-    """From the sidecar's title, if it has one, else from the file's name."""
+    """The sidecar's title, if it has one, else a title made from the file's name."""
     sidecar = path.with_suffix(".json")
     data: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
     fallback = path.stem.replace("_", " ").replace("-", " ").capitalize()

@@ -1,4 +1,4 @@
-"""What of the portrait is shown, as the page offers it: faces as boxes, crops, shapes."""
+"""Which part of the portrait is shown, as the page offers it: faces as boxes, crops, shapes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Points = Mapping[str, tuple[float, float]]
 Rectangles = dict[str, dict[str, list[float]]]
 
 LARGEST_PX = 20_000  # side of a picture
-FARTHEST = 10  # that a box may lie outside, in sides of the picture
-KEPT = ("framing", "aspect", "extend")  # what a page goes on with when it looks at a portrait again
+FARTHEST = 10  # how far outside the picture a box may lie, in sides of the picture
+KEPT = ("framing", "aspect", "extend")  # choices that stay when the page looks at the same portrait again
 WORDS = (
     *(
         "frame_title",
@@ -44,13 +44,13 @@ class SeenFace:
     points: Points
 
     def as_value(self, width: int, height: int) -> dict[str, Any]:
-        """For the page's script."""
+        """The face as JSON, for the page's script."""
         cuts = rectangles(width, height, self.box)
         return {"verdict": self.verdict, "box": asdict(self.box), "points": self.points, "cuts": cuts}
 
 
 def rectangles(width: int, height: int, box: FaceBox) -> Rectangles:
-    """By framing and aspect: left, top, width and height in fractions of the picture."""
+    """Crops by framing and aspect: left, top, width and height in fractions of the picture."""
     out: Rectangles = {}
     for framing in get_args(Framing):
         out[framing] = {}
@@ -63,7 +63,7 @@ def rectangles(width: int, height: int, box: FaceBox) -> Rectangles:
 
 
 def panel_words(language: Language) -> dict[str, str]:
-    """What the panel says."""
+    """The panel's texts."""
     return {key: text(key, language) for key in WORDS}
 
 
@@ -77,7 +77,7 @@ def answer(value: Mapping[str, Any] | None) -> Points | None:
 
 
 def wish(value: Mapping[str, Any] | None) -> Picture:
-    """Who speaks and what is shown, as the page has it. Raises: BadInput for what no page sends."""
+    """Who speaks and what is shown, from the panel's value. Raises: BadInput for a value no page sends."""
     value = mapping(value)
     given = {name: value[name] for name in KEPT if value.get(name)}
     faces, index = value.get("faces"), value.get("face")
@@ -93,7 +93,7 @@ def box_of(face: Any) -> FaceBox:
     sides = mapping(mapping(face).get("box"))
     parts = [sides.get(name) for name in ("left", "top", "right", "bottom")]
     if not all(isinstance(part, int | float) and abs(part) <= FARTHEST for part in parts):
-        raise BadInput("The face that was chosen is not understood.", "Choose the portrait again.")
+        raise BadInput("The chosen face was not understood.", "Choose the portrait again.")
     return FaceBox(*(float(part) for part in parts))  # type: ignore[arg-type]
 
 
@@ -107,7 +107,7 @@ def shape_of(value: Mapping[str, Any], picture: Picture) -> tuple[int, int] | No
 
 def speaker(value: Mapping[str, Any]) -> FaceBox | None:
     """The box of the face that speaks, by its points where a person has placed them. Raises: BadInput."""
-    from avatar.preview.faces import Finder  # OpenCV and the face models, once a portrait is there
+    from avatar.preview.faces import Finder  # imports OpenCV and the face models; only for a portrait
 
     points, size = answer(value), _size(value)
     if size is not None and points:
@@ -118,7 +118,7 @@ def speaker(value: Mapping[str, Any]) -> FaceBox | None:
 
 
 def placed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The rectangles about the face that speaks, for the page's script: points may have moved it."""
+    """The crops around the speaking face, for the page's script; points may have moved the face."""
     size, box = _size(value), speaker(value)
     if size is None or box is None:
         return {}

@@ -46,7 +46,7 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     p, visits = parts, PageRuns(app_state)
     page = PageCallbacks(parts, app_state, visits)
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    direct = {**quiet, "queue": False}  # at once; but an error would not be shown
+    direct = {**quiet, "queue": False}  # runs at once, but an error would not be shown
     queued = {**quiet, "concurrency_limit": None}
     form = list(p.form.values())
     form_parts = [p.prompt, *form, p.form_note, p.plan]
@@ -106,7 +106,7 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     keep: dict[str, Any] = {"fn": page.keep, "inputs": [p.saved, *kept], "outputs": [p.saved], **direct}
     chosen = [p.preset, p.presets, *form_parts]
     p.presets.select(reports_errors(page.preset_chosen), [p.shape], chosen, **queued).success(**keep)
-    last = {"trigger_mode": "always_last"}  # of quick changes
+    last = {"trigger_mode": "always_last"}  # of changes in quick succession
     gr.on(
         [part.input for part in form],
         reports_errors(page.form_changed),
@@ -128,7 +128,7 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     }
     p.generate.click(press, **run)
     loaded.then(reports_errors(page.generate.attach), **{**run, "inputs": [p.owner]})
-    more: dict[str, Any] = {"trigger_mode": "multiple"}  # while another run is followed
+    more: dict[str, Any] = {"trigger_mode": "multiple"}  # also while the page follows another run
     p.several.upload(
         reports_errors(page.jobs.queue_several),
         [p.several, *page.generate.inputs],
@@ -154,7 +154,7 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
 
 
 class PageCallbacks:
-    """The handlers; each takes the request first, and returns updates by component."""
+    """Handlers of the page's events; each takes the request first, and returns updates by component."""
 
     def __init__(self, parts: PageComponents, app_state: AppState, visits: PageRuns) -> None:
         self.parts = parts
@@ -167,7 +167,7 @@ class PageCallbacks:
         self.model = ModelButton(app_state)
 
     def opened(self, request: gr.Request, saved: Mapping[str, Any] | None) -> Updates:
-        """Everything that depends on the machine, the language, or what this browser kept."""
+        """Fill in everything that depends on the machine, the language, or what this browser kept."""
         p, app_state, language = self.parts, self.app_state, language_of(request)
         saved = mapping(saved)
         owner = saved.get("owner")
@@ -193,23 +193,23 @@ class PageCallbacks:
         }
 
     def closed(self, request: gr.Request) -> None:
-        """The page is gone; its runs go on for as long as the host lets them."""
+        """The page was closed; its runs go on for as long as the host allows."""
         self.app_state.owners.page_closed(request.session_hash or "")
 
     def portrait_changed(
         self, request: gr.Request, portrait: str | None, name: str, before: Any, *values: Any
     ) -> Iterator[Updates]:
-        """Look at the portrait at once: tell what will come out, and ask for points if need be."""
+        """Check the portrait at once: show what the video will show, and ask for points if need be."""
         p, language, limits = self.parts, language_of(request), self.app_state.limits
         if not portrait:
             yield {p.points: gr.update(value=None, image=""), **self._seen(None, (), name, values, language)}
             return
         path, reader = Path(portrait), self.app_state.reader(visitor_of(request))
         for _ in reader.ahead(path, None, STATUS_EVERY_S):
-            yield {p.points: gr.skip()}  # so that a page that has gone away gives its place up
+            yield {p.points: gr.skip()}  # so that Gradio can end this once the page is gone
         if path.suffix.lower() not in SHOWN_BY_BROWSERS:
             yield {p.portrait: reader.portrait(path, name=path.name, limits=limits).pixels}
-            return  # it is a change again
+            return  # the new value fires this event again
         preset = self._with_form(name, values) or self._resolved(name)[0]
         look = point_editor.look_at(path, self.app_state.examples, limits, preset=preset, reader=reader)
         question = point_editor.question(look, path, language, preset.engine, before)
@@ -219,7 +219,7 @@ class PageCallbacks:
     def framing_changed(
         self, request: gr.Request, portrait: str | None, name: str, value: Any, *values: Any
     ) -> Updates:
-        """Another face, crop or shape was chosen, or a point moved: what comes out now. Raises: BadInput."""
+        """Update the page after another face, crop or shape, or a moved point. Raises: BadInput."""
         if not portrait:
             return {self.parts.points: gr.skip()}
         language, value = language_of(request), mapping(value)
@@ -232,13 +232,13 @@ class PageCallbacks:
         return {self.parts.points: gr.update(placed=placed), **seen}
 
     def speech_changed(self, request: gr.Request, speech: str | None) -> Iterator[Updates]:
-        """Judge a recording as soon as it is here, as Generate will. Raises: BadInput."""
+        """Check a recording as soon as it is uploaded, as Generate will. Raises: BadInput."""
         if not speech:
             yield {self.parts.speech: gr.skip()}
             return
         path, reader = Path(speech), self.app_state.reader(visitor_of(request))
         if path.suffix.lower() not in PLAYED_BY_BROWSERS:
-            yield from self.video_taken(request, speech)  # which is a change again
+            yield from self.video_taken(request, speech)  # whose value fires this event again
             return
         for _ in reader.ahead(None, path, STATUS_EVERY_S):
             yield {self.parts.speech: gr.skip()}
@@ -246,7 +246,7 @@ class PageCallbacks:
         yield {self.parts.speech: gr.skip()}
 
     def video_taken(self, request: gr.Request, video: str | None) -> Iterator[Updates]:
-        """The sound of a video, or of any file, as a browser can play it. Raises: BadInput."""
+        """Take the sound of a video, or of any file, in a format that browsers play. Raises: BadInput."""
         if not video:
             yield {self.parts.speech: gr.skip()}
             return
@@ -254,13 +254,13 @@ class PageCallbacks:
         if path.suffix.lower() not in PLAYED_BY_BROWSERS:
             for _ in reader.ahead(None, path, STATUS_EVERY_S):
                 yield {self.parts.speech: gr.skip()}
-            heard = path.with_suffix(".wav")  # beside the upload, and removed with it
+            heard = path.with_suffix(".wav")  # next to the upload, and removed with it
             self._tell(request, reader.speech(path, heard, name=path.name, limits=self.app_state.limits))
             path = heard
         yield {self.parts.speech: str(path)}
 
     def _tell(self, request: gr.Request, speech: Speech) -> None:
-        """What is to be known of a recording, in words that pop up."""
+        """Show a recording's notices as toasts."""
         for notice in speech.notices:
             gr.Info(notice, title=text("notices", language_of(request)))
 
@@ -272,16 +272,16 @@ class PageCallbacks:
         return {**chosen, self.parts.prompt: self._prompt(name)}
 
     def form_changed(self, request: gr.Request, name: str, shape: Shape | None, *values: Any) -> Updates:
-        """The plan of the settings as they are now, or what is wrong with them."""
+        """The plan of the current settings, or what is wrong with them."""
         return {self.parts.plan: self._plan(name, values, language_of(request), shape)}
 
     def keep(self, saved: Mapping[str, Any] | None, name: str, prompt: str, *values: Any) -> dict[str, Any]:
-        """What this browser remembers."""
+        """Update what this browser remembers."""
         now = {"preset": name, "prompt": prompt, "settings": dict(zip(FORM, values))}
         return kept(now, words(mapping(saved).get("owner")), FORM)
 
     def example_chosen(self, request: gr.Request, event: gr.EventData) -> Updates:
-        """Fill in a bundled portrait and speech; Generate follows."""
+        """Fill in a bundled portrait and speech; Generate starts next."""
         p, pairs = self.parts, self.app_state.examples.pairs
         _, id = pressed(event)
         if not id.isdecimal() or len(id) > 4 or int(id) >= len(pairs):
@@ -311,7 +311,7 @@ class PageCallbacks:
     def gallery_pressed(
         self, request: gr.Request, event: gr.EventData, owner: str, shape: Shape | None
     ) -> Updates:
-        """ "Use these settings", or delete."""
+        """Handle "Use these settings" and delete."""
         p, app_state, language = self.parts, self.app_state, language_of(request)
         action, id = pressed(event)
         if action == "delete":
@@ -340,7 +340,7 @@ class PageCallbacks:
         }
 
     def model_pressed(self, request: gr.Request, event: gr.EventData) -> Updates:
-        """Get the model, pause or go on."""
+        """Start, pause or resume the download of the model."""
         return {self.parts.model: self.model.pressed(request, event)}
 
     def _seen(
@@ -351,7 +351,7 @@ class PageCallbacks:
         values: tuple[Any, ...],
         language: Language,
     ) -> Updates:
-        """What the page tells of a portrait that has been looked at; shape: None without one."""
+        """What the page shows about a portrait that was checked; shape: None without a portrait."""
         p = self.parts
         return {
             p.shape: shape,
@@ -391,7 +391,7 @@ class PageCallbacks:
         }
 
     def _resolved(self, name: str) -> tuple[Preset, set[str]]:
-        """What a chosen preset comes to, and what its form offers; one that cannot run stands for itself."""
+        """What a preset resolves to (itself if it cannot run), and which settings its form offers."""
         try:
             resolved = self.app_state.resolved(name)
         except AvatarError:  # shown by the card and the plan
@@ -399,18 +399,18 @@ class PageCallbacks:
         return resolved, self.app_state.honoured(resolved)
 
     def _auto(self) -> Preset | None:
-        """What `auto` comes to here."""
+        """What `auto` resolves to here."""
         auto = next((preset for preset in self.app_state.presets if preset.engine == "auto"), None)
         return None if auto is None else self._resolved(auto.name)[0]
 
     def _prompt(self, name: str, value: str | None = None) -> Any:
-        """The box; greyed in it is the preset's own prompt, which an empty box stands for."""
+        """The prompt box; its placeholder is the preset's own prompt, which is used if the box is empty."""
         resolved, offered = self._resolved(name)
         own = {"placeholder": resolved.generation.prompt} if resolved.generation.prompt else {}
         return gr.update(visible="prompt" in offered, **own, **({} if value is None else {"value": value}))
 
     def _with_form(self, name: str, values: Sequence[Any]) -> Preset | None:
-        """The preset with the form's values; None where they are wrong, which the plan tells."""
+        """The preset with the form's values; None if they are invalid, which the plan reports."""
         try:
             return self.app_state.with_settings(name, self.app_state.form_settings(name, values))
         except AvatarError:
@@ -429,8 +429,8 @@ class PageCallbacks:
 
 
 def _usable(preset: Preset, name: str, wished: Any, own: Any) -> Any:
-    """A setting's value as it was kept; the preset's own where that is none."""
+    """A setting's kept value, or the preset's own if the kept one is invalid."""
     try:
         return own if wished is None else flat(preset.with_settings(**{name: wished}))[name]
-    except BadInput:  # of an earlier version, or of nobody's making
+    except BadInput:  # kept by an earlier version, or tampered with
         return own

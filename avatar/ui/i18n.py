@@ -1,4 +1,4 @@
-"""Which words of translations.py a reader gets.
+"""Choose the texts of translations.py in the reader's language.
 
 Text that Gradio renders is translated by the browser (gr.I18n); text that we render, by the request's
 Accept-Language, which browsers send from the same setting.
@@ -24,36 +24,36 @@ _COMPARED = re.compile(
 
 
 def text(key: str, language: Language, **values: object) -> str:
-    """The words of a key, with {names} filled in. Raises: KeyError for an unknown key."""
+    """The text of a key, with {names} filled in. Raises: KeyError for an unknown key."""
     words = TEXT[key][1 if language == "zh" else 0]
     return words.format(**values) if values else words
 
 
 def notice_words(code: str, english: str, values: Mapping[str, object], language: Language) -> str:
-    """A notice in the page's language, English where it has no other."""
+    """A notice in the page's language, or in English if it has no translation."""
     if language != "zh" or code not in NOTICES:
         return english
     try:
         return NOTICES[code].format_map({**values, "text": english})
-    except KeyError:  # of an earlier version, which recorded less
+    except KeyError:  # recorded by an earlier version, with fewer values
         return english
 
 
 def rung_words(rung: str, code: str, english: str, values: Mapping[str, object], language: Language) -> str:
-    """Which rung was taken, and why."""
+    """Which rung of the out-of-memory ladder was taken, and why."""
     name = RUNGS.get(rung, rung) if language == "zh" else rung
     return notice_words(code, english, {**values, "rung": name}, language) or name
 
 
 def item_words(name: str, language: Language) -> str:
-    """An item of a plan."""
+    """The name of a plan's item."""
     return ITEMS.get(name, describe(name)) if language == "zh" else describe(name)
 
 
 def compared_words(english: str, language: Language, whole: bool = False) -> str:
-    """A heading or cell of a comparison's table; what has no other words stays English.
+    """A heading or cell of a comparison's table; text without a translation stays English.
 
-    whole: all of it or nothing, for text that may hold others' words.
+    whole: translate the text as a whole or not at all, since it may hold words that are not the page's.
     """
     if language != "zh" or whole:
         return COMPARED.get(english, english) if language == "zh" else english

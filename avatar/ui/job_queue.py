@@ -1,7 +1,7 @@
-"""The job queue: one run at a time. Engines' events in, a run's events out; no Gradio here.
+"""The job queue: one run at a time. Takes the engine's events, gives each run's events; no Gradio here.
 
-A run belongs to its visitor, not to the page that asked for it: pages come, follow it, and go.
-However it ends, the engine ends it in order, and what was made is kept in the gallery.
+A run belongs to its visitor, not to the page that began it: any page may follow it and be closed.
+However a run ends, the engine ends it cleanly, and the frames made are kept in the gallery.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ __all__ = ["Asker", "JobQueue", "KeptVideo", "LineFull", "QueuedRun", "WaitingIn
 
 
 class LineFull(AvatarError):
-    """As many runs are waiting as the queue takes, or, yours, as it takes of one visitor."""
+    """The queue is full; yours: this visitor already has as many runs in it as allowed."""
 
     def __init__(self, count: int, yours: bool = False) -> None:
-        full = f"You have {count} videos in line." if yours else f"The line is full: {count} waiting."
+        full = f"You have {count} videos in the queue." if yours else f"The queue is full: {count} waiting."
         super().__init__(full, "Please try again in a few minutes.")
         self.count, self.yours = count, yours
 
@@ -59,13 +59,13 @@ class JobQueue:
         self.max_waiting = max_waiting
         self.per_visitor = per_visitor
         self.on_start: Callable[[], None] | None = None  # called when a run's turn has come
-        self.on_plan: Callable[[Plan], None] | None = None  # what the run will hold, on each of its rungs
+        self.on_plan: Callable[[Plan], None] | None = None  # called with the plan, again after each rung
         self._open_engine = open_engine
         self._engine: Engine | None = None
-        self._engine_models: Hashable = None  # what the open engine serves
+        self._engine_models: Hashable = None  # which the open engine has loaded
         self._line: list[QueuedRun] = []
         self._running: QueuedRun | None = None
-        self._ended: deque[QueuedRun] = deque(maxlen=MOST_ENDED)  # those that have an owner
+        self._ended: deque[QueuedRun] = deque(maxlen=MOST_ENDED)  # only runs that have an owner
         self.on_end: Callable[[QueuedRun], None] | None = None  # called when a run is over
         self._changed = threading.Condition()
         self._opening = threading.Lock()
@@ -80,12 +80,12 @@ class JobQueue:
 
     @property
     def pinned_bytes(self) -> int | None:
-        """Page-locked memory of the engine's process; None where the engine does not tell."""
+        """Page-locked memory of the engine's process; None if the engine does not report it."""
         engine = self._engine
         return 0 if engine is None else getattr(engine, "pinned_bytes", None)
 
     def check_room(self, visitor: str = "") -> None:
-        """Raises: LineFull."""
+        """Check that the queue takes one more run. Raises: LineFull."""
         if len(self._line) >= self.max_waiting:
             raise LineFull(self.max_waiting)
         theirs = [run for run in self._alive() if run.asker.visitor == visitor and not run.cancelled.is_set()]
@@ -100,7 +100,7 @@ class JobQueue:
         asker: Asker | None = None,
         ledger: Ledger | None = None,
     ) -> QueuedRun:
-        """Put a request at the end of the line; draft is what gallery.draft() gave. Raises: LineFull.
+        """Append a request to the queue; draft: from gallery.draft(). Raises: LineFull.
 
         ledger: of a long video, which is made in parts.
         """
@@ -108,7 +108,7 @@ class JobQueue:
         with self._changed:
             self.check_room(run.asker.visitor)
             for earlier in [earlier for earlier in self._ended if earlier.id == run.id]:
-                self._ended.remove(earlier)  # it is resumed
+                self._ended.remove(earlier)  # this run resumes it
             self._line.append(run)
             self._tell_places()
             self._changed.notify_all()
@@ -121,7 +121,7 @@ class JobQueue:
                 threading.Thread(target=self._warm, args=(preset,), name="warm-up", daemon=True).start()
 
     def close(self) -> None:
-        """Cancel everything, wait for the run that is going on to be kept, and close the engine."""
+        """Cancel everything, wait until the current run is kept, and close the engine."""
         with self._changed:
             self._closed = True
             runs = self._alive()
@@ -132,14 +132,14 @@ class JobQueue:
         self._close_engine()
 
     def stop(self, run: QueuedRun, wanted: bool = False) -> None:
-        """Cancel a run, wherever it stands. wanted: one that has made nothing may be resumed."""
+        """Cancel a run, running or waiting. wanted: it can be resumed even if it has made nothing."""
         run.unwanted = run.unwanted or not wanted
         run.cancel()
         with self._changed:
             self._drop_cancelled()
 
     def runs(self, owner_hash: str | None = None) -> list[QueuedRun]:
-        """An owner's, or all that have one: the ended ones, newest first, the running, the waiting."""
+        """An owner's runs, or all that have an owner: ended (newest first), running, waiting."""
         with self._changed:
             runs = [*reversed(self._ended), *self._alive()]
         return [run for run in runs if run.asker.owner_hash and owner_hash in (None, run.asker.owner_hash)]
@@ -149,13 +149,13 @@ class JobQueue:
         return next((run for run in self.runs(owner_hash) if run.id == id), None)
 
     def move(self, run: QueuedRun, place: int) -> None:
-        """Let a waiting run be the one at a place, from 0, among its owner's; others' places stay theirs."""
+        """Move a waiting run to a place, from 0, among its owner's; other owners' runs keep their places."""
         with self._changed:
             owner = run.asker.owner_hash
             held = [at for at, one in enumerate(self._line) if one.asker.owner_hash == owner]
             theirs = [self._line[at] for at in held]
             if run not in theirs:
-                return  # its turn has come
+                return  # it is running by now
             theirs.remove(run)
             theirs.insert(min(max(place, 0), len(theirs)), run)
             for at, one in zip(held, theirs):
@@ -163,13 +163,13 @@ class JobQueue:
             self._tell_places()
 
     def forget(self, run: QueuedRun) -> None:
-        """Speak no more of a run that has ended; its video stays."""
+        """Remove a run that has ended from the list; its video stays."""
         with self._changed:
             if run in self._ended:
                 self._ended.remove(run)
 
     def _alive(self) -> list[QueuedRun]:
-        """What runs and waits."""
+        """The running run and the waiting ones."""
         running = self._running
         return [*([running] if running else []), *self._line]
 
@@ -203,7 +203,7 @@ class JobQueue:
         self._tell_places()
 
     def _end(self, run: QueuedRun, failure: Exception | None) -> None:
-        """Whatever is left of a run goes to the gallery, or goes; then its followers learn why."""
+        """Keep what a run has made, or remove its draft; then report the end to its followers."""
         try:
             if run.ledger is not None:
                 run.ledger.close()
@@ -211,7 +211,7 @@ class JobQueue:
                 self.gallery.discard(run.draft)
             elif not run.kept:
                 self.gallery.set_aside(run.draft, None if run.cancelled.is_set() else _reason(failure))
-        except (OSError, ValueError, TypeError):  # must not end the queue's thread: others are still in line
+        except (OSError, ValueError, TypeError):  # must not end the queue's thread: other runs are waiting
             log.exception("what is left of a run cannot be cleared away")
         if failure is not None:
             run.say(failure)
@@ -231,7 +231,7 @@ class JobQueue:
             run.say(WaitingInLine(index + ahead))
 
     def _run(self, run: QueuedRun) -> None:
-        """Pump the engine's events into the run; keep what was made. Raises: AvatarError when nothing was."""
+        """Pass the engine's events to the run; keep what was made. Raises: AvatarError if nothing was."""
         engine = self._engine_for(run.request.preset)
         if run.ledger is not None:
             engine = LongVideo([engine], run.ledger, keep_segments=True)
@@ -266,13 +266,13 @@ class JobQueue:
         run.say(KeptVideo(entry, replace(finished, video=entry.video, report=entry.report), error))
 
     def _kept_outside(self, run: QueuedRun, error: NotPlaced) -> AvatarError:
-        """Keep a video that found no room among the others; the log names its place, the page must not."""
+        """Keep a video that could not be moved into the gallery; the log has its path, the page must not."""
         log.error("%s", kept_in_words(error, run.request.output))
-        return AvatarError(error.message, "The server keeps it; ask who runs it.")
+        return AvatarError(error.message, "The server has kept it; ask its administrator.")
 
     def _keep(self, run: QueuedRun, finished: Finished, label: str) -> GalleryEntry:
         if run.ledger is not None:
-            run.ledger.close()  # from the gallery, another run may take it up at once
+            run.ledger.close()  # once in the gallery, another run may resume it at once
         about = replace(
             about_request(run.request, run.settings, run.asker.owner_hash),
             label=label,
@@ -285,7 +285,7 @@ class JobQueue:
             entry = self.gallery.keep(run.draft, about)
         except OSError as error:
             raise disk_error(error) from error
-        run.kept = True  # a draft of that name from now on is another run's
+        run.kept = True  # from now on, a draft of that name is another run's
         return entry
 
     def _engine_for(self, preset: Preset) -> Engine:
@@ -304,18 +304,18 @@ class JobQueue:
             warm = getattr(engine, "warm", None)
             if warm is not None:
                 warm()
-        except AvatarError as error:  # reported again, to somebody, when a run needs it
+        except AvatarError as error:  # reported again, on a page, when a run needs the engine
             log.warning("the engine could not be opened ahead of time: %s", error)
 
     def _close_engine(self) -> None:
-        """The caller holds _opening, or is the last."""
+        """The caller holds _opening, or is close()."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None
 
 
 def about_request(request: Request, settings: dict[str, object], owner_hash: str) -> About:
-    """What the gallery should know of a video that is still to be made."""
+    """The gallery's record of a video that is still to be made."""
     return About(
         portrait=request.portrait_name,
         speech=request.speech_name,

@@ -1,4 +1,4 @@
-"""The jobs panel: what an owner's runs are doing, and what is pressed there; several recordings at once."""
+"""The jobs panel: the state of an owner's runs, and its buttons; several recordings queued at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from avatar.ui.run import Generate
 from avatar.ui.theme import script
 
 Updates = dict[Any, Any]
-MOST_SHOWN = 30  # of those that have ended
+MOST_SHOWN = 30  # ended jobs
 
 
 def panel() -> gr.HTML:
@@ -37,7 +37,7 @@ def panel() -> gr.HTML:
 
 
 class JobsPanel:
-    """The handlers of the panel; each takes the request first."""
+    """Handlers of the panel; each takes the request first."""
 
     def __init__(self, parts: PageComponents, app_state: AppState, generate: Generate) -> None:
         self.parts, self.app_state, self.generate = parts, app_state, generate
@@ -53,7 +53,7 @@ class JobsPanel:
         return render_jobs(jobs, language)
 
     def _is_deleted(self, run: QueuedRun) -> bool:
-        """Whether what a run has made was deleted in the gallery."""
+        """Whether a run's video was deleted in the gallery."""
         return isinstance(run.outcome, KeptVideo) and not run.outcome.entry.folder.is_dir()
 
     def _job(self, run: QueuedRun, on_stage: bool, language: Language) -> JobRow:
@@ -79,7 +79,7 @@ class JobsPanel:
         )
 
     def pressed(self, request: gr.Request, event: gr.EventData, owner: str) -> Updates:
-        """Stop, reorder or hide a job of the owner's; of nobody else's. Raises: BadInput."""
+        """Stop, reorder or hide one of the owner's own jobs. Raises: BadInput."""
         action, id = pressed(event)
         run, queue = self._find(request, id, owner), self.app_state.job_queue
         match action:
@@ -95,7 +95,7 @@ class JobsPanel:
         return {self.parts.jobs: self.render(request, owner)}
 
     def submitted(self, request: gr.Request, event: gr.EventData, owner: str) -> Iterator[Updates]:
-        """Resume a job, or show it on the stage. Raises: AvatarError."""
+        """Resume a job, or show it in the page's player. Raises: AvatarError."""
         action, id = pressed(event)
         if action == "resume":
             yield from self.generate.resume(request, event, owner)
@@ -111,7 +111,7 @@ class JobsPanel:
     def queue_several(
         self, request: gr.Request, speeches: Sequence[str] | None, *values: Any
     ) -> Iterator[Updates]:
-        """One job for each recording; those that cannot be used are named. values: of Generate.inputs."""
+        """Queue one job per recording; name the unusable ones. values: of Generate.inputs."""
         language, p, owner = language_of(request), self.parts, values[5]
         if not values[0]:
             raise BadInput(text("no_portrait", language))
@@ -127,7 +127,7 @@ class JobsPanel:
                 gr.Warning(words(error, language), title=Path(speech).name)
                 continue
             if run is None:
-                return  # the portrait needs an answer first
+                return  # the page first asks about the portrait
             run.let_go()
             queued += 1
             yield {p.jobs: self.render(request, owner)}

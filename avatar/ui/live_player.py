@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BEHIND = 4  # segments before the one asked for that a player may ask for once more
-IDLE_S = 600.0  # a stream of which nothing was asked or added for so long is dropped
+BEHIND = 4  # segments before the one last requested that a player may request again
+IDLE_S = 600.0  # a stream without requests or new segments for this long is dropped
 
 
 @dataclass
@@ -28,23 +28,23 @@ class _Stream:
     folder: Path
     used: float
     files: list[Path] = field(default_factory=list)
-    played: int = 0  # segments before this one are gone
+    played: int = 0  # segments before this one were removed
 
 
 class Segments:
-    """All that is being played; safe to use from several threads."""
+    """The segments of all streams being played; safe to use from several threads."""
 
     def __init__(
         self, folder: Path, idle_s: float = IDLE_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """folder: is made when it is needed."""
+        """folder: created when it is needed."""
         self._folder, self._idle_s, self._clock = folder, idle_s, clock
         self.playlists: dict[str, dict[str, Any]] = {}  # Gradio's, by session and run
         self._streams: dict[str, _Stream] = {}
         self._lock = threading.Lock()
 
     def keep_those_of(self, player: gr.Video) -> None:
-        """Have a streaming player's segments kept here; it holds their paths in place of the bytes."""
+        """Keep a streaming player's segments here; the player holds their paths in place of the bytes."""
         stream_output, flush = player.stream_output, player.flush_stream_output
 
         async def streamed(value: Any, output_id: str, first_chunk: bool) -> tuple[Any, Any]:
@@ -73,7 +73,7 @@ class Segments:
         return {**chunk, "data": path}
 
     def play(self, key: str, path: Path) -> bool:
-        """A player asks for a segment: what lies well before it goes. False: it is gone itself.
+        """Note a player's request for a segment; remove those well before it. False: it was removed itself.
 
         key: session/run/component.
         """
@@ -89,7 +89,7 @@ class Segments:
             return path.exists()
 
     def tidy(self) -> None:
-        """Drop the streams that nobody watches any more, whether or not their pages said good-bye."""
+        """Drop streams that nobody watches any more, whether or not their pages reported being closed."""
         with self._lock:
             now = self._clock()
             for key in [key for key, stream in self._streams.items() if now - stream.used > self._idle_s]:

@@ -1,4 +1,4 @@
-"""Where live sessions are asked for and reached: below /live/, by a token that its visitor alone knows."""
+"""Routes that begin and reach live sessions: below /live/, by a token that only the visitor knows."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from avatar.ui.request_guard import visitor_of
 
 log = logging.getLogger(__name__)
 
-MOST_PEERS = 2  # of one session: a page that is loaded again has a second for a moment
+MOST_PEERS = 2  # per session: a page that is being reloaded has two for a moment
 
 
 @dataclass(frozen=True)
 class SocketWords:
-    """See websocket.Words: the page's, in one language."""
+    """The page's texts in one language; see websocket.Words."""
 
     language: Language
 
@@ -55,11 +55,11 @@ class SocketWords:
 
 
 def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
-    """All of them."""
+    """All routes of live sessions."""
     peers: dict[str, list[Peer]] = {}
 
     async def begin(request: Request) -> Response:
-        """A session for an uploaded portrait; answers with its token."""
+        """Begin a session for an uploaded portrait; answers with its token."""
         try:
             asked = await _json(request)
             visitor = visitor_of(request)
@@ -70,7 +70,7 @@ def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
         return JSONResponse({"token": ticket.token, "socket": f"live/{ticket.token}", "place": place})
 
     async def offer(request: Request) -> Response:
-        """WebRTC's offer; answers with its answer."""
+        """Take a WebRTC offer; responds with the WebRTC answer."""
         opened = state.opened(request.path_params["token"])
         if opened is None or opened.ticket.session is None:
             return JSONResponse({"error": text("live_over", language_of(request))}, 404)
@@ -111,16 +111,16 @@ def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
 
 
 def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], visitor: str) -> Ticket:
-    """A ticket for what was asked: portrait, an upload's path; head_only; owner; face, framing,
-    aspect and extend. Raises: AvatarError."""
-    from avatar.preview.faces import Finder  # OpenCV and the face models, for a session alone
+    """A ticket for the session requested in asked: portrait (an upload's path), head_only, owner, face,
+    framing, aspect and extend. Raises: AvatarError."""
+    from avatar.preview.faces import Finder  # imports OpenCV and the face models; only for a session
 
     state.line.check_room(visitor)
     portrait = asked.get("portrait")
     if not isinstance(portrait, str) or not portrait:
-        raise BadInput("A live session needs a portrait.", "Upload one, and give its path.")
+        raise BadInput("A live session needs a portrait.", "Upload one, and pass its path.")
     if app_state.uploads is None:
-        raise BadInput("This server takes no uploads.")
+        raise BadInput("This server does not accept uploads.")
     app_state.uploads.check([{"path": portrait, "meta": {"_type": "gradio.FileData"}}])
     owner = asked.get("owner")
     given = {name: asked.get(name) for name in PICTURE}
@@ -141,7 +141,7 @@ def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], 
 
 
 async def _answered(state: LiveState, opened: OpenSession, sdp: str, peers: list[Peer]) -> str:
-    """A peer for an offer; the oldest goes when there are too many."""
+    """Answer an offer with a new peer; the oldest is closed if there are too many."""
     session, conversation = opened.ticket.session, state.conversation(opened)
     assert session is not None
     assert conversation is not None
@@ -154,13 +154,13 @@ async def _answered(state: LiveState, opened: OpenSession, sdp: str, peers: list
 
 
 async def _json(request: Request) -> dict[str, Any]:
-    """Raises: BadInput."""
+    """A request's JSON object. Raises: BadInput."""
     try:
         asked = await request.json()
     except (ValueError, RecursionError):
         asked = None
     if not isinstance(asked, dict):
-        raise BadInput("The request is not understood.", "Send a JSON object.")
+        raise BadInput("The request was not understood.", "Send a JSON object.")
     return asked
 
 

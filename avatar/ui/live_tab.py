@@ -1,4 +1,4 @@
-"""The tab Live: what stands in it, and how a session for the page's portrait begins."""
+"""The tab Live: its components, and how a session for the page's portrait begins."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def wire(panel: LivePanel, parts: PageComponents, queued: dict[str, Any]) -> Non
 
 
 class LivePanel:
-    """The handlers of the tab; each takes the request first."""
+    """Handlers of the tab; each takes the request first."""
 
     def __init__(self, parts: PageComponents, app_state: AppState) -> None:
         self.parts, self.app_state = parts, app_state
@@ -71,7 +71,7 @@ class LivePanel:
         }
 
     def chosen(self, request: gr.Request) -> Updates:
-        """The pickers of recordings make way."""
+        """Hide the pickers for recordings."""
         return {self.parts.speech: gr.update(visible=False), self.parts.video: gr.update(visible=False)}
 
     def begin(
@@ -88,7 +88,7 @@ class LivePanel:
             return {p.live_ticket: _ticket(number, error=words(error, language))}
 
     def gone_on(self, request: gr.Request, owner: str) -> Updates:
-        """A recording is in the gallery: show it."""
+        """Show the gallery again, which has a new recording."""
         from avatar.ui.panels.gallery import render_gallery
 
         app_state, language = self.app_state, language_of(request)
@@ -119,7 +119,7 @@ class LivePanel:
         reader = app_state.reader(visitor)
         own = Picture() if portrait else state.options.picture
         if own.face:
-            asked = {}  # whoever runs the server has chosen
+            asked = {}  # the face was chosen on the server's command line
         elif preset.engine == "preview" and asked.get("for") != path.name:
             look = point_editor.look_at(
                 path, app_state.examples, app_state.limits, preset=preset, reader=reader
@@ -129,7 +129,7 @@ class LivePanel:
                 reported = _ticket(number, error=text(f"points_{look.verdict}", language))
                 return {p.live_ticket: reported, p.points: question}
             asked = question["value"]
-        from avatar.preview.faces import Finder  # OpenCV and the face models, for a session alone
+        from avatar.preview.faces import Finder  # imports OpenCV and the face models; only for a session
 
         live = open_live_request(
             path,
@@ -147,6 +147,6 @@ class LivePanel:
 
 
 def _ticket(number: str, token: str = "", error: str = "") -> str:
-    """What the page's script looks for. number: of the press that it answers."""
+    """The HTML that the page's script looks for. number: of the press that it answers."""
     reported = html.escape(json.dumps({"number": number, "token": token, "error": error}))
     return f'<i hidden data-ticket="{reported}"></i>'

@@ -1,4 +1,4 @@
-"""*Get the model*: who may press it, what it is missing for, and what a press does."""
+"""*Get the model*: who may press it, which preset lacks the model, and what a press does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ModelButton:
         self.app_state = app_state
 
     def render(self, request: gr.Request) -> str:
-        """The panel as it is now; empty where no card could run the model, or it is here."""
+        """The panel as it is now; empty if no GPU here could run the model, or if it is downloaded."""
         app_state, language = self.app_state, language_of(request)
         found = app_state.inventory().checkpoint
         wanted = None if found.complete else self._within_reach()
@@ -35,7 +35,7 @@ class ModelButton:
         return render_model(app_state.model.reading(), title, missing, language, may=self.may(request))
 
     def pressed(self, request: gr.Request, event: gr.EventData) -> str:
-        """Begin, pause or go on. Raises: BadInput for who may not."""
+        """Begin, pause or resume the download. Raises: BadInput for a visitor who may not."""
         if not self.may(request):
             raise BadInput(text("model_admin", language_of(request)))
         action, _ = pressed(event)
@@ -46,9 +46,9 @@ class ModelButton:
         return self.render(request)
 
     def may(self, request: gr.Request) -> bool:
-        """Whether this visitor may fill the disk: whoever opened the page with the administrator's secret.
+        """Whether this visitor may start the download: anyone who opened the page with the admin secret.
 
-        On a page that only this machine reaches, everybody may.
+        If only this machine can reach the page, everybody may.
         """
         secret = self.app_state.admin
         given = str(request.query_params.get(ADMIN, ""))
@@ -58,5 +58,5 @@ class ModelButton:
         """The best preset that the cards could run; None where more than the model is missing."""
         found = within_reach(self.app_state.inventory(), self.app_state.presets)
         if found is None or {lack.code for lack in found.lacks} != {"weights"}:
-            return None  # what else is missing comes first, and the page's cards tell it
+            return None  # what else is missing comes first; the preset's card names it
         return found.preset

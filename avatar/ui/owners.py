@@ -1,4 +1,4 @@
-"""Runs by their owners: which one an owner looks for, and how long it goes on while they are away."""
+"""Runs by owner: which one to show an owner, and how long runs go on while the owner is away."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ RECENT_S = 3600.0
 
 
 class Owners:
-    """Owners are given by the hash that the gallery has of them."""
+    """Owners are identified by their hash, as in the gallery."""
 
     def __init__(self, job_queue: JobQueue, keep_running_s: float | None = None) -> None:
-        """keep_running_s: how long runs go on whose owners have no page open; None: for ever.
+        """keep_running_s: how long a run goes on while its owner has no page open; None: to its end.
 
         0: a run ends with the page that began it.
         """
@@ -25,9 +25,9 @@ class Owners:
         self.presence = Presence()
 
     def run_to_show(self, owner_hash: str) -> QueuedRun | None:
-        """What an owner who opens a page would look for: the run that goes on, else the next, else the last.
+        """The run to show when its owner opens a page: the running one, else the next, else the last.
 
-        One that has ended counts for an hour, while its video is there.
+        One that has ended counts for an hour, as long as its video exists.
         """
         runs = self.job_queue.runs(owner_hash)
         alive = [run for run in runs if run.outcome is None]
@@ -50,7 +50,7 @@ class Owners:
                 self.job_queue.stop(run, wanted=True)
 
     def page_closed(self, visit: str) -> None:
-        """A page is gone; where runs end with their pages, so do its own."""
+        """Note that a page was closed, and stop its runs if runs end with their page."""
         self.presence.closed(visit)
         if self.keep_running_s == 0:
             for run in self.job_queue.runs():

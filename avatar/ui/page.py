@@ -1,4 +1,4 @@
-"""The page: what is on it and where. What happens on a press is in handlers.py and run.py."""
+"""The page: what is on it and where. What the buttons do is in handlers.py and run.py."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def build_page(app_state: AppState) -> GuardedBlocks:
 
 
 def launch_options() -> dict[str, Any]:
-    """What Blocks.launch needs to show the page as it is meant."""
+    """Arguments for Blocks.launch: theme, styles, scripts and translations."""
     head = (
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
@@ -101,7 +101,7 @@ def _layout(app_state: AppState) -> PageComponents:
 
 
 def _panel(name: str, **options: Any) -> gr.HTML:
-    """A part of our own, rendered by panels/ for each language once the page has loaded."""
+    """An HTML panel, rendered by panels/ in the visitor's language once the page has loaded."""
     return gr.HTML("", js_on_load=script("panel.js"), apply_default_css=False, elem_id=name, **options)
 
 

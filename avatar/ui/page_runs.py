@@ -15,7 +15,7 @@ class PageRuns:
         self._pressed: dict[str, QueuedRun] = {}
 
     def begin(self, visit: str, run: QueuedRun) -> None:
-        """A page has pressed Generate, and shows the run in the place of one that it pressed for earlier."""
+        """Generate was pressed on a page, which now shows this run in place of its earlier one."""
         earlier = self._pressed.get(visit)
         if earlier is not None and earlier is self._shown.get(visit):
             self.app_state.job_queue.stop(earlier)
@@ -39,9 +39,9 @@ class PageRuns:
             self.app_state.job_queue.stop(run)
 
     def end(self, visit: str, run: QueuedRun) -> None:
-        """The page is done with the run, or gone; the run goes on if the host lets it."""
+        """The page no longer follows the run, or is closed; the run goes on if the host allows it."""
         ends_with_page = self.app_state.keep_running_s == 0 and run.asker.visit == visit
-        if ends_with_page and self.is_current(visit, run):  # else the page has gone on to another
+        if ends_with_page and self.is_current(visit, run):  # otherwise the page shows another run by now
             self.app_state.job_queue.stop(run, wanted=True)
         run.let_go()
         for runs in (self._shown, self._pressed):

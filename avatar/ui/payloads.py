@@ -1,4 +1,4 @@
-"""What a client sent as settings, points or a press: any JSON at all, until it has been looked at here."""
+"""Check what a client sent as settings, points or a press: before that, it may be any JSON."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from avatar.errors import BadInput
 
 
 def pressed(event: gr.EventData) -> tuple[str, str]:
-    """What was pressed in a panel, action and id; "" for what is no word."""
+    """What was pressed in a panel: action and id; "" for anything but text."""
     data = mapping(event._data)
     id = data.get("id")
     return words(data.get("action")), str(id) if type(id) is int else words(id)
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """The value, if it is an object; else an empty one. For what the page itself keeps."""
+    """The value if it is an object, else an empty one; for values that the page itself keeps."""
     return dict(value) if isinstance(value, Mapping) else {}
 
 
 def kept(saved: Any, owner: str, names: Sequence[str]) -> dict[str, Any]:
-    """What a browser kept, as it may be sent back: nothing but our own keys, with values that JSON can carry.
+    """What a browser kept, in a form to send back: only our own keys, with values that JSON can hold.
 
     names: of settings.
     """
@@ -42,7 +42,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def words(value: Any) -> str:
-    """The value, if it is text; else none. For what the page itself keeps."""
+    """The value if it is text, else ""; for values that the page itself keeps."""
     return value if isinstance(value, str) else ""
 
 
@@ -56,7 +56,7 @@ def settings(value: Any) -> dict[str, Any]:
 
 
 def face_points(value: Any) -> dict[str, Any] | None:
-    """Points by name, each to be judged by intake; None for none. Raises: BadInput."""
+    """Points by name, which intake checks; None if there are none. Raises: BadInput."""
     if value is None:
         return None
     if not isinstance(value, Mapping):

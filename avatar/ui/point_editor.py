@@ -1,4 +1,4 @@
-"""The faces of a portrait and their seven points: what the page shows of them, and whether it must ask."""
+"""The faces of a portrait and their seven points: what the page shows, and whether it must ask for them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ POINTS = (
     "outer_lip_bottom",
     "chin",
 )
-# Where the points start when nothing is known: far enough apart to be distinguished and taken apart.
+# Where the points start if no face is known: far enough apart to be distinguished and dragged.
 START: Mapping[str, tuple[float, float]] = {
     "mouth_left": (0.37, 0.64),
     "mouth_right": (0.63, 0.64),
@@ -51,8 +51,8 @@ class PortraitCheck:
     """What is known of a portrait's face.
 
     faces: at least one, from left to right; where none was found, one to be placed by hand. main: the index
-    of the one that speaks unless another is chosen. picture: JPEG. notices: what about the portrait keeps
-    its speech from being seen. width, height: the portrait's, upright.
+    of the one that speaks unless another is chosen. picture: JPEG. notices: what makes the speech hard to
+    see in this portrait. width, height: the portrait's, upright.
     """
 
     faces: tuple[SeenFace, ...]
@@ -86,7 +86,7 @@ def look_at(
     preset: Preset | None = None,
     reader: Reader | None = None,
 ) -> PortraitCheck:
-    """Which faces the preview engine finds by itself, and what will be seen of one in a preset's video.
+    """Which faces the preview engine finds by itself, and how much of one a preset's video will show.
 
     reader: how the picture is decoded; by default in this process. Raises: BadInput for a picture that cannot
     be used.
@@ -124,7 +124,7 @@ def look_at(
 def concerns_about(
     portrait: Path, wish: Picture, points: Points | None, preset: Preset, limits: InputLimits, reader: Reader
 ) -> tuple[Notice, ...]:
-    """What keeps speech from being seen in a portrait that is framed as wished. Raises: BadInput."""
+    """What makes the speech hard to see in a portrait framed as chosen. Raises: BadInput."""
     from avatar.media.framing import framed
     from avatar.preview.face import find_face
     from avatar.preview.faces import Finder
@@ -142,7 +142,7 @@ def concerns_about(
 def editor(elem_id: str) -> gr.HTML:
     """The component. Its value is None without a portrait, else what question() puts there.
 
-    The user changes of it: face, points, edited, head_only, framing, aspect and extend.
+    The user can change these keys: face, points, edited, head_only, framing, aspect and extend.
     """
     return gr.HTML(
         value=None,
@@ -161,8 +161,8 @@ def question(
 ) -> dict[str, Any]:
     """The update that shows the faces, and asks for points where the engine needs them.
 
-    portrait: what the answer will be for. before: the component's value, whose wishes for the same portrait
-    stay.
+    portrait: the one that the answer will be for. before: the component's value; choices made in it for the
+    same portrait are kept.
     """
     earlier = mapping(before)
     kept = {name: earlier[name] for name in KEPT if earlier.get("for") == portrait.name and name in earlier}
@@ -199,7 +199,7 @@ def question(
 
 
 def head_only(value: Mapping[str, Any] | None) -> bool:
-    """Whether the user chose to have the head move and the mouth stay shut."""
+    """Whether the user chose that only the head moves, with the mouth shut."""
     return bool(value and value.get("head_only"))
 
 

@@ -13,8 +13,8 @@ MOST = 10_000  # pages, and owners, that are remembered
 class Presence:
     """Pages by visit, owners by hash; safe to use from several threads.
 
-    A page that opens counts until it closes. One whose network has gone may have been closed without knowing:
-    it counts again for as long as it makes itself seen.
+    A page counts from its opening to its closing. One that lost its network may be open still, though it was
+    reported closed: its owner counts as seen with each of its requests.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,4 +1,4 @@
-"""One request on its way: what it says, kept so that any number of pages may follow it, at any time."""
+"""One run of the queue: its events, kept so that any number of pages may follow it at any time."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WaitingInLine:
-    """The run stands in line: place 1 is next."""
+    """The run is waiting in the queue: place 1 is next."""
 
     place: int
 
 
 @dataclass(frozen=True)
 class KeptVideo:
-    """The last that a run says when frames were made; error tells why it ended early, if not by its user."""
+    """The last event of a run that made frames; error: why it ended early, unless its user stopped it."""
 
     entry: GalleryEntry
     finished: Finished
@@ -43,10 +43,10 @@ Said = Event | WaitingInLine | KeptVideo | BaseException
 
 @dataclass(frozen=True)
 class Asker:
-    """Whose a run is, and what to show when they come back.
+    """Who asked for a run, and which inputs to show them when they come back.
 
-    owner_hash: of the browser that owns it, "" for nobody's. visitor: whose place it takes. visit: the page
-    that began it. portrait, speech: the uploads that it was begun with.
+    owner_hash: of the browser that owns it, "" for nobody's. visitor: whose limit it counts towards. visit:
+    the page that began it. portrait, speech: the uploads that it was begun with.
     """
 
     owner_hash: str = ""
@@ -58,7 +58,7 @@ class Asker:
 
 @dataclass(eq=False)
 class QueuedRun:
-    """One request in the queue; made by JobQueue.submit.
+    """One request in the queue; created by JobQueue.submit.
 
     draft: its folder in the gallery. ledger: of a long video, which is made in parts.
     """
@@ -70,18 +70,18 @@ class QueuedRun:
     ledger: Ledger | None = None
 
     def __post_init__(self) -> None:
-        self.kept = False  # in the gallery
-        self.begun = False  # its turn has come
-        self.unwanted = False  # stopped by its user: nothing is kept of what was not begun
+        self.kept = False  # it is in the gallery
+        self.begun = False  # it has left the queue for the engine
+        self.unwanted = False  # stopped by its user: not kept if it was not begun
         self.outcome: KeptVideo | BaseException | None = None
         self.ended = 0.0  # by time.monotonic
         self.cancelled = threading.Event()
-        self.context = copy_context()  # whoever lends a GPU asks it whose run this is
+        self.context = copy_context()  # ZeroGPU reads from it whose run this is
         self.over = threading.Event()
         self.engine: Engine | None = None
         self.progress: Progress | None = None
         self.place = 0
-        self._users = 2  # of the work folder: the queue, and whoever submitted it
+        self._users = 2  # of the work folder: the queue, and the code that submitted the run
         self._leaving = threading.Lock()
         self._log: list[Said] = []  # all but progress, of which only the newest matters
         self._num_progress = 0
@@ -89,7 +89,7 @@ class QueuedRun:
 
     @property
     def id(self) -> str:
-        """What the video is called in the gallery, now or later."""
+        """The video's id in the gallery, now or later."""
         return self.draft.name.removeprefix(DRAFT)
 
     @property
@@ -105,12 +105,12 @@ class QueuedRun:
 
     @property
     def error(self) -> BaseException | None:
-        """Why it ended early, if not by its user."""
+        """Why it ended early; None if its user stopped it."""
         ended = self.outcome.error if isinstance(self.outcome, KeptVideo) else self.outcome
         return None if isinstance(ended, Cancelled) else ended
 
     def say(self, what: Said) -> None:
-        """Called by the queue."""
+        """Add an event; called by the queue."""
         with self._news:
             match what:
                 case Progress():
@@ -126,10 +126,10 @@ class QueuedRun:
             self._news.notify_all()
 
     def follow(self, every_s: float = 0.4, newest: int | None = None) -> Iterator[Said | None]:
-        """What the run says, as it says it; None whenever it was silent for every_s.
+        """The run's events as they come; None whenever there was none for every_s.
 
-        newest: of the segments that are made already, so many at most; None: all. Notices are never left out.
-        Raises: AvatarError that ended the run before any frame (Cancelled: its user), or a fault as it is.
+        newest: at most this many of the segments made already; None: all. Notices are never left out.
+        Raises: AvatarError that ended the run before any frame (Cancelled: by its user), or any other error.
         """
         begin, seen = 0, 0
         if newest is not None:
@@ -146,7 +146,7 @@ class QueuedRun:
                 return
 
     def _from_now(self, newest: int) -> tuple[list[Said], int]:
-        """What was said before and still matters, and where to go on in the log."""
+        """Earlier events that still matter, and the index in the log to continue from."""
         with self._news:
             segments = [at for at, said in enumerate(self._log) if isinstance(said, Segment)]
             begin = segments[-newest:][0] if segments else len(self._log)
@@ -156,7 +156,7 @@ class QueuedRun:
             return [WaitingInLine(0 if self.begun else self.place), *before], begin
 
     def _next(self, begin: int, seen: int, every_s: float) -> tuple[Said | None, int, int]:
-        """The next of the log from begin on, or a newer progress than the one seen; None after every_s."""
+        """The next event of the log from begin on, or a newer progress than that seen; None after every_s."""
         end = time.monotonic() + every_s
         with self._news:
             while True:
@@ -170,7 +170,7 @@ class QueuedRun:
                 self._news.wait(left)
 
     def join(self) -> bool:
-        """Use the work folder beside others, until let_go; False when it is gone already."""
+        """Share the work folder until let_go; False if it was removed already."""
         with self._leaving:
             if self._users == 0:
                 return False
@@ -178,7 +178,7 @@ class QueuedRun:
             return True
 
     def let_go(self) -> None:
-        """Called once by each user of the work folder that is done with it; the last removes it."""
+        """Stop using the work folder; each user calls it once, and the last call removes the folder."""
         with self._leaving:
             self._users -= 1
             if self._users == 0:
@@ -186,11 +186,11 @@ class QueuedRun:
                     shutil.rmtree(self.request.work)
                 except FileNotFoundError:
                     log.debug("a run's folder is gone already")
-                except OSError:  # it goes with the whole scratch folder
+                except OSError:  # it will be removed with the whole scratch folder
                     log.exception("a run's folder cannot be removed")
 
     def cancel(self) -> None:
-        """Take it out of the line, or stop it; safe at any time, from any thread."""
+        """Take it out of the queue, or stop it; safe at any time, from any thread."""
         self.cancelled.set()
         engine = self.engine
         if engine is not None:

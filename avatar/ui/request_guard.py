@@ -1,7 +1,7 @@
-"""What stands before the page: which addresses are answered, under which names, and how much is read.
+"""Filter requests before the page: which paths are answered, under which host names, and how much is read.
 
-Gradio has doors that this page does not use (a proxy for any address, edits of its own source, recordings
-that it converts, files read whole into memory); they stay shut.
+Gradio has endpoints that this page does not use (a proxy for any address, edits of its own source, recordings
+that it converts, files read whole into memory); they are refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from avatar.ui.i18n import language_of, text
 
-MOST_BODY_BYTES = 2**20  # of anything but an upload: a form, seven points, the address of a file
+MOST_BODY_BYTES = 2**20  # of anything but an upload: a form, seven points, a file's path
 GRADIO = "/gradio_api/"
 READ = re.compile(
     r"(info|openapi\.json|startup-events|app_id|theme\.css|heartbeat/[^/]+|queue/(data|status)|upload_progress"
@@ -31,7 +31,7 @@ WRITTEN = re.compile(r"(queue/join|cancel|reset|upload|(call|call/v2|run|api)/[^
 SOCKETS = re.compile(r"/live/[0-9a-f]+")
 FILES = re.compile(r"/(outputs/|examples/|gradio_api/(file=|stream/))")
 
-# Gradio's page has scripts and styles within itself and compiles some; it plays what it has put together.
+# Gradio's page has inline scripts and styles and compiles some scripts; it plays blobs that it puts together.
 PAGE_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
@@ -45,8 +45,8 @@ FILE_POLICY = "default-src 'none'; img-src 'self'; media-src 'self'; style-src '
 class Guard:
     """ASGI middleware.
 
-    names: of hosts under which the page may be asked for, None for any. hosted: as a Space, which shows the
-    page within another.
+    names: host names under which the page may be requested, None for any. hosted: as a Space, which embeds
+    the page in another.
     """
 
     app: ASGIApp
@@ -72,7 +72,7 @@ class Guard:
         await (refusal or self.app)(scope, receive, answer)
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A page elsewhere must not open sockets here, either; no other program tells its origin."""
+        """Refuse sockets opened by pages from elsewhere; programs other than browsers send no origin."""
         headers, path = Headers(scope=scope), path_of(scope)
         origin = headers.get("origin")
         ours = self._is_ours(headers.get("host", ""))
@@ -102,7 +102,7 @@ class Guard:
             return True
         try:
             return (urlsplit(f"//{host}").hostname or "").rstrip(".") in self.names
-        except ValueError:  # no address at all
+        except ValueError:  # not a valid host
             return False
 
     def _policy(self, path: str) -> str:
@@ -113,7 +113,7 @@ class Guard:
 
 
 class _Headers:
-    """Sends an answer with the headers that each of ours has."""
+    """Adds the headers that all our responses have."""
 
     def __init__(self, send: Send, policy: str) -> None:
         self._send, self._policy = send, policy
@@ -129,7 +129,7 @@ class _Headers:
 
 
 class _Replay:
-    """Gives a body that has been read, then what comes after it."""
+    """Replays a body that has been read, then passes on what follows it."""
 
     def __init__(self, body: bytes, receive: Receive) -> None:
         self._body: bytes | None = body
@@ -147,7 +147,7 @@ async def _body(receive: Receive) -> bytes | None:
     body, more = bytearray(), True
     while more:
         message = await receive()
-        if message["type"] != "http.request":  # who asked is gone
+        if message["type"] != "http.request":  # the client has disconnected
             return b""
         body += message.get("body", b"")
         more = message.get("more_body", False)
@@ -164,10 +164,10 @@ def path_of(scope: Scope) -> str:
 
 
 def local_names(host: str, more: Collection[str] = ()) -> set[str] | None:
-    """The names of a server that listens on host: for one that only this machine can reach, its own.
+    """Host names of a server that listens on host: its own if only this machine can reach it, else None, any.
 
-    Else None, any. more: names that a proxy on this machine uses. A page elsewhere whose name was made to
-    point to this machine is then refused.
+    more: names that a proxy on this machine uses. With names, a page from elsewhere whose host name was made
+    to point to this machine is refused.
     """
     name = host.strip("[]").lower()
     try:
@@ -180,9 +180,9 @@ def local_names(host: str, more: Collection[str] = ()) -> set[str] | None:
 
 
 def visitor_of(request: Any) -> str:
-    """Whose request it is: an address, since anything else can be made up anew for each request.
+    """The visitor who sent a request: an IP address, since anything else can be forged for each request.
 
-    Behind a proxy that is trusted (FORWARDED_ALLOW_IPS) it is the one that the proxy tells.
+    Behind a trusted proxy (FORWARDED_ALLOW_IPS), it is the address that the proxy reports.
     """
     client = getattr(request, "client", None)
     return "" if client is None else str(getattr(client, "host", "") or "")

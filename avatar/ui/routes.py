@@ -1,4 +1,4 @@
-"""Files that the page shows by plain address: videos, thumbnails, reports; the examples' pictures."""
+"""Routes of files that the page shows by URL: videos, thumbnails, reports; the examples' pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEEP = {"Cache-Control": "private, max-age=86400"}
 
 
 def routes(app_state: AppState) -> list[BaseRoute]:
-    """GET only; a file of the gallery for who has its own key, and the bundled portraits for everybody."""
+    """GET only; a gallery file for those who have its key, the bundled portraits for everybody."""
 
     async def output(request: Request) -> FileResponse:
         asked, key = request.path_params, request.query_params.get("key", "")

@@ -31,7 +31,7 @@ from avatar.ui.uploads import NotUploaded
 
 log = logging.getLogger(__name__)
 
-STATUS_EVERY_S = 0.4  # the least time between two redraws of the status; also how soon a cancel is seen
+STATUS_EVERY_S = 0.4  # the least time between two redraws of the status; also how soon a cancel is noticed
 LEAD_SEGMENTS = 2  # released together: with one alone the player would run dry at once
 
 Updates = dict[Any, Any]
@@ -81,9 +81,9 @@ class Generate:
     def submit(
         self, request: gr.Request, speech: str, *values: Any, said: SpokenText | None = None
     ) -> Generator[Updates, None, QueuedRun | None]:
-        """Put one speech in line, with all else as the page has it; None where the portrait needs an answer.
+        """Queue a run for one speech and the page's other inputs; None if the page asks about the portrait.
 
-        values: of `inputs`. said: what the speech is, if it was typed. Raises: AvatarError.
+        values: of `inputs`. said: the spoken text, if the speech was typed. Raises: AvatarError.
         """
         portrait, _, prompt, preset, asked, owner, _, *typed_and_form = values
         asked, form, language = mapping(asked), typed_and_form[5:], language_of(request)
@@ -93,7 +93,7 @@ class Generate:
         self.app_state.job_queue.check_room(visitor)
         reader = self.app_state.reader(visitor)
         for _ in reader.ahead(Path(portrait), Path(speech), STATUS_EVERY_S):
-            yield {self.parts.status: gr.skip()}  # so that a page that has gone away gives its place up
+            yield {self.parts.status: gr.skip()}  # so that Gradio can end this once the page is gone
         if self.app_state.resolved(preset).engine == "preview" and not _answers(asked, portrait):
             look = point_editor.look_at(
                 Path(portrait), self.app_state.examples, self.app_state.limits, reader=reader
@@ -123,7 +123,7 @@ class Generate:
         )
 
     def resume(self, request: gr.Request, event: gr.EventData, owner: str) -> Iterator[Updates]:
-        """Go on with an unfinished video of the gallery, pressed there. Raises: AvatarError."""
+        """Resume an unfinished video, on a press in the gallery. Raises: AvatarError."""
         visit = request.session_hash or ""
         run = self.app_state.resume(pressed(event)[1], owner, visitor_of(request), visit)
         self.visits.show(visit, run)
@@ -185,7 +185,7 @@ class Generate:
     ) -> Iterator[Updates]:
         p = self.parts
         status = _status(run)
-        held: list[Segment] = []  # the first ones, until they go out together
+        held: list[Segment] = []  # the first segments, until they are released together
         released = 0
         drawn = time.monotonic()
         yield self._working(run) | self._begin(status, language)
@@ -194,7 +194,7 @@ class Generate:
         try:
             for said in run.follow(STATUS_EVERY_S, newest):
                 if not self.visits.is_current(visit, run):
-                    return  # the page has gone on to another run
+                    return  # the page shows another run by now
                 match said:
                     case WaitingInLine(place):
                         status = replace(status, state="waiting" if place else "running", place=place)
@@ -217,7 +217,7 @@ class Generate:
                             held = []
                         continue
                     case PartDone():
-                        continue  # the next Progress counts it
+                        continue  # the next Progress includes it
                     case KeptVideo():
                         kept = said
                         break
@@ -242,7 +242,7 @@ class Generate:
             raise failure or kept.error  # type: ignore[misc, union-attr]
 
     def _over(self, run: QueuedRun, owner: str, language: Language) -> Updates:
-        """A run that ended before the page was opened."""
+        """Show a run that ended before the page was opened."""
         kept = run.outcome if isinstance(run.outcome, KeptVideo) else None
         status = _status(run)
         if run.error is not None:
@@ -259,15 +259,15 @@ class Generate:
             p.badge: "",
             p.live: gr.Video(value=None, streaming=True, visible=True),
             p.final: gr.update(value=None, visible=False),
-            p.replay: gr.update(visible=True),  # within the result, for as long as the live player stays
+            p.replay: gr.update(visible=True),  # inside p.result, as long as the live player is shown
             p.notices: render_notices(status.notices, language),
         }
 
     def _working(self, run: QueuedRun) -> Updates:
-        """How the page looks while a run goes on; said again and again.
+        """How the page looks while a run goes on; sent again with every update.
 
-        Gradio's client applies each difference to the message before, so that one which it has not shown yet
-        is lost when the next comes at once: as while the player is still being loaded.
+        Gradio's client applies each diff to the previous message, so one that it has not shown yet is lost if
+        the next arrives at once, for instance while the player is still loading.
         """
         p = self.parts
         return {
@@ -288,14 +288,14 @@ class Generate:
         language: Language,
         plays: bool,
     ) -> Updates:
-        """plays: whether the live player has something, and makes way for the finished one at its end."""
+        """Show a run's end. plays: the live player has segments, and the finished video then replaces it."""
         p = self.parts
         over: Updates = {p.generate: gr.update(interactive=True), p.stop: gr.update(interactive=False)}
         if kept is None:
             state = "failed" if failure is not None else "stopped"
             more = status.more if failure is not None else text("phase_stopped_empty", language)
             over[p.status] = render_status(replace(status, state=state, more=more), language)
-            over[p.gallery] = self.gallery(owner, language)  # a half-made video may be there now
+            over[p.gallery] = self.gallery(owner, language)  # an unfinished video may be in it now
             return over | {p.live: gr.update(visible=False), p.empty: gr.update(visible=True)}
         state = "failed" if kept.error else "stopped" if kept.finished.stopped else "done"
         done = replace(
@@ -322,7 +322,7 @@ class Generate:
 
 
 def _status(run: QueuedRun) -> Status:
-    """How a run stands, before it has said anything more."""
+    """A run's status before its next event."""
     label = run.outcome.entry.about.label if isinstance(run.outcome, KeptVideo) else ""
     return Status(
         state="running" if run.begun or not run.place else "waiting",
@@ -339,5 +339,5 @@ def _last(status: Status, finished: Finished) -> Progress:
 
 
 def _answers(asked: Mapping[str, Any], portrait: str) -> bool:
-    """Whether the page has looked at this very portrait."""
+    """Whether the page has checked this same portrait."""
     return asked.get("for") == Path(portrait).name and asked.get("engine") == "preview"

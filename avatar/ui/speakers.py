@@ -1,4 +1,4 @@
-"""Visitors' texts, spoken on the server: what is said becomes an upload, as if they had recorded it."""
+"""Visitors' texts, spoken on the server: the speech becomes an upload, as if they had recorded it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from avatar.ui.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
-AT_ONCE, PER_VISITOR = 4, 2  # texts that are spoken; each holds a thread of the server
-# What a voice says when one only wants to hear it, by language.
+AT_ONCE, PER_VISITOR = 4, 2  # texts spoken at the same time; each occupies a thread of the server
+# What a voice says as its sample, by language.
 SAMPLES = {
     "en": "Hello. This is how I sound when I speak for your portrait.",
     "zh": "你好，我就用这个声音替你的肖像说话。",
@@ -41,7 +41,7 @@ class VoicesBusy(AvatarError):
     """As many texts are being spoken as the server takes, of this visitor or of all."""
 
     def __init__(self) -> None:
-        super().__init__("Too many texts are being spoken.", "Please try again in a minute.")
+        super().__init__("The server is speaking too many texts right now.", "Please try again in a minute.")
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class SpokenText:
     captions: tuple[Caption, ...]
 
     def is_of(self, script: Script) -> bool:
-        """Whether it says a script in the same voice, and is still there."""
+        """Whether it is of this script, in the same voice, and its file still exists."""
         return self.script.digest == script.digest and self.path.is_file()
 
     @property
     def shown(self) -> tuple[Caption, ...]:
-        """The captions for a video of it."""
+        """The captions to show in its video."""
         return () if self.script.speaking.captions == "off" else self.captions
 
 
@@ -73,15 +73,15 @@ class Speakers:
         self._warming: threading.Thread | None = None
 
     def voices(self) -> list[Voice]:
-        """Those that can speak here, perhaps after a download."""
+        """The voices that can speak here, perhaps after a download."""
         return [voice for voice in self._catalogue.voices() if not voice.missing]
 
     def every_voice(self) -> list[Voice]:
-        """All, also those that miss something."""
+        """All voices, including those that lack something."""
         return self._catalogue.voices()
 
     def warm(self) -> None:
-        """Have the first voice ready, in the background: the first text will not wait for it."""
+        """Load the first voice in the background, so that the first text does not wait for it."""
         self._warming = threading.Thread(target=self._warm, name="voice-warm", daemon=True)
         self._warming.start()
 
@@ -91,7 +91,7 @@ class Speakers:
             self._warming.join()
 
     def speak(self, script: Script, visitor: str = "") -> Iterator[SpokenText | None]:
-        """None after each sentence, then what was spoken. Raises: AvatarError."""
+        """Speak a script: None after each sentence, then the result. Raises: AvatarError."""
         narrator = Narrator.of(script, self._catalogue, self._limits)
         with self._place(visitor):
             folder = self._uploads.stage()
@@ -115,7 +115,7 @@ class Speakers:
     def sample(
         self, voice: str, speed: float | None = None, visitor: str = ""
     ) -> Iterator[SpokenText | None]:
-        """The same, of what a voice says to be heard. Raises: AvatarError."""
+        """Speak a voice's sample, as speak does. Raises: AvatarError."""
         _, found = self._catalogue.find(voice)
         words = SAMPLES.get(found.language.partition("-")[0], SAMPLES["en"])
         yield from self.speak(Script(words, Speaking(voice=voice, speed=speed or 1.0)), visitor)
@@ -131,12 +131,12 @@ class Speakers:
         finally:
             with self._lock:
                 self._busy[visitor] -= 1
-                self._busy += Counter()  # drops who speaks no more
+                self._busy += Counter()  # drops visitors without a text being spoken
 
     def _warm(self) -> None:
         try:
             engine, voice = self._catalogue.find(Speaking().voice)
             for _ in engine.synthesise("Ready.", voice.name):
                 log.debug("the voice %s is ready", voice.name)
-        except AvatarError as error:  # reported again, to somebody, when a text needs it
+        except AvatarError as error:  # reported again, on a page, when a text needs the voice
             log.warning("no voice is ready: %s", error)

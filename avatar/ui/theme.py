@@ -1,4 +1,4 @@
-"""Colours, type and spacing. Everything is on this machine: no font, style or script comes from elsewhere."""
+"""Colours, type and spacing. Everything is local: no font, style or script is loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def css() -> str:
 
 
 def script(name: str) -> str:
-    """A JavaScript file of ours."""
+    """The text of one of our JavaScript files."""
     return (FOLDER / name).read_text(encoding="utf-8")
 
 

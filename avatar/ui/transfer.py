@@ -1,6 +1,6 @@
-"""Files of visitors on their way in and out: uploads, what was uploaded or made, segments of a stream.
+"""Routes for visitors' files: uploading, reading what was uploaded or made, segments of a stream.
 
-In the place of Gradio's own addresses, which know no quota and serve more than that.
+They replace Gradio's own routes, which have no quota and serve more files than these.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from avatar.ui.request_guard import visitor_of
 from avatar.ui.uploads import TooLarge, Uploads
 from avatar.ui.widgets import GuardedBlocks
 
-ARRIVE_S = 900.0  # in which an upload must arrive
+ARRIVE_S = 900.0  # time limit for an upload to arrive
 
 
 def transfer_routes(app_state: AppState, demo: GuardedBlocks) -> list[BaseRoute]:
-    """All of them; the page is demo."""
+    """All routes of this module; demo: the page."""
     return [*_upload_routes(demo.uploads, demo), *_live_routes(app_state.segments, demo)]
 
 
 def _upload_routes(uploads: Uploads, demo: Blocks) -> list[BaseRoute]:
-    """Where files arrive, and where they are shown from."""
+    """The routes for uploading files and for reading them."""
 
     async def arrive(request: Request) -> Response:
         length = request.headers.get("content-length", "")
@@ -56,7 +56,7 @@ def _upload_routes(uploads: Uploads, demo: Blocks) -> list[BaseRoute]:
         except MultiPartException as error:
             return PlainTextResponse(error.message, 413 if "maximum allowed size" in error.message else 400)
         except (ClientDisconnect, TimeoutError):
-            return PlainTextResponse("The upload did not arrive.", 408)
+            return PlainTextResponse("The upload did not arrive in time.", 408)
         finally:
             uploads.release(num_bytes, visitor)
             await anyio.to_thread.run_sync(shutil.rmtree, staging)
@@ -77,7 +77,7 @@ def _upload_routes(uploads: Uploads, demo: Blocks) -> list[BaseRoute]:
 
 
 async def _received(request: Request, staging: Path, uploads: Uploads) -> list[str]:
-    """The paths of the files of a form. Raises: MultiPartException, ClientDisconnect."""
+    """Receive a form's files; their paths. Raises: MultiPartException, ClientDisconnect."""
     upload_id = request.query_params.get("upload_id")
     if upload_id is not None:
         file_upload_statuses.track(upload_id)
@@ -87,7 +87,7 @@ async def _received(request: Request, staging: Path, uploads: Uploads) -> list[s
         request.headers,
         request.stream(),  # type: ignore[arg-type]
         max_files=16,
-        max_fields=0,  # they would lie in memory
+        max_fields=0,  # fields would be kept in memory
         upload_dir=staging,
         max_file_size=uploads.max_file_bytes,
         upload_id=upload_id,
@@ -103,7 +103,7 @@ async def _received(request: Request, staging: Path, uploads: Uploads) -> list[s
 
 
 def _live_routes(segments: Segments, demo: Blocks) -> list[BaseRoute]:
-    """The segments of a stream."""
+    """The routes for a stream's segments."""
 
     async def segment(request: Request) -> FileResponse:
         session, run = request.path_params["session"], request.path_params["run"]

@@ -1,20 +1,20 @@
-"""Every word of the page, in English and 简体中文: the one table of both."""
+"""All texts of the page, in English and 简体中文."""
 
 from __future__ import annotations
 
 TEXT: dict[str, tuple[str, str]] = {
     "source_live": ("Live", "实时"),
-    "live_over": ("This live session is over, or was never begun.", "该实时会话已结束或不存在。"),
-    "live_too_fast": ("Messages come too fast.", "消息过快。"),
+    "live_over": ("This live session has ended, or does not exist.", "该实时会话已结束或不存在。"),
+    "live_too_fast": ("Messages are arriving too fast.", "消息发送过快。"),
     "live_message_too_large": ("A message is too large.", "消息过大。"),
     # header, hero
     "title": ("Live Avatar", "Live Avatar"),
     "hero": ("Give a portrait a voice.", "让肖像开口说话。"),
     "hero_more": (
-        "Add a face and some speech. The video starts to play while the rest is still being made.",
-        "放入一张脸和一段语音，视频一边生成，一边播放。",
+        "Add a face and some speech. The video starts playing while the rest is still being made.",
+        "放入一张人像和一段语音，视频边生成边播放。",
     ),
-    "examples": ("New here? Pick one and it talks", "第一次来？点一个，马上开口"),
+    "examples": ("New here? Pick one and watch it talk", "第一次来？点一个，马上开口"),
     "example_play": ("{portrait} {speech}: play", "播放：{portrait}{speech}"),
     # inputs
     "portrait": ("Portrait", "肖像"),
@@ -27,7 +27,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "source_upload": ("Upload", "上传"),
     "source_record": ("Record", "录音"),
     "source_type": ("Type", "输入文字"),
-    "text": ("What is said", "要说的话"),
+    "text": ("Text to speak", "要说的话"),
     "text_hint": (
         "Type or paste what the portrait should say…",
         "输入或粘贴肖像要说的话……",
@@ -39,15 +39,15 @@ TEXT: dict[str, tuple[str, str]] = {
     "captions": ("Captions", "字幕"),
     "captions_off": ("None", "无"),
     "captions_file": ("As files", "字幕文件"),
-    "captions_burned": ("In the picture", "嵌入画面"),
+    "captions_burned": ("Burned into the video", "嵌入画面"),
     "voice_sample": ("Hear voice", "试听声音"),
     "speak": ("Hear text", "试听全文"),
-    "no_text": ("Type what should be said first.", "请先输入要说的话。"),
+    "no_text": ("Type the text to speak first.", "请先输入要说的话。"),
     "voices_busy": (
-        "Too many texts are being spoken. Please try again in a minute.",
+        "The server is speaking too many texts right now. Please try again in a minute.",
         "正在朗读的文字太多，请一分钟后再试。",
     ),
-    "speech_video": ("Take the sound of a video", "使用视频里的声音"),
+    "speech_video": ("Use the sound of a video", "使用视频里的声音"),
     "prompt": ("Prompt", "提示词"),
     "prompt_hint": (
         "A person speaks warmly, in soft window light…",
@@ -60,33 +60,33 @@ TEXT: dict[str, tuple[str, str]] = {
     "preset_lacks": ("Not on this machine", "本机不可用"),
     "preset_auto": ("Picks {title} here", "本机将使用：{title}"),
     "needs": ("Needs", "需要"),
-    "gives": ("Gives", "产出"),
-    "gives_area": ("up to {size} in area", "面积不超过 {size}"),
-    "gives_portrait": ("{size} for this portrait", "这张肖像得到 {size}"),
-    "gives_nothing": ("This portrait's shape has no room in this size.", "这张肖像的形状放不进这个尺寸。"),
+    "gives": ("Makes", "输出"),
+    "gives_area": ("an area of up to {size}", "面积不超过 {size}"),
+    "gives_portrait": ("{size} for this portrait", "这张肖像输出 {size}"),
+    "gives_nothing": ("This portrait's shape does not fit this size.", "这张肖像的宽高比不适合这个尺寸。"),
     "missing": ("Missing", "缺少"),
     "needs_cpu": ("any CPU", "任意 CPU"),
-    "needs_gpus": ("{count} × GPU, made for {vram} GiB each", "{count} 张显卡，面向每张 {vram} GiB"),
-    "needs_gpu": ("1 GPU, made for {vram} GiB", "1 张显卡，面向 {vram} GiB"),
+    "needs_gpus": ("{count} × GPU, designed for {vram} GiB each", "{count} 张显卡，按每张 {vram} GiB 设计"),
+    "needs_gpu": ("1 GPU, designed for {vram} GiB", "1 张显卡，按 {vram} GiB 设计"),
     "needs_ram": ("{ram} GiB RAM", "{ram} GiB 内存"),
     "needs_weights": ("the checkpoint", "模型权重"),
     # settings
     "advanced": ("Advanced settings", "高级设置"),
     "advanced_unused": (
-        "Settings that need a GPU are off: the preview has no use for them.",
+        "Settings that need a GPU are disabled: the preview does not use them.",
         "需要显卡的设置已关闭：预览引擎用不到它们。",
     ),
     "size": ("Size (width*height)", "尺寸（宽*高）"),
     "size_info": (
-        "The area; the portrait keeps its proportions.",
+        "Sets the area only; the portrait keeps its proportions.",
         "只限定面积，肖像比例不变。",
     ),
     "seed": ("Seed", "随机种子"),
-    "seed_info": ("The same seed gives the same video.", "同一种子得到同一段视频。"),
-    "num_clip": ("Clips at most", "片段数上限"),
+    "seed_info": ("The same seed gives the same video.", "种子相同，生成的视频就相同。"),
+    "num_clip": ("Maximum clips", "片段数上限"),
     "trim": ("Cut silence at both ends", "去掉首尾静音"),
     "num_clip_info": ("0: as long as the speech.", "0：与语音等长。"),
-    "infer_frames": ("Frames in a clip", "每个片段的帧数"),
+    "infer_frames": ("Frames per clip", "每个片段的帧数"),
     "sample_steps": ("Sampling steps", "采样步数"),
     "shift": ("Shift", "Shift"),
     "enable_online_decode": ("Decode while sampling", "边采样边解码"),
@@ -94,27 +94,27 @@ TEXT: dict[str, tuple[str, str]] = {
     "num_gpus_dit": ("GPUs for the transformer", "扩散模型使用的显卡数"),
     "ulysses_size": ("Ulysses size", "Ulysses 并行度"),
     "layout": ("Layout", "并行布局"),
-    "decode_gpu": ("One more GPU to decode", "另用一张显卡解码"),
+    "decode_gpu": ("Extra GPU for decoding", "另用一张显卡解码"),
     "lora": ("LoRA", "LoRA"),
     "lora_info": (
-        "A file of the folder “loras”, with a weight if you like: look.safetensors:0.8. Several with “;”.",
+        "A file in the folder “loras”, optionally with a weight: look.safetensors:0.8. Several: with “;”.",
         "“loras” 文件夹中的文件，可附带权重：look.safetensors:0.8；多个之间用“;”分隔。",
     ),
     # the missing model
     "model_missing": (
-        "Your GPUs can run “{preset}”; the model is missing ({size} GB).",
+        "Your GPUs can run “{preset}”, but the model has not been downloaded ({size} GB).",
         "您的显卡可以运行“{preset}”，但缺少模型权重（{size} GB）。",
     ),
     "model_get": ("Get the model", "下载模型"),
     "model_pause": ("Pause", "暂停"),
     "model_resume": ("Resume", "继续"),
-    "model_progress": ("Fetching the model", "正在下载模型"),
+    "model_progress": ("Downloading the model", "正在下载模型"),
     "model_done": (
-        "The model is here: reload the page, and choose a preset.",
+        "The model is ready: reload the page and choose a preset.",
         "模型已就绪：请刷新页面并选择预设。",
     ),
     "model_admin": (
-        "Only the administrator of this page can fetch it.",
+        "Only the administrator of this page can download it.",
         "只有本页面的管理员可以下载。",
     ),
     # buttons
@@ -137,18 +137,18 @@ TEXT: dict[str, tuple[str, str]] = {
     ),
     # status
     "ready": ("Ready", "就绪"),
-    "phase_queued": ("In line", "排队中"),
+    "phase_queued": ("In the queue", "排队中"),
     "phase_loading": ("Loading the engine", "正在加载引擎"),
-    "phase_encoding": ("Studying face and voice", "正在分析面部与语音"),
+    "phase_encoding": ("Analysing face and voice", "正在分析面部与语音"),
     "phase_generating": ("Generating", "生成中"),
-    "phase_finishing": ("Finishing the file", "正在写入文件"),
+    "phase_finishing": ("Writing the file", "正在写入文件"),
     "phase_done": ("Done", "完成"),
-    "phase_stopped": ("Stopped. What was made is yours to keep.", "已停止，已生成的部分已保存。"),
-    "phase_stopped_empty": ("Stopped before the first frame.", "在第一帧之前停止。"),
-    "phase_failed": ("It did not work out", "未能完成"),
+    "phase_stopped": ("Stopped. The part that was made is kept.", "已停止，已生成的部分已保存。"),
+    "phase_stopped_empty": ("Stopped before the first frame.", "已在生成第一帧之前停止。"),
+    "phase_failed": ("The video could not be made", "未能完成"),
     "job_fault": (
-        "Something went wrong on the server; its log says what.",
-        "服务器出错，详情见其日志。",
+        "Something went wrong on the server. Its log has the details.",
+        "服务器出错，详情请查看服务器日志。",
     ),
     "place_next": ("You are next.", "下一个就是您。"),
     "place_second": ("One video is ahead of yours.", "前面还有 1 个视频。"),
@@ -161,13 +161,13 @@ TEXT: dict[str, tuple[str, str]] = {
     "parts_kept": ("{n} kept", "已保存 {n} 部分"),
     "elapsed": ("{time} so far", "已用 {time}"),
     "remaining": ("{time} left", "剩余 {time}"),
-    "ranks": ("GPUs at work", "各显卡的工作"),
+    "ranks": ("GPUs at work", "各显卡的工作状态"),
     "rank": ("Rank {rank}", "进程 {rank}"),
-    "bottleneck": ("the others wait for it", "瓶颈"),
+    "bottleneck": ("the others are waiting for it", "瓶颈"),
     "video_length": ("{s} s of video", "视频 {s} 秒"),
     # jobs
     "jobs": ("Jobs", "任务"),
-    "job_running": ("Being made, {percent} %", "已生成 {percent}%"),
+    "job_running": ("In progress, {percent}%", "已生成 {percent}%"),
     "job_done": ("Finished", "已完成"),
     "job_stopped": ("Stopped", "已停止"),
     "job_failed": ("Failed", "失败"),
@@ -178,9 +178,12 @@ TEXT: dict[str, tuple[str, str]] = {
     "job_drag": ("Drag to reorder", "拖动以调整顺序"),
     "job_dismiss": ("Hide", "隐藏"),
     "job_gone": ("This job is no longer here.", "这个任务已不存在。"),
-    "several": ("Queue several recordings…", "一次排入多段录音…"),
-    "several_some": ("{queued} of {total} recordings are in line.", "{total} 段录音中有 {queued} 段已排队。"),
-    "notify_ask": ("Notify me when one is ready", "完成时通知我"),
+    "several": ("Queue several recordings…", "一次添加多段录音……"),
+    "several_some": (
+        "{queued} of {total} recordings were queued.",
+        "{total} 段录音中有 {queued} 段已加入队列。",
+    ),
+    "notify_ask": ("Notify me when a video is ready", "完成时通知我"),
     "notify_on": ("Notifications are on", "通知已开启"),
     "notify_blocked": ("Notifications are blocked in this browser", "浏览器已屏蔽通知"),
     "notify_done": ("Your video is ready", "视频已完成"),
@@ -196,10 +199,10 @@ TEXT: dict[str, tuple[str, str]] = {
     "frame_aspect": ("Shape", "比例"),
     "frame_extend": ("Beyond the picture", "图外填充"),
     "frame_preview": ("Preview of the crop", "裁剪预览"),
-    "frame_edit": ("Correct the face's points", "修正面部的点"),
-    "frame_edited": ("Use the face as it was found", "恢复自动识别的点"),
+    "frame_edit": ("Correct the points on the face", "修正面部关键点"),
+    "frame_edited": ("Use the points as they were detected", "恢复自动识别的关键点"),
     "frame_small": (
-        "The face will be small in the video: its speech can hardly be seen.",
+        "The face will be small in the video: you will hardly see it speak.",
         "这张脸在视频里会很小，几乎看不出在说话。",
     ),
     "frame_crop": ("Crop to the shoulders", "裁剪到肩部"),
@@ -209,16 +212,16 @@ TEXT: dict[str, tuple[str, str]] = {
     "framing_half": ("Half body", "半身"),
     "framing_shoulders": ("Shoulders", "肩部"),
     "framing_head": ("Head", "头部"),
-    "aspect_as-is": ("As it is", "原比例"),
+    "aspect_as-is": ("Original", "原比例"),
     "aspect_9:16": ("9:16", "9:16"),
     "aspect_1:1": ("1:1", "1:1"),
     "aspect_16:9": ("16:9", "16:9"),
     # points
     "points_title": ("Where is the mouth?", "嘴在哪里？"),
     "points_none": (
-        "No face was recognised. Drag the seven points onto mouth and chin (of a chin that is cut off, onto "
+        "No face was recognised. Drag the seven points onto the mouth and chin (if the chin is cut off, onto "
         "the picture's edge), then generate; or choose a picture that shows the whole face.",
-        "没有识别出人脸。请把七个点拖到嘴和下巴上（下巴被切掉时，放在图片边缘），然后生成；或者换一张露出整张脸的图片。",
+        "没有识别出人脸。请把七个点拖到嘴和下巴上（如果下巴在画面外，就放在图片边缘），然后生成；或者换一张露出整张脸的图片。",
     ),
     "points_weak": (
         "The face was hard to make out. Please check the seven points, then generate.",
@@ -229,12 +232,13 @@ TEXT: dict[str, tuple[str, str]] = {
         "拖动，或选中一个点后用方向键移动。",
     ),
     "points_bad": (
-        "The points are out of order: lips from top to bottom, chin below, left of right.",
-        "点的次序不对：上唇在下唇之上，下巴最低，左侧在右侧之左。",
+        "The points are in the wrong order: the lips go from top to bottom, the chin is below them, and the "
+        "left corner of the mouth is to the left of the right one.",
+        "点的位置不对：上唇应在下唇上方，下巴应在最下面，左嘴角应在右嘴角左边。",
     ),
     "points_head_only": (
-        "Skip the points: move the head only, the mouth will not speak",
-        "不放置点：只动头部，嘴不会说话",
+        "Skip the points: only the head moves, the mouth stays shut",
+        "跳过这些点：只动头部，嘴不动",
     ),
     "mouth_left": ("Left corner of the mouth", "左嘴角"),
     "mouth_right": ("Right corner of the mouth", "右嘴角"),
@@ -245,7 +249,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "chin": ("Chin", "下巴"),
     # machine
     "machine": ("This machine", "本机"),
-    "no_gpu": ("No NVIDIA driver here: the host alone is shown.", "本机没有 NVIDIA 驱动，仅显示主机。"),
+    "no_gpu": ("No NVIDIA driver was found: only the host is shown.", "本机没有 NVIDIA 驱动，仅显示主机。"),
     "cpu": ("CPU", "CPU"),
     "ram": ("RAM", "内存"),
     "cores": ("{count} cores", "{count} 核"),
@@ -265,35 +269,35 @@ TEXT: dict[str, tuple[str, str]] = {
         "需 {need} / 空闲 {free} GiB · 共 {total}",
     ),
     "plan_short": ("{short} GiB short", "缺 {short} GiB"),
-    "plan_rest": ("all else", "其余"),
-    "waiting": ("In pinned host memory until needed: {what}.", "平时放在锁页内存：{what}。"),
+    "plan_rest": ("everything else", "其余"),
+    "waiting": ("In pinned host memory until needed: {what}.", "不用时放在锁页内存：{what}。"),
     "waiting_layers": ("{count} layers", "{count} 层"),
     "waiting_rings": ("the K/V rings", "K/V 环形缓存"),
     "waiting_models": ("the side models", "辅助模型"),
-    "speech_on_cpu": ("The speech encoder works on the CPU.", "语音编码器在 CPU 上运行。"),
+    "speech_on_cpu": ("The speech encoder runs on the CPU.", "语音编码器在 CPU 上运行。"),
     "comma": (", ", "、"),
-    "plan_estimate": ("Estimated, from the size of every part.", "按各部分大小估算。"),
+    "plan_estimate": ("Estimated from the size of each part.", "按各部分大小估算。"),
     "plan_refused": ("This cannot run here.", "本机无法运行。"),
     # notices
     "notices": ("Good to know", "提示"),
-    "stepped_down": ("Stepped down.", "已降一级。"),
+    "stepped_down": ("Settings were reduced.", "已降低设置。"),
     # gallery
     # compare
     "compare": ("Compare", "对比"),
     "compare_info": (
-        "Two videos, played in step, beside what was measured of them.",
+        "Two videos played in sync, with their measurements next to them.",
         "两个视频同步播放，旁边列出各项测量结果。",
     ),
     "compare_finished": ("Two finished videos", "两个已完成的视频"),
-    "compare_make": ("Make two that differ", "生成两个有差别的视频"),
+    "compare_make": ("Make two that differ", "生成两个不同的视频"),
     "compare_make_info": (
-        "From the portrait and the speech above, one after the other. All settings are the same but one; "
-        "presets differ in all that is theirs.",
+        "From the portrait and the speech above, one after the other. Only one setting differs; if you "
+        "compare presets, each uses all of its own settings.",
         "使用上面的肖像和语音，依次生成。除一项外，其余设置都相同；对比预设时，各用各的全部设置。",
     ),
     "compare_a": ("Video A", "视频 A"),
     "compare_b": ("Video B", "视频 B"),
-    "compare_differs": ("What differs", "差别在于"),
+    "compare_differs": ("What differs", "不同之处"),
     "compare_value_a": ("In A", "A 的取值"),
     "compare_value_b": ("In B", "B 的取值"),
     "compare_go": ("Compare", "开始对比"),
@@ -301,32 +305,32 @@ TEXT: dict[str, tuple[str, str]] = {
     "compare_stop": ("Stop", "停止"),
     "compare_play": ("Play", "播放"),
     "compare_pause": ("Pause", "暂停"),
-    "compare_place": ("Place in both videos", "两个视频的播放位置"),
+    "compare_place": ("Position in both videos", "两个视频的播放位置"),
     "compare_hear": ("Hear", "听声音"),
     "compare_keys": (
-        "One is heard at a time: press Hear, or 1 or 2. Space plays and pauses both.",
+        "You hear one at a time: press Hear, or the key 1 or 2. Space plays and pauses both.",
         "一次只听一个：点“听声音”，或按 1、2。空格键同时播放或暂停两个视频。",
     ),
     "compare_of": ("Measured", "测量项"),
     "compare_making": ("Making {letter}: {phase}", "正在生成 {letter}：{phase}"),
-    "compare_waiting": ("{letter} waits in line, place {place}", "{letter} 排队中，第 {place} 位"),
+    "compare_waiting": ("{letter} is in the queue, place {place}", "{letter} 排队中，第 {place} 位"),
     "compare_measuring": ("Measuring {letter} …", "正在测量 {letter}……"),
-    "compare_stopped": ("Stopped. What was made is in the gallery.", "已停止；已生成的内容在作品集里。"),
+    "compare_stopped": ("Stopped. What was made is in the gallery.", "已停止；已生成的内容在“作品”里。"),
     "compare_about": (
-        "Numbers, not beauty: they compare two videos of one face and one speech. "
-        "– means that it was not measured or cannot be known.",
+        "These numbers do not measure beauty: they compare two videos of the same face and speech. "
+        "“–” means not measured, or impossible to know.",
         "数字不等于美感，只适合对比同一张脸、同一段语音的两个视频。“–”表示没有测量或无法得知。",
     ),
     "compare_two": ("Choose two videos.", "请选择两个视频。"),
     "compare_same": ("A and B are the same. Choose two that differ.", "A 和 B 相同，请选择不同的两个。"),
-    "compare_values": ("Give a value for A, and another one for B.", "请为 A 和 B 各填一个取值。"),
+    "compare_values": ("Enter a value for A and a different one for B.", "请为 A 和 B 填写不同的取值。"),
     "compare_too_long": (
-        "{letter} is longer than {min} minutes: it is played, not measured. "
+        "{letter} is longer than {min} minutes: it is played but not measured. "
         "`python -m avatar compare` measures any length.",
         "{letter} 超过 {min} 分钟：只播放，不测量。`python -m avatar compare` 可以测量任意长度的视频。",
     ),
     "compare_not_measured": (
-        "{letter} is played, but could not be measured: {why}",
+        "{letter} can be played, but could not be measured: {why}",
         "{letter} 可以播放，但无法测量：{why}",
     ),
     "compare_on": ("on", "开"),
@@ -348,34 +352,34 @@ TEXT: dict[str, tuple[str, str]] = {
     "account_file": ("Report as a file (JSON)", "下载报告（JSON）"),
     "speed": ("Speed", "速度"),
     "settings": ("Settings", "设置"),
-    "rungs": ("Stepped down", "降级"),
-    "rungs_none": ("No: memory was enough.", "无：内存足够。"),
+    "rungs": ("Settings reduced", "自动降低的设置"),
+    "rungs_none": ("No: there was enough memory.", "无：内存足够。"),
     "at_frame": ("At frame {frame}:", "第 {frame} 帧："),
     "stopped": ("stopped", "已停止"),
     "unfinished": ("unfinished", "未完成"),
     "minutes": ("{min} min", "{min} 分钟"),
     "seconds": ("{s} s", "{s} 秒"),
-    "used_settings": ("The settings are filled in.", "设置已填入。"),
+    "used_settings": ("The settings have been filled in.", "已填入这些设置。"),
     "gone": ("This video is no longer here.", "这个视频已不存在。"),
     # errors
     "no_portrait": ("Choose a portrait first.", "请先选择肖像。"),
     "no_speech": ("Choose or record some speech first.", "请先选择或录制语音。"),
     "fault": (
-        "Something went wrong on the server. If it happens again, tell the host this code: {code}",
+        "Something went wrong on the server. If it happens again, give its administrator this code: {code}",
         "服务器出错。如果再次发生，请把此代码告诉管理员：{code}",
     ),
     "error_AvatarError": ("That did not work", "操作失败"),
     "error_BadInput": ("This cannot be used", "无法使用"),
     "error_WeightsMissing": ("The checkpoint is missing", "缺少模型权重"),
-    "error_DoesNotFit": ("It does not fit", "放不下"),
-    "error_WorkerLost": ("The engine was lost", "引擎中断"),
-    "error_LineFull": ("All places are taken", "队列已满"),
+    "error_DoesNotFit": ("This cannot run here", "本机无法运行"),
+    "error_WorkerLost": ("The engine stopped unexpectedly", "引擎意外中断"),
+    "error_LineFull": ("The queue is full", "队列已满"),
     "line_full": (
-        "The line is full: {count} waiting. Please try again in a few minutes.",
+        "The queue is full: {count} waiting. Please try again in a few minutes.",
         "队列已满：{count} 个视频在等待，请过几分钟再试。",
     ),
     "line_yours": (
-        "You have {count} videos in line, as many as one visitor may. Wait for one of them, or stop it.",
+        "You have {count} videos in the queue, the most that a visitor may have. Wait for one, or stop one.",
         "您已有 {count} 个视频在排队，已达每位访客的上限。请等待其中一个完成，或将其停止。",
     ),
     "crowded": (
@@ -383,7 +387,7 @@ TEXT: dict[str, tuple[str, str]] = {
         "正在读取的文件太多，请一分钟后再试。",
     ),
     "uploads_full": (
-        "The server has no room for uploads just now. Please try again in a few minutes.",
+        "The server has no space for uploads right now. Please try again in a few minutes.",
         "服务器暂时没有空间接收上传，请过几分钟再试。",
     ),
     "upload_too_large": (
@@ -391,22 +395,22 @@ TEXT: dict[str, tuple[str, str]] = {
         "文件超过了允许的最大大小：{mib:.0f} MiB。",
     ),
     "upload_lost": (
-        "This file is not among the uploads. Upload it again.",
-        "上传的文件中没有此文件，请重新上传。",
+        "This file was not found among the uploads. Please upload it again.",
+        "找不到这个上传的文件，请重新上传。",
     ),
     "value_not_understood": (
-        "A value that was sent is of the wrong kind. Reload the page; in a program, see the endpoint's "
-        "description.",
+        "A value in the request has the wrong type. Reload the page; if a program sent it, see the "
+        "endpoint's description.",
         "发送的某个值类型不对。请刷新页面；若由程序调用，请查看接口说明。",
     ),
     "body_too_large": ("The request is too large.", "请求过大。"),
     "wrong_host": (
-        "This server has another name. Open it as localhost, or start it with --allow-host.",
-        "此服务器不使用该名称。请用 localhost 打开，或在启动时加上 --allow-host。",
+        "This server does not answer to this host name. Open it as localhost, or start it with --allow-host.",
+        "此服务器不接受这个主机名。请用 localhost 打开，或在启动时加上 --allow-host。",
     ),
     "error_Crowded": ("Please wait a moment", "请稍候"),
     "footer": (
-        "Only animate people who agree to it. Nothing leaves this server; uploads are removed after use.",
+        "Only animate people who have agreed. Nothing leaves this server; uploads are removed after use.",
         "请只为同意的人制作动画。数据不会离开本服务器，上传的文件用后即删。",
     ),
 }
@@ -426,7 +430,7 @@ LACKS: dict[str, str] = {
     "weights": "模型权重不完整，请运行 python -m avatar download。",
     "host_ram": "内存不足：需要 {needed_gib:.1f} GiB。请关闭其他程序，或选择要求更低的预设。",
     "nothing": "本机没有可用的预设，请运行 python -m avatar doctor。",
-    "memory": "{device} 上空闲的不够：需要 {needed_gib:.1f} GiB。请关闭其他程序，或选择要求更低的预设。",
+    "memory": "{device} 的空闲容量不足：需要 {needed_gib:.1f} GiB。请关闭其他程序，或选择要求更低的预设。",
 }
 
 # Notices by code (events.Notice); English is the notice's own text.
@@ -434,7 +438,7 @@ NOTICES: dict[str, str] = {
     "live_size": "每帧耗时 {ms} 毫秒；为保持 {fps} 帧/秒，现以 {size} 绘制。",
     "live_lighter": "本机每秒生成 {speed} 帧（需要 {fps} 帧）；现改用 {rung}。",
     "live_starts_lighter": "以本机此前能够跟上的设置开始：{size}，{steps} 步。",
-    "live_behind": "本机每秒只能生成 {speed} 帧（需要 {fps} 帧）：部分声音被略去。",
+    "live_behind": "本机每秒只能生成 {speed} 帧（需要 {fps} 帧）：部分声音已跳过。",
     "head_only": "只有头部会动：嘴不会说话。",
     "weak_face": "这张脸不易辨认，嘴的位置可能不准。",
     "several_faces": "{name} 里有 {count} 张脸：由最大的一张（左起第 {number} 张）说话，也可另选。",
@@ -447,7 +451,7 @@ NOTICES: dict[str, str] = {
     "chin_cut_off": "{name} 里的下巴被图片边缘切掉了，下颌的动作会不自然。请换一张露出整张脸的图片。",
     "mouth_covered": "{name} 里的嘴似乎被手或其他东西挡住了，嘴唇会不自然。请换一张嘴部没有遮挡的图片。",
     "resumed": "继续生成：已完成的部分不再重做。",
-    "frames_cut": "语音结束之后多出的帧已略去。",
+    "frames_cut": "语音结束之后多出的帧已去掉。",
     "slow_compile": "本机无法编译代码（需要 C 编译器和 Python.h）：改为不编译运行，速度最多慢一半。",
     "slow_cudnn": "cuDNN 注意力在这张显卡上不可用：改用其他实现，最多慢一成。",
     "slow_fp8": "这张显卡不支持 8 位乘法：权重先转换为更宽的格式，速度较慢。",
@@ -455,10 +459,10 @@ NOTICES: dict[str, str] = {
     "slow_segments": "显存无法按段增长：可能浪费数 GiB。",
     "rung_oom": "{device} 显存不足（第 {block} 块）：{rung}由 {was} 改为 {now}，继续生成，画面不丢失。",
     "restarted": "生成进程中断（{cause}），已重新启动并继续生成，画面不丢失。",
-    "rung_planned": "按计划放不下：{rung}由 {was} 改为 {now}。",
+    "rung_planned": "按计划内存不足：{rung}由 {was} 改为 {now}。",
 }
 
-# Who a voice is, in Chinese; English is its own `about`.
+# Descriptions of voices, in Chinese; English is the voice's own `about`.
 WHO: dict[str, str] = {
     "American woman": "美式英语女声",
     "American woman, second voice": "美式英语女声二",
@@ -526,20 +530,20 @@ ITEMS: dict[str, str] = {
 
 # The tab Live.
 LIVE: dict[str, tuple[str, str]] = {
-    "modes": ("What the portrait does", "肖像做什么"),
+    "modes": ("What the portrait does", "互动方式"),
     "mirror": ("Mirror", "镜像"),
-    "mirror_info": ("It speaks your words with your voice.", "用你的声音说你的话。"),
+    "mirror_info": ("It speaks your words with your voice.", "用您的声音说您的话。"),
     "type": ("Type", "打字"),
-    "type_info": ("It says what you type.", "说出你输入的文字。"),
+    "type_info": ("It says what you type.", "说出您输入的文字。"),
     "talk": ("Talk", "对话"),
-    "talk_info": ("You speak, it answers.", "你说话，它回答。"),
+    "talk_info": ("You speak, it answers.", "您说话，它回答。"),
     "no_chat": (
-        "No chat is connected, so Talk says back what it has understood. Whoever runs the server can connect"
-        " one: start the page with --chat-url http://HOST:PORT/v1 --chat-model NAME.",
-        "尚未连接聊天服务，“对话”会复述它听懂的话。服务器管理者可以连接聊天服务：启动页面时加上"
+        "No chat model is connected, so Talk repeats what it has understood. The server's administrator can"
+        " connect one: start the page with --chat-url http://HOST:PORT/v1 --chat-model NAME.",
+        "尚未连接聊天服务，“对话”会复述它听懂的话。服务器管理员可以连接聊天服务：启动页面时加上"
         " --chat-url http://主机:端口/v1 --chat-model 名称。",
     ),
-    "go": ("Go live", "开始实时"),
+    "go": ("Go live", "开始实时会话"),
     "end": ("End", "结束"),
     "mute": ("Mute", "静音"),
     "unmute": ("Unmute", "取消静音"),
@@ -553,44 +557,44 @@ LIVE: dict[str, tuple[str, str]] = {
     "say_hint": ("Write something, and press Enter", "输入文字，按回车键"),
     "say": ("Say it", "说出来"),
     "said": ("What is said", "对话内容"),
-    "you": ("You", "你"),
+    "you": ("You", "您"),
     "avatar": ("Portrait", "肖像"),
-    "idle": ("Choose a portrait, then go live.", "选择肖像，然后开始实时。"),
+    "idle": ("Choose a portrait, then go live.", "选择肖像，然后开始实时会话。"),
     "starting": ("Starting …", "正在启动……"),
     "waiting": (
-        "Others are before you: you are number {place} in line.",
+        "Others are ahead of you: you are number {place} in the queue.",
         "前面还有人：您排在第 {place} 位。",
     ),
-    "on_webrtc": ("Live by WebRTC", "实时（WebRTC）"),
-    "on_socket": ("Live by WebSocket", "实时（WebSocket）"),
+    "on_webrtc": ("Live over WebRTC", "实时（WebRTC）"),
+    "on_socket": ("Live over WebSocket", "实时（WebSocket）"),
     "delay": ("{transport}, {ms} ms from sound to picture", "{transport}，声音到画面 {ms} 毫秒"),
-    "again": ("The network is gone; trying again …", "网络中断，正在重试……"),
+    "again": ("The connection was lost; reconnecting …", "网络中断，正在重试……"),
     "over": ("The session has ended.", "会话已结束。"),
     "mic_refused": (
-        "The microphone is not allowed. Allow it in the browser's address bar, or use Type.",
-        "麦克风被拒绝。请在浏览器地址栏中允许使用，或改用“打字”。",
+        "The browser denied the microphone. Allow it in the browser's address bar, or use Type.",
+        "麦克风权限被拒绝。请在浏览器地址栏中允许使用，或改用“打字”。",
     ),
     "mic_absent": (
         "No microphone was found. Connect one, or use Type.",
         "未找到麦克风。请连接麦克风，或改用“打字”。",
     ),
     "mic_https": (
-        "Browsers give pages a microphone only over HTTPS or on this machine. Use Type, or open the page by"
-        " HTTPS.",
+        "Browsers allow a microphone only over HTTPS or on the machine itself. Use Type, or open the page"
+        " over HTTPS.",
         "浏览器仅允许通过 HTTPS 或在本机使用麦克风。请改用“打字”，或通过 HTTPS 打开页面。",
     ),
     "no_player": (
-        "This browser can play neither WebRTC nor fragments of MP4.",
+        "This browser can play neither WebRTC nor MP4 fragments.",
         "此浏览器无法播放 WebRTC 或 MP4 片段。",
     ),
     "hearing": ("Listening …", "正在听……"),
     "thinking": ("Answering …", "正在回答……"),
     "recorded": ("The recording is in the gallery.", "录像已保存到作品库。"),
     "not_recorded": ("Nothing was recorded.", "没有录制任何内容。"),
-    "no_answer": ("The server does not answer. Try again.", "服务器没有响应，请重试。"),
+    "no_answer": ("The server is not responding. Try again.", "服务器没有响应，请重试。"),
 }
 
-# In a comparison's table and below it: headings, words within cells, and why something is not known.
+# In a comparison's table and below it: headings, words within cells, and why a value is unknown.
 COMPARED = {
     "peak memory a GPU, GiB": "每张显卡的峰值显存，GiB",
     "host, GiB": "内存，GiB",
@@ -602,7 +606,7 @@ COMPARED = {
     "lips shut for p, b, m": "p、b、m 时闭唇",
     "jolt at borders (1 = none)": "片段接缝处的跳动（1 = 无）",
     "head yaw / pitch / roll, °": "头部左右 / 俯仰 / 侧倾，°",
-    "blinks a minute": "每分钟眨眼",
+    "blinks a minute": "每分钟眨眼次数",
     "brows": "眉毛",
     "eyes": "眼睛",
     "mouth corners": "嘴角",
@@ -631,5 +635,5 @@ COMPARED = {
     "mouth and sound do not go together well enough to tell an offset": "口型与声音不够一致，无法判断偏移",
     "no borders of clips are known": "不知道片段的接缝在哪里",
     "the video is too short": "视频太短",
-    "a face must be seen for some seconds": "需要看到脸数秒以上",
+    "a face must be seen for some seconds": "脸需要出现数秒以上",
 }

@@ -26,13 +26,13 @@ word: Any = browser_table()
 
 UPLOAD, RECORD, TYPE = "upload", "record", "type"
 SOURCES = {UPLOAD: ["upload"], RECORD: ["microphone"], TYPE: ["upload"]}
-MOST_LETTERS = 200_000  # of a text box; how long it may be spoken is asked later
+MOST_LETTERS = 200_000  # of a text box; the limit on spoken seconds is checked later
 
 Updates = dict[Any, Any]
 
 
 def tabs(live: bool = False) -> dict[str, Any]:
-    """The ways to give speech; Type and Live have panels, the others are the picker below.
+    """The tabs for giving speech; Type and Live have panels, the others share the picker below.
 
     live: whether there are live sessions.
     """
@@ -87,7 +87,7 @@ def tabs(live: bool = False) -> dict[str, Any]:
 
 
 def choices(voices: list[Voice], language: Language) -> list[tuple[str, str]]:
-    """Voices as a dropdown lists them: what it shows, and the name."""
+    """A dropdown's choices of voices: the label shown, and the name."""
     return [(_label(voice, language), voice.name) for voice in voices]
 
 
@@ -102,7 +102,7 @@ def _label(voice: Voice, language: Language) -> str:
 
 
 def script_of(value: Any, voice: Any, speed: Any, captions: Any, language: Language) -> Script:
-    """What a page or client asks to be said. Raises: BadInput."""
+    """The script that a page or client asks to have spoken. Raises: BadInput."""
     if not words(value).strip():
         raise BadInput(text("no_text", language))
     pace = float(speed) if isinstance(speed, int) and not isinstance(speed, bool) else speed
@@ -110,7 +110,7 @@ def script_of(value: Any, voice: Any, speed: Any, captions: Any, language: Langu
 
 
 class TypingPanel:
-    """The handlers of the tab; each takes the request first."""
+    """Handlers of the tab; each takes the request first."""
 
     def __init__(self, parts: PageComponents, app_state: AppState) -> None:
         self.parts, self.app_state = parts, app_state
@@ -148,7 +148,7 @@ class TypingPanel:
         return handler
 
     def spoken_text(self, request: gr.Request, *given: Any) -> Iterator[SpokenText | None]:
-        """None from time to time, then what the tab's text sounds like; given: of `inputs` but the first."""
+        """Speak the tab's text: None now and then, then the result. given: `inputs` without the first."""
         value, voice, speed, captions, before = given
         script = script_of(value, voice, speed, captions, language_of(request))
         if isinstance(before, SpokenText) and before.is_of(script):
@@ -169,7 +169,7 @@ class TypingPanel:
             yield {self.parts.speech: gr.skip()} if spoken is None else self.heard(spoken, play=True)
 
     def sample(self, request: gr.Request, voice: Any, speed: Any) -> Iterator[Any]:
-        """Let a voice be heard. Raises: AvatarError."""
+        """Play a voice's sample. Raises: AvatarError."""
         wanted = speaking(voice=voice or None, speed=float(speed) if isinstance(speed, int) else speed)
         for spoken in self.speakers.sample(wanted.voice, wanted.speed, visitor_of(request)):
             yield gr.skip() if spoken is None else gr.update(value=str(Path(spoken.path)), visible=True)

@@ -1,4 +1,4 @@
-"""The folder of uploads: what may be named, and how much it may hold. No Gradio page here."""
+"""The folder of uploads: which paths may be used, and how much it may hold. No Gradio page here."""
 
 from __future__ import annotations
 
@@ -23,28 +23,30 @@ from avatar.errors import AvatarError, BadInput
 log = logging.getLogger(__name__)
 
 MIB, GIB = 2**20, 2**30
-FRAMING_BYTES = 64 * 2**10  # of a form around a file
-SHARE = 0.25  # of the whole, which one visitor's uploads under way may take
+FRAMING_BYTES = 64 * 2**10  # of the form around a file
+SHARE = 0.25  # the fraction of max_bytes that one visitor's uploads under way may take
 MOST_FILES = 5000
-IN_USE_S = 60.0  # a file that was named this long ago, or less, is not removed for another
+IN_USE_S = 60.0  # a file used this recently is not removed to make space
 
 
 class NotUploaded(BadInput):
-    """A path that leads to no upload; the words are the same whatever lies there."""
+    """A path is not that of an upload; the message is the same whatever is there."""
 
     def __init__(self) -> None:
-        super().__init__("This file is not among the uploads.", "Upload it again.")
+        super().__init__("This file was not found among the uploads.", "Please upload it again.")
 
 
 class UploadsFull(AvatarError):
-    """There is no room for another upload, though nothing unused is left to remove."""
+    """There is no space for another upload, and no unused file left to remove."""
 
     def __init__(self) -> None:
-        super().__init__("The server has no room for uploads just now.", "Please try again in a few minutes.")
+        super().__init__(
+            "The server has no space for uploads right now.", "Please try again in a few minutes."
+        )
 
 
 class TooLarge(BadInput):
-    """One upload is larger than one may be."""
+    """An upload is larger than allowed."""
 
     def __init__(self, most_bytes: int) -> None:
         super().__init__(f"The file exceeds the maximum allowed size of {most_bytes / MIB:.0f} MiB.")
@@ -53,9 +55,9 @@ class TooLarge(BadInput):
 
 @dataclass
 class Uploads:
-    """Files of visitors, and copies of what they are shown, in one folder of bounded size.
+    """Visitors' files, and copies of files shown to them, in one folder of bounded size.
 
-    max_file_bytes: of one upload. max_bytes: of all together. min_free_bytes: that the disk must keep.
+    max_file_bytes: of one upload. max_bytes: of all together. min_free_bytes: to leave free on the disk.
     """
 
     folder: Path
@@ -81,7 +83,7 @@ class Uploads:
             if found.is_relative_to(self.folder) and stat.S_ISREG(found.stat().st_mode):
                 os.utime(found)
                 return found
-        except (OSError, ValueError, TypeError, RuntimeError) as error:  # no file, no name, a loop of links
+        except (OSError, ValueError, TypeError, RuntimeError) as error:  # no such file, bad name, link loop
             log.info("a path was refused: %s", type(error).__name__)
         raise NotUploaded
 
@@ -98,7 +100,7 @@ class Uploads:
                 waiting.extend(value)
 
     def reserve(self, num_bytes: int, visitor: str = "") -> None:
-        """Room for an upload that begins to arrive; what was used longest ago makes way. Then release it.
+        """Reserve space for an upload, removing the least recently used files; release it afterwards.
 
         Raises: TooLarge, UploadsFull.
         """
@@ -111,17 +113,17 @@ class Uploads:
             self._arriving[visitor] += num_bytes
 
     def release(self, num_bytes: int, visitor: str = "") -> None:
-        """The upload has arrived, or has failed."""
+        """Release the space reserved for an upload that has arrived or failed."""
         with self._lock:
             self._arriving[visitor] -= num_bytes
-            self._arriving += Counter()  # drops who has nothing under way
+            self._arriving += Counter()  # drops visitors with nothing under way
 
     def stage(self) -> Path:
-        """A folder for files while they arrive, on the same disk; remove it."""
+        """A new folder for files while they arrive, on the same disk; the caller removes it."""
         return Path(tempfile.mkdtemp(dir=self._staging))
 
     def place(self, arrived: Path, name: str) -> Path:
-        """Put a file that has arrived under a path that nobody can guess."""
+        """Move a file that has arrived to a path that nobody can guess."""
         plain = strip_invalid_filename_characters(Path(name).name).lstrip(".") or "upload"
         with self._lock:
             folder = self.folder / secrets.token_hex(16)
@@ -140,7 +142,7 @@ class Uploads:
                 return
             if now - status.st_mtime >= IN_USE_S:
                 path.unlink(missing_ok=True)
-                with suppress(OSError):  # another file lies there
+                with suppress(OSError):  # another file is there
                     path.parent.rmdir()
                 total -= status.st_size
                 free += status.st_size

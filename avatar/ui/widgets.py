@@ -1,4 +1,4 @@
-"""What visitors send in, before any handler sees it: files by their paths, and only by those of uploads."""
+"""Check visitors' values before any handler sees them: files are paths, and only paths of uploads."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ PICKERS = (gr.Image, gr.Audio, gr.UploadButton)
 
 
 class GuardedBlocks(gr.Blocks):
-    """A page to whose handlers no path is given but those of uploads, whatever component they come through.
+    """A page whose handlers receive no paths but those of uploads, whichever component they come through.
 
-    Gradio checks those that say that they are files, opens the others, and fetches addresses.
+    Gradio checks only values declared as files; it opens other paths, and fetches URLs.
     """
 
     def __init__(self, uploads: Uploads, **options: Any) -> None:
         super().__init__(**options)
         self.uploads = uploads
 
-    async def process_api(  # type: ignore[override]  # Gradio names the others
+    async def process_api(  # type: ignore[override]  # Gradio has named parameters here
         self, block_fn: Any, inputs: list[Any], **options: Any
     ) -> dict[str, Any]:
         """Every event of the page and every endpoint comes through here, before Gradio looks at a value."""
         with telling(language_of(options.get("request"))):
-            if options.get("iterator") is None:  # else the inputs were looked at when the generator began
+            if options.get("iterator") is None:  # otherwise they were checked when the generator began
                 self.uploads.check(inputs)
                 for component, value in zip(block_fn.inputs, inputs):
                     if isinstance(component, PICKERS) and not _are_files(component, value):
@@ -77,19 +77,19 @@ def keep_own(components: Iterable[Any], state: Any) -> None:
 
 
 def first_value(component: Any) -> Any:
-    """What a component holds before anybody touched it: for the last inputs, which a caller may leave out."""
+    """A component's initial value, for the last inputs, which a caller may leave out."""
     return getattr(component, "value", None)
 
 
 def portrait_picker(**options: Any) -> gr.Image:
-    """gr.Image alone would decode the picture, and show the server's path when it cannot."""
+    """A portrait picker; gr.Image alone would decode the picture, and show the server's path if it cannot."""
     picker = gr.Image(type="filepath", format="png", buttons=[], **options)
     picker.preprocess = _path  # type: ignore[method-assign]
     return picker
 
 
 def speech_picker(**options: Any) -> gr.Audio:
-    """gr.Audio, of which nothing is wanted but the file; it would convert some, to any length."""
+    """A speech picker that only passes the file on; gr.Audio would convert some files, of any length."""
     picker = gr.Audio(type="filepath", buttons=[], editable=False, **options)
     picker.preprocess = _path  # type: ignore[method-assign]
     picker.postprocess = _file  # type: ignore[method-assign, assignment]
@@ -97,9 +97,9 @@ def speech_picker(**options: Any) -> gr.Audio:
 
 
 def video_button(label: Any, **options: Any) -> gr.UploadButton:
-    """A button for a video whose sound is wanted; gr.UploadButton alone leaves an empty file each time.
+    """A button to take the sound of a video; gr.UploadButton alone leaves an empty file each time.
 
-    It takes sound as well: the speech picker refuses the kinds that browsers do not know.
+    It takes sound files as well: the speech picker refuses formats that browsers do not know.
     """
     button = gr.UploadButton(label, file_types=["video", *SPEECH_SUFFIXES], **options)
     button.preprocess = _path  # type: ignore[method-assign]
@@ -107,7 +107,7 @@ def video_button(label: Any, **options: Any) -> gr.UploadButton:
 
 
 def several_button(label: Any, **options: Any) -> gr.UploadButton:
-    """A button for several recordings, or videos whose sound is wanted."""
+    """A button for several recordings, or for videos to take the sound of."""
     button = gr.UploadButton(
         label, file_count="multiple", file_types=["audio", "video", *SPEECH_SUFFIXES], **options
     )
@@ -126,5 +126,5 @@ def _path(payload: Any) -> str | None:
 
 
 def _file(path: str | None) -> FileData | None:
-    """The file as it is."""
+    """The file, unchanged."""
     return None if path is None else FileData(path=path, orig_name=Path(path).name)

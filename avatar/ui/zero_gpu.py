@@ -1,4 +1,4 @@
-"""ZeroGPU: the GPU of a Space that is lent to a decorated function. Elsewhere nothing of this happens.
+"""ZeroGPU: a Space's GPU, attached only while a decorated function runs. Does nothing elsewhere.
 
 Source: spaces 0.51.3, zero/decorator.py and zero/wrappers.py.
 """
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def lent_gpu() -> LentGpu | None:
-    """The GPU that this Space's page is lent; None where this is no Space with ZeroGPU.
+    """The ZeroGPU of this Space; None if this is not a Space with ZeroGPU.
 
     Called before Gradio and PyTorch are imported: `spaces` changes what both do. Raises: AvatarError.
     """
@@ -49,7 +49,7 @@ def _lent(
 
 
 def _speaking(make: Make) -> Make:
-    """The same, whose refusals are errors of ours: `spaces` raises Gradio's, in words meant for visitors."""
+    """Raise ZeroGPU's refusals as our own errors: `spaces` raises Gradio's, worded for visitors."""
 
     def made(opening: Opening, run: Run) -> Generator[Event | Ended]:
         import gradio

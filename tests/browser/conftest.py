@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def launch() -> Iterator[Callable[..., Browser]]:
-    """A function that starts a Chromium, with arguments beside the usual; a process has one driver."""
+    """A function that starts a Chromium, with arguments besides the usual ones; one driver per process."""
     assert shutil.which(CHROMIUM), f"no browser at {CHROMIUM}; set $CHROMIUM"
     with sync_playwright() as playwright:
 
@@ -92,7 +92,7 @@ def long_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def short_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seconds of a buzz in syllables."""
+    """Two seconds of buzzing in syllables."""
     t = np.arange(2 * 16_000) / 16_000
     sound = 0.4 * np.sign(np.sin(2 * np.pi * 140 * t)) * (np.sin(2 * np.pi * 3 * t) > 0)
     path = tmp_path_factory.mktemp("speech") / "buzz.wav"

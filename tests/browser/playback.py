@@ -1,4 +1,4 @@
-"""Watches a player from inside the page, and says what it saw."""
+"""Watch a player from inside the page, and report what was seen."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ document.querySelector('#generate').addEventListener('click', press);
 """
 
 SAMPLE_S = 0.04
-LATE_S = 0.2  # a sample later than this: the page itself stood still, which says nothing about the player
-AHEAD_S = 0.25  # so much in the buffer, and a player has no excuse to stand
+LATE_S = 0.2  # a sample later than this: the page itself was blocked, which says nothing about the player
+AHEAD_S = 0.25  # with this much in the buffer, a player must not stand still
 
 
 @dataclass
 class Playback:
-    """What was seen. Times in seconds of wall clock, but for media_s.
+    """What was seen. Times in seconds of wall clock, except for media_s.
 
-    stalls: times for which the player stood though it had data; dry_s: for which it had none.
+    stalls: how long the player stood still each time though it had data; dry_s: how long it had none.
     """
 
     first_frame_s: float
@@ -58,7 +58,7 @@ class Playback:
 
 
 def read_playback(seen: dict[str, Any], duration_s: float) -> Playback:
-    """What the samples tell, up to a third of a second before the end."""
+    """What the samples show, up to a third of a second before the end."""
     samples = [s for s in seen["samples"] if s[1] >= 0 and s[0] >= seen["pressed"]]
     moving = next(i for i, s in enumerate(samples) if s[1] > 0)
     last = next((i for i, s in enumerate(samples) if s[1] >= duration_s - 0.33), len(samples) - 1)

@@ -1,4 +1,4 @@
-"""Bad files, settings and requests through the API and raw HTTP: words, and nothing left behind."""
+"""Bad files, settings and requests through the API and raw HTTP: error messages, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.media.media_samples import save, tone, write_wav
 from tests.robustness.bad_files import ACCEPTED, PICTURES, REFUSED, SOUNDS, Row
 
 LEAKS = re.compile(rf'Traceback|File \\?"|site-packages|object at 0x|{re.escape(str(ROOT))}')
-FAULT = "tell the host this code"
+FAULT = "give its administrator this code"
 PICTURES_SENT = [row for row in PICTURES if row.uploads and row.outcome != ACCEPTED]
 SOUNDS_SENT = [row for row in SOUNDS if row.uploads and row.outcome == REFUSED]
 HUGE = 10**30
@@ -51,7 +51,7 @@ def named(wire: Wire, name: str) -> dict[str, Any]:
 
 
 def check(asked: Server, answer: dict[str, Any], words: str = "") -> str:
-    """A refusal in words; no fault of ours, no path, nothing left."""
+    """Check that a request was refused with a message; no fault of ours and no path in it."""
     text = json.dumps(answer, ensure_ascii=False)
     assert not answer.get("success"), text
     assert not LEAKS.search(text), text
@@ -68,7 +68,7 @@ def no_draft(asked: Server) -> None:
 
 
 def send(wire: Wire, row: Row, folder: Path) -> dict[str, Any]:
-    """Upload a row's file; its name as far as a form can carry it."""
+    """Upload a row's file, named as far as a form can hold the name."""
     path = folder / row.name
     row.make(path)
     return wire.upload(path.read_bytes(), row.name.encode(errors="replace").decode().replace("\n", "_"))
@@ -219,14 +219,14 @@ DATA: list[Any] = [
 @pytest.mark.parametrize("preset", [None, 3, [], {}], ids=str)
 def test_presets_to_generate(asked: Server, wire: Wire, good: dict, preset: Any) -> None:
     text = json.dumps(wire.call(named(wire, "generate"), [good["portrait"], good["speech"], preset]))
-    assert re.search("no preset|wrong kind", text), text
+    assert re.search("no preset|wrong type", text), text
     no_draft(asked)
 
 
 def test_what_is_left_out_at_the_end_has_its_default(asked: Server, wire: Wire, good: dict) -> None:
-    """As with gradio_client, over plain HTTP: the portrait and the speech are enough."""
+    """Over plain HTTP, as with gradio_client, the portrait and the speech are enough."""
     answer = wire.call(named(wire, "generate"), [good["portrait"], good["speech"], "cpu-preview"])
-    check(asked, answer, "head_only|face")  # the portrait is of one colour: refused for this, after all else
+    check(asked, answer, "head_only|face")  # the portrait is of one colour: refused for this, last of all
 
 
 @pytest.mark.parametrize("data", DATA, ids=lambda value: str(value)[:30])
@@ -330,6 +330,6 @@ def test_what_a_browser_kept_is_no_fault(asked: Server, wire: Wire, saved: Any) 
 
 
 def test_the_log_has_no_fault_of_ours(asked: Server) -> None:
-    """Gradio logs by itself what it cannot read of a forged request."""
+    """Gradio itself logs the parts of a forged request that it cannot read."""
     log = asked.log.read_text()
     assert not re.findall(r"fault [0-9A-F]{6}|a run failed|ERROR avatar", log)

@@ -1,4 +1,4 @@
-"""Compare on the page: two videos made for it play in step beside their table, for their owner alone."""
+"""Compare on the page: two videos made for it play in step above their table, for their owner only."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_two_made_videos_play_in_step_for_their_owner(private: Server, visit: Vi
         assert "<video" not in answer, pair
         assert "key=" not in answer
         assert str(private.outputs) not in answer
-        assert "host this code" not in answer
+        assert "administrator this code" not in answer
     assert "no longer here" in json.dumps(wire.call(wire.handler("compare-go", "click"), [*ids, None]))
     assert "Traceback" not in private.log.read_text()
 

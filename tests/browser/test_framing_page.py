@@ -34,14 +34,14 @@ def two(tmp_path: Path) -> Path:
 
 
 def chosen(page: Any, selector: str) -> list[str]:
-    """What is checked of a group."""
+    """The checked choices of a group."""
     return page.eval_on_selector_all(
         f'{selector} [aria-checked="true"]', "all => all.map(one => one.dataset.choice)"
     )
 
 
 def generated(server: Server, visitor: Visitor, speech: Path) -> Path:
-    """The video of what is on the page."""
+    """Generate with the page's inputs; the video."""
     before = server.videos()
     visitor.page.set_input_files("#speech input[type=file]", speech)
     visitor.wait_speech()
@@ -52,7 +52,7 @@ def generated(server: Server, visitor: Visitor, speech: Path) -> Path:
 
 
 def face_of(video: Path) -> float:
-    """Where the face was that spoke, from left to right."""
+    """The speaking face's position, from left to right."""
     left, _, right, _ = read_report(video.with_suffix(".report.json")).face
     return (left + right) / 2
 

@@ -28,7 +28,7 @@ HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "content-length",
 
 @pytest.fixture(scope="module")
 def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server as a host would set it: a root path, small limits, a home where nothing may be written."""
+    """A server as a host would configure it: a root path, small limits, a read-only home."""
     folder = tmp_path_factory.mktemp("hosted")
     home = folder / "home"
     home.mkdir()
@@ -43,7 +43,7 @@ def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def proxy(hosted: Server) -> Iterator[str]:
-    """The address of a proxy that shows the server under PREFIX."""
+    """The URL of a proxy that serves the server under PREFIX."""
 
     async def forward(request: Request) -> StreamingResponse:
         client = httpx.AsyncClient(base_url=hosted.url, timeout=None)
@@ -120,7 +120,7 @@ def test_a_long_speech_is_refused(hosted: Server, proxy: str, visit: Visit, tmp_
 
 
 def test_nothing_is_written_elsewhere(hosted: Server):
-    """What a user without rights can write to is enough: the outputs folder and the temporary one."""
+    """An unprivileged user's writable folders are enough: the outputs folder and the temporary one."""
     home = hosted.outputs.parent / "home"
     assert list(home.rglob("*")) == []
     began = os.stat(hosted.log.parent).st_ctime

@@ -35,7 +35,7 @@ Object.defineProperty(document, "hidden", { get: () => true });
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server where a page may be reloaded, and what a test leaves behind ends soon."""
+    """A server whose runs survive a reload, but end soon after a test has left them."""
     running = start_server(tmp_path_factory.mktemp("jobs"), "--keep-running", "0.3")
     yield running
     running.stop()
@@ -43,7 +43,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def takes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Five recordings; while the first, which is long, is made, there is time to look at the others."""
+    """Five recordings; the first is long, so there is time to look at the others while it is made."""
     sound, rate = soundfile.read(SPEECH)
     folder, made = tmp_path_factory.mktemp("takes"), []
     for number, seconds in enumerate((12, 2, 2, 2, 2)):
@@ -66,14 +66,14 @@ def waiting(page: Page) -> list[str]:
 
 
 def in_line(page: Page, *numbers: int) -> None:
-    """Wait until these takes wait, in this order."""
+    """Wait until these takes are waiting in the queue, in this order."""
     expect(page.locator('.job[data-state="waiting"] strong')).to_have_text(
         [f"astronaut · take {number}" for number in numbers]
     )
 
 
 def clear(page: Page) -> None:
-    """Take everything out of the line, and stop what runs."""
+    """Take everything out of the queue, and stop the running job."""
     for state in ("waiting", "running"):
         while (button := page.locator(f'.job[data-state="{state}"] [data-action=stop]')).count():
             id = button.last.get_attribute("data-id")
@@ -201,7 +201,7 @@ def test_the_panel_fits_and_speaks_chinese(
         expect(page.locator("#jobs")).to_contain_text(word)
     boxes = "all.map(one => one.getBoundingClientRect())"
     sizes = f"all => {boxes}.map(box => [box.left, box.right, box.width, box.height])"
-    buttons = page.locator(".job-buttons > *").evaluate_all(sizes)  # at once: the panel is redrawn
+    buttons = page.locator(".job-buttons > *").evaluate_all(sizes)  # in one call: the panel is redrawn
     assert buttons
     assert all(0 <= left <= right <= width for left, right, *_ in buttons)
     assert width > 390 or min(min(button[2:]) for button in buttons) >= 38, "for a thumb"

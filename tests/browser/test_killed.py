@@ -21,7 +21,7 @@ NUM_KILLS = int(os.environ.get("AVATAR_TEST_KILLS", "2"))
 LONGEST_S = 6.0  # from the press to the kill
 ENGINE, RANK = "avatar.runtime.engine_process", "avatar.distributed.rank_process"
 FRAME_S = 0.04
-PLAYER_S = 0.1  # by so much a player's clock may be ahead of what it shows
+PLAYER_S = 0.1  # how far a player's clock may be ahead of the picture
 
 Visit = Callable[..., Visitor]
 
@@ -33,7 +33,7 @@ def processes(server: Server, module: str = "") -> list[psutil.Process]:
 
 
 def command_of(process: psutil.Process) -> list[str]:
-    """Its command line; [] for one that has just ended, as those of ffmpeg do."""
+    """A process's command line; [] if it has just ended, as ffmpeg's do."""
     try:
         return process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -46,7 +46,7 @@ def kill_one(server: Server, module: str) -> None:
 
 
 def shown_s(visitor: Visitor) -> float:
-    """How much of the run that goes on has been played."""
+    """How many seconds of the current run have been played."""
     return float(visitor.page.evaluate("document.querySelector('#live video')?.currentTime ?? 0"))
 
 
@@ -59,10 +59,10 @@ def kept_s(server: Server, before: list[Path]) -> float:
 
 
 def press_and_wait(visitor: Visitor, chance: random.Random) -> tuple[float, bool]:
-    """Begin a run; after a while, how much of it was shown, and whether Stop has been pressed."""
+    """Begin a run and wait a while; how much of it was shown, and whether Stop was pressed."""
     visitor.generate()
     visitor.wait_state("running", "waiting")
-    if chance.random() < 0.7:  # else also before anything is shown
+    if chance.random() < 0.7:  # otherwise possibly before anything is shown
         playing = "document.querySelector('#live video')?.currentTime > 0"
         over = "['failed', 'done'].includes(document.querySelector('#status .status').dataset.state)"
         visitor.page.wait_for_function(f"{playing} || {over}", timeout=3 * PATIENCE_MS)
@@ -75,7 +75,7 @@ def press_and_wait(visitor: Visitor, chance: random.Random) -> tuple[float, bool
 
 
 def make_whole(server: Server, speech: Path, preset: str) -> None:
-    """Another visitor's run, from its beginning to its end."""
+    """Make another visitor's run from beginning to end."""
     client = Client(server.url, verbose=False)
     client.predict(handle_file(PORTRAIT), handle_file(speech), preset, api_name="/generate")
 
@@ -92,7 +92,7 @@ def test_a_process_killed_beneath_the_page(
             before = server.videos()
             shown, stops = press_and_wait(visitor, chance)
             kill_one(server, module)
-            if not stops and (module == RANK or chance.random() < 0.4):  # without ranks a run goes on
+            if not stops and (module == RANK or chance.random() < 0.4):  # without ranks, a run goes on
                 time.sleep(chance.uniform(0.0, 0.05 if module == ENGINE else LONGEST_S))
                 if visitor.page.is_enabled("#stop"):
                     visitor.page.click("#stop", force=True)
@@ -120,7 +120,7 @@ def test_the_page_killed(tmp_path: Path, visit: Visit, long_speech: Path, short_
             server = start_server(tmp_path)
             _, left = psutil.wait_procs(children, timeout=40)
             assert not left, "the processes of a page that is gone are gone, too"
-            visit(server.url).context.close()  # the gallery looks again
+            visit(server.url).context.close()  # opening a page makes the gallery read its folder again
             wait_until(
                 lambda server=server, before=before, shown=shown: kept_s(server, before) >= shown - PLAYER_S,
                 "what was shown is kept",

@@ -1,4 +1,4 @@
-"""Stop, reload, a closed tab, and others in line."""
+"""Stop, reload, a closed tab, and other runs in the queue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Visit = Callable[..., Visitor]
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with one place in line."""
+    """A server with one place in its queue."""
     running = start_server(tmp_path_factory.mktemp("small"), "--queue-size", "1")
     yield running
     running.stop()
@@ -29,7 +29,7 @@ def about(video: Path) -> dict:
 
 
 def begin(visitor: Visitor, speech: Path) -> None:
-    """Generate, until the live player shows something."""
+    """Press Generate, and wait until the live player shows something."""
     visitor.choose(speech=speech)
     visitor.generate()
     visitor.wait_state("running")
@@ -95,7 +95,7 @@ def test_the_second_waits_and_the_third_is_refused(
     assert "You are next" in second.page.inner_text("#status")
     third.choose(speech=short_speech)
     third.generate()
-    assert "The line is full: 1 waiting" in third.toast()
+    assert "The queue is full: 1 waiting" in third.toast()
     assert third.page.is_enabled("#generate")
     first.page.click("#stop:enabled")
     second.wait_state("running", "done")

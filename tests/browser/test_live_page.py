@@ -1,4 +1,4 @@
-"""The tab Live in a real Chromium with a fake microphone: both transports, words, keys, leaving."""
+"""The tab Live in a real Chromium with a fake microphone: both transports, texts, keys, leaving."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def visit(server, speaking) -> Iterator[Callable[..., Visitor]]:
 
 
 def go(visitor: Visitor, mode: str = "mirror", frames: int = 10) -> None:
-    """Go live, and wait until it plays."""
+    """Go live, and wait until the player has shown this many frames."""
     visitor.page.click(f'[data-mode="{mode}"]')
     visitor.page.click(".live-go")
     visitor.page.wait_for_function(PLAYS.format(count=frames), timeout=PATIENCE_MS)

@@ -1,4 +1,4 @@
-"""A long speech on the page: its parts, the server's death, and going on from the gallery."""
+"""A long speech on the page: its parts, a killed server, and resuming from the gallery."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def very_long_speech(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_preset(tmp_path: Path) -> Path:
-    """The preview, with small pictures: here only their number matters."""
+    """The preview with small pictures, since only their number matters here."""
     path = tmp_path / "small.toml"
     text = (ROOT / "presets" / "cpu-preview.toml").read_text()
     assert "704*704" in text

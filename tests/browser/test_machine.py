@@ -13,7 +13,7 @@ from visiting import Server, Visitor, start_server
 
 Visit = Callable[..., Visitor]
 OTHERS_GIB = 6
-OURS_GIB = 2  # held by this test, on the emptiest card
+OURS_GIB = 2  # held by this test, on the GPU with the most free memory
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def number(words: str, pattern: str) -> float:
 
 
 def right_end(bars: Locator) -> float:
-    """Where the last of some bars ends, in pixels of the page."""
+    """The right edge of the last bar, in pixels of the page."""
     box = bars.last.bounding_box()
     assert box is not None
     return box["x"] + box["width"]

@@ -1,4 +1,4 @@
-"""Runs that outlive their page: reloads, a network that goes, a second tab, another visitor, a closed tab."""
+"""Runs that outlive their page: reloads, a lost network, a second tab, another visitor, a closed tab."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGE = "1280*720"  # the most that the preview makes
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that makes large pictures, so that there is time to leave and to come back."""
+    """A server that makes large pictures, so that there is time to leave and come back."""
     folder = tmp_path_factory.mktemp("slow")
     preset = folder / "large.toml"
     text = (ROOT / "presets" / "cpu-preview.toml").read_text()
@@ -34,19 +34,19 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server on which runs go on for ever, as they do by default where others cannot reach it."""
+    """A server whose runs go on without a page, the default if only this machine can reach it."""
     running = start_server(tmp_path_factory.mktemp("keeping"))
     yield running
     running.stop()
 
 
 def share(page: Page) -> float:
-    """How much of the run is made, as the page shows it, from 0 to 1."""
+    """The fraction of the run that is made, 0 to 1, as the page shows it."""
     return float(page.get_attribute("#status [role=progressbar]", "aria-valuenow") or 0) / 100
 
 
 def begin(visitor: Visitor, speech: Path, made: float = 0.0) -> None:
-    """Generate, until the live player plays and so much is made."""
+    """Press Generate, and wait until the live player plays and this fraction is made."""
     visitor.choose(speech=speech)
     visitor.generate()
     visitor.wait_state("running")
@@ -55,7 +55,7 @@ def begin(visitor: Visitor, speech: Path, made: float = 0.0) -> None:
 
 
 def assert_plays_on(visitor: Visitor, speech: Path) -> None:
-    """The page shows the run, with what was chosen; picture and sound go on."""
+    """The page shows the run and its inputs; picture and sound go on."""
     page = visitor.page
     visitor.wait_state("running")
     page.wait_for_function(PLAYING)
@@ -107,7 +107,7 @@ def test_a_reload_after_the_end_shows_the_finished_video(keeping: Server, visit:
     visitor.page.wait_for_function("document.querySelector('#final video')?.duration > 1.5")
     assert_chosen(visitor, short_speech)
     assert visitor.page.is_visible("#download")
-    visitor.generate()  # and all is there to do it again
+    visitor.generate()  # all inputs are there for another run
     visitor.page.wait_for_function(PLAYING)
     visitor.wait_state("done")
     assert visitor.errors == []

@@ -40,7 +40,7 @@ def press(wire: Wire, event: str, action: str, id: object) -> dict:
 
 
 def routes_to(server: Server, id: str) -> list[str]:
-    """Addresses of all of an entry's files, without its keys."""
+    """URLs of all of an entry's files, without their keys."""
     folder, found = server.outputs / id, []
     for path in [*folder.iterdir(), server.outputs / ".key", folder / "half" / "request.json"]:
         found += [f"/outputs/{id}/{path.name}", f"/outputs/{id}/{path.name}?key={'0' * 40}"]
@@ -110,7 +110,7 @@ def test_two_visitors_do_not_reach_each_others_videos(private: Server, visit: Vi
     assert_closed(private, id)
     for path in before:
         assert bob.page.evaluate(fetched, f"/outputs/{path.parent.name}/{path.name}?key={key}") == 404
-    # Every handler, in a session of his own and in his page's.
+    # Every handler, in a session of Bob's own and in his page's session.
     make_video(bob)
     about = json.loads((mine.parent / "about.json").read_text())
     for session in ("bob-by-hand", sessions[-1]):
@@ -118,18 +118,18 @@ def test_two_visitors_do_not_reach_each_others_videos(private: Server, visit: Vi
         press(wire, "select", "delete", id)
         for wrong in (None, [], {}, 3, [id], {"id": id}, f"../{mine.parent.parent.name}/{id}", f"{id}\0", ""):
             answer_text = json.dumps(press(wire, "select", "delete", wrong))
-            assert "host this code" not in answer_text, answer_text
+            assert "administrator this code" not in answer_text, answer_text
         assert "no longer here" in json.dumps(press(wire, "select", "use", id))
         assert "cannot be resumed" in json.dumps(press(wire, "submit", "resume", id))
-    # Somebody who has read the disk, or guesses, is no owner either.
+    # Reading the hash from the disk, or guessing, makes nobody an owner either.
     for guess in (about["owner_hash"], about["owner_hash"][:32], "", None, [], {}, secrets.token_hex(16)):
         wire = Wire(private.url, f"guess-{time.monotonic_ns()}")
         answer_text = json.dumps(wire.call(wire.handler("", "load"), [{"owner": guess}]))
-        assert "host this code" not in answer_text
+        assert "administrator this code" not in answer_text
         assert id not in answer_text, guess
         press(wire, "select", "delete", id)
     assert mine.exists()
-    # Alice still has it, and when she deletes it, it is gone wherever it was shown.
+    # Alice still has the video, and once she deletes it, it is gone from everywhere it was shown.
     alice.page.reload()
     delete = alice.page.locator(f'.video [data-action="delete"][data-id="{id}"]')
     delete.click()

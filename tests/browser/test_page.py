@@ -17,7 +17,7 @@ Visit = Callable[..., Visitor]
 
 
 def make_video(visitor: Visitor) -> None:
-    """A short one: an example, stopped when it has begun."""
+    """Make a short video: an example, stopped once it has begun."""
     visitor.page.locator(".example").first.click()
     visitor.wait_state("running")
     visitor.page.wait_for_function("document.querySelector('#live video')?.currentTime > 0.2")
@@ -95,7 +95,7 @@ def test_by_keyboard(server: Server, visit: Visit):
     assert float(outline.rstrip("px")) >= 2
     wanted, reached = {"generate", "example", "preset"}, set()
     page.evaluate("document.activeElement.blur()")
-    for _ in range(400):  # a gallery that others have filled is on the way, too
+    for _ in range(400):  # other tests' videos in the gallery take tab stops, too
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.dataset.action || ''"))
         if wanted <= reached:
@@ -112,7 +112,7 @@ def test_nothing_comes_from_elsewhere(server: Server, browser):
     page.wait_for_selector("#presets .card")
     context.close()
     foreign = [url for url in asked if not url.startswith((server.url, "data:", "blob:"))]
-    ours = [url for url in foreign if "iframe" not in url]  # Gradio's own page asks for one script
+    ours = [url for url in foreign if "iframe" not in url]  # Gradio's own page loads one script
     assert ours == []
 
 
@@ -162,7 +162,7 @@ def test_the_gallery_survives_a_restart(visit: Visit, tmp_path: Path):
             card.locator(".video-buttons a[download]").click()
         assert Path(download.value.path()).read_bytes() == video.read_bytes()
         card.locator("[data-action=use]").click()
-        page.wait_for_selector("text=The settings are filled in.")
+        page.wait_for_selector("text=The settings have been filled in.")
         card.locator("[data-action=delete]").click()
         assert card.count() == 1, "deleting asks first"
         card.locator("[data-action=delete]").click()

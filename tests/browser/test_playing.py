@@ -21,7 +21,7 @@ DURATION_S = 12.56
 
 @pytest.fixture(scope="module")
 def watched(server: Server, browser, tmp_path_factory):
-    """One whole visit, watched: samples of the player, the downloaded file, and what the page said."""
+    """One whole visit, watched: samples of the player, the downloaded file, and the page's status."""
     visitor = open_page(browser, server.url)
     page = visitor.page
     visitor.choose()
@@ -32,7 +32,7 @@ def watched(server: Server, browser, tmp_path_factory):
     page.wait_for_selector("#live video", state="attached")
     for _ in range(600):
         said.add(page.inner_text("#status"))
-        if page.query_selector("#live video") is None:  # the finished player has taken its place
+        if page.query_selector("#live video") is None:  # the finished player has replaced it
             break
         page.wait_for_timeout(100)
     visitor.wait_state("done")
@@ -57,7 +57,7 @@ def test_the_stream_plays_to_its_end(watched, record_property):
     assert max(playback.stalls) <= 0.3, playback
     assert playback.media_s >= 0.98 * (playback.wall_s - playback.dry_s) - 0.1, playback
     assert playback.most_ranges == 1, "the segments leave a gap"
-    assert playback.frames >= 25 * (DURATION_S - 1) * 0.5  # a busy browser drops frames, never half
+    assert playback.frames >= 25 * (DURATION_S - 1) * 0.5  # a busy browser drops frames, but never half
     assert watched["errors"] == []
 
 
@@ -117,7 +117,7 @@ def test_a_page_can_generate_again(server: Server, visit, short_speech: Path):
         page.wait_for_function("document.querySelector('#live video')?.currentTime > 0.5")
         assert not page.is_visible("#final video")
         visitor.wait_state("done")
-        page.wait_for_selector("#final video")  # the live player has come to its end
+        page.wait_for_selector("#final video")  # once the live player has reached its end
         assert page.is_visible("#download")
     assert visitor.errors == []
 
@@ -172,7 +172,7 @@ def test_a_paused_live_player_stays_until_its_viewer_goes_on(server: Server, vis
 
 
 def probe(path: Path) -> dict:
-    """ffprobe's word on a file."""
+    """What ffprobe reports about a file."""
     from avatar.media.ffmpeg import put_on_path
 
     put_on_path()

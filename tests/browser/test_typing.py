@@ -68,7 +68,7 @@ def test_no_text_and_foreign_letters_are_reported(server: Server, visit: Visit):
     page = visitor.page
     choose_type(page)
     page.click("#speak")
-    assert "Type what should be said first." in visitor.toast()
+    assert "Type the text to speak first." in visitor.toast()
     page.locator("#text textarea").fill("你好，世界。")
     page.click("#speak")
     page.wait_for_selector("text=does not read Han")

@@ -1,4 +1,4 @@
-"""A server to visit, and what a visitor does."""
+"""A visitor of the page: opens it, chooses inputs, presses buttons, and waits for results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHROMIUM_ARGUMENTS = [
     "--disable-sync",
     "--autoplay-policy=no-user-gesture-required",
 ]
-PATIENCE_MS = 40_000  # for anything: a slow machine must not decide a test
+PATIENCE_MS = 40_000  # for any wait: a slow machine must not fail a test
 
 
 @dataclass
@@ -37,37 +37,37 @@ class Visitor:
     errors: list[str]
 
     def choose(self, portrait: Path = PORTRAIT, speech: Path = SPEECH) -> None:
-        """Upload both, and wait until the page shows them."""
+        """Upload a portrait and a speech, and wait until the page shows them."""
         self.page.set_input_files("#portrait input[type=file]", portrait)
         self.page.set_input_files("#speech input[type=file]", speech)
         self.page.wait_for_selector("#portrait img")
         self.wait_speech()
 
     def wait_speech(self) -> None:
-        """Until the page shows the speech."""
+        """Wait until the page shows the speech."""
         self.page.wait_for_selector("#speech .waveform-container, #speech audio", state="attached")
 
     def generate(self) -> None:
         self.page.click("#generate:enabled")
 
     def wait_state(self, *states: str) -> None:
-        """Until the status is in one of these states."""
+        """Wait until the status is in one of these states."""
         either = ", ".join(f'#status .status[data-state="{state}"]' for state in states)
         self.page.wait_for_selector(either, timeout=PATIENCE_MS)
 
     def show_finished(self) -> None:
-        """Press Replay, unless the live player's end was quicker; until the finished player is there."""
+        """Press Replay, unless the live player ended first, and wait for the finished player."""
         self.page.evaluate("document.querySelector('#replay')?.click()")
         self.page.wait_for_function("document.querySelector('#final video')?.duration > 0.2")
 
     def toast(self) -> str:
-        """The text of the message that pops up."""
+        """The text of the toast that pops up."""
         self.page.wait_for_selector(".toast-body", timeout=PATIENCE_MS)
         return self.page.inner_text(".toast-wrap")
 
 
 def open_page(browser: Browser, url: str, **options: object) -> Visitor:
-    """The page, open and ready, for a new visitor."""
+    """Open the page for a new visitor, and wait until it is ready."""
     options.setdefault("viewport", {"width": 1280, "height": 900})
     context = browser.new_context(**options)  # type: ignore[arg-type]
     context.set_default_timeout(PATIENCE_MS)

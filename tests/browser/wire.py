@@ -1,4 +1,4 @@
-"""Gradio's own protocol, spoken by hand: any handler of the page, in any session, with any payload."""
+"""Gradio's own protocol by hand: call any handler of the page, in any session, with any payload."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import httpx
 
 
 class Wire:
-    """One session. A page's own session_hash makes this that page's other tab."""
+    """One session. With a page's session_hash, this acts as that page."""
 
     def __init__(self, url: str, session_hash: str) -> None:
         self.http = httpx.Client(base_url=url, timeout=120)
@@ -26,7 +26,7 @@ class Wire:
         )
 
     def call(self, handler: dict[str, Any], data: Any, event_data: Any = None) -> dict[str, Any]:
-        """What a handler says at last, as the browser would get it; {"refused": text} before the queue."""
+        """A handler's last message, as the browser gets it; {"refused": text} if refused before the queue."""
         body = {
             "data": data,
             "event_data": event_data,

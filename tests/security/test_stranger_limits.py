@@ -129,7 +129,7 @@ def test_a_visitor_has_two_places_in_line(stranger: Make, ten_seconds: Path):
     answers = []
     for visitor, event in begun:
         answers.append(visitor.http.get(f"/gradio_api/call/generate/{event}").text)
-    assert sum("You have 2 videos in line" in answer for answer in answers[:3]) == 1
+    assert sum("You have 2 videos in the queue" in answer for answer in answers[:3]) == 1
     assert sum("event: complete" in answer for answer in answers[:3]) == 2
     assert "event: complete" in answers[3], answers[3]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-LOST = "not among the uploads"
+LOST = "not found among the uploads"
 
 
 def generating(portrait: Any = None, speech: Any = None, **settings: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Engines for tests: they write real bytes, and follow a script."""
+"""Engines for tests: they write real files, and follow a script."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ SPEECH = ASSETS / "speech" / "hello-en.flac"
 
 
 def request_of(visit: str) -> gr.Request:
-    """What a page of that session asks with."""
+    """A request from the page of that session."""
     request = gr.Request()
     request.kwargs = {"headers": {}}
     request.session_hash = visit
@@ -78,6 +78,6 @@ def updates_of(updates: list[dict], name: str) -> list[Any]:
 
 
 def gather(run: Iterator[dict], updates: list[dict]) -> None:
-    """What a run says, also when it ends with an error."""
+    """Collect a run's updates, even if it ends with an error."""
     for update in run:
         updates.append(update)

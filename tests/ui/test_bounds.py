@@ -1,4 +1,4 @@
-"""Uploads, segments, names and places of visitors, each without a server."""
+"""Limits on uploads, segments, host names and visitors' places, each without a server."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Clock:
 
 
 def stream(segments: Segments, count: int, key: str = "s/r/1") -> list[Path]:
-    """Segments of a player, as Gradio would hold them."""
+    """Segments of a player, as Gradio would keep them."""
     chunk = {"data": b"G", "duration": 2.0, "extension": ".ts"}
     return [segments._kept(f"{key}/playlist.m3u8", chunk)["data"] for _ in range(count)]
 

@@ -1,4 +1,4 @@
-"""Compare on the page: what may be chosen, what is made, what is shown, and to whom."""
+"""Compare on the page: what can be chosen, what is made, what is shown, and to whom."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MEASURES = {
 
 
 class Measuring:
-    """Measures at once, or never, or not at all."""
+    """Stands for the measuring process: ends each job at once, with measures or an error, or never."""
 
     def __init__(self, never: bool = False, error: BaseException | None = None) -> None:
         self.never, self.error = never, error
@@ -109,7 +109,7 @@ class Page:
         return self.panel.make(self.request(), differs, a, b, *given, *(values[name] for name in FORM))
 
     def add(self, owner: str, **about: Any) -> str:
-        """A finished video of somebody's."""
+        """Add a finished video of this owner."""
         gallery = self.app_state.gallery
         draft = gallery.draft()
         (draft / f"avatar-{draft.name.removeprefix('.draft-')[:15]}.mp4").write_bytes(b"video")
@@ -320,7 +320,7 @@ def test_a_comparison_is_told_in_chinese():
     }
     row = Row("x", "A · no of yes.mp4", state=DONE, run=run, measures=MEASURES)
     said = re.sub("<[^>]*>", " ", render_table(Comparison(Path(), [row]), "zh"))
-    assert "A · no of yes.mp4, 表情: 需要看到脸数秒以上" in said
+    assert "A · no of yes.mp4, 表情: 脸需要出现数秒以上" in said
     own = said.replace("no of yes.mp4", "")
     assert "有接缝" in own
     assert set(re.findall(r"[A-Za-z]{2,}", own)) <= {"GiB", "SSIM"}

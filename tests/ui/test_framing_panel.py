@@ -1,4 +1,4 @@
-"""What the page sends back of faces and framing: a wish that intake understands, or words; never a crash."""
+"""What the page sends back about faces and framing: valid for intake, or an error message; never a crash."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ PORTRAIT = ASSETS / "portraits" / "astronaut.jpg"
 
 @pytest.fixture(scope="module")
 def value() -> dict[str, Any]:
-    """The panel's value once a portrait of one sure face was looked at."""
+    """The panel's value after checking a portrait with one clearly detected face."""
     look = point_editor.look_at(PORTRAIT, Examples(), InputLimits())
     return point_editor.question(look, PORTRAIT, "en")["value"]
 
 
 def second(value: dict[str, Any]) -> dict[str, Any]:
-    """A face like the first, at the right."""
+    """Add a face like the first, on the right."""
     return {**value["faces"][0], "box": {"left": 0.8, "top": 0.1, "right": 0.95, "bottom": 0.3}}
 
 
@@ -103,7 +103,7 @@ def test_what_no_page_sends_is_refused_in_words_or_ignored(value, odd, framing):
         lambda: framing_panel.shape_of(sent, framing_panel.wish(sent)),
         lambda: framing_panel.placed(sent),
     ):
-        with suppress(BadInput):  # anything else fails
+        with suppress(BadInput):  # any other error fails the test
             look()
 
 

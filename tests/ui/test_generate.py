@@ -199,7 +199,7 @@ def test_bundled_portraits_bring_their_points(page):
 
 
 def test_a_second_run_is_not_refused_where_processes_are_hidden(page, monkeypatch):
-    """In a container the driver may not tell that most of what is used is our own engine's."""
+    """In a container, the driver may not report that most of the memory in use is our own engine's."""
     made, card = page(), Inventory.imagine(1, 80)
     monkeypatch.setattr("avatar.ui.app_state.probe", lambda *_: card)
     monkeypatch.setattr("avatar.ui.app_state.INVENTORY_FRESH_S", -1.0)
@@ -211,7 +211,7 @@ def test_a_second_run_is_not_refused_where_processes_are_hidden(page, monkeypatc
     used = {"free_bytes": gpu.total_bytes // 10, "used_bytes": gpu.total_bytes * 9 // 10}
     card = replace(card, gpus=(replace(gpu, **used, hides_processes=True),))
     assert made.app_state.verdict(load_preset("80gb")).ok
-    card = replace(card, gpus=(replace(gpu, **used),))  # others' for sure
+    card = replace(card, gpus=(replace(gpu, **used),))  # certainly other processes' memory
     assert not made.app_state.verdict(load_preset("80gb")).ok
 
 
@@ -299,9 +299,9 @@ def test_another_text_or_voice_is_spoken_anew(page, other):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (typed(" "), "Type what should be said first."),
+        (typed(" "), "Type the text to speak first."),
         (typed("你好"), "does not read Han"),
-        (("type", None, {}, "fast", 3, "x"), "Type what should be said first."),
+        (("type", None, {}, "fast", 3, "x"), "Type the text to speak first."),
         (("type", "Hi.", ["heart"], 1.0, "file", None), "voice must be text"),
         (("type", "Hi.", "heart", "fast", "file", None), "speed must be a number"),
     ],

@@ -1,4 +1,4 @@
-"""The job queue: one at a time, places in line, stopping anywhere, nothing lost and nothing left."""
+"""The job queue: one run at a time, places, stopping anywhere, nothing lost and nothing left behind."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_full_line_says_so(counter):
     first = c.submit()
     wait_until(lambda: c.job_queue.running is first)
     c.submit()
-    with pytest.raises(LineFull, match="The line is full: 1 waiting"):
+    with pytest.raises(LineFull, match="The queue is full: 1 waiting"):
         c.submit()
     with pytest.raises(LineFull):
         c.job_queue.check_room()

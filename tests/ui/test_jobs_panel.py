@@ -1,4 +1,4 @@
-"""The jobs panel: whose it is, the order of the waiting, what becomes of failures, several recordings."""
+"""The jobs panel: whose jobs it shows, the order of waiting jobs, failed jobs, several recordings."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_place_that_is_none_is_refused(panel):
     p = panel()
     run = p.submit()
     for to in (None, "1", True, [], 1.5):
-        with pytest.raises(BadInput, match="wrong kind"):
+        with pytest.raises(BadInput, match="wrong type"):
             p.press("move", run.id, to=to)
 
 
@@ -189,7 +189,7 @@ def test_what_was_being_made_when_the_server_was_killed_resumes(panel, tmp_path)
     p = panel()
     run = p.submit()
     wait_until(lambda: p.queue.running is run)
-    for lock in p.page.app_state.gallery._held.values():  # as its end by a signal would
+    for lock in p.page.app_state.gallery._held.values():  # as being killed would
         lock.release()
     [entry] = Gallery(tmp_path / "outputs").entries(owner_hash("me"))
     assert entry.id == run.id
@@ -255,7 +255,7 @@ def test_more_recordings_than_the_line_takes_are_counted(panel, monkeypatch):
     p.several([SPEECH] * 4)
     assert len(order(p)) == 2
     assert said == [
-        "2 of 4 recordings are in line. The line is full: 2 waiting. Please try again in a few minutes."
+        "2 of 4 recordings were queued. The queue is full: 2 waiting. Please try again in a few minutes."
     ]
 
 

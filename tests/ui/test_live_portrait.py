@@ -1,4 +1,4 @@
-"""A live session's portrait: who of it speaks and what is shown, by the server's flags or by the page."""
+"""A live session's portrait: which face speaks and what is shown, by the server's flags or by the page."""
 
 from __future__ import annotations
 

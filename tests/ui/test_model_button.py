@@ -1,4 +1,4 @@
-"""*Get the model*: where it is shown, who may press it, and what it shows while the model comes."""
+"""*Get the model*: where it is shown, who may press it, and what it shows during the download."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Fetch:
 
 
 def button(*, gib: int = 24, checkpoint: Checkpoint | None = None, admin: str | None = None) -> ModelButton:
-    """Of a page whose machine has one card, 0: none."""
+    """The button of a page whose machine has one GPU; gib 0: none."""
     card = Gpu(0, "Card", "GPU-0", gib * GIB, gib * GIB, 0, "8.9")
     host = replace(probe().host, ram_total_bytes=64 * GIB, ram_available_bytes=60 * GIB)
     machine = replace(

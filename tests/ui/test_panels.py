@@ -1,4 +1,4 @@
-"""The page's own parts as HTML: what they say, in both languages, and that nobody can inject markup."""
+"""The page's panels as HTML: their text in both languages, and that nobody can inject markup."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_plan_is_a_bar_for_each_device():
 
 
 def drawn(seen: Outline, kind: str) -> list[float]:
-    """Widths of a class's bars, or places of its marks, in percent."""
+    """Widths of a class's bars, or positions of its marks, in percent."""
     found = seen.having(**{"class": kind})
     return [float((one["style"] or "").split(":")[1][:-1]) for one in found if "style" in one]
 
@@ -251,8 +251,8 @@ def test_examples_are_buttons_with_pictures_under_the_root():
         (Status("waiting", place=1), "You are next"),
         (Status("waiting", place=2), "One video is ahead"),
         (Status("waiting", place=3), "2 videos are ahead"),
-        (Status("running", Progress(Phase.ENCODING)), "Studying face and voice"),
-        (Status("failed"), "It did not work out"),
+        (Status("running", Progress(Phase.ENCODING)), "Analysing face and voice"),
+        (Status("failed"), "The video could not be made"),
         (Status("stopped"), "Stopped"),
     ],
 )
@@ -288,9 +288,9 @@ def test_a_rung_is_announced_with_what_changed_and_why(rung: str, setting: str):
     values = {"now": "384*256", "was": "704*384", "device": "GPU 0", "block": 12}
     notice = Notice(RUNG_OOM, "GPU 0 ran out of memory at block 12.", "warning", rung, values)
     seen = Outline(render_notices((notice,), "en"))
-    assert "Stepped down.  GPU 0 ran out of memory at block 12." in seen.text
+    assert "Settings were reduced.  GPU 0 ran out of memory at block 12." in seen.text
     chinese = Outline(render_notices((notice,), "zh")).text
-    for words in ("已降一级", setting, "704*384", "384*256", "GPU 0", "12"):
+    for words in ("已降低设置", setting, "704*384", "384*256", "GPU 0", "12"):
         assert words in chinese
     bare = replace(notice, values={})
     assert notice.text in render_notices((bare,), "zh"), "what lacks its values is shown in English"
@@ -366,7 +366,7 @@ def test_the_gallery_tells_how_a_video_was_made():
         f"transformer weights {weights / GIB:.1f}",
         "peak 31.0 · planned",
         "Pinned memory 29.0 GiB",
-        "No: memory was enough.",
+        "No: there was enough memory.",
     ):
         assert words in seen.text, words
     [link] = [one for one in seen.having() if ".json" in (one.get("href") or "")]

@@ -1,4 +1,4 @@
-"""The ranks on the page: a row each, the busiest marked, in both languages; nothing for a single one."""
+"""The ranks on the page: one row per rank, the busiest marked, in both languages; none for a single rank."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_every_rank_has_a_row_and_the_busiest_is_marked():
     assert page.count("<li") == 3
     assert page.count("data-busiest") == 1
     assert page.index("GPU 0 · layers 0–13, decode") < page.index("data-busiest") < page.index("GPU 1")
-    assert "the others wait for it · </span>96 %" in page
+    assert "the others are waiting for it · </span>96 %" in page
     assert "Rank 2" in page
 
 

@@ -1,4 +1,4 @@
-"""A long video survives its page and its server: half-made it lies in the gallery, to be gone on with."""
+"""A long video survives its page and its server: unfinished, it is in the gallery and can be resumed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SETTINGS = {"size": "64*64", "seed": 5}
 
 
 class House:
-    """All of the page but Gradio, on engines in this process; parts are of one second."""
+    """The whole page except Gradio, on engines in this process; parts are one second long."""
 
     def __init__(self, folder: Path, source: Any = None, shared: bool = True) -> None:
         app_state_module.LONG_S, unfinished._PART_S = 2.0, 1.0

@@ -41,7 +41,7 @@ def wait_until(holds: Callable[[], object]) -> None:
 
 
 def begin(p: Page, **given: Any) -> Any:
-    """Generate, until a segment plays; the generator of the page's updates."""
+    """Press Generate, and wait until a segment plays; returns the generator of the page's updates."""
     run = p.press(**given)
     next(update for update in run if isinstance(update.get("live"), str))
     return run
@@ -142,7 +142,7 @@ def test_a_run_ends_when_its_owner_stays_away(page):
     now[0] = 500.0
     p.app_state.owners.end_abandoned()
     assert not run.cancelled.is_set()
-    p.app_state.owners.presence.seen(ME)  # a page whose network has come back
+    p.app_state.owners.presence.seen(ME)  # a page whose network is back
     now[0] = 1000.0
     p.app_state.owners.end_abandoned()
     assert not run.cancelled.is_set()

@@ -1,4 +1,4 @@
-"""What is served by plain address, the scratch folder, and the command line."""
+"""What is served by plain URL, the scratch folder, and the command line."""
 
 from __future__ import annotations
 

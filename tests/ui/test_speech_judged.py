@@ -1,4 +1,4 @@
-"""Speech is judged when it comes to the page, and becomes what a browser can play."""
+"""Speech is checked once it is uploaded, and converted to a format that browsers play."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from avatar.ui.handlers import PageCallbacks
 
 @pytest.fixture
 def page() -> PageCallbacks:
-    """A page of which only the speech is asked; its components are their own names."""
+    """A page of which only the speech is used; each component is its own name."""
     limits = InputLimits(max_speech_s=5, longer="ask the host")
     app_state = SimpleNamespace(limits=limits, reader=lambda visitor: Reader())
     return PageCallbacks(SimpleNamespace(speech="speech"), app_state, SimpleNamespace())  # type: ignore[arg-type]
@@ -42,12 +42,12 @@ def request() -> gr.Request:
 
 
 def last(updates: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """What a handler shows in the end."""
+    """A handler's last update."""
     return list(updates)[-1]
 
 
 def record(path: Path, seconds: float = 2.0, level: float = 0.4) -> Path:
-    """A tone in the container that the suffix names."""
+    """Record a tone, in the container that the suffix names."""
     samples = (level * 32767 * np.sin(np.arange(round(48_000 * seconds)) / 30)).astype(np.int16)
     with av.open(str(path), "w") as out:
         stream = out.add_stream(

@@ -1,4 +1,4 @@
-"""The table of words, languages, and what errors become."""
+"""The table of texts, the choice of language, and how errors are shown."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_key_that_is_asked_for_is_there():
 def test_no_words_lie_idle():
     source = "".join(path.read_text(encoding="utf-8") for path in UI.rglob("*.py") if path.name != "words.py")
     source += (UI / "static" / "points.js").read_text(encoding="utf-8")
-    made = ("phase_", "error_", "points_")  # the code puts these together
+    made = ("phase_", "error_", "points_")  # keys that the code composes
     source = source.replace("'", '"')
     idle = [key for key in TEXT if f'"{key.removesuffix("_info")}"' not in source]
     assert [key for key in idle if not key.startswith(made)] == []
@@ -114,7 +114,7 @@ def test_what_is_missing_can_be_said_in_chinese():
 
 
 def test_notices_have_no_blank_that_is_not_filled():
-    rungs = {"rung", "now", "was", "device", "block"}  # a notice of a rung always has these
+    rungs = {"rung", "now", "was", "device", "block"}  # every notice about a rung has these values
     portrait = {"small_portrait": {"name", "width", "height"}, "small_face": {"name", "pixels"}}
     portrait |= {key: {"name"} for key in ("mouth_cut_off", "chin_cut_off", "mouth_covered")}
     portrait |= {key: {"name", "count", "number"} for key in ("several_faces", "face_chosen", "everybody")}

@@ -1,4 +1,4 @@
-"""The page on a Space with ZeroGPU, by a stand-in of the package `spaces`; without it, nothing happens."""
+"""The page on a Space with ZeroGPU, with a stand-in for the package `spaces`; nothing changes elsewhere."""
 
 from __future__ import annotations
 

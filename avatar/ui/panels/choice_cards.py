@@ -1,4 +1,4 @@
-"""Cards to choose from: presets, and the examples."""
+"""HTML of the cards to choose from: presets and examples."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def render_presets(
     language: Language,
     shape: Shape | None = None,
 ) -> str:
-    """A radio group: what runs here first, the rest folded away (open when the choice is among them).
+    """A radio group: presets that run here first, the rest folded (open if the chosen one is among them).
 
-    found: by preset name. resolved: what `auto` comes to on this machine. shape: the portrait's, if one is
-    chosen.
+    found: by preset name. resolved: what `auto` resolves to on this machine. shape: the portrait's, if one
+    is chosen.
     """
 
     def card(preset: Preset) -> str:
@@ -58,7 +58,7 @@ def render_presets(
 
 
 def render_examples(examples: Sequence[Example], language: Language, root: str) -> str:
-    """One button for each: a press fills the page and generates."""
+    """One button per example: a press fills in the page and generates."""
     if not examples:
         return ""
     return tag(
@@ -73,7 +73,7 @@ def preset_title(preset: Preset, language: Language) -> str:
 
 
 def size_words(preset: Preset, language: Language, shape: Shape | None) -> str:
-    """The size of a preset's video: the area that bounds it, or what comes out for a portrait of a shape."""
+    """The size of a preset's video: its largest area, or the exact size for a portrait of this shape."""
     if shape is None:
         return text("gives_area", language, size=preset.generation.size.replace("*", "×"))
     try:

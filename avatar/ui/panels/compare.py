@@ -1,4 +1,4 @@
-"""Two videos beside a table of what was measured of them, as they show on the page."""
+"""HTML of a comparison: two videos and the table of their measures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from avatar.ui.panels import tag
 
 @dataclass(frozen=True)
 class PlayedVideo:
-    """One of the two. letter: "A" or "B"; label: what differs; src: its address."""
+    """One of the two videos. letter: "A" or "B"; label: what differs; src: its URL."""
 
     letter: str
     label: str
@@ -22,7 +22,7 @@ class PlayedVideo:
 
 
 def render_players(videos: Sequence[PlayedVideo], language: Language) -> str:
-    """The videos with one button, one place and one sound, for in_step.js."""
+    """The videos with one shared play button and one slider for their position, for in_step.js."""
     bar = tag("button", escape(text("compare_play", language)), type="button", data_step="play")
     place = escape(text("compare_place", language))
     bar += f'<input type="range" data-step="place" min="0" max="1" step="any" value="0" aria-label="{place}">'
@@ -34,7 +34,7 @@ def render_players(videos: Sequence[PlayedVideo], language: Language) -> str:
         + tag("p", escape(text("compare_keys", language)), class_="muted"),
         class_="compared",
         role="group",
-        tabindex="-1",  # so that a click on a video lets the keys be heard
+        tabindex="-1",  # so that keys work after a click on a video
         aria_label=text("compare", language),
         data_play=text("compare_play", language),
         data_pause=text("compare_pause", language),
@@ -42,7 +42,7 @@ def render_players(videos: Sequence[PlayedVideo], language: Language) -> str:
 
 
 def render_table(comparison: Comparison, language: Language, measuring: bool = False) -> str:
-    """What is known of each, a column for each video. measuring: more is to come."""
+    """The measures known so far, one column per video. measuring: more will follow."""
     heads, rows = grid(comparison)
     videos = tag("th", escape(text("compare_of", language)), scope="col")
     videos += "".join(tag("th", escape(row[0]), scope="col") for row in rows)
@@ -60,7 +60,7 @@ def render_table(comparison: Comparison, language: Language, measuring: bool = F
 
 
 def render_note(words: str, busy: bool = False) -> str:
-    """What is being done just now; read aloud by screen readers."""
+    """What is being done now; read aloud by screen readers."""
     bar = tag("div", "", class_="bar", data_busy=True) if busy else ""
     return tag("div", tag("p", escape(words), class_="muted") + bar, role="status", class_="compare-note")
 
@@ -80,9 +80,9 @@ def _figure(video: PlayedVideo, language: Language) -> str:
 
 
 def _remark(english: str, labels: Sequence[str], language: Language) -> str:
-    """ "B, lip sync: the mouth does not move."; a label, or an engine's words, stay as they are."""
+    """ "B, lip sync: the mouth does not move."; labels and engines' texts stay as they are."""
     label = next((one for one in labels if english.startswith(one)), "")
-    if not label:  # of the whole comparison: in the page's words already
+    if not label:  # about the whole comparison: already in the page's language
         return english
     about, colon, why = english.removeprefix(label).partition(": ")
     known = [compared_words(one, language, whole=True) for one in (about.removeprefix(", "), why.rstrip("."))]

@@ -1,4 +1,4 @@
-"""The gallery as it shows on the page."""
+"""HTML of the gallery."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def render_gallery(
 ) -> str:
     """Cards of finished and stopped videos, newest first. url: of an entry's file.
 
-    reports: by entry's id, where there is one.
+    reports: by entry id, for entries that have one.
     """
     title = tag("h2", escape(text("gallery", language)))
     kept = tag("span", escape(text("gallery_kept", language, days=round(max_age_s / 86_400))), class_="muted")
@@ -68,7 +68,7 @@ def _card(entry: GalleryEntry, language: Language, url: Url, report: RunReport |
             data_id=entry.id,
             data_src=video,
         )
-    else:  # parts, and no video yet
+    else:  # parts only, no video yet
         play = tag("div", picture + over, class_="poster")
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(about.created))
     settings = about.settings
@@ -120,7 +120,7 @@ def _buttons(entry: GalleryEntry, video: str, url: Url, language: Language) -> s
 
 
 def _length(seconds: float, language: Language) -> str:
-    """How long a video is, in words."""
+    """A video's length as text."""
     if seconds >= LONG_S:
         return text("minutes", language, min=round(seconds / 60))
     return text("seconds", language, s=f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}")

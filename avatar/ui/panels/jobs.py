@@ -1,4 +1,4 @@
-"""The jobs of one owner as they show on the page: running, waiting, finished, failed."""
+"""HTML of one owner's jobs: running, waiting, finished, failed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from avatar.ui.panels.status import place_words
 
 @dataclass(frozen=True)
 class JobRow:
-    """One job, as its row shows it. state: as QueuedRun's. place: 1 is next in line. share: made, 0 to 1.
+    """One job, as its row shows it. state: as QueuedRun's. place: 1 is next. share: fraction made, 0 to 1.
 
-    seconds: of the finished video, 0 for none; video: its address; download: its name. reason: why it failed.
+    seconds: of the finished video, 0 for none; video: its URL; download: its name. reason: why it failed.
     on_stage: whether this page's player shows it.
     """
 
@@ -34,7 +34,7 @@ class JobRow:
 
 
 def render_jobs(jobs: Sequence[JobRow], language: Language) -> str:
-    """A list, the running first, then who waits in order, then the ended; nothing without any."""
+    """A list: the running job, the waiting ones in order, then the ended; "" without jobs."""
     if not jobs:
         return ""
     waiting = [job.id for job in jobs if job.state == "waiting"]

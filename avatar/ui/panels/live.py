@@ -1,4 +1,4 @@
-"""The tab Live as HTML; static/live.js gives it life."""
+"""HTML of the tab Live, which static/live.js makes work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MODES = ("mirror", "type", "talk")
 
 
 def render_live(language: Language, voices: Sequence[Voice], chat: bool, label: str, root: str) -> str:
-    """The whole tab. chat: whether somebody answers. label: the engine's. root: the page's prefix."""
+    """The whole tab. chat: whether a chat model answers. label: the engine's. root: the page's prefix."""
     word = {key: words[1 if language == "zh" else 0] for key, words in LIVE.items()}
     data = html.escape(json.dumps({"words": word, "chat": chat, "label": label, "root": root}))
     modes = "".join(

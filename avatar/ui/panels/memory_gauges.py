@@ -11,11 +11,11 @@ from avatar.planning.plan import DevicePlan, MemoryItem, Plan
 from avatar.ui.i18n import Language, item_words, text
 from avatar.ui.panels import gib, meter, share, tag
 
-NUM_COLOURS = 6  # the largest items have one each but the last, which all others share
+NUM_COLOURS = 6  # one per large item; the last is shared by all other items
 
 
 def render_gauges(reading: Reading, language: Language) -> str:
-    """One row for each GPU, then the host."""
+    """One row per GPU, then the host."""
     rows = [_gpu_row(gpu, language) for gpu in reading.gpus]
     if not reading.gpus:
         rows.append(tag("p", escape(text("no_gpu", language)), class_="muted", title=reading.no_gpu_reason))
@@ -35,9 +35,9 @@ def render_machine(inventory: Inventory, language: Language) -> str:
 
 
 def render_plan(plan: Plan | None, language: Language, refusal: str = "", video: str = "") -> str:
-    """A stacked bar for each GPU, then the host; for the preview, a sentence.
+    """A stacked bar per GPU, then the host; for the preview engine, a sentence.
 
-    refusal: why it cannot run. video: which size comes out.
+    refusal: why the preset cannot run. video: the video's size.
     """
     parts = [tag("h3", escape(text("plan", language)))]
     if video:
@@ -62,7 +62,7 @@ def render_plan(plan: Plan | None, language: Language, refusal: str = "", video:
 def _gpu_row(gpu: GpuReading, language: Language) -> str:
     load = "–" if gpu.utilization_percent is None else f"{gpu.utilization_percent} %"
     heat = "–" if gpu.temperature_c is None else f"{gpu.temperature_c} °C"
-    is_known = gpu.ours_bytes is not None  # else whose memory it is stays unknown
+    is_known = gpu.ours_bytes is not None  # otherwise nobody knows whose memory it is
     return meter(
         f"GPU {gpu.index}" + (f" · {gpu.name}" if gpu.name else ""),
         f"{gib(gpu.used_bytes)} / {gib(gpu.total_bytes)} GiB · {load} · {heat}",
@@ -113,7 +113,7 @@ def _host_rows(host: HostReading, language: Language, has_pinned: bool) -> list[
 
 
 def _bar(total: int | None, **sizes: int | None) -> str:
-    """Ours and others one after the other, planned and peak as marks across them."""
+    """A bar of our memory and other processes', with marks for the planned and the peak memory."""
     marks = {"planned", "peak"}
     fills = [
         tag("i", class_=name, style=f"width:{share(size, total)}")
@@ -129,13 +129,13 @@ def _bar(total: int | None, **sizes: int | None) -> str:
 
 
 def _legend(figures: tuple[tuple[str, str, int | None], ...]) -> str:
-    """Class, words and bytes of each."""
+    """The legend. figures: CSS class, text and bytes of each."""
     entries = (tag("li", escape(f"{words} {gib(size)}"), class_=kind) for kind, words, size in figures)
     return tag("ul", "".join(entries), class_="legend")
 
 
 def _colours(plan: Plan) -> dict[str, int]:
-    """A colour for each of the largest items, the same on every device."""
+    """One colour per large item, the same on every device."""
     most: dict[str, int] = {}
     for item in (item for device in plan.devices for item in device.peak_items):
         most[item.name] = max(most.get(item.name, 0), item.num_bytes)
@@ -144,7 +144,7 @@ def _colours(plan: Plan) -> dict[str, int]:
 
 
 def _device(device: DevicePlan, colours: dict[str, int], language: Language) -> str:
-    """What others hold, then the plan's items, against what the device has; a mark where that ends."""
+    """What others hold, then the plan's items, on the scale of the device's memory; a mark at its end."""
     total, free = device.total_bytes or 0, device.available_bytes
     held = max(total - free, 0) if free is not None else 0
     scale = max(total, held + device.peak_bytes) or 1
@@ -167,7 +167,7 @@ def _device(device: DevicePlan, colours: dict[str, int], language: Language) -> 
 
 
 def _waiting(placement: Placement, language: Language) -> str:
-    """What waits in pinned memory."""
+    """What is offloaded to pinned memory."""
     layers = placement.layers_on_host
     what = [text("waiting_layers", language, count=layers)] if layers else []
     what += [text("waiting_rings", language)] if placement.rings_on_host else []

@@ -1,4 +1,4 @@
-"""The missing model: what it would make possible, the button that fetches it, and how far that is."""
+"""HTML of the missing model: what it would make possible, the download button, and the progress."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FETCH, PAUSE = "fetch", "pause"
 def render_model(
     reading: FetchReading, title: str, missing_bytes: int, language: Language, *, may: bool
 ) -> str:
-    """Nothing where nothing is missing. title: of the preset that lacks it. may: there is a button."""
+    """ "" if nothing is missing. title: of the preset that lacks the model. may: whether to show a button."""
     if reading.state == "done":
         return tag("p", escape(text("model_done", language)), class_="model", role="status")
     if not missing_bytes:

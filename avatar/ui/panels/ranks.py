@@ -1,4 +1,4 @@
-"""What every rank of an engine on several GPUs is doing, and which of them the others wait for."""
+"""HTML of what every rank of an engine on several GPUs is doing, and which one the others wait for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WHOLE = {"decode": "解码", "all layers": "全部层"}
 
 
 def render_ranks(progress: Progress, language: Language) -> str:
-    """One row for each rank; empty where there is but one."""
+    """One row per rank; empty if there is only one."""
     if len(progress.ranks) < 2:
         return ""
     busiest = progress.bottleneck

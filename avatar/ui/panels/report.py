@@ -1,4 +1,4 @@
-"""A run report as it shows in the gallery: folded, under its video."""
+"""HTML of a run report in the gallery: folded, under its video."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from avatar.runtime.report import GpuUse, RungTaken, RunReport
 from avatar.ui.i18n import Language, item_words, rung_words, text
 from avatar.ui.panels import gib, meter, share, tag
 
-NUM_ITEMS = 3  # of a plan, the largest
+NUM_ITEMS = 3  # the largest of a plan
 
 
 def render_account(report: RunReport, language: Language, url: str, name: str) -> str:
-    """How a video came about: speed, settings, plan and peaks, rungs and why. url, name: the file's."""
+    """How a video was made: speed, settings, plan, peaks, rungs and why. url, name: the report file's."""
     rows = [
         (text("speed", language), escape(_speed(report, language))),
         (text("settings", language), escape(_settings(report, language))),

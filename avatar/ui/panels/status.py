@@ -1,4 +1,4 @@
-"""How a run stands: phase, segment, speed, time left; and what the user should know."""
+"""HTML of a run's status: phase, segment, speed, time left; and of its notices."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Status:
 
 
 def render_status(status: Status, language: Language) -> str:
-    """The status panel; the screen reader hears only its headline."""
+    """The status panel; screen readers announce only its headline."""
     headline = _headline(status, language)
     badge = render_badge(status.label, language)
     head = tag("strong", escape(headline), role="status") + badge
@@ -45,7 +45,7 @@ def render_status(status: Status, language: Language) -> str:
 
 
 def render_notices(notices: Sequence[Notice], language: Language) -> str:
-    """Warnings first; empty when there is nothing to say."""
+    """The notices, warnings first; "" if there are none."""
     ordered = sorted(notices, key=lambda notice: notice.level != "warning")
     lines = [tag("li", _words(notice, language), data_level=notice.level) for notice in ordered]
     return tag("ul", "".join(lines), class_="notices", aria_label=text("notices", language)) if lines else ""
@@ -79,7 +79,7 @@ def _headline(status: Status, language: Language) -> str:
 
 
 def place_words(ahead: int, language: Language) -> str:
-    """How many are in line before this one."""
+    """How many runs are ahead in the queue, as text."""
     if ahead < 1:
         return text("place_next", language)
     return text("place_second", language) if ahead == 1 else text("place", language, ahead=ahead)

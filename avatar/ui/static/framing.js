@@ -1,4 +1,4 @@
-// What of the portrait is shown: a group of choices each, and a small picture of what comes out.
+// Which part of the portrait is shown: one radio group per choice, and a small preview of the result.
 // props.value also holds: faces [{verdict, box, points, cuts}], face, size, engine, framing, aspect, extend, small.
 const framings = ["whole", "half", "shoulders", "head"];
 const aspects = ["as-is", "9:16", "1:1", "16:9"];
@@ -6,7 +6,7 @@ const previewPx = 148, plainColour = "#20242b";
 const portrait = new Image();
 portrait.onload = () => drawPreview();
 
-// A radio group: one tab stop, arrows move and choose, as everywhere on the page.
+// A radio group: one tab stop, the arrow keys move and choose, as everywhere on the page.
 function choices(label, names, wordOf, choose) {
   const group = document.createElement("div");
   group.className = "choices";
@@ -114,7 +114,7 @@ function drawPreview() {
   if (props.value.extend !== "blur") {
     pen.fillStyle = props.value.extend;
     pen.fillRect(0, 0, canvas.width, canvas.height);
-  } else {  // edges drawn out and blurred, as the server does it
+  } else {  // edges extended and blurred, as on the server
     pen.filter = `blur(${0.03 * Math.max(canvas.width, canvas.height)}px)`;
     pen.drawImage(portrait, x, y, sx, sy);
     if (x > 0) pen.drawImage(portrait, 0, 0, 1, h, 0, y, x, sy);

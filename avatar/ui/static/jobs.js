@@ -1,12 +1,12 @@
-// The jobs panel. props.value: its HTML, which comes anew each second: rows that have not changed stay as they are, so
-// that a drag or the keyboard's focus survives. Waiting jobs are reordered by dragging, or by their buttons.
+// The jobs panel. props.value: its HTML, sent again each second: rows that have not changed are left alone, so that a
+// drag or the keyboard focus survives. Waiting jobs are reordered by dragging, or by their buttons.
 const root = element.querySelector(".jobs-panel");
-const source = new WeakMap();  // a row's HTML as it came
+const source = new WeakMap();  // by row: its HTML as received
 const notifyKey = "live-avatar-notify";
 let dragged = null, states = null;
 
 function draw() {
-  if (dragged) return;  // at the drop
+  if (dragged) return;  // updated at the drop
   const next = document.createElement("template");
   next.innerHTML = props.value || "";
   const fresh = next.content.querySelector(".job-list"), list = root.querySelector(".job-list");
@@ -30,7 +30,7 @@ function draw() {
   bell();
 }
 
-// Where the focus was: the same button, or another of the same job if it is gone or off.
+// Restore the focus: to the same button, or to another of the same job if that is gone or disabled.
 function refocus({ action, id }) {
   if (root.contains(document.activeElement) || !id) return;
   const buttons = [...root.querySelectorAll(`.job[data-id="${CSS.escape(id)}"] button:not(:disabled)`)];
@@ -76,7 +76,7 @@ element.addEventListener("dragend", () => {
   trigger("select", { action: "move", id: moved.dataset.id, to: waiting().indexOf(moved) });
 });
 
-// A notification when a job of a hidden page is over, if its visitor has asked for that.
+// A notification when a job ends while the page is hidden, if the visitor has asked for it.
 const supported = "Notification" in window && window.isSecureContext;
 const wanted = () => supported && Notification.permission === "granted" && localStorage.getItem(notifyKey) === "yes";
 

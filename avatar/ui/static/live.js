@@ -1,8 +1,8 @@
-// The tab Live: begins a session, plays it by WebRTC or, where that does not connect, by fragments of MP4 over the
-// WebSocket; sends the microphone, texts and presses; shows what is said and how late the picture is.
+// The tab Live: begins a session, plays it by WebRTC or, if that does not connect, as MP4 fragments over the
+// WebSocket; sends microphone sound, texts and button presses; shows what is said and the picture's latency.
 const webrtcGiveUpMs = 3000, socketFirstMs = 700, retryForMs = 30000, lateS = 0.4, marginS = 0.08;
 const live = { mode: "mirror", press: 0 };
-window.liveSession = live;  // for whoever looks into the page
+window.liveSession = live;  // for tests and debugging
 
 const part = (selector) => element.querySelector(selector);
 const given = () => JSON.parse(part(".live").dataset.live);
@@ -40,7 +40,7 @@ function go() {
   live.press += 1;
   live.waits = setTimeout(() => { state(word("idle")); notice(word("no_answer")); buttons(false); }, 20000);
   stage().scrollIntoView({ behavior: "smooth", block: "nearest" });
-  if (live.mode !== "type") microphone();  // the press allows it; the answer is not waited for
+  if (live.mode !== "type") microphone();  // needs the user's press; does not wait for the answer
   trigger("select", { action: "begin", id: String(live.press) });
 }
 
@@ -215,7 +215,7 @@ function play({ codecs }) {
   tellDelay();
 }
 
-class Player {  // fragments of MP4, played as near to their end as the network allows
+class Player {  // plays MP4 fragments with as little delay as the network allows
   constructor(source, codecs) {
     this.waiting = [];
     const video = (this.video = stage());

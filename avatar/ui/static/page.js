@@ -1,5 +1,5 @@
-// The page's own: the player comes into view when it is wanted, and makes way for the finished one when it stands
-// at its end; a dialog plays the gallery's videos.
+// The page's own script: scrolls to the player when it is needed, replaces it by the finished video's when it has
+// stopped at its end; a dialog plays the gallery's videos.
 document.addEventListener("click", (event) => {
   if (!event.target.closest('#generate, [data-action="example"]')) return;
   const stage = document.querySelector("#stage");  // on a phone the player may be out of sight
@@ -27,12 +27,12 @@ window.liveAvatar = {
   },
 };
 
-// The finished player follows upon the live one's "ended". Browsers may stop a stream just short of its end, and then
-// never tell: hls.js knows of that, but Gradio hears only the element. So once the run is over (Replay is there), a
-// live player that stands still though nobody paused it is replaced as if Replay had been pressed.
+// The finished video replaces the live player at its "ended" event. Browsers may stop a stream just short of its end
+// and never fire it: hls.js handles that, but Gradio listens only to the element. So once the run is over (Replay is
+// there), a live player that has stalled though nobody paused it is replaced as if Replay had been pressed.
 (() => {
   const lookMs = 500, endS = 1;
-  const patienceMs = { atEnd: 2500, elsewhere: 15000 };  // elsewhere: the network may yet bring the rest
+  const patienceMs = { atEnd: 2500, elsewhere: 15000 };  // elsewhere: the network may still deliver the rest
   let stood = { video: null, at: 0, since: 0 };
   setInterval(() => {
     const video = document.querySelector("#live video"), replay = document.querySelector("#replay");
@@ -49,9 +49,9 @@ window.liveAvatar = {
   }, lookMs);
 })();
 
-// Gradio's recorder takes only what the browser knows as sound, and shows nothing of what it cannot play. A video that
-// is dropped on it, or sound of a rarer kind, goes the way of "Take the sound of a video"; several files that of
-// "Queue several recordings".
+// Gradio's recorder takes only formats that the browser knows as sound, and ignores those it cannot play. A video
+// dropped on it, or sound in a rarer format, is handled like "Use the sound of a video"; several files are handled
+// like "Queue several recordings".
 document.addEventListener("drop", (event) => {
   const files = event.target.closest?.("#speech") ? [...(event.dataTransfer?.files ?? [])] : [];
   const [file] = files, many = files.length > 1;

@@ -1,4 +1,4 @@
-// A panel of ours: presses on [data-action] go to the server; radios move by arrow keys; deleting asks twice.
+// Our HTML panels: presses on [data-action] go to the server; arrow keys move between radios; delete must be confirmed.
 const confirmFor = 4000;
 
 element.addEventListener("click", (event) => {

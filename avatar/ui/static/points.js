@@ -1,6 +1,6 @@
 // The faces of the portrait as boxes, and the editor of face points: handles, by mouse, touch or arrow keys.
-// props.value: {for, verdict, points: {name: [x, y]}, edited, head_only}, fractions of the picture; and what
-// framing.js tells; props.image, props.words.
+// props.value: {for, verdict, points: {name: [x, y]}, edited, head_only}, fractions of the picture; and the keys
+// listed in framing.js; props.image, props.words.
 const root = element.querySelector(".points");
 const order = ["mouth_left", "outer_lip_top", "mouth_right", "outer_lip_bottom"];
 const inner = ["mouth_left", "inner_lip_top", "mouth_right", "inner_lip_bottom"];
@@ -77,7 +77,7 @@ function choose(index) {
   wish({ face: index, points, verdict, edited: false });
 }
 
-// From "sure" to placed by hand, and back to what was found.
+// Switch from "sure" to points placed by hand, and back to the points that were found.
 function edit() {
   editing = !editing;
   const found = props.value.faces[props.value.face].points;
@@ -128,7 +128,7 @@ function keep(points) {
   wish({ points, edited: true });
 }
 
-// The handle nearest to where it was pressed: lips lie close together, and the topmost may not be the one meant.
+// The handle nearest to the press: lips are close together, and the topmost handle may not be the one meant.
 function nearest(event, box) {
   const far = ([x, y]) => Math.hypot(event.clientX - box.left - x * box.width, event.clientY - box.top - y * box.height);
   const name = names.reduce((best, other) => far(props.value.points[other]) < far(props.value.points[best]) ? other : best);
