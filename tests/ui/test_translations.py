@@ -58,9 +58,11 @@ def test_every_key_that_is_asked_for_is_there():
 
 
 def test_no_words_lie_idle():
-    source = "".join(path.read_text(encoding="utf-8") for path in UI.rglob("*.py") if path.name != "words.py")
+    paths = [path for path in UI.parent.rglob("*.py") if path.name != "translations.py"]
+    source = "".join(path.read_text(encoding="utf-8") for path in paths)
     source += (UI / "static" / "points.js").read_text(encoding="utf-8")
-    made = ("phase_", "error_", "points_")  # keys that the code composes
+    # Keys that the code composes.
+    made = ("phase_", "error_", "points_", "source_", "captions_", "framing_", "aspect_")
     source = source.replace("'", '"')
     idle = [key for key in TEXT if f'"{key.removesuffix("_info")}"' not in source]
     assert [key for key in idle if not key.startswith(made)] == []
@@ -120,7 +122,7 @@ def test_notices_have_no_blank_that_is_not_filled():
     portrait |= {key: {"name", "count", "number"} for key in ("several_faces", "face_chosen", "everybody")}
     portrait["small_crop"] = {"name", "width", "height"}
     live = {"live_size": {"ms", "fps", "size"}, "live_lighter": {"speed", "fps", "rung"}}
-    live["live_behind"] = {"speed", "fps"}
+    live |= {"live_behind": {"speed", "fps"}, "live_starts_lighter": {"size", "steps"}}
     others = {**portrait, **live, "restarted": {"cause"}}
     for code, words in NOTICES.items():
         assert fields(words) <= {"text"} | (rungs if code.startswith("rung_") else others.get(code, set()))
