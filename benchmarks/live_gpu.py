@@ -50,8 +50,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         portrait, _ = write_sample(Path(folder), Size(704, 384), 1.0)
         request = LiveRequest(portrait, Path(folder), preset, "sample.png")
-        found = [session(source, request, args.seconds) for _ in range(args.sessions)]
-    json.dump({"sessions": found}, sys.stdout, indent=1)
+        found = [session(source, request, args.seconds) for _ in range(1 + args.sessions)]
+    json.dump({"sessions": found[1:]}, sys.stdout, indent=1)
 
 
 def session(source: DiffusionPipeline, request: LiveRequest, seconds: float) -> dict[str, object]:
