@@ -181,8 +181,8 @@ def _toy_config() -> ModelConfig:
 
 def _require_all_but_room(preset: Preset, inventory: Inventory) -> None:
     """Check all requirements of a preset except memory for the whole model. Raises: as require."""
-    lacks = {lack.code for lack in judge(preset, inventory).lacks}
-    if lacks - {"memory", "host_ram"}:
+    shortfalls = {shortfall.code for shortfall in judge(preset, inventory).shortfalls}
+    if shortfalls - {"memory", "host_ram"}:
         require(preset, inventory)
 
 

@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _remedy(verdict: Verdict, inventory: Inventory) -> str:
-    """The remedy: a smaller choice if only memory is lacking, otherwise that of the first lack."""
-    if {lack.code for lack in verdict.lacks} <= {"memory", "host_ram"}:
+    """The remedy: a smaller choice if only memory is lacking, otherwise that of the first shortfall."""
+    if {shortfall.code for shortfall in verdict.shortfalls} <= {"memory", "host_ram"}:
         return way_out(verdict.preset, inventory)
     return verdict.remedy
 
@@ -87,11 +87,16 @@ def _as_dict(verdict: Verdict, remedy: str, inventory: Inventory) -> dict[str, A
         "infer_frames": preset.generation.infer_frames,
         "sample_steps": preset.generation.sample_steps,
         "fits": verdict.ok,
-        "lacks": [{"code": lack.code, "text": lack.text, "remedy": lack.remedy} for lack in verdict.lacks],
+        "lacks": [
+            {"code": shortfall.code, "text": shortfall.text, "remedy": shortfall.remedy}
+            for shortfall in verdict.shortfalls
+        ],
         "takes": [{"index": gpu.index, "name": gpu.name, "uuid": gpu.uuid} for gpu in verdict.gpus],
         "imagined": inventory.imagined,
         "way_out": remedy,
-        "unsupported": [lack.text for lack in verdict.lacks if lack.code == "unsupported"],
+        "unsupported": [
+            shortfall.text for shortfall in verdict.shortfalls if shortfall.code == "unsupported"
+        ],
     }
 
 

@@ -23,7 +23,7 @@ INSTALL = "pip install -r requirements.txt -c constraints.txt"  # after requirem
 
 
 @dataclass(frozen=True)
-class Lack:
+class Shortfall:
     """One thing that a machine lacks. code: a stable name that the page translates, with its values."""
 
     code: str
@@ -32,20 +32,20 @@ class Lack:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def refused(preset: Preset, inventory: Inventory) -> Iterator[Lack]:
+def refused(preset: Preset, inventory: Inventory) -> Iterator[Shortfall]:
     """What no machine of this kind supports."""
     for text in unsupported(preset):
-        yield Lack("unsupported", text, "Choose another preset, or cpu-preview.")
+        yield Shortfall("unsupported", text, "Choose another preset, or cpu-preview.")
     if preset.engine == "diffusion":
         try:
             Layout.of(preset)
         except BadInput as error:
-            yield Lack("unsupported", error.message, error.remedy)
+            yield Shortfall("unsupported", error.message, error.remedy)
     system = SYSTEMS.get(inventory.system)
     if system and preset.num_gpus:
         remedy = "Install it in WSL2." if inventory.system == "windows" else "Run it on a machine with Linux."
         text = f"GPUs are used on Linux and in WSL2; this is {system}."
-        yield Lack("system", text, f"{remedy} The preset cpu-preview runs here.", {"system": system})
+        yield Shortfall("system", text, f"{remedy} The preset cpu-preview runs here.", {"system": system})
 
 
 def able(preset: Preset, inventory: Inventory) -> list[Gpu]:
@@ -53,7 +53,7 @@ def able(preset: Preset, inventory: Inventory) -> list[Gpu]:
     return [gpu for gpu in inventory.gpus if not _unable(gpu, preset, inventory)]
 
 
-def missing_cards(preset: Preset, inventory: Inventory) -> Iterator[Lack]:
+def missing_cards(preset: Preset, inventory: Inventory) -> Iterator[Shortfall]:
     """Why fewer cards can be used than the preset needs; nothing where there are enough."""
     num_gpus, found = preset.num_gpus, len(inventory.gpus)
     if len(able(preset, inventory)) >= num_gpus:
@@ -63,34 +63,34 @@ def missing_cards(preset: Preset, inventory: Inventory) -> Iterator[Lack]:
         why = f" {inventory.no_gpu_reason}" if inventory.no_gpu_reason else ""
         text = f"It needs {wanted}; this machine has {found or 'none'}.{why}"
         remedy = "Choose cpu-preview, or run it on a machine with such GPUs."
-        yield Lack("num_gpus", text, remedy, {"needed": num_gpus, "found": found})
+        yield Shortfall("num_gpus", text, remedy, {"needed": num_gpus, "found": found})
         return
-    lacks = (lack for gpu in inventory.gpus for lack in _unable(gpu, preset, inventory))
-    yield from {lack.code: lack for lack in lacks}.values()
+    shortfalls = (shortfall for gpu in inventory.gpus for shortfall in _unable(gpu, preset, inventory))
+    yield from {shortfall.code: shortfall for shortfall in shortfalls}.values()
 
 
-def _unable(gpu: Gpu, preset: Preset, inventory: Inventory) -> list[Lack]:
+def _unable(gpu: Gpu, preset: Preset, inventory: Inventory) -> list[Shortfall]:
     """Why a preset cannot use a card."""
     needed, has = preset.requires.compute_capability, gpu.compute_capability
     if gpu.total_bytes is None or gpu.free_bytes is None:
         text = f"{gpu} does not report its memory."
-        return [Lack("unreadable", text, "Check `nvidia-smi`.", {"gpu": gpu.index})]
+        return [Shortfall("unreadable", text, "Check `nvidia-smi`.", {"gpu": gpu.index})]
     if has is not None and capability(has) < capability(needed):
         text = f"{gpu} has compute capability {has}; it needs {needed}."
         values = {"gpu": gpu.index, "found": has, "needed": needed}
         remedy = "Choose cpu-preview, or run it on a newer card (Ampere or later)."
-        return [Lack("compute_capability", text, remedy, values)]
+        return [Shortfall("compute_capability", text, remedy, values)]
     if gpu.is_instance and preset.num_gpus > 1:
         text = f"{gpu} is an instance of a divided card (MIG); only one of them can be used at a time."
         remedy = "Choose a preset for one GPU, or disable MIG on the card."
-        return [Lack("instance", text, remedy, {"gpu": gpu.index})]
+        return [Shortfall("instance", text, remedy, {"gpu": gpu.index})]
     built = inventory.torch_cuda
     if built and has is not None and capability(has) >= BLACKWELL and capability(built) < BLACKWELL_CUDA:
         build = inventory.torch_build
         text = f"PyTorch {build} is built for CUDA {built}, which does not support {gpu}."
         remedy = install_command(inventory.driver_cuda, capability(has))
         return [
-            Lack(
+            Shortfall(
                 "torch_arch",
                 text,
                 remedy,
@@ -100,21 +100,21 @@ def _unable(gpu: Gpu, preset: Preset, inventory: Inventory) -> list[Lack]:
     return []
 
 
-def missing_software(preset: Preset, inventory: Inventory, gpus: Sequence[Gpu]) -> Iterator[Lack]:
+def missing_software(preset: Preset, inventory: Inventory, gpus: Sequence[Gpu]) -> Iterator[Shortfall]:
     """The model's libraries, PyTorch and the driver for these cards, and the checkpoint."""
     if preset.engine == "diffusion" and not inventory.torch_build:
         text = "PyTorch and the model's other libraries are not installed here."
-        yield Lack("not_installed", text, f"Run `{INSTALL}`.", {"remedy": INSTALL})
+        yield Shortfall("not_installed", text, f"Run `{INSTALL}`.", {"remedy": INSTALL})
     elif preset.num_gpus and gpus:
         yield from _torch(inventory, gpus)
     if preset.requires.weights == "live-avatar" and not inventory.checkpoint.complete:
         missing = list(inventory.checkpoint.missing)
         text = f"The checkpoint is not complete here: {', '.join(missing)}."
         remedy = f"Run `{DOWNLOAD_COMMAND}`, or say where it is with --ckpt_dir or $AVATAR_WEIGHTS."
-        yield Lack("weights", text, remedy, {"missing": missing})
+        yield Shortfall("weights", text, remedy, {"missing": missing})
 
 
-def _torch(inventory: Inventory, gpus: Sequence[Gpu]) -> Iterator[Lack]:
+def _torch(inventory: Inventory, gpus: Sequence[Gpu]) -> Iterator[Shortfall]:
     """Whether the installed PyTorch works with the driver."""
     built, runs = inventory.torch_cuda, inventory.driver_cuda
     capabilities = [capability(gpu.compute_capability) for gpu in gpus if gpu.compute_capability]
@@ -124,10 +124,10 @@ def _torch(inventory: Inventory, gpus: Sequence[Gpu]) -> Iterator[Lack]:
     values = {"build": build, "cuda": built, "runs": runs, "remedy": remedy}
     if not built:
         text = f"PyTorch here is not built for CUDA ({build})."
-        yield Lack("torch", text, remedy, values)
+        yield Shortfall("torch", text, remedy, values)
     elif runs is not None and capability(runs)[0] < capability(built)[0]:
         text = f"{driver} runs CUDA up to {runs}; PyTorch {inventory.torch_build} needs CUDA {built}."
-        yield Lack("driver", text, remedy, values)
+        yield Shortfall("driver", text, remedy, values)
 
 
 def install_command(runs: str | None, newest: tuple[int, int]) -> str:
@@ -148,7 +148,7 @@ def _pip(torch: str, index: str) -> str:
     return f'pip install --force-reinstall "{torch}" --index-url https://download.pytorch.org/whl/{index}'
 
 
-def missing_room(plan: Plan) -> Iterator[Lack]:
+def missing_memory(plan: Plan) -> Iterator[Shortfall]:
     """Where the plan exceeds the free memory: on the GPU that lacks most, and in RAM."""
     short = [gpu for gpu in plan.gpus if gpu.shortfall_bytes]
     if short:
@@ -157,7 +157,7 @@ def missing_room(plan: Plan) -> Iterator[Lack]:
         yield _short_of("host_ram", plan.host, plan)
 
 
-def _short_of(code: str, device: DevicePlan, plan: Plan) -> Lack:
+def _short_of(code: str, device: DevicePlan, plan: Plan) -> Shortfall:
     total, free = device.total_bytes, device.available_bytes
     if total is not None and device.peak_bytes > total:
         remedy = "Choose a smaller size, or a preset that needs less."
@@ -169,4 +169,4 @@ def _short_of(code: str, device: DevicePlan, plan: Plan) -> Lack:
         "free_gib": None if free is None else free / GIB,
         "largest": device.peak_items[0].name,
     }
-    return Lack(code, plan.shortfall_on(device), remedy, values)
+    return Shortfall(code, plan.shortfall_on(device), remedy, values)

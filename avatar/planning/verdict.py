@@ -18,7 +18,14 @@ from avatar.planning.auto_order import preference
 from avatar.planning.fallback_ladder import describe, rungs
 from avatar.planning.plan import GIB, Plan
 from avatar.planning.planner import plan
-from avatar.planning.shortfalls import Lack, able, missing_cards, missing_room, missing_software, refused
+from avatar.planning.shortfalls import (
+    Shortfall,
+    able,
+    missing_cards,
+    missing_memory,
+    missing_software,
+    refused,
+)
 from avatar.preset import Preset, capability, load_presets
 from avatar.settings import SETTINGS
 
@@ -29,28 +36,28 @@ ALIKE_BYTES = 2 * GIB  # cards whose free memory differs by less count as equal;
 class Verdict:
     """Whether a preset runs on a machine.
 
-    preset: as it will run; `auto` is replaced by the best that does. lacks: what is missing, the most
+    preset: as it will run; `auto` is replaced by the best that does. shortfalls: what is missing, the most
     important first; empty when it runs. plan: what it will hold, None where there is nothing to plan. gpus:
     those that it uses, rank 0's first.
     """
 
     preset: Preset
-    lacks: tuple[Lack, ...] = ()
+    shortfalls: tuple[Shortfall, ...] = ()
     plan: Plan | None = None
     gpus: tuple[Gpu, ...] = ()
 
     @property
     def ok(self) -> bool:
-        return not self.lacks
+        return not self.shortfalls
 
     @property
     def missing(self) -> list[str]:
-        return [lack.text for lack in self.lacks]
+        return [shortfall.text for shortfall in self.shortfalls]
 
     @property
     def remedy(self) -> str:
         """The first thing to do; empty when nothing is missing."""
-        return self.lacks[0].remedy if self.lacks else ""
+        return self.shortfalls[0].remedy if self.shortfalls else ""
 
     @property
     def uuids(self) -> list[str] | None:
@@ -70,7 +77,7 @@ class Verdict:
             "ok": self.ok,
             "missing": self.missing,
             "remedy": self.remedy,
-            "lacks": [asdict(lack) for lack in self.lacks],
+            "lacks": [asdict(shortfall) for shortfall in self.shortfalls],
             "gpus": [gpu.index for gpu in self.gpus],
         }
 
@@ -82,19 +89,19 @@ def judge(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None
     """
     if preset.engine == "auto":
         return _best(preset, inventory, presets)
-    lacks = [*refused(preset, inventory)]
+    shortfalls = [*refused(preset, inventory)]
     gpus: tuple[Gpu, ...] = ()
     planned: Plan | None = None
-    if not lacks:
-        lacks += missing_cards(preset, inventory)
+    if not shortfalls:
+        shortfalls += missing_cards(preset, inventory)
         try:
             gpus, planned = _on_the_best_cards(preset, inventory)
         except AvatarError as error:
-            lacks.append(Lack("unsupported", error.message, error.remedy))
-    lacks += missing_software(preset, inventory, gpus or inventory.gpus)
+            shortfalls.append(Shortfall("unsupported", error.message, error.remedy))
+    shortfalls += missing_software(preset, inventory, gpus or inventory.gpus)
     if planned is not None and len(gpus) == preset.num_gpus:
-        lacks += missing_room(planned)
-    return Verdict(preset, tuple(lacks), planned, gpus)
+        shortfalls += missing_memory(planned)
+    return Verdict(preset, tuple(shortfalls), planned, gpus)
 
 
 def require(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> Verdict:
@@ -108,7 +115,7 @@ def require(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | No
     found = judge(preset, inventory, presets)
     if found.ok:
         return found
-    kinds = {lack.code for lack in found.lacks}
+    kinds = {shortfall.code for shortfall in found.shortfalls}
     text = " ".join(found.missing)
     if "unsupported" in kinds:
         raise BadInput(f"Preset {preset.name} cannot run. {text}", found.remedy)
@@ -147,7 +154,7 @@ def way_out(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | No
 
 
 def within_reach(inventory: Inventory, presets: Iterable[Preset] | None = None) -> Verdict | None:
-    """The best preset that the cards could run, were PyTorch, driver and checkpoint there, with its lacks.
+    """The best preset that the cards could run, were PyTorch, driver and checkpoint there; its shortfalls.
 
     None where `auto` chooses that already, or the cards could run only the preview.
     """
@@ -173,7 +180,7 @@ def _best(auto: Preset, inventory: Inventory, presets: Iterable[Preset] | None) 
     able_ones = (preset.with_settings(**changed) for preset in _candidates(presets))
     for found in _by_preference(judge(preset, inventory) for preset in able_ones):
         return found
-    nothing = Lack(
+    nothing = Shortfall(
         "nothing",
         "No preset runs on this machine.",
         "Run `python -m avatar doctor`: it says what each one lacks.",

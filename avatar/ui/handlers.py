@@ -25,7 +25,7 @@ from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.jobs_panel import JobsPanel
 from avatar.ui.model_button import ModelButton
 from avatar.ui.page_runs import PageRuns
-from avatar.ui.panels.choice_cards import Shape, lack_words, render_examples, render_presets, size_words
+from avatar.ui.panels.choice_cards import Shape, render_examples, render_presets, shortfall_words, size_words
 from avatar.ui.panels.memory_gauges import render_gauges, render_machine, render_plan
 from avatar.ui.panels.status import Status, render_notices, render_status
 from avatar.ui.payloads import kept, mapping, pressed, words
@@ -423,8 +423,8 @@ class PageCallbacks:
             return render_plan(None, language, str(error))
         plan, refusal = self.app_state.plan(preset)
         if refusal and language != "en":
-            lacks = self.app_state.verdict(preset).lacks
-            refusal = " ".join(lack_words(lack, language) for lack in lacks) or refusal
+            shortfalls = self.app_state.verdict(preset).shortfalls
+            refusal = " ".join(shortfall_words(shortfall, language) for shortfall in shortfalls) or refusal
         return render_plan(plan, language, refusal, size_words(preset, language, shape) if shape else "")
 
 

@@ -57,6 +57,6 @@ class ModelButton:
     def _within_reach(self) -> Preset | None:
         """The best preset that the cards could run; None where more than the model is missing."""
         found = within_reach(self.app_state.inventory(), self.app_state.presets)
-        if found is None or {lack.code for lack in found.lacks} != {"weights"}:
+        if found is None or {shortfall.code for shortfall in found.shortfalls} != {"weights"}:
             return None  # what else is missing comes first; the preset's card names it
         return found.preset

@@ -21,7 +21,7 @@ BARE = replace(H200, checkpoint=Checkpoint(missing=("config.json",)))
 
 
 def codes(preset, inventory):
-    return [lack.code for lack in judge(preset, inventory).lacks]
+    return [shortfall.code for shortfall in judge(preset, inventory).shortfalls]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_instances_of_a_divided_card_serve_one_at_a_time():
 def test_one_command_mends_a_pytorch_that_does_not_match(runs, capability, words):
     machine = Inventory.imagine(1, 95, compute_capability=capability)
     found = judge(FULL, replace(machine, driver_cuda=runs, torch_build="2.13.0+cpu", torch_cuda=""))
-    assert [lack.code for lack in found.lacks] == ["torch"]
+    assert [shortfall.code for shortfall in found.shortfalls] == ["torch"]
     assert words in found.remedy
 
 
@@ -139,7 +139,7 @@ def test_what_this_version_does_not_do_is_said_by_name_on_any_machine():
     preset = load_preset("4x80gb-realtime").with_settings(offload_model=True)
     machine = Inventory.imagine(8, 139, host_ram_gib=512)
     found = judge(preset, machine)
-    assert {lack.code for lack in found.lacks} == {"unsupported"}
+    assert {shortfall.code for shortfall in found.shortfalls} == {"unsupported"}
     assert "offload_model True" in " ".join(found.missing)
     with pytest.raises(BadInput, match=preset.name):
         require(preset, machine)

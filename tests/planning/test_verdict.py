@@ -38,7 +38,7 @@ class Machine:
     system: str = "linux"
     weights: bool = True
     refused: str = ""  # a preset that does not run there, and
-    lack: str = ""  # why
+    shortfall: str = ""  # why
     instances: bool = False
 
     @property
@@ -76,62 +76,68 @@ def cards(count: int, gib: float, capability: str, used: float = 0.0) -> tuple[t
 
 
 MACHINES = {
-    "no GPU": Machine("cpu-preview", refused="24gb", lack="num_gpus"),
-    "no GPU, 1 GiB of RAM": Machine("cpu-preview", ram=1, refused="self-test", lack="host_ram"),
-    "macOS": Machine("cpu-preview", system="darwin", refused="80gb", lack="system"),
+    "no GPU": Machine("cpu-preview", refused="24gb", shortfall="num_gpus"),
+    "no GPU, 1 GiB of RAM": Machine("cpu-preview", ram=1, refused="self-test", shortfall="host_ram"),
+    "macOS": Machine("cpu-preview", system="darwin", refused="80gb", shortfall="system"),
     "Windows, 4090": Machine(
-        "cpu-preview", cards(1, 23.99, ADA), system="windows", refused="24gb", lack="system"
+        "cpu-preview", cards(1, 23.99, ADA), system="windows", refused="24gb", shortfall="system"
     ),
     "WSL2, 4090": Machine("24gb", cards(1, 23.99, ADA, 1.5), system="wsl"),
-    "6 GiB": Machine("cpu-preview", cards(1, 6, ADA), refused="8gb", lack="memory"),
-    "RTX 4060, 8 GB": Machine("8gb", cards(1, 7.996, ADA, 0.4), refused="10gb", lack="memory"),
-    "8 GB with a desktop": Machine("8gb", cards(1, 7.996, ADA, 0.9), refused="24gb", lack="memory"),
-    "RTX 3080, 10 GB": Machine("10gb", cards(1, 10, AMPERE, 0.3), refused="12gb", lack="memory"),
-    "RTX 3080 Ti, 12 GB": Machine("12gb", cards(1, 12, AMPERE, 0.5), refused="48gb", lack="memory"),
-    "RTX 3060, 32 GiB of RAM": Machine("10gb", cards(1, 12, AMPERE), ram=31, refused="12gb", lack="host_ram"),
-    "RTX 4080, 16 GB": Machine("16gb", cards(1, 15.99, ADA, 0.4), refused="80gb", lack="memory"),
-    "RTX 4000 Ada, 20 GB": Machine("16gb", cards(1, 20, ADA), refused="48gb", lack="memory"),
-    "RTX 3090": Machine("24gb", cards(1, 24, AMPERE, 0.3), refused="2x24gb", lack="num_gpus"),
-    "RTX 4090 in use": Machine("10gb", cards(1, 24, ADA, 14), refused="48gb", lack="memory"),
-    "RTX 5090": Machine("32gb", cards(1, 31.8, CONSUMER_BLACKWELL, 0.5), refused="80gb", lack="memory"),
-    "A100, 40 GB": Machine("32gb", cards(1, 39.5, "8.0"), refused="48gb", lack="memory"),
-    "L40S": Machine("48gb", cards(1, 44.98, ADA), refused="80gb", lack="memory"),
-    "H100": Machine("80gb", cards(1, 79.6, HOPPER, 0.4), refused="4x80gb-realtime", lack="num_gpus"),
-    "H100 in use": Machine("48gb", cards(1, 79.6, HOPPER, 30), refused="80gb", lack="memory"),
+    "6 GiB": Machine("cpu-preview", cards(1, 6, ADA), refused="8gb", shortfall="memory"),
+    "RTX 4060, 8 GB": Machine("8gb", cards(1, 7.996, ADA, 0.4), refused="10gb", shortfall="memory"),
+    "8 GB with a desktop": Machine("8gb", cards(1, 7.996, ADA, 0.9), refused="24gb", shortfall="memory"),
+    "RTX 3080, 10 GB": Machine("10gb", cards(1, 10, AMPERE, 0.3), refused="12gb", shortfall="memory"),
+    "RTX 3080 Ti, 12 GB": Machine("12gb", cards(1, 12, AMPERE, 0.5), refused="48gb", shortfall="memory"),
+    "RTX 3060, 32 GiB of RAM": Machine(
+        "10gb", cards(1, 12, AMPERE), ram=31, refused="12gb", shortfall="host_ram"
+    ),
+    "RTX 4080, 16 GB": Machine("16gb", cards(1, 15.99, ADA, 0.4), refused="80gb", shortfall="memory"),
+    "RTX 4000 Ada, 20 GB": Machine("16gb", cards(1, 20, ADA), refused="48gb", shortfall="memory"),
+    "RTX 3090": Machine("24gb", cards(1, 24, AMPERE, 0.3), refused="2x24gb", shortfall="num_gpus"),
+    "RTX 4090 in use": Machine("10gb", cards(1, 24, ADA, 14), refused="48gb", shortfall="memory"),
+    "RTX 5090": Machine("32gb", cards(1, 31.8, CONSUMER_BLACKWELL, 0.5), refused="80gb", shortfall="memory"),
+    "A100, 40 GB": Machine("32gb", cards(1, 39.5, "8.0"), refused="48gb", shortfall="memory"),
+    "L40S": Machine("48gb", cards(1, 44.98, ADA), refused="80gb", shortfall="memory"),
+    "H100": Machine("80gb", cards(1, 79.6, HOPPER, 0.4), refused="4x80gb-realtime", shortfall="num_gpus"),
+    "H100 in use": Machine("48gb", cards(1, 79.6, HOPPER, 30), refused="80gb", shortfall="memory"),
     "RTX PRO 6000": Machine("96gb", cards(1, 95.6, CONSUMER_BLACKWELL)),
     "H200": Machine("96gb", cards(1, 139.8, HOPPER)),
     "H200 without weights": Machine(
-        "cpu-preview", cards(1, 139.8, HOPPER), weights=False, refused="80gb", lack="weights"
+        "cpu-preview", cards(1, 139.8, HOPPER), weights=False, refused="80gb", shortfall="weights"
     ),
-    "Turing": Machine("cpu-preview", cards(1, 24, TURING), refused="24gb", lack="compute_capability"),
+    "Turing": Machine("cpu-preview", cards(1, 24, TURING), refused="24gb", shortfall="compute_capability"),
     "4090, driver 550": Machine(
-        "cpu-preview", cards(1, 24, ADA), driver="12.4", refused="24gb", lack="driver"
+        "cpu-preview", cards(1, 24, ADA), driver="12.4", refused="24gb", shortfall="driver"
     ),
     "4090, driver 550, PyTorch for CUDA 12.6": Machine(
         "24gb", cards(1, 24, ADA), driver="12.4", torch="12.6"
     ),
     "4090, driver that hides its CUDA": Machine("24gb", cards(1, 24, ADA), driver=None),
     "4090, PyTorch for the CPU": Machine(
-        "cpu-preview", cards(1, 24, ADA), torch="", refused="24gb", lack="torch"
+        "cpu-preview", cards(1, 24, ADA), torch="", refused="24gb", shortfall="torch"
     ),
     "5090, PyTorch for CUDA 12.6": Machine(
-        "cpu-preview", cards(1, 31.8, CONSUMER_BLACKWELL), torch="12.6", refused="32gb", lack="torch_arch"
+        "cpu-preview",
+        cards(1, 31.8, CONSUMER_BLACKWELL),
+        torch="12.6",
+        refused="32gb",
+        shortfall="torch_arch",
     ),
     "B200": Machine("96gb", cards(1, 179, BLACKWELL)),
-    "3060 and 4090": Machine("24gb", ((12, AMPERE, 0), (24, ADA, 0)), refused="2x24gb", lack="memory"),
+    "3060 and 4090": Machine("24gb", ((12, AMPERE, 0), (24, ADA, 0)), refused="2x24gb", shortfall="memory"),
     "4090 and 1080": Machine(
-        "24gb", ((24, ADA, 0), (8, "6.1", 0)), refused="2x24gb", lack="compute_capability"
+        "24gb", ((24, ADA, 0), (8, "6.1", 0)), refused="2x24gb", shortfall="compute_capability"
     ),
     "5090 and 3090, PyTorch for CUDA 12.6": Machine(
         "24gb",
         ((31.8, CONSUMER_BLACKWELL, 0), (24, AMPERE, 0)),
         torch="12.6",
         refused="2x24gb",
-        lack="torch_arch",
+        shortfall="torch_arch",
     ),
     "two 3090s": Machine("2x24gb", cards(2, 24, AMPERE, 0.3)),
     "two 3090s, one in use": Machine(
-        "24gb", ((24, AMPERE, 12), (24, AMPERE, 0)), refused="2x24gb", lack="memory"
+        "24gb", ((24, AMPERE, 12), (24, AMPERE, 0)), refused="2x24gb", shortfall="memory"
     ),
     "two 5090s": Machine("2x32gb", cards(2, 31.8, CONSUMER_BLACKWELL)),
     "two L40S": Machine("2x48gb", cards(2, 44.98, ADA)),
@@ -144,10 +150,10 @@ MACHINES = {
     "five H100s": Machine("5x80gb-tpp", cards(5, 79.6, HOPPER)),
     "eight H200s": Machine("5x80gb-tpp", cards(8, 139.8, HOPPER)),
     "eight 4090s, half in use": Machine(
-        "4x4090-low-vram", cards(4, 24, ADA, 20) + cards(4, 24, ADA), refused="5x80gb-tpp", lack="memory"
+        "4x4090-low-vram", cards(4, 24, ADA, 20) + cards(4, 24, ADA), refused="5x80gb-tpp", shortfall="memory"
     ),
     "a divided H100": Machine(
-        "32gb", cards(2, 39.5, HOPPER), instances=True, refused="2x48gb", lack="instance"
+        "32gb", cards(2, 39.5, HOPPER), instances=True, refused="2x48gb", shortfall="instance"
     ),
 }
 
@@ -181,7 +187,7 @@ def test_everybody_gives_the_same_verdict(name, monkeypatch, capsys, tmp_path):
         assert on_the_page[preset_name] == at_the_doctors[preset_name] == verdict
         assert app_state.plan(verdict.preset)[0] == verdict.plan
         assert bool(app_state.plan(verdict.preset)[1]) == (not verdict.ok)
-        assert all(lack.text and lack.remedy for lack in verdict.lacks), preset_name
+        assert all(shortfall.text and shortfall.remedy for shortfall in verdict.shortfalls), preset_name
         if verdict.ok:
             assert require(verdict.preset, inventory) == verdict
             assert engines_own_plan(monkeypatch, verdict, inventory) == (verdict.plan.placement, True)
@@ -191,7 +197,7 @@ def test_everybody_gives_the_same_verdict(name, monkeypatch, capsys, tmp_path):
             assert caught.value.remedy
     assert reported[machine.auto].ok
     if machine.refused:
-        assert machine.lack in [lack.code for lack in reported[machine.refused].lacks]
+        assert machine.shortfall in [shortfall.code for shortfall in reported[machine.refused].shortfalls]
 
 
 def test_the_machines_are_many_and_unlike():

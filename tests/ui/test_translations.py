@@ -20,7 +20,7 @@ from avatar.settings import SETTINGS
 from avatar.ui.error_messages import reports_errors
 from avatar.ui.i18n import browser_table, language_of, text
 from avatar.ui.job_queue import LineFull
-from avatar.ui.translations import LACKS, NOTICES, RUNGS, TEXT
+from avatar.ui.translations import NOTICES, RUNGS, SHORTFALL_TEXTS, TEXT
 
 UI = Path(__file__).resolve().parents[2] / "avatar" / "ui"
 
@@ -111,11 +111,11 @@ def test_what_is_missing_can_be_said_in_chinese():
         replace(large, system="windows"),
     ):
         for preset in [*load_presets(), load_preset("4x80gb-realtime").with_settings(offload_model=True)]:
-            for lack in fit.judge(preset, machine).lacks:
-                assert LACKS[lack.code].format_map(lack.values)
-                assert lack.remedy
-                reported.add(lack.code)
-    assert reported == set(LACKS)
+            for shortfall in fit.judge(preset, machine).shortfalls:
+                assert SHORTFALL_TEXTS[shortfall.code].format_map(shortfall.values)
+                assert shortfall.remedy
+                reported.add(shortfall.code)
+    assert reported == set(SHORTFALL_TEXTS)
 
 
 def test_notices_have_no_blank_that_is_not_filled():

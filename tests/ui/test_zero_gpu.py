@@ -146,7 +146,9 @@ def test_plans_are_made_for_the_card_that_is_lent(monkeypatch):
         monkeypatch.setenv("AVATAR_ZERO_GPU_SIZE", size)
         machine = on_a_host(probe())
         taken[size] = judge(load_preset("auto"), machine).preset.name
-        assert [lack.code for lack in judge(load_preset("2x24gb"), machine).lacks] == ["num_gpus"]
+        assert [shortfall.code for shortfall in judge(load_preset("2x24gb"), machine).shortfalls] == [
+            "num_gpus"
+        ]
     assert taken == {"large": "48gb", "xlarge": "96gb"}
     monkeypatch.setenv("AVATAR_ZERO_GPU_SIZE", "huge")
     with pytest.raises(BadInput, match="large or xlarge"):

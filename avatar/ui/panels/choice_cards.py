@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from avatar.errors import BadInput
-from avatar.planning.shortfalls import Lack
+from avatar.planning.shortfalls import Shortfall
 from avatar.planning.verdict import Verdict
 from avatar.preset import Preset
 from avatar.sizes import video_size
 from avatar.ui.examples import Example
 from avatar.ui.i18n import Language, text
 from avatar.ui.panels import tag
-from avatar.ui.translations import LACKS
+from avatar.ui.translations import SHORTFALL_TEXTS
 
 Shape = tuple[int, int]
 """A portrait's width and height in pixels, upright."""
@@ -83,11 +83,11 @@ def size_words(preset: Preset, language: Language, shape: Shape | None) -> str:
     return text("gives_portrait", language, size=f"{video.width}×{video.height}")
 
 
-def lack_words(lack: Lack, language: Language) -> str:
+def shortfall_words(shortfall: Shortfall, language: Language) -> str:
     """What is missing, in the page's language."""
-    if language == "zh" and lack.code in LACKS:
-        return LACKS[lack.code].format_map(lack.values)
-    return lack.text
+    if language == "zh" and shortfall.code in SHORTFALL_TEXTS:
+        return SHORTFALL_TEXTS[shortfall.code].format_map(shortfall.values)
+    return shortfall.text
 
 
 def _card(
@@ -109,8 +109,8 @@ def _card(
     lines = tag("span", escape(summary), class_="card-text")
     if preset.engine != "auto":
         lines += tag("span", _facts(preset, language, shape), class_="facts")
-    if found.lacks:
-        missing = " ".join(lack_words(lack, language) for lack in found.lacks)
+    if found.shortfalls:
+        missing = " ".join(shortfall_words(shortfall, language) for shortfall in found.shortfalls)
         lines += tag(
             "span", tag("b", escape(text("missing", language))) + " " + escape(missing), class_="card-missing"
         )
