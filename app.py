@@ -186,9 +186,9 @@ def _serve(args: argparse.Namespace) -> None:
         _settle(scratch)
         if args.hosted:
             os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES)
-        from avatar.ui.zero_gpu import lent_gpu
+        from avatar.ui.zero_gpu import zero_gpu_of_space
 
-        lent = lent_gpu()  # first of all: it changes Gradio and PyTorch
+        zero_gpu = zero_gpu_of_space()  # first of all: it changes Gradio and PyTorch
         from starlette.middleware import Middleware
 
         from avatar.ui.live_routes import live_routes
@@ -197,7 +197,7 @@ def _serve(args: argparse.Namespace) -> None:
         from avatar.ui.routes import routes
         from avatar.ui.transfer import transfer_routes
 
-        app_state = _open_studio(args, scratch, lent)
+        app_state = _open_studio(args, scratch, zero_gpu)
         try:
             demo = build_page(app_state)
             names = local_names(args.host, args.allow_host)
@@ -228,7 +228,7 @@ def _serve(args: argparse.Namespace) -> None:
             app_state.close()
 
 
-def _open_studio(args: argparse.Namespace, scratch: Path, lent: Any = None) -> Any:
+def _open_studio(args: argparse.Namespace, scratch: Path, zero_gpu: Any = None) -> Any:
     from avatar.hardware.inventory import probe
     from avatar.media.limits import InputLimits
     from avatar.planning.verdict import judge
@@ -270,7 +270,7 @@ def _open_studio(args: argparse.Namespace, scratch: Path, lent: Any = None) -> A
         attach = args.attach if preset.name == attached else None
         gpus = None if attach else judge(preset, probe(args.weights)).uuids
         weights = None if toy else args.weights
-        return open_engine(preset, weights=weights, gpus=gpus, attach=attach, lent=lent)
+        return open_engine(preset, weights=weights, gpus=gpus, attach=attach, zero_gpu=zero_gpu)
 
     job_queue = JobQueue(open_for, gallery, args.queue_size, places)
     return AppState(

@@ -119,7 +119,7 @@ def test_too_little_host_memory_changes_a_row():
     assert runs("24gb", large).ok
 
 
-def test_the_lent_card_is_planned_as_in_the_table(monkeypatch):
+def test_the_zero_gpu_card_is_planned_as_in_the_table(monkeypatch):
     from avatar.hardware import inventory
 
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")

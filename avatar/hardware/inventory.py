@@ -18,7 +18,7 @@ import psutil
 from avatar.checkpoints.places import Checkpoint, find_checkpoint
 from avatar.hardware import host
 from avatar.hardware.nvml import Card, open_driver
-from avatar.hardware.zero_gpu import lent_card
+from avatar.hardware.zero_gpu import zero_gpu_card
 from avatar.paths import is_dir
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def probe(
     """
     driver = open_driver()
     pids = own_processes() if our_pids is None else set(our_pids)
-    gpus = tuple(_gpu(card, pids) for card in driver.cards) or _lent()
+    gpus = tuple(_gpu(card, pids) for card in driver.cards) or _zero_gpu()
     driver.close()
     for gpu in gpus:
         for error in gpu.errors:
@@ -201,9 +201,9 @@ def _gpu(card: Card, our_pids: set[int]) -> Gpu:
     )
 
 
-def _lent() -> tuple[Gpu, ...]:
+def _zero_gpu() -> tuple[Gpu, ...]:
     """The ZeroGPU card, if this is a ZeroGPU Space."""
-    card = lent_card()
+    card = zero_gpu_card()
     if card is None:
         return ()
     memory = round(card.free_gib * GIB)

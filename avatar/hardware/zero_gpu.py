@@ -16,7 +16,7 @@ YES = ("1", "t", "true")
 
 
 @dataclass(frozen=True)
-class LentCard:
+class ZeroGpuCard:
     """The card that ZeroGPU provides. size: as spaces.GPU names it. free_gib: memory available to a run."""
 
     size: str
@@ -28,13 +28,13 @@ class LentCard:
 CARDS = {
     card.size: card
     for card in (
-        LentCard("large", "half an RTX PRO 6000 Blackwell", 44.5),
-        LentCard("xlarge", "RTX PRO 6000 Blackwell", 94.0),
+        ZeroGpuCard("large", "half an RTX PRO 6000 Blackwell", 44.5),
+        ZeroGpuCard("xlarge", "RTX PRO 6000 Blackwell", 94.0),
     )
 }
 
 
-def lent_card() -> LentCard | None:
+def zero_gpu_card() -> ZeroGpuCard | None:
     """The card that this Space's function gets; None outside a ZeroGPU Space.
 
     Raises: BadInput for an unknown size.

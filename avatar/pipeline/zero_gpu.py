@@ -33,7 +33,7 @@ from avatar.runtime.resume_state import ResumeState
 CPU = torch.device("cpu")
 
 
-class LentModels:
+class ZeroGpuModels:
     """Models that are read into host memory before the runs, and moved to the GPU when there is one."""
 
     lasting = True
@@ -49,7 +49,7 @@ class LentModels:
     def read(self) -> None:
         """Read all models except the prompt encoder. Raises: WeightsMissing, BadInput."""
         # Not TemporaryDirectory: a forked process that drops this object would remove the folder.
-        self._folder = Path(tempfile.mkdtemp(prefix="avatar-lent-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="avatar-zero-gpu-"))
         self._files = find_files(self._preset, self._weights, self._folder)
         self._ahead = Components.load(self._preset.memory, self._files, device=CPU)
         self._ahead.load_transformer()
@@ -87,7 +87,7 @@ class LentModels:
             self._folder = None
 
 
-class LentPipeline:
+class ZeroGpuPipeline:
     """A FrameSource that stays in the web page's process between runs, and compiles nothing.
 
     Models that were moved to a GPU stay there for the next run, if the process that had the GPU still runs.
@@ -95,7 +95,7 @@ class LentPipeline:
 
     def __init__(self, preset: Preset, weights: Path | None = None) -> None:
         """See DiffusionPipeline."""
-        self._models = LentModels(preset, weights)
+        self._models = ZeroGpuModels(preset, weights)
         self._pipeline = DiffusionPipeline(preset, weights, models=self._models, compiles=False)
         self.label = self._pipeline.label
 

@@ -9,7 +9,7 @@ from typing import Any
 from avatar.errors import BadInput
 from avatar.preset import Preset
 from avatar.runtime.engine import Engine
-from avatar.runtime.zero_gpu import LentEngine, LentGpu
+from avatar.runtime.zero_gpu import ZeroGpu, ZeroGpuEngine
 
 
 def open_engine(
@@ -18,20 +18,22 @@ def open_engine(
     weights: Path | None = None,
     gpus: Sequence[str] | None = None,
     attach: str | None = None,
-    lent: LentGpu | None = None,
+    zero_gpu: ZeroGpu | None = None,
 ) -> Engine:
     """The engine that the preset names, in a subprocess; no model is loaded yet.
 
     attach: "host:port" of ranks that torchrun started, for a preset of the diffusion engine.
-    lent: ZeroGPU's GPU, granted for one run at a time; the diffusion engine then has no subprocess.
+    zero_gpu: ZeroGPU's GPU, granted for one run at a time; the diffusion engine then has no subprocess.
     preset: resolved ("auto" replaced by the best that fits). weights: the checkpoint folder, if named.
     gpus: those visible to it, as CUDA_VISIBLE_DEVICES names them. Raises: BadInput for a preset that is not
     resolved.
     """
     from avatar.runtime.engine_process import EngineProcess
 
-    if lent is not None and attach is None and preset.engine == "diffusion":
-        return LentEngine(lent, "avatar.pipeline.zero_gpu:LentPipeline", preset=preset, weights=weights)
+    if zero_gpu is not None and attach is None and preset.engine == "diffusion":
+        return ZeroGpuEngine(
+            zero_gpu, "avatar.pipeline.zero_gpu:ZeroGpuPipeline", preset=preset, weights=weights
+        )
     source, options = source_of(preset, weights)
     if attach is not None and preset.engine == "diffusion":
         options["attach"] = attach

@@ -39,14 +39,14 @@ _numbers = itertools.count(1)  # numbers of runs and engines
 
 
 @dataclass(frozen=True)
-class Opening(StartEngine):
+class EngineSpec(StartEngine):
     """The source and options of one engine's runs. engine: the engine's unique number."""
 
     engine: int = 0
 
 
-Make = Callable[[Opening, Run], Generator[Event | Ended]]
-Lend = Callable[[Make, Callable[[Opening, Run], int]], Make]
+Make = Callable[[EngineSpec, Run], Generator[Event | Ended]]
+WithGpu = Callable[[Make, Callable[[EngineSpec, Run], int]], Make]
 """From a function, and how many seconds a call of it takes, to the same function with a GPU.
 
 When called it raises AvatarError where no GPU is given, or one is taken away.
@@ -56,38 +56,38 @@ When called it raises AvatarError where no GPU is given, or one is taken away.
 class _Held:
     """A built source, from this process or from the one that it was forked from."""
 
-    def __init__(self, opening: Opening) -> None:
-        module, name = opening.source.split(":")
-        self.opening, self.pid = opening, os.getpid()
-        self.source = getattr(importlib.import_module(module), name)(**opening.options)
+    def __init__(self, spec: EngineSpec) -> None:
+        module, name = spec.source.split(":")
+        self.spec, self.pid = spec, os.getpid()
+        self.source = getattr(importlib.import_module(module), name)(**spec.options)
 
 
-class LentGpu:
+class ZeroGpu:
     """The one function that ZeroGPU gives a GPU to, for all presets."""
 
-    def __init__(self, lend: Lend) -> None:
+    def __init__(self, with_gpu: WithGpu) -> None:
         self._cancelled = mmap.mmap(-1, NUMBER_BYTES)  # number of the last cancelled run; shared with forks
         self._held: _Held | None = None
         self._loading = threading.Lock()
-        self.make = lend(self._make, duration_s)
+        self.make = with_gpu(self._make, duration_s)
 
-    def load(self, opening: Opening) -> str:
+    def load(self, spec: EngineSpec) -> str:
         """Build a source, and load what is possible without a GPU; once per engine. Raises: AvatarError.
 
         Returns its label.
         """
         with self._loading:
-            if self._held is None or self._held.opening != opening:
+            if self._held is None or self._held.spec != spec:
                 self._drop()
-                held = _Held(opening)
+                held = _Held(spec)
                 held.source.load()
                 self._held = held
             return str(self._held.source.label)
 
-    def drop(self, opening: Opening) -> None:
+    def drop(self, spec: EngineSpec) -> None:
         """Release what this process loaded."""
         with self._loading:
-            if self._held is not None and self._held.opening == opening:
+            if self._held is not None and self._held.spec == spec:
                 self._drop()
 
     def cancel(self, run: int) -> None:
@@ -98,15 +98,15 @@ class LentGpu:
         """Whether a run was cancelled."""
         return self._cancelled[:] == run.to_bytes(NUMBER_BYTES, "little")
 
-    def _make(self, opening: Opening, run: Run) -> Generator[Event | Ended]:
+    def _make(self, spec: EngineSpec, run: Run) -> Generator[Event | Ended]:
         """Yield a run's events, then Ended; in this process or a fork of it. See stream.stream_frames."""
         request, stopped = run.request, partial(self.is_cancelled, run.run)
         error: AvatarError | None = None
         try:
-            if self._held is None or self._held.opening != opening:  # forked before load()
+            if self._held is None or self._held.spec != spec:  # forked before load()
                 self._drop()
-                self._held = _Held(opening)
-            source, weights = self._held.source, opening.options.get("weights")
+                self._held = _Held(spec)
+            source, weights = self._held.source, spec.options.get("weights")
             with (
                 closing(RunMeter(source.pinned_bytes)) as meter,
                 writing_in(request.work, request.output.parent),
@@ -131,23 +131,23 @@ class LentGpu:
             held.source.close()
 
 
-class LentEngine:
+class ZeroGpuEngine:
     """See Engine. Its events are those that the GPU function yields."""
 
     pinned_bytes = None  # unknown: the run may be in another process
 
-    def __init__(self, gpu: LentGpu, source: str, **options: Any) -> None:
+    def __init__(self, gpu: ZeroGpu, source: str, **options: Any) -> None:
         """source: "package.module:Class" of a FrameSource with load(); options: for its constructor."""
         self._gpu = gpu
         level = logging.getLogger().getEffectiveLevel()
-        self._opening = Opening(source, options, level, next(_numbers))
+        self._spec = EngineSpec(source, options, level, next(_numbers))
         self._busy = threading.Lock()
         self._run = 0  # the current run's number
         self.label = ""
 
     def warm(self) -> None:
         """Load the models into the host's memory. Raises: AvatarError."""
-        self.label = self._gpu.load(self._opening)
+        self.label = self._gpu.load(self._spec)
 
     def stream(self, request: Request) -> Iterator[Event]:
         """Events of one run; see Engine.stream. Also raises WorkerLost, when ZeroGPU takes the GPU away."""
@@ -172,15 +172,15 @@ class LentEngine:
     def close(self) -> None:
         """See Engine."""
         self.cancel()
-        self._gpu.drop(self._opening)
+        self._gpu.drop(self._spec)
 
     def _followed(self, run: Run) -> Iterator[Event]:
         """The run's events. Closing the iterator cancels the run. Raises: AvatarError."""
         shown = Shown()
         ended: Ended | None = None
         try:
-            with closing(self._gpu.make(self._opening, run)) as telling:
-                for reported in telling:  # to its end, so that the GPU is released properly
+            with closing(self._gpu.make(self._spec, run)) as events:
+                for reported in events:  # to its end, so that the GPU is released properly
                     ended = reported if isinstance(reported, Ended) else ended
                     yield from shown.note(reported)
             if ended is None:
@@ -194,6 +194,6 @@ class LentEngine:
             self._gpu.cancel(run.run)
 
 
-def duration_s(opening: Opening, run: Run) -> int:
+def duration_s(spec: EngineSpec, run: Run) -> int:
     """The GPU time to request for a run, in whole seconds; an estimate, not measured."""
     return math.ceil(START_S + SPEECH_FACTOR * run.request.num_frames / FPS)

@@ -10,19 +10,19 @@ from collections.abc import Callable, Generator
 
 from avatar.errors import AvatarError, WorkerLost
 from avatar.events import Event
-from avatar.hardware.zero_gpu import LentCard, lent_card
+from avatar.hardware.zero_gpu import ZeroGpuCard, zero_gpu_card
 from avatar.runtime.protocol import Ended, Run
-from avatar.runtime.zero_gpu import LentGpu, Make, Opening
+from avatar.runtime.zero_gpu import EngineSpec, Make, ZeroGpu
 
 log = logging.getLogger(__name__)
 
 
-def lent_gpu() -> LentGpu | None:
+def zero_gpu_of_space() -> ZeroGpu | None:
     """The ZeroGPU of this Space; None if this is not a Space with ZeroGPU.
 
     Called before Gradio and PyTorch are imported: `spaces` changes what both do. Raises: AvatarError.
     """
-    card = lent_card()
+    card = zero_gpu_card()
     if card is None:
         return None
     try:
@@ -35,27 +35,27 @@ def lent_gpu() -> LentGpu | None:
         ) from error
     if not Config.zero_gpu:
         return None
-    log.info("ZeroGPU: runs are made on %s, lent for each", card.name)
-    return LentGpu(lambda make, duration_s: _speaking(_lent(spaces.GPU, card, make, duration_s)))
+    log.info("ZeroGPU: runs are made on %s, attached for each", card.name)
+    return ZeroGpu(lambda make, duration_s: _with_our_errors(_decorated(spaces.GPU, card, make, duration_s)))
 
 
-def _lent(
+def _decorated(
     decorator: Callable[..., Callable[[Make], Make]],
-    card: LentCard,
+    card: ZeroGpuCard,
     make: Make,
-    duration_s: Callable[[Opening, Run], int],
+    duration_s: Callable[[EngineSpec, Run], int],
 ) -> Make:
     return decorator(duration=duration_s, size=card.size)(make)
 
 
-def _speaking(make: Make) -> Make:
+def _with_our_errors(make: Make) -> Make:
     """Raise ZeroGPU's refusals as our own errors: `spaces` raises Gradio's, worded for visitors."""
 
-    def made(opening: Opening, run: Run) -> Generator[Event | Ended]:
+    def made(spec: EngineSpec, run: Run) -> Generator[Event | Ended]:
         import gradio
 
         try:
-            yield from make(opening, run)
+            yield from make(spec, run)
         except gradio.Error as error:
             reported = str(error.message).rstrip(".")
             log.warning("ZeroGPU: %s", reported)

@@ -1,4 +1,4 @@
-"""Runs made where a GPU is lent, by this process: the same video, one way of ending each."""
+"""Runs made where ZeroGPU attaches a GPU, by this process: the same video, one way of ending each."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from avatar.runtime.engine import Engine
 from avatar.runtime.factory import open_engine
 from avatar.runtime.protocol import Ended, Run
 from avatar.runtime.report import RUNG_PLANNED
-from avatar.runtime.zero_gpu import LentEngine, LentGpu, Make, Opening, duration_s
+from avatar.runtime.zero_gpu import EngineSpec, Make, ZeroGpu, ZeroGpuEngine, duration_s
 
 PRESET = load_preset("self-test")
 
 
-def lend(make: Make, seconds: object = None) -> Make:
-    """Lends nothing: the run is made here."""
+def on_the_cpu(make: Make, seconds: object = None) -> Make:
+    """Attaches no GPU: the run is made here."""
     return make
 
 
 def never(make: Make, seconds: object) -> Make:
     """Fails when a GPU is asked for."""
 
-    def made(opening: Opening, run: Run):
+    def made(spec: EngineSpec, run: Run):
         raise AssertionError("a GPU was asked for")
         yield
 
@@ -60,9 +60,9 @@ def ask(tmp_path: Path) -> Callable[..., Request]:
 
 
 @pytest.fixture
-def lent(tiny_checkpoint: Path) -> Iterator[Engine]:
-    engine = open_engine(PRESET, weights=tiny_checkpoint, lent=LentGpu(lend))
-    assert isinstance(engine, LentEngine)
+def zero_gpu_engine(tiny_checkpoint: Path) -> Iterator[Engine]:
+    engine = open_engine(PRESET, weights=tiny_checkpoint, zero_gpu=ZeroGpu(on_the_cpu))
+    assert isinstance(engine, ZeroGpuEngine)
     yield engine
     engine.close()
 
@@ -74,8 +74,8 @@ def pictures(events: list[Event]) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
 
 
-def test_a_lent_gpu_gives_the_video_of_an_engines_process(ask, lent, tiny_checkpoint):
-    here = list(lent.stream(ask("here")))
+def test_zero_gpu_gives_the_video_of_an_engines_process(ask, zero_gpu_engine, tiny_checkpoint):
+    here = list(zero_gpu_engine.stream(ask("here")))
     there = open_engine(PRESET, weights=tiny_checkpoint)
     try:
         expected = pictures(list(there.stream(ask("there"))))
@@ -83,7 +83,7 @@ def test_a_lent_gpu_gives_the_video_of_an_engines_process(ask, lent, tiny_checkp
         there.close()
     assert np.array_equal(pictures(here), expected)
     assert len(expected) == 25
-    assert lent.label == "self-test: noise"
+    assert zero_gpu_engine.label == "self-test: noise"
     assert any(isinstance(event, Segment) for event in here)
 
 
@@ -98,45 +98,47 @@ def test_models_are_loaded_once_and_before_the_gpu(ask, tiny_checkpoint, monkeyp
         lambda *a, **options: reported.append(str(options["device"])) or load(*a, **options),
     )
 
-    def lending(make: Make, seconds: object) -> Make:
-        def made(opening: Opening, run: Run):
-            reported.append("lent")
-            yield from make(opening, run)
+    def attaching(make: Make, seconds: object) -> Make:
+        def made(spec: EngineSpec, run: Run):
+            reported.append("attached")
+            yield from make(spec, run)
 
         return made
 
-    engine = open_engine(PRESET, weights=tiny_checkpoint, lent=LentGpu(lending))
+    engine = open_engine(PRESET, weights=tiny_checkpoint, zero_gpu=ZeroGpu(attaching))
     engine.warm()
     for name in ("first", "second"):
         assert isinstance(list(engine.stream(ask(name)))[-1], Finished)
     engine.close()
-    assert reported == ["cpu", "lent", "lent"]
+    assert reported == ["cpu", "attached", "attached"]
 
 
-def test_a_cancelled_run_ends_with_what_was_made(ask, lent):
+def test_a_cancelled_run_ends_with_what_was_made(ask, zero_gpu_engine):
     reported: list[Event] = []
-    for event in lent.stream(ask("long", 8.0)):
+    for event in zero_gpu_engine.stream(ask("long", 8.0)):
         reported.append(event)
         if isinstance(event, Segment):
-            lent.cancel()
+            zero_gpu_engine.cancel()
     assert isinstance(reported[-1], Finished)
     assert reported[-1].stopped
     assert reported[-1].error is None
     assert 0 < reported[-1].num_frames < 200
-    assert isinstance(list(lent.stream(ask("next")))[-1], Finished), "the next run is not cancelled"
+    assert isinstance(list(zero_gpu_engine.stream(ask("next")))[-1], Finished), (
+        "the next run is not cancelled"
+    )
 
 
 def test_a_gpu_that_is_taken_away_leaves_what_was_shown(ask, tiny_checkpoint):
     def taken(make: Make, seconds: object) -> Make:
-        def made(opening: Opening, run: Run):
-            for event in make(opening, run):
+        def made(spec: EngineSpec, run: Run):
+            for event in make(spec, run):
                 yield event
                 if isinstance(event, Segment):
                     raise WorkerLost("ZeroGPU: GPU task aborted.")
 
         return made
 
-    engine = open_engine(PRESET, weights=tiny_checkpoint, lent=LentGpu(taken))
+    engine = open_engine(PRESET, weights=tiny_checkpoint, zero_gpu=ZeroGpu(taken))
     reported: list[Event] = []
     with pytest.raises(WorkerLost, match="aborted"):
         reported.extend(noted(reported, engine.stream(ask("taken", 8.0))))
@@ -154,22 +156,22 @@ def noted(reported: list[Event], events: Iterator[Event]) -> Iterator[Event]:
     yield from ()
 
 
-def test_a_second_run_at_a_time_is_refused(ask, lent):
-    first = lent.stream(ask("first"))
+def test_a_second_run_at_a_time_is_refused(ask, zero_gpu_engine):
+    first = zero_gpu_engine.stream(ask("first"))
     assert isinstance(next(first), Progress)
     with pytest.raises(AvatarError, match="busy"):
-        next(lent.stream(ask("second")))
+        next(zero_gpu_engine.stream(ask("second")))
     first.close()
 
 
 def test_a_fork_leaves_the_files_of_the_process_it_left(tiny_checkpoint, tmp_path):
-    held = LentGpu(lend)
-    opening = Opening("avatar.pipeline.zero_gpu:LentPipeline", {"preset": PRESET}, engine=1)
-    held.load(opening)
+    held = ZeroGpu(on_the_cpu)
+    spec = EngineSpec("avatar.pipeline.zero_gpu:ZeroGpuPipeline", {"preset": PRESET}, engine=1)
+    held.load(spec)
     folder = held._held.source._models._folder
-    assert forked(lambda: held.drop(opening)) == 0
+    assert forked(lambda: held.drop(spec)) == 0
     assert list(folder.iterdir())
-    held.drop(opening)
+    held.drop(spec)
     assert not folder.exists()
 
 
@@ -185,7 +187,7 @@ def forked(work: Callable[[], None]) -> int:
 def test_every_model_is_moved_to_the_gpu(ask, tiny_checkpoint, monkeypatch):
     from avatar.pipeline import zero_gpu as pipeline
 
-    models = pipeline.LentModels(PRESET, tiny_checkpoint)
+    models = pipeline.ZeroGpuModels(PRESET, tiny_checkpoint)
     models.read()
     meta = torch.device("meta")  # a device that is always there, and holds nothing
     monkeypatch.setattr(pipeline, "best_device", lambda: meta)
@@ -199,7 +201,7 @@ def test_every_model_is_moved_to_the_gpu(ask, tiny_checkpoint, monkeypatch):
 
 
 def test_a_run_cancelled_while_models_load_asks_for_no_gpu(ask, tiny_checkpoint):
-    engine = open_engine(PRESET, weights=tiny_checkpoint, lent=LentGpu(never))
+    engine = open_engine(PRESET, weights=tiny_checkpoint, zero_gpu=ZeroGpu(never))
     run = engine.stream(ask("left"))
     assert isinstance(next(run), Progress)
     engine.cancel()
@@ -209,15 +211,15 @@ def test_a_run_cancelled_while_models_load_asks_for_no_gpu(ask, tiny_checkpoint)
 
 
 def test_a_missing_checkpoint_is_reported_before_a_gpu_is_asked_for(ask, tmp_path):
-    engine = open_engine(PRESET, weights=tmp_path / "nowhere", lent=LentGpu(never))
+    engine = open_engine(PRESET, weights=tmp_path / "nowhere", zero_gpu=ZeroGpu(never))
     with pytest.raises(WeightsMissing):
         list(engine.stream(ask("none")))
     engine.close()
 
 
 def test_what_the_source_raises_comes_back_as_the_runs_end(ask):
-    opening = Opening("tests.runtime.test_lent_gpu:Broken")
-    reported = list(LentGpu(lend).make(opening, Run(7, ask("broken"))))
+    spec = EngineSpec("tests.runtime.test_zero_gpu_engine:Broken")
+    reported = list(ZeroGpu(on_the_cpu).make(spec, Run(7, ask("broken"))))
     assert isinstance(reported[-1], Ended)
     assert (reported[-1].run, reported[-1].error.message) == (7, "The engine failed.")
 
@@ -233,8 +235,8 @@ def test_a_card_that_is_too_full_is_given_a_smaller_run(ask, tiny_checkpoint, mo
     preset = replace(PRESET, fallback=Fallback(("online_decode",))).with_settings(enable_online_decode=False)
     rooms = chain([20.0], repeat(44.5))
     plans = (plan(load_preset("48gb"), Inventory.imagine(1, vram)) for vram in rooms)
-    monkeypatch.setattr(pipeline.LentPipeline, "plan_for", lambda self, request: next(plans))
-    source = pipeline.LentPipeline(preset, tiny_checkpoint)
+    monkeypatch.setattr(pipeline.ZeroGpuPipeline, "plan_for", lambda self, request: next(plans))
+    source = pipeline.ZeroGpuPipeline(preset, tiny_checkpoint)
     source.load()
     items = list(source.frames(ask("full", preset=preset), lambda: False))
     source.close()
@@ -251,13 +253,13 @@ def test_memory_that_runs_out_ends_the_run_in_words(ask, tiny_checkpoint, monkey
         yield
 
     monkeypatch.setattr(DiffusionPipeline, "frames", full)
-    engine = open_engine(PRESET, weights=tiny_checkpoint, lent=LentGpu(lend))
+    engine = open_engine(PRESET, weights=tiny_checkpoint, zero_gpu=ZeroGpu(on_the_cpu))
     with pytest.raises(DoesNotFit, match="ran out of memory"):
         list(engine.stream(ask("full")))
     engine.close()
 
 
 def test_longer_speech_asks_for_the_gpu_for_longer(ask):
-    opening = Opening("")
-    short, long = (duration_s(opening, Run(1, ask(str(seconds), seconds))) for seconds in (1.0, 11.0))
+    spec = EngineSpec("")
+    short, long = (duration_s(spec, Run(1, ask(str(seconds), seconds))) for seconds in (1.0, 11.0))
     assert long - short == 30

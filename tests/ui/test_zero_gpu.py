@@ -84,7 +84,7 @@ def space(tmp_path: Path) -> Iterator:
 
 
 @pytest.mark.slow
-def test_the_model_runs_inside_the_lent_function_alone(space, tmp_path):
+def test_the_model_runs_inside_the_decorated_function_alone(space, tmp_path):
     page = space()
     for _ in range(2):
         assert page.generate("self-test", tmp_path) > 25
@@ -123,11 +123,11 @@ def test_a_gpu_taken_away_leaves_a_video_in_the_gallery(space, tmp_path):
         assert sum(1 for _ in made.decode(video=0)) > 0
 
 
-def test_elsewhere_nothing_is_imported_or_lent(monkeypatch):
+def test_elsewhere_nothing_is_imported_or_attached(monkeypatch):
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
     monkeypatch.setitem(sys.modules, "spaces", None)  # importing it fails
-    assert zero_gpu.lent_gpu() is None
-    engine = open_engine(load_preset("self-test"), lent=zero_gpu.lent_gpu())
+    assert zero_gpu.zero_gpu_of_space() is None
+    engine = open_engine(load_preset("self-test"), zero_gpu=zero_gpu.zero_gpu_of_space())
     assert isinstance(engine, EngineProcess)
     engine.close()
 
@@ -136,10 +136,10 @@ def test_a_space_without_the_package_says_what_to_add(monkeypatch):
     monkeypatch.setenv("SPACES_ZERO_GPU", "1")
     monkeypatch.setitem(sys.modules, "spaces", None)
     with pytest.raises(AvatarError, match=r"spaces.*requirements\.txt"):
-        zero_gpu.lent_gpu()
+        zero_gpu.zero_gpu_of_space()
 
 
-def test_plans_are_made_for_the_card_that_is_lent(monkeypatch):
+def test_plans_are_made_for_the_zero_gpu_card(monkeypatch):
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     taken = {}
     for size in ("large", "xlarge"):
