@@ -28,7 +28,7 @@ from avatar.planning.planner import largest_geometry
 from avatar.preset import Fallback, Preset
 from avatar.request import Request
 from avatar.runtime.engine import FrameItem
-from avatar.runtime.local_ranks import Fleet
+from avatar.runtime.local_ranks import SupervisedRanks
 from avatar.runtime.protocol import Pulse
 from avatar.runtime.ranked_source import RankedSource
 from avatar.runtime.report import RunReport, installed_versions, read_report
@@ -70,8 +70,8 @@ class Observed:
         self._source.close()
 
     @property
-    def fleet(self) -> Fleet:
-        return self._source.fleet
+    def ranks(self) -> SupervisedRanks:
+        return self._source.ranks
 
     @property
     def first_frame_parts(self) -> dict[str, float]:
@@ -81,10 +81,10 @@ class Observed:
         return dict(sorted(parts.items(), key=lambda part: part[1]))
 
 
-def listen(fleet: Fleet, seconds: float = 2.5) -> list[Pulse | None]:
+def listen(ranks: SupervisedRanks, seconds: float = 2.5) -> list[Pulse | None]:
     """Every rank's latest heartbeat, after waiting long enough for a new one; idle ranks send them too."""
     time.sleep(seconds)
-    return fleet.last_pulses
+    return ranks.last_pulses
 
 
 def bench_ranks(preset: Preset, terms: BenchOptions, planned: Plan, *, num_blocks: int) -> dict[str, Any]:
@@ -100,16 +100,16 @@ def bench_ranks(preset: Preset, terms: BenchOptions, planned: Plan, *, num_block
         try:
             asked = partial(_request, preset, folder)
             cold = _run(source, asked("cold", min(num_blocks, settled + 1), 0))
-            source.before = listen(source.fleet)
+            source.before = listen(source.ranks)
             warm = _run(source, asked("warm", num_blocks, 0))
-            source.after = listen(source.fleet)
+            source.after = listen(source.ranks)
             fps = settled_fps(source.came_s, settled, draining)
             ranks = _ranks(source, num_blocks, (settled, draining), peaks, planned)
             parts, unshard_bytes = source.first_frame_parts, source.measured["unshard_peak_bytes"]
             other = _run(source, asked("other", OTHER_BLOCKS, 1))
         finally:
             source.close()
-    layout = source.fleet.layout
+    layout = source.ranks.layout
     return {
         "settings": {
             **preset.as_dict(),

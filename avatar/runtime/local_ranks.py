@@ -49,7 +49,7 @@ class Limits:
     first_factor: float = 4.0
 
 
-class Fleet(Supervised):
+class SupervisedRanks(Supervised):
     """All ranks of one layout. links starts with rank 0's."""
 
     def __init__(self, preset: Preset, limits: Limits) -> None:
@@ -213,7 +213,7 @@ class Fleet(Supervised):
                 self._take(message)
 
 
-class LocalFleet(Fleet):
+class LocalRanks(SupervisedRanks):
     """Ranks on this machine, each in a subprocess."""
 
     def __init__(self, preset: Preset, weights: Path | None, roles: str, limits: Limits) -> None:
@@ -221,9 +221,9 @@ class LocalFleet(Fleet):
         super().__init__(preset, limits)
         world_size = self.layout.world_size
         env = {"GLOO_SOCKET_IFNAME": "lo"} if world_size > 1 else {}
-        self.ranks = [Child("avatar.distributed.rank_process", env=env) for _ in range(world_size)]
+        self.children = [Child("avatar.distributed.rank_process", env=env) for _ in range(world_size)]
         level = logging.getLogger().getEffectiveLevel()
-        for rank, child in enumerate(self.ranks):
+        for rank, child in enumerate(self.children):
             self._read(child.link)
             try:
                 child.link.send(StartRank(preset, weights, roles, rank, world_size, level))
@@ -232,31 +232,31 @@ class LocalFleet(Fleet):
 
     @property
     def links(self) -> Sequence[Connection]:
-        """See Fleet."""
-        return [child.link for child in self.ranks]
+        """See SupervisedRanks."""
+        return [child.link for child in self.children]
 
     @property
     def alive(self) -> bool:
-        """See Fleet."""
-        return bool(self.ranks) and all(child.alive for child in self.ranks)
+        """See SupervisedRanks."""
+        return bool(self.children) and all(child.alive for child in self.children)
 
     def end(self) -> None:
-        """See Fleet."""
-        ranks, self.ranks = self.ranks, []
-        kill_all(ranks, close_links=False)
+        """See SupervisedRanks."""
+        children, self.children = self.children, []
+        kill_all(children, close_links=False)
         self._stop_reading()
-        for child in ranks:
+        for child in children:
             child.link.close()
 
     def fate_of(self, link: Connection) -> tuple[int, str]:
-        """See Fleet."""
+        """See SupervisedRanks."""
         rank = self.links.index(link)
-        return rank, self.ranks[rank].fate()
+        return rank, self.children[rank].fate()
 
     def _take(self, message: Any) -> None:
         if not isinstance(message, Meeting):
             return super()._take(message)
-        for child in self.ranks[1:]:
+        for child in self.children[1:]:
             try:
                 child.link.send(message)
             except OSError:

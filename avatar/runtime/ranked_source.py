@@ -18,12 +18,12 @@ from avatar.preset import Preset
 from avatar.request import LiveRequest, Request
 from avatar.runtime.engine import SELF_TEST_LABEL, FrameItem
 from avatar.runtime.live_protocol import LiveFrames
-from avatar.runtime.local_ranks import Fleet, Limits, LocalFleet
+from avatar.runtime.local_ranks import Limits, LocalRanks, SupervisedRanks
 from avatar.runtime.out_of_memory import Descent
 from avatar.runtime.protocol import Ask, LiveSound, Made, OutOfMemory, Planned, Pulse, Run, RunEvent, RunLive
 from avatar.runtime.resume_state import ResumeState
 from avatar.runtime.supervisor import IdleListener
-from avatar.runtime.torchrun_client import Address, AttachedFleet
+from avatar.runtime.torchrun_client import Address, AttachedRanks
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ class RankedSource:
         self._stands_on: tuple[str, int, int] | None = None  # a long video's run, rungs, number of OOMs
         self._asked: tuple[Request, Planned] | None = None  # the last requested plan
         self._served = preset.models
-        self._fleet: Fleet | None = None if attach else self._start(preset)
-        self._idle = IdleListener(lambda: self._fleet)
+        self._ranks: SupervisedRanks | None = None if attach else self._start(preset)
+        self._idle = IdleListener(lambda: self._ranks)
 
     def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         """See FrameSource. When ranks are lost, fresh ones resume, one rung lower if a GPU ran out of memory.
@@ -76,11 +76,11 @@ class RankedSource:
         """See LiveSource. Losing ranks ends the session; the caller may begin another."""
         with self._idle.busy:
             yield Progress(Phase.LOADING)
-            fleet = self._fleet_for(request.preset)
+            ranks = self._ranks_for(request.preset)
             self._run += 1
             run = RunLive(self._run, request)
-            threading.Thread(target=_speak, args=(fleet, run.run, sound), name="sound", daemon=True).start()
-            for message in fleet.follow(run, cancelled, CANCEL_LIMIT_S):
+            threading.Thread(target=_speak, args=(ranks, run.run, sound), name="sound", daemon=True).start()
+            for message in ranks.follow(run, cancelled, CANCEL_LIMIT_S):
                 if isinstance(message, LiveFrames):
                     yield message
                 elif isinstance(message, RunEvent) and not isinstance(message.event, PlanMade):
@@ -94,7 +94,7 @@ class RankedSource:
         try:
             while not state.is_whole:
                 yield Progress(Phase.LOADING)
-                self._fleet_for(request.preset)
+                self._ranks_for(request.preset)
                 try:
                     yield from self._stepped_down(request, state, descent, cancelled)
                     yield from self._made(state, state.rest(request, file), cancelled)
@@ -156,15 +156,15 @@ class RankedSource:
         """Run a request on one group of ranks, updating the state. Raises: AvatarError."""
         if cancelled():
             raise Cancelled("The run was stopped.")
-        fleet = self._fleet_for(request.preset)
+        ranks = self._ranks_for(request.preset)
         self._run += 1
         try:
-            for message in fleet.follow(Run(self._run, request), cancelled, CANCEL_LIMIT_S):
+            for message in ranks.follow(Run(self._run, request), cancelled, CANCEL_LIMIT_S):
                 yield from self._passed(state, message)
                 if isinstance(message, Pulse) and message.rank == 0:
-                    yield Progress(Phase.LOADING, ranks=fleet.loads)  # phases never go back
+                    yield Progress(Phase.LOADING, ranks=ranks.loads)  # phases never go back
         except AvatarError:
-            for message in fleet.unread():
+            for message in ranks.unread():
                 yield from self._passed(state, message)
             raise
 
@@ -191,54 +191,54 @@ class RankedSource:
     def _planned(self, request: Request, cancelled: Callable[[], bool]) -> Planned:
         """Rank 0's plan for a request; the last answer is used once more. Raises: AvatarError, Cancelled."""
         asked, self._asked = self._asked, None
-        if asked is not None and asked[0] == request and self._fleet is not None and self._fleet.alive:
+        if asked is not None and asked[0] == request and self._ranks is not None and self._ranks.alive:
             return asked[1]
-        fleet = self._fleet_for(request.preset)
-        fleet.send(Ask(request))
-        while not isinstance(message := fleet.receive(), Planned):
+        ranks = self._ranks_for(request.preset)
+        ranks.send(Ask(request))
+        while not isinstance(message := ranks.receive(), Planned):
             if cancelled():
-                fleet.leave_starting()
+                ranks.leave_starting()
         self._asked = request, message
         return message
 
     def pinned_bytes(self) -> int:
         """Page-locked memory of all ranks, by their last heartbeats."""
-        pulses = [] if self._fleet is None else self._fleet.last_pulses
+        pulses = [] if self._ranks is None else self._ranks.last_pulses
         return sum(pulse.pinned_bytes for pulse in pulses if pulse is not None)
 
     def close(self) -> None:
         """See FrameSource."""
         self._idle.close()
-        if self._fleet is not None:
-            self._fleet.leave()
+        if self._ranks is not None:
+            self._ranks.leave()
         self._starter.shutdown()
 
     @property
-    def fleet(self) -> Fleet:
+    def ranks(self) -> SupervisedRanks:
         """The current ranks: those of the last run, kept for the next."""
-        assert self._fleet is not None
-        return self._fleet
+        assert self._ranks is not None
+        return self._ranks
 
-    def _fleet_for(self, preset: Preset) -> Fleet:
+    def _ranks_for(self, preset: Preset) -> SupervisedRanks:
         """The existing ranks, if they have this preset's models; otherwise fresh ones. Raises: BadInput."""
-        if self._fleet is None or not self._fleet.alive or preset.models != self._served:
-            if self._fleet is not None:
-                self._fleet.leave()
-            self._fleet = self._start(preset)
+        if self._ranks is None or not self._ranks.alive or preset.models != self._served:
+            if self._ranks is not None:
+                self._ranks.leave()
+            self._ranks = self._start(preset)
             self._served = preset.models
-        return self._fleet
+        return self._ranks
 
-    def _start(self, preset: Preset) -> Fleet:
+    def _start(self, preset: Preset) -> SupervisedRanks:
         if self._address is not None:
-            return AttachedFleet(preset, self._address, self._limits)
-        return self._starter.submit(LocalFleet, preset, self._weights, self._roles, self._limits).result()
+            return AttachedRanks(preset, self._address, self._limits)
+        return self._starter.submit(LocalRanks, preset, self._weights, self._roles, self._limits).result()
 
 
-def _speak(fleet: Fleet, run: int, sound: Iterator[np.ndarray]) -> None:
+def _speak(ranks: SupervisedRanks, run: int, sound: Iterator[np.ndarray]) -> None:
     """Forward a session's sound until it ends; the follower reports the loss of ranks."""
     try:
         for samples in sound:
-            fleet.send(LiveSound(run, samples))
+            ranks.send(LiveSound(run, samples))
     except AvatarError as error:
         log.info("no more sound: %s", error.message)
 

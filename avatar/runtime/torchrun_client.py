@@ -20,7 +20,7 @@ from avatar.errors import AvatarError, BadInput, WorkerLost
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.child_process import hang_up
-from avatar.runtime.local_ranks import Fleet, Limits
+from avatar.runtime.local_ranks import Limits, SupervisedRanks
 from avatar.runtime.protocol import Greeting, Left, Link, Quit, Run, RunLive, Shipped
 from avatar.runtime.request_bundle import RequestBundle
 from avatar.runtime.supervisor import JOIN_S
@@ -95,7 +95,7 @@ def hanging_up_after(limit_s: float, link: Connection) -> Iterator[None]:
             timer.join()
 
 
-class AttachedFleet(Fleet):
+class AttachedRanks(SupervisedRanks):
     """Ranks that torchrun started and supervises; rank 0 speaks for all of them."""
 
     def __init__(self, preset: Preset, address: Address, limits: Limits) -> None:
@@ -109,16 +109,16 @@ class AttachedFleet(Fleet):
 
     @property
     def links(self) -> Sequence[Connection]:
-        """See Fleet."""
+        """See SupervisedRanks."""
         return [] if self._link is None else [self._link]
 
     @property
     def alive(self) -> bool:
-        """See Fleet."""
+        """See SupervisedRanks."""
         return self._link is not None
 
     def end(self) -> None:
-        """See Fleet. torchrun ends the ranks, and may restart them."""
+        """See SupervisedRanks. torchrun ends the ranks, and may restart them."""
         if self._link is not None and self._readers:
             with suppress(OSError):  # it is gone, or about to be
                 self._link.send(Quit())
@@ -129,7 +129,7 @@ class AttachedFleet(Fleet):
         self.leave()
 
     def leave(self) -> None:
-        """See Fleet. The ranks stay, for the next client."""
+        """See SupervisedRanks. The ranks stay, for the next client."""
         link, self._link = self._link, None
         if link is not None:
             hang_up(link)
@@ -137,11 +137,11 @@ class AttachedFleet(Fleet):
             link.close()
 
     def fate_of(self, link: Connection) -> tuple[int, str]:
-        """See Fleet."""
+        """See SupervisedRanks."""
         return 0, f"at {self._address} closed its connection"
 
     def send(self, message: Any) -> None:
-        """See Fleet; a run is preceded by its files."""
+        """See SupervisedRanks; a run is preceded by its files."""
         if isinstance(message, Run):
             if isinstance(message, RunLive):
                 raise AvatarError(

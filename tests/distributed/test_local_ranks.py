@@ -15,7 +15,7 @@ import pytest
 from avatar.errors import WorkerLost
 from avatar.preset import load_preset
 from avatar.runtime.child_process import hang_up
-from avatar.runtime.local_ranks import Fleet, Limits
+from avatar.runtime.local_ranks import Limits, SupervisedRanks
 from avatar.runtime.protocol import Made, Pulse
 from avatar.runtime.supervisor import MAX_UNREAD
 
@@ -23,7 +23,7 @@ LIMITS = Limits(silence_s=0.5, start_s=1.0, stall_s=60.0, first_factor=1.0)
 PATIENCE_S = 30.0
 
 
-class Piped(Fleet):
+class Piped(SupervisedRanks):
     """One rank, which the test plays at the other end of a pipe."""
 
     def __init__(self, link: Connection) -> None:
@@ -53,45 +53,45 @@ class Piped(Fleet):
 @pytest.fixture
 def pair() -> Iterator[tuple[Piped, Connection]]:
     ours, theirs = Pipe()
-    fleet = Piped(ours)
-    yield fleet, theirs
-    fleet.end()
+    ranks = Piped(ours)
+    yield ranks, theirs
+    ranks.end()
     theirs.close()
 
 
-def receive_all(fleet: Fleet) -> list[object]:
+def receive_all(ranks: SupervisedRanks) -> list[object]:
     """Everything, until an error is raised; at most for a while."""
     messages, end = [], time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
-        messages.append(fleet.receive())
+        messages.append(ranks.receive())
     return messages
 
 
 def test_a_rank_that_stops_within_a_message_is_taken_for_hung(pair):
-    fleet, theirs = pair
+    ranks, theirs = pair
     theirs.send(Pulse(0, place="CPU"))
     os.write(theirs.fileno(), struct.pack("!i", 1000) + b"half")
     with pytest.raises(WorkerLost, match="gave no sign of life"):
-        receive_all(fleet)
-    assert not fleet.alive
+        receive_all(ranks)
+    assert not ranks.alive
 
 
 def test_what_came_before_the_end_is_not_lost(pair):
-    fleet, theirs = pair
+    ranks, theirs = pair
     frames = np.zeros((1, 4, 4, 3), np.uint8)
     for number in range(MAX_UNREAD - 1):
         theirs.send(Made(number, frames))
     theirs.close()
     received: list[object] = []
     with pytest.raises(WorkerLost, match="hung up"):
-        received.extend(iter(fleet.receive, "never"))
-    received += list(fleet.unread())
+        received.extend(iter(ranks.receive, "never"))
+    received += list(ranks.unread())
     assert [message.run for message in received if message] == list(range(MAX_UNREAD - 1))
 
 
 def test_a_message_that_cannot_be_read_ends_the_link(pair, caplog):
-    fleet, theirs = pair
+    ranks, theirs = pair
     theirs.send_bytes(b"no message")
     with pytest.raises(WorkerLost, match="hung up"):
-        receive_all(fleet)
+        receive_all(ranks)
     assert "a message cannot be read" in caplog.text

@@ -77,7 +77,7 @@ def gather(items: Iterator[object], made: list[np.ndarray]) -> None:
 
 
 def pids(source: RankedSource) -> list[int]:
-    return [child.pid for child in source.fleet.ranks]
+    return [child.pid for child in source.ranks.children]
 
 
 def gone(pids: list[int]) -> bool:
@@ -112,10 +112,10 @@ def until(holds: Callable[[], object], what: str) -> None:
 def test_heartbeats_of_idle_ranks_are_read(pair, ask):
     make(pair, ask())
     for _ in range(3):
-        before = [pulse.at_s for pulse in pair.fleet.last_pulses]
+        before = [pulse.at_s for pulse in pair.ranks.last_pulses]
         until(
             lambda before=before: all(
-                pulse.at_s > at_s for pulse, at_s in zip(pair.fleet.last_pulses, before, strict=True)
+                pulse.at_s > at_s for pulse, at_s in zip(pair.ranks.last_pulses, before, strict=True)
             ),
             "every rank's next heartbeat",
         )

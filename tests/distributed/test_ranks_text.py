@@ -63,7 +63,7 @@ def frames(source: FrameSource, request: Request) -> np.ndarray:
 
 
 def pids(source: RankedSource) -> list[int]:
-    return [child.pid for child in source.fleet.ranks]
+    return [child.pid for child in source.ranks.children]
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:

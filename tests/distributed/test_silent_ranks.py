@@ -10,13 +10,13 @@ import torch
 from avatar.distributed.rank_meter import NUM_STEPS, RankMeter
 from avatar.errors import WorkerLost
 from avatar.preset import load_preset
-from avatar.runtime.local_ranks import Fleet, Limits
+from avatar.runtime.local_ranks import Limits, SupervisedRanks
 from avatar.runtime.protocol import Made, Pulse
 
 LIMITS = Limits(silence_s=30.0, start_s=600.0, stall_s=120.0)
 
 
-class Quiet(Fleet):
+class Quiet(SupervisedRanks):
     """Ranks that say what a test has them say."""
 
     links, alive = (), True
@@ -30,15 +30,15 @@ class Quiet(Fleet):
 
 def lost_after(step_s: float | None, silent_s: float, *, making: bool = False) -> str:
     """What is said of a rank that has been silent for so long, "" while it may be."""
-    fleet = Quiet(load_preset("80gb"), LIMITS)
-    fleet._take(Pulse(0, "all layers", "GPU 0", 1, step_s=step_s))
+    ranks = Quiet(load_preset("80gb"), LIMITS)
+    ranks._take(Pulse(0, "all layers", "GPU 0", 1, step_s=step_s))
     if making:
-        fleet._take(Made(1, torch.zeros(1).numpy()))
+        ranks._take(Made(1, torch.zeros(1).numpy()))
     now = time.monotonic() + silent_s
     if making:  # it beats, and nothing moves
-        fleet._heard[0] = now
+        ranks._heard[0] = now
     try:
-        fleet._check(now, 0.0)
+        ranks._check(now, 0.0)
     except WorkerLost as error:
         return error.message
     return ""

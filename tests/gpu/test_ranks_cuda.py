@@ -55,7 +55,7 @@ def test_a_killed_ranks_memory_is_free_within_seconds(source, rank, tmp_path, ca
     frames = source.frames(ask(tmp_path / "killed", 20.0), lambda: False)
     assert any(isinstance(item, np.ndarray) for item in frames)  # up to the first
     held = used_bytes()
-    os.kill(source.fleet.ranks[rank].pid, signal.SIGKILL)
+    os.kill(source.ranks.children[rank].pid, signal.SIGKILL)
     killed = time.monotonic()
     with pytest.raises(WorkerLost, match=f"Rank {rank} .*was killed by SIGKILL"):
         list(frames)
@@ -72,10 +72,10 @@ def test_a_cancelled_run_leaves_the_same_ranks_for_the_next(source, tmp_path):
     stop: list[bool] = []
     frames = source.frames(ask(tmp_path / "cancelled", 20.0), lambda: bool(stop))
     assert any(isinstance(item, np.ndarray) for item in frames)  # up to the first
-    ranks = [child.pid for child in source.fleet.ranks]
+    ranks = [child.pid for child in source.ranks.children]
     stop.append(True)
     with pytest.raises(Cancelled):
         list(frames)
     again = source.frames(ask(tmp_path / "again", 1.0), lambda: False)
     assert sum(len(item) for item in again if isinstance(item, np.ndarray)) == 25
-    assert [child.pid for child in source.fleet.ranks] == ranks
+    assert [child.pid for child in source.ranks.children] == ranks
