@@ -138,7 +138,7 @@ def download(
     wanted = [_survey(repo, _revision(repo, revision), target) for repo in repos]
     total = sum(one.to_fetch for one in wanted)
     here = sum(file.here_bytes for one in wanted for file in one.large)
-    require_room(total - here, target or hub_cache())
+    require_disk_space(total - here, target or hub_cache())
     logger.info("to fetch: %.1f GB", (total - here) / GB)
     counter = None if progress is None else Counter(total, progress, here)
     bar = None if counter is None else _reporting(counter)
@@ -246,7 +246,7 @@ def _explained(repo: Repo, revision: str | None, error: Exception) -> AvatarErro
             return WeightsMissing(f"Fetching {repo.name} broke off ({type(other).__name__}).", GO_ON)
 
 
-def require_room(to_fetch: int, folder: Path) -> None:
+def require_disk_space(to_fetch: int, folder: Path) -> None:
     """Raises: DoesNotFit when the folder's disk has less free space than to_fetch plus SPARE_BYTES."""
     while not folder.exists():
         folder = folder.parent

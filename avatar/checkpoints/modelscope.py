@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from avatar.checkpoints.download import GO_ON, base_repo, require_room
+from avatar.checkpoints.download import GO_ON, base_repo, require_disk_space
 from avatar.checkpoints.places import OFFICIAL
 from avatar.errors import BadInput, WeightsMissing
 
@@ -24,7 +24,7 @@ def download_base(target: Path, revision: str | None = None) -> Path:
     repo = base_repo(OFFICIAL)
     folder = target / repo.folder
     here = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    require_room(max(0, BASE_BYTES - here), target)
+    require_disk_space(max(0, BASE_BYTES - here), target)
     try:
         snapshot_download(
             repo.name, revision=revision, local_dir=str(folder), allow_patterns=list(repo.patterns)

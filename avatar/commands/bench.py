@@ -151,7 +151,7 @@ def _figures_of_ranks(args: argparse.Namespace, preset: Preset, inventory: Inven
     else:
         config = first_layers(whole, args.layers)
         sizes = ModelSizes.published(config)
-        _require_all_but_room(preset, inventory)
+        _require_all_but_memory(preset, inventory)
     Layout.of(preset).for_model(config)
     if args.random_weights:
         preset = preset.with_settings(text_encoder="cpu")  # there is no text encoder
@@ -179,7 +179,7 @@ def _toy_config() -> ModelConfig:
     return CONFIG
 
 
-def _require_all_but_room(preset: Preset, inventory: Inventory) -> None:
+def _require_all_but_memory(preset: Preset, inventory: Inventory) -> None:
     """Check all requirements of a preset except memory for the whole model. Raises: as require."""
     shortfalls = {shortfall.code for shortfall in judge(preset, inventory).shortfalls}
     if shortfalls - {"memory", "host_ram"}:

@@ -71,14 +71,14 @@ def _best_place(reader: SpeechReader, places: Sequence[int], nominal: int) -> in
     nearness = {place: -abs(place - nominal) for place in places}
     for depth_db in DEPTHS_DB:
         found = [(start_s + start, start_s + stop) for start, stop in pauses(samples, depth_db)]
-        room = {place: _room(place / FPS, found) for place in places}
-        best = max(places, key=lambda place: (round(room[place], 2), nearness[place]))
-        if room[best] >= _LEAST_S:
+        margins = {place: _margin(place / FPS, found) for place in places}
+        best = max(places, key=lambda place: (round(margins[place], 2), nearness[place]))
+        if margins[best] >= _LEAST_S:
             return best
     return max(places, key=lambda place: nearness[place])
 
 
-def _room(at_s: float, found: Sequence[tuple[float, float]]) -> float:
+def _margin(at_s: float, found: Sequence[tuple[float, float]]) -> float:
     """Seconds of pause on both sides of a moment, capped at _PAUSE_S."""
     return max((min(at_s - start, stop - at_s, _PAUSE_S) for start, stop in found), default=0.0)
 

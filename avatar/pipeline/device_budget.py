@@ -39,15 +39,15 @@ def place_of(device: torch.device) -> str:
     return f"GPU {device.index if number is None else number}"
 
 
-def room_bytes(device: torch.device, share: float = 1.0) -> int:
+def usable_bytes(device: torch.device, share: float = 1.0) -> int:
     """Bytes that we may use on a CUDA device, times share, including what we hold and the CUDA context.
 
     A per-process limit (torch.cuda.set_per_process_memory_fraction) counts as the card's size.
     """
     free, total = torch.cuda.mem_get_info(device)
     limit = round(total * torch.cuda.get_per_process_memory_fraction(device))
-    room = min(free + torch.cuda.memory_reserved(device), limit)
-    return round(share * room) + CUDA_CONTEXT_BYTES
+    usable = min(free + torch.cuda.memory_reserved(device), limit)
+    return round(share * usable) + CUDA_CONTEXT_BYTES
 
 
 def inventory_here(device: torch.device, weights: Path | None = None, share: float = 1.0) -> Inventory:
@@ -58,11 +58,11 @@ def inventory_here(device: torch.device, weights: Path | None = None, share: flo
     inventory = probe(weights, our_pids=own_processes())
     if device.type != "cuda":
         return inventory
-    facts, room = torch.cuda.get_device_properties(device), room_bytes(device, share)
+    facts, usable = torch.cuda.get_device_properties(device), usable_bytes(device, share)
     known = next((gpu for gpu in inventory.gpus if is_card(gpu.uuid, device)), None)
     index, uuid = (device.index or 0, None) if known is None else (known.index, known.uuid)
-    used = facts.total_memory - room
-    gpu = Gpu(index, facts.name, uuid, facts.total_memory, room, used, f"{facts.major}.{facts.minor}")
+    used = facts.total_memory - usable
+    gpu = Gpu(index, facts.name, uuid, facts.total_memory, usable, used, f"{facts.major}.{facts.minor}")
     return replace(inventory, gpus=(gpu,))
 
 

@@ -169,9 +169,9 @@ class LayerStack:
         ring = next(ring for by_step in rings.values() for ring in by_step.values())
         if isinstance(ring, EightBitRing):
             heads = ring.k.shape[2:]
-            self._eight_bit_room = EightBitWindow(self.geometry, heads[0], heads[1], self.device)
+            self._eight_bit_buffers = EightBitWindow(self.geometry, heads[0], heads[1], self.device)
         else:
-            self._window_room = Window(self.geometry, ring, self.dtype, self.device)
+            self._window_buffers = Window(self.geometry, ring, self.dtype, self.device)
 
     def prefill(self, x: Tensor, modulation: Tensor, table: Tensor, anchor: int) -> Tensor:
         """Run the condition tokens, N C, attending to themselves, and keep every layer's keys and values.
@@ -293,25 +293,25 @@ class LayerStack:
 
         A ring is calibrated with its first block.
         """
-        kernels, room, cache = self._eight_bit, self._eight_bit_room, self.caches[index]
+        kernels, buffers, cache = self._eight_bit, self._eight_bit_buffers, self.caches[index]
         assert kernels is not None
         kept, condition = cache.rings[item.step], cache.conditions[item.anchor]
         assert isinstance(kept, EightBitRing)
         calibration, at_once = kept.calibration, self.pieces.project_quantised
         if calibration is not None and at_once is not None and not self.splits_heads:
-            q = at_once(layer, x, vectors, item.table, calibration, room.own)
+            q = at_once(layer, x, vectors, item.table, calibration, buffers.own)
         else:
             wide, own = self.scatter(*self.pieces.project(layer, x, vectors, item.table))
             calibration = calibration or Calibration.of(own, condition)
             q = kernels.quantise_heads(wide)
-            kernels.write(room.own, own, calibration)
-        kernels.write(room.condition, condition, calibration, item.condition_table)
+            kernels.write(buffers.own, own, calibration)
+        kernels.write(buffers.condition, condition, calibration, item.condition_table)
         with self._ring(index, item.step) as ring:
             assert isinstance(ring, EightBitRing)
             ring.calibration = calibration
-            parts = [room.near, ring.past()] if ring.num_valid else [room.near]
+            parts = [buffers.near, ring.past()] if ring.num_valid else [buffers.near]
             attended = kernels.attend(q, parts, calibration.value_scale, x.dtype)
-            ring.append(room.own)
+            ring.append(buffers.own)
         return attended
 
     def _attended_in_parts(
@@ -322,14 +322,14 @@ class LayerStack:
         This avoids copying the ring, and makes both parts whole tiles: the second is padded with copies of
         one of its own keys, whose contribution join_parts subtracts.
         """
-        room, place = self._window_room, self.pieces.place
+        buffers, place = self._window_buffers, self.pieces.place
         past = KeysValues(ring.k.flatten(0, 1), ring.v.flatten(0, 1))
         whole = len(past.k) // KEY_TILE * KEY_TILE
         num_left = len(past.k) - whole
-        padding = -(len(room.condition.k) + len(room.own.k) + num_left) % KEY_TILE
-        near, left, filling = room.near(num_left, padding)
-        place(room.condition, cache.conditions[item.anchor], item.condition_table)
-        place(room.own, own, None)
+        padding = -(len(buffers.condition.k) + len(buffers.own.k) + num_left) % KEY_TILE
+        near, left, filling = buffers.near(num_left, padding)
+        place(buffers.condition, cache.conditions[item.anchor], item.condition_table)
+        place(buffers.own, own, None)
         if num_left:
             place(left, KeysValues(past.k[whole:], past.v[whole:]), None)
         if padding:
@@ -341,14 +341,14 @@ class LayerStack:
 
     def _window(self, cache: LayerCache, ring: Ring, own: KeysValues, item: WorkItem) -> KeysValues:
         """All keys and values that the block attends to."""
-        room = self._window_room
-        self.pieces.place(room.condition, cache.conditions[item.anchor], item.condition_table)
-        self.pieces.place(room.own, own, None)
-        return room.with_past(ring, self.pieces.widen_tokens)
+        buffers = self._window_buffers
+        self.pieces.place(buffers.condition, cache.conditions[item.anchor], item.condition_table)
+        self.pieces.place(buffers.own, own, None)
+        return buffers.with_past(ring, self.pieces.widen_tokens)
 
     def _append(self, ring: Ring) -> None:
         """Append the block, whose keys and values are in the window, to the ring."""
-        own = self._window_room.own
+        own = self._window_buffers.own
         ring.append(own if ring.scales is None else self.pieces.quantise_tokens(own))
 
     def _injection_context(self, injection: Injection, layer: int, item: WorkItem) -> InjectionContext:

@@ -28,7 +28,7 @@ MIB = 2**20
 TINY_BYTES = GIB // 2  # the self-test's whole model and its caches
 MOST_AHEAD = 4  # offloaded layers on the GPU at a time, where memory allows
 USED_SHARE = 0.96  # of a GPU's memory, where the planner may choose
-ROOM_BYTES = 32 * MIB  # free memory is rounded down to multiples of this, so that the choice is stable
+STEP_BYTES = 32 * MIB  # free memory is rounded down to multiples of this, so that the choice is stable
 
 # Measured on two cores with the shipped portraits, with the page, which takes more than the command line.
 PREVIEW_RUNTIME_BYTES = 180 * MIB  # the page
@@ -64,17 +64,21 @@ def plan(
     if placement is None:
         present = (*inventory.gpus, *[None] * len(shares))
         there = [gpu for gpu, _ in zip(present, shares, strict=False)]
-        rooms = [(gpu.usable_bytes or 0) if gpu else 0 for gpu in there]
-        placement = _chosen(run, tuple(room // ROOM_BYTES * ROOM_BYTES for room in rooms), tuple(shares))
+        usable_bytes = [(gpu.usable_bytes or 0) if gpu else 0 for gpu in there]
+        placement = _chosen(
+            run,
+            tuple(usable // STEP_BYTES * STEP_BYTES for usable in usable_bytes),
+            tuple(shares),
+        )
     return _planned(run, inventory, shares, placement)
 
 
 @lru_cache(maxsize=256)
-def _chosen(run: RunShape, rooms: tuple[int, ...], shares: tuple[RankShare, ...]) -> Placement:
+def _chosen(run: RunShape, usable_bytes: tuple[int, ...], shares: tuple[RankShare, ...]) -> Placement:
     """The placement with the least traffic that fits with some memory to spare, or else the smallest one.
 
     It is chosen for the longest window of speech, so that a model, once loaded, serves every request.
-    rooms: bytes that a run could use on each share's GPU.
+    usable_bytes: those that a run could use on each share's GPU.
     """
     run = replace(run, speech_s=SPEECH_WINDOW_S)
 
@@ -82,7 +86,9 @@ def _chosen(run: RunShape, rooms: tuple[int, ...], shares: tuple[RankShare, ...]
         return [_peak(gpu_items(run, share, placement)) for share in shares]
 
     def fits(placement: Placement) -> bool:
-        return all(peak <= room * USED_SHARE for peak, room in zip(peaks(placement), rooms, strict=True))
+        return all(
+            peak <= usable * USED_SHARE for peak, usable in zip(peaks(placement), usable_bytes, strict=True)
+        )
 
     choices = placements(run, list(shares))
     chosen = next(filter(fits, choices), None)

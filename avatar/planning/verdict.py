@@ -246,7 +246,7 @@ def _in_order(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
 
 def _largest_for_the_fullest(planned: Plan, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
     """Cards reordered so that the rank that needs most memory gets the card with the most."""
-    by_room = sorted(gpus, key=lambda gpu: -(gpu.usable_bytes or 0))
+    by_memory = sorted(gpus, key=lambda gpu: -(gpu.usable_bytes or 0))
     fullest = sorted(range(len(gpus)), key=lambda rank: -planned.gpus[rank].peak_bytes)
-    placed = dict(zip(fullest, by_room, strict=True))
+    placed = dict(zip(fullest, by_memory, strict=True))
     return tuple(placed[rank] for rank in range(len(gpus)))

@@ -19,7 +19,7 @@ from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.random_weights import random_transformer
 from avatar.pipeline.denoiser import LocalDenoiser
 from avatar.pipeline.layer_stack import CompiledPieces
-from avatar.pipeline.offload.host_layers import Conveyor, HostLayers, settle_on_host
+from avatar.pipeline.offload.host_layers import HostLayers, Prefetcher, settle_on_host
 from avatar.pipeline.offload.host_modules import HostModules
 from avatar.pipeline.offload.pinned import host_buffer, pinned_bytes
 from avatar.pipeline.rollout import make_block, rollout
@@ -114,7 +114,7 @@ def test_rings_in_fp8_stay_within_their_bound(name: str):
 
 @pytest.mark.parametrize("cores", [True, False])
 def test_fp8_rings_are_written_and_read_by_one_kernel_each(cores: bool, monkeypatch: pytest.MonkeyPatch):
-    """One for keys, one for values; on cards whose Triton knows no e4m3 a conversion stands beside them."""
+    """One for keys, one for values; on cards whose Triton knows no e4m3 a conversion stands separate them."""
     if cores and torch.cuda.get_device_capability(CUDA) < (8, 9):
         pytest.skip("this GPU has no fp8 cores")
     if not cores:
@@ -139,8 +139,8 @@ def test_fp8_rings_are_written_and_read_by_one_kernel_each(cores: bool, monkeypa
             assert len(re.findall(r"triton_\w+\.run\(", source[source.index("def call(") :])) <= 2
 
 
-class Counters(Conveyor[int, Tensor]):
-    """Vectors that are counted up on the device; all lanes are made slow at random."""
+class Counters(Prefetcher[int, Tensor]):
+    """Vectors that are counted up on the device; all streams are made slow at random."""
 
     def __init__(self, num_slots: int, num_keys: int, cycles: Iterable[int]) -> None:
         self.rest = list(cycles)
@@ -163,7 +163,7 @@ class Counters(Conveyor[int, Tensor]):
 
 
 @pytest.mark.parametrize(("num_slots", "num_keys"), [(2, 1), (2, 2), (2, 3), (3, 5), (2, 7)])
-def test_lanes_do_not_race(num_slots: int, num_keys: int):
+def test_streams_do_not_race(num_slots: int, num_keys: int):
     """Whichever of load, work and store is slow, no use of a thing is lost."""
     generator = torch.Generator().manual_seed(num_keys)
     cycles = (torch.randint(0, 5, (4000,), generator=generator) * 200_000).tolist()

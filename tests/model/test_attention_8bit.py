@@ -39,9 +39,9 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
-def written(room: EightBitWindow, own: KeysValues, condition: KeysValues, calibration: Calibration) -> None:
-    write(room.own, own, calibration)
-    write(room.condition, condition, calibration)
+def written(window: EightBitWindow, own: KeysValues, condition: KeysValues, calibration: Calibration) -> None:
+    write(window.own, own, calibration)
+    write(window.condition, condition, calibration)
 
 
 @pytest.mark.parametrize("bias", [0.0, 10.0])
@@ -51,10 +51,10 @@ def test_it_is_attention_but_for_the_rounding(bias):
     own, condition = tokens(48), tokens(40)
     common = bias * torch.randn(HEADS, DIM)
     own, condition = (KeysValues(k + common, v) for k, v in (own, condition))
-    q, room = torch.randn(70, HEADS, DIM), EightBitWindow(GEOMETRY, HEADS, DIM, "cpu")
+    q, window = torch.randn(70, HEADS, DIM), EightBitWindow(GEOMETRY, HEADS, DIM, "cpu")
     calibration = Calibration.of(own, condition)
-    written(room, own, condition, calibration)
-    found = attend(quantise_heads(q), [room.near], calibration.value_scale, torch.float32)
+    written(window, own, condition, calibration)
+    found = attend(quantise_heads(q), [window.near], calibration.value_scale, torch.float32)
     expected = formula(q, torch.cat([own.k, condition.k]), torch.cat([own.v, condition.v]))
     assert 0.01 < relative(found, expected) < 0.045
 
@@ -64,35 +64,35 @@ def test_tokens_of_two_parts_count_alike():
     torch.manual_seed(0)
     own, condition = tokens(48), tokens(48)
     calibration = Calibration.of(own, condition)
-    q, rooms = quantise_heads(torch.randn(20, HEADS, DIM)), []
+    q, written_keys = quantise_heads(torch.randn(20, HEADS, DIM)), []
     for given in (own, condition):
-        room = EightBitWindow(GEOMETRY, HEADS, DIM, "cpu")
-        written(room, given, tokens(40), calibration)
-        rooms.append(room.own)
-    joined = type(rooms[0])(
-        torch.cat([part.k for part in rooms]),
-        torch.cat([part.v for part in rooms], dim=-1),
-        torch.cat([part.k_scale for part in rooms], dim=-1),
+        window = EightBitWindow(GEOMETRY, HEADS, DIM, "cpu")
+        written(window, given, tokens(40), calibration)
+        written_keys.append(window.own)
+    joined = type(written_keys[0])(
+        torch.cat([part.k for part in written_keys]),
+        torch.cat([part.v for part in written_keys], dim=-1),
+        torch.cat([part.k_scale for part in written_keys], dim=-1),
     )
-    apart = attend(q, rooms, calibration.value_scale, torch.float32)
+    apart = attend(q, written_keys, calibration.value_scale, torch.float32)
     assert relative(apart, attend(q, [joined], calibration.value_scale, torch.float32)) < 0.02
-    assert relative(apart, attend(q, rooms[:1], calibration.value_scale, torch.float32)) > 0.3
+    assert relative(apart, attend(q, written_keys[:1], calibration.value_scale, torch.float32)) > 0.3
 
 
 def test_values_lie_permuted_with_tokens_side_by_side():
     v = torch.arange(48.0).view(48, 1, 1).expand(-1, HEADS, DIM) / 8
-    room = EightBitWindow(GEOMETRY, HEADS, DIM, "cpu")
-    write(room.own, KeysValues(v, v), Calibration(torch.zeros(HEADS, DIM), torch.full((HEADS,), 0.125)))
+    window = EightBitWindow(GEOMETRY, HEADS, DIM, "cpu")
+    write(window.own, KeysValues(v, v), Calibration(torch.zeros(HEADS, DIM), torch.full((HEADS,), 0.125)))
     order = [slot * SLOT_TOKENS + place for slot in range(3) for place in PERMUTED]
     assert sorted(order) == list(range(48))
     expected = torch.tensor(order, dtype=torch.float32).to(FLOAT8).float()
-    assert torch.equal(room.own.v[1, 3].float(), expected)
+    assert torch.equal(window.own.v[1, 3].float(), expected)
 
 
 def test_a_value_beyond_the_headroom_stays_finite():
-    room, v = EightBitWindow(GEOMETRY, HEADS, DIM, "cpu"), torch.full((40, HEADS, DIM), 1e6)
-    write(room.condition, KeysValues(v, v), Calibration(torch.zeros(HEADS, DIM), torch.ones(HEADS)))
-    held = room.condition.v.float()
+    window, v = EightBitWindow(GEOMETRY, HEADS, DIM, "cpu"), torch.full((40, HEADS, DIM), 1e6)
+    write(window.condition, KeysValues(v, v), Calibration(torch.zeros(HEADS, DIM), torch.ones(HEADS)))
+    held = window.condition.v.float()
     assert held.isfinite().all()
     assert held.max() == 448
     assert (held[..., -8:] == 0).sum() == HEADS * DIM * 4  # of the last slot only half is tokens
@@ -102,13 +102,13 @@ def test_a_value_beyond_the_headroom_stays_finite():
 def test_a_ring_holds_exactly_the_last_frames(window_frames):
     torch.manual_seed(0)
     geometry = Geometry(64, 64, window_frames)
-    ring, room = (kind(geometry) for kind in (_ring, _room))
+    ring, window = (kind(geometry) for kind in (_ring, _window))
     storage, kept = ring.k.data_ptr(), []
     unit = Calibration(torch.zeros(HEADS, DIM), torch.ones(HEADS))
     for _ in range(7):
         own = tokens(geometry.block_tokens)
-        write(room.own, own, unit)
-        ring.append(room.own)
+        write(window.own, own, unit)
+        ring.append(window.own)
         kept += own.k.split(geometry.frame_tokens)
         k, v, scale = ring.past()
         held = k.float() * scale.t()[..., None]
@@ -125,5 +125,5 @@ def _ring(geometry: Geometry) -> EightBitRing:
     return EightBitRing.empty(geometry, HEADS, DIM, "cpu")
 
 
-def _room(geometry: Geometry) -> EightBitWindow:
+def _window(geometry: Geometry) -> EightBitWindow:
     return EightBitWindow(geometry, HEADS, DIM, "cpu")

@@ -29,7 +29,7 @@ from avatar.pipeline.denoiser_choice import local_denoiser
 from avatar.pipeline.layer_stack import CompiledPieces
 from avatar.pipeline.model_loading import MadeModels
 from avatar.pipeline.offload.encoders import OffloadedVAE
-from avatar.pipeline.offload.host_layers import Conveyor, settle_on_host
+from avatar.pipeline.offload.host_layers import Prefetcher, settle_on_host
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.pipeline.rollout import rollout
 from avatar.planning.placement import ALL_ON_GPU, Placement
@@ -157,10 +157,10 @@ def test_a_deferred_decode_finds_all_that_was_offloaded_gone(
 ) -> None:
     """Rings and layers, on the host and on the device: their owners are gone, and they own all of it."""
     preset = load_preset("self-test").with_settings(enable_online_decode=False)
-    alive, checked = weakref.WeakSet[Conveyor](), []
-    build, decode = Conveyor.__init__, StreamingDecoder.decode
+    alive, checked = weakref.WeakSet[Prefetcher](), []
+    build, decode = Prefetcher.__init__, StreamingDecoder.decode
 
-    def noted(self: Conveyor, *arguments) -> None:
+    def noted(self: Prefetcher, *arguments) -> None:
         alive.add(self)
         build(self, *arguments)
 
@@ -168,7 +168,7 @@ def test_a_deferred_decode_finds_all_that_was_offloaded_gone(
         checked.append(len(alive))
         return decode(self, latents)
 
-    monkeypatch.setattr(Conveyor, "__init__", noted)
+    monkeypatch.setattr(Prefetcher, "__init__", noted)
     monkeypatch.setattr(StreamingDecoder, "decode", check)
     source = DiffusionPipeline(preset, models=MadeModels.given(random_parts(preset, AWAY)))
     inputs = write_sample(tmp_path, Size(64, 64), 1.0)

@@ -142,8 +142,8 @@ def test_every_tensor_is_where_it_is_worked_with(
         assert place == {"cpu" if rings_on_host else "meta"}
         devices = {tensor.device.type for tensor in model.layer(index).state_dict().values()}
         assert devices == {"cpu" if layers else "meta"}
-    room = stack._window_room
-    assert {room.k.device, room.v.device} == {CARD}
+    buffers = stack._window_buffers
+    assert {buffers.k.device, buffers.v.device} == {CARD}
     slots = [slot.place for slot in stack.host_rings._slots] if rings_on_host else []
     assert {tensor.device for ring in slots for tensor in ring.tensors} <= {CARD}
     assert denoiser.traffic.to_device_bytes > 0 or not (layers or rings_on_host)

@@ -16,7 +16,7 @@ from avatar.model.quantize import FLOAT8, Quantiser
 from avatar.model.transformer import StreamingTransformer
 from avatar.pipeline.denoiser import LocalDenoiser
 from avatar.pipeline.layer_stack import CompiledPieces
-from avatar.pipeline.offload.host_layers import Conveyor, HostLayers, LayerSlot, RingMemory
+from avatar.pipeline.offload.host_layers import HostLayers, LayerSlot, Prefetcher, RingMemory
 from avatar.pipeline.offload.pinned import ALIGN_BYTES, BufferLayout, host_buffer, pinned_bytes
 from avatar.pipeline.rollout import rollout
 from avatar.planning.placement import spread
@@ -109,9 +109,9 @@ def test_rings_leave_their_memory_to_the_next_run_alone():
 
     first = new()
     expected, used = latents(first, stream), places(first)
-    beside = new()
-    assert torch.equal(latents(beside, stream), expected)
-    assert not places(beside) & used
+    separate = new()
+    assert torch.equal(latents(separate, stream), expected)
+    assert not places(separate) & used
     del first
     again = new()
     assert torch.equal(latents(again, stream), expected)
@@ -208,7 +208,7 @@ def test_layers_on_the_host_are_spread_evenly(num_layers, on_host, expected):
     assert spread(num_layers, on_host) == expected
 
 
-class Shelf(Conveyor[str, list[Tensor]]):
+class Letters(Prefetcher[str, list[Tensor]]):
     """Letters to places; notes what it does."""
 
     def __init__(self, num_slots: int, order: Iterable[str]) -> None:
@@ -227,36 +227,36 @@ class Shelf(Conveyor[str, list[Tensor]]):
         self.done.append(key.upper())
 
 
-def visit(shelf: Shelf, keys: str) -> str:
+def visit(letters: Letters, keys: str) -> str:
     """Use keys in turn; what was done up to the end of the last."""
     for key in keys:
-        with shelf.use(key) as place:
+        with letters.use(key) as place:
             assert chr(int(place[0])) == key
-    return "".join(shelf.done)
+    return "".join(letters.done)
 
 
 def test_the_next_one_is_on_its_way_when_a_place_is_free():
-    assert visit(Shelf(2, "abcd"), "abcda") == "abAcBdCaDbAc"
-    assert visit(Shelf(3, "abcd"), "abc") == "abcAdBaCb"
+    assert visit(Letters(2, "abcd"), "abcda") == "abAcBdCaDbAc"
+    assert visit(Letters(3, "abcd"), "abc") == "abcAdBaCb"
 
 
 def test_what_stays_is_not_brought_again():
-    assert visit(Shelf(2, "ab"), "abab") == "abABAB"
-    assert visit(Shelf(3, "ab"), "ab") == "abAB"
-    assert visit(Shelf(2, "a"), "aaa") == "aAAA"
+    assert visit(Letters(2, "ab"), "abab") == "abABAB"
+    assert visit(Letters(3, "ab"), "ab") == "abAB"
+    assert visit(Letters(2, "a"), "aaa") == "aAAA"
 
 
 def test_another_order_costs_time_only():
-    shelf = Shelf(2, "abcd")
-    done = visit(shelf, "adbbca")
+    letters = Letters(2, "abcd")
+    done = visit(letters, "adbbca")
     assert [key for key in done if key.isupper()] == list("ADBBCA")
 
 
 def test_an_error_while_working_frees_the_place():
-    shelf = Shelf(2, "abcd")
-    with pytest.raises(ZeroDivisionError), shelf.use("a"):
+    letters = Letters(2, "abcd")
+    with pytest.raises(ZeroDivisionError), letters.use("a"):
         _ = 1 / 0
-    assert visit(shelf, "a") == "abAc"
+    assert visit(letters, "a") == "abAc"
 
 
 def test_tensors_in_a_buffer_keep_strides_dtype_and_alignment():

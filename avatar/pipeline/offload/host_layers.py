@@ -56,44 +56,44 @@ class Traffic:
         self.to_host_bytes += source.nbytes
 
 
-class Lane:
-    """A device's stream: the current one, or a separate one (beside). On a CPU all work is synchronous."""
+class DeviceStream:
+    """A device's current stream, or a separate one. On a CPU all work is synchronous."""
 
-    def __init__(self, device: torch.device, beside: bool = False) -> None:
+    def __init__(self, device: torch.device, separate: bool = False) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if beside and device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if separate and device.type == "cuda" else None
 
     @property
-    def stream(self) -> torch.cuda.Stream | None:
-        """The lane's CUDA stream; None on a CPU."""
+    def cuda_stream(self) -> torch.cuda.Stream | None:
+        """The CUDA stream; None on a CPU."""
         if self._device.type != "cuda":
             return None
         return self._stream or torch.cuda.current_stream(self._device)
 
     def entered(self) -> AbstractContextManager[Any]:
-        """Context in which work is enqueued on this lane."""
-        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+        """Context in which work is enqueued on this stream."""
+        return nullcontext() if self.cuda_stream is None else torch.cuda.stream(self.cuda_stream)
 
     def keeps(self, tensor: Tensor) -> None:
-        """Keep the tensor's memory from being reused until this lane is done with it."""
-        if self.stream is not None:
-            tensor.record_stream(self.stream)
+        """Keep the tensor's memory from being reused until this stream is done with it."""
+        if self.cuda_stream is not None:
+            tensor.record_stream(self.cuda_stream)
 
 
-class Mark:
-    """A point in one lane's work that other lanes can wait for; set() moves it to a new point."""
+class StreamEvent:
+    """A point in one stream's work that other streams can wait for; record() moves it to a new point."""
 
     def __init__(self, device: torch.device) -> None:
         self._event = torch.cuda.Event() if device.type == "cuda" else None
 
-    def set(self, lane: Lane) -> None:
+    def record(self, stream: DeviceStream) -> None:
         if self._event is not None:
-            self._event.record(lane.stream)
+            self._event.record(stream.cuda_stream)
 
-    def awaited_by(self, lane: Lane) -> None:
-        """Make the lane's later work wait for the point; the host does not wait."""
-        if self._event is not None and lane.stream is not None:
-            lane.stream.wait_event(self._event)
+    def awaited_by(self, stream: DeviceStream) -> None:
+        """Make the stream's later work wait for the point; the host does not wait."""
+        if self._event is not None and stream.cuda_stream is not None:
+            stream.cuda_stream.wait_event(self._event)
 
 
 class Slot(Generic[Key, Place]):
@@ -103,10 +103,10 @@ class Slot(Generic[Key, Place]):
         self.place = place
         self.key: Key | None = None
         self.in_use = False
-        self.arrived, self.left = Mark(device), Mark(device)
+        self.arrived, self.left = StreamEvent(device), StreamEvent(device)
 
 
-class Conveyor(Generic[Key, Place]):
+class Prefetcher(Generic[Key, Place]):
     """A few device buffers that host items occupy in turn, each copied there ahead of its use.
 
     order: the keys in their order of use, repeated cyclically; use in another order only costs time.
@@ -116,10 +116,11 @@ class Conveyor(Generic[Key, Place]):
         self.traffic = Traffic()
         self._order = list(order)
         self._turn = {key: turn for turn, key in enumerate(self._order)}
-        self._work, self._in, self._out = Lane(device), Lane(device, beside=True), Lane(device, beside=True)
+        self._work = DeviceStream(device)
+        self._in, self._out = (DeviceStream(device, separate=True) for _ in range(2))
         self._slots: list[Slot[Key, Place]] = [Slot(place, device) for place in places]
         for slot in self._slots:
-            slot.left.set(self._work)
+            slot.left.record(self._work)
             for tensor in self._memory(slot.place):
                 self._in.keeps(tensor)
                 self._out.keeps(tensor)
@@ -147,11 +148,11 @@ class Conveyor(Generic[Key, Place]):
             yield slot.place
         finally:
             slot.in_use = False
-            slot.left.set(self._work)
+            slot.left.record(self._work)
         slot.left.awaited_by(self._out)
         with self._out.entered():
             self._store(key, slot.place)
-        slot.left.set(self._out)
+        slot.left.record(self._out)
         self._bring(self._next(key))
 
     def _next(self, key: Key) -> list[Key]:
@@ -169,11 +170,11 @@ class Conveyor(Generic[Key, Place]):
             slot.left.awaited_by(self._in)
             with self._in.entered():
                 self._load(key, slot.place)
-            slot.arrived.set(self._in)
+            slot.arrived.record(self._in)
             slot.key = key
 
 
-class HostLayers(Conveyor[int, "LayerSlot"]):
+class HostLayers(Prefetcher[int, "LayerSlot"]):
     """Some of a transformer's layers with their audio injections, each in one buffer on the host."""
 
     def __init__(
@@ -285,7 +286,7 @@ class RingMemory:
         return list(self._buffers)
 
 
-class HostRings(Conveyor[tuple[int, int], Ring]):
+class HostRings(Prefetcher[tuple[int, int], Ring]):
     """All rings of a run in host memory; the device has the one in use, and the next one being copied."""
 
     def __init__(

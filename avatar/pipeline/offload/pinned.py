@@ -41,7 +41,7 @@ def host_buffer(num_bytes: int, device: torch.device) -> Tensor:
     try:
         pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
-        raise _no_room(num_bytes) from error
+        raise _not_enough_memory(num_bytes) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)  # far fewer pages to lock
     array = np.frombuffer(pages, dtype=np.uint8)
@@ -72,7 +72,7 @@ def _forget_error(device: torch.device) -> None:
         torch.zeros(1, device=device)
 
 
-def _no_room(num_bytes: int) -> DoesNotFit:
+def _not_enough_memory(num_bytes: int) -> DoesNotFit:
     return DoesNotFit(
         f"The host has no {num_bytes / 2**30:.1f} GiB of memory for what the GPU leaves there.",
         "Close other programs, or choose a preset that keeps less in host memory.",
