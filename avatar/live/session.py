@@ -19,7 +19,7 @@ import numpy as np
 from avatar.errors import AvatarError
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS
-from avatar.live.sound_queue import SpokenSound
+from avatar.live.sound_queue import SoundQueue
 from avatar.media.timeline import SAMPLES_PER_FRAME
 from avatar.request import LiveRequest
 from avatar.runtime.live_protocol import LiveFrames, LiveRun
@@ -69,7 +69,7 @@ class LiveSession:
     ) -> None:
         """Raises: AvatarError when the engine is busy, or its process cannot be started."""
         self.request = request
-        self.spoken = SpokenSound(clock)
+        self.sound_queue = SoundQueue(clock)
         self.pace = LivePace()
         self.width = self.height = 0  # known from the first frame on
         self.error: AvatarError | None = None
@@ -109,12 +109,12 @@ class LiveSession:
                 self._watchers.remove(watcher)
 
     def say(self, samples: np.ndarray, live: bool = False) -> bool:
-        """Queue int16 (n,) at SOUND_HZ to be spoken; see SpokenSound.add."""
-        return self.spoken.add(samples, live)
+        """Queue int16 (n,) at SOUND_HZ to be spoken; see SoundQueue.add."""
+        return self.sound_queue.add(samples, live)
 
     def interrupt(self) -> bool:
         """Drop queued sound. Returns whether there was any."""
-        return self.spoken.cut()
+        return self.sound_queue.cut()
 
     def tell(self, what: Mapping[str, Any]) -> None:
         """Send an event to all watchers."""
@@ -182,7 +182,7 @@ class LiveSession:
         try:
             while not self.over.is_set():
                 self._given_at.append((index, self._clock()))
-                self._run.hear(self.spoken.take(SAMPLES_PER_FRAME))
+                self._run.hear(self.sound_queue.take(SAMPLES_PER_FRAME))
                 index += 1
                 due += FRAME_S
                 behind = self._clock() - due

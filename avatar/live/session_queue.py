@@ -23,7 +23,7 @@ PER_MINUTE = 12  # sessions that one visitor may request
 TOKEN_BYTES = 24
 
 
-class LiveFull(AvatarError):
+class LiveQueueFull(AvatarError):
     """The queue is full, or this visitor has reached a limit."""
 
 
@@ -43,7 +43,7 @@ class Ticket:
     is_over: bool = False
 
 
-class LiveLine:
+class LiveSessionQueue:
     """Queues visitors, starts sessions in order, and ends those without a connection; thread-safe."""
 
     def __init__(
@@ -62,32 +62,34 @@ class LiveLine:
         self._engines, self._most_waiting = engines, most_waiting
         self._per_visitor, self._unwatched_s, self._clock = per_visitor, unwatched_s, clock
         self._tickets: dict[str, Ticket] = {}
-        self._line: list[Ticket] = []
+        self._waiting: list[Ticket] = []
         self._asked: dict[str, deque[float]] = {}
         self._lock = threading.RLock()
         self._closed = threading.Event()
-        self._tidier = threading.Thread(target=self._tidy, name="live-line", daemon=True)
+        self._tidier = threading.Thread(target=self._tidy, name="live-queue", daemon=True)
         self._tidier.start()
 
-    def check_room(self, visitor: str) -> None:
-        """Check that a visitor may have another session. Raises: LiveFull."""
+    def check_not_full(self, visitor: str) -> None:
+        """Check that a visitor may have another session. Raises: LiveQueueFull."""
         with self._lock:
             now, asked = self._clock(), self._asked.setdefault(visitor, deque(maxlen=PER_MINUTE))
             if len(asked) == PER_MINUTE and now - asked[0] < 60.0:
-                raise LiveFull("You have requested too many sessions.", "Please try again in a minute.")
+                raise LiveQueueFull("You have requested too many sessions.", "Please try again in a minute.")
             if sum(one.visitor == visitor for one in self._tickets.values()) >= self._per_visitor:
-                raise LiveFull("You have a live session already.", "End it, or close its page.")
-            if len(self._line) >= self._most_waiting:
-                raise LiveFull("The queue for live sessions is full.", "Please try again in a few minutes.")
+                raise LiveQueueFull("You have a live session already.", "End it, or close its page.")
+            if len(self._waiting) >= self._most_waiting:
+                raise LiveQueueFull(
+                    "The queue for live sessions is full.", "Please try again in a few minutes."
+                )
 
     def ask(self, request: LiveRequest, visitor: str = "", owner: str = "") -> Ticket:
-        """Queue a request; its session starts when an engine is free, perhaps at once. Raises: LiveFull."""
+        """Queue a request; its session starts once an engine is free. Raises: LiveQueueFull."""
         with self._lock:
-            self.check_room(visitor)
+            self.check_not_full(visitor)
             self._asked[visitor].append(self._clock())
             ticket = Ticket(secrets.token_hex(TOKEN_BYTES), request, visitor, owner, self._clock())
             self._tickets[ticket.token] = ticket
-            self._line.append(ticket)
+            self._waiting.append(ticket)
             self._begin_next()
             return ticket
 
@@ -99,7 +101,7 @@ class LiveLine:
     def place(self, ticket: Ticket) -> int:
         """Position in the queue, from 1; 0 once the session has started."""
         with self._lock:
-            return self._line.index(ticket) + 1 if ticket in self._line else 0
+            return self._waiting.index(ticket) + 1 if ticket in self._waiting else 0
 
     def connected(self, ticket: Ticket) -> None:
         """Note that the visitor has opened a connection, waiting or watching."""
@@ -118,8 +120,8 @@ class LiveLine:
             if ticket.is_over:
                 return
             ticket.is_over = True
-            if ticket in self._line:
-                self._line.remove(ticket)
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
         if ticket.session is not None:
             ticket.session.end()
         shutil.rmtree(ticket.request.work, ignore_errors=True)
@@ -136,12 +138,12 @@ class LiveLine:
 
     def _begin_next(self) -> None:
         """Start queued sessions on free engines; the caller holds the lock."""
-        while self._line and not self._closed.is_set():
+        while self._waiting and not self._closed.is_set():
             taken = [one.engine for one in self._tickets.values()]
             free = [engine for engine in self._engines if engine not in taken]
             if not free:
                 return
-            ticket = self._line.pop(0)
+            ticket = self._waiting.pop(0)
             try:
                 ticket.session, ticket.engine = LiveSession(free[0], ticket.request), free[0]
             except AvatarError as error:

@@ -19,7 +19,7 @@ MOST_WAITING_S = 180.0  # limit on queued text-to-speech sound
 FADE = 480  # samples over which interrupted sound fades out
 
 
-class SpokenSound:
+class SoundQueue:
     """The sound queue of one session. Any thread may add and cut; one thread takes."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -13,7 +13,7 @@ from avatar.live.conversation import Conversation
 from avatar.live.recording import Recording
 from avatar.live.service_address import ServiceAddress
 from avatar.live.session import LiveEngine, LiveSession
-from avatar.live.session_queue import LiveLine, Ticket
+from avatar.live.session_queue import LiveSessionQueue, Ticket
 from avatar.live.speech_recognition import Recogniser
 from avatar.live.transports.webrtc import IceServer
 from avatar.live.voice import SessionVoice
@@ -64,15 +64,15 @@ class LiveState:
         """engines: one per concurrent session. gallery: for recordings; None disables them."""
         self.options, self.gallery, self._engines = options, gallery, engines
         self.catalogue = catalogue or Catalogue()
-        self.line = LiveLine(engines)
+        self.session_queue = LiveSessionQueue(engines)
         self._opened: dict[str, OpenSession] = {}
         self._lock = threading.Lock()
 
     def opened(self, token: str) -> OpenSession | None:
         """The open session of a token; None for an unknown token."""
-        ticket = self.line.find(token)
+        ticket = self.session_queue.find(token)
         with self._lock:
-            for gone in [key for key in self._opened if self.line.find(key) is None]:
+            for gone in [key for key in self._opened if self.session_queue.find(key) is None]:
                 self._leave(self._opened.pop(gone))
             if ticket is None:
                 return None
@@ -114,7 +114,7 @@ class LiveState:
         with self._lock:
             self._opened.pop(opened.ticket.token, None)
         self._leave(opened)
-        self.line.end(opened.ticket)
+        self.session_queue.end(opened.ticket)
 
     def warm(self) -> None:
         """Start the engine processes, so that the first session does not wait for it. Raises: WorkerLost."""
@@ -125,7 +125,7 @@ class LiveState:
         """End all sessions and close the engines."""
         for opened in list(self._opened.values()):
             self.end(opened)
-        self.line.close()
+        self.session_queue.close()
         for engine in self._engines:
             getattr(engine, "close", lambda: None)()
 

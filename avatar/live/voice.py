@@ -50,7 +50,7 @@ class SessionVoice:
     @property
     def is_speaking(self) -> bool:
         """Whether a text is being spoken or is queued."""
-        return self._speaking.is_set() or not self._texts.empty() or self._session.spoken.waiting_s > 0.1
+        return self._speaking.is_set() or not self._texts.empty() or self._session.sound_queue.waiting_s > 0.1
 
     def say(self, text: str, voice: str = "", speed: float = 1.0) -> None:
         """Queue a text. Raises: BadInput for one that cannot be spoken."""
@@ -99,12 +99,12 @@ class SessionVoice:
 
     def _say(self, text: _Text) -> None:
         for said in text.narrator.sentences():
-            while self._session.spoken.waiting_s > AHEAD_S and text.cuts == self._cuts:
+            while self._session.sound_queue.waiting_s > AHEAD_S and text.cuts == self._cuts:
                 if self._closed.wait(0.1) or self._session.over.is_set():
                     return
             if text.cuts != self._cuts:
                 return
-            in_s = self._session.spoken.waiting_s
+            in_s = self._session.sound_queue.waiting_s
             self._session.say(at_sound_hz(said.samples, said.hz))
             seconds = len(said.samples) / said.hz
             self._session.tell(

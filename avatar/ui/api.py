@@ -99,7 +99,7 @@ class Endpoints:
         if speech and words:
             raise BadInput("Both speech and a text were given.", "Give only one of them.")
         visitor = visitor_of(request)
-        self.app_state.job_queue.check_room(visitor)
+        self.app_state.job_queue.check_not_full(visitor)
         said: SpokenText | None = None
         if not speech:
             script = script_of(words, voice, speed, captions, language)

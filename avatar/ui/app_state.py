@@ -238,7 +238,7 @@ class AppState:
 
         owner, visitor, visit: see Asker; the owner by its secret.
         """
-        self.job_queue.check_room(visitor)
+        self.job_queue.check_not_full(visitor)
         from avatar.preview.faces import Finder  # imports OpenCV and the face models; only for a run
 
         preset = self.with_settings(name, settings)
@@ -289,7 +289,7 @@ class AppState:
 
     def resume(self, id: str, owner: str = "", visitor: str = "", visit: str = "") -> QueuedRun:
         """Queue an unfinished video of the gallery again, as submit does. Raises: AvatarError."""
-        self.job_queue.check_room(visitor)
+        self.job_queue.check_not_full(visitor)
         draft = self.gallery.reopen(id, self.owner(owner))
         if draft is None:
             raise BadInput("This video cannot be resumed.", "It is finished, being made, or deleted.")

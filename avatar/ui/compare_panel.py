@@ -29,7 +29,7 @@ from avatar.ui.compare_choices import (
 )
 from avatar.ui.components import PageComponents
 from avatar.ui.i18n import Language, language_of, text
-from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInLine
+from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInQueue
 from avatar.ui.panels.compare import PlayedVideo, render_note, render_players, render_table
 from avatar.ui.payloads import mapping
 from avatar.ui.request_guard import visitor_of
@@ -241,7 +241,7 @@ class ComparePanel:
                 match reported:
                     case KeptVideo():
                         kept = reported
-                    case WaitingInLine() | Progress():
+                    case WaitingInQueue() | Progress():
                         yield {self.parts.compare["note"]: _progress_note(letter, reported, language)}
                     case _:
                         yield {self.parts.compare["note"]: gr.skip()}
@@ -304,8 +304,8 @@ def _row(entry: GalleryEntry, label: str) -> Row:
     return Row(entry.id, label, state=DONE, file=entry.video.name, run=run, error=entry.about.error)
 
 
-def _progress_note(letter: str, reported: WaitingInLine | Progress, language: Language) -> str:
-    if isinstance(reported, WaitingInLine) and reported.place:
+def _progress_note(letter: str, reported: WaitingInQueue | Progress, language: Language) -> str:
+    if isinstance(reported, WaitingInQueue) and reported.place:
         return render_note(text("compare_waiting", language, letter=letter, place=reported.place), busy=True)
     progress = reported if isinstance(reported, Progress) else Progress(Phase.LOADING)
     phase = text(f"phase_{progress.phase}", language)

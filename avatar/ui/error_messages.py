@@ -15,7 +15,7 @@ import gradio as gr
 from avatar.errors import AvatarError, BadInput
 from avatar.runtime.bounded_process import Crowded
 from avatar.ui.i18n import Language, error_title, language_of, text
-from avatar.ui.job_queue import LineFull
+from avatar.ui.job_queue import QueueFull
 from avatar.ui.speakers import VoicesBusy
 from avatar.ui.uploads import MIB, NotUploaded, TooLarge, UploadsFull
 
@@ -66,9 +66,9 @@ def telling(language: Language) -> Iterator[None]:
 def words(error: AvatarError, language: Language) -> str:
     """An error's message and remedy; those from media and engines are in English."""
     match error:
-        case LineFull(yours=True):
+        case QueueFull(yours=True):
             return text("line_yours", language, count=error.count)
-        case LineFull():
+        case QueueFull():
             return text("line_full", language, count=error.count)
         case Crowded():
             return text("crowded", language)

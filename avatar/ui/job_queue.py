@@ -24,7 +24,7 @@ from avatar.request import Request
 from avatar.runtime.engine import Engine
 from avatar.runtime.gallery import About, Gallery, GalleryEntry
 from avatar.runtime.rescued_files import kept_in_words
-from avatar.ui.queued_run import Asker, KeptVideo, QueuedRun, WaitingInLine
+from avatar.ui.queued_run import Asker, KeptVideo, QueuedRun, WaitingInQueue
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,10 @@ OpenEngine = Callable[[Preset], Engine]
 
 MOST_ENDED = 200  # runs that are remembered after their end
 
-__all__ = ["Asker", "JobQueue", "KeptVideo", "LineFull", "QueuedRun", "WaitingInLine", "about_request"]
+__all__ = ["Asker", "JobQueue", "KeptVideo", "QueueFull", "QueuedRun", "WaitingInQueue", "about_request"]
 
 
-class LineFull(AvatarError):
+class QueueFull(AvatarError):
     """The queue is full; yours: this visitor already has as many runs in it as allowed."""
 
     def __init__(self, count: int, yours: bool = False) -> None:
@@ -63,7 +63,7 @@ class JobQueue:
         self._open_engine = open_engine
         self._engine: Engine | None = None
         self._engine_models: Hashable = None  # which the open engine has loaded
-        self._line: list[QueuedRun] = []
+        self._waiting: list[QueuedRun] = []
         self._running: QueuedRun | None = None
         self._ended: deque[QueuedRun] = deque(maxlen=MOST_ENDED)  # only runs that have an owner
         self.on_end: Callable[[QueuedRun], None] | None = None  # called when a run is over
@@ -84,13 +84,13 @@ class JobQueue:
         engine = self._engine
         return 0 if engine is None else getattr(engine, "pinned_bytes", None)
 
-    def check_room(self, visitor: str = "") -> None:
-        """Check that the queue takes one more run. Raises: LineFull."""
-        if len(self._line) >= self.max_waiting:
-            raise LineFull(self.max_waiting)
+    def check_not_full(self, visitor: str = "") -> None:
+        """Check that the queue takes one more run. Raises: QueueFull."""
+        if len(self._waiting) >= self.max_waiting:
+            raise QueueFull(self.max_waiting)
         theirs = [run for run in self._alive() if run.asker.visitor == visitor and not run.cancelled.is_set()]
         if self.per_visitor is not None and len(theirs) >= self.per_visitor:
-            raise LineFull(self.per_visitor, yours=True)
+            raise QueueFull(self.per_visitor, yours=True)
 
     def submit(
         self,
@@ -100,24 +100,24 @@ class JobQueue:
         asker: Asker | None = None,
         ledger: Ledger | None = None,
     ) -> QueuedRun:
-        """Append a request to the queue; draft: from gallery.draft(). Raises: LineFull.
+        """Append a request to the queue; draft: from gallery.draft(). Raises: QueueFull.
 
         ledger: of a long video, which is made in parts.
         """
         run = QueuedRun(request, draft, settings, asker or Asker(), ledger)
         with self._changed:
-            self.check_room(run.asker.visitor)
+            self.check_not_full(run.asker.visitor)
             for earlier in [earlier for earlier in self._ended if earlier.id == run.id]:
                 self._ended.remove(earlier)  # this run resumes it
-            self._line.append(run)
-            self._tell_places()
+            self._waiting.append(run)
+            self._post_places()
             self._changed.notify_all()
         return run
 
     def warm(self, preset: Preset) -> None:
         """Open the engine for a preset before anyone asks, unless one is open; in the background."""
         with self._changed:
-            if self._engine is None and self._running is None and not self._line:
+            if self._engine is None and self._running is None and not self._waiting:
                 threading.Thread(target=self._warm, args=(preset,), name="warm-up", daemon=True).start()
 
     def close(self) -> None:
@@ -152,15 +152,15 @@ class JobQueue:
         """Move a waiting run to a place, from 0, among its owner's; other owners' runs keep their places."""
         with self._changed:
             owner = run.asker.owner_hash
-            held = [at for at, one in enumerate(self._line) if one.asker.owner_hash == owner]
-            theirs = [self._line[at] for at in held]
+            held = [at for at, one in enumerate(self._waiting) if one.asker.owner_hash == owner]
+            theirs = [self._waiting[at] for at in held]
             if run not in theirs:
                 return  # it is running by now
             theirs.remove(run)
             theirs.insert(min(max(place, 0), len(theirs)), run)
             for at, one in zip(held, theirs):
-                self._line[at] = one
-            self._tell_places()
+                self._waiting[at] = one
+            self._post_places()
 
     def forget(self, run: QueuedRun) -> None:
         """Remove a run that has ended from the list; its video stays."""
@@ -171,20 +171,20 @@ class JobQueue:
     def _alive(self) -> list[QueuedRun]:
         """The running run and the waiting ones."""
         running = self._running
-        return [*([running] if running else []), *self._line]
+        return [*([running] if running else []), *self._waiting]
 
     def _work(self) -> None:
         while True:
             with self._changed:
                 self._drop_cancelled()
-                while not self._line and not self._closed:
+                while not self._waiting and not self._closed:
                     self._changed.wait()
                     self._drop_cancelled()
-                if self._closed and not self._line:
+                if self._closed and not self._waiting:
                     return
-                run = self._running = self._line.pop(0)
+                run = self._running = self._waiting.pop(0)
                 run.begun = True
-                self._tell_places()
+                self._post_places()
             failure: Exception | None = None
             try:
                 run.context.run(self._run, run)
@@ -197,10 +197,10 @@ class JobQueue:
             self._end(run, failure)
 
     def _drop_cancelled(self) -> None:
-        for run in [run for run in self._line if run.cancelled.is_set()]:
-            self._line.remove(run)
+        for run in [run for run in self._waiting if run.cancelled.is_set()]:
+            self._waiting.remove(run)
             self._end(run, Cancelled("Left the line."))
-        self._tell_places()
+        self._post_places()
 
     def _end(self, run: QueuedRun, failure: Exception | None) -> None:
         """Keep what a run has made, or remove its draft; then report the end to its followers."""
@@ -225,10 +225,10 @@ class JobQueue:
         if self.on_end is not None:
             self.on_end(run)
 
-    def _tell_places(self) -> None:
+    def _post_places(self) -> None:
         ahead = 1 if self._running else 0
-        for index, run in enumerate(self._line):
-            run.say(WaitingInLine(index + ahead))
+        for index, run in enumerate(self._waiting):
+            run.say(WaitingInQueue(index + ahead))
 
     def _run(self, run: QueuedRun) -> None:
         """Pass the engine's events to the run; keep what was made. Raises: AvatarError if nothing was."""

@@ -15,7 +15,7 @@ from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reason, words
 from avatar.ui.i18n import Language, language_of, text
-from avatar.ui.job_queue import KeptVideo, LineFull, QueuedRun
+from avatar.ui.job_queue import KeptVideo, QueuedRun, QueueFull
 from avatar.ui.panels.jobs import JobRow, render_jobs
 from avatar.ui.payloads import mapping, pressed
 from avatar.ui.run import Generate
@@ -115,12 +115,12 @@ class JobsPanel:
         language, p, owner = language_of(request), self.parts, values[5]
         if not values[0]:
             raise BadInput(text("no_portrait", language))
-        full: LineFull | None = None
+        full: QueueFull | None = None
         queued = 0
         for speech in speeches or []:
             try:
                 run = yield from self.generate.submit(request, speech, *values)
-            except LineFull as error:
+            except QueueFull as error:
                 full = error
                 break
             except AvatarError as error:

@@ -17,7 +17,7 @@ from starlette.websockets import WebSocket
 
 from avatar.errors import AvatarError, BadInput
 from avatar.live.portrait_intake import open_live_request
-from avatar.live.session_queue import LiveFull, Ticket
+from avatar.live.session_queue import LiveQueueFull, Ticket
 from avatar.live.state import LiveState, OpenSession
 from avatar.live.transports.webrtc import MOST_SDP_BYTES, Peer
 from avatar.live.transports.websocket import GONE, LiveSocket
@@ -66,7 +66,7 @@ def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
             ticket = await anyio.to_thread.run_sync(begin_session, app_state, state, asked, visitor)
         except AvatarError as error:
             return _refused(error, request)
-        place = state.line.place(ticket)
+        place = state.session_queue.place(ticket)
         return JSONResponse({"token": ticket.token, "socket": f"live/{ticket.token}", "place": place})
 
     async def offer(request: Request) -> Response:
@@ -82,7 +82,7 @@ def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
             answer = await _answered(state, opened, sdp, peers.setdefault(opened.ticket.token, []))
         except AvatarError as error:
             return _refused(error, request)
-        for token in [token for token in peers if state.line.find(token) is None]:
+        for token in [token for token in peers if state.session_queue.find(token) is None]:
             del peers[token]
         return JSONResponse({"sdp": answer})
 
@@ -115,7 +115,7 @@ def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], 
     framing, aspect and extend. Raises: AvatarError."""
     from avatar.preview.faces import Finder  # imports OpenCV and the face models; only for a session
 
-    state.line.check_room(visitor)
+    state.session_queue.check_not_full(visitor)
     portrait = asked.get("portrait")
     if not isinstance(portrait, str) or not portrait:
         raise BadInput("A live session needs a portrait.", "Upload one, and pass its path.")
@@ -137,7 +137,7 @@ def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], 
         wish=picture,
         finder=Finder(),
     )
-    return state.line.ask(request, visitor, owner_hash(owner if isinstance(owner, str) else ""))
+    return state.session_queue.ask(request, visitor, owner_hash(owner if isinstance(owner, str) else ""))
 
 
 async def _answered(state: LiveState, opened: OpenSession, sdp: str, peers: list[Peer]) -> str:
@@ -165,5 +165,5 @@ async def _json(request: Request) -> dict[str, Any]:
 
 
 def _refused(error: AvatarError, request: Request) -> JSONResponse:
-    code = 429 if isinstance(error, LiveFull) else 400 if isinstance(error, BadInput) else 503
+    code = 429 if isinstance(error, LiveQueueFull) else 400 if isinstance(error, BadInput) else 503
     return JSONResponse({"error": words(error, language_of(request))}, code)

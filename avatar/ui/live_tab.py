@@ -115,7 +115,7 @@ class LivePanel:
         if path is None:
             raise BadInput(text("no_portrait", language))
         visitor, preset = visitor_of(request), state.options.preset
-        state.line.check_room(visitor)
+        state.session_queue.check_not_full(visitor)
         reader = app_state.reader(visitor)
         own = Picture() if portrait else state.options.picture
         if own.face:
@@ -142,7 +142,7 @@ class LivePanel:
             wish=framing_panel.wish(asked) if own == Picture() else own,
             finder=Finder(),
         )
-        ticket = state.line.ask(live, visitor, owner_hash(owner))
+        ticket = state.session_queue.ask(live, visitor, owner_hash(owner))
         return {p.live_ticket: _ticket(number, token=ticket.token)}
 
 

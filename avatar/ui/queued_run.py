@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class WaitingInLine:
+class WaitingInQueue:
     """The run is waiting in the queue: place 1 is next."""
 
     place: int
@@ -38,7 +38,7 @@ class KeptVideo:
     error: AvatarError | None = None
 
 
-Said = Event | WaitingInLine | KeptVideo | BaseException
+Said = Event | WaitingInQueue | KeptVideo | BaseException
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class QueuedRun:
                 case _:
                     self._log.append(what)
             match what:
-                case WaitingInLine(place):
+                case WaitingInQueue(place):
                     self.place = place
                 case KeptVideo() | BaseException():
                     self.outcome, self.ended = what, time.monotonic()
@@ -153,7 +153,7 @@ class QueuedRun:
             if self.outcome is not None:
                 begin = min(begin, len(self._log) - 1)
             before: list[Said] = [said for said in self._log[:begin] if isinstance(said, Notice)]
-            return [WaitingInLine(0 if self.begun else self.place), *before], begin
+            return [WaitingInQueue(0 if self.begun else self.place), *before], begin
 
     def _next(self, begin: int, seen: int, every_s: float) -> tuple[Said | None, int, int]:
         """The next event of the log from begin on, or a newer progress than that seen; None after every_s."""

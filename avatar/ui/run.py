@@ -19,7 +19,7 @@ from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reason
 from avatar.ui.i18n import Language, language_of, text
-from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInLine
+from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInQueue
 from avatar.ui.page_runs import PageRuns
 from avatar.ui.panels.gallery import render_gallery
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
@@ -65,7 +65,7 @@ class Generate:
         language = language_of(request)
         if not portrait:
             raise BadInput(text("no_portrait", language))
-        self.app_state.job_queue.check_room(visitor_of(request))
+        self.app_state.job_queue.check_not_full(visitor_of(request))
         said: SpokenText | None = None
         if source == TYPE:
             for said in self.typing.spoken_text(request, *typed_and_form[:5]):
@@ -90,7 +90,7 @@ class Generate:
         if not portrait:
             raise BadInput(text("no_portrait", language))
         visitor = visitor_of(request)
-        self.app_state.job_queue.check_room(visitor)
+        self.app_state.job_queue.check_not_full(visitor)
         reader = self.app_state.reader(visitor)
         for _ in reader.ahead(Path(portrait), Path(speech), STATUS_EVERY_S):
             yield {self.parts.status: gr.skip()}  # so that Gradio can end this once the page is gone
@@ -196,7 +196,7 @@ class Generate:
                 if not self.visits.is_current(visit, run):
                     return  # the page shows another run by now
                 match said:
-                    case WaitingInLine(place):
+                    case WaitingInQueue(place):
                         status = replace(status, state="waiting" if place else "running", place=place)
                     case Progress():
                         label = getattr(run.engine, "label", "") or status.label

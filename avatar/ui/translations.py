@@ -373,7 +373,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "error_WeightsMissing": ("The checkpoint is missing", "缺少模型权重"),
     "error_DoesNotFit": ("This cannot run here", "本机无法运行"),
     "error_WorkerLost": ("The engine stopped unexpectedly", "引擎意外中断"),
-    "error_LineFull": ("The queue is full", "队列已满"),
+    "error_QueueFull": ("The queue is full", "队列已满"),
     "line_full": (
         "The queue is full: {count} waiting. Please try again in a few minutes.",
         "队列已满：{count} 个视频在等待，请过几分钟再试。",

@@ -65,7 +65,7 @@ def waiting(page: Page) -> list[str]:
     return page.locator('.job[data-state="waiting"] strong').all_inner_texts()
 
 
-def in_line(page: Page, *numbers: int) -> None:
+def in_queue(page: Page, *numbers: int) -> None:
     """Wait until these takes are waiting in the queue, in this order."""
     expect(page.locator('.job[data-state="waiting"] strong')).to_have_text(
         [f"astronaut · take {number}" for number in numbers]
@@ -91,7 +91,7 @@ def test_five_dropped_recordings_become_five_videos(jobs: Server, visit: Visit, 
     files = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in takes]
     page.evaluate(DROP, [files, "audio/wav"])
     expect(page.locator(".job")).to_have_count(5)
-    in_line(page, 1, 2, 3, 4)
+    in_queue(page, 1, 2, 3, 4)
     visitor.wait_state("running")
     page.wait_for_function("document.querySelector('#live video')?.currentTime > 0.2")
     expect(page.locator('.job[data-state="done"]')).to_have_count(5, timeout=240_000)
@@ -116,21 +116,21 @@ def test_the_line_is_reordered_by_keyboard_and_by_dragging(jobs: Server, visit: 
     page = visitor.page
     choose_portrait(page)
     queue_files(page, takes)
-    in_line(page, 1, 2, 3, 4)
+    in_queue(page, 1, 2, 3, 4)
     page.get_by_role("button", name="Move up: astronaut · take 4").focus()
     page.keyboard.press("Enter")
-    in_line(page, 1, 2, 4, 3)
+    in_queue(page, 1, 2, 4, 3)
     focused = page.evaluate("[document.activeElement.dataset.action, document.activeElement.ariaLabel]")
     assert focused == ["up", "Move up: astronaut · take 4"], "the keyboard stays with its job"
     page.keyboard.press("Enter")
-    in_line(page, 1, 4, 2, 3)
+    in_queue(page, 1, 4, 2, 3)
     page.get_by_role("button", name="Move down: astronaut · take 1").click()
-    in_line(page, 4, 1, 2, 3)
+    in_queue(page, 4, 1, 2, 3)
     row = page.locator('.job[data-state="waiting"]')
     row.nth(3).drag_to(row.nth(0), target_position={"x": 60, "y": 3})
-    in_line(page, 3, 4, 1, 2)
+    in_queue(page, 3, 4, 1, 2)
     page.reload()
-    in_line(page, 3, 4, 1, 2)
+    in_queue(page, 3, 4, 1, 2)
     clear(page)
     assert waiting(page) == []
 

@@ -102,7 +102,7 @@ def test_the_second_waits_and_the_third_is_refused(
     second.wait_state("done")
 
 
-def test_leaving_the_line(small: Server, visit: Visit, long_speech: Path, short_speech: Path):
+def test_leaving_the_queue(small: Server, visit: Visit, long_speech: Path, short_speech: Path):
     first, second = visit(small.url), visit(small.url)
     begin(first, long_speech)
     second.choose(speech=short_speech)

@@ -289,7 +289,7 @@ def call(address: Address) -> Link:
 
 
 def test_who_leaves_at_once_leaves_the_door_open_and_nothing_behind(monkeypatch, ask):
-    """Hanging up may be noticed before rank 0 has put the visitor in line."""
+    """Hanging up may be noticed before rank 0 has put the visitor in the queue."""
     started = Service.start
 
     def start_and_lose(service: Service, heartbeat: Callable[[], object]) -> None:

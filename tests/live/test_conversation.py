@@ -186,10 +186,10 @@ def test_without_a_chat_what_was_said_is_said_back(talk, speech):
 def test_speaking_over_the_avatar_stops_it(talk, speech):
     conversation, watcher = talk()
     conversation.say("This is a very long sentence that goes on for quite a while. " * 6)
-    wait_until(lambda: conversation.session.spoken.waiting_s > 5, "it speaks")
+    wait_until(lambda: conversation.session.sound_queue.waiting_s > 5, "it speaks")
     speak(conversation, speech[:96_000])
     wait_until(lambda: any(one["type"] == "interrupted" for one in watcher.reported), "the interruption")
-    wait_until(lambda: conversation.session.spoken.waiting_s < 0.1, "silence")
+    wait_until(lambda: conversation.session.sound_queue.waiting_s < 0.1, "silence")
 
 
 def test_an_answer_that_is_cut_off_is_not_gone_on_with(talk, server):

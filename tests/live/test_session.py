@@ -59,7 +59,7 @@ def test_an_interruption_cuts_what_waits(session):
     assert session.interrupt()
     wait_until(lambda: not watcher.made[-1].sound.any(), "silence")
     assert sum(bool(one.sound.any()) for one in watcher.made) < 60
-    assert session.spoken.waiting_s == 0
+    assert session.sound_queue.waiting_s == 0
 
 
 def test_notices_and_pace_are_reported(engine):

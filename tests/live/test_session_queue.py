@@ -1,11 +1,11 @@
-"""Who has a session: one an engine, the others in line; who does not watch gives it up."""
+"""Who has a session: one an engine, the others in the queue; who does not watch gives it up."""
 
 from __future__ import annotations
 
 import pytest
 
 from avatar.errors import AvatarError
-from avatar.live.session_queue import PER_MINUTE, LiveFull, LiveLine
+from avatar.live.session_queue import PER_MINUTE, LiveQueueFull, LiveSessionQueue
 from avatar.preset import Preset
 from avatar.request import LiveRequest
 from tests.fixtures.server import wait_until
@@ -30,89 +30,89 @@ def clock():
 
 
 @pytest.fixture
-def line(engine, clock):
-    line = LiveLine([engine], most_waiting=3, per_visitor=2, clock=clock)
-    yield line
-    line.close()
+def session_queue(engine, clock):
+    session_queue = LiveSessionQueue([engine], most_waiting=3, per_visitor=2, clock=clock)
+    yield session_queue
+    session_queue.close()
 
 
 @pytest.fixture
-def ask(line, tmp_path):
+def ask(session_queue, tmp_path):
     def asked(visitor: str):
         folder = tmp_path / f"live-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         preset = Preset("test", "Test", "For tests", "preview")
-        return line.ask(LiveRequest(folder / "p.png", folder, preset, "me.png"), visitor)
+        return session_queue.ask(LiveRequest(folder / "p.png", folder, preset, "me.png"), visitor)
 
     return asked
 
 
-def test_the_first_begins_and_the_second_is_reported_its_place(line, ask, engine):
+def test_the_first_begins_and_the_second_is_reported_its_place(session_queue, ask, engine):
     first, second, third = ask("a"), ask("b"), ask("c")
-    assert [line.place(one) for one in (first, second, third)] == [0, 1, 2]
+    assert [session_queue.place(one) for one in (first, second, third)] == [0, 1, 2]
     assert first.session is not None
     assert second.session is None
-    line.end(first)
-    assert [line.place(one) for one in (second, third)] == [0, 1]
+    session_queue.end(first)
+    assert [session_queue.place(one) for one in (second, third)] == [0, 1]
     assert second.session is not None
     assert engine.num_runs == 2
     assert not first.request.work.exists()
 
 
-def test_a_session_that_nobody_watches_ends(line, ask, clock, engine):
+def test_a_session_that_nobody_watches_ends(session_queue, ask, clock, engine):
     ticket = ask("a")
-    line.connected(ticket)
+    session_queue.connected(ticket)
     clock.now = 100.0
     wait_until(lambda: ticket.watched_at == 100.0, "a look")
-    assert line.find(ticket.token) is ticket
-    line.left(ticket)
+    assert session_queue.find(ticket.token) is ticket
+    session_queue.left(ticket)
     clock.now = 129.0
-    assert line.find(ticket.token) is ticket
+    assert session_queue.find(ticket.token) is ticket
     clock.now = 131.0
-    wait_until(lambda: line.find(ticket.token) is None, "the end")
+    wait_until(lambda: session_queue.find(ticket.token) is None, "the end")
     assert ticket.session.over.wait(10)
     assert engine.running is None
 
 
-def test_an_abandoned_place_in_line_is_given_up(line, ask, clock):
+def test_an_abandoned_place_in_the_queue_is_given_up(session_queue, ask, clock):
     first, second, third = ask("a"), ask("b"), ask("c")
     for ticket in (first, third):
-        line.connected(ticket)
+        session_queue.connected(ticket)
     clock.now = 31.0
-    wait_until(lambda: line.find(second.token) is None, "the place is free")
-    assert line.place(third) == 1
+    wait_until(lambda: session_queue.find(second.token) is None, "the place is free")
+    assert session_queue.place(third) == 1
 
 
-def test_a_session_whose_engine_failed_frees_its_place(line, ask, engine):
+def test_a_session_whose_engine_failed_frees_its_place(session_queue, ask, engine):
     first, second = ask("a"), ask("b")
-    line.connected(first)
+    session_queue.connected(first)
     engine.failure = AvatarError("Lost.")
     wait_until(lambda: first.is_over, "the end")
     engine.failure = None
-    assert line.place(second) == 0
+    assert session_queue.place(second) == 0
 
 
 def test_visitors_and_the_line_are_limited(ask):
     ask("a"), ask("a")
-    with pytest.raises(LiveFull, match="already"):
+    with pytest.raises(LiveQueueFull, match="already"):
         ask("a")
     ask("b"), ask("c")
-    with pytest.raises(LiveFull, match="queue"):
+    with pytest.raises(LiveQueueFull, match="queue"):
         ask("d")
 
 
-def test_sessions_are_limited_in_rate(line, ask, clock):
+def test_sessions_are_limited_in_rate(session_queue, ask, clock):
     for _ in range(PER_MINUTE):
-        line.end(ask("a"))
-    with pytest.raises(LiveFull, match="minute"):
+        session_queue.end(ask("a"))
+    with pytest.raises(LiveQueueFull, match="minute"):
         ask("a")
-    line.end(ask("b"))
+    session_queue.end(ask("b"))
     clock.now = 61.0
-    line.end(ask("a"))
+    session_queue.end(ask("a"))
 
 
-def test_tokens_cannot_be_guessed(line, ask):
+def test_tokens_cannot_be_guessed(session_queue, ask):
     tokens = {ask("a").token, ask("b").token}
     assert len(tokens) == 2
     assert all(len(token) == 48 for token in tokens)
-    assert line.find("") is None
+    assert session_queue.find("") is None

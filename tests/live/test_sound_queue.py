@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from avatar.geometry import SOUND_HZ
-from avatar.live.sound_queue import FADE, GATHERED_S, MOST_AHEAD_S, MOST_WAITING_S, SpokenSound
+from avatar.live.sound_queue import FADE, GATHERED_S, MOST_AHEAD_S, MOST_WAITING_S, SoundQueue
 
 FRAME = 1920
 
@@ -22,13 +22,13 @@ def ones(count: int, value: int = 1000) -> np.ndarray:
 
 
 def test_silence_where_nothing_waits():
-    sound = SpokenSound()
+    sound = SoundQueue()
     assert not sound.take(FRAME).any()
     assert len(sound.take(FRAME)) == FRAME
 
 
 def test_a_voice_is_said_whole_and_in_order():
-    sound = SpokenSound(Clock())
+    sound = SoundQueue(Clock())
     said = np.arange(10 * FRAME, dtype=np.int16)
     for piece in np.array_split(said, 7):
         assert sound.add(piece)
@@ -38,7 +38,7 @@ def test_a_voice_is_said_whole_and_in_order():
 
 def test_uneven_packets_of_a_microphone_leave_no_gap():
     clock = Clock()
-    sound, taken = SpokenSound(clock), []
+    sound, taken = SoundQueue(clock), []
     for tick in range(100):
         clock.now = tick * 0.04
         if tick % 2 == 0:  # two packets at once, then none
@@ -52,7 +52,7 @@ def test_uneven_packets_of_a_microphone_leave_no_gap():
 
 def test_what_is_less_than_a_packet_is_said_after_a_moment():
     clock = Clock()
-    sound = SpokenSound(clock)
+    sound = SoundQueue(clock)
     sound.add(ones(500))
     assert not sound.take(FRAME).any()
     clock.now = GATHERED_S + 0.01
@@ -61,7 +61,7 @@ def test_what_is_less_than_a_packet_is_said_after_a_moment():
 
 def test_a_fast_microphone_clock_does_not_add_delay():
     clock = Clock()
-    sound = SpokenSound(clock)
+    sound = SoundQueue(clock)
     waiting = []
     for tick in range(10_000):
         clock.now = tick * 0.04
@@ -73,7 +73,7 @@ def test_a_fast_microphone_clock_does_not_add_delay():
 
 
 def test_a_cut_leaves_a_fade_and_then_silence():
-    sound = SpokenSound(Clock())
+    sound = SoundQueue(Clock())
     assert not sound.cut()
     sound.add(ones(SOUND_HZ))
     sound.take(FRAME)
@@ -88,7 +88,7 @@ def test_a_cut_leaves_a_fade_and_then_silence():
 
 
 def test_no_more_is_taken_than_three_minutes_ahead():
-    sound = SpokenSound(Clock())
+    sound = SoundQueue(Clock())
     assert sound.add(ones(round(MOST_WAITING_S * SOUND_HZ)))
     assert not sound.add(ones(1))
     assert sound.waiting_s == MOST_WAITING_S

@@ -169,7 +169,7 @@ def test_a_text_is_said_sentence_by_sentence_and_an_interruption_stops_it(client
         assert second["in_s"] > 0.5
         session = state.opened(token.removeprefix("live/")).ticket.session
         socket.send_json({"type": "interrupt"})
-        wait_until(lambda: session.spoken.waiting_s == 0, "silence")
+        wait_until(lambda: session.sound_queue.waiting_s == 0, "silence")
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_a_closed_page_frees_the_engine_at_once(client, state, engines):
     assert client.post(f"/{path}/leave").status_code == 204
     wait_until(lambda: engines[0].running is None, "the engine is free", 20)
     assert time.monotonic() - began < 20
-    assert state.line.find(path.removeprefix("live/")) is None
+    assert state.session_queue.find(path.removeprefix("live/")) is None
 
 
 def test_a_lost_connection_finds_its_session_again(client, state):
@@ -298,7 +298,7 @@ def test_a_lost_connection_finds_its_session_again(client, state):
             reported(socket, "begun")
             socket.send_json({"type": "hello", "video": "raw"})
             data(socket)
-    assert state.line.find(path.removeprefix("live/")).session.pace.num_frames > 0
+    assert state.session_queue.find(path.removeprefix("live/")).session.pace.num_frames > 0
 
 
 def test_a_failed_engine_is_explained_in_words(client, engines):

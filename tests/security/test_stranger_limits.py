@@ -116,7 +116,7 @@ def test_a_long_body_is_refused(stranger: Make):
         assert http.post(f"/gradio_api/{path}", json=data).status_code == 413, path
 
 
-def test_a_visitor_has_two_places_in_line(stranger: Make, ten_seconds: Path):
+def test_a_visitor_has_two_places_in_the_queue(stranger: Make, ten_seconds: Path):
     """The third is refused; another visitor is not."""
     one, two = stranger("203.0.113.1"), stranger("203.0.113.2")
     begun = []

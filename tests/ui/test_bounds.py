@@ -16,7 +16,7 @@ from avatar.errors import BadInput
 from avatar.media.files import check_file
 from avatar.runtime.gallery import Gallery, video_name
 from avatar.ui.examples import Examples
-from avatar.ui.job_queue import Asker, JobQueue, LineFull, QueuedRun
+from avatar.ui.job_queue import Asker, JobQueue, QueuedRun, QueueFull
 from avatar.ui.live_player import BEHIND, Segments
 from avatar.ui.request_guard import READ, WRITTEN, local_names, path_of, visitor_of
 from avatar.ui.uploads import IN_USE_S, NotUploaded, TooLarge, Uploads, UploadsFull
@@ -137,7 +137,7 @@ def test_a_visitor_has_so_many_places(tmp_path: Path):
         return job_queue.submit(request, draft, {}, Asker(visitor=visitor))
 
     runs = [submit("a"), submit("a")]
-    with pytest.raises(LineFull) as refused:
+    with pytest.raises(QueueFull) as refused:
         submit("a")
     assert refused.value.yours
     submit("b")

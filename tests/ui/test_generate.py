@@ -23,7 +23,7 @@ from avatar.runtime.gallery import owner_hash
 from avatar.speech.narration import Script
 from avatar.ui import framing_panel, point_editor
 from avatar.ui.examples import Examples
-from avatar.ui.job_queue import LineFull
+from avatar.ui.job_queue import QueueFull
 from avatar.ui.speakers import VoicesBusy
 from avatar.ui.typing_tab import choices
 
@@ -127,7 +127,7 @@ def test_a_second_press_of_the_same_page_replaces_the_first(page):
     assert 'data-state="done"' in list(second)[-1]["status"]
 
 
-def test_waiting_and_a_full_line(page):
+def test_waiting_and_a_full_queue(page):
     p = page(ScriptedEngine(hold=True), max_waiting=1)
     first, second = p.press(visit="a"), p.press(visit="b")
     next(first)
@@ -135,7 +135,7 @@ def test_waiting_and_a_full_line(page):
         time.sleep(0.01)
     waiting = [next(second) for _ in range(3)]
     assert any("You are next" in str(update.get("status")) for update in waiting)
-    with pytest.raises(LineFull):
+    with pytest.raises(QueueFull):
         next(p.press(visit="c"))
     second.close()
     first.close()

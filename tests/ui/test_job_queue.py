@@ -15,7 +15,7 @@ from avatar.hardware.inventory import Inventory
 from avatar.planning.planner import plan
 from avatar.preset import Preset, load_preset
 from avatar.runtime.gallery import Gallery, owner_hash, video_name
-from avatar.ui.job_queue import Asker, JobQueue, KeptVideo, LineFull, QueuedRun, WaitingInLine
+from avatar.ui.job_queue import Asker, JobQueue, KeptVideo, QueuedRun, QueueFull, WaitingInQueue
 
 PLANS = [plan(load_preset(name), Inventory.imagine(1, 80)) for name in ("80gb", "24gb")]
 
@@ -128,21 +128,21 @@ def test_one_at_a_time_and_places_move_up(counter):
     follow(first)
     assert isinstance(follow(second)[-1], KeptVideo)
     said = follow(third)
-    assert [one.place for one in said if isinstance(one, WaitingInLine)][:2] == [2, 1]
+    assert [one.place for one in said if isinstance(one, WaitingInQueue)][:2] == [2, 1]
     assert isinstance(said[-1], KeptVideo)
     order = [request.work.name for request in c.engine.requests]
     assert order == ["work-1", "work-2", "work-3"]
 
 
-def test_a_full_line_says_so(counter):
+def test_a_full_queue_says_so(counter):
     c = counter(ScriptedEngine(hold=True), max_waiting=1)
     first = c.submit()
     wait_until(lambda: c.job_queue.running is first)
     c.submit()
-    with pytest.raises(LineFull, match="The queue is full: 1 waiting"):
+    with pytest.raises(QueueFull, match="The queue is full: 1 waiting"):
         c.submit()
-    with pytest.raises(LineFull):
-        c.job_queue.check_room()
+    with pytest.raises(QueueFull):
+        c.job_queue.check_not_full()
 
 
 def test_stopping_a_run_keeps_what_was_made(counter):
@@ -169,7 +169,7 @@ def test_stopping_before_the_first_frame_keeps_nothing(counter):
     wait_until(lambda: not run.draft.exists())
 
 
-def test_leaving_the_line_while_another_runs(counter):
+def test_leaving_the_queue_while_another_runs(counter):
     c = counter(ScriptedEngine(hold=True))
     first = c.submit()
     wait_until(lambda: c.job_queue.running is first)
@@ -183,7 +183,7 @@ def test_leaving_the_line_while_another_runs(counter):
     c.engine.go.set()
     follow(first)
     said = follow(third)
-    assert [one.place for one in said if isinstance(one, WaitingInLine)][:2] == [2, 1], "it moved up at once"
+    assert [one.place for one in said if isinstance(one, WaitingInQueue)][:2] == [2, 1], "it moved up at once"
     assert isinstance(said[-1], KeptVideo)
 
 

@@ -40,9 +40,9 @@ def begun(folder: Path, options: Any, portrait: Path | None, asked: Any) -> Live
         taken.append(request)
         return SimpleNamespace(token="t")
 
-    line = SimpleNamespace(check_room=lambda visitor: None, ask=ask)
+    session_queue = SimpleNamespace(check_not_full=lambda visitor: None, ask=ask)
     app_state = SimpleNamespace(
-        live=SimpleNamespace(options=options, line=line),
+        live=SimpleNamespace(options=options, session_queue=session_queue),
         reader=lambda visitor: Reader(),
         examples=Examples(),
         limits=LIMITS,

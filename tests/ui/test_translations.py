@@ -19,7 +19,7 @@ from avatar.preset import Rung, load_preset, load_presets
 from avatar.settings import SETTINGS
 from avatar.ui.error_messages import reports_errors
 from avatar.ui.i18n import browser_table, language_of, text
-from avatar.ui.job_queue import LineFull
+from avatar.ui.job_queue import QueueFull
 from avatar.ui.translations import NOTICES, RUNGS, SHORTFALL_TEXTS, TEXT
 
 UI = Path(__file__).resolve().parents[2] / "avatar" / "ui"
@@ -139,7 +139,7 @@ def test_every_rung_has_a_name():
     ("raised", "language", "says"),
     [
         (BadInput("x.png is no picture.", "Use a PNG."), "en", "x.png is no picture. Use a PNG."),
-        (LineFull(3), "zh", "3 个视频在等待"),
+        (QueueFull(3), "zh", "3 个视频在等待"),
         (AvatarError("No."), "en", "No."),
     ],
 )

@@ -31,7 +31,7 @@ MOST_MESSAGE_BYTES = 64 * 2**10
 MOST_MESSAGES_PER_S = 120
 MOST_SOUND_BYTES_PER_S = 2.5 * 2 * SOUND_HZ  # of 16-bit samples; allows a burst after a network stall
 MOST_QUEUED = 25  # frames not yet sent over a slow network; beyond, all are dropped and the stream restarts
-LINE_EVERY_S = 0.5
+PLACE_EVERY_S = 0.5
 POLICY, TOO_LARGE, GONE = 1008, 1009, 4404
 VIDEO = ("fmp4", "raw", "none")
 RAW_HEADER = struct.Struct("<4sIHHI")  # "LIVE", first frame, width, height, number of samples
@@ -63,8 +63,8 @@ class LiveSocket:
 
     async def serve(self) -> None:
         """Wait in the queue, then pass messages both ways until the end."""
-        line, ticket = self._state.line, self._opened.ticket
-        line.connected(ticket)
+        session_queue, ticket = self._state.session_queue, self._opened.ticket
+        session_queue.connected(ticket)
         sender = asyncio.create_task(self._send())
         try:
             await self._receive()
@@ -74,20 +74,20 @@ class LiveSocket:
             sender.cancel()
             if self._viewer is not None and ticket.session is not None:
                 ticket.session.leave(self._viewer)
-            line.left(ticket)
+            session_queue.left(ticket)
 
     async def _send(self) -> None:
         """Send the place in the queue, then the session's frames and events."""
         ticket, place = self._opened.ticket, -1
         while ticket.session is None and ticket.error is None:
-            now = self._state.line.place(ticket)
+            now = self._state.session_queue.place(ticket)
             if ticket.is_over:
                 await self._close(GONE, self._words.text("live_over"))
                 return
             if now != place:
                 place = now
                 await self._tell({"type": "waiting", "place": place})
-            await asyncio.sleep(LINE_EVERY_S)
+            await asyncio.sleep(PLACE_EVERY_S)
         if ticket.session is None:
             assert ticket.error is not None
             await self._tell({"type": "end", "reason": self._words.error(ticket.error)})
