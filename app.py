@@ -304,7 +304,7 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
     from avatar.live.speech_recognition import WHISPER, hear_address, recogniser
     from avatar.live.state import LiveOptions, LiveState
     from avatar.live.transports.webrtc import IceServer
-    from avatar.media.framing import wished
+    from avatar.media.framing import parse_picture
     from avatar.planning.verdict import judge
     from avatar.runtime.factory import open_engine
 
@@ -317,7 +317,7 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
         system_prompt=args.chat_prompt or SYSTEM_PROMPT,
         ice=[IceServer.parse(one) for one in args.ice_servers],
         portrait=args.live_image,
-        picture=wished(**{name: getattr(args, f"live_{name}") for name in PICTURE}),
+        picture=parse_picture(**{name: getattr(args, f"live_{name}") for name in PICTURE}),
     )
     toy = preset.requires.weights == "tiny"
     gpus = judge(preset, probe(args.weights)).uuids

@@ -17,7 +17,7 @@ from avatar.hardware.inventory import Inventory
 from avatar.long.job import LONGEST, Job
 from avatar.media.faces import face_words
 from avatar.media.files import LONGEST_NAME_BYTES, joined_name
-from avatar.media.framing import wished
+from avatar.media.framing import parse_picture
 from avatar.paths import is_dir
 from avatar.planning.preset_choice import choose
 from avatar.planning.verdict import require
@@ -49,24 +49,24 @@ _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0
 class BatchEntry:
     """One video of a batch. name: also its file's.
 
-    script: the text to speak if there is no audio. picture: the face that speaks, and the framing. wishes:
+    script: the text to speak if there is no audio. picture: the face that speaks, and the framing. options:
     all other keys of the job.
     """
 
     name: str
     image: Path
     audio: Path | None
-    wishes: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     script: Script | None = None
     picture: Picture = field(default_factory=Picture)
 
     def job(self, output: Path, inventory: Inventory, resume: bool) -> Job:
         """The job, its preset resolved for a machine. Raises: AvatarError."""
-        wishes = dict(self.wishes)
-        settings = {key: wishes[key] for key in SETTINGS if key in wishes}
-        also = [key for key in ("points", "head_only") if wishes.get(key)]
+        options = dict(self.options)
+        settings = {key: options[key] for key in SETTINGS if key in options}
+        also = [key for key in ("points", "head_only") if options.get(key)]
         also += self.picture.demands
-        preset = choose(wishes.get("preset", "auto"), settings, inventory, also)
+        preset = choose(options.get("preset", "auto"), settings, inventory, also)
         require(preset, inventory)
         return Job(
             image=self.image,
@@ -74,13 +74,13 @@ class BatchEntry:
             output=output / f"{self.name}.mp4",
             preset=preset,
             script=self.script,
-            points=Path(wishes["points"]) if "points" in wishes else None,
-            head_only=wishes.get("head_only", False),
+            points=Path(options["points"]) if "points" in options else None,
+            head_only=options.get("head_only", False),
             picture=self.picture,
-            max_duration_s=wishes.get("max_duration"),
-            checkpoint_every=wishes.get("checkpoint_every"),
-            independent=wishes.get("independent", False),
-            keep_parts=wishes.get("keep_parts", False),
+            max_duration_s=options.get("max_duration"),
+            checkpoint_every=options.get("checkpoint_every"),
+            independent=options.get("independent", False),
+            keep_parts=options.get("keep_parts", False),
             resume=resume,
             tokenizer=inventory.checkpoint.tokenizer,
         )
@@ -175,13 +175,13 @@ def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> lis
     row = {key: face_words(value) if key == "face" else value for key, value in row.items()}
     for key, value in row.items():
         _check(key, value, where)
-    picture = wished(f"{where}: ", **{name: row[name] for name in PICTURE if name in row})
+    picture = parse_picture(f"{where}: ", **{name: row[name] for name in PICTURE if name in row})
     script = _script(row, where, folder)
     images = _paths(row.get("image"), "image", where, folder, files)
     audios = [None] if script else _paths(row.get("audio"), "audio", where, folder, files)
-    wishes = {key: value for key, value in row.items() if key not in _OF_ENTRY}
-    if "points" in wishes:
-        wishes["points"] = str(folder / wishes["points"])
+    options = {key: value for key, value in row.items() if key not in _OF_ENTRY}
+    if "points" in options:
+        options["points"] = str(folder / options["points"])
     prefix = row.get("name", "")
     if prefix and (set(prefix) & set("/\\\0") or prefix.startswith(".")):
         raise BadInput(f"{where}: name {prefix!r} cannot name a file.", "Choose a plain name.")
@@ -189,8 +189,8 @@ def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> lis
         raise BadInput(f"{where}: name {prefix[:40]!r}… is too long for a file.", "Choose a shorter name.")
     pairs = [(image, audio) for image in images for audio in audios]
     if prefix and len(pairs) == 1:
-        return [BatchEntry(prefix, *pairs[0], wishes, script, picture)]
-    return [BatchEntry(_name(prefix, pair), *pair, wishes, script, picture) for pair in pairs]
+        return [BatchEntry(prefix, *pairs[0], options, script, picture)]
+    return [BatchEntry(_name(prefix, pair), *pair, options, script, picture) for pair in pairs]
 
 
 def _script(row: Mapping[str, Any], where: str, folder: Path) -> Script | None:

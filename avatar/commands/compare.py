@@ -34,7 +34,7 @@ from avatar.compare.result import (
     open_folder,
     write,
 )
-from avatar.compare.runs import Runs, wishes_of
+from avatar.compare.runs import Runs, base_settings_of
 from avatar.compare.table import grid, markdown, remarks
 from avatar.compare.timed_cells import TimedRuns
 from avatar.compose.side_by_side import MOST_VIDEOS, side_by_side
@@ -163,14 +163,14 @@ def _make(
     before: dict[str, Any],
     work: Path,
 ) -> Stop:
-    wishes = wishes_of(args.preset, settings, cells)
-    wishes |= {} if args.points is None else {"points": str(args.points)}
+    base_settings = base_settings_of(args.preset, settings, cells)
+    base_settings |= {} if args.points is None else {"points": str(args.points)}
     runs = Runs(
         comparison,
         cells,
         image=args.image,
         audio=args.audio,
-        wishes=wishes,
+        base_settings=base_settings,
         before=before,
         inventory=probe(args.ckpt_dir, outputs=args.output),
         work=work,
@@ -196,7 +196,7 @@ def _time(
     runs = TimedRuns(
         comparison,
         cells,
-        wishes=wishes_of(args.preset, settings, cells),
+        base_settings=base_settings_of(args.preset, settings, cells),
         before=before,
         inventory=inventory,
         num_blocks=args.blocks,

@@ -114,10 +114,10 @@ def size_of(portrait: Path, preset: Preset) -> Size:
 
 def _inventory(args: argparse.Namespace) -> Inventory:
     """This machine, or the imagined one of the flags. Raises: BadInput when the flags are incomplete."""
-    wishes = {"compute_capability": args.compute_capability, "host_ram_gib": args.ram}
-    wishes = {name: value for name, value in wishes.items() if value is not None}
+    imagined = {"compute_capability": args.compute_capability, "host_ram_gib": args.ram}
+    imagined = {name: value for name, value in imagined.items() if value is not None}
     if args.gpus is None and args.vram is None:
-        if wishes:
+        if imagined:
             raise BadInput(
                 "--ram and --compute_capability describe an imagined machine.", "Give --gpus and --vram too."
             )
@@ -138,7 +138,7 @@ def _inventory(args: argparse.Namespace) -> Inventory:
             raise BadInput(
                 f"--compute_capability is {args.compute_capability[:20]!r}.", 'Write it like "8.9".'
             ) from error
-    return Inventory.imagine(args.gpus, args.vram, **wishes)
+    return Inventory.imagine(args.gpus, args.vram, **imagined)
 
 
 def _print(planned: Plan) -> None:

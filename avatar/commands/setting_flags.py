@@ -10,7 +10,7 @@ from typing import Any
 from avatar.errors import BadInput
 from avatar.geometry import FPS
 from avatar.hardware.inventory import Inventory
-from avatar.media.framing import wished
+from avatar.media.framing import parse_picture
 from avatar.planning.preset_choice import choose
 from avatar.preset import Preset
 from avatar.settings import PICTURE, SETTINGS, SHOWN, Declared, Picture
@@ -47,7 +47,7 @@ def add_picture(parser: argparse.ArgumentParser) -> None:
 
 def chosen_picture(args: argparse.Namespace) -> Picture:
     """Who speaks and what is shown, by the flags. Raises: BadInput."""
-    return wished(**{name: getattr(args, name) for name in PICTURE})
+    return parse_picture(**{name: getattr(args, name) for name in PICTURE})
 
 
 def add_declared(group: argparse._ArgumentGroup, one: Declared) -> None:

@@ -35,16 +35,16 @@ class Runs:
         *,
         image: Path,
         audio: Path,
-        wishes: dict[str, Any],
+        base_settings: dict[str, Any],
         before: dict[str, dict[str, Any]],
         inventory: Inventory,
         work: Path,
     ) -> None:
-        """wishes: keys of a batch job common to all cells. before: rows of an earlier run, by name."""
+        """base_settings: keys of a batch job common to all cells. before: rows of an earlier run, by name."""
         self._comparison, self._inventory = comparison, inventory
         entries = []
         for cell in cells:
-            own = {**wishes, **cell.settings}
+            own = {**base_settings, **cell.settings}
             made_from = _digest([own, _preset_of(own, inventory), file_digest(image), file_digest(audio)])
             row = Row(cell.name, cell.label, dict(cell.settings), made_from=made_from)
             comparison.rows.append(row)
@@ -108,7 +108,7 @@ def _preset_of(own: dict[str, Any], inventory: Inventory) -> dict[str, Any] | No
         return None
 
 
-def wishes_of(preset: str, settings: dict[str, Any], cells: Sequence[Cell]) -> dict[str, Any]:
+def base_settings_of(preset: str, settings: dict[str, Any], cells: Sequence[Cell]) -> dict[str, Any]:
     """The settings common to all cells. Raises: BadInput for a setting that is both given and varied."""
     varied = set(cells[0].settings)
     for name in settings:

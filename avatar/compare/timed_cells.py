@@ -35,7 +35,7 @@ class TimedRuns:
         comparison: Comparison,
         cells: Sequence[Cell],
         *,
-        wishes: Mapping[str, Any],
+        base_settings: Mapping[str, Any],
         before: Mapping[str, Mapping[str, Any]],
         inventory: Inventory,
         num_blocks: int,
@@ -47,7 +47,7 @@ class TimedRuns:
         self._cancelled = threading.Event()
         comparison.notes.append(_NOT_MEASURED)
         for cell in cells:
-            own = {**wishes, **cell.settings}
+            own = {**base_settings, **cell.settings}
             settings = {name: value for name, value in own.items() if name in SETTINGS}
             choose(own[PRESET], settings, inventory)  # raises before anything runs
             made_from = _digest([own, num_blocks])

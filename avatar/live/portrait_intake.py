@@ -39,10 +39,10 @@ def open_live_request(
     head_only: bool = False,
     limits: InputLimits | None = None,
     reader: Reader | None = None,
-    wish: Picture | None = None,
+    picture_settings: Picture | None = None,
     finder: FaceFinder | None = None,
 ) -> LiveRequest:
-    """A request with its own subfolder of `folder`. wish, finder: see media.intake.open_request.
+    """A request with its own subfolder of `folder`. picture_settings, finder: see media.intake.open_request.
 
     Raises: BadInput for a picture that cannot be used.
     """
@@ -50,7 +50,7 @@ def open_live_request(
     preview = preset.engine == "preview"
     picture = (reader or Reader()).portrait(portrait, name=name, limits=limits)
     points = dict(face_points) if face_points and preview else None
-    shown = framed(picture.pixels, wish or Picture(), name, points=points, finder=finder)
+    shown = framed(picture.pixels, picture_settings or Picture(), name, points=points, finder=finder)
     try:
         work = Path(tempfile.mkdtemp(prefix="live-", dir=folder))
     except OSError as error:

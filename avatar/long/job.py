@@ -90,7 +90,7 @@ class Job:
             prompt=self.preset.generation.prompt,
             face_points=self._face_points(),
             head_only=self.head_only,
-            wish=self.picture,
+            picture_settings=self.picture,
             finder=Finder(),
             limits=self._limits(long),
             tokenizer=self.tokenizer,

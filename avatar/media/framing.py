@@ -53,8 +53,8 @@ class Framed:
     notices: tuple[Notice, ...] = field(default_factory=tuple)
 
 
-def wished(where: str = "", **given: object) -> Picture:
-    """What of a picture is wished, from what a user gave; None leaves a setting as it is.
+def parse_picture(where: str = "", **given: object) -> Picture:
+    """The picture settings that a user gave; None leaves a setting at its default.
 
     where: put before a setting's name. Raises: BadInput for a wrong type or value.
     """
@@ -63,40 +63,40 @@ def wished(where: str = "", **given: object) -> Picture:
 
 def framed(
     pixels: np.ndarray,
-    wish: Picture,
+    picture_settings: Picture,
     name: str,
     *,
     points: Mapping[str, Point] | None = None,
     finder: FaceFinder | None = None,
 ) -> Framed:
-    """The portrait as it is wished: its face chosen, cut and extended, and hand-placed points with it.
+    """The portrait as its settings ask: its face chosen, cut and extended, and hand-placed points with it.
 
     pixels: uint8 (H, W, 3) RGB. name: the portrait's, for messages. points: by name, fractions.
-    finder: needed where a face or a crop is wished; also tells what is cut off where a picture is extended.
+    finder: needed where a face or a crop is asked for; also tells what is cut off where a picture is extended.
     Raises: BadInput when there is no such face.
     """
     height, width = pixels.shape[:2]
-    whole = wish.framing == "whole"
+    whole = picture_settings.framing == "whole"
     box: FaceBox | None = None
     notices: list[Notice] = []
-    if points and wish.face:
+    if points and picture_settings.face:
         raise BadInput("Face points say which face speaks; so does face.", "Leave one of them out.")
-    if wish.face or not whole:
+    if picture_settings.face or not whole:
         assert finder is not None, "a face is to be found"
         if points:
             box = finder.placed(points, width, height)
         else:
             found = finder.faces(pixels)
-            index = chosen(found, wish.face, name)
+            index = chosen(found, picture_settings.face, name)
             box = found.boxes[index]
-            notices = several_faces(len(found.boxes), index, bool(wish.face), name)
-    cut = cut_of(width, height, wish, box)
+            notices = several_faces(len(found.boxes), index, bool(picture_settings.face), name)
+    cut = cut_of(width, height, picture_settings, box)
     if cut != Cut(0, 0, width, height):
         if finder is not None and _reaches_beyond(cut, width, height):  # later none can tell: there is blur
             notices += finder.cut_off(pixels, points, box, name)
         points = _followed(points, cut, width, height)
-        picture = _cut_out(pixels, cut, wish.extend)
-        size = size_of(cut, wish)
+        picture = _cut_out(pixels, cut, picture_settings.extend)
+        size = size_of(cut, picture_settings)
         if size[0] > picture.width:
             notices.append(_enlarged(picture, name))
         if size != picture.size:
@@ -110,15 +110,15 @@ def framed(
     )
 
 
-def cut_of(width: int, height: int, wish: Picture, box: FaceBox | None) -> Cut:
-    """The rectangle that a wish means in a picture of width x height. box: of the face; for crops."""
-    shape = SHAPES.get(wish.aspect, width / height)
-    if wish.framing == "whole":
+def cut_of(width: int, height: int, picture_settings: Picture, box: FaceBox | None) -> Cut:
+    """The rectangle that the settings mean in a picture of width x height. box: of the face; for crops."""
+    shape = SHAPES.get(picture_settings.aspect, width / height)
+    if picture_settings.framing == "whole":
         left, top, right, bottom = 0.0, 0.0, float(width), float(height)
         headroom = 0.5
     else:
         assert box is not None, "a crop is about a face"
-        left, top, right, bottom = _around(box, wish.framing, width, height)
+        left, top, right, bottom = _around(box, picture_settings.framing, width, height)
         headroom = HEADROOM
     wide, tall = max(right - left, (bottom - top) * shape), max(bottom - top, (right - left) / shape)
     left = _placed(left - (wide - (right - left)) / 2, wide, width)
@@ -130,12 +130,12 @@ def _reaches_beyond(cut: Cut, width: int, height: int) -> bool:
     return min(cut.left, cut.top) < 0 or cut.left + cut.width > width or cut.top + cut.height > height
 
 
-def size_of(cut: Cut, wish: Picture) -> tuple[int, int]:
+def size_of(cut: Cut, picture_settings: Picture) -> tuple[int, int]:
     """Width and height at which engines get a cut: small crops enlarged, nothing beyond the working size."""
     scale = WORKING_SIDE_PX / max(cut.width, cut.height)
-    if wish.framing != "whole":
+    if picture_settings.framing != "whole":
         scale = min(scale, max(1.0, SMALLEST_CROP_PX / min(cut.width, cut.height)))
-    scale = min(scale, 1.0) if wish.framing == "whole" else scale
+    scale = min(scale, 1.0) if picture_settings.framing == "whole" else scale
     return max(1, round(cut.width * scale)), max(1, round(cut.height * scale))
 
 

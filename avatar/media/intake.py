@@ -55,7 +55,7 @@ def open_request(
     captions: tuple[Caption, ...] = (),
     burn_captions: bool = False,
     spoken: str = "",
-    wish: Picture | None = None,
+    picture_settings: Picture | None = None,
     finder: FaceFinder | None = None,
 ) -> Request:
     """Check everything that a user gave; write portrait.png and speech.wav into work.
@@ -63,7 +63,7 @@ def open_request(
     portrait_name, speech_name: the user's own file names, where the paths are those of uploads.
     tokenizer: the folder of the checkpoint's, by which prompts are counted; None: the engine counts them.
     reader: how the files are decoded; by default in this process. captions, spoken: of the speech, see
-    Request. wish: who of the portrait speaks and what of it is shown. finder: of faces, needed for that.
+    Request. picture_settings: which face speaks and what is shown. finder: of faces, needed for that.
     On refusal nothing is left behind in work, nor work itself if it was made here. Raises: BadInput.
     """
     portrait, speech, output, work = Path(portrait), Path(speech), Path(output), Path(work)
@@ -83,7 +83,7 @@ def open_request(
         find_font("".join(one.text for one in captions))  # refuses letters that no font here has
     check_file(speech, speech_name, limits.max_speech_bytes, "speech")
     picture = reader.portrait(portrait, name=portrait_name, limits=limits)
-    shown = framed(picture.pixels, wish or Picture(), portrait_name, points=points, finder=finder)
+    shown = framed(picture.pixels, picture_settings or Picture(), portrait_name, points=points, finder=finder)
     height, width = shown.pixels.shape[:2]
     video_size(preset.engine, width, height, preset.generation.size)  # refuses what has no room for it
     with ExitStack() as undo:

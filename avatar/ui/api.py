@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from avatar.errors import BadInput
-from avatar.media.framing import wished
+from avatar.media.framing import parse_picture
 from avatar.settings import PICTURE, Picture, Speaking
 from avatar.ui import payloads, point_editor
 from avatar.ui.app_state import AppState
@@ -93,7 +93,7 @@ class Endpoints:
         language = language_of(request)
         settings, face_points = payloads.settings(settings), payloads.face_points(face_points)
         head_only = payloads.truth(head_only, "head_only")
-        picture = wished(face=face, framing=framing, aspect=aspect, extend=extend)
+        picture = parse_picture(face=face, framing=framing, aspect=aspect, extend=extend)
         if not portrait or not (speech or words):
             raise BadInput(text("no_portrait" if not portrait else "no_speech", language))
         if speech and words:

@@ -265,7 +265,7 @@ class AppState:
                 captions=captions,
                 burn_captions=burn_captions,
                 spoken=spoken,
-                wish=picture,
+                picture_settings=picture,
                 finder=Finder(),
             )
             settings, ledger = used_settings(name, request), None

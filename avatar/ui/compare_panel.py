@@ -149,7 +149,7 @@ class ComparePanel:
             "prompt": prompt or "",
             "face_points": framing_panel.answer(asked),
             "head_only": point_editor.head_only(asked),
-            "picture": framing_panel.wish(asked),
+            "picture": framing_panel.picture_settings(asked),
             "owner": owner,
             "visitor": visitor_of(request),
             "visit": visit,

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from avatar.errors import BadInput
 from avatar.media.faces import FaceBox
-from avatar.media.framing import cut_of, size_of, wished
+from avatar.media.framing import cut_of, parse_picture, size_of
 from avatar.settings import Aspect, Framing, Picture
 from avatar.ui.i18n import Language, text
 from avatar.ui.payloads import face_points, mapping
@@ -76,16 +76,16 @@ def answer(value: Mapping[str, Any] | None) -> Points | None:
     return face_points(value.get("points"))
 
 
-def wish(value: Mapping[str, Any] | None) -> Picture:
+def picture_settings(value: Mapping[str, Any] | None) -> Picture:
     """Who speaks and what is shown, from the panel's value. Raises: BadInput for a value no page sends."""
     value = mapping(value)
     given = {name: value[name] for name in KEPT if value.get(name)}
     faces, index = value.get("faces"), value.get("face")
     if answer(value) or not isinstance(faces, list) or len(faces) < 2 or type(index) is not int:
-        return wished(**given)
+        return parse_picture(**given)
     box = box_of(faces[index] if 0 <= index < len(faces) else None)
     x, y = (min(1.0, max(0.0, part)) for part in box.middle)
-    return wished(face=f"{x:.6f},{y:.6f}", **given)
+    return parse_picture(face=f"{x:.6f},{y:.6f}", **given)
 
 
 def box_of(face: Any) -> FaceBox:

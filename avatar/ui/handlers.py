@@ -213,7 +213,7 @@ class PageCallbacks:
         preset = self._with_form(name, values) or self._resolved(name)[0]
         look = point_editor.look_at(path, self.app_state.examples, limits, preset=preset, reader=reader)
         question = point_editor.question(look, path, language, preset.engine, before)
-        shape = framing_panel.shape_of(question["value"], framing_panel.wish(question["value"]))
+        shape = framing_panel.shape_of(question["value"], framing_panel.picture_settings(question["value"]))
         yield {p.points: question, **self._seen(shape, look.notices, name, values, language)}
 
     def framing_changed(
@@ -223,11 +223,13 @@ class PageCallbacks:
         if not portrait:
             return {self.parts.points: gr.skip()}
         language, value = language_of(request), mapping(value)
-        wish, points = framing_panel.wish(value), framing_panel.answer(value)
-        shape, placed = framing_panel.shape_of(value, wish), framing_panel.placed(value)
+        picture_settings, points = framing_panel.picture_settings(value), framing_panel.answer(value)
+        shape, placed = framing_panel.shape_of(value, picture_settings), framing_panel.placed(value)
         preset = self._with_form(name, values) or self._resolved(name)[0]
         reader, limits = self.app_state.reader(visitor_of(request)), self.app_state.limits
-        notices = point_editor.concerns_about(Path(portrait), wish, points, preset, limits, reader)
+        notices = point_editor.concerns_about(
+            Path(portrait), picture_settings, points, preset, limits, reader
+        )
         seen = self._seen(shape, notices, name, values, language)
         return {self.parts.points: gr.update(placed=placed), **seen}
 
@@ -375,8 +377,8 @@ class PageCallbacks:
         p = self.parts
         resolved, offered = self._resolved(name)
         own = flat(resolved)
-        wished = {key: value for key, value in (settings or {}).items() if key in offered}
-        values = {key: _usable(resolved, key, wished.get(key), own[key]) for key in FORM}
+        chosen = {key: value for key, value in (settings or {}).items() if key in offered}
+        values = {key: _usable(resolved, key, chosen.get(key), own[key]) for key in FORM}
         form = {
             part: gr.update(value=values[key], visible=key in offered, interactive=key in offered)
             for key, part in p.form.items()
@@ -428,9 +430,9 @@ class PageCallbacks:
         return render_plan(plan, language, refusal, size_words(preset, language, shape) if shape else "")
 
 
-def _usable(preset: Preset, name: str, wished: Any, own: Any) -> Any:
+def _usable(preset: Preset, name: str, chosen: Any, own: Any) -> Any:
     """A setting's kept value, or the preset's own if the kept one is invalid."""
     try:
-        return own if wished is None else flat(preset.with_settings(**{name: wished}))[name]
+        return own if chosen is None else flat(preset.with_settings(**{name: chosen}))[name]
     except BadInput:  # kept by an earlier version, or tampered with
         return own

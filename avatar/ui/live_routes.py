@@ -22,7 +22,7 @@ from avatar.live.state import LiveState, OpenSession
 from avatar.live.transports.webrtc import MOST_SDP_BYTES, Peer
 from avatar.live.transports.websocket import GONE, LiveSocket
 from avatar.media.faces import face_words
-from avatar.media.framing import wished
+from avatar.media.framing import parse_picture
 from avatar.runtime.gallery import owner_hash
 from avatar.settings import PICTURE, refuse_settings
 from avatar.ui.app_state import AppState
@@ -124,7 +124,7 @@ def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], 
     app_state.uploads.check([{"path": portrait, "meta": {"_type": "gradio.FileData"}}])
     owner = asked.get("owner")
     given = {name: asked.get(name) for name in PICTURE}
-    picture = wished(**{**given, "face": face_words(given["face"])})
+    picture = parse_picture(**{**given, "face": face_words(given["face"])})
     refuse_settings(state.options.preset.engine, picture.demands)
     request = open_live_request(
         Path(portrait),
@@ -134,7 +134,7 @@ def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], 
         face_points=asked.get("points") if isinstance(asked.get("points"), dict) else None,
         limits=app_state.limits,
         reader=app_state.reader(visitor),
-        wish=picture,
+        picture_settings=picture,
         finder=Finder(),
     )
     return state.session_queue.ask(request, visitor, owner_hash(owner if isinstance(owner, str) else ""))

@@ -139,7 +139,7 @@ class LivePanel:
             head_only=point_editor.head_only(asked),
             limits=app_state.limits,
             reader=reader,
-            wish=framing_panel.wish(asked) if own == Picture() else own,
+            picture_settings=framing_panel.picture_settings(asked) if own == Picture() else own,
             finder=Finder(),
         )
         ticket = state.session_queue.ask(live, visitor, owner_hash(owner))

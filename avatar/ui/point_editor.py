@@ -122,7 +122,12 @@ def look_at(
 
 
 def concerns_about(
-    portrait: Path, wish: Picture, points: Points | None, preset: Preset, limits: InputLimits, reader: Reader
+    portrait: Path,
+    picture_settings: Picture,
+    points: Points | None,
+    preset: Preset,
+    limits: InputLimits,
+    reader: Reader,
 ) -> tuple[Notice, ...]:
     """What makes the speech hard to see in a portrait framed as chosen. Raises: BadInput."""
     from avatar.media.framing import framed
@@ -131,7 +136,7 @@ def concerns_about(
     from avatar.preview.portrait_notices import concerns
 
     pixels = reader.portrait(portrait, name=portrait.name, limits=limits).pixels
-    shown = framed(pixels, wish, portrait.name, points=points, finder=Finder())
+    shown = framed(pixels, picture_settings, portrait.name, points=points, finder=Finder())
     height, width = shown.pixels.shape[:2]
     size = video_size(preset.engine, width, height, preset.generation.size)
     face = None if points else find_face(shown.pixels).face

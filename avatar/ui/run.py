@@ -112,7 +112,7 @@ class Generate:
             prompt=prompt or "",
             face_points=framing_panel.answer(asked),
             head_only=point_editor.head_only(asked),
-            picture=framing_panel.wish(asked),
+            picture=framing_panel.picture_settings(asked),
             owner=owner,
             visitor=visitor,
             visit=request.session_hash or "",

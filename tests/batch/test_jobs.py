@@ -183,7 +183,7 @@ def test_csv_of_any_spreadsheet_is_read(files, delimiter, first):
     rows = [["image", "audio", "max_duration", "name"], ["a.png", "hello.wav", seconds, "x"]]
     text = first + "\n".join(delimiter.join(row) for row in [*rows, ["", "", "", ""]]) + "\n"
     (entry,) = read_jobs(write(files, text, "jobs.csv")).entries
-    assert (entry.name, entry.wishes["max_duration"]) == ("x", 2.5)
+    assert (entry.name, entry.options["max_duration"]) == ("x", 2.5)
 
 
 def test_csv_of_another_encoding_is_reported(files):

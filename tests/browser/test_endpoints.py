@@ -71,14 +71,14 @@ def test_a_face_and_framing_are_given_by_name(client: Client, server: Server, sh
     before = server.videos()
     given = {"portrait": handle_file(str(PORTRAIT)), "speech": handle_file(str(short_speech))}
     given |= {"preset": "cpu-preview", "settings": {"size": "256*256"}, "api_name": "/generate"}
-    for wish, reported in (
+    for extra, reported in (
         ({"face": "2"}, r"no face 2 in .*: 1 face"),
         ({"face": "left"}, "face is 'left'"),
         ({"framing": "legs"}, "head, shoulders, half, whole"),
         ({"extend": "red"}, "blur, or a colour"),
     ):
         with pytest.raises(exceptions.AppError, match=reported):
-            client.predict(**given, **wish)
+            client.predict(**given, **extra)
     assert server.videos() == before
     video = client.predict(**given, face="1", framing="head", aspect="9:16")
     with av.open(video) as film:

@@ -6,7 +6,7 @@ import pytest
 
 from avatar.errors import BadInput
 from avatar.media.faces import FaceBox, FoundFaces, chosen, face_words, several_faces
-from avatar.media.framing import wished
+from avatar.media.framing import parse_picture
 
 TWO = FoundFaces((FaceBox(0.1, 0.2, 0.3, 0.5), FaceBox(0.6, 0.1, 0.9, 0.6)), main=1)
 OVERLAPPING = FoundFaces((FaceBox(0.1, 0.1, 0.5, 0.5), FaceBox(0.3, 0.1, 0.7, 0.5)))
@@ -16,7 +16,7 @@ OVERLAPPING = FoundFaces((FaceBox(0.1, 0.1, 0.5, 0.5), FaceBox(0.3, 0.1, 0.7, 0.
     ("face", "index"), [("", 1), ("1", 0), ("2", 1), ("0.2,0.3", 0), ("0.65, 0.5", 1), ("0.9,0.6", 1)]
 )
 def test_a_face_by_number_or_point(face: str, index: int) -> None:
-    assert chosen(TWO, wished(face=face).face, "us.png") == index
+    assert chosen(TWO, parse_picture(face=face).face, "us.png") == index
 
 
 def test_the_nearest_of_overlapping_faces_is_meant() -> None:
@@ -46,7 +46,7 @@ def test_without_any_face_there_is_none_to_choose() -> None:
 )
 def test_what_is_no_face_is_refused_in_words(face: str) -> None:
     with pytest.raises(BadInput, match=r"face is .*must be a number counted from the left, or a point"):
-        wished(face=face)
+        parse_picture(face=face)
 
 
 @pytest.mark.parametrize(

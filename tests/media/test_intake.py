@@ -160,7 +160,7 @@ def test_prompts_that_fit_lose_their_edge_spaces_alone() -> None:
     assert check_prompt(prompt, 512) == prompt.strip()
 
 
-def test_silent_ends_are_trimmed_where_that_is_wished(tmp_path: Path) -> None:
+def test_silent_ends_are_trimmed_where_that_is_set(tmp_path: Path) -> None:
     sound = np.zeros(round(6.5 * 48_000), np.float32)
     sound[96_000:240_000] = np.random.default_rng(0).uniform(0.1, 0.3, 144_000)  # 2 to 5 s
     write_wav(tmp_path / "s.wav", sound, 48_000)
@@ -168,11 +168,11 @@ def test_silent_ends_are_trimmed_where_that_is_wished(tmp_path: Path) -> None:
         open_request(
             save(tmp_path / "p.png"),
             tmp_path / "s.wav",
-            Preset(**PRESET_SETTINGS).with_settings(trim=wished),
-            output=tmp_path / f"{wished}.mp4",
-            work=tmp_path / f"work-{wished}",
+            Preset(**PRESET_SETTINGS).with_settings(trim=trims),
+            output=tmp_path / f"{trims}.mp4",
+            work=tmp_path / f"work-{trims}",
         )
-        for wished in (False, True)
+        for trims in (False, True)
     ]
     assert [request.num_frames for request in requests] == [163, pytest.approx(86, abs=2)]
     assert requests[0].notices == ()

@@ -16,7 +16,7 @@ from avatar.errors import BadInput
 from avatar.events import Notice
 from avatar.live.portrait_intake import open_live_request
 from avatar.media.faces import FaceBox, FoundFaces
-from avatar.media.framing import SHAPES, cut_of, framed, wished
+from avatar.media.framing import SHAPES, cut_of, framed, parse_picture
 from avatar.media.intake import open_request
 from avatar.preset import Preset
 from avatar.settings import Aspect, Framing, Picture
@@ -126,8 +126,8 @@ def test_blurred_edges_go_on_from_the_picture() -> None:
 def test_placed_points_follow_the_crop(framing: Framing, aspect: Aspect) -> None:
     for place in ((0.5, 0.3), (0.1, 0.3)):
         pixels = marked(900, 700, place)
-        wish = Picture(framing=framing, aspect=aspect, extend="#000000")
-        out = framed(pixels, wish, "me.png", points={"chin": place}, finder=Finder())
+        picture_settings = Picture(framing=framing, aspect=aspect, extend="#000000")
+        out = framed(pixels, picture_settings, "me.png", points={"chin": place}, finder=Finder())
         assert out.points["chin"] == pytest.approx(spot(out.pixels), abs=0.01)
         assert out.face is None
 
@@ -170,7 +170,7 @@ def test_an_eyes_size_keeps_its_pixels() -> None:
 )
 def test_other_framings_are_refused_in_words(given: dict[str, object], words: str) -> None:
     with pytest.raises(BadInput, match=words):
-        wished(**given)
+        parse_picture(**given)
 
 
 def test_a_crop_needs_a_face() -> None:
@@ -206,7 +206,7 @@ def test_what_is_extended_stays_within_the_working_size() -> None:
 
 @pytest.mark.parametrize("engine", ["preview", "diffusion"])
 def test_engines_get_the_portrait_framed(engine: str, tmp_path: Path) -> None:
-    wish, finder = Picture(framing="head", aspect="1:1"), Finder(FACE)
+    picture_settings, finder = Picture(framing="head", aspect="1:1"), Finder(FACE)
     portrait = save(tmp_path / "me.png", marked(900, 700, (0.5, 0.275)))
     preset = Preset(**PRESET_SETTINGS | {"engine": engine})
     request = open_request(
@@ -215,10 +215,10 @@ def test_engines_get_the_portrait_framed(engine: str, tmp_path: Path) -> None:
         preset,
         output=tmp_path / "o.mp4",
         work=tmp_path / "work",
-        wish=wish,
+        picture_settings=picture_settings,
         finder=finder,
     )
-    live = open_live_request(portrait, preset, tmp_path, wish=wish, finder=finder)
+    live = open_live_request(portrait, preset, tmp_path, picture_settings=picture_settings, finder=finder)
     for one in (request, live):
         with Image.open(one.portrait) as shown:
             assert shown.width == shown.height < 300

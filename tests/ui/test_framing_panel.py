@@ -30,18 +30,20 @@ def second(value: dict[str, Any]) -> dict[str, Any]:
     return {**value["faces"][0], "box": {"left": 0.8, "top": 0.1, "right": 0.95, "bottom": 0.3}}
 
 
-def test_one_face_shown_whole_wishes_nothing(value):
-    assert framing_panel.wish(value) == Picture()
-    assert framing_panel.wish(None) == Picture()
+def test_one_face_shown_whole_needs_no_settings(value):
+    assert framing_panel.picture_settings(value) == Picture()
+    assert framing_panel.picture_settings(None) == Picture()
     assert framing_panel.shape_of(value, Picture()) == (512, 512)
     assert set(value["faces"][0]["cuts"]) == {"head", "shoulders", "half", "whole"}
 
 
-def test_of_several_faces_the_chosen_one_is_wished(value):
+def test_of_several_faces_the_chosen_one_is_set(value):
     two = {**value, "faces": [value["faces"][0], second(value)], "face": 1, "framing": "head"}
-    assert framing_panel.wish(two) == Picture(face="0.875000,0.200000", framing="head")
+    assert framing_panel.picture_settings(two) == Picture(face="0.875000,0.200000", framing="head")
     placed_by_hand = {**two, "edited": True}
-    assert framing_panel.wish(placed_by_hand) == Picture(framing="head"), "the points say which face"
+    assert framing_panel.picture_settings(placed_by_hand) == Picture(framing="head"), (
+        "the points say which face"
+    )
 
 
 def test_the_shape_and_the_rectangles_follow_placed_points(value):
@@ -52,7 +54,7 @@ def test_the_shape_and_the_rectangles_follow_placed_points(value):
         framing_panel.placed(edited)["cuts"]["head"]["1:1"],
     )
     assert placed[0] - found[0] == pytest.approx(0.3, abs=0.06)
-    width, height = framing_panel.shape_of(edited, framing_panel.wish(edited))
+    width, height = framing_panel.shape_of(edited, framing_panel.picture_settings(edited))
     assert width / height == pytest.approx(9 / 16, rel=0.01)
 
 
@@ -100,7 +102,7 @@ ODD: list[dict[str, Any]] = [
 def test_what_no_page_sends_is_refused_in_words_or_ignored(value, odd, framing):
     sent = {**value, "framing": framing, **odd}
     for look in (
-        lambda: framing_panel.shape_of(sent, framing_panel.wish(sent)),
+        lambda: framing_panel.shape_of(sent, framing_panel.picture_settings(sent)),
         lambda: framing_panel.placed(sent),
     ):
         with suppress(BadInput):  # any other error fails the test
