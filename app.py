@@ -191,18 +191,18 @@ def _serve(args: argparse.Namespace) -> None:
         zero_gpu = zero_gpu_of_space()  # first of all: it changes Gradio and PyTorch
         from starlette.middleware import Middleware
 
+        from avatar.ui.file_routes import file_routes
         from avatar.ui.live_routes import live_routes
         from avatar.ui.page import build_page, launch_options
         from avatar.ui.request_guard import Guard, local_names
         from avatar.ui.routes import routes
-        from avatar.ui.transfer import transfer_routes
 
         app_state = _open_studio(args, scratch, zero_gpu)
         try:
             demo = build_page(app_state)
             names = local_names(args.host, args.allow_host)
             guard = Middleware(Guard, names=names, hosted=args.hosted)
-            ours = [*routes(app_state), *transfer_routes(app_state, demo)]
+            ours = [*routes(app_state), *file_routes(app_state, demo)]
             if app_state.live is not None:
                 ours += live_routes(app_state, app_state.live)
             demo.launch(

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         if args.ckpt_dir is not None and preset.requires.weights == "live-avatar":
             remember(args.ckpt_dir)
         if args.preset == "auto":
-            _tell_within_reach(inventory, args.json)
+            _report_within_reach(inventory, args.json)
     else:
         check_attached(preset, args)
     job = Job(
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         job.opened(work) as opened,
     ):
         if opened.finished is not None:
-            return _tell_finished(opened.finished, args.json)
+            return _report_finished(opened.finished, args.json)
         opened.check_engines(args.jobs)
         places: list[list[str] | None] = [None]
         if args.attach is None:
@@ -139,14 +139,14 @@ def run(args: argparse.Namespace) -> int:
             open_engine(preset, weights=args.ckpt_dir, gpus=gpus, attach=args.attach) for gpus in places
         ]
         try:
-            with _told(opened.request, post) as ends:
+            with _posting_end(opened.request, post) as ends:
                 return _follow(opened.engine(engines), opened.request, args.json, ends)
         finally:
             for engine in engines:
                 engine.close()
 
 
-def _tell_within_reach(inventory: Inventory, as_json: bool) -> None:
+def _report_within_reach(inventory: Inventory, as_json: bool) -> None:
     """Report if the GPUs could run a better preset than `auto` picks, and what prevents it."""
     better = within_reach(inventory)
     if better is None:
@@ -174,7 +174,7 @@ def check_attached(preset: Preset, args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _told(request: Request, post: Callable[[News], None]) -> Iterator[list[Finished]]:
+def _posting_end(request: Request, post: Callable[[News], None]) -> Iterator[list[Finished]]:
     """Post how a run ends, in every case; its Finished event is to be appended to the list yielded."""
     ends: list[Finished] = []
     state = "failed"
@@ -214,7 +214,7 @@ def _follow(engine: Engine, request: Request, as_json: bool, ends: list[Finished
     return stop.exit_code if finished.stopped else 0
 
 
-def _tell_finished(video: Path, as_json: bool) -> int:
+def _report_finished(video: Path, as_json: bool) -> int:
     """Report that a resumed video was finished already."""
     if as_json:
         write_json({"event": "already_finished", "video": video})

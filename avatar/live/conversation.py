@@ -122,7 +122,9 @@ class Conversation:
             work()
         except Exception:
             log.exception("a conversation's thread failed")
-            self.session.tell(reported(AvatarError("Listening failed.", "The log of the server says why.")))
+            self.session.post_event(
+                reported(AvatarError("Listening failed.", "The log of the server says why."))
+            )
 
     @property
     def _is_over(self) -> bool:
@@ -136,14 +138,14 @@ class Conversation:
         for chunk in self._chunks():
             change = turns.note(probability(chunk))
             if change == "begins":
-                self.session.tell({"type": "hearing", "on": True})
+                self.session.post_event({"type": "hearing", "on": True})
                 if self.interrupt():
-                    self.session.tell({"type": "interrupted"})
+                    self.session.post_event({"type": "interrupted"})
                 turn = [*before]
             if turns.is_speaking:
                 turn.append(chunk)
             if change == "ends" or len(turn) * CHUNK > LONGEST_TURN_S * SPEECH_HZ:
-                self.session.tell({"type": "hearing", "on": False})
+                self.session.post_event({"type": "hearing", "on": False})
                 self._end_turn(np.concatenate(turn))
                 turn = []
             before.append(chunk)
@@ -152,7 +154,7 @@ class Conversation:
         try:
             self._turns.put_nowait((samples, self._clock()))
         except queue.Full:
-            self.session.tell(reported(AvatarError("Recognition is behind: a sentence was skipped.")))
+            self.session.post_event(reported(AvatarError("Recognition is behind: a sentence was skipped.")))
 
     def _chunks(self) -> Iterator[np.ndarray]:
         """Yield the microphone's sound in chunks, float32 (CHUNK,) at SPEECH_HZ."""
@@ -170,7 +172,7 @@ class Conversation:
         try:
             self._recogniser.load()
         except AvatarError as error:
-            self.session.tell(reported(error))
+            self.session.post_event(reported(error))
 
     def _take_turns(self) -> None:
         while not self._is_over:
@@ -185,12 +187,12 @@ class Conversation:
                 began = self._clock()
                 words = self._recogniser.words(said)
                 if words:
-                    self.session.tell(
+                    self.session.post_event(
                         {"type": "said", "who": "you", "text": words, "in_s": 0.0, "seconds": 0.0}
                     )
                     self._answer(words, ended_at, recognised_s=self._clock() - began)
             except AvatarError as error:
-                self.session.tell(reported(error))
+                self.session.post_event(reported(error))
 
     def _answer(self, words: str, ended_at: float, recognised_s: float = 0.0) -> None:
         """Ask the chat server, and speak each sentence as soon as it is complete."""
@@ -204,7 +206,7 @@ class Conversation:
                 self.voice.say(sentence, voice, speed)
                 if first:
                     spent = {"recognition_s": recognised_s, "answer_s": self._clock() - ended_at}
-                    self.session.tell({"type": "answering", **spent})
+                    self.session.post_event({"type": "answering", **spent})
                     first = False
         except AvatarError as error:
-            self.session.tell(reported(error))
+            self.session.post_event(reported(error))

@@ -59,7 +59,7 @@ class Recording:
             log.warning("a recording ends: frames come faster than they can be written")
             self.stop()
 
-    def tell(self, what: Mapping[str, Any]) -> None:
+    def on_event(self, what: Mapping[str, Any]) -> None:
         """See Watcher."""
 
     def end(self, reason: str) -> None:

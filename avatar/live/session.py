@@ -38,7 +38,7 @@ class Watcher(Protocol):
     def show(self, made: LiveFrames) -> None:
         """Take the next frames."""
 
-    def tell(self, what: Mapping[str, Any]) -> None:
+    def on_event(self, what: Mapping[str, Any]) -> None:
         """Take an event: a notice, a caption, or the frame rate."""
 
     def end(self, reason: str) -> None:
@@ -116,10 +116,10 @@ class LiveSession:
         """Drop queued sound. Returns whether there was any."""
         return self.sound_queue.cut()
 
-    def tell(self, what: Mapping[str, Any]) -> None:
+    def post_event(self, what: Mapping[str, Any]) -> None:
         """Send an event to all watchers."""
         for watcher in self._all():
-            watcher.tell(what)
+            watcher.on_event(what)
 
     def end(self) -> None:
         """End the session and free its engine."""
@@ -140,7 +140,7 @@ class LiveSession:
                     self._show(said)
                 elif isinstance(said, Notice):
                     reported = {"code": said.code, "text": said.text, "values": dict(said.values)}
-                    self.tell({"type": "notice", **reported})
+                    self.post_event({"type": "notice", **reported})
                 elif isinstance(said, Progress) and said.phase is Phase.GENERATING:
                     self._generating.set()
         except AvatarError as error:
@@ -174,7 +174,7 @@ class LiveSession:
         if now - self._since >= TOLD_EVERY_S:
             self.pace.fps = self._shown / (now - self._since)
             self._since, self._shown = now, 0
-            self.tell({"type": "pace", "fps": self.pace.fps, "engine_ms": self.pace.engine_s * 1e3})
+            self.post_event({"type": "pace", "fps": self.pace.fps, "engine_ms": self.pace.engine_s * 1e3})
 
     def _speak(self) -> None:
         self._generating.wait()

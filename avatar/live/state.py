@@ -155,4 +155,4 @@ def about(ticket: Ticket) -> About:
 
 def kept(session: LiveSession, entry: GalleryEntry | None) -> None:
     """Notify watchers that a recording is in the gallery, or could not be saved."""
-    session.tell({"type": "recorded", "id": "" if entry is None else entry.id})
+    session.post_event({"type": "recorded", "id": "" if entry is None else entry.id})

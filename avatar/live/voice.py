@@ -90,10 +90,10 @@ class SessionVoice:
             try:
                 self._say(text)
             except AvatarError as error:
-                self._session.tell(reported(error))
+                self._session.post_event(reported(error))
             except Exception:
                 log.exception("a voice failed")
-                self._session.tell(reported(AvatarError("The voice failed.", "Choose another one.")))
+                self._session.post_event(reported(AvatarError("The voice failed.", "Choose another one.")))
             finally:
                 self._speaking.clear()
 
@@ -107,7 +107,7 @@ class SessionVoice:
             in_s = self._session.sound_queue.waiting_s
             self._session.say(at_sound_hz(said.samples, said.hz))
             seconds = len(said.samples) / said.hz
-            self._session.tell(
+            self._session.post_event(
                 {"type": "said", "who": "avatar", "text": said.text, "in_s": in_s, "seconds": seconds}
             )
 

@@ -72,7 +72,7 @@ def framed(
     """The portrait as its settings ask: its face chosen, cut and extended, and hand-placed points with it.
 
     pixels: uint8 (H, W, 3) RGB. name: the portrait's, for messages. points: by name, fractions.
-    finder: needed where a face or a crop is asked for; also tells what is cut off where a picture is extended.
+    finder: needed for a face or a crop; also tells what is cut off where a picture is extended.
     Raises: BadInput when there is no such face.
     """
     height, width = pixels.shape[:2]

@@ -19,7 +19,7 @@ from avatar.ui.i18n import language_of, text
 from avatar.ui.job_queue import KeptVideo
 from avatar.ui.request_guard import visitor_of
 from avatar.ui.run import STATUS_EVERY_S
-from avatar.ui.speakers import Speakers, SpokenText
+from avatar.ui.speech_service import SpeechService, SpokenText
 from avatar.ui.typing_tab import script_of
 from avatar.ui.widgets import portrait_picker, speech_picker
 
@@ -103,7 +103,7 @@ class Endpoints:
         said: SpokenText | None = None
         if not speech:
             script = script_of(words, voice, speed, captions, language)
-            for step in self._speakers.speak(script, visitor):
+            for step in self._speech_service.speak(script, visitor):
                 said = step
                 yield gr.skip()
             assert said is not None, "a text that is spoken comes last"
@@ -147,7 +147,7 @@ class Endpoints:
     def speak(self, request: gr.Request, words: Any, voice: Any, speed: Any) -> Iterator[Any]:
         """Speak a text: its sound file, and when each sentence is said, in seconds."""
         script = script_of(words, voice, speed, None, language_of(request))
-        for said in self._speakers.speak(script, visitor_of(request)):
+        for said in self._speech_service.speak(script, visitor_of(request)):
             if said is None:
                 yield gr.skip(), gr.skip()
             else:
@@ -155,12 +155,12 @@ class Endpoints:
 
     def voices(self, request: gr.Request) -> list[dict[str, Any]]:
         """Every voice: who it is, which languages it reads, what its first use downloads, what is missing."""
-        return [asdict(voice) for voice in self._speakers.every_voice()]
+        return [asdict(voice) for voice in self._speech_service.every_voice()]
 
     @property
-    def _speakers(self) -> Speakers:
-        assert self.app_state.speakers is not None, "the page has made them"
-        return self.app_state.speakers
+    def _speech_service(self) -> SpeechService:
+        assert self.app_state.speech_service is not None, "the page has made them"
+        return self.app_state.speech_service
 
     def presets(self, request: gr.Request) -> list[dict[str, Any]]:
         """Every preset: its requirements and output, whether it runs on this machine, what is missing."""

@@ -36,10 +36,10 @@ from avatar.runtime.model_download import ModelFetch
 from avatar.runtime.webhook import News, Webhook
 from avatar.settings import FORM, SETTINGS, Picture, refusal, refuse_settings
 from avatar.ui.examples import Examples
-from avatar.ui.job_queue import Asker, JobQueue, KeptVideo, QueuedRun, about_request
-from avatar.ui.live_player import Segments
+from avatar.ui.job_queue import JobQueue, KeptVideo, QueuedRun, Requester, about_request
 from avatar.ui.owners import Owners
-from avatar.ui.speakers import Speakers
+from avatar.ui.speech_service import SpeechService
+from avatar.ui.stream_segments import StreamSegments
 from avatar.ui.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -82,16 +82,18 @@ class AppState:
     keep_running_s: float | None = None
 
     def __post_init__(self) -> None:
-        self.speakers: Speakers | None = None if self.uploads is None else Speakers(self.uploads, self.limits)
+        self.speech_service: SpeechService | None = (
+            None if self.uploads is None else SpeechService(self.uploads, self.limits)
+        )
         self.owners = Owners(self.job_queue, self.keep_running_s)
-        self.segments = Segments(self.scratch / "live")
+        self.segments = StreamSegments(self.scratch / "live")
         self.measuring = BoundedMeasuring()
         self._closed = threading.Event()
         self._probing = threading.Lock()
         self._probed: tuple[float, Inventory] | None = None
         self._held: Plan | None = None  # of the last run, whose models stay loaded
         self.job_queue.on_start, self.job_queue.on_plan = self.gauges.reset_peak, self._show_plan
-        self.job_queue.on_end = self._tell_end
+        self.job_queue.on_end = self._post_end
         self.gauges.pinned = lambda: self.job_queue.pinned_bytes
 
     def owner(self, token: str) -> str | None:
@@ -143,10 +145,10 @@ class AppState:
         with self._probing:
             now = time.monotonic()
             if self._probed is None or now - self._probed[0] > INVENTORY_FRESH_S:
-                self._probed = (now, self._with_own(probe(self.weights, self.gallery.folder)))
+                self._probed = (now, self._with_engine_memory(probe(self.weights, self.gallery.folder)))
             return self._probed[1]
 
-    def _with_own(self, machine: Inventory) -> Inventory:
+    def _with_engine_memory(self, machine: Inventory) -> Inventory:
         """The machine; where the driver hides memory per process, the open engine's plan counts as ours.
 
         Otherwise the second run would be refused because of the memory that the first run's models hold.
@@ -236,7 +238,7 @@ class AppState:
     ) -> QueuedRun:
         """Check everything that can be checked, and queue the request. Raises: AvatarError.
 
-        owner, visitor, visit: see Asker; the owner by its secret.
+        owner, visitor, visit: see Requester; the owner by its secret.
         """
         self.job_queue.check_not_full(visitor)
         from avatar.preview.faces import Finder  # imports OpenCV and the face models; only for a run
@@ -269,15 +271,15 @@ class AppState:
                 finder=Finder(),
             )
             settings, ledger = used_settings(name, request), None
-            asker = Asker(owner_hash(owner), visitor, visit, portrait, speech)
+            requester = Requester(owner_hash(owner), visitor, visit, portrait, speech)
             if owner or request.duration_s >= LONG_S:  # no need to keep what nobody can resume
                 request = unfinished.keep(draft / HALF, request)
                 ledger = self._parts(draft, request)
             try:
-                self.gallery.describe(draft, about_request(request, settings, asker.owner_hash))
+                self.gallery.describe(draft, about_request(request, settings, requester.owner_hash))
             except OSError as error:
                 raise disk_error(error) from error
-            return self.job_queue.submit(request, draft, settings, asker, ledger)
+            return self.job_queue.submit(request, draft, settings, requester, ledger)
         except BaseException:
             self.gallery.discard(draft)
             shutil.rmtree(work)
@@ -302,10 +304,12 @@ class AppState:
             self._require(request.preset)
             ledger = ledger or self._parts(draft, request)
             about = self.gallery.about(draft)
-            asker = Asker(about.owner_hash, visitor, visit)
+            requester = Requester(about.owner_hash, visitor, visit)
             if (earlier := self.job_queue.find(id, about.owner_hash)) is not None:
-                asker = replace(asker, portrait=earlier.asker.portrait, speech=earlier.asker.speech)
-            return self.job_queue.submit(request, draft, about.settings, asker, ledger)
+                requester = replace(
+                    requester, portrait=earlier.requester.portrait, speech=earlier.requester.speech
+                )
+            return self.job_queue.submit(request, draft, about.settings, requester, ledger)
         except BaseException:
             if ledger is not None:
                 ledger.close()
@@ -313,7 +317,7 @@ class AppState:
             shutil.rmtree(work)
             raise
 
-    def _tell_end(self, run: QueuedRun) -> None:
+    def _post_end(self, run: QueuedRun) -> None:
         """Post how a run has ended to the webhook, if the server has one."""
         if self.webhook is not None:
             made = run.outcome.finished.duration_s if isinstance(run.outcome, KeptVideo) else 0.0
@@ -327,8 +331,8 @@ class AppState:
 
     def warm(self) -> None:
         """Open the engine for the page's initial preset, so that the first run does not wait for it."""
-        if self.speakers is not None:
-            self.speakers.warm()
+        if self.speech_service is not None:
+            self.speech_service.warm()
         try:
             if self.live is not None:
                 self.live.warm()
@@ -354,8 +358,8 @@ class AppState:
             self.live.close()
         if self.readings is not None:
             self.readings.close()
-        if self.speakers is not None:
-            self.speakers.close()
+        if self.speech_service is not None:
+            self.speech_service.close()
         self.measuring.close()
         self.model.close()
         self.job_queue.close()

@@ -34,7 +34,7 @@ from avatar.ui.panels.compare import PlayedVideo, render_note, render_players, r
 from avatar.ui.payloads import mapping
 from avatar.ui.request_guard import visitor_of
 from avatar.ui.run import STATUS_EVERY_S, Generate
-from avatar.ui.speakers import SpokenText
+from avatar.ui.speech_service import SpokenText
 from avatar.ui.typing_tab import TYPE
 
 LETTERS = ("A", "B")

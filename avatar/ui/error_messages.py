@@ -16,7 +16,7 @@ from avatar.errors import AvatarError, BadInput
 from avatar.runtime.bounded_process import Crowded
 from avatar.ui.i18n import Language, error_title, language_of, text
 from avatar.ui.job_queue import QueueFull
-from avatar.ui.speakers import VoicesBusy
+from avatar.ui.speech_service import VoicesBusy
 from avatar.ui.uploads import MIB, NotUploaded, TooLarge, UploadsFull
 
 log = logging.getLogger(__name__)
@@ -35,21 +35,21 @@ def reports_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
 
         @functools.wraps(handler)
         def generator(request: gr.Request, *values: Any) -> Iterator[Any]:
-            with telling(language_of(request)):
+            with errors_shown(language_of(request)):
                 yield from handler(request, *values)
 
         return generator
 
     @functools.wraps(handler)
     def function(request: gr.Request, *values: Any) -> Any:
-        with telling(language_of(request)):
+        with errors_shown(language_of(request)):
             return handler(request, *values)
 
     return function
 
 
 @contextmanager
-def telling(language: Language) -> Iterator[None]:
+def errors_shown(language: Language) -> Iterator[None]:
     """Turn exceptions into gr.Error: AvatarError with its own message, anything else with a code."""
     try:
         yield
@@ -57,13 +57,13 @@ def telling(language: Language) -> Iterator[None]:
         raise
     except AvatarError as error:
         raise gr.Error(
-            words(error, language), title=error_title(error, language), print_exception=False
+            message_of(error, language), title=error_title(error, language), print_exception=False
         ) from None
     except Exception as error:
-        raise fault(error, language) from None
+        raise unexpected_error(error, language) from None
 
 
-def words(error: AvatarError, language: Language) -> str:
+def message_of(error: AvatarError, language: Language) -> str:
     """An error's message and remedy; those from media and engines are in English."""
     match error:
         case QueueFull(yours=True):
@@ -87,10 +87,10 @@ def words(error: AvatarError, language: Language) -> str:
 
 def reason(error: BaseException, language: Language) -> str:
     """Why a run has ended, as a message; an unexpected error was logged when it happened."""
-    return words(error, language) if isinstance(error, AvatarError) else text("job_fault", language)
+    return message_of(error, language) if isinstance(error, AvatarError) else text("job_fault", language)
 
 
-def fault(error: Exception, language: Language) -> gr.Error:
+def unexpected_error(error: Exception, language: Language) -> gr.Error:
     """Log an unexpected error in full; the page shows only a code to look up in the log."""
     code = secrets.token_hex(3).upper()
     log.error("fault %s", code, exc_info=error)

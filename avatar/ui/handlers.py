@@ -244,7 +244,7 @@ class PageCallbacks:
             return
         for _ in reader.ahead(None, path, STATUS_EVERY_S):
             yield {self.parts.speech: gr.skip()}
-        self._tell(request, reader.judge(path, name=path.name, limits=self.app_state.limits))
+        self._show_notices(request, reader.judge(path, name=path.name, limits=self.app_state.limits))
         yield {self.parts.speech: gr.skip()}
 
     def video_taken(self, request: gr.Request, video: str | None) -> Iterator[Updates]:
@@ -257,11 +257,13 @@ class PageCallbacks:
             for _ in reader.ahead(None, path, STATUS_EVERY_S):
                 yield {self.parts.speech: gr.skip()}
             heard = path.with_suffix(".wav")  # next to the upload, and removed with it
-            self._tell(request, reader.speech(path, heard, name=path.name, limits=self.app_state.limits))
+            self._show_notices(
+                request, reader.speech(path, heard, name=path.name, limits=self.app_state.limits)
+            )
             path = heard
         yield {self.parts.speech: str(path)}
 
-    def _tell(self, request: gr.Request, speech: Speech) -> None:
+    def _show_notices(self, request: gr.Request, speech: Speech) -> None:
         """Show a recording's notices as toasts."""
         for notice in speech.notices:
             gr.Info(notice, title=text("notices", language_of(request)))

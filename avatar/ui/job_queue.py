@@ -24,7 +24,7 @@ from avatar.request import Request
 from avatar.runtime.engine import Engine
 from avatar.runtime.gallery import About, Gallery, GalleryEntry
 from avatar.runtime.rescued_files import kept_in_words
-from avatar.ui.queued_run import Asker, KeptVideo, QueuedRun, WaitingInQueue
+from avatar.ui.queued_run import KeptVideo, QueuedRun, Requester, WaitingInQueue
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ OpenEngine = Callable[[Preset], Engine]
 
 MOST_ENDED = 200  # runs that are remembered after their end
 
-__all__ = ["Asker", "JobQueue", "KeptVideo", "QueueFull", "QueuedRun", "WaitingInQueue", "about_request"]
+__all__ = ["JobQueue", "KeptVideo", "QueueFull", "QueuedRun", "Requester", "WaitingInQueue", "about_request"]
 
 
 class QueueFull(AvatarError):
@@ -88,7 +88,9 @@ class JobQueue:
         """Check that the queue takes one more run. Raises: QueueFull."""
         if len(self._waiting) >= self.max_waiting:
             raise QueueFull(self.max_waiting)
-        theirs = [run for run in self._alive() if run.asker.visitor == visitor and not run.cancelled.is_set()]
+        theirs = [
+            run for run in self._alive() if run.requester.visitor == visitor and not run.cancelled.is_set()
+        ]
         if self.per_visitor is not None and len(theirs) >= self.per_visitor:
             raise QueueFull(self.per_visitor, yours=True)
 
@@ -97,16 +99,16 @@ class JobQueue:
         request: Request,
         draft: Path,
         settings: dict[str, object],
-        asker: Asker | None = None,
+        requester: Requester | None = None,
         ledger: Ledger | None = None,
     ) -> QueuedRun:
         """Append a request to the queue; draft: from gallery.draft(). Raises: QueueFull.
 
         ledger: of a long video, which is made in parts.
         """
-        run = QueuedRun(request, draft, settings, asker or Asker(), ledger)
+        run = QueuedRun(request, draft, settings, requester or Requester(), ledger)
         with self._changed:
-            self.check_not_full(run.asker.visitor)
+            self.check_not_full(run.requester.visitor)
             for earlier in [earlier for earlier in self._ended if earlier.id == run.id]:
                 self._ended.remove(earlier)  # this run resumes it
             self._waiting.append(run)
@@ -142,7 +144,9 @@ class JobQueue:
         """An owner's runs, or all that have an owner: ended (newest first), running, waiting."""
         with self._changed:
             runs = [*reversed(self._ended), *self._alive()]
-        return [run for run in runs if run.asker.owner_hash and owner_hash in (None, run.asker.owner_hash)]
+        return [
+            run for run in runs if run.requester.owner_hash and owner_hash in (None, run.requester.owner_hash)
+        ]
 
     def find(self, id: str, owner_hash: str) -> QueuedRun | None:
         """The owner's run of that id."""
@@ -151,8 +155,8 @@ class JobQueue:
     def move(self, run: QueuedRun, place: int) -> None:
         """Move a waiting run to a place, from 0, among its owner's; other owners' runs keep their places."""
         with self._changed:
-            owner = run.asker.owner_hash
-            held = [at for at, one in enumerate(self._waiting) if one.asker.owner_hash == owner]
+            owner = run.requester.owner_hash
+            held = [at for at, one in enumerate(self._waiting) if one.requester.owner_hash == owner]
             theirs = [self._waiting[at] for at in held]
             if run not in theirs:
                 return  # it is running by now
@@ -214,11 +218,11 @@ class JobQueue:
         except (OSError, ValueError, TypeError):  # must not end the queue's thread: other runs are waiting
             log.exception("what is left of a run cannot be cleared away")
         if failure is not None:
-            run.say(failure)
+            run.post_event(failure)
         with self._changed:
             if self._running is run:
                 self._running = None
-            if run.asker.owner_hash and not (run.unwanted and not run.kept):
+            if run.requester.owner_hash and not (run.unwanted and not run.kept):
                 self._ended.append(run)
             run.over.set()
         run.let_go()
@@ -228,7 +232,7 @@ class JobQueue:
     def _post_places(self) -> None:
         ahead = 1 if self._running else 0
         for index, run in enumerate(self._waiting):
-            run.say(WaitingInQueue(index + ahead))
+            run.post_event(WaitingInQueue(index + ahead))
 
     def _run(self, run: QueuedRun) -> None:
         """Pass the engine's events to the run; keep what was made. Raises: AvatarError if nothing was."""
@@ -253,7 +257,7 @@ class JobQueue:
                     if self.on_plan is not None:
                         self.on_plan(event.plan)
                     continue
-                run.say(event)
+                run.post_event(event)
         except NotPlaced as raised:
             error = self._kept_outside(run, raised)
         except AvatarError as raised:
@@ -263,7 +267,7 @@ class JobQueue:
         if isinstance(error, Cancelled):
             error = None
         entry = self._keep(run, finished, getattr(engine, "label", ""))
-        run.say(KeptVideo(entry, replace(finished, video=entry.video, report=entry.report), error))
+        run.post_event(KeptVideo(entry, replace(finished, video=entry.video, report=entry.report), error))
 
     def _kept_outside(self, run: QueuedRun, error: NotPlaced) -> AvatarError:
         """Keep a video that could not be moved into the gallery; the log has its path, the page must not."""
@@ -274,7 +278,7 @@ class JobQueue:
         if run.ledger is not None:
             run.ledger.close()  # once in the gallery, another run may resume it at once
         about = replace(
-            about_request(run.request, run.settings, run.asker.owner_hash),
+            about_request(run.request, run.settings, run.requester.owner_hash),
             label=label,
             num_frames=finished.num_frames,
             duration_s=finished.duration_s,

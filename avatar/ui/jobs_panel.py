@@ -13,7 +13,7 @@ from avatar.runtime.gallery import HALF, owner_hash
 from avatar.runtime.gallery_entry import stem_of
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
-from avatar.ui.error_messages import reason, words
+from avatar.ui.error_messages import message_of, reason
 from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.job_queue import KeptVideo, QueuedRun, QueueFull
 from avatar.ui.panels.jobs import JobRow, render_jobs
@@ -124,7 +124,7 @@ class JobsPanel:
                 full = error
                 break
             except AvatarError as error:
-                gr.Warning(words(error, language), title=Path(speech).name)
+                gr.Warning(message_of(error, language), title=Path(speech).name)
                 continue
             if run is None:
                 return  # the page first asks about the portrait
@@ -133,5 +133,5 @@ class JobsPanel:
             yield {p.jobs: self.render(request, owner)}
         if full is not None:
             some = text("several_some", language, queued=queued, total=len(speeches or []))
-            gr.Warning(f"{some} {words(full, language)}", title=text("jobs", language))
+            gr.Warning(f"{some} {message_of(full, language)}", title=text("jobs", language))
         yield {p.jobs: self.render(request, owner)}

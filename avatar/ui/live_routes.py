@@ -26,7 +26,7 @@ from avatar.media.framing import parse_picture
 from avatar.runtime.gallery import owner_hash
 from avatar.settings import PICTURE, refuse_settings
 from avatar.ui.app_state import AppState
-from avatar.ui.error_messages import words
+from avatar.ui.error_messages import message_of
 from avatar.ui.i18n import Language, language_of, notice_words, text
 from avatar.ui.request_guard import visitor_of
 
@@ -36,21 +36,21 @@ MOST_PEERS = 2  # per session: a page that is being reloaded has two for a momen
 
 
 @dataclass(frozen=True)
-class SocketWords:
-    """The page's texts in one language; see websocket.Words."""
+class PageWords:
+    """The page's texts in one language; see websocket.MessageWords."""
 
     language: Language
 
     def error(self, error: AvatarError) -> str:
-        """See Words."""
-        return words(error, self.language)
+        """See MessageWords."""
+        return message_of(error, self.language)
 
     def notice(self, code: str, english: str, values: Mapping[str, Any]) -> str:
-        """See Words."""
+        """See MessageWords."""
         return notice_words(code, english, values, self.language)
 
     def text(self, key: str) -> str:
-        """See Words."""
+        """See MessageWords."""
         return text(key, self.language)
 
 
@@ -95,7 +95,7 @@ def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
 
     async def serve(socket: WebSocket) -> None:
         opened = state.opened(socket.path_params["token"])
-        said = SocketWords(language_of(socket))
+        said = PageWords(language_of(socket))
         await socket.accept()
         if opened is None:
             await socket.close(GONE, said.text("live_over"))
@@ -166,4 +166,4 @@ async def _json(request: Request) -> dict[str, Any]:
 
 def _refused(error: AvatarError, request: Request) -> JSONResponse:
     code = 429 if isinstance(error, LiveQueueFull) else 400 if isinstance(error, BadInput) else 503
-    return JSONResponse({"error": words(error, language_of(request))}, code)
+    return JSONResponse({"error": message_of(error, language_of(request))}, code)

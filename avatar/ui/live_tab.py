@@ -17,7 +17,7 @@ from avatar.settings import Picture
 from avatar.ui import framing_panel, point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
-from avatar.ui.error_messages import reports_errors, words
+from avatar.ui.error_messages import message_of, reports_errors
 from avatar.ui.i18n import Language, browser_table, language_of, text
 from avatar.ui.panels.live import render_live
 from avatar.ui.payloads import mapping, pressed
@@ -48,7 +48,7 @@ def wire(panel: LivePanel, parts: PageComponents, queued: dict[str, Any]) -> Non
     p.live_panel.select(
         reports_errors(panel.begin), [p.portrait, p.points, p.owner], [p.live_ticket, p.points], **queued
     )
-    p.live_panel.submit(reports_errors(panel.gone_on), [p.owner], [p.gallery], **queued)
+    p.live_panel.submit(reports_errors(panel.recording_saved), [p.owner], [p.gallery], **queued)
 
 
 class LivePanel:
@@ -62,7 +62,7 @@ class LivePanel:
         state = self.app_state.live
         if state is None:
             return {self.parts.live_panel: "", self.parts.live_ticket: ""}
-        voices = [] if self.app_state.speakers is None else self.app_state.speakers.voices()
+        voices = [] if self.app_state.speech_service is None else self.app_state.speech_service.voices()
         chat = state.options.chat is not None
         label = "preview" if state.options.preset.engine == "preview" else ""
         return {
@@ -85,9 +85,9 @@ class LivePanel:
         try:
             return self._begun(request, language, portrait, mapping(asked), owner, number)
         except AvatarError as error:
-            return {p.live_ticket: _ticket(number, error=words(error, language))}
+            return {p.live_ticket: _ticket(number, error=message_of(error, language))}
 
-    def gone_on(self, request: gr.Request, owner: str) -> Updates:
+    def recording_saved(self, request: gr.Request, owner: str) -> Updates:
         """Show the gallery again, which has a new recording."""
         from avatar.ui.panels.gallery import render_gallery
 

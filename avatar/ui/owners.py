@@ -44,7 +44,7 @@ class Owners:
         if self.keep_running_s is None:
             return
         for run in self.job_queue.runs():
-            away_s = self.presence.away_s(run.asker.owner_hash)
+            away_s = self.presence.away_s(run.requester.owner_hash)
             if not run.over.is_set() and away_s > self.keep_running_s:
                 log.info("a run ends: its owner has been away for %.0f s", away_s)
                 self.job_queue.stop(run, wanted=True)
@@ -54,5 +54,5 @@ class Owners:
         self.presence.closed(visit)
         if self.keep_running_s == 0:
             for run in self.job_queue.runs():
-                if run.asker.visit == visit and not run.over.is_set():
+                if run.requester.visit == visit and not run.over.is_set():
                     self.job_queue.stop(run, wanted=True)

@@ -14,7 +14,7 @@ from avatar.ui import compare_section, jobs_panel, point_editor, typing_tab
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.i18n import browser_table
-from avatar.ui.speakers import Speakers
+from avatar.ui.speech_service import SpeechService
 from avatar.ui.theme import css, script, theme
 from avatar.ui.translations import TEXT
 from avatar.ui.uploads import Uploads
@@ -34,7 +34,7 @@ def build_page(app_state: AppState) -> GuardedBlocks:
     from avatar.ui import api, handlers
 
     uploads = app_state.uploads or Uploads(Path(get_upload_folder()))
-    app_state.speakers = app_state.speakers or Speakers(uploads, app_state.limits)
+    app_state.speech_service = app_state.speech_service or SpeechService(uploads, app_state.limits)
     cache = (600, 4 * 3600)
     with GuardedBlocks(uploads, title="Live Avatar", analytics_enabled=False, delete_cache=cache) as demo:
         parts = _layout(app_state)

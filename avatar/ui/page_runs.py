@@ -40,7 +40,7 @@ class PageRuns:
 
     def end(self, visit: str, run: QueuedRun) -> None:
         """The page no longer follows the run, or is closed; the run goes on if the host allows it."""
-        ends_with_page = self.app_state.keep_running_s == 0 and run.asker.visit == visit
+        ends_with_page = self.app_state.keep_running_s == 0 and run.requester.visit == visit
         if ends_with_page and self.is_current(visit, run):  # otherwise the page shows another run by now
             self.app_state.job_queue.stop(run, wanted=True)
         run.let_go()

@@ -38,11 +38,11 @@ class KeptVideo:
     error: AvatarError | None = None
 
 
-Said = Event | WaitingInQueue | KeptVideo | BaseException
+JobEvent = Event | WaitingInQueue | KeptVideo | BaseException
 
 
 @dataclass(frozen=True)
-class Asker:
+class Requester:
     """Who asked for a run, and which inputs to show them when they come back.
 
     owner_hash: of the browser that owns it, "" for nobody's. visitor: whose limit it counts towards. visit:
@@ -66,7 +66,7 @@ class QueuedRun:
     request: Request
     draft: Path
     settings: dict[str, object]
-    asker: Asker = field(default_factory=Asker)
+    requester: Requester = field(default_factory=Requester)
     ledger: Ledger | None = None
 
     def __post_init__(self) -> None:
@@ -83,7 +83,7 @@ class QueuedRun:
         self.place = 0
         self._users = 2  # of the work folder: the queue, and the code that submitted the run
         self._leaving = threading.Lock()
-        self._log: list[Said] = []  # all but progress, of which only the newest matters
+        self._log: list[JobEvent] = []  # all but progress, of which only the newest matters
         self._num_progress = 0
         self._news = threading.Condition()
 
@@ -109,7 +109,7 @@ class QueuedRun:
         ended = self.outcome.error if isinstance(self.outcome, KeptVideo) else self.outcome
         return None if isinstance(ended, Cancelled) else ended
 
-    def say(self, what: Said) -> None:
+    def post_event(self, what: JobEvent) -> None:
         """Add an event; called by the queue."""
         with self._news:
             match what:
@@ -125,7 +125,7 @@ class QueuedRun:
                     self.outcome, self.ended = what, time.monotonic()
             self._news.notify_all()
 
-    def follow(self, every_s: float = 0.4, newest: int | None = None) -> Iterator[Said | None]:
+    def follow(self, every_s: float = 0.4, newest: int | None = None) -> Iterator[JobEvent | None]:
         """The run's events as they come; None whenever there was none for every_s.
 
         newest: at most this many of the segments made already; None: all. Notices are never left out.
@@ -136,26 +136,26 @@ class QueuedRun:
             before, begin = self._from_now(newest)
             yield from before
         while True:
-            said, begin, seen = self._next(begin, seen, every_s)
-            if said is None and self.over.is_set() and begin == len(self._log):
+            event, begin, seen = self._next(begin, seen, every_s)
+            if event is None and self.over.is_set() and begin == len(self._log):
                 return
-            if isinstance(said, BaseException):
-                raise said
-            yield said
-            if isinstance(said, KeptVideo):
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+            if isinstance(event, KeptVideo):
                 return
 
-    def _from_now(self, newest: int) -> tuple[list[Said], int]:
+    def _from_now(self, newest: int) -> tuple[list[JobEvent], int]:
         """Earlier events that still matter, and the index in the log to continue from."""
         with self._news:
-            segments = [at for at, said in enumerate(self._log) if isinstance(said, Segment)]
+            segments = [at for at, event in enumerate(self._log) if isinstance(event, Segment)]
             begin = segments[-newest:][0] if segments else len(self._log)
             if self.outcome is not None:
                 begin = min(begin, len(self._log) - 1)
-            before: list[Said] = [said for said in self._log[:begin] if isinstance(said, Notice)]
+            before: list[JobEvent] = [event for event in self._log[:begin] if isinstance(event, Notice)]
             return [WaitingInQueue(0 if self.begun else self.place), *before], begin
 
-    def _next(self, begin: int, seen: int, every_s: float) -> tuple[Said | None, int, int]:
+    def _next(self, begin: int, seen: int, every_s: float) -> tuple[JobEvent | None, int, int]:
         """The next event of the log from begin on, or a newer progress than that seen; None after every_s."""
         end = time.monotonic() + every_s
         with self._news:

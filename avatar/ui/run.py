@@ -25,7 +25,7 @@ from avatar.ui.panels.gallery import render_gallery
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
 from avatar.ui.payloads import mapping, pressed
 from avatar.ui.request_guard import visitor_of
-from avatar.ui.speakers import SpokenText
+from avatar.ui.speech_service import SpokenText
 from avatar.ui.typing_tab import TYPE, TypingPanel
 from avatar.ui.uploads import NotUploaded
 
@@ -152,9 +152,9 @@ class Generate:
         run = self.app_state.owners.run_to_show(owner_hash(owner))
         given: Updates = {}
         try:
-            if run is not None and uploads is not None and run.asker.portrait and run.asker.speech:
-                given[p.portrait] = str(uploads.find(run.asker.portrait))
-                given[p.speech] = gr.update(value=str(uploads.find(run.asker.speech)), visible=True)
+            if run is not None and uploads is not None and run.requester.portrait and run.requester.speech:
+                given[p.portrait] = str(uploads.find(run.requester.portrait))
+                given[p.speech] = gr.update(value=str(uploads.find(run.requester.speech)), visible=True)
         except NotUploaded:
             log.info("the uploads of a run have made way for others")
         return given

@@ -19,7 +19,7 @@ from avatar.ui.components import PageComponents
 from avatar.ui.i18n import Language, browser_table, language_of, text
 from avatar.ui.payloads import words
 from avatar.ui.request_guard import visitor_of
-from avatar.ui.speakers import Speakers, SpokenText
+from avatar.ui.speech_service import SpeechService, SpokenText
 from avatar.ui.translations import WHO
 
 word: Any = browser_table()
@@ -116,9 +116,9 @@ class TypingPanel:
         self.parts, self.app_state = parts, app_state
 
     @property
-    def speakers(self) -> Speakers:
-        assert self.app_state.speakers is not None, "the page has made them"
-        return self.app_state.speakers
+    def speech_service(self) -> SpeechService:
+        assert self.app_state.speech_service is not None, "the page has made them"
+        return self.app_state.speech_service
 
     @property
     def inputs(self) -> list[Any]:
@@ -130,7 +130,7 @@ class TypingPanel:
         p = self.parts
         places = [(text(f"captions_{place}", language), place) for place in get_args(CaptionPlace)]
         return {
-            p.voice: gr.update(choices=choices(self.speakers.voices(), language)),
+            p.voice: gr.update(choices=choices(self.speech_service.voices(), language)),
             p.captions: gr.update(choices=places),
         }
 
@@ -154,7 +154,7 @@ class TypingPanel:
         if isinstance(before, SpokenText) and before.is_of(script):
             yield SpokenText(script, before.path, before.captions)
             return
-        yield from self.speakers.speak(script, visitor_of(request))
+        yield from self.speech_service.speak(script, visitor_of(request))
 
     def heard(self, spoken: SpokenText, play: bool = False) -> Updates:
         """The page with a text that has been spoken. play: at once."""
@@ -171,5 +171,5 @@ class TypingPanel:
     def sample(self, request: gr.Request, voice: Any, speed: Any) -> Iterator[Any]:
         """Play a voice's sample. Raises: AvatarError."""
         wanted = speaking(voice=voice or None, speed=float(speed) if isinstance(speed, int) else speed)
-        for spoken in self.speakers.sample(wanted.voice, wanted.speed, visitor_of(request)):
+        for spoken in self.speech_service.sample(wanted.voice, wanted.speed, visitor_of(request)):
             yield gr.skip() if spoken is None else gr.update(value=str(Path(spoken.path)), visible=True)

@@ -13,7 +13,7 @@ from gradio.exceptions import ComponentProcessingError
 from pydantic import ValidationError
 
 from avatar.media.speech import SPEECH_SUFFIXES
-from avatar.ui.error_messages import ValueNotUnderstood, telling
+from avatar.ui.error_messages import ValueNotUnderstood, errors_shown
 from avatar.ui.i18n import language_of
 from avatar.ui.uploads import NotUploaded, Uploads
 
@@ -36,7 +36,7 @@ class GuardedBlocks(gr.Blocks):
         self, block_fn: Any, inputs: list[Any], **options: Any
     ) -> dict[str, Any]:
         """Every event of the page and every endpoint comes through here, before Gradio looks at a value."""
-        with telling(language_of(options.get("request"))):
+        with errors_shown(language_of(options.get("request"))):
             if options.get("iterator") is None:  # otherwise they were checked when the generator began
                 self.uploads.check(inputs)
                 for component, value in zip(block_fn.inputs, inputs):

@@ -31,7 +31,7 @@ POINTS = {
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Path:
+def drawing(tmp_path: Path) -> Path:
     """A drawing in which no face is found, though it has a mouth."""
     picture = Image.new("RGB", (640, 640), (236, 226, 200))
     draw = ImageDraw.Draw(picture)
@@ -87,11 +87,11 @@ def test_nothing_chosen_is_said(server: Server, visit: Visit):
 
 
 def test_points_placed_by_hand_make_a_drawing_talk(
-    server: Server, visit: Visit, house: Path, short_speech: Path
+    server: Server, visit: Visit, drawing: Path, short_speech: Path
 ):
     visitor = visit(server.url)
     page = visitor.page
-    page.set_input_files("#portrait input[type=file]", house)
+    page.set_input_files("#portrait input[type=file]", drawing)
     page.wait_for_selector(".handle")
     assert page.locator(".handle").count() == 7
     assert "No face was recognised" in page.inner_text(".points")
@@ -124,10 +124,10 @@ def test_points_placed_by_hand_make_a_drawing_talk(
     assert motion_near(video, mouth) > 1.0, "the mouth does not move"
 
 
-def test_a_handle_moves_by_arrow_keys(server: Server, visit: Visit, house: Path):
+def test_a_handle_moves_by_arrow_keys(server: Server, visit: Visit, drawing: Path):
     visitor = visit(server.url)
     page = visitor.page
-    page.set_input_files("#portrait input[type=file]", house)
+    page.set_input_files("#portrait input[type=file]", drawing)
     chin = page.locator('.handle[data-point="chin"]')
     chin.focus()
     top = float(chin.evaluate("h => h.style.top").rstrip("%"))
@@ -139,10 +139,10 @@ def test_a_handle_moves_by_arrow_keys(server: Server, visit: Visit, house: Path)
     assert page.is_visible(".points-bad")
 
 
-def test_head_only_is_a_choice_said_plainly(server: Server, visit: Visit, house: Path, short_speech: Path):
+def test_head_only_is_a_choice_said_plainly(server: Server, visit: Visit, drawing: Path, short_speech: Path):
     visitor = visit(server.url)
     page = visitor.page
-    page.set_input_files("#portrait input[type=file]", house)
+    page.set_input_files("#portrait input[type=file]", drawing)
     page.check(".points-skip input")
     assert page.locator(".handle:disabled").count() == 7
     page.set_input_files("#speech input[type=file]", short_speech)

@@ -84,7 +84,7 @@ class Noting:
     def show(self, made: LiveFrames) -> None:
         self.made.append(made)
 
-    def tell(self, what) -> None:
+    def on_event(self, what) -> None:
         self.reported.append(dict(what))
 
     def end(self, reason: str) -> None:

@@ -16,9 +16,9 @@ from avatar.errors import BadInput
 from avatar.media.files import check_file
 from avatar.runtime.gallery import Gallery, video_name
 from avatar.ui.examples import Examples
-from avatar.ui.job_queue import Asker, JobQueue, QueuedRun, QueueFull
-from avatar.ui.live_player import BEHIND, Segments
+from avatar.ui.job_queue import JobQueue, QueuedRun, QueueFull, Requester
 from avatar.ui.request_guard import READ, WRITTEN, local_names, path_of, visitor_of
+from avatar.ui.stream_segments import BEHIND, StreamSegments
 from avatar.ui.uploads import IN_USE_S, NotUploaded, TooLarge, Uploads, UploadsFull
 
 MIB = 2**20
@@ -92,14 +92,14 @@ class Clock:
         return self.now
 
 
-def stream(segments: Segments, count: int, key: str = "s/r/1") -> list[Path]:
+def stream(segments: StreamSegments, count: int, key: str = "s/r/1") -> list[Path]:
     """Segments of a player, as Gradio would keep them."""
     chunk = {"data": b"G", "duration": 2.0, "extension": ".ts"}
     return [segments._kept(f"{key}/playlist.m3u8", chunk)["data"] for _ in range(count)]
 
 
 def test_a_segment_goes_when_it_lies_well_behind(tmp_path: Path):
-    segments = Segments(tmp_path / "live")
+    segments = StreamSegments(tmp_path / "live")
     files = stream(segments, 10)
     assert all(segments.play("s/r/1", path) for path in files)
     assert [path.exists() for path in files] == [False] * (9 - BEHIND) + [True] * (BEHIND + 1)
@@ -111,7 +111,7 @@ def test_a_segment_goes_when_it_lies_well_behind(tmp_path: Path):
 
 def test_a_stream_that_nobody_plays_is_dropped(tmp_path: Path):
     clock = Clock()
-    segments = Segments(tmp_path / "live", 600, clock)
+    segments = StreamSegments(tmp_path / "live", 600, clock)
     segments.playlists = {"s": {"r": object(), "q": object()}}
     left, played = stream(segments, 3), stream(segments, 3, "s/q/1")
     clock.now = 500
@@ -134,7 +134,7 @@ def test_a_visitor_has_so_many_places(tmp_path: Path):
     def submit(visitor: str) -> QueuedRun:
         draft = gallery.draft()
         request = make_request(draft / video_name(draft.name), tmp_path / f"work-{next(count)}")
-        return job_queue.submit(request, draft, {}, Asker(visitor=visitor))
+        return job_queue.submit(request, draft, {}, Requester(visitor=visitor))
 
     runs = [submit("a"), submit("a")]
     with pytest.raises(QueueFull) as refused:

@@ -24,7 +24,7 @@ from avatar.speech.narration import Script
 from avatar.ui import framing_panel, point_editor
 from avatar.ui.examples import Examples
 from avatar.ui.job_queue import QueueFull
-from avatar.ui.speakers import VoicesBusy
+from avatar.ui.speech_service import VoicesBusy
 from avatar.ui.typing_tab import choices
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -268,7 +268,7 @@ def test_a_text_is_spoken_and_then_animated_with_its_captions(page):
     assert request.burn_captions
     assert request.speech_name == "“Hello there. It works.”"
     assert updates_of(updates, "speech")[0]["value"] == str(spoken.path)
-    assert spoken.path.is_relative_to(p.app_state.speakers._uploads.folder)
+    assert spoken.path.is_relative_to(p.app_state.speech_service._uploads.folder)
 
 
 def test_a_text_that_was_heard_is_not_spoken_again(page, monkeypatch):
@@ -277,7 +277,7 @@ def test_a_text_that_was_heard_is_not_spoken_again(page, monkeypatch):
     request.kwargs = {"headers": {}}
     heard = list(p.generate.typing.hear(request, *typed("Hello there.")[1:]))
     spoken = heard[-1]["spoken"]
-    monkeypatch.setattr(p.app_state.speakers, "speak", lambda *_: pytest.fail("it was spoken again"))
+    monkeypatch.setattr(p.app_state.speech_service, "speak", lambda *_: pytest.fail("it was spoken again"))
     list(p.press(typed=typed("Hello there.", spoken, captions="off")))
     assert p.engine.requests[0].captions == ()
 
@@ -287,7 +287,7 @@ def test_another_text_or_voice_is_spoken_anew(page, other):
     p = page()
     request = gr.Request()
     request.kwargs = {"headers": {}}
-    *_, spoken = p.app_state.speakers.speak(Script("Hello there."), "me")
+    *_, spoken = p.app_state.speech_service.speak(Script("Hello there."), "me")
     if other[2] == "heart":
         *_, new = p.generate.typing.spoken_text(request, *other[1:-1], spoken)
         assert new.path != spoken.path
@@ -315,21 +315,21 @@ def test_a_text_that_cannot_be_said_is_refused(page, given, words):
 
 
 def test_one_visitor_may_have_few_texts_spoken_at_once(page):
-    speakers = page().app_state.speakers
-    begun = [speakers.speak(Script("One. Two. Three."), "me") for _ in range(3)]
+    speech_service = page().app_state.speech_service
+    begun = [speech_service.speak(Script("One. Two. Three."), "me") for _ in range(3)]
     next(begun[0])
     next(begun[1])
     with pytest.raises(VoicesBusy):
         next(begun[2])
     begun[0].close()
-    assert next(speakers.speak(Script("One. Two."), "me")) is None
-    assert len(list(speakers._uploads._staging.iterdir())) == 1, "what was left is cleared away"
+    assert next(speech_service.speak(Script("One. Two."), "me")) is None
+    assert len(list(speech_service._uploads._staging.iterdir())) == 1, "what was left is cleared away"
 
 
 def test_every_voice_has_a_label_in_both_languages(page):
     p = page()
     for language in ("en", "zh"):
-        labels = [label for label, _ in choices(p.app_state.speakers.every_voice(), language)]
+        labels = [label for label, _ in choices(p.app_state.speech_service.every_voice(), language)]
         assert len(labels) > 30
         assert labels[0] == {"en": "Heart · American woman", "zh": "Heart · 美式英语女声"}[language]
     assert not [label for label in labels if "woman" in label or " man" in label]

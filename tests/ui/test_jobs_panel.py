@@ -153,7 +153,7 @@ def test_a_failed_job_says_why_and_is_made_again(panel):
         asked.speech_name,
     )
     assert p.rows().count('class="job"') == 1, "one job, though it was made twice"
-    assert p.queue.find(run.id, owner_hash("me")).asker.portrait == PORTRAIT, "it is still chosen"
+    assert p.queue.find(run.id, owner_hash("me")).requester.portrait == PORTRAIT, "it is still chosen"
     [entry] = p.page.app_state.gallery.entries(owner_hash("me"))
     assert not entry.is_unfinished
     assert entry.about.error is None

@@ -32,7 +32,7 @@ from tests.long.runs import Here, inputs, packets
 SETTINGS = {"size": "64*64", "seed": 5}
 
 
-class House:
+class WholePage:
     """The whole page except Gradio, on engines in this process; parts are one second long."""
 
     def __init__(self, folder: Path, source: Any = None, shared: bool = True) -> None:
@@ -56,15 +56,15 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path, monkeypatch) -> Iterator[Any]:
+def whole_page(tmp_path, monkeypatch) -> Iterator[Any]:
     monkeypatch.setattr(app_state_module, "LONG_S", 2.0)
     monkeypatch.setattr(unfinished, "_PART_S", 1.0)
-    built: list[House] = []
+    built: list[WholePage] = []
 
-    def build(source: Any = None, **more: Any) -> House:
+    def build(source: Any = None, **more: Any) -> WholePage:
         for one in built:
             one.close()
-        built.append(House(tmp_path, source, **more))
+        built.append(WholePage(tmp_path, source, **more))
         return built[-1]
 
     yield build
@@ -78,8 +78,8 @@ def follow(run: QueuedRun) -> list[Any]:
     return said
 
 
-def test_a_long_video_is_made_in_parts_and_leaves_nothing_half(house, tmp_path):
-    said = follow(house().submit(tmp_path))
+def test_a_long_video_is_made_in_parts_and_leaves_nothing_half(whole_page, tmp_path):
+    said = follow(whole_page().submit(tmp_path))
     assert [event.index for event in said if isinstance(event, PartDone)] == list(range(6))
     entry = said[-1].entry
     assert (entry.about.num_frames, entry.about.stopped, entry.is_unfinished) == (150, False, False)
@@ -87,19 +87,19 @@ def test_a_long_video_is_made_in_parts_and_leaves_nothing_half(house, tmp_path):
     assert {path.suffix for path in entry.folder.iterdir()} == {".mp4", ".jpg", ".json"}
 
 
-def test_a_short_video_is_made_in_one_piece(house, tmp_path):
-    said = follow(house().submit(tmp_path, seconds=1.5))
+def test_a_short_video_is_made_in_one_piece(whole_page, tmp_path):
+    said = follow(whole_page().submit(tmp_path, seconds=1.5))
     assert not [event for event in said if isinstance(event, PartDone)]
     assert isinstance(said[-1], KeptVideo)
 
 
-def whole(house: Any, folder: Path) -> list[Any]:
-    return packets(follow(house().submit(folder))[-1].entry.video)
+def whole(whole_page: Any, folder: Path) -> list[Any]:
+    return packets(follow(whole_page().submit(folder))[-1].entry.video)
 
 
-def test_a_stopped_one_can_be_watched_and_gone_on_with(house, tmp_path):
-    expected = whole(house, tmp_path)
-    one = house(Coloured(frame_s=0.004))
+def test_a_stopped_one_can_be_watched_and_gone_on_with(whole_page, tmp_path):
+    expected = whole(whole_page, tmp_path)
+    one = whole_page(Coloured(frame_s=0.004))
     run = one.submit(tmp_path)
     for said in run.follow():
         if isinstance(said, PartDone) and said.index == 1:
@@ -109,7 +109,7 @@ def test_a_stopped_one_can_be_watched_and_gone_on_with(house, tmp_path):
     assert entry.is_unfinished
     assert entry.video.is_file()
     assert 50 <= entry.about.num_frames < 150
-    one = house()  # the server is started again
+    one = whole_page()  # the server is started again
     said = follow(one.app_state.resume(entry.id, "me"))
     assert sum(isinstance(event, PartDone) for event in said) == 6 - 2
     assert said[-1].entry.id == entry.id
@@ -120,15 +120,15 @@ def test_a_stopped_one_can_be_watched_and_gone_on_with(house, tmp_path):
 
 
 def serve_until_killed(folder: Path, reported: Any) -> None:
-    one = House(folder, Coloured(frame_s=0.004))
+    one = WholePage(folder, Coloured(frame_s=0.004))
     for said in one.submit(folder).follow():
         if isinstance(said, PartDone):
             reported.send(said.index)
 
 
-def test_after_the_server_was_killed_it_is_gone_on_with(house, tmp_path):
-    expected = whole(house, tmp_path)
-    house().close()
+def test_after_the_server_was_killed_it_is_gone_on_with(whole_page, tmp_path):
+    expected = whole(whole_page, tmp_path)
+    whole_page().close()
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe()
     server = context.Process(target=serve_until_killed, args=(tmp_path, theirs))
@@ -137,7 +137,7 @@ def test_after_the_server_was_killed_it_is_gone_on_with(house, tmp_path):
         pass
     server.kill()
     server.join()
-    one = house()
+    one = whole_page()
     entry = next(entry for entry in one.gallery.entries() if entry.is_unfinished)
     assert entry.thumbnail.is_file()
     assert not entry.video.exists()
@@ -150,20 +150,20 @@ def test_after_the_server_was_killed_it_is_gone_on_with(house, tmp_path):
     assert packets(said[-1].entry.video) == expected
 
 
-def test_a_failure_keeps_the_parts_for_another_try(house, tmp_path):
-    one = house(Coloured(fault="error", at=60))
+def test_a_failure_keeps_the_parts_for_another_try(whole_page, tmp_path):
+    one = whole_page(Coloured(fault="error", at=60))
     said = list(one.submit(tmp_path).follow())
     assert said[-1].error is not None
     entry = said[-1].entry
     assert entry.is_unfinished
     again = list(one.app_state.resume(entry.id, "me").follow())
     assert again[-1].error is not None
-    one = house()
+    one = whole_page()
     assert not follow(one.app_state.resume(entry.id, "me"))[-1].entry.is_unfinished
 
 
-def test_damage_is_reported_and_the_entry_stays(house, tmp_path):
-    one = house(Coloured(fault="error", at=60))
+def test_damage_is_reported_and_the_entry_stays(whole_page, tmp_path):
+    one = whole_page(Coloured(fault="error", at=60))
     entry = list(one.submit(tmp_path).follow())[-1].entry
     (entry.folder / HALF / "request.json").write_text("rust")
     with pytest.raises(BadInput, match="damaged"):
@@ -172,8 +172,8 @@ def test_damage_is_reported_and_the_entry_stays(house, tmp_path):
     assert one.gallery.delete(entry.id)
 
 
-def test_only_its_owner_resumes_it_in_a_private_gallery(house, tmp_path):
-    one = house(Coloured(fault="error", at=60), shared=False)
+def test_only_its_owner_resumes_it_in_a_private_gallery(whole_page, tmp_path):
+    one = whole_page(Coloured(fault="error", at=60), shared=False)
     entry = list(one.submit(tmp_path).follow())[-1].entry
     for owner, id in (
         ("you", entry.id),
@@ -186,10 +186,10 @@ def test_only_its_owner_resumes_it_in_a_private_gallery(house, tmp_path):
     assert isinstance(one.app_state.resume(entry.id, "me"), QueuedRun)
 
 
-def test_the_page_goes_on_at_a_press(house, tmp_path):
-    one = house(Coloured(fault="error", at=60))
+def test_the_page_goes_on_at_a_press(whole_page, tmp_path):
+    one = whole_page(Coloured(fault="error", at=60))
     entry = list(one.submit(tmp_path).follow())[-1].entry
-    one = house()
+    one = whole_page()
     names = dict.fromkeys(PageComponents.__dataclass_fields__, "")
     parts = SimpleNamespace(**{name: name for name in names} | {"form": {}})
     generate = Generate(parts, one.app_state, PageRuns(one.app_state))  # type: ignore[arg-type]
@@ -218,8 +218,8 @@ def test_every_preset_survives_its_keeping():
         assert type(preset).from_dict(preset.as_dict()) == preset
 
 
-def test_captions_survive_in_a_half_made_video(house, tmp_path):
-    job_queue = house()
+def test_captions_survive_in_a_half_made_video(whole_page, tmp_path):
+    job_queue = whole_page()
     portrait, speech = inputs(tmp_path, 6.0)
     said = (Caption(0.1, 2.0, "One."), Caption(2.0, 5.5, "Two."))
     given = (portrait, speech, "cpu-preview", SETTINGS)

@@ -67,7 +67,7 @@ class IceServer:
 
 
 class Peer:
-    """One browser's connection to one session, on the event loop; show, tell and end are thread-safe."""
+    """One browser's connection to one session, on the event loop; show, on_event and end are thread-safe."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Peer:
         """See Watcher."""
         self._loop.call_soon_threadsafe(self._queue, made)
 
-    def tell(self, what: Mapping[str, Any]) -> None:
+    def on_event(self, what: Mapping[str, Any]) -> None:
         """See Watcher. Does nothing: events go over the WebSocket."""
 
     def end(self, reason: str) -> None:

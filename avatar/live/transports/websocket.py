@@ -37,7 +37,7 @@ VIDEO = ("fmp4", "raw", "none")
 RAW_HEADER = struct.Struct("<4sIHHI")  # "LIVE", first frame, width, height, number of samples
 
 
-class Words(Protocol):
+class MessageWords(Protocol):
     """Texts for a connection, in its language."""
 
     def error(self, error: AvatarError) -> str:
@@ -53,7 +53,7 @@ class Words(Protocol):
 class LiveSocket:
     """Serves one connection until it closes."""
 
-    def __init__(self, socket: WebSocket, state: LiveState, opened: OpenSession, words: Words) -> None:
+    def __init__(self, socket: WebSocket, state: LiveState, opened: OpenSession, words: MessageWords) -> None:
         self._socket, self._state, self._opened, self._words = socket, state, opened, words
         self._microphone = Microphone()
         self._viewer: _Viewer | None = None
@@ -86,17 +86,17 @@ class LiveSocket:
                 return
             if now != place:
                 place = now
-                await self._tell({"type": "waiting", "place": place})
+                await self._send_json({"type": "waiting", "place": place})
             await asyncio.sleep(PLACE_EVERY_S)
         if ticket.session is None:
             assert ticket.error is not None
-            await self._tell({"type": "end", "reason": self._words.error(ticket.error)})
+            await self._send_json({"type": "end", "reason": self._words.error(ticket.error)})
             await self._close(1000)
             return
         session = ticket.session
         ice = [server.for_browser for server in self._state.options.ice]
         chat = self._state.options.chat is not None
-        await self._tell({"type": "begun", "fps": FPS, "hz": SOUND_HZ, "ice": ice, "chat": chat})
+        await self._send_json({"type": "begun", "fps": FPS, "hz": SOUND_HZ, "ice": ice, "chat": chat})
         self._viewer = viewer = _Viewer(asyncio.get_running_loop())
         session.watch(viewer)
         while True:
@@ -107,11 +107,11 @@ class LiveSocket:
                     async with self._sent:
                         await self._socket.send_bytes(message)
                 else:
-                    await self._tell(self._in_words(message))
+                    await self._send_json(self._translated(message))
             if viewer.is_over:
                 error = session.error
                 reason = "" if error is None else self._words.error(error)
-                await self._tell({"type": "end", "reason": reason})
+                await self._send_json({"type": "end", "reason": reason})
                 await self._close(1000)
                 return
 
@@ -134,7 +134,7 @@ class LiveSocket:
                 else:
                     await self._obey(self._parsed(said or ""))
             except AvatarError as error:
-                await self._tell({"type": "notice", "code": "error", "text": self._words.error(error)})
+                await self._send_json({"type": "notice", "code": "error", "text": self._words.error(error)})
 
     def _within_rate(self, sound_bytes: int) -> bool:
         now = time.monotonic()
@@ -166,7 +166,7 @@ class LiveSocket:
         """Carry out a message. Raises: AvatarError."""
         kind = message["type"]
         if kind == "ping":
-            await self._tell({"type": "pong", "at": _number(message, "at", 0.0)})
+            await self._send_json({"type": "pong", "at": _number(message, "at", 0.0)})
             return
         if kind == "end":
             await anyio.to_thread.run_sync(self._state.end, self._opened)
@@ -190,7 +190,7 @@ class LiveSocket:
                 conversation.interrupt()
             case "record":
                 on = await anyio.to_thread.run_sync(self._state.record, self._opened, bool(message.get("on")))
-                await self._tell({"type": "recording", "on": on})
+                await self._send_json({"type": "recording", "on": on})
             case _:
                 raise BadInput(f"There is no message {kind[:40]!r}.", "See docs/live.md.")
 
@@ -203,14 +203,14 @@ class LiveSocket:
         if self._viewer is not None:
             self._viewer.show_as(video)
 
-    def _in_words(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _translated(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """Translate a notice into the page's language."""
         if message["type"] != "notice":
             return message
         said = self._words.notice(message["code"], message["text"], message["values"])
         return {"type": "notice", "code": message["code"], "text": said}
 
-    async def _tell(self, message: Mapping[str, Any]) -> None:
+    async def _send_json(self, message: Mapping[str, Any]) -> None:
         async with self._sent:
             if self._socket.application_state is WebSocketState.CONNECTED:
                 await self._socket.send_text(json.dumps(message, ensure_ascii=False))
@@ -227,7 +227,7 @@ class _Viewer:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._frames: deque[LiveFrames] = deque()
-        self._words: deque[Mapping[str, Any]] = deque(maxlen=100)
+        self._events: deque[Mapping[str, Any]] = deque(maxlen=100)
         self._video = "none"
         self._writer: FragmentWriter | None = None
         self._is_fresh = True
@@ -248,9 +248,9 @@ class _Viewer:
         self._frames.append(made)
         self._wake()
 
-    def tell(self, what: Mapping[str, Any]) -> None:
+    def on_event(self, what: Mapping[str, Any]) -> None:
         """See Watcher."""
-        self._words.append(what)
+        self._events.append(what)
         self._wake()
 
     def end(self, reason: str) -> None:
@@ -261,8 +261,8 @@ class _Viewer:
     def take(self) -> list[bytes | Mapping[str, Any]]:
         """All queued messages, encoded and ready to send."""
         out: list[bytes | Mapping[str, Any]] = []
-        while self._words:
-            out.append(self._words.popleft())
+        while self._events:
+            out.append(self._events.popleft())
         while self._frames:
             made = self._frames.popleft()
             if self._video == "raw":

@@ -62,7 +62,7 @@ class SpokenText:
         return () if self.script.speaking.captions == "off" else self.captions
 
 
-class Speakers:
+class SpeechService:
     """Speaks texts for visitors, several at a time and each sentence by sentence."""
 
     def __init__(self, uploads: Uploads, limits: InputLimits) -> None:

@@ -31,7 +31,7 @@ class _Stream:
     played: int = 0  # segments before this one were removed
 
 
-class Segments:
+class StreamSegments:
     """The segments of all streams being played; safe to use from several threads."""
 
     def __init__(

@@ -21,19 +21,19 @@ from starlette.routing import BaseRoute, Route
 
 from avatar.errors import AvatarError, BadInput
 from avatar.ui.app_state import AppState
-from avatar.ui.error_messages import words
+from avatar.ui.error_messages import message_of
 from avatar.ui.i18n import language_of
-from avatar.ui.live_player import Segments
 from avatar.ui.request_guard import visitor_of
+from avatar.ui.stream_segments import StreamSegments
 from avatar.ui.uploads import TooLarge, Uploads
 from avatar.ui.widgets import GuardedBlocks
 
 ARRIVE_S = 900.0  # time limit for an upload to arrive
 
 
-def transfer_routes(app_state: AppState, demo: GuardedBlocks) -> list[BaseRoute]:
+def file_routes(app_state: AppState, demo: GuardedBlocks) -> list[BaseRoute]:
     """All routes of this module; demo: the page."""
-    return [*_upload_routes(demo.uploads, demo), *_live_routes(app_state.segments, demo)]
+    return [*_upload_routes(demo.uploads, demo), *_segment_routes(app_state.segments, demo)]
 
 
 def _upload_routes(uploads: Uploads, demo: Blocks) -> list[BaseRoute]:
@@ -48,7 +48,7 @@ def _upload_routes(uploads: Uploads, demo: Blocks) -> list[BaseRoute]:
             await anyio.to_thread.run_sync(uploads.reserve, num_bytes, visitor)
         except AvatarError as error:
             code = 413 if isinstance(error, TooLarge) else 507
-            return PlainTextResponse(words(error, language_of(request)), code)
+            return PlainTextResponse(message_of(error, language_of(request)), code)
         staging = uploads.stage()
         try:
             async with asyncio.timeout(ARRIVE_S):
@@ -67,7 +67,7 @@ def _upload_routes(uploads: Uploads, demo: Blocks) -> list[BaseRoute]:
         try:
             path = uploads.find(request.path_params["path"])
         except BadInput as error:
-            return PlainTextResponse(words(error, language_of(request)), 404)
+            return PlainTextResponse(message_of(error, language_of(request)), 404)
         return FileResponse(path)
 
     return [
@@ -102,7 +102,7 @@ async def _received(request: Request, staging: Path, uploads: Uploads) -> list[s
     return paths
 
 
-def _live_routes(segments: Segments, demo: Blocks) -> list[BaseRoute]:
+def _segment_routes(segments: StreamSegments, demo: Blocks) -> list[BaseRoute]:
     """The routes for a stream's segments."""
 
     async def segment(request: Request) -> FileResponse:
