@@ -56,7 +56,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--weights", type=Path, default=_path(env("AVATAR_WEIGHTS")), help="folder of the checkpoint")
     add("--max-upload", type=_amount, default=64, metavar="MIB", help="largest file that may be uploaded")
     add("--max-duration", type=_amount, default=1200, metavar="S", help="longest speech")
-    add("--queue-size", type=_whole(0, 10_000), default=8, help="videos that may wait in line")
+    add("--queue-size", type=_whole(0, 10_000), default=8, help="videos that may wait in the queue")
     add(
         "--places",
         type=int,
@@ -128,7 +128,12 @@ def _add_live(parser: argparse.ArgumentParser) -> None:
         default=env("AVATAR_LIVE_PRESET", "live-preview"),
         help="preset of live sessions; off: none",
     )
-    add("--live-sessions", type=_whole(1, 16), default=1, help="live sessions at a time; others wait in line")
+    add(
+        "--live-sessions",
+        type=_whole(1, 16),
+        default=1,
+        help="live sessions at a time; others wait in the queue",
+    )
     add("--live-image", type=Path, default=None, help="portrait of live sessions until a visitor chooses one")
     for name, one in PICTURE.items():
         about = f"of that portrait: {one.setting.help}"

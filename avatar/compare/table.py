@@ -96,7 +96,7 @@ def _drift(kind: str, form: str) -> Callable[[Row], str]:
 
 
 RUN: Columns = {
-    "peak memory a GPU, GiB": _gpus,
+    "peak memory per GPU, GiB": _gpus,
     "host, GiB": _host,
     "OOM?": _out_of_memory,
     "average fps": _ran("average_fps", "{:.1f}"),
@@ -117,8 +117,8 @@ MEASURED: Columns = {
     "sharpness": _drift("sharpness", "{:+.2f}"),
 }
 ABOUT = (
-    "Numbers, not beauty: docs/quality.md says how each is measured and tested, and what it cannot see. "
-    "– means that it was not measured or cannot be known."
+    "These numbers do not measure beauty: docs/quality.md says how each is measured and tested, and what it "
+    "cannot see. – means that it was not measured or cannot be known."
 )
 
 

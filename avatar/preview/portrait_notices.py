@@ -75,7 +75,7 @@ def concerns(image: np.ndarray, face: Face | None, video: Size, name: str) -> li
         found.append(
             _warning(
                 "small_face",
-                f"The face will be {tall:.0f} pixels high in the video: its speech can hardly be seen."
+                f"The face will be {tall:.0f} pixels high in the video: you will hardly see it speak."
                 f" Crop {name} to head and shoulders, which framing does.",
                 name=name,
                 pixels=round(tall),

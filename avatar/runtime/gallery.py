@@ -383,7 +383,8 @@ class Gallery:
 
 def _unwritable(reason: str | None) -> AvatarError:
     return AvatarError(
-        f"The outputs folder cannot be written ({reason}).", "Whoever runs the server must free or repair it."
+        f"The outputs folder cannot be written ({reason}).",
+        "The server's administrator must free space or repair it.",
     )
 
 

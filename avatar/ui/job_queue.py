@@ -203,7 +203,7 @@ class JobQueue:
     def _drop_cancelled(self) -> None:
         for run in [run for run in self._waiting if run.cancelled.is_set()]:
             self._waiting.remove(run)
-            self._end(run, Cancelled("Left the line."))
+            self._end(run, Cancelled("Left the queue."))
         self._post_places()
 
     def _end(self, run: QueuedRun, failure: Exception | None) -> None:

@@ -596,7 +596,7 @@ LIVE: dict[str, tuple[str, str]] = {
 
 # In a comparison's table and below it: headings, words within cells, and why a value is unknown.
 COMPARED = {
-    "peak memory a GPU, GiB": "每张显卡的峰值显存，GiB",
+    "peak memory per GPU, GiB": "每张显卡的峰值显存，GiB",
     "host, GiB": "内存，GiB",
     "OOM?": "显存不足？",
     "average fps": "平均帧率",

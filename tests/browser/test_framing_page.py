@@ -144,10 +144,10 @@ def test_a_small_face_is_one_click_from_a_crop(server: Server, visit: Visit, tmp
     page = visit(server.url).page
     page.set_input_files("#portrait input[type=file]", path)
     page.wait_for_selector(".framing-crop")
-    assert re.search("hardly be seen", page.inner_text("#notices"))
+    assert re.search("hardly see it speak", page.inner_text("#notices"))
     page.click(".framing-crop")
     assert chosen(page, ".framing-framing") == ["shoulders"]
-    page.wait_for_function("!/hardly be seen/.test(document.querySelector('#notices').innerText)")
+    page.wait_for_function("!/hardly see it speak/.test(document.querySelector('#notices').innerText)")
     assert page.is_hidden(".framing-small")
 
 

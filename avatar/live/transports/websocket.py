@@ -152,7 +152,7 @@ class LiveSocket:
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict) or not isinstance(message.get("type"), str):
-            raise BadInput("A message is not understood.", 'Send JSON: {"type": …}.')
+            raise BadInput("A message was not understood.", 'Send JSON: {"type": …}.')
         return message
 
     def _hear(self, data: bytes) -> None:
