@@ -202,7 +202,7 @@ def _serve(args: argparse.Namespace) -> None:
         from avatar.ui.request_guard import Guard, local_names
         from avatar.ui.routes import routes
 
-        app_state = _open_studio(args, scratch, zero_gpu)
+        app_state = _open_app_state(args, scratch, zero_gpu)
         try:
             demo = build_page(app_state)
             names = local_names(args.host, args.allow_host)
@@ -233,12 +233,12 @@ def _serve(args: argparse.Namespace) -> None:
             app_state.close()
 
 
-def _open_studio(args: argparse.Namespace, scratch: Path, zero_gpu: Any = None) -> Any:
+def _open_app_state(args: argparse.Namespace, scratch: Path, zero_gpu: Any = None) -> Any:
     from avatar.hardware.inventory import probe
     from avatar.media.limits import InputLimits
     from avatar.planning.verdict import judge
     from avatar.preset import Preset, load_preset, load_presets
-    from avatar.runtime.bounded_reader import Readings
+    from avatar.runtime.bounded_reader import ReaderCache
     from avatar.runtime.engine import Engine
     from avatar.runtime.factory import open_engine
     from avatar.runtime.gallery import Gallery
@@ -289,7 +289,7 @@ def _open_studio(args: argparse.Namespace, scratch: Path, zero_gpu: Any = None) 
         root=args.root_path.rstrip("/"),
         shared=args.gallery == "shared",
         attached=attached,
-        readings=Readings(scratch / "read", limits, per_visitor=places),
+        reader_cache=ReaderCache(scratch / "read", limits, per_visitor=places),
         admin=os.environ.get("AVATAR_ADMIN", "") if reachable else None,
         model=ModelFetch(fetch_command(args.weights)),
         uploads=Uploads(scratch / "uploads", upload, round(args.upload_quota * GIB)),

@@ -27,7 +27,7 @@ from avatar.commands import (
     voices,
     worker,
 )
-from avatar.commands.output import lasting_streams, show_error
+from avatar.commands.output import show_error, tolerant_streams
 from avatar.commands.signals import ended_by_signals
 from avatar.errors import AvatarError, BadInput, Cancelled
 
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. argv: without the program's name; None: sys.argv."""
-    with lasting_streams():
+    with tolerant_streams():
         return _main(argv)
 
 

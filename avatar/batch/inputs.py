@@ -26,7 +26,7 @@ Pair = tuple[Path, Path]
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedFile:
     """A file that no video is made from. why: the end of a sentence that begins with its name."""
 
     path: Path
@@ -37,7 +37,7 @@ class Files:
     """Files by kind, "image" or "audio". left_out: files that look like inputs, but are not used."""
 
     def __init__(self) -> None:
-        self.left_out: list[LeftOut] = []
+        self.left_out: list[SkippedFile] = []
 
     def usable(self, paths: Iterable[Path], kind: str) -> list[Path]:
         """The paths that can be read as this kind, by suffix; no hidden files, no earlier outputs."""
@@ -76,7 +76,7 @@ class Files:
 
     def _leave(self, path: Path, why: str) -> None:
         if path not in [left.path for left in self.left_out]:
-            self.left_out.append(LeftOut(path, why))
+            self.left_out.append(SkippedFile(path, why))
 
 
 def matching(folder: Path, text: str) -> list[Path]:

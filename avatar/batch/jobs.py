@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from avatar.batch.inputs import Files, LeftOut, each_with_each, is_pattern, matching
+from avatar.batch.inputs import Files, SkippedFile, each_with_each, is_pattern, matching
 from avatar.errors import BadInput
 from avatar.hardware.inventory import Inventory
 from avatar.long.job import LONGEST, Job
@@ -87,14 +87,14 @@ class BatchEntry:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BatchJobs:
     """The videos of a batch. left_out: files that look like inputs, but that no video is made from."""
 
     entries: list[BatchEntry]
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[SkippedFile] = field(default_factory=list)
 
 
-def read_jobs(path: Path, *, all_with_all: bool = False) -> Wanted:
+def read_jobs(path: Path, *, all_with_all: bool = False) -> BatchJobs:
     """The jobs of a file or folder; several portraits or speeches in one job are all combined.
 
     TOML: one [[job]] per job, [defaults] for all; CSV: one row per job, named columns; paths are relative to
@@ -118,7 +118,7 @@ def read_jobs(path: Path, *, all_with_all: bool = False) -> Wanted:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise BadInput(f"Two jobs would both make {twice}.mp4.", "Give each a name of its own.")
-    return Wanted(found, files.left_out)
+    return BatchJobs(found, files.left_out)
 
 
 def _toml_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:

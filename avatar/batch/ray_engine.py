@@ -34,7 +34,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
-class Shipment:
+class RayRequest:
     """A request without portrait and speech, which all parts share. source, options: of the FrameSource."""
 
     request: Request
@@ -44,7 +44,7 @@ class Shipment:
 
 
 @dataclass(frozen=True)
-class Delivery:
+class RayResult:
     """A finished video with the files beside it. carry: the file that it left for the next part."""
 
     finished: Finished
@@ -129,9 +129,9 @@ class RayEngine:
     def close(self) -> None:
         """Does nothing: the cluster does not belong to this engine."""
 
-    def _ship(self, request: Request) -> Shipment:
+    def _ship(self, request: Request) -> RayRequest:
         carry = request.part.carry if request.part else None
-        return Shipment(request, self._source, self._options, None if carry is None else carry.read_bytes())
+        return RayRequest(request, self._source, self._options, None if carry is None else carry.read_bytes())
 
     def _send(self, request: Request) -> list[Any]:
         """Put portrait and speech in Ray's object store, once for all parts of a video."""
@@ -142,7 +142,7 @@ class RayEngine:
             self._sent = files, [ray.put(path.read_bytes()) for path in files]
         return self._sent[1]
 
-    def _receive(self, request: Request, delivery: Delivery) -> Iterator[Event]:
+    def _receive(self, request: Request, delivery: RayResult) -> Iterator[Event]:
         """Write the delivered files to the request's destinations."""
         self.label = delivery.label
         yield from delivery.notices
@@ -163,7 +163,7 @@ class RayEngine:
         yield finished
 
 
-def _place(request: Request, delivery: Delivery) -> None:
+def _place(request: Request, delivery: RayResult) -> None:
     """Write the video to its destination, atomically. Raises: NotPlaced; AvatarError: the disk is full."""
     whole = request.work / "whole.mp4"
     try:
@@ -173,12 +173,12 @@ def _place(request: Request, delivery: Delivery) -> None:
     atomic.place(whole, request.output)
 
 
-def _result(task: Any) -> Delivery:
+def _result(task: Any) -> RayResult:
     """The task's result. Raises: the task's AvatarError; WorkerLost."""
     import ray
 
     try:
-        delivery: Delivery = ray.get(task)
+        delivery: RayResult = ray.get(task)
         return delivery
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, AvatarError):
@@ -195,7 +195,7 @@ def _result(task: Any) -> Delivery:
 _engines: dict[Any, Engine] = {}  # in a worker process: its engine, kept for the next task
 
 
-def _make(shipment: Shipment, portrait: bytes, speech: bytes) -> Delivery:
+def _make(shipment: RayRequest, portrait: bytes, speech: bytes) -> RayResult:
     """Runs on a node: make the video and pack it."""
     with tempfile.TemporaryDirectory(prefix="avatar-ray-") as folder:
         request = RequestBundle(portrait, speech, shipment.carry).unpacked(shipment.request, Path(folder))
@@ -209,7 +209,7 @@ def _make(shipment: Shipment, portrait: bytes, speech: bytes) -> Delivery:
                 finished = event
         assert finished is not None
         leave = request.part.leave if request.part else None
-        return Delivery(
+        return RayResult(
             finished,
             tuple(notices),
             str(getattr(engine, "label", "")),
@@ -220,7 +220,7 @@ def _make(shipment: Shipment, portrait: bytes, speech: bytes) -> Delivery:
         )
 
 
-def _engine(shipment: Shipment) -> Engine:
+def _engine(shipment: RayRequest) -> Engine:
     """This worker's engine, replaced when a task needs another preset."""
     from avatar.runtime.engine_process import EngineProcess
 

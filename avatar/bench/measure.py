@@ -50,7 +50,7 @@ class Stopwatch:
 
 
 @dataclass
-class Peaks:
+class MemoryPeaks:
     """Peak memory; None without a GPU. nvml_bytes: everything on the card, other programs' included.
 
     allocator_bytes: torch's tensors. reserved_bytes: memory that torch took from the driver for them.
@@ -62,7 +62,7 @@ class Peaks:
 
 
 @dataclass(frozen=True)
-class Held:
+class MemoryHeld:
     """Bytes in use at one moment; GPU values are None without a GPU. pinned_bytes: part of host_bytes."""
 
     nvml_bytes: int | None
@@ -72,7 +72,7 @@ class Held:
     host_bytes: int
 
     @classmethod
-    def now(cls, device: torch.device) -> Held:
+    def now(cls, device: torch.device) -> MemoryHeld:
         """Read the current values, without waiting for the device."""
         pinned, host = pinned_bytes(), psutil.Process().memory_info().rss
         if device.type != "cuda":
@@ -101,9 +101,9 @@ def take_no_more(device: torch.device, num_bytes: int) -> None:
 
 
 @contextmanager
-def watched(device: torch.device) -> Iterator[Peaks]:
+def watched(device: torch.device) -> Iterator[MemoryPeaks]:
     """Context that measures the device's memory peaks, polling NVML."""
-    peaks = Peaks()
+    peaks = MemoryPeaks()
     if device.type != "cuda":
         yield peaks
         return

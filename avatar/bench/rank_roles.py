@@ -16,7 +16,7 @@ from avatar.bench.random_parts import random_parts
 from avatar.bench.rank_options import MEASURED, BenchOptions
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.distributed import roles
-from avatar.distributed.fsdp import Gathering
+from avatar.distributed.fsdp import LayerGatherer
 from avatar.distributed.loading import random_share
 from avatar.distributed.process_groups import Group, join
 from avatar.distributed.rank0_pipeline import Rank0Meter, RankDenoising, checkpoint_pipeline
@@ -86,7 +86,7 @@ def unshard_peak_bytes(group: Group, share: StreamingTransformer | None) -> int 
         torch.cuda.synchronize(group.device)
         torch.cuda.reset_peak_memory_stats(group.device)
     resting = torch.cuda.memory_allocated(group.device) if on_gpu else 0
-    gathering = Gathering(share, group.meter)
+    gathering = LayerGatherer(share, group.meter)
     for index in range(share.config.num_layers):
         with gathering.visit(index):
             pass

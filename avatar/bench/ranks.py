@@ -40,7 +40,7 @@ OTHER_BLOCKS = 3  # in the run with another portrait
 ENVIRONMENT = ("NCCL_", "TORCH_NCCL_", "PYTORCH_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 
 
-class Observed:
+class ObservedSource:
     """A RankedSource that records when each block arrived, and the loads and heartbeats of the ranks."""
 
     def __init__(self, source: RankedSource) -> None:
@@ -96,7 +96,7 @@ def bench_ranks(preset: Preset, terms: BenchOptions, planned: Plan, *, num_block
     settled, draining = settling(preset)
     with tempfile.TemporaryDirectory(prefix="avatar-bench-") as name, nvml_peaks() as peaks:
         folder = Path(name)
-        source = Observed(RankedSource(preset, terms.write(folder / "terms.json"), roles=TIMED_ROLES))
+        source = ObservedSource(RankedSource(preset, terms.write(folder / "terms.json"), roles=TIMED_ROLES))
         try:
             asked = partial(_request, preset, folder)
             cold = _run(source, asked("cold", min(num_blocks, settled + 1), 0))
@@ -145,7 +145,7 @@ def _request(preset: Preset, folder: Path, name: str, num_blocks: int, portrait:
     return open_request(*inputs, preset, output=own / "out.mp4", work=own / "work")
 
 
-def _run(source: Observed, request: Request) -> RunReport:
+def _run(source: ObservedSource, request: Request) -> RunReport:
     (finished,) = [event for event in stream_frames(source, request) if isinstance(event, Finished)]
     return read_report(finished.report)
 
@@ -168,7 +168,7 @@ def settled_fps(came_s: list[float], settled: int, draining: int) -> float | Non
 
 
 def _ranks(
-    source: Observed, num_blocks: int, ends: tuple[int, int], peaks: dict[int, int], planned: Plan
+    source: ObservedSource, num_blocks: int, ends: tuple[int, int], peaks: dict[int, int], planned: Plan
 ) -> list[dict[str, Any]]:
     settled, draining = ends
     last = len(source.came_s) - 1

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avatar.bench.measure import Held, Stopwatch, host_peak_bytes, machine, watched
+from avatar.bench.measure import MemoryHeld, Stopwatch, host_peak_bytes, machine, watched
 from avatar.errors import BadInput
 from avatar.events import Finished
 from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, Geometry, Size
@@ -49,7 +49,7 @@ class RunTrace:
     clock: Stopwatch
     items: list[int] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
-    held: list[Held] = field(default_factory=list)
+    held: list[MemoryHeld] = field(default_factory=list)
     carried: list[Traffic] = field(default_factory=list)
 
     def steps_after(self, num_items: int) -> list[float]:
@@ -90,7 +90,7 @@ class Timing(Observer):
 
     def decoded(self, frames: Tensor) -> None:
         """See Observer."""
-        self.trace.held.append(Held.now(frames.device))
+        self.trace.held.append(MemoryHeld.now(frames.device))
         self.trace.times_s.append(time.perf_counter())
 
 

@@ -16,8 +16,8 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from avatar.batch.engines import Engines, Open, gpus_of
-from avatar.batch.inputs import LeftOut
-from avatar.batch.jobs import BatchEntry, Wanted, read_jobs
+from avatar.batch.inputs import SkippedFile
+from avatar.batch.jobs import BatchEntry, BatchJobs, read_jobs
 from avatar.batch.run import Batch, Outcome
 from avatar.commands.notifying import add_notify, notifying
 from avatar.commands.output import console, write_json
@@ -31,7 +31,7 @@ from avatar.preset import Preset
 from avatar.runtime.engine import Engine
 from avatar.runtime.factory import open_engine
 from avatar.runtime.scratch import Scratch
-from avatar.runtime.webhook import News
+from avatar.runtime.webhook import JobNews
 
 OnEvent = Callable[[str, Event | Outcome], None]
 EXECUTORS = ("local", "ray")
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     return exit_code(outcomes, wanted.left_out, stop)
 
 
-def exit_code(outcomes: list[Outcome], left_out: Sequence[LeftOut] = (), stop: Stop | None = None) -> int:
+def exit_code(outcomes: list[Outcome], left_out: Sequence[SkippedFile] = (), stop: Stop | None = None) -> int:
     """0 if every video is there; else the code of the first failure, of a stop, or of files left out."""
     for outcome in outcomes:
         if outcome.error is not None:
@@ -113,7 +113,7 @@ def _executor(args: argparse.Namespace, inventory: Inventory) -> tuple[int, Open
 
 
 @contextmanager
-def _show_json(wanted: Wanted) -> Iterator[Any]:
+def _show_json(wanted: BatchJobs) -> Iterator[Any]:
     writing = threading.Lock()
     for left in wanted.left_out:
         write_json({"event": "left_out", "file": left.path, "why": left.why})
@@ -128,20 +128,20 @@ def _show_json(wanted: Wanted) -> Iterator[Any]:
     yield on_event
 
 
-def _posting(post: Callable[[News], None], on_event: OnEvent) -> OnEvent:
+def _posting(post: Callable[[JobNews], None], on_event: OnEvent) -> OnEvent:
     """Wrap on_event to also post how each job ended, except for videos that were there already."""
 
     def report(name: str, event: Event | Outcome) -> None:
         if isinstance(event, Outcome) and event.state != "already":
             video = event.video.name if event.video else name
-            post(News(name, event.state, video, event.num_frames / FPS))
+            post(JobNews(name, event.state, video, event.num_frames / FPS))
         on_event(name, event)
 
     return report
 
 
 @contextmanager
-def _show_bars(wanted: Wanted) -> Iterator[Any]:
+def _show_bars(wanted: BatchJobs) -> Iterator[Any]:
     """One bar per job that runs or ran, and one for all; the files left out are printed before them."""
     entries: list[BatchEntry] = wanted.entries
     for left in wanted.left_out:
@@ -187,7 +187,7 @@ def _state(progress: Progress) -> str:
     return f"{progress.phase}{parts}"
 
 
-def _print(outcomes: list[Outcome], left_out: Sequence[LeftOut]) -> None:
+def _print(outcomes: list[Outcome], left_out: Sequence[SkippedFile]) -> None:
     table = Table("job", "", "frames", "took", "video or error")
     table.columns[2].justify = table.columns[3].justify = "right"
     for outcome in outcomes:

@@ -207,13 +207,13 @@ def _time(
 
 
 def _measure(args: argparse.Namespace, comparison: Comparison, before: dict[str, Any]) -> None:
-    from avatar.compare.measuring import look  # imports OpenCV and the face models
+    from avatar.compare.measuring import measure_row  # imports OpenCV and the face models
 
     with _bar() as bar:
         for row in comparison.rows:
             if row.file is None:
                 continue
-            look(
+            measure_row(
                 comparison,
                 row,
                 before.get(row.name, {}),

@@ -44,7 +44,7 @@ from avatar.runtime.factory import open_engine
 from avatar.runtime.rescued_files import kept_outside
 from avatar.runtime.scratch import Scratch
 from avatar.runtime.torchrun_client import Address, secret
-from avatar.runtime.webhook import News
+from avatar.runtime.webhook import JobNews
 
 OUTPUTS = Path("outputs")
 
@@ -174,7 +174,7 @@ def check_attached(preset: Preset, args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _posting_end(request: Request, post: Callable[[News], None]) -> Iterator[list[Finished]]:
+def _posting_end(request: Request, post: Callable[[JobNews], None]) -> Iterator[list[Finished]]:
     """Post how a run ends, in every case; its Finished event is to be appended to the list yielded."""
     ends: list[Finished] = []
     state = "failed"
@@ -186,7 +186,7 @@ def _posting_end(request: Request, post: Callable[[News], None]) -> Iterator[lis
         raise
     finally:
         name = f"{request.portrait_name} · {request.speech_name}"
-        post(News(request.output.stem, state, name, ends[-1].duration_s if ends else 0.0))
+        post(JobNews(request.output.stem, state, name, ends[-1].duration_s if ends else 0.0))
 
 
 def _follow(engine: Engine, request: Request, as_json: bool, ends: list[Finished]) -> int:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from avatar.runtime.webhook import News, Webhook
+from avatar.runtime.webhook import JobNews, Webhook
 
 
 def add_notify(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_notify(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def notifying(url: str | None) -> Iterator[Callable[[News], None]]:
+def notifying(url: str | None) -> Iterator[Callable[[JobNews], None]]:
     """A function that posts news; on exit, waits until they are sent. Without a URL, does nothing.
 
     Raises: BadInput.

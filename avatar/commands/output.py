@@ -24,21 +24,21 @@ _READER_GONE = (errno.EPIPE, errno.EIO)  # a pipe without a reader, a closed ter
 
 
 @contextmanager
-def lasting_streams() -> Iterator[None]:
+def tolerant_streams() -> Iterator[None]:
     """While inside, printing never fails for lack of a reader or encoding, which must not stop a run.
 
     Characters that the encoding lacks are written in the file system's encoding, so that printed paths can be
     used.
     """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (Lasting(stream) for stream in before)
+    sys.stdout, sys.stderr = (TolerantStream(stream) for stream in before)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
 
 
-class Lasting:
+class TolerantStream:
     """A text stream that discards output once its reader is gone; otherwise the wrapped stream."""
 
     def __init__(self, stream: TextIO) -> None:

@@ -18,7 +18,7 @@ from avatar.media.limits import InputLimits
 from avatar.media.portrait import read_portrait
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import ALWAYS, DevicePlan, Plan, describe, gib
-from avatar.planning.verdict import Verdict, judge, way_out
+from avatar.planning.verdict import Verdict, judge, what_to_try
 from avatar.preset import MOST_GIB, Preset, capability
 from avatar.settings import MOST_GPUS
 from avatar.sizes import video_size
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 def _remedy(verdict: Verdict, inventory: Inventory) -> str:
     """The remedy: a smaller choice if only memory is lacking, otherwise that of the first shortfall."""
     if {shortfall.code for shortfall in verdict.shortfalls} <= {"memory", "host_ram"}:
-        return way_out(verdict.preset, inventory)
+        return what_to_try(verdict.preset, inventory)
     return verdict.remedy
 
 

@@ -7,7 +7,7 @@ from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
-from avatar.runtime.bounded_process import Bounded, BoundedJob
+from avatar.runtime.bounded_process import BoundedJob, BoundedProcesses
 from avatar.runtime.fingerprint import file_digest
 
 MEMORY_BYTES = 2 * 2**30  # pictures of 1280 pixels, small networks, and what was measured of each frame
@@ -22,7 +22,7 @@ class BoundedMeasuring:
         """per_visitor: videos of one visitor that may wait. The process starts with the first video."""
         self._per_visitor = per_visitor
         self._lock = threading.Lock()
-        self._bounded: Bounded | None = None
+        self._bounded: BoundedProcesses | None = None
         self._jobs: OrderedDict[str, BoundedJob] = OrderedDict()  # by the video's digest
         self._waiting: Counter[BoundedJob] = Counter()  # how many wait for each
 
@@ -33,7 +33,7 @@ class BoundedMeasuring:
             job = self._jobs.get(digest)
             if job is None or job.cancelled.is_set() or job.error is not None:
                 if self._bounded is None:
-                    self._bounded = Bounded(MEMORY_BYTES, places=1, per_visitor=self._per_visitor)
+                    self._bounded = BoundedProcesses(MEMORY_BYTES, places=1, per_visitor=self._per_visitor)
                 cpu_s = START_CPU_S + CPU_S * duration_s
                 job = self._bounded.submit(measured, video, name=video.name, cpu_s=cpu_s, visitor=visitor)
                 self._jobs[digest] = job

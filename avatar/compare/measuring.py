@@ -23,7 +23,7 @@ _BEFORE, _AFTER = 3, 3  # frames of a strip
 _STRIP_PX = 240
 
 
-def look(
+def measure_row(
     comparison: Comparison,
     row: Row,
     before: dict[str, object],

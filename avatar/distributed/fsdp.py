@@ -53,7 +53,7 @@ def layer_of(name: str, inject_layers: tuple[int, ...]) -> int | None:
     return None
 
 
-class Gathering:
+class LayerGatherer:
     """Gathers each layer's parameters while it is visited, and prefetches the next layer's."""
 
     def __init__(self, transformer: StreamingTransformer, meter: RankMeter) -> None:

@@ -23,12 +23,12 @@ MAX_UNREAD = 64  # messages that a rank has not yet received, beyond which sendi
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadShare:
     """Load your share: a run has been requested."""
 
 
 @dataclass(frozen=True)
-class Go:
+class StartWork:
     """Start working: rank 0 has loaded its own share."""
 
 

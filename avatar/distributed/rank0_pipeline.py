@@ -16,7 +16,7 @@ from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.distributed.coordinator import Coordinator, ParallelDenoiser
 from avatar.distributed.fsdp_text import encode_together
 from avatar.distributed.loading import load_share
-from avatar.distributed.p2p import Encode, Go, Load, MessageChannel
+from avatar.distributed.p2p import Encode, LoadShare, MessageChannel, StartWork
 from avatar.distributed.process_groups import Group, join, pieces_of
 from avatar.distributed.rank_meter import RankMeter
 from avatar.distributed.rendezvous import RankContext
@@ -163,11 +163,11 @@ class RankDenoising:
         if self._conductor is not None:
             return
         if self._group is None:
-            tell_others(self._post, self._context, Load())
+            tell_others(self._post, self._context, LoadShare())
             self._group = join(self._preset, self._shares.config(), self._context)
         share = self._shares.load(self._group, parts.dtype, check)
         self._conductor = Coordinator(self._group, share, parts.dtype, pieces_of(self._preset, parts.device))
-        tell_others(self._post, self._context, Go())
+        tell_others(self._post, self._context, StartWork())
 
     def denoiser(
         self, preset: Preset, parts: Components, size: Size, pieces: CompiledPieces, observer: Observer
@@ -192,7 +192,7 @@ class RankDenoising:
             self._denoiser = None
 
 
-def tell_others(post: MessageChannel, context: RankContext, order: Load | Go | Encode) -> None:
+def tell_others(post: MessageChannel, context: RankContext, order: LoadShare | StartWork | Encode) -> None:
     """Send an order to all other ranks."""
     for rank in range(1, context.world_size):
         post.send(order, rank)

@@ -29,14 +29,14 @@ from avatar.runtime.engine import FrameSource
 from avatar.runtime.live_protocol import LiveFrames
 from avatar.runtime.live_sound_queue import SoundInbox
 from avatar.runtime.protocol import (
-    Ask,
     Failed,
     Link,
-    Made,
-    Meeting,
+    MadeFrames,
     OutOfMemory,
     Planned,
+    PlanRequest,
     Pulse,
+    RendezvousPort,
     Run,
     RunEvent,
     RunLive,
@@ -136,7 +136,7 @@ def work(
 def lead(service: Service, source: FrameSource, alone: bool) -> None:
     """Rank 0: generate the frames of every run. alone: no other rank could be out of step after an error."""
     for run in service.asked():
-        if isinstance(run, Ask):
+        if isinstance(run, PlanRequest):
             binds = getattr(source, "plan_binds", True)
             service.send(Planned(plan_of(source, run.request), binds))
             continue
@@ -155,7 +155,7 @@ def lead(service: Service, source: FrameSource, alone: bool) -> None:
 
 def answers(
     source: FrameSource, run: Run, cancelled: Callable[[], bool], sound: SoundInbox | None = None
-) -> Iterator[Made | RunEvent | LiveFrames]:
+) -> Iterator[MadeFrames | RunEvent | LiveFrames]:
     """Rank 0's messages during a run; the first frames carry the anchor if the source has one."""
     if isinstance(run, RunLive):
         assert sound is not None
@@ -165,7 +165,7 @@ def answers(
     anchor_of = getattr(source, "anchor", None)
     for item in source.frames(run.request, cancelled):
         if isinstance(item, np.ndarray):
-            yield Made(run.run, item, None if anchor_of is None else anchor_of())
+            yield MadeFrames(run.run, item, None if anchor_of is None else anchor_of())
             anchor_of = None
         else:
             yield RunEvent(run.run, item)
@@ -197,14 +197,16 @@ def serve(link: Link) -> None:
     start = link.recv()
     die_with(start.parent)
     logging.getLogger().setLevel(start.log_level)
-    meetings: queue.SimpleQueue[Meeting] = queue.SimpleQueue()
+    meetings: queue.SimpleQueue[RendezvousPort] = queue.SimpleQueue()
     service = Service(link, on_other=meetings.put)
     reporter = Reporter(start.rank, service.send, service.settle)
     service.start(reporter.pulse)
     work(start, reporter, partial(context_here, start, service, meetings), [service])
 
 
-def context_here(start: StartRank, service: Service, meetings: queue.SimpleQueue[Meeting]) -> RankContext:
+def context_here(
+    start: StartRank, service: Service, meetings: queue.SimpleQueue[RendezvousPort]
+) -> RankContext:
     """Join the other ranks on this machine. Raises: DoesNotFit."""
     from avatar.distributed.rendezvous import RankContext, device_of, open_store, reach_store
 
@@ -212,7 +214,7 @@ def context_here(start: StartRank, service: Service, meetings: queue.SimpleQueue
     store = None
     if start.world_size > 1 and start.rank == 0:
         store = open_store("127.0.0.1", start.world_size)
-        service.send(Meeting(store.port))
+        service.send(RendezvousPort(store.port))
     elif start.world_size > 1:
         store = reach_store("127.0.0.1", meetings.get().port, start.world_size)
     return RankContext.take(start.rank, Layout.of(start.preset), device, store)

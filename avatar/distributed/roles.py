@@ -16,7 +16,7 @@ from torch import Tensor
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.distributed import coordinator
 from avatar.distributed.loading import load_share
-from avatar.distributed.p2p import Go, Load, MessageChannel
+from avatar.distributed.p2p import LoadShare, MessageChannel, StartWork
 from avatar.distributed.process_groups import Group, join, pieces_of
 from avatar.distributed.rendezvous import RankContext
 from avatar.model.transformer import StreamingTransformer
@@ -75,9 +75,9 @@ def follow(
     post, group, share = MessageChannel(), None, None
     while True:
         order = post.receive(0)
-        if isinstance(order, Load) and group is None:
+        if isinstance(order, LoadShare) and group is None:
             group, share = load()
-        elif isinstance(order, Go):
+        elif isinstance(order, StartWork):
             assert group is not None
             assert share is not None
             dtype = DTYPES[preset.memory.weight_dtype]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from avatar.distributed.completion import Completions
-from avatar.distributed.fsdp import Gathering
+from avatar.distributed.fsdp import LayerGatherer
 from avatar.distributed.p2p import Begin, Done, End, Message, OpenBlockInputs, Prefill, Release, Work
 from avatar.distributed.process_groups import Group
 from avatar.distributed.ulysses import PeerTokens, SharedStack
@@ -51,7 +51,7 @@ class Stage:
         self._pieces = pieces
         self._visit: Visit | None = None
         if group.gathering is not None:
-            self._visit = Gathering(transformer, group.meter).visit
+            self._visit = LayerGatherer(transformer, group.meter).visit
         self._answers = Completions(group.device, answer, group.fail)
         self._sending: deque[Any] = deque()
         self._opened: dict[int, OpenBlock] = {}

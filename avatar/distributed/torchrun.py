@@ -32,11 +32,11 @@ from avatar.runtime.engine import FrameItem, FrameSource
 from avatar.runtime.protocol import (
     Failed,
     Greeting,
-    Left,
     Link,
+    PartCarry,
     Pulse,
     Quit,
-    Shipped,
+    RequestFiles,
     StartRank,
     from_json,
     to_json,
@@ -105,7 +105,7 @@ def serve(preset: Preset, weights: Path | None, roles: str, address: Address, ke
             f"Name an address of this machine that they can reach with --listen HOST:{address.port}.",
         )
     store: Any = _meet(place, address, key)  # PyTorch's stubs lack clone()
-    reports = Signed(store.clone(), key)
+    reports = SignedStore(store.clone(), key)
     start = StartRank(preset, weights, roles, place.rank, place.world_size, log.getEffectiveLevel())
     if place.rank:
         reporter = Reporter(place.rank, partial(_report, reports, place.rank))
@@ -121,7 +121,7 @@ def serve(preset: Preset, weights: Path | None, roles: str, address: Address, ke
         work(start, reporter, partial(_context, start, place, store), acceptor.services(), acceptor.unpacking)
 
 
-class Signed:
+class SignedStore:
     """A store whose entries are signed with the secret, since anyone may reach the store itself."""
 
     def __init__(self, store: Store, key: bytes) -> None:
@@ -157,7 +157,7 @@ def _meet(place: TorchrunRank, address: Address, key: bytes) -> Store:
     from avatar.distributed.rendezvous import open_store, reach_store
 
     kept, _, _ = next(rendezvous("env://"))  # may contain entries of lost ranks
-    announced = Signed(PrefixStore("avatar", kept), key)
+    announced = SignedStore(PrefixStore("avatar", kept), key)
     name = f"meeting-{place.attempt}"
     if place.rank:
         try:
@@ -199,7 +199,7 @@ def _context(start: StartRank, place: TorchrunRank, store: Store) -> RankContext
     return RankContext.take(place.rank, Layout.of(start.preset), device, PrefixStore("ranks", store))
 
 
-def _report(reports: Signed, rank: int, message: Pulse | Failed) -> None:
+def _report(reports: SignedStore, rank: int, message: Pulse | Failed) -> None:
     """Write a rank's message to the store, for rank 0 to forward."""
     failed = isinstance(message, Failed)
     reports.set(f"{'failed' if failed else 'pulse'}-{rank}", to_json(message))
@@ -217,7 +217,7 @@ def _beat(reporter: Reporter) -> None:
         time.sleep(HEARTBEAT_S)
 
 
-def _relay(reports: Signed, world_size: int, send: Callable[[Any], None]) -> None:
+def _relay(reports: SignedStore, world_size: int, send: Callable[[Any], None]) -> None:
     """Rank 0: forward new messages that the other ranks have written to the store."""
     last: dict[str, str] = {}
     while True:
@@ -310,7 +310,7 @@ class Acceptor:
         self._now = None
 
     def _other(self, bundles: Bundles, message: Any) -> None:
-        if isinstance(message, Shipped):
+        if isinstance(message, RequestFiles):
             bundles.put(message.bundle)
         elif isinstance(message, Quit):
             log.error("whoever is attached found a rank lost: all end")
@@ -332,7 +332,7 @@ class Unpacking:
             here = self._next_bundle().unpacked(request, folder)
             yield from self._source.frames(here, cancelled)
             if here.part is not None and here.part.leave is not None and here.part.leave.exists():
-                self._send(Left(here.part.leave.read_bytes()))
+                self._send(PartCarry(here.part.leave.read_bytes()))
 
     def __getattr__(self, name: str) -> Any:
         """Forward everything else to the source, such as plan_for."""

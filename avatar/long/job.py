@@ -67,7 +67,7 @@ class Job:
         return self.output.parent / f"{self.output.stem}{PARTS_SUFFIX}"
 
     @contextmanager
-    def opened(self, work: Path) -> Iterator[Opened]:
+    def opened(self, work: Path) -> Iterator[OpenedJob]:
         """Check everything and lock the ledger, if there is one. Raises: AvatarError."""
         half_made = exists(self.parts_folder / PLAN)
         long = self.checkpoint_every is not None or (self.resume and half_made)
@@ -103,7 +103,7 @@ class Job:
         if finished is not None:
             tidy(self.parts_folder, self.keep_parts)
         if finished is not None or not long:
-            yield Opened(request, finished)
+            yield OpenedJob(request, finished)
             return
         ledger = open_ledger(
             self.parts_folder,
@@ -117,7 +117,7 @@ class Job:
                 self._keep_spoken(audio)
             if self.checkpoint_every is not None:
                 self._check_spans(request, ledger)
-            yield Opened(request, None, ledger, self.keep_parts)
+            yield OpenedJob(request, None, ledger, self.keep_parts)
         finally:
             ledger.close()
 
@@ -209,7 +209,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedJob:
     """A checked job. finished: the video, if there is nothing left to do."""
 
     request: Request

@@ -38,7 +38,7 @@ _MADE = re.compile(  # names of files that are made here
 
 
 @dataclass(frozen=True)
-class Line:
+class FinishedPart:
     """One finished part. digest: SHA-256 of its video. carry: that of its file for the next part, or ""."""
 
     part: int
@@ -59,7 +59,7 @@ class Ledger:
         self.run = run_name(plan["made_from"], plan["spans"])
         self._lock = lock
         self._writing = threading.Lock()
-        self._lines: dict[int, Line] = {}
+        self._lines: dict[int, FinishedPart] = {}
 
     @classmethod
     def begin(
@@ -164,7 +164,7 @@ class Ledger:
         if leave is not None:
             atomic.move(leave, self.carry(part))
         atomic.move(finished.video, video)
-        self._append(Line(part, file_digest(video), carry))
+        self._append(FinishedPart(part, file_digest(video), carry))
         if request.part and request.part.carry:
             request.part.carry.unlink(missing_ok=True)  # replaced by this part's own
         return video
@@ -179,7 +179,7 @@ class Ledger:
         """Release the lock, so that another process can continue the video."""
         self._lock.release()
 
-    def _append(self, line: Line) -> None:
+    def _append(self, line: FinishedPart) -> None:
         with self._writing, (self.folder / LINES).open("ab") as file:
             before = file.tell()
             try:
@@ -200,7 +200,7 @@ class Ledger:
         if whole != text:
             os.truncate(path, len(whole.encode()))
         try:
-            lines = [Line(**json.loads(line)) for line in whole.splitlines()]
+            lines = [FinishedPart(**json.loads(line)) for line in whole.splitlines()]
         except (ValueError, TypeError) as error:
             raise _damaged(self.folder, LINES) from error
         self._lines = {line.part: line for line in lines}
@@ -296,7 +296,7 @@ def _check_ours(folder: Path) -> None:
 def _is_lines(path: Path) -> bool:
     """Whether a file is a ledger, or empty."""
     try:
-        Line(**json.loads(path.read_text(encoding="utf-8").partition("\n")[0] or "{}"))
+        FinishedPart(**json.loads(path.read_text(encoding="utf-8").partition("\n")[0] or "{}"))
     except (OSError, ValueError, TypeError):
         return path.stat().st_size == 0
     return True

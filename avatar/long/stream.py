@@ -64,7 +64,7 @@ class LongVideo:
 
     def stream(self, request: Request) -> Iterator[Event]:
         """Events of the whole video; see Engine.stream. Parts in the ledger are not made again."""
-        run = _Run(request, self._ledger)
+        run = _PartsRun(request, self._ledger)
         outbox: Outbox = queue.Queue()
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for part in self._ledger.missing:
@@ -107,7 +107,7 @@ class LongVideo:
     def _make(
         self,
         engine: Engine,
-        run: _Run,
+        run: _PartsRun,
         waiting: queue.SimpleQueue[int],
         outbox: Outbox,
     ) -> None:
@@ -124,7 +124,7 @@ class LongVideo:
         finally:
             outbox.put(None)
 
-    def _make_part(self, engine: Engine, run: _Run, part: int, outbox: Outbox) -> None:
+    def _make_part(self, engine: Engine, run: _PartsRun, part: int, outbox: Outbox) -> None:
         request = self._ledger.request(part, run.request)
         for event in engine.stream(request):
             if self._cancelled.is_set():  # perhaps before the engine had started
@@ -145,7 +145,7 @@ class LongVideo:
                 span = self._ledger.spans[part]
                 outbox.put((part, PartDone(video, part, run.num_parts, span.first_frame, span.num_frames)))
 
-    def _finish(self, run: _Run, error: BaseException | None) -> Iterator[Event]:
+    def _finish(self, run: _PartsRun, error: BaseException | None) -> Iterator[Event]:
         """Join the consecutive parts from the beginning; discard them once the video is complete."""
         ledger = self._ledger
         whole = not ledger.missing
@@ -169,7 +169,7 @@ class LongVideo:
         if finished is None:
             raise Cancelled("Stopped before the first frame was made.")
 
-    def _unjoined(self, run: _Run, failure: AvatarError | None, trouble: BaseException) -> BaseException:
+    def _unjoined(self, run: _PartsRun, failure: AvatarError | None, trouble: BaseException) -> BaseException:
         """The error for parts that cannot be joined: it says where they are."""
         error = failure or disk_error(trouble)
         kept = [one.video for one in run.unfinished.values() if one.video.exists()]
@@ -182,7 +182,7 @@ class LongVideo:
         return NotPlaced(error.message, remedy, kept) if kept else type(error)(error.message, remedy)
 
 
-class _Run:
+class _PartsRun:
     """Translates the parts' events to events of the whole video."""
 
     def __init__(self, request: Request, ledger: Ledger) -> None:

@@ -17,7 +17,7 @@ _ROWS = list(STEADY)
 
 
 @dataclass(frozen=True)
-class Look:
+class CropSimilarity:
     """How one face crop compares with the reference.
 
     ssim: structural similarity of the grey images, 1 for identical. colour: mean L*, a*, b*. sharpness:
@@ -43,7 +43,7 @@ class Reference:
         self._grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32)
         self.look = self._look(crop)
 
-    def compare(self, image: np.ndarray, points: np.ndarray) -> Look:
+    def compare(self, image: np.ndarray, points: np.ndarray) -> CropSimilarity:
         """Align a face with this one, by a least-squares affine map of its steady landmarks, and compare."""
         return self._look(self._crop(image, points))
 
@@ -57,13 +57,13 @@ class Reference:
         side = (self.side_px, self.side_px)
         return cv2.warpAffine(image, affine, side, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
-    def _look(self, crop: np.ndarray) -> Look:
+    def _look(self, crop: np.ndarray) -> CropSimilarity:
         grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32)
         lab = cv2.cvtColor(crop.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).reshape(-1, 3).mean(0)
         contrast = float(grey.var()) + 1e-3
         sharpness = float(np.square(cv2.Laplacian(grey, cv2.CV_32F)).mean()) / contrast
         colour = (float(lab[0]), float(lab[1]), float(lab[2]))
-        return Look(ssim(grey, self._grey), colour, sharpness)
+        return CropSimilarity(ssim(grey, self._grey), colour, sharpness)
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:

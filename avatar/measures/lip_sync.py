@@ -36,7 +36,7 @@ _SPEAKING, _AUDIBLE_DB = 0.6, -30.0  # in speech, silence is less likely and the
 
 
 @dataclass(frozen=True)
-class Heard:
+class ExpectedMouth:
     """Mouth movements expected from the sound, at FRAME_HZ from 0 s on.
 
     opening: (T,) 0 to 1, of jaw and lips. closures: seconds, the middle of each p, b or m.
@@ -71,7 +71,9 @@ class LipSync:
     why: str = ""
 
 
-def hear(listen: Listen, num_samples: int, on_window: Callable[[], None] = lambda: None) -> Heard:
+def expected_mouth(
+    listen: Listen, num_samples: int, on_window: Callable[[], None] = lambda: None
+) -> ExpectedMouth:
     """Analyse a whole speech, in blocks. num_samples: its length at SPEECH_HZ."""
     network, level = VisemeNetwork.load(), PassageLevel(listen, num_samples)
     num_frames = num_samples * FRAME_HZ // SPEECH_HZ
@@ -86,12 +88,12 @@ def hear(listen: Listen, num_samples: int, on_window: Callable[[], None] = lambd
         speaking.append(loud & (visemes[:, VISEMES.index("sil")] < _SPEAKING))
         on_window()
     if not openings:
-        return Heard(np.zeros(0), np.zeros(0), np.zeros(0, bool))
+        return ExpectedMouth(np.zeros(0), np.zeros(0), np.zeros(0, bool))
     closures = _middles(np.concatenate(closed) > _CLOSURE)
-    return Heard(np.concatenate(openings), closures, np.concatenate(speaking))
+    return ExpectedMouth(np.concatenate(openings), closures, np.concatenate(speaking))
 
 
-def lip_sync(track: FaceTrack, heard: Heard) -> LipSync:
+def lip_sync(track: FaceTrack, heard: ExpectedMouth) -> LipSync:
     """Compare a face's mouth with the sound."""
     seen = track.seen
     spoken_s = float((heard.speaking.sum()) / FRAME_HZ)
@@ -120,7 +122,7 @@ def lip_sync(track: FaceTrack, heard: Heard) -> LipSync:
     return _with_closures(found, track, heard, lag_s if sure else NATURAL_LEAD_S)
 
 
-def correlations(times: np.ndarray, gap: np.ndarray, heard: Heard, lags_s: np.ndarray) -> np.ndarray:
+def correlations(times: np.ndarray, gap: np.ndarray, heard: ExpectedMouth, lags_s: np.ndarray) -> np.ndarray:
     """The correlation of mouth and sound for each lag of the sound behind the mouth."""
     grid = np.arange(int(times[0] * FRAME_HZ), int(times[-1] * FRAME_HZ) + 1) / FRAME_HZ
     mouth = _detrended(np.interp(grid, times, gap))
@@ -135,7 +137,7 @@ def correlations(times: np.ndarray, gap: np.ndarray, heard: Heard, lags_s: np.nd
     return np.array(scores)
 
 
-def _with_closures(found: LipSync, track: FaceTrack, heard: Heard, lag_s: float) -> LipSync:
+def _with_closures(found: LipSync, track: FaceTrack, heard: ExpectedMouth, lag_s: float) -> LipSync:
     times, gap = track.times[track.seen], track.signals["gap"][track.seen]
 
     def shut(moments: np.ndarray) -> np.ndarray:

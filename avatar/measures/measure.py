@@ -12,7 +12,7 @@ from typing import Any
 from avatar.errors import BadInput
 from avatar.measures.face_track import FaceTrack, track
 from avatar.measures.identity import Likeness, likeness
-from avatar.measures.lip_sync import Heard, LipSync, hear, lip_sync
+from avatar.measures.lip_sync import ExpectedMouth, LipSync, expected_mouth, lip_sync
 from avatar.measures.liveliness import Expression, Naturalness, expression, naturalness
 from avatar.measures.seams import Smoothness, smoothness
 from avatar.media.limits import InputLimits
@@ -67,7 +67,7 @@ def measure(
     return judge(track(video, portrait, on_frame), listened(video), borders)
 
 
-def judge(seen: FaceTrack, heard: Heard | str, borders: Sequence[int] = ()) -> Measures:
+def judge(seen: FaceTrack, heard: ExpectedMouth | str, borders: Sequence[int] = ()) -> Measures:
     """All measures of a track and its sound; heard: a string is the reason for having no sound."""
     return Measures(
         *seen.size,
@@ -83,7 +83,7 @@ def judge(seen: FaceTrack, heard: Heard | str, borders: Sequence[int] = ()) -> M
     )
 
 
-def listened(video: Path) -> Heard | str:
+def listened(video: Path) -> ExpectedMouth | str:
     """Mouth movements expected from a video's sound; a string is the reason for having none."""
     with tempfile.TemporaryDirectory(prefix="avatar-measure-") as folder:
         sound = Path(folder) / "sound.wav"
@@ -93,4 +93,4 @@ def listened(video: Path) -> Heard | str:
             log.info("%s: %s", video.name, error)
             return error.message.rstrip(".")
         with SpeechReader(sound) as reader:
-            return hear(reader.listen, reader.num_samples_16k)
+            return expected_mouth(reader.listen, reader.num_samples_16k)

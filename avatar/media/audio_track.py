@@ -53,7 +53,7 @@ _ABSURD = 1e9  # times full scale: not a recording but uninitialised memory
 
 
 @dataclass
-class Found:
+class TrackFindings:
     """Statistics and faults of a decoded track.
 
     gaps: (start, length) in seconds. not_numbers: samples that are NaN or infinite.
@@ -77,7 +77,7 @@ class Track:
 
     def __init__(self, file: BinaryIO, path: Path, name: str, limits: InputLimits) -> None:
         """Raises: BadInput."""
-        self.name, self.found = name, Found()
+        self.name, self.found = name, TrackFindings()
         self._path, self._limits = path, limits
         self._end_s: float | None = None  # by the time stamp of the last packet
         self._last_byte: int | None = None  # of that packet
@@ -232,7 +232,7 @@ class _Clock:
     zero_s: the time stamp of sample 0, None for the first frame's. promised_s: no silence goes beyond it.
     """
 
-    def __init__(self, zero_s: float | None, promised_s: float | None, found: Found) -> None:
+    def __init__(self, zero_s: float | None, promised_s: float | None, found: TrackFindings) -> None:
         self._zero_s, self._promised_s, self._found = zero_s, promised_s, found
         self._heard_s = 0.0  # of sound and silence so far
         self._out = 0  # samples at 48 kHz output so far

@@ -25,7 +25,7 @@ BLURRED_PX = 512  # longer side of the copy that is blurred
 
 
 @dataclass(frozen=True)
-class Cut:
+class CropRectangle:
     """A rectangle in a picture's pixels, sides at least 1; may reach beyond the picture."""
 
     left: int
@@ -40,7 +40,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Framed:
+class FramedPortrait:
     """A portrait as engines get it.
 
     pixels: uint8 (H, W, 3) RGB. points: placed by hand, followed into it. face: the box of the face that was
@@ -68,7 +68,7 @@ def framed(
     *,
     points: Mapping[str, Point] | None = None,
     finder: FaceFinder | None = None,
-) -> Framed:
+) -> FramedPortrait:
     """The portrait as its settings ask: its face chosen, cut and extended, and hand-placed points with it.
 
     pixels: uint8 (H, W, 3) RGB. name: the portrait's, for messages. points: by name, fractions.
@@ -91,7 +91,7 @@ def framed(
             box = found.boxes[index]
             notices = several_faces(len(found.boxes), index, bool(picture_settings.face), name)
     cut = cut_of(width, height, picture_settings, box)
-    if cut != Cut(0, 0, width, height):
+    if cut != CropRectangle(0, 0, width, height):
         if finder is not None and _reaches_beyond(cut, width, height):  # later none can tell: there is blur
             notices += finder.cut_off(pixels, points, box, name)
         points = _followed(points, cut, width, height)
@@ -102,7 +102,7 @@ def framed(
         if size != picture.size:
             picture = picture.resize(size, Image.Resampling.LANCZOS)
         pixels = np.array(picture)
-    return Framed(
+    return FramedPortrait(
         pixels,
         None if points is None else dict(points),
         None if box is None or points else _box_within(box, cut, width, height),
@@ -110,7 +110,7 @@ def framed(
     )
 
 
-def cut_of(width: int, height: int, picture_settings: Picture, box: FaceBox | None) -> Cut:
+def cut_of(width: int, height: int, picture_settings: Picture, box: FaceBox | None) -> CropRectangle:
     """The rectangle that the settings mean in a picture of width x height. box: of the face; for crops."""
     shape = SHAPES.get(picture_settings.aspect, width / height)
     if picture_settings.framing == "whole":
@@ -123,14 +123,14 @@ def cut_of(width: int, height: int, picture_settings: Picture, box: FaceBox | No
     wide, tall = max(right - left, (bottom - top) * shape), max(bottom - top, (right - left) / shape)
     left = _placed(left - (wide - (right - left)) / 2, wide, width)
     top = _placed(top - headroom * (tall - (bottom - top)), tall, height)
-    return Cut(round(left), round(top), max(1, round(wide)), max(1, round(tall)))
+    return CropRectangle(round(left), round(top), max(1, round(wide)), max(1, round(tall)))
 
 
-def _reaches_beyond(cut: Cut, width: int, height: int) -> bool:
+def _reaches_beyond(cut: CropRectangle, width: int, height: int) -> bool:
     return min(cut.left, cut.top) < 0 or cut.left + cut.width > width or cut.top + cut.height > height
 
 
-def size_of(cut: Cut, picture_settings: Picture) -> tuple[int, int]:
+def size_of(cut: CropRectangle, picture_settings: Picture) -> tuple[int, int]:
     """Width and height at which engines get a cut: small crops enlarged, nothing beyond the working size."""
     scale = WORKING_SIDE_PX / max(cut.width, cut.height)
     if picture_settings.framing != "whole":
@@ -154,7 +154,7 @@ def _placed(start: float, length: float, available: int) -> float:
     return min(max(0.0, start), available - length)
 
 
-def _cut_out(pixels: np.ndarray, cut: Cut, extend: str) -> Image.Image:
+def _cut_out(pixels: np.ndarray, cut: CropRectangle, extend: str) -> Image.Image:
     """The cut of a picture, what lies beyond the picture filled in."""
     top, left = max(0, cut.top), max(0, cut.left)
     inside = pixels[top : cut.top + cut.height, left : cut.left + cut.width]
@@ -200,7 +200,7 @@ def _extended(
 
 
 def _followed(
-    points: Mapping[str, Point] | None, cut: Cut, width: int, height: int
+    points: Mapping[str, Point] | None, cut: CropRectangle, width: int, height: int
 ) -> dict[str, Point] | None:
     """Points of the picture in the cut. An eye's size is a length: it has no place that could move."""
     if points is None:
@@ -217,7 +217,9 @@ def _followed(
     return out
 
 
-def _box_within(box: FaceBox, cut: Cut, width: int, height: int) -> tuple[float, float, float, float]:
+def _box_within(
+    box: FaceBox, cut: CropRectangle, width: int, height: int
+) -> tuple[float, float, float, float]:
     left, top = cut.follow((box.left, box.top), width, height)
     right, bottom = cut.follow((box.right, box.bottom), width, height)
     return left, top, right, bottom

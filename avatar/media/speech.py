@@ -16,7 +16,7 @@ import numpy as np
 
 from avatar.errors import BadInput
 from avatar.geometry import FPS, SOUND_HZ, SPEECH_HZ
-from avatar.media.audio_track import Found, Track, damaged
+from avatar.media.audio_track import Track, TrackFindings, damaged
 from avatar.media.channels import mono_weights
 from avatar.media.files import check_file, display_name, minutes
 from avatar.media.limits import InputLimits
@@ -198,7 +198,7 @@ def _judge(track: Track, level: _Level, num_channels: int, limits: InputLimits) 
     return Speech(level.num_samples, peak_dbfs, track.source_hz, track.channels, notices, num_channels)
 
 
-def _notices(name: str, found: Found, promised_s: float | None, seconds: float) -> list[str]:
+def _notices(name: str, found: TrackFindings, promised_s: float | None, seconds: float) -> list[str]:
     """Notices for the user about faults in a file."""
     notices = []
     gaps = [(start, length) for start, length in found.gaps if start > 0 and length > _TOLD_S]

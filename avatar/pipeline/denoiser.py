@@ -140,7 +140,7 @@ class LocalDenoiser:
             diagonal=diagonal,
         )
         self._submitted: deque[OpenBlock] = deque()
-        self._pace = Pace(self.device)
+        self._pace = StepLimiter(self.device)
 
     @property
     def traffic(self) -> Traffic:
@@ -233,7 +233,7 @@ class LocalDenoiser:
         self._generation.prefill(self.stack, tokens, self._anchor)
 
 
-class Pace:
+class StepLimiter:
     """Keeps the host at most one step ahead of the GPU, so that a cancellation takes effect within a step."""
 
     def __init__(self, device: torch.device) -> None:

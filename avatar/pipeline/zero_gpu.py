@@ -27,7 +27,7 @@ from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.engine import FrameItem
-from avatar.runtime.out_of_memory import Descent
+from avatar.runtime.out_of_memory import FallbackDescent
 from avatar.runtime.resume_state import ResumeState
 
 CPU = torch.device("cpu")
@@ -108,7 +108,7 @@ class ZeroGpuPipeline:
 
         Raises: DoesNotFit, also when memory runs out despite the plan: this process cannot be restarted.
         """
-        state, descent = ResumeState.of(request), Descent(request)
+        state, descent = ResumeState.of(request), FallbackDescent(request)
         descent.skip(state.num_rungs)
         asked = state.rest(request, request.work)
         while _is_short(plan := self.plan_for(asked)):

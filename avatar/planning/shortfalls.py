@@ -48,7 +48,7 @@ def refused(preset: Preset, inventory: Inventory) -> Iterator[Shortfall]:
         yield Shortfall("system", text, f"{remedy} The preset cpu-preview runs here.", {"system": system})
 
 
-def able(preset: Preset, inventory: Inventory) -> list[Gpu]:
+def usable_cards(preset: Preset, inventory: Inventory) -> list[Gpu]:
     """The cards that the preset may use, however much memory is free on them."""
     return [gpu for gpu in inventory.gpus if not _unable(gpu, preset, inventory)]
 
@@ -56,7 +56,7 @@ def able(preset: Preset, inventory: Inventory) -> list[Gpu]:
 def missing_cards(preset: Preset, inventory: Inventory) -> Iterator[Shortfall]:
     """Why fewer cards can be used than the preset needs; nothing where there are enough."""
     num_gpus, found = preset.num_gpus, len(inventory.gpus)
-    if len(able(preset, inventory)) >= num_gpus:
+    if len(usable_cards(preset, inventory)) >= num_gpus:
         return
     if found < num_gpus:
         wanted = "one NVIDIA GPU" if num_gpus == 1 else f"{num_gpus} NVIDIA GPUs"

@@ -20,11 +20,11 @@ from avatar.planning.plan import GIB, Plan
 from avatar.planning.planner import plan
 from avatar.planning.shortfalls import (
     Shortfall,
-    able,
     missing_cards,
     missing_memory,
     missing_software,
     refused,
+    usable_cards,
 )
 from avatar.preset import Preset, capability, load_presets
 from avatar.settings import SETTINGS
@@ -122,7 +122,9 @@ def require(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | No
     if kinds == {"weights"}:
         raise WeightsMissing(f"Preset {preset.name} cannot run. {text}", found.remedy)
     if kinds & {"memory", "host_ram"}:
-        raise DoesNotFit(f"Preset {preset.name} does not fit. {text}", way_out(preset, inventory, presets))
+        raise DoesNotFit(
+            f"Preset {preset.name} does not fit. {text}", what_to_try(preset, inventory, presets)
+        )
     raise DoesNotFit(f"Preset {preset.name} cannot run here. {text}", found.remedy)
 
 
@@ -140,7 +142,7 @@ def resolve(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | No
     return found.preset
 
 
-def way_out(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> str:
+def what_to_try(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> str:
     """What to try instead: the first rungs of the ladder with which it fits, or the best preset that does."""
     taken: list[str] = []
     for rung, lower in rungs(preset):
@@ -213,7 +215,7 @@ def _changed(auto: Preset) -> dict[str, Any]:
 
 def _on_the_best_cards(preset: Preset, inventory: Inventory) -> tuple[tuple[Gpu, ...], Plan]:
     """The cards to use and the plan on them; fewer cards if there are not enough. Raises: AvatarError."""
-    count, cards = preset.num_gpus, able(preset, inventory)
+    count, cards = preset.num_gpus, usable_cards(preset, inventory)
     if count != 1:
         gpus = _in_order(sorted(cards, key=_worth)[:count])
         planned = plan(preset, replace(inventory, gpus=gpus))

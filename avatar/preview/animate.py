@@ -9,7 +9,7 @@ from avatar.preview.pose import Articulation, Pose
 from avatar.preview.visemes import Listen, VisemeNetwork
 
 
-def perform(
+def animate(
     listen: Listen,
     num_frames: int,
     fps: float = FPS,

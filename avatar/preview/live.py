@@ -67,7 +67,7 @@ class LiveRenderer:
         return Notice("live_size", text, "warning", values=values)
 
 
-def perform_live(
+def animate_live(
     renderer: LiveRenderer,
     sound: Iterator[np.ndarray],
     cancelled: Callable[[], bool],

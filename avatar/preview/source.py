@@ -13,10 +13,10 @@ from avatar.geometry import FPS, Size
 from avatar.media.faces import several_faces
 from avatar.media.portrait import read_portrait
 from avatar.media.speech import SpeechReader
-from avatar.preview.animate import perform
+from avatar.preview.animate import animate
 from avatar.preview.face import Detection, Face, find_face, find_faces
 from avatar.preview.landmarks import Crop, landmarks
-from avatar.preview.live import LiveRenderer, perform_live
+from avatar.preview.live import LiveRenderer, animate_live
 from avatar.preview.mesh_from_points import face_from_points
 from avatar.preview.points import FacePoints
 from avatar.preview.portrait_notices import NO_USE_OF_POINTS, concerns
@@ -64,7 +64,7 @@ class PreviewSource:
         yield Progress(Phase.GENERATING)
         batch: list[np.ndarray] = []
         with SpeechReader(request.speech) as speech:
-            performance = perform(
+            performance = animate(
                 speech.listen,
                 request.speech_frames,
                 FPS,
@@ -91,7 +91,7 @@ class PreviewSource:
         yield from (*request.notices, *notices)
         renderer = LiveRenderer(image, face, Size.parse(request.preset.generation.size))
         yield Progress(Phase.GENERATING)
-        yield from perform_live(
+        yield from animate_live(
             renderer,
             sound,
             cancelled,

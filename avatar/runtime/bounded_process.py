@@ -47,7 +47,7 @@ class Crowded(AvatarError):
 
 
 class BoundedJob:
-    """One call, created by Bounded.submit."""
+    """One call, created by BoundedProcesses.submit."""
 
     def __init__(
         self, function: Callable[..., Any], args: tuple[Any, ...], name: str, cpu_s: float, visitor: str
@@ -84,7 +84,7 @@ class BoundedJob:
         self._over.set()
 
 
-class Bounded:
+class BoundedProcesses:
     """Runs jobs in child processes, one at a time per visitor; thread-safe."""
 
     def __init__(self, memory_bytes: int, places: int = 2, per_visitor: int = 8) -> None:
@@ -267,7 +267,7 @@ def _resident_bytes() -> int:
 
 
 def main() -> None:
-    """`python -m avatar.runtime.bounded_process BYTES FD`: a child of Bounded."""
+    """`python -m avatar.runtime.bounded_process BYTES FD`: a child of BoundedProcesses."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which closes the link
     serve(Link(int(sys.argv[2])), int(sys.argv[1]))

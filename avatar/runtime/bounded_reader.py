@@ -26,7 +26,7 @@ from avatar.media.limits import InputLimits
 from avatar.media.portrait import Portrait, open_portrait
 from avatar.media.readers import Reader
 from avatar.media.speech import Speech, write_speech
-from avatar.runtime.bounded_process import Bounded, BoundedJob
+from avatar.runtime.bounded_process import BoundedJob, BoundedProcesses
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +37,14 @@ MOST_KEPT = 1000  # mostly refusals, which take almost no space
 Key = tuple[str, str, str]  # digest, name in messages, "portrait" or "speech"
 
 
-class Readings:
+class ReaderCache:
     """The cache of read files, on disk and of limited size; creates readers."""
 
     def __init__(self, folder: Path, limits: InputLimits, places: int = 2, per_visitor: int = 8) -> None:
         """folder: will be created. per_visitor: files that may wait to be read, per visitor."""
         folder.mkdir(mode=0o700)
         self.folder, self.limits = folder, limits
-        self.bounded = Bounded(limits.max_decode_bytes, places, per_visitor)
+        self.bounded = BoundedProcesses(limits.max_decode_bytes, places, per_visitor)
         self._lock = threading.Lock()
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()  # least recently used first
         self._count = 0
@@ -137,25 +137,25 @@ class _Entry:
 class BoundedReader(Reader):
     """One visitor's reader, which reads in other processes and caches the results."""
 
-    def __init__(self, readings: Readings, visitor: str) -> None:
-        self._readings, self._visitor = readings, visitor
+    def __init__(self, cache: ReaderCache, visitor: str) -> None:
+        self._cache, self._visitor = cache, visitor
 
     def portrait(self, path: Path, *, name: str | None = None, limits: InputLimits | None = None) -> Portrait:
-        """limits: ignored; those of the Readings apply."""
+        """limits: ignored; those of the cache apply."""
         with self._used("portrait", path, name) as entry:
             return replace(entry.job.result(), pixels=np.load(entry.target))
 
     def speech(
         self, source: Path, target: Path, *, name: str | None = None, limits: InputLimits | None = None
     ) -> Speech:
-        """limits: ignored; those of the Readings apply. target: made a hard link to the result, or a copy."""
+        """limits: ignored; those of the cache apply. target: made a hard link to the result, or a copy."""
         with self._used("speech", source, name) as entry:
             heard: Speech = entry.job.result()
             _give(entry.target, target)
             return heard
 
     def judge(self, speech: Path, *, name: str | None = None, limits: InputLimits | None = None) -> Speech:
-        """limits: ignored; those of the Readings apply. The result is cached for the run."""
+        """limits: ignored; those of the cache apply. The result is cached for the run."""
         with self._used("speech", speech, name) as entry:
             heard: Speech = entry.job.result()
             return heard
@@ -166,7 +166,7 @@ class BoundedReader(Reader):
             for kind, path in (("portrait", portrait), ("speech", speech)):
                 if path is not None:
                     try:
-                        begun.append(self._readings.begin(kind, path, None, self._visitor))
+                        begun.append(self._cache.begin(kind, path, None, self._visitor))
                     except BadInput as error:  # reported to the caller who uses it
                         log.debug("not read ahead: %s", error)
             for entry in begun:
@@ -174,16 +174,16 @@ class BoundedReader(Reader):
                     yield
         finally:
             for entry in begun:
-                self._readings.leave(entry)
+                self._cache.leave(entry)
 
     @contextmanager
     def _used(self, kind: str, path: Path, name: str | None) -> Iterator[_Entry]:
         """A file's entry, which is kept while in use."""
-        entry = self._readings.begin(kind, path, name, self._visitor)
+        entry = self._cache.begin(kind, path, name, self._visitor)
         try:
             yield entry
         finally:
-            self._readings.leave(entry)
+            self._cache.leave(entry)
 
 
 def _read_portrait(source: Path, target: Path, name: str, limits: InputLimits) -> Portrait:

@@ -27,7 +27,7 @@ from avatar.runtime.live_protocol import LiveRun
 from avatar.runtime.protocol import Heartbeat, Link, Ready, Run, RunLive, StartEngine
 from avatar.runtime.report import MemoryUse
 from avatar.runtime.scratch import writing_in
-from avatar.runtime.shown_segments import Shown
+from avatar.runtime.shown_segments import ShownSegments
 from avatar.runtime.supervisor import IdleListener, Supervised
 from avatar.runtime.worker_loop import Service, leave
 
@@ -174,7 +174,7 @@ class EngineProcess:
             self._idle.busy.release()
 
     def _stream(self, run: Run, cancelled: threading.Event) -> Iterator[Event]:
-        child, shown = self._started(), Shown()
+        child, shown = self._started(), ShownSegments()
         try:
             for message in child.follow(run, cancelled.is_set, CANCEL_LIMIT_S, to_the_end=True):
                 self.label = child.label

@@ -22,7 +22,7 @@ from avatar.planning.layout import Layout
 from avatar.preset import Preset
 from avatar.runtime.child_process import Child, kill_all
 from avatar.runtime.live_protocol import LiveFrames
-from avatar.runtime.protocol import Failed, LiveSound, Made, Meeting, Pulse, StartRank
+from avatar.runtime.protocol import Failed, LiveSound, MadeFrames, Pulse, RendezvousPort, StartRank
 from avatar.runtime.supervisor import HungUp, Supervised
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class SupervisedRanks(Supervised):
         return tuple(self._load(rank) for rank in range(self.layout.world_size))
 
     @property
-    def at_home(self) -> bool:
+    def all_ready(self) -> bool:
         """Whether all ranks have finished importing PyTorch and process messages."""
         return all(pulse is not None and pulse.place for pulse in self.last_pulses)
 
@@ -121,7 +121,7 @@ class SupervisedRanks(Supervised):
             self._heard[message.rank] = now
         else:
             self._heard[0] = self._moved = now
-        if isinstance(message, Made | LiveFrames):
+        if isinstance(message, MadeFrames | LiveFrames):
             self._making = True
         if isinstance(message, Failed):
             self._blame(message.rank, 0 if message.foreseen else 2, message.error, message.at_s)
@@ -129,7 +129,7 @@ class SupervisedRanks(Supervised):
 
     def leave_starting(self) -> None:
         """End ranks that are still starting and would not respond for seconds. Raises: Cancelled then."""
-        if not self.at_home:
+        if not self.all_ready:
             self.end()
             raise Cancelled("The run was stopped.")
 
@@ -254,7 +254,7 @@ class LocalRanks(SupervisedRanks):
         return rank, self.children[rank].fate()
 
     def _take(self, message: Any) -> None:
-        if not isinstance(message, Meeting):
+        if not isinstance(message, RendezvousPort):
             return super()._take(message)
         for child in self.children[1:]:
             try:

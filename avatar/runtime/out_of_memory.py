@@ -20,7 +20,7 @@ from avatar.runtime.report import RUNG_OOM, RUNG_PLANNED
 log = logging.getLogger(__name__)
 
 
-class Descent:
+class FallbackDescent:
     """One run's descent of its preset's ladder.
 
     request: with the rungs taken so far applied. num_taken: rungs below the requested preset.
@@ -85,6 +85,6 @@ class Descent:
 
 def lowered(request: Request) -> Request:
     """The request with the preset of its part's current rung."""
-    descent = Descent(request)
+    descent = FallbackDescent(request)
     descent.skip(request.part.num_rungs if request.part else 0)
     return descent.request

@@ -120,14 +120,14 @@ class StartRank:
 
 
 @dataclass(frozen=True)
-class Meeting:
+class RendezvousPort:
     """Where the ranks of this machine meet: a port that rank 0 opened, forwarded to the other ranks."""
 
     port: int
 
 
 @dataclass(frozen=True)
-class Ask:
+class PlanRequest:
     """Ask for the plan of a run of this request; answered, in order, by Planned."""
 
     request: Request
@@ -142,7 +142,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Made:
+class MadeFrames:
     """Frames of a run, uint8 T H W 3. anchor: sent with a run's first frames, see ResumeState."""
 
     run: int
@@ -221,14 +221,14 @@ class Greeting:
 
 
 @dataclass(frozen=True)
-class Shipped:
+class RequestFiles:
     """Sent before a Run: the contents of its files."""
 
     bundle: RequestBundle
 
 
 @dataclass(frozen=True)
-class Left:
+class PartCarry:
     """The file that a part of a long video leaves for the next one."""
 
     carry: bytes
@@ -239,7 +239,7 @@ class Quit:
     """End all ranks, because one is lost."""
 
 
-_FLAT = {kind.__name__: kind for kind in (Cancel, Ended, Ready, Meeting, Pulse, Failed, Quit)}
+_FLAT = {kind.__name__: kind for kind in (Cancel, Ended, Ready, RendezvousPort, Pulse, Failed, Quit)}
 _ERRORS = {  # the more specific ones last
     kind.__name__: kind
     for kind in (

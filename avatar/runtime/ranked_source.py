@@ -19,8 +19,18 @@ from avatar.request import LiveRequest, Request
 from avatar.runtime.engine import SELF_TEST_LABEL, FrameItem
 from avatar.runtime.live_protocol import LiveFrames
 from avatar.runtime.local_ranks import Limits, LocalRanks, SupervisedRanks
-from avatar.runtime.out_of_memory import Descent
-from avatar.runtime.protocol import Ask, LiveSound, Made, OutOfMemory, Planned, Pulse, Run, RunEvent, RunLive
+from avatar.runtime.out_of_memory import FallbackDescent
+from avatar.runtime.protocol import (
+    LiveSound,
+    MadeFrames,
+    OutOfMemory,
+    Planned,
+    PlanRequest,
+    Pulse,
+    Run,
+    RunEvent,
+    RunLive,
+)
 from avatar.runtime.resume_state import ResumeState
 from avatar.runtime.supervisor import IdleListener
 from avatar.runtime.torchrun_client import Address, AttachedRanks
@@ -88,7 +98,7 @@ class RankedSource:
 
     def _frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         state, file = self._state_of(request), request.work / FILE
-        descent = Descent(request)
+        descent = FallbackDescent(request)
         descent.skip(state.num_rungs)
         lost_at: int | None = None  # the next frame at the last loss of ranks
         try:
@@ -114,7 +124,7 @@ class RankedSource:
             self._stands_on = (part.run, state.num_rungs, state.num_full) if part else None
             file.unlink(missing_ok=True)
 
-    def _lower(self, state: ResumeState, descent: Descent, full: OutOfMemory) -> Notice | None:
+    def _lower(self, state: ResumeState, descent: FallbackDescent, full: OutOfMemory) -> Notice | None:
         """Take a rung, unless all frames have been shown. Raises: DoesNotFit when no rung is left."""
         if state.is_whole:
             return None
@@ -131,7 +141,7 @@ class RankedSource:
         return state
 
     def _stepped_down(
-        self, request: Request, state: ResumeState, descent: Descent, cancelled: Callable[[], bool]
+        self, request: Request, state: ResumeState, descent: FallbackDescent, cancelled: Callable[[], bool]
     ) -> Iterator[Notice | PlanMade]:
         """Take rungs before loading, since a GPU may have less free memory than when the run was accepted.
 
@@ -170,7 +180,7 @@ class RankedSource:
 
     def _passed(self, state: ResumeState, message: Any) -> Iterator[FrameItem]:
         """Yield what a message of the run's ranks contains for the consumer."""
-        if isinstance(message, Made) and message.run == self._run:
+        if isinstance(message, MadeFrames) and message.run == self._run:
             if state.anchor is None:
                 state.anchor = message.anchor
             yield state.show(message.frames)
@@ -194,7 +204,7 @@ class RankedSource:
         if asked is not None and asked[0] == request and self._ranks is not None and self._ranks.alive:
             return asked[1]
         ranks = self._ranks_for(request.preset)
-        ranks.send(Ask(request))
+        ranks.send(PlanRequest(request))
         while not isinstance(message := ranks.receive(), Planned):
             if cancelled():
                 ranks.leave_starting()

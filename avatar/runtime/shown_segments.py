@@ -14,7 +14,7 @@ from avatar.runtime.report import MemoryUse
 
 
 @dataclass
-class Shown:
+class ShownSegments:
     """The events of a run so far. plan: the first; progress: the last; finished: the video exists already."""
 
     plan: Plan | None = None

@@ -21,7 +21,7 @@ from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.child_process import hang_up
 from avatar.runtime.local_ranks import Limits, SupervisedRanks
-from avatar.runtime.protocol import Greeting, Left, Link, Quit, Run, RunLive, Shipped
+from avatar.runtime.protocol import Greeting, Link, PartCarry, Quit, RequestFiles, Run, RunLive
 from avatar.runtime.request_bundle import RequestBundle
 from avatar.runtime.supervisor import JOIN_S
 
@@ -148,11 +148,11 @@ class AttachedRanks(SupervisedRanks):
                     "Attached ranks do not support live sessions.", "Choose a preset of this machine."
                 )
             self._request = message.request
-            super().send(Shipped(RequestBundle.of(message.request)))
+            super().send(RequestFiles(RequestBundle.of(message.request)))
         super().send(message)
 
     def _take(self, message: Any) -> None:
-        if not isinstance(message, Left):
+        if not isinstance(message, PartCarry):
             return super()._take(message)
         part = self._request.part if self._request else None
         if part is not None and part.leave is not None:

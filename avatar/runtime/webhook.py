@@ -24,7 +24,7 @@ CLOSE_S = 15.0
 
 
 @dataclass(frozen=True)
-class News:
+class JobNews:
     """What is posted, as a JSON object. state: done | stopped | failed. seconds: of video that were made."""
 
     id: str
@@ -40,12 +40,12 @@ class Webhook:
         """Raises: BadInput for what is not a valid address."""
         self._url = check_url(url)
         self._pause_s = pause_s
-        self._news: queue.Queue[News | None] = queue.Queue(MOST_WAITING)
+        self._news: queue.Queue[JobNews | None] = queue.Queue(MOST_WAITING)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
         self._thread.start()
 
-    def post(self, news: News) -> None:
+    def post(self, news: JobNews) -> None:
         """Return at once; it is sent when those before it are."""
         try:
             self._news.put_nowait(news)
@@ -75,7 +75,7 @@ class Webhook:
                     break
                 self._closed.wait(self._pause_s)
 
-    def _send(self, news: News) -> str | None:
+    def _send(self, news: JobNews) -> str | None:
         """What went wrong, so that it is worth another try; None where it was taken, or refused for good."""
         body = json.dumps(asdict(news), ensure_ascii=False).encode()
         headers = {"Content-Type": "application/json; charset=utf-8", "User-Agent": "live-avatar"}
@@ -93,7 +93,7 @@ class Webhook:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """News go where they were meant to go, and nowhere else."""
+    """Posts go where they were meant to go, and nowhere else."""
 
     def redirect_request(self, *asked: Any, **more: Any) -> None:
         return None

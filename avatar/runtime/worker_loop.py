@@ -13,7 +13,7 @@ from typing import Any
 
 from avatar.errors import AvatarError
 from avatar.runtime.live_sound_queue import SoundInbox
-from avatar.runtime.protocol import Ask, Cancel, Ended, LiveSound, Run
+from avatar.runtime.protocol import Cancel, Ended, LiveSound, PlanRequest, Run
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Service:
         self._link, self._on_hangup, self._on_other = link, on_hangup, on_other
         self.sound = SoundInbox()  # of live sessions
         self._unsent: queue.Queue[Any] = queue.Queue(MAX_UNSENT)
-        self._asked: queue.Queue[Run | Ask | None] = queue.Queue()
+        self._asked: queue.Queue[Run | PlanRequest | None] = queue.Queue()
         self._cancelled: dict[int, threading.Event] = {}
         self._ending = threading.Lock()
         self.gone = False
@@ -67,7 +67,7 @@ class Service:
         while self._unsent.unfinished_tasks and not self.gone:
             time.sleep(SETTLE_POLL_S)
 
-    def asked(self) -> Iterator[Run | Ask]:
+    def asked(self) -> Iterator[Run | PlanRequest]:
         """Yield requests in order; ends when the other side is gone."""
         while (asked := self._asked.get()) is not None:
             yield asked
@@ -112,7 +112,7 @@ class Service:
         if isinstance(message, Run):
             self._cancelled[message.run] = threading.Event()
             self._asked.put(message)
-        elif isinstance(message, Ask):
+        elif isinstance(message, PlanRequest):
             self._asked.put(message)
         elif isinstance(message, Cancel):
             cancelled = self._cancelled.get(message.run)

@@ -26,7 +26,7 @@ from avatar.request import Request
 from avatar.runtime.protocol import Ended, Run, StartEngine
 from avatar.runtime.run_meter import RunMeter, planned
 from avatar.runtime.scratch import writing_in
-from avatar.runtime.shown_segments import Shown
+from avatar.runtime.shown_segments import ShownSegments
 from avatar.runtime.stream import stream_frames
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ class ZeroGpuEngine:
 
     def _followed(self, run: Run) -> Iterator[Event]:
         """The run's events. Closing the iterator cancels the run. Raises: AvatarError."""
-        shown = Shown()
+        shown = ShownSegments()
         ended: Ended | None = None
         try:
             with closing(self._gpu.make(self._spec, run)) as events:

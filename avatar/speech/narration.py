@@ -53,7 +53,7 @@ class Script:
 
 
 @dataclass(frozen=True)
-class Said:
+class SpokenSentence:
     """One spoken sentence. samples: float32 (n,) in −1..1. start_s: where it begins in the sound file."""
 
     text: str
@@ -85,7 +85,7 @@ class Narrator:
         engine, voice = catalogue.check(script.text, script.speaking.voice)
         return cls(engine, voice, script, sentences(script.text))
 
-    def sentences(self) -> Iterator[Said]:
+    def sentences(self) -> Iterator[SpokenSentence]:
         """Yield the sentences, each synthesised on demand. Raises: AvatarError."""
         start_s, hz = 0.0, self.engine.hz
         for part in self.parts:
@@ -95,10 +95,10 @@ class Narrator:
             samples = trimmed(np.concatenate(chunks), hz)
             if part.ends_paragraph and part is not self.parts[-1]:
                 samples = np.concatenate([samples, np.zeros(round(_PARAGRAPH_S * hz), np.float32)])
-            yield Said(part.text, samples, hz, start_s)
+            yield SpokenSentence(part.text, samples, hz, start_s)
             start_s += len(samples) / hz
 
-    def write(self, target: Path, limits: InputLimits | None = None) -> Iterator[Said]:
+    def write(self, target: Path, limits: InputLimits | None = None) -> Iterator[SpokenSentence]:
         """Speak into a 16-bit WAV; yield each sentence once it is in the file.
 
         The file is deleted unless the text is spoken to its end. Raises: AvatarError.

@@ -29,11 +29,11 @@ from avatar.planning.plan import Plan
 from avatar.planning.verdict import Verdict, judge, require, resolve
 from avatar.preset import Preset
 from avatar.request import Caption, Request
-from avatar.runtime.bounded_reader import Readings
+from avatar.runtime.bounded_reader import ReaderCache
 from avatar.runtime.gallery import HALF, Gallery, GalleryEntry, owner_hash, video_name
 from avatar.runtime.gallery_entry import remove
 from avatar.runtime.model_download import ModelFetch
-from avatar.runtime.webhook import News, Webhook
+from avatar.runtime.webhook import JobNews, Webhook
 from avatar.settings import FORM, SETTINGS, Picture, refusal, refuse_settings
 from avatar.ui.examples import Examples
 from avatar.ui.job_queue import JobQueue, KeptVideo, QueuedRun, Requester, about_request
@@ -56,7 +56,7 @@ class AppState:
 
     root: the path prefix under which a proxy shows the page, "" for none. shared: everybody sees all videos.
     scratch: a folder for files that live no longer than the server. attached: the preset that ranks elsewhere
-    serve. readings: where visitors' files are decoded, None for this process. uploads: None for Gradio's
+    serve. reader_cache: where visitors' files are decoded, None for this process. uploads: None for Gradio's
     folder. admin: the secret of those who may download the model, "" for nobody, None for everybody.
     keep_running_s: see Owners.
     """
@@ -73,7 +73,7 @@ class AppState:
     attached: str = ""
     examples: Examples = field(default_factory=Examples)
     gauges: Gauges = field(default_factory=Gauges)
-    readings: Readings | None = None
+    reader_cache: ReaderCache | None = None
     uploads: Uploads | None = None
     admin: str | None = None
     model: ModelFetch = field(default_factory=ModelFetch)
@@ -322,7 +322,7 @@ class AppState:
         if self.webhook is not None:
             made = run.outcome.finished.duration_s if isinstance(run.outcome, KeptVideo) else 0.0
             name = f"{run.request.portrait_name} · {run.request.speech_name}"
-            self.webhook.post(News(run.id, run.state, name, made))
+            self.webhook.post(JobNews(run.id, run.state, name, made))
 
     def _show_plan(self, planned: Plan) -> None:
         """Show the current run's planned memory beside the measured memory."""
@@ -342,22 +342,22 @@ class AppState:
 
     def reader(self, visitor: str) -> Reader:
         """The reader that decodes this visitor's files."""
-        return Reader() if self.readings is None else self.readings.by(visitor)
+        return Reader() if self.reader_cache is None else self.reader_cache.by(visitor)
 
     def keep_tidy(self) -> None:
-        """Drop unwatched streams, abandoned runs and old readings, periodically until close."""
+        """Drop unwatched streams, abandoned runs and old cached files, periodically until close."""
         while not self._closed.wait(TIDY_EVERY_S):
             self.segments.tidy()
             self.owners.end_abandoned()
-            if self.readings is not None:
-                self.readings.tidy()
+            if self.reader_cache is not None:
+                self.reader_cache.tidy()
 
     def close(self) -> None:
         self._closed.set()
         if self.live is not None:
             self.live.close()
-        if self.readings is not None:
-            self.readings.close()
+        if self.reader_cache is not None:
+            self.reader_cache.close()
         if self.speech_service is not None:
             self.speech_service.close()
         self.measuring.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from avatar.batch.jobs import Wanted, read_jobs
+from avatar.batch.jobs import BatchJobs, read_jobs
 from avatar.errors import BadInput
 from avatar.hardware.inventory import probe
 from avatar.media.portrait import PORTRAIT_SUFFIXES
@@ -71,12 +71,12 @@ def test_toml_and_csv_say_the_same(files):
     assert by_toml[1].job(files, NO_GPU, resume=False).preset.generation.seed == 4
 
 
-def made(wanted: Wanted) -> list[tuple[str, str, str]]:
+def made(wanted: BatchJobs) -> list[tuple[str, str, str]]:
     """Of each entry: its name, portrait and speech."""
     return [(entry.name, entry.image.name, entry.audio.name) for entry in wanted.entries]
 
 
-def left(wanted: Wanted) -> set[str]:
+def left(wanted: BatchJobs) -> set[str]:
     return {one.path.name for one in wanted.left_out}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from avatar.batch.ray_engine import Delivery, RayEngine
+from avatar.batch.ray_engine import RayEngine, RayResult
 from avatar.errors import NotPlaced
 from avatar.events import Finished
 from avatar.media import atomic
@@ -24,7 +24,7 @@ def arrived(tmp_path):
     (tmp_path / "w").mkdir()
     with job(tmp_path, 2.0, checkpoint_every=None).opened(tmp_path / "w") as opened:
         finished = Finished(Path("/node/film.mp4"), Path("/node/film.report.json"), 50, 2.0)
-        delivery = Delivery(finished, (), "preview", b"film", b"picture", b"{}", None)
+        delivery = RayResult(finished, (), "preview", b"film", b"picture", b"{}", None)
         engine = RayEngine(opened.request.preset)
         yield opened.request, lambda: list(engine._receive(opened.request, delivery))
 
@@ -43,7 +43,7 @@ def test_captions_are_put_beside_a_delivery(tmp_path):
     with job(tmp_path, 2.0, checkpoint_every=None).opened(tmp_path / "w") as opened:
         request = replace(opened.request, captions=(Caption(0.0, 3.0, "Hello."),))
         finished = Finished(Path("/node/film.mp4"), Path("/node/film.report.json"), 50, 2.0)
-        delivery = Delivery(finished, (), "preview", b"film", b"picture", b"{}", None)
+        delivery = RayResult(finished, (), "preview", b"film", b"picture", b"{}", None)
         list(RayEngine(request.preset)._receive(request, delivery))
     assert "00:00:02,000\nHello." in request.output.with_suffix(".srt").read_text(encoding="utf-8")
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from avatar.distributed import roles
-from avatar.distributed.fsdp import Gathering
+from avatar.distributed.fsdp import LayerGatherer
 from avatar.distributed.process_groups import Group
 from avatar.distributed.rendezvous import RankContext
 from avatar.distributed.ulysses import SharedStack
@@ -36,7 +36,7 @@ CALLS: dict[str, tuple[type, str]] = {
     "prefill": (LayerStack, "prefill"),
     "layer": (LayerStack, "_layer"),
     "exchange": (SharedStack, "_exchange"),  # its peers are in it by then
-    "fetch": (Gathering, "_fetch"),
+    "fetch": (LayerGatherer, "_fetch"),
     "take": (Group, "take"),
     "decode": (StreamingDecoder, "decode"),
 }

@@ -16,7 +16,7 @@ from avatar.errors import WorkerLost
 from avatar.preset import load_preset
 from avatar.runtime.child_process import hang_up
 from avatar.runtime.local_ranks import Limits, SupervisedRanks
-from avatar.runtime.protocol import Made, Pulse
+from avatar.runtime.protocol import MadeFrames, Pulse
 from avatar.runtime.supervisor import MAX_UNREAD
 
 LIMITS = Limits(silence_s=0.5, start_s=1.0, stall_s=60.0, first_factor=1.0)
@@ -80,7 +80,7 @@ def test_what_came_before_the_end_is_not_lost(pair):
     ranks, theirs = pair
     frames = np.zeros((1, 4, 4, 3), np.uint8)
     for number in range(MAX_UNREAD - 1):
-        theirs.send(Made(number, frames))
+        theirs.send(MadeFrames(number, frames))
     theirs.close()
     received: list[object] = []
     with pytest.raises(WorkerLost, match="hung up"):

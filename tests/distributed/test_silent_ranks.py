@@ -11,7 +11,7 @@ from avatar.distributed.rank_meter import NUM_STEPS, RankMeter
 from avatar.errors import WorkerLost
 from avatar.preset import load_preset
 from avatar.runtime.local_ranks import Limits, SupervisedRanks
-from avatar.runtime.protocol import Made, Pulse
+from avatar.runtime.protocol import MadeFrames, Pulse
 
 LIMITS = Limits(silence_s=30.0, start_s=600.0, stall_s=120.0)
 
@@ -33,7 +33,7 @@ def lost_after(step_s: float | None, silent_s: float, *, making: bool = False) -
     ranks = Quiet(load_preset("80gb"), LIMITS)
     ranks._take(Pulse(0, "all layers", "GPU 0", 1, step_s=step_s))
     if making:
-        ranks._take(Made(1, torch.zeros(1).numpy()))
+        ranks._take(MadeFrames(1, torch.zeros(1).numpy()))
     now = time.monotonic() + silent_s
     if making:  # it beats, and nothing moves
         ranks._heard[0] = now

@@ -22,7 +22,7 @@ from torch.distributed import HashStore
 
 from avatar.distributed import torchrun
 from avatar.distributed.rank_process import Reporter
-from avatar.distributed.torchrun import Acceptor, Signed
+from avatar.distributed.torchrun import Acceptor, SignedStore
 from avatar.errors import BadInput, Cancelled, DoesNotFit, WorkerLost
 from avatar.events import Notice
 from avatar.geometry import Size
@@ -32,7 +32,7 @@ from avatar.preset import Fallback, load_preset
 from avatar.request import Part, Request
 from avatar.runtime import torchrun_client
 from avatar.runtime.local_ranks import Limits
-from avatar.runtime.protocol import Link, Pulse, Shipped, to_json
+from avatar.runtime.protocol import Link, Pulse, RequestFiles, to_json
 from avatar.runtime.ranked_source import RankedSource
 from avatar.runtime.request_bundle import RequestBundle
 from avatar.runtime.torchrun_client import SECRET, Address
@@ -157,8 +157,8 @@ def test_nothing_of_a_stranger_in_the_store_is_unpickled_or_believed(tmp_path, m
     store, passed = HashStore(), []
     store.set("pulse-1", pickle.dumps(Bomb(tmp_path / "bomb")).hex())
     store.set("failed-1", pickle.dumps(Bomb(tmp_path / "bomb")))
-    Signed(store, b"another secret of some letters").set("pulse-2", to_json(Pulse(2)))
-    ours = Signed(store, WORD.encode())
+    SignedStore(store, b"another secret of some letters").set("pulse-2", to_json(Pulse(2)))
+    ours = SignedStore(store, WORD.encode())
     store.set("failed-2", store.get("pulse-2"))  # under another name, too
     ours.set("pulse-3", to_json(Pulse(3, "role", "place", 4, 0.5, 6, None, 8)))
     ours.set("failed-3", "[]")
@@ -175,14 +175,14 @@ def test_nothing_of_a_stranger_in_the_store_is_unpickled_or_believed(tmp_path, m
 
 def test_a_rank_with_another_secret_is_refused():
     store = HashStore()
-    Signed(store, b"another secret of some letters").set("meeting-0", "127.0.0.1 1")
+    SignedStore(store, b"another secret of some letters").set("meeting-0", "127.0.0.1 1")
     with pytest.raises(AuthenticationError):
-        Signed(store, WORD.encode()).get("meeting-0")
-    Signed(store, WORD.encode()).set("meeting-0", "127.0.0.1 1")
+        SignedStore(store, WORD.encode()).get("meeting-0")
+    SignedStore(store, WORD.encode()).set("meeting-0", "127.0.0.1 1")
     store.set("meeting-1", store.get("meeting-0"))
-    assert Signed(store, WORD.encode()).get("meeting-0") == "127.0.0.1 1"
+    assert SignedStore(store, WORD.encode()).get("meeting-0") == "127.0.0.1 1"
     with pytest.raises(AuthenticationError):  # nor may a proof be moved
-        Signed(store, WORD.encode()).get("meeting-1")
+        SignedStore(store, WORD.encode()).get("meeting-1")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "127.1.2.3"])
@@ -307,7 +307,7 @@ def test_who_leaves_at_once_leaves_the_door_open_and_nothing_behind(monkeypatch,
         link = call(address)
         torchrun_client.prove(link, WORD.encode(), first=False)
         assert not link.recv().is_taken
-        link.send(Shipped(RequestBundle(b"%d" % number, b"", None)))
+        link.send(RequestFiles(RequestBundle(b"%d" % number, b"", None)))
         link.close()
         assert not list(next(services).asked())
     (reported,) = acceptor.unpacking(Reading()).frames(ask(), lambda: False)

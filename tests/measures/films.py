@@ -15,8 +15,8 @@ import soxr
 
 from avatar.geometry import FPS, SPEECH_HZ, Size
 from avatar.measures.face_track import FaceTrack, follow
-from avatar.measures.lip_sync import NATURAL_LEAD_S, Heard, hear
-from avatar.preview.animate import perform
+from avatar.measures.lip_sync import NATURAL_LEAD_S, ExpectedMouth, expected_mouth
+from avatar.preview.animate import animate
 from avatar.preview.articulation import TARGETS, smooth
 from avatar.preview.face import find_face
 from avatar.preview.pose import Articulation, Pose
@@ -49,18 +49,18 @@ def speech() -> np.ndarray:
     return soxr.resample(mono, rate, SPEECH_HZ)[: LENGTH_S * SPEECH_HZ].astype(np.float32)
 
 
-def heard(samples: np.ndarray, later_ms: float = 0) -> Heard:
+def heard(samples: np.ndarray, later_ms: float = 0) -> ExpectedMouth:
     """What is heard of a sound that comes so much later (negative: sooner)."""
     shift = round(later_ms * SPEECH_HZ / 1000)
     moved = np.concatenate([np.zeros(shift, np.float32), samples]) if shift > 0 else samples[-shift:]
-    return hear(lambda start, stop: moved[start:stop], len(moved))
+    return expected_mouth(lambda start, stop: moved[start:stop], len(moved))
 
 
 @cache
 def spoken() -> tuple[np.ndarray, ...]:
     """The photograph speaks `speech`, as the preview engine makes it."""
     samples = speech()
-    acts = perform(lambda start, stop: samples[start:stop], LENGTH_S * FPS, seed=3)
+    acts = animate(lambda start, stop: samples[start:stop], LENGTH_S * FPS, seed=3)
     return tuple(renderer().frame(articulation, pose) for articulation, pose in acts)
 
 

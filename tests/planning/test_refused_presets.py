@@ -10,7 +10,7 @@ import pytest
 from avatar.checkpoints.places import Checkpoint
 from avatar.errors import BadInput, DoesNotFit, WeightsMissing
 from avatar.hardware.inventory import GIB, Inventory
-from avatar.planning.verdict import judge, require, resolve, way_out, within_reach
+from avatar.planning.verdict import judge, require, resolve, what_to_try, within_reach
 from avatar.preset import load_preset, load_presets
 
 FULL = load_preset("80gb")
@@ -183,12 +183,12 @@ def test_require_passes_what_runs_and_raises_the_fitting_error():
 
 def test_way_out_prefers_a_rung_then_the_best_preset_that_fits():
     tight = replace(H200, gpus=(replace(H200.gpus[0], free_bytes=60 * GIB),))
-    assert way_out(FULL, tight) == "Set infer_frames 32."
+    assert what_to_try(FULL, tight) == "Set infer_frames 32."
     tighter = replace(H200, gpus=(replace(H200.gpus[0], free_bytes=45 * GIB),))
-    assert way_out(FULL, tighter) == "Set infer_frames 32, size 384*256."
-    assert way_out(FULL, NOTHING) == "Choose the preset cpu-preview."
+    assert what_to_try(FULL, tighter) == "Set infer_frames 32, size 384*256."
+    assert what_to_try(FULL, NOTHING) == "Choose the preset cpu-preview."
     cramped = Inventory.imagine(0, 0, host_ram_gib=0.25)
-    assert "Close other programs" in way_out(FULL, cramped)
+    assert "Close other programs" in what_to_try(FULL, cramped)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 
 from avatar.geometry import Size
 from avatar.preview import topology as at
-from avatar.preview.animate import perform
+from avatar.preview.animate import animate
 from avatar.preview.face import Face, find_face
 from avatar.preview.landmarks import crop_of_points, landmarks
 from avatar.preview.mesh_from_points import face_from_points
@@ -41,7 +41,7 @@ def renderer(name: str) -> Renderer:
 
 def film(name: str, clip: Clip, num_frames: int | None = None, seed: int = 0) -> Iterator[Shot]:
     """The clip spoken by the portrait, frame by frame."""
-    for articulation, pose in perform(clip.sentence.listen, num_frames or clip.num_frames, seed=seed):
+    for articulation, pose in animate(clip.sentence.listen, num_frames or clip.num_frames, seed=seed):
         yield Shot(renderer(name).frame(articulation, pose), articulation, pose)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avatar.geometry import FPS
-from avatar.preview.animate import perform
+from avatar.preview.animate import animate
 from avatar.preview.head_motion import Motion
 from avatar.preview.pose import Pose
 from tests.preview.truth import clips
@@ -134,7 +134,7 @@ def test_emphasis_nods_the_head_and_raises_the_brows() -> None:
 def test_a_performance_can_be_made_again() -> None:
     clip = clips()[6]
     first, again, other = (
-        list(perform(clip.sentence.listen, clip.num_frames, seed=seed)) for seed in (1, 1, 2)
+        list(animate(clip.sentence.listen, clip.num_frames, seed=seed)) for seed in (1, 1, 2)
     )
     assert len(first) == clip.num_frames
     assert first == again
@@ -144,8 +144,8 @@ def test_a_performance_can_be_made_again() -> None:
 
 def test_a_performance_may_start_in_its_middle() -> None:
     clip = clips()[6]
-    whole = list(perform(clip.sentence.listen, clip.num_frames, seed=5))
-    tail = list(perform(clip.sentence.listen, clip.num_frames, seed=5, first_frame=30))
+    whole = list(animate(clip.sentence.listen, clip.num_frames, seed=5))
+    tail = list(animate(clip.sentence.listen, clip.num_frames, seed=5, first_frame=30))
     assert len(tail) == clip.num_frames - 30
     for (mouth, pose), (expected_mouth, expected_pose) in zip(tail, whole[30:], strict=True):
         assert astuple(mouth) == pytest.approx(astuple(expected_mouth), abs=1e-5)

@@ -15,7 +15,7 @@ from avatar.media.speech import SpeechReader, write_speech
 from avatar.media.timeline import SAMPLES_PER_FRAME, Timeline
 from avatar.preview import live
 from avatar.preview.face import find_face
-from avatar.preview.live import LATE_FRAMES, LOST_FRAMES, LiveRenderer, perform_live
+from avatar.preview.live import LATE_FRAMES, LOST_FRAMES, LiveRenderer, animate_live
 from avatar.preview.live_mouth import LOOK_AHEAD_FRAMES, LiveMouth
 from avatar.preview.visemes import VisemeNetwork
 from avatar.runtime.live_protocol import LiveFrames
@@ -62,7 +62,7 @@ def tone(num_frames: int) -> np.ndarray:
 def made(renderer, pieces, **options):
     return [
         one
-        for one in perform_live(renderer, iter(pieces), lambda: False, network=NETWORK, **options)
+        for one in animate_live(renderer, iter(pieces), lambda: False, network=NETWORK, **options)
         if isinstance(one, LiveFrames)
     ]
 
@@ -170,7 +170,7 @@ def test_a_slow_machine_draws_smaller_and_says_so(renderer, monkeypatch, portrai
     shape = drawn.last().shape
     clock = iter(range(10_000))
     monkeypatch.setattr(live.time, "perf_counter", lambda: next(clock) * 0.05)  # each frame takes 50 ms
-    out = list(perform_live(drawn, iter([tone(1)] * 60), lambda: False, network=NETWORK))
+    out = list(animate_live(drawn, iter([tone(1)] * 60), lambda: False, network=NETWORK))
     reported = [one for one in out if isinstance(one, Notice)]
     assert [one.code for one in reported] == ["live_size"]
     assert reported[0].values["size"] == "576*576"
@@ -178,5 +178,5 @@ def test_a_slow_machine_draws_smaller_and_says_so(renderer, monkeypatch, portrai
 
 
 def test_a_quick_machine_keeps_its_size(renderer):
-    out = list(perform_live(renderer, iter([tone(1)] * 60), lambda: False, network=NETWORK))
+    out = list(animate_live(renderer, iter([tone(1)] * 60), lambda: False, network=NETWORK))
     assert not [one for one in out if isinstance(one, Notice)]

@@ -106,8 +106,8 @@ def test_the_level_of_an_hour_is_found_in_two_minutes_of_it() -> None:
 def test_running_it_needs_neither_torch_nor_the_training_code() -> None:
     program = (
         "import sys, numpy as np\n"
-        "from avatar.preview.animate import perform\n"
-        "assert len(list(perform(lambda start, stop: np.zeros(0, np.float32), 30))) == 30\n"
+        "from avatar.preview.animate import animate\n"
+        "assert len(list(animate(lambda start, stop: np.zeros(0, np.float32), 30))) == 30\n"
         "unwanted = {'torch', 'scipy', 'librosa', 'training'} & set(sys.modules)\n"
         "assert not unwanted, unwanted\n"
     )

@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 
 from avatar.errors import BadInput, Cancelled
-from avatar.runtime.bounded_process import FEW_WAITING, Bounded, BoundedJob, Crowded
+from avatar.runtime.bounded_process import FEW_WAITING, BoundedJob, BoundedProcesses, Crowded
 
 MIB = 2**20
 KEEP = "import os; os.kept = bytearray(b'1') * 300 * 2**20"
 
 
 @pytest.fixture
-def bounded() -> Iterator[Bounded]:
-    made = Bounded(300 * MIB, places=2, per_visitor=3)
+def bounded() -> Iterator[BoundedProcesses]:
+    made = BoundedProcesses(300 * MIB, places=2, per_visitor=3)
     yield made
     made.close()
 
 
-def run(bounded: Bounded, function, *args, cpu_s: float = 5, visitor: str = "") -> BoundedJob:
+def run(bounded: BoundedProcesses, function, *args, cpu_s: float = 5, visitor: str = "") -> BoundedJob:
     return bounded.submit(function, *args, name="me.jpg", cpu_s=cpu_s, visitor=visitor)
 
 
@@ -36,7 +36,7 @@ def wait_until(holds) -> None:
         time.sleep(0.01)
 
 
-def held(bounded: Bounded, visitor: str, tmp_path: Path) -> BoundedJob:
+def held(bounded: BoundedProcesses, visitor: str, tmp_path: Path) -> BoundedJob:
     """A job that has a place, and keeps it."""
     mark = tmp_path / f"began-{visitor}"
     job = run(bounded, os.system, f"touch {mark}; sleep 100", visitor=visitor)
@@ -44,12 +44,12 @@ def held(bounded: Bounded, visitor: str, tmp_path: Path) -> BoundedJob:
     return job
 
 
-def test_a_function_is_called_in_another_process(bounded: Bounded):
+def test_a_function_is_called_in_another_process(bounded: BoundedProcesses):
     assert run(bounded, divmod, 7, 2).result() == (3, 1)
     assert run(bounded, os.getpid).result() != os.getpid()
 
 
-def test_its_refusal_comes_back(bounded: Bounded, tmp_path: Path):
+def test_its_refusal_comes_back(bounded: BoundedProcesses, tmp_path: Path):
     from avatar.media.portrait import open_portrait
 
     job = run(bounded, open_portrait, tmp_path / "absent.png")
@@ -58,33 +58,33 @@ def test_its_refusal_comes_back(bounded: Bounded, tmp_path: Path):
             job.result()
 
 
-def test_memory_is_bounded(bounded: Bounded):
+def test_memory_is_bounded(bounded: BoundedProcesses):
     with pytest.raises(BadInput, match=r"me\.jpg needs too much memory"):
         run(bounded, bytearray, 400 * MIB).result()
     assert len(run(bounded, bytearray, 10 * MIB).result()) == 10 * MIB
 
 
-def test_cpu_time_is_bounded(bounded: Bounded):
+def test_cpu_time_is_bounded(bounded: BoundedProcesses):
     with pytest.raises(BadInput, match=r"me\.jpg takes too long"):
         run(bounded, pow, 3, 10**8, cpu_s=1).result()
     assert run(bounded, pow, 3, 2).result() == 9
 
 
-def test_time_by_the_clock_is_bounded(bounded: Bounded):
+def test_time_by_the_clock_is_bounded(bounded: BoundedProcesses):
     with pytest.raises(BadInput, match="takes too long"):
         run(bounded, time.sleep, 100, cpu_s=0.1).result()
     assert run(bounded, pow, 3, 2).result() == 9
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
-def test_a_crash_is_the_files_fault_and_not_the_next_ones(bounded: Bounded, number: signal.Signals):
+def test_a_crash_is_the_files_fault_and_not_the_next_ones(bounded: BoundedProcesses, number: signal.Signals):
     with pytest.raises(BadInput, match=r"me\.jpg"):
         run(bounded, signal.raise_signal, number).result()
     assert run(bounded, pow, 3, 2).result() == 9
 
 
 def test_a_process_that_keeps_much_memory_is_replaced():
-    roomy = Bounded(2**30, places=1)
+    roomy = BoundedProcesses(2**30, places=1)
     before = roomy.submit(os.getpid, name="a", cpu_s=5).result()
     assert roomy.submit(os.getpid, name="a", cpu_s=5).result() == before
     roomy.submit(exec, KEEP, {}, name="a", cpu_s=5).result()
@@ -92,7 +92,7 @@ def test_a_process_that_keeps_much_memory_is_replaced():
     roomy.close()
 
 
-def test_one_visitor_has_one_place_and_another_the_next(bounded: Bounded, tmp_path: Path):
+def test_one_visitor_has_one_place_and_another_the_next(bounded: BoundedProcesses, tmp_path: Path):
     mine = held(bounded, "a", tmp_path)
     second = run(bounded, pow, 3, 2, visitor="a")
     assert run(bounded, pow, 3, 2, visitor="b").result() == 9, "the other place was free for others"
@@ -101,7 +101,7 @@ def test_one_visitor_has_one_place_and_another_the_next(bounded: Bounded, tmp_pa
     assert second.result() == 9
 
 
-def test_a_cancelled_job_gives_its_place_up(bounded: Bounded, tmp_path: Path):
+def test_a_cancelled_job_gives_its_place_up(bounded: BoundedProcesses, tmp_path: Path):
     jobs = [held(bounded, visitor, tmp_path) for visitor in "ab"]
     waiting, next_one = run(bounded, pow, 3, 2, visitor="c"), run(bounded, pow, 3, 2, visitor="d")
     waiting.cancel()
@@ -113,7 +113,7 @@ def test_a_cancelled_job_gives_its_place_up(bounded: Bounded, tmp_path: Path):
     assert not jobs[1].wait(0)
 
 
-def test_who_waits_with_too_many_is_refused(bounded: Bounded, tmp_path: Path):
+def test_who_waits_with_too_many_is_refused(bounded: BoundedProcesses, tmp_path: Path):
     held(bounded, "a", tmp_path)
     for _ in range(3):
         run(bounded, pow, 3, 2, visitor="a")
@@ -127,7 +127,7 @@ def test_who_waits_with_too_many_is_refused(bounded: Bounded, tmp_path: Path):
 
 
 def test_closing_ends_what_runs_and_what_waits(tmp_path: Path):
-    bounded = Bounded(300 * MIB, places=1)
+    bounded = BoundedProcesses(300 * MIB, places=1)
     jobs = [held(bounded, "a", tmp_path), run(bounded, pow, 3, 2)]
     bounded.close()
     for job in jobs:

@@ -21,17 +21,17 @@ from avatar.runtime.protocol import (
     Failed,
     Greeting,
     Heartbeat,
-    Left,
     Link,
-    Made,
-    Meeting,
+    MadeFrames,
     OutOfMemory,
+    PartCarry,
     Planned,
     Pulse,
     Quit,
     Ready,
+    RendezvousPort,
+    RequestFiles,
     RunEvent,
-    Shipped,
     StartEngine,
     StartRank,
     from_json,
@@ -45,7 +45,7 @@ FLAT = [
     Cancel(3),
     Ended(3),
     Ready("preview"),
-    Meeting(1234),
+    RendezvousPort(1234),
     Pulse(1, "layers 0–19", "GPU 1", 4, 0.5, 6, None, 8, 9.5),
     Quit(),
 ]
@@ -55,8 +55,8 @@ PICKLED = [
     Heartbeat(MemoryUse(host_peak_bytes=5)),
     RunEvent(3, Notice("code", "text")),
     Greeting(PRESET, True),
-    Shipped(RequestBundle(b"p", b"s", None)),
-    Left(b"carry"),
+    RequestFiles(RequestBundle(b"p", b"s", None)),
+    PartCarry(b"carry"),
     Planned(BadInput("No.")),
 ]
 ERRORS = [
@@ -104,7 +104,7 @@ def test_other_messages_pass_as_they_are(links, message):
 def test_frames_pass_whole(links):
     frames = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
     ours, theirs = links
-    ours.send(Made(1, frames, None))
+    ours.send(MadeFrames(1, frames, None))
     received = theirs.recv()
     assert np.array_equal(received.frames, frames)
     assert (received.run, received.anchor) == (1, None)

@@ -7,13 +7,13 @@ import socket
 import pytest
 
 from avatar.errors import BadInput
-from avatar.runtime.webhook import News, Webhook, check_url
+from avatar.runtime.webhook import JobNews, Webhook, check_url
 from tests.fixtures.listener import listening
 
-MADE = News("20260101-120000-0123456789", "done", "me.jpg · 你好.wav", 12.5)
+MADE = JobNews("20260101-120000-0123456789", "done", "me.jpg · 你好.wav", 12.5)
 
 
-def send(url: str, *news: News) -> None:
+def send(url: str, *news: JobNews) -> None:
     webhook = Webhook(url, pause_s=0.01)
     for one in news:
         webhook.post(one)
@@ -21,7 +21,7 @@ def send(url: str, *news: News) -> None:
 
 
 def test_news_arrive_as_json_in_their_order():
-    failed = News("b", "failed", "x", 0.0)
+    failed = JobNews("b", "failed", "x", 0.0)
     with listening() as listener:
         send(listener.url, MADE, failed)
     assert listener.posted == [
@@ -39,7 +39,7 @@ def test_a_server_in_trouble_is_asked_again():
 
 def test_after_three_tries_the_next_news_are_sent(caplog):
     with listening(500, 500, 500) as listener:
-        send(listener.url, MADE, News("next", "done", "x", 1.0))
+        send(listener.url, MADE, JobNews("next", "done", "x", 1.0))
     assert [one["id"] for one in listener.posted] == [MADE.id] * 3 + ["next"]
     assert f"{MADE.id} could not be reported: the answer was 500" in caplog.text
 
