@@ -1,4 +1,4 @@
-"""Imports go one way, heavy libraries stay in the rooms that own them, and importing does nothing."""
+"""Imports go one way, heavy libraries stay in the packages that own them, and importing does nothing."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ FILES = [
     ),
 ]
 
-# A room may import those of lower floors, never its own floor's others, never upward.
-FLOORS = [
+# A package may import those of lower layers, never its own layer's others, never upward.
+LAYERS = [
     {"errors", "paths"},
     {"geometry", "validation", "locks"},
     {"settings", "sizes"},
@@ -44,11 +44,11 @@ FLOORS = [
     {"cli", "app", "__main__"},
     {"training", "benchmarks"},  # nothing imports these
 ]
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
 UPWARD = {("__main__", "cli")}
 BESIDE = ("app", "training", "benchmarks")  # the others are below avatar/
 
-OWNERS = {  # a library, and where it may be imported: a room, or a part of one
+OWNERS = {  # a library, and where it may be imported: a package, or a part of one
     "torch": ("model", "pipeline", "distributed", "bench", "training", "benchmarks"),
     "torch.distributed": ("distributed",),
     "triton": (
@@ -106,25 +106,25 @@ def imported(source: str, type_checking: bool = False) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     """planning.layout → planning."""
     return module.partition(".")[0]
 
 
 def faults(module: str, source: str) -> list[str]:
     """What a module's imports break, in words."""
-    room, found = room_of(module), []
-    if room and room not in FLOOR:
-        return [f"{module}: give the room {room!r} a floor"]
+    package, found = package_of(module), []
+    if package and package not in LAYER:
+        return [f"{module}: give the package {package!r} a layer"]
     for name in imported(source):
         first, *rest = name.split(".")
-        if first in ("avatar", *BESIDE) and room:
-            other = first if first in BESIDE else room_of(".".join(rest))
+        if first in ("avatar", *BESIDE) and package:
+            other = first if first in BESIDE else package_of(".".join(rest))
             if (
                 other
-                and other != room
-                and (room, other) not in UPWARD
-                and FLOOR.get(other, 99) >= FLOOR[room]
+                and other != package
+                and (package, other) not in UPWARD
+                and LAYER.get(other, 99) >= LAYER[package]
             ):
                 found.append(f"{module} imports {name}")
         for library, owners in OWNERS.items():
@@ -259,9 +259,9 @@ def import_quietly(
     return float(done.stdout)
 
 
-def modules_of(*rooms: str) -> list[str]:
+def modules_of(*packages: str) -> list[str]:
     names = [full_name(path) for path in FILES]
-    return [name for name in names if name.split(".")[1:2] and name.split(".")[1] in rooms]
+    return [name for name in names if name.split(".")[1:2] and name.split(".")[1] in packages]
 
 
 HEAVY = ("torch", "librosa", "onnxruntime", "transformers", "diffusers")
@@ -277,8 +277,8 @@ def test_the_page_never_loads_torch():
 
 
 def test_the_control_plane_never_loads_torch():
-    rooms = [*CONTROL, "geometry", "errors", "commands", "long", "batch"]
-    import_quietly(["avatar.cli", *modules_of(*rooms)], banned=HEAVY)
+    packages = [*CONTROL, "geometry", "errors", "commands", "long", "batch"]
+    import_quietly(["avatar.cli", *modules_of(*packages)], banned=HEAVY)
 
 
 def test_comparing_and_composing_never_load_torch():

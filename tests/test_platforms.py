@@ -18,7 +18,7 @@ from avatar.locks import take
 from avatar.media import atomic, ffmpeg
 from avatar.runtime import child_process as child
 from avatar.runtime import scratch
-from avatar.runtime.child_process import Child, handing_over
+from avatar.runtime.child_process import Child, options_to_pass
 
 ROOT = Path(__file__).parents[1]
 POSIX_ONLY = ("fcntl", "grp", "pwd", "resource", "termios")
@@ -65,7 +65,7 @@ def test_windows_gets_the_socket_by_its_handle(monkeypatch):
     monkeypatch.setattr(child.subprocess, "STARTUPINFO", startup, raising=False)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        assert handing_over(theirs) == {"startupinfo": "startup"}
+        assert options_to_pass(theirs) == {"startupinfo": "startup"}
         assert made == [{"lpAttributeList": {"handle_list": [theirs.fileno()]}}]
         assert theirs.get_inheritable()
 

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import tqdm
 
-from avatar.checkpoints.file_download import Counter, LargeFile, fetch_files
+from avatar.checkpoints.file_download import ByteCounter, LargeFile, fetch_files
 from avatar.checkpoints.places import (
     DIFFUSERS,
     LORA_FILE,
@@ -140,7 +140,7 @@ def download(
     here = sum(file.here_bytes for one in wanted for file in one.large)
     require_disk_space(total - here, target or hub_cache())
     logger.info("to fetch: %.1f GB", (total - here) / GB)
-    counter = None if progress is None else Counter(total, progress, here)
+    counter = None if progress is None else ByteCounter(total, progress, here)
     bar = None if counter is None else _reporting(counter)
     if counter is not None:
         counter.add(0)
@@ -164,7 +164,7 @@ class _Survey:
 
 def _survey(repo: Repo, revision: str | None, target: Path | None) -> _Survey:
     """Compare the hub with the local files. Local files of another size than the hub's are removed first."""
-    silent = _reporting(Counter(0, lambda done, total: None))
+    silent = _reporting(ByteCounter(0, lambda done, total: None))
     files = _snapshot(repo, revision, target, dry_run=True, tqdm_class=silent)
     if not files:
         raise WeightsMissing(f"{repo.name} contains none of the required files.", "Check HF_ENDPOINT.")
@@ -258,7 +258,7 @@ def require_disk_space(to_fetch: int, folder: Path) -> None:
         )
 
 
-def _reporting(counter: Counter) -> type[tqdm]:
+def _reporting(counter: ByteCounter) -> type[tqdm]:
     """A progress bar class that shows nothing and reports to the counter instead."""
 
     class Reporting(tqdm):

@@ -54,11 +54,11 @@ class LargeFile:
 
 
 @dataclass
-class Counter:
-    """Sums up bytes from several threads. tell: called with the bytes done and the total."""
+class ByteCounter:
+    """Sums up bytes from several threads. on_progress: called with the bytes done and the total."""
 
     total: int
-    tell: Callable[[int, int], None]
+    on_progress: Callable[[int, int], None]
     done: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -66,10 +66,10 @@ class Counter:
         """Count bytes that have arrived; negative when a file is restarted."""
         with self._lock:
             self.done += num_bytes
-            self.tell(max(0, min(self.done, self.total)), self.total)
+            self.on_progress(max(0, min(self.done, self.total)), self.total)
 
 
-def fetch_files(files: Sequence[LargeFile], bar: type[tqdm] | None, counter: Counter | None) -> None:
+def fetch_files(files: Sequence[LargeFile], bar: type[tqdm] | None, counter: ByteCounter | None) -> None:
     """Download what is missing of the files, several at once; each is moved to its place once complete.
 
     bar: the class of each file's progress bar. counter: counts down the bytes of a discarded file.
@@ -85,7 +85,7 @@ def fetch_files(files: Sequence[LargeFile], bar: type[tqdm] | None, counter: Cou
             raise
 
 
-def _fetch(file: LargeFile, bar: type[tqdm] | None, counter: Counter | None) -> None:
+def _fetch(file: LargeFile, bar: type[tqdm] | None, counter: ByteCounter | None) -> None:
     file.partial.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(MOST_TRIES):
         _fetch_bytes(file, bar)

@@ -124,9 +124,9 @@ ABOUT = (
 
 def grid(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Headings and cells; columns without any value are left out."""
-    columns = {name: tell for group in (RUN, MEASURED) for name, tell in group.items()}
+    columns = {name: figure for group in (RUN, MEASURED) for name, figure in group.items()}
     rows = comparison.rows
-    known = {name: [tell(row) for row in rows] for name, tell in columns.items()}
+    known = {name: [figure(row) for row in rows] for name, figure in columns.items()}
     shown = {name: cells for name, cells in known.items() if set(cells) != {UNKNOWN}}
     heads = ["video", *shown]
     return heads, [[_name(row), *(cells[at] for cells in shown.values())] for at, row in enumerate(rows)]

@@ -104,7 +104,7 @@ class Coordinator:
         """Wait until every rank has received every message sent to it."""
         self.group.post.settle()
 
-    def tell(self, ranks: range, message: Message) -> None:
+    def send(self, ranks: range, message: Message) -> None:
         """Send a message to ranks; this rank, if included, handles it itself, after sending to the others."""
         for rank in ranks:
             if rank != 0:
@@ -113,7 +113,7 @@ class Coordinator:
             assert self.stage is not None
             self.stage.handle(message)
 
-    def answer(self, rank: int) -> Done:
+    def receive(self, rank: int) -> Done:
         """Wait for a rank's next answer."""
         done = self.answers.get() if rank == 0 else self.group.post.receive(rank)
         self.group.meter.tick()

@@ -163,11 +163,11 @@ class RankDenoising:
         if self._conductor is not None:
             return
         if self._group is None:
-            tell_others(self._post, self._context, LoadShare())
+            send_to_others(self._post, self._context, LoadShare())
             self._group = join(self._preset, self._shares.config(), self._context)
         share = self._shares.load(self._group, parts.dtype, check)
         self._conductor = Coordinator(self._group, share, parts.dtype, pieces_of(self._preset, parts.device))
-        tell_others(self._post, self._context, StartWork())
+        send_to_others(self._post, self._context, StartWork())
 
     def denoiser(
         self, preset: Preset, parts: Components, size: Size, pieces: CompiledPieces, observer: Observer
@@ -192,7 +192,7 @@ class RankDenoising:
             self._denoiser = None
 
 
-def tell_others(post: MessageChannel, context: RankContext, order: LoadShare | StartWork | Encode) -> None:
+def send_to_others(post: MessageChannel, context: RankContext, order: LoadShare | StartWork | Encode) -> None:
     """Send an order to all other ranks."""
     for rank in range(1, context.world_size):
         post.send(order, rank)
@@ -205,7 +205,7 @@ def text_encoder_over(context: RankContext, dtype: torch.dtype) -> Callable[[Che
     def of(files: CheckpointFiles) -> EncodeText:
         def encode(ids: Tensor) -> Tensor:
             weights = TextWeights.open(files.text_encoder)  # fails on a bad file before the others wait
-            tell_others(post, context, Encode(ids))
+            send_to_others(post, context, Encode(ids))
             return encode_together(weights, ids, dtype, context)
 
         return encode

@@ -24,7 +24,7 @@ from avatar.planning.layout import Layout
 from avatar.planning.plan import Plan
 from avatar.planning.planner import plan
 from avatar.request import Request
-from avatar.runtime.child_process import deaf_to_signals
+from avatar.runtime.child_process import ignore_ending_signals
 from avatar.runtime.engine import FrameSource
 from avatar.runtime.live_protocol import LiveFrames
 from avatar.runtime.live_sound_queue import SoundInbox
@@ -222,5 +222,5 @@ def context_here(
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    deaf_to_signals()  # the parent handles Ctrl-C: it cancels the run and closes the file
+    ignore_ending_signals()  # the parent handles Ctrl-C: it cancels the run and closes the file
     importlib.import_module("avatar.distributed.rank_process").serve(Link(int(sys.argv[1])))

@@ -49,11 +49,11 @@ class Workers(Protocol):
 
     layout: Layout
 
-    def tell(self, ranks: range, message: Message) -> None:
+    def send(self, ranks: range, message: Message) -> None:
         """Send a message to ranks."""
         ...
 
-    def answer(self, rank: int) -> Done:
+    def receive(self, rank: int) -> Done:
         """Wait for a rank's next answer."""
         ...
 
@@ -102,7 +102,7 @@ class WavefrontRun:
                         self._await_one()
                 while self._waiting:
                     self._await_one()
-                self._conductor.tell(self._layout.workers, End())
+                self._conductor.send(self._layout.workers, End())
                 self._conductor.settle()
         except BaseException as error:
             if not isinstance(error, AvatarError):
@@ -140,7 +140,7 @@ class WavefrontRun:
             text=None,
             motion=None,
         )
-        self._tell_all(begin, replace(begin, text=conditions.text, motion=conditions.motion))
+        self._send_all(begin, replace(begin, text=conditions.text, motion=conditions.motion))
         self._prefill(conditions.reference)
 
     def _refresh(self, reference: Tensor) -> None:
@@ -150,12 +150,12 @@ class WavefrontRun:
         self._prefill(reference)
 
     def _prefill(self, reference: Tensor) -> None:
-        self._tell_all(Prefill(self._anchor, None), Prefill(self._anchor, reference))
+        self._send_all(Prefill(self._anchor, None), Prefill(self._anchor, reference))
 
     def _release(self) -> None:
         """Free the old anchors that no block in progress refers to any more."""
         for anchor in self._old_anchors - {under.anchor for under in self._blocks.values()}:
-            self._conductor.tell(self._layout.workers, Release(anchor))
+            self._conductor.send(self._layout.workers, Release(anchor))
             self._old_anchors.discard(anchor)
 
     def _open(self, block: Block) -> None:
@@ -163,14 +163,14 @@ class WavefrontRun:
         self._blocks[block.index] = BlockInProgress(block, self._anchor, block.noise)
         inputs = OpenBlockInputs(replace(block, noise=NOTHING), self._anchor)
         bare = replace(block, noise=NOTHING, audio=NOTHING, pose=None)
-        self._tell_all(OpenBlockInputs(bare, self._anchor), inputs)
+        self._send_all(OpenBlockInputs(bare, self._anchor), inputs)
 
-    def _tell_all(self, message: Message, to_embedders: Message) -> None:
+    def _send_all(self, message: Message, to_embedders: Message) -> None:
         """Send one message to the stages that have the first layer, and another to the others."""
         layout = self._layout
         for stage in reversed(range(layout.num_stages)):  # rank 0 last, as it handles the message at once
             embeds = stage == 0 or layout.kind != "layers"
-            self._conductor.tell(layout.ranks_of(stage), to_embedders if embeds else message)
+            self._conductor.send(layout.ranks_of(stage), to_embedders if embeds else message)
 
     def _next(self) -> tuple[int, int] | None:
         """The next item to hand out, or None."""
@@ -194,16 +194,16 @@ class WavefrontRun:
         chain = layout.chain_of(step, num_steps)
         under.step += 1
         self._waiting.append((index, step))
-        for stage in reversed(chain):  # as in _tell_all
+        for stage in reversed(chain):  # as in _send_all
             wanted = arrives and stage in (chain[0], chain[-1])
-            self._conductor.tell(layout.ranks_of(stage), Work(index, step, under.latents if wanted else None))
+            self._conductor.send(layout.ranks_of(stage), Work(index, step, under.latents if wanted else None))
         self.begun.set()
 
     def _await_one(self) -> None:
         """Wait for the oldest unanswered item; a block's last item finishes the block."""
         index, step = self._waiting.popleft()
         last = self._layout.chain_of(step, self._schedule.num_steps)[-1]
-        done = self._conductor.answer(self._layout.ranks_of(last)[0])
+        done = self._conductor.receive(self._layout.ranks_of(last)[0])
         assert (done.block, done.step) == (index, step)
         under = self._blocks[index]
         under.num_done += 1

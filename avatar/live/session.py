@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 FRAME_S = 1 / FPS
 STOOD_S = 0.5  # a clock that is further behind is reset to now: the machine slept
-TOLD_EVERY_S = 1.0
+PACE_EVERY_S = 1.0
 JOIN_S = 5.0
 
 
@@ -171,7 +171,7 @@ class LiveSession:
         for watcher in self._all():
             watcher.show(made)
         self._shown += len(made.frames)
-        if now - self._since >= TOLD_EVERY_S:
+        if now - self._since >= PACE_EVERY_S:
             self.pace.fps = self._shown / (now - self._since)
             self._since, self._shown = now, 0
             self.post_event({"type": "pace", "fps": self.pace.fps, "engine_ms": self.pace.engine_s * 1e3})

@@ -86,7 +86,7 @@ class LongVideo:
                         error = error or said
                         self.cancel()
                     else:
-                        yield from run.tell(*said)
+                        yield from run.events_for(*said)
         finally:
             self.cancel()
             for worker in workers:
@@ -210,7 +210,7 @@ class _PartsRun:
             yield Notice("resumed", text, values=values)
         yield self._progress(Phase.LOADING)
 
-    def tell(self, part: int, event: Event) -> Iterator[Event]:
+    def events_for(self, part: int, event: Event) -> Iterator[Event]:
         """A part's event, as event of the whole video."""
         start = self.ledger.spans[part].first_frame
         match event:

@@ -37,7 +37,7 @@ _CEILING = 10 ** (-1 / 20)  # highest peak after raising
 _OVER = 1.01  # times full scale: more than codecs add, so the recording would be clipped
 _BAD_PACKETS = 0.02  # share of undecodable packets up to which a file is still accepted
 _LOST = 0.1  # share of a damaged file's length that may be missing
-_TOLD_S = 0.2  # shortest gap in a recording that gets a notice
+_NOTICED_GAP_S = 0.2  # shortest gap in a recording that gets a notice
 _GRACE_S = 1.0  # over the longest speech: codecs add a little
 _WAV_BYTES = 2**32 - 1024  # most that a WAV can hold
 
@@ -201,9 +201,9 @@ def _judge(track: Track, level: _Level, num_channels: int, limits: InputLimits) 
 def _notices(name: str, found: TrackFindings, promised_s: float | None, seconds: float) -> list[str]:
     """Notices for the user about faults in a file."""
     notices = []
-    gaps = [(start, length) for start, length in found.gaps if start > 0 and length > _TOLD_S]
+    gaps = [(start, length) for start, length in found.gaps if start > 0 and length > _NOTICED_GAP_S]
     if found.broken:
-        more = promised_s is not None and promised_s > seconds + _TOLD_S
+        more = promised_s is not None and promised_s > seconds + _NOTICED_GAP_S
         of = f" of the {_at(promised_s)} that it should last" if more and promised_s else ""
         notices.append(f"{name} is cut short: it breaks off after {_at(seconds)}{of}. The video ends there.")
     if found.bad_packets:

@@ -37,7 +37,7 @@ class Child:
         with ours, theirs, _blocked():
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, *arguments, str(theirs.fileno())],
-                **handing_over(theirs),
+                **options_to_pass(theirs),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a terminal's signals go to the parent, which cancels and drains
                 env={
@@ -70,7 +70,7 @@ class Child:
         kill_all([self])
 
 
-def handing_over(end: socket.socket) -> dict[str, Any]:
+def options_to_pass(end: socket.socket) -> dict[str, Any]:
     """Options of subprocess.Popen that keep a socket open in the child, under the same number."""
     if sys.platform != "win32":
         return {"pass_fds": [end.fileno()]}
@@ -78,7 +78,7 @@ def handing_over(end: socket.socket) -> dict[str, Any]:
     return {"startupinfo": subprocess.STARTUPINFO(lpAttributeList={"handle_list": [end.fileno()]})}
 
 
-def deaf_to_signals() -> None:
+def ignore_ending_signals() -> None:
     """Ignore terminating signals, which the parent handles; a child ends when its link is closed.
 
     A child calls this first; until then those signals are blocked.

@@ -21,7 +21,7 @@ from avatar.errors import AvatarError, WorkerLost
 from avatar.events import Event
 from avatar.planning.plan import Plan
 from avatar.request import LiveRequest, Request
-from avatar.runtime.child_process import Child, deaf_to_signals, kill_all
+from avatar.runtime.child_process import Child, ignore_ending_signals, kill_all
 from avatar.runtime.engine import FrameSource
 from avatar.runtime.live_protocol import LiveRun
 from avatar.runtime.protocol import Heartbeat, Link, Ready, Run, RunLive, StartEngine
@@ -235,8 +235,8 @@ def serve(link: Link) -> None:
     source: FrameSource | None = None
 
     def pinned() -> int:
-        tell = getattr(source, "pinned_bytes", None)
-        return 0 if tell is None else int(tell())
+        read = getattr(source, "pinned_bytes", None)
+        return 0 if read is None else int(read())
 
     meter = RunMeter(pinned)
     server = _Server(link, meter, opened.options.get("weights"))
@@ -308,6 +308,6 @@ class _Server:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    deaf_to_signals()  # Ctrl-C is handled by the parent, which cancels the run so that its file is closed
+    ignore_ending_signals()  # the parent handles Ctrl-C: it cancels the run, so that its file is closed
     # Import the module by name: run as __main__, its classes would differ from those in pickled messages.
     importlib.import_module("avatar.runtime.engine_process").serve(Link(int(sys.argv[1])))

@@ -64,7 +64,7 @@ class Gallery:
     """
 
     def __init__(self, folder: Path, max_age_s: float = 30 * 86_400, max_bytes: int = 4 * 2**30) -> None:
-        """Opens or creates the folder; drafts that nobody works in any more are shelved or removed.
+        """Opens or creates the folder; drafts that nobody works in any more become entries or are removed.
 
         Raises: BadInput when the folder cannot be written.
         """
@@ -127,13 +127,13 @@ class Gallery:
             if not (draft / ABOUT).is_file():
                 raise
             log.exception("gallery: %s is kept as it was first described", draft.name)
-        folder = self._shelve(draft)
+        folder = self._make_entry(draft)
         entry = GalleryEntry(folder.name, folder, about, size_bytes(folder))
         self.prune(keep=folder.name)
         return entry
 
     def describe(self, draft: Path, about: About) -> None:
-        """Note what a draft will be; without it, it is never shelved."""
+        """Note what a draft will be; without it, it never becomes an entry."""
         about.write(draft)
 
     def about(self, draft: Path) -> About:
@@ -151,10 +151,10 @@ class Gallery:
         video, is_described = draft / video_name(draft.name), (draft / ABOUT).is_file()
         thumbnails = sorted((draft / HALF).rglob("part_*.jpg"))
         if is_described and video.is_file():
-            self._shelve(draft)
+            self._make_entry(draft)
         elif is_described and thumbnails:
             shutil.copyfile(thumbnails[0], thumbnail_path(video))
-            self._shelve(draft)
+            self._make_entry(draft)
         else:
             remove(draft)
             self._let_go(id)
@@ -171,7 +171,7 @@ class Gallery:
             parts = any((draft / HALF).rglob("part_*.jpg"))
             if portrait.is_file() and not parts and not video.is_file():
                 save_small(portrait, thumbnail_path(video))
-                self._shelve(draft)
+                self._make_entry(draft)
                 return
         self.discard(draft)
 
@@ -198,7 +198,7 @@ class Gallery:
 
     def entries(self, owner: str | None = None) -> list[GalleryEntry]:
         """Newest first; with an owner, only what is theirs."""
-        self._shelve_left()
+        self._recover_left()
         if time.monotonic() - self._pruned > _PRUNE_EVERY_S:
             self.prune()
         found = sorted(self._read_all(), key=lambda entry: entry.about.created, reverse=True)
@@ -243,7 +243,7 @@ class Gallery:
     def prune(self, keep: str = "") -> None:
         """Remove what is too old, then the oldest until the rest is within max_bytes; `keep` stays."""
         self._pruned = time.monotonic()
-        self._shelve_left()
+        self._recover_left()
         entries = sorted(self._read_all(), key=lambda entry: entry.about.created)
         total = sum(entry.size_bytes for entry in entries)
         for entry in entries:
@@ -281,7 +281,7 @@ class Gallery:
         if lock is not None:
             lock.release()
 
-    def _shelve_left(self) -> None:
+    def _recover_left(self) -> None:
         """What ended processes were making is kept as far as it came, else removed.
 
         One whose video the engine is closing, which may outlive its page, waits for the next call; one that
@@ -339,7 +339,7 @@ class Gallery:
         except (OSError, ValueError, TypeError, RecursionError) as error:
             log.warning("gallery: %s stays as it is: %r", folder.name, error)
 
-    def _shelve(self, draft: Path) -> Path:
+    def _make_entry(self, draft: Path) -> Path:
         """Make a draft an entry; its lock goes last, so that nobody sweeps what is still a draft."""
         id = draft.name.removeprefix(DRAFT)
         close_to_others(draft)

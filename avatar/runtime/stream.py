@@ -121,7 +121,7 @@ class _Run:
 
     def start(self) -> None:
         for said in self._request.notices:
-            self._tell(from_intake(said))
+            self._emit(from_intake(said))
         self._clock.start()
         for thread in self._threads:
             thread.start()
@@ -151,7 +151,7 @@ class _Run:
             if thread.ident:
                 thread.join()
 
-    def _tell(self, event: Event) -> None:
+    def _emit(self, event: Event) -> None:
         if isinstance(event, Segment):
             self._segments.append(event)
             self._clock.segment_done()
@@ -167,7 +167,7 @@ class _Run:
         try:
             if (planned := self._plan()) is not None:
                 self._report.plan = planned.as_dict()
-                self._tell(PlanMade(planned))
+                self._emit(PlanMade(planned))
             burner = Burner(self._request.captions, self._fps) if self._request.burn_captions else None
             for item in self._source.frames(self._request, self._cancelled):
                 if self._cancelled():
@@ -175,9 +175,9 @@ class _Run:
                 if isinstance(item, Progress):
                     self._clock.ranks = item.ranks or self._clock.ranks
                     if self._clock.enter(item.phase):
-                        self._tell(self._clock.progress())
+                        self._emit(self._clock.progress())
                 elif isinstance(item, Notice | PlanMade):
-                    self._tell(item)
+                    self._emit(item)
                 else:
                     if burner is not None:
                         item = burner.burn(item, self._request.first_frame + self._made)
@@ -199,7 +199,7 @@ class _Run:
         self._clock.frame_made()
         if len(frames) > wanted:
             surplus = len(frames) - wanted
-            self._tell(
+            self._emit(
                 Notice("frames_cut", f"{surplus} frames past the speech's end were left out.", "warning")
             )
             frames = frames[:wanted]
@@ -260,7 +260,7 @@ class _Run:
     def _write(self, writer: SegmentWriter, frames: np.ndarray) -> None:
         first = writer.num_frames == 0
         for segment in writer.write(frames):
-            self._tell(segment)
+            self._emit(segment)
         if first and writer.num_frames:
             save_thumbnail(frames[0], self._request)
         self._clock.frames_encoded(writer.num_frames)
@@ -270,9 +270,9 @@ class _Run:
         if writer.num_frames == 0:
             return
         self._clock.enter(Phase.FINISHING)
-        self._tell(self._clock.progress())
+        self._emit(self._clock.progress())
         for segment in writer.finish():
-            self._tell(segment)
+            self._emit(segment)
         self._count_up()
         self._report.width, self._report.height = writer.width, writer.height
         self._report.stopped = self.error is not None

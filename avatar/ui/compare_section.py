@@ -10,7 +10,7 @@ from avatar.compare.page import IN_STEP
 from avatar.ui.compare_panel import ComparePanel
 from avatar.ui.error_messages import reports_errors
 from avatar.ui.i18n import browser_table
-from avatar.ui.payloads import words
+from avatar.ui.payloads import text_of
 from avatar.ui.theme import script
 
 word: Any = browser_table()
@@ -63,5 +63,5 @@ def wire(panel: ComparePanel, queued: dict[str, Any]) -> None:
 def _dropdown(key: str, elem_id: str, **options: Any) -> gr.Dropdown:
     """A dropdown whose choices are filled in later; the handlers, not Gradio, check what was chosen."""
     dropdown = gr.Dropdown([], value=None, label=word(key), elem_id=elem_id, min_width=200, **options)
-    dropdown.preprocess = words  # type: ignore[method-assign, assignment]
+    dropdown.preprocess = text_of  # type: ignore[method-assign, assignment]
     return dropdown

@@ -28,7 +28,7 @@ from avatar.ui.page_runs import PageRuns
 from avatar.ui.panels.choice_cards import Shape, render_examples, render_presets, shortfall_words, size_words
 from avatar.ui.panels.memory_gauges import render_gauges, render_machine, render_plan
 from avatar.ui.panels.status import Status, render_notices, render_status
-from avatar.ui.payloads import kept, mapping, pressed, words
+from avatar.ui.payloads import kept, mapping, pressed, text_of
 from avatar.ui.request_guard import visitor_of
 from avatar.ui.run import STATUS_EVERY_S, Generate, Updates
 from avatar.ui.typing_tab import UPLOAD
@@ -180,7 +180,7 @@ class PageCallbacks:
             p.machine: render_machine(app_state.inventory(), language),
             p.examples: render_examples(app_state.examples.pairs, language, app_state.root),
             **self._chosen(name, language, mapping(saved.get("settings"))),
-            p.prompt: self._prompt(name, words(saved.get("prompt"))),
+            p.prompt: self._prompt(name, text_of(saved.get("prompt"))),
             p.status: render_status(Status(), language),
             p.gauges: render_gauges(app_state.gauges.read(), language),
             p.gallery: self.generate.gallery(owner, language),
@@ -282,7 +282,7 @@ class PageCallbacks:
     def keep(self, saved: Mapping[str, Any] | None, name: str, prompt: str, *values: Any) -> dict[str, Any]:
         """Update what this browser remembers."""
         now = {"preset": name, "prompt": prompt, "settings": dict(zip(FORM, values))}
-        return kept(now, words(mapping(saved).get("owner")), FORM)
+        return kept(now, text_of(mapping(saved).get("owner")), FORM)
 
     def example_chosen(self, request: gr.Request, event: gr.EventData) -> Updates:
         """Fill in a bundled portrait and speech; Generate starts next."""
@@ -331,7 +331,7 @@ class PageCallbacks:
         gr.Info(text("used_settings", language))
         return {
             **self._chosen(name, language, settings, shape),
-            p.prompt: self._prompt(name, words(settings.get("prompt"))),
+            p.prompt: self._prompt(name, text_of(settings.get("prompt"))),
         }
 
     def tick(self, request: gr.Request, owner: str) -> Updates:

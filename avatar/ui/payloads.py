@@ -14,7 +14,7 @@ def pressed(event: gr.EventData) -> tuple[str, str]:
     """What was pressed in a panel: action and id; "" for anything but text."""
     data = mapping(event._data)
     id = data.get("id")
-    return words(data.get("action")), str(id) if type(id) is int else words(id)
+    return text_of(data.get("action")), str(id) if type(id) is int else text_of(id)
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -31,8 +31,8 @@ def kept(saved: Any, owner: str, names: Sequence[str]) -> dict[str, Any]:
     settings = {name: value for name, value in mapping(saved.get("settings")).items() if name in names}
     return {
         "owner": owner,
-        "preset": words(saved.get("preset")),
-        "prompt": words(saved.get("prompt")),
+        "preset": text_of(saved.get("preset")),
+        "prompt": text_of(saved.get("prompt")),
         "settings": {name: value for name, value in settings.items() if _is_plain(value)},
     }
 
@@ -41,7 +41,7 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, str | bool | float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
-def words(value: Any) -> str:
+def text_of(value: Any) -> str:
     """The value if it is text, else ""; for values that the page itself keeps."""
     return value if isinstance(value, str) else ""
 

@@ -17,7 +17,7 @@ from avatar.ui import live_tab
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.i18n import Language, browser_table, language_of, text
-from avatar.ui.payloads import words
+from avatar.ui.payloads import text_of
 from avatar.ui.request_guard import visitor_of
 from avatar.ui.speech_service import SpeechService, SpokenText
 from avatar.ui.translations import WHO
@@ -103,10 +103,10 @@ def _label(voice: Voice, language: Language) -> str:
 
 def script_of(value: Any, voice: Any, speed: Any, captions: Any, language: Language) -> Script:
     """The script that a page or client asks to have spoken. Raises: BadInput."""
-    if not words(value).strip():
+    if not text_of(value).strip():
         raise BadInput(text("no_text", language))
     pace = float(speed) if isinstance(speed, int) and not isinstance(speed, bool) else speed
-    return Script(words(value), speaking(voice=voice or None, speed=pace, captions=captions or None))
+    return Script(text_of(value), speaking(voice=voice or None, speed=pace, captions=captions or None))
 
 
 class TypingPanel:

@@ -109,10 +109,10 @@ def test_a_tensors_layer_by_its_name():
     assert layer_of("head.head.weight", config.audio_inject_layers) is None
 
 
-def test_the_checkpoint_has_no_tensor_outside_those_rooms(files):
-    """A new room of tensors would be loaded with the first stage alone; this says to think of it."""
-    rooms = {name.split(".")[0] for name in open_transformer(files).state_dict()}
-    assert rooms == {
+def test_the_checkpoint_has_no_tensor_outside_those_groups(files):
+    """A new group of tensors would be loaded with the first stage alone; this says to think of it."""
+    groups = {name.split(".")[0] for name in open_transformer(files).state_dict()}
+    assert groups == {
         "patch_embedding",
         "cond_encoder",
         "frame_packer",

@@ -26,7 +26,7 @@ class Crew:
         self.answers: dict[int, queue.Queue] = {rank: queue.Queue() for rank in layout.workers}
         self.most_unanswered = 0
 
-    def tell(self, ranks, message) -> None:
+    def send(self, ranks, message) -> None:
         """Only the first rank of the stage that ends an item answers."""
         self.log.append((ranks, message))
         if isinstance(message, Begin):
@@ -41,7 +41,7 @@ class Crew:
             unanswered = sum(answers.qsize() for answers in self.answers.values())
             self.most_unanswered = max(self.most_unanswered, unanswered)
 
-    def answer(self, rank: int) -> Done:
+    def receive(self, rank: int) -> Done:
         return self.answers[rank].get(timeout=5)
 
     def settle(self) -> None:
@@ -200,8 +200,8 @@ def test_once_asked_to_quit_it_hands_out_nothing_more(layout, num_steps, progres
     """What is under way then is waited for, and it is never more than may be; then comes End."""
 
     class Stopping(Crew):
-        def tell(self, ranks, message) -> None:
-            super().tell(ranks, message)
+        def send(self, ranks, message) -> None:
+            super().send(ranks, message)
             if len(self.work) >= progress:
                 run.quit.set()
 
@@ -219,7 +219,7 @@ def test_once_asked_to_quit_it_hands_out_nothing_more(layout, num_steps, progres
 
 def test_what_an_answer_raises_reaches_the_rollout():
     class Lost(Crew):
-        def answer(self, rank: int) -> Done:
+        def receive(self, rank: int) -> Done:
             raise RuntimeError("connection closed")
 
     run = WavefrontRun(Lost(Layout("layers", 2)), Schedule((1.0,), (1.0, 0.0)), GEOMETRY, None)
@@ -235,11 +235,11 @@ def test_it_has_begun_once_all_stages_have_the_first_item(lost):
     had_begun = []
 
     class Watched(Crew):
-        def tell(self, ranks, message) -> None:
+        def send(self, ranks, message) -> None:
             had_begun.append((type(message), run.begun.is_set()))
             if lost and isinstance(message, Prefill):
                 raise RuntimeError("connection closed")
-            super().tell(ranks, message)
+            super().send(ranks, message)
             if len(self.work) == 2:
                 run.quit.set()
 

@@ -53,7 +53,7 @@ def test_an_independent_part_makes_an_anchor_of_its_own():
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory, tiny_checkpoint):  # noqa: F811
     """The frames that a source gave for each part of a film, and the requests."""
-    folder = tmp_path_factory.mktemp("baton")
+    folder = tmp_path_factory.mktemp("carry")
     given: list[np.ndarray] = []
     source = DiffusionPipeline(SELF_TEST, tiny_checkpoint)
 

@@ -233,8 +233,8 @@ def test_a_card_that_is_too_full_is_given_a_smaller_run(ask, tiny_checkpoint, mo
     from avatar.pipeline import zero_gpu as pipeline
 
     preset = replace(PRESET, fallback=Fallback(("online_decode",))).with_settings(enable_online_decode=False)
-    rooms = chain([20.0], repeat(44.5))
-    plans = (plan(load_preset("48gb"), Inventory.imagine(1, vram)) for vram in rooms)
+    free_gib = chain([20.0], repeat(44.5))
+    plans = (plan(load_preset("48gb"), Inventory.imagine(1, vram)) for vram in free_gib)
     monkeypatch.setattr(pipeline.ZeroGpuPipeline, "plan_for", lambda self, request: next(plans))
     source = pipeline.ZeroGpuPipeline(preset, tiny_checkpoint)
     source.load()
