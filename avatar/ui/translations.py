@@ -568,7 +568,7 @@ LIVE: dict[str, tuple[str, str]] = {
     "on_webrtc": ("Live over WebRTC", "实时（WebRTC）"),
     "on_socket": ("Live over WebSocket", "实时（WebSocket）"),
     "delay": ("{transport}, {ms} ms from sound to picture", "{transport}，声音到画面 {ms} 毫秒"),
-    "again": ("The connection was lost; reconnecting …", "网络中断，正在重试……"),
+    "again": ("The connection was lost; reconnecting …", "网络中断，正在重新连接……"),
     "over": ("The session has ended.", "会话已结束。"),
     "mic_refused": (
         "The browser denied the microphone. Allow it in the browser's address bar, or use Type.",

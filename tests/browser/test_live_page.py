@@ -119,7 +119,7 @@ def test_a_refused_microphone_is_reported_and_the_session_goes_on(visit):
     visitor = visit(allowed=False)
     go(visitor)
     visitor.page.wait_for_selector(".live-notice:visible")
-    assert "not allowed" in visitor.page.inner_text(".live-notice")
+    assert "denied the microphone" in visitor.page.inner_text(".live-notice")
 
 
 def test_a_lost_network_is_reported_and_found_again(visit):
@@ -128,7 +128,7 @@ def test_a_lost_network_is_reported_and_found_again(visit):
     page = visitor.page
     token = page.evaluate("window.liveSession.token")
     page.evaluate("window.liveSession.socket.close(3001)")
-    page.wait_for_function("document.querySelector('.live-state').textContent.includes('trying again')")
+    page.wait_for_function("document.querySelector('.live-state').textContent.includes('reconnecting')")
     frames = page.evaluate("document.querySelector('#live-video').getVideoPlaybackQuality().totalVideoFrames")
     page.wait_for_function(
         "window.liveSession.socket?.readyState === 1 && window.liveSession.engineMs > 0", timeout=PATIENCE_MS
