@@ -83,8 +83,8 @@ MACHINES = {
         "cpu-preview", cards(1, 23.99, ADA), system="windows", refused="24gb", shortfall="system"
     ),
     "WSL2, 4090": Machine("24gb", cards(1, 23.99, ADA, 1.5), system="wsl"),
-    "6 GiB": Machine("cpu-preview", cards(1, 6, ADA), refused="8gb", shortfall="memory"),
-    "RTX 4060, 8 GB": Machine("8gb", cards(1, 7.996, ADA, 0.4), refused="10gb", shortfall="memory"),
+    "6 GB": Machine("cpu-preview", cards(1, 5.8, ADA), refused="8gb", shortfall="memory"),
+    "RTX 4060, 8 GB": Machine("10gb", cards(1, 7.996, ADA, 0.4), refused="12gb", shortfall="memory"),
     "8 GB with a desktop": Machine("8gb", cards(1, 7.996, ADA, 0.9), refused="24gb", shortfall="memory"),
     "RTX 3080, 10 GB": Machine("10gb", cards(1, 10, AMPERE, 0.3), refused="12gb", shortfall="memory"),
     "RTX 3080 Ti, 12 GB": Machine("12gb", cards(1, 12, AMPERE, 0.5), refused="48gb", shortfall="memory"),
