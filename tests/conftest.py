@@ -1,7 +1,10 @@
-"""Fixtures that every test may use; they live in tests/fixtures."""
+"""Fixtures that every test may use, from tests/fixtures, and which tests may run beside one another."""
 
 import os
 import tempfile
+from pathlib import Path
+
+import pytest
 
 # Toy tensors: more threads would only wait for one another, in each of the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,3 +13,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="avatar-tests-")
 
 pytest_plugins = ["tests.fixtures.checkpoints", "tests.fixtures.driver"]
+
+
+BROWSER = Path(__file__).parent / "browser"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: one worker takes all browser tests, which watch videos play; the rest by file."""
+    for item in items:
+        is_browser = BROWSER in item.path.parents
+        if is_browser:
+            item.add_marker(pytest.mark.browser)
+        item.add_marker(pytest.mark.xdist_group("browser" if is_browser else str(item.path)))

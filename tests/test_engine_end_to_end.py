@@ -155,6 +155,7 @@ def test_a_cancelled_run_keeps_what_was_shown_and_the_engine_goes_on(engine, ask
     assert run(engine, ask(0.2)).num_frames == 5
 
 
+@pytest.mark.slow
 def test_memory_stays_flat(engine, ask):
     """A minute of speech in an engine that is warm: neither process grows. Twenty were measured by hand."""
     run(engine, ask(4.0, sample_steps=1))

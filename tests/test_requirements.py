@@ -191,6 +191,7 @@ def test_the_previews_requirements_are_enough_for_a_video(preview_only):
     assert (preview_only / "out.mp4").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_the_previews_requirements_are_enough_for_the_page(preview_only):
     from tests.fixtures.server import start_server
 

@@ -57,6 +57,7 @@ def make(job, work: Path, engines: list) -> list:
         return list(opened.engine(engines).stream(opened.request))
 
 
+@pytest.mark.slow
 def test_a_clusters_parts_are_those_made_here_despite_kills(tmp_path, cluster):
     here = job(tmp_path, 4.0, "here.mp4")
     make(here, tmp_path / "w1", [Here(Coloured())])
@@ -69,6 +70,7 @@ def test_a_clusters_parts_are_those_made_here_despite_kills(tmp_path, cluster):
     assert packets(there.output) == packets(here.output)
 
 
+@pytest.mark.slow
 def test_a_worker_lost_too_often_is_reported_and_the_rest_resumed(tmp_path, cluster, monkeypatch):
     monkeypatch.setattr(ray_engine, "MAX_RETRIES", 1)
     one = job(tmp_path, 4.0, resume=True)
@@ -98,6 +100,7 @@ def test_cancel_ends_the_task(tmp_path, cluster):
             list(stream)
 
 
+@pytest.mark.slow
 def test_the_batch_runs_unchanged(tmp_path, cluster, monkeypatch, capsys):
     inputs(tmp_path, 2.0)
     (tmp_path / "jobs.toml").write_text(

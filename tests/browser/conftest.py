@@ -22,13 +22,6 @@ from visiting import (
     start_server,
 )
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.browser)
-
-
 log = logging.getLogger(__name__)
 
 expect.set_options(timeout=PATIENCE_MS)

@@ -83,6 +83,7 @@ def clear(page: Page) -> None:
             )
 
 
+@pytest.mark.slow
 def test_five_dropped_recordings_become_five_videos(jobs: Server, visit: Visit, takes: list[Path]):
     before = len(jobs.videos())
     visitor = visit(jobs.url)
@@ -135,6 +136,7 @@ def test_the_line_is_reordered_by_keyboard_and_by_dragging(jobs: Server, visit: 
     assert waiting(page) == []
 
 
+@pytest.mark.slow
 def test_a_stopped_job_is_resumed_from_the_panel(jobs: Server, visit: Visit, long_speech: Path):
     visitor = visit(jobs.url)
     page = visitor.page

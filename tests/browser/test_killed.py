@@ -80,6 +80,7 @@ def make_whole(server: Server, speech: Path, preset: str) -> None:
     client.predict(handle_file(PORTRAIT), handle_file(speech), preset, api_name="/generate")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "preset"), [(ENGINE, "cpu-preview"), (RANK, "self-test")])
 def test_a_process_killed_beneath_the_page(
     tmp_path: Path, visit: Visit, long_speech: Path, short_speech: Path, module: str, preset: str
@@ -106,6 +107,7 @@ def test_a_process_killed_beneath_the_page(
         server.stop()
 
 
+@pytest.mark.slow
 def test_the_page_killed(tmp_path: Path, visit: Visit, long_speech: Path, short_speech: Path):
     server, chance = start_server(tmp_path), random.Random(8)
     try:

@@ -189,6 +189,7 @@ def test_the_tab_fits_a_phone_in_chinese(visit, scheme):
     assert page.evaluate(low) == 0
 
 
+@pytest.mark.slow
 def test_the_documents_client_makes_a_video(server, tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "live.md").read_text("utf-8"), re.DOTALL)
     assert len(code.strip().splitlines()) <= 25

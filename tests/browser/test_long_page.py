@@ -31,6 +31,7 @@ def small_preset(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_long_video_survives_its_server(visit, very_long_speech: Path, small_preset: Path, tmp_path: Path):
     first = start_server(tmp_path / "server", "--preset", str(small_preset))
     visitor = visit(first.url)

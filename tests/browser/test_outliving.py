@@ -81,7 +81,7 @@ def about(server: Server) -> list[dict[str, Any]]:
     return [json.loads((video.parent / "about.json").read_text()) for video in server.videos()]
 
 
-@pytest.mark.parametrize("made", [0.3, 0.6])
+@pytest.mark.parametrize("made", [0.3, pytest.param(0.6, marks=pytest.mark.slow)])
 def test_a_reload_goes_on_where_the_run_is(slow: Server, visit: Visit, long_speech: Path, made: float):
     before = len(slow.videos())
     visitor = visit(slow.url)
@@ -113,6 +113,7 @@ def test_a_reload_after_the_end_shows_the_finished_video(keeping: Server, visit:
     assert visitor.errors == []
 
 
+@pytest.mark.slow
 def test_the_network_goes_for_a_while(slow: Server, visit: Visit, long_speech: Path):
     before = len(slow.videos())
     visitor = visit(slow.url)
@@ -146,6 +147,7 @@ def test_a_second_tab_sees_the_same_run_and_a_stranger_none(slow: Server, visit:
     assert visitor.page.is_enabled("#generate")
 
 
+@pytest.mark.slow
 def test_a_closed_tab_leaves_its_run_to_the_end(keeping: Server, visit: Visit, long_speech: Path):
     before = keeping.videos()
     visitor = visit(keeping.url)
@@ -160,6 +162,7 @@ def test_a_closed_tab_leaves_its_run_to_the_end(keeping: Server, visit: Visit, l
     Visitor(page, visitor.context, []).wait_state("done")
 
 
+@pytest.mark.slow
 def test_on_a_phone_a_reload_goes_on(slow: Server, visit: Visit, long_speech: Path):
     visitor = visit(slow.url, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     begin(visitor, long_speech)

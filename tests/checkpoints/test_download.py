@@ -154,6 +154,7 @@ def test_a_truncated_file_is_fetched_again_and_no_other(hub: Hub, tmp_path: Path
     assert answer["progress"][-1] == [len(whole), len(whole)]
 
 
+@pytest.mark.slow
 def test_a_broken_connection_goes_on_where_it_broke(hub: Hub, tmp_path: Path) -> None:
     """The library keeps what it has by whole chunks of 10 MiB."""
     file = hub.files(OFFICIAL.repo)[SHARDS[2]]
@@ -168,6 +169,7 @@ def test_a_broken_connection_goes_on_where_it_broke(hub: Hub, tmp_path: Path) ->
     assert (tmp_path / "weights" / "Wan2.2-S2V-14B" / SHARDS[2]).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_download_that_breaks_for_good_says_so_and_goes_on_later(hub: Hub, tmp_path: Path) -> None:
     target = str(tmp_path / "weights")
     hub.break_after = {SHARDS[2]: [0] * 100}

@@ -92,6 +92,7 @@ def test_a_disk_that_fills_up_costs_no_frame(inputs, scratch, disk):
     assert sorted(path.name for path in disk.iterdir()) == ["filler"]
 
 
+@pytest.mark.slow
 def test_a_folder_that_goes_away_costs_no_frame(inputs, scratch, tmp_path):
     share = tmp_path / "share"
     arguments = [*inputs, *PREVIEW, "--output", str(share / "out.mp4")]
@@ -102,6 +103,7 @@ def test_a_folder_that_goes_away_costs_no_frame(inputs, scratch, tmp_path):
     assert num_frames(place) == 75
 
 
+@pytest.mark.slow
 def test_a_video_of_a_batch_is_kept_as_well(inputs, scratch, disk):
     Path("jobs.csv").write_text("image,audio,preset,name\np.png,s.wav,cpu-preview,a\n")
     arguments = ["batch", "jobs.csv", "--output", str(disk)]
@@ -113,6 +115,7 @@ def test_a_video_of_a_batch_is_kept_as_well(inputs, scratch, disk):
     assert (place.name, num_frames(place)) == ("a.mp4", 75)
 
 
+@pytest.mark.slow
 def test_parts_stay_and_the_last_one_is_kept(inputs, scratch, disk):
     output = disk / "out.mp4"
     arguments = [*inputs, *PREVIEW, "--output", str(output), "--checkpoint_every", "1"]

@@ -162,6 +162,7 @@ def test_a_hang_up_that_nohup_ignores_stops_nothing(inputs, scratch):
     assert (event["event"], event["num_frames"], event["stopped"]) == ("finished", 75, False)
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_does_not_end_the_video(inputs, scratch):
     arguments = [*inputs, *PREVIEW, "--output", "out.mp4", "--json"]
     with started(arguments, scratch, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
@@ -173,6 +174,7 @@ def test_a_reader_that_leaves_does_not_end_the_video(inputs, scratch):
         assert video.streams.video[0].frames == 75
 
 
+@pytest.mark.slow
 def test_the_engine_goes_when_its_parent_is_killed(inputs, scratch):
     arguments = [*inputs, *PREVIEW, "--output", "out.mp4", "--json"]
     with started(arguments, scratch, stdout=subprocess.PIPE, text=True) as running:

@@ -124,6 +124,7 @@ def test_finished_videos_are_measured_and_played_in_step(here, capsys, talking):
     assert second["run"] is None
 
 
+@pytest.mark.slow
 def test_what_was_made_and_measured_is_not_again(here, capsys, monkeypatch):
     assert main([*MAKE, *SMALL, "--output", "out", "--json", "--no_side_by_side"]) == 0
     before = {path: path.stat().st_mtime_ns for path in Path("out/videos").iterdir()}
@@ -135,6 +136,7 @@ def test_what_was_made_and_measured_is_not_again(here, capsys, monkeypatch):
     assert lines(capsys) == first
 
 
+@pytest.mark.slow
 def test_other_inputs_make_other_videos_in_the_same_folder(here, capsys):
     one = ["--preset", "cpu-preview", "--vary", "size=256*256", "--output", "out", "--json"]
     assert main([*MAKE, *one, "--no_side_by_side"]) == 0
@@ -145,6 +147,7 @@ def test_other_inputs_make_other_videos_in_the_same_folder(here, capsys):
     assert before["num_frames"] != after["num_frames"]
 
 
+@pytest.mark.slow
 def test_a_comparison_that_is_killed_goes_on_where_it_was(here):
     args = [sys.executable, "-m", "avatar", *MAKE, "--preset", "cpu-preview", "--output", "out", "--json"]
     args += ["--vary", "size=320*320,704*704,256*256", "--no_side_by_side"]
@@ -178,6 +181,7 @@ class Full:
     def close(self) -> None: ...
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_is_a_row_and_not_the_end(here, capsys, monkeypatch):
     opened = []
     real = command.open_engine
@@ -199,6 +203,7 @@ def test_memory_that_runs_out_is_a_row_and_not_the_end(here, capsys, monkeypatch
     assert len(opened) == 2, "what ran out of memory is a result, and not tried again"
 
 
+@pytest.mark.slow
 def test_no_rung_of_the_ladder_is_taken_in_a_comparison(here, capsys, monkeypatch):
     seen = []
     real = command.open_engine
@@ -210,6 +215,7 @@ def test_no_rung_of_the_ladder_is_taken_in_a_comparison(here, capsys, monkeypatc
     assert seen[0].fallback.order == ()
 
 
+@pytest.mark.slow
 def test_random_weights_are_timed_without_any_file(here, capsys):
     args = ["compare", "--random-weights", "--blocks", "12", "--preset", "self-test", "--output", "out"]
     assert main([*args, "--vary", "infer_frames=32", "--vary", "enable_online_decode=true", "--json"]) == 0

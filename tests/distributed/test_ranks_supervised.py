@@ -109,6 +109,7 @@ def until(holds: Callable[[], object], what: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_heartbeats_of_idle_ranks_are_read(pair, ask):
     make(pair, ask())
     for _ in range(3):
@@ -121,6 +122,7 @@ def test_heartbeats_of_idle_ranks_are_read(pair, ask):
         )
 
 
+@pytest.mark.slow
 def test_a_rank_lost_while_idle_is_seen_before_the_next_run(pair, ask):
     make(pair, ask())
     before = pids(pair)
@@ -136,6 +138,7 @@ def test_ranks_of_this_machine_listen_to_it_alone(pair, ask):
     assert open_at == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [RankedSource.plan_for, make])
 def test_a_run_is_stopped_while_the_ranks_are_starting(ask, asked):
     source = RankedSource(preset_of(2), roles=ROLES, limits=LIMITS)
@@ -256,6 +259,7 @@ def test_ranks_that_do_not_stop_are_ended(pair, ask, monkeypatch):
     assert gone(pids(pair))
 
 
+@pytest.mark.slow
 def test_ten_runs_in_a_row_do_not_grow(pair, ask):
     def resident() -> int:
         return sum(psutil.Process(pid).memory_info().rss for pid in pids(pair))
@@ -289,6 +293,7 @@ def test_what_was_made_is_kept_when_a_rank_fails(ask):
         engine.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["page", "engine"])
 def test_ranks_die_with_those_who_started_them(victim):
     code = (

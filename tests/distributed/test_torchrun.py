@@ -108,6 +108,7 @@ def make(source: RankedSource, request: Request, cancelled=lambda: False) -> lis
     return [item for item in source.frames(request, cancelled) if isinstance(item, np.ndarray)]
 
 
+@pytest.mark.slow
 def test_frames_come_and_the_ranks_stay_for_the_next_page(source, address, ask):
     first = make(source, ask())
     assert [int(batch[0, 0, 0, 0]) for batch in first] == [30 + number for number in range(10)]
@@ -191,6 +192,7 @@ def test_a_loopback_address_is_known(host):
     assert not Address.parse("0.0.0.0:80").is_loopback
 
 
+@pytest.mark.slow
 def test_cancel_leaves_them_ready(source, ask):
     made: list[np.ndarray] = []
     with pytest.raises(Cancelled):

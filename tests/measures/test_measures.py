@@ -21,6 +21,7 @@ from tests.measures import films
 BORDERS = clip_borders(films.LENGTH_S * FPS, films.CLIP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("later_ms", [0, -200, -80, -40, 40, 80, 200])
 def test_sound_that_is_shifted_is_off_by_as_much(later_ms):
     found = lip_sync(films.untouched(), films.heard(films.speech(), later_ms))
@@ -149,6 +150,7 @@ def test_blinks_are_counted_and_timed():
     assert naturalness(track).blinks_per_min == pytest.approx(30, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_head_that_never_blinks_is_unusual():
     track = films.watched(films.turned(3, 22, 3.1))
     assert naturalness(track).unusual == ("blinks_per_min",)
@@ -162,6 +164,7 @@ def test_brows_that_are_raised_are_seen_and_still_ones_are_not():
     assert moved.brows.speed > 2 * still.brows.speed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rise", [0.01, 0.025])
 def test_a_smile_lifts_the_mouths_corners_by_as_much(rise):
     track = films.watched(films.smiling(rise, 5, 2.5))
@@ -170,6 +173,7 @@ def test_a_smile_lifts_the_mouths_corners_by_as_much(rise):
     assert found.mouth_corners.range > 3 * still.mouth_corners.range
 
 
+@pytest.mark.slow
 def test_a_mouth_drawn_wide_and_round_is_seen_to_be():
     def act(t: float) -> Articulation:
         wide = 0.5 + 0.5 * math.sin(3 * t)

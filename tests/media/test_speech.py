@@ -129,6 +129,7 @@ def test_a_little_damage_is_reported_and_left_out(tmp_path: Path) -> None:
     assert speech.duration_s == pytest.approx(20, abs=0.3)
 
 
+@pytest.mark.slow
 def test_long_speech_is_decoded_in_little_memory(tmp_path: Path) -> None:
     minute = tone(60, 16_000).astype(np.float32)
     with wave.open(str(tmp_path / "long.wav"), "wb") as out:

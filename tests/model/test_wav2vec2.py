@@ -128,6 +128,7 @@ def test_frames_equal_the_plain_computation_over_the_whole_speech(encoder: Speec
     assert blocks[:, :, : spoken - 2].abs().sum((0, 1)).all()
 
 
+@pytest.mark.slow
 def test_three_minutes_in_windows_are_one_pass_to_a_hundredth(encoder: SpeechEncoder) -> None:
     recording, num_frames = Recording(180), 180 * FPS
     whole = recording.features(encoder, window_s=1000.0).frames(0, num_frames)

@@ -73,6 +73,7 @@ def test_the_streamed_decode_is_the_public_codes(
     assert relative(torch.cat(parts, dim=2), chunks) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_compiled_decoder_is_one_graph_and_kept(
     vae: VideoVAE, golden: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,7 @@ def test_the_report_tells_plan_and_memory_of_its_own_run(engine, request_):
     assert (report.out_of_memory, report.error_kind) == (False, None)
 
 
+@pytest.mark.slow
 def test_the_report_of_a_killed_run_has_what_its_heartbeats_reported(engine, request_):
     one = engine(fault="kill", at=100, frame_s=0.03)
     events = []
@@ -127,6 +128,7 @@ def test_the_report_of_a_killed_run_has_what_its_heartbeats_reported(engine, req
     assert one.pinned_bytes == 0, "its process is gone"
 
 
+@pytest.mark.slow
 def test_pinned_memory_is_reported_while_a_run_goes_on(engine, request_):
     one = engine(frame_s=0.03)
     reported = {one.pinned_bytes for _ in one.stream(request_)}
@@ -311,6 +313,7 @@ def test_cancel_before_the_child_is_asked_for_a_run(engine, request_, monkeypatc
     assert not [event for event in events if isinstance(event, Segment)]
 
 
+@pytest.mark.slow
 def test_heartbeats_of_an_idle_child_are_read(engine, request_):
     one = engine(grows=True)
     list(one.stream(request_))

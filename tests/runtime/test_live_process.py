@@ -69,6 +69,7 @@ def test_frames_come_back_with_their_sound_and_the_next_session_is_fresh(engine,
         assert found[0].frames.dtype == np.uint8
 
 
+@pytest.mark.slow
 def test_ranks_of_the_diffusion_engine_follow_sound_too(tmp_path):
     preset = load_preset("self-test")
     engine = open_engine(preset)

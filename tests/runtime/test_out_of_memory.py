@@ -199,6 +199,7 @@ def test_a_run_goes_on_a_rung_lower_from_the_last_block_shown(moment, ask, sourc
     assert np.array_equal(whole[:shown], expected[NUM_FRAMES][:shown])
 
 
+@pytest.mark.slow
 def test_several_rungs_also_at_one_block(ask, source):
     lower = FULL.with_settings(infer_frames=32)
     again = replace(lower, fallback=FULL.fallback)
@@ -224,6 +225,7 @@ def test_each_rung_alone_in_a_presets_own_order(rung, now, ask, source):
     assert [(notice.rung, notice.values["now"]) for notice in notices] == [(rung, now)]
 
 
+@pytest.mark.slow
 def test_in_a_deferred_decode_too(ask, source):
     preset = replace(FULL.with_settings(enable_online_decode=False), fallback=Fallback(("online_decode",)))
     allocator = Allocator(decoder={7 + 3 + 2})  # in the second block's decoding: the first is shown
@@ -311,6 +313,7 @@ def test_frames_of_the_streams_size_are_left_alone_and_others_scaled():
     assert (small[:, :, :28].max(), small[:, :, 36:].min()) == (0, 200)
 
 
+@pytest.mark.slow
 def test_without_a_rung_left_what_was_made_is_kept(ask, source):
     request = ask(60)
     allocator = Allocator(head=set(range(head_call(2), 1000)))
@@ -408,6 +411,7 @@ def test_a_plan_counts_on_less_each_time_that_memory_ran_out(ask, start, tiny_ch
     assert sorted({round(share, 6) for share in shares}) == [0.81, 0.9, 1.0]
 
 
+@pytest.mark.slow
 def test_after_a_failed_run_the_next_is_whole_and_begins_at_the_top(ask, source):
     engine = source(Allocator(head={1, 2, 3}))
     with pytest.raises(DoesNotFit):
@@ -417,6 +421,7 @@ def test_after_a_failed_run_the_next_is_whole_and_begins_at_the_top(ask, source)
     assert np.array_equal(np.concatenate(frames), np.concatenate(ran(source(Allocator()), request)[0]))
 
 
+@pytest.mark.slow
 def test_the_next_part_of_a_long_video_begins_on_the_rung_of_the_last(ask, source):
     request = ask(60)
     carry = request.work / "carry"

@@ -62,7 +62,7 @@ def test_uploads_in_use_do_not_make_way(stranger: Make, no_uploads, server: Serv
     paths = [visitor.upload(block(tmp_path, number))["path"] for number in range(4)]
     refused = send(visitor, block(tmp_path, 5))
     assert refused.status_code == 507
-    assert "no room" in refused.text
+    assert "no space for uploads" in refused.text
     assert all(Path(path).exists() for path in paths)
     assert list((scratch(server) / "uploads-arriving").iterdir()) == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pytest
 import soxr
 
 from avatar.speech.catalogue import Catalogue
@@ -58,6 +59,7 @@ def errors(expected: list[str], heard: list[str]) -> int:
     return row[-1]
 
 
+@pytest.mark.slow
 def test_twenty_english_sentences_are_understood(recogniser):
     catalogue, wrong, total = Catalogue(), 0, 0
     reported = []

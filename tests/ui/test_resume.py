@@ -126,6 +126,7 @@ def serve_until_killed(folder: Path, reported: Any) -> None:
             reported.send(said.index)
 
 
+@pytest.mark.slow
 def test_after_the_server_was_killed_it_is_gone_on_with(whole_page, tmp_path):
     expected = whole(whole_page, tmp_path)
     whole_page().close()

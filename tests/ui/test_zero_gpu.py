@@ -99,6 +99,7 @@ def test_the_model_runs_inside_the_decorated_function_alone(space, tmp_path):
     assert "Traceback" not in page.server.log.read_text()
 
 
+@pytest.mark.slow
 def test_the_preview_asks_for_no_gpu(space, tmp_path):
     page = space()
     assert page.generate("cpu-preview", tmp_path) > 25
