@@ -19,7 +19,7 @@ BROWSER = Path(__file__).parent / "browser"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`: one worker takes all browser tests, which watch videos play; the rest by file."""
+    """For `--dist loadgroup`: one worker takes the browser tests, which watch videos play; the rest by file."""
     for item in items:
         is_browser = BROWSER in item.path.parents
         if is_browser:
