@@ -18,11 +18,9 @@ pytest_plugins = ["tests.fixtures.checkpoints", "tests.fixtures.driver"]
 BROWSER = Path(__file__).parent / "browser"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Group tests for `--dist loadgroup`: browser tests, which watch videos play, then the others by file."""
-    for item in items:
-        is_browser = BROWSER in item.path.parents
-        if is_browser:
-            item.add_marker(pytest.mark.browser)
-        item.add_marker(pytest.mark.xdist_group("browser" if is_browser else str(item.path)))
+    is_browser = BROWSER in item.path.parents
+    if is_browser:
+        item.add_marker(pytest.mark.browser)
+    item.add_marker(pytest.mark.xdist_group("browser" if is_browser else str(item.path)))
