@@ -1,10 +1,12 @@
-"""Fixtures that every test may use, from tests/fixtures, and which tests may run beside one another."""
+"""Fixtures that every test may use, from tests/fixtures, and how tests are spread over workers."""
 
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 # Toy tensors: more threads would only wait for one another, in each of the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,12 +17,18 @@ os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="avatar-tests-")
 pytest_plugins = ["tests.fixtures.checkpoints", "tests.fixtures.driver"]
 
 
-BROWSER = Path(__file__).parent / "browser"
-
-
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Group tests for `--dist loadgroup`: browser tests, which watch videos play, then the others by file."""
-    is_browser = BROWSER in item.path.parents
-    if is_browser:
+    if Path(__file__).parent / "browser" in item.path.parents:
         item.add_marker(pytest.mark.browser)
-    item.add_marker(pytest.mark.xdist_group("browser" if is_browser else str(item.path)))
+
+
+class ByFile(LoadFileScheduling):
+    """Files go to whichever worker is free; browser tests, which watch videos play, all go to one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "tests/browser" if file.startswith("tests/browser/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
+    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
