@@ -77,7 +77,7 @@ def test_the_whole_engine_is_timed_too(figures):
     assert whole["cold_fps"] == pytest.approx(117 / whole["elapsed_s"], rel=0.05)
 
 
-def test_made_up_pictures_are_no_noise_that_would_hold_up_the_encoder():
+def test_made_up_pictures_are_no_noise_that_slows_the_encoder():
     decoder, geometry = StreamingDecoder(random_parts(PRESET).vae), Geometry(64, 64, 4)
     random = partial(torch.randn, generator=torch.Generator().manual_seed(1))
     decoder.prime(random(16, 19, *geometry.block_shape[2:]))

@@ -174,7 +174,7 @@ def test_only_the_ends_of_the_chain_get_latents():
     }
 
 
-def test_two_anchors_live_until_the_last_block_of_the_old_one_is_done():
+def test_two_anchors_live_until_the_old_ones_last_block():
     orders = [*(block(index, 3) for index in range(3)), torch.ones(1), *(block(index, 3) for index in (3, 4))]
     crew, _ = conducted(Layout("layers", 2), 3, orders)
     anchors = {m.block.index: m.anchor for _, m in crew.log if isinstance(m, OpenBlockInputs)}

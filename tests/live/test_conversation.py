@@ -208,7 +208,7 @@ def test_an_answer_that_is_cut_off_is_not_gone_on_with(talk, server):
 @pytest.mark.parametrize(
     ("status", "words"), [(401, "key"), (404, "model"), (429, "rate-limiting"), (500, "status 500")]
 )
-def test_a_chat_that_refuses_is_reported_in_a_line_and_the_session_lives(talk, server, status, words):
+def test_a_refusing_chat_is_reported_and_the_session_lives(talk, server, status, words):
     server.status = status
     conversation, watcher = talk(chat=Chat(server.address))
     conversation.ask("Hello?")

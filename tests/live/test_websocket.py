@@ -156,7 +156,7 @@ def test_fragments_play_as_an_mp4(client):
         assert len(list(container.decode(video=0))) >= 12
 
 
-def test_a_text_is_said_sentence_by_sentence_and_an_interruption_stops_it(client, state):
+def test_text_is_said_by_sentence_until_interrupted(client, state):
     token = begin(client)
     with client.websocket_connect(token) as socket:
         reported(socket, "begun")

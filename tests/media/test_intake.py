@@ -146,7 +146,7 @@ def test_a_long_prompt_is_refused_before_the_portrait_is_opened(tmp_path: Path) 
         open_request(*given, Preset(**PRESET_SETTINGS), prompt="a " * 600, **places)
 
 
-def test_a_portrait_without_room_is_refused_before_the_speech_is_read(tmp_path: Path) -> None:
+def test_a_bad_portrait_is_refused_before_the_speech_is_read(tmp_path: Path) -> None:
     preset = Preset(**PRESET_SETTINGS | {"engine": "diffusion"}).with_settings(size="64*64")
     Image.new("RGB", (2000, 16)).save(tmp_path / "long.png")
     speech = write_wav(tmp_path / "s.wav", np.zeros(16_000), 16_000)  # silent, which would be refused

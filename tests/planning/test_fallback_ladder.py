@@ -10,7 +10,7 @@ from avatar.preset import Fallback, load_preset
 FULL = load_preset("80gb").with_settings(enable_online_decode=False)
 
 
-def test_the_guides_order_one_change_at_a_time_on_top_of_those_before():
+def test_the_guides_order_one_change_on_top_of_another():
     taken = list(rungs(FULL))
     assert [rung for rung, _ in taken] == ["online_decode", "infer_frames", "size", "sample_steps", "offload"]
     before = FULL

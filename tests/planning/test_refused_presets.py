@@ -135,7 +135,7 @@ def test_an_old_driver_leaves_auto_the_preview_and_says_why():
     assert within_reach(NOTHING) is None
 
 
-def test_what_this_version_does_not_do_is_said_by_name_on_any_machine():
+def test_what_is_unsupported_is_named_on_any_machine():
     preset = load_preset("4x80gb-realtime").with_settings(offload_model=True)
     machine = Inventory.imagine(8, 139, host_ram_gib=512)
     found = judge(preset, machine)

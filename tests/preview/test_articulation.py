@@ -37,7 +37,7 @@ def curves(listen: Listen, num_frames: int, **options) -> np.ndarray:
     return np.array([[getattr(frame.articulation, key) for key in KEYS] for frame in frames])
 
 
-def test_the_clips_are_eighteen_of_unheard_voices_with_many_bilabials(known: list[Clip]) -> None:
+def test_the_clips_are_eighteen_unheard_voices_with_bilabials(known: list[Clip]) -> None:
     assert len(known) == 18
     assert len({clip.sentence.voice for clip in known}) >= 4
     assert sum(len(clip.bilabials_s) for clip in known) >= 54

@@ -106,7 +106,7 @@ def test_a_gpu_that_answers_in_part(monkeypatch):
     assert rows["NVIDIA driver"] == "999, runs CUDA up to 13.0"
 
 
-def test_the_preview_is_not_the_last_word_on_cards_that_could_do_more(monkeypatch):
+def test_the_preview_is_not_all_that_better_cards_are_offered(monkeypatch):
     old = replace(Inventory.imagine(1, 24), driver_version="550.54", driver_cuda="12.4", torch_build="2.12.1")
     machine(monkeypatch, old)
     found = examine()

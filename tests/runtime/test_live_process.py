@@ -54,7 +54,7 @@ def spoken(run, num_frames: int) -> None:
         run.hear(np.full(SAMPLES_PER_FRAME, index, np.int16))
 
 
-def test_frames_come_back_with_their_sound_and_the_next_session_is_fresh(engine, tmp_path):
+def test_frames_have_their_sound_and_the_next_session_is_fresh(engine, tmp_path):
     for _ in range(2):
         run = engine.live(live_request(tmp_path))
         spoken(run, 30)

@@ -422,7 +422,7 @@ def test_after_a_failed_run_the_next_is_whole_and_begins_at_the_top(ask, source)
 
 
 @pytest.mark.slow
-def test_the_next_part_of_a_long_video_begins_on_the_rung_of_the_last(ask, source):
+def test_a_long_videos_next_part_begins_on_the_last_ones_rung(ask, source):
     request = ask(60)
     carry = request.work / "carry"
     engine = source(Allocator(head={head_call(1)}))

@@ -55,7 +55,7 @@ def test_a_sender_waits_for_its_reader_only_when_it_settles():
     until(lambda: not threads())
 
 
-def test_once_the_other_side_is_gone_nobody_waits_and_no_thread_stays():
+def test_once_the_peer_is_gone_no_thread_waits_or_stays():
     theirs, ours = Pipe()
     service, hung_up = serve(ours)
     theirs.close()
