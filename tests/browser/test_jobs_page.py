@@ -112,11 +112,13 @@ def test_five_dropped_recordings_become_five_videos(jobs: Server, visit: Visit, 
     wait_until(lambda: not jobs.leftovers(), "temporary files are gone")
 
 
-def test_the_line_is_reordered_by_keyboard_and_by_dragging(jobs: Server, visit: Visit, takes: list[Path]):
+def test_the_queue_is_reordered_by_keyboard_and_by_dragging(
+    jobs: Server, visit: Visit, takes: list[Path], long_speech: Path
+):
     visitor = visit(jobs.url)
     page = visitor.page
     choose_portrait(page)
-    queue_files(page, takes)
+    queue_files(page, [long_speech, *takes[1:]])  # a minute of time
     in_queue(page, 1, 2, 3, 4)
     page.get_by_role("button", name="Move up: astronaut · take 4").focus()
     page.keyboard.press("Enter")
