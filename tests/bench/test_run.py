@@ -77,6 +77,12 @@ def test_the_whole_engine_is_timed_too(figures):
     assert whole["cold_fps"] == pytest.approx(117 / whole["elapsed_s"], rel=0.05)
 
 
+def test_without_online_decode_the_rate_counts_the_denoising():
+    preset = PRESET.with_settings(enable_online_decode=False)
+    found = bench(preset, random_parts(preset), num_blocks=10)
+    assert found["end_to_end"]["fps"] == found["parts"]["denoise_and_decode_fps"]
+
+
 def test_made_up_pictures_are_no_noise_that_slows_the_encoder():
     decoder, geometry = StreamingDecoder(random_parts(PRESET).vae), Geometry(64, 64, 4)
     random = partial(torch.randn, generator=torch.Generator().manual_seed(1))
