@@ -80,7 +80,8 @@ def _in_places(
     if len(gaps) == 1:
         return Notice(f"{code}_at", where.join(words), level, values=values)
     rest_s = sum(length for _, length in gaps[1:])
-    where += f" and in {len(gaps) - 1} more places, {minutes(rest_s)} in all"
+    places = "1 more place" if len(gaps) == 2 else f"{len(gaps) - 1} more places"
+    where += f" and in {places}, {minutes(rest_s)} in all"
     values |= {"more": len(gaps) - 1, "seconds": f"{rest_s:.1f}"}
     return Notice(f"{code}_places", where.join(words), level, values=values)
 

@@ -105,6 +105,7 @@ def sound_notices() -> list[Notice]:
         TrackFindings(bad_packets=1, gaps=three),
         TrackFindings(gaps=one),
         TrackFindings(gaps=three),
+        TrackFindings(gaps=[(2.0, 2.0), (6.0, 1.0)]),
         TrackFindings(astray_s=3.0, not_numbers=7),
     ]
     made = [notice for each in found for notice in fault_notices("{a} b.wav", each, None, 10.0)]
@@ -143,11 +144,13 @@ def test_notices_of_intake_fill_their_blanks(tmp_path: Path) -> None:
 
 
 def test_gaps_are_told_apart() -> None:
-    assert [one.text for one in sound_notices()[3:6]] == [
+    assert [one.text for one in sound_notices()[3:7]] == [
         "A small part of {a} b.wav is damaged and was left out from 0:02.0 to 0:04.0"
         " and in 2 more places, 1.5 s in all.",
         "{a} b.wav holds no sound from 0:02.0 to 0:04.0; the video is silent there.",
         "{a} b.wav holds no sound from 0:02.0 to 0:04.0 and in 2 more places, 1.5 s in all;"
+        " the video is silent there.",
+        "{a} b.wav holds no sound from 0:02.0 to 0:04.0 and in 1 more place, 1 s in all;"
         " the video is silent there.",
     ]
 
