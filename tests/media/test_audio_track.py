@@ -154,6 +154,14 @@ def test_a_damaged_stretch_is_silent_and_what_follows_in_time(tmp_path: Path) ->
     assert abs(lag_s(found, sound, 50, 59)) <= 0.01
 
 
+@pytest.mark.parametrize("share", [0.3, 0.4, 0.5, 0.6, 0.7])
+def test_an_asf_file_is_cut_short_wherever_it_is_cut(share: float, tmp_path: Path) -> None:
+    """Its packets are of one size and its decoder reports nothing; only its header states the size."""
+    path = write_stamped(tmp_path / "talk.asf", syllables(4), 48_000, "wmav2")
+    assert check_speech(path).notices == ()
+    assert [one.code for one in check_speech(cut(path, share)).notices] == ["cut_short"]
+
+
 HALVES = [
     ("half.wav", "pcm_s16le", None),
     ("half.w64", "pcm_s16le", None),
@@ -171,6 +179,9 @@ HALVES = [
     ("half.wv", "wavpack", 6),
     ("half.tta", "tta", 6),
     ("half.wma", "wmav2", None),
+    ("half.asf", "wmav2", None),
+    ("half.ac3", "ac3", None),
+    ("half.eac3", "eac3", None),
     ("half.flv", "aac", None),
     ("half.ts", "aac", None),
     ("half.avi", "libmp3lame", None),
