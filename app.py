@@ -20,6 +20,7 @@ from avatar.settings import PICTURE
 log = logging.getLogger("app")
 
 MIB, GIB, DAY_S = 2**20, 2**30, 86_400
+MOST = 1e9  # of any amount on the command line
 KEEP_RUNNING_S = 600.0  # of a visitor who has gone, where others can reach the page
 PLACES = 2  # of one visitor, where others can reach the page
 # Whose word a Space takes for who a visitor is: the proxies in front of it, which have such addresses.
@@ -59,14 +60,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--queue-size", type=_whole(0, 10_000), default=8, help="videos that may wait in the queue")
     add(
         "--places",
-        type=int,
+        type=_whole(1, 10_000),
         default=None,
         help="videos of one visitor that may wait or be made (default: 2, or all where only this machine"
         " can reach the page)",
     )
     add(
         "--upload-quota",
-        type=float,
+        type=_amount,
         default=2,
         metavar="GIB",
         help="most that all uploads may hold; those unused longest go first",
@@ -393,13 +394,13 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
 
 
 def _amount(text: str) -> float:
-    """The reader of a number, 0 or more."""
+    """Read a number, 0 or more, that can be counted in bytes and seconds whatever its unit is."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 <= number < math.inf:  # nor "nan"
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number, 0 or more")
+    if not 0 <= number <= MOST:  # nor "nan"
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to {MOST:.0f}")
     return number
 
 

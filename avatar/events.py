@@ -104,11 +104,6 @@ class Notice:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def from_intake(said: str | Notice) -> Notice:
-    """What intake had to change or choose, as a notice."""
-    return Notice("intake", said) if isinstance(said, str) else said
-
-
 @dataclass(frozen=True)
 class PlanMade:
     """The run's memory plan: reported when the run begins, and again on every rung."""

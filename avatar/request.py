@@ -75,7 +75,7 @@ class Request:
     head_only: bool = False
     face: Box | None = None
     segment_s: float = 2.0
-    notices: tuple[str | Notice, ...] = field(default_factory=tuple)
+    notices: tuple[Notice, ...] = field(default_factory=tuple)
     part: Part | None = None
     captions: tuple[Caption, ...] = ()
     burn_captions: bool = False

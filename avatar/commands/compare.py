@@ -43,6 +43,7 @@ from avatar.events import Event, Progress
 from avatar.hardware.inventory import probe
 from avatar.media.readers import Reader
 from avatar.runtime.factory import open_engine
+from avatar.runtime.rescued_files import kept_outside
 from avatar.runtime.scratch import Scratch
 from avatar.settings import SETTINGS
 
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     portrait, speech = (None if path is None else path.name for path in (args.image, args.audio))
     comparison = Comparison(args.output, [], portrait, speech)
     stop = Stop()
-    with Scratch() as work:
+    with Scratch() as work, kept_outside(args.output / SIDE_BY_SIDE):
         if args.videos:
             add_videos(comparison, args.videos, args.label)
         elif args.random_weights:

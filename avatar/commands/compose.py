@@ -11,6 +11,7 @@ from avatar.commands.output import write_json
 from avatar.compose.compose import CORNERS, Composition, compose, keep_captions
 from avatar.errors import BadInput
 from avatar.media.files import check_file, display_name
+from avatar.runtime.rescued_files import kept_outside
 from avatar.runtime.scratch import Scratch
 
 _LARGEST_TEXT = 2**20
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.captions_out is not None:
         _check_captions_out(args)
-    with Scratch() as work:
+    with Scratch() as work, kept_outside(args.output):
         cues = compose(asked, args.output, work)
     if args.captions_out is not None:
         try:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from avatar.commands.output import write_json
 from avatar.commands.voice_flags import add_speaking, script_of
-from avatar.errors import BadInput
+from avatar.errors import AvatarError, BadInput
 from avatar.media import atomic
+from avatar.media.files import display_name
 from avatar.paths import exists, is_dir
+from avatar.runtime.scratch import Scratch, keep
 from avatar.speech.catalogue import Catalogue
 from avatar.speech.narration import Narrator
 
@@ -39,15 +40,19 @@ def run(args: argparse.Namespace) -> int:
             "Name a new file that ends in .wav, in a folder that is there.",
         )
     narrator = Narrator.of(script, Catalogue())
-    with tempfile.TemporaryDirectory(prefix="live-avatar-") as folder:
-        spoken = Path(folder) / "spoken.wav"
+    with Scratch() as folder:
+        spoken = folder / "spoken.wav"
         for said in narrator.write(spoken):
             if args.json:
                 write_json({"event": "said", "text": said.text, "start_s": said.start_s})
         try:
             atomic.copy(spoken, output)
         except OSError as error:
-            raise atomic.disk_error(error) from error
+            kept = keep(spoken, output.name)
+            raise AvatarError(
+                f"{display_name(output)} cannot be written ({error.strerror}).",
+                f"The complete sound is in {kept}. Make room or choose another output.",
+            ) from error
     if not args.json:
         sys.stdout.write(f"{output}\n")
     return 0

@@ -20,7 +20,6 @@ from avatar.events import (
     Progress,
     RankLoad,
     Segment,
-    from_intake,
 )
 from avatar.geometry import FPS
 from avatar.long.ledger import Ledger
@@ -203,7 +202,7 @@ class _PartsRun:
 
     def begin(self) -> Iterator[Event]:
         """The request's notices, and a notice of parts that exist already."""
-        yield from map(from_intake, self.request.notices)
+        yield from self.request.notices
         if self.ledger.done:
             text = f"Resumed: {len(self.ledger.done)} of {self.num_parts} parts were there already."
             values = {"done": len(self.ledger.done), "total": self.num_parts}

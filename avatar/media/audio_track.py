@@ -80,7 +80,7 @@ class Track:
         self.name, self.found = name, TrackFindings()
         self._path, self._limits = path, limits
         self._end_s: float | None = None  # by the time stamp of the last packet
-        self._last_byte: int | None = None  # of that packet
+        self._last_packet: tuple[int, int] | None = None  # its first byte in the file, and its end
         self._ends_badly = False
         try:
             self._container = av.open(
@@ -157,7 +157,7 @@ class Track:
                 return True
             if self._container.format.name in _TAGGED and clock.now_s > self.promised_s - _SLACK_S:
                 return False
-        return self._ends_badly or truncation.breaks_off(self._path, self._last_byte)
+        return self._ends_badly or truncation.breaks_off(self._path, self._last_packet)
 
     def _frames(self) -> Iterator[av.AudioFrame]:
         """Yield decoded frames; undecodable packets are counted and skipped."""
@@ -167,7 +167,7 @@ class Track:
             for packet in self._container.demux(self._stream):
                 found.num_packets += 1
                 if packet.pos is not None and packet.size:
-                    self._last_byte = packet.pos + packet.size
+                    self._last_packet = packet.pos, packet.pos + packet.size
                 try:
                     frames = packet.decode()
                 except av.FFmpegError as error:

@@ -19,7 +19,8 @@ _CANCELS = 1 / 8  # a mix below this share of the louder channel's power has los
 def mix_matrix(layout: AudioLayout, num_channels: int) -> np.ndarray:
     """Weights that mix a layout's channels to mono or stereo, float32 (channels, num_channels).
 
-    Channels of an unknown layout are taken for microphones, with equal weights.
+    Channels of an unknown layout are taken for microphones: added up, so that a single one that is spoken
+    into keeps its loudness.
     """
     names = [channel.name for channel in layout.channels]
     count = layout.nb_channels
@@ -32,7 +33,7 @@ def mix_matrix(layout: AudioLayout, num_channels: int) -> np.ndarray:
             [[side.get(name, _BOTH.get(name, 0.0)) for side in (_LEFT, _RIGHT)] for name in names]
         )
         if not pair.any(0).all():
-            pair = np.full((count, 2), 1 / count)
+            pair = np.ones((count, 2))
     return (pair if num_channels == 2 else pair.mean(1, keepdims=True)).astype(np.float32)
 
 

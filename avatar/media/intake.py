@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from avatar.errors import BadInput
+from avatar.events import Notice
 from avatar.geometry import FPS, Size
 from avatar.media.captions import find_font
 from avatar.media.faces import FaceFinder
@@ -180,16 +181,19 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _num_frames(of_speech: int, preset: Preset, speech_name: str) -> tuple[int, tuple[str, ...]]:
+def _num_frames(of_speech: int, preset: Preset, speech_name: str) -> tuple[int, tuple[Notice, ...]]:
     """Frames to make: the speech's, or fewer where num_clip bounds them, and the user is notified."""
     g = preset.generation
     most = g.num_clip * g.infer_frames
     if not most or most >= of_speech:
         return of_speech, ()
-    return most, (
+    text = (
         f"The video ends after {minutes(most / FPS)} of the {minutes(of_speech / FPS)} of {speech_name}: "
-        f"num_clip is {g.num_clip} clips of {g.infer_frames} frames.",
+        f"num_clip is {g.num_clip} clips of {g.infer_frames} frames."
     )
+    values = {"name": speech_name, "seconds": f"{most / FPS:.1f}", "of": f"{of_speech / FPS:.1f}"}
+    values |= {"num_clip": str(g.num_clip), "infer_frames": str(g.infer_frames)}
+    return most, (Notice("num_clip", text, values=values),)
 
 
 def _check_disk(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from avatar.events import Notice
 from avatar.geometry import SOUND_HZ, SPEECH_HZ
 from avatar.media.speech import Speech, SpeechReader
 
@@ -40,11 +41,12 @@ def trim(wav: Path, speech: Speech, name: str) -> Speech:
     with wave.open(str(wav), "rb") as whole, wave.open(str(short), "wb") as out:
         out.setparams(whole.getparams())
         whole.setpos(start)
-        for first in range(start, stop, SOUND_HZ):
-            out.writeframesraw(whole.readframes(min(SOUND_HZ, stop - first)))
+        for at in range(start, stop, SOUND_HZ):
+            out.writeframesraw(whole.readframes(min(SOUND_HZ, stop - at)))
     shutil.move(short, wav)
-    ends = f"{start_s:.1f} s at the beginning and {(speech.num_samples - stop) / SOUND_HZ:.1f} s at the end"
-    notice = f"Silence was cut from {name}: {ends}."
+    first, last = f"{start_s:.1f}", f"{(speech.num_samples - stop) / SOUND_HZ:.1f}"
+    text = f"Silence was cut from {name}: {first} s at the beginning and {last} s at the end."
+    notice = Notice("trimmed", text, values={"name": name, "first": first, "last": last})
     return replace(speech, num_samples=stop - start, notices=(*speech.notices, notice))
 
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from avatar import sizes
 from avatar.errors import BadInput
+from avatar.events import Notice
 from avatar.geometry import Size
 from avatar.media.files import check_file, display_name
 from avatar.media.limits import InputLimits
@@ -42,7 +43,7 @@ class Portrait:
     """
 
     pixels: np.ndarray
-    notices: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
 
 
 def read_portrait(path: Path) -> np.ndarray:
@@ -154,7 +155,7 @@ def _unended(data: bytes) -> Image.Image | None:
 
 
 def _decode(image: Image.Image, name: str) -> Portrait:
-    notices: list[str] = []
+    notices: list[Notice] = []
     profile = image.info.get("icc_profile")
     image = _to_eight_bits(image)
     image.thumbnail((WORKING_SIDE_PX, WORKING_SIDE_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -167,7 +168,8 @@ def _decode(image: Image.Image, name: str) -> Portrait:
     if np.asarray(alpha).max() == 0:
         raise BadInput(f"{name} is wholly transparent.", "Choose a picture that shows a face.")
     if lowest < 255:
-        notices.append(f"{name} has transparent parts; they were filled with light grey.")
+        text = f"{name} has transparent parts; they were filled with light grey."
+        notices.append(Notice("transparent", text, values={"name": name}))
         rgb = Image.composite(rgb, Image.new("RGB", rgb.size, BACKDROP), alpha)
     return Portrait(np.asarray(rgb), tuple(notices))
 
@@ -195,7 +197,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return image if image.mode in ("L", "CMYK") else image.convert("RGB")
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None, name: str, notices: list[str]) -> Image.Image:
+def _to_srgb(image: Image.Image, profile: bytes | None, name: str, notices: list[Notice]) -> Image.Image:
     """RGB, grey or CMYK → sRGB by the embedded profile; without a good one, by the usual formulas."""
     if profile and image.mode in ("RGB", "L", "CMYK"):
         try:
@@ -207,5 +209,6 @@ def _to_srgb(image: Image.Image, profile: bytes | None, name: str, notices: list
                 return converted
         except (ImageCms.PyCMSError, OSError, ValueError) as error:
             log.info("%s: %r", name, error)
-            notices.append(f"The colour profile in {name} cannot be read; its colours may look slightly off.")
+            text = f"The colour profile in {name} cannot be read; its colours may look slightly off."
+            notices.append(Notice("colour_profile", text, values={"name": name}))
     return image.convert("RGB")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import wave
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,11 +14,13 @@ import av
 import numpy as np
 
 from avatar.errors import BadInput
+from avatar.events import Notice
 from avatar.geometry import FPS, SOUND_HZ, SPEECH_HZ
-from avatar.media.audio_track import Track, TrackFindings, damaged
+from avatar.media.audio_track import Track, damaged
 from avatar.media.channels import mono_weights
 from avatar.media.files import check_file, display_name, minutes
 from avatar.media.limits import InputLimits
+from avatar.media.sound_notices import fault_notices, gain_notices
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,6 @@ _CEILING = 10 ** (-1 / 20)  # highest peak after raising
 _OVER = 1.01  # times full scale: more than codecs add, so the recording would be clipped
 _BAD_PACKETS = 0.02  # share of undecodable packets up to which a file is still accepted
 _LOST = 0.1  # share of a damaged file's length that may be missing
-_NOTICED_GAP_S = 0.2  # shortest gap in a recording that gets a notice
 _GRACE_S = 1.0  # over the longest speech: codecs add a little
 _WAV_BYTES = 2**32 - 1024  # most that a WAV can hold
 
@@ -58,7 +58,7 @@ class Speech:
     peak_dbfs: float
     source_hz: int
     channels: int
-    notices: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
     num_channels: int = 1
 
     @property
@@ -194,61 +194,8 @@ def _judge(track: Track, level: _Level, num_channels: int, limits: InputLimits) 
             f"{name} is silent.", "Check the microphone or the export, and choose another recording."
         )
     promised_s = track.promised_s if track.certain else None
-    notices = (*_notices(name, found, promised_s, seconds), *_gain_notice(name, level, peak_dbfs))
+    notices = fault_notices(name, found, promised_s, seconds) + gain_notices(name, level.gain, peak_dbfs)
     return Speech(level.num_samples, peak_dbfs, track.source_hz, track.channels, notices, num_channels)
-
-
-def _notices(name: str, found: TrackFindings, promised_s: float | None, seconds: float) -> list[str]:
-    """Notices for the user about faults in a file."""
-    notices = []
-    gaps = [(start, length) for start, length in found.gaps if start > 0 and length > _NOTICED_GAP_S]
-    if found.broken:
-        more = promised_s is not None and promised_s > seconds + _NOTICED_GAP_S
-        of = f" of the {_at(promised_s)} that it should last" if more and promised_s else ""
-        notices.append(f"{name} is cut short: it breaks off after {_at(seconds)}{of}. The video ends there.")
-    if found.bad_packets:
-        notices.append(f"A small part of {name} is damaged and was left out{_where(gaps)}.")
-    elif gaps:
-        notices.append(f"{name} holds no sound{_where(gaps)}; the video is silent there.")
-    if found.astray_s is not None:
-        notices.append(
-            f"The time stamps of {name} overlap or leap at {_at(found.astray_s)}; "
-            "its sound was taken in the order in which it is stored."
-        )
-    if found.not_numbers:
-        notices.append(
-            f"{found.not_numbers} samples of {name} are not numbers (NaN or infinite); they are silent."
-        )
-    return notices
-
-
-def _gain_notice(name: str, level: _Level, peak_dbfs: float) -> list[str]:
-    change = f"{abs(20 * math.log10(level.gain)):.0f} dB"
-    if level.gain > 1:
-        return [f"{name} is very quiet (peak {peak_dbfs:.0f} dB); it was made louder by {change}."]
-    if level.gain < 1:
-        return [f"{name} is louder than full scale; it was made quieter by {change}."]
-    return []
-
-
-def _where(gaps: Sequence[tuple[float, float]]) -> str:
-    """The first gap as " from 0:02.0 to 0:04.0", and the number of further ones."""
-    if not gaps:
-        return ""
-    start_s, length_s = gaps[0]
-    first = f" from {_at(start_s)} to {_at(start_s + length_s)}"
-    rest_s = sum(length for _, length in gaps[1:])
-    more = f" and in {len(gaps) - 1} more places, {minutes(rest_s)} in all" if len(gaps) > 1 else ""
-    return first + more
-
-
-def _at(seconds: float) -> str:
-    """A position in a recording: "0:02.5", "1:02:03.0"."""
-    tenths = round(seconds * 10)
-    whole_minutes, rest = divmod(tenths, 600)
-    hours, left = divmod(whole_minutes, 60)
-    start = f"{hours}:{left:02d}" if hours else f"{left}"
-    return f"{start}:{rest // 10:02d}.{rest % 10}"
 
 
 def _too_long(name: str, seconds: float | None, limits: InputLimits) -> BadInput:

@@ -22,6 +22,8 @@ _TAGS = (b"TAG", b"APETAGEX", b"LYRICS", b"ID3", b"\0")  # may legitimately foll
 _UNKNOWN_BYTES = 0x7FFF_0000  # larger RIFF sizes are placeholders of programs that write into a pipe
 _MISSING = 0.02  # share of the stated bytes that must be missing
 _LARGEST_PAGE = 65_307  # bytes of an Ogg page
+_ASF_SIZES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # before an ASF file's length and size
+_AC3_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
 _TS_BYTES = 188  # of each packet of an MPEG transport stream
 
 
@@ -32,14 +34,15 @@ def begins_like_sound(path: Path) -> bool:
     return any(head[at:].startswith(mark) for at, mark in _WAS_SOUND)
 
 
-def breaks_off(path: Path, last_byte: int | None) -> bool:
+def breaks_off(path: Path, last_packet: tuple[int, int] | None) -> bool:
     """Whether the file ends before its structure says it does.
 
-    last_byte: where the last packet read ends, None where that is unknown.
+    last_packet: where the last packet read begins and ends, None where that is unknown.
     """
     size = path.stat().st_size
+    first_byte, last_byte = last_packet or (0, None)
     with path.open("rb") as file:
-        head = file.read(256)
+        head = file.read(4096)
         file.seek(max(0, size - _LARGEST_PAGE))
         tail = file.read()
     if head[:4] == b"RIFF":
@@ -48,6 +51,11 @@ def breaks_off(path: Path, last_byte: int | None) -> bool:
         return _within_page(tail)
     if head[:4] == b"\x1a\x45\xdf\xa3":
         return _short(size, _matroska_bytes(head))
+    if head[:4] == b"\x30\x26\xb2\x75":
+        return _short(size, _asf_bytes(head))
+    if head[:2] == b"\x0b\x77" and last_byte is not None:
+        frame = tail[first_byte - size :][:8]
+        return last_byte - first_byte < _ac3_bytes(frame)
     if head[:1] == head[_TS_BYTES : _TS_BYTES + 1] == b"G":
         return size % _TS_BYTES != 0
     if last_byte is not None and (head[:3] == b"ID3" or head[:1] == b"\xff"):  # a plain sequence of frames
@@ -89,6 +97,25 @@ def _matroska_bytes(head: bytes) -> int:
         return 0
     end, length = _number(head, at + 4)
     return end + length if 0 < length < _UNKNOWN_BYTES else 0
+
+
+def _asf_bytes(head: bytes) -> int:
+    """Size in bytes of a complete ASF or WMA file; 0 where the header does not state it."""
+    at = head.find(_ASF_SIZES)
+    return int.from_bytes(head[at + 40 : at + 48], "little") if at >= 0 else 0
+
+
+def _ac3_bytes(frame: bytes) -> int:
+    """Size of an AC-3 or E-AC-3 frame by its first bytes; 0 where they do not state it. Source: ATSC A/52."""
+    if len(frame) < 6 or frame[:2] != b"\x0b\x77":
+        return 0
+    if frame[5] >> 3 > 10:  # E-AC-3
+        return 2 * (1 + int.from_bytes(frame[2:4], "big") % 2048)
+    rate, code = frame[4] >> 6, frame[4] & 63
+    if rate == 3 or code >= 2 * len(_AC3_KBPS):
+        return 0
+    kbps = _AC3_KBPS[code >> 1]
+    return (4 * kbps, 2 * (320 * kbps // 147 + code % 2), 6 * kbps)[rate]
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:

@@ -21,7 +21,6 @@ from avatar.events import (
     PlanMade,
     Progress,
     Segment,
-    from_intake,
 )
 from avatar.geometry import FPS
 from avatar.media.atomic import disk_error
@@ -120,8 +119,8 @@ class _Run:
         self._made = 0  # frames received from the source
 
     def start(self) -> None:
-        for said in self._request.notices:
-            self._emit(from_intake(said))
+        for notice in self._request.notices:
+            self._emit(notice)
         self._clock.start()
         for thread in self._threads:
             thread.start()
@@ -199,9 +198,8 @@ class _Run:
         self._clock.frame_made()
         if len(frames) > wanted:
             surplus = len(frames) - wanted
-            self._emit(
-                Notice("frames_cut", f"{surplus} frames past the speech's end were left out.", "warning")
-            )
+            text = f"{surplus} frames past the speech's end were left out."
+            self._emit(Notice("frames_cut", text, "warning", values={"count": surplus}))
             frames = frames[:wanted]
         for start in range(0, len(frames), _BATCH):
             self._frames.put(frames[start : start + _BATCH])

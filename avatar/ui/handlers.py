@@ -21,7 +21,7 @@ from avatar.ui.app_state import AppState, flat
 from avatar.ui.compare_panel import ComparePanel
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reports_errors
-from avatar.ui.i18n import Language, language_of, text
+from avatar.ui.i18n import Language, language_of, notice_words, text
 from avatar.ui.jobs_panel import JobsPanel
 from avatar.ui.model_button import ModelButton
 from avatar.ui.page_runs import PageRuns
@@ -265,8 +265,10 @@ class PageCallbacks:
 
     def _show_notices(self, request: gr.Request, speech: Speech) -> None:
         """Show a recording's notices as toasts."""
-        for notice in speech.notices:
-            gr.Info(notice, title=text("notices", language_of(request)))
+        language = language_of(request)
+        for one in speech.notices:
+            words = notice_words(one.code, one.text, one.values, language)
+            gr.Info(words, title=text("notices", language))
 
     def preset_chosen(self, request: gr.Request, event: gr.EventData, shape: Shape | None) -> Updates:
         """A card was pressed: its settings fill the form."""

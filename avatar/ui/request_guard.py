@@ -28,6 +28,7 @@ READ = re.compile(
     re.DOTALL,
 )
 WRITTEN = re.compile(r"(queue/join|cancel|reset|upload|(call|call/v2|run|api)/[^/]+)/?", re.DOTALL)
+UNUSED = re.compile(r"/(monitoring|login|logout)(/.*)?", re.DOTALL)  # Gradio's, outside /gradio_api/
 SOCKETS = re.compile(r"/live/[0-9a-f]+")
 FILES = re.compile(r"/(outputs/|examples/|gradio_api/(file=|stream/))")
 
@@ -90,6 +91,8 @@ class Guard:
             request.method == "POST" and origin is not None and not self._is_ours(urlsplit(origin).netloc)
         ):
             return PlainTextResponse(text("wrong_host", language), 421)
+        if UNUSED.fullmatch(path):
+            return PlainTextResponse("Not Found", 404)
         if path.startswith(GRADIO):
             allowed = WRITTEN if request.method == "POST" else READ
             if not allowed.fullmatch(path.removeprefix(GRADIO)):

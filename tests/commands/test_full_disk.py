@@ -14,6 +14,7 @@ from pathlib import Path
 
 import av
 import pytest
+import soundfile
 
 from avatar.cli import main
 from avatar.commands import generate as generate_command
@@ -131,6 +132,39 @@ def test_parts_stay_and_the_last_one_is_kept(inputs, scratch, disk):
     with started([*arguments, "--resume"], scratch) as again:
         assert again.wait(60) == 0
     assert num_frames(output) == 75
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """No output can be put in its place."""
+
+    def replace(path: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(atomic, "replace", replace)
+
+
+def test_a_composed_video_is_kept_and_its_place_is_named(inputs, scratch, full, capsys):
+    with av.open("made.mp4", "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width = stream.height = 64
+        for _ in range(25):
+            out.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        out.mux(stream.encode(None))
+    assert main(["compose", "made.mp4", "--logo", "p.png", "--output", "composed.mp4"]) == 1
+    (place,) = kept_places(capsys.readouterr().err)
+    assert (place.name, num_frames(place)) == ("composed.mp4", 25)
+    assert [path.name for path in scratch.iterdir()] == [place.parent.name], "nothing else is left"
+    assert not Path("composed.mp4").exists()
+
+
+def test_a_spoken_text_is_kept_and_its_place_is_named(inputs, scratch, full, capsys):
+    assert main(["speak", "--text", "Hello there.", "--output", "said.wav"]) == 1
+    reported = capsys.readouterr().err
+    assert "said.wav cannot be written (No space left on device)" in reported
+    (place,) = (Path(place) for place in re.findall(r"/\S+\.wav", reported))
+    assert soundfile.info(place).duration > 0.5
+    assert [path.name for path in scratch.iterdir()] == [place.parent.name], "nothing else is left"
 
 
 @pytest.mark.parametrize("name", ["out.thumb.jpg", "out.report.json"])

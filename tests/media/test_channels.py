@@ -79,6 +79,17 @@ def test_speech_in_the_centre_keeps_its_level(
     assert decibels(heard(path), of_16k(LEFT, tmp_path)) == pytest.approx(0, abs=0.1)
 
 
+@pytest.mark.parametrize(("channels", "spoken_into"), [(6, 2), (6, 3), (4, 3), (3, 0)])
+def test_one_of_several_microphones_keeps_its_level(channels: int, spoken_into: int, tmp_path: Path) -> None:
+    """A WAV of more than two channels without a mask does not say which speakers they are for."""
+    samples = np.zeros((len(LEFT), channels), np.float32)
+    samples[:, spoken_into] = LEFT
+    path = write_wav(tmp_path / "recorder.wav", samples, 48_000)
+    with av.open(str(path)) as container:
+        assert container.streams.audio[0].layout.channels[0].name == "NONE"
+    assert decibels(heard(path), of_16k(LEFT, tmp_path)) == pytest.approx(0, abs=0.1)
+
+
 def test_loud_surround_is_scaled_not_clipped(tmp_path: Path) -> None:
     samples = np.repeat(LEFT[:, None], 6, 1)
     found = heard(write_sound(tmp_path / "loud.flac", samples, 48_000, "flac", layout="5.1"))

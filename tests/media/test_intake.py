@@ -74,7 +74,7 @@ def test_num_clip_bounds_the_length_and_says_so(num_clip: int, frames: int, tmp_
         work=tmp_path / "work",
     )
     assert request.num_frames == frames
-    reported = [notice for notice in request.notices if "num_clip" in notice]
+    reported = [notice for notice in request.notices if "num_clip" in notice.text]
     assert bool(reported) == (frames < 100)
 
 
@@ -98,7 +98,9 @@ def test_what_was_changed_is_noticed(tmp_path: Path) -> None:
         work=tmp_path / "work",
     )
     assert len(request.notices) == 2
-    assert all(words in text for words, text in zip(("glass.png", "low.wav"), request.notices, strict=True))
+    assert all(
+        words in one.text for words, one in zip(("glass.png", "low.wav"), request.notices, strict=True)
+    )
 
 
 def test_a_finished_video_may_be_replaced(ask: Ask) -> None:
@@ -177,7 +179,7 @@ def test_silent_ends_are_trimmed_where_that_is_set(tmp_path: Path) -> None:
     assert [request.num_frames for request in requests] == [163, pytest.approx(86, abs=2)]
     assert requests[0].notices == ()
     ends = r"Silence was cut from s\.wav: 1\.[78] s at the beginning and 1\.[23] s at the end\."
-    assert re.fullmatch(ends, requests[1].notices[0])
+    assert re.fullmatch(ends, requests[1].notices[0].text)
     with SpeechReader(requests[1].speech) as speech:
         kept = speech.samples(0, speech.num_samples)
     assert np.count_nonzero(kept) == 144_000, "nothing that is heard is lost"

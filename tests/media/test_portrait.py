@@ -165,12 +165,12 @@ def test_a_broken_profile_is_reported(tmp_path: Path) -> None:
     save(tmp_path / "odd.png", icc_profile=b"no profile" * 20)
     portrait = open_portrait(tmp_path / "odd.png")
     assert np.array_equal(portrait.pixels, TRUTH)
-    assert [note for note in portrait.notices if "odd.png" in note and "colour profile" in note]
+    assert [note for note in portrait.notices if "odd.png" in note.text and "colour profile" in note.text]
 
 
 def test_filled_transparency_is_reported(tmp_path: Path) -> None:
     rgba(tmp_path / "cut-out.png")
-    assert "light grey" in open_portrait(tmp_path / "cut-out.png").notices[0]
+    assert "light grey" in open_portrait(tmp_path / "cut-out.png").notices[0].text
     Image.fromarray(np.dstack([TRUTH, np.full_like(ALPHA, 255)])).save(tmp_path / "opaque.png")
     opaque = open_portrait(tmp_path / "opaque.png")
     assert opaque.notices == ()

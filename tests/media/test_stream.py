@@ -142,7 +142,7 @@ def test_report_and_thumbnail_lie_beside_the_video(ask: Ask, tmp_path: Path) -> 
 
 
 def test_notices_of_the_intake_come_first(ask: Ask) -> None:
-    events, _ = run(Source(), replace(ask(1), notices=("It is very quiet.",)))
+    events, _ = run(Source(), replace(ask(1), notices=(Notice("made_louder", "It is very quiet."),)))
     notice = next(event for event in events if not isinstance(event, Progress))
     assert isinstance(notice, Notice)
     assert notice.text == "It is very quiet."

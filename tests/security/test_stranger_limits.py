@@ -177,6 +177,22 @@ def test_every_answer_says_what_a_browser_may_do(stranger: Make, path: str):
     assert "http" not in policy, "nothing comes from elsewhere"
 
 
+@pytest.mark.parametrize("path", ["/monitoring", "/monitoring/", "/monitoring/summary", "/login", "/logout"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_routes_that_the_page_does_not_use_are_closed(server: Server, stranger: Make, method: str, path: str):
+    assert stranger().http.request(method, path, data={"username": "a", "password": "b"}).status_code == 404
+    assert "Monitoring" not in server.log.read_text(), "nobody can write into the log"
+
+
+def test_no_object_of_the_server_is_sent(stranger: Make):
+    """Gradio sends a component's attribute of the name of each updated property."""
+    visitor = stranger()
+    answer = visitor.ask(visitor.event("portrait", "change"), [None])
+    assert '"image"' in answer
+    assert "object at 0x" not in answer
+    assert "<function" not in answer
+
+
 def test_a_file_of_a_visitor_runs_nothing(stranger: Make, tmp_path: Path):
     visitor = stranger()
     (tmp_path / "page.svg").write_text(

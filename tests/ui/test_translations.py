@@ -21,6 +21,7 @@ from avatar.ui.error_messages import reports_errors
 from avatar.ui.i18n import browser_table, language_of, text
 from avatar.ui.job_queue import QueueFull
 from avatar.ui.translations import NOTICES, RUNGS, SHORTFALL_TEXTS, TEXT
+from tests.ui.test_notices_in_chinese import sound_notices
 
 UI = Path(__file__).resolve().parents[2] / "avatar" / "ui"
 
@@ -126,7 +127,11 @@ def test_notices_have_no_blank_that_is_not_filled():
     portrait["small_crop"] = {"name", "width", "height"}
     live = {"live_size": {"ms", "fps", "size"}, "live_lighter": {"speed", "fps", "rung"}}
     live |= {"live_behind": {"speed", "fps"}, "live_starts_lighter": {"size", "steps"}}
-    others = {**portrait, **live, "restarted": {"cause"}}
+    intake = {one.code: set(one.values) for one in sound_notices()}
+    intake |= {"transparent": {"name"}, "colour_profile": {"name"}, "trimmed": {"name", "first", "last"}}
+    intake["num_clip"] = {"name", "seconds", "of", "num_clip", "infer_frames"}
+    run = {"restarted": {"cause"}, "resumed": {"done", "total"}, "frames_cut": {"count"}}
+    others = {**portrait, **live, **intake, **run}
     for code, words in NOTICES.items():
         assert fields(words) <= {"text"} | (rungs if code.startswith("rung_") else others.get(code, set()))
 

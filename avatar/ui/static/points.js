@@ -166,5 +166,6 @@ function nudge(event) {
   keep({ ...props.value.points, [name]: [within(x + by[0] * step), within(y + by[1] * step)] });
 }
 
-watch(["value", "image", "words", "placed"], draw);
+// Gradio takes any quoted word of this script for an event, and would send an event's object as the property.
+watch("value image words placed".split(" "), draw);
 draw();

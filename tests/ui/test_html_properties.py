@@ -1,0 +1,13 @@
+"""Properties of the page's own HTML components."""
+
+from __future__ import annotations
+
+from avatar.ui import jobs_panel, point_editor
+
+
+def test_no_property_is_taken_for_an_event() -> None:
+    """Gradio takes quoted words of a script for events, and sends those instead of properties."""
+    editor = point_editor.editor("points")
+    for component in (editor, jobs_panel.panel()):
+        assert [name for name in component.props if hasattr(component, name)] == []
+    assert {"image", "words", "placed"} <= editor.props.keys()
