@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -257,6 +258,47 @@ def test_a_download_that_is_killed_three_times_goes_on(
     assert not [*tmp_path.rglob("*.part")]
     assert run(large_hub, home, **asked)["folders"][0] == str(base)
     assert not names(large_hub) & {SHARDS[2]}
+
+
+def begun(hub: Hub, tmp_path: Path, target: Path) -> subprocess.Popen[str]:
+    """A download over a slow link that has written its first bytes of the shard."""
+    hub.byte_s = 2e-7  # 64 MiB in 13 s
+    process = start(hub, tmp_path / "home", target=str(target))
+    deadline = time.monotonic() + 60
+    while not sum(file.stat().st_size for file in tmp_path.rglob("*.part")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def test_ctrl_c_does_not_wait_for_the_rest_of_a_file(large_hub: Hub, tmp_path: Path) -> None:
+    process = begun(large_hub, tmp_path, tmp_path / "weights")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode
+    (partial,) = tmp_path.rglob("*.part")
+    assert 0 < partial.stat().st_size < 64 * 2**20
+
+
+def test_a_folder_that_cannot_be_written_is_said_so(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    refused = run(hub, tmp_path / "home", target=str(tmp_path / "file" / "weights"))
+    assert refused["error"] == "WeightsMissing"
+    assert "cannot be written: Not a directory. Choose another" in refused["text"]
+    assert str(tmp_path) not in refused["text"]
+
+
+def test_two_downloads_do_not_write_the_same_file(large_hub: Hub, tmp_path: Path) -> None:
+    target = tmp_path / "weights"
+    first = begun(large_hub, tmp_path, target)
+    refused = run(large_hub, tmp_path / "home", target=str(target))
+    assert refused["error"] == "WeightsMissing"
+    assert "Another program" in refused["text"]
+    large_hub.byte_s = 0.0
+    out, err = first.communicate(timeout=120)
+    assert "folders" in json.loads(out), err
+    assert find_checkpoint(target).complete
 
 
 @pytest.mark.parametrize("in_cache", [True, False])
