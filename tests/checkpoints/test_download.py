@@ -349,3 +349,15 @@ def test_parts_that_lie_elsewhere_are_not_fetched(tiny_checkpoint: Path) -> None
     assert base.patterns == (OFFICIAL.vae,)
     assert lora.name == LORA_REPO
     assert round(lacking_bytes(Checkpoint()) / 1e9, 1) == 47.1
+
+
+def test_the_hub_is_reached_through_a_proxy(
+    large_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's server is the proxy of a name that nobody resolves."""
+    monkeypatch.setenv("HTTP_PROXY", large_hub.endpoint)
+    monkeypatch.setenv("NO_PROXY", "")
+    large_hub.endpoint = "http://models.invalid"
+    run(large_hub, tmp_path / "home", target=str(tmp_path / "weights"))
+    assert SHARDS[2] in names(large_hub)
+    assert find_checkpoint(tmp_path / "weights").complete
