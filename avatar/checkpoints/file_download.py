@@ -92,9 +92,11 @@ def fetch_files(files: Sequence[LargeFile], bar: type[tqdm] | None, counter: Byt
             except queue.Empty:
                 return
             try:
-                done.set_result(_fetch(file, bar, counter))
+                _fetch(file, bar, counter)
             except BaseException as error:
                 done.set_exception(error)
+            else:
+                done.set_result(None)
 
     for number in range(min(AT_ONCE, len(files))):
         # Daemons, for the interpreter waits for other threads before it ends, and a file takes minutes.
