@@ -1,6 +1,7 @@
 # The page in a container. For NVIDIA GPUs (driver 580 or newer, NVIDIA Container Toolkit):
 #   docker build --build-arg DEVICE=cuda --tag live-avatar:cuda .
-#   docker run --init --gpus all --publish 127.0.0.1:7860:7860 --volume outputs:/outputs --volume weights:/weights live-avatar:cuda
+#   docker run --init --gpus all --shm-size 1g --publish 127.0.0.1:7860:7860 \
+#     --volume outputs:/outputs --volume weights:/weights live-avatar:cuda
 # For any CPU, which runs the preview:
 #   docker build --tag live-avatar .
 #   docker run --init --publish 127.0.0.1:7860:7860 --volume outputs:/outputs live-avatar
@@ -22,9 +23,10 @@ RUN case "$DEVICE" in \
 
 COPY . .
 
+# The user by number: Kubernetes' runAsNonRoot cannot check a name.
 RUN useradd --create-home --uid 1000 avatar \
     && mkdir -p /outputs /weights && chown avatar:avatar /outputs /weights
-USER avatar
+USER 1000
 VOLUME ["/outputs", "/weights"]
 
 ENV GRADIO_SERVER_NAME=0.0.0.0 \
@@ -32,7 +34,10 @@ ENV GRADIO_SERVER_NAME=0.0.0.0 \
     AVATAR_OUTPUTS=/outputs \
     AVATAR_WEIGHTS=/weights \
     AVATAR_CACHE=/weights/quantised \
+    AVATAR_LORAS=/weights/loras \
     HF_HOME=/weights/hub \
+    TORCHINDUCTOR_CACHE_DIR=/weights/compiled \
+    TRITON_CACHE_DIR=/weights/compiled/triton \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     PYTHONUNBUFFERED=1
 EXPOSE 7860

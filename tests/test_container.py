@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from avatar.runtime.engine_process import CANCEL_LIMIT_S
+from avatar.ui.job_queue import CLOSE_LIMIT_S
 from tests.fixtures.server import Server, start_server
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +23,8 @@ LIBRARIES = {
     "HF_TOKEN",
     "NVIDIA_DRIVER_CAPABILITIES",
     "PYTHONUNBUFFERED",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
 }  # read by what is not ours
 NEEDED = (
     "app.py",
@@ -100,8 +104,13 @@ def test_another_device_is_refused(tmp_path):
 
 def test_the_container_does_not_run_as_root():
     order = [name for name, _ in instructions()]
-    assert argument("USER") == "avatar"
-    assert "useradd" in [value for name, value in instructions() if name == "RUN"][-1]
+    user = argument("USER")
+    assert user.isdecimal(), "Kubernetes' runAsNonRoot refuses a name"
+    assert int(user) > 0
+    assert (
+        f"useradd --create-home --uid {user} "
+        in [value for name, value in instructions() if name == "RUN"][-1]
+    )
     assert order.index("USER") < order.index("CMD")
     assert "USER" not in order[order.index("USER") + 1 :]
 
@@ -112,7 +121,7 @@ def test_videos_and_weights_lie_in_volumes():
     assert {given["AVATAR_OUTPUTS"], given["AVATAR_WEIGHTS"]} == set(volumes)
     assert all(
         any(Path(given[name]).is_relative_to(volume) for volume in volumes)
-        for name in ("HF_HOME", "AVATAR_CACHE")
+        for name in ("HF_HOME", "AVATAR_CACHE", "AVATAR_LORAS", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
     )
     for service in compose()["services"].values():
         assert {mount.partition(":")[2] for mount in service["volumes"]} == set(volumes)
@@ -146,6 +155,21 @@ def test_every_setting_of_the_containers_is_read_by_somebody():
         *(name for service in compose()["services"].values() for name in service["environment"]),
     }
     assert {name for name in named - LIBRARIES if f'"{name}"' not in code} == set()
+
+
+def test_a_stopped_container_has_time_to_keep_its_video():
+    """Docker kills after 10 s; the page waits longer for the run that it stops."""
+    for service in compose()["services"].values():
+        assert service["stop_grace_period"] == "1m"
+        assert CLOSE_LIMIT_S + CANCEL_LIMIT_S < 60
+        assert service["init"] is True
+
+
+def test_several_gpus_have_shared_memory():
+    """NCCL passes tensors through it where cards cannot reach each other; Docker gives 64 MB."""
+    by_hand = next(line for line in (ROOT / "Dockerfile").read_text().splitlines() if "--gpus all" in line)
+    assert "--shm-size 1g" in by_hand
+    assert compose()["services"]["gpu"]["shm_size"] == "1gb"
 
 
 def test_compose_builds_each_device_under_its_own_profile():

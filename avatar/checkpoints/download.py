@@ -39,11 +39,13 @@ from avatar.checkpoints.places import (
     hub_cache,
 )
 from avatar.errors import AvatarError, BadInput, DoesNotFit, WeightsMissing
+from avatar.locks import take
 
 logger = logging.getLogger(__name__)
 
 GB = 10**9
 SPARE_BYTES = GB  # left free on the disk, for the videos
+LOCK = ".live-avatar-download.lock"
 GO_ON = "Run the command again: what has been fetched is kept."
 
 Progress = Callable[[int, int], None]
@@ -132,9 +134,20 @@ def download(
     revision: a branch, tag or commit, for every repository or by repository name; None: the pinned ones.
     target: the folder for --ckpt_dir; None: the hub's cache. progress: None shows bars on a terminal.
     Raises: BadInput for an unknown revision; DoesNotFit, before anything is downloaded, for a disk that is
-    too small; WeightsMissing when the hub cannot be reached, the connection breaks for good, or a file
-    arrives corrupt twice.
+    too small; WeightsMissing when the hub cannot be reached, the connection breaks for good, a file arrives
+    corrupt twice, or another download into the same folder is running.
     """
+    with _alone(target or hub_cache()):
+        return _download(repos, revision, target, progress)
+
+
+def _download(
+    repos: Sequence[Repo],
+    revision: str | Mapping[str, str] | None,
+    target: Path | None,
+    progress: Progress | None,
+) -> list[Path]:
+    """As download, without its lock."""
     wanted = [_survey(repo, _revision(repo, revision), target) for repo in repos]
     total = sum(one.to_fetch for one in wanted)
     here = sum(file.here_bytes for one in wanted for file in one.large)
@@ -151,6 +164,30 @@ def download(
         bars = {} if bar is None else {"tqdm_class": bar}
         folders.append(Path(_snapshot(repo, one.revision, target, **bars)))
     return folders
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One download into a folder at a time: two would append to the same partial files.
+
+    Raises: WeightsMissing when there is another, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = take(folder / LOCK)
+    except OSError as error:
+        raise WeightsMissing(
+            f"The folder of the weights cannot be written: {error.strerror}.",
+            "Choose another one with --ckpt_dir or HF_HOME.",
+        ) from error
+    if lock is None:
+        raise WeightsMissing(
+            "Another program is fetching the model into the same folder.", "Wait for it, or stop it."
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)

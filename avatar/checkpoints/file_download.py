@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -72,17 +73,56 @@ class ByteCounter:
 def fetch_files(files: Sequence[LargeFile], bar: type[tqdm] | None, counter: ByteCounter | None) -> None:
     """Download what is missing of the files, several at once; each is moved to its place once complete.
 
+    A signal or an error ends all of them at once, and keeps what they have fetched.
+
     bar: the class of each file's progress bar. counter: counts down the bytes of a discarded file.
     Raises: WeightsMissing for a file that arrives corrupt twice; and whatever huggingface_hub raises.
     """
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        waiting = [pool.submit(_fetch, file, bar, counter) for file in files]
-        try:
-            for one in waiting:
-                one.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    stopped = threading.Event()
+    bar = _ending(bar or tqdm, stopped)
+    waiting: queue.SimpleQueue[tuple[LargeFile, Future[None]]] = queue.SimpleQueue()
+    fetched: list[Future[None]] = [Future() for _ in files]
+    for file, done in zip(files, fetched, strict=True):
+        waiting.put((file, done))
+
+    def work() -> None:
+        while not stopped.is_set():
+            try:
+                file, done = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                _fetch(file, bar, counter)
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+    for number in range(min(AT_ONCE, len(files))):
+        # Daemons, for the interpreter waits for other threads before it ends, and a file takes minutes.
+        threading.Thread(target=work, name=f"download {number}", daemon=True).start()
+    try:
+        for done in wait(fetched, return_when=FIRST_EXCEPTION).done:
+            done.result()
+    finally:
+        stopped.set()
+
+
+class _Stopped(Exception):
+    """Ends a thread whose file is not wanted any more."""
+
+
+def _ending(bar: type[tqdm], stopped: threading.Event) -> type[tqdm]:
+    """The progress bar, which raises at the next piece of the file once stopped is set."""
+
+    class Ending(bar):  # type: ignore[valid-type, misc]
+        def update(self, n: float | None = 1) -> bool | None:
+            if stopped.is_set():
+                raise _Stopped
+            shown: bool | None = super().update(n)
+            return shown
+
+    return Ending
 
 
 def _fetch(file: LargeFile, bar: type[tqdm] | None, counter: ByteCounter | None) -> None:

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from avatar.commands.output import console, write_json
@@ -57,21 +58,19 @@ def _print(diagnosis: doctor.Diagnosis) -> None:
     out = console()
     machine = Table("this machine", "")
     for name, value in diagnosis.machine:
-        machine.add_row(name, value)
+        machine.add_row(name, escape(value))
     out.print(machine)
     presets = Table("preset", "runs here", "what to do")
     for preset, here in diagnosis.presets:
-        presets.add_row(
-            preset.name, "yes" if here.ok else "\n".join(f"- {line}" for line in here.missing), here.remedy
-        )
+        words = "yes" if here.ok else "\n".join(f"- {line}" for line in here.missing)
+        presets.add_row(preset.name, escape(words), escape(here.remedy))
     out.print(presets)
     for device in diagnosis.devices:
-        tried = Table(device.name, "works", "otherwise")
+        tried = Table(escape(device.name), "works", "otherwise")
         for check in device.checks:
             works = {True: "yes", False: "no", None: "not on this card"}[check.ok]
-            tried.add_row(
-                NAMES[check.code], works, "" if check.ok else f"{check.text} {check.reason}".strip()
-            )
+            cost = "" if check.ok else f"{check.text} {check.reason}".strip()
+            tried.add_row(NAMES[check.code], works, escape(cost))
         out.print(tried)
     for fault in diagnosis.faults:
         out.print(f"fault: {fault}", markup=False)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from avatar.commands.output import console, write_json
@@ -144,14 +145,15 @@ def _inventory(args: argparse.Namespace) -> Inventory:
 def _print(planned: Plan) -> None:
     out = console()
     title = f"{planned.preset}: {'estimated' if planned.is_estimate else 'planned'} memory"
-    table = Table("device", "item", "GiB", "while", title=title)
+    table = Table("device", "item", "GiB", "while", title=escape(title))
     table.columns[2].justify = "right"
     for device in planned.devices:
+        label = escape(device.label)
         for item in sorted(device.items, key=lambda item: -item.num_bytes):
             stages = "always" if len(item.stages) == len(ALWAYS) else ", ".join(item.stages)
-            table.add_row(device.label, describe(item.name), gib(item.num_bytes).split()[0], stages)
+            table.add_row(label, describe(item.name), gib(item.num_bytes).split()[0], stages)
         table.add_row(
-            device.label, f"[bold]peak, {device.peak_stage}[/]", f"[bold]{device.peak_bytes / 2**30:.1f}[/]"
+            label, f"[bold]peak, {device.peak_stage}[/]", f"[bold]{device.peak_bytes / 2**30:.1f}[/]"
         )
         table.add_section()
     out.print(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from avatar.commands.output import console, write_json
@@ -35,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
             takes = f"takes {here.preset.name}" if here.ok else here.missing[0]
             table.add_row(preset.name, "nothing", preset.summary, takes)
         else:
-            table.add_row(preset.name, needs(preset), preset.summary, "yes" if here.ok else here.missing[0])
+            table.add_row(
+                preset.name, needs(preset), preset.summary, "yes" if here.ok else escape(here.missing[0])
+            )
     console().print(table)
     return 0
 

@@ -20,19 +20,21 @@ def preference(preset: Preset, plan: Plan, gpus: Sequence[Gpu]) -> tuple[object,
     3. faster before slower: everything on the GPUs before weights or rings offloaded to the host;
     4. presets for cards of this size before those for larger cards;
     5. more GPUs, which share the work, before fewer;
-    6. of the presets for smaller cards, those for the largest;
+    6. the preset whose cards are nearest to these: the largest of those for smaller cards, the smallest of
+       those for larger ones;
     7. the larger picture, then more frames and steps, then the preset's own rank.
     """
     made, area = preset.generation, Size.parse(preset.generation.size).area
     smallest = min((gpu.total_bytes or 0 for gpu in gpus), default=0)
+    for_larger = preset.requires.vram_gib * GIB > smallest
     return (
         preset.engine == "preview",
         area < FULL_AREA,
         -area if area < FULL_AREA else 0,
         plan.placement.offloads,
-        preset.requires.vram_gib * GIB > smallest,
+        for_larger,
         -preset.num_gpus,
-        -preset.requires.vram_gib,
+        preset.requires.vram_gib if for_larger else -preset.requires.vram_gib,
         -area,
         -made.infer_frames * made.sample_steps,
         -preset.rank,

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 OpenEngine = Callable[[Preset], Engine]
 
 MOST_ENDED = 200  # runs that are remembered after their end
+CLOSE_LIMIT_S = 30.0  # the longest that closing waits for the cancelled run to be kept
 
 __all__ = ["JobQueue", "KeptVideo", "QueueFull", "QueuedRun", "Requester", "WaitingInQueue", "about_request"]
 
@@ -130,7 +131,7 @@ class JobQueue:
             self._changed.notify_all()
         for run in runs:
             run.cancel()
-        self._worker.join(timeout=30)
+        self._worker.join(CLOSE_LIMIT_S)
         self._close_engine()
 
     def stop(self, run: QueuedRun, wanted: bool = False) -> None:

@@ -418,7 +418,7 @@ TEXT: dict[str, tuple[str, str]] = {
 # What a preset lacks, by code (planning.shortfalls.Shortfall); English is the shortfall's own text.
 SHORTFALL_TEXTS: dict[str, str] = {
     "unsupported": "此版本尚不支持这个预设所用的功能，请换用其他预设。",
-    "system": "显卡只能在 Linux 或 WSL2 中使用；本机是 {system}。请装在 WSL2 中，或使用预览引擎。",
+    "system": "显卡只能在 Linux 或 Windows 的 WSL2 中使用；本机是 {system}。预览引擎可在本机使用。",
     "num_gpus": "需要 {needed} 张 NVIDIA 显卡；本机有 {found} 张。可改用预览引擎。",
     "unreadable": "显卡 {gpu} 读不出显存，请查看 nvidia-smi。",
     "instance": "显卡 {gpu} 是切分（MIG）实例，每次只能使用一个。请选择单卡预设。",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -261,6 +262,47 @@ def test_a_download_that_is_killed_three_times_goes_on(
     assert not names(large_hub) & {SHARDS[2]}
 
 
+def begun(hub: Hub, tmp_path: Path, target: Path) -> subprocess.Popen[str]:
+    """A download over a slow link that has written its first bytes of the shard."""
+    hub.byte_s = 2e-7  # 64 MiB in 13 s
+    process = start(hub, tmp_path / "home", target=str(target))
+    deadline = time.monotonic() + 60
+    while not sum(file.stat().st_size for file in tmp_path.rglob("*.part")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def test_ctrl_c_does_not_wait_for_the_rest_of_a_file(large_hub: Hub, tmp_path: Path) -> None:
+    process = begun(large_hub, tmp_path, tmp_path / "weights")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode
+    (partial,) = tmp_path.rglob("*.part")
+    assert 0 < partial.stat().st_size < 64 * 2**20
+
+
+def test_a_folder_that_cannot_be_written_is_said_so(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    refused = run(hub, tmp_path / "home", target=str(tmp_path / "file" / "weights"))
+    assert refused["error"] == "WeightsMissing"
+    assert "cannot be written: Not a directory. Choose another" in refused["text"]
+    assert str(tmp_path) not in refused["text"]
+
+
+def test_two_downloads_do_not_write_the_same_file(large_hub: Hub, tmp_path: Path) -> None:
+    target = tmp_path / "weights"
+    first = begun(large_hub, tmp_path, target)
+    refused = run(large_hub, tmp_path / "home", target=str(target))
+    assert refused["error"] == "WeightsMissing"
+    assert "Another program" in refused["text"]
+    large_hub.byte_s = 0.0
+    out, err = first.communicate(timeout=120)
+    assert "folders" in json.loads(out), err
+    assert find_checkpoint(target).complete
+
+
 @pytest.mark.parametrize("in_cache", [True, False])
 def test_a_file_with_a_wrong_sha256_is_fetched_again(large_hub: Hub, tmp_path: Path, in_cache: bool) -> None:
     asked = {} if in_cache else {"target": str(tmp_path / "weights")}
@@ -309,3 +351,15 @@ def test_parts_that_lie_elsewhere_are_not_fetched(tiny_checkpoint: Path) -> None
     assert base.patterns == (OFFICIAL.vae,)
     assert lora.name == LORA_REPO
     assert round(lacking_bytes(Checkpoint()) / 1e9, 1) == 47.1
+
+
+def test_the_hub_is_reached_through_a_proxy(
+    large_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's server is the proxy of a name that nobody resolves."""
+    monkeypatch.setenv("HTTP_PROXY", large_hub.endpoint)
+    monkeypatch.setenv("NO_PROXY", "")
+    large_hub.endpoint = "http://models.invalid"
+    run(large_hub, tmp_path / "home", target=str(tmp_path / "weights"))
+    assert SHARDS[2] in names(large_hub)
+    assert find_checkpoint(tmp_path / "weights").complete

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from importlib import metadata
 
 import pytest
 
+from avatar.cli import main
 from avatar.errors import AvatarError, BadInput
 from avatar.hardware.inventory import Gpu, Inventory, probe
 from avatar.preset import load_presets
@@ -139,3 +141,57 @@ def test_a_self_test_that_fails_says_why(monkeypatch, fault, words):
     monkeypatch.setattr(doctor, "open_engine", lambda _: EngineProcess(source, fault=fault, at=10))
     with pytest.raises(AvatarError, match=words):
         doctor.self_test()
+
+
+def checker(monkeypatch, script: str) -> None:
+    """The process that tries the GPUs, played by a script; a card that `auto` would use is there."""
+    machine(monkeypatch, replace(Inventory.imagine(1, 24), imagined=False))
+    monkeypatch.setattr(doctor, "CHECKER", [sys.executable, "-c", script])
+
+
+TRIED = """
+import json, os
+checks = [
+    {"code": "compile", "ok": False, "reason": "No [/usr/bin/cc]", "text": "It runs uncompiled."},
+    {"code": "fp8", "ok": None, "reason": "", "text": ""},
+    {"code": "pinned", "ok": True, "reason": "", "text": ""},
+]
+print(json.dumps([{"name": "card by " + os.environ["CUDA_DEVICE_ORDER"], "checks": checks}]))
+"""
+
+
+def test_a_fast_path_that_is_missing_is_shown_and_stops_nothing(monkeypatch, capsys):
+    checker(monkeypatch, TRIED)
+    [device] = examine().devices
+    assert device.name == "card by PCI_BUS_ID"
+    assert [check.ok for check in device.checks] == [False, None, True]
+    assert main(["doctor"]) == main(["doctor", "--preset", "24gb"]) == 0
+    table = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "compiled code",
+        "It runs uncompiled.",
+        "[/usr/bin/cc]",
+        "not on this card",
+        "pinned memory",
+    ):
+        assert words in table
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [("import sys; sys.exit('a crash')", "PyTorch failed on them"), ("print([])", "PyTorch finds no GPU")],
+)
+def test_gpus_that_pytorch_cannot_use_stop_their_presets_alone(monkeypatch, script, words):
+    checker(monkeypatch, script)
+    found = examine()
+    assert (found.judged.preset.name, found.exit_code) == ("24gb", 1)
+    assert words in found.verdict
+    assert words in found.as_dict()["device_fault"]
+    assert examine(preset_name="24gb").exit_code == 1
+    assert examine(preset_name="cpu-preview").exit_code == 0
+
+
+def test_a_checker_that_hangs_is_given_up(monkeypatch):
+    checker(monkeypatch, "import time; time.sleep(600)")
+    monkeypatch.setattr(doctor, "CHECKER_S", 0.5)
+    assert "PyTorch failed on them" in examine().verdict
