@@ -74,7 +74,7 @@ class Preset:
     engine: Engine
     title_zh: str = ""
     summary_zh: str = ""
-    rank: int = 0  # position on the page; for auto's preference see planning.auto_order
+    rank: int = 0  # position on the page; for auto's preference see planning.auto_preset_order
     requires: Requires = field(default_factory=Requires)
     generation: Generation = field(default_factory=Generation)
     memory: Memory = field(default_factory=Memory)

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from avatar.checkpoints.places import LORA_FILE, LORA_REPO, OFFICIAL
+from avatar.checkpoints.locations import LORA_FILE, LORA_REPO, OFFICIAL
 from avatar.cli import main
 from avatar.commands import generate
 from avatar.errors import AvatarError, WeightsMissing

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avatar.hardware.inventory import GIB, Inventory
-from avatar.hardware.zero_gpu import CARDS
+from avatar.hardware.zero_gpu_card import CARDS
 from avatar.planning.verdict import Verdict, judge
 from avatar.preset import load_preset, load_presets
 

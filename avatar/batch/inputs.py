@@ -13,7 +13,7 @@ from pathlib import Path
 from avatar.errors import BadInput
 from avatar.media.portrait import PORTRAIT_SUFFIXES
 from avatar.media.side_files import MADE_BY, is_output, report_path
-from avatar.media.speech import SPEECH_SUFFIXES
+from avatar.media.speech_reader import SPEECH_SUFFIXES
 from avatar.paths import is_file
 
 SUFFIXES = {"image": PORTRAIT_SUFFIXES, "audio": SPEECH_SUFFIXES}

@@ -15,7 +15,7 @@ from avatar.batch.inputs import Files, SkippedFile, each_with_each, is_pattern, 
 from avatar.errors import BadInput
 from avatar.hardware.inventory import Inventory
 from avatar.long.job import LONGEST, Job
-from avatar.media.faces import face_words
+from avatar.media.face_choice import face_words
 from avatar.media.files import LONGEST_NAME_BYTES, joined_name
 from avatar.media.framing import parse_picture
 from avatar.paths import is_dir

@@ -17,7 +17,7 @@ from typing import Any
 
 from avatar.errors import AvatarError, BadInput, Cancelled, WorkerLost
 from avatar.events import Event, Finished, Notice, Phase, Progress
-from avatar.media import atomic, captions
+from avatar.media import atomic, caption_files
 from avatar.media.side_files import report_path, thumbnail_path
 from avatar.preset import Preset
 from avatar.request import Request
@@ -155,7 +155,7 @@ class RayEngine:
         try:
             atomic.write(thumbnail_path(request.output), delivery.thumbnail)
             if request.captions and request.part is None:
-                captions.write(request.output, request.captions, finished.duration_s)
+                caption_files.write(request.output, request.captions, finished.duration_s)
             atomic.write(report, delivery.report)
         except OSError as error:
             yield finished

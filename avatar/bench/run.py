@@ -21,7 +21,7 @@ from avatar.events import Finished
 from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, Geometry, Size
 from avatar.media.intake import open_request
 from avatar.media.sample_inputs import write_sample
-from avatar.media.speech import SpeechReader
+from avatar.media.speech_reader import SpeechReader
 from avatar.pipeline.components import Components
 from avatar.pipeline.conditioning import SpeechTrack, encode_portrait, prepare_portrait
 from avatar.pipeline.device_budget import plan_here

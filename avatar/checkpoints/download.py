@@ -27,7 +27,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import tqdm
 
 from avatar.checkpoints.file_download import ByteCounter, LargeFile, fetch_files
-from avatar.checkpoints.places import (
+from avatar.checkpoints.locations import (
     DIFFUSERS,
     LORA_FILE,
     LORA_REPO,

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from avatar.checkpoints.locations import Checkpoint
 from avatar.checkpoints.lora_keys import Change, read_changes, shapes_of
-from avatar.checkpoints.places import Checkpoint
 from avatar.checkpoints.tensor_headers import Shape, read_header
 from avatar.checkpoints.tensor_match import mismatches
 from avatar.checkpoints.tensor_names import transformer_shapes

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from avatar.checkpoints.places import Checkpoint
+from avatar.checkpoints.locations import Checkpoint
 from avatar.checkpoints.tensor_names import file_shapes
 from avatar.checkpoints.transformer_config import AUDIO_ENCODER, ModelConfig
 from avatar.errors import WeightsMissing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from avatar.checkpoints.download import GO_ON, base_repo, require_disk_space
-from avatar.checkpoints.places import OFFICIAL
+from avatar.checkpoints.locations import OFFICIAL
 from avatar.errors import BadInput, WeightsMissing
 
 INSTALL = "pip install modelscope"

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from avatar.checkpoints.places import DOWNLOAD_COMMAND
+from avatar.checkpoints.locations import DOWNLOAD_COMMAND
 from avatar.checkpoints.sentencepiece import tokenizer_of
 from avatar.errors import BadInput, WeightsMissing
 from avatar.paths import is_file

@@ -19,10 +19,10 @@ from avatar.batch.engines import Engines, Open, gpus_of
 from avatar.batch.inputs import SkippedFile
 from avatar.batch.jobs import BatchEntry, BatchJobs, read_jobs
 from avatar.batch.run import Batch, Outcome
-from avatar.commands.notifying import add_notify, notifying
 from avatar.commands.output import console, write_json
 from avatar.commands.setting_flags import add_checkpoint
 from avatar.commands.signals import Stop, stopped_by_signals
+from avatar.commands.webhook_flag import add_notify, notifying
 from avatar.errors import BadInput
 from avatar.events import Event, Notice, Progress
 from avatar.geometry import FPS

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from avatar.checkpoints.locations import Checkpoint
 from avatar.checkpoints.model_sizes import ModelSizes
-from avatar.checkpoints.places import Checkpoint
 from avatar.checkpoints.prompt_tokens import MAX_TOKENS
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.commands.output import write_json

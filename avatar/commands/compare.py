@@ -17,7 +17,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from avatar.batch.run import Outcome
-from avatar.checkpoints.places import Checkpoint
+from avatar.checkpoints.locations import Checkpoint
 from avatar.commands.output import console, write_json
 from avatar.commands.setting_flags import add_checkpoint, add_preset
 from avatar.commands.signals import Stop, stopped_by_signals

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from avatar.checkpoints.places import DEFAULT_FOLDER, DIFFUSERS, OFFICIAL, find_checkpoint, remember
+from avatar.checkpoints.locations import DEFAULT_FOLDER, DIFFUSERS, OFFICIAL, find_checkpoint, remember
 from avatar.commands.output import console, write_json
 from avatar.errors import BadInput
 

@@ -16,8 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 
 from avatar.batch.engines import gpus_of
-from avatar.checkpoints.places import remember
-from avatar.commands.notifying import add_notify, notifying
+from avatar.checkpoints.locations import remember
 from avatar.commands.output import console, write_json
 from avatar.commands.setting_flags import (
     add_checkpoint,
@@ -29,6 +28,7 @@ from avatar.commands.setting_flags import (
 )
 from avatar.commands.signals import stopped_by_signals
 from avatar.commands.voice_flags import add_speaking, script_of
+from avatar.commands.webhook_flag import add_notify, notifying
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Event, Finished, Notice, PartDone, PlanMade, Progress, Segment
 from avatar.hardware.inventory import Inventory, probe

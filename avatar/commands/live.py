@@ -48,7 +48,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve the page until stopped. Raises: AvatarError for unusable inputs, before anything starts."""
-    from avatar.preview.faces import Finder  # imports OpenCV and the face models; only for a portrait
+    from avatar.preview.face_finder import Finder  # imports OpenCV and the face models; only for a portrait
 
     portrait, picture = open_portrait(args.image), chosen_picture(args)
     refuse_settings(live_preset(args.preset).engine, picture.demands)

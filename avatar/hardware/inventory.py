@@ -15,10 +15,10 @@ from typing import Any
 
 import psutil
 
-from avatar.checkpoints.places import Checkpoint, find_checkpoint
+from avatar.checkpoints.locations import Checkpoint, find_checkpoint
 from avatar.hardware import host
 from avatar.hardware.nvml import Card, open_driver
-from avatar.hardware.zero_gpu import zero_gpu_card
+from avatar.hardware.zero_gpu_card import zero_gpu_card
 from avatar.paths import is_dir
 
 logger = logging.getLogger(__name__)

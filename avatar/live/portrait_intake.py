@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from avatar.media.atomic import disk_error
-from avatar.media.faces import FaceFinder
+from avatar.media.face_choice import FaceFinder
 from avatar.media.files import display_name
 from avatar.media.framing import framed
 from avatar.media.limits import InputLimits

@@ -78,7 +78,7 @@ class Job:
             )
         if not long and (self.independent or self.keep_parts):
             raise BadInput("Parts are made with --checkpoint_every N.", "Give it, or leave out the other.")
-        from avatar.preview.faces import Finder  # OpenCV and the face models, for a run alone
+        from avatar.preview.face_finder import Finder  # OpenCV and the face models, for a run alone
 
         audio, captions = self._speech(work, long)
         request = open_request(

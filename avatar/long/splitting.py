@@ -11,7 +11,7 @@ from pathlib import Path
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, SPEECH_HZ
 from avatar.media.pauses import DEPTHS_DB, pauses
-from avatar.media.speech import SpeechReader
+from avatar.media.speech_reader import SpeechReader
 from avatar.preset import Preset
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from avatar.measures.crop import Reference
 from avatar.measures.frames import read_frames
 from avatar.measures.pose import STEADY, split
 from avatar.media.portrait import read_portrait
-from avatar.preview.face import find_face
+from avatar.preview.face_detection import find_face
 from avatar.preview.landmarks import crop_of_points, landmarks
 from avatar.preview.topology import (
     CHIN,

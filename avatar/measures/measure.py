@@ -16,7 +16,7 @@ from avatar.measures.lip_sync import ExpectedMouth, LipSync, expected_mouth, lip
 from avatar.measures.liveliness import Expression, Naturalness, expression, naturalness
 from avatar.measures.seams import Smoothness, smoothness
 from avatar.media.limits import InputLimits
-from avatar.media.speech import SpeechReader, write_speech
+from avatar.media.speech_reader import SpeechReader, write_speech
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 
 from avatar.errors import BadInput
 from avatar.events import Notice
-from avatar.media.faces import FaceBox, FaceFinder, Point, chosen, several_faces
+from avatar.media.face_choice import FaceBox, FaceFinder, Point, chosen, several_faces
 from avatar.media.portrait import WORKING_SIDE_PX
 from avatar.settings import PICTURE, Picture
 from avatar.validation import made

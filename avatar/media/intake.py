@@ -16,8 +16,8 @@ from PIL import Image
 from avatar.errors import BadInput
 from avatar.events import Notice
 from avatar.geometry import FPS, Size
-from avatar.media.captions import find_font
-from avatar.media.faces import FaceFinder
+from avatar.media.caption_files import find_font
+from avatar.media.face_choice import FaceFinder
 from avatar.media.files import LONGEST_NAME_BYTES, check_file, display_name, megabytes, minutes
 from avatar.media.framing import framed
 from avatar.media.limits import InputLimits

@@ -12,7 +12,7 @@ import numpy as np
 
 from avatar.events import Notice
 from avatar.geometry import SOUND_HZ, SPEECH_HZ
-from avatar.media.speech import Speech, SpeechReader
+from avatar.media.speech_reader import Speech, SpeechReader
 
 DEPTHS_DB = (60, 45, 35, 25, 18, 12)  # below the loudest frame: the deepest pauses are looked for first
 TRIM_DB = 40  # at the ends, silence is this much below the loudest frame

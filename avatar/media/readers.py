@@ -7,7 +7,7 @@ from pathlib import Path
 
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import Portrait, open_portrait
-from avatar.media.speech import Speech, check_speech, write_speech
+from avatar.media.speech_reader import Speech, check_speech, write_speech
 
 
 class Reader:

@@ -24,7 +24,7 @@ from avatar.geometry import FPS
 from avatar.media import atomic
 from avatar.media.side_files import MARK
 from avatar.media.sound import GridSound, LosslessSound
-from avatar.media.speech import SpeechReader
+from avatar.media.speech_reader import SpeechReader
 from avatar.request import Part
 
 log = logging.getLogger(__name__)

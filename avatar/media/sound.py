@@ -15,7 +15,7 @@ from av.audio.stream import AudioStream
 from av.container import OutputContainer
 
 from avatar.geometry import SOUND_HZ
-from avatar.media.speech import SpeechReader
+from avatar.media.speech_reader import SpeechReader
 
 PACKET = 1024  # samples
 _BEFORE = 8 * PACKET  # samples encoded ahead of a part, so that the encoder's state is as in mid-speech

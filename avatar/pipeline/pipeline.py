@@ -16,7 +16,7 @@ from torch import Tensor
 from avatar.errors import Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS, Size
-from avatar.media.speech import SpeechReader
+from avatar.media.speech_reader import SpeechReader
 from avatar.model.device_checks import compiles, missing
 from avatar.model.weights.loading import Check
 from avatar.pipeline.components import Components

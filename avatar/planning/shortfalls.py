@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from avatar.checkpoints.places import DOWNLOAD_COMMAND
+from avatar.checkpoints.locations import DOWNLOAD_COMMAND
 from avatar.errors import BadInput
 from avatar.hardware.inventory import Gpu, Inventory
 from avatar.planning.layout import Layout, unsupported

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from avatar.checkpoints.locations import Checkpoint
 from avatar.checkpoints.lora_files import check_loras
-from avatar.checkpoints.places import Checkpoint
 from avatar.errors import AvatarError, BadInput, DoesNotFit, WeightsMissing
 from avatar.geometry import Size
 from avatar.hardware.inventory import IMAGINED_CUDA, Gpu, Inventory
-from avatar.planning.auto_order import preference
+from avatar.planning.auto_preset_order import preference
 from avatar.planning.fallback_ladder import describe, rungs
 from avatar.planning.plan import GIB, Plan
 from avatar.planning.planner import plan

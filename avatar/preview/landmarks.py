@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from avatar.preview.detect import Candidate
+from avatar.preview.face_candidates import Candidate
 from avatar.preview.models import session
 from avatar.preview.topology import LEFT_EYE_CORNERS, RIGHT_EYE_CORNERS
 

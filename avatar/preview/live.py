@@ -11,7 +11,7 @@ import numpy as np
 from avatar.events import Notice
 from avatar.geometry import FPS, Size
 from avatar.media.timeline import SAMPLES_PER_FRAME, Timeline
-from avatar.preview.face import Face
+from avatar.preview.face_detection import Face
 from avatar.preview.head_motion import Motion
 from avatar.preview.live_mouth import LiveMouth
 from avatar.preview.pose import Articulation, Pose

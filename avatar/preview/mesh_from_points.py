@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 
 from avatar.preview import topology as at
-from avatar.preview.face import Face
+from avatar.preview.face_detection import Face
 from avatar.preview.models import FACE_TEMPLATE
 from avatar.preview.points import FacePoints
 

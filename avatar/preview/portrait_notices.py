@@ -7,9 +7,9 @@ import numpy as np
 
 from avatar.events import Notice
 from avatar.geometry import Size
-from avatar.media.faces import everybody
+from avatar.media.face_choice import everybody
 from avatar.media.portrait import read_portrait, video_size
-from avatar.preview.face import SURE_JITTER, Face, find_faces
+from avatar.preview.face_detection import SURE_JITTER, Face, find_faces
 from avatar.preview.topology import (
     CHIN,
     FOREHEAD,

@@ -10,11 +10,11 @@ import numpy as np
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS, Size
-from avatar.media.faces import several_faces
+from avatar.media.face_choice import several_faces
 from avatar.media.portrait import read_portrait
-from avatar.media.speech import SpeechReader
+from avatar.media.speech_reader import SpeechReader
 from avatar.preview.animate import animate
-from avatar.preview.face import Detection, Face, find_face, find_faces
+from avatar.preview.face_detection import Detection, Face, find_face, find_faces
 from avatar.preview.landmarks import Crop, landmarks
 from avatar.preview.live import LiveRenderer, animate_live
 from avatar.preview.mesh_from_points import face_from_points

@@ -25,7 +25,7 @@ from avatar.media.files import check_file, display_name
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import Portrait, open_portrait
 from avatar.media.readers import Reader
-from avatar.media.speech import Speech, write_speech
+from avatar.media.speech_reader import Speech, write_speech
 from avatar.runtime.bounded_process import BoundedJob, BoundedProcesses
 
 log = logging.getLogger(__name__)

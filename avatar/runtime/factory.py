@@ -9,7 +9,7 @@ from typing import Any
 from avatar.errors import BadInput
 from avatar.preset import Preset
 from avatar.runtime.engine import Engine
-from avatar.runtime.zero_gpu import ZeroGpu, ZeroGpuEngine
+from avatar.runtime.zero_gpu_engine import ZeroGpu, ZeroGpuEngine
 
 
 def open_engine(
@@ -32,7 +32,7 @@ def open_engine(
 
     if zero_gpu is not None and attach is None and preset.engine == "diffusion":
         return ZeroGpuEngine(
-            zero_gpu, "avatar.pipeline.zero_gpu:ZeroGpuPipeline", preset=preset, weights=weights
+            zero_gpu, "avatar.pipeline.zero_gpu_pipeline:ZeroGpuPipeline", preset=preset, weights=weights
         )
     source, options = source_of(preset, weights)
     if attach is not None and preset.engine == "diffusion":

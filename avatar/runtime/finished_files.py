@@ -11,7 +11,7 @@ from PIL import Image
 from avatar.errors import AvatarError
 from avatar.events import Finished
 from avatar.geometry import FPS
-from avatar.media import atomic, captions
+from avatar.media import atomic, caption_files
 from avatar.media.side_files import COMMENT, report_path, thumbnail_path
 from avatar.request import Request
 from avatar.runtime.fingerprint import origin
@@ -57,7 +57,7 @@ def publish(request: Request, report: RunReport, num_frames: int, error: str | N
     try:
         atomic.move(thumbnail(request), thumbnail_path(request.output))
         if request.captions and request.part is None:
-            captions.write(request.output, request.captions, report.duration_s)
+            caption_files.write(request.output, request.captions, report.duration_s)
         report.write(path)
     except OSError as failed:
         raise unreported(failed, finished) from failed

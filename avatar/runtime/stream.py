@@ -24,9 +24,9 @@ from avatar.events import (
 )
 from avatar.geometry import FPS
 from avatar.media.atomic import disk_error
-from avatar.media.captions import Burner
+from avatar.media.caption_files import Burner
 from avatar.media.segments import SegmentWriter, join_segments
-from avatar.media.speech import SpeechReader
+from avatar.media.speech_reader import SpeechReader
 from avatar.planning.plan import Plan
 from avatar.request import Request
 from avatar.runtime.engine import FrameSource

@@ -15,8 +15,8 @@ from avatar.settings import PICTURE, Picture, Speaking
 from avatar.ui import payloads, point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.error_messages import reports_errors
-from avatar.ui.i18n import language_of, text
 from avatar.ui.job_queue import KeptVideo
+from avatar.ui.language import language_of, text
 from avatar.ui.request_guard import visitor_of
 from avatar.ui.run import STATUS_EVERY_S
 from avatar.ui.speech_service import SpeechService, SpokenText

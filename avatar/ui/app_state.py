@@ -241,7 +241,7 @@ class AppState:
         owner, visitor, visit: see Requester; the owner by its secret.
         """
         self.job_queue.check_not_full(visitor)
-        from avatar.preview.faces import Finder  # imports OpenCV and the face models; only for a run
+        from avatar.preview.face_finder import Finder  # imports OpenCV and the face models; only for a run
 
         preset = self.with_settings(name, settings)
         refuse_settings(preset.engine, picture.demands if picture else ())

@@ -11,7 +11,7 @@ from avatar.errors import BadInput
 from avatar.runtime.gallery import GalleryEntry
 from avatar.settings import FORM, SETTINGS
 from avatar.ui.app_state import AppState
-from avatar.ui.i18n import Language, text
+from avatar.ui.language import Language, text
 
 MOST_WORDS = 4  # differences named in a label
 SAME_FOR_PRESETS = ("seed", "trim")  # form settings that apply when presets are compared

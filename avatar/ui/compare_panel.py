@@ -28,8 +28,8 @@ from avatar.ui.compare_choices import (
     video_choices,
 )
 from avatar.ui.components import PageComponents
-from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInQueue
+from avatar.ui.language import Language, language_of, text
 from avatar.ui.panels.compare import PlayedVideo, render_note, render_players, render_table
 from avatar.ui.payloads import mapping
 from avatar.ui.request_guard import visitor_of

@@ -9,7 +9,7 @@ import gradio as gr
 from avatar.compare.page import IN_STEP
 from avatar.ui.compare_panel import ComparePanel
 from avatar.ui.error_messages import reports_errors
-from avatar.ui.i18n import browser_table
+from avatar.ui.language import browser_table
 from avatar.ui.payloads import text_of
 from avatar.ui.theme import script
 

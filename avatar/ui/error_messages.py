@@ -14,8 +14,8 @@ import gradio as gr
 
 from avatar.errors import AvatarError, BadInput
 from avatar.runtime.bounded_process import Crowded
-from avatar.ui.i18n import Language, error_title, language_of, text
 from avatar.ui.job_queue import QueueFull
+from avatar.ui.language import Language, error_title, language_of, text
 from avatar.ui.speech_service import VoicesBusy
 from avatar.ui.uploads import MIB, NotUploaded, TooLarge, UploadsFull
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from avatar.media.speech import SPEECH_SUFFIXES
+from avatar.media.speech_reader import SPEECH_SUFFIXES
 
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")

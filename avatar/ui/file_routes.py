@@ -22,7 +22,7 @@ from starlette.routing import BaseRoute, Route
 from avatar.errors import AvatarError, BadInput
 from avatar.ui.app_state import AppState
 from avatar.ui.error_messages import message_of
-from avatar.ui.i18n import language_of
+from avatar.ui.language import language_of
 from avatar.ui.request_guard import visitor_of
 from avatar.ui.stream_segments import StreamSegments
 from avatar.ui.uploads import TooLarge, Uploads

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from avatar.errors import BadInput
-from avatar.media.faces import FaceBox
+from avatar.media.face_choice import FaceBox
 from avatar.media.framing import cut_of, parse_picture, size_of
 from avatar.settings import Aspect, Framing, Picture
-from avatar.ui.i18n import Language, text
+from avatar.ui.language import Language, text
 from avatar.ui.payloads import face_points, mapping
 
 Points = Mapping[str, tuple[float, float]]
@@ -107,7 +107,7 @@ def shape_of(value: Mapping[str, Any], picture: Picture) -> tuple[int, int] | No
 
 def speaker(value: Mapping[str, Any]) -> FaceBox | None:
     """The box of the face that speaks, by its points where a person has placed them. Raises: BadInput."""
-    from avatar.preview.faces import Finder  # imports OpenCV and the face models; only for a portrait
+    from avatar.preview.face_finder import Finder  # imports OpenCV and the face models; only for a portrait
 
     points, size = answer(value), _size(value)
     if size is not None and points:

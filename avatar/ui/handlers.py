@@ -12,7 +12,7 @@ import gradio as gr
 
 from avatar.errors import AvatarError, BadInput
 from avatar.events import Notice
-from avatar.media.speech import Speech
+from avatar.media.speech_reader import Speech
 from avatar.preset import Preset
 from avatar.runtime.gallery import owner_hash
 from avatar.settings import FORM
@@ -21,8 +21,8 @@ from avatar.ui.app_state import AppState, flat
 from avatar.ui.compare_panel import ComparePanel
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reports_errors
-from avatar.ui.i18n import Language, language_of, notice_words, text
 from avatar.ui.jobs_panel import JobsPanel
+from avatar.ui.language import Language, language_of, notice_words, text
 from avatar.ui.model_button import ModelButton
 from avatar.ui.page_runs import PageRuns
 from avatar.ui.panels.choice_cards import Shape, render_examples, render_presets, shortfall_words, size_words

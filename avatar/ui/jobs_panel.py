@@ -14,8 +14,8 @@ from avatar.runtime.gallery_entry import stem_of
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import message_of, reason
-from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.job_queue import KeptVideo, QueuedRun, QueueFull
+from avatar.ui.language import Language, language_of, text
 from avatar.ui.panels.jobs import JobRow, render_jobs
 from avatar.ui.payloads import mapping, pressed
 from avatar.ui.run import Generate

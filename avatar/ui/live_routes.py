@@ -21,13 +21,13 @@ from avatar.live.session_queue import LiveQueueFull, Ticket
 from avatar.live.state import LiveState, OpenSession
 from avatar.live.transports.webrtc import MOST_SDP_BYTES, Peer
 from avatar.live.transports.websocket import GONE, LiveSocket
-from avatar.media.faces import face_words
+from avatar.media.face_choice import face_words
 from avatar.media.framing import parse_picture
 from avatar.runtime.gallery import owner_hash
 from avatar.settings import PICTURE, refuse_settings
 from avatar.ui.app_state import AppState
 from avatar.ui.error_messages import message_of
-from avatar.ui.i18n import Language, language_of, notice_words, text
+from avatar.ui.language import Language, language_of, notice_words, text
 from avatar.ui.request_guard import visitor_of
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
 def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], visitor: str) -> Ticket:
     """A ticket for the session requested in asked: portrait (an upload's path), head_only, owner, face,
     framing, aspect and extend. Raises: AvatarError."""
-    from avatar.preview.faces import Finder  # imports OpenCV and the face models; only for a session
+    from avatar.preview.face_finder import Finder  # imports OpenCV and the face models; only for a session
 
     state.session_queue.check_not_full(visitor)
     portrait = asked.get("portrait")

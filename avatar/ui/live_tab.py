@@ -18,7 +18,7 @@ from avatar.ui import framing_panel, point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import message_of, reports_errors
-from avatar.ui.i18n import Language, browser_table, language_of, text
+from avatar.ui.language import Language, browser_table, language_of, text
 from avatar.ui.panels.live import render_live
 from avatar.ui.payloads import mapping, pressed
 from avatar.ui.request_guard import visitor_of
@@ -129,7 +129,9 @@ class LivePanel:
                 reported = _ticket(number, error=text(f"points_{look.verdict}", language))
                 return {p.live_ticket: reported, p.points: question}
             asked = question["value"]
-        from avatar.preview.faces import Finder  # imports OpenCV and the face models; only for a session
+        from avatar.preview.face_finder import (
+            Finder,  # imports OpenCV and the face models; only for a session
+        )
 
         live = open_live_request(
             path,

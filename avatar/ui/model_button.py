@@ -11,7 +11,7 @@ from avatar.errors import BadInput
 from avatar.planning.verdict import within_reach
 from avatar.preset import Preset
 from avatar.ui.app_state import AppState
-from avatar.ui.i18n import language_of, text
+from avatar.ui.language import language_of, text
 from avatar.ui.panels.choice_cards import preset_title
 from avatar.ui.panels.model import FETCH, PAUSE, render_model
 from avatar.ui.payloads import pressed

@@ -13,7 +13,7 @@ from avatar.settings import FORM, SETTINGS, refusal
 from avatar.ui import compare_section, jobs_panel, point_editor, typing_tab
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
-from avatar.ui.i18n import browser_table
+from avatar.ui.language import browser_table
 from avatar.ui.speech_service import SpeechService
 from avatar.ui.theme import css, script, theme
 from avatar.ui.translations import TEXT

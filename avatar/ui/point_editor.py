@@ -20,7 +20,7 @@ from avatar.settings import Picture
 from avatar.sizes import video_size
 from avatar.ui.examples import Examples
 from avatar.ui.framing_panel import KEPT, Points, SeenFace, panel_words
-from avatar.ui.i18n import Language, text
+from avatar.ui.language import Language, text
 from avatar.ui.payloads import mapping
 from avatar.ui.theme import script
 
@@ -91,8 +91,8 @@ def look_at(
     reader: how the picture is decoded; by default in this process. Raises: BadInput for a picture that cannot
     be used.
     """
-    from avatar.preview.face import find_faces
-    from avatar.preview.faces import Finder, boxes
+    from avatar.preview.face_detection import find_faces
+    from avatar.preview.face_finder import Finder, boxes
     from avatar.preview.points import load_sidecar
     from avatar.preview.portrait_notices import concerns
 
@@ -131,8 +131,8 @@ def concerns_about(
 ) -> tuple[Notice, ...]:
     """What makes the speech hard to see in a portrait framed as chosen. Raises: BadInput."""
     from avatar.media.framing import framed
-    from avatar.preview.face import find_face
-    from avatar.preview.faces import Finder
+    from avatar.preview.face_detection import find_face
+    from avatar.preview.face_finder import Finder
     from avatar.preview.portrait_notices import concerns
 
     pixels = reader.portrait(portrait, name=portrait.name, limits=limits).pixels

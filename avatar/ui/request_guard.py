@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from avatar.ui.i18n import language_of, text
+from avatar.ui.language import language_of, text
 
 MOST_BODY_BYTES = 2**20  # of anything but an upload: a form, seven points, a file's path
 GRADIO = "/gradio_api/"

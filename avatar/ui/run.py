@@ -18,8 +18,8 @@ from avatar.ui import framing_panel, point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reason
-from avatar.ui.i18n import Language, language_of, text
 from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInQueue
+from avatar.ui.language import Language, language_of, text
 from avatar.ui.page_runs import PageRuns
 from avatar.ui.panels.gallery import render_gallery
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status

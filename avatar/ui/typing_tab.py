@@ -16,7 +16,7 @@ from avatar.speech.voices import Voice
 from avatar.ui import live_tab
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
-from avatar.ui.i18n import Language, browser_table, language_of, text
+from avatar.ui.language import Language, browser_table, language_of, text
 from avatar.ui.payloads import text_of
 from avatar.ui.request_guard import visitor_of
 from avatar.ui.speech_service import SpeechService, SpokenText

@@ -12,9 +12,9 @@ from gradio.data_classes import FileData
 from gradio.exceptions import ComponentProcessingError
 from pydantic import ValidationError
 
-from avatar.media.speech import SPEECH_SUFFIXES
+from avatar.media.speech_reader import SPEECH_SUFFIXES
 from avatar.ui.error_messages import ValueNotUnderstood, errors_shown
-from avatar.ui.i18n import language_of
+from avatar.ui.language import language_of
 from avatar.ui.uploads import NotUploaded, Uploads
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from avatar.batch.jobs import BatchJobs, read_jobs
 from avatar.errors import BadInput
 from avatar.hardware.inventory import probe
 from avatar.media.portrait import PORTRAIT_SUFFIXES
-from avatar.media.speech import SPEECH_SUFFIXES
+from avatar.media.speech_reader import SPEECH_SUFFIXES
 
 NO_GPU = replace(probe(), gpus=(), no_gpu_reason="No NVIDIA driver.")
 

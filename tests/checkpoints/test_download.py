@@ -17,7 +17,7 @@ import pytest
 
 from avatar.checkpoints.download import COMMITS, base_repo, lacking_bytes, needed_repos
 from avatar.checkpoints.download import REPOS as REPOS_FETCHED
-from avatar.checkpoints.places import (
+from avatar.checkpoints.locations import (
     DIFFUSERS,
     ENVIRONMENT,
     LORA_REPO,

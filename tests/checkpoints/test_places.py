@@ -11,10 +11,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from transformers import UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2Model
 
-from avatar.checkpoints.lora_files import check_loras
-from avatar.checkpoints.lora_keys import read_changes, shapes_of
-from avatar.checkpoints.model_sizes import ModelSizes
-from avatar.checkpoints.places import (
+from avatar.checkpoints.locations import (
     LORA_FILE,
     LORA_REPO,
     OFFICIAL,
@@ -25,6 +22,9 @@ from avatar.checkpoints.places import (
     remember,
     remembered,
 )
+from avatar.checkpoints.lora_files import check_loras
+from avatar.checkpoints.lora_keys import read_changes, shapes_of
+from avatar.checkpoints.model_sizes import ModelSizes
 from avatar.checkpoints.tensor_headers import read_header
 from avatar.checkpoints.tensor_match import mismatches
 from avatar.checkpoints.tensor_names import file_shapes, transformer_shapes

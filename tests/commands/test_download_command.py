@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from avatar.checkpoints.places import LORA_REPO, OFFICIAL, find_checkpoint, remembered
+from avatar.checkpoints.locations import LORA_REPO, OFFICIAL, find_checkpoint, remembered
 from avatar.cli import main
 from avatar.commands.download import revisions
 from avatar.errors import BadInput

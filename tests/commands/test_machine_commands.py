@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from avatar.checkpoints.places import Checkpoint
+from avatar.checkpoints.locations import Checkpoint
 from avatar.cli import main
 from avatar.commands import doctor
 from avatar.planning.layout import unsupported

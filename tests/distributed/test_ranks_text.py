@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avatar.checkpoints.places import OFFICIAL
+from avatar.checkpoints.locations import OFFICIAL
 from avatar.errors import BadInput, Cancelled, WeightsMissing
 from avatar.events import Phase, Progress
 from avatar.geometry import FPS, Size

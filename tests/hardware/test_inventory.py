@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from avatar.checkpoints.places import find_checkpoint
+from avatar.checkpoints.locations import find_checkpoint
 from avatar.hardware import inventory
 from avatar.hardware.inventory import GIB, Inventory, own_processes, probe
 

@@ -18,7 +18,7 @@ from avatar.live.session import LiveSession
 from avatar.live.speech_recognition import RemoteRecogniser, hear_address
 from avatar.live.vad import CHUNK, LEAST_SPEECH, PAUSE, Turns, VoiceProbability
 from avatar.live.voice import SessionVoice
-from avatar.media.speech import SpeechReader, write_speech
+from avatar.media.speech_reader import SpeechReader, write_speech
 from avatar.preset import Preset
 from avatar.request import LiveRequest
 from tests.fixtures.server import wait_until

@@ -18,7 +18,7 @@ from avatar.measures.face_track import FaceTrack, follow
 from avatar.measures.lip_sync import NATURAL_LEAD_S, ExpectedMouth, expected_mouth
 from avatar.preview.animate import animate
 from avatar.preview.articulation import TARGETS, smooth
-from avatar.preview.face import find_face
+from avatar.preview.face_detection import find_face
 from avatar.preview.pose import Articulation, Pose
 from avatar.preview.render import Renderer, framed
 from avatar.preview.visemes import FRAME_HZ, VISEMES

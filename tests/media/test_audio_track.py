@@ -15,7 +15,7 @@ from media_samples import cut, spoil, syllables, tone, write_film, write_sound, 
 
 from avatar.errors import BadInput
 from avatar.media.limits import InputLimits
-from avatar.media.speech import SPEECH_SUFFIXES, Speech, SpeechReader, check_speech, write_speech
+from avatar.media.speech_reader import SPEECH_SUFFIXES, Speech, SpeechReader, check_speech, write_speech
 
 SOUND = syllables(6)
 

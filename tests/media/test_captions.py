@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from avatar.errors import BadInput
-from avatar.media import captions
-from avatar.media.captions import Burner, readable, srt, vtt, wrapped
+from avatar.media import caption_files
+from avatar.media.caption_files import Burner, readable, srt, vtt, wrapped
 from avatar.media.side_files import made_here
 from avatar.request import Caption
 
@@ -52,7 +52,7 @@ def test_srt_and_vtt_are_written_as_players_read_them():
 
 
 def test_captions_are_known_as_ours_and_others_are_not(tmp_path):
-    captions.write(tmp_path / "a.mp4", [Caption(0, 1, "One.")], 5.0)
+    caption_files.write(tmp_path / "a.mp4", [Caption(0, 1, "One.")], 5.0)
     assert re.findall(r"a\.\w+", " ".join(sorted(path.name for path in tmp_path.iterdir()))) == [
         "a.srt",
         "a.vtt",
@@ -85,9 +85,9 @@ def test_a_stretch_shows_what_belongs_to_its_place():
 
 
 def test_letters_that_no_font_has_are_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(captions.shutil, "which", lambda name: None)
-    captions.find_font.cache_clear()
+    monkeypatch.setattr(caption_files.shutil, "which", lambda name: None)
+    caption_files.find_font.cache_clear()
     with pytest.raises(BadInput, match="No font here has the letters"):
         Burner([Caption(0, 1, "你好")], FPS)
-    captions.find_font.cache_clear()
-    assert captions.find_font("Hello, Zoë") == ""
+    caption_files.find_font.cache_clear()
+    assert caption_files.find_font("Hello, Zoë") == ""

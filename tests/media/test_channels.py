@@ -15,7 +15,7 @@ from PIL import Image
 from avatar.media.intake import open_request
 from avatar.media.join import join_parts
 from avatar.media.segments import SegmentWriter, join_segments
-from avatar.media.speech import SpeechReader, write_speech
+from avatar.media.speech_reader import SpeechReader, write_speech
 from avatar.preset import Preset
 from avatar.request import Part
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from avatar.errors import BadInput
-from avatar.media.faces import FaceBox, FoundFaces, chosen, face_words, several_faces
+from avatar.media.face_choice import FaceBox, FoundFaces, chosen, face_words, several_faces
 from avatar.media.framing import parse_picture
 
 TWO = FoundFaces((FaceBox(0.1, 0.2, 0.3, 0.5), FaceBox(0.6, 0.1, 0.9, 0.6)), main=1)

@@ -19,7 +19,7 @@ from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
 from avatar.media.prompt import check_prompt
 from avatar.media.segments import tag
-from avatar.media.speech import SpeechReader
+from avatar.media.speech_reader import SpeechReader
 from avatar.preset import Preset, Requires
 from avatar.request import Request
 from tests.fixtures.tokenizer import write_tokenizer

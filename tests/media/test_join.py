@@ -17,7 +17,7 @@ from avatar.errors import AvatarError, BadInput
 from avatar.media import atomic
 from avatar.media.join import join_parts
 from avatar.media.segments import SegmentWriter
-from avatar.media.speech import SpeechReader
+from avatar.media.speech_reader import SpeechReader
 from avatar.request import Part
 
 NUM_FRAMES = 300

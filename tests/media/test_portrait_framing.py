@@ -15,7 +15,7 @@ from PIL import Image
 from avatar.errors import BadInput
 from avatar.events import Notice
 from avatar.live.portrait_intake import open_live_request
-from avatar.media.faces import FaceBox, FoundFaces
+from avatar.media.face_choice import FaceBox, FoundFaces
 from avatar.media.framing import SHAPES, cut_of, framed, parse_picture
 from avatar.media.intake import open_request
 from avatar.preset import Preset

@@ -15,7 +15,7 @@ import avatar.runtime.bounded_reader as reading
 from avatar.errors import BadInput
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import open_portrait
-from avatar.media.speech import write_speech
+from avatar.media.speech_reader import write_speech
 from avatar.runtime.bounded_reader import ReaderCache
 from tests.fixtures.scans import many_scans
 

@@ -14,7 +14,7 @@ from media_samples import coded_pictures, decode_pictures, decode_sound, moving,
 from avatar.events import Segment
 from avatar.media import segments as segments_module
 from avatar.media.segments import SegmentWriter, join_segments
-from avatar.media.speech import SpeechReader
+from avatar.media.speech_reader import SpeechReader
 
 SAMPLES = 1920  # a frame's
 IDR, NON_IDR = 5, 1

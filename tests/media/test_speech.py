@@ -14,7 +14,7 @@ import soxr
 from media_samples import as_piped, spoil, tone, write_sound, write_wav
 
 from avatar.media.limits import InputLimits
-from avatar.media.speech import SpeechReader, write_speech
+from avatar.media.speech_reader import SpeechReader, write_speech
 
 SECONDS, HZ = 1.5, 220.0
 TRUTH = tone(SECONDS, 48_000, HZ)

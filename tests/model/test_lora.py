@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from avatar.checkpoints.places import LORA_FILE
+from avatar.checkpoints.locations import LORA_FILE
 from avatar.errors import WeightsMissing
 from avatar.model.weights.checkpoint import open_checkpoint
 from avatar.model.weights.loading import open_transformer

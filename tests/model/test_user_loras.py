@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from avatar.checkpoints.locations import find_checkpoint
 from avatar.checkpoints.lora_files import (
     ENVIRONMENT,
     UserLora,
@@ -20,7 +21,6 @@ from avatar.checkpoints.lora_files import (
     loras_digest,
     parse_loras,
 )
-from avatar.checkpoints.places import find_checkpoint
 from avatar.errors import BadInput
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.model.weights.loading import load_transformer, open_transformer

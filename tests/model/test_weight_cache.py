@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from avatar.checkpoints.places import LORA_FILE
+from avatar.checkpoints.locations import LORA_FILE
 from avatar.errors import Cancelled, WeightsMissing
 from avatar.model.quantize import FLOAT8, Quantiser, is_quantised, quantise_weight
 from avatar.model.transformer import StreamingTransformer, held_dtype

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from avatar.checkpoints.places import DIFFUSERS, ENVIRONMENT, LORA_FILE, OFFICIAL, SHARD_INDEX
+from avatar.checkpoints.locations import DIFFUSERS, ENVIRONMENT, LORA_FILE, OFFICIAL, SHARD_INDEX
 from avatar.checkpoints.tensor_match import fold_layers
 from avatar.errors import WeightsMissing
 from avatar.model.transformer import held_dtype

@@ -14,7 +14,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from avatar.checkpoints.places import DIFFUSERS
+from avatar.checkpoints.locations import DIFFUSERS
 from avatar.errors import BadInput, Cancelled, DoesNotFit, WeightsMissing
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, SOUND_HZ, Size

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from avatar.checkpoints.locations import OFFICIAL, find_checkpoint
 from avatar.checkpoints.model_sizes import ModelSizes
-from avatar.checkpoints.places import OFFICIAL, find_checkpoint
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.errors import WeightsMissing
 from avatar.geometry import Size

@@ -13,8 +13,8 @@ import torch
 from transformers import UMT5Config, UMT5EncoderModel
 
 from avatar.bench.rank_options import first_layers
+from avatar.checkpoints.locations import Checkpoint, find_checkpoint
 from avatar.checkpoints.model_sizes import TEXT_BLOCK_VALUES, TEXT_ENCODER_VALUES, ModelSizes, Weights
-from avatar.checkpoints.places import Checkpoint, find_checkpoint
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_FRAMES, FPS

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from avatar.checkpoints.places import Checkpoint
+from avatar.checkpoints.locations import Checkpoint
 from avatar.errors import BadInput, DoesNotFit, WeightsMissing
 from avatar.hardware.inventory import GIB, Inventory
 from avatar.planning.verdict import judge, require, resolve, what_to_try, within_reach

@@ -11,7 +11,7 @@ import numpy as np
 from avatar.geometry import Size
 from avatar.preview import topology as at
 from avatar.preview.animate import animate
-from avatar.preview.face import Face, find_face
+from avatar.preview.face_detection import Face, find_face
 from avatar.preview.landmarks import crop_of_points, landmarks
 from avatar.preview.mesh_from_points import face_from_points
 from avatar.preview.points import load_sidecar

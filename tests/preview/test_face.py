@@ -12,7 +12,7 @@ import skimage.data
 from pictures import DRAWN, portrait, smiley
 
 from avatar.preview import topology as at
-from avatar.preview.face import SURE_JITTER, Face, find_face
+from avatar.preview.face_detection import SURE_JITTER, Face, find_face
 from avatar.preview.models import session
 
 INDICES = {
@@ -182,6 +182,6 @@ def test_models_run_on_one_thread() -> None:
 
 
 def test_importing_loads_no_runtime() -> None:
-    modules = "avatar.preview.face, avatar.preview.mesh_from_points"
+    modules = "avatar.preview.face_detection, avatar.preview.mesh_from_points"
     code = f"import sys, {modules}; sys.exit('onnxruntime' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avatar.geometry import Size
-from avatar.preview.face import Face
+from avatar.preview.face_detection import Face
 from avatar.preview.render import frame_size, framed
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avatar.geometry import FPS, SPEECH_HZ
-from avatar.media.speech import SpeechReader, write_speech
+from avatar.media.speech_reader import SpeechReader, write_speech
 from avatar.media.timeline import SAMPLES_PER_FRAME, Timeline
 from avatar.preview import live_mouth
 from avatar.preview.articulation import SpokenFrame, articulate

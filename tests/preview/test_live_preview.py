@@ -11,10 +11,10 @@ import pytest
 from avatar.events import Notice
 from avatar.geometry import FPS, SOUND_HZ, Size
 from avatar.media.portrait import read_portrait
-from avatar.media.speech import SpeechReader, write_speech
+from avatar.media.speech_reader import SpeechReader, write_speech
 from avatar.media.timeline import SAMPLES_PER_FRAME, Timeline
 from avatar.preview import live
-from avatar.preview.face import find_face
+from avatar.preview.face_detection import find_face
 from avatar.preview.live import LATE_FRAMES, LOST_FRAMES, LiveRenderer, animate_live
 from avatar.preview.live_mouth import LOOK_AHEAD_FRAMES, LiveMouth
 from avatar.preview.visemes import VisemeNetwork

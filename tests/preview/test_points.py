@@ -11,7 +11,7 @@ from pictures import DRAWN, PORTRAITS, SMILEY_POINTS, portrait, smiley
 
 from avatar.errors import BadInput
 from avatar.preview import topology as at
-from avatar.preview.face import Face, find_face
+from avatar.preview.face_detection import Face, find_face
 from avatar.preview.mesh_from_points import face_from_points
 from avatar.preview.points import FacePoints, load_sidecar
 

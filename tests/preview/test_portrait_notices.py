@@ -13,7 +13,7 @@ from avatar.errors import BadInput
 from avatar.geometry import Size
 from avatar.preset import load_preset
 from avatar.preview import topology as at
-from avatar.preview.face import find_face
+from avatar.preview.face_detection import find_face
 from avatar.preview.mesh_from_points import face_from_points
 from avatar.preview.points import load_sidecar
 from avatar.preview.portrait_notices import concerns, portrait_notices

@@ -11,10 +11,10 @@ from PIL import Image
 
 from avatar.errors import BadInput
 from avatar.events import Notice
-from avatar.media.faces import FoundFaces, chosen
+from avatar.media.face_choice import FoundFaces, chosen
 from avatar.preset import load_preset
-from avatar.preview.face import Face, find_face, find_faces
-from avatar.preview.faces import Finder, boxes
+from avatar.preview.face_detection import Face, find_face, find_faces
+from avatar.preview.face_finder import Finder, boxes
 from avatar.preview.portrait_notices import portrait_notices
 from avatar.preview.source import face_of
 from avatar.request import Request

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from avatar.checkpoints.places import LORA_REPO, OFFICIAL, find_checkpoint
+from avatar.checkpoints.locations import LORA_REPO, OFFICIAL, find_checkpoint
 from avatar.runtime.model_download import FetchReading, ModelFetch, fetch_command
 from tests.fixtures.hub_server import Hub, serve
 

@@ -27,7 +27,7 @@ from avatar.runtime.engine import Engine
 from avatar.runtime.factory import open_engine
 from avatar.runtime.protocol import Ended, Run
 from avatar.runtime.report import RUNG_PLANNED
-from avatar.runtime.zero_gpu import EngineSpec, Make, ZeroGpu, ZeroGpuEngine, duration_s
+from avatar.runtime.zero_gpu_engine import EngineSpec, Make, ZeroGpu, ZeroGpuEngine, duration_s
 
 PRESET = load_preset("self-test")
 
@@ -88,7 +88,7 @@ def test_zero_gpu_gives_the_video_of_an_engines_process(ask, zero_gpu_engine, ti
 
 
 def test_models_are_loaded_once_and_before_the_gpu(ask, tiny_checkpoint, monkeypatch):
-    from avatar.pipeline import zero_gpu as pipeline
+    from avatar.pipeline import zero_gpu_pipeline as pipeline
 
     reported: list[str] = []
     load = pipeline.Components.load
@@ -166,7 +166,7 @@ def test_a_second_run_at_a_time_is_refused(ask, zero_gpu_engine):
 
 def test_a_fork_leaves_the_files_of_the_process_it_left(tiny_checkpoint, tmp_path):
     held = ZeroGpu(on_the_cpu)
-    spec = EngineSpec("avatar.pipeline.zero_gpu:ZeroGpuPipeline", {"preset": PRESET}, engine=1)
+    spec = EngineSpec("avatar.pipeline.zero_gpu_pipeline:ZeroGpuPipeline", {"preset": PRESET}, engine=1)
     held.load(spec)
     folder = held._held.source._models._folder
     assert forked(lambda: held.drop(spec)) == 0
@@ -185,7 +185,7 @@ def forked(work: Callable[[], None]) -> int:
 
 
 def test_every_model_is_moved_to_the_gpu(ask, tiny_checkpoint, monkeypatch):
-    from avatar.pipeline import zero_gpu as pipeline
+    from avatar.pipeline import zero_gpu_pipeline as pipeline
 
     models = pipeline.ZeroGpuModels(PRESET, tiny_checkpoint)
     models.read()
@@ -230,7 +230,7 @@ class Broken:
 
 
 def test_a_card_that_is_too_full_is_given_a_smaller_run(ask, tiny_checkpoint, monkeypatch):
-    from avatar.pipeline import zero_gpu as pipeline
+    from avatar.pipeline import zero_gpu_pipeline as pipeline
 
     preset = replace(PRESET, fallback=Fallback(("online_decode",))).with_settings(enable_online_decode=False)
     free_gib = chain([20.0], repeat(44.5))

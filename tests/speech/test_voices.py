@@ -10,7 +10,7 @@ import pytest
 
 from avatar.errors import BadInput
 from avatar.media.limits import InputLimits
-from avatar.media.speech import check_speech
+from avatar.media.speech_reader import check_speech
 from avatar.settings import Speaking
 from avatar.speech import hibari_voices
 from avatar.speech.catalogue import Catalogue, speaking

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from avatar.errors import BadInput
-from avatar.media.faces import FaceBox
+from avatar.media.face_choice import FaceBox
 from avatar.media.limits import InputLimits
 from avatar.settings import Picture
 from avatar.ui import framing_panel, point_editor

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from avatar.checkpoints.places import Checkpoint
+from avatar.checkpoints.locations import Checkpoint
 from avatar.errors import BadInput
 from avatar.hardware.inventory import Gpu, probe
 from avatar.planning.plan import GIB

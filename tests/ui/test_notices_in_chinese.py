@@ -19,7 +19,7 @@ from avatar.media.intake import open_request
 from avatar.media.sound_notices import fault_notices, gain_notices
 from avatar.preset import Preset
 from avatar.ui import handlers
-from avatar.ui.i18n import notice_words
+from avatar.ui.language import notice_words
 from avatar.ui.translations import NOTICES
 from tests.media.media_samples import PRESET_SETTINGS, tone, write_wav
 from tests.ui.test_speech_judged import last, page, record  # noqa: F401 (page is a fixture)

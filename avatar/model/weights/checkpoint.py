@@ -7,8 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from avatar.checkpoints.lora_files import UserLora
-from avatar.checkpoints.places import (
+from avatar.checkpoints.locations import (
     DEFAULT_FOLDER,
     DOWNLOAD_COMMAND,
     ENVIRONMENT,
@@ -16,6 +15,7 @@ from avatar.checkpoints.places import (
     SHARD_STEM,
     find_checkpoint,
 )
+from avatar.checkpoints.lora_files import UserLora
 from avatar.errors import WeightsMissing
 from avatar.model.weights.tensor_files import FETCH_AGAIN, shard_files
 

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from avatar.checkpoints.places import DOWNLOAD_COMMAND
+from avatar.checkpoints.locations import DOWNLOAD_COMMAND
 from avatar.checkpoints.tensor_headers import Shape
 from avatar.checkpoints.tensor_match import mismatches
 from avatar.errors import WeightsMissing

@@ -23,7 +23,7 @@ from transformers import (
     Wav2Vec2ForCTC,
 )
 
-from avatar.checkpoints.places import LORA_FILE, OFFICIAL, SHARD_STEM, CheckpointLayout
+from avatar.checkpoints.locations import LORA_FILE, OFFICIAL, SHARD_STEM, CheckpointLayout
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import SPEECH_HZ
 from avatar.model.text_encoder import NAMES

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from avatar.checkpoints.download import SPARE_BYTES
-from avatar.checkpoints.places import user_cache
+from avatar.checkpoints.locations import user_cache
 from avatar.errors import WeightsMissing
 from avatar.locks import take
 from avatar.media import atomic

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from avatar.geometry import Size
-from avatar.preview.face import Face
+from avatar.preview.face_detection import Face
 from avatar.sizes import preview_size
 
 

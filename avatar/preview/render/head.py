@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from avatar.preview import topology as topo
-from avatar.preview.face import Face
+from avatar.preview.face_detection import Face
 from avatar.preview.pose import Pose
 from avatar.preview.render.curves import Array, Box, bounding_box, smoothstep
 from avatar.preview.render.lips import MouthFrame

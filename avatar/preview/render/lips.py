@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from avatar.preview import topology as topo
-from avatar.preview.face import Face
+from avatar.preview.face_detection import Face
 from avatar.preview.pose import Articulation
 from avatar.preview.render.curves import Array, Rows, lerp, smoothstep
 

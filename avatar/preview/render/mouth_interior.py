@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from avatar.preview import topology as topo
-from avatar.preview.face import Face
+from avatar.preview.face_detection import Face
 from avatar.preview.pose import Articulation
 from avatar.preview.render.curves import Array, lerp, smoothstep
 from avatar.preview.render.lips import Lips, LipTargets, U

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from avatar.errors import BadInput
-from avatar.preview.face import Face
+from avatar.preview.face_detection import Face
 from avatar.preview.pose import Articulation, Pose
 from avatar.preview.render.curves import Array, Box, grown, inside
 from avatar.preview.render.eyes import eyes_of

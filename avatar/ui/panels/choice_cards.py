@@ -11,7 +11,7 @@ from avatar.planning.verdict import Verdict
 from avatar.preset import Preset
 from avatar.sizes import video_size
 from avatar.ui.examples import Example
-from avatar.ui.i18n import Language, text
+from avatar.ui.language import Language, text
 from avatar.ui.panels import tag
 from avatar.ui.translations import SHORTFALL_TEXTS
 

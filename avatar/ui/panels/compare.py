@@ -8,7 +8,7 @@ from html import escape
 
 from avatar.compare.result import Comparison
 from avatar.compare.table import grid, remarks
-from avatar.ui.i18n import Language, compared_words, text
+from avatar.ui.language import Language, compared_words, text
 from avatar.ui.panels import tag
 
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from avatar.media.side_files import SRT
 from avatar.runtime.gallery import GalleryEntry
 from avatar.runtime.report import RunReport
-from avatar.ui.i18n import Language, text
+from avatar.ui.language import Language, text
 from avatar.ui.panels import tag
 from avatar.ui.panels.report import render_account
 

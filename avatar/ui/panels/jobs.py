@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from avatar.ui.i18n import Language, text
+from avatar.ui.language import Language, text
 from avatar.ui.panels import tag
 from avatar.ui.panels.status import place_words
 

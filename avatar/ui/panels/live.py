@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from avatar.speech.voices import Voice
-from avatar.ui.i18n import Language, text
+from avatar.ui.language import Language, text
 from avatar.ui.translations import LIVE
 
 MODES = ("mirror", "type", "talk")

@@ -8,7 +8,7 @@ from avatar.hardware.inventory import Inventory
 from avatar.planning.gauges import GpuReading, HostReading, Reading
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import DevicePlan, MemoryItem, Plan
-from avatar.ui.i18n import Language, item_words, text
+from avatar.ui.language import Language, item_words, text
 from avatar.ui.panels import gib, meter, share, tag
 
 NUM_COLOURS = 6  # one per large item; the last is shared by all other items

@@ -6,7 +6,7 @@ from html import escape
 
 from avatar.media.files import minutes
 from avatar.runtime.model_download import FetchReading
-from avatar.ui.i18n import Language, text
+from avatar.ui.language import Language, text
 from avatar.ui.panels import meter, share, tag
 
 GB, MB = 10**9, 10**6

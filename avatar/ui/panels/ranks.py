@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from avatar.events import Progress, RankLoad
-from avatar.ui.i18n import Language, text
+from avatar.ui.language import Language, text
 from avatar.ui.panels import tag
 
 WORDS = {"layers": "层", "layer": "层", "steps": "步", "step": "步", "heads": "头", "head": "头"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from avatar.runtime.report import GpuUse, RungTaken, RunReport
-from avatar.ui.i18n import Language, item_words, rung_words, text
+from avatar.ui.language import Language, item_words, rung_words, text
 from avatar.ui.panels import gib, meter, share, tag
 
 NUM_ITEMS = 3  # the largest of a plan

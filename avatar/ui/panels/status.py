@@ -8,7 +8,7 @@ from html import escape
 
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS
-from avatar.ui.i18n import Language, notice_words, rung_words, text
+from avatar.ui.language import Language, notice_words, rung_words, text
 from avatar.ui.panels import tag
 from avatar.ui.panels.ranks import render_ranks
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Generator
 
 from avatar.errors import AvatarError, WorkerLost
 from avatar.events import Event
-from avatar.hardware.zero_gpu import ZeroGpuCard, zero_gpu_card
+from avatar.hardware.zero_gpu_card import ZeroGpuCard, zero_gpu_card
 from avatar.runtime.protocol import Ended, Run
-from avatar.runtime.zero_gpu import EngineSpec, Make, ZeroGpu
+from avatar.runtime.zero_gpu_engine import EngineSpec, Make, ZeroGpu
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from avatar.preview.detect import SURE_SCORE, Candidate, candidates
+from avatar.preview.face_candidates import SURE_SCORE, Candidate, candidates
 from avatar.preview.landmarks import (
     CROP_MARGIN,
     EYE_OUTLINE_COUNT,

@@ -1,4 +1,4 @@
-"""The preview's face detector as intake uses it; see media.faces.FaceFinder."""
+"""The preview's face detector as intake uses it; see media.face_choice.FaceFinder."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from avatar.events import Notice
-from avatar.media.faces import FaceBox, FoundFaces, Point
-from avatar.preview.face import Face, Faces, find_faces
+from avatar.media.face_choice import FaceBox, FoundFaces, Point
+from avatar.preview.face_detection import Face, Faces, find_faces
 from avatar.preview.mesh_from_points import face_from_points
 from avatar.preview.points import FacePoints
 from avatar.preview.portrait_notices import cut_off
