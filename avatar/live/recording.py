@@ -1,9 +1,15 @@
-"""Record a session as a finished video, from the frames as generated, not as sent."""
+"""Record a session as a finished video, from the frames as generated, not as sent.
+
+What is being recorded is a fragmented MP4, readable up to where a full disk ends it. At the end its packets
+are copied to an ordinary one; where there is no room for that, the fragments are kept as they are.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import queue
+import struct
 import threading
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -28,6 +34,7 @@ log = logging.getLogger(__name__)
 MOST_QUEUED = 100  # frames; when more are waiting to be written, the recording ends
 MOST_S = 3600.0
 LEAST_FRAMES = 5
+_FRAGMENTS = "recorded.mp4"  # within the draft
 THUMBNAIL_PX = 480
 _H264 = {"preset": "veryfast", "crf": "20"}
 _BT709 = 1
@@ -77,9 +84,15 @@ class Recording:
     def _work(self) -> None:
         entry: GalleryEntry | None = None
         video = self._draft / video_name(self._draft.name)
+        fragments = self._draft / _FRAGMENTS
         try:
-            self._write(video)
+            self._write(fragments, video)
+        except (av.FFmpegError, OSError):
+            log.exception("a recording ends early")
+        self._stopping.set()
+        try:
             if self.num_frames >= LEAST_FRAMES:
+                self.num_frames = finish(fragments, video)
                 about = vars(self._about) | {
                     "num_frames": self.num_frames,
                     "duration_s": self.num_frames / FPS,
@@ -89,14 +102,14 @@ class Recording:
         except (av.FFmpegError, OSError):
             log.exception("a recording cannot be kept")
         finally:
-            self._stopping.set()
             if entry is None:
                 video.unlink(missing_ok=True)
                 self._gallery.discard(self._draft)
             self._kept(entry)
 
-    def _write(self, video: Path) -> None:
+    def _write(self, fragments: Path, video: Path) -> None:
         movie: _LiveMovie | None = None
+        self._gallery.describe(self._draft, self._about)  # while there is room for it
         try:
             while self.num_frames < MOST_S * FPS:
                 try:
@@ -108,7 +121,7 @@ class Recording:
                 assert made is not None
                 if movie is None:
                     self._keep_thumbnail(made.frames[0], video)
-                    movie = _LiveMovie(video, made.frames.shape[2], made.frames.shape[1])
+                    movie = _LiveMovie(fragments, made.frames.shape[2], made.frames.shape[1])
                 movie.add(made)
                 self.num_frames += len(made.frames)
         finally:
@@ -121,12 +134,60 @@ class Recording:
         small.save(thumbnail_path(video), quality=85, comment=COMMENT)
 
 
+def finish(fragments: Path, video: Path) -> int:
+    """Make an ordinary MP4 of a fragmented one, which is removed, or used as it is if the disk is full.
+
+    Returns the number of its frames. Raises: av.FFmpegError, OSError when not even that can be read.
+    """
+    num_frames = 0
+    cut_broken_fragment(fragments)
+    with av.open(str(fragments)) as source:
+        tracks = (source.streams.video[0], source.streams.audio[0])
+        try:
+            with av.open(str(video), "w", format="mp4", container_options={"movflags": "faststart"}) as movie:
+                tag(movie, None)
+                copies = {one.index: movie.add_stream_from_template(one, opaque=True) for one in tracks}
+                for packet in source.demux(tracks):
+                    if packet.dts is None:
+                        continue
+                    num_frames += packet.stream.index == tracks[0].index
+                    packet.stream = copies[packet.stream.index]
+                    movie.mux(packet)
+        except (av.FFmpegError, OSError):
+            log.exception("a recording stays in fragments")
+            video.unlink(missing_ok=True)
+            num_frames += sum(packet.dts is not None for packet in source.demux(tracks[0]))
+    if video.exists():
+        fragments.unlink()
+    else:
+        fragments.replace(video)
+    return num_frames
+
+
+def cut_broken_fragment(path: Path) -> None:
+    """Shorten a fragmented MP4 to its whole fragments. Source: ISO/IEC 14496-12, 4.2: a box's size and type."""
+    end = position = 0
+    with path.open("r+b") as file:
+        length = file.seek(0, os.SEEK_END)
+        while position + 8 <= length:
+            file.seek(position)
+            size, kind = struct.unpack(">I4s", file.read(8))
+            position += size
+            if size < 8 or position > length:
+                break
+            if kind in (b"moov", b"mdat"):
+                end = position
+        if end < length:
+            file.truncate(end)
+
+
 class _LiveMovie:
-    """An .mp4 of H.264 and AAC, written as frames arrive."""
+    """A fragmented MP4 of H.264 and AAC, written as frames arrive."""
 
     def __init__(self, path: Path, width: int, height: int) -> None:
         self._width, self._height = width // 2 * 2, height // 2 * 2
-        self._container = av.open(str(path), "w", format="mp4", container_options={"movflags": "faststart"})
+        options = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+        self._container = av.open(str(path), "w", format="mp4", container_options=options)
         tag(self._container, None)
         video = self._container.add_stream("libx264", rate=FPS, options=_H264)
         assert isinstance(video, VideoStream)
