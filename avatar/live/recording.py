@@ -165,7 +165,7 @@ def finish(fragments: Path, video: Path) -> int:
 
 
 def cut_broken_fragment(path: Path) -> None:
-    """Shorten a fragmented MP4 to its whole fragments. Source: ISO/IEC 14496-12, 4.2: a box's size and type."""
+    """Shorten a fragmented MP4 to its whole fragments. Source: ISO/IEC 14496-12, 4.2, on boxes."""
     end = position = 0
     with path.open("r+b") as file:
         length = file.seek(0, os.SEEK_END)
