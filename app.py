@@ -323,7 +323,7 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
         system_prompt=args.chat_prompt or SYSTEM_PROMPT,
         ice=[IceServer.parse(one) for one in args.ice_servers],
         portrait=args.live_image,
-        picture=parse_picture(**{name: getattr(args, f"live_{name}") for name in PICTURE}),
+        picture=parse_picture(files=True, **{name: getattr(args, f"live_{name}") for name in PICTURE}),
     )
     toy = preset.requires.weights == "tiny"
     gpus = judge(preset, probe(args.weights)).uuids

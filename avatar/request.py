@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
 Box = tuple[float, float, float, float]
 
+# What may be put behind the person; besides these, a colour as #rrggbb.
+KEEP, BLUR, GREEN, TRANSPARENT, PICTURE_FILE = "keep", "blur", "green", "transparent", "picture"
+TRANSPARENT_SUFFIXES = (".webm", ".mov")  # of videos that can be transparent
+
+
+def beside(video: Path) -> Path:
+    """Where the transparent video lies beside the one that plays everywhere."""
+    return video.with_suffix(TRANSPARENT_SUFFIXES[0])
+
 
 @dataclass(frozen=True)
 class Caption:
@@ -60,6 +69,8 @@ class Request:
     part: where num_frames are but a stretch of the speech.
     captions: of the whole speech, in order, where its text is known. burn_captions: draw them into the video.
     spoken: a digest of the text and the way in which it was spoken, "" for a recording.
+    background: what is put behind the person, a word or a colour as the setting has it, or PICTURE_FILE: then
+    background_picture is a PNG that intake wrote. Engines do not know of it.
     """
 
     portrait: Path
@@ -80,6 +91,15 @@ class Request:
     captions: tuple[Caption, ...] = ()
     burn_captions: bool = False
     spoken: str = ""
+    background: str = KEEP
+    background_picture: Path | None = None
+
+    @property
+    def transparent_output(self) -> Path | None:
+        """The finished file with transparency: the output, or beside an .mp4; None where there is none."""
+        if self.background != TRANSPARENT:
+            return None
+        return self.output if self.output.suffix.lower() in TRANSPARENT_SUFFIXES else beside(self.output)
 
     @property
     def seed(self) -> int:
@@ -118,6 +138,8 @@ class LiveRequest:
     face: Box | None = None
     notices: tuple[Notice, ...] = ()
     may_skip: bool = True
+    background: str = KEEP
+    background_picture: Path | None = None
 
     @property
     def seed(self) -> int:

@@ -321,6 +321,17 @@ class Picture:
         ),
     ] = "blur"
 
+    background: Annotated[
+        str,
+        Setting(
+            "what is behind the person: the portrait's own background (keep), that blurred (blur), a colour,"
+            " studio green (green), a picture file, or nothing (transparent, to a .webm or .mov)",
+            allowed="keep, blur, green, transparent, a colour like #20242b, or a picture",
+            metavar="keep|blur|#RRGGBB|green|transparent|FILE",
+            group=SHOWN,
+        ),
+    ] = "keep"
+
     @property
     def demands(self) -> tuple[str, ...]:
         """What of it not every engine can honour; see OTHER_REFUSALS."""

@@ -15,12 +15,14 @@ from avatar.batch.inputs import Files, SkippedFile, each_with_each, is_pattern, 
 from avatar.errors import BadInput
 from avatar.hardware.inventory import Inventory
 from avatar.long.job import LONGEST, Job
+from avatar.media.background.choice import is_picture, suffix_of
 from avatar.media.face_choice import face_words
 from avatar.media.files import LONGEST_NAME_BYTES, joined_name
 from avatar.media.framing import parse_picture
 from avatar.paths import is_dir
 from avatar.planning.preset_choice import choose
 from avatar.planning.verdict import require
+from avatar.request import KEEP
 from avatar.settings import PICTURE, SETTINGS, SPEAKING, Picture
 from avatar.speech.catalogue import Catalogue, speaking
 from avatar.speech.narration import Narrator, Script, read_text
@@ -71,7 +73,7 @@ class BatchEntry:
         return Job(
             image=self.image,
             audio=self.audio,
-            output=output / f"{self.name}.mp4",
+            output=output / f"{self.name}{suffix_of(self.picture.background)}",
             preset=preset,
             script=self.script,
             points=Path(options["points"]) if "points" in options else None,
@@ -175,7 +177,10 @@ def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> lis
     row = {key: face_words(value) if key == "face" else value for key, value in row.items()}
     for key, value in row.items():
         _check(key, value, where)
-    picture = parse_picture(f"{where}: ", **{name: row[name] for name in PICTURE if name in row})
+    given = {name: row[name] for name in PICTURE if name in row}
+    if is_picture(given.get("background", KEEP)):
+        given["background"] = str(folder / given["background"])
+    picture = parse_picture(f"{where}: ", files=True, **given)
     script = _script(row, where, folder)
     images = _paths(row.get("image"), "image", where, folder, files)
     audios = [None] if script else _paths(row.get("audio"), "audio", where, folder, files)

@@ -15,6 +15,7 @@ from avatar.batch.jobs import BatchEntry
 from avatar.errors import AvatarError, Cancelled, NotPlaced
 from avatar.events import Event, Finished
 from avatar.hardware.inventory import Inventory
+from avatar.media.background.choice import suffix_of
 from avatar.runtime.engine import Engine
 from avatar.runtime.rescued_files import kept_in_words
 
@@ -81,7 +82,7 @@ class Batch:
             if video is not None:
                 return Outcome(name, "already", video, elapsed_s=time.monotonic() - begun)
         except NotPlaced as raised:
-            error = kept_in_words(raised, self._output / f"{name}.mp4")
+            error = kept_in_words(raised, self._output / f"{name}{suffix_of(entry.picture.background)}")
         except AvatarError as raised:
             error = raised
         except Exception:

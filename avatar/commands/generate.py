@@ -33,6 +33,7 @@ from avatar.errors import BadInput, Cancelled
 from avatar.events import Event, Finished, Notice, PartDone, PlanMade, Progress, Segment
 from avatar.hardware.inventory import Inventory, probe
 from avatar.long.job import Job
+from avatar.media.background.choice import suffix_of
 from avatar.media.files import joined_name, minutes
 from avatar.media.portrait import video_size
 from avatar.planning.layout import Layout
@@ -60,7 +61,7 @@ def add(commands: Any) -> None:
         "--save_file",
         type=Path,
         metavar="FILE.mp4",
-        help="the video (outputs/IMAGE-AUDIO-TIME.mp4)",
+        help="the video (outputs/IMAGE-AUDIO-TIME.mp4); a transparent one: .webm or .mov",
     )
     parser.add_argument(
         "--points", type=Path, metavar="FILE.json", help="face points of a drawn portrait (IMAGE.json)"
@@ -94,10 +95,11 @@ def run(args: argparse.Namespace) -> int:
     if (args.audio is None) == (script is None):
         both = "Both speech and a text are given." if script else "There is neither speech nor a text."
         raise BadInput(both, "Give one of --audio, --text and --text_file.")
-    output = args.output or _output_name(args.image, args.audio or args.text_file or Path("text"))
+    picture = chosen_picture(args)
+    spoken_name = args.audio or args.text_file or Path("text")
+    output = args.output or _output_name(args.image, spoken_name, suffix_of(picture.background))
     inventory = probe(args.ckpt_dir, outputs=output.parent)
     flags = tuple(name for name in ("points", "head_only", "ckpt_dir") if getattr(args, name) is not None)
-    picture = chosen_picture(args)
     preset = chosen_preset(args, inventory, (*flags, *picture.demands))
     if args.attach is None:
         require(preset, inventory)
@@ -295,8 +297,8 @@ def _pace(progress: Progress) -> str:
     return ", ".join(words)
 
 
-def _output_name(image: Path, audio: Path) -> Path:
-    return OUTPUTS / f"{joined_name(image.stem, audio.stem, f'{datetime.now():%Y%m%d-%H%M%S}')}.mp4"
+def _output_name(image: Path, audio: Path, suffix: str) -> Path:
+    return OUTPUTS / f"{joined_name(image.stem, audio.stem, f'{datetime.now():%Y%m%d-%H%M%S}')}{suffix}"
 
 
 def _as_json(event: Event) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def add_picture(parser: argparse.ArgumentParser) -> None:
 
 def chosen_picture(args: argparse.Namespace) -> Picture:
     """Who speaks and what is shown, by the flags. Raises: BadInput."""
-    return parse_picture(**{name: getattr(args, name) for name in PICTURE})
+    return parse_picture(files=True, **{name: getattr(args, name) for name in PICTURE})
 
 
 def add_declared(group: argparse._ArgumentGroup, one: Declared) -> None:

@@ -21,7 +21,7 @@ from avatar.media.side_files import made_here, written_report
 from avatar.paths import exists, is_file
 from avatar.preset import Preset
 from avatar.preview.points import load_sidecar
-from avatar.request import Caption, Request
+from avatar.request import TRANSPARENT, TRANSPARENT_SUFFIXES, Caption, Request
 from avatar.runtime.engine import Engine
 from avatar.runtime.fingerprint import check_same, origin
 from avatar.runtime.report import read_report
@@ -78,6 +78,8 @@ class Job:
             )
         if not long and (self.independent or self.keep_parts):
             raise BadInput("Parts are made with --checkpoint_every N.", "Give it, or leave out the other.")
+        if self.picture.background == TRANSPARENT:
+            self._check_transparent(long)
         from avatar.preview.face_finder import Finder  # OpenCV and the face models, for a run alone
 
         audio, captions = self._speech(work, long)
@@ -120,6 +122,19 @@ class Job:
             yield OpenedJob(request, None, ledger, self.keep_parts)
         finally:
             ledger.close()
+
+    def _check_transparent(self, long: bool) -> None:
+        """Raises: BadInput for a transparent video that is to be made in parts, or to be an .mp4."""
+        if long:
+            raise BadInput(
+                "A transparent video cannot be made in parts.",
+                "Leave out --checkpoint_every, or choose another --background: green can be keyed out later.",
+            )
+        if self.output.suffix.lower() not in TRANSPARENT_SUFFIXES:
+            raise BadInput(
+                f"{display_name(self.output)} cannot be transparent.",
+                "Give the output a name that ends in .webm (VP9 with alpha) or .mov (ProRes 4444).",
+            )
 
     def _speech(self, work: Path, long: bool) -> tuple[Path, tuple[Caption, ...]]:
         """The sound file, and its captions if it is spoken from a text. Raises: AvatarError."""

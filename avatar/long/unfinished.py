@@ -14,11 +14,12 @@ from avatar.long.ledger import PLAN, Ledger
 from avatar.long.splitting import regular_spans
 from avatar.media import atomic
 from avatar.preset import Preset
-from avatar.request import Caption, Request
+from avatar.request import PICTURE_FILE, Caption, Request
 from avatar.runtime.gallery_entry import PORTRAIT
 
 PARTS = "parts"  # the ledger's folder
 _REQUEST, _PORTRAIT, _SPEECH = "request.json", PORTRAIT, "speech.wav"
+_BACKGROUND = "background.png"
 _PART_S = 30.0  # about so long is a part
 _PLAIN = (
     "num_frames",
@@ -31,6 +32,7 @@ _PLAIN = (
     "segment_s",
     "burn_captions",
     "spoken",
+    "background",
 )
 
 
@@ -41,6 +43,9 @@ def keep(folder: Path, request: Request) -> Request:
         kept = replace(request, portrait=folder / _PORTRAIT, speech=folder / _SPEECH)
         _copy(request.portrait, kept.portrait)
         _copy(request.speech, kept.speech)
+        if request.background_picture is not None:
+            kept = replace(kept, background_picture=folder / _BACKGROUND)
+            _copy(request.background_picture, folder / _BACKGROUND)
         data = {"preset": request.preset.as_dict(), **{name: getattr(request, name) for name in _PLAIN}}
         data["captions"] = [asdict(one) for one in request.captions]
         atomic.write(folder / _REQUEST, json.dumps(data).encode())
@@ -69,7 +74,9 @@ def resume(folder: Path, *, work: Path, output: Path) -> tuple[Request, Ledger |
         data["face_points"] = points and {name: tuple(point) for name, point in points.items()}
         data["face"] = tuple(data["face"]) if data.get("face") else None
         data["captions"] = tuple(Caption(**one) for one in data.get("captions", []))
+        background = folder / _BACKGROUND if data.get("background") == PICTURE_FILE else None
         request = Request(
+            background_picture=background,
             portrait=folder / _PORTRAIT,
             speech=folder / _SPEECH,
             work=work,
@@ -77,7 +84,7 @@ def resume(folder: Path, *, work: Path, output: Path) -> tuple[Request, Ledger |
             preset=Preset.from_dict(data.pop("preset")),
             **data,
         )
-        if not (request.portrait.is_file() and request.speech.is_file()):
+        if not all(path.is_file() for path in (request.portrait, request.speech, background) if path):
             raise FileNotFoundError(folder.name)
         begun = (folder / PARTS / PLAN).is_file()
         return request, Ledger.resume(folder / PARTS, request) if begun else None

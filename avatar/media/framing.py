@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 
 from avatar.errors import BadInput
 from avatar.events import Notice
+from avatar.media.background.choice import check_background
 from avatar.media.face_choice import FaceBox, FaceFinder, Point, chosen, several_faces
 from avatar.media.portrait import WORKING_SIDE_PX
 from avatar.settings import PICTURE, Picture
@@ -53,12 +54,15 @@ class FramedPortrait:
     notices: tuple[Notice, ...] = field(default_factory=tuple)
 
 
-def parse_picture(where: str = "", **given: object) -> Picture:
+def parse_picture(where: str = "", *, files: bool = False, **given: object) -> Picture:
     """The picture settings that a user gave; None leaves a setting at its default.
 
-    where: put before a setting's name. Raises: BadInput for a wrong type or value.
+    where: put before a setting's name. files: whether the background may be a picture file, by its path.
+    Raises: BadInput for a wrong type or value.
     """
-    return made(Picture, {name: one.setting.allowed for name, one in PICTURE.items()}, where, given)
+    picture = made(Picture, {name: one.setting.allowed for name, one in PICTURE.items()}, where, given)
+    check_background(picture.background, where, files=files)
+    return picture
 
 
 def framed(

@@ -16,6 +16,7 @@ from PIL import Image
 from avatar.errors import BadInput
 from avatar.events import Notice
 from avatar.geometry import FPS, Size
+from avatar.media.background.intake import open_background
 from avatar.media.caption_files import find_font
 from avatar.media.face_choice import FaceFinder
 from avatar.media.files import LONGEST_NAME_BYTES, check_file, display_name, megabytes, minutes
@@ -27,13 +28,14 @@ from avatar.media.readers import Reader
 from avatar.media.side_files import check_places
 from avatar.paths import exists, is_dir
 from avatar.preset import Preset
-from avatar.request import Caption, Request
+from avatar.request import TRANSPARENT, TRANSPARENT_SUFFIXES, Caption, Request, beside
 from avatar.settings import Picture
 from avatar.sizes import video_size
 
 log = logging.getLogger(__name__)
 
 _BITS_PER_PIXEL = 0.12  # of a frame of H.264; a generous guess for a talking head
+_TRANSPARENT_BITS_PER_PIXEL = {".webm": 0.2, ".mov": 6.0}
 _SOUND_BYTES_PER_S = 200_000  # of a channel: the canonical WAV, its lossless copy in segments, and AAC twice
 
 
@@ -84,7 +86,14 @@ def open_request(
         find_font("".join(one.text for one in captions))  # refuses letters that no font here has
     check_file(speech, speech_name, limits.max_speech_bytes, "speech")
     picture = reader.portrait(portrait, name=portrait_name, limits=limits)
-    shown = framed(picture.pixels, picture_settings or Picture(), portrait_name, points=points, finder=finder)
+    asked = picture_settings or Picture()
+    shown = framed(picture.pixels, asked, portrait_name, points=points, finder=finder)
+    background = open_background(asked.background, shown.pixels, portrait_name, reader, limits)
+    transparent = background.background == TRANSPARENT
+    if transparent and burn_captions and captions:
+        raise BadInput(
+            "Captions cannot be burned into a transparent video.", "Choose captions beside it, or none."
+        )
     height, width = shown.pixels.shape[:2]
     video_size(preset.engine, width, height, preset.generation.size)  # refuses what has no room for it
     with ExitStack() as undo:
@@ -92,13 +101,17 @@ def open_request(
         wav, png = work / "speech.wav", work / "portrait.png"
         undo.callback(wav.unlink, missing_ok=True)
         undo.callback(png.unlink, missing_ok=True)
-        _check_output(output, (portrait, speech), bool(captions), undo)
+        inputs = (portrait, speech, *([Path(asked.background)] if background.picture is not None else []))
+        _check_output(output, inputs, bool(captions), undo, transparent)
         try:
             heard = reader.speech(speech, wav, name=speech_name, limits=limits)
             if preset.generation.trim:
                 heard = trim(wav, heard, speech_name)
             num_frames, cut = _num_frames(heard.num_frames(FPS), preset, speech_name)
-            _check_disk(num_frames, heard.num_channels, preset, output.parent, work, limits)
+            _check_disk(num_frames, heard.num_channels, preset, output, work, limits, transparent)
+            behind = background.write(work)
+            if behind is not None:
+                undo.callback(behind.unlink, missing_ok=True)
             Image.fromarray(shown.pixels).save(png, compress_level=1)
         except OSError as error:
             log.exception("intake could not write")
@@ -125,6 +138,8 @@ def open_request(
         captions=captions,
         burn_captions=burn_captions and bool(captions),
         spoken=spoken,
+        background=background.background,
+        background_picture=behind,
     )
 
 
@@ -147,18 +162,31 @@ def _check_points(points: Mapping[str, tuple[float, float]] | None) -> dict[str,
     return out
 
 
-def _check_output(output: Path, inputs: tuple[Path, ...], captions: bool, undo: ExitStack) -> None:
-    """The place of the finished file: an .mp4 in a folder that can be written, and not one of the inputs."""
-    name = display_name(output)
-    if output.suffix.lower() != ".mp4" or not output.stem.strip("."):
-        raise BadInput(f"{name} cannot be the output.", "Give it a name that ends in .mp4.")
+def _check_output(
+    output: Path, inputs: tuple[Path, ...], captions: bool, undo: ExitStack, transparent: bool
+) -> None:
+    """The place of the finished file: a video in a folder that can be written, and not one of the inputs.
+
+    transparent: then a .webm or .mov; or an .mp4 that plays everywhere, with a .webm beside it.
+    """
+    name, suffix = display_name(output), output.suffix.lower()
+    if suffix in TRANSPARENT_SUFFIXES and not transparent:
+        raise BadInput(
+            f"{name} cannot be the output.",
+            "Give it a name that ends in .mp4; .webm and .mov are for --background transparent.",
+        )
+    if suffix not in (".mp4", *TRANSPARENT_SUFFIXES) or not output.stem.strip("."):
+        endings = " or ".join(TRANSPARENT_SUFFIXES) if transparent else ".mp4"
+        raise BadInput(f"{name} cannot be the output.", f"Give it a name that ends in {endings}.")
     if len(os.fsencode(output.name)) > LONGEST_NAME_BYTES or "\0" in output.name:
         raise BadInput(f"{name} is no usable name for the output.", "Choose a shorter, plain name.")
     if is_dir(output):
-        raise BadInput(f"The output {name} is a folder.", "Give the name of a file in it, ending in .mp4.")
+        raise BadInput(
+            f"The output {name} is a folder.", f"Give the name of a file in it, ending in {suffix}."
+        )
     if exists(output) and any(output.samefile(path) for path in inputs):
         raise BadInput(f"The output {name} would overwrite the input.", "Choose another name.")
-    check_places(output, captions)
+    check_places(output, captions, (beside(output),) if transparent and suffix == ".mp4" else ())
     _open_folder(output.parent, "output", undo)
 
 
@@ -197,17 +225,28 @@ def _num_frames(of_speech: int, preset: Preset, speech_name: str) -> tuple[int, 
 
 
 def _check_disk(
-    num_frames: int, num_channels: int, preset: Preset, output: Path, work: Path, limits: InputLimits
+    num_frames: int,
+    num_channels: int,
+    preset: Preset,
+    output: Path,
+    work: Path,
+    limits: InputLimits,
+    transparent: bool,
 ) -> None:
     """Refuse when the video may not fit: segments and a first copy in work, the finished file in output."""
+    folder = output.parent
     size = Size.parse(preset.generation.size)
     video = math.ceil(size.width * size.height * num_frames * _BITS_PER_PIXEL / 8)
     sound = math.ceil(num_frames / FPS * num_channels * _SOUND_BYTES_PER_S)
-    needs = {work: 2 * video + sound, output: video + sound // 4}
-    if work.stat().st_dev == output.stat().st_dev:
-        needs = {output: sum(needs.values())}
-    for folder, need in needs.items():
-        free = shutil.disk_usage(folder).free
+    needs = {work: 2 * video + sound, folder: video + sound // 4}
+    if transparent:  # a draft and the finished file, besides
+        per_pixel = _TRANSPARENT_BITS_PER_PIXEL.get(output.suffix.lower(), _BITS_PER_PIXEL)
+        more = math.ceil(size.width * size.height * num_frames * per_pixel / 8)
+        needs = {work: needs[work] + 2 * more, folder: needs[folder] + more}
+    if work.stat().st_dev == folder.stat().st_dev:
+        needs = {folder: sum(needs.values())}
+    for place, need in needs.items():
+        free = shutil.disk_usage(place).free
         if free < need + limits.min_free_bytes:
             raise BadInput(
                 f"The disk is nearly full: about {megabytes(need + limits.min_free_bytes)} MB are needed,"

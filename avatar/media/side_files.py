@@ -56,7 +56,7 @@ def made_here(path: Path) -> bool:
     if not path.is_file():
         return False
     match path.suffix.lower():
-        case ".mp4":
+        case ".mp4" | ".webm" | ".mov":
             return _is_marked_video(path)
         case ".jpg":
             return _is_marked_picture(path)
@@ -77,7 +77,7 @@ def is_marked(data: Any) -> bool:
 def is_output(path: Path) -> bool:
     """Whether a file is the result of an earlier run, not an input."""
     name = path.name.lower()
-    return (name.endswith(".mp4") or name.endswith(THUMBNAIL)) and made_here(path)
+    return name.endswith((".mp4", ".webm", ".mov", THUMBNAIL)) and made_here(path)
 
 
 def check_free(path: Path) -> None:
@@ -94,10 +94,10 @@ def check_free(path: Path) -> None:
     raise BadInput(f"{display_name(path)} is there already, and was not made by {MADE_BY}.", _OTHER)
 
 
-def check_places(video: Path, captions: bool = False) -> None:
-    """check_free for a video and its side files. captions: whether there will be captions."""
+def check_places(video: Path, captions: bool = False, others: tuple[Path, ...] = ()) -> None:
+    """check_free for a video and its side files. captions: whether there will be any. others: as well."""
     beside = (report_path(video), thumbnail_path(video), *(captions_paths(video) if captions else ()))
-    for path in (video, *beside):
+    for path in (video, *beside, *others):
         check_free(path)
 
 
@@ -113,8 +113,10 @@ def _made_before(path: Path) -> bool:
 
 def _is_marked_video(path: Path) -> bool:
     try:
-        with av.open(str(path), format="mp4") as container:
-            mark = json.loads(container.metadata["comment"])
+        # Named, so that no other demuxer, such as one of playlists, is tried on a file that is not ours.
+        kind = "webm" if path.suffix.lower() == ".webm" else "mp4"
+        with av.open(str(path), format=kind) as container:
+            mark = json.loads(container.metadata["COMMENT" if kind == "webm" else "comment"])
     except (av.FFmpegError, OSError, KeyError, ValueError):
         return False
     is_part = isinstance(mark, dict) and {"run", "first_frame"} <= mark.keys()  # in earlier versions too

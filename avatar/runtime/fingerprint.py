@@ -11,7 +11,7 @@ from typing import Any
 
 from avatar.checkpoints.lora_files import loras_digest
 from avatar.errors import BadInput
-from avatar.request import Request
+from avatar.request import KEEP, Request
 
 _WORDS = {
     "portrait": "the portrait is another",
@@ -21,6 +21,7 @@ _WORDS = {
     "lora": "the LoRAs are others",
     "face": "the face, its points or head_only are others",
     "captions": "the captions that are burned in are others",
+    "background": "the background is another",
 }
 _SHAPING = ("engine", "generation", "memory", "parallel")  # sections of a preset that affect a video
 
@@ -36,9 +37,18 @@ def origin(request: Request) -> dict[str, str]:
         "preset": _digest({key: preset[key] for key in _SHAPING}),
         "prompt": _digest(request.prompt),
         "face": _digest([request.face_points, request.head_only, *(request.face or ())]),
+        **_background(request),
         **({"captions": _digest(burned)} if burned else {}),
         **({"lora": loras_digest(lora)} if lora else {}),  # left out without LoRAs, as in older versions
     }
+
+
+def _background(request: Request) -> dict[str, str]:
+    """Left out where the portrait's own is kept, as in older versions."""
+    if request.background == KEEP:
+        return {}
+    picture = request.background_picture
+    return {"background": _digest([request.background, picture and file_digest(picture)])}
 
 
 def run_name(made_from: Mapping[str, str], spans: Any) -> str:

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -25,14 +27,19 @@ from avatar.events import (
 from avatar.geometry import FPS
 from avatar.media.atomic import disk_error
 from avatar.media.caption_files import Burner
+from avatar.media.portrait import read_portrait
 from avatar.media.segments import SegmentWriter, join_segments
 from avatar.media.speech_reader import SpeechReader
+from avatar.media.transparent import TransparentWriter, complete
 from avatar.planning.plan import Plan
-from avatar.request import Request
+from avatar.request import KEEP, Request
 from avatar.runtime.engine import FrameSource
 from avatar.runtime.finished_files import Unreported, new_report, publish, save_thumbnail
 from avatar.runtime.progress import ProgressClock
 from avatar.runtime.report import MemoryUse, RungTaken, RunReport
+
+if TYPE_CHECKING:
+    from avatar.media.background.compositor import Compositor
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +174,7 @@ class _Run:
             if (planned := self._plan()) is not None:
                 self._report.plan = planned.as_dict()
                 self._emit(PlanMade(planned))
+            compositor = _compositor(self._request)
             burner = Burner(self._request.captions, self._fps) if self._request.burn_captions else None
             for item in self._source.frames(self._request, self._cancelled):
                 if self._cancelled():
@@ -178,6 +186,8 @@ class _Run:
                 elif isinstance(item, Notice | PlanMade):
                     self._emit(item)
                 else:
+                    if compositor is not None:
+                        item = compositor.apply(item)
                     if burner is not None:
                         item = burner.burn(item, self._request.first_frame + self._made)
                     self._made += self._hand_over(item, self._request.num_frames - self._made)
@@ -216,12 +226,13 @@ class _Run:
     def _encode(self) -> None:
         """Second thread: write frames to files; runs until the first has ended, even after an error."""
         request, rendering = self._request, True
+        transparent = _transparent_writer(request, self._fps, self._encoder_threads)
         try:
             with SpeechReader(request.speech, self._fps) as speech:
                 writer = SegmentWriter(
                     speech,
                     request.work,
-                    request.output,
+                    _shown_output(request),
                     lengths=self._lengths,
                     fps=self._fps,
                     threads=self._encoder_threads,
@@ -229,11 +240,15 @@ class _Run:
                 )
                 try:
                     while (frames := self._frames.get()) is not None:
-                        self._write(writer, frames)
+                        self._write(writer, frames, transparent)
                     rendering = False
+                    if transparent is not None and transparent.num_frames:
+                        transparent.finish(speech)
                     self._finish(writer)
                 except BaseException:
                     writer.abort()
+                    if transparent is not None:
+                        transparent.abort()
                     raise
         except BaseException as error:
             self._fail(error)
@@ -255,8 +270,15 @@ class _Run:
         except NotPlaced as error:
             self._fail(error)
 
-    def _write(self, writer: SegmentWriter, frames: np.ndarray) -> None:
+    def _write(
+        self, writer: SegmentWriter, frames: np.ndarray, transparent: TransparentWriter | None
+    ) -> None:
         first = writer.num_frames == 0
+        if transparent is not None:
+            from avatar.media.background.compositor import on_chequers  # imports OpenCV
+
+            transparent.write(frames)
+            frames = on_chequers(frames)
         for segment in writer.write(frames):
             self._emit(segment)
         if first and writer.num_frames:
@@ -329,15 +351,39 @@ def _join(
     report.stopped = True
     try:
         with SpeechReader(request.speech, report.fps) as speech:
-            join_segments(segments, speech, request.output, report.fps, request.part)
-        with av.open(str(request.output)) as video:
+            num_frames = sum(segment.num_frames for segment in segments)
+            if request.transparent_output is not None:
+                made = complete(request.work, speech, request.transparent_output, report.fps)
+                num_frames = made if request.transparent_output == request.output else num_frames
+            join_segments(segments, speech, _shown_output(request), report.fps, request.part)
+        with av.open(str(_shown_output(request))) as video:
             picture = next(video.decode(video=0))
         report.width, report.height = picture.width, picture.height
         save_thumbnail(picture.to_ndarray(format="rgb24"), request)
-        return publish(request, report, sum(segment.num_frames for segment in segments), error)
+        return publish(request, report, num_frames, error)
     except (av.FFmpegError, OSError):
         log.exception("the segments could not be joined")
         return None
+
+
+def _compositor(request: Request) -> Compositor | None:
+    """What puts another background behind the person; None where the portrait's own is kept."""
+    if request.background == KEEP:
+        return None
+    from avatar.media.background.compositor import Compositor  # imports OpenCV; only for such a run
+
+    picture = request.background_picture
+    return Compositor(request.background, None if picture is None else read_portrait(picture))
+
+
+def _transparent_writer(request: Request, fps: int, threads: int) -> TransparentWriter | None:
+    output = request.transparent_output
+    return None if output is None else TransparentWriter(request.work, output, fps=fps, threads=threads)
+
+
+def _shown_output(request: Request) -> Path:
+    """Where the H.264 goes that has played: it is the output, unless that is a transparent file."""
+    return request.work / "shown.mp4" if request.transparent_output == request.output else request.output
 
 
 def _error_text(error: BaseException | None) -> str | None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from avatar.errors import BadInput
 from avatar.media.files import display_name
 from avatar.paths import is_file
+from avatar.request import BLUR, GREEN, KEEP, TRANSPARENT, TRANSPARENT_SUFFIXES
 from avatar.validation import shown
 
-KEEP, BLUR, GREEN, TRANSPARENT = "keep", "blur", "green", "transparent"
 WORDS = (KEEP, BLUR, GREEN, TRANSPARENT)
 GREEN_COLOUR = (0, 177, 64)  # #00b140, the green of studio screens
 _COLOUR = re.compile("#[0-9a-fA-F]{6}")
@@ -19,6 +19,11 @@ _COLOUR = re.compile("#[0-9a-fA-F]{6}")
 def is_picture(background: str) -> bool:
     """Whether a background is neither a word nor a colour, and so names a picture file."""
     return background not in WORDS and _COLOUR.fullmatch(background) is None
+
+
+def suffix_of(background: str) -> str:
+    """The suffix of a finished video, where nobody has chosen one."""
+    return TRANSPARENT_SUFFIXES[0] if background == TRANSPARENT else ".mp4"
 
 
 def colour_of(background: str) -> tuple[int, int, int]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from avatar.media.background.choice import TRANSPARENT, colour_of
+from avatar.media.background.choice import colour_of
 from avatar.media.background.matte import SteadyMatte
+from avatar.request import BLUR, TRANSPARENT
 
 Array = np.ndarray
 
-BLUR = 0.022  # standard deviation of the blurred background, over the longer side
+SOFTNESS = 0.022  # standard deviation of the blurred background, over the longer side
 COLOURS_PX = 160  # longer side at which the colours on either side of an edge are averaged
 REACH = 0.018  # radius of that average, over the longer side
 SQUARE_PX, DARK, LIGHT = 16, 90, 140  # of the chequered ground behind a transparent video, where it plays
@@ -41,8 +42,8 @@ class Compositor:
         person, around = colours(frame, share)
         if self._background == TRANSPARENT:
             return np.dstack([person, share])
-        if self._background == "blur":
-            behind = cv2.GaussianBlur(around, (0, 0), BLUR * max(around.shape[:2]))
+        if self._background == BLUR:
+            behind = cv2.GaussianBlur(around, (0, 0), SOFTNESS * max(around.shape[:2]))
             behind = cv2.resize(behind, frame.shape[1::-1], interpolation=cv2.INTER_LINEAR)
         else:
             behind = self._constant(*frame.shape[:2])
@@ -59,7 +60,7 @@ class Compositor:
 
 
 def colours(frame: Array, share: Array) -> tuple[Array, Array]:
-    """The person's own colours, uint8 (H, W, 3), and the background's, uint8, small, filled in behind the person.
+    """The person's own colours, uint8 (H, W, 3), and the background's, small, filled in behind the person.
 
     frame: uint8 (H, W, 3) RGB. share: uint8 (H, W), of person. On edges the two are told apart by the
     averages of what lies on either side.
@@ -76,12 +77,14 @@ def colours(frame: Array, share: Array) -> tuple[Array, Array]:
     around = np.where((average_of(1 - few, REACH) > 0.05)[..., None], around, far)
     around = np.clip(around, 0, 255).astype(np.uint8)
     person = frame.copy()
+    own, other = (
+        cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR)
+        for one in (np.clip(near, 0, 255).astype(np.uint8), around)
+    )
+    cv2.copyTo(own, cv2.compare(share, 0, cv2.CMP_EQ), person)  # nothing of the old background is left
     edge = np.flatnonzero((share > 0) & (share < 255))
     if len(edge):
-        own, other = (
-            cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR).reshape(-1, 3)[edge]
-            for one in (np.clip(near, 0, 255).astype(np.uint8), around)
-        )
+        own, other = own.reshape(-1, 3)[edge], other.reshape(-1, 3)[edge]
         alpha, own = share.ravel()[edge, None].astype(np.float32) / 255, own.astype(np.float32)
         seen = person.reshape(-1, 3)[edge]
         own += alpha * (seen - alpha * own - (1 - alpha) * other)
@@ -118,7 +121,7 @@ def covering(picture: Array, height: int, width: int) -> Array:
 
 
 def on_chequers(frames: Array) -> Array:
-    """Transparent frames, uint8 (T, H, W, 4), as they are shown where video has no transparency: (T, H, W, 3)."""
+    """Transparent frames, uint8 (T, H, W, 4), over a chequered ground, for video that has no transparency."""
     _, height, width, _ = frames.shape
     y, x = np.indices((height, width)) // SQUARE_PX
     ground = np.where((x + y) % 2, LIGHT, DARK).astype(np.uint8)[..., None].repeat(3, 2)

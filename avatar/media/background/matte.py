@@ -90,9 +90,9 @@ def without_specks(answer: Array) -> Array:
 
 
 def fit_to_edges(guide: Array, coarse: Array, radius: int) -> Array:
-    """A coarse matte, float32 (h, w), with its edges moved to those of the guide, uint8 (H, W); float32 (H, W).
+    """A coarse matte, float32 (h, w), at the guide's size, with its edges moved to the guide's.
 
-    radius: in pixels of the coarse one, within which edges are looked for.
+    guide: uint8 (H, W). radius: in pixels of the coarse one, within which edges are looked for.
     Source: He, Sun, "Fast guided filter", arXiv 1505.00996.
     """
     small = cv2.resize(guide, coarse.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
