@@ -15,8 +15,11 @@ from avatar.commands.output import console
 from avatar.commands.setting_flags import add_picture, chosen_picture
 from avatar.errors import AvatarError
 from avatar.live.portrait_intake import live_preset
+from avatar.media.background.choice import check_live_background, is_picture
+from avatar.media.background.intake import open_background
 from avatar.media.framing import framed
 from avatar.media.portrait import open_portrait
+from avatar.media.readers import Reader
 from avatar.settings import PICTURE, refuse_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
 
     portrait, picture = open_portrait(args.image), chosen_picture(args)
     refuse_settings(live_preset(args.preset).engine, picture.demands)
-    framed(portrait.pixels, picture, args.image.name, finder=Finder())
+    check_live_background(picture.background)
+    shown = framed(portrait.pixels, picture, args.image.name, finder=Finder())
+    open_background(picture.background, shown.pixels, args.image.name, Reader(), None)
     port = args.port or _free_port(args.host)
     with subprocess.Popen(
         [sys.executable, str(ROOT / "app.py"), *arguments(args, port)],
@@ -84,6 +89,8 @@ def arguments(args: argparse.Namespace, port: int) -> list[str]:
         out += [f"--{flag}", str(value)] if value else []
     for name in PICTURE:
         value = getattr(args, name, None)
+        if name == "background" and value and is_picture(value):
+            value = str(Path(value).resolve())
         out += [f"--live-{name}", value] if value else []
     for server in args.ice_servers:
         out += ["--ice-servers", server]

@@ -10,6 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from avatar.media.atomic import disk_error
+from avatar.media.background.choice import check_live_background
+from avatar.media.background.intake import open_background
 from avatar.media.face_choice import FaceFinder
 from avatar.media.files import display_name
 from avatar.media.framing import framed
@@ -48,9 +50,12 @@ def open_live_request(
     """
     name = display_name(portrait, name)
     preview = preset.engine == "preview"
-    picture = (reader or Reader()).portrait(portrait, name=name, limits=limits)
+    asked, reader = picture_settings or Picture(), reader or Reader()
+    check_live_background(asked.background)
+    picture = reader.portrait(portrait, name=name, limits=limits)
     points = dict(face_points) if face_points and preview else None
-    shown = framed(picture.pixels, picture_settings or Picture(), name, points=points, finder=finder)
+    shown = framed(picture.pixels, asked, name, points=points, finder=finder)
+    background = open_background(asked.background, shown.pixels, name, reader, limits)
     try:
         work = Path(tempfile.mkdtemp(prefix="live-", dir=folder))
     except OSError as error:
@@ -58,6 +63,7 @@ def open_live_request(
     try:
         png = work / "portrait.png"
         Image.fromarray(shown.pixels).save(png, compress_level=1)
+        behind = background.write(work)
         video_size(png, preset)  # raises for an unsuitable picture size
     except OSError as error:
         shutil.rmtree(work)
@@ -75,4 +81,6 @@ def open_live_request(
         head_only=head_only and preview,
         face=shown.face,
         notices=shown.notices,
+        background=background.background,
+        background_picture=behind,
     )

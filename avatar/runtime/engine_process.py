@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +24,7 @@ from avatar.planning.plan import Plan
 from avatar.request import LiveRequest, Request
 from avatar.runtime.child_process import Child, ignore_ending_signals, kill_all
 from avatar.runtime.engine import FrameSource
-from avatar.runtime.live_protocol import LiveRun
+from avatar.runtime.live_protocol import LiveFrames, LiveRun
 from avatar.runtime.protocol import Heartbeat, Link, Ready, Run, RunLive, StartEngine
 from avatar.runtime.report import MemoryUse
 from avatar.runtime.scratch import writing_in
@@ -284,11 +285,15 @@ class _Server:
                 self.service.send(event)
 
     def _live(self, source: FrameSource, run: RunLive) -> None:
+        from avatar.runtime.stream import compositor_of
+
         follow = getattr(source, "live", None)
         if follow is None:
             raise AvatarError("This engine cannot follow live speech.", "Choose a live preset.")
-        stopped = partial(self.service.stopped, run)
+        stopped, compositor = partial(self.service.stopped, run), compositor_of(run.request)
         for made in follow(run.request, self.service.sound.of(run.run, stopped), stopped):
+            if compositor is not None and isinstance(made, LiveFrames):
+                made = replace(made, frames=compositor.apply(made.frames))
             self.service.send(made)
 
     def _planned(self, source: FrameSource, run: Run, request: Request) -> Plan | None:

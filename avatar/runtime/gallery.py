@@ -27,6 +27,7 @@ from avatar import locks
 from avatar.errors import AvatarError, BadInput
 from avatar.media import atomic
 from avatar.media.side_files import captions_paths, thumbnail_path, written_report, written_thumbnail
+from avatar.request import beside
 from avatar.runtime.finished_files import save_small
 from avatar.runtime.gallery_entry import (
     ABOUT,
@@ -218,7 +219,7 @@ class Gallery:
         if not _ID.fullmatch(id):
             return None
         video = self.folder / id / video_name(id)
-        ours = (video, written_thumbnail(video), written_report(video), *captions_paths(video))
+        ours = (video, written_thumbnail(video), written_report(video), *captions_paths(video), beside(video))
         if name not in [path.name for path in ours]:
             return None
         if not hmac.compare_digest(self.key(id, name).encode(), key.encode(errors="replace")):

@@ -17,6 +17,7 @@ from avatar.errors import BadInput
 from avatar.media import atomic
 from avatar.media.files import joined_name
 from avatar.media.side_files import captions_paths, written_report, written_thumbnail
+from avatar.request import beside
 from avatar.runtime.report import RunReport, read_report
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,13 @@ class GalleryEntry:
         """What the video is called where somebody takes it along: after portrait and speech."""
         names = (stem_of(name) for name in (self.about.portrait, self.about.speech))
         stem = joined_name(*(_NOT_IN_NAMES.sub("", name).strip(" .") for name in names))
-        return f"{stem}.mp4" if stem else self.video.name
+        return f"{stem}{self.taken.suffix}" if stem else self.taken.name
+
+    @property
+    def taken(self) -> Path:
+        """The file that is downloaded: the video, or its transparent version."""
+        transparent = beside(self.video)
+        return transparent if transparent.is_file() else self.video
 
     @property
     def thumbnail(self) -> Path:

@@ -32,7 +32,7 @@ from avatar.media.segments import SegmentWriter, join_segments
 from avatar.media.speech_reader import SpeechReader
 from avatar.media.transparent import TransparentWriter, complete
 from avatar.planning.plan import Plan
-from avatar.request import KEEP, Request
+from avatar.request import KEEP, LiveRequest, Request
 from avatar.runtime.engine import FrameSource
 from avatar.runtime.finished_files import Unreported, new_report, publish, save_thumbnail
 from avatar.runtime.progress import ProgressClock
@@ -174,7 +174,7 @@ class _Run:
             if (planned := self._plan()) is not None:
                 self._report.plan = planned.as_dict()
                 self._emit(PlanMade(planned))
-            compositor = _compositor(self._request)
+            compositor = compositor_of(self._request)
             burner = Burner(self._request.captions, self._fps) if self._request.burn_captions else None
             for item in self._source.frames(self._request, self._cancelled):
                 if self._cancelled():
@@ -366,7 +366,7 @@ def _join(
         return None
 
 
-def _compositor(request: Request) -> Compositor | None:
+def compositor_of(request: Request | LiveRequest) -> Compositor | None:
     """What puts another background behind the person; None where the portrait's own is kept."""
     if request.background == KEEP:
         return None

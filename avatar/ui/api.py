@@ -40,11 +40,24 @@ def wire(app_state: AppState) -> None:
         speed = gr.Number(Speaking().speed, label="speed")
         captions = gr.Textbox(Speaking().captions, label="captions")
         shown = [gr.Textbox(getattr(Picture(), name), label=name) for name in PICTURE]
+        behind = portrait_picker(label="background_picture")
         answer, video = gr.JSON(label="answer"), gr.File(label="video")
         sound, said = gr.File(label="speech"), gr.JSON(label="captions")
         button = gr.Button()
     spoken = [words, voice, speed]
-    given = [portrait, speech, preset, prompt, settings, face_points, head_only, *spoken, captions, *shown]
+    given = [
+        portrait,
+        speech,
+        preset,
+        prompt,
+        settings,
+        face_points,
+        head_only,
+        *spoken,
+        captions,
+        *shown,
+        behind,
+    ]
     shared: dict[str, Any] = {"api_visibility": "public", "concurrency_limit": None}
     button.click(reports_errors(endpoints.generate), given, video, api_name="generate", **shared)
     button.click(reports_errors(endpoints.speak), spoken, [sound, said], api_name="speak", **shared)
@@ -80,20 +93,24 @@ class Endpoints:
         framing: Any = None,
         aspect: Any = None,
         extend: Any = None,
+        background: Any = None,
+        background_picture: str | None = None,
     ) -> Iterator[Any]:
         """Generate a video of the portrait speaking; settings by name, as in a preset's file.
 
         words: the text to speak, with voice and speed, if there is no speech; captions: off, file or burned.
 
         face: who speaks if there are several, "2" from the left or a point "0.3,0.4" in the face; framing,
-        aspect, extend: which part of the portrait is shown, as on the command line.
+        aspect, extend: which part of the portrait is shown, as on the command line. background: what is
+        behind the person; or background_picture, an uploaded file. A transparent video comes as a .webm.
 
         A portrait in which no face is found needs face_points, or head_only, which keeps the mouth shut.
         """
         language = language_of(request)
         settings, face_points = payloads.settings(settings), payloads.face_points(face_points)
         head_only = payloads.truth(head_only, "head_only")
-        picture = parse_picture(face=face, framing=framing, aspect=aspect, extend=extend)
+        behind = payloads.background(background, background_picture)
+        picture = parse_picture(face=face, framing=framing, aspect=aspect, extend=extend, **behind)
         if not portrait or not (speech or words):
             raise BadInput(text("no_portrait" if not portrait else "no_speech", language))
         if speech and words:

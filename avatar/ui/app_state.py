@@ -28,7 +28,7 @@ from avatar.planning.gauges import Gauges
 from avatar.planning.plan import Plan
 from avatar.planning.verdict import Verdict, judge, require, resolve
 from avatar.preset import Preset
-from avatar.request import Caption, Request
+from avatar.request import TRANSPARENT, Caption, Request
 from avatar.runtime.bounded_reader import ReaderCache
 from avatar.runtime.gallery import HALF, Gallery, GalleryEntry, owner_hash, video_name
 from avatar.runtime.gallery_entry import remove
@@ -104,17 +104,21 @@ class AppState:
         """The URL of a video's file; only for those who may see that video."""
         return f"{self.root}/outputs/{id}/{name}?key={self.gallery.key(id, name)}"
 
-    def handed_out(self, entry: GalleryEntry) -> Path:
-        """A hard link to the video (else a copy), which Gradio may serve; it is deleted with the video."""
+    def handed_out(self, entry: GalleryEntry, file: Path | None = None) -> Path:
+        """A hard link to the video (else a copy), which Gradio may serve; it is deleted with the video.
+
+        file: another file of the entry's, instead of the one that is downloaded.
+        """
+        file = file or entry.taken
         folder = self.scratch / UPLOADS / self.gallery.key(entry.id, "handed out")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        name = folder / entry.download_name
+        name = (folder / entry.download_name).with_suffix(file.suffix)
         name.unlink(missing_ok=True)
         try:
-            os.link(entry.video, name)
+            os.link(file, name)
         except OSError:  # another disk, or one without hard links
             try:
-                shutil.copyfile(entry.video, name)
+                shutil.copyfile(file, name)
             except OSError as error:
                 raise AvatarError(
                     f"The video is kept, but it cannot be shown here ({error.strerror}).",
@@ -272,7 +276,7 @@ class AppState:
             )
             settings, ledger = used_settings(name, request), None
             requester = Requester(owner_hash(owner), visitor, visit, portrait, speech)
-            if owner or request.duration_s >= LONG_S:  # no need to keep what nobody can resume
+            if owner or self._in_parts(request):  # no need to keep what nobody can resume
                 request = unfinished.keep(draft / HALF, request)
                 ledger = self._parts(draft, request)
             try:
@@ -287,7 +291,11 @@ class AppState:
 
     def _parts(self, draft: Path, request: Request) -> Ledger | None:
         """A new ledger if the request is long enough for one."""
-        return unfinished.begin_parts(draft / HALF, request) if request.duration_s >= LONG_S else None
+        return unfinished.begin_parts(draft / HALF, request) if self._in_parts(request) else None
+
+    def _in_parts(self, request: Request) -> bool:
+        """Whether a video is made in parts; a transparent one never is."""
+        return request.duration_s >= LONG_S and request.background != TRANSPARENT
 
     def resume(self, id: str, owner: str = "", visitor: str = "", visit: str = "") -> QueuedRun:
         """Queue an unfinished video of the gallery again, as submit does. Raises: AvatarError."""

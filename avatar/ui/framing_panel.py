@@ -9,16 +9,24 @@ from typing import Any, get_args
 from avatar.errors import BadInput
 from avatar.media.face_choice import FaceBox
 from avatar.media.framing import cut_of, parse_picture, size_of
+from avatar.request import PICTURE_FILE
 from avatar.settings import Aspect, Framing, Picture
 from avatar.ui.language import Language, text
-from avatar.ui.payloads import face_points, mapping
+from avatar.ui.payloads import background, face_points, mapping
 
 Points = Mapping[str, tuple[float, float]]
 Rectangles = dict[str, dict[str, list[float]]]
 
 LARGEST_PX = 20_000  # side of a picture
 FARTHEST = 10  # how far outside the picture a box may lie, in sides of the picture
-KEPT = ("framing", "aspect", "extend")  # choices that stay when the page looks at the same portrait again
+KEPT = (
+    "framing",
+    "aspect",
+    "extend",
+    "background",
+)  # choices that stay when the page looks at the same portrait again
+UPLOADED = "background_file"  # key of the uploaded picture; its path was checked as every upload's is
+BACKGROUNDS = ("keep", "blur", "colour", "picture", "green", "transparent")
 WORDS = (
     *(
         "frame_title",
@@ -30,6 +38,8 @@ WORDS = (
         "frame_preview",
     ),
     *("frame_edit", "frame_edited", "frame_small", "frame_crop", "frame_blur", "frame_colour"),
+    *("frame_background", "frame_background_colour", "frame_transparent", "frame_picture_failed"),
+    *(f"background_{one}" for one in BACKGROUNDS),
     *(f"framing_{one}" for one in get_args(Framing)),
     *(f"aspect_{one}" for one in get_args(Aspect)),
 )
@@ -80,6 +90,8 @@ def picture_settings(value: Mapping[str, Any] | None) -> Picture:
     """Who speaks and what is shown, from the panel's value. Raises: BadInput for a value no page sends."""
     value = mapping(value)
     given = {name: value[name] for name in KEPT if value.get(name)}
+    if given.get("background") == PICTURE_FILE:
+        given |= background(PICTURE_FILE, mapping(value.get(UPLOADED)).get("path"))
     faces, index = value.get("faces"), value.get("face")
     if answer(value) or not isinstance(faces, list) or len(faces) < 2 or type(index) is not int:
         return parse_picture(**given)

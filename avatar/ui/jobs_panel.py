@@ -57,10 +57,11 @@ class JobsPanel:
         return isinstance(run.outcome, KeptVideo) and not run.outcome.entry.folder.is_dir()
 
     def _job(self, run: QueuedRun, on_stage: bool, language: Language) -> JobRow:
-        progress, video, download, seconds = run.progress, "", "", 0.0
+        progress, video, taken, download, seconds = run.progress, "", "", "", 0.0
         if isinstance(run.outcome, KeptVideo):
             entry = run.outcome.entry
             video = self.app_state.url(entry.id, entry.video.name)
+            taken = self.app_state.url(entry.id, entry.taken.name)
             download, seconds = entry.download_name, entry.about.duration_s
         made = progress.frames_done / progress.num_frames if progress and progress.num_frames else 0.0
         return JobRow(
@@ -72,6 +73,7 @@ class JobsPanel:
             eta_s=progress.eta_s if progress else None,
             seconds=seconds,
             video=video,
+            taken=taken,
             download=download,
             reason="" if run.error is None else reason(run.error, language),
             can_resume=run.outcome is not None and (self.app_state.gallery.folder / run.id / HALF).is_dir(),

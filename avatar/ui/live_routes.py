@@ -25,6 +25,7 @@ from avatar.media.face_choice import face_words
 from avatar.media.framing import parse_picture
 from avatar.runtime.gallery import owner_hash
 from avatar.settings import PICTURE, refuse_settings
+from avatar.ui import payloads
 from avatar.ui.app_state import AppState
 from avatar.ui.error_messages import message_of
 from avatar.ui.language import Language, language_of, notice_words, text
@@ -112,7 +113,7 @@ def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
 
 def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], visitor: str) -> Ticket:
     """A ticket for the session requested in asked: portrait (an upload's path), head_only, owner, face,
-    framing, aspect and extend. Raises: AvatarError."""
+    framing, aspect, extend, background or background_picture (an upload's path). Raises: AvatarError."""
     from avatar.preview.face_finder import Finder  # imports OpenCV and the face models; only for a session
 
     state.session_queue.check_not_full(visitor)
@@ -123,7 +124,11 @@ def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], 
         raise BadInput("This server does not accept uploads.")
     app_state.uploads.check([{"path": portrait, "meta": {"_type": "gradio.FileData"}}])
     owner = asked.get("owner")
+    behind = asked.get("background_picture")
+    if behind is not None:
+        app_state.uploads.check([{"path": behind}])
     given = {name: asked.get(name) for name in PICTURE}
+    given |= payloads.background(given.pop("background"), behind)
     picture = parse_picture(**{**given, "face": face_words(given["face"])})
     refuse_settings(state.options.preset.engine, picture.demands)
     request = open_live_request(

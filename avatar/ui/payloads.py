@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from avatar.errors import BadInput
+from avatar.request import KEEP, PICTURE_FILE
 
 
 def pressed(event: gr.EventData) -> tuple[str, str]:
@@ -64,6 +65,20 @@ def face_points(value: Any) -> dict[str, Any] | None:
             "The face points are not a JSON object.", 'Give them by name, for example {"chin": [0.5, 0.9]}.'
         )
     return dict(value) or None
+
+
+def background(word: Any, picture: Any) -> dict[str, Any]:
+    """What parse_picture takes for a background: a word or a colour, or an uploaded picture's path.
+
+    picture: checked to be an upload. Raises: BadInput.
+    """
+    if picture is None and word != PICTURE_FILE:
+        return {"background": word}
+    if not isinstance(picture, str) or not picture:
+        raise BadInput("There is no picture for the background.", "Upload one, or choose another background.")
+    if word not in (None, "", KEEP, PICTURE_FILE):
+        raise BadInput("Both a background and a picture for it were given.", "Give only one of them.")
+    return {"background": picture, "files": True}
 
 
 def truth(value: Any, name: str) -> bool:

@@ -19,7 +19,7 @@ from avatar.preset import Preset
 from avatar.settings import Picture
 from avatar.sizes import video_size
 from avatar.ui.examples import Examples
-from avatar.ui.framing_panel import KEPT, Points, SeenFace, panel_words
+from avatar.ui.framing_panel import KEPT, UPLOADED, Points, SeenFace, panel_words
 from avatar.ui.language import Language, text
 from avatar.ui.payloads import mapping
 from avatar.ui.theme import script
@@ -147,7 +147,8 @@ def concerns_about(
 def editor(elem_id: str) -> gr.HTML:
     """The component. Its value is None without a portrait, else what question() puts there.
 
-    The user can change these keys: face, points, edited, head_only, framing, aspect and extend.
+    The user can change these keys: face, points, edited, head_only, framing, aspect, extend,
+    background and background_file.
     """
     return gr.HTML(
         value=None,
@@ -170,7 +171,11 @@ def question(
     same portrait are kept.
     """
     earlier = mapping(before)
-    kept = {name: earlier[name] for name in KEPT if earlier.get("for") == portrait.name and name in earlier}
+    kept = {
+        name: earlier[name]
+        for name in (*KEPT, UPLOADED)
+        if earlier.get("for") == portrait.name and name in earlier
+    }
     width, height = look.width, look.height
     default = Picture()
     value = {

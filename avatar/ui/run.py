@@ -301,14 +301,15 @@ class Generate:
         done = replace(
             status, state=state, label=kept.entry.about.label, progress=_last(status, kept.finished)
         )
-        video = str(self.app_state.handed_out(kept.entry))
+        entry = kept.entry
+        video, taken = (str(self.app_state.handed_out(entry, file)) for file in (entry.video, entry.taken))
         if not plays:
             over |= {p.live: gr.update(visible=False), p.replay: gr.update(visible=False)}
         return over | {
             p.status: render_status(done, language),
             p.badge: render_badge(done.label, language),
             p.final: gr.update(value=video) if plays else gr.update(value=video, visible=True),
-            p.download: gr.update(value=video),
+            p.download: gr.update(value=taken),
             p.result: gr.update(visible=True),
             p.gallery: self.gallery(owner, language),
         }

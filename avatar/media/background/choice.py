@@ -21,6 +21,15 @@ def is_picture(background: str) -> bool:
     return background not in WORDS and _COLOUR.fullmatch(background) is None
 
 
+def check_live_background(background: str) -> None:
+    """Refuse what no live session can show. Raises: BadInput."""
+    if background == TRANSPARENT:
+        raise BadInput(
+            "A live session cannot be transparent: what browsers receive is H.264 or VP8 without alpha.",
+            "Choose green, which other programs can key out.",
+        )
+
+
 def suffix_of(background: str) -> str:
     """The suffix of a finished video, where nobody has chosen one."""
     return TRANSPARENT_SUFFIXES[0] if background == TRANSPARENT else ".mp4"

@@ -81,7 +81,7 @@ def colours(frame: Array, share: Array) -> tuple[Array, Array]:
         cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR)
         for one in (np.clip(near, 0, 255).astype(np.uint8), around)
     )
-    cv2.copyTo(own, cv2.compare(share, 0, cv2.CMP_EQ), person)  # nothing of the old background is left
+    cv2.copyTo(own, (share == 0).astype(np.uint8), person)  # nothing of the old background is left
     edge = np.flatnonzero((share > 0) & (share < 255))
     if len(edge):
         own, other = own.reshape(-1, 3)[edge], other.reshape(-1, 3)[edge]

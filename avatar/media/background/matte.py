@@ -50,17 +50,17 @@ class SteadyMatte:
     def of(self, frame: Array) -> Array:
         """The share of person, uint8 (H, W), 255: all. frame: uint8 (H, W, 3) RGB, the next one."""
         height, width = frame.shape[:2]
-        self._follow(cv2.resize(frame, (MODEL_PX, MODEL_PX), interpolation=cv2.INTER_AREA))
+        average = self._follow(cv2.resize(frame, (MODEL_PX, MODEL_PX), interpolation=cv2.INTER_AREA))
         scale = min(1.0, EDGES_PX / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        coarse = cv2.resize(self._average, size, interpolation=cv2.INTER_LINEAR)
+        coarse = cv2.resize(average, size, interpolation=cv2.INTER_LINEAR)
         radius = max(1, round(REACH * max(size)))
         share = fit_to_edges(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), coarse, radius)
         level = np.clip((255 / (SOLID - CLEAR)) * (share - CLEAR), 0, 255).astype(np.uint8)
         return cv2.LUT(level, _SMOOTHSTEP)
 
-    def _follow(self, small: Array) -> None:
-        """Bring the average up to the next frame, uint8 (MODEL_PX, MODEL_PX, 3)."""
+    def _follow(self, small: Array) -> Array:
+        """The average, brought up to the next frame, uint8 (MODEL_PX, MODEL_PX, 3)."""
         answer = without_specks(answer_of(small))
         grey = cv2.GaussianBlur(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1.5)
         if self._average is None or self._before is None:
@@ -70,6 +70,7 @@ class SteadyMatte:
             moving = np.clip((change - STILL) / (MOVING - STILL), 0, 1)
             self._average += (SLOWEST + (1 - SLOWEST) * moving) * (answer - self._average)
         self._before = grey
+        return self._average
 
 
 def answer_of(small: Array) -> Array:

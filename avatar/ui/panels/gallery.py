@@ -99,11 +99,14 @@ def _buttons(entry: GalleryEntry, video: str, url: Url, language: Language) -> s
         resume = tag("button", words, type="button", data_action="resume", data_id=entry.id)
     if about.duration_s:
         download = tag(
-            "a", escape(text("gallery_download", language)), href=video, download=entry.download_name
+            "a",
+            escape(text("gallery_download", language)),
+            href=url(entry.id, entry.taken.name),
+            download=entry.download_name,
         )
     if entry.captions is not None:
         name, words = entry.captions.with_suffix(SRT).name, escape(text("gallery_captions", language))
-        taken = entry.download_name.removesuffix(".mp4") + SRT
+        taken = entry.download_name.removesuffix(entry.taken.suffix) + SRT
         download += tag("a", words, href=url(entry.id, name), download=taken)
     use = tag(
         "button", escape(text("gallery_use", language)), type="button", data_action="use", data_id=entry.id

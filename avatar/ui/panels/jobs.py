@@ -15,7 +15,8 @@ from avatar.ui.panels.status import place_words
 class JobRow:
     """One job, as its row shows it. state: as QueuedRun's. place: 1 is next. share: fraction made, 0 to 1.
 
-    seconds: of the finished video, 0 for none; video: its URL; download: its name. reason: why it failed.
+    seconds: of the finished video, 0 for none; video: its URL; taken: that of the file
+    to download; download: its name. reason: why it failed.
     on_stage: whether this page's player shows it.
     """
 
@@ -27,6 +28,7 @@ class JobRow:
     eta_s: float | None = None
     seconds: float = 0.0
     video: str = ""
+    taken: str = ""
     download: str = ""
     reason: str = ""
     can_resume: bool = False
@@ -114,7 +116,7 @@ def _buttons(job: JobRow, waiting: Sequence[str], movable: bool, language: Langu
     if job.video:
         play = text("gallery_replay", language)
         made += _button("play", play, "gallery_replay", job, language, src=job.video)
-        made += tag("a", escape(text("gallery_download", language)), href=job.video, download=job.download)
+        made += tag("a", escape(text("gallery_download", language)), href=job.taken, download=job.download)
     return made + _button("dismiss", "×", "job_dismiss", job, language)
 
 

@@ -1,7 +1,9 @@
 // Which part of the portrait is shown: one radio group per choice, and a small preview of the result.
-// props.value also holds: faces [{verdict, box, points, cuts}], face, size, engine, framing, aspect, extend, small.
+// props.value also holds: faces [{verdict, box, points, cuts}], face, size, engine, framing, aspect, extend,
+// background, background_file {path}, small.
 const framings = ["whole", "half", "shoulders", "head"];
 const aspects = ["as-is", "9:16", "1:1", "16:9"];
+const backgrounds = ["keep", "blur", "colour", "picture", "green", "transparent"];
 const previewPx = 148, plainColour = "#20242b";
 const portrait = new Image();
 portrait.onload = () => drawPreview();
@@ -76,7 +78,39 @@ function buildFraming() {
   colour.addEventListener("change", () => wish({ extend: colour.value }));
   fill.append(colour);
   row("extend", fill);
+  row("background", backgroundChoices(words));
+  side.append(Object.assign(document.createElement("p"), { className: "framing-note", textContent: words.frame_transparent }));
   return panel;
+}
+
+// What is behind the person; a picture is uploaded first, then chosen.
+function backgroundChoices(words) {
+  const colour = Object.assign(document.createElement("input"), { type: "color", value: plainColour });
+  colour.setAttribute("aria-label", words.frame_background_colour);
+  colour.addEventListener("change", () => wish({ background: colour.value }));
+  const file = Object.assign(document.createElement("input"), { type: "file", accept: "image/*", hidden: true });
+  file.addEventListener("change", async () => {
+    const [picture] = file.files, asked = props.value.for;
+    file.value = "";
+    if (!picture) return;
+    try {
+      const { path } = await upload(picture);
+      if (props.value && props.value.for === asked) wish({ background: "picture", background_file: { path } });
+    } catch (error) {
+      console.error(error);
+      root.querySelector(".framing-failed").hidden = false;
+    }
+  });
+  const group = choices(words.frame_background, backgrounds, (one) => words[`background_${one}`], (one) => {
+    root.querySelector(".framing-failed").hidden = true;
+    if (one === "picture") file.click();
+    else wish({ background: one === "colour" ? colour.value : one });
+  });
+  const failed = Object.assign(document.createElement("span"), { className: "framing-failed", hidden: true });
+  failed.setAttribute("role", "alert");
+  failed.textContent = words.frame_picture_failed;
+  group.append(colour, file, failed);
+  return group;
 }
 
 function placeFraming() {
@@ -87,6 +121,10 @@ function placeFraming() {
   if (value.extend !== "blur") panel.querySelector("input").value = value.extend;
   panel.querySelector(".framing-small").hidden = !value.small || value.framing !== "whole";
   const [left, top, width, height] = cutNow();
+  const { background } = value, isColour = background.startsWith("#");
+  mark(panel.querySelector(".framing-background .choices"), isColour ? "colour" : background);
+  if (isColour) panel.querySelector(".framing-background input").value = background;
+  panel.querySelector(".framing-note").hidden = background !== "transparent";
   const slack = 0.002;
   panel.querySelector(".framing-extend").hidden =
     left > -slack && top > -slack && left + width < 1 + slack && top + height < 1 + slack;
