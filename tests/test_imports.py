@@ -278,7 +278,7 @@ def test_the_page_never_loads_torch():
 
 def test_the_control_plane_never_loads_torch():
     packages = [*CONTROL, "geometry", "errors", "commands", "long", "batch"]
-    import_quietly(["avatar.cli", *modules_of(*packages)], banned=HEAVY)
+    import_quietly(["avatar.cli", *modules_of(*packages)], libraries=("cv2",), banned=HEAVY)
 
 
 def test_comparing_and_composing_never_load_torch():

@@ -35,7 +35,7 @@ from avatar.sizes import video_size
 log = logging.getLogger(__name__)
 
 _BITS_PER_PIXEL = 0.12  # of a frame of H.264; a generous guess for a talking head
-_TRANSPARENT_BITS_PER_PIXEL = {".webm": 0.2, ".mov": 6.0}
+_TRANSPARENT_BITS_PER_PIXEL = {".webm": 0.2, ".mov": 9.0}
 _SOUND_BYTES_PER_S = 200_000  # of a channel: the canonical WAV, its lossless copy in segments, and AAC twice
 
 
