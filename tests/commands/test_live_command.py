@@ -24,6 +24,8 @@ PORTRAIT = ROOT / "assets" / "portraits" / "mara.png"
         (["--image", "nowhere.png"], "nowhere.png"),
         (["--image", str(PORTRAIT), "--preset", "live-previw"], "live-preview"),
         (["--image", str(PORTRAIT), "--face", "2"], "There is no face 2 in mara.png: 1 face can be seen."),
+        (["--image", str(PORTRAIT), "--background", "transparent"], "A live session cannot be transparent"),
+        (["--image", str(PORTRAIT), "--background", "no.png"], "background is 'no.png': no colour"),
         (["--image", str(PORTRAIT), "--framing", "legs"], "head, shoulders, half, whole"),
     ],
 )

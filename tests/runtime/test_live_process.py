@@ -69,6 +69,21 @@ def test_frames_have_their_sound_and_the_next_session_is_fresh(engine, tmp_path)
         assert found[0].frames.dtype == np.uint8
 
 
+def test_another_background_is_behind_a_session(engine, tmp_path):
+    run = engine.live(replace(live_request(tmp_path, "captain.png"), background="#204060"))
+    spoken(run, 12)
+    found = []
+    for said in run.follow():
+        if isinstance(said, LiveFrames):
+            found.append(said.frames)
+        if len(found) == 8:
+            run.end()
+    assert len(found) == 8
+    for frames in found:
+        assert (frames[:, :20, :20] == (32, 64, 96)).all()
+        assert not (frames[:, 100:120, 120:140] == (32, 64, 96)).all(-1).any(), "the face"
+
+
 @pytest.mark.slow
 def test_ranks_of_the_diffusion_engine_follow_sound_too(tmp_path):
     preset = load_preset("self-test")
