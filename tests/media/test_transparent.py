@@ -10,7 +10,7 @@ import pytest
 from media_samples import write_wav
 
 from avatar.media.side_files import is_output, made_here
-from avatar.media.speech import SpeechReader
+from avatar.media.speech_reader import SpeechReader
 from avatar.media.transparent import DRAFT, TransparentWriter, complete
 
 NUM_FRAMES, HEIGHT, WIDTH = 60, 97, 128  # an odd height loses a row

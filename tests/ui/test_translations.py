@@ -64,7 +64,7 @@ def test_no_words_lie_idle():
     source = "".join(path.read_text(encoding="utf-8") for path in paths)
     source += (UI / "static" / "points.js").read_text(encoding="utf-8")
     # Keys that the code composes.
-    made = ("phase_", "error_", "points_", "source_", "captions_", "framing_", "aspect_")
+    made = ("phase_", "error_", "points_", "source_", "captions_", "framing_", "aspect_", "background_")
     source = source.replace("'", '"')
     idle = [key for key in TEXT if f'"{key.removesuffix("_info")}"' not in source]
     assert [
