@@ -6,6 +6,8 @@ halo of the old background is carried over.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 
@@ -120,9 +122,14 @@ def covering(picture: Array, height: int, width: int) -> Array:
     return np.ascontiguousarray(scaled[top : top + height, left : left + width])
 
 
+@lru_cache(maxsize=2)
+def _chequers(height: int, width: int) -> Array:
+    y, x = np.indices((height, width)) // SQUARE_PX
+    return np.where((x + y) % 2, LIGHT, DARK).astype(np.uint8)[..., None].repeat(3, 2)
+
+
 def on_chequers(frames: Array) -> Array:
     """Transparent frames, uint8 (T, H, W, 4), over a chequered ground, for video that has no transparency."""
     _, height, width, _ = frames.shape
-    y, x = np.indices((height, width)) // SQUARE_PX
-    ground = np.where((x + y) % 2, LIGHT, DARK).astype(np.uint8)[..., None].repeat(3, 2)
+    ground = _chequers(height, width)
     return np.stack([laid_over(np.ascontiguousarray(one[..., :3]), one[..., 3], ground) for one in frames])

@@ -55,8 +55,8 @@ class SteadyMatte:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         coarse = cv2.resize(average, size, interpolation=cv2.INTER_LINEAR)
         radius = max(1, round(REACH * max(size)))
-        share = fit_to_edges(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), coarse, radius)
-        level = np.clip((255 / (SOLID - CLEAR)) * (share - CLEAR), 0, 255).astype(np.uint8)
+        spread = (coarse - CLEAR) * (255 / (SOLID - CLEAR))
+        level = fit_to_edges(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), spread, radius)
         return cv2.LUT(level, _SMOOTHSTEP)
 
     def _follow(self, small: Array) -> Array:
@@ -91,9 +91,10 @@ def without_specks(answer: Array) -> Array:
 
 
 def fit_to_edges(guide: Array, coarse: Array, radius: int) -> Array:
-    """A coarse matte, float32 (h, w), at the guide's size, with its edges moved to the guide's.
+    """A coarse matte, float32 (h, w), brought to the guide's size, with its edges moved to the guide's.
 
-    guide: uint8 (H, W). radius: in pixels of the coarse one, within which edges are looked for.
+    coarse: from 0 to 255, and beyond, where the result is cut off. guide, result: uint8 (H, W). radius: in
+    pixels of the coarse one, within which edges are looked for.
     Source: He, Sun, "Fast guided filter", arXiv 1505.00996.
     """
     small = cv2.resize(guide, coarse.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
@@ -109,4 +110,4 @@ def fit_to_edges(guide: Array, coarse: Array, radius: int) -> Array:
     size = guide.shape[::-1]
     slope = cv2.resize(mean(slope), size, interpolation=cv2.INTER_LINEAR)
     offset = cv2.resize(offset, size, interpolation=cv2.INTER_LINEAR)
-    return cv2.add(cv2.multiply(slope, guide, scale=1 / 255, dtype=cv2.CV_32F), offset)
+    return cv2.add(cv2.multiply(slope, guide, scale=1 / 255, dtype=cv2.CV_32F), offset, dtype=cv2.CV_8U)
