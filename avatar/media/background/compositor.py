@@ -73,9 +73,9 @@ def colours(frame: Array, share: Array) -> tuple[Array, Array]:
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     few = cv2.resize(share, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    near = average(small, few**4, REACH)  # a high power: what is surely person counts most
-    around = average(small, (1 - few) ** 4, REACH)
-    far = average(small, (1 - few) ** 4, 4 * REACH)
+    sure, clear = np.square(np.square(few)), np.square(np.square(1 - few))  # what is surely so counts most
+    near = average(small, sure, REACH)
+    around, far = average(small, clear, REACH), average(small, clear, 4 * REACH)
     around = np.where((average_of(1 - few, REACH) > 0.05)[..., None], around, far)
     around = np.clip(around, 0, 255).astype(np.uint8)
     person = frame.copy()
@@ -83,8 +83,8 @@ def colours(frame: Array, share: Array) -> tuple[Array, Array]:
         cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR)
         for one in (np.clip(near, 0, 255).astype(np.uint8), around)
     )
-    cv2.copyTo(own, (share == 0).astype(np.uint8), person)  # nothing of the old background is left
-    edge = np.flatnonzero((share > 0) & (share < 255))
+    cv2.copyTo(own, cv2.inRange(share, 0, 0), person)  # nothing of the old background is left
+    edge = np.flatnonzero(cv2.inRange(share, 1, 254))
     if len(edge):
         own, other = own.reshape(-1, 3)[edge], other.reshape(-1, 3)[edge]
         alpha, own = share.ravel()[edge, None].astype(np.float32) / 255, own.astype(np.float32)

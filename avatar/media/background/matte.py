@@ -23,7 +23,7 @@ Array = np.ndarray
 # The model is vendored with the preview's others, where NOTICE says whose it is; this imports nothing of it.
 MODEL = Path(__file__).parents[2] / "preview" / "models" / "person_segmentation.onnx"
 MODEL_PX = 256  # side of its square input; frames are scaled to it, whatever their shape
-EDGES_PX = 320  # longer side at which it is worked out how the matte follows the frame's edges
+EDGES_PX = 256  # longer side at which it is worked out how the matte follows the frame's edges
 STILL, MOVING = 2.0, 10.0  # change of brightness up to which a place stands still, and from which it moves
 SLOWEST = 0.08  # share of a new answer in the average, where the picture stands still
 REACH = 0.012  # radius within which edges are looked for, over the longer side
