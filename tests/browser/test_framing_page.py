@@ -159,3 +159,22 @@ def test_a_phone_shows_faces_and_crops_whole(server: Server, visit: Visit, two: 
         for box in [one.bounding_box() for one in page.locator(selector).all()]:
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= 390
+
+
+def test_a_picture_is_put_behind_the_person(server: Server, visit: Visit, short_speech: Path, tmp_path: Path):
+    sea = tmp_path / "sea.png"
+    Image.new("RGB", (300, 200), (10, 20, 200)).save(sea)
+    visitor = visit(server.url)
+    page, group = visitor.page, ".framing-background"
+    page.set_input_files("#portrait input[type=file]", PORTRAIT)
+    page.wait_for_selector(".framing canvas")
+    assert chosen(page, group) == ["keep"]
+    page.click(f'{group} [data-choice="transparent"]')
+    assert "WebM" in page.inner_text(".framing-note")
+    page.click(f'{group} [data-choice="colour"]')
+    assert (chosen(page, group), page.is_visible(".framing-note")) == (["colour"], False)
+    page.set_input_files(f"{group} input[type=file]", sea)
+    page.wait_for_selector(f'{group} [data-choice="picture"][aria-checked="true"]')
+    with av.open(str(generated(server, visitor, short_speech))) as film:
+        corner = next(film.decode(video=0)).to_ndarray(format="rgb24")[:30, :30].mean((0, 1))
+    assert corner == pytest.approx((10, 20, 200), abs=6)
