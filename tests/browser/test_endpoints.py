@@ -10,6 +10,7 @@ import av
 import pytest
 import soundfile
 from gradio_client import Client, exceptions, handle_file
+from PIL import Image
 from visiting import PORTRAIT, Server, wait_until
 
 HERE = re.escape(str(Path(__file__).parents[2]))
@@ -65,6 +66,23 @@ def test_a_text_is_spoken_and_animated(client: Client, server: Server):
             client.predict(words, voice, 1.0, api_name="/speak")
     with pytest.raises(exceptions.AppError, match=r"from 0\.5 to 2"):
         client.predict(*given, "Hi.", "heart", 77, "file", api_name="/generate")
+
+
+def test_a_transparent_video_is_answered_as_webm(client: Client, short_speech: Path, tmp_path: Path):
+    given = {"portrait": handle_file(str(PORTRAIT)), "speech": handle_file(str(short_speech))}
+    given |= {"settings": {"size": "256*256"}, "api_name": "/generate"}
+    video = client.predict(**given, background="transparent")
+    with av.open(video) as film:
+        assert film.streams.video[0].metadata["ALPHA_MODE"] == "1"
+    picture = tmp_path / "sea.png"
+    Image.new("RGB", (300, 200), (10, 20, 200)).save(picture)
+    video = client.predict(**given, background_picture=handle_file(str(picture)))
+    with av.open(video) as film:
+        corner = next(film.decode(video=0)).to_ndarray(format="rgb24")[:30, :30].mean((0, 1))
+    assert corner == pytest.approx((10, 20, 200), abs=6)
+    for bad in (str(picture), "/etc/passwd"):
+        with pytest.raises(exceptions.AppError, match="It must be one of: keep, blur"):
+            client.predict(**given, background=bad)
 
 
 def test_a_face_and_framing_are_given_by_name(client: Client, server: Server, short_speech: Path):

@@ -268,6 +268,27 @@ def test_only_an_upload_begins_a_session(client, asked):
     assert "passwd" not in answer.text
 
 
+@pytest.mark.parametrize(
+    "background",
+    [
+        {"background": "transparent"},
+        {"background": "/etc/passwd"},
+        {"background_picture": "/etc/passwd"},
+        {"background_picture": ["x"]},
+        {"background": 5},
+    ],
+)
+def test_what_cannot_be_behind_a_session_begins_none(client, background):
+    answer = client.post("/live/sessions", json={"portrait": client.portrait, **background})
+    assert answer.status_code == 400
+    assert "root:" not in answer.text
+
+
+def test_an_uploaded_picture_may_be_behind_a_session(client):
+    assert begin(client, background_picture=client.portrait)
+    assert begin(client, background="blur")
+
+
 def test_a_second_visitor_is_reported_the_place_and_follows(client, state):
     first, second = begin(client), begin(client)
     with client.websocket_connect(second) as waits:
