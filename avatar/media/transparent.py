@@ -124,6 +124,8 @@ def complete(folder: Path, speech: SpeechReader, output: Path, fps: int = FPS) -
             video.time_base = Fraction(1, fps)
             if webm:
                 video.metadata["alpha_mode"] = "1"  # by which players know that there is an alpha channel
+            else:
+                video.codec_context.codec_tag = "ap4h"  # ProRes 4444; otherwise it would be called 422 HQ
             sound = _OpusSound(whole, speech) if webm else GridSound(whole, speech, 0)
             packets = draft.demux(video=0)
             while (packet := _next(packets)) is not None:

@@ -51,7 +51,7 @@ def read(video: Path) -> list[av.VideoFrame]:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "codec", "pixels"), [(".webm", "vp9", "yuva420p"), (".mov", "prores", "yuva444p10le")]
+    ("suffix", "codec", "pixels"), [(".webm", "vp9", "yuva420p"), (".mov", "prores", "yuva444p12le")]
 )
 def test_alpha_is_read_back_as_it_was_written(suffix, codec, pixels, tmp_path, speech):
     video = tmp_path / f"o{suffix}"
@@ -68,6 +68,9 @@ def test_alpha_is_read_back_as_it_was_written(suffix, codec, pixels, tmp_path, s
         assert picture.average_rate == 25
         if suffix == ".webm":
             assert picture.metadata["ALPHA_MODE"] == "1"
+        else:
+            assert picture.codec_context.codec_tag == "ap4h"
+            assert picture.codec_context.profile == "4444"
         assert sound.codec_context.name == ("opus" if suffix == ".webm" else "aac")
         heard = sum(one.samples for one in container.decode(audio=0))
     assert heard == pytest.approx(NUM_FRAMES * 1920, abs=1024)

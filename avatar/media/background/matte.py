@@ -25,10 +25,11 @@ MODEL = Path(__file__).parents[2] / "preview" / "models" / "person_segmentation.
 MODEL_PX = 256  # side of its square input; frames are scaled to it, whatever their shape
 EDGES_PX = 256  # longer side at which it is worked out how the matte follows the frame's edges
 STILL, MOVING = 2.0, 10.0  # change of brightness up to which a place stands still, and from which it moves
+DOUBTED = 0.4  # change of the answer from which it is believed although the picture stands still
 SLOWEST = 0.08  # share of a new answer in the average, where the picture stands still
 REACH = 0.012  # radius within which edges are looked for, over the longer side
 EDGE_CONTRAST = 1e-3  # variance of brightness, from 0 to 1, from which an edge is one
-CLEAR, SOLID = 0.12, 0.88  # answers that count as background, and as person
+CLEAR, SOLID = 0.3, 0.9  # answers that count as background, and as person
 SMALLEST_PIECE = 0.04  # of the largest piece of person; smaller ones, apart from it, are mistakes
 
 _STEPS = np.linspace(0, 1, 256, dtype=np.float32)
@@ -68,6 +69,9 @@ class SteadyMatte:
         else:
             change = cv2.dilate(cv2.absdiff(grey, self._before), np.ones((5, 5), np.uint8))
             moving = np.clip((change - STILL) / (MOVING - STILL), 0, 1)
+            # A place may change hands without changing its brightness, such as a dark sleeve on a dark wall.
+            surprise = np.clip((cv2.absdiff(answer, self._average) - DOUBTED) / (1 - DOUBTED), 0, 1)
+            moving = np.maximum(moving, surprise)
             self._average += (SLOWEST + (1 - SLOWEST) * moving) * (answer - self._average)
         self._before = grey
         return self._average
