@@ -177,7 +177,7 @@ def test_without_keeping_a_run_ends_with_its_page(page, leaves):
     run.close()
     [entry] = p.app_state.gallery.entries()
     assert entry.about.stopped
-    assert list(p.app_state.scratch.iterdir()) == []
+    wait_until(lambda: not list(p.app_state.scratch.iterdir()))
 
 
 def test_without_keeping_a_page_may_look_at_another_of_its_runs(page):
