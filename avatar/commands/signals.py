@@ -39,7 +39,10 @@ class Stop:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise StopSignal, once, so that folders are removed on exit, as by Ctrl-C."""
+    """SIGTERM and SIGHUP raise StopSignal, so that folders are removed on exit, as by Ctrl-C.
+
+    Every later one is ignored until the program has ended.
+    """
 
     def end(number: int, _frame: FrameType | None) -> None:
         for other in ENDING:
@@ -55,8 +58,8 @@ def stopped_by_signals(cancel: Callable[[], None]) -> Iterator[Stop]:
     """The first signal ends the run gracefully; a second Ctrl-C, more than AGAIN_S later, ends the program.
 
     Other signals may arrive twice by themselves: `timeout` sends SIGTERM to its child and to the group; when
-    a terminal closes, kernel and shell both send SIGHUP. A Cancelled raised inside gets the signal's exit
-    code.
+    a terminal closes, kernel and shell both send SIGHUP. The second may come after the run has ended, so a
+    stopped program keeps this handling to its end. A Cancelled raised inside gets the signal's exit code.
     """
     stopped = Stop()
     since = 0.0
@@ -70,7 +73,7 @@ def stopped_by_signals(cancel: Callable[[], None]) -> Iterator[Stop]:
         elif number == signal.SIGINT and time.monotonic() - since > AGAIN_S:
             raise StopSignal(number)
 
-    with _handled(stop, ENDING):
+    with _handled(stop, ENDING, keep=lambda: stopped.number is not None):
         try:
             yield stopped
         except Cancelled as error:
@@ -79,8 +82,15 @@ def stopped_by_signals(cancel: Callable[[], None]) -> Iterator[Stop]:
 
 
 @contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None], numbers: tuple[int, ...]) -> Iterator[None]:
-    """Install a handler for some signals, but not for an ignored SIGHUP, which nohup set."""
+def _handled(
+    handler: Callable[[int, FrameType | None], None],
+    numbers: tuple[int, ...],
+    keep: Callable[[], bool] = lambda: False,
+) -> Iterator[None]:
+    """Install a handler for some signals, but not for an ignored SIGHUP, which nohup set.
+
+    keep: asked at the end, whether the handler stays. One that was replaced meanwhile is not put back either.
+    """
     before: dict[int, Any] = {}
     for number in numbers:
         if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -89,4 +99,5 @@ def _handled(handler: Callable[[int, FrameType | None], None], numbers: tuple[in
         yield
     finally:
         for number, handled in before.items():
-            signal.signal(number, handled)
+            if not keep() and signal.getsignal(number) is handler:
+                signal.signal(number, handled)

@@ -22,6 +22,7 @@ from avatar.distributed.p2p import Done, Encode, End, Message
 from avatar.distributed.process_groups import Group
 from avatar.distributed.stage import Stage
 from avatar.distributed.wavefront_schedule import Order, WavefrontRun
+from avatar.errors import Cancelled
 from avatar.geometry import Geometry
 from avatar.model.transformer import StreamingTransformer
 from avatar.pipeline.denoiser import Conditions
@@ -169,13 +170,18 @@ class ParallelDenoiser:
         self._order(replace(block, audio=downloaded(block.audio), pose=pose))
 
     def collect(self, check: Callable[[], None] = lambda: None) -> Tensor:
-        """See Denoiser. Latents are on the CPU; check is called often. Raises: any error of the group."""
-        assert self._run is not None
+        """See Denoiser. Latents are on the CPU; check is called often.
+
+        Raises: any error of the group; Cancelled if another thread closes this denoiser meanwhile.
+        """
+        run = self._run
         try:
             while True:
                 check()
+                if run is None or run.quit.is_set():
+                    raise Cancelled("Stopped.")
                 try:
-                    finished = self._run.finished.get(timeout=POLL_S)
+                    finished = run.finished.get(timeout=POLL_S)
                 except queue.Empty:
                     continue
                 if isinstance(finished, BaseException):

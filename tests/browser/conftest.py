@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while the driver lives, its event loop counts as running in this thread
 def launch() -> Iterator[Callable[..., Browser]]:
     """A function that starts a Chromium, with arguments besides the usual ones; one driver per process."""
     assert shutil.which(CHROMIUM), f"no browser at {CHROMIUM}; set $CHROMIUM"
@@ -48,7 +48,7 @@ def launch() -> Iterator[Callable[..., Browser]]:
         yield launch_chromium
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(launch: Callable[..., Browser]) -> Iterator[Browser]:
     launched = launch()
     yield launched

@@ -95,6 +95,20 @@ def test_a_signal_to_the_group_keeps_what_was_made(inputs, scratch, send, number
 
 
 @pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_comes_again_after_the_end_changes_nothing(inputs, scratch, number):
+    arguments = [*inputs, *PREVIEW, "--output", "out.mp4", "--json"]
+    with started(arguments, scratch, stdout=subprocess.PIPE, text=True) as running:
+        seen = []
+        for line in running.stdout:
+            event = json.loads(line)["event"]
+            if event == "finished" or (event == "segment" and event not in seen):
+                running.send_signal(number)
+            seen.append(event)
+        code = running.wait(60)
+    assert (seen[-1], code) == ("finished", 128 + number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_to_a_batch_keeps_what_was_made(inputs, scratch, number):
     Path("jobs.csv").write_text(
         "image,audio,preset,name\np.png,s.wav,cpu-preview,a\np.png,s.wav,cpu-preview,b\n"
