@@ -21,7 +21,7 @@ from avatar.media.atomic import disk_error
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import Request
-from avatar.runtime.engine import Engine
+from avatar.runtime.engine import Engine, warm_up
 from avatar.runtime.gallery import About, Gallery, GalleryEntry
 from avatar.runtime.rescued_files import kept_in_words
 from avatar.ui.queued_run import KeptVideo, QueuedRun, Requester, WaitingInQueue
@@ -305,10 +305,7 @@ class JobQueue:
 
     def _warm(self, preset: Preset) -> None:
         try:
-            engine = self._engine_for(preset)
-            warm = getattr(engine, "warm", None)
-            if warm is not None:
-                warm()
+            warm_up(self._engine_for(preset))
         except AvatarError as error:  # reported again, on a page, when a run needs the engine
             log.warning("the engine could not be opened ahead of time: %s", error)
 
