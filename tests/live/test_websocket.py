@@ -301,6 +301,22 @@ def test_a_second_visitor_is_reported_the_place_and_follows(client, state):
     assert client.post("/live/sessions", json={"portrait": client.portrait}).status_code == 429
 
 
+def test_what_is_asked_while_waiting_holds_once_it_begins(client, state):
+    first, second = begin(client), begin(client)
+    with client.websocket_connect(second) as waits:
+        reported(waits, "waiting")
+        waits.send_json({"type": "hello", "rate": 48_000, "video": "raw"})
+        waits.send_json({"type": "mode", "mode": "type"})
+        waits.send_json({"type": "say", "text": "Too early."})
+        assert "not begun" in reported(waits, "notice")["text"]
+        with client.websocket_connect(first) as goes:
+            reported(goes, "begun")
+            goes.send_json({"type": "end"})
+        reported(waits, "begun")
+        assert data(waits)
+        assert state.opened(second.removeprefix("live/")).conversation.mode == "type"
+
+
 def test_a_closed_page_frees_the_engine_at_once(client, state, engines):
     path = begin(client)
     with client.websocket_connect(path) as socket:
