@@ -129,29 +129,24 @@ def run(args: argparse.Namespace) -> int:
         notifying(args.notify_url) as post,
         Scratch() as work,
         kept_outside(output),
-        _engines(args, preset, inventory) as engines,
         job.opened(work) as opened,
     ):
         if opened.finished is not None:
             return _report_finished(opened.finished, args.json)
         opened.check_engines(args.jobs)
-        with _posting_end(opened.request, post) as ends:
-            return _follow(opened.engine(engines), opened.request, args.json, ends)
-
-
-@contextmanager
-def _engines(args: argparse.Namespace, preset: Preset, inventory: Inventory) -> Iterator[list[Engine]]:
-    """The engines of a run; the first one's process starts at once, while the inputs are read."""
-    places: list[list[str] | None] = [None]
-    if args.attach is None:
-        places = [gpus_of(preset, place, args.jobs, inventory) for place in range(args.jobs)]
-    engines = [open_engine(preset, weights=args.ckpt_dir, gpus=gpus, attach=args.attach) for gpus in places]
-    try:
-        warm_up(engines[0])
-        yield engines
-    finally:
-        for engine in engines:
-            engine.close()
+        places: list[list[str] | None] = [None]
+        if args.attach is None:
+            places = [gpus_of(preset, place, args.jobs, inventory) for place in range(args.jobs)]
+        engines = [
+            open_engine(preset, weights=args.ckpt_dir, gpus=gpus, attach=args.attach) for gpus in places
+        ]
+        try:
+            warm_up(engines[0])  # its process starts while the portrait is looked at
+            with _posting_end(opened.request, post) as ends:
+                return _follow(opened.engine(engines), opened.request, args.json, ends)
+        finally:
+            for engine in engines:
+                engine.close()
 
 
 def _report_within_reach(inventory: Inventory, as_json: bool) -> None:
