@@ -171,7 +171,8 @@ def _verdict(device: DevicePlan) -> str:
 
 def _waiting(placement: Placement) -> str:
     """The offloaded parts, in words."""
-    what = [f"{placement.layers_on_host} layers"] if placement.layers_on_host else []
+    kept = " as GGUF blocks" if placement.layers_in_blocks else ""
+    what = [f"{placement.layers_on_host} layers{kept}"] if placement.layers_on_host else []
     what += ["the rings"] if placement.rings_on_host else []
     what += ["the side models"] if placement.side_models_on_host else []
     listens = " The speech encoder works on the CPU." if placement.speech_on_cpu else ""
