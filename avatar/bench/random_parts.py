@@ -77,6 +77,7 @@ def random_parts(
 
     prompt_tokens: length of every prompt; None for the longest short prompt, as the presets' are short.
     """
+    assert not placement.layers_in_blocks  # there is no file
     device, dtype = best_device(), DTYPES[preset.memory.weight_dtype]
     is_tiny = preset.requires.weights == "tiny"
     config = tiny.CONFIG if is_tiny else ModelConfig()

@@ -16,7 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 
 from avatar.batch.engines import gpus_of
-from avatar.checkpoints.locations import remember
 from avatar.commands.output import console, write_json
 from avatar.commands.setting_flags import (
     add_checkpoint,
@@ -103,8 +102,6 @@ def run(args: argparse.Namespace) -> int:
     preset = chosen_preset(args, inventory, (*flags, *picture.demands))
     if args.attach is None:
         require(preset, inventory)
-        if args.ckpt_dir is not None and preset.requires.weights == "live-avatar":
-            remember(args.ckpt_dir)
         if args.preset == "auto":
             _report_within_reach(inventory, args.json)
     else:

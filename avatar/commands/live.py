@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar.commands.output import console
-from avatar.commands.setting_flags import add_picture, chosen_picture
+from avatar.commands.setting_flags import add_checkpoint, add_picture, chosen_picture
 from avatar.errors import AvatarError
 from avatar.live.portrait_intake import live_preset
 from avatar.media.background.choice import check_live_background, is_picture
@@ -46,6 +46,7 @@ def add(commands: Any) -> None:
     add("--hear_url", help="recogniser of Talk, likewise")
     add("--hear_model", help="its model")
     add_picture(parser)
+    add_checkpoint(parser)
     parser.set_defaults(run=run)
 
 
@@ -54,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     from avatar.preview.face_finder import Finder  # imports OpenCV and the face models; only for a portrait
 
     portrait, picture = open_portrait(args.image), chosen_picture(args)
-    refuse_settings(live_preset(args.preset).engine, picture.demands)
+    named = () if args.ckpt_dir is None else ("ckpt_dir",)
+    refuse_settings(live_preset(args.preset).engine, (*picture.demands, *named))
     check_live_background(picture.background)
     shown = framed(portrait.pixels, picture, args.image.name, finder=Finder())
     open_background(picture.background, shown.pixels, args.image.name, Reader(), None)
@@ -92,6 +94,8 @@ def arguments(args: argparse.Namespace, port: int) -> list[str]:
         if name == "background" and value and is_picture(value):
             value = str(Path(value).resolve())
         out += [f"--live-{name}", value] if value else []
+    if args.ckpt_dir is not None:
+        out += ["--weights", str(args.ckpt_dir.resolve())]
     for server in args.ice_servers:
         out += ["--ice-servers", server]
     return out

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from avatar.checkpoints.locations import locate
 from avatar.commands.output import console, write_json
-from avatar.commands.setting_flags import add_preset, chosen_preset
+from avatar.commands.setting_flags import add_checkpoint, add_preset, chosen_preset
 from avatar.errors import BadInput, DoesNotFit
 from avatar.geometry import Size
 from avatar.hardware.inventory import Inventory, probe
@@ -30,7 +32,7 @@ def add(commands: Any) -> None:
         "plan", help="what a preset needs in memory", description=__doc__, allow_abbrev=False
     )
     machine = parser.add_argument_group(
-        "an imagined machine", "instead of this one; empty cards, weights in place"
+        "an imagined machine", "instead of this one; empty cards, the weights that are here or the published"
     )
     machine.add_argument("--gpus", type=int, metavar="N", help="number of GPUs")
     machine.add_argument("--vram", type=float, metavar="GIB", help="memory of each GPU")
@@ -41,6 +43,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_preset(parser)
+    add_checkpoint(parser)
     parser.set_defaults(run=run)
 
 
@@ -122,7 +125,7 @@ def _inventory(args: argparse.Namespace) -> Inventory:
             raise BadInput(
                 "--ram and --compute_capability describe an imagined machine.", "Give --gpus and --vram too."
             )
-        return probe()
+        return probe(args.ckpt_dir)
     if (
         args.gpus is None
         or args.vram is None
@@ -139,7 +142,8 @@ def _inventory(args: argparse.Namespace) -> Inventory:
             raise BadInput(
                 f"--compute_capability is {args.compute_capability[:20]!r}.", 'Write it like "8.9".'
             ) from error
-    return Inventory.imagine(args.gpus, args.vram, **imagined)
+    machine, here = Inventory.imagine(args.gpus, args.vram, **imagined), locate(args.ckpt_dir)
+    return replace(machine, checkpoint=here) if here.complete or args.ckpt_dir is not None else machine
 
 
 def _print(planned: Plan) -> None:
@@ -171,7 +175,8 @@ def _verdict(device: DevicePlan) -> str:
 
 def _waiting(placement: Placement) -> str:
     """The offloaded parts, in words."""
-    what = [f"{placement.layers_on_host} layers"] if placement.layers_on_host else []
+    kept = " as GGUF blocks" if placement.layers_in_blocks else ""
+    what = [f"{placement.layers_on_host} layers{kept}"] if placement.layers_on_host else []
     what += ["the rings"] if placement.rings_on_host else []
     what += ["the side models"] if placement.side_models_on_host else []
     listens = " The speech encoder works on the CPU." if placement.speech_on_cpu else ""

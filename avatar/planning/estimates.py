@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from avatar.checkpoints.block_sizes import BlockSizes
 from avatar.checkpoints.model_sizes import (
     DTYPE_BYTES,
     SPEECH_ENCODER_VALUES,
@@ -17,6 +18,7 @@ from avatar.checkpoints.model_sizes import (
     ModelSizes,
     Weights,
 )
+from avatar.errors import BadInput
 from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
 from avatar.planning.placement import RING_SLOTS, Placement, spread
 from avatar.planning.plan import ALWAYS, GIB, MemoryItem, RunPhase
@@ -35,6 +37,10 @@ ENCODE_WORKSPACE_BYTES_PER_PX = 6500  # the VAE encodes 4 frames at a time and k
 SPEECH_WINDOW_S = 60.0  # the most that goes through the speech encoder at once
 SPEECH_STATES_BYTES_PER_S = 25 * 50 * 1024 * 4  # all layers' hidden states
 SPEECH_WORKSPACE_BYTES_PER_S = 3 * 3200 * 512 * 4  # three copies of the first convolution's output
+
+# A piece of a tensor in GGUF blocks while it is dequantised, merged with its LoRAs and rounded, 68 MiB; and
+# cuBLAS's second workspace, for the stream on which that is done.
+GGUF_WORKSPACE_BYTES = GIB // 8
 
 CUDA_CONTEXT_BYTES = 80 * GIB // 100  # with loaded kernels: 0.75 to 0.87 GiB; other cards take less
 LIBRARY_WORKSPACE_BYTES = GIB // 16  # cuBLAS
@@ -147,10 +153,10 @@ def host_items(run: RunShape, shares: list[RankShare], placement: Placement) -> 
     ]
     if run.memory.text_encoder == "cpu":
         items.append(MemoryItem("text_encoder", _values(TEXT_ENCODER_VALUES, run.dtype), (ENCODE,)))
-    away = [run.sizes.layers[index] for share in shares for index in _on_host(share, placement)]
+    away = sum(_away_bytes(run, share, placement) for share in shares)
     if away:
-        weights = sum(away, Weights()).num_bytes(run.memory.weight_dtype)
-        items.append(MemoryItem("transformer_weights", weights))
+        name = "gguf_blocks" if placement.layers_in_blocks else "transformer_weights"
+        items.append(MemoryItem(name, away))
     if placement.rings_on_host:
         items.append(MemoryItem("kv_rings", sum(_rings_bytes(run, share) for share in shares), running))
     if placement.side_models_on_host:
@@ -166,9 +172,8 @@ def traffic_bytes(run: RunShape, shares: list[RankShare], placement: Placement) 
     """Bytes that cross the bus to the GPUs per block: rings once, layers at each step or once for all."""
     total = 0
     for share in shares:
-        away = sum((run.sizes.layers[index] for index in _on_host(share, placement)), Weights())
         times = 1 if placement.diagonal else share.num_steps
-        total += times * away.num_bytes(run.memory.weight_dtype)
+        total += times * _away_bytes(run, share, placement)
         total += _rings_bytes(run, share) if placement.rings_on_host else 0
     return total
 
@@ -191,6 +196,8 @@ def _transformer(run: RunShape, share: RankShare, placement: Placement) -> list[
     if away:
         slot = max(layers[index].num_bytes(dtype) for index in away)
         items.append(MemoryItem("layer_slots", placement.layers_ahead * slot, loaded))
+    if away and placement.layers_in_blocks:
+        items.append(MemoryItem("gguf_workspace", GGUF_WORKSPACE_BYTES + _blocks(run).largest, loaded))
     return items
 
 
@@ -265,6 +272,24 @@ def _on_host(share: RankShare, placement: Placement) -> list[int]:
     """Which of a share's layers are offloaded to the host."""
     count = min(placement.layers_on_host, len(share.layers))
     return [share.layers[place] for place in spread(len(share.layers), count)]
+
+
+def _away_bytes(run: RunShape, share: RankShare, placement: Placement) -> int:
+    """Bytes of a share's layers that are offloaded, as they are kept."""
+    indices = _on_host(share, placement)
+    if placement.layers_in_blocks:
+        return sum(_blocks(run).layers[index] for index in indices)
+    return sum((run.sizes.layers[index] for index in indices), Weights()).num_bytes(run.memory.weight_dtype)
+
+
+def _blocks(run: RunShape) -> BlockSizes:
+    """The sizes of the model's layers as GGUF blocks. Raises: BadInput for a model in other files."""
+    if run.sizes.blocks is None:
+        raise BadInput(
+            "Layers can be kept as GGUF blocks only where the transformer is a GGUF file.",
+            "Choose a GGUF file with --ckpt_dir.",
+        )
+    return run.sizes.blocks
 
 
 def _rings_bytes(run: RunShape, share: RankShare) -> int:

@@ -229,10 +229,10 @@ def _on_the_best_cards(preset: Preset, inventory: Inventory) -> tuple[tuple[Gpu,
     return min(tried, key=lambda one: (*_ease(one[1]), *_worth(one[0][0])))
 
 
-def _ease(planned: Plan) -> tuple[bool, bool, int]:
+def _ease(planned: Plan) -> tuple[bool, bool, bool, int]:
     """Sort key: cards on which a plan fits come first, then those where less is offloaded."""
-    placement = planned.placement
-    return not planned.fits, placement.rings_on_host, placement.layers_on_host
+    placed = planned.placement
+    return not planned.fits, placed.layers_in_blocks, placed.rings_on_host, placed.layers_on_host
 
 
 def _worth(gpu: Gpu) -> tuple[int, tuple[int, ...], int]:
