@@ -75,23 +75,26 @@ def plan_here(
     fixed: Placement | None = None,
     speech_s: float = SPEECH_WINDOW_S,
     share: float = 1.0,
+    num_speakers: int = 1,
 ) -> Plan:
     """Plan a run in this process, keeping the placement of models that are already loaded if it will do.
 
     Reloading costs more than a few needlessly offloaded layers. weights: the checkpoint's folder, if given.
     held: the placement of the loaded models. fixed: a placement to use without choice. speech_s: length of
-    the speech. share: fraction of the device's free memory that may be used.
+    the speech. share: fraction of the device's free memory that may be used. num_speakers: see plan.
     """
     inventory = inventory_here(device, weights, share)
     if fixed is None and (device.type != "cuda" or not preset.memory.offload_model):
         fixed = ALL_ON_GPU
     if fixed is not None:
-        return plan(preset, inventory, fixed, speech_s)
-    planned = plan(preset, inventory)  # for a speech of any length: the next may be longer
+        return plan(preset, inventory, fixed, speech_s, num_speakers=num_speakers)
+    planned = plan(
+        preset, inventory, num_speakers=num_speakers
+    )  # for a speech of any length: the next may be longer
     placement = planned.placement if held is None else _kept(held, planned.placement)
     if placement == planned.placement and speech_s >= SPEECH_WINDOW_S:
         return planned
-    return plan(preset, inventory, placement, speech_s)
+    return plan(preset, inventory, placement, speech_s, num_speakers=num_speakers)
 
 
 def _kept(held: Placement, wanted: Placement) -> Placement:

@@ -36,6 +36,10 @@ def new_report(request: Request, label: str) -> RunReport:
         face_points=request.face_points,
         head_only=request.head_only,
         face=request.face,
+        speakers=[
+            {"face": one.face, "name": one.name, "mask": one.mask, "speaks": one.voice is not None}
+            for one in request.speakers
+        ],
         made_from={} if request.part else origin(request),
     )
 

@@ -69,6 +69,7 @@ class RunReport:
 
     video, thumbnail, portrait, speech: file names without folders. engine: the source's label.
     created: ISO 8601, UTC. first_frame_s, first_segment_s: seconds since the run began.
+    speakers: of several, each one's face, mask and what it says, name and whether it has a voice.
     frames_per_s: frames per second since the first one was requested. made_from: see origin; {} for parts.
     error_kind: the class of the error. plan: the plan at the start of the run (Plan.as_dict). memory:
     measured peaks. None means not measured.
@@ -87,6 +88,7 @@ class RunReport:
     face_points: dict[str, tuple[float, float]] | None = None
     head_only: bool = False
     face: tuple[float, float, float, float] | None = None
+    speakers: list[dict[str, Any]] = field(default_factory=list)
     num_frames: int = 0
     width: int = 0
     height: int = 0
