@@ -102,9 +102,7 @@ def test_a_face_may_listen(ask: Ask) -> None:
     assert told.endswith("3: b.wav; 1: a.wav. Without a voice: 2.")
 
 
-@pytest.mark.parametrize(
-    ("split", "names"), [("stereo", ["left", "right"]), ("turns.txt", ["Anna", "Ben"])]
-)
+@pytest.mark.parametrize(("split", "names"), [("stereo", ["left", "right"]), ("turns.txt", ["Anna", "Ben"])])
 def test_one_recording_is_split_from_the_left(split: str, names: list[str], ask: Ask) -> None:
     request = ask(split=split, recording="talk.wav", faces=2)
     assert [(one.name, one.face[0]) for one in request.speakers] == list(zip(names, (0.1, 0.4)))
@@ -121,7 +119,7 @@ def test_labels_say_whose_voice_is_whose(ask: Ask) -> None:
 
 def test_boxes_follow_the_frame(ask: Ask) -> None:
     whole, wide = ask(*TWO), ask(*TWO, "face=2,mask=0.4,0,0.6,1", picture_settings=Picture(aspect="16:9"))
-    left, top, right, bottom = wide.speakers[1].face
+    left, top, right, _ = wide.speakers[1].face
     assert top == whole.speakers[1].face[1]
     assert right - left == pytest.approx(0.2 * (4 / 3) / (16 / 9), abs=0.01)
     assert (left + right) / 2 == pytest.approx(0.5 - 0.3 * 0.75, abs=0.01)
