@@ -73,10 +73,14 @@ class AskedSpeakers:
         return len(self.speakers) or len(self.labels)
 
     @property
+    def recordings(self) -> tuple[Path, ...]:
+        """The recordings that speakers have of their own."""
+        return tuple(one.audio for one in self.speakers if one.audio is not None)
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """Every file that was named, except the one recording that is split."""
-        own = tuple(one.audio for one in self.speakers if one.audio is not None)
-        return own if self.split in ("", STEREO) else (*own, Path(self.split))
+        return self.recordings if self.split in ("", STEREO) else (*self.recordings, Path(self.split))
 
     @property
     def name(self) -> str:
@@ -198,13 +202,12 @@ def speaker_of(given: Mapping[str, Any], folder: Path | None = None) -> AskedSpe
         )
     picture: Picture = parse_picture("speaker: ", face=face)
     path = None if audio is None else Path(audio) if folder is None else folder / audio
-    return AskedSpeaker(picture.face, path, label, _mask(given.get("mask")))
+    mask = given.get("mask")
+    return AskedSpeaker(picture.face, path, label, None if mask is None else mask_of(mask))
 
 
-def _mask(value: Any) -> Box | None:
+def mask_of(value: Any) -> Box:
     """A box as [left, top, right, bottom], or as text; fractions of the picture. Raises: BadInput."""
-    if value is None:
-        return None
     parts = value.split(",") if isinstance(value, str) else value
     try:
         if any(isinstance(part, bool) for part in parts):

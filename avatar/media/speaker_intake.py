@@ -82,6 +82,11 @@ def check_together(
         if given:
             raise BadInput(f"Several speakers and {name} exclude each other: {reason}.", f"Leave out {name}.")
     for one in asked.speakers:
+        if one.mask is not None and preset.engine == "preview":
+            raise BadInput(
+                "The preview engine cannot honour mask: each voice moves its own face alone.",
+                "Leave out mask, or choose a preset with another engine.",
+            )
         if one.audio is not None:
             check_file(one.audio, one.name, limits.max_speech_bytes, "speech")
 
@@ -148,7 +153,7 @@ def write_voices(
     assert recording is not None, "asked_speakers has looked"
     heard = reader.speech(recording, speech, name=name, limits=limits)
     _split(placed.asked, targets, heard, speech, name, limits)
-    return WrittenVoices(heard, speakers, (placed.notice,))
+    return WrittenVoices(heard, speakers, (placed.notice, *_unseen(placed, name)))
 
 
 def _from_the_left(asked: AskedSpeakers, num_faces: int, name: str) -> AskedSpeakers:
@@ -163,6 +168,16 @@ def _from_the_left(asked: AskedSpeakers, num_faces: int, name: str) -> AskedSpea
         )
     speakers = (AskedSpeaker(str(number), label=label) for number, label in enumerate(labels, 1))
     return replace(asked, speakers=tuple(speakers))
+
+
+def _unseen(placed: PlacedSpeakers, name: str) -> list[Notice]:
+    """That voices of the recording, whose name this is, belong to no face."""
+    said = [one.name for one in placed.speakers]
+    unseen = ", ".join(label for label in placed.asked.labels if label not in said)
+    if not unseen:
+        return []
+    text = f"{unseen} in {name} will be heard, but no face says it."
+    return [Notice("speakers_unseen", text, "warning", values={"who": unseen, "name": name})]
 
 
 def _mixed(

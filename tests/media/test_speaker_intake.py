@@ -57,11 +57,11 @@ def ask(tmp_path: Path) -> Ask:
         place = None if split in (None, "stereo") else str(tmp_path / str(split))
         found = [speaker_of_flag(flag) for flag in names]
         speakers = asked_speakers(found, place or split, recording=recording is not None)
-        settings = given.pop("settings", {})
+        settings, engine = given.pop("settings", {}), given.pop("engine", "preview")
         return open_request(
             tmp_path / "us.png",
             None if recording is None else tmp_path / recording,
-            Preset(**PRESET_SETTINGS).with_settings(**settings),
+            Preset(**{**PRESET_SETTINGS, "engine": engine}).with_settings(**settings),
             output=tmp_path / "o.mp4",
             work=tmp_path / "work",
             finder=Seen(*BOXES[:faces]),
@@ -117,8 +117,16 @@ def test_labels_say_whose_voice_is_whose(ask: Ask) -> None:
     assert [(one.name, one.face[0]) for one in request.speakers] == [("Anna", 0.7), ("Ben", 0.1)]
 
 
+def test_a_voice_without_a_face_is_named(ask: Ask) -> None:
+    request = ask("face=3,label=Anna", split="turns.txt", recording="talk.wav")
+    (told,) = [notice.text for notice in request.notices if notice.code == "speakers_unseen"]
+    assert told == "Ben in talk.wav will be heard, but no face says it."
+
+
 def test_boxes_follow_the_frame(ask: Ask) -> None:
-    whole, wide = ask(*TWO), ask(*TWO, "face=2,mask=0.4,0,0.6,1", picture_settings=Picture(aspect="16:9"))
+    whole = ask(*TWO)
+    flags = (*TWO, "face=2,mask=0.4,0,0.6,1")
+    wide = ask(*flags, picture_settings=Picture(aspect="16:9"), engine="diffusion")
     left, top, right, _ = wide.speakers[1].face
     assert top == whole.speakers[1].face[1]
     assert right - left == pytest.approx(0.2 * (4 / 3) / (16 / 9), abs=0.01)
@@ -142,6 +150,7 @@ def test_boxes_follow_the_frame(ask: Ask) -> None:
         (TWO, {"picture_settings": Picture(framing="head")}, "Several speakers and framing"),
         (TWO, {"settings": {"trim": True}}, "Several speakers and trim"),
         (TWO, {"spoken": "a digest"}, "Several speakers and text"),
+        (("face=1,audio=a.wav,mask=0,0,1,1",), {}, "preview engine cannot honour mask"),
     ],
 )
 def test_what_cannot_be_is_refused(

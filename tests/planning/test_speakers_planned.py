@@ -87,7 +87,7 @@ class Held(TorchDispatchMode):
         weakref.finalize(storage, gone)
 
 
-def injected(num_speakers: int, tokens: int = 600, dim: int = 256) -> int:
+def injected(num_speakers: int, tokens: int = 600, dim: int = 256) -> float:
     """Peak bytes of one injection, in tensors of a block's tokens."""
     torch.manual_seed(0)
     injection = nn.Module.to(Injection(Attention(dim, 2, 1e-6), AdaLN(dim)), torch.bfloat16)
