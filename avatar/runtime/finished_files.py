@@ -15,7 +15,7 @@ from avatar.media import atomic, caption_files
 from avatar.media.side_files import COMMENT, report_path, thumbnail_path
 from avatar.request import Request
 from avatar.runtime.fingerprint import origin
-from avatar.runtime.report import RunReport
+from avatar.runtime.report import ReportedSpeaker, RunReport
 
 THUMBNAIL_PX = 480  # longest side
 
@@ -37,8 +37,7 @@ def new_report(request: Request, label: str) -> RunReport:
         head_only=request.head_only,
         face=request.face,
         speakers=[
-            {"face": one.face, "name": one.name, "mask": one.mask, "speaks": one.voice is not None}
-            for one in request.speakers
+            ReportedSpeaker(one.name, one.face, one.mask, one.voice is not None) for one in request.speakers
         ],
         made_from={} if request.part else origin(request),
     )

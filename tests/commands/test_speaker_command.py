@@ -50,7 +50,7 @@ def test_two_recordings_make_one_video(two, machine, engine, capsys):
     assert "Faces that speak in p.png, counted from the left: 2: a.wav; 1: b.wav." in said
     report = read_report(Path("o.report.json"))
     assert report.speech == "a.wav + b.wav"
-    assert [(one["name"], one["speaks"], one["face"][0] > 0.5) for one in report.speakers] == [
+    assert [(one.name, one.speaks, one.face[0] > 0.5) for one in report.speakers] == [
         ("a.wav", True, True),
         ("b.wav", True, False),
     ]
@@ -65,11 +65,11 @@ def test_one_recording_is_split(two, machine, engine, capsys):
     engine()
     assert main([*two, "--audio", "talk.wav", "--split", "stereo"]) == 0
     report = read_report(Path("o.report.json"))
-    assert (report.speech, [one["name"] for one in report.speakers]) == ("talk.wav", ["left", "right"])
+    assert (report.speech, [one.name for one in report.speakers]) == ("talk.wav", ["left", "right"])
     Path("turns.txt").write_text("0 0.5 Ben\n0.5 1 Anna\n")
     flags = ("--split", "turns.txt", "--speaker", "face=1,label=Anna", "--speaker", "face=2,label=Ben")
     assert main([*two, "--audio", "talk.wav", *flags]) == 0
-    assert [one["name"] for one in read_report(Path("o.report.json")).speakers] == ["Anna", "Ben"]
+    assert [one.name for one in read_report(Path("o.report.json")).speakers] == ["Anna", "Ben"]
 
 
 @pytest.mark.parametrize(
