@@ -27,7 +27,7 @@ from avatar.media.prompt import check_prompt
 from avatar.media.readers import Reader
 from avatar.media.side_files import check_places
 from avatar.media.speaker_choice import AskedSpeakers
-from avatar.media.speaker_intake import WrittenVoices, check_together, place_speakers, write_voices
+from avatar.media.speaker_intake import SPEECH, check_together, place_speakers, write_voices
 from avatar.paths import exists, is_dir
 from avatar.preset import Preset
 from avatar.request import TRANSPARENT, TRANSPARENT_SUFFIXES, Caption, Request, beside
@@ -92,8 +92,9 @@ def open_request(
         find_font("".join(one.text for one in captions))  # refuses letters that no font here has
     asked, placed = picture_settings or Picture(), None
     if speakers is not None:
-        given = {"points": points, "head_only": head_only, "typed": bool(spoken), "limits": limits}
-        check_together(speakers, asked, preset, **given)
+        check_together(
+            speakers, asked, preset, points=points, head_only=head_only, typed=bool(spoken), limits=limits
+        )
     if speech is not None:
         check_file(speech, speech_name, limits.max_speech_bytes, "speech")
     picture = reader.portrait(portrait, name=portrait_name, limits=limits)
@@ -111,21 +112,14 @@ def open_request(
     video_size(preset.engine, width, height, preset.generation.size)  # refuses what has no room for it
     with ExitStack() as undo:
         _open_folder(work, "working", undo)
-        wav, png = work / "speech.wav", work / "portrait.png"
-        undo.callback(wav.unlink, missing_ok=True)
+        wav, png = work / SPEECH, work / "portrait.png"
         undo.callback(png.unlink, missing_ok=True)
         files = [] if background.picture is None else [Path(asked.background)]
         files += [] if speech is None else [speech]
         inputs = (portrait, *files, *(speakers.files if speakers else ()))
         _check_output(output, inputs, bool(captions), undo, transparent)
         try:
-            if placed is None:
-                assert speech is not None, "one of the two is given"
-                voices = WrittenVoices(reader.speech(speech, wav, name=speech_name, limits=limits))
-            else:
-                voices = write_voices(
-                    placed, speech, speech_name, work, reader=reader, limits=limits, undo=undo
-                )
+            voices = write_voices(placed, speech, speech_name, work, reader=reader, limits=limits, undo=undo)
             heard = voices.speech
             if preset.generation.trim:
                 heard = trim(wav, heard, speech_name)

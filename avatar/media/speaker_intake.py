@@ -26,6 +26,8 @@ from avatar.preset import Preset
 from avatar.request import Box, Speaker
 from avatar.settings import Picture
 
+SPEECH = "speech.wav"  # in a run's folder
+
 
 @dataclass(frozen=True)
 class PlacedSpeakers:
@@ -129,7 +131,7 @@ def place_speakers(
 
 
 def write_voices(
-    placed: PlacedSpeakers,
+    placed: PlacedSpeakers | None,
     recording: Path | None,
     name: str,
     work: Path,
@@ -138,13 +140,18 @@ def write_voices(
     limits: InputLimits,
     undo: ExitStack,
 ) -> WrittenVoices:
-    """Write each voice, and what is heard of all as speech.wav, into work; removed again by undo.
+    """Write each voice, and what is heard of all as SPEECH, into work; removed again by undo.
 
-    recording: the one that is split, where it is. name: of what is heard. Raises: BadInput, OSError.
+    placed: None for a single speaker. recording: that speaker's, or the one that is split; None where each
+    has one. name: of what is heard. Raises: BadInput, OSError.
     """
+    speech = work / SPEECH
+    undo.callback(speech.unlink, missing_ok=True)
+    if placed is None:
+        assert recording is not None, "a single speaker has one"
+        return WrittenVoices(reader.speech(recording, speech, name=name, limits=limits))
     targets = [None if not one.name else work / f"voice-{n}.wav" for n, one in enumerate(placed.speakers, 1)]
-    speech = work / "speech.wav"
-    for path in (speech, *targets):
+    for path in targets:
         if path is not None:
             undo.callback(path.unlink, missing_ok=True)
     speakers = tuple(replace(one, voice=target) for one, target in zip(placed.speakers, targets, strict=True))
