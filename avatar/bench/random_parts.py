@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from torch import nn
+from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from avatar.checkpoints.transformer_config import ModelConfig
@@ -62,12 +62,19 @@ class RandomConditions:
     text_dim: int
     num_tokens: int
 
-    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[AnyTrack]) -> Conditions:
+    def encode(
+        self,
+        portrait: Path,
+        prompt: str,
+        size: Size,
+        speech: Sequence[AnyTrack],
+        masks: Tensor | None = None,
+    ) -> Conditions:
         """See ConditionEncoder.encode."""
         motion = self.portraits.encode(prepare_portrait(portrait, size))
         text = torch.randn(self.num_tokens, self.text_dim, generator=torch.Generator().manual_seed(0))
         tracks = [track.features(self.speech) for track in speech]
-        return Conditions(text, motion[:, REFERENCE], motion, AudioFeatures(tracks))
+        return Conditions(text, motion[:, REFERENCE], motion, AudioFeatures(tracks), masks=masks)
 
 
 def random_parts(

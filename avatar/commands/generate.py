@@ -26,6 +26,7 @@ from avatar.commands.setting_flags import (
     chosen_preset,
 )
 from avatar.commands.signals import stopped_by_signals
+from avatar.commands.speaker_flags import add_speakers, chosen_speakers
 from avatar.commands.voice_flags import add_speaking, script_of
 from avatar.commands.webhook_flag import add_notify, notifying
 from avatar.errors import BadInput, Cancelled
@@ -54,7 +55,9 @@ def add(commands: Any) -> None:
         "generate", help="make a video from a portrait and speech", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("--image", type=Path, required=True, metavar="FILE", help="the portrait")
-    parser.add_argument("--audio", type=Path, metavar="FILE", help="the speech; or --text, --text_file")
+    parser.add_argument(
+        "--audio", type=Path, metavar="FILE", help="the speech; or --text, --text_file, --speaker"
+    )
     parser.add_argument(
         "--output",
         "--save_file",
@@ -84,6 +87,7 @@ def add(commands: Any) -> None:
     add_checkpoint(parser)
     add_preset(parser)
     add_picture(parser)
+    add_speakers(parser)
     add_speaking(parser)
     parser.set_defaults(run=run)
 
@@ -91,17 +95,21 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check everything, open the engine, follow its events to the end."""
     script = script_of(args)
-    if (args.audio is None) == (script is None):
-        both = "Both speech and a text are given." if script else "There is neither speech nor a text."
-        raise BadInput(both, "Give one of --audio, --text and --text_file.")
+    speakers = chosen_speakers(args)
+    own = speakers is not None and not speakers.split  # recordings of their own
+    if (args.audio is not None) + (script is not None) + own != 1:
+        given = args.audio is not None or script is not None or own
+        both = "Both speech and a text are given." if given else "There is neither speech nor a text."
+        raise BadInput(both, "Give one of --audio, --text, --text_file and --speaker.")
     picture = chosen_picture(args)
-    spoken_name = args.audio or args.text_file or Path("text")
+    spoken_name = args.audio or args.text_file or Path(speakers.name if own else "text")
     output = args.output or _output_name(args.image, spoken_name, suffix_of(picture.background))
     inventory = probe(args.ckpt_dir, outputs=output.parent)
+    num_speakers = 1 if speakers is None else speakers.num_speakers
     flags = tuple(name for name in ("points", "head_only", "ckpt_dir") if getattr(args, name) is not None)
-    preset = chosen_preset(args, inventory, (*flags, *picture.demands))
+    preset = chosen_preset(args, inventory, (*flags, *picture.demands), num_speakers)
     if args.attach is None:
-        require(preset, inventory)
+        require(preset, inventory, num_speakers=num_speakers)
         if args.preset == "auto":
             _report_within_reach(inventory, args.json)
     else:
@@ -115,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
         points=args.points,
         head_only=bool(args.head_only),
         picture=picture,
+        speakers=speakers,
         max_duration_s=args.max_duration,
         checkpoint_every=args.checkpoint_every,
         independent=args.independent,

@@ -19,6 +19,7 @@ from avatar.hardware.inventory import Inventory, probe
 from avatar.media import prompt
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import read_portrait
+from avatar.media.speaker_choice import MOST_SPEAKERS
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import ALWAYS, DevicePlan, Plan, describe, gib
 from avatar.planning.verdict import Verdict, judge, what_to_try
@@ -41,6 +42,14 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--image", type=Path, metavar="FILE", help="a portrait, to see which size its video will have"
     )
+    parser.add_argument(
+        "--num_speakers",
+        type=int,
+        default=1,
+        choices=range(1, MOST_SPEAKERS + 1),
+        metavar="N",
+        help=f"faces with a voice of their own, up to {MOST_SPEAKERS} (1)",
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_preset(parser)
     add_checkpoint(parser)
@@ -50,11 +59,11 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan and the verdict; the exit code is 0 if the preset runs on this machine."""
     inventory = _inventory(args)
-    preset = chosen_preset(args, inventory)
+    preset = chosen_preset(args, inventory, num_speakers=args.num_speakers)
     check_prompt(preset, inventory)
     video = None if args.image is None else size_of(args.image, preset)
-    verdict = judge(preset, inventory)
-    remedy = "" if verdict.ok else _remedy(verdict, inventory)
+    verdict = judge(preset, inventory, num_speakers=args.num_speakers)
+    remedy = "" if verdict.ok else _remedy(verdict, inventory, args.num_speakers)
     if args.json:
         size = None if video is None else {"width": video.width, "height": video.height}
         write_json({**_as_dict(verdict, remedy, inventory), "video": size})
@@ -71,10 +80,10 @@ def run(args: argparse.Namespace) -> int:
     return 0 if verdict.ok else DoesNotFit.exit_code
 
 
-def _remedy(verdict: Verdict, inventory: Inventory) -> str:
+def _remedy(verdict: Verdict, inventory: Inventory, num_speakers: int) -> str:
     """The remedy: a smaller choice if only memory is lacking, otherwise that of the first shortfall."""
     if {shortfall.code for shortfall in verdict.shortfalls} <= {"memory", "host_ram"}:
-        return what_to_try(verdict.preset, inventory)
+        return what_to_try(verdict.preset, inventory, num_speakers=num_speakers)
     return verdict.remedy
 
 

@@ -18,6 +18,7 @@ from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import open_portrait
 from avatar.media.side_files import made_here, written_report
+from avatar.media.speaker_choice import AskedSpeakers
 from avatar.paths import exists, is_file
 from avatar.preset import Preset
 from avatar.preview.points import load_sidecar
@@ -42,7 +43,8 @@ class Job:
     """The order for one video.
 
     script: the text to speak if there is no audio. preset: resolved. picture: the face that speaks, and the
-    framing. checkpoint_every: clips per part, or seconds for the preview; None: in one piece. resume:
+    framing. speakers: where several faces speak; audio is then the recording that is split, or None.
+    checkpoint_every: clips per part, or seconds for the preview; None: in one piece. resume:
     continue an interrupted run; a finished video is not made again. tokenizer: the checkpoint's tokenizer
     folder, to count the prompt's tokens; None: the engine counts them.
     """
@@ -55,6 +57,7 @@ class Job:
     points: Path | None = None
     head_only: bool = False
     picture: Picture = field(default_factory=Picture)
+    speakers: AskedSpeakers | None = None
     max_duration_s: float | None = None
     checkpoint_every: int | None = None
     independent: bool = False
@@ -93,6 +96,7 @@ class Job:
             face_points=self._face_points(),
             head_only=self.head_only,
             picture_settings=self.picture,
+            speakers=self.speakers,
             finder=Finder(),
             limits=self._limits(long),
             tokenizer=self.tokenizer,
@@ -115,7 +119,7 @@ class Job:
             resume=self.resume,
         )
         try:
-            if self.script is not None:
+            if self.script is not None and audio is not None:
                 self._keep_spoken(audio)
             if self.checkpoint_every is not None:
                 self._check_spans(request, ledger)
@@ -136,10 +140,12 @@ class Job:
                 "Give the output a name that ends in .webm (VP9 with alpha) or .mov (ProRes 4444).",
             )
 
-    def _speech(self, work: Path, long: bool) -> tuple[Path, tuple[Caption, ...]]:
-        """The sound file, and its captions if it is spoken from a text. Raises: AvatarError."""
+    def _speech(self, work: Path, long: bool) -> tuple[Path | None, tuple[Caption, ...]]:
+        """The sound file, and its captions if it is spoken from a text; None where speakers have their own.
+
+        Raises: AvatarError.
+        """
         if self.script is None:
-            assert self.audio is not None, "a job has one of the two"
             return self.audio, ()
         narrator = Narrator.of(self.script, Catalogue(), self._limits(long))
         limits = self._limits(long)
@@ -210,7 +216,8 @@ class Job:
         path = self.points
         if self.preset.engine != "preview" or (self.head_only and path is None):
             return None
-        if path is None and self.picture.face:  # the file beside the portrait is of one face, perhaps another
+        if path is None and (self.picture.face or self.speakers):
+            # the file beside the portrait is of one face, perhaps another
             return None
         if path is not None and (path.suffix != ".json" or not is_file(path)):
             raise BadInput(

@@ -77,27 +77,29 @@ def plan_here(
     speech_s: float = SPEECH_WINDOW_S,
     share: float = 1.0,
     sizes: ModelSizes | None = None,
+    num_speakers: int = 1,
 ) -> Plan:
     """Plan a run in this process, keeping the placement of models that are already loaded if it will do.
 
     Reloading costs more than a few needlessly offloaded layers. weights: the checkpoint's folder, if given.
     held: the placement of the loaded models. fixed: a placement to use without choice. speech_s: length of
     the speech. share: fraction of the device's free memory that may be used. sizes: the model's, None for the
-    checkpoint's.
+    checkpoint's. num_speakers: see plan.
     """
     inventory = inventory_here(device, weights, share)
     if fixed is None and (device.type != "cuda" or not preset.memory.offload_model):
         fixed = ALL_ON_GPU
     if fixed is not None:
-        return plan(preset, inventory, fixed, speech_s, sizes)
-    planned = plan(preset, inventory, sizes=sizes)  # for a speech of any length: the next may be longer
+        return plan(preset, inventory, fixed, speech_s, sizes, num_speakers)
+    # For a speech of any length: the next may be longer.
+    planned = plan(preset, inventory, sizes=sizes, num_speakers=num_speakers)
     placement = planned.placement if held is None else _kept(held, planned.placement)
     if placement == planned.placement and speech_s >= SPEECH_WINDOW_S:
         return planned
-    kept = plan(preset, inventory, placement, speech_s, sizes)
-    return (
-        kept if kept.fits or not planned.fits else plan(preset, inventory, planned.placement, speech_s, sizes)
-    )
+    kept = plan(preset, inventory, placement, speech_s, sizes, num_speakers)
+    if kept.fits or not planned.fits:
+        return kept
+    return plan(preset, inventory, planned.placement, speech_s, sizes, num_speakers)
 
 
 def _kept(held: Placement, wanted: Placement) -> Placement:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Generator, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,10 @@ from torch import Tensor
 from avatar.errors import Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS, Size
-from avatar.media.speech_reader import SpeechReader
 from avatar.model.device_checks import compiles, missing
 from avatar.model.weights.loading import Check
 from avatar.pipeline.components import Components
-from avatar.pipeline.conditioning import AnyTrack, SpeechTrack
+from avatar.pipeline.conditioning import AnyTrack
 from avatar.pipeline.decode import StreamingDecoder
 from avatar.pipeline.denoiser import Conditions
 from avatar.pipeline.denoiser_choice import Denoising, LocalDenoising
@@ -33,6 +33,7 @@ from avatar.pipeline.observer import UNOBSERVED, Observer
 from avatar.pipeline.offload.pinned import pinned_bytes
 from avatar.pipeline.resume import anchor_at, anchor_of, with_motion
 from avatar.pipeline.rollout import rollout
+from avatar.pipeline.speakers import speaker_masks, speech_tracks
 from avatar.planning.placement import Placement
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
@@ -137,7 +138,7 @@ class DiffusionPipeline:
 
         def make(lighter: Request) -> Generator[FrameItem]:
             placement = self._placement(lighter)
-            return self._spoken(lighter, placement, size, state, track, stopped, track.is_ready)
+            return self._spoken(lighter, placement, size, state, [track], stopped, track.is_ready)
 
         try:
             yield from request.notices
@@ -167,6 +168,7 @@ class DiffusionPipeline:
             fixed=self._models.placement,
             speech_s=request.speech_frames / FPS,
             share=CAUTION ** (request.part.num_full if request.part else 0),
+            num_speakers=request.num_speakers,
         )
         self._planned = request, planned.placement
         return planned
@@ -184,9 +186,9 @@ class DiffusionPipeline:
         cancelled: Callable[[], bool],
     ) -> Iterator[FrameItem]:
         """Generate the remaining frames with the request's preset, at the stream's size."""
-        with SpeechReader(request.speech) as speech:
-            track = SpeechTrack(speech.listen, speech.num_samples_16k)
-            yield from self._spoken(request, placement, stream, state, track, cancelled)
+        with ExitStack() as open_files:
+            tracks = speech_tracks(request, open_files)
+            yield from self._spoken(request, placement, stream, state, tracks, cancelled)
 
     def _spoken(
         self,
@@ -194,11 +196,11 @@ class DiffusionPipeline:
         placement: Placement,
         stream: Size,
         state: ResumeState,
-        track: AnyTrack,
+        tracks: Sequence[AnyTrack],
         cancelled: Callable[[], bool],
         is_ready: Callable[[int], bool] = lambda block: True,
     ) -> Generator[FrameItem]:
-        """The same for a given speech track. is_ready: see rollout."""
+        """The same for given speech, one track per speaker. is_ready: see rollout."""
         check = checking(cancelled)
 
         def loading() -> None:
@@ -211,7 +213,8 @@ class DiffusionPipeline:
         check()
         size = size_within(stream, request.preset)
         portrait = framed(request.portrait, stream, size, request.work)
-        conditions = parts.conditions.encode(portrait, request.prompt, size, [track])
+        masks = speaker_masks(request, stream, size)
+        conditions = parts.conditions.encode(portrait, request.prompt, size, tracks, masks)
         conditions = with_motion(conditions, state, request.portrait, stream, size, parts.vae)
         anchor = anchor_at(state, size, parts.vae)
         self._observer.encoded()

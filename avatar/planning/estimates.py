@@ -54,18 +54,24 @@ SMALL_MARGIN_SHARE = 0.065  # of all else, where that is less and a single GPU d
 GATHERING_MARGIN_BYTES = 3 * GIB // 10  # likewise, where gathered layers allocate and free their buffers
 MARGIN_SHARE = 0.006  # of all else
 
+SUMMED_TENSORS = 3  # of a block's tokens, where the injections of several speakers are added up
+
 TORCH_RUNTIME_BYTES = 3 * GIB  # one engine process: torch, CUDA's host side and the libraries
 LOADING_BYTES = 2 * GIB  # tensors in transit; the files are mapped, so the system can reclaim their pages
 
 
 @dataclass(frozen=True)
 class RunShape:
-    """The video to generate, and with which model. geometry: the largest that the preset's size allows."""
+    """The video to generate, and with which model.
+
+    geometry: the largest that the preset's size allows. num_speakers: faces with a voice of their own.
+    """
 
     preset: Preset
     sizes: ModelSizes
     geometry: Geometry
     speech_s: float = SPEECH_WINDOW_S
+    num_speakers: int = 1
 
     @property
     def memory(self) -> Memory:
@@ -91,7 +97,8 @@ class RunShape:
 
     @property
     def speech_states_bytes(self) -> int:
-        return round(SPEECH_STATES_BYTES_PER_S * min(self.speech_s, SPEECH_WINDOW_S))
+        window_s = min(self.speech_s, SPEECH_WINDOW_S)
+        return self.num_speakers * round(SPEECH_STATES_BYTES_PER_S * window_s)
 
     @property
     def speech_workspace_bytes(self) -> int:
@@ -222,11 +229,20 @@ def _caches(run: RunShape, share: RankShare, placement: Placement) -> list[Memor
     # Keys and values; or a short prompt's keys, and each head's values already output-projected.
     text = max(2 * model.text_len, (1 + model.num_heads) * model.short_text_tokens) * model.dim * wide
     # Each head's values of a block's audio tokens, already output-projected.
-    spoken = BLOCK_LATENT_FRAMES * (model.num_audio_token + 1) * model.num_heads * model.dim * wide
+    spoken = (
+        run.num_speakers
+        * BLOCK_LATENT_FRAMES
+        * (model.num_audio_token + 1)
+        * model.num_heads
+        * model.dim
+        * wide
+    )
     injections = sum(index in share.layers for index in model.audio_inject_layers)
     waiting = geometry.block_tokens * model.dim * wide  # a block's tokens between two layers
     # Four tensors of model width at once, and the feed-forward's; twice, as each is built from another.
     within = 2 * geometry.block_tokens * (4 * model.dim + model.ffn_dim) * wide
+    if injections and run.num_speakers > 1:
+        within += SUMMED_TENSORS * waiting
     return [
         rings,
         MemoryItem("condition_kv", round(len(share.layers) * condition * token), rolling),

@@ -42,12 +42,13 @@ def plan(
     placement: Placement | None = None,
     speech_s: float = SPEECH_WINDOW_S,
     sizes: ModelSizes | None = None,
+    num_speakers: int = 1,
 ) -> Plan:
     """What the preset will hold on every device, compared with what is free there.
 
     placement: that of an existing run; None: with offload_model, the one that fits with the least traffic.
     speech_s: the length of the speech; beyond one window it makes no difference. sizes: the model's; None:
-    those of the machine's checkpoint.
+    those of the machine's checkpoint. num_speakers: faces with a voice of their own.
     Raises: BadInput for "auto", which must be resolved first, and for an impossible layout.
     """
     if preset.engine == "auto":
@@ -55,12 +56,12 @@ def plan(
             f"Preset {preset.name} must be resolved first.", "Resolve it to a preset of this machine first."
         )
     if preset.engine == "preview":
-        return Plan(preset.name, preset.engine, (), _host(inventory, _preview_items(preset)))
+        return Plan(preset.name, preset.engine, (), _host(inventory, _preview_items(preset, num_speakers)))
     if preset.requires.weights == "tiny":
         items = (MemoryItem("runtime", TORCH_RUNTIME_BYTES), MemoryItem("toy_model", TINY_BYTES))
         return Plan(preset.name, preset.engine, (), _host(inventory, items))
-    sizes = sizes or ModelSizes.of(inventory.checkpoint, preset.memory.lora)
-    run = RunShape(preset, sizes, largest_geometry(preset), speech_s)
+    model = sizes or ModelSizes.of(inventory.checkpoint, preset.memory.lora)
+    run = RunShape(preset, model, largest_geometry(preset), speech_s, num_speakers)
     shares = shares_of(preset, run.sizes.config)
     if placement is not None:
         return _planned(run, inventory, shares, placement)
@@ -163,11 +164,11 @@ def _peak(items: Sequence[MemoryItem]) -> int:
     return max(sum(item.num_bytes for item in items if stage in item.stages) for stage in ALWAYS)
 
 
-def _preview_items(preset: Preset) -> tuple[MemoryItem, ...]:
+def _preview_items(preset: Preset, num_faces: int) -> tuple[MemoryItem, ...]:
     return (
         MemoryItem("runtime", PREVIEW_RUNTIME_BYTES),
         MemoryItem("preview_models", PREVIEW_MODELS_BYTES),
-        MemoryItem("frames", PREVIEW_BYTES_PER_PX * Size.parse(preset.generation.size).area),
+        MemoryItem("frames", num_faces * PREVIEW_BYTES_PER_PX * Size.parse(preset.generation.size).area),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import islice
 
 import numpy as np
@@ -22,6 +23,7 @@ from avatar.preview.points import FacePoints
 from avatar.preview.portrait_notices import NO_USE_OF_POINTS, concerns
 from avatar.preview.pose import Articulation
 from avatar.preview.render import Renderer, framed
+from avatar.preview.several import faces_of, performances
 from avatar.preview.visemes import VisemeNetwork
 from avatar.request import LiveRequest, Request
 from avatar.runtime.engine import FrameItem
@@ -58,29 +60,43 @@ class PreviewSource:
         """Yield uint8 (T, H, W, 3) RGB. Raises: BadInput when there is no face, Cancelled."""
         yield Progress(Phase.ENCODING)
         image = read_portrait(request.portrait)
-        face, notices = face_of(request, image)
-        yield from notices
-        renderer = Renderer(*framed(image, face, Size.parse(request.preset.generation.size)))
-        yield Progress(Phase.GENERATING)
-        batch: list[np.ndarray] = []
-        with SpeechReader(request.speech) as speech:
-            performance = animate(
-                speech.listen,
-                request.speech_frames,
-                FPS,
-                request.seed,
-                request.first_frame,
-                self._network,
-            )
-            for articulation, pose in islice(performance, request.num_frames):
+        with ExitStack() as open_files:
+            if request.speakers:
+                several, notices = faces_of(request, image)
+                moves = performances(request, self._network, open_files)
+                frames = (several.frame(now) for now in zip(*moves, strict=True))
+            else:
+                face, notices = face_of(request, image)
+                frames = self._spoken(request, image, face, open_files)
+            yield from notices
+            yield Progress(Phase.GENERATING)
+            batch: list[np.ndarray] = []
+            for frame in islice(frames, request.num_frames):
                 if cancelled():
                     raise Cancelled("The run was stopped.")
-                batch.append(renderer.frame(Articulation() if request.head_only else articulation, pose))
+                batch.append(frame)
                 if len(batch) == BATCH_FRAMES:
                     yield np.stack(batch)
                     batch.clear()
-        if batch:
-            yield np.stack(batch)
+            if batch:
+                yield np.stack(batch)
+
+    def _spoken(
+        self, request: Request, image: np.ndarray, face: Face, open_files: ExitStack
+    ) -> Iterator[np.ndarray]:
+        """Frames of a single speaker, from the request's first one on."""
+        renderer = Renderer(*framed(image, face, Size.parse(request.preset.generation.size)))
+        speech = open_files.enter_context(SpeechReader(request.speech))
+        performance = animate(
+            speech.listen,
+            request.speech_frames,
+            FPS,
+            request.seed,
+            request.first_frame,
+            self._network,
+        )
+        for articulation, pose in performance:
+            yield renderer.frame(Articulation() if request.head_only else articulation, pose)
 
     def live(
         self, request: LiveRequest, sound: Iterator[np.ndarray], cancelled: Callable[[], bool]

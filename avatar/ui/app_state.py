@@ -24,6 +24,7 @@ from avatar.media.atomic import disk_error
 from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
 from avatar.media.readers import Reader
+from avatar.media.speaker_choice import AskedSpeakers
 from avatar.planning.gauges import Gauges
 from avatar.planning.plan import Plan
 from avatar.planning.verdict import Verdict, judge, require, resolve
@@ -206,10 +207,10 @@ class AppState:
         """The names of FORM, and "prompt", that the preset's engine can honour."""
         return {name for name in (*FORM, "prompt") if not refusal(preset.engine, name)}
 
-    def _require(self, preset: Preset) -> None:
+    def _require(self, preset: Preset, num_speakers: int = 1) -> None:
         """Refuse a preset that cannot run here or on the ranks attached to. Raises: AvatarError."""
         if preset.name != self.attached:
-            require(preset, self.inventory(), self.presets)
+            require(preset, self.inventory(), self.presets, num_speakers=num_speakers)
 
     def plan(self, preset: Preset) -> tuple[Plan | None, str]:
         """What a preset will hold on each device, and why it cannot run here ("" if it can)."""
@@ -223,7 +224,7 @@ class AppState:
     def submit(
         self,
         portrait: Path,
-        speech: Path,
+        speech: Path | None,
         name: str,
         settings: Mapping[str, Any],
         *,
@@ -239,9 +240,11 @@ class AppState:
         burn_captions: bool = False,
         spoken: str = "",
         picture: Picture | None = None,
+        speakers: AskedSpeakers | None = None,
     ) -> QueuedRun:
         """Check everything that can be checked, and queue the request. Raises: AvatarError.
 
+        speakers: where several faces speak; speech is then the recording that is split, or None.
         owner, visitor, visit: see Requester; the owner by its secret.
         """
         self.job_queue.check_not_full(visitor)
@@ -249,7 +252,7 @@ class AppState:
 
         preset = self.with_settings(name, settings)
         refuse_settings(preset.engine, picture.demands if picture else ())
-        self._require(preset)
+        self._require(preset, speakers.num_speakers if speakers else 1)
         prompt = prompt.strip() or preset.generation.prompt  # the page shows the preset's own in an empty box
         draft = self.gallery.draft()
         work = Path(tempfile.mkdtemp(prefix="run-", dir=self.scratch))
@@ -273,6 +276,7 @@ class AppState:
                 spoken=spoken,
                 picture_settings=picture,
                 finder=Finder(),
+                speakers=speakers,
             )
             settings, ledger = used_settings(name, request), None
             requester = Requester(owner_hash(owner), visitor, visit, portrait, speech)
@@ -309,7 +313,7 @@ class AppState:
             request, ledger = unfinished.resume(
                 draft / HALF, work=work, output=draft / video_name(draft.name)
             )
-            self._require(request.preset)
+            self._require(request.preset, request.num_speakers)
             ledger = ledger or self._parts(draft, request)
             about = self.gallery.about(draft)
             requester = Requester(about.owner_hash, visitor, visit)

@@ -16,7 +16,7 @@ from avatar.media.speech_reader import Speech
 from avatar.preset import Preset
 from avatar.runtime.gallery import owner_hash
 from avatar.settings import FORM
-from avatar.ui import compare_section, framing_panel, live_tab, point_editor
+from avatar.ui import compare_section, framing_panel, live_tab, point_editor, speakers_panel
 from avatar.ui.app_state import AppState, flat
 from avatar.ui.compare_panel import ComparePanel
 from avatar.ui.components import PageComponents
@@ -73,9 +73,10 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     loaded = demo.load(reports_errors(page.opened), [p.saved], opened, **direct)
     demo.unload(page.closed)
     seen = [p.portrait, p.points, p.shape, p.presets, p.plan, p.notices]
-    p.portrait.change(
+    portrait_seen = p.portrait.change(
         reports_errors(page.portrait_changed), [p.portrait, p.preset, p.points, *form], seen, **queued
     )
+    speakers_panel.wire(page.generate.speakers, portrait_seen, queued)
     p.points.input(
         reports_errors(page.framing_changed),
         [p.portrait, p.preset, p.points, *form],

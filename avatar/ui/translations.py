@@ -190,6 +190,35 @@ TEXT: dict[str, tuple[str, str]] = {
     "notify_failed": ("A video could not be finished", "有视频未能完成"),
     # faces and framing
     "frame_title": ("What is shown", "画面范围"),
+    "speakers": ("Several speakers", "多人说话"),
+    "speakers_way": ("Who speaks", "由谁说话"),
+    "speakers_one": ("One face", "一张脸"),
+    "speakers_own": ("Each face its own recording", "每张脸各有录音"),
+    "speakers_stereo": ("Left and right channel of the speech", "语音的左右声道"),
+    "speakers_turns": ("By a list of who speaks when", "按说话时间表"),
+    "speakers_file": ("The list: start, end and speaker in each line", "时间表：每行为开始、结束、说话者"),
+    "speakers_face": ("Face {number}", "第 {number} 张脸"),
+    "speakers_left": ("Left channel", "左声道"),
+    "speakers_right": ("Right channel", "右声道"),
+    "speakers_nth": ("Speaker {number}", "说话者 {number}"),
+    "speakers_no_list": (
+        "Upload the list that says who speaks when, or choose another way.",
+        "请上传说话时间表，或改用其他方式。",
+    ),
+    "speakers_no_text": (
+        "A typed text cannot be split among several faces. Choose a recording, or let one face speak.",
+        "输入的文字不能分给几张脸，请选择录音，或只让一张脸说话。",
+    ),
+    "speakers_no_queue": (
+        "Each face has its own recording: several recordings cannot be queued for them.",
+        "每张脸各有录音时，不能把多段录音排队。",
+    ),
+    "areas_why": (
+        "The full model lets each voice move what is nearest to its face. To limit a voice to an area of the"
+        " picture, draw one:",
+        "完整模型让每个声音带动离它的脸最近的部分。要把声音限定在画面的某个区域，请画出：",
+    ),
+    "areas_one": ("Area of face {number}", "第 {number} 张脸的区域"),
     "frame_faces": (
         "{count} faces were found. Click the one that should speak.",
         "找到 {count} 张脸，请点选要说话的那一张。",
@@ -455,6 +484,10 @@ NOTICES: dict[str, str] = {
     "live_behind": "本机每秒只能生成 {speed} 帧（需要 {fps} 帧）：部分声音已跳过。",
     "head_only": "只有头部会动：嘴不会说话。",
     "weak_face": "这张脸不易辨认，嘴的位置可能不准。",
+    "speakers": "{name} 里说话的脸（从左数）：{who}。",
+    "speakers_listen": "{name} 里说话的脸（从左数）：{who}。没有声音：{silent}。",
+    "speakers_unseen": "{name} 里的 {who} 只闻其声：没有脸说这些话。",
+    "mix_quieter": "几段录音合起来超过满幅，都已降低 {change} dB。",
     "several_faces": "{name} 里有 {count} 张脸：由最大的一张（左起第 {number} 张）说话，也可另选。",
     "face_chosen": "{name} 里有 {count} 张脸：由您选择的左起第 {number} 张说话。",
     "everybody": "{name} 里有 {count} 张脸，模型可能让任何一张动起来。只要一张时，请选择它并裁剪画面。",
