@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar.errors import AvatarError, BadInput
-from avatar.settings import PICTURE
+from avatar.settings import PICTURE, SETTINGS
 
 log = logging.getLogger("app")
 
@@ -139,6 +139,8 @@ def _add_live(parser: argparse.ArgumentParser) -> None:
     for name, one in PICTURE.items():
         about = f"of that portrait: {one.setting.help}"
         add(f"--live-{name}", default=one.default, metavar=name.upper(), help=about)
+    motion = SETTINGS["motion"]
+    add("--live-motion", choices=motion.choices, default=None, help=f"{motion.setting.help} (the preset's)")
     add(
         "--ice-servers",
         action="append",
@@ -306,7 +308,7 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
         return None
     from avatar.hardware.inventory import probe
     from avatar.live.chat import SYSTEM_PROMPT, chat_address
-    from avatar.live.portrait_intake import live_preset
+    from avatar.live.portrait_intake import live_preset, moving
     from avatar.live.speech_recognition import WHISPER, hear_address, recogniser
     from avatar.live.state import LiveOptions, LiveState
     from avatar.live.transports.webrtc import IceServer
@@ -314,7 +316,7 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
     from avatar.planning.verdict import judge
     from avatar.runtime.factory import open_engine
 
-    preset = live_preset(args.live_preset)
+    preset = moving(live_preset(args.live_preset), args.live_motion)
     hears = hear_address(args.hear_url, args.hear_model)
     options = LiveOptions(
         preset=preset,

@@ -21,6 +21,7 @@ WeightDtype = Literal["bf16", "fp8", "fp32"]
 RingDtype = Literal["bf16", "fp8", "fp32"]
 AttentionDtype = Literal["bf16", "int8"]
 TextPlace = Literal["gpu", "cpu", "sharded"]
+MotionLevel = Literal["still", "calm", "normal", "lively"]
 LayoutName = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
 
 MOST_FRAMES = 1000  # of a clip
@@ -106,6 +107,14 @@ class Generation:
         bool,
         Setting("cut silence from both ends of the speech", widget=Widget("Checkbox")),
     ] = False
+    motion: Annotated[
+        MotionLevel,
+        Setting(
+            "how much the person moves: the preview scales head, brows, gaze and mouth; the diffusion model"
+            " is asked for it in its prompt, and decides itself what head, hands and mouth do",
+            widget=Widget("Dropdown", {"choices": list(get_args(MotionLevel))}),
+        ),
+    ] = "normal"
     infer_frames: Annotated[
         int,
         Field(ge=16, le=MOST_FRAMES, multiple_of=4),

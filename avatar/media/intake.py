@@ -74,7 +74,8 @@ def open_request(
     portrait_name, speech_name = display_name(portrait, portrait_name), display_name(speech, speech_name)
     # the toy model of the self-test has a tokenizer of its own
     counted_by = tokenizer if preset.requires.weights == "live-avatar" else None
-    prompt = check_prompt(prompt or preset.generation.prompt, limits.max_prompt_tokens, counted_by)
+    made = preset.generation
+    prompt = check_prompt(prompt or made.prompt, limits.max_prompt_tokens, counted_by, made.motion)
     points = _check_points(face_points)
     if head_only and points:
         raise BadInput(

@@ -16,6 +16,7 @@ from torch import Tensor
 from avatar.errors import Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS, Size
+from avatar.media.prompt import prompt_for
 from avatar.media.speech_reader import SpeechReader
 from avatar.model.device_checks import compiles, missing
 from avatar.model.weights.loading import Check
@@ -211,7 +212,7 @@ class DiffusionPipeline:
         check()
         size = size_within(stream, request.preset)
         portrait = framed(request.portrait, stream, size, request.work)
-        conditions = parts.conditions.encode(portrait, request.prompt, size, [track])
+        conditions = parts.conditions.encode(portrait, prompt_for(request), size, [track])
         conditions = with_motion(conditions, state, request.portrait, stream, size, parts.vae)
         anchor = anchor_at(state, size, parts.vae)
         self._observer.encoded()
