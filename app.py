@@ -100,6 +100,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="URL",
         help="when a video is made or has failed, POST a JSON object there: id, state, name, seconds",
     )
+    add(
+        "--upscale-command",
+        default=env("AVATAR_UPSCALE_COMMAND"),
+        metavar="COMMAND",
+        help='a program that makes upscale 1080p in place of the filter, as "PROGRAM {input} {output}"',
+    )
     add("--keep-days", type=_amount, default=30, help="days that the gallery keeps a video")
     add(
         "--attach",
@@ -243,6 +249,7 @@ def _open_app_state(args: argparse.Namespace, scratch: Path, zero_gpu: Any = Non
     from avatar.preset import Preset, load_preset, load_presets
     from avatar.runtime.bounded_reader import ReaderCache
     from avatar.runtime.engine import Engine
+    from avatar.runtime.external_program import read_command
     from avatar.runtime.factory import open_engine
     from avatar.runtime.gallery import Gallery
     from avatar.runtime.model_download import ModelFetch, fetch_command
@@ -281,6 +288,7 @@ def _open_app_state(args: argparse.Namespace, scratch: Path, zero_gpu: Any = Non
         return open_engine(preset, weights=weights, gpus=gpus, attach=attach, zero_gpu=zero_gpu)
 
     job_queue = JobQueue(open_for, gallery, args.queue_size, places)
+    job_queue.upscale_with = read_command(args.upscale_command) if args.upscale_command else ()
     return AppState(
         job_queue=job_queue,
         gallery=gallery,

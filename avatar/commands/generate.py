@@ -27,6 +27,7 @@ from avatar.commands.setting_flags import (
     chosen_preset,
 )
 from avatar.commands.signals import stopped_by_signals
+from avatar.commands.upscale_flag import add_upscale_with, upscale_words
 from avatar.commands.voice_flags import add_speaking, script_of
 from avatar.commands.webhook_flag import add_notify, notifying
 from avatar.errors import BadInput, Cancelled
@@ -86,6 +87,7 @@ def add(commands: Any) -> None:
     add_preset(parser)
     add_picture(parser)
     add_speaking(parser)
+    add_upscale_with(parser)
     parser.set_defaults(run=run)
 
 
@@ -95,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.audio is None) == (script is None):
         both = "Both speech and a text are given." if script else "There is neither speech nor a text."
         raise BadInput(both, "Give one of --audio, --text and --text_file.")
-    picture = chosen_picture(args)
+    picture, upscale_with = chosen_picture(args), upscale_words(args)
     spoken_name = args.audio or args.text_file or Path("text")
     output = args.output or _output_name(args.image, spoken_name, suffix_of(picture.background))
     inventory = probe(args.ckpt_dir, outputs=output.parent)
@@ -124,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
         keep_parts=args.keep_parts,
         resume=args.resume,
         tokenizer=inventory.checkpoint.tokenizer if args.attach is None else None,
-    )
+    ).upscaled_with(upscale_with)
     with (
         notifying(args.notify_url) as post,
         Scratch() as work,

@@ -85,6 +85,14 @@ TEXT: dict[str, tuple[str, str]] = {
     "seed_info": ("The same seed gives the same video.", "种子相同，生成的视频就相同。"),
     "num_clip": ("Maximum clips", "片段数上限"),
     "trim": ("Cut silence at both ends", "去掉首尾静音"),
+    "upscale": ("Upscale", "放大"),
+    "upscale_info": (
+        "Of the finished video. 1080p adds no detail, unless this server has a program of its own for it.",
+        "对完成的视频放大。除非服务器另有放大程序，1080p 不会增加细节。",
+    ),
+    "upscale_off": ("off", "不放大"),
+    "upscale_1080p": ("1080p", "1080p"),
+    "upscale_1080p-arnet": ("1080p, by ARNet", "1080p（ARNet 网络）"),
     "motion": ("Movement", "动作幅度"),
     "motion_info": (
         "Preview: head, brows, gaze and mouth. The full model is only asked for it, in the prompt.",
@@ -151,6 +159,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "phase_encoding": ("Analysing face and voice", "正在分析面部与语音"),
     "phase_generating": ("Generating", "生成中"),
     "phase_finishing": ("Writing the file", "正在写入文件"),
+    "phase_upscaling": ("Upscaling", "正在放大"),
     "phase_done": ("Done", "完成"),
     "phase_stopped": ("Stopped. The part that was made is kept.", "已停止，已生成的部分已保存。"),
     "phase_stopped_empty": ("Stopped before the first frame.", "已在生成第一帧之前停止。"),
