@@ -38,10 +38,18 @@ class Batch:
     """One run of a batch; cancel() may be called from another thread."""
 
     def __init__(
-        self, entries: Sequence[BatchEntry], output: Path, work: Path, inventory: Inventory, *, resume: bool
+        self,
+        entries: Sequence[BatchEntry],
+        output: Path,
+        work: Path,
+        inventory: Inventory,
+        *,
+        resume: bool,
+        upscale_with: tuple[str, ...] = (),
     ) -> None:
+        """upscale_with: see Job."""
         self._entries, self._output, self._work = entries, output, work
-        self._inventory, self._resume = inventory, resume
+        self._inventory, self._resume, self._upscale_with = inventory, resume, upscale_with
         self._cancelled = threading.Event()
         self._running: dict[str, Engine] = {}
 
@@ -101,7 +109,7 @@ class Batch:
         """Make one video; returns its path if it existed already. Raises: AvatarError."""
         if self._cancelled.is_set():
             raise Cancelled("Stopped.")
-        job = entry.job(self._output, self._inventory, self._resume)
+        job = entry.job(self._output, self._inventory, self._resume).upscaled_with(self._upscale_with)
         with job.opened(self._work / entry.name) as opened:
             if opened.finished is not None:
                 return opened.finished

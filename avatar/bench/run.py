@@ -20,6 +20,7 @@ from avatar.errors import BadInput
 from avatar.events import Finished
 from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, Geometry, Size
 from avatar.media.intake import open_request
+from avatar.media.prompt import prompt_for
 from avatar.media.sample_inputs import write_sample
 from avatar.media.speech_reader import SpeechReader
 from avatar.pipeline.components import Components
@@ -202,7 +203,7 @@ def time_encoders(request: Request, parts: Components, size: Size) -> dict[str, 
     with SpeechReader(request.speech) as speech:
         track = SpeechTrack(speech.listen, speech.num_samples_16k)
         for _ in range(2):
-            conditions = parts.conditions.encode(request.portrait, request.prompt, size, [track])
+            conditions = parts.conditions.encode(request.portrait, prompt_for(request), size, [track])
             with clock.measure("speech"):
                 conditions.audio.frames(0, BLOCK_FRAMES)
     times = {f"encode_{name}_ms": clock.milliseconds(name)[-1] for name in ("portrait", "speech")}

@@ -27,6 +27,7 @@ from avatar.commands.setting_flags import (
 )
 from avatar.commands.signals import stopped_by_signals
 from avatar.commands.speaker_flags import add_speakers, chosen_speakers
+from avatar.commands.upscale_flag import add_upscale_with, upscale_words
 from avatar.commands.voice_flags import add_speaking, script_of
 from avatar.commands.webhook_flag import add_notify, notifying
 from avatar.errors import BadInput, Cancelled
@@ -89,6 +90,7 @@ def add(commands: Any) -> None:
     add_picture(parser)
     add_speakers(parser)
     add_speaking(parser)
+    add_upscale_with(parser)
     parser.set_defaults(run=run)
 
 
@@ -101,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         given = args.audio is not None or script is not None or own
         both = "Both speech and a text are given." if given else "There is neither speech nor a text."
         raise BadInput(both, "Give one of --audio, --text, --text_file and --speaker.")
-    picture = chosen_picture(args)
+    picture, upscale_with = chosen_picture(args), upscale_words(args)
     spoken_name = args.audio or args.text_file or Path(speakers.name if own else "text")
     output = args.output or _output_name(args.image, spoken_name, suffix_of(picture.background))
     inventory = probe(args.ckpt_dir, outputs=output.parent)
@@ -130,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
         keep_parts=args.keep_parts,
         resume=args.resume,
         tokenizer=inventory.checkpoint.tokenizer if args.attach is None else None,
-    )
+    ).upscaled_with(upscale_with)
     with (
         notifying(args.notify_url) as post,
         Scratch() as work,

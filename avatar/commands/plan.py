@@ -116,7 +116,8 @@ def _as_dict(verdict: Verdict, remedy: str, inventory: Inventory) -> dict[str, A
 def check_prompt(preset: Preset, inventory: Inventory) -> None:
     """Count the prompt's tokens, if the checkpoint is here. Raises: BadInput when there are too many."""
     tokenizer = inventory.checkpoint.tokenizer if preset.requires.weights == "live-avatar" else None
-    prompt.check_prompt(preset.generation.prompt, InputLimits().max_prompt_tokens, tokenizer)
+    made = preset.generation
+    prompt.check_prompt(made.prompt, InputLimits().max_prompt_tokens, tokenizer, made.motion)
 
 
 def size_of(portrait: Path, preset: Preset) -> Size:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from avatar.errors import BadInput
+from avatar.events import Finished
 from avatar.long.ledger import PLAN, SPOKEN, Ledger, open_ledger, tidy
 from avatar.long.splitting import Span, quiet_spans, regular_spans
 from avatar.long.stream import LongVideo
@@ -26,6 +27,7 @@ from avatar.request import TRANSPARENT, TRANSPARENT_SUFFIXES, Caption, Request
 from avatar.runtime.engine import Engine
 from avatar.runtime.fingerprint import check_same, origin
 from avatar.runtime.report import read_report
+from avatar.runtime.upscaled_video import AlreadyMade, UpscaledVideo
 from avatar.settings import Picture
 from avatar.speech.catalogue import Catalogue
 from avatar.speech.narration import Narrator, Script, load_spoken, save_spoken
@@ -46,7 +48,8 @@ class Job:
     framing. speakers: where several faces speak; audio is then the recording that is split, or None.
     checkpoint_every: clips per part, or seconds for the preview; None: in one piece. resume:
     continue an interrupted run; a finished video is not made again. tokenizer: the checkpoint's tokenizer
-    folder, to count the prompt's tokens; None: the engine counts them.
+    folder, to count the prompt's tokens; None: the engine counts them. upscale_with: words of a command that
+    enlarges the video, in place of the filter.
     """
 
     image: Path
@@ -64,6 +67,7 @@ class Job:
     keep_parts: bool = False
     resume: bool = False
     tokenizer: Path | None = None
+    upscale_with: tuple[str, ...] = ()
 
     @property
     def parts_folder(self) -> Path:
@@ -109,7 +113,13 @@ class Job:
         if finished is not None:
             tidy(self.parts_folder, self.keep_parts)
         if finished is not None or not long:
-            yield OpenedJob(request, finished)
+            lacks = finished is not None and self._lacks_upscale(finished)
+            yield OpenedJob(
+                request,
+                None if lacks else finished,
+                upscale_with=self.upscale_with,
+                to_upscale=finished if lacks else None,
+            )
             return
         ledger = open_ledger(
             self.parts_folder,
@@ -123,7 +133,7 @@ class Job:
                 self._keep_spoken(audio)
             if self.checkpoint_every is not None:
                 self._check_spans(request, ledger)
-            yield OpenedJob(request, None, ledger, self.keep_parts)
+            yield OpenedJob(request, None, ledger, self.keep_parts, self.upscale_with)
         finally:
             ledger.close()
 
@@ -198,6 +208,19 @@ class Job:
         check_same(report_there.made_from, origin(request), self.output.name)
         return self.output
 
+    def upscaled_with(self, words: tuple[str, ...]) -> Job:
+        """The job with a command that enlarges its video; no words leave it as it is. Raises: BadInput."""
+        if not words:
+            return self
+        if self.preset.generation.upscale == "1080p-arnet":
+            raise BadInput("It cannot be upscaled both by ARNet and by a command.", "Leave one of them out.")
+        return replace(self, preset=self.preset.with_settings(upscale="1080p"), upscale_with=words)
+
+    def _lacks_upscale(self, video: Path) -> bool:
+        """Whether a finished video was to be enlarged, and was not."""
+        wanted = self.preset.generation.upscale != "off"
+        return wanted and read_report(written_report(video)).upscaled is None
+
     def _limits(self, long: bool) -> InputLimits:
         """The limits for portrait and speech. Raises: BadInput for an invalid max_duration_s."""
         usual = LONGEST if long else InputLimits(longer=_LONGER)
@@ -232,12 +255,17 @@ class Job:
 
 @dataclass(frozen=True)
 class OpenedJob:
-    """A checked job. finished: the video, if there is nothing left to do."""
+    """A checked job. finished: the video, if there is nothing left to do.
+
+    to_upscale: the video, if it is finished but for that.
+    """
 
     request: Request
     finished: Path | None = None
     ledger: Ledger | None = None
     keep_parts: bool = False
+    upscale_with: tuple[str, ...] = ()
+    to_upscale: Path | None = None
 
     def check_engines(self, num_engines: int) -> None:
         """Raises: BadInput when not all of num_engines could be used."""
@@ -250,5 +278,12 @@ class OpenedJob:
             )
 
     def engine(self, engines: Sequence[Engine]) -> Engine:
-        """The engine for the video: the first one, or a LongVideo over all of them."""
-        return LongVideo(engines, self.ledger, keep_parts=self.keep_parts) if self.ledger else engines[0]
+        """The engine for the video: the first one, or a LongVideo over all; its result is upscaled."""
+        made: Engine = engines[0]
+        if self.to_upscale is not None:
+            report = read_report(written_report(self.to_upscale))
+            path = written_report(self.to_upscale)
+            made = AlreadyMade(made, Finished(self.to_upscale, path, report.num_frames, report.duration_s))
+        elif self.ledger:
+            made = LongVideo(engines, self.ledger, keep_parts=self.keep_parts)
+        return UpscaledVideo(made, self.upscale_with)

@@ -28,6 +28,7 @@ from avatar.media.readers import Reader
 from avatar.media.side_files import check_places
 from avatar.media.speaker_choice import AskedSpeakers
 from avatar.media.speaker_intake import SPEECH, check_together, place_speakers, write_voices
+from avatar.media.upscale import UPSCALED_AREA, check_upscale
 from avatar.paths import exists, is_dir
 from avatar.preset import Preset
 from avatar.request import TRANSPARENT, TRANSPARENT_SUFFIXES, Caption, Request, beside
@@ -80,7 +81,8 @@ def open_request(
     speech_name = display_name(speech or (speakers.name if speakers else ""), speech_name)
     # the toy model of the self-test has a tokenizer of its own
     counted_by = tokenizer if preset.requires.weights == "live-avatar" else None
-    prompt = check_prompt(prompt or preset.generation.prompt, limits.max_prompt_tokens, counted_by)
+    made = preset.generation
+    prompt = check_prompt(prompt or made.prompt, limits.max_prompt_tokens, counted_by, made.motion)
     points = _check_points(face_points)
     if head_only and points:
         raise BadInput(
@@ -109,7 +111,8 @@ def open_request(
             "Captions cannot be burned into a transparent video.", "Choose captions beside it, or none."
         )
     height, width = shown.pixels.shape[:2]
-    video_size(preset.engine, width, height, preset.generation.size)  # refuses what has no room for it
+    size = video_size(preset.engine, width, height, preset.generation.size)  # refuses what has no room for it
+    check_upscale(made.upscale, size, transparent)
     with ExitStack() as undo:
         _open_folder(work, "working", undo)
         wav, png = work / SPEECH, work / "portrait.png"
@@ -262,6 +265,9 @@ def _check_disk(
         per_pixel = _TRANSPARENT_BITS_PER_PIXEL.get(output.suffix.lower(), _BITS_PER_PIXEL)
         more = math.ceil(size.width * size.height * num_frames * per_pixel / 8)
         needs = {work: needs[work] + 2 * more, folder: needs[folder] + more}
+    if preset.generation.upscale != "off":  # a program's result, and the finished file beside the one before
+        more = math.ceil(UPSCALED_AREA * num_frames * _BITS_PER_PIXEL / 8)
+        needs = {work: needs[work] + more, folder: needs[folder] + more}
     if work.stat().st_dev == folder.stat().st_dev:
         needs = {folder: sum(needs.values())}
     for place, need in needs.items():

@@ -17,6 +17,7 @@ from torch import Tensor
 from avatar.errors import Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS, Size
+from avatar.media.prompt import prompt_for
 from avatar.model.device_checks import compiles, missing
 from avatar.model.weights.loading import Check
 from avatar.pipeline.components import Components
@@ -214,7 +215,7 @@ class DiffusionPipeline:
         size = size_within(stream, request.preset)
         portrait = framed(request.portrait, stream, size, request.work)
         masks = speaker_masks(request, stream, size)
-        conditions = parts.conditions.encode(portrait, request.prompt, size, tracks, masks)
+        conditions = parts.conditions.encode(portrait, prompt_for(request), size, tracks, masks)
         conditions = with_motion(conditions, state, request.portrait, stream, size, parts.vae)
         anchor = anchor_at(state, size, parts.vae)
         self._observer.encoded()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from avatar.geometry import FPS
 from avatar.preview.articulation import articulate
 from avatar.preview.head_motion import Motion
+from avatar.preview.motion_scale import USUAL, MotionScale
 from avatar.preview.pose import Articulation, Pose
 from avatar.preview.visemes import Listen, VisemeNetwork
 
@@ -16,12 +17,13 @@ def animate(
     seed: int = 0,
     first_frame: int = 0,
     network: VisemeNetwork | None = None,
+    scale: MotionScale = USUAL,
 ) -> Iterator[tuple[Articulation, Pose]]:
     """Yield articulation and pose of video frames first_frame..num_frames, frame i at i / fps seconds.
 
-    listen: the speech at 16 kHz, see `visemes.Listen`. The result depends on speech and seed alone.
+    listen: the speech at 16 kHz, see `visemes.Listen`. The result depends on speech, seed and scale alone.
     """
-    motion = Motion(seed)
+    motion = Motion(seed, scale)
     spoken = articulate(listen, num_frames, fps, first_frame, network)
     for index, frame in enumerate(spoken, first_frame):
-        yield frame.articulation, motion.pose(index / fps, frame.energy, frame.emphasis)
+        yield scale.spoken(frame.articulation), motion.pose(index / fps, frame.energy, frame.emphasis)

@@ -13,6 +13,7 @@ from avatar.geometry import FPS, Size
 from avatar.media.speech_reader import SpeechReader, silence
 from avatar.preview.animate import animate
 from avatar.preview.face_detection import Face, find_faces
+from avatar.preview.motion_scale import MOTION_SCALES
 from avatar.preview.portrait_notices import concerns
 from avatar.preview.pose import Articulation, Pose
 from avatar.preview.render import Renderer, framed_with_all
@@ -80,6 +81,6 @@ def performances(request: Request, network: VisemeNetwork, open_files: ExitStack
         if speaker.voice is not None:
             listen = open_files.enter_context(SpeechReader(speaker.voice)).listen
         seed = request.seed + SEED_STEP * index
-        moves = animate(listen, request.speech_frames, FPS, seed, request.first_frame, network)
-        found.append(moves)
+        scale = MOTION_SCALES[request.preset.generation.motion]
+        found.append(animate(listen, request.speech_frames, FPS, seed, request.first_frame, network, scale))
     return found

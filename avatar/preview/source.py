@@ -19,6 +19,7 @@ from avatar.preview.face_detection import Detection, Face, find_face, find_faces
 from avatar.preview.landmarks import Crop, landmarks
 from avatar.preview.live import LiveRenderer, animate_live
 from avatar.preview.mesh_from_points import face_from_points
+from avatar.preview.motion_scale import MOTION_SCALES
 from avatar.preview.points import FacePoints
 from avatar.preview.portrait_notices import NO_USE_OF_POINTS, concerns
 from avatar.preview.pose import Articulation
@@ -94,6 +95,7 @@ class PreviewSource:
             request.seed,
             request.first_frame,
             self._network,
+            MOTION_SCALES[request.preset.generation.motion],
         )
         for articulation, pose in performance:
             yield renderer.frame(Articulation() if request.head_only else articulation, pose)
@@ -115,6 +117,7 @@ class PreviewSource:
             speaks=not request.head_only,
             may_skip=request.may_skip,
             network=self._network,
+            scale=MOTION_SCALES[request.preset.generation.motion],
         )
 
     def close(self) -> None:

@@ -32,6 +32,9 @@ def origin(request: Request) -> dict[str, str]:
     preset = request.preset.as_dict()
     burned = [asdict(one) for one in request.captions] if request.burn_captions else []
     lora = preset["memory"].pop("lora")  # the files' content counts, not their names
+    for name, usual in (("motion", "normal"), ("upscale", "off")):
+        if preset["generation"][name] == usual:
+            del preset["generation"][name]  # as in older versions, which had no other
     return {
         "portrait": file_digest(request.portrait),
         "speech": request.spoken or file_digest(request.speech),  # voices may vary in speaking a text

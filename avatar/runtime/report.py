@@ -76,6 +76,16 @@ class ReportedSpeaker:
     speaks: bool = True
 
 
+@dataclass(frozen=True)
+class Upscaled:
+    """How a finished video was enlarged. by: lanczos, arnet or command. width, height: before that."""
+
+    by: str
+    width: int
+    height: int
+    took_s: float
+
+
 @dataclass
 class RunReport:
     """How a video was made; NAME.report.json beside NAME.mp4 and its thumbnail NAME.thumb.jpg.
@@ -113,6 +123,7 @@ class RunReport:
     stopped: bool = False
     error: str | None = None
     error_kind: str | None = None
+    upscaled: Upscaled | None = None
     made_from: dict[str, str] = field(default_factory=dict)
     notices: list[dict[str, Any]] = field(default_factory=list)
     rungs: list[RungTaken] = field(default_factory=list)
@@ -161,6 +172,7 @@ def read_report(path: Path) -> RunReport:
         rungs = data.get("rungs", [])
         report.rungs = [RungTaken(one) if isinstance(one, str) else RungTaken(**one) for one in rungs]
         report.speakers = [ReportedSpeaker(**one) for one in data.get("speakers", [])]
+        report.upscaled = Upscaled(**data["upscaled"]) if data.get("upscaled") else None
         report.memory = _memory(data["memory"]) if data.get("memory") else None
         _check(report)
         return report

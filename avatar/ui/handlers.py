@@ -21,6 +21,7 @@ from avatar.ui.app_state import AppState, flat
 from avatar.ui.compare_panel import ComparePanel
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reports_errors
+from avatar.ui.form import form_choices
 from avatar.ui.jobs_panel import JobsPanel
 from avatar.ui.language import Language, language_of, notice_words, text
 from avatar.ui.model_button import ModelButton
@@ -385,7 +386,12 @@ class PageCallbacks:
         chosen = {key: value for key, value in (settings or {}).items() if key in offered}
         values = {key: _usable(resolved, key, chosen.get(key), own[key]) for key in FORM}
         form = {
-            part: gr.update(value=values[key], visible=key in offered, interactive=key in offered)
+            part: gr.update(
+                value=values[key],
+                visible=key in offered,
+                interactive=key in offered,
+                **form_choices(key, language),
+            )
             for key, part in p.form.items()
         }
         note = "" if set(FORM) <= offered else f'<p class="muted">{text("advanced_unused", language)}</p>'

@@ -289,6 +289,20 @@ def test_an_uploaded_picture_may_be_behind_a_session(client):
     assert begin(client, background="blur")
 
 
+@pytest.mark.parametrize("motion", ["wild", 5, ["calm"], {"motion": "calm"}])
+def test_a_motion_that_there_is_not_begins_no_session(client, motion):
+    answer = client.post("/live/sessions", json={"portrait": client.portrait, "motion": motion})
+    assert answer.status_code == 400
+    assert "still, calm, normal, lively" in answer.json()["error"]
+
+
+def test_a_session_moves_as_much_as_it_is_asked_to(client, state):
+    for motion in ("still", None):
+        url = begin(client, motion=motion)
+        request = state.session_queue.find(url.rpartition("/")[2]).request
+        assert request.preset.generation.motion == (motion or "normal")
+
+
 def test_a_second_visitor_is_reported_the_place_and_follows(client, state):
     first, second = begin(client), begin(client)
     with client.websocket_connect(second) as waits:
