@@ -71,6 +71,8 @@ class Request:
     spoken: a digest of the text and the way in which it was spoken, "" for a recording.
     background: what is put behind the person, a word or a colour as the setting has it, or PICTURE_FILE: then
     background_picture is a PNG that intake wrote. Engines do not know of it.
+    growing: the journal of a speech that is still being spoken (media.growing); then num_frames is the most
+    that there can be, and captions are in the journal. None: the speech is complete.
     """
 
     portrait: Path
@@ -93,6 +95,7 @@ class Request:
     spoken: str = ""
     background: str = KEEP
     background_picture: Path | None = None
+    growing: Path | None = None
 
     @property
     def transparent_output(self) -> Path | None:

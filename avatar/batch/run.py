@@ -38,8 +38,17 @@ class Batch:
     """One run of a batch; cancel() may be called from another thread."""
 
     def __init__(
-        self, entries: Sequence[BatchEntry], output: Path, work: Path, inventory: Inventory, *, resume: bool
+        self,
+        entries: Sequence[BatchEntry],
+        output: Path,
+        work: Path,
+        inventory: Inventory,
+        *,
+        resume: bool,
+        may_grow: bool = True,
     ) -> None:
+        """may_grow: see Job."""
+        self._may_grow = may_grow
         self._entries, self._output, self._work = entries, output, work
         self._inventory, self._resume = inventory, resume
         self._cancelled = threading.Event()
@@ -101,7 +110,7 @@ class Batch:
         """Make one video; returns its path if it existed already. Raises: AvatarError."""
         if self._cancelled.is_set():
             raise Cancelled("Stopped.")
-        job = entry.job(self._output, self._inventory, self._resume)
+        job = entry.job(self._output, self._inventory, self._resume, self._may_grow)
         with job.opened(self._work / entry.name) as opened:
             if opened.finished is not None:
                 return opened.finished

@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
     show = _show_json(wanted) if args.json else _show_bars(wanted)
     engines = Engines(opener, num_jobs)
     with notifying(args.notify_url) as post, Scratch() as work:
-        batch = Batch(wanted.entries, args.output, work, inventory, resume=args.resume)
+        here = args.executor != "ray"  # a voice that goes on speaking is read from this machine's disk
+        batch = Batch(wanted.entries, args.output, work, inventory, resume=args.resume, may_grow=here)
         try:
             with stopped_by_signals(batch.cancel) as stop, show as on_event:
                 outcomes = batch.run(engines, num_jobs, _posting(post, on_event))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from avatar.long.splitting import Span, quiet_spans, regular_spans
 from avatar.long.stream import LongVideo
 from avatar.media.atomic import copy, disk_error
 from avatar.media.files import display_name
+from avatar.media.growing import can_grow
 from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import open_portrait
@@ -28,6 +30,9 @@ from avatar.runtime.report import read_report
 from avatar.settings import Picture
 from avatar.speech.catalogue import Catalogue
 from avatar.speech.narration import Narrator, Script, load_spoken, save_spoken
+from avatar.speech.voicing import Voicing
+
+log = logging.getLogger(__name__)
 
 PARTS_SUFFIX = ".parts"  # suffix of the folder beside a video that is made in parts
 _DAY_S, _GIB = 86_400.0, 2**30
@@ -44,7 +49,8 @@ class Job:
     script: the text to speak if there is no audio. preset: resolved. picture: the face that speaks, and the
     framing. checkpoint_every: clips per part, or seconds for the preview; None: in one piece. resume:
     continue an interrupted run; a finished video is not made again. tokenizer: the checkpoint's tokenizer
-    folder, to count the prompt's tokens; None: the engine counts them.
+    folder, to count the prompt's tokens; None: the engine counts them. may_grow: whether the engine, on this
+    machine, may begin before a slow voice has ended.
     """
 
     image: Path
@@ -61,6 +67,7 @@ class Job:
     keep_parts: bool = False
     resume: bool = False
     tokenizer: Path | None = None
+    may_grow: bool = True
 
     @property
     def parts_folder(self) -> Path:
@@ -68,7 +75,10 @@ class Job:
 
     @contextmanager
     def opened(self, work: Path) -> Iterator[OpenedJob]:
-        """Check everything and lock the ledger, if there is one. Raises: AvatarError."""
+        """Check everything and lock the ledger, if there is one. Raises: AvatarError.
+
+        A voice that is still speaking by then is stopped at the end.
+        """
         half_made = exists(self.parts_folder / PLAN)
         long = self.checkpoint_every is not None or (self.resume and half_made)
         if not long and half_made:
@@ -80,12 +90,15 @@ class Job:
             raise BadInput("Parts are made with --checkpoint_every N.", "Give it, or leave out the other.")
         if self.picture.background == TRANSPARENT:
             self._check_transparent(long)
+        with self._speech(work, long) as speech:
+            yield from self._opened(work, long, half_made, speech)
+
+    def _opened(self, work: Path, long: bool, half_made: bool, speech: _Speech) -> Iterator[OpenedJob]:
         from avatar.preview.face_finder import Finder  # OpenCV and the face models, for a run alone
 
-        audio, captions = self._speech(work, long)
         request = open_request(
             self.image,
-            audio,
+            speech.path,
             self.preset,
             output=self.output,
             work=work,
@@ -97,7 +110,8 @@ class Job:
             limits=self._limits(long),
             tokenizer=self.tokenizer,
             speech_name=self.script.title if self.script else None,
-            captions=captions,
+            captions=speech.captions,
+            growing=speech.growing,
             spoken=self.script.digest if self.script else "",
             burn_captions=self.script is not None and self.script.speaking.captions == "burned",
         )
@@ -116,7 +130,7 @@ class Job:
         )
         try:
             if self.script is not None:
-                self._keep_spoken(audio)
+                self._keep_spoken(speech.path)
             if self.checkpoint_every is not None:
                 self._check_spans(request, ledger)
             yield OpenedJob(request, None, ledger, self.keep_parts)
@@ -136,11 +150,13 @@ class Job:
                 "Give the output a name that ends in .webm (VP9 with alpha) or .mov (ProRes 4444).",
             )
 
-    def _speech(self, work: Path, long: bool) -> tuple[Path, tuple[Caption, ...]]:
-        """The sound file, and its captions if it is spoken from a text. Raises: AvatarError."""
+    @contextmanager
+    def _speech(self, work: Path, long: bool) -> Iterator[_Speech]:
+        """The speech, perhaps still being spoken from a text. Raises: AvatarError."""
         if self.script is None:
             assert self.audio is not None, "a job has one of the two"
-            return self.audio, ()
+            yield _Speech(self.audio)
+            return
         narrator = Narrator.of(self.script, Catalogue(), self._limits(long))
         limits = self._limits(long)
         open_portrait(self.image, limits=limits)  # refuse a bad portrait before speaking anything
@@ -148,15 +164,32 @@ class Job:
         kept = self.parts_folder / SPOKEN
         said = load_spoken(kept.with_suffix(".json"), self.script) if self.resume and is_file(kept) else None
         if said is not None:
-            return kept, said if shown else ()
-        work.mkdir(parents=True, exist_ok=True)
-        spoken = work / SPOKEN
+            yield _Speech(kept, said if shown else ())
+            return
         try:
-            captions = tuple(said.caption for said in narrator.write(spoken, limits))
-            save_spoken(spoken.with_suffix(".json"), self.script, captions)
+            work.mkdir(parents=True, exist_ok=True)
+            voicing = Voicing(narrator, work, limits)
         except OSError as error:
             raise disk_error(error) from error
-        return spoken, captions if shown else ()
+        try:
+            # in parts, or compared with what is there, its length and captions are needed first
+            may_grow = self.may_grow and not long and not self.resume and can_grow(self.preset)
+            for _ in voicing.wait(may_grow):
+                log.debug("a text is being spoken")
+            if voicing.is_whole:
+                self._save_spoken(voicing)
+                yield _Speech(voicing.spoken, voicing.captions if shown else ())
+            else:
+                yield _Speech(voicing.wav, growing=voicing.journal)
+        finally:
+            voicing.stop()
+
+    def _save_spoken(self, voicing: Voicing) -> None:
+        assert self.script is not None, "it is being spoken"
+        try:
+            save_spoken(voicing.spoken.with_suffix(".json"), self.script, voicing.captions)
+        except OSError as error:
+            raise disk_error(error) from error
 
     def _keep_spoken(self, audio: Path) -> None:
         """Save the spoken audio with the parts, since not every voice speaks a text the same way twice."""
@@ -221,6 +254,15 @@ class Job:
             raise BadInput(f"{path.name} is a run report: no points.", "Give a file of face points.")
         points = load_sidecar(path or self.image)
         return {name: (x, y) for name, (x, y) in points.to_dict().items()} if points else None
+
+
+@dataclass(frozen=True)
+class _Speech:
+    """A sound file. captions: if it is spoken from a text. growing: see Request."""
+
+    path: Path
+    captions: tuple[Caption, ...] = ()
+    growing: Path | None = None
 
 
 @dataclass(frozen=True)

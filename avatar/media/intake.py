@@ -21,6 +21,7 @@ from avatar.media.caption_files import find_font
 from avatar.media.face_choice import FaceFinder
 from avatar.media.files import LONGEST_NAME_BYTES, check_file, display_name, megabytes, minutes
 from avatar.media.framing import framed
+from avatar.media.growing import GROWING, most_frames
 from avatar.media.limits import InputLimits
 from avatar.media.pauses import trim
 from avatar.media.prompt import check_prompt
@@ -58,6 +59,7 @@ def open_request(
     captions: tuple[Caption, ...] = (),
     burn_captions: bool = False,
     spoken: str = "",
+    growing: Path | None = None,
     picture_settings: Picture | None = None,
     finder: FaceFinder | None = None,
 ) -> Request:
@@ -66,7 +68,8 @@ def open_request(
     portrait_name, speech_name: the user's own file names, where the paths are those of uploads.
     tokenizer: the folder of the checkpoint's, by which prompts are counted; None: the engine counts them.
     reader: how the files are decoded; by default in this process. captions, spoken: of the speech, see
-    Request. picture_settings: which face speaks and what is shown. finder: of faces, needed for that.
+    Request. growing: the journal of the speech, if it is still being spoken: it is left where it is, and not
+    decoded. picture_settings: which face speaks and what is shown. finder: of faces, needed for that.
     On refusal nothing is left behind in work, nor work itself if it was made here. Raises: BadInput.
     """
     portrait, speech, output, work = Path(portrait), Path(speech), Path(output), Path(work)
@@ -99,16 +102,22 @@ def open_request(
     with ExitStack() as undo:
         _open_folder(work, "working", undo)
         wav, png = work / "speech.wav", work / "portrait.png"
-        undo.callback(wav.unlink, missing_ok=True)
+        if growing is None:
+            undo.callback(wav.unlink, missing_ok=True)
         undo.callback(png.unlink, missing_ok=True)
         inputs = (portrait, speech, *([Path(asked.background)] if background.picture is not None else []))
         _check_output(output, inputs, bool(captions), undo, transparent)
         try:
-            heard = reader.speech(speech, wav, name=speech_name, limits=limits)
-            if preset.generation.trim:
-                heard = trim(wav, heard, speech_name)
-            num_frames, cut = _num_frames(heard.num_frames(FPS), preset, speech_name)
-            _check_disk(num_frames, heard.num_channels, preset, output, work, limits, transparent)
+            if growing is None:
+                heard = reader.speech(speech, wav, name=speech_name, limits=limits)
+                if preset.generation.trim:
+                    heard = trim(wav, heard, speech_name)
+                num_frames, cut = _num_frames(heard.num_frames(FPS), preset, speech_name)
+                expected, channels, notices = num_frames, heard.num_channels, (*heard.notices, *cut)
+            else:
+                num_frames, expected = most_frames(growing, preset, limits)
+                channels, notices = 1, (GROWING,)
+            _check_disk(expected, channels, preset, output, work, limits, transparent)
             behind = background.write(work)
             if behind is not None:
                 undo.callback(behind.unlink, missing_ok=True)
@@ -122,7 +131,7 @@ def open_request(
         undo.pop_all()
     return Request(
         portrait=png,
-        speech=wav,
+        speech=wav if growing is None else speech,
         work=work,
         output=output,
         preset=preset,
@@ -134,12 +143,13 @@ def open_request(
         head_only=head_only,
         face=shown.face,
         segment_s=float(segment_s),
-        notices=(*picture.notices, *shown.notices, *heard.notices, *cut),
+        notices=(*picture.notices, *shown.notices, *notices),
         captions=captions,
         burn_captions=burn_captions and bool(captions),
         spoken=spoken,
         background=background.background,
         background_picture=behind,
+        growing=growing,
     )
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from avatar.errors import Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS, Size
-from avatar.media.speech_reader import SpeechReader
+from avatar.media.growing import end_frame, open_speech
 from avatar.model.device_checks import compiles, missing
 from avatar.model.weights.loading import Check
 from avatar.pipeline.components import Components
-from avatar.pipeline.conditioning import AnyTrack, SpeechTrack
+from avatar.pipeline.conditioning import AnyTrack, SpeechTrack, VoiceTrack
 from avatar.pipeline.decode import StreamingDecoder
 from avatar.pipeline.denoiser import Conditions
 from avatar.pipeline.denoiser_choice import Denoising, LocalDenoising
@@ -32,7 +32,7 @@ from avatar.pipeline.model_loading import CheckpointModels, Models
 from avatar.pipeline.observer import UNOBSERVED, Observer
 from avatar.pipeline.offload.pinned import pinned_bytes
 from avatar.pipeline.resume import anchor_at, anchor_of, with_motion
-from avatar.pipeline.rollout import rollout
+from avatar.pipeline.rollout import AT_ONCE, Arrival, rollout
 from avatar.planning.placement import Placement
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
@@ -137,7 +137,7 @@ class DiffusionPipeline:
 
         def make(lighter: Request) -> Generator[FrameItem]:
             placement = self._placement(lighter)
-            return self._spoken(lighter, placement, size, state, track, stopped, track.is_ready)
+            return self._spoken(lighter, placement, size, state, track, stopped, Arrival(track.is_ready))
 
         try:
             yield from request.notices
@@ -184,9 +184,19 @@ class DiffusionPipeline:
         cancelled: Callable[[], bool],
     ) -> Iterator[FrameItem]:
         """Generate the remaining frames with the request's preset, at the stream's size."""
-        with SpeechReader(request.speech) as speech:
-            track = SpeechTrack(speech.listen, speech.num_samples_16k)
-            yield from self._spoken(request, placement, stream, state, track, cancelled)
+
+        def waiting() -> bool:
+            self._observer.waiting()
+            return cancelled()
+
+        with open_speech(request, waiting) as speech:
+            if request.spoken:  # the same frames, whether the voice has ended or goes on
+                voice = VoiceTrack(speech)
+                arrival = Arrival(voice.is_ready, voice.exists)
+                yield from self._spoken(request, placement, stream, state, voice, cancelled, arrival)
+            else:
+                track = SpeechTrack(speech.listen, speech.num_samples_16k)
+                yield from self._spoken(request, placement, stream, state, track, cancelled)
 
     def _spoken(
         self,
@@ -196,9 +206,9 @@ class DiffusionPipeline:
         state: ResumeState,
         track: AnyTrack,
         cancelled: Callable[[], bool],
-        is_ready: Callable[[int], bool] = lambda block: True,
+        arrival: Arrival = AT_ONCE,
     ) -> Generator[FrameItem]:
-        """The same for a given speech track. is_ready: see rollout."""
+        """The same for a given speech track."""
         check = checking(cancelled)
 
         def loading() -> None:
@@ -216,8 +226,9 @@ class DiffusionPipeline:
         anchor = anchor_at(state, size, parts.vae)
         self._observer.encoded()
         yield Progress(Phase.GENERATING)
-        for frames in self._decoded(parts, request, size, conditions, state, anchor, cancelled, is_ready):
+        for frames in self._decoded(parts, request, size, conditions, state, anchor, cancelled, arrival):
             yield from self._announced()
+            state.end_at(end_frame(request))
             pixels = downloaded(frames[: state.frames_left]).numpy()
             yield state.show(resized(pixels, stream))
 
@@ -237,7 +248,7 @@ class DiffusionPipeline:
         state: ResumeState,
         anchor: Tensor | None,
         cancelled: Callable[[], bool],
-        is_ready: Callable[[int], bool],
+        arrival: Arrival,
     ) -> Iterator[Tensor]:
         """Frames of each block, T H W 3 on the device, decoded during denoising or all at the end."""
         decoder = self._decoder(parts)
@@ -247,7 +258,7 @@ class DiffusionPipeline:
             with self._observer.priming():
                 start(conditions.motion)
 
-        latents = partial(self._latents, parts, request, size, conditions, state, anchor, cancelled, is_ready)
+        latents = partial(self._latents, parts, request, size, conditions, state, anchor, cancelled, arrival)
         if request.preset.memory.enable_online_decode:
             blocks = latents(prime)
         else:
@@ -271,7 +282,7 @@ class DiffusionPipeline:
         state: ResumeState,
         anchor: Tensor | None,
         cancelled: Callable[[], bool],
-        is_ready: Callable[[int], bool],
+        arrival: Arrival,
         meanwhile: Callable[[], None],
     ) -> Iterator[Tensor]:
         """Latents of each block; the rings are freed with this iterator. meanwhile: see rollout."""
@@ -286,7 +297,7 @@ class DiffusionPipeline:
             anchor=anchor,
             origin=first,
             meanwhile=meanwhile,
-            is_ready=is_ready,
+            arrival=arrival,
             observer=self._observer,
         )
         for block in latents:

@@ -11,12 +11,13 @@ from avatar.errors import BadInput, Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS, Size
 from avatar.media.face_choice import several_faces
+from avatar.media.growing import open_speech
 from avatar.media.portrait import read_portrait
-from avatar.media.speech_reader import SpeechReader
 from avatar.preview.animate import animate
 from avatar.preview.face_detection import Detection, Face, find_face, find_faces
 from avatar.preview.landmarks import Crop, landmarks
 from avatar.preview.live import LiveRenderer, animate_live
+from avatar.preview.loudness import VOICE_SAMPLES, VoiceLevel
 from avatar.preview.mesh_from_points import face_from_points
 from avatar.preview.points import FacePoints
 from avatar.preview.portrait_notices import NO_USE_OF_POINTS, concerns
@@ -63,7 +64,10 @@ class PreviewSource:
         renderer = Renderer(*framed(image, face, Size.parse(request.preset.generation.size)))
         yield Progress(Phase.GENERATING)
         batch: list[np.ndarray] = []
-        with SpeechReader(request.speech) as speech:
+        with open_speech(request, cancelled) as speech:
+            level = None
+            if request.spoken:  # the same frames, whether the voice has ended or goes on
+                level = VoiceLevel(speech.listen, min(VOICE_SAMPLES, speech.until_16k(VOICE_SAMPLES)))
             performance = animate(
                 speech.listen,
                 request.speech_frames,
@@ -71,6 +75,8 @@ class PreviewSource:
                 request.seed,
                 request.first_frame,
                 self._network,
+                level,
+                speech.until_frame,
             )
             for articulation, pose in islice(performance, request.num_frames):
                 if cancelled():

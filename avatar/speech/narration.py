@@ -62,6 +62,11 @@ class SpokenSentence:
     start_s: float
 
     @property
+    def pcm(self) -> np.ndarray:
+        """The samples as int16 (n,)."""
+        return np.rint(self.samples * np.float32(32767)).clip(-32768, 32767).astype("<i2")
+
+    @property
     def caption(self) -> Caption:
         lead_s = min(_LEAD_S, len(self.samples) / self.hz)
         return Caption(self.start_s + lead_s / 2, self.start_s + len(self.samples) / self.hz, self.text)
@@ -113,8 +118,7 @@ class Narrator:
                     total += len(said.samples)
                     if total > limits.max_speech_s * said.hz:
                         raise too_long(limits)
-                    scaled = np.rint(said.samples * np.float32(32767)).clip(-32768, 32767)
-                    out.writeframesraw(scaled.astype("<i2").tobytes())
+                    out.writeframesraw(said.pcm.tobytes())
                     yield said
             if not total:
                 raise BadInput(

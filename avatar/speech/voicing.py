@@ -1,0 +1,137 @@
+"""Speak a text in the background. What a slow voice has said can be animated while it goes on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from avatar.errors import AvatarError, Cancelled
+from avatar.media.atomic import disk_error
+from avatar.media.growing import GrowingWriter
+from avatar.media.limits import InputLimits
+from avatar.media.speech_reader import is_audible
+from avatar.request import Caption
+from avatar.speech.narration import Narrator, SpokenSentence
+from avatar.speech.writing_systems import is_dense
+
+log = logging.getLogger(__name__)
+
+SOON_S = 2.0  # a voice that will have ended within this time is waited for
+FIRST_S = 0.8  # no guess is made before this
+POLL_S = 0.1
+_SLOWEST_PER_S, _SLOWEST_DENSE_PER_S = 6.0, 1.5  # letters: about a third of what voices say at speed 1
+_STOP_S = 2.0  # the longest that stop() waits; a request to a server may take longer to end
+
+
+class Voicing:
+    """One text being spoken, in a thread of its own.
+
+    spoken: the complete sound at the voice's rate, there once is_whole. wav, journal: see media.growing.
+    captions: of the sentences so far.
+    """
+
+    def __init__(
+        self,
+        narrator: Narrator,
+        folder: Path,
+        limits: InputLimits,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin to speak into a folder that is there. on_end: called by the thread when the voice has ended.
+
+        Raises: OSError.
+        """
+        self.spoken = folder / "spoken.wav"
+        self._narrator, self._limits, self._on_end = narrator, limits, on_end
+        self._writer = GrowingWriter(folder / "growing.wav")
+        self.wav, self.journal = self._writer.wav, self._writer.journal
+        self.captions: tuple[Caption, ...] = ()
+        self.error: AvatarError | None = None
+        self.is_whole = False
+        self._is_audible = False
+        self._letters = sum(len(part.text) for part in narrator.parts)
+        self._marks: list[tuple[float, int]] = [(time.monotonic(), 0)]  # time, letters said until then
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._speak, name="voice", daemon=True)
+        self._thread.start()
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether it is certain to stay within the limits; a longer text is spoken first, to be refused."""
+        script = self._narrator.script
+        per_s = _SLOWEST_DENSE_PER_S if is_dense(script.text) else _SLOWEST_PER_S
+        return self._letters / per_s / script.speaking.speed <= self._limits.max_speech_s
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the voice has ended, whatever the reason."""
+        return not self._thread.is_alive()
+
+    def wait(self, may_grow: bool) -> Iterator[None]:
+        """Yield now and then, until all is said, or a slow voice has said its first sentence.
+
+        may_grow: whether the latter will do. Raises: AvatarError, what the voice failed with until then;
+        Cancelled.
+        """
+        while True:
+            self._thread.join(POLL_S)
+            if self.error is not None:
+                raise self.error
+            if self._stopped.is_set():
+                raise Cancelled("The voice was stopped.")
+            if self.is_whole or (may_grow and self.can_grow and self._is_audible and self._is_slow()):
+                return
+            yield
+
+    def stop(self) -> None:
+        """Let the voice end after its sentence."""
+        self._stopped.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_STOP_S)
+
+    def _is_slow(self) -> bool:
+        """Whether the rest will take longer than SOON_S."""
+        now, marks = time.monotonic(), self._marks
+        if len(marks) < 2 or now - marks[0][0] < FIRST_S:
+            return False
+        since, before = marks[1] if len(marks) > 2 else marks[0]  # the first one may include loading a model
+        said = marks[-1][1]
+        return (now - since) / (said - before) * (self._letters - said) > SOON_S
+
+    def _speak(self) -> None:
+        try:
+            for said in self._narrator.write(self.spoken, self._limits):
+                self._add(said)
+                if self._stopped.is_set():
+                    return
+            self._writer.end()
+            self.is_whole = True
+        except Exception as error:
+            known = disk_error(error)
+            if not isinstance(known, AvatarError):
+                log.error("a voice failed", exc_info=error)
+                known = AvatarError("The voice failed.", "Try again, or choose another voice.")
+            self._fail(known)
+        finally:
+            self._writer.close()
+            self._on_end()
+
+    def _add(self, said: SpokenSentence) -> None:
+        caption, letters = said.caption, self._marks[-1][1] + len(said.text)
+        self.captions = (*self.captions, caption)
+        shown = self._narrator.script.speaking.captions != "off"
+        self._writer.add(
+            said.pcm, said.hz, caption if shown else None, caption.end_s * self._letters / letters
+        )
+        self._is_audible = self._is_audible or is_audible(said.samples)
+        self._marks.append((time.monotonic(), letters))
+
+    def _fail(self, error: AvatarError) -> None:
+        self.error = error
+        try:
+            self._writer.end(error)
+        except OSError as full:  # its readers are stopped by whoever asked for the voice
+            log.warning("the end of a voice cannot be noted: %s", full.strerror)
