@@ -72,7 +72,7 @@ class Request:
     background: what is put behind the person, a word or a colour as the setting has it, or PICTURE_FILE: then
     background_picture is a PNG that intake wrote. Engines do not know of it.
     growing: the journal of a speech that is still being spoken (media.growing); then num_frames is the most
-    that there can be, and captions are in the journal. None: the speech is complete.
+    that there can be, and captions are without their times. None: the speech is complete.
     """
 
     portrait: Path

@@ -62,8 +62,8 @@ class BatchEntry:
     script: Script | None = None
     picture: Picture = field(default_factory=Picture)
 
-    def job(self, output: Path, inventory: Inventory, resume: bool, may_grow: bool = True) -> Job:
-        """The job, its preset resolved for a machine. may_grow: see Job. Raises: AvatarError."""
+    def job(self, output: Path, inventory: Inventory, resume: bool) -> Job:
+        """The job, its preset resolved for a machine. Raises: AvatarError."""
         options = dict(self.options)
         settings = {key: options[key] for key in SETTINGS if key in options}
         also = [key for key in ("points", "head_only") if options.get(key)]
@@ -85,7 +85,6 @@ class BatchEntry:
             keep_parts=options.get("keep_parts", False),
             resume=resume,
             tokenizer=inventory.checkpoint.tokenizer,
-            may_grow=may_grow,
         )
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avatar.batch.engines import Engines
@@ -110,7 +110,7 @@ class Batch:
         """Make one video; returns its path if it existed already. Raises: AvatarError."""
         if self._cancelled.is_set():
             raise Cancelled("Stopped.")
-        job = entry.job(self._output, self._inventory, self._resume, self._may_grow)
+        job = replace(entry.job(self._output, self._inventory, self._resume), may_grow=self._may_grow)
         with job.opened(self._work / entry.name) as opened:
             if opened.finished is not None:
                 return opened.finished

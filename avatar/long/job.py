@@ -180,7 +180,7 @@ class Job:
                 self._save_spoken(voicing)
                 yield _Speech(voicing.spoken, voicing.captions if shown else ())
             else:
-                yield _Speech(voicing.wav, growing=voicing.journal)
+                yield _Speech(voicing.wav, voicing.outline, voicing.journal)
         finally:
             voicing.stop()
 

@@ -111,20 +111,15 @@ class Burner:
     """Draws captions into frames."""
 
     def __init__(self, captions: Sequence[Caption], fps: float) -> None:
-        """captions: of the whole speech, or of its beginning. Raises: BadInput, see extend."""
-        self._fps, self._at = fps, 0
-        self._num_known = -1
-        self.extend(captions)
+        """captions: of the whole speech. Raises: BadInput when no installed font has their letters."""
+        self._shown = readable(captions, float("inf"))
+        self._fps = fps
+        self._font_path = find_font("".join(one.text for one in captions))
+        self._at = 0
 
-    def extend(self, captions: Sequence[Caption]) -> None:
-        """Replace the captions by more, of which those before are the beginning.
-
-        Raises: BadInput when no installed font has their letters.
-        """
-        if len(captions) != self._num_known:
-            self._num_known = len(captions)
-            self._shown = readable(captions, float("inf"))
-            self._font_path = find_font("".join(one.text for one in captions))
+    def show(self, captions: Sequence[Caption]) -> None:
+        """Take the captions with times that are known by now; those before are their beginning."""
+        self._shown = readable(captions, float("inf"))
 
     def burn(self, frames: np.ndarray, first_frame: int) -> np.ndarray:
         """Return frames with their captions drawn in; the input is not modified.

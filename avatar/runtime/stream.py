@@ -162,7 +162,7 @@ class _Run:
                 self._report.plan = planned.as_dict()
                 self._emit(PlanMade(planned))
             compositor = compositor_of(self._request)
-            burner = Burner(self._extent.captions, self._fps) if self._request.burn_captions else None
+            burner = Burner(self._request.captions, self._fps) if self._request.burn_captions else None
             for item in self._source.frames(self._request, self._cancelled):
                 if self._cancelled():
                     raise Cancelled("The run was stopped.")
@@ -176,7 +176,7 @@ class _Run:
                     if compositor is not None:
                         item = compositor.apply(item)
                     if burner is not None:
-                        burner.extend(self._extent.captions)
+                        burner.show(self._extent.captions)
                         item = burner.burn(item, self._request.first_frame + self._made)
                     self._made += self._hand_over(item, self._extent.most - self._made)
             if self._made < (wanted := self._extent.most):

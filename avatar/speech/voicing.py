@@ -15,14 +15,12 @@ from avatar.media.limits import InputLimits
 from avatar.media.speech_reader import is_audible
 from avatar.request import Caption
 from avatar.speech.narration import Narrator, SpokenSentence
-from avatar.speech.writing_systems import is_dense
 
 log = logging.getLogger(__name__)
 
 SOON_S = 2.0  # a voice that will have ended within this time is waited for
 FIRST_S = 0.8  # no guess is made before this
 POLL_S = 0.1
-_SLOWEST_PER_S, _SLOWEST_DENSE_PER_S = 6.0, 1.5  # letters: about a third of what voices say at speed 1
 _STOP_S = 2.0  # the longest that stop() waits; a request to a server may take longer to end
 
 
@@ -33,19 +31,12 @@ class Voicing:
     captions: of the sentences so far.
     """
 
-    def __init__(
-        self,
-        narrator: Narrator,
-        folder: Path,
-        limits: InputLimits,
-        on_end: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Begin to speak into a folder that is there. on_end: called by the thread when the voice has ended.
-
-        Raises: OSError.
-        """
+    def __init__(self, narrator: Narrator, folder: Path, limits: InputLimits) -> None:
+        """Begin to speak into a folder that is there. Raises: OSError."""
         self.spoken = folder / "spoken.wav"
-        self._narrator, self._limits, self._on_end = narrator, limits, on_end
+        self._narrator, self._limits = narrator, limits
+        self._acts: list[Callable[[], None]] = []
+        self._ending, self._is_over = threading.Lock(), False
         self._writer = GrowingWriter(folder / "growing.wav")
         self.wav, self.journal = self._writer.wav, self._writer.journal
         self.captions: tuple[Caption, ...] = ()
@@ -61,14 +52,22 @@ class Voicing:
     @property
     def can_grow(self) -> bool:
         """Whether it is certain to stay within the limits; a longer text is spoken first, to be refused."""
-        script = self._narrator.script
-        per_s = _SLOWEST_DENSE_PER_S if is_dense(script.text) else _SLOWEST_PER_S
-        return self._letters / per_s / script.speaking.speed <= self._limits.max_speech_s
+        return self._narrator.most_s <= self._limits.max_speech_s
 
     @property
-    def is_over(self) -> bool:
-        """Whether the voice has ended, whatever the reason."""
-        return not self._thread.is_alive()
+    def outline(self) -> tuple[Caption, ...]:
+        """What captions will say, before it is known when; none if there are to be none."""
+        if self._narrator.script.speaking.captions == "off":
+            return ()
+        return tuple(Caption(0.0, 0.0, part.text) for part in self._narrator.parts)
+
+    def when_over(self, act: Callable[[], None]) -> None:
+        """Call this when the voice has ended, whatever the reason; at once if it has."""
+        with self._ending:
+            if not self._is_over:
+                self._acts.append(act)
+                return
+        act()
 
     def wait(self, may_grow: bool) -> Iterator[None]:
         """Yield now and then, until all is said, or a slow voice has said its first sentence.
@@ -86,9 +85,13 @@ class Voicing:
                 return
             yield
 
-    def stop(self) -> None:
-        """Let the voice end after its sentence."""
+    def cancel(self) -> None:
+        """Let the voice end after its sentence, without waiting for that."""
         self._stopped.set()
+
+    def stop(self) -> None:
+        """Let the voice end after its sentence, and wait for that, but not long."""
+        self.cancel()
         if threading.current_thread() is not self._thread:
             self._thread.join(_STOP_S)
 
@@ -117,7 +120,10 @@ class Voicing:
             self._fail(known)
         finally:
             self._writer.close()
-            self._on_end()
+            with self._ending:
+                self._is_over = True
+            for act in self._acts:
+                act()
 
     def _add(self, said: SpokenSentence) -> None:
         caption, letters = said.caption, self._marks[-1][1] + len(said.text)

@@ -24,7 +24,7 @@ from avatar.request import Request
 from avatar.runtime.engine import Engine
 from avatar.runtime.gallery import About, Gallery, GalleryEntry
 from avatar.runtime.rescued_files import kept_in_words
-from avatar.ui.queued_run import KeptVideo, QueuedRun, Requester, WaitingInQueue
+from avatar.ui.queued_run import KeptVideo, QueuedRun, Requester, RunningVoice, WaitingInQueue
 
 log = logging.getLogger(__name__)
 
@@ -102,12 +102,13 @@ class JobQueue:
         settings: dict[str, object],
         requester: Requester | None = None,
         ledger: Ledger | None = None,
+        voice: RunningVoice | None = None,
     ) -> QueuedRun:
         """Append a request to the queue; draft: from gallery.draft(). Raises: QueueFull.
 
-        ledger: of a long video, which is made in parts.
+        ledger, voice: see QueuedRun.
         """
-        run = QueuedRun(request, draft, settings, requester or Requester(), ledger)
+        run = QueuedRun(request, draft, settings, requester or Requester(), ledger, voice)
         with self._changed:
             self.check_not_full(run.requester.visitor)
             for earlier in [earlier for earlier in self._ended if earlier.id == run.id]:
@@ -226,6 +227,8 @@ class JobQueue:
             if run.requester.owner_hash and not (run.unwanted and not run.kept):
                 self._ended.append(run)
             run.over.set()
+        if run.voice is not None:
+            run.voice.close()
         run.let_go()
         if self.on_end is not None:
             self.on_end(run)

@@ -14,6 +14,7 @@ import gradio as gr
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Finished, Notice, PartDone, Phase, Progress, Segment
 from avatar.runtime.gallery import owner_hash
+from avatar.speech.narration import Narrator
 from avatar.ui import framing_panel, point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
@@ -25,7 +26,7 @@ from avatar.ui.panels.gallery import render_gallery
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
 from avatar.ui.payloads import mapping, pressed
 from avatar.ui.request_guard import visitor_of
-from avatar.ui.speech_service import SpokenText
+from avatar.ui.speech_service import GrowingText, SpokenText
 from avatar.ui.typing_tab import TYPE, TypingPanel
 from avatar.ui.uploads import NotUploaded
 
@@ -61,25 +62,51 @@ class Generate:
 
     def press(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Updates of the page until the video is finished. values: of `inputs`. Raises: AvatarError."""
-        portrait, speech, _, _, _, owner, source, *typed_and_form = values
+        portrait, speech, _, _, _, owner, source, *_ = values
         language = language_of(request)
         if not portrait:
             raise BadInput(text("no_portrait", language))
         self.app_state.job_queue.check_not_full(visitor_of(request))
-        said: SpokenText | None = None
+        said: SpokenText | GrowingText | None = None
         if source == TYPE:
-            for said in self.typing.spoken_text(request, *typed_and_form[:5]):
-                yield {self.parts.status: gr.skip()} if said is None else self.typing.heard(said)
-            speech = str(said.path) if said else None
+            said = yield from self._begun(request, *values)
+            speech = str(said.path)
         if not speech:
             raise BadInput(text("no_speech", language))
-        run = yield from self.submit(request, speech, *values, said=said)
-        if run is not None:
-            self.visits.begin(request.session_hash or "", run)
-            yield from self._show(run, request, owner)
+        kept: list[SpokenText] = []
+        try:
+            if isinstance(said, GrowingText):
+                self.typing.speech_service.keep_when_over(said, visitor_of(request), kept.append)
+            run = yield from self.submit(request, speech, *values, said=said)
+        except BaseException:
+            if isinstance(said, GrowingText):
+                said.close()
+            raise
+        if run is None:
+            if isinstance(said, GrowingText):
+                said.close()
+            return
+        self.visits.begin(request.session_hash or "", run)
+        yield from self._show(run, request, owner)
+        if kept:
+            yield self.typing.heard(kept[0])
+
+    def _begun(self, request: gr.Request, *values: Any) -> Generator[Updates, None, SpokenText | GrowingText]:
+        """The tab's text, spoken, or by a slow voice so far that its video can begin. Raises: AvatarError."""
+        _, _, _, preset, _, _, _, *typed_and_form = values
+
+        def may_grow(narrator: Narrator) -> bool:
+            settings = self.app_state.form_settings(preset, typed_and_form[5:])
+            return self.app_state.may_grow(preset, settings, narrator)
+
+        said: SpokenText | GrowingText | None = None
+        for said in self.typing.begun(request, may_grow, *typed_and_form[:5]):
+            yield self.typing.heard(said) if isinstance(said, SpokenText) else {self.parts.status: gr.skip()}
+        assert said is not None, "a text that is spoken comes last"
+        return said
 
     def submit(
-        self, request: gr.Request, speech: str, *values: Any, said: SpokenText | None = None
+        self, request: gr.Request, speech: str, *values: Any, said: SpokenText | GrowingText | None = None
     ) -> Generator[Updates, None, QueuedRun | None]:
         """Queue a run for one speech and the page's other inputs; None if the page asks about the portrait.
 
@@ -92,7 +119,8 @@ class Generate:
         visitor = visitor_of(request)
         self.app_state.job_queue.check_not_full(visitor)
         reader = self.app_state.reader(visitor)
-        for _ in reader.ahead(Path(portrait), Path(speech), STATUS_EVERY_S):
+        growing = said if isinstance(said, GrowingText) else None
+        for _ in reader.ahead(Path(portrait), None if growing else Path(speech), STATUS_EVERY_S):
             yield {self.parts.status: gr.skip()}  # so that Gradio can end this once the page is gone
         if self.app_state.resolved(preset).engine == "preview" and not _answers(asked, portrait):
             look = point_editor.look_at(
@@ -118,6 +146,7 @@ class Generate:
             visit=request.session_hash or "",
             speech_name=said.script.title if said else None,
             captions=said.shown if said else (),
+            growing=growing,
             spoken=said.script.digest if said else "",
             burn_captions=said is not None and said.script.speaking.captions == "burned",
         )
