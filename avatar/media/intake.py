@@ -69,7 +69,8 @@ def open_request(
     tokenizer: the folder of the checkpoint's, by which prompts are counted; None: the engine counts them.
     reader: how the files are decoded; by default in this process. captions, spoken: of the speech, see
     Request. growing: the journal of the speech, if it is still being spoken: it is left where it is, and not
-    decoded; captions then say what will be said. picture_settings: which face speaks and what is shown. finder: of faces, needed for that.
+    decoded; captions then say what will be said. picture_settings: which face speaks and what is shown.
+    finder: of faces, needed for that.
     On refusal nothing is left behind in work, nor work itself if it was made here. Raises: BadInput.
     """
     portrait, speech, output, work = Path(portrait), Path(speech), Path(output), Path(work)

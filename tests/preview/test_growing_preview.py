@@ -88,9 +88,13 @@ def test_a_voice_that_fails_midway_keeps_what_was_said(source, ask, tmp_path):
     voice.next()
     voice.fail(AvatarError("The speech server is gone.", "Try again later."))
     request, events = ask(voice, "kept"), []
-    with pytest.raises(AvatarError, match="The speech server is gone"):
+
+    def follow() -> None:
         for event in stream_frames(source, request):
             events.append(event)
+
+    with pytest.raises(AvatarError, match="The speech server is gone"):
+        follow()
     finished = events[-1]
     assert isinstance(finished, Finished)
     assert finished.stopped
