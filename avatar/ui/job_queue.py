@@ -210,6 +210,8 @@ class JobQueue:
 
     def _end(self, run: QueuedRun, failure: Exception | None) -> None:
         """Keep what a run has made, or remove its draft; then report the end to its followers."""
+        if run.voice is not None:
+            run.voice.close()
         try:
             if run.ledger is not None:
                 run.ledger.close()
@@ -227,8 +229,6 @@ class JobQueue:
             if run.requester.owner_hash and not (run.unwanted and not run.kept):
                 self._ended.append(run)
             run.over.set()
-        if run.voice is not None:
-            run.voice.close()
         run.let_go()
         if self.on_end is not None:
             self.on_end(run)

@@ -150,10 +150,10 @@ class SpeechService:
         may_grow: whether the video may begin before a slow voice has ended. The caller closes a GrowingText.
         """
         narrator = Narrator.of(script, self._catalogue, self._limits)
+        grows, handed_over = may_grow(narrator), False
         growing = self._begun(narrator, script, visitor)
-        handed_over = False
         try:
-            for _ in growing.voicing.wait(may_grow(narrator)):
+            for _ in growing.voicing.wait(grows):
                 yield None
             if growing.voicing.is_whole:
                 yield self._placed(growing, visitor)
