@@ -8,6 +8,7 @@ is completed at the end.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import struct
 import threading
@@ -31,8 +32,11 @@ GROWING = Notice(
     "growing",
     "The voice goes on speaking while the video is made; until it has ended, the length is an estimate.",
 )
-JOURNAL = ".journal"  # the suffix of the file beside the WAV
+log = logging.getLogger(__name__)
+
+JOURNAL, _BROKEN = ".journal", ".broken"  # suffixes of the file beside the WAV
 POLL_S = 0.02
+_ABANDONED = ("The text's sound cannot be written.", "Free disk space, then run it again.")
 _HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
 _UNKNOWN_BYTES = 2**32 - 2**10  # stated in the header while the length is not known
 
@@ -93,8 +97,16 @@ class GrowingWriter:
 
     def close(self) -> None:
         """Close the files, even before the end."""
-        self._sound.close()
-        self._lines.close()
+        for file in (self._sound, self._lines):
+            try:
+                file.close()
+            except OSError as error:  # what was left to write does not fit on the disk
+                log.warning("a growing recording is not written to its end (%s)", error.strerror)
+
+    def abandon(self) -> None:
+        """End where not even that can be noted: the journal's new name says that no more comes."""
+        self.close()
+        self.journal.replace(self.journal.with_suffix(_BROKEN))
 
     def _write(self, frame: av.AudioFrame | None) -> None:
         """Resample and write; None: what is left in the resampler."""
@@ -122,14 +134,23 @@ class GrowingRecording:
     def look(self) -> Growth:
         """How far it has come by now."""
         with self._lock:
-            if not self._growth.ended:
-                with self._journal.open("rb") as file:
-                    file.seek(self._read_to)
-                    whole, newline, _ = file.read().rpartition(b"\n")
-                self._read_to += len(whole) + len(newline)
-                for line in whole.splitlines():
-                    self._growth = _after(self._growth, json.loads(line))
+            try:
+                if not self._growth.ended:
+                    self._read()
+            except FileNotFoundError:  # see GrowingWriter.abandon
+                self._journal = self._journal.with_suffix(_BROKEN)
+                self._read()
+                self._growth = replace(self._growth, ended=True, error=_ABANDONED)
             return self._growth
+
+    def _read(self) -> None:
+        """Read the lines that have come."""
+        with self._journal.open("rb") as file:
+            file.seek(self._read_to)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._read_to += len(whole) + len(newline)
+        for line in whole.splitlines():
+            self._growth = _after(self._growth, json.loads(line))
 
     def has(self, num_samples: int) -> bool:
         """See speech_reader.Length."""

@@ -139,5 +139,6 @@ class Voicing:
         self.error = error
         try:
             self._writer.end(error)
-        except OSError as full:  # its readers are stopped by whoever asked for the voice
+        except OSError as full:
             log.warning("the end of a voice cannot be noted: %s", full.strerror)
+            self._writer.abandon()

@@ -125,6 +125,20 @@ def test_the_cause_of_an_early_end_is_told(tmp_path: Path):
     assert extent.most == 33
 
 
+def test_a_journal_that_cannot_be_written_ends_the_speech(tmp_path: Path):
+    voice = SlowVoice(tmp_path, LENGTHS_S)
+    voice.next()
+    recording = GrowingRecording(voice.journal, never)
+    there = recording.look().num_samples
+    voice.writer.abandon()
+    assert recording.until(10 * SOUND_HZ) == there
+    assert recording.look().error == (
+        "The text's sound cannot be written.",
+        "Free disk space, then run it again.",
+    )
+    assert len(recording.look().captions) == 1
+
+
 def test_a_growing_speech_is_left_where_it_is_by_a_refusal(tmp_path: Path):
     voice, preset = SlowVoice(tmp_path, LENGTHS_S), load_preset("cpu-preview")
     voice.next()
