@@ -132,11 +132,11 @@ def test_a_journal_that_cannot_be_written_ends_the_speech(tmp_path: Path):
     there = recording.look().num_samples
     voice.writer.abandon()
     assert recording.until(10 * SOUND_HZ) == there
-    assert recording.look().error == (
-        "The text's sound cannot be written.",
-        "Free disk space, then run it again.",
-    )
-    assert len(recording.look().captions) == 1
+    for reader in (recording, GrowingRecording(voice.journal)):
+        growth = reader.look()
+        assert growth.error == ("The text's sound cannot be written.", "Free disk space, then run it again.")
+        assert growth.ended
+        assert (growth.num_samples, len(growth.captions)) == (there, 1)
 
 
 def test_a_growing_speech_is_left_where_it_is_by_a_refusal(tmp_path: Path):
