@@ -307,6 +307,7 @@ def _open_app_state(args: argparse.Namespace, scratch: Path, zero_gpu: Any = Non
         live=_open_live(args, gallery),
         webhook=None if args.notify_url is None else Webhook(args.notify_url),
         keep_running_s=keep_running_s,
+        engines_here=zero_gpu is None,
     )
 
 

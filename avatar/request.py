@@ -90,6 +90,8 @@ class Request:
     background_picture is a PNG that intake wrote. Engines do not know of it.
     speakers: where several faces speak, each with a voice; speech is then what is heard of all. other_faces:
     the boxes of faces that belong to nobody of them.
+    growing: the journal of a speech that is still being spoken (media.growing); then num_frames is the most
+    that there can be, and captions are without their times. None: the speech is complete.
     """
 
     portrait: Path
@@ -112,6 +114,7 @@ class Request:
     spoken: str = ""
     background: str = KEEP
     background_picture: Path | None = None
+    growing: Path | None = None
     speakers: tuple[Speaker, ...] = ()
     other_faces: tuple[Box, ...] = ()
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avatar.batch.engines import Engines
@@ -46,8 +46,10 @@ class Batch:
         *,
         resume: bool,
         upscale_with: tuple[str, ...] = (),
+        may_grow: bool = True,
     ) -> None:
-        """upscale_with: see Job."""
+        """upscale_with, may_grow: see Job."""
+        self._may_grow = may_grow
         self._entries, self._output, self._work = entries, output, work
         self._inventory, self._resume, self._upscale_with = inventory, resume, upscale_with
         self._cancelled = threading.Event()
@@ -110,6 +112,7 @@ class Batch:
         if self._cancelled.is_set():
             raise Cancelled("Stopped.")
         job = entry.job(self._output, self._inventory, self._resume).upscaled_with(self._upscale_with)
+        job = replace(job, may_grow=self._may_grow)
         with job.opened(self._work / entry.name) as opened:
             if opened.finished is not None:
                 return opened.finished

@@ -79,7 +79,13 @@ def run(args: argparse.Namespace) -> int:
     engines = Engines(opener, num_jobs)
     with notifying(args.notify_url) as post, Scratch() as work:
         batch = Batch(
-            wanted.entries, args.output, work, inventory, resume=args.resume, upscale_with=upscale_with
+            wanted.entries,
+            args.output,
+            work,
+            inventory,
+            resume=args.resume,
+            upscale_with=upscale_with,
+            may_grow=args.executor != "ray",  # a voice that goes on speaking is read from this machine's disk
         )
         try:
             with stopped_by_signals(batch.cancel) as stop, show as on_event:

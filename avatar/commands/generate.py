@@ -36,6 +36,7 @@ from avatar.hardware.inventory import Inventory, probe
 from avatar.long.job import Job
 from avatar.media.background.choice import suffix_of
 from avatar.media.files import joined_name, minutes
+from avatar.media.growing import settled
 from avatar.media.portrait import video_size
 from avatar.planning.layout import Layout
 from avatar.planning.verdict import require, within_reach
@@ -132,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
         keep_parts=args.keep_parts,
         resume=args.resume,
         tokenizer=inventory.checkpoint.tokenizer if args.attach is None else None,
+        may_grow=args.attach is None,
     ).upscaled_with(upscale_with)
     with (
         notifying(args.notify_url) as post,
@@ -237,7 +239,7 @@ def _report_finished(video: Path, as_json: bool) -> int:
 @contextmanager
 def _show_json(request: Request) -> Iterator[Any]:
     preset, size = request.preset, video_size(request.portrait, request.preset)
-    started = {"preset": preset.name, "engine": preset.engine, "num_frames": request.num_frames}
+    started = {"preset": preset.name, "engine": preset.engine, "num_frames": settled(request).num_frames}
     started |= {"width": size.width, "height": size.height}
     write_json({"event": "started", **started})
     yield lambda event: write_json(_as_json(event))
@@ -258,7 +260,7 @@ def _show_bar(request: Request) -> Iterator[Any]:
         TimeElapsedColumn(),
     )
     with ProgressBar(*columns, console=err) as bar:
-        task = bar.add_task("starting", total=request.num_frames, pace="")
+        task = bar.add_task("starting", total=settled(request).num_frames, pace="")
 
         def on_event(event: Event) -> None:
             match event:
@@ -267,6 +269,7 @@ def _show_bar(request: Request) -> Iterator[Any]:
                         task,
                         description=str(event.phase),
                         completed=event.frames_done,
+                        total=event.num_frames or None,
                         pace=_pace(event),
                         refresh=True,
                     )

@@ -98,9 +98,12 @@ class Conversation:
             raise BadInput("Too many messages are waiting for an answer.", "Wait for an answer.") from None
 
     def interrupt(self) -> bool:
-        """Stop speaking and drop what is queued. Returns whether there was anything to stop."""
+        """Stop speaking and drop what is queued; watchers are told. Returns whether there was anything."""
         self._answers += 1
-        return self.voice.cut()
+        found = self.voice.cut()
+        if found:
+            self.session.post_event({"type": "interrupted"})
+        return found
 
     def close(self) -> None:
         """Stop listening and speaking."""
@@ -139,8 +142,7 @@ class Conversation:
             change = turns.note(probability(chunk))
             if change == "begins":
                 self.session.post_event({"type": "hearing", "on": True})
-                if self.interrupt():
-                    self.session.post_event({"type": "interrupted"})
+                self.interrupt()
                 turn = [*before]
             if turns.is_speaking:
                 turn.append(chunk)
@@ -196,7 +198,7 @@ class Conversation:
 
     def _answer(self, words: str, ended_at: float, recognised_s: float = 0.0) -> None:
         """Ask the chat server, and speak each sentence as soon as it is complete."""
-        answer, first = self._answers, True
+        answer, first, asked_at = self._answers, True, self._clock()
         voice, speed = self._settings
         pieces = iter([words]) if self._chat is None else self._chat.answer(words)
         try:
@@ -205,7 +207,12 @@ class Conversation:
                     return
                 self.voice.say(sentence, voice, speed)
                 if first:
-                    spent = {"recognition_s": recognised_s, "answer_s": self._clock() - ended_at}
+                    now = self._clock()
+                    spent = {
+                        "recognition_s": recognised_s,
+                        "chat_s": now - asked_at,
+                        "answer_s": now - ended_at,
+                    }
                     self.session.post_event({"type": "answering", **spent})
                     first = False
         except AvatarError as error:

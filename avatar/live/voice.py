@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -32,7 +33,7 @@ AHEAD_S = 12.0  # no further sentence is queued while this much sound is waiting
 class _Text:
     narrator: Narrator
     cuts: int
-    done: Callable[[], None] | None = None
+    queued_at: float
 
 
 class SessionVoice:
@@ -62,7 +63,7 @@ class SessionVoice:
         speaking = Speaking(voice=voice, speed=speed) if voice else Speaking(speed=speed)
         narrator = Narrator.of(Script(text, speaking), self._catalogue, InputLimits())
         try:
-            self._texts.put_nowait(_Text(narrator, self._cuts))
+            self._texts.put_nowait(_Text(narrator, self._cuts, time.monotonic()))
         except queue.Full:
             raise BadInput("Too many texts are queued.", "Wait until some have been.") from None
 
@@ -106,10 +107,9 @@ class SessionVoice:
                 return
             in_s = self._session.sound_queue.waiting_s
             self._session.say(at_sound_hz(said.samples, said.hz))
-            seconds = len(said.samples) / said.hz
-            self._session.post_event(
-                {"type": "said", "who": "avatar", "text": said.text, "in_s": in_s, "seconds": seconds}
-            )
+            times = {"in_s": in_s, "seconds": len(said.samples) / said.hz}
+            times["voice_s"] = time.monotonic() - text.queued_at
+            self._session.post_event({"type": "said", "who": "avatar", "text": said.text, **times})
 
 
 def at_sound_hz(samples: np.ndarray, hz: int) -> np.ndarray:

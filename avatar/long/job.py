@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from avatar.long.splitting import Span, quiet_spans, regular_spans
 from avatar.long.stream import LongVideo
 from avatar.media.atomic import copy, disk_error
 from avatar.media.files import display_name
+from avatar.media.growing import can_grow
 from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import open_portrait
@@ -31,6 +33,9 @@ from avatar.runtime.upscaled_video import AlreadyMade, UpscaledVideo
 from avatar.settings import Picture
 from avatar.speech.catalogue import Catalogue
 from avatar.speech.narration import Narrator, Script, load_spoken, save_spoken
+from avatar.speech.voicing import Voicing
+
+log = logging.getLogger(__name__)
 
 PARTS_SUFFIX = ".parts"  # suffix of the folder beside a video that is made in parts
 _DAY_S, _GIB = 86_400.0, 2**30
@@ -49,7 +54,8 @@ class Job:
     checkpoint_every: clips per part, or seconds for the preview; None: in one piece. resume:
     continue an interrupted run; a finished video is not made again. tokenizer: the checkpoint's tokenizer
     folder, to count the prompt's tokens; None: the engine counts them. upscale_with: words of a command that
-    enlarges the video, in place of the filter.
+    enlarges the video, in place of the filter. may_grow: whether the engine, on this machine, may begin
+    before a slow voice has ended.
     """
 
     image: Path
@@ -68,6 +74,7 @@ class Job:
     resume: bool = False
     tokenizer: Path | None = None
     upscale_with: tuple[str, ...] = ()
+    may_grow: bool = True
 
     @property
     def parts_folder(self) -> Path:
@@ -75,7 +82,10 @@ class Job:
 
     @contextmanager
     def opened(self, work: Path) -> Iterator[OpenedJob]:
-        """Check everything and lock the ledger, if there is one. Raises: AvatarError."""
+        """Check everything and lock the ledger, if there is one. Raises: AvatarError.
+
+        A voice that is still speaking by then is stopped at the end.
+        """
         half_made = exists(self.parts_folder / PLAN)
         long = self.checkpoint_every is not None or (self.resume and half_made)
         if not long and half_made:
@@ -87,12 +97,15 @@ class Job:
             raise BadInput("Parts are made with --checkpoint_every N.", "Give it, or leave out the other.")
         if self.picture.background == TRANSPARENT:
             self._check_transparent(long)
+        with self._speech(work, long) as speech:
+            yield from self._opened(work, long, half_made, speech)
+
+    def _opened(self, work: Path, long: bool, half_made: bool, speech: _Speech) -> Iterator[OpenedJob]:
         from avatar.preview.face_finder import Finder  # OpenCV and the face models, for a run alone
 
-        audio, captions = self._speech(work, long)
         request = open_request(
             self.image,
-            audio,
+            speech.path,
             self.preset,
             output=self.output,
             work=work,
@@ -105,7 +118,8 @@ class Job:
             limits=self._limits(long),
             tokenizer=self.tokenizer,
             speech_name=self.script.title if self.script else None,
-            captions=captions,
+            captions=speech.captions,
+            growing=speech.growing,
             spoken=self.script.digest if self.script else "",
             burn_captions=self.script is not None and self.script.speaking.captions == "burned",
         )
@@ -129,8 +143,8 @@ class Job:
             resume=self.resume,
         )
         try:
-            if self.script is not None and audio is not None:
-                self._keep_spoken(audio)
+            if self.script is not None and speech.path is not None:
+                self._keep_spoken(speech.path)
             if self.checkpoint_every is not None:
                 self._check_spans(request, ledger)
             yield OpenedJob(request, None, ledger, self.keep_parts, self.upscale_with)
@@ -150,13 +164,15 @@ class Job:
                 "Give the output a name that ends in .webm (VP9 with alpha) or .mov (ProRes 4444).",
             )
 
-    def _speech(self, work: Path, long: bool) -> tuple[Path | None, tuple[Caption, ...]]:
-        """The sound file, and its captions if it is spoken from a text; None where speakers have their own.
+    @contextmanager
+    def _speech(self, work: Path, long: bool) -> Iterator[_Speech]:
+        """The speech, perhaps still being spoken from a text; none where speakers have their own.
 
         Raises: AvatarError.
         """
         if self.script is None:
-            return self.audio, ()
+            yield _Speech(self.audio)
+            return
         narrator = Narrator.of(self.script, Catalogue(), self._limits(long))
         limits = self._limits(long)
         open_portrait(self.image, limits=limits)  # refuse a bad portrait before speaking anything
@@ -164,15 +180,32 @@ class Job:
         kept = self.parts_folder / SPOKEN
         said = load_spoken(kept.with_suffix(".json"), self.script) if self.resume and is_file(kept) else None
         if said is not None:
-            return kept, said if shown else ()
-        work.mkdir(parents=True, exist_ok=True)
-        spoken = work / SPOKEN
+            yield _Speech(kept, said if shown else ())
+            return
         try:
-            captions = tuple(said.caption for said in narrator.write(spoken, limits))
-            save_spoken(spoken.with_suffix(".json"), self.script, captions)
+            work.mkdir(parents=True, exist_ok=True)
+            voicing = Voicing(narrator, work, limits)
         except OSError as error:
             raise disk_error(error) from error
-        return spoken, captions if shown else ()
+        try:
+            # in parts, or compared with what is there, its length and captions are needed first
+            may_grow = self.may_grow and not long and not self.resume and can_grow(self.preset)
+            for _ in voicing.wait(may_grow):
+                log.debug("a text is being spoken")
+            if voicing.is_whole:
+                self._save_spoken(voicing)
+                yield _Speech(voicing.spoken, voicing.captions if shown else ())
+            else:
+                yield _Speech(voicing.wav, voicing.outline, voicing.journal)
+        finally:
+            voicing.stop()
+
+    def _save_spoken(self, voicing: Voicing) -> None:
+        assert self.script is not None, "it is being spoken"
+        try:
+            save_spoken(voicing.spoken.with_suffix(".json"), self.script, voicing.captions)
+        except OSError as error:
+            raise disk_error(error) from error
 
     def _keep_spoken(self, audio: Path) -> None:
         """Save the spoken audio with the parts, since not every voice speaks a text the same way twice."""
@@ -251,6 +284,15 @@ class Job:
             raise BadInput(f"{path.name} is a run report: no points.", "Give a file of face points.")
         points = load_sidecar(path or self.image)
         return {name: (x, y) for name, (x, y) in points.to_dict().items()} if points else None
+
+
+@dataclass(frozen=True)
+class _Speech:
+    """A sound file, if any. captions: if it is spoken from a text. growing: see Request."""
+
+    path: Path | None
+    captions: tuple[Caption, ...] = ()
+    growing: Path | None = None
 
 
 @dataclass(frozen=True)

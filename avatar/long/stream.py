@@ -28,9 +28,10 @@ from avatar.media.join import join_parts
 from avatar.media.side_files import written_report, written_thumbnail
 from avatar.request import Request
 from avatar.runtime.engine import Engine
+from avatar.runtime.extent import segment_lengths
 from avatar.runtime.finished_files import Unreported, new_report, publish, thumbnail
 from avatar.runtime.report import read_report, together
-from avatar.runtime.stream import error_kind, segment_lengths
+from avatar.runtime.stream import error_kind
 
 log = logging.getLogger(__name__)
 

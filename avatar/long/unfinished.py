@@ -14,9 +14,12 @@ from avatar.geometry import FPS
 from avatar.long.ledger import PLAN, Ledger
 from avatar.long.splitting import regular_spans
 from avatar.media import atomic
+from avatar.media.growing import GrowingRecording
 from avatar.preset import Preset
 from avatar.request import PICTURE_FILE, Caption, Request, Speaker
 from avatar.runtime.gallery_entry import PORTRAIT
+from avatar.speech.catalogue import speaking
+from avatar.speech.narration import Script
 
 PARTS = "parts"  # the ledger's folder
 _REQUEST, _PORTRAIT, _SPEECH = "request.json", PORTRAIT, "speech.wav"
@@ -39,13 +42,19 @@ _PLAIN = (
 )
 
 
-def keep(folder: Path, request: Request) -> Request:
-    """Keep a request in a new folder; returns it as it is kept. Raises: AvatarError when the disk is full."""
+def keep(folder: Path, request: Request, script: Script | None = None) -> Request:
+    """Keep a request in a new folder; returns it as it is kept. Raises: AvatarError when the disk is full.
+
+    script: the text, if its speech is still growing, which stays where it is: resumed before complete() was
+    called, the video is of the text spoken once more.
+    """
     try:
         folder.mkdir()
-        kept = replace(request, portrait=folder / _PORTRAIT, speech=folder / _SPEECH)
+        kept = replace(request, portrait=folder / _PORTRAIT)
         _copy(request.portrait, kept.portrait)
-        _copy(request.speech, kept.speech)
+        if script is None:
+            kept = replace(kept, speech=folder / _SPEECH)
+            _copy(request.speech, kept.speech)
         voices = [folder / _VOICE.format(number) for number in range(1, len(request.voices) + 1)]
         kept = kept.with_voices(voices)
         for voice, place in zip(request.voices, voices, strict=True):
@@ -56,10 +65,30 @@ def keep(folder: Path, request: Request) -> Request:
         data = {"preset": request.preset.as_dict(), **{name: getattr(request, name) for name in _PLAIN}}
         data["captions"] = [asdict(one) for one in request.captions]
         data["speakers"] = [{**asdict(one), "voice": one.voice and one.voice.name} for one in kept.speakers]
+        data |= {} if script is None else {"script": asdict(script)}
         atomic.write(folder / _REQUEST, json.dumps(data).encode())
     except OSError as error:
         raise atomic.disk_error(error) from error
     return kept
+
+
+def complete(folder: Path, speech: Path, journal: Path) -> None:
+    """Keep the speech that was growing when its request was kept, now complete. Raises: OSError."""
+    growth = GrowingRecording(journal).look()
+    data = json.loads((folder / _REQUEST).read_text(encoding="utf-8"))
+    data |= {"num_frames": growth.num_frames, "captions": [asdict(one) for one in growth.captions]}
+    data.pop("script", None)
+    atomic.copy(speech, folder / _SPEECH)
+    atomic.write(folder / _REQUEST, json.dumps(data).encode())
+
+
+def script_of(folder: Path) -> Script | None:
+    """The text that is to be spoken once more before a video is resumed; None where its speech is kept."""
+    try:
+        kept = json.loads((folder / _REQUEST).read_text(encoding="utf-8")).get("script")
+        return None if kept is None else Script(kept["text"], speaking(**kept["speaking"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged() from error
 
 
 def begin_parts(folder: Path, kept: Request) -> Ledger:
@@ -71,13 +100,18 @@ def begin_parts(folder: Path, kept: Request) -> Ledger:
         raise atomic.disk_error(error) from error
 
 
-def resume(folder: Path, *, work: Path, output: Path) -> tuple[Request, Ledger | None]:
+def resume(
+    folder: Path, *, work: Path, output: Path, growing: Path | None = None, most: int = 0
+) -> tuple[Request, Ledger | None]:
     """The request that a folder keeps, and what is done of it; None where it was not begun in parts.
 
-    Raises: BadInput when it is damaged.
+    growing, most: the journal of its text spoken once more, and its most frames. Raises: BadInput when it is
+    damaged.
     """
     try:
         data = json.loads((folder / _REQUEST).read_text(encoding="utf-8"))
+        if data.pop("script", None) is not None and growing is not None:
+            data |= {"growing": growing, "num_frames": most}
         points = data["face_points"]
         data["face_points"] = points and {name: tuple(point) for name, point in points.items()}
         data["face"] = tuple(data["face"]) if data.get("face") else None
@@ -88,7 +122,7 @@ def resume(folder: Path, *, work: Path, output: Path) -> tuple[Request, Ledger |
         request = Request(
             background_picture=background,
             portrait=folder / _PORTRAIT,
-            speech=folder / _SPEECH,
+            speech=folder / _SPEECH if growing is None else growing.with_suffix(".wav"),
             work=work,
             output=output,
             preset=Preset.from_dict(data.pop("preset")),
@@ -100,9 +134,11 @@ def resume(folder: Path, *, work: Path, output: Path) -> tuple[Request, Ledger |
         begun = (folder / PARTS / PLAN).is_file()
         return request, Ledger.resume(folder / PARTS, request) if begun else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(
-            "This unfinished video is damaged: it cannot be resumed.", "Delete it and make it anew."
-        ) from error
+        raise _damaged() from error
+
+
+def _damaged() -> BadInput:
+    return BadInput("This unfinished video is damaged: it cannot be resumed.", "Delete it and make it anew.")
 
 
 def _speaker(data: dict[str, Any], folder: Path) -> Speaker:

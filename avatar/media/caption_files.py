@@ -117,6 +117,10 @@ class Burner:
         self._font_path = find_font("".join(one.text for one in captions))
         self._at = 0
 
+    def show(self, captions: Sequence[Caption]) -> None:
+        """Take the captions with times that are known by now; those before are their beginning."""
+        self._shown = readable(captions, float("inf"))
+
     def burn(self, frames: np.ndarray, first_frame: int) -> np.ndarray:
         """Return frames with their captions drawn in; the input is not modified.
 

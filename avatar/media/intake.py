@@ -21,6 +21,7 @@ from avatar.media.caption_files import find_font
 from avatar.media.face_choice import FaceFinder
 from avatar.media.files import LONGEST_NAME_BYTES, check_file, display_name, megabytes, minutes
 from avatar.media.framing import framed
+from avatar.media.growing import GROWING, most_frames
 from avatar.media.limits import InputLimits
 from avatar.media.pauses import trim
 from avatar.media.prompt import check_prompt
@@ -61,6 +62,7 @@ def open_request(
     captions: tuple[Caption, ...] = (),
     burn_captions: bool = False,
     spoken: str = "",
+    growing: Path | None = None,
     picture_settings: Picture | None = None,
     finder: FaceFinder | None = None,
     speakers: AskedSpeakers | None = None,
@@ -70,8 +72,10 @@ def open_request(
     portrait_name, speech_name: the user's own file names, where the paths are those of uploads.
     tokenizer: the folder of the checkpoint's, by which prompts are counted; None: the engine counts them.
     reader: how the files are decoded; by default in this process. captions, spoken: of the speech, see
-    Request. picture_settings: which face speaks and what is shown. finder: of faces, needed for that.
-    speakers: where several faces speak; speech is then the recording that is split, or None.
+    Request. growing: the journal of the speech, if it is still being spoken: it is left where it is, and not
+    decoded; captions then say what will be said. picture_settings: which face speaks and what is shown.
+    finder: of faces, needed for that. speakers: where several faces speak; speech is then the recording that
+    is split, or None.
     On refusal nothing is left behind in work, nor work itself if it was made here. Raises: BadInput.
     """
     portrait, output, work = Path(portrait), Path(output), Path(work)
@@ -122,13 +126,20 @@ def open_request(
         inputs = (portrait, *files, *(speakers.files if speakers else ()))
         _check_output(output, inputs, bool(captions), undo, transparent)
         try:
-            voices = write_voices(placed, speech, speech_name, work, reader=reader, limits=limits, undo=undo)
-            heard = voices.speech
-            if preset.generation.trim:
-                heard = trim(wav, heard, speech_name)
-            num_frames, cut = _num_frames(heard.num_frames(FPS), preset, speech_name)
-            num_channels = heard.num_channels + 2 * len(voices.speakers)
-            _check_disk(num_frames, num_channels, preset, output, work, limits, transparent)
+            if growing is None:
+                voices = write_voices(
+                    placed, speech, speech_name, work, reader=reader, limits=limits, undo=undo
+                )
+                heard = voices.speech
+                if preset.generation.trim:
+                    heard = trim(wav, heard, speech_name)
+                num_frames, cut = _num_frames(heard.num_frames(FPS), preset, speech_name)
+                expected, channels = num_frames, heard.num_channels + 2 * len(voices.speakers)
+                speakers_said, notices = voices.speakers, (*heard.notices, *voices.notices, *cut)
+            else:
+                num_frames, expected = most_frames(growing, preset, limits)
+                speakers_said, channels, notices = (), 1, (GROWING,)
+            _check_disk(expected, channels, preset, output, work, limits, transparent)
             behind = background.write(work)
             if behind is not None:
                 undo.callback(behind.unlink, missing_ok=True)
@@ -142,7 +153,7 @@ def open_request(
         undo.pop_all()
     return Request(
         portrait=png,
-        speech=wav,
+        speech=wav if growing is None or speech is None else speech,
         work=work,
         output=output,
         preset=preset,
@@ -154,13 +165,14 @@ def open_request(
         head_only=head_only,
         face=shown.face,
         segment_s=float(segment_s),
-        notices=(*picture.notices, *shown.notices, *heard.notices, *voices.notices, *cut),
+        notices=(*picture.notices, *shown.notices, *notices),
         captions=captions,
         burn_captions=burn_captions and bool(captions),
         spoken=spoken,
         background=background.background,
         background_picture=behind,
-        speakers=voices.speakers,
+        growing=growing,
+        speakers=speakers_said,
         other_faces=() if placed is None else placed.other_faces,
     )
 

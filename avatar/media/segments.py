@@ -39,8 +39,9 @@ INDEX_FIRST = {"movflags": "faststart"}
 class SegmentWriter:
     """Encodes frames into segments in `folder` and the finished file at `output`, in constant memory.
 
-    lengths: number of frames of each segment. threads: of the encoder. part: set if the video is one part of
-    a long speech; frames and segments count from the part's own beginning. Not thread-safe.
+    lengths: number of frames of each segment; later ones may be changed meanwhile. threads: of the encoder.
+    part: set if the video is one part of a long speech; frames and segments count from the part's own
+    beginning. Not thread-safe.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class SegmentWriter:
         part: Part | None = None,
     ) -> None:
         self._speech, self._folder, self._output = speech, folder, output
-        self._lengths, self._fps, self._threads = lengths, fps, threads
+        self.lengths, self._fps, self._threads = lengths, fps, threads
         self._part, self._first_frame = part, part.first_frame if part else 0
         self._whole: _Movie | None = None
         self._segment: _Movie | None = None
@@ -73,9 +74,9 @@ class SegmentWriter:
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
             raise ValueError(f"frames must be uint8 (T, H, W, 3), not {frames.dtype} {frames.shape}")
         while len(frames):
-            if self.num_segments == len(self._lengths):
+            if self.num_segments == len(self.lengths):
                 raise ValueError("more frames than the segments hold")
-            room = self._segment_start + self._lengths[self.num_segments] - self.num_frames
+            room = self._segment_start + self.lengths[self.num_segments] - self.num_frames
             self._encode(frames[:room])
             if len(frames) >= room:
                 yield self._end_segment()
@@ -110,7 +111,7 @@ class SegmentWriter:
             self.height, self.width = (side // 2 * 2 for side in frames.shape[1:3])
             self._whole = _Movie(self._folder / _WHOLE, self._fps)
             tag(self._whole.container, self._part)
-            self._whole.add_encoder(self.width, self.height, self._threads, max(self._lengths))
+            self._whole.add_encoder(self.width, self.height, self._threads, max(self.lengths))
             self._whole.add_sound(GridSound, self._speech, self._first_frame)
             self._whole.open()
         if self._segment is None:

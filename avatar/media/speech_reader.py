@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import av
 import numpy as np
@@ -168,6 +169,13 @@ class _Level:
         return max(1.0, min(10 ** ((_RAISED_DBFS - self.loud_dbfs) / 20), _CEILING / self.peak))
 
 
+def is_audible(samples: np.ndarray) -> bool:
+    """Whether speech, float32 (n,), needs no gain. Where it does, its whole length must be known first."""
+    level = _Level()
+    level.add(samples[:, None])
+    return level.loud_dbfs >= _QUIET_DBFS and level.peak <= _OVER
+
+
 def _judge(track: Track, level: _Level, num_channels: int, limits: InputLimits) -> Speech:
     name, found, seconds = track.name, track.found, level.num_samples / SOUND_HZ
     gaps_s = sum(length for _, length in found.gaps)
@@ -213,21 +221,71 @@ def silence(start: int, stop: int) -> np.ndarray:
     return np.zeros(max(0, stop - start), np.float32)
 
 
+class Length(Protocol):
+    """How long a file is, in samples at 48 kHz; it may grow while it is read."""
+
+    def has(self, num_samples: int) -> bool:
+        """Whether there are this many, or no more come: until() does not wait for them."""
+        ...
+
+    def until(self, num_samples: int) -> int:
+        """How many there are, once there are this many, or no more come."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """A Length that does not change."""
+
+    num_samples: int
+
+    def has(self, num_samples: int) -> bool:
+        return True
+
+    def until(self, num_samples: int) -> int:
+        return self.num_samples
+
+
 class SpeechReader:
     """Slices of a canonical WAV, in constant memory. Not thread-safe; a context manager."""
 
-    def __init__(self, path: Path, fps: int = FPS) -> None:
+    AHEAD_16K = _BLOCK + _MARGIN  # samples that listen() may read beyond those asked for
+
+    def __init__(self, path: Path, fps: int = FPS, length: Length | None = None) -> None:
+        """length: of a file that grows; None for that in its header."""
         self._file = wave.open(str(path), "rb")  # noqa: SIM115 (closed by close)
         found = self._file.getframerate(), self._file.getnchannels(), self._file.getsampwidth()
         if (found[0], found[2]) != (SOUND_HZ, 2) or found[1] not in (1, 2):
             self._file.close()
             raise ValueError(f"{path.name} is no {SOUND_HZ} Hz 16-bit WAV in mono or stereo")
         self.num_channels = found[1]
-        self.num_samples = self._file.getnframes()
-        self.num_samples_16k = -(-self.num_samples // _DECIMATION)
+        self.length = length or _Fixed(self._file.getnframes())
         self.samples_per_frame = SOUND_HZ // fps
         self._block = lru_cache(maxsize=4)(self._resample_block)
         self._weights = lru_cache(maxsize=8)(self._block_weights)
+
+    @property
+    def num_samples(self) -> int:
+        """At 48 kHz; of a file that grows, so far."""
+        return self.length.until(0)
+
+    @property
+    def num_samples_16k(self) -> int:
+        """At 16 kHz; of a file that grows, so far."""
+        return self.until_16k(0)
+
+    def until_16k(self, num_samples: int) -> int:
+        """How many samples there are at 16 kHz, once there are this many, or no more come."""
+        return -(-self.length.until(num_samples * _DECIMATION) // _DECIMATION)
+
+    def has_16k(self, num_samples: int) -> bool:
+        """Whether listen() would not wait for any of the first num_samples."""
+        return self.length.has((num_samples + self.AHEAD_16K) * _DECIMATION)
+
+    def until_frame(self, frame: int) -> int:
+        """The frame given, or the number of video frames if there are fewer. Of a file that grows, waits."""
+        num_samples = self.length.until(frame * self.samples_per_frame)
+        return min(frame, -(-num_samples // self.samples_per_frame))
 
     def sound(self, start_frame: int, num_frames: int) -> np.ndarray:
         """Samples of these video frames, int16 (num_frames * 1920, channels); silence past the end."""
@@ -240,7 +298,7 @@ class SpeechReader:
         Samples are bit-identical for any start and stop, because blocks are resampled at fixed positions.
         """
         out = silence(start, stop)
-        first, last = max(start, 0), min(stop, self.num_samples_16k)
+        first, last = max(start, 0), min(stop, self.until_16k(stop))
         if first >= last:  # wholly outside
             return out
         for index in range(first // _BLOCK, -(-last // _BLOCK)):
@@ -263,6 +321,8 @@ class SpeechReader:
 
         They cross-fade from one block's weights to the next's over the two margins at the border.
         """
+        if self.num_channels == 1:  # without the next block, which a file that grows may not have yet
+            return np.ones((1, 1), np.float32)
         here = self._weights(index)
         if here is None:
             return np.full((1, self.num_channels), 1 / self.num_channels, np.float32)
@@ -283,7 +343,7 @@ class SpeechReader:
     def samples(self, start: int, stop: int) -> np.ndarray:
         """Samples start:stop at 48 kHz, int16 (n, channels); silence outside the speech."""
         out = np.zeros((stop - start, self.num_channels), np.int16)
-        first, last = max(start, 0), min(stop, self.num_samples)
+        first, last = max(start, 0), min(stop, self.length.until(stop))
         if first < last:
             self._file.setpos(first)
             read = np.frombuffer(self._file.readframes(last - first), "<i2")

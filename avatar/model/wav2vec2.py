@@ -176,9 +176,12 @@ class SpeechFeatures:
 
     def _feature(self, index: int) -> Tensor:
         """A 30 Hz feature, L D, interpolated between two hidden states; both series' ends are aligned."""
-        low, high, weight = interpolation(index, self.num_features, self.num_hidden)
+        low, high, weight = self._place(index)
         first = self._hidden(low)
         return first if high == low else torch.lerp(first, self._hidden(high), weight)
+
+    def _place(self, index: int) -> tuple[int, int, float]:
+        return interpolation(index, self.num_features, self.num_hidden)
 
     def _hidden(self, index: int) -> Tensor:
         """Hidden states at 50 Hz frame index, L D."""

@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from avatar.geometry import MOTION_FRAMES, Size, covering_size
+from avatar.geometry import BLOCK_FRAMES, LEAD_IN_FRAMES, MOTION_FRAMES, Size, covering_size
+from avatar.media.speech_reader import SpeechReader
 from avatar.model.text_encoder import PromptTokenizer, TextEncoder
 from avatar.model.vae.vae import VideoVAE
+from avatar.model.voice_wav2vec2 import VoiceFeatures
 from avatar.model.wav2vec2 import Listen, SpeechEncoder, SpeechFeatures
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.pipeline.denoiser import Conditions
@@ -38,6 +40,29 @@ class SpeechTrack:
     def features(self, encoder: SpeechEncoder) -> Features:
         """Features of this speech, computed with the given encoder."""
         return SpeechFeatures(encoder, self.listen, self.num_samples)
+
+
+class VoiceTrack:
+    """A text's speech, which may still be growing; as block after block of it becomes available."""
+
+    def __init__(self, speech: SpeechReader) -> None:
+        self._speech = speech
+        self._features: VoiceFeatures | None = None
+
+    def features(self, encoder: SpeechEncoder) -> VoiceFeatures:
+        """See AnyTrack."""
+        self._features = VoiceFeatures(encoder, self._speech.listen, self._speech.until_16k)
+        return self._features
+
+    def is_ready(self, block: int) -> bool:
+        """See rollout.Arrival."""
+        assert self._features is not None, "the conditions are encoded before the first block"
+        return self._speech.has_16k(self._features.needs(block * BLOCK_FRAMES, BLOCK_FRAMES))
+
+    def exists(self, block: int) -> bool:
+        """See rollout.Arrival."""
+        first = max(0, block * BLOCK_FRAMES - LEAD_IN_FRAMES)
+        return self._speech.until_frame(first + 1) > first
 
 
 class Features(Protocol):

@@ -25,7 +25,7 @@ class Observer:
         """The run has checked for cancellation, as it does between any two steps."""
 
     def waiting(self) -> None:
-        """A live session has checked for its end, as it does while it waits for sound."""
+        """The run has checked for its end while it waits for sound, of a live session or a voice."""
 
     def loading(self) -> None:
         """Another model, or another tensor of one, is about to load."""

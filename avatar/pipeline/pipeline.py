@@ -17,11 +17,12 @@ from torch import Tensor
 from avatar.errors import Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS, Size
+from avatar.media.growing import end_frame, open_speech
 from avatar.media.prompt import prompt_for
 from avatar.model.device_checks import compiles, missing
 from avatar.model.weights.loading import Check
 from avatar.pipeline.components import Components
-from avatar.pipeline.conditioning import AnyTrack
+from avatar.pipeline.conditioning import AnyTrack, VoiceTrack
 from avatar.pipeline.decode import StreamingDecoder
 from avatar.pipeline.denoiser import Conditions
 from avatar.pipeline.denoiser_choice import Denoising, LocalDenoising
@@ -33,7 +34,7 @@ from avatar.pipeline.model_loading import CheckpointModels, Models
 from avatar.pipeline.observer import UNOBSERVED, Observer
 from avatar.pipeline.offload.pinned import pinned_bytes
 from avatar.pipeline.resume import anchor_at, anchor_of, with_motion
-from avatar.pipeline.rollout import rollout
+from avatar.pipeline.rollout import AT_ONCE, Arrival, rollout
 from avatar.pipeline.speakers import speaker_masks, speech_tracks
 from avatar.planning.placement import Placement
 from avatar.planning.plan import Plan
@@ -139,7 +140,8 @@ class DiffusionPipeline:
 
         def make(lighter: Request) -> Generator[FrameItem]:
             placement = self._placement(lighter)
-            return self._spoken(lighter, placement, size, state, [track], stopped, track.is_ready)
+            arrival = Arrival(track.is_ready)
+            return self._spoken(lighter, placement, size, state, [track], stopped, arrival)
 
         try:
             yield from request.notices
@@ -187,9 +189,19 @@ class DiffusionPipeline:
         cancelled: Callable[[], bool],
     ) -> Iterator[FrameItem]:
         """Generate the remaining frames with the request's preset, at the stream's size."""
+
+        def waiting() -> bool:
+            self._observer.waiting()
+            return cancelled()
+
+        tracks: Sequence[AnyTrack]
         with ExitStack() as open_files:
-            tracks = speech_tracks(request, open_files)
-            yield from self._spoken(request, placement, stream, state, tracks, cancelled)
+            if request.spoken:  # the same frames, whether the voice has ended or goes on
+                voice = VoiceTrack(open_files.enter_context(open_speech(request, waiting)))
+                arrival, tracks = Arrival(voice.is_ready, voice.exists), [voice]
+            else:
+                arrival, tracks = AT_ONCE, speech_tracks(request, open_files)
+            yield from self._spoken(request, placement, stream, state, tracks, cancelled, arrival)
 
     def _spoken(
         self,
@@ -199,9 +211,9 @@ class DiffusionPipeline:
         state: ResumeState,
         tracks: Sequence[AnyTrack],
         cancelled: Callable[[], bool],
-        is_ready: Callable[[int], bool] = lambda block: True,
+        arrival: Arrival = AT_ONCE,
     ) -> Generator[FrameItem]:
-        """The same for given speech, one track per speaker. is_ready: see rollout."""
+        """The same for given speech, one track per speaker."""
         check = checking(cancelled)
 
         def loading() -> None:
@@ -220,8 +232,9 @@ class DiffusionPipeline:
         anchor = anchor_at(state, size, parts.vae)
         self._observer.encoded()
         yield Progress(Phase.GENERATING)
-        for frames in self._decoded(parts, request, size, conditions, state, anchor, cancelled, is_ready):
+        for frames in self._decoded(parts, request, size, conditions, state, anchor, cancelled, arrival):
             yield from self._announced()
+            state.end_at(end_frame(request))
             pixels = downloaded(frames[: state.frames_left]).numpy()
             yield state.show(resized(pixels, stream))
 
@@ -241,7 +254,7 @@ class DiffusionPipeline:
         state: ResumeState,
         anchor: Tensor | None,
         cancelled: Callable[[], bool],
-        is_ready: Callable[[int], bool],
+        arrival: Arrival,
     ) -> Iterator[Tensor]:
         """Frames of each block, T H W 3 on the device, decoded during denoising or all at the end."""
         decoder = self._decoder(parts)
@@ -251,7 +264,7 @@ class DiffusionPipeline:
             with self._observer.priming():
                 start(conditions.motion)
 
-        latents = partial(self._latents, parts, request, size, conditions, state, anchor, cancelled, is_ready)
+        latents = partial(self._latents, parts, request, size, conditions, state, anchor, cancelled, arrival)
         if request.preset.memory.enable_online_decode:
             blocks = latents(prime)
         else:
@@ -275,7 +288,7 @@ class DiffusionPipeline:
         state: ResumeState,
         anchor: Tensor | None,
         cancelled: Callable[[], bool],
-        is_ready: Callable[[int], bool],
+        arrival: Arrival,
         meanwhile: Callable[[], None],
     ) -> Iterator[Tensor]:
         """Latents of each block; the rings are freed with this iterator. meanwhile: see rollout."""
@@ -290,7 +303,7 @@ class DiffusionPipeline:
             anchor=anchor,
             origin=first,
             meanwhile=meanwhile,
-            is_ready=is_ready,
+            arrival=arrival,
             observer=self._observer,
         )
         for block in latents:

@@ -7,7 +7,7 @@ on the consumer's speed. The loop does not know how a block is denoised or decod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,21 @@ from avatar.pipeline.observer import UNOBSERVED, Observer
 NOISE, DISTANCE = range(2)  # independent streams of random numbers
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """How the blocks of a speech become available; by default all are, from the beginning.
+
+    is_ready: whether a block may be submitted without waiting for its audio. exists: whether there is such a
+    block; waits until that is known.
+    """
+
+    is_ready: Callable[[int], bool] = lambda block: True
+    exists: Callable[[int], bool] = lambda block: True
+
+
+AT_ONCE = Arrival()
+
+
 def rollout(
     conditions: Conditions,
     denoiser: Denoiser,
@@ -34,18 +49,19 @@ def rollout(
     anchor: Tensor | None = None,
     origin: int = 0,
     meanwhile: Callable[[], None] = lambda: None,
-    is_ready: Callable[[int], bool] = lambda index: True,
+    arrival: Arrival = AT_ONCE,
     observer: Observer = UNOBSERVED,
 ) -> Iterator[Tensor]:
     """Yield the latents of each block in order, 16 3 h w float32 on the denoiser's device.
 
     From the second clip on, the first generated latent frame is the anchor.
 
-    num_blocks: of the whole video. cancelled: called before each step. first_block, anchor: to resume after a
-    stop, with empty rings: the first block still to generate, and the first generated latent frame, 16 1 h w.
+    num_blocks: of the whole video, at most. cancelled: called before each step. first_block, anchor: to
+    resume after a stop, with empty rings: the first block still to generate, and the first generated latent
+    frame, 16 1 h w.
     origin: the block from which the model counts positions and clips; the motion ends where it begins.
-    meanwhile: called once, when the first blocks are in progress. is_ready: whether a block may be submitted
-    without waiting for its audio; while it may not, the blocks in progress are finished.
+    meanwhile: called once, when the first blocks are in progress. arrival: while a block is not ready, those
+    in progress are finished.
     Raises: Cancelled.
     """
     geometry, num_steps = denoiser.geometry, denoiser.schedule.num_steps
@@ -75,12 +91,16 @@ def rollout(
     for index in range(first_block, num_blocks):
         is_refresh = index == refresh_block > first_block
         while under_way and (
-            under_way == denoiser.num_in_flight or (is_refresh and anchor is None) or not is_ready(index)
+            under_way == denoiser.num_in_flight
+            or (is_refresh and anchor is None)
+            or not arrival.is_ready(index)
         ):
             latents = collect()
             anchor = latents[:, :1].clone() if anchor is None else anchor
             under_way -= 1
             yield latents
+        if not arrival.exists(index):
+            break
         if is_refresh:
             assert anchor is not None  # the first block has been collected
             denoiser.refresh(anchor)

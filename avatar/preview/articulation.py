@@ -4,7 +4,7 @@ Everything is a pure function of the speech and absolute time, computed in block
 the speech, and a video may start anywhere in it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -22,6 +22,8 @@ from avatar.preview.visemes import (
     level_of,
     read_padded,
 )
+
+Until = Callable[[int], int]
 
 KEYS = tuple(field.name for field in fields(Articulation))
 
@@ -157,16 +159,25 @@ def articulate(
     fps: float = FPS,
     first_frame: int = 0,
     network: VisemeNetwork | None = None,
+    level: Level | None = None,
+    until: Until | None = None,
 ) -> Iterator[SpokenFrame]:
     """Yield the animation parameters of video frames first_frame..num_frames, frame i at i / fps seconds.
 
-    listen is called as frames are consumed, some seconds ahead, after a first pass over its level.
+    level: None for that of each passage, which takes a first pass over the speech. until: of a speech that
+    grows, whose length is not known: the frame given, or their number if there are fewer.
+    listen is called as frames are consumed, some seconds ahead.
     """
     network = network or VisemeNetwork.load()
-    level = PassageLevel(listen, int(num_frames / fps * SPEECH_HZ))
-    block = max(1, round(BLOCK_S * fps))
-    for first in range(first_frame, num_frames, block):
-        frames = np.arange(first, min(first + block, num_frames))
+    if level is None:
+        level = PassageLevel(listen, int(num_frames / fps * SPEECH_HZ))
+    block, first = max(1, round(BLOCK_S * fps)), first_frame
+    while (last := min(first + block, num_frames)) > first:
+        last = last if until is None else until(last)
+        if last <= first:
+            return
+        frames = np.arange(first, last)
+        first = last
         times = frames / fps * FRAME_HZ
         start, stop = int(times[0]), int(times[-1]) + 2
         lead = round(VISUAL_LEAD_S * FRAME_HZ)

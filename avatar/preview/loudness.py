@@ -4,6 +4,7 @@ A pure function of the speech and time, like everything that drives the mouth: a
 around it and on the overall level, so a video may start anywhere.
 """
 
+import sys
 from functools import lru_cache
 
 import numpy as np
@@ -32,6 +33,7 @@ _RANGE_DB, _FLOOR_DB = 30.0, -56.0
 _SILENCE_DB = -100.0  # digital silence, which says nothing about the noise
 _CHUNK = 2 * STEP_HZ  # steps read at once
 CONTEXT = _REACH + _NEAR + _NOISE
+VOICE_SAMPLES = 4 * SPEECH_HZ  # of a text's voice, by which its overall level is judged
 
 
 class PassageLevel:
@@ -71,6 +73,27 @@ class PassageLevel:
         samples = read_padded(self._listen, start * per_step, (start + _CHUNK) * per_step)
         powers = np.square(samples.reshape(_CHUNK, POWERS_IN_STEP, -1)).mean(2, dtype=np.float64)
         return np.where(inside[:, None], powers, np.nan)
+
+
+class VoiceLevel(PassageLevel):
+    """The same of a text's voice: from what it has said until then, so that it may still be speaking.
+
+    A voice has no noise, and hardly changes its loudness: what comes next is not needed to judge it.
+    """
+
+    def __init__(self, listen: Listen, num_samples: int) -> None:
+        """num_samples: VOICE_SAMPLES, or the speech's length if it is shorter."""
+        super().__init__(listen, num_samples)
+        self._num_steps = sys.maxsize  # silence follows the end
+        self._step = lru_cache(maxsize=256)(self._step_db)
+
+    def _levels_db(self, first: int, last: int) -> np.ndarray:
+        return np.array([self._step(step) for step in range(first, last)])
+
+    def _step_db(self, step: int) -> float:
+        past = self._powers(step - CONTEXT, step + 1)
+        future = np.full((CONTEXT, POWERS_IN_STEP), np.nan)
+        return float(levels_db(np.concatenate([past, future]), self._whole_db)[0][0])
 
 
 def levels_db(powers: np.ndarray, whole_db: float) -> tuple[np.ndarray, np.ndarray]:

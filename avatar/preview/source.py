@@ -12,12 +12,14 @@ from avatar.errors import BadInput, Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS, Size
 from avatar.media.face_choice import several_faces
+from avatar.media.growing import open_speech
 from avatar.media.portrait import read_portrait
 from avatar.media.speech_reader import SpeechReader
 from avatar.preview.animate import animate
 from avatar.preview.face_detection import Detection, Face, find_face, find_faces
 from avatar.preview.landmarks import Crop, landmarks
 from avatar.preview.live import LiveRenderer, animate_live
+from avatar.preview.loudness import VOICE_SAMPLES, VoiceLevel
 from avatar.preview.mesh_from_points import face_from_points
 from avatar.preview.motion_scale import MOTION_SCALES
 from avatar.preview.points import FacePoints
@@ -61,6 +63,7 @@ class PreviewSource:
         """Yield uint8 (T, H, W, 3) RGB. Raises: BadInput when there is no face, Cancelled."""
         yield Progress(Phase.ENCODING)
         image = read_portrait(request.portrait)
+        frames: Iterator[np.ndarray]
         with ExitStack() as open_files:
             if request.speakers:
                 several, notices = faces_of(request, image)
@@ -68,7 +71,8 @@ class PreviewSource:
                 frames = (several.frame(now) for now in zip(*moves, strict=True))
             else:
                 face, notices = face_of(request, image)
-                frames = self._spoken(request, image, face, open_files)
+                speech = open_files.enter_context(open_speech(request, cancelled))
+                frames = self._spoken(request, image, face, speech)
             yield from notices
             yield Progress(Phase.GENERATING)
             batch: list[np.ndarray] = []
@@ -83,11 +87,13 @@ class PreviewSource:
                 yield np.stack(batch)
 
     def _spoken(
-        self, request: Request, image: np.ndarray, face: Face, open_files: ExitStack
+        self, request: Request, image: np.ndarray, face: Face, speech: SpeechReader
     ) -> Iterator[np.ndarray]:
         """Frames of a single speaker, from the request's first one on."""
         renderer = Renderer(*framed(image, face, Size.parse(request.preset.generation.size)))
-        speech = open_files.enter_context(SpeechReader(request.speech))
+        level = None
+        if request.spoken:  # the same frames, whether the voice has ended or goes on
+            level = VoiceLevel(speech.listen, min(VOICE_SAMPLES, speech.until_16k(VOICE_SAMPLES)))
         performance = animate(
             speech.listen,
             request.speech_frames,
@@ -96,6 +102,8 @@ class PreviewSource:
             request.first_frame,
             self._network,
             MOTION_SCALES[request.preset.generation.motion],
+            level,
+            speech.until_frame,
         )
         for articulation, pose in performance:
             yield renderer.frame(Articulation() if request.head_only else articulation, pose)

@@ -43,6 +43,14 @@ def new_report(request: Request, label: str) -> RunReport:
     )
 
 
+def settle_report(report: RunReport, request: Request) -> None:
+    """Enter what was not known when the run began, if its speech was growing: its length and captions."""
+    if request.growing is None:
+        return
+    report.frames_asked = request.num_frames
+    report.made_from = {} if request.part else origin(request)
+
+
 class Unreported(AvatarError):
     """The video is in its place, but its thumbnail or report cannot be written. finished: the video."""
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from avatar.errors import AvatarError, Cancelled, WorkerLost
 from avatar.events import Notice, Phase, PlanMade, Progress
+from avatar.media.growing import end_frame
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import LiveRequest, Request
@@ -103,6 +104,7 @@ class RankedSource:
         lost_at: int | None = None  # the next frame at the last loss of ranks
         try:
             while not state.is_whole:
+                state.end_at(end_frame(request))
                 yield Progress(Phase.LOADING)
                 self._ranks_for(request.preset)
                 try:

@@ -82,6 +82,10 @@ class ResumeState:
         self.frames.extend(frames)
         return frames
 
+    def end_at(self, num_frames: int) -> None:
+        """No frame is made from this one on, counted as next_frame is."""
+        self.frames_left = min(self.frames_left, num_frames - self.next_frame)
+
     def rest(self, request: Request, file: Path) -> Request:
         """The request for the remaining frames; the state is written to the file. Raises: OSError."""
         part = request.part or Part(uuid.uuid4().hex, 0, request.num_frames)

@@ -27,14 +27,15 @@ from avatar.events import (
 from avatar.geometry import FPS
 from avatar.media.atomic import disk_error
 from avatar.media.caption_files import Burner
+from avatar.media.growing import open_speech, settled
 from avatar.media.portrait import read_portrait
 from avatar.media.segments import SegmentWriter, join_segments
-from avatar.media.speech_reader import SpeechReader
 from avatar.media.transparent import TransparentWriter, complete
 from avatar.planning.plan import Plan
 from avatar.request import KEEP, LiveRequest, Request
 from avatar.runtime.engine import FrameSource
-from avatar.runtime.finished_files import Unreported, new_report, publish, save_thumbnail
+from avatar.runtime.extent import Extent
+from avatar.runtime.finished_files import Unreported, new_report, publish, save_thumbnail, settle_report
 from avatar.runtime.progress import ProgressClock
 from avatar.runtime.report import MemoryUse, RungTaken, RunReport
 
@@ -45,23 +46,8 @@ log = logging.getLogger(__name__)
 
 PROGRESS_S = 0.4  # maximum between two Progress events
 
-_OPENING_S = 0.72  # length of the first two segments, short so that playback starts early
 _QUEUED_BATCHES = 2  # batches of the source that may wait for the encoder
 _BATCH = 25  # frames encoded between two checks for cancellation
-
-
-def segment_lengths(num_frames: int, segment_s: float, fps: int) -> list[int]:
-    """Frames per segment: two short ones first, then segment_s each; a small remainder joins the last one."""
-    regular = max(1, round(segment_s * fps))
-    opening = min(regular, round(_OPENING_S * fps))
-    lengths: list[int] = []
-    while num_frames > 0:
-        length = opening if len(lengths) < 2 else regular
-        if num_frames - length < opening // 2:
-            length = num_frames
-        lengths.append(length)
-        num_frames -= length
-    return lengths
 
 
 def stream_frames(
@@ -110,7 +96,7 @@ class _Run:
         self.finished: Finished | None = None
         self._source, self._request, self._encoder_threads = source, request, encoder_threads
         self._fps = FPS
-        self._lengths = segment_lengths(request.num_frames, request.segment_s, self._fps)
+        self._extent = Extent(request)
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: the end
         self._frames: queue.Queue[np.ndarray | None] = queue.Queue(_QUEUED_BATCHES)  # None: no more frames
         self._segments: list[Segment] = []
@@ -120,7 +106,7 @@ class _Run:
             threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True)
             for work in (self._render, self._encode)
         ]
-        self._clock = ProgressClock(request.num_frames, len(self._lengths))
+        self._clock = ProgressClock(*self._extent.expected)
         self._report = new_report(request, source.label)
         self._plan, self._use = plan, use
         self._made = 0  # frames received from the source
@@ -140,6 +126,7 @@ class _Run:
             try:
                 event = self._events.get(timeout=max(0.0, due - time.monotonic()))
             except queue.Empty:
+                self._clock.num_frames, self._clock.num_segments = self._extent.expected
                 event = self._clock.progress()
             if event is None:
                 break
@@ -189,15 +176,18 @@ class _Run:
                     if compositor is not None:
                         item = compositor.apply(item)
                     if burner is not None:
+                        burner.show(self._extent.captions)
                         item = burner.burn(item, self._request.first_frame + self._made)
-                    self._made += self._hand_over(item, self._request.num_frames - self._made)
-            if self._made < self._request.num_frames:
+                    self._made += self._hand_over(item, self._extent.most - self._made)
+            if self._made < (wanted := self._extent.most):
                 if self._cancelled():
                     raise Cancelled("The run was stopped.")
                 raise AvatarError(
-                    f"The engine stopped after {self._made} of {self._request.num_frames} frames.",
+                    f"The engine stopped after {self._made} of {wanted} frames.",
                     "What was made is kept; run it again, and report it if it happens again.",
                 )
+            if self._extent.error is not None:
+                raise self._extent.error
         except BaseException as error:
             self._fail(error)
         finally:
@@ -228,12 +218,12 @@ class _Run:
         request, rendering = self._request, True
         transparent = _transparent_writer(request, self._fps, self._encoder_threads)
         try:
-            with SpeechReader(request.speech, self._fps) as speech:
+            with open_speech(request) as speech:
                 writer = SegmentWriter(
                     speech,
                     request.work,
                     _shown_output(request),
-                    lengths=self._lengths,
+                    lengths=self._extent.segments,
                     fps=self._fps,
                     threads=self._encoder_threads,
                     part=request.part,
@@ -261,8 +251,15 @@ class _Run:
         finally:
             self._events.put(None)
 
+    def _settle(self) -> None:
+        """From now on, go by what has been said of a text whose voice was still speaking."""
+        self._request = settled(self._request)
+        self._clock.num_frames, self._clock.num_segments = self._extent.expected
+        settle_report(self._report, self._request)
+
     def _join(self) -> None:
         """Rebuild the file from its segments after it could not be completed."""
+        self._settle()
         try:
             self.finished = _join(self._request, self._report, self._segments, _error_text(self.error))
         except Unreported as error:
@@ -274,6 +271,7 @@ class _Run:
         self, writer: SegmentWriter, frames: np.ndarray, transparent: TransparentWriter | None
     ) -> None:
         first = writer.num_frames == 0
+        writer.lengths = self._extent.segments
         if transparent is not None:
             from avatar.media.background.compositor import on_chequers  # imports OpenCV
 
@@ -293,6 +291,7 @@ class _Run:
         self._emit(self._clock.progress())
         for segment in writer.finish():
             self._emit(segment)
+        self._settle()
         self._count_up()
         self._report.width, self._report.height = writer.width, writer.height
         self._report.stopped = self.error is not None
@@ -327,6 +326,7 @@ def finish_from_segments(
     segments: as reported, in order. error: why the run ended. progress: the last one reported.
     plan, memory: for the report.
     """
+    request = settled(request)
     report = replace(new_report(request, label), error_kind=error_kind(error), memory=memory)
     if plan is not None:
         report.plan = plan.as_dict()
@@ -350,7 +350,7 @@ def _join(
 ) -> Finished | None:
     report.stopped = True
     try:
-        with SpeechReader(request.speech, report.fps) as speech:
+        with open_speech(request) as speech:
             num_frames = sum(segment.num_frames for segment in segments)
             if request.transparent_output is not None:
                 made = complete(request.work, speech, request.transparent_output, report.fps)

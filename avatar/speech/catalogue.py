@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -13,6 +14,8 @@ from avatar.speech.remote import RemoteVoices
 from avatar.speech.voices import SpeechEngine, Voice
 from avatar.speech.writing_systems import is_spoken, listed, scripts_in
 from avatar.validation import made, nearest, shown
+
+log = logging.getLogger(__name__)
 
 
 class Catalogue:
@@ -48,6 +51,8 @@ class Catalogue:
         if not is_spoken(text):
             raise BadInput("There is nothing to say in the text.", "Write a sentence.")
         if voice.missing:
+            engine, voice = self._namesake(engine, voice)
+        if voice.missing:
             raise BadInput(f"The voice {voice.name} cannot speak here yet.", voice.missing)
         scripts = scripts_in(text)
         unknown = [script for script in scripts if not voice.reads([script])]
@@ -55,6 +60,16 @@ class Catalogue:
             raise BadInput(
                 f"The voice {voice.name} does not read {listed(unknown)}.", self._instead(scripts, unknown)
             )
+        return engine, voice
+
+    def _namesake(self, engine: SpeechEngine, voice: Voice) -> tuple[SpeechEngine, Voice]:
+        """The same person's voice by another engine, if this one cannot speak here; else this one again."""
+        for other in self.engines:
+            for one in other.voices():
+                same = one.name.rpartition("_")[2] == voice.name and one.language == voice.language
+                if same and not one.missing:
+                    log.warning("the voice %s cannot speak here: %s does", voice.name, one.name)
+                    return other, one
         return engine, voice
 
     def _instead(self, scripts: list[str], unknown: list[str]) -> str:

@@ -22,10 +22,12 @@ from avatar.settings import Speaking
 from avatar.speech.catalogue import Catalogue
 from avatar.speech.sentences import TextSentence, sentences
 from avatar.speech.voices import SpeechEngine, Voice
+from avatar.speech.writing_systems import is_dense
 
 log = logging.getLogger(__name__)
 
 _FASTEST_CHARS_PER_S = 40.0  # faster than any voice: a longer text is refused at once
+_SLOWEST_CHARS_PER_S, _SLOWEST_DENSE_CHARS_PER_S = 6.0, 1.5  # about a third of what voices say at speed 1
 _LEAD_S, _TAIL_S, _PARAGRAPH_S = 0.1, 0.35, 0.4  # silence before, after a sentence; added per paragraph
 _SILENCE = 0.01  # below this share of the loudest sample
 _LONGEST_TITLE = 32
@@ -62,6 +64,11 @@ class SpokenSentence:
     start_s: float
 
     @property
+    def pcm(self) -> np.ndarray:
+        """The samples as int16 (n,)."""
+        return np.rint(self.samples * np.float32(32767)).clip(-32768, 32767).astype("<i2")
+
+    @property
     def caption(self) -> Caption:
         lead_s = min(_LEAD_S, len(self.samples) / self.hz)
         return Caption(self.start_s + lead_s / 2, self.start_s + len(self.samples) / self.hz, self.text)
@@ -84,6 +91,13 @@ class Narrator:
             raise too_long(limits)
         engine, voice = catalogue.check(script.text, script.speaking.voice)
         return cls(engine, voice, script, sentences(script.text))
+
+    @property
+    def most_s(self) -> float:
+        """A length that the speech will certainly stay below, in seconds."""
+        per_s = _SLOWEST_DENSE_CHARS_PER_S if is_dense(self.script.text) else _SLOWEST_CHARS_PER_S
+        pauses_s = len(self.parts) * (_LEAD_S + _TAIL_S + _PARAGRAPH_S)
+        return sum(len(part.text) for part in self.parts) / per_s / self.script.speaking.speed + pauses_s
 
     def sentences(self) -> Iterator[SpokenSentence]:
         """Yield the sentences, each synthesised on demand. Raises: AvatarError."""
@@ -113,8 +127,7 @@ class Narrator:
                     total += len(said.samples)
                     if total > limits.max_speech_s * said.hz:
                         raise too_long(limits)
-                    scaled = np.rint(said.samples * np.float32(32767)).clip(-32768, 32767)
-                    out.writeframesraw(scaled.astype("<i2").tobytes())
+                    out.writeframesraw(said.pcm.tobytes())
                     yield said
             if not total:
                 raise BadInput(

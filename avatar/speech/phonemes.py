@@ -25,6 +25,7 @@ English = Callable[[str, bool], str]
 
 ESPEAK = {"e": "es", "f": "fr-fr", "h": "hi", "i": "it", "p": "pt-br"}  # by a voice's first letter
 _MISAKI = {"z": ("zh", ("jieba", "pypinyin", "cn2an")), "j": ("ja", ("pyopenjtalk",))}
+_MISAKI_ENGLISH = ("misaki", "num2words", "spacy")
 _HAN = re.compile(r"[^A-Za-z]+|[A-Za-z][A-Za-z' \-]*")
 _TIES = {
     "a^ɪ": "I", "a^ʊ": "W", "d^z": "ʣ", "d^ʒ": "ʤ", "e^ɪ": "A", "o^ʊ": "O", "ə^ʊ": "Q", "s^s": "S",
@@ -39,7 +40,7 @@ def lacks(letter: str) -> str:
     letter: first letter of Kokoro's voices in that language.
     """
     if letter in "ab":
-        known = hibari_voices.checked() or importlib.util.find_spec("misaki") is not None
+        known = hibari_voices.checked() or all(map(importlib.util.find_spec, _MISAKI_ENGLISH))
         return "" if known else f"Run: pip install hibari-tts=={hibari_voices.VERSION}"
     if letter in ESPEAK:
         return "" if shutil.which("espeak-ng") else "Install the program espeak-ng (apt install espeak-ng)"

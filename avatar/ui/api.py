@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,16 @@ import gradio as gr
 
 from avatar.errors import BadInput
 from avatar.media.framing import parse_picture
-from avatar.media.speaker_choice import asked_speakers
+from avatar.media.speaker_choice import AskedSpeakers, asked_speakers
 from avatar.settings import PICTURE, Picture, Speaking
 from avatar.ui import payloads, point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.error_messages import reports_errors
-from avatar.ui.job_queue import KeptVideo
+from avatar.ui.job_queue import KeptVideo, QueuedRun
 from avatar.ui.language import language_of, text
 from avatar.ui.request_guard import visitor_of
 from avatar.ui.run import STATUS_EVERY_S
-from avatar.ui.speech_service import SpeechService, SpokenText
+from avatar.ui.speech_service import GrowingText, SpeechService, SpokenText
 from avatar.ui.typing_tab import script_of
 from avatar.ui.widgets import portrait_picker, speech_picker, turns_picker
 
@@ -138,41 +139,23 @@ class Endpoints:
             raise BadInput("Both speech and a text were given.", "Give only one of them.")
         visitor = visitor_of(request)
         self.app_state.job_queue.check_not_full(visitor)
-        said: SpokenText | None = None
+        said: SpokenText | GrowingText | None = None
         if not speech and not own:
             script = script_of(words, voice, speed, captions, language)
-            for step in self._speech_service.speak(script, visitor):
+            may_grow = partial(self.app_state.may_grow, preset, settings)
+            for step in self._speech_service.begin(script, visitor, may_grow):
                 said = step
                 yield gr.skip()
             assert said is not None, "a text that is spoken comes last"
             speech = str(said.path)
-        reader = self.app_state.reader(visitor)
-        heard = [Path(speech)] if speech else []
-        heard += [] if several is None else several.recordings
-        for path in heard:
-            for _ in reader.ahead(Path(portrait), path, STATUS_EVERY_S):
-                yield gr.skip()  # so that Gradio can end this once the client has disconnected
-        asked = face_points or head_only or picture.face or several
-        if not asked and self.app_state.resolved(preset).engine == "preview":
-            limits = self.app_state.limits
-            found = point_editor.look_at(Path(portrait), self.app_state.examples, limits, reader=reader)
-            face_points = dict(found.points) if found.verdict == "placed" and found.points else None
-        run = self.app_state.submit(
-            Path(portrait),
-            Path(speech) if speech else None,
-            preset,
-            settings,
-            prompt=prompt,
-            face_points=face_points,
-            head_only=head_only,
-            visitor=visitor,
-            speech_name=said.script.title if said else None,
-            captions=said.shown if said else (),
-            spoken=said.script.digest if said else "",
-            burn_captions=said is not None and said.script.speaking.captions == "burned",
-            picture=picture,
-            speakers=several,
-        )
+        growing = said if isinstance(said, GrowingText) else None
+        asked = (preset, settings, prompt, face_points, head_only, picture, several)
+        try:
+            run = yield from self._submitted(portrait, speech, said, visitor, *asked)
+        except BaseException:
+            if growing is not None:
+                growing.close()
+            raise
         try:
             for event in run.follow(STATUS_EVERY_S):
                 if isinstance(event, KeptVideo):
@@ -184,6 +167,50 @@ class Endpoints:
         finally:
             self.app_state.job_queue.stop(run)
             run.let_go()
+
+    def _submitted(
+        self,
+        portrait: str,
+        speech: str | None,
+        said: SpokenText | GrowingText | None,
+        visitor: str,
+        preset: str,
+        settings: dict[str, Any],
+        prompt: str,
+        face_points: dict[str, tuple[float, float]] | None,
+        head_only: bool,
+        picture: Picture,
+        several: AskedSpeakers | None,
+    ) -> Generator[Any, None, QueuedRun]:
+        """Read the files, and queue the run. Raises: AvatarError."""
+        growing = said if isinstance(said, GrowingText) else None
+        reader = self.app_state.reader(visitor)
+        heard: list[Path | None] = [None if growing else Path(speech)] if speech else []
+        for path in (*heard, *(several.recordings if several else ())):
+            for _ in reader.ahead(Path(portrait), path, STATUS_EVERY_S):
+                yield gr.skip()  # so that Gradio can end this once the client has disconnected
+        asked = face_points or head_only or picture.face or several
+        if not asked and self.app_state.resolved(preset).engine == "preview":
+            limits = self.app_state.limits
+            found = point_editor.look_at(Path(portrait), self.app_state.examples, limits, reader=reader)
+            face_points = dict(found.points) if found.verdict == "placed" and found.points else None
+        return self.app_state.submit(
+            Path(portrait),
+            Path(speech) if speech else None,
+            preset,
+            settings,
+            prompt=prompt,
+            face_points=face_points,
+            head_only=head_only,
+            visitor=visitor,
+            speech_name=said.script.title if said else None,
+            captions=said.shown if said else (),
+            growing=growing,
+            spoken=said.script.digest if said else "",
+            burn_captions=said is not None and said.script.speaking.captions == "burned",
+            picture=picture,
+            speakers=several,
+        )
 
     def speak(self, request: gr.Request, words: Any, voice: Any, speed: Any) -> Iterator[Any]:
         """Speak a text: its sound file, and when each sentence is said, in seconds."""

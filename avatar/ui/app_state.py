@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -16,11 +17,13 @@ from typing import Any
 from avatar.checkpoints.lora_files import parse_loras
 from avatar.compare.bounded import BoundedMeasuring
 from avatar.errors import AvatarError, BadInput
+from avatar.geometry import FPS
 from avatar.hardware.inventory import Inventory, probe
 from avatar.live.state import LiveState
 from avatar.long import unfinished
 from avatar.long.ledger import Ledger
 from avatar.media.atomic import disk_error
+from avatar.media.growing import can_grow
 from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
 from avatar.media.readers import Reader
@@ -36,10 +39,12 @@ from avatar.runtime.gallery_entry import remove
 from avatar.runtime.model_download import ModelFetch
 from avatar.runtime.webhook import JobNews, Webhook
 from avatar.settings import FORM, SETTINGS, Picture, refusal, refuse_settings
+from avatar.speech.narration import Narrator
 from avatar.ui.examples import Examples
+from avatar.ui.growing_runs import keep_speech, spoken_again
 from avatar.ui.job_queue import JobQueue, KeptVideo, QueuedRun, Requester, about_request
 from avatar.ui.owners import Owners
-from avatar.ui.speech_service import SpeechService
+from avatar.ui.speech_service import GrowingText, SpeechService
 from avatar.ui.stream_segments import StreamSegments
 from avatar.ui.uploads import Uploads
 
@@ -59,7 +64,7 @@ class AppState:
     scratch: a folder for files that live no longer than the server. attached: the preset that ranks elsewhere
     serve. reader_cache: where visitors' files are decoded, None for this process. uploads: None for Gradio's
     folder. admin: the secret of those who may download the model, "" for nobody, None for everybody.
-    keep_running_s: see Owners.
+    keep_running_s: see Owners. engines_here: whether all engines read this machine's disk; ZeroGPU's may not.
     """
 
     job_queue: JobQueue
@@ -81,6 +86,7 @@ class AppState:
     live: LiveState | None = None
     webhook: Webhook | None = None
     keep_running_s: float | None = None
+    engines_here: bool = True
 
     def __post_init__(self) -> None:
         self.speech_service: SpeechService | None = (
@@ -239,13 +245,15 @@ class AppState:
         captions: tuple[Caption, ...] = (),
         burn_captions: bool = False,
         spoken: str = "",
+        growing: GrowingText | None = None,
         picture: Picture | None = None,
         speakers: AskedSpeakers | None = None,
     ) -> QueuedRun:
         """Check everything that can be checked, and queue the request. Raises: AvatarError.
 
         speakers: where several faces speak; speech is then the recording that is split, or None.
-        owner, visitor, visit: see Requester; the owner by its secret.
+        owner, visitor, visit: see Requester; the owner by its secret. growing: the speech's voice, if it goes
+        on speaking; the run ends it.
         """
         self.job_queue.check_not_full(visitor)
         from avatar.preview.face_finder import Finder  # imports OpenCV and the face models; only for a run
@@ -274,6 +282,7 @@ class AppState:
                 captions=captions,
                 burn_captions=burn_captions,
                 spoken=spoken,
+                growing=growing.voicing.journal if growing else None,
                 picture_settings=picture,
                 finder=Finder(),
                 speakers=speakers,
@@ -281,13 +290,15 @@ class AppState:
             settings, ledger = used_settings(name, request), None
             requester = Requester(owner_hash(owner), visitor, visit, portrait, speech)
             if owner or self._in_parts(request):  # no need to keep what nobody can resume
-                request = unfinished.keep(draft / HALF, request)
+                request = unfinished.keep(draft / HALF, request, growing.script if growing else None)
                 ledger = self._parts(draft, request)
             try:
                 self.gallery.describe(draft, about_request(request, settings, requester.owner_hash))
             except OSError as error:
                 raise disk_error(error) from error
-            return self.job_queue.submit(request, draft, settings, requester, ledger)
+            run = self.job_queue.submit(request, draft, settings, requester, ledger, growing)
+            keep_speech(run)
+            return run
         except BaseException:
             self.gallery.discard(draft)
             shutil.rmtree(work)
@@ -298,8 +309,22 @@ class AppState:
         return unfinished.begin_parts(draft / HALF, request) if self._in_parts(request) else None
 
     def _in_parts(self, request: Request) -> bool:
-        """Whether a video is made in parts; a transparent one never is."""
-        return request.duration_s >= LONG_S and request.background != TRANSPARENT
+        """Whether a video is made in parts; a transparent one never is, nor one of unknown length."""
+        is_long = request.growing is None and request.duration_s >= LONG_S
+        return is_long and request.background != TRANSPARENT
+
+    def may_grow(self, name: str, settings: Mapping[str, Any], narrator: Narrator) -> bool:
+        """Whether a video may begin before a slow voice has ended. Raises: AvatarError.
+
+        Not where the engine cannot read what is being written; nor a long one of the diffusion engine, which
+        takes so long that it had better be made in parts.
+        """
+        preset = self.with_settings(name, settings)
+        if preset.engine != "preview" and not (
+            self.engines_here and preset.name != self.attached and narrator.most_s < LONG_S
+        ):
+            return False
+        return can_grow(preset)
 
     def resume(self, id: str, owner: str = "", visitor: str = "", visit: str = "") -> QueuedRun:
         """Queue an unfinished video of the gallery again, as submit does. Raises: AvatarError."""
@@ -308,10 +333,15 @@ class AppState:
         if draft is None:
             raise BadInput("This video cannot be resumed.", "It is finished, being made, or deleted.")
         work = Path(tempfile.mkdtemp(prefix="run-", dir=self.scratch))
-        ledger = None
+        ledger, growing = None, None
         try:
+            growing = spoken_again(self.speech_service, draft, visitor)
             request, ledger = unfinished.resume(
-                draft / HALF, work=work, output=draft / video_name(draft.name)
+                draft / HALF,
+                work=work,
+                output=draft / video_name(draft.name),
+                growing=growing.voicing.journal if growing else None,
+                most=math.ceil(self.limits.max_speech_s * FPS),
             )
             self._require(request.preset, request.num_speakers)
             ledger = ledger or self._parts(draft, request)
@@ -321,8 +351,12 @@ class AppState:
                 requester = replace(
                     requester, portrait=earlier.requester.portrait, speech=earlier.requester.speech
                 )
-            return self.job_queue.submit(request, draft, about.settings, requester, ledger)
+            run = self.job_queue.submit(request, draft, about.settings, requester, ledger, growing)
+            keep_speech(run)
+            return run
         except BaseException:
+            if growing is not None:
+                growing.close()
             if ledger is not None:
                 ledger.close()
             self.gallery.set_aside(draft)

@@ -25,7 +25,7 @@ from avatar.runtime.engine import Engine, warm_up
 from avatar.runtime.gallery import About, Gallery, GalleryEntry
 from avatar.runtime.rescued_files import kept_in_words
 from avatar.runtime.upscaled_video import UpscaledVideo
-from avatar.ui.queued_run import KeptVideo, QueuedRun, Requester, WaitingInQueue
+from avatar.ui.queued_run import KeptVideo, QueuedRun, Requester, RunningVoice, WaitingInQueue
 
 log = logging.getLogger(__name__)
 
@@ -104,12 +104,13 @@ class JobQueue:
         settings: dict[str, object],
         requester: Requester | None = None,
         ledger: Ledger | None = None,
+        voice: RunningVoice | None = None,
     ) -> QueuedRun:
         """Append a request to the queue; draft: from gallery.draft(). Raises: QueueFull.
 
-        ledger: of a long video, which is made in parts.
+        ledger, voice: see QueuedRun.
         """
-        run = QueuedRun(request, draft, settings, requester or Requester(), ledger)
+        run = QueuedRun(request, draft, settings, requester or Requester(), ledger, voice)
         with self._changed:
             self.check_not_full(run.requester.visitor)
             for earlier in [earlier for earlier in self._ended if earlier.id == run.id]:
@@ -211,6 +212,8 @@ class JobQueue:
 
     def _end(self, run: QueuedRun, failure: Exception | None) -> None:
         """Keep what a run has made, or remove its draft; then report the end to its followers."""
+        if run.voice is not None:
+            run.voice.close()
         try:
             if run.ledger is not None:
                 run.ledger.close()

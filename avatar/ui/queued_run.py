@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from avatar.errors import AvatarError, Cancelled
 from avatar.events import Event, Finished, Notice, Progress, Segment
@@ -56,11 +57,22 @@ class Requester:
     speech: Path | None = None
 
 
+class RunningVoice(Protocol):
+    """A text's voice, as a run that ends needs it."""
+
+    def cancel(self) -> None:
+        """Let it end soon."""
+
+    def close(self) -> None:
+        """End it, and remove its files."""
+
+
 @dataclass(eq=False)
 class QueuedRun:
     """One request in the queue; created by JobQueue.submit.
 
-    draft: its folder in the gallery. ledger: of a long video, which is made in parts.
+    draft: its folder in the gallery. ledger: of a long video, which is made in parts. voice: of a text that
+    is still being spoken; it ends with the run.
     """
 
     request: Request
@@ -68,6 +80,7 @@ class QueuedRun:
     settings: dict[str, object]
     requester: Requester = field(default_factory=Requester)
     ledger: Ledger | None = None
+    voice: RunningVoice | None = None
 
     def __post_init__(self) -> None:
         self.kept = False  # it is in the gallery
@@ -192,6 +205,8 @@ class QueuedRun:
     def cancel(self) -> None:
         """Take it out of the queue, or stop it; safe at any time, from any thread."""
         self.cancelled.set()
+        if self.voice is not None:
+            self.voice.cancel()
         engine = self.engine
         if engine is not None:
             engine.cancel()

@@ -16,6 +16,7 @@ from avatar.events import Finished, Notice, PartDone, Phase, Progress, Segment
 from avatar.media.speaker_choice import AskedSpeakers
 from avatar.preset import Preset
 from avatar.runtime.gallery import owner_hash
+from avatar.speech.narration import Narrator
 from avatar.ui import framing_panel, point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
@@ -28,7 +29,7 @@ from avatar.ui.panels.status import Status, render_badge, render_notices, render
 from avatar.ui.payloads import mapping, pressed
 from avatar.ui.request_guard import visitor_of
 from avatar.ui.speakers_panel import SpeakersPanel
-from avatar.ui.speech_service import SpokenText
+from avatar.ui.speech_service import GrowingText, SpokenText
 from avatar.ui.typing_tab import TYPE, TypingPanel
 from avatar.ui.uploads import NotUploaded
 
@@ -66,29 +67,59 @@ class Generate:
 
     def press(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Updates of the page until the video is finished. values: of `inputs`. Raises: AvatarError."""
-        portrait, speech, _, _, _, owner, source, *typed_and_form = values
+        portrait, speech, _, _, _, owner, source, *_ = values
         language = language_of(request)
         if not portrait:
             raise BadInput(text("no_portrait", language))
         self.app_state.job_queue.check_not_full(visitor_of(request))
-        said: SpokenText | None = None
+        said: SpokenText | GrowingText | None = None
         several = self._several(values, True, language)
         own = several is not None and not several.split
         if several is not None and not own and source == TYPE:
             raise BadInput(text("speakers_no_text", language))
         if source == TYPE and not own:
-            for said in self.typing.spoken_text(request, *typed_and_form[:5]):
-                yield {self.parts.status: gr.skip()} if said is None else self.typing.heard(said)
-            speech = str(said.path) if said else None
+            said = yield from self._begun(request, *values)
+            speech = str(said.path)
         if not speech and not own:
             raise BadInput(text("no_speech", language))
-        run = yield from self.submit(request, None if own else speech, *values, said=said)
-        if run is not None:
-            self.visits.begin(request.session_hash or "", run)
-            yield from self._show(run, request, owner)
+        kept: list[SpokenText] = []
+        try:
+            if isinstance(said, GrowingText):
+                self.typing.speech_service.keep_when_over(said, visitor_of(request), kept.append)
+            run = yield from self.submit(request, None if own else speech, *values, said=said)
+        except BaseException:
+            if isinstance(said, GrowingText):
+                said.close()
+            raise
+        if run is None:
+            if isinstance(said, GrowingText):
+                said.close()
+            return
+        self.visits.begin(request.session_hash or "", run)
+        yield from self._show(run, request, owner)
+        if kept:
+            yield self.typing.heard(kept[0])
+
+    def _begun(self, request: gr.Request, *values: Any) -> Generator[Updates, None, SpokenText | GrowingText]:
+        """The tab's text, spoken, or by a slow voice so far that its video can begin. Raises: AvatarError."""
+        _, _, _, preset, _, _, _, *typed_and_form = values
+
+        def may_grow(narrator: Narrator) -> bool:
+            settings = self.app_state.form_settings(preset, typed_and_form[5:])
+            return self.app_state.may_grow(preset, settings, narrator)
+
+        said: SpokenText | GrowingText | None = None
+        for said in self.typing.begun(request, may_grow, *typed_and_form[:5]):
+            yield self.typing.heard(said) if isinstance(said, SpokenText) else {self.parts.status: gr.skip()}
+        assert said is not None, "a text that is spoken comes last"
+        return said
 
     def submit(
-        self, request: gr.Request, speech: str | None, *values: Any, said: SpokenText | None = None
+        self,
+        request: gr.Request,
+        speech: str | None,
+        *values: Any,
+        said: SpokenText | GrowingText | None = None,
     ) -> Generator[Updates, None, QueuedRun | None]:
         """Queue a run for one speech and the page's other inputs; None if the page asks about the portrait.
 
@@ -105,7 +136,8 @@ class Generate:
         if several is not None and not several.split and speech is not None:  # of a row of recordings
             raise BadInput(text("speakers_no_queue", language))
         reader = self.app_state.reader(visitor)
-        recordings = [] if speech is None else [Path(speech)]
+        growing = said if isinstance(said, GrowingText) else None
+        recordings: list[Path | None] = [] if speech is None else [None if growing else Path(speech)]
         for recording in (*recordings, *(several.recordings if several else ())):
             for _ in reader.ahead(Path(portrait), recording, STATUS_EVERY_S):
                 yield {self.parts.status: gr.skip()}  # so that Gradio can end this once the page is gone
@@ -136,6 +168,7 @@ class Generate:
             visit=request.session_hash or "",
             speech_name=said.script.title if said else None,
             captions=said.shown if said else (),
+            growing=growing,
             spoken=said.script.digest if said else "",
             burn_captions=said is not None and said.script.speaking.captions == "burned",
         )

@@ -6,9 +6,10 @@ import logging
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from avatar.errors import AvatarError
@@ -19,6 +20,7 @@ from avatar.settings import Speaking
 from avatar.speech.catalogue import Catalogue
 from avatar.speech.narration import Narrator, Script
 from avatar.speech.voices import Voice
+from avatar.speech.voicing import Voicing
 from avatar.ui.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,34 @@ class SpokenText:
     def shown(self) -> tuple[Caption, ...]:
         """The captions to show in its video."""
         return () if self.script.speaking.captions == "off" else self.captions
+
+
+@dataclass(frozen=True)
+class GrowingText:
+    """A script that a slow voice is still speaking, while its video is made. folder: of the voice's files."""
+
+    script: Script
+    voicing: Voicing
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        """Where the sound grows."""
+        return self.voicing.wav
+
+    @property
+    def shown(self) -> tuple[Caption, ...]:
+        """The captions to show in its video, without times."""
+        return self.voicing.outline
+
+    def cancel(self) -> None:
+        """Let the voice end after its sentence."""
+        self.voicing.cancel()
+
+    def close(self) -> None:
+        """Let the voice end after its sentence, and its files be removed then."""
+        self.voicing.cancel()
+        self.voicing.when_over(partial(shutil.rmtree, self.folder, ignore_errors=True))
 
 
 class SpeechService:
@@ -112,6 +142,77 @@ class SpeechService:
                 shutil.rmtree(folder, ignore_errors=True)
         yield SpokenText(script, path, tuple(captions))
 
+    def begin(
+        self, script: Script, visitor: str, may_grow: Callable[[Narrator], bool]
+    ) -> Iterator[SpokenText | GrowingText | None]:
+        """Begin to speak a script: None now and then, then the result. Raises: AvatarError.
+
+        may_grow: whether the video may begin before a slow voice has ended. The caller closes a GrowingText.
+        """
+        narrator = Narrator.of(script, self._catalogue, self._limits)
+        grows, handed_over = may_grow(narrator), False
+        growing = self._begun(narrator, script, visitor)
+        try:
+            for _ in growing.voicing.wait(grows):
+                yield None
+            if growing.voicing.is_whole:
+                yield self._placed(growing, visitor)
+            else:
+                handed_over = True
+                yield growing
+        finally:
+            if not handed_over:
+                growing.close()
+
+    def begin_again(self, script: Script, visitor: str) -> GrowingText:
+        """Speak a script for a video that is resumed, from its first sentence on. Raises: AvatarError."""
+        growing = self._begun(Narrator.of(script, self._catalogue, self._limits), script, visitor)
+        try:
+            for _ in growing.voicing.wait(may_grow=True):
+                log.debug("a text is spoken once more")
+        except BaseException:
+            growing.close()
+            raise
+        return growing
+
+    def _begun(self, narrator: Narrator, script: Script, visitor: str) -> GrowingText:
+        """A voice that has begun; it holds the visitor's place until it has ended. Raises: AvatarError."""
+        self._take_place(visitor)
+        folder = self._uploads.stage()
+        try:
+            voicing = Voicing(narrator, folder, self._limits)
+        except BaseException as error:
+            self._leave_place(visitor)
+            shutil.rmtree(folder, ignore_errors=True)
+            raise disk_error(error) from error
+        voicing.when_over(lambda: self._leave_place(visitor))
+        return GrowingText(script, voicing, folder)
+
+    def _placed(self, growing: GrowingText, visitor: str) -> SpokenText:
+        """A text that is spoken to its end, among the uploads. Raises: AvatarError."""
+        try:
+            size = growing.voicing.spoken.stat().st_size
+            self._uploads.reserve(size, visitor)
+            try:
+                path = self._uploads.place(growing.voicing.spoken, "speech.wav")
+            finally:
+                self._uploads.release(size, visitor)
+        except OSError as error:
+            raise disk_error(error) from error
+        return SpokenText(growing.script, path, growing.voicing.captions)
+
+    def keep_when_over(self, growing: GrowingText, visitor: str, act: Callable[[SpokenText], None]) -> None:
+        """Keep what a growing text becomes, to be heard on the page; act is called with it if it is whole."""
+
+        def keep() -> None:
+            try:
+                if growing.voicing.is_whole:
+                    act(self._placed(growing, visitor))
+            except AvatarError as error:  # it has no room; the video has its own
+                log.info("a text's sound is not kept: %s", error.message)
+
+        growing.voicing.when_over(keep)
+
     def sample(
         self, voice: str, speed: float | None = None, visitor: str = ""
     ) -> Iterator[SpokenText | None]:
@@ -122,16 +223,23 @@ class SpeechService:
 
     @contextmanager
     def _place(self, visitor: str) -> Iterator[None]:
+        self._take_place(visitor)
+        try:
+            yield
+        finally:
+            self._leave_place(visitor)
+
+    def _take_place(self, visitor: str) -> None:
+        """Raises: VoicesBusy."""
         with self._lock:
             if self._busy.total() >= AT_ONCE or self._busy[visitor] >= PER_VISITOR:
                 raise VoicesBusy
             self._busy[visitor] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._busy[visitor] -= 1
-                self._busy += Counter()  # drops visitors without a text being spoken
+
+    def _leave_place(self, visitor: str) -> None:
+        with self._lock:
+            self._busy[visitor] -= 1
+            self._busy += Counter()  # drops visitors without a text being spoken
 
     def _warm(self) -> None:
         try:

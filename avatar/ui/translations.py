@@ -528,6 +528,7 @@ NOTICES: dict[str, str] = {
     "not_numbers": "{name} 有 {count} 个采样不是数字（NaN 或无穷大），已作静音处理。",
     "made_louder": "{name} 声音很小（峰值 {peak} dB），已调高 {change} dB。",
     "made_quieter": "{name} 的音量超出满刻度，已调低 {change} dB。",
+    "growing": "视频开始生成时，声音仍在继续朗读；读完之前，时长只是估计。",
     "trimmed": "已剪去 {name} 的静音：开头 {first} 秒，结尾 {last} 秒。",
     "num_clip": "{name} 长 {of} 秒，视频只到 {seconds} 秒：num_clip 为 {num_clip}，每段 {infer_frames} 帧。",
     "resumed": "继续生成：{total} 部分中已有 {done} 部分完成，不再重做。",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +11,7 @@ import gradio as gr
 from avatar.errors import BadInput
 from avatar.settings import SPEAKING, CaptionPlace, Speaking
 from avatar.speech.catalogue import speaking
-from avatar.speech.narration import Script
+from avatar.speech.narration import Narrator, Script
 from avatar.speech.voices import Voice
 from avatar.ui import live_tab
 from avatar.ui.app_state import AppState
@@ -19,7 +19,7 @@ from avatar.ui.components import PageComponents
 from avatar.ui.language import Language, browser_table, language_of, text
 from avatar.ui.payloads import text_of
 from avatar.ui.request_guard import visitor_of
-from avatar.ui.speech_service import SpeechService, SpokenText
+from avatar.ui.speech_service import GrowingText, SpeechService, SpokenText
 from avatar.ui.translations import WHO
 
 word: Any = browser_table()
@@ -155,6 +155,17 @@ class TypingPanel:
             yield SpokenText(script, before.path, before.captions)
             return
         yield from self.speech_service.speak(script, visitor_of(request))
+
+    def begun(
+        self, request: gr.Request, may_grow: Callable[[Narrator], bool], *given: Any
+    ) -> Iterator[SpokenText | GrowingText | None]:
+        """The same for a video, which may begin before a slow voice has ended; see SpeechService.begin."""
+        value, voice, speed, captions, before = given
+        script = script_of(value, voice, speed, captions, language_of(request))
+        if isinstance(before, SpokenText) and before.is_of(script):
+            yield SpokenText(script, before.path, before.captions)
+            return
+        yield from self.speech_service.begin(script, visitor_of(request), may_grow)
 
     def heard(self, spoken: SpokenText, play: bool = False) -> Updates:
         """The page with a text that has been spoken. play: at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from visiting import (
 )
 
 NO_WEBRTC = "delete window.RTCPeerConnection"
+NEVER_CONNECTS = "RTCPeerConnection.prototype.setRemoteDescription = () => Promise.resolve()"
 PLAYS = "document.querySelector('#live-video')?.getVideoPlaybackQuality().totalVideoFrames > {count}"
 
 
@@ -113,6 +115,78 @@ def test_typed_words_are_said_and_shown(visit):
     page.click('[data-do="say"]')
     page.wait_for_selector(".live-notice:visible")
     assert "does not read" in page.inner_text(".live-notice")
+
+
+def test_what_was_cut_off_is_not_written_as_said(visit):
+    visitor = visit(allowed=False)
+    go(visitor, "type")
+    page = visitor.page
+    later = " ".join(f"This is number {number} of a good many sentences." for number in range(2, 6))
+    page.fill(".live-type textarea", f"The first one is rather short. {later}")
+    page.press(".live-type textarea", "Enter")
+    page.wait_for_function("document.querySelectorAll('.live-said li').length >= 1", timeout=PATIENCE_MS)
+    page.wait_for_function("window.liveSession.saying.size > 1", timeout=PATIENCE_MS)
+    page.keyboard.press("Escape")
+    page.wait_for_function("window.liveSession.saying.size === 0")
+    said = page.inner_text(".live-said")
+    page.wait_for_timeout(4000)
+    assert page.inner_text(".live-said") == said
+
+
+def test_mute_and_push_to_talk_close_the_microphone(visit):
+    visitor = visit()
+    go(visitor)
+    page = visitor.page
+    level = "Number(document.querySelector('.live-meter').ariaValueNow)"
+    page.wait_for_function(f"{level} > 30")
+    page.click('[data-do="mute"]')
+    page.wait_for_function(f"{level} === 0")
+    assert page.get_attribute('[data-do="mute"]', "aria-pressed") == "true"
+    page.click('[data-do="mute"]')
+    page.wait_for_function(f"{level} > 30", timeout=PATIENCE_MS)
+    page.check('[data-do="held"]')
+    page.wait_for_function(f"{level} === 0")
+    page.hover('[data-do="push"]')
+    page.mouse.down()
+    page.wait_for_function(f"{level} > 30", timeout=PATIENCE_MS)
+    page.mouse.up()
+    page.wait_for_function(f"{level} === 0")
+    page.focus('[data-do="push"]')
+    page.keyboard.down(" ")
+    page.wait_for_function(f"{level} > 30", timeout=PATIENCE_MS)
+    page.keyboard.up(" ")
+    page.wait_for_function(f"{level} === 0")
+
+
+def test_webrtc_that_does_not_connect_gives_way_to_the_socket(visit):
+    visitor = visit(NEVER_CONNECTS)
+    go(visitor)
+    page = visitor.page
+    page.wait_for_function("window.liveSession.transport === 'socket'")
+    page.wait_for_function("document.querySelector('.live-state').textContent.includes('WebSocket')")
+    assert visitor.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["", NO_WEBRTC], ids=["webrtc", "socket"])
+def test_after_five_silent_seconds_the_portrait_moves_on(visit, server, script):
+    visitor = visit(script)
+    go(visitor, frames=30)
+    page = visitor.page
+    token = page.evaluate("window.liveSession.token")
+    server.process.send_signal(signal.SIGSTOP)  # nothing of it gets through, as with a network that is gone
+    try:
+        page.wait_for_timeout(5000)
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    heard = "window.liveSession.engineMs"
+    page.evaluate(f"{heard} = 0")
+    page.wait_for_function(f"{heard} > 0", timeout=PATIENCE_MS)
+    shown = "document.querySelector('#live-video').getVideoPlaybackQuality().totalVideoFrames"
+    before = page.evaluate(shown)
+    page.wait_for_function(f"{shown} != {before}", timeout=PATIENCE_MS)
+    assert page.evaluate("window.liveSession.token") == token
+    page.wait_for_function("/\\d+ ms/.test(document.querySelector('.live-state').textContent)")
 
 
 def test_a_refused_microphone_is_reported_and_the_session_goes_on(visit):

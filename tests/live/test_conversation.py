@@ -192,6 +192,16 @@ def test_speaking_over_the_avatar_stops_it(talk, speech):
     wait_until(lambda: conversation.session.sound_queue.waiting_s < 0.1, "silence")
 
 
+def test_watchers_are_told_of_any_interruption(talk):
+    conversation, watcher = talk()
+    conversation.interrupt()
+    assert not any(one["type"] == "interrupted" for one in watcher.reported), "nothing was said"
+    conversation.say("There is a great deal to say about this.")
+    wait_until(lambda: conversation.voice.is_speaking, "the voice")
+    conversation.interrupt()
+    wait_until(lambda: any(one["type"] == "interrupted" for one in watcher.reported), "the interruption")
+
+
 def test_an_answer_that_is_cut_off_is_not_gone_on_with(talk, server):
     server.pieces = ["First one is here. ", "Second one is here. ", "Third."]
     conversation, watcher = talk(chat=Chat(server.address))

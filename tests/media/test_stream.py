@@ -21,8 +21,9 @@ from avatar.events import Event, Finished, Notice, Phase, Progress, Segment
 from avatar.media import atomic
 from avatar.media.segments import SegmentWriter
 from avatar.request import Request
+from avatar.runtime.extent import segment_lengths
 from avatar.runtime.report import RungTaken, read_report
-from avatar.runtime.stream import finish_from_segments, segment_lengths, stream_frames
+from avatar.runtime.stream import finish_from_segments, stream_frames
 
 Ask = Callable[..., Request]
 LONG_S = 30.0  # no test waits so long; it only keeps a broken one from hanging

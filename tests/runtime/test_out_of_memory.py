@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from avatar.events import Finished, Notice, PlanMade
 from avatar.geometry import FPS, Size
 from avatar.media.intake import open_request
 from avatar.media.sample_inputs import write_sample
+from avatar.model.voice_wav2vec2 import VoiceFeatures
+from avatar.pipeline import conditioning
 from avatar.pipeline.checkpoint_choice import find_files
 from avatar.pipeline.components import Components
 from avatar.pipeline.denoiser_choice import LocalDenoising
@@ -38,6 +41,7 @@ from avatar.runtime.engine import FrameSource
 from avatar.runtime.ranked_source import RankedSource
 from avatar.runtime.report import read_report
 from avatar.runtime.stream import stream_frames
+from tests.fixtures.growing import SlowVoice, interleaved
 from tests.fixtures.local_ranks import LocallyRanked
 
 FULL = replace(
@@ -467,3 +471,29 @@ def test_any_other_error_is_not_mistaken_for_it(ask, source):
 
     with pytest.raises(RuntimeError, match="a bug"):
         ran(source(Broken()), ask(20))
+
+
+def test_a_voice_that_still_speaks_goes_on_after_memory_ran_out(source, tmp_path, monkeypatch):
+    windows = partial(VoiceFeatures, window_s=1.5, margin_s=0.3)
+    monkeypatch.setattr(conditioning, "VoiceFeatures", windows)
+    videos = []
+    for name in ("whole", "growing"):
+        folder = tmp_path / name
+        folder.mkdir()
+        voice, grows = SlowVoice(folder, (0.9, 0.9, 0.8, 0.41)), name == "growing"
+        voice.next() if grows else voice.all()
+        request = open_request(
+            write_sample(folder, Size(96, 96), 1.0)[0],
+            voice.wav,
+            FULL,
+            output=folder / "out.mp4",
+            work=folder / "work",
+            spoken="a digest",
+            growing=voice.journal if grows else None,
+        )
+        items = source(Allocator(head={head_call(1, 3)})).frames(request, lambda: False)
+        found = interleaved(voice, items, lambda item: isinstance(item, np.ndarray))
+        assert [one.code for one in found if isinstance(one, Notice) and one.rung] == ["rung_oom"]
+        videos.append(np.concatenate([one for one in found if isinstance(one, np.ndarray)]))
+    assert len(videos[0]) == 76
+    assert np.array_equal(*videos)

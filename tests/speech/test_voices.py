@@ -143,6 +143,19 @@ def test_the_digest_sees_any_change_of_a_package(tmp_path: Path):
     assert hibari_voices.checked()
 
 
+def test_kokoro_takes_over_from_an_embedded_voice(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("avatar.speech.hibari_voices.checked", lambda: False)
+    reads = {"english": ""}
+    monkeypatch.setattr("avatar.speech.kokoro.lacks", lambda letter: reads["english"])
+    for name, namesake in (("heart", "kokoro/af_heart"), ("fable", "kokoro/bm_fable")):
+        engine, voice = Catalogue().check("Hello.", name)
+        assert voice.name == namesake
+        assert namesake in [one.name for one in engine.voices()]
+    reads["english"] = "Run: pip install something"
+    with pytest.raises(BadInput, match="heart cannot speak here yet"):
+        Catalogue().check("Hello.", "heart")
+
+
 def test_what_was_spoken_is_known_again(tmp_path: Path, catalogue: Catalogue):
     script = Script("One. Two.")
     said = tuple(one.caption for one in Narrator.of(script, catalogue).sentences())

@@ -1,7 +1,7 @@
 // The tab Live: begins a session, plays it by WebRTC or, if that does not connect, as MP4 fragments over the
 // WebSocket; sends microphone sound, texts and button presses; shows what is said and the picture's latency.
 const webrtcGiveUpMs = 3000, socketFirstMs = 700, retryForMs = 30000, lateS = 0.4, marginS = 0.08;
-const live = { mode: "mirror", press: 0 };
+const live = { mode: "mirror", press: 0, saying: new Set() };
 window.liveSession = live;  // for tests and debugging
 
 const part = (selector) => element.querySelector(selector);
@@ -73,6 +73,7 @@ function over(reason) {
   live.peer = null;
   clearTimeout(live.webrtcTimer);
   clearTimeout(live.socketTimer);
+  unsaid();
   silence();
   document.querySelector("#live-video")?.remove();
   live.player = null;
@@ -125,12 +126,13 @@ function obey(message) {
       live.tripMs = performance.now() - message.at;
       return tellDelay();
     case "said":
-      setTimeout(() => say(message.who, message.text), 1000 * (message.in_s ?? 0));
-      return;
+      return saidLater(message);
     case "hearing":
       return note(message.on ? word("hearing") : word("thinking"));
     case "answering":
+      return note("");
     case "interrupted":
+      unsaid();
       return note("");
     case "notice":
       return notice(message.text);
@@ -358,6 +360,20 @@ function say(who, text) {
   list.append(line);
   while (list.children.length > 100) list.firstElementChild.remove();
   list.scrollTop = list.scrollHeight;
+}
+
+function saidLater({ who, text, in_s: inS }) {  // when it is heard
+  if (!inS) return say(who, text);
+  const timer = setTimeout(() => {
+    live.saying.delete(timer);
+    say(who, text);
+  }, 1000 * inS);
+  live.saying.add(timer);
+}
+
+function unsaid() {  // what was still to be said is not said any more
+  for (const timer of live.saying) clearTimeout(timer);
+  live.saying.clear();
 }
 
 function note(text) { part(".live-said").dataset.note = text; }

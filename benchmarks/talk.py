@@ -1,0 +1,413 @@
+"""A spoken conversation, measured as its user sees and hears it: the answer's delay, and that of cutting in.
+
+    python -m benchmarks.talk --rounds 8 --hear-model FOLDER --output talk.json
+
+A local server with the real voice detection, recogniser, voice and preview engine, and a chat that answers at
+once. A client speaks into it as a microphone would, over both transports in turn; server and client share the
+machine's cores. The mouth is measured afterwards, in the pictures that came.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from aiortc import MediaStreamTrack, RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamError
+from av import AudioFrame
+from websockets.asyncio.client import connect
+
+from avatar.geometry import FPS, SOUND_HZ
+from avatar.live.transports.websocket import RAW_HEADER
+from avatar.live.voice import at_sound_hz
+from avatar.measures.face_track import follow
+from avatar.speech.catalogue import Catalogue
+from avatar.speech.narration import Narrator, Script
+from tests.fixtures.server import ROOT, Server, start_server
+
+log = logging.getLogger("talk")
+
+PORTRAIT = ROOT / "assets" / "portraits" / "mara.png"
+QUESTION, INTERRUPTION = "Hello, how are you today?", "Wait, please stop, I have another question."
+ANSWER = "I am fine, thank you for asking. What would you like to talk about?"
+LONG = "This sentence goes on and on, so that there is something to interrupt. " * 6
+LOUD, AUDIBLE = 300, 600  # out of 32767: of what comes back, and of what is said
+PIECE = SOUND_HZ // 50
+OPEN_GAP = 0.012  # between the lips, in face heights, beyond the gap of the closed mouth
+STILL_S = 0.3  # a mouth that stays closed for this long has closed
+TRANSPORTS = ("websocket", "webrtc")
+
+
+class ChatStub:
+    """A chat server that gives the same answer at once."""
+
+    def __init__(self) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.send_response(200)
+                self.end_headers()
+                for piece in ANSWER.split(" "):
+                    line = json.dumps({"choices": [{"delta": {"content": f"{piece} "}}]})
+                    self.wfile.write(f"data: {line}\n\n".encode())
+                self.wfile.write(b"data: [DONE]\n\n")
+
+            def log_message(self, *_: Any) -> None:
+                """Keep the output clean."""
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@dataclass
+class Spoken:
+    """Something to say: int16 (n,) at SOUND_HZ. first, last: its first and last audible sample."""
+
+    samples: np.ndarray
+    first: int
+    last: int
+
+    @classmethod
+    def of(cls, text: str) -> Spoken:
+        [said] = Narrator.of(Script(text), Catalogue()).sentences()
+        samples = at_sound_hz(said.samples, said.hz)
+        loud = np.flatnonzero(np.abs(samples.astype(int)) > AUDIBLE)
+        return cls(samples, int(loud[0]), int(loud[-1]))
+
+
+@dataclass
+class Microphone:
+    """What the user says, in real time, and silence otherwise. marks: when samples of interest were sent."""
+
+    pieces: list[np.ndarray] = field(default_factory=list)
+    marks: list[tuple[int, asyncio.Future[float]]] = field(default_factory=list)
+    at: int = 0
+
+    def say(self, spoken: Spoken) -> tuple[asyncio.Future[float], asyncio.Future[float]]:
+        """Say something now; the times at which its first and last audible sample will have been sent."""
+        self.pieces = [spoken.samples]
+        loop = asyncio.get_running_loop()
+        begins, ends = loop.create_future(), loop.create_future()
+        self.marks = [(self.at + spoken.first, begins), (self.at + spoken.last, ends)]
+        return begins, ends
+
+    def take(self, count: int) -> np.ndarray:
+        """The next samples, whose last one is spoken just now."""
+        left = self.pieces.pop(0) if self.pieces else np.empty(0, np.int16)
+        if len(left) > count:
+            self.pieces.insert(0, left[count:])
+        found = np.concatenate([left[:count], np.zeros(max(0, count - len(left)), np.int16)])
+        self.at += count
+        now = time.monotonic()
+        for place, future in [one for one in self.marks if one[0] < self.at]:
+            future.set_result(now - (self.at - place) / SOUND_HZ)
+        self.marks = [one for one in self.marks if one[0] >= self.at]
+        return found
+
+
+class Client:
+    """What comes back to the user: loud moments, pictures while they are wanted, and the server's events."""
+
+    def __init__(self, socket: Any) -> None:
+        self.socket, self.microphone = socket, Microphone()
+        self.loud: list[float] = []  # when loud sound came
+        self.pictures: list[tuple[float, np.ndarray]] = []
+        self.events: list[tuple[float, dict[str, Any]]] = []
+        self.wants_pictures = False
+        self.engine_ms = 0.0
+
+    def hear(self, samples: np.ndarray) -> None:
+        if np.abs(samples.astype(int)).max(initial=0) > LOUD:
+            self.loud.append(time.monotonic())
+
+    def see(self, pixels: np.ndarray) -> None:
+        if self.wants_pictures:
+            self.pictures.append((time.monotonic(), pixels))
+
+    def note(self, event: dict[str, Any]) -> None:
+        self.events.append((time.monotonic(), event))
+        if event["type"] == "pace":
+            self.engine_ms = event["engine_ms"]
+
+    async def send(self, **message: Any) -> None:
+        await self.socket.send(json.dumps(message))
+
+    async def quiet(self, seconds: float = 1.5) -> None:
+        """Wait until nothing has been heard for so long."""
+        begin = time.monotonic()
+        while time.monotonic() - max([begin, *self.loud[-1:]]) < seconds:
+            await asyncio.sleep(0.05)
+
+    async def event(self, kind: str, after: float, **wanted: Any) -> tuple[float, dict[str, Any]]:
+        """The first event of a kind after a moment, with its time. Raises: TimeoutError."""
+        async with asyncio.timeout(20):
+            while True:
+                for at, event in self.events:
+                    fits = all(event.get(key) == value for key, value in wanted.items())
+                    if at > after and event["type"] == kind and fits:
+                        return at, event
+                await asyncio.sleep(0.005)
+
+    async def sound(self, after: float) -> float:
+        """When the first loud sound after a moment came. Raises: TimeoutError."""
+        async with asyncio.timeout(20):
+            while True:
+                for at in self.loud[-400:]:
+                    if at > after:
+                        return at
+                await asyncio.sleep(0.005)
+
+
+async def _follow_socket(client: Client) -> None:
+    """Take what comes over the WebSocket: events, and raw frames if it carries the video."""
+    async for message in client.socket:
+        if isinstance(message, str):
+            client.note(json.loads(message))
+            continue
+        _, _, width, height, num_samples = RAW_HEADER.unpack_from(message)
+        client.hear(np.frombuffer(message[-2 * num_samples :], "<i2"))
+        pixels = np.frombuffer(message, np.uint8, width * height * 3, RAW_HEADER.size)
+        client.see(pixels.reshape(height, width, 3))
+
+
+async def _speak_into_socket(client: Client) -> None:
+    due = time.monotonic()
+    while True:
+        await client.socket.send(client.microphone.take(2 * PIECE).tobytes())
+        due += 2 * PIECE / SOUND_HZ
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+
+class _MicrophoneTrack(MediaStreamTrack):
+    kind = "audio"
+
+    def __init__(self, microphone: Microphone) -> None:
+        super().__init__()
+        self._microphone, self._due = microphone, time.monotonic()
+
+    async def recv(self) -> AudioFrame:
+        """The next 20 ms of sound, in real time."""
+        self._due += PIECE / SOUND_HZ
+        await asyncio.sleep(max(0.0, self._due - time.monotonic()))
+        at = self._microphone.at
+        frame = AudioFrame.from_ndarray(self._microphone.take(PIECE)[None], "s16", "mono")
+        frame.sample_rate, frame.pts = SOUND_HZ, at
+        return frame
+
+
+async def _watch(client: Client, track: MediaStreamTrack) -> None:
+    try:
+        while True:
+            frame: Any = await track.recv()
+            if client.wants_pictures:
+                client.see(frame.to_ndarray(format="rgb24"))
+    except MediaStreamError:
+        log.debug("the video has ended")
+
+
+async def _listen(client: Client, track: MediaStreamTrack) -> None:
+    try:
+        while True:
+            frame: Any = await track.recv()
+            client.hear(frame.to_ndarray().reshape(-1)[:: len(frame.layout.channels)])
+    except MediaStreamError:
+        log.debug("the voice has ended")
+
+
+@asynccontextmanager
+async def session(server: Server, transport: str) -> AsyncIterator[Client]:
+    """A session in the mode Talk, with its microphone open."""
+    async with httpx.AsyncClient(timeout=60) as http:
+        files = {"files": ("me.png", PORTRAIT.read_bytes(), "image/png")}
+        path = (await http.post(f"{server.url}/gradio_api/upload", files=files)).json()[0]
+        found = (await http.post(f"{server.url}/live/sessions", json={"portrait": path})).json()
+    socket = await connect(f"{server.url.replace('http', 'ws')}/{found['socket']}", max_size=None)
+    client, peer = Client(socket), None
+    tasks = [asyncio.create_task(_follow_socket(client))]
+    try:
+        await client.event("begun", 0.0)
+        by_socket = transport == "websocket"
+        await client.send(type="hello", rate=SOUND_HZ, video="raw" if by_socket else "none")
+        if by_socket:
+            tasks.append(asyncio.create_task(_speak_into_socket(client)))
+        else:
+            peer = await _connected(server, found["socket"], client, tasks)
+        await client.send(type="mode", mode="talk")
+        await asyncio.sleep(3)  # the recogniser is loaded meanwhile
+        yield client
+        await client.send(type="end")
+    finally:
+        for task in tasks:
+            task.cancel()
+        if peer is not None:
+            await peer.close()
+        await socket.close()
+
+
+async def _connected(
+    server: Server, path: str, client: Client, tasks: list[asyncio.Task[None]]
+) -> RTCPeerConnection:
+    """Connect by WebRTC, as the page does."""
+    peer, tracks = RTCPeerConnection(), {}
+    peer.on("track", lambda track: tracks.__setitem__(track.kind, track))
+    peer.addTransceiver("video", direction="recvonly")
+    peer.addTrack(_MicrophoneTrack(client.microphone))
+    await peer.setLocalDescription(await peer.createOffer())
+    async with httpx.AsyncClient(timeout=60) as http:
+        asked = {"sdp": peer.localDescription.sdp}
+        answer = (await http.post(f"{server.url}/{path}/offer", json=asked)).json()
+    await peer.setRemoteDescription(RTCSessionDescription(answer["sdp"], "answer"))
+    tasks.append(asyncio.create_task(_watch(client, tracks["video"])))
+    tasks.append(asyncio.create_task(_listen(client, tracks["audio"])))
+    return peer
+
+
+async def answer_round(client: Client, question: Spoken) -> dict[str, float]:
+    """The delays of one answer, in seconds, from the end of the user's sentence; and its parts."""
+    await client.quiet()
+    client.pictures, client.wants_pictures = [], True
+    asked_at = time.monotonic()
+    _, ends = client.microphone.say(question)
+    ended = await ends
+    detected, _ = await client.event("hearing", ended, on=False)
+    _, answering = await client.event("answering", asked_at)
+    _, said = await client.event("said", asked_at, who="avatar")
+    sound = await client.sound(detected)
+    await asyncio.sleep(0.8)
+    client.wants_pictures = False
+    parts = {
+        "vad_s": detected - ended,
+        "recognition_s": answering["recognition_s"],
+        "chat_s": answering["chat_s"],
+        "voice_s": said["voice_s"],
+        "engine_s": client.engine_ms / 1e3,
+    }
+    total = sound - ended
+    parts["transport_and_queues_s"] = total - sum(parts.values())
+    opened = [at for at, is_open in mouth(client.pictures, until=detected) if is_open and at > detected]
+    moving = opened[0] - ended if opened else float("nan")
+    return {"first_sound_s": total, "moving_mouth_s": moving, **parts}
+
+
+async def barge_in_round(client: Client, interruption: Spoken) -> dict[str, float]:
+    """How long the portrait goes on after the user begins to speak over it, in seconds."""
+    await client.quiet()
+    asked_at = time.monotonic()
+    client.pictures, client.wants_pictures = [], True
+    await asyncio.sleep(0.5)
+    still_until = time.monotonic()
+    await client.send(type="say", text=LONG)
+    began = await client.sound(asked_at)
+    await asyncio.sleep(2 - (time.monotonic() - began))
+    begins, ends = client.microphone.say(interruption)
+    cut_at = await begins
+    detected, _ = await client.event("interrupted", asked_at)
+    await ends
+    client.wants_pictures = False
+    last = max((at for at in client.loud if at < detected + 1.2), default=cut_at)
+    shown = mouth(client.pictures, until=still_until)
+    closed = next(
+        (
+            at
+            for number, (at, is_open) in enumerate(shown)
+            if at > cut_at
+            and not is_open
+            and not any(later for when, later in shown[number:] if when < at + STILL_S)
+        ),
+        float("nan"),
+    )
+    return {
+        "detected_s": detected - cut_at,
+        "silence_s": max(0.0, last - cut_at),
+        "closed_mouth_s": closed - cut_at,
+    }
+
+
+def mouth(pictures: Sequence[tuple[float, np.ndarray]], until: float) -> list[tuple[float, bool]]:
+    """When each picture came, and whether its mouth is open: more than it ever was until a moment."""
+    gaps = follow(pictures).signals["gap"]
+    times = [at for at, _ in pictures]
+    closed = max(gap for at, gap in zip(times, gaps) if at <= until or at == times[0])
+    return [(at, bool(gap > closed + OPEN_GAP)) for at, gap in zip(times, gaps)]
+
+
+def summed_up(rounds: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The median and the largest of each figure."""
+    names = rounds[0] if rounds else {}
+    return {
+        name: {
+            "median": round(float(np.nanmedian([one[name] for one in rounds])), 3),
+            "largest": round(float(np.nanmax([one[name] for one in rounds])), 3),
+            "count": int(np.isfinite([one[name] for one in rounds]).sum()),
+        }
+        for name in names
+    }
+
+
+async def measured(server: Server, transport: str, num_rounds: int) -> dict[str, Any]:
+    """All figures over one transport."""
+    question, interruption = Spoken.of(QUESTION), Spoken.of(INTERRUPTION)
+    async with session(server, transport) as client:
+        await answer_round(client, question)  # not counted: models load, caches fill
+        answers = [await answer_round(client, question) for _ in range(num_rounds)]
+        cuts = [await barge_in_round(client, interruption) for _ in range(num_rounds)]
+        heard = [event["text"] for _, event in client.events if event.get("who") == "you"]
+    found = {"answer": summed_up(answers), "barge_in": summed_up(cuts), "heard": sorted(set(heard))}
+    log.info("%s\n%s", transport, json.dumps(found, indent=1))
+    return found
+
+
+def main() -> None:
+    """Measure both transports, and write the results as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=8, help="answers and interruptions over each transport")
+    parser.add_argument("--hear-model", default="tiny.en", help="faster-whisper's model, or its folder")
+    parser.add_argument("--output", type=Path, help="a JSON file")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
+    chat = ChatStub()
+    load = [os.getloadavg()[0]]
+    with tempfile.TemporaryDirectory() as folder:
+        options = ("--chat-url", chat.url, "--hear-model", args.hear_model)
+        server = start_server(Path(folder), "--preset", "cpu-preview", *options)
+        try:
+            time.sleep(5)  # lets the engine's subprocess, started with the page, get ready
+            found = {one: asyncio.run(measured(server, one, args.rounds)) for one in TRANSPORTS}
+        finally:
+            server.stop()
+            chat.close()
+    load.append(os.getloadavg()[0])
+    result = {
+        "measured": "seconds; answer: from the user's last audible sample; barge_in: from the first one",
+        "rounds": args.rounds,
+        "cores": os.cpu_count(),
+        "load_before_and_after": [round(one, 1) for one in load],
+        "fps": FPS,
+        **found,
+    }
+    if args.output is not None:
+        args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
