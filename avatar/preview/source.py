@@ -60,11 +60,12 @@ class PreviewSource:
         """Yield uint8 (T, H, W, 3) RGB. Raises: BadInput when there is no face, Cancelled."""
         yield Progress(Phase.ENCODING)
         image = read_portrait(request.portrait)
+        frames: Iterator[np.ndarray]
         with ExitStack() as open_files:
             if request.speakers:
                 several, notices = faces_of(request, image)
                 moves = performances(request, self._network, open_files)
-                frames = (several.frame(now) for now in zip(*moves, strict=True))
+                frames = map(several.frame, zip(*moves, strict=True))
             else:
                 face, notices = face_of(request, image)
                 frames = self._spoken(request, image, face, open_files)
