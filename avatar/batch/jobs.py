@@ -215,7 +215,7 @@ def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> lis
     pairs = [(image, audio) for image in images for audio in audios]
     if prefix and len(pairs) == 1:
         return [BatchEntry(prefix, *pairs[0], options, script, picture, speakers)]
-    said = "-".join(file.stem for file in speakers.files) if speakers and own else "text"
+    said = speakers.stem if speakers is not None and own else "text"
     return [
         BatchEntry(_name(prefix, pair, said), *pair, options, script, picture, speakers) for pair in pairs
     ]

@@ -105,7 +105,9 @@ def run(args: argparse.Namespace) -> int:
         both = "Both speech and a text are given." if given else "There is neither speech nor a text."
         raise BadInput(both, "Give one of --audio, --text, --text_file and --speaker.")
     picture, upscale_with = chosen_picture(args), upscale_words(args)
-    spoken_name = args.audio or args.text_file or Path(speakers.name if own else "text")
+    spoken_name = (
+        args.audio or args.text_file or Path(f"{speakers.stem}.wav" if speakers is not None else "text")
+    )
     output = args.output or _output_name(args.image, spoken_name, suffix_of(picture.background))
     inventory = probe(args.ckpt_dir, outputs=output.parent)
     num_speakers = 1 if speakers is None else speakers.num_speakers
