@@ -48,6 +48,7 @@ LONG = "This sentence goes on and on, so that there is something to interrupt. "
 LOUD, AUDIBLE = 300, 600  # out of 32767: of what comes back, and of what is said
 PIECE = SOUND_HZ // 50
 OPEN_GAP = 0.012  # between the lips, in face heights, beyond the gap of the closed mouth
+PATIENCE_S = 40.0  # for anything to come
 STILL_S = 0.3  # a mouth that stays closed for this long has closed
 TRANSPORTS = ("websocket", "webrtc")
 
@@ -159,17 +160,19 @@ class Client:
 
     async def event(self, kind: str, after: float, **wanted: Any) -> tuple[float, dict[str, Any]]:
         """The first event of a kind after a moment, with its time. Raises: TimeoutError."""
-        async with asyncio.timeout(20):
-            while True:
-                for at, event in self.events:
-                    fits = all(event.get(key) == value for key, value in wanted.items())
-                    if at > after and event["type"] == kind and fits:
-                        return at, event
-                await asyncio.sleep(0.005)
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            for at, event in self.events:
+                fits = all(event.get(key) == value for key, value in wanted.items())
+                if at > after and event["type"] == kind and fits:
+                    return at, event
+            await asyncio.sleep(0.005)
+        came = [event for at, event in self.events if at > after and event["type"] not in ("pace", "pong")]
+        raise TimeoutError(f"no {kind} came, but {came}")
 
     async def sound(self, after: float) -> float:
         """When the first loud sound after a moment came. Raises: TimeoutError."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 for at in self.loud[-400:]:
                     if at > after:
