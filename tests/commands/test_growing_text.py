@@ -12,6 +12,7 @@ import pytest
 
 from avatar.cli import main
 from avatar.commands import generate
+from avatar.long import job
 from avatar.runtime.engine_process import EngineProcess
 from avatar.runtime.report import read_report
 from avatar.speech import voicing
@@ -63,6 +64,18 @@ def gated(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
     monkeypatch.setattr(RemoteVoices, "synthesise", synthesise)
 
 
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set once the video is asked for."""
+    asked, ask = threading.Event(), job.open_request
+
+    def open_request(*arguments: Any, **options: Any) -> Any:
+        asked.set()
+        return ask(*arguments, **options)
+
+    monkeypatch.setattr(job, "open_request", open_request)
+    return asked
+
+
 def test_the_first_segment_comes_before_the_last_sentence(typed, server, slow, preview, monkeypatch, capsys):
     shown = threading.Event()
     show = generate._as_json
@@ -90,7 +103,8 @@ def test_the_first_segment_comes_before_the_last_sentence(typed, server, slow, p
 def test_the_video_is_that_of_a_voice_that_was_waited_for(typed, server, preview, monkeypatch):
     assert main([*typed, "--output", "whole.mp4"]) == 0
     monkeypatch.setattr(voicing.Voicing, "_is_slow", lambda self: len(self.captions) > 0)
-    gated(monkeypatch, lambda number: threading.Event().wait(0.3))
+    begun = asked_for(monkeypatch)
+    gated(monkeypatch, lambda number: number < 2 or begun.wait(60))
     assert main([*typed, "--output", "grown.mp4"]) == 0
     assert "growing" in Path("grown.report.json").read_text(encoding="utf-8")
     assert Path("whole.mp4").read_bytes() == Path("grown.mp4").read_bytes()
@@ -98,9 +112,11 @@ def test_the_video_is_that_of_a_voice_that_was_waited_for(typed, server, preview
 
 
 def test_a_server_that_goes_midway_keeps_what_was_said(typed, server, slow, preview, monkeypatch, capsys):
+    begun = asked_for(monkeypatch)
+
     def act(number: int) -> None:
         server.status = 503 if number > 3 else 200
-        threading.Event().wait(0.4)
+        assert number < 2 or begun.wait(60)
 
     gated(monkeypatch, act)
     assert main([*typed, "--output", "out.mp4"]) == 1
