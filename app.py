@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar.errors import AvatarError, BadInput
-from avatar.settings import PICTURE
+from avatar.settings import PICTURE, SETTINGS
 
 log = logging.getLogger("app")
 
@@ -100,6 +100,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="URL",
         help="when a video is made or has failed, POST a JSON object there: id, state, name, seconds",
     )
+    add(
+        "--upscale-command",
+        default=env("AVATAR_UPSCALE_COMMAND"),
+        metavar="COMMAND",
+        help='a program that makes upscale 1080p in place of the filter, as "PROGRAM {input} {output}"',
+    )
     add("--keep-days", type=_amount, default=30, help="days that the gallery keeps a video")
     add(
         "--attach",
@@ -139,6 +145,8 @@ def _add_live(parser: argparse.ArgumentParser) -> None:
     for name, one in PICTURE.items():
         about = f"of that portrait: {one.setting.help}"
         add(f"--live-{name}", default=one.default, metavar=name.upper(), help=about)
+    motion = SETTINGS["motion"]
+    add("--live-motion", choices=motion.choices, default=None, help=f"{motion.setting.help} (the preset's)")
     add(
         "--ice-servers",
         action="append",
@@ -241,6 +249,7 @@ def _open_app_state(args: argparse.Namespace, scratch: Path, zero_gpu: Any = Non
     from avatar.preset import Preset, load_preset, load_presets
     from avatar.runtime.bounded_reader import ReaderCache
     from avatar.runtime.engine import Engine
+    from avatar.runtime.external_program import read_command
     from avatar.runtime.factory import open_engine
     from avatar.runtime.gallery import Gallery
     from avatar.runtime.model_download import ModelFetch, fetch_command
@@ -279,6 +288,7 @@ def _open_app_state(args: argparse.Namespace, scratch: Path, zero_gpu: Any = Non
         return open_engine(preset, weights=weights, gpus=gpus, attach=attach, zero_gpu=zero_gpu)
 
     job_queue = JobQueue(open_for, gallery, args.queue_size, places)
+    job_queue.upscale_with = read_command(args.upscale_command) if args.upscale_command else ()
     return AppState(
         job_queue=job_queue,
         gallery=gallery,
@@ -307,7 +317,7 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
         return None
     from avatar.hardware.inventory import probe
     from avatar.live.chat import SYSTEM_PROMPT, chat_address
-    from avatar.live.portrait_intake import live_preset
+    from avatar.live.portrait_intake import live_preset, moving
     from avatar.live.speech_recognition import WHISPER, hear_address, recogniser
     from avatar.live.state import LiveOptions, LiveState
     from avatar.live.transports.webrtc import IceServer
@@ -315,7 +325,7 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
     from avatar.planning.verdict import judge
     from avatar.runtime.factory import open_engine
 
-    preset = live_preset(args.live_preset)
+    preset = moving(live_preset(args.live_preset), args.live_motion)
     hears = hear_address(args.hear_url, args.hear_model)
     options = LiveOptions(
         preset=preset,

@@ -9,39 +9,26 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from importlib import import_module
 
-from avatar.commands import (
-    batch,
-    bench,
-    compare,
-    compose,
-    doctor,
-    download,
-    generate,
-    join,
-    live,
-    plan,
-    presets,
-    report,
-    speak,
-    voices,
-    worker,
-)
 from avatar.commands.output import show_error, tolerant_streams
 from avatar.commands.signals import ended_by_signals
 from avatar.errors import AvatarError, BadInput, Cancelled
 
 COMMANDS = (
-    *(generate, speak, voices, live, batch, join, compare, compose),
-    *(report, presets, plan, doctor, download, bench, worker),
+    *("generate", "speak", "voices", "live", "batch", "join", "compare", "compose"),
+    *("report", "presets", "plan", "doctor", "download", "bench", "worker"),
 )
 EXIT_CODES = """exit codes: 0 done, 1 failed, 2 a file or setting cannot be used, 3 weights missing,
 4 does not fit this machine, 5 the engine's process was lost, 130 stopped,
 129 by a hang-up, 143 by SIGTERM"""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; each command's module adds its own part by add(subparsers)."""
+def build_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser of the command line; each command's module adds its own part by add(subparsers).
+
+    commands: those that the line can have; others' modules, which take time to import, are left alone.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m avatar",
         description="Talking avatars that stream while they are generated.",
@@ -49,9 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--verbose", action="store_true", help="log what happens, to standard error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in COMMANDS:
-        module.add(commands)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in commands:
+        import_module(f"avatar.commands.{name}").add(subparsers)
     return parser
 
 
@@ -63,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     try:
-        args = build_parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+        words = with_underscores(sys.argv[1:] if argv is None else argv)
+        named = words[1:2] if words[:1] == ["--verbose"] else words[:1]
+        args = build_parser(named if set(named) & set(COMMANDS) else COMMANDS).parse_args(words)
     except BadInput as error:  # raised by a flag's own check
         show_error(error, as_json=False)
         return error.exit_code
@@ -72,7 +61,7 @@ def _main(argv: Sequence[str] | None) -> int:
     clock = "%(asctime)s " if args.verbose else ""
     logging.basicConfig(level=level, format=f"{clock}%(levelname)s %(name)s: %(message)s")
     # torchrun ends its workers by SIGTERM, which must take effect immediately.
-    ending = nullcontext() if args.run is worker.run else ended_by_signals()
+    ending = nullcontext() if args.command == "worker" else ended_by_signals()
     try:
         with ending:
             code: int = args.run(args)

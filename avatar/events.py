@@ -18,6 +18,7 @@ class Phase(StrEnum):
     ENCODING = "encoding"  # conditions: face, text, reference, speech features
     GENERATING = "generating"
     FINISHING = "finishing"
+    UPSCALING = "upscaling"  # where it is asked for
 
 
 @dataclass(frozen=True)

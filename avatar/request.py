@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,22 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Speaker:
+    """One of several faces of a portrait, and the voice that moves it.
+
+    face: its box, in fractions of the portrait. name: of the recording, or of the speaker in a recording that
+    was split. voice: a WAV like a Request's speech, in which nobody else speaks; None: this one listens.
+    mask: the box in which the diffusion engine lets the voice move the picture; None: all that is nearer to
+    this face than to another.
+    """
+
+    face: Box
+    name: str
+    voice: Path | None = None
+    mask: Box | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """What an engine is asked for; media.intake.open_request builds it and refuses what cannot be used.
 
@@ -71,6 +88,8 @@ class Request:
     spoken: a digest of the text and the way in which it was spoken, "" for a recording.
     background: what is put behind the person, a word or a colour as the setting has it, or PICTURE_FILE: then
     background_picture is a PNG that intake wrote. Engines do not know of it.
+    speakers: where several faces speak, each with a voice; speech is then what is heard of all. other_faces:
+    the boxes of faces that belong to nobody of them.
     growing: the journal of a speech that is still being spoken (media.growing); then num_frames is the most
     that there can be, and captions are without their times. None: the speech is complete.
     """
@@ -96,6 +115,24 @@ class Request:
     background: str = KEEP
     background_picture: Path | None = None
     growing: Path | None = None
+    speakers: tuple[Speaker, ...] = ()
+    other_faces: tuple[Box, ...] = ()
+
+    @property
+    def num_speakers(self) -> int:
+        """Faces that an engine moves by a voice of their own."""
+        return len(self.speakers) or 1
+
+    @property
+    def voices(self) -> tuple[Path, ...]:
+        """The files of several speakers' voices, in order; none for a single speaker."""
+        return tuple(one.voice for one in self.speakers if one.voice is not None)
+
+    def with_voices(self, voices: Sequence[Path]) -> Request:
+        """The same request with the voices' files in other places, given in the order of `voices`."""
+        places = iter(voices)
+        speakers = (one if one.voice is None else replace(one, voice=next(places)) for one in self.speakers)
+        return replace(self, speakers=tuple(speakers))
 
     @property
     def transparent_output(self) -> Path | None:

@@ -21,6 +21,8 @@ WeightDtype = Literal["bf16", "fp8", "fp32"]
 RingDtype = Literal["bf16", "fp8", "fp32"]
 AttentionDtype = Literal["bf16", "int8"]
 TextPlace = Literal["gpu", "cpu", "sharded"]
+MotionLevel = Literal["still", "calm", "normal", "lively"]
+Upscale = Literal["off", "1080p", "1080p-arnet"]
 LayoutName = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
 
 MOST_FRAMES = 1000  # of a clip
@@ -106,6 +108,22 @@ class Generation:
         bool,
         Setting("cut silence from both ends of the speech", widget=Widget("Checkbox")),
     ] = False
+    motion: Annotated[
+        MotionLevel,
+        Setting(
+            "how much the person moves: the preview scales head, brows, gaze and mouth; the diffusion model"
+            " is asked for it in its prompt, and decides itself what head, hands and mouth do",
+            widget=Widget("Dropdown", {"choices": list(get_args(MotionLevel))}),
+        ),
+    ] = "normal"
+    upscale: Annotated[
+        Upscale,
+        Setting(
+            "enlarge the finished video: 1080p by a Lanczos filter, which adds no detail; 1080p-arnet by the"
+            " small network of the package pyanime4k, where that is installed",
+            widget=Widget("Dropdown", {"choices": list(get_args(Upscale))}),
+        ),
+    ] = "off"
     infer_frames: Annotated[
         int,
         Field(ge=16, le=MOST_FRAMES, multiple_of=4),

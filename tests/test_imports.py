@@ -64,6 +64,7 @@ OWNERS = {  # a library, and where it may be imported: a package, or a part of o
     "hibari": ("speech.hibari_voices", "training"),
     "misaki": ("speech.phonemes",),
     "httpx": ("speech.remote", "live.service_address", "live.chat", "live.speech_recognition", "benchmarks"),
+    "pyanime4k": ("media.upscale",),
     "cv2": ("preview", "measures", "media.background"),
     "moviepy": ("compose",),
     "gradio": ("ui",),

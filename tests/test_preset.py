@@ -67,7 +67,7 @@ def test_every_key_of_every_section_is_read(tmp_path):
         + '[requires]\nnum_gpus = 2\nvram_gib = 24\ncompute_capability = "8.9"\nhost_ram_gib = 1.5\n'
         + 'weights = "live-avatar"\n'
         + '[generation]\nsize = "640*480"\ninfer_frames = 32\nnum_clip = 3\nsample_steps = 3\nshift = 2\n'
-        + 'trim = true\nseed = 9\nprompt = "p"\n'
+        + 'trim = true\nseed = 9\nprompt = "p"\nmotion = "calm"\nupscale = "1080p"\n'
         + '[memory]\nenable_online_decode = false\noffload_model = true\nweight_dtype = "fp8"\n'
         + 'ring_dtype = "fp32"\nattention_dtype = "int8"\ntext_encoder = "cpu"\nlora = "a.safetensors"\n'
         + '[parallel]\nlayout = "ulysses"\nnum_gpus_dit = 3\nulysses_size = 3\ndecode_gpu = true\n'

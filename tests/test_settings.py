@@ -14,7 +14,7 @@ from avatar.preset import load_preset
 from avatar.settings import FORM, OTHER_REFUSALS, SECTIONS, SETTINGS, refusal, refuse_settings
 from avatar.ui.translations import TEXT
 
-PREVIEW_HONOURS = {"size", "seed", "trim"}
+PREVIEW_HONOURS = {"size", "seed", "trim", "motion", "upscale"}
 
 
 def test_the_table_holds_every_field_of_every_section():
@@ -44,7 +44,7 @@ def test_every_field_of_the_form_has_a_name_in_both_languages(name):
     assert all(TEXT[name])
 
 
-def test_the_preview_honours_size_seed_and_trim_alone():
+def test_the_preview_honours_no_more_than_it_can():
     assert {name for name in SETTINGS if not refusal("preview", name)} == PREVIEW_HONOURS
     assert not any(refusal("auto", name) for name in (*SETTINGS, *OTHER_REFUSALS))
 

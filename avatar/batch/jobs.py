@@ -19,6 +19,13 @@ from avatar.media.background.choice import is_picture, suffix_of
 from avatar.media.face_choice import face_words
 from avatar.media.files import LONGEST_NAME_BYTES, joined_name
 from avatar.media.framing import parse_picture
+from avatar.media.speaker_choice import (
+    STEREO,
+    AskedSpeakers,
+    asked_speakers,
+    speaker_of,
+    speaker_words,
+)
 from avatar.paths import is_dir
 from avatar.planning.preset_choice import choose
 from avatar.planning.verdict import require
@@ -34,6 +41,8 @@ _KINDS: dict[str, type] = {  # every key of a job and its type
     "audio": str,
     "text": str,
     "text_file": str,
+    "speakers": list,
+    "split": str,
     "name": str,
     "preset": str,
     "points": str,
@@ -43,7 +52,11 @@ _KINDS: dict[str, type] = {  # every key of a job and its type
     "independent": bool,
     "keep_parts": bool,
 } | {name: one.kind for name, one in {**SETTINGS, **PICTURE, **SPEAKING}.items()}
-_OF_ENTRY = ("image", "audio", "text", "text_file", "name", *SPEAKING, *PICTURE)  # not options of the Job
+_OF_ENTRY = (  # not options of the Job
+    *("image", "audio", "text", "text_file", "speakers", "split", "name"),
+    *SPEAKING,
+    *PICTURE,
+)
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -51,8 +64,8 @@ _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0
 class BatchEntry:
     """One video of a batch. name: also its file's.
 
-    script: the text to speak if there is no audio. picture: the face that speaks, and the framing. options:
-    all other keys of the job.
+    script: the text to speak if there is no audio. picture: the face that speaks, and the framing. speakers:
+    where several faces speak. options: all other keys of the job.
     """
 
     name: str
@@ -61,6 +74,7 @@ class BatchEntry:
     options: Mapping[str, Any] = field(default_factory=dict)
     script: Script | None = None
     picture: Picture = field(default_factory=Picture)
+    speakers: AskedSpeakers | None = None
 
     def job(self, output: Path, inventory: Inventory, resume: bool) -> Job:
         """The job, its preset resolved for a machine. Raises: AvatarError."""
@@ -68,8 +82,9 @@ class BatchEntry:
         settings = {key: options[key] for key in SETTINGS if key in options}
         also = [key for key in ("points", "head_only") if options.get(key)]
         also += self.picture.demands
-        preset = choose(options.get("preset", "auto"), settings, inventory, also)
-        require(preset, inventory)
+        num_speakers = self.speakers.num_speakers if self.speakers else 1
+        preset = choose(options.get("preset", "auto"), settings, inventory, also, num_speakers)
+        require(preset, inventory, num_speakers=num_speakers)
         return Job(
             image=self.image,
             audio=self.audio,
@@ -79,6 +94,7 @@ class BatchEntry:
             points=Path(options["points"]) if "points" in options else None,
             head_only=options.get("head_only", False),
             picture=self.picture,
+            speakers=self.speakers,
             max_duration_s=options.get("max_duration"),
             checkpoint_every=options.get("checkpoint_every"),
             independent=options.get("independent", False),
@@ -163,6 +179,8 @@ def _parsed(key: str, cell: str, where: str) -> Any:
     """A cell converted to its column's type; unknown columns are reported later."""
     kind = _KINDS.get(key, str)
     try:
+        if key == "speakers":
+            return [part for part in cell.split(";") if part.strip()]
         if kind is bool:
             return _TRUTHS[cell.lower()]
         if kind is float:
@@ -181,9 +199,11 @@ def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> lis
     if is_picture(given.get("background", KEEP)):
         given["background"] = str(folder / given["background"])
     picture = parse_picture(f"{where}: ", files=True, **given)
+    speakers = _speakers(row, where, folder)
     script = _script(row, where, folder)
+    own = speakers is not None and not speakers.split  # recordings of their own
     images = _paths(row.get("image"), "image", where, folder, files)
-    audios = [None] if script else _paths(row.get("audio"), "audio", where, folder, files)
+    audios = [None] if script or own else _paths(row.get("audio"), "audio", where, folder, files)
     options = {key: value for key, value in row.items() if key not in _OF_ENTRY}
     if "points" in options:
         options["points"] = str(folder / options["points"])
@@ -194,8 +214,30 @@ def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> lis
         raise BadInput(f"{where}: name {prefix[:40]!r}… is too long for a file.", "Choose a shorter name.")
     pairs = [(image, audio) for image in images for audio in audios]
     if prefix and len(pairs) == 1:
-        return [BatchEntry(prefix, *pairs[0], options, script, picture)]
-    return [BatchEntry(_name(prefix, pair), *pair, options, script, picture) for pair in pairs]
+        return [BatchEntry(prefix, *pairs[0], options, script, picture, speakers)]
+    said = "-".join(file.stem for file in speakers.files) if speakers and own else "text"
+    return [
+        BatchEntry(_name(prefix, pair, said), *pair, options, script, picture, speakers) for pair in pairs
+    ]
+
+
+def _speakers(row: Mapping[str, Any], where: str, folder: Path) -> AskedSpeakers | None:
+    """Who speaks, where several faces may. Raises: BadInput, also where a text is to be spoken."""
+    try:
+        found = [
+            speaker_of(one if isinstance(one, Mapping) else speaker_words(str(one)), folder)
+            for one in row.get("speakers", [])
+        ]
+    except BadInput as error:
+        raise BadInput(f"{where}: {error.message}", error.remedy) from error
+    split = row.get("split")
+    if split not in (None, STEREO):
+        split = str(folder / split)
+    asked = asked_speakers(found, split, recording="audio" in row, where=f"{where}: ")
+    typed = next((key for key in ("text", "text_file") if key in row), None)
+    if asked is not None and typed is not None:
+        raise BadInput(f"{where}: speakers and {typed} are given.", "Each speaker needs a recording.")
+    return asked
 
 
 def _script(row: Mapping[str, Any], where: str, folder: Path) -> Script | None:
@@ -262,8 +304,9 @@ def _of_folder(folder: Path, files: Files, all_with_all: bool) -> list[BatchEntr
     return [BatchEntry(joined_name(pair[0].stem), *pair) for pair in pairs]
 
 
-def _name(prefix: str, pair: tuple[Path, Path | None]) -> str:
-    return joined_name(prefix, *(path.stem if path else "text" for path in pair))
+def _name(prefix: str, pair: tuple[Path, Path | None], said: str = "text") -> str:
+    """said: what stands for speech that is no file."""
+    return joined_name(prefix, *(path.stem if path else said for path in pair))
 
 
 def _unreadable(path: Path, error: Exception) -> BadInput:

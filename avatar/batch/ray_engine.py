@@ -94,7 +94,7 @@ class RayEngine:
         self._num_gpus = preset.num_gpus
         self._cancelled = threading.Event()
         self._running = False
-        self._sent: tuple[list[Path], list[Any]] = [], []  # portrait and speech, and their Ray object refs
+        self._sent: tuple[list[Path], list[Any]] = [], []  # of a request, and their Ray object refs
         self.label = ""
 
     def stream(self, request: Request) -> Iterator[Event]:
@@ -134,10 +134,10 @@ class RayEngine:
         return RayRequest(request, self._source, self._options, None if carry is None else carry.read_bytes())
 
     def _send(self, request: Request) -> list[Any]:
-        """Put portrait and speech in Ray's object store, once for all parts of a video."""
+        """Put portrait, speech and voices in Ray's object store, once for all parts of a video."""
         import ray
 
-        files = [request.portrait, request.speech]
+        files = [request.portrait, request.speech, *request.voices]
         if self._sent[0] != files:
             self._sent = files, [ray.put(path.read_bytes()) for path in files]
         return self._sent[1]
@@ -195,10 +195,11 @@ def _result(task: Any) -> RayResult:
 _engines: dict[Any, Engine] = {}  # in a worker process: its engine, kept for the next task
 
 
-def _make(shipment: RayRequest, portrait: bytes, speech: bytes) -> RayResult:
+def _make(shipment: RayRequest, portrait: bytes, speech: bytes, *voices: bytes) -> RayResult:
     """Runs on a node: make the video and pack it."""
     with tempfile.TemporaryDirectory(prefix="avatar-ray-") as folder:
-        request = RequestBundle(portrait, speech, shipment.carry).unpacked(shipment.request, Path(folder))
+        bundle = RequestBundle(portrait, speech, shipment.carry, voices)
+        request = bundle.unpacked(shipment.request, Path(folder))
         notices: list[Notice] = []
         finished: Finished | None = None
         engine = _engine(shipment)

@@ -45,12 +45,13 @@ class Batch:
         inventory: Inventory,
         *,
         resume: bool,
+        upscale_with: tuple[str, ...] = (),
         may_grow: bool = True,
     ) -> None:
-        """may_grow: see Job."""
+        """upscale_with, may_grow: see Job."""
         self._may_grow = may_grow
         self._entries, self._output, self._work = entries, output, work
-        self._inventory, self._resume = inventory, resume
+        self._inventory, self._resume, self._upscale_with = inventory, resume, upscale_with
         self._cancelled = threading.Event()
         self._running: dict[str, Engine] = {}
 
@@ -110,7 +111,8 @@ class Batch:
         """Make one video; returns its path if it existed already. Raises: AvatarError."""
         if self._cancelled.is_set():
             raise Cancelled("Stopped.")
-        job = replace(entry.job(self._output, self._inventory, self._resume), may_grow=self._may_grow)
+        job = entry.job(self._output, self._inventory, self._resume).upscaled_with(self._upscale_with)
+        job = replace(job, may_grow=self._may_grow)
         with job.opened(self._work / entry.name) as opened:
             if opened.finished is not None:
                 return opened.finished

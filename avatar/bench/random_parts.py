@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from torch import nn
+from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from avatar.checkpoints.transformer_config import ModelConfig
@@ -62,12 +62,19 @@ class RandomConditions:
     text_dim: int
     num_tokens: int
 
-    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[AnyTrack]) -> Conditions:
+    def encode(
+        self,
+        portrait: Path,
+        prompt: str,
+        size: Size,
+        speech: Sequence[AnyTrack],
+        masks: Tensor | None = None,
+    ) -> Conditions:
         """See ConditionEncoder.encode."""
         motion = self.portraits.encode(prepare_portrait(portrait, size))
         text = torch.randn(self.num_tokens, self.text_dim, generator=torch.Generator().manual_seed(0))
         tracks = [track.features(self.speech) for track in speech]
-        return Conditions(text, motion[:, REFERENCE], motion, AudioFeatures(tracks))
+        return Conditions(text, motion[:, REFERENCE], motion, AudioFeatures(tracks), masks=masks)
 
 
 def random_parts(
@@ -77,6 +84,7 @@ def random_parts(
 
     prompt_tokens: length of every prompt; None for the longest short prompt, as the presets' are short.
     """
+    assert not placement.layers_in_blocks  # there is no file
     device, dtype = best_device(), DTYPES[preset.memory.weight_dtype]
     is_tiny = preset.requires.weights == "tiny"
     config = tiny.CONFIG if is_tiny else ModelConfig()

@@ -20,6 +20,7 @@ from avatar.errors import BadInput
 from avatar.events import Finished
 from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, Geometry, Size
 from avatar.media.intake import open_request
+from avatar.media.prompt import prompt_for
 from avatar.media.sample_inputs import write_sample
 from avatar.media.speech_reader import SpeechReader
 from avatar.pipeline.components import Components
@@ -94,15 +95,20 @@ class Timing(Observer):
         self.trace.times_s.append(time.perf_counter())
 
 
-def bench(preset: Preset, parts: Components, *, num_blocks: int = 16) -> dict[str, Any]:
+def bench(
+    preset: Preset, parts: Components, *, num_blocks: int = 16, weights: Path | None = None
+) -> dict[str, Any]:
     """Run the engine for num_blocks blocks from cold, then briefly again. Returns plain data for JSON.
 
+    weights: the folder of the checkpoint that the parts are from, if given.
     Raises: BadInput when num_blocks leaves fewer than 5 blocks with full rings.
     """
     generation = preset.generation
     preset = replace(preset, fallback=Fallback(()))  # a preset that does not fit must fail
     speech_s = num_blocks * BLOCK_FRAMES / FPS
-    planned = plan_here(preset, parts.device, fixed=parts.placement, speech_s=speech_s).as_dict()
+    planned = plan_here(
+        preset, parts.device, weights=weights, fixed=parts.placement, speech_s=speech_s
+    ).as_dict()
     with tempfile.TemporaryDirectory(prefix="avatar-bench-") as name:
         first, second = (
             a_request(preset, Path(name) / run, count)
@@ -118,7 +124,7 @@ def bench(preset: Preset, parts: Components, *, num_blocks: int = 16) -> dict[st
         logger.info("loaded in %.1f s", load_s)
         encoding = time_encoders(first, parts, size)
         timing = Timing(parts.device)
-        source = DiffusionPipeline(preset, models=MadeModels.given(parts), observer=timing)
+        source = DiffusionPipeline(preset, weights, models=MadeModels.given(parts), observer=timing)
         with watched(parts.device) as peaks:
             cold = finished(source, first)
         logger.info("%d blocks in %.1f s", num_blocks, cold.elapsed_s)
@@ -197,7 +203,7 @@ def time_encoders(request: Request, parts: Components, size: Size) -> dict[str, 
     with SpeechReader(request.speech) as speech:
         track = SpeechTrack(speech.listen, speech.num_samples_16k)
         for _ in range(2):
-            conditions = parts.conditions.encode(request.portrait, request.prompt, size, [track])
+            conditions = parts.conditions.encode(request.portrait, prompt_for(request), size, [track])
             with clock.measure("speech"):
                 conditions.audio.frames(0, BLOCK_FRAMES)
     times = {f"encode_{name}_ms": clock.milliseconds(name)[-1] for name in ("portrait", "speech")}

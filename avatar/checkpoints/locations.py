@@ -24,6 +24,7 @@ LORA_FILE = "liveavatar.safetensors"
 ENVIRONMENT = "AVATAR_WEIGHTS"
 DEFAULT_FOLDER = "ckpt"
 REMEMBERED = "weights-folder"  # the file that stores the folder named by the user
+TOY_BYTES = 2**29  # a smaller transformer is a toy
 DOWNLOAD_COMMAND = "python -m avatar download"
 
 
@@ -211,11 +212,30 @@ def remember(folder: Path) -> None:
     If it cannot be stored, the error is ignored: the user can name the folder again.
     """
     file = user_settings() / REMEMBERED
+    if remembered() == folder.resolve():
+        return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{folder.resolve()}\n", encoding="utf-8")
     except OSError as error:
         logger.info("the folder of the weights is not remembered: %s", error.strerror)
+
+
+def locate(ckpt_dir: Path | None = None) -> Checkpoint:
+    """find_checkpoint(), for all that a user starts: a folder that is named once is remembered.
+
+    Only with a complete model of which a part is there; not a toy's, which is for the self-test, and not the
+    environment's, which may change.
+    """
+    found = find_checkpoint(ckpt_dir)
+    if ckpt_dir is None or str(ckpt_dir) == os.environ.get(ENVIRONMENT) or not found.complete:
+        return found
+    home = (ckpt_dir.parent if is_file(ckpt_dir) else ckpt_dir).absolute()
+    parts = [*found.parts.values(), *([] if found.lora is None else [found.lora])]
+    is_toy = sum(shard.stat().st_size for shard in found.shards if is_file(shard)) <= TOY_BYTES
+    if not is_toy and any(part.absolute().is_relative_to(home) for part in parts):
+        remember(ckpt_dir)
+    return found
 
 
 def find_checkpoint(ckpt_dir: Path | None = None) -> Checkpoint:

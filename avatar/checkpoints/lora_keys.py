@@ -103,6 +103,11 @@ class Change:
     difference: str = ""
     whole: str = ""
 
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The file's keys for all parts but alpha, which is a number."""
+        return tuple(key for key in (self.down, self.up, self.difference, self.whole) if key)
+
 
 _FIELDS = {"A": "down", "B": "up", "alpha": "alpha", "difference": "difference", "": "whole"}
 _UNSUPPORTED = {

@@ -5,20 +5,22 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
-from avatar.checkpoints.locations import Checkpoint
+from avatar.checkpoints.block_sizes import BlockSizes, block_sizes
+from avatar.checkpoints.locations import LORA_FILE, Checkpoint
+from avatar.checkpoints.lora_files import parse_loras
+from avatar.checkpoints.tensor_headers import GGUF
 from avatar.checkpoints.tensor_names import file_shapes
 from avatar.checkpoints.transformer_config import AUDIO_ENCODER, ModelConfig
-from avatar.errors import WeightsMissing
+from avatar.errors import BadInput, WeightsMissing
 
 log = logging.getLogger(__name__)
 
 DTYPE_BYTES = {"bf16": 2, "fp8": 1, "int8": 1, "fp32": 4}
 SCALE_BYTES = 4  # per output channel of an fp8 matrix
-LAYER, INJECTION = "blocks", "audio_injector"
 
 TEXT_BLOCK_VALUES = 192_948_224  # of UMT5-XXL's encoder
 TEXT_ENCODER_VALUES = 24 * TEXT_BLOCK_VALUES + 4096  # with the last norm; token embeddings stay in their file
@@ -66,11 +68,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """layers: each with its audio injection, if any. others: the rest of the transformer, never quantised."""
+    """layers: each with its audio injection, if any. others: the rest of the transformer, never quantised.
+
+    blocks: the layers as a GGUF file stores them, None for other files.
+    """
 
     config: ModelConfig = field(default_factory=ModelConfig)
     layers: tuple[Weights, ...] = ()
     others: Weights = Weights(others=OTHER_VALUES, wide=AUDIO_VALUES)
+    blocks: BlockSizes | None = None
 
     @classmethod
     def published(cls, config: ModelConfig | None = None) -> ModelSizes:
@@ -79,13 +85,19 @@ class ModelSizes:
         return cls(config, tuple(_layer(config, index) for index in range(config.num_layers)))
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> ModelSizes:
-        """A checkpoint's sizes; the published ones where there is none, or it cannot be read."""
+    def of(cls, checkpoint: Checkpoint, loras: str = "") -> ModelSizes:
+        """A checkpoint's sizes; the published ones where there is none, or it cannot be read.
+
+        loras: the user's, as the setting names them; they count where layers are kept as GGUF blocks.
+        """
         config, shards = checkpoint.config, checkpoint.shards
         if config is None or not shards or not checkpoint.complete:
             return cls.published()
         try:
-            return _of_files(config, tuple(shards))
+            sizes = _of_files(config, tuple(shards))
+            if shards[0].suffix != GGUF:
+                return sizes
+            return replace(sizes, blocks=block_sizes(sizes.config, shards[0], _loras(checkpoint, loras)))
         except (WeightsMissing, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.info("planned with the published sizes: the checkpoint's cannot be read (%s)", error)
             return cls.published()  # loading will report what is wrong
@@ -105,6 +117,15 @@ def _layer(config: ModelConfig, index: int) -> Weights:
     return layer + Weights(6 * width**2, 6 * width, 8 * width)
 
 
+def _loras(checkpoint: Checkpoint, named: str) -> list[Path]:
+    """The published LoRA's file and the user's; those that do not exist are refused elsewhere, by name."""
+    published = [] if checkpoint.lora is None else [checkpoint.lora / LORA_FILE]
+    try:
+        return published + [lora.path for lora in parse_loras(named)]
+    except BadInput:
+        return published
+
+
 @lru_cache(maxsize=4)
 def _of_files(config_file: Path, shards: tuple[Path, ...]) -> ModelSizes:
     config = ModelConfig.load(config_file)
@@ -112,12 +133,10 @@ def _of_files(config_file: Path, shards: tuple[Path, ...]) -> ModelSizes:
     others = Weights()
     for path in shards:
         for name, shape in file_shapes(path).items():
-            part, *rest = name.split(".")
-            if part == LAYER:
-                layers[int(rest[0])] += Weights.of(shape)
-            elif part == INJECTION:
-                layers[config.audio_inject_layers[int(rest[1])]] += Weights.of(shape)
-            elif part == AUDIO_ENCODER:
+            index = config.layer_of(name)
+            if index is not None:
+                layers[index] += Weights.of(shape)
+            elif name.startswith(f"{AUDIO_ENCODER}."):
                 others += Weights(wide=math.prod(shape))
             else:
                 others += Weights(others=math.prod(shape))

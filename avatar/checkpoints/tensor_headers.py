@@ -21,10 +21,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Header:
-    """A file's header. shapes, dtypes: by tensor name; dtypes in the file's spelling."""
+    """A file's header. shapes, dtypes (as the file spells them), sizes (in bytes): by tensor name."""
 
     shapes: Mapping[str, Shape]
     dtypes: Mapping[str, str]
+    sizes: Mapping[str, int]
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -48,7 +49,8 @@ def _header(path: Path, num_bytes: int, mtime_ns: int) -> Header:
     if path.suffix == GGUF:
         tensors = read_gguf(path).tensors
         dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-        return Header({name: tensor.shape for name, tensor in tensors.items()}, dtypes)
+        sizes = {name: tensor.num_bytes for name, tensor in tensors.items()}
+        return Header({name: tensor.shape for name, tensor in tensors.items()}, dtypes, sizes)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(MOST_HEADER_BYTES, num_bytes):
@@ -58,4 +60,6 @@ def _header(path: Path, num_bytes: int, mtime_ns: int) -> Header:
     if header and 8 + length + max(entry["data_offsets"][1] for entry in header.values()) > num_bytes:
         raise ValueError("cut short")
     shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-    return Header(shapes, {name: entry["dtype"] for name, entry in header.items()}, metadata)
+    dtypes = {name: entry["dtype"] for name, entry in header.items()}
+    sizes = {name: entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in header.items()}
+    return Header(shapes, dtypes, sizes, metadata)

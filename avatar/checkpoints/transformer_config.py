@@ -27,7 +27,8 @@ FIXED: dict[str, Any] = {
     "cross_attn_norm": True,
     "patch_size": (1, 2, 2),
 }
-AUDIO_ENCODER = "casual_audio_encoder"  # spelt as in the checkpoint; its tensors' names begin with it
+# How tensors' names begin: the audio encoder's (spelt as in the checkpoint), a layer's, an injection's.
+AUDIO_ENCODER, LAYER, INJECTION = "casual_audio_encoder", "blocks", "audio_injector"
 
 HEAD_WIDTH = 128
 WRONG_MODEL = "Use the checkpoint Wan-AI/Wan2.2-S2V-14B, or another of the same architecture."
@@ -73,6 +74,13 @@ class ModelConfig:
         At head_dim tokens nothing is saved; at a quarter of it, memory is little more than keys and values.
         """
         return self.head_dim // 4
+
+    def layer_of(self, name: str) -> int | None:
+        """The layer to which a tensor belongs, itself or by its audio injection; None outside the layers."""
+        part, *rest = name.split(".")
+        if part == LAYER:
+            return int(rest[0])
+        return self.audio_inject_layers[int(rest[1])] if part == INJECTION else None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:

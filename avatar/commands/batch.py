@@ -22,6 +22,7 @@ from avatar.batch.run import Batch, Outcome
 from avatar.commands.output import console, write_json
 from avatar.commands.setting_flags import add_checkpoint
 from avatar.commands.signals import Stop, stopped_by_signals
+from avatar.commands.upscale_flag import add_upscale_with, upscale_words
 from avatar.commands.webhook_flag import add_notify, notifying
 from avatar.errors import BadInput
 from avatar.events import Event, Notice, Progress
@@ -60,6 +61,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--jobs", type=int, metavar="N", help="so many at once (1; on Ray, its CPUs)")
     parser.add_argument("--executor", choices=EXECUTORS, default="local", help="where engines run (local)")
     parser.add_argument("--json", action="store_true", help="events as JSON lines on standard output")
+    add_upscale_with(parser)
     add_notify(parser)
     add_checkpoint(parser)
     parser.set_defaults(run=run)
@@ -69,14 +71,22 @@ def run(args: argparse.Namespace) -> int:
     """Make all videos; one failure does not stop the others."""
     if args.jobs is not None and args.jobs < 1:
         raise BadInput(f"--jobs is {args.jobs}.", "Take 1 or more.")
+    upscale_with = upscale_words(args)
     wanted = read_jobs(args.jobs_file, all_with_all=args.each_with_each)
     inventory = probe(args.ckpt_dir, outputs=args.output)
     num_jobs, opener = _executor(args, inventory)
     show = _show_json(wanted) if args.json else _show_bars(wanted)
     engines = Engines(opener, num_jobs)
     with notifying(args.notify_url) as post, Scratch() as work:
-        here = args.executor != "ray"  # a voice that goes on speaking is read from this machine's disk
-        batch = Batch(wanted.entries, args.output, work, inventory, resume=args.resume, may_grow=here)
+        batch = Batch(
+            wanted.entries,
+            args.output,
+            work,
+            inventory,
+            resume=args.resume,
+            upscale_with=upscale_with,
+            may_grow=args.executor != "ray",  # a voice that goes on speaking is read from this machine's disk
+        )
         try:
             with stopped_by_signals(batch.cancel) as stop, show as on_event:
                 outcomes = batch.run(engines, num_jobs, _posting(post, on_event))

@@ -204,10 +204,11 @@ def _figures(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
     device = best_device()
     if args.vram is not None:
         take_no_more(device, round(args.vram * GIB) - CUDA_CONTEXT_BYTES)
-    placement = plan_here(preset, device, weights=args.ckpt_dir).placement
+    sizes = ModelSizes.published() if args.random_weights else None
+    placement = plan_here(preset, device, weights=args.ckpt_dir, sizes=sizes).placement
     if args.random_weights:
         return bench(preset, random_parts(preset, placement, args.prompt_tokens), num_blocks=args.blocks)
     with tempfile.TemporaryDirectory(prefix="avatar-bench-") as work:
         files = find_files(preset, args.ckpt_dir, Path(work))
         parts = Components.load(preset.memory, files, placement=placement)
-        return bench(preset, parts, num_blocks=args.blocks)
+        return bench(preset, parts, num_blocks=args.blocks, weights=args.ckpt_dir)

@@ -135,7 +135,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     """Refuse contradictory arguments. Raises: BadInput."""
-    if args.videos and (args.vary or args.audio or args.random_weights or settings or args.points):
+    made = (args.vary, args.audio, args.random_weights, settings, args.points, args.ckpt_dir)
+    if args.videos and any(made):
         raise BadInput("Finished videos are compared as they are.", "Leave out what would make others.")
     if not args.videos and not args.vary:
         remedy = "Give videos, or --vary NAME=A,B with --image and --audio."

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         if args.ckpt_dir is None:
             repos = needed_repos(find_checkpoint(), layout)
         folders = download(repos, revision, args.ckpt_dir, _tell if args.json else None)
-    if args.ckpt_dir is not None:
+    if args.ckpt_dir is not None and find_checkpoint(args.ckpt_dir).complete:
         remember(args.ckpt_dir)
     if args.json:
         write_json({"event": "finished", "folders": folders})

@@ -16,7 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 
 from avatar.batch.engines import gpus_of
-from avatar.checkpoints.locations import remember
 from avatar.commands.output import console, write_json
 from avatar.commands.setting_flags import (
     add_checkpoint,
@@ -27,6 +26,8 @@ from avatar.commands.setting_flags import (
     chosen_preset,
 )
 from avatar.commands.signals import stopped_by_signals
+from avatar.commands.speaker_flags import add_speakers, chosen_speakers
+from avatar.commands.upscale_flag import add_upscale_with, upscale_words
 from avatar.commands.voice_flags import add_speaking, script_of
 from avatar.commands.webhook_flag import add_notify, notifying
 from avatar.errors import BadInput, Cancelled
@@ -41,7 +42,7 @@ from avatar.planning.layout import Layout
 from avatar.planning.verdict import require, within_reach
 from avatar.preset import Preset
 from avatar.request import Request
-from avatar.runtime.engine import Engine
+from avatar.runtime.engine import Engine, warm_up
 from avatar.runtime.factory import open_engine
 from avatar.runtime.rescued_files import kept_outside
 from avatar.runtime.scratch import Scratch
@@ -56,7 +57,9 @@ def add(commands: Any) -> None:
         "generate", help="make a video from a portrait and speech", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("--image", type=Path, required=True, metavar="FILE", help="the portrait")
-    parser.add_argument("--audio", type=Path, metavar="FILE", help="the speech; or --text, --text_file")
+    parser.add_argument(
+        "--audio", type=Path, metavar="FILE", help="the speech; or --text, --text_file, --speaker"
+    )
     parser.add_argument(
         "--output",
         "--save_file",
@@ -86,26 +89,30 @@ def add(commands: Any) -> None:
     add_checkpoint(parser)
     add_preset(parser)
     add_picture(parser)
+    add_speakers(parser)
     add_speaking(parser)
+    add_upscale_with(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check everything, open the engine, follow its events to the end."""
     script = script_of(args)
-    if (args.audio is None) == (script is None):
-        both = "Both speech and a text are given." if script else "There is neither speech nor a text."
-        raise BadInput(both, "Give one of --audio, --text and --text_file.")
-    picture = chosen_picture(args)
-    spoken_name = args.audio or args.text_file or Path("text")
+    speakers = chosen_speakers(args)
+    own = speakers is not None and not speakers.split  # recordings of their own
+    if (args.audio is not None) + (script is not None) + own != 1:
+        given = args.audio is not None or script is not None or own
+        both = "Both speech and a text are given." if given else "There is neither speech nor a text."
+        raise BadInput(both, "Give one of --audio, --text, --text_file and --speaker.")
+    picture, upscale_with = chosen_picture(args), upscale_words(args)
+    spoken_name = args.audio or args.text_file or Path(speakers.name if own else "text")
     output = args.output or _output_name(args.image, spoken_name, suffix_of(picture.background))
     inventory = probe(args.ckpt_dir, outputs=output.parent)
+    num_speakers = 1 if speakers is None else speakers.num_speakers
     flags = tuple(name for name in ("points", "head_only", "ckpt_dir") if getattr(args, name) is not None)
-    preset = chosen_preset(args, inventory, (*flags, *picture.demands))
+    preset = chosen_preset(args, inventory, (*flags, *picture.demands), num_speakers)
     if args.attach is None:
-        require(preset, inventory)
-        if args.ckpt_dir is not None and preset.requires.weights == "live-avatar":
-            remember(args.ckpt_dir)
+        require(preset, inventory, num_speakers=num_speakers)
         if args.preset == "auto":
             _report_within_reach(inventory, args.json)
     else:
@@ -119,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
         points=args.points,
         head_only=bool(args.head_only),
         picture=picture,
+        speakers=speakers,
         max_duration_s=args.max_duration,
         checkpoint_every=args.checkpoint_every,
         independent=args.independent,
@@ -126,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         resume=args.resume,
         tokenizer=inventory.checkpoint.tokenizer if args.attach is None else None,
         may_grow=args.attach is None,
-    )
+    ).upscaled_with(upscale_with)
     with (
         notifying(args.notify_url) as post,
         Scratch() as work,
@@ -143,6 +151,7 @@ def run(args: argparse.Namespace) -> int:
             open_engine(preset, weights=args.ckpt_dir, gpus=gpus, attach=args.attach) for gpus in places
         ]
         try:
+            warm_up(engines[0])  # its process starts while the portrait is looked at
             with _posting_end(opened.request, post) as ends:
                 return _follow(opened.engine(engines), opened.request, args.json, ends)
         finally:

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from avatar.commands.output import console
-from avatar.commands.setting_flags import add_picture, chosen_picture
+from avatar.commands.setting_flags import add_checkpoint, add_declared, add_picture, chosen_picture
 from avatar.errors import AvatarError
-from avatar.live.portrait_intake import live_preset
+from avatar.live.portrait_intake import live_preset, moving
 from avatar.media.background.choice import check_live_background, is_picture
 from avatar.media.background.intake import open_background
 from avatar.media.framing import framed
 from avatar.media.portrait import open_portrait
 from avatar.media.readers import Reader
-from avatar.settings import PICTURE, refuse_settings
+from avatar.settings import PICTURE, SETTINGS, refuse_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 120.0
@@ -45,7 +45,9 @@ def add(commands: Any) -> None:
     add("--chat_model", help="its model")
     add("--hear_url", help="recogniser of Talk, likewise")
     add("--hear_model", help="its model")
+    add_declared(parser.add_argument_group("settings"), SETTINGS["motion"])
     add_picture(parser)
+    add_checkpoint(parser)
     parser.set_defaults(run=run)
 
 
@@ -54,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
     from avatar.preview.face_finder import Finder  # imports OpenCV and the face models; only for a portrait
 
     portrait, picture = open_portrait(args.image), chosen_picture(args)
-    refuse_settings(live_preset(args.preset).engine, picture.demands)
+    named = () if args.ckpt_dir is None else ("ckpt_dir",)
+    preset = moving(live_preset(args.preset), args.motion)
+    refuse_settings(preset.engine, (*picture.demands, *named))
     check_live_background(picture.background)
     shown = framed(portrait.pixels, picture, args.image.name, finder=Finder())
     open_background(picture.background, shown.pixels, args.image.name, Reader(), None)
@@ -87,11 +91,13 @@ def arguments(args: argparse.Namespace, port: int) -> list[str]:
     for name in PASSED_ON:
         flag, value = "live-preset" if name == "preset" else name.replace("_", "-"), getattr(args, name)
         out += [f"--{flag}", str(value)] if value else []
-    for name in PICTURE:
+    for name in ("motion", *PICTURE):
         value = getattr(args, name, None)
         if name == "background" and value and is_picture(value):
             value = str(Path(value).resolve())
         out += [f"--live-{name}", value] if value else []
+    if args.ckpt_dir is not None:
+        out += ["--weights", str(args.ckpt_dir.resolve())]
     for server in args.ice_servers:
         out += ["--ice-servers", server]
     return out

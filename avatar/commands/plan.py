@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from avatar.checkpoints.locations import locate
 from avatar.commands.output import console, write_json
-from avatar.commands.setting_flags import add_preset, chosen_preset
+from avatar.commands.setting_flags import add_checkpoint, add_preset, chosen_preset
 from avatar.errors import BadInput, DoesNotFit
 from avatar.geometry import Size
 from avatar.hardware.inventory import Inventory, probe
 from avatar.media import prompt
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import read_portrait
+from avatar.media.speaker_choice import MOST_SPEAKERS
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import ALWAYS, DevicePlan, Plan, describe, gib
 from avatar.planning.verdict import Verdict, judge, what_to_try
@@ -30,7 +33,7 @@ def add(commands: Any) -> None:
         "plan", help="what a preset needs in memory", description=__doc__, allow_abbrev=False
     )
     machine = parser.add_argument_group(
-        "an imagined machine", "instead of this one; empty cards, weights in place"
+        "an imagined machine", "instead of this one; empty cards, the weights that are here or the published"
     )
     machine.add_argument("--gpus", type=int, metavar="N", help="number of GPUs")
     machine.add_argument("--vram", type=float, metavar="GIB", help="memory of each GPU")
@@ -39,19 +42,28 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--image", type=Path, metavar="FILE", help="a portrait, to see which size its video will have"
     )
+    parser.add_argument(
+        "--num_speakers",
+        type=int,
+        default=1,
+        choices=range(1, MOST_SPEAKERS + 1),
+        metavar="N",
+        help=f"faces with a voice of their own, up to {MOST_SPEAKERS} (1)",
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_preset(parser)
+    add_checkpoint(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan and the verdict; the exit code is 0 if the preset runs on this machine."""
     inventory = _inventory(args)
-    preset = chosen_preset(args, inventory)
+    preset = chosen_preset(args, inventory, num_speakers=args.num_speakers)
     check_prompt(preset, inventory)
     video = None if args.image is None else size_of(args.image, preset)
-    verdict = judge(preset, inventory)
-    remedy = "" if verdict.ok else _remedy(verdict, inventory)
+    verdict = judge(preset, inventory, num_speakers=args.num_speakers)
+    remedy = "" if verdict.ok else _remedy(verdict, inventory, args.num_speakers)
     if args.json:
         size = None if video is None else {"width": video.width, "height": video.height}
         write_json({**_as_dict(verdict, remedy, inventory), "video": size})
@@ -68,10 +80,10 @@ def run(args: argparse.Namespace) -> int:
     return 0 if verdict.ok else DoesNotFit.exit_code
 
 
-def _remedy(verdict: Verdict, inventory: Inventory) -> str:
+def _remedy(verdict: Verdict, inventory: Inventory, num_speakers: int) -> str:
     """The remedy: a smaller choice if only memory is lacking, otherwise that of the first shortfall."""
     if {shortfall.code for shortfall in verdict.shortfalls} <= {"memory", "host_ram"}:
-        return what_to_try(verdict.preset, inventory)
+        return what_to_try(verdict.preset, inventory, num_speakers=num_speakers)
     return verdict.remedy
 
 
@@ -104,7 +116,8 @@ def _as_dict(verdict: Verdict, remedy: str, inventory: Inventory) -> dict[str, A
 def check_prompt(preset: Preset, inventory: Inventory) -> None:
     """Count the prompt's tokens, if the checkpoint is here. Raises: BadInput when there are too many."""
     tokenizer = inventory.checkpoint.tokenizer if preset.requires.weights == "live-avatar" else None
-    prompt.check_prompt(preset.generation.prompt, InputLimits().max_prompt_tokens, tokenizer)
+    made = preset.generation
+    prompt.check_prompt(made.prompt, InputLimits().max_prompt_tokens, tokenizer, made.motion)
 
 
 def size_of(portrait: Path, preset: Preset) -> Size:
@@ -122,7 +135,7 @@ def _inventory(args: argparse.Namespace) -> Inventory:
             raise BadInput(
                 "--ram and --compute_capability describe an imagined machine.", "Give --gpus and --vram too."
             )
-        return probe()
+        return probe(args.ckpt_dir)
     if (
         args.gpus is None
         or args.vram is None
@@ -139,7 +152,8 @@ def _inventory(args: argparse.Namespace) -> Inventory:
             raise BadInput(
                 f"--compute_capability is {args.compute_capability[:20]!r}.", 'Write it like "8.9".'
             ) from error
-    return Inventory.imagine(args.gpus, args.vram, **imagined)
+    machine, here = Inventory.imagine(args.gpus, args.vram, **imagined), locate(args.ckpt_dir)
+    return replace(machine, checkpoint=here) if here.complete or args.ckpt_dir is not None else machine
 
 
 def _print(planned: Plan) -> None:
@@ -171,7 +185,8 @@ def _verdict(device: DevicePlan) -> str:
 
 def _waiting(placement: Placement) -> str:
     """The offloaded parts, in words."""
-    what = [f"{placement.layers_on_host} layers"] if placement.layers_on_host else []
+    kept = " as GGUF blocks" if placement.layers_in_blocks else ""
+    what = [f"{placement.layers_on_host} layers{kept}"] if placement.layers_on_host else []
     what += ["the rings"] if placement.rings_on_host else []
     what += ["the side models"] if placement.side_models_on_host else []
     listens = " The speech encoder works on the CPU." if placement.speech_on_cpu else ""

@@ -128,14 +128,19 @@ def _only(flag: str, number: int, why: str) -> Callable[[str], float]:
     return parse
 
 
-def chosen_preset(args: argparse.Namespace, inventory: Inventory, also_given: tuple[str, ...] = ()) -> Preset:
+def chosen_preset(
+    args: argparse.Namespace,
+    inventory: Inventory,
+    also_given: tuple[str, ...] = (),
+    num_speakers: int = 1,
+) -> Preset:
     """The preset of --preset with the flags' settings, `auto` resolved for this machine.
 
-    also_given: other flags that the user gave, which not every engine can honour.
+    also_given: other flags that the user gave, which not every engine can honour. num_speakers: see judge.
     Raises: BadInput for an unknown preset or a setting that its engine cannot honour, DoesNotFit.
     """
     given = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
-    return choose(args.preset, given, inventory, also_given)
+    return choose(args.preset, given, inventory, also_given, num_speakers)
 
 
 def add_long(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from avatar.checkpoints.locations import Checkpoint, find_checkpoint
+from avatar.checkpoints.locations import Checkpoint, locate
 from avatar.hardware import host
 from avatar.hardware.nvml import Card, open_driver
 from avatar.hardware.zero_gpu_card import zero_gpu_card
@@ -142,7 +142,7 @@ def probe(
     """Look at this machine: GPUs by NVML, host by the kernel, checkpoints by file name. Takes milliseconds.
 
     On a ZeroGPU Space the inventory has the card that runs will get, which NVML does not list beforehand.
-    ckpt_dir: where to look for weights first. outputs: the folder whose disk is measured.
+    ckpt_dir: where to look for weights first; see locate(). outputs: the folder whose disk is measured.
     our_pids: processes whose GPU memory a new run would take over; None: this process and its children.
     """
     driver = open_driver()
@@ -165,7 +165,7 @@ def probe(
         torch_cuda=torch_cuda,
         driver_cuda=driver.cuda,
         system=_system(),
-        checkpoint=find_checkpoint(ckpt_dir),
+        checkpoint=locate(ckpt_dir),
     )
 
 

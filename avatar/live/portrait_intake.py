@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -28,6 +29,11 @@ LIVE_PRESETS = PRESETS_DIR / "live"
 def live_preset(name: str) -> Preset:
     """Load a live preset by its name or the path of a .toml file. Raises: BadInput."""
     return load_preset(name, LIVE_PRESETS)
+
+
+def moving(preset: Preset, motion: Any) -> Preset:
+    """The preset with another motion; None or "" leaves its own. Raises: BadInput."""
+    return preset.with_settings(motion=motion) if motion else preset
 
 
 def open_live_request(

@@ -18,6 +18,7 @@ from avatar.live.speech_recognition import Recogniser
 from avatar.live.transports.webrtc import IceServer
 from avatar.live.voice import SessionVoice
 from avatar.preset import Preset
+from avatar.runtime.engine import warm_up
 from avatar.runtime.gallery import About, Gallery, GalleryEntry
 from avatar.settings import Picture
 from avatar.speech.catalogue import Catalogue
@@ -119,7 +120,7 @@ class LiveState:
     def warm(self) -> None:
         """Start the engine processes, so that the first session does not wait for it. Raises: WorkerLost."""
         for engine in self._engines:
-            getattr(engine, "warm", lambda: None)()
+            warm_up(engine)
 
     def close(self) -> None:
         """End all sessions and close the engines."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from avatar.errors import BadInput
+from avatar.events import Finished
 from avatar.long.ledger import PLAN, SPOKEN, Ledger, open_ledger, tidy
 from avatar.long.splitting import Span, quiet_spans, regular_spans
 from avatar.long.stream import LongVideo
@@ -20,6 +21,7 @@ from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import open_portrait
 from avatar.media.side_files import made_here, written_report
+from avatar.media.speaker_choice import AskedSpeakers
 from avatar.paths import exists, is_file
 from avatar.preset import Preset
 from avatar.preview.points import load_sidecar
@@ -27,6 +29,7 @@ from avatar.request import TRANSPARENT, TRANSPARENT_SUFFIXES, Caption, Request
 from avatar.runtime.engine import Engine
 from avatar.runtime.fingerprint import check_same, origin
 from avatar.runtime.report import read_report
+from avatar.runtime.upscaled_video import AlreadyMade, UpscaledVideo
 from avatar.settings import Picture
 from avatar.speech.catalogue import Catalogue
 from avatar.speech.narration import Narrator, Script, load_spoken, save_spoken
@@ -47,10 +50,12 @@ class Job:
     """The order for one video.
 
     script: the text to speak if there is no audio. preset: resolved. picture: the face that speaks, and the
-    framing. checkpoint_every: clips per part, or seconds for the preview; None: in one piece. resume:
+    framing. speakers: where several faces speak; audio is then the recording that is split, or None.
+    checkpoint_every: clips per part, or seconds for the preview; None: in one piece. resume:
     continue an interrupted run; a finished video is not made again. tokenizer: the checkpoint's tokenizer
-    folder, to count the prompt's tokens; None: the engine counts them. may_grow: whether the engine, on this
-    machine, may begin before a slow voice has ended.
+    folder, to count the prompt's tokens; None: the engine counts them. upscale_with: words of a command that
+    enlarges the video, in place of the filter. may_grow: whether the engine, on this machine, may begin
+    before a slow voice has ended.
     """
 
     image: Path
@@ -61,12 +66,14 @@ class Job:
     points: Path | None = None
     head_only: bool = False
     picture: Picture = field(default_factory=Picture)
+    speakers: AskedSpeakers | None = None
     max_duration_s: float | None = None
     checkpoint_every: int | None = None
     independent: bool = False
     keep_parts: bool = False
     resume: bool = False
     tokenizer: Path | None = None
+    upscale_with: tuple[str, ...] = ()
     may_grow: bool = True
 
     @property
@@ -106,6 +113,7 @@ class Job:
             face_points=self._face_points(),
             head_only=self.head_only,
             picture_settings=self.picture,
+            speakers=self.speakers,
             finder=Finder(),
             limits=self._limits(long),
             tokenizer=self.tokenizer,
@@ -119,7 +127,13 @@ class Job:
         if finished is not None:
             tidy(self.parts_folder, self.keep_parts)
         if finished is not None or not long:
-            yield OpenedJob(request, finished)
+            lacks = finished is not None and self._lacks_upscale(finished)
+            yield OpenedJob(
+                request,
+                None if lacks else finished,
+                upscale_with=self.upscale_with,
+                to_upscale=finished if lacks else None,
+            )
             return
         ledger = open_ledger(
             self.parts_folder,
@@ -129,11 +143,11 @@ class Job:
             resume=self.resume,
         )
         try:
-            if self.script is not None:
+            if self.script is not None and speech.path is not None:
                 self._keep_spoken(speech.path)
             if self.checkpoint_every is not None:
                 self._check_spans(request, ledger)
-            yield OpenedJob(request, None, ledger, self.keep_parts)
+            yield OpenedJob(request, None, ledger, self.keep_parts, self.upscale_with)
         finally:
             ledger.close()
 
@@ -152,9 +166,11 @@ class Job:
 
     @contextmanager
     def _speech(self, work: Path, long: bool) -> Iterator[_Speech]:
-        """The speech, perhaps still being spoken from a text. Raises: AvatarError."""
+        """The speech, perhaps still being spoken from a text; none where speakers have their own.
+
+        Raises: AvatarError.
+        """
         if self.script is None:
-            assert self.audio is not None, "a job has one of the two"
             yield _Speech(self.audio)
             return
         narrator = Narrator.of(self.script, Catalogue(), self._limits(long))
@@ -225,6 +241,19 @@ class Job:
         check_same(report_there.made_from, origin(request), self.output.name)
         return self.output
 
+    def upscaled_with(self, words: tuple[str, ...]) -> Job:
+        """The job with a command that enlarges its video; no words leave it as it is. Raises: BadInput."""
+        if not words:
+            return self
+        if self.preset.generation.upscale == "1080p-arnet":
+            raise BadInput("It cannot be upscaled both by ARNet and by a command.", "Leave one of them out.")
+        return replace(self, preset=self.preset.with_settings(upscale="1080p"), upscale_with=words)
+
+    def _lacks_upscale(self, video: Path) -> bool:
+        """Whether a finished video was to be enlarged, and was not."""
+        wanted = self.preset.generation.upscale != "off"
+        return wanted and read_report(written_report(video)).upscaled is None
+
     def _limits(self, long: bool) -> InputLimits:
         """The limits for portrait and speech. Raises: BadInput for an invalid max_duration_s."""
         usual = LONGEST if long else InputLimits(longer=_LONGER)
@@ -243,7 +272,8 @@ class Job:
         path = self.points
         if self.preset.engine != "preview" or (self.head_only and path is None):
             return None
-        if path is None and self.picture.face:  # the file beside the portrait is of one face, perhaps another
+        if path is None and (self.picture.face or self.speakers):
+            # the file beside the portrait is of one face, perhaps another
             return None
         if path is not None and (path.suffix != ".json" or not is_file(path)):
             raise BadInput(
@@ -258,21 +288,26 @@ class Job:
 
 @dataclass(frozen=True)
 class _Speech:
-    """A sound file. captions: if it is spoken from a text. growing: see Request."""
+    """A sound file, if any. captions: if it is spoken from a text. growing: see Request."""
 
-    path: Path
+    path: Path | None
     captions: tuple[Caption, ...] = ()
     growing: Path | None = None
 
 
 @dataclass(frozen=True)
 class OpenedJob:
-    """A checked job. finished: the video, if there is nothing left to do."""
+    """A checked job. finished: the video, if there is nothing left to do.
+
+    to_upscale: the video, if it is finished but for that.
+    """
 
     request: Request
     finished: Path | None = None
     ledger: Ledger | None = None
     keep_parts: bool = False
+    upscale_with: tuple[str, ...] = ()
+    to_upscale: Path | None = None
 
     def check_engines(self, num_engines: int) -> None:
         """Raises: BadInput when not all of num_engines could be used."""
@@ -285,5 +320,12 @@ class OpenedJob:
             )
 
     def engine(self, engines: Sequence[Engine]) -> Engine:
-        """The engine for the video: the first one, or a LongVideo over all of them."""
-        return LongVideo(engines, self.ledger, keep_parts=self.keep_parts) if self.ledger else engines[0]
+        """The engine for the video: the first one, or a LongVideo over all; its result is upscaled."""
+        made: Engine = engines[0]
+        if self.to_upscale is not None:
+            report = read_report(written_report(self.to_upscale))
+            path = written_report(self.to_upscale)
+            made = AlreadyMade(made, Finished(self.to_upscale, path, report.num_frames, report.duration_s))
+        elif self.ledger:
+            made = LongVideo(engines, self.ledger, keep_parts=self.keep_parts)
+        return UpscaledVideo(made, self.upscale_with)

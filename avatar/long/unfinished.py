@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from avatar.errors import BadInput
 from avatar.geometry import FPS
@@ -15,7 +16,7 @@ from avatar.long.splitting import regular_spans
 from avatar.media import atomic
 from avatar.media.growing import GrowingRecording
 from avatar.preset import Preset
-from avatar.request import PICTURE_FILE, Caption, Request
+from avatar.request import PICTURE_FILE, Caption, Request, Speaker
 from avatar.runtime.gallery_entry import PORTRAIT
 from avatar.speech.catalogue import speaking
 from avatar.speech.narration import Script
@@ -23,6 +24,7 @@ from avatar.speech.narration import Script
 PARTS = "parts"  # the ledger's folder
 _REQUEST, _PORTRAIT, _SPEECH = "request.json", PORTRAIT, "speech.wav"
 _BACKGROUND = "background.png"
+_VOICE = "voice-{}.wav"  # of several speakers, by number
 _PART_S = 30.0  # about so long is a part
 _PLAIN = (
     "num_frames",
@@ -36,6 +38,7 @@ _PLAIN = (
     "burn_captions",
     "spoken",
     "background",
+    "other_faces",
 )
 
 
@@ -52,11 +55,16 @@ def keep(folder: Path, request: Request, script: Script | None = None) -> Reques
         if script is None:
             kept = replace(kept, speech=folder / _SPEECH)
             _copy(request.speech, kept.speech)
+        voices = [folder / _VOICE.format(number) for number in range(1, len(request.voices) + 1)]
+        kept = kept.with_voices(voices)
+        for voice, place in zip(request.voices, voices, strict=True):
+            _copy(voice, place)
         if request.background_picture is not None:
             kept = replace(kept, background_picture=folder / _BACKGROUND)
             _copy(request.background_picture, folder / _BACKGROUND)
         data = {"preset": request.preset.as_dict(), **{name: getattr(request, name) for name in _PLAIN}}
         data["captions"] = [asdict(one) for one in request.captions]
+        data["speakers"] = [{**asdict(one), "voice": one.voice and one.voice.name} for one in kept.speakers]
         data |= {} if script is None else {"script": asdict(script)}
         atomic.write(folder / _REQUEST, json.dumps(data).encode())
     except OSError as error:
@@ -108,6 +116,8 @@ def resume(
         data["face_points"] = points and {name: tuple(point) for name, point in points.items()}
         data["face"] = tuple(data["face"]) if data.get("face") else None
         data["captions"] = tuple(Caption(**one) for one in data.get("captions", []))
+        data["speakers"] = tuple(_speaker(one, folder) for one in data.get("speakers", []))
+        data["other_faces"] = tuple(tuple(box) for box in data.get("other_faces", []))
         background = folder / _BACKGROUND if data.get("background") == PICTURE_FILE else None
         request = Request(
             background_picture=background,
@@ -118,7 +128,8 @@ def resume(
             preset=Preset.from_dict(data.pop("preset")),
             **data,
         )
-        if not all(path.is_file() for path in (request.portrait, request.speech, background) if path):
+        files = (request.portrait, request.speech, background, *request.voices)
+        if not all(path.is_file() for path in files if path):
             raise FileNotFoundError(folder.name)
         begun = (folder / PARTS / PLAN).is_file()
         return request, Ledger.resume(folder / PARTS, request) if begun else None
@@ -128,6 +139,19 @@ def resume(
 
 def _damaged() -> BadInput:
     return BadInput("This unfinished video is damaged: it cannot be resumed.", "Delete it and make it anew.")
+
+
+def _speaker(data: dict[str, Any], folder: Path) -> Speaker:
+    """A speaker as keep has written it. Raises: ValueError, KeyError, TypeError."""
+    voice, mask = data["voice"], data["mask"]
+    if voice is not None and Path(voice).name != voice:
+        raise ValueError("a voice is kept in the folder")
+    return Speaker(
+        face=tuple(data["face"]),
+        name=data["name"],
+        voice=None if voice is None else folder / voice,
+        mask=None if mask is None else tuple(mask),
+    )
 
 
 def _every(preset: Preset) -> int:

@@ -109,7 +109,7 @@ def framed(
     return FramedPortrait(
         pixels,
         None if points is None else dict(points),
-        None if box is None or points else _box_within(box, cut, width, height),
+        None if box is None or points else box_within(box, cut, width, height),
         tuple(notices),
     )
 
@@ -221,9 +221,10 @@ def _followed(
     return out
 
 
-def _box_within(
+def box_within(
     box: FaceBox, cut: CropRectangle, width: int, height: int
 ) -> tuple[float, float, float, float]:
+    """A box of the picture of width x height as a box of the cut, both in fractions."""
     left, top = cut.follow((box.left, box.top), width, height)
     right, bottom = cut.follow((box.right, box.bottom), width, height)
     return left, top, right, bottom

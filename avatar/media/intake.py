@@ -27,6 +27,9 @@ from avatar.media.pauses import trim
 from avatar.media.prompt import check_prompt
 from avatar.media.readers import Reader
 from avatar.media.side_files import check_places
+from avatar.media.speaker_choice import AskedSpeakers
+from avatar.media.speaker_intake import SPEECH, check_together, place_speakers, write_voices
+from avatar.media.upscale import UPSCALED_AREA, check_upscale
 from avatar.paths import exists, is_dir
 from avatar.preset import Preset
 from avatar.request import TRANSPARENT, TRANSPARENT_SUFFIXES, Caption, Request, beside
@@ -42,7 +45,7 @@ _SOUND_BYTES_PER_S = 200_000  # of a channel: the canonical WAV, its lossless co
 
 def open_request(
     portrait: Path | str,
-    speech: Path | str,
+    speech: Path | str | None,
     preset: Preset,
     *,
     output: Path | str,
@@ -62,6 +65,7 @@ def open_request(
     growing: Path | None = None,
     picture_settings: Picture | None = None,
     finder: FaceFinder | None = None,
+    speakers: AskedSpeakers | None = None,
 ) -> Request:
     """Check everything that a user gave; write portrait.png and speech.wav into work.
 
@@ -70,15 +74,19 @@ def open_request(
     reader: how the files are decoded; by default in this process. captions, spoken: of the speech, see
     Request. growing: the journal of the speech, if it is still being spoken: it is left where it is, and not
     decoded; captions then say what will be said. picture_settings: which face speaks and what is shown.
-    finder: of faces, needed for that.
+    finder: of faces, needed for that. speakers: where several faces speak; speech is then the recording that
+    is split, or None.
     On refusal nothing is left behind in work, nor work itself if it was made here. Raises: BadInput.
     """
-    portrait, speech, output, work = Path(portrait), Path(speech), Path(output), Path(work)
+    portrait, output, work = Path(portrait), Path(output), Path(work)
+    speech = None if speech is None else Path(speech)
     limits, reader = limits or InputLimits(), reader or Reader()
-    portrait_name, speech_name = display_name(portrait, portrait_name), display_name(speech, speech_name)
+    portrait_name = display_name(portrait, portrait_name)
+    speech_name = display_name(speech or (speakers.name if speakers else ""), speech_name)
     # the toy model of the self-test has a tokenizer of its own
     counted_by = tokenizer if preset.requires.weights == "live-avatar" else None
-    prompt = check_prompt(prompt or preset.generation.prompt, limits.max_prompt_tokens, counted_by)
+    made = preset.generation
+    prompt = check_prompt(prompt or made.prompt, limits.max_prompt_tokens, counted_by, made.motion)
     points = _check_points(face_points)
     if head_only and points:
         raise BadInput(
@@ -88,9 +96,17 @@ def open_request(
         raise BadInput(f"Segments of {segment_s} s cannot be made.", "Choose 0.4 to 10 seconds.")
     if burn_captions and captions:
         find_font("".join(one.text for one in captions))  # refuses letters that no font here has
-    check_file(speech, speech_name, limits.max_speech_bytes, "speech")
+    asked, placed = picture_settings or Picture(), None
+    if speakers is not None:
+        check_together(
+            speakers, asked, preset, points=points, head_only=head_only, typed=bool(spoken), limits=limits
+        )
+    if speech is not None:
+        check_file(speech, speech_name, limits.max_speech_bytes, "speech")
     picture = reader.portrait(portrait, name=portrait_name, limits=limits)
-    asked = picture_settings or Picture()
+    if speakers is not None:
+        assert finder is not None, "faces are to be found"
+        placed = place_speakers(speakers, picture.pixels, asked, finder, portrait_name)
     shown = framed(picture.pixels, asked, portrait_name, points=points, finder=finder)
     background = open_background(asked.background, shown.pixels, portrait_name, reader, limits)
     transparent = background.background == TRANSPARENT
@@ -99,25 +115,30 @@ def open_request(
             "Captions cannot be burned into a transparent video.", "Choose captions beside it, or none."
         )
     height, width = shown.pixels.shape[:2]
-    video_size(preset.engine, width, height, preset.generation.size)  # refuses what has no room for it
+    size = video_size(preset.engine, width, height, preset.generation.size)  # refuses what has no room for it
+    check_upscale(made.upscale, size, transparent)
     with ExitStack() as undo:
         _open_folder(work, "working", undo)
-        wav, png = work / "speech.wav", work / "portrait.png"
-        if growing is None:
-            undo.callback(wav.unlink, missing_ok=True)
+        wav, png = work / SPEECH, work / "portrait.png"
         undo.callback(png.unlink, missing_ok=True)
-        inputs = (portrait, speech, *([Path(asked.background)] if background.picture is not None else []))
+        files = [] if background.picture is None else [Path(asked.background)]
+        files += [] if speech is None else [speech]
+        inputs = (portrait, *files, *(speakers.files if speakers else ()))
         _check_output(output, inputs, bool(captions), undo, transparent)
         try:
             if growing is None:
-                heard = reader.speech(speech, wav, name=speech_name, limits=limits)
+                voices = write_voices(
+                    placed, speech, speech_name, work, reader=reader, limits=limits, undo=undo
+                )
+                heard = voices.speech
                 if preset.generation.trim:
                     heard = trim(wav, heard, speech_name)
                 num_frames, cut = _num_frames(heard.num_frames(FPS), preset, speech_name)
-                expected, channels, notices = num_frames, heard.num_channels, (*heard.notices, *cut)
+                expected, channels = num_frames, heard.num_channels + 2 * len(voices.speakers)
+                speakers_said, notices = voices.speakers, (*heard.notices, *voices.notices, *cut)
             else:
                 num_frames, expected = most_frames(growing, preset, limits)
-                channels, notices = 1, (GROWING,)
+                speakers_said, channels, notices = (), 1, (GROWING,)
             _check_disk(expected, channels, preset, output, work, limits, transparent)
             behind = background.write(work)
             if behind is not None:
@@ -132,7 +153,7 @@ def open_request(
         undo.pop_all()
     return Request(
         portrait=png,
-        speech=wav if growing is None else speech,
+        speech=wav if growing is None or speech is None else speech,
         work=work,
         output=output,
         preset=preset,
@@ -151,6 +172,8 @@ def open_request(
         background=background.background,
         background_picture=behind,
         growing=growing,
+        speakers=speakers_said,
+        other_faces=() if placed is None else placed.other_faces,
     )
 
 
@@ -254,6 +277,9 @@ def _check_disk(
         per_pixel = _TRANSPARENT_BITS_PER_PIXEL.get(output.suffix.lower(), _BITS_PER_PIXEL)
         more = math.ceil(size.width * size.height * num_frames * per_pixel / 8)
         needs = {work: needs[work] + 2 * more, folder: needs[folder] + more}
+    if preset.generation.upscale != "off":  # a program's result, and the finished file beside the one before
+        more = math.ceil(UPSCALED_AREA * num_frames * _BITS_PER_PIXEL / 8)
+        needs = {work: needs[work] + more, folder: needs[folder] + more}
     if work.stat().st_dev == folder.stat().st_dev:
         needs = {folder: sum(needs.values())}
     for place, need in needs.items():

@@ -96,7 +96,7 @@ def _read(source: Path, target: Path | None, name: str, limits: InputLimits) -> 
         promised_s = (track.promised_s or 0.0) if track.certain else 0.0
         if promised_s > limits.max_speech_s + _GRACE_S:
             raise _too_long(name, promised_s, limits)
-        num_channels = 1 if track.channels == 1 or _too_large(promised_s, 2) else 2
+        num_channels = 1 if track.channels == 1 or too_large(promised_s, 2) else 2
         level = _write(track, target, num_channels, 1.0, limits)
     speech = _judge(track, level, num_channels, limits)
     if level.gain != 1 and target is not None:
@@ -116,7 +116,7 @@ def _write(track: Track, target: Path | None, num_channels: int, gain: float, li
                 out.setparams((num_channels, 2, SOUND_HZ, 0, "NONE", ""))
             for samples in track.samples(num_channels):
                 level.add(samples)
-                if level.num_samples > most or _too_large(level.num_samples / SOUND_HZ, num_channels):
+                if level.num_samples > most or too_large(level.num_samples / SOUND_HZ, num_channels):
                     raise _too_long(track.name, None, limits)
                 if out is not None:
                     scaled = np.rint(samples * np.float32(32768 * gain)).clip(-32768, 32767)
@@ -126,7 +126,8 @@ def _write(track: Track, target: Path | None, num_channels: int, gain: float, li
     return level
 
 
-def _too_large(seconds: float, num_channels: int) -> bool:
+def too_large(seconds: float, num_channels: int) -> bool:
+    """Whether a WAV of 48 kHz in 16 bits cannot hold so much."""
     return seconds * SOUND_HZ * 2 * num_channels > _WAV_BYTES
 
 
@@ -215,6 +216,11 @@ def _too_long(name: str, seconds: float | None, limits: InputLimits) -> BadInput
     )
 
 
+def silence(start: int, stop: int) -> np.ndarray:
+    """What SpeechReader.listen returns where nobody says anything."""
+    return np.zeros(max(0, stop - start), np.float32)
+
+
 class Length(Protocol):
     """How long a file is, in samples at 48 kHz; it may grow while it is read."""
 
@@ -291,8 +297,10 @@ class SpeechReader:
 
         Samples are bit-identical for any start and stop, because blocks are resampled at fixed positions.
         """
-        out = np.zeros(max(0, stop - start), np.float32)
+        out = silence(start, stop)
         first, last = max(start, 0), min(stop, self.until_16k(stop))
+        if first >= last:  # wholly outside
+            return out
         for index in range(first // _BLOCK, -(-last // _BLOCK)):
             lo, hi = max(first, index * _BLOCK), min(last, (index + 1) * _BLOCK)
             out[lo - start : hi - start] = self._block(index)[lo - index * _BLOCK : hi - index * _BLOCK]

@@ -149,12 +149,22 @@ class Injection(nn.Module):
 
         masks: S N 1, or None for a single speaker.
         """
+        if masks is None:
+            return x + self._heard(x, context)
+        total: Tensor | None = None
+        for number, mask in enumerate(masks):  # one after another, so that memory does not grow with them
+            rows = slice(number * BLOCK_LATENT_FRAMES, (number + 1) * BLOCK_LATENT_FRAMES)
+            out = self._heard(x, InjectionContext(*(part[rows] for part in context))) * mask
+            total = out if total is None else total + out
+        assert total is not None
+        return x + total
+
+    def _heard(self, x: Tensor, context: InjectionContext) -> Tensor:
+        """What one speaker adds to the residual, N C."""
         frames = x.unflatten(0, (BLOCK_LATENT_FRAMES, -1))
-        frames = frames.repeat(len(context.shift) // len(frames), 1, 1)
         query = self.attention.query(modulate(frames, context.shift, context.scale, ADALN_EPS))
         weights = attention_weights(query, context.keys).flatten(-2)
-        out = (weights @ context.outputs + self.attention.o.bias).reshape(-1, *x.shape)
-        return x + (out[0] if masks is None else (out * masks).sum(dim=0))
+        return (weights @ context.outputs + self.attention.o.bias).reshape(x.shape)
 
 
 class AudioInjector(nn.Module):

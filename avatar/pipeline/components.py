@@ -21,6 +21,7 @@ from avatar.model.weights.weight_cache import cache_folder, load_quantised
 from avatar.pipeline.conditioning import AnyTrack, ConditionEncoder, EncodeText, LocalTextEncoder
 from avatar.pipeline.denoiser import Conditions
 from avatar.pipeline.device import DTYPES, best_device
+from avatar.pipeline.offload.block_layers import BlockLayers, load_beside_blocks
 from avatar.pipeline.offload.encoders import OffloadedVAE, offload_speech_encoder
 from avatar.pipeline.offload.host_layers import HostLayers, RingMemory, settle_on_host
 from avatar.planning.placement import ALL_ON_GPU, Placement, spread
@@ -43,7 +44,7 @@ class Components:
 
     make_transformer: from a checkpoint or with random weights; offloaded layers are already on the host.
     transformer: None before it is loaded and after release. host_layers: its offloaded layers. ring_memory:
-    host memory for offloaded rings, reused from run to run.
+    host memory for offloaded rings, reused from run to run. files: the checkpoint, None for random weights.
     """
 
     device: torch.device
@@ -55,6 +56,7 @@ class Components:
     transformer: StreamingTransformer | None = None
     host_layers: HostLayers | None = None
     ring_memory: RingMemory = field(default_factory=RingMemory)
+    files: CheckpointFiles | None = None
 
     @classmethod
     def load(
@@ -88,12 +90,16 @@ class Components:
         conditions = ConditionEncoder(files, vae, speech, encode_text)
 
         def make(check: Check) -> StreamingTransformer:
-            settle = settle_on_host(ModelConfig.load(files.config), placement)
-            if memory.weight_dtype == "fp8":
+            config, fp8 = ModelConfig.load(files.config), memory.weight_dtype == "fp8"
+            if placement.layers_in_blocks:
+                away = spread(config.num_layers, placement.layers_on_host)
+                return load_beside_blocks(files, device, dtype, away, fp8=fp8, check=check)
+            settle = settle_on_host(config, placement)
+            if fp8:
                 return load_quantised(files, device, dtype, folder=cache_folder(), settle=settle, check=check)
             return load_transformer(files, device, dtype, place=lambda *_: check(), settle=settle)
 
-        return cls(device, dtype, vae, conditions, make, placement)
+        return cls(device, dtype, vae, conditions, make, placement, files=files)
 
     def load_transformer(self, check: Check = go_on) -> StreamingTransformer:
         """The transformer, loaded if necessary.
@@ -102,12 +108,23 @@ class Components:
         """
         if self.transformer is None:
             log.info("loading the transformer")
-            model, away = self.make_transformer(check).fuse(), self.placement.layers_on_host
-            if away:
-                indices = spread(model.config.num_layers, away)
-                self.host_layers = HostLayers(model, indices, self.placement.layers_ahead, self.device)
+            model = self.make_transformer(check).fuse()
+            self.host_layers = self._offloaded(model, check)
             self.transformer = model
         return self.transformer
+
+    def _offloaded(self, model: StreamingTransformer, check: Check) -> HostLayers | None:
+        """The layers that the placement keeps on the host; None if there are none."""
+        if not self.placement.layers_on_host:
+            return None
+        indices, ahead = (
+            spread(model.config.num_layers, self.placement.layers_on_host),
+            self.placement.layers_ahead,
+        )
+        if not self.placement.layers_in_blocks:
+            return HostLayers(model, indices, ahead, self.device)
+        assert self.files is not None
+        return BlockLayers(model, indices, ahead, self.device, self.files, check)
 
     def release_transformer(self) -> None:
         """Free the transformer's memory; the next run loads it again."""

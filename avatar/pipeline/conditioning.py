@@ -114,9 +114,17 @@ class ConditionEncoder:
         self._texts: _Memory = _Memory()
         self._portraits = PortraitEncoder(vae)
 
-    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[AnyTrack]) -> Conditions:
+    def encode(
+        self,
+        portrait: Path,
+        prompt: str,
+        size: Size,
+        speech: Sequence[AnyTrack],
+        masks: Tensor | None = None,
+    ) -> Conditions:
         """Encode the conditions of one run, checking the prompt first. size: the video's, not an area.
 
+        masks: see Conditions.
         Raises: BadInput for a prompt that is too long, WeightsMissing.
         """
         ids = PromptTokenizer(self._files.tokenizer)(prompt)
@@ -125,7 +133,11 @@ class ConditionEncoder:
         motion = self._portraits.encode(image)
         speakers = [track.features(self.speech) for track in speech]
         return Conditions(
-            text=text, reference=motion[:, REFERENCE], motion=motion, audio=AudioFeatures(speakers)
+            text=text,
+            reference=motion[:, REFERENCE],
+            motion=motion,
+            audio=AudioFeatures(speakers),
+            masks=masks,
         )
 
 

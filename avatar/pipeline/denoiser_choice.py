@@ -35,6 +35,7 @@ class Denoising(Protocol):
         fixed: Placement | None,
         speech_s: float,
         share: float,
+        num_speakers: int = 1,
     ) -> Plan:
         """Plan a run's memory by device, and its offloading to the host; see plan_here."""
         ...
@@ -75,11 +76,19 @@ class LocalDenoising:
         fixed: Placement | None,
         speech_s: float,
         share: float,
+        num_speakers: int = 1,
     ) -> Plan:
         """See Denoising."""
         device, weights = best_device(), self._weights
         return plan_here(
-            preset, device, weights=weights, held=held, fixed=fixed, speech_s=speech_s, share=share
+            preset,
+            device,
+            weights=weights,
+            held=held,
+            fixed=fixed,
+            speech_s=speech_s,
+            share=share,
+            num_speakers=num_speakers,
         )
 
     def prepare(self, parts: Components, check: Check) -> None:

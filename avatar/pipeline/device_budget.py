@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from avatar.checkpoints.model_sizes import ModelSizes
 from avatar.hardware.inventory import Gpu, Inventory, own_processes, probe
 from avatar.hardware.nvml import open_driver
 from avatar.planning.estimates import CUDA_CONTEXT_BYTES, SPEECH_WINDOW_S
@@ -75,23 +76,30 @@ def plan_here(
     fixed: Placement | None = None,
     speech_s: float = SPEECH_WINDOW_S,
     share: float = 1.0,
+    sizes: ModelSizes | None = None,
+    num_speakers: int = 1,
 ) -> Plan:
     """Plan a run in this process, keeping the placement of models that are already loaded if it will do.
 
     Reloading costs more than a few needlessly offloaded layers. weights: the checkpoint's folder, if given.
     held: the placement of the loaded models. fixed: a placement to use without choice. speech_s: length of
-    the speech. share: fraction of the device's free memory that may be used.
+    the speech. share: fraction of the device's free memory that may be used. sizes: the model's, None for the
+    checkpoint's. num_speakers: see plan.
     """
     inventory = inventory_here(device, weights, share)
     if fixed is None and (device.type != "cuda" or not preset.memory.offload_model):
         fixed = ALL_ON_GPU
     if fixed is not None:
-        return plan(preset, inventory, fixed, speech_s)
-    planned = plan(preset, inventory)  # for a speech of any length: the next may be longer
+        return plan(preset, inventory, fixed, speech_s, sizes, num_speakers)
+    # For a speech of any length: the next may be longer.
+    planned = plan(preset, inventory, sizes=sizes, num_speakers=num_speakers)
     placement = planned.placement if held is None else _kept(held, planned.placement)
     if placement == planned.placement and speech_s >= SPEECH_WINDOW_S:
         return planned
-    return plan(preset, inventory, placement, speech_s)
+    kept = plan(preset, inventory, placement, speech_s, sizes, num_speakers)
+    if kept.fits or not planned.fits:
+        return kept
+    return plan(preset, inventory, planned.placement, speech_s, sizes, num_speakers)
 
 
 def _kept(held: Placement, wanted: Placement) -> Placement:
@@ -102,4 +110,6 @@ def _kept(held: Placement, wanted: Placement) -> Placement:
         return wanted
     if not 0 <= held.layers_on_host - wanted.layers_on_host <= SPARE_LAYERS:
         return wanted
+    if wanted.layers_in_blocks and not held.layers_in_blocks:
+        return wanted  # the host has no room any more
     return replace(held, rings_on_host=wanted.rings_on_host, diagonal=wanted.diagonal)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from avatar.media.prompt import prompt_for
 from avatar.model.text_encoder import PromptTokenizer
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Check
@@ -60,7 +61,7 @@ class CheckpointModels:
     def load(self, request: Request, placement: Placement, check: Check) -> Components:
         """See Models. The prompt's length is checked first."""
         self.files = files = find_files(request.preset, self._weights, request.work)
-        PromptTokenizer(files.tokenizer)(request.prompt)
+        PromptTokenizer(files.tokenizer)(prompt_for(request))
         encode_text = None if self._text_encoder is None else self._text_encoder(files)
         return Components.load(request.preset.memory, files, check, placement, encode_text)
 

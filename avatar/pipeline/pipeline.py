@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Generator, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,11 @@ from avatar.errors import Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS, Size
 from avatar.media.growing import end_frame, open_speech
+from avatar.media.prompt import prompt_for
 from avatar.model.device_checks import compiles, missing
 from avatar.model.weights.loading import Check
 from avatar.pipeline.components import Components
-from avatar.pipeline.conditioning import AnyTrack, SpeechTrack, VoiceTrack
+from avatar.pipeline.conditioning import AnyTrack, VoiceTrack
 from avatar.pipeline.decode import StreamingDecoder
 from avatar.pipeline.denoiser import Conditions
 from avatar.pipeline.denoiser_choice import Denoising, LocalDenoising
@@ -33,6 +35,7 @@ from avatar.pipeline.observer import UNOBSERVED, Observer
 from avatar.pipeline.offload.pinned import pinned_bytes
 from avatar.pipeline.resume import anchor_at, anchor_of, with_motion
 from avatar.pipeline.rollout import AT_ONCE, Arrival, rollout
+from avatar.pipeline.speakers import speaker_masks, speech_tracks
 from avatar.planning.placement import Placement
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
@@ -137,7 +140,8 @@ class DiffusionPipeline:
 
         def make(lighter: Request) -> Generator[FrameItem]:
             placement = self._placement(lighter)
-            return self._spoken(lighter, placement, size, state, track, stopped, Arrival(track.is_ready))
+            arrival = Arrival(track.is_ready)
+            return self._spoken(lighter, placement, size, state, [track], stopped, arrival)
 
         try:
             yield from request.notices
@@ -167,6 +171,7 @@ class DiffusionPipeline:
             fixed=self._models.placement,
             speech_s=request.speech_frames / FPS,
             share=CAUTION ** (request.part.num_full if request.part else 0),
+            num_speakers=request.num_speakers,
         )
         self._planned = request, planned.placement
         return planned
@@ -189,14 +194,14 @@ class DiffusionPipeline:
             self._observer.waiting()
             return cancelled()
 
-        with open_speech(request, waiting) as speech:
+        tracks: Sequence[AnyTrack]
+        with ExitStack() as open_files:
             if request.spoken:  # the same frames, whether the voice has ended or goes on
-                voice = VoiceTrack(speech)
-                arrival = Arrival(voice.is_ready, voice.exists)
-                yield from self._spoken(request, placement, stream, state, voice, cancelled, arrival)
+                voice = VoiceTrack(open_files.enter_context(open_speech(request, waiting)))
+                arrival, tracks = Arrival(voice.is_ready, voice.exists), [voice]
             else:
-                track = SpeechTrack(speech.listen, speech.num_samples_16k)
-                yield from self._spoken(request, placement, stream, state, track, cancelled)
+                arrival, tracks = AT_ONCE, speech_tracks(request, open_files)
+            yield from self._spoken(request, placement, stream, state, tracks, cancelled, arrival)
 
     def _spoken(
         self,
@@ -204,11 +209,11 @@ class DiffusionPipeline:
         placement: Placement,
         stream: Size,
         state: ResumeState,
-        track: AnyTrack,
+        tracks: Sequence[AnyTrack],
         cancelled: Callable[[], bool],
         arrival: Arrival = AT_ONCE,
     ) -> Generator[FrameItem]:
-        """The same for a given speech track."""
+        """The same for given speech, one track per speaker."""
         check = checking(cancelled)
 
         def loading() -> None:
@@ -221,7 +226,8 @@ class DiffusionPipeline:
         check()
         size = size_within(stream, request.preset)
         portrait = framed(request.portrait, stream, size, request.work)
-        conditions = parts.conditions.encode(portrait, request.prompt, size, [track])
+        masks = speaker_masks(request, stream, size)
+        conditions = parts.conditions.encode(portrait, prompt_for(request), size, tracks, masks)
         conditions = with_motion(conditions, state, request.portrait, stream, size, parts.vae)
         anchor = anchor_at(state, size, parts.vae)
         self._observer.encoded()

@@ -17,7 +17,8 @@ def preference(preset: Preset, plan: Plan, gpus: Sequence[Gpu]) -> tuple[object,
 
     1. the model before the preview;
     2. full size (688*368 or more) before smaller sizes, and of the smaller ones the larger first;
-    3. faster before slower: everything on the GPUs before weights or rings offloaded to the host;
+    3. faster before slower: everything on the GPUs before weights or rings offloaded to the host, and those
+       before layers that are kept there as GGUF blocks;
     4. presets for cards of this size before those for larger cards;
     5. more GPUs, which share the work, before fewer;
     6. the preset whose cards are nearest to these: the largest of those for smaller cards, the smallest of
@@ -31,7 +32,7 @@ def preference(preset: Preset, plan: Plan, gpus: Sequence[Gpu]) -> tuple[object,
         preset.engine == "preview",
         area < FULL_AREA,
         -area if area < FULL_AREA else 0,
-        plan.placement.offloads,
+        plan.placement.offloads + plan.placement.layers_in_blocks,
         for_larger,
         -preset.num_gpus,
         preset.requires.vram_gib if for_larger else -preset.requires.vram_gib,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from avatar.checkpoints.block_sizes import BlockSizes
 from avatar.checkpoints.model_sizes import (
     DTYPE_BYTES,
     SPEECH_ENCODER_VALUES,
@@ -17,6 +18,7 @@ from avatar.checkpoints.model_sizes import (
     ModelSizes,
     Weights,
 )
+from avatar.errors import BadInput
 from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
 from avatar.planning.placement import RING_SLOTS, Placement, spread
 from avatar.planning.plan import ALWAYS, GIB, MemoryItem, RunPhase
@@ -36,6 +38,10 @@ SPEECH_WINDOW_S = 60.0  # the most that goes through the speech encoder at once
 SPEECH_STATES_BYTES_PER_S = 25 * 50 * 1024 * 4  # all layers' hidden states
 SPEECH_WORKSPACE_BYTES_PER_S = 3 * 3200 * 512 * 4  # three copies of the first convolution's output
 
+# A piece of a tensor in GGUF blocks while it is dequantised, merged with its LoRAs and rounded, 68 MiB; and
+# cuBLAS's second workspace, for the stream on which that is done.
+GGUF_WORKSPACE_BYTES = GIB // 8
+
 CUDA_CONTEXT_BYTES = 80 * GIB // 100  # with loaded kernels: 0.75 to 0.87 GiB; other cards take less
 LIBRARY_WORKSPACE_BYTES = GIB // 16  # cuBLAS
 # Per NCCL communicator, with the 2 or 8 channels that distributed.rendezvous allows: 0.4 to 0.6 GiB.
@@ -48,18 +54,24 @@ SMALL_MARGIN_SHARE = 0.065  # of all else, where that is less and a single GPU d
 GATHERING_MARGIN_BYTES = 3 * GIB // 10  # likewise, where gathered layers allocate and free their buffers
 MARGIN_SHARE = 0.006  # of all else
 
+SUMMED_TENSORS = 3  # of a block's tokens, where the injections of several speakers are added up
+
 TORCH_RUNTIME_BYTES = 3 * GIB  # one engine process: torch, CUDA's host side and the libraries
 LOADING_BYTES = 2 * GIB  # tensors in transit; the files are mapped, so the system can reclaim their pages
 
 
 @dataclass(frozen=True)
 class RunShape:
-    """The video to generate, and with which model. geometry: the largest that the preset's size allows."""
+    """The video to generate, and with which model.
+
+    geometry: the largest that the preset's size allows. num_speakers: faces with a voice of their own.
+    """
 
     preset: Preset
     sizes: ModelSizes
     geometry: Geometry
     speech_s: float = SPEECH_WINDOW_S
+    num_speakers: int = 1
 
     @property
     def memory(self) -> Memory:
@@ -85,7 +97,8 @@ class RunShape:
 
     @property
     def speech_states_bytes(self) -> int:
-        return round(SPEECH_STATES_BYTES_PER_S * min(self.speech_s, SPEECH_WINDOW_S))
+        window_s = min(self.speech_s, SPEECH_WINDOW_S)
+        return self.num_speakers * round(SPEECH_STATES_BYTES_PER_S * window_s)
 
     @property
     def speech_workspace_bytes(self) -> int:
@@ -147,10 +160,10 @@ def host_items(run: RunShape, shares: list[RankShare], placement: Placement) -> 
     ]
     if run.memory.text_encoder == "cpu":
         items.append(MemoryItem("text_encoder", _values(TEXT_ENCODER_VALUES, run.dtype), (ENCODE,)))
-    away = [run.sizes.layers[index] for share in shares for index in _on_host(share, placement)]
+    away = sum(_away_bytes(run, share, placement) for share in shares)
     if away:
-        weights = sum(away, Weights()).num_bytes(run.memory.weight_dtype)
-        items.append(MemoryItem("transformer_weights", weights))
+        name = "gguf_blocks" if placement.layers_in_blocks else "transformer_weights"
+        items.append(MemoryItem(name, away))
     if placement.rings_on_host:
         items.append(MemoryItem("kv_rings", sum(_rings_bytes(run, share) for share in shares), running))
     if placement.side_models_on_host:
@@ -166,9 +179,8 @@ def traffic_bytes(run: RunShape, shares: list[RankShare], placement: Placement) 
     """Bytes that cross the bus to the GPUs per block: rings once, layers at each step or once for all."""
     total = 0
     for share in shares:
-        away = sum((run.sizes.layers[index] for index in _on_host(share, placement)), Weights())
         times = 1 if placement.diagonal else share.num_steps
-        total += times * away.num_bytes(run.memory.weight_dtype)
+        total += times * _away_bytes(run, share, placement)
         total += _rings_bytes(run, share) if placement.rings_on_host else 0
     return total
 
@@ -191,6 +203,8 @@ def _transformer(run: RunShape, share: RankShare, placement: Placement) -> list[
     if away:
         slot = max(layers[index].num_bytes(dtype) for index in away)
         items.append(MemoryItem("layer_slots", placement.layers_ahead * slot, loaded))
+    if away and placement.layers_in_blocks:
+        items.append(MemoryItem("gguf_workspace", GGUF_WORKSPACE_BYTES + _blocks(run).largest, loaded))
     return items
 
 
@@ -215,11 +229,20 @@ def _caches(run: RunShape, share: RankShare, placement: Placement) -> list[Memor
     # Keys and values; or a short prompt's keys, and each head's values already output-projected.
     text = max(2 * model.text_len, (1 + model.num_heads) * model.short_text_tokens) * model.dim * wide
     # Each head's values of a block's audio tokens, already output-projected.
-    spoken = BLOCK_LATENT_FRAMES * (model.num_audio_token + 1) * model.num_heads * model.dim * wide
+    spoken = (
+        run.num_speakers
+        * BLOCK_LATENT_FRAMES
+        * (model.num_audio_token + 1)
+        * model.num_heads
+        * model.dim
+        * wide
+    )
     injections = sum(index in share.layers for index in model.audio_inject_layers)
     waiting = geometry.block_tokens * model.dim * wide  # a block's tokens between two layers
     # Four tensors of model width at once, and the feed-forward's; twice, as each is built from another.
     within = 2 * geometry.block_tokens * (4 * model.dim + model.ffn_dim) * wide
+    if injections and run.num_speakers > 1:
+        within += SUMMED_TENSORS * waiting
     return [
         rings,
         MemoryItem("condition_kv", round(len(share.layers) * condition * token), rolling),
@@ -265,6 +288,24 @@ def _on_host(share: RankShare, placement: Placement) -> list[int]:
     """Which of a share's layers are offloaded to the host."""
     count = min(placement.layers_on_host, len(share.layers))
     return [share.layers[place] for place in spread(len(share.layers), count)]
+
+
+def _away_bytes(run: RunShape, share: RankShare, placement: Placement) -> int:
+    """Bytes of a share's layers that are offloaded, as they are kept."""
+    indices = _on_host(share, placement)
+    if placement.layers_in_blocks:
+        return sum(_blocks(run).layers[index] for index in indices)
+    return sum((run.sizes.layers[index] for index in indices), Weights()).num_bytes(run.memory.weight_dtype)
+
+
+def _blocks(run: RunShape) -> BlockSizes:
+    """The sizes of the model's layers as GGUF blocks. Raises: BadInput for a model in other files."""
+    if run.sizes.blocks is None:
+        raise BadInput(
+            "Layers can be kept as GGUF blocks only where the transformer is a GGUF file.",
+            "Choose a GGUF file with --ckpt_dir.",
+        )
+    return run.sizes.blocks
 
 
 def _rings_bytes(run: RunShape, share: RankShare) -> int:

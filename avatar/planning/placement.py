@@ -17,6 +17,8 @@ class Placement:
     are copied back. side_models_on_host: the speech encoder and the VAE's encoder are on the GPU only while
     they run. speech_on_cpu: the speech encoder runs on the CPU, some seconds per minute of speech.
     diagonal: as many blocks in flight as there are steps, so that one copy of a layer serves all of them.
+    layers_in_blocks: offloaded layers are kept as the blocks of a GGUF file, and dequantised on the GPU each
+    time that they are copied there.
     """
 
     layers_on_host: int = 0
@@ -25,6 +27,7 @@ class Placement:
     side_models_on_host: bool = False
     diagonal: bool = False
     speech_on_cpu: bool = False
+    layers_in_blocks: bool = False
 
     @property
     def offloads(self) -> bool:

@@ -153,4 +153,4 @@ def gib(num_bytes: int) -> str:
 
 def describe(name: str) -> str:
     """An item's key in words: "condition_kv" → "condition K/V"."""
-    return name.replace("kv", "K/V").replace("_", " ")
+    return name.replace("kv", "K/V").replace("gguf", "GGUF").replace("_", " ")

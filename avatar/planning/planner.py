@@ -42,12 +42,13 @@ def plan(
     placement: Placement | None = None,
     speech_s: float = SPEECH_WINDOW_S,
     sizes: ModelSizes | None = None,
+    num_speakers: int = 1,
 ) -> Plan:
     """What the preset will hold on every device, compared with what is free there.
 
     placement: that of an existing run; None: with offload_model, the one that fits with the least traffic.
     speech_s: the length of the speech; beyond one window it makes no difference. sizes: the model's; None:
-    those of the machine's checkpoint.
+    those of the machine's checkpoint. num_speakers: faces with a voice of their own.
     Raises: BadInput for "auto", which must be resolved first, and for an impossible layout.
     """
     if preset.engine == "auto":
@@ -55,30 +56,43 @@ def plan(
             f"Preset {preset.name} must be resolved first.", "Resolve it to a preset of this machine first."
         )
     if preset.engine == "preview":
-        return Plan(preset.name, preset.engine, (), _host(inventory, _preview_items(preset)))
+        return Plan(preset.name, preset.engine, (), _host(inventory, _preview_items(preset, num_speakers)))
     if preset.requires.weights == "tiny":
         items = (MemoryItem("runtime", TORCH_RUNTIME_BYTES), MemoryItem("toy_model", TINY_BYTES))
         return Plan(preset.name, preset.engine, (), _host(inventory, items))
-    run = RunShape(preset, sizes or ModelSizes.of(inventory.checkpoint), largest_geometry(preset), speech_s)
+    model = sizes or ModelSizes.of(inventory.checkpoint, preset.memory.lora)
+    run = RunShape(preset, model, largest_geometry(preset), speech_s, num_speakers)
     shares = shares_of(preset, run.sizes.config)
-    if placement is None:
-        present = (*inventory.gpus, *[None] * len(shares))
-        there = [gpu for gpu, _ in zip(present, shares, strict=False)]
-        usable_bytes = [(gpu.usable_bytes or 0) if gpu else 0 for gpu in there]
-        placement = _chosen(
-            run,
-            tuple(usable // STEP_BYTES * STEP_BYTES for usable in usable_bytes),
-            tuple(shares),
-        )
-    return _planned(run, inventory, shares, placement)
+    if placement is not None:
+        return _planned(run, inventory, shares, placement)
+    present = (*inventory.gpus, *[None] * len(shares))
+    there = [gpu for gpu, _ in zip(present, shares, strict=False)]
+    usable_bytes = tuple(_in_steps((gpu.usable_bytes or 0) if gpu else 0) for gpu in there)
+    least = _planned(run, inventory, shares, _chosen(run, usable_bytes, tuple(shares)))
+    if not (least.placement.offloads and least.host.shortfall_bytes):
+        return least
+    # Traffic matters less than that the host has room: for other parts, or for the layers as they are stored.
+    smaller = _chosen(run, usable_bytes, tuple(shares), _in_steps(inventory.host.usable_bytes))
+    planned = _planned(run, inventory, shares, smaller)
+    return planned if planned.fits else least
+
+
+def _in_steps(num_bytes: int) -> int:
+    return num_bytes // STEP_BYTES * STEP_BYTES
 
 
 @lru_cache(maxsize=256)
-def _chosen(run: RunShape, usable_bytes: tuple[int, ...], shares: tuple[RankShare, ...]) -> Placement:
+def _chosen(
+    run: RunShape,
+    usable_bytes: tuple[int, ...],
+    shares: tuple[RankShare, ...],
+    host_bytes: int | None = None,
+) -> Placement:
     """The placement with the least traffic that fits with some memory to spare, or else the smallest one.
 
     It is chosen for the longest window of speech, so that a model, once loaded, serves every request.
-    usable_bytes: those that a run could use on each share's GPU.
+    usable_bytes: those that a run could use on each share's GPU. host_bytes: likewise on the host; with None
+    any host will do. Layers are kept in blocks only where nothing else fits there.
     """
     run = replace(run, speech_s=SPEECH_WINDOW_S)
 
@@ -86,12 +100,14 @@ def _chosen(run: RunShape, usable_bytes: tuple[int, ...], shares: tuple[RankShar
         return [_peak(gpu_items(run, share, placement)) for share in shares]
 
     def fits(placement: Placement) -> bool:
-        return all(
-            peak <= usable * USED_SHARE for peak, usable in zip(peaks(placement), usable_bytes, strict=True)
-        )
+        if host_bytes is not None and _peak(host_items(run, list(shares), placement)) > host_bytes:
+            return False
+        limits = (usable * USED_SHARE for usable in usable_bytes)
+        return all(peak <= limit for peak, limit in zip(peaks(placement), limits, strict=True))
 
     choices = placements(run, list(shares))
-    chosen = next(filter(fits, choices), None)
+    in_blocks = [] if host_bytes is None else placements(run, list(shares), in_blocks=True)
+    chosen = next(filter(fits, [*choices, *in_blocks]), None)
     if chosen is None:
         return min(choices, key=lambda placement: max(peaks(placement)))
     for layers_ahead in range(chosen.layers_ahead + 1, min(MOST_AHEAD, chosen.layers_on_host - 1) + 1):
@@ -100,25 +116,28 @@ def _chosen(run: RunShape, usable_bytes: tuple[int, ...], shares: tuple[RankShar
     return chosen
 
 
-def placements(run: RunShape, shares: list[RankShare]) -> list[Placement]:
+def placements(run: RunShape, shares: list[RankShare], *, in_blocks: bool = False) -> list[Placement]:
     """Candidate placements, least bus traffic first; side models, which seldom move, are offloaded first.
 
-    The speech encoder runs on the CPU only where nothing else fits.
+    The speech encoder runs on the CPU only where nothing else fits. in_blocks: those that keep layers as GGUF
+    blocks; none for a model in other files.
     """
+    if in_blocks and run.sizes.blocks is None:
+        return []
     if not run.memory.offload_model:
-        return [ALL_ON_GPU]
-    sides = replace(ALL_ON_GPU, side_models_on_host=True)
+        return [] if in_blocks else [ALL_ON_GPU]
+    sides = replace(ALL_ON_GPU, side_models_on_host=True, layers_in_blocks=in_blocks)
     most = max(len(share.layers) for share in shares)
     fewest = min(sides.layers_ahead + 1, most)  # fewer would save nothing
     choices = [
         replace(sides, layers_on_host=count, rings_on_host=rings, diagonal=diagonal)
         for rings in (False, True)
-        for count in (0, *range(fewest, most + 1))
+        for count in (*([] if in_blocks else [0]), *range(fewest, most + 1))
         for diagonal in ((False, True) if count else (False,))
     ]
     choices.sort(key=lambda placement: traffic_bytes(run, shares, placement))
     last = [replace(placement, speech_on_cpu=True) for placement in choices]
-    return [ALL_ON_GPU, *choices, *last]
+    return [*([] if in_blocks else [ALL_ON_GPU]), *choices, *last]
 
 
 def largest_geometry(preset: Preset) -> Geometry:
@@ -145,11 +164,11 @@ def _peak(items: Sequence[MemoryItem]) -> int:
     return max(sum(item.num_bytes for item in items if stage in item.stages) for stage in ALWAYS)
 
 
-def _preview_items(preset: Preset) -> tuple[MemoryItem, ...]:
+def _preview_items(preset: Preset, num_faces: int) -> tuple[MemoryItem, ...]:
     return (
         MemoryItem("runtime", PREVIEW_RUNTIME_BYTES),
         MemoryItem("preview_models", PREVIEW_MODELS_BYTES),
-        MemoryItem("frames", PREVIEW_BYTES_PER_PX * Size.parse(preset.generation.size).area),
+        MemoryItem("frames", num_faces * PREVIEW_BYTES_PER_PX * Size.parse(preset.generation.size).area),
     )
 
 

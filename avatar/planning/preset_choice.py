@@ -13,15 +13,20 @@ from avatar.settings import refuse_settings
 
 
 def choose(
-    name: str, given: Mapping[str, Any], inventory: Inventory, also_given: Iterable[str] = ()
+    name: str,
+    given: Mapping[str, Any],
+    inventory: Inventory,
+    also_given: Iterable[str] = (),
+    num_speakers: int = 1,
 ) -> Preset:
     """The named preset with the given settings, `auto` resolved for this machine.
 
-    also_given: names of other options that the user set, which not every engine supports.
+    also_given: names of other options that the user set, which not every engine supports. num_speakers: see
+    judge.
     Raises: BadInput for an unknown preset or a setting that its engine does not support, DoesNotFit.
     """
     asked = load_preset(name)
-    chosen = resolve(asked.with_settings(**given), inventory)
+    chosen = resolve(asked.with_settings(**given), inventory, num_speakers=num_speakers)
     try:
         refuse_settings(chosen.engine, (*given, *also_given))
     except BadInput as error:

@@ -82,20 +82,26 @@ class Verdict:
         }
 
 
-def judge(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> Verdict:
+def judge(
+    preset: Preset,
+    inventory: Inventory,
+    presets: Iterable[Preset] | None = None,
+    *,
+    num_speakers: int = 1,
+) -> Verdict:
     """The verdict on a preset with its settings, for a machine in its present state.
 
-    presets: what `auto` chooses from; None: the shipped ones.
+    presets: what `auto` chooses from; None: the shipped ones. num_speakers: faces with a voice of their own.
     """
     if preset.engine == "auto":
-        return _best(preset, inventory, presets)
+        return _best(preset, inventory, presets, num_speakers)
     shortfalls = [*refused(preset, inventory)]
     gpus: tuple[Gpu, ...] = ()
     planned: Plan | None = None
     if not shortfalls:
         shortfalls += missing_cards(preset, inventory)
         try:
-            gpus, planned = _on_the_best_cards(preset, inventory)
+            gpus, planned = _on_the_best_cards(preset, inventory, num_speakers)
         except AvatarError as error:
             shortfalls.append(Shortfall("unsupported", error.message, error.remedy))
     shortfalls += missing_software(preset, inventory, gpus or inventory.gpus)
@@ -104,15 +110,21 @@ def judge(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None
     return Verdict(preset, tuple(shortfalls), planned, gpus)
 
 
-def require(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> Verdict:
+def require(
+    preset: Preset,
+    inventory: Inventory,
+    presets: Iterable[Preset] | None = None,
+    *,
+    num_speakers: int = 1,
+) -> Verdict:
     """Refuse a preset that cannot run here, before anything loads; otherwise return its verdict.
 
-    presets: where to look for one that fits; None: the shipped ones.
+    presets: where to look for one that fits; None: the shipped ones. num_speakers: see judge.
     Raises: BadInput (not in this version), WeightsMissing, DoesNotFit, each with a remedy.
     """
     own = preset.requires.weights == "tiny"  # has a model of its own
     check_loras(preset.memory.lora, Checkpoint() if own else inventory.checkpoint)
-    found = judge(preset, inventory, presets)
+    found = judge(preset, inventory, presets, num_speakers=num_speakers)
     if found.ok:
         return found
     kinds = {shortfall.code for shortfall in found.shortfalls}
@@ -123,34 +135,49 @@ def require(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | No
         raise WeightsMissing(f"Preset {preset.name} cannot run. {text}", found.remedy)
     if kinds & {"memory", "host_ram"}:
         raise DoesNotFit(
-            f"Preset {preset.name} does not fit. {text}", what_to_try(preset, inventory, presets)
+            f"Preset {preset.name} does not fit. {text}",
+            what_to_try(preset, inventory, presets, num_speakers=num_speakers),
         )
     raise DoesNotFit(f"Preset {preset.name} cannot run here. {text}", found.remedy)
 
 
-def resolve(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> Preset:
+def resolve(
+    preset: Preset,
+    inventory: Inventory,
+    presets: Iterable[Preset] | None = None,
+    *,
+    num_speakers: int = 1,
+) -> Preset:
     """The preset itself, or for `auto` the best that this machine can run.
 
-    Settings of auto that differ from the defaults override those of the chosen preset.
+    Settings of auto that differ from the defaults override those of the chosen preset. num_speakers: see
+    judge.
     Raises: DoesNotFit when none of them runs here.
     """
     if preset.engine != "auto":
         return preset
-    found = judge(preset, inventory, presets)
+    found = judge(preset, inventory, presets, num_speakers=num_speakers)
     if not found.ok:
         raise DoesNotFit(" ".join(found.missing), found.remedy)
     return found.preset
 
 
-def what_to_try(preset: Preset, inventory: Inventory, presets: Iterable[Preset] | None = None) -> str:
+def what_to_try(
+    preset: Preset,
+    inventory: Inventory,
+    presets: Iterable[Preset] | None = None,
+    *,
+    num_speakers: int = 1,
+) -> str:
     """What to try instead: the first rungs of the ladder with which it fits, or the best preset that does."""
     taken: list[str] = []
     for rung, lower in rungs(preset):
         taken.append(describe(rung, lower))
-        if judge(lower, inventory).ok:
+        if judge(lower, inventory, num_speakers=num_speakers).ok:
             return f"Set {', '.join(taken)}."
     others = [other for other in _candidates(presets) if other.name != preset.name]
-    for found in _by_preference(judge(other, inventory) for other in others):
+    judged = (judge(other, inventory, num_speakers=num_speakers) for other in others)
+    for found in _by_preference(judged):
         return f"Choose the preset {found.preset.name}."
     return "Close other programs, or run it on a larger machine."
 
@@ -176,11 +203,12 @@ def within_reach(inventory: Inventory, presets: Iterable[Preset] | None = None) 
     return None if found.ok else found
 
 
-def _best(auto: Preset, inventory: Inventory, presets: Iterable[Preset] | None) -> Verdict:
+def _best(auto: Preset, inventory: Inventory, presets: Iterable[Preset] | None, num_speakers: int) -> Verdict:
     """The preset that `auto` chooses, with the settings of `auto` applied to it."""
     changed = _changed(auto)
     able_ones = (preset.with_settings(**changed) for preset in _candidates(presets))
-    for found in _by_preference(judge(preset, inventory) for preset in able_ones):
+    judged = (judge(preset, inventory, num_speakers=num_speakers) for preset in able_ones)
+    for found in _by_preference(judged):
         return found
     nothing = Shortfall(
         "nothing",
@@ -213,26 +241,32 @@ def _changed(auto: Preset) -> dict[str, Any]:
     return {name: value for name in SETTINGS if (value := auto.setting(name)) != plain.setting(name)}
 
 
-def _on_the_best_cards(preset: Preset, inventory: Inventory) -> tuple[tuple[Gpu, ...], Plan]:
+def _on_the_best_cards(
+    preset: Preset, inventory: Inventory, num_speakers: int
+) -> tuple[tuple[Gpu, ...], Plan]:
     """The cards to use and the plan on them; fewer cards if there are not enough. Raises: AvatarError."""
     count, cards = preset.num_gpus, usable_cards(preset, inventory)
+
+    def plan_on(gpus: tuple[Gpu, ...]) -> Plan:
+        return plan(preset, replace(inventory, gpus=gpus), num_speakers=num_speakers)
+
     if count != 1:
         gpus = _in_order(sorted(cards, key=_worth)[:count])
-        planned = plan(preset, replace(inventory, gpus=gpus))
+        planned = plan_on(gpus)
         if not planned.fits and len(gpus) == count:
             gpus = _largest_for_the_fullest(planned, gpus)
-            planned = plan(preset, replace(inventory, gpus=gpus))
+            planned = plan_on(gpus)
         return gpus, planned
-    tried = [((gpu,), plan(preset, replace(inventory, gpus=(gpu,)))) for gpu in cards]
+    tried = [((gpu,), plan_on((gpu,))) for gpu in cards]
     if not tried:
-        return (), plan(preset, replace(inventory, gpus=()))
+        return (), plan_on(())
     return min(tried, key=lambda one: (*_ease(one[1]), *_worth(one[0][0])))
 
 
-def _ease(planned: Plan) -> tuple[bool, bool, int]:
+def _ease(planned: Plan) -> tuple[bool, bool, bool, int]:
     """Sort key: cards on which a plan fits come first, then those where less is offloaded."""
-    placement = planned.placement
-    return not planned.fits, placement.rings_on_host, placement.layers_on_host
+    placed = planned.placement
+    return not planned.fits, placed.layers_in_blocks, placed.rings_on_host, placed.layers_on_host
 
 
 def _worth(gpu: Gpu) -> tuple[int, tuple[int, ...], int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
 import cv2
 import numpy as np
 
+from avatar.hardware.host import num_cores
 from avatar.preview.models import session
 
 MIN_SCORE = 0.3
@@ -94,16 +96,20 @@ def _in_windows(image: np.ndarray, fraction: float) -> list[Candidate]:
     side = int(min(height, width) * fraction)
     if side == height == width:
         return []
-    found = []
-    for y in _starts(height, side):
-        for x in _starts(width, side):
-            window = np.ascontiguousarray(image[y : y + side, x : x + side])
-            shift = np.array([x, y])
-            for detector in DETECTORS:
-                found += [
-                    Candidate(c.score, c.box + np.tile(shift, 2), c.eyes + shift) for c in detector(window)
-                ]
-    return found
+
+    def look(corner: tuple[int, int]) -> list[Candidate]:
+        x, y = corner
+        window = np.ascontiguousarray(image[y : y + side, x : x + side])
+        shift = np.array([x, y])
+        return [
+            Candidate(c.score, c.box + np.tile(shift, 2), c.eyes + shift)
+            for detector in DETECTORS
+            for c in detector(window)
+        ]
+
+    corners = [(x, y) for y in _starts(height, side) for x in _starts(width, side)]
+    with ThreadPoolExecutor(num_cores()) as pool:
+        return [candidate for found in pool.map(look, corners) for candidate in found]
 
 
 def _starts(length: int, side: int) -> list[int]:

@@ -130,6 +130,11 @@ class Faces:
     main: int
     jitter: float | None
 
+    @property
+    def faces(self) -> tuple[Face, ...]:
+        """Where their parts are, in the same order."""
+        return tuple(one.face for one in self.found if one.face is not None)
+
     def at(self, box: tuple[float, float, float, float]) -> int | None:
         """The index of the face that a box (left, top, right, bottom; pixels) was drawn around."""
         x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2

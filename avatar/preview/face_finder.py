@@ -1,17 +1,20 @@
-"""The preview's face detector as intake uses it; see media.face_choice.FaceFinder."""
+"""The preview's face detector as intake uses it; see media.face_choice.FaceFinder.
+
+OpenCV and the face models are imported when a face is looked for: most portraits are taken as they are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from avatar.events import Notice
 from avatar.media.face_choice import FaceBox, FoundFaces, Point
-from avatar.preview.face_detection import Face, Faces, find_faces
-from avatar.preview.mesh_from_points import face_from_points
-from avatar.preview.points import FacePoints
-from avatar.preview.portrait_notices import cut_off
+
+if TYPE_CHECKING:
+    from avatar.preview.face_detection import Face, Faces
 
 
 class Finder:
@@ -19,19 +22,24 @@ class Finder:
 
     def faces(self, pixels: np.ndarray) -> FoundFaces:
         """See FaceFinder."""
+        from avatar.preview.face_detection import find_faces
+
         return boxes(find_faces(pixels), pixels)
 
     def placed(self, points: Mapping[str, Point], width: int, height: int) -> FaceBox:
         """See FaceFinder. Raises: BadInput."""
-        return _box(face_from_points(FacePoints.parse(points), width, height), width, height)
+        return _box(_from_points(points, width, height), width, height)
 
     def cut_off(
         self, pixels: np.ndarray, points: Mapping[str, Point] | None, box: FaceBox | None, name: str
     ) -> list[Notice]:
         """See FaceFinder. Raises: BadInput."""
+        from avatar.preview.face_detection import find_faces
+        from avatar.preview.portrait_notices import cut_off
+
         height, width = pixels.shape[:2]
         if points:
-            return cut_off(pixels, face_from_points(FacePoints.parse(points), width, height), name)
+            return cut_off(pixels, _from_points(points, width, height), name)
         faces = find_faces(pixels)
         index: int | None = faces.main if faces.found else None
         if box is not None:
@@ -45,6 +53,13 @@ def boxes(faces: Faces, pixels: np.ndarray) -> FoundFaces:
     height, width = pixels.shape[:2]
     found = [_box(one.face, width, height) for one in faces.found if one.face is not None]
     return FoundFaces(tuple(found), faces.main)
+
+
+def _from_points(points: Mapping[str, Point], width: int, height: int) -> Face:
+    from avatar.preview.mesh_from_points import face_from_points
+    from avatar.preview.points import FacePoints
+
+    return face_from_points(FacePoints.parse(points), width, height)
 
 
 def _box(face: Face, width: int, height: int) -> FaceBox:

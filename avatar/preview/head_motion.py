@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from avatar.preview.motion_scale import USUAL, MotionScale
 from avatar.preview.pose import Pose
 
 # The video starts from the unchanged portrait and reaches full motion within this time.
@@ -48,10 +49,10 @@ def smoothstep(x: float) -> float:
 
 
 class Motion:
-    """The head motion of one video, determined by seed, time and speech energy."""
+    """The head motion of one video, determined by seed, time, speech energy and how much it may move."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, scale: MotionScale = USUAL) -> None:
+        self._seed, self._scale = seed, scale
         rng = np.random.default_rng((seed, 0))
         waves = (*[_SWAY_HZ] * len(_SWAY), _MOOD_HZ, _MOOD_HZ)
         shape = (len(waves), len(_SWAY_AMPLITUDES))
@@ -68,11 +69,13 @@ class Motion:
         """
         waves = self._waves(time_s)
         wake = smoothstep(time_s / _WAKE_S)
-        gain = wake * (_SWAY_AT_REST + (1 - _SWAY_AT_REST) * energy)
+        moved = self._scale
+        gain = moved.head * wake * (_SWAY_AT_REST + (1 - _SWAY_AT_REST) * energy)
         sway = {key: gain * size * wave for (key, size), wave in zip(_SWAY.items(), waves, strict=False)}
         nod, raised = (emphasis * smoothstep(0.5 + 0.6 * wave) for wave in waves[len(_SWAY) :])
+        nod *= moved.head
         pitch = sway["pitch"] + _NOD_PITCH * nod
-        gaze_x, gaze_y = self._glance(time_s)
+        gaze_x, gaze_y = (moved.gaze * angle for angle in self._glance(time_s))
         return Pose(
             yaw=sway["yaw"],
             pitch=pitch,
@@ -80,7 +83,7 @@ class Motion:
             tx=sway["tx"],
             ty=sway["ty"] + _NOD_DROP * nod,
             breath=wake * (0.5 + 0.5 * math.sin(2 * math.pi * _BREATH_HZ * time_s + self._breath_phase)),
-            brow=_BROW_RAISE * raised,
+            brow=moved.brow * _BROW_RAISE * raised,
             blink=self._blink(time_s),
             gaze_x=wake * gaze_x - _GAZE_HOLD * sway["yaw"],
             gaze_y=wake * gaze_y - _GAZE_HOLD * pitch,

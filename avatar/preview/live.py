@@ -14,6 +14,7 @@ from avatar.media.timeline import SAMPLES_PER_FRAME, Timeline
 from avatar.preview.face_detection import Face
 from avatar.preview.head_motion import Motion
 from avatar.preview.live_mouth import LiveMouth
+from avatar.preview.motion_scale import USUAL, MotionScale
 from avatar.preview.pose import Articulation, Pose
 from avatar.preview.render import Renderer, framed
 from avatar.preview.visemes import VisemeNetwork
@@ -76,12 +77,13 @@ def animate_live(
     speaks: bool = True,
     may_skip: bool = True,
     network: VisemeNetwork | None = None,
+    scale: MotionScale = USUAL,
 ) -> Iterator[LiveFrames | Notice]:
     """Yield each frame as soon as the sound that it needs has arrived; see LiveSource.
 
     speaks: False keeps the mouth shut. may_skip: see LiveRequest.
     """
-    timeline, motion = Timeline(), Motion(seed)
+    timeline, motion = Timeline(), Motion(seed, scale)
     mouth = LiveMouth(timeline, network)
     for samples in sound:
         pieces = np.split(samples, range(SAMPLES_PER_FRAME, len(samples), SAMPLES_PER_FRAME))
@@ -95,7 +97,7 @@ def animate_live(
                 if may_skip and num_left > LATE_FRAMES:
                     picture = renderer.last()
                 else:
-                    articulation = spoken.articulation if speaks else Articulation()
+                    articulation = scale.spoken(spoken.articulation) if speaks else Articulation()
                     pose = motion.pose(index / FPS, spoken.energy, spoken.emphasis)
                     picture = renderer.frame(articulation, pose)
                 start = index * SAMPLES_PER_FRAME

@@ -9,7 +9,7 @@ from avatar.events import Notice
 from avatar.geometry import Size
 from avatar.media.face_choice import everybody
 from avatar.media.portrait import read_portrait, video_size
-from avatar.preview.face_detection import SURE_JITTER, Face, find_faces
+from avatar.preview.face_detection import SURE_JITTER, Face, Faces, find_faces
 from avatar.preview.topology import (
     CHIN,
     FOREHEAD,
@@ -40,12 +40,27 @@ def portrait_notices(request: Request) -> list[Notice]:
     if request.preset.engine == "preview" or request.preset.requires.weights == "tiny":
         return []
     image = read_portrait(request.portrait)
-    faces = find_faces(image)
-    found = faces.found[faces.main] if faces.found else None
-    face = found.face if found is not None and found.verdict == "face" else None
+    faces, name = find_faces(image), request.portrait_name
     size = video_size(request.portrait, request.preset)
-    several = everybody(len(faces.found), request.portrait_name) if request.face is None else []
-    return [*several, *concerns(image, face, size, request.portrait_name)]
+    chosen = request.face is not None or request.speakers
+    told = [] if chosen else everybody(len(faces.found), name)
+    for index in _speaking(request, faces, *image.shape[1::-1]):
+        found = None if index is None else faces.found[index]
+        face = found.face if found is not None and found.verdict == "face" else None
+        known = {one.code for one in told}
+        told += [one for one in concerns(image, face, size, name) if one.code not in known]
+    return told
+
+
+def _speaking(request: Request, faces: Faces, width: int, height: int) -> list[int | None]:
+    """The indexes of the faces that speak; None for one that is not found."""
+    if not request.speakers:
+        return [faces.main if faces.found else None]
+    boxes = [one.face for one in request.speakers]
+    return [
+        faces.at((left * width, top * height, right * width, bottom * height))
+        for left, top, right, bottom in boxes
+    ]
 
 
 def concerns(image: np.ndarray, face: Face | None, video: Size, name: str) -> list[Notice]:

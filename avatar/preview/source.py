@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import islice
 
 import numpy as np
@@ -13,16 +14,19 @@ from avatar.geometry import FPS, Size
 from avatar.media.face_choice import several_faces
 from avatar.media.growing import open_speech
 from avatar.media.portrait import read_portrait
+from avatar.media.speech_reader import SpeechReader
 from avatar.preview.animate import animate
 from avatar.preview.face_detection import Detection, Face, find_face, find_faces
 from avatar.preview.landmarks import Crop, landmarks
 from avatar.preview.live import LiveRenderer, animate_live
 from avatar.preview.loudness import VOICE_SAMPLES, VoiceLevel
 from avatar.preview.mesh_from_points import face_from_points
+from avatar.preview.motion_scale import MOTION_SCALES
 from avatar.preview.points import FacePoints
 from avatar.preview.portrait_notices import NO_USE_OF_POINTS, concerns
 from avatar.preview.pose import Articulation
 from avatar.preview.render import Renderer, framed
+from avatar.preview.several import faces_of, performances
 from avatar.preview.visemes import VisemeNetwork
 from avatar.request import LiveRequest, Request
 from avatar.runtime.engine import FrameItem
@@ -59,34 +63,50 @@ class PreviewSource:
         """Yield uint8 (T, H, W, 3) RGB. Raises: BadInput when there is no face, Cancelled."""
         yield Progress(Phase.ENCODING)
         image = read_portrait(request.portrait)
-        face, notices = face_of(request, image)
-        yield from notices
-        renderer = Renderer(*framed(image, face, Size.parse(request.preset.generation.size)))
-        yield Progress(Phase.GENERATING)
-        batch: list[np.ndarray] = []
-        with open_speech(request, cancelled) as speech:
-            level = None
-            if request.spoken:  # the same frames, whether the voice has ended or goes on
-                level = VoiceLevel(speech.listen, min(VOICE_SAMPLES, speech.until_16k(VOICE_SAMPLES)))
-            performance = animate(
-                speech.listen,
-                request.speech_frames,
-                FPS,
-                request.seed,
-                request.first_frame,
-                self._network,
-                level,
-                speech.until_frame,
-            )
-            for articulation, pose in islice(performance, request.num_frames):
+        frames: Iterator[np.ndarray]
+        with ExitStack() as open_files:
+            if request.speakers:
+                several, notices = faces_of(request, image)
+                moves = performances(request, self._network, open_files)
+                frames = (several.frame(now) for now in zip(*moves, strict=True))
+            else:
+                face, notices = face_of(request, image)
+                speech = open_files.enter_context(open_speech(request, cancelled))
+                frames = self._spoken(request, image, face, speech)
+            yield from notices
+            yield Progress(Phase.GENERATING)
+            batch: list[np.ndarray] = []
+            for frame in islice(frames, request.num_frames):
                 if cancelled():
                     raise Cancelled("The run was stopped.")
-                batch.append(renderer.frame(Articulation() if request.head_only else articulation, pose))
+                batch.append(frame)
                 if len(batch) == BATCH_FRAMES:
                     yield np.stack(batch)
                     batch.clear()
-        if batch:
-            yield np.stack(batch)
+            if batch:
+                yield np.stack(batch)
+
+    def _spoken(
+        self, request: Request, image: np.ndarray, face: Face, speech: SpeechReader
+    ) -> Iterator[np.ndarray]:
+        """Frames of a single speaker, from the request's first one on."""
+        renderer = Renderer(*framed(image, face, Size.parse(request.preset.generation.size)))
+        level = None
+        if request.spoken:  # the same frames, whether the voice has ended or goes on
+            level = VoiceLevel(speech.listen, min(VOICE_SAMPLES, speech.until_16k(VOICE_SAMPLES)))
+        performance = animate(
+            speech.listen,
+            request.speech_frames,
+            FPS,
+            request.seed,
+            request.first_frame,
+            self._network,
+            MOTION_SCALES[request.preset.generation.motion],
+            level,
+            speech.until_frame,
+        )
+        for articulation, pose in performance:
+            yield renderer.frame(Articulation() if request.head_only else articulation, pose)
 
     def live(
         self, request: LiveRequest, sound: Iterator[np.ndarray], cancelled: Callable[[], bool]
@@ -105,6 +125,7 @@ class PreviewSource:
             speaks=not request.head_only,
             may_skip=request.may_skip,
             network=self._network,
+            scale=MOTION_SCALES[request.preset.generation.motion],
         )
 
     def close(self) -> None:

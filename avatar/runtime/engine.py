@@ -61,3 +61,10 @@ class Engine(Protocol):
     def close(self) -> None:
         """End the engine's process and free its memory."""
         ...
+
+
+def warm_up(engine: object) -> None:
+    """Start what an engine's first run would wait for, if it has a warm() for it. Raises: AvatarError."""
+    warm = getattr(engine, "warm", None)
+    if warm is not None:
+        warm()

@@ -22,6 +22,7 @@ _WORDS = {
     "face": "the face, its points or head_only are others",
     "captions": "the captions that are burned in are others",
     "background": "the background is another",
+    "speakers": "the speakers, their faces or their recordings are others",
 }
 _SHAPING = ("engine", "generation", "memory", "parallel")  # sections of a preset that affect a video
 
@@ -31,6 +32,9 @@ def origin(request: Request) -> dict[str, str]:
     preset = request.preset.as_dict()
     burned = [asdict(one) for one in request.captions] if request.burn_captions else []
     lora = preset["memory"].pop("lora")  # the files' content counts, not their names
+    for name, usual in (("motion", "normal"), ("upscale", "off")):
+        if preset["generation"][name] == usual:
+            del preset["generation"][name]  # as in older versions, which had no other
     return {
         "portrait": file_digest(request.portrait),
         "speech": request.spoken or file_digest(request.speech),  # voices may vary in speaking a text
@@ -38,6 +42,7 @@ def origin(request: Request) -> dict[str, str]:
         "prompt": _digest(request.prompt),
         "face": _digest([request.face_points, request.head_only, *(request.face or ())]),
         **_background(request),
+        **_speakers(request),
         **({"captions": _digest(burned)} if burned else {}),
         **({"lora": loras_digest(lora)} if lora else {}),  # left out without LoRAs, as in older versions
     }
@@ -49,6 +54,14 @@ def _background(request: Request) -> dict[str, str]:
         return {}
     picture = request.background_picture
     return {"background": _digest([request.background, picture and file_digest(picture)])}
+
+
+def _speakers(request: Request) -> dict[str, str]:
+    """Left out for a single speaker, as in older versions."""
+    if not request.speakers:
+        return {}
+    said = [(one.face, one.mask, one.voice and file_digest(one.voice)) for one in request.speakers]
+    return {"speakers": _digest([said, request.other_faces])}
 
 
 def run_name(made_from: Mapping[str, str], spans: Any) -> str:

@@ -15,7 +15,7 @@ from avatar.media import atomic, caption_files
 from avatar.media.side_files import COMMENT, report_path, thumbnail_path
 from avatar.request import Request
 from avatar.runtime.fingerprint import origin
-from avatar.runtime.report import RunReport
+from avatar.runtime.report import ReportedSpeaker, RunReport
 
 THUMBNAIL_PX = 480  # longest side
 
@@ -36,6 +36,9 @@ def new_report(request: Request, label: str) -> RunReport:
         face_points=request.face_points,
         head_only=request.head_only,
         face=request.face,
+        speakers=[
+            ReportedSpeaker(one.name, one.face, one.mask, one.voice is not None) for one in request.speakers
+        ],
         made_from={} if request.part else origin(request),
     )
 

@@ -63,12 +63,36 @@ class RungTaken:
     values: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ReportedSpeaker:
+    """One of several faces that spoke. name: of the recording, or of the voice in one that was split.
+
+    face, mask: see request.Speaker. speaks: False for one that only listened.
+    """
+
+    name: str
+    face: tuple[float, float, float, float]
+    mask: tuple[float, float, float, float] | None = None
+    speaks: bool = True
+
+
+@dataclass(frozen=True)
+class Upscaled:
+    """How a finished video was enlarged. by: lanczos, arnet or command. width, height: before that."""
+
+    by: str
+    width: int
+    height: int
+    took_s: float
+
+
 @dataclass
 class RunReport:
     """How a video was made; NAME.report.json beside NAME.mp4 and its thumbnail NAME.thumb.jpg.
 
     video, thumbnail, portrait, speech: file names without folders. engine: the source's label.
     created: ISO 8601, UTC. first_frame_s, first_segment_s: seconds since the run began.
+    speakers: where several faces spoke.
     frames_per_s: frames per second since the first one was requested. made_from: see origin; {} for parts.
     error_kind: the class of the error. plan: the plan at the start of the run (Plan.as_dict). memory:
     measured peaks. None means not measured.
@@ -87,6 +111,7 @@ class RunReport:
     face_points: dict[str, tuple[float, float]] | None = None
     head_only: bool = False
     face: tuple[float, float, float, float] | None = None
+    speakers: list[ReportedSpeaker] = field(default_factory=list)
     num_frames: int = 0
     width: int = 0
     height: int = 0
@@ -98,6 +123,7 @@ class RunReport:
     stopped: bool = False
     error: str | None = None
     error_kind: str | None = None
+    upscaled: Upscaled | None = None
     made_from: dict[str, str] = field(default_factory=dict)
     notices: list[dict[str, Any]] = field(default_factory=list)
     rungs: list[RungTaken] = field(default_factory=list)
@@ -145,6 +171,8 @@ def read_report(path: Path) -> RunReport:
         # Reports of earlier versions have only the rungs' names, and no memory.
         rungs = data.get("rungs", [])
         report.rungs = [RungTaken(one) if isinstance(one, str) else RungTaken(**one) for one in rungs]
+        report.speakers = [ReportedSpeaker(**one) for one in data.get("speakers", [])]
+        report.upscaled = Upscaled(**data["upscaled"]) if data.get("upscaled") else None
         report.memory = _memory(data["memory"]) if data.get("memory") else None
         _check(report)
         return report
@@ -189,7 +217,8 @@ def _check(report: RunReport) -> None:
     )
     keys = ("index", "peak_bytes", "total_bytes")
     planned = (gpu[key] for gpu in _planned_gpus(report) for key in keys)
-    for value in (*numbers, *planned):
+    sides = (side for one in report.speakers for side in (*one.face, *(one.mask or ())))
+    for value in (*numbers, *planned, *sides):
         if not isinstance(value, int | float | None):
             raise TypeError(f"{value!r} is no number")
     Preset.from_dict(report.preset)

@@ -10,11 +10,15 @@ from avatar.request import Request
 
 @dataclass(frozen=True)
 class RequestBundle:
-    """The contents of a request's files. carry: the previous part's file, None without one."""
+    """The contents of a request's files.
+
+    carry: the previous part's file, None without one. voices: those of several speakers.
+    """
 
     portrait: bytes
     speech: bytes
     carry: bytes | None
+    voices: tuple[bytes, ...] = ()
 
     @classmethod
     def of(cls, request: Request) -> RequestBundle:
@@ -23,6 +27,7 @@ class RequestBundle:
             request.portrait.read_bytes(),
             request.speech.read_bytes(),
             None if carry is None else carry.read_bytes(),
+            tuple(voice.read_bytes() for voice in request.voices),
         )
 
     def unpacked(self, request: Request, folder: Path) -> Request:
@@ -37,4 +42,8 @@ class RequestBundle:
                 carry.write_bytes(self.carry)
             part = replace(part, carry=carry, leave=folder / "leave" if part.leave else None)
         output = folder / request.output.name
+        voices = [folder / voice.name for voice in request.voices]
+        for place, voice in zip(voices, self.voices, strict=True):
+            place.write_bytes(voice)
+        request = request.with_voices(voices)
         return replace(request, portrait=portrait, speech=speech, work=folder, output=output, part=part)

@@ -12,6 +12,7 @@ import gradio as gr
 
 from avatar.errors import BadInput
 from avatar.media.framing import parse_picture
+from avatar.media.speaker_choice import AskedSpeakers, asked_speakers
 from avatar.settings import PICTURE, Picture, Speaking
 from avatar.ui import payloads, point_editor
 from avatar.ui.app_state import AppState
@@ -22,7 +23,7 @@ from avatar.ui.request_guard import visitor_of
 from avatar.ui.run import STATUS_EVERY_S
 from avatar.ui.speech_service import GrowingText, SpeechService, SpokenText
 from avatar.ui.typing_tab import script_of
-from avatar.ui.widgets import portrait_picker, speech_picker
+from avatar.ui.widgets import portrait_picker, speech_picker, turns_picker
 
 
 def wire(app_state: AppState) -> None:
@@ -42,6 +43,9 @@ def wire(app_state: AppState) -> None:
         captions = gr.Textbox(Speaking().captions, label="captions")
         shown = [gr.Textbox(getattr(Picture(), name), label=name) for name in PICTURE]
         behind = portrait_picker(label="background_picture")
+        speakers = gr.JSON([], label="speakers")
+        split = gr.Textbox("", label="split")
+        turns = turns_picker(label="turns")
         answer, video = gr.JSON(label="answer"), gr.File(label="video")
         sound, said = gr.File(label="speech"), gr.JSON(label="captions")
         button = gr.Button()
@@ -58,6 +62,9 @@ def wire(app_state: AppState) -> None:
         captions,
         *shown,
         behind,
+        speakers,
+        split,
+        turns,
     ]
     shared: dict[str, Any] = {"api_visibility": "public", "concurrency_limit": None}
     button.click(reports_errors(endpoints.generate), given, video, api_name="generate", **shared)
@@ -96,6 +103,9 @@ class Endpoints:
         extend: Any = None,
         background: Any = None,
         background_picture: str | None = None,
+        speakers: Any = None,
+        split: Any = None,
+        turns: str | None = None,
     ) -> Iterator[Any]:
         """Generate a video of the portrait speaking; settings by name, as in a preset's file.
 
@@ -105,6 +115,11 @@ class Endpoints:
         aspect, extend: which part of the portrait is shown, as on the command line. background: what is
         behind the person; or background_picture, an uploaded file. A transparent video comes as a .webm.
 
+        speakers: where several faces speak, a list of up to four objects, each with a face and its audio, an
+        uploaded file; speech is then left out. split: "stereo" where the left and the right channel of the
+        speech are two voices; or turns, an uploaded list that says who speaks when. Then speakers may have a
+        label, "left", "right" or a name, instead of audio. mask: see the command line.
+
         A portrait in which no face is found needs face_points, or head_only, which keeps the mouth shut.
         """
         language = language_of(request)
@@ -112,14 +127,20 @@ class Endpoints:
         head_only = payloads.truth(head_only, "head_only")
         behind = payloads.background(background, background_picture)
         picture = parse_picture(face=face, framing=framing, aspect=aspect, extend=extend, **behind)
-        if not portrait or not (speech or words):
+        several = asked_speakers(
+            payloads.speakers(speakers, self._find), payloads.split(split, turns), recording=bool(speech)
+        )
+        if several is not None and words:
+            raise BadInput("Both speakers and a text were given.", "Each speaker needs a recording.")
+        own = several is not None and not several.split
+        if not portrait or not (speech or words or own):
             raise BadInput(text("no_portrait" if not portrait else "no_speech", language))
         if speech and words:
             raise BadInput("Both speech and a text were given.", "Give only one of them.")
         visitor = visitor_of(request)
         self.app_state.job_queue.check_not_full(visitor)
         said: SpokenText | GrowingText | None = None
-        if not speech:
+        if not speech and not own:
             script = script_of(words, voice, speed, captions, language)
             may_grow = partial(self.app_state.may_grow, preset, settings)
             for step in self._speech_service.begin(script, visitor, may_grow):
@@ -128,10 +149,9 @@ class Endpoints:
             assert said is not None, "a text that is spoken comes last"
             speech = str(said.path)
         growing = said if isinstance(said, GrowingText) else None
+        asked = (preset, settings, prompt, face_points, head_only, picture, several)
         try:
-            run = yield from self._submitted(
-                portrait, speech, said, visitor, preset, settings, prompt, face_points, head_only, picture
-            )
+            run = yield from self._submitted(portrait, speech, said, visitor, *asked)
         except BaseException:
             if growing is not None:
                 growing.close()
@@ -160,21 +180,23 @@ class Endpoints:
         face_points: dict[str, tuple[float, float]] | None,
         head_only: bool,
         picture: Picture,
+        several: AskedSpeakers | None,
     ) -> Generator[Any, None, QueuedRun]:
         """Read the files, and queue the run. Raises: AvatarError."""
-        assert speech, "looked at before"
         growing = said if isinstance(said, GrowingText) else None
         reader = self.app_state.reader(visitor)
-        for _ in reader.ahead(Path(portrait), None if growing else Path(speech), STATUS_EVERY_S):
-            yield gr.skip()  # so that Gradio can end this once the client has disconnected
-        asked = face_points or head_only or picture.face
+        heard: list[Path | None] = [None if growing else Path(speech)] if speech else []
+        for path in (*heard, *(several.recordings if several else ())):
+            for _ in reader.ahead(Path(portrait), path, STATUS_EVERY_S):
+                yield gr.skip()  # so that Gradio can end this once the client has disconnected
+        asked = face_points or head_only or picture.face or several
         if not asked and self.app_state.resolved(preset).engine == "preview":
             limits = self.app_state.limits
             found = point_editor.look_at(Path(portrait), self.app_state.examples, limits, reader=reader)
             face_points = dict(found.points) if found.verdict == "placed" and found.points else None
         return self.app_state.submit(
             Path(portrait),
-            Path(speech),
+            Path(speech) if speech else None,
             preset,
             settings,
             prompt=prompt,
@@ -187,6 +209,7 @@ class Endpoints:
             spoken=said.script.digest if said else "",
             burn_captions=said is not None and said.script.speaking.captions == "burned",
             picture=picture,
+            speakers=several,
         )
 
     def speak(self, request: gr.Request, words: Any, voice: Any, speed: Any) -> Iterator[Any]:
@@ -201,6 +224,10 @@ class Endpoints:
     def voices(self, request: gr.Request) -> list[dict[str, Any]]:
         """Every voice: who it is, which languages it reads, what its first use downloads, what is missing."""
         return [asdict(voice) for voice in self._speech_service.every_voice()]
+
+    def _find(self, path: object) -> Path:
+        assert self.app_state.uploads is not None, "the server has a folder for them"
+        return self.app_state.uploads.find(path)
 
     @property
     def _speech_service(self) -> SpeechService:

@@ -27,6 +27,7 @@ from avatar.media.growing import can_grow
 from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
 from avatar.media.readers import Reader
+from avatar.media.speaker_choice import AskedSpeakers
 from avatar.planning.gauges import Gauges
 from avatar.planning.plan import Plan
 from avatar.planning.verdict import Verdict, judge, require, resolve
@@ -212,10 +213,10 @@ class AppState:
         """The names of FORM, and "prompt", that the preset's engine can honour."""
         return {name for name in (*FORM, "prompt") if not refusal(preset.engine, name)}
 
-    def _require(self, preset: Preset) -> None:
+    def _require(self, preset: Preset, num_speakers: int = 1) -> None:
         """Refuse a preset that cannot run here or on the ranks attached to. Raises: AvatarError."""
         if preset.name != self.attached:
-            require(preset, self.inventory(), self.presets)
+            require(preset, self.inventory(), self.presets, num_speakers=num_speakers)
 
     def plan(self, preset: Preset) -> tuple[Plan | None, str]:
         """What a preset will hold on each device, and why it cannot run here ("" if it can)."""
@@ -229,7 +230,7 @@ class AppState:
     def submit(
         self,
         portrait: Path,
-        speech: Path,
+        speech: Path | None,
         name: str,
         settings: Mapping[str, Any],
         *,
@@ -246,9 +247,11 @@ class AppState:
         spoken: str = "",
         growing: GrowingText | None = None,
         picture: Picture | None = None,
+        speakers: AskedSpeakers | None = None,
     ) -> QueuedRun:
         """Check everything that can be checked, and queue the request. Raises: AvatarError.
 
+        speakers: where several faces speak; speech is then the recording that is split, or None.
         owner, visitor, visit: see Requester; the owner by its secret. growing: the speech's voice, if it goes
         on speaking; the run ends it.
         """
@@ -257,7 +260,7 @@ class AppState:
 
         preset = self.with_settings(name, settings)
         refuse_settings(preset.engine, picture.demands if picture else ())
-        self._require(preset)
+        self._require(preset, speakers.num_speakers if speakers else 1)
         prompt = prompt.strip() or preset.generation.prompt  # the page shows the preset's own in an empty box
         draft = self.gallery.draft()
         work = Path(tempfile.mkdtemp(prefix="run-", dir=self.scratch))
@@ -282,6 +285,7 @@ class AppState:
                 growing=growing.voicing.journal if growing else None,
                 picture_settings=picture,
                 finder=Finder(),
+                speakers=speakers,
             )
             settings, ledger = used_settings(name, request), None
             requester = Requester(owner_hash(owner), visitor, visit, portrait, speech)
@@ -339,7 +343,7 @@ class AppState:
                 growing=growing.voicing.journal if growing else None,
                 most=math.ceil(self.limits.max_speech_s * FPS),
             )
-            self._require(request.preset)
+            self._require(request.preset, request.num_speakers)
             ledger = ledger or self._parts(draft, request)
             about = self.gallery.about(draft)
             requester = Requester(about.owner_hash, visitor, visit)

@@ -11,10 +11,10 @@ from avatar.errors import BadInput
 from avatar.runtime.gallery import GalleryEntry
 from avatar.settings import FORM, SETTINGS
 from avatar.ui.app_state import AppState
-from avatar.ui.language import Language, text
+from avatar.ui.language import Language, choices_of, text
 
 MOST_WORDS = 4  # differences named in a label
-SAME_FOR_PRESETS = ("seed", "trim")  # form settings that apply when presets are compared
+SAME_FOR_PRESETS = ("seed", "trim", "motion")  # form settings that apply when presets are compared
 
 Choice = tuple[str, str]  # the label shown, and the value
 
@@ -56,7 +56,7 @@ def value_choices(app_state: AppState, name: str, language: Language) -> list[Ch
         steps = round((options["maximum"] - options["minimum"]) / options["step"])
         values = [setting.kind(options["minimum"] + at * options["step"]) for at in range(steps + 1)]
         return [(str(value), str(value)) for value in values]
-    return [(value, value) for value in options.get("choices", ())]
+    return choices_of(name, options.get("choices", ()), language)
 
 
 def own_value(app_state: AppState, preset: str, form: Sequence[Any], name: str) -> str:

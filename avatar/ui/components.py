@@ -56,5 +56,6 @@ class PageComponents:
     gauges: gr.HTML
     gallery: gr.HTML
     compare: dict[str, Any]
+    speakers: dict[str, Any]
     saved: gr.BrowserState
     owner: gr.State

@@ -16,11 +16,12 @@ from avatar.media.speech_reader import Speech
 from avatar.preset import Preset
 from avatar.runtime.gallery import owner_hash
 from avatar.settings import FORM
-from avatar.ui import compare_section, framing_panel, live_tab, point_editor
+from avatar.ui import compare_section, framing_panel, live_tab, point_editor, speakers_panel
 from avatar.ui.app_state import AppState, flat
 from avatar.ui.compare_panel import ComparePanel
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reports_errors
+from avatar.ui.form import form_choices
 from avatar.ui.jobs_panel import JobsPanel
 from avatar.ui.language import Language, language_of, notice_words, text
 from avatar.ui.model_button import ModelButton
@@ -73,9 +74,10 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     loaded = demo.load(reports_errors(page.opened), [p.saved], opened, **direct)
     demo.unload(page.closed)
     seen = [p.portrait, p.points, p.shape, p.presets, p.plan, p.notices]
-    p.portrait.change(
+    portrait_seen = p.portrait.change(
         reports_errors(page.portrait_changed), [p.portrait, p.preset, p.points, *form], seen, **queued
     )
+    speakers_panel.wire(page.generate.speakers, portrait_seen, queued)
     p.points.input(
         reports_errors(page.framing_changed),
         [p.portrait, p.preset, p.points, *form],
@@ -384,7 +386,12 @@ class PageCallbacks:
         chosen = {key: value for key, value in (settings or {}).items() if key in offered}
         values = {key: _usable(resolved, key, chosen.get(key), own[key]) for key in FORM}
         form = {
-            part: gr.update(value=values[key], visible=key in offered, interactive=key in offered)
+            part: gr.update(
+                value=values[key],
+                visible=key in offered,
+                interactive=key in offered,
+                **form_choices(key, language),
+            )
             for key, part in p.form.items()
         }
         note = "" if set(FORM) <= offered else f'<p class="muted">{text("advanced_unused", language)}</p>'

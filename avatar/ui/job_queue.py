@@ -21,9 +21,10 @@ from avatar.media.atomic import disk_error
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
 from avatar.request import Request
-from avatar.runtime.engine import Engine
+from avatar.runtime.engine import Engine, warm_up
 from avatar.runtime.gallery import About, Gallery, GalleryEntry
 from avatar.runtime.rescued_files import kept_in_words
+from avatar.runtime.upscaled_video import UpscaledVideo
 from avatar.ui.queued_run import KeptVideo, QueuedRun, Requester, RunningVoice, WaitingInQueue
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class JobQueue:
         self.per_visitor = per_visitor
         self.on_start: Callable[[], None] | None = None  # called when a run's turn has come
         self.on_plan: Callable[[Plan], None] | None = None  # called with the plan, again after each rung
+        self.upscale_with: tuple[str, ...] = ()  # words of the owner's command for upscale 1080p
         self._open_engine = open_engine
         self._engine: Engine | None = None
         self._engine_models: Hashable = None  # which the open engine has loaded
@@ -243,6 +245,7 @@ class JobQueue:
         engine = self._engine_for(run.request.preset)
         if run.ledger is not None:
             engine = LongVideo([engine], run.ledger, keep_segments=True)
+        engine = UpscaledVideo(engine, self.upscale_with)
         if run.cancelled.is_set():
             raise Cancelled("Stopped before the first frame.")
         run.engine = engine
@@ -308,10 +311,7 @@ class JobQueue:
 
     def _warm(self, preset: Preset) -> None:
         try:
-            engine = self._engine_for(preset)
-            warm = getattr(engine, "warm", None)
-            if warm is not None:
-                warm()
+            warm_up(self._engine_for(preset))
         except AvatarError as error:  # reported again, on a page, when a run needs the engine
             log.warning("the engine could not be opened ahead of time: %s", error)
 

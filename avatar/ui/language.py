@@ -7,7 +7,7 @@ Accept-Language, which browsers send from the same setting.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import gradio as gr
 from starlette.requests import HTTPConnection
@@ -27,6 +27,13 @@ def text(key: str, language: Language, **values: object) -> str:
     """The text of a key, with {names} filled in. Raises: KeyError for an unknown key."""
     words = TEXT[key][1 if language == "zh" else 0]
     return words.format(**values) if values else words
+
+
+def choices_of(name: str, values: Iterable[str], language: Language) -> list[tuple[str, str]]:
+    """A dropdown's choices for a setting's values: the label shown, and the value."""
+    return [
+        (text(f"{name}_{value}", language) if f"{name}_{value}" in TEXT else value, value) for value in values
+    ]
 
 
 def notice_words(code: str, english: str, values: Mapping[str, object], language: Language) -> str:

@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from avatar.errors import AvatarError, BadInput
-from avatar.live.portrait_intake import open_live_request
+from avatar.live.portrait_intake import moving, open_live_request
 from avatar.live.session_queue import LiveQueueFull, Ticket
 from avatar.live.state import LiveState, OpenSession
 from avatar.live.transports.webrtc import MOST_SDP_BYTES, Peer
@@ -112,8 +112,11 @@ def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
 
 
 def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], visitor: str) -> Ticket:
-    """A ticket for the session requested in asked: portrait (an upload's path), head_only, owner, face,
-    framing, aspect, extend, background or background_picture (an upload's path). Raises: AvatarError."""
+    """A ticket for the session requested in asked.
+
+    asked: portrait (an upload's path), head_only, owner, face, framing, aspect, extend, background or
+    background_picture (an upload's path), motion. Raises: AvatarError.
+    """
     from avatar.preview.face_finder import Finder  # imports OpenCV and the face models; only for a session
 
     state.session_queue.check_not_full(visitor)
@@ -130,10 +133,11 @@ def begin_session(app_state: AppState, state: LiveState, asked: dict[str, Any], 
     given = {name: asked.get(name) for name in PICTURE}
     given |= payloads.background(given.pop("background"), behind)
     picture = parse_picture(**{**given, "face": face_words(given["face"])})
-    refuse_settings(state.options.preset.engine, picture.demands)
+    preset = moving(state.options.preset, asked.get("motion"))
+    refuse_settings(preset.engine, picture.demands)
     request = open_live_request(
         Path(portrait),
-        state.options.preset,
+        preset,
         app_state.scratch,
         head_only=asked.get("head_only") is True,
         face_points=asked.get("points") if isinstance(asked.get("points"), dict) else None,

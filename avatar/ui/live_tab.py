@@ -11,7 +11,8 @@ from typing import Any
 import gradio as gr
 
 from avatar.errors import AvatarError, BadInput
-from avatar.live.portrait_intake import open_live_request
+from avatar.live.portrait_intake import moving, open_live_request
+from avatar.preset import Preset
 from avatar.runtime.gallery import owner_hash
 from avatar.settings import Picture
 from avatar.ui import framing_panel, point_editor
@@ -66,7 +67,9 @@ class LivePanel:
         chat = state.options.chat is not None
         label = "preview" if state.options.preset.engine == "preview" else ""
         return {
-            self.parts.live_panel: render_live(language, voices, chat, label, self.app_state.root),
+            self.parts.live_panel: render_live(
+                language, voices, chat, label, self.app_state.root, state.options.preset.generation.motion
+            ),
             self.parts.live_ticket: "",
         }
 
@@ -83,7 +86,8 @@ class LivePanel:
         if state is None or action != "begin":
             raise BadInput(text("gone", language))
         try:
-            return self._begun(request, language, portrait, mapping(asked), owner, number)
+            preset = moving(state.options.preset, mapping(event._data).get("motion"))
+            return self._begun(request, language, portrait, mapping(asked), owner, number, preset)
         except AvatarError as error:
             return {p.live_ticket: _ticket(number, error=message_of(error, language))}
 
@@ -108,13 +112,14 @@ class LivePanel:
         asked: Mapping[str, Any],
         owner: str,
         number: str,
+        preset: Preset,
     ) -> Updates:
         p, app_state, state = self.parts, self.app_state, self.app_state.live
         assert state is not None
         path = Path(portrait) if portrait else state.options.portrait
         if path is None:
             raise BadInput(text("no_portrait", language))
-        visitor, preset = visitor_of(request), state.options.preset
+        visitor = visitor_of(request)
         state.session_queue.check_not_full(visitor)
         reader = app_state.reader(visitor)
         own = Picture() if portrait else state.options.picture

@@ -10,7 +10,7 @@ from gradio.utils import get_upload_folder
 
 from avatar.checkpoints.lora_files import known_loras
 from avatar.settings import FORM, SETTINGS, refusal
-from avatar.ui import compare_section, jobs_panel, point_editor, typing_tab
+from avatar.ui import compare_section, jobs_panel, point_editor, speakers_panel, typing_tab
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.language import browser_table
@@ -133,6 +133,7 @@ def _inputs(app_state: AppState) -> dict[str, Any]:
             parts["video"] = video_button(word("speech_video"), size="sm", elem_id="speech-video")
             parts["several"] = several_button(word("several"), size="sm", elem_id="speech-several")
     parts["points"] = point_editor.editor("points")
+    parts["speakers"] = speakers_panel.section()
     parts["prompt"] = gr.Textbox(
         label=word("prompt"),
         placeholder=word("prompt_hint"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from avatar.errors import BadInput
+from avatar.media.speaker_choice import STEREO, AskedSpeaker, speaker_of
 from avatar.request import KEEP, PICTURE_FILE
+from avatar.validation import shown
 
 
 def pressed(event: gr.EventData) -> tuple[str, str]:
@@ -79,6 +82,39 @@ def background(word: Any, picture: Any) -> dict[str, Any]:
     if word not in (None, "", KEEP, PICTURE_FILE):
         raise BadInput("Both a background and a picture for it were given.", "Give only one of them.")
     return {"background": picture, "files": True}
+
+
+def speakers(value: Any, find: Callable[[object], Path]) -> list[AskedSpeaker]:
+    """Speakers as a list of objects, whose recordings are uploads. find: the file of an uploaded path.
+
+    Raises: BadInput, NotUploaded.
+    """
+    if value is None or value == {}:
+        return []
+    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
+        raise BadInput(
+            "The speakers are not a JSON list of objects.",
+            'Give each a face and a recording: [{"face": 1, "audio": handle_file("anna.wav")}, …].',
+        )
+    found = []
+    for one in value:
+        audio = one.get("audio")
+        path = None if audio is None else find(mapping(audio).get("path"))
+        others = {str(key): part for key, part in one.items() if key != "audio"}
+        found.append(speaker_of({**others, **({} if path is None else {"audio": str(path)})}))
+    return found
+
+
+def split(word: Any, turns: Any) -> str | None:
+    """How one recording is split: STEREO, or the path of an uploaded list of turns; None where it is not.
+
+    turns: checked to be an upload. Raises: BadInput.
+    """
+    if word not in (None, "", STEREO):
+        raise BadInput(f"split is {shown(word)}.", "Give stereo, or upload a list of turns as turns.")
+    if turns and word:
+        raise BadInput("Both split and turns were given.", "Give only one of them.")
+    return turns or word or None
 
 
 def truth(value: Any, name: str) -> bool:

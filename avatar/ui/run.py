@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import gradio as gr
 
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Finished, Notice, PartDone, Phase, Progress, Segment
+from avatar.media.speaker_choice import AskedSpeakers
+from avatar.preset import Preset
 from avatar.runtime.gallery import owner_hash
 from avatar.speech.narration import Narrator
 from avatar.ui import framing_panel, point_editor
@@ -26,6 +28,7 @@ from avatar.ui.panels.gallery import render_gallery
 from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
 from avatar.ui.payloads import mapping, pressed
 from avatar.ui.request_guard import visitor_of
+from avatar.ui.speakers_panel import SpeakersPanel
 from avatar.ui.speech_service import GrowingText, SpokenText
 from avatar.ui.typing_tab import TYPE, TypingPanel
 from avatar.ui.uploads import NotUploaded
@@ -44,6 +47,7 @@ class Generate:
     def __init__(self, parts: PageComponents, app_state: AppState, visits: PageRuns) -> None:
         self.parts = parts
         self.typing = TypingPanel(parts, app_state)
+        self.speakers = SpeakersPanel(parts, app_state)
         self.app_state = app_state
         self.visits = visits
 
@@ -51,7 +55,8 @@ class Generate:
     def inputs(self) -> list[Any]:
         p = self.parts
         typed = self.typing.inputs
-        return [p.portrait, p.speech, p.prompt, p.preset, p.points, p.owner, *typed, *p.form.values()]
+        given = [p.portrait, p.speech, p.prompt, p.preset, p.points, p.owner]
+        return [*given, *typed, *p.form.values(), *self.speakers.inputs]
 
     @property
     def outputs(self) -> list[Any]:
@@ -68,16 +73,20 @@ class Generate:
             raise BadInput(text("no_portrait", language))
         self.app_state.job_queue.check_not_full(visitor_of(request))
         said: SpokenText | GrowingText | None = None
-        if source == TYPE:
+        several = self._several(values, True, language)
+        own = several is not None and not several.split
+        if several is not None and not own and source == TYPE:
+            raise BadInput(text("speakers_no_text", language))
+        if source == TYPE and not own:
             said = yield from self._begun(request, *values)
             speech = str(said.path)
-        if not speech:
+        if not speech and not own:
             raise BadInput(text("no_speech", language))
         kept: list[SpokenText] = []
         try:
             if isinstance(said, GrowingText):
                 self.typing.speech_service.keep_when_over(said, visitor_of(request), kept.append)
-            run = yield from self.submit(request, speech, *values, said=said)
+            run = yield from self.submit(request, None if own else speech, *values, said=said)
         except BaseException:
             if isinstance(said, GrowingText):
                 said.close()
@@ -106,11 +115,16 @@ class Generate:
         return said
 
     def submit(
-        self, request: gr.Request, speech: str, *values: Any, said: SpokenText | GrowingText | None = None
+        self,
+        request: gr.Request,
+        speech: str | None,
+        *values: Any,
+        said: SpokenText | GrowingText | None = None,
     ) -> Generator[Updates, None, QueuedRun | None]:
         """Queue a run for one speech and the page's other inputs; None if the page asks about the portrait.
 
-        values: of `inputs`. said: the spoken text, if the speech was typed. Raises: AvatarError.
+        speech: None where faces have recordings of their own. values: of `inputs`. said: the spoken text, if
+        the speech was typed. Raises: AvatarError.
         """
         portrait, _, prompt, preset, asked, owner, _, *typed_and_form = values
         asked, form, language = mapping(asked), typed_and_form[5:], language_of(request)
@@ -118,11 +132,20 @@ class Generate:
             raise BadInput(text("no_portrait", language))
         visitor = visitor_of(request)
         self.app_state.job_queue.check_not_full(visitor)
+        several = self._several(values, speech is not None, language)
+        if several is not None and not several.split and speech is not None:  # of a row of recordings
+            raise BadInput(text("speakers_no_queue", language))
         reader = self.app_state.reader(visitor)
         growing = said if isinstance(said, GrowingText) else None
-        for _ in reader.ahead(Path(portrait), None if growing else Path(speech), STATUS_EVERY_S):
-            yield {self.parts.status: gr.skip()}  # so that Gradio can end this once the page is gone
-        if self.app_state.resolved(preset).engine == "preview" and not _answers(asked, portrait):
+        recordings: list[Path | None] = [] if speech is None else [None if growing else Path(speech)]
+        for recording in (*recordings, *(several.recordings if several else ())):
+            for _ in reader.ahead(Path(portrait), recording, STATUS_EVERY_S):
+                yield {self.parts.status: gr.skip()}  # so that Gradio can end this once the page is gone
+        if (
+            several is None
+            and self.app_state.resolved(preset).engine == "preview"
+            and not _answers(asked, portrait)
+        ):
             look = point_editor.look_at(
                 Path(portrait), self.app_state.examples, self.app_state.limits, reader=reader
             )
@@ -134,13 +157,12 @@ class Generate:
             asked = question["value"]
         return self.app_state.submit(
             Path(portrait),
-            Path(speech),
+            None if speech is None else Path(speech),
             preset,
             self.app_state.form_settings(preset, form),
             prompt=prompt or "",
-            face_points=framing_panel.answer(asked),
-            head_only=point_editor.head_only(asked),
-            picture=framing_panel.picture_settings(asked),
+            **_of_portrait(asked, several is not None),
+            speakers=_drawn_for(several, self.app_state.resolved(preset)),
             owner=owner,
             visitor=visitor,
             visit=request.session_hash or "",
@@ -150,6 +172,11 @@ class Generate:
             spoken=said.script.digest if said else "",
             burn_captions=said is not None and said.script.speaking.captions == "burned",
         )
+
+    def _several(self, values: Sequence[Any], recording: bool, language: Language) -> AskedSpeakers | None:
+        """Who speaks where several faces do. values: of `inputs`. Raises: BadInput."""
+        given = values[len(self.inputs) - len(self.speakers.inputs) :]
+        return self.speakers.asked(values[4], given, recording, language)
 
     def resume(self, request: gr.Request, event: gr.EventData, owner: str) -> Iterator[Updates]:
         """Resume an unfinished video, on a press in the gallery. Raises: AvatarError."""
@@ -349,6 +376,25 @@ class Generate:
         entries = app_state.gallery.entries(app_state.owner(owner))
         reports = {entry.id: report for entry in entries if (report := entry.run_report()) is not None}
         return render_gallery(entries, language, app_state.url, app_state.gallery.max_age_s, reports)
+
+
+def _of_portrait(asked: Mapping[str, Any], several: bool) -> dict[str, Any]:
+    """What the portrait's panel says of a run. several: the section of speakers says which faces speak."""
+    picture = framing_panel.picture_settings(asked)
+    if several:
+        return {"picture": replace(picture, face="")}
+    return {
+        "face_points": framing_panel.answer(asked),
+        "head_only": point_editor.head_only(asked),
+        "picture": picture,
+    }
+
+
+def _drawn_for(several: AskedSpeakers | None, preset: Preset) -> AskedSpeakers | None:
+    """The speakers; without the areas that were drawn for them where the engine has no use of areas."""
+    if several is None or preset.engine != "preview":
+        return several
+    return replace(several, speakers=tuple(replace(one, mask=None) for one in several.speakers))
 
 
 def _status(run: QueuedRun) -> Status:

@@ -19,7 +19,7 @@ from avatar.ui.uploads import NotUploaded, Uploads
 
 log = logging.getLogger(__name__)
 
-PICKERS = (gr.Image, gr.Audio, gr.UploadButton)
+PICKERS = (gr.Image, gr.Audio, gr.UploadButton, gr.File)
 
 
 class GuardedBlocks(gr.Blocks):
@@ -104,6 +104,13 @@ def video_button(label: Any, **options: Any) -> gr.UploadButton:
     button = gr.UploadButton(label, file_types=["video", *SPEECH_SUFFIXES], **options)
     button.preprocess = _path  # type: ignore[method-assign]
     return button
+
+
+def turns_picker(**options: Any) -> gr.File:
+    """A picker of a list of turns: who speaks when."""
+    picker = gr.File(file_types=[".txt", ".csv", ".tsv", ".rttm"], height=90, **options)
+    picker.preprocess = _path  # type: ignore[method-assign]
+    return picker
 
 
 def several_button(label: Any, **options: Any) -> gr.UploadButton:

@@ -27,6 +27,7 @@ PORTRAIT = ROOT / "assets" / "portraits" / "mara.png"
         (["--image", str(PORTRAIT), "--background", "transparent"], "A live session cannot be transparent"),
         (["--image", str(PORTRAIT), "--background", "no.png"], "background is 'no.png': no colour"),
         (["--image", str(PORTRAIT), "--framing", "legs"], "head, shoulders, half, whole"),
+        (["--image", str(PORTRAIT), "--ckpt_dir", "weights"], "it uses no checkpoint"),
     ],
 )
 def test_what_cannot_be_used_is_refused_at_once(arguments, words, capsys):
@@ -44,12 +45,14 @@ def test_flags_are_passed_on_to_the_page():
         hear_url=None,
         hear_model=None,
         ice_servers=["stun:a:1", "stun:b:2"],
+        ckpt_dir=Path("weights"),
         face="0.5,0.4",
         framing="head",
     )
     said = " ".join(live.arguments(args, 7))
     assert "--chat-url http://127.0.0.1:11434/v1 --chat-model llama" in said
     assert "--live-preset live-preview" in said
+    assert f"--weights {Path('weights').resolve()}" in said
     assert said.endswith("--ice-servers stun:a:1 --ice-servers stun:b:2")
     assert "--live-face 0.5,0.4 --live-framing head" in said
     assert "None" not in said

@@ -289,6 +289,20 @@ def test_an_uploaded_picture_may_be_behind_a_session(client):
     assert begin(client, background="blur")
 
 
+@pytest.mark.parametrize("motion", ["wild", 5, ["calm"], {"motion": "calm"}])
+def test_a_motion_that_there_is_not_begins_no_session(client, motion):
+    answer = client.post("/live/sessions", json={"portrait": client.portrait, "motion": motion})
+    assert answer.status_code == 400
+    assert "still, calm, normal, lively" in answer.json()["error"]
+
+
+def test_a_session_moves_as_much_as_it_is_asked_to(client, state):
+    for motion in ("still", None):
+        url = begin(client, motion=motion)
+        request = state.session_queue.find(url.rpartition("/")[2]).request
+        assert request.preset.generation.motion == (motion or "normal")
+
+
 def test_a_second_visitor_is_reported_the_place_and_follows(client, state):
     first, second = begin(client), begin(client)
     with client.websocket_connect(second) as waits:
@@ -299,6 +313,22 @@ def test_a_second_visitor_is_reported_the_place_and_follows(client, state):
         reported(waits, "begun")
     assert client.post("/live/sessions", json={"portrait": client.portrait}).status_code == 200
     assert client.post("/live/sessions", json={"portrait": client.portrait}).status_code == 429
+
+
+def test_what_is_asked_while_waiting_holds_once_it_begins(client, state):
+    first, second = begin(client), begin(client)
+    with client.websocket_connect(second) as waits:
+        reported(waits, "waiting")
+        waits.send_json({"type": "hello", "rate": 48_000, "video": "raw"})
+        waits.send_json({"type": "mode", "mode": "type"})
+        waits.send_json({"type": "say", "text": "Too early."})
+        assert "not begun" in reported(waits, "notice")["text"]
+        with client.websocket_connect(first) as goes:
+            reported(goes, "begun")
+            goes.send_json({"type": "end"})
+        reported(waits, "begun")
+        assert data(waits)
+        assert state.opened(second.removeprefix("live/")).conversation.mode == "type"
 
 
 def test_a_closed_page_frees_the_engine_at_once(client, state, engines):

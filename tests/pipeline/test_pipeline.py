@@ -19,6 +19,7 @@ from avatar.errors import BadInput, Cancelled, DoesNotFit, WeightsMissing
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, SOUND_HZ, Size
 from avatar.media.intake import open_request
+from avatar.media.prompt import worded
 from avatar.media.sample_inputs import write_sample
 from avatar.model.text_encoder import TextEncoder
 from avatar.model.wav2vec2 import SpeechEncoder
@@ -120,6 +121,14 @@ def test_same_request_same_bits_also_when_the_consumer_dawdles(warm, ask, tiny_c
     assert np.array_equal(np.concatenate(slow), expected)
     assert not np.array_equal(video(warm, ask(seed=1)), expected)
     assert not np.array_equal(video(warm, ask(prompt="a robot is silent")), expected)
+
+
+def test_motion_reaches_the_model_as_words(warm, ask):
+    usual, words = video(warm, ask(0.6)), worded("a fox speaks", "lively")
+    assert np.array_equal(video(warm, ask(0.6, motion="normal")), usual)
+    lively = video(warm, ask(0.6, motion="lively"))
+    assert not np.array_equal(lively, usual)
+    assert np.array_equal(lively, video(warm, ask(0.6, prompt=words)))
 
 
 def test_a_run_leaves_no_trace_in_the_next(warm, ask, tiny_checkpoint):

@@ -22,7 +22,7 @@ from avatar.model.text_encoder import PromptTokenizer, TextWeights
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.model.weights.loading import load_transformer
 from avatar.pipeline.pipeline import DiffusionPipeline
-from avatar.preset import load_preset
+from avatar.preset import Preset, load_preset
 from tests.fixtures.single_files import SIZES, build_official, transformer_of, write_comfyui, write_gguf
 
 PRESET = load_preset("self-test")
@@ -42,14 +42,20 @@ def beside_the_lora(official: Path, folder: Path) -> Path:
     return folder
 
 
-def video_of(weights: Path, tmp_path: Path, name: str) -> np.ndarray:
+def video_of(
+    weights: Path,
+    tmp_path: Path,
+    name: str,
+    preset: Preset = PRESET,
+    source: DiffusionPipeline | None = None,
+) -> np.ndarray:
     folder = tmp_path / name
     folder.mkdir()
     portrait, speech = write_sample(folder, Size(96, 96), 0.5)
     request = open_request(
-        portrait, speech, PRESET, output=folder / "o.mp4", work=folder / "w", prompt="a fox"
+        portrait, speech, preset, output=folder / "o.mp4", work=folder / "w", prompt="a fox"
     )
-    frames = DiffusionPipeline(PRESET, weights).frames(request, lambda: False)
+    frames = (source or DiffusionPipeline(preset, weights)).frames(request, lambda: False)
     return np.concatenate([part for part in frames if isinstance(part, np.ndarray)])
 
 

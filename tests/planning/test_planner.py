@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from transformers import UMT5Config, UMT5EncoderModel
 
 from avatar.bench.rank_options import first_layers
@@ -27,15 +28,17 @@ from avatar.model.weights.loading import open_transformer
 from avatar.planning.estimates import (
     COMMUNICATION_BYTES,
     GATHERED_TEXT_BLOCKS,
+    GGUF_WORKSPACE_BYTES,
     RunShape,
     gpu_items,
     traffic_bytes,
 )
 from avatar.planning.per_rank import shares_of
-from avatar.planning.placement import ALL_ON_GPU, Placement
+from avatar.planning.placement import ALL_ON_GPU, Placement, spread
 from avatar.planning.plan import ALWAYS, DevicePlan, MemoryItem, Plan, RunPhase
 from avatar.planning.planner import USED_SHARE, largest_geometry, placements, plan
 from avatar.preset import Preset, load_preset
+from tests.fixtures.single_files import gguf_of_full_size, write_hole
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MODEL = ModelSizes.published()
@@ -299,6 +302,91 @@ def test_the_placement_does_not_depend_on_how_long_the_speech_is():
     assert short.placement == long.placement == plan(OFFLOAD, machine).placement
     assert short.gpus[0].stage_bytes(RunPhase.LISTEN) < long.gpus[0].stage_bytes(RunPhase.LISTEN)
     assert long.gpus[0] == plan(OFFLOAD, machine).gpus[0]
+
+
+@pytest.fixture(scope="module")
+def in_q4(tmp_path_factory):
+    """A full-sized checkpoint in GGUF Q4_0."""
+    return gguf_of_full_size(tmp_path_factory.mktemp("Q4_0"), GGMLQuantizationType.Q4_0)
+
+
+def test_a_gguf_files_layers_are_counted_as_they_are_stored(in_q4):
+    """Matrices in 4.5 bits, the rest in float32, and the LoRA's pairs of rank 128 in bf16."""
+    sizes = ModelSizes.of(in_q4)
+    assert replace(sizes, blocks=None) == MODEL
+    width, wide = MODEL.config.dim, MODEL.config.ffn_dim
+    pairs = 128 * 2 * (8 * 2 * width + 2 * (width + wide))
+    plain = MODEL.layers[1]
+    assert sizes.blocks.layers[1] == plain.matrices * 18 // 32 + 4 * plain.others + pairs
+    assert sizes.blocks.largest == width * wide * 18 // 32 + 128 * 2 * (width + wide)
+    assert sizes.blocks.layers[0] > sizes.blocks.layers[1]  # with its injection
+
+
+def test_the_users_loras_count_as_well(in_q4, tmp_path):
+    one = {
+        f"blocks.3.ffn.0.lora_{side}.weight": ("F32", shape)
+        for side, shape in (("A", (8, 5120)), ("B", (13824, 8)))
+    }
+    write_hole(tmp_path / "mine.safetensors", one)
+    before = ModelSizes.of(in_q4).blocks.layers
+    after = ModelSizes.of(in_q4, str(tmp_path / "mine.safetensors")).blocks.layers
+    assert [more - less for more, less in zip(after, before, strict=True)] == [
+        4 * 8 * (5120 + 13824) if index == 3 else 0 for index in range(40)
+    ]
+    assert ModelSizes.of(in_q4, "nowhere.safetensors").blocks.layers == before  # refused elsewhere, by name
+
+
+@pytest.mark.parametrize(
+    ("name", "vram_gib", "weight_dtype"),
+    [("12gb", 11.2, "fp8"), ("16gb", 15, "fp8"), ("24gb", 22, "bf16"), ("10gb", 9.2, "bf16")],
+)
+def test_layers_stay_blocks_exactly_where_only_that_fits(name, vram_gib, weight_dtype, in_q4):
+    """For every size of the host: the dequantised layers if they fit, else the blocks, else nothing."""
+    preset = load_preset(name).with_settings(weight_dtype=weight_dtype)
+    seen = []
+    for ram_gib in range(8, 64):
+        machine = Inventory.imagine(1, vram_gib, host_ram_gib=ram_gib)
+        official, blocks = plan(preset, machine), plan(preset, replace(machine, checkpoint=in_q4))
+        assert not official.placement.layers_in_blocks
+        assert blocks.placement.layers_in_blocks is (blocks.fits and not official.fits)
+        assert official.fits <= blocks.fits
+        seen.append((official.fits, blocks.fits))
+        if not blocks.placement.layers_in_blocks:
+            assert blocks == official
+            continue
+        gpu, host = (
+            {item.name: item.num_bytes for item in device.items} for device in (blocks.gpus[0], blocks.host)
+        )
+        sizes = ModelSizes.of(in_q4).blocks
+        away = spread(40, blocks.placement.layers_on_host)
+        assert host["gguf_blocks"] == sum(sizes.layers[index] for index in away)
+        assert "transformer_weights" not in host
+        assert gpu["gguf_workspace"] == GGUF_WORKSPACE_BYTES + sizes.largest
+    assert set(seen) == {(False, False), (False, True), (True, True)}
+
+
+def test_blocks_are_for_gguf_files_alone(in_q4):
+    placement = Placement(layers_on_host=20, layers_in_blocks=True)
+    with pytest.raises(BadInput, match="GGUF"):
+        plan(OFFLOAD, H200, placement)
+    run = RunShape(OFFLOAD, ModelSizes.of(in_q4), largest_geometry(OFFLOAD))
+    shares = shares_of(OFFLOAD, MODEL.config)
+    assert placements(replace(run, sizes=MODEL), shares, in_blocks=True) == []
+    choices = placements(run, shares, in_blocks=True)
+    assert all(choice.layers_in_blocks and choice.layers_on_host for choice in choices)
+    near = [traffic_bytes(run, shares, choice) for choice in choices if not choice.speech_on_cpu]
+    assert near == sorted(near)
+    stays = replace(run, preset=OFFLOAD.with_settings(offload_model=False))
+    assert placements(stays, shares, in_blocks=True) == []
+
+
+def test_a_host_without_room_gets_another_placement_first():
+    """Most layers, copied once for four blocks, cross the bus less often than the rings, but are larger."""
+    roomy, tight = (plan(OFFLOAD, Inventory.imagine(1, 30, host_ram_gib=ram)) for ram in (64, 24))
+    assert (roomy.placement.layers_on_host > 30, roomy.placement.rings_on_host) == (True, False)
+    assert roomy.host.peak_bytes > 24 * GIB
+    assert tight.fits
+    assert tight.placement == Placement(side_models_on_host=True, rings_on_host=True)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 
 from avatar.cli import main
 from avatar.commands import plan as plan_command
@@ -22,6 +24,7 @@ from avatar.planning.verdict import judge, require
 from avatar.preset import load_preset, load_presets
 from avatar.runtime import doctor
 from avatar.ui.app_state import AppState
+from tests.fixtures.single_files import gguf_of_full_size
 
 PRESETS = load_presets()
 
@@ -40,6 +43,8 @@ class Machine:
     refused: str = ""  # a preset that does not run there, and
     shortfall: str = ""  # why
     instances: bool = False
+    gguf: str = ""  # the type of the blocks, if the transformer is a GGUF file
+    in_blocks: bool = False  # whether what auto takes keeps its layers as those blocks
 
     @property
     def inventory(self) -> Inventory:
@@ -90,6 +95,19 @@ MACHINES = {
     "RTX 3080 Ti, 12 GB": Machine("12gb", cards(1, 12, AMPERE, 0.5), refused="48gb", shortfall="memory"),
     "RTX 3060, 32 GiB of RAM": Machine(
         "10gb", cards(1, 12, AMPERE), ram=31, refused="12gb", shortfall="host_ram"
+    ),
+    "RTX 3060, 32 GiB of RAM, Q4_0": Machine(
+        "12gb", cards(1, 12, AMPERE), ram=31, gguf="Q4_0", in_blocks=True, refused="48gb", shortfall="memory"
+    ),
+    "RTX 3060, 32 GiB of RAM, Q8_0": Machine(
+        "10gb", cards(1, 12, AMPERE), ram=31, gguf="Q8_0", refused="12gb", shortfall="host_ram"
+    ),
+    "RTX 3060, 64 GiB of RAM, Q4_0": Machine("12gb", cards(1, 12, AMPERE), gguf="Q4_0"),
+    "RTX 4060, 28 GiB of RAM": Machine(
+        "cpu-preview", cards(1, 7.996, ADA, 0.4), ram=27, refused="10gb", shortfall="host_ram"
+    ),
+    "RTX 4060, 28 GiB of RAM, Q4_0": Machine(
+        "8gb", cards(1, 7.996, ADA, 0.4), ram=27, gguf="Q4_0", in_blocks=True
     ),
     "RTX 4080, 16 GB": Machine("16gb", cards(1, 15.99, ADA, 0.4), refused="80gb", shortfall="memory"),
     "RTX 4000 Ada, 20 GB": Machine("16gb", cards(1, 20, ADA), refused="48gb", shortfall="memory"),
@@ -158,10 +176,18 @@ MACHINES = {
 }
 
 
+@pytest.fixture(scope="module")
+def gguf_files(tmp_path_factory):
+    """From a type of blocks to a checkpoint of full size with no numbers in it."""
+    return cache(lambda kind: gguf_of_full_size(tmp_path_factory.mktemp(kind), GGMLQuantizationType[kind]))
+
+
 @pytest.mark.parametrize("name", MACHINES)
-def test_everybody_gives_the_same_verdict(name, monkeypatch, capsys, tmp_path):
+def test_everybody_gives_the_same_verdict(name, monkeypatch, capsys, tmp_path, gguf_files):
     machine = MACHINES[name]
     inventory = machine.inventory
+    if machine.gguf:
+        inventory = replace(inventory, checkpoint=gguf_files(machine.gguf))
     monkeypatch.setattr(plan_command, "probe", lambda *_: inventory)
     monkeypatch.setattr(presets_command, "probe", lambda *_: inventory)
     monkeypatch.setattr(doctor, "probe", lambda *_: inventory)
@@ -170,7 +196,9 @@ def test_everybody_gives_the_same_verdict(name, monkeypatch, capsys, tmp_path):
 
     assert choose("auto", {}, inventory).name == machine.auto
     assert app_state.resolved("auto").name == machine.auto
-    assert printed(capsys, ["plan", "--preset", "auto", "--json"])["preset"] == machine.auto
+    by_auto = printed(capsys, ["plan", "--preset", "auto", "--json"])
+    assert by_auto["preset"] == machine.auto
+    assert by_auto["placement"]["layers_in_blocks"] is machine.in_blocks
     monkeypatch.setattr(doctor, "missing_libraries", lambda _: [])
     diagnosis = doctor.examine()
     judged = diagnosis.judged

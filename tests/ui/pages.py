@@ -17,6 +17,7 @@ from avatar.ui.components import PageComponents
 from avatar.ui.job_queue import JobQueue
 from avatar.ui.page_runs import PageRuns
 from avatar.ui.run import Generate
+from avatar.ui.speakers_panel import NAMES as SPEAKERS
 from avatar.ui.uploads import Uploads
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -54,7 +55,8 @@ class Page:
             keep_running_s=keep_running_s,
         )
         names = dict.fromkeys(PageComponents.__dataclass_fields__, "")
-        parts = SimpleNamespace(**{name: name for name in names} | {"form": {name: name for name in FORM}})
+        named = {"form": {name: name for name in FORM}, "speakers": {name: name for name in SPEAKERS}}
+        parts = SimpleNamespace(**{name: name for name in names} | named)
         self.visits = PageRuns(self.app_state)
         self.generate = Generate(parts, self.app_state, self.visits)  # type: ignore[arg-type]
 
@@ -64,13 +66,15 @@ class Page:
         asked: Any = None,
         visit: str = "v",
         typed: tuple[Any, ...] = ("upload", "", "heart", 1.0, "file", None),
-        speech: Path = SPEECH,
+        speech: Path | None = SPEECH,
+        speakers: tuple[Any, ...] = (),
         **form: Any,
     ) -> Iterator:
         request = request_of(visit)
         values = {**flat(self.app_state.resolved("auto")), **form}
-        given = [str(portrait) if portrait else None, str(speech), "", "auto", asked, "me", *typed]
-        return self.generate.press(request, *given, *(values[name] for name in FORM))
+        files = [None if path is None else str(path) for path in (portrait, speech)]
+        given = [*files, "", "auto", asked, "me", *typed, *(values[name] for name in FORM)]
+        return self.generate.press(request, *given, *speakers)
 
 
 def updates_of(updates: list[dict], name: str) -> list[Any]:

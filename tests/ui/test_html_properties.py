@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from avatar.ui import jobs_panel, point_editor
+from avatar.ui import jobs_panel, point_editor, speakers_panel
 
 
 def test_no_property_is_taken_for_an_event() -> None:
     """Gradio takes quoted words of a script for events, and sends those instead of properties."""
     editor = point_editor.editor("points")
-    for component in (editor, jobs_panel.panel()):
+    for component in (editor, jobs_panel.panel(), speakers_panel.areas()):
         assert [name for name in component.props if hasattr(component, name)] == []
     assert {"image", "words", "placed"} <= editor.props.keys()

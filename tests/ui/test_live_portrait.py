@@ -19,6 +19,7 @@ from avatar.settings import Picture
 from avatar.ui import point_editor
 from avatar.ui.examples import Examples
 from avatar.ui.live_tab import LivePanel
+from avatar.ui.panels.live import render_live
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "preview"))
 from pictures import bystander
@@ -32,7 +33,9 @@ def two(tmp_path: Path) -> Path:
     return tmp_path / "us.png"
 
 
-def begun(folder: Path, options: Any, portrait: Path | None, asked: Any) -> LiveRequest:
+def begun(
+    folder: Path, options: Any, portrait: Path | None, asked: Any, motion: str | None = None
+) -> LiveRequest:
     """The request of a session that begins with this portrait."""
     taken: list[LiveRequest] = []
 
@@ -49,7 +52,7 @@ def begun(folder: Path, options: Any, portrait: Path | None, asked: Any) -> Live
         scratch=folder,
     )
     panel = LivePanel(SimpleNamespace(live_ticket="ticket", points="points"), app_state)
-    event = SimpleNamespace(_data={"action": "begin", "id": 1})
+    event = SimpleNamespace(_data={"action": "begin", "id": 1, "motion": motion})
     request = gr.Request()
     request.kwargs = {"headers": {}}
     request.client = SimpleNamespace(host="127.0.0.1")
@@ -80,3 +83,16 @@ def test_the_page_chooses_of_a_visitors_portrait(two: Path, tmp_path: Path) -> N
         assert shown.width / shown.height == pytest.approx(16 / 9, rel=0.01)
         box = request.face
     assert (box[0] + box[2]) / 2 == pytest.approx(0.5 + (443 / 512 - 0.5) * 9 / 16, abs=0.02)
+
+
+def test_a_session_of_the_page_moves_as_the_visitor_chooses(two: Path, tmp_path: Path) -> None:
+    for motion, expected in (("lively", "lively"), (None, "normal"), ("", "normal")):
+        request = begun(tmp_path, options(two, face="2"), None, None, motion)
+        assert request.preset.generation.motion == expected
+
+
+def test_the_live_tab_offers_motions_and_begins_with_the_servers() -> None:
+    for language, word in (("en", "lively"), ("zh", "生动")):
+        shown = render_live(language, (), False, "", "", "lively")
+        assert f'<option value="lively" selected>{word}</option>' in shown
+        assert shown.count(" selected") == 1

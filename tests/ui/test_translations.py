@@ -65,6 +65,7 @@ def test_no_words_lie_idle():
     source += (UI / "static" / "points.js").read_text(encoding="utf-8")
     # Keys that the code composes.
     made = ("phase_", "error_", "points_", "source_", "captions_", "framing_", "aspect_", "background_")
+    made += ("motion_", "upscale_")
     source = source.replace("'", '"')
     idle = [key for key in TEXT if f'"{key.removesuffix("_info")}"' not in source]
     assert [

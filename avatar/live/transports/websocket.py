@@ -57,6 +57,8 @@ class LiveSocket:
         self._socket, self._state, self._opened, self._words = socket, state, opened, words
         self._microphone = Microphone()
         self._viewer: _Viewer | None = None
+        self._video = "none"  # this and the mode may be asked for while waiting
+        self._mode: Mapping[str, Any] | None = None
         self._sent = asyncio.Lock()
         self._arrivals: deque[float] = deque(maxlen=MOST_MESSAGES_PER_S)
         self._sound_budget, self._budget_at = MOST_SOUND_BYTES_PER_S, time.monotonic()
@@ -98,7 +100,10 @@ class LiveSocket:
         chat = self._state.options.chat is not None
         await self._send_json({"type": "begun", "fps": FPS, "hz": SOUND_HZ, "ice": ice, "chat": chat})
         self._viewer = viewer = _Viewer(asyncio.get_running_loop())
+        viewer.show_as(self._video)
         session.watch(viewer)
+        if self._mode is not None:
+            await self._take(self._mode)
         while True:
             await viewer.woken.wait()
             viewer.woken.clear()
@@ -128,13 +133,7 @@ class LiveSocket:
             if not self._within_rate(size if data is not None else 0):
                 await self._close(POLICY, self._words.text("live_too_fast"))
                 return
-            try:
-                if data is not None:
-                    self._hear(data)
-                else:
-                    await self._obey(self._parsed(said or ""))
-            except AvatarError as error:
-                await self._send_json({"type": "notice", "code": "error", "text": self._words.error(error)})
+            await self._take(data if data is not None else said or "")
 
     def _within_rate(self, sound_bytes: int) -> bool:
         now = time.monotonic()
@@ -162,6 +161,16 @@ class LiveSocket:
             if len(samples):
                 conversation.hear(samples)
 
+    async def _take(self, message: bytes | str | Mapping[str, Any]) -> None:
+        """Hear sound, or carry out a message, or say why not."""
+        try:
+            if isinstance(message, bytes):
+                self._hear(message)
+            else:
+                await self._obey(self._parsed(message) if isinstance(message, str) else message)
+        except AvatarError as error:
+            await self._send_json({"type": "notice", "code": "error", "text": self._words.error(error)})
+
     async def _obey(self, message: Mapping[str, Any]) -> None:
         """Carry out a message. Raises: AvatarError."""
         kind = message["type"]
@@ -173,13 +182,17 @@ class LiveSocket:
             return
         if kind == "hello":
             self._microphone = Microphone(int(_number(message, "rate", 16_000)))
-        conversation = self._state.conversation(self._opened)
-        if conversation is None:
+        if kind in ("hello", "media"):
+            self._show(str(message.get("video", "fmp4")))
             return
+        conversation = self._state.conversation(self._opened)
+        if conversation is None and kind in ("mode", "interrupt"):
+            self._mode = message if kind == "mode" else self._mode
+            return
+        if conversation is None:
+            raise BadInput("The session has not begun.", "Wait for its place in the queue.")
         voice, speed = str(message.get("voice") or ""), _number(message, "speed", 1.0)
         match kind:
-            case "hello" | "media":
-                await self._show(str(message.get("video", "fmp4")))
             case "mode":
                 conversation.set_mode(str(message.get("mode")), voice, speed)
             case "say":
@@ -194,12 +207,11 @@ class LiveSocket:
             case _:
                 raise BadInput(f"There is no message {kind[:40]!r}.", "See docs/live.md.")
 
-    async def _show(self, video: str) -> None:
-        """Send this kind of video from now on. Raises: BadInput."""
+    def _show(self, video: str) -> None:
+        """Send this kind of video from now on, or from when the session begins. Raises: BadInput."""
         if video not in VIDEO:
             raise BadInput("There is no such video.", f"Choose {', '.join(VIDEO)}.")
-        while self._viewer is None and self._opened.ticket.session is not None:
-            await asyncio.sleep(0.01)  # _send is about to make the viewer
+        self._video = video
         if self._viewer is not None:
             self._viewer.show_as(video)
 

@@ -6,16 +6,35 @@ Source: ggml-org/llama.cpp gguf-py/gguf/quants.py and ggml/src/ggml-common.h (th
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from avatar.checkpoints.gguf_header import TYPES
+from avatar.checkpoints.tensor_headers import Shape
 from avatar.errors import WeightsMissing
 
-CHUNK_BLOCKS = 2**15  # widened at a time, to keep peak memory low
+CHUNK_BLOCKS = 2**15  # widened at a time on a CPU, to keep peak memory low
+CHUNK_VALUES = 2**22  # likewise on a GPU, where few large kernels are faster
 BLOCKS = {name: (block, num_bytes) for name, block, num_bytes in TYPES.values()}
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class StoredBlocks:
+    """A tensor as a GGUF file stores it. data: its bytes, uint8. dtype: GGUF's name of the type."""
+
+    data: Tensor
+    dtype: str
+    shape: Shape
+
+    def widen(self, rows: slice | None = None) -> Tensor:
+        """The values of some rows, or of all; see widen_blocks. Raises: WeightsMissing."""
+        if rows is None:
+            return widen_blocks(self.data, self.dtype).view(self.shape)
+        data = self.data.view(self.shape[0], -1)[rows]
+        return widen_blocks(data.flatten(), self.dtype).view(-1, *self.shape[1:])
 
 
 def widen_blocks(data: Tensor, dtype: str) -> Tensor:
@@ -31,7 +50,8 @@ def widen_blocks(data: Tensor, dtype: str) -> Tensor:
     block, num_bytes = BLOCKS[dtype]
     blocks = data.view(-1, num_bytes)
     out = torch.empty(len(blocks), block, dtype=torch.float32, device=data.device)
-    for piece, into in zip(blocks.split(CHUNK_BLOCKS), out.split(CHUNK_BLOCKS), strict=True):
+    chunk = CHUNK_BLOCKS if data.device.type == "cpu" else CHUNK_VALUES // block
+    for piece, into in zip(blocks.split(chunk), out.split(chunk), strict=True):
         into.copy_(WIDEN[dtype](piece))
     return out.flatten()
 

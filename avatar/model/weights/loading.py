@@ -19,7 +19,7 @@ from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.errors import WeightsMissing
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights.checkpoint import CheckpointFiles
-from avatar.model.weights.lora import open_lora, open_user_lora
+from avatar.model.weights.lora import merge_all, open_any_lora
 from avatar.model.weights.tensor_files import (
     FETCH_AGAIN,
     Shapes,
@@ -100,18 +100,11 @@ def load_weights(
         {name: shape for tensors in held.values() for name, shape in tensors.shapes.items()},
     )
     with ExitStack() as stack:
-        adapters = [
-            stack.enter_context(
-                open_lora(lora, expected) if isinstance(lora, Path) else open_user_lora(lora, expected)
-            )
-            for lora in loras
-        ]
+        adapters = [stack.enter_context(open_any_lora(lora, expected)) for lora in loras]
         for shard, tensors in held.items():
             logger.info("loading %s", shard.name)
             for name in filter(select, tensors):
-                tensor = tensors.read(name, device)
-                for adapter in adapters:
-                    tensor = adapter.merge(name, tensor)
+                tensor = merge_all(adapters, name, tensors.read(name, device))
                 kept = _kept(place(name, tensor), tensor, held_dtype(name, dtype))
                 install(model, name, settle(name, kept))
             tensors.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from avatar.checkpoints.gguf_header import read_gguf
 from avatar.checkpoints.tensor_headers import GGUF, Shape, read_header
 from avatar.checkpoints.tensor_names import SCALES, published_names
 from avatar.errors import WeightsMissing
-from avatar.model.weights.gguf import widen_blocks
+from avatar.model.weights.gguf import StoredBlocks, widen_blocks
 from avatar.model.weights.tensor_files import FETCH_AGAIN, Shapes
 
 FLOAT8_FORMAT = "float8_e4m3fn"
@@ -70,6 +71,12 @@ class StoredTensors(Mapping[str, Tensor]):
     def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """Read a tensor to a device and widen it there. Raises: WeightsMissing."""
         return self._opened().read(self.names[name], device)
+
+    def blocks(self, name: str) -> StoredBlocks:
+        """A tensor of a GGUF file as it is stored; its bytes stay in the file."""
+        file = self._opened()
+        assert isinstance(file, _GgufFile)
+        return file.blocks(self.names[name])
 
     def table(self, name: str) -> StoredTable:
         """A matrix that stays in the file and whose rows are looked up."""
@@ -139,11 +146,14 @@ class _GgufFile:
         self._bytes = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
 
     def read(self, name: str, device: torch.device | str) -> Tensor:
+        blocks = self.blocks(name)
+        data = blocks.data.to(device)
+        return replace(blocks, data=data.clone() if data.storage_offset() % 8 else data).widen()
+
+    def blocks(self, name: str) -> StoredBlocks:
         entry = self._tensors[name]
-        data = self._bytes[entry.start : entry.start + entry.num_bytes].to(device)
-        return widen_blocks(data.clone() if data.storage_offset() % 8 else data, entry.dtype).view(
-            entry.shape
-        )
+        data = self._bytes[entry.start : entry.start + entry.num_bytes]
+        return StoredBlocks(data, entry.dtype, entry.shape)
 
     def rows(self, name: str, ids: Tensor) -> Tensor:
         entry = self._tensors[name]

@@ -183,13 +183,17 @@ class HostLayers(Prefetcher[int, "LayerSlot"]):
         """Move layers of a loaded and fused model to the host; their tensors may be on any device."""
         start = time.perf_counter()
         self._parts = [model.layer_parts(index) for index in range(model.config.num_layers)]
-        self.buffers = {
-            index: HostModules(_modules(self._parts[index]), device).buffer for index in sorted(indices)
-        }
-        widest = max(self.buffers, key=lambda index: self.buffers[index].nbytes)
-        slots = [LayerSlot.like(self._parts[widest], device) for _ in range(num_slots)]
+        self.buffers = {index: self._on_host(index, device) for index in sorted(indices)}
+        widest = max(
+            (self._parts[index] for index in self.buffers), key=lambda parts: layout_of(parts).num_bytes
+        )
+        slots = [LayerSlot.like(widest, device) for _ in range(num_slots)]
         super().__init__(device, slots, list(self.buffers))
         _tell("layers", self.host_bytes, start)
+
+    def _on_host(self, index: int, device: torch.device) -> Tensor:
+        """Move a layer to the host; returns its buffer there."""
+        return HostModules(modules_of(self._parts[index]), device).buffer
 
     @property
     def host_bytes(self) -> int:
@@ -227,8 +231,7 @@ class LayerSlot:
     @classmethod
     def like(cls, parts: LayerParts, device: torch.device) -> LayerSlot:
         """The same modules over a new buffer."""
-        tensors = tensors_of(_modules(parts)).values()
-        layout = BufferLayout.of(tensors)
+        tensors, layout = tensors_of(modules_of(parts)).values(), layout_of(parts)
         buffer = torch.zeros(layout.num_bytes, dtype=torch.uint8, device=device)
         views = {
             id(tensor): nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
@@ -237,25 +240,24 @@ class LayerSlot:
         return cls(buffer, copy.deepcopy(parts, memo=views))
 
 
-def _modules(parts: LayerParts) -> list[nn.Module]:
+def modules_of(parts: LayerParts) -> list[nn.Module]:
     """The modules of a layer, followed by its injection's if there is one."""
     return [part for part in parts if part is not None]
 
 
+def layout_of(parts: LayerParts) -> BufferLayout:
+    """The layout of a layer's tensors in one buffer."""
+    return BufferLayout.of(tensors_of(modules_of(parts)).values())
+
+
 def settle_on_host(config: ModelConfig, placement: Placement) -> Settle:
     """A Settle that sends the layers to be offloaded, and their injections, to the host as they load."""
-    if not placement.layers_on_host:
-        return stay
     indices = spread(config.num_layers, placement.layers_on_host)
-    injections = [config.audio_inject_layers.index(i) for i in indices if i in config.audio_inject_layers]
-    prefixes = [f"blocks.{index}." for index in indices]
-    for name in ("injector", "injector_adain_layers"):
-        prefixes += [f"audio_injector.{name}.{index}." for index in injections]
 
     def settle(name: str, tensor: Tensor) -> Tensor:
-        return tensor.cpu() if name.startswith(tuple(prefixes)) else tensor
+        return tensor.cpu() if config.layer_of(name) in indices else tensor
 
-    return settle
+    return settle if indices else stay
 
 
 def _tell(what: str, num_bytes: int, start: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -17,7 +19,15 @@ def frame_size(width: int, height: int, limit: Size) -> tuple[int, int]:
 
 
 def framed(image: np.ndarray, face: Face, limit: Size) -> tuple[np.ndarray, Face]:
-    """The portrait and its face at the video's size. image: uint8 (H, W, 3) RGB.
+    """The portrait and its face at the video's size; see framed_with_all."""
+    resized, (scaled,) = framed_with_all(image, [face], limit)
+    return resized, scaled
+
+
+def framed_with_all(
+    image: np.ndarray, faces: Sequence[Face], limit: Size
+) -> tuple[np.ndarray, tuple[Face, ...]]:
+    """The portrait and its faces at the video's size. image: uint8 (H, W, 3) RGB.
 
     To make the sides even, up to two pixels may be cut off at the right and the bottom.
     """
@@ -27,4 +37,5 @@ def framed(image: np.ndarray, face: Face, limit: Size) -> tuple[np.ndarray, Face
     size = (max(to_width, round(width * scale)), max(to_height, round(height * scale)))
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     resized = cv2.resize(image, size, interpolation=interpolation)
-    return np.ascontiguousarray(resized[:to_height, :to_width]), face.scaled(scale)
+    scaled = tuple(face.scaled(scale) for face in faces)
+    return np.ascontiguousarray(resized[:to_height, :to_width]), scaled

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -15,20 +17,22 @@ LATTICE_PX = 4  # the field is smooth: computed at every fourth pixel and interp
 BROW_RAISE = 0.022  # at brow = 1, in face heights
 BREATH_RISE = 0.012  # of the shoulders, in face heights
 BACK_OF_HEAD = -0.15  # depth of parts without landmarks (hair, ears), in face heights
+BORDER = 0.3  # towards another face the motion fades over this difference of distances, each in face heights
 
 
 class HeadField:
     """The warp of the head: maps each pixel around it to its source position in the unmoved portrait.
 
-    box: the pixels that may move; support: float32 (h, w), above 0 where anything can move at all.
+    box: the pixels that may move; support: float32 (h, w), above 0 where anything can move at all; territory:
+    float32 (h, w), above 0 nearer to this face than to any other.
     """
 
-    def __init__(self, face: Face, width: int, height: int) -> None:
+    def __init__(self, face: Face, width: int, height: int, others: Sequence[Face] = ()) -> None:
+        """others: faces near which this head must not move anything, so that each may move by itself."""
         points = face.landmarks[:, :2].astype(np.float32)
         frame = MouthFrame.of(points)
-        size = float(np.linalg.norm(points[topo.CHIN] - points[topo.FOREHEAD]))
+        centre, size = _middle(face)
         self.face_height = size
-        centre = points[list(topo.FACE_OVAL)].mean(axis=0) - frame.down * 0.10 * size
         reach = np.array([[-1.75, -1.6], [1.75, 2.2]], np.float32) * size
         self.box: Box = bounding_box(centre + reach, width, height)
         self._lay_lattice()
@@ -36,11 +40,12 @@ class HeadField:
         across = dx * frame.right[0] + dy * frame.right[1]
         down = dx * frame.down[0] + dy * frame.down[1]
         radius = np.hypot(across / (0.90 * size), down / np.where(down > 0, 1.25 * size, 0.95 * size))
-        edge = smoothstep(self._distance_to_edge() / (0.12 * size))
+        own = smoothstep(self._distance_to_others(face, others) / BORDER)
+        edge = smoothstep(self._distance_to_edge() / (0.12 * size)) * own
         weight = (1 - smoothstep((radius - 0.72) / 0.78)) * edge
         depth = self._depth(face, size, radius)
         pivot = points[topo.CHIN] + frame.down * 0.15 * size
-        self.brow = self._brow_weight(points, size)
+        self.brow = (self._brow_weight(points, size) * own).astype(np.float32)
         chin = points[topo.CHIN]
         self.shoulders = (
             smoothstep((self.y - chin[1]) / (0.7 * size))
@@ -56,6 +61,7 @@ class HeadField:
         ]
         self.from_centre = [(weight * dx).astype(np.float32), (weight * dy).astype(np.float32)]
         self.support = self._full(self.weight + self.shoulders + self.brow)
+        self.territory = self._full(own.astype(np.float32))
 
     def places(self, pose: Pose, scale: float) -> Array:
         """float32 (h, w, 2): source position of each pixel of the box in the unmoved portrait.
@@ -101,6 +107,18 @@ class HeadField:
         sides = (self.x - x0, x1 - 1 - self.x, self.y - y0, y1 - 1 - self.y)
         return np.minimum.reduce(sides) - LATTICE_PX
 
+    def _distance_to_others(self, face: Face, others: Sequence[Face]) -> Array:
+        """How much farther the nearest other face is than this one, each distance in heights of its face."""
+
+        def apart(one: Face) -> Array:
+            (x, y), size = _middle(one)
+            return np.hypot(self.x - x, self.y - y) / size
+
+        nearest = [apart(other) for other in others]
+        if not nearest:
+            return np.full_like(self.x, BORDER)
+        return np.minimum.reduce(nearest) - apart(face)
+
     def _depth(self, face: Face, size: float, radius: Array) -> Array:
         """Depth relative to the face's outline, px towards the camera: smoothed landmarks, and hair."""
         points, z = face.landmarks[:, :2], face.landmarks[:, 2]
@@ -126,3 +144,10 @@ class HeadField:
             weight += np.exp(-(((self.x - x) / (0.16 * width)) ** 2) - down)
         weight[weight < 1e-3] = 0
         return np.clip(weight, 0, 1).astype(np.float32)
+
+
+def _middle(face: Face) -> tuple[Array, float]:
+    """A head's middle, (2,) px, and its face's height, px."""
+    points = face.landmarks[:, :2].astype(np.float32)
+    size = float(np.linalg.norm(points[topo.CHIN] - points[topo.FOREHEAD]))
+    return points[list(topo.FACE_OVAL)].mean(axis=0) - MouthFrame.of(points).down * 0.10 * size, size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -28,14 +30,15 @@ class Renderer:
     head_mask: bool (H, W); pixels outside it are the portrait's in every frame.
     """
 
-    def __init__(self, image: Array, face: Face) -> None:
+    def __init__(self, image: Array, face: Face, others: Sequence[Face] = ()) -> None:
         """image: uint8 (H, W, 3) RGB, at the size of the frames; face: in pixels of image.
 
+        others: the picture's other faces; whatever is nearer to one of them stays as it is.
         Raises: BadInput if the mouth lies outside the image.
         """
         height, width = image.shape[:2]
         self.image = np.ascontiguousarray(image)
-        self.head = HeadField(face, width, height)
+        self.head = HeadField(face, width, height, others)
         self.box = self.head.box
         self.lips = Lips(face)
         self.mouth = MouthWarper(self.lips, width, height)
@@ -57,6 +60,7 @@ class Renderer:
         movable = self.head.support > 0
         for box in self.feature_boxes:
             movable[inside(box, self.box)] = True
+        movable &= self.head.territory > 0
         if layers.separate:
             margin = 2 * round(PERSON_MARGIN * self.head.face_height) + 1
             person = (layers.person[..., 3] > 0).astype(np.uint8)
@@ -65,8 +69,11 @@ class Renderer:
         self.head_mask[self.box[1] : self.box[3], self.box[0] : self.box[2]] = movable
         self.movable = movable.astype(np.uint8)
 
-    def frame(self, articulation: Articulation, pose: Pose) -> Array:
-        """Draw the portrait with this mouth and pose, uint8 (H, W, 3) RGB; the result is deterministic."""
+    def frame(self, articulation: Articulation, pose: Pose, onto: Array | None = None) -> Array:
+        """Draw the portrait with this mouth and pose, uint8 (H, W, 3) RGB; the result is deterministic.
+
+        onto: a frame in which other faces are drawn, and this one is to be; None: begin with the portrait.
+        """
         source = self.head.places(pose, SUPERSAMPLING)
         eyes = []
         for eye in self.eyes:
@@ -87,7 +94,7 @@ class Renderer:
         for eye_part, eye_warp, ball in eyes:
             eye_warp.paint(pixels[eye_part], self._draw(ball)[..., :3])
         self.interior.paint(pixels[part], drawn[..., 3][part], warp, targets, articulation)
-        frame = self.image.copy()
+        frame = self.image.copy() if onto is None else onto
         x0, y0, x1, y1 = self.box
         cv2.copyTo(pixels, self.movable, frame[y0:y1, x0:x1])
         return frame

@@ -5,16 +5,28 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Sequence
+from typing import get_args
 
+from avatar.settings import MotionLevel
 from avatar.speech.voices import Voice
-from avatar.ui.language import Language, text
+from avatar.ui.language import Language, choices_of, text
 from avatar.ui.translations import LIVE
 
 MODES = ("mirror", "type", "talk")
 
 
-def render_live(language: Language, voices: Sequence[Voice], chat: bool, label: str, root: str) -> str:
-    """The whole tab. chat: whether a chat model answers. label: the engine's. root: the page's prefix."""
+def render_live(
+    language: Language,
+    voices: Sequence[Voice],
+    chat: bool,
+    label: str,
+    root: str,
+    motion: MotionLevel = "normal",
+) -> str:
+    """The whole tab. chat: whether a chat model answers. label: the engine's. root: the page's prefix.
+
+    motion: the one chosen at first.
+    """
     word = {key: words[1 if language == "zh" else 0] for key, words in LIVE.items()}
     data = html.escape(json.dumps({"words": word, "chat": chat, "label": label, "root": root}))
     modes = "".join(
@@ -27,6 +39,10 @@ def render_live(language: Language, voices: Sequence[Voice], chat: bool, label: 
     options = "".join(
         f'<option value="{html.escape(voice.name)}">{html.escape(_name(voice))}</option>' for voice in voices
     )
+    motions = "".join(
+        f'<option value="{value}"{" selected" if value == motion else ""}>{_said(words)}</option>'
+        for words, value in choices_of("motion", get_args(MotionLevel), language)
+    )
     note = "" if chat else f'<p class="muted" data-for="talk">{_said(word["no_chat"])}</p>'
     return f"""<div class="live" data-live="{data}">
 <div class="live-modes" role="radiogroup" aria-label="{_said(word["modes"])}">{modes}</div>
@@ -38,6 +54,7 @@ def render_live(language: Language, voices: Sequence[Voice], chat: bool, label: 
 <button type="button" data-do="stop" hidden>{_said(word["quiet"])}</button>
 <button type="button" data-do="record" aria-pressed="false" hidden>{_said(word["record"])}</button>
 </div>
+<label class="live-choice">{_said(text("motion", language))} <select data-motion>{motions}</select></label>
 <label class="live-check" hidden><input type="checkbox" data-do="held"> {_said(word["held"])}</label>
 <div class="live-meter" role="meter" aria-label="{_said(word["meter"])}" aria-valuemin="0" aria-valuemax="100"
  aria-valuenow="0" hidden><i></i></div>

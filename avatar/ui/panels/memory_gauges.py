@@ -169,7 +169,8 @@ def _device(device: DevicePlan, colours: dict[str, int], language: Language) -> 
 def _waiting(placement: Placement, language: Language) -> str:
     """What is offloaded to pinned memory."""
     layers = placement.layers_on_host
-    what = [text("waiting_layers", language, count=layers)] if layers else []
+    kept = "waiting_blocks" if placement.layers_in_blocks else "waiting_layers"
+    what = [text(kept, language, count=layers)] if layers else []
     what += [text("waiting_rings", language)] if placement.rings_on_host else []
     what += [text("waiting_models", language)] if placement.side_models_on_host else []
     waiting = text("waiting", language, what=text("comma", language).join(what))

@@ -19,6 +19,7 @@ def render_account(report: RunReport, language: Language, url: str, name: str) -
         *((f"GPU {gpu.index}", _gpu(gpu, report, language)) for gpu in report.gpus),
         (text("ram", language), escape(_host(report, language))),
         (text("rungs", language), _rungs(report, language)),
+        *_speakers(report, language),
     ]
     listed = "".join(tag("dt", escape(name)) + tag("dd", inner) for name, inner in rows)
     link = tag("a", escape(text("account_file", language)), href=url, download=name)
@@ -53,6 +54,13 @@ def _settings(report: RunReport, language: Language) -> str:
         if parallel["layout"] != "local":
             words.append(f"{text('layout', language)} {parallel['layout']}")
     return " · ".join(words)
+
+
+def _speakers(report: RunReport, language: Language) -> list[tuple[str, str]]:
+    """Who spoke, from left to right, where several faces did."""
+    said = sorted((one for one in report.speakers if one.speaks), key=lambda one: one.face[0])
+    names = ", ".join(str(one.name) for one in said)
+    return [(text("speakers", language), escape(names))] if names else []
 
 
 def _gpu(gpu: GpuUse, report: RunReport, language: Language) -> str:

@@ -41,7 +41,7 @@ function go() {
   live.waits = setTimeout(() => { state(word("idle")); notice(word("no_answer")); buttons(false); }, 20000);
   stage().scrollIntoView({ behavior: "smooth", block: "nearest" });
   if (live.mode !== "type") microphone();  // needs the user's press; does not wait for the answer
-  trigger("select", { action: "begin", id: String(live.press) });
+  trigger("select", { action: "begin", id: String(live.press), motion: part("[data-motion]").value });
 }
 
 setInterval(() => {  // the server's answer to the press
@@ -149,7 +149,7 @@ function obey(message) {
 function begun(message) {
   live.transport = "";
   send({ type: "hello", rate: live.rate ?? 48000, video: "none" });
-  send({ type: "mode", mode: live.mode, voice: part("select").value });
+  send({ type: "mode", mode: live.mode, voice: part(".live-row select").value });
   state(word("starting"));
   live.socketTimer = setTimeout(() => live.transport || send({ type: "media", video: "fmp4" }), socketFirstMs);
   live.webrtcTimer = setTimeout(() => live.transport !== "webrtc" && bySocket(), webrtcGiveUpMs);
@@ -406,7 +406,7 @@ function choose(mode) {
   for (const line of element.querySelectorAll("[data-for]")) line.hidden = line.dataset.for !== mode;
   buttons(Boolean(live.token));
   if (!live.token) return;
-  send({ type: "mode", mode, voice: part("select").value });
+  send({ type: "mode", mode, voice: part(".live-row select").value });
   if (mode !== "type") microphone().then(listen);
   listen();
   part(".live-meter").hidden = mode === "type" || !live.stream;
@@ -417,7 +417,7 @@ function sayTyped() {
   if (!text) return;
   const answer = live.mode === "talk";
   if (answer) say("you", text);
-  send({ type: "say", text, voice: part("select").value, answer });
+  send({ type: "say", text, voice: part(".live-row select").value, answer });
   box.value = "";
 }
 

@@ -1,0 +1,173 @@
+"""Several speakers become a request: faces, voices, the mix; whatever does not fit together is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from media_samples import PRESET_SETTINGS, save, tone, write_wav
+
+from avatar.errors import BadInput
+from avatar.events import Notice
+from avatar.media.face_choice import FaceBox, FoundFaces
+from avatar.media.intake import open_request
+from avatar.media.speaker_choice import asked_speakers, speaker_of_flag
+from avatar.media.speech_reader import SpeechReader
+from avatar.preset import Preset
+from avatar.request import Request
+from avatar.settings import Picture
+
+RATE = 48_000
+BOXES = (FaceBox(0.1, 0.2, 0.3, 0.6), FaceBox(0.4, 0.2, 0.6, 0.6), FaceBox(0.7, 0.2, 0.9, 0.6))
+
+Ask = Callable[..., Request]
+
+
+class Seen:
+    """A FaceFinder that sees these boxes in whatever it looks at."""
+
+    def __init__(self, *boxes: FaceBox) -> None:
+        self.found = FoundFaces(boxes)
+
+    def faces(self, pixels: np.ndarray) -> FoundFaces:
+        return self.found
+
+    def cut_off(self, *_: object) -> list[Notice]:
+        return []
+
+
+@pytest.fixture
+def ask(tmp_path: Path) -> Ask:
+    """Open a request for three faces. flags: of speakers; split, recording: see asked_speakers."""
+    save(tmp_path / "us.png")
+    write_wav(tmp_path / "a.wav", tone(1, RATE, 220, 0.7), RATE)
+    write_wav(tmp_path / "b.wav", tone(2, RATE, 330, 0.6), RATE)
+    sides = np.stack([tone(2, RATE, 220, 0.3), tone(2, RATE, 330, 0.3)], axis=1)
+    write_wav(tmp_path / "talk.wav", sides, RATE)
+    write_wav(tmp_path / "mono.wav", tone(2, RATE), RATE)
+    (tmp_path / "turns.txt").write_text("0 1 Anna\n1 2 Ben\n")
+
+    def opened(
+        *flags: str, split: str | None = None, recording: str | None = None, faces: int = 3, **given: Any
+    ) -> Request:
+        names = [flag.replace("audio=", f"audio={tmp_path}/") for flag in flags]
+        place = None if split in (None, "stereo") else str(tmp_path / str(split))
+        found = [speaker_of_flag(flag) for flag in names]
+        speakers = asked_speakers(found, place or split, recording=recording is not None)
+        settings, engine = given.pop("settings", {}), given.pop("engine", "preview")
+        return open_request(
+            tmp_path / "us.png",
+            None if recording is None else tmp_path / recording,
+            Preset(**{**PRESET_SETTINGS, "engine": engine}).with_settings(**settings),
+            output=tmp_path / "o.mp4",
+            work=tmp_path / "work",
+            finder=Seen(*BOXES[:faces]),
+            speakers=speakers,
+            **given,
+        )
+
+    return opened
+
+
+TWO = ("face=3,audio=b.wav", "face=0.15,0.3,audio=a.wav")
+
+
+def test_each_face_gets_its_recording(ask: Ask) -> None:
+    request = ask(*TWO)
+    assert [one.face for one in request.speakers] == [BOXES[2].as_tuple(), BOXES[0].as_tuple()]
+    assert [one.name for one in request.speakers] == ["b.wav", "a.wav"]
+    assert request.other_faces == (BOXES[1].as_tuple(),)
+    assert (request.num_frames, request.speech_name) == (50, "b.wav + a.wav")
+    with SpeechReader(request.speakers[1].voice) as voice, SpeechReader(request.speech) as mixed:
+        assert (voice.num_samples, mixed.num_samples) == (RATE, 2 * RATE)
+        peaks = [np.abs(mixed.samples(start, start + RATE).astype(int)).max() for start in (0, RATE)]
+    assert 32_000 < peaks[0] < 32_767
+    codes = {notice.code: notice for notice in request.notices}
+    assert codes["speakers"].text == (
+        "Faces that speak in us.png, counted from the left: 3: b.wav; 1: a.wav."
+    )
+    change = float(codes["mix_quieter"].values["change"])
+    assert change == pytest.approx(2, abs=0.5)
+    assert peaks[1] == pytest.approx(0.6 * 32_768 * 10 ** (-change / 20), rel=0.02)
+
+
+def test_a_face_may_listen(ask: Ask) -> None:
+    request = ask(*TWO, "face=2")
+    assert request.speakers[2].voice is None
+    assert request.voices == tuple(one.voice for one in request.speakers[:2])
+    (told,) = [notice.text for notice in request.notices if notice.code == "speakers_listen"]
+    assert told.endswith("3: b.wav; 1: a.wav. Without a voice: 2.")
+
+
+@pytest.mark.parametrize(("split", "names"), [("stereo", ["left", "right"]), ("turns.txt", ["Anna", "Ben"])])
+def test_one_recording_is_split_from_the_left(split: str, names: list[str], ask: Ask) -> None:
+    request = ask(split=split, recording="talk.wav", faces=2)
+    assert [(one.name, one.face[0]) for one in request.speakers] == list(zip(names, (0.1, 0.4)))
+    assert request.speech_name == "talk.wav"
+    with SpeechReader(request.speech) as heard, SpeechReader(request.voices[0]) as first:
+        assert (heard.num_channels, heard.num_samples, first.num_samples) == (2, 2 * RATE, 2 * RATE)
+        assert np.abs(first.samples(3 * RATE // 2, 2 * RATE)).any() == (split == "stereo")
+
+
+def test_labels_say_whose_voice_is_whose(ask: Ask) -> None:
+    request = ask("face=3,label=Anna", "face=1,label=Ben", split="turns.txt", recording="talk.wav")
+    assert [(one.name, one.face[0]) for one in request.speakers] == [("Anna", 0.7), ("Ben", 0.1)]
+
+
+def test_a_voice_without_a_face_is_named(ask: Ask) -> None:
+    request = ask("face=3,label=Anna", split="turns.txt", recording="talk.wav")
+    (told,) = [notice.text for notice in request.notices if notice.code == "speakers_unseen"]
+    assert told == "Ben in talk.wav will be heard, but no face says it."
+
+
+def test_boxes_follow_the_frame(ask: Ask) -> None:
+    whole = ask(*TWO)
+    flags = (*TWO, "face=2,mask=0.4,0,0.6,1")
+    wide = ask(*flags, picture_settings=Picture(aspect="16:9"), engine="diffusion")
+    left, top, right, _ = wide.speakers[1].face
+    assert top == whole.speakers[1].face[1]
+    assert right - left == pytest.approx(0.2 * (4 / 3) / (16 / 9), abs=0.01)
+    assert (left + right) / 2 == pytest.approx(0.5 - 0.3 * 0.75, abs=0.01)
+    assert wide.speakers[2].mask == pytest.approx((0.425, 0.0, 0.575, 1.0), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("flags", "given", "words"),
+    [
+        (("face=4,audio=a.wav",), {}, "no face 4 in us.png: 3 faces"),
+        (("face=0.5,0.9,audio=a.wav",), {}, "no face at 0.5,0.9 in us.png"),
+        (("face=1,audio=a.wav", "face=0.2,0.4,audio=b.wav"), {}, "same face, number 1 from the left"),
+        (("face=1,audio=none.wav",), {}, "speech none.wav does not exist"),
+        (TWO, {"faces": 0}, "No face was found in us.png"),
+        ((), {"split": "stereo", "recording": "talk.wav"}, r"2 voices \(left, right\), and 3 faces can be"),
+        ((), {"split": "stereo", "recording": "mono.wav", "faces": 2}, "mono.wav is mono"),
+        (TWO, {"head_only": True}, "Several speakers and head_only exclude each other"),
+        (TWO, {"face_points": {"chin": (0.5, 0.9)}}, "Several speakers and points"),
+        (TWO, {"picture_settings": Picture(face="1")}, "Several speakers and face"),
+        (TWO, {"picture_settings": Picture(framing="head")}, "Several speakers and framing"),
+        (TWO, {"settings": {"trim": True}}, "Several speakers and trim"),
+        (TWO, {"spoken": "a digest"}, "Several speakers and text"),
+        (("face=1,audio=a.wav,mask=0,0,1,1",), {}, "preview engine cannot honour mask"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    flags: tuple[str, ...], given: dict[str, Any], words: str, ask: Ask, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=words):
+        ask(*flags, **given)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_turn_after_the_end_is_named(ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "turns.txt").write_text("0 1 Anna\n7 8 Ben\n")
+    with pytest.raises(BadInput, match=r"turns.txt, line 2: it begins at 7 s, but talk.wav lasts 2 s"):
+        ask(split="turns.txt", recording="talk.wav", faces=2)
+
+
+def test_six_channels_are_no_stereo(ask: Ask, tmp_path: Path) -> None:
+    write_wav(tmp_path / "six.wav", np.stack([tone(1, RATE, hz) for hz in range(200, 800, 100)], 1), RATE)
+    with pytest.raises(BadInput, match=r"six.wav is a recording of 6 channels"):
+        ask(split="stereo", recording="six.wav", faces=2)
