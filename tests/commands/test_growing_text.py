@@ -13,15 +13,21 @@ import pytest
 from avatar.cli import main
 from avatar.commands import generate
 from avatar.long import job
+from avatar.long.job import Job
+from avatar.media.speaker_choice import AskedSpeakers
+from avatar.media.turns import Turn
+from avatar.preset import load_preset
 from avatar.runtime.engine_process import EngineProcess
 from avatar.runtime.report import read_report
 from avatar.speech import voicing
+from avatar.speech.narration import Script
 from avatar.speech.remote import RemoteVoices
 from tests.commands.surroundings import lines
 from tests.speech.conftest import SpeechServer, speech_server
 
 SENTENCES = [f"This is the sentence of number {number} that is said." for number in range(1, 7)]
 TEXT = " ".join(SENTENCES)
+PRESET = load_preset("cpu-preview")
 PORTRAIT = Path(__file__).parents[2] / "assets" / "portraits" / "mara.png"
 
 
@@ -152,3 +158,20 @@ def test_a_voice_that_never_begins_is_reported_at_once(typed, server, slow, prev
     assert main([*typed, "--output", "out.mp4"]) == 1
     assert "does not accept the key" in capsys.readouterr().err
     assert not Path("out.mp4").exists()
+
+
+def test_a_text_that_is_split_among_speakers_is_spoken_first(typed, server, slow, tmp_path, monkeypatch):
+    allowed: list[bool] = []
+    wait = voicing.Voicing.wait
+
+    def noted(self: voicing.Voicing, may_grow: bool) -> Iterator[None]:
+        allowed.append(may_grow)
+        return wait(self, may_grow=False)
+
+    monkeypatch.setattr(voicing.Voicing, "wait", noted)
+    turns = AskedSpeakers(split="turns.rttm", turns=(Turn("a", 0.0, 1.0), Turn("b", 1.0, 2.0)))
+    for number, speakers in enumerate((None, turns)):
+        order = Job(PORTRAIT, None, Path("o.mp4"), PRESET, script=Script("Hello."), speakers=speakers)
+        with order._speech(tmp_path / f"work{number}", long=False) as speech:
+            assert speech.growing is None
+    assert allowed == [True, False]
