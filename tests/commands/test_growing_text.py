@@ -169,7 +169,7 @@ def test_a_text_that_is_split_among_speakers_is_spoken_first(typed, server, slow
         return wait(self, may_grow=False)
 
     monkeypatch.setattr(voicing.Voicing, "wait", noted)
-    turns = AskedSpeakers(split="turns.rttm", turns=(Turn("a", 0.0, 1.0), Turn("b", 1.0, 2.0)))
+    turns = AskedSpeakers(split="turns.rttm", turns=(Turn(0.0, 1.0, "a", 1), Turn(1.0, 2.0, "b", 2)))
     for number, speakers in enumerate((None, turns)):
         order = Job(PORTRAIT, None, Path("o.mp4"), PRESET, script=Script("Hello."), speakers=speakers)
         with order._speech(tmp_path / f"work{number}", long=False) as speech:
