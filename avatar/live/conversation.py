@@ -140,6 +140,7 @@ class Conversation:
         turn: list[np.ndarray] = []
         for chunk in self._chunks():
             change = turns.note(probability(chunk))
+            self.session.sound_queue.hold(turns.is_suspected)
             if change == "begins":
                 self.session.post_event({"type": "hearing", "on": True})
                 self.interrupt()
