@@ -17,9 +17,7 @@ _CONTEXT = 64  # samples before a chunk that the model also sees
 _STATE = (1, 1, 128)
 
 BEGINS, GOES_ON = 0.5, 0.35  # probabilities at which speech starts and continues
-SUSPECTED = (
-    3  # consecutive chunks: 100 ms; whoever speaks falls silent until it is known whether it was speech
-)
+SUSPECTED = 3  # consecutive chunks: 100 ms; whoever is interrupted falls silent until it is known
 LEAST_SPEECH = 6  # consecutive chunks: 190 ms; less is a cough or a click
 PAUSE = 18  # chunks without speech that end a sentence: 580 ms
 
