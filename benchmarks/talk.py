@@ -48,6 +48,7 @@ LONG = "This sentence goes on and on, so that there is something to interrupt. "
 LOUD, AUDIBLE = 300, 600  # out of 32767: of what comes back, and of what is said
 PIECE = SOUND_HZ // 50
 OPEN_GAP = 0.012  # between the lips, in face heights, beyond the gap of the closed mouth
+PATIENCE_S = 40.0  # for anything to come
 STILL_S = 0.3  # a mouth that stays closed for this long has closed
 TRANSPORTS = ("websocket", "webrtc")
 
@@ -141,7 +142,7 @@ class Client:
 
     def see(self, pixels: np.ndarray) -> None:
         if self.wants_pictures:
-            self.pictures.append((time.monotonic(), pixels))
+            self.pictures.append((time.monotonic(), pixels[::2, ::2].copy()))
 
     def note(self, event: dict[str, Any]) -> None:
         self.events.append((time.monotonic(), event))
@@ -159,17 +160,19 @@ class Client:
 
     async def event(self, kind: str, after: float, **wanted: Any) -> tuple[float, dict[str, Any]]:
         """The first event of a kind after a moment, with its time. Raises: TimeoutError."""
-        async with asyncio.timeout(20):
-            while True:
-                for at, event in self.events:
-                    fits = all(event.get(key) == value for key, value in wanted.items())
-                    if at > after and event["type"] == kind and fits:
-                        return at, event
-                await asyncio.sleep(0.005)
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            for at, event in self.events:
+                fits = all(event.get(key) == value for key, value in wanted.items())
+                if at > after and event["type"] == kind and fits:
+                    return at, event
+            await asyncio.sleep(0.005)
+        came = [event for at, event in self.events if at > after and event["type"] not in ("pace", "pong")]
+        raise TimeoutError(f"no {kind} came, but {came}")
 
     async def sound(self, after: float) -> float:
         """When the first loud sound after a moment came. Raises: TimeoutError."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 for at in self.loud[-400:]:
                     if at > after:
@@ -281,8 +284,21 @@ async def _connected(
     return peer
 
 
-async def answer_round(client: Client, question: Spoken) -> dict[str, float]:
-    """The delays of one answer, in seconds, from the end of the user's sentence; and its parts."""
+@dataclass
+class Round:
+    """What one round measured, in seconds, and its pictures, in which the mouth is looked for later.
+
+    quiet_until: the mouth is closed before. since: from when on the mouth matters, and its figure counts.
+    """
+
+    figures: dict[str, float]
+    pictures: list[tuple[float, np.ndarray]]
+    quiet_until: float
+    since: float
+
+
+async def answer_round(client: Client, question: Spoken) -> Round:
+    """The delay of one answer from the end of the user's sentence, and its parts."""
     await client.quiet()
     client.pictures, client.wants_pictures = [], True
     asked_at = time.monotonic()
@@ -303,13 +319,11 @@ async def answer_round(client: Client, question: Spoken) -> dict[str, float]:
     }
     total = sound - ended
     parts["transport_and_queues_s"] = total - sum(parts.values())
-    opened = [at for at, is_open in mouth(client.pictures, until=detected) if is_open and at > detected]
-    moving = opened[0] - ended if opened else float("nan")
-    return {"first_sound_s": total, "moving_mouth_s": moving, **parts}
+    return Round({"first_sound_s": total, **parts}, client.pictures, detected, ended)
 
 
-async def barge_in_round(client: Client, interruption: Spoken) -> dict[str, float]:
-    """How long the portrait goes on after the user begins to speak over it, in seconds."""
+async def barge_in_round(client: Client, interruption: Spoken) -> Round:
+    """How long the portrait goes on after the user begins to speak over it."""
     await client.quiet()
     asked_at = time.monotonic()
     client.pictures, client.wants_pictures = [], True
@@ -324,30 +338,32 @@ async def barge_in_round(client: Client, interruption: Spoken) -> dict[str, floa
     await ends
     client.wants_pictures = False
     last = max((at for at in client.loud if at < detected + 1.2), default=cut_at)
-    shown = mouth(client.pictures, until=still_until)
-    closed = next(
-        (
-            at
-            for number, (at, is_open) in enumerate(shown)
-            if at > cut_at
-            and not is_open
-            and not any(later for when, later in shown[number:] if when < at + STILL_S)
-        ),
-        float("nan"),
+    figures = {"detected_s": detected - cut_at, "silence_s": max(0.0, last - cut_at)}
+    return Round(figures, client.pictures, still_until, cut_at)
+
+
+def moving_mouth_s(one: Round) -> float:
+    """When the mouth opens for the answer; NaN if it is not seen to."""
+    return next(
+        (at - one.since for at, is_open in mouth(one) if is_open and at > one.quiet_until), float("nan")
     )
-    return {
-        "detected_s": detected - cut_at,
-        "silence_s": max(0.0, last - cut_at),
-        "closed_mouth_s": closed - cut_at,
-    }
 
 
-def mouth(pictures: Sequence[tuple[float, np.ndarray]], until: float) -> list[tuple[float, bool]]:
-    """When each picture came, and whether its mouth is open: more than it ever was until a moment."""
-    gaps = follow(pictures).signals["gap"]
-    times = [at for at, _ in pictures]
-    closed = max(gap for at, gap in zip(times, gaps) if at <= until or at == times[0])
-    return [(at, bool(gap > closed + OPEN_GAP)) for at, gap in zip(times, gaps)]
+def closed_mouth_s(one: Round) -> float:
+    """When the mouth has closed after an interruption, and stays closed; NaN if it is not seen to."""
+    shown = [(at, is_open) for at, is_open in mouth(one) if at > one.since]
+    for number, (at, is_open) in enumerate(shown):
+        if not is_open and not any(later for when, later in shown[number:] if when < at + STILL_S):
+            return at - one.since
+    return float("nan")
+
+
+def mouth(one: Round) -> list[tuple[float, bool]]:
+    """When each picture came, and whether its mouth is open: more than it ever was while it was quiet."""
+    gaps = follow(one.pictures).signals["gap"]
+    times = np.array([at for at, _ in one.pictures])
+    closed = float(np.nanmax(gaps[times <= one.quiet_until]))
+    return [(float(at), bool(gap > closed + OPEN_GAP)) for at, gap in zip(times, gaps)]
 
 
 def summed_up(rounds: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -371,7 +387,15 @@ async def measured(server: Server, transport: str, num_rounds: int) -> dict[str,
         answers = [await answer_round(client, question) for _ in range(num_rounds)]
         cuts = [await barge_in_round(client, interruption) for _ in range(num_rounds)]
         heard = [event["text"] for _, event in client.events if event.get("who") == "you"]
-    found = {"answer": summed_up(answers), "barge_in": summed_up(cuts), "heard": sorted(set(heard))}
+    for one in answers:
+        one.figures["moving_mouth_s"] = moving_mouth_s(one)
+    for one in cuts:
+        one.figures["closed_mouth_s"] = closed_mouth_s(one)
+    found = {
+        "answer": summed_up([one.figures for one in answers]),
+        "barge_in": summed_up([one.figures for one in cuts]),
+        "heard": sorted(set(heard)),
+    }
     log.info("%s\n%s", transport, json.dumps(found, indent=1))
     return found
 

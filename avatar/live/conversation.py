@@ -140,6 +140,7 @@ class Conversation:
         turn: list[np.ndarray] = []
         for chunk in self._chunks():
             change = turns.note(probability(chunk))
+            self.session.sound_queue.hold(turns.is_suspected)
             if change == "begins":
                 self.session.post_event({"type": "hearing", "on": True})
                 self.interrupt()
@@ -165,6 +166,7 @@ class Conversation:
             try:
                 timeline.append(self._sound.get(timeout=0.1))
             except queue.Empty:
+                self.session.sound_queue.hold(False)  # the microphone was closed in the middle of a word
                 continue
             while at + CHUNK <= timeline.num_heard:
                 yield timeline.listen(at, at + CHUNK)

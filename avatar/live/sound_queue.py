@@ -29,6 +29,7 @@ class SoundQueue:
         self._num_waiting = 0
         self._added_at = 0.0
         self._flows = False
+        self._held: np.ndarray | None = None  # what is still to be heard of the fade-out, where it is held
         self.num_dropped = 0  # samples
 
     @property
@@ -55,16 +56,35 @@ class SoundQueue:
         """Clear the queue but for a fade-out. Returns whether anything was queued."""
         with self._lock:
             found = self._num_waiting > 0
-            rest = self._taken(min(FADE, self._num_waiting)) if self._flows else np.empty(0, np.int16)
+            is_heard = self._flows and self._held is None
+            rest = self._taken(min(FADE, self._num_waiting)) if is_heard else np.empty(0, np.int16)
             self._pieces.clear()
             faded = (rest * np.linspace(1.0, 0.0, len(rest))).astype(np.int16)
             self._pieces.append(faded)
             self._num_waiting = len(faded)
             return found
 
+    def hold(self, on: bool) -> None:
+        """Fade to silence, keeping what is queued; or go on from there, fading in."""
+        with self._lock:
+            if on == (self._held is not None):
+                return
+            count = min(FADE, self._num_waiting)
+            begins = self._taken(count) if self._flows else np.empty(0, np.int16)
+            ramp = np.linspace(0.0, 1.0, len(begins))
+            if on:
+                self._put_back(begins)
+                self._held = (begins * ramp[::-1]).astype(np.int16)
+            else:
+                self._put_back((begins * ramp).astype(np.int16))
+                self._held = None
+
     def take(self, count: int) -> np.ndarray:
         """The next `count` samples, int16."""
         with self._lock:
+            if self._held is not None:
+                found, self._held = self._held[:count], self._held[count:]
+                return np.concatenate([found, np.zeros(count - len(found), np.int16)])
             gathered = self._num_waiting >= GATHERED_S * SOUND_HZ
             waited = self._num_waiting > 0 and self._clock() - self._added_at >= GATHERED_S
             self._flows = self._flows or gathered or waited
@@ -86,6 +106,12 @@ class SoundQueue:
             missing -= len(piece)
         self._num_waiting -= count
         return np.concatenate(out) if out else np.empty(0, np.int16)
+
+    def _put_back(self, samples: np.ndarray) -> None:
+        """Queue samples before all others."""
+        if len(samples):
+            self._pieces.appendleft(samples)
+            self._num_waiting += len(samples)
 
     def _drop(self, count: int) -> int:
         self._taken(count)

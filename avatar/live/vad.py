@@ -17,6 +17,7 @@ _CONTEXT = 64  # samples before a chunk that the model also sees
 _STATE = (1, 1, 128)
 
 BEGINS, GOES_ON = 0.5, 0.35  # probabilities at which speech starts and continues
+SUSPECTED = 3  # consecutive chunks: 100 ms; whoever is interrupted falls silent until it is known
 LEAST_SPEECH = 6  # consecutive chunks: 190 ms; less is a cough or a click
 PAUSE = 18  # chunks without speech that end a sentence: 580 ms
 
@@ -44,6 +45,11 @@ class Turns:
     def __init__(self) -> None:
         self.is_speaking = False
         self._run = 0  # consecutive chunks that indicate a change
+
+    @property
+    def is_suspected(self) -> bool:
+        """Whether somebody may have begun to speak."""
+        return not self.is_speaking and self._run >= SUSPECTED
 
     def note(self, probability: float) -> str:
         """Take the next chunk's probability; return "begins", "ends" or "" for no change."""

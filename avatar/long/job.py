@@ -188,8 +188,8 @@ class Job:
         except OSError as error:
             raise disk_error(error) from error
         try:
-            # in parts, or compared with what is there, its length and captions are needed first
-            may_grow = self.may_grow and not long and not self.resume and can_grow(self.preset)
+            # in parts, split among speakers, or compared with what is there, its end is needed first
+            may_grow = self.may_grow and not (long or self.resume or self.speakers) and can_grow(self.preset)
             for _ in voicing.wait(may_grow):
                 log.debug("a text is being spoken")
             if voicing.is_whole:

@@ -137,6 +137,7 @@ def open_request(
                 expected, channels = num_frames, heard.num_channels + 2 * len(voices.speakers)
                 speakers_said, notices = voices.speakers, (*heard.notices, *voices.notices, *cut)
             else:
+                assert placed is None, "a text for several speakers is spoken first"
                 num_frames, expected = most_frames(growing, preset, limits)
                 speakers_said, channels, notices = (), 1, (GROWING,)
             _check_disk(expected, channels, preset, output, work, limits, transparent)

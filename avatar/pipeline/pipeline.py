@@ -196,7 +196,9 @@ class DiffusionPipeline:
 
         tracks: Sequence[AnyTrack]
         with ExitStack() as open_files:
-            if request.spoken:  # the same frames, whether the voice has ended or goes on
+            if (
+                request.spoken and not request.speakers
+            ):  # the same frames, whether the voice has ended or goes on
                 voice = VoiceTrack(open_files.enter_context(open_speech(request, waiting)))
                 arrival, tracks = Arrival(voice.is_ready, voice.exists), [voice]
             else:

@@ -19,7 +19,7 @@ from avatar.speech.narration import Narrator, SpokenSentence
 log = logging.getLogger(__name__)
 
 SOON_S = 2.0  # a voice that will have ended within this time is waited for
-FIRST_S = 0.8  # no guess is made before this
+SETTLING_S = 0.5  # after its first sentence, in which a fast voice says the next one
 POLL_S = 0.1
 _STOP_S = 2.0  # the longest that stop() waits; a request to a server may take longer to end
 
@@ -96,11 +96,11 @@ class Voicing:
             self._thread.join(_STOP_S)
 
     def _is_slow(self) -> bool:
-        """Whether the rest will take longer than SOON_S."""
+        """Whether the rest will take longer than SOON_S, by the pace so far."""
         now, marks = time.monotonic(), self._marks
-        if len(marks) < 2 or now - marks[0][0] < FIRST_S:
+        if len(marks) < 2 or (len(marks) == 2 and now - marks[1][0] < SETTLING_S):
             return False
-        since, before = marks[1] if len(marks) > 2 else marks[0]  # the first one may include loading a model
+        since, before = marks[min(1, len(marks) - 2)]  # the first sentence may include loading a model
         said = marks[-1][1]
         return (now - since) / (said - before) * (self._letters - said) > SOON_S
 

@@ -12,15 +12,22 @@ import pytest
 
 from avatar.cli import main
 from avatar.commands import generate
+from avatar.long import job
+from avatar.long.job import Job
+from avatar.media.speaker_choice import AskedSpeakers
+from avatar.media.turns import Turn
+from avatar.preset import load_preset
 from avatar.runtime.engine_process import EngineProcess
 from avatar.runtime.report import read_report
 from avatar.speech import voicing
+from avatar.speech.narration import Script
 from avatar.speech.remote import RemoteVoices
 from tests.commands.surroundings import lines
 from tests.speech.conftest import SpeechServer, speech_server
 
 SENTENCES = [f"This is the sentence of number {number} that is said." for number in range(1, 7)]
 TEXT = " ".join(SENTENCES)
+PRESET = load_preset("cpu-preview")
 PORTRAIT = Path(__file__).parents[2] / "assets" / "portraits" / "mara.png"
 
 
@@ -63,6 +70,18 @@ def gated(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
     monkeypatch.setattr(RemoteVoices, "synthesise", synthesise)
 
 
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set once the video is asked for."""
+    asked, ask = threading.Event(), job.open_request
+
+    def open_request(*arguments: Any, **options: Any) -> Any:
+        asked.set()
+        return ask(*arguments, **options)
+
+    monkeypatch.setattr(job, "open_request", open_request)
+    return asked
+
+
 def test_the_first_segment_comes_before_the_last_sentence(typed, server, slow, preview, monkeypatch, capsys):
     shown = threading.Event()
     show = generate._as_json
@@ -90,7 +109,8 @@ def test_the_first_segment_comes_before_the_last_sentence(typed, server, slow, p
 def test_the_video_is_that_of_a_voice_that_was_waited_for(typed, server, preview, monkeypatch):
     assert main([*typed, "--output", "whole.mp4"]) == 0
     monkeypatch.setattr(voicing.Voicing, "_is_slow", lambda self: len(self.captions) > 0)
-    gated(monkeypatch, lambda number: threading.Event().wait(0.3))
+    begun = asked_for(monkeypatch)
+    gated(monkeypatch, lambda number: number < 2 or begun.wait(60))
     assert main([*typed, "--output", "grown.mp4"]) == 0
     assert "growing" in Path("grown.report.json").read_text(encoding="utf-8")
     assert Path("whole.mp4").read_bytes() == Path("grown.mp4").read_bytes()
@@ -98,9 +118,11 @@ def test_the_video_is_that_of_a_voice_that_was_waited_for(typed, server, preview
 
 
 def test_a_server_that_goes_midway_keeps_what_was_said(typed, server, slow, preview, monkeypatch, capsys):
+    begun = asked_for(monkeypatch)
+
     def act(number: int) -> None:
         server.status = 503 if number > 3 else 200
-        threading.Event().wait(0.4)
+        assert number < 2 or begun.wait(60)
 
     gated(monkeypatch, act)
     assert main([*typed, "--output", "out.mp4"]) == 1
@@ -136,3 +158,20 @@ def test_a_voice_that_never_begins_is_reported_at_once(typed, server, slow, prev
     assert main([*typed, "--output", "out.mp4"]) == 1
     assert "does not accept the key" in capsys.readouterr().err
     assert not Path("out.mp4").exists()
+
+
+def test_a_text_that_is_split_among_speakers_is_spoken_first(typed, server, slow, tmp_path, monkeypatch):
+    allowed: list[bool] = []
+    wait = voicing.Voicing.wait
+
+    def noted(self: voicing.Voicing, may_grow: bool) -> Iterator[None]:
+        allowed.append(may_grow)
+        return wait(self, may_grow=False)
+
+    monkeypatch.setattr(voicing.Voicing, "wait", noted)
+    turns = AskedSpeakers(split="turns.rttm", turns=(Turn(0.0, 1.0, "a", 1), Turn(1.0, 2.0, "b", 2)))
+    for number, speakers in enumerate((None, turns)):
+        order = Job(PORTRAIT, None, Path("o.mp4"), PRESET, script=Script("Hello."), speakers=speakers)
+        with order._speech(tmp_path / f"work{number}", long=False) as speech:
+            assert speech.growing is None
+    assert allowed == [True, False]

@@ -16,7 +16,7 @@ from avatar.live.conversation import Conversation
 from avatar.live.service_address import ServiceAddress, ServiceDown
 from avatar.live.session import LiveSession
 from avatar.live.speech_recognition import RemoteRecogniser, hear_address
-from avatar.live.vad import CHUNK, LEAST_SPEECH, PAUSE, Turns, VoiceProbability
+from avatar.live.vad import CHUNK, LEAST_SPEECH, PAUSE, SUSPECTED, Turns, VoiceProbability
 from avatar.live.voice import SessionVoice
 from avatar.media.speech_reader import SpeechReader, write_speech
 from avatar.preset import Preset
@@ -190,6 +190,21 @@ def test_speaking_over_the_avatar_stops_it(talk, speech):
     speak(conversation, speech[:96_000])
     wait_until(lambda: any(one["type"] == "interrupted" for one in watcher.reported), "the interruption")
     wait_until(lambda: conversation.session.sound_queue.waiting_s < 0.1, "silence")
+
+
+def test_a_suspected_voice_silences_the_avatar_until_it_is_known(talk):
+    turns = Turns()
+    for _ in range(SUSPECTED - 1):
+        turns.note(0.9)
+        assert not turns.is_suspected
+    turns.note(0.9)
+    assert turns.is_suspected
+    turns.note(0.1)  # it was a cough
+    assert not turns.is_suspected
+    for _ in range(LEAST_SPEECH):
+        turns.note(0.9)
+    assert turns.is_speaking
+    assert not turns.is_suspected
 
 
 def test_watchers_are_told_of_any_interruption(talk):

@@ -87,6 +87,35 @@ def test_a_cut_leaves_a_fade_and_then_silence():
     assert (sound.take(FRAME) == 7).all()
 
 
+def test_what_is_held_is_silent_and_goes_on_from_there():
+    queue, voice = SoundQueue(), np.full(48_000, 10_000, np.int16)
+    queue.add(voice)
+    assert (queue.take(1920) == 10_000).all()
+    queue.hold(True)
+    queue.hold(True)
+    faded = queue.take(1920)
+    assert faded[0] == 10_000
+    assert (np.diff(faded.astype(int)) <= 0).all()
+    assert not faded[480:].any()
+    assert not queue.take(1920).any()
+    queue.hold(False)
+    rest = queue.take(48_000)
+    assert rest[0] == 0
+    assert (rest[480 : 48_000 - 1920] == 10_000).all(), "nothing of it is lost"
+    assert not rest[48_000 - 1920 :].any()
+
+
+def test_what_is_held_can_be_cut():
+    queue = SoundQueue()
+    queue.add(np.full(48_000, 10_000, np.int16))
+    queue.take(1920)
+    queue.hold(True)
+    queue.take(1920)
+    assert queue.cut()
+    queue.hold(False)
+    assert not queue.take(1920).any()
+
+
 def test_no_more_is_taken_than_three_minutes_ahead():
     sound = SoundQueue(Clock())
     assert sound.add(ones(round(MOST_WAITING_S * SOUND_HZ)))

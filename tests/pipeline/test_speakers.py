@@ -195,3 +195,13 @@ def test_ranks_make_the_same_of_several_voices(
         assert np.array_equal(frames_of(ranked, request), expected)
     finally:
         ranked.close()
+
+
+def test_a_text_that_is_split_among_speakers_moves_both(ask, other, tiny_checkpoint) -> None:
+    request = ask(LEFT, RIGHT, voices=(None, other), num_frames=20)
+    engine = DiffusionPipeline(PRESET, tiny_checkpoint)
+    recorded, spoken = (
+        np.concatenate([item for item in engine.frames(one, lambda: False) if isinstance(item, np.ndarray)])
+        for one in (request, replace(request, spoken="a digest"))
+    )
+    assert np.array_equal(recorded, spoken)

@@ -18,6 +18,7 @@ from avatar.errors import AvatarError, BadInput, Cancelled
 from avatar.events import Segment
 from avatar.preset import load_presets
 from avatar.preview.source import PreviewSource
+from avatar.request import Request
 from avatar.runtime.gallery import HALF, Gallery
 from avatar.settings import Speaking
 from avatar.speech import voicing
@@ -41,12 +42,39 @@ def engine() -> PreviewSource:
     return PreviewSource()
 
 
+class Held:
+    """The preview, which stops after two seconds of video until it is let go on, where it is held."""
+
+    label = "preview"
+
+    def __init__(self, source: PreviewSource) -> None:
+        self._source, self.go = source, threading.Event()
+        self.go.set()
+
+    def frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Any]:
+        num_frames = 0
+        for item in self._source.frames(request, cancelled):
+            yield item
+            num_frames += len(item) if isinstance(item, np.ndarray) else 0
+            while num_frames > 50 and not self.go.wait(0.02):
+                if cancelled():
+                    raise Cancelled("The run was stopped.")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 @pytest.fixture
-def app_state(tmp_path: Path, engine: PreviewSource, monkeypatch: pytest.MonkeyPatch) -> Iterator[AppState]:
+def held(engine: PreviewSource) -> Held:
+    return Held(engine)
+
+
+@pytest.fixture
+def app_state(tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> Iterator[AppState]:
     monkeypatch.setattr(voicing.Voicing, "_is_slow", lambda self: len(self.captions) > 0)
     (tmp_path / "scratch").mkdir()
     gallery = Gallery(tmp_path / "outputs")
-    queue = JobQueue(lambda preset: Here(engine), gallery)
+    queue = JobQueue(lambda preset: Here(held), gallery)
     yield AppState(
         queue, gallery, load_presets(), "auto", tmp_path / "scratch", uploads=Uploads(tmp_path / "uploads")
     )
@@ -141,8 +169,9 @@ def test_segments_come_while_the_voice_is_held_back(app_state, gate):
     assert not (kept.entry.folder / HALF).exists()
 
 
-def test_a_video_stopped_after_its_text_was_spoken_is_resumed_with_that_speech(app_state, gate):
+def test_a_video_stopped_after_its_text_was_spoken_is_resumed_with_that_speech(app_state, gate, held):
     expected = whole_video(app_state)
+    held.go.clear()
     said = begun(app_state)
     run = submit(app_state, said)
     over = threading.Event()
@@ -150,8 +179,8 @@ def test_a_video_stopped_after_its_text_was_spoken_is_resumed_with_that_speech(a
     assert over.wait(30)
     num_said = len(gate.said)
     kept = ended(run, lambda event: run.cancel() if isinstance(event, Segment) else None)
-    if not kept.finished.stopped:
-        pytest.fail("it was made before it could be stopped")
+    assert kept.finished.stopped
+    held.go.set()
     again = app_state.resume(kept.entry.id, "me")
     assert again.request.growing is None
     video = ended(again).entry.video
