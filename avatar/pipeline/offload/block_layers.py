@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from avatar.checkpoints.lora_files import UserLora
 from avatar.checkpoints.transformer_config import LAYER, ModelConfig
 from avatar.model.quantize import QuantisedLinear, Quantiser, quantise_weight
 from avatar.model.transformer import LayerParts, StreamingTransformer, held_dtype
@@ -77,8 +79,8 @@ class BlockLayers(HostLayers):
         with ExitStack() as stack:
             (file,) = files.shards
             source = StoredTensors(file)
-            opened = (open_any_lora(lora, source.shapes) for lora in (files.lora, *files.loras))
-            loras = [stack.enter_context(lora) for lora in opened]
+            adapters: list[Path | UserLora] = [files.lora, *files.loras]
+            loras = [stack.enter_context(open_any_lora(lora, source.shapes)) for lora in adapters]
             for name in source:
                 index = model.config.layer_of(name)
                 if index in self._stored:
