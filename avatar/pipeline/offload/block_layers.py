@@ -21,7 +21,7 @@ from avatar.model.quantize import QuantisedLinear, Quantiser, quantise_weight
 from avatar.model.transformer import LayerParts, StreamingTransformer, held_dtype
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.gguf import StoredBlocks
-from avatar.model.weights.loading import Check, install, load_transformer
+from avatar.model.weights.loading import Check, go_on, install, load_transformer
 from avatar.model.weights.lora import Lora, merge_rows, open_any_lora, pieces
 from avatar.model.weights.weight_cache import load_quantised
 from avatar.model.weights.weight_formats import StoredTensors
@@ -87,6 +87,7 @@ class BlockLayers(HostLayers):
                     here = tuple(lora for lora in loras if name in lora.changes)
                     self._stored[index].append(StoredTensor(name, source.blocks(name), here))
             super().__init__(model, indices, num_slots, device)
+        self._check = go_on  # nothing of this run is kept for the next
         self._targets = {id(slot.place): _targets_of(slot.place.parts) for slot in self._slots}
 
     def _on_host(self, index: int, device: torch.device) -> Tensor:
