@@ -70,7 +70,10 @@ class Request:
     captions: of the whole speech, in order, where its text is known. burn_captions: draw them into the video.
     spoken: a digest of the text and the way in which it was spoken, "" for a recording.
     background: what is put behind the person, a word or a colour as the setting has it, or PICTURE_FILE: then
-    background_picture is a PNG that intake wrote. Engines do not know of it.
+    background_picture is a PNG that intake wrote, under the user's name background_name. Engines do not know
+    of it.
+    pose: a video of poses that intake wrote, see media.pose_video, under the user's name pose_name; None:
+    nothing but the speech leads the person.
     """
 
     portrait: Path
@@ -93,6 +96,9 @@ class Request:
     spoken: str = ""
     background: str = KEEP
     background_picture: Path | None = None
+    background_name: str = ""
+    pose: Path | None = None
+    pose_name: str = ""
 
     @property
     def transparent_output(self) -> Path | None:

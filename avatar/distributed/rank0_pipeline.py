@@ -147,6 +147,7 @@ class RankDenoising:
         fixed: Placement | None,
         speech_s: float,
         share: float,
+        pose: bool = False,
     ) -> Plan:
         """See Denoising. Covers all GPUs of this machine, counting the other ranks' memory as ours.
 
@@ -156,7 +157,7 @@ class RankDenoising:
         gpus = tuple(  # in a container, NVML may report our processes under other PIDs
             replace(gpu, ours_bytes=max(gpu.ours_bytes, CUDA_CONTEXT_BYTES)) for gpu in inventory.gpus
         )
-        return plan(preset, replace(inventory, gpus=gpus), speech_s=speech_s)
+        return plan(preset, replace(inventory, gpus=gpus), speech_s=speech_s, pose=pose)
 
     def prepare(self, parts: Components, check: Check) -> None:
         """See Denoising. All ranks load their shares at the same time."""

@@ -43,11 +43,11 @@ LONGEST = InputLimits(max_speech_s=_DAY_S, max_speech_bytes=64 * _GIB)
 class Job:
     """The order for one video.
 
-    script: the text to speak if there is no audio. preset: resolved. picture: the face that speaks, and the
-    framing. checkpoint_every: clips per part, or seconds for the preview; None: in one piece. resume:
-    continue an interrupted run; a finished video is not made again. tokenizer: the checkpoint's tokenizer
-    folder, to count the prompt's tokens; None: the engine counts them. upscale_with: words of a command that
-    enlarges the video, in place of the filter.
+    script: the text to speak if there is no audio. preset: resolved. pose: a video of poses. picture: the
+    face that speaks, and the framing. checkpoint_every: clips per part, or seconds for the preview; None: in
+    one piece. resume: continue an interrupted run; a finished video is not made again. tokenizer: the
+    checkpoint's tokenizer folder, to count the prompt's tokens; None: the engine counts them. upscale_with:
+    words of a command that enlarges the video, in place of the filter.
     """
 
     image: Path
@@ -57,6 +57,7 @@ class Job:
     script: Script | None = None
     points: Path | None = None
     head_only: bool = False
+    pose: Path | None = None
     picture: Picture = field(default_factory=Picture)
     max_duration_s: float | None = None
     checkpoint_every: int | None = None
@@ -96,6 +97,7 @@ class Job:
             prompt=self.preset.generation.prompt,
             face_points=self._face_points(),
             head_only=self.head_only,
+            pose=self.pose,
             picture_settings=self.picture,
             finder=Finder(),
             limits=self._limits(long),

@@ -19,7 +19,7 @@ from avatar.runtime.gallery_entry import PORTRAIT
 
 PARTS = "parts"  # the ledger's folder
 _REQUEST, _PORTRAIT, _SPEECH = "request.json", PORTRAIT, "speech.wav"
-_BACKGROUND = "background.png"
+_BACKGROUND, _POSE = "background.png", "pose.mkv"
 _PART_S = 30.0  # about so long is a part
 _PLAIN = (
     "num_frames",
@@ -33,6 +33,8 @@ _PLAIN = (
     "burn_captions",
     "spoken",
     "background",
+    "background_name",
+    "pose_name",
 )
 
 
@@ -46,6 +48,9 @@ def keep(folder: Path, request: Request) -> Request:
         if request.background_picture is not None:
             kept = replace(kept, background_picture=folder / _BACKGROUND)
             _copy(request.background_picture, folder / _BACKGROUND)
+        if request.pose is not None:
+            kept = replace(kept, pose=folder / _POSE)
+            _copy(request.pose, folder / _POSE)
         data = {"preset": request.preset.as_dict(), **{name: getattr(request, name) for name in _PLAIN}}
         data["captions"] = [asdict(one) for one in request.captions]
         atomic.write(folder / _REQUEST, json.dumps(data).encode())
@@ -75,8 +80,10 @@ def resume(folder: Path, *, work: Path, output: Path) -> tuple[Request, Ledger |
         data["face"] = tuple(data["face"]) if data.get("face") else None
         data["captions"] = tuple(Caption(**one) for one in data.get("captions", []))
         background = folder / _BACKGROUND if data.get("background") == PICTURE_FILE else None
+        pose = folder / _POSE if data.get("pose_name") else None
         request = Request(
             background_picture=background,
+            pose=pose,
             portrait=folder / _PORTRAIT,
             speech=folder / _SPEECH,
             work=work,
@@ -84,7 +91,7 @@ def resume(folder: Path, *, work: Path, output: Path) -> tuple[Request, Ledger |
             preset=Preset.from_dict(data.pop("preset")),
             **data,
         )
-        if not all(path.is_file() for path in (request.portrait, request.speech, background) if path):
+        if not all(path.is_file() for path in (request.portrait, request.speech, background, pose) if path):
             raise FileNotFoundError(folder.name)
         begun = (folder / PARTS / PLAN).is_file()
         return request, Ledger.resume(folder / PARTS, request) if begun else None

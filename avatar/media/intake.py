@@ -30,13 +30,14 @@ from avatar.media.upscale import UPSCALED_AREA, check_upscale
 from avatar.paths import exists, is_dir
 from avatar.preset import Preset
 from avatar.request import TRANSPARENT, TRANSPARENT_SUFFIXES, Caption, Request, beside
-from avatar.settings import Picture
+from avatar.settings import Picture, refuse_settings
 from avatar.sizes import video_size
 
 log = logging.getLogger(__name__)
 
 _BITS_PER_PIXEL = 0.12  # of a frame of H.264; a generous guess for a talking head
 _TRANSPARENT_BITS_PER_PIXEL = {".webm": 0.2, ".mov": 9.0}
+POSE_FILE = "pose.mkv"
 _SOUND_BYTES_PER_S = 200_000  # of a channel: the canonical WAV, its lossless copy in segments, and AAC twice
 
 
@@ -61,6 +62,8 @@ def open_request(
     spoken: str = "",
     picture_settings: Picture | None = None,
     finder: FaceFinder | None = None,
+    pose: Path | str | None = None,
+    pose_name: str | None = None,
 ) -> Request:
     """Check everything that a user gave; write portrait.png and speech.wav into work.
 
@@ -68,6 +71,7 @@ def open_request(
     tokenizer: the folder of the checkpoint's, by which prompts are counted; None: the engine counts them.
     reader: how the files are decoded; by default in this process. captions, spoken: of the speech, see
     Request. picture_settings: which face speaks and what is shown. finder: of faces, needed for that.
+    pose: a video of poses for the diffusion engine, under the user's own name for it.
     On refusal nothing is left behind in work, nor work itself if it was made here. Raises: BadInput.
     """
     portrait, speech, output, work = Path(portrait), Path(speech), Path(output), Path(work)
@@ -87,6 +91,10 @@ def open_request(
     if burn_captions and captions:
         find_font("".join(one.text for one in captions))  # refuses letters that no font here has
     check_file(speech, speech_name, limits.max_speech_bytes, "speech")
+    if pose is not None:
+        pose, pose_name = Path(pose), display_name(Path(pose), pose_name)
+        refuse_settings(preset.engine, ("pose",))
+        check_file(pose, pose_name, limits.max_speech_bytes, "pose")
     picture = reader.portrait(portrait, name=portrait_name, limits=limits)
     asked = picture_settings or Picture()
     shown = framed(picture.pixels, asked, portrait_name, points=points, finder=finder)
@@ -105,6 +113,7 @@ def open_request(
         undo.callback(wav.unlink, missing_ok=True)
         undo.callback(png.unlink, missing_ok=True)
         inputs = (portrait, speech, *([Path(asked.background)] if background.picture is not None else []))
+        inputs += () if pose is None else (pose,)
         _check_output(output, inputs, bool(captions), undo, transparent)
         try:
             heard = reader.speech(speech, wav, name=speech_name, limits=limits)
@@ -112,6 +121,12 @@ def open_request(
                 heard = trim(wav, heard, speech_name)
             num_frames, cut = _num_frames(heard.num_frames(FPS), preset, speech_name)
             _check_disk(num_frames, heard.num_channels, preset, output, work, limits, transparent)
+            read = None
+            if pose is not None:
+                undo.callback((work / POSE_FILE).unlink, missing_ok=True)
+                read = reader.pose(
+                    pose, work / POSE_FILE, size=size, num_frames=num_frames, name=pose_name, limits=limits
+                )
             behind = background.write(work)
             if behind is not None:
                 undo.callback(behind.unlink, missing_ok=True)
@@ -137,12 +152,15 @@ def open_request(
         head_only=head_only,
         face=shown.face,
         segment_s=float(segment_s),
-        notices=(*picture.notices, *shown.notices, *heard.notices, *cut),
+        notices=(*picture.notices, *shown.notices, *heard.notices, *cut, *(read.notices if read else ())),
         captions=captions,
         burn_captions=burn_captions and bool(captions),
         spoken=spoken,
         background=background.background,
         background_picture=behind,
+        background_name=background.name,
+        pose=None if read is None else work / POSE_FILE,
+        pose_name=pose_name or "" if read else "",
     )
 
 

@@ -35,8 +35,12 @@ class Denoising(Protocol):
         fixed: Placement | None,
         speech_s: float,
         share: float,
+        pose: bool = False,
     ) -> Plan:
-        """Plan a run's memory by device, and its offloading to the host; see plan_here."""
+        """Plan a run's memory by device, and its offloading to the host; see plan_here.
+
+        pose: whether a pose video leads it.
+        """
         ...
 
     def prepare(self, parts: Components, check: Check) -> None:
@@ -75,11 +79,19 @@ class LocalDenoising:
         fixed: Placement | None,
         speech_s: float,
         share: float,
+        pose: bool = False,
     ) -> Plan:
         """See Denoising."""
         device, weights = best_device(), self._weights
         return plan_here(
-            preset, device, weights=weights, held=held, fixed=fixed, speech_s=speech_s, share=share
+            preset,
+            device,
+            weights=weights,
+            held=held,
+            fixed=fixed,
+            speech_s=speech_s,
+            share=share,
+            pose=pose,
         )
 
     def prepare(self, parts: Components, check: Check) -> None:

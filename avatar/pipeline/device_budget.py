@@ -75,23 +75,25 @@ def plan_here(
     fixed: Placement | None = None,
     speech_s: float = SPEECH_WINDOW_S,
     share: float = 1.0,
+    pose: bool = False,
 ) -> Plan:
     """Plan a run in this process, keeping the placement of models that are already loaded if it will do.
 
     Reloading costs more than a few needlessly offloaded layers. weights: the checkpoint's folder, if given.
     held: the placement of the loaded models. fixed: a placement to use without choice. speech_s: length of
-    the speech. share: fraction of the device's free memory that may be used.
+    the speech. share: fraction of the device's free memory that may be used. pose: whether a
+    pose video leads it.
     """
     inventory = inventory_here(device, weights, share)
     if fixed is None and (device.type != "cuda" or not preset.memory.offload_model):
         fixed = ALL_ON_GPU
     if fixed is not None:
-        return plan(preset, inventory, fixed, speech_s)
+        return plan(preset, inventory, fixed, speech_s, pose=pose)
     planned = plan(preset, inventory)  # for a speech of any length: the next may be longer
     placement = planned.placement if held is None else _kept(held, planned.placement)
-    if placement == planned.placement and speech_s >= SPEECH_WINDOW_S:
+    if placement == planned.placement and speech_s >= SPEECH_WINDOW_S and not pose:
         return planned
-    return plan(preset, inventory, placement, speech_s)
+    return plan(preset, inventory, placement, speech_s, pose=pose)
 
 
 def _kept(held: Placement, wanted: Placement) -> Placement:

@@ -42,12 +42,13 @@ def plan(
     placement: Placement | None = None,
     speech_s: float = SPEECH_WINDOW_S,
     sizes: ModelSizes | None = None,
+    pose: bool = False,
 ) -> Plan:
     """What the preset will hold on every device, compared with what is free there.
 
     placement: that of an existing run; None: with offload_model, the one that fits with the least traffic.
     speech_s: the length of the speech; beyond one window it makes no difference. sizes: the model's; None:
-    those of the machine's checkpoint.
+    those of the machine's checkpoint. pose: whether a pose video leads the run.
     Raises: BadInput for "auto", which must be resolved first, and for an impossible layout.
     """
     if preset.engine == "auto":
@@ -59,7 +60,8 @@ def plan(
     if preset.requires.weights == "tiny":
         items = (MemoryItem("runtime", TORCH_RUNTIME_BYTES), MemoryItem("toy_model", TINY_BYTES))
         return Plan(preset.name, preset.engine, (), _host(inventory, items))
-    run = RunShape(preset, sizes or ModelSizes.of(inventory.checkpoint), largest_geometry(preset), speech_s)
+    model = sizes or ModelSizes.of(inventory.checkpoint)
+    run = RunShape(preset, model, largest_geometry(preset), speech_s, pose)
     shares = shares_of(preset, run.sizes.config)
     if placement is None:
         present = (*inventory.gpus, *[None] * len(shares))

@@ -22,6 +22,7 @@ _WORDS = {
     "face": "the face, its points or head_only are others",
     "captions": "the captions that are burned in are others",
     "background": "the background is another",
+    "pose": "the pose video is another",
 }
 _SHAPING = ("engine", "generation", "memory", "parallel")  # sections of a preset that affect a video
 
@@ -41,6 +42,7 @@ def origin(request: Request) -> dict[str, str]:
         "prompt": _digest(request.prompt),
         "face": _digest([request.face_points, request.head_only, *(request.face or ())]),
         **_background(request),
+        **({"pose": file_digest(request.pose)} if request.pose else {}),
         **({"captions": _digest(burned)} if burned else {}),
         **({"lora": loras_digest(lora)} if lora else {}),  # left out without LoRAs, as in older versions
     }

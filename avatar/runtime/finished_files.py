@@ -36,6 +36,9 @@ def new_report(request: Request, label: str) -> RunReport:
         face_points=request.face_points,
         head_only=request.head_only,
         face=request.face,
+        background=request.background,
+        background_picture=request.background_name or None,
+        pose=request.pose_name or None,
         made_from={} if request.part else origin(request),
     )
 

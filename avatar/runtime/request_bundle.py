@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from avatar.request import Request
+
+OTHERS = ("background_picture", "pose")
 
 
 @dataclass(frozen=True)
 class RequestBundle:
-    """The contents of a request's files. carry: the previous part's file, None without one."""
+    """The contents of a request's files. carry: the previous part's file, None without one.
+
+    others: those that not every request has, by the request's field.
+    """
 
     portrait: bytes
     speech: bytes
     carry: bytes | None
+    others: Mapping[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def of(cls, request: Request) -> RequestBundle:
@@ -23,6 +31,7 @@ class RequestBundle:
             request.portrait.read_bytes(),
             request.speech.read_bytes(),
             None if carry is None else carry.read_bytes(),
+            other_files(request),
         )
 
     def unpacked(self, request: Request, folder: Path) -> Request:
@@ -37,4 +46,14 @@ class RequestBundle:
                 carry.write_bytes(self.carry)
             part = replace(part, carry=carry, leave=folder / "leave" if part.leave else None)
         output = folder / request.output.name
-        return replace(request, portrait=portrait, speech=speech, work=folder, output=output, part=part)
+        others: dict[str, Any] = {}
+        for name, content in self.others.items():
+            others[name] = folder / getattr(request, name).name
+            others[name].write_bytes(content)
+        others |= {"portrait": portrait, "speech": speech, "work": folder, "output": output}
+        return replace(request, part=part, **others)
+
+
+def other_files(request: Request) -> dict[str, bytes]:
+    """The contents of those files that not every request has, by the request's field."""
+    return {name: path.read_bytes() for name in OTHERS if (path := getattr(request, name)) is not None}

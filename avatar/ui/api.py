@@ -21,7 +21,7 @@ from avatar.ui.request_guard import visitor_of
 from avatar.ui.run import STATUS_EVERY_S
 from avatar.ui.speech_service import SpeechService, SpokenText
 from avatar.ui.typing_tab import script_of
-from avatar.ui.widgets import portrait_picker, speech_picker
+from avatar.ui.widgets import file_picker, portrait_picker, speech_picker
 
 
 def wire(app_state: AppState) -> None:
@@ -41,6 +41,7 @@ def wire(app_state: AppState) -> None:
         captions = gr.Textbox(Speaking().captions, label="captions")
         shown = [gr.Textbox(getattr(Picture(), name), label=name) for name in PICTURE]
         behind = portrait_picker(label="background_picture")
+        pose = file_picker(label="pose")
         answer, video = gr.JSON(label="answer"), gr.File(label="video")
         sound, said = gr.File(label="speech"), gr.JSON(label="captions")
         button = gr.Button()
@@ -57,6 +58,7 @@ def wire(app_state: AppState) -> None:
         captions,
         *shown,
         behind,
+        pose,
     ]
     shared: dict[str, Any] = {"api_visibility": "public", "concurrency_limit": None}
     button.click(reports_errors(endpoints.generate), given, video, api_name="generate", **shared)
@@ -95,6 +97,7 @@ class Endpoints:
         extend: Any = None,
         background: Any = None,
         background_picture: str | None = None,
+        pose: str | None = None,
     ) -> Iterator[Any]:
         """Generate a video of the portrait speaking; settings by name, as in a preset's file.
 
@@ -103,6 +106,8 @@ class Endpoints:
         face: who speaks if there are several, "2" from the left or a point "0.3,0.4" in the face; framing,
         aspect, extend: which part of the portrait is shown, as on the command line. background: what is
         behind the person; or background_picture, an uploaded file. A transparent video comes as a .webm.
+
+        pose: a video of poses that the diffusion engine follows, as on the command line.
 
         A portrait in which no face is found needs face_points, or head_only, which keeps the mouth shut.
         """
@@ -148,6 +153,7 @@ class Endpoints:
             spoken=said.script.digest if said else "",
             burn_captions=said is not None and said.script.speaking.captions == "burned",
             picture=picture,
+            pose=Path(pose) if pose else None,
         )
         try:
             for event in run.follow(STATUS_EVERY_S):

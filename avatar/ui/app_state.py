@@ -239,6 +239,7 @@ class AppState:
         burn_captions: bool = False,
         spoken: str = "",
         picture: Picture | None = None,
+        pose: Path | None = None,
     ) -> QueuedRun:
         """Check everything that can be checked, and queue the request. Raises: AvatarError.
 
@@ -248,7 +249,8 @@ class AppState:
         from avatar.preview.face_finder import Finder  # imports OpenCV and the face models; only for a run
 
         preset = self.with_settings(name, settings)
-        refuse_settings(preset.engine, picture.demands if picture else ())
+        also = (*(picture.demands if picture else ()), *(("pose",) if pose else ()))
+        refuse_settings(preset.engine, also)
         self._require(preset)
         prompt = prompt.strip() or preset.generation.prompt  # the page shows the preset's own in an empty box
         draft = self.gallery.draft()
@@ -273,6 +275,7 @@ class AppState:
                 spoken=spoken,
                 picture_settings=picture,
                 finder=Finder(),
+                pose=pose,
             )
             settings, ledger = used_settings(name, request), None
             requester = Requester(owner_hash(owner), visitor, visit, portrait, speech)

@@ -18,6 +18,7 @@ from avatar.ui import framing_panel, point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reason
+from avatar.ui.form import leading_pose
 from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInQueue
 from avatar.ui.language import Language, language_of, text
 from avatar.ui.page_runs import PageRuns
@@ -50,7 +51,7 @@ class Generate:
     def inputs(self) -> list[Any]:
         p = self.parts
         typed = self.typing.inputs
-        return [p.portrait, p.speech, p.prompt, p.preset, p.points, p.owner, *typed, *p.form.values()]
+        return [p.portrait, p.speech, p.prompt, p.preset, p.points, p.owner, *typed, *p.form.values(), p.pose]
 
     @property
     def outputs(self) -> list[Any]:
@@ -120,6 +121,7 @@ class Generate:
             captions=said.shown if said else (),
             spoken=said.script.digest if said else "",
             burn_captions=said is not None and said.script.speaking.captions == "burned",
+            pose=leading_pose(form, self.app_state.resolved(preset).engine),
         )
 
     def resume(self, request: gr.Request, event: gr.EventData, owner: str) -> Iterator[Updates]:

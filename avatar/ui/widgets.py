@@ -19,7 +19,7 @@ from avatar.ui.uploads import NotUploaded, Uploads
 
 log = logging.getLogger(__name__)
 
-PICKERS = (gr.Image, gr.Audio, gr.UploadButton)
+PICKERS = (gr.Image, gr.Audio, gr.UploadButton, gr.File)
 
 
 class GuardedBlocks(gr.Blocks):
@@ -93,6 +93,13 @@ def speech_picker(**options: Any) -> gr.Audio:
     picker = gr.Audio(type="filepath", buttons=[], editable=False, **options)
     picker.preprocess = _path  # type: ignore[method-assign]
     picker.postprocess = _file  # type: ignore[method-assign, assignment]
+    return picker
+
+
+def file_picker(**options: Any) -> gr.File:
+    """A picker for a video that only passes the file on."""
+    picker = gr.File(file_count="single", file_types=["video"], type="filepath", **options)
+    picker.preprocess = _path  # type: ignore[method-assign, assignment]
     return picker
 
 
