@@ -112,11 +112,11 @@ def read_run(video: Path) -> dict[str, Any] | None:
 
 def _files_of(own: dict[str, Any], picture: Picture) -> list[Path]:
     """The files that a cell is made from, besides portrait and speech. Raises: BadInput for missing ones."""
-    files = [Path(own["pose"])] if "pose" in own else []
-    files += [Path(picture.background)] if is_picture(picture.background) else []
-    for path in files:
-        check_file(path, display_name(path), LONGEST.max_speech_bytes, "pose")
-    return files
+    files = {"pose": Path(own["pose"])} if "pose" in own else {}
+    files |= {"picture": Path(picture.background)} if is_picture(picture.background) else {}
+    for kind, path in files.items():
+        check_file(path, display_name(path), LONGEST.max_speech_bytes, kind)
+    return list(files.values())
 
 
 def _preset_of(own: dict[str, Any], inventory: Inventory, picture: Picture) -> dict[str, Any] | None:

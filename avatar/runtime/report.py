@@ -78,8 +78,8 @@ class Upscaled:
 class RunReport:
     """How a video was made; NAME.report.json beside NAME.mp4 and its thumbnail NAME.thumb.jpg.
 
-    video, thumbnail, portrait, speech, background_picture, pose: file names without folders. engine: the source's label.
-    created: ISO 8601, UTC. first_frame_s, first_segment_s: seconds since the run began.
+    video, thumbnail, portrait, speech, background_picture, pose: file names without folders. engine: the
+    source's label. created: ISO 8601, UTC. first_frame_s, first_segment_s: seconds since the run began.
     frames_per_s: frames per second since the first one was requested. made_from: see origin; {} for parts.
     error_kind: the class of the error. plan: the plan at the start of the run (Plan.as_dict). memory:
     measured peaks. None means not measured.

@@ -162,10 +162,9 @@ class ComparePanel:
         runs: list[QueuedRun] = []
         try:
             for (name, settings), preset_made in zip(wanted, presets, strict=True):
-                led = {"pose": leading_pose(form, preset_made.engine)}
-                runs.append(
-                    self.app_state.submit(Path(portrait), Path(speech), name, settings, **given, **led)
-                )
+                pose = leading_pose(form, preset_made.engine)
+                run = self.app_state.submit(Path(portrait), Path(speech), name, settings, pose=pose, **given)
+                runs.append(run)
             yield from self._stoppable(request, lambda stopped: self._made(request, runs, owner, stopped))
         except Exception:
             for run in runs:

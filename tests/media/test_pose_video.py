@@ -25,7 +25,7 @@ from avatar.runtime.request_bundle import RequestBundle
 SIZE = Size(64, 128)
 
 
-def film(path: Path, num_frames: int, rate: int, size: Size = Size(64, 128), times=None) -> Path:
+def film(path: Path, num_frames: int, rate: int, size: Size = SIZE, times=None) -> Path:
     """Frames of one grey each, 4 levels brighter from frame to frame; lossless."""
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264rgb", rate=rate, options={"qp": "0", "preset": "ultrafast"})
@@ -154,7 +154,7 @@ def test_a_request_holds_the_pose_at_the_videos_size(asked, tmp_path):
 def test_the_preview_refuses_a_pose_by_name(asked, tmp_path):
     with pytest.raises(BadInput, match="preview engine cannot honour pose: it warps one picture"):
         asked("preview")
-    with pytest.raises(BadInput, match="The pose nowhere.mp4 does not exist"):
+    with pytest.raises(BadInput, match=r"The pose nowhere\.mp4 does not exist"):
         asked(pose="nowhere.mp4")
     assert not (tmp_path / "work").exists()
 
