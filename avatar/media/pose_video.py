@@ -29,7 +29,7 @@ _MOST_BAD = 0.1  # share of packets that may be damaged
 
 
 @dataclass(frozen=True)
-class Pose:
+class PoseVideo:
     """What was read of a pose video. num_frames: at FPS, at most as many as were wanted."""
 
     num_frames: int
@@ -44,7 +44,7 @@ def write_pose(
     num_frames: int,
     name: str | None = None,
     limits: InputLimits | None = None,
-) -> Pose:
+) -> PoseVideo:
     """Write the first num_frames of a pose video to target, losslessly: at FPS, scaled to cover the size.
 
     Frames are taken by their time stamps, so that a second stays a second. What covers too much is cut off
@@ -66,7 +66,7 @@ def write_pose(
         raise BadInput(f"{name} is not a video that can be read.", READABLE) from error
     if not count:
         raise BadInput(f"{name} holds no picture.", "Choose another pose video.")
-    return Pose(count, _shortage(count, num_frames, name))
+    return PoseVideo(count, _shortage(count, num_frames, name))
 
 
 def _copy(

@@ -8,7 +8,7 @@ from pathlib import Path
 from avatar.geometry import Size
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import Portrait, open_portrait
-from avatar.media.pose_video import Pose, write_pose
+from avatar.media.pose_video import PoseVideo, write_pose
 from avatar.media.speech_reader import Speech, check_speech, write_speech
 
 
@@ -34,7 +34,7 @@ class Reader:
         num_frames: int,
         name: str | None = None,
         limits: InputLimits | None = None,
-    ) -> Pose:
+    ) -> PoseVideo:
         """See write_pose. Raises: BadInput."""
         return write_pose(source, target, size=size, num_frames=num_frames, name=name, limits=limits)
 

@@ -26,7 +26,7 @@ from avatar.geometry import Size
 from avatar.media.files import check_file, display_name
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import Portrait, open_portrait
-from avatar.media.pose_video import Pose, write_pose
+from avatar.media.pose_video import PoseVideo, write_pose
 from avatar.media.readers import Reader
 from avatar.media.speech_reader import Speech, write_speech
 from avatar.runtime.bounded_process import BoundedJob, BoundedProcesses
@@ -175,10 +175,10 @@ class BoundedReader(Reader):
         num_frames: int,
         name: str | None = None,
         limits: InputLimits | None = None,
-    ) -> Pose:
+    ) -> PoseVideo:
         """limits: ignored; those of the cache apply. target: as for speech."""
         with self._used("pose", source, name, size, num_frames) as entry:
-            read: Pose = entry.job.result()
+            read: PoseVideo = entry.job.result()
             _give(entry.target, target)
             return read
 
@@ -228,12 +228,12 @@ def _read_speech(source: Path, target: Path, name: str, limits: InputLimits) -> 
 
 def _read_pose(
     source: Path, target: Path, name: str, limits: InputLimits, size: Size, num_frames: int
-) -> Pose:
+) -> PoseVideo:
     """In the child: write the frames to target."""
     return write_pose(source, target, size=size, num_frames=num_frames, name=name, limits=limits)
 
 
-_READERS: Mapping[str, tuple[Callable[..., Portrait | Speech | Pose], str]] = {  # by kind, with a suffix
+_READERS: Mapping[str, tuple[Callable[..., Portrait | Speech | PoseVideo], str]] = {  # by kind, with a suffix
     "portrait": (_read_portrait, "npy"),
     "speech": (_read_speech, "wav"),
     "pose": (_read_pose, "mkv"),

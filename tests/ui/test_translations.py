@@ -131,6 +131,7 @@ def test_notices_have_no_blank_that_is_not_filled():
     intake = {one.code: set(one.values) for one in sound_notices()}
     intake |= {"transparent": {"name"}, "colour_profile": {"name"}, "trimmed": {"name", "first", "last"}}
     intake["num_clip"] = {"name", "seconds", "of", "num_clip", "infer_frames"}
+    intake["pose_short"] = {"name", "seconds", "of"}
     run = {"restarted": {"cause"}, "resumed": {"done", "total"}, "frames_cut": {"count"}}
     others = {**portrait, **live, **intake, **run}
     for code, words in NOTICES.items():
