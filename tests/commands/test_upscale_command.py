@@ -65,16 +65,16 @@ def shape(video: str) -> tuple[int, int, int, bool]:
 
 def test_the_finished_file_is_1080p_and_its_report_says_how(asked):
     assert main([*asked, "--upscale", "1080p", "--output", "o.mp4"]) == 0
-    assert shape("o.mp4") == (862, 1080, 13, True)
+    assert shape("o.mp4") == (1080, 1346, 13, True)
     report = read_report(Path("o.report.json"))
-    assert (report.width, report.height) == (862, 1080)
+    assert (report.width, report.height) == (1080, 1346)
     assert (report.upscaled.by, report.upscaled.width, report.upscaled.height) == ("lanczos", 114, 142)
 
 
 def test_a_program_of_ones_own_makes_it(asked):
     command = f"{sys.executable} twice.py {{input}} {{output}}"
     assert main([*asked, "--upscale_with", command, "--output", "o.mp4"]) == 0
-    assert shape("o.mp4") == (862, 1080, 13, True)
+    assert shape("o.mp4") == (1080, 1346, 13, True)
     assert read_report(Path("o.report.json")).upscaled.by == "command"
 
 
@@ -105,7 +105,7 @@ def test_resuming_upscales_what_was_finished(asked, capsys):
     made = read_report(Path("o.report.json")).created
     Path("twice.py").write_text(TWICE)
     assert main([*given, "--resume"]) == 0
-    assert shape("o.mp4") == (862, 1080, 13, True)
+    assert shape("o.mp4") == (1080, 1346, 13, True)
     assert read_report(Path("o.report.json")).created == made, "it was not made again"
     capsys.readouterr()
     assert main([*given, "--resume"]) == 0
@@ -164,7 +164,7 @@ def test_a_batch_upscales_by_its_own_key_and_by_a_flag_alone(asked, tmp_path):
     )
     jobs.write_text(text.format("a") + 'upscale = "1080p"\n' + text.format("b"))
     assert main(["batch", "jobs.toml", "--output", "out"]) == 0
-    assert shape("out/a.mp4")[:2] == (862, 1080)
+    assert shape("out/a.mp4")[:2] == (1080, 1346)
     assert shape("out/b.mp4")[:2] == (114, 142)
     command = f"{sys.executable} twice.py {{input}} {{output}}"
     assert main(["batch", "jobs.toml", "--output", "by", "--upscale_with", command]) == 0
@@ -180,4 +180,4 @@ def test_a_long_video_is_upscaled_whole(asked):
     soundfile.write("s.wav", sound, 48_000)
     given = [*asked, "--checkpoint_every", "1", "--upscale", "1080p", "--output", "o.mp4"]
     assert main(given) == 0
-    assert shape("o.mp4") == (862, 1080, 75, True)
+    assert shape("o.mp4") == (1080, 1346, 75, True)

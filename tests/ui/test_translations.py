@@ -133,6 +133,7 @@ def test_notices_have_no_blank_that_is_not_filled():
     intake |= {code: {"name", "who", "silent"} for code in ("speakers", "speakers_listen")}
     intake |= {"speakers_unseen": {"name", "who"}, "mix_quieter": {"change"}}
     intake["num_clip"] = {"name", "seconds", "of", "num_clip", "infer_frames"}
+    intake["pose_short"] = {"name", "seconds", "of"}
     run = {"restarted": {"cause"}, "resumed": {"done", "total"}, "frames_cut": {"count"}}
     others = {**portrait, **live, **intake, **run}
     for code, words in NOTICES.items():
