@@ -80,6 +80,7 @@ class Runs:
                 self._comparison.save()
             on_event(name, event)
 
+        self._comparison.save()  # killed before its first row, it is known for a comparison, and goes on
         engines = Engines(open_engine, 1)
         try:
             self._batch.run(engines, 1, follow)
