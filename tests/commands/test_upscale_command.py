@@ -25,12 +25,14 @@ from tests.commands.surroundings import NO_GPU
 PORTRAIT = Path(__file__).parents[2] / "assets" / "portraits" / "mara.png"
 TWICE = """
 import sys, av
+from fractions import Fraction
 with av.open(sys.argv[1]) as seen, av.open(sys.argv[2], "w") as out:
+    small = seen.streams.video[0]
     video = out.add_stream("libx264", rate=25)
-    for frame in seen.decode(video=0):
-        video.width, video.height, video.pix_fmt = 2 * frame.width, 2 * frame.height, "yuv420p"
-        frame = frame.reformat(2 * frame.width, 2 * frame.height)
-        frame.pts = None
+    video.width, video.height, video.pix_fmt = 2 * small.width, 2 * small.height, "yuv420p"
+    for index, frame in enumerate(seen.decode(small)):
+        frame = frame.reformat(video.width, video.height)
+        frame.pts, frame.time_base = index, Fraction(1, 25)
         out.mux(video.encode(frame))
     out.mux(video.encode())
 """

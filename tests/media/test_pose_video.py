@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,7 +11,6 @@ from media_samples import PRESET_SETTINGS, save, tone, write_wav
 from PIL import Image
 
 from avatar.errors import BadInput
-from avatar.geometry import Size
 from avatar.long import unfinished
 from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
@@ -21,24 +19,7 @@ from avatar.preset import Preset
 from avatar.runtime.bounded_reader import ReaderCache
 from avatar.runtime.fingerprint import origin
 from avatar.runtime.request_bundle import RequestBundle
-
-SIZE = Size(64, 128)
-
-
-def film(path: Path, num_frames: int, rate: int, size: Size = SIZE, times=None) -> Path:
-    """Frames of one grey each, 4 levels brighter from frame to frame; lossless."""
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264rgb", rate=rate, options={"qp": "0", "preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = size.width, size.height, "rgb24"
-        stream.codec_context.time_base = Fraction(1, 1000)
-        for index in range(num_frames):
-            pixels = np.full((size.height, size.width, 3), 4 * index + 10, np.uint8)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts = times[index] if times else round(1000 * index / rate)
-            frame.time_base = Fraction(1, 1000)
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode())
-    return path
+from tests.fixtures.pose_films import SIZE, film
 
 
 def shown(path: Path, start: int, num_frames: int) -> list[int]:

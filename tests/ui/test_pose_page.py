@@ -14,7 +14,7 @@ from avatar.settings import FORM
 from avatar.ui.form import leading_pose
 from avatar.ui.run import Generate
 from avatar.ui.widgets import PICKERS, file_picker
-from tests.media.test_pose_video import film
+from tests.fixtures.pose_films import film
 
 
 @pytest.fixture
