@@ -96,7 +96,7 @@ class Spoken:
 
 
 @dataclass
-class Microphone:
+class UserVoice:
     """What the user says, in real time, and silence otherwise. marks: when samples of interest were sent."""
 
     pieces: list[np.ndarray] = field(default_factory=list)
@@ -129,7 +129,7 @@ class Client:
     """What comes back to the user: loud moments, pictures while they are wanted, and the server's events."""
 
     def __init__(self, socket: Any) -> None:
-        self.socket, self.microphone = socket, Microphone()
+        self.socket, self.microphone = socket, UserVoice()
         self.loud: list[float] = []  # when loud sound came
         self.pictures: list[tuple[float, np.ndarray]] = []
         self.events: list[tuple[float, dict[str, Any]]] = []
@@ -203,7 +203,7 @@ async def _speak_into_socket(client: Client) -> None:
 class _MicrophoneTrack(MediaStreamTrack):
     kind = "audio"
 
-    def __init__(self, microphone: Microphone) -> None:
+    def __init__(self, microphone: UserVoice) -> None:
         super().__init__()
         self._microphone, self._due = microphone, time.monotonic()
 

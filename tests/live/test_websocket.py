@@ -217,11 +217,20 @@ def events_forever(socket):
 def test_floods_close_the_socket(client):
     with client.websocket_connect(begin(client)) as socket:
         reported(socket, "begun")
-        for _ in range(websocket.MOST_MESSAGES_PER_S + 1):
+        for _ in range(30 * websocket.MOST_MESSAGES_PER_S):
             socket.send_text('{"type": "ping"}')
         with pytest.raises(WebSocketDisconnect) as closed:
             events_forever(socket)
         assert closed.value.code == 1008
+
+
+def test_what_a_network_held_back_for_seconds_may_come_at_once(client):
+    with client.websocket_connect(begin(client)) as socket:
+        reported(socket, "begun")
+        for _ in range(150):
+            socket.send_bytes(b"\0" * 3840)  # 40 ms, as the page sends them: six seconds
+        socket.send_text('{"type": "ping", "at": 7}')
+        assert reported(socket, "pong")["at"] == 7
 
 
 def test_sound_faster_than_it_is_spoken_closes_the_socket(client):

@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 MOST_MESSAGE_BYTES = 64 * 2**10
 MOST_MESSAGES_PER_S = 120
-MOST_SOUND_BYTES_PER_S = 2.5 * 2 * SOUND_HZ  # of 16-bit samples; allows a burst after a network stall
+MOST_SOUND_BYTES_PER_S = 2.5 * 2 * SOUND_HZ  # of 16-bit samples
+BURST_S = 4.0  # at either rate, that may come at once: as much as a network that was gone for 10 s delivers
 MOST_QUEUED = 25  # frames not yet sent over a slow network; beyond, all are dropped and the stream restarts
 PLACE_EVERY_S = 0.5
 POLICY, TOO_LARGE, GONE = 1008, 1009, 4404
@@ -60,8 +61,7 @@ class LiveSocket:
         self._video = "none"  # this and the mode may be asked for while waiting
         self._mode: Mapping[str, Any] | None = None
         self._sent = asyncio.Lock()
-        self._arrivals: deque[float] = deque(maxlen=MOST_MESSAGES_PER_S)
-        self._sound_budget, self._budget_at = MOST_SOUND_BYTES_PER_S, time.monotonic()
+        self._messages, self._sound = _Budget(MOST_MESSAGES_PER_S), _Budget(MOST_SOUND_BYTES_PER_S)
 
     async def serve(self) -> None:
         """Wait in the queue, then pass messages both ways until the end."""
@@ -130,20 +130,11 @@ class LiveSocket:
             if size > MOST_MESSAGE_BYTES:
                 await self._close(TOO_LARGE, self._words.text("live_message_too_large"))
                 return
-            if not self._within_rate(size if data is not None else 0):
+            within = self._messages.takes(1), self._sound.takes(size if data is not None else 0)
+            if not all(within):
                 await self._close(POLICY, self._words.text("live_too_fast"))
                 return
             await self._take(data if data is not None else said or "")
-
-    def _within_rate(self, sound_bytes: int) -> bool:
-        now = time.monotonic()
-        self._sound_budget += (now - self._budget_at) * MOST_SOUND_BYTES_PER_S
-        self._sound_budget = min(self._sound_budget, 4 * MOST_SOUND_BYTES_PER_S) - sound_bytes
-        self._budget_at = now
-        full = len(self._arrivals) == self._arrivals.maxlen
-        too_many = full and now - self._arrivals[0] < 1.0
-        self._arrivals.append(now)
-        return not too_many and self._sound_budget > 0
 
     def _parsed(self, said: str) -> Mapping[str, Any]:
         try:
@@ -231,6 +222,20 @@ class LiveSocket:
         async with self._sent:
             if self._socket.application_state is WebSocketState.CONNECTED:
                 await self._socket.close(code, reason.encode()[:120].decode(errors="ignore"))
+
+
+class _Budget:
+    """A limit on a rate. What a network held back for some seconds, and delivers at once, is within it."""
+
+    def __init__(self, per_s: float) -> None:
+        self._per_s, self._left, self._at = per_s, BURST_S * per_s, time.monotonic()
+
+    def takes(self, amount: float) -> bool:
+        """Whether this much more is within the limit; it is counted in any case."""
+        now = time.monotonic()
+        self._left = min(self._left + (now - self._at) * self._per_s, BURST_S * self._per_s) - amount
+        self._at = now
+        return self._left >= 0
 
 
 class _Viewer:

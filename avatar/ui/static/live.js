@@ -148,6 +148,8 @@ function obey(message) {
 
 function begun(message) {
   live.transport = "";
+  live.peer?.close();  // of the connection before this one
+  live.peer = live.sender = null;
   send({ type: "hello", rate: live.rate ?? 48000, video: "none" });
   send({ type: "mode", mode: live.mode, voice: part(".live-row select").value });
   state(word("starting"));
