@@ -91,6 +91,10 @@ def matching(folder: Path, text: str) -> list[Path]:
 
 
 def _globbed(base: Path, pattern: str) -> list[Path]:
+    if any("**" in part and part != "**" for part in Path(pattern).parts):
+        raise ValueError(
+            "** beside something else"
+        )  # Python takes it for * from 3.13 on, and refuses it before
     # If brackets match nothing as a character class, they may be literal: "clips [a]/*.png".
     return list(base.glob(pattern)) or list(base.glob(pattern.replace("[", "[[]")))
 

@@ -164,7 +164,7 @@ LOCAL_PLACES = [  # what no browser can send
     ("[/]", nothing, "does not exist"),
     ("[/nonsense]", nothing, "does not exist"),
     ("x" * 255, nothing, "does not exist"),
-    ("x" * 300, nothing, "cannot be read"),
+    ("x" * 300, nothing, "cannot be read|does not exist"),
     ("deep/" * 900 + "x", nothing, "cannot be read|does not exist"),
     ("a\0b", nothing, "does not exist|cannot be read"),
     ("file/in/it", lambda path: path.parents[1].write_bytes(b"x"), "does not exist|cannot be read"),
