@@ -167,17 +167,21 @@ class Client:
                 if at > after and event["type"] == kind and fits:
                     return at, event
             await asyncio.sleep(0.005)
-        came = [event for at, event in self.events if at > after and event["type"] not in ("pace", "pong")]
-        raise TimeoutError(f"no {kind} came, but {came}")
+        raise TimeoutError(f"no {kind} came, but {self._came(after)}")
 
     async def sound(self, after: float) -> float:
         """When the first loud sound after a moment came. Raises: TimeoutError."""
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                for at in self.loud[-400:]:
-                    if at > after:
-                        return at
-                await asyncio.sleep(0.005)
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            for at in self.loud[-400:]:
+                if at > after:
+                    return at
+            await asyncio.sleep(0.005)
+        raise TimeoutError(f"no sound came, but {self._came(after)}")
+
+    def _came(self, after: float) -> list[tuple[float, dict[str, Any]]]:
+        """What else came, to be told with an error."""
+        return [(round(at - after, 2), event) for at, event in self.events if at > after - 5]
 
 
 async def _follow_socket(client: Client) -> None:
