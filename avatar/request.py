@@ -87,11 +87,14 @@ class Request:
     captions: of the whole speech, in order, where its text is known. burn_captions: draw them into the video.
     spoken: a digest of the text and the way in which it was spoken, "" for a recording.
     background: what is put behind the person, a word or a colour as the setting has it, or PICTURE_FILE: then
-    background_picture is a PNG that intake wrote. Engines do not know of it.
-    speakers: where several faces speak, each with a voice; speech is then what is heard of all. other_faces:
-    the boxes of faces that belong to nobody of them.
+    background_picture is a PNG that intake wrote, under the user's name background_name. Engines do not know
+    of it.
     growing: the journal of a speech that is still being spoken (media.growing); then num_frames is the most
     that there can be, and captions are without their times. None: the speech is complete.
+    speakers: where several faces speak, each with a voice; speech is then what is heard of all. other_faces:
+    the boxes of faces that belong to nobody of them.
+    pose: a video of poses that intake wrote, see media.pose_video, under the user's name pose_name; None:
+    nothing but the speech leads the person.
     """
 
     portrait: Path
@@ -114,9 +117,12 @@ class Request:
     spoken: str = ""
     background: str = KEEP
     background_picture: Path | None = None
+    background_name: str = ""
     growing: Path | None = None
     speakers: tuple[Speaker, ...] = ()
     other_faces: tuple[Box, ...] = ()
+    pose: Path | None = None
+    pose_name: str = ""
 
     @property
     def num_speakers(self) -> int:

@@ -363,6 +363,7 @@ OTHER_REFUSALS: Mapping[str, Mapping[str, str]] = {
     "face": {
         "diffusion": "its model moves whoever is seen; with framing, the picture is cropped to that face"
     },
+    "pose": {"preview": "it warps one picture, and cannot move a body after a pose"},
     "ckpt_dir": {"preview": "it uses no checkpoint"},
 }
 

@@ -47,6 +47,7 @@ _KINDS: dict[str, type] = {  # every key of a job and its type
     "preset": str,
     "points": str,
     "head_only": bool,
+    "pose": str,
     "max_duration": float,
     "checkpoint_every": int,
     "independent": bool,
@@ -80,7 +81,7 @@ class BatchEntry:
         """The job, its preset resolved for a machine. Raises: AvatarError."""
         options = dict(self.options)
         settings = {key: options[key] for key in SETTINGS if key in options}
-        also = [key for key in ("points", "head_only") if options.get(key)]
+        also = [key for key in ("points", "head_only", "pose") if options.get(key)]
         also += self.picture.demands
         num_speakers = self.speakers.num_speakers if self.speakers else 1
         preset = choose(options.get("preset", "auto"), settings, inventory, also, num_speakers)
@@ -93,6 +94,7 @@ class BatchEntry:
             script=self.script,
             points=Path(options["points"]) if "points" in options else None,
             head_only=options.get("head_only", False),
+            pose=Path(options["pose"]) if "pose" in options else None,
             picture=self.picture,
             speakers=self.speakers,
             max_duration_s=options.get("max_duration"),
@@ -205,8 +207,9 @@ def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> lis
     images = _paths(row.get("image"), "image", where, folder, files)
     audios = [None] if script or own else _paths(row.get("audio"), "audio", where, folder, files)
     options = {key: value for key, value in row.items() if key not in _OF_ENTRY}
-    if "points" in options:
-        options["points"] = str(folder / options["points"])
+    for key in ("points", "pose"):
+        if key in options:
+            options[key] = str(folder / options[key])
     prefix = row.get("name", "")
     if prefix and (set(prefix) & set("/\\\0") or prefix.startswith(".")):
         raise BadInput(f"{where}: name {prefix!r} cannot name a file.", "Choose a plain name.")
@@ -215,7 +218,7 @@ def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> lis
     pairs = [(image, audio) for image in images for audio in audios]
     if prefix and len(pairs) == 1:
         return [BatchEntry(prefix, *pairs[0], options, script, picture, speakers)]
-    said = "-".join(file.stem for file in speakers.files) if speakers and own else "text"
+    said = speakers.stem if speakers is not None and own else "text"
     return [
         BatchEntry(_name(prefix, pair, said), *pair, options, script, picture, speakers) for pair in pairs
     ]

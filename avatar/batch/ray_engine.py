@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from avatar.request import Request
 from avatar.runtime.engine import Engine
 from avatar.runtime.factory import source_of
 from avatar.runtime.finished_files import unreported
-from avatar.runtime.request_bundle import RequestBundle
+from avatar.runtime.request_bundle import RequestBundle, other_files
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +35,16 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class RayRequest:
-    """A request without portrait and speech, which all parts share. source, options: of the FrameSource."""
+    """A request without portrait and speech, which all parts share. source, options: of the FrameSource.
+
+    others: see RequestBundle.
+    """
 
     request: Request
     source: str
     options: dict[str, Any]
     carry: bytes | None
+    others: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,8 @@ class RayEngine:
 
     def _ship(self, request: Request) -> RayRequest:
         carry = request.part.carry if request.part else None
-        return RayRequest(request, self._source, self._options, None if carry is None else carry.read_bytes())
+        carried = None if carry is None else carry.read_bytes()
+        return RayRequest(request, self._source, self._options, carried, other_files(request))
 
     def _send(self, request: Request) -> list[Any]:
         """Put portrait, speech and voices in Ray's object store, once for all parts of a video."""
@@ -198,7 +203,7 @@ _engines: dict[Any, Engine] = {}  # in a worker process: its engine, kept for th
 def _make(shipment: RayRequest, portrait: bytes, speech: bytes, *voices: bytes) -> RayResult:
     """Runs on a node: make the video and pack it."""
     with tempfile.TemporaryDirectory(prefix="avatar-ray-") as folder:
-        bundle = RequestBundle(portrait, speech, shipment.carry, voices)
+        bundle = RequestBundle(portrait, speech, shipment.carry, shipment.others, voices)
         request = bundle.unpacked(shipment.request, Path(folder))
         notices: list[Notice] = []
         finished: Finished | None = None

@@ -19,7 +19,7 @@ from rich.table import Table
 from avatar.batch.run import Outcome
 from avatar.checkpoints.locations import Checkpoint
 from avatar.commands.output import console, write_json
-from avatar.commands.setting_flags import add_checkpoint, add_preset
+from avatar.commands.setting_flags import add_checkpoint, add_picture, add_preset, chosen_picture
 from avatar.commands.signals import Stop, stopped_by_signals
 from avatar.compare.cells import read_vary
 from avatar.compare.page import html
@@ -42,10 +42,11 @@ from avatar.errors import BadInput
 from avatar.events import Event, Progress
 from avatar.hardware.inventory import probe
 from avatar.media.readers import Reader
+from avatar.request import TRANSPARENT
 from avatar.runtime.factory import open_engine
 from avatar.runtime.rescued_files import kept_outside
 from avatar.runtime.scratch import Scratch
-from avatar.settings import SETTINGS
+from avatar.settings import SETTINGS, Picture
 
 BLOCKS = 32  # per timed run
 
@@ -74,6 +75,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--audio", type=Path, metavar="FILE", help="the speech of the videos to make")
     parser.add_argument("--points", type=Path, metavar="FILE.json", help="face points of a drawn portrait")
     parser.add_argument(
+        "--pose", "--pose_video", type=Path, metavar="FILE", help="a video of poses, for the diffusion engine"
+    )
+    parser.add_argument(
         "--label", action="append", default=[], metavar="TEXT", help="of each video, in order"
     )
     parser.add_argument(
@@ -96,6 +100,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print compare.json on standard output")
     add_checkpoint(parser)
     add_preset(parser)
+    add_picture(parser)
     parser.set_defaults(run=run)
 
 
@@ -135,7 +140,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     """Refuse contradictory arguments. Raises: BadInput."""
-    made = (args.vary, args.audio, args.random_weights, settings, args.points, args.ckpt_dir)
+    picture = chosen_picture(args)
+    shown = args.points or args.pose or picture != Picture()
+    made = (args.vary, args.audio, args.random_weights, settings, shown, args.ckpt_dir)
     if args.videos and any(made):
         raise BadInput("Finished videos are compared as they are.", "Leave out what would make others.")
     if not args.videos and not args.vary:
@@ -145,10 +152,13 @@ def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
         raise BadInput("Videos that are made are labelled by what differs.", "Leave out --label.")
     if args.clip_frames is not None and args.clip_frames < 2:
         raise BadInput(f"--clip_frames is {args.clip_frames}.", "Take 2 or more.")
-    if args.random_weights and (args.image or args.audio or args.points or args.ckpt_dir):
+    if args.random_weights and (args.image or args.audio or shown or args.ckpt_dir):
         raise BadInput(
-            "With --random_weights no files are used.", "Leave out image, audio, points and weights."
+            "With --random_weights no files are used.",
+            "Leave out image, audio, points, pose, weights, and what is shown of the portrait.",
         )
+    if picture.background == TRANSPARENT:
+        raise BadInput("Transparent videos are not compared side by side.", "Choose another --background.")
     if args.vary and not args.random_weights and not (args.image and args.audio):
         raise BadInput("Videos are made from a portrait and speech.", "Give --image and --audio.")
     if args.image:
@@ -166,7 +176,9 @@ def _make(
     work: Path,
 ) -> Stop:
     base_settings = base_settings_of(args.preset, settings, cells)
-    base_settings |= {} if args.points is None else {"points": str(args.points)}
+    for name in ("points", "pose"):
+        if (path := getattr(args, name)) is not None:
+            base_settings[name] = str(path)
     runs = Runs(
         comparison,
         cells,
@@ -176,6 +188,7 @@ def _make(
         before=before,
         inventory=probe(args.ckpt_dir, outputs=args.output),
         work=work,
+        picture=chosen_picture(args),
     )
     with _bar() as bar, stopped_by_signals(runs.cancel) as stop:
 

@@ -73,6 +73,14 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--head_only", action="store_true", default=None, help="move the head, keep the mouth shut"
     )
+    parser.add_argument(
+        "--pose",
+        "--pose_video",
+        type=Path,
+        metavar="FILE",
+        help="a video of poses, as DWPose draws them on black, for the diffusion engine; where it ends before"
+        " the speech it goes on in black",
+    )
     parser.add_argument("--max_duration", type=float, metavar="S", help="refuse longer speech; seconds")
     add_long(parser)
     parser.add_argument(
@@ -105,11 +113,14 @@ def run(args: argparse.Namespace) -> int:
         both = "Both speech and a text are given." if given else "There is neither speech nor a text."
         raise BadInput(both, "Give one of --audio, --text, --text_file and --speaker.")
     picture, upscale_with = chosen_picture(args), upscale_words(args)
-    spoken_name = args.audio or args.text_file or Path(speakers.name if own else "text")
+    spoken_name = (
+        args.audio or args.text_file or Path(f"{speakers.stem}.wav" if speakers is not None else "text")
+    )
     output = args.output or _output_name(args.image, spoken_name, suffix_of(picture.background))
     inventory = probe(args.ckpt_dir, outputs=output.parent)
     num_speakers = 1 if speakers is None else speakers.num_speakers
-    flags = tuple(name for name in ("points", "head_only", "ckpt_dir") if getattr(args, name) is not None)
+    named = ("points", "head_only", "ckpt_dir", "pose")
+    flags = tuple(name for name in named if getattr(args, name) is not None)
     preset = chosen_preset(args, inventory, (*flags, *picture.demands), num_speakers)
     if args.attach is None:
         require(preset, inventory, num_speakers=num_speakers)
@@ -125,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
         script=script,
         points=args.points,
         head_only=bool(args.head_only),
+        pose=args.pose,
         picture=picture,
         speakers=speakers,
         max_duration_s=args.max_duration,

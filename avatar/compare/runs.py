@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from avatar.compare.result import DONE, FAILED, OOM, STOPPED, Comparison, Row
 from avatar.errors import BadInput, DoesNotFit
 from avatar.events import Event
 from avatar.hardware.inventory import Inventory
+from avatar.long.job import LONGEST
+from avatar.media.background.choice import is_picture
+from avatar.media.files import check_file, display_name
 from avatar.media.side_files import written_report
 from avatar.planning.preset_choice import choose
 from avatar.runtime.fingerprint import file_digest
 from avatar.runtime.report import read_report
 from avatar.runtime.report_columns import row as columns
-from avatar.settings import SETTINGS
+from avatar.settings import SETTINGS, Picture
 
 VIDEOS = "videos"  # the folder within the comparison's
 
@@ -39,13 +43,21 @@ class Runs:
         before: dict[str, dict[str, Any]],
         inventory: Inventory,
         work: Path,
+        picture: Picture | None = None,
     ) -> None:
-        """base_settings: keys of a batch job common to all cells. before: rows of an earlier run, by name."""
+        """base_settings: keys of a batch job common to all cells. before: rows of an earlier run, by name.
+
+        picture: who speaks and what is shown, of all.
+        """
+        picture = picture or Picture()
         self._comparison, self._inventory = comparison, inventory
         entries = []
         for cell in cells:
             own = {**base_settings, **cell.settings}
-            made_from = _digest([own, _preset_of(own, inventory), file_digest(image), file_digest(audio)])
+            files = (image, audio, *_files_of(own, picture))
+            preset = _preset_of(own, inventory, picture)
+            given = [own, preset, *map(file_digest, files)]
+            made_from = _digest(given if picture == Picture() else [*given, asdict(picture)])
             row = Row(cell.name, cell.label, dict(cell.settings), made_from=made_from)
             comparison.rows.append(row)
             known = before.get(cell.name, {})
@@ -55,7 +67,7 @@ class Runs:
                 video = comparison.folder / VIDEOS / f"{cell.name}.mp4"
                 if known.get("made_from") != made_from:
                     _forget(video)
-                entries.append(CellEntry(cell.name, image, audio, own))
+                entries.append(CellEntry(cell.name, image, audio, own, picture=picture))
         self._rows = {row.name: row for row in comparison.rows}
         self._batch = Batch(entries, comparison.folder / VIDEOS, work, inventory, resume=True)
 
@@ -68,6 +80,7 @@ class Runs:
                 self._comparison.save()
             on_event(name, event)
 
+        self._comparison.save()  # killed before its first row, it is known for a comparison, and goes on
         engines = Engines(open_engine, 1)
         try:
             self._batch.run(engines, 1, follow)
@@ -98,10 +111,20 @@ def read_run(video: Path) -> dict[str, Any] | None:
         return None
 
 
-def _preset_of(own: dict[str, Any], inventory: Inventory) -> dict[str, Any] | None:
+def _files_of(own: dict[str, Any], picture: Picture) -> list[Path]:
+    """The files that a cell is made from, besides portrait and speech. Raises: BadInput for missing ones."""
+    files = {"pose": Path(own["pose"])} if "pose" in own else {}
+    files |= {"picture": Path(picture.background)} if is_picture(picture.background) else {}
+    for kind, path in files.items():
+        check_file(path, display_name(path), LONGEST.max_speech_bytes, kind)
+    return list(files.values())
+
+
+def _preset_of(own: dict[str, Any], inventory: Inventory, picture: Picture) -> dict[str, Any] | None:
     """A cell's preset, checked; None where none fits, which its run will report. Raises: BadInput."""
     settings = {name: value for name, value in own.items() if name in SETTINGS}
-    also = [name for name in ("points", "head_only") if own.get(name)]
+    also = [name for name in ("points", "head_only", "pose") if own.get(name)]
+    also += picture.demands
     try:
         return choose(own.get(PRESET, "auto"), settings, inventory, also).as_dict()
     except DoesNotFit:

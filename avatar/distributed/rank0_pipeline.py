@@ -148,6 +148,7 @@ class RankDenoising:
         speech_s: float,
         share: float,
         num_speakers: int = 1,
+        pose: bool = False,
     ) -> Plan:
         """See Denoising. Covers all GPUs of this machine, counting the other ranks' memory as ours.
 
@@ -157,7 +158,8 @@ class RankDenoising:
         gpus = tuple(  # in a container, NVML may report our processes under other PIDs
             replace(gpu, ours_bytes=max(gpu.ours_bytes, CUDA_CONTEXT_BYTES)) for gpu in inventory.gpus
         )
-        return plan(preset, replace(inventory, gpus=gpus), speech_s=speech_s, num_speakers=num_speakers)
+        now = replace(inventory, gpus=gpus)
+        return plan(preset, now, speech_s=speech_s, num_speakers=num_speakers, pose=pose)
 
     def prepare(self, parts: Components, check: Check) -> None:
         """See Denoising. All ranks load their shares at the same time."""

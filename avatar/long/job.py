@@ -49,13 +49,13 @@ LONGEST = InputLimits(max_speech_s=_DAY_S, max_speech_bytes=64 * _GIB)
 class Job:
     """The order for one video.
 
-    script: the text to speak if there is no audio. preset: resolved. picture: the face that speaks, and the
-    framing. speakers: where several faces speak; audio is then the recording that is split, or None.
-    checkpoint_every: clips per part, or seconds for the preview; None: in one piece. resume:
-    continue an interrupted run; a finished video is not made again. tokenizer: the checkpoint's tokenizer
-    folder, to count the prompt's tokens; None: the engine counts them. upscale_with: words of a command that
-    enlarges the video, in place of the filter. may_grow: whether the engine, on this machine, may begin
-    before a slow voice has ended.
+    script: the text to speak if there is no audio. preset: resolved. pose: a video of poses. picture: the
+    face that speaks, and the framing. speakers: where several faces speak; audio is then the recording that
+    is split, or None. checkpoint_every: clips per part, or seconds for the preview; None: in one piece.
+    resume: continue an interrupted run; a finished video is not made again. tokenizer: the checkpoint's
+    tokenizer folder, to count the prompt's tokens; None: the engine counts them. upscale_with: words of a
+    command that enlarges the video, in place of the filter. may_grow: whether the engine, on this machine,
+    may begin before a slow voice has ended.
     """
 
     image: Path
@@ -65,6 +65,7 @@ class Job:
     script: Script | None = None
     points: Path | None = None
     head_only: bool = False
+    pose: Path | None = None
     picture: Picture = field(default_factory=Picture)
     speakers: AskedSpeakers | None = None
     max_duration_s: float | None = None
@@ -112,6 +113,7 @@ class Job:
             prompt=self.preset.generation.prompt,
             face_points=self._face_points(),
             head_only=self.head_only,
+            pose=self.pose,
             picture_settings=self.picture,
             speakers=self.speakers,
             finder=Finder(),
@@ -189,7 +191,8 @@ class Job:
             raise disk_error(error) from error
         try:
             # in parts, split among speakers, or compared with what is there, its end is needed first
-            may_grow = self.may_grow and not (long or self.resume or self.speakers) and can_grow(self.preset)
+            whole = long or self.resume or self.speakers is not None or self.pose is not None
+            may_grow = self.may_grow and not whole and can_grow(self.preset)
             for _ in voicing.wait(may_grow):
                 log.debug("a text is being spoken")
             if voicing.is_whole:

@@ -23,7 +23,7 @@ from avatar.speech.narration import Script
 
 PARTS = "parts"  # the ledger's folder
 _REQUEST, _PORTRAIT, _SPEECH = "request.json", PORTRAIT, "speech.wav"
-_BACKGROUND = "background.png"
+_BACKGROUND, _POSE = "background.png", "pose.mkv"
 _VOICE = "voice-{}.wav"  # of several speakers, by number
 _PART_S = 30.0  # about so long is a part
 _PLAIN = (
@@ -39,6 +39,8 @@ _PLAIN = (
     "spoken",
     "background",
     "other_faces",
+    "background_name",
+    "pose_name",
 )
 
 
@@ -62,6 +64,9 @@ def keep(folder: Path, request: Request, script: Script | None = None) -> Reques
         if request.background_picture is not None:
             kept = replace(kept, background_picture=folder / _BACKGROUND)
             _copy(request.background_picture, folder / _BACKGROUND)
+        if request.pose is not None:
+            kept = replace(kept, pose=folder / _POSE)
+            _copy(request.pose, folder / _POSE)
         data = {"preset": request.preset.as_dict(), **{name: getattr(request, name) for name in _PLAIN}}
         data["captions"] = [asdict(one) for one in request.captions]
         data["speakers"] = [{**asdict(one), "voice": one.voice and one.voice.name} for one in kept.speakers]
@@ -119,8 +124,10 @@ def resume(
         data["speakers"] = tuple(_speaker(one, folder) for one in data.get("speakers", []))
         data["other_faces"] = tuple(tuple(box) for box in data.get("other_faces", []))
         background = folder / _BACKGROUND if data.get("background") == PICTURE_FILE else None
+        pose = folder / _POSE if data.get("pose_name") else None
         request = Request(
             background_picture=background,
+            pose=pose,
             portrait=folder / _PORTRAIT,
             speech=folder / _SPEECH if growing is None else growing.with_suffix(".wav"),
             work=work,
@@ -128,7 +135,7 @@ def resume(
             preset=Preset.from_dict(data.pop("preset")),
             **data,
         )
-        files = (request.portrait, request.speech, background, *request.voices)
+        files = (request.portrait, request.speech, background, pose, *request.voices)
         if not all(path.is_file() for path in files if path):
             raise FileNotFoundError(folder.name)
         begun = (folder / PARTS / PLAN).is_file()

@@ -33,13 +33,14 @@ from avatar.media.upscale import UPSCALED_AREA, check_upscale
 from avatar.paths import exists, is_dir
 from avatar.preset import Preset
 from avatar.request import TRANSPARENT, TRANSPARENT_SUFFIXES, Caption, Request, beside
-from avatar.settings import Picture
+from avatar.settings import Picture, refuse_settings
 from avatar.sizes import video_size
 
 log = logging.getLogger(__name__)
 
 _BITS_PER_PIXEL = 0.12  # of a frame of H.264; a generous guess for a talking head
 _TRANSPARENT_BITS_PER_PIXEL = {".webm": 0.2, ".mov": 9.0}
+POSE_FILE = "pose.mkv"
 _SOUND_BYTES_PER_S = 200_000  # of a channel: the canonical WAV, its lossless copy in segments, and AAC twice
 
 
@@ -66,6 +67,8 @@ def open_request(
     picture_settings: Picture | None = None,
     finder: FaceFinder | None = None,
     speakers: AskedSpeakers | None = None,
+    pose: Path | str | None = None,
+    pose_name: str | None = None,
 ) -> Request:
     """Check everything that a user gave; write portrait.png and speech.wav into work.
 
@@ -75,7 +78,8 @@ def open_request(
     Request. growing: the journal of the speech, if it is still being spoken: it is left where it is, and not
     decoded; captions then say what will be said. picture_settings: which face speaks and what is shown.
     finder: of faces, needed for that. speakers: where several faces speak; speech is then the recording that
-    is split, or None.
+    is split, or None. pose: a video of poses for the diffusion engine, under the user's own name for it; not
+    beside what grows.
     On refusal nothing is left behind in work, nor work itself if it was made here. Raises: BadInput.
     """
     portrait, output, work = Path(portrait), Path(output), Path(work)
@@ -103,6 +107,10 @@ def open_request(
         )
     if speech is not None:
         check_file(speech, speech_name, limits.max_speech_bytes, "speech")
+    if pose is not None:
+        pose, pose_name = Path(pose), display_name(Path(pose), pose_name)
+        refuse_settings(preset.engine, ("pose",))
+        check_file(pose, pose_name, limits.max_speech_bytes, "pose")
     picture = reader.portrait(portrait, name=portrait_name, limits=limits)
     if speakers is not None:
         assert finder is not None, "faces are to be found"
@@ -123,9 +131,11 @@ def open_request(
         undo.callback(png.unlink, missing_ok=True)
         files = [] if background.picture is None else [Path(asked.background)]
         files += [] if speech is None else [speech]
+        files += [] if pose is None else [pose]
         inputs = (portrait, *files, *(speakers.files if speakers else ()))
         _check_output(output, inputs, bool(captions), undo, transparent)
         try:
+            read = None
             if growing is None:
                 voices = write_voices(
                     placed, speech, speech_name, work, reader=reader, limits=limits, undo=undo
@@ -138,9 +148,16 @@ def open_request(
                 speakers_said, notices = voices.speakers, (*heard.notices, *voices.notices, *cut)
             else:
                 assert placed is None, "a text for several speakers is spoken first"
+                assert pose is None, "a text that a pose video goes with is spoken first"
                 num_frames, expected = most_frames(growing, preset, limits)
                 speakers_said, channels, notices = (), 1, (GROWING,)
             _check_disk(expected, channels, preset, output, work, limits, transparent)
+            if pose is not None:
+                undo.callback((work / POSE_FILE).unlink, missing_ok=True)
+                read = reader.pose(
+                    pose, work / POSE_FILE, size=size, num_frames=num_frames, name=pose_name, limits=limits
+                )
+                notices = (*notices, *read.notices)
             behind = background.write(work)
             if behind is not None:
                 undo.callback(behind.unlink, missing_ok=True)
@@ -175,6 +192,9 @@ def open_request(
         growing=growing,
         speakers=speakers_said,
         other_faces=() if placed is None else placed.other_faces,
+        background_name=background.name,
+        pose=None if read is None else work / POSE_FILE,
+        pose_name=pose_name or "" if read else "",
     )
 
 

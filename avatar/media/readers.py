@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from avatar.geometry import Size
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import Portrait, open_portrait
+from avatar.media.pose_video import PoseVideo, write_pose
 from avatar.media.speech_reader import Speech, check_speech, write_speech
 
 
@@ -22,6 +24,19 @@ class Reader:
     ) -> Speech:
         """See write_speech. Raises: BadInput."""
         return write_speech(source, target, name=name, limits=limits)
+
+    def pose(
+        self,
+        source: Path,
+        target: Path,
+        *,
+        size: Size,
+        num_frames: int,
+        name: str | None = None,
+        limits: InputLimits | None = None,
+    ) -> PoseVideo:
+        """See write_pose. Raises: BadInput."""
+        return write_pose(source, target, size=size, num_frames=num_frames, name=name, limits=limits)
 
     def judge(self, speech: Path, *, name: str | None = None, limits: InputLimits | None = None) -> Speech:
         """Check a file as speech() does, without writing; see check_speech. Raises: BadInput."""

@@ -83,6 +83,11 @@ class AskedSpeakers:
         return self.recordings if self.split in ("", STEREO) else (*self.recordings, Path(self.split))
 
     @property
+    def stem(self) -> str:
+        """What a video is named after where no other recording was given."""
+        return "-".join(path.stem for path in self.recordings)
+
+    @property
     def name(self) -> str:
         """The recordings' names, joined; "" where one recording is split."""
         return " + ".join(one.name for one in self.speakers if one.audio is not None)
@@ -119,6 +124,11 @@ def _check_own_recordings(speakers: Sequence[AskedSpeaker], recording: bool) -> 
         raise BadInput(
             f"label {shown(labelled)} is for one recording with several voices.",
             "Give that recording and split; or give each face a recording of its own as audio.",
+        )
+    if recording and not any(one.audio is not None for one in speakers):
+        raise BadInput(
+            "It is not said whose voices the recording holds.",
+            "Give split, which tells them apart; or face, where one face says it all.",
         )
     if recording:
         raise BadInput(

@@ -47,7 +47,7 @@ def read_turns(path: Path, name: str | None = None) -> tuple[Turn, ...]:
 
 def parse_turns(text: str, name: str) -> tuple[Turn, ...]:
     """See read_turns. Separated by tabs, commas, semicolons or blanks; # begins a comment."""
-    turns = []
+    turns: list[Turn] = []
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()
         if not line or line.startswith(_COMMENTS) or (not turns and line.lower().startswith(_HEADINGS)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 LANCZOS, ARNET = "lanczos", "arnet"  # by what a video was enlarged, in its report
 LONGER_PX, SHORTER_PX = 1920, 1080
 UPSCALED_AREA = LONGER_PX * SHORTER_PX
-ARNET_LIBRARY = "pyanime4k"
+ARNET_LIBRARY, ARNET_FROM = "pyanime4k", 3  # from this version on it has the network
 
 _H264 = {"preset": "veryfast", "crf": "18"}
 _BT709 = 1  # primaries, transfer and matrix, ITU-T H.273
@@ -61,13 +61,16 @@ def check_upscale(upscale: Upscale, size: Size, transparent: bool) -> None:
     if upscale == "1080p-arnet" and not has_arnet():
         raise BadInput(
             f"For upscale 1080p-arnet the package {ARNET_LIBRARY} is missing.",
-            f"Install it (pip install {ARNET_LIBRARY}), or set upscale to 1080p.",
+            f'Install it (pip install "{ARNET_LIBRARY}>={ARNET_FROM}"), or set upscale to 1080p.',
         )
 
 
 def has_arnet() -> bool:
     """Whether the network's library is installed."""
-    return find_spec(ARNET_LIBRARY) is not None
+    try:
+        return int(version(ARNET_LIBRARY).split(".")[0]) >= ARNET_FROM
+    except (PackageNotFoundError, ValueError):
+        return False
 
 
 def as_made(frame: av.VideoFrame) -> av.VideoFrame:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import Size
@@ -33,7 +34,14 @@ log = logging.getLogger(__name__)
 class Conditioner(Protocol):
     """Encodes a run's conditions: ConditionEncoder, or its replacement without a prompt encoder."""
 
-    def encode(self, portrait: Path, prompt: str, size: Size, speech: Sequence[AnyTrack]) -> Conditions:
+    def encode(
+        self,
+        portrait: Path,
+        prompt: str,
+        size: Size,
+        speech: Sequence[AnyTrack],
+        masks: Tensor | None = None,
+    ) -> Conditions:
         """See ConditionEncoder.encode."""
         ...
 

@@ -36,8 +36,12 @@ class Denoising(Protocol):
         speech_s: float,
         share: float,
         num_speakers: int = 1,
+        pose: bool = False,
     ) -> Plan:
-        """Plan a run's memory by device, and its offloading to the host; see plan_here."""
+        """Plan a run's memory by device, and its offloading to the host; see plan_here.
+
+        pose: whether a pose video leads it.
+        """
         ...
 
     def prepare(self, parts: Components, check: Check) -> None:
@@ -77,6 +81,7 @@ class LocalDenoising:
         speech_s: float,
         share: float,
         num_speakers: int = 1,
+        pose: bool = False,
     ) -> Plan:
         """See Denoising."""
         device, weights = best_device(), self._weights
@@ -89,6 +94,7 @@ class LocalDenoising:
             speech_s=speech_s,
             share=share,
             num_speakers=num_speakers,
+            pose=pose,
         )
 
     def prepare(self, parts: Components, check: Check) -> None:

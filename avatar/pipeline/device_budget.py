@@ -78,28 +78,29 @@ def plan_here(
     share: float = 1.0,
     sizes: ModelSizes | None = None,
     num_speakers: int = 1,
+    pose: bool = False,
 ) -> Plan:
     """Plan a run in this process, keeping the placement of models that are already loaded if it will do.
 
     Reloading costs more than a few needlessly offloaded layers. weights: the checkpoint's folder, if given.
     held: the placement of the loaded models. fixed: a placement to use without choice. speech_s: length of
     the speech. share: fraction of the device's free memory that may be used. sizes: the model's, None for the
-    checkpoint's. num_speakers: see plan.
+    checkpoint's. num_speakers, pose: see plan.
     """
     inventory = inventory_here(device, weights, share)
     if fixed is None and (device.type != "cuda" or not preset.memory.offload_model):
         fixed = ALL_ON_GPU
     if fixed is not None:
-        return plan(preset, inventory, fixed, speech_s, sizes, num_speakers)
+        return plan(preset, inventory, fixed, speech_s, sizes, num_speakers, pose)
     # For a speech of any length: the next may be longer.
     planned = plan(preset, inventory, sizes=sizes, num_speakers=num_speakers)
     placement = planned.placement if held is None else _kept(held, planned.placement)
-    if placement == planned.placement and speech_s >= SPEECH_WINDOW_S:
+    if placement == planned.placement and speech_s >= SPEECH_WINDOW_S and not pose:
         return planned
-    kept = plan(preset, inventory, placement, speech_s, sizes, num_speakers)
+    kept = plan(preset, inventory, placement, speech_s, sizes, num_speakers, pose)
     if kept.fits or not planned.fits:
         return kept
-    return plan(preset, inventory, planned.placement, speech_s, sizes, num_speakers)
+    return plan(preset, inventory, planned.placement, speech_s, sizes, num_speakers, pose)
 
 
 def _kept(held: Placement, wanted: Placement) -> Placement:

@@ -33,6 +33,7 @@ from avatar.pipeline.live import LiveTrack, as_request, live_frames, starts_ligh
 from avatar.pipeline.model_loading import CheckpointModels, Models
 from avatar.pipeline.observer import UNOBSERVED, Observer
 from avatar.pipeline.offload.pinned import pinned_bytes
+from avatar.pipeline.pose import with_pose
 from avatar.pipeline.resume import anchor_at, anchor_of, with_motion
 from avatar.pipeline.rollout import AT_ONCE, Arrival, rollout
 from avatar.pipeline.speakers import speaker_masks, speech_tracks
@@ -170,6 +171,7 @@ class DiffusionPipeline:
             held=self._placement_held(preset),
             fixed=self._models.placement,
             speech_s=request.speech_frames / FPS,
+            pose=request.pose is not None,
             share=CAUTION ** (request.part.num_full if request.part else 0),
             num_speakers=request.num_speakers,
         )
@@ -231,6 +233,16 @@ class DiffusionPipeline:
         masks = speaker_masks(request, stream, size)
         conditions = parts.conditions.encode(portrait, prompt_for(request), size, tracks, masks)
         conditions = with_motion(conditions, state, request.portrait, stream, size, parts.vae)
+        conditions = with_pose(
+            conditions,
+            request.pose,
+            size,
+            parts.vae,
+            infer_frames=request.preset.generation.infer_frames,
+            first_block=state.next_block,
+            num_blocks=state.blocks_left,
+            check=check,
+        )
         anchor = anchor_at(state, size, parts.vae)
         self._observer.encoded()
         yield Progress(Phase.GENERATING)

@@ -19,7 +19,7 @@ from avatar.checkpoints.model_sizes import (
     Weights,
 )
 from avatar.errors import BadInput
-from avatar.geometry import BLOCK_LATENT_FRAMES, Geometry
+from avatar.geometry import BLOCK_LATENT_FRAMES, FPS, VAE_TIME_STRIDE, Geometry
 from avatar.planning.placement import RING_SLOTS, Placement, spread
 from avatar.planning.plan import ALWAYS, GIB, MemoryItem, RunPhase
 from avatar.preset import Preset
@@ -34,6 +34,7 @@ RING_SCALE_BYTES = 4  # one scale per token and head: for key and value in fp8, 
 DECODE_PAST_BYTES_PER_PX = 5100
 DECODE_WORKSPACE_BYTES_PER_PX = 9_400  # one latent frame at a time, including its new pasts
 ENCODE_WORKSPACE_BYTES_PER_PX = 6500  # the VAE encodes 4 frames at a time and keeps pasts, too
+POSE_CLIP_FRAMES = 96  # of a pose video, the most that is encoded at once
 SPEECH_WINDOW_S = 60.0  # the most that goes through the speech encoder at once
 SPEECH_STATES_BYTES_PER_S = 25 * 50 * 1024 * 4  # all layers' hidden states
 SPEECH_WORKSPACE_BYTES_PER_S = 3 * 3200 * 512 * 4  # three copies of the first convolution's output
@@ -65,6 +66,7 @@ class RunShape:
     """The video to generate, and with which model.
 
     geometry: the largest that the preset's size allows. num_speakers: faces with a voice of their own.
+    has_pose: whether a pose video leads it.
     """
 
     preset: Preset
@@ -72,6 +74,7 @@ class RunShape:
     geometry: Geometry
     speech_s: float = SPEECH_WINDOW_S
     num_speakers: int = 1
+    has_pose: bool = False
 
     @property
     def memory(self) -> Memory:
@@ -103,6 +106,20 @@ class RunShape:
     @property
     def speech_workspace_bytes(self) -> int:
         return round(SPEECH_WORKSPACE_BYTES_PER_S * min(self.speech_s, SPEECH_WINDOW_S))
+
+    @property
+    def pose_clip_bytes(self) -> int:
+        """One clip of a pose video on its way to the VAE: in fp32 as it arrives, and in the VAE's dtype."""
+        num_frames = min(self.preset.generation.infer_frames, POSE_CLIP_FRAMES) + 1
+        values = 3 * num_frames * self.geometry.width * self.geometry.height
+        return values * (DTYPE_BYTES["fp32"] + DTYPE_BYTES[self.dtype])
+
+    @property
+    def pose_latents_bytes(self) -> int:
+        """The latents of a whole pose video, which wait on the host."""
+        num_frames = self.speech_s * FPS / VAE_TIME_STRIDE + 2 * BLOCK_LATENT_FRAMES
+        per_frame = 16 * self.geometry.latent_height * self.geometry.latent_width
+        return round(num_frames * per_frame * DTYPE_BYTES[self.dtype])
 
 
 @dataclass(frozen=True)
@@ -158,6 +175,8 @@ def host_items(run: RunShape, shares: list[RankShare], placement: Placement) -> 
         MemoryItem("runtime", TORCH_RUNTIME_BYTES * len(shares)),
         MemoryItem("loading", LOADING_BYTES, (ENCODE,)),
     ]
+    if run.has_pose:
+        items.append(MemoryItem("pose_latents", run.pose_latents_bytes))
     if run.memory.text_encoder == "cpu":
         items.append(MemoryItem("text_encoder", _values(TEXT_ENCODER_VALUES, run.dtype), (ENCODE,)))
     away = sum(_away_bytes(run, share, placement) for share in shares)
@@ -268,6 +287,7 @@ def _side_models(run: RunShape, placement: Placement) -> list[MemoryItem]:
         MemoryItem("vae_decoder", _values(VAE_DECODER_VALUES, run.dtype)),
         MemoryItem("vae_encoder", _values(VAE_ENCODER_VALUES, run.dtype), (ENCODE,) if wait else ALWAYS),
         MemoryItem("encode_workspace", ENCODE_WORKSPACE_BYTES_PER_PX * pixels, (ENCODE,)),
+        *([MemoryItem("pose_clip", run.pose_clip_bytes, (ENCODE,))] if run.has_pose else ()),
         MemoryItem("decode_pasts", DECODE_PAST_BYTES_PER_PX * pixels, decoding),
         MemoryItem("decode_workspace", DECODE_WORKSPACE_BYTES_PER_PX * pixels, (DECODE,)),
         *([] if placement.speech_on_cpu else speech),

@@ -43,12 +43,14 @@ def plan(
     speech_s: float = SPEECH_WINDOW_S,
     sizes: ModelSizes | None = None,
     num_speakers: int = 1,
+    pose: bool = False,
 ) -> Plan:
     """What the preset will hold on every device, compared with what is free there.
 
     placement: that of an existing run; None: with offload_model, the one that fits with the least traffic.
     speech_s: the length of the speech; beyond one window it makes no difference. sizes: the model's; None:
-    those of the machine's checkpoint. num_speakers: faces with a voice of their own.
+    those of the machine's checkpoint. num_speakers: faces with a voice of their own. pose: whether a pose
+    video leads the run.
     Raises: BadInput for "auto", which must be resolved first, and for an impossible layout.
     """
     if preset.engine == "auto":
@@ -61,7 +63,7 @@ def plan(
         items = (MemoryItem("runtime", TORCH_RUNTIME_BYTES), MemoryItem("toy_model", TINY_BYTES))
         return Plan(preset.name, preset.engine, (), _host(inventory, items))
     model = sizes or ModelSizes.of(inventory.checkpoint, preset.memory.lora)
-    run = RunShape(preset, model, largest_geometry(preset), speech_s, num_speakers)
+    run = RunShape(preset, model, largest_geometry(preset), speech_s, num_speakers, pose)
     shares = shares_of(preset, run.sizes.config)
     if placement is not None:
         return _planned(run, inventory, shares, placement)

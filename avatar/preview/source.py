@@ -68,7 +68,7 @@ class PreviewSource:
             if request.speakers:
                 several, notices = faces_of(request, image)
                 moves = performances(request, self._network, open_files)
-                frames = (several.frame(now) for now in zip(*moves, strict=True))
+                frames = map(several.frame, zip(*moves, strict=True))
             else:
                 face, notices = face_of(request, image)
                 speech = open_files.enter_context(open_speech(request, cancelled))

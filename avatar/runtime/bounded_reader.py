@@ -13,17 +13,20 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from avatar.errors import BadInput
+from avatar.geometry import Size
 from avatar.media.files import check_file, display_name
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import Portrait, open_portrait
+from avatar.media.pose_video import PoseVideo, write_pose
 from avatar.media.readers import Reader
 from avatar.media.speech_reader import Speech, write_speech
 from avatar.runtime.bounded_process import BoundedJob, BoundedProcesses
@@ -34,7 +37,9 @@ KEPT_BYTES = 512 * 2**20  # cache size; a portrait is 12 MB at most, a minute of
 KEPT_S = 3600.0
 MOST_KEPT = 1000  # mostly refusals, which take almost no space
 
-Key = tuple[str, str, str]  # digest, name in messages, "portrait" or "speech"
+POSE_FRAME_CPU_S = 0.03  # CPU time for each frame of a pose video, besides that for any file
+
+Key = tuple[str, str, str]  # digest, name in messages, what is read of it: "portrait", "speech", or of a pose
 
 
 class ReaderCache:
@@ -53,31 +58,38 @@ class ReaderCache:
         """The reader of one visitor."""
         return BoundedReader(self, visitor)
 
-    def begin(self, kind: str, path: Path, name: str | None, visitor: str) -> _Entry:
-        """A file's entry; starts reading if it is new. Release it with leave(). Raises: BadInput, Crowded."""
+    def begin(self, kind: str, path: Path, name: str | None, visitor: str, *wanted: Any) -> _Entry:
+        """A file's entry; starts reading if it is new. Release it with leave(). Raises: BadInput, Crowded.
+
+        wanted: of a pose, its size and number of frames.
+        """
         name = display_name(path, name)
         most = self.limits.max_portrait_bytes if kind == "portrait" else self.limits.max_speech_bytes
         check_file(path, name, most, kind)
-        key = (_digest(path, name), name, kind)
+        key = (_digest(path, name), name, " ".join(map(str, (kind, *wanted))))
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None and entry.job.cancelled.is_set():
                 self._entries[("", entry.target.name, kind)] = entry  # until it is over
                 entry = None
             if entry is None:
-                entry = self._entries[key] = self._submit(kind, path, name, visitor)
+                entry = self._entries[key] = self._submit(kind, path, name, visitor, *wanted)
             self._entries.move_to_end(key)
             entry.users += 1
             entry.used = time.monotonic()
         return entry
 
-    def _submit(self, kind: str, path: Path, name: str, visitor: str) -> _Entry:
+    def _submit(self, kind: str, path: Path, name: str, visitor: str, *wanted: Any) -> _Entry:
         limits = self.limits
         self._count += 1
-        read: Callable[..., Portrait | Speech] = _read_portrait if kind == "portrait" else _read_speech
+        read, suffix = _READERS[kind]
         cpu_s = limits.portrait_cpu_s if kind == "portrait" else limits.speech_cpu_s
-        target = self.folder / f"{self._count}.{'npy' if kind == 'portrait' else 'wav'}"
-        job = self.bounded.submit(read, path, target, name, limits, name=name, cpu_s=cpu_s, visitor=visitor)
+        if kind == "pose":
+            cpu_s += POSE_FRAME_CPU_S * wanted[1]
+        target = self.folder / f"{self._count}.{suffix}"
+        job = self.bounded.submit(
+            read, path, target, name, limits, *wanted, name=name, cpu_s=cpu_s, visitor=visitor
+        )
         return _Entry(job, target)
 
     def leave(self, entry: _Entry) -> None:
@@ -154,6 +166,22 @@ class BoundedReader(Reader):
             _give(entry.target, target)
             return heard
 
+    def pose(
+        self,
+        source: Path,
+        target: Path,
+        *,
+        size: Size,
+        num_frames: int,
+        name: str | None = None,
+        limits: InputLimits | None = None,
+    ) -> PoseVideo:
+        """limits: ignored; those of the cache apply. target: as for speech."""
+        with self._used("pose", source, name, size, num_frames) as entry:
+            read: PoseVideo = entry.job.result()
+            _give(entry.target, target)
+            return read
+
     def judge(self, speech: Path, *, name: str | None = None, limits: InputLimits | None = None) -> Speech:
         """limits: ignored; those of the cache apply. The result is cached for the run."""
         with self._used("speech", speech, name) as entry:
@@ -177,9 +205,9 @@ class BoundedReader(Reader):
                 self._cache.leave(entry)
 
     @contextmanager
-    def _used(self, kind: str, path: Path, name: str | None) -> Iterator[_Entry]:
+    def _used(self, kind: str, path: Path, name: str | None, *wanted: Any) -> Iterator[_Entry]:
         """A file's entry, which is kept while in use."""
-        entry = self._cache.begin(kind, path, name, self._visitor)
+        entry = self._cache.begin(kind, path, name, self._visitor, *wanted)
         try:
             yield entry
         finally:
@@ -196,6 +224,20 @@ def _read_portrait(source: Path, target: Path, name: str, limits: InputLimits) -
 def _read_speech(source: Path, target: Path, name: str, limits: InputLimits) -> Speech:
     """In the child: write the canonical WAV to target."""
     return write_speech(source, target, name=name, limits=limits)
+
+
+def _read_pose(
+    source: Path, target: Path, name: str, limits: InputLimits, size: Size, num_frames: int
+) -> PoseVideo:
+    """In the child: write the frames to target."""
+    return write_pose(source, target, size=size, num_frames=num_frames, name=name, limits=limits)
+
+
+_READERS: Mapping[str, tuple[Callable[..., Portrait | Speech | PoseVideo], str]] = {  # by kind, with a suffix
+    "portrait": (_read_portrait, "npy"),
+    "speech": (_read_speech, "wav"),
+    "pose": (_read_pose, "mkv"),
+}
 
 
 def _digest(path: Path, name: str) -> str:

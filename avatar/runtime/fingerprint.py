@@ -23,6 +23,7 @@ _WORDS = {
     "captions": "the captions that are burned in are others",
     "background": "the background is another",
     "speakers": "the speakers, their faces or their recordings are others",
+    "pose": "the pose video is another",
 }
 _SHAPING = ("engine", "generation", "memory", "parallel")  # sections of a preset that affect a video
 
@@ -43,6 +44,7 @@ def origin(request: Request) -> dict[str, str]:
         "face": _digest([request.face_points, request.head_only, *(request.face or ())]),
         **_background(request),
         **_speakers(request),
+        **({"pose": file_digest(request.pose)} if request.pose else {}),
         **({"captions": _digest(burned)} if burned else {}),
         **({"lora": loras_digest(lora)} if lora else {}),  # left out without LoRAs, as in older versions
     }

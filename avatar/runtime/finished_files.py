@@ -39,6 +39,9 @@ def new_report(request: Request, label: str) -> RunReport:
         speakers=[
             ReportedSpeaker(one.name, one.face, one.mask, one.voice is not None) for one in request.speakers
         ],
+        background=request.background,
+        background_picture=request.background_name or None,
+        pose=request.pose_name or None,
         made_from={} if request.part else origin(request),
     )
 

@@ -14,6 +14,7 @@ from avatar.errors import BadInput
 from avatar.media import atomic
 from avatar.media.side_files import MARK
 from avatar.preset import Preset
+from avatar.request import KEEP
 
 _PACKAGES = ("av", "numpy", "pillow", "soxr", "onnxruntime", "torch", "diffusers", "transformers", "gradio")
 
@@ -90,8 +91,8 @@ class Upscaled:
 class RunReport:
     """How a video was made; NAME.report.json beside NAME.mp4 and its thumbnail NAME.thumb.jpg.
 
-    video, thumbnail, portrait, speech: file names without folders. engine: the source's label.
-    created: ISO 8601, UTC. first_frame_s, first_segment_s: seconds since the run began.
+    video, thumbnail, portrait, speech, background_picture, pose: file names without folders. engine: the
+    source's label. created: ISO 8601, UTC. first_frame_s, first_segment_s: seconds since the run began.
     speakers: where several faces spoke.
     frames_per_s: frames per second since the first one was requested. made_from: see origin; {} for parts.
     error_kind: the class of the error. plan: the plan at the start of the run (Plan.as_dict). memory:
@@ -112,6 +113,9 @@ class RunReport:
     head_only: bool = False
     face: tuple[float, float, float, float] | None = None
     speakers: list[ReportedSpeaker] = field(default_factory=list)
+    background: str = KEEP
+    background_picture: str | None = None
+    pose: str | None = None
     num_frames: int = 0
     width: int = 0
     height: int = 0

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from avatar.request import KEEP
 from avatar.runtime.report import RunReport
 
 
@@ -23,6 +24,10 @@ def row(report: RunReport) -> dict[str, Any]:
         "average_fps": report.frames_per_s,
         "first_frame_s": report.first_frame_s,
         "rungs": [asdict(taken) for taken in report.rungs],
+        "motion": report.preset["generation"].get("motion", "normal"),
+        "background": report.background_picture or report.background,
+        "pose": report.pose,
+        "upscaled": asdict(report.upscaled) if report.upscaled else None,
         "num_frames": report.num_frames,
         "frames_asked": report.frames_asked,
         "stopped": report.stopped,
@@ -48,6 +53,13 @@ def configuration(report: RunReport) -> str:
         if parallel["layout"] != "local":
             decoder = " + 1" if parallel["decode_gpu"] else ""
             words.append(f"{parallel['layout']} on {parallel['num_gpus_dit']}{decoder} GPUs")
+    motion = made.get("motion", "normal")  # reports of earlier versions have none
+    words += [] if motion == "normal" else [f"{motion} motion"]
+    words += (
+        [] if report.background == KEEP else [f"background {report.background_picture or report.background}"]
+    )
+    words += [f"pose {report.pose}"] if report.pose else []
+    words += [f"upscaled by {report.upscaled.by}"] if report.upscaled else []
     return ", ".join(words)
 
 

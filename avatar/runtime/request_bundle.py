@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from avatar.request import Request
+
+OTHERS = ("background_picture", "pose")
 
 
 @dataclass(frozen=True)
 class RequestBundle:
-    """The contents of a request's files.
+    """The contents of a request's files. carry: the previous part's file, None without one.
 
-    carry: the previous part's file, None without one. voices: those of several speakers.
+    others: those that not every request has, by the request's field. voices: those of several speakers.
     """
 
     portrait: bytes
     speech: bytes
     carry: bytes | None
+    others: Mapping[str, bytes] = field(default_factory=dict)
     voices: tuple[bytes, ...] = ()
 
     @classmethod
@@ -27,6 +32,7 @@ class RequestBundle:
             request.portrait.read_bytes(),
             request.speech.read_bytes(),
             None if carry is None else carry.read_bytes(),
+            other_files(request),
             tuple(voice.read_bytes() for voice in request.voices),
         )
 
@@ -45,5 +51,14 @@ class RequestBundle:
         voices = [folder / voice.name for voice in request.voices]
         for place, voice in zip(voices, self.voices, strict=True):
             place.write_bytes(voice)
-        request = request.with_voices(voices)
-        return replace(request, portrait=portrait, speech=speech, work=folder, output=output, part=part)
+        others: dict[str, Any] = {}
+        for name, content in self.others.items():
+            others[name] = folder / getattr(request, name).name
+            others[name].write_bytes(content)
+        others |= {"portrait": portrait, "speech": speech, "work": folder, "output": output}
+        return replace(request.with_voices(voices), part=part, **others)
+
+
+def other_files(request: Request) -> dict[str, bytes]:
+    """The contents of those files that not every request has, by the request's field."""
+    return {name: path.read_bytes() for name in OTHERS if (path := getattr(request, name)) is not None}

@@ -42,17 +42,28 @@ class UpscaledVideo:
         """See Engine.stream. Raises: AvatarError after Finished, also where enlarging failed."""
         self._cancelled.clear()
         finished: Finished | None = None
+        failure: Exception | None = None
         last: Progress | None = None
-        for event in self._engine.stream(request):
-            if isinstance(event, Finished):
-                finished = event
-                continue
-            last = event if isinstance(event, Progress) else last
-            yield event
+        events = self._engine.stream(request)
+        try:
+            for event in events:
+                if isinstance(event, Finished):
+                    finished = event
+                    continue
+                last = event if isinstance(event, Progress) else last
+                yield event
+        except Exception as error:  # an engine raises after Finished, which has to come first here as well
+            failure = error
+        finally:
+            close = getattr(events, "close", None)
+            if close is not None:
+                close()
         if finished is None:
+            if failure is not None:
+                raise failure
             return
-        failure: AvatarError | None = None
-        if request.preset.generation.upscale != "off" and not finished.stopped and request.part is None:
+        wanted = request.preset.generation.upscale != "off" and request.part is None
+        if wanted and failure is None and not finished.stopped:
             try:
                 yield from self._enlarge(request, finished, last)
             except AvatarError as error:

@@ -23,7 +23,7 @@ from avatar.ui.request_guard import visitor_of
 from avatar.ui.run import STATUS_EVERY_S
 from avatar.ui.speech_service import GrowingText, SpeechService, SpokenText
 from avatar.ui.typing_tab import script_of
-from avatar.ui.widgets import portrait_picker, speech_picker, turns_picker
+from avatar.ui.widgets import file_picker, portrait_picker, speech_picker, turns_picker
 
 
 def wire(app_state: AppState) -> None:
@@ -46,6 +46,7 @@ def wire(app_state: AppState) -> None:
         speakers = gr.JSON([], label="speakers")
         split = gr.Textbox("", label="split")
         turns = turns_picker(label="turns")
+        pose = file_picker(label="pose")
         answer, video = gr.JSON(label="answer"), gr.File(label="video")
         sound, said = gr.File(label="speech"), gr.JSON(label="captions")
         button = gr.Button()
@@ -65,6 +66,7 @@ def wire(app_state: AppState) -> None:
         speakers,
         split,
         turns,
+        pose,
     ]
     shared: dict[str, Any] = {"api_visibility": "public", "concurrency_limit": None}
     button.click(reports_errors(endpoints.generate), given, video, api_name="generate", **shared)
@@ -106,6 +108,7 @@ class Endpoints:
         speakers: Any = None,
         split: Any = None,
         turns: str | None = None,
+        pose: str | None = None,
     ) -> Iterator[Any]:
         """Generate a video of the portrait speaking; settings by name, as in a preset's file.
 
@@ -119,6 +122,8 @@ class Endpoints:
         uploaded file; speech is then left out. split: "stereo" where the left and the right channel of the
         speech are two voices; or turns, an uploaded list that says who speaks when. Then speakers may have a
         label, "left", "right" or a name, instead of audio. mask: see the command line.
+
+        pose: a video of poses that the diffusion engine follows, as on the command line.
 
         A portrait in which no face is found needs face_points, or head_only, which keeps the mouth shut.
         """
@@ -142,14 +147,14 @@ class Endpoints:
         said: SpokenText | GrowingText | None = None
         if not speech and not own:
             script = script_of(words, voice, speed, captions, language)
-            may_grow = partial(self.app_state.may_grow, preset, settings)
+            may_grow = partial(self.app_state.may_grow, preset, settings) if not pose else lambda _: False
             for step in self._speech_service.begin(script, visitor, may_grow):
                 said = step
                 yield gr.skip()
             assert said is not None, "a text that is spoken comes last"
             speech = str(said.path)
         growing = said if isinstance(said, GrowingText) else None
-        asked = (preset, settings, prompt, face_points, head_only, picture, several)
+        asked = (preset, settings, prompt, face_points, head_only, picture, several, pose)
         try:
             run = yield from self._submitted(portrait, speech, said, visitor, *asked)
         except BaseException:
@@ -181,6 +186,7 @@ class Endpoints:
         head_only: bool,
         picture: Picture,
         several: AskedSpeakers | None,
+        pose: str | None,
     ) -> Generator[Any, None, QueuedRun]:
         """Read the files, and queue the run. Raises: AvatarError."""
         growing = said if isinstance(said, GrowingText) else None
@@ -210,6 +216,7 @@ class Endpoints:
             burn_captions=said is not None and said.script.speaking.captions == "burned",
             picture=picture,
             speakers=several,
+            pose=Path(pose) if pose else None,
         )
 
     def speak(self, request: gr.Request, words: Any, voice: Any, speed: Any) -> Iterator[Any]:

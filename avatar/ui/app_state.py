@@ -248,6 +248,7 @@ class AppState:
         growing: GrowingText | None = None,
         picture: Picture | None = None,
         speakers: AskedSpeakers | None = None,
+        pose: Path | None = None,
     ) -> QueuedRun:
         """Check everything that can be checked, and queue the request. Raises: AvatarError.
 
@@ -259,7 +260,8 @@ class AppState:
         from avatar.preview.face_finder import Finder  # imports OpenCV and the face models; only for a run
 
         preset = self.with_settings(name, settings)
-        refuse_settings(preset.engine, picture.demands if picture else ())
+        also = (*(picture.demands if picture else ()), *(("pose",) if pose else ()))
+        refuse_settings(preset.engine, also)
         self._require(preset, speakers.num_speakers if speakers else 1)
         prompt = prompt.strip() or preset.generation.prompt  # the page shows the preset's own in an empty box
         draft = self.gallery.draft()
@@ -286,6 +288,7 @@ class AppState:
                 picture_settings=picture,
                 finder=Finder(),
                 speakers=speakers,
+                pose=pose,
             )
             settings, ledger = used_settings(name, request), None
             requester = Requester(owner_hash(owner), visitor, visit, portrait, speech)

@@ -28,6 +28,7 @@ from avatar.ui.compare_choices import (
     video_choices,
 )
 from avatar.ui.components import PageComponents
+from avatar.ui.form import leading_pose
 from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInQueue
 from avatar.ui.language import Language, language_of, text
 from avatar.ui.panels.compare import PlayedVideo, render_note, render_players, render_table
@@ -71,6 +72,7 @@ class ComparePanel:
             *given,
             *self.generate.typing.inputs,
             *p.form.values(),
+            p.pose,
         ]
 
     @property
@@ -159,8 +161,10 @@ class ComparePanel:
             given["burn_captions"] = said.script.speaking.captions == "burned"
         runs: list[QueuedRun] = []
         try:
-            for name, settings in wanted:
-                runs.append(self.app_state.submit(Path(portrait), Path(speech), name, settings, **given))
+            for (name, settings), preset_made in zip(wanted, presets, strict=True):
+                pose = leading_pose(form, preset_made.engine)
+                run = self.app_state.submit(Path(portrait), Path(speech), name, settings, pose=pose, **given)
+                runs.append(run)
             yield from self._stoppable(request, lambda stopped: self._made(request, runs, owner, stopped))
         except Exception:
             for run in runs:

@@ -37,6 +37,7 @@ class PageComponents:
     preset: gr.State
     form: dict[str, Any]
     form_note: gr.HTML
+    pose: gr.File
     plan: gr.HTML
     model: gr.HTML
     shape: gr.State

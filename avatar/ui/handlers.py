@@ -15,7 +15,7 @@ from avatar.events import Notice
 from avatar.media.speech_reader import Speech
 from avatar.preset import Preset
 from avatar.runtime.gallery import owner_hash
-from avatar.settings import FORM
+from avatar.settings import FORM, refusal
 from avatar.ui import compare_section, framing_panel, live_tab, point_editor, speakers_panel
 from avatar.ui.app_state import AppState, flat
 from avatar.ui.compare_panel import ComparePanel
@@ -50,7 +50,7 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     direct = {**quiet, "queue": False}  # runs at once, but an error would not be shown
     queued = {**quiet, "concurrency_limit": None}
     form = list(p.form.values())
-    form_parts = [p.prompt, *form, p.form_note, p.plan]
+    form_parts = [p.prompt, *form, p.form_note, p.plan, p.pose]
 
     opened = [
         p.machine,
@@ -400,6 +400,7 @@ class PageCallbacks:
             p.presets: self._cards(name, language, shape),
             **form,
             p.form_note: note,
+            p.pose: gr.update(visible=not refusal(resolved.engine, "pose")),
             p.plan: self._plan(name, list(values.values()), language, shape),
         }
 

@@ -20,6 +20,7 @@ from avatar.ui.translations import TEXT
 from avatar.ui.uploads import Uploads
 from avatar.ui.widgets import (
     GuardedBlocks,
+    file_picker,
     portrait_picker,
     several_button,
     speech_picker,
@@ -150,6 +151,9 @@ def _inputs(app_state: AppState) -> dict[str, Any]:
     with gr.Accordion(word("advanced"), open=False, elem_id="advanced"):
         parts["form_note"] = _panel("form-note")
         parts["form"] = _form()
+        parts["pose"] = file_picker(
+            label=word("pose"), height=110, visible=False, elem_id="pose-video", elem_classes="full-model"
+        )
     return parts
 
 

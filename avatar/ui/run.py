@@ -21,6 +21,7 @@ from avatar.ui import framing_panel, point_editor
 from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reason
+from avatar.ui.form import leading_pose
 from avatar.ui.job_queue import KeptVideo, QueuedRun, WaitingInQueue
 from avatar.ui.language import Language, language_of, text
 from avatar.ui.page_runs import PageRuns
@@ -56,7 +57,7 @@ class Generate:
         p = self.parts
         typed = self.typing.inputs
         given = [p.portrait, p.speech, p.prompt, p.preset, p.points, p.owner]
-        return [*given, *typed, *p.form.values(), *self.speakers.inputs]
+        return [*given, *typed, *p.form.values(), p.pose, *self.speakers.inputs]
 
     @property
     def outputs(self) -> list[Any]:
@@ -103,10 +104,12 @@ class Generate:
     def _begun(self, request: gr.Request, *values: Any) -> Generator[Updates, None, SpokenText | GrowingText]:
         """The tab's text, spoken, or by a slow voice so far that its video can begin. Raises: AvatarError."""
         _, _, _, preset, _, _, _, *typed_and_form = values
+        form = typed_and_form[5:]
+        has_pose = leading_pose(form, self.app_state.resolved(preset).engine) is not None
 
         def may_grow(narrator: Narrator) -> bool:
-            settings = self.app_state.form_settings(preset, typed_and_form[5:])
-            return self.app_state.may_grow(preset, settings, narrator)
+            settings = self.app_state.form_settings(preset, form)
+            return not has_pose and self.app_state.may_grow(preset, settings, narrator)
 
         said: SpokenText | GrowingText | None = None
         for said in self.typing.begun(request, may_grow, *typed_and_form[:5]):
@@ -171,6 +174,7 @@ class Generate:
             growing=growing,
             spoken=said.script.digest if said else "",
             burn_captions=said is not None and said.script.speaking.captions == "burned",
+            pose=leading_pose(form, self.app_state.resolved(preset).engine),
         )
 
     def _several(self, values: Sequence[Any], recording: bool, language: Language) -> AskedSpeakers | None:

@@ -93,6 +93,11 @@ TEXT: dict[str, tuple[str, str]] = {
     "upscale_off": ("off", "不放大"),
     "upscale_1080p": ("1080p", "1080p"),
     "upscale_1080p-arnet": ("1080p, by ARNet", "1080p（ARNet 网络）"),
+    "pose": ("Pose video", "姿态视频"),
+    "pose_info": (
+        "Optional: poses as a detector draws them, on black. The body follows them.",
+        "可选：检测器绘制的黑底姿态视频，身体将跟随它。",
+    ),
     "motion": ("Movement", "动作幅度"),
     "motion_info": (
         "Preview: head, brows, gaze and mouth. The full model is only asked for it, in the prompt.",
@@ -530,6 +535,7 @@ NOTICES: dict[str, str] = {
     "made_quieter": "{name} 的音量超出满刻度，已调低 {change} dB。",
     "growing": "视频开始生成时，声音仍在继续朗读；读完之前，时长只是估计。",
     "trimmed": "已剪去 {name} 的静音：开头 {first} 秒，结尾 {last} 秒。",
+    "pose_short": "{name} 只有 {seconds} 秒，语音有 {of} 秒：之后模型得到的是没有姿态的黑色画面。",
     "num_clip": "{name} 长 {of} 秒，视频只到 {seconds} 秒：num_clip 为 {num_clip}，每段 {infer_frames} 帧。",
     "resumed": "继续生成：{total} 部分中已有 {done} 部分完成，不再重做。",
     "frames_cut": "语音结束之后多出的 {count} 帧已去掉。",
@@ -593,6 +599,8 @@ ITEMS: dict[str, str] = {
     "vae_encoder": "VAE 编码器",
     "vae_decoder": "VAE 解码器",
     "speech_states": "语音特征",
+    "pose_clip": "姿态片段",
+    "pose_latents": "姿态潜变量",
     "speech_workspace": "语音编码工作区",
     "decode_pasts": "解码缓存",
     "decode_workspace": "解码工作区",

@@ -96,6 +96,13 @@ def speech_picker(**options: Any) -> gr.Audio:
     return picker
 
 
+def file_picker(**options: Any) -> gr.File:
+    """A picker for a video that only passes the file on."""
+    picker = gr.File(file_count="single", file_types=["video"], type="filepath", **options)
+    picker.preprocess = _path  # type: ignore[method-assign, assignment]
+    return picker
+
+
 def video_button(label: Any, **options: Any) -> gr.UploadButton:
     """A button to take the sound of a video; gr.UploadButton alone leaves an empty file each time.
 

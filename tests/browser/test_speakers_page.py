@@ -41,7 +41,7 @@ def opened(visit: Visit, server: Server, given: Path, way: str) -> Visitor:
     visitor = visit(server.url)
     page = visitor.page
     page.set_input_files("#portrait input[type=file]", given / "us.png")
-    page.click("#speakers button.label-wrap")
+    page.click("#speakers > button")
     page.get_by_label(way, exact=True).check()
     return visitor
 

@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType
 
 from avatar.checkpoints.locations import Checkpoint
 from avatar.cli import main
-from avatar.commands import doctor
+from avatar.commands import doctor, plan
 from avatar.planning.layout import unsupported
 from avatar.preset import load_preset, load_presets
 from tests.commands.surroundings import H200, lines
+from tests.fixtures.single_files import gguf_of_full_size
 from tests.fixtures.tokenizer import write_tokenizer
 
 ASTRONAUT = Path(__file__).parents[2] / "assets" / "portraits" / "astronaut.jpg"
@@ -63,6 +65,19 @@ def test_plan_of_auto_tells_preset_size_and_fit(machine, capsys, gpus, vram, pre
     assert (found["preset"], found["width"], found["height"], found["fits"]) == (preset, width, height, True)
     assert found["lacks"] == []
     assert [gpu["index"] for gpu in found["takes"]] == list(range(gpus if preset != "16gb" else 1))
+
+
+def test_plan_tells_that_layers_stay_gguf_blocks(machine, capsys, tmp_path, monkeypatch):
+    """Only on the host that has no room for them otherwise; its weights are those that are here."""
+    checkpoint = gguf_of_full_size(tmp_path, GGMLQuantizationType.Q4_0)
+    monkeypatch.setattr(plan, "locate", lambda _: checkpoint)
+    flags = ["plan", "--preset", "12gb", "--gpus", "1", "--vram", "11.2", "--ram"]
+    assert main([*flags, "31"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("GGUF blocks", "GGUF workspace", "40 layers as GGUF blocks, the rings"):
+        assert words in shown
+    assert main([*flags, "64"]) == 0
+    assert "GGUF" not in capsys.readouterr().out
 
 
 def test_plan_takes_the_settings_flags(machine, capsys):

@@ -93,6 +93,22 @@ def test_the_pages_folder_is_remembered(whole: Path, tmp_path: Path) -> None:
         state.close()
 
 
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_downloads_folder_is_remembered_if_whole(
+    complete: bool, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be left incomplete: a revision of other files, or files that somebody deletes meanwhile."""
+
+    def fetch(repos: object, revision: object, target: Path, progress: object) -> list[Path]:
+        absent = shutil.ignore_patterns() if complete else shutil.ignore_patterns("*.pth")
+        shutil.copytree(whole, target, ignore=absent, copy_function=os.link)
+        return [target, target]
+
+    monkeypatch.setattr("avatar.checkpoints.download.download", fetch)
+    main(["download", "--ckpt_dir", str(tmp_path / "fetched")])
+    assert remembered() == (tmp_path / "fetched" if complete else None)
+
+
 def test_an_incomplete_folder_is_not_remembered(whole: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(whole, broken, ignore=shutil.ignore_patterns("*.pth"), copy_function=os.link)

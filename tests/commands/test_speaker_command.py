@@ -61,6 +61,13 @@ def test_two_recordings_make_one_video(two, machine, engine, capsys):
     assert min(both) > 0.7 * max(both) == 0.7 * spectrum.max()
 
 
+def test_a_video_is_named_after_portrait_and_recordings(two, machine, engine, capsys):
+    engine()
+    unnamed = [*two[:-2], "--speaker", "face=2,audio=a.wav", "--speaker", "face=1,audio=b.wav"]
+    assert main(unnamed) == 0
+    assert [path.name[:6] for path in Path("outputs").glob("*.mp4")] == ["p-a-b-"]
+
+
 def test_one_recording_is_split(two, machine, engine, capsys):
     engine()
     assert main([*two, "--audio", "talk.wav", "--split", "stereo"]) == 0

@@ -25,12 +25,14 @@ from tests.commands.surroundings import NO_GPU
 PORTRAIT = Path(__file__).parents[2] / "assets" / "portraits" / "mara.png"
 TWICE = """
 import sys, av
+from fractions import Fraction
 with av.open(sys.argv[1]) as seen, av.open(sys.argv[2], "w") as out:
+    small = seen.streams.video[0]
     video = out.add_stream("libx264", rate=25)
-    for frame in seen.decode(video=0):
-        video.width, video.height, video.pix_fmt = 2 * frame.width, 2 * frame.height, "yuv420p"
-        frame = frame.reformat(2 * frame.width, 2 * frame.height)
-        frame.pts = None
+    video.width, video.height, video.pix_fmt = 2 * small.width, 2 * small.height, "yuv420p"
+    for index, frame in enumerate(seen.decode(small)):
+        frame = frame.reformat(video.width, video.height)
+        frame.pts, frame.time_base = index, Fraction(1, 25)
         out.mux(video.encode(frame))
     out.mux(video.encode())
 """
@@ -65,16 +67,16 @@ def shape(video: str) -> tuple[int, int, int, bool]:
 
 def test_the_finished_file_is_1080p_and_its_report_says_how(asked):
     assert main([*asked, "--upscale", "1080p", "--output", "o.mp4"]) == 0
-    assert shape("o.mp4") == (862, 1080, 13, True)
+    assert shape("o.mp4") == (1080, 1346, 13, True)
     report = read_report(Path("o.report.json"))
-    assert (report.width, report.height) == (862, 1080)
+    assert (report.width, report.height) == (1080, 1346)
     assert (report.upscaled.by, report.upscaled.width, report.upscaled.height) == ("lanczos", 114, 142)
 
 
 def test_a_program_of_ones_own_makes_it(asked):
     command = f"{sys.executable} twice.py {{input}} {{output}}"
     assert main([*asked, "--upscale_with", command, "--output", "o.mp4"]) == 0
-    assert shape("o.mp4") == (862, 1080, 13, True)
+    assert shape("o.mp4") == (1080, 1346, 13, True)
     assert read_report(Path("o.report.json")).upscaled.by == "command"
 
 
@@ -105,7 +107,7 @@ def test_resuming_upscales_what_was_finished(asked, capsys):
     made = read_report(Path("o.report.json")).created
     Path("twice.py").write_text(TWICE)
     assert main([*given, "--resume"]) == 0
-    assert shape("o.mp4") == (862, 1080, 13, True)
+    assert shape("o.mp4") == (1080, 1346, 13, True)
     assert read_report(Path("o.report.json")).created == made, "it was not made again"
     capsys.readouterr()
     assert main([*given, "--resume"]) == 0
@@ -164,7 +166,7 @@ def test_a_batch_upscales_by_its_own_key_and_by_a_flag_alone(asked, tmp_path):
     )
     jobs.write_text(text.format("a") + 'upscale = "1080p"\n' + text.format("b"))
     assert main(["batch", "jobs.toml", "--output", "out"]) == 0
-    assert shape("out/a.mp4")[:2] == (862, 1080)
+    assert shape("out/a.mp4")[:2] == (1080, 1346)
     assert shape("out/b.mp4")[:2] == (114, 142)
     command = f"{sys.executable} twice.py {{input}} {{output}}"
     assert main(["batch", "jobs.toml", "--output", "by", "--upscale_with", command]) == 0
@@ -180,4 +182,4 @@ def test_a_long_video_is_upscaled_whole(asked):
     soundfile.write("s.wav", sound, 48_000)
     given = [*asked, "--checkpoint_every", "1", "--upscale", "1080p", "--output", "o.mp4"]
     assert main(given) == 0
-    assert shape("o.mp4") == (862, 1080, 75, True)
+    assert shape("o.mp4") == (1080, 1346, 75, True)

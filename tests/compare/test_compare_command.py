@@ -147,6 +147,16 @@ def test_other_inputs_make_other_videos_in_the_same_folder(here, capsys):
     assert before["num_frames"] != after["num_frames"]
 
 
+def test_a_comparison_is_known_for_one_before_its_first_video(here, monkeypatch):
+    def killed(*_args, **_more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "open_engine", killed)
+    assert main([*MAKE, *SMALL, "--output", "out"]) == 130
+    result = json.loads(Path("out/compare.json").read_text())
+    assert {row["state"] for row in result["videos"]} == {"waiting"}
+
+
 @pytest.mark.slow
 def test_a_comparison_that_is_killed_goes_on_where_it_was(here):
     args = [sys.executable, "-m", "avatar", *MAKE, "--preset", "cpu-preview", "--output", "out", "--json"]

@@ -80,6 +80,7 @@ FACES = [AskedSpeaker("2"), AskedSpeaker("1")]
         ([*OWN, *OWN, *OWN], None, False, "6 speakers were given, but 4 at most"),
         (OWN, None, True, "and a recording for all"),
         (FACES, None, False, "No speaker has a recording"),
+        (FACES, None, True, "It is not said whose voices the recording holds"),
         ([AskedSpeaker("1", label="left")], None, True, "label 'left' is for one recording"),
         (FACES, "stereo", False, "There is no recording to split"),
         (OWN, "stereo", True, "all voices come from one recording"),

@@ -75,7 +75,7 @@ def pictures(path: Path) -> list[np.ndarray]:
         ((384, 704), (1048, 1920)),
         ((512, 512), (1080, 1080)),
         ((1280, 720), (1920, 1080)),
-        ((628, 786), (862, 1080)),
+        ((628, 786), (1080, 1352)),
         ((1920, 1080), None),
         ((2048, 512), None),
     ],
@@ -142,9 +142,11 @@ def test_what_cannot_be_upscaled_is_refused_by_name(monkeypatch):
         check_upscale("1080p", Size(512, 512), True)
     with pytest.raises(BadInput, match=r"1920\*1088 without upscale"):
         check_upscale("1080p", Size(1920, 1088), False)
-    monkeypatch.setattr(upscale, "find_spec", lambda name: None)
-    with pytest.raises(BadInput, match="pip install pyanime4k"):
+    monkeypatch.setattr(upscale, "version", lambda name: "2.2.7")  # which has another interface
+    with pytest.raises(BadInput, match='pip install "pyanime4k>=3"'):
         check_upscale("1080p-arnet", Size(512, 512), False)
+    monkeypatch.setattr(upscale, "version", lambda name: "3.1.0")
+    check_upscale("1080p-arnet", Size(512, 512), False)
 
 
 def test_intake_refuses_before_anything_is_made(tmp_path):

@@ -18,6 +18,7 @@ from avatar.distributed import rank0_pipeline
 from avatar.errors import AvatarError
 from avatar.hardware.inventory import GIB, Inventory
 from avatar.pipeline import device_budget
+from avatar.planning.auto_preset_order import preference
 from avatar.planning.estimates import CUDA_CONTEXT_BYTES
 from avatar.planning.preset_choice import choose
 from avatar.planning.verdict import judge, require
@@ -261,7 +262,7 @@ def engines_own_plan(monkeypatch, verdict, inventory):
     return planned.placement, not any(gpu.shortfall_bytes for gpu in planned.gpus)
 
 
-def on_one_card(monkeypatch, preset, seen):
+def on_one_card(monkeypatch, preset, seen, held=None):
     """As DiffusionPipeline plans: by what CUDA says of its device, whose context is there already."""
     gpu, device = seen.gpus[0], torch.device("cuda", 0)
     major, minor = map(int, gpu.compute_capability.split("."))
@@ -275,7 +276,39 @@ def on_one_card(monkeypatch, preset, seen):
     monkeypatch.setattr(cuda, "memory_reserved", lambda _: 0)
     monkeypatch.setattr(cuda, "get_per_process_memory_fraction", lambda _: 1.0)
     monkeypatch.setattr(device_budget, "probe", lambda *_, **__: seen)
-    return device_budget.plan_here(preset, device)
+    return device_budget.plan_here(preset, device, held=held)
+
+
+def test_a_loaded_model_is_kept_unless_the_host_lacks_room(monkeypatch, gguf_files):
+    """Blocks stay where the dequantised layers would fit by now; those give way where they no longer do."""
+    preset, files = load_preset("12gb"), gguf_files("Q4_0")
+    roomy, tight = (
+        replace(Machine("", cards(1, 12, AMPERE), ram=ram).inventory, checkpoint=files) for ram in (64, 31)
+    )
+    in_blocks, dequantised = judge(preset, tight).plan.placement, judge(preset, roomy).plan.placement
+    assert (in_blocks.layers_in_blocks, dequantised.layers_in_blocks) == (True, False)
+    for held, machine, expected in (
+        (in_blocks, roomy, in_blocks),
+        (in_blocks, tight, in_blocks),
+        (dequantised, roomy, dequantised),
+        (dequantised, tight, in_blocks),
+    ):
+        planned = on_one_card(monkeypatch, preset, machine, held)
+        assert planned.fits
+        assert planned.placement == replace(
+            expected, rings_on_host=planned.placement.rings_on_host, diagonal=planned.placement.diagonal
+        )
+
+
+def test_layers_in_blocks_are_chosen_last(gguf_files):
+    """Of presets that are alike in all else, auto takes the one that need not dequantise layers again."""
+    preset, files = load_preset("12gb"), gguf_files("Q4_0")
+    tight = replace(Machine("", cards(1, 12, AMPERE), ram=31).inventory, checkpoint=files)
+    roomy = replace(Machine("", cards(1, 12, AMPERE)).inventory, checkpoint=files)
+    slower, faster = (
+        preference(preset, judge(preset, machine).plan, machine.gpus) for machine in (tight, roomy)
+    )
+    assert faster < slower
 
 
 def test_a_request_for_less_fits_where_the_preset_does_not():

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from avatar.checkpoints.block_sizes import BlockSizes
+from avatar.checkpoints.model_sizes import ModelSizes
 from avatar.errors import BadInput
 from avatar.events import Notice, Phase, Progress
 from avatar.hardware.inventory import Inventory
@@ -190,6 +192,18 @@ def test_a_plan_says_what_waits_in_host_memory():
     assert "18 层、K/V 环形缓存、辅助模型" in render_plan(
         replace(waiting, placement=replace(waiting.placement, side_models_on_host=True)), "zh"
     )
+
+
+def test_a_plan_says_that_layers_wait_as_gguf_blocks():
+    sizes = replace(ModelSizes.published(), blocks=BlockSizes((2**28,) * 40, 2**26))
+    placement = Placement(18, layers_in_blocks=True)
+    planned = plan(load_preset("24gb"), Inventory.imagine(1, 80), placement, sizes=sizes)
+    english, chinese = (Outline(render_plan(planned, language)).text for language in ("en", "zh"))
+    assert "until needed: 18 layers as GGUF blocks." in english
+    assert "GGUF blocks 4.5" in english
+    assert "18 层（保持 GGUF 分块格式）" in chinese
+    assert "GGUF 分块 4.5" in chinese
+    assert {item.name for device in planned.devices for item in device.items} <= set(ITEMS)
 
 
 def test_every_item_of_every_plan_has_a_chinese_name():

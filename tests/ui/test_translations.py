@@ -65,7 +65,7 @@ def test_no_words_lie_idle():
     source += (UI / "static" / "points.js").read_text(encoding="utf-8")
     # Keys that the code composes.
     made = ("phase_", "error_", "points_", "source_", "captions_", "framing_", "aspect_", "background_")
-    made += ("motion_", "upscale_")
+    made += ("motion_", "upscale_", "speakers_")
     source = source.replace("'", '"')
     idle = [key for key in TEXT if f'"{key.removesuffix("_info")}"' not in source]
     assert [
@@ -130,7 +130,10 @@ def test_notices_have_no_blank_that_is_not_filled():
     live |= {"live_behind": {"speed", "fps"}, "live_starts_lighter": {"size", "steps"}}
     intake = {one.code: set(one.values) for one in sound_notices()}
     intake |= {"transparent": {"name"}, "colour_profile": {"name"}, "trimmed": {"name", "first", "last"}}
+    intake |= {code: {"name", "who", "silent"} for code in ("speakers", "speakers_listen")}
+    intake |= {"speakers_unseen": {"name", "who"}, "mix_quieter": {"change"}}
     intake["num_clip"] = {"name", "seconds", "of", "num_clip", "infer_frames"}
+    intake["pose_short"] = {"name", "seconds", "of"}
     run = {"restarted": {"cause"}, "resumed": {"done", "total"}, "frames_cut": {"count"}}
     others = {**portrait, **live, **intake, **run}
     for code, words in NOTICES.items():

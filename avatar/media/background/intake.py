@@ -20,10 +20,14 @@ LEAST_PERSON = 0.03  # share of the portrait
 
 @dataclass(frozen=True)
 class OpenedBackground:
-    """A checked background. background: as a Request has it. picture: uint8 (H, W, 3) RGB, of a file."""
+    """A checked background. background: as a Request has it.
+
+    picture, name: of a file, uint8 (H, W, 3) RGB, and what it is called.
+    """
 
     background: str = KEEP
     picture: np.ndarray | None = None
+    name: str = ""
 
     def write(self, folder: Path) -> Path | None:
         """Write the picture, if there is one, and return where it is. Raises: OSError."""
@@ -45,13 +49,14 @@ def open_background(
         return OpenedBackground()
     from avatar.media.background.matte import SteadyMatte  # imports OpenCV; only for such a run
 
-    picture = None
+    picture, name = None, ""
     if is_picture(background):
         path = Path(background)
-        picture = reader.portrait(path, name=display_name(path), limits=limits).pixels
+        name = display_name(path)
+        picture = reader.portrait(path, name=name, limits=limits).pixels
     if SteadyMatte().of(portrait).mean() < 255 * LEAST_PERSON:
         raise BadInput(
             f"No person can be told from the background in {portrait_name}.",
             "Leave background at keep, or take a portrait in which the person stands out.",
         )
-    return OpenedBackground(PICTURE_FILE if picture is not None else background, picture)
+    return OpenedBackground(PICTURE_FILE if picture is not None else background, picture, name)

@@ -68,7 +68,7 @@ class Lora:
         change = self.changes[name]
         tensors = {key: bring(self.read(key)) for key in change.tensors}
         if change.alpha:
-            tensors[change.alpha] = self.read(change.alpha)  # a number, which the host needs
+            tensors[change.alpha] = self.read(change.alpha).clone()  # a number, which the host needs
         return replace(self, read=tensors.__getitem__, changes={name: change})
 
     def _alpha_of(self, change: Change, rank: int) -> float:

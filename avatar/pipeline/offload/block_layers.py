@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from avatar.checkpoints.lora_files import UserLora
 from avatar.checkpoints.transformer_config import LAYER, ModelConfig
 from avatar.model.quantize import QuantisedLinear, Quantiser, quantise_weight
 from avatar.model.transformer import LayerParts, StreamingTransformer, held_dtype
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.gguf import StoredBlocks
-from avatar.model.weights.loading import Check, install, load_transformer
+from avatar.model.weights.loading import Check, go_on, install, load_transformer
 from avatar.model.weights.lora import Lora, merge_rows, open_any_lora, pieces
 from avatar.model.weights.weight_cache import load_quantised
 from avatar.model.weights.weight_formats import StoredTensors
@@ -77,14 +79,15 @@ class BlockLayers(HostLayers):
         with ExitStack() as stack:
             (file,) = files.shards
             source = StoredTensors(file)
-            opened = (open_any_lora(lora, source.shapes) for lora in (files.lora, *files.loras))
-            loras = [stack.enter_context(lora) for lora in opened]
+            adapters: list[Path | UserLora] = [files.lora, *files.loras]
+            loras = [stack.enter_context(open_any_lora(lora, source.shapes)) for lora in adapters]
             for name in source:
                 index = model.config.layer_of(name)
                 if index in self._stored:
                     here = tuple(lora for lora in loras if name in lora.changes)
                     self._stored[index].append(StoredTensor(name, source.blocks(name), here))
             super().__init__(model, indices, num_slots, device)
+        self._check = go_on  # nothing of this run is kept for the next
         self._targets = {id(slot.place): _targets_of(slot.place.parts) for slot in self._slots}
 
     def _on_host(self, index: int, device: torch.device) -> Tensor:
