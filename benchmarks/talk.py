@@ -275,7 +275,8 @@ async def _connected(
     server: Server, path: str, client: Client, tasks: list[asyncio.Task[None]]
 ) -> RTCPeerConnection:
     """Connect by WebRTC, as the page does."""
-    peer, tracks = RTCPeerConnection(), {}
+    peer = RTCPeerConnection()
+    tracks: dict[str, MediaStreamTrack] = {}
     peer.on("track", lambda track: tracks.__setitem__(track.kind, track))
     peer.addTransceiver("video", direction="recvonly")
     peer.addTrack(_MicrophoneTrack(client.microphone))
@@ -364,10 +365,16 @@ def closed_mouth_s(one: Round) -> float:
 
 
 def mouth(one: Round) -> list[tuple[float, bool]]:
-    """When each picture came, and whether its mouth is open: more than it ever was while it was quiet."""
+    """When each picture came, and whether its mouth is open: more than it ever was while it was quiet.
+
+    Empty where no face was seen by then.
+    """
     gaps = follow(one.pictures).signals["gap"]
     times = np.array([at for at, _ in one.pictures])
-    closed = float(np.nanmax(gaps[times <= one.quiet_until]))
+    before = gaps[times <= one.quiet_until]
+    if not np.isfinite(before).any():
+        return []
+    closed = float(np.nanmax(before))
     return [(float(at), bool(gap > closed + OPEN_GAP)) for at, gap in zip(times, gaps)]
 
 
@@ -376,11 +383,12 @@ def summed_up(rounds: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]
     names = rounds[0] if rounds else {}
     return {
         name: {
-            "median": round(float(np.nanmedian([one[name] for one in rounds])), 3),
-            "largest": round(float(np.nanmax([one[name] for one in rounds])), 3),
-            "count": int(np.isfinite([one[name] for one in rounds]).sum()),
+            "median": round(float(np.median(known)), 3),
+            "largest": round(max(known), 3),
+            "count": len(known),
         }
         for name in names
+        if (known := [one[name] for one in rounds if np.isfinite(one[name])])
     }
 
 
