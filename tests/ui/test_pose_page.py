@@ -32,10 +32,10 @@ def test_the_pose_comes_after_the_form_and_only_where_it_leads(tmp_path):
     assert leading_pose(form, "diffusion") is None
 
 
-def test_the_pages_inputs_end_with_it(page):
+def test_it_follows_the_forms_values(page):
     made: Generate = page.generate
-    assert made.inputs[-1] == "pose"
-    assert made.inputs[-1 - len(FORM) : -1] == list(FORM)
+    place = made.inputs.index("pose")
+    assert made.inputs[place - len(FORM) : place] == list(FORM)
 
 
 def test_a_run_of_the_diffusion_engine_gets_it(page, tmp_path):
