@@ -74,7 +74,7 @@ class Page:
         values = {**flat(self.app_state.resolved("auto")), **form}
         files = [None if path is None else str(path) for path in (portrait, speech)]
         given = [*files, "", "auto", asked, "me", *typed, *(values[name] for name in FORM)]
-        return self.generate.press(request, *given, *speakers)
+        return self.generate.press(request, *given, None, *speakers)  # without a pose video
 
 
 def updates_of(updates: list[dict], name: str) -> list[Any]:
