@@ -96,7 +96,7 @@ def test_a_flag_counts_even_where_it_says_what_auto_has_anyway(inputs, machine, 
     machine(H200)
     opened = engine()
     fewer = load_preset("80gb").with_settings(sample_steps=3)
-    monkeypatch.setattr("avatar.planning.preset_choice.resolve", lambda *_: fewer)
+    monkeypatch.setattr("avatar.planning.preset_choice.resolve", lambda *_, **__: fewer)
     assert main([*inputs, "--sample_steps", "4", "--output", "out.mp4"]) == 0
     assert opened[0].generation.sample_steps == 4
 
