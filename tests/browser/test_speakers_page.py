@@ -82,7 +82,7 @@ def test_the_left_and_right_channel_are_two_voices(server: Server, visit: Visit,
     visitor.wait_speech()
     visitor.generate()
     assert "a.wav is mono: it has no left and right voice" in visitor.toast()
-    page.click("#speech button[aria-label=Clear], #speech button[title=Clear]")
+    page.click("#speech button[aria-label=Clear]")
     page.set_input_files("#speech input[type=file]", given / "talk.wav")
     visitor.wait_speech()
     visitor.generate()
@@ -92,7 +92,7 @@ def test_the_left_and_right_channel_are_two_voices(server: Server, visit: Visit,
 def test_one_face_has_no_such_section(server: Server, visit: Visit, given: Path):
     visitor = opened(visit, server, given, "Each face its own recording")
     page = visitor.page
-    page.click("#portrait button[aria-label=Clear], #portrait button[title=Clear]")
+    page.click('#portrait button[aria-label="Remove Image"]')
     page.set_input_files("#portrait input[type=file]", PORTRAIT)
     page.wait_for_selector("#speakers", state="hidden")
 
@@ -103,7 +103,7 @@ def test_areas_are_drawn_for_the_full_model(visit: Visit, given: Path, tmp_path:
         before = set(running.videos())
         visitor = opened(visit, running, given, "Each face its own recording")
         page = visitor.page
-        page.get_by_label("Area of face 2").check()
+        page.get_by_role("checkbox", name="Area of face 2").check()
         area = page.locator(".area:visible")
         box = area.bounding_box()
         area.focus()
