@@ -56,7 +56,7 @@ def section() -> dict[str, Any]:
         for n in ROWS:
             with gr.Row(visible=False, elem_id=f"speaker-{n}") as parts[f"row_{n}"]:
                 parts[f"face_{n}"] = gr.Dropdown(
-                    list(ROWS), value=n, label=str(n), min_width=120, scale=1, elem_id=f"speaker-face-{n}"
+                    list(ROWS), value=n, label=str(n), min_width=150, scale=2, elem_id=f"speaker-face-{n}"
                 )
                 parts[f"audio_{n}"] = speech_picker(
                     sources=["upload", "microphone"],
