@@ -39,6 +39,7 @@ def fill(visitor: Visitor, side: str, value: str) -> None:
     visitor.page.press(field, "Enter")
 
 
+@pytest.mark.slow
 def test_two_made_videos_play_in_step_for_their_owner(private: Server, visit: Visit):
     alice = visit(private.url)
     page = alice.page

@@ -113,6 +113,7 @@ def test_points_of_a_sure_face_can_be_corrected(server: Server, visit: Visit, sh
     assert chin.evaluate("one => one.style.top") == before
 
 
+@pytest.mark.slow
 def test_the_video_has_the_crop_and_shape_of_the_preview(
     server: Server, visit: Visit, two: Path, short_speech: Path
 ):

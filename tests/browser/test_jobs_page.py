@@ -124,6 +124,7 @@ def test_five_dropped_recordings_become_five_videos(jobs: Server, visit: Visit, 
     wait_until(lambda: not jobs.leftovers(), "temporary files are gone")
 
 
+@pytest.mark.slow
 def test_the_queue_is_reordered_by_keyboard_and_by_dragging(
     jobs: Server, visit: Visit, takes: list[Path], long_speech: Path
 ):
@@ -202,6 +203,7 @@ def test_a_hidden_page_notifies_when_it_was_asked_to(jobs: Server, visit: Visit,
     assert len(page.evaluate("window.told")) == 1, "it was asked to be quiet"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "locale"), [(390, "en-US"), (390, "zh-CN"), (1440, "zh-CN")])
 def test_the_panel_fits_and_speaks_chinese(
     jobs: Server, visit: Visit, takes: list[Path], width: int, locale: str

@@ -84,6 +84,7 @@ def test_a_reload_ends_the_run_where_nothing_is_kept(server: Server, visit: Visi
     assert visitor.page.is_enabled("#generate")
 
 
+@pytest.mark.slow
 def test_the_second_waits_and_the_third_is_refused(
     small: Server, visit: Visit, long_speech: Path, short_speech: Path
 ):

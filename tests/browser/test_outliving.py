@@ -129,6 +129,7 @@ def test_the_network_goes_for_a_while(slow: Server, visit: Visit, long_speech: P
     assert len(slow.videos()) == before + 1
 
 
+@pytest.mark.slow
 def test_a_second_tab_sees_the_same_run_and_a_stranger_none(slow: Server, visit: Visit, long_speech: Path):
     visitor, stranger = visit(slow.url), visit(slow.url)
     begin(visitor, long_speech)

@@ -140,6 +140,7 @@ def test_the_gallery_tells_how_a_video_was_made(server: Server, visit: Visit, wi
     assert report.frames_per_s is not None
 
 
+@pytest.mark.slow
 def test_the_gallery_survives_a_restart(visit: Visit, tmp_path: Path):
     outputs = tmp_path / "outputs"
     first = start_server(tmp_path / "first", outputs=outputs)

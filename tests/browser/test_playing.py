@@ -133,6 +133,7 @@ setInterval(() => {
 PAUSE = "(v => v?.currentTime > 0.3 && (v.pause(), true))(document.querySelector('#live video'))"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trouble", [NEVER_TOLD, NEVER_TOLD + STAND_SHORT_OF_THE_END], ids=["unheard", "stands"]
 )
@@ -152,6 +153,7 @@ def test_the_finished_player_comes_though_the_live_one_never_tells(
     assert visitor.errors == []
 
 
+@pytest.mark.slow
 def test_a_paused_live_player_stays_until_its_viewer_goes_on(server: Server, visit, short_speech: Path):
     visitor = visit(server.url)
     page = visitor.page

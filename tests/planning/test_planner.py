@@ -336,6 +336,7 @@ def test_the_users_loras_count_as_well(in_q4, tmp_path):
     assert ModelSizes.of(in_q4, "nowhere.safetensors").blocks.layers == before  # refused elsewhere, by name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "vram_gib", "weight_dtype"),
     [("12gb", 11.2, "fp8"), ("16gb", 15, "fp8"), ("24gb", 22, "bf16"), ("10gb", 9.2, "bf16")],

@@ -55,6 +55,7 @@ SAMPLE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flag", "row"), SAMPLE, ids=str)
 def test_a_sample_as_processes(command: Command, tmp_path: Path, flag: str, row: Row) -> None:
     """The same from outside: `python -m avatar`, with what the system itself makes of a path."""
