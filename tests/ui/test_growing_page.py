@@ -207,8 +207,10 @@ def test_stop_ends_the_voice_and_resume_speaks_the_text_again(app_state, gate):
 
 
 def test_a_voice_that_fails_keeps_what_it_said(app_state, gate):
-    gate.fails_at = 4
-    kept = ended(submit(app_state, begun(app_state)))
+    gate.at = gate.fails_at = 4
+    run = submit(app_state, begun(app_state))
+    gate.opened.set()
+    kept = ended(run)
     assert str(kept.error) == "The voice is hoarse. Let it rest."
     assert kept.finished.stopped
     assert 100 < kept.finished.num_frames < 260
