@@ -108,8 +108,13 @@ def _in_windows(image: np.ndarray, fraction: float) -> list[Candidate]:
         ]
 
     corners = [(x, y) for y in _starts(height, side) for x in _starts(width, side)]
-    with ThreadPoolExecutor(num_cores()) as pool:
-        return [candidate for found in pool.map(look, corners) for candidate in found]
+    return [candidate for found in _pool().map(look, corners) for candidate in found]
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads for all pictures: each that is begun anew keeps memory of its own."""
+    return ThreadPoolExecutor(num_cores(), "faces")
 
 
 def _starts(length: int, side: int) -> list[int]:
