@@ -43,13 +43,13 @@ def portrait_notices(request: Request) -> list[Notice]:
     faces, name = find_faces(image), request.portrait_name
     size = video_size(request.portrait, request.preset)
     chosen = request.face is not None or request.speakers
-    told = [] if chosen else everybody(len(faces.found), name)
+    notices = [] if chosen else everybody(len(faces.found), name)
     for index in _speaking(request, faces, *image.shape[1::-1]):
         found = None if index is None else faces.found[index]
         face = found.face if found is not None and found.verdict == "face" else None
-        known = {one.code for one in told}
-        told += [one for one in concerns(image, face, size, name) if one.code not in known]
-    return told
+        known = {one.code for one in notices}
+        notices += [one for one in concerns(image, face, size, name) if one.code not in known]
+    return notices
 
 
 def _speaking(request: Request, faces: Faces, width: int, height: int) -> list[int | None]:

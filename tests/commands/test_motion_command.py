@@ -74,16 +74,16 @@ def test_a_batch_and_a_comparison_take_it(asked, tmp_path):
 
 
 def test_a_live_page_is_told_how_much_it_moves(asked, monkeypatch, capsys):
-    told = []
+    begun = []
 
     def stop(command, **_):
-        told.extend(command)
+        begun.extend(command)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(live.subprocess, "Popen", stop)
     main(["live", "--image", "p.png", "--motion", "calm"])
-    assert told[told.index("--live-motion") + 1] == "calm"
-    told.clear()
+    assert begun[begun.index("--live-motion") + 1] == "calm"
+    begun.clear()
     assert main(["live", "--image", "p.png", "--motion", "wild"]) == 2
     assert "still, calm, normal, lively" in capsys.readouterr().err
-    assert told == []
+    assert begun == []
