@@ -58,9 +58,8 @@ def calls(
     projected = [t.unflatten(-1, (3, num_heads, dim)).unbind(1) for t in normal(num_tokens, 3 * width)]
     vector, norm = torch.randn(width, device=device), normal(width)[0]
     table = torch.randn(num_tokens, 2, dim, device=device)
-    calibration = Calibration(
-        torch.randn(num_heads, dim, device=device), torch.rand(num_heads, device=device) + 0.1
-    )
+    mean, scale = torch.randn(num_heads, dim, device=device), torch.rand(num_heads, device=device) + 0.1
+    calibration = Calibration(mean, scale, mean, scale)
     window = EightBitWindow(geometry, num_heads, dim, device)
     ring = EightBitRing.empty(geometry, num_heads, dim, device)
     k, v = (normal(geometry.condition_tokens, num_heads, dim) for _ in "kv")

@@ -2,9 +2,11 @@
 
 A block's keys and values are quantised once, when the block is generated. First the keys' mean over the first
 block is subtracted: softmax is invariant to a shift common to all keys, and the common part would use up most
-of the 8 bits. Keys have one scale per token and head; values have one per head, since e4m3 has exponents. In
-memory the tokens of a value channel are contiguous, as the product of weights and values reads them, in
-PERMUTED order within every SLOT_TOKENS.
+of the 8 bits. The values' mean is subtracted too and added to the result, since weights add up to 1: tensor
+cores drop the low bits of a long sum of products in fp8, which matters where all values have something in
+common. A head's keys share one scale, and so do its values: a scale per token would cost an instruction per
+score, a tenth of the time. In memory the tokens of a value channel are contiguous, as the product of weights
+and values reads them, in PERMUTED order within every SLOT_TOKENS.
 Everything here is plain PyTorch: it runs on a CPU, and is the reference for the kernels.
 Source: SageAttention2, arXiv 2411.10958 (smoothing, int8 by fp8).
 """
@@ -25,7 +27,9 @@ from avatar.model.quantize import FLOAT8, LARGEST, TINIEST
 from avatar.model.rope import rotate
 
 INT8_LARGEST = 127.0
-HEADROOM = 4.0  # how many times larger than the first block's largest value later values may be
+# How many times larger than the first block's largest key or value later ones may be. For values it costs
+# nothing, since e4m3 has exponents; normed keys hardly grow, and those that do are clamped.
+KEY_HEADROOM, VALUE_HEADROOM = 1.5, 4.0
 # The values of a slot are in PERMUTED order. A frame is whole slots, since its sides are multiples of 64 px.
 SLOT_TOKENS = 16
 # In a tensor core product, a thread holds two neighbouring columns of each half of 16, but as the operand of
@@ -40,18 +44,28 @@ KEY_TILE = 128  # same as in the kernel, since rounding depends on the largest s
 class Calibration(NamedTuple):
     """The constants that a ring's keys and values are quantised with, fixed by its first block.
 
-    mean: h d float32, subtracted from every key. value_scale: h float32, the factor that restores a head's
-    values.
+    key_mean, value_mean: h d float32, subtracted from every key and value. key_scale, value_scale: h float32,
+    the factors that restore a head's keys and values, but for the mean.
     """
 
-    mean: Tensor
+    key_mean: Tensor
+    key_scale: Tensor
+    value_mean: Tensor
     value_scale: Tensor
 
     @classmethod
     def of(cls, own: KeysValues, condition: KeysValues) -> Calibration:
-        """Calibrate from the first block's own keys and values, N h d, and the condition's values, M h d."""
-        largest = torch.maximum(*(part.v.abs().amax(dim=(0, 2)).float() for part in (own, condition)))
-        return cls(own.k.float().mean(dim=0), largest.clamp(min=TINIEST) * (HEADROOM / LARGEST))
+        """Calibrate from the first block's own keys and values, N h d, and the condition's, M h d.
+
+        Keys are rotated by their positions.
+        """
+        keys, values = (_mean_and_largest(own[part], condition[part]) for part in range(2))
+        return cls(
+            keys[0],
+            keys[1] * (KEY_HEADROOM / INT8_LARGEST),
+            values[0],
+            values[1] * (VALUE_HEADROOM / LARGEST),
+        )
 
 
 class Queries(NamedTuple):
@@ -62,16 +76,14 @@ class Queries(NamedTuple):
 
 
 class EightBit(NamedTuple):
-    """Keys N h d int8, values h d N' fp8, key scales h N' float32; N' is N rounded up to whole slots."""
+    """Keys N h d int8, and values h d N' fp8; N' is N rounded up to whole slots."""
 
     k: Tensor
     v: Tensor
-    k_scale: Tensor
 
     def first(self, count: int) -> EightBit:
-        """The first `count` tokens; values and scales in whole slots."""
-        slots = whole_slots(count)
-        return EightBit(self.k[:count], self.v[..., :slots], self.k_scale[..., :slots])
+        """The first `count` tokens; values in whole slots."""
+        return EightBit(self.k[:count], self.v[..., : whole_slots(count)])
 
 
 class EightBitRing(Ring):
@@ -80,10 +92,9 @@ class EightBitRing(Ring):
     The tokens of all frames are contiguous in memory; `tensors` returns views with frames first.
     """
 
-    def __init__(self, k: Tensor, v: Tensor, k_scale: Tensor) -> None:
-        """k: frames, tokens, h, d int8; v: frames, h, d, tokens; k_scale: frames, h, tokens; any strides."""
+    def __init__(self, k: Tensor, v: Tensor) -> None:
+        """k: frames, tokens, h, d int8; v: frames, h, d, tokens fp8; any strides."""
         super().__init__(k, v)
-        self.k_scale = k_scale
         self.calibration: Calibration | None = None
 
     @classmethod
@@ -94,13 +105,12 @@ class EightBitRing(Ring):
         frames, tokens = geometry.past_frames, geometry.frame_tokens
         k = torch.zeros(frames, tokens, num_heads, head_dim, dtype=torch.int8, device=device)
         v = torch.zeros(num_heads, head_dim, frames * tokens, dtype=FLOAT8, device=device)
-        scale = torch.zeros(num_heads, frames * tokens, dtype=torch.float32, device=device)
-        return cls(k, *(_frames_first(values, tokens) for values in (v, scale)))
+        return cls(k, _frames_first(v, tokens))
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """See Ring."""
-        return self.k, self.v, self.k_scale
+        return self.k, self.v
 
     def like(self, tensors: Sequence[Tensor]) -> EightBitRing:
         """See Ring."""
@@ -114,22 +124,19 @@ class EightBitRing(Ring):
 
     def past(self) -> EightBit:
         """The frames in the ring."""
-        values = EightBit(
-            self.k.flatten(0, 1), self.v.movedim(0, -2).flatten(-2), self.k_scale.movedim(0, -2).flatten(-2)
-        )
+        values = EightBit(self.k.flatten(0, 1), self.v.movedim(0, -2).flatten(-2))
         return values.first(self.num_valid * self.k.shape[1])
 
     def by_frames(self, own: Sequence[Tensor]) -> Sequence[Tensor]:
         """See Ring; own: an EightBit of whole frames."""
-        k, v, scale = own
+        k, v = own
         tokens = self.k.shape[1]
-        v, scale = (_frames_first(values, tokens) for values in (v, scale))
-        return k.unflatten(0, (-1, tokens)), _in_eights(v), scale
+        return k.unflatten(0, (-1, tokens)), _in_eights(_frames_first(v, tokens))
 
     @property
     def written(self) -> tuple[Tensor, ...]:
         """See Ring."""
-        return self.k, _in_eights(self.v), self.k_scale
+        return self.k, _in_eights(self.v)
 
 
 class EightBitWindow:
@@ -142,7 +149,6 @@ class EightBitWindow:
         self.near = EightBit(
             torch.zeros(self.num_tokens, num_heads, head_dim, dtype=torch.int8, device=device),
             torch.zeros(num_heads, head_dim, slots, dtype=FLOAT8, device=device),
-            torch.zeros(num_heads, slots, dtype=torch.float32, device=device),
         )
 
     @property
@@ -153,8 +159,8 @@ class EightBitWindow:
     @property
     def condition(self) -> EightBit:
         """The condition's part; it starts at a slot, since a block is whole slots."""
-        k, v, scale = self.near
-        return EightBit(k[self.num_own :], v[..., self.num_own :], scale[..., self.num_own :])
+        k, v = self.near
+        return EightBit(k[self.num_own :], v[..., self.num_own :])
 
 
 def whole_slots(num_tokens: int) -> int:
@@ -184,48 +190,52 @@ def write(into: EightBit, own: KeysValues, calibration: Calibration, table: Tens
     The last slot of values is padded with zeros.
     """
     k, v = own
-    quantised = quantise_heads((k if table is None else rotate(k, table)).float() - calibration.mean)
-    into.k.copy_(quantised.values)
-    into.k_scale[:, : len(k)] = quantised.scale.t()
-    scaled = (v.float() * (1.0 / calibration.value_scale)[:, None]).clamp(-LARGEST, LARGEST)
+    k = (k if table is None else rotate(k, table)).float() - calibration.key_mean
+    scaled = (k * (1.0 / calibration.key_scale)[:, None]).clamp(-INT8_LARGEST, INT8_LARGEST)
+    into.k.copy_(scaled.round().to(torch.int8))
+    v = v.float() - calibration.value_mean
+    scaled = (v * (1.0 / calibration.value_scale)[:, None]).clamp(-LARGEST, LARGEST)
     padded = F.pad(scaled, (0, 0, 0, 0, 0, into.v.shape[-1] - len(v)))
     order = torch.tensor(PERMUTED, device=v.device)
     slots = padded.unflatten(0, (-1, SLOT_TOKENS))[:, order]
     into.v.copy_(slots.flatten(0, 1).permute(1, 2, 0).to(FLOAT8))
 
 
-def attend(q: Queries, parts: Sequence[EightBit], value_scale: Tensor, dtype: torch.dtype) -> Tensor:
+def attend(q: Queries, parts: Sequence[EightBit], calibration: Calibration, dtype: torch.dtype) -> Tensor:
     """Attention of queries to every key of the parts, tile by tile: N h d in the given dtype."""
     num_queries, num_heads, head_dim = q.values.shape
     total = q.scale.new_zeros(num_heads, num_queries)
     top = torch.full_like(total, -math.inf)
     out = q.scale.new_zeros(num_heads, num_queries, head_dim)
-    factor = q.scale.t() * (head_dim**-0.5 / math.log(2))
+    factor = q.scale.t() * calibration.key_scale[:, None] * (head_dim**-0.5 / math.log(2))
     queries = q.values.transpose(0, 1).float()
-    for keys, scale, values in _tiles(parts):
-        scores = queries @ keys.float() * scale[:, None]  # the product is exact: integers below 2^24
+    for keys, values in _tiles(parts):
+        scores = queries @ keys.float()  # exact: integers below 2^24
         new_top = torch.maximum(top, scores.amax(dim=-1))
         weights = torch.exp2((scores - new_top[..., None]) * factor[..., None] + WEIGHT_EXPONENT)
         kept = torch.exp2((top - new_top) * factor)
         total = total * kept + weights.sum(dim=-1)
         out = out * kept[..., None] + weights.to(FLOAT8).float() @ values.float()
         top = new_top
-    out = out / total[..., None] * value_scale[:, None, None]
-    return out.transpose(0, 1).to(dtype)
+    out = out / total[..., None] * calibration.value_scale[:, None, None]
+    return (out.transpose(0, 1) + calibration.value_mean).to(dtype)
 
 
-def _tiles(parts: Sequence[EightBit]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Tiles of keys h d n, their scales h n, and values h n d in the keys' order."""
-    for k, v, scale in parts:
+def _mean_and_largest(own: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    """The own tokens' mean, h d, and the largest distance from it of any token, by head: h."""
+    mean = own.float().mean(dim=0)
+    largest = [(part.float() - mean).abs().amax(dim=(0, 2)) for part in (own, condition)]
+    return mean, torch.maximum(*largest).clamp(min=TINIEST)
+
+
+def _tiles(parts: Sequence[EightBit]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tiles of keys h d n, and values h n d in the keys' order."""
+    for k, v in parts:
         order = torch.tensor(PERMUTED, device=v.device).argsort()
         values = v.unflatten(-1, (-1, SLOT_TOKENS))[..., order].flatten(-2)
         for start in range(0, len(k), KEY_TILE):
             end = min(start + KEY_TILE, len(k))
-            yield (
-                k[start:end].permute(1, 2, 0),
-                scale[:, start:end],
-                values[..., start:end].transpose(-2, -1),
-            )
+            yield k[start:end].permute(1, 2, 0), values[..., start:end].transpose(-2, -1)
 
 
 def _in_eights(values: Tensor) -> Tensor:

@@ -302,7 +302,9 @@ class LayerStack:
             q = at_once(layer, x, vectors, item.table, calibration, buffers.own)
         else:
             wide, own = self.scatter(*self.pieces.project(layer, x, vectors, item.table))
-            calibration = calibration or Calibration.of(own, condition)
+            if calibration is None:
+                rotated = KeysValues(rotate(condition.k, item.condition_table), condition.v)
+                calibration = Calibration.of(own, rotated)
             q = kernels.quantise_heads(wide)
             kernels.write(buffers.own, own, calibration)
         kernels.write(buffers.condition, condition, calibration, item.condition_table)
@@ -310,7 +312,7 @@ class LayerStack:
             assert isinstance(ring, EightBitRing)
             ring.calibration = calibration
             parts = [buffers.near, ring.past()] if ring.num_valid else [buffers.near]
-            attended = kernels.attend(q, parts, calibration.value_scale, x.dtype)
+            attended = kernels.attend(q, parts, calibration, x.dtype)
             ring.append(buffers.own)
         return attended
 

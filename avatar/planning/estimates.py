@@ -27,7 +27,7 @@ from avatar.settings import Memory
 
 ENCODE, LISTEN, DENOISE, DECODE = RunPhase.ENCODE, RunPhase.LISTEN, RunPhase.DENOISE, RunPhase.DECODE
 
-RING_SCALE_BYTES = 4  # one scale per token and head: for key and value in fp8, for the key alone in int8
+RING_SCALE_BYTES = 4  # in fp8, per token and head, for key and value
 
 # The decoder's causal pasts, 2 frames of bf16 per convolution: 7 at full size with 96 channels (the first
 # with 192), 6 at half size with 192 (one with 384), 6 at a quarter and 11 at an eighth with 384.
@@ -95,7 +95,7 @@ class RunShape:
         """Bytes of one layer's ring at one step: keys and values of past frames."""
         values = 2 * self.geometry.past_frames * self.geometry.frame_tokens * self.sizes.config.dim
         dtype = self.ring_dtype
-        scales = {"fp8": 2, "int8": 1}.get(dtype, 0) * values // (2 * self.sizes.config.head_dim)
+        scales = values // self.sizes.config.head_dim if dtype == "fp8" else 0
         return values * DTYPE_BYTES[dtype] + scales * RING_SCALE_BYTES
 
     @property

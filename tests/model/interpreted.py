@@ -63,7 +63,7 @@ def attention(by_descriptor: bool) -> float:
     arguments = (
         attention_8bit.quantise_heads(torch.randn(70, heads, dim)),
         [room.near, ring.past()],
-        calibration.value_scale,
+        calibration,
         torch.float32,
     )
     return relative(attention_kernel.attend(*arguments), attention_8bit.attend(*arguments))
@@ -85,7 +85,7 @@ def heads() -> dict[str, float]:
     mean, scale = torch.randn(num_heads, dim), torch.rand(num_heads) / 20
     condition = KeysValues(*(torch.randn(geometry.condition_tokens, num_heads, dim) for _ in "kv"))
     ours, twin = (EightBitWindow(geometry, num_heads, dim, CPU) for _ in range(2))
-    calibration = Calibration(mean, scale)
+    calibration = Calibration(mean, scale, torch.randn(num_heads, dim), scale.flip(0))
     head_kernels.write(ours.own, KeysValues(k, v), calibration, table, norm.weight, 1e-6)
     attention_8bit.write(twin.own, KeysValues(normed[1], v), calibration)
     for room, kernels in ((ours, head_kernels), (twin, attention_8bit)):
@@ -93,7 +93,7 @@ def heads() -> dict[str, float]:
     return {
         "rotated": relative(head_kernels.rotated(k, norm.weight, table, 1e-6), normed[1]),
         "queries": relative(found.values, right.values) + relative(found.scale, right.scale),
-        "keys": relative(ours.near.k, twin.near.k) + relative(ours.near.k_scale, twin.near.k_scale),
+        "keys": relative(ours.near.k, twin.near.k),
         "values": relative(ours.near.v.float(), twin.near.v.float()),
     }
 

@@ -27,7 +27,7 @@ def quantise_queries(
     """Queries N h d in int8; first RMS-normed with weight norm, C, and rotated by a table, if given."""
     values = torch.empty(q.shape, dtype=torch.int8, device=q.device)
     scale = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    _run(q, norm, table, None, values, scale, eps)
+    _run(q, norm, table, values, eps, scale=scale)
     return Queries(values, scale)
 
 
@@ -41,12 +41,13 @@ def write(
 ) -> None:
     """See attention_8bit.write; norm (for keys) and table as in quantise_queries."""
     k, v = own
-    _run(k, norm, table, calibration.mean, into.k, into.k_scale.t(), eps)
+    _run(k, norm, table, into.k, eps, mean=calibration.key_mean, fixed=calibration.key_scale)
     num_tokens, num_heads, head_dim = v.shape
     row = into.v.shape[-1]
     assert v.stride()[1:] == (head_dim, 1)
     _turn[(triton.cdiv(row, VALUE_TOKENS), num_heads)](
         v,
+        calibration.value_mean,
         calibration.value_scale,
         into.v,
         num_tokens,
@@ -64,7 +65,7 @@ def write(
 def rotated(x: Tensor, norm: Tensor, table: Tensor, eps: float) -> Tensor:
     """Queries or keys, N h d, RMS-normed and rotated, in their own dtype."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _run(x, norm, table, None, out, None, eps)
+    _run(x, norm, table, out, eps)
     return out
 
 
@@ -72,11 +73,14 @@ def _run(
     x: Tensor,
     norm: Tensor | None,
     table: Tensor | None,
-    mean: Tensor | None,
     out: Tensor,
-    scale: Tensor | None,
     eps: float,
+    *,
+    mean: Tensor | None = None,
+    scale: Tensor | None = None,
+    fixed: Tensor | None = None,
 ) -> None:
+    """scale: to quantise by each token and head, where the scales go; or fixed: each head's scale."""
     num_tokens, num_heads, head_dim = x.shape
     assert x.stride()[1:] == (head_dim, 1)
     assert out.stride()[1:] == (head_dim, 1)
@@ -88,9 +92,9 @@ def _run(
         mean,
         out,
         scale,
+        fixed,
         x.stride(0),
         out.stride(0),
-        *((0, 0) if scale is None else scale.stride()),
         eps,
         num_heads,
         min(max(PIECE // dim_2, 1), triton.next_power_of_2(num_heads)),
@@ -110,10 +114,9 @@ def _heads(  # type: ignore[no-untyped-def]
     mean,
     out,
     scale,
+    fixed,
     x_row,
     out_row,
-    scale_row,
-    scale_head,
     eps,
     HEADS: tl.constexpr,
     AT_ONCE: tl.constexpr,
@@ -159,9 +162,13 @@ def _heads(  # type: ignore[no-untyped-def]
             v -= tl.load(mean + i * AT_ONCE * DIM + place, inside, 0.0)
         if scale is not None:
             largest = tl.maximum(tl.max(tl.abs(v), 1, keep_dims=True), TINY)
-            # Adding and subtracting 1.5 * 2^23 rounds to nearest, half to even.
-            v = (v * (INT8 / largest) + 12582912.0) - 12582912.0
-            tl.store(scale + token * scale_row + head * scale_head, largest / INT8, head < HEADS)
+            v *= INT8 / largest
+            tl.store(scale + token * HEADS + head, largest / INT8, head < HEADS)
+        if fixed is not None:
+            v *= tl.div_rn(1.0, tl.load(fixed + head, head < HEADS, 1.0))
+            v = tl.minimum(tl.maximum(v, -INT8), INT8)
+        if scale is not None or fixed is not None:
+            v = (v + 12582912.0) - 12582912.0  # rounds to nearest, half to even
         tl.store(out + token * out_row + i * AT_ONCE * DIM + place, v.to(out.dtype.element_ty), inside)
 
 
@@ -174,6 +181,7 @@ def _pairs(v, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyp
 @triton.jit
 def _turn(  # type: ignore[no-untyped-def]
     v,
+    means,
     scales,
     out,
     num_tokens,
@@ -194,7 +202,9 @@ def _turn(  # type: ignore[no-untyped-def]
     channel = tl.arange(0, DIM_2)
     source = v + token[:, None].to(tl.int64) * v_row + head * DIM + channel[None, :]
     there = (token < num_tokens)[:, None] & (channel < DIM)[None, :]
-    values = tl.load(source, there, 0.0).to(tl.float32) * tl.div_rn(1.0, tl.load(scales + head))
-    values = tl.minimum(tl.maximum(values, -LARGEST), LARGEST)
+    mean = tl.load(means + head * DIM + channel, channel < DIM, 0.0)
+    values = tl.load(source, there, 0.0).to(tl.float32) - mean[None, :]
+    values *= tl.div_rn(1.0, tl.load(scales + head))
+    values = tl.where(there, tl.minimum(tl.maximum(values, -LARGEST), LARGEST), 0.0)
     target = out + (head * DIM + channel)[:, None].to(tl.int64) * out_row + place[None, :]
     tl.store(target, tl.trans(values.to(tl.float8e4nv)), (channel < DIM)[:, None] & (place < row)[None, :])

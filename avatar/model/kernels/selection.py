@@ -99,7 +99,7 @@ def _difference(kernels: EightBitKernels, device: torch.device, num_heads: int, 
         each.write(window.own, KeysValues(k, v), calibration)
         each.write(window.condition, condition, calibration)
         parts = [window.near, ring.past()]
-        results.append(each.attend(each.quantise_heads(q), parts, calibration.value_scale, torch.bfloat16))
+        results.append(each.attend(each.quantise_heads(q), parts, calibration, torch.bfloat16))
     return _relative(*results)
 
 
