@@ -1,6 +1,6 @@
-"""Latency of the diffusion engine in a live session on this GPU, with the full-size model and random weights.
+"""Latency of the diffusion engine in a live session on this machine's GPUs, with random weights at full size.
 
-    python -m benchmarks.live_gpu --seconds 60
+    python -m benchmarks.live_gpu --seconds 60 --preset live-2gpu
 
 Sound arrives in real time, four seconds of it and one of silence. A block's delay is that of its first frame,
 which waits longest: from when its sound was spoken until its decoded picture is on the host.
@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +22,8 @@ import numpy as np
 import torch
 
 from avatar.bench.random_parts import random_parts
+from avatar.bench.rank_options import BenchOptions
+from avatar.bench.ranks import TIMED_ROLES
 from avatar.errors import Cancelled
 from avatar.events import Notice
 from avatar.geometry import BLOCK_FRAMES, FPS, Size
@@ -30,8 +33,14 @@ from avatar.media.timeline import SAMPLES_PER_FRAME
 from avatar.model.live_wav2vec2 import LOOK_AHEAD_S
 from avatar.pipeline.model_loading import MadeModels
 from avatar.pipeline.pipeline import DiffusionPipeline
+from avatar.planning.layout import Layout
+from avatar.preset import Preset
 from avatar.request import LiveRequest
 from avatar.runtime.live_protocol import LiveFrames
+from avatar.runtime.ranked_source import RankedSource
+
+
+WARM_UP_S = 10.0  # of a session that is not measured: it builds the graphs
 
 
 def main() -> None:
@@ -42,26 +51,37 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--size", default=None)
     parser.add_argument(
-        "--sessions", type=int, default=3, help="one after another: the first builds the graphs"
+        "--sessions", type=int, default=3, help="one after another"
     )
     args = parser.parse_args()
     preset = live_preset(args.preset).with_settings(sample_steps=args.steps, size=args.size)
-    source = DiffusionPipeline(preset, models=MadeModels.given(random_parts(preset)))
     with tempfile.TemporaryDirectory() as folder:
+        source = source_of(preset, Path(folder))
         portrait, _ = write_sample(Path(folder), Size(704, 384), 1.0)
         request = LiveRequest(portrait, Path(folder), preset, "sample.png")
-        found = [session(source, request, args.seconds) for _ in range(1 + args.sessions)]
-    json.dump({"sessions": found[1:]}, sys.stdout, indent=1)
+        session(source, request, WARM_UP_S)
+        found = [session(source, request, args.seconds) for _ in range(args.sessions)]
+        source.close()
+    json.dump({"sessions": found}, sys.stdout, indent=1)
 
 
-def session(source: DiffusionPipeline, request: LiveRequest, seconds: float) -> dict[str, object]:
-    """Run one session in real time and return its figures."""
+def source_of(preset: Preset, folder: Path) -> DiffusionPipeline | RankedSource:
+    """The engine with random weights: in this process for one GPU, else with a process per GPU."""
+    if Layout.of(preset).world_size == 1:
+        return DiffusionPipeline(preset, models=MadeModels.given(random_parts(preset)))
+    options = BenchOptions(random=True).write(folder / "options.json")
+    return RankedSource(preset, options, roles=TIMED_ROLES)
+
+
+def session(source: DiffusionPipeline | RankedSource, request: LiveRequest, seconds: float) -> dict[str, object]:
+    """Run one session for some seconds from its first frame on, in real time, and return its figures."""
     spoken_at: list[float] = []
+    is_over = threading.Event()
 
     def sound() -> Iterator[np.ndarray]:
         rng = np.random.default_rng(0)
         due = time.monotonic()
-        while len(spoken_at) < seconds * FPS:
+        while not is_over.is_set():
             speaks = len(spoken_at) / FPS % 5 < 4
             yield (speaks * 3000 * rng.standard_normal(SAMPLES_PER_FRAME)).astype(np.int16)
             due += 1 / FPS
@@ -70,8 +90,8 @@ def session(source: DiffusionPipeline, request: LiveRequest, seconds: float) -> 
 
     delays, arrivals, notices, left_out = [], [], [], 0
     since = time.monotonic()
-    with suppress(Cancelled):  # the sound has ended
-        for one in source.live(request, sound(), lambda: False):
+    with suppress(Cancelled):
+        for one in source.live(request, sound(), is_over.is_set):
             if isinstance(one, Notice):
                 notices.append(one.text)
             if not isinstance(one, LiveFrames):
@@ -82,8 +102,8 @@ def session(source: DiffusionPipeline, request: LiveRequest, seconds: float) -> 
             sound_frame = one.first_frame + one.num_left_out
             if sound_frame < len(spoken_at):
                 delays.append(now - (spoken_at[sound_frame] - 1 / FPS))
-            if sound_frame + len(one.frames) > (seconds - 2) * FPS:
-                break
+            if now - arrivals[0][0] > seconds:
+                is_over.set()
     settled = delays[len(delays) // 3 :]
     frames = sum(count for _, count in arrivals[1:])
     return {
