@@ -39,7 +39,7 @@ from avatar.request import LiveRequest
 from avatar.runtime.live_protocol import LiveFrames
 from avatar.runtime.ranked_source import RankedSource
 
-
+BLOCKS_A_MINUTE = 60 * FPS // BLOCK_FRAMES
 WARM_UP_S = 10.0  # of a session that is not measured: it builds the graphs
 
 
@@ -102,6 +102,8 @@ def session(source: DiffusionPipeline | RankedSource, request: LiveRequest, seco
             sound_frame = one.first_frame + one.num_left_out
             if sound_frame < len(spoken_at):
                 delays.append(now - (spoken_at[sound_frame] - 1 / FPS))
+            if len(arrivals) % BLOCKS_A_MINUTE == 0:
+                sys.stderr.write(f"{now - arrivals[0][0]:.0f} s: a block came {delays[-1]:.2f} s late\n")
             if now - arrivals[0][0] > seconds:
                 is_over.set()
     settled = delays[len(delays) // 3 :]
@@ -113,8 +115,9 @@ def session(source: DiffusionPipeline | RankedSource, request: LiveRequest, seco
         "first_frame_s": arrivals[0][0] - since,
         "seconds_left_out": left_out / FPS,
         "fps": frames / (arrivals[-1][0] - arrivals[0][0]),
+        "longest_gap_s": float(np.diff([at for at, _ in arrivals]).max()),
         "delay_s": {name: float(np.percentile(settled, q)) for name, q in (("p50", 50), ("p95", 95))},
-        "delay_first_third_s": float(np.median(delays[: len(delays) // 3])),
+        "delay_by_third_s": [float(np.median(third)) for third in np.array_split(delays, 3)],
         "of_it_gathering_s": BLOCK_FRAMES / FPS,
         "of_it_look_ahead_s": LOOK_AHEAD_S,
         "notices": notices,

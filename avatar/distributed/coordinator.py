@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context, copy_context
@@ -190,6 +191,14 @@ class ParallelDenoiser:
         except BaseException:
             self.close()
             raise
+
+    def is_finished(self, wait_s: float) -> bool:
+        """See Denoiser. Also when the run is over, of which collect() gives the reason."""
+        run = self._run
+        if run is None or run.quit.is_set() or not run.finished.empty():
+            return True
+        time.sleep(wait_s)
+        return not run.finished.empty()
 
     def wait_until_begun(self) -> None:
         """See Denoiser. The first block's work is then on the GPU ahead of the decoder's."""

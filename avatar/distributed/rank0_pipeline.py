@@ -175,8 +175,9 @@ class RankDenoising:
     def denoiser(
         self, preset: Preset, parts: Components, size: Size, pieces: CompiledPieces, observer: Observer
     ) -> Denoiser:
-        """See Denoising."""
+        """See Denoising. Ends the one before: a live session takes another when it goes on with fewer steps."""
         assert self._conductor is not None
+        self.run_ends()
         generation = preset.generation
         self._denoiser = self._conductor.denoiser(
             Geometry.of(size, generation.infer_frames),

@@ -91,6 +91,10 @@ class Denoiser(Protocol):
         """Submit the next block."""
         ...
 
+    def is_finished(self, wait_s: float) -> bool:
+        """Whether there is no use in putting collect() off; waits up to wait_s for the oldest block."""
+        ...
+
     def collect(self, check: Callable[[], None]) -> Tensor:
         """The latents of the oldest submitted block, 16 3 h w float32; check is called before each step."""
         ...
@@ -170,6 +174,10 @@ class LocalDenoiser:
 
     def wait_until_begun(self) -> None:
         """See Denoiser. Nothing to wait for: collect() itself enqueues the work."""
+
+    def is_finished(self, wait_s: float) -> bool:
+        """See Denoiser. Always: collect() itself does the work."""
+        return True
 
     @torch.no_grad()
     def refresh(self, reference: Tensor) -> None:

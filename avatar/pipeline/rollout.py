@@ -21,6 +21,7 @@ from avatar.pipeline.generation import Block
 from avatar.pipeline.observer import UNOBSERVED, Observer
 
 NOISE, DISTANCE = range(2)  # independent streams of random numbers
+POLL_S = 0.01  # between two looks whether a block has arrived
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def rollout(
     resume after a stop, with empty rings: the first block still to generate, and the first generated latent
     frame, 16 1 h w.
     origin: the block from which the model counts positions and clips; the motion ends where it begins.
-    meanwhile: called once, when the first blocks are in progress. arrival: while a block is not ready, those
-    in progress are finished.
+    meanwhile: called once, when the first blocks are in progress. arrival: blocks that are finished are
+    yielded while the next one is not ready.
     Raises: Cancelled.
     """
     geometry, num_steps = denoiser.geometry, denoiser.schedule.num_steps
@@ -75,12 +76,24 @@ def rollout(
 
     waiting = iter([meanwhile])
 
-    def collect() -> Tensor:
+    def work_meanwhile() -> None:
         for act in waiting:  # runs only at the first call
             denoiser.wait_until_begun()
             act()
+
+    def collect() -> Tensor:
+        work_meanwhile()
         observer.collecting()
         return denoiser.collect(check)
+
+    def arrives_first(index: int) -> bool:
+        """Whether a block is ready before the oldest one in progress is finished; waits until it is known."""
+        while not arrival.is_ready(index):
+            work_meanwhile()
+            check()
+            if denoiser.is_finished(POLL_S):
+                return False
+        return True
 
     check()
     if anchor is not None and first_block >= refresh_block:
@@ -93,7 +106,7 @@ def rollout(
         while under_way and (
             under_way == denoiser.num_in_flight
             or (is_refresh and anchor is None)
-            or not arrival.is_ready(index)
+            or not arrives_first(index)
         ):
             latents = collect()
             anchor = latents[:, :1].clone() if anchor is None else anchor

@@ -77,8 +77,9 @@ class Service:
         return (asked for asked in self.asked() if isinstance(asked, Run))
 
     def stopped(self, run: Run) -> bool:
-        """Whether a run was cancelled, or the other side is gone."""
-        return self.gone or self._cancelled[run.run].is_set()
+        """Whether a run was cancelled or has ended, or the other side is gone."""
+        cancelled = self._cancelled.get(run.run)
+        return self.gone or cancelled is None or cancelled.is_set()
 
     def end(self, run: Run, error: AvatarError | None) -> None:
         """Report the end of a run."""

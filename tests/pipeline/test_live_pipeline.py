@@ -145,6 +145,19 @@ def test_a_slow_machine_takes_fewer_steps_then_goes_on(engine, request_, monkeyp
     microphone.end()
 
 
+def test_blocks_in_progress_at_a_time_count_from_the_last_ones_end():
+    """Three blocks whose sound is there at once, of 0.3 s each, then two of 0.6 s that begin 0.4 s apart."""
+    times = iter([0.0, *[1.0] * 3, 1.3, 1.6, 1.9, 2.0, 2.4, 2.6, 3.0])
+    pace = live.BlockPace(lambda: next(times))
+    for _ in range(3):
+        pace.begins()
+    assert [pace.ends() for _ in range(3)] == [None] * 3
+    for _ in range(2):
+        pace.begins()
+    assert pace.ends() is None
+    assert pace.ends() == pytest.approx((0.3 + 0.3 + 0.6 + 0.4) / 4)
+
+
 def test_steps_go_before_sizes():
     preset = load_preset("self-test").with_settings(size="704*384", sample_steps=4)
     names = [name for name, _ in lighter(preset)]

@@ -12,7 +12,7 @@ from avatar.errors import Cancelled
 from avatar.geometry import Geometry, Size
 from avatar.pipeline.denoiser import Denoiser, HeldAudio, LocalDenoiser, time_slice
 from avatar.pipeline.flow_match_euler import Schedule
-from avatar.pipeline.rollout import block_distances, block_noise, make_block, rollout
+from avatar.pipeline.rollout import Arrival, block_distances, block_noise, make_block, rollout
 from tests.pipeline.streams import Noted, Stream
 
 STREAM = Stream.load("basic")
@@ -66,6 +66,24 @@ def test_what_is_done_meanwhile_is_done_once_a_block(num_blocks, before):
     assert len(blocks) == num_blocks
     assert events.count("meanwhile") == before
     assert events[:3] == (["submit", "meanwhile", "collect"] if before else [])
+
+
+@pytest.mark.parametrize(
+    ("is_finished", "expected"),
+    [(False, ["submit", "submit", "collect", "collect"]), (True, ["submit", "collect", "submit", "collect"])],
+)
+def test_what_comes_first_is_done_first(is_finished, expected):
+    """A block whose sound arrives while the oldest is in progress begins at once."""
+    engine, events, looks = denoiser(), [], iter([False, False])
+    engine.num_in_flight = 2
+    engine.is_finished = lambda wait_s: is_finished
+    submit, collect = engine.submit, engine.collect
+    engine.submit = lambda block: (events.append("submit"), submit(block))
+    engine.collect = lambda check: (events.append("collect"), collect(check))[1]
+    arrival = Arrival(lambda block: block == 0 or next(looks, True))
+    blocks = list(rollout(STREAM.conditions, engine, num_blocks=2, seed=1, arrival=arrival))
+    assert events == expected
+    assert torch.equal(torch.cat(blocks, dim=1), run(denoiser(), num_blocks=2))
 
 
 @pytest.mark.parametrize("num_steps", range(1, 9))
