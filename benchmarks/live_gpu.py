@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,8 @@ def main() -> None:
         source = source_of(preset, Path(folder))
         portrait, _ = write_sample(Path(folder), Size(704, 384), 1.0)
         request = LiveRequest(portrait, Path(folder), preset, "sample.png")
-        session(source, request, WARM_UP_S)
+        # What the first session had to fall back to, while graphs were built, is remembered by preset.
+        session(source, replace(request, preset=replace(preset, title="warm-up")), WARM_UP_S)
         found = [session(source, request, args.seconds) for _ in range(args.sessions)]
         source.close()
     json.dump({"sessions": found}, sys.stdout, indent=1)
@@ -73,7 +75,9 @@ def source_of(preset: Preset, folder: Path) -> DiffusionPipeline | RankedSource:
     return RankedSource(preset, options, roles=TIMED_ROLES)
 
 
-def session(source: DiffusionPipeline | RankedSource, request: LiveRequest, seconds: float) -> dict[str, object]:
+def session(
+    source: DiffusionPipeline | RankedSource, request: LiveRequest, seconds: float
+) -> dict[str, object]:
     """Run one session for some seconds from its first frame on, in real time, and return its figures."""
     spoken_at: list[float] = []
     is_over = threading.Event()

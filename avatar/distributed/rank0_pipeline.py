@@ -175,7 +175,7 @@ class RankDenoising:
     def denoiser(
         self, preset: Preset, parts: Components, size: Size, pieces: CompiledPieces, observer: Observer
     ) -> Denoiser:
-        """See Denoising. Ends the one before: a live session takes another when it goes on with fewer steps."""
+        """See Denoising. Ends the one before, which a live session leaves for one of fewer steps."""
         assert self._conductor is not None
         self.run_ends()
         generation = preset.generation
