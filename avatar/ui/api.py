@@ -14,15 +14,16 @@ from avatar.errors import BadInput
 from avatar.media.framing import parse_picture
 from avatar.media.speaker_choice import AskedSpeakers, asked_speakers
 from avatar.settings import PICTURE, Picture, Speaking
-from avatar.ui import payloads, point_editor
-from avatar.ui.app_state import AppState
+from avatar.ui import payloads
 from avatar.ui.error_messages import reports_errors
-from avatar.ui.job_queue import KeptVideo, QueuedRun
+from avatar.ui.generate.generate import STATUS_EVERY_S
 from avatar.ui.language import language_of, text
-from avatar.ui.request_guard import visitor_of
-from avatar.ui.run import STATUS_EVERY_S
-from avatar.ui.speech_service import GrowingText, SpeechService, SpokenText
-from avatar.ui.typing_tab import script_of
+from avatar.ui.portrait import point_editor
+from avatar.ui.routes.request_guard import visitor_of
+from avatar.ui.speech.typing_tab import script_of
+from avatar.ui.state.app_state import AppState
+from avatar.ui.state.job_queue import KeptVideo, QueuedRun
+from avatar.ui.state.speech_service import GrowingText, SpeechService, SpokenText
 from avatar.ui.widgets import file_picker, portrait_picker, speech_picker, turns_picker
 
 

@@ -1,4 +1,4 @@
-"""What happens when something on the page is pressed, changed or opened; Generate itself is in run.py."""
+"""What happens when something on the page is pressed, changed or opened; Generate itself is in generate/."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from avatar.media.speech_reader import Speech
 from avatar.preset import Preset
 from avatar.runtime.gallery import owner_hash
 from avatar.settings import FORM, refusal
-from avatar.ui import compare_section, framing_panel, live_tab, point_editor, speakers_panel
-from avatar.ui.app_state import AppState, flat
-from avatar.ui.compare_panel import ComparePanel
+from avatar.ui.compare import compare_section
+from avatar.ui.compare.compare_panel import ComparePanel
 from avatar.ui.components import PageComponents
 from avatar.ui.error_messages import reports_errors
-from avatar.ui.form import form_choices
-from avatar.ui.jobs_panel import JobsPanel
+from avatar.ui.generate.generate import STATUS_EVERY_S, Generate, Updates
+from avatar.ui.generate.status_html import Status, render_notices, render_status
+from avatar.ui.jobs.jobs_panel import JobsPanel
 from avatar.ui.language import Language, language_of, notice_words, text
-from avatar.ui.model_button import ModelButton
-from avatar.ui.page_runs import PageRuns
-from avatar.ui.panels.choice_cards import Shape, render_examples, render_presets, shortfall_words, size_words
-from avatar.ui.panels.memory_gauges import render_gauges, render_machine, render_plan
-from avatar.ui.panels.status import Status, render_notices, render_status
+from avatar.ui.live import live_tab
+from avatar.ui.machine.memory_gauges import render_gauges, render_machine, render_plan
 from avatar.ui.payloads import kept, mapping, pressed, text_of
-from avatar.ui.request_guard import visitor_of
-from avatar.ui.run import STATUS_EVERY_S, Generate, Updates
-from avatar.ui.typing_tab import UPLOAD
+from avatar.ui.portrait import framing_panel, point_editor, speakers_panel
+from avatar.ui.presets.choice_cards import Shape, render_examples, render_presets, shortfall_words, size_words
+from avatar.ui.presets.model_button import ModelButton
+from avatar.ui.presets.settings_form import form_choices
+from avatar.ui.routes.request_guard import visitor_of
+from avatar.ui.speech.typing_tab import UPLOAD
+from avatar.ui.state.app_state import AppState, flat
+from avatar.ui.state.page_runs import PageRuns
 
 TICK_S = 1.0
 PLAYED_BY_BROWSERS = (

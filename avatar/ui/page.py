@@ -1,4 +1,4 @@
-"""The page: what is on it and where. What the buttons do is in handlers.py and run.py."""
+"""The page: what is on it and where. What the buttons do is in handlers.py and the folders."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from gradio.utils import get_upload_folder
 
 from avatar.checkpoints.lora_files import known_loras
 from avatar.settings import FORM, SETTINGS, refusal
-from avatar.ui import compare_section, jobs_panel, point_editor, speakers_panel, typing_tab
-from avatar.ui.app_state import AppState
+from avatar.ui.compare import compare_section
 from avatar.ui.components import PageComponents
+from avatar.ui.jobs import jobs_panel
 from avatar.ui.language import browser_table
-from avatar.ui.speech_service import SpeechService
+from avatar.ui.portrait import point_editor, speakers_panel
+from avatar.ui.speech import typing_tab
+from avatar.ui.state.app_state import AppState
+from avatar.ui.state.speech_service import SpeechService
+from avatar.ui.state.uploads import Uploads
 from avatar.ui.theme import css, script, theme
 from avatar.ui.translations import TEXT
-from avatar.ui.uploads import Uploads
 from avatar.ui.widgets import (
     GuardedBlocks,
     file_picker,
@@ -102,7 +105,7 @@ def _layout(app_state: AppState) -> PageComponents:
 
 
 def _panel(name: str, **options: Any) -> gr.HTML:
-    """An HTML panel, rendered by panels/ in the visitor's language once the page has loaded."""
+    """An HTML panel, rendered by the _html modules in the visitor's language once the page has loaded."""
     return gr.HTML("", js_on_load=script("panel.js"), apply_default_css=False, elem_id=name, **options)
 
 

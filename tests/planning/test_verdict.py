@@ -24,7 +24,7 @@ from avatar.planning.preset_choice import choose
 from avatar.planning.verdict import judge, require
 from avatar.preset import load_preset, load_presets
 from avatar.runtime import doctor
-from avatar.ui.app_state import AppState
+from avatar.ui.state.app_state import AppState
 from tests.fixtures.single_files import gguf_of_full_size
 
 PRESETS = load_presets()
@@ -193,7 +193,7 @@ def test_everybody_gives_the_same_verdict(name, monkeypatch, capsys, tmp_path, g
     monkeypatch.setattr(presets_command, "probe", lambda *_: inventory)
     monkeypatch.setattr(doctor, "probe", lambda *_: inventory)
     app_state = AppState(SimpleNamespace(), SimpleNamespace(folder=tmp_path), PRESETS, "auto", tmp_path)
-    monkeypatch.setattr("avatar.ui.app_state.probe", lambda *_: inventory)
+    monkeypatch.setattr("avatar.ui.state.app_state.probe", lambda *_: inventory)
 
     assert choose("auto", {}, inventory).name == machine.auto
     assert app_state.resolved("auto").name == machine.auto

@@ -12,13 +12,13 @@ from engines import ScriptedEngine
 
 from avatar.preset import load_presets
 from avatar.runtime.gallery import Gallery
-from avatar.ui.app_state import FORM, AppState, flat
 from avatar.ui.components import PageComponents
-from avatar.ui.job_queue import JobQueue
-from avatar.ui.page_runs import PageRuns
-from avatar.ui.run import Generate
-from avatar.ui.speakers_panel import NAMES as SPEAKERS
-from avatar.ui.uploads import Uploads
+from avatar.ui.generate.generate import Generate
+from avatar.ui.portrait.speakers_panel import NAMES as SPEAKERS
+from avatar.ui.state.app_state import FORM, AppState, flat
+from avatar.ui.state.job_queue import JobQueue
+from avatar.ui.state.page_runs import PageRuns
+from avatar.ui.state.uploads import Uploads
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 PORTRAIT = ASSETS / "portraits" / "astronaut.jpg"

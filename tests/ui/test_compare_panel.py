@@ -22,14 +22,14 @@ from avatar.request import Request
 from avatar.runtime.bounded_process import BoundedJob
 from avatar.runtime.gallery import About, Gallery, owner_hash
 from avatar.settings import FORM
-from avatar.ui.app_state import AppState, flat
-from avatar.ui.compare_choices import chosen_settings, labels, read_pair, value_choices
-from avatar.ui.compare_panel import ComparePanel
+from avatar.ui.compare.compare_choices import chosen_settings, labels, read_pair, value_choices
+from avatar.ui.compare.compare_html import PlayedVideo, render_players, render_table
+from avatar.ui.compare.compare_panel import ComparePanel
 from avatar.ui.components import PageComponents
-from avatar.ui.job_queue import JobQueue
-from avatar.ui.page_runs import PageRuns
-from avatar.ui.panels.compare import PlayedVideo, render_players, render_table
-from avatar.ui.run import Generate
+from avatar.ui.generate.generate import Generate
+from avatar.ui.state.app_state import AppState, flat
+from avatar.ui.state.job_queue import JobQueue
+from avatar.ui.state.page_runs import PageRuns
 from avatar.ui.translations import COMPARED
 from tests.fixtures.server import wait_until
 

@@ -25,10 +25,10 @@ from avatar.speech import voicing
 from avatar.speech.catalogue import Catalogue
 from avatar.speech.hibari_voices import EmbeddedVoices
 from avatar.speech.narration import Narrator, Script
-from avatar.ui.app_state import AppState
-from avatar.ui.job_queue import JobQueue, KeptVideo, QueuedRun
-from avatar.ui.speech_service import GrowingText, SpokenText
-from avatar.ui.uploads import Uploads
+from avatar.ui.state.app_state import AppState
+from avatar.ui.state.job_queue import JobQueue, KeptVideo, QueuedRun
+from avatar.ui.state.speech_service import GrowingText, SpokenText
+from avatar.ui.state.uploads import Uploads
 from tests.long.runs import Here
 
 PORTRAIT = Path(__file__).parents[2] / "assets" / "portraits" / "mara.png"

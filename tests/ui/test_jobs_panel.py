@@ -18,10 +18,10 @@ from PIL import Image
 from avatar.errors import BadInput, WorkerLost
 from avatar.runtime.gallery import Gallery, owner_hash
 from avatar.runtime.webhook import Webhook
-from avatar.ui.app_state import FORM, flat
-from avatar.ui.job_queue import QueuedRun
-from avatar.ui.jobs_panel import JobsPanel
-from avatar.ui.panels.jobs import JobRow, render_jobs
+from avatar.ui.jobs.jobs_html import JobRow, render_jobs
+from avatar.ui.jobs.jobs_panel import JobsPanel
+from avatar.ui.state.app_state import FORM, flat
+from avatar.ui.state.job_queue import QueuedRun
 from tests.fixtures.listener import listening
 
 KILLED = WorkerLost("The engine's process was killed.", "Try again.")

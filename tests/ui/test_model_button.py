@@ -14,8 +14,8 @@ from avatar.hardware.inventory import Gpu, probe
 from avatar.planning.plan import GIB
 from avatar.preset import load_presets
 from avatar.runtime.model_download import FetchReading
-from avatar.ui.model_button import ModelButton
-from avatar.ui.panels.model import render_model
+from avatar.ui.presets.model_button import ModelButton
+from avatar.ui.presets.model_html import render_model
 
 
 class Fetch:

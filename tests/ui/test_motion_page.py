@@ -8,8 +8,8 @@ from pages import Page
 
 from avatar.errors import BadInput
 from avatar.settings import FORM, SETTINGS
-from avatar.ui.compare_choices import chosen_settings, read_pair, value_choices
-from avatar.ui.form import form_choices
+from avatar.ui.compare.compare_choices import chosen_settings, read_pair, value_choices
+from avatar.ui.presets.settings_form import form_choices
 
 LEVELS = ["still", "calm", "normal", "lively"]
 

@@ -21,12 +21,12 @@ from avatar.planning.verdict import judge
 from avatar.preset import load_preset, load_presets
 from avatar.runtime.gallery import About, GalleryEntry
 from avatar.runtime.report import RUNG_OOM, GpuUse, MemoryUse, RungTaken, RunReport
-from avatar.ui.examples import Examples
-from avatar.ui.panels.choice_cards import render_examples, render_presets
-from avatar.ui.panels.gallery import render_gallery
-from avatar.ui.panels.memory_gauges import NUM_COLOURS, render_gauges, render_machine, render_plan
-from avatar.ui.panels.report import render_account
-from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
+from avatar.ui.gallery.gallery_html import render_gallery
+from avatar.ui.gallery.report_html import render_account
+from avatar.ui.generate.status_html import Status, render_badge, render_notices, render_status
+from avatar.ui.machine.memory_gauges import NUM_COLOURS, render_gauges, render_machine, render_plan
+from avatar.ui.presets.choice_cards import render_examples, render_presets
+from avatar.ui.state.examples import Examples
 from avatar.ui.translations import ITEMS
 
 GIB = 2**30

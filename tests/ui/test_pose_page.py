@@ -11,8 +11,8 @@ from pages import PORTRAIT, SPEECH, Page
 
 from avatar.errors import BadInput
 from avatar.settings import FORM
-from avatar.ui.form import leading_pose
-from avatar.ui.run import Generate
+from avatar.ui.generate.generate import Generate
+from avatar.ui.presets.settings_form import leading_pose
 from avatar.ui.widgets import PICKERS, file_picker
 from tests.fixtures.pose_films import film
 

@@ -18,14 +18,14 @@ from avatar.long import unfinished
 from avatar.preset import load_presets
 from avatar.request import Caption
 from avatar.runtime.gallery import HALF, Gallery, owner_hash
-from avatar.ui import app_state as app_state_module
-from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
-from avatar.ui.job_queue import JobQueue, KeptVideo, QueuedRun
-from avatar.ui.page_runs import PageRuns
-from avatar.ui.panels.gallery import render_gallery
-from avatar.ui.panels.status import Status, render_status
-from avatar.ui.run import Generate
+from avatar.ui.gallery.gallery_html import render_gallery
+from avatar.ui.generate.generate import Generate
+from avatar.ui.generate.status_html import Status, render_status
+from avatar.ui.state import app_state as app_state_module
+from avatar.ui.state.app_state import AppState
+from avatar.ui.state.job_queue import JobQueue, KeptVideo, QueuedRun
+from avatar.ui.state.page_runs import PageRuns
 from tests.fixtures.sources import Coloured
 from tests.long.runs import Here, inputs, packets
 

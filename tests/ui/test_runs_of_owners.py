@@ -14,7 +14,7 @@ from pages import PORTRAIT, SPEECH, Page, request_of, updates_of
 
 from avatar.errors import WorkerLost
 from avatar.runtime.gallery import owner_hash
-from avatar.ui.presence import Presence
+from avatar.ui.state.presence import Presence
 
 ME = owner_hash("me")
 

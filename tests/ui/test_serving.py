@@ -19,8 +19,8 @@ from avatar.errors import BadInput
 from avatar.runtime import scratch
 from avatar.runtime.gallery import About, Gallery, GalleryEntry, video_name
 from avatar.runtime.scratch import PREFIX, Scratch, is_written, writing_in
-from avatar.ui.examples import Examples
-from avatar.ui.routes import routes
+from avatar.ui.routes.video_routes import routes
+from avatar.ui.state.examples import Examples
 
 ROOT = Path(__file__).resolve().parents[2]
 

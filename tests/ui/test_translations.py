@@ -18,8 +18,8 @@ from avatar.hardware.inventory import Inventory
 from avatar.preset import Rung, load_preset, load_presets
 from avatar.settings import SETTINGS
 from avatar.ui.error_messages import reports_errors
-from avatar.ui.job_queue import QueueFull
 from avatar.ui.language import browser_table, language_of, text
+from avatar.ui.state.job_queue import QueueFull
 from avatar.ui.translations import NOTICES, RUNGS, SHORTFALL_TEXTS, TEXT
 from tests.ui.test_notices_in_chinese import sound_notices
 

@@ -18,9 +18,9 @@ from avatar.preview.source import PreviewSource
 from avatar.request import Request
 from avatar.runtime.report import read_report
 from avatar.runtime.stream import stream_frames
-from avatar.ui import form
-from avatar.ui.form import form_choices
-from avatar.ui.job_queue import KeptVideo
+from avatar.ui.presets import settings_form
+from avatar.ui.presets.settings_form import form_choices
+from avatar.ui.state.job_queue import KeptVideo
 from tests.commands.test_upscale_command import TWICE
 
 
@@ -97,7 +97,7 @@ def test_a_visitor_can_name_no_program(page):
 
 
 def test_a_package_that_is_not_installed_is_not_offered(monkeypatch):
-    monkeypatch.setattr(form, "has_arnet", lambda: False)
+    monkeypatch.setattr(settings_form, "has_arnet", lambda: False)
     assert form_choices("upscale", "en") == {"choices": [("off", "off"), ("1080p", "1080p")]}
-    monkeypatch.setattr(form, "has_arnet", lambda: True)
+    monkeypatch.setattr(settings_form, "has_arnet", lambda: True)
     assert form_choices("upscale", "zh")["choices"][-1] == ("1080p（ARNet 网络）", "1080p-arnet")
