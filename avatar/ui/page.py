@@ -13,14 +13,13 @@ from avatar.settings import FORM, SETTINGS, refusal
 from avatar.ui.compare import compare_section
 from avatar.ui.components import PageComponents
 from avatar.ui.jobs import jobs_panel
-from avatar.ui.language import browser_table
+from avatar.ui.language import browser_table, has_text
 from avatar.ui.portrait import point_editor, speakers_panel
 from avatar.ui.speech import typing_tab
 from avatar.ui.state.app_state import AppState
 from avatar.ui.state.speech_service import SpeechService
 from avatar.ui.state.uploads import Uploads
 from avatar.ui.theme import css, script, theme
-from avatar.ui.translations import TEXT
 from avatar.ui.widgets import (
     GuardedBlocks,
     file_picker,
@@ -179,7 +178,7 @@ def _form() -> dict[str, Any]:
             for name in names:
                 widget = SETTINGS[name].setting.widget
                 assert widget is not None, "FORM holds settings with a widget"
-                info = {"info": word(f"{name}_info")} if f"{name}_info" in TEXT else {}
+                info = {"info": word(f"{name}_info")} if has_text(f"{name}_info") else {}
                 component = getattr(gr, widget.kind)
                 options = {**widget.options, **({"choices": ["", *known_loras()]} if name == "lora" else {})}
                 parts[name] = component(label=word(name), min_width=160, **info, **options)

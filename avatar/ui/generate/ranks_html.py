@@ -6,10 +6,7 @@ from html import escape
 
 from avatar.events import Progress, RankLoad
 from avatar.ui.html import tag
-from avatar.ui.language import Language, text
-
-WORDS = {"layers": "层", "layer": "层", "steps": "步", "step": "步", "heads": "头", "head": "头"}
-WHOLE = {"decode": "解码", "all layers": "全部层"}
+from avatar.ui.language import Language, program_words, text
 
 
 def render_ranks(progress: Progress, language: Language) -> str:
@@ -24,13 +21,11 @@ def render_ranks(progress: Progress, language: Language) -> str:
 
 def role_words(role: str, language: Language) -> str:
     """ "layers 0–13, decode" → "层 0–13，解码" """
-    if language != "zh":
-        return role
-    parts = []
+    words, parts = program_words("rank_roles", language), []
     for part in role.split(", "):
         name, _, span = part.partition(" ")
-        parts.append(WHOLE.get(part) or f"{WORDS.get(name, name)} {span}".strip())
-    return "，".join(parts)
+        parts.append(words.get(part) or f"{words.get(name, name)} {span}".strip())
+    return words.get(", ", ", ").join(parts)
 
 
 def _row(rank: RankLoad, is_busiest: bool, language: Language) -> str:

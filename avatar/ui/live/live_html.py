@@ -9,8 +9,7 @@ from typing import get_args
 
 from avatar.settings import MotionLevel
 from avatar.speech.voices import Voice
-from avatar.ui.language import Language, choices_of, text
-from avatar.ui.translations import LIVE
+from avatar.ui.language import Language, choices_of, text, translation
 
 MODES = ("mirror", "type", "talk")
 
@@ -27,7 +26,7 @@ def render_live(
 
     motion: the one chosen at first.
     """
-    word = {key: words[1 if language == "zh" else 0] for key, words in LIVE.items()}
+    word = dict(translation(language).live)
     data = html.escape(json.dumps({"words": word, "chat": chat, "label": label, "root": root}))
     modes = "".join(
         f'<button type="button" role="radio" data-mode="{mode}"'

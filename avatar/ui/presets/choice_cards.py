@@ -11,9 +11,8 @@ from avatar.planning.verdict import Verdict
 from avatar.preset import Preset
 from avatar.sizes import video_size
 from avatar.ui.html import tag
-from avatar.ui.language import Language, text
+from avatar.ui.language import Language, has_text, program_words, text
 from avatar.ui.state.examples import Example
-from avatar.ui.translations import SHORTFALL_TEXTS
 
 Shape = tuple[int, int]
 """A portrait's width and height in pixels, upright."""
@@ -85,9 +84,8 @@ def size_words(preset: Preset, language: Language, shape: Shape | None) -> str:
 
 def shortfall_words(shortfall: Shortfall, language: Language) -> str:
     """What is missing, in the page's language."""
-    if language == "zh" and shortfall.code in SHORTFALL_TEXTS:
-        return SHORTFALL_TEXTS[shortfall.code].format_map(shortfall.values)
-    return shortfall.text
+    words = program_words("shortfalls", language)
+    return words[shortfall.code].format_map(shortfall.values) if shortfall.code in words else shortfall.text
 
 
 def _card(
@@ -143,18 +141,17 @@ def _facts(preset: Preset, language: Language, shape: Shape | None) -> str:
     made = preset.generation
     gives = size_words(preset, language, shape)
     if preset.engine == "diffusion":
-        gives += (
-            f" · {made.sample_steps} steps · {made.infer_frames} frames"
-            if language == "en"
-            else (f" · {made.sample_steps} 步 · {made.infer_frames} 帧")
-        )
+        steps, frames = made.sample_steps, made.infer_frames
+        gives += f" · {text('gives_frames', language, steps=steps, frames=frames)}"
     return tag("span", tag("b", escape(text("needs", language))) + " " + escape(", ".join(words))) + tag(
         "span", tag("b", escape(text("gives", language))) + " " + escape(gives)
     )
 
 
 def _example(number: int, example: Example, language: Language, root: str) -> str:
-    portrait, speech = example.names(language)
+    portrait, speech = example.titles(language)
+    if has_text(f"speaks_{example.spoken}"):
+        speech = text(f"speaks_{example.spoken}", language)
     label = text("example_play", language, portrait=portrait, speech=speech)
     picture = f'<img src="{escape(root)}/examples/{number}" alt="" loading="lazy" width="96" height="96">'
     words = tag("span", tag("b", escape(portrait)) + tag("span", escape(speech)), class_="example-words")

@@ -14,13 +14,12 @@ from avatar.speech.catalogue import speaking
 from avatar.speech.narration import Narrator, Script
 from avatar.speech.voices import Voice
 from avatar.ui.components import PageComponents
-from avatar.ui.language import Language, browser_table, language_of, text
+from avatar.ui.language import Language, browser_table, language_of, program_words, text
 from avatar.ui.live import live_tab
 from avatar.ui.payloads import text_of
 from avatar.ui.routes.request_guard import visitor_of
 from avatar.ui.state.app_state import AppState
 from avatar.ui.state.speech_service import GrowingText, SpeechService, SpokenText
-from avatar.ui.translations import WHO
 
 word: Any = browser_table()
 
@@ -93,7 +92,7 @@ def choices(voices: list[Voice], language: Language) -> list[tuple[str, str]]:
 
 def _label(voice: Voice, language: Language) -> str:
     name = voice.name.rpartition("/")[2].partition("_")[2] or voice.name.rpartition("/")[2]
-    who = WHO.get(voice.about, voice.about) if language == "zh" else voice.about
+    who = program_words("voices", language).get(voice.about, voice.about)
     if not voice.language:
         who = text("voice_any", language)
     if voice.fetch_mb:

@@ -14,16 +14,6 @@ from avatar.media.speech_reader import SPEECH_SUFFIXES
 ASSETS = Path(__file__).resolve().parents[3] / "assets"
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
-# The names of speech files end in their language: name-en.flac.
-SPOKEN = {
-    "en": {"en": "speaks English", "zh": "说英语"},
-    "fr": {"en": "speaks French", "zh": "说法语"},
-    "it": {"en": "speaks Italian", "zh": "说意大利语"},
-    "es": {"en": "speaks Spanish", "zh": "说西班牙语"},
-    "de": {"en": "speaks German", "zh": "说德语"},
-    "zh": {"en": "speaks Mandarin", "zh": "说普通话"},
-}
-
 
 @dataclass(frozen=True)
 class Example:
@@ -32,10 +22,14 @@ class Example:
     portrait: Path
     speech: Path
 
-    def names(self, language: str) -> tuple[str, str]:
+    @property
+    def spoken(self) -> str:
+        """The speech's language, in which its file's name ends: name-en.flac."""
+        return _language(self.speech)
+
+    def titles(self, language: str) -> tuple[str, str]:
         """Titles of the portrait and the speech."""
-        spoken = SPOKEN.get(_language(self.speech), {})
-        return _title(self.portrait, language), spoken.get(language) or _title(self.speech, language)
+        return _title(self.portrait, language), _title(self.speech, language)
 
 
 class Examples:
