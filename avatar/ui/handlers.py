@@ -33,7 +33,8 @@ from avatar.ui.presets.model_button import ModelButton
 from avatar.ui.presets.settings_form import form_choices
 from avatar.ui.routes.request_guard import visitor_of
 from avatar.ui.speech.typing_tab import UPLOAD
-from avatar.ui.state.app_state import AppState, flat
+from avatar.ui.state.app_state import AppState
+from avatar.ui.state.machine_presets import flat
 from avatar.ui.state.page_runs import PageRuns
 
 TICK_S = 1.0
@@ -181,7 +182,7 @@ class PageCallbacks:
         known = [preset.name for preset in app_state.presets]
         name = saved["preset"] if saved.get("preset") in known else app_state.preset_name
         return {
-            p.machine: render_machine(app_state.inventory(), language),
+            p.machine: render_machine(app_state.machine.inventory(), language),
             p.examples: render_examples(app_state.examples.pairs, language, app_state.root),
             **self._chosen(name, language, mapping(saved.get("settings"))),
             p.prompt: self._prompt(name, text_of(saved.get("prompt"))),
@@ -277,7 +278,7 @@ class PageCallbacks:
     def preset_chosen(self, request: gr.Request, event: gr.EventData, shape: Shape | None) -> Updates:
         """A card was pressed: its settings fill the form."""
         _, name = pressed(event)
-        self.app_state.preset(name)
+        self.app_state.machine.preset(name)
         chosen = self._chosen(name, language_of(request), shape=shape)
         return {**chosen, self.parts.prompt: self._prompt(name)}
 
@@ -371,7 +372,7 @@ class PageCallbacks:
         }
 
     def _cards(self, name: str, language: Language, shape: Shape | None) -> str:
-        found = self.app_state.verdicts()
+        found = self.app_state.machine.verdicts()
         return render_presets(self.app_state.presets, found, name, self._auto(), language, shape)
 
     def _chosen(
@@ -409,10 +410,10 @@ class PageCallbacks:
     def _resolved(self, name: str) -> tuple[Preset, set[str]]:
         """What a preset resolves to (itself if it cannot run), and which settings its form offers."""
         try:
-            resolved = self.app_state.resolved(name)
+            resolved = self.app_state.machine.resolved(name)
         except AvatarError:  # shown by the card and the plan
-            resolved = self.app_state.preset(name)
-        return resolved, self.app_state.honoured(resolved)
+            resolved = self.app_state.machine.preset(name)
+        return resolved, self.app_state.machine.honoured(resolved)
 
     def _auto(self) -> Preset | None:
         """What `auto` resolves to here."""
@@ -428,18 +429,18 @@ class PageCallbacks:
     def _with_form(self, name: str, values: Sequence[Any]) -> Preset | None:
         """The preset with the form's values; None if they are invalid, which the plan reports."""
         try:
-            return self.app_state.with_settings(name, self.app_state.form_settings(name, values))
+            return self.app_state.machine.with_settings(name, self.app_state.machine.form_settings(name, values))
         except AvatarError:
             return None
 
     def _plan(self, name: str, values: Sequence[Any], language: Language, shape: Shape | None) -> str:
         try:
-            preset = self.app_state.with_settings(name, self.app_state.form_settings(name, values))
+            preset = self.app_state.machine.with_settings(name, self.app_state.machine.form_settings(name, values))
         except AvatarError as error:
             return render_plan(None, language, str(error))
-        plan, refusal = self.app_state.plan(preset)
+        plan, refusal = self.app_state.machine.plan(preset)
         if refusal and language != "en":
-            shortfalls = self.app_state.verdict(preset).shortfalls
+            shortfalls = self.app_state.machine.verdict(preset).shortfalls
             refusal = " ".join(shortfall_words(shortfall, language) for shortfall in shortfalls) or refusal
         return render_plan(plan, language, refusal, size_words(preset, language, shape) if shape else "")
 

@@ -48,7 +48,7 @@ def button(*, gib: int = 24, checkpoint: Checkpoint | None = None, admin: str | 
         checkpoint=checkpoint or Checkpoint(),
     )
     app_state = SimpleNamespace(
-        inventory=lambda: machine, presets=load_presets(), model=Fetch(), admin=admin, attached=""
+        machine=SimpleNamespace(inventory=lambda: machine), presets=load_presets(), model=Fetch(), admin=admin
     )
     return ModelButton(app_state)  # type: ignore[arg-type]
 

@@ -35,10 +35,10 @@ def test_the_form_keeps_the_words_of_other_settings():
 
 def test_the_preview_takes_the_level_of_the_form(page):
     values = ["lively" if name == "motion" else None for name in FORM]
-    settings = page.app_state.form_settings("cpu-preview", values)
-    assert page.app_state.with_settings("cpu-preview", settings).generation.motion == "lively"
+    settings = page.app_state.machine.form_settings("cpu-preview", values)
+    assert page.app_state.machine.with_settings("cpu-preview", settings).generation.motion == "lively"
     with pytest.raises(BadInput, match="still, calm, normal, lively"):
-        page.app_state.with_settings("cpu-preview", {"motion": "wild"})
+        page.app_state.machine.with_settings("cpu-preview", {"motion": "wild"})
 
 
 def test_two_levels_are_compared_on_the_page(page):

@@ -14,6 +14,7 @@ from pages import PORTRAIT, SPEECH, Page, request_of, updates_of
 
 from avatar.errors import WorkerLost
 from avatar.runtime.gallery import owner_hash
+from avatar.ui.state import submission
 from avatar.ui.state.presence import Presence
 
 ME = owner_hash("me")
@@ -183,7 +184,7 @@ def test_without_keeping_a_run_ends_with_its_page(page, leaves):
 def test_without_keeping_a_page_may_look_at_another_of_its_runs(page):
     p = page(keep_running_s=0)
     first = begin(p)
-    other = p.app_state.submit(PORTRAIT, SPEECH, "auto", {}, owner="me", visit="v")
+    other = submission.submit(p.app_state, PORTRAIT, SPEECH, "auto", {}, owner="me", visit="v")
     watched = p.generate.watch(request_of("v"), other, "me")
     next(watched)
     assert not updates_of(list(first), "generate"), "it says nothing more of the buttons"

@@ -31,7 +31,7 @@ def video_choices(entries: Sequence[GalleryEntry], language: Language) -> list[C
 
 def setting_choices(app_state: AppState, preset: str, language: Language) -> list[Choice]:
     """What two videos may differ in: the preset, and each setting that the chosen one's engine can honour."""
-    offered = app_state.honoured(app_state.resolved(preset))
+    offered = app_state.machine.honoured(app_state.machine.resolved(preset))
     return [
         (text("presets", language), PRESET),
         *((setting_words(n, language), n) for n in FORM if n in offered),
@@ -41,7 +41,7 @@ def setting_choices(app_state: AppState, preset: str, language: Language) -> lis
 def value_choices(app_state: AppState, name: str, language: Language) -> list[Choice]:
     """Values that the page suggests for a setting; none if any number will do."""
     if name == PRESET:
-        found = app_state.verdicts()
+        found = app_state.machine.verdicts()
         return [
             (one.title, one.name) for one in app_state.presets if one.name != "auto" and found[one.name].ok
         ]
@@ -62,7 +62,7 @@ def value_choices(app_state: AppState, name: str, language: Language) -> list[Ch
 def own_value(app_state: AppState, preset: str, form: Sequence[Any], name: str) -> str:
     """A setting's current value on the page, as value_choices writes it."""
     if name == PRESET:
-        return app_state.resolved(preset).name
+        return app_state.machine.resolved(preset).name
     value = dict(zip(FORM, form)).get(name)
     return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -74,7 +74,7 @@ def read_pair(app_state: AppState, name: str, values: tuple[str, str], language:
         raise BadInput(text("compare_values", language))
     if name == PRESET:
         for value in (a, b):
-            app_state.preset(value)  # the page's presets only: a visitor must not name files of this machine
+            app_state.machine.preset(value)  # the page's only: a visitor must not name files of this machine
     elif name not in FORM:
         raise BadInput(text("gone", language))
     return read_vary([f"{name}={a},{b}"])
@@ -86,9 +86,9 @@ def chosen_settings(
     """The preset's name and the settings of one of the two videos: the form's, except for the varied one."""
     varied = dict(cell.settings)
     name = str(varied.pop(PRESET, preset))
-    settings = app_state.form_settings(preset, form)
+    settings = app_state.machine.form_settings(preset, form)
     if PRESET in cell.settings:
-        offered = app_state.honoured(app_state.resolved(name))
+        offered = app_state.machine.honoured(app_state.machine.resolved(name))
         settings = {key: settings[key] for key in SAME_FOR_PRESETS if key in offered and key in settings}
     return name, {**settings, **varied}
 

@@ -34,8 +34,10 @@ from avatar.ui.portrait import framing_panel, point_editor
 from avatar.ui.presets.settings_form import leading_pose
 from avatar.ui.routes.request_guard import visitor_of
 from avatar.ui.speech.typing_tab import TYPE
-from avatar.ui.state.app_state import AppState, flat
+from avatar.ui.state import submission
+from avatar.ui.state.app_state import AppState
 from avatar.ui.state.job_queue import KeptVideo, QueuedRun, WaitingInQueue
+from avatar.ui.state.machine_presets import flat
 from avatar.ui.state.speech_service import SpokenText
 
 LETTERS = ("A", "B")
@@ -97,7 +99,7 @@ class ComparePanel:
         }
         if differs in names:
             return chosen
-        own = flat(self.app_state.resolved(preset))  # the form may not be filled in yet
+        own = flat(self.app_state.machine.resolved(preset))  # the form may not be filled in yet
         return chosen | self.differs(request, names[1], preset, *(own[name] for name in FORM))
 
     def differs(self, request: gr.Request, name: str, preset: str, *form: Any) -> Updates:
@@ -138,7 +140,8 @@ class ComparePanel:
         language, visit = language_of(request), request.session_hash or ""
         cells = read_pair(self.app_state, differs, (a, b), language)
         wanted = [chosen_settings(self.app_state, preset, form, cell) for cell in cells]
-        presets = [self.app_state.with_settings(name, own) for name, own in wanted]  # errors come first
+        with_settings = self.app_state.machine.with_settings
+        presets = [with_settings(name, own) for name, own in wanted]  # errors come first
         if not portrait:
             raise BadInput(text("no_portrait", language))
         said = (yield from self._spoken(request, typed)) if source == TYPE else None
@@ -163,8 +166,8 @@ class ComparePanel:
         try:
             for (name, settings), preset_made in zip(wanted, presets, strict=True):
                 pose = leading_pose(form, preset_made.engine)
-                run = self.app_state.submit(Path(portrait), Path(speech), name, settings, pose=pose, **given)
-                runs.append(run)
+                files = Path(portrait), Path(speech)
+                runs.append(submission.submit(self.app_state, *files, name, settings, pose=pose, **given))
             yield from self._stoppable(request, lambda stopped: self._made(request, runs, owner, stopped))
         except Exception:
             for run in runs:

@@ -28,6 +28,7 @@ from avatar.ui.portrait.speakers_panel import SpeakersPanel
 from avatar.ui.presets.settings_form import leading_pose
 from avatar.ui.routes.request_guard import visitor_of
 from avatar.ui.speech.typing_tab import TYPE, TypingPanel
+from avatar.ui.state import submission
 from avatar.ui.state.app_state import AppState
 from avatar.ui.state.job_queue import KeptVideo, QueuedRun, WaitingInQueue
 from avatar.ui.state.page_runs import PageRuns
@@ -105,11 +106,11 @@ class Generate:
         """The tab's text, spoken, or by a slow voice so far that its video can begin. Raises: AvatarError."""
         _, _, _, preset, _, _, _, *typed_and_form = values
         form = typed_and_form[5:]
-        has_pose = leading_pose(form, self.app_state.resolved(preset).engine) is not None
+        has_pose = leading_pose(form, self.app_state.machine.resolved(preset).engine) is not None
 
         def may_grow(narrator: Narrator) -> bool:
-            settings = self.app_state.form_settings(preset, form)
-            return not has_pose and self.app_state.may_grow(preset, settings, narrator)
+            settings = self.app_state.machine.form_settings(preset, form)
+            return not has_pose and submission.may_grow(self.app_state, preset, settings, narrator)
 
         said: SpokenText | GrowingText | None = None
         for said in self.typing.begun(request, may_grow, *typed_and_form[:5]):
@@ -146,7 +147,7 @@ class Generate:
                 yield {self.parts.status: gr.skip()}  # so that Gradio can end this once the page is gone
         if (
             several is None
-            and self.app_state.resolved(preset).engine == "preview"
+            and self.app_state.machine.resolved(preset).engine == "preview"
             and not _answers(asked, portrait)
         ):
             look = point_editor.look_at(
@@ -158,14 +159,15 @@ class Generate:
                 yield {self.parts.points: question}
                 return None
             asked = question["value"]
-        return self.app_state.submit(
+        return submission.submit(
+            self.app_state,
             Path(portrait),
             None if speech is None else Path(speech),
             preset,
-            self.app_state.form_settings(preset, form),
+            self.app_state.machine.form_settings(preset, form),
             prompt=prompt or "",
             **_of_portrait(asked, several is not None),
-            speakers=_drawn_for(several, self.app_state.resolved(preset)),
+            speakers=_drawn_for(several, self.app_state.machine.resolved(preset)),
             owner=owner,
             visitor=visitor,
             visit=request.session_hash or "",
@@ -174,7 +176,7 @@ class Generate:
             growing=growing,
             spoken=said.script.digest if said else "",
             burn_captions=said is not None and said.script.speaking.captions == "burned",
-            pose=leading_pose(form, self.app_state.resolved(preset).engine),
+            pose=leading_pose(form, self.app_state.machine.resolved(preset).engine),
         )
 
     def _several(self, values: Sequence[Any], recording: bool, language: Language) -> AskedSpeakers | None:
@@ -185,7 +187,7 @@ class Generate:
     def resume(self, request: gr.Request, event: gr.EventData, owner: str) -> Iterator[Updates]:
         """Resume an unfinished video, on a press in the gallery. Raises: AvatarError."""
         visit = request.session_hash or ""
-        run = self.app_state.resume(pressed(event)[1], owner, visitor_of(request), visit)
+        run = submission.resume(self.app_state, pressed(event)[1], owner, visitor_of(request), visit)
         self.visits.show(visit, run)
         yield from self._show(run, request, owner)
 

@@ -28,7 +28,7 @@ class ModelButton:
     def render(self, request: gr.Request) -> str:
         """The panel as it is now; empty if no GPU here could run the model, or if it is downloaded."""
         app_state, language = self.app_state, language_of(request)
-        found = app_state.inventory().checkpoint
+        found = app_state.machine.inventory().checkpoint
         wanted = None if found.complete else self._within_reach()
         missing = 0 if wanted is None else lacking_bytes(found)
         title = "" if wanted is None else preset_title(wanted, language)
@@ -56,7 +56,7 @@ class ModelButton:
 
     def _within_reach(self) -> Preset | None:
         """The best preset that the cards could run; None where more than the model is missing."""
-        found = within_reach(self.app_state.inventory(), self.app_state.presets)
+        found = within_reach(self.app_state.machine.inventory(), self.app_state.presets)
         if found is None or {shortfall.code for shortfall in found.shortfalls} != {"weights"}:
             return None  # what else is missing comes first; the preset's card names it
         return found.preset
