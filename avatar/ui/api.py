@@ -15,8 +15,8 @@ from avatar.media.framing import parse_picture
 from avatar.media.speaker_choice import AskedSpeakers, asked_speakers
 from avatar.settings import PICTURE, Picture, Speaking
 from avatar.ui import payloads
+from avatar.ui.components import STATUS_EVERY_S
 from avatar.ui.error_messages import reports_errors
-from avatar.ui.generate.generate import STATUS_EVERY_S
 from avatar.ui.language import language_of, text
 from avatar.ui.portrait import point_editor
 from avatar.ui.routes.request_guard import visitor_of

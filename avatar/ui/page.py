@@ -1,4 +1,4 @@
-"""The page: what is on it and where. What the buttons do is in handlers.py and the folders."""
+"""The page: what is on it and where. What its events do: page_events.py, and the folders of its panels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ word: Any = browser_table()  # a function from a key to text that the browser tr
 
 def build_page(app_state: AppState) -> GuardedBlocks:
     """The whole demo, wired; launch it with launch_options()."""
-    from avatar.ui import api, handlers
+    from avatar.ui import api, page_events
 
     uploads = app_state.uploads or Uploads(Path(get_upload_folder()))
     app_state.speech_service = app_state.speech_service or SpeechService(uploads, app_state.limits)
@@ -43,7 +43,7 @@ def build_page(app_state: AppState) -> GuardedBlocks:
         parts = _layout(app_state)
         app_state.segments.keep_those_of(parts.live)
         app_state.segments.playlists = demo.pending_streams
-        handlers.wire(demo, parts, app_state)
+        page_events.wire(demo, parts, app_state)
         api.wire(app_state)
     demo.queue(api_open=False)
     return demo

@@ -23,9 +23,10 @@ from avatar.runtime.gallery import About, GalleryEntry
 from avatar.runtime.report import RUNG_OOM, GpuUse, MemoryUse, RungTaken, RunReport
 from avatar.ui.gallery.gallery_html import render_gallery
 from avatar.ui.gallery.report_html import render_account
-from avatar.ui.generate.status_html import Status, render_badge, render_notices, render_status
+from avatar.ui.generate.status_html import Status, render_badge, render_status
 from avatar.ui.language import program_words
 from avatar.ui.machine.memory_gauges import NUM_COLOURS, render_gauges, render_machine, render_plan
+from avatar.ui.notices_html import render_notices
 from avatar.ui.presets.choice_cards import render_examples, render_presets
 from avatar.ui.state.examples import Examples
 

@@ -198,11 +198,11 @@ def test_the_page_goes_on_at_a_press(whole_page, tmp_path):
     generate = Generate(parts, one.app_state, PageRuns(one.app_state))  # type: ignore[arg-type]
     request = gr.Request()
     request.kwargs, request.session_hash = {"headers": {}}, "v"
-    updates = list(generate.resume(request, SimpleNamespace(_data={"id": entry.id}), "me"))
+    updates = list(generate.run_view.resume(request, SimpleNamespace(_data={"id": entry.id}), "me"))
     assert "Resumed: 2 of 6 parts" in "".join(str(update.get("notices", "")) for update in updates)
     assert 'data-state="done"' in updates[-1]["status"]
     with pytest.raises(AvatarError, match="cannot be resumed"):
-        list(generate.resume(request, SimpleNamespace(_data={"id": entry.id}), "me"))
+        list(generate.run_view.resume(request, SimpleNamespace(_data={"id": entry.id}), "me"))
 
 
 def test_the_status_tells_of_parts_and_time():

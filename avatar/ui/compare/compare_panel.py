@@ -26,8 +26,9 @@ from avatar.ui.compare.compare_choices import (
     video_choices,
 )
 from avatar.ui.compare.compare_html import PlayedVideo, render_note, render_players, render_table
-from avatar.ui.components import PageComponents
-from avatar.ui.generate.generate import STATUS_EVERY_S, Generate
+from avatar.ui.components import STATUS_EVERY_S, PageComponents, Updates
+from avatar.ui.gallery.gallery_panel import gallery_html
+from avatar.ui.generate.generate import Generate
 from avatar.ui.language import Language, language_of, text
 from avatar.ui.payloads import mapping
 from avatar.ui.portrait import framing_panel, point_editor
@@ -43,7 +44,6 @@ from avatar.ui.state.speech_service import SpokenText
 LETTERS = ("A", "B")
 MOST_MEASURED_S = 300.0  # a longer one would keep a core busy for a quarter of an hour
 
-Updates = dict[Any, Any]
 
 
 class ComparePanel:
@@ -252,7 +252,7 @@ class ComparePanel:
                         yield {self.parts.compare["note"]: _progress_note(letter, reported, language)}
                     case _:
                         yield {self.parts.compare["note"]: gr.skip()}
-            yield {self.parts.gallery: self.generate.gallery(owner, language)}
+            yield {self.parts.gallery: gallery_html(self.app_state, owner, language)}
             if kept is not None and kept.error is not None:
                 raise kept.error
             if kept is None or stopped.is_set():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 
@@ -10,7 +9,7 @@ from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS
 from avatar.ui.generate.ranks_html import render_ranks
 from avatar.ui.html import tag
-from avatar.ui.language import Language, notice_words, rung_words, text
+from avatar.ui.language import Language, text
 
 
 @dataclass(frozen=True)
@@ -44,26 +43,12 @@ def render_status(status: Status, language: Language) -> str:
     )
 
 
-def render_notices(notices: Sequence[Notice], language: Language) -> str:
-    """The notices, warnings first; "" if there are none."""
-    ordered = sorted(notices, key=lambda notice: notice.level != "warning")
-    lines = [tag("li", _words(notice, language), data_level=notice.level) for notice in ordered]
-    return tag("ul", "".join(lines), class_="notices", aria_label=text("notices", language)) if lines else ""
-
-
 def render_badge(label: str, language: Language) -> str:
     """What kind of output this is; empty for the full model's."""
     if not label:
         return ""
     words = text("preview", language) if label == "preview" else label
     return tag("span", escape(words), class_="badge", title=text("preview_why", language))
-
-
-def _words(notice: Notice, language: Language) -> str:
-    if notice.rung is None:
-        return escape(notice_words(notice.code, notice.text, notice.values, language))
-    words = rung_words(notice.rung, notice.code, notice.text, notice.values, language)
-    return tag("b", escape(text("stepped_down", language))) + " " + escape(words)
 
 
 def _headline(status: Status, language: Language) -> str:

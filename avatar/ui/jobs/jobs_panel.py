@@ -11,7 +11,7 @@ import gradio as gr
 from avatar.errors import AvatarError, BadInput
 from avatar.runtime.gallery import HALF, owner_hash
 from avatar.runtime.gallery_entry import stem_of
-from avatar.ui.components import PageComponents
+from avatar.ui.components import PageComponents, Updates
 from avatar.ui.error_messages import message_of, reason
 from avatar.ui.generate.generate import Generate
 from avatar.ui.jobs.jobs_html import JobRow, render_jobs
@@ -21,7 +21,6 @@ from avatar.ui.state.app_state import AppState
 from avatar.ui.state.job_queue import KeptVideo, QueuedRun, QueueFull
 from avatar.ui.theme import script
 
-Updates = dict[Any, Any]
 MOST_SHOWN = 30  # ended jobs
 
 
@@ -100,9 +99,9 @@ class JobsPanel:
         """Resume a job, or show it in the page's player. Raises: AvatarError."""
         action, id = pressed(event)
         if action == "resume":
-            yield from self.generate.resume(request, event, owner)
+            yield from self.generate.run_view.resume(request, event, owner)
         else:
-            yield from self.generate.watch(request, self._find(request, id, owner), owner)
+            yield from self.generate.run_view.watch(request, self._find(request, id, owner), owner)
 
     def _find(self, request: gr.Request, id: str, owner: str) -> QueuedRun:
         run = self.app_state.job_queue.find(id, owner_hash(owner))

@@ -15,8 +15,9 @@ from avatar.live.portrait_intake import moving, open_live_request
 from avatar.preset import Preset
 from avatar.runtime.gallery import owner_hash
 from avatar.settings import Picture
-from avatar.ui.components import PageComponents
+from avatar.ui.components import PageComponents, Updates
 from avatar.ui.error_messages import message_of, reports_errors
+from avatar.ui.gallery.gallery_panel import gallery_html
 from avatar.ui.language import Language, browser_table, language_of, text
 from avatar.ui.live.live_html import render_live
 from avatar.ui.payloads import mapping, pressed
@@ -27,7 +28,6 @@ from avatar.ui.theme import script
 
 word: Any = browser_table()
 
-Updates = dict[Any, Any]
 
 
 def tab(shown: bool) -> dict[str, Any]:
@@ -93,16 +93,7 @@ class LivePanel:
 
     def recording_saved(self, request: gr.Request, owner: str) -> Updates:
         """Show the gallery again, which has a new recording."""
-        from avatar.ui.gallery.gallery_html import render_gallery
-
-        app_state, language = self.app_state, language_of(request)
-        entries = app_state.gallery.entries(app_state.owner(owner))
-        reports = {entry.id: report for entry in entries if (report := entry.run_report()) is not None}
-        return {
-            self.parts.gallery: render_gallery(
-                entries, language, app_state.url, app_state.gallery.max_age_s, reports
-            )
-        }
+        return {self.parts.gallery: gallery_html(self.app_state, owner, language_of(request))}
 
     def _begun(
         self,

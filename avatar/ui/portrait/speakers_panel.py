@@ -20,7 +20,7 @@ from avatar.media.speaker_choice import (
     mask_of,
 )
 from avatar.request import Box
-from avatar.ui.components import PageComponents
+from avatar.ui.components import PageComponents, Updates
 from avatar.ui.error_messages import reports_errors
 from avatar.ui.language import Language, browser_table, language_of, notice_words, text
 from avatar.ui.payloads import mapping, text_of
@@ -29,8 +29,6 @@ from avatar.ui.routes.request_guard import visitor_of
 from avatar.ui.state.app_state import AppState
 from avatar.ui.theme import script
 from avatar.ui.widgets import speech_picker, turns_picker
-
-Updates = dict[Any, Any]
 
 ONE, OWN, TURNS = "one", "own", "turns"  # and STEREO: how the faces get their voices
 MOST_AREAS = 12  # faces that a box can be drawn for

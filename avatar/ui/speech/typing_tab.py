@@ -13,7 +13,7 @@ from avatar.settings import SPEAKING, CaptionPlace, Speaking
 from avatar.speech.catalogue import speaking
 from avatar.speech.narration import Narrator, Script
 from avatar.speech.voices import Voice
-from avatar.ui.components import PageComponents
+from avatar.ui.components import PageComponents, Updates
 from avatar.ui.language import Language, browser_table, language_of, program_words, text
 from avatar.ui.live import live_tab
 from avatar.ui.payloads import text_of
@@ -27,7 +27,6 @@ UPLOAD, RECORD, TYPE = "upload", "record", "type"
 SOURCES = {UPLOAD: ["upload"], RECORD: ["microphone"], TYPE: ["upload"]}
 MOST_LETTERS = 200_000  # of a text box; the limit on spoken seconds is checked later
 
-Updates = dict[Any, Any]
 
 
 def tabs(live: bool = False) -> dict[str, Any]:
