@@ -168,6 +168,18 @@ def test_a_circle_of_files_is_found():
     assert first_circle({**circle, "avatar.c": ""}) is None
 
 
+def test_no_circle_of_the_pages_folders_imports_itself():
+    """Each folder of avatar/ui as one module: state, routes, and the panels' own."""
+    folders: dict[str, str] = {}
+    for path in sorted((ROOT / "avatar" / "ui").rglob("*.py")):
+        own = ".".join(full_name(path).split(".")[:3])
+        names = {".".join(name.split(".")[:3]) for name in imported(path.read_text("utf-8"), True)} - {own}
+        folders[own] = folders.get(own, "") + "".join(f"import {name}\n" for name in sorted(names))
+    assert {"avatar.ui.state", "avatar.ui.generate"} <= folders.keys()
+    del folders["avatar.ui"]  # the package itself, which is empty
+    assert first_circle(folders) is None
+
+
 def test_no_class_name_stands_for_two_things():
     homes: dict[str, list[str]] = {}
     for path in FILES:

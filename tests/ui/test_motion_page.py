@@ -45,6 +45,6 @@ def test_two_levels_are_compared_on_the_page(page):
     state = page.app_state
     assert value_choices(state, "motion", "zh")[0] == ("静止", "still")
     first, second = read_pair(state, "motion", ("calm", "lively"), "en")
-    form = [state.preset("cpu-preview").setting(name) for name in FORM]
+    form = [state.machine.preset("cpu-preview").setting(name) for name in FORM]
     assert chosen_settings(state, "cpu-preview", form, first)[1]["motion"] == "calm"
     assert chosen_settings(state, "cpu-preview", form, second)[1]["motion"] == "lively"
