@@ -200,7 +200,7 @@ def _serve(args: argparse.Namespace) -> None:
         _settle(scratch)
         if args.hosted:
             os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES)
-        from avatar.ui.zero_gpu_page import zero_gpu_of_space
+        from avatar.runtime.zero_gpu import zero_gpu_of_space
 
         zero_gpu = zero_gpu_of_space()  # first of all: it changes Gradio and PyTorch
         from starlette.middleware import Middleware

@@ -67,7 +67,7 @@ OWNERS = {  # a library, and where it may be imported: a package, or a part of o
     "pyanime4k": ("media.upscale",),
     "cv2": ("preview", "measures", "media.background"),
     "moviepy": ("compose",),
-    "gradio": ("ui",),
+    "gradio": ("ui", "runtime.zero_gpu"),  # there for its error alone, which ZeroGPU raises
     "pynvml": ("hardware.nvml",),
     "rich": ("commands",),
     "ray": ("batch.ray_engine",),

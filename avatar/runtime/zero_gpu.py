@@ -1,7 +1,9 @@
-"""An engine for ZeroGPU: without a subprocess, its runs execute in a function that gets a GPU per call.
+"""ZeroGPU, which attaches a Space's GPU while a decorated function runs: that function, and an engine on it.
 
-ZeroGPU may run that function in a fork of this process: only what it yields comes back, cancellation reaches
-it through shared memory, and models loaded before the fork are available immediately.
+The engine has no subprocess: its runs execute in the function, which gets a GPU per call. ZeroGPU may run it
+in a fork of this process: only what it yields comes back, cancellation reaches it through shared memory, and
+models loaded before the fork are available immediately. hardware/zero_gpu_card.py decides whether this is
+such a Space, and which card it gets. Source: spaces 0.51.3, zero/decorator.py and zero/wrappers.py.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 from avatar.errors import AvatarError, Cancelled, WorkerLost
 from avatar.events import Event, Phase, Progress
 from avatar.geometry import FPS
+from avatar.hardware.zero_gpu_card import ZeroGpuCard, zero_gpu_card
 from avatar.request import Request
 from avatar.runtime.protocol import Ended, Run, StartEngine
 from avatar.runtime.run_meter import RunMeter, planned
@@ -131,6 +134,25 @@ class ZeroGpu:
             held.source.close()
 
 
+def zero_gpu_of_space() -> ZeroGpu | None:
+    """The ZeroGPU of this Space; None if this is not a Space with ZeroGPU.
+
+    Called before Gradio and PyTorch are imported: `spaces` changes what both do. Raises: AvatarError.
+    """
+    card = zero_gpu_card()
+    if card is None:
+        return None
+    try:
+        import spaces
+    except ImportError as error:
+        raise AvatarError(
+            f"This Space has ZeroGPU, but {error.name or 'spaces'} cannot be imported.",
+            "Add spaces to the Space's requirements.txt.",
+        ) from error
+    log.info("ZeroGPU: runs are made on %s, attached for each", card.name)
+    return ZeroGpu(lambda make, duration_s: _with_our_errors(_decorated(spaces.GPU, card, make, duration_s)))
+
+
 class ZeroGpuEngine:
     """See Engine. Its events are those that the GPU function yields."""
 
@@ -197,3 +219,31 @@ class ZeroGpuEngine:
 def duration_s(spec: EngineSpec, run: Run) -> int:
     """The GPU time to request for a run, in whole seconds; an estimate, not measured."""
     return math.ceil(START_S + SPEECH_FACTOR * run.request.num_frames / FPS)
+
+
+def _decorated(
+    decorator: Callable[..., Callable[[Make], Make]],
+    card: ZeroGpuCard,
+    make: Make,
+    duration_s: Callable[[EngineSpec, Run], int],
+) -> Make:
+    return decorator(duration=duration_s, size=card.size)(make)
+
+
+def _with_our_errors(make: Make) -> Make:
+    """Raise ZeroGPU's refusals as our own errors: `spaces` raises Gradio's, worded for visitors."""
+
+    def made(spec: EngineSpec, run: Run) -> Generator[Event | Ended]:
+        import gradio
+
+        try:
+            yield from make(spec, run)
+        except gradio.Error as error:
+            reported = str(error.message).rstrip(".")
+            log.warning("ZeroGPU: %s", reported)
+            raise WorkerLost(f"ZeroGPU: {reported}.", "Try again later, or with shorter speech.") from error
+        except RuntimeError as error:
+            log.exception("ZeroGPU failed")
+            raise WorkerLost("ZeroGPU gave no GPU.", "Try again later.") from error
+
+    return made
