@@ -200,16 +200,16 @@ def _serve(args: argparse.Namespace) -> None:
         _settle(scratch)
         if args.hosted:
             os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES)
-        from avatar.ui.zero_gpu_page import zero_gpu_of_space
+        from avatar.runtime.zero_gpu import zero_gpu_of_space
 
         zero_gpu = zero_gpu_of_space()  # first of all: it changes Gradio and PyTorch
         from starlette.middleware import Middleware
 
-        from avatar.ui.file_routes import file_routes
-        from avatar.ui.live_routes import live_routes
         from avatar.ui.page import build_page, launch_options
-        from avatar.ui.request_guard import Guard, local_names
-        from avatar.ui.routes import routes
+        from avatar.ui.routes.file_routes import file_routes
+        from avatar.ui.routes.live_routes import live_routes
+        from avatar.ui.routes.request_guard import Guard, local_names
+        from avatar.ui.routes.video_routes import routes
 
         app_state = _open_app_state(args, scratch, zero_gpu)
         try:
@@ -254,10 +254,10 @@ def _open_app_state(args: argparse.Namespace, scratch: Path, zero_gpu: Any = Non
     from avatar.runtime.gallery import Gallery
     from avatar.runtime.model_download import ModelFetch, fetch_command
     from avatar.runtime.webhook import Webhook
-    from avatar.ui.app_state import AppState
-    from avatar.ui.job_queue import JobQueue
-    from avatar.ui.request_guard import local_names
-    from avatar.ui.uploads import Uploads
+    from avatar.ui.routes.request_guard import local_names
+    from avatar.ui.state.app_state import AppState
+    from avatar.ui.state.job_queue import JobQueue
+    from avatar.ui.state.uploads import Uploads
 
     presets = load_presets()
     chosen = load_preset(args.preset)
@@ -360,7 +360,7 @@ def _attached(address: str | None, preset: Any) -> str:
 
 def _settle(scratch: Path) -> None:
     """Every cache of every library goes into the scratch folder: nothing else need be writable."""
-    from avatar.ui.app_state import UPLOADS
+    from avatar.ui.state.app_state import UPLOADS
 
     os.environ["GRADIO_TEMP_DIR"] = str(scratch / UPLOADS)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from avatar.runtime.engine_process import CANCEL_LIMIT_S
-from avatar.ui.job_queue import CLOSE_LIMIT_S
+from avatar.ui.state.job_queue import CLOSE_LIMIT_S
 from tests.fixtures.server import Server, start_server
 
 ROOT = Path(__file__).parents[1]

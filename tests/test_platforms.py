@@ -29,7 +29,7 @@ for name in {absent!r}:
     sys.modules[name] = None  # importing it fails
 import app, avatar.cli, avatar.runtime.engine_process, avatar.runtime.gallery, avatar.runtime.scratch
 import avatar.long.stream, avatar.batch.run
-import avatar.ui.app_state, avatar.preview.source, avatar.runtime.doctor
+import avatar.ui.state.app_state, avatar.preview.source, avatar.runtime.doctor
 print("imported")
 """
 

@@ -12,7 +12,7 @@ from avatar.errors import BadInput
 from avatar.planning.layout import unsupported
 from avatar.preset import load_preset
 from avatar.settings import FORM, OTHER_REFUSALS, SECTIONS, SETTINGS, refusal, refuse_settings
-from avatar.ui.translations import TEXT
+from avatar.ui.translations import TRANSLATIONS
 
 PREVIEW_HONOURS = {"size", "seed", "trim", "motion", "upscale"}
 
@@ -40,8 +40,8 @@ def test_every_setting_has_a_flag(name):
 
 
 @pytest.mark.parametrize("name", FORM)
-def test_every_field_of_the_form_has_a_name_in_both_languages(name):
-    assert all(TEXT[name])
+def test_every_field_of_the_form_has_a_name_in_every_language(name):
+    assert all(one.page[name] for one in TRANSLATIONS.values())
 
 
 def test_the_preview_honours_no_more_than_it_can():

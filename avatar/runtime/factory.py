@@ -9,7 +9,7 @@ from typing import Any
 from avatar.errors import BadInput
 from avatar.preset import Preset
 from avatar.runtime.engine import Engine
-from avatar.runtime.zero_gpu_engine import ZeroGpu, ZeroGpuEngine
+from avatar.runtime.zero_gpu import ZeroGpu, ZeroGpuEngine
 
 
 def open_engine(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import math
 import os
 import re
 import secrets
@@ -36,23 +35,24 @@ from avatar.runtime.gallery_entry import (
     PORTRAIT,
     About,
     GalleryEntry,
+    as_reported,
     close_to_others,
+    is_too_old,
     owner_hash,
     read_entry,
     remove,
+    renew,
     size_bytes,
     video_name,
 )
-from avatar.runtime.report import read_report
 from avatar.runtime.scratch import is_written
 
 log = logging.getLogger(__name__)
 
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{10}")
 _GONE = ".gone-"
-_LOCK, _AGED, _KEY = ".lock", ".aged", ".key"
+_LOCK, _KEY = ".lock", ".key"
 _KEY_BYTES = 32
-_GRACE_S = 86_400.0  # an entry goes by age only if it was nearly too old so long ago already
 _PRUNE_EVERY_S = 3600.0
 
 __all__ = ["ABOUT", "HALF", "About", "Gallery", "GalleryEntry", "owner_hash", "video_name"]
@@ -84,7 +84,7 @@ class Gallery:
                 elif _is_ours(left, DRAFT):
                     self._left.append(left)
                 elif _ID.fullmatch(left.name):
-                    self._renew(left)
+                    renew(left)
             self.prune()
         except OSError as error:
             raise BadInput(
@@ -251,7 +251,7 @@ class Gallery:
             if entry.id == keep:
                 continue
             try:
-                old = self._is_too_old(entry)
+                old = is_too_old(entry, self.max_age_s)
                 if (old or total > self.max_bytes) and self.delete(entry.id):
                     total -= entry.size_bytes
                     log.info("gallery: removed %s (%s)", entry.id, "age" if old else "size")
@@ -310,35 +310,9 @@ class Gallery:
 
     def _end_left(self, draft: Path) -> None:
         if (draft / video_name(draft.name)).is_file() and (draft / ABOUT).is_file():
-            self.keep(draft, self._as_reported(draft))
+            self.keep(draft, as_reported(draft))
         else:
             self.set_aside(draft)
-
-    def _as_reported(self, draft: Path) -> About:
-        """What describe noted of a draft, and what its report says of the video."""
-        about = self.about(draft)
-        path = written_report(draft / video_name(draft.name))
-        if not path.is_file():
-            return about
-        report = read_report(path)
-        return replace(
-            about,
-            label=report.engine,
-            num_frames=report.num_frames,
-            duration_s=report.duration_s,
-            stopped=report.stopped,
-            error=report.error,
-        )
-
-    def _renew(self, folder: Path) -> None:
-        """Of an entry that an earlier version wrote: its owner's secret goes, and who may read it changes."""
-        try:
-            about = About.read(folder)
-            if about.owner_hash and about.owner_hash not in (folder / ABOUT).read_text(encoding="utf-8"):
-                about.write(folder)
-            close_to_others(folder)
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            log.warning("gallery: %s stays as it is: %r", folder.name, error)
 
     def _make_entry(self, draft: Path) -> Path:
         """Make a draft an entry; its lock goes last, so that nobody sweeps what is still a draft."""
@@ -349,25 +323,6 @@ class Gallery:
         (folder / _LOCK).unlink(missing_ok=True)
         self._let_go(id)
         return folder
-
-    def _is_too_old(self, entry: GalleryEntry) -> bool:
-        """Whether its time has come: by the clock now, and by what the clock said a day ago or earlier.
-
-        So a clock that jumps ahead deletes nothing, as long as it is put right within a day.
-        """
-        now, mark = time.time(), entry.folder / _AGED
-        age, grace = now - entry.about.created, min(_GRACE_S, self.max_age_s / 2)
-        if age < self.max_age_s - grace:
-            mark.unlink(missing_ok=True)
-            return False
-        try:
-            seen = float(mark.read_text())
-        except (FileNotFoundError, ValueError):
-            seen = math.inf
-        if seen > now:
-            mark.write_text(str(now))
-            return False
-        return age > self.max_age_s and now - seen >= grace
 
     def _read_all(self) -> Iterator[GalleryEntry]:
         try:

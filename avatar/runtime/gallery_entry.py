@@ -6,10 +6,11 @@ import hashlib
 import hmac
 import json
 import logging
+import math
 import re
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 ABOUT, HALF = "about.json", "half"
 PORTRAIT = "portrait.png"  # in HALF: what a run that is resumed begins from
+_AGED = ".aged"  # in an entry: when it was first seen to be nearly too old
+_GRACE_S = 86_400.0  # an entry goes by age only if it was nearly too old so long ago already
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}$")
 _NOT_IN_NAMES = re.compile(r'[\\/:*?"<>|“”\x00-\x1f\x7f]+')  # of some system
 DRAFT = ".draft-"  # begins the name of a folder that is no entry yet
@@ -150,6 +153,54 @@ def read_entry(folder: Path) -> GalleryEntry | None:
     except (ValueError, TypeError, OSError, RecursionError) as error:
         log.warning("gallery: %s is left out, its %s cannot be read: %r", folder.name, ABOUT, error)
         return None
+
+
+def as_reported(draft: Path) -> About:
+    """What describe noted of a draft, and what its report says of the video."""
+    about = About.read(draft)
+    path = written_report(draft / video_name(draft.name))
+    if not path.is_file():
+        return about
+    report = read_report(path)
+    return replace(
+        about,
+        label=report.engine,
+        num_frames=report.num_frames,
+        duration_s=report.duration_s,
+        stopped=report.stopped,
+        error=report.error,
+    )
+
+
+def renew(folder: Path) -> None:
+    """Of an entry that an earlier version wrote: its owner's secret goes, and who may read it changes."""
+    try:
+        about = About.read(folder)
+        if about.owner_hash and about.owner_hash not in (folder / ABOUT).read_text(encoding="utf-8"):
+            about.write(folder)
+        close_to_others(folder)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        log.warning("gallery: %s stays as it is: %r", folder.name, error)
+
+
+def is_too_old(entry: GalleryEntry, max_age_s: float) -> bool:
+    """Whether its time has come: by the clock now, and by what the clock said a day ago or earlier.
+
+    So a clock that jumps ahead deletes nothing, as long as it is put right within a day.
+    """
+    now, mark = time.time(), entry.folder / _AGED
+    age, grace = now - entry.about.created, min(_GRACE_S, max_age_s / 2)
+    if age < max_age_s - grace:
+        mark.unlink(missing_ok=True)
+        return False
+    try:
+        seen = float(mark.read_text())
+    except (FileNotFoundError, ValueError):
+        seen = math.inf
+    if seen > now:
+        mark.write_text(str(now))
+        return False
+    return age > max_age_s and now - seen >= grace
 
 
 def size_bytes(folder: Path) -> int:

@@ -14,15 +14,17 @@ from avatar.errors import BadInput
 from avatar.media.framing import parse_picture
 from avatar.media.speaker_choice import AskedSpeakers, asked_speakers
 from avatar.settings import PICTURE, Picture, Speaking
-from avatar.ui import payloads, point_editor
-from avatar.ui.app_state import AppState
+from avatar.ui import payloads
+from avatar.ui.components import STATUS_EVERY_S
 from avatar.ui.error_messages import reports_errors
-from avatar.ui.job_queue import KeptVideo, QueuedRun
 from avatar.ui.language import language_of, text
-from avatar.ui.request_guard import visitor_of
-from avatar.ui.run import STATUS_EVERY_S
-from avatar.ui.speech_service import GrowingText, SpeechService, SpokenText
-from avatar.ui.typing_tab import script_of
+from avatar.ui.portrait import point_editor
+from avatar.ui.routes.request_guard import visitor_of
+from avatar.ui.speech.typing_tab import script_of
+from avatar.ui.state import submission
+from avatar.ui.state.app_state import AppState
+from avatar.ui.state.job_queue import KeptVideo, QueuedRun
+from avatar.ui.state.speech_service import GrowingText, SpeechService, SpokenText
 from avatar.ui.widgets import file_picker, portrait_picker, speech_picker, turns_picker
 
 
@@ -147,7 +149,8 @@ class Endpoints:
         said: SpokenText | GrowingText | None = None
         if not speech and not own:
             script = script_of(words, voice, speed, captions, language)
-            may_grow = partial(self.app_state.may_grow, preset, settings) if not pose else lambda _: False
+            grows = partial(submission.may_grow, self.app_state, preset, settings)
+            may_grow = grows if not pose else lambda _: False
             for step in self._speech_service.begin(script, visitor, may_grow):
                 said = step
                 yield gr.skip()
@@ -196,11 +199,12 @@ class Endpoints:
             for _ in reader.ahead(Path(portrait), path, STATUS_EVERY_S):
                 yield gr.skip()  # so that Gradio can end this once the client has disconnected
         asked = face_points or head_only or picture.face or several
-        if not asked and self.app_state.resolved(preset).engine == "preview":
+        if not asked and self.app_state.machine.resolved(preset).engine == "preview":
             limits = self.app_state.limits
             found = point_editor.look_at(Path(portrait), self.app_state.examples, limits, reader=reader)
             face_points = dict(found.points) if found.verdict == "placed" and found.points else None
-        return self.app_state.submit(
+        return submission.submit(
+            self.app_state,
             Path(portrait),
             Path(speech) if speech else None,
             preset,
@@ -243,7 +247,7 @@ class Endpoints:
 
     def presets(self, request: gr.Request) -> list[dict[str, Any]]:
         """Every preset: its requirements and output, whether it runs on this machine, what is missing."""
-        found = self.app_state.verdicts()
+        found = self.app_state.machine.verdicts()
         return [
             {"name": preset.name, **preset.as_dict(), "availability": found[preset.name].as_dict()}
             for preset in self.app_state.presets
@@ -251,8 +255,8 @@ class Endpoints:
 
     def plan(self, request: gr.Request, preset: str, settings: Any) -> dict[str, Any]:
         """What a preset with these settings would hold in memory here, and whether it can run."""
-        chosen = self.app_state.with_settings(preset, payloads.settings(settings))
-        planned, refusal = self.app_state.plan(chosen)
+        chosen = self.app_state.machine.with_settings(preset, payloads.settings(settings))
+        planned, refusal = self.app_state.machine.plan(chosen)
         return {"preset": chosen.name, "refusal": refusal, "plan": planned.as_dict() if planned else None}
 
     def gauges(self, request: gr.Request) -> dict[str, Any]:

@@ -7,6 +7,11 @@ from typing import Any
 
 import gradio as gr
 
+STATUS_EVERY_S = 0.4  # the least time between two redraws of the status; also how soon a cancel is noticed
+
+Updates = dict[Any, Any]
+"""What a handler changes on the page: by component, its new value or properties."""
+
 
 @dataclass
 class PageComponents:

@@ -14,10 +14,10 @@ import gradio as gr
 
 from avatar.errors import AvatarError, BadInput
 from avatar.runtime.bounded_process import Crowded
-from avatar.ui.job_queue import QueueFull
 from avatar.ui.language import Language, error_title, language_of, text
-from avatar.ui.speech_service import VoicesBusy
-from avatar.ui.uploads import MIB, NotUploaded, TooLarge, UploadsFull
+from avatar.ui.state.job_queue import QueueFull
+from avatar.ui.state.speech_service import VoicesBusy
+from avatar.ui.state.uploads import MIB, NotUploaded, TooLarge, UploadsFull
 
 log = logging.getLogger(__name__)
 

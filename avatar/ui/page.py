@@ -1,4 +1,4 @@
-"""The page: what is on it and where. What the buttons do is in handlers.py and run.py."""
+"""The page: what is on it and where. What its events do: page_events.py, and the folders of its panels."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from gradio.utils import get_upload_folder
 
 from avatar.checkpoints.lora_files import known_loras
 from avatar.settings import FORM, SETTINGS, refusal
-from avatar.ui import compare_section, jobs_panel, point_editor, speakers_panel, typing_tab
-from avatar.ui.app_state import AppState
+from avatar.ui.compare import compare_section
 from avatar.ui.components import PageComponents
-from avatar.ui.language import browser_table
-from avatar.ui.speech_service import SpeechService
+from avatar.ui.jobs import jobs_panel
+from avatar.ui.language import browser_table, has_text
+from avatar.ui.portrait import point_editor, speakers_panel
+from avatar.ui.speech import typing_tab
+from avatar.ui.state.app_state import AppState
+from avatar.ui.state.speech_service import SpeechService
+from avatar.ui.state.uploads import Uploads
 from avatar.ui.theme import css, script, theme
-from avatar.ui.translations import TEXT
-from avatar.ui.uploads import Uploads
 from avatar.ui.widgets import (
     GuardedBlocks,
     file_picker,
@@ -32,7 +34,7 @@ word: Any = browser_table()  # a function from a key to text that the browser tr
 
 def build_page(app_state: AppState) -> GuardedBlocks:
     """The whole demo, wired; launch it with launch_options()."""
-    from avatar.ui import api, handlers
+    from avatar.ui import api, page_events
 
     uploads = app_state.uploads or Uploads(Path(get_upload_folder()))
     app_state.speech_service = app_state.speech_service or SpeechService(uploads, app_state.limits)
@@ -41,7 +43,7 @@ def build_page(app_state: AppState) -> GuardedBlocks:
         parts = _layout(app_state)
         app_state.segments.keep_those_of(parts.live)
         app_state.segments.playlists = demo.pending_streams
-        handlers.wire(demo, parts, app_state)
+        page_events.wire(demo, parts, app_state)
         api.wire(app_state)
     demo.queue(api_open=False)
     return demo
@@ -102,7 +104,7 @@ def _layout(app_state: AppState) -> PageComponents:
 
 
 def _panel(name: str, **options: Any) -> gr.HTML:
-    """An HTML panel, rendered by panels/ in the visitor's language once the page has loaded."""
+    """An HTML panel, rendered by the _html modules in the visitor's language once the page has loaded."""
     return gr.HTML("", js_on_load=script("panel.js"), apply_default_css=False, elem_id=name, **options)
 
 
@@ -176,7 +178,7 @@ def _form() -> dict[str, Any]:
             for name in names:
                 widget = SETTINGS[name].setting.widget
                 assert widget is not None, "FORM holds settings with a widget"
-                info = {"info": word(f"{name}_info")} if f"{name}_info" in TEXT else {}
+                info = {"info": word(f"{name}_info")} if has_text(f"{name}_info") else {}
                 component = getattr(gr, widget.kind)
                 options = {**widget.options, **({"choices": ["", *known_loras()]} if name == "lora" else {})}
                 parts[name] = component(label=word(name), min_width=160, **info, **options)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from avatar.media.speech_reader import SPEECH_SUFFIXES
 from avatar.ui.error_messages import ValueNotUnderstood, errors_shown
 from avatar.ui.language import language_of
-from avatar.ui.uploads import NotUploaded, Uploads
+from avatar.ui.state.uploads import NotUploaded, Uploads
 
 log = logging.getLogger(__name__)
 

@@ -87,7 +87,7 @@ def test_the_pages_folder_is_remembered(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     state = app._open_app_state(args, tmp_path / "scratch")
     try:
-        state.verdicts()
+        state.machine.verdicts()
         assert remembered() == whole
     finally:
         state.close()

@@ -27,9 +27,9 @@ from avatar.preset import Preset
 from avatar.runtime.gallery import Gallery, owner_hash
 from avatar.speech.catalogue import Catalogue
 from avatar.speech.voices import Voice
-from avatar.ui.live_routes import live_routes
-from avatar.ui.request_guard import Guard
-from avatar.ui.uploads import Uploads
+from avatar.ui.routes.live_routes import live_routes
+from avatar.ui.routes.request_guard import Guard
+from avatar.ui.state.uploads import Uploads
 from tests.fixtures.server import wait_until
 from tests.live.engines import QuickEngine
 

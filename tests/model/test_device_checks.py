@@ -15,7 +15,7 @@ from avatar.model import attention, device_checks, quantize
 from avatar.model.compile import compiled
 from avatar.model.device_checks import TEXTS, compiles, missing, works
 from avatar.model.device_report import check_device
-from avatar.ui.translations import NOTICES
+from avatar.ui.translations import TRANSLATIONS
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -190,7 +190,7 @@ def test_the_table_has_a_row_for_each_path(monkeypatch):
 
 
 def test_every_missing_path_can_be_reported_in_chinese():
-    assert {f"slow_{code}" for code in TEXTS} <= set(NOTICES)
+    assert {f"slow_{code}" for code in TEXTS} <= set(TRANSLATIONS["zh"].program["notices"])
 
 
 def test_the_self_tests_toy_model_is_not_compiled(monkeypatch):

@@ -24,7 +24,7 @@ from avatar.planning.preset_choice import choose
 from avatar.planning.verdict import judge, require
 from avatar.preset import load_preset, load_presets
 from avatar.runtime import doctor
-from avatar.ui.app_state import AppState
+from avatar.ui.state.app_state import AppState
 from tests.fixtures.single_files import gguf_of_full_size
 
 PRESETS = load_presets()
@@ -193,10 +193,10 @@ def test_everybody_gives_the_same_verdict(name, monkeypatch, capsys, tmp_path, g
     monkeypatch.setattr(presets_command, "probe", lambda *_: inventory)
     monkeypatch.setattr(doctor, "probe", lambda *_: inventory)
     app_state = AppState(SimpleNamespace(), SimpleNamespace(folder=tmp_path), PRESETS, "auto", tmp_path)
-    monkeypatch.setattr("avatar.ui.app_state.probe", lambda *_: inventory)
+    monkeypatch.setattr("avatar.ui.state.machine_presets.probe", lambda *_: inventory)
 
     assert choose("auto", {}, inventory).name == machine.auto
-    assert app_state.resolved("auto").name == machine.auto
+    assert app_state.machine.resolved("auto").name == machine.auto
     by_auto = printed(capsys, ["plan", "--preset", "auto", "--json"])
     assert by_auto["preset"] == machine.auto
     assert by_auto["placement"]["layers_in_blocks"] is machine.in_blocks
@@ -205,7 +205,7 @@ def test_everybody_gives_the_same_verdict(name, monkeypatch, capsys, tmp_path, g
     judged = diagnosis.judged
     assert (judged.preset.name, judged.ok) == (machine.auto, True)
     in_the_list = {one["name"]: one["availability"] for one in printed(capsys, ["presets", "--json"])}
-    on_the_page, at_the_doctors = app_state.verdicts(), dict(preset_verdicts(diagnosis))
+    on_the_page, at_the_doctors = app_state.machine.verdicts(), dict(preset_verdicts(diagnosis))
     reported = {preset.name: judge(preset, inventory) for preset in PRESETS if preset.engine != "auto"}
     for preset_name, verdict in reported.items():
         if preset_name in (machine.auto, machine.refused):
@@ -214,8 +214,8 @@ def test_everybody_gives_the_same_verdict(name, monkeypatch, capsys, tmp_path, g
             assert bool(planned["way_out"]) == (not verdict.ok)
         assert in_the_list[preset_name]["ok"] == verdict.ok
         assert on_the_page[preset_name] == at_the_doctors[preset_name] == verdict
-        assert app_state.plan(verdict.preset)[0] == verdict.plan
-        assert bool(app_state.plan(verdict.preset)[1]) == (not verdict.ok)
+        assert app_state.machine.plan(verdict.preset)[0] == verdict.plan
+        assert bool(app_state.machine.plan(verdict.preset)[1]) == (not verdict.ok)
         assert all(shortfall.text and shortfall.remedy for shortfall in verdict.shortfalls), preset_name
         if verdict.ok:
             assert require(verdict.preset, inventory) == verdict

@@ -27,7 +27,7 @@ from avatar.runtime.engine import Engine
 from avatar.runtime.factory import open_engine
 from avatar.runtime.protocol import Ended, Run
 from avatar.runtime.report import RUNG_PLANNED
-from avatar.runtime.zero_gpu_engine import EngineSpec, Make, ZeroGpu, ZeroGpuEngine, duration_s
+from avatar.runtime.zero_gpu import EngineSpec, Make, ZeroGpu, ZeroGpuEngine, duration_s
 
 PRESET = load_preset("self-test")
 

@@ -12,13 +12,15 @@ from engines import ScriptedEngine
 
 from avatar.preset import load_presets
 from avatar.runtime.gallery import Gallery
-from avatar.ui.app_state import FORM, AppState, flat
+from avatar.settings import FORM
 from avatar.ui.components import PageComponents
-from avatar.ui.job_queue import JobQueue
-from avatar.ui.page_runs import PageRuns
-from avatar.ui.run import Generate
-from avatar.ui.speakers_panel import NAMES as SPEAKERS
-from avatar.ui.uploads import Uploads
+from avatar.ui.generate.generate import Generate
+from avatar.ui.portrait.speakers_panel import NAMES as SPEAKERS
+from avatar.ui.state.app_state import AppState
+from avatar.ui.state.job_queue import JobQueue
+from avatar.ui.state.machine_presets import flat
+from avatar.ui.state.page_runs import PageRuns
+from avatar.ui.state.uploads import Uploads
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 PORTRAIT = ASSETS / "portraits" / "astronaut.jpg"
@@ -71,7 +73,7 @@ class Page:
         **form: Any,
     ) -> Iterator:
         request = request_of(visit)
-        values = {**flat(self.app_state.resolved("auto")), **form}
+        values = {**flat(self.app_state.machine.resolved("auto")), **form}
         files = [None if path is None else str(path) for path in (portrait, speech)]
         given = [*files, "", "auto", asked, "me", *typed, *(values[name] for name in FORM)]
         return self.generate.press(request, *given, None, *speakers)  # without a pose video

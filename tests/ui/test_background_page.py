@@ -16,9 +16,10 @@ from avatar.long import unfinished
 from avatar.media.framing import parse_picture
 from avatar.media.limits import InputLimits
 from avatar.settings import Picture
-from avatar.ui import framing_panel, payloads, point_editor
-from avatar.ui.examples import Examples
-from avatar.ui.panels.gallery import render_gallery
+from avatar.ui import payloads
+from avatar.ui.gallery.gallery_html import render_gallery
+from avatar.ui.portrait import framing_panel, point_editor
+from avatar.ui.state.examples import Examples
 
 
 @pytest.fixture(scope="module")

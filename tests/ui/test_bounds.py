@@ -15,11 +15,11 @@ from engines import ScriptedEngine, make_request
 from avatar.errors import BadInput
 from avatar.media.files import check_file
 from avatar.runtime.gallery import Gallery, video_name
-from avatar.ui.examples import Examples
-from avatar.ui.job_queue import JobQueue, QueuedRun, QueueFull, Requester
-from avatar.ui.request_guard import READ, WRITTEN, local_names, path_of, visitor_of
-from avatar.ui.stream_segments import BEHIND, StreamSegments
-from avatar.ui.uploads import IN_USE_S, NotUploaded, TooLarge, Uploads, UploadsFull
+from avatar.ui.routes.request_guard import READ, WRITTEN, local_names, path_of, visitor_of
+from avatar.ui.state.examples import Examples
+from avatar.ui.state.job_queue import JobQueue, QueuedRun, QueueFull, Requester
+from avatar.ui.state.stream_segments import BEHIND, StreamSegments
+from avatar.ui.state.uploads import IN_USE_S, NotUploaded, TooLarge, Uploads, UploadsFull
 
 MIB = 2**20
 
@@ -61,7 +61,7 @@ def test_one_visitor_cannot_reserve_all_room(uploads: Uploads):
 
 
 def test_many_tiny_uploads_make_way_too(uploads: Uploads, monkeypatch):
-    monkeypatch.setattr("avatar.ui.uploads.MOST_FILES", 3)
+    monkeypatch.setattr("avatar.ui.state.uploads.MOST_FILES", 3)
     paths = [arrived(uploads, 1, IN_USE_S + 100 - number) for number in range(5)]
     uploads.reserve(1)
     assert [path.exists() for path in paths] == [False, False, False, True, True]

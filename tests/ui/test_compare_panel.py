@@ -22,15 +22,16 @@ from avatar.request import Request
 from avatar.runtime.bounded_process import BoundedJob
 from avatar.runtime.gallery import About, Gallery, owner_hash
 from avatar.settings import FORM
-from avatar.ui.app_state import AppState, flat
-from avatar.ui.compare_choices import chosen_settings, labels, read_pair, value_choices
-from avatar.ui.compare_panel import ComparePanel
+from avatar.ui.compare.compare_choices import chosen_settings, labels, read_pair, value_choices
+from avatar.ui.compare.compare_html import PlayedVideo, render_players, render_table
+from avatar.ui.compare.compare_panel import ComparePanel
 from avatar.ui.components import PageComponents
-from avatar.ui.job_queue import JobQueue
-from avatar.ui.page_runs import PageRuns
-from avatar.ui.panels.compare import PlayedVideo, render_players, render_table
-from avatar.ui.run import Generate
-from avatar.ui.translations import COMPARED
+from avatar.ui.generate.generate import Generate
+from avatar.ui.language import program_words
+from avatar.ui.state.app_state import AppState
+from avatar.ui.state.job_queue import JobQueue
+from avatar.ui.state.machine_presets import flat
+from avatar.ui.state.page_runs import PageRuns
 from tests.fixtures.server import wait_until
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -103,7 +104,7 @@ class Page:
         return request
 
     def make(self, differs: str, a: str, b: str, **form: Any) -> Iterator[dict]:
-        values = {**flat(self.app_state.resolved("cpu-preview")), **form}
+        values = {**flat(self.app_state.machine.resolved("cpu-preview")), **form}
         typed = ("upload", "", "heart", 1.0, "file", None)
         given = [str(PORTRAIT), str(SPEECH), "", "cpu-preview", None, "me", *typed]
         return self.panel.make(self.request(), differs, a, b, *given, *(values[name] for name in FORM))
@@ -284,9 +285,8 @@ def test_wrong_values_are_refused_before_anything_is_made(page, differs, a, b):
 
 def test_presets_bring_their_own_settings(page):
     p = page()
-    form = [
-        {**flat(p.app_state.resolved("cpu-preview")), "seed": 9, "size": "320*320"}[name] for name in FORM
-    ]
+    chosen = {**flat(p.app_state.machine.resolved("cpu-preview")), "seed": 9, "size": "320*320"}
+    form = [chosen[name] for name in FORM]
     cells = read_pair(p.app_state, "preset", ("cpu-preview", "self-test"), "en")
     found = [chosen_settings(p.app_state, "cpu-preview", form, cell) for cell in cells]
     assert [name for name, _ in found] == ["cpu-preview", "self-test"]
@@ -309,7 +309,7 @@ def test_videos_that_differ_in_nothing_are_told_apart(page):
 
 
 def test_a_comparison_is_told_in_chinese():
-    assert set(RUN) | set(MEASURED) <= set(COMPARED), "each heading"
+    assert set(RUN) | set(MEASURED) <= set(program_words("compared", "zh")), "each heading"
     gpus = [{"peak_bytes": 2**30, "card_peak_bytes": None}]
     run = {
         "gpus": gpus,

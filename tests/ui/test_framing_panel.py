@@ -12,8 +12,8 @@ from avatar.errors import BadInput
 from avatar.media.face_choice import FaceBox
 from avatar.media.limits import InputLimits
 from avatar.settings import Picture
-from avatar.ui import framing_panel, point_editor
-from avatar.ui.examples import ASSETS, Examples
+from avatar.ui.portrait import framing_panel, point_editor
+from avatar.ui.state.examples import ASSETS, Examples
 
 PORTRAIT = ASSETS / "portraits" / "astronaut.jpg"
 

@@ -21,11 +21,12 @@ from avatar.planning.planner import plan
 from avatar.preset import load_preset
 from avatar.runtime.gallery import owner_hash
 from avatar.speech.narration import Script
-from avatar.ui import framing_panel, point_editor
-from avatar.ui.examples import Examples
-from avatar.ui.job_queue import QueueFull
-from avatar.ui.speech_service import VoicesBusy
-from avatar.ui.typing_tab import choices
+from avatar.ui.portrait import framing_panel, point_editor
+from avatar.ui.speech.typing_tab import choices
+from avatar.ui.state import submission
+from avatar.ui.state.examples import Examples
+from avatar.ui.state.job_queue import QueueFull
+from avatar.ui.state.speech_service import VoicesBusy
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
@@ -201,26 +202,26 @@ def test_bundled_portraits_bring_their_points(page):
 def test_a_second_run_is_not_refused_where_processes_are_hidden(page, monkeypatch):
     """In a container, the driver may not report that most of the memory in use is our own engine's."""
     made, card = page(), Inventory.imagine(1, 80)
-    monkeypatch.setattr("avatar.ui.app_state.probe", lambda *_: card)
-    monkeypatch.setattr("avatar.ui.app_state.INVENTORY_FRESH_S", -1.0)
+    monkeypatch.setattr("avatar.ui.state.machine_presets.probe", lambda *_: card)
+    monkeypatch.setattr("avatar.ui.state.machine_presets.INVENTORY_FRESH_S", -1.0)
     made.engine.plan = plan(load_preset("80gb"), card)
-    run = made.app_state.submit(PORTRAIT, SPEECH, "80gb", {})
+    run = submission.submit(made.app_state, PORTRAIT, SPEECH, "80gb", {})
     assert list(run.follow())
     run.let_go()
     gpu = card.gpus[0]
     used = {"free_bytes": gpu.total_bytes // 10, "used_bytes": gpu.total_bytes * 9 // 10}
     card = replace(card, gpus=(replace(gpu, **used, hides_processes=True),))
-    assert made.app_state.verdict(load_preset("80gb")).ok
+    assert made.app_state.machine.verdict(load_preset("80gb")).ok
     card = replace(card, gpus=(replace(gpu, **used),))  # certainly other processes' memory
-    assert not made.app_state.verdict(load_preset("80gb")).ok
+    assert not made.app_state.machine.verdict(load_preset("80gb")).ok
 
 
 def test_an_empty_prompt_is_the_presets_own(page, monkeypatch):
     made = page()
-    monkeypatch.setattr("avatar.ui.app_state.probe", lambda *_: Inventory.imagine(1, 80))
+    monkeypatch.setattr("avatar.ui.state.machine_presets.probe", lambda *_: Inventory.imagine(1, 80))
     own = load_preset("80gb").generation.prompt
     for given, prompt in (("", own), ("  ", own), ("A fox sings.", "A fox sings.")):
-        run = made.app_state.submit(PORTRAIT, SPEECH, "80gb", {}, prompt=given)
+        run = submission.submit(made.app_state, PORTRAIT, SPEECH, "80gb", {}, prompt=given)
         assert run.request.prompt == prompt
         assert list(run.follow())
         run.let_go()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from avatar.speech import voicing
 from avatar.speech.catalogue import Catalogue
 from avatar.speech.hibari_voices import EmbeddedVoices
 from avatar.speech.narration import Narrator, Script
-from avatar.ui.app_state import AppState
-from avatar.ui.job_queue import JobQueue, KeptVideo, QueuedRun
-from avatar.ui.speech_service import GrowingText, SpokenText
-from avatar.ui.uploads import Uploads
+from avatar.ui.state import submission
+from avatar.ui.state.app_state import AppState
+from avatar.ui.state.job_queue import JobQueue, KeptVideo, QueuedRun
+from avatar.ui.state.speech_service import GrowingText, SpokenText
+from avatar.ui.state.uploads import Uploads
 from tests.long.runs import Here
 
 PORTRAIT = Path(__file__).parents[2] / "assets" / "portraits" / "mara.png"
@@ -112,13 +114,15 @@ def begun(app_state: AppState) -> GrowingText:
     """A text whose voice has said something and goes on."""
     service = app_state.speech_service
     assert service is not None
-    *_, said = service.begin(SCRIPT, "me", lambda narrator: app_state.may_grow("auto", SETTINGS, narrator))
+    may_grow = partial(submission.may_grow, app_state, "auto", SETTINGS)
+    *_, said = service.begin(SCRIPT, "me", may_grow)
     assert isinstance(said, GrowingText)
     return said
 
 
 def submit(app_state: AppState, said: GrowingText) -> QueuedRun:
-    return app_state.submit(
+    return submission.submit(
+        app_state,
         PORTRAIT,
         said.path,
         "auto",
@@ -181,7 +185,7 @@ def test_a_video_stopped_after_its_text_was_spoken_is_resumed_with_that_speech(a
     kept = ended(run, lambda event: run.cancel() if isinstance(event, Segment) else None)
     assert kept.finished.stopped
     held.go.set()
-    again = app_state.resume(kept.entry.id, "me")
+    again = submission.resume(app_state, kept.entry.id, "me")
     assert again.request.growing is None
     video = ended(again).entry.video
     assert len(gate.said) == num_said, "nothing is spoken again"
@@ -199,7 +203,7 @@ def test_stop_ends_the_voice_and_resume_speaks_the_text_again(app_state, gate):
     gate.opened.set()
     run.voice.voicing._thread.join(30)
     assert len(gate.said) == 5, "the sixth sentence is not spoken any more"
-    again = app_state.resume(kept.entry.id, "me")
+    again = submission.resume(app_state, kept.entry.id, "me")
     assert again.request.growing is not None
     done = ended(again)
     assert not done.finished.stopped
@@ -241,7 +245,8 @@ def test_a_run_that_leaves_the_queue_ends_its_voice(app_state, gate):
 
 def test_what_must_know_the_length_waits_for_the_voice(app_state):
     service, trimmed = app_state.speech_service, {**SETTINGS, "trim": True}
-    *_, said = service.begin(SCRIPT, "me", lambda narrator: app_state.may_grow("auto", trimmed, narrator))
+    may_grow = partial(submission.may_grow, app_state, "auto", trimmed)
+    *_, said = service.begin(SCRIPT, "me", may_grow)
     assert isinstance(said, SpokenText)
     assert len(said.captions) == 6
 
@@ -249,7 +254,7 @@ def test_what_must_know_the_length_waits_for_the_voice(app_state):
 def test_a_wrong_setting_is_refused_before_anything_is_said(app_state, gate):
     service, wrong = app_state.speech_service, {"size": "large"}
     with pytest.raises(BadInput, match="size"):
-        next(service.begin(SCRIPT, "me", lambda narrator: app_state.may_grow("auto", wrong, narrator)))
+        next(service.begin(SCRIPT, "me", partial(submission.may_grow, app_state, "auto", wrong)))
     assert gate.said == []
 
 
@@ -273,9 +278,9 @@ def test_generate_shows_the_sound_once_it_is_complete(tmp_path, monkeypatch):
 
 def test_a_long_text_of_the_diffusion_engine_is_made_in_parts(app_state):
     short, long = (Narrator.of(Script(TEXT * times), Catalogue()) for times in (1, 4))
-    assert app_state.may_grow("self-test", {}, short)
-    assert not app_state.may_grow("self-test", {}, long)
-    assert app_state.may_grow("auto", {}, long)
+    assert submission.may_grow(app_state, "self-test", {}, short)
+    assert not submission.may_grow(app_state, "self-test", {}, long)
+    assert submission.may_grow(app_state, "auto", {}, long)
     app_state.engines_here = False
-    assert not app_state.may_grow("self-test", {}, short)
-    assert app_state.may_grow("auto", {}, short)
+    assert not submission.may_grow(app_state, "self-test", {}, short)
+    assert submission.may_grow(app_state, "auto", {}, short)

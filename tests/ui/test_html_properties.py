@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from avatar.ui import jobs_panel, point_editor, speakers_panel
+from avatar.ui.jobs import jobs_panel
+from avatar.ui.portrait import point_editor, speakers_panel
 
 
 def test_no_property_is_taken_for_an_event() -> None:

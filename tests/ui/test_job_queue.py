@@ -15,7 +15,7 @@ from avatar.hardware.inventory import Inventory
 from avatar.planning.planner import plan
 from avatar.preset import Preset, load_preset
 from avatar.runtime.gallery import Gallery, owner_hash, video_name
-from avatar.ui.job_queue import JobQueue, KeptVideo, QueuedRun, QueueFull, Requester, WaitingInQueue
+from avatar.ui.state.job_queue import JobQueue, KeptVideo, QueuedRun, QueueFull, Requester, WaitingInQueue
 
 PLANS = [plan(load_preset(name), Inventory.imagine(1, 80)) for name in ("80gb", "24gb")]
 

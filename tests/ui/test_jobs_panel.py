@@ -18,10 +18,12 @@ from PIL import Image
 from avatar.errors import BadInput, WorkerLost
 from avatar.runtime.gallery import Gallery, owner_hash
 from avatar.runtime.webhook import Webhook
-from avatar.ui.app_state import FORM, flat
-from avatar.ui.job_queue import QueuedRun
-from avatar.ui.jobs_panel import JobsPanel
-from avatar.ui.panels.jobs import JobRow, render_jobs
+from avatar.settings import FORM
+from avatar.ui.jobs.jobs_html import JobRow, render_jobs
+from avatar.ui.jobs.jobs_panel import JobsPanel
+from avatar.ui.state import submission
+from avatar.ui.state.job_queue import QueuedRun
+from avatar.ui.state.machine_presets import flat
 from tests.fixtures.listener import listening
 
 KILLED = WorkerLost("The engine's process was killed.", "Try again.")
@@ -36,12 +38,12 @@ class Panel:
         self.jobs = JobsPanel(self.page.generate.parts, self.page.app_state, self.page.generate)
 
     def submit(self, owner: str = "me", speech: Path = SPEECH) -> QueuedRun:
-        run = self.page.app_state.submit(PORTRAIT, speech, "auto", {}, owner=owner)
+        run = submission.submit(self.page.app_state, PORTRAIT, speech, "auto", {}, owner=owner)
         run.let_go()
         return run
 
     def several(self, speeches: list[Path], owner: str = "me", portrait: Path | None = PORTRAIT) -> list[Any]:
-        form = flat(self.page.app_state.resolved("auto"))
+        form = flat(self.page.app_state.machine.resolved("auto"))
         typed = ("upload", "", "heart", 1.0, "file", None)
         given = [
             str(portrait) if portrait else None,
@@ -167,7 +169,7 @@ def test_a_short_video_that_failed_midway_is_made_again_whole(panel):
     [entry] = p.page.app_state.gallery.entries()
     assert (entry.about.num_frames, entry.is_unfinished) == (100, True)
     p.page.engine.fail_at = None
-    again = p.page.app_state.resume(entry.id, "me")
+    again = submission.resume(p.page.app_state, entry.id, "me")
     again.let_go()
     wait_until(again.over.is_set)
     assert again.outcome.finished.num_frames == 150

@@ -16,10 +16,10 @@ from avatar.media.limits import InputLimits
 from avatar.media.readers import Reader
 from avatar.request import LiveRequest
 from avatar.settings import Picture
-from avatar.ui import point_editor
-from avatar.ui.examples import Examples
-from avatar.ui.live_tab import LivePanel
-from avatar.ui.panels.live import render_live
+from avatar.ui.live.live_html import render_live
+from avatar.ui.live.live_tab import LivePanel
+from avatar.ui.portrait import point_editor
+from avatar.ui.state.examples import Examples
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "preview"))
 from pictures import bystander

@@ -14,8 +14,8 @@ from avatar.hardware.inventory import Gpu, probe
 from avatar.planning.plan import GIB
 from avatar.preset import load_presets
 from avatar.runtime.model_download import FetchReading
-from avatar.ui.model_button import ModelButton
-from avatar.ui.panels.model import render_model
+from avatar.ui.presets.model_button import ModelButton
+from avatar.ui.presets.model_html import render_model
 
 
 class Fetch:
@@ -48,7 +48,7 @@ def button(*, gib: int = 24, checkpoint: Checkpoint | None = None, admin: str | 
         checkpoint=checkpoint or Checkpoint(),
     )
     app_state = SimpleNamespace(
-        inventory=lambda: machine, presets=load_presets(), model=Fetch(), admin=admin, attached=""
+        machine=SimpleNamespace(inventory=lambda: machine), presets=load_presets(), model=Fetch(), admin=admin
     )
     return ModelButton(app_state)  # type: ignore[arg-type]
 

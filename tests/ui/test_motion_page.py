@@ -8,8 +8,8 @@ from pages import Page
 
 from avatar.errors import BadInput
 from avatar.settings import FORM, SETTINGS
-from avatar.ui.compare_choices import chosen_settings, read_pair, value_choices
-from avatar.ui.form import form_choices
+from avatar.ui.compare.compare_choices import chosen_settings, read_pair, value_choices
+from avatar.ui.presets.settings_form import form_choices
 
 LEVELS = ["still", "calm", "normal", "lively"]
 
@@ -35,16 +35,16 @@ def test_the_form_keeps_the_words_of_other_settings():
 
 def test_the_preview_takes_the_level_of_the_form(page):
     values = ["lively" if name == "motion" else None for name in FORM]
-    settings = page.app_state.form_settings("cpu-preview", values)
-    assert page.app_state.with_settings("cpu-preview", settings).generation.motion == "lively"
+    settings = page.app_state.machine.form_settings("cpu-preview", values)
+    assert page.app_state.machine.with_settings("cpu-preview", settings).generation.motion == "lively"
     with pytest.raises(BadInput, match="still, calm, normal, lively"):
-        page.app_state.with_settings("cpu-preview", {"motion": "wild"})
+        page.app_state.machine.with_settings("cpu-preview", {"motion": "wild"})
 
 
 def test_two_levels_are_compared_on_the_page(page):
     state = page.app_state
     assert value_choices(state, "motion", "zh")[0] == ("静止", "still")
     first, second = read_pair(state, "motion", ("calm", "lively"), "en")
-    form = [state.preset("cpu-preview").setting(name) for name in FORM]
+    form = [state.machine.preset("cpu-preview").setting(name) for name in FORM]
     assert chosen_settings(state, "cpu-preview", form, first)[1]["motion"] == "calm"
     assert chosen_settings(state, "cpu-preview", form, second)[1]["motion"] == "lively"

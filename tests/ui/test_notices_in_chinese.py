@@ -18,9 +18,8 @@ from avatar.media.audio_track import TrackFindings
 from avatar.media.intake import open_request
 from avatar.media.sound_notices import fault_notices, gain_notices
 from avatar.preset import Preset
-from avatar.ui import handlers
-from avatar.ui.language import notice_words
-from avatar.ui.translations import NOTICES
+from avatar.ui.language import notice_words, program_words
+from avatar.ui.speech import recording_panel
 from tests.media.media_samples import PRESET_SETTINGS, tone, write_wav
 from tests.ui.test_speech_judged import last, page, record  # noqa: F401 (page is a fixture)
 
@@ -86,12 +85,12 @@ def codes() -> set[str]:
 
 
 def test_every_notice_has_words_in_chinese() -> None:
-    found = codes()
+    found, translated = codes(), program_words("notices", "zh")
     assert {"head_only", "mouth_covered", "rung_oom", "cut_short", "damaged_places", "slow_*"} <= found
-    unknown = {one for one in found - ENGLISH_ONLY if not any(fnmatchcase(key, one) for key in NOTICES)}
+    unknown = {one for one in found - ENGLISH_ONLY if not any(fnmatchcase(key, one) for key in translated)}
     assert unknown == set()
     assert "*" not in found, "a code that this test cannot read"
-    idle = {key for key in NOTICES if not any(fnmatchcase(key, one) for one in found)}
+    idle = {key for key in translated if not any(fnmatchcase(key, one) for one in found)}
     assert idle == set()
 
 
@@ -157,8 +156,8 @@ def test_gaps_are_told_apart() -> None:
 
 def test_an_upload_is_judged_in_the_pages_language(page, monkeypatch, tmp_path) -> None:  # noqa: F811
     said: list[str] = []
-    monkeypatch.setattr(handlers.gr, "Info", lambda words, **options: said.append(words))
+    monkeypatch.setattr(recording_panel.gr, "Info", lambda words, **options: said.append(words))
     asked = gr.Request()
     asked.kwargs = {"headers": {"accept-language": "zh-CN"}}
-    last(page.speech_changed(asked, str(record(tmp_path / "low.wav", level=0.003))))
+    last(page.changed(asked, str(record(tmp_path / "low.wav", level=0.003))))
     assert said == ["low.wav 声音很小（峰值 -50 dB），已调高 27 dB。"]

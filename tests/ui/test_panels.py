@@ -21,13 +21,14 @@ from avatar.planning.verdict import judge
 from avatar.preset import load_preset, load_presets
 from avatar.runtime.gallery import About, GalleryEntry
 from avatar.runtime.report import RUNG_OOM, GpuUse, MemoryUse, RungTaken, RunReport
-from avatar.ui.examples import Examples
-from avatar.ui.panels.choice_cards import render_examples, render_presets
-from avatar.ui.panels.gallery import render_gallery
-from avatar.ui.panels.memory_gauges import NUM_COLOURS, render_gauges, render_machine, render_plan
-from avatar.ui.panels.report import render_account
-from avatar.ui.panels.status import Status, render_badge, render_notices, render_status
-from avatar.ui.translations import ITEMS
+from avatar.ui.gallery.gallery_html import render_gallery
+from avatar.ui.gallery.report_html import render_account
+from avatar.ui.generate.status_html import Status, render_badge, render_status
+from avatar.ui.language import program_words
+from avatar.ui.machine.memory_gauges import NUM_COLOURS, render_gauges, render_machine, render_plan
+from avatar.ui.notices_html import render_notices
+from avatar.ui.presets.choice_cards import render_examples, render_presets
+from avatar.ui.state.examples import Examples
 
 GIB = 2**30
 EVIL = '"><script>alert(1)</script>'
@@ -64,6 +65,10 @@ class Outline(HTMLParser):
 def gpu(index: int = 0, **changes: object) -> GpuReading:
     reading = GpuReading(index, "RTX 4090", 20 * GIB, 12 * GIB, 8 * GIB, 15 * GIB, 13 * GIB, 24 * GIB, 97, 61)
     return replace(reading, **changes)  # type: ignore[arg-type]
+
+
+def translated_items() -> set[str]:
+    return set(program_words("plan_items", "zh"))
 
 
 @pytest.mark.parametrize("count", [1, 4, 8])
@@ -203,7 +208,7 @@ def test_a_plan_says_that_layers_wait_as_gguf_blocks():
     assert "GGUF blocks 4.5" in english
     assert "18 层（保持 GGUF 分块格式）" in chinese
     assert "GGUF 分块 4.5" in chinese
-    assert {item.name for device in planned.devices for item in device.items} <= set(ITEMS)
+    assert {item.name for device in planned.devices for item in device.items} <= translated_items()
 
 
 def test_every_item_of_every_plan_has_a_chinese_name():
@@ -212,7 +217,8 @@ def test_every_item_of_every_plan_has_a_chinese_name():
             planned = plan(preset, Inventory.imagine(1, 80))
         except BadInput:  # auto, and layouts of several GPUs
             continue
-        assert {item.name for device in planned.devices for item in device.items} <= set(ITEMS), preset.name
+        items = {item.name for device in planned.devices for item in device.items}
+        assert items <= translated_items(), preset.name
 
 
 def test_a_refused_plan_says_why():

@@ -11,8 +11,9 @@ from pages import PORTRAIT, SPEECH, Page
 
 from avatar.errors import BadInput
 from avatar.settings import FORM
-from avatar.ui.form import leading_pose
-from avatar.ui.run import Generate
+from avatar.ui.generate.generate import Generate
+from avatar.ui.presets.settings_form import leading_pose
+from avatar.ui.state import submission
 from avatar.ui.widgets import PICKERS, file_picker
 from tests.fixtures.pose_films import film
 
@@ -40,7 +41,7 @@ def test_it_follows_the_forms_values(page):
 
 def test_a_run_of_the_diffusion_engine_gets_it(page, tmp_path):
     dance = film(tmp_path / "dance.mkv", 10, 25)
-    run = page.app_state.submit(PORTRAIT, SPEECH, "self-test", {}, pose=dance)
+    run = submission.submit(page.app_state, PORTRAIT, SPEECH, "self-test", {}, pose=dance)
     assert run.request.pose_name == "dance.mkv"
     assert run.request.pose.is_file()
 
@@ -48,10 +49,10 @@ def test_a_run_of_the_diffusion_engine_gets_it(page, tmp_path):
 def test_the_preview_and_broken_files_refuse_it(page, tmp_path):
     dance = film(tmp_path / "dance.mkv", 10, 25)
     with pytest.raises(BadInput, match="preview engine cannot honour pose"):
-        page.app_state.submit(PORTRAIT, SPEECH, "cpu-preview", {}, pose=dance)
+        submission.submit(page.app_state, PORTRAIT, SPEECH, "cpu-preview", {}, pose=dance)
     (tmp_path / "x.mp4").write_bytes(b"no video" * 50)
     with pytest.raises(BadInput, match=r"x\.mp4 is not a video"):
-        page.app_state.submit(PORTRAIT, SPEECH, "self-test", {}, pose=tmp_path / "x.mp4")
+        submission.submit(page.app_state, PORTRAIT, SPEECH, "self-test", {}, pose=tmp_path / "x.mp4")
     assert list((tmp_path / "scratch").glob("run-*")) == []
 
 
@@ -68,14 +69,16 @@ def test_its_picker_is_guarded_as_the_others_are():
 def test_a_size_that_an_engine_cannot_make_is_refused_by_name(page, tmp_path):
     for settings in ({"size": "4096*4096"}, {"size": "1281*720"}):
         for ask in (
-            lambda settings=settings: page.app_state.with_settings("cpu-preview", settings),
-            lambda settings=settings: page.app_state.submit(PORTRAIT, SPEECH, "cpu-preview", settings),
+            lambda settings=settings: page.app_state.machine.with_settings("cpu-preview", settings),
+            lambda settings=settings: submission.submit(
+                page.app_state, PORTRAIT, SPEECH, "cpu-preview", settings
+            ),
         ):
             with pytest.raises(
                 BadInput, match=r"preview engine cannot make size .*: 1280\*720 is the largest"
             ):
                 ask()
     values = [4096 if name == "seed" else "9999*9999" if name == "size" else None for name in FORM]
-    form = page.app_state.form_settings("cpu-preview", values)
+    form = page.app_state.machine.form_settings("cpu-preview", values)
     with pytest.raises(BadInput, match=r"cannot make size 9999\*9999"):
-        page.app_state.with_settings("cpu-preview", form)
+        page.app_state.machine.with_settings("cpu-preview", form)

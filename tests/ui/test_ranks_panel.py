@@ -6,8 +6,8 @@ import pytest
 
 from avatar.commands.generate import _pace
 from avatar.events import Phase, Progress, RankLoad
-from avatar.ui.panels.ranks import render_ranks, role_words
-from avatar.ui.panels.status import Status, render_status
+from avatar.ui.generate.ranks_html import render_ranks, role_words
+from avatar.ui.generate.status_html import Status, render_status
 
 RANKS = (
     RankLoad(0, "layers 0–13, decode", "GPU 0", 71.5),

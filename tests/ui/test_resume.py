@@ -18,14 +18,14 @@ from avatar.long import unfinished
 from avatar.preset import load_presets
 from avatar.request import Caption
 from avatar.runtime.gallery import HALF, Gallery, owner_hash
-from avatar.ui import app_state as app_state_module
-from avatar.ui.app_state import AppState
 from avatar.ui.components import PageComponents
-from avatar.ui.job_queue import JobQueue, KeptVideo, QueuedRun
-from avatar.ui.page_runs import PageRuns
-from avatar.ui.panels.gallery import render_gallery
-from avatar.ui.panels.status import Status, render_status
-from avatar.ui.run import Generate
+from avatar.ui.gallery.gallery_html import render_gallery
+from avatar.ui.generate.generate import Generate
+from avatar.ui.generate.status_html import Status, render_status
+from avatar.ui.state import submission
+from avatar.ui.state.app_state import AppState
+from avatar.ui.state.job_queue import JobQueue, KeptVideo, QueuedRun
+from avatar.ui.state.page_runs import PageRuns
 from tests.fixtures.sources import Coloured
 from tests.long.runs import Here, inputs, packets
 
@@ -36,7 +36,7 @@ class WholePage:
     """The whole page except Gradio, on engines in this process; parts are one second long."""
 
     def __init__(self, folder: Path, source: Any = None, shared: bool = True) -> None:
-        app_state_module.LONG_S, unfinished._PART_S = 2.0, 1.0
+        submission.LONG_S, unfinished._PART_S = 2.0, 1.0
         scratch = folder / "scratch"
         scratch.mkdir(exist_ok=True)
         self.gallery = Gallery(folder / "outputs")
@@ -48,7 +48,9 @@ class WholePage:
 
     def submit(self, folder: Path, seconds: float = 6.0, owner: str = "me") -> QueuedRun:
         portrait, speech = inputs(folder, seconds)
-        return self.app_state.submit(portrait, speech, "cpu-preview", SETTINGS, head_only=True, owner=owner)
+        return submission.submit(
+            self.app_state, portrait, speech, "cpu-preview", SETTINGS, head_only=True, owner=owner
+        )
 
     def close(self) -> None:
         self.job_queue.close()
@@ -57,7 +59,7 @@ class WholePage:
 
 @pytest.fixture
 def whole_page(tmp_path, monkeypatch) -> Iterator[Any]:
-    monkeypatch.setattr(app_state_module, "LONG_S", 2.0)
+    monkeypatch.setattr(submission, "LONG_S", 2.0)
     monkeypatch.setattr(unfinished, "_PART_S", 1.0)
     built: list[WholePage] = []
 
@@ -110,7 +112,7 @@ def test_a_stopped_one_can_be_watched_and_gone_on_with(whole_page, tmp_path):
     assert entry.video.is_file()
     assert 50 <= entry.about.num_frames < 150
     one = whole_page()  # the server is started again
-    said = follow(one.app_state.resume(entry.id, "me"))
+    said = follow(submission.resume(one.app_state, entry.id, "me"))
     assert sum(isinstance(event, PartDone) for event in said) == 6 - 2
     assert said[-1].entry.id == entry.id
     assert not said[-1].entry.is_unfinished
@@ -146,7 +148,7 @@ def test_after_the_server_was_killed_it_is_gone_on_with(whole_page, tmp_path):
     page = render_gallery(one.gallery.entries(), "en", one.app_state.url, 86_400.0)
     assert "unfinished" in page
     assert 'data-action="resume"' in page
-    said = follow(one.app_state.resume(entry.id, "me"))
+    said = follow(submission.resume(one.app_state, entry.id, "me"))
     assert [event.index for event in said if isinstance(event, PartDone)] == [3, 4, 5]
     assert packets(said[-1].entry.video) == expected
 
@@ -157,10 +159,10 @@ def test_a_failure_keeps_the_parts_for_another_try(whole_page, tmp_path):
     assert said[-1].error is not None
     entry = said[-1].entry
     assert entry.is_unfinished
-    again = list(one.app_state.resume(entry.id, "me").follow())
+    again = list(submission.resume(one.app_state, entry.id, "me").follow())
     assert again[-1].error is not None
     one = whole_page()
-    assert not follow(one.app_state.resume(entry.id, "me"))[-1].entry.is_unfinished
+    assert not follow(submission.resume(one.app_state, entry.id, "me"))[-1].entry.is_unfinished
 
 
 def test_damage_is_reported_and_the_entry_stays(whole_page, tmp_path):
@@ -168,7 +170,7 @@ def test_damage_is_reported_and_the_entry_stays(whole_page, tmp_path):
     entry = list(one.submit(tmp_path).follow())[-1].entry
     (entry.folder / HALF / "request.json").write_text("rust")
     with pytest.raises(BadInput, match="damaged"):
-        one.app_state.resume(entry.id, "me")
+        submission.resume(one.app_state, entry.id, "me")
     assert [kept.id for kept in one.gallery.entries()] == [entry.id]
     assert one.gallery.delete(entry.id)
 
@@ -183,8 +185,8 @@ def test_only_its_owner_resumes_it_in_a_private_gallery(whole_page, tmp_path):
         ("me", "../x"),
     ):
         with pytest.raises(BadInput, match="cannot be resumed"):
-            one.app_state.resume(id, owner)
-    assert isinstance(one.app_state.resume(entry.id, "me"), QueuedRun)
+            submission.resume(one.app_state, id, owner)
+    assert isinstance(submission.resume(one.app_state, entry.id, "me"), QueuedRun)
 
 
 def test_the_page_goes_on_at_a_press(whole_page, tmp_path):
@@ -196,11 +198,11 @@ def test_the_page_goes_on_at_a_press(whole_page, tmp_path):
     generate = Generate(parts, one.app_state, PageRuns(one.app_state))  # type: ignore[arg-type]
     request = gr.Request()
     request.kwargs, request.session_hash = {"headers": {}}, "v"
-    updates = list(generate.resume(request, SimpleNamespace(_data={"id": entry.id}), "me"))
+    updates = list(generate.run_view.resume(request, SimpleNamespace(_data={"id": entry.id}), "me"))
     assert "Resumed: 2 of 6 parts" in "".join(str(update.get("notices", "")) for update in updates)
     assert 'data-state="done"' in updates[-1]["status"]
     with pytest.raises(AvatarError, match="cannot be resumed"):
-        list(generate.resume(request, SimpleNamespace(_data={"id": entry.id}), "me"))
+        list(generate.run_view.resume(request, SimpleNamespace(_data={"id": entry.id}), "me"))
 
 
 def test_the_status_tells_of_parts_and_time():
@@ -224,7 +226,8 @@ def test_captions_survive_in_a_half_made_video(whole_page, tmp_path):
     portrait, speech = inputs(tmp_path, 6.0)
     said = (Caption(0.1, 2.0, "One."), Caption(2.0, 5.5, "Two."))
     given = (portrait, speech, "cpu-preview", SETTINGS)
-    run = job_queue.app_state.submit(
+    run = submission.submit(
+        job_queue.app_state,
         *given, head_only=True, owner="me", captions=said, burn_captions=True, spoken="a digest"
     )
     kept = [event for event in run.follow() if isinstance(event, KeptVideo)][-1]

@@ -14,7 +14,8 @@ from pages import PORTRAIT, SPEECH, Page, request_of, updates_of
 
 from avatar.errors import WorkerLost
 from avatar.runtime.gallery import owner_hash
-from avatar.ui.presence import Presence
+from avatar.ui.state import submission
+from avatar.ui.state.presence import Presence
 
 ME = owner_hash("me")
 
@@ -48,7 +49,7 @@ def begin(p: Page, **given: Any) -> Any:
 
 
 def attach(p: Page, visit: str = "again", owner: str = "me") -> Any:
-    return p.generate.attach(request_of(visit), owner)
+    return p.generate.run_view.attach(request_of(visit), owner)
 
 
 def test_a_run_goes_on_without_its_page_and_is_followed_again(page):
@@ -79,12 +80,12 @@ def test_a_page_that_comes_back_has_its_portrait_and_speech(page):
     shutil.copy(PORTRAIT, portrait)
     shutil.copy(SPEECH, speech)
     begin(p, portrait=portrait, speech=speech).close()
-    given = p.generate.inputs_again("me")
+    given = p.generate.run_view.inputs_again("me")
     assert given["portrait"] == str(portrait)
     assert given["speech"]["value"] == str(speech)
-    assert p.generate.inputs_again("you") == {}
+    assert p.generate.run_view.inputs_again("you") == {}
     portrait.unlink()
-    assert p.generate.inputs_again("me") == {}, "an upload that has made way is not named"
+    assert p.generate.run_view.inputs_again("me") == {}, "an upload that has made way is not named"
 
 
 def test_two_pages_of_one_owner_follow_one_run(page):
@@ -183,13 +184,13 @@ def test_without_keeping_a_run_ends_with_its_page(page, leaves):
 def test_without_keeping_a_page_may_look_at_another_of_its_runs(page):
     p = page(keep_running_s=0)
     first = begin(p)
-    other = p.app_state.submit(PORTRAIT, SPEECH, "auto", {}, owner="me", visit="v")
-    watched = p.generate.watch(request_of("v"), other, "me")
+    other = submission.submit(p.app_state, PORTRAIT, SPEECH, "auto", {}, owner="me", visit="v")
+    watched = p.generate.run_view.watch(request_of("v"), other, "me")
     next(watched)
     assert not updates_of(list(first), "generate"), "it says nothing more of the buttons"
     run = p.job_queue.running
     assert not run.cancelled.is_set()
-    assert [set(update) for update in p.generate.watch(request_of("v"), other, "me")] == [{"status"}]
+    assert [set(update) for update in p.generate.run_view.watch(request_of("v"), other, "me")] == [{"status"}]
     watched.close()
 
 

@@ -19,8 +19,8 @@ from avatar.errors import BadInput
 from avatar.runtime import scratch
 from avatar.runtime.gallery import About, Gallery, GalleryEntry, video_name
 from avatar.runtime.scratch import PREFIX, Scratch, is_written, writing_in
-from avatar.ui.examples import Examples
-from avatar.ui.routes import routes
+from avatar.ui.routes.video_routes import routes
+from avatar.ui.state.examples import Examples
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -101,7 +101,7 @@ def test_bundled_portraits_are_known_by_their_bytes(tmp_path: Path):
     assert examples.bundled(copy) == examples.portraits[0]
     copy.write_bytes(b"other")
     assert examples.bundled(copy) is None
-    assert {example.names("en") for example in examples.pairs}
+    assert {example.titles("en") for example in examples.pairs}
     assert Examples(tmp_path).pairs == []
 
 
@@ -196,7 +196,7 @@ def test_importing_the_app_loads_neither_torch_nor_gradio():
 
 
 def test_the_page_loads_no_torch():
-    code = "import avatar.ui.page, avatar.ui.handlers, sys; assert 'torch' not in sys.modules"
+    code = "import avatar.ui.page, avatar.ui.page_events, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from avatar.errors import BadInput
 from avatar.ui import payloads
-from avatar.ui.speakers_panel import MOST_SPEAKERS
-from avatar.ui.uploads import NotUploaded, Uploads
+from avatar.ui.portrait.speakers_panel import MOST_SPEAKERS
+from avatar.ui.state.uploads import NotUploaded, Uploads
 
 BOX = {"left": 0.1, "top": 0.2, "right": 0.3, "bottom": 0.6}
 Given = tuple[Any, ...]

@@ -18,9 +18,9 @@ from avatar.hardware.inventory import Inventory
 from avatar.preset import Rung, load_preset, load_presets
 from avatar.settings import SETTINGS
 from avatar.ui.error_messages import reports_errors
-from avatar.ui.job_queue import QueueFull
-from avatar.ui.language import browser_table, language_of, text
-from avatar.ui.translations import NOTICES, RUNGS, SHORTFALL_TEXTS, TEXT
+from avatar.ui.language import browser_table, compared_words, language_of, notice_words, program_words, text
+from avatar.ui.state.job_queue import QueueFull
+from avatar.ui.translations import TRANSLATIONS, read
 from tests.ui.test_notices_in_chinese import sound_notices
 
 UI = Path(__file__).resolve().parents[2] / "avatar" / "ui"
@@ -36,11 +36,32 @@ def request(language: str = "") -> gr.Request:
     return made
 
 
-def test_both_languages_have_the_same_blanks():
-    for key, (english, chinese) in TEXT.items():
-        assert english, key
-        assert chinese, key
-        assert fields(english) == fields(chinese), key
+@pytest.mark.parametrize("language", sorted(TRANSLATIONS))
+@pytest.mark.parametrize("part", ["page", "live"])
+def test_every_language_has_the_same_texts_and_blanks(language: str, part: str):
+    english, translated = (getattr(TRANSLATIONS[one], part) for one in ("en", language))
+    assert list(translated) == list(english), "the same keys in the same order"
+    for key, words in translated.items():
+        assert words, key
+        assert fields(words) == fields(english[key]), key
+
+
+def test_a_key_in_two_sections_is_refused(tmp_path: Path):
+    (tmp_path / "xx.toml").write_text("[page.a]\nspeed = '1'\n[page.b]\nspeed = '2'\n")
+    with pytest.raises(ValueError, match=r"xx.toml has speed twice"):
+        read(tmp_path / "xx.toml")
+
+
+def test_a_language_is_added_by_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    english = (UI / "translations" / "en.toml").read_text(encoding="utf-8")
+    french = english.replace('["en"]', '["fr", "fr-CA"]').replace('"Generate"', '"Créer"')
+    (tmp_path / "fr.toml").write_text(french, encoding="utf-8")
+    monkeypatch.setitem(TRANSLATIONS, "fr", read(tmp_path / "fr.toml"))
+    assert language_of(request("fr-CA,fr;q=0.9,en;q=0.8")) == "fr"
+    assert text("generate", "fr") == "Créer"
+    assert browser_table().translations_dict["fr-CA"]["generate"] == "Créer"
+    assert notice_words("head_only", "Only the head moves.", {}, "fr") == "Only the head moves."
+    assert compared_words("lip sync", "fr") == "lip sync"
 
 
 def test_every_key_that_is_asked_for_is_there():
@@ -56,18 +77,17 @@ def test_every_key_that_is_asked_for_is_there():
                 if isinstance(first, ast.Constant):
                     used.add(first.value)
     assert len(used) > 40
-    assert used <= set(TEXT)
+    assert used <= TRANSLATIONS["en"].page.keys()
 
 
 def test_no_words_lie_idle():
-    paths = [path for path in UI.parent.rglob("*.py") if path.name != "translations.py"]
-    source = "".join(path.read_text(encoding="utf-8") for path in paths)
+    source = "".join(path.read_text(encoding="utf-8") for path in UI.parent.rglob("*.py"))
     source += (UI / "static" / "points.js").read_text(encoding="utf-8")
     # Keys that the code composes.
     made = ("phase_", "error_", "points_", "source_", "captions_", "framing_", "aspect_", "background_")
-    made += ("motion_", "upscale_", "speakers_")
+    made += ("motion_", "upscale_", "speakers_", "speaks_")
     source = source.replace("'", '"')
-    idle = [key for key in TEXT if f'"{key.removesuffix("_info")}"' not in source]
+    idle = [key for key in TRANSLATIONS["en"].page if f'"{key.removesuffix("_info")}"' not in source]
     assert [
         key for key in idle if not key.startswith(made) and key.removesuffix("_info") not in SETTINGS
     ] == []
@@ -99,7 +119,7 @@ def test_what_is_missing_can_be_said_in_chinese():
     small = Inventory.imagine(1, 8, host_ram_gib=2)
     large = Inventory.imagine(4, 95, compute_capability="12.0")
     instances = tuple(replace(gpu, uuid=f"MIG-{gpu.index}") for gpu in large.gpus)
-    reported = set()
+    translated, reported = program_words("shortfalls", "zh"), set()
     for machine in (
         Inventory.imagine(0, 0, host_ram_gib=0.1),
         replace(small, gpus=(replace(small.gpus[0], compute_capability="7.0"),)),
@@ -114,10 +134,10 @@ def test_what_is_missing_can_be_said_in_chinese():
     ):
         for preset in [*load_presets(), load_preset("4x80gb-realtime").with_settings(offload_model=True)]:
             for shortfall in fit.judge(preset, machine).shortfalls:
-                assert SHORTFALL_TEXTS[shortfall.code].format_map(shortfall.values)
+                assert translated[shortfall.code].format_map(shortfall.values)
                 assert shortfall.remedy
                 reported.add(shortfall.code)
-    assert reported == set(SHORTFALL_TEXTS)
+    assert reported == set(translated)
 
 
 def test_notices_have_no_blank_that_is_not_filled():
@@ -136,12 +156,12 @@ def test_notices_have_no_blank_that_is_not_filled():
     intake["pose_short"] = {"name", "seconds", "of"}
     run = {"restarted": {"cause"}, "resumed": {"done", "total"}, "frames_cut": {"count"}}
     others = {**portrait, **live, **intake, **run}
-    for code, words in NOTICES.items():
+    for code, words in program_words("notices", "zh").items():
         assert fields(words) <= {"text"} | (rungs if code.startswith("rung_") else others.get(code, set()))
 
 
 def test_every_rung_has_a_name():
-    assert set(RUNGS) == set(get_args(Rung))
+    assert set(program_words("rungs", "zh")) == set(get_args(Rung))
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from avatar.preview.source import PreviewSource
 from avatar.request import Request
 from avatar.runtime.report import read_report
 from avatar.runtime.stream import stream_frames
-from avatar.ui import form
-from avatar.ui.form import form_choices
-from avatar.ui.job_queue import KeptVideo
+from avatar.ui.presets import settings_form
+from avatar.ui.presets.settings_form import form_choices
+from avatar.ui.state import submission
+from avatar.ui.state.job_queue import KeptVideo
 from tests.commands.test_upscale_command import TWICE
 
 
@@ -53,7 +54,7 @@ def words(tmp_path) -> Path:
 
 
 def kept(page: Page, words: Path, **settings: str) -> KeptVideo:
-    run = page.app_state.submit(PORTRAIT, words, "cpu-preview", {"size": "128*128", **settings})
+    run = submission.submit(page.app_state, PORTRAIT, words, "cpu-preview", {"size": "128*128", **settings})
     [last] = [event for event in run.follow(0.2) if isinstance(event, KeptVideo)]
     return last
 
@@ -91,13 +92,13 @@ def test_a_program_that_fails_leaves_the_video_in_the_gallery(page, words):
 def test_a_visitor_can_name_no_program(page):
     for value in ("cp {input} {output}", ["cp"], "command"):
         with pytest.raises(BadInput, match="off, 1080p, 1080p-arnet"):
-            page.app_state.with_settings("cpu-preview", {"upscale": value})
+            page.app_state.machine.with_settings("cpu-preview", {"upscale": value})
     with pytest.raises(BadInput, match="There is no setting"):
-        page.app_state.with_settings("cpu-preview", {"upscale_with": "cp {input} {output}"})
+        page.app_state.machine.with_settings("cpu-preview", {"upscale_with": "cp {input} {output}"})
 
 
 def test_a_package_that_is_not_installed_is_not_offered(monkeypatch):
-    monkeypatch.setattr(form, "has_arnet", lambda: False)
+    monkeypatch.setattr(settings_form, "has_arnet", lambda: False)
     assert form_choices("upscale", "en") == {"choices": [("off", "off"), ("1080p", "1080p")]}
-    monkeypatch.setattr(form, "has_arnet", lambda: True)
+    monkeypatch.setattr(settings_form, "has_arnet", lambda: True)
     assert form_choices("upscale", "zh")["choices"][-1] == ("1080p（ARNet 网络）", "1080p-arnet")

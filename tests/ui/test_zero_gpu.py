@@ -20,7 +20,7 @@ from avatar.planning.verdict import judge
 from avatar.preset import load_preset
 from avatar.runtime.engine_process import EngineProcess
 from avatar.runtime.factory import open_engine
-from avatar.ui import zero_gpu_page
+from avatar.runtime.zero_gpu import zero_gpu_of_space
 from tests.fixtures.server import Server, start_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,8 +127,8 @@ def test_a_gpu_taken_away_leaves_a_video_in_the_gallery(space, tmp_path):
 def test_elsewhere_nothing_is_imported_or_attached(monkeypatch):
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
     monkeypatch.setitem(sys.modules, "spaces", None)  # importing it fails
-    assert zero_gpu_page.zero_gpu_of_space() is None
-    engine = open_engine(load_preset("self-test"), zero_gpu=zero_gpu_page.zero_gpu_of_space())
+    assert zero_gpu_of_space() is None
+    engine = open_engine(load_preset("self-test"), zero_gpu=zero_gpu_of_space())
     assert isinstance(engine, EngineProcess)
     engine.close()
 
@@ -137,7 +137,7 @@ def test_a_space_without_the_package_says_what_to_add(monkeypatch):
     monkeypatch.setenv("SPACES_ZERO_GPU", "1")
     monkeypatch.setitem(sys.modules, "spaces", None)
     with pytest.raises(AvatarError, match=r"spaces.*requirements\.txt"):
-        zero_gpu_page.zero_gpu_of_space()
+        zero_gpu_of_space()
 
 
 def test_plans_are_made_for_the_zero_gpu_card(monkeypatch):

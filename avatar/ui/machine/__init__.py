@@ -1,0 +1,1 @@
+"""This machine on the page: gauges, and a plan as bars."""
