@@ -32,6 +32,9 @@ DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 class VideoVAE:
     """Pixels in -1..1, B 3 T H W, to normalised latents, B 16 t h w; t = 1 + (T - 1) / 4, h = H / 8."""
 
+    # A block on an H200 at 704×384: 72 ms and 2.4 GiB of workspace; with all 3 frames at once, 69 ms and 4.8.
+    latent_frames_at_once = 1
+
     def __init__(self, model: AutoencoderKLWan) -> None:
         self.model = model.eval().requires_grad_(False)
         _lay_out_channels_last(model)
@@ -81,7 +84,7 @@ class VideoVAE:
         """The same, compiled to one graph per latent shape; cached, so that the next video builds none."""
         return compiled(self.decoder)
 
-    def denormalise(self, latents: Tensor) -> Tensor:
+    def decoder_input(self, latents: Tensor) -> Tensor:
         """Undo the normalisation, on the decoder's device and in its dtype."""
         latents = latents.to(self.device, torch.float32)
         return (latents * self.std + self.mean).to(self.dtype)
