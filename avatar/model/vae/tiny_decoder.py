@@ -20,7 +20,8 @@ from avatar.model.vae.vae import VideoVAE
 from avatar.model.weights.tensor_files import Shapes, read_pth, require_match
 from avatar.model.weights.weight_formats import StoredTensors
 
-WIDTHS = (256, 128, 64, 64)  # channels at an eighth, a quarter, half and the whole of the picture's size
+WIDTH = 256  # channels of the published models
+NARROWER = (1, 2, 4, 4)  # times, at an eighth, a quarter, half and the whole of the picture's size
 GROWTH = (1, 2, 2)  # frames made of one, before each doubling of height and width
 MEMORY_BLOCKS = 3  # at each of the three smaller sizes
 LATENT_LIMIT = 3.0  # latents are squeezed smoothly into -3..3
@@ -74,12 +75,14 @@ class TinyCausalDecoder(nn.Sequential):
     each memory block. Growing comes before enlarging here, which gives the same numbers sooner.
     """
 
-    def __init__(self) -> None:
-        layers: list[nn.Module] = [nn.Identity(), _conv(LATENT_CHANNELS, WIDTHS[0]), nn.Identity()]
-        for times, (channels, narrower) in zip(GROWTH, pairwise(WIDTHS), strict=True):
+    def __init__(self, width: int = WIDTH) -> None:
+        """width: channels at the smallest size, a multiple of 4."""
+        widths = [width // times for times in NARROWER]
+        layers: list[nn.Module] = [nn.Identity(), _conv(LATENT_CHANNELS, width), nn.Identity()]
+        for times, (channels, narrower) in zip(GROWTH, pairwise(widths), strict=True):
             layers += [MemoryBlock(channels) for _ in range(MEMORY_BLOCKS)]
             layers += [nn.Identity(), Growth(channels, times), _conv(channels, narrower, bias=False)]
-        super().__init__(*layers, nn.Identity(), _conv(WIDTHS[-1], 3))
+        super().__init__(*layers, nn.Identity(), _conv(widths[-1], 3))
 
     def start(self, latents: Tensor) -> tuple[Tensor, Pasts]:
         """Decode the first latent frame, 1 16 1 h w, into one video frame, the last of the four it makes."""
@@ -132,6 +135,7 @@ class TinyDecoder:
         self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         model = model.to(self.device, self.dtype, memory_format=torch.channels_last)
         self.decoder = self.compiled_decoder = model.eval().requires_grad_(False)
+        self._normalised = normalised
         self._mean, self._std = (0.0, 1.0) if normalised else (vae.mean, vae.std)
 
     @classmethod
@@ -139,13 +143,18 @@ class TinyDecoder:
         """Read TAEHV's or LightTAE's file for Wan 2.1, .pth or .safetensors. Raises: WeightsMissing."""
         stored = read_pth(path) if path.suffix == ".pth" else dict(StoredTensors(path))
         tensors = {name: value for name, value in stored.items() if name.startswith(PREFIX)}
+        first = tensors.get(f"{PREFIX}1.weight")
         with torch.device("meta"):
-            model = TinyCausalDecoder()
+            model = TinyCausalDecoder(WIDTH if first is None else len(first))
         expected: Shapes = {f"{PREFIX}{name}": tuple(t.shape) for name, t in model.state_dict().items()}
         require_match(path.name, expected, {name: tuple(value.shape) for name, value in tensors.items()})
         named = {name.removeprefix(PREFIX): value.float() for name, value in tensors.items()}
         model.load_state_dict(named, assign=True)
         return cls(model, vae, normalised=not path.name.startswith(LIGHT))
+
+    def beside(self, vae: VideoVAE) -> TinyDecoder:
+        """The same decoder on the device of a VAE that was moved; its weights move with it."""
+        return TinyDecoder(self.decoder, vae, normalised=self._normalised)
 
     def decoder_input(self, latents: Tensor) -> Tensor:
         """Normalised latents, B 16 t h w, as the decoder takes them, on its device and in its dtype."""

@@ -46,14 +46,20 @@ class VideoVAE:
         self.std = torch.tensor(model.config["latents_std"], dtype=torch.float32).view(shape).to(self.device)
 
     @classmethod
-    def load(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> VideoVAE:
+    def load(
+        cls, path: Path, device: torch.device | str, dtype: torch.dtype, *, decodes: bool = True
+    ) -> VideoVAE:
         """Read the published .pth file, ComfyUI's .safetensors, or a diffusers folder.
 
+        decodes: False leaves the decoder out of memory; then only encode() and encode_still() work.
         Raises: WeightsMissing.
         """
         model, tensors = _from_folder(path) if path.is_dir() else _from_pth(path)
         expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         require_match(path.name, expected, {name: tuple(value.shape) for name, value in tensors.items()})
+        if not decodes:
+            drop_decoder(model)
+            tensors = {name: tensors[name] for name in model.state_dict()}
         model.load_state_dict({name: t.to(device, dtype) for name, t in tensors.items()}, assign=True)
         return cls(model)
 
@@ -91,6 +97,11 @@ class VideoVAE:
 
     def _normalise(self, mean: Tensor) -> Tensor:
         return (mean.float() - self.mean) / self.std
+
+
+def drop_decoder(model: AutoencoderKLWan) -> None:
+    """Take the decoder's layers out of diffusers' model."""
+    model.decoder = model.post_quant_conv = torch.nn.Identity()
 
 
 def _lay_out_channels_last(model: torch.nn.Module) -> None:
