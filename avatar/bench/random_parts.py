@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -29,6 +30,7 @@ from avatar.pipeline.conditioning import (
     PortraitEncoder,
     prepare_portrait,
 )
+from avatar.pipeline.decode import LatentDecoder
 from avatar.pipeline.denoiser import Conditions
 from avatar.pipeline.device import DTYPES, best_device
 from avatar.pipeline.offload.encoders import OffloadedVAE, offload_speech_encoder
@@ -105,7 +107,7 @@ def random_parts(
             nn.Module.to(speech, "cpu")
         else:
             offload_speech_encoder(encoder, device)
-    decoder = video
+    decoder: LatentDecoder = video
     if preset.memory.decoder == "tiny":
         decoder = _random_tiny_decoder(video, tiny.TINY_DECODER_WIDTH if is_tiny else WIDTH)
     settle = settle_on_host(config, placement)
@@ -128,7 +130,7 @@ def random_parts(
 def _random_tiny_decoder(vae: VideoVAE, width: int) -> TinyDecoder:
     model = TinyCausalDecoder(width)
     model.load_state_dict(tiny.random_tensors(model, torch.Generator().manual_seed(0), torch.float32))
-    last = model[-1]
+    last: Any = model.decoder[-1]
     last.weight.data.mul_(CONTRAST)
     last.bias.data.fill_(0.5)  # mid-grey, between 0 and 1
     return TinyDecoder(model, vae)

@@ -53,11 +53,11 @@ def test_its_names_are_the_published_ones() -> None:
     blocks = (3, 4, 5, 9, 10, 11, 15, 16, 17)
     expected |= {f"{i}.conv.{j}.{leaf}" for i in blocks for j in (0, 2, 4) for leaf in ("weight", "bias")}
     shapes = {name: tuple(value.shape) for name, value in TinyCausalDecoder().state_dict().items()}
-    assert set(shapes) == expected
-    assert shapes["1.weight"] == (256, 16, 3, 3)
-    assert shapes["3.conv.0.weight"] == (256, 512, 3, 3)
-    assert shapes["13.conv.weight"] == (256, 128, 1, 1)
-    assert shapes["22.weight"] == (3, 64, 3, 3)
+    assert set(shapes) == {f"decoder.{name}" for name in expected}
+    assert shapes["decoder.1.weight"] == (256, 16, 3, 3)
+    assert shapes["decoder.3.conv.0.weight"] == (256, 512, 3, 3)
+    assert shapes["decoder.13.conv.weight"] == (256, 128, 1, 1)
+    assert shapes["decoder.22.weight"] == (3, 64, 3, 3)
 
 
 @pytest.mark.parametrize("sizes", [[1, 3, 3, 3], [1, 9], [1] * 10, [1, 2, 4, 1, 2]])
@@ -135,8 +135,7 @@ def test_an_absent_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
 
 
 def test_growth_splits_channels_into_frames_in_order() -> None:
-    decoder = make_decoder().decoder
-    grown, x = decoder[13], torch.randn(2, 128, 3, 5)
+    grown, x = make_decoder().decoder.decoder[13], torch.randn(2, 128, 3, 5)
     with torch.no_grad():
         whole = grown.conv(x)
         expected = torch.stack([whole[0, :128], whole[0, 128:], whole[1, :128], whole[1, 128:]])

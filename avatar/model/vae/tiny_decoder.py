@@ -54,7 +54,7 @@ class MemoryBlock(nn.Module):
         return F.relu_(self.conv(beside).add_(x))
 
 
-class Growth(nn.Module):
+class FrameGrowth(nn.Module):
     """Each frame becomes one or several, by a convolution of 1 × 1."""
 
     def __init__(self, channels: int, times: int) -> None:
@@ -68,8 +68,8 @@ class Growth(nn.Module):
         return x.permute(0, 3, 1, 2, 4).flatten(0, 1).permute(0, 3, 1, 2)
 
 
-class TinyCausalDecoder(nn.Sequential):
-    """The decoder's layers, numbered as in the published file, where each name begins with "decoder.".
+class TinyCausalDecoder(nn.Module):
+    """The decoder's layers, named and numbered as in the published file.
 
     All frames of a call go through each layer at once. What a call leaves for the next is the last frame at
     each memory block. Growing comes before enlarging here, which gives the same numbers sooner.
@@ -77,12 +77,13 @@ class TinyCausalDecoder(nn.Sequential):
 
     def __init__(self, width: int = WIDTH) -> None:
         """width: channels at the smallest size, a multiple of 4."""
+        super().__init__()
         widths = [width // times for times in NARROWER]
         layers: list[nn.Module] = [nn.Identity(), _conv(LATENT_CHANNELS, width), nn.Identity()]
         for times, (channels, narrower) in zip(GROWTH, pairwise(widths), strict=True):
             layers += [MemoryBlock(channels) for _ in range(MEMORY_BLOCKS)]
-            layers += [nn.Identity(), Growth(channels, times), _conv(channels, narrower, bias=False)]
-        super().__init__(*layers, nn.Identity(), _conv(widths[-1], 3))
+            layers += [nn.Identity(), FrameGrowth(channels, times), _conv(channels, narrower, bias=False)]
+        self.decoder = nn.Sequential(*layers, nn.Identity(), _conv(widths[-1], 3))
 
     def start(self, latents: Tensor) -> tuple[Tensor, Pasts]:
         """Decode the first latent frame, 1 16 1 h w, into one video frame, the last of the four it makes."""
@@ -96,24 +97,24 @@ class TinyCausalDecoder(nn.Sequential):
     def _run(self, latents: Tensor, pasts: Pasts | None) -> tuple[Tensor, Pasts]:
         (x,) = latents.transpose(1, 2)  # frames as a batch of pictures, t 16 h w
         x = torch.tanh(x / LATENT_LIMIT) * LATENT_LIMIT
-        x = F.relu_(self[1](x.contiguous(memory_format=torch.channels_last)))
+        x = F.relu_(self.decoder[1](x.contiguous(memory_format=torch.channels_last)))
         fresh: Pasts = []
-        for layer in list(self)[3:-2]:
+        for layer in self.decoder[3:-3]:
             match layer:
                 case MemoryBlock():
                     past = None if pasts is None else pasts.pop(0)
                     fresh.append(x[-1:].clone())
                     x = layer(x, past)
-                case Growth():
+                case FrameGrowth():
                     x = layer(x)
-                case nn.Conv2d() if layer is not self[-3]:
+                case nn.Conv2d():
                     x = layer(_enlarged(x))
         pictures = torch.cat([self._head(part) for part in x.split(FRAMES_AT_FULL_SIZE)])
         return pictures.transpose(0, 1)[None].mul(2).sub(1), fresh
 
     def _head(self, x: Tensor) -> Tensor:
         """From half the picture's size, T 64 H/2 W/2, to pixels in about 0..1, T 3 H W."""
-        picture: Tensor = self[-1](F.relu_(self[-3](_enlarged(x))))
+        picture: Tensor = self.decoder[-1](F.relu_(self.decoder[-3](_enlarged(x))))
         return picture
 
 
@@ -133,10 +134,11 @@ class TinyDecoder:
         """
         self.device = vae.device
         self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
-        model = model.to(self.device, self.dtype, memory_format=torch.channels_last)
-        self.decoder = self.compiled_decoder = model.eval().requires_grad_(False)
-        self._normalised = normalised
-        self._mean, self._std = (0.0, 1.0) if normalised else (vae.mean, vae.std)
+        self.decoder = self.compiled_decoder = model.to(self.device, self.dtype).eval().requires_grad_(False)
+        for weight in model.parameters():
+            if weight.ndim == 4:  # as kernels on GPUs prefer
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        self._scale = None if normalised else (vae.mean, vae.std)
 
     @classmethod
     def load(cls, path: Path, vae: VideoVAE) -> TinyDecoder:
@@ -146,20 +148,22 @@ class TinyDecoder:
         first = tensors.get(f"{PREFIX}1.weight")
         with torch.device("meta"):
             model = TinyCausalDecoder(WIDTH if first is None else len(first))
-        expected: Shapes = {f"{PREFIX}{name}": tuple(t.shape) for name, t in model.state_dict().items()}
+        expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         require_match(path.name, expected, {name: tuple(value.shape) for name, value in tensors.items()})
-        named = {name.removeprefix(PREFIX): value.float() for name, value in tensors.items()}
-        model.load_state_dict(named, assign=True)
+        model.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
         return cls(model, vae, normalised=not path.name.startswith(LIGHT))
 
     def beside(self, vae: VideoVAE) -> TinyDecoder:
         """The same decoder on the device of a VAE that was moved; its weights move with it."""
-        return TinyDecoder(self.decoder, vae, normalised=self._normalised)
+        return TinyDecoder(self.decoder, vae, normalised=self._scale is None)
 
     def decoder_input(self, latents: Tensor) -> Tensor:
         """Normalised latents, B 16 t h w, as the decoder takes them, on its device and in its dtype."""
         latents = latents.to(self.device, torch.float32)
-        return (latents * self._std + self._mean).to(self.dtype)
+        if self._scale is not None:
+            mean, std = self._scale
+            latents = latents * std + mean
+        return latents.to(self.dtype)
 
 
 def _conv(channels: int, out: int, bias: bool = True) -> nn.Conv2d:

@@ -35,7 +35,7 @@ from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import SPEECH_HZ
 from avatar.model.text_encoder import NAMES
 from avatar.model.transformer import StreamingTransformer
-from avatar.model.vae.tiny_decoder import PREFIX, TinyCausalDecoder
+from avatar.model.vae.tiny_decoder import TinyCausalDecoder
 from avatar.model.weights.lora import is_target
 
 DTYPE = torch.bfloat16
@@ -207,7 +207,7 @@ def _write_vae(path: Path, generator: torch.Generator) -> None:
 def _write_tiny_decoder(folder: Path, generator: torch.Generator) -> None:
     folder.mkdir(exist_ok=True)
     tensors = random_tensors(TinyCausalDecoder(TINY_DECODER_WIDTH), generator, torch.float16)
-    torch.save({f"{PREFIX}{name}": value for name, value in tensors.items()}, folder / TINY_DECODER)
+    torch.save(tensors, folder / TINY_DECODER)
 
 
 def published_vae_names() -> Iterable[str]:
