@@ -99,7 +99,7 @@ class TinyCausalDecoder(nn.Module):
         x = torch.tanh(x / LATENT_LIMIT) * LATENT_LIMIT
         x = F.relu_(self.decoder[1](x.contiguous(memory_format=torch.channels_last)))
         fresh: Pasts = []
-        for layer in self.decoder[3:-3]:
+        for layer in list(self.decoder)[3:-3]:
             match layer:
                 case MemoryBlock():
                     past = None if pasts is None else pasts.pop(0)

@@ -101,7 +101,8 @@ class VideoVAE:
 
 def drop_decoder(model: AutoencoderKLWan) -> None:
     """Take the decoder's layers out of diffusers' model."""
-    model.decoder = model.post_quant_conv = torch.nn.Identity()
+    for name in ("decoder", "post_quant_conv"):
+        setattr(model, name, torch.nn.Identity())
 
 
 def _lay_out_channels_last(model: torch.nn.Module) -> None:
