@@ -145,8 +145,9 @@ def _add_live(parser: argparse.ArgumentParser) -> None:
     for name, one in PICTURE.items():
         about = f"of that portrait: {one.setting.help}"
         add(f"--live-{name}", default=one.default, metavar=name.upper(), help=about)
-    motion = SETTINGS["motion"]
-    add("--live-motion", choices=motion.choices, default=None, help=f"{motion.setting.help} (the preset's)")
+    for name in ("motion", "decoder"):
+        one = SETTINGS[name]
+        add(f"--live-{name}", choices=one.choices, default=None, help=f"{one.setting.help} (the preset's)")
     add(
         "--ice-servers",
         action="append",
@@ -317,7 +318,7 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
         return None
     from avatar.hardware.inventory import probe
     from avatar.live.chat import SYSTEM_PROMPT, chat_address
-    from avatar.live.portrait_intake import live_preset, moving
+    from avatar.live.portrait_intake import operators_preset
     from avatar.live.speech_recognition import WHISPER, hear_address, recogniser
     from avatar.live.state import LiveOptions, LiveState
     from avatar.live.transports.webrtc import IceServer
@@ -325,7 +326,7 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
     from avatar.planning.verdict import judge
     from avatar.runtime.factory import open_engine
 
-    preset = moving(live_preset(args.live_preset), args.live_motion)
+    preset = operators_preset(args.live_preset, motion=args.live_motion, decoder=args.live_decoder)
     hears = hear_address(args.hear_url, args.hear_model)
     options = LiveOptions(
         preset=preset,

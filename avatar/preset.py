@@ -98,7 +98,8 @@ class Preset:
         if self.engine != "diffusion":
             return self.engine
         memory = self.memory
-        return self.requires.weights, memory.weight_dtype, memory.text_encoder, memory.lora, self.parallel
+        loaded = memory.weight_dtype, memory.text_encoder, memory.decoder, memory.lora
+        return self.requires.weights, *loaded, self.parallel
 
     def with_settings(self, /, **settings: Any) -> Preset:
         """The preset with flat settings (size=…, num_gpus_dit=…) changed; None leaves a setting unchanged.

@@ -21,6 +21,7 @@ WeightDtype = Literal["bf16", "fp8", "fp32"]
 RingDtype = Literal["bf16", "fp8", "fp32"]
 AttentionDtype = Literal["bf16", "int8"]
 TextPlace = Literal["gpu", "cpu", "sharded"]
+Decoder = Literal["full", "tiny"]
 MotionLevel = Literal["still", "calm", "normal", "lively"]
 Upscale = Literal["off", "1080p", "1080p-arnet"]
 LayoutName = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
@@ -170,7 +171,8 @@ class Memory:
     """What is loaded, where it lives and in which form. text_encoder: "sharded" is over all GPUs of several.
 
     attention_dtype: "int8" is int8 keys by fp8 values, and rings in that form whatever ring_dtype is; "bf16"
-    is the residual stream's own dtype, fp32 where weights are.
+    is the residual stream's own dtype, fp32 where weights are. decoder: what makes pictures of latents; the
+    portrait is encoded by the full VAE whichever it is.
     """
 
     enable_online_decode: Annotated[
@@ -202,6 +204,14 @@ class Memory:
             refused_by=NO_MODEL,
         ),
     ] = "gpu"
+    decoder: Annotated[
+        Decoder,
+        Setting(
+            "what makes the pictures; tiny: a small network, faster and in less memory, at a loss of detail",
+            widget=Widget("Dropdown", {"choices": list(get_args(Decoder))}),
+            refused_by=NO_MODEL,
+        ),
+    ] = "full"
     lora: Annotated[
         str,
         Setting(

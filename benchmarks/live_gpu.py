@@ -51,11 +51,13 @@ def main() -> None:
     parser.add_argument("--preset", default="live", help="a live preset, or a .toml file")
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--size", default=None)
+    parser.add_argument("--decoder", default=None, help="full or tiny")
     parser.add_argument(
         "--sessions", type=int, default=3, help="one after another"
     )
     args = parser.parse_args()
-    preset = live_preset(args.preset).with_settings(sample_steps=args.steps, size=args.size)
+    changes = {"sample_steps": args.steps, "size": args.size, "decoder": args.decoder}
+    preset = live_preset(args.preset).with_settings(**changes)
     with tempfile.TemporaryDirectory() as folder:
         source = source_of(preset, Path(folder))
         portrait, _ = write_sample(Path(folder), Size(704, 384), 1.0)

@@ -70,6 +70,7 @@ def test_every_key_of_every_section_is_read(tmp_path):
         + 'trim = true\nseed = 9\nprompt = "p"\nmotion = "calm"\nupscale = "1080p"\n'
         + '[memory]\nenable_online_decode = false\noffload_model = true\nweight_dtype = "fp8"\n'
         + 'ring_dtype = "fp32"\nattention_dtype = "int8"\ntext_encoder = "cpu"\nlora = "a.safetensors"\n'
+        + 'decoder = "tiny"\n'
         + '[parallel]\nlayout = "ulysses"\nnum_gpus_dit = 3\nulysses_size = 3\ndecode_gpu = true\n'
         + '[fallback]\norder = ["offload", "size"]\n'
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -15,7 +16,8 @@ from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import Size
 from avatar.model.quantize import Quantiser
 from avatar.model.transformer import StreamingTransformer
-from avatar.model.vae.vae import VideoVAE
+from avatar.model.vae.tiny_decoder import WIDTH, TinyCausalDecoder, TinyDecoder
+from avatar.model.vae.vae import VideoVAE, drop_decoder
 from avatar.model.wav2vec2 import SpeechEncoder
 from avatar.model.weights import tiny
 from avatar.model.weights.loading import Check
@@ -28,6 +30,7 @@ from avatar.pipeline.conditioning import (
     PortraitEncoder,
     prepare_portrait,
 )
+from avatar.pipeline.decode import LatentDecoder
 from avatar.pipeline.denoiser import Conditions
 from avatar.pipeline.device import DTYPES, best_device
 from avatar.pipeline.offload.encoders import OffloadedVAE, offload_speech_encoder
@@ -93,6 +96,8 @@ def random_parts(
         vae = AutoencoderKLWan(base_dim=tiny.VAE_WIDTH if is_tiny else VAE_WIDTH)
         speech = Wav2Vec2Model(tiny.SPEECH if is_tiny else SPEECH)
     vae.decoder.conv_out.weight.data.mul_(CONTRAST)
+    if preset.memory.decoder == "tiny":
+        drop_decoder(vae)
     nn.Module.to(vae, device, dtype)  # the library's own to() gives a needless warning
     nn.Module.to(speech, device)  # one of its tensors is created on the CPU whatever the default
     video, encoder = VideoVAE(vae), SpeechEncoder(speech)
@@ -102,6 +107,9 @@ def random_parts(
             nn.Module.to(speech, "cpu")
         else:
             offload_speech_encoder(encoder, device)
+    decoder: LatentDecoder = video
+    if preset.memory.decoder == "tiny":
+        decoder = _random_tiny_decoder(video, tiny.TINY_DECODER_WIDTH if is_tiny else WIDTH)
     settle = settle_on_host(config, placement)
 
     def make(check: Check) -> StreamingTransformer:
@@ -116,4 +124,13 @@ def random_parts(
     if prompt_tokens is None:
         prompt_tokens = config.short_text_tokens - 1
     conditions = RandomConditions(PortraitEncoder(video), encoder, config.text_dim, prompt_tokens)
-    return Components(device, dtype, video, conditions, make, placement)
+    return Components(device, dtype, video, conditions, make, decoder, placement)
+
+
+def _random_tiny_decoder(vae: VideoVAE, width: int) -> TinyDecoder:
+    model = TinyCausalDecoder(width)
+    model.load_state_dict(tiny.random_tensors(model, torch.Generator().manual_seed(0), torch.float32))
+    last: Any = model.decoder[-1]
+    last.weight.data.mul_(CONTRAST)
+    last.bias.data.fill_(0.5)  # mid-grey, between 0 and 1
+    return TinyDecoder(model, vae)

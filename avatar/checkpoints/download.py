@@ -34,9 +34,11 @@ from avatar.checkpoints.locations import (
     OFFICIAL,
     PARTS,
     SHARD_STEM,
+    TINY_DECODER,
     Checkpoint,
     CheckpointLayout,
     hub_cache,
+    tiny_decoder_home,
 )
 from avatar.errors import AvatarError, BadInput, DoesNotFit, WeightsMissing
 from avatar.locks import take
@@ -95,6 +97,11 @@ def base_repo(layout: CheckpointLayout = OFFICIAL, parts: Collection[str] = PART
 LORA = Repo(LORA_REPO, (LORA_FILE,), "LiveAvatar", COMMITS[LORA_REPO])
 REPOS: tuple[Repo, ...] = (base_repo(OFFICIAL), LORA)
 DIFFUSERS_REPOS: tuple[Repo, ...] = (base_repo(DIFFUSERS), LORA)
+# The tiny decoder's newest edition is on no hub. Commit, size and sha256 are those that its users pin.
+TAEHV = Repo("madebyollin/taehv", (TINY_DECODER,), "", "1a88a7dcafa06f46866661c0d687654aafa5521b")
+TAEHV_URL = f"https://raw.githubusercontent.com/{TAEHV.name}/{TAEHV.revision}/{TINY_DECODER}"
+TAEHV_BYTES = 22_678_901
+TAEHV_SHA256 = "d26151e76cdc2c9424bef988de874b33d9a53f30ef3060cd556c429c469c797e"
 PART_BYTES = {  # of the published files
     "transformer": 32_600_000_000,
     "text_encoder": 11_361_920_418,
@@ -128,8 +135,10 @@ def download(
     revision: str | Mapping[str, str] | None = None,
     target: Path | None = None,
     progress: Progress | None = None,
+    *,
+    tiny_decoder: bool = False,
 ) -> list[Path]:
-    """Download the missing files, and return each repository's folder.
+    """Download the missing files, and return each repository's folder, and the tiny decoder's if asked for.
 
     revision: a branch, tag or commit, for every repository or by repository name; None: the pinned ones.
     target: the folder for --ckpt_dir; None: the hub's cache. progress: None shows bars on a terminal.
@@ -138,7 +147,7 @@ def download(
     corrupt twice, or another download into the same folder is running.
     """
     with _alone(target or hub_cache()):
-        return _download(repos, revision, target, progress)
+        return _download(repos, revision, target, progress, tiny_decoder)
 
 
 def _download(
@@ -146,11 +155,14 @@ def _download(
     revision: str | Mapping[str, str] | None,
     target: Path | None,
     progress: Progress | None,
+    tiny_decoder: bool,
 ) -> list[Path]:
     """As download, without its lock."""
     wanted = [_survey(repo, _revision(repo, revision), target) for repo in repos]
-    total = sum(one.to_fetch for one in wanted)
-    here = sum(file.here_bytes for one in wanted for file in one.large)
+    small = [_tiny_decoder_file(target)] if tiny_decoder else []
+    apart = [file for file in small if not _is_whole(file)]
+    total = sum(one.to_fetch for one in wanted) + sum(file.num_bytes for file in apart)
+    here = sum(file.here_bytes for file in [*apart, *(file for one in wanted for file in one.large)])
     require_disk_space(total - here, target or hub_cache())
     logger.info("to fetch: %.1f GB", (total - here) / GB)
     counter = None if progress is None else ByteCounter(total, progress, here)
@@ -163,7 +175,29 @@ def _download(
             fetch_files(one.large, bar, counter)
         bars = {} if bar is None else {"tqdm_class": bar}
         folders.append(Path(_snapshot(repo, one.revision, target, **bars)))
-    return folders
+    if apart:
+        with _explaining(TAEHV, TAEHV.revision):
+            fetch_files(apart, bar, counter)
+    return folders + [file.place.parent for file in small]
+
+
+def _tiny_decoder_file(target: Path | None) -> LargeFile:
+    """The tiny decoder's file, and where it goes."""
+    place = tiny_decoder_home(target) / TINY_DECODER
+    assert TAEHV.revision is not None
+    return LargeFile(
+        TAEHV.name, TAEHV.revision, TINY_DECODER, TAEHV_BYTES, TAEHV_SHA256, place, url=TAEHV_URL
+    )
+
+
+def _is_whole(file: LargeFile) -> bool:
+    """Whether a file is in its place; one of another size is replaced."""
+    if not file.place.is_file():
+        return False
+    if file.place.stat().st_size == file.num_bytes:
+        return True
+    logger.warning("%s is broken and will be fetched again", file.name)
+    return False
 
 
 @contextmanager

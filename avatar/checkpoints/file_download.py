@@ -1,4 +1,4 @@
-"""Download and verify large files of a hub repository, resuming after the program was killed.
+"""Download and verify large files of a hub repository or an address, resuming after the program was killed.
 
 huggingface_hub itself restarts a file when its process was killed, and checks only the size.
 """
@@ -31,7 +31,10 @@ MOST_TRIES = 2  # per file, if it arrives with the wrong sha256
 
 @dataclass(frozen=True)
 class LargeFile:
-    """A file that the hub stores by its sha256. place: its final path, once complete and verified."""
+    """A file that is known by its sha256. place: its final path, once complete and verified.
+
+    url: its address, outside the hub; "" for the hub's.
+    """
 
     repo: str
     revision: str
@@ -39,6 +42,7 @@ class LargeFile:
     num_bytes: int
     sha256: str
     place: Path
+    url: str = ""
 
     @property
     def partial(self) -> Path:
@@ -137,29 +141,37 @@ def _fetch(file: LargeFile, bar: type[tqdm] | None, counter: ByteCounter | None)
         if counter is not None:
             counter.add(-file.num_bytes)
     raise WeightsMissing(
-        f"{file.name} of {file.repo} arrived corrupt twice: its sha256 is not the hub's.",
+        f"{file.name} of {file.repo} arrived corrupt twice: its sha256 is not the one published.",
         "Something in the network alters it: try another network, proxy or HF_ENDPOINT.",
     )
 
 
 def _fetch_bytes(file: LargeFile, bar: type[tqdm] | None) -> None:
     """Append what is missing; a broken connection is resumed where it broke."""
-    metadata = get_hf_file_metadata(hf_hub_url(file.repo, file.name, revision=file.revision))
-    ours = urlsplit(metadata.location).netloc == urlsplit(hf_hub_url(file.repo, file.name)).netloc
+    location, headers = _address(file)
     with file.partial.open("ab") as out:
         if out.tell() > file.num_bytes:
             out.truncate(0)
         http_get(
-            metadata.location,
+            location,
             out,
             resume_size=out.tell(),
-            headers=build_hf_headers() if ours else {},  # the token is sent only to the hub
+            headers=headers,
             expected_size=file.num_bytes,
             displayed_filename=file.name,
             tqdm_class=bar,
         )
         out.flush()
         os.fsync(out.fileno())
+
+
+def _address(file: LargeFile) -> tuple[str, dict[str, str]]:
+    """Where a file is fetched from, and the headers; the user's token is sent only to the hub."""
+    if file.url:
+        return file.url, {"Accept-Encoding": "identity"}  # its own bytes, which are counted
+    location = get_hf_file_metadata(hf_hub_url(file.repo, file.name, revision=file.revision)).location
+    is_hub = urlsplit(location).netloc == urlsplit(hf_hub_url(file.repo, file.name)).netloc
+    return location, build_hf_headers() if is_hub else {}
 
 
 def sha256_of(path: Path) -> str:

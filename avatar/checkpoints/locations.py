@@ -27,6 +27,20 @@ REMEMBERED = "weights-folder"  # the file that stores the folder named by the us
 TOY_BYTES = 2**29  # a smaller transformer is a toy
 DOWNLOAD_COMMAND = "python -m avatar download"
 
+# The tiny decoder's published files for Wan 2.1, TAEHV's first; lightx2v/Autoencoders has all four.
+TINY_DECODER = "taew2_1.pth"
+TINY_DECODER_FILES = (
+    TINY_DECODER,
+    "taew2_1.safetensors",
+    "lighttaew2_1.safetensors",
+    "lighttaew2_1.pth",
+)
+TINY_DECODER_FOLDER = "TinyDecoder"  # below a download's folder, or the user's cache folder
+TINY_DECODER_REPOS = ("lightx2v/Autoencoders", "Kijai/WanVideo_comfy")  # of the hub's cache
+TINY_DECODER_REMEDY = (
+    f"Run `{DOWNLOAD_COMMAND} --decoder tiny`, put it into the folder of the weights, or take decoder full."
+)
+
 
 PARTS = ("transformer", "text_encoder", "tokenizer", "vae", "speech_encoder")
 
@@ -144,6 +158,7 @@ SINGLE_FILE_REPOS = (
     "QuantStack/Wan2.2-S2V-14B-GGUF",
     "city96/umt5-xxl-encoder-gguf",
 )
+TINY_DECODER_PLACES = ("", TINY_DECODER_FOLDER, "Autoencoders", "vae_approx", "vae")
 COMFYUI_FOLDERS = ("diffusion_models", "unet", "text_encoders", "clip", "vae", "audio_encoders", "VAE")
 
 
@@ -153,6 +168,7 @@ class Checkpoint:
 
     base, lora: folders of the base model, in any layout, and of the LoRA. parts: each part's folder or file,
     by part name. missing: names of missing files. places: every folder that was searched, in order.
+    tiny_decoder: its file, if there is one; the model is complete without it.
     """
 
     base: Path | None = None
@@ -162,6 +178,13 @@ class Checkpoint:
     complete: bool = False
     layout: CheckpointLayout = OFFICIAL
     parts: Mapping[str, Path] = field(default_factory=dict)
+    tiny_decoder: Path | None = None
+
+    @property
+    def lacks_tiny_decoder(self) -> bool:
+        """Whether a run with the tiny decoder must be refused; an imagined checkpoint has every file."""
+        imagined = self.complete and self.base is None and not self.parts
+        return self.tiny_decoder is None and not imagined
 
     @property
     def tokenizer(self) -> Path | None:
@@ -265,7 +288,8 @@ def find_checkpoint(ckpt_dir: Path | None = None) -> Checkpoint:
     whole = parts.get("transformer")
     home = base or (None if whole is None else whole.parent)
     places = [*places, hub]
-    return Checkpoint(home, lora, tuple(missing), tuple(places), not missing, layout, parts)
+    small = _tiny_decoder(places, hub)
+    return Checkpoint(home, lora, tuple(missing), tuple(places), not missing, layout, parts, small)
 
 
 def _bases(places: Sequence[Path], hub: Path) -> Iterator[tuple[Path, CheckpointLayout]]:
@@ -290,6 +314,25 @@ def _lora_folders(places: Sequence[Path], hub: Path) -> Iterator[Path]:
         for home in homes:
             yield from _snapshots(home, LORA_REPO)
     yield from _snapshots(hub, LORA_REPO)
+
+
+def _tiny_decoder(places: Sequence[Path], hub: Path) -> Path | None:
+    """The tiny decoder's file, by its name: those of the first place that has any, TAEHV's first."""
+    folders: list[Path] = []
+    for place in places:
+        home = place.parent if is_file(place) else place
+        roots = (home, home / "models", home / "split_files")
+        folders += [root / name for root in roots for name in TINY_DECODER_PLACES]
+        folders += [home.parent / name for name in TINY_DECODER_PLACES if name]  # beside a single part
+    folders.append(tiny_decoder_home())
+    folders += [snapshot for repo in TINY_DECODER_REPOS for snapshot in _snapshots(hub, repo)]
+    found = (folder / name for folder in folders for name in TINY_DECODER_FILES)
+    return next(filter(is_file, found), None)
+
+
+def tiny_decoder_home(target: Path | None = None) -> Path:
+    """Where the tiny decoder is downloaded to. target: a download's folder; None: the user's cache."""
+    return (user_cache() / "live-avatar" if target is None else target) / TINY_DECODER_FOLDER
 
 
 def _single_files(place: Path, hub: Path) -> dict[str, Path]:

@@ -26,6 +26,7 @@ TEXT_BLOCK_VALUES = 192_948_224  # of UMT5-XXL's encoder
 TEXT_ENCODER_VALUES = 24 * TEXT_BLOCK_VALUES + 4096  # with the last norm; token embeddings stay in their file
 SPEECH_ENCODER_VALUES = 315_438_720  # wav2vec2-large
 VAE_ENCODER_VALUES, VAE_DECODER_VALUES = 53_596_928, 73_295_603  # Wan 2.1's
+TINY_DECODER_VALUES = 9_844_611  # TAEHV's and LightTAE's for Wan 2.1, without their encoder
 AUDIO_VALUES = 95_051_545  # of the published transformer's audio encoder, held in float32
 OTHER_VALUES = 257_003_584  # its embeddings, head and frame packer
 

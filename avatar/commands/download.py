@@ -6,9 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from avatar.checkpoints.locations import DEFAULT_FOLDER, DIFFUSERS, OFFICIAL, find_checkpoint, remember
+from avatar.checkpoints.locations import (
+    DEFAULT_FOLDER,
+    DIFFUSERS,
+    OFFICIAL,
+    find_checkpoint,
+    remember,
+    tiny_decoder_home,
+)
 from avatar.commands.output import console, write_json
 from avatar.errors import BadInput
+from avatar.settings import SETTINGS
 
 LAYOUTS = ("official", "diffusers")
 SOURCES = ("hub", "modelscope")
@@ -48,15 +56,21 @@ def add(commands: Any) -> None:
         default="hub",
         help="where the base model comes from; the LoRA is on the hub alone",
     )
+    parser.add_argument(
+        "--decoder",
+        choices=SETTINGS["decoder"].choices,
+        default=SETTINGS["decoder"].default,
+        help="tiny: the file of the tiny decoder as well, 23 MB, from GitHub",
+    )
     parser.add_argument("--json", action="store_true", help="progress as JSON lines on standard output")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Download the needed files and print their folders."""
-    from avatar.checkpoints.download import DIFFUSERS_REPOS, REPOS, download, needed_repos
+    from avatar.checkpoints.download import DIFFUSERS_REPOS, REPOS, TAEHV, download, needed_repos
 
-    repos, layout = REPOS, OFFICIAL
+    repos, layout, small = REPOS, OFFICIAL, args.decoder == "tiny"
     if args.layout == "diffusers":
         repos, layout = DIFFUSERS_REPOS, DIFFUSERS
     revision = revisions(args.revision, [repo.name for repo in repos])
@@ -65,13 +79,18 @@ def run(args: argparse.Namespace) -> int:
         repos = REPOS
     else:
         if args.ckpt_dir is None:
-            repos = needed_repos(find_checkpoint(), layout)
-        folders = download(repos, revision, args.ckpt_dir, _tell if args.json else None)
+            found = find_checkpoint()
+            repos = needed_repos(found, layout)
+            small &= found.tiny_decoder is None or found.tiny_decoder.parent == tiny_decoder_home()
+        folders = download(
+            repos, revision, args.ckpt_dir, _tell if args.json else None, tiny_decoder=small
+        )
     if args.ckpt_dir is not None and find_checkpoint(args.ckpt_dir).complete:
         remember(args.ckpt_dir)
     if args.json:
         write_json({"event": "finished", "folders": folders})
         return 0
+    repos = (*repos, TAEHV) if small else repos
     for repo, folder in zip(repos, folders, strict=True):
         console().print(f"{repo.name}: {folder}", markup=False, soft_wrap=True)
     if not repos:
@@ -88,7 +107,8 @@ def _from_modelscope(args: argparse.Namespace, revision: dict[str, str]) -> list
         raise BadInput("ModelScope has the official layout alone.", "Leave out --layout, or --from.")
     target = args.ckpt_dir or Path(DEFAULT_FOLDER)
     base = download_base(target, revision.get(OFFICIAL.repo))
-    return [base, *download((LORA,), revision, target, _tell if args.json else None)]
+    tell = _tell if args.json else None
+    return [base, *download((LORA,), revision, target, tell, tiny_decoder=args.decoder == "tiny")]
 
 
 def revisions(given: list[str], names: list[str]) -> dict[str, str]:

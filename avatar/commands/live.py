@@ -14,7 +14,7 @@ from typing import Any
 from avatar.commands.output import console
 from avatar.commands.setting_flags import add_checkpoint, add_declared, add_picture, chosen_picture
 from avatar.errors import AvatarError
-from avatar.live.portrait_intake import live_preset, moving
+from avatar.live.portrait_intake import operators_preset
 from avatar.media.background.choice import check_live_background, is_picture
 from avatar.media.background.intake import open_background
 from avatar.media.framing import framed
@@ -24,6 +24,7 @@ from avatar.settings import PICTURE, SETTINGS, refuse_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 120.0
+OPERATORS = ("motion", "decoder")  # settings of the preset that the server's operator may change
 PASSED_ON = ("chat_url", "chat_model", "hear_url", "hear_model", "preset", "host")
 
 
@@ -45,7 +46,9 @@ def add(commands: Any) -> None:
     add("--chat_model", help="its model")
     add("--hear_url", help="recogniser of Talk, likewise")
     add("--hear_model", help="its model")
-    add_declared(parser.add_argument_group("settings"), SETTINGS["motion"])
+    settings = parser.add_argument_group("settings", "laid over the preset's own")
+    for name in OPERATORS:
+        add_declared(settings, SETTINGS[name])
     add_picture(parser)
     add_checkpoint(parser)
     parser.set_defaults(run=run)
@@ -57,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     portrait, picture = open_portrait(args.image), chosen_picture(args)
     named = () if args.ckpt_dir is None else ("ckpt_dir",)
-    preset = moving(live_preset(args.preset), args.motion)
+    preset = operators_preset(args.preset, **{name: getattr(args, name) for name in OPERATORS})
     refuse_settings(preset.engine, (*picture.demands, *named))
     check_live_background(picture.background)
     shown = framed(portrait.pixels, picture, args.image.name, finder=Finder())
@@ -91,7 +94,7 @@ def arguments(args: argparse.Namespace, port: int) -> list[str]:
     for name in PASSED_ON:
         flag, value = "live-preset" if name == "preset" else name.replace("_", "-"), getattr(args, name)
         out += [f"--{flag}", str(value)] if value else []
-    for name in ("motion", *PICTURE):
+    for name in (*OPERATORS, *PICTURE):
         value = getattr(args, name, None)
         if name == "background" and value and is_picture(value):
             value = str(Path(value).resolve())

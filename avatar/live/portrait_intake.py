@@ -21,7 +21,7 @@ from avatar.media.portrait import video_size
 from avatar.media.readers import Reader
 from avatar.preset import PRESETS_DIR, Preset, load_preset
 from avatar.request import LiveRequest
-from avatar.settings import Picture
+from avatar.settings import Picture, refuse_settings
 
 LIVE_PRESETS = PRESETS_DIR / "live"
 
@@ -29,6 +29,17 @@ LIVE_PRESETS = PRESETS_DIR / "live"
 def live_preset(name: str) -> Preset:
     """Load a live preset by its name or the path of a .toml file. Raises: BadInput."""
     return load_preset(name, LIVE_PRESETS)
+
+
+def operators_preset(name: str, **settings: Any) -> Preset:
+    """A live preset with settings of the server's operator; None and "" leave its own.
+
+    Raises: BadInput, also for one that its engine cannot honour.
+    """
+    preset = live_preset(name)
+    given = {key: value for key, value in settings.items() if value}
+    refuse_settings(preset.engine, given)
+    return preset.with_settings(**given)
 
 
 def moving(preset: Preset, motion: Any) -> Preset:

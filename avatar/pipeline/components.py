@@ -14,12 +14,14 @@ from torch import Tensor
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import Size
 from avatar.model.transformer import StreamingTransformer
+from avatar.model.vae.tiny_decoder import TinyDecoder
 from avatar.model.vae.vae import VideoVAE
 from avatar.model.wav2vec2 import SpeechEncoder
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Check, go_on, load_transformer
 from avatar.model.weights.weight_cache import cache_folder, load_quantised
 from avatar.pipeline.conditioning import AnyTrack, ConditionEncoder, EncodeText, LocalTextEncoder
+from avatar.pipeline.decode import LatentDecoder
 from avatar.pipeline.denoiser import Conditions
 from avatar.pipeline.device import DTYPES, best_device
 from avatar.pipeline.offload.block_layers import BlockLayers, load_beside_blocks
@@ -50,6 +52,7 @@ class Conditioner(Protocol):
 class Components:
     """The models of a generation, with their placement.
 
+    decoder: what decodes, the VAE itself unless it is the tiny decoder.
     make_transformer: from a checkpoint or with random weights; offloaded layers are already on the host.
     transformer: None before it is loaded and after release. host_layers: its offloaded layers. ring_memory:
     host memory for offloaded rings, reused from run to run. files: the checkpoint, None for random weights.
@@ -60,6 +63,7 @@ class Components:
     vae: VideoVAE
     conditions: Conditioner
     make_transformer: Callable[[Check], StreamingTransformer]
+    decoder: LatentDecoder
     placement: Placement = ALL_ON_GPU
     transformer: StreamingTransformer | None = None
     host_layers: HostLayers | None = None
@@ -84,7 +88,9 @@ class Components:
         """
         device, dtype = device or best_device(), DTYPES[memory.weight_dtype]
         check()
-        vae = VideoVAE.load(files.vae, device, dtype)
+        is_tiny = memory.decoder == "tiny"
+        small = files.require_tiny_decoder() if is_tiny else None
+        vae = VideoVAE.load(files.vae, device, dtype, decodes=not is_tiny)
         check()
         away = placement.side_models_on_host
         speech = SpeechEncoder.load(files.speech_encoder, "cpu" if away else device, torch.float32)
@@ -92,6 +98,7 @@ class Components:
             vae = OffloadedVAE(vae)
             if not placement.speech_on_cpu:
                 offload_speech_encoder(speech, device)
+        decoder = vae if small is None else TinyDecoder.load(small, vae)
         if encode_text is None:
             places = {"gpu": device, "cpu": torch.device("cpu")}
             encode_text = LocalTextEncoder(files.text_encoder, places[memory.text_encoder], dtype)
@@ -107,7 +114,7 @@ class Components:
                 return load_quantised(files, device, dtype, folder=cache_folder(), settle=settle, check=check)
             return load_transformer(files, device, dtype, place=lambda *_: check(), settle=settle)
 
-        return cls(device, dtype, vae, conditions, make, placement, files=files)
+        return cls(device, dtype, vae, conditions, make, decoder, placement, files=files)
 
     def load_transformer(self, check: Check = go_on) -> StreamingTransformer:
         """The transformer, loaded if necessary.

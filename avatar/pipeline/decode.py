@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from avatar.geometry import LEAD_IN_FRAMES
 from avatar.model.vae.causal import Pasts
-from avatar.model.vae.vae import VideoVAE
 
 PRIMING_LATENT_FRAMES = 7  # motion latents decoded before block 0; their frames are dropped
-# A block on an H200 at 704×384: 72 ms and 2.4 GiB of workspace; with all 3 frames at once, 69 ms and 4.8 GiB.
-LATENT_FRAMES_AT_ONCE = 1
+
+
+class CausalNetwork(Protocol):
+    """Latents, 1 16 t h w, to pixels in -1..1, 1 3 T H W, with the past as explicit state."""
+
+    def start(self, latents: Tensor) -> tuple[Tensor, Pasts]:
+        """Decode the first latent frame, into one video frame."""
+        ...
+
+    def __call__(self, latents: Tensor, pasts: Pasts) -> tuple[Tensor, Pasts]:
+        """Decode the next latent frames, into T = 4t."""
+        ...
+
+
+class LatentDecoder(Protocol):
+    """What decodes: the VAE itself, or the tiny decoder.
+
+    latent_frames_at_once: the most that pass through it in one call, after the first.
+    """
+
+    latent_frames_at_once: int
+    device: torch.device
+
+    @property
+    def decoder(self) -> CausalNetwork: ...
+
+    @property
+    def compiled_decoder(self) -> Callable[[Tensor, Pasts], tuple[Tensor, Pasts]]: ...
+
+    def decoder_input(self, latents: Tensor) -> Tensor:
+        """Normalised latents as the decoder takes them, on its device."""
+        ...
 
 
 class StreamingDecoder:
@@ -20,10 +52,10 @@ class StreamingDecoder:
     compile: use one graph per picture size, built at first use.
     """
 
-    def __init__(self, vae: VideoVAE, compile: bool = False) -> None:
-        self._vae = vae
-        self._decoder = vae.decoder
-        self._step = vae.compiled_decoder if compile else vae.decoder
+    def __init__(self, source: LatentDecoder, compile: bool = False) -> None:
+        self._source = source
+        self._decoder = source.decoder
+        self._step = source.compiled_decoder if compile else source.decoder
         self._pasts: Pasts | None = None
         self._drop = 0
 
@@ -38,7 +70,7 @@ class StreamingDecoder:
         """Continue a video from its last frames, as 16 t h w motion latents; no new frame is dropped."""
         self._pasts = None
         self._video(motion_latents[:, :1])
-        for part in motion_latents[:, 1:].split(LATENT_FRAMES_AT_ONCE, dim=1):
+        for part in motion_latents[:, 1:].split(self._source.latent_frames_at_once, dim=1):
             self._video(part)
         self._drop = 0
 
@@ -48,15 +80,15 @@ class StreamingDecoder:
 
         T = 4t, or 4t - 3 for the first block after prime(), whose first frames are the lead-in.
         """
-        latents = latents.to(self._vae.device)  # in one go, or the host would wait for each part in turn
-        parts = latents.split(LATENT_FRAMES_AT_ONCE, dim=1)
+        latents = latents.to(self._source.device)  # in one go, or the host would wait for each part in turn
+        parts = latents.split(self._source.latent_frames_at_once, dim=1)
         frames = torch.cat([eight_bit(self._video(part)[0]) for part in parts])[self._drop :]
         self._drop = 0
         return frames
 
     def _video(self, latents: Tensor) -> Tensor:
         """16 t h w to 1 3 T H W, not clamped; the first latent frame must come alone and gives one frame."""
-        latents = self._vae.denormalise(latents[None])
+        latents = self._source.decoder_input(latents[None])
         if self._pasts is None:
             video, self._pasts = self._decoder.start(latents)
         else:

@@ -327,7 +327,7 @@ class DiffusionPipeline:
 
     def _decoder(self, parts: Components) -> StreamingDecoder:
         compile = self._compiles and parts.device.type == "cuda" and compiles(parts.device)
-        return StreamingDecoder(parts.vae, compile=compile)
+        return StreamingDecoder(parts.decoder, compile=compile)
 
     def _loaded(self, request: Request, placement: Placement, check: Check) -> Components:
         """All models, loaded unless they are already held in the way that this request needs."""

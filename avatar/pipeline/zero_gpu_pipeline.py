@@ -12,6 +12,7 @@ import torch
 
 from avatar.errors import DoesNotFit
 from avatar.events import PlanMade
+from avatar.model.vae.tiny_decoder import TinyDecoder
 from avatar.model.vae.vae import VideoVAE
 from avatar.model.wav2vec2 import SpeechEncoder
 from avatar.model.weights.checkpoint import CheckpointFiles
@@ -58,13 +59,16 @@ class ZeroGpuModels:
         """See Models. Moves the models to the GPU; reads them again if some of them must be offloaded."""
         files, memory = self._files, request.preset.memory
         ahead, self._ahead = self._ahead, None  # from now on they belong to the run
-        as_read = memory.weight_dtype == self._preset.memory.weight_dtype and placement == ALL_ON_GPU
+        read = self._preset.memory
+        same = memory.weight_dtype == read.weight_dtype and memory.decoder == read.decoder
+        as_read = same and placement == ALL_ON_GPU
         if ahead is None or files is None or not as_read:
             return self._checkpoint.load(request, placement, check)
         assert isinstance(ahead.conditions, ConditionEncoder)
         device, speech = best_device(), ahead.conditions.speech
         check()
         vae = VideoVAE(ahead.vae.model.to(device))  # type: ignore[arg-type]  # diffusers hides its own
+        decoder = ahead.decoder.beside(vae) if isinstance(ahead.decoder, TinyDecoder) else vae
         speech = SpeechEncoder(speech.model.to(device), speech.normalise)
         check()
         transformer = ahead.load_transformer(check).to(device)
@@ -74,6 +78,7 @@ class ZeroGpuModels:
             ahead,
             device=device,
             vae=vae,
+            decoder=decoder,
             conditions=ConditionEncoder(files, vae, speech, encode_text),
             transformer=transformer,
             make_transformer=lambda check: ahead.make_transformer(check).to(device),

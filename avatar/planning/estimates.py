@@ -13,6 +13,7 @@ from avatar.checkpoints.model_sizes import (
     SPEECH_ENCODER_VALUES,
     TEXT_BLOCK_VALUES,
     TEXT_ENCODER_VALUES,
+    TINY_DECODER_VALUES,
     VAE_DECODER_VALUES,
     VAE_ENCODER_VALUES,
     ModelSizes,
@@ -33,6 +34,12 @@ RING_SCALE_BYTES = 4  # in fp8, per token and head, for key and value
 # with 192), 6 at half size with 192 (one with 384), 6 at a quarter and 11 at an eighth with 384.
 DECODE_PAST_BYTES_PER_PX = 5100
 DECODE_WORKSPACE_BYTES_PER_PX = 9_400  # one latent frame at a time, including its new pasts
+# The tiny decoder's, in half precision whatever the dtype: one frame per memory block, 3 at an eighth of the
+# size with 256 channels, 3 at a quarter with 128, 3 at half with 64.
+TINY_PAST_BYTES_PER_PX = 168
+# A block's frames at half size with 64 channels, 384; of 4 of them at full size the input and output of the
+# widest convolution, 1024; the finished frames, 72, on their way to 8 bits. Counted, not yet measured.
+TINY_WORKSPACE_BYTES_PER_PX = 1_600
 ENCODE_WORKSPACE_BYTES_PER_PX = 6500  # the VAE encodes 4 frames at a time and keeps pasts, too
 POSE_CLIP_FRAMES = 96  # of a pose video, the most that is encoded at once
 SPEECH_WINDOW_S = 60.0  # the most that goes through the speech encoder at once
@@ -284,13 +291,26 @@ def _side_models(run: RunShape, placement: Placement) -> list[MemoryItem]:
         MemoryItem("speech_workspace", run.speech_workspace_bytes, (LISTEN,)),
     ]
     return [
-        MemoryItem("vae_decoder", _values(VAE_DECODER_VALUES, run.dtype)),
+        *_decoder(run, pixels, decoding),
         MemoryItem("vae_encoder", _values(VAE_ENCODER_VALUES, run.dtype), (ENCODE,) if wait else ALWAYS),
         MemoryItem("encode_workspace", ENCODE_WORKSPACE_BYTES_PER_PX * pixels, (ENCODE,)),
         *([MemoryItem("pose_clip", run.pose_clip_bytes, (ENCODE,))] if run.has_pose else ()),
+        *([] if placement.speech_on_cpu else speech),
+    ]
+
+
+def _decoder(run: RunShape, pixels: int, decoding: tuple[RunPhase, ...]) -> list[MemoryItem]:
+    """The VAE's decoder, or the tiny one in its place; decoding: the phases in which its pasts are kept."""
+    if run.memory.decoder == "tiny":
+        return [
+            MemoryItem("tiny_decoder", _values(TINY_DECODER_VALUES, "bf16")),  # as wide as half precision
+            MemoryItem("decode_pasts", TINY_PAST_BYTES_PER_PX * pixels, decoding),
+            MemoryItem("decode_workspace", TINY_WORKSPACE_BYTES_PER_PX * pixels, (DECODE,)),
+        ]
+    return [
+        MemoryItem("vae_decoder", _values(VAE_DECODER_VALUES, run.dtype)),
         MemoryItem("decode_pasts", DECODE_PAST_BYTES_PER_PX * pixels, decoding),
         MemoryItem("decode_workspace", DECODE_WORKSPACE_BYTES_PER_PX * pixels, (DECODE,)),
-        *([] if placement.speech_on_cpu else speech),
     ]
 
 

@@ -23,6 +23,7 @@ Kind = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
 # decoding takes 72 ms, and about 85 where it overlaps with denoising; one layer at one step, in a stage that
 # is never idle, takes 4.9 ms in bf16 and 3.9 in fp8.
 DECODE_LAYERS = {"bf16": 17, "fp8": 22, "fp32": 17}
+TINY_DECODE_LAYERS = 2  # by the tiny decoder, whatever the format; by its arithmetic, not yet measured
 SPARE_ITEMS = 2  # in flight in a pipeline beyond one per stage, because a stage now and then takes longer
 SPREAD_BLOCKS = 4  # after every 4 blocks, those in flight move one item further apart
 TYPICAL = Geometry.of(Size(704, 384), 48)  # the geometry for which the stages are balanced
@@ -92,7 +93,8 @@ class Layout:
                     f"Take ulysses_size {gpus}; or layers or timesteps, whose stages may be groups.",
                 )
             group = gpus
-        decode_layers = DECODE_LAYERS[preset.memory.weight_dtype]
+        memory = preset.memory
+        decode_layers = TINY_DECODE_LAYERS if memory.decoder == "tiny" else DECODE_LAYERS[memory.weight_dtype]
         layout = cls(kind, gpus // group, group, p.decode_gpu, num_steps, decode_layers)
         layout.require_steps(num_steps)
         if preset.memory.text_encoder == "sharded" and layout.world_size == 1:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from avatar.checkpoints.locations import DOWNLOAD_COMMAND
+from avatar.checkpoints.locations import DOWNLOAD_COMMAND, TINY_DECODER, TINY_DECODER_REMEDY
 from avatar.errors import BadInput
 from avatar.hardware.inventory import Gpu, Inventory
 from avatar.planning.layout import Layout, unsupported
@@ -112,6 +112,13 @@ def missing_software(preset: Preset, inventory: Inventory, gpus: Sequence[Gpu]) 
         text = f"The checkpoint is not complete here: {', '.join(missing)}."
         remedy = f"Run `{DOWNLOAD_COMMAND}`, or say where it is with --ckpt_dir or $AVATAR_WEIGHTS."
         yield Shortfall("weights", text, remedy, {"missing": missing})
+    if (
+        preset.requires.weights == "live-avatar"
+        and preset.memory.decoder == "tiny"
+        and inventory.checkpoint.lacks_tiny_decoder
+    ):
+        text = f"The tiny decoder's file, {TINY_DECODER}, is not here."
+        yield Shortfall("tiny_decoder", text, TINY_DECODER_REMEDY, {"missing": [TINY_DECODER]})
 
 
 def _torch(inventory: Inventory, gpus: Sequence[Gpu]) -> Iterator[Shortfall]:

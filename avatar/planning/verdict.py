@@ -131,7 +131,7 @@ def require(
     text = " ".join(found.missing)
     if "unsupported" in kinds:
         raise BadInput(f"Preset {preset.name} cannot run. {text}", found.remedy)
-    if kinds == {"weights"}:
+    if kinds <= {"weights", "tiny_decoder"}:
         raise WeightsMissing(f"Preset {preset.name} cannot run. {text}", found.remedy)
     if kinds & {"memory", "host_ram"}:
         raise DoesNotFit(

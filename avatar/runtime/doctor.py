@@ -242,6 +242,8 @@ def _machine(inventory: Inventory) -> list[tuple[str, str]]:
     else:
         rows.append(("checkpoint", f"lacks {', '.join(checkpoint.missing)}"))
         rows.append(("looked in", ", ".join(map(str, checkpoint.places))))
+    if checkpoint.tiny_decoder is not None:
+        rows.append(("tiny decoder", str(checkpoint.tiny_decoder)))
     return rows
 
 

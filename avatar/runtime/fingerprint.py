@@ -25,6 +25,8 @@ _WORDS = {
     "speakers": "the speakers, their faces or their recordings are others",
     "pose": "the pose video is another",
 }
+# Settings that came later: by section, with the value that older versions meant.
+_LATER = (("generation", "motion", "normal"), ("generation", "upscale", "off"), ("memory", "decoder", "full"))
 _SHAPING = ("engine", "generation", "memory", "parallel")  # sections of a preset that affect a video
 
 
@@ -33,9 +35,9 @@ def origin(request: Request) -> dict[str, str]:
     preset = request.preset.as_dict()
     burned = [asdict(one) for one in request.captions] if request.burn_captions else []
     lora = preset["memory"].pop("lora")  # the files' content counts, not their names
-    for name, usual in (("motion", "normal"), ("upscale", "off")):
-        if preset["generation"][name] == usual:
-            del preset["generation"][name]  # as in older versions, which had no other
+    for section, name, usual in _LATER:
+        if preset[section][name] == usual:
+            del preset[section][name]  # as in older versions, which had no other
     return {
         "portrait": file_digest(request.portrait),
         "speech": request.spoken or file_digest(request.speech),  # voices may vary in speaking a text

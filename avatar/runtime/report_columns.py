@@ -49,6 +49,7 @@ def configuration(report: RunReport) -> str:
         words += [f"{memory['weight_dtype']} weights", f"{kept_rings(memory)} rings"]
         words += ["online decode"] if memory["enable_online_decode"] else []
         words += ["offload"] if memory["offload_model"] else []
+        words += ["tiny decoder"] if memory.get("decoder") == "tiny" else []  # earlier versions have none
         parallel = report.preset["parallel"]
         if parallel["layout"] != "local":
             decoder = " + 1" if parallel["decode_gpu"] else ""

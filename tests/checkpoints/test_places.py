@@ -288,3 +288,38 @@ def test_loras_of_other_trainers_fit_the_published_model(transformer: Table, tmp
 def test_a_checkpoint_given_by_its_base_alone_has_its_layouts_places() -> None:
     base = Path("somewhere")
     assert Checkpoint(base=base, complete=True).tokenizer == base / OFFICIAL.tokenizer
+
+
+@pytest.mark.parametrize(
+    ("place", "given"),
+    [
+        ("weights/taew2_1.pth", "weights"),
+        ("weights/TinyDecoder/taew2_1.pth", "weights"),
+        ("weights/Autoencoders/lighttaew2_1.safetensors", "weights"),
+        ("ComfyUI/models/vae_approx/taew2_1.safetensors", "ComfyUI"),
+        ("ComfyUI/models/vae_approx/taew2_1.safetensors", "ComfyUI/models/vae/wan_2.1_vae.safetensors"),
+        ("weights/TinyDecoder/taew2_1.pth", "weights/Wan2.2-S2V-14B"),
+        ("no-cache/live-avatar/TinyDecoder/taew2_1.pth", None),
+        ("no-hub/models--lightx2v--Autoencoders/snapshots/02cb/lighttaew2_1.pth", None),
+        ("no-hub/models--Kijai--WanVideo_comfy/snapshots/abcd/taew2_1.safetensors", None),
+    ],
+)
+def test_the_tiny_decoder_is_found_by_its_name(
+    place: str, given: str | None, tmp_path: Path, no_weights_elsewhere: None
+) -> None:
+    named = None if given is None else tmp_path / given
+    if named is not None and named.suffix:
+        named.parent.mkdir(parents=True)
+        named.write_bytes(b"one part")
+    elif named is not None:
+        named.mkdir(parents=True)
+    assert find_checkpoint(named).tiny_decoder is None
+    file = tmp_path / place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"whatever it holds")
+    found = find_checkpoint(named)
+    assert found.tiny_decoder == file
+    assert not found.complete, "it is no part of the model"
+    if given == "weights":
+        (tmp_path / given / "taew2_1.pth").write_bytes(b"TAEHV's")
+        assert find_checkpoint(named).tiny_decoder == tmp_path / given / "taew2_1.pth"

@@ -35,7 +35,7 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 @torch.no_grad()
 def decode_at_once(vae: VideoVAE, latents: Tensor) -> Tensor:
     """The slow twin: the library's own decode of a whole video."""
-    return vae.model.decode(vae.denormalise(latents)).sample
+    return vae.model.decode(vae.decoder_input(latents)).sample
 
 
 def stream(vae: VideoVAE, latents: Tensor, sizes: list[int], *, compile: bool = False) -> list[Tensor]:

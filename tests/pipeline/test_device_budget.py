@@ -177,7 +177,7 @@ def test_side_models_visit_the_card(tiny_checkpoint: Path) -> None:
     assert visiting.device == CARD
     motion = encode_portrait(visiting, torch.empty(3, 64, 64))
     assert motion.device == CARD
-    assert visiting.denormalise(motion[None]).device == CARD
+    assert visiting.decoder_input(motion[None]).device == CARD
     assert {t.device.type for t in visiting.model.encoder.state_dict().values()} == {"cpu"}
     assert {t.device for t in visiting.model.decoder.state_dict().values()} == {CARD}
     features = SpeechFeatures(speech, silence, 48_000)

@@ -49,8 +49,8 @@ def test_a_visiting_encoder_of_pictures_sees_the_same(files: CheckpointFiles) ->
     picture = video[:, :, :1]
     for _ in range(2):
         assert torch.equal(visiting.encode_still(picture, 9), resident.encode_still(picture, 9))
-    found, _ = visiting.decoder.start(visiting.denormalise(latents[:, :, :1]))
-    expected, _ = resident.decoder.start(resident.denormalise(latents[:, :, :1]))
+    found, _ = visiting.decoder.start(visiting.decoder_input(latents[:, :, :1]))
+    expected, _ = resident.decoder.start(resident.decoder_input(latents[:, :, :1]))
     assert torch.equal(found, expected)
 
 

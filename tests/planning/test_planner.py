@@ -15,7 +15,13 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from avatar.bench.rank_options import first_layers
 from avatar.checkpoints.locations import Checkpoint, find_checkpoint
-from avatar.checkpoints.model_sizes import TEXT_BLOCK_VALUES, TEXT_ENCODER_VALUES, ModelSizes, Weights
+from avatar.checkpoints.model_sizes import (
+    TEXT_BLOCK_VALUES,
+    TEXT_ENCODER_VALUES,
+    TINY_DECODER_VALUES,
+    ModelSizes,
+    Weights,
+)
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_FRAMES, FPS
@@ -565,3 +571,18 @@ def test_a_plan_is_json():
     assert data["fits"] is True
     assert data["gpus"][0]["peak_bytes"] == plan(FULL, H200).gpus[0].peak_bytes
     assert {"name", "num_bytes", "stages"} == set(data["gpus"][0]["items"][0])
+
+
+def test_the_tiny_decoders_items_are_its_arithmetic():
+    """A block leaves a frame per memory block, in half precision, at each of three sizes."""
+    tiny = FULL.with_settings(decoder="tiny")
+    for preset in (tiny, tiny.with_settings(weight_dtype="fp32", ring_dtype="fp32")):
+        items = {item.name: item for item in plan(preset, H200).gpus[0].items}
+        pixels = largest_geometry(preset).width * largest_geometry(preset).height
+        kept = 2 * 3 * (256 * pixels // 64 + 128 * pixels // 16 + 64 * pixels // 4)
+        assert items["decode_pasts"].num_bytes == kept
+        assert items["tiny_decoder"].num_bytes == 2 * TINY_DECODER_VALUES
+        assert items["decode_workspace"].stages == (RunPhase.DECODE,)
+        at_once = 2 * 64 * (12 * pixels // 4 + 2 * 4 * pixels)  # half-size frames; 4 whole ones, in and out
+        assert at_once < items["decode_workspace"].num_bytes < 1.25 * at_once
+    assert plan(tiny, H200).gpus[0].peak_bytes < plan(FULL, H200).gpus[0].peak_bytes

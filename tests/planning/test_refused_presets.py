@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -251,3 +252,17 @@ def test_settings_laid_over_auto_reach_the_preset_taken():
 def test_any_other_preset_resolves_to_itself():
     assert resolve(FULL, NOTHING) is FULL
     assert judge(AUTO, NOTHING).ok
+
+
+def test_the_tiny_decoder_is_refused_without_its_file():
+    wanted = FULL.with_settings(decoder="tiny")
+    without = Checkpoint(base=Path("base"), complete=True)
+    assert codes(wanted, H200) == []  # an imagined machine has every file
+    assert codes(wanted, replace(H200, checkpoint=without)) == ["tiny_decoder"]
+    assert codes(FULL, replace(H200, checkpoint=without)) == []
+    assert codes(wanted, replace(H200, checkpoint=replace(without, tiny_decoder=Path("taew2_1.pth")))) == []
+    assert codes(wanted, BARE) == ["weights", "tiny_decoder"]
+    for machine in (replace(H200, checkpoint=without), BARE):
+        with pytest.raises(WeightsMissing, match=r"taew2_1\.pth"):
+            require(wanted, machine)
+    assert codes(load_preset("self-test").with_settings(decoder="tiny"), BARE) == []  # it builds its own

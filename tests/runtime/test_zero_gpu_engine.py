@@ -184,17 +184,19 @@ def forked(work: Callable[[], None]) -> int:
     return process.exitcode
 
 
-def test_every_model_is_moved_to_the_gpu(ask, tiny_checkpoint, monkeypatch):
+@pytest.mark.parametrize("decoder", ["full", "tiny"])
+def test_every_model_is_moved_to_the_gpu(ask, tiny_checkpoint, monkeypatch, decoder):
     from avatar.pipeline import zero_gpu_pipeline as pipeline
 
-    models = pipeline.ZeroGpuModels(PRESET, tiny_checkpoint)
+    preset = PRESET.with_settings(decoder=decoder)
+    models = pipeline.ZeroGpuModels(preset, tiny_checkpoint)
     models.read()
     meta = torch.device("meta")  # a device that is always there, and holds nothing
     monkeypatch.setattr(pipeline, "best_device", lambda: meta)
-    parts = models.load(ask("moved"), ALL_ON_GPU, lambda: None)
+    parts = models.load(replace(ask("moved"), preset=preset), ALL_ON_GPU, lambda: None)
     assert models._ahead is None, "nothing else keeps them"
     models.close()
-    moved = [parts.vae.model, parts.conditions.speech.model, parts.transformer]
+    moved = [parts.vae.model, parts.conditions.speech.model, parts.transformer, parts.decoder.decoder]
     places = {tensor.device for model in moved for tensor in (*model.parameters(), *model.buffers())}
     assert places == {meta}
     assert {parts.device, parts.vae.device, parts.transformer.device} == {meta}

@@ -85,7 +85,7 @@ def test_no_words_lie_idle():
     source += (UI / "static" / "points.js").read_text(encoding="utf-8")
     # Keys that the code composes.
     made = ("phase_", "error_", "points_", "source_", "captions_", "framing_", "aspect_", "background_")
-    made += ("motion_", "upscale_", "speakers_", "speaks_")
+    made += ("motion_", "upscale_", "speakers_", "speaks_", "decoder_")
     source = source.replace("'", '"')
     idle = [key for key in TRANSLATIONS["en"].page if f'"{key.removesuffix("_info")}"' not in source]
     assert [
@@ -132,7 +132,9 @@ def test_what_is_missing_can_be_said_in_chinese():
         replace(large, torch_cuda="", torch_build=""),
         replace(large, system="windows"),
     ):
-        for preset in [*load_presets(), load_preset("4x80gb-realtime").with_settings(offload_model=True)]:
+        changed = [load_preset("4x80gb-realtime").with_settings(offload_model=True)]
+        changed.append(load_preset("80gb").with_settings(decoder="tiny"))
+        for preset in [*load_presets(), *changed]:
             for shortfall in fit.judge(preset, machine).shortfalls:
                 assert translated[shortfall.code].format_map(shortfall.values)
                 assert shortfall.remedy

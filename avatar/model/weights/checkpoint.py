@@ -13,6 +13,8 @@ from avatar.checkpoints.locations import (
     ENVIRONMENT,
     LORA_FILE,
     SHARD_STEM,
+    TINY_DECODER,
+    TINY_DECODER_REMEDY,
     find_checkpoint,
 )
 from avatar.checkpoints.lora_files import UserLora
@@ -28,7 +30,7 @@ class CheckpointFiles:
 
     config: config.json, or a file from whose tensors the sizes are inferred. shards: the transformer's.
     text_encoder, vae, speech_encoder: a folder, or a file. lora: the published one. loras: the user's, merged
-    after it.
+    after it. tiny_decoder: its file, where it is here.
     """
 
     config: Path
@@ -39,6 +41,14 @@ class CheckpointFiles:
     speech_encoder: Path
     lora: Path
     loras: tuple[UserLora, ...] = ()
+    tiny_decoder: Path | None = None
+
+    def require_tiny_decoder(self) -> Path:
+        """The tiny decoder's file. Raises: WeightsMissing."""
+        if self.tiny_decoder is None:
+            text = f"The tiny decoder's file, {TINY_DECODER}, is not here."
+            raise WeightsMissing(text, TINY_DECODER_REMEDY)
+        return self.tiny_decoder
 
 
 def open_checkpoint(ckpt_dir: Path | None = None) -> CheckpointFiles:
@@ -67,4 +77,5 @@ def open_checkpoint(ckpt_dir: Path | None = None) -> CheckpointFiles:
         vae=parts["vae"],
         speech_encoder=parts["speech_encoder"],
         lora=found.lora / LORA_FILE,
+        tiny_decoder=found.tiny_decoder,
     )

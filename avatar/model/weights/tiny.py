@@ -23,11 +23,19 @@ from transformers import (
     Wav2Vec2ForCTC,
 )
 
-from avatar.checkpoints.locations import LORA_FILE, OFFICIAL, SHARD_STEM, CheckpointLayout
+from avatar.checkpoints.locations import (
+    LORA_FILE,
+    OFFICIAL,
+    SHARD_STEM,
+    TINY_DECODER,
+    CheckpointLayout,
+    tiny_decoder_home,
+)
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import SPEECH_HZ
 from avatar.model.text_encoder import NAMES
 from avatar.model.transformer import StreamingTransformer
+from avatar.model.vae.tiny_decoder import TinyCausalDecoder
 from avatar.model.weights.lora import is_target
 
 DTYPE = torch.bfloat16
@@ -67,6 +75,7 @@ CONFIG = ModelConfig(
     audio_inject_layers=(0, 2),
 )
 VAE_WIDTH = 4
+TINY_DECODER_WIDTH = 16
 
 
 def build_tiny_checkpoint(
@@ -92,6 +101,7 @@ def build_tiny_checkpoint(
     lora = folder / "LiveAvatar"
     lora.mkdir(exist_ok=True)
     save_file(lora_tensors(transformer, generator), lora / LORA_FILE)
+    _write_tiny_decoder(tiny_decoder_home(folder), generator)
     return folder
 
 
@@ -192,6 +202,12 @@ def _write_vae(path: Path, generator: torch.Generator) -> None:
         path.mkdir(exist_ok=True)
         model.save_config(path)
         save_file(tensors, path / f"{SHARD_STEM}.safetensors")
+
+
+def _write_tiny_decoder(folder: Path, generator: torch.Generator) -> None:
+    folder.mkdir(exist_ok=True)
+    tensors = random_tensors(TinyCausalDecoder(TINY_DECODER_WIDTH), generator, torch.float16)
+    torch.save(tensors, folder / TINY_DECODER)
 
 
 def published_vae_names() -> Iterable[str]:

@@ -50,6 +50,8 @@ def _settings(report: RunReport, language: Language) -> str:
             f"{item_words('kv_rings', language)} {rings}",
         ]
         words += [text(name, language) for name in ("enable_online_decode", "offload_model") if memory[name]]
+        if memory.get("decoder", "full") != "full":  # reports of earlier versions have none
+            words.append(f"{text('decoder', language)} {text('decoder_tiny', language)}")
         parallel = report.preset["parallel"]
         if parallel["layout"] != "local":
             words.append(f"{text('layout', language)} {parallel['layout']}")
