@@ -607,6 +607,7 @@ ITEMS: dict[str, str] = {
     "encode_workspace": "编码工作区",
     "speech_encoder": "语音编码器",
     "text_encoder": "文本编码器",
+    "text_encoder_block": "文本编码器的一层",
     "gathered_text_blocks": "汇集的文本编码块",
     "text_communication": "文本编码通信缓冲区",
     "cuda_context": "CUDA 上下文",

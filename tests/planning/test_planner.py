@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from gguf import GGMLQuantizationType
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import UMT5EncoderModel
 
 from avatar.bench.rank_options import first_layers
 from avatar.checkpoints.locations import Checkpoint, find_checkpoint
@@ -29,6 +29,7 @@ from avatar.planning.estimates import (
     COMMUNICATION_BYTES,
     GATHERED_TEXT_BLOCKS,
     GGUF_WORKSPACE_BYTES,
+    TEXT_WORKSPACE_BYTES,
     RunShape,
     gpu_items,
     traffic_bytes,
@@ -38,7 +39,7 @@ from avatar.planning.placement import ALL_ON_GPU, Placement, spread
 from avatar.planning.plan import ALWAYS, DevicePlan, MemoryItem, Plan, RunPhase
 from avatar.planning.planner import USED_SHARE, largest_geometry, placements, plan
 from avatar.preset import Preset, load_preset
-from tests.fixtures.single_files import gguf_of_full_size, write_hole
+from tests.fixtures.single_files import XXL, gguf_of_full_size, write_hole
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MODEL = ModelSizes.published()
@@ -155,16 +156,8 @@ def test_the_published_sizes_are_the_models_and_its_fp8_recipes():
 
 
 def test_the_prompt_encoders_size_leaves_out_its_table_of_words():
-    xxl = UMT5Config(
-        vocab_size=256_384,
-        d_model=4096,
-        d_ff=10_240,
-        num_heads=64,
-        num_layers=24,
-        feed_forward_proj="gated-gelu",
-    )
     with torch.device("meta"):
-        model = UMT5EncoderModel(xxl)
+        model = UMT5EncoderModel(XXL)
     whole, block, words = (num_values(part) for part in (model, model.encoder.block[7], model.shared))
     assert (block, whole - words) == (TEXT_BLOCK_VALUES, TEXT_ENCODER_VALUES)
 
@@ -292,8 +285,8 @@ def test_what_is_offloaded_lies_on_the_host():
     assert {"layer_slots", "ring_slots"} <= names
     assert "kv_rings" not in names
     moved = FULL.with_settings(text_encoder="cpu")
-    assert "text_encoder" not in items(moved)
-    assert "text_encoder" in {item.name for item in plan(moved, H200).host.items}
+    assert "text_encoder_block" not in items(moved)
+    assert "text_encoder_block" in {item.name for item in plan(moved, H200).host.items}
 
 
 def test_the_placement_does_not_depend_on_how_long_the_speech_is():
@@ -522,12 +515,25 @@ def test_a_sharded_prompt_encoder_is_divided_among_all_gpus(layout, decode_gpu):
             COMMUNICATION_BYTES,
         ]
         assert {item.stages for item in text} == {(RunPhase.ENCODE,)}
-    assert "text_encoder" not in {item.name for item in planned.host.items}
-    whole = plan(several, eight)
-    names = [{item.name for item in gpu.items} for gpu in whole.gpus]
-    assert ["text_encoder" in found for found in names] == [True] + [False] * (len(names) - 1)
-    assert not any({"gathered_text_blocks", "text_communication"} & found for found in names)
-    assert planned.gpus[0].stage_bytes(RunPhase.ENCODE) < whole.gpus[0].stage_bytes(RunPhase.ENCODE)
+    assert not any(item.name.startswith("text_encoder") for item in planned.host.items)
+    alone = plan(several, eight)
+    names = [{item.name for item in gpu.items} for gpu in alone.gpus]
+    assert ["text_encoder_block" in found for found in names] == [True] + [False] * (len(names) - 1)
+    assert not any({"text_encoder", "gathered_text_blocks", "text_communication"} & found for found in names)
+
+
+def test_one_block_of_the_prompt_encoder_is_planned_wherever_it_runs():
+    """Of every file, GGUF or not: all are read block by block."""
+    for place in ("gpu", "cpu"):
+        planned = plan(FULL.with_settings(text_encoder=place), H200)
+        devices = {"gpu": planned.gpus[0], "cpu": planned.host}
+        found = {
+            name: [item for item in device.items if item.name.startswith("text_encoder")]
+            for name, device in devices.items()
+        }
+        num_bytes = 2 * TEXT_BLOCK_VALUES + TEXT_WORKSPACE_BYTES
+        assert found.pop(place) == [MemoryItem("text_encoder_block", num_bytes, (RunPhase.ENCODE,))]
+        assert list(found.values()) == [[]]
 
 
 def made(**sizes: int) -> Plan:
