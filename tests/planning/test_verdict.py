@@ -105,10 +105,13 @@ MACHINES = {
     ),
     "RTX 3060, 64 GiB of RAM, Q4_0": Machine("12gb", cards(1, 12, AMPERE), gguf="Q4_0"),
     "RTX 4060, 28 GiB of RAM": Machine(
-        "cpu-preview", cards(1, 7.996, ADA, 0.4), ram=27, refused="10gb", shortfall="host_ram"
+        "8gb", cards(1, 7.996, ADA, 0.4), ram=27, refused="10gb", shortfall="host_ram"
     ),
-    "RTX 4060, 28 GiB of RAM, Q4_0": Machine(
-        "8gb", cards(1, 7.996, ADA, 0.4), ram=27, gguf="Q4_0", in_blocks=True
+    "RTX 4060, 24 GiB of RAM": Machine(
+        "cpu-preview", cards(1, 7.996, ADA, 0.4), ram=23, refused="8gb", shortfall="host_ram"
+    ),
+    "RTX 4060, 24 GiB of RAM, Q4_0": Machine(
+        "8gb", cards(1, 7.996, ADA, 0.4), ram=23, gguf="Q4_0", in_blocks=True
     ),
     "RTX 4080, 16 GB": Machine("16gb", cards(1, 15.99, ADA, 0.4), refused="80gb", shortfall="memory"),
     "RTX 4000 Ada, 20 GB": Machine("16gb", cards(1, 20, ADA), refused="48gb", shortfall="memory"),
