@@ -53,7 +53,7 @@ TEXT_WORKSPACE_BYTES = 3 * GIB // 8
 GATHERED_TEXT_BLOCKS = 3
 # Memory that the allocator reserves but cannot use: 0.3 GiB of 8, 0.7 of 9, 1.0 of 20, 1.1 of 39, 1.2 of 68.
 MARGIN_BYTES = 3 * GIB // 4
-SMALL_MARGIN_SHARE = 0.065  # of all else, where that is less and a single GPU does the work
+SMALL_MARGIN_SHARE = 0.05  # of all else, where that is less and a single GPU does the work
 GATHERING_MARGIN_BYTES = 3 * GIB // 10  # likewise, where gathered layers allocate and free their buffers
 MARGIN_SHARE = 0.006  # of all else
 
