@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         if args.ckpt_dir is None:
             repos = needed_repos(find_checkpoint(), layout)
+            _refuse_unused(revision, [repo.name for repo in repos])
         folders = download(repos, revision, args.ckpt_dir, _tell if args.json else None)
     if args.ckpt_dir is not None and find_checkpoint(args.ckpt_dir).complete:
         remember(args.ckpt_dir)
@@ -77,6 +78,15 @@ def run(args: argparse.Namespace) -> int:
     if not repos:
         console().print("Everything is here: see `python -m avatar doctor`.", markup=False)
     return 0
+
+
+def _refuse_unused(revision: dict[str, str], names: list[str]) -> None:
+    """Raises: BadInput for the revision of a repository from which nothing is fetched."""
+    for name in revision.keys() - set(names):
+        raise BadInput(
+            f"--revision names one of {name}, of which everything is in a folder of yours already.",
+            "Leave --revision out, or name a folder for it with --ckpt_dir.",
+        )
 
 
 def _from_modelscope(args: argparse.Namespace, revision: dict[str, str]) -> list[Path]:
