@@ -159,7 +159,7 @@ def _add_live(parser: argparse.ArgumentParser) -> None:
         "--chat-url", default=None, help="chat that answers in Talk, OpenAI's protocol; key: $AVATAR_CHAT_KEY"
     )
     add("--chat-model", default=None, help="its model")
-    add("--chat-prompt", default=None, help="what the chat is reported of its part")
+    add("--chat-prompt", default=None, help="what the chat is told about its part")
     add(
         "--hear-url",
         default=None,
@@ -328,10 +328,13 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
 
     preset = operators_preset(args.live_preset, motion=args.live_motion, decoder=args.live_decoder)
     hears = hear_address(args.hear_url, args.hear_model)
+    chat = chat_address(args.chat_url, args.chat_model)
+    if args.chat_prompt and chat is None:
+        raise BadInput("--chat-prompt is given without --chat-url.", "Give the chat server's address, too.")
     options = LiveOptions(
         preset=preset,
         recogniser=recogniser(hears, args.hear_model or WHISPER),
-        chat=chat_address(args.chat_url, args.chat_model),
+        chat=chat,
         system_prompt=args.chat_prompt or SYSTEM_PROMPT,
         ice=[IceServer.parse(one) for one in args.ice_servers],
         portrait=args.live_image,

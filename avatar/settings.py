@@ -361,6 +361,11 @@ class Picture:
     ] = "keep"
 
     @property
+    def may_extend(self) -> bool:
+        """Whether what is shown may reach beyond the portrait."""
+        return self.framing != "whole" or self.aspect != "as-is"
+
+    @property
     def demands(self) -> tuple[str, ...]:
         """What of it not every engine can honour; see OTHER_REFUSALS."""
         return ("face",) if self.face and self.framing == "whole" else ()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from avatar.batch.inputs import Files, SkippedFile, each_with_each, is_pattern, matching
-from avatar.errors import BadInput
+from avatar.errors import AvatarError, BadInput
 from avatar.hardware.inventory import Inventory
 from avatar.long.job import LONGEST, Job
 from avatar.media.background.choice import is_picture, suffix_of
@@ -29,10 +30,13 @@ from avatar.media.speaker_choice import (
 from avatar.paths import is_dir
 from avatar.planning.preset_choice import choose
 from avatar.planning.verdict import require
+from avatar.preset import Preset
 from avatar.request import KEEP
-from avatar.settings import PICTURE, SETTINGS, SPEAKING, Picture
+from avatar.settings import PICTURE, SETTINGS, SPEAKING, Picture, refusal
 from avatar.speech.catalogue import Catalogue, speaking
 from avatar.speech.narration import Narrator, Script, read_text
+
+log = logging.getLogger(__name__)
 
 _DELIMITERS = ",;\t"  # Excel writes semicolons in locales with a decimal comma
 
@@ -77,15 +81,22 @@ class BatchEntry:
     picture: Picture = field(default_factory=Picture)
     speakers: AskedSpeakers | None = None
 
-    def job(self, output: Path, inventory: Inventory, resume: bool) -> Job:
-        """The job, its preset resolved for a machine. Raises: AvatarError."""
-        options = dict(self.options)
+    @property
+    def num_speakers(self) -> int:
+        return self.speakers.num_speakers if self.speakers else 1
+
+    def preset(self, inventory: Inventory) -> Preset:
+        """The preset with the job's settings, `auto` resolved for a machine. Raises: AvatarError."""
+        options = self.options
         settings = {key: options[key] for key in SETTINGS if key in options}
         also = [key for key in ("points", "head_only", "pose") if options.get(key)]
         also += self.picture.demands
-        num_speakers = self.speakers.num_speakers if self.speakers else 1
-        preset = choose(options.get("preset", "auto"), settings, inventory, also, num_speakers)
-        require(preset, inventory, num_speakers=num_speakers)
+        return choose(options.get("preset", "auto"), settings, inventory, also, self.num_speakers)
+
+    def job(self, output: Path, inventory: Inventory, resume: bool) -> Job:
+        """The job, for a machine that can run it. Raises: AvatarError."""
+        options, preset = self.options, self.preset(inventory)
+        require(preset, inventory, num_speakers=self.num_speakers)
         return Job(
             image=self.image,
             audio=self.audio,
@@ -112,6 +123,28 @@ class BatchJobs:
 
     entries: list[BatchEntry]
     left_out: list[SkippedFile] = field(default_factory=list)
+
+
+def refuse_unused_checkpoint(entries: Iterable[BatchEntry], inventory: Inventory) -> None:
+    """Refuse a checkpoint that was named, and that no job reads. Raises: BadInput."""
+    presets = []
+    for entry in entries:
+        try:
+            presets.append(entry.preset(inventory))
+        except AvatarError as error:
+            log.debug("%s has no preset yet: %s", entry.name, error)  # which its own turn reports
+    check_checkpoint_is_used(presets)
+
+
+def check_checkpoint_is_used(presets: Sequence[Preset]) -> None:
+    """Raises: BadInput where presets are given, and none of them reads the checkpoint that was named."""
+    if presets and all(refusal(preset.engine, "ckpt_dir") for preset in presets):
+        engine = presets[0].engine
+        raise BadInput(
+            f"Everything is made by the {engine} engine, which cannot honour ckpt_dir: "
+            f"{refusal(engine, 'ckpt_dir')}.",
+            "Leave ckpt_dir out; or see `python -m avatar doctor` for what the other presets need.",
+        )
 
 
 def read_jobs(path: Path, *, all_with_all: bool = False) -> BatchJobs:

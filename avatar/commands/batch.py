@@ -17,7 +17,7 @@ from rich.table import Table
 
 from avatar.batch.engines import Engines, Open, gpus_of
 from avatar.batch.inputs import SkippedFile
-from avatar.batch.jobs import BatchEntry, BatchJobs, read_jobs
+from avatar.batch.jobs import BatchEntry, BatchJobs, read_jobs, refuse_unused_checkpoint
 from avatar.batch.run import Batch, Outcome
 from avatar.commands.output import console, write_json
 from avatar.commands.setting_flags import add_checkpoint
@@ -73,7 +73,10 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput(f"--jobs is {args.jobs}.", "Take 1 or more.")
     upscale_with = upscale_words(args)
     wanted = read_jobs(args.jobs_file, all_with_all=args.each_with_each)
+    check_upscale(wanted.entries, upscale_with)
     inventory = probe(args.ckpt_dir, outputs=args.output)
+    if args.ckpt_dir is not None:
+        refuse_unused_checkpoint(wanted.entries, inventory)
     num_jobs, opener = _executor(args, inventory)
     show = _show_json(wanted) if args.json else _show_bars(wanted)
     engines = Engines(opener, num_jobs)
@@ -95,6 +98,16 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         _print(outcomes, wanted.left_out)
     return exit_code(outcomes, wanted.left_out, stop)
+
+
+def check_upscale(entries: Sequence[BatchEntry], upscale_with: Sequence[str]) -> None:
+    """Refuse a command that enlarges the videos where a job says otherwise. Raises: BadInput."""
+    for entry in entries:
+        asked = entry.options.get("upscale", "1080p")
+        if upscale_with and asked != "1080p":
+            raise BadInput(
+                f"{entry.name}: upscale is {asked}, and --upscale_with is given.", "Leave one of them out."
+            )
 
 
 def exit_code(outcomes: list[Outcome], left_out: Sequence[SkippedFile] = (), stop: Stop | None = None) -> int:

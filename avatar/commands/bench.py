@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from avatar.bench.untimed import refuse_untimed
 from avatar.checkpoints.locations import Checkpoint
 from avatar.checkpoints.model_sizes import ModelSizes
 from avatar.checkpoints.prompt_tokens import MAX_TOKENS
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.commands.output import write_json
-from avatar.commands.setting_flags import add_checkpoint, add_preset, chosen_preset
+from avatar.commands.setting_flags import add_checkpoint, add_preset, chosen_preset, given_settings
 from avatar.errors import AvatarError, BadInput, DoesNotFit
 from avatar.geometry import BLOCK_FRAMES, FPS
 from avatar.hardware.inventory import Inventory, probe
@@ -71,21 +72,12 @@ def run(args: argparse.Namespace) -> int:
     """Print the figures as JSON."""
     if args.random_weights and args.ckpt_dir:
         raise BadInput("With --random_weights no checkpoint is read.", "Leave out one of the two.")
-    if args.random_weights and args.prompt:
-        raise BadInput(
-            "With --random_weights no prompt is read: one is made up.",
-            "Leave out --prompt; --prompt_tokens N makes it as long as N tokens.",
-        )
+    refuse_untimed(given_settings(args), args.random_weights)
     if args.prompt_tokens is not None:
         if not args.random_weights:
             raise BadInput("--prompt_tokens makes a prompt up.", "Take it with --random_weights.")
         if not 1 <= args.prompt_tokens <= MAX_TOKENS:
             raise BadInput(f"--prompt_tokens is {args.prompt_tokens}.", f"Take 1 to {MAX_TOKENS}.")
-    if args.random_weights and args.text_encoder:
-        raise BadInput(
-            "With --random_weights there is no prompt encoder.",
-            "Leave out --text_encoder, --t5_cpu and --t5_fsdp.",
-        )
     if args.output:
         if not is_dir(args.output.absolute().parent):
             raise BadInput(f"There is no folder for {args.output.name}.", "Make it, or choose another one.")

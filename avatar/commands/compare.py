@@ -17,11 +17,18 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from avatar.batch.run import Outcome
+from avatar.bench.untimed import refuse_untimed
 from avatar.checkpoints.locations import Checkpoint
 from avatar.commands.output import console, write_json
-from avatar.commands.setting_flags import add_checkpoint, add_picture, add_preset, chosen_picture
+from avatar.commands.setting_flags import (
+    add_checkpoint,
+    add_picture,
+    add_preset,
+    chosen_picture,
+    given_settings,
+)
 from avatar.commands.signals import Stop, stopped_by_signals
-from avatar.compare.cells import read_vary
+from avatar.compare.cells import Cell, read_vary
 from avatar.compare.page import html
 from avatar.compare.result import (
     FAILED,
@@ -46,7 +53,7 @@ from avatar.request import TRANSPARENT
 from avatar.runtime.factory import open_engine
 from avatar.runtime.rescued_files import kept_outside
 from avatar.runtime.scratch import Scratch
-from avatar.settings import SETTINGS, Picture
+from avatar.settings import Picture
 
 BLOCKS = 32  # per timed run
 
@@ -93,7 +100,6 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--blocks",
         type=int,
-        default=BLOCKS,
         metavar="N",
         help=f"of each timed run, 12 frames each ({BLOCKS})",
     )
@@ -101,14 +107,14 @@ def add(commands: Any) -> None:
     add_checkpoint(parser)
     add_preset(parser)
     add_picture(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, preset=None)
 
 
 def run(args: argparse.Namespace) -> int:
     """Generate, measure, and write the comparison; the exit code is nonzero if any row failed."""
-    settings = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
+    settings = given_settings(args)
     cells = read_vary(args.vary) if args.vary else []
-    _check(args, settings)
+    _check(args, settings, cells)
     if args.videos:
         from avatar.compare.videos import add_videos, check_videos  # needs OpenCV, so only imported here
 
@@ -138,11 +144,11 @@ def run(args: argparse.Namespace) -> int:
     return 1 if FAILED in states else 0
 
 
-def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+def _check(args: argparse.Namespace, settings: dict[str, Any], cells: Sequence[Cell]) -> None:
     """Refuse contradictory arguments. Raises: BadInput."""
     picture = chosen_picture(args)
     shown = args.points or args.pose or picture != Picture()
-    made = (args.vary, args.audio, args.random_weights, settings, shown, args.ckpt_dir)
+    made = (args.vary, args.audio, args.random_weights, settings, shown, args.ckpt_dir, args.preset)
     if args.videos and any(made):
         raise BadInput("Finished videos are compared as they are.", "Leave out what would make others.")
     if not args.videos and not args.vary:
@@ -150,13 +156,22 @@ def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
         raise BadInput("There is nothing to compare.", remedy)
     if args.vary and args.label:
         raise BadInput("Videos that are made are labelled by what differs.", "Leave out --label.")
+    if args.vary and args.clip_frames is not None:
+        raise BadInput("The reports of videos that are made state their clips.", "Leave out --clip_frames.")
     if args.clip_frames is not None and args.clip_frames < 2:
         raise BadInput(f"--clip_frames is {args.clip_frames}.", "Take 2 or more.")
-    if args.random_weights and (args.image or args.audio or shown or args.ckpt_dir):
-        raise BadInput(
-            "With --random_weights no files are used.",
-            "Leave out image, audio, points, pose, weights, and what is shown of the portrait.",
-        )
+    if args.blocks is not None and not args.random_weights:
+        raise BadInput("--blocks is for timed runs.", "Take it with --random_weights, or leave it out.")
+    if args.no_side_by_side and args.font:
+        raise BadInput(f"--font is for {SIDE_BY_SIDE}, which is not to be made.", "Leave out one of the two.")
+    if args.random_weights:
+        if args.image or args.audio or shown or args.ckpt_dir or args.no_side_by_side or args.font:
+            raise BadInput(
+                "With --random_weights no files are used, and no videos are made.",
+                "Leave out image, audio, points, pose, weights, font, no_side_by_side, and what is shown of "
+                "the portrait.",
+            )
+        refuse_untimed([*settings, *(name for cell in cells for name in cell.settings)], random_weights=True)
     if picture.background == TRANSPARENT:
         raise BadInput("Transparent videos are not compared side by side.", "Choose another --background.")
     if args.vary and not args.random_weights and not (args.image and args.audio):
@@ -189,6 +204,7 @@ def _make(
         inventory=probe(args.ckpt_dir, outputs=args.output),
         work=work,
         picture=chosen_picture(args),
+        names_checkpoint=args.ckpt_dir is not None,
     )
     with _bar() as bar, stopped_by_signals(runs.cancel) as stop:
 
@@ -214,7 +230,7 @@ def _time(
         base_settings=base_settings_of(args.preset, settings, cells),
         before=before,
         inventory=inventory,
-        num_blocks=args.blocks,
+        num_blocks=BLOCKS if args.blocks is None else args.blocks,
     )
     with stopped_by_signals(runs.cancel) as stop:
         runs.make(lambda label: console(sys.stderr).print(f"timing {label}", markup=False))

@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
             found = find_checkpoint()
             repos = needed_repos(found, layout)
             small &= found.tiny_decoder is None or found.tiny_decoder.parent == tiny_decoder_home()
+            _refuse_unused(revision, [repo.name for repo in repos])
         folders = download(
             repos, revision, args.ckpt_dir, _tell if args.json else None, tiny_decoder=small
         )
@@ -96,6 +97,15 @@ def run(args: argparse.Namespace) -> int:
     if not repos:
         console().print("Everything is here: see `python -m avatar doctor`.", markup=False)
     return 0
+
+
+def _refuse_unused(revision: dict[str, str], names: list[str]) -> None:
+    """Raises: BadInput for the revision of a repository from which nothing is fetched."""
+    for name in revision.keys() - set(names):
+        raise BadInput(
+            f"--revision names one of {name}, of which everything is in a folder of yours already.",
+            "Leave --revision out, or name a folder for it with --ckpt_dir.",
+        )
 
 
 def _from_modelscope(args: argparse.Namespace, revision: dict[str, str]) -> list[Path]:

@@ -59,7 +59,9 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan and the verdict; the exit code is 0 if the preset runs on this machine."""
     inventory = _inventory(args)
-    preset = chosen_preset(args, inventory, num_speakers=args.num_speakers)
+    # auto looks at the checkpoint whatever it then takes
+    named = ("ckpt_dir",) if args.ckpt_dir is not None and args.preset != "auto" else ()
+    preset = chosen_preset(args, inventory, named, num_speakers=args.num_speakers)
     check_prompt(preset, inventory)
     video = None if args.image is None else size_of(args.image, preset)
     verdict = judge(preset, inventory, num_speakers=args.num_speakers)
@@ -143,6 +145,8 @@ def _inventory(args: argparse.Namespace) -> Inventory:
         or not 0 < args.vram <= MOST_GIB
     ):
         raise BadInput("An imagined machine needs --gpus and --vram.", "For example: --gpus 4 --vram 24.")
+    if args.compute_capability is not None and not args.gpus:
+        raise BadInput("--compute_capability is of GPUs, and --gpus is 0.", "Leave one of them out.")
     if args.ram is not None and not 0 < args.ram <= MOST_GIB:
         raise BadInput(f"--ram is {args.ram:g}.", "Give the host's memory in GiB, for example 64.")
     if args.compute_capability is not None:

@@ -128,6 +128,11 @@ def _only(flag: str, number: int, why: str) -> Callable[[str], float]:
     return parse
 
 
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the flags name, with their values."""
+    return {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
+
+
 def chosen_preset(
     args: argparse.Namespace,
     inventory: Inventory,
@@ -139,8 +144,7 @@ def chosen_preset(
     also_given: other flags that the user gave, which not every engine can honour. num_speakers: see judge.
     Raises: BadInput for an unknown preset or a setting that its engine cannot honour, DoesNotFit.
     """
-    given = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
-    return choose(args.preset, given, inventory, also_given, num_speakers)
+    return choose(args.preset, given_settings(args), inventory, also_given, num_speakers)
 
 
 def add_long(parser: argparse.ArgumentParser) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import fields
 from typing import Any
 
-from avatar.commands.setting_flags import add_checkpoint, add_preset, chosen_preset
+from avatar.commands.setting_flags import add_checkpoint, add_preset, chosen_preset, given_settings
 from avatar.errors import BadInput
 from avatar.hardware.inventory import probe
 from avatar.runtime.torchrun_client import SECRET, Address, secret
+from avatar.settings import Parallel
 
 PORT = 7861
+OF_RANKS = ("weight_dtype", "text_encoder", "lora", "sample_steps", *(one.name for one in fields(Parallel)))
+"""What ranks load, and how they share it."""
 
 
 def add(commands: Any) -> None:
@@ -38,6 +42,12 @@ def run(args: argparse.Namespace) -> int:
     """Serve until torchrun ends this process."""
     if args.preset == "auto":
         raise BadInput("All ranks need the same preset.", "Name it with --preset.")
+    for name in given_settings(args):
+        if name not in OF_RANKS:
+            raise BadInput(
+                f"{name} belongs to a run, and ranks get it from whoever attaches.",
+                f"Leave {name} out here, and name it where the video is asked for.",
+            )
     preset = chosen_preset(args, probe(args.ckpt_dir))
     if preset.engine != "diffusion":
         raise BadInput(f"Preset {preset.name!r} has no ranks.", "Choose one of the diffusion engine's.")

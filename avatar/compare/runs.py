@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from avatar.batch.engines import Engines, Open
+from avatar.batch.jobs import check_checkpoint_is_used
 from avatar.batch.run import Batch, Outcome
 from avatar.compare.cells import PRESET, Cell, CellEntry
 from avatar.compare.result import DONE, FAILED, OOM, STOPPED, Comparison, Row
@@ -21,6 +22,7 @@ from avatar.media.background.choice import is_picture
 from avatar.media.files import check_file, display_name
 from avatar.media.side_files import written_report
 from avatar.planning.preset_choice import choose
+from avatar.preset import Preset
 from avatar.runtime.fingerprint import file_digest
 from avatar.runtime.report import read_report
 from avatar.runtime.report_columns import row as columns
@@ -44,19 +46,22 @@ class Runs:
         inventory: Inventory,
         work: Path,
         picture: Picture | None = None,
+        names_checkpoint: bool = False,
     ) -> None:
         """base_settings: keys of a batch job common to all cells. before: rows of an earlier run, by name.
 
-        picture: who speaks and what is shown, of all.
+        picture: who speaks and what is shown, of all. names_checkpoint: whether the user named one.
         """
         picture = picture or Picture()
         self._comparison, self._inventory = comparison, inventory
         entries = []
-        for cell in cells:
+        presets = [_preset_of({**base_settings, **cell.settings}, inventory, picture) for cell in cells]
+        if names_checkpoint:
+            check_checkpoint_is_used([preset for preset in presets if preset is not None])
+        for cell, preset in zip(cells, presets, strict=True):
             own = {**base_settings, **cell.settings}
             files = (image, audio, *_files_of(own, picture))
-            preset = _preset_of(own, inventory, picture)
-            given = [own, preset, *map(file_digest, files)]
+            given = [own, None if preset is None else preset.as_dict(), *map(file_digest, files)]
             made_from = _digest(given if picture == Picture() else [*given, asdict(picture)])
             row = Row(cell.name, cell.label, dict(cell.settings), made_from=made_from)
             comparison.rows.append(row)
@@ -120,24 +125,26 @@ def _files_of(own: dict[str, Any], picture: Picture) -> list[Path]:
     return list(files.values())
 
 
-def _preset_of(own: dict[str, Any], inventory: Inventory, picture: Picture) -> dict[str, Any] | None:
+def _preset_of(own: dict[str, Any], inventory: Inventory, picture: Picture) -> Preset | None:
     """A cell's preset, checked; None where none fits, which its run will report. Raises: BadInput."""
     settings = {name: value for name, value in own.items() if name in SETTINGS}
     also = [name for name in ("points", "head_only", "pose") if own.get(name)]
     also += picture.demands
     try:
-        return choose(own.get(PRESET, "auto"), settings, inventory, also).as_dict()
+        return choose(own.get(PRESET, "auto"), settings, inventory, also)
     except DoesNotFit:
         return None
 
 
-def base_settings_of(preset: str, settings: dict[str, Any], cells: Sequence[Cell]) -> dict[str, Any]:
+def base_settings_of(preset: str | None, settings: dict[str, Any], cells: Sequence[Cell]) -> dict[str, Any]:
     """The settings common to all cells. Raises: BadInput for a setting that is both given and varied."""
     varied = set(cells[0].settings)
+    if PRESET in varied and preset is not None:
+        raise BadInput("preset is both fixed and varied.", "Leave one of them out.")
     for name in settings:
         if name in varied:
             raise BadInput(f"{name} is both fixed and varied.", "Leave one of them out.")
-    return {**settings, **({} if PRESET in varied else {PRESET: preset})}
+    return {**settings, **({} if PRESET in varied else {PRESET: preset or "auto"})}
 
 
 def _forget(video: Path) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
+from avatar.errors import BadInput
 from avatar.live.service_address import ServiceAddress, asking, refused, unreached
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ def chat_address(
     url: str | None, model: str | None, env: Mapping[str, str] = os.environ
 ) -> ServiceAddress | None:
     """The chat server's address, from a flag or the environment; None if neither is set. Raises: BadInput."""
+    if model and not (url or env.get(CHAT_URL)):
+        raise BadInput("--chat-model is given without --chat-url.", "Give the chat server's address as well.")
     url, model = url or env.get(CHAT_URL, ""), model or env.get(CHAT_MODEL, "") or "default"
     return ServiceAddress.parse(url, model, env.get(CHAT_KEY, ""), "--chat-url") if url else None
 

@@ -57,11 +57,17 @@ class FramedPortrait:
 def parse_picture(where: str = "", *, files: bool = False, **given: object) -> Picture:
     """The picture settings that a user gave; None leaves a setting at its default.
 
-    where: put before a setting's name. files: whether the background may be a picture file, by its path.
+    where: put before a setting's name. files: whether the background may be a picture file, by its path; it
+    may on the command line and in a batch, where a setting without an effect is refused as well.
     Raises: BadInput for a wrong type or value.
     """
     picture = made(Picture, {name: one.setting.allowed for name, one in PICTURE.items()}, where, given)
     check_background(picture.background, where, files=files)
+    if files and picture.extend != Picture().extend and not picture.may_extend:
+        raise BadInput(
+            f"{where}extend is {picture.extend}, and a whole picture in its own shape is not extended.",
+            "Give aspect or framing as well, or leave extend out.",
+        )
     return picture
 
 

@@ -1,4 +1,8 @@
-"""UMT5, the prompt encoder: transformers' model and tokenizer, loaded from either checkpoint layout."""
+"""UMT5, the prompt encoder: transformers' model and tokenizer, read from any of its files.
+
+A prompt needs every weight once, and another prompt comes seldom. So the weights stay in their file, mapped,
+and are read again for each prompt, one block at a time.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -69,7 +74,7 @@ class TextEncoder:
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
-        """Read the published .pth file, or a transformers folder. Raises: WeightsMissing."""
+        """All blocks in memory at once; see TextWeights.open. Raises: WeightsMissing."""
         return TextWeights.open(path).load(device, dtype)
 
     @torch.no_grad()
@@ -84,7 +89,7 @@ Spread = Callable[[nn.Module], object]
 
 @dataclass(frozen=True)
 class TextWeights:
-    """A checked encoder that uses no memory: its model is on the meta device, its tensors are mapped."""
+    """A checked encoder that takes no memory: its model is on the meta device, its tensors are mapped."""
 
     model: UMT5EncoderModel
     tensors: Mapping[str, Tensor]
@@ -111,21 +116,46 @@ class TextWeights:
         self, device: torch.device | str, dtype: torch.dtype, spread: Spread = lambda module: None
     ) -> TextEncoder:
         """Load the encoder onto a device, block by block. spread: may shard each block as it is loaded."""
-        model = deepcopy(self.model)  # so that this object holds no reference to the loaded tensors
-        tensors = self.tensors
-        table = tensors.table(SHARED[0]) if isinstance(tensors, StoredTensors) else tensors[SHARED[0]]
-        model.set_input_embeddings(WordTable(table, device, dtype))
+        model = self._without_blocks(device, dtype)
         stack = model.encoder
         for index, block in enumerate(stack.block):
             self._place(f"{BLOCK}{index}.", block, device, dtype)
             spread(block)
-        self._place("encoder.final_layer_norm.", stack.final_layer_norm, device, dtype)
         spread(stack)
         return TextEncoder(model)
 
+    def streamed(self, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
+        """An encoder that reads each block to compute it, and then drops it: the same bits as load()."""
+        model = self._without_blocks(device, dtype)
+
+        def read(prefix: str, block: nn.Module, _: object) -> None:
+            self._place(prefix, block, device, dtype)
+
+        def drop(outline: Mapping[str, Tensor], block: nn.Module, *_: object) -> None:
+            block.load_state_dict(outline, assign=True)
+
+        for index, block in enumerate(model.encoder.block):
+            block.register_forward_pre_hook(partial(read, f"{BLOCK}{index}."))
+            block.register_forward_hook(partial(drop, block.state_dict()))
+        return TextEncoder(model)
+
+    def _without_blocks(self, device: torch.device | str, dtype: torch.dtype) -> UMT5EncoderModel:
+        """A model with all but its blocks, which stay on the meta device."""
+        model = deepcopy(self.model)  # so that this object holds no reference to the loaded tensors
+        tensors = self.tensors
+        table = tensors.table(SHARED[0]) if isinstance(tensors, StoredTensors) else tensors[SHARED[0]]
+        model.set_input_embeddings(WordTable(table, device, dtype))
+        self._place("encoder.final_layer_norm.", model.encoder.final_layer_norm, device, dtype)
+        return model
+
     def _place(self, prefix: str, module: nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
-        placed = {name: self.tensors[prefix + name].to(device, dtype) for name in module.state_dict()}
+        placed = {name: self._read(prefix + name, device).to(device, dtype) for name in module.state_dict()}
         module.load_state_dict(placed, assign=True)
+
+    def _read(self, name: str, device: torch.device | str) -> Tensor:
+        """A tensor as its file stores it, or widened on the device."""
+        tensors = self.tensors
+        return tensors.read(name, device) if isinstance(tensors, StoredTensors) else tensors[name]
 
 
 class WordTable(nn.Module):

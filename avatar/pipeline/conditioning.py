@@ -16,7 +16,7 @@ from torch import Tensor
 
 from avatar.geometry import BLOCK_FRAMES, LEAD_IN_FRAMES, MOTION_FRAMES, Size, covering_size
 from avatar.media.speech_reader import SpeechReader
-from avatar.model.text_encoder import PromptTokenizer, TextEncoder
+from avatar.model.text_encoder import PromptTokenizer, TextWeights
 from avatar.model.vae.vae import VideoVAE
 from avatar.model.voice_wav2vec2 import VoiceFeatures
 from avatar.model.wav2vec2 import Listen, SpeechEncoder, SpeechFeatures
@@ -143,18 +143,16 @@ class ConditionEncoder:
 
 @dataclass(frozen=True)
 class LocalTextEncoder:
-    """An EncodeText on one device. Loads the encoder at each call. Raises: WeightsMissing."""
+    """An EncodeText on one device, with one of the encoder's blocks in memory. Raises: WeightsMissing."""
 
     path: Path
     device: torch.device
     dtype: torch.dtype
 
     def __call__(self, ids: Tensor) -> Tensor:
-        encoder = TextEncoder.load(self.path, self.device, self.dtype)
-        text = encoder.encode(ids).clone()
-        del encoder
+        text = TextWeights.open(self.path).streamed(self.device, self.dtype).encode(ids).clone()
         if text.is_cuda:
-            torch.cuda.empty_cache()  # returns 9 GB to the driver before the rings are allocated
+            torch.cuda.empty_cache()  # returns a block's memory to the driver before the rings are allocated
         return text
 
 

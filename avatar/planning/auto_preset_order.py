@@ -19,14 +19,14 @@ def preference(preset: Preset, plan: Plan, gpus: Sequence[Gpu]) -> tuple[object,
     2. full size (688*368 or more) before smaller sizes, and of the smaller ones the larger first;
     3. faster before slower: everything on the GPUs before weights or rings offloaded to the host, and those
        before layers that are kept there as GGUF blocks;
-    4. presets for cards of this size before those for larger cards;
+    4. presets for cards with as much memory as these have free before those for larger cards;
     5. more GPUs, which share the work, before fewer;
     6. the preset whose cards are nearest to these: the largest of those for smaller cards, the smallest of
        those for larger ones;
     7. the larger picture, then more frames and steps, then the preset's own rank.
     """
     made, area = preset.generation, Size.parse(preset.generation.size).area
-    smallest = min((gpu.total_bytes or 0 for gpu in gpus), default=0)
+    smallest = min((gpu.usable_bytes or 0 for gpu in gpus), default=0)
     for_larger = preset.requires.vram_gib * GIB > smallest
     return (
         preset.engine == "preview",

@@ -54,11 +54,13 @@ CUDA_CONTEXT_BYTES = 80 * GIB // 100  # with loaded kernels: 0.75 to 0.87 GiB; o
 LIBRARY_WORKSPACE_BYTES = GIB // 16  # cuBLAS
 # Per NCCL communicator, with the 2 or 8 channels that distributed.rendezvous allows: 0.4 to 0.6 GiB.
 COMMUNICATION_BYTES = 45 * GIB // 100
+# One of the prompt encoder's matrices while it is widened to float32 and rounded, and a prompt's attention.
+TEXT_WORKSPACE_BYTES = 3 * GIB // 8
 # Of a sharded prompt encoder, FSDP2 holds one block at work and two in all-gather buffers.
 GATHERED_TEXT_BLOCKS = 3
 # Memory that the allocator reserves but cannot use: 0.3 GiB of 8, 0.7 of 9, 1.0 of 20, 1.1 of 39, 1.2 of 68.
 MARGIN_BYTES = 3 * GIB // 4
-SMALL_MARGIN_SHARE = 0.065  # of all else, where that is less and a single GPU does the work
+SMALL_MARGIN_SHARE = 0.05  # of all else, where that is less and a single GPU does the work
 GATHERING_MARGIN_BYTES = 3 * GIB // 10  # likewise, where gathered layers allocate and free their buffers
 MARGIN_SHARE = 0.006  # of all else
 
@@ -185,7 +187,7 @@ def host_items(run: RunShape, shares: list[RankShare], placement: Placement) -> 
     if run.has_pose:
         items.append(MemoryItem("pose_latents", run.pose_latents_bytes))
     if run.memory.text_encoder == "cpu":
-        items.append(MemoryItem("text_encoder", _values(TEXT_ENCODER_VALUES, run.dtype), (ENCODE,)))
+        items.append(_text_block(run))
     away = sum(_away_bytes(run, share, placement) for share in shares)
     if away:
         name = "gguf_blocks" if placement.layers_in_blocks else "transformer_weights"
@@ -315,13 +317,21 @@ def _decoder(run: RunShape, pixels: int, decoding: tuple[RunPhase, ...]) -> list
 
 
 def _prompt_encoder(run: RunShape, share: RankShare) -> list[MemoryItem]:
-    """Loaded to encode a prompt; if sharded, with its gathered blocks and a communicator of its own."""
-    items = [MemoryItem("text_encoder", _values(TEXT_ENCODER_VALUES * share.text, run.dtype), (ENCODE,))]
-    if share.text < 1:
-        gathered = _values(GATHERED_TEXT_BLOCKS * TEXT_BLOCK_VALUES, run.dtype)
-        items.append(MemoryItem("gathered_text_blocks", gathered, (ENCODE,)))
-        items.append(MemoryItem("text_communication", COMMUNICATION_BYTES, (ENCODE,)))
-    return items
+    """While a prompt is encoded: one block; or a shard of all, gathered blocks and a communicator."""
+    if share.text == 1:
+        return [_text_block(run)]
+    gathered = _values(GATHERED_TEXT_BLOCKS * TEXT_BLOCK_VALUES, run.dtype)
+    return [
+        MemoryItem("text_encoder", _values(TEXT_ENCODER_VALUES * share.text, run.dtype), (ENCODE,)),
+        MemoryItem("gathered_text_blocks", gathered, (ENCODE,)),
+        MemoryItem("text_communication", COMMUNICATION_BYTES, (ENCODE,)),
+    ]
+
+
+def _text_block(run: RunShape) -> MemoryItem:
+    """The block of the prompt encoder that is computed; the others are in their file."""
+    num_bytes = _values(TEXT_BLOCK_VALUES, run.dtype) + TEXT_WORKSPACE_BYTES
+    return MemoryItem("text_encoder_block", num_bytes, (ENCODE,))
 
 
 def _on_host(share: RankShare, placement: Placement) -> list[int]:

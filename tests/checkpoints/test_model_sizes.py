@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate.utils import compute_module_sizes
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from transformers import UMT5Config, UMT5EncoderModel, Wav2Vec2Model
+from transformers import UMT5EncoderModel, Wav2Vec2Model
 
 from avatar.bench.random_parts import SPEECH
 from avatar.checkpoints.model_sizes import (
@@ -25,17 +25,10 @@ from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights.loading import install
 from avatar.planning.planner import plan
 from avatar.preset import load_preset
+from tests.fixtures.single_files import XXL
 
 CONFIG, PUBLISHED = ModelConfig(), ModelSizes.published()
 WIDTHS = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}
-XXL = UMT5Config(
-    vocab_size=256_384,
-    d_model=4096,
-    d_ff=10_240,
-    num_heads=64,
-    num_layers=24,
-    feed_forward_proj="gated-gelu",
-)
 
 
 def held_as(weight_dtype: str) -> StreamingTransformer:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from transformers import UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2Model
+from transformers import UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2Model
 
 from avatar.checkpoints.locations import (
     LORA_FILE,
@@ -30,7 +30,7 @@ from avatar.checkpoints.tensor_match import mismatches
 from avatar.checkpoints.tensor_names import file_shapes, transformer_shapes
 from avatar.checkpoints.transformer_config import FIXED, ModelConfig
 from avatar.model.transformer import StreamingTransformer
-from tests.fixtures.single_files import write_hole
+from tests.fixtures.single_files import XXL, write_hole
 
 COMMIT = "92cdccd12a91e8a63767a7c821b7c75e51d5a172"
 BASE_COMMIT = "dab4e9c55bbe4c8c4d03db1c2c98c7f0ac9c454b"
@@ -72,12 +72,8 @@ def speech() -> Table:
 
 
 def text() -> Table:
-    config = UMT5Config(
-        vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_heads=64, num_layers=24,
-        feed_forward_proj="gated-gelu",
-    )  # fmt: skip
     with torch.device("meta"):
-        tensors = table(UMT5EncoderModel(config), "F8_E4M3")
+        tensors = table(UMT5EncoderModel(XXL), "F8_E4M3")
     del tensors["encoder.embed_tokens.weight"]
     return tensors | {"scaled_fp8": ("F8_E4M3", (2,)), "spiece_model": ("U8", (4548313,))}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import shutil
 import weakref
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +13,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from avatar.checkpoints.block_sizes import block_sizes
 from avatar.checkpoints.locations import OFFICIAL
@@ -35,6 +32,7 @@ from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.planning.estimates import GGUF_WORKSPACE_BYTES
 from avatar.planning.placement import Placement
 from avatar.preset import load_preset
+from tests.fixtures.live_bytes import Live
 from tests.fixtures.single_files import SIZES, build_official, write_gguf
 from tests.pipeline.test_single_files import beside_the_lora, video_of
 
@@ -209,36 +207,6 @@ def test_releasing_the_transformer_frees_the_blocks(by_kind: dict[str, Path]) ->
         assert [ref() for ref in gone] == [None] * SIZES.num_layers
     finally:
         gc.enable()
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of all storages that are made and not yet freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.known: set[int] = set()
-        self.live_bytes = self.peak_bytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
-        for tensor in _tensors(out):
-            storage = tensor.untyped_storage()
-            if storage._cdata in self.known | given:
-                continue
-            self.known.add(storage._cdata)
-            self.live_bytes += storage.nbytes()
-            weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        return out
-
-    def _freed(self, place: int, num_bytes: int) -> None:
-        self.known.discard(place)
-        self.live_bytes -= num_bytes
-
-
-def _tensors(values: object) -> Iterator[Tensor]:
-    return (value for value in tree_leaves(values) if isinstance(value, Tensor))
 
 
 @pytest.mark.parametrize("kind", WIDEN)

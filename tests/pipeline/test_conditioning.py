@@ -124,8 +124,8 @@ def test_a_prompt_or_portrait_seen_before_is_not_encoded_again(
     encoder: ConditionEncoder, portrait: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encodings = []
-    load, encode = TextEncoder.load, VideoVAE.encode_still
-    monkeypatch.setattr(TextEncoder, "load", lambda *args: encodings.append("text") or load(*args))
+    read, encode = TextEncoder.encode, VideoVAE.encode_still
+    monkeypatch.setattr(TextEncoder, "encode", lambda *args: encodings.append("text") or read(*args))
     monkeypatch.setattr(VideoVAE, "encode_still", lambda *args: encodings.append("portrait") or encode(*args))
     first = encoder.encode(portrait, "one", SIZE, [track()])
     assert torch.equal(encoder.encode(portrait, " one ", SIZE, [track()]).motion, first.motion)

@@ -21,7 +21,7 @@ from avatar.geometry import BLOCK_FRAMES, FPS, LEAD_IN_FRAMES, SOUND_HZ, Size
 from avatar.media.intake import open_request
 from avatar.media.prompt import worded
 from avatar.media.sample_inputs import write_sample
-from avatar.model.text_encoder import TextEncoder
+from avatar.model.text_encoder import TextEncoder, TextWeights
 from avatar.model.wav2vec2 import SpeechEncoder
 from avatar.model.weights.checkpoint import open_checkpoint
 from avatar.pipeline import checkpoint_choice, components, pipeline
@@ -182,15 +182,15 @@ def test_without_online_decode_the_transformer_leaves_first(ask, tiny_checkpoint
 def test_the_prompt_encoder_is_gone_before_the_first_step(ask, tiny_checkpoint, monkeypatch):
     encoders: list[weakref.ref[TextEncoder]] = []
     places = []
-    load = TextEncoder.load.__func__
+    streamed = TextWeights.streamed
 
-    def spied(cls, path, device, dtype):
-        encoder = load(cls, path, device, dtype)
+    def spied(self, device, dtype):
+        encoder = streamed(self, device, dtype)
         encoders.append(weakref.ref(encoder))
         places.append(str(device))
         return encoder
 
-    monkeypatch.setattr(TextEncoder, "load", classmethod(spied))
+    monkeypatch.setattr(TextWeights, "streamed", spied)
     alive = []
     begin = LocalDenoiser.begin
 

@@ -227,7 +227,8 @@ def test_way_out_prefers_a_rung_then_the_best_preset_that_fits():
         (Inventory.imagine(1, 12, host_ram_gib=31), "10gb"),  # full size would need more of the host
         (Inventory.imagine(1, 11), "12gb"),  # the nearest of those that fit
         (Inventory.imagine(1, 10), "10gb"),
-        (Inventory.imagine(1, 7.5), "8gb"),
+        (Inventory.imagine(1, 7.5), "10gb"),
+        (Inventory.imagine(1, 7.4), "8gb"),
         (Inventory.imagine(1, 5.8), "cpu-preview"),
     ],
 )

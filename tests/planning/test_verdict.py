@@ -32,13 +32,16 @@ PRESETS = load_presets()
 
 @dataclass(frozen=True)
 class Machine:
-    """An imagined machine, and what `auto` takes there. cards: (GiB, compute capability, GiB in use)."""
+    """An imagined machine, and what `auto` takes there. cards: (GiB, compute capability, GiB in use).
+
+    A card of 0 GiB does not report its memory. torch: its CUDA, "" for none, None where it is not installed.
+    """
 
     auto: str
     cards: tuple[tuple[float, str, float], ...] = ()
     ram: float = 64.0
     driver: str | None = "13.0"
-    torch: str = "13.0"
+    torch: str | None = "13.0"
     system: str = "linux"
     weights: bool = True
     refused: str = ""  # a preset that does not run there, and
@@ -55,19 +58,19 @@ class Machine:
             replace(
                 plain.gpus[index],
                 uuid=f"{kind}-{index:08d}",
-                total_bytes=round(size * GIB),
-                free_bytes=round((size - used) * GIB),
-                used_bytes=round(used * GIB),
+                total_bytes=round(size * GIB) if size else None,
+                free_bytes=round((size - used) * GIB) if size else None,
+                used_bytes=round(used * GIB) if size else None,
                 compute_capability=capability,
             )
             for index, (size, capability, used) in enumerate(self.cards)
         )
-        build = f"2.13.0{'' if self.torch else '+cpu'}"
+        build = "" if self.torch is None else f"2.13.0{'' if self.torch else '+cpu'}"
         return replace(
             plain,
             gpus=gpus,
             torch_build=build,
-            torch_cuda=self.torch,
+            torch_cuda=self.torch or "",
             driver_cuda=self.driver if gpus else None,
             driver_version="999.11" if gpus else None,
             system=self.system,
@@ -89,7 +92,27 @@ MACHINES = {
         "cpu-preview", cards(1, 23.99, ADA), system="windows", refused="24gb", shortfall="system"
     ),
     "WSL2, 4090": Machine("24gb", cards(1, 23.99, ADA, 1.5), system="wsl"),
+    "WSL2 with half of 64 GB, 4090": Machine("24gb", cards(1, 23.99, ADA, 1.5), system="wsl", ram=31),
+    "WSL2 with half of 32 GB, 4090": Machine(
+        "8gb", cards(1, 23.99, ADA, 1.5), system="wsl", ram=15.5, refused="24gb", shortfall="host_ram"
+    ),
+    "WSL2, 3060": Machine(
+        "cpu-preview", cards(1, 12, AMPERE, 1.2), system="wsl", ram=15.5, refused="8gb", shortfall="host_ram"
+    ),
     "6 GB": Machine("cpu-preview", cards(1, 5.8, ADA), refused="8gb", shortfall="memory"),
+    "RTX 3050, 6 GB, without a screen": Machine("8gb", cards(1, 6, AMPERE)),
+    "RTX 2060, 6 GB": Machine(
+        "cpu-preview", cards(1, 6, TURING), refused="8gb", shortfall="compute_capability"
+    ),
+    "laptop, RTX 5060, 8 GB": Machine(
+        "10gb", cards(1, 7.96, CONSUMER_BLACKWELL, 0.3), ram=31, refused="12gb", shortfall="memory"
+    ),
+    "laptop, RTX 4060, 16 GB of RAM": Machine(
+        "cpu-preview", cards(1, 7.996, ADA, 0.4), ram=15.4, refused="8gb", shortfall="host_ram"
+    ),
+    "laptop, RTX 4060, 16 GB of RAM, Q4_0": Machine(
+        "cpu-preview", cards(1, 7.996, ADA, 0.4), ram=15.4, gguf="Q4_0", refused="8gb", shortfall="host_ram"
+    ),
     "RTX 4060, 8 GB": Machine("10gb", cards(1, 7.996, ADA, 0.4), refused="12gb", shortfall="memory"),
     "8 GB with a desktop": Machine("8gb", cards(1, 7.996, ADA, 0.9), refused="24gb", shortfall="memory"),
     "RTX 3080, 10 GB": Machine("10gb", cards(1, 10, AMPERE, 0.3), refused="12gb", shortfall="memory"),
@@ -105,31 +128,72 @@ MACHINES = {
     ),
     "RTX 3060, 64 GiB of RAM, Q4_0": Machine("12gb", cards(1, 12, AMPERE), gguf="Q4_0"),
     "RTX 4060, 28 GiB of RAM": Machine(
-        "cpu-preview", cards(1, 7.996, ADA, 0.4), ram=27, refused="10gb", shortfall="host_ram"
+        "8gb", cards(1, 7.996, ADA, 0.4), ram=27, refused="10gb", shortfall="host_ram"
     ),
-    "RTX 4060, 28 GiB of RAM, Q4_0": Machine(
-        "8gb", cards(1, 7.996, ADA, 0.4), ram=27, gguf="Q4_0", in_blocks=True
+    "RTX 4060, 24 GiB of RAM": Machine(
+        "cpu-preview", cards(1, 7.996, ADA, 0.4), ram=23, refused="8gb", shortfall="host_ram"
+    ),
+    "RTX 4060, 24 GiB of RAM, Q4_0": Machine(
+        "8gb", cards(1, 7.996, ADA, 0.4), ram=23, gguf="Q4_0", in_blocks=True
+    ),
+    "RTX 5070, 12 GB": Machine(
+        "12gb", cards(1, 11.94, CONSUMER_BLACKWELL, 0.4), refused="48gb", shortfall="memory"
+    ),
+    "RTX 5060 Ti, 16 GB": Machine(
+        "16gb", cards(1, 15.93, CONSUMER_BLACKWELL, 0.5), ram=31, refused="48gb", shortfall="memory"
+    ),
+    "RTX 5060 Ti, 16 GB of RAM": Machine(
+        "cpu-preview", cards(1, 15.93, CONSUMER_BLACKWELL), ram=15.4, refused="16gb", shortfall="host_ram"
     ),
     "RTX 4080, 16 GB": Machine("16gb", cards(1, 15.99, ADA, 0.4), refused="80gb", shortfall="memory"),
     "RTX 4000 Ada, 20 GB": Machine("16gb", cards(1, 20, ADA), refused="48gb", shortfall="memory"),
     "RTX 3090": Machine("24gb", cards(1, 24, AMPERE, 0.3), refused="2x24gb", shortfall="num_gpus"),
     "RTX 4090 in use": Machine("10gb", cards(1, 24, ADA, 14), refused="48gb", shortfall="memory"),
     "RTX 5090": Machine("32gb", cards(1, 31.8, CONSUMER_BLACKWELL, 0.5), refused="80gb", shortfall="memory"),
+    "L4": Machine("24gb", cards(1, 22.05, ADA), refused="48gb", shortfall="memory"),
+    "A10G": Machine("24gb", cards(1, 22.15, AMPERE), refused="2x24gb", shortfall="num_gpus"),
+    "RTX A6000": Machine("48gb", cards(1, 47.5, AMPERE)),
     "A100, 40 GB": Machine("32gb", cards(1, 39.5, "8.0"), refused="48gb", shortfall="memory"),
     "L40S": Machine("48gb", cards(1, 44.98, ADA), refused="80gb", shortfall="memory"),
     "H100": Machine("80gb", cards(1, 79.6, HOPPER, 0.4), refused="4x80gb-realtime", shortfall="num_gpus"),
     "H100 in use": Machine("48gb", cards(1, 79.6, HOPPER, 30), refused="80gb", shortfall="memory"),
     "RTX PRO 6000": Machine("96gb", cards(1, 95.6, CONSUMER_BLACKWELL)),
     "H200": Machine("96gb", cards(1, 139.8, HOPPER)),
+    "H100, 16 GB of RAM": Machine("80gb", cards(1, 79.6, HOPPER), ram=15),
+    "H100, 4 GB of RAM": Machine(
+        "cpu-preview", cards(1, 79.6, HOPPER), ram=4, refused="80gb", shortfall="host_ram"
+    ),
+    "B300": Machine("96gb", cards(1, 268, "10.3")),
+    "DGX Spark, which hides its memory": Machine(
+        "cpu-preview", cards(1, 0, "12.1"), refused="80gb", shortfall="unreadable"
+    ),
     "H200 without weights": Machine(
         "cpu-preview", cards(1, 139.8, HOPPER), weights=False, refused="80gb", shortfall="weights"
     ),
+    "T4": Machine("cpu-preview", cards(1, 15, TURING), refused="16gb", shortfall="compute_capability"),
+    "V100": Machine("cpu-preview", cards(1, 32, "7.0"), refused="32gb", shortfall="compute_capability"),
     "Turing": Machine("cpu-preview", cards(1, 24, TURING), refused="24gb", shortfall="compute_capability"),
     "4090, driver 550": Machine(
         "cpu-preview", cards(1, 24, ADA), driver="12.4", refused="24gb", shortfall="driver"
     ),
     "4090, driver 550, PyTorch for CUDA 12.6": Machine(
         "24gb", cards(1, 24, ADA), driver="12.4", torch="12.6"
+    ),
+    "3090, driver 470": Machine(
+        "cpu-preview", cards(1, 24, AMPERE), driver="11.4", refused="24gb", shortfall="driver"
+    ),
+    "5090, driver 570": Machine(
+        "cpu-preview",
+        cards(1, 31.8, CONSUMER_BLACKWELL),
+        driver="12.8",
+        refused="32gb",
+        shortfall="driver",
+    ),
+    "5090, driver 570, PyTorch for CUDA 12.8": Machine(
+        "32gb", cards(1, 31.8, CONSUMER_BLACKWELL), driver="12.8", torch="12.8"
+    ),
+    "4090, the preview's requirements alone": Machine(
+        "cpu-preview", cards(1, 24, ADA), torch=None, refused="24gb", shortfall="not_installed"
     ),
     "4090, driver that hides its CUDA": Machine("24gb", cards(1, 24, ADA), driver=None),
     "4090, PyTorch for the CPU": Machine(
@@ -144,6 +208,16 @@ MACHINES = {
     ),
     "B200": Machine("96gb", cards(1, 179, BLACKWELL)),
     "3060 and 4090": Machine("24gb", ((12, AMPERE, 0), (24, ADA, 0)), refused="2x24gb", shortfall="memory"),
+    "3090 and 3060": Machine(
+        "24gb", ((24, AMPERE, 0.3), (12, AMPERE, 0)), refused="2x24gb", shortfall="memory"
+    ),
+    "4090 and 5060 Ti": Machine(
+        "24gb",
+        ((23.99, ADA, 0.5), (15.93, CONSUMER_BLACKWELL, 0)),
+        refused="2x24gb",
+        shortfall="memory",
+    ),
+    "5090 and 4090": Machine("2x24gb", ((31.8, CONSUMER_BLACKWELL, 0.5), (23.99, ADA, 0))),
     "4090 and 1080": Machine(
         "24gb", ((24, ADA, 0), (8, "6.1", 0)), refused="2x24gb", shortfall="compute_capability"
     ),
@@ -158,6 +232,10 @@ MACHINES = {
     "two 3090s, one in use": Machine(
         "24gb", ((24, AMPERE, 12), (24, AMPERE, 0)), refused="2x24gb", shortfall="memory"
     ),
+    "two 3090s, 16 GB of RAM": Machine("2x24gb", cards(2, 24, AMPERE, 0.3), ram=15),
+    "two 12 GB cards": Machine("12gb", cards(2, 12, AMPERE), refused="2x24gb", shortfall="memory"),
+    "two A100s, 80 GB": Machine("2x48gb", cards(2, 79.2, "8.0")),
+    "two H200s, one in use": Machine("96gb", ((139.8, HOPPER, 120), (139.8, HOPPER, 0))),
     "two 5090s": Machine("2x32gb", cards(2, 31.8, CONSUMER_BLACKWELL)),
     "two L40S": Machine("2x48gb", cards(2, 44.98, ADA)),
     "three 4090s": Machine("3x24gb", cards(3, 24, ADA)),
@@ -165,11 +243,24 @@ MACHINES = {
     "four 4090s": Machine("4x4090-low-vram", cards(4, 23.99, ADA, 0.3)),
     "four 3090s": Machine("4x4090-low-vram", cards(4, 24, AMPERE)),
     "four L40S": Machine("4x32gb", cards(4, 44.98, ADA)),
+    "four L40S, two in use": Machine("2x48gb", cards(2, 44.98, ADA, 40) + cards(2, 44.98, ADA)),
+    "four 4090s, 16 GB of RAM": Machine("4x4090-low-vram", cards(4, 23.99, ADA, 0.3), ram=15),
+    "six 3060s": Machine("12gb", cards(6, 12, AMPERE), refused="4x16gb", shortfall="memory"),
+    "eight 3090s": Machine("4x4090-low-vram", cards(8, 24, AMPERE)),
+    "eight L40S": Machine("4x32gb", cards(8, 44.98, ADA), refused="96gb", shortfall="memory"),
+    "eight A100s, 40 GB": Machine("4x32gb", cards(8, 39.5, "8.0")),
+    "eight A100s, 80 GB": Machine("5x80gb-tpp", cards(8, 79.2, "8.0")),
     "four H100s": Machine("4x80gb-realtime", cards(4, 79.6, HOPPER)),
     "five H100s": Machine("5x80gb-tpp", cards(5, 79.6, HOPPER)),
     "eight H200s": Machine("5x80gb-tpp", cards(8, 139.8, HOPPER)),
     "eight 4090s, half in use": Machine(
         "4x4090-low-vram", cards(4, 24, ADA, 20) + cards(4, 24, ADA), refused="5x80gb-tpp", shortfall="memory"
+    ),
+    "a seventh of an H100": Machine(
+        "10gb", cards(1, 9.75, HOPPER), instances=True, refused="12gb", shortfall="memory"
+    ),
+    "seven sevenths of an H200": Machine(
+        "16gb", cards(7, 16, HOPPER), instances=True, refused="4x16gb", shortfall="instance"
     ),
     "a divided H100": Machine(
         "32gb", cards(2, 39.5, HOPPER), instances=True, refused="2x48gb", shortfall="instance"
