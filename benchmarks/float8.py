@@ -21,14 +21,9 @@ from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, MOTION_LATENT_FRAMES, Geometry, Size
 from avatar.model.audio_injection import NUM_HIDDEN_STATES
 from avatar.model.compile import compiled
-from avatar.model.quantize import (
-    Float8Linear,
-    Quantiser,
-    is_quantised,
-    product_on,
-    quantise_rows,
-    quantise_weight,
-)
+from avatar.model.linear_8bit import Float8Linear, Quantiser
+from avatar.model.products_8bit import product_on
+from avatar.model.quantize import FLOAT8, is_quantised, quantise_rows, quantise_weight
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.random_weights import random_transformer
 from avatar.pipeline.denoiser import Conditions, HeldAudio, LocalDenoiser
@@ -141,7 +136,7 @@ def linear_speed(
         "tokens": num_tokens,
         "in": in_features,
         "out": out_features,
-        "product": product_on(device),
+        "product": product_on(device, FLOAT8),
         "product_error": errors([quantised(x)], [exact + linear.bias])["first"],
         "bf16_ms": milliseconds(linear, x),
         "fp8_ms": milliseconds(fast, x),

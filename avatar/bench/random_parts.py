@@ -13,7 +13,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import Size
-from avatar.model.quantize import Quantiser
+from avatar.model.linear_8bit import Quantiser
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.vae.vae import VideoVAE
 from avatar.model.wav2vec2 import SpeechEncoder

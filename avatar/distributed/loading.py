@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.distributed.fsdp import Fill, layer_of, shard_layers
 from avatar.distributed.process_groups import Group
-from avatar.model.quantize import Quantiser
+from avatar.model.linear_8bit import Quantiser
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Check, go_on, load_transformer

@@ -21,10 +21,9 @@ from torch import Tensor
 
 from avatar.geometry import Geometry
 from avatar.model.kv_cache import KeysValues, Ring
-from avatar.model.quantize import FLOAT8, LARGEST, TINIEST
+from avatar.model.quantize import FLOAT8, INT8_LARGEST, LARGEST, TINIEST
 from avatar.model.rope import rotate
 
-INT8_LARGEST = 127.0
 HEADROOM = 4.0  # how many times larger than the first block's largest value later values may be
 # The values of a slot are in PERMUTED order. A frame is whole slots, since its sides are multiples of 64 px.
 SLOT_TOKENS = 16

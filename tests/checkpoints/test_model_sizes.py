@@ -20,7 +20,8 @@ from avatar.checkpoints.model_sizes import (
 )
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.hardware.inventory import Inventory
-from avatar.model.quantize import FLOAT8, Quantiser
+from avatar.model.linear_8bit import Quantiser
+from avatar.model.quantize import FLOAT8
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights.loading import install
 from avatar.planning.planner import plan

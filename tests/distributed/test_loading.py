@@ -12,7 +12,7 @@ from avatar.distributed.p2p import MessageChannel
 from avatar.distributed.process_groups import Group
 from avatar.distributed.rank_meter import RankMeter
 from avatar.errors import Cancelled
-from avatar.model.quantize import Float8Linear
+from avatar.model.linear_8bit import Float8Linear
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.model.weights.loading import load_transformer, open_transformer

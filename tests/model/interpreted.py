@@ -20,10 +20,11 @@ from avatar.model import attention_8bit
 from avatar.model.attention import few_keys_weights
 from avatar.model.attention_8bit import Calibration, EightBitRing, EightBitWindow
 from avatar.model.kernels import attention as attention_kernel
-from avatar.model.kernels import elementwise
+from avatar.model.kernels import elementwise, products
 from avatar.model.kernels import qkv as head_kernels
 from avatar.model.kv_cache import KeysValues
-from avatar.model.quantize import FLOAT8, quantise_rows
+from avatar.model.products_8bit import multiply_plainly
+from avatar.model.quantize import FLOAT8, INT8, quantise_rows
 from avatar.model.rope import block_table, rotate
 from avatar.model.transformer_layer import modulate
 from avatar.model.weights import tiny
@@ -124,6 +125,22 @@ def between_products() -> dict[str, float]:
     }
 
 
+def products_of_int8() -> dict[str, float]:
+    """Sides that fill tiles and that do not; more rows than a group of tiles has; a single row."""
+    torch.manual_seed(0)
+    found = {}
+    for name, num_rows, width, outputs in (
+        ("product", 64, 96, 128),
+        ("product_odd", 33, 80, 48),
+        ("product_many_rows", 300, 48, 80),
+        ("product_one_row", 1, 32, 16),
+    ):
+        values, weight = (torch.randint(-127, 128, (n, width), dtype=INT8) for n in (num_rows, outputs))
+        given = values, torch.rand(num_rows, 1), weight, torch.rand(outputs), torch.randn(outputs)
+        found[name] = relative(products.multiply(*given, torch.float32), multiply_plainly(*given))
+    return found
+
+
 def apart(found: elementwise.Tokens, right: tuple[Tensor, Tensor]) -> float:
     return relative(found.values.float() * found.scale, right[0].float() * right[1])
 
@@ -146,6 +163,7 @@ def main() -> None:
         "attention_by_pointers": attention(False),
         **heads(),
         **between_products(),
+        **products_of_int8(),
         "timed": timed(),
     }
     json.dump(differences, sys.stdout)

@@ -32,6 +32,7 @@ def differences() -> dict[str, float]:
     [
         "attention", "attention_by_pointers", "rotated", "queries", "keys", "values", "added", "normed",
         "normed_float8", "gelu_float8", "int8", "short", "timed",
+        "product", "product_odd", "product_many_rows", "product_one_row",
     ],
 )  # fmt: skip
 def test_a_kernel_equals_its_twin(kernel, differences):

@@ -13,16 +13,9 @@ from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
 
 from avatar.checkpoints.transformer_config import ModelConfig
-from avatar.model import quantize
-from avatar.model.quantize import (
-    FLOAT8,
-    Float8Linear,
-    Quantiser,
-    is_quantised,
-    join_linears,
-    quantise_rows,
-    quantise_weight,
-)
+from avatar.model import linear_8bit, products_8bit
+from avatar.model.linear_8bit import Float8Linear, Quantiser, join_linears
+from avatar.model.quantize import FLOAT8, is_quantised, quantise_rows, quantise_weight
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.transformer_layer import modulate
 from avatar.model.weights.checkpoint import open_checkpoint
@@ -117,7 +110,7 @@ def test_output_has_the_residual_streams_dtype():
 
 def test_a_card_without_fp8_multiplies_the_exact_input(monkeypatch):
     """Only the weights' error is left; rows of the weight are as the slow twin rounds them."""
-    monkeypatch.setattr(quantize, "product_on", lambda device: "widened")
+    monkeypatch.setattr(linear_8bit, "product_on", lambda device, dtype: "widened")
     layer, x = linear(), random(33, 96, seed=5)
     expected = x.double() @ slow_rows(layer.weight).T + layer.bias.double()
     assert relative_error(float8(layer)(x), expected) < 1e-6
@@ -219,7 +212,7 @@ def test_weights_and_activations_have_the_same_share_of_the_error(monkeypatch):
     """Errors are independent: their squares add up."""
     stream = Stream.load("basic")
     both = velocity_error(stream, stream.denoiser(quantised_model(stream)))
-    monkeypatch.setattr(quantize, "product_on", lambda device: "widened")
+    monkeypatch.setattr(linear_8bit, "product_on", lambda device, dtype: "widened")
     weights = velocity_error(stream, stream.denoiser(quantised_model(stream)))
     assert weights == pytest.approx(both / 2**0.5, rel=0.15)
 
@@ -254,7 +247,7 @@ def test_quantising_joins_the_kernel_before_it():
 
 @pytest.mark.parametrize("product", ["plain", "widened"])
 def test_compiled_equals_eager_in_no_more_graphs(product, monkeypatch):
-    monkeypatch.setattr(quantize, "_product", lambda device: product)
+    monkeypatch.setattr(products_8bit, "_product", lambda device, dtype: product)
     stream = Stream.load("basic")
     model = quantised_model(stream)
     eager = stream.run(stream.denoiser(model))

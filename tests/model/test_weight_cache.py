@@ -20,7 +20,8 @@ from torch import Tensor
 
 from avatar.checkpoints.locations import LORA_FILE
 from avatar.errors import Cancelled, WeightsMissing
-from avatar.model.quantize import FLOAT8, Quantiser, is_quantised, quantise_weight
+from avatar.model.linear_8bit import Quantiser
+from avatar.model.quantize import FLOAT8, is_quantised, quantise_weight
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights import weight_cache
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint

@@ -18,7 +18,8 @@ from avatar.errors import Cancelled
 from avatar.geometry import SPEECH_HZ, Size
 from avatar.media.intake import open_request
 from avatar.media.sample_inputs import write_sample
-from avatar.model.quantize import FLOAT8, Float8Linear
+from avatar.model.linear_8bit import Float8Linear
+from avatar.model.quantize import FLOAT8
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights import weight_cache
 from avatar.model.weights.checkpoint import open_checkpoint

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from avatar.model.kv_cache import Ring
-from avatar.model.quantize import FLOAT8, Quantiser
+from avatar.model.linear_8bit import Quantiser
+from avatar.model.quantize import FLOAT8
 from avatar.model.transformer import StreamingTransformer
 from avatar.pipeline.denoiser import LocalDenoiser
 from avatar.pipeline.layer_stack import CompiledPieces

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avatar.model.quantize import TINIEST
+from avatar.model.quantize import INT8, INT8_LARGEST, TINIEST
 
 SHORT_ROWS, SHORT_HEADS = 32, 4  # per program of short_weights
 PIECE, WIDE_PIECE = 1024, 2048  # channels per piece of a token of up to WIDE channels, and of more
@@ -98,7 +98,7 @@ def _rows_like(x: Tensor, like: torch.dtype) -> tuple[Tensor, Tensor | None]:
 
 
 def _largest(like: torch.dtype) -> float:
-    return 127.0 if like == torch.int8 else torch.finfo(like).max
+    return INT8_LARGEST if like == INT8 else torch.finfo(like).max
 
 
 def _run(

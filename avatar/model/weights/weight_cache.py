@@ -26,7 +26,8 @@ from avatar.checkpoints.locations import user_cache
 from avatar.errors import WeightsMissing
 from avatar.locks import take
 from avatar.media import atomic
-from avatar.model.quantize import Quantiser, is_quantised
+from avatar.model.linear_8bit import Quantiser
+from avatar.model.quantize import is_quantised
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Settle, load_transformer, load_weights, open_transformer, stay

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from avatar.checkpoints.lora_files import UserLora
 from avatar.checkpoints.transformer_config import LAYER, ModelConfig
-from avatar.model.quantize import QuantisedLinear, Quantiser, quantise_weight
+from avatar.model.linear_8bit import QuantisedLinear, Quantiser
+from avatar.model.quantize import quantise_weight
 from avatar.model.transformer import LayerParts, StreamingTransformer, held_dtype
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.gguf import StoredBlocks
