@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
 
 from avatar.bench.measure import machine
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import Geometry, Size
 from avatar.model.kernels import products
-from avatar.model.kernels.products import Tile
+from avatar.model.kernels.products import OutOfResources, Tile
 from avatar.model.products_8bit import multiply_float8, multiply_plainly, product_on
 from avatar.model.quantize import FLOAT8, INT8, quantise_rows, quantise_weight
 from benchmarks.between_products import NUM_INPUTS, microseconds

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from avatar.model.products_8bit import (
     ON_TENSOR_CORES,
+    linear_by_kernels,
     multiply_float8,
     multiply_int8,
     multiply_plainly,
     product_on,
 )
-from avatar.model.quantize import FLOAT8, INT8, is_quantised, quantise_rows, quantise_weight, widen
+from avatar.model.quantize import FLOAT8, INT8, hadamard, is_quantised, quantise_rows, quantise_weight, widen
 
 
 class QuantisedLinear(nn.Module):
@@ -46,15 +47,23 @@ class QuantisedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out), with the device's best kind of product."""
-        product = product_on(x.device, self.format)
-        if product == "widened":
-            return (F.linear(x, self.widened(x.dtype)) * self.scale + self.bias).to(x.dtype)
-        values, scale = quantise_rows(x.reshape(-1, x.shape[-1]), self.format)
-        if product == "plain":
-            out = multiply_plainly(values, scale, self.weight, self.scale, self.bias)
+        product, rows = product_on(x.device, self.format), x.reshape(-1, x.shape[-1])
+        if product == "kernel":
+            out = linear_by_kernels(rows, self.weight, self.scale, self.bias)
+        elif product == "widened":
+            rows = self.entering(rows).to(x.dtype)
+            out = F.linear(rows, self.widened(x.dtype)) * self.scale + self.bias
         else:
-            out = self.multiply(values, scale)
+            values, scale = quantise_rows(self.entering(rows), self.format)
+            if product == "plain":
+                out = multiply_plainly(values, scale, self.weight, self.scale, self.bias)
+            else:
+                out = self.multiply(values, scale)
         return out.to(x.dtype).unflatten(0, x.shape[:-1])
+
+    def entering(self, rows: Tensor) -> Tensor:
+        """Rows as they are quantised, which int8's are once they are rotated."""
+        return rows
 
     def multiply(self, values: Tensor, scale: Tensor) -> Tensor:
         """8-bit product on the tensor cores: R rows in the weight's dtype, scales R 1, to (R, out) bf16."""
@@ -80,9 +89,13 @@ class Float8Linear(QuantisedLinear):
 
 
 class Int8Linear(QuantisedLinear):
-    """A linear layer with weights in int8."""
+    """A linear layer with weights in int8, rotated along their input channels; see quantize.hadamard."""
 
     format = INT8
+
+    def entering(self, rows: Tensor) -> Tensor:
+        """See QuantisedLinear."""
+        return hadamard(rows)
 
     def multiply(self, values: Tensor, scale: Tensor) -> Tensor:
         """See QuantisedLinear."""

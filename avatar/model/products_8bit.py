@@ -91,10 +91,19 @@ def multiply_int8(
     values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor
 ) -> Tensor:
     """The same in int8 by the device's fastest means; sums are exact."""
-    if product_on(values.device, INT8) == "int_mm":
-        return multiply_by_int_mm(values, scale, weight, weight_scale, bias)
+    by_kernel = product_on(values.device, INT8) == "kernel"
+    multiply = multiply_by_kernel if by_kernel else multiply_by_int_mm
+    return multiply(values, scale, weight, weight_scale, bias)
+
+
+def linear_by_kernels(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+    """A whole linear layer in int8 by our own kernels: rows in half precision to (R, out) bf16."""
     if torch.compiler.is_compiling():
-        return _opaque_kernel(values, scale, weight, weight_scale, bias)
+        return _opaque_linear(x, weight, weight_scale, bias)
+    from avatar.model.kernels.elementwise import quantised
+
+    values, scale = quantised(x if x.stride(-1) == 1 else x.contiguous(), INT8)
+    assert scale is not None
     return multiply_by_kernel(values, scale, weight, weight_scale, bias)
 
 
@@ -125,17 +134,15 @@ def multiply_plainly(
     return F.linear(values.float(), weight.float()) * scale * weight_scale + bias
 
 
-@torch.library.custom_op("avatar::multiply_int8", mutates_args=())
-def _opaque_kernel(
-    values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor
-) -> Tensor:
-    """multiply_by_kernel as one operation of a compiled graph."""
-    return multiply_by_kernel(values, scale, weight, weight_scale, bias)
+@torch.library.custom_op("avatar::linear_int8", mutates_args=())
+def _opaque_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+    """linear_by_kernels as one operation of a compiled graph."""
+    return linear_by_kernels(x, weight, weight_scale, bias)
 
 
-@_opaque_kernel.register_fake
-def _(values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
-    return values.new_empty(len(values), len(weight), dtype=torch.bfloat16)
+@_opaque_linear.register_fake
+def _(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty(len(x), len(weight), dtype=torch.bfloat16)
 
 
 def _try_float8(device: torch.device) -> None:

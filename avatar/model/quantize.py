@@ -1,6 +1,8 @@
 """Numbers in 8 bits: rows of weights and of activations, each with the scale that restores it.
 
-fp8 is e4m3. They take half of bf16's bytes; linear_8bit multiplies them.
+fp8 is e4m3, whose exponents cope with a few channels that are far larger than the others. int8's even steps
+do not: both sides of its products are rotated first, which spreads every channel over many and changes no
+product. Source: QuaRot, arXiv 2404.00456 (Hadamard rotation).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ TINIEST = 1e-12  # a row whose largest value is smaller counts as zero
 ADALN = ".injector_adain_layers."
 SIDE_MULTIPLE = 16  # 8-bit products require both sides of a weight to be multiples of this
 FLOAT8_CAPABILITY = (8, 9)  # from here on, cards have fp8 cores and Triton converts e4m3
+ROTATION_BLOCKS = (256, 16)  # channels that are rotated together: the first that divides a row
 CHUNK_ROWS = 1024  # quantised at a time, to keep float32's peak memory low
 
 
@@ -53,6 +56,28 @@ def quantise_rows(values: Tensor, dtype: torch.dtype = FLOAT8) -> tuple[Tensor, 
     return scaled.to(FLOAT8) if compiles_float8(values.device) else narrow(scaled), largest / bound
 
 
+def hadamard(values: Tensor) -> Tensor:
+    """Rotate each row's blocks of 4^n channels by a Hadamard matrix: ... C to ... C float32.
+
+    The matrix is the n-th Kronecker power of half of [[-1, 1, 1, 1], [1, -1, 1, 1], ...]: n times, of each
+    four values, half their sum minus each. It is symmetric, its own inverse, and its rows have equal sums:
+    what a block's channels have in common does not gather in one of them. Computed by additions in a fixed
+    order, so that all devices give the same bits.
+    """
+    block, stride, out = rotation_block(values.shape[-1]), 1, values.float()
+    while stride < block:
+        fours = out.unflatten(-1, (-1, 4, stride))
+        a, b, c, d = fours.unbind(-2)
+        out = (0.5 * ((a + b) + (c + d)).unsqueeze(-2) - fours).flatten(-3)
+        stride *= 4
+    return out
+
+
+def rotation_block(width: int) -> int:
+    """How many channels of a row are rotated together; a row is a multiple of SIDE_MULTIPLE."""
+    return next(block for block in ROTATION_BLOCKS if width % block == 0)
+
+
 def widen_rows(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Undo quantise_rows, except for its rounding: ... R C float8, ... R 1, to ... R C in the given dtype."""
     wide = values.float() if compiles_float8(values.device) else widen(values, torch.bfloat16).float()
@@ -60,12 +85,15 @@ def widen_rows(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def quantise_weight(weight: Tensor, dtype: torch.dtype = FLOAT8) -> tuple[Tensor, Tensor]:
-    """Quantise a weight, one scale per output channel: returns (out, in) in dtype, (out) float32."""
+    """Quantise a weight, one scale per output channel: returns (out, in) in dtype, (out) float32.
+
+    In int8 its rows are rotated, and so must be what it is multiplied by; see hadamard.
+    """
     quantised = torch.empty_like(weight, dtype=dtype)
     scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
     chunks = (tensor.split(CHUNK_ROWS) for tensor in (weight, quantised, scale))
     for source, target, target_scale in zip(*chunks, strict=True):
-        values, scales = quantise_rows(source, dtype)
+        values, scales = quantise_rows(hadamard(source) if dtype == INT8 else source, dtype)
         target.copy_(values)
         target_scale.copy_(scales[:, 0])
     return quantised, scale

@@ -542,7 +542,7 @@ NOTICES: dict[str, str] = {
     "slow_compile": "本机无法编译代码（需要 C 编译器和 Python.h）：改为不编译运行，速度最多慢一半。",
     "slow_cudnn": "cuDNN 注意力在这张显卡上不可用：改用其他实现，最多慢一成。",
     "slow_fp8": "这张显卡不支持 8 位乘法：权重先转换为更宽的格式，速度较慢。",
-    "slow_int8": "本项目的 8 位整数乘法内核在这张显卡上不可用：改用 PyTorch 的乘法，或先将权重转换为更宽的格式，速度较慢。",
+    "slow_int8": "8 位整数乘法内核在这张显卡上不可用：改用 PyTorch 的乘法，或先转换权重，速度较慢。",
     "slow_pinned": "系统允许锁定的内存太少（WSL2 约 1 GB）：复制较慢。",
     "slow_segments": "显存无法按段增长：可能浪费数 GiB。",
     "rung_oom": "{device} 显存不足（第 {block} 块）：{rung}由 {was} 改为 {now}，继续生成，画面不丢失。",

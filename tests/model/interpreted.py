@@ -24,7 +24,7 @@ from avatar.model.kernels import elementwise, products
 from avatar.model.kernels import qkv as head_kernels
 from avatar.model.kv_cache import KeysValues
 from avatar.model.products_8bit import multiply_plainly
-from avatar.model.quantize import FLOAT8, INT8, quantise_rows
+from avatar.model.quantize import FLOAT8, INT8, hadamard, quantise_rows
 from avatar.model.rope import block_table, rotate
 from avatar.model.transformer_layer import modulate
 from avatar.model.weights import tiny
@@ -109,7 +109,10 @@ def between_products() -> dict[str, float]:
     plain = elementwise.normed(x, scale, shift, 1e-6, FLOAT8, plus_one=False)
     layer_norm = nn.functional.layer_norm(x, (width,), eps=1e-6) * scale + shift
     active = elementwise.quantised(x, FLOAT8, gelu=True)
-    whole = elementwise.quantised(x, torch.int8)
+    several = torch.randn(20, 80), torch.randn(20, 1280)  # blocks of 16 and of 256, the last piece cut short
+    _, normed_int8 = elementwise.added_and_normed(
+        several[0], several[0], None, scale[:80], shift[:80], 1e-6, INT8, plus_one=True
+    )
     q, keys = torch.randn(20, num_heads, dim), torch.randn(7, num_heads, dim)
     norm = nn.RMSNorm(num_heads * dim, eps=1e-6).requires_grad_(False)
     norm.weight.uniform_()
@@ -120,7 +123,16 @@ def between_products() -> dict[str, float]:
         "normed": relative(normed.values, modulate(total, shift, scale, 1e-6)),
         "normed_float8": apart(plain, quantise_rows(layer_norm)),
         "gelu_float8": apart(active, quantise_rows(nn.functional.gelu(x, approximate="tanh"))),
-        "int8": max(0.0, relative(whole.values * whole.scale, x) - 0.01),
+        "normed_int8": apart(
+            normed_int8, quantise_rows(hadamard(modulate(2 * several[0], shift[:80], scale[:80], 1e-6)), INT8)
+        ),
+        "gelu_int8": max(
+            apart(
+                elementwise.quantised(each, INT8, gelu=True),
+                quantise_rows(hadamard(nn.functional.gelu(each, approximate="tanh")), INT8),
+            )
+            for each in several
+        ),
         "short": relative(elementwise.short_weights(q, norm.weight, 1e-6, keys, counts), weights),
     }
 

@@ -210,6 +210,8 @@ def test_the_table_has_a_row_for_each_path(monkeypatch):
     trials = ("_try_compiling", "_try_cudnn", "_try_pinning", "_try_segments")
     for trial in trials:
         monkeypatch.setattr(device_checks, trial, broken)
+    for trial in ("_try_kernel", "_try_int_mm"):
+        monkeypatch.setattr(products_8bit, trial, broken)
     monkeypatch.setattr(device_checks, "set_expandable_segments", lambda on: None)
     table = {check.code: check for check in check_device(CUDA)}
     assert set(table) == set(TEXTS)
