@@ -85,7 +85,7 @@ class BatchEntry:
         also += self.picture.demands
         num_speakers = self.speakers.num_speakers if self.speakers else 1
         preset = choose(options.get("preset", "auto"), settings, inventory, also, num_speakers)
-        require(preset, inventory, num_speakers=num_speakers)
+        preset = require(preset, inventory, num_speakers=num_speakers).preset
         return Job(
             image=self.image,
             audio=self.audio,

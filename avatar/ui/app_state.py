@@ -213,10 +213,11 @@ class AppState:
         """The names of FORM, and "prompt", that the preset's engine can honour."""
         return {name for name in (*FORM, "prompt") if not refusal(preset.engine, name)}
 
-    def _require(self, preset: Preset, num_speakers: int = 1) -> None:
-        """Refuse a preset that cannot run here or on the ranks attached to. Raises: AvatarError."""
-        if preset.name != self.attached:
-            require(preset, self.inventory(), self.presets, num_speakers=num_speakers)
+    def _require(self, preset: Preset, num_speakers: int = 1) -> Preset:
+        """The preset as it will run here, or on the ranks attached to. Raises: AvatarError if it cannot."""
+        if preset.name == self.attached:
+            return preset
+        return require(preset, self.inventory(), self.presets, num_speakers=num_speakers).preset
 
     def plan(self, preset: Preset) -> tuple[Plan | None, str]:
         """What a preset will hold on each device, and why it cannot run here ("" if it can)."""
@@ -262,7 +263,7 @@ class AppState:
         preset = self.with_settings(name, settings)
         also = (*(picture.demands if picture else ()), *(("pose",) if pose else ()))
         refuse_settings(preset.engine, also)
-        self._require(preset, speakers.num_speakers if speakers else 1)
+        preset = self._require(preset, speakers.num_speakers if speakers else 1)
         prompt = prompt.strip() or preset.generation.prompt  # the page shows the preset's own in an empty box
         draft = self.gallery.draft()
         work = Path(tempfile.mkdtemp(prefix="run-", dir=self.scratch))

@@ -189,7 +189,7 @@ def test_loading_never_holds_what_it_quantises_in_bf16():
 def test_the_cache_gives_the_same_bits(tiny_checkpoint: Path, tmp_path: Path):
     files = open_checkpoint(tiny_checkpoint)
     without, filling, reading = (
-        load_quantised(files, CUDA, torch.bfloat16, folder=folder).state_dict()
+        load_quantised(files, CUDA, torch.bfloat16, FLOAT8, folder=folder).state_dict()
         for folder in (None, tmp_path, tmp_path)
     )
     for name, tensor in without.items():

@@ -40,7 +40,7 @@ from tests.pipeline.test_single_files import beside_the_lora, video_of
 
 PRESET = load_preset("self-test")
 KINDS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
-DTYPES = ["bf16", "fp8", "fp32"]
+DTYPES = ["bf16", "fp8", "int8", "fp32"]
 ALL = Placement(layers_on_host=SIZES.num_layers, layers_in_blocks=True)
 
 
@@ -149,7 +149,7 @@ def test_loras_are_merged_as_at_loading(
     }
 
 
-@pytest.mark.parametrize("weight_dtype", ["bf16", "fp8"])
+@pytest.mark.parametrize("weight_dtype", ["bf16", "fp8", "int8"])
 def test_the_video_is_the_same(weight_dtype: str, by_kind: dict[str, Path], tmp_path: Path) -> None:
     folder = by_kind["Q4_0"]
     preset = PRESET.with_settings(weight_dtype=weight_dtype)
