@@ -2,7 +2,8 @@
 
 fp8 needs fp8 cores, which cards have since compute capability 8.9. GeForce cards add its products up at half
 of int8's rate: an RTX 4090 reaches 330 TFLOP/s in fp8 with sums in float32 and 661 TOP/s in int8, an RTX
-5090 419 and 838. On cards for data centres and workstations both are alike. int8 runs on every card since Ampere.
+5090 419 and 838. On cards for data centres and workstations both are alike. int8 runs on every card since
+Ampere.
 Source: NVIDIA's white papers on the Ada and RTX Blackwell architectures, datasheets of L40S and L4.
 """
 

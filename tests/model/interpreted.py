@@ -160,11 +160,12 @@ def apart(found: elementwise.Tokens, right: tuple[Tensor, Tensor]) -> float:
 def timed() -> float:
     """How many of the kernels that are timed give the same for two of their inputs."""
     same = 0.0
-    for call in calls(tiny.CONFIG, Geometry(64, 64, 8), CPU).values():
-        found = [call(0), call(1)]
-        if found[0] is not None:  # else it writes to a window
-            values = [each if isinstance(each, Tensor) else each[0] for each in found]
-            same += torch.equal(*(each.float() for each in values))
+    for format in (FLOAT8, INT8):
+        for call in calls(tiny.CONFIG, Geometry(64, 64, 8), CPU, format).values():
+            found = [call(0), call(1)]
+            if found[0] is not None:  # else it writes to a window
+                values = [each if isinstance(each, Tensor) else each[0] for each in found]
+                same += torch.equal(*(each.float() for each in values))
     return same
 
 

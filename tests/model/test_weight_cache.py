@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -446,7 +447,7 @@ def test_a_toy_checkpoint_is_not_cached(
 def test_int8_has_an_entry_of_its_own(files: CheckpointFiles, folder: Path) -> None:
     """Built once, and read with the same bits; that of fp8 stays beside it."""
     load(files, folder)
-    quantised = partial(load_quantised, files, "cpu", torch.bfloat16, INT8)
+    quantised = functools.partial(load_quantised, files, "cpu", torch.bfloat16, INT8)
     without, filling = quantised(folder=None), quantised(folder=folder)
     (entry,) = folder.glob("int8-*")
     index = json.loads((entry / INDEX).read_text())

@@ -78,8 +78,10 @@ def test_loading_fp8_may_be_stopped(tiny_checkpoint: Path) -> None:
         parts.load_transformer(stop)
 
 
-def test_random_weights_are_quantised_too() -> None:
-    require_float8(random_parts(PRESET).load_transformer())
+@pytest.mark.parametrize("weight_dtype", FORMATS)
+def test_random_weights_are_quantised_too(weight_dtype: str) -> None:
+    parts = random_parts(PRESET.with_settings(weight_dtype=weight_dtype))
+    require_quantised(parts.load_transformer(), weight_dtype)
 
 
 AWAY = Placement(layers_on_host=3, rings_on_host=True, side_models_on_host=True, diagonal=True)
