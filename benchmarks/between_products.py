@@ -1,7 +1,8 @@
 """Time our own layer kernels on a GPU, in µs: `python -m benchmarks.between_products`, one line per kernel.
 
-Uses the real model's widths, 704*384, weights in fp8 (or `--weight_dtype int8`) and 8-bit attention. Each kernel is timed in a CUDA graph
-of REPEATS calls, without host time, on alternating inputs that together do not fit the cache.
+Uses the real model's widths, 704*384, weights in fp8 (or `--weight_dtype int8`) and 8-bit attention. Each
+kernel is timed in a CUDA graph of REPEATS calls, without host time, on alternating inputs that together do
+not fit the cache.
 """
 
 from __future__ import annotations
