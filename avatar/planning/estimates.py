@@ -39,10 +39,9 @@ SPEECH_WINDOW_S = 60.0  # the most that goes through the speech encoder at once
 SPEECH_STATES_BYTES_PER_S = 25 * 50 * 1024 * 4  # all layers' hidden states
 SPEECH_WORKSPACE_BYTES_PER_S = 3 * 3200 * 512 * 4  # three copies of the first convolution's output
 
-# A piece of a tensor in GGUF blocks while it is dequantised, merged with its LoRAs and rounded, 68 MiB; and
-# cuBLAS's second workspace, for the stream on which that is done.
+# A piece of a tensor in GGUF blocks while it is dequantised, merged with its LoRAs and rounded, 68 MiB (73 for
+# int8, which is rotated); and cuBLAS's second workspace, for the stream on which that is done.
 GGUF_WORKSPACE_BYTES = GIB // 8
-ROTATED_WORKSPACE_BYTES = GIB // 32  # more where it is rotated for int8
 
 CUDA_CONTEXT_BYTES = 80 * GIB // 100  # with loaded kernels: 0.75 to 0.87 GiB; other cards take less
 LIBRARY_WORKSPACE_BYTES = GIB // 16  # cuBLAS
@@ -224,9 +223,7 @@ def _transformer(run: RunShape, share: RankShare, placement: Placement) -> list[
         slot = max(layers[index].num_bytes(dtype) for index in away)
         items.append(MemoryItem("layer_slots", placement.layers_ahead * slot, loaded))
     if away and placement.layers_in_blocks:
-        rotated = ROTATED_WORKSPACE_BYTES if dtype in ("int8", "8bit") else 0
-        workspace = GGUF_WORKSPACE_BYTES + rotated + _blocks(run).largest
-        items.append(MemoryItem("gguf_workspace", workspace, loaded))
+        items.append(MemoryItem("gguf_workspace", GGUF_WORKSPACE_BYTES + _blocks(run).largest, loaded))
     return items
 
 

@@ -32,7 +32,7 @@ from avatar.pipeline.components import Components
 from avatar.pipeline.model_loading import CheckpointModels
 from avatar.pipeline.offload.block_layers import BlockLayers, StoredTensor
 from avatar.pipeline.pipeline import DiffusionPipeline
-from avatar.planning.estimates import GGUF_WORKSPACE_BYTES, ROTATED_WORKSPACE_BYTES
+from avatar.planning.estimates import GGUF_WORKSPACE_BYTES
 from avatar.planning.placement import Placement
 from avatar.preset import load_preset
 from tests.fixtures.single_files import SIZES, build_official, write_gguf
@@ -241,11 +241,9 @@ def _tensors(values: object) -> Iterator[Tensor]:
     return (value for value in tree_leaves(values) if isinstance(value, Tensor))
 
 
-@pytest.mark.parametrize(("format", "rotated_bytes"), [(FLOAT8, 0), (INT8, ROTATED_WORKSPACE_BYTES)])
+@pytest.mark.parametrize("format", [FLOAT8, INT8])
 @pytest.mark.parametrize("kind", WIDEN)
-def test_the_workspace_is_what_the_plan_counts(
-    kind: str, format: torch.dtype, rotated_bytes: int
-) -> None:
+def test_the_workspace_is_what_the_plan_counts(kind: str, format: torch.dtype) -> None:
     """At full size, on a device that keeps no numbers: in 8 bits, with two LoRAs."""
     card, (rows, columns) = torch.device("meta"), (13824, 5120)
     block, block_bytes = BLOCKS[kind]
@@ -261,5 +259,4 @@ def test_the_workspace_is_what_the_plan_counts(
         for _, values in stored.pieces():
             num_rows += len(quantise_weight(values, format)[0])
     assert num_rows == rows
-    counted = GGUF_WORKSPACE_BYTES * 3 // 4 + rotated_bytes
-    assert counted * 2 // 3 < live.peak_bytes < counted
+    assert GGUF_WORKSPACE_BYTES // 2 < live.peak_bytes < GGUF_WORKSPACE_BYTES * 3 // 4
