@@ -17,7 +17,7 @@ from avatar.errors import BadInput
 
 STRICT = ConfigDict(extra="forbid", strict=True, validate_default=False)
 
-WeightDtype = Literal["bf16", "fp8", "fp32"]
+WeightDtype = Literal["bf16", "fp8", "int8", "8bit", "fp32"]
 RingDtype = Literal["bf16", "fp8", "fp32"]
 AttentionDtype = Literal["bf16", "int8"]
 TextPlace = Literal["gpu", "cpu", "sharded"]
@@ -29,6 +29,8 @@ LayoutName = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
 MOST_FRAMES = 1000  # of a clip
 MOST_CLIPS = 1_000_000
 MOST_GPUS = 1024
+
+EIGHT_BIT: tuple[WeightDtype, ...] = ("fp8", "int8", "8bit")
 
 LORA_SEPARATOR = ";"  # between several LoRAs
 
@@ -170,9 +172,10 @@ class Generation:
 class Memory:
     """What is loaded, where it lives and in which form. text_encoder: "sharded" is over all GPUs of several.
 
-    attention_dtype: "int8" is int8 keys by fp8 values, and rings in that form whatever ring_dtype is; "bf16"
-    is the residual stream's own dtype, fp32 where weights are. decoder: what makes pictures of latents; the
-    portrait is encoded by the full VAE whichever it is.
+    weight_dtype: "8bit" is fp8 or int8, by the cards; see planning.weight_format. In these, everything but
+    the large matrices stays in bf16. attention_dtype: "int8" is int8 keys by fp8 values, and rings in that
+    form whatever ring_dtype is; "bf16" is the residual stream's own dtype, fp32 where weights are. decoder:
+    what makes pictures of latents; the portrait is encoded by the full VAE whichever it is.
     """
 
     enable_online_decode: Annotated[
@@ -186,7 +189,12 @@ class Memory:
         ),
     ] = False
     weight_dtype: Annotated[
-        WeightDtype, Setting("of the weights", constants={"--fp8": "fp8"}, refused_by=NO_MODEL)
+        WeightDtype,
+        Setting(
+            "of the weights; 8bit: fp8 or int8, whichever the cards multiply faster",
+            constants={"--fp8": "fp8"},
+            refused_by=NO_MODEL,
+        ),
     ] = "bf16"
     ring_dtype: Annotated[RingDtype, Setting("of the attention's rings", refused_by=NO_MODEL)] = "bf16"
     attention_dtype: Annotated[

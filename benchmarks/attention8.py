@@ -17,7 +17,7 @@ from avatar.bench.measure import machine
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import BLOCK_FRAMES, MOTION_LATENT_FRAMES, Geometry, Size
 from avatar.model.audio_injection import NUM_HIDDEN_STATES
-from avatar.model.quantize import Quantiser
+from avatar.model.linear_8bit import Quantiser
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.random_weights import random_transformer
 from avatar.pipeline.denoiser import Conditions, HeldAudio, LocalDenoiser

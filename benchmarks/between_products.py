@@ -1,11 +1,13 @@
 """Time our own layer kernels on a GPU, in µs: `python -m benchmarks.between_products`, one line per kernel.
 
-Uses the real model's widths, 704*384, fp8 weights and 8-bit attention. Each kernel is timed in a CUDA graph
-of REPEATS calls, without host time, on alternating inputs that together do not fit the cache.
+Uses the real model's widths, 704*384, weights in fp8 (or `--weight_dtype int8`) and 8-bit attention. Each
+kernel is timed in a CUDA graph of REPEATS calls, without host time, on alternating inputs that together do
+not fit the cache.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 
@@ -19,6 +21,7 @@ from avatar.model.kernels import elementwise
 from avatar.model.kernels import qkv as qkv_kernels
 from avatar.model.kv_cache import KeysValues
 from avatar.model.quantize import FLOAT8
+from avatar.pipeline.device import QUANTISED
 
 REPEATS, REPLAYS, NUM_INPUTS = 20, 5, 3
 EPS = 1e-6
@@ -45,9 +48,9 @@ def microseconds(call: Callable[[int], object]) -> float:
 
 
 def calls(
-    config: ModelConfig, geometry: Geometry, device: torch.device
+    config: ModelConfig, geometry: Geometry, device: torch.device, format: torch.dtype = FLOAT8
 ) -> dict[str, Callable[[int], object]]:
-    """Every kernel by name, on random inputs."""
+    """Every kernel by name, on random inputs. format: what inputs of products are quantised to."""
     num_tokens, width = geometry.block_tokens, config.dim
     num_heads, dim = config.num_heads, config.head_dim
 
@@ -67,13 +70,13 @@ def calls(
     own = [KeysValues(each[1], each[2]) for each in projected]
     turn, of_condition = table, table[: geometry.condition_tokens]
     found: dict[str, Callable[[int], object]] = {
-        "norm": lambda i: elementwise.normed(x[i], vector, vector, EPS, FLOAT8, plus_one=True),
+        "norm": lambda i: elementwise.normed(x[i], vector, vector, EPS, format, plus_one=True),
         "residual and norm": lambda i: elementwise.added_and_normed(
-            x[i], y[i], vector, norm, norm, EPS, FLOAT8, plus_one=False
+            x[i], y[i], vector, norm, norm, EPS, format, plus_one=False
         ),
         "residual": lambda i: elementwise.added(x[i], y[i], vector),
-        "quantise": lambda i: elementwise.quantised(x[i], FLOAT8),
-        "GELU and quantise": lambda i: elementwise.quantised(hidden[i], FLOAT8, gelu=True),
+        "quantise": lambda i: elementwise.quantised(x[i], format),
+        "GELU and quantise": lambda i: elementwise.quantised(hidden[i], format, gelu=True),
         "queries": lambda i: qkv_kernels.quantise_queries(projected[i][0], norm, turn, EPS),
         "keys and values": lambda i: qkv_kernels.write(window.own, own[i], calibration, turn, norm, EPS),
         "condition": lambda i: qkv_kernels.write(window.condition, condition[i], calibration, of_condition),
@@ -93,8 +96,10 @@ def calls(
 
 def main() -> None:
     """Print every kernel's time."""
-    geometry = Geometry.of(Size.parse("704*384"), 48)
-    for name, call in calls(ModelConfig(), geometry, torch.device("cuda")).items():
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--weight_dtype", choices=QUANTISED, default="fp8")
+    format, geometry = QUANTISED[parser.parse_args().weight_dtype], Geometry.of(Size.parse("704*384"), 48)
+    for name, call in calls(ModelConfig(), geometry, torch.device("cuda"), format).items():
         sys.stdout.write(f"{name:24s} {microseconds(call):8.1f}\n")
 
 

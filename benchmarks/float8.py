@@ -1,6 +1,7 @@
-"""Accuracy and speed of fp8 weights on a device: error of velocities, speed of the linear layers.
+"""Accuracy and speed of 8-bit weights on a device: error of velocities, speed of the linear layers.
 
-`python -m benchmarks.float8` writes JSON; weights are random, at the real model's widths.
+`python -m benchmarks.float8` writes JSON, for fp8 or, with `--weight_dtype int8`, for int8; weights are
+random, at the real model's widths.
 """
 
 from __future__ import annotations
@@ -21,18 +22,13 @@ from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import BLOCK_FRAMES, BLOCK_LATENT_FRAMES, MOTION_LATENT_FRAMES, Geometry, Size
 from avatar.model.audio_injection import NUM_HIDDEN_STATES
 from avatar.model.compile import compiled
-from avatar.model.quantize import (
-    Float8Linear,
-    Quantiser,
-    is_quantised,
-    product_on,
-    quantise_rows,
-    quantise_weight,
-)
+from avatar.model.linear_8bit import LINEARS, Quantiser
+from avatar.model.products_8bit import ON_TENSOR_CORES, product_on
+from avatar.model.quantize import INT8, hadamard, is_quantised, quantise_rows, quantise_weight
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.random_weights import random_transformer
 from avatar.pipeline.denoiser import Conditions, HeldAudio, LocalDenoiser
-from avatar.pipeline.device import best_device
+from avatar.pipeline.device import QUANTISED, best_device
 from avatar.pipeline.flow_match_euler import Schedule
 from avatar.pipeline.rollout import rollout
 
@@ -55,18 +51,21 @@ class RecordedSchedule(Schedule):
         return super().advance(latents, velocity, step)
 
 
-def velocity_errors(config: ModelConfig, geometry: Geometry, device: torch.device) -> dict[str, Any]:
-    """Relative errors of velocities against bf16, for fp8 as a whole and for each part by itself.
+def velocity_errors(
+    config: ModelConfig, geometry: Geometry, device: torch.device, weight_dtype: str = "fp8"
+) -> dict[str, Any]:
+    """Relative errors of velocities against bf16, for a format as a whole and for each part by itself.
 
     Random weights have no outliers: a trained model's activations may lose more. "bf16" is the error of bf16
-    against float32, for comparison with fp8's.
+    against float32, for comparison with the format's.
     """
+    format = QUANTISED[weight_dtype]
 
     def model(place: Place = lambda name, tensor: None) -> StreamingTransformer:
         return random_transformer(config, device, torch.bfloat16, place=place)
 
     def quantised(part: str) -> StreamingTransformer:
-        quantiser = Quantiser()
+        quantiser = Quantiser(format)
         made = model(lambda name, tensor: quantiser.place(name, tensor) if part in name else None)
         quantiser.install(made)
         return made
@@ -74,8 +73,8 @@ def velocity_errors(config: ModelConfig, geometry: Geometry, device: torch.devic
     reference = velocities(model(), geometry)
     return {
         "bf16": errors(reference, velocities(model().float(), geometry)),
-        "fp8": errors(velocities(quantised(""), geometry), reference),
-        "weights": errors(velocities(model(rounded), geometry), reference),
+        weight_dtype: errors(velocities(quantised(""), geometry), reference),
+        "weights": errors(velocities(model(rounding(format)), geometry), reference),
         "parts": {part: errors(velocities(quantised(part), geometry), reference) for part in PARTS},
     }
 
@@ -102,12 +101,19 @@ def velocities(model: StreamingTransformer, geometry: Geometry) -> list[Tensor]:
     return schedule.velocities
 
 
-def rounded(name: str, tensor: Tensor) -> nn.Parameter | None:
-    """A weight with e4m3's rounding error, in its own dtype, so that activations stay exact."""
-    if not is_quantised(name, tensor.shape):
-        return None
-    weight, scale = quantise_weight(tensor)
-    return nn.Parameter((weight.float() * scale[:, None]).to(tensor.dtype), requires_grad=False)
+def rounding(format: torch.dtype) -> Place:
+    """Gives weights a format's rounding error, in their own dtype, so that activations stay exact."""
+
+    def place(name: str, tensor: Tensor) -> nn.Parameter | None:
+        if not is_quantised(name, tensor.shape):
+            return None
+        weight, scale = quantise_weight(tensor, format)
+        restored = weight.float() * scale[:, None]
+        if format == INT8:
+            restored = hadamard(restored)  # turns it back
+        return nn.Parameter(restored.to(tensor.dtype), requires_grad=False)
+
+    return place
 
 
 def errors(found: list[Tensor], expected: list[Tensor]) -> dict[str, float]:
@@ -119,35 +125,41 @@ def errors(found: list[Tensor], expected: list[Tensor]) -> dict[str, float]:
     return {"first": relative[0], "mean": sum(relative) / len(relative), "largest": max(relative)}
 
 
-def linear_speeds(config: ModelConfig, geometry: Geometry, device: torch.device) -> list[dict[str, Any]]:
-    """Speed of the large linear layers: bf16, fp8 with compiled quantisation, and the fp8 product alone."""
+def linear_speeds(
+    config: ModelConfig, geometry: Geometry, device: torch.device, weight_dtype: str = "fp8"
+) -> list[dict[str, Any]]:
+    """Speed of the large linear layers: bf16, 8 bits with compiled quantisation, the 8-bit product alone."""
     num_tokens = BLOCK_LATENT_FRAMES * geometry.frame_tokens
     dim, ffn_dim = config.dim, config.ffn_dim
     shapes = {"qkv": (dim, 3 * dim), "o": (dim, dim), "ffn.0": (dim, ffn_dim), "ffn.2": (ffn_dim, dim)}
-    return [{"layer": name, **linear_speed(num_tokens, *shape, device)} for name, shape in shapes.items()]
+    return [
+        {"layer": name, **linear_speed(num_tokens, *shape, device, weight_dtype)}
+        for name, shape in shapes.items()
+    ]
 
 
 def linear_speed(
-    num_tokens: int, in_features: int, out_features: int, device: torch.device
+    num_tokens: int, in_features: int, out_features: int, device: torch.device, weight_dtype: str
 ) -> dict[str, Any]:
     """Milliseconds, TFLOPS of the product, and the error against plain arithmetic."""
+    format = QUANTISED[weight_dtype]
     linear = nn.Linear(in_features, out_features, device=device, dtype=torch.bfloat16).requires_grad_(False)
-    quantised = Float8Linear(*quantise_weight(linear.weight.data), linear.bias.data)
+    quantised = LINEARS[format](*quantise_weight(linear.weight.data, format), linear.bias.data)
     x = torch.randn(num_tokens, in_features, device=device, dtype=torch.bfloat16)
-    values, scale = quantise_rows(x)
+    values, scale = quantise_rows(quantised.entering(x), format)
     exact = (values.double() * scale) @ (quantised.weight.double() * quantised.scale[:, None]).T
     fast = compiled(quantised)
     figures: dict[str, Any] = {
         "tokens": num_tokens,
         "in": in_features,
         "out": out_features,
-        "product": product_on(device),
+        "product": product_on(device, format),
         "product_error": errors([quantised(x)], [exact + linear.bias])["first"],
         "bf16_ms": milliseconds(linear, x),
-        "fp8_ms": milliseconds(fast, x),
+        f"{weight_dtype}_ms": milliseconds(fast, x),
     }
-    if figures["product"] == "scaled":
-        figures["fp8_product_ms"] = milliseconds(lambda x: quantised.multiply(values, scale), x)
+    if figures["product"] in ON_TENSOR_CORES:
+        figures[f"{weight_dtype}_product_ms"] = milliseconds(lambda x: quantised.multiply(values, scale), x)
     operations = 2 * num_tokens * in_features * out_features
     tera = {
         name.replace("_ms", "_tflops"): operations / ms / 1e9
@@ -174,14 +186,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--layers", type=int, default=4, metavar="N", help="of the 40 (4)")
     parser.add_argument("--size", default="704*384", metavar="W*H")
+    parser.add_argument("--weight_dtype", choices=QUANTISED, default="fp8")
     args = parser.parse_args()
     config = ModelConfig(num_layers=args.layers, audio_inject_layers=tuple(range(0, args.layers, 4)))
     geometry, device = Geometry.of(Size.parse(args.size), 48), best_device()
     figures = {
         "layers": args.layers,
         "size": args.size,
-        "velocity_errors": velocity_errors(config, geometry, device),
-        "linear_speeds": linear_speeds(config, geometry, device),
+        "weight_dtype": args.weight_dtype,
+        "velocity_errors": velocity_errors(config, geometry, device, args.weight_dtype),
+        "linear_speeds": linear_speeds(config, geometry, device, args.weight_dtype),
         "machine": machine(device),
     }
     json.dump(figures, sys.stdout, indent=1)

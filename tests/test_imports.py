@@ -55,6 +55,7 @@ OWNERS = {  # a library, and where it may be imported: a package, or a part of o
         "model.kernels.attention",
         "model.kernels.qkv",
         "model.kernels.elementwise",
+        "model.kernels.products",
         "model.kernels.vae_norm",
     ),
     "accelerate": ("model", "pipeline"),

@@ -95,8 +95,8 @@ class BatchEntry:
 
     def job(self, output: Path, inventory: Inventory, resume: bool) -> Job:
         """The job, for a machine that can run it. Raises: AvatarError."""
-        options, preset = self.options, self.preset(inventory)
-        require(preset, inventory, num_speakers=self.num_speakers)
+        options = self.options
+        preset = require(self.preset(inventory), inventory, num_speakers=self.num_speakers).preset
         return Job(
             image=self.image,
             audio=self.audio,

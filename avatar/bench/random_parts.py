@@ -14,7 +14,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import Size
-from avatar.model.quantize import Quantiser
+from avatar.model.linear_8bit import Quantiser
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.vae.tiny_decoder import WIDTH, TinyCausalDecoder, TinyDecoder
 from avatar.model.vae.vae import VideoVAE, drop_decoder
@@ -32,10 +32,11 @@ from avatar.pipeline.conditioning import (
 )
 from avatar.pipeline.decode import LatentDecoder
 from avatar.pipeline.denoiser import Conditions
-from avatar.pipeline.device import DTYPES, best_device
+from avatar.pipeline.device import DTYPES, best_device, quantised_dtype
 from avatar.pipeline.offload.encoders import OffloadedVAE, offload_speech_encoder
 from avatar.pipeline.offload.host_layers import settle_on_host
 from avatar.planning.placement import ALL_ON_GPU, Placement
+from avatar.planning.weight_format import settled_here
 from avatar.preset import Preset
 
 VAE_WIDTH = 96  # Wan 2.1's
@@ -88,7 +89,8 @@ def random_parts(
     prompt_tokens: length of every prompt; None for the longest short prompt, as the presets' are short.
     """
     assert not placement.layers_in_blocks  # there is no file
-    device, dtype = best_device(), DTYPES[preset.memory.weight_dtype]
+    memory = settled_here(preset).memory
+    device, dtype, format = best_device(), DTYPES[memory.weight_dtype], quantised_dtype(memory)
     is_tiny = preset.requires.weights == "tiny"
     config = tiny.CONFIG if is_tiny else ModelConfig()
     torch.manual_seed(0)
@@ -114,9 +116,9 @@ def random_parts(
 
     def make(check: Check) -> StreamingTransformer:
         check()
-        if preset.memory.weight_dtype != "fp8":
+        if format is None:
             return random_transformer(config, device, dtype, settle=settle)
-        quantiser = Quantiser()
+        quantiser = Quantiser(format)
         model = random_transformer(config, device, dtype, place=quantiser.place, settle=settle)
         quantiser.install(model)
         return model

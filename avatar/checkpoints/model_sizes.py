@@ -16,11 +16,12 @@ from avatar.checkpoints.tensor_headers import GGUF
 from avatar.checkpoints.tensor_names import file_shapes
 from avatar.checkpoints.transformer_config import AUDIO_ENCODER, ModelConfig
 from avatar.errors import BadInput, WeightsMissing
+from avatar.settings import EIGHT_BIT
 
 log = logging.getLogger(__name__)
 
-DTYPE_BYTES = {"bf16": 2, "fp8": 1, "int8": 1, "fp32": 4}
-SCALE_BYTES = 4  # per output channel of an fp8 matrix
+DTYPE_BYTES = {"bf16": 2, "fp8": 1, "int8": 1, "8bit": 1, "fp32": 4}
+SCALE_BYTES = 4  # per output channel of a matrix in 8 bits
 
 TEXT_BLOCK_VALUES = 192_948_224  # of UMT5-XXL's encoder
 TEXT_ENCODER_VALUES = 24 * TEXT_BLOCK_VALUES + 4096  # with the last norm; token embeddings stay in their file
@@ -33,7 +34,7 @@ OTHER_VALUES = 257_003_584  # its embeddings, head and frame packer
 
 @dataclass(frozen=True)
 class Weights:
-    """Counts of values in matrices, which fp8 quantises, of the matrices' output channels, and of all others.
+    """Counts of values in matrices, which are quantised, of the matrices' output channels, and of all others.
 
     wide: values that stay in float32 whatever the dtype.
     """
@@ -44,9 +45,9 @@ class Weights:
     wide: int = 0
 
     def num_bytes(self, dtype: str) -> int:
-        """Size in a preset's weight_dtype; with fp8, everything but matrices stays in bf16."""
+        """Size in a preset's weight_dtype; in 8 bits, everything but matrices stays in bf16."""
         wide = DTYPE_BYTES["fp32"] * self.wide
-        if dtype != "fp8":
+        if dtype not in EIGHT_BIT:
             return (self.matrices + self.others) * DTYPE_BYTES[dtype] + wide
         return self.matrices + SCALE_BYTES * self.channels + DTYPE_BYTES["bf16"] * self.others + wide
 

@@ -100,8 +100,9 @@ def run(args: argparse.Namespace) -> int:
             raise BadInput(
                 "--layers times a part of a pipeline.", "Take it with several GPUs, or leave it out."
             )
-        _show_alone(require(preset, inventory))
-        figures = {**conditions, **_figures(args, preset)}
+        verdict = require(preset, inventory)
+        _show_alone(verdict)
+        figures = {**conditions, **_figures(args, verdict.preset)}
     write_json(figures)
     if args.output:
         try:
@@ -149,7 +150,7 @@ def _figures_of_ranks(args: argparse.Namespace, preset: Preset, inventory: Inven
         preset = preset.with_settings(text_encoder="cpu")  # there is no text encoder
     verdict = judge(preset, inventory)
     _show_alone(verdict)
-    inventory = replace(inventory, gpus=verdict.gpus)
+    preset, inventory = verdict.preset, replace(inventory, gpus=verdict.gpus)
     planned = plan(preset, inventory, speech_s=args.blocks * BLOCK_FRAMES / FPS, sizes=sizes)
     if not planned.fits:
         raise DoesNotFit(planned.shortfall, "Take fewer layers, or more memory.")

@@ -16,7 +16,8 @@ from avatar.runtime import doctor
 NAMES = {  # of the checks on a GPU
     "compile": "compiled code",
     "cudnn": "cuDNN attention",
-    "fp8": "8-bit products",
+    "fp8": "fp8 products",
+    "int8": "int8 products",
     "pinned": "pinned memory",
     "segments": "growing segments",
 }

@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     flags = tuple(name for name in named if getattr(args, name) is not None)
     preset = chosen_preset(args, inventory, (*flags, *picture.demands), num_speakers)
     if args.attach is None:
-        require(preset, inventory, num_speakers=num_speakers)
+        preset = require(preset, inventory, num_speakers=num_speakers).preset
         if args.preset == "auto":
             _report_within_reach(inventory, args.json)
     else:

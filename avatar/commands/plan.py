@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from avatar.media.speaker_choice import MOST_SPEAKERS
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import ALWAYS, DevicePlan, Plan, describe, gib
 from avatar.planning.verdict import Verdict, judge, what_to_try
+from avatar.planning.weight_format import advice
 from avatar.preset import MOST_GIB, Preset, capability
-from avatar.settings import MOST_GPUS
+from avatar.settings import EIGHT_BIT, MOST_GPUS
 from avatar.sizes import video_size
 
 
@@ -68,18 +70,30 @@ def run(args: argparse.Namespace) -> int:
     remedy = "" if verdict.ok else _remedy(verdict, inventory, args.num_speakers)
     if args.json:
         size = None if video is None else {"width": video.width, "height": video.height}
-        write_json({**_as_dict(verdict, remedy, inventory), "video": size})
+        advised = advice(verdict.preset, verdict.gpus)
+        write_json({**_as_dict(verdict, remedy, inventory), "advice": advised, "video": size})
         return 0 if verdict.ok else DoesNotFit.exit_code
     if video is not None:
         words = f"{args.image.name} becomes a video of {video.width}×{video.height} pixels."
         console().print(words, markup=False)
     if verdict.plan is not None:
         _print(verdict.plan)
+    for line in _weights(verdict):
+        console().print(line, markup=False)
     for line in verdict.missing:
         console().print(line, markup=False)
     out = f"Preset {verdict.preset.name} runs here." if verdict.ok else f"It does not run here. {remedy}"
     console().print(out, markup=False)
     return 0 if verdict.ok else DoesNotFit.exit_code
+
+
+def _weights(verdict: Verdict) -> Iterator[str]:
+    """The format of weights in 8 bits, and whether another one would be faster."""
+    format, gpus = verdict.preset.memory.weight_dtype, verdict.gpus
+    if format in EIGHT_BIT and gpus:
+        yield f"The transformer's weights are kept in {format}."
+    if text := advice(verdict.preset, gpus):
+        yield text
 
 
 def _remedy(verdict: Verdict, inventory: Inventory, num_speakers: int) -> str:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.distributed.fsdp import Fill, layer_of, shard_layers
 from avatar.distributed.process_groups import Group
-from avatar.model.quantize import Quantiser
+from avatar.model.linear_8bit import Quantiser
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Check, go_on, load_transformer
 from avatar.model.weights.random_weights import random_transformer
 from avatar.model.weights.weight_cache import cache_folder, load_quantised
+from avatar.pipeline.device import quantised_dtype
 from avatar.planning.layout import Role
 from avatar.settings import Memory
 
@@ -34,9 +35,10 @@ def load_share(
         check()
 
     def fill(select: Callable[[str], bool]) -> StreamingTransformer:
-        if memory.weight_dtype == "fp8":
-            folder = cache_folder()
-            return load_quantised(files, group.device, dtype, folder=folder, select=select, check=checked)
+        if (format := quantised_dtype(memory)) is not None:
+            return load_quantised(
+                files, group.device, dtype, format, folder=cache_folder(), select=select, check=checked
+            )
         return load_transformer(files, group.device, dtype, select=select, place=lambda *_: checked())
 
     return share(fill, group)
@@ -48,7 +50,8 @@ def random_share(
     """As load_share, but with random weights, for timing without a checkpoint."""
 
     def fill(select: Callable[[str], bool]) -> StreamingTransformer:
-        quantiser = Quantiser() if memory.weight_dtype == "fp8" else None
+        format = quantised_dtype(memory)
+        quantiser = None if format is None else Quantiser(format)
 
         def place(name: str, tensor: Tensor) -> nn.Parameter | None:
             group.meter.tick()

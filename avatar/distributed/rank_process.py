@@ -23,6 +23,7 @@ from avatar.hardware.inventory import probe
 from avatar.planning.layout import Layout
 from avatar.planning.plan import Plan
 from avatar.planning.planner import plan
+from avatar.planning.weight_format import settled_here
 from avatar.request import Request
 from avatar.runtime.child_process import ignore_ending_signals
 from avatar.runtime.engine import FrameSource
@@ -123,10 +124,11 @@ def work(
         context.fail = reporter.fail
         reporter.send(reporter.pulse())
         roles = importlib.import_module(start.roles)
+        preset = settled_here(start.preset)
         if start.rank:
-            roles.assist(start.preset, start.weights, context)
+            roles.assist(preset, start.weights, context)
             return
-        source = around(roles.lead(start.preset, start.weights, context))
+        source = around(roles.lead(preset, start.weights, context))
         for service in services:
             lead(service, source, alone=start.world_size == 1)
     except BaseException as error:

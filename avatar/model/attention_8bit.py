@@ -23,10 +23,9 @@ from torch import Tensor
 
 from avatar.geometry import Geometry
 from avatar.model.kv_cache import KeysValues, Ring
-from avatar.model.quantize import FLOAT8, LARGEST, TINIEST
+from avatar.model.quantize import FLOAT8, INT8_LARGEST, LARGEST, TINIEST
 from avatar.model.rope import rotate
 
-INT8_LARGEST = 127.0
 # How many times larger than the first block's largest key or value later ones may be. For values it costs
 # nothing, since e4m3 has exponents; normed keys hardly grow, and those that do are clamped.
 KEY_HEADROOM, VALUE_HEADROOM = 1.5, 4.0

@@ -20,7 +20,10 @@ TEXTS = {  # by code: what is missing, and what it costs
     "compile": "Code cannot be compiled here (a C compiler and Python.h are needed): it runs uncompiled, "
     "up to half as fast.",
     "cudnn": "cuDNN's attention does not work on this GPU: another one is used, up to a tenth slower.",
-    "fp8": "Products of 8-bit numbers do not work on this GPU: weights are widened first, which is slower.",
+    "fp8": "Products in fp8 do not work on this GPU: weights are widened first, which is slower. int8 "
+    "weights (weight_dtype) do without them.",
+    "int8": "Our own kernel for products of 8-bit integers does not work on this GPU: PyTorch's is used, or "
+    "weights are widened first, which is slower.",
     "pinned": "The system locks too little memory for the GPU (WSL2 allows about 1 GB): copies are slower.",
     "segments": "The GPU's memory cannot grow in segments here: some GiB of it may be lost in gaps.",
 }

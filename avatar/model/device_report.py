@@ -18,7 +18,8 @@ from avatar.model.device_checks import (
     pins,
     reason_missing,
 )
-from avatar.model.quantize import FLOAT8_CAPABILITY, product_on
+from avatar.model.products_8bit import INT8_CAPABILITY, product_on
+from avatar.model.quantize import FLOAT8, FLOAT8_CAPABILITY, INT8
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ class Check:
 
 def check_device(device: torch.device) -> list[Check]:
     """Try every fast path on a CUDA device, as the engine would."""
-    has_fp8 = torch.cuda.get_device_capability(device) >= FLOAT8_CAPABILITY
+    capability = torch.cuda.get_device_capability(device)
     found: dict[str, bool | None] = {
         "segments": grows_segments(device),
         "compile": compiles(device),
         "cudnn": has_cudnn_attention(device),
-        "fp8": product_on(device) == "scaled" if has_fp8 else None,
+        "fp8": product_on(device, FLOAT8) == "scaled" if capability >= FLOAT8_CAPABILITY else None,
+        "int8": product_on(device, INT8) == "kernel" if capability >= INT8_CAPABILITY else None,
         "pinned": pins(device),
     }
     return [Check(code, found[code], reason_missing(code), TEXTS[code]) for code in TEXTS]

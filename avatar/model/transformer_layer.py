@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from avatar.model.attention import HALF_DTYPES, few_keys_weights
 from avatar.model.kv_cache import KeysValues, ShortText
-from avatar.model.quantize import join_linears
+from avatar.model.linear_8bit import join_linears
 from avatar.model.rope import rotate
 
 

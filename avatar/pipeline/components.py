@@ -23,7 +23,7 @@ from avatar.model.weights.weight_cache import cache_folder, load_quantised
 from avatar.pipeline.conditioning import AnyTrack, ConditionEncoder, EncodeText, LocalTextEncoder
 from avatar.pipeline.decode import LatentDecoder
 from avatar.pipeline.denoiser import Conditions
-from avatar.pipeline.device import DTYPES, best_device
+from avatar.pipeline.device import DTYPES, best_device, quantised_dtype
 from avatar.pipeline.offload.block_layers import BlockLayers, load_beside_blocks
 from avatar.pipeline.offload.encoders import OffloadedVAE, offload_speech_encoder
 from avatar.pipeline.offload.host_layers import HostLayers, RingMemory, settle_on_host
@@ -105,13 +105,15 @@ class Components:
         conditions = ConditionEncoder(files, vae, speech, encode_text)
 
         def make(check: Check) -> StreamingTransformer:
-            config, fp8 = ModelConfig.load(files.config), memory.weight_dtype == "fp8"
+            config, format = ModelConfig.load(files.config), quantised_dtype(memory)
             if placement.layers_in_blocks:
                 away = spread(config.num_layers, placement.layers_on_host)
-                return load_beside_blocks(files, device, dtype, away, fp8=fp8, check=check)
+                return load_beside_blocks(files, device, dtype, away, format=format, check=check)
             settle = settle_on_host(config, placement)
-            if fp8:
-                return load_quantised(files, device, dtype, folder=cache_folder(), settle=settle, check=check)
+            if format is not None:
+                return load_quantised(
+                    files, device, dtype, format, folder=cache_folder(), settle=settle, check=check
+                )
             return load_transformer(files, device, dtype, place=lambda *_: check(), settle=settle)
 
         return cls(device, dtype, vae, conditions, make, decoder, placement, files=files)

@@ -8,14 +8,21 @@ import torch
 from torch import Tensor
 
 from avatar.model.device_checks import grows_segments, pins
-from avatar.model.quantize import FLOAT8
+from avatar.model.quantize import FLOAT8, INT8
 from avatar.preset import Memory
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-DTYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}  # for arithmetic
+# For arithmetic, and for storage of weights in 8 bits: by weight_dtype, once that of "8bit" is settled.
+DTYPES = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "int8": torch.bfloat16, "fp32": torch.float32}
+QUANTISED = {"fp8": FLOAT8, "int8": INT8}
 RING_DTYPES = {"bf16": torch.bfloat16, "fp8": FLOAT8, "fp32": torch.float32}  # for storage
 # Substrings of the out-of-memory errors of CUDA, of cuBLAS and cuDNN, and of NCCL.
 _SIGNS = ("out of memory", "ALLOC_FAILED", "Failed to CUDA calloc")
+
+
+def quantised_dtype(memory: Memory) -> torch.dtype | None:
+    """The dtype of the transformer's large weights where that is of 8 bits, else None."""
+    return QUANTISED.get(memory.weight_dtype)
 
 
 def ring_dtype(memory: Memory) -> torch.dtype:

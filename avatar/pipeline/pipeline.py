@@ -39,6 +39,7 @@ from avatar.pipeline.rollout import AT_ONCE, Arrival, rollout
 from avatar.pipeline.speakers import speaker_masks, speech_tracks
 from avatar.planning.placement import Placement
 from avatar.planning.plan import Plan
+from avatar.planning.weight_format import advice_here, settled_here
 from avatar.preset import Preset
 from avatar.request import LiveRequest, Request
 from avatar.runtime.engine import SELF_TEST_LABEL, FrameItem
@@ -107,7 +108,8 @@ class DiffusionPipeline:
 
         try:
             placement = self._placement(request)
-            yield from self._made(lowered(request), placement, size, state, stopped)
+            yield from self._advised(request.preset)
+            yield from self._made(_lowered(request), placement, size, state, stopped)
             state.leave(request)
             yield from self._observer.notices()
         finally:
@@ -126,6 +128,7 @@ class DiffusionPipeline:
         Raises: AvatarError, Cancelled; RuntimeError when out of memory, as in frames().
         """
         whole, asked = as_request(request), request.preset
+        whole = replace(whole, preset=settled_here(whole.preset))
         if asked in self._lighter:
             whole = replace(whole, preset=self._lighter[asked])
         size = video_size(whole)
@@ -165,7 +168,7 @@ class DiffusionPipeline:
 
     def plan_for(self, request: Request) -> Plan:
         """Plan a run of this request. Called as the run begins; frames() then follows the plan."""
-        preset = lowered(request).preset
+        preset = _lowered(request).preset
         planned = self._denoising.plan(
             preset,
             held=self._placement_held(preset),
@@ -251,6 +254,11 @@ class DiffusionPipeline:
             state.end_at(end_frame(request))
             pixels = downloaded(frames[: state.frames_left]).numpy()
             yield state.show(resized(pixels, stream))
+
+    def _advised(self, preset: Preset) -> Iterator[Notice]:
+        """A notice if another format of the weights would be faster on these cards."""
+        if text := advice_here(preset):
+            yield Notice("int8_is_faster", text)
 
     def _announced(self) -> Iterator[Notice]:
         """Notices of the fast paths that this device lacks, once per run."""
@@ -366,6 +374,12 @@ class DiffusionPipeline:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _lowered(request: Request) -> Request:
+    """The request at its part's rung of the ladder, with the format of weights for these cards."""
+    lower = lowered(request)
+    return replace(lower, preset=settled_here(lower.preset))
 
 
 def checking(cancelled: Callable[[], bool]) -> Check:

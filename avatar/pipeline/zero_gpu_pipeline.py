@@ -25,6 +25,7 @@ from avatar.pipeline.model_loading import CheckpointModels
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import Plan
+from avatar.planning.weight_format import settled_here
 from avatar.preset import Preset
 from avatar.request import Request
 from avatar.runtime.engine import FrameItem
@@ -41,7 +42,7 @@ class ZeroGpuModels:
     placement: Placement | None = None
 
     def __init__(self, preset: Preset, weights: Path | None) -> None:
-        self._preset, self._weights = preset, weights
+        self._preset, self._weights = settled_here(preset), weights
         self._checkpoint = CheckpointModels(preset, weights)
         self._ahead: Components | None = None
         self._files: CheckpointFiles | None = None

@@ -21,9 +21,9 @@ Kind = Literal["local", "layers", "timesteps", "ulysses", "fsdp"]
 
 # The time to decode one block, in units of one layer at one step, by weight format: on an H200 at 704*384
 # decoding takes 72 ms, and about 85 where it overlaps with denoising; one layer at one step, in a stage that
-# is never idle, takes 4.9 ms in bf16 and 3.9 in fp8.
-DECODE_LAYERS = {"bf16": 17, "fp8": 22, "fp32": 17}
-TINY_DECODE_LAYERS = 2  # by the tiny decoder, whatever the format; by its arithmetic, not yet measured
+# is never idle, takes 4.9 ms in bf16 and 3.9 in fp8; int8 is taken to be like it.
+DECODE_LAYERS = {"bf16": 17, "fp8": 22, "int8": 22, "8bit": 22, "fp32": 17}
+TINY_DECODE_LAYERS = 2  # by the tiny decoder, whatever the format: 7.7 ms
 SPARE_ITEMS = 2  # in flight in a pipeline beyond one per stage, because a stage now and then takes longer
 SPREAD_BLOCKS = 4  # after every 4 blocks, those in flight move one item further apart
 TYPICAL = Geometry.of(Size(704, 384), 48)  # the geometry for which the stages are balanced

@@ -88,6 +88,7 @@ class Plan:
     """Every device's items for one preset.
 
     is_estimate: computed, not yet calibrated by a measured run. placement: what is offloaded to the host.
+    weight_dtype: of the transformer, "" where there is none.
     """
 
     preset: str
@@ -96,6 +97,7 @@ class Plan:
     host: DevicePlan
     is_estimate: bool = True
     placement: Placement = ALL_ON_GPU
+    weight_dtype: str = ""
 
     @property
     def devices(self) -> tuple[DevicePlan, ...]:
@@ -141,6 +143,7 @@ class Plan:
             "fits": self.fits,
             "shortfall": self.shortfall,
             "placement": asdict(self.placement),
+            "weight_dtype": self.weight_dtype,
             "gpus": [gpu.as_dict() for gpu in self.gpus],
             "host": self.host.as_dict(),
         }

@@ -22,6 +22,7 @@ from avatar.planning.estimates import (
 from avatar.planning.per_rank import shares_of
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import ALWAYS, GIB, DevicePlan, MemoryItem, Plan
+from avatar.planning.weight_format import settled
 from avatar.preset import Preset
 
 MIB = 2**20
@@ -50,7 +51,7 @@ def plan(
     placement: that of an existing run; None: with offload_model, the one that fits with the least traffic.
     speech_s: the length of the speech; beyond one window it makes no difference. sizes: the model's; None:
     those of the machine's checkpoint. num_speakers: faces with a voice of their own. pose: whether a pose
-    video leads the run.
+    video leads the run. A weight_dtype of "8bit" is settled for the machine's first cards.
     Raises: BadInput for "auto", which must be resolved first, and for an impossible layout.
     """
     if preset.engine == "auto":
@@ -63,6 +64,7 @@ def plan(
         items = (MemoryItem("runtime", TORCH_RUNTIME_BYTES), MemoryItem("toy_model", TINY_BYTES))
         return Plan(preset.name, preset.engine, (), _host(inventory, items))
     model = sizes or ModelSizes.of(inventory.checkpoint, preset.memory.lora)
+    preset = settled(preset, inventory.gpus[: preset.num_gpus])
     run = RunShape(preset, model, largest_geometry(preset), speech_s, num_speakers, pose)
     shares = shares_of(preset, run.sizes.config)
     if placement is not None:
@@ -159,7 +161,8 @@ def _planned(run: RunShape, inventory: Inventory, shares: list[RankShare], place
         for index, (gpu, share) in enumerate(zip(present, shares, strict=False))
     )
     host = _host(inventory, host_items(run, shares, placement))
-    return Plan(run.preset.name, run.preset.engine, gpus, host, placement=placement)
+    weights = run.memory.weight_dtype
+    return Plan(run.preset.name, run.preset.engine, gpus, host, placement=placement, weight_dtype=weights)
 
 
 def _peak(items: Sequence[MemoryItem]) -> int:

@@ -26,6 +26,7 @@ from avatar.planning.shortfalls import (
     refused,
     usable_cards,
 )
+from avatar.planning.weight_format import settled
 from avatar.preset import Preset, capability, load_presets
 from avatar.settings import SETTINGS
 
@@ -36,9 +37,10 @@ ALIKE_BYTES = 2 * GIB  # cards whose free memory differs by less count as equal;
 class Verdict:
     """Whether a preset runs on a machine.
 
-    preset: as it will run; `auto` is replaced by the best that does. shortfalls: what is missing, the most
-    important first; empty when it runs. plan: what it will hold, None where there is nothing to plan. gpus:
-    those that it uses, rank 0's first.
+    preset: as it will run; `auto` is replaced by the best that does, and a weight_dtype of "8bit" by the
+    format that its cards multiply faster. shortfalls: what is missing, the most important first; empty when
+    it runs. plan: what it will hold, None where there is nothing to plan. gpus: those that it uses, rank 0's
+    first.
     """
 
     preset: Preset
@@ -107,7 +109,7 @@ def judge(
     shortfalls += missing_software(preset, inventory, gpus or inventory.gpus)
     if planned is not None and len(gpus) == preset.num_gpus:
         shortfalls += missing_memory(planned)
-    return Verdict(preset, tuple(shortfalls), planned, gpus)
+    return Verdict(settled(preset, gpus), tuple(shortfalls), planned, gpus)
 
 
 def require(

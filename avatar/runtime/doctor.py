@@ -28,6 +28,7 @@ from avatar.media import ffmpeg
 from avatar.media.intake import open_request
 from avatar.planning.plan import gib
 from avatar.planning.verdict import Verdict, judge, within_reach
+from avatar.planning.weight_format import faster_format
 from avatar.preset import Preset, load_preset, load_presets
 from avatar.runtime.factory import open_engine
 
@@ -267,4 +268,5 @@ def _gpu(gpu: Gpu) -> str:
         words.append(f"{gib(gpu.free_bytes)} free of {gib(gpu.total_bytes)}")
     if gpu.compute_capability:
         words.append(f"compute capability {gpu.compute_capability}")
+        words.append(f"8-bit weights in {faster_format((gpu,))}")
     return ", ".join([*words, *(f"NVML gives no {error}" for error in gpu.errors)])

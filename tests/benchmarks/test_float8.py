@@ -1,4 +1,4 @@
-"""What the bench says of fp8, on a toy model."""
+"""What the bench says of fp8 and int8, on a toy model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ GEOMETRY = Geometry(128, 64, 12)
 CPU = torch.device("cpu")
 
 
-def test_errors_of_the_parts_add_up():
-    figures = velocity_errors(CONFIG, GEOMETRY, CPU)
-    whole = figures["fp8"]["first"]
-    assert 2**-9 < figures["weights"]["first"] < whole < 0.1
+@pytest.mark.parametrize(("weight_dtype", "most"), [("fp8", 0.1), ("int8", 0.03)])
+def test_errors_of_the_parts_add_up(weight_dtype, most):
+    figures = velocity_errors(CONFIG, GEOMETRY, CPU, weight_dtype)
+    whole = figures[weight_dtype]["first"]
+    assert 2**-9 < figures["weights"]["first"] < whole < most
     assert figures["bf16"]["first"] < whole
     parts = [figures["parts"][part]["first"] for part in PARTS]
     assert sum(error**2 for error in parts) ** 0.5 == pytest.approx(whole, rel=0.3)
-    assert all(e["first"] <= e["largest"] for e in (figures["fp8"], figures["weights"], figures["bf16"]))
+    named = (figures[name] for name in (weight_dtype, "weights", "bf16"))
+    assert all(each["first"] <= each["largest"] for each in named)
 
 
-def test_speeds_name_each_layer(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("weight_dtype", ["fp8", "int8"])
+def test_speeds_name_each_layer(monkeypatch: pytest.MonkeyPatch, weight_dtype: str):
     monkeypatch.setattr("benchmarks.float8.MEASURE_S", 1e-3)
     monkeypatch.setattr(torch, "compile", lambda layer, **options: layer)  # on a CPU it is slow to build
-    figures = linear_speeds(CONFIG, GEOMETRY, CPU)
+    figures = linear_speeds(CONFIG, GEOMETRY, CPU, weight_dtype)
     assert [row["layer"] for row in figures] == ["qkv", "o", "ffn.0", "ffn.2"]
     for row in figures:
         assert row["tokens"] == 3 * GEOMETRY.frame_tokens
         assert row["product"] == "plain"
         assert row["product_error"] < 2**-8
-        assert row["fp8_tflops"] > 0
+        assert row[f"{weight_dtype}_tflops"] > 0

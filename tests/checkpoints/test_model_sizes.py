@@ -20,7 +20,8 @@ from avatar.checkpoints.model_sizes import (
 )
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.hardware.inventory import Inventory
-from avatar.model.quantize import FLOAT8, Quantiser
+from avatar.model.linear_8bit import Quantiser
+from avatar.model.quantize import FLOAT8, INT8
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights.loading import install
 from avatar.planning.planner import plan
@@ -28,17 +29,19 @@ from avatar.preset import load_preset
 from tests.fixtures.single_files import XXL
 
 CONFIG, PUBLISHED = ModelConfig(), ModelSizes.published()
-WIDTHS = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}
+WIDTHS = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "int8": torch.bfloat16, "fp32": torch.float32}
+FORMATS = {"fp8": FLOAT8, "int8": INT8}
 
 
 def held_as(weight_dtype: str) -> StreamingTransformer:
     """The published transformer on the meta device, its tensors as a preset's weight_dtype holds them."""
     with torch.device("meta"):
         model = StreamingTransformer(CONFIG).requires_grad_(False)
-    quantiser = Quantiser()
+    format = FORMATS.get(weight_dtype)
+    quantiser = Quantiser() if format is None else Quantiser(format)
     for name, value in model.state_dict().items():
         kept = value.to(held_dtype(name, WIDTHS[weight_dtype]))
-        placed = quantiser.place(name, kept) if weight_dtype == "fp8" else None
+        placed = quantiser.place(name, kept) if format is not None else None
         install(model, name, kept if placed is None else placed.data)
     quantiser.install(model)
     return model

@@ -17,7 +17,9 @@ from avatar.distributed.loading import share
 from avatar.distributed.p2p import MessageChannel
 from avatar.distributed.process_groups import Group
 from avatar.geometry import Geometry, Size
+from avatar.model.linear_8bit import Quantiser
 from avatar.model.transformer import StreamingTransformer
+from avatar.model.weights.loading import install
 from avatar.model.weights.random_weights import random_transformer
 from avatar.pipeline.denoiser import Conditions, Denoiser, HeldAudio, LocalDenoiser
 from avatar.pipeline.flow_match_euler import Schedule
@@ -35,14 +37,15 @@ CONFIG = ModelConfig(
     audio_dim=24,
     audio_inject_layers=(0, 2, 4),
 )
+QUANTISABLE = replace(CONFIG, dim=80)  # sides that are multiples of 16
 SIZE = Size(128, 64)  # 32 tokens a frame: neither by 3 nor by 5
 FLOAT = torch.float32
 
 
 @functools.cache
-def weights() -> dict[str, Tensor]:
+def weights(config: ModelConfig = CONFIG) -> dict[str, Tensor]:
     """The same on every rank."""
-    return random_transformer(CONFIG, "cpu", FLOAT, seed=5).state_dict()
+    return random_transformer(config, "cpu", FLOAT, seed=5).state_dict()
 
 
 def conditions(geometry: Geometry, num_speakers: int = 1, pose: bool = False) -> Conditions:
@@ -82,8 +85,8 @@ def local_latents(options: dict[str, Any]) -> Tensor:
 
 @functools.cache
 def _local_latents(options: tuple[tuple[str, Any], ...]) -> Tensor:
-    model = fill(lambda name: True).fuse()
     given = dict(options)
+    model = filler(given.get("format"))(lambda name: True).fuse()
     denoiser = LocalDenoiser(model, geometry_of(given), schedule(given), ring_dtype=given.get("ring_dtype"))
     return latents(denoiser, given)
 
@@ -94,6 +97,24 @@ def fill(select: Callable[[str], bool]) -> StreamingTransformer:
         model = StreamingTransformer(CONFIG).requires_grad_(False)
     selected = {name: tensor.clone() for name, tensor in weights().items() if select(name)}
     model.load_state_dict(selected, strict=False, assign=True)
+    return model
+
+
+def filler(format: torch.dtype | None) -> Callable[[Callable[[str], bool]], StreamingTransformer]:
+    """fill, or the same of a model with QUANTISABLE's sides in 8 bits."""
+    return fill if format is None else functools.partial(fill_quantised, format=format)
+
+
+def fill_quantised(select: Callable[[str], bool], format: torch.dtype) -> StreamingTransformer:
+    """The selected tensors of a model in 8 bits."""
+    with torch.device("meta"):
+        model = StreamingTransformer(QUANTISABLE).requires_grad_(False)
+    quantiser = Quantiser(format)
+    for name, tensor in weights(QUANTISABLE).items():
+        if select(name):
+            placed = quantiser.place(name, tensor)
+            install(model, name, tensor.clone() if placed is None else placed.data)
+    quantiser.install(model)
     return model
 
 
@@ -125,10 +146,13 @@ def dismiss(conductor: Coordinator) -> None:
 
 
 def lead_or_assist(
-    group: Group, assist: Callable[..., None] = assist, pieces: CompiledPieces | None = None
+    group: Group,
+    assist: Callable[..., None] = assist,
+    pieces: CompiledPieces | None = None,
+    format: torch.dtype | None = None,
 ) -> Coordinator | None:
     """Rank 0's conductor, with its share of the model; the others assist until dismissed, and get None."""
-    model = share(fill, group)
+    model = share(filler(format), group)
     if group.rank:
         assert model is not None
         help_out(assist, group, model, FLOAT, pieces or CompiledPieces())

@@ -24,6 +24,7 @@ from tests.distributed import ranks
 from tests.distributed.ranks import Case
 from tests.distributed.streams import (
     CONFIG,
+    QUANTISABLE,
     conditions,
     dismiss,
     geometry_of,
@@ -35,6 +36,8 @@ from tests.distributed.streams import (
 from tests.pipeline.streams import relative_error
 
 TOLERANCE = 1e-5
+# Where products are cut otherwise, values that differ by 1e-7 may round to different steps of 8 bits.
+ROUNDED_DIFFERENTLY = {"layers": TOLERANCE, "timesteps": TOLERANCE, "ulysses": 2e-2, "fsdp": 2e-2}
 REQUESTS = ({"num_steps": 4}, {"num_steps": 3, "infer_frames": 32, "num_blocks": 9, "seed": 2})
 POSED = {"pose": True, "infer_frames": 16}
 TWO = {"num_speakers": 2, "num_steps": 3}
@@ -57,6 +60,17 @@ def equal(group: Group, options: dict[str, Any]) -> dict[str, Any] | None:
     errors = [relative_error(made(conductor, request), local_latents(request)) for request in requests]
     dismiss(conductor)
     return {"errors": errors, "busy_s": group.meter.busy_s, "sent_bytes": group.meter.sent_bytes}
+
+
+def quantised(group: Group, options: dict[str, Any]) -> list[float] | None:
+    """Errors of a model in 8 bits against one device."""
+    conductor = lead_or_assist(group, format=options["format"])
+    if conductor is None:
+        return None
+    requests = [{**request, "format": options["format"]} for request in options["requests"]]
+    errors = [relative_error(made(conductor, request), local_latents(request)) for request in requests]
+    dismiss(conductor)
+    return errors
 
 
 def made(conductor: Coordinator, request: dict[str, Any]) -> Tensor:
@@ -87,6 +101,15 @@ EQUAL = {
     "fsdp_2": (of("fsdp", 1, 2), (*REQUESTS, POSED, EIGHT_BIT)),
     "fsdp_3_decode": (of("fsdp", 1, 3, True), (*REQUESTS, TWO)),
 }
+
+
+IN_8_BITS = {
+    "layers": of("layers", 2, decodes_apart=True),
+    "timesteps": of("timesteps", 2),
+    "ulysses": of("ulysses", 1, 2),
+    "fsdp": of("fsdp", 1, 2),
+}
+FORMATS = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 
 def cancelled(group: Group, options: dict[str, Any]) -> dict[str, Any] | None:
@@ -251,6 +274,16 @@ WATCHED = {
 PHASES = (0, 1, 2, 3, 4, 6, 8, 11, 14, 18, 23, 29, 40, 60)
 CASES = [
     *(Case(name, layout, equal, {"requests": requests}) for name, (layout, requests) in EQUAL.items()),
+    *(
+        Case(
+            f"{layout}_in_{name}",
+            dataclasses.replace(IN_8_BITS[layout], config=QUANTISABLE),
+            quantised,
+            {"requests": ({"num_steps": 4}, TWO), "format": format},
+        )
+        for name, format in FORMATS.items()
+        for layout in IN_8_BITS
+    ),
     Case("cancelled_layers", of("layers", 3), cancelled, {"phases": PHASES}),
     Case("cancelled_timesteps", of("timesteps", 2), cancelled, {"phases": PHASES[::2]}),
     Case("cancelled_2x2", of("layers", 2, 2), cancelled, {"phases": PHASES[1::2]}),
@@ -283,6 +316,15 @@ def test_a_layout_gives_what_one_device_gives(name, results):
     layout = EQUAL[name][0]
     assert (result["busy_s"] > 0) == (not layout.decodes_apart)
     assert result["sent_bytes"] > 0
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("layout", IN_8_BITS)
+def test_a_layout_of_a_model_in_8_bits_gives_the_same(layout, format, results):
+    errors = results[f"{layout}_in_{format}"]
+    assert isinstance(errors, list), errors
+    assert len(errors) == 2
+    assert max(errors) < ROUNDED_DIFFERENTLY[layout]
 
 
 @pytest.mark.parametrize("name", [case.name for case in CASES if case.play is cancelled])

@@ -12,7 +12,7 @@ from avatar.distributed.p2p import MessageChannel
 from avatar.distributed.process_groups import Group
 from avatar.distributed.rank_meter import RankMeter
 from avatar.errors import Cancelled
-from avatar.model.quantize import Float8Linear
+from avatar.model.linear_8bit import Float8Linear, Int8Linear
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.model.weights.loading import load_transformer, open_transformer
@@ -70,16 +70,17 @@ def test_where_steps_or_heads_are_shared_every_rank_has_all(files, layout):
         assert here(share) == set(share.state_dict())
 
 
-def test_shares_in_fp8(files):
+@pytest.mark.parametrize(("weight_dtype", "kind"), [("fp8", Float8Linear), ("int8", Int8Linear)])
+def test_shares_in_8_bits(files, weight_dtype, kind):
     layout = Layout("layers", 3, config=CONFIG)
     for rank in layout.workers:
-        share = load_share(files, Memory(weight_dtype="fp8"), group_of(layout, rank), torch.bfloat16)
+        share = load_share(files, Memory(weight_dtype=weight_dtype), group_of(layout, rank), torch.bfloat16)
         for index in layout.role_of(rank).layers:
-            assert isinstance(share.layer(index).self_attn.qkv, Float8Linear)
-            assert isinstance(share.layer(index).ffn[0], Float8Linear)
+            assert isinstance(share.layer(index).self_attn.qkv, kind)
+            assert isinstance(share.layer(index).ffn[0], kind)
 
 
-@pytest.mark.parametrize("weight_dtype", ["bf16", "fp8"])
+@pytest.mark.parametrize("weight_dtype", ["bf16", "fp8", "int8"])
 def test_random_shares_are_as_large_as_loaded_ones(files, weight_dtype):
     layout, memory = Layout("layers", 2, config=CONFIG), Memory(weight_dtype=weight_dtype)
     for rank in layout.workers:

@@ -18,7 +18,7 @@ from avatar.events import Notice
 from avatar.geometry import FPS, Size
 from avatar.media.intake import open_request
 from avatar.media.sample_inputs import write_sample
-from avatar.model import device_checks, quantize
+from avatar.model import device_checks, linear_8bit, products_8bit
 from avatar.pipeline.model_loading import MadeModels
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.planning.placement import Placement
@@ -60,7 +60,7 @@ def take_away(fault: str, folder: Path) -> None:
             runtime = Runtime()
             torch.cuda.cudart = lambda: runtime
         case "fp8":
-            quantize.Float8Linear.multiply = refuse
+            products_8bit.multiply_float8 = linear_8bit.multiply_float8 = refuse
         case "cudnn":
             device_checks.cudnn_attention = refuse
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from avatar.checkpoints.block_sizes import block_sizes
 from avatar.checkpoints.locations import LORA_FILE
 from avatar.checkpoints.transformer_config import ModelConfig
+from avatar.model.quantize import FLOAT8, INT8
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.gguf import BLOCKS, WIDEN, widen_blocks
@@ -50,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return owned(tmp_path_factory.mktemp("owned"), "Q4_0")
 
 
-@pytest.mark.parametrize("weight_dtype", ["bf16", "fp8"])
+@pytest.mark.parametrize("weight_dtype", ["bf16", "fp8", "int8"])
 def test_layers_are_those_that_loading_makes(weight_dtype: str, folder: Path) -> None:
     memory = load_preset("self-test").with_settings(weight_dtype=weight_dtype).memory
     files = files_of(folder)
@@ -88,11 +89,13 @@ def of_full_width(folder: Path, config: ModelConfig) -> CheckpointFiles:
     )
 
 
-@pytest.mark.parametrize("fp8", [False, True])
-def test_at_full_width_memory_is_as_planned_and_nothing_waits(fp8: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", [None, FLOAT8, INT8])
+def test_at_full_width_memory_is_as_planned_and_nothing_waits(
+    format: torch.dtype | None, tmp_path: Path
+) -> None:
     config = ModelConfig(num_layers=4, audio_inject_layers=(0, 2))
     files, before = of_full_width(tmp_path, config), pinned_bytes()
-    model = load_beside_blocks(files, CUDA, torch.bfloat16, range(4), fp8=fp8, check=go_on).fuse()
+    model = load_beside_blocks(files, CUDA, torch.bfloat16, range(4), format=format, check=go_on).fuse()
     gc.collect()
     torch.cuda.synchronize()
     layers = BlockLayers(model, range(4), 2, CUDA, files, go_on)

@@ -14,7 +14,8 @@ from torch._inductor.utils import run_and_get_code
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.model import kv_cache, quantize
 from avatar.model.kv_cache import KeysValues, quantise_tokens, widen_tokens
-from avatar.model.quantize import FLOAT8, Quantiser
+from avatar.model.linear_8bit import Quantiser
+from avatar.model.quantize import FLOAT8
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights.random_weights import random_transformer
 from avatar.pipeline.denoiser import LocalDenoiser

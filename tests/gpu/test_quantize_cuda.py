@@ -12,15 +12,10 @@ from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
 from avatar.checkpoints.transformer_config import ModelConfig
-from avatar.model import quantize
-from avatar.model.quantize import (
-    FLOAT8,
-    Float8Linear,
-    Quantiser,
-    product_on,
-    quantise_rows,
-    quantise_weight,
-)
+from avatar.model import products_8bit, quantize
+from avatar.model.linear_8bit import Float8Linear, Quantiser
+from avatar.model.products_8bit import product_on
+from avatar.model.quantize import FLOAT8, quantise_rows, quantise_weight
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.transformer_layer import modulate
 from avatar.model.weights.checkpoint import open_checkpoint
@@ -63,13 +58,13 @@ def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """How layers multiply: as this card does it best, and as one without fp8 cores."""
     if request.param == "scaled" and torch.cuda.get_device_capability(CUDA) < (8, 9):
         pytest.skip("this GPU has no fp8 cores")
-    monkeypatch.setattr(quantize, "_product", lambda device: request.param)
+    monkeypatch.setattr(products_8bit, "_product", lambda device, dtype: request.param)
     return request.param
 
 
 def test_the_card_is_used_as_it_can_be():
     has_cores = torch.cuda.get_device_capability(CUDA) >= (8, 9)
-    assert product_on(CUDA) == ("scaled" if has_cores else "widened")
+    assert product_on(CUDA, FLOAT8) == ("scaled" if has_cores else "widened")
 
 
 @pytest.mark.usefixtures("_float8_cores")
@@ -101,7 +96,7 @@ def test_the_error_against_bf16_is_that_of_rounding():
 
 
 def test_a_card_without_float8_cores_is_exact_but_for_bf16(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(quantize, "_product", lambda device: "widened")
+    monkeypatch.setattr(products_8bit, "_product", lambda device, dtype: "widened")
     linear, x = layer(DIM, FFN_DIM), tokens(512, DIM)
     weight = linear.weight.double() * linear.scale[:, None]
     assert relative_error(linear(x), F.linear(x.double(), weight, linear.bias.double())) < 2**-8
@@ -194,7 +189,7 @@ def test_loading_never_holds_what_it_quantises_in_bf16():
 def test_the_cache_gives_the_same_bits(tiny_checkpoint: Path, tmp_path: Path):
     files = open_checkpoint(tiny_checkpoint)
     without, filling, reading = (
-        load_quantised(files, CUDA, torch.bfloat16, folder=folder).state_dict()
+        load_quantised(files, CUDA, torch.bfloat16, FLOAT8, folder=folder).state_dict()
         for folder in (None, tmp_path, tmp_path)
     )
     for name, tensor in without.items():

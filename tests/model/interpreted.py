@@ -20,10 +20,11 @@ from avatar.model import attention_8bit
 from avatar.model.attention import few_keys_weights
 from avatar.model.attention_8bit import Calibration, EightBitRing, EightBitWindow
 from avatar.model.kernels import attention as attention_kernel
-from avatar.model.kernels import elementwise
+from avatar.model.kernels import elementwise, products
 from avatar.model.kernels import qkv as head_kernels
 from avatar.model.kv_cache import KeysValues
-from avatar.model.quantize import FLOAT8, quantise_rows
+from avatar.model.products_8bit import multiply_plainly
+from avatar.model.quantize import FLOAT8, INT8, hadamard, quantise_rows
 from avatar.model.rope import block_table, rotate
 from avatar.model.transformer_layer import modulate
 from avatar.model.weights import tiny
@@ -108,7 +109,10 @@ def between_products() -> dict[str, float]:
     plain = elementwise.normed(x, scale, shift, 1e-6, FLOAT8, plus_one=False)
     layer_norm = nn.functional.layer_norm(x, (width,), eps=1e-6) * scale + shift
     active = elementwise.quantised(x, FLOAT8, gelu=True)
-    whole = elementwise.quantised(x, torch.int8)
+    several = torch.randn(20, 80), torch.randn(20, 1280)  # blocks of 16 and of 256, the last piece cut short
+    _, normed_int8 = elementwise.added_and_normed(
+        several[0], several[0], None, scale[:80], shift[:80], 1e-6, INT8, plus_one=True
+    )
     q, keys = torch.randn(20, num_heads, dim), torch.randn(7, num_heads, dim)
     norm = nn.RMSNorm(num_heads * dim, eps=1e-6).requires_grad_(False)
     norm.weight.uniform_()
@@ -119,9 +123,34 @@ def between_products() -> dict[str, float]:
         "normed": relative(normed.values, modulate(total, shift, scale, 1e-6)),
         "normed_float8": apart(plain, quantise_rows(layer_norm)),
         "gelu_float8": apart(active, quantise_rows(nn.functional.gelu(x, approximate="tanh"))),
-        "int8": max(0.0, relative(whole.values * whole.scale, x) - 0.01),
+        "normed_int8": apart(
+            normed_int8, quantise_rows(hadamard(modulate(2 * several[0], shift[:80], scale[:80], 1e-6)), INT8)
+        ),
+        "gelu_int8": max(
+            apart(
+                elementwise.quantised(each, INT8, gelu=True),
+                quantise_rows(hadamard(nn.functional.gelu(each, approximate="tanh")), INT8),
+            )
+            for each in several
+        ),
         "short": relative(elementwise.short_weights(q, norm.weight, 1e-6, keys, counts), weights),
     }
+
+
+def products_of_int8() -> dict[str, float]:
+    """Sides that fill tiles and that do not; more rows than a group of tiles has; a single row."""
+    torch.manual_seed(0)
+    found = {}
+    for name, num_rows, width, outputs in (
+        ("product", 64, 96, 128),
+        ("product_odd", 33, 80, 48),
+        ("product_many_rows", 300, 48, 80),
+        ("product_one_row", 1, 32, 16),
+    ):
+        values, weight = (torch.randint(-127, 128, (n, width), dtype=INT8) for n in (num_rows, outputs))
+        given = values, torch.rand(num_rows, 1), weight, torch.rand(outputs), torch.randn(outputs)
+        found[name] = relative(products.multiply(*given, torch.float32), multiply_plainly(*given))
+    return found
 
 
 def apart(found: elementwise.Tokens, right: tuple[Tensor, Tensor]) -> float:
@@ -131,11 +160,12 @@ def apart(found: elementwise.Tokens, right: tuple[Tensor, Tensor]) -> float:
 def timed() -> float:
     """How many of the kernels that are timed give the same for two of their inputs."""
     same = 0.0
-    for call in calls(tiny.CONFIG, Geometry(64, 64, 8), CPU).values():
-        found = [call(0), call(1)]
-        if found[0] is not None:  # else it writes to a window
-            values = [each if isinstance(each, Tensor) else each[0] for each in found]
-            same += torch.equal(*(each.float() for each in values))
+    for format in (FLOAT8, INT8):
+        for call in calls(tiny.CONFIG, Geometry(64, 64, 8), CPU, format).values():
+            found = [call(0), call(1)]
+            if found[0] is not None:  # else it writes to a window
+                values = [each if isinstance(each, Tensor) else each[0] for each in found]
+                same += torch.equal(*(each.float() for each in values))
     return same
 
 
@@ -146,6 +176,7 @@ def main() -> None:
         "attention_by_pointers": attention(False),
         **heads(),
         **between_products(),
+        **products_of_int8(),
         "timed": timed(),
     }
     json.dump(differences, sys.stdout)

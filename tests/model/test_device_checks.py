@@ -11,10 +11,12 @@ import torch
 from torch._inductor import config as inductor
 from torch.nn.attention import SDPBackend
 
-from avatar.model import attention, device_checks, quantize
+from avatar.model import attention, device_checks, products_8bit
 from avatar.model.compile import compiled
-from avatar.model.device_checks import TEXTS, compiles, missing, works
+from avatar.model.device_checks import TEXTS, compiles, missing, reason_missing, works
 from avatar.model.device_report import check_device
+from avatar.model.products_8bit import multiply_plainly
+from avatar.model.quantize import FLOAT8, INT8
 from avatar.ui.translations import TRANSLATIONS
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -30,7 +32,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         device_checks.pins,
         device_checks.grows_segments,
         attention.cudnn_first,
-        quantize._product,
+        products_8bit._product,
     )
     for function in cached:
         function.cache_clear()
@@ -141,8 +143,8 @@ def test_attention_begins_with_what_works(monkeypatch, capability, has_cudnn, fi
     assert (SDPBackend.CUDNN_ATTENTION in asked[0]) == (first == SDPBackend.CUDNN_ATTENTION)
 
 
-def multiplied(self, values, scale):
-    return (values.float() @ self.weight.float().t() * scale * self.scale + self.bias).to(torch.bfloat16)
+def multiplied(*given):
+    return multiply_plainly(*given).to(torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -150,19 +152,48 @@ def multiplied(self, values, scale):
     [(multiplied, "scaled"), (broken, "widened"), (lambda *args: multiplied(*args) * 0, "widened")],
 )
 def test_products_are_tried_with_their_real_arguments(monkeypatch, multiply, product):
-    monkeypatch.setattr(quantize, "TRIAL_SIDES", ((64, 96),))
-    monkeypatch.setattr(quantize.Float8Linear, "multiply", multiply)
+    monkeypatch.setattr(products_8bit, "TRIAL_SIDES", ((64, 96),))
+    monkeypatch.setattr(products_8bit, "multiply_float8", multiply)
     works_on_cpu = device_checks.works
-    monkeypatch.setattr(quantize, "works", lambda code, trial, _: works_on_cpu(code, trial, CPU))
+    monkeypatch.setattr(products_8bit, "works", lambda code, trial, _: works_on_cpu(code, trial, CPU))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
-    assert quantize._product(CUDA) == product
+    assert products_8bit._product(CUDA, FLOAT8) == product
     assert codes() == ([] if product == "scaled" else ["fp8"])
 
 
 def test_an_older_cards_missing_fp8_cores_are_no_failure(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
-    assert quantize._product(CUDA) == "widened"
+    assert products_8bit._product(CUDA, FLOAT8) == "widened"
     assert codes() == []
+
+
+@pytest.mark.parametrize(
+    ("kernel", "int_mm", "product"),
+    [
+        (multiplied, broken, "kernel"),
+        (broken, multiplied, "int_mm"),
+        (lambda *args: multiplied(*args) * 0, broken, "widened"),
+    ],
+)
+def test_int8_is_multiplied_by_what_works(monkeypatch, kernel, int_mm, product):
+    monkeypatch.setattr(products_8bit, "TRIAL_SIDES", ((64, 96),))
+    monkeypatch.setattr(products_8bit, "multiply_by_kernel", kernel)
+    monkeypatch.setattr(products_8bit, "multiply_by_int_mm", int_mm)
+    works_on_cpu = device_checks.works
+    monkeypatch.setattr(products_8bit, "works", lambda code, trial, _: works_on_cpu(code, trial, CPU))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
+    assert products_8bit._product(CUDA, INT8) == product
+    assert codes() == ([] if product == "kernel" else ["int8"])
+
+
+def test_without_triton_int8_is_multiplied_by_pytorch(monkeypatch):
+    monkeypatch.setattr(products_8bit, "find_spec", lambda name: None)
+    monkeypatch.setattr(products_8bit, "TRIAL_SIDES", ((64, 96),))
+    works_on_cpu = device_checks.works
+    monkeypatch.setattr(products_8bit, "works", lambda code, trial, _: works_on_cpu(code, trial, CPU))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
+    assert products_8bit._product(CUDA, INT8) == "int_mm"
+    assert "Triton is not installed" in reason_missing("int8")
 
 
 def test_segments_that_cannot_grow_are_given_up(monkeypatch):
@@ -179,6 +210,8 @@ def test_the_table_has_a_row_for_each_path(monkeypatch):
     trials = ("_try_compiling", "_try_cudnn", "_try_pinning", "_try_segments")
     for trial in trials:
         monkeypatch.setattr(device_checks, trial, broken)
+    for trial in ("_try_kernel", "_try_int_mm"):
+        monkeypatch.setattr(products_8bit, trial, broken)
     monkeypatch.setattr(device_checks, "set_expandable_segments", lambda on: None)
     table = {check.code: check for check in check_device(CUDA)}
     assert set(table) == set(TEXTS)

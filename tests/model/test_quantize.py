@@ -13,16 +13,9 @@ from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
 
 from avatar.checkpoints.transformer_config import ModelConfig
-from avatar.model import quantize
-from avatar.model.quantize import (
-    FLOAT8,
-    Float8Linear,
-    Quantiser,
-    is_quantised,
-    join_linears,
-    quantise_rows,
-    quantise_weight,
-)
+from avatar.model import linear_8bit, products_8bit
+from avatar.model.linear_8bit import Float8Linear, Int8Linear, Quantiser, join_linears
+from avatar.model.quantize import FLOAT8, INT8, is_quantised, quantise_rows, quantise_weight
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.transformer_layer import modulate
 from avatar.model.weights.checkpoint import open_checkpoint
@@ -46,6 +39,10 @@ def linear(in_features: int = 96, out_features: int = 48, seed: int = 0) -> nn.L
     layer.weight.copy_(random(out_features, in_features, seed=seed))
     layer.bias.copy_(random(out_features, seed=seed + 1))
     return layer
+
+
+def int8(layer: nn.Linear) -> Int8Linear:
+    return Int8Linear(*quantise_weight(layer.weight, INT8), layer.bias)
 
 
 def float8(layer: nn.Linear) -> Float8Linear:
@@ -117,7 +114,7 @@ def test_output_has_the_residual_streams_dtype():
 
 def test_a_card_without_fp8_multiplies_the_exact_input(monkeypatch):
     """Only the weights' error is left; rows of the weight are as the slow twin rounds them."""
-    monkeypatch.setattr(quantize, "product_on", lambda device: "widened")
+    monkeypatch.setattr(linear_8bit, "product_on", lambda device, dtype: "widened")
     layer, x = linear(), random(33, 96, seed=5)
     expected = x.double() @ slow_rows(layer.weight).T + layer.bias.double()
     assert relative_error(float8(layer)(x), expected) < 1e-6
@@ -154,7 +151,7 @@ def test_channels_and_tokens_of_any_size_lose_no_more_than_others():
 
 def test_joined_layers_give_their_outputs_side_by_side():
     parts, x = [linear(seed=seed) for seed in range(3)], random(9, 96, seed=7)
-    for kind in (lambda layer: layer, float8):
+    for kind in (lambda layer: layer, float8, int8):
         layers = [kind(part) for part in parts]
         expected = torch.cat([layer(x) for layer in layers], dim=-1)
         joined = join_linears(layers)
@@ -179,10 +176,10 @@ def test_which_layers_are_quantised():
 
 
 def quantised_model(
-    stream: Stream, part: str = "", dtype: torch.dtype = torch.float32
+    stream: Stream, part: str = "", dtype: torch.dtype = torch.float32, format: torch.dtype = FLOAT8
 ) -> StreamingTransformer:
-    """A stream's model with those layers in fp8 whose names contain a word."""
-    model, quantiser = stream.transformer(dtype, fuse=False), Quantiser()
+    """A stream's model with those layers in 8 bits whose names contain a word."""
+    model, quantiser = stream.transformer(dtype, fuse=False), Quantiser(format)
     for name, tensor in model.state_dict().items():
         placed = quantiser.place(name, tensor) if part in name else None
         if placed is not None:
@@ -219,7 +216,7 @@ def test_weights_and_activations_have_the_same_share_of_the_error(monkeypatch):
     """Errors are independent: their squares add up."""
     stream = Stream.load("basic")
     both = velocity_error(stream, stream.denoiser(quantised_model(stream)))
-    monkeypatch.setattr(quantize, "product_on", lambda device: "widened")
+    monkeypatch.setattr(linear_8bit, "product_on", lambda device, dtype: "widened")
     weights = velocity_error(stream, stream.denoiser(quantised_model(stream)))
     assert weights == pytest.approx(both / 2**0.5, rel=0.15)
 
@@ -254,7 +251,7 @@ def test_quantising_joins_the_kernel_before_it():
 
 @pytest.mark.parametrize("product", ["plain", "widened"])
 def test_compiled_equals_eager_in_no_more_graphs(product, monkeypatch):
-    monkeypatch.setattr(quantize, "_product", lambda device: product)
+    monkeypatch.setattr(products_8bit, "_product", lambda device, dtype: product)
     stream = Stream.load("basic")
     model = quantised_model(stream)
     eager = stream.run(stream.denoiser(model))
@@ -271,9 +268,10 @@ def run_compiled(stream: Stream, model: StreamingTransformer) -> tuple[Tensor, i
     return latents, torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-def test_loading_quantises_one_tensor_at_a_time(tiny_checkpoint: Path):
+@pytest.mark.parametrize("format", [FLOAT8, INT8])
+def test_loading_quantises_one_tensor_at_a_time(tiny_checkpoint: Path, format: torch.dtype):
     """Of the tensors in a wider dtype only the one at hand is alive; the model's bytes are as planned."""
-    quantiser, alive, most = Quantiser(), weakref.WeakSet(), 0
+    quantiser, alive, most = Quantiser(format), weakref.WeakSet(), 0
 
     def place(name: str, tensor: Tensor) -> nn.Parameter | None:
         nonlocal most
@@ -308,8 +306,9 @@ def test_only_what_is_selected_is_quantised():
     assert kinds == {0: nn.Linear, 1: Float8Linear, 2: nn.Linear}
 
 
-def test_random_weights_in_fp8_run_finite():
-    stream, quantiser = Stream.load("basic"), Quantiser()
+@pytest.mark.parametrize("format", [FLOAT8, INT8])
+def test_random_weights_in_8_bits_run_finite(format: torch.dtype):
+    stream, quantiser = Stream.load("basic"), Quantiser(format)
     model = random_transformer(stream.config, "cpu", torch.bfloat16, place=quantiser.place)
     quantiser.install(model)
     denoiser = stream.denoiser(model.fuse())

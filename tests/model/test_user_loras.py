@@ -22,6 +22,7 @@ from avatar.checkpoints.lora_files import (
     parse_loras,
 )
 from avatar.errors import BadInput
+from avatar.model.quantize import FLOAT8
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.model.weights.loading import load_transformer, open_transformer
 from avatar.model.weights.lora import open_user_lora
@@ -151,7 +152,7 @@ def test_several_are_merged_after_the_official_one(
     scale = ALPHA / RANK
     expected = plain + 2 * scale * up @ down - 0.5 * scale * other_up @ other_down
     torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
-    assert key(chosen, torch.bfloat16) != key(files, torch.bfloat16)
+    assert key(chosen, torch.bfloat16, FLOAT8) != key(files, torch.bfloat16, FLOAT8)
 
 
 def test_another_weight_or_file_is_another_entry_and_print(

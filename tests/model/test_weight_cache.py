@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from avatar.checkpoints.locations import LORA_FILE
 from avatar.errors import Cancelled, WeightsMissing
-from avatar.model.quantize import FLOAT8, Quantiser, is_quantised, quantise_weight
+from avatar.model.linear_8bit import Int8Linear, Quantiser
+from avatar.model.quantize import FLOAT8, INT8, is_quantised, quantise_weight
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights import weight_cache
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
@@ -54,7 +56,7 @@ def _small_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(files: CheckpointFiles, folder: Path | None, **options) -> StreamingTransformer:
-    return load_quantised(files, "cpu", torch.bfloat16, folder=folder, **options)
+    return load_quantised(files, "cpu", torch.bfloat16, FLOAT8, folder=folder, **options)
 
 
 def entries(folder: Path) -> list[Path]:
@@ -161,8 +163,10 @@ def test_no_more_than_one_file_waits_in_memory(
 class TestKeys:
     """What gets an entry of its own."""
 
-    def key(self, root: Path, dtype: torch.dtype = torch.bfloat16) -> str:
-        return weight_cache.key(open_checkpoint(root), dtype)
+    def key(
+        self, root: Path, dtype: torch.dtype = torch.bfloat16, format: torch.dtype = FLOAT8
+    ) -> str:
+        return weight_cache.key(open_checkpoint(root), dtype, format)
 
     def test_the_same_checkpoint_again(self, checkpoint_copy: Path) -> None:
         assert self.key(checkpoint_copy) == self.key(checkpoint_copy)
@@ -184,7 +188,8 @@ class TestKeys:
     def test_another_dtype_or_recipe(self, checkpoint_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before = self.key(checkpoint_copy)
         assert self.key(checkpoint_copy, torch.float32) != before
-        monkeypatch.setattr(weight_cache, "RECIPE", "e4m3-rows-0")
+        assert self.key(checkpoint_copy, format=INT8) != before
+        monkeypatch.setitem(weight_cache.RECIPES, FLOAT8, "e4m3-rows-0")
         assert self.key(checkpoint_copy) != before
 
     def test_a_changed_lora_gives_changed_weights(self, checkpoint_copy: Path, folder: Path) -> None:
@@ -207,7 +212,7 @@ class TestKeys:
         (folder / "notes").mkdir()
         for path, age_s in ((unused, KEEP_S + 60), (in_use, KEEP_S - 60), (folder / "notes", 9 * KEEP_S)):
             os.utime(path, (time.time() - age_s,) * 2)
-        load_quantised(files, "cpu", torch.float32, folder=folder)
+        load_quantised(files, "cpu", torch.float32, FLOAT8, folder=folder)
         assert not unused.exists()
         assert in_use.exists()
         assert (folder / "notes").exists()
@@ -307,7 +312,9 @@ def check():
         print("half way", flush=True)
         sys.stdin.read()
 files = open_checkpoint(Path(sys.argv[1]))
-weight_cache.load_quantised(files, "cpu", torch.bfloat16, folder=Path(sys.argv[2]), check=check)
+weight_cache.load_quantised(
+    files, "cpu", torch.bfloat16, torch.float8_e4m3fn, folder=Path(sys.argv[2]), check=check
+)
 """
 
 
@@ -336,7 +343,7 @@ def test_a_killed_process_leaves_no_entry_and_others_wait_for_it(
     other.join(60)
     assert same_bits(loaded[0], load(files, None))
     (entry,) = entries(folder)
-    assert entry.name == weight_cache.key(files, torch.bfloat16)
+    assert entry.name == weight_cache.key(files, torch.bfloat16, FLOAT8)
 
 
 def test_two_at_once_fill_it_once(
@@ -437,9 +444,27 @@ def test_a_toy_checkpoint_is_not_cached(
     assert not caplog.messages
 
 
+def test_int8_has_an_entry_of_its_own(files: CheckpointFiles, folder: Path) -> None:
+    """Built once, and read with the same bits; that of fp8 stays beside it."""
+    load(files, folder)
+    quantised = functools.partial(load_quantised, files, "cpu", torch.bfloat16, INT8)
+    without, filling = quantised(folder=None), quantised(folder=folder)
+    (entry,) = folder.glob("int8-*")
+    index = json.loads((entry / INDEX).read_text())
+    assert index["recipe"] == weight_cache.RECIPES[INT8]
+    made = (entry / INDEX).stat().st_mtime_ns
+    reading = quantised(folder=folder)
+    assert (entry / INDEX).stat().st_mtime_ns == made
+    assert isinstance(reading.layer(0).ffn[0], Int8Linear)
+    assert reading.layer(0).ffn[0].weight.dtype == INT8
+    assert same_bits(without, filling)
+    assert same_bits(without, reading)
+    assert len(entries(folder)) == 2
+
+
 def test_the_index_tells_the_recipe(files: CheckpointFiles, folder: Path) -> None:
     load(files, folder)
     (entry,) = entries(folder)
     index = json.loads((entry / INDEX).read_text())
-    assert index["recipe"] == weight_cache.RECIPE
+    assert index["recipe"] == weight_cache.RECIPES[FLOAT8]
     assert entry.name.startswith(index["recipe"])

@@ -19,7 +19,7 @@ from avatar.checkpoints.locations import OFFICIAL
 from avatar.checkpoints.lora_files import UserLora
 from avatar.checkpoints.lora_keys import Change
 from avatar.errors import Cancelled
-from avatar.model.quantize import quantise_weight
+from avatar.model.quantize import FLOAT8, INT8, quantise_weight
 from avatar.model.weights import lora
 from avatar.model.weights.checkpoint import CheckpointFiles, open_checkpoint
 from avatar.model.weights.gguf import BLOCKS, WIDEN, StoredBlocks
@@ -38,7 +38,7 @@ from tests.pipeline.test_single_files import beside_the_lora, video_of
 
 PRESET = load_preset("self-test")
 KINDS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
-DTYPES = ["bf16", "fp8", "fp32"]
+DTYPES = ["bf16", "fp8", "int8", "fp32"]
 ALL = Placement(layers_on_host=SIZES.num_layers, layers_in_blocks=True)
 
 
@@ -147,7 +147,7 @@ def test_loras_are_merged_as_at_loading(
     }
 
 
-@pytest.mark.parametrize("weight_dtype", ["bf16", "fp8"])
+@pytest.mark.parametrize("weight_dtype", ["bf16", "fp8", "int8"])
 def test_the_video_is_the_same(weight_dtype: str, by_kind: dict[str, Path], tmp_path: Path) -> None:
     folder = by_kind["Q4_0"]
     preset = PRESET.with_settings(weight_dtype=weight_dtype)
@@ -209,9 +209,10 @@ def test_releasing_the_transformer_frees_the_blocks(by_kind: dict[str, Path]) ->
         gc.enable()
 
 
+@pytest.mark.parametrize("format", [FLOAT8, INT8])
 @pytest.mark.parametrize("kind", WIDEN)
-def test_the_workspace_is_what_the_plan_counts(kind: str) -> None:
-    """At full size, on a device that keeps no numbers: in fp8, with two LoRAs."""
+def test_the_workspace_is_what_the_plan_counts(kind: str, format: torch.dtype) -> None:
+    """At full size, on a device that keeps no numbers: in 8 bits, with two LoRAs."""
     card, (rows, columns) = torch.device("meta"), (13824, 5120)
     block, block_bytes = BLOCKS[kind]
     data = torch.empty(rows * columns // block * block_bytes, dtype=torch.uint8, device=card)
@@ -224,6 +225,6 @@ def test_the_workspace_is_what_the_plan_counts(kind: str) -> None:
     num_rows = 0
     with Live() as live:
         for _, values in stored.pieces():
-            num_rows += len(quantise_weight(values)[0])
+            num_rows += len(quantise_weight(values, format)[0])
     assert num_rows == rows
     assert GGUF_WORKSPACE_BYTES // 2 < live.peak_bytes < GGUF_WORKSPACE_BYTES * 3 // 4

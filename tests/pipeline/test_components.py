@@ -18,7 +18,8 @@ from avatar.errors import Cancelled
 from avatar.geometry import SPEECH_HZ, Size
 from avatar.media.intake import open_request
 from avatar.media.sample_inputs import write_sample
-from avatar.model.quantize import FLOAT8, Float8Linear
+from avatar.model.linear_8bit import Float8Linear, Int8Linear
+from avatar.model.quantize import FLOAT8, INT8
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.weights import weight_cache
 from avatar.model.weights.checkpoint import open_checkpoint
@@ -36,31 +37,35 @@ from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.preset import Preset, load_preset
 
 PRESET = load_preset("self-test").with_settings(weight_dtype="fp8")
+FORMATS = {"fp8": (FLOAT8, Float8Linear), "int8": (INT8, Int8Linear)}
 
 
-def require_float8(model: StreamingTransformer) -> None:
-    """Big products in fp8, the audio encoder in float32, the rest in bf16."""
+def require_quantised(model: StreamingTransformer, weight_dtype: str) -> None:
+    """Big products in 8 bits, the audio encoder in float32, the rest in bf16."""
+    format, kind = FORMATS[weight_dtype]
     layer = model.layer(0)
     for linear in (layer.self_attn.qkv, layer.self_attn.o, layer.ffn[0], layer.cross_attn.k):
-        assert isinstance(linear, Float8Linear)
+        assert isinstance(linear, kind)
     tensors = {name: value for name, value in model.state_dict().items() if not name.endswith("scale")}
     audio = {name: value for name, value in tensors.items() if name.startswith("casual_audio_encoder.")}
     assert {value.dtype for value in audio.values()} == {torch.float32}
-    assert {value.dtype for name, value in tensors.items() if name not in audio} == {FLOAT8, torch.bfloat16}
+    assert {value.dtype for name, value in tensors.items() if name not in audio} == {format, torch.bfloat16}
     assert model.dtype == torch.bfloat16
 
 
-def test_fp8_weights_come_through_the_cache(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("weight_dtype", FORMATS)
+def test_weights_in_8_bits_come_through_the_cache(
+    weight_dtype: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(weight_cache.ENVIRONMENT, str(tmp_path))
     monkeypatch.setattr(weight_cache, "FILE_BYTES", 100_000)
-    parts = Components.load(PRESET.memory, open_checkpoint(tiny_checkpoint))
+    files = open_checkpoint(tiny_checkpoint)
+    parts = Components.load(PRESET.with_settings(weight_dtype=weight_dtype).memory, files)
     assert not list(tmp_path.iterdir())  # the transformer comes later
-    require_float8(parts.load_transformer())
-    assert (tmp_path / weight_cache.key(open_checkpoint(tiny_checkpoint), torch.bfloat16)).is_dir()
+    require_quantised(parts.load_transformer(), weight_dtype)
+    assert (tmp_path / weight_cache.key(files, torch.bfloat16, FORMATS[weight_dtype][0])).is_dir()
     parts.release_transformer()
-    require_float8(parts.load_transformer())
+    require_quantised(parts.load_transformer(), weight_dtype)
 
 
 def test_loading_fp8_may_be_stopped(tiny_checkpoint: Path) -> None:
@@ -73,8 +78,10 @@ def test_loading_fp8_may_be_stopped(tiny_checkpoint: Path) -> None:
         parts.load_transformer(stop)
 
 
-def test_random_weights_are_quantised_too() -> None:
-    require_float8(random_parts(PRESET).load_transformer())
+@pytest.mark.parametrize("weight_dtype", FORMATS)
+def test_random_weights_are_quantised_too(weight_dtype: str) -> None:
+    parts = random_parts(PRESET.with_settings(weight_dtype=weight_dtype))
+    require_quantised(parts.load_transformer(), weight_dtype)
 
 
 AWAY = Placement(layers_on_host=3, rings_on_host=True, side_models_on_host=True, diagonal=True)
@@ -96,7 +103,7 @@ def make_latents(parts: Components, preset: Preset, folder: Path) -> Tensor:
 
 
 @pytest.mark.parametrize("ring_dtype", ["bf16", "fp8"])
-@pytest.mark.parametrize("weight_dtype", ["bf16", "fp8"])
+@pytest.mark.parametrize("weight_dtype", ["bf16", "fp8", "int8"])
 def test_a_placement_is_obeyed_and_changes_no_bit(
     weight_dtype: str, ring_dtype: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from avatar.model import kv_cache, quantize
-from avatar.model.quantize import FLOAT8, Quantiser
+from avatar.model import kv_cache, products_8bit, quantize
+from avatar.model.linear_8bit import Quantiser
+from avatar.model.quantize import FLOAT8
 from avatar.model.transformer import StreamingTransformer
 from avatar.model.vae.vae import VideoVAE
 from avatar.model.wav2vec2 import SpeechEncoder, SpeechFeatures
@@ -54,7 +55,7 @@ def _card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(Tensor, "copy_", copied)
     monkeypatch.setattr(Tensor, "cpu", lambda tensor: torch.empty_like(tensor, device=HOST))
     monkeypatch.setattr(Tensor, "to", moved)
-    monkeypatch.setattr(quantize, "_product", lambda device: request.param)
+    monkeypatch.setattr(products_8bit, "_product", lambda device, dtype: request.param)
     monkeypatch.setattr(quantize, "compiles_float8", lambda device: request.param == "scaled")
     monkeypatch.setattr(layer_stack, "attention", attention)
     with OneDevice():

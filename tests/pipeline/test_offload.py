@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from avatar.model.kv_cache import Ring
-from avatar.model.quantize import FLOAT8, Quantiser
+from avatar.model.linear_8bit import Quantiser
+from avatar.model.quantize import FLOAT8
 from avatar.model.transformer import StreamingTransformer
 from avatar.pipeline.denoiser import LocalDenoiser
 from avatar.pipeline.layer_stack import CompiledPieces
@@ -25,9 +26,9 @@ from tests.pipeline.streams import NAMES, Stream
 CPU = torch.device("cpu")
 
 
-def quantised(stream: Stream) -> StreamingTransformer:
-    """A stream's model with fp8 weights."""
-    model, quantiser = stream.transformer(fuse=False), Quantiser()
+def quantised(stream: Stream, format: torch.dtype = FLOAT8) -> StreamingTransformer:
+    """A stream's model with weights in 8 bits."""
+    model, quantiser = stream.transformer(fuse=False), Quantiser(format)
     for name, tensor in model.state_dict().items():
         placed = quantiser.place(name, tensor)
         if placed is not None:
@@ -54,11 +55,11 @@ def test_layers_on_the_host_change_no_bit(name, layers):
     assert torch.equal(stream.run(denoiser), expected)
 
 
-@pytest.mark.parametrize("ahead", [2, 3, 5])
-def test_quantised_layers_on_the_host_change_no_bit(ahead):
+@pytest.mark.parametrize(("ahead", "format"), [(2, FLOAT8), (3, FLOAT8), (5, FLOAT8), (3, torch.int8)])
+def test_quantised_layers_on_the_host_change_no_bit(ahead, format):
     stream = Stream.load("refresh_pose")
-    expected = stream.run(stream.denoiser(quantised(stream)))
-    model = quantised(stream)
+    expected = stream.run(stream.denoiser(quantised(stream, format)))
+    model = quantised(stream, format)
     denoiser = stream.denoiser(model, host_layers=offloaded(model, 3, ahead))
     assert torch.equal(stream.run(denoiser), expected)
 

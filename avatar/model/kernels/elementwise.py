@@ -2,7 +2,7 @@
 
 PyTorch's compiler needs two or three passes, since a token's scale depends on all of its channels. Here a
 token stays in registers, in pieces whose size is a power of two, since the model's widths are not. The
-reference implementations are in transformer_layer, and quantize.quantise_rows.
+reference implementations are in transformer_layer, and quantize.hadamard and quantise_rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avatar.model.quantize import TINIEST
+from avatar.model.quantize import INT8, INT8_LARGEST, TINIEST, rotation_block
 
 SHORT_ROWS, SHORT_HEADS = 32, 4  # per program of short_weights
 PIECE, WIDE_PIECE = 1024, 2048  # channels per piece of a token of up to WIDE channels, and of more
@@ -23,7 +23,10 @@ WARPS, WIDE_WARPS = 4, 8  # per program, which processes one token: 16 bytes per
 
 
 class Tokens(NamedTuple):
-    """Tokens N C, ready for a product: in the residual stream's dtype, or in 8 bits with scales N 1."""
+    """Tokens N C, ready for a product: in the residual stream's dtype, or in 8 bits with scales N 1.
+
+    In int8 they are rotated, as weights are.
+    """
 
     values: Tensor
     scale: Tensor | None
@@ -65,7 +68,8 @@ def quantised(x: Tensor, like: torch.dtype, *, gelu: bool = False) -> Tokens:
     width = x.shape[-1]
     piece, warps = _cut(width)
     _activate[(len(x),)](
-        x, out, scale, x.stride(0), width, piece, gelu, _largest(like), TINIEST, num_warps=warps
+        x, out, scale, x.stride(0), width, piece, gelu, _block(width, like), _largest(like), TINIEST,
+        num_warps=warps,
     )  # fmt: skip
     return Tokens(out, scale)
 
@@ -97,8 +101,13 @@ def _rows_like(x: Tensor, like: torch.dtype) -> tuple[Tensor, Tensor | None]:
     return out, scale
 
 
+def _block(width: int, like: torch.dtype) -> int:
+    """How many channels are rotated together; 0 for none."""
+    return rotation_block(width) if like == INT8 else 0
+
+
 def _largest(like: torch.dtype) -> float:
-    return 127.0 if like == torch.int8 else torch.finfo(like).max
+    return INT8_LARGEST if like == INT8 else torch.finfo(like).max
 
 
 def _run(
@@ -118,7 +127,7 @@ def _run(
     piece, warps = _cut(width)
     _norm[(len(x),)](
         x, y, gate, scale, shift, fresh, out, scales, 0 if y is None else y.stride(0), eps, width, piece,
-        plus_one, _largest(like), TINIEST, num_warps=warps,
+        plus_one, _block(width, like), _largest(like), TINIEST, num_warps=warps,
     )  # fmt: skip
     return fresh, Tokens(out, scales)
 
@@ -138,6 +147,7 @@ def _norm(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr,
     PIECE: tl.constexpr,
     PLUS_ONE: tl.constexpr,
+    BLOCK: tl.constexpr,
     LARGEST: tl.constexpr,
     TINY: tl.constexpr,
 ):
@@ -177,7 +187,7 @@ def _norm(  # type: ignore[no-untyped-def]
                 factor += 1.0
             move = tl.load(shift + channel, channel < WIDTH, 0.0).to(tl.float32)
             normed = normed + ((centred[i] * length * factor + move).to(dtype),)  # type: ignore[assignment]
-        _store(normed, out, out_scale, token, WIDTH, PIECE, LARGEST, TINY)
+        _store(normed, out, out_scale, token, WIDTH, PIECE, BLOCK, LARGEST, TINY)
 
 
 @triton.jit
@@ -189,6 +199,7 @@ def _activate(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr,
     PIECE: tl.constexpr,
     GELU: tl.constexpr,
+    BLOCK: tl.constexpr,
     LARGEST: tl.constexpr,
     TINY: tl.constexpr,
 ):
@@ -203,7 +214,7 @@ def _activate(  # type: ignore[no-untyped-def]
             v = v * tl.sigmoid(v * (1.5957691216057308 + 0.07135481282 * v * v))
             active = active + (v.to(x.dtype.element_ty),)  # type: ignore[assignment]
         given = active
-    _store(given, out, out_scale, token, WIDTH, PIECE, LARGEST, TINY)
+    _store(given, out, out_scale, token, WIDTH, PIECE, BLOCK, LARGEST, TINY)
 
 
 @triton.jit
@@ -245,11 +256,17 @@ def _store(  # type: ignore[no-untyped-def]
     token,
     WIDTH: tl.constexpr,
     PIECE: tl.constexpr,
+    BLOCK: tl.constexpr,
     LARGEST: tl.constexpr,
     TINY: tl.constexpr,
 ):
-    """Store a token as a row in out's dtype, quantised if that is 8 bits."""
+    """Store a token as a row in out's dtype, quantised if that is 8 bits, first rotated unless BLOCK is 0."""
     COUNT: tl.constexpr = (WIDTH + PIECE - 1) // PIECE
+    if BLOCK:
+        rotated = ()
+        for i in tl.static_range(COUNT):
+            rotated = rotated + (_hadamard(pieces[i], PIECE, BLOCK),)  # type: ignore[assignment]
+        pieces = rotated
     factor = 1.0
     if out_scale is not None:
         highest = tl.abs(pieces[0].to(tl.float32))
@@ -266,6 +283,17 @@ def _store(  # type: ignore[no-untyped-def]
             if out.dtype.element_ty == tl.int8:
                 v = (v + 12582912.0) - 12582912.0  # rounds to nearest, half to even
         tl.store(out + token * WIDTH + channel, v.to(out.dtype.element_ty), channel < WIDTH)
+
+
+@triton.jit
+def _hadamard(v, PIECE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """See quantize.hadamard. Of a piece a thread holds 8 neighbours, so that a warp holds a block of 256."""
+    v = v.to(tl.float32)
+    for power in tl.static_range(4):
+        if 4**power < BLOCK:
+            fours = tl.reshape(v, [PIECE // 4 ** (power + 1), 4, 4**power])
+            v = 0.5 * tl.sum(fours, 1, keep_dims=True) - fours
+    return tl.reshape(v, [PIECE])
 
 
 @triton.jit

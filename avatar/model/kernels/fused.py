@@ -13,7 +13,7 @@ from avatar.model.attention_8bit import Calibration, EightBit, Queries
 from avatar.model.kernels.elementwise import Tokens, added, added_and_normed, normed, quantised, short_weights
 from avatar.model.kernels.qkv import quantise_queries, rotated, write
 from avatar.model.kv_cache import KeysValues, ShortText
-from avatar.model.quantize import QuantisedLinear
+from avatar.model.linear_8bit import QuantisedLinear
 from avatar.model.transformer_layer import TransformerLayer
 
 

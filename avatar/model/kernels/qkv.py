@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avatar.model.attention_8bit import INT8_LARGEST, Calibration, EightBit, Queries
+from avatar.model.attention_8bit import Calibration, EightBit, Queries
 from avatar.model.kv_cache import KeysValues
-from avatar.model.quantize import LARGEST, TINIEST
+from avatar.model.quantize import INT8_LARGEST, LARGEST, TINIEST
 
 VALUE_TOKENS = 128  # transposed by one program
 PIECE = 1024  # channels of a token at a time: whole heads, 16 bytes per thread

@@ -26,7 +26,8 @@ from avatar.checkpoints.locations import user_cache
 from avatar.errors import WeightsMissing
 from avatar.locks import take
 from avatar.media import atomic
-from avatar.model.quantize import Quantiser, is_quantised
+from avatar.model.linear_8bit import Quantiser
+from avatar.model.quantize import FLOAT8, INT8, is_quantised
 from avatar.model.transformer import StreamingTransformer, held_dtype
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.loading import Settle, load_transformer, load_weights, open_transformer, stay
@@ -36,7 +37,7 @@ from avatar.model.weights.tensor_files import read_json
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT = "AVATAR_CACHE"
-RECIPE = "e4m3-rows-2"  # rename whenever quantisation's output changes
+RECIPES = {FLOAT8: "e4m3-rows-2", INT8: "int8-hadamard-rows-1"}  # rename whenever a format's output changes
 FILE_BYTES = 2**30  # buffered on the host before a file is written; smaller checkpoints are not cached
 KEEP_S = 30 * 24 * 3600.0  # an entry unused for this long is deleted when another is built
 SAMPLE_BYTES = 2**16
@@ -61,28 +62,30 @@ def load_quantised(
     files: CheckpointFiles,
     device: torch.device | str,
     dtype: torch.dtype,
+    format: torch.dtype,
     *,
     folder: Path | None = None,
     select: Callable[[str], bool] = lambda name: True,
     settle: Settle = stay,
     check: Check = lambda: None,
 ) -> StreamingTransformer:
-    """The transformer with LoRAs merged and fp8 weights, from the cache, which is filled first if needed.
+    """The transformer with LoRAs merged and 8-bit weights, from the cache, which is filled first if needed.
 
-    folder: the cache's; None for no cache. select, settle: see load_transformer. check: called between
+    dtype: of the tensors that are not quantised. format: of those that are, fp8 or int8. folder: the cache's;
+    None for no cache. select, settle: see load_transformer. check: called between
     tensors; it may raise to stop the load.
     Raises: WeightsMissing if the checkpoint itself is broken.
     """
     for _ in range(2):
-        entry = None if folder is None else cached(files, folder, device, dtype, check)
+        entry = None if folder is None else cached(files, folder, device, dtype, format, check)
         if entry is None:
             break
         try:
-            return load_entry(files, entry, device, dtype, select, check, settle)
+            return load_entry(files, entry, device, dtype, format, select, check, settle)
         except WeightsMissing as error:
             logger.warning("the cache of quantised weights is corrupt and will be rebuilt: %s", error.message)
             shutil.rmtree(entry, ignore_errors=True)
-    quantiser = Quantiser()
+    quantiser = Quantiser(format)
 
     def place(name: str, tensor: Tensor) -> nn.Parameter | None:
         check()
@@ -94,7 +97,12 @@ def load_quantised(
 
 
 def cached(
-    files: CheckpointFiles, folder: Path, device: torch.device | str, dtype: torch.dtype, check: Check
+    files: CheckpointFiles,
+    folder: Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    format: torch.dtype,
+    check: Check,
 ) -> Path | None:
     """The cache entry for a checkpoint, built now if absent; None when it cannot be written.
 
@@ -105,12 +113,12 @@ def cached(
         with _unless_unwritable():
             if sum(shard.stat().st_size for shard in files.shards) < FILE_BYTES:
                 return None
-            entry = folder / key(files, dtype)
+            entry = folder / key(files, dtype, format)
             folder.mkdir(parents=True, exist_ok=True)
         if not entry.is_dir():
             with locked(folder, check):
                 if not entry.is_dir():  # another process may have built it in the meantime
-                    build(files, entry, device, dtype, check)
+                    build(files, entry, device, dtype, format, check)
         if os.access(entry, os.W_OK):
             os.utime(entry)  # marks it as used
     except CacheUnusable as error:
@@ -119,11 +127,12 @@ def cached(
     return entry
 
 
-def key(files: CheckpointFiles, dtype: torch.dtype) -> str:
-    """An entry's name, unique per checkpoint, LoRAs, recipe, and dtype of the unquantised tensors."""
-    facts: list[object] = [RECIPE, str(dtype), str(ALPHA), *map(_fingerprint, (*files.shards, files.lora))]
+def key(files: CheckpointFiles, dtype: torch.dtype, format: torch.dtype) -> str:
+    """An entry's name, unique per checkpoint, LoRAs, format, and dtype of the unquantised tensors."""
+    recipe = RECIPES[format]
+    facts: list[object] = [recipe, str(dtype), str(ALPHA), *map(_fingerprint, (*files.shards, files.lora))]
     facts += [[*_fingerprint(lora.path), lora.weight, lora.alpha] for lora in files.loras]
-    return f"{RECIPE}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
+    return f"{recipe}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
 
 
 def _fingerprint(file: Path) -> list[str | int]:
@@ -137,7 +146,12 @@ def _fingerprint(file: Path) -> list[str | int]:
 
 
 def build(
-    files: CheckpointFiles, entry: Path, device: torch.device | str, dtype: torch.dtype, check: Check
+    files: CheckpointFiles,
+    entry: Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    format: torch.dtype,
+    check: Check,
 ) -> None:
     """Write an entry under a temporary name, then rename it. Raises: CacheUnusable, WeightsMissing."""
     model = open_transformer(files)
@@ -151,7 +165,7 @@ def build(
 
     with _unless_unwritable(), atomic.whole(entry) as draft:
         draft.mkdir()
-        writer = EntryWriter(draft, dtype)
+        writer = EntryWriter(draft, dtype, Quantiser(format))
         load_weights(model, files.shards, (files.lora, *files.loras), device, dtype, place=place)
         writer.finish()
 
@@ -178,7 +192,7 @@ class EntryWriter:
 
     folder: Path
     dtype: torch.dtype
-    quantiser: Quantiser = field(default_factory=Quantiser)
+    quantiser: Quantiser
     sums: dict[str, int] = field(default_factory=dict)
     num_files: int = 0
     waiting: dict[str, Tensor] = field(default_factory=dict)
@@ -200,7 +214,8 @@ class EntryWriter:
         self._write(SCALES, scales)
         self.sums |= {f"{name} scale": byte_sum(scale) for name, scale in scales.items()}
         with _unless_unwritable():
-            (self.folder / INDEX).write_text(json.dumps({"recipe": RECIPE, "sums": self.sums}))
+            index = {"recipe": RECIPES[self.quantiser.dtype], "sums": self.sums}
+            (self.folder / INDEX).write_text(json.dumps(index))
             atomic.sync(self.folder / INDEX)
 
     def _flush(self) -> None:
@@ -219,6 +234,7 @@ def load_entry(
     entry: Path,
     device: torch.device | str,
     dtype: torch.dtype,
+    format: torch.dtype,
     select: Callable[[str], bool] = lambda name: True,
     check: Check = lambda: None,
     settle: Settle = stay,
@@ -239,7 +255,9 @@ def load_entry(
     except (SafetensorError, OSError) as error:
         raise WeightsMissing(f"{SCALES} cannot be read.") from error
     wanted = [name for name in model.state_dict() if name in scales and select(name)]
-    quantiser = Quantiser({name: intact(f"{name} scale", scales[name]).to(device) for name in wanted})
+    quantiser = Quantiser(
+        format, {name: intact(f"{name} scale", scales[name]).to(device) for name in wanted}
+    )
 
     def place(name: str, tensor: Tensor) -> nn.Parameter | None:
         check()

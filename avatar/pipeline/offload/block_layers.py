@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from avatar.checkpoints.lora_files import UserLora
 from avatar.checkpoints.transformer_config import LAYER, ModelConfig
-from avatar.model.quantize import QuantisedLinear, Quantiser, quantise_weight
+from avatar.model.linear_8bit import QuantisedLinear, Quantiser
+from avatar.model.quantize import quantise_weight
 from avatar.model.transformer import LayerParts, StreamingTransformer, held_dtype
 from avatar.model.weights.checkpoint import CheckpointFiles
 from avatar.model.weights.gguf import StoredBlocks
@@ -108,7 +109,7 @@ class BlockLayers(HostLayers):
                 if scale is None:
                     target[rows].copy_(values)
                     continue
-                quantised, scales = quantise_weight(values)
+                quantised, scales = quantise_weight(values, target.dtype)
                 target[rows].copy_(quantised)
                 scale[rows].copy_(scales)
 
@@ -125,11 +126,12 @@ def load_beside_blocks(
     dtype: torch.dtype,
     indices: Sequence[int],
     *,
-    fp8: bool,
+    format: torch.dtype | None,
     check: Check,
 ) -> StreamingTransformer:
     """The transformer without some layers, which stay on the meta device with the dtypes that they will have.
 
+    format: of quantised weights, None for none.
     Its other layers are quantised as they load: the cache would be written for all of them.
     Raises: WeightsMissing, whatever check raises.
     """
@@ -138,21 +140,22 @@ def load_beside_blocks(
     def is_here(name: str) -> bool:
         return config.layer_of(name) not in indices
 
-    if fp8:
-        model = load_quantised(files, device, dtype, select=is_here, check=check)
-    else:
+    if format is None:
         model = load_transformer(files, device, dtype, select=is_here, place=lambda *_: check())
-    quantiser = Quantiser()
+    else:
+        model = load_quantised(files, device, dtype, format, select=is_here, check=check)
+    quantiser = None if format is None else Quantiser(format)
     for name, value in model.state_dict().items():
         if config.layer_of(name) in indices:
-            placed = quantiser.place(name, value) if fp8 else None
+            placed = None if quantiser is None else quantiser.place(name, value)
             install(model, name, value.to(held_dtype(name, dtype)) if placed is None else placed.data)
-    quantiser.install(model)
+    if quantiser is not None:
+        quantiser.install(model)
     return model
 
 
 Target = tuple[Tensor, Tensor | None]
-"""A tensor of a layer on the device, and its fp8 scales."""
+"""A tensor of a layer on the device, and its scales where it is quantised."""
 
 
 def _targets_of(parts: LayerParts) -> dict[str, Target]:

@@ -106,10 +106,11 @@ class MachinePresets:
         """The names of FORM, and "prompt", that the preset's engine can honour."""
         return {name for name in (*FORM, "prompt") if not refusal(preset.engine, name)}
 
-    def require(self, preset: Preset, num_speakers: int = 1) -> None:
-        """Refuse a preset that cannot run here or on the ranks attached to. Raises: AvatarError."""
-        if preset.name != self.attached:
-            require(preset, self.inventory(), self.presets, num_speakers=num_speakers)
+    def require(self, preset: Preset, num_speakers: int = 1) -> Preset:
+        """The preset as it will run here, or on the ranks attached to. Raises: AvatarError if it cannot."""
+        if preset.name == self.attached:
+            return preset
+        return require(preset, self.inventory(), self.presets, num_speakers=num_speakers).preset
 
     def plan(self, preset: Preset) -> tuple[Plan | None, str]:
         """What a preset will hold on each device, and why it cannot run here ("" if it can)."""

@@ -67,7 +67,7 @@ def submit(
     preset = machine.with_settings(name, settings)
     also = (*(picture.demands if picture else ()), *(("pose",) if pose else ()))
     refuse_settings(preset.engine, also)
-    machine.require(preset, speakers.num_speakers if speakers else 1)
+    preset = machine.require(preset, speakers.num_speakers if speakers else 1)
     prompt = prompt.strip() or preset.generation.prompt  # the page shows the preset's own in an empty box
     draft = app_state.gallery.draft()
     work = Path(tempfile.mkdtemp(prefix="run-", dir=app_state.scratch))
