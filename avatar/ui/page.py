@@ -175,7 +175,7 @@ def _form() -> dict[str, Any]:
     everywhere = [name for name in FORM if not refusal("preview", name)]
     for names, shown in ((everywhere, ""), ([name for name in FORM if name not in everywhere], "full-model")):
         with gr.Row(elem_classes=shown):
-            for name in names:
+            for name in sorted(names, key=_is_checkbox):  # rows look torn with boxes among the fields
                 widget = SETTINGS[name].setting.widget
                 assert widget is not None, "FORM holds settings with a widget"
                 info = {"info": word(f"{name}_info")} if has_text(f"{name}_info") else {}
@@ -183,6 +183,11 @@ def _form() -> dict[str, Any]:
                 options = {**widget.options, **({"choices": ["", *known_loras()]} if name == "lora" else {})}
                 parts[name] = component(label=word(name), min_width=160, **info, **options)
     return {name: parts[name] for name in FORM}
+
+
+def _is_checkbox(name: str) -> bool:
+    widget = SETTINGS[name].setting.widget
+    return widget is not None and widget.kind == "Checkbox"
 
 
 def _output() -> dict[str, Any]:

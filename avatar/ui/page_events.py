@@ -83,8 +83,9 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     )
     p.speech.change(reports_errors(page.recording.changed), [p.speech], [p.speech], **queued)
     typing = page.typing
+    outputs = [p.source, p.speech, p.video, p.several]
     for source, tab in p.tab.items():
-        tab.select(reports_errors(typing.chosen(source)), [p.speech], [p.source, p.speech, p.video], **direct)
+        tab.select(reports_errors(typing.chosen(source)), [p.speech], outputs, **direct)
     p.speak.click(
         reports_errors(typing.hear),
         typing.inputs[1:],

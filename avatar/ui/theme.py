@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import gradio as gr
+
+from avatar.ui.translations import TRANSLATIONS
 
 FOLDER = Path(__file__).parent / "static"
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "PingFang SC", "Microsoft YaHei", "sans-serif"]
@@ -39,8 +42,19 @@ def palette_css() -> str:
     return f":root {{ {light} }}\n.dark {{ {dark} }}\n"
 
 
+def toast_css() -> str:
+    """The heading of error toasts by language: Gradio 6.31 shows "Error" in place of an error's own title."""
+    return "".join(
+        f":lang({language}) .toast-title.error {{ font-size: 0; }}\n"
+        f":lang({language}) .toast-title.error::before {{"
+        f" content: {json.dumps(one.page['error_toast'], ensure_ascii=False)}; font-size: 16px; }}\n"
+        for language, one in TRANSLATIONS.items()
+        if language != "en"
+    )
+
+
 def css() -> str:
-    return palette_css() + (FOLDER / "style.css").read_text(encoding="utf-8")
+    return palette_css() + (FOLDER / "style.css").read_text(encoding="utf-8") + toast_css()
 
 
 def script(name: str) -> str:

@@ -169,11 +169,13 @@ def test_a_picture_is_put_behind_the_person(server: Server, visit: Visit, short_
     page, group = visitor.page, ".framing-background"
     page.set_input_files("#portrait input[type=file]", PORTRAIT)
     page.wait_for_selector(".framing canvas")
-    assert chosen(page, group) == ["keep"]
+    field = f"{group} input[type=color]"
+    assert (chosen(page, group), page.is_visible(field)) == (["keep"], False)
     page.click(f'{group} [data-choice="transparent"]')
     assert "WebM" in page.inner_text(".framing-note")
     page.click(f'{group} [data-choice="colour"]')
     assert (chosen(page, group), page.is_visible(".framing-note")) == (["colour"], False)
+    assert page.is_visible(field)
     page.set_input_files(f"{group} input[type=file]", sea)
     page.wait_for_selector(f'{group} [data-choice="picture"][aria-checked="true"]')
     with av.open(str(generated(server, visitor, short_speech))) as film:

@@ -283,11 +283,11 @@ def test_the_documents_client_makes_a_video(server, tmp_path):
 def test_what_makes_a_video_is_out_of_the_way(visit):
     """On the tab Live there is nothing to upload and nothing to generate; on the others there is."""
     visitor = visit(viewport={"width": 390, "height": 844})
-    for part in ("#speech", "#actions"):
+    for part in ("#speech", "#speech-several", "#actions"):
         assert not visitor.page.locator(part).is_visible(), part
     go(visitor, "type")
     stage, pickers = (visitor.page.locator(part).bounding_box() for part in ("#stage", "#pickers"))
     assert stage["y"] < pickers["y"], "whoever types sees who speaks"
     visitor.page.click("#speech-source button[role=tab] >> nth=0")
-    for part in ("#speech", "#actions"):
+    for part in ("#speech", "#speech-several", "#actions"):
         visitor.page.wait_for_selector(f"{part}:visible")

@@ -16,6 +16,7 @@ def choose_type(page: Page) -> None:
     page.get_by_role("tab", name="Type").or_(page.get_by_role("tab", name="输入文字")).click()
     page.wait_for_selector("#text textarea")
     page.wait_for_selector("#speech", state="hidden")
+    page.wait_for_selector("#speech-several", state="hidden")
 
 
 def test_a_text_is_heard_and_then_animated(server: Server, visit: Visit):

@@ -264,6 +264,12 @@ def test_examples_are_buttons_with_pictures_under_the_root():
     assert render_examples([], "en", "") == ""
 
 
+def test_every_example_has_a_chinese_title():
+    pairs = Examples().pairs
+    assert {pair.titles[0] for pair in pairs} == set(program_words("portraits", "zh"))
+    assert "宇航员 说英语" in Outline(render_examples(pairs, "zh", "")).text.replace("  ", " ")
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [

@@ -101,7 +101,7 @@ def test_bundled_portraits_are_known_by_their_bytes(tmp_path: Path):
     assert examples.bundled(copy) == examples.portraits[0]
     copy.write_bytes(b"other")
     assert examples.bundled(copy) is None
-    assert {example.titles("en") for example in examples.pairs}
+    assert {example.titles for example in examples.pairs}
     assert Examples(tmp_path).pairs == []
 
 

@@ -20,6 +20,7 @@ from avatar.settings import SETTINGS
 from avatar.ui.error_messages import reports_errors
 from avatar.ui.language import browser_table, compared_words, language_of, notice_words, program_words, text
 from avatar.ui.state.job_queue import QueueFull
+from avatar.ui.theme import css
 from avatar.ui.translations import TRANSLATIONS, read
 from tests.ui.test_notices_in_chinese import sound_notices
 
@@ -62,6 +63,7 @@ def test_a_language_is_added_by_one_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert browser_table().translations_dict["fr-CA"]["generate"] == "Créer"
     assert notice_words("head_only", "Only the head moves.", {}, "fr") == "Only the head moves."
     assert compared_words("lip sync", "fr") == "lip sync"
+    assert ':lang(fr) .toast-title.error::before { content: "Error"' in css()
 
 
 def test_every_key_that_is_asked_for_is_there():

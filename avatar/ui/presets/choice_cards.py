@@ -149,7 +149,8 @@ def _facts(preset: Preset, language: Language, shape: Shape | None) -> str:
 
 
 def _example(number: int, example: Example, language: Language, root: str) -> str:
-    portrait, speech = example.titles(language)
+    portrait, speech = example.titles
+    portrait = program_words("portraits", language).get(portrait, portrait)
     if has_text(f"speaks_{example.spoken}"):
         speech = text(f"speaks_{example.spoken}", language)
     label = text("example_play", language, portrait=portrait, speech=speech)

@@ -141,6 +141,7 @@ class TypingPanel:
                 p.source: source,
                 p.speech: gr.update(sources=SOURCES[source], visible=source != TYPE or bool(speech)),
                 p.video: gr.update(visible=source == UPLOAD),
+                p.several: gr.update(visible=source != TYPE),
             }
 
         return handler

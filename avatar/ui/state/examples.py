@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from avatar.media.speech_reader import SPEECH_SUFFIXES
 
@@ -27,9 +25,10 @@ class Example:
         """The speech's language, in which its file's name ends: name-en.flac."""
         return _language(self.speech)
 
-    def titles(self, language: str) -> tuple[str, str]:
-        """Titles of the portrait and the speech."""
-        return _title(self.portrait, language), _title(self.speech, language)
+    @property
+    def titles(self) -> tuple[str, str]:
+        """Titles of the portrait and the speech, in English."""
+        return _title(self.portrait), _title(self.speech)
 
 
 class Examples:
@@ -76,9 +75,6 @@ def _language(path: Path) -> str:
     return path.stem.rpartition("-")[2]
 
 
-def _title(path: Path, language: str) -> str:
-    """The sidecar's title, if it has one, else a title made from the file's name."""
-    sidecar = path.with_suffix(".json")
-    data: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
-    fallback = path.stem.replace("_", " ").replace("-", " ").capitalize()
-    return str(data.get(f"title_{language}") or data.get("title") or fallback)
+def _title(path: Path) -> str:
+    """Made from the file's name."""
+    return path.stem.replace("_", " ").replace("-", " ").capitalize()

@@ -118,18 +118,24 @@ function placeFraming() {
   mark(panel.querySelector(".framing-framing .choices"), value.framing);
   mark(panel.querySelector(".framing-aspect .choices"), value.aspect);
   mark(panel.querySelector(".framing-extend .choices"), value.extend === "blur" ? "blur" : "colour");
-  if (value.extend !== "blur") panel.querySelector("input").value = value.extend;
+  showColour(panel.querySelector(".framing-extend input"), value.extend === "blur" ? null : value.extend);
   panel.querySelector(".framing-small").hidden = !value.small || value.framing !== "whole";
   const [left, top, width, height] = cutNow();
   const { background } = value, isColour = background.startsWith("#");
   mark(panel.querySelector(".framing-background .choices"), isColour ? "colour" : background);
-  if (isColour) panel.querySelector(".framing-background input").value = background;
+  showColour(panel.querySelector(".framing-background input"), isColour ? background : null);
   panel.querySelector(".framing-note").hidden = background !== "transparent";
   const slack = 0.002;
   panel.querySelector(".framing-extend").hidden =
     left > -slack && top > -slack && left + width < 1 + slack && top + height < 1 + slack;
   if (portrait.src !== props.image) portrait.src = props.image;
   else drawPreview();
+}
+
+// The field of a colour, shown while its choice is "colour". colour: null while it is not.
+function showColour(field, colour) {
+  field.hidden = colour === null;
+  if (colour !== null) field.value = colour;
 }
 
 // Left, top, width and height of what is shown, in fractions of the portrait.
