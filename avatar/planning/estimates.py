@@ -46,8 +46,8 @@ SPEECH_WINDOW_S = 60.0  # the most that goes through the speech encoder at once
 SPEECH_STATES_BYTES_PER_S = 25 * 50 * 1024 * 4  # all layers' hidden states
 SPEECH_WORKSPACE_BYTES_PER_S = 3 * 3200 * 512 * 4  # three copies of the first convolution's output
 
-# A piece of a tensor in GGUF blocks while it is dequantised, merged with its LoRAs and rounded, 68 MiB (73 for
-# int8, which is rotated); and cuBLAS's second workspace, for the stream on which that is done.
+# A piece of a tensor in GGUF blocks while it is dequantised, merged with its LoRAs and rounded, 68 MiB (73
+# for int8, which is rotated); and cuBLAS's second workspace, for the stream on which that is done.
 GGUF_WORKSPACE_BYTES = GIB // 8
 
 CUDA_CONTEXT_BYTES = 80 * GIB // 100  # with loaded kernels: 0.75 to 0.87 GiB; other cards take less

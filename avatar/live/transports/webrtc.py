@@ -160,7 +160,7 @@ def hold_back(receiver: RTCRtpReceiver, num_packets: int) -> None:
     It has no setting for this; a release that keeps its buffer elsewhere goes on waiting for its own number.
     """
     buffer = getattr(receiver, "_RTCRtpReceiver__jitter_buffer", None)
-    if hasattr(buffer, "_prefetch"):
+    if buffer is not None and hasattr(buffer, "_prefetch"):
         buffer._prefetch = num_packets
     else:
         log.info("this aiortc's jitter buffer is not known: the microphone is heard some 60 ms later")
