@@ -46,7 +46,7 @@ SPEECH_WINDOW_S = 60.0  # the most that goes through the speech encoder at once
 SPEECH_STATES_BYTES_PER_S = 25 * 50 * 1024 * 4  # all layers' hidden states
 SPEECH_WORKSPACE_BYTES_PER_S = 3 * 3200 * 512 * 4  # three copies of the first convolution's output
 
-# A piece of a tensor in GGUF blocks while it is dequantised, merged with its LoRAs and rounded, 68 MiB (73 for
+# A piece of a tensor in GGUF blocks while it is dequantised, merged with its LoRAs and rounded, 68 MiB (73 in
 # int8, which is rotated); and cuBLAS's second workspace, for the stream on which that is done.
 GGUF_WORKSPACE_BYTES = GIB // 8
 
