@@ -15,52 +15,25 @@ from typing import Any
 
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.geometry import BLOCK_FRAMES, FPS, Geometry, Size
-from avatar.hardware.inventory import Gpu
 from avatar.planning.layout import Layout, layer_costs, plain_layer_flops
 from avatar.planning.planner import largest_geometry
-from avatar.planning.weight_format import faster_format
 from avatar.preset import Preset, load_preset
+from benchmarks.published_cards import (
+    A10G,
+    A100,
+    CARDS,
+    H200,
+    L4,
+    L40S,
+    RTX_3090,
+    RTX_4090,
+    RTX_5090,
+    PublishedCard,
+)
 
 MEASURED = Path(__file__).resolve().parent
 TERA, GIGA = 1e12, 1e9
 
-
-@dataclass(frozen=True)
-class PublishedCard:
-    """A card's published dense rates, floating-point ones with float32 accumulation.
-
-    fp8_tflops: None for a card without fp8, which then computes in bf16. bus_gbs: host to GPU, as seen in
-    practice.
-    """
-
-    name: str
-    compute_capability: str
-    bf16_tflops: float
-    fp8_tflops: float | None
-    int8_tops: float
-    bus_gbs: float
-    source: str
-
-    @property
-    def format(self) -> str:
-        """The format of weights in 8 bits that it multiplies faster."""
-        return faster_format((Gpu(0, self.name, None, None, None, None, self.compute_capability),))
-
-
-ADA, BLACKWELL = "NVIDIA, Ada GPU Architecture white paper", "NVIDIA, RTX Blackwell Architecture white paper"
-H200 = PublishedCard(
-    "H200", "9.0", 989.4, 1978.9, 1978.9, 50.0, "NVIDIA, H200 data sheet: half of the sparse rates"
-)
-RTX_3090 = PublishedCard(
-    "GeForce RTX 3090", "8.6", 71.0, None, 284.0, 25.0, "NVIDIA, Ampere GA102 white paper, appendix A"
-)
-RTX_4090 = PublishedCard("GeForce RTX 4090", "8.9", 165.2, 330.3, 660.6, 25.0, ADA)
-RTX_5090 = PublishedCard("GeForce RTX 5090", "12.0", 209.5, 419.0, 838.0, 50.0, BLACKWELL)
-A100 = PublishedCard("A100", "8.0", 312.0, None, 624.0, 25.0, "NVIDIA, A100 data sheet")
-A10G = PublishedCard("A10G", "8.6", 70.0, None, 140.0, 25.0, "NVIDIA, A10G data sheet")
-L40S = PublishedCard("L40S", "8.9", 362.0, 733.0, 733.0, 25.0, "NVIDIA, L40S data sheet")
-L4 = PublishedCard("L4", "8.9", 121.0, 242.5, 242.5, 25.0, "NVIDIA, L4 data sheet: half of the sparse rates")
-CARDS = (H200, RTX_3090, RTX_4090, RTX_5090, A100, A10G, L40S, L4)
 
 # Our own int8 kernel beside cuBLAS's fp8 products at this model's sizes on an H200: 1.63 ms and 1.49 for the
 # six of a layer (qkv 0.426 and 0.377, three of 5120 by 5120 0.140 and 0.130, the feed-forward's 0.406 and
@@ -306,10 +279,10 @@ much of its own published rate one H200 reached in the runs beside this page.
   took {fp8_ms:.1f} ms; attention stays in bf16, so its linear layers reached {fp8_share:.0f} % of the fp8
   rate, all that lies between products included.
 - int8: the kernel's products alone reach {int8_of_fp8:.0f} % of the fp8 products' speed on an H200, whose
-  rates in both are equal; so linear layers are taken to reach {int8_share:.0f} % of the int8 rate. **This is the
-  weakest link**: on the cards that use int8 the kernel runs on other tensor-core instructions than an H200's,
-  and has run on none of them. The second weakest: their memory is slower beside their arithmetic than an
-  H200's, which norms, rotation and quantising feel.
+  rates in both are equal; so linear layers are taken to reach {int8_share:.0f} % of the int8 rate. **This is
+  the weakest link**: on the cards that use int8 the kernel runs on other tensor-core instructions than an
+  H200's, and has run on none of them. The second weakest: their memory is slower beside their arithmetic than
+  an H200's, which norms, rotation and quantising feel.
 - Other cards are taken to reach the same shares. A block's decoding ({decode_ms:.0f} ms on the H200 at this
   size) is taken to follow the bf16 rate and the picture's area.
 - Seconds a block: steps × (operations ÷ rate), of the busiest GPU; decoding adds to the first one, unless it
