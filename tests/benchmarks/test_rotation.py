@@ -23,4 +23,4 @@ def test_rotated_int8_loses_least_whatever_the_inputs(case: str):
 def test_channels_far_larger_than_others_are_what_rotation_is_for():
     weight = torch.randn(128, WIDTH, generator=torch.Generator().manual_seed(1)) * WIDTH**-0.5
     found = errors(CASES["normal, 8 channels 50 times as large"], weight)
-    assert found["int8, not rotated"] > 5 * found["int8"]
+    assert found["int8, not rotated"] > 4 * found["int8"]
