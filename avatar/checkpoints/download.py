@@ -6,6 +6,7 @@ interrupted download resumes where it stopped, and each file's sha256 is checked
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, get_token, snapshot_download
 from huggingface_hub.errors import (
     DryRunError,
     GatedRepoError,
@@ -52,6 +53,9 @@ GO_ON = "Run the command again: what has been fetched is kept."
 
 Progress = Callable[[int, int], None]
 """Called with the bytes fetched so far and the bytes to fetch, from any thread."""
+
+Notify = Callable[[str], None]
+"""Called with a sentence for the user, from any thread."""
 
 
 @dataclass(frozen=True)
@@ -136,18 +140,20 @@ def download(
     target: Path | None = None,
     progress: Progress | None = None,
     *,
+    notify: Notify = logger.warning,
     tiny_decoder: bool = False,
 ) -> list[Path]:
     """Download the missing files, and return each repository's folder, and the tiny decoder's if asked for.
 
     revision: a branch, tag or commit, for every repository or by repository name; None: the pinned ones.
     target: the folder for --ckpt_dir; None: the hub's cache. progress: None shows bars on a terminal.
+    notify: told of a file that is fetched again.
     Raises: BadInput for an unknown revision; DoesNotFit, before anything is downloaded, for a disk that is
     too small; WeightsMissing when the hub cannot be reached, the connection breaks for good, a file arrives
     corrupt twice, or another download into the same folder is running.
     """
     with _alone(target or hub_cache()):
-        return _download(repos, revision, target, progress, tiny_decoder)
+        return _download(repos, revision, target, progress, notify, tiny_decoder)
 
 
 def _download(
@@ -155,12 +161,15 @@ def _download(
     revision: str | Mapping[str, str] | None,
     target: Path | None,
     progress: Progress | None,
+    notify: Notify,
     tiny_decoder: bool,
 ) -> list[Path]:
     """As download, without its lock."""
-    wanted = [_survey(repo, _revision(repo, revision), target) for repo in repos]
+    # The library logs each attempt, which it makes again by itself; what it gives up on is reported here.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    wanted = [_survey(repo, _revision(repo, revision), target, notify) for repo in repos]
     small = [_tiny_decoder_file(target)] if tiny_decoder else []
-    apart = [file for file in small if not _is_whole(file)]
+    apart = [file for file in small if not _is_whole(file, notify)]
     total = sum(one.to_fetch for one in wanted) + sum(file.num_bytes for file in apart)
     here = sum(file.here_bytes for file in [*apart, *(file for one in wanted for file in one.large)])
     require_disk_space(total - here, target or hub_cache())
@@ -172,12 +181,12 @@ def _download(
     folders = []
     for repo, one in zip(repos, wanted, strict=True):
         with _explaining(repo, one.revision):
-            fetch_files(one.large, bar, counter)
+            fetch_files(one.large, bar, counter, notify)
         bars = {} if bar is None else {"tqdm_class": bar}
         folders.append(Path(_snapshot(repo, one.revision, target, **bars)))
     if apart:
         with _explaining(TAEHV, TAEHV.revision):
-            fetch_files(apart, bar, counter)
+            fetch_files(apart, bar, counter, notify)
     return folders + [file.place.parent for file in small]
 
 
@@ -190,13 +199,13 @@ def _tiny_decoder_file(target: Path | None) -> LargeFile:
     )
 
 
-def _is_whole(file: LargeFile) -> bool:
+def _is_whole(file: LargeFile, notify: Notify) -> bool:
     """Whether a file is in its place; one of another size is replaced."""
     if not file.place.is_file():
         return False
     if file.place.stat().st_size == file.num_bytes:
         return True
-    logger.warning("%s is broken and will be fetched again", file.name)
+    notify(f"{file.name} is not whole and is fetched again.")
     return False
 
 
@@ -210,8 +219,10 @@ def _alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = take(folder / LOCK)
     except OSError as error:
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        why = "it is a file, or lies in one" if is_file else error.strerror
         raise WeightsMissing(
-            f"The folder of the weights cannot be written: {error.strerror}.",
+            f"{folder.name} cannot be the folder of the weights: {why}.",
             "Choose another one with --ckpt_dir or HF_HOME.",
         ) from error
     if lock is None:
@@ -233,7 +244,7 @@ class _Survey:
     large: tuple[LargeFile, ...]
 
 
-def _survey(repo: Repo, revision: str | None, target: Path | None) -> _Survey:
+def _survey(repo: Repo, revision: str | None, target: Path | None, notify: Notify) -> _Survey:
     """Compare the hub with the local files. Local files of another size than the hub's are removed first."""
     silent = _reporting(ByteCounter(0, lambda done, total: None))
     files = _snapshot(repo, revision, target, dry_run=True, tqdm_class=silent)
@@ -249,7 +260,7 @@ def _survey(repo: Repo, revision: str | None, target: Path | None) -> _Survey:
         size = file.file_size or 0 if entry is None else entry.size
         missing = file.will_download
         if entry is not None and not missing and path.is_file() and path.stat().st_size != size:
-            logger.warning("%s is broken and will be fetched again", file.filename)
+            notify(f"{file.filename} is not whole and is fetched again.")
             path.resolve().unlink()  # in the cache, path is a link to the file
             path.unlink(missing_ok=True)
             missing = True
@@ -304,6 +315,9 @@ def _explained(repo: Repo, revision: str | None, error: Exception) -> AvatarErro
             remedy = "Accept them on its page on the hub, then run `hf auth login`."
             return WeightsMissing(f"{repo.name} asks for its terms to be accepted.", remedy)
         case RepositoryNotFoundError() as unknown if unknown.response.status_code == 401:
+            if get_token() is not None:
+                text = f"The hub does not accept your token for {repo.name}."
+                return WeightsMissing(text, "Set HF_TOKEN to one that is valid, or run `hf auth login`.")
             remedy = "Set HF_TOKEN to a token of yours, or run `hf auth login`."
             return WeightsMissing(f"The hub requires a login for {repo.name}.", remedy)
         case RepositoryNotFoundError():
@@ -313,8 +327,16 @@ def _explained(repo: Repo, revision: str | None, error: Exception) -> AvatarErro
             return WeightsMissing(
                 f"The hub cannot be reached for {repo.name}.", f"Check the connection. {GO_ON}"
             )
+        case OSError() as full if full.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DoesNotFit(
+                f"The disk became full while {repo.name} was fetched.", f"Free some space. {GO_ON}"
+            )
+        case OSError() as refused if refused.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO):
+            text = f"{repo.name} cannot be written to the disk: {refused.strerror}."
+            return WeightsMissing(text, "Check the folder, or choose another one with --ckpt_dir or HF_HOME.")
         case other:
-            return WeightsMissing(f"Fetching {repo.name} broke off ({type(other).__name__}).", GO_ON)
+            text = f"The connection to the hub broke while {repo.name} was fetched ({type(other).__name__})."
+            return WeightsMissing(text, GO_ON)
 
 
 def require_disk_space(to_fetch: int, folder: Path) -> None:
@@ -324,7 +346,8 @@ def require_disk_space(to_fetch: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if to_fetch and free < to_fetch + SPARE_BYTES:
         raise DoesNotFit(
-            f"The weights need {(to_fetch + SPARE_BYTES) / GB:.1f} GB; the disk has {free / GB:.1f} GB free.",
+            f"{to_fetch / GB:.1f} GB are still to be fetched, and {SPARE_BYTES / GB:.0f} GB must stay free; "
+            f"the disk has {free / GB:.1f} GB free.",
             "Free some space, or choose another disk with --ckpt_dir or HF_HOME.",
         )
 

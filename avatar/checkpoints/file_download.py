@@ -74,12 +74,18 @@ class ByteCounter:
             self.on_progress(max(0, min(self.done, self.total)), self.total)
 
 
-def fetch_files(files: Sequence[LargeFile], bar: type[tqdm] | None, counter: ByteCounter | None) -> None:
+def fetch_files(
+    files: Sequence[LargeFile],
+    bar: type[tqdm] | None,
+    counter: ByteCounter | None,
+    notify: Callable[[str], None],
+) -> None:
     """Download what is missing of the files, several at once; each is moved to its place once complete.
 
     A signal or an error ends all of them at once, and keeps what they have fetched.
 
-    bar: the class of each file's progress bar. counter: counts down the bytes of a discarded file.
+    bar: the class of each file's progress bar. counter: counts down the bytes of a discarded file. notify:
+    told of one that is fetched again.
     Raises: WeightsMissing for a file that arrives corrupt twice; and whatever huggingface_hub raises.
     """
     stopped = threading.Event()
@@ -96,7 +102,7 @@ def fetch_files(files: Sequence[LargeFile], bar: type[tqdm] | None, counter: Byt
             except queue.Empty:
                 return
             try:
-                _fetch(file, bar, counter)
+                _fetch(file, bar, counter, notify)
             except BaseException as error:
                 done.set_exception(error)
             else:
@@ -129,14 +135,17 @@ def _ending(bar: type[tqdm], stopped: threading.Event) -> type[tqdm]:
     return Ending
 
 
-def _fetch(file: LargeFile, bar: type[tqdm] | None, counter: ByteCounter | None) -> None:
+def _fetch(
+    file: LargeFile, bar: type[tqdm] | None, counter: ByteCounter | None, notify: Callable[[str], None]
+) -> None:
     file.partial.parent.mkdir(parents=True, exist_ok=True)
-    for _ in range(MOST_TRIES):
+    for tries_left in reversed(range(MOST_TRIES)):
         _fetch_bytes(file, bar)
         if sha256_of(file.partial) == file.sha256:
             file.partial.replace(file.place)
             return
-        logger.warning("%s arrived corrupt and is fetched again", file.name)
+        if tries_left:
+            notify(f"{file.name} arrived corrupt and is fetched again.")
         file.partial.unlink()
         if counter is not None:
             counter.add(-file.num_bytes)

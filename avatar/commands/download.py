@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as ProgressBar
 
 from avatar.checkpoints.locations import (
     DEFAULT_FOLDER,
@@ -17,6 +23,9 @@ from avatar.checkpoints.locations import (
 from avatar.commands.output import console, write_json
 from avatar.errors import BadInput
 from avatar.settings import SETTINGS
+
+if TYPE_CHECKING:
+    from avatar.checkpoints.download import Notify, Progress
 
 LAYOUTS = ("official", "diffusers")
 SOURCES = ("hub", "modelscope")
@@ -71,11 +80,13 @@ def run(args: argparse.Namespace) -> int:
     from avatar.checkpoints.download import DIFFUSERS_REPOS, REPOS, TAEHV, download, needed_repos
 
     repos, layout, small = REPOS, OFFICIAL, args.decoder == "tiny"
+    showing = _as_json if args.json else _as_bar
     if args.layout == "diffusers":
         repos, layout = DIFFUSERS_REPOS, DIFFUSERS
     revision = revisions(args.revision, [repo.name for repo in repos])
     if args.source == "modelscope":
-        folders = _from_modelscope(args, revision)
+        with showing() as (progress, notify):
+            folders = _from_modelscope(args, revision, progress, notify)
         repos = REPOS
     else:
         if args.ckpt_dir is None:
@@ -83,10 +94,15 @@ def run(args: argparse.Namespace) -> int:
             repos = needed_repos(found, layout)
             small &= found.tiny_decoder is None or found.tiny_decoder.parent == tiny_decoder_home()
             _refuse_unused(revision, [repo.name for repo in repos])
-        folders = download(
-            repos, revision, args.ckpt_dir, _tell if args.json else None, tiny_decoder=small
-        )
-    if args.ckpt_dir is not None and find_checkpoint(args.ckpt_dir).complete:
+        if repos or small:
+            with showing() as (progress, notify):
+                folders = download(
+                    repos, revision, args.ckpt_dir, progress, notify=notify, tiny_decoder=small
+                )
+        else:
+            folders = []
+    is_complete = find_checkpoint(args.ckpt_dir).complete
+    if args.ckpt_dir is not None and is_complete:
         remember(args.ckpt_dir)
     if args.json:
         write_json({"event": "finished", "folders": folders})
@@ -94,8 +110,9 @@ def run(args: argparse.Namespace) -> int:
     repos = (*repos, TAEHV) if small else repos
     for repo, folder in zip(repos, folders, strict=True):
         console().print(f"{repo.name}: {folder}", markup=False, soft_wrap=True)
-    if not repos:
-        console().print("Everything is here: see `python -m avatar doctor`.", markup=False)
+    if is_complete:
+        words = "The model is complete. `python -m avatar doctor` says what runs here."
+        console().print(words, markup=False)
     return 0
 
 
@@ -103,12 +120,14 @@ def _refuse_unused(revision: dict[str, str], names: list[str]) -> None:
     """Raises: BadInput for the revision of a repository from which nothing is fetched."""
     for name in revision.keys() - set(names):
         raise BadInput(
-            f"--revision names one of {name}, of which everything is in a folder of yours already.",
-            "Leave --revision out, or name a folder for it with --ckpt_dir.",
+            f"All that is needed of {name} is in a folder of yours: --revision would change nothing.",
+            "Leave --revision out, or name a folder for that revision with --ckpt_dir.",
         )
 
 
-def _from_modelscope(args: argparse.Namespace, revision: dict[str, str]) -> list[Path]:
+def _from_modelscope(
+    args: argparse.Namespace, revision: dict[str, str], progress: Progress, notify: Notify
+) -> list[Path]:
     """The base model from ModelScope, the LoRA from the hub. Raises: BadInput, and as download does."""
     from avatar.checkpoints.download import LORA, download
     from avatar.checkpoints.modelscope import download_base
@@ -117,8 +136,8 @@ def _from_modelscope(args: argparse.Namespace, revision: dict[str, str]) -> list
         raise BadInput("ModelScope has the official layout alone.", "Leave out --layout, or --from.")
     target = args.ckpt_dir or Path(DEFAULT_FOLDER)
     base = download_base(target, revision.get(OFFICIAL.repo))
-    tell = _tell if args.json else None
-    return [base, *download((LORA,), revision, target, tell, tiny_decoder=args.decoder == "tiny")]
+    small = args.decoder == "tiny"
+    return [base, *download((LORA,), revision, target, progress, notify=notify, tiny_decoder=small)]
 
 
 def revisions(given: list[str], names: list[str]) -> dict[str, str]:
@@ -135,5 +154,31 @@ def revisions(given: list[str], names: list[str]) -> dict[str, str]:
     return found
 
 
-def _tell(done: int, total: int) -> None:
-    write_json({"event": "progress", "done_bytes": done, "total_bytes": total})
+@contextmanager
+def _as_json() -> Iterator[tuple[Progress, Notify]]:
+    """Progress and notices as JSON lines."""
+
+    def progress(done: int, total: int) -> None:
+        write_json({"event": "progress", "done_bytes": done, "total_bytes": total})
+
+    yield progress, lambda text: write_json({"event": "notice", "text": text})
+
+
+@contextmanager
+def _as_bar() -> Iterator[tuple[Progress, Notify]]:
+    """One bar for all files, on standard error, with what is left and how fast it comes."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with ProgressBar(*columns, console=console(sys.stderr)) as bar:
+        task = bar.add_task("asking the hub what is missing", total=None)
+
+        def progress(done: int, total: int) -> None:
+            words = "fetching the model" if total else "nothing is missing"
+            bar.update(task, description=words, completed=done, total=total)
+
+        yield progress, lambda text: bar.console.print(text, markup=False, soft_wrap=True)
