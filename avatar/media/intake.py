@@ -24,6 +24,7 @@ from avatar.media.framing import framed
 from avatar.media.growing import GROWING, most_frames
 from avatar.media.limits import InputLimits
 from avatar.media.pauses import trim
+from avatar.media.portrait import smaller_video
 from avatar.media.prompt import check_prompt
 from avatar.media.readers import Reader
 from avatar.media.side_files import check_places
@@ -125,6 +126,7 @@ def open_request(
     height, width = shown.pixels.shape[:2]
     size = video_size(preset.engine, width, height, preset.generation.size)  # refuses what has no room for it
     check_upscale(made.upscale, size, transparent)
+    smaller = smaller_video(width, height, preset, portrait_name)
     with ExitStack() as undo:
         _open_folder(work, "working", undo)
         wav, png = work / SPEECH, work / "portrait.png"
@@ -183,7 +185,7 @@ def open_request(
         head_only=head_only,
         face=shown.face,
         segment_s=float(segment_s),
-        notices=(*picture.notices, *shown.notices, *notices),
+        notices=(*picture.notices, *shown.notices, *smaller, *notices),
         captions=captions,
         burn_captions=burn_captions and bool(captions),
         spoken=spoken,

@@ -78,6 +78,26 @@ def video_size(portrait: Path, preset: Preset) -> Size:
         return sizes.video_size(preset.engine, image.width, image.height, preset.generation.size)
 
 
+def smaller_video(width: int, height: int, preset: Preset, name: str) -> list[Notice]:
+    """That the video is smaller than its preset's size allows, as the portrait of width x height is small.
+
+    name: the portrait's. Nothing where it is as large as that size allows. Raises: BadInput.
+    """
+    size = preset.generation.size
+    full = sizes.size_from_larger(preset.engine, width, height, size)
+    if full is None:
+        return []
+    made = sizes.video_size(preset.engine, width, height, size)
+    text = (
+        f"The video of {name} has {made.width}×{made.height} pixels instead of {full.width}×{full.height},"
+        f" which size {size} allows: the picture has only {width}×{height}."
+        " Take a larger picture or a wider framing; or set a smaller size."
+    )
+    values = {"name": name, "size": size, "width": width, "height": height}
+    values |= {"made": f"{made.width}×{made.height}", "full": f"{full.width}×{full.height}"}
+    return [Notice("smaller_video", text, "warning", values=values)]
+
+
 def _open_header(file: BinaryIO, name: str, limits: InputLimits) -> Image.Image:
     _register_formats()
     try:
