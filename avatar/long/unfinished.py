@@ -158,6 +158,7 @@ def _speaker(data: dict[str, Any], folder: Path) -> Speaker:
         name=data["name"],
         voice=None if voice is None else folder / voice,
         mask=None if mask is None else tuple(mask),
+        spoken=data.get("spoken", ""),
     )
 
 

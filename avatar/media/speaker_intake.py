@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from math import log10
 from pathlib import Path
 
@@ -68,7 +69,6 @@ def check_together(
     *,
     points: Mapping[str, Point] | None,
     head_only: bool,
-    typed: bool,
     limits: InputLimits,
 ) -> None:
     """Refuse what cannot be asked together with several speakers. Raises: BadInput naming it."""
@@ -78,7 +78,6 @@ def check_together(
         "points": ("they are placed on one face", bool(points)),
         "head_only": ("it is for one head", head_only),
         "trim": ("the recordings would no longer fit each other", preset.generation.trim),
-        "text": ("each speaker needs a recording", typed),
     }
     for name, (reason, given) in reasons.items():
         if given:
@@ -122,12 +121,21 @@ def place_speakers(
         Speaker(
             face=within(found.boxes[index]),
             name=one.name,
+            spoken=_spoken(asked, one),
             mask=None if one.mask is None else within(FaceBox(*one.mask)),
         )
         for index, one in places.items()
     )
     others = tuple(within(box) for index, box in enumerate(found.boxes) if index not in places)
     return PlacedSpeakers(asked, speakers, tuple(index + 1 for index in places), others, name)
+
+
+def _spoken(asked: AskedSpeakers, one: AskedSpeaker) -> str:
+    """A digest of what a speaker says and how, if that is a text; else ""."""
+    if not (one.text or (asked.dialogue and one.label)):
+        return ""
+    label = one.label or str(asked.speakers.index(one) + 1)
+    return sha256(f"{asked.digest} {label}".encode()).hexdigest()
 
 
 def write_voices(
@@ -160,7 +168,7 @@ def write_voices(
     assert recording is not None, "asked_speakers has looked"
     heard = reader.speech(recording, speech, name=name, limits=limits)
     _split(placed.asked, targets, heard, speech, name, limits)
-    return WrittenVoices(heard, speakers, (placed.notice, *_unseen(placed, name)))
+    return WrittenVoices(heard, speakers, (placed.notice, *placed.asked.notices, *_unseen(placed, name)))
 
 
 def _from_the_left(asked: AskedSpeakers, num_faces: int, name: str) -> AskedSpeakers:
@@ -170,7 +178,8 @@ def _from_the_left(asked: AskedSpeakers, num_faces: int, name: str) -> AskedSpea
         faces = "1 face" if num_faces == 1 else f"{num_faces} faces"
         voices = "1 voice" if len(labels) == 1 else f"{len(labels)} voices"
         raise BadInput(
-            f"The recording has {voices} ({', '.join(labels)}), and {faces} can be seen in {name}.",
+            f"The {'text' if asked.dialogue else 'recording'} has {voices} ({', '.join(labels)}),"
+            f" and {faces} can be seen in {name}.",
             "Say which face says which voice: speaker face=1,label=" + labels[0] + ".",
         )
     speakers = (AskedSpeaker(str(number), label=label) for number, label in enumerate(labels, 1))
@@ -190,7 +199,7 @@ def _unseen(placed: PlacedSpeakers, name: str) -> list[Notice]:
 def _mixed(
     placed: PlacedSpeakers, speakers: Sequence[Speaker], target: Path, reader: Reader, limits: InputLimits
 ) -> WrittenVoices:
-    notices = [placed.notice]
+    notices = [placed.notice, *placed.asked.notices]
     heard: list[Speech] = []
     for one, speaker in zip(placed.asked.speakers, speakers, strict=True):
         if one.audio is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_parts_show_what_the_whole_shows(two: Path) -> None:
     assert np.array_equal(np.concatenate(parts.made), np.concatenate(whole.made))
 
 
-def failing(source: DiffusionPipeline) -> DiffusionPipeline:
+def failing(source: Any) -> Any:
     """The same, failing once four batches of frames have come."""
     frames, batches = source.frames, itertools.count(1)
 
@@ -100,6 +101,26 @@ def test_diffusion_goes_on_with_every_voice(two: Path, tiny_checkpoint: Path) ->
     make(one, two / "w4", DiffusionPipeline(SELF_TEST, tiny_checkpoint))
     assert not one.parts_folder.exists()
     assert packets(two / "film.mp4") == packets(two / "whole.mp4")
+
+
+def test_a_dialogue_is_kept_with_the_parts(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [AskedSpeaker("1", text="Good morning. How are you?"), AskedSpeaker("2", text="Very well.")]
+    typed = replace(
+        job(two, PREVIEW, checkpoint_every=1, resume=True),
+        speakers=asked_speakers(texts, None, recording=False),
+    )
+    make(replace(typed, output=two / "whole.mp4"), two / "w", PreviewSource())
+    with pytest.raises(AvatarError, match="lamp"):
+        make(typed, two / "w2", failing(PreviewSource()))
+    assert (typed.parts_folder / "spoken.wav").is_file()
+
+    def never(self: object, target: Path) -> None:
+        raise AssertionError("it was spoken before")
+
+    monkeypatch.setattr("avatar.speech.dialogue.Dialogue.write", never)
+    make(typed, two / "w3", PreviewSource())
+    assert packets(two / "film.mp4") == packets(two / "whole.mp4")
+    assert (two / "film.srt").read_text() == (two / "whole.srt").read_text()
 
 
 @pytest.fixture

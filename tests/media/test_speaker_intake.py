@@ -14,7 +14,8 @@ from avatar.errors import BadInput
 from avatar.events import Notice
 from avatar.media.face_choice import FaceBox, FoundFaces
 from avatar.media.intake import open_request
-from avatar.media.speaker_choice import asked_speakers, speaker_of_flag
+from avatar.media.speaker_choice import asked_speakers
+from avatar.media.speaker_words import speaker_of_flag
 from avatar.media.speech_reader import SpeechReader
 from avatar.preset import Preset
 from avatar.request import Request
@@ -149,7 +150,6 @@ def test_boxes_follow_the_frame(ask: Ask) -> None:
         (TWO, {"picture_settings": Picture(face="1")}, "Several speakers and face"),
         (TWO, {"picture_settings": Picture(framing="head")}, "Several speakers and framing"),
         (TWO, {"settings": {"trim": True}}, "Several speakers and trim"),
-        (TWO, {"spoken": "a digest"}, "Several speakers and text"),
         (("face=1,audio=a.wav,mask=0,0,1,1",), {}, "preview engine cannot honour mask"),
     ],
 )
