@@ -20,11 +20,11 @@ def add_speakers(parser: argparse.ArgumentParser) -> None:
         "--speaker",
         action="append",
         default=[],
-        metavar="face=N|X,Y[,audio=FILE|,text=TEXT]",
+        metavar="face=N|X,Y[,audio=FILE|,text=TEXT][,mask=FILE]",
         help="a face, and its recording or what it says; without either it listens. Up to four times."
         " Texts are spoken one after another, each by its voice=NAME at its speed=X. With --split: label=NAME"
-        " instead. mask=LEFT,TOP,RIGHT,BOTTOM: where the diffusion engine lets the voice act, in fractions of"
-        " the picture",
+        " instead. mask=FILE: a picture like the portrait, white where the diffusion engine lets the voice"
+        " act; or mask=LEFT,TOP,RIGHT,BOTTOM, in fractions of it. A mask without face says which one speaks",
     )
     group.add_argument(
         "--split",

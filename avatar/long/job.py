@@ -19,9 +19,10 @@ from avatar.media.files import display_name
 from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import open_portrait
+from avatar.media.readers import Reader
 from avatar.media.side_files import made_here, written_report
 from avatar.media.speaker_choice import AskedSpeakers
-from avatar.media.speaker_intake import check_together, place_speakers
+from avatar.media.speaker_places import check_together, place_speakers
 from avatar.paths import exists, is_file
 from avatar.preset import Preset
 from avatar.preview.points import load_sidecar
@@ -199,7 +200,16 @@ class Job:
             )
             from avatar.preview.face_finder import Finder  # OpenCV and the face models, for a run alone
 
-            place_speakers(self.speakers, pixels, self.picture, Finder(), display_name(self.image))
+            place_speakers(
+                self.speakers,
+                pixels,
+                self.picture,
+                Finder(),
+                display_name(self.image),
+                engine=self.preset.engine,
+                reader=Reader(),
+                limits=limits,
+            )
 
     def _spans(self, request: Request) -> Sequence[Span]:
         assert self.checkpoint_every is not None  # otherwise a ledger would have been resumed

@@ -29,7 +29,8 @@ from avatar.media.prompt import check_prompt
 from avatar.media.readers import Reader
 from avatar.media.side_files import check_places
 from avatar.media.speaker_choice import AskedSpeakers
-from avatar.media.speaker_intake import SPEECH, check_together, place_speakers, write_voices
+from avatar.media.speaker_intake import SPEECH, write_voices
+from avatar.media.speaker_places import check_together, place_speakers
 from avatar.media.upscale import UPSCALED_AREA, check_upscale
 from avatar.paths import exists, is_dir
 from avatar.preset import Preset
@@ -113,7 +114,16 @@ def open_request(
     picture = reader.portrait(portrait, name=portrait_name, limits=limits)
     if speakers is not None:
         assert finder is not None, "faces are to be found"
-        placed = place_speakers(speakers, picture.pixels, asked, finder, portrait_name)
+        placed = place_speakers(
+            speakers,
+            picture.pixels,
+            asked,
+            finder,
+            portrait_name,
+            engine=preset.engine,
+            reader=reader,
+            limits=limits,
+        )
     shown = framed(picture.pixels, asked, portrait_name, points=points, finder=finder)
     background = open_background(asked.background, shown.pixels, portrait_name, reader, limits)
     transparent = background.background == TRANSPARENT

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -21,6 +22,8 @@ from avatar.media.limits import InputLimits
 from avatar.preset import Preset
 
 log = logging.getLogger(__name__)
+
+Decoded = TypeVar("Decoded")
 
 WORKING_SIDE_PX = 2048  # longest side of what engines are given
 BACKDROP = (224, 224, 224)  # neutral light grey behind transparent parts
@@ -56,19 +59,32 @@ def open_portrait(path: Path, *, name: str | None = None, limits: InputLimits | 
 
     name: what messages call the file. Raises: BadInput.
     """
-    name, limits = display_name(path, name), limits or InputLimits()
-    check_file(path, name, limits.max_portrait_bytes, "portrait")
+    return _opened(path, "portrait", _decode, display_name(path, name), limits or InputLimits())
+
+
+def open_mask(path: Path, *, name: str | None = None, limits: InputLimits | None = None) -> np.ndarray:
+    """The lightness of a picture as open_portrait reads it, uint8 (H, W); what is transparent is black.
+
+    Raises: BadInput.
+    """
+    return _opened(path, "mask", _lightness, display_name(path, name), limits or InputLimits())
+
+
+def _opened(
+    path: Path, kind: str, decode: Callable[[Image.Image, str], Decoded], name: str, limits: InputLimits
+) -> Decoded:
+    check_file(path, name, limits.max_portrait_bytes, kind)
     with path.open("rb") as file:
         image = _open_header(file, name, limits)
         _check_header(image, name, limits)
         try:
-            return _decode(_loaded(image, file), name)
+            return decode(_loaded(image, file), name)
         except BadInput:
             raise
         except Exception as error:  # Pillow's decoders raise a dozen kinds of errors for damaged data
             log.info("%s: %r", name, error)
             raise BadInput(
-                f"{name} is damaged or cut short.", "Export or download it again, or choose another portrait."
+                f"{name} is damaged or cut short.", f"Export or download it again, or choose another {kind}."
             ) from error
 
 
@@ -174,12 +190,24 @@ def _unended(data: bytes) -> Image.Image | None:
     return found if rows.sum() <= _LAST_ROWS else None
 
 
+def _lightness(image: Image.Image, name: str) -> np.ndarray:
+    image = _bounded(_to_eight_bits(image), name)
+    if image.mode != "RGBA":
+        return np.asarray(image.convert("L"))
+    black = Image.new("RGB", image.size)
+    return np.asarray(Image.composite(image.convert("RGB"), black, image.getchannel("A")).convert("L"))
+
+
+def _bounded(image: Image.Image, name: str) -> Image.Image:
+    """No longer than WORKING_SIDE_PX, and upright."""
+    image.thumbnail((WORKING_SIDE_PX, WORKING_SIDE_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return _upright(image, name)
+
+
 def _decode(image: Image.Image, name: str) -> Portrait:
     notices: list[Notice] = []
     profile = image.info.get("icc_profile")
-    image = _to_eight_bits(image)
-    image.thumbnail((WORKING_SIDE_PX, WORKING_SIDE_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    image = _upright(image, name)
+    image = _bounded(_to_eight_bits(image), name)
     if image.mode != "RGBA":
         return Portrait(np.asarray(_to_srgb(image, profile, name, notices)), tuple(notices))
     alpha = image.getchannel("A")

@@ -34,8 +34,9 @@ class AskedSpeaker:
     face: as the setting has it, "2" or "0.3,0.4". audio: its own recording. label: the voice in a recording
     that is split, or in a text: left, right, or a name. text: its own, to be spoken by a voice at a speed; ""
     and None for those of all. Without any of them, this face listens. mask: where in the picture the
-    diffusion engine lets the voice act, fractions of the whole portrait; None: around the face. audio_name:
-    the user's name of the recording.
+    diffusion engine lets the voice act, fractions of the whole portrait, or painted: a picture that is white
+    there; None of both: around the face. face may be "" with either: it is then the face that lies in it.
+    audio_name, painted_name: the user's names of the files.
     """
 
     face: str
@@ -46,6 +47,19 @@ class AskedSpeaker:
     text: str = ""
     voice: str = ""
     speed: float | None = None
+    painted: Path | None = None
+    painted_name: str | None = None
+
+    @property
+    def has_mask(self) -> bool:
+        return self.mask is not None or self.painted is not None
+
+    @property
+    def mask_name(self) -> str:
+        """What messages call its mask."""
+        if self.painted is not None:
+            return display_name(self.painted, self.painted_name)
+        return ",".join(f"{side:g}" for side in self.mask or ())
 
     @property
     def name(self) -> str:
@@ -122,8 +136,9 @@ class AskedSpeakers:
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file that was named, except the one recording that is split."""
+        painted = tuple(one.painted for one in self.speakers if one.painted is not None)
         by_words = self.split in ("", STEREO, NAMES)
-        return self.recordings if by_words else (*self.recordings, Path(self.split))
+        return (*self.recordings, *painted, *(() if by_words else (Path(self.split),)))
 
     @property
     def stem(self) -> str:

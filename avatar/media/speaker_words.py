@@ -17,6 +17,7 @@ from avatar.validation import made, nearest, shown
 
 KEYS = ("face", "audio", "text", "voice", "speed", "label", "mask")
 _SEPARATOR = re.compile(r"(,\s*(?=[a-z_]+\s*=))")
+_BOX = re.compile(r"[-+0-9., ]*")  # otherwise a mask is the name of a picture
 _ALLOWED = {name: one.setting.allowed for name, one in SPEAKING.items()}
 
 
@@ -58,8 +59,8 @@ def speaker_of(given: Mapping[str, Any], folder: Path | None = None) -> AskedSpe
             raise BadInput(
                 f"speaker: unknown key {shown(key)}.{nearest(key, KEYS)}", f"Keys: {', '.join(KEYS)}."
             )
-    face = face_words(given.get("face"))
-    if not face:
+    face, mask = face_words(given.get("face")), given.get("mask")
+    if not face and mask is None:
         raise BadInput("A speaker has no face.", HOW_TO_NAME)
     for key in (*SOURCES, "voice"):
         if not isinstance(given.get(key, ""), str) or given.get(key) == "":
@@ -67,16 +68,22 @@ def speaker_of(given: Mapping[str, Any], folder: Path | None = None) -> AskedSpe
     sources = [f"{SOURCES[key]} ({key})" for key in SOURCES if key in given]
     if len(sources) > 1:
         raise BadInput(
-            f"The speaker of face {face} has {' and '.join(sources)}.", "Leave all but one of them out."
+            f"The speaker of {f'face {face}' if face else 'a mask'} has {' and '.join(sources)}.",
+            "Leave all but one of them out.",
         )
     picture: Picture = parse_picture("speaker: ", face=face)
-    audio, mask = given.get("audio"), given.get("mask")
     speaking = _speaking(given)
+    is_painted = isinstance(mask, str) and not _BOX.fullmatch(mask)
+
+    def placed(value: Any) -> Path | None:
+        return None if value is None else Path(value) if folder is None else folder / value
+
     return AskedSpeaker(
         picture.face,
-        None if audio is None else Path(audio) if folder is None else folder / audio,
+        placed(given.get("audio")),
         given.get("label", ""),
-        None if mask is None else mask_of(mask),
+        None if mask is None or is_painted else mask_of(mask),
+        painted=placed(mask) if is_painted else None,
         text=given.get("text", ""),
         voice=speaking.voice if "voice" in given else "",
         speed=speaking.speed if "speed" in given else None,
@@ -110,5 +117,6 @@ def mask_of(value: Any) -> Box:
 def _bad_mask(value: Any) -> BadInput:
     return BadInput(
         f"speaker: mask is {shown(value)}.",
-        "It must be left,top,right,bottom, fractions of the picture from 0 to 1, like 0,0,0.5,1.",
+        "It must be a picture that is white where the voice acts, or left,top,right,bottom, fractions of the"
+        " portrait from 0 to 1, like 0,0,0.5,1.",
     )

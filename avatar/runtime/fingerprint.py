@@ -65,7 +65,12 @@ def _speakers(request: Request) -> dict[str, str]:
     if not request.speakers:
         return {}
     said = [
-        (one.face, one.mask, one.spoken or (one.voice and file_digest(one.voice))) for one in request.speakers
+        (
+            one.face,
+            hashlib.sha256(one.painted).hexdigest() if one.painted else one.mask,
+            one.spoken or (one.voice and file_digest(one.voice)),
+        )
+        for one in request.speakers
     ]
     return {"speakers": _digest([said, request.other_faces])}
 

@@ -37,7 +37,8 @@ def new_report(request: Request, label: str) -> RunReport:
         head_only=request.head_only,
         face=request.face,
         speakers=[
-            ReportedSpeaker(one.name, one.face, one.mask, one.voice is not None) for one in request.speakers
+            ReportedSpeaker(one.name, one.face, one.mask, one.voice is not None, one.painted is not None)
+            for one in request.speakers
         ],
         background=request.background,
         background_picture=request.background_name or None,

@@ -68,13 +68,14 @@ class RungTaken:
 class ReportedSpeaker:
     """One of several faces that spoke. name: of the recording, or of the voice in one that was split.
 
-    face, mask: see request.Speaker. speaks: False for one that only listened.
+    face, mask: see request.Speaker. speaks: False for one that only listened. painted: whether its mask was.
     """
 
     name: str
     face: tuple[float, float, float, float]
     mask: tuple[float, float, float, float] | None = None
     speaks: bool = True
+    painted: bool = False
 
 
 @dataclass(frozen=True)

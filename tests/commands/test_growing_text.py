@@ -186,5 +186,6 @@ def test_several_speakers_texts_are_spoken_first(typed, server, slow, tmp_path):
         assert speech.sound.is_file()
         assert [path.is_file() for path in speech.speakers.recordings] == [True]
     order = replace(order, speakers=asked_speakers(texts, None, recording=False))
-    with pytest.raises(BadInput, match="Two speakers have the same face"), order._speech(tmp_path, long=False):
+    spoken = order._speech(tmp_path, long=False)
+    with pytest.raises(BadInput, match="Two speakers have the same face"), spoken:
         pytest.fail("it is refused before it is spoken")

@@ -191,6 +191,24 @@ def test_a_dialogue_is_resumed_with_the_same_texts_alone(two, machine, engine, c
     assert "the speakers, their faces or their recordings are others" in capsys.readouterr().err
 
 
+def test_a_painted_mask_chooses_its_face(two, machine, engine, capsys):
+    engine()
+    mask = Image.new("L", (512, 256))
+    mask.paste(255, (256, 0, 512, 256))
+    mask.save("right.png")
+    painted = ("--speaker", "mask=right.png,audio=a.wav", "--speaker", "face=1,audio=b.wav")
+    assert main([*two, *painted]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "2: a.wav; 1: b.wav." in told
+    assert "On the preview a mask only says which face speaks" in told
+    report = read_report(Path("o.report.json"))
+    assert [(one.mask, one.painted) for one in report.speakers] == [(None, False)] * 2
+    assert main([*two[:3], *FAST[:2], "--output", "right.png", *painted]) == 2
+    assert main([*two[:3], "--preset", "self-test", "--output", "s.mp4", *painted]) == 0
+    report = read_report(Path("s.report.json"))
+    assert [(one.mask, one.painted) for one in report.speakers] == [(None, True), (None, False)]
+
+
 def test_rows_that_do_not_fit_are_refused_by_the_plan(two, machine, engine, capsys):
     """Two GPUs alike, but for the memory that two more voices take."""
     from avatar.planning.planner import plan

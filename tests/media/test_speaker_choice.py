@@ -25,6 +25,8 @@ from avatar.settings import Speaking
             "mask=0,0,0.5,1,face=1,audio=a.wav",
             AskedSpeaker("1", Path("a.wav"), mask=(0.0, 0.0, 0.5, 1.0)),
         ),
+        ("mask=anna.png,audio=a.wav", AskedSpeaker("", Path("a.wav"), painted=Path("anna.png"))),
+        ("face=2,mask=b, c.png", AskedSpeaker("2", painted=Path("b, c.png"))),
         (
             "face=1,text=Well, then: x=2, y = 3. See?,voice=emma,speed=1.2",
             AskedSpeaker("1", text="Well, then: x=2, y = 3. See?", voice="emma", speed=1.2),
@@ -39,6 +41,9 @@ def test_a_table_names_face_and_voice(tmp_path: Path) -> None:
     given = {"face": [0.25, 0.5], "audio": "a.wav", "mask": [0, 0, 1, 0.5]}
     asked = AskedSpeaker("0.250000,0.500000", tmp_path / "a.wav", mask=(0.0, 0.0, 1.0, 0.5))
     assert speaker_of(given, tmp_path) == asked
+    painted = speaker_of({"mask": "m.png", "audio": "a.wav"}, tmp_path)
+    assert painted == AskedSpeaker("", tmp_path / "a.wav", painted=tmp_path / "m.png")
+    assert asked_speakers([painted], None, recording=False).files == (tmp_path / "a.wav", tmp_path / "m.png")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +62,9 @@ def test_a_table_names_face_and_voice(tmp_path: Path) -> None:
         ({"face": 1, "text": "Hi.", "speed": "fast"}, "speaker: speed is 'fast'"),
         ({"face": 1, "text": "Hi.", "speed": 9}, "speaker: speed is 9"),
         ({"face": 1, "text": "Hi.", "voice": ""}, "speaker: voice is ''"),
+        ({"mask": "a.png", "audio": "a.wav", "label": "b"}, "The speaker of a mask has a recording"),
         ({"face": 1, "mask": "0,0,1"}, "speaker: mask is '0,0,1'"),
+        ({"face": 1, "mask": ""}, "speaker: mask is ''"),
         ({"face": 1, "mask": [0, 0, 2, 1]}, "speaker: mask is"),
         ({"face": 1, "mask": [0.5, 0, 0.5, 1]}, "speaker: mask is"),
         ({"face": 1, "mask": 7}, "speaker: mask is 7"),
