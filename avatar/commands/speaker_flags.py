@@ -7,6 +7,7 @@ import argparse
 from avatar.commands.voice_flags import script_of
 from avatar.media.speaker_choice import NAMES, AskedSpeakers, asked_speakers
 from avatar.media.speaker_words import speaker_of_flag
+from avatar.settings import SPEAKING
 from avatar.speech.catalogue import speaking
 from avatar.speech.narration import Script
 
@@ -43,7 +44,7 @@ def chosen_speech(args: argparse.Namespace) -> tuple[Script | None, AskedSpeaker
     """
     speakers = [speaker_of_flag(text) for text in args.speaker]
     script = script_of(args, has_texts=any(one.text for one in speakers))
-    said = speaking(voice=args.voice, speed=args.speed, captions=args.captions)
+    said = speaking(**{name: getattr(args, name, None) for name in SPEAKING})
     asked = asked_speakers(
         speakers,
         args.split,

@@ -16,6 +16,7 @@ from avatar.long.ledger import PLAN, SPOKEN, Ledger, open_ledger, tidy
 from avatar.long.splitting import Span, quiet_spans, regular_spans
 from avatar.long.stream import LongVideo
 from avatar.media.files import display_name
+from avatar.media.growing import can_grow
 from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import open_portrait
@@ -182,8 +183,8 @@ class Job:
             return
         # in parts, or compared with what is there, its end is needed first
         whole = long or self.resume or self.pose is not None
-        may_grow = self.may_grow and not whole
-        with spoken_text(self.script, self.preset, work, limits, kept, may_grow=may_grow) as said:
+        may_grow = self.may_grow and not whole and can_grow(self.preset)
+        with spoken_text(self.script, work, limits, kept, may_grow=may_grow) as said:
             yield said
 
     def _check_portrait(self, limits: InputLimits) -> None:
@@ -194,7 +195,7 @@ class Job:
                 self.speakers,
                 self.picture,
                 self.preset,
-                points=self._face_points(),
+                points=self.points is not None,
                 head_only=self.head_only,
                 limits=limits,
             )

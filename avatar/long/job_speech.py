@@ -10,11 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from avatar.media.atomic import copy, disk_error
-from avatar.media.growing import can_grow
 from avatar.media.limits import InputLimits
 from avatar.media.speaker_choice import AskedSpeakers
 from avatar.paths import is_file
-from avatar.preset import Preset
 from avatar.request import Caption
 from avatar.speech.catalogue import Catalogue
 from avatar.speech.dialogue import Dialogue, DialogueSpeech
@@ -60,11 +58,12 @@ class JobSpeech:
 
 @contextmanager
 def spoken_text(
-    script: Script, preset: Preset, work: Path, limits: InputLimits, kept: Path | None, *, may_grow: bool
+    script: Script, work: Path, limits: InputLimits, kept: Path | None, *, may_grow: bool
 ) -> Iterator[JobSpeech]:
     """A text spoken by one voice, which perhaps goes on speaking; it is stopped at the end.
 
-    kept: where a run that was ended saved it; None where that does not count. Raises: AvatarError.
+    kept: where a run that was ended saved it; None where that does not count. may_grow: whether what a slow
+    voice has said so far will do. Raises: AvatarError.
     """
     narrator = Narrator.of(script, Catalogue(), limits)
     shown, burn = script.speaking.captions != "off", script.speaking.captions == "burned"
@@ -78,7 +77,7 @@ def spoken_text(
     except OSError as error:
         raise disk_error(error) from error
     try:
-        for _ in voicing.wait(may_grow and can_grow(preset)):
+        for _ in voicing.wait(may_grow):
             log.debug("a text is being spoken")
         if voicing.is_whole:
             _save(voicing.spoken, script.digest, DialogueSpeech(captions=voicing.captions))

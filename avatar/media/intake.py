@@ -104,7 +104,7 @@ def open_request(
         find_font("".join(one.text for one in captions))  # refuses letters that no font here has
     asked, placed = picture_settings or Picture(), None
     if speakers is not None:
-        check_together(speakers, asked, preset, points=points, head_only=head_only, limits=limits)
+        check_together(speakers, asked, preset, points=bool(points), head_only=head_only, limits=limits)
     if speech is not None:
         check_file(speech, speech_name, limits.max_speech_bytes, "speech")
     if pose is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
@@ -11,7 +10,7 @@ import numpy as np
 from avatar.errors import BadInput
 from avatar.events import Notice
 from avatar.media import masks
-from avatar.media.face_choice import HOW_TO_CHOOSE, FaceBox, FaceFinder, FoundFaces, Point, chosen
+from avatar.media.face_choice import HOW_TO_CHOOSE, FaceBox, FaceFinder, FoundFaces, chosen
 from avatar.media.files import check_file
 from avatar.media.framing import box_within, cut_of
 from avatar.media.limits import InputLimits
@@ -55,15 +54,18 @@ def check_together(
     picture: Picture,
     preset: Preset,
     *,
-    points: Mapping[str, Point] | None,
+    points: bool,
     head_only: bool,
     limits: InputLimits,
 ) -> None:
-    """Refuse what cannot be asked together with several speakers. Raises: BadInput naming it."""
+    """Refuse what cannot be asked together with several speakers. Raises: BadInput naming it.
+
+    points: whether face points were placed.
+    """
     reasons = {
         "face": ("speaker says which faces speak", bool(picture.face)),
         "framing": ("it crops to one face", picture.framing != "whole"),
-        "points": ("they are placed on one face", bool(points)),
+        "points": ("they are placed on one face", points),
         "head_only": ("it is for one head", head_only),
         "trim": ("the recordings would no longer fit each other", preset.generation.trim),
     }

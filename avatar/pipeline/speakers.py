@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from avatar.geometry import BLOCK_LATENT_FRAMES, PATCH, VAE_SPACE_STRIDE, Size, covering_size
+from avatar.geometry import BLOCK_LATENT_FRAMES, PATCH, VAE_SPACE_STRIDE, Size, shown_part, within_part
 from avatar.media.speech_reader import SpeechReader, silence
 from avatar.pipeline.conditioning import SpeechTrack
 from avatar.request import Box, Request, Speaker
@@ -51,12 +50,13 @@ def speaker_masks(request: Request, stream: Size, size: Size) -> Tensor | None:
         return None
     with Image.open(request.portrait) as portrait:
         width, height = portrait.size
-    seen = _FrameWindow.of(width, height, stream)
+    seen = shown_part(width, height, stream)
     rows, columns = size.height // TOKEN_PX, size.width // TOKEN_PX
     y, x = (
         (np.arange(count * SAMPLES, dtype=np.float32) + 0.5) / (count * SAMPLES) for count in (rows, columns)
     )
-    faces = [seen.box(box) for box in (*(one.face for one in request.speakers), *request.other_faces)]
+    boxes = (*(one.face for one in request.speakers), *request.other_faces)
+    faces = [within_part(box, seen) for box in boxes]
     drawn = [_drawn(one, seen, x[None, :], y[:, None]) for one in request.speakers]
     shares = _shares(faces, drawn, x[None, :], y[:, None], stream.width / stream.height)
     shares = shares.reshape(len(drawn), rows, SAMPLES, columns, SAMPLES).mean(axis=(2, 4))
@@ -83,42 +83,14 @@ def _shares(
     return shares / np.maximum(shares.sum(axis=0), 1)  # where masks overlap, they share
 
 
-def _drawn(one: Speaker, seen: _FrameWindow, x: np.ndarray, y: np.ndarray) -> np.ndarray | None:
-    """A speaker's mask at points of the frame, H W in 0..1; None without one."""
+def _drawn(one: Speaker, seen: Box, x: np.ndarray, y: np.ndarray) -> np.ndarray | None:
+    """A speaker's mask at points of the frame, H W in 0..1; None without one. seen: see shown_part."""
     if one.painted is not None:
         with Image.open(BytesIO(one.painted)) as mask:
-            place = tuple(side * (mask.width, mask.height)[at % 2] for at, side in enumerate(seen.sides))
+            place = tuple(side * (mask.width, mask.height)[at % 2] for at, side in enumerate(seen))
             pixels = mask.resize((x.size, y.size), Image.Resampling.BOX, box=place)
         return np.asarray(pixels, np.float32) / 255
     if one.mask is None:
         return None
-    left, top, right, bottom = seen.box(one.mask)
+    left, top, right, bottom = within_part(one.mask, seen)
     return ((x >= left) & (x < right) & (y >= top) & (y < bottom)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class _FrameWindow:
-    """The part of a portrait that the frame shows. sides: left, top, right and bottom, in fractions of it."""
-
-    sides: Box
-
-    @classmethod
-    def of(cls, width: int, height: int, frame: Size) -> _FrameWindow:
-        """Of a portrait of width x height, scaled to cover the frame and cropped about its centre."""
-        scaled = covering_size(width, height, frame)
-        left, top = (scaled.width - frame.width) / 2, (scaled.height - frame.height) / 2
-        right, bottom = left + frame.width, top + frame.height
-        return cls(
-            (left / scaled.width, top / scaled.height, right / scaled.width, bottom / scaled.height)
-        )
-
-    def box(self, box: Box) -> Box:
-        """A box of the portrait in the frame, both in fractions."""
-        left, top, right, bottom = self.sides
-        across, down = right - left, bottom - top
-        return (
-            (box[0] - left) / across,
-            (box[1] - top) / down,
-            (box[2] - left) / across,
-            (box[3] - top) / down,
-        )
