@@ -125,6 +125,31 @@ def covering_size(width: int, height: int, size: Size) -> Size:
     return Size(size.height * width // height, size.height)
 
 
+def shown_part(width: int, height: int, frame: Size) -> tuple[float, float, float, float]:
+    """What a frame shows of a picture that is scaled to cover it and cropped about its centre.
+
+    Left, top, right and bottom, in fractions of the picture of width x height.
+    """
+    scaled = covering_size(width, height, frame)
+    left, top = (scaled.width - frame.width) / 2, (scaled.height - frame.height) / 2
+    right, bottom = left + frame.width, top + frame.height
+    return left / scaled.width, top / scaled.height, right / scaled.width, bottom / scaled.height
+
+
+def within_part(
+    box: tuple[float, float, float, float], part: tuple[float, float, float, float]
+) -> tuple[float, float, float, float]:
+    """A box of a picture as a box of a part of it; both, and the result, in fractions."""
+    left, top, right, bottom = part
+    across, down = right - left, bottom - top
+    return (
+        (box[0] - left) / across,
+        (box[1] - top) / down,
+        (box[2] - left) / across,
+        (box[3] - top) / down,
+    )
+
+
 def audio_indices(num_frames: int, fps: int = FPS) -> np.ndarray:
     """The index of each video frame's speech feature at 30 Hz; features past the end of the speech are zeros.
 

@@ -60,14 +60,18 @@ class Speaker:
 
     face: its box, in fractions of the portrait. name: of the recording, or of the speaker in a recording that
     was split. voice: a WAV like a Request's speech, in which nobody else speaks; None: this one listens.
-    mask: the box in which the diffusion engine lets the voice move the picture; None: all that is nearer to
-    this face than to another.
+    mask: the box in which the diffusion engine lets the voice move the picture, or painted: a PNG of grey as
+    wide and high as the portrait is, white where it does; None of both: all that is nearer to this face than
+    to another. spoken: a digest of the text and the way in which it was spoken, "" for a
+    recording.
     """
 
     face: Box
     name: str
     voice: Path | None = None
     mask: Box | None = None
+    spoken: str = ""
+    painted: bytes | None = None
 
 
 @dataclass(frozen=True)

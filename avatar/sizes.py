@@ -41,6 +41,20 @@ def video_size(engine: str, width: int, height: int, size: Size | str) -> Size:
     return preview_size(width, height, area) if engine == "preview" else output_size(width, height, area)
 
 
+def size_from_larger(engine: str, width: int, height: int, size: Size | str) -> Size | None:
+    """The size of the video of a larger portrait of the same shape; None where that would be no larger.
+
+    Both engines bound how much a small portrait is enlarged. Raises: BadInput, see video_size.
+    """
+    area = Size.parse(size) if isinstance(size, str) else size
+    own, times = video_size(engine, width, height, area), math.sqrt(area.area / (width * height))
+    if times <= (PREVIEW_MAX_ENLARGEMENT if engine == "preview" else 1.0):
+        return None
+    enough = 2 * math.ceil(times)
+    larger = video_size(engine, enough * width, enough * height, area)
+    return larger if larger.area > own.area else None
+
+
 def preview_size(width: int, height: int, size: Size) -> Size:
     """The preview's size: the portrait's aspect with even sides, and at most the area of `size`.
 

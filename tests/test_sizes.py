@@ -7,7 +7,7 @@ import pytest
 from avatar.errors import BadInput
 from avatar.geometry import Size
 from avatar.preset import load_preset
-from avatar.sizes import check_size, video_size
+from avatar.sizes import check_size, size_from_larger, video_size
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,24 @@ from avatar.sizes import check_size, video_size
 )
 def test_what_comes_out_for_a_portrait(engine, portrait, size, expected):
     assert video_size(engine, *portrait, size) == Size(*expected)
+
+
+@pytest.mark.parametrize(
+    ("engine", "portrait", "size", "larger"),
+    [
+        ("preview", (96, 96), "704*704", Size(704, 704)),
+        ("preview", (350, 350), "704*704", Size(704, 704)),
+        ("preview", (352, 352), "704*704", None),
+        ("preview", (640, 160), "1280*720", None),  # its longer side has the most that there is
+        ("diffusion", (512, 512), "1280*720", Size(960, 960)),
+        ("diffusion", (512, 512), "720*400", None),  # of a grid of 64 pixels that is the largest
+        ("diffusion", (1024, 1024), "1280*720", None),
+    ],
+)
+def test_what_would_come_out_for_a_larger_portrait(engine, portrait, size, larger):
+    assert size_from_larger(engine, *portrait, size) == larger
+    if larger is not None:
+        assert video_size(engine, *portrait, size).area < larger.area
 
 
 @pytest.mark.parametrize("size", ["4096*4096", "1281*720", "1280*1280", "99999*99999"])

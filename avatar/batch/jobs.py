@@ -20,13 +20,8 @@ from avatar.media.background.choice import is_picture, suffix_of
 from avatar.media.face_choice import face_words
 from avatar.media.files import LONGEST_NAME_BYTES, joined_name
 from avatar.media.framing import parse_picture
-from avatar.media.speaker_choice import (
-    STEREO,
-    AskedSpeakers,
-    asked_speakers,
-    speaker_of,
-    speaker_words,
-)
+from avatar.media.speaker_choice import NAMES, STEREO, AskedSpeakers, asked_speakers
+from avatar.media.speaker_words import speaker_of, speaker_words
 from avatar.paths import is_dir
 from avatar.planning.preset_choice import choose
 from avatar.planning.verdict import require
@@ -34,6 +29,7 @@ from avatar.preset import Preset
 from avatar.request import KEEP
 from avatar.settings import PICTURE, SETTINGS, SPEAKING, Picture, refusal
 from avatar.speech.catalogue import Catalogue, speaking
+from avatar.speech.dialogue import Dialogue
 from avatar.speech.narration import Narrator, Script, read_text
 
 log = logging.getLogger(__name__)
@@ -234,9 +230,8 @@ def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> lis
     if is_picture(given.get("background", KEEP)):
         given["background"] = str(folder / given["background"])
     picture = parse_picture(f"{where}: ", files=True, **given)
-    speakers = _speakers(row, where, folder)
-    script = _script(row, where, folder)
-    own = speakers is not None and not speakers.split  # recordings of their own
+    script, speakers = _speech(row, where, folder)
+    own = speakers is not None and speakers.split in ("", NAMES)  # no recording of all
     images = _paths(row.get("image"), "image", where, folder, files)
     audios = [None] if script or own else _paths(row.get("audio"), "audio", where, folder, files)
     options = {key: value for key, value in row.items() if key not in _OF_ENTRY}
@@ -251,48 +246,53 @@ def _entries(row: dict[str, Any], where: str, folder: Path, files: Files) -> lis
     pairs = [(image, audio) for image in images for audio in audios]
     if prefix and len(pairs) == 1:
         return [BatchEntry(prefix, *pairs[0], options, script, picture, speakers)]
-    said = speakers.stem if speakers is not None and own else "text"
+    said = speakers.stem or "text" if speakers is not None and own else "text"
     return [
         BatchEntry(_name(prefix, pair, said), *pair, options, script, picture, speakers) for pair in pairs
     ]
 
 
-def _speakers(row: Mapping[str, Any], where: str, folder: Path) -> AskedSpeakers | None:
-    """Who speaks, where several faces may. Raises: BadInput, also where a text is to be spoken."""
+def _speech(
+    row: Mapping[str, Any], where: str, folder: Path
+) -> tuple[Script | None, AskedSpeakers | None]:
+    """The text that one voice speaks, and who speaks where several faces do. Raises: BadInput.
+
+    Also where a voice cannot speak its text.
+    """
     try:
-        found = [
+        speakers = [
             speaker_of(one if isinstance(one, Mapping) else speaker_words(str(one)), folder)
             for one in row.get("speakers", [])
         ]
+        script = _script(row, folder, has_texts=any(one.text for one in speakers))
+        split = row.get("split")
+        asked = asked_speakers(
+            speakers,
+            split if split in (None, STEREO, NAMES) else str(folder / split),
+            recording="audio" in row,
+            text="" if script is None else script.text,
+            speaking=speaking(**{name: row[name] for name in SPEAKING if name in row}),
+        )
+        if asked is not None and asked.is_typed:
+            Dialogue.of(asked, Catalogue(), LONGEST)
+        elif script is not None:
+            Narrator.of(script, Catalogue(), LONGEST)
     except BadInput as error:
         raise BadInput(f"{where}: {error.message}", error.remedy) from error
-    split = row.get("split")
-    if split not in (None, STEREO):
-        split = str(folder / split)
-    asked = asked_speakers(found, split, recording="audio" in row, where=f"{where}: ")
-    typed = next((key for key in ("text", "text_file") if key in row), None)
-    if asked is not None and typed is not None:
-        raise BadInput(f"{where}: speakers and {typed} are given.", "Each speaker needs a recording.")
-    return asked
+    return None if asked is not None and asked.split == NAMES else script, asked
 
 
-def _script(row: Mapping[str, Any], where: str, folder: Path) -> Script | None:
-    """The text to speak for a row; None for a recording. Raises: BadInput, also if no voice can speak it."""
+def _script(row: Mapping[str, Any], folder: Path, *, has_texts: bool) -> Script | None:
+    """The text of a row; None for a recording. has_texts: whether speakers have texts. Raises: BadInput."""
     given = {name: row[name] for name in SPEAKING if name in row}
     sources = [key for key in ("audio", "text", "text_file") if key in row]
     if len(sources) > 1:
-        raise BadInput(f"{where}: {' and '.join(sources)} are given.", "Give one of them.")
+        raise BadInput(f"{' and '.join(sources)} are given.", "Give one of them.")
     if sources in ([], ["audio"]):
-        if given:
-            raise BadInput(f"{where}: {next(iter(given))} is for a text.", "Give text or text_file.")
+        if given and not has_texts:
+            raise BadInput(f"{next(iter(given))} is for a text.", "Give text or text_file.")
         return None
-    try:
-        text = row["text"] if "text" in row else read_text(folder / row["text_file"])
-        script = Script(text, speaking(**given))
-        Narrator.of(script, Catalogue(), LONGEST)
-    except BadInput as error:
-        raise BadInput(f"{where}: {error.message}", error.remedy) from error
-    return script
+    return Script(row["text"] if "text" in row else read_text(folder / row["text_file"]), speaking(**given))
 
 
 def _check(key: str, value: Any, where: str) -> None:

@@ -28,6 +28,8 @@ from avatar.commands.setting_flags import (
     given_settings,
 )
 from avatar.commands.signals import Stop, stopped_by_signals
+from avatar.commands.speaker_flags import add_speakers, chosen_speech
+from avatar.commands.voice_flags import add_speaking
 from avatar.compare.cells import Cell, read_vary
 from avatar.compare.page import html
 from avatar.compare.result import (
@@ -48,12 +50,17 @@ from avatar.compose.side_by_side import MOST_VIDEOS, side_by_side
 from avatar.errors import BadInput
 from avatar.events import Event, Progress
 from avatar.hardware.inventory import probe
+from avatar.long.job import LONGEST
+from avatar.long.job_speech import JobSpeech, spoken_dialogue, spoken_text
+from avatar.long.ledger import SPOKEN
 from avatar.media.readers import Reader
+from avatar.media.speaker_choice import NAMES, AskedSpeakers
 from avatar.request import TRANSPARENT
 from avatar.runtime.factory import open_engine
 from avatar.runtime.rescued_files import kept_outside
 from avatar.runtime.scratch import Scratch
 from avatar.settings import Picture
+from avatar.speech.narration import Script
 
 BLOCKS = 32  # per timed run
 
@@ -79,7 +86,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--image", type=Path, metavar="FILE", help="the portrait, which faces are compared with"
     )
-    parser.add_argument("--audio", type=Path, metavar="FILE", help="the speech of the videos to make")
+    parser.add_argument(
+        "--audio", type=Path, metavar="FILE", help="the speech of the videos to make; or --text, --speaker"
+    )
     parser.add_argument("--points", type=Path, metavar="FILE.json", help="face points of a drawn portrait")
     parser.add_argument(
         "--pose", "--pose_video", type=Path, metavar="FILE", help="a video of poses, for the diffusion engine"
@@ -107,6 +116,8 @@ def add(commands: Any) -> None:
     add_checkpoint(parser)
     add_preset(parser)
     add_picture(parser)
+    add_speakers(parser)
+    add_speaking(parser, without=("captions",))
     parser.set_defaults(run=run, preset=None)
 
 
@@ -114,13 +125,15 @@ def run(args: argparse.Namespace) -> int:
     """Generate, measure, and write the comparison; the exit code is nonzero if any row failed."""
     settings = given_settings(args)
     cells = read_vary(args.vary) if args.vary else []
-    _check(args, settings, cells)
+    script, speakers = chosen_speech(args)
+    _check(args, settings, cells, script, speakers)
     if args.videos:
         from avatar.compare.videos import add_videos, check_videos  # needs OpenCV, so only imported here
 
         check_videos(args.videos, args.label)
     before = open_folder(args.output)
     portrait, speech = (None if path is None else path.name for path in (args.image, args.audio))
+    speech = script.title if script else speakers.name if speakers and not speech else speech
     comparison = Comparison(args.output, [], portrait, speech)
     stop = Stop()
     with Scratch() as work, kept_outside(args.output / SIDE_BY_SIDE):
@@ -129,7 +142,9 @@ def run(args: argparse.Namespace) -> int:
         elif args.random_weights:
             stop = _time(args, comparison, cells, settings, before)
         else:
-            stop = _make(args, comparison, cells, settings, before, work)
+            comparison.save()  # killed while a text is spoken, it is known for a comparison
+            with _spoken(args, script, speakers, work) as said:
+                stop = _make(args, comparison, cells, settings, before, work, said)
         comparison.save()
         if stop.number is None:
             _measure(args, comparison, before)
@@ -144,15 +159,24 @@ def run(args: argparse.Namespace) -> int:
     return 1 if FAILED in states else 0
 
 
-def _check(args: argparse.Namespace, settings: dict[str, Any], cells: Sequence[Cell]) -> None:
+def _check(
+    args: argparse.Namespace,
+    settings: dict[str, Any],
+    cells: Sequence[Cell],
+    script: Script | None,
+    speakers: AskedSpeakers | None,
+) -> None:
     """Refuse contradictory arguments. Raises: BadInput."""
     picture = chosen_picture(args)
+    own = speakers is not None and speakers.split in ("", NAMES)  # no recording of all
+    num_speeches = (args.audio is not None) + (script is not None) + own
     shown = args.points or args.pose or picture != Picture()
-    made = (args.vary, args.audio, args.random_weights, settings, shown, args.ckpt_dir, args.preset)
+    given = (args.vary, args.random_weights, args.ckpt_dir, args.preset)
+    made = (*given, num_speeches, speakers, settings, shown)
     if args.videos and any(made):
         raise BadInput("Finished videos are compared as they are.", "Leave out what would make others.")
     if not args.videos and not args.vary:
-        remedy = "Give videos, or --vary NAME=A,B with --image and --audio."
+        remedy = "Give videos, or --vary NAME=A,B with --image and --audio, --text or --speaker."
         raise BadInput("There is nothing to compare.", remedy)
     if args.vary and args.label:
         raise BadInput("Videos that are made are labelled by what differs.", "Leave out --label.")
@@ -165,17 +189,22 @@ def _check(args: argparse.Namespace, settings: dict[str, Any], cells: Sequence[C
     if args.no_side_by_side and args.font:
         raise BadInput(f"--font is for {SIDE_BY_SIDE}, which is not to be made.", "Leave out one of the two.")
     if args.random_weights:
-        if args.image or args.audio or shown or args.ckpt_dir or args.no_side_by_side or args.font:
+        files = (args.image, num_speeches, speakers, shown, args.ckpt_dir, args.no_side_by_side, args.font)
+        if any(files):
             raise BadInput(
                 "With --random_weights no files are used, and no videos are made.",
-                "Leave out image, audio, points, pose, weights, font, no_side_by_side, and what is shown of "
-                "the portrait.",
+                "Leave out image, speech, speakers, points, pose, weights, font, no_side_by_side, and what is"
+                " shown of the portrait.",
             )
         refuse_untimed([*settings, *(name for cell in cells for name in cell.settings)], random_weights=True)
     if picture.background == TRANSPARENT:
         raise BadInput("Transparent videos are not compared side by side.", "Choose another --background.")
-    if args.vary and not args.random_weights and not (args.image and args.audio):
-        raise BadInput("Videos are made from a portrait and speech.", "Give --image and --audio.")
+    if args.vary and not args.random_weights and not (args.image and num_speeches):
+        raise BadInput(
+            "Videos are made from a portrait and speech.", "Give --image, and --audio, --text or --speaker."
+        )
+    if num_speeches > 1:
+        raise BadInput("There is more than one speech.", "Give one of --audio, --text and --speaker.")
     if args.image:
         Reader().portrait(args.image)
     if args.audio:
@@ -189,6 +218,7 @@ def _make(
     settings: dict[str, Any],
     before: dict[str, Any],
     work: Path,
+    said: JobSpeech,
 ) -> Stop:
     base_settings = base_settings_of(args.preset, settings, cells)
     for name in ("points", "pose"):
@@ -198,13 +228,14 @@ def _make(
         comparison,
         cells,
         image=args.image,
-        audio=args.audio,
+        audio=said.path,
         base_settings=base_settings,
         before=before,
         inventory=probe(args.ckpt_dir, outputs=args.output),
         work=work,
         picture=chosen_picture(args),
         names_checkpoint=args.ckpt_dir is not None,
+        speakers=said.speakers,
     )
     with _bar() as bar, stopped_by_signals(runs.cancel) as stop:
 
@@ -214,6 +245,27 @@ def _make(
 
         runs.make(lambda preset, _: open_engine(preset, weights=args.ckpt_dir), on_event)
     return stop
+
+
+@contextmanager
+def _spoken(
+    args: argparse.Namespace, script: Script | None, speakers: AskedSpeakers | None, work: Path
+) -> Iterator[JobSpeech]:
+    """What all of the videos say: texts are spoken once, and kept in the comparison's folder.
+
+    Raises: AvatarError.
+    """
+    kept = args.output / SPOKEN
+    if script is not None:
+        with spoken_text(script, work, LONGEST, kept, may_grow=False) as said:
+            said.keep(kept)
+            yield replace(said, path=kept)
+    elif speakers is not None and speakers.is_typed:
+        said = spoken_dialogue(speakers, work, LONGEST, kept)
+        said.keep(kept)
+        yield said if said.path is None else replace(said, path=kept)
+    else:
+        yield JobSpeech(args.audio, speakers=speakers)
 
 
 def _time(

@@ -26,9 +26,9 @@ from avatar.commands.setting_flags import (
     chosen_preset,
 )
 from avatar.commands.signals import stopped_by_signals
-from avatar.commands.speaker_flags import add_speakers, chosen_speakers
+from avatar.commands.speaker_flags import add_speakers, chosen_speech
 from avatar.commands.upscale_flag import add_upscale_with, upscale_words
-from avatar.commands.voice_flags import add_speaking, script_of
+from avatar.commands.voice_flags import add_speaking
 from avatar.commands.webhook_flag import add_notify, notifying
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Event, Finished, Notice, PartDone, PlanMade, Progress, Segment
@@ -38,6 +38,7 @@ from avatar.media.background.choice import suffix_of
 from avatar.media.files import joined_name, minutes
 from avatar.media.growing import settled
 from avatar.media.portrait import video_size
+from avatar.media.speaker_choice import NAMES
 from avatar.planning.layout import Layout
 from avatar.planning.verdict import require, within_reach
 from avatar.preset import Preset
@@ -105,16 +106,15 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check everything, open the engine, follow its events to the end."""
-    script = script_of(args)
-    speakers = chosen_speakers(args)
-    own = speakers is not None and not speakers.split  # recordings of their own
+    script, speakers = chosen_speech(args)
+    own = speakers is not None and speakers.split in ("", NAMES)  # no recording of all
     if (args.audio is not None) + (script is not None) + own != 1:
         given = args.audio is not None or script is not None or own
         both = "Both speech and a text are given." if given else "There is neither speech nor a text."
         raise BadInput(both, "Give one of --audio, --text, --text_file and --speaker.")
     picture, upscale_with = chosen_picture(args), upscale_words(args)
     spoken_name = (
-        args.audio or args.text_file or Path(f"{speakers.stem}.wav" if speakers is not None else "text")
+        args.audio or args.text_file or Path(f"{speakers.stem or 'text'}.wav" if speakers else "text")
     )
     output = args.output or _output_name(args.image, spoken_name, suffix_of(picture.background))
     inventory = probe(args.ckpt_dir, outputs=output.parent)

@@ -15,11 +15,12 @@ from avatar.checkpoints.locations import locate
 from avatar.commands.output import console, write_json
 from avatar.commands.setting_flags import add_checkpoint, add_preset, chosen_preset
 from avatar.errors import BadInput, DoesNotFit
+from avatar.events import Notice
 from avatar.geometry import Size
 from avatar.hardware.inventory import Inventory, probe
 from avatar.media import prompt
 from avatar.media.limits import InputLimits
-from avatar.media.portrait import read_portrait
+from avatar.media.portrait import read_portrait, smaller_video
 from avatar.media.speaker_choice import MOST_SPEAKERS
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import ALWAYS, DevicePlan, Plan, describe, gib
@@ -65,17 +66,20 @@ def run(args: argparse.Namespace) -> int:
     named = ("ckpt_dir",) if args.ckpt_dir is not None and args.preset != "auto" else ()
     preset = chosen_preset(args, inventory, named, num_speakers=args.num_speakers)
     check_prompt(preset, inventory)
-    video = None if args.image is None else size_of(args.image, preset)
+    video, smaller = (None, []) if args.image is None else size_of(args.image, preset)
     verdict = judge(preset, inventory, num_speakers=args.num_speakers)
     remedy = "" if verdict.ok else _remedy(verdict, inventory, args.num_speakers)
     if args.json:
         size = None if video is None else {"width": video.width, "height": video.height}
-        advised = advice(verdict.preset, verdict.gpus)
-        write_json({**_as_dict(verdict, remedy, inventory), "advice": advised, "video": size})
+        advised, said = advice(verdict.preset, verdict.gpus), [notice.text for notice in smaller]
+        figures = _as_dict(verdict, remedy, inventory)
+        write_json({**figures, "advice": advised, "video": size, "notices": said})
         return 0 if verdict.ok else DoesNotFit.exit_code
     if video is not None:
         words = f"{args.image.name} becomes a video of {video.width}×{video.height} pixels."
         console().print(words, markup=False)
+    for notice in smaller:
+        console().print(f"{notice.level}: {notice.text}", markup=False)
     if verdict.plan is not None:
         _print(verdict.plan)
     for line in _weights(verdict):
@@ -136,10 +140,11 @@ def check_prompt(preset: Preset, inventory: Inventory) -> None:
     prompt.check_prompt(made.prompt, InputLimits().max_prompt_tokens, tokenizer, made.motion)
 
 
-def size_of(portrait: Path, preset: Preset) -> Size:
-    """The size of a portrait's video. Raises: BadInput."""
+def size_of(portrait: Path, preset: Preset) -> tuple[Size, list[Notice]]:
+    """The size of a portrait's video, and that it is smaller than the preset allows. Raises: BadInput."""
     height, width = read_portrait(portrait).shape[:2]
-    return video_size(preset.engine, width, height, preset.generation.size)
+    size = video_size(preset.engine, width, height, preset.generation.size)
+    return size, smaller_video(width, height, preset, portrait.name)
 
 
 def _inventory(args: argparse.Namespace) -> Inventory:

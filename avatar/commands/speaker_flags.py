@@ -1,10 +1,15 @@
-"""Flags for several speakers: --speaker for each face, --split for one recording with all voices."""
+"""Flags for several speakers: --speaker for each face, --split for one recording or text with all voices."""
 
 from __future__ import annotations
 
 import argparse
 
-from avatar.media.speaker_choice import AskedSpeakers, asked_speakers, speaker_of_flag
+from avatar.commands.voice_flags import script_of
+from avatar.media.speaker_choice import NAMES, AskedSpeakers, asked_speakers
+from avatar.media.speaker_words import speaker_of_flag
+from avatar.settings import SPEAKING
+from avatar.speech.catalogue import speaking
+from avatar.speech.narration import Script
 
 
 def add_speakers(parser: argparse.ArgumentParser) -> None:
@@ -16,21 +21,35 @@ def add_speakers(parser: argparse.ArgumentParser) -> None:
         "--speaker",
         action="append",
         default=[],
-        metavar="face=N|X,Y[,audio=FILE]",
-        help="a face and its recording; without one it listens. May be given up to four times. With --split:"
-        " label=NAME instead of audio. mask=LEFT,TOP,RIGHT,BOTTOM: where the diffusion engine lets the voice"
-        " act, in fractions of the picture",
+        metavar="face=N|X,Y[,audio=FILE|,text=TEXT][,mask=FILE]",
+        help="a face, and its recording or what it says; without either it listens. Up to four times."
+        " Texts are spoken one after another, each by its voice=NAME at its speed=X. With --split: label=NAME"
+        " instead. mask=FILE: a picture like the portrait, white where the diffusion engine lets the voice"
+        " act; or mask=LEFT,TOP,RIGHT,BOTTOM, in fractions of it. A mask without face says which one speaks",
     )
     group.add_argument(
         "--split",
-        metavar="stereo|FILE",
+        metavar="stereo|FILE|names",
         help="how the voices in --audio are told apart: left and right channel, or a list of turns, lines of"
-        " start, end and speaker (RTTM is read, too). They go to the faces from left to right, or as the"
-        " labels of --speaker say",
+        " start, end and speaker (RTTM is read, too). names: those in --text or --text_file, whose lines"
+        " begin with a name (Anna: Good morning.). They go to the faces from left to right, or as the labels"
+        " of --speaker say",
     )
 
 
-def chosen_speakers(args: argparse.Namespace) -> AskedSpeakers | None:
-    """Who speaks, by the flags; None where they are silent about it. Raises: BadInput."""
+def chosen_speech(args: argparse.Namespace) -> tuple[Script | None, AskedSpeakers | None]:
+    """The text that one voice speaks, and who speaks where several faces do; None for what was not given.
+
+    Raises: BadInput.
+    """
     speakers = [speaker_of_flag(text) for text in args.speaker]
-    return asked_speakers(speakers, args.split, recording=args.audio is not None)
+    script = script_of(args, has_texts=any(one.text for one in speakers))
+    said = speaking(**{name: getattr(args, name, None) for name in SPEAKING})
+    asked = asked_speakers(
+        speakers,
+        args.split,
+        recording=args.audio is not None,
+        text="" if script is None else script.text,
+        speaking=said,
+    )
+    return None if asked is not None and asked.split == NAMES else script, asked

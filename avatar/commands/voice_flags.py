@@ -26,13 +26,16 @@ def add_speaking(parser: argparse.ArgumentParser, without: tuple[str, ...] = ())
             add_declared(group, one)
 
 
-def script_of(args: argparse.Namespace) -> Script | None:
+def script_of(args: argparse.Namespace, *, has_texts: bool = False) -> Script | None:
     """The text to speak by the flags, with its options; None without a text.
 
-    Raises: BadInput for an unreadable file, a wrong value, or options without a text.
+    has_texts: whether speakers have texts, which the options are for as well. Raises: BadInput for an
+    unreadable file, a wrong value, or options without a text.
     """
     given: dict[str, Any] = {name: getattr(args, name, None) for name in SPEAKING}
     if args.text is None and args.text_file is None:
+        if has_texts:
+            return None
         for name, value in given.items():
             if value is not None:
                 raise BadInput(f"{name} is for a text.", "Give --text or --text_file, or leave it out.")

@@ -60,7 +60,6 @@ class BoundedMeasuring:
 
 def measured(video: Path) -> dict[str, Any]:
     """In the child: the measures of a video, its clips' borders as its report tells. Raises: BadInput."""
-    from avatar.compare.measuring import borders_of
-    from avatar.measures.measure import measure
+    from avatar.compare import measuring
 
-    return measure(video, borders=borders_of(video, None)).as_dict()
+    return measuring.measured(video, borders=measuring.borders_of(video, None)).as_dict()

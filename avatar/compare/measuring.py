@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +10,15 @@ from PIL import Image
 
 from avatar.compare.result import Comparison, Row, named_errors
 from avatar.errors import BadInput
-from avatar.geometry import LEAD_IN_FRAMES
+from avatar.geometry import LEAD_IN_FRAMES, Size, shown_part, within_part
 from avatar.measures.frames import read_frames
-from avatar.measures.measure import measure
+from avatar.measures.lip_sync import ExpectedMouth, expected_mouth
+from avatar.measures.measure import Measures, SeenSpeaker, measure, measure_several
 from avatar.measures.seams import clip_borders
 from avatar.media.side_files import written_report
+from avatar.media.speech_reader import silence
+from avatar.media.voices_file import read_voice, voices_beside
+from avatar.preview.visemes import Listen
 from avatar.runtime.fingerprint import file_digest
 from avatar.runtime.report import read_report
 
@@ -41,18 +45,73 @@ def measure_row(
     borders = borders_of(video, clip_frames)
     portrait_digest = "" if portrait is None else file_digest(portrait)
     row.measured_from = f"{VERSION}:{file_digest(video)}:{portrait_digest}:{borders[:1]}:{len(borders)}"
+    if (voices := voices_beside(video)).is_file():
+        row.measured_from += f":{file_digest(voices)}"
     if before.get("measured_from") == row.measured_from and before.get("lip_sync"):
         keys = [key for key in before if key not in Row.__dataclass_fields__]
         row.measures = {key: before[key] for key in keys}
         row.seam = str(before["seam"]) if before.get("seam") else None
         return
-    found = measure(video, portrait=portrait, borders=borders, on_frame=on_frame)
+    found = measured(video, portrait=portrait, borders=borders, on_frame=on_frame)
     row.measures = found.as_dict()
     worst = found.smoothness.worst_frame
     if worst is not None:
         row.seam = f"{row.name}.border.png"
         with named_errors(row.seam):
             strip(video, worst).save(comparison.folder / row.seam)
+
+
+def measured(
+    video: Path,
+    *,
+    portrait: Path | None = None,
+    borders: Sequence[int] = (),
+    on_frame: Callable[[int], None] = lambda _: None,
+) -> Measures:
+    """Measure a video, each of several speakers by its own voice where that is kept beside it.
+
+    See measure. Raises: BadInput.
+    """
+    speakers = speakers_of(video)
+    if not speakers:
+        return measure(video, portrait=portrait, borders=borders, on_frame=on_frame)
+    return measure_several(video, speakers, portrait=portrait, borders=borders, on_frame=on_frame)
+
+
+def speakers_of(video: Path) -> list[SeenSpeaker]:
+    """Those who speak in a video by its report, where there are several, else none. Raises: BadInput."""
+    try:
+        report = read_report(written_report(video))
+    except BadInput:
+        return []
+    shape = report.portrait_size
+    if not report.speakers or shape is None or not all((*shape, report.width, report.height)):
+        return []
+    part = shown_part(*shape, Size(report.width, report.height))
+    voices = voices_beside(video)
+    found = []
+    for number, one in enumerate(report.speakers):
+        heard: ExpectedMouth | str = "its own voice is not kept beside the video"
+        if not one.speaks:
+            heard = "it listens"
+        elif voices.is_file() and (voice := read_voice(voices, number)) is not None:
+            heard = expected_mouth(_listener(voice), len(voice))
+        name = f"{number + 1}: {one.name}" if one.name else str(number + 1)
+        found.append(SeenSpeaker(name, within_part(one.face, part), heard))
+    return found
+
+
+def _listener(voice: np.ndarray) -> Listen:
+    """Samples start:stop of a voice, silence outside of it."""
+
+    def listen(start: int, stop: int) -> np.ndarray:
+        out = silence(start, stop)
+        first, last = max(start, 0), min(stop, len(voice))
+        if first < last:
+            out[first - start : last - start] = voice[first:last]
+        return out
+
+    return listen
 
 
 def borders_of(video: Path, clip_frames: int | None) -> list[int]:

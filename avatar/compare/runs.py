@@ -14,6 +14,8 @@ from avatar.batch.jobs import check_checkpoint_is_used
 from avatar.batch.run import Batch, Outcome
 from avatar.compare.cells import PRESET, Cell, CellEntry
 from avatar.compare.result import DONE, FAILED, OOM, STOPPED, Comparison, Row
+from avatar.compare.speakers import keep_voices, voiced
+from avatar.compare.speakers import made_from as made_from_speakers
 from avatar.errors import BadInput, DoesNotFit
 from avatar.events import Event
 from avatar.hardware.inventory import Inventory
@@ -21,8 +23,12 @@ from avatar.long.job import LONGEST
 from avatar.media.background.choice import is_picture
 from avatar.media.files import check_file, display_name
 from avatar.media.side_files import written_report
+from avatar.media.speaker_choice import AskedSpeakers
+from avatar.media.speaker_places import check_together
+from avatar.media.voices_file import voices_beside
 from avatar.planning.preset_choice import choose
 from avatar.preset import Preset
+from avatar.request import Speaker
 from avatar.runtime.fingerprint import file_digest
 from avatar.runtime.report import read_report
 from avatar.runtime.report_columns import row as columns
@@ -40,29 +46,41 @@ class Runs:
         cells: Sequence[Cell],
         *,
         image: Path,
-        audio: Path,
+        audio: Path | None,
         base_settings: dict[str, Any],
         before: dict[str, dict[str, Any]],
         inventory: Inventory,
         work: Path,
         picture: Picture | None = None,
         names_checkpoint: bool = False,
+        speakers: AskedSpeakers | None = None,
     ) -> None:
         """base_settings: keys of a batch job common to all cells. before: rows of an earlier run, by name.
 
-        picture: who speaks and what is shown, of all. names_checkpoint: whether the user named one.
+        picture: who speaks and what is shown, of all. names_checkpoint: whether the user named one. speakers:
+        where several faces speak, of all; audio is then the recording that is split, or None. work: a folder
+        that is there.
         """
         picture = picture or Picture()
         self._comparison, self._inventory = comparison, inventory
+        self._speakers: tuple[Speaker, ...] = ()
         entries = []
-        presets = [_preset_of({**base_settings, **cell.settings}, inventory, picture) for cell in cells]
+        count = 1 if speakers is None else speakers.num_speakers
+        owns = [{**base_settings, **cell.settings} for cell in cells]
+        presets = [_preset_of(own, inventory, picture, count) for own in owns]
+        able = [(own, preset) for own, preset in zip(owns, presets, strict=True) if preset is not None]
         if names_checkpoint:
-            check_checkpoint_is_used([preset for preset in presets if preset is not None])
-        for cell, preset in zip(cells, presets, strict=True):
-            own = {**base_settings, **cell.settings}
-            files = (image, audio, *_files_of(own, picture))
+            check_checkpoint_is_used([preset for _, preset in able])
+        if speakers is not None and able:
+            for own, preset in able:
+                named = {name: bool(own.get(name)) for name in ("points", "head_only")}
+                check_together(speakers, picture, preset, **named, limits=LONGEST)
+            self._speakers = voiced(speakers, image, audio, picture, work)
+        for cell, own, preset in zip(cells, owns, presets, strict=True):
+            files = (image, *([] if audio is None else [audio]), *_files_of(own, picture))
             given = [own, None if preset is None else preset.as_dict(), *map(file_digest, files)]
-            made_from = _digest(given if picture == Picture() else [*given, asdict(picture)])
+            given += [] if picture == Picture() else [asdict(picture)]
+            made_from = _digest(given if speakers is None else [*given, made_from_speakers(speakers)])
             row = Row(cell.name, cell.label, dict(cell.settings), made_from=made_from)
             comparison.rows.append(row)
             known = before.get(cell.name, {})
@@ -72,7 +90,7 @@ class Runs:
                 video = comparison.folder / VIDEOS / f"{cell.name}.mp4"
                 if known.get("made_from") != made_from:
                     _forget(video)
-                entries.append(CellEntry(cell.name, image, audio, own, picture=picture))
+                entries.append(CellEntry(cell.name, image, audio, own, picture=picture, speakers=speakers))
         self._rows = {row.name: row for row in comparison.rows}
         self._batch = Batch(entries, comparison.folder / VIDEOS, work, inventory, resume=True)
 
@@ -103,6 +121,8 @@ class Runs:
         video = outcome.video
         if video is not None and video.is_file():
             row.file = f"{VIDEOS}/{video.name}"
+            if self._speakers:
+                keep_voices(self._speakers, video)
             row.run = read_run(video)
         if isinstance(outcome.error, DoesNotFit) or (row.run and row.run["out_of_memory"]):
             row.state = OOM
@@ -125,13 +145,15 @@ def _files_of(own: dict[str, Any], picture: Picture) -> list[Path]:
     return list(files.values())
 
 
-def _preset_of(own: dict[str, Any], inventory: Inventory, picture: Picture) -> Preset | None:
+def _preset_of(
+    own: dict[str, Any], inventory: Inventory, picture: Picture, num_speakers: int
+) -> Preset | None:
     """A cell's preset, checked; None where none fits, which its run will report. Raises: BadInput."""
     settings = {name: value for name, value in own.items() if name in SETTINGS}
     also = [name for name in ("points", "head_only", "pose") if own.get(name)]
     also += picture.demands
     try:
-        return choose(own.get(PRESET, "auto"), settings, inventory, also)
+        return choose(own.get(PRESET, "auto"), settings, inventory, also, num_speakers)
     except DoesNotFit:
         return None
 
@@ -149,7 +171,7 @@ def base_settings_of(preset: str | None, settings: dict[str, Any], cells: Sequen
 
 def _forget(video: Path) -> None:
     """Remove an earlier comparison's outdated video and its report, from the comparison's own folder only."""
-    for path in (video, written_report(video)):
+    for path in (video, written_report(video), voices_beside(video)):
         path.unlink(missing_ok=True)
 
 

@@ -53,6 +53,12 @@ def _measured(*keys: str, form: str, times: float = 1) -> Callable[[Row], str]:
     return cell
 
 
+def _confidence(row: Row) -> str:
+    measures = row.measures or {}
+    own = measures.get("speakers")  # whose lines below have theirs
+    return UNKNOWN if own else _figure((measures.get("lip_sync") or {}).get("confidence"), "{:.2f}")
+
+
 def _closures(row: Row) -> str:
     sync = (row.measures or {}).get("lip_sync") or {}
     if sync.get("closure_recall") is None:
@@ -104,7 +110,7 @@ RUN: Columns = {
 }
 MEASURED: Columns = {
     "sound after mouth, ms": _measured("lip_sync", "offset_ms", form="{:+.0f}"),
-    "confidence": _measured("lip_sync", "confidence", form="{:.2f}"),
+    "confidence": _confidence,
     "lips shut for p, b, m": _closures,
     "jolt at borders (1 = none)": _seam,
     "head yaw / pitch / roll, °": _head,
@@ -123,13 +129,22 @@ ABOUT = (
 
 
 def grid(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells; columns without any value are left out."""
+    """Headings and cells; columns without any value are left out.
+
+    Where several faces speak in a video, each has a line of its own below that of the video.
+    """
     columns = {name: figure for group in (RUN, MEASURED) for name, figure in group.items()}
-    rows = comparison.rows
+    rows = [one for row in comparison.rows for one in (row, *_speakers(row))]
     known = {name: [figure(row) for row in rows] for name, figure in columns.items()}
     shown = {name: cells for name, cells in known.items() if set(cells) != {UNKNOWN}}
     heads = ["video", *shown]
     return heads, [[_name(row), *(cells[at] for cells in shown.values())] for at, row in enumerate(rows)]
+
+
+def _speakers(row: Row) -> list[Row]:
+    """A line for each of several speakers; none where there is one."""
+    found = (row.measures or {}).get("speakers") or ()
+    return [Row(row.name, f"{_name(row)} – {one['name']}", row.settings, measures=one) for one in found]
 
 
 def remarks(comparison: Comparison) -> list[str]:
@@ -140,9 +155,10 @@ def remarks(comparison: Comparison) -> list[str]:
             found.append(f"{row.label}: {row.error}")
         elif row.state != DONE:
             found.append(f"{row.label}: {row.state.replace('_', ' ')}.")
-        for name, value in (row.measures or {}).items():
-            if isinstance(value, dict) and value.get("why"):
-                found.append(f"{row.label}, {name.replace('_', ' ')}: {value['why']}.")
+        for one in (row, *_speakers(row)):
+            for name, value in (one.measures or {}).items():
+                if isinstance(value, dict) and value.get("why"):
+                    found.append(f"{one.label}, {name.replace('_', ' ')}: {value['why']}.")
     return found
 
 

@@ -12,6 +12,7 @@ from avatar.measures.frames import read_frames
 from avatar.media import atomic
 from avatar.media.files import display_name, joined_name
 from avatar.media.side_files import report_path, written_report
+from avatar.media.voices_file import voices_beside
 from avatar.runtime.fingerprint import file_digest
 
 
@@ -39,6 +40,11 @@ def add_videos(comparison: Comparison, videos: Sequence[Path], labels: Sequence[
                 atomic.copy(report, report_path(place))
             elif not report.is_file():
                 report_path(place).unlink(missing_ok=True)
+            voices, kept = voices_beside(video), voices_beside(place)
+            if voices.is_file() and voices.resolve() != kept.resolve():
+                atomic.copy(voices, kept)
+            elif not voices.is_file():
+                kept.unlink(missing_ok=True)
         label = labels[number] if labels else display_name(name)
         file = f"{VIDEOS}/{place.name}"
         comparison.rows.append(Row(name, label, state=DONE, file=file, run=read_run(place)))

@@ -17,7 +17,7 @@ from avatar.media.face_choice import FaceFinder
 from avatar.media.files import display_name
 from avatar.media.framing import framed
 from avatar.media.limits import InputLimits
-from avatar.media.portrait import video_size
+from avatar.media.portrait import smaller_video
 from avatar.media.readers import Reader
 from avatar.preset import PRESETS_DIR, Preset, load_preset
 from avatar.request import LiveRequest
@@ -73,6 +73,8 @@ def open_live_request(
     points = dict(face_points) if face_points and preview else None
     shown = framed(picture.pixels, asked, name, points=points, finder=finder)
     background = open_background(asked.background, shown.pixels, name, reader, limits)
+    height, width = shown.pixels.shape[:2]
+    smaller = smaller_video(width, height, preset, name)  # raises for an unsuitable picture size
     try:
         work = Path(tempfile.mkdtemp(prefix="live-", dir=folder))
     except OSError as error:
@@ -81,7 +83,6 @@ def open_live_request(
         png = work / "portrait.png"
         Image.fromarray(shown.pixels).save(png, compress_level=1)
         behind = background.write(work)
-        video_size(png, preset)  # raises for an unsuitable picture size
     except OSError as error:
         shutil.rmtree(work)
         raise disk_error(error) from error
@@ -97,7 +98,7 @@ def open_live_request(
         face_points=shown.points,
         head_only=head_only and preview,
         face=shown.face,
-        notices=shown.notices,
+        notices=(*shown.notices, *smaller),
         background=background.background,
         background_picture=behind,
     )

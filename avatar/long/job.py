@@ -11,29 +11,29 @@ from pathlib import Path
 
 from avatar.errors import BadInput
 from avatar.events import Finished
+from avatar.long.job_speech import JobSpeech, spoken_dialogue, spoken_text
 from avatar.long.ledger import PLAN, SPOKEN, Ledger, open_ledger, tidy
 from avatar.long.splitting import Span, quiet_spans, regular_spans
 from avatar.long.stream import LongVideo
-from avatar.media.atomic import copy, disk_error
 from avatar.media.files import display_name
 from avatar.media.growing import can_grow
 from avatar.media.intake import open_request
 from avatar.media.limits import InputLimits
 from avatar.media.portrait import open_portrait
+from avatar.media.readers import Reader
 from avatar.media.side_files import made_here, written_report
 from avatar.media.speaker_choice import AskedSpeakers
+from avatar.media.speaker_places import check_together, place_speakers
 from avatar.paths import exists, is_file
 from avatar.preset import Preset
 from avatar.preview.points import load_sidecar
-from avatar.request import TRANSPARENT, TRANSPARENT_SUFFIXES, Caption, Request
+from avatar.request import TRANSPARENT, TRANSPARENT_SUFFIXES, Request
 from avatar.runtime.engine import Engine
 from avatar.runtime.fingerprint import check_same, origin
 from avatar.runtime.report import read_report
 from avatar.runtime.upscaled_video import AlreadyMade, UpscaledVideo
 from avatar.settings import Picture
-from avatar.speech.catalogue import Catalogue
-from avatar.speech.narration import Narrator, Script, load_spoken, save_spoken
-from avatar.speech.voicing import Voicing
+from avatar.speech.narration import Script
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Job:
         with self._speech(work, long) as speech:
             yield from self._opened(work, long, half_made, speech)
 
-    def _opened(self, work: Path, long: bool, half_made: bool, speech: _Speech) -> Iterator[OpenedJob]:
+    def _opened(self, work: Path, long: bool, half_made: bool, speech: JobSpeech) -> Iterator[OpenedJob]:
         from avatar.preview.face_finder import Finder  # OpenCV and the face models, for a run alone
 
         request = open_request(
@@ -115,15 +115,15 @@ class Job:
             head_only=self.head_only,
             pose=self.pose,
             picture_settings=self.picture,
-            speakers=self.speakers,
+            speakers=speech.speakers,
             finder=Finder(),
             limits=self._limits(long),
             tokenizer=self.tokenizer,
-            speech_name=self.script.title if self.script else None,
+            speech_name=speech.title,
             captions=speech.captions,
             growing=speech.growing,
-            spoken=self.script.digest if self.script else "",
-            burn_captions=self.script is not None and self.script.speaking.captions == "burned",
+            spoken=speech.spoken,
+            burn_captions=speech.burn,
         )
         finished = self._finished(request) if self.resume and not half_made else None
         if finished is not None:
@@ -145,8 +145,7 @@ class Job:
             resume=self.resume,
         )
         try:
-            if self.script is not None and speech.path is not None:
-                self._keep_spoken(speech.path)
+            speech.keep(self.parts_folder / SPOKEN)
             if self.checkpoint_every is not None:
                 self._check_spans(request, ledger)
             yield OpenedJob(request, None, ledger, self.keep_parts, self.upscale_with)
@@ -167,57 +166,51 @@ class Job:
             )
 
     @contextmanager
-    def _speech(self, work: Path, long: bool) -> Iterator[_Speech]:
+    def _speech(self, work: Path, long: bool) -> Iterator[JobSpeech]:
         """The speech, perhaps still being spoken from a text; none where speakers have their own.
 
         Raises: AvatarError.
         """
+        limits, typed = self._limits(long), self.speakers is not None and self.speakers.is_typed
+        kept = self.parts_folder / SPOKEN if self.resume else None
+        if self.script is None and not typed:
+            yield JobSpeech(self.audio, speakers=self.speakers)
+            return
+        self._check_portrait(limits)
         if self.script is None:
-            yield _Speech(self.audio)
+            assert self.speakers is not None, "they have texts"
+            yield spoken_dialogue(self.speakers, work, limits, kept)
             return
-        narrator = Narrator.of(self.script, Catalogue(), self._limits(long))
-        limits = self._limits(long)
-        open_portrait(self.image, limits=limits)  # refuse a bad portrait before speaking anything
-        shown = self.script.speaking.captions != "off"
-        kept = self.parts_folder / SPOKEN
-        said = load_spoken(kept.with_suffix(".json"), self.script) if self.resume and is_file(kept) else None
-        if said is not None:
-            yield _Speech(kept, said if shown else ())
-            return
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            voicing = Voicing(narrator, work, limits)
-        except OSError as error:
-            raise disk_error(error) from error
-        try:
-            # in parts, split among speakers, or compared with what is there, its end is needed first
-            whole = long or self.resume or self.speakers is not None or self.pose is not None
-            may_grow = self.may_grow and not whole and can_grow(self.preset)
-            for _ in voicing.wait(may_grow):
-                log.debug("a text is being spoken")
-            if voicing.is_whole:
-                self._save_spoken(voicing)
-                yield _Speech(voicing.spoken, voicing.captions if shown else ())
-            else:
-                yield _Speech(voicing.wav, voicing.outline, voicing.journal)
-        finally:
-            voicing.stop()
+        # in parts, or compared with what is there, its end is needed first
+        whole = long or self.resume or self.pose is not None
+        may_grow = self.may_grow and not whole and can_grow(self.preset)
+        with spoken_text(self.script, work, limits, kept, may_grow=may_grow) as said:
+            yield said
 
-    def _save_spoken(self, voicing: Voicing) -> None:
-        assert self.script is not None, "it is being spoken"
-        try:
-            save_spoken(voicing.spoken.with_suffix(".json"), self.script, voicing.captions)
-        except OSError as error:
-            raise disk_error(error) from error
+    def _check_portrait(self, limits: InputLimits) -> None:
+        """Refuse a portrait that cannot be used, or speakers who are not in it, before anything is spoken."""
+        pixels = open_portrait(self.image, limits=limits).pixels
+        if self.speakers is not None:
+            check_together(
+                self.speakers,
+                self.picture,
+                self.preset,
+                points=self.points is not None,
+                head_only=self.head_only,
+                limits=limits,
+            )
+            from avatar.preview.face_finder import Finder  # OpenCV and the face models, for a run alone
 
-    def _keep_spoken(self, audio: Path) -> None:
-        """Save the spoken audio with the parts, since not every voice speaks a text the same way twice."""
-        if audio.parent != self.parts_folder:
-            try:
-                for path in (audio, audio.with_suffix(".json")):
-                    copy(path, self.parts_folder / path.name)
-            except OSError as error:
-                raise disk_error(error) from error
+            place_speakers(
+                self.speakers,
+                pixels,
+                self.picture,
+                Finder(),
+                display_name(self.image),
+                engine=self.preset.engine,
+                reader=Reader(),
+                limits=limits,
+            )
 
     def _spans(self, request: Request) -> Sequence[Span]:
         assert self.checkpoint_every is not None  # otherwise a ledger would have been resumed
@@ -287,15 +280,6 @@ class Job:
             raise BadInput(f"{path.name} is a run report: no points.", "Give a file of face points.")
         points = load_sidecar(path or self.image)
         return {name: (x, y) for name, (x, y) in points.to_dict().items()} if points else None
-
-
-@dataclass(frozen=True)
-class _Speech:
-    """A sound file, if any. captions: if it is spoken from a text. growing: see Request."""
-
-    path: Path | None
-    captions: tuple[Caption, ...] = ()
-    growing: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from base64 import b64decode, b64encode
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def keep(folder: Path, request: Request, script: Script | None = None) -> Reques
             _copy(request.pose, folder / _POSE)
         data = {"preset": request.preset.as_dict(), **{name: getattr(request, name) for name in _PLAIN}}
         data["captions"] = [asdict(one) for one in request.captions]
-        data["speakers"] = [{**asdict(one), "voice": one.voice and one.voice.name} for one in kept.speakers]
+        data["speakers"] = [_plain(one) for one in kept.speakers]
         data |= {} if script is None else {"script": asdict(script)}
         atomic.write(folder / _REQUEST, json.dumps(data).encode())
     except OSError as error:
@@ -148,6 +149,12 @@ def _damaged() -> BadInput:
     return BadInput("This unfinished video is damaged: it cannot be resumed.", "Delete it and make it anew.")
 
 
+def _plain(speaker: Speaker) -> dict[str, Any]:
+    """A speaker for JSON; _speaker reads it."""
+    painted = None if speaker.painted is None else b64encode(speaker.painted).decode()
+    return {**asdict(speaker), "voice": speaker.voice and speaker.voice.name, "painted": painted}
+
+
 def _speaker(data: dict[str, Any], folder: Path) -> Speaker:
     """A speaker as keep has written it. Raises: ValueError, KeyError, TypeError."""
     voice, mask = data["voice"], data["mask"]
@@ -158,6 +165,8 @@ def _speaker(data: dict[str, Any], folder: Path) -> Speaker:
         name=data["name"],
         voice=None if voice is None else folder / voice,
         mask=None if mask is None else tuple(mask),
+        spoken=data.get("spoken", ""),
+        painted=b64decode(data["painted"], validate=True) if data.get("painted") else None,
     )
 
 

@@ -1,8 +1,8 @@
-"""One pass over a video that tracks its face from frame to frame and measures each picture."""
+"""One pass over a video that tracks its face, or several, from frame to frame and measures each picture."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from avatar.measures.crop import Reference
 from avatar.measures.frames import read_frames
 from avatar.measures.pose import STEADY, split
 from avatar.media.portrait import read_portrait
-from avatar.preview.face_detection import find_face
+from avatar.preview.face_detection import find_face, find_faces
 from avatar.preview.landmarks import crop_of_points, landmarks
 from avatar.preview.topology import (
     CHIN,
@@ -24,6 +24,7 @@ from avatar.preview.topology import (
     RIGHT_BROW,
     RIGHT_EYE_CORNERS,
 )
+from avatar.request import Box
 
 PRESENCE = 0.5  # of the tracked face, 0 to 1; below this the face is lost
 FLOW_PX = 160  # longer side of the pictures that optical flow is computed on
@@ -108,45 +109,71 @@ def follow(
     on_frame: Callable[[int], None] = lambda _: None,
 ) -> FaceTrack:
     """As track, from (seconds, uint8 (H, W, 3) RGB) pictures. portrait: uint8 (H, W, 3) RGB."""
-    follower, flow = _Follower(portrait), _Flow()
-    times, rows, shapes, changes = [], [], [], []
+    (found,) = follow_several(frames, [None], portrait, on_frame)
+    return found
+
+
+def follow_several(
+    frames: Iterable[tuple[float, np.ndarray]],
+    boxes: Sequence[Box | None],
+    portrait: np.ndarray | None = None,
+    on_frame: Callable[[int], None] = lambda _: None,
+) -> tuple[FaceTrack, ...]:
+    """As follow, a track of each of several faces. boxes: of them, in fractions; None: the main face."""
+    followers, flow = [_Follower(portrait, box) for box in boxes], _Flow()
+    times: list[float] = []
+    changes: list[float] = []
     size = (0, 0)
     for number, (time_s, image) in enumerate(frames):
         size = size if number else (image.shape[1], image.shape[0])
-        values, shape = follower.look(number, image)
+        for follower in followers:
+            follower.look(number, image)
         times.append(time_s)
-        rows.append(values)
-        shapes.append(shape)
         changes.append(flow.change(image))
         on_frame(number + 1)
-    columns = np.array(rows, np.float64).reshape(-1, len(SIGNALS)).T
     steps = np.diff(times)
-    reference = follower.reference
-    return FaceTrack(
-        times=np.array(times),
-        signals=dict(zip(SIGNALS, columns, strict=True)),
-        shapes=np.array(shapes, np.float32).reshape(-1, len(_KEPT), 2),
-        flow=np.array(changes),
-        fps=float(1 / np.median(steps)) if len(steps) and np.median(steps) > 0 else 25.0,
-        size=size,
-        against_portrait=follower.against_portrait,
-        reference_sharpness=None if reference is None else reference.look.sharpness,
-        reference_colour=None if reference is None else reference.look.colour,
-    )
+    fps = float(1 / np.median(steps)) if len(steps) and np.median(steps) > 0 else 25.0
+    return tuple(follower.track(np.array(times), np.array(changes), fps, size) for follower in followers)
 
 
 class _Follower:
     """Tracks one face and compares it with the reference."""
 
-    def __init__(self, portrait: np.ndarray | None) -> None:
-        found = None if portrait is None else find_face(portrait).face
-        self._portrait = None if portrait is None or found is None else (portrait, found.landmarks)
+    def __init__(self, portrait: np.ndarray | None, box: Box | None) -> None:
+        """box: see follow_several."""
+        self._box = box
+        found = None if portrait is None else self._search(portrait)
+        self._portrait = None if portrait is None or found is None else (portrait, found)
         self.against_portrait = self._portrait is not None
         self.reference: Reference | None = None
         self._points: np.ndarray | None = None
         self._next_search, self._pause = 0, SEARCH_EVERY
+        self._rows: list[list[float]] = []
+        self._shapes: list[np.ndarray] = []
 
-    def look(self, number: int, image: np.ndarray) -> tuple[list[float], np.ndarray]:
+    def look(self, number: int, image: np.ndarray) -> None:
+        """Measure the next picture."""
+        values, shape = self._look(number, image)
+        self._rows.append(values)
+        self._shapes.append(shape)
+
+    def track(self, times: np.ndarray, flow: np.ndarray, fps: float, size: tuple[int, int]) -> FaceTrack:
+        """What was measured of all pictures; see FaceTrack."""
+        columns = np.array(self._rows, np.float64).reshape(-1, len(SIGNALS)).T
+        reference = self.reference
+        return FaceTrack(
+            times=times,
+            signals=dict(zip(SIGNALS, columns, strict=True)),
+            shapes=np.array(self._shapes, np.float32).reshape(-1, len(_KEPT), 2),
+            flow=flow,
+            fps=fps,
+            size=size,
+            against_portrait=self.against_portrait,
+            reference_sharpness=None if reference is None else reference.look.sharpness,
+            reference_colour=None if reference is None else reference.look.colour,
+        )
+
+    def _look(self, number: int, image: np.ndarray) -> tuple[list[float], np.ndarray]:
         """The signals of a picture, in the order of SIGNALS, and some of its landmarks."""
         points = self._find(number, image)
         if points is None:
@@ -172,9 +199,18 @@ class _Follower:
         if number >= self._next_search:
             self._next_search = number + self._pause
             self._pause = min(2 * self._pause, SEARCH_SELDOM)
-            face = find_face(image).face
-            self._points = None if face is None else face.landmarks
+            self._points = self._search(image)
         return self._points
+
+    def _search(self, image: np.ndarray) -> np.ndarray | None:
+        """Landmarks of the face that is followed, (468, 3), wherever it is in a picture; None without it."""
+        if self._box is None:
+            face = find_face(image).face
+            return None if face is None else face.landmarks
+        faces, (height, width) = find_faces(image), image.shape[:2]
+        left, top, right, bottom = self._box
+        index = faces.at((left * width, top * height, right * width, bottom * height))
+        return None if index is None else faces.faces[index].landmarks
 
 
 class _Flow:

@@ -124,6 +124,18 @@ def several_faces(count: int, index: int, by_user: bool, name: str) -> list[Noti
     return [Notice("several_faces", text, "warning", values=values)]
 
 
+def idle_faces(count: int, most: int, name: str) -> list[Notice]:
+    """What the user of a live session reads where there are other faces, of which so many move at most."""
+    if not count:
+        return []
+    values = {"count": min(count, most), "of": count, "name": name}
+    if count > most:
+        text = f"{most} of the other {count} faces in {name} blink and breathe; the smallest stay still."
+        return [Notice("idle_faces_most", text, values=values)]
+    who, do = ("face", "blinks and breathes") if count == 1 else (f"{count} faces", "blink and breathe")
+    return [Notice("idle_faces", f"The other {who} in {name} {do}.", values=values)]
+
+
 def everybody(count: int, name: str) -> list[Notice]:
     """What the user reads where a model moves whoever is in the picture; nothing where that is one person."""
     if count < 2:

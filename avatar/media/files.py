@@ -12,6 +12,7 @@ from avatar.errors import BadInput
 LONGEST_NAME_BYTES = 200  # of an output's name; side files and drafts add to it
 _LONGEST_STEM_BYTES = 160  # of a name generated here
 _LONGEST_NAME = 60  # characters, in messages
+_LONGEST_QUOTED = 32  # characters of a text
 
 
 def display_name(path: Path | str, given: str | None = None) -> str:
@@ -19,6 +20,12 @@ def display_name(path: Path | str, given: str | None = None) -> str:
     name = re.split(r"[\\/]", str(given or path))[-1]
     name = "".join(char if char.isprintable() else "?" for char in name).strip() or "The file"
     return name if len(name) <= _LONGEST_NAME else f"{name[:40]}…{name[-16:]}"
+
+
+def quoted(text: str) -> str:
+    """A text's beginning in quotation marks, as its name in messages and the gallery."""
+    words = " ".join(text.replace("/", " ").replace("\\", " ").split())
+    return f"“{words}”" if len(words) <= _LONGEST_QUOTED else f"“{words[:_LONGEST_QUOTED].rstrip()}…”"
 
 
 def joined_name(*words: str) -> str:

@@ -24,11 +24,13 @@ from avatar.media.framing import framed
 from avatar.media.growing import GROWING, most_frames
 from avatar.media.limits import InputLimits
 from avatar.media.pauses import trim
+from avatar.media.portrait import smaller_video
 from avatar.media.prompt import check_prompt
 from avatar.media.readers import Reader
 from avatar.media.side_files import check_places
 from avatar.media.speaker_choice import AskedSpeakers
-from avatar.media.speaker_intake import SPEECH, check_together, place_speakers, write_voices
+from avatar.media.speaker_intake import SPEECH, write_voices
+from avatar.media.speaker_places import check_together, place_speakers
 from avatar.media.upscale import UPSCALED_AREA, check_upscale
 from avatar.paths import exists, is_dir
 from avatar.preset import Preset
@@ -102,9 +104,7 @@ def open_request(
         find_font("".join(one.text for one in captions))  # refuses letters that no font here has
     asked, placed = picture_settings or Picture(), None
     if speakers is not None:
-        check_together(
-            speakers, asked, preset, points=points, head_only=head_only, typed=bool(spoken), limits=limits
-        )
+        check_together(speakers, asked, preset, points=bool(points), head_only=head_only, limits=limits)
     if speech is not None:
         check_file(speech, speech_name, limits.max_speech_bytes, "speech")
     if pose is not None:
@@ -114,7 +114,16 @@ def open_request(
     picture = reader.portrait(portrait, name=portrait_name, limits=limits)
     if speakers is not None:
         assert finder is not None, "faces are to be found"
-        placed = place_speakers(speakers, picture.pixels, asked, finder, portrait_name)
+        placed = place_speakers(
+            speakers,
+            picture.pixels,
+            asked,
+            finder,
+            portrait_name,
+            engine=preset.engine,
+            reader=reader,
+            limits=limits,
+        )
     shown = framed(picture.pixels, asked, portrait_name, points=points, finder=finder)
     background = open_background(asked.background, shown.pixels, portrait_name, reader, limits)
     transparent = background.background == TRANSPARENT
@@ -125,6 +134,7 @@ def open_request(
     height, width = shown.pixels.shape[:2]
     size = video_size(preset.engine, width, height, preset.generation.size)  # refuses what has no room for it
     check_upscale(made.upscale, size, transparent)
+    smaller = smaller_video(width, height, preset, portrait_name)
     with ExitStack() as undo:
         _open_folder(work, "working", undo)
         wav, png = work / SPEECH, work / "portrait.png"
@@ -183,7 +193,7 @@ def open_request(
         head_only=head_only,
         face=shown.face,
         segment_s=float(segment_s),
-        notices=(*picture.notices, *shown.notices, *notices),
+        notices=(*picture.notices, *shown.notices, *smaller, *notices),
         captions=captions,
         burn_captions=burn_captions and bool(captions),
         spoken=spoken,

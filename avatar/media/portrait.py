@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -21,6 +22,8 @@ from avatar.media.limits import InputLimits
 from avatar.preset import Preset
 
 log = logging.getLogger(__name__)
+
+Decoded = TypeVar("Decoded")
 
 WORKING_SIDE_PX = 2048  # longest side of what engines are given
 BACKDROP = (224, 224, 224)  # neutral light grey behind transparent parts
@@ -56,19 +59,32 @@ def open_portrait(path: Path, *, name: str | None = None, limits: InputLimits | 
 
     name: what messages call the file. Raises: BadInput.
     """
-    name, limits = display_name(path, name), limits or InputLimits()
-    check_file(path, name, limits.max_portrait_bytes, "portrait")
+    return _opened(path, "portrait", _decode, display_name(path, name), limits or InputLimits())
+
+
+def open_mask(path: Path, *, name: str | None = None, limits: InputLimits | None = None) -> np.ndarray:
+    """The lightness of a picture as open_portrait reads it, uint8 (H, W); what is transparent is black.
+
+    Raises: BadInput.
+    """
+    return _opened(path, "mask", _lightness, display_name(path, name), limits or InputLimits())
+
+
+def _opened(
+    path: Path, kind: str, decode: Callable[[Image.Image, str], Decoded], name: str, limits: InputLimits
+) -> Decoded:
+    check_file(path, name, limits.max_portrait_bytes, kind)
     with path.open("rb") as file:
         image = _open_header(file, name, limits)
         _check_header(image, name, limits)
         try:
-            return _decode(_loaded(image, file), name)
+            return decode(_loaded(image, file), name)
         except BadInput:
             raise
         except Exception as error:  # Pillow's decoders raise a dozen kinds of errors for damaged data
             log.info("%s: %r", name, error)
             raise BadInput(
-                f"{name} is damaged or cut short.", "Export or download it again, or choose another portrait."
+                f"{name} is damaged or cut short.", f"Export or download it again, or choose another {kind}."
             ) from error
 
 
@@ -76,6 +92,26 @@ def video_size(portrait: Path, preset: Preset) -> Size:
     """The size of a preset's video of a portrait that intake has written. Raises: BadInput."""
     with Image.open(portrait) as image:
         return sizes.video_size(preset.engine, image.width, image.height, preset.generation.size)
+
+
+def smaller_video(width: int, height: int, preset: Preset, name: str) -> list[Notice]:
+    """That the video is smaller than its preset's size allows, as the portrait of width x height is small.
+
+    name: the portrait's. Nothing where it is as large as that size allows. Raises: BadInput.
+    """
+    size = preset.generation.size
+    full = sizes.size_from_larger(preset.engine, width, height, size)
+    if full is None:
+        return []
+    made = sizes.video_size(preset.engine, width, height, size)
+    text = (
+        f"The video of {name} has {made.width}×{made.height} pixels instead of {full.width}×{full.height},"
+        f" which size {size} allows: the picture has only {width}×{height}."
+        " Take a larger picture or a wider framing; or set a smaller size."
+    )
+    values = {"name": name, "size": size, "width": width, "height": height}
+    values |= {"made": f"{made.width}×{made.height}", "full": f"{full.width}×{full.height}"}
+    return [Notice("smaller_video", text, "warning", values=values)]
 
 
 def _open_header(file: BinaryIO, name: str, limits: InputLimits) -> Image.Image:
@@ -154,12 +190,24 @@ def _unended(data: bytes) -> Image.Image | None:
     return found if rows.sum() <= _LAST_ROWS else None
 
 
+def _lightness(image: Image.Image, name: str) -> np.ndarray:
+    image = _bounded(_to_eight_bits(image), name)
+    if image.mode != "RGBA":
+        return np.asarray(image.convert("L"))
+    black = Image.new("RGB", image.size)
+    return np.asarray(Image.composite(image.convert("RGB"), black, image.getchannel("A")).convert("L"))
+
+
+def _bounded(image: Image.Image, name: str) -> Image.Image:
+    """No longer than WORKING_SIDE_PX, and upright."""
+    image.thumbnail((WORKING_SIDE_PX, WORKING_SIDE_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return _upright(image, name)
+
+
 def _decode(image: Image.Image, name: str) -> Portrait:
     notices: list[Notice] = []
     profile = image.info.get("icc_profile")
-    image = _to_eight_bits(image)
-    image.thumbnail((WORKING_SIDE_PX, WORKING_SIDE_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    image = _upright(image, name)
+    image = _bounded(_to_eight_bits(image), name)
     if image.mode != "RGBA":
         return Portrait(np.asarray(_to_srgb(image, profile, name, notices)), tuple(notices))
     alpha = image.getchannel("A")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from avatar.geometry import Size
 from avatar.media.limits import InputLimits
-from avatar.media.portrait import Portrait, open_portrait
+from avatar.media.portrait import Portrait, open_mask, open_portrait
 from avatar.media.pose_video import PoseVideo, write_pose
 from avatar.media.speech_reader import Speech, check_speech, write_speech
 
@@ -18,6 +20,12 @@ class Reader:
     def portrait(self, path: Path, *, name: str | None = None, limits: InputLimits | None = None) -> Portrait:
         """See open_portrait. Raises: BadInput."""
         return open_portrait(path, name=name, limits=limits)
+
+    def mask(
+        self, path: Path, *, name: str | None = None, limits: InputLimits | None = None
+    ) -> np.ndarray:
+        """See open_mask. Raises: BadInput."""
+        return open_mask(path, name=name, limits=limits)
 
     def speech(
         self, source: Path, target: Path, *, name: str | None = None, limits: InputLimits | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ from avatar.preview.head_motion import Motion
 from avatar.preview.live_mouth import LiveMouth
 from avatar.preview.motion_scale import USUAL, MotionScale
 from avatar.preview.pose import Articulation, Pose
-from avatar.preview.render import Renderer, framed
+from avatar.preview.several import SEED_STEP, SeveralFaces
 from avatar.preview.visemes import VisemeNetwork
 from avatar.runtime.live_protocol import LiveFrames
 
@@ -30,19 +30,33 @@ LOST_FRAMES = 25  # with more, frames are dropped with their sound, to bound the
 class LiveRenderer:
     """Draws frames of a fixed size, at a smaller size inside if the machine is slow."""
 
-    def __init__(self, image: np.ndarray, face: Face, size: Size) -> None:
-        """image: uint8 (H, W, 3) RGB, the portrait."""
-        self._image, self._face, self._size = image, face, size
-        self._renderer = Renderer(*framed(image, face, size))
+    def __init__(
+        self,
+        image: np.ndarray,
+        face: Face,
+        size: Size,
+        idle: Sequence[Face] = (),
+        still: Sequence[Face] = (),
+    ) -> None:
+        """image: uint8 (H, W, 3) RGB, the portrait. idle: other faces that move; still: those that do not."""
+        self._image, self._size = image, size
+        self._faces, self._still = [face, *idle], list(still)
+        self._drawn = SeveralFaces(image, self._faces, self._still, size)
         self._smaller = [side for side in SMALLER if side * side < size.width * size.height]
-        self._last = self._renderer.frame(Articulation(), Pose())
+        self._last = self._drawn.frame([(Articulation(), Pose())] * len(self._faces))
         self._shape = self._last.shape[1::-1]
         self._num_measured, self._spent_s = 0, 0.0
 
-    def frame(self, articulation: Articulation, pose: Pose) -> np.ndarray:
-        """Draw a frame, uint8 (H, W, 3) RGB."""
+    @property
+    def num_idle(self) -> int:
+        """How many faces move besides the one that speaks."""
+        return len(self._faces) - 1
+
+    def frame(self, articulation: Articulation, pose: Pose, idle: Sequence[Pose] = ()) -> np.ndarray:
+        """Draw a frame, uint8 (H, W, 3) RGB. idle: the poses of the idle faces; without them, as they are."""
         begin = time.perf_counter()
-        picture = self._renderer.frame(articulation, pose)
+        others = idle or [Pose()] * self.num_idle
+        picture = self._drawn.frame([(articulation, pose), *((Articulation(), one) for one in others)])
         if picture.shape[1::-1] != self._shape:
             picture = cv2.resize(picture, self._shape, interpolation=cv2.INTER_LINEAR)
         self._spent_s += time.perf_counter() - begin
@@ -62,7 +76,7 @@ class LiveRenderer:
         if mean_s * FPS <= HELD_SHARE or not self._smaller:
             return None
         self._num_measured, side = 0, self._smaller.pop(0)
-        self._renderer = Renderer(*framed(self._image, self._face, Size(side, side)))
+        self._drawn = SeveralFaces(self._image, self._faces, self._still, Size(side, side))
         text = f"A frame took {mean_s * 1e3:.0f} ms; it is drawn at {side}*{side} now, to hold {FPS} fps."
         values = {"ms": round(mean_s * 1e3), "size": f"{side}*{side}", "fps": FPS}
         return Notice("live_size", text, "warning", values=values)
@@ -84,6 +98,7 @@ def animate_live(
     speaks: False keeps the mouth shut. may_skip: see LiveRequest.
     """
     timeline, motion = Timeline(), Motion(seed, scale)
+    idle = [Motion(seed + SEED_STEP * (number + 1), scale) for number in range(renderer.num_idle)]
     mouth = LiveMouth(timeline, network)
     for samples in sound:
         pieces = np.split(samples, range(SAMPLES_PER_FRAME, len(samples), SAMPLES_PER_FRAME))
@@ -99,7 +114,7 @@ def animate_live(
                 else:
                     articulation = scale.spoken(spoken.articulation) if speaks else Articulation()
                     pose = motion.pose(index / FPS, spoken.energy, spoken.emphasis)
-                    picture = renderer.frame(articulation, pose)
+                    picture = renderer.frame(articulation, pose, [one.pose(index / FPS) for one in idle])
                 start = index * SAMPLES_PER_FRAME
                 heard = timeline.sound(start, start + SAMPLES_PER_FRAME)
                 yield LiveFrames(index, picture[None], heard.copy())

@@ -11,12 +11,12 @@ import numpy as np
 from avatar.errors import BadInput, Cancelled
 from avatar.events import Notice, Phase, Progress
 from avatar.geometry import FPS, Size
-from avatar.media.face_choice import several_faces
+from avatar.media.face_choice import idle_faces, several_faces
 from avatar.media.growing import open_speech
 from avatar.media.portrait import read_portrait
 from avatar.media.speech_reader import SpeechReader
 from avatar.preview.animate import animate
-from avatar.preview.face_detection import Detection, Face, find_face, find_faces
+from avatar.preview.face_detection import Detection, Face, Faces, find_face, find_faces
 from avatar.preview.landmarks import Crop, landmarks
 from avatar.preview.live import LiveRenderer, animate_live
 from avatar.preview.loudness import VOICE_SAMPLES, VoiceLevel
@@ -34,6 +34,7 @@ from avatar.runtime.live_protocol import LiveFrames
 from avatar.sizes import video_size
 
 BATCH_FRAMES = 5  # handed over together: a fifth of a second
+MOST_IDLE = 3  # faces of a live session that move besides the one that speaks
 
 # Where a head is assumed when only it is to move: a portrait's usual place, fractions of the picture.
 ASSUMED_FACE = FacePoints(
@@ -113,9 +114,13 @@ class PreviewSource:
     ) -> Iterator[LiveFrames | Notice | Progress]:
         """See LiveSource. Raises: BadInput when there is no face."""
         image = read_portrait(request.portrait)
-        face, notices = face_of(request, image)
+        faces = find_faces(image)
+        face, notices = face_of(request, image, faces)
+        others = others_by_size(faces, face)
+        notices += idle_faces(len(others), MOST_IDLE, request.portrait_name)
         yield from (*request.notices, *notices)
-        renderer = LiveRenderer(image, face, Size.parse(request.preset.generation.size))
+        size = Size.parse(request.preset.generation.size)
+        renderer = LiveRenderer(image, face, size, others[:MOST_IDLE], others[MOST_IDLE:])
         yield Progress(Phase.GENERATING)
         yield from animate_live(
             renderer,
@@ -132,17 +137,27 @@ class PreviewSource:
         """Nothing is held outside Python's memory."""
 
 
-def face_of(request: Request | LiveRequest, image: np.ndarray) -> tuple[Face, list[Notice]]:
+def others_by_size(faces: Faces, face: Face) -> list[Face]:
+    """The faces of a picture but this one, the largest first."""
+    speaks = faces.at(face.box)
+    others = [one for index, one in enumerate(faces.faces) if index != speaks]
+    return sorted(others, key=lambda one: one.box[1] - one.box[3])
+
+
+def face_of(
+    request: Request | LiveRequest, image: np.ndarray, faces: Faces | None = None
+) -> tuple[Face, list[Notice]]:
     """The face to move, and what the user should know of it and of the portrait.
 
-    image: uint8 (H, W, 3) RGB, the request's portrait. Raises: BadInput when there is no face.
+    image: uint8 (H, W, 3) RGB, the request's portrait. faces: those in it, if they are known. Raises:
+    BadInput when there is no face.
     """
     height, width = image.shape[:2]
     size = video_size(request.preset.engine, width, height, request.preset.generation.size)
     if request.face_points is not None:
         face = face_from_points(FacePoints.parse(request.face_points), width, height)
         return face, concerns(image, face, size, request.portrait_name)
-    found, several = _found(request, image)
+    found, several = _found(request, image, faces or find_faces(image))
     if request.head_only:
         face = found.face or face_from_points(ASSUMED_FACE, width, height)
         head_only = Notice("head_only", "Only the head moves: the mouth does not speak.", "warning")
@@ -161,9 +176,11 @@ def face_of(request: Request | LiveRequest, image: np.ndarray) -> tuple[Face, li
     return found.face, [*several, *worries]
 
 
-def _found(request: Request | LiveRequest, image: np.ndarray) -> tuple[Detection, list[Notice]]:
+def _found(
+    request: Request | LiveRequest, image: np.ndarray, faces: Faces
+) -> tuple[Detection, list[Notice]]:
     """The face that was chosen, or the main one, and that there are others if nobody has chosen."""
-    faces, name = find_faces(image), request.portrait_name
+    name = request.portrait_name
     if not faces.found:
         return Detection("none", None, faces.jitter), []
     if request.face is None:

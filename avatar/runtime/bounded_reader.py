@@ -25,7 +25,7 @@ from avatar.errors import BadInput
 from avatar.geometry import Size
 from avatar.media.files import check_file, display_name
 from avatar.media.limits import InputLimits
-from avatar.media.portrait import Portrait, open_portrait
+from avatar.media.portrait import Portrait, open_mask, open_portrait
 from avatar.media.pose_video import PoseVideo, write_pose
 from avatar.media.readers import Reader
 from avatar.media.speech_reader import Speech, write_speech
@@ -39,7 +39,9 @@ MOST_KEPT = 1000  # mostly refusals, which take almost no space
 
 POSE_FRAME_CPU_S = 0.03  # CPU time for each frame of a pose video, besides that for any file
 
-Key = tuple[str, str, str]  # digest, name in messages, what is read of it: "portrait", "speech", or of a pose
+PICTURES = ("portrait", "mask")  # kinds of files; besides them "speech" and "pose"
+
+Key = tuple[str, str, str]  # digest, name in messages, kind, and what is read of a pose
 
 
 class ReaderCache:
@@ -64,7 +66,7 @@ class ReaderCache:
         wanted: of a pose, its size and number of frames.
         """
         name = display_name(path, name)
-        most = self.limits.max_portrait_bytes if kind == "portrait" else self.limits.max_speech_bytes
+        most = self.limits.max_portrait_bytes if kind in PICTURES else self.limits.max_speech_bytes
         check_file(path, name, most, kind)
         key = (_digest(path, name), name, " ".join(map(str, (kind, *wanted))))
         with self._lock:
@@ -83,7 +85,7 @@ class ReaderCache:
         limits = self.limits
         self._count += 1
         read, suffix = _READERS[kind]
-        cpu_s = limits.portrait_cpu_s if kind == "portrait" else limits.speech_cpu_s
+        cpu_s = limits.portrait_cpu_s if kind in PICTURES else limits.speech_cpu_s
         if kind == "pose":
             cpu_s += POSE_FRAME_CPU_S * wanted[1]
         target = self.folder / f"{self._count}.{suffix}"
@@ -157,6 +159,15 @@ class BoundedReader(Reader):
         with self._used("portrait", path, name) as entry:
             return replace(entry.job.result(), pixels=np.load(entry.target))
 
+    def mask(
+        self, path: Path, *, name: str | None = None, limits: InputLimits | None = None
+    ) -> np.ndarray:
+        """limits: ignored; those of the cache apply."""
+        with self._used("mask", path, name) as entry:
+            entry.job.result()
+            pixels: np.ndarray = np.load(entry.target)
+            return pixels
+
     def speech(
         self, source: Path, target: Path, *, name: str | None = None, limits: InputLimits | None = None
     ) -> Speech:
@@ -221,6 +232,11 @@ def _read_portrait(source: Path, target: Path, name: str, limits: InputLimits) -
     return replace(portrait, pixels=portrait.pixels[:0])
 
 
+def _read_mask(source: Path, target: Path, name: str, limits: InputLimits) -> None:
+    """In the child: save the mask's pixels in target."""
+    np.save(target, open_mask(source, name=name, limits=limits))
+
+
 def _read_speech(source: Path, target: Path, name: str, limits: InputLimits) -> Speech:
     """In the child: write the canonical WAV to target."""
     return write_speech(source, target, name=name, limits=limits)
@@ -233,8 +249,9 @@ def _read_pose(
     return write_pose(source, target, size=size, num_frames=num_frames, name=name, limits=limits)
 
 
-_READERS: Mapping[str, tuple[Callable[..., Portrait | Speech | PoseVideo], str]] = {  # by kind, with a suffix
+_READERS: Mapping[str, tuple[Callable[..., Any], str]] = {  # by kind, with a suffix
     "portrait": (_read_portrait, "npy"),
+    "mask": (_read_mask, "npy"),
     "speech": (_read_speech, "wav"),
     "pose": (_read_pose, "mkv"),
 }

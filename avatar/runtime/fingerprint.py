@@ -64,7 +64,14 @@ def _speakers(request: Request) -> dict[str, str]:
     """Left out for a single speaker, as in older versions."""
     if not request.speakers:
         return {}
-    said = [(one.face, one.mask, one.voice and file_digest(one.voice)) for one in request.speakers]
+    said = [
+        (
+            one.face,
+            hashlib.sha256(one.painted).hexdigest() if one.painted else one.mask,
+            one.spoken or (one.voice and file_digest(one.voice)),
+        )
+        for one in request.speakers
+    ]
     return {"speakers": _digest([said, request.other_faces])}
 
 

@@ -37,13 +37,20 @@ def new_report(request: Request, label: str) -> RunReport:
         head_only=request.head_only,
         face=request.face,
         speakers=[
-            ReportedSpeaker(one.name, one.face, one.mask, one.voice is not None) for one in request.speakers
+            ReportedSpeaker(one.name, one.face, one.mask, one.voice is not None, one.painted is not None)
+            for one in request.speakers
         ],
+        portrait_size=_size_of(request.portrait) if request.speakers else None,
         background=request.background,
         background_picture=request.background_name or None,
         pose=request.pose_name or None,
         made_from={} if request.part else origin(request),
     )
+
+
+def _size_of(portrait: Path) -> tuple[int, int]:
+    with Image.open(portrait) as picture:
+        return picture.size
 
 
 def settle_report(report: RunReport, request: Request) -> None:

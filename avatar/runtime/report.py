@@ -68,13 +68,14 @@ class RungTaken:
 class ReportedSpeaker:
     """One of several faces that spoke. name: of the recording, or of the voice in one that was split.
 
-    face, mask: see request.Speaker. speaks: False for one that only listened.
+    face, mask: see request.Speaker. speaks: False for one that only listened. painted: whether its mask was.
     """
 
     name: str
     face: tuple[float, float, float, float]
     mask: tuple[float, float, float, float] | None = None
     speaks: bool = True
+    painted: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class RunReport:
 
     video, thumbnail, portrait, speech, background_picture, pose: file names without folders. engine: the
     source's label. created: ISO 8601, UTC. first_frame_s, first_segment_s: seconds since the run began.
-    speakers: where several faces spoke.
+    speakers: where several faces spoke; then portrait_size: width and height of the framed portrait, in which
+    their boxes are.
     frames_per_s: frames per second since the first one was requested. made_from: see origin; {} for parts.
     error_kind: the class of the error. plan: the plan at the start of the run (Plan.as_dict). memory:
     measured peaks. None means not measured.
@@ -113,6 +115,7 @@ class RunReport:
     head_only: bool = False
     face: tuple[float, float, float, float] | None = None
     speakers: list[ReportedSpeaker] = field(default_factory=list)
+    portrait_size: tuple[int, int] | None = None
     background: str = KEEP
     background_picture: str | None = None
     pose: str | None = None
@@ -222,7 +225,7 @@ def _check(report: RunReport) -> None:
     keys = ("index", "peak_bytes", "total_bytes")
     planned = (gpu[key] for gpu in _planned_gpus(report) for key in keys)
     sides = (side for one in report.speakers for side in (*one.face, *(one.mask or ())))
-    for value in (*numbers, *planned, *sides):
+    for value in (*numbers, *planned, *sides, *(report.portrait_size or ())):
         if not isinstance(value, int | float | None):
             raise TypeError(f"{value!r} is no number")
     Preset.from_dict(report.preset)

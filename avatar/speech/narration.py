@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from avatar.errors import BadInput
-from avatar.media.files import check_file, display_name, minutes
+from avatar.media.files import check_file, display_name, minutes, quoted
 from avatar.media.limits import InputLimits
+from avatar.media.turns import Turn
 from avatar.request import Caption
 from avatar.settings import Speaking
 from avatar.speech.catalogue import Catalogue
@@ -30,7 +32,6 @@ _FASTEST_CHARS_PER_S = 40.0  # faster than any voice: a longer text is refused a
 _SLOWEST_CHARS_PER_S, _SLOWEST_DENSE_CHARS_PER_S = 6.0, 1.5  # about a third of what voices say at speed 1
 _LEAD_S, _TAIL_S, _PARAGRAPH_S = 0.1, 0.35, 0.4  # silence before, after a sentence; added per paragraph
 _SILENCE = 0.01  # below this share of the loudest sample
-_LONGEST_TITLE = 32
 _MOST_BYTES = 8 * 2**20  # of a text file: about a day of speech
 
 
@@ -50,8 +51,7 @@ class Script:
     @property
     def title(self) -> str:
         """The text's beginning, as its name in messages and the gallery."""
-        words = " ".join(self.text.replace("/", " ").replace("\\", " ").split())
-        return f"“{words}”" if len(words) <= _LONGEST_TITLE else f"“{words[:_LONGEST_TITLE].rstrip()}…”"
+        return quoted(self.text)
 
 
 @dataclass(frozen=True)
@@ -153,21 +153,25 @@ def trimmed(samples: np.ndarray, hz: int) -> np.ndarray:
     return samples[start:stop]
 
 
-def save_spoken(path: Path, script: Script, captions: tuple[Caption, ...]) -> None:
-    """Save which script a sound file speaks, and its captions. Raises: OSError."""
-    data = {"script": script.digest, "said": [asdict(one) for one in captions]}
+def save_spoken(
+    path: Path, digest: str, captions: tuple[Caption, ...], turns: tuple[Turn, ...] = ()
+) -> None:
+    """Save which text a sound file speaks, by its digest, with its captions and turns. Raises: OSError."""
+    data: dict[str, Any] = {"script": digest, "said": [asdict(one) for one in captions]}
+    data |= {"turns": [asdict(one) for one in turns]} if turns else {}
     path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
 
 
-def load_spoken(path: Path, script: Script) -> tuple[Caption, ...] | None:
-    """The captions that save_spoken saved, if for the same text, voice and speed; else None."""
+def load_spoken(path: Path, digest: str) -> tuple[tuple[Caption, ...], tuple[Turn, ...]] | None:
+    """The captions and turns that save_spoken saved, if for the same text, voice and speed; else None."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         said, kept = tuple(Caption(**one) for one in data["said"]), data["script"]
+        turns = tuple(Turn(**one) for one in data.get("turns", []))
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.info("no speech that was spoken before: %s", type(error).__name__)
         return None
-    return said if kept == script.digest else None
+    return (said, turns) if kept == digest else None
 
 
 def read_text(path: Path) -> str:

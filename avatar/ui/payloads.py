@@ -9,7 +9,8 @@ from typing import Any
 import gradio as gr
 
 from avatar.errors import BadInput
-from avatar.media.speaker_choice import STEREO, AskedSpeaker, speaker_of
+from avatar.media.speaker_choice import STEREO, AskedSpeaker
+from avatar.media.speaker_words import speaker_of
 from avatar.request import KEEP, PICTURE_FILE
 from avatar.validation import shown
 

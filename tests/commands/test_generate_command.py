@@ -18,6 +18,7 @@ from avatar.hardware.inventory import Inventory
 from avatar.long import job
 from avatar.planning.layout import Layout
 from avatar.preset import load_preset
+from avatar.runtime.report import read_report
 from tests.commands.surroundings import H200, lines
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,14 @@ def test_a_video_is_made_and_its_path_printed(inputs, machine, engine, capsys):
     assert opened[0].generation.seed == 5
     with av.open("out.mp4") as video:
         assert video.streams.video[0].frames == 75
+
+
+def test_a_video_smaller_than_asked_for_is_told(inputs, machine, engine, capsys):
+    engine()
+    assert main([*inputs, "--preset", "cpu-preview", "--output", "o.mp4"]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("warning: The video of p.png has 192×192 pixels instead of 704×704") == 1
+    assert [one["code"] for one in read_report(Path("o.report.json")).notices].count("smaller_video") == 1
 
 
 def test_the_default_output_names_portrait_and_speech(inputs, machine, engine, capsys):
@@ -50,7 +59,8 @@ def test_json_lines_tell_every_event(inputs, machine, engine, capsys):
     assert sum(event["num_frames"] for event in events if event["event"] == "segment") == 75
     assert events[-1]["event"] == "finished"
     assert events[-1]["video"] == "out.mp4"
-    assert {"started", "plan", "progress", "segment", "finished"} >= {event["event"] for event in events}
+    kinds = {"started", "plan", "progress", "segment", "finished", "notice"}
+    assert kinds == {event["event"] for event in events}
     [plan] = [event for event in events if event["event"] == "plan"]
     assert plan["preset"] == "cpu-preview"
     assert plan["fits"]

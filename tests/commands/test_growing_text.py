@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import pytest
 
 from avatar.cli import main
 from avatar.commands import generate
+from avatar.errors import BadInput
 from avatar.long import job
 from avatar.long.job import Job
-from avatar.media.speaker_choice import AskedSpeakers
-from avatar.media.turns import Turn
+from avatar.media.speaker_choice import AskedSpeaker, asked_speakers
 from avatar.preset import load_preset
 from avatar.runtime.engine_process import EngineProcess
 from avatar.runtime.report import read_report
@@ -160,7 +161,7 @@ def test_a_voice_that_never_begins_is_reported_at_once(typed, server, slow, prev
     assert not Path("out.mp4").exists()
 
 
-def test_a_text_that_is_split_among_speakers_is_spoken_first(typed, server, slow, tmp_path, monkeypatch):
+def test_a_text_in_one_piece_alone_may_grow(typed, server, slow, tmp_path, monkeypatch):
     allowed: list[bool] = []
     wait = voicing.Voicing.wait
 
@@ -169,9 +170,22 @@ def test_a_text_that_is_split_among_speakers_is_spoken_first(typed, server, slow
         return wait(self, may_grow=False)
 
     monkeypatch.setattr(voicing.Voicing, "wait", noted)
-    turns = AskedSpeakers(split="turns.rttm", turns=(Turn(0.0, 1.0, "a", 1), Turn(1.0, 2.0, "b", 2)))
-    for number, speakers in enumerate((None, turns)):
-        order = Job(PORTRAIT, None, Path("o.mp4"), PRESET, script=Script("Hello."), speakers=speakers)
+    for number, resume in enumerate((False, True)):
+        order = Job(PORTRAIT, None, Path("o.mp4"), PRESET, script=Script("Hello."), resume=resume)
         with order._speech(tmp_path / f"work{number}", long=False) as speech:
             assert speech.growing is None
     assert allowed == [True, False]
+
+
+def test_several_speakers_texts_are_spoken_first(typed, server, slow, tmp_path):
+    texts = [AskedSpeaker("1", text="Hello."), AskedSpeaker("1", text="Good morning.")]
+    asked = asked_speakers(texts[:1], None, recording=False)
+    order = Job(PORTRAIT, None, Path("o.mp4"), PRESET, speakers=asked)
+    with order._speech(tmp_path / "work", long=False) as speech:
+        assert (speech.path, speech.growing) == (None, None)
+        assert speech.sound.is_file()
+        assert [path.is_file() for path in speech.speakers.recordings] == [True]
+    order = replace(order, speakers=asked_speakers(texts, None, recording=False))
+    spoken = order._speech(tmp_path, long=False)
+    with pytest.raises(BadInput, match="Two speakers have the same face"), spoken:
+        pytest.fail("it is refused before it is spoken")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType
+from PIL import Image
 
 from avatar.checkpoints.locations import Checkpoint
 from avatar.cli import main
@@ -100,6 +101,16 @@ def test_plan_tells_the_size_of_a_portraits_video(machine, capsys, preset, size)
     assert lines(capsys)[0]["video"] == {"width": size[0], "height": size[1]}
     main(flags)
     assert f"astronaut.jpg becomes a video of {size[0]}×{size[1]} pixels." in capsys.readouterr().out
+
+
+def test_plan_tells_of_a_small_portrait(machine, capsys, tmp_path):
+    Image.new("RGB", (100, 100)).save(tmp_path / "small.png")
+    flags = ["plan", "--preset", "cpu-preview", "--image", str(tmp_path / "small.png")]
+    assert main(flags) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "small.png becomes a video of 200×200 pixels. warning: The video of small.png has 200×200" in said
+    assert main([*flags, "--json"]) == 0
+    assert [text[:22] for text in lines(capsys)[0]["notices"]] == ["The video of small.png"]
 
 
 def test_plan_refuses_a_prompt_that_is_too_long(machine, capsys, tmp_path):

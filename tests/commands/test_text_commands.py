@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from avatar.cli import main
-from avatar.long import job
+from avatar.long import job_speech
 from avatar.runtime.report import read_report
 from tests.commands.surroundings import lines
 
@@ -95,7 +95,7 @@ def test_a_text_in_parts_goes_on_with_the_sound_it_had(typed, machine, engine, m
     spoken = Path("out.parts/spoken.wav").read_bytes()
     engine()
     # a voice that cannot speak again, or says it in another way
-    monkeypatch.setattr(job.Narrator, "write", lambda *_: pytest.fail("it was spoken again"))
+    monkeypatch.setattr(job_speech.Narrator, "write", lambda *_: pytest.fail("it was spoken again"))
     assert main([*typed, "--output", "out.mp4", "--resume"]) == 0
     assert not Path("out.parts").exists()
     assert "second" in Path("out.srt").read_text(encoding="utf-8")

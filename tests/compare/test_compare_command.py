@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from avatar.cli import main
 from avatar.commands import compare as command
@@ -87,6 +88,83 @@ def test_the_preview_engine_is_compared_end_to_end(here, capsys):
         picture = next(beside.decode(video=0))
         assert picture.width == 3 * 256
         assert len(beside.streams.audio) == 1
+
+
+@pytest.fixture
+def two(here: Path) -> list[str]:
+    """A portrait of two people, and what each of them says."""
+    names = ("astronaut.jpg", "mara.png")
+    faces = [Image.open(ROOT / "assets/portraits" / name).convert("RGB").resize((256, 256)) for name in names]
+    Image.fromarray(np.concatenate([np.asarray(face) for face in faces], axis=1)).save("us.png")
+    voices = [f"audio={ROOT}/tests/data/speech/{name}.flac" for name in ("01_flite", "06_kokoro")]
+    speakers = [("--speaker", f"face={n},{voice}") for n, voice in zip((2, 1), voices)]
+    return ["compare", "--image", "us.png", *speakers[0], *speakers[1], "--no_side_by_side"]
+
+
+def test_several_speakers_are_the_same_in_every_video(two, capsys):
+    wanted = ["--preset", "cpu-preview", "--vary", "size=512*256,448*224", "--output", "out", "--json"]
+    assert main([*two, *wanted]) == 0
+    (result,) = lines(capsys)
+    assert result["speech"] == "01_flite.flac + 06_kokoro.flac"
+    for row in result["videos"]:
+        assert row["state"] == "done"
+        assert row["lip_sync"]["why"] == "each speaker is measured by its own voice"
+        assert [one["name"] for one in row["speakers"]] == ["1: 01_flite.flac", "2: 06_kokoro.flac"]
+        for one in row["speakers"]:
+            assert abs(one["lip_sync"]["offset_ms"]) < 40
+            assert one["lip_sync"]["closures"] > 3
+            assert one["face_share"] == 1
+    table = Path("out/compare.md").read_text()
+    assert "| size 512\\*256 – 1: 01\\_flite.flac |" in table
+    finished = ["compare", "out/videos/size_512x256.mp4", "out/videos/size_448x224.mp4", "--output", "again"]
+    assert main([*finished, "--json", "--no_side_by_side"]) == 0
+    (again,) = lines(capsys)
+    for row, before in zip(again["videos"], result["videos"], strict=True):
+        assert [one["lip_sync"] for one in row["speakers"]] == [one["lip_sync"] for one in before["speakers"]]
+    Path("out/videos/size_448x224.voices.mka").unlink()
+    assert main([*finished, "--json", "--no_side_by_side"]) == 0
+    (again,) = lines(capsys)
+    assert {one["lip_sync"]["why"] for one in again["videos"][1]["speakers"]} == {
+        "its own voice is not kept beside the video"
+    }
+
+
+@pytest.mark.slow
+def test_texts_of_speakers_are_spoken_once_for_all_videos(two, capsys, monkeypatch):
+    texts = ["--speaker", "face=1,text=Bob may put up a map.", "--speaker", "face=2,text=Maybe Mary did it."]
+    ask = [*two[:3], *texts, "--no_side_by_side", "--preset", "cpu-preview", "--output", "out", "--json"]
+    assert main([*ask, "--vary", "size=512*256,448*224"]) == 0
+    (result,) = lines(capsys)
+    assert Path("out/spoken.wav").is_file()
+    for row in result["videos"]:
+        assert all(abs(one["lip_sync"]["offset_ms"]) < 40 for one in row["speakers"])
+    monkeypatch.setattr(command, "open_engine", lambda *_, **__: pytest.fail("an engine was opened"))
+    monkeypatch.setattr("avatar.speech.dialogue.Dialogue.write", lambda *_: pytest.fail("spoken again"))
+    assert main([*ask, "--vary", "size=512*256,448*224"]) == 0
+    assert lines(capsys) == [result]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--speaker", "face=1,text=Hi."), "Two speakers have the same face"),
+        (("--speaker", "face=7"), "There is no face 7 in us.png"),
+        (("--audio", str(SPEECH)), "and a recording for all"),
+        (("--text", "Hi."), "There are several speakers, and one text for all"),
+        (("--framing", "head"), "Several speakers and framing exclude each other"),
+        (("--random_weights",), "With --random_weights no files are used"),
+        (("--captions", "off"), "--captions"),
+    ],
+)
+def test_speakers_that_do_not_fit_are_refused_at_once(flags, words, two, capsys, monkeypatch):
+    monkeypatch.setattr(command, "open_engine", lambda *_, **__: pytest.fail("an engine was opened"))
+    ask = [*two, "--preset", "cpu-preview", "--vary", "size=512*256,448*224", "--output", "out"]
+    try:
+        code = main([*ask, *flags])
+    except SystemExit as refused:
+        code = refused.code
+    assert code == 2
+    assert words in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow

@@ -178,7 +178,7 @@ def test_what_is_there_is_not_made_again(tmp_path):
     with one.opened(tmp_path / "w2") as opened:
         events = list(opened.engine([engine]).stream(opened.request))
     assert [request.first_frame for request in engine.asked] == [75, 100, 125]
-    (notice,) = of(Notice, events)
+    (notice,) = (notice for notice in of(Notice, events) if notice.code != "smaller_video")
     assert (notice.code, notice.values) == ("resumed", {"done": 3, "total": 6})
     whole = replace(one, output=tmp_path / "whole.mp4")
     make(whole, tmp_path / "w3", Coloured())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from avatar.preset import Preset, load_preset
 from avatar.preview.face_finder import Finder
 from avatar.preview.source import PreviewSource
 from avatar.request import Request
+from avatar.runtime.fingerprint import origin
 from avatar.runtime.request_bundle import RequestBundle
 from tests.fixtures.checkpoints import tiny_checkpoint  # noqa: F401
 from tests.long.runs import SELF_TEST, make, packets, pictures
@@ -74,7 +76,7 @@ def test_parts_show_what_the_whole_shows(two: Path) -> None:
     assert np.array_equal(np.concatenate(parts.made), np.concatenate(whole.made))
 
 
-def failing(source: DiffusionPipeline) -> DiffusionPipeline:
+def failing(source: Any) -> Any:
     """The same, failing once four batches of frames have come."""
     frames, batches = source.frames, itertools.count(1)
 
@@ -102,6 +104,26 @@ def test_diffusion_goes_on_with_every_voice(two: Path, tiny_checkpoint: Path) ->
     assert packets(two / "film.mp4") == packets(two / "whole.mp4")
 
 
+def test_a_dialogue_is_kept_with_the_parts(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [AskedSpeaker("1", text="Good morning. How are you?"), AskedSpeaker("2", text="Very well.")]
+    typed = replace(
+        job(two, PREVIEW, checkpoint_every=1, resume=True),
+        speakers=asked_speakers(texts, None, recording=False),
+    )
+    make(replace(typed, output=two / "whole.mp4"), two / "w", PreviewSource())
+    with pytest.raises(AvatarError, match="lamp"):
+        make(typed, two / "w2", failing(PreviewSource()))
+    assert (typed.parts_folder / "spoken.wav").is_file()
+
+    def never(self: object, target: Path) -> None:
+        raise AssertionError("it was spoken before")
+
+    monkeypatch.setattr("avatar.speech.dialogue.Dialogue.write", never)
+    make(typed, two / "w3", PreviewSource())
+    assert packets(two / "film.mp4") == packets(two / "whole.mp4")
+    assert (two / "film.srt").read_text() == (two / "whole.srt").read_text()
+
+
 @pytest.fixture
 def request_of_two(two: Path) -> Request:
     given = {"output": two / "o.mp4", "work": two / "work", "finder": Finder()}
@@ -121,6 +143,32 @@ def test_voices_are_kept_with_a_half_made_video(two: Path, request_of_two: Reque
     kept.voices[0].unlink()
     with pytest.raises(BadInput, match="damaged"):
         unfinished.resume(two / "half", work=two / "work", output=two / "o.mp4")
+
+
+def test_masks_are_kept_and_travel_with_a_request(two: Path) -> None:
+    for name, box in {"l": (0, 0, 256, 256), "r": (256, 0, 512, 256)}.items():
+        mask = Image.new("L", (512, 256))
+        mask.paste(255, box)
+        mask.save(two / f"{name}.png")
+    first = AskedSpeaker("", two / "a.wav", painted=two / "l.png")
+    speakers = [first, AskedSpeaker("2", painted=two / "r.png")]
+    request = open_request(
+        two / "us.png",
+        None,
+        SELF_TEST,
+        speakers=asked_speakers(speakers, None, recording=False),
+        **{"output": two / "o.mp4", "work": two / "work", "finder": Finder()},
+    )
+    assert all(one.painted for one in request.speakers)
+    kept = unfinished.keep(two / "half", request)
+    again, _ = unfinished.resume(two / "half", work=two / "work", output=two / "o.mp4")
+    assert again.speakers == kept.speakers
+    assert origin(again) == origin(request)
+    turned = replace(request, speakers=tuple(replace(one, painted=b"other") for one in request.speakers))
+    assert origin(turned)["speakers"] != origin(request)["speakers"]
+    (two / "there").mkdir()
+    unpacked = RequestBundle.of(request).unpacked(request, two / "there")
+    assert [one.painted for one in unpacked.speakers] == [one.painted for one in request.speakers]
 
 
 def test_voices_travel_with_a_request(two: Path, request_of_two: Request) -> None:

@@ -9,14 +9,22 @@ import zlib
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from PIL import Image
 
 from avatar.media.ffmpeg import put_on_path
+from avatar.settings import Generation
 
-PRESET_SETTINGS = {"name": "test", "title": "Test", "summary": "For tests.", "engine": "preview"}
+PRESET_SETTINGS: dict[str, Any] = {  # the size is that of picture() enlarged as far as the preview enlarges
+    "name": "test",
+    "title": "Test",
+    "summary": "For tests.",
+    "engine": "preview",
+    "generation": Generation(size="320*240"),
+}
 
 
 def picture(width: int = 160, height: int = 120) -> np.ndarray:

@@ -158,7 +158,7 @@ def test_film_join_and_rescue_keep_both_channels(stereo: Path, tmp_path: Path) -
 def test_an_engine_gets_what_it_can_hear(recording: str, tmp_path: Path) -> None:
     right = {"inverted": -LEFT, "stereo": RIGHT, "mono": None}[recording]
     samples = LEFT if right is None else np.stack([LEFT, right], 1)
-    Image.new("RGB", (96, 96), "tan").save(tmp_path / "me.png")
+    Image.new("RGB", (300, 300), "tan").save(tmp_path / "me.png")
     request = open_request(
         tmp_path / "me.png",
         write_wav(tmp_path / "in.wav", samples, 48_000),

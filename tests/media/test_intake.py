@@ -6,6 +6,7 @@ import os
 import re
 import wave
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -89,7 +90,7 @@ def test_the_presets_prompt_serves_where_none_is_given(tmp_path: Path) -> None:
 
 
 def test_what_was_changed_is_noticed(tmp_path: Path) -> None:
-    Image.new("RGBA", (99, 99), (9, 9, 9, 99)).save(tmp_path / "glass.png")
+    Image.new("RGBA", (160, 120), (9, 9, 9, 99)).save(tmp_path / "glass.png")
     request = open_request(
         tmp_path / "glass.png",
         write_wav(tmp_path / "low.wav", tone(level=0.004), 16_000),
@@ -101,6 +102,27 @@ def test_what_was_changed_is_noticed(tmp_path: Path) -> None:
     assert all(
         words in one.text for words, one in zip(("glass.png", "low.wav"), request.notices, strict=True)
     )
+
+
+def test_a_video_smaller_than_asked_for_is_told_once(tmp_path: Path) -> None:
+    speech = write_wav(tmp_path / "s.wav", tone(2.0, 48_000, level=0.5), 48_000)
+    whole = Image.fromarray(picture()).resize((160, 160))
+    preset = Preset(**PRESET_SETTINGS)
+
+    def told(side: int, engine: str, size: str) -> list[str]:
+        whole.resize((side, side)).save(tmp_path / "small.png")
+        chosen = replace(preset, engine=engine).with_settings(size=size)
+        request = open_request(
+            tmp_path / "small.png", speech, chosen, output=tmp_path / "o.mp4", work=tmp_path / "work"
+        )
+        return [notice.text for notice in request.notices if notice.code == "smaller_video"]
+
+    assert told(160, "preview", "704*704") == [
+        "The video of small.png has 320×320 pixels instead of 704×704, which size 704*704 allows: the picture"
+        " has only 160×160. Take a larger picture or a wider framing; or set a smaller size."
+    ]
+    assert told(160, "preview", "320*320") == told(400, "preview", "704*704") == []
+    assert told(160, "diffusion", "704*384")[0].startswith("The video of small.png has 192×192")
 
 
 def test_a_finished_video_may_be_replaced(ask: Ask) -> None:

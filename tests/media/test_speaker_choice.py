@@ -8,14 +8,10 @@ from typing import Any
 import pytest
 
 from avatar.errors import BadInput
-from avatar.media.speaker_choice import (
-    AskedSpeaker,
-    AskedSpeakers,
-    asked_speakers,
-    speaker_of,
-    speaker_of_flag,
-)
+from avatar.media.speaker_choice import AskedSpeaker, AskedSpeakers, asked_speakers
+from avatar.media.speaker_words import speaker_of, speaker_of_flag
 from avatar.media.turns import Turn, check_within, parse_turns, read_turns
+from avatar.settings import Speaking
 
 
 @pytest.mark.parametrize(
@@ -29,6 +25,12 @@ from avatar.media.turns import Turn, check_within, parse_turns, read_turns
             "mask=0,0,0.5,1,face=1,audio=a.wav",
             AskedSpeaker("1", Path("a.wav"), mask=(0.0, 0.0, 0.5, 1.0)),
         ),
+        ("mask=anna.png,audio=a.wav", AskedSpeaker("", Path("a.wav"), painted=Path("anna.png"))),
+        ("face=2,mask=b, c.png", AskedSpeaker("2", painted=Path("b, c.png"))),
+        (
+            "face=1,text=Well, then: x=2, y = 3. See?,voice=emma,speed=1.2",
+            AskedSpeaker("1", text="Well, then: x=2, y = 3. See?", voice="emma", speed=1.2),
+        ),
     ],
 )
 def test_a_flag_names_face_and_voice(flag: str, speaker: AskedSpeaker) -> None:
@@ -39,6 +41,9 @@ def test_a_table_names_face_and_voice(tmp_path: Path) -> None:
     given = {"face": [0.25, 0.5], "audio": "a.wav", "mask": [0, 0, 1, 0.5]}
     asked = AskedSpeaker("0.250000,0.500000", tmp_path / "a.wav", mask=(0.0, 0.0, 1.0, 0.5))
     assert speaker_of(given, tmp_path) == asked
+    painted = speaker_of({"mask": "m.png", "audio": "a.wav"}, tmp_path)
+    assert painted == AskedSpeaker("", tmp_path / "a.wav", painted=tmp_path / "m.png")
+    assert asked_speakers([painted], None, recording=False).files == (tmp_path / "a.wav", tmp_path / "m.png")
 
 
 @pytest.mark.parametrize(
@@ -51,8 +56,15 @@ def test_a_table_names_face_and_voice(tmp_path: Path) -> None:
         ({"face": 0}, "speaker: face is '0'"),
         ({"face": 1, "audio": 5}, "speaker: audio is 5"),
         ({"face": 1, "audio": ""}, "speaker: audio is ''"),
-        ({"face": 1, "audio": "a.wav", "label": "left"}, "has a recording and a label"),
+        ({"face": 1, "audio": "a.wav", "label": "left"}, r"has a recording \(audio\) and a label \(label\)"),
+        ({"face": 1, "audio": "a.wav", "text": "Hi."}, r"has a recording \(audio\) and a text \(text\)"),
+        ({"face": 1, "text": ["Hi."]}, r"speaker: text is \['Hi.'\]"),
+        ({"face": 1, "text": "Hi.", "speed": "fast"}, "speaker: speed is 'fast'"),
+        ({"face": 1, "text": "Hi.", "speed": 9}, "speaker: speed is 9"),
+        ({"face": 1, "text": "Hi.", "voice": ""}, "speaker: voice is ''"),
+        ({"mask": "a.png", "audio": "a.wav", "label": "b"}, "The speaker of a mask has a recording"),
         ({"face": 1, "mask": "0,0,1"}, "speaker: mask is '0,0,1'"),
+        ({"face": 1, "mask": ""}, "speaker: mask is ''"),
         ({"face": 1, "mask": [0, 0, 2, 1]}, "speaker: mask is"),
         ({"face": 1, "mask": [0.5, 0, 0.5, 1]}, "speaker: mask is"),
         ({"face": 1, "mask": 7}, "speaker: mask is 7"),
@@ -81,9 +93,15 @@ FACES = [AskedSpeaker("2"), AskedSpeaker("1")]
         (OWN, None, True, "and a recording for all"),
         (FACES, None, False, "No speaker has a recording"),
         (FACES, None, True, "It is not said whose voices the recording holds"),
-        ([AskedSpeaker("1", label="left")], None, True, "label 'left' is for one recording"),
+        ([AskedSpeaker("1", label="left")], None, True, "label 'left' is for one recording or text"),
+        ([AskedSpeaker("1", Path("a.wav"), voice="heart")], None, False, "face 1 has a voice, but no text"),
+        ([AskedSpeaker("1", text="Hi.")], None, True, "texts of their own, and a recording for all"),
+        ([AskedSpeaker("1", text="Hi.")], "stereo", True, "a speaker has something of its own"),
+        ([AskedSpeaker("1", voice="heart")], "stereo", True, "voice and speed are for a text"),
+        ([], "names", True, "split names is for a text, not for a recording"),
+        ([], "names", False, "There is no text to split"),
         (FACES, "stereo", False, "There is no recording to split"),
-        (OWN, "stereo", True, "all voices come from one recording"),
+        (OWN, "stereo", True, "all voices come from one recording, but a speaker has"),
         ([AskedSpeaker("1", label="lft")], "stereo", True, "no voice 'lft'. Did you mean 'left'"),
         ([AskedSpeaker(face, label="left") for face in "12"], "stereo", True, "same voice, left"),
         ([], "none.txt", True, "list of turns none.txt does not exist"),
@@ -105,6 +123,45 @@ def test_voices_go_to_faces_in_order(tmp_path: Path) -> None:
     turns.write_text("0 1 Ben\n1 2 Anna\n2 3 Ben\n")
     asked = asked_speakers([], str(turns), recording=True)
     assert (asked.labels, asked.num_speakers) == (("Ben", "Anna"), 2)
+
+
+TALK = "Anna: Good morning.\nBen: Hello, Anna.\nAnna: At 10:30, then."
+
+
+def test_the_names_in_a_text_go_to_faces_in_order() -> None:
+    asked = asked_speakers([], "names", recording=False, text=TALK)
+    assert (asked.labels, asked.num_speakers, asked.files) == (("Anna", "Ben"), 2, ())
+    asked = asked_speakers([*FACES, AskedSpeaker("3")], "names", recording=False, text=TALK)
+    assert [(one.face, one.label) for one in asked.speakers] == [("2", "Anna"), ("1", "Ben"), ("3", "")]
+    assert asked.called("Ben") == AskedSpeaker("1", label="Ben")
+    for speakers, text, words in (
+        ([AskedSpeaker("1", label="An")], TALK, "no voice 'An'. Did you mean 'Anna'"),
+        ([AskedSpeaker("1", text="Hi.")], TALK, "all voices come from one text, but"),
+        ([], "".join(f"S{n}: Hi.\n" for n in range(5)), "The text names 5 speakers: S0, S1, S2, S3, S4."),
+        ([], "Hello.", "The text, line 1: it is not said who speaks"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            asked_speakers(speakers, "names", recording=False, text=text)
+    with pytest.raises(BadInput, match="There are several speakers, and one text for all"):
+        asked_speakers(OWN, None, recording=False, text=TALK)
+
+
+def test_a_digest_tells_texts_and_voices_apart() -> None:
+    texts = [AskedSpeaker("1", text="Hi."), AskedSpeaker("2", text="Ho.")]
+    asked = asked_speakers(texts, None, recording=False)
+    others = (
+        asked_speakers([texts[0], AskedSpeaker("2", text="Hm.")], None, recording=False),
+        asked_speakers([texts[0], AskedSpeaker("2", text="Ho.", voice="emma")], None, recording=False),
+        asked_speakers(texts, None, recording=False, speaking=Speaking(speed=1.1)),
+        asked_speakers(texts[::-1], None, recording=False),
+    )
+    assert len({one.digest for one in (asked, *others)}) == 5
+    assert asked.digest == asked_speakers(texts, None, recording=False).digest
+    assert (asked.name, asked.stem, asked_speakers(OWN, None, recording=False).digest) == (
+        "“Hi.” + “Ho.”",
+        "text",
+        "",
+    )
 
 
 def test_turns_are_read_as_they_are_written() -> None:

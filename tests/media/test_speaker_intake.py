@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from media_samples import PRESET_SETTINGS, save, tone, write_wav
+from PIL import Image
 
 from avatar.errors import BadInput
 from avatar.events import Notice
 from avatar.media.face_choice import FaceBox, FoundFaces
 from avatar.media.intake import open_request
-from avatar.media.speaker_choice import asked_speakers, speaker_of_flag
+from avatar.media.speaker_choice import asked_speakers
+from avatar.media.speaker_words import speaker_of_flag
 from avatar.media.speech_reader import SpeechReader
 from avatar.preset import Preset
 from avatar.request import Request
@@ -49,11 +53,17 @@ def ask(tmp_path: Path) -> Ask:
     write_wav(tmp_path / "talk.wav", sides, RATE)
     write_wav(tmp_path / "mono.wav", tone(2, RATE), RATE)
     (tmp_path / "turns.txt").write_text("0 1 Anna\n1 2 Ben\n")
+    for name, box in {"left": (0, 0, 60, 120), "right": (100, 0, 160, 120), "corner": (0, 0, 20, 20)}.items():
+        mask = Image.new("L", (160, 120))
+        mask.paste(255, box)
+        mask.save(tmp_path / f"{name}.png")
+    Image.new("L", (160, 120)).save(tmp_path / "black.png")
+    Image.new("L", (100, 100), 255).save(tmp_path / "square.png")
 
     def opened(
         *flags: str, split: str | None = None, recording: str | None = None, faces: int = 3, **given: Any
     ) -> Request:
-        names = [flag.replace("audio=", f"audio={tmp_path}/") for flag in flags]
+        names = [re.sub(r"(audio|mask)=(?=[a-z])", rf"\1={tmp_path}/", flag) for flag in flags]
         place = None if split in (None, "stereo") else str(tmp_path / str(split))
         found = [speaker_of_flag(flag) for flag in names]
         speakers = asked_speakers(found, place or split, recording=recording is not None)
@@ -149,8 +159,24 @@ def test_boxes_follow_the_frame(ask: Ask) -> None:
         (TWO, {"picture_settings": Picture(face="1")}, "Several speakers and face"),
         (TWO, {"picture_settings": Picture(framing="head")}, "Several speakers and framing"),
         (TWO, {"settings": {"trim": True}}, "Several speakers and trim"),
-        (TWO, {"spoken": "a digest"}, "Several speakers and text"),
         (("face=1,audio=a.wav,mask=0,0,1,1",), {}, "preview engine cannot honour mask"),
+        (("face=1,audio=a.wav,mask=left.png",), {}, "preview engine cannot honour mask"),
+        (("mask=none.png,audio=a.wav",), {}, "The mask none.png does not exist"),
+        (("mask=square.png,audio=a.wav",), {}, "square.png has another shape than the portrait"),
+        (("mask=black.png,audio=a.wav",), {}, "The mask black.png is empty"),
+        (("mask=corner.png,audio=a.wav",), {}, "No face lies in the mask corner.png"),
+        (("mask=0,0,1,1,audio=a.wav",), {}, "Faces 1 and 2 and 3 lie in the mask 0,0,1,1"),
+        (("mask=left.png,audio=a.wav", "face=1,audio=b.wav"), {}, "same face, number 1 from the left"),
+        (
+            ("face=1,audio=a.wav,mask=left.png", "face=3,mask=0,0,0.7,1"),
+            {"engine": "diffusion"},
+            "The mask left.png lies wholly within the mask 0,0,0.7,1",
+        ),
+        (
+            ("face=1,audio=a.wav,mask=left.png", "face=3,mask=left.png"),
+            {"engine": "diffusion"},
+            "The mask left.png lies wholly within the mask left.png",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -159,6 +185,36 @@ def test_what_cannot_be_is_refused(
     with pytest.raises(BadInput, match=words):
         ask(*flags, **given)
     assert not (tmp_path / "work").exists()
+
+
+def test_a_painted_mask_follows_the_frame(ask: Ask) -> None:
+    flags = ("face=1,audio=a.wav,mask=left.png", "mask=right.png,audio=b.wav", "face=2")
+    request = ask(*flags, picture_settings=Picture(aspect="16:9"), engine="diffusion")
+    assert [one.face[0] < 0.5 for one in request.speakers] == [True, False, True]
+    assert request.speakers[2].painted is None
+    for one, where in zip(request.speakers, (slice(27, 87), slice(127, 187))):
+        assert one.mask is None
+        with Image.open(io.BytesIO(one.painted)) as mask:
+            assert (mask.mode, mask.size) == ("L", (213, 120))  # as many columns were added on both sides
+            white = np.asarray(mask) > 127
+        assert white[:, where].mean() > 0.97
+        assert white.mean() == pytest.approx(60 / 213, abs=0.01)
+    assert "mask_chooses" not in [notice.code for notice in request.notices]
+
+
+def test_on_the_preview_a_mask_chooses_its_face_alone(ask: Ask) -> None:
+    request = ask("mask=right.png,audio=a.wav", "mask=0,0,0.35,1,audio=b.wav")
+    assert [one.face[0] > 0.5 for one in request.speakers] == [True, False]
+    assert [(one.mask, one.painted) for one in request.speakers] == [(None, None)] * 2
+    assert [notice.code for notice in request.notices].count("mask_chooses") == 1
+
+
+def test_a_mask_beside_its_face_is_told_of(ask: Ask) -> None:
+    request = ask("face=3,audio=a.wav,mask=left.png", engine="diffusion")
+    (told,) = [notice for notice in request.notices if notice.code == "mask_beside_face"]
+    assert told.text == (
+        "The mask left.png does not cover face 3: its voice will move what the mask covers."
+    )
 
 
 def test_a_turn_after_the_end_is_named(ask: Ask, tmp_path: Path) -> None:

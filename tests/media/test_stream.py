@@ -132,7 +132,7 @@ def test_report_and_thumbnail_lie_beside_the_video(ask: Ask, tmp_path: Path) -> 
     assert (report.speech, report.prompt, report.engine) == ("spoken words.wav", "hello", "test")
     assert (report.num_frames, report.frames_asked, report.duration_s) == (50, 50, 2.0)
     assert (report.width, report.height, report.stopped, report.error) == (96, 64, False, None)
-    assert report.preset["generation"]["size"] == "704*384"
+    assert report.preset["generation"]["size"] == "320*240"
     assert report.rungs == [RungTaken("size", "smaller", "Smaller now.", 20)]
     assert report.notices[0]["text"] == "Smaller now."
     assert report.face_points == {"chin": [0.5, 0.75]}

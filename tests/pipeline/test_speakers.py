@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -105,6 +106,45 @@ def test_a_drawn_mask_holds_its_voice_and_no_other(ask: Callable[..., Request]) 
     assert shared[:, 0, 7].tolist() == [0.5, 0.5]
 
 
+def painted(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (96, 96), grey: int = 255) -> bytes:
+    """A PNG of grey with boxes of another one."""
+    mask, out = Image.new("L", size), io.BytesIO()
+    for box in boxes:
+        mask.paste(grey, box)
+    mask.save(out, "PNG")
+    return out.getvalue()
+
+
+def test_a_painted_mask_holds_its_voice_in_any_shape(ask: Callable[..., Request]) -> None:
+    request = ask(LEFT, RIGHT)
+    first, second = request.speakers
+    boxes = ((48, 0, 72, 24), (48, 24, 60, 48))  # an L, in pixels of 96
+    brush = replace(first, painted=painted(*boxes))
+    masks = of_frame(replace(request, speakers=(brush, second)), Size(128, 128))
+    expected = torch.zeros(8, 8)
+    expected[:2, 4:6] = 1
+    expected[2:4, 4] = 1
+    assert torch.allclose(masks[0], expected, rtol=0, atol=0.01)
+    assert torch.allclose(masks[1, :, 4:], 1 - expected[:, 4:], rtol=0, atol=0.01)
+    assert masks[1, :, :4].max() == 0
+    grey = replace(first, painted=painted((0, 0, 96, 96), grey=51))
+    soft = of_frame(replace(request, speakers=(grey, second)), Size(128, 128))
+    assert torch.allclose(soft[:, 0, 7], torch.tensor([0.2, 0.8]), rtol=0, atol=0.01)
+
+
+def test_a_painted_box_is_the_same_as_a_box(ask: Callable[..., Request]) -> None:
+    request = ask(LEFT, RIGHT)
+    with Image.open(request.portrait) as portrait:
+        portrait.resize((192, 96)).save(request.portrait)
+    first, second = request.speakers
+    box = replace(first, mask=(0.25, 0.25, 0.5, 0.75))
+    brush = replace(first, painted=painted((128, 64, 256, 192), size=(512, 256)))
+    for frame in (Size(128, 128), Size(192, 64)):
+        drawn, filled = (of_frame(replace(request, speakers=(one, second)), frame) for one in (box, brush))
+        assert torch.allclose(drawn, filled, rtol=0, atol=0.02)
+        assert 0 < drawn[0].mean() < 0.6
+
+
 def test_masks_follow_the_crop_of_the_frame(ask: Callable[..., Request]) -> None:
     request = ask(LEFT, RIGHT)
     with Image.open(request.portrait) as portrait:
@@ -134,6 +174,22 @@ def test_an_injection_reaches_its_mask_alone() -> None:
         assert not torch.allclose(together[own == 0], alone[own == 0])
     nobody = injection.add(x, injection.context(AudioTokens(local, overall)), torch.zeros(2, 12, 1))
     assert torch.equal(nobody, x)
+
+
+def test_each_voice_moves_what_was_painted_for_it(
+    tiny_checkpoint: Path, ask: Callable[..., Request], other: Path
+) -> None:
+    """The same voices, of which one acts in half of the frame: only there its tokens hear it."""
+    request = ask(LEFT, RIGHT, voices=(ask().speech, other))
+    first, second = request.speakers
+    nowhere = replace(second, painted=painted((0, 0, 1, 1), grey=0))
+    everywhere = replace(first, painted=painted((0, 0, 96, 96)))
+    engine = DiffusionPipeline(PRESET, tiny_checkpoint)
+    alone = frames_of(engine, ask()).astype(int)
+    held = frames_of(engine, replace(request, speakers=(everywhere, nowhere)))
+    shared = frames_of(engine, request)
+    assert np.abs(held - alone).max() <= 1
+    assert np.abs(shared - alone).mean() > 100 * np.abs(held - alone).mean()
 
 
 def test_speech_is_as_long_as_the_whole(ask: Callable[..., Request], other: Path) -> None:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from pictures import portrait as portrait_of
+from PIL import Image
 
 from avatar.events import Notice
 from avatar.geometry import FPS, SOUND_HZ, Size
+from avatar.live.portrait_intake import live_preset, open_live_request
+from avatar.media.face_choice import idle_faces
 from avatar.media.portrait import read_portrait
 from avatar.media.speech_reader import SpeechReader, write_speech
 from avatar.media.timeline import SAMPLES_PER_FRAME, Timeline
 from avatar.preview import live
-from avatar.preview.face_detection import find_face
+from avatar.preview.face_detection import Face, find_face, find_faces
+from avatar.preview.face_finder import Finder
 from avatar.preview.live import LATE_FRAMES, LOST_FRAMES, LiveRenderer, animate_live
 from avatar.preview.live_mouth import LOOK_AHEAD_FRAMES, LiveMouth
+from avatar.preview.source import PreviewSource, others_by_size
+from avatar.preview.topology import LOWER_LIP_OUTER, UPPER_LIP_OUTER
 from avatar.preview.visemes import VisemeNetwork
 from avatar.runtime.live_protocol import LiveFrames
+from avatar.settings import Picture
 
 ROOT = Path(__file__).parents[2]
 NETWORK = VisemeNetwork.load()
@@ -39,10 +48,12 @@ def renderer(portrait):
 class Sticks:
     """Stands for the renderer, which keeps nothing, where an hour is to pass."""
 
+    num_idle = 0
+
     def __init__(self) -> None:
         self.poses: list[object] = []
 
-    def frame(self, articulation, pose):
+    def frame(self, articulation, pose, idle):
         self.poses = [articulation, pose]
         return np.zeros((2, 2, 3), np.uint8)
 
@@ -163,6 +174,64 @@ def test_what_is_a_second_late_is_left_out_with_its_sound():
     assert numbers == list(range(numbers[0], 100 - LOOK_AHEAD_FRAMES + 1))
     first = numbers[0] * SAMPLES_PER_FRAME
     assert np.array_equal(np.concatenate([one.sound for one in frames]), sound[first:][: LOST_FRAMES * 1920])
+
+
+def mouth_of(face: Face) -> tuple[slice, slice]:
+    lips = face.landmarks[[*UPPER_LIP_OUTER, *LOWER_LIP_OUTER], :2]
+    (left, top), (right, bottom) = lips.min(0).astype(int), lips.max(0).astype(int) + 1
+    return slice(top, bottom + (bottom - top) // 2), slice(left, right)
+
+
+def session(tmp_path: Path, *names: str, face: str = "") -> tuple[list[Notice], np.ndarray, np.ndarray]:
+    """What a session of eight seconds says and shows of people side by side, and its portrait."""
+    pair = [Image.fromarray(portrait_of(name)).resize((256, 256)) for name in names]
+    Image.fromarray(np.concatenate([np.asarray(one) for one in pair], axis=1)).save(tmp_path / "us.png")
+    request = open_live_request(
+        tmp_path / "us.png",
+        live_preset("live-preview").with_settings(size="512*256"),
+        tmp_path,
+        picture_settings=Picture(face=face),
+        finder=Finder(),
+    )
+    request = replace(request, may_skip=False)
+    found = list(PreviewSource().live(request, iter(in_pieces(tone(200), 4 * 1920)), lambda: False))
+    notices = [one for one in found if isinstance(one, Notice) and one.code != "live_size"]
+    frames = np.concatenate([one.frames for one in found if isinstance(one, LiveFrames)])
+    return notices, frames, read_portrait(request.portrait)
+
+
+def test_the_chosen_face_speaks_and_the_others_idle(tmp_path):
+    for number, spoken in (("1", 0), ("2", 1)):
+        notices, frames, image = session(tmp_path, "astronaut", "mara", face=number)
+        assert [one.code for one in notices] == ["face_chosen", "idle_faces"]
+        assert notices[1].text == "The other face in us.png blinks and breathes."
+        changes = np.abs(np.diff(frames.astype(np.int16), axis=0))
+        faces = find_faces(image).faces
+        mouths = [changes[(slice(None), *mouth_of(face))].mean() for face in faces]
+        assert mouths[spoken] > 3 * mouths[1 - spoken]
+        halves = [changes[:, :, :256], changes[:, :, 256:]]
+        assert halves[1 - spoken].max() > 40  # eyelids, or the head's edge
+        still = halves[1 - spoken].max(axis=(1, 2, 3)) == 0
+        assert still.mean() < 0.2
+
+
+def test_a_single_face_is_told_of_no_others(tmp_path):
+    notices, _, _ = session(tmp_path, "astronaut")
+    assert [one.code for one in notices] == []
+
+
+def test_of_many_faces_the_largest_idle():
+    assert [one.text for one in idle_faces(5, 3, "us.png")] == [
+        "3 of the other 5 faces in us.png blink and breathe; the smallest stay still."
+    ]
+    assert idle_faces(2, 3, "us.png")[0].text == "The other 2 faces in us.png blink and breathe."
+    assert idle_faces(0, 3, "us.png") == []
+    crowd = np.full((256, 640, 3), 120, np.uint8)
+    for name, left, side in (("astronaut", 0, 128), ("mara", 128, 256), ("astronaut", 384, 256)):
+        crowd[:side, left : left + side] = np.asarray(Image.fromarray(portrait_of(name)).resize((side, side)))
+    faces = find_faces(crowd)
+    small, middle, large = faces.faces
+    assert [one.box for one in others_by_size(faces, middle)] == [large.box, small.box]
 
 
 def test_a_slow_machine_draws_smaller_and_says_so(renderer, monkeypatch, portrait):

@@ -14,7 +14,8 @@ from PIL import Image
 from avatar.errors import BadInput
 from avatar.geometry import FPS, Size
 from avatar.media.intake import open_request
-from avatar.media.speaker_choice import AskedSpeaker, asked_speakers, speaker_of_flag
+from avatar.media.speaker_choice import AskedSpeaker, asked_speakers
+from avatar.media.speaker_words import speaker_of_flag
 from avatar.preset import load_preset
 from avatar.preview.face_detection import find_faces
 from avatar.preview.face_finder import Finder
@@ -22,6 +23,8 @@ from avatar.preview.several import SeveralFaces
 from avatar.preview.source import PreviewSource
 from avatar.preview.topology import LOWER_LIP_OUTER, UPPER_LIP_OUTER
 from avatar.request import Part, Request
+from avatar.speech.catalogue import Catalogue
+from avatar.speech.dialogue import Dialogue
 
 SPEECH = Path(__file__).parents[2] / "assets" / "speech" / "hello-en.flac"
 SIDE = 256
@@ -93,6 +96,32 @@ def test_each_mouth_moves_to_its_own_voice(film: np.ndarray) -> None:
     early, late = slice(5, 45), slice(60, 98)
     assert first[early].mean() > 3 * first[late].mean()
     assert second[late].mean() > 3 * second[early].mean()
+
+
+def test_typed_texts_move_each_mouth_in_its_turn(folder: Path, tmp_path: Path) -> None:
+    texts = [AskedSpeaker("2", text="Bob may put up a map."), AskedSpeaker("1", text="Maybe Mary put it up.")]
+    asked = asked_speakers(texts, None, recording=False)
+    assert asked is not None
+    dialogue = Dialogue.of(asked, Catalogue())
+    for _ in dialogue.write(tmp_path / "said.wav"):
+        assert (tmp_path / "said.wav").exists()
+    speakers, split = dialogue.handed_over(tmp_path / "said.wav", dialogue.spoken, tmp_path)
+    assert split is None
+    request = open_request(
+        folder / "two.png",
+        None,
+        load_preset("cpu-preview").with_settings(size="512*256"),
+        output=tmp_path / "o.mp4",
+        work=tmp_path / "work",
+        finder=Finder(),
+        speakers=speakers,
+    )
+    made = frames_of(request)
+    border = round(dialogue.spoken.turns[0].end_s * FPS)
+    left, right = (movement(made, part) for part in mouths(made[0]))
+    early, late = slice(3, border - 8), slice(border + 3, len(made) - 8)
+    assert right[early].mean() > 3 * right[late].mean()
+    assert left[late].mean() > 3 * left[early].mean()
 
 
 def test_a_silent_face_still_breathes_and_blinks(film: np.ndarray) -> None:

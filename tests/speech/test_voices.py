@@ -11,6 +11,7 @@ import pytest
 from avatar.errors import BadInput
 from avatar.media.limits import InputLimits
 from avatar.media.speech_reader import check_speech
+from avatar.media.turns import Turn
 from avatar.settings import Speaking
 from avatar.speech import hibari_voices
 from avatar.speech.catalogue import Catalogue, speaking
@@ -159,13 +160,15 @@ def test_kokoro_takes_over_from_an_embedded_voice(monkeypatch: pytest.MonkeyPatc
 def test_what_was_spoken_is_known_again(tmp_path: Path, catalogue: Catalogue):
     script = Script("One. Two.")
     said = tuple(one.caption for one in Narrator.of(script, catalogue).sentences())
-    save_spoken(tmp_path / "s.json", script, said)
-    assert load_spoken(tmp_path / "s.json", script) == said
-    assert load_spoken(tmp_path / "s.json", Script("One. Two.", Speaking(captions="burned"))) == said
-    assert load_spoken(tmp_path / "s.json", Script("One. Two.", Speaking(speed=1.5))) is None
-    assert load_spoken(tmp_path / "s.json", Script("One.")) is None
+    turns = (Turn(0.0, 1.0, "Anna", 1),)
+    save_spoken(tmp_path / "s.json", script.digest, said, turns)
+    assert load_spoken(tmp_path / "s.json", script.digest) == (said, turns)
+    burned = Script("One. Two.", Speaking(captions="burned"))
+    assert load_spoken(tmp_path / "s.json", burned.digest) == (said, turns)
+    assert load_spoken(tmp_path / "s.json", Script("One. Two.", Speaking(speed=1.5)).digest) is None
+    assert load_spoken(tmp_path / "s.json", Script("One.").digest) is None
     (tmp_path / "s.json").write_text("[1]")
-    assert load_spoken(tmp_path / "s.json", script) is None
+    assert load_spoken(tmp_path / "s.json", script.digest) is None
 
 
 def test_the_file_is_plain_sixteen_bit_mono(catalogue: Catalogue, tmp_path: Path):

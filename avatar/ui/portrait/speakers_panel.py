@@ -17,8 +17,8 @@ from avatar.media.speaker_choice import (
     AskedSpeaker,
     AskedSpeakers,
     asked_speakers,
-    mask_of,
 )
+from avatar.media.speaker_words import mask_of
 from avatar.request import Box
 from avatar.ui.components import PageComponents, Updates
 from avatar.ui.error_messages import reports_errors
