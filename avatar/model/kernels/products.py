@@ -36,13 +36,14 @@ class Tile(NamedTuple):
     num_warps: int
     stages: int
 
+
 # By the least compute capability, newest first; of those with two, each is timed where they run.
 SMALL = Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 4, 4)  # for 99 KB of shared memory
 TILES: tuple[tuple[tuple[int, int], tuple[Tile, ...]], ...] = (
     ((12, 0), SMALL),
-    ((9, 0), (Tile(128, 256, 128, 8, 3),)),
+    ((9, 0), (Tile(128, 128, 128, 8, 3),)),
     ((8, 6), SMALL),
-    ((8, 0), (Tile(128, 256, 128, 8, 3), Tile(128, 256, 64, 8, 4))),
+    ((8, 0), (Tile(128, 128, 128, 8, 3), Tile(128, 256, 64, 8, 4))),
 )
 ON_CPU = Tile(32, 32, 32, 4, 1)  # for Triton's interpreter
 
