@@ -147,7 +147,9 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     p.replay.click(page.replay, None, [p.live, p.final, p.replay], **direct)
     p.live.end(page.replay, None, [p.live, p.final, p.replay], **direct)
     p.gallery.submit(reports_errors(page.run_view.resume), **{**run, **more, "inputs": [p.owner]})
-    p.gallery.select(reports_errors(page.gallery.pressed), [p.owner, p.shape], [p.gallery, *chosen], **queued)
+    p.gallery.select(
+        reports_errors(page.gallery.pressed), [p.owner, p.shape], [p.gallery, *chosen], **queued, **more
+    )
     p.model.select(reports_errors(page.model_pressed), None, [p.model], **queued)
     gr.Timer(TICK_S).tick(page.tick, [p.owner], [p.gauges, p.model, p.jobs], **direct)
 
