@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from avatar.commands.voice_flags import script_of
 from avatar.media.speaker_choice import NAMES, AskedSpeakers, asked_speakers
@@ -44,12 +45,12 @@ def chosen_speech(args: argparse.Namespace) -> tuple[Script | None, AskedSpeaker
     """
     speakers = [speaker_of_flag(text) for text in args.speaker]
     script = script_of(args, has_texts=any(one.text for one in speakers))
-    said = speaking(**{name: getattr(args, name, None) for name in SPEAKING})
+    given: dict[str, Any] = {name: getattr(args, name, None) for name in SPEAKING}
     asked = asked_speakers(
         speakers,
         args.split,
         recording=args.audio is not None,
         text="" if script is None else script.text,
-        speaking=said,
+        speaking=speaking(**given),
     )
     return None if asked is not None and asked.split == NAMES else script, asked

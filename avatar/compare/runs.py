@@ -72,9 +72,9 @@ class Runs:
         if names_checkpoint:
             check_checkpoint_is_used([preset for _, preset in able])
         if speakers is not None and able:
-            for own, preset in able:
+            for own, fit in able:
                 named = {name: bool(own.get(name)) for name in ("points", "head_only")}
-                check_together(speakers, picture, preset, **named, limits=LONGEST)
+                check_together(speakers, picture, fit, **named, limits=LONGEST)
             self._speakers = voiced(speakers, image, audio, picture, work)
         for cell, own, preset in zip(cells, owns, presets, strict=True):
             files = (image, *([] if audio is None else [audio]), *_files_of(own, picture))

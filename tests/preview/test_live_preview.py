@@ -107,9 +107,9 @@ def test_silence_breathes_blinks_and_looks_about():
     poses = []
 
     class Noting(Sticks):
-        def frame(self, articulation, pose):
+        def frame(self, articulation, pose, idle):
             poses.append((articulation, pose))
-            return super().frame(articulation, pose)
+            return super().frame(articulation, pose, idle)
 
     made(Noting(), [np.zeros(SAMPLES_PER_FRAME, np.int16)] * (30 * FPS))
     mouths, moved = zip(*poses, strict=True)
@@ -155,9 +155,9 @@ def test_late_frames_repeat_a_picture_and_keep_all_sound():
     drawn = []
 
     class Noting(Sticks):
-        def frame(self, articulation, pose):
+        def frame(self, articulation, pose, idle):
             drawn.append(pose)
-            return super().frame(articulation, pose)
+            return super().frame(articulation, pose, idle)
 
     sound = tone(LOST_FRAMES)
     frames = made(Noting(), [sound])
