@@ -156,14 +156,14 @@ class Estimate:
 def estimate(preset: Preset, card: PublishedCard, bus_bytes_per_frame: float = 0.0) -> Estimate:
     """Estimate a preset's speed. bus_bytes_per_frame: measured bytes copied to the GPU for offloading."""
     used, layout, geometry = Utilisation.measured(), Layout.of(preset), largest_geometry(preset)
-    steps, dtype = preset.generation.sample_steps, preset.memory.weight_dtype
-    dtype = card.format if dtype == "8bit" else dtype
+    steps, asked = preset.generation.sample_steps, preset.memory.weight_dtype
+    dtype = card.format if asked == "8bit" else asked
     ranks: list[dict[str, float]] = []
     for rank in range(layout.world_size):
         role = layout.role_of(rank)
         parts: dict[str, float] = {}
-        for step in () if role is None else role.steps:
-            work = CountedWork.of(role.layers_at(step), geometry)
+        works = [] if role is None else [CountedWork.of(role.layers_at(s), geometry) for s in role.steps]
+        for work in works:
             for name, seconds in used.parts_s(work, card, dtype).items():
                 parts[name] = parts.get(name, 0.0) + seconds
         if rank == 0:
