@@ -62,7 +62,7 @@ def test_the_table_compares_runs(out, capsys):
     text = capsys.readouterr().out
     squeezed = " ".join(text.replace("│", " ").split())
     for words in (
-        "fp8 weights",
+        "8bit weights",
         "0: 20.5 / 21.0",
         "1: 3.2 / –",
         "31.0 / 40.0",

@@ -14,7 +14,7 @@ from avatar.planning import weight_format
 from avatar.planning.planner import plan
 from avatar.planning.verdict import judge, require, resolve
 from avatar.planning.weight_format import advice, faster_format, settled, settled_here
-from avatar.preset import Preset, load_preset, load_presets
+from avatar.preset import PRESETS_DIR, Preset, load_preset, load_presets
 
 CARDS = {
     "NVIDIA GeForce RTX 3090": ("8.6", "int8"),
@@ -124,7 +124,7 @@ def test_a_plan_and_a_run_name_models_alike(monkeypatch):
 
 def test_the_presets_leave_the_format_to_the_card():
     named: dict[str, list[Preset]] = {}
-    for preset in load_presets():
+    for preset in (*load_presets(), *load_presets(PRESETS_DIR / "live")):
         named.setdefault(preset.memory.weight_dtype, []).append(preset)
     assert "fp8" not in named
     assert "int8" not in named
@@ -132,7 +132,7 @@ def test_the_presets_leave_the_format_to_the_card():
 
 
 def test_the_notice_can_be_told_in_chinese():
-    from avatar.ui.language import program_words
+    from avatar.ui.translations import TRANSLATIONS
 
-    assert "int8_is_faster" in program_words("notices", "zh")
+    assert "int8_is_faster" in TRANSLATIONS["zh"].program["notices"]
     assert pipeline.advice_here is weight_format.advice_here
