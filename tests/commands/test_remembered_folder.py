@@ -99,7 +99,10 @@ def test_a_downloads_folder_is_remembered_if_whole(
 ) -> None:
     """It may be left incomplete: a revision of other files, or files that somebody deletes meanwhile."""
 
-    def fetch(repos: object, revision: object, target: Path, progress: object) -> list[Path]:
+    def fetch(
+        repos: object, revision: object, target: Path, progress: object, *, tiny_decoder: bool
+    ) -> list[Path]:
+        assert not tiny_decoder
         absent = shutil.ignore_patterns() if complete else shutil.ignore_patterns("*.pth")
         shutil.copytree(whole, target, ignore=absent, copy_function=os.link)
         return [target, target]
