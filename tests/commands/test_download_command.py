@@ -93,7 +93,8 @@ def test_modelscope_gives_the_base_and_the_hub_the_lora(
     monkeypatch.setattr("avatar.checkpoints.modelscope.BASE_BYTES", 1000)
     fetched = []
 
-    def download(repos, revision, target, progress):
+    def download(repos, revision, target, progress, *, tiny_decoder):
+        assert not tiny_decoder
         fetched.extend(repo.name for repo in repos)
         shutil.copytree(checkpoint_copy.parent / "LiveAvatar", target / "LiveAvatar")
         return [target / "LiveAvatar"]
