@@ -6,7 +6,6 @@ interrupted download resumes where it stopped, and each file's sha256 is checked
 
 from __future__ import annotations
 
-import errno
 import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,19 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, get_token, snapshot_download
-from huggingface_hub.errors import (
-    DryRunError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import tqdm
 
 from avatar.checkpoints.file_download import ByteCounter, LargeFile, fetch_files
+from avatar.checkpoints.hub_errors import explaining
 from avatar.checkpoints.locations import (
     DIFFUSERS,
     LORA_FILE,
@@ -41,7 +33,7 @@ from avatar.checkpoints.locations import (
     hub_cache,
     tiny_decoder_home,
 )
-from avatar.errors import AvatarError, BadInput, DoesNotFit, WeightsMissing
+from avatar.errors import DoesNotFit, WeightsMissing
 from avatar.locks import take
 
 logger = logging.getLogger(__name__)
@@ -49,7 +41,6 @@ logger = logging.getLogger(__name__)
 GB = 10**9
 SPARE_BYTES = GB  # left free on the disk, for the videos
 LOCK = ".live-avatar-download.lock"
-GO_ON = "Run the command again: what has been fetched is kept."
 
 Progress = Callable[[int, int], None]
 """Called with the bytes fetched so far and the bytes to fetch, from any thread."""
@@ -180,12 +171,12 @@ def _download(
         counter.add(0)
     folders = []
     for repo, one in zip(repos, wanted, strict=True):
-        with _explaining(repo, one.revision):
+        with explaining(repo.name, one.revision):
             fetch_files(one.large, bar, counter, notify)
         bars = {} if bar is None else {"tqdm_class": bar}
         folders.append(Path(_snapshot(repo, one.revision, target, **bars)))
     if apart:
-        with _explaining(TAEHV, TAEHV.revision):
+        with explaining(TAEHV.name, TAEHV.revision):
             fetch_files(apart, bar, counter, notify)
     return folders + [file.place.parent for file in small]
 
@@ -251,7 +242,7 @@ def _survey(repo: Repo, revision: str | None, target: Path | None, notify: Notif
     if not files:
         raise WeightsMissing(f"{repo.name} contains none of the required files.", "Check HF_ENDPOINT.")
     commit = files[0].commit_hash
-    with _explaining(repo, revision):
+    with explaining(repo.name, revision):
         entries = HfApi().list_repo_tree(repo.name, recursive=True, revision=commit)
         tree = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     to_fetch, large = 0, []
@@ -286,57 +277,10 @@ def _revision(repo: Repo, revision: str | Mapping[str, str] | None) -> str | Non
 def _snapshot(repo: Repo, revision: str | None, target: Path | None, **options: Any) -> Any:
     """Call huggingface_hub's snapshot_download for the needed files of one repository."""
     folder = None if target is None else target / repo.folder
-    with _explaining(repo, revision):
+    with explaining(repo.name, revision):
         return snapshot_download(
             repo.name, revision=revision, allow_patterns=list(repo.patterns), local_dir=folder, **options
         )
-
-
-@contextmanager
-def _explaining(repo: Repo, revision: str | None) -> Iterator[None]:
-    """Turn exceptions of huggingface_hub into errors for the user."""
-    try:
-        yield
-    except AvatarError:
-        raise
-    except Exception as error:  # the HTTP library below raises its own types, and releases replace it
-        raise _explained(repo, revision, error) from error
-
-
-def _explained(repo: Repo, revision: str | None, error: Exception) -> AvatarError:
-    """The error for the user that corresponds to an exception of huggingface_hub."""
-    offline = isinstance(error, LocalEntryNotFoundError | DryRunError)
-    match error.__cause__ if offline and error.__cause__ else error:
-        case RevisionNotFoundError() | HFValidationError():
-            return BadInput(
-                f"{repo.name} has no revision {revision!r}.", "Leave --revision out, or check it."
-            )
-        case GatedRepoError():
-            remedy = "Accept them on its page on the hub, then run `hf auth login`."
-            return WeightsMissing(f"{repo.name} asks for its terms to be accepted.", remedy)
-        case RepositoryNotFoundError() as unknown if unknown.response.status_code == 401:
-            if get_token() is not None:
-                text = f"The hub does not accept your token for {repo.name}."
-                return WeightsMissing(text, "Set HF_TOKEN to one that is valid, or run `hf auth login`.")
-            remedy = "Set HF_TOKEN to a token of yours, or run `hf auth login`."
-            return WeightsMissing(f"The hub requires a login for {repo.name}.", remedy)
-        case RepositoryNotFoundError():
-            remedy = "Check HF_ENDPOINT, and HF_TOKEN if it is private."
-            return WeightsMissing(f"{repo.name} is not on the hub, or you have no access.", remedy)
-        case _ if offline:
-            return WeightsMissing(
-                f"The hub cannot be reached for {repo.name}.", f"Check the connection. {GO_ON}"
-            )
-        case OSError() as full if full.errno in (errno.ENOSPC, errno.EDQUOT):
-            return DoesNotFit(
-                f"The disk became full while {repo.name} was fetched.", f"Free some space. {GO_ON}"
-            )
-        case OSError() as refused if refused.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO):
-            text = f"{repo.name} cannot be written to the disk: {refused.strerror}."
-            return WeightsMissing(text, "Check the folder, or choose another one with --ckpt_dir or HF_HOME.")
-        case other:
-            text = f"The connection to the hub broke while {repo.name} was fetched ({type(other).__name__})."
-            return WeightsMissing(text, GO_ON)
 
 
 def require_disk_space(to_fetch: int, folder: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from avatar.checkpoints.download import GO_ON, base_repo, require_disk_space
+from avatar.checkpoints.download import base_repo, require_disk_space
+from avatar.checkpoints.hub_errors import GO_ON
 from avatar.checkpoints.locations import OFFICIAL
 from avatar.errors import BadInput, WeightsMissing
 
@@ -30,5 +31,6 @@ def download_base(target: Path, revision: str | None = None) -> Path:
             repo.name, revision=revision, local_dir=str(folder), allow_patterns=list(repo.patterns)
         )
     except Exception as error:  # the library and its HTTP layer raise types of their own
-        raise WeightsMissing(f"Fetching {repo.name} broke off ({type(error).__name__}).", GO_ON) from error
+        text = f"{repo.name} could not be fetched from ModelScope ({type(error).__name__})."
+        raise WeightsMissing(text, GO_ON) from error
     return folder

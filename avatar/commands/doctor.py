@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -11,8 +12,11 @@ from rich.table import Table
 
 from avatar.commands.output import console, write_json
 from avatar.commands.setting_flags import add_checkpoint
+from avatar.planning.verdict import Verdict
+from avatar.preset import Preset
 from avatar.runtime import doctor
 
+NAMES_WIDTH = 24  # of the column of presets, several of which may share a row
 NAMES = {  # of the checks on a GPU
     "compile": "compiled code",
     "cudnn": "cuDNN attention",
@@ -62,9 +66,10 @@ def _print(diagnosis: doctor.Diagnosis) -> None:
         machine.add_row(name, escape(value))
     out.print(machine)
     presets = Table("preset", "runs here", "what to do")
-    for preset, here in diagnosis.presets:
+    presets.columns[0].max_width = NAMES_WIDTH
+    for names, here in _alike(diagnosis.presets):
         words = "yes" if here.ok else "\n".join(f"- {line}" for line in here.missing)
-        presets.add_row(preset.name, escape(words), escape(here.remedy))
+        presets.add_row(", ".join(names), escape(words), escape(here.remedy))
     out.print(presets)
     for device in diagnosis.devices:
         tried = Table(escape(device.name), "works", "otherwise")
@@ -76,3 +81,12 @@ def _print(diagnosis: doctor.Diagnosis) -> None:
     for fault in diagnosis.faults:
         out.print(f"fault: {fault}", markup=False)
     out.print(diagnosis.verdict, markup=False)
+
+
+def _alike(presets: Iterable[tuple[Preset, Verdict]]) -> Iterator[tuple[list[str], Verdict]]:
+    """Names of presets that lack the same, in order, each set with its verdict."""
+    found: dict[tuple[str, ...], tuple[list[str], Verdict]] = {}
+    for preset, here in presets:
+        names, _ = found.setdefault((here.remedy, *here.missing), ([], here))
+        names.append(preset.name)
+    yield from found.values()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ from avatar.settings import SETTINGS
 
 if TYPE_CHECKING:
     from avatar.checkpoints.download import Notify, Progress
+
+    Showing = Callable[[], AbstractContextManager[tuple[Progress, Notify]]]
 
 LAYOUTS = ("official", "diffusers")
 SOURCES = ("hub", "modelscope")
@@ -85,8 +87,7 @@ def run(args: argparse.Namespace) -> int:
         repos, layout = DIFFUSERS_REPOS, DIFFUSERS
     revision = revisions(args.revision, [repo.name for repo in repos])
     if args.source == "modelscope":
-        with showing() as (progress, notify):
-            folders = _from_modelscope(args, revision, progress, notify)
+        folders = _from_modelscope(args, revision, showing)
         repos = REPOS
     else:
         if args.ckpt_dir is None:
@@ -125,9 +126,7 @@ def _refuse_unused(revision: dict[str, str], names: list[str]) -> None:
         )
 
 
-def _from_modelscope(
-    args: argparse.Namespace, revision: dict[str, str], progress: Progress, notify: Notify
-) -> list[Path]:
+def _from_modelscope(args: argparse.Namespace, revision: dict[str, str], showing: Showing) -> list[Path]:
     """The base model from ModelScope, the LoRA from the hub. Raises: BadInput, and as download does."""
     from avatar.checkpoints.download import LORA, download
     from avatar.checkpoints.modelscope import download_base
@@ -137,7 +136,9 @@ def _from_modelscope(
     target = args.ckpt_dir or Path(DEFAULT_FOLDER)
     base = download_base(target, revision.get(OFFICIAL.repo))
     small = args.decoder == "tiny"
-    return [base, *download((LORA,), revision, target, progress, notify=notify, tiny_decoder=small)]
+    with showing() as (progress, notify):  # from here on: ModelScope's library shows bars of its own
+        more = download((LORA,), revision, target, progress, notify=notify, tiny_decoder=small)
+    return [base, *more]
 
 
 def revisions(given: list[str], names: list[str]) -> dict[str, str]:
@@ -167,6 +168,8 @@ def _as_json() -> Iterator[tuple[Progress, Notify]]:
 @contextmanager
 def _as_bar() -> Iterator[tuple[Progress, Notify]]:
     """One bar for all files, on standard error, with what is left and how fast it comes."""
+    from avatar.checkpoints.hub_errors import GO_ON
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -174,11 +177,15 @@ def _as_bar() -> Iterator[tuple[Progress, Notify]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with ProgressBar(*columns, console=console(sys.stderr)) as bar:
-        task = bar.add_task("asking the hub what is missing", total=None)
+    with ProgressBar(*columns, console=console(sys.stderr), transient=True) as bar:
+        task = bar.add_task("asking what is missing", total=None)
 
         def progress(done: int, total: int) -> None:
             words = "fetching the model" if total else "nothing is missing"
             bar.update(task, description=words, completed=done, total=total)
 
-        yield progress, lambda text: bar.console.print(text, markup=False, soft_wrap=True)
+        try:
+            yield progress, lambda text: bar.console.print(text, markup=False, soft_wrap=True)
+        except KeyboardInterrupt:
+            bar.console.print(GO_ON, markup=False)
+            raise

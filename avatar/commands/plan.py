@@ -86,9 +86,22 @@ def run(args: argparse.Namespace) -> int:
         console().print(line, markup=False)
     for line in verdict.missing:
         console().print(line, markup=False)
-    out = f"Preset {verdict.preset.name} runs here." if verdict.ok else f"It does not run here. {remedy}"
-    console().print(out, markup=False)
+    console().print(_conclusion(args.preset, verdict, remedy, inventory), markup=False)
     return 0 if verdict.ok else DoesNotFit.exit_code
+
+
+def _conclusion(name: str, verdict: Verdict, remedy: str, inventory: Inventory) -> str:
+    """Whether it runs, and what to do if not. name: as the preset was asked for."""
+    preset = verdict.preset
+    if verdict.ok:
+        where = "would run on such a machine" if inventory.imagined else "runs here"
+        return f"Preset {preset.name} {where}."
+    where = "It would not run on such a machine." if inventory.imagined else "It does not run here."
+    imagining = ""
+    if "num_gpus" in {shortfall.code for shortfall in verdict.shortfalls}:
+        cards = f"--gpus {preset.num_gpus} --vram {preset.requires.vram_gib or 24:g}"
+        imagining = f" What it would hold elsewhere: `python -m avatar plan --preset {name} {cards}`."
+    return f"{where} {remedy}{imagining}"
 
 
 def _weights(verdict: Verdict) -> Iterator[str]:
@@ -186,7 +199,7 @@ def _print(planned: Plan) -> None:
     table.columns[2].justify = "right"
     for device in planned.devices:
         label = escape(device.label)
-        for item in sorted(device.items, key=lambda item: -item.num_bytes):
+        for item in sorted((item for item in device.items if item.num_bytes), key=lambda i: -i.num_bytes):
             stages = "always" if len(item.stages) == len(ALWAYS) else ", ".join(item.stages)
             table.add_row(label, describe(item.name), gib(item.num_bytes).split()[0], stages)
         table.add_row(

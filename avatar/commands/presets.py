@@ -31,15 +31,17 @@ def run(args: argparse.Namespace) -> int:
         write_json([{**preset.as_dict(), "availability": here.as_dict()} for preset, here in found])
         return 0
     table = Table("preset", "needs", "gives", "here")
+    why = inventory.no_gpu_reason
     for preset, here in found:
-        if preset.engine == "auto":
-            takes = f"takes {here.preset.name}" if here.ok else here.missing[0]
-            table.add_row(preset.name, "nothing", preset.summary, takes)
-        else:
-            table.add_row(
-                preset.name, needs(preset), preset.summary, "yes" if here.ok else escape(here.missing[0])
-            )
-    console().print(table)
+        words = "yes" if here.ok else here.missing[0].removesuffix(f" {why}")
+        if preset.engine == "auto" and here.ok:
+            words = f"takes {here.preset.name}"
+        table.add_row(preset.name, needs(preset), preset.summary, escape(words))
+    out = console()
+    out.print(table)
+    lines = [why] if why else []
+    lines.append("`python -m avatar doctor` says what to do about what is missing.")
+    out.print(" ".join(lines), markup=False)
     return 0
 
 

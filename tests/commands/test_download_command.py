@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,17 +25,20 @@ NAMES = [OFFICIAL.repo, LORA_REPO]
 
 
 def command(hub: Hub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """To its end."""
+    process = started(hub, home, *arguments)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def started(hub: Hub, home: Path, *arguments: str) -> subprocess.Popen[str]:
     """In a process of its own: huggingface_hub reads its environment once."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE_"))}
     environment = kept | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
     environment["XDG_CONFIG_HOME"] = str(home / "config")
-    return subprocess.run(
-        [sys.executable, "-m", "avatar", "download", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    line = [sys.executable, "-m", "avatar", "download", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(line, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.mark.slow
@@ -67,6 +72,43 @@ def test_both_repositories_come_and_are_found(checkpoint_copy, tmp_path, monkeyp
     assert "Traceback" not in alone.stderr
 
 
+@pytest.mark.slow
+def test_what_is_fetched_again_is_said(checkpoint_copy, tmp_path):
+    shard = next(checkpoint_copy.glob("*.safetensors")).name
+    repos = {OFFICIAL.repo: checkpoint_copy, LORA_REPO: checkpoint_copy.parent / "LiveAvatar"}
+    with serve(Hub(repos, large=(shard,), corrupt={shard: 1})) as hub:
+        done = command(hub, tmp_path / "home", "--ckpt_dir", str(tmp_path / "shown"))
+        assert done.returncode == 0, done.stderr
+        assert f"{shard} arrived corrupt and is fetched again." in done.stderr
+        assert "The model is complete." in done.stdout
+        hub.corrupt[shard] = 1
+        done = command(hub, tmp_path / "home", "--ckpt_dir", str(tmp_path / "listed"), "--json")
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [event["text"] for event in events if event["event"] == "notice"] == [
+            f"{shard} arrived corrupt and is fetched again."
+        ]
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_that_what_is_fetched_is_kept(checkpoint_copy, tmp_path):
+    shard = next(checkpoint_copy.glob("*.safetensors")).name
+    repos = {OFFICIAL.repo: checkpoint_copy, LORA_REPO: checkpoint_copy.parent / "LiveAvatar"}
+    with serve(Hub(repos, large=(shard,), byte_s=1e-3)) as hub:
+        process = started(hub, tmp_path / "home", "--ckpt_dir", str(tmp_path / "weights"))
+        while shard not in [name for name, _ in hub.fetched]:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Start it again: what has been fetched is kept." in err
+
+
+def test_a_revision_of_what_is_elsewhere_is_refused(tiny_checkpoint, monkeypatch, capsys):
+    monkeypatch.setenv("AVATAR_WEIGHTS", str(tiny_checkpoint))
+    assert main(["download", "--revision", f"{LORA_REPO}=v2"]) == 2
+    assert "--revision would change nothing" in capsys.readouterr().err
+
+
 def test_a_revision_is_for_all_or_for_one():
     assert revisions([], NAMES) == {}
     assert revisions(["main"], NAMES) == dict.fromkeys(NAMES, "main")
@@ -93,8 +135,7 @@ def test_modelscope_gives_the_base_and_the_hub_the_lora(
     monkeypatch.setattr("avatar.checkpoints.modelscope.BASE_BYTES", 1000)
     fetched = []
 
-    def download(repos, revision, target, progress, *, tiny_decoder):
-        assert not tiny_decoder
+    def download(repos, revision, target, progress, *, notify, tiny_decoder):
         fetched.extend(repo.name for repo in repos)
         shutil.copytree(checkpoint_copy.parent / "LiveAvatar", target / "LiveAvatar")
         return [target / "LiveAvatar"]

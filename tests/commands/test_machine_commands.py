@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,35 @@ def test_presets_as_table_and_as_json(machine, capsys):
     assert not by_name["80gb"]["availability"]["ok"]
     assert by_name["80gb"]["availability"]["missing"]
     assert by_name["4x4090-low-vram"]["parallel"]["num_gpus_dit"] == 3
+
+
+def test_presets_that_lack_the_same_share_a_row_of_the_doctors(machine, capsys):
+    machine(replace(H200, gpus=(), no_gpu_reason="No NVIDIA driver."))
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert len(re.findall("this machine has", shown)) == 5  # for one card, two, three, four and five
+    names = " ".join(re.findall("[0-9a-z-]+", shown))
+    assert all(preset.name in names for preset in load_presets() if preset.engine != "auto")
+
+
+def test_why_there_is_no_gpu_is_said_once(machine, capsys):
+    machine(replace(H200, gpus=(), no_gpu_reason="No NVIDIA driver."))
+    assert main(["presets"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("No NVIDIA driver.") == 1
+    assert "python -m avatar doctor" in shown
+
+
+def test_the_plan_of_absent_cards_names_the_way_to_imagine_them(machine, capsys):
+    machine(replace(H200, gpus=(), no_gpu_reason="No NVIDIA driver."))
+    assert main(["plan", "--preset", "2x24gb"]) == 4
+    shown = " ".join(capsys.readouterr().out.split())
+    command = re.search(r"`python -m avatar (plan --preset 2x24gb --gpus 2 --vram 22)`", shown)
+    assert command is not None
+    assert main(command[1].split()) == 0
+    assert "Preset 2x24gb would run on such a machine." in capsys.readouterr().out
+    assert main(["plan", "--preset", "2x24gb", "--gpus", "2", "--vram", "8"]) == 4
+    assert "It would not run on such a machine." in capsys.readouterr().out
 
 
 def test_plan_of_an_imagined_machine(machine, capsys):
