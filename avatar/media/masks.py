@@ -20,8 +20,12 @@ ASPECT_SLACK = 0.02
 COVERED = 0.95  # of a mask: so much of it within another one is all of it
 ON_FACE = 0.3  # share of a face that a mask has to cover to choose it
 BESIDE_FACE = 0.05  # share of its own face below which a mask is probably another's
-
 HOW_TO_PAINT = "Paint it on the portrait itself: white where this speaker is, black elsewhere."
+
+
+def is_empty(mask: np.ndarray) -> bool:
+    """Whether next to nothing in a mask is white."""
+    return bool((mask >= WHITE).mean() < LEAST_SHARE)
 
 
 def fitted(pixels: np.ndarray, width: int, height: int, name: str) -> np.ndarray:
@@ -39,7 +43,7 @@ def fitted(pixels: np.ndarray, width: int, height: int, name: str) -> np.ndarray
         )
     size = _kept_size(width, height)
     kept = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
-    if (kept >= WHITE).mean() < LEAST_SHARE:
+    if is_empty(kept):
         raise BadInput(f"The mask {name} is empty: hardly anything in it is white.", HOW_TO_PAINT)
     return kept
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -17,6 +17,7 @@ from avatar import sizes
 from avatar.errors import BadInput
 from avatar.events import Notice
 from avatar.geometry import Size
+from avatar.media.brushes import of_brush
 from avatar.media.files import check_file, display_name
 from avatar.media.limits import InputLimits
 from avatar.preset import Preset
@@ -62,12 +63,15 @@ def open_portrait(path: Path, *, name: str | None = None, limits: InputLimits | 
     return _opened(path, "portrait", _decode, display_name(path, name), limits or InputLimits())
 
 
-def open_mask(path: Path, *, name: str | None = None, limits: InputLimits | None = None) -> np.ndarray:
+def open_mask(
+    path: Path, *, name: str | None = None, limits: InputLimits | None = None, brush: int | None = None
+) -> np.ndarray:
     """The lightness of a picture as open_portrait reads it, uint8 (H, W); what is transparent is black.
 
-    Raises: BadInput.
+    brush: white is what was painted with this one of brushes.BRUSHES. Raises: BadInput.
     """
-    return _opened(path, "mask", _lightness, display_name(path, name), limits or InputLimits())
+    decode = _lightness if brush is None else partial(_painted, brush)
+    return _opened(path, "mask", decode, display_name(path, name), limits or InputLimits())
 
 
 def _opened(
@@ -188,6 +192,10 @@ def _unended(data: bytes) -> Image.Image | None:
     )
     rows = (np.asarray(found) != np.asarray(other)).reshape(found.height, -1).any(axis=1)
     return found if rows.sum() <= _LAST_ROWS else None
+
+
+def _painted(brush: int, image: Image.Image, name: str) -> np.ndarray:
+    return of_brush(np.asarray(_bounded(image.convert("RGBA"), name)), brush)
 
 
 def _lightness(image: Image.Image, name: str) -> np.ndarray:

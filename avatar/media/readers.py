@@ -22,10 +22,15 @@ class Reader:
         return open_portrait(path, name=name, limits=limits)
 
     def mask(
-        self, path: Path, *, name: str | None = None, limits: InputLimits | None = None
+        self,
+        path: Path,
+        *,
+        name: str | None = None,
+        limits: InputLimits | None = None,
+        brush: int | None = None,
     ) -> np.ndarray:
         """See open_mask. Raises: BadInput."""
-        return open_mask(path, name=name, limits=limits)
+        return open_mask(path, name=name, limits=limits, brush=brush)
 
     def speech(
         self, source: Path, target: Path, *, name: str | None = None, limits: InputLimits | None = None

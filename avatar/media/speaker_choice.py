@@ -36,6 +36,7 @@ class AskedSpeaker:
     and None for those of all. Without any of them, this face listens. mask: where in the picture the
     diffusion engine lets the voice act, fractions of the whole portrait, or painted: a picture that is white
     there; None of both: around the face. face may be "" with either: it is then the face that lies in it.
+    brush: what was painted with this one of brushes.BRUSHES, instead of white; nothing is no mask.
     audio_name, painted_name: the user's names of the files.
     """
 
@@ -49,6 +50,7 @@ class AskedSpeaker:
     speed: float | None = None
     painted: Path | None = None
     painted_name: str | None = None
+    brush: int | None = None
 
     @property
     def has_mask(self) -> bool:

@@ -104,11 +104,12 @@ def place_speakers(
     found = finder.faces(pixels)
     asked = asked if asked.speakers else _from_the_left(asked, len(found.boxes), name)
     height, width = pixels.shape[:2]
-    painted = {
+    read = {
         number: _mask_of(one, width, height, reader, limits)
         for number, one in enumerate(asked.speakers)
         if one.has_mask
     }
+    painted = {number: mask for number, mask in read.items() if mask is not None}
     masks.check_apart([(asked.speakers[number].mask_name, mask) for number, mask in painted.items()])
     places: dict[int, AskedSpeaker] = {}
     notices: list[Notice] = []
@@ -138,7 +139,7 @@ def place_speakers(
             mask=within(FaceBox(*one.mask)) if one.mask is not None and by_mask else None,
             painted=(
                 masks.png_within(painted[number], cut, width)
-                if one.painted is not None and by_mask
+                if one.painted is not None and number in painted and by_mask
                 else None
             ),
         )
@@ -149,12 +150,19 @@ def place_speakers(
     return PlacedSpeakers(asked, speakers, numbers, others, name, tuple(notices))
 
 
-def _mask_of(one: AskedSpeaker, width: int, height: int, reader: Reader, limits: InputLimits) -> np.ndarray:
-    """A speaker's mask over the whole portrait, see masks.fitted. Raises: BadInput."""
+def _mask_of(
+    one: AskedSpeaker, width: int, height: int, reader: Reader, limits: InputLimits
+) -> np.ndarray | None:
+    """A speaker's mask over the whole portrait, see masks.fitted; None for an unused brush.
+
+    Raises: BadInput.
+    """
     if one.painted is None:
         assert one.mask is not None, "it has one of both"
         return masks.of_box(one.mask, width, height)
-    pixels = reader.mask(one.painted, name=one.mask_name, limits=limits)
+    pixels = reader.mask(one.painted, name=one.mask_name, limits=limits, brush=one.brush)
+    if one.brush is not None and masks.is_empty(pixels):
+        return None
     return masks.fitted(pixels, width, height, one.mask_name)
 
 

@@ -41,7 +41,7 @@ POSE_FRAME_CPU_S = 0.03  # CPU time for each frame of a pose video, besides that
 
 PICTURES = ("portrait", "mask")  # kinds of files; besides them "speech" and "pose"
 
-Key = tuple[str, str, str]  # digest, name in messages, kind, and what is read of a pose
+Key = tuple[str, str, str]  # digest, name in messages, kind, and what is read of a pose or mask
 
 
 class ReaderCache:
@@ -63,7 +63,7 @@ class ReaderCache:
     def begin(self, kind: str, path: Path, name: str | None, visitor: str, *wanted: Any) -> _Entry:
         """A file's entry; starts reading if it is new. Release it with leave(). Raises: BadInput, Crowded.
 
-        wanted: of a pose, its size and number of frames.
+        wanted: of a pose, its size and number of frames; of a mask, the brush.
         """
         name = display_name(path, name)
         most = self.limits.max_portrait_bytes if kind in PICTURES else self.limits.max_speech_bytes
@@ -160,10 +160,15 @@ class BoundedReader(Reader):
             return replace(entry.job.result(), pixels=np.load(entry.target))
 
     def mask(
-        self, path: Path, *, name: str | None = None, limits: InputLimits | None = None
+        self,
+        path: Path,
+        *,
+        name: str | None = None,
+        limits: InputLimits | None = None,
+        brush: int | None = None,
     ) -> np.ndarray:
         """limits: ignored; those of the cache apply."""
-        with self._used("mask", path, name) as entry:
+        with self._used("mask", path, name, brush) as entry:
             entry.job.result()
             pixels: np.ndarray = np.load(entry.target)
             return pixels
@@ -232,9 +237,9 @@ def _read_portrait(source: Path, target: Path, name: str, limits: InputLimits) -
     return replace(portrait, pixels=portrait.pixels[:0])
 
 
-def _read_mask(source: Path, target: Path, name: str, limits: InputLimits) -> None:
+def _read_mask(source: Path, target: Path, name: str, limits: InputLimits, brush: int | None) -> None:
     """In the child: save the mask's pixels in target."""
-    np.save(target, open_mask(source, name=name, limits=limits))
+    np.save(target, open_mask(source, name=name, limits=limits, brush=brush))
 
 
 def _read_speech(source: Path, target: Path, name: str, limits: InputLimits) -> Speech:

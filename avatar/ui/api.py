@@ -49,6 +49,7 @@ def wire(app_state: AppState) -> None:
         split = gr.Textbox("", label="split")
         turns = turns_picker(label="turns")
         pose = file_picker(label="pose")
+        num_speakers = gr.Number(1, label="num_speakers", precision=0)
         answer, video = gr.JSON(label="answer"), gr.File(label="video")
         sound, said = gr.File(label="speech"), gr.JSON(label="captions")
         button = gr.Button()
@@ -76,7 +77,12 @@ def wire(app_state: AppState) -> None:
     button.click(reports_errors(endpoints.voices), None, answer, api_name="voices", queue=False, **shared)
     button.click(reports_errors(endpoints.presets), None, answer, api_name="presets", queue=False, **shared)
     button.click(
-        reports_errors(endpoints.plan), [preset, settings], answer, api_name="plan", queue=False, **shared
+        reports_errors(endpoints.plan),
+        [preset, settings, num_speakers],
+        answer,
+        api_name="plan",
+        queue=False,
+        **shared,
     )
     button.click(reports_errors(endpoints.gauges), None, answer, api_name="gauges", queue=False, **shared)
 
@@ -253,10 +259,16 @@ class Endpoints:
             for preset in self.app_state.presets
         ]
 
-    def plan(self, request: gr.Request, preset: str, settings: Any) -> dict[str, Any]:
-        """What a preset with these settings would hold in memory here, and whether it can run."""
-        chosen = self.app_state.machine.with_settings(preset, payloads.settings(settings))
-        planned, refusal = self.app_state.machine.plan(chosen)
+    def plan(
+        self, request: gr.Request, preset: str, settings: Any, num_speakers: Any = 1
+    ) -> dict[str, Any]:
+        """What a preset with these settings would hold in memory here, and whether it can run.
+
+        num_speakers: faces with a voice of their own, from 1 to 4.
+        """
+        count, machine = payloads.num_speakers(num_speakers), self.app_state.machine
+        chosen = machine.with_settings(preset, payloads.settings(settings), count)
+        planned, refusal = machine.plan(chosen, count)
         return {"preset": chosen.name, "refusal": refusal, "plan": planned.as_dict() if planned else None}
 
     def gauges(self, request: gr.Request) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class PageComponents:
     plan: gr.HTML
     model: gr.HTML
     shape: gr.State
+    num_speakers: gr.State
     badge: gr.HTML
     empty: gr.HTML
     live: gr.Video

@@ -14,7 +14,8 @@ from avatar.ui.compare import compare_section
 from avatar.ui.components import PageComponents
 from avatar.ui.jobs import jobs_panel
 from avatar.ui.language import browser_table, has_text
-from avatar.ui.portrait import point_editor, speakers_panel
+from avatar.ui.portrait import point_editor
+from avatar.ui.speakers import speakers_section
 from avatar.ui.speech import typing_tab
 from avatar.ui.state.app_state import AppState
 from avatar.ui.state.speech_service import SpeechService
@@ -136,7 +137,7 @@ def _inputs(app_state: AppState) -> dict[str, Any]:
             parts["video"] = video_button(word("speech_video"), size="sm", elem_id="speech-video")
             parts["several"] = several_button(word("several"), size="sm", elem_id="speech-several")
     parts["points"] = point_editor.editor("points")
-    parts["speakers"] = speakers_panel.section()
+    parts["speakers"] = speakers_section.section()
     parts["prompt"] = gr.Textbox(
         label=word("prompt"),
         placeholder=word("prompt_hint"),
@@ -149,6 +150,7 @@ def _inputs(app_state: AppState) -> dict[str, Any]:
     parts["presets"] = _panel("presets")
     parts["preset"] = gr.State(app_state.preset_name)
     parts["shape"] = gr.State(None)  # the portrait's width and height
+    parts["num_speakers"] = gr.State(1)
     parts["plan"] = _panel("plan")
     with gr.Accordion(word("advanced"), open=False, elem_id="advanced"):
         parts["form_note"] = _panel("form-note")

@@ -24,11 +24,11 @@ from avatar.ui.language import language_of, text
 from avatar.ui.live import live_tab
 from avatar.ui.machine.memory_gauges import render_gauges, render_machine
 from avatar.ui.payloads import kept, mapping, pressed, text_of
-from avatar.ui.portrait import speakers_panel
 from avatar.ui.portrait.portrait_panel import PortraitPanel
 from avatar.ui.presets.choice_cards import render_examples
 from avatar.ui.presets.model_button import ModelButton
 from avatar.ui.presets.preset_panel import PresetPanel
+from avatar.ui.speakers import speakers_section
 from avatar.ui.speech.recording_panel import RecordingPanel
 from avatar.ui.speech.typing_tab import UPLOAD
 from avatar.ui.state.app_state import AppState
@@ -73,10 +73,10 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     portrait_seen = p.portrait.change(
         reports_errors(page.portrait.changed), [p.portrait, p.preset, p.points, *form], seen, **queued
     )
-    speakers_panel.wire(page.generate.speakers, portrait_seen, queued)
+    speakers_section.wire(page.generate.speakers, page.presets, portrait_seen, queued)
     p.points.input(
         reports_errors(page.portrait.framing_changed),
-        [p.portrait, p.preset, p.points, *form],
+        [p.portrait, p.preset, p.points, p.num_speakers, *form],
         seen[1:],
         **queued,
         trigger_mode="always_last",
@@ -104,12 +104,13 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     kept = [p.preset, p.prompt, *form]
     keep: dict[str, Any] = {"fn": page.keep, "inputs": [p.saved, *kept], "outputs": [p.saved], **direct}
     chosen = [p.preset, p.presets, *form_parts]
-    p.presets.select(reports_errors(page.presets.card_pressed), [p.shape], chosen, **queued).success(**keep)
+    pressed_in = [p.shape, p.num_speakers]
+    p.presets.select(reports_errors(page.presets.card_pressed), pressed_in, chosen, **queued).success(**keep)
     last = {"trigger_mode": "always_last"}  # of changes in quick succession
     gr.on(
         [part.input for part in form],
         reports_errors(page.presets.form_changed),
-        [p.preset, p.shape, *form],
+        [p.preset, p.shape, p.num_speakers, *form],
         [p.plan],
         **direct,
         **last,
@@ -147,8 +148,9 @@ def wire(demo: gr.Blocks, parts: PageComponents, app_state: AppState) -> None:
     p.replay.click(page.replay, None, [p.live, p.final, p.replay], **direct)
     p.live.end(page.replay, None, [p.live, p.final, p.replay], **direct)
     p.gallery.submit(reports_errors(page.run_view.resume), **{**run, **more, "inputs": [p.owner]})
+    used = [p.owner, p.shape, p.num_speakers]
     p.gallery.select(
-        reports_errors(page.gallery.pressed), [p.owner, p.shape], [p.gallery, *chosen], **queued, **more
+        reports_errors(page.gallery.pressed), used, [p.gallery, *chosen], **queued, **more
     )
     p.model.select(reports_errors(page.model_pressed), None, [p.model], **queued)
     gr.Timer(TICK_S).tick(page.tick, [p.owner], [p.gauges, p.model, p.jobs], **direct)

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from avatar.errors import BadInput
-from avatar.media.speaker_choice import STEREO, AskedSpeaker
+from avatar.media.speaker_choice import MOST_SPEAKERS, STEREO, AskedSpeaker
 from avatar.media.speaker_words import speaker_of
 from avatar.request import KEEP, PICTURE_FILE
 from avatar.validation import shown
@@ -104,6 +104,16 @@ def speakers(value: Any, find: Callable[[object], Path]) -> list[AskedSpeaker]:
         others = {str(key): part for key, part in one.items() if key != "audio"}
         found.append(speaker_of({**others, **({} if path is None else {"audio": str(path)})}))
     return found
+
+
+def num_speakers(value: Any) -> int:
+    """How many faces have a voice of their own; None for one. Raises: BadInput."""
+    count = 1 if value is None else value
+    if type(count) is not int or not 1 <= count <= MOST_SPEAKERS:
+        raise BadInput(
+            f"num_speakers is {shown(value)}.", f"It must be a whole number from 1 to {MOST_SPEAKERS}."
+        )
+    return count
 
 
 def split(word: Any, turns: Any) -> str | None:

@@ -121,6 +121,8 @@ def test_plan(client: Client):
     answer = client.predict("80gb", {"sample_steps": 3}, api_name="/plan")
     assert answer["plan"]["gpus"]
     assert answer["plan"]["gpus"][0]["peak_bytes"] > 10e9
+    three = client.predict("80gb", {"sample_steps": 3}, 3, api_name="/plan")
+    assert three["plan"]["gpus"][0]["peak_bytes"] > answer["plan"]["gpus"][0]["peak_bytes"]
 
 
 def test_gauges(client: Client):

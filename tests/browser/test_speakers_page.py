@@ -103,6 +103,7 @@ def test_areas_are_drawn_for_the_full_model(visit: Visit, given: Path, tmp_path:
         before = set(running.videos())
         visitor = opened(visit, running, given, "Each face its own recording")
         page = visitor.page
+        page.get_by_label("In a box that you draw", exact=True).check()
         page.get_by_role("checkbox", name="Area of face 2").check()
         area = page.locator(".area:visible")
         box = area.bounding_box()

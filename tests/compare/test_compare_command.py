@@ -131,7 +131,8 @@ def test_several_speakers_are_the_same_in_every_video(two, capsys):
 
 @pytest.mark.slow
 def test_texts_of_speakers_are_spoken_once_for_all_videos(two, capsys, monkeypatch):
-    texts = ["--speaker", "face=1,text=Bob may put up a map.", "--speaker", "face=2,text=Maybe Mary did it."]
+    said = ("Bob may put up a map before lunch, maybe.", "Maybe Mary put it up on Monday, my boy.")
+    texts = [part for n in (1, 2) for part in ("--speaker", f"face={n},text={said[n - 1]}")]
     ask = [*two[:3], *texts, "--no_side_by_side", "--preset", "cpu-preview", "--output", "out", "--json"]
     assert main([*ask, "--vary", "size=512*256,448*224"]) == 0
     (result,) = lines(capsys)
@@ -325,7 +326,7 @@ def test_random_weights_are_timed_without_any_file(here, capsys):
         (["--vary", "infer_frames=48,48"], "a value twice"),
         (["--vary", "seed=1", "--vary", "seed=2"], "varied twice"),
         (["--vary", "preset=nope"], "nope"),
-        (["--vary", "seed=1"], "--image and --audio"),
+        (["--vary", "seed=1"], "Give --image, and --audio, --text or --speaker"),
         (["--vary", f"seed={','.join(map(str, range(65)))}"], "65 videos"),
         (["gone.mp4"], "gone.mp4 does not exist"),
         (["gone.mp4", "--vary", "seed=1"], "compared as they are"),

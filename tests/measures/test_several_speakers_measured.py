@@ -10,9 +10,22 @@ import pytest
 from avatar.geometry import FPS
 from avatar.measures.face_track import FaceTrack, follow_several
 from avatar.measures.measure import EACH, SeenSpeaker, judge_several
+from avatar.preview.face_detection import find_face
+from avatar.request import Box
 from tests.measures import films
 
-LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)  # the photograph twice, each face in the middle
+
+def _boxes() -> tuple[Box, Box]:
+    """The face in the photograph that stands twice side by side, as fractions of both."""
+    image, face = films.renderer().image, find_face(films.renderer().image).face
+    assert face is not None
+    (height, width), (left, top, right, bottom) = image.shape[:2], face.box
+    across = left / (2 * width), right / (2 * width)
+    first = across[0], top / height, across[1], bottom / height
+    return first, (first[0] + 0.5, first[1], first[2] + 0.5, first[3])
+
+
+LEFT, RIGHT = _boxes()
 
 
 @cache

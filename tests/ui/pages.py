@@ -15,7 +15,7 @@ from avatar.runtime.gallery import Gallery
 from avatar.settings import FORM
 from avatar.ui.components import PageComponents
 from avatar.ui.generate.generate import Generate
-from avatar.ui.portrait.speakers_panel import NAMES as SPEAKERS
+from avatar.ui.speakers.speakers_panel import NAMES as SPEAKERS
 from avatar.ui.state.app_state import AppState
 from avatar.ui.state.job_queue import JobQueue
 from avatar.ui.state.machine_presets import flat

@@ -13,8 +13,12 @@ from pages import Page, gather, request_of
 from PIL import Image
 
 from avatar.errors import BadInput
+from avatar.hardware.inventory import Inventory
+from avatar.settings import FORM
 from avatar.ui import payloads
-from avatar.ui.portrait.speakers_panel import MOST_SPEAKERS
+from avatar.ui.presets.preset_panel import PresetPanel
+from avatar.ui.speakers.speakers_panel import MOST_SPEAKERS
+from avatar.ui.state.machine_presets import flat
 from avatar.ui.state.uploads import NotUploaded, Uploads
 
 BOX = {"left": 0.1, "top": 0.2, "right": 0.3, "bottom": 0.6}
@@ -32,10 +36,12 @@ def given(
     turns: Any = None,
     faces: tuple[int, ...] = (1, 2, 3, 4),
     boxes: dict[str, Any] | None = None,
+    place: str = "boxes",
+    painted: Path | None = None,
 ) -> Given:
     """The section's values."""
     areas = None if boxes is None else {"boxes": boxes}
-    return (way, turns, areas, *faces, *(*audios, *[None] * MOST_SPEAKERS)[:MOST_SPEAKERS])
+    return (way, turns, place, areas, painted, *faces, *(*audios, *[None] * MOST_SPEAKERS)[:MOST_SPEAKERS])
 
 
 @pytest.fixture
@@ -89,22 +95,26 @@ def test_what_is_missing_is_named(values: Given, words: str, page: Page) -> None
 
 def test_rows_appear_as_they_are_needed(page: Page) -> None:
     panel, request = page.generate.speakers, request_of("v")
+    presets = PresetPanel(panel.parts, page.app_state)
+    values = [flat(page.app_state.machine.resolved("auto"))[name] for name in FORM]
+    more = ("boxes", None, "auto", None, *values)  # where voices act, the portrait, its shape
 
     def rows(way: str, count: int) -> list[bool]:
-        updates = panel.way_changed(request, seen(count), way)
+        updates = panel.way_changed(presets)(request, seen(count), way, *more)
         return [updates[f"row_{n}"]["visible"] for n in range(1, 5)]
 
     assert rows("one", 3) == [False] * 4
     assert rows("own", 3) == [True, True, True, False]
     assert rows("stereo", 3) == [True, True, False, False]
     assert rows("turns", 9) == [True] * 4
-    shown = panel.faces_changed(request, seen(5), "own")
+    shown = panel.faces_changed(presets)(request, seen(5), "own", *more)
     assert shown["section"]["visible"] is True
     assert [value for _, value in shown["face_2"]["choices"]] == [1, 2, 3, 4, 5]
     assert shown["areas"]["value"]["faces"] == [BOX] * 5
-    hidden = panel.faces_changed(request, seen(1), "own")
+    hidden = panel.faces_changed(presets)(request, seen(1), "own", *more)
     assert (hidden["section"]["visible"], hidden["way"]) == (False, "one")
     assert hidden["audio_1"]["value"] is None
+    assert (shown["num_speakers"], hidden["num_speakers"]) == (4, 1)
 
 
 @pytest.fixture
@@ -133,6 +143,54 @@ def test_a_text_cannot_be_shared(page: Page, two: dict[str, Path]) -> None:
     typed = ("type", "Hello.", "heart", 1.0, "file", None)
     with pytest.raises(BadInput, match="typed text cannot be split"):
         list(page.press(two["portrait"], seen(2), typed=typed, speakers=given("stereo")))
+
+
+def test_each_row_paints_with_its_own_brush(page: Page) -> None:
+    values = given("own", None, "b.wav", faces=(2, 1, 3, 4), place="painted", painted=Path("p.png"))
+    asked = page.generate.speakers.asked(seen(2), values, True, "en")
+    assert [(one.face, one.painted, one.brush) for one in asked.speakers] == [
+        ("1", Path("p.png"), 1),
+        ("2", Path("p.png"), 0),
+    ]
+    values = given("own", "a.wav", place="painted")
+    with pytest.raises(BadInput, match="Nothing is painted"):
+        page.generate.speakers.asked(seen(2), values, True, "en")
+    values = given("own", "a.wav", place="around", painted=Path("p.png"), boxes={"1": [0, 0, 0.5, 1]})
+    asked = page.generate.speakers.asked(seen(2), values, True, "en")
+    assert not any(one.has_mask for one in asked.speakers)
+
+
+def test_the_editor_shows_the_portrait_and_whose_colour(page: Page, two: dict[str, Path]) -> None:
+    panel, request = page.generate.speakers, request_of("v")
+    shown = panel.place_changed(request, seen(2), "own", "painted", str(two["portrait"]))
+    assert shown["masks"]["value"]["background"].size == (512, 256)
+    assert shown["legend"]["value"].count("<li>") == 2
+    assert shown["areas"]["value"] is None
+    for way, place in (("one", "painted"), ("own", "around"), ("own", "boxes")):
+        hidden = panel.place_changed(request, seen(2), way, place, str(two["portrait"]))
+        assert (hidden["masks"]["value"], hidden["masks"]["visible"]) == (None, False)
+    assert hidden["areas"]["value"]["faces"] == [BOX] * 2
+
+
+@pytest.mark.parametrize("count", [0, 5, 1.5, "2", True])
+def test_wrong_numbers_of_speakers_are_refused(count: Any) -> None:
+    with pytest.raises(BadInput, match=r"num_speakers is .* a whole number from 1 to 4"):
+        payloads.num_speakers(count)
+    assert payloads.num_speakers(None) == 1
+
+
+def test_the_plan_counts_the_speakers(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = page.app_state.machine
+    card = Inventory.imagine(1, 80)
+    monkeypatch.setattr(machine, "inventory", lambda: card)
+    preset = machine.preset("80gb")
+    peaks = [machine.plan(preset, count)[0].peak_bytes(0) for count in (1, 3)]
+    assert peaks[1] > peaks[0]
+    presets = PresetPanel(page.generate.parts, page.app_state)
+    values = [flat(preset)[name] for name in FORM]
+    one, three = (presets.speakers_changed("en", "80gb", None, count, values) for count in (1, 3))
+    assert one["plan"] != three["plan"]
+    assert (one["num_speakers"], three["num_speakers"]) == (1, 3)
 
 
 def test_speakers_of_programs_are_uploads_alone(tmp_path: Path) -> None:

@@ -156,6 +156,9 @@ def test_notices_have_no_blank_that_is_not_filled():
     intake |= {"transparent": {"name"}, "colour_profile": {"name"}, "trimmed": {"name", "first", "last"}}
     intake |= {code: {"name", "who", "silent"} for code in ("speakers", "speakers_listen")}
     intake |= {"speakers_unseen": {"name", "who"}, "mix_quieter": {"change"}}
+    intake |= {"same_voice": {"count", "voice"}, "mask_beside_face": {"name", "number"}}
+    intake |= {"idle_faces": {"name", "count"}, "idle_faces_most": {"name", "count", "of"}}
+    intake["smaller_video"] = {"name", "size", "width", "height", "made", "full"}
     intake["num_clip"] = {"name", "seconds", "of", "num_clip", "infer_frames"}
     intake["pose_short"] = {"name", "seconds", "of"}
     run = {"restarted": {"cause"}, "resumed": {"done", "total"}, "frames_cut": {"count"}}

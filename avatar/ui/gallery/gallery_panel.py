@@ -28,7 +28,12 @@ class GalleryPanel:
         self.parts, self.app_state, self.presets = parts, app_state, presets
 
     def pressed(
-        self, request: gr.Request, event: gr.EventData, owner: str, shape: Shape | None
+        self,
+        request: gr.Request,
+        event: gr.EventData,
+        owner: str,
+        shape: Shape | None,
+        num_speakers: int,
     ) -> Updates:
         """Handle "Use these settings" and delete."""
         p, app_state, language = self.parts, self.app_state, language_of(request)
@@ -45,6 +50,6 @@ class GalleryPanel:
             name = app_state.preset_name
         gr.Info(text("used_settings", language))
         return {
-            **self.presets.chosen(name, language, settings, shape),
+            **self.presets.chosen(name, language, settings, shape, num_speakers),
             p.prompt: self.presets.prompt(name, text_of(settings.get("prompt"))),
         }

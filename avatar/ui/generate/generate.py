@@ -18,9 +18,9 @@ from avatar.ui.generate.run_view import RunView
 from avatar.ui.language import Language, language_of, text
 from avatar.ui.payloads import mapping
 from avatar.ui.portrait import framing_panel, point_editor
-from avatar.ui.portrait.speakers_panel import SpeakersPanel
 from avatar.ui.presets.settings_form import leading_pose
 from avatar.ui.routes.request_guard import visitor_of
+from avatar.ui.speakers.speakers_panel import SpeakersPanel
 from avatar.ui.speech.typing_tab import TYPE, TypingPanel
 from avatar.ui.state import submission
 from avatar.ui.state.app_state import AppState
@@ -188,7 +188,7 @@ def _drawn_for(several: AskedSpeakers | None, preset: Preset) -> AskedSpeakers |
     """The speakers; without the areas that were drawn for them where the engine has no use of areas."""
     if several is None or preset.engine != "preview":
         return several
-    return replace(several, speakers=tuple(replace(one, mask=None) for one in several.speakers))
+    return replace(several, speakers=tuple(replace(one, mask=None, painted=None) for one in several.speakers))
 
 
 def _answers(asked: Mapping[str, Any], portrait: str) -> bool:

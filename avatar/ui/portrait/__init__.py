@@ -1,1 +1,1 @@
-"""The portrait on the page: its faces, their points, what is shown of it, and who speaks."""
+"""The portrait on the page: its faces, their points, and what is shown of it."""

@@ -49,7 +49,13 @@ class PortraitPanel:
         yield {p.points: question, **self._seen(shape, look.notices, name, values, language)}
 
     def framing_changed(
-        self, request: gr.Request, portrait: str | None, name: str, value: Any, *values: Any
+        self,
+        request: gr.Request,
+        portrait: str | None,
+        name: str,
+        value: Any,
+        num_speakers: int,
+        *values: Any,
     ) -> Updates:
         """Update the page after another face, crop or shape, or a moved point. Raises: BadInput."""
         if not portrait:
@@ -57,12 +63,12 @@ class PortraitPanel:
         language, value = language_of(request), mapping(value)
         picture_settings, points = framing_panel.picture_settings(value), framing_panel.answer(value)
         shape, placed = framing_panel.shape_of(value, picture_settings), framing_panel.placed(value)
-        preset = self.presets.with_form(name, values) or self.presets.resolved(name)[0]
+        preset = self.presets.with_form(name, values, num_speakers) or self.presets.resolved(name)[0]
         reader, limits = self.app_state.reader(visitor_of(request)), self.app_state.limits
         notices = point_editor.concerns_about(
             Path(portrait), picture_settings, points, preset, limits, reader
         )
-        seen = self._seen(shape, notices, name, values, language)
+        seen = self._seen(shape, notices, name, values, language, num_speakers)
         return {self.parts.points: gr.update(placed=placed), **seen}
 
     def _seen(
@@ -72,12 +78,13 @@ class PortraitPanel:
         name: str,
         values: tuple[Any, ...],
         language: Language,
+        num_speakers: int = 1,
     ) -> Updates:
         """What the page shows about a portrait that was checked; shape: None without a portrait."""
         p = self.parts
         return {
             p.shape: shape,
-            p.presets: self.presets.cards(name, language, shape),
-            p.plan: self.presets.plan(name, values, language, shape),
+            p.presets: self.presets.cards(name, language, shape, num_speakers),
+            p.plan: self.presets.plan(name, values, language, shape, num_speakers),
             p.notices: render_notices(notices, language),
         }

@@ -26,16 +26,31 @@ class PresetPanel:
     def __init__(self, parts: PageComponents, app_state: AppState) -> None:
         self.parts, self.app_state, self.machine = parts, app_state, app_state.machine
 
-    def card_pressed(self, request: gr.Request, event: gr.EventData, shape: Shape | None) -> Updates:
+    def card_pressed(
+        self, request: gr.Request, event: gr.EventData, shape: Shape | None, num_speakers: int
+    ) -> Updates:
         """A card was pressed: its settings fill the form."""
         _, name = pressed(event)
         self.machine.preset(name)
-        chosen = self.chosen(name, language_of(request), shape=shape)
+        chosen = self.chosen(name, language_of(request), shape=shape, num_speakers=num_speakers)
         return {**chosen, self.parts.prompt: self.prompt(name)}
 
-    def form_changed(self, request: gr.Request, name: str, shape: Shape | None, *values: Any) -> Updates:
+    def form_changed(
+        self, request: gr.Request, name: str, shape: Shape | None, num_speakers: int, *values: Any
+    ) -> Updates:
         """The plan of the current settings, or what is wrong with them."""
-        return {self.parts.plan: self.plan(name, values, language_of(request), shape)}
+        return {self.parts.plan: self.plan(name, values, language_of(request), shape, num_speakers)}
+
+    def speakers_changed(
+        self, language: Language, name: str, shape: Shape | None, num_speakers: int, values: Sequence[Any]
+    ) -> Updates:
+        """The cards and the plan once so many faces speak."""
+        p = self.parts
+        return {
+            p.num_speakers: num_speakers,
+            p.presets: self.cards(name, language, shape, num_speakers),
+            p.plan: self.plan(name, values, language, shape, num_speakers),
+        }
 
     def chosen(
         self,
@@ -43,10 +58,11 @@ class PresetPanel:
         language: Language,
         settings: Mapping[str, Any] | None = None,
         shape: Shape | None = None,
+        num_speakers: int = 1,
     ) -> Updates:
         """The page for a chosen preset; settings: what to fill in instead of the preset's own values."""
         p = self.parts
-        resolved, offered = self.resolved(name)
+        resolved, offered = self.resolved(name, num_speakers)
         own = flat(resolved)
         chosen = {key: value for key, value in (settings or {}).items() if key in offered}
         values = {key: _usable(resolved, key, chosen.get(key), own[key]) for key in FORM}
@@ -62,11 +78,11 @@ class PresetPanel:
         note = "" if set(FORM) <= offered else f'<p class="muted">{text("advanced_unused", language)}</p>'
         return {
             p.preset: name,
-            p.presets: self.cards(name, language, shape),
+            p.presets: self.cards(name, language, shape, num_speakers),
             **form,
             p.form_note: note,
             p.pose: gr.update(visible=not refusal(resolved.engine, "pose")),
-            p.plan: self.plan(name, list(values.values()), language, shape),
+            p.plan: self.plan(name, list(values.values()), language, shape, num_speakers),
         }
 
     def prompt(self, name: str, value: str | None = None) -> Any:
@@ -75,43 +91,53 @@ class PresetPanel:
         own = {"placeholder": resolved.generation.prompt} if resolved.generation.prompt else {}
         return gr.update(visible="prompt" in offered, **own, **({} if value is None else {"value": value}))
 
-    def resolved(self, name: str) -> tuple[Preset, set[str]]:
+    def resolved(self, name: str, num_speakers: int = 1) -> tuple[Preset, set[str]]:
         """What a preset resolves to (itself if it cannot run), and which settings its form offers."""
         try:
-            resolved = self.machine.resolved(name)
+            resolved = self.machine.resolved(name, num_speakers)
         except AvatarError:  # shown by the card and the plan
             resolved = self.machine.preset(name)
         return resolved, self.machine.honoured(resolved)
 
-    def with_form(self, name: str, values: Sequence[Any]) -> Preset | None:
+    def with_form(self, name: str, values: Sequence[Any], num_speakers: int = 1) -> Preset | None:
         """The preset with the form's values; None if they are invalid, which the plan reports."""
         try:
-            return self._with_values(name, values)
+            return self._with_values(name, values, num_speakers)
         except AvatarError:
             return None
 
-    def cards(self, name: str, language: Language, shape: Shape | None) -> str:
-        found = self.machine.verdicts()
-        return render_presets(self.app_state.presets, found, name, self._auto(), language, shape)
+    def cards(
+        self, name: str, language: Language, shape: Shape | None, num_speakers: int = 1
+    ) -> str:
+        found, auto = self.machine.verdicts(num_speakers), self._auto(num_speakers)
+        return render_presets(self.app_state.presets, found, name, auto, language, shape)
 
-    def plan(self, name: str, values: Sequence[Any], language: Language, shape: Shape | None) -> str:
+    def plan(
+        self,
+        name: str,
+        values: Sequence[Any],
+        language: Language,
+        shape: Shape | None,
+        num_speakers: int = 1,
+    ) -> str:
         try:
-            preset = self._with_values(name, values)
+            preset = self._with_values(name, values, num_speakers)
         except AvatarError as error:
             return render_plan(None, language, str(error))
-        plan, refusal = self.machine.plan(preset)
+        plan, refusal = self.machine.plan(preset, num_speakers)
         if refusal and language != "en":
-            shortfalls = self.machine.verdict(preset).shortfalls
+            shortfalls = self.machine.verdict(preset, num_speakers).shortfalls
             refusal = " ".join(shortfall_words(shortfall, language) for shortfall in shortfalls) or refusal
         return render_plan(plan, language, refusal, size_words(preset, language, shape) if shape else "")
 
-    def _auto(self) -> Preset | None:
+    def _auto(self, num_speakers: int) -> Preset | None:
         """What `auto` resolves to here."""
         auto = next((preset for preset in self.app_state.presets if preset.engine == "auto"), None)
-        return None if auto is None else self.resolved(auto.name)[0]
+        return None if auto is None else self.resolved(auto.name, num_speakers)[0]
 
-    def _with_values(self, name: str, values: Sequence[Any]) -> Preset:
-        return self.machine.with_settings(name, self.machine.form_settings(name, values))
+    def _with_values(self, name: str, values: Sequence[Any], num_speakers: int) -> Preset:
+        given = self.machine.form_settings(name, values, num_speakers)
+        return self.machine.with_settings(name, given, num_speakers)
 
 
 def _usable(preset: Preset, name: str, chosen: Any, own: Any) -> Any:

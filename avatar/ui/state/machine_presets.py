@@ -68,27 +68,30 @@ class MachinePresets:
         )
         return replace(machine, gpus=gpus)
 
-    def verdict(self, preset: Preset) -> Verdict:
-        """What this machine, or the ranks that the page is attached to, can do with a preset."""
+    def verdict(self, preset: Preset, num_speakers: int = 1) -> Verdict:
+        """What this machine, or the ranks that the page is attached to, can do with a preset.
+
+        num_speakers, here as below: faces with a voice of their own.
+        """
         if preset.name == self.attached:
             return Verdict(preset)
-        return judge(preset, self.inventory(), self.presets)
+        return judge(preset, self.inventory(), self.presets, num_speakers=num_speakers)
 
-    def verdicts(self) -> dict[str, Verdict]:
+    def verdicts(self, num_speakers: int = 1) -> dict[str, Verdict]:
         """Verdicts by preset name; `auto` has that of the preset which it resolves to here."""
-        return {preset.name: self.verdict(preset) for preset in self.presets}
+        return {preset.name: self.verdict(preset, num_speakers) for preset in self.presets}
 
-    def resolved(self, name: str) -> Preset:
+    def resolved(self, name: str, num_speakers: int = 1) -> Preset:
         """The preset that will run when this one is chosen. Raises: BadInput, DoesNotFit."""
-        return resolve(self.preset(name), self.inventory(), self.presets)
+        return resolve(self.preset(name), self.inventory(), self.presets, num_speakers=num_speakers)
 
-    def with_settings(self, name: str, settings: Mapping[str, Any]) -> Preset:
+    def with_settings(self, name: str, settings: Mapping[str, Any], num_speakers: int = 1) -> Preset:
         """The preset that will run, with the user's changes applied.
 
         settings: by name; None, or the preset's own value, is no change.
         Raises: BadInput for a change that the engine cannot honour, or a wrong value.
         """
-        preset = self.resolved(name)
+        preset = self.resolved(name, num_speakers)
         changes = {key: value for key, value in settings.items() if value is not None}
         own = flat(preset)
         changes = {key: value for key, value in changes.items() if value != own.get(key)}
@@ -97,9 +100,9 @@ class MachinePresets:
             parse_loras(lora, named_only=True)  # visitors must not name files of this machine
         return preset.with_settings(**changes)
 
-    def form_settings(self, name: str, values: Sequence[Any]) -> dict[str, Any]:
+    def form_settings(self, name: str, values: Sequence[Any], num_speakers: int = 1) -> dict[str, Any]:
         """The form's values (in FORM's order) by name; settings not offered for the preset are left out."""
-        offered = self.honoured(self.resolved(name))
+        offered = self.honoured(self.resolved(name, num_speakers))
         return {key: value for key, value in zip(FORM, values) if key in offered}
 
     def honoured(self, preset: Preset) -> set[str]:
@@ -112,14 +115,14 @@ class MachinePresets:
             return preset
         return require(preset, self.inventory(), self.presets, num_speakers=num_speakers).preset
 
-    def plan(self, preset: Preset) -> tuple[Plan | None, str]:
+    def plan(self, preset: Preset, num_speakers: int = 1) -> tuple[Plan | None, str]:
         """What a preset will hold on each device, and why it cannot run here ("" if it can)."""
         refusal = ""
         try:
-            self.require(preset)
+            self.require(preset, num_speakers)
         except AvatarError as error:
             refusal = str(error)
-        return judge(preset, self.inventory(), self.presets).plan, refusal
+        return judge(preset, self.inventory(), self.presets, num_speakers=num_speakers).plan, refusal
 
 
 def flat(preset: Preset) -> dict[str, Any]:

@@ -63,11 +63,11 @@ def submit(
     app_state.job_queue.check_not_full(visitor)
     from avatar.preview.face_finder import Finder  # imports OpenCV and the face models; only for a run
 
-    machine = app_state.machine
-    preset = machine.with_settings(name, settings)
+    machine, num_speakers = app_state.machine, speakers.num_speakers if speakers else 1
+    preset = machine.with_settings(name, settings, num_speakers)
     also = (*(picture.demands if picture else ()), *(("pose",) if pose else ()))
     refuse_settings(preset.engine, also)
-    preset = machine.require(preset, speakers.num_speakers if speakers else 1)
+    preset = machine.require(preset, num_speakers)
     prompt = prompt.strip() or preset.generation.prompt  # the page shows the preset's own in an empty box
     draft = app_state.gallery.draft()
     work = Path(tempfile.mkdtemp(prefix="run-", dir=app_state.scratch))
