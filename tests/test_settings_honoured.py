@@ -52,6 +52,7 @@ IN_THE_VIDEO = {
 # What gives the same video: preset, the setting's value, and cards of so many GiB.
 IN_THE_PLAN: dict[str, tuple[dict[str, Any], Any, tuple[int, float]]] = {
     "enable_online_decode": ({}, False, (1, 80)),
+    "decoder": ({}, "tiny", (1, 80)),
     "offload_model": ({}, True, (1, 40)),
     "text_encoder": ({}, "cpu", (1, 80)),
     "layout": ({"num_gpus_dit": 4}, "layers", (4, 80)),

@@ -142,7 +142,8 @@ def run(args: argparse.Namespace) -> int:
         elif args.random_weights:
             stop = _time(args, comparison, cells, settings, before)
         else:
-            comparison.save()  # killed while a text is spoken, it is known for a comparison
+            if script is not None or (speakers is not None and any(one.text for one in speakers.speakers)):
+                comparison.save()  # killed while a text is spoken, it is known for a comparison
             with _spoken(args, script, speakers, work) as said:
                 stop = _make(args, comparison, cells, settings, before, work, said)
         comparison.save()

@@ -100,7 +100,7 @@ def test_a_downloads_folder_is_remembered_if_whole(
     """It may be left incomplete: a revision of other files, or files that somebody deletes meanwhile."""
 
     def fetch(
-        repos: object, revision: object, target: Path, progress: object, *, tiny_decoder: bool
+        repos: object, revision: object, target: Path, progress: object, *, notify: object, tiny_decoder: bool
     ) -> list[Path]:
         assert not tiny_decoder
         absent = shutil.ignore_patterns() if complete else shutil.ignore_patterns("*.pth")

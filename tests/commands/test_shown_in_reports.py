@@ -91,7 +91,7 @@ def test_compare_makes_what_is_asked_to_be_shown(asked):
         (["--background", "no.png"], "no picture that is there"),
         (["--background", "transparent"], "Transparent videos are not compared"),
         (["--framing", "legs"], "head, shoulders, half, whole"),
-        (["--pose", "no.mp4"], "The pose no.mp4 does not exist"),
+        (["--pose", "no.mp4"], "The preview engine cannot honour pose"),
         (["--pose", "p.png"], "preview engine cannot honour pose"),
     ],
 )

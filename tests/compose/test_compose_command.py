@@ -72,7 +72,7 @@ def test_captions_stand_at_the_bottom_for_their_time(here):
 
 
 def test_text_becomes_captions_where_somebody_speaks(here, capsys):
-    Path("t.txt").write_text("One. Two. 三。", encoding="utf-8")
+    Path("t.txt").write_text("One. Two. Drei.", encoding="utf-8")
     args = ["compose", "video.mp4", "--text-file", "t.txt", "--output", "out.mp4", "--captions-out", "o.srt"]
     assert main([*args, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"event": "composed", "video": "out.mp4", "captions": 3}

@@ -14,7 +14,7 @@ from avatar.media import atomic
 
 ROOT = Path(__file__).parents[2] / "avatar"
 # What renames, but writes nothing that could be half there: moves between the gallery's states and folders.
-MOVES = {"runtime/gallery.py", "ui/uploads.py"}
+MOVES = {"runtime/gallery.py", "ui/state/uploads.py"}
 
 
 def fill(draft: Path, is_folder: bool, text: str) -> None:

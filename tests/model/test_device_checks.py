@@ -243,8 +243,8 @@ def test_the_self_tests_toy_model_is_not_compiled(monkeypatch):
         assert source.pieces is pieces
     decoders = []
     decoder = "avatar.pipeline.pipeline.StreamingDecoder"
-    monkeypatch.setattr(decoder, lambda vae, compile: decoders.append(compile))
+    monkeypatch.setattr(decoder, lambda decoder, compile: decoders.append(compile))
     monkeypatch.setattr("avatar.pipeline.pipeline.compiles", lambda device: True)
     for preset in (toy, real):
-        DiffusionPipeline(preset)._decoder(SimpleNamespace(vae=None, device=CUDA))
+        DiffusionPipeline(preset)._decoder(SimpleNamespace(decoder=None, device=CUDA))
     assert decoders == [False, True]

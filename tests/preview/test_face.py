@@ -65,7 +65,13 @@ def test_moustache_over_the_mouth_is_not_accepted_unasked() -> None:
     assert find_face(portrait("captain")).verdict in ("weak", "none")
 
 
-@pytest.mark.parametrize("name", ["chelsea", "rocket", "coffee", "moon", "page", "coins", "brick", "grass"])
+def test_heads_on_old_coins_are_not_accepted_unasked() -> None:
+    """One is near the threshold: it falls on one side or the other by the processor's rounding."""
+    image = np.repeat(skimage.data.coins()[:, :, None], 3, axis=2)
+    assert find_face(image).verdict in ("weak", "none")
+
+
+@pytest.mark.parametrize("name", ["chelsea", "rocket", "coffee", "moon", "page", "brick", "grass"])
 def test_no_face_in_cats_rockets_and_cups(name: str) -> None:
     image = np.asarray(getattr(skimage.data, name)())
     if image.ndim == 2:

@@ -135,7 +135,13 @@ def intake_notices(tmp_path: Path) -> list[Notice]:
 
 def test_notices_of_intake_fill_their_blanks(tmp_path: Path) -> None:
     made = intake_notices(tmp_path)
-    assert [one.code for one in made] == ["colour_profile", "transparent", "trimmed", "num_clip"]
+    assert [one.code for one in made] == [
+        "colour_profile",
+        "transparent",
+        "smaller_video",
+        "trimmed",
+        "num_clip",
+    ]
     for one in made:
         said = notice_words(one.code, one.text, one.values, "zh")
         assert said != one.text
