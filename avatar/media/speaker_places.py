@@ -110,6 +110,8 @@ def place_speakers(
         if one.has_mask
     }
     painted = {number: mask for number, mask in read.items() if mask is not None}
+    if not painted and any(one.brush is not None for one in asked.speakers):
+        raise BadInput("Nothing is painted.", "Paint where each speaker is, or leave out the painting.")
     masks.check_apart([(asked.speakers[number].mask_name, mask) for number, mask in painted.items()])
     places: dict[int, AskedSpeaker] = {}
     notices: list[Notice] = []

@@ -10,8 +10,10 @@ import pytest
 import soundfile
 from gradio_client import Client, exceptions, handle_file
 from PIL import Image
+from playwright.sync_api import Page
 from visiting import PORTRAIT, Server, Visitor, start_server, wait_until
 
+from avatar.media.brushes import of_brush
 from avatar.runtime.report import RunReport, read_report
 
 Visit = Callable[..., Visitor]
@@ -44,6 +46,20 @@ def opened(visit: Visit, server: Server, given: Path, way: str) -> Visitor:
     page.click("#speakers > button")
     page.get_by_label(way, exact=True).check()
     return visitor
+
+
+def paint(page: Page, colour: int, across: float) -> None:
+    """Draw a short stroke with one of the editor's colours; across: where, a fraction of the canvas."""
+    page.click('#speakers-masks button[aria-label="Color"]')
+    page.locator("#speakers-masks .swatch button").nth(colour).click()
+    canvas = page.locator("#speakers-masks canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] * across, box["y"] + box["height"] * 0.7
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 20, y, steps=6)
+    page.mouse.up()
 
 
 def report_of(server: Server, before: set[Path]) -> RunReport:
@@ -125,6 +141,40 @@ def test_areas_are_drawn_for_the_full_model(visit: Visit, given: Path, tmp_path:
         picture = page.locator(".areas .points-picture").bounding_box()
         left = (area.bounding_box()["x"] - picture["x"]) / picture["width"]
         assert second.mask[0] == pytest.approx(left, abs=0.01)
+    finally:
+        running.stop()
+
+
+def test_areas_are_painted_for_the_full_model(visit: Visit, given: Path, tmp_path: Path):
+    running = start_server(tmp_path, "--keep-running", "0", "--preset", "self-test")
+    try:
+        before = set(running.videos())
+        visitor = opened(visit, running, given, "Each face its own recording")
+        page = visitor.page
+        for n, name in ((1, "a.wav"), (2, "b.wav")):
+            page.set_input_files(f"#speaker-audio-{n} input[type=file]", given / name)
+            page.wait_for_selector(f"#speaker-audio-{n} .waveform-container", state="attached")
+        page.get_by_label("Where you paint", exact=True).check()
+        page.wait_for_selector("#speakers-masks canvas")
+        page.wait_for_selector('#speakers-masks button[aria-label="Color"]')
+        page.wait_for_timeout(1000)  # the editor lays the portrait out
+        paint(page, 0, 0.2)
+        paint(page, 1, 0.8)
+        visitor.generate()
+        first, second = report_of(running, before).speakers
+        assert (first.name, second.name) == ("a.wav", "b.wav")
+        assert first.painted
+        assert second.painted
+        uploaded = running.scratch.rglob("layer_0.png")  # by the editor, for each event that reads it
+        painting = max(uploaded, key=lambda path: path.stat().st_mtime)
+        rgba = np.asarray(Image.open(painting).convert("RGBA"))
+        left, right = (of_brush(rgba, brush) > 0 for brush in (0, 1))
+        middle = rgba.shape[1] // 2
+        assert rgba.shape[1] / rgba.shape[0] == pytest.approx(2, abs=0.02), "the portrait's shape"
+        assert left.mean() > 0.005 < right.mean()
+        assert not left[:, middle:].any()
+        assert not right[:, :middle].any()
+        assert visitor.errors == []
     finally:
         running.stop()
 

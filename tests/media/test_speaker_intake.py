@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from avatar.errors import BadInput
 from avatar.events import Notice
+from avatar.media.brushes import BRUSHES
 from avatar.media.face_choice import FaceBox, FoundFaces
 from avatar.media.intake import open_request
 from avatar.media.speaker_choice import asked_speakers
@@ -45,7 +47,10 @@ class Seen:
 
 @pytest.fixture
 def ask(tmp_path: Path) -> Ask:
-    """Open a request for three faces. flags: of speakers; split, recording: see asked_speakers."""
+    """Open a request for three faces. flags: of speakers; split, recording: see asked_speakers.
+
+    painting: in which each has the brush of its place.
+    """
     save(tmp_path / "us.png")
     write_wav(tmp_path / "a.wav", tone(1, RATE, 220, 0.7), RATE)
     write_wav(tmp_path / "b.wav", tone(2, RATE, 330, 0.6), RATE)
@@ -61,11 +66,18 @@ def ask(tmp_path: Path) -> Ask:
     Image.new("L", (100, 100), 255).save(tmp_path / "square.png")
 
     def opened(
-        *flags: str, split: str | None = None, recording: str | None = None, faces: int = 3, **given: Any
+        *flags: str,
+        split: str | None = None,
+        recording: str | None = None,
+        faces: int = 3,
+        painting: str | None = None,
+        **given: Any,
     ) -> Request:
         names = [re.sub(r"(audio|mask)=(?=[a-z])", rf"\1={tmp_path}/", flag) for flag in flags]
         place = None if split in (None, "stereo") else str(tmp_path / str(split))
         found = [speaker_of_flag(flag) for flag in names]
+        if painting is not None:
+            found = [replace(one, painted=tmp_path / painting, brush=n) for n, one in enumerate(found)]
         speakers = asked_speakers(found, place or split, recording=recording is not None)
         settings, engine = given.pop("settings", {}), given.pop("engine", "preview")
         return open_request(
@@ -200,6 +212,24 @@ def test_a_painted_mask_follows_the_frame(ask: Ask) -> None:
         assert white[:, where].mean() > 0.97
         assert white.mean() == pytest.approx(60 / 213, abs=0.01)
     assert "mask_chooses" not in [notice.code for notice in request.notices]
+
+
+def test_a_painting_holds_a_mask_for_each_brush(ask: Ask, tmp_path: Path) -> None:
+    painting = Image.new("RGBA", (160, 120))
+    painting.save(tmp_path / "blank.png")
+    painting.paste((*BRUSHES[0], 158), (0, 0, 60, 120))
+    painting.paste((*BRUSHES[2], 158), (100, 0, 160, 120))
+    painting.save(tmp_path / "painting.png")
+    flags = ("face=1,audio=a.wav", "face=2", "face=3,audio=b.wav")
+    first, second, third = ask(*flags, painting="painting.png", engine="diffusion").speakers
+    for one, columns in ((first, slice(0, 60)), (third, slice(100, 160))):
+        with Image.open(io.BytesIO(one.painted)) as mask:
+            white = np.asarray(mask) > 127
+        assert white[:, columns].all()
+        assert white.mean() == 60 / 160
+    assert (second.painted, second.mask) == (None, None), "its brush was not used"
+    with pytest.raises(BadInput, match="Nothing is painted"):
+        ask(*flags, painting="blank.png", engine="diffusion")
 
 
 def test_on_the_preview_a_mask_chooses_its_face_alone(ask: Ask) -> None:

@@ -35,7 +35,7 @@ from avatar.ui.state.app_state import AppState
 ONE, OWN, TURNS = "one", "own", "turns"  # and STEREO: how the faces get their voices
 WAYS = (ONE, OWN, STEREO, TURNS)
 AROUND, BOXES, PAINTED = "around", "boxes", "painted"  # where in the picture each voice acts
-PLACES = (AROUND, BOXES)
+PLACES = (AROUND, BOXES, PAINTED)
 MOST_AREAS = 12  # faces that a box can be drawn for
 ROWS = range(1, MOST_SPEAKERS + 1)
 FACES, AUDIOS = [f"face_{n}" for n in ROWS], [f"audio_{n}" for n in ROWS]
@@ -81,7 +81,10 @@ class SpeakersPanel:
 
         def speaker(row: int, audio: Path | None = None) -> AskedSpeaker:
             one = AskedSpeaker(faces[row], audio, mask=_box(boxes, faces[row]))
-            return one if place != PAINTED else replace(one, painted=masks, brush=row)
+            if place != PAINTED:
+                return one
+            name = text("speakers_nth", language, number=row + 1)
+            return replace(one, painted=masks, painted_name=name, brush=row)
 
         rows = range(_num_rows(text_of(way), count))
         if way != OWN:
