@@ -73,12 +73,17 @@ def in_queue(page: Page, *numbers: int) -> None:
     )
 
 
+STOP_LAST = """state => {
+    const last = [...document.querySelectorAll(`.job[data-state=${state}] [data-action=stop]`)].at(-1)
+    last?.click()
+    return last?.dataset.id
+}"""
+
+
 def clear(page: Page) -> None:
-    """Take everything out of the queue, and stop the running job."""
+    """Take everything out of the queue, and stop the running job, unless it ends by itself meanwhile."""
     for state in ("waiting", "running"):
-        while (button := page.locator(f'.job[data-state="{state}"] [data-action=stop]')).count():
-            id = button.last.get_attribute("data-id")
-            button.last.click()
+        while id := page.evaluate(STOP_LAST, state):
             page.wait_for_selector(
                 f'.job[data-id="{id}"]:is([data-state=running], [data-state=waiting])', state="detached"
             )
