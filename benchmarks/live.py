@@ -210,7 +210,11 @@ async def by_webrtc(server: Server, seconds: float) -> None:
             channels = len(frame.layout.channels)
             heard.note(frame.to_ndarray().reshape(-1)[::channels])
 
-    tasks = [asyncio.create_task(watch()), asyncio.create_task(listen())]
+    async def follow() -> None:
+        async for _ in socket:  # or its keep-alive starves, and the session ends with it
+            pass
+
+    tasks = [asyncio.create_task(task()) for task in (watch, listen, follow)]
     async with asyncio.timeout(seconds + 30):
         await asyncio.sleep(seconds)
     for task in tasks:

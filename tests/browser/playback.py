@@ -35,13 +35,15 @@ AHEAD_S = 0.25  # with this much in the buffer, a player must not stand still
 class Playback:
     """What was seen. Times in seconds of wall clock, except for media_s.
 
-    stalls: how long the player stood still each time though it had data; dry_s: how long it had none.
+    stalls: how long the player stood still each time though it had data; dry_s: how long it had none;
+    blocked_s: how far it fell behind while the page itself was blocked.
     """
 
     first_frame_s: float
     wall_s: float
     media_s: float
     dry_s: float
+    blocked_s: float
     audio_bytes: int
     frames: int
     most_ranges: int
@@ -52,7 +54,8 @@ class Playback:
         return (
             f"first frame {self.first_frame_s:.2f} s after the press; {self.media_s:.2f} s played in "
             f"{self.wall_s:.2f} s ({share:.1f} %); longest stall with data "
-            f"{max(self.stalls, default=0):.2f} s; without data {self.dry_s:.2f} s; "
+            f"{max(self.stalls, default=0):.2f} s; without data {self.dry_s:.2f} s, "
+            f"behind a blocked page {self.blocked_s:.2f} s; "
             f"{self.frames} frames, {self.audio_bytes} bytes of audio decoded"
         )
 
@@ -63,15 +66,18 @@ def read_playback(seen: dict[str, Any], duration_s: float) -> Playback:
     moving = next(i for i, s in enumerate(samples) if s[1] > 0)
     last = next((i for i, s in enumerate(samples) if s[1] >= duration_s - 0.33), len(samples) - 1)
     stalls: list[float] = []
-    stood = dry = 0.0
+    stood = dry = blocked = 0.0
     for before, now in zip(samples[moving:last], samples[moving + 1 : last + 1]):
-        gap = now[0] - before[0]
-        if now[1] > before[1]:
+        gap, played = now[0] - before[0], now[1] - before[1]
+        if played > 0:
             stalls.append(stood)
             stood = 0.0
         elif before[2] - before[1] < AHEAD_S:
             dry += gap
-        elif gap < LATE_S:
+            continue
+        if gap >= LATE_S:
+            blocked += max(0.0, gap - played)
+        elif played <= 0:
             stood += gap
     start, end = samples[moving], samples[last]
     return Playback(
@@ -79,6 +85,7 @@ def read_playback(seen: dict[str, Any], duration_s: float) -> Playback:
         wall_s=end[0] - start[0],
         media_s=end[1] - start[1],
         dry_s=dry,
+        blocked_s=blocked,
         audio_bytes=max(s[5] for s in samples),
         frames=max(s[6] for s in samples),
         most_ranges=max(s[7] for s in samples),

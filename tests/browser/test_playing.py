@@ -57,7 +57,8 @@ def test_the_stream_plays_to_its_end(watched, record_property):
     *others, longest = sorted(playback.stalls)
     assert longest <= 1.0, playback  # a busy machine may hold it up once
     assert max(others, default=0.0) <= 0.3, playback
-    assert playback.media_s >= 0.98 * (playback.wall_s - playback.dry_s - longest) - 0.1, playback
+    free_s = playback.wall_s - playback.dry_s - playback.blocked_s - longest
+    assert playback.media_s >= 0.95 * free_s - 0.1, playback
     assert playback.most_ranges == 1, "the segments leave a gap"
     assert playback.frames >= 25 * (DURATION_S - 1) * 0.5  # a busy browser drops frames, but never half
     assert watched["errors"] == []

@@ -148,6 +148,7 @@ function obey(message) {
 
 function begun(message) {
   live.transport = "";
+  live.player = null;
   live.peer?.close();  // of the connection before this one
   live.peer = live.sender = null;
   send({ type: "hello", rate: live.rate ?? 48000, video: "none" });
@@ -207,7 +208,7 @@ function bySocket() {
   const peer = live.peer;
   live.peer = live.sender = null;
   peer?.close();
-  send({ type: "media", video: "fmp4" });
+  if (!live.player) send({ type: "media", video: "fmp4" });
   tellDelay();
 }
 
@@ -222,11 +223,13 @@ function play({ codecs }) {
 class Player {  // plays MP4 fragments with as little delay as the network allows
   constructor(source, codecs) {
     this.waiting = [];
+    this.source = source;
     const video = (this.video = stage());
     video.srcObject = null;
     video.disableRemotePlayback = true;
     video.src = URL.createObjectURL(source);
     source.addEventListener("sourceopen", () => {
+      if (source.readyState !== "open") return;  // another player took its place meanwhile
       this.buffer = source.addSourceBuffer(codecs);
       this.buffer.addEventListener("updateend", () => this.next());
       this.next();
@@ -237,8 +240,8 @@ class Player {  // plays MP4 fragments with as little delay as the network allow
     this.next();
   }
   next() {
-    const { buffer, video } = this;
-    if (!buffer || buffer.updating || video.error) return;
+    const { buffer, source, video } = this;
+    if (!buffer || source.readyState !== "open" || buffer.updating || video.error) return;
     if (buffer.buffered.length) this.keepUp();
     const begin = buffer.buffered.length ? buffer.buffered.start(0) : 0;
     if (video.currentTime - begin > 20) return buffer.remove(begin, video.currentTime - 5);
@@ -253,7 +256,7 @@ class Player {  // plays MP4 fragments with as little delay as the network allow
     buffer.appendBuffer(all);
   }
   get lagS() {
-    const ranges = this.buffer?.buffered;
+    const ranges = this.source.readyState === "open" ? this.buffer?.buffered : null;
     return ranges?.length ? ranges.end(ranges.length - 1) - this.video.currentTime : 0;
   }
   keepUp() {
