@@ -36,7 +36,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 from avatar.events import Phase, Progress
-from avatar.geometry import FPS, SOUND_HZ
+from avatar.geometry import FPS
 from avatar.live.session import LiveSession
 from avatar.live.transports.webrtc import Peer, hold_back
 from avatar.media.timeline import SAMPLES_PER_FRAME
@@ -99,7 +99,7 @@ def serve(port: int) -> None:
 
     @asynccontextmanager
     async def opened(_: Starlette) -> Any:
-        request = LiveRequest(PORTRAIT, Path(), load_preset("live-preview"), PORTRAIT.name)
+        request = LiveRequest(PORTRAIT, Path(), load_preset("cpu-preview"), PORTRAIT.name)
         state["session"] = LiveSession(CounterEngine(), request)
         yield
         state["session"].end()
@@ -198,13 +198,14 @@ def reported(frames: np.ndarray, beeps: np.ndarray, made: np.ndarray) -> dict[st
     frames = frames[frames[:, 1] > frames[0, 1] + 1]
     counters = frames[:, 0].astype(int)
     turns = np.cumsum(np.diff(counters, prepend=counters[0]) < -(2 ** (BITS - 1))) * 2**BITS
-    delays = 1e3 * (frames[:, 1] - made[counters + turns])
+    shown = counters + turns
+    delays = 1e3 * (frames[:, 1] - made[shown])
     gaps = 1e3 * np.diff(frames[:, 1])
     middle, late, latest = np.percentile(delays, [50, 95, 100])
     return {
         "seconds": round(float(frames[-1, 1] - frames[0, 1]), 1),
         "frames": len(frames),
-        "frames_left_out": int((counters + turns)[-1] - (counters + turns)[0] + 1 - len(np.unique(counters + turns))),
+        "frames_left_out": int(shown[-1] - shown[0] + 1 - len(np.unique(shown))),
         "fps": round(1e3 / float(gaps.mean()), 3),
         "longest_gap": round(float(gaps.max()), 1),
         "gaps_over_120": int((gaps > 120).sum()),
