@@ -9,13 +9,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from avatar.geometry import SOUND_HZ
+from avatar.geometry import FPS, SOUND_HZ
 
 # A microphone's packets arrive unevenly: this much is buffered before the first is spoken.
 GATHERED_S = 0.08
 # Beyond this, microphone sound (of a faster clock, or after a network stall) is dropped down to GATHERED_S.
 MOST_AHEAD_S = 0.32
+# A stall leaves more microphone sound waiting than before it. What no 40 ms in SPARE_S have needed, beyond
+# LEAST_S, is dropped: where it is quiet, or after QUIET_WITHIN_S wherever it is.
+SPARE_S, LEAST_S, QUIET_WITHIN_S = 2.0, 0.04, 6.0
+SMALLEST_DROP_S = 0.02
+QUIET = 600  # out of 32767
 MOST_WAITING_S = 180.0  # limit on queued text-to-speech sound
+MAX_SAMPLES = round(MOST_WAITING_S * SOUND_HZ)
 FADE = 480  # samples over which interrupted sound fades out
 
 
@@ -29,6 +35,9 @@ class SoundQueue:
         self._num_waiting = 0
         self._added_at = 0.0
         self._flows = False
+        self._is_live = False
+        self._least, self._takes_watched = MAX_SAMPLES, 0  # samples that the leanest of so many takes left
+        self._spare, self._takes_spare = 0, 0  # samples to drop; known for so many takes
         self._held: np.ndarray | None = None  # what is still to be heard of the fade-out, where it is held
         self.num_dropped = 0  # samples
 
@@ -43,13 +52,14 @@ class SoundQueue:
         Returns False, adding nothing, when too much is queued.
         """
         with self._lock:
-            if not live and self._num_waiting + len(samples) > MOST_WAITING_S * SOUND_HZ:
+            if not live and self._num_waiting + len(samples) > MAX_SAMPLES:
                 return False
             self._pieces.append(samples)
             self._num_waiting += len(samples)
             self._added_at = self._clock()
+            self._is_live = live
             if live and self._num_waiting > MOST_AHEAD_S * SOUND_HZ:
-                self.num_dropped += self._drop(self._num_waiting - round(GATHERED_S * SOUND_HZ))
+                self._drop(self._num_waiting - round(GATHERED_S * SOUND_HZ))
             return True
 
     def cut(self) -> bool:
@@ -90,7 +100,10 @@ class SoundQueue:
             self._flows = self._flows or gathered or waited
             if not self._flows:
                 return np.zeros(count, np.int16)
+            if self._is_live:
+                self._drop_spare()
             found = self._taken(min(count, self._num_waiting))
+            self._note_left()
             self._flows = self._num_waiting > 0 or len(found) == count
             return np.concatenate([found, np.zeros(count - len(found), np.int16)])
 
@@ -113,6 +126,35 @@ class SoundQueue:
             self._pieces.appendleft(samples)
             self._num_waiting += len(samples)
 
-    def _drop(self, count: int) -> int:
-        self._taken(count)
-        return count
+    def _note_left(self) -> None:
+        """Find what is spare: it was there all the time."""
+        self._least = min(self._least, self._num_waiting)
+        self._takes_watched += 1
+        if self._takes_watched >= SPARE_S * FPS:
+            spare = self._least - round(LEAST_S * SOUND_HZ)
+            if spare < SMALLEST_DROP_S * SOUND_HZ:
+                spare = self._takes_spare = 0
+            self._spare = spare
+            self._least, self._takes_watched = MAX_SAMPLES, 0
+
+    def _drop_spare(self) -> None:
+        if self._spare == 0:
+            return
+        self._takes_spare += 1
+        begins = self._taken(min(self._spare + FADE, self._num_waiting))
+        self._put_back(begins)
+        is_quiet = np.abs(begins.astype(int)).max(initial=0) <= QUIET
+        if is_quiet or self._takes_spare > QUIET_WITHIN_S * FPS:
+            self._drop(self._spare)
+            self._spare = self._takes_spare = 0
+            self._least, self._takes_watched = MAX_SAMPLES, 0
+
+    def _drop(self, count: int) -> None:
+        """Leave out the next samples; what is before and after them is faded into one another."""
+        fade = min(FADE, self._num_waiting - count)
+        if fade < 0:  # less is waiting
+            return
+        passage = self._taken(count + fade)
+        ramp = np.linspace(0.0, 1.0, fade)
+        self._put_back((passage[:fade] * (1 - ramp) + passage[count:] * ramp).astype(np.int16))
+        self.num_dropped += count

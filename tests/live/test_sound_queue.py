@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from avatar.geometry import SOUND_HZ
-from avatar.live.sound_queue import FADE, GATHERED_S, MOST_AHEAD_S, MOST_WAITING_S, SoundQueue
+from avatar.live.sound_queue import FADE, GATHERED_S, MOST_WAITING_S, SMALLEST_DROP_S, SoundQueue
 
 FRAME = 1920
 
@@ -68,8 +69,50 @@ def test_a_fast_microphone_clock_does_not_add_delay():
         sound.add(ones(FRAME + 4), live=True)  # 0.2 % fast
         sound.take(FRAME)
         waiting.append(sound.waiting_s)
-    assert max(waiting) <= MOST_AHEAD_S
+    assert max(waiting[100:]) <= GATHERED_S + SMALLEST_DROP_S + 0.02
     assert sound.num_dropped > 0
+
+
+def stalled(clock: Clock, sound: SoundQueue, pieces: list[np.ndarray], live: bool) -> list[np.ndarray]:
+    """A piece each 40 ms, but for a stall of 200 ms after the first second, whose pieces come at once."""
+    taken, late = [], []
+    for tick, piece in enumerate(pieces):
+        clock.now = tick * 0.04
+        late.append(piece)
+        if not 25 <= tick < 30:
+            for each in late:
+                sound.add(each, live=live)
+            late.clear()
+        taken.append(sound.take(FRAME))
+    return taken
+
+
+def test_delay_left_by_a_stall_is_given_back_in_a_pause():
+    clock = Clock()
+    sound = SoundQueue(clock)
+    pieces = [ones(FRAME) if tick % 75 < 60 else ones(FRAME, 0) for tick in range(250)]
+    taken = np.concatenate(stalled(clock, sound, pieces, live=True))
+    assert sound.waiting_s <= GATHERED_S
+    assert sound.num_dropped == pytest.approx(0.2 * SOUND_HZ, abs=0.05 * SOUND_HZ)
+    loud = np.concatenate(pieces)[: len(taken) - 10 * FRAME].astype(bool).sum()
+    assert taken.astype(bool).sum() >= loud - FADE, "nothing that was loud is lost"
+
+
+def test_without_a_pause_the_delay_is_given_back_by_a_crossfade():
+    clock = Clock()
+    sound = SoundQueue(clock)
+    pieces = [ones(FRAME) for _ in range(400)]
+    taken = np.concatenate(stalled(clock, sound, pieces, live=True))
+    assert sound.waiting_s <= GATHERED_S
+    after = taken[35 * FRAME :].astype(int)
+    assert np.abs(after - 1000).max() <= 1, "the passages are joined without a dip"
+
+
+def test_a_typed_text_loses_nothing_by_waiting():
+    clock = Clock()
+    sound = SoundQueue(clock)
+    stalled(clock, sound, [ones(FRAME, 0) for _ in range(400)], live=False)
+    assert sound.num_dropped == 0
 
 
 def test_a_cut_leaves_a_fade_and_then_silence():
