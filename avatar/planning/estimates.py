@@ -6,6 +6,7 @@ Constants were measured on one H200 (torch 2.11, random weights) or counted from
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from avatar.checkpoints.block_sizes import BlockSizes
 from avatar.checkpoints.model_sizes import (
@@ -17,12 +18,11 @@ from avatar.checkpoints.model_sizes import (
     VAE_DECODER_VALUES,
     VAE_ENCODER_VALUES,
     ModelSizes,
-    Weights,
 )
 from avatar.errors import BadInput
 from avatar.geometry import BLOCK_LATENT_FRAMES, FPS, VAE_TIME_STRIDE, Geometry
 from avatar.planning.placement import RING_SLOTS, Placement, spread
-from avatar.planning.plan import ALWAYS, GIB, MemoryItem, RunPhase
+from avatar.planning.plan import ALWAYS, GIB, MemoryItem, RunPhase, bytes_by_stage
 from avatar.preset import Preset
 from avatar.settings import Memory
 
@@ -93,6 +93,11 @@ class RunShape:
     def dtype(self) -> str:
         """The dtype of activations and arithmetic."""
         return "fp32" if self.memory.weight_dtype == "fp32" else "bf16"
+
+    @cached_property
+    def layer_bytes(self) -> tuple[int, ...]:
+        """Size of each layer's weights in the preset's weight_dtype."""
+        return tuple(layer.num_bytes(self.memory.weight_dtype) for layer in self.sizes.layers)
 
     @property
     def ring_dtype(self) -> str:
@@ -169,7 +174,7 @@ def gpu_items(run: RunShape, share: RankShare, placement: Placement) -> tuple[Me
     ]
     if share.num_communicators:
         items.append(MemoryItem("communication", share.num_communicators * COMMUNICATION_BYTES))
-    fullest = max(sum(item.num_bytes for item in items if stage in item.stages) for stage in ALWAYS)
+    fullest = max(bytes_by_stage(items).values())
     decoding = MARGIN_BYTES if share.has_sides else 0
     if share.layers and not share.num_communicators:
         decoding = min(decoding, round(SMALL_MARGIN_SHARE * fullest))
@@ -216,20 +221,20 @@ def traffic_bytes(run: RunShape, shares: list[RankShare], placement: Placement) 
 def _transformer(run: RunShape, share: RankShare, placement: Placement) -> list[MemoryItem]:
     """The transformer's weights; without online decode they leave the GPU before the decoder runs."""
     loaded = ALWAYS if run.memory.enable_online_decode else (ENCODE, LISTEN, DENOISE)
-    dtype, layers, away = run.memory.weight_dtype, run.sizes.layers, _on_host(share, placement)
-    here = sum((layers[index] for index in share.layers if index not in away), Weights())
+    layers, away = run.layer_bytes, frozenset(_on_host(share, placement))
+    here = sum(layers[index] for index in share.layers if index not in away)
     items = [
-        MemoryItem("transformer_weights", round(here.num_bytes(dtype) * share.weights), loaded),
+        MemoryItem("transformer_weights", round(here * share.weights), loaded),
     ]
     if share.layers.start == 0:
-        items.append(MemoryItem("embeddings", run.sizes.others.num_bytes(dtype), loaded))
+        items.append(MemoryItem("embeddings", run.sizes.others.num_bytes(run.memory.weight_dtype), loaded))
     if share.weights < 1:
-        sizes = [layers[index].num_bytes(dtype) for index in share.layers]
+        sizes = [layers[index] for index in share.layers]
         # The current layer; the next one, and its all-gather buffer.
         gathered = max(here + 2 * coming for here, coming in zip(sizes, sizes[1:] + sizes[:1], strict=True))
         items.append(MemoryItem("gathered_layers", gathered, loaded))
     if away:
-        slot = max(layers[index].num_bytes(dtype) for index in away)
+        slot = max(layers[index] for index in away)
         items.append(MemoryItem("layer_slots", placement.layers_ahead * slot, loaded))
     if away and placement.layers_in_blocks:
         items.append(MemoryItem("gguf_workspace", GGUF_WORKSPACE_BYTES + _blocks(run).largest, loaded))
@@ -345,7 +350,7 @@ def _away_bytes(run: RunShape, share: RankShare, placement: Placement) -> int:
     indices = _on_host(share, placement)
     if placement.layers_in_blocks:
         return sum(_blocks(run).layers[index] for index in indices)
-    return sum((run.sizes.layers[index] for index in indices), Weights()).num_bytes(run.memory.weight_dtype)
+    return sum(run.layer_bytes[index] for index in indices)
 
 
 def _blocks(run: RunShape) -> BlockSizes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 RING_SLOTS = 2  # GPU buffers for offloaded rings: one in use, one being copied
 
@@ -42,6 +43,7 @@ class Placement:
 ALL_ON_GPU = Placement()
 
 
+@cache
 def spread(num_layers: int, layers_on_host: int) -> tuple[int, ...]:
     """Which layers are offloaded: evenly among the others, so that each copy has time to finish."""
     return tuple(index * num_layers // layers_on_host for index in range(layers_on_host))

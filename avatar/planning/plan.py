@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -32,6 +33,15 @@ class MemoryItem:
     stages: tuple[RunPhase, ...] = ALWAYS
 
 
+def bytes_by_stage(items: Iterable[MemoryItem]) -> dict[RunPhase, int]:
+    """How much the items hold in each phase."""
+    held = dict.fromkeys(ALWAYS, 0)
+    for item in items:
+        for stage in item.stages:
+            held[stage] += item.num_bytes
+    return held
+
+
 @dataclass(frozen=True)
 class DevicePlan:
     """What one GPU, or the host, will hold. index: NVML's, None for the host.
@@ -46,15 +56,16 @@ class DevicePlan:
     total_bytes: int | None
 
     def stage_bytes(self, stage: RunPhase) -> int:
-        return sum(item.num_bytes for item in self.items if stage in item.stages)
+        return bytes_by_stage(self.items)[stage]
 
     @property
     def peak_stage(self) -> RunPhase:
-        return max(ALWAYS, key=self.stage_bytes)
+        held = bytes_by_stage(self.items)
+        return max(held, key=held.__getitem__)
 
     @property
     def peak_bytes(self) -> int:
-        return self.stage_bytes(self.peak_stage)
+        return max(bytes_by_stage(self.items).values())
 
     @property
     def peak_items(self) -> tuple[MemoryItem, ...]:

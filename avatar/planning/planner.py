@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from avatar.checkpoints.model_sizes import ModelSizes
 from avatar.errors import BadInput
@@ -21,7 +20,7 @@ from avatar.planning.estimates import (
 )
 from avatar.planning.per_rank import shares_of
 from avatar.planning.placement import ALL_ON_GPU, Placement
-from avatar.planning.plan import ALWAYS, GIB, DevicePlan, MemoryItem, Plan
+from avatar.planning.plan import GIB, DevicePlan, MemoryItem, Plan, bytes_by_stage
 from avatar.planning.weight_format import settled
 from avatar.preset import Preset
 
@@ -100,12 +99,15 @@ def _chosen(
     """
     run = replace(run, speech_s=SPEECH_WINDOW_S)
 
+    @cache
     def peaks(placement: Placement) -> list[int]:
-        return [_peak(gpu_items(run, share, placement)) for share in shares]
+        return [max(bytes_by_stage(gpu_items(run, share, placement)).values()) for share in shares]
 
     def fits(placement: Placement) -> bool:
-        if host_bytes is not None and _peak(host_items(run, list(shares), placement)) > host_bytes:
-            return False
+        if host_bytes is not None:
+            on_host = bytes_by_stage(host_items(run, list(shares), placement))
+            if max(on_host.values()) > host_bytes:
+                return False
         limits = (usable * USED_SHARE for usable in usable_bytes)
         return all(peak <= limit for peak, limit in zip(peaks(placement), limits, strict=True))
 
@@ -163,10 +165,6 @@ def _planned(run: RunShape, inventory: Inventory, shares: list[RankShare], place
     host = _host(inventory, host_items(run, shares, placement))
     weights = run.memory.weight_dtype
     return Plan(run.preset.name, run.preset.engine, gpus, host, placement=placement, weight_dtype=weights)
-
-
-def _peak(items: Sequence[MemoryItem]) -> int:
-    return max(sum(item.num_bytes for item in items if stage in item.stages) for stage in ALWAYS)
 
 
 def _preview_items(preset: Preset, num_faces: int) -> tuple[MemoryItem, ...]:
