@@ -14,8 +14,8 @@ from avatar.batch.jobs import check_checkpoint_is_used
 from avatar.batch.run import Batch, Outcome
 from avatar.compare.cells import PRESET, Cell, CellEntry
 from avatar.compare.result import DONE, FAILED, OOM, STOPPED, Comparison, Row
-from avatar.compare.speakers import keep_voices, voiced
 from avatar.compare.speakers import made_from as made_from_speakers
+from avatar.compare.speakers import voiced
 from avatar.errors import BadInput, DoesNotFit
 from avatar.events import Event
 from avatar.hardware.inventory import Inventory
@@ -25,7 +25,7 @@ from avatar.media.files import check_file, display_name
 from avatar.media.side_files import written_report
 from avatar.media.speaker_choice import AskedSpeakers
 from avatar.media.speaker_places import check_together
-from avatar.media.voices_file import voices_beside
+from avatar.media.voices_file import voices_beside, write_voices_file
 from avatar.planning.preset_choice import choose
 from avatar.preset import Preset
 from avatar.request import Speaker
@@ -122,7 +122,7 @@ class Runs:
         if video is not None and video.is_file():
             row.file = f"{VIDEOS}/{video.name}"
             if self._speakers:
-                keep_voices(self._speakers, video)
+                write_voices_file(self._speakers, voices_beside(video))
             row.run = read_run(video)
         if isinstance(outcome.error, DoesNotFit) or (row.run and row.run["out_of_memory"]):
             row.state = OOM

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from avatar.media.readers import Reader
 from avatar.media.speaker_choice import STEREO, AskedSpeakers
 from avatar.media.speaker_intake import write_voices
 from avatar.media.speaker_places import place_speakers
-from avatar.media.voices_file import voices_beside, write_voices_file
 from avatar.preview.face_finder import Finder
 from avatar.request import Speaker
 from avatar.runtime.fingerprint import file_digest
@@ -40,14 +38,6 @@ def voiced(
     except OSError as error:
         raise disk_error(error) from error
     return said.speakers
-
-
-def keep_voices(speakers: Sequence[Speaker], video: Path) -> None:
-    """Keep the voices beside a video, by which each speaker is measured. Raises: AvatarError."""
-    try:
-        write_voices_file(speakers, voices_beside(video))
-    except OSError as error:
-        raise disk_error(error) from error
 
 
 def made_from(asked: AskedSpeakers) -> list[Any]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from avatar.errors import BadInput
 from avatar.geometry import SPEECH_HZ
+from avatar.media.atomic import disk_error
 from avatar.media.speech_reader import SpeechReader
 from avatar.request import Speaker
 
@@ -28,7 +29,15 @@ def voices_beside(video: Path) -> Path:
 
 
 def write_voices_file(speakers: Sequence[Speaker], target: Path) -> None:
-    """Write the voices of a request's speakers. Raises: OSError."""
+    """Write the voices of a request's speakers. Raises: AvatarError."""
+    try:
+        _write(speakers, target)
+    except OSError as error:
+        raise disk_error(error) from error
+
+
+def _write(speakers: Sequence[Speaker], target: Path) -> None:
+    """As write_voices_file. Raises: OSError."""
     same = {"fflags": "+bitexact"}  # the same voices, the same file: it is measured once
     with av.open(str(target), "w", format="matroska", options=same) as out:
         tracks = []

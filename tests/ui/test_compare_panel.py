@@ -10,13 +10,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import pytest
+import soundfile
 from engines import ScriptedEngine
+from PIL import Image
 
 from avatar.compare.result import DONE, Comparison, Row
 from avatar.compare.table import MEASURED, RUN
 from avatar.errors import AvatarError, BadInput, Cancelled
 from avatar.events import Event
+from avatar.media.voices_file import read_voice, voices_beside
 from avatar.preset import load_presets
 from avatar.request import Request
 from avatar.runtime.bounded_process import BoundedJob
@@ -28,6 +32,7 @@ from avatar.ui.compare.compare_panel import ComparePanel
 from avatar.ui.components import PageComponents
 from avatar.ui.generate.generate import Generate
 from avatar.ui.language import program_words
+from avatar.ui.speakers.speakers_panel import NAMES as SPEAKERS
 from avatar.ui.state.app_state import AppState
 from avatar.ui.state.job_queue import JobQueue
 from avatar.ui.state.machine_presets import flat
@@ -88,7 +93,8 @@ class Page:
             self.job_queue, gallery, load_presets(), "cpu-preview", folder / "scratch", shared=False
         )
         self.measuring = self.app_state.measuring = Measuring(**measuring)  # type: ignore[assignment]
-        names = {name: name for name in PageComponents.__dataclass_fields__}
+        names: dict[str, Any] = {name: name for name in PageComponents.__dataclass_fields__}
+        names["speakers"] = {name: name for name in SPEAKERS}
         ours = ("a", "b", "go", "differs", "value_a", "value_b", "make", "stop", "note", "players", "table")
         parts: Any = SimpleNamespace(
             **names | {"form": {name: name for name in FORM}, "compare": {name: name for name in ours}}
@@ -103,11 +109,23 @@ class Page:
         request.session_hash = "v"
         return request
 
-    def make(self, differs: str, a: str, b: str, **form: Any) -> Iterator[dict]:
+    def make(
+        self,
+        differs: str,
+        a: str,
+        b: str,
+        portrait: Path = PORTRAIT,
+        speech: Path | None = SPEECH,
+        asked: Any = None,
+        source: str = "upload",
+        speakers: tuple[Any, ...] = (),
+        **form: Any,
+    ) -> Iterator[dict]:
         values = {**flat(self.app_state.machine.resolved("cpu-preview")), **form}
-        typed = ("upload", "", "heart", 1.0, "file", None)
-        given = [str(PORTRAIT), str(SPEECH), "", "cpu-preview", None, "me", *typed]
-        return self.panel.make(self.request(), differs, a, b, *given, *(values[name] for name in FORM))
+        typed = (source, "Hello.", "heart", 1.0, "file", None)
+        given = [str(portrait), str(speech) if speech else None, "", "cpu-preview", asked, "me", *typed]
+        own = (*(values[name] for name in FORM), None, *speakers)  # without a pose video
+        return self.panel.make(self.request(), differs, a, b, *given, *own)
 
     def add(self, owner: str, **about: Any) -> str:
         """Add a finished video of this owner."""
@@ -237,6 +255,53 @@ def test_two_videos_are_made_that_differ_in_one_setting(page):
     assert [left.name for left in p.app_state.scratch.iterdir()] == []
 
 
+@pytest.fixture
+def two(tmp_path: Path) -> dict[str, Path]:
+    """A portrait of two people, and a recording for each."""
+    faces = [Image.open(PORTRAIT.parent / name).convert("RGB") for name in ("astronaut.jpg", "mara.png")]
+    pair = np.concatenate([np.asarray(face.resize((256, 256))) for face in faces], axis=1)
+    Image.fromarray(pair).save(tmp_path / "us.png")
+    for name, step in (("a", 0.03), ("b", 0.04)):
+        soundfile.write(tmp_path / f"{name}.wav", np.sin(np.arange(48_000) * step) * 0.3, 48_000)
+    return {"portrait": tmp_path / "us.png", "a": tmp_path / "a.wav", "b": tmp_path / "b.wav"}
+
+
+def spoken_by(way: str, *audios: Path) -> dict[str, Any]:
+    """Two faces in the portrait's panel, of which the second speaks first; and the section of speakers."""
+    box = {"left": 0.1, "top": 0.2, "right": 0.3, "bottom": 0.6}
+    asked = {"for": "us.png", "engine": "preview", "faces": [{"box": box}] * 2, "face": 0}
+    section = (way, None, "around", None, None, 2, 1, 3, 4, *(*map(str, audios), None, None, None, None)[:4])
+    return {"asked": asked, "speakers": section}
+
+
+def test_several_speakers_are_the_same_in_both_videos(page, two):
+    p = page()
+    several = spoken_by("own", two["b"], two["a"])
+    list(p.make("size", "320*320", "256*256", portrait=two["portrait"], speech=None, **several))
+    for request in p.engine.requests:
+        assert [(one.name, one.face[0] > 0.5) for one in request.speakers] == [
+            ("b.wav", True),
+            ("a.wav", False),
+        ]
+        assert request.face is None
+    assert [request.preset.generation.size for request in p.engine.requests] == ["320*320", "256*256"]
+    for entry in p.app_state.gallery.entries(owner_hash("me")):
+        voices = [read_voice(voices_beside(entry.video), number) for number in (0, 1)]
+        assert [len(voice) for voice in voices] == [16_000, 16_000], "each is measured by its own"
+        assert not np.allclose(*voices, atol=0.1)
+        name = voices_beside(entry.video).name
+        key = p.app_state.gallery.key(entry.id, name)
+        assert p.app_state.gallery.file(entry.id, name, key) is None, "nobody downloads them"
+
+
+def test_a_text_cannot_be_shared_in_a_comparison(page, two):
+    p = page()
+    making = p.make("size", "320*320", "256*256", two["portrait"], source="type", **spoken_by("stereo"))
+    with pytest.raises(BadInput, match="typed text cannot be split"):
+        list(making)
+    assert p.engine.requests == []
+
+
 def test_stop_ends_both_runs(page):
     p = page(ScriptedEngine(hold=True))
     updates = p.make("size", "320*320", "256*256")
@@ -324,6 +389,13 @@ def test_a_comparison_is_told_in_chinese():
     own = said.replace("no of yes.mp4", "")
     assert "有接缝" in own
     assert set(re.findall(r"[A-Za-z]{2,}", own)) <= {"GiB", "SSIM"}
+
+
+def test_remarks_on_a_speaker_are_told_in_chinese():
+    listens = {"name": "1: b.wav", "lip_sync": {"offset_ms": None, "why": "it listens"}}
+    row = Row("x", "A · size", state=DONE, measures={**MEASURES, "speakers": [listens]})
+    said = re.sub("<[^>]*>", " ", render_table(Comparison(Path(), [row]), "zh"))
+    assert "A · size – 1: b.wav, 口型同步: 只在倾听" in said
 
 
 def test_nobody_injects_markup_by_a_label():

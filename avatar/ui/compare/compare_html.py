@@ -54,7 +54,7 @@ def render_table(comparison: Comparison, language: Language, measuring: bool = F
     body = tag("tbody", "".join(tag("tr", line) for line in lines))
     table = tag("table", tag("thead", tag("tr", videos)) + body, class_="compared-table")
     said = "" if measuring else tag("p", escape(text("compare_about", language)), class_="muted")
-    labels = [row.label for row in comparison.rows]
+    labels = sorted((row[0] for row in rows), key=len, reverse=True)  # a speaker's begins with its video's
     notes = "".join(tag("li", escape(_remark(one, labels, language))) for one in remarks(comparison))
     return table + (tag("ul", notes, class_="notices") if notes else "") + said
 

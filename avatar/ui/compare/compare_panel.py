@@ -28,10 +28,10 @@ from avatar.ui.compare.compare_choices import (
 from avatar.ui.compare.compare_html import PlayedVideo, render_note, render_players, render_table
 from avatar.ui.components import STATUS_EVERY_S, PageComponents, Updates
 from avatar.ui.gallery.gallery_panel import gallery_html
-from avatar.ui.generate.generate import Generate
+from avatar.ui.generate.generate import Generate, drawn_for, of_portrait
 from avatar.ui.language import Language, language_of, text
 from avatar.ui.payloads import mapping
-from avatar.ui.portrait import framing_panel, point_editor
+from avatar.ui.portrait import point_editor
 from avatar.ui.presets.settings_form import leading_pose
 from avatar.ui.routes.request_guard import visitor_of
 from avatar.ui.speech.typing_tab import TYPE
@@ -65,17 +65,8 @@ class ComparePanel:
 
     @property
     def make_inputs(self) -> list[Any]:
-        p, c = self.parts, self.parts.compare
-        given = [p.portrait, p.speech, p.prompt, p.preset, p.points, p.owner]
-        return [
-            c["differs"],
-            c["value_a"],
-            c["value_b"],
-            *given,
-            *self.generate.typing.inputs,
-            *p.form.values(),
-            p.pose,
-        ]
+        c = self.parts.compare
+        return [c["differs"], c["value_a"], c["value_b"], *self.generate.inputs]
 
     @property
     def outputs(self) -> list[Any]:
@@ -140,21 +131,23 @@ class ComparePanel:
         language, visit = language_of(request), request.session_hash or ""
         cells = read_pair(self.app_state, differs, (a, b), language)
         wanted = [chosen_settings(self.app_state, preset, form, cell) for cell in cells]
+        several, own = self.generate.speaking(values, language)
+        count = several.num_speakers if several else 1
         with_settings = self.app_state.machine.with_settings
-        presets = [with_settings(name, own) for name, own in wanted]  # errors come first
+        presets = [with_settings(name, settings, count) for name, settings in wanted]  # errors come first
         if not portrait:
             raise BadInput(text("no_portrait", language))
-        said = (yield from self._spoken(request, typed)) if source == TYPE else None
-        speech = str(said.path) if said else speech
-        if not speech:
+        said = (yield from self._spoken(request, typed)) if source == TYPE and not own else None
+        heard = None if own else str(said.path) if said else speech
+        if not heard and not own:
             raise BadInput(text("no_speech", language))
-        draws = any(one.engine == "preview" for one in presets)
-        asked = yield from self._looked(request, Path(portrait), Path(speech), mapping(asked), draws)
+        recordings = [Path(heard)] if heard else []
+        recordings += several.recordings if several else ()
+        draws = several is None and any(one.engine == "preview" for one in presets)
+        asked = yield from self._looked(request, Path(portrait), recordings, mapping(asked), draws)
         given: dict[str, Any] = {
             "prompt": prompt or "",
-            "face_points": framing_panel.answer(asked),
-            "head_only": point_editor.head_only(asked),
-            "picture": framing_panel.picture_settings(asked),
+            **of_portrait(asked, several is not None),
             "owner": owner,
             "visitor": visitor_of(request),
             "visit": visit,
@@ -165,9 +158,10 @@ class ComparePanel:
         runs: list[QueuedRun] = []
         try:
             for (name, settings), preset_made in zip(wanted, presets, strict=True):
-                pose = leading_pose(form, preset_made.engine)
-                files = Path(portrait), Path(speech)
-                runs.append(submission.submit(self.app_state, *files, name, settings, pose=pose, **given))
+                given["pose"] = leading_pose(form, preset_made.engine)
+                given["speakers"] = drawn_for(several, preset_made)
+                files = Path(portrait), Path(heard) if heard else None
+                runs.append(submission.submit(self.app_state, *files, name, settings, **given))
             yield from self._stoppable(request, lambda stopped: self._made(request, runs, owner, stopped))
         except Exception:
             for run in runs:
@@ -187,15 +181,21 @@ class ComparePanel:
         return said
 
     def _looked(
-        self, request: gr.Request, portrait: Path, speech: Path, asked: dict[str, Any], draws: bool
+        self,
+        request: gr.Request,
+        portrait: Path,
+        recordings: Sequence[Path],
+        asked: dict[str, Any],
+        draws: bool,
     ) -> Generator[Updates, None, Mapping[str, Any]]:
-        """Decode both in advance; the answer about the face's points, which the page asks for if need be.
+        """Decode all in advance; the answer about the face's points, which the page asks for if need be.
 
-        asked: the page's answer so far. draws: whether the preview engine makes a video. Raises: BadInput.
+        asked: the page's answer so far. draws: whether the preview engine moves one face. Raises: BadInput.
         """
         language, reader = language_of(request), self.app_state.reader(visitor_of(request))
-        for _ in reader.ahead(portrait, speech, STATUS_EVERY_S):
-            yield {self.parts.points: gr.skip()}  # so that Gradio can end this once the page is gone
+        for recording in recordings:
+            for _ in reader.ahead(portrait, recording, STATUS_EVERY_S):
+                yield {self.parts.points: gr.skip()}  # so that Gradio can end this once the page is gone
         if not draws or asked.get("for") == portrait.name:
             return asked
         look = point_editor.look_at(portrait, self.app_state.examples, self.app_state.limits, reader=reader)

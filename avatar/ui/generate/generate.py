@@ -62,10 +62,7 @@ class Generate:
             raise BadInput(text("no_portrait", language))
         self.app_state.job_queue.check_not_full(visitor_of(request))
         said: SpokenText | GrowingText | None = None
-        several = self._several(values, True, language)
-        own = several is not None and not several.split
-        if several is not None and not own and source == TYPE:
-            raise BadInput(text("speakers_no_text", language))
+        _, own = self.speaking(values, language)
         if source == TYPE and not own:
             said = yield from self._begun(request, *values)
             speech = str(said.path)
@@ -123,7 +120,7 @@ class Generate:
             raise BadInput(text("no_portrait", language))
         visitor = visitor_of(request)
         self.app_state.job_queue.check_not_full(visitor)
-        several = self._several(values, speech is not None, language)
+        several = self.several(values, speech is not None, language)
         if several is not None and not several.split and speech is not None:  # of a row of recordings
             raise BadInput(text("speakers_no_queue", language))
         reader = self.app_state.reader(visitor)
@@ -153,8 +150,8 @@ class Generate:
             preset,
             self.app_state.machine.form_settings(preset, form),
             prompt=prompt or "",
-            **_of_portrait(asked, several is not None),
-            speakers=_drawn_for(several, self.app_state.machine.resolved(preset)),
+            **of_portrait(asked, several is not None),
+            speakers=drawn_for(several, self.app_state.machine.resolved(preset)),
             owner=owner,
             visitor=visitor,
             visit=request.session_hash or "",
@@ -166,13 +163,24 @@ class Generate:
             pose=leading_pose(form, self.app_state.machine.resolved(preset).engine),
         )
 
-    def _several(self, values: Sequence[Any], recording: bool, language: Language) -> AskedSpeakers | None:
-        """Who speaks where several faces do. values: of `inputs`. Raises: BadInput."""
+    def speaking(self, values: Sequence[Any], language: Language) -> tuple[AskedSpeakers | None, bool]:
+        """As several, and whether each face has its own recording. Raises: BadInput for a shared text."""
+        several = self.several(values, True, language)
+        own = several is not None and not several.split
+        if several is not None and not own and values[6] == TYPE:
+            raise BadInput(text("speakers_no_text", language))
+        return several, own
+
+    def several(self, values: Sequence[Any], recording: bool, language: Language) -> AskedSpeakers | None:
+        """Who speaks where several faces do. values: of `inputs`.
+
+        recording: see SpeakersPanel.asked. Raises: BadInput.
+        """
         given = values[len(self.inputs) - len(self.speakers.inputs) :]
         return self.speakers.asked(values[4], given, recording, language)
 
 
-def _of_portrait(asked: Mapping[str, Any], several: bool) -> dict[str, Any]:
+def of_portrait(asked: Mapping[str, Any], several: bool) -> dict[str, Any]:
     """What the portrait's panel says of a run. several: the section of speakers says which faces speak."""
     picture = framing_panel.picture_settings(asked)
     if several:
@@ -184,7 +192,7 @@ def _of_portrait(asked: Mapping[str, Any], several: bool) -> dict[str, Any]:
     }
 
 
-def _drawn_for(several: AskedSpeakers | None, preset: Preset) -> AskedSpeakers | None:
+def drawn_for(several: AskedSpeakers | None, preset: Preset) -> AskedSpeakers | None:
     """The speakers; without the areas that were drawn for them where the engine has no use of areas."""
     if several is None or preset.engine != "preview":
         return several

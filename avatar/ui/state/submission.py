@@ -18,6 +18,7 @@ from avatar.media.atomic import disk_error
 from avatar.media.growing import can_grow
 from avatar.media.intake import open_request
 from avatar.media.speaker_choice import AskedSpeakers
+from avatar.media.voices_file import voices_beside, write_voices_file
 from avatar.request import TRANSPARENT, Caption, Request
 from avatar.runtime.gallery import HALF, owner_hash, video_name
 from avatar.settings import FORM, Picture, refuse_settings
@@ -95,6 +96,8 @@ def submit(
             speakers=speakers,
             pose=pose,
         )
+        if request.speakers:
+            write_voices_file(request.speakers, voices_beside(request.output))  # each is measured by its own
         settings, ledger = used_settings(name, request), None
         requester = Requester(owner_hash(owner), visitor, visit, portrait, speech)
         if owner or _in_parts(request):  # no need to keep what nobody can resume
