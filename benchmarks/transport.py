@@ -100,7 +100,7 @@ def serve(port: int) -> None:
     @asynccontextmanager
     async def opened(_: Starlette) -> Any:
         request = LiveRequest(PORTRAIT, Path(), load_preset("cpu-preview"), PORTRAIT.name)
-        state["session"] = LiveSession(CounterEngine(), request)
+        state["session"] = LiveSession(CounterEngine(), request)  # type: ignore[arg-type]
         yield
         state["session"].end()
 
