@@ -80,6 +80,22 @@ def _head(row: Row) -> str:
     return " / ".join(f"{span['range']:.1f}" for span in spans if span) or UNKNOWN
 
 
+def _bands(row: Row) -> str:
+    shares = ((row.measures or {}).get("naturalness") or {}).get("spectrum") or {}
+    return " / ".join(f"{share:.0%}" for share in shares.values()) or UNKNOWN
+
+
+def _movement(name: str, form: str) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        found = ((row.measures or {}).get("expression") or {}).get(name)
+        if not found:
+            return UNKNOWN
+        speed = found.get("speed")
+        return form.format(found["range"]) + ("" if speed is None else f", {form.format(speed)}")
+
+    return cell
+
+
 def _blinks(row: Row) -> str:
     natural = (row.measures or {}).get("naturalness") or {}
     if natural.get("blinks_per_min") is None:
@@ -114,10 +130,11 @@ MEASURED: Columns = {
     "lips shut for p, b, m": _closures,
     "jolt at borders (1 = none)": _seam,
     "head yaw / pitch / roll, °": _head,
+    "head motion: slow / ordinary / rapid": _bands,
     "blinks a minute": _blinks,
-    "brows": _measured("expression", "brows", "range", form="{:.2f}"),
-    "eyes": _measured("expression", "eyes", "range", form="{:.1f}"),
-    "mouth corners": _measured("expression", "mouth_corners", "range", form="{:.2f}"),
+    "brows: range, speed": _movement("brows", "{:.2f}"),
+    "eyes: range, speed": _movement("eyes", "{:.1f}"),
+    "mouth corners: range, speed": _movement("mouth_corners", "{:.2f}"),
     "likeness, SSIM": _drift("ssim", "{:+.2f}"),
     "colour distance": _drift("colour", "{:+.1f}"),
     "sharpness": _drift("sharpness", "{:+.2f}"),

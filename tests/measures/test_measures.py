@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from avatar.geometry import FPS
+from avatar.measures.face_track import FaceTrack
 from avatar.measures.identity import likeness
 from avatar.measures.lip_sync import lip_sync
 from avatar.measures.liveliness import blink_lengths, expression, naturalness
@@ -162,6 +163,18 @@ def test_brows_that_are_raised_are_seen_and_still_ones_are_not():
     assert moved.brows.range > 1.0
     assert moved.brows.range > 3 * still.brows.range
     assert moved.brows.speed > 2 * still.brows.speed
+
+
+def test_eyes_that_narrow_are_seen_and_are_no_blink():
+    def narrowing(most: float) -> FaceTrack:
+        return films.watched(films.acted(lambda t: Pose(blink=most * (0.5 - 0.5 * math.cos(3 * t))), 5))
+
+    little, much = narrowing(0.2), narrowing(0.4)
+    found, still = expression(little).eyes, expression(films.watched(films.still(5))).eyes
+    assert found.range > 5 * still.range
+    assert found.speed > 2 * still.speed
+    assert expression(much).eyes.range == pytest.approx(2 * found.range, rel=0.2), "in proportion"
+    assert blink_lengths(little) == blink_lengths(much) == []
 
 
 @pytest.mark.slow
