@@ -109,8 +109,10 @@ class AskedSpeakers:
 
     @property
     def is_typed(self) -> bool:
-        """Whether any of it is a text."""
-        return bool(self.lines)
+        """Whether any of it is a text that is yet to be spoken."""
+        if self.dialogue:
+            return not self.turns
+        return any(one.text and one.audio is None for one in self.speakers)
 
     def called(self, label: str) -> AskedSpeaker | None:
         """The speaker of one of the lines; None where a name has no speaker yet."""
@@ -121,7 +123,7 @@ class AskedSpeakers:
     @property
     def digest(self) -> str:
         """SHA-256 of the texts and of the way in which they are spoken; "" without any."""
-        if not self.is_typed:
+        if not self.lines:
             return ""
         said = [
             (line.speaker, line.text, one.voice if one else "", one.speed if one else None)
