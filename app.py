@@ -22,7 +22,6 @@ log = logging.getLogger("app")
 MIB, GIB, DAY_S = 2**20, 2**30, 86_400
 MOST = 1e9  # of any amount on the command line
 KEEP_RUNNING_S = 600.0  # of a visitor who has gone, where others can reach the page
-ANSWERING_S = 3  # how long a stopped page waits for answers that a browser keeps open
 PLACES = 2  # of one visitor, where others can reach the page
 # Whose word a Space takes for who a visitor is: the proxies in front of it, which have such addresses.
 PROXIES = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,::1,fc00::/7"
@@ -239,7 +238,6 @@ def _serve(args: argparse.Namespace) -> None:
             log.info("stopping")
             if app_state.live is not None:
                 app_state.live.close()
-            demo.server.config.timeout_graceful_shutdown = ANSWERING_S
             demo.close()
         finally:
             app_state.close()
