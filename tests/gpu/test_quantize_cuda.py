@@ -13,6 +13,7 @@ from torch._inductor.utils import run_and_get_code
 
 from avatar.checkpoints.transformer_config import ModelConfig
 from avatar.model import products_8bit, quantize
+from avatar.model.compile import compiled
 from avatar.model.linear_8bit import Float8Linear, Quantiser
 from avatar.model.products_8bit import product_on
 from avatar.model.quantize import FLOAT8, quantise_rows, quantise_weight
@@ -116,7 +117,7 @@ def test_quantising_joins_the_kernel_before_it(before: str):
         return linear(F.gelu(x, approximate="tanh") if before == "gelu" else modulate(x, *vectors, eps=1e-6))
 
     torch._dynamo.reset()
-    found, (code,) = run_and_get_code(torch.compile(project, fullgraph=True, dynamic=False), x)
+    found, (code,) = run_and_get_code(compiled(project), x)
     body = code[code.index("def call(") :]
     assert len(re.findall(r"triton_\w+\.run\(", body)) == 1
     assert len(re.findall(r"_scaled_mm", body)) >= 1
