@@ -178,8 +178,7 @@ def what_to_try(
         if judge(lower, inventory, num_speakers=num_speakers).ok:
             return f"Set {', '.join(taken)}."
     others = [other for other in _candidates(presets) if other.name != preset.name]
-    judged = (judge(other, inventory, num_speakers=num_speakers) for other in others)
-    for found in _by_preference(judged):
+    for found in _able(others, inventory, num_speakers):
         return f"Choose the preset {found.preset.name}."
     return "Close other programs, or run it on a larger machine."
 
@@ -198,7 +197,7 @@ def within_reach(inventory: Inventory, presets: Iterable[Preset] | None = None) 
         driver_cuda=IMAGINED_CUDA,
         checkpoint=whole,
     )
-    best = next(iter(_by_preference(judge(preset, mended) for preset in presets)), None)
+    best = next(iter(_able(presets, mended)), None)
     if best is None or best.preset.engine == "preview":
         return None
     found = judge(best.preset, inventory)
@@ -208,9 +207,8 @@ def within_reach(inventory: Inventory, presets: Iterable[Preset] | None = None) 
 def _best(auto: Preset, inventory: Inventory, presets: Iterable[Preset] | None, num_speakers: int) -> Verdict:
     """The preset that `auto` chooses, with the settings of `auto` applied to it."""
     changed = _changed(auto)
-    able_ones = (preset.with_settings(**changed) for preset in _candidates(presets))
-    judged = (judge(preset, inventory, num_speakers=num_speakers) for preset in able_ones)
-    for found in _by_preference(judged):
+    able_ones = [preset.with_settings(**changed) for preset in _candidates(presets)]
+    for found in _able(able_ones, inventory, num_speakers):
         return found
     nothing = Shortfall(
         "nothing",
@@ -226,9 +224,11 @@ def _candidates(presets: Iterable[Preset] | None) -> list[Preset]:
     return [p for p in all_of_them if p.engine != "auto" and p.requires.weights != "tiny"]
 
 
-def _by_preference(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """The verdicts of presets that run, the best first."""
-    able_ones = [(found, found.plan) for found in verdicts if found.ok]
+def _able(presets: Iterable[Preset], inventory: Inventory, num_speakers: int = 1) -> list[Verdict]:
+    """The verdicts of the presets that run, the best first; where cards are missing nothing is planned."""
+    with_cards = (preset for preset in presets if not any(missing_cards(preset, inventory)))
+    judged = (judge(preset, inventory, num_speakers=num_speakers) for preset in with_cards)
+    able_ones = [(found, found.plan) for found in judged if found.ok]
     ordered = sorted(
         (preference(found.preset, planned, found.gpus), place)
         for place, (found, planned) in enumerate(able_ones)
