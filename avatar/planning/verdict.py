@@ -259,9 +259,12 @@ def _on_the_best_cards(
             gpus = _largest_for_the_fullest(planned, gpus)
             planned = plan_on(gpus)
         return gpus, planned
-    tried = [((gpu,), plan_on((gpu,))) for gpu in cards]
-    if not tried:
+    if not cards:
         return (), plan_on(())
+    first_of_its_kind: dict[object, Gpu] = {}
+    for gpu in sorted(cards, key=_worth):
+        first_of_its_kind.setdefault((gpu.usable_bytes, gpu.total_bytes, gpu.compute_capability), gpu)
+    tried = [((gpu,), plan_on((gpu,))) for gpu in first_of_its_kind.values()]
     return min(tried, key=lambda one: (*_ease(one[1]), *_worth(one[0][0])))
 
 
