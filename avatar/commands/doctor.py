@@ -20,6 +20,8 @@ NAMES_WIDTH = 24  # of the column of presets, several of which may share a row
 NAMES = {  # of the checks on a GPU
     "compile": "compiled code",
     "cudnn": "cuDNN attention",
+    "attention": "8-bit attention",
+    "kernels": "our own kernels",
     "fp8": "fp8 products",
     "int8": "int8 products",
     "pinned": "pinned memory",

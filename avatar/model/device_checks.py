@@ -12,21 +12,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from avatar.hardware.fast_paths import FAST_PATHS
 from avatar.model.torch_compat import cudnn_attention, set_expandable_segments, without_caches
 
 log = logging.getLogger(__name__)
 
-TEXTS = {  # by code: what is missing, and what it costs
-    "compile": "Code cannot be compiled here (a C compiler and Python.h are needed): it runs uncompiled, "
-    "up to half as fast.",
-    "cudnn": "cuDNN's attention does not work on this GPU: another one is used, up to a tenth slower.",
-    "fp8": "Products in fp8 do not work on this GPU: weights are widened first, which is slower. int8 "
-    "weights (weight_dtype) do without them.",
-    "int8": "Our own kernel for products of 8-bit integers does not work on this GPU: PyTorch's is used, or "
-    "weights are widened first, which is slower.",
-    "pinned": "The system locks too little memory for the GPU (WSL2 allows about 1 GB): copies are slower.",
-    "segments": "The GPU's memory cannot grow in segments here: some GiB of it may be lost in gaps.",
-}
 PINNED_TRIAL_BYTES = 2**20
 TOLERANCE = 2e-2  # between bf16 attention and float32
 
@@ -35,7 +25,7 @@ _missing: dict[str, str] = {}  # code to reason
 
 def missing() -> list[tuple[str, str]]:
     """Code and text of every fast path that this process has found missing so far."""
-    return [(code, TEXTS[code]) for code in TEXTS if code in _missing]
+    return [(code, text) for code, text in FAST_PATHS.items() if code in _missing]
 
 
 def reason_missing(code: str) -> str:
@@ -52,7 +42,7 @@ def found_missing(code: str, error: BaseException) -> None:
     """Record that a fast path failed, so that its fallback is used. Logged once."""
     if code not in _missing:
         _missing[code] = reason_of(error)
-        log.warning("%s (%s)", TEXTS[code], _missing[code])
+        log.warning("%s (%s)", FAST_PATHS[code], _missing[code])
 
 
 def reason_of(error: BaseException) -> str:

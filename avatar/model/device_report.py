@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from avatar.checkpoints.transformer_config import ModelConfig
+from avatar.hardware.fast_paths import FAST_PATHS
 from avatar.model.device_checks import (
-    TEXTS,
     compiles,
     forget,
     grows_segments,
@@ -18,6 +19,7 @@ from avatar.model.device_checks import (
     pins,
     reason_missing,
 )
+from avatar.model.kernels.selection import eight_bit_on, fused_on
 from avatar.model.products_8bit import INT8_CAPABILITY, product_on
 from avatar.model.quantize import FLOAT8, FLOAT8_CAPABILITY, INT8
 
@@ -37,16 +39,21 @@ class Check:
 
 def check_device(device: torch.device) -> list[Check]:
     """Try every fast path on a CUDA device, as the engine would."""
-    capability = torch.cuda.get_device_capability(device)
+    capability, config = torch.cuda.get_device_capability(device), ModelConfig()
+    has_float8 = capability >= FLOAT8_CAPABILITY
     found: dict[str, bool | None] = {
         "segments": grows_segments(device),
         "compile": compiles(device),
         "cudnn": has_cudnn_attention(device),
-        "fp8": product_on(device, FLOAT8) == "scaled" if capability >= FLOAT8_CAPABILITY else None,
+        "attention": (eight_bit_on(device, config.num_heads, config.head_dim) is not None)
+        if has_float8
+        else None,
+        "kernels": fused_on(device),
+        "fp8": product_on(device, FLOAT8) == "scaled" if has_float8 else None,
         "int8": product_on(device, INT8) == "kernel" if capability >= INT8_CAPABILITY else None,
         "pinned": pins(device),
     }
-    return [Check(code, found[code], reason_missing(code), TEXTS[code]) for code in TEXTS]
+    return [Check(code, found[code], reason_missing(code), text) for code, text in FAST_PATHS.items()]
 
 
 def check_all() -> list[dict[str, Any]]:

@@ -19,13 +19,19 @@ from avatar.geometry import FPS, Size
 from avatar.media.intake import open_request
 from avatar.media.sample_inputs import write_sample
 from avatar.model import device_checks, linear_8bit, products_8bit
+from avatar.model.kernels import selection
 from avatar.pipeline.model_loading import MadeModels
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.planning.placement import Placement
 from avatar.preset import load_preset
 
 NUM_FRAMES = 57  # five blocks: rings of 16 frames are full
-PRESET = load_preset("24gb").with_settings(size="384*256", infer_frames=16, sample_steps=2, ring_dtype="bf16")
+SMALL = load_preset("24gb").with_settings(size="384*256", infer_frames=16, sample_steps=2)
+PRESET = SMALL.with_settings(ring_dtype="bf16", attention_dtype="bf16")
+OF_FAULT = {  # what runs, where it is not PRESET
+    "attention": SMALL.with_settings(attention_dtype="int8"),
+    "float8_rings": PRESET.with_settings(ring_dtype="fp8"),  # nothing is taken away: the twin of "attention"
+}
 PLACEMENT = Placement(layers_on_host=8, side_models_on_host=True)
 
 
@@ -63,14 +69,17 @@ def take_away(fault: str, folder: Path) -> None:
             products_8bit.multiply_float8 = linear_8bit.multiply_float8 = refuse
         case "cudnn":
             device_checks.cudnn_attention = refuse
+        case "attention":
+            selection._difference = refuse
 
 
 def main(fault: str, folder: Path) -> None:
     """Save the frames, and print the codes of the notices."""
     take_away(fault, folder)
+    preset = OF_FAULT.get(fault, PRESET)
     inputs = write_sample(folder, Size(384, 256), NUM_FRAMES / FPS)
-    request = open_request(*inputs, PRESET, output=folder / "out.mp4", work=folder / "work", prompt="A face.")
-    source = DiffusionPipeline(PRESET, models=MadeModels.given(random_parts(PRESET, PLACEMENT)))
+    request = open_request(*inputs, preset, output=folder / "out.mp4", work=folder / "work", prompt="A face.")
+    source = DiffusionPipeline(preset, models=MadeModels.given(random_parts(preset, PLACEMENT)))
     frames, reported = [], []
     for item in source.frames(request, lambda: False):
         if isinstance(item, np.ndarray):

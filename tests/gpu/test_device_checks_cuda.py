@@ -48,6 +48,14 @@ def test_a_run_goes_on_without_a_fast_path(whole: np.ndarray, tmp_path: Path, fa
     assert np.abs(frames.astype(float) - whole).mean() < MEAN_LEVELS
 
 
+def test_a_run_goes_on_without_attention_in_8_bits(tmp_path: Path):
+    """As with attention in bf16 over rings in fp8."""
+    frames, reported = made("attention", tmp_path / "attention")
+    expected, nothing = made("float8_rings", tmp_path / "rings")
+    assert (reported, nothing) == (["slow_attention"], [])
+    assert np.abs(frames.astype(float) - expected).mean() < MEAN_LEVELS
+
+
 def test_the_table_of_a_whole_machine_is_all_yes():
     command = [sys.executable, "-m", "avatar.model.device_report"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)

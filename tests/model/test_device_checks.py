@@ -11,10 +11,13 @@ import torch
 from torch._inductor import config as inductor
 from torch.nn.attention import SDPBackend
 
+from avatar.commands import doctor
+from avatar.hardware.fast_paths import FAST_PATHS
 from avatar.model import attention, device_checks, products_8bit
 from avatar.model.compile import compiled
-from avatar.model.device_checks import TEXTS, compiles, missing, reason_missing, works
+from avatar.model.device_checks import compiles, missing, reason_missing, works
 from avatar.model.device_report import check_device
+from avatar.model.kernels import selection
 from avatar.model.products_8bit import multiply_plainly
 from avatar.model.quantize import FLOAT8, INT8
 from avatar.ui.translations import TRANSLATIONS
@@ -33,6 +36,8 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         device_checks.grows_segments,
         attention.cudnn_first,
         products_8bit._product,
+        selection.eight_bit_on,
+        selection.fused_on,
     )
     for function in cached:
         function.cache_clear()
@@ -81,7 +86,7 @@ def test_a_functions_own_error_is_not_taken_for_a_missing_compiler():
 def test_a_failure_is_reported_once_with_its_reason(caplog):
     assert not works("cudnn", broken, CUDA)
     assert not works("cudnn", broken, CUDA)
-    assert missing() == [("cudnn", TEXTS["cudnn"])]
+    assert missing() == [("cudnn", FAST_PATHS["cudnn"])]
     assert caplog.text.count("RuntimeError: No execution plans support the graph.") == 1
 
 
@@ -205,25 +210,30 @@ def test_segments_that_cannot_grow_are_given_up(monkeypatch):
     assert codes() == ["segments"]
 
 
-def test_the_table_has_a_row_for_each_path(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
-    trials = ("_try_compiling", "_try_cudnn", "_try_pinning", "_try_segments")
-    for trial in trials:
-        monkeypatch.setattr(device_checks, trial, broken)
-    for trial in ("_try_kernel", "_try_int_mm"):
-        monkeypatch.setattr(products_8bit, trial, broken)
+@pytest.mark.parametrize(("capability", "unsuited"), [((8, 6), {"attention", "fp8"}), ((9, 0), set())])
+def test_the_table_has_a_row_for_each_path(monkeypatch, capability, unsuited):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    trials = {
+        device_checks: ("_try_compiling", "_try_cudnn", "_try_pinning", "_try_segments"),
+        products_8bit: ("_try_float8", "_try_kernel", "_try_int_mm"),
+        selection: ("_try_attention", "_try_elementwise"),
+    }
+    for module, names in trials.items():
+        for name in names:
+            monkeypatch.setattr(module, name, broken)
     monkeypatch.setattr(device_checks, "set_expandable_segments", lambda on: None)
     table = {check.code: check for check in check_device(CUDA)}
-    assert set(table) == set(TEXTS)
-    assert table["fp8"].ok is None
-    for code in set(TEXTS) - {"fp8"}:
+    assert set(table) == set(FAST_PATHS)
+    assert {code for code, check in table.items() if check.ok is None} == unsuited
+    for code in set(FAST_PATHS) - unsuited:
         assert table[code].ok is False
         assert table[code].reason == "RuntimeError: No execution plans support the graph."
-        assert table[code].text == TEXTS[code]
+        assert table[code].text == FAST_PATHS[code]
+    assert set(doctor.NAMES) == set(FAST_PATHS)
 
 
 def test_every_missing_path_can_be_reported_in_chinese():
-    assert {f"slow_{code}" for code in TEXTS} <= set(TRANSLATIONS["zh"].program["notices"])
+    assert {f"slow_{code}" for code in FAST_PATHS} <= set(TRANSLATIONS["zh"].program["notices"])
 
 
 def test_the_self_tests_toy_model_is_not_compiled(monkeypatch):

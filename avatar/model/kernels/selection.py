@@ -1,4 +1,4 @@
-"""Which of our kernels a device can run: each is tried once and compared with its reference."""
+"""Which of our kernels a device can run: each is tried once and compared with its reference; see works()."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch import Tensor
 from avatar.geometry import Geometry
 from avatar.model import attention_8bit
 from avatar.model.attention_8bit import Calibration, EightBitRing, EightBitWindow, Queries
+from avatar.model.device_checks import works
 from avatar.model.kv_cache import KeysValues
+from avatar.model.quantize import FLOAT8_CAPABILITY
 
 logger = logging.getLogger(__name__)
 
@@ -36,49 +38,57 @@ def eight_bit_on(device: torch.device, num_heads: int, head_dim: int) -> EightBi
     """A device's kernels for 8-bit attention: the reference on a CPU, None where a GPU's do not work."""
     if device.type != "cuda":
         return EightBitKernels()
-    if find_spec("triton") is None:
-        _say_without("Triton is not installed")
+    if torch.cuda.get_device_capability(device) < FLOAT8_CAPABILITY:
+        logger.info("attention runs in bf16, over rings in fp8: this GPU has no fp8 cores")
         return None
-    try:
-        from avatar.model.kernels import attention, qkv
-
-        kernels = EightBitKernels(attention.attend, qkv.quantise_queries, qkv.write)
-        difference = _difference(kernels, device, num_heads, head_dim)
-    except Exception as error:  # a compiler or driver may raise anything for a card that it does not know
-        _say_without(str(error).strip().split("\n")[0])
-        return None
-    if not difference < LARGEST_DIFFERENCE:
-        _say_without(f"its result is off by {difference:.1%}")
-        return None
-    return kernels
+    trial = functools.partial(_try_attention, num_heads, head_dim)
+    return _eight_bit_kernels() if works("attention", trial, device) else None
 
 
 @functools.cache
 def fused_on(device: torch.device) -> bool:
     """Whether a layer's pieces run as our own kernels on a device; otherwise PyTorch compiles them."""
-    if device.type != "cuda" or find_spec("triton") is None:
-        return False
-    try:
-        from avatar.model.kernels import elementwise
-
-        x = torch.randn(16, 1024, device=device, dtype=torch.bfloat16)
-        vector = torch.randn(1024, device=device)
-        fresh, after = elementwise.added_and_normed(
-            x, x, vector, vector, vector, 1e-6, torch.bfloat16, plus_one=True
-        )
-        expected = x.float() + x.float() * vector
-        normed = torch.nn.functional.layer_norm(expected, (1024,), eps=1e-6) * (1 + vector) + vector
-        pairs = ((fresh, expected), (after.values, normed))
-        difference = max(_relative(found, right) for found, right in pairs)
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        logger.warning("PyTorch compiles what lies between products: our own kernels fail here: %s", reason)
-        return False
-    return difference < LARGEST_DIFFERENCE
+    return device.type == "cuda" and works("kernels", _try_elementwise, device)
 
 
-def _say_without(reason: str) -> None:
-    logger.warning("attention runs in bf16, over rings in fp8: its 8-bit kernel fails here: %s", reason)
+def _eight_bit_kernels() -> EightBitKernels:
+    """Our own. Raises: RuntimeError without Triton."""
+    _require_triton()
+    from avatar.model.kernels import attention, qkv
+
+    return EightBitKernels(attention.attend, qkv.quantise_queries, qkv.write)
+
+
+def _try_attention(num_heads: int, head_dim: int, device: torch.device) -> None:
+    """Compare our own 8-bit attention with its reference. Raises: whatever compiler or driver raises."""
+    _require_close(_difference(_eight_bit_kernels(), device, num_heads, head_dim))
+
+
+def _try_elementwise(device: torch.device) -> None:
+    """Compare our own residual and norm with PyTorch's. Raises: whatever compiler or driver raises."""
+    _require_triton()
+    from avatar.model.kernels import elementwise
+
+    x = torch.randn(16, 1024, device=device, dtype=torch.bfloat16)
+    vector = torch.randn(1024, device=device)
+    fresh, after = elementwise.added_and_normed(
+        x, x, vector, vector, vector, 1e-6, torch.bfloat16, plus_one=True
+    )
+    expected = x.float() + x.float() * vector
+    normed = torch.nn.functional.layer_norm(expected, (1024,), eps=1e-6) * (1 + vector) + vector
+    pairs = ((fresh, expected), (after.values, normed))
+    _require_close(max(_relative(found, right) for found, right in pairs))
+
+
+def _require_triton() -> None:
+    if find_spec("triton") is None:
+        raise RuntimeError("Triton is not installed")
+
+
+def _require_close(difference: float) -> None:
+    """Raises: RuntimeError also for a difference that is not a number."""
+    if not difference < LARGEST_DIFFERENCE:
+        raise RuntimeError(f"the result is off by {difference:.1%}")
 
 
 def _difference(kernels: EightBitKernels, device: torch.device, num_heads: int, head_dim: int) -> float:
