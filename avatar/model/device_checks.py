@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -43,6 +44,12 @@ def found_missing(code: str, error: BaseException) -> None:
     if code not in _missing:
         _missing[code] = reason_of(error)
         log.warning("%s (%s)", FAST_PATHS[code], _missing[code])
+
+
+def forget_error(device: torch.device) -> None:
+    """Consume CUDA's pending error here: it reports a failed call again at the next kernel launch."""
+    with suppress(RuntimeError):
+        torch.zeros(1, device=device)
 
 
 def reason_of(error: BaseException) -> str:

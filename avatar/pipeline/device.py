@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from avatar.model.device_checks import grows_segments, pins
+from avatar.model.device_checks import forget_error, found_missing, grows_segments, pins
 from avatar.model.quantize import FLOAT8, INT8
 from avatar.preset import Memory
 
@@ -18,6 +20,7 @@ QUANTISED = {"fp8": FLOAT8, "int8": INT8}
 RING_DTYPES = {"bf16": torch.bfloat16, "fp8": FLOAT8, "fp32": torch.float32}  # for storage
 # Substrings of the out-of-memory errors of CUDA, of cuBLAS and cuDNN, and of NCCL.
 _SIGNS = ("out of memory", "ALLOC_FAILED", "Failed to CUDA calloc")
+_pinning_no_more: set[torch.device] = set()  # where the system's limit was reached after the trial
 
 
 def quantised_dtype(memory: Memory) -> torch.dtype | None:
@@ -45,15 +48,33 @@ def best_device(index: int = 0) -> torch.device:
 
 def uploaded(values: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device without waiting for the device's current work."""
-    if device.type == "cuda" and values.device.type == "cpu" and pins(device):
-        values = values.pin_memory()
+    if device.type == "cuda" and values.device.type == "cpu":
+        staged = _pinned_if_possible(device, values.pin_memory)
+        values = values if staged is None else staged
     return values.to(device, non_blocking=True)
 
 
 def downloading(values: Tensor) -> Tensor:
     """Start a copy to host memory, pinned if possible; complete once the device has done its work so far."""
-    staged = torch.empty(values.shape, dtype=values.dtype, pin_memory=pins(values.device))
-    return staged.copy_(values, non_blocking=True)
+    host = partial(torch.empty, values.shape, dtype=values.dtype)
+    staged = _pinned_if_possible(values.device, partial(host, pin_memory=True))
+    return (host() if staged is None else staged).copy_(values, non_blocking=True)
+
+
+def _pinned_if_possible(device: torch.device, make: Callable[[], Tensor]) -> Tensor | None:
+    """A pinned tensor; None where the system pins nothing, or no more.
+
+    What offloaded layers have pinned may leave nothing of a small limit, such as WSL2's.
+    """
+    if not pins(device) or device in _pinning_no_more:
+        return None
+    try:
+        return make()
+    except RuntimeError as error:
+        forget_error(device)
+        found_missing("pinned", error)
+        _pinning_no_more.add(device)
+        return None
 
 
 def downloaded(values: Tensor) -> Tensor:

@@ -4,12 +4,15 @@ stands in for CUDA's."""
 from __future__ import annotations
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from avatar.errors import DoesNotFit
 from avatar.model import device_checks
+from avatar.pipeline import device
+from avatar.pipeline.device import downloading, uploaded
 from avatar.pipeline.offload import pinned
 from avatar.pipeline.offload.pinned import host_buffer, pinned_bytes
 
@@ -40,7 +43,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "check_error", lambda answer: None)
-    monkeypatch.setattr(pinned, "_forget_error", lambda device: None)
+    monkeypatch.setattr(pinned, "forget_error", lambda device: None)
     return made
 
 
@@ -83,3 +86,42 @@ def test_more_than_the_machine_can_map_is_refused(driver: Driver):
 def test_nothing_is_locked_for_a_cpu(driver: Driver):
     assert len(host_buffer(100, torch.device("cpu"))) == 100
     assert not driver.locked
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """A system that pinned something at first, and pins no more; the tries to pin, in order."""
+    monkeypatch.setattr(device_checks, "_missing", {})
+    monkeypatch.setattr(device, "_pinning_no_more", set())
+    monkeypatch.setattr(device, "pins", lambda _: True)
+    monkeypatch.setattr(device, "forget_error", lambda _: None)
+    tries, empty = [], torch.empty
+
+    def refusing(*shape, pin_memory: bool = False, **options):
+        tries.append(pin_memory)
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", refusing)
+    return tries
+
+
+def test_what_comes_down_is_pageable_once_no_more_is_pinned(full: list[bool]):
+    values = torch.arange(6.0).reshape(2, 3)
+    for _ in range(2):
+        assert torch.equal(downloading(values), values)
+    assert full == [True, False, False], "it is not tried again"
+    assert [code for code, _ in device_checks.missing()] == ["pinned"]
+
+
+def test_what_goes_up_is_pageable_once_no_more_is_pinned(full: list[bool]):
+    def pin_memory():
+        return torch.empty(1, pin_memory=True)
+
+    values = SimpleNamespace(device=torch.device("cpu"), pin_memory=pin_memory)
+    values.to = lambda device, non_blocking: (device, non_blocking)
+    for _ in range(2):
+        assert uploaded(values, CUDA) == (CUDA, True)
+    assert full == [True]
+    assert [code for code, _ in device_checks.missing()] == ["pinned"]

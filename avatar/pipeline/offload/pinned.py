@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 import weakref
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from avatar.errors import DoesNotFit
-from avatar.model.device_checks import found_missing
+from avatar.model.device_checks import forget_error, found_missing
 
 ALIGN_BYTES = 256  # of each tensor in a buffer: same as CUDA's allocations, which kernels are compiled for
 
@@ -49,7 +48,7 @@ def host_buffer(num_bytes: int, device: torch.device) -> Tensor:
     tensor.zero_()  # maps the pages on all cores; the driver would do it on one, under its lock
     with torch.cuda.device(device):
         if int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0)):
-            _forget_error(device)
+            forget_error(device)
             found_missing("pinned", MemoryError(f"{num_bytes / 2**30:.2f} GiB could not be locked"))
             return tensor
     _pinned[address] = num_bytes
@@ -64,12 +63,6 @@ def _unpin(address: int, device: torch.device) -> None:
         torch.cuda.synchronize()
         torch.cuda.check_error(int(torch.cuda.cudart().cudaHostUnregister(address)))
     del _pinned[address]
-
-
-def _forget_error(device: torch.device) -> None:
-    """Consume CUDA's pending error here: it reports a failed call again at the next kernel launch."""
-    with suppress(RuntimeError):
-        torch.zeros(1, device=device)
 
 
 def _not_enough_memory(num_bytes: int) -> DoesNotFit:
