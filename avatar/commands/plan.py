@@ -25,7 +25,7 @@ from avatar.media.speaker_choice import MOST_SPEAKERS
 from avatar.planning.placement import ALL_ON_GPU, Placement
 from avatar.planning.plan import ALWAYS, DevicePlan, Plan, describe, gib
 from avatar.planning.verdict import Verdict, judge, what_to_try
-from avatar.planning.weight_format import advice
+from avatar.planning.weight_format import advice, lacking_float8
 from avatar.preset import MOST_GIB, Preset, capability
 from avatar.settings import EIGHT_BIT, MOST_GPUS
 from avatar.sizes import video_size
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         console().print(f"{notice.level}: {notice.text}", markup=False)
     if verdict.plan is not None:
         _print(verdict.plan)
-    for line in _weights(verdict):
+    for line in _by_the_cards(preset, verdict):
         console().print(line, markup=False)
     for line in verdict.missing:
         console().print(line, markup=False)
@@ -104,13 +104,16 @@ def _conclusion(name: str, verdict: Verdict, remedy: str, inventory: Inventory) 
     return f"{where} {remedy}{imagining}"
 
 
-def _weights(verdict: Verdict) -> Iterator[str]:
-    """The format of weights in 8 bits, and whether another one would be faster."""
+def _by_the_cards(asked: Preset, verdict: Verdict) -> Iterator[str]:
+    """The format of weights in 8 bits, whether another one would be faster, and 8-bit attention's absence."""
     format, gpus = verdict.preset.memory.weight_dtype, verdict.gpus
     if format in EIGHT_BIT and gpus:
         yield f"The transformer's weights are kept in {format}."
     if text := advice(verdict.preset, gpus):
         yield text
+    if asked.memory.attention_dtype != verdict.preset.memory.attention_dtype:
+        unable = ", ".join(map(str, lacking_float8(gpus)))
+        yield f"Attention runs in bf16, over rings in fp8: without fp8 cores on {unable}, not in 8 bits."
 
 
 def _remedy(verdict: Verdict, inventory: Inventory, num_speakers: int) -> str:

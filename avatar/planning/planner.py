@@ -50,7 +50,7 @@ def plan(
     placement: that of an existing run; None: with offload_model, the one that fits with the least traffic.
     speech_s: the length of the speech; beyond one window it makes no difference. sizes: the model's; None:
     those of the machine's checkpoint. num_speakers: faces with a voice of their own. pose: whether a pose
-    video leads the run. A weight_dtype of "8bit" is settled for the machine's first cards.
+    video leads the run. What the cards decide of the preset is settled for the machine's first ones.
     Raises: BadInput for "auto", which must be resolved first, and for an impossible layout.
     """
     if preset.engine == "auto":

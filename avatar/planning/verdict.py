@@ -37,10 +37,9 @@ ALIKE_BYTES = 2 * GIB  # cards whose free memory differs by less count as equal;
 class Verdict:
     """Whether a preset runs on a machine.
 
-    preset: as it will run; `auto` is replaced by the best that does, and a weight_dtype of "8bit" by the
-    format that its cards multiply faster. shortfalls: what is missing, the most important first; empty when
-    it runs. plan: what it will hold, None where there is nothing to plan. gpus: those that it uses, rank 0's
-    first.
+    preset: as it will run; `auto` is replaced by the best that does, and what its cards decide is settled
+    (see weight_format). shortfalls: what is missing, the most important first; empty when it runs. plan: what
+    it will hold, None where there is nothing to plan. gpus: those that it uses, rank 0's first.
     """
 
     preset: Preset

@@ -1,4 +1,4 @@
-"""Which 8-bit format a card gets, what is said of another, and that plans, verdicts and runs agree."""
+"""What a preset leaves to its cards, what is said of another choice, and that plans and runs agree."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from avatar.hardware.inventory import GIB, Gpu, Inventory
 from avatar.pipeline import pipeline
 from avatar.pipeline.pipeline import DiffusionPipeline
 from avatar.planning import weight_format
+from avatar.planning.plan import Plan
 from avatar.planning.planner import plan
 from avatar.planning.verdict import judge, require, resolve
 from avatar.planning.weight_format import advice, faster_format, settled, settled_here
@@ -60,8 +61,38 @@ def test_a_card_that_hides_its_capability_gets_int8():
 
 def test_a_named_format_is_kept():
     for weight_dtype in ("bf16", "fp8", "int8", "fp32"):
-        preset = PRESET.with_settings(weight_dtype=weight_dtype)
+        preset = PRESET.with_settings(weight_dtype=weight_dtype, attention_dtype="bf16")
         assert settled(preset, (card("NVIDIA GeForce RTX 3090"),)) is preset
+
+
+@pytest.mark.parametrize(
+    ("names", "attention"),
+    [
+        (("NVIDIA GeForce RTX 4090",), "int8"),
+        (("NVIDIA H200",), "int8"),
+        (("NVIDIA GeForce RTX 3090",), "bf16"),
+        (("NVIDIA GeForce RTX 5090", "NVIDIA A100-SXM4-80GB"), "bf16"),
+        ((), "int8"),
+    ],
+)
+def test_attention_in_8_bits_is_left_to_cards_with_fp8_cores(names, attention):
+    """Rings take the place of its own form in fp8, as the engine does where its kernel fails."""
+    assert PRESET.memory.attention_dtype == "int8"
+    asked = PRESET.with_settings(weight_dtype="int8", ring_dtype="bf16")
+    found = settled(asked, machine(*names).gpus).memory
+    assert found.attention_dtype == attention
+    assert found.ring_dtype == ("bf16" if attention == "int8" else "fp8")
+
+
+def test_a_plan_counts_the_rings_that_the_card_will_keep():
+    old, new = (machine(name) for name in ("NVIDIA RTX A6000", "NVIDIA L40S"))
+    preset = load_preset("48gb").with_settings(weight_dtype="int8")
+    rings = [ring_bytes(plan(preset, here)) for here in (old, new)]
+    assert rings[0] == ring_bytes(plan(preset.with_settings(attention_dtype="bf16"), new)) > rings[1]
+
+
+def ring_bytes(planned: Plan) -> int:
+    return next(item.num_bytes for item in planned.gpus[0].items if item.name == "kv_rings")
 
 
 @pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 3090", "NVIDIA L40S"])
@@ -110,7 +141,7 @@ def test_a_run_settles_and_says_the_same(monkeypatch):
     assert "set weight_dtype to int8" in notice.text
     assert not list(source._advised(PRESET))
     monkeypatch.setattr(weight_format, "probe", None)  # nothing is looked at where nothing is open
-    plain = PRESET.with_settings(weight_dtype="int8")
+    plain = PRESET.with_settings(weight_dtype="int8", attention_dtype="bf16")
     assert settled_here(plain) is plain
     assert not list(source._advised(plain))
 
