@@ -117,12 +117,32 @@ def lacking_bytes(found: Checkpoint) -> int:
     return sum(PART_BYTES[part] for part in lacking(found))
 
 
-def needed_repos(found: Checkpoint, layout: CheckpointLayout = OFFICIAL) -> tuple[Repo, ...]:
-    """The repositories that the hub's cache should hold: all parts but those that the user has elsewhere."""
-    cache = hub_cache()
-    parts = [part for part in PARTS if part not in found.parts or cache in found.parts[part].parents]
+def needed_repos(
+    found: Checkpoint,
+    layout: CheckpointLayout = OFFICIAL,
+    target: Path | None = None,
+    *,
+    only_missing: bool = True,
+) -> tuple[Repo, ...]:
+    """The repositories that a download completes, without the parts that lie elsewhere or in another form.
+
+    found: what is there. target: the download's folder; None: the hub's cache. only_missing: False: only what
+    lies in the target already is left out, so that it ends up with all parts.
+    """
+    base = base_repo(layout)
+
+    def is_left_out(path: Path | None, folder: str) -> bool:
+        if path is None:
+            return False
+        homes = {home.absolute() for home in (path, *path.parents)}
+        if target is None:
+            return hub_cache().absolute() not in homes
+        is_its_own = (target / folder).absolute() in homes  # it is checked again
+        return not is_its_own and (only_missing or target.absolute() in homes)
+
+    parts = [part for part in PARTS if not is_left_out(found.parts.get(part), base.folder)]
     repos = [base_repo(layout, parts)] if parts else []
-    return (*repos, LORA) if found.lora is None or cache in found.lora.parents else tuple(repos)
+    return tuple(repos) if is_left_out(found.lora, LORA.folder) else (*repos, LORA)
 
 
 def download(

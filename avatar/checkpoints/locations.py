@@ -310,6 +310,7 @@ def _lora_folders(places: Sequence[Path], hub: Path) -> Iterator[Path]:
     for named in places:
         place = named.parent.parent if is_file(named) else named
         homes = [*_homes(place, LORA_REPO), place / "loras", place / "models" / "loras", named.parent]
+        homes += _homes(named.parent, LORA_REPO) if is_file(named) else []  # where a download puts it
         yield from homes
         for home in homes:
             yield from _snapshots(home, LORA_REPO)

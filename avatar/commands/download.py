@@ -46,8 +46,13 @@ def add(commands: Any) -> None:
         "--ckpt_dir",
         type=Path,
         metavar="DIR",
-        help="the folder to put everything in, which is looked in from then on (the hub's own cache, without"
-        " the parts that are found elsewhere)",
+        help="the folder to put everything in that is not there in some form already; it is looked in from"
+        " then on (the hub's own cache, without the parts that are found elsewhere)",
+    )
+    parser.add_argument(
+        "--only_missing",
+        action="store_true",
+        help="with --ckpt_dir: leave out the parts that are found elsewhere, too",
     )
     parser.add_argument(
         "--revision",
@@ -81,6 +86,10 @@ def run(args: argparse.Namespace) -> int:
     """Download the needed files and print their folders."""
     from avatar.checkpoints.download import DIFFUSERS_REPOS, REPOS, TAEHV, download, needed_repos
 
+    if args.only_missing and args.ckpt_dir is None:
+        raise BadInput("--only_missing goes with --ckpt_dir.", "Leave it out: it is always so without.")
+    if args.only_missing and args.source != "hub":
+        raise BadInput("ModelScope gives the whole base model.", "Leave out --only_missing, or --from.")
     repos, layout, small = REPOS, OFFICIAL, args.decoder == "tiny"
     showing = _as_json if args.json else _as_bar
     if args.layout == "diffusers":
@@ -90,11 +99,13 @@ def run(args: argparse.Namespace) -> int:
         folders = _from_modelscope(args, revision, showing)
         repos = REPOS
     else:
-        if args.ckpt_dir is None:
-            found = find_checkpoint()
-            repos = needed_repos(found, layout)
-            small &= found.tiny_decoder is None or found.tiny_decoder.parent == tiny_decoder_home()
+        found = find_checkpoint(args.ckpt_dir)
+        if args.ckpt_dir is None or args.only_missing or layout is OFFICIAL:
+            only = args.only_missing or args.ckpt_dir is None
+            repos = needed_repos(found, layout, args.ckpt_dir, only_missing=only)
             _refuse_unused(revision, [repo.name for repo in repos])
+        if args.ckpt_dir is None:
+            small &= found.tiny_decoder is None or found.tiny_decoder.parent == tiny_decoder_home()
         if repos or small:
             with showing() as (progress, notify):
                 folders = download(
@@ -122,7 +133,7 @@ def _refuse_unused(revision: dict[str, str], names: list[str]) -> None:
     for name in revision.keys() - set(names):
         raise BadInput(
             f"All that is needed of {name} is in a folder of yours: --revision would change nothing.",
-            "Leave --revision out, or name a folder for that revision with --ckpt_dir.",
+            "Leave --revision out, or name another folder for that revision with --ckpt_dir.",
         )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+from avatar.paths import is_file
 from avatar.runtime.child_process import module_folders
 
 log = logging.getLogger(__name__)
@@ -26,9 +27,15 @@ END_S = 5.0  # time for a process to end after it was asked to
 State = Literal["idle", "running", "paused", "done", "failed"]
 
 
-def fetch_command(folder: Path | None) -> list[str]:
-    """The command that downloads the model into a folder; None: into the hub's cache."""
-    return [*COMMAND, *(() if folder is None else ("--ckpt_dir", str(folder)))]
+def fetch_command(weights: Path | None) -> list[str]:
+    """The command that downloads what is missing of the model.
+
+    weights: the folder for it, or a file in that folder, as named by the user; None: the hub's cache.
+    """
+    if weights is None:
+        return [*COMMAND]
+    folder = weights.parent if is_file(weights) else weights
+    return [*COMMAND, "--ckpt_dir", str(folder), "--only_missing"]
 
 
 @dataclass(frozen=True)

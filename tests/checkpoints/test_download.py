@@ -22,6 +22,7 @@ from avatar.checkpoints.locations import (
     ENVIRONMENT,
     LORA_REPO,
     OFFICIAL,
+    PARTS,
     Checkpoint,
     CheckpointLayout,
     find_checkpoint,
@@ -351,6 +352,30 @@ def test_parts_that_lie_elsewhere_are_not_fetched(tiny_checkpoint: Path) -> None
     assert base.patterns == (OFFICIAL.vae,)
     assert lora.name == LORA_REPO
     assert round(lacking_bytes(Checkpoint()) / 1e9, 1) == 47.1
+
+
+FLOAT8_FILE = "diffusion_models/wan2.2_s2v_14B_fp8_scaled.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("transformer", "lora", "only_missing", "expected"),
+    [
+        ("target/Wan2.2-S2V-14B", "target/LiveAvatar", False, [OFFICIAL.repo, LORA_REPO]),  # checked again
+        (f"target/{FLOAT8_FILE}", "target/loras", False, []),
+        (f"target/{FLOAT8_FILE}", None, False, [LORA_REPO]),
+        ("target", None, True, [LORA_REPO]),  # the folder is the base model itself
+        ("other/Wan2.2-S2V-14B", "other/LiveAvatar", False, [OFFICIAL.repo, LORA_REPO]),
+        ("other/Wan2.2-S2V-14B", "other/LiveAvatar", True, []),
+        (None, "other/LiveAvatar", True, [OFFICIAL.repo]),
+    ],
+)
+def test_a_folder_gets_what_is_not_in_it_in_some_form(
+    transformer: str | None, lora: str | None, only_missing: bool, expected: list[str], tmp_path: Path
+) -> None:
+    parts = {} if transformer is None else dict.fromkeys(PARTS, tmp_path / transformer)
+    found = Checkpoint(parts=parts, lora=None if lora is None else tmp_path / lora)
+    repos = needed_repos(found, OFFICIAL, tmp_path / "target", only_missing=only_missing)
+    assert [repo.name for repo in repos] == expected
 
 
 def test_the_hub_is_reached_through_a_proxy(

@@ -116,7 +116,7 @@ def test_the_command_leaves_one_that_lies_elsewhere(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pinned()
-    monkeypatch.setattr(downloads, "needed_repos", lambda *_: ())
+    monkeypatch.setattr(downloads, "needed_repos", lambda *_, **__: ())
     assert main(["download", "--decoder", "tiny"]) == 0
     assert "madebyollin/taehv" in capsys.readouterr().out
     assert len(server.fetched) == 1

@@ -109,6 +109,20 @@ def test_a_revision_of_what_is_elsewhere_is_refused(tiny_checkpoint, monkeypatch
     assert "--revision would change nothing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [[], ["--ckpt_dir", "weights", "--from", "modelscope"]])
+def test_only_missing_is_refused_where_it_would_change_nothing(flags, capsys):
+    assert main(["download", "--only_missing", *flags]) == 2
+    assert "--only_missing" in capsys.readouterr().err
+
+
+def test_a_folder_with_all_parts_in_some_form_needs_nothing(tiny_checkpoint, monkeypatch, capsys):
+    """It is the base model's own folder, and the LoRA lies beside it."""
+    monkeypatch.setattr("avatar.checkpoints.download.download", None)  # nothing is asked
+    base = tiny_checkpoint / OFFICIAL.repo.split("/")[1]
+    assert main(["download", "--ckpt_dir", str(base), "--only_missing"]) == 0
+    assert "The model is complete." in capsys.readouterr().out
+
+
 def test_a_revision_is_for_all_or_for_one():
     assert revisions([], NAMES) == {}
     assert revisions(["main"], NAMES) == dict.fromkeys(NAMES, "main")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from avatar.checkpoints.locations import LORA_REPO, OFFICIAL, find_checkpoint
+from avatar.checkpoints.locations import LORA_FILE, LORA_REPO, OFFICIAL, find_checkpoint
 from avatar.runtime.model_download import FetchReading, ModelFetch, fetch_command
 from tests.fixtures.hub_server import Hub, serve
 
@@ -40,7 +41,7 @@ def until(fetch: ModelFetch, holds: Callable[[FetchReading], bool]) -> FetchRead
 
 @pytest.mark.slow
 def test_it_is_paused_and_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
-    target = tmp_path / "weights"
+    target = tmp_path / "page" / "weights"  # not beside the hub's own files, which are a whole model
     fetch = ModelFetch(fetch_command(target))
     assert fetch.reading() == FetchReading()
     fetch.start()
@@ -65,7 +66,7 @@ def test_it_is_paused_and_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None
 
 def test_what_went_wrong_is_reported(hub: Hub, tmp_path: Path) -> None:
     hub.unauthorised = True
-    fetch = ModelFetch(fetch_command(tmp_path / "weights"))
+    fetch = ModelFetch(fetch_command(tmp_path / "page" / "weights"))
     fetch.start()
     failed = until(fetch, lambda now: now.state != "running")
     assert failed.state == "failed"
@@ -92,3 +93,27 @@ def test_rate_and_time_that_is_left_are_measured() -> None:
     assert reading.remaining_s == pytest.approx(50 / reading.rate)
     fetch.close()
     assert fetch.reading().state == "paused"
+
+
+def test_the_button_fetches_what_its_panel_counts(
+    hub: Hub, checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside parts that the user has: a file in the folder of the page, and the rest elsewhere."""
+    hub.byte_s = 0.0
+    monkeypatch.setenv("AVATAR_WEIGHTS", str(checkpoint_copy.parent))
+    shutil.rmtree(checkpoint_copy.parent / "LiveAvatar")  # the hub has it no more, and it was never here
+    hub.repos[LORA_REPO] = tmp_path / "published"
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / LORA_FILE).write_bytes(b"numbers")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "part.safetensors").write_bytes(b"")
+    assert fetch_command(None) == fetch_command(folder)[:-3]
+    assert fetch_command(folder / "part.safetensors") == fetch_command(folder)
+    fetch = ModelFetch(fetch_command(folder / "part.safetensors"))
+    fetch.start()
+    done = until(fetch, lambda now: now.state != "running")
+    assert done.state == "done", done.error
+    assert {name for name, _ in hub.fetched} == {LORA_FILE}
+    assert (folder / "LiveAvatar" / LORA_FILE).read_bytes() == b"numbers"
+    assert find_checkpoint(folder / "part.safetensors").lora == folder / "LiveAvatar"
