@@ -46,3 +46,5 @@ def test_the_readmes_table_is_of_the_shipped_presets(name: str):
     for (_, made_for, gives), preset in zip(rows, presets, strict=True):
         assert gives == (preset.summary if name == "README.md" else preset.summary_zh)
         assert not preset.requires.vram_gib or f"{preset.requires.vram_gib:g} GiB" in made_for
+        ram = re.findall(r"([\d.]+) GiB (?:RAM|内存)", made_for)
+        assert ram == ([f"{preset.requires.host_ram_gib:g}"] if preset.requires.host_ram_gib else [])

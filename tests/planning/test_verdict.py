@@ -239,6 +239,7 @@ MACHINES = {
     "two 5090s": Machine("2x32gb", cards(2, 31.8, CONSUMER_BLACKWELL)),
     "two L40S": Machine("2x48gb", cards(2, 44.98, ADA)),
     "three 4090s": Machine("3x24gb", cards(3, 24, ADA)),
+    "three 5090s": Machine("3x32gb", cards(3, 31.8, CONSUMER_BLACKWELL, 0.5)),
     "four T4-sized Ada cards": Machine("4x16gb", cards(4, 15.99, ADA)),
     "four 4090s": Machine("4x4090-low-vram", cards(4, 23.99, ADA, 0.3)),
     "four 3090s": Machine("4x4090-low-vram", cards(4, 24, AMPERE)),
@@ -325,7 +326,28 @@ def test_the_machines_are_many_and_unlike():
     assert {len(machine.cards) for machine in MACHINES.values()} >= {0, 1, 2, 3, 4, 5, 8}
     assert {machine.auto for machine in MACHINES.values()} >= {
         preset.name for preset in PRESETS if preset.requires.weights != "tiny" and preset.engine != "auto"
-    } - {"3x32gb"}
+    }
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+def test_a_preset_fits_what_it_asks_for(preset):
+    """With the cards and the host memory that its table row names."""
+    asks = preset.requires
+    if preset.engine == "auto":
+        return
+    machine = Inventory.imagine(
+        preset.num_gpus,
+        asks.vram_gib or 1,
+        host_ram_gib=asks.host_ram_gib,
+        compute_capability=asks.compute_capability,
+    )
+    assert judge(preset, machine).missing == []
+
+
+def test_what_a_preset_may_offload_stays_where_there_is_room():
+    for gib, waits in ((24, True), (48, False)):
+        placed = judge(load_preset("24gb"), Inventory.imagine(1, gib)).plan.placement
+        assert placed.offloads is waits
 
 
 def printed(capsys, command):
