@@ -70,6 +70,7 @@ class Reporter:
         """A heartbeat with this rank's state."""
         if self.context is None:
             return Pulse(self.rank)
+        from avatar.model.device_checks import missing
         from avatar.pipeline.offload.pinned import pinned_bytes
 
         context, meter = self.context, self.context.meter
@@ -83,6 +84,7 @@ class Reporter:
             meter.peak_bytes,
             pinned_bytes(),
             meter.step_s,
+            missing=tuple(code for code, _ in missing()),
         )
 
     def fail(self, error: BaseException) -> None:

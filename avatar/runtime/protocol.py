@@ -164,7 +164,7 @@ class Pulse:
 
     busy_s, sent_bytes: since its start. step_s: its longest recent step, None before the first. at_s: by its
     own clock. peak_bytes: peak of its tensors on the device; None without a GPU. pinned_bytes: page-locked
-    memory that it holds.
+    memory that it holds. missing: codes of the fast paths that its device lacks, see hardware.fast_paths.
     """
 
     rank: int
@@ -177,6 +177,10 @@ class Pulse:
     pinned_bytes: int = 0
     step_s: float | None = None
     at_s: float = field(default_factory=time.monotonic)
+    missing: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "missing", tuple(self.missing))  # JSON has made it a list
 
 
 @dataclass(frozen=True)

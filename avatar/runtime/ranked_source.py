@@ -7,12 +7,13 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from avatar.errors import AvatarError, Cancelled, WorkerLost
 from avatar.events import Notice, Phase, PlanMade, Progress
+from avatar.hardware.fast_paths import FAST_PATHS
 from avatar.media.growing import end_frame
 from avatar.planning.plan import Plan
 from avatar.preset import Preset
@@ -40,7 +41,30 @@ log = logging.getLogger(__name__)
 
 ROLES = "avatar.distributed.roles"
 FILE = "shown.safetensors"  # in the run's work folder: the resume state for fresh ranks
+E = TypeVar("E", bound=Notice | Progress | PlanMade)
+SLOW = "slow_"  # codes of notices of missing fast paths begin so
 CANCEL_LIMIT_S = 15.0  # time for a cancelled run to end before its ranks are killed
+
+
+class SlowPaths:
+    """The notices of fast paths that devices lack: one for each path in a run, whichever ranks lack it."""
+
+    def __init__(self) -> None:
+        self._announced: set[str] = set()
+
+    def of_event(self, event: E) -> Iterator[E]:
+        """An event of rank 0, which announces its own; nothing if another rank's came first."""
+        if not (isinstance(event, Notice) and event.code.startswith(SLOW)):
+            yield event
+        elif event.code not in self._announced:
+            self._announced.add(event.code)
+            yield event
+
+    def of_pulse(self, pulse: Pulse) -> Iterator[Notice]:
+        """What another rank lacks and nobody has announced."""
+        for code in pulse.missing if pulse.rank else ():
+            if code in FAST_PATHS:  # the rank may be of another version
+                yield from self.of_event(Notice(f"{SLOW}{code}", FAST_PATHS[code], "warning"))
 
 
 class RankedSource:
@@ -70,6 +94,7 @@ class RankedSource:
         self._stands_on: tuple[str, int, int] | None = None  # a long video's run, rungs, number of OOMs
         self._asked: tuple[Request, Planned] | None = None  # the last requested plan
         self._served = preset.models
+        self._slow = SlowPaths()
         self._ranks: SupervisedRanks | None = None if attach else self._start(preset)
         self._idle = IdleListener(lambda: self._ranks)
 
@@ -87,18 +112,21 @@ class RankedSource:
         """See LiveSource. Losing ranks ends the session; the caller may begin another."""
         with self._idle.busy:
             yield Progress(Phase.LOADING)
-            ranks = self._ranks_for(request.preset)
+            ranks, slow = self._ranks_for(request.preset), SlowPaths()
             self._run += 1
             run = RunLive(self._run, request)
             threading.Thread(target=_speak, args=(ranks, run.run, sound), name="sound", daemon=True).start()
             for message in ranks.follow(run, cancelled, CANCEL_LIMIT_S):
                 if isinstance(message, LiveFrames):
                     yield message
+                elif isinstance(message, Pulse):
+                    yield from slow.of_pulse(message)
                 elif isinstance(message, RunEvent) and not isinstance(message.event, PlanMade):
-                    yield message.event
+                    yield from slow.of_event(message.event)
 
     def _frames(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[FrameItem]:
         state, file = self._state_of(request), request.work / FILE
+        self._slow = SlowPaths()
         descent = FallbackDescent(request)
         descent.skip(state.num_rungs)
         lost_at: int | None = None  # the next frame at the last loss of ranks
@@ -187,7 +215,9 @@ class RankedSource:
                 state.anchor = message.anchor
             yield state.show(message.frames)
         elif isinstance(message, RunEvent) and message.run == self._run:
-            yield message.event
+            yield from self._slow.of_event(message.event)
+        elif isinstance(message, Pulse):
+            yield from self._slow.of_pulse(message)
 
     def plan_for(self, request: Request, cancelled: Callable[[], bool] = lambda: False) -> Plan:
         """The plan that a run of this request would follow, by rank 0, which knows its device.

@@ -18,13 +18,15 @@ import pytest
 from avatar.errors import AvatarError, Cancelled, DoesNotFit, WorkerLost
 from avatar.events import Finished, Notice, Progress, Segment
 from avatar.geometry import Size
+from avatar.hardware.fast_paths import FAST_PATHS
 from avatar.media.intake import open_request
 from avatar.media.sample_inputs import write_sample
 from avatar.preset import Preset, load_preset
 from avatar.request import Request
 from avatar.runtime.engine_process import EngineProcess
 from avatar.runtime.local_ranks import Limits
-from avatar.runtime.ranked_source import RankedSource
+from avatar.runtime.protocol import Pulse
+from avatar.runtime.ranked_source import RankedSource, SlowPaths
 
 ROLES = "tests.fixtures.roles"
 LIMITS = Limits(silence_s=3.0, start_s=90.0, stall_s=4.0, first_factor=1.0)
@@ -100,6 +102,30 @@ def test_every_rank_has_a_share_and_all_stay_warm(ask, num_ranks):
     finally:
         source.close()
     assert gone(before)
+
+
+@pytest.mark.slow
+def test_what_another_rank_lacks_is_announced_once(ask):
+    """Rank 0 may only decode: then the others find out what their devices lack."""
+    source = RankedSource(preset_of(2), roles=ROLES, limits=LIMITS)
+    try:
+        for prompt in ("lack 1 at 1", ""):  # and again in the next run, by what is known
+            items = source.frames(ask(prompt, seconds=12.0), lambda: False)
+            notices = [item for item in items if isinstance(item, Notice)]
+            assert [notice.code for notice in notices] == ["slow_cudnn"]
+            assert notices[0].text == FAST_PATHS["cudnn"]
+    finally:
+        source.close()
+
+
+def test_a_notice_of_two_ranks_is_given_once():
+    slow = SlowPaths()
+    own, other = Notice("slow_fp8", "Mine."), Pulse(1, missing=("fp8", "cudnn", "of a later version"))
+    assert list(slow.of_pulse(Pulse(0, missing=("int8",)))) == []  # rank 0 gives its own as events
+    assert list(slow.of_event(own)) == [own]
+    assert [notice.code for notice in slow.of_pulse(other)] == ["slow_cudnn"]
+    assert list(slow.of_pulse(other)) == list(slow.of_event(own)) == []
+    assert list(slow.of_event(Notice("restarted", "…"))) != []
 
 
 def until(holds: Callable[[], object], what: str) -> None:

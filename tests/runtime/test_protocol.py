@@ -46,7 +46,7 @@ FLAT = [
     Ended(3),
     Ready("preview"),
     RendezvousPort(1234),
-    Pulse(1, "layers 0–19", "GPU 1", 4, 0.5, 6, None, 8, 9.5),
+    Pulse(1, "layers 0–19", "GPU 1", 4, 0.5, 6, None, 8, 9.5, missing=("cudnn", "pinned")),
     Quit(),
 ]
 PICKLED = [
