@@ -61,16 +61,19 @@ class Engines:
             return held[1]
 
 
-def gpus_of(preset: Preset, place: int, num_places: int, inventory: Inventory) -> list[str] | None:
+def gpus_of(
+    preset: Preset, place: int, num_places: int, inventory: Inventory, num_speakers: int = 1
+) -> list[str] | None:
     """The GPUs of one of num_places engines, as CUDA_VISIBLE_DEVICES names them; None: no need to choose.
 
-    Each engine in turn takes the best remaining GPUs. Raises: DoesNotFit when there are too few.
+    Each engine in turn takes the best remaining GPUs. num_speakers: see judge.
+    Raises: DoesNotFit when there are too few.
     """
     if not preset.num_gpus:
         return None
     left = inventory
     for taken in range(num_places):
-        found = judge(preset, left)
+        found = judge(preset, left, num_speakers=num_speakers)
         if num_places > 1 and (not found.ok or found.uuids is None):
             raise DoesNotFit(
                 f"--jobs {num_places} needs {num_places * preset.num_gpus} GPUs that {preset.name} can use; "

@@ -158,7 +158,9 @@ def run(args: argparse.Namespace) -> int:
         opened.check_engines(args.jobs)
         places: list[list[str] | None] = [None]
         if args.attach is None:
-            places = [gpus_of(preset, place, args.jobs, inventory) for place in range(args.jobs)]
+            places = [
+                gpus_of(preset, place, args.jobs, inventory, num_speakers) for place in range(args.jobs)
+            ]
         engines = [
             open_engine(preset, weights=args.ckpt_dir, gpus=gpus, attach=args.attach) for gpus in places
         ]

@@ -26,7 +26,7 @@ from avatar.preset import Preset, load_preset
 from tests.fixtures.single_files import SIZES, build_official, transformer_of, write_comfyui, write_gguf
 
 PRESET = load_preset("self-test")
-NEWER, PREFIXED = {"newer": True}, {"prefix": "model.diffusion_model."}
+NEWER, PREFIXED, BF16 = {"newer": True}, {"prefix": "model.diffusion_model."}, {"bf16": True}
 FLOAT8_FILE = "diffusion_models/wan2.2_s2v_14B_fp8_scaled.safetensors"
 
 
@@ -76,7 +76,7 @@ def assert_same_numbers(ours: CheckpointFiles, expected: CheckpointFiles) -> Non
         assert torch.equal(both_text[0].tensors[name], value), name
 
 
-@pytest.mark.parametrize("options", [{}, NEWER, PREFIXED], ids=["scaled", "newer", "prefixed"])
+@pytest.mark.parametrize("options", [{}, NEWER, PREFIXED, BF16], ids=["scaled", "newer", "prefixed", "bf16"])
 def test_comfyui_files_give_the_same_video(options, official: Path, tmp_path: Path) -> None:
     comfy = beside_the_lora(official, tmp_path / "ComfyUI")
     write_comfyui(official, comfy / "models", **options)
