@@ -20,6 +20,7 @@ from packaging.version import Version
 
 from avatar.errors import DoesNotFit
 from avatar.geometry import Size
+from avatar.hardware.inventory import MODEL_LIBRARIES
 from avatar.media.sample_inputs import write_sample
 from avatar.planning.shortfalls import install_command
 
@@ -133,6 +134,13 @@ def test_the_previews_requirements_are_those_of_all():
     everything = requirements(USED)
     for library, wanted in requirements(PREVIEW).items():
         assert str(wanted) == str(everything[library])
+
+
+def test_the_models_libraries_are_those_that_the_preview_does_without():
+    named, brought = set(MODEL_LIBRARIES), closure(requirements(PREVIEW))
+    assert named <= set(requirements(USED)) - set(requirements(PREVIEW))
+    assert named & {"diffusers", "transformers", "accelerate"} == {"diffusers", "transformers", "accelerate"}
+    assert not named & brought, "an installation for the preview would seem to have them"
 
 
 def test_the_previews_requirements_bring_no_cuda_and_no_torch():

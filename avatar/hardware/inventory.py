@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 GIB = 2**30
 HIDDEN_BYTES = 256 * 2**20  # more in use with no process listed: the driver hides processes (containers)
+MODEL_LIBRARIES = ("diffusers", "transformers", "tokenizers", "accelerate", "ftfy")  # beside PyTorch
 IMAGINED_CUDA = "13.0"  # of an imagined machine's driver and PyTorch
 
 
@@ -87,6 +88,7 @@ class Inventory:
     no_gpu_reason: why gpus is empty. torch_build: like "2.13.0+cpu", empty when torch is not installed.
     torch_cuda: the CUDA that it was built for, like "13.0", empty for none. driver_cuda: the newest CUDA that
     the driver supports, None if it does not report it. system: "linux", "wsl", "darwin" or "windows".
+    missing_libraries: those of MODEL_LIBRARIES that are not installed.
     """
 
     gpus: tuple[Gpu, ...]
@@ -99,6 +101,7 @@ class Inventory:
     torch_cuda: str = ""
     driver_cuda: str | None = None
     system: str = "linux"
+    missing_libraries: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; of the checkpoint only what is missing, without folders."""
@@ -165,6 +168,7 @@ def probe(
         torch_cuda=torch_cuda,
         driver_cuda=driver.cuda,
         system=_system(),
+        missing_libraries=tuple(name for name in MODEL_LIBRARIES if not _is_installed(name)),
         checkpoint=locate(ckpt_dir),
     )
 
@@ -235,6 +239,14 @@ def _torch_build() -> tuple[str, str]:
     except (OSError, SyntaxError) as error:
         logger.warning("PyTorch does not tell the CUDA that it was built for: %s", type(error).__name__)
         return version, ""
+
+
+def _is_installed(library: str) -> bool:
+    try:
+        metadata.distribution(library)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _assigned(source: str) -> dict[str, str | None]:

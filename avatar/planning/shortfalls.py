@@ -102,8 +102,10 @@ def _unable(gpu: Gpu, preset: Preset, inventory: Inventory) -> list[Shortfall]:
 
 def missing_software(preset: Preset, inventory: Inventory, gpus: Sequence[Gpu]) -> Iterator[Shortfall]:
     """The model's libraries, PyTorch and the driver for these cards, and the checkpoint."""
-    if preset.engine == "diffusion" and not inventory.torch_build:
+    if preset.engine == "diffusion" and (inventory.missing_libraries or not inventory.torch_build):
         text = "PyTorch and the model's other libraries are not installed here."
+        if inventory.torch_build:
+            text = f"Libraries of the model are not installed here: {', '.join(inventory.missing_libraries)}."
         yield Shortfall("not_installed", text, f"Run `{INSTALL}`.", {"remedy": INSTALL})
     elif preset.num_gpus and gpus:
         yield from _torch(inventory, gpus)

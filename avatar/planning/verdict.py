@@ -192,6 +192,7 @@ def within_reach(inventory: Inventory, presets: Iterable[Preset] | None = None) 
     mended = replace(
         inventory,
         torch_build=inventory.torch_build or "none yet",
+        missing_libraries=(),
         torch_cuda=IMAGINED_CUDA,
         driver_cuda=IMAGINED_CUDA,
         checkpoint=whole,

@@ -30,12 +30,13 @@ from avatar.planning.plan import gib
 from avatar.planning.verdict import Verdict, judge, within_reach
 from avatar.planning.weight_format import faster_format
 from avatar.preset import Preset, load_preset, load_presets
+from avatar.runtime.child_process import module_folders
 from avatar.runtime.factory import open_engine
 
 log = logging.getLogger(__name__)
 
 SELF_TEST_S = 1.0  # of speech
-CHECKER = [sys.executable, "-m", "avatar.model.device_report"]
+CHECKER = [sys.executable, "-P", "-m", "avatar.model.device_report"]
 CHECKER_S = 180.0  # time limit; on a fast machine it takes 15 s
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 PREVIEW_REQUIREMENTS = REQUIREMENTS.with_name("requirements-preview.txt")
@@ -69,7 +70,7 @@ class DeviceTable:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The findings. machine: names and values, in words. faults: what prevents everything from working.
+    """The findings. machine: names and values, in words. faults: what the judged preset cannot work with.
 
     judged: the verdict on the preset in question, or on the one that `auto` chooses. within_reach: the best
     preset that the cards could run if software and checkpoint were complete. devices: checks on each GPU; a
@@ -136,20 +137,23 @@ def examine(ckpt_dir: Path | None = None, preset_name: str | None = None) -> Dia
     """
     inventory = probe(ckpt_dir)
     presets = load_presets()
-    # Without PyTorch, this is a preview-only installation; the verdicts on other presets say what they lack.
-    faults = missing_libraries(REQUIREMENTS if inventory.torch_build else PREVIEW_REQUIREMENTS)
+    asked = load_preset(preset_name or "auto")
+    judged = judge(asked, inventory, presets)
+    # In a preview-only installation, the verdicts on other presets say what they lack.
+    is_lacking = "not_installed" in {shortfall.code for shortfall in judged.shortfalls}
+    needs_model = judged.preset.engine == "diffusion" and not is_lacking
+    faults = missing_libraries(REQUIREMENTS if needs_model else PREVIEW_REQUIREMENTS)
     try:
         ffmpeg.put_on_path()
     except AvatarError as error:
         faults.append(str(error))
-    asked = load_preset(preset_name or "auto")
     devices, device_fault = try_devices(inventory)
     return Diagnosis(
         inventory=inventory,
         machine=tuple(_machine(inventory)),
         presets=tuple((preset, judge(preset, inventory)) for preset in presets if preset.engine != "auto"),
         faults=tuple(faults),
-        judged=judge(asked, inventory, presets),
+        judged=judged,
         within_reach=within_reach(inventory, presets) if asked.engine == "auto" else None,
         devices=devices,
         device_fault=device_fault,
@@ -164,7 +168,7 @@ def try_devices(inventory: Inventory) -> tuple[tuple[DeviceTable, ...], str]:
     able = inventory.torch_cuda and not inventory.imagined and inventory.system in ("linux", "wsl")
     if not inventory.gpus or not able:
         return (), ""
-    modules = os.pathsep.join([str(REQUIREMENTS.parent), *filter(None, sys.path)])
+    modules = os.pathsep.join(module_folders(sys.path))
     env = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONPATH": modules}
     try:
         done = subprocess.run(CHECKER, env=env, capture_output=True, text=True, timeout=CHECKER_S)
@@ -252,7 +256,8 @@ def _torch(inventory: Inventory) -> str:
     if not inventory.torch_build:
         return "not installed"
     built_for = f"CUDA {inventory.torch_cuda}" if inventory.torch_cuda else "the CPU"
-    return f"{inventory.torch_build}, for {built_for}"
+    without = f"; not installed: {', '.join(inventory.missing_libraries)}"
+    return f"{inventory.torch_build}, for {built_for}{without if inventory.missing_libraries else ''}"
 
 
 def _driver(inventory: Inventory) -> str:

@@ -188,6 +188,11 @@ def test_pytorchs_cuda_is_read_without_importing_it(tmp_path, monkeypatch, versi
     assert (found.torch_build, found.torch_cuda) == (version, expected)
 
 
+def test_libraries_of_the_model_that_are_absent(monkeypatch):
+    monkeypatch.setattr(inventory, "MODEL_LIBRARIES", ("numpy", "no-such-library"))
+    assert probe().missing_libraries == ("no-such-library",)
+
+
 @pytest.mark.parametrize(
     ("name", "release", "system"),
     [

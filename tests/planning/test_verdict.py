@@ -48,6 +48,7 @@ class Machine:
     shortfall: str = ""  # why
     instances: bool = False
     gguf: str = ""  # the type of the blocks, if the transformer is a GGUF file
+    missing_libraries: tuple[str, ...] = ()
     in_blocks: bool = False  # whether what auto takes keeps its layers as those blocks
 
     @property
@@ -74,6 +75,7 @@ class Machine:
             driver_cuda=self.driver if gpus else None,
             driver_version="999.11" if gpus else None,
             system=self.system,
+            missing_libraries=self.missing_libraries,
         )
 
 
@@ -194,6 +196,13 @@ MACHINES = {
     ),
     "4090, the preview's requirements alone": Machine(
         "cpu-preview", cards(1, 24, ADA), torch=None, refused="24gb", shortfall="not_installed"
+    ),
+    "4090, the preview's requirements and PyTorch": Machine(
+        "cpu-preview",
+        cards(1, 24, ADA),
+        missing_libraries=("diffusers",),
+        refused="24gb",
+        shortfall="not_installed",
     ),
     "4090, driver that hides its CUDA": Machine("24gb", cards(1, 24, ADA), driver=None),
     "4090, PyTorch for the CPU": Machine(

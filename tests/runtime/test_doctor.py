@@ -49,8 +49,27 @@ def test_an_installation_for_the_preview_alone_is_whole(monkeypatch):
     asked = examine(preset_name="self-test")
     assert asked.exit_code == 1
     assert "pip install -r requirements.txt -c constraints.txt" in asked.verdict
-    assert checked == ["requirements-preview.txt"] * 2
+    assert checked == ["requirements-preview.txt"] * 2, "what else is missing is one shortfall"
     assert doctor.PREVIEW_REQUIREMENTS.is_file()
+
+
+def test_only_libraries_of_the_judged_preset_are_faults(monkeypatch):
+    """PyTorch may be there for something else."""
+    without = replace(Inventory.imagine(1, 24), missing_libraries=("diffusers", "ftfy"))
+    machine(monkeypatch, without)
+    absent = {"requirements.txt": ["diffusers is not installed"], "requirements-preview.txt": []}
+    monkeypatch.setattr(doctor, "missing_libraries", lambda path: absent[path.name])
+    found = examine()
+    assert (found.exit_code, found.judged.preset.name, found.faults) == (0, "cpu-preview", ())
+    assert "Its cards could run 24gb. Libraries of the model are not installed here: diffusers, ftfy." in (
+        found.verdict
+    )
+    assert "not installed: diffusers, ftfy" in dict(found.machine)["PyTorch"]
+    asked = examine(preset_name="24gb")
+    assert (asked.exit_code, asked.faults) == (1, ())
+    assert "pip install -r requirements.txt" in asked.verdict
+    machine(monkeypatch, Inventory.imagine(1, 24))  # there, but of a version that is refused
+    assert (examine().exit_code, examine(preset_name="cpu-preview").exit_code) == (1, 0)
 
 
 def test_cards_without_pytorch_are_reported_what_to_install(monkeypatch):
