@@ -136,6 +136,15 @@ def test_jobs_must_be_some(folder, argument):
     assert main(["batch", "jobs.toml", "--output", "out", argument]) == 2
 
 
+def test_the_card_is_chosen_for_all_speakers():
+    """The newer of two alike, unless the older has the memory that more speakers take."""
+    newer, older = (Inventory.imagine(1, gib).gpus[0] for gib in (40.6, 41.9))
+    older = replace(older, index=1, uuid="GPU-1")
+    both = replace(Inventory.imagine(0, 0), gpus=(replace(newer, compute_capability="9.0"), older))
+    preset = load_preset("48gb")
+    assert [gpus_of(preset, 0, 1, both, number) for number in (1, 4)] == [["GPU-0"], ["GPU-1"]]
+
+
 def test_every_place_has_gpus_of_its_own():
     preset, four = load_preset("80gb"), Inventory.imagine(4, 80)
     assert [gpus_of(preset, place, 4, four) for place in range(4)] == [[f"GPU-{n}"] for n in range(4)]

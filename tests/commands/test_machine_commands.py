@@ -111,6 +111,13 @@ def test_plan_tells_that_layers_stay_gguf_blocks(machine, capsys, tmp_path, monk
     assert "GGUF" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("capability", "said"), [("8.6", True), ("8.9", False)])
+def test_plan_tells_where_attention_cannot_run_in_8_bits(machine, capsys, capability, said):
+    card = ["--gpus", "1", "--vram", "24", "--compute_capability", capability]
+    assert main(["plan", "--preset", "24gb", *card]) == 0
+    assert ("Attention runs in bf16, over rings in fp8" in capsys.readouterr().out) == said
+
+
 def test_plan_takes_the_settings_flags(machine, capsys):
     machine(H200)
     main(["plan", "--preset", "80gb", "--json"])

@@ -210,6 +210,15 @@ def test_gpus_that_pytorch_cannot_use_stop_their_presets_alone(monkeypatch, scri
     assert examine(preset_name="cpu-preview").exit_code == 0
 
 
+@pytest.mark.slow
+def test_files_of_the_current_folder_are_no_modules_of_the_checker(monkeypatch, tmp_path):
+    machine(monkeypatch, replace(Inventory.imagine(1, 24), imagined=False))
+    (tmp_path / "json.py").write_text("raise SystemExit('not the standard library')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "PyTorch finds no GPU" in examine().device_fault
+
+
 def test_a_checker_that_hangs_is_given_up(monkeypatch):
     checker(monkeypatch, "import time; time.sleep(600)")
     monkeypatch.setattr(doctor, "CHECKER_S", 0.5)
