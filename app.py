@@ -323,7 +323,7 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
     from avatar.live.state import LiveOptions, LiveState
     from avatar.live.transports.webrtc import IceServer
     from avatar.media.framing import parse_picture
-    from avatar.planning.verdict import judge
+    from avatar.planning.verdict import cards_of_each
     from avatar.runtime.factory import open_engine
 
     preset = operators_preset(args.live_preset, motion=args.live_motion, decoder=args.live_decoder)
@@ -341,10 +341,9 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
         picture=parse_picture(files=True, **{name: getattr(args, f"live_{name}") for name in PICTURE}),
     )
     toy = preset.requires.weights == "tiny"
-    gpus = judge(preset, probe(args.weights)).uuids
     engines: list[Any] = [
         open_engine(preset, weights=None if toy else args.weights, gpus=gpus)
-        for _ in range(args.live_sessions)
+        for gpus in cards_of_each(preset, probe(args.weights), args.live_sessions)
     ]
     return LiveState(options, engines, gallery)
 
