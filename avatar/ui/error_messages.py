@@ -13,6 +13,8 @@ from typing import Any
 import gradio as gr
 
 from avatar.errors import AvatarError, BadInput
+from avatar.live.service_address import ServiceDown
+from avatar.live.session_queue import LiveQueueFull
 from avatar.runtime.bounded_process import Crowded
 from avatar.ui.language import Language, error_title, language_of, text
 from avatar.ui.state.job_queue import QueueFull
@@ -82,6 +84,14 @@ def message_of(error: AvatarError, language: Language) -> str:
             return text("upload_lost", language)
         case ValueNotUnderstood():
             return text("value_not_understood", language)
+        case LiveQueueFull():
+            return text(error.key, language)
+        case ServiceDown(service=""):
+            return text(f"service_{error.why}", language)
+        case ServiceDown():
+            service = text(f"service_{error.service}", language)
+            values = {"service": service, "host": error.host, "status": error.status}
+            return text(f"service_{error.why}", language, **values)
     return str(error)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -11,19 +13,21 @@ import numpy as np
 import pytest
 
 from avatar.errors import BadInput
-from avatar.live.chat import Chat, chat_address, sentences_of
+from avatar.live import slowness
+from avatar.live.chat import MOST_PART_CHARS, Chat, chat_address, chat_models, sentences_of
 from avatar.live.conversation import Conversation
 from avatar.live.service_address import ServiceAddress, ServiceDown
 from avatar.live.session import LiveSession
 from avatar.live.speech_recognition import RemoteRecogniser, hear_address
 from avatar.live.vad import CHUNK, LEAST_SPEECH, PAUSE, SUSPECTED, Turns, VoiceProbability
-from avatar.live.voice import SessionVoice
+from avatar.live.voice import MOST_TEXT_CHARS, SessionVoice
 from avatar.media.speech_reader import SpeechReader, write_speech
 from avatar.preset import Preset
 from avatar.request import LiveRequest
+from avatar.speech.voices import VoiceUnavailable
 from tests.fixtures.server import wait_until
 from tests.live.engines import Noting, QuickEngine
-from tests.live.test_websocket import Voices
+from tests.live.test_websocket import Beeps, Voices
 
 ROOT = Path(__file__).parents[2]
 REQUEST = LiveRequest(Path(), Path(), Preset("test", "Test", "For tests", "preview"), "me.png")
@@ -34,7 +38,7 @@ class Server:
     """A chat and a recogniser of which a test decides what they say."""
 
     def __init__(self) -> None:
-        self.pieces = ["Nice to ", "hear from you. ", "How is ", "the weather there?"]
+        self.pieces: Iterable[str] = ["Nice to ", "hear from you. ", "How is ", "the weather there?"]
         self.words, self.status = "hello there", 200
         self.asked: list[dict] = []
         self.keys: list[str] = []
@@ -85,15 +89,16 @@ def server():
 class Parrot:
     """See Recogniser: hears the same words whatever is said."""
 
-    def __init__(self) -> None:
+    def __init__(self, understood: str = "how are you today") -> None:
         self.heard: list[int] = []
+        self.understood = understood
 
     def load(self) -> None:
         pass
 
     def words(self, samples: np.ndarray) -> str:
         self.heard.append(len(samples))
-        return "how are you today"
+        return self.understood
 
 
 @pytest.fixture
@@ -101,10 +106,11 @@ def talk():
     """A function that begins a conversation over an engine that needs no time."""
     begun = []
 
-    def talking(recogniser=None, chat=None):
+    def talking(recogniser=None, chat=None, voices=None):
         session, watcher = LiveSession(QuickEngine(), REQUEST), Noting()
         session.watch(watcher)
-        conversation = Conversation(session, SessionVoice(session, Voices()), recogniser or Parrot(), chat)
+        voice = SessionVoice(session, voices or Voices())
+        conversation = Conversation(session, voice, recogniser or Parrot(), chat)
         begun.append(conversation)
         conversation.set_mode("talk")
         return conversation, watcher
@@ -262,6 +268,135 @@ def test_in_the_mirror_sound_is_said_as_it_comes(talk, speech):
     wait_until(lambda: any(one.sound.any() for one in watcher.made), "sound")
     with pytest.raises(BadInput, match="talk"):
         conversation.ask("Hello?")
+
+
+def test_the_visitor_says_who_answers_and_by_which_model(talk, server):
+    chat = Chat(server.address, "Be brief.", models=("tiny", "large"))
+    conversation, _ = talk(chat=chat)
+    for part, model in (("You are a pirate.", "large"), ("", "")):
+        conversation.set_part(part, model)
+        assert "".join(chat.answer("Hello?"))
+    assert [one["model"] for one in server.asked] == ["large", "tiny"]
+    told = [one["messages"][0]["content"] for one in server.asked]
+    assert told == ["Be brief.\n\nYou are a pirate.", "Be brief."]
+
+
+@pytest.mark.parametrize(("part", "model"), [("a" * (MOST_PART_CHARS + 1), ""), ("", "gigantic")])
+def test_a_part_too_long_and_other_models_are_refused(talk, server, part, model):
+    conversation, _ = talk(chat=Chat(server.address, models=("tiny", "large")))
+    with pytest.raises(BadInput, match=r"too long|tiny, large"):
+        conversation.set_part(part, model)
+
+
+def test_where_no_chat_answers_it_can_be_told_nothing(talk):
+    conversation, _ = talk()
+    conversation.set_part("", "")
+    with pytest.raises(BadInput, match="--chat-url"):
+        conversation.set_part("You are a pirate.")
+
+
+def test_models_are_named_by_flag_or_environment():
+    assert chat_models("a, b,", {}) == ("a", "b")
+    assert chat_models(None, {"AVATAR_CHAT_MODEL": "c"}) == ("c",)
+    assert chat_models(None, {}) == ("default",)
+    assert chat_address("http://h/v1", "a,b", {}).model == "a"
+
+
+def notices(watcher: Noting) -> list[str]:
+    return [one["code"] for one in watcher.reported if one["type"] == "notice"]
+
+
+def test_a_chat_that_takes_long_is_reported_once_and_answers(talk, server, monkeypatch):
+    monkeypatch.setattr(slowness, "SLOW_S", 0.1)
+    conversation, watcher = talk(chat=Chat(server.address))
+    server.hold.clear()
+    conversation.ask("Hello?")
+    wait_until(lambda: "chat_slow" in notices(watcher), "the notice")
+    server.hold.set()
+    wait_until(lambda: len(said(watcher, "avatar")) == 2, "the answer")
+    assert notices(watcher).count("chat_slow") == 1
+
+
+class SlowVoice(Beeps):
+    """Beeps when it is allowed to."""
+
+    def __init__(self) -> None:
+        self.hold, self.error = threading.Event(), None
+
+    def synthesise(self, text, voice, speed=1.0):
+        if self.error is not None:
+            raise self.error
+        self.hold.wait(20)
+        yield from super().synthesise(text, voice, speed)
+
+
+def test_a_voice_that_takes_long_or_fails_is_reported(talk, monkeypatch):
+    monkeypatch.setattr(slowness, "SLOW_S", 0.1)
+    voice, voices = SlowVoice(), Voices()
+    voices.engines = (voice,)
+    conversation, watcher = talk(voices=voices)
+    conversation.say("Hello.")
+    wait_until(lambda: notices(watcher) == ["voice_slow"], "the notice")
+    voice.hold.set()
+    wait_until(lambda: said(watcher, "avatar") == ["Hello."], "the voice")
+    voice.error = VoiceUnavailable("The speech server is down.")
+    conversation.say("Once more.")
+    wait_until(lambda: notices(watcher) == ["voice_slow", "error"], "the error")
+    voice.error = None
+    conversation.say("And again.")
+    wait_until(lambda: said(watcher, "avatar") == ["Hello.", "And again."], "the voice after all")
+
+
+def test_recognition_that_takes_long_is_reported(talk, speech, monkeypatch):
+    monkeypatch.setattr(slowness, "SLOW_S", 0.1)
+    parrot = Parrot()
+    hold = threading.Event()
+    monkeypatch.setattr(parrot, "words", lambda samples: hold.wait(20) and "well")
+    conversation, watcher = talk(parrot)
+    speak(conversation, speech)
+    wait_until(lambda: "recognition_slow" in notices(watcher), "the notice")
+    hold.set()
+    wait_until(lambda: said(watcher, "avatar") == ["well"], "the echo")
+
+
+def test_where_no_words_were_understood_it_is_said(talk, speech):
+    conversation, watcher = talk(Parrot(understood=""))
+    speak(conversation, speech)
+    wait_until(lambda: any(one["type"] == "not_understood" for one in watcher.reported), "the event")
+    assert said(watcher, "you") == []
+
+
+def test_a_chat_without_a_word_is_reported(talk, server):
+    server.pieces = ["", " "]
+    conversation, watcher = talk(chat=Chat(server.address))
+    conversation.ask("Hello?")
+    wait_until(lambda: "error" in notices(watcher), "the notice")
+    assert any("gave no answer" in one.get("text", "") for one in watcher.reported)
+
+
+def slowly(piece: str, count: int) -> Iterator[str]:
+    """A piece again and again, twenty a second."""
+    for _ in range(count):
+        time.sleep(0.05)
+        yield piece
+
+
+def test_an_interrupted_chat_is_not_read_to_its_sentences_end(talk, server):
+    server.pieces = slowly("word ", 2000)
+    conversation, watcher = talk(chat=Chat(server.address))
+    conversation.ask("Tell me.")
+    wait_until(lambda: server.asked, "the chat is asked")
+    conversation.interrupt()
+    server.pieces = ["Here I am again."]
+    conversation.ask("Something else.")
+    wait_until(lambda: said(watcher, "avatar") == ["Here I am again."], "the second answer")
+
+
+def test_a_text_to_answer_may_not_be_too_long(talk, server):
+    conversation, _ = talk(chat=Chat(server.address))
+    with pytest.raises(BadInput, match="too long"):
+        conversation.ask("a" * (MOST_TEXT_CHARS + 1))
+    assert server.asked == []
 
 
 def test_a_chat_remembers_both_sides_and_no_more_than_it_may(server):

@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from avatar.errors import AvatarError
 from avatar.live.service_address import ServiceAddress, ServiceDown
-from avatar.live.state import LiveOptions, LiveState
+from avatar.live.state import OFFERS_PER_MINUTE, LiveOptions, LiveState
 from avatar.live.transports import websocket
 from avatar.media.limits import InputLimits
 from avatar.media.readers import Reader
@@ -64,7 +65,7 @@ class Deaf:
         pass
 
     def words(self, samples):
-        raise ServiceDown("The recogniser is down.")
+        raise ServiceDown("The recogniser is down.", why="silent", service="recognition", host="here")
 
 
 @pytest.fixture
@@ -222,6 +223,18 @@ def test_floods_close_the_socket(client):
         with pytest.raises(WebSocketDisconnect) as closed:
             events_forever(socket)
         assert closed.value.code == 1008
+
+
+def test_texts_faster_than_anybody_types_are_refused_in_words(client):
+    with client.websocket_connect(begin(client)) as socket:
+        reported(socket, "begun")
+        for _ in range(10):  # of eight at once
+            socket.send_json({"type": "record", "on": False})
+        for _ in range(8):
+            assert reported(socket, "recording")["on"] is False
+        assert "too fast" in reported(socket, "notice")["text"]
+        socket.send_json({"type": "ping", "at": 7})
+        assert reported(socket, "pong")["at"] == 7
 
 
 def test_what_a_network_held_back_for_seconds_may_come_at_once(client):
@@ -388,6 +401,76 @@ def test_a_recording_lands_in_the_gallery_of_its_owner(client, state):
     assert frames == entry.about.num_frames
     assert abs(sound / 48_000 - frames / 25) < 0.05
     assert entry.thumbnail.is_file()
+
+
+def loud(message: bytes) -> bool:
+    return bool(np.frombuffer(message[websocket.RAW_HEADER.size + 48 * 64 * 3 :], "<i2").any())
+
+
+@pytest.mark.parametrize("engines", [[QuickEngine(), QuickEngine()]])
+def test_text_and_sound_reach_their_own_visitor_alone(client, engines):
+    first, second = begin(client), begin(client)
+    with client.websocket_connect(first) as mine, client.websocket_connect(second) as theirs:
+        for socket in (mine, theirs):
+            reported(socket, "begun")
+            socket.send_json({"type": "hello", "video": "raw"})
+        mine.send_json({"type": "say", "text": "This is for me alone."})
+        assert reported(mine, "said")["text"] == "This is for me alone."
+        wait_until(lambda: loud(data(mine)), "what was said is heard")
+        theirs.send_json({"type": "ping", "at": 1})
+        came = []
+        while not came or came[-1].get("type") != "pong":
+            message = theirs.receive()
+            said = message.get("text")
+            came.append(json.loads(said) if said else {"loud": loud(message["bytes"])})
+        assert not any(one["type"] == "said" for one in came if "type" in one)
+        assert not any(one["loud"] for one in came if "loud" in one)
+
+
+def test_of_too_many_connections_the_oldest_is_closed(client):
+    path = begin(client)
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(client.websocket_connect(path)) for _ in range(4)]
+        with pytest.raises(WebSocketDisconnect) as closed:
+            events_forever(sockets[0])
+        assert closed.value.code == websocket.REPLACED
+        for socket in sockets[1:]:
+            socket.send_json({"type": "ping", "at": 3})
+            assert reported(socket, "pong")["at"] == 3
+
+
+def test_offers_are_limited_in_rate(client):
+    path = begin(client)
+    with client.websocket_connect(path) as socket:
+        reported(socket, "begun")
+        answers = [client.post(f"/{path}/offer", json={"sdp": 5}) for _ in range(OFFERS_PER_MINUTE + 1)]
+    assert [one.status_code for one in answers] == [400] * OFFERS_PER_MINUTE + [429]
+    assert "too often" in answers[-1].json()["error"]
+
+
+def test_errors_are_said_in_the_visitors_language(client, state):
+    state.options.chat = ServiceAddress("http://127.0.0.1:9", "m")
+    chinese = {"accept-language": "zh-CN"}
+    with client.websocket_connect(begin(client), headers=chinese) as socket:
+        reported(socket, "begun")
+        socket.send_json({"type": "mode", "mode": "talk"})
+        socket.send_json({"type": "say", "text": "Hello?", "answer": True})
+        assert reported(socket, "notice")["text"] == "聊天服务器 127.0.0.1 没有响应。会话继续，请稍后再试。"
+    begin(client)
+    begun = client.post("/live/sessions", json={"portrait": client.portrait}, headers=chinese)
+    assert begun.json() == {"error": "您已有一个实时会话。请先结束它，或关闭其页面。"}
+
+
+def test_what_the_chat_is_to_be_comes_with_the_mode(client, state):
+    state.options.chat, state.options.chat_models = ServiceAddress("http://127.0.0.1:9", "m"), ("m", "n")
+    path = begin(client)
+    with client.websocket_connect(path) as socket:
+        reported(socket, "begun")
+        socket.send_json({"type": "mode", "mode": "talk", "part": "You are a pirate.", "model": "n"})
+        socket.send_json({"type": "mode", "mode": "talk", "model": "o"})
+        assert "m, n" in reported(socket, "notice")["text"]
+        chat = state.opened(path.removeprefix("live/")).conversation._chat
+        assert (chat._part, chat._model) == ("You are a pirate.", "n")
 
 
 def test_keys_of_services_reach_no_visitor(client, state):

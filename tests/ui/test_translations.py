@@ -15,9 +15,10 @@ import avatar.planning.verdict as fit
 from avatar.checkpoints.locations import Checkpoint
 from avatar.errors import AvatarError, BadInput
 from avatar.hardware.inventory import Inventory
+from avatar.live.service_address import ServiceAddress, ServiceDown, no_answer, refused, unreached
 from avatar.preset import Rung, load_preset, load_presets
 from avatar.settings import SETTINGS
-from avatar.ui.error_messages import reports_errors
+from avatar.ui.error_messages import message_of, reports_errors
 from avatar.ui.language import browser_table, compared_words, language_of, notice_words, program_words, text
 from avatar.ui.state.job_queue import QueueFull
 from avatar.ui.theme import css
@@ -87,7 +88,7 @@ def test_no_words_lie_idle():
     source += (UI / "static" / "points.js").read_text(encoding="utf-8")
     # Keys that the code composes.
     made = ("phase_", "error_", "points_", "source_", "captions_", "framing_", "aspect_", "background_")
-    made += ("motion_", "upscale_", "speakers_", "speaks_", "decoder_")
+    made += ("motion_", "upscale_", "speakers_", "speaks_", "decoder_", "service_")
     source = source.replace("'", '"')
     idle = [key for key in TRANSLATIONS["en"].page if f'"{key.removesuffix("_info")}"' not in source]
     assert [
@@ -152,6 +153,7 @@ def test_notices_have_no_blank_that_is_not_filled():
     portrait["small_crop"] = {"name", "width", "height"}
     live = {"live_size": {"ms", "fps", "size"}, "live_lighter": {"speed", "fps", "rung"}}
     live |= {"live_behind": {"speed", "fps"}, "live_starts_lighter": {"size", "steps"}}
+    live["voice_slow"] = {"voice"}
     intake = {one.code: set(one.values) for one in sound_notices()}
     intake |= {"transparent": {"name"}, "colour_profile": {"name"}, "trimmed": {"name", "first", "last"}}
     intake |= {code: {"name", "who", "silent"} for code in ("speakers", "speakers_listen")}
@@ -186,6 +188,20 @@ def test_our_errors_are_explained_in_words(raised: AvatarError, language: str, s
     with pytest.raises(gr.Error) as error:
         reports_errors(handler)(request(language))
     assert says in error.value.message
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_reason_why_a_live_service_is_down_has_words(language: str):
+    address = ServiceAddress("http://chat.example/v1", "m")
+    errors = [refused("chat", address, status) for status in (401, 404, 429, 500)]
+    errors += [unreached("recognition", address, OSError()), no_answer("chat", address)]
+    for error in errors:
+        said = message_of(error, language)
+        assert "chat.example" in said
+        assert "{" not in said
+        assert language != "en" or said.partition(" chat.example")[0] in str(error)
+    for why in ("library", "model"):
+        assert "--hear-url" in message_of(ServiceDown("Not here.", why=why), language)
 
 
 @pytest.mark.parametrize("kind", ["function", "generator"])
