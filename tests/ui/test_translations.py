@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pickle
 import string
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from avatar.hardware.inventory import Inventory
 from avatar.live.service_address import ServiceAddress, ServiceDown, no_answer, refused, unreached
 from avatar.preset import Rung, load_preset, load_presets
 from avatar.settings import SETTINGS
+from avatar.speech.catalogue import Unreadable
+from avatar.speech.voices import Voice
 from avatar.ui.error_messages import message_of, reports_errors
 from avatar.ui.language import browser_table, compared_words, language_of, notice_words, program_words, text
 from avatar.ui.state.job_queue import QueueFull
@@ -88,7 +91,7 @@ def test_no_words_lie_idle():
     source += (UI / "static" / "points.js").read_text(encoding="utf-8")
     # Keys that the code composes.
     made = ("phase_", "error_", "points_", "source_", "captions_", "framing_", "aspect_", "background_")
-    made += ("motion_", "upscale_", "speakers_", "speaks_", "decoder_", "service_")
+    made += ("motion_", "upscale_", "speakers_", "speaks_", "decoder_", "service_", "unreadable_")
     source = source.replace("'", '"')
     idle = [key for key in TRANSLATIONS["en"].page if f'"{key.removesuffix("_info")}"' not in source]
     assert [
@@ -188,6 +191,22 @@ def test_our_errors_are_explained_in_words(raised: AvatarError, language: str, s
     with pytest.raises(gr.Error) as error:
         reports_errors(handler)(request(language))
     assert says in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("other", "chinese"),
+    [
+        (None, "声音 heart 不能朗读汉字和泰文。此处没有能朗读的声音"),
+        (Voice("v", "zh-CN", (), "a"), "请选择能朗读的 v。"),
+        (Voice("v", "zh-CN", (), "a", fetch_mb=94), "请选择能朗读的 v（首次使用需下载 94 MB）。"),
+        (Voice("v", "zh-CN", (), "a", missing="Run: pip install x"), "（Run: pip install x）。"),
+    ],
+)
+def test_a_voice_that_cannot_read_a_text_names_one_that_can(other: Voice | None, chinese: str):
+    error = Unreadable("heart", ["Han", "Thai"], other)
+    assert chinese in message_of(error, "zh")
+    assert message_of(error, "en").lower() == str(error).lower()
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
