@@ -22,6 +22,7 @@ from avatar.errors import AvatarError
 from avatar.live.service_address import ServiceAddress, ServiceDown
 from avatar.live.state import OFFERS_PER_MINUTE, LiveOptions, LiveState
 from avatar.live.transports import websocket
+from avatar.live.transports.webrtc import IceServer
 from avatar.media.limits import InputLimits
 from avatar.media.readers import Reader
 from avatar.preset import Preset
@@ -401,6 +402,26 @@ def test_a_recording_lands_in_the_gallery_of_its_owner(client, state):
     assert frames == entry.about.num_frames
     assert abs(sound / 48_000 - frames / 25) < 0.05
     assert entry.thumbnail.is_file()
+
+
+def test_a_recording_is_kept_when_its_page_is_closed(client, state):
+    path = begin(client, owner="s3cret")
+    with client.websocket_connect(path) as socket:
+        reported(socket, "begun")
+        socket.send_json({"type": "record", "on": True})
+        reported(socket, "recording"), reported(socket, "pace"), reported(socket, "pace")
+    assert client.post(f"/{path}/leave").status_code == 204
+    wait_until(lambda: state.gallery.entries(owner_hash("s3cret")), "the recording is in the gallery")
+    assert state.gallery.entries(owner_hash("another")) == []
+
+
+def test_a_visitor_is_given_the_ice_servers_of_the_flags(client, state):
+    state.options.ice = [IceServer.parse("stun:a.example:1"), IceServer.parse("turn:me:pw@b.example:2")]
+    with client.websocket_connect(begin(client)) as socket:
+        assert reported(socket, "begun")["ice"] == [
+            {"urls": "stun:a.example:1"},
+            {"urls": "turn:b.example:2", "username": "me", "credential": "pw"},
+        ]
 
 
 def loud(message: bytes) -> bool:
