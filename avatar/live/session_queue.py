@@ -146,6 +146,10 @@ class LiveSessionQueue:
         for ticket in list(self._tickets.values()):
             self.end(ticket)
 
+    def _is_past(self, asked: deque[float]) -> bool:
+        """Whether these requests are too old to count."""
+        return not asked or self._clock() - asked[-1] > 60.0
+
     def _begin_next(self) -> None:
         """Start queued sessions on free engines; the caller holds the lock."""
         while self._waiting and not self._closed.is_set():
@@ -162,6 +166,9 @@ class LiveSessionQueue:
 
     def _tidy(self) -> None:
         while not self._closed.wait(LOOK_S):
+            with self._lock:
+                for visitor in [one for one, asked in self._asked.items() if self._is_past(asked)]:
+                    del self._asked[visitor]
             for ticket in list(self._tickets.values()):
                 session = ticket.session
                 if ticket.num_connected:

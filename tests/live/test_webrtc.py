@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from aiortc import RTCPeerConnection, RTCSessionDescription
 from aiortc.contrib.media import MediaStreamTrack
+from aiortc.mediastreams import VideoStreamTrack
 from av import AudioFrame
 
 from avatar.errors import BadInput
@@ -95,6 +96,27 @@ def test_the_microphone_is_held_back_by_one_packet(session):
         return found
 
     assert asyncio.run(prefetched()) == [MICROPHONE_PREFETCH]
+
+
+def test_only_one_microphone_is_received(session):
+    async def directions() -> list[str]:
+        heard: list[np.ndarray] = []
+        browser = RTCPeerConnection()
+        for track in (Tone(), VideoStreamTrack(), Tone()):
+            browser.addTransceiver(track, direction="sendrecv")
+        await browser.setLocalDescription(await browser.createOffer())
+        peer = Peer(session, [], heard.append, asyncio.get_running_loop())
+        answer = await peer.answer(browser.localDescription.sdp)
+        await browser.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+        async with asyncio.timeout(PATIENCE_S):
+            while sum(map(len, heard)) < 9_600:
+                await asyncio.sleep(0.05)
+        found = [each.currentDirection for each in peer._connection.getTransceivers()]
+        await browser.close()
+        await peer.close()
+        return found
+
+    assert asyncio.run(directions()) == ["sendrecv", "sendonly", "inactive"]
 
 
 def test_the_session_ends_its_peers(session):

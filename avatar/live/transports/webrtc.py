@@ -104,6 +104,7 @@ class Peer:
             await self._connection.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
             self._connection.addTrack(self._video)
             self._connection.addTrack(self._voice)
+            self._take_one_microphone()
             await self._connection.setLocalDescription(await self._connection.createAnswer())
         except Exception as error:  # the library parses untrusted input and raises many errors
             log.info("an offer cannot be used: %r", error)
@@ -131,12 +132,20 @@ class Peer:
         """See Watcher."""
         asyncio.run_coroutine_threadsafe(self.close(), self._loop)
 
+    def _take_one_microphone(self) -> None:
+        """Answer that nothing but one microphone is received: what is not asked for is not decoded either."""
+        for transceiver in self._connection.getTransceivers():
+            if transceiver.sender.track is self._video:
+                transceiver.direction = "sendonly"
+            elif transceiver.sender.track is not self._voice:
+                transceiver.direction = "inactive"
+
     def _queue(self, made: LiveFrames) -> None:
         self._video.add(made)
         self._voice.add(made)
 
     def _on_track(self, track: MediaStreamTrack) -> None:
-        if track.kind == "audio":
+        if track.kind == "audio" and not self._listening:
             for transceiver in self._connection.getTransceivers():
                 if transceiver.receiver.track is track:
                     hold_back(transceiver.receiver, MICROPHONE_PREFETCH)
