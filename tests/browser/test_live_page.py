@@ -202,7 +202,7 @@ def test_a_refused_microphone_is_reported_and_the_session_goes_on(visit):
     ("script", "words"),
     [
         (
-            "navigator.mediaDevices.getUserMedia = async () => { throw { name: 'NotFoundError' } }",
+            "void (navigator.mediaDevices.getUserMedia = async () => { throw { name: 'NotFoundError' } })",
             "No microphone was found",
         ),
         ("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })", "over HTTPS"),
