@@ -158,8 +158,8 @@ def _add_live(parser: argparse.ArgumentParser) -> None:
     add(
         "--chat-url", default=None, help="chat that answers in Talk, OpenAI's protocol; key: $AVATAR_CHAT_KEY"
     )
-    add("--chat-model", default=None, help="its model")
-    add("--chat-prompt", default=None, help="what the chat is told about its part")
+    add("--chat-model", default=None, help="its model; several, by commas, are offered on the page")
+    add("--chat-prompt", default=None, help="what the chat is told before what a visitor tells it")
     add(
         "--hear-url",
         default=None,
@@ -317,13 +317,13 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
     if args.live_preset == "off":
         return None
     from avatar.hardware.inventory import probe
-    from avatar.live.chat import SYSTEM_PROMPT, chat_address
+    from avatar.live.chat import SYSTEM_PROMPT, chat_address, chat_models
     from avatar.live.portrait_intake import operators_preset
     from avatar.live.speech_recognition import WHISPER, hear_address, recogniser
     from avatar.live.state import LiveOptions, LiveState
     from avatar.live.transports.webrtc import IceServer
     from avatar.media.framing import parse_picture
-    from avatar.planning.verdict import judge
+    from avatar.planning.verdict import cards_of_each
     from avatar.runtime.factory import open_engine
 
     preset = operators_preset(args.live_preset, motion=args.live_motion, decoder=args.live_decoder)
@@ -335,16 +335,16 @@ def _open_live(args: argparse.Namespace, gallery: Any) -> Any:
         preset=preset,
         recogniser=recogniser(hears, args.hear_model or WHISPER),
         chat=chat,
+        chat_models=chat_models(args.chat_model),
         system_prompt=args.chat_prompt or SYSTEM_PROMPT,
         ice=[IceServer.parse(one) for one in args.ice_servers],
         portrait=args.live_image,
         picture=parse_picture(files=True, **{name: getattr(args, f"live_{name}") for name in PICTURE}),
     )
     toy = preset.requires.weights == "tiny"
-    gpus = judge(preset, probe(args.weights)).uuids
     engines: list[Any] = [
         open_engine(preset, weights=None if toy else args.weights, gpus=gpus)
-        for _ in range(args.live_sessions)
+        for gpus in cards_of_each(preset, probe(args.weights), args.live_sessions)
     ]
     return LiveState(options, engines, gallery)
 

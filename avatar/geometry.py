@@ -150,13 +150,14 @@ def within_part(
     )
 
 
-def audio_indices(num_frames: int, fps: int = FPS) -> np.ndarray:
+def audio_indices(num_frames: int, fps: int = FPS, start: int = 0) -> np.ndarray:
     """The index of each video frame's speech feature at 30 Hz; features past the end of the speech are zeros.
 
+    num_frames: up to this one, from frame start on.
     Halves are rounded to the even index. Source: Alibaba-Quark/LiveAvatar
     liveavatar/models/wan/wan_2_2/modules/s2v/audio_encoder.py.
     """
-    return np.round(np.arange(num_frames) * AUDIO_FEATURE_HZ / fps).astype(np.int64)
+    return np.round(np.arange(start, num_frames) * AUDIO_FEATURE_HZ / fps).astype(np.int64)
 
 
 def num_blocks(num_frames: int) -> int:

@@ -32,6 +32,7 @@ log = logging.getLogger("live")
 
 PORTRAIT = ROOT / "assets" / "portraits" / "mara.png"
 PERIOD_S, BURST_S = 1.0, 0.2
+SETTLED_S = 300  # of memory, which still grows in the first minutes
 LOUD = 2000  # out of 32767; a burst has 12000
 HEADER_BYTES, FRAME = 20, SOUND_HZ // FPS
 TEXT = "This sentence goes on and on, so that there is something to interrupt. " * 6
@@ -133,8 +134,11 @@ async def by_socket(server: Server, seconds: float) -> None:
     reported("WebSocket: sound in → sound and frame out", heard.delays(bursts.sent))
     reported("  of that in the engine", engine_ms)
     log.info("%-44s %.1f, longest gap %.0f ms", "  frames a second", 1 / gaps.mean(), gaps.max() * 1e3)
-    grown = memory[-1] - memory[min(5, len(memory) - 1)]
-    log.info("%-44s %+.1f MB", "  memory, last against fifth second", grown / 1e6)
+    log.info("%-44s %s MB", "  memory, each minute", [round(one / 1e6) for one in memory[::60]])
+    settled = memory[SETTLED_S:]  # one a second
+    if settled:
+        ends = (min(settled) - settled[0]) / 1e6, (max(settled) - settled[0]) / 1e6
+        log.info("%-44s %+.1f to %+.1f MB", "  memory after the fifth minute", *ends)
     await interruption(socket)
     await socket.send(json.dumps({"type": "end"}))
     await socket.close()

@@ -1,4 +1,4 @@
-"""A spoken conversation, measured as its user sees and hears it: the answer's delay, and that of cutting in.
+"""A conversation as its user sees and hears it: the delay of the mirror, of answers, and of cutting in.
 
     python -m benchmarks.talk --rounds 8 --hear-model FOLDER --output talk.json
 
@@ -105,6 +105,19 @@ async def answer_round(client: Client, question: Spoken) -> Round:
     return Round({"first_sound_s": total, **parts}, client.pictures, detected, ended)
 
 
+async def mirror_round(client: Client, words: Spoken) -> Round:
+    """The delay of one sentence in the mirror, from its first audible sample."""
+    await client.quiet()
+    client.pictures, client.wants_pictures = [], True
+    await asyncio.sleep(0.5)
+    begins, ends = client.microphone.say(words)
+    began = await begins
+    sound = await client.sound(began)
+    await ends
+    client.wants_pictures = False
+    return Round({"sound_s": sound - began}, client.pictures, began, began)
+
+
 async def barge_in_round(client: Client, interruption: Spoken) -> Round:
     """How long the portrait goes on after the user begins to speak over it."""
     await client.quiet()
@@ -156,11 +169,12 @@ def mouth(one: Round) -> list[tuple[float, bool]]:
 
 
 def summed_up(rounds: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """The median and the largest of each figure."""
+    """The median, the 95th percentile and the largest of each figure."""
     names = rounds[0] if rounds else {}
     return {
         name: {
             "median": round(float(np.median(known)), 3),
+            "p95": round(float(np.percentile(known, 95)), 3),
             "largest": round(max(known), 3),
             "count": len(known),
         }
@@ -188,6 +202,10 @@ async def measured(server: Server, transport: str, num_rounds: int) -> dict[str,
         answers, lost = await rounds(partial(answer_round, client, question), num_rounds)
         cuts, lost_cuts = await rounds(partial(barge_in_round, client, interruption), num_rounds)
         heard = [event["text"] for _, event in client.events if event.get("who") == "you"]
+        await client.send(type="mode", mode="mirror")
+        mirrored, lost_mirrored = await rounds(partial(mirror_round, client, question), num_rounds)
+    for one in mirrored:
+        one.figures["mouth_opens_s"] = moving_mouth_s(one)
     for one in answers:
         one.figures["moving_mouth_s"] = moving_mouth_s(one)
     for one in cuts:
@@ -195,8 +213,9 @@ async def measured(server: Server, transport: str, num_rounds: int) -> dict[str,
     found = {
         "answer": summed_up([one.figures for one in answers]),
         "barge_in": summed_up([one.figures for one in cuts]),
+        "mirror": summed_up([one.figures for one in mirrored]),
         "heard": sorted(set(heard)),
-        "lost_rounds": lost + lost_cuts,
+        "lost_rounds": lost + lost_cuts + lost_mirrored,
     }
     log.info("%s\n%s", transport, json.dumps(found, indent=1))
     return found
@@ -224,7 +243,7 @@ def main() -> None:
             chat.close()
     load.append(os.getloadavg()[0])
     result = {
-        "measured": "seconds; answer: from the user's last audible sample; barge_in: from the first one",
+        "measured": "seconds; answer: from the user's last audible sample; barge_in, mirror: from the first",
         "rounds": args.rounds,
         "cores": os.cpu_count(),
         "load_before_and_after": [round(one, 1) for one in load],

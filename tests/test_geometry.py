@@ -94,6 +94,10 @@ def test_audio_buckets_are_the_public_ones(fps, clip):
     assert torch.equal(found, expected)
 
 
+def test_audio_buckets_of_a_stretch_are_those_of_the_whole():
+    assert (audio_indices(90_036, start=90_024) == audio_indices(90_036)[90_024:]).all()
+
+
 def test_published_token_counts():
     geometry = Geometry.of(Size(704, 384), 48)
     assert (geometry.frame_tokens, geometry.block_tokens, geometry.condition_tokens) == (1056, 3168, 2640)

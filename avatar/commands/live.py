@@ -25,7 +25,7 @@ from avatar.settings import PICTURE, SETTINGS, refuse_settings
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 120.0
 OPERATORS = ("motion", "decoder")  # settings of the preset that the server's operator may change
-PASSED_ON = ("chat_url", "chat_model", "hear_url", "hear_model", "preset", "host")
+PASSED_ON = ("chat_url", "chat_model", "chat_prompt", "hear_url", "hear_model", "preset", "host")
 
 
 def add(commands: Any) -> None:
@@ -43,7 +43,8 @@ def add(commands: Any) -> None:
     add("--port", type=int, default=0, help="port to listen on; 0: any that is free")
     add("--ice_servers", action="append", default=[], metavar="URL", help="STUN or TURN; may be repeated")
     add("--chat_url", help="chat that answers in Talk, by OpenAI's protocol")
-    add("--chat_model", help="its model")
+    add("--chat_model", help="its model; several, by commas, are offered on the page")
+    add("--chat_prompt", help="what the chat is told before what a visitor tells it")
     add("--hear_url", help="recogniser of Talk, likewise")
     add("--hear_model", help="its model")
     settings = parser.add_argument_group("settings", "laid over the preset's own")

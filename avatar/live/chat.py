@@ -8,12 +8,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from avatar.errors import BadInput
-from avatar.live.service_address import ServiceAddress, asking, refused, unreached
+from avatar.live.service_address import ServiceAddress, asking, no_answer, refused, unreached
 
 log = logging.getLogger(__name__)
 
 CHAT_URL, CHAT_KEY, CHAT_MODEL = "AVATAR_CHAT_URL", "AVATAR_CHAT_KEY", "AVATAR_CHAT_MODEL"
 MOST_ANSWER_CHARS = 4000
+MOST_PART_CHARS = 2000  # of what a visitor tells the chat about its part
 SYSTEM_PROMPT = (
     "You are a friendly person in a video call. Answer in one to three short spoken sentences, in the"
     " language in which you are addressed, without lists, markup or emoji."
@@ -26,17 +27,45 @@ def chat_address(
     """The chat server's address, from a flag or the environment; None if neither is set. Raises: BadInput."""
     if model and not (url or env.get(CHAT_URL)):
         raise BadInput("--chat-model is given without --chat-url.", "Give the chat server's address as well.")
-    url, model = url or env.get(CHAT_URL, ""), model or env.get(CHAT_MODEL, "") or "default"
-    return ServiceAddress.parse(url, model, env.get(CHAT_KEY, ""), "--chat-url") if url else None
+    url, models = url or env.get(CHAT_URL, ""), chat_models(model, env)
+    return ServiceAddress.parse(url, models[0], env.get(CHAT_KEY, ""), "--chat-url") if url else None
+
+
+def chat_models(model: str | None, env: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The models that visitors may choose from, the first one by default: names separated by commas."""
+    names = (model or env.get(CHAT_MODEL, "")).split(",")
+    return tuple(name.strip() for name in names if name.strip()) or ("default",)
 
 
 class Chat:
     """One conversation with a chat server, streamed."""
 
-    def __init__(self, address: ServiceAddress, system: str = SYSTEM_PROMPT, most_turns: int = 12) -> None:
-        """most_turns: messages of both sides kept in the history."""
+    def __init__(
+        self,
+        address: ServiceAddress,
+        system: str = SYSTEM_PROMPT,
+        most_turns: int = 12,
+        models: Sequence[str] = (),
+    ) -> None:
+        """most_turns: messages of both sides kept in the history. models: those that may be chosen."""
         self._address, self._system, self._most_turns = address, system, most_turns
+        self._models, self._model = models or (address.model,), address.model
+        self._part = ""
         self._turns: list[dict[str, str]] = []
+
+    def set_part(self, part: str, model: str) -> None:
+        """What the visitor wants the chat to be, told after the operator's prompt, and its model.
+
+        part, model: "" for nothing more, and for the first model. Raises: BadInput.
+        """
+        if len(part) > MOST_PART_CHARS:
+            raise BadInput(
+                f"The chat's part is too long ({len(part)} characters).",
+                f"Describe it in {MOST_PART_CHARS} at most.",
+            )
+        if model and model not in self._models:
+            raise BadInput("There is no such chat model.", f"Choose {', '.join(self._models)}.")
+        self._part, self._model = part.strip(), model or self._address.model
 
     def answer(self, said: str) -> Iterator[str]:
         """Yield the answer in pieces as they arrive; the history gets consumed ones. Raises: ServiceDown."""
@@ -51,14 +80,17 @@ class Chat:
         finally:
             if answered:
                 self._turns.append({"role": "assistant", "content": answered})
+        if not answered.strip():
+            raise no_answer("chat", self._address)
 
     def _stream(self) -> Iterator[str]:
         import httpx
 
+        system = f"{self._system}\n\n{self._part}".strip()
         asked = {
-            "model": self._address.model,
+            "model": self._model,
             "stream": True,
-            "messages": [{"role": "system", "content": self._system}, *self._turns],
+            "messages": [{"role": "system", "content": system}, *self._turns],
         }
         with asking(self._address) as client:
             url = f"{self._address.url}/chat/completions"

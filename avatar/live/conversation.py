@@ -13,17 +13,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from typing import Literal, get_args
 
 import numpy as np
 
 from avatar.errors import AvatarError, BadInput
+from avatar.events import Notice
 from avatar.geometry import SPEECH_HZ
 from avatar.live.chat import Chat, sentences_of
 from avatar.live.session import LiveSession
+from avatar.live.slowness import reported_if_slow
 from avatar.live.speech_recognition import Recogniser
 from avatar.live.vad import CHUNK, Turns, VoiceProbability
-from avatar.live.voice import SessionVoice, reported
+from avatar.live.voice import SessionVoice, check_length, reported
 from avatar.media.timeline import Timeline
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,9 @@ Mode = Literal["mirror", "type", "talk"]
 BEFORE = 16  # chunks before detected speech that are included in it: half a second
 LONGEST_TURN_S = 30.0  # a longer turn is recognised up to here
 MOST_UNHEARD = 400  # chunks waiting for the detector: 13 s
+
+RECOGNITION_SLOW = Notice("recognition_slow", "Speech recognition is taking long.")
+CHAT_SLOW = Notice("chat_slow", "The chat is taking long to answer.")
 
 
 class Conversation:
@@ -73,6 +79,13 @@ class Conversation:
         if mode == "talk":
             self._listen_from_now()
 
+    def set_part(self, part: str, model: str = "") -> None:
+        """What the chat is to be, in the visitor's words, and its model. Raises: BadInput."""
+        if self._chat is not None:
+            self._chat.set_part(part, model)
+        elif part or model:
+            raise BadInput("No chat answers here.", "Ask the server's operator to give --chat-url.")
+
     def hear(self, samples: np.ndarray) -> None:
         """Take the microphone's next samples, int16 (n,) at SOUND_HZ."""
         if self._mode == "mirror":
@@ -91,6 +104,7 @@ class Conversation:
         """Answer a text as if it had been spoken. Raises: BadInput."""
         if self._mode != "talk":
             raise BadInput("Texts are answered in the mode talk.")
+        check_length(text)
         self.interrupt()
         try:
             self._turns.put_nowait((text, self._clock()))
@@ -189,12 +203,15 @@ class Conversation:
                     self._answer(said, ended_at)
                     continue
                 began = self._clock()
-                words = self._recogniser.words(said)
-                if words:
-                    self.session.post_event(
-                        {"type": "said", "who": "you", "text": words, "in_s": 0.0, "seconds": 0.0}
-                    )
-                    self._answer(words, ended_at, recognised_s=self._clock() - began)
+                with reported_if_slow(self.session, RECOGNITION_SLOW):
+                    words = self._recogniser.words(said)
+                if not words:
+                    self.session.post_event({"type": "not_understood"})
+                    continue
+                self.session.post_event(
+                    {"type": "said", "who": "you", "text": words, "in_s": 0.0, "seconds": 0.0}
+                )
+                self._answer(words, ended_at, recognised_s=self._clock() - began)
             except AvatarError as error:
                 self.session.post_event(reported(error))
 
@@ -203,8 +220,9 @@ class Conversation:
         answer, first, asked_at = self._answers, True, self._clock()
         voice, speed = self._settings
         pieces = iter([words]) if self._chat is None else self._chat.answer(words)
+        wanted = takewhile(lambda _: answer == self._answers, pieces)
         try:
-            for sentence in sentences_of(pieces):
+            for sentence in self._as_they_come(sentences_of(wanted)):
                 if answer != self._answers:
                     return
                 self.voice.say(sentence, voice, speed)
@@ -219,3 +237,12 @@ class Conversation:
                     first = False
         except AvatarError as error:
             self.session.post_event(reported(error))
+
+    def _as_they_come(self, sentences: Iterator[str]) -> Iterator[str]:
+        """The sentences of an answer; watchers are told where one takes long. Raises: ServiceDown."""
+        while True:
+            with reported_if_slow(self.session, CHAT_SLOW):
+                sentence = next(sentences, None)
+            if sentence is None:
+                return
+            yield sentence

@@ -15,7 +15,16 @@ CONNECT_S, ANSWER_S = 5.0, 30.0
 
 
 class ServiceDown(AvatarError):
-    """The chat or the speech recognition is unavailable; the session goes on."""
+    """The chat or the speech recognition is unavailable; the session goes on.
+
+    why, service, host, status: what the page's own texts say it with, see error_messages.message_of.
+    """
+
+    def __init__(
+        self, message: str, remedy: str = "", *, why: str, service: str = "", host: str = "", status: int = 0
+    ) -> None:
+        super().__init__(message, remedy)
+        self.why, self.service, self.host, self.status = why, service, host, status
 
 
 @dataclass(frozen=True)
@@ -53,15 +62,33 @@ def asking(address: ServiceAddress) -> Any:
 
 def refused(what: str, address: ServiceAddress, status: int) -> ServiceDown:
     """The error for a refused request; the server's own message is withheld, as it may contain the key."""
-    why = {401: "does not accept the key", 403: "does not accept the key", 404: "has no such model or path"}
-    reason = why.get(status, "is rate-limiting requests" if status == 429 else f"fails (status {status})")
-    return ServiceDown(f"The {what} server {address.host} {reason}.", "The session goes on; try again later.")
+    reasons = {
+        401: ("key", "does not accept the key"),
+        403: ("key", "does not accept the key"),
+        404: ("path", "has no such model or path"),
+        429: ("rate", "is rate-limiting requests"),
+    }
+    why, reason = reasons.get(status, ("status", f"fails (status {status})"))
+    return _down(what, address, why, reason, status)
 
 
 def unreached(what: str, address: ServiceAddress, error: Exception) -> ServiceDown:
     """The error for a server that cannot be reached, or answers nonsense."""
     log.warning("the %s server %s: %s", what, address.host, type(error).__name__)
+    return _down(what, address, "silent", f"does not answer ({type(error).__name__})")
+
+
+def no_answer(what: str, address: ServiceAddress) -> ServiceDown:
+    """The error for an answer without a word."""
+    return _down(what, address, "empty", "gave no answer")
+
+
+def _down(what: str, address: ServiceAddress, why: str, reason: str, status: int = 0) -> ServiceDown:
     return ServiceDown(
-        f"The {what} server {address.host} does not answer ({type(error).__name__}).",
+        f"The {what} server {address.host} {reason}.",
         "The session goes on; try again later.",
+        why=why,
+        service=what,
+        host=address.host,
+        status=status,
     )

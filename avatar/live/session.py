@@ -121,6 +121,11 @@ class LiveSession:
         for watcher in self._all():
             watcher.on_event(what)
 
+    def post_notice(self, notice: Notice) -> None:
+        """Send a notice to all watchers."""
+        reported = {"code": notice.code, "text": notice.text, "values": dict(notice.values)}
+        self.post_event({"type": "notice", **reported})
+
     def end(self) -> None:
         """End the session and free its engine."""
         self._run.end()
@@ -139,8 +144,7 @@ class LiveSession:
                 if isinstance(said, LiveFrames):
                     self._show(said)
                 elif isinstance(said, Notice):
-                    reported = {"code": said.code, "text": said.text, "values": dict(said.values)}
-                    self.post_event({"type": "notice", **reported})
+                    self.post_notice(said)
                 elif isinstance(said, Progress) and said.phase is Phase.GENERATING:
                     self._generating.set()
         except AvatarError as error:

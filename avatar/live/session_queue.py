@@ -24,7 +24,11 @@ TOKEN_BYTES = 24
 
 
 class LiveQueueFull(AvatarError):
-    """The queue is full, or this visitor has reached a limit."""
+    """The queue is full, or this visitor has reached a limit. key: of the page's text for it."""
+
+    def __init__(self, key: str, message: str, remedy: str) -> None:
+        super().__init__(message, remedy)
+        self.key = key
 
 
 @dataclass
@@ -74,12 +78,18 @@ class LiveSessionQueue:
         with self._lock:
             now, asked = self._clock(), self._asked.setdefault(visitor, deque(maxlen=PER_MINUTE))
             if len(asked) == PER_MINUTE and now - asked[0] < 60.0:
-                raise LiveQueueFull("You have requested too many sessions.", "Please try again in a minute.")
+                raise LiveQueueFull(
+                    "live_too_often",
+                    "You have requested too many sessions.",
+                    "Please try again in a minute.",
+                )
             if sum(one.visitor == visitor for one in self._tickets.values()) >= self._per_visitor:
-                raise LiveQueueFull("You have a live session already.", "End it, or close its page.")
+                raise LiveQueueFull(
+                    "live_yours", "You have a live session already.", "End it, or close its page."
+                )
             if len(self._waiting) >= self._most_waiting:
                 raise LiveQueueFull(
-                    "The queue for live sessions is full.", "Please try again in a few minutes."
+                    "live_full", "The queue for live sessions is full.", "Please try again in a few minutes."
                 )
 
     def ask(self, request: LiveRequest, visitor: str = "", owner: str = "") -> Ticket:
@@ -136,6 +146,10 @@ class LiveSessionQueue:
         for ticket in list(self._tickets.values()):
             self.end(ticket)
 
+    def _is_past(self, asked: deque[float]) -> bool:
+        """Whether these requests are too old to count."""
+        return not asked or self._clock() - asked[-1] > 60.0
+
     def _begin_next(self) -> None:
         """Start queued sessions on free engines; the caller holds the lock."""
         while self._waiting and not self._closed.is_set():
@@ -152,6 +166,9 @@ class LiveSessionQueue:
 
     def _tidy(self) -> None:
         while not self._closed.wait(LOOK_S):
+            with self._lock:
+                for visitor in [one for one, asked in self._asked.items() if self._is_past(asked)]:
+                    del self._asked[visitor]
             for ticket in list(self._tickets.values()):
                 session = ticket.session
                 if ticket.num_connected:

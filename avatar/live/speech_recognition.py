@@ -100,6 +100,7 @@ class LocalRecogniser:
             raise ServiceDown(
                 "Speech is not recognised here: faster-whisper is not installed.",
                 "Ask the server's operator to run `pip install faster-whisper`, or to give --hear-url.",
+                why="library",
             ) from error
         try:
             self._model = WhisperModel(
@@ -110,6 +111,7 @@ class LocalRecogniser:
             raise ServiceDown(
                 f"The recogniser {os.path.basename(self._name)} cannot be loaded ({type(error).__name__}).",
                 "Ask the server's operator to look at its log, or to give --hear-url.",
+                why="model",
             ) from None
 
     def words(self, samples: np.ndarray) -> str:

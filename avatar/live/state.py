@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from avatar.live.chat import SYSTEM_PROMPT, Chat
 from avatar.live.conversation import Conversation
 from avatar.live.recording import Recording
 from avatar.live.service_address import ServiceAddress
 from avatar.live.session import LiveEngine, LiveSession
-from avatar.live.session_queue import LiveSessionQueue, Ticket
+from avatar.live.session_queue import LiveQueueFull, LiveSessionQueue, Ticket
 from avatar.live.speech_recognition import Recogniser
 from avatar.live.transports.webrtc import IceServer
 from avatar.live.voice import SessionVoice
@@ -24,6 +26,8 @@ from avatar.settings import Picture
 from avatar.speech.catalogue import Catalogue
 
 log = logging.getLogger(__name__)
+
+OFFERS_PER_MINUTE = 12  # of WebRTC, in one session; a page makes one each time it connects
 
 
 @dataclass
@@ -36,6 +40,7 @@ class LiveOptions:
     preset: Preset
     recogniser: Recogniser
     chat: ServiceAddress | None = None
+    chat_models: Sequence[str] = ()  # that visitors may choose from; none: the address's own
     system_prompt: str = SYSTEM_PROMPT
     ice: Sequence[IceServer] = ()
     portrait: Path | None = None  # shown when the page opens
@@ -50,6 +55,32 @@ class OpenSession:
     conversation: Conversation | None = None
     recording: Recording | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+    _connections: list[Any] = field(default_factory=list, init=False)
+    _offered_at: deque[float] = field(default_factory=lambda: deque(maxlen=OFFERS_PER_MINUTE), init=False)
+
+    def joined(self, connection: Any, most: int) -> list[Any]:
+        """Note a connection; returns the oldest ones that are more than so many."""
+        with self.lock:
+            self._connections.append(connection)
+            surplus, self._connections = self._connections[:-most], self._connections[-most:]
+            return surplus
+
+    def parted(self, connection: Any) -> None:
+        """Note that a connection is closed."""
+        with self.lock:
+            if connection in self._connections:
+                self._connections.remove(connection)
+
+    def check_offers(self, now: float) -> None:
+        """Count one more WebRTC offer, at this moment. Raises: LiveQueueFull for too many within a minute."""
+        with self.lock:
+            if len(self._offered_at) == OFFERS_PER_MINUTE and now - self._offered_at[0] < 60.0:
+                raise LiveQueueFull(
+                    "live_too_many_offers",
+                    "The session was connected too often.",
+                    "Please try again in a minute.",
+                )
+            self._offered_at.append(now)
 
 
 class LiveState:
@@ -74,7 +105,7 @@ class LiveState:
         ticket = self.session_queue.find(token)
         with self._lock:
             for gone in [key for key in self._opened if self.session_queue.find(key) is None]:
-                self._leave(self._opened.pop(gone))
+                self._leave(self._opened.pop(gone))  # a recording ends in its own time: this must not wait
             if ticket is None:
                 return None
             return self._opened.setdefault(token, OpenSession(ticket))
@@ -86,7 +117,9 @@ class LiveState:
             if opened.conversation is None and session is not None:
                 voice = SessionVoice(session, self.catalogue)
                 address = self.options.chat
-                chat = None if address is None else Chat(address, self.options.system_prompt)
+                chat = None
+                if address is not None:
+                    chat = Chat(address, self.options.system_prompt, models=self.options.chat_models)
                 opened.conversation = Conversation(session, voice, self.options.recogniser, chat)
             return opened.conversation
 
@@ -115,6 +148,8 @@ class LiveState:
         with self._lock:
             self._opened.pop(opened.ticket.token, None)
         self._leave(opened)
+        if opened.recording is not None:
+            opened.recording.join()
         self.session_queue.end(opened.ticket)
 
     def warm(self) -> None:
@@ -135,7 +170,6 @@ class LiveState:
             opened.conversation.close()
         if opened.recording is not None:
             opened.recording.stop()
-            opened.recording.join()
 
 
 def about(ticket: Ticket) -> About:

@@ -15,8 +15,10 @@ import av
 import numpy as np
 
 from avatar.errors import AvatarError, BadInput
+from avatar.events import Notice
 from avatar.geometry import SOUND_HZ
 from avatar.live.session import LiveSession
+from avatar.live.slowness import reported_if_slow
 from avatar.media.limits import InputLimits
 from avatar.settings import Speaking
 from avatar.speech.catalogue import Catalogue
@@ -55,11 +57,7 @@ class SessionVoice:
 
     def say(self, text: str, voice: str = "", speed: float = 1.0) -> None:
         """Queue a text. Raises: BadInput for one that cannot be spoken."""
-        if len(text) > MOST_TEXT_CHARS:
-            raise BadInput(
-                f"The text is too long ({len(text)} characters).",
-                f"Send {MOST_TEXT_CHARS} at a time at most.",
-            )
+        check_length(text)
         speaking = Speaking(voice=voice, speed=speed) if voice else Speaking(speed=speed)
         narrator = Narrator.of(Script(text, speaking), self._catalogue, InputLimits())
         try:
@@ -99,7 +97,14 @@ class SessionVoice:
                 self._speaking.clear()
 
     def _say(self, text: _Text) -> None:
-        for said in text.narrator.sentences():
+        name = text.narrator.voice.name
+        slow = Notice("voice_slow", f"The voice {name} is taking long.", values={"voice": name})
+        sentences = text.narrator.sentences()
+        while True:
+            with reported_if_slow(self._session, slow):
+                said = next(sentences, None)
+            if said is None:
+                return
             while self._session.sound_queue.waiting_s > AHEAD_S and text.cuts == self._cuts:
                 if self._closed.wait(0.1) or self._session.over.is_set():
                     return
@@ -112,6 +117,15 @@ class SessionVoice:
             self._session.post_event({"type": "said", "who": "avatar", "text": said.text, **times})
 
 
+def check_length(text: str) -> None:
+    """Refuse a text that is too long for one message. Raises: BadInput."""
+    if len(text) > MOST_TEXT_CHARS:
+        raise BadInput(
+            f"The text is too long ({len(text)} characters).",
+            f"Send {MOST_TEXT_CHARS} at a time at most.",
+        )
+
+
 def at_sound_hz(samples: np.ndarray, hz: int) -> np.ndarray:
     """float32 (n,) in -1..1 at any rate → int16 at SOUND_HZ."""
     resampler = av.AudioResampler("s16", "mono", SOUND_HZ)
@@ -122,5 +136,5 @@ def at_sound_hz(samples: np.ndarray, hz: int) -> np.ndarray:
 
 
 def reported(error: AvatarError) -> Mapping[str, Any]:
-    """An error as an event for watchers."""
-    return {"type": "notice", "code": "error", "text": str(error), "values": {}}
+    """An error as an event for watchers; error: for those who say it in another language."""
+    return {"type": "notice", "code": "error", "text": str(error), "values": {}, "error": error}

@@ -77,7 +77,7 @@ class LiveSpeechFeatures:
         mean, std = self._level.at(stop) if encoder.normalise else (0.0, 1.0)
         samples = (self._listen(sample, stop).astype(np.float64) - mean) / std
         states = encoder.encode(torch.from_numpy(samples.astype(np.float32)))  # L T D
-        places = audio_indices(start + num_frames)[start:] * (HIDDEN_HZ / AUDIO_FEATURE_HZ) - begin
+        places = audio_indices(start + num_frames, start=start) * (HIDDEN_HZ / AUDIO_FEATURE_HZ) - begin
         low = np.clip(places.astype(int), 0, states.shape[1] - 2)
         weight = torch.from_numpy(np.clip(places - low, 0.0, 1.0)).to(states)[None, :, None]
         found = torch.lerp(states[:, low], states[:, low + 1], weight.expand_as(states[:, low]))

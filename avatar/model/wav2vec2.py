@@ -160,7 +160,7 @@ class SpeechFeatures:
 
     def frames(self, start: int, num_frames: int) -> Tensor:
         """Features of video frames start, start + 1, …: L D num_frames, zeros past the end of the speech."""
-        wanted = audio_indices(start + num_frames)[start:]
+        wanted = audio_indices(start + num_frames, start=start)
         encoder = self._encoder
         out = torch.zeros(
             num_frames,

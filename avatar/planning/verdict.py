@@ -142,6 +142,27 @@ def require(
     raise DoesNotFit(f"Preset {preset.name} cannot run here. {text}", found.remedy)
 
 
+def cards_of_each(preset: Preset, inventory: Inventory, count: int) -> list[list[str] | None]:
+    """The cards of so many engines at a time, as CUDA_VISIBLE_DEVICES names them; no card is in two of them.
+
+    None: see Verdict.uuids. Raises: DoesNotFit where there are not enough cards for more than one.
+    """
+    found: list[list[str] | None] = []
+    for _ in range(count):
+        verdict = judge(preset, inventory)
+        found.append(verdict.uuids)
+        if count > 1 and preset.num_gpus and not (verdict.ok and verdict.uuids):
+            able = len(found) - 1
+            text = f"There are cards for {able} sessions of {preset.name} at a time, not for {count}."
+            missing = " ".join(verdict.missing) if not able else ""
+            raise DoesNotFit(
+                f"{text} {missing}".strip(), "Ask for fewer sessions, or choose a preset that needs less."
+            )
+        rest = tuple(gpu for gpu in inventory.gpus if gpu not in verdict.gpus)
+        inventory = replace(inventory, gpus=rest)
+    return found
+
+
 def resolve(
     preset: Preset,
     inventory: Inventory,

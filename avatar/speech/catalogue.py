@@ -18,6 +18,21 @@ from avatar.validation import made, nearest, shown
 log = logging.getLogger(__name__)
 
 
+class Unreadable(BadInput):
+    """A text has letters that its voice does not read.
+
+    voice: its name. scripts: those that it does not read. other: a voice that does, None if there is none.
+    """
+
+    def __init__(self, voice: str, scripts: list[str], other: Voice | None) -> None:
+        remedy = "No voice here does; a speech server may: see $AVATAR_SPEECH_URL."
+        if other is not None:
+            remedy = f"Choose {other.name}, which does{_after(other)}."
+        super().__init__(f"The voice {voice} does not read {listed(scripts)}.", remedy)
+        self.voice, self.scripts, self.other = voice, scripts, other
+        self.args = (voice, scripts, other)  # constructor arguments, for unpickling
+
+
 class Catalogue:
     """The voices of this machine and of the speech server set in the environment."""
 
@@ -57,9 +72,7 @@ class Catalogue:
         scripts = scripts_in(text)
         unknown = [script for script in scripts if not voice.reads([script])]
         if unknown:
-            raise BadInput(
-                f"The voice {voice.name} does not read {listed(unknown)}.", self._instead(scripts, unknown)
-            )
+            raise Unreadable(voice.name, unknown, self._instead(scripts, unknown))
         return engine, voice
 
     def _namesake(self, engine: SpeechEngine, voice: Voice) -> tuple[SpeechEngine, Voice]:
@@ -72,15 +85,15 @@ class Catalogue:
                     return other, one
         return engine, voice
 
-    def _instead(self, scripts: list[str], unknown: list[str]) -> str:
-        """The remedy for scripts that a voice cannot read."""
+    def _instead(self, scripts: list[str], unknown: list[str]) -> Voice | None:
+        """A voice for scripts that another cannot read."""
         for wanted in (scripts, unknown):
             able = [voice for voice in self.voices() if voice.reads(wanted)]
             # kana means Japanese; Han alone is taken for Chinese
             able.sort(key=lambda voice: bool(voice.missing))
             if able:
-                return f"Choose {able[0].name}, which does{_after(able[0])}."
-        return "No voice here does; a speech server may: see $AVATAR_SPEECH_URL."
+                return able[0]
+        return None
 
 
 def _after(voice: Voice) -> str:

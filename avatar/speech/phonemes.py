@@ -11,6 +11,7 @@ import logging
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -25,6 +26,7 @@ English = Callable[[str, bool], str]
 
 ESPEAK = {"e": "es", "f": "fr-fr", "h": "hi", "i": "it", "p": "pt-br"}  # by a voice's first letter
 _MISAKI = {"z": ("zh", ("jieba", "pypinyin", "cn2an")), "j": ("ja", ("pyopenjtalk",))}
+_MISAKI_ENDS = (3, 13)  # it is published for older versions of Python
 _MISAKI_ENGLISH = ("misaki", "num2words", "spacy")
 _HAN = re.compile(r"[^A-Za-z]+|[A-Za-z][A-Za-z' \-]*")
 _TIES = {
@@ -40,14 +42,19 @@ def lacks(letter: str) -> str:
     letter: first letter of Kokoro's voices in that language.
     """
     if letter in "ab":
-        known = hibari_voices.checked() or all(map(importlib.util.find_spec, _MISAKI_ENGLISH))
-        return "" if known else f"Run: pip install hibari-tts=={hibari_voices.VERSION}"
+        if hibari_voices.checked() or all(map(importlib.util.find_spec, _MISAKI_ENGLISH)):
+            return ""
+        others = " ".join(_MISAKI_ENGLISH)
+        return f"Run: pip install hibari-tts=={hibari_voices.VERSION}, or: pip install {others}"
     if letter in ESPEAK:
         return "" if shutil.which("espeak-ng") else "Install the program espeak-ng (apt install espeak-ng)"
     extra, modules = _MISAKI[letter]
     needed = ("misaki", *modules)
-    missing = any(importlib.util.find_spec(name) is None for name in needed)
-    return f'Run: pip install "misaki[{extra}]"' if missing else ""
+    if all(importlib.util.find_spec(name) for name in needed):
+        return ""
+    if sys.version_info >= _MISAKI_ENDS:
+        return "Use Python 3.12 or older, for which misaki is published: it reads this language"
+    return f'Run: pip install "misaki[{extra}]"'
 
 
 def phonemes(text: str, letter: str, english: English) -> str:

@@ -13,8 +13,11 @@ from typing import Any
 import gradio as gr
 
 from avatar.errors import AvatarError, BadInput
+from avatar.live.service_address import ServiceDown
+from avatar.live.session_queue import LiveQueueFull
 from avatar.runtime.bounded_process import Crowded
-from avatar.ui.language import Language, error_title, language_of, text
+from avatar.speech.catalogue import Unreadable
+from avatar.ui.language import Language, error_title, language_of, program_words, text
 from avatar.ui.state.job_queue import QueueFull
 from avatar.ui.state.speech_service import VoicesBusy
 from avatar.ui.state.uploads import MIB, NotUploaded, TooLarge, UploadsFull
@@ -82,7 +85,31 @@ def message_of(error: AvatarError, language: Language) -> str:
             return text("upload_lost", language)
         case ValueNotUnderstood():
             return text("value_not_understood", language)
+        case Unreadable():
+            return _unreadable(error, language)
+        case LiveQueueFull():
+            return text(error.key, language)
+        case ServiceDown(service=""):
+            return text(f"service_{error.why}", language)
+        case ServiceDown():
+            service = text(f"service_{error.service}", language)
+            values = {"service": service, "host": error.host, "status": error.status}
+            return text(f"service_{error.why}", language, **values)
     return str(error)
+
+
+def _unreadable(error: Unreadable, language: Language) -> str:
+    """Which letters a voice does not read, and which voice does."""
+    names, other = program_words("scripts", language), error.other
+    scripts = text("and", language).join(names.get(script, script) for script in error.scripts)
+    said = text("unreadable", language, voice=error.voice, scripts=scripts)
+    if other is None:
+        return said + text("unreadable_nobody", language)
+    if other.missing:
+        return said + text("unreadable_missing", language, other=other.name, missing=other.missing)
+    if other.fetch_mb:
+        return said + text("unreadable_fetch", language, other=other.name, mb=other.fetch_mb)
+    return said + text("unreadable_other", language, other=other.name)
 
 
 def reason(error: BaseException, language: Language) -> str:

@@ -104,8 +104,8 @@ def browser_table() -> gr.I18n:
 
 def error_title(error: AvatarError, language: Language) -> str:
     """A toast's heading."""
-    key = f"error_{type(error).__name__}"
-    return text(key if has_text(key) else "error_AvatarError", language)
+    keys = (f"error_{kind.__name__}" for kind in type(error).__mro__)
+    return text(next(filter(has_text, keys)), language)
 
 
 def _weight(choice: str) -> float:

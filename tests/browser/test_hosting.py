@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
@@ -14,15 +15,20 @@ import numpy as np
 import pytest
 import soundfile
 import uvicorn
+from playwright.sync_api import Page
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 from visiting import PORTRAIT, ROOT, Server, Visitor, start_server, wait_until
+from websockets.asyncio.client import ClientConnection, connect
 
 Visit = Callable[..., Visitor]
 PREFIX = "/some/where"
+NO_WEBRTC = "delete window.RTCPeerConnection"
+SHOWN = "document.querySelector('#live-video')?.getVideoPlaybackQuality().totalVideoFrames"
 HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "content-length", "host"}
 
 
@@ -42,7 +48,13 @@ def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def proxy(hosted: Server) -> Iterator[str]:
+def network_gone() -> threading.Event:
+    """While it is set, the proxy passes no message of a WebSocket on."""
+    return threading.Event()
+
+
+@pytest.fixture(scope="module")
+def proxy(hosted: Server, network_gone: threading.Event) -> Iterator[str]:
     """The URL of a proxy that serves the server under PREFIX."""
 
     async def forward(request: Request) -> StreamingResponse:
@@ -60,7 +72,20 @@ def proxy(hosted: Server) -> Iterator[str]:
             answer.aiter_raw(), answer.status_code, kept, background=BackgroundTask(client.aclose)
         )
 
-    app = Starlette(routes=[Route(f"{PREFIX}/{{path:path}}", forward, methods=["GET", "POST", "HEAD"])])
+    async def join(outer: WebSocket) -> None:
+        await outer.accept()
+        url = f"{hosted.url.replace('http', 'ws')}/{outer.path_params['path']}"
+        async with connect(url, max_size=None) as inner:
+            going_up = asyncio.create_task(carry_up(outer, inner, network_gone))
+            async for message in inner:
+                await wait_for(network_gone)
+                await (outer.send_text if isinstance(message, str) else outer.send_bytes)(message)
+            going_up.cancel()
+
+    path = f"{PREFIX}/{{path:path}}"
+    app = Starlette(
+        routes=[Route(path, forward, methods=["GET", "POST", "HEAD"]), WebSocketRoute(path, join)]
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -71,6 +96,63 @@ def proxy(hosted: Server) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}{PREFIX}/"
     serving.should_exit = True
     thread.join(20)
+
+
+async def wait_for(network_gone: threading.Event) -> None:
+    while network_gone.is_set():
+        await asyncio.sleep(0.02)
+
+
+async def carry_up(outer: WebSocket, inner: ClientConnection, network_gone: threading.Event) -> None:
+    """Pass on what a browser sends, until it closes its socket."""
+    while (message := await outer.receive())["type"] != "websocket.disconnect":
+        await wait_for(network_gone)
+        await inner.send(message["bytes"] if message.get("text") is None else message["text"])
+    await inner.close()
+
+
+def go_live(page: Page, script: str) -> None:
+    """Go live in the mode Type."""
+    page.wait_for_selector(".live-go", state="visible")
+    page.evaluate(script)
+    page.set_input_files("#portrait input[type=file]", PORTRAIT)
+    page.wait_for_selector("#portrait img")
+    page.click('[data-mode="type"]')
+    page.click(".live-go")
+
+
+@pytest.mark.parametrize(("script", "transport"), [("", "webrtc"), (NO_WEBRTC, "socket")])
+def test_a_live_session_works_under_a_path(proxy: str, visit: Visit, script: str, transport: str):
+    visitor = visit(f"{proxy}?live")
+    page = visitor.page
+    go_live(page, script)
+    page.wait_for_function(f"{SHOWN} > 10 && window.liveSession.transport === '{transport}'")
+    page.fill(".live-type textarea", "Hello there.")
+    page.press(".live-type textarea", "Enter")
+    page.wait_for_selector(".live-said li:visible")
+    page.click(".live-go")
+    page.wait_for_function("!window.liveSession.token")
+    assert visitor.errors == []
+
+
+@pytest.mark.slow
+def test_a_network_gone_for_five_seconds_is_survived(
+    proxy: str, network_gone: threading.Event, visit: Visit
+):
+    page = visit(f"{proxy}?live").page
+    go_live(page, NO_WEBRTC)
+    page.wait_for_function(f"{SHOWN} > 30 && window.liveSession.engineMs > 0")
+    token = page.evaluate("window.liveSession.token")
+    network_gone.set()
+    page.wait_for_timeout(5000)
+    network_gone.clear()
+    page.evaluate("window.liveSession.delayMs = 0")
+    before = page.evaluate(SHOWN)
+    page.wait_for_function(f"{SHOWN} > {before} + 25")
+    page.wait_for_function("window.liveSession.delayMs > 0 && window.liveSession.delayMs < 2000")
+    assert page.evaluate("window.liveSession.token") == token
+    page.click(".live-go")
+    page.wait_for_function("!window.liveSession.token")
 
 
 def test_everything_works_under_a_path(hosted: Server, proxy: str, visit: Visit):

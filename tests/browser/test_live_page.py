@@ -65,6 +65,8 @@ def visit(server, speaking) -> Iterator[Callable[..., Visitor]]:
 
     yield visit_live
     for visitor in visitors:
+        if visitor.page.is_closed():
+            continue
         visitor.page.evaluate("window.liveSession?.token && document.querySelector('.live-go').click()")
         visitor.page.wait_for_timeout(300)
         visitor.context.close()
@@ -196,6 +198,24 @@ def test_a_refused_microphone_is_reported_and_the_session_goes_on(visit):
     assert "denied the microphone" in visitor.page.inner_text(".live-notice")
 
 
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (
+            "void (navigator.mediaDevices.getUserMedia = async () => { throw { name: 'NotFoundError' } })",
+            "No microphone was found",
+        ),
+        ("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })", "over HTTPS"),
+    ],
+    ids=["absent", "no-https"],
+)
+def test_a_microphone_that_is_not_there_is_reported(visit, script, words):
+    visitor = visit(script)
+    go(visitor)
+    visitor.page.wait_for_selector(".live-notice:visible")
+    assert words in visitor.page.inner_text(".live-notice")
+
+
 def test_a_lost_network_is_reported_and_found_again(visit):
     visitor = visit(NO_WEBRTC)
     go(visitor)
@@ -214,17 +234,32 @@ def test_a_lost_network_is_reported_and_found_again(visit):
     )
 
 
-def test_a_closed_page_makes_way_for_the_next_visitor(visit):
-    first, second = visit(), visit()
+@pytest.mark.parametrize("leave", ["go elsewhere", "close the tab"])
+@pytest.mark.parametrize("script", ["", NO_WEBRTC], ids=["webrtc", "socket"])
+def test_a_closed_page_makes_way_for_the_next_visitor(visit, script, leave):
+    first, second = visit(script), visit(script)
     go(first)
     second.page.click(".live-go")
     second.page.wait_for_function("document.querySelector('.live-state').textContent.includes('number 1')")
-    first.page.goto("about:blank")
+    if leave == "go elsewhere":
+        first.page.goto("about:blank")
+    else:
+        first.page.close(run_before_unload=True)
     second.page.wait_for_function(PLAYS.format(count=5), timeout=PATIENCE_MS)
-    second.page.reload()
-    second.page.wait_for_selector(".live-go", state="visible")
-    assert "then go live" in state(second)
-    first.page.go_back()
+
+
+@pytest.mark.parametrize("script", ["", NO_WEBRTC], ids=["webrtc", "socket"])
+def test_a_reloaded_page_can_go_live_again(visit, script):
+    visitor = visit(script)
+    go(visitor)
+    visitor.page.reload()
+    visitor.page.wait_for_selector(".live-go", state="visible")
+    assert "then go live" in state(visitor)
+    if script:
+        visitor.page.evaluate(script)
+    visitor.page.set_input_files("#portrait input[type=file]", PORTRAIT)
+    visitor.page.wait_for_selector("#portrait img")
+    go(visitor)
 
 
 def test_a_recording_appears_in_the_gallery(visit, server):
@@ -246,6 +281,7 @@ def test_modes_are_chosen_by_arrow_keys(visit):
     page.keyboard.press("ArrowDown")
     assert page.evaluate("document.activeElement.dataset.mode") == "talk"
     assert page.get_attribute('[data-mode="talk"]', "aria-checked") == "true"
+    assert page.is_visible('[data-for="talk"]')
     assert "--chat-url" in page.inner_text('[data-for="talk"]')
 
 

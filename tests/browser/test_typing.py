@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import av
 import pytest
 from playwright.sync_api import Page, expect
 from visiting import PORTRAIT, Server, Visitor, wait_until
@@ -32,6 +33,11 @@ def test_a_text_is_heard_and_then_animated(server: Server, visit: Visit):
     page.wait_for_function("document.querySelector('#live video')?.currentTime > 0.2")
     visitor.wait_state("done")
     [kept] = [path for path in server.videos() if path not in before]
+    with av.open(str(kept)) as movie:
+        frames = sum(1 for _ in movie.decode(video=0))
+    with av.open(str(kept)) as movie:
+        sound_s = sum(frame.samples / frame.sample_rate for frame in movie.decode(audio=0))
+    assert abs(frames / 25 - sound_s) < 0.1
     assert "this is a test" in kept.with_suffix(".vtt").read_text(encoding="utf-8").replace("\n", " ")
     with page.expect_download() as download:
         page.locator(".video-buttons a", has_text="Captions").first.click()

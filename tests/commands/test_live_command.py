@@ -42,6 +42,7 @@ def test_flags_are_passed_on_to_the_page():
         host="127.0.0.1",
         chat_url="http://127.0.0.1:11434/v1",
         chat_model="llama",
+        chat_prompt="You are a guide.",
         hear_url=None,
         hear_model=None,
         ice_servers=["stun:a:1", "stun:b:2"],
@@ -50,7 +51,7 @@ def test_flags_are_passed_on_to_the_page():
         framing="head",
     )
     said = " ".join(live.arguments(args, 7))
-    assert "--chat-url http://127.0.0.1:11434/v1 --chat-model llama" in said
+    assert "--chat-url http://127.0.0.1:11434/v1 --chat-model llama --chat-prompt You are a guide." in said
     assert "--live-preset live-preview" in said
     assert f"--weights {Path('weights').resolve()}" in said
     assert said.endswith("--ice-servers stun:a:1 --ice-servers stun:b:2")

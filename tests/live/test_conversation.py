@@ -2,136 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from avatar.errors import BadInput
-from avatar.live.chat import Chat, chat_address, sentences_of
-from avatar.live.conversation import Conversation
+from avatar.live import slowness
+from avatar.live.chat import Chat
 from avatar.live.service_address import ServiceAddress, ServiceDown
-from avatar.live.session import LiveSession
-from avatar.live.speech_recognition import RemoteRecogniser, hear_address
+from avatar.live.speech_recognition import RemoteRecogniser
 from avatar.live.vad import CHUNK, LEAST_SPEECH, PAUSE, SUSPECTED, Turns, VoiceProbability
-from avatar.live.voice import SessionVoice
-from avatar.media.speech_reader import SpeechReader, write_speech
-from avatar.preset import Preset
-from avatar.request import LiveRequest
+from avatar.speech.voices import VoiceUnavailable
 from tests.fixtures.server import wait_until
-from tests.live.engines import Noting, QuickEngine
-from tests.live.test_websocket import Voices
-
-ROOT = Path(__file__).parents[2]
-REQUEST = LiveRequest(Path(), Path(), Preset("test", "Test", "For tests", "preview"), "me.png")
-KEY = "k3y-of-ours"
-
-
-class Server:
-    """A chat and a recogniser of which a test decides what they say."""
-
-    def __init__(self) -> None:
-        self.pieces = ["Nice to ", "hear from you. ", "How is ", "the weather there?"]
-        self.words, self.status = "hello there", 200
-        self.asked: list[dict] = []
-        self.keys: list[str] = []
-        self.hold = threading.Event()
-        self.hold.set()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                outer.keys.append(self.headers.get("Authorization", ""))
-                self.send_response(outer.status)
-                self.end_headers()
-                if outer.status != 200:
-                    self.wfile.write(b"secret words of the server " + KEY.encode())
-                elif self.path.endswith("/audio/transcriptions"):
-                    outer.asked.append({"bytes": len(body)})
-                    self.wfile.write(json.dumps({"text": outer.words}).encode())
-                else:
-                    outer.asked.append(json.loads(body))
-                    for piece in outer.pieces:
-                        outer.hold.wait(20)
-                        line = json.dumps({"choices": [{"delta": {"content": piece}}]})
-                        self.wfile.write(f"data: {line}\n\n".encode())
-                        self.wfile.flush()
-                    self.wfile.write(b"data: [DONE]\n\n")
-
-            def log_message(self, *_):
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-        self.address = ServiceAddress(f"http://127.0.0.1:{self._http.server_port}/v1", "tiny", KEY)
-
-    def close(self) -> None:
-        self.hold.set()
-        self._http.shutdown()
-        self._http.server_close()
-
-
-@pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.close()
-
-
-class Parrot:
-    """See Recogniser: hears the same words whatever is said."""
-
-    def __init__(self) -> None:
-        self.heard: list[int] = []
-
-    def load(self) -> None:
-        pass
-
-    def words(self, samples: np.ndarray) -> str:
-        self.heard.append(len(samples))
-        return "how are you today"
-
-
-@pytest.fixture
-def talk():
-    """A function that begins a conversation over an engine that needs no time."""
-    begun = []
-
-    def talking(recogniser=None, chat=None):
-        session, watcher = LiveSession(QuickEngine(), REQUEST), Noting()
-        session.watch(watcher)
-        conversation = Conversation(session, SessionVoice(session, Voices()), recogniser or Parrot(), chat)
-        begun.append(conversation)
-        conversation.set_mode("talk")
-        return conversation, watcher
-
-    yield talking
-    for conversation in begun:
-        conversation.close()
-        conversation.session.end()
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory) -> np.ndarray:
-    """Two seconds of somebody speaking, and two of silence; int16 at 48 kHz."""
-    path = tmp_path_factory.mktemp("speech") / "speech.wav"
-    write_speech(ROOT / "assets" / "speech" / "hello-en.flac", path)
-    with SpeechReader(path) as reader:
-        spoken = reader.samples(0, 96_000)[:, 0].astype(np.int16)
-    return np.concatenate([spoken, np.zeros(96_000, np.int16)])
-
-
-def speak(conversation: Conversation, sound: np.ndarray) -> None:
-    for piece in np.array_split(sound, len(sound) // 1920):
-        conversation.hear(piece)
-
-
-def said(watcher: Noting, who: str) -> list[str]:
-    return [one["text"] for one in watcher.reported if one["type"] == "said" and one["who"] == who]
+from tests.live.services import (
+    KEY,
+    Parrot,
+    SlowVoice,
+    Voices,
+    notices,
+    said,
+    speak,
+)
 
 
 def test_speech_is_reported_from_silence_and_noise(speech):
@@ -217,36 +109,6 @@ def test_watchers_are_told_of_any_interruption(talk):
     wait_until(lambda: any(one["type"] == "interrupted" for one in watcher.reported), "the interruption")
 
 
-def test_an_answer_that_is_cut_off_is_not_gone_on_with(talk, server):
-    server.pieces = ["First one is here. ", "Second one is here. ", "Third."]
-    conversation, watcher = talk(chat=Chat(server.address))
-    server.hold.clear()
-    conversation.ask("Tell me.")
-    wait_until(lambda: server.asked, "the chat is asked")
-    conversation.interrupt()
-    server.hold.set()
-    conversation.ask("Something else.")
-    wait_until(lambda: len(server.asked) == 2 and len(said(watcher, "avatar")) == 3, "the second answer")
-    assert said(watcher, "avatar") == ["First one is here.", "Second one is here.", "Third."]
-
-
-@pytest.mark.parametrize(
-    ("status", "words"), [(401, "key"), (404, "model"), (429, "rate-limiting"), (500, "status 500")]
-)
-def test_a_refusing_chat_is_reported_and_the_session_lives(talk, server, status, words):
-    server.status = status
-    conversation, watcher = talk(chat=Chat(server.address))
-    conversation.ask("Hello?")
-    wait_until(lambda: any(one.get("code") == "error" for one in watcher.reported), "the notice")
-    notice = next(one["text"] for one in watcher.reported if one.get("code") == "error")
-    assert words in notice
-    assert KEY not in notice
-    assert "secret words" not in notice
-    server.status = 200
-    conversation.ask("Hello?")
-    wait_until(lambda: said(watcher, "avatar"), "the answer after all")
-
-
 def test_a_recogniser_that_is_down_is_reported_in_a_line(talk, speech):
     nowhere = RemoteRecogniser(ServiceAddress("http://127.0.0.1:9/v1", "m"))
     conversation, watcher = talk(nowhere)
@@ -264,32 +126,40 @@ def test_in_the_mirror_sound_is_said_as_it_comes(talk, speech):
         conversation.ask("Hello?")
 
 
-def test_a_chat_remembers_both_sides_and_no_more_than_it_may(server):
-    chat = Chat(server.address, most_turns=3)
-    for number in range(4):
-        assert "".join(chat.answer(f"turn {number}")) == "".join(server.pieces)
-    roles = [one["role"] for one in server.asked[-1]["messages"]]
-    assert roles == ["system", "user", "assistant", "user"]
+def test_a_voice_that_takes_long_or_fails_is_reported(talk, monkeypatch):
+    monkeypatch.setattr(slowness, "SLOW_S", 0.1)
+    voice, voices = SlowVoice(), Voices()
+    voices.engines = (voice,)
+    conversation, watcher = talk(voices=voices)
+    conversation.say("Hello.")
+    wait_until(lambda: notices(watcher) == ["voice_slow"], "the notice")
+    voice.hold.set()
+    wait_until(lambda: said(watcher, "avatar") == ["Hello."], "the voice")
+    voice.error = VoiceUnavailable("The speech server is down.")
+    conversation.say("Once more.")
+    wait_until(lambda: notices(watcher) == ["voice_slow", "error"], "the error")
+    voice.error = None
+    conversation.say("And again.")
+    wait_until(lambda: said(watcher, "avatar") == ["Hello.", "And again."], "the voice after all")
 
 
-def test_sentences_come_as_soon_as_they_are_whole():
-    pieces = iter(["It costs 3.", "50 dollars. Yes", "! And it is, well, done. 好", "的。没问题。再见"])
-    assert list(sentences_of(pieces)) == [
-        "It costs 3.50 dollars.",
-        "Yes! And it is, well, done.",
-        "好的。没问题。",
-        "再见",
-    ]
+def test_recognition_that_takes_long_is_reported(talk, speech, monkeypatch):
+    monkeypatch.setattr(slowness, "SLOW_S", 0.1)
+    parrot = Parrot()
+    hold = threading.Event()
+    monkeypatch.setattr(parrot, "words", lambda samples: hold.wait(20) and "well")
+    conversation, watcher = talk(parrot)
+    speak(conversation, speech)
+    wait_until(lambda: "recognition_slow" in notices(watcher), "the notice")
+    hold.set()
+    wait_until(lambda: said(watcher, "avatar") == ["well"], "the echo")
 
 
-@pytest.mark.parametrize(
-    "url", ["ftp://x", "localhost:1", "http://", "http://me:pw@host/v1", "http://h/v1?k=1"]
-)
-def test_a_wrong_address_of_a_service_is_refused(url):
-    for address in (chat_address, hear_address):
-        with pytest.raises(BadInput):
-            address(url, None, {})
-    assert chat_address(None, None, {}) is None
+def test_where_no_words_were_understood_it_is_said(talk, speech):
+    conversation, watcher = talk(Parrot(understood=""))
+    speak(conversation, speech)
+    wait_until(lambda: any(one["type"] == "not_understood" for one in watcher.reported), "the event")
+    assert said(watcher, "you") == []
 
 
 def test_without_the_library_recognition_says_what_to_do(monkeypatch):

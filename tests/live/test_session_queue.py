@@ -109,6 +109,8 @@ def test_sessions_are_limited_in_rate(session_queue, ask, clock):
     session_queue.end(ask("b"))
     clock.now = 61.0
     session_queue.end(ask("a"))
+    clock.now = 200.0
+    wait_until(lambda: session_queue._asked == {}, "visitors of before are forgotten")
 
 
 def test_tokens_cannot_be_guessed(session_queue, ask):

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from aiortc import RTCPeerConnection, RTCSessionDescription
 from aiortc.contrib.media import MediaStreamTrack
+from aiortc.mediastreams import VideoStreamTrack
 from av import AudioFrame
 
 from avatar.errors import BadInput
 from avatar.live.session import LiveSession
-from avatar.live.transports.webrtc import MICROPHONE_PREFETCH, IceServer, Peer
+from avatar.live.transports.webrtc import MICROPHONE_PREFETCH, MOST_CANDIDATES, IceServer, Peer
 from avatar.preset import Preset
 from avatar.request import LiveRequest
 from avatar.runtime.live_protocol import LiveFrames
@@ -97,6 +98,27 @@ def test_the_microphone_is_held_back_by_one_packet(session):
     assert asyncio.run(prefetched()) == [MICROPHONE_PREFETCH]
 
 
+def test_only_one_microphone_is_received(session):
+    async def directions() -> list[str]:
+        heard: list[np.ndarray] = []
+        browser = RTCPeerConnection()
+        for track in (Tone(), VideoStreamTrack(), Tone()):
+            browser.addTransceiver(track, direction="sendrecv")
+        await browser.setLocalDescription(await browser.createOffer())
+        peer = Peer(session, [], heard.append, asyncio.get_running_loop())
+        answer = await peer.answer(browser.localDescription.sdp)
+        await browser.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+        async with asyncio.timeout(PATIENCE_S):
+            while sum(map(len, heard)) < 9_600:
+                await asyncio.sleep(0.05)
+        found = [each.currentDirection for each in peer._connection.getTransceivers()]
+        await browser.close()
+        await peer.close()
+        return found
+
+    assert asyncio.run(directions()) == ["sendrecv", "sendonly", "inactive"]
+
+
 def test_the_session_ends_its_peers(session):
     async def watch():
         browser, peer, tracks = await connected(session, [])
@@ -111,7 +133,10 @@ def test_the_session_ends_its_peers(session):
     assert session.num_watchers == 0
 
 
-@pytest.mark.parametrize("sdp", ["", "v=0", "m=video 9 x\r\n" * 50])
+TOO_MANY = "a=candidate:1 1 udp 1 10.0.0.1 9 typ host\r\n" * (MOST_CANDIDATES + 1)
+
+
+@pytest.mark.parametrize("sdp", ["", "v=0", "m=video 9 x\r\n" * 50, TOO_MANY])
 def test_an_offer_that_is_none_is_refused_in_words(session, sdp):
     async def offer():
         await Peer(session, [], lambda _: None, asyncio.get_running_loop()).answer(sdp)
@@ -132,13 +157,19 @@ def test_an_offer_that_is_none_is_refused_in_words(session, sdp):
             "turns:me:s3cret@turn.example.org:443",
             {"urls": "turns:turn.example.org:443", "username": "me", "credential": "s3cret"},
         ),
+        (
+            "turn:1796000000%3Ame:c2VjcmV0+/%40=@turn.example.org:3478",
+            {"urls": "turn:turn.example.org:3478", "username": "1796000000:me", "credential": "c2VjcmV0+/@="},
+        ),
     ],
 )
 def test_ice_servers_are_written_in_one_line(text, browser):
     assert IceServer.parse(text).for_browser == browser
 
 
-@pytest.mark.parametrize("text", ["", "http://x", "turn:host:3478", "stun:", "stun:a b", "turn:me@host"])
+@pytest.mark.parametrize(
+    "text", ["", "http://x", "turn:host:3478", "stun:", "stun:a b", "turn:me@host", "turn:17:me:secret@host"]
+)
 def test_a_wrong_ice_server_is_refused(text):
     with pytest.raises(BadInput, match="ICE"):
         IceServer.parse(text)

@@ -1,4 +1,4 @@
-"""Programs and pages at a session's WebSocket: what they are sent, what they may send, and whose it is."""
+"""Programs and pages at a session's WebSocket: what they are sent, and what they may send."""
 
 from __future__ import annotations
 
@@ -6,118 +6,18 @@ import io
 import json
 import struct
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.testclient import TestClient
-from starlette.websockets import WebSocketDisconnect
 
 from avatar.errors import AvatarError
-from avatar.live.service_address import ServiceAddress, ServiceDown
-from avatar.live.state import LiveOptions, LiveState
+from avatar.live.service_address import ServiceAddress
 from avatar.live.transports import websocket
-from avatar.media.limits import InputLimits
-from avatar.media.readers import Reader
-from avatar.preset import Preset
-from avatar.runtime.gallery import Gallery, owner_hash
-from avatar.speech.catalogue import Catalogue
-from avatar.speech.voices import Voice
-from avatar.ui.routes.live_routes import live_routes
-from avatar.ui.routes.request_guard import Guard
-from avatar.ui.state.uploads import Uploads
+from avatar.live.transports.webrtc import IceServer
+from avatar.runtime.gallery import owner_hash
 from tests.fixtures.server import wait_until
-from tests.live.engines import QuickEngine
-
-ROOT = Path(__file__).parents[2]
-PRESET = Preset("live-test", "Test", "For tests", "preview")
-
-
-class Beeps:
-    """See SpeechEngine: a beep for each letter, at once."""
-
-    hz = 24_000
-
-    def voices(self):
-        return [Voice("heart", "en-US", (), "Beeps")]
-
-    def load(self, voice):
-        pass
-
-    def synthesise(self, text, voice, speed=1.0):
-        places = np.arange(len(text) * 1200)
-        yield (0.3 * np.sin(places * 0.1)).astype(np.float32)
-
-
-class Voices(Catalogue):
-    engines = (Beeps(),)
-
-
-class Deaf:
-    """See Recogniser: always down."""
-
-    def load(self):
-        pass
-
-    def words(self, samples):
-        raise ServiceDown("The recogniser is down.")
-
-
-@pytest.fixture
-def engines():
-    return [QuickEngine()]
-
-
-@pytest.fixture
-def state(engines, tmp_path):
-    gallery = Gallery(tmp_path / "outputs")
-    state = LiveState(LiveOptions(PRESET, Deaf()), engines, gallery, Voices())
-    yield state
-    state.close()
-    gallery.close()
-
-
-@pytest.fixture
-def client(state, tmp_path):
-    uploads = Uploads(tmp_path / "uploads")
-    app_state = SimpleNamespace(
-        uploads=uploads, scratch=tmp_path, limits=InputLimits(), reader=lambda visitor: Reader()
-    )
-    guard = Middleware(Guard, names={"testserver", "localhost"})
-    with TestClient(Starlette(routes=live_routes(app_state, state), middleware=[guard])) as client:
-        folder = uploads.stage()
-        (folder / "me.png").write_bytes((ROOT / "assets" / "portraits" / "mara.png").read_bytes())
-        client.portrait = str(uploads.place(folder / "me.png", "me.png"))
-        yield client
-
-
-def begin(client, **more) -> str:
-    answer = client.post("/live/sessions", json={"portrait": client.portrait, **more})
-    assert answer.status_code == 200, answer.text
-    return answer.json()["socket"]
-
-
-def reported(socket, kind: str) -> dict:
-    """The next message of a kind; what comes before it is left aside."""
-    for _ in range(2000):
-        message = socket.receive()
-        if message.get("text"):
-            said = json.loads(message["text"])
-            if said["type"] == kind:
-                return said
-        assert message["type"] != "websocket.close", message
-    raise AssertionError(f"no {kind}")
-
-
-def data(socket) -> bytes:
-    while True:
-        message = socket.receive()
-        if message.get("bytes"):
-            return message["bytes"]
+from tests.live.sockets import ROOT, begin, data, reported
 
 
 def test_sound_in_gives_raw_frames_with_that_sound(client):
@@ -195,86 +95,6 @@ def test_what_cannot_be_done_is_said_and_the_session_lives(client, message, word
         assert words in reported(socket, "notice")["text"]
         socket.send_json({"type": "ping", "at": 7})
         assert reported(socket, "pong")["at"] == 7
-
-
-@pytest.mark.parametrize("message", ["x" * 70_000, b"\0" * 70_000])
-def test_a_message_that_is_too_large_closes_the_socket(client, message):
-    with client.websocket_connect(begin(client)) as socket:
-        reported(socket, "begun")
-        (socket.send_bytes if isinstance(message, bytes) else socket.send_text)(message)
-        with pytest.raises(WebSocketDisconnect) as closed:
-            events_forever(socket)
-        assert closed.value.code == 1009
-
-
-def events_forever(socket):
-    while True:
-        message = socket.receive()
-        if message["type"] == "websocket.close":
-            raise WebSocketDisconnect(message["code"], message.get("reason"))
-
-
-def test_floods_close_the_socket(client):
-    with client.websocket_connect(begin(client)) as socket:
-        reported(socket, "begun")
-        for _ in range(30 * websocket.MOST_MESSAGES_PER_S):
-            socket.send_text('{"type": "ping"}')
-        with pytest.raises(WebSocketDisconnect) as closed:
-            events_forever(socket)
-        assert closed.value.code == 1008
-
-
-def test_what_a_network_held_back_for_seconds_may_come_at_once(client):
-    with client.websocket_connect(begin(client)) as socket:
-        reported(socket, "begun")
-        for _ in range(150):
-            socket.send_bytes(b"\0" * 3840)  # 40 ms, as the page sends them: six seconds
-        socket.send_text('{"type": "ping", "at": 7}')
-        assert reported(socket, "pong")["at"] == 7
-
-
-def test_sound_faster_than_it_is_spoken_closes_the_socket(client):
-    with client.websocket_connect(begin(client)) as socket:
-        reported(socket, "begun")
-        for _ in range(40):
-            socket.send_bytes(b"\0" * 60_000)
-        with pytest.raises(WebSocketDisconnect) as closed:
-            events_forever(socket)
-        assert closed.value.code == 1008
-
-
-@pytest.mark.parametrize("token", ["0" * 48, "ab"])
-def test_a_token_that_is_nobodys_opens_nothing(client, token):
-    begin(client)
-    with client.websocket_connect(f"live/{token}") as socket, pytest.raises(WebSocketDisconnect) as closed:
-        events_forever(socket)
-    assert closed.value.code == 4404
-    assert client.post(f"/live/{token}/offer", json={"sdp": "v=0"}).status_code == 404
-
-
-@pytest.mark.parametrize(
-    "headers", [{"origin": "https://evil.example"}, {"host": "evil.example"}, {"origin": "null"}]
-)
-def test_pages_elsewhere_open_no_socket(client, headers):
-    path = begin(client)
-    with pytest.raises(WebSocketDisconnect), client.websocket_connect(path, headers=headers):
-        pass
-    with client.websocket_connect(path, headers={"origin": "http://testserver"}) as socket:
-        reported(socket, "begun")
-
-
-def test_other_addresses_open_no_socket(client):
-    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/gradio_api/queue/join"):
-        pass
-
-
-@pytest.mark.parametrize(
-    "asked", [{}, {"portrait": "/etc/passwd"}, {"portrait": ["x"]}, {"portrait": ""}, [], "x"]
-)
-def test_only_an_upload_begins_a_session(client, asked):
-    answer = client.post("/live/sessions", json=asked)
-    assert answer.status_code == 400
-    assert "passwd" not in answer.text
 
 
 @pytest.mark.parametrize(
@@ -390,18 +210,49 @@ def test_a_recording_lands_in_the_gallery_of_its_owner(client, state):
     assert entry.thumbnail.is_file()
 
 
-def test_keys_of_services_reach_no_visitor(client, state):
-    state.options.chat = ServiceAddress("http://127.0.0.1:9", "m", "k3y-of-ours")
+def test_a_recording_is_kept_when_its_page_is_closed(client, state):
+    path = begin(client, owner="s3cret")
+    with client.websocket_connect(path) as socket:
+        reported(socket, "begun")
+        socket.send_json({"type": "record", "on": True})
+        reported(socket, "recording"), reported(socket, "pace"), reported(socket, "pace")
+    assert client.post(f"/{path}/leave").status_code == 204
+    wait_until(lambda: state.gallery.entries(owner_hash("s3cret")), "the recording is in the gallery")
+    assert state.gallery.entries(owner_hash("another")) == []
+
+
+def test_a_visitor_is_given_the_ice_servers_of_the_flags(client, state):
+    state.options.ice = [IceServer.parse("stun:a.example:1"), IceServer.parse("turn:me:pw@b.example:2")]
     with client.websocket_connect(begin(client)) as socket:
-        begun = reported(socket, "begun")
-        assert begun["chat"] is True
-        assert "k3y" not in json.dumps(begun)
+        assert reported(socket, "begun")["ice"] == [
+            {"urls": "stun:a.example:1"},
+            {"urls": "turn:b.example:2", "username": "me", "credential": "pw"},
+        ]
+
+
+def test_errors_are_said_in_the_visitors_language(client, state):
+    state.options.chat = ServiceAddress("http://127.0.0.1:9", "m")
+    chinese = {"accept-language": "zh-CN"}
+    with client.websocket_connect(begin(client), headers=chinese) as socket:
+        reported(socket, "begun")
         socket.send_json({"type": "mode", "mode": "talk"})
         socket.send_json({"type": "say", "text": "Hello?", "answer": True})
-        notice = reported(socket, "notice")["text"]
-        assert "does not answer" in notice
-        assert "k3y" not in notice
-    assert "k3y" not in repr(state.options)
+        assert reported(socket, "notice")["text"] == "聊天服务器 127.0.0.1 没有响应。会话继续，请稍后再试。"
+    begin(client)
+    begun = client.post("/live/sessions", json={"portrait": client.portrait}, headers=chinese)
+    assert begun.json() == {"error": "您已有一个实时会话。请先结束它，或关闭其页面。"}
+
+
+def test_what_the_chat_is_to_be_comes_with_the_mode(client, state):
+    state.options.chat, state.options.chat_models = ServiceAddress("http://127.0.0.1:9", "m"), ("m", "n")
+    path = begin(client)
+    with client.websocket_connect(path) as socket:
+        reported(socket, "begun")
+        socket.send_json({"type": "mode", "mode": "talk", "part": "You are a pirate.", "model": "n"})
+        socket.send_json({"type": "mode", "mode": "talk", "model": "o"})
+        assert "m, n" in reported(socket, "notice")["text"]
+        chat = state.opened(path.removeprefix("live/")).conversation._chat
+        assert (chat._part, chat._model) == ("You are a pirate.", "n")
 
 
 def test_the_raw_header_is_as_documented():

@@ -15,13 +15,14 @@ from avatar.cli import main
 from avatar.commands import plan as plan_command
 from avatar.commands import presets as presets_command
 from avatar.distributed import rank0_pipeline
-from avatar.errors import AvatarError
+from avatar.errors import AvatarError, DoesNotFit
 from avatar.hardware.inventory import GIB, Inventory
+from avatar.live.portrait_intake import live_preset
 from avatar.pipeline import device_budget
 from avatar.planning.auto_preset_order import preference
 from avatar.planning.estimates import CUDA_CONTEXT_BYTES
 from avatar.planning.preset_choice import choose
-from avatar.planning.verdict import judge, require
+from avatar.planning.verdict import cards_of_each, judge, require
 from avatar.preset import load_preset, load_presets
 from avatar.runtime import doctor
 from avatar.ui.state.app_state import AppState
@@ -438,3 +439,16 @@ def test_a_request_for_less_fits_where_the_preset_does_not():
     preset = load_preset("48gb")
     assert not judge(preset, machine).ok
     assert judge(preset.with_settings(offload_model=True, text_encoder="cpu"), machine).ok
+
+
+def test_live_sessions_at_a_time_have_cards_of_their_own():
+    machine = Inventory.imagine(4, 80)
+    assert cards_of_each(live_preset("live"), machine, 3) == [["GPU-0"], ["GPU-1"], ["GPU-2"]]
+    assert cards_of_each(live_preset("live-2gpu"), machine, 2) == [["GPU-0", "GPU-1"], ["GPU-2", "GPU-3"]]
+    assert cards_of_each(live_preset("live-preview"), Inventory.imagine(0, 0), 3) == [None] * 3
+
+
+@pytest.mark.parametrize(("preset", "count"), [("live", 5), ("live-2gpu", 3)])
+def test_more_live_sessions_than_cards_are_refused(preset, count):
+    with pytest.raises(DoesNotFit, match=f"sessions of {preset} at a time, not for {count}"):
+        cards_of_each(live_preset(preset), Inventory.imagine(4, 80), count)

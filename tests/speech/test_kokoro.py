@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from avatar.speech.narration import Narrator, Script
 from avatar.speech.voices import VoiceUnavailable
 from tests.fixtures.hub_server import Hub
 from tests.speech.conftest import SAMPLES_A_TOKEN
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -82,6 +85,19 @@ def test_a_language_that_cannot_be_read_says_what_to_install(monkeypatch: pytest
     with pytest.raises(BadInput) as refused:
         Narrator.of(Script("Hola.", Speaking(voice="kokoro/ef_dora")), Catalogue())
     assert "apt install espeak-ng" in str(refused.value)
+
+
+def test_what_reads_chinese_is_among_the_requirements():
+    lines = (ROOT / "requirements-preview.txt").read_text().splitlines()
+    assert 'misaki[zh]>=0.9.4,<1; python_version < "3.13"' in lines
+    assert (phonemes.lacks("z") == "") == (sys.version_info < phonemes._MISAKI_ENDS)
+
+
+@pytest.mark.parametrize(("ends", "words"), [((9, 0), 'pip install "misaki[zh]"'), ((3, 0), "Python 3.12")])
+def test_without_misaki_chinese_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, ends, words):
+    monkeypatch.setattr(phonemes, "_MISAKI", {"z": ("zh", ("no_such_library",))})
+    monkeypatch.setattr(phonemes, "_MISAKI_ENDS", ends)
+    assert words in phonemes.lacks("z")
 
 
 def test_without_the_embedded_voice_english_is_read_by_misaki(monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pickle
 import string
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,12 @@ import avatar.planning.verdict as fit
 from avatar.checkpoints.locations import Checkpoint
 from avatar.errors import AvatarError, BadInput
 from avatar.hardware.inventory import Inventory
+from avatar.live.service_address import ServiceAddress, ServiceDown, no_answer, refused, unreached
 from avatar.preset import Rung, load_preset, load_presets
 from avatar.settings import SETTINGS
-from avatar.ui.error_messages import reports_errors
+from avatar.speech.catalogue import Unreadable
+from avatar.speech.voices import Voice
+from avatar.ui.error_messages import message_of, reports_errors
 from avatar.ui.language import browser_table, compared_words, language_of, notice_words, program_words, text
 from avatar.ui.state.job_queue import QueueFull
 from avatar.ui.theme import css
@@ -87,7 +91,7 @@ def test_no_words_lie_idle():
     source += (UI / "static" / "points.js").read_text(encoding="utf-8")
     # Keys that the code composes.
     made = ("phase_", "error_", "points_", "source_", "captions_", "framing_", "aspect_", "background_")
-    made += ("motion_", "upscale_", "speakers_", "speaks_", "decoder_")
+    made += ("motion_", "upscale_", "speakers_", "speaks_", "decoder_", "service_", "unreadable_")
     source = source.replace("'", '"')
     idle = [key for key in TRANSLATIONS["en"].page if f'"{key.removesuffix("_info")}"' not in source]
     assert [
@@ -152,6 +156,7 @@ def test_notices_have_no_blank_that_is_not_filled():
     portrait["small_crop"] = {"name", "width", "height"}
     live = {"live_size": {"ms", "fps", "size"}, "live_lighter": {"speed", "fps", "rung"}}
     live |= {"live_behind": {"speed", "fps"}, "live_starts_lighter": {"size", "steps"}}
+    live["voice_slow"] = {"voice"}
     intake = {one.code: set(one.values) for one in sound_notices()}
     intake |= {"transparent": {"name"}, "colour_profile": {"name"}, "trimmed": {"name", "first", "last"}}
     intake |= {code: {"name", "who", "silent"} for code in ("speakers", "speakers_listen")}
@@ -186,6 +191,36 @@ def test_our_errors_are_explained_in_words(raised: AvatarError, language: str, s
     with pytest.raises(gr.Error) as error:
         reports_errors(handler)(request(language))
     assert says in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("other", "chinese"),
+    [
+        (None, "声音 heart 不能朗读汉字和泰文。此处没有能朗读的声音"),
+        (Voice("v", "zh-CN", (), "a"), "请选择能朗读的 v。"),
+        (Voice("v", "zh-CN", (), "a", fetch_mb=94), "请选择能朗读的 v（首次使用需下载 94 MB）。"),
+        (Voice("v", "zh-CN", (), "a", missing="Run: pip install x"), "（Run: pip install x）。"),
+    ],
+)
+def test_a_voice_that_cannot_read_a_text_names_one_that_can(other: Voice | None, chinese: str):
+    error = Unreadable("heart", ["Han", "Thai"], other)
+    assert chinese in message_of(error, "zh")
+    assert message_of(error, "en").lower() == str(error).lower()
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_reason_why_a_live_service_is_down_has_words(language: str):
+    address = ServiceAddress("http://chat.example/v1", "m")
+    errors = [refused("chat", address, status) for status in (401, 404, 429, 500)]
+    errors += [unreached("recognition", address, OSError()), no_answer("chat", address)]
+    for error in errors:
+        said = message_of(error, language)
+        assert "chat.example" in said
+        assert "{" not in said
+        assert language != "en" or said.partition(" chat.example")[0] in str(error)
+    for why in ("library", "model"):
+        assert "--hear-url" in message_of(ServiceDown("Not here.", why=why), language)
 
 
 @pytest.mark.parametrize("kind", ["function", "generator"])

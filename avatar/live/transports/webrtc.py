@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
+from urllib.parse import unquote
 
 import av
 import numpy as np
@@ -35,9 +36,10 @@ PACKET = SOUND_HZ // 50
 MOST_QUEUED_FRAMES = 24  # two blocks not yet sent over a slow network; older frames are dropped
 MOST_SDP_BYTES = 64 * 2**10
 MICROPHONE_PREFETCH = 1  # packets of 20 ms held back; late ones are still put in order
+MOST_CANDIDATES = 64  # in an offer: the server sends to each of these addresses, to find which one answers
 # stun:HOST:PORT, turn:HOST:PORT?transport=udp, or with turn:USER:PASSWORD@HOST:PORT
 _ICE_SERVER = re.compile(
-    r"(?P<kind>stuns?|turns?):(?:(?P<user>[^:@\s]+):(?P<password>[^@\s]+)@)?"
+    r"(?P<kind>stuns?|turns?):(?:(?P<user>[^:@\s]+):(?P<password>[^:@\s]+)@)?"
     r"(?P<place>[\w.\-\[\]:]+?(?::\d{1,5})?(?:\?transport=(?:udp|tcp))?)"
 )
 
@@ -52,14 +54,19 @@ class IceServer:
 
     @classmethod
     def parse(cls, text: str) -> IceServer:
-        """Read "stun:host:port" or "turn:user:password@host:port?transport=tcp". Raises: BadInput."""
+        """Read "stun:host:port" or "turn:user:password@host:port?transport=tcp". Raises: BadInput.
+
+        In user and password, %3A is a colon, %40 an at sign, %25 a per cent sign.
+        """
         match = _ICE_SERVER.fullmatch(text.strip())
         if match is None or (match["kind"].startswith("turn") and not match["user"]):
             raise BadInput(
                 "An ICE server is not understood.",
-                "Write stun:HOST:PORT, or turn:USER:PASSWORD@HOST:PORT?transport=udp.",
+                "Write stun:HOST:PORT, or turn:USER:PASSWORD@HOST:PORT?transport=udp, where a name or"
+                " password has %3A for : and %40 for @.",
             )
-        return cls(f"{match['kind']}:{match['place']}", match["user"] or "", match["password"] or "")
+        user, password = (unquote(match[name] or "") for name in ("user", "password"))
+        return cls(f"{match['kind']}:{match['place']}", user, password)
 
     @property
     def for_browser(self) -> dict[str, str]:
@@ -90,10 +97,14 @@ class Peer:
 
     async def answer(self, sdp: str) -> str:
         """The SDP answer to a browser's offer. Raises: BadInput."""
+        if sdp.count("a=candidate:") > MOST_CANDIDATES:
+            await self.close()
+            raise BadInput("The browser's WebRTC offer has too many addresses.")
         try:
             await self._connection.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
             self._connection.addTrack(self._video)
             self._connection.addTrack(self._voice)
+            self._take_one_microphone()
             await self._connection.setLocalDescription(await self._connection.createAnswer())
         except Exception as error:  # the library parses untrusted input and raises many errors
             log.info("an offer cannot be used: %r", error)
@@ -121,12 +132,20 @@ class Peer:
         """See Watcher."""
         asyncio.run_coroutine_threadsafe(self.close(), self._loop)
 
+    def _take_one_microphone(self) -> None:
+        """Answer that nothing but one microphone is received: what is not asked for is not decoded either."""
+        for transceiver in self._connection.getTransceivers():
+            if transceiver.sender.track is self._video:
+                transceiver.direction = "sendonly"
+            elif transceiver.sender.track is not self._voice:
+                transceiver.direction = "inactive"
+
     def _queue(self, made: LiveFrames) -> None:
         self._video.add(made)
         self._voice.add(made)
 
     def _on_track(self, track: MediaStreamTrack) -> None:
-        if track.kind == "audio":
+        if track.kind == "audio" and not self._listening:
             for transceiver in self._connection.getTransceivers():
                 if transceiver.receiver.track is track:
                     hold_back(transceiver.receiver, MICROPHONE_PREFETCH)

@@ -30,10 +30,12 @@ log = logging.getLogger(__name__)
 MOST_MESSAGE_BYTES = 64 * 2**10
 MOST_MESSAGES_PER_S = 120
 MOST_SOUND_BYTES_PER_S = 2.5 * 2 * SOUND_HZ  # of 16-bit samples
-BURST_S = 4.0  # at either rate, that may come at once: as much as a network that was gone for 10 s delivers
+MOST_TEXTS_PER_S = 2.0  # and recordings begun or ended: each may cost the operator money, or disk
+BURST_S = 4.0  # at any rate, that may come at once: as much as a network that was gone for 10 s delivers
 MOST_QUEUED = 25  # frames not yet sent over a slow network; beyond, all are dropped and the stream restarts
 PLACE_EVERY_S = 0.5
-POLICY, TOO_LARGE, GONE = 1008, 1009, 4404
+MOST_SOCKETS = 3  # of one session: a page whose network was gone has two for a while
+POLICY, TOO_LARGE, GONE, REPLACED = 1008, 1009, 4404, 4409
 VIDEO = ("fmp4", "raw", "none")
 RAW_HEADER = struct.Struct("<4sIHHI")  # "LIVE", first frame, width, height, number of samples
 
@@ -61,22 +63,38 @@ class LiveSocket:
         self._video = "none"  # this and the mode may be asked for while waiting
         self._mode: Mapping[str, Any] | None = None
         self._sent = asyncio.Lock()
+        self._sender: asyncio.Task[None] | None = None
         self._messages, self._sound = _Budget(MOST_MESSAGES_PER_S), _Budget(MOST_SOUND_BYTES_PER_S)
+        self._texts = _Budget(MOST_TEXTS_PER_S)
 
     async def serve(self) -> None:
-        """Wait in the queue, then pass messages both ways until the end."""
+        """Wait in the queue, then pass messages both ways until the end.
+
+        Of more than MOST_SOCKETS of one session, the oldest is closed.
+        """
         session_queue, ticket = self._state.session_queue, self._opened.ticket
         session_queue.connected(ticket)
-        sender = asyncio.create_task(self._send())
+        self._sender = asyncio.create_task(self._send())
+        surplus = self._opened.joined(self, MOST_SOCKETS)
+        closing = [asyncio.create_task(oldest.replaced()) for oldest in surplus]
         try:
             await self._receive()
         except WebSocketDisconnect:
             log.debug("a live page is gone")
         finally:
-            sender.cancel()
+            self._sender.cancel()
+            for task in closing:
+                task.cancel()
             if self._viewer is not None and ticket.session is not None:
                 ticket.session.leave(self._viewer)
+            self._opened.parted(self)
             session_queue.left(ticket)
+
+    async def replaced(self) -> None:
+        """Close this connection, because its session has newer ones."""
+        if self._sender is not None:
+            self._sender.cancel()
+        await self._close(REPLACED, self._words.text("live_replaced"))
 
     async def _send(self) -> None:
         """Send the place in the queue, then the session's frames and events."""
@@ -182,10 +200,14 @@ class LiveSocket:
             return
         if conversation is None:
             raise BadInput("The session has not begun.", "Wait for its place in the queue.")
+        if kind in ("say", "record") and not self._texts.takes(1):
+            raise BadInput("Texts are coming too fast.", "Send two a second at most.")
         voice, speed = str(message.get("voice") or ""), _number(message, "speed", 1.0)
         match kind:
             case "mode":
                 conversation.set_mode(str(message.get("mode")), voice, speed)
+                if "part" in message or "model" in message:
+                    conversation.set_part(str(message.get("part") or ""), str(message.get("model") or ""))
             case "say":
                 say = conversation.ask if message.get("answer") else conversation.say
                 arguments = () if message.get("answer") else (voice, speed)
@@ -210,7 +232,11 @@ class LiveSocket:
         """Translate a notice into the page's language."""
         if message["type"] != "notice":
             return message
-        said = self._words.notice(message["code"], message["text"], message["values"])
+        error = message.get("error")
+        if error is not None:
+            said = self._words.error(error)
+        else:
+            said = self._words.notice(message["code"], message["text"], message["values"])
         return {"type": "notice", "code": message["code"], "text": said}
 
     async def _send_json(self, message: Mapping[str, Any]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
+from avatar.live.chat import MOST_PART_CHARS
 from avatar.settings import MotionLevel
 from avatar.speech.voices import Voice
 from avatar.ui.language import Language, choices_of, text, translation
@@ -21,10 +22,11 @@ def render_live(
     label: str,
     root: str,
     motion: MotionLevel = "normal",
+    models: Sequence[str] = (),
 ) -> str:
     """The whole tab. chat: whether a chat model answers. label: the engine's. root: the page's prefix.
 
-    motion: the one chosen at first.
+    motion: the one chosen at first. models: those of the chat, to choose from.
     """
     word = dict(translation(language).live)
     data = html.escape(json.dumps({"words": word, "chat": chat, "label": label, "root": root}))
@@ -42,10 +44,10 @@ def render_live(
         f'<option value="{value}"{" selected" if value == motion else ""}>{_said(words)}</option>'
         for words, value in choices_of("motion", get_args(MotionLevel), language)
     )
-    note = "" if chat else f'<p class="muted" data-for="talk">{_said(word["no_chat"])}</p>'
+    talk = _chat(word, models) if chat else f'<p class="muted">{_said(word["no_chat"])}</p>'
     return f"""<div class="live" data-live="{data}">
 <div class="live-modes" role="radiogroup" aria-label="{_said(word["modes"])}">{modes}</div>
-{note}
+<div class="live-chat" data-for="talk" hidden>{talk}</div>
 <div class="live-buttons">
 <button type="button" class="live-go" data-do="go">{_said(word["go"])}</button>
 <button type="button" data-do="mute" aria-pressed="false" hidden>{_said(word["mute"])}</button>
@@ -67,6 +69,18 @@ def render_live(
 <p class="live-notice" role="alert" hidden></p>
 <ol class="live-said" aria-label="{_said(word["said"])}" aria-live="polite" tabindex="0" hidden></ol>
 </div>"""
+
+
+def _chat(word: Mapping[str, str], models: Sequence[str]) -> str:
+    """What the visitor may tell the chat: its part, and its model where there are several."""
+    options = "".join(f"<option>{_said(model)}</option>" for model in models)
+    choice = f"<label>{_said(word['chat_model'])} <select data-chat-model>{options}</select></label>"
+    return (
+        f"<label>{_said(word['chat_part'])}"
+        f'<textarea rows="2" maxlength="{MOST_PART_CHARS}" data-chat-part'
+        f' placeholder="{_said(word["chat_part_hint"])}"></textarea></label>'
+        f"{choice if len(models) > 1 else ''}"
+    )
 
 
 def _said(words: str) -> str:

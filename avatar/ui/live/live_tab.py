@@ -68,7 +68,13 @@ class LivePanel:
         label = "preview" if state.options.preset.engine == "preview" else ""
         return {
             self.parts.live_panel: render_live(
-                language, voices, chat, label, self.app_state.root, state.options.preset.generation.motion
+                language,
+                voices,
+                chat,
+                label,
+                self.app_state.root,
+                state.options.preset.generation.motion,
+                state.options.chat_models,
             ),
             self.parts.live_ticket: "",
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,7 @@ def live_routes(app_state: AppState, state: LiveState) -> list[BaseRoute]:
         if opened is None or opened.ticket.session is None:
             return JSONResponse({"error": text("live_over", language_of(request))}, 404)
         try:
+            opened.check_offers(time.monotonic())
             asked = await _json(request)
             sdp = asked.get("sdp")
             if not isinstance(sdp, str) or len(sdp) > MOST_SDP_BYTES:

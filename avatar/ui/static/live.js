@@ -100,7 +100,7 @@ function connect() {
   socket.onclose = ({ code, reason }) => {
     if (live.socket !== socket) return;
     live.lostAt ||= performance.now();
-    if (code === 1000 || code === 4404 || code === 1008 || code === 1009
+    if ([1000, 1008, 1009, 4404, 4409].includes(code)
         || performance.now() - live.lostAt > retryForMs) return over(reason);
     state(word("again"));
     setTimeout(() => live.token && live.socket === socket && connect(), 1000);
@@ -131,10 +131,13 @@ function obey(message) {
       return note(message.on ? word("hearing") : word("thinking"));
     case "answering":
       return note("");
+    case "not_understood":
+      return note(word("not_understood"));
     case "interrupted":
       unsaid();
       return note("");
     case "notice":
+      if (message.code === "error") note("");
       return notice(message.text);
     case "recording":
       return press("record", message.on, word(message.on ? "record_stop" : "record"));
@@ -152,7 +155,7 @@ function begun(message) {
   live.peer?.close();  // of the connection before this one
   live.peer = live.sender = null;
   send({ type: "hello", rate: live.rate ?? 48000, video: "none" });
-  send({ type: "mode", mode: live.mode, voice: part(".live-row select").value });
+  tellMode();
   state(word("starting"));
   live.socketTimer = setTimeout(() => live.transport || send({ type: "media", video: "fmp4" }), socketFirstMs);
   live.webrtcTimer = setTimeout(() => live.transport !== "webrtc" && bySocket(), webrtcGiveUpMs);
@@ -401,6 +404,15 @@ function buttons(on) {
   if (!on) part(".live-meter").hidden = true;
 }
 
+function tellMode() {  // the mode, who speaks in it, and who answers
+  const mode = { type: "mode", mode: live.mode, voice: part(".live-row select").value };
+  if (given().chat) {
+    mode.part = part("[data-chat-part]").value;
+    mode.model = part("[data-chat-model]")?.value ?? "";
+  }
+  send(mode);
+}
+
 function choose(mode) {
   live.mode = mode;
   for (const radio of element.querySelectorAll("[data-mode]")) {
@@ -411,17 +423,20 @@ function choose(mode) {
   for (const line of element.querySelectorAll("[data-for]")) line.hidden = line.dataset.for !== mode;
   buttons(Boolean(live.token));
   if (!live.token) return;
-  send({ type: "mode", mode, voice: part(".live-row select").value });
+  tellMode();
   if (mode !== "type") microphone().then(listen);
   listen();
   part(".live-meter").hidden = mode === "type" || !live.stream;
 }
 
 function sayTyped() {
-  const box = part("textarea"), text = box.value.trim();
+  const box = part(".live-type textarea"), text = box.value.trim();
   if (!text) return;
   const answer = live.mode === "talk";
-  if (answer) say("you", text);
+  if (answer) {
+    say("you", text);
+    note(word("thinking"));
+  }
   send({ type: "say", text, voice: part(".live-row select").value, answer });
   box.value = "";
 }
@@ -457,7 +472,7 @@ element.addEventListener("click", (event) => {
 element.addEventListener("pointerdown", (event) => event.target.closest('[data-do="push"]') && push(true));
 for (const kind of ["pointerup", "pointercancel"]) document.addEventListener(kind, () => live.pushed && push(false));
 element.addEventListener("change", (event) => {
-  if (event.target.matches("select") && live.token) send({ type: "mode", mode: live.mode, voice: event.target.value });
+  if (live.token && event.target.matches(".live-row select, [data-chat-part], [data-chat-model]")) tellMode();
 });
 element.addEventListener("keydown", (event) => {
   const radio = event.target.closest("[data-mode]");
@@ -468,7 +483,7 @@ element.addEventListener("keydown", (event) => {
     const next = all[(all.indexOf(radio) + step + all.length) % all.length];
     next.focus();
     choose(next.dataset.mode);
-  } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.target.matches("textarea")) {
+  } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.target.matches(".live-type textarea")) {
     event.preventDefault();
     sayTyped();
   } else if (event.key === " " && event.target.matches('[data-do="push"]') && !event.repeat) {

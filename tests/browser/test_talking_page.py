@@ -1,0 +1,93 @@
+"""Talk on the page: the visitor says who answers and by which model; what is typed is answered aloud."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, expect
+from visiting import PORTRAIT, Server, open_page, start_server
+
+ANSWER = "I am a pirate. What are you?"
+
+
+class ChatServer:
+    """A chat that keeps what it is asked, and always says the same."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        asked = self.asked
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(200)
+                self.end_headers()
+                line = json.dumps({"choices": [{"delta": {"content": ANSWER}}]})
+                self.wfile.write(f"data: {line}\n\ndata: [DONE]\n\n".encode())
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.fixture(scope="module")
+def chat() -> Iterator[ChatServer]:
+    running = ChatServer()
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def server(chat: ChatServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    options = ("--chat-url", chat.url, "--chat-model", "small, large", "--chat-prompt", "Be brief.")
+    nowhere = ("--hear-url", "http://127.0.0.1:9/v1")
+    running = start_server(tmp_path_factory.mktemp("talk"), "--preset", "cpu-preview", *options, *nowhere)
+    yield running
+    running.stop()
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+def test_the_visitor_says_who_answers(chat: ChatServer, server: Server, browser: Browser, locale: str):
+    phone = {"width": 390, "height": 844}
+    visitor = open_page(browser, f"{server.url}/?live", locale=locale, viewport=phone)
+    page = visitor.page
+    page.set_input_files("#portrait input[type=file]", PORTRAIT)
+    page.wait_for_selector("#portrait img")
+    assert not page.is_visible("[data-chat-part]"), "not in the mirror"
+    page.click('[data-mode="talk"]')
+    label = page.locator(".live-chat label").first
+    expect(label).to_contain_text({"en-US": "Who answers", "zh-CN": "由谁来回答"}[locale])
+    page.fill("[data-chat-part]", "You are a pirate.")
+    page.select_option("[data-chat-model]", "large")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.click(".live-go")
+    page.wait_for_selector(".live-type textarea", state="visible")
+    page.wait_for_function("window.liveSession.engineMs > 0")
+    page.fill(".live-type textarea", "Who are you?")
+    page.press(".live-type textarea", "Enter")
+    expect(page.locator(".live-said li")).to_have_count(3)
+    assert chat.asked[-1]["model"] == "large"
+    assert chat.asked[-1]["messages"][0]["content"] == "Be brief.\n\nYou are a pirate."
+    assert "What are you?" in page.inner_text(".live-said")
+    page.fill("[data-chat-part]", "")
+    page.locator("[data-chat-part]").blur()
+    page.fill(".live-type textarea", "And now?")
+    page.press(".live-type textarea", "Enter")
+    expect(page.locator(".live-said li")).to_have_count(6)
+    assert chat.asked[-1]["messages"][0]["content"] == "Be brief."
+    page.click(".live-go")
+    page.wait_for_function("!window.liveSession.token")
+    assert visitor.errors == []
+    visitor.context.close()
