@@ -113,6 +113,8 @@ def test_typed_words_are_said_and_shown(visit):
     page.wait_for_function("document.querySelectorAll('.live-said li').length === 2", timeout=PATIENCE_MS)
     assert page.inner_text(".live-said") == "Portrait Hello there.\nPortrait This was typed."
     assert page.input_value(".live-type textarea") == ""
+    page.locator(".live-said").scroll_into_view_if_needed()
+    assert page.locator("#stage").bounding_box()["y"] >= 0, "who speaks stays beside what is said"
     page.fill(".live-type textarea", "你好。")
     page.click('[data-do="say"]')
     page.wait_for_selector(".live-notice:visible")
@@ -294,6 +296,10 @@ def test_the_tab_fits_a_phone_in_chinese(visit, scheme):
     assert page.inner_text(".live-go") == "结束"
     assert not re.search(r"[A-Za-z]{4,}", page.inner_text(".live-modes"))
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.locator(".live-state").scroll_into_view_if_needed()
+    stage, said = (page.locator(part).bounding_box() for part in ("#stage", ".live-state"))
+    assert 0 <= stage["y"] < stage["y"] + stage["height"] <= said["y"], "who speaks stays above what is said"
+    assert stage["height"] <= 0.56 * 740
     shown = "[...document.querySelectorAll('.live button')].filter(b => b.offsetParent)"
     low = f"{shown}.filter(b => b.offsetHeight < 40).length"
     assert page.evaluate(low) == 0

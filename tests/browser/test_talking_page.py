@@ -67,8 +67,9 @@ def test_the_visitor_says_who_answers(chat: ChatServer, server: Server, browser:
     page.wait_for_selector("#portrait img")
     assert not page.is_visible("[data-chat-part]"), "not in the mirror"
     page.click('[data-mode="talk"]')
-    label = page.locator(".live-chat label").first
-    expect(label).to_contain_text({"en-US": "Who answers", "zh-CN": "由谁来回答"}[locale])
+    asks = page.locator(".live-chat summary")
+    expect(asks).to_have_text({"en-US": "Who answers", "zh-CN": "由谁来回答"}[locale])
+    asks.click()
     page.fill("[data-chat-part]", "You are a pirate.")
     page.select_option("[data-chat-model]", "large")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -76,10 +76,10 @@ def _chat(word: Mapping[str, str], models: Sequence[str]) -> str:
     options = "".join(f"<option>{_said(model)}</option>" for model in models)
     choice = f"<label>{_said(word['chat_model'])} <select data-chat-model>{options}</select></label>"
     return (
-        f"<label>{_said(word['chat_part'])}"
+        f"<details><summary>{_said(word['chat_part'])}</summary>"
         f'<textarea rows="2" maxlength="{MOST_PART_CHARS}" data-chat-part'
-        f' placeholder="{_said(word["chat_part_hint"])}"></textarea></label>'
-        f"{choice if len(models) > 1 else ''}"
+        f' aria-label="{_said(word["chat_part"])}" placeholder="{_said(word["chat_part_hint"])}"></textarea>'
+        f"{choice if len(models) > 1 else ''}</details>"
     )
 
 
