@@ -328,8 +328,9 @@ def test_what_makes_a_video_is_out_of_the_way(visit):
     for part in ("#speech", "#speech-several", "#actions"):
         assert not visitor.page.locator(part).is_visible(), part
     go(visitor, "type")
-    stage, pickers = (visitor.page.locator(part).bounding_box() for part in ("#stage", "#pickers"))
-    assert stage["y"] < pickers["y"], "whoever types sees who speaks"
+    visitor.page.focus(".live-type textarea")
+    stage, box = (visitor.page.locator(part).bounding_box() for part in ("#stage", ".live-type textarea"))
+    assert 0 <= stage["y"] < stage["y"] + stage["height"] <= box["y"], "whoever types sees who speaks"
     visitor.page.click("#speech-source button[role=tab] >> nth=0")
     for part in ("#speech", "#speech-several", "#actions"):
         visitor.page.wait_for_selector(f"{part}:visible")
