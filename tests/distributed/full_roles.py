@@ -31,7 +31,8 @@ from avatar.preset import Preset
 FOLDER = "AVATAR_TEST_FULL"
 LOW_SIZE = Size(64, 64)  # the ladder's own is large for a CPU
 CALLS: dict[str, tuple[type, str]] = {
-    "text": (TextWeights, "load"),
+    "text": (TextWeights, "load"),  # of all ranks together
+    "prompt": (TextWeights, "streamed"),
     "rings": (LayerStack, "begin"),
     "prefill": (LayerStack, "prefill"),
     "layer": (LayerStack, "_layer"),

@@ -122,7 +122,7 @@ ALONE = {"layout": "layers", "num_gpus_dit": 1}
 CASES = {  # the layout, the preset, and who is full at what, how often called
     "alone, while a late block is decoded": (ALONE, SHORTER, (0, "decode", 3)),
     "alone, at a late block": (ALONE, SHORTER, (0, "layer", item(3))),
-    "alone, while the prompt is encoded": (ALONE, SHORTER, (0, "text", 1)),
+    "alone, while the prompt is encoded": (ALONE, SHORTER, (0, "prompt", 1)),
     "layers and a decode rank": (
         {"layout": "layers", "num_gpus_dit": 2, "decode_gpu": True},
         SHORTER,
@@ -153,7 +153,7 @@ def test_a_full_rank_ends_the_group_and_a_fresh_one_goes_on(name, ask, full, tin
         assert notice.values["device"] == f"CPU (rank {rank})"
         assert notice.values["block"] == -(-shown // 12)
         assert shown < NUM_FRAMES
-        assert shown or what in ("text", "rings")
+        assert shown or what in ("text", "prompt", "rings")
         assert_close(frames, in_two(alone, replace(request, preset=preset), shown))
         frames, notices, _ = ran(source, request)
         assert notices == []
