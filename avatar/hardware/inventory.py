@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 GIB = 2**30
 HIDDEN_BYTES = 256 * 2**20  # more in use with no process listed: the driver hides processes (containers)
-MODEL_LIBRARIES = ("diffusers", "transformers", "tokenizers", "accelerate", "ftfy")  # beside PyTorch
+MODEL_LIBRARIES = ("diffusers", "transformers", "accelerate", "ftfy")  # beside PyTorch
 IMAGINED_CUDA = "13.0"  # of an imagined machine's driver and PyTorch
 
 
