@@ -159,7 +159,7 @@ def _add_live(parser: argparse.ArgumentParser) -> None:
         "--chat-url", default=None, help="chat that answers in Talk, OpenAI's protocol; key: $AVATAR_CHAT_KEY"
     )
     add("--chat-model", default=None, help="its model; several, by commas, are offered on the page")
-    add("--chat-prompt", default=None, help="what the chat is told before what a visitor tells it")
+    add("--chat-prompt", default=None, help="the chat's system prompt; what a visitor writes is added to it")
     add(
         "--hear-url",
         default=None,

@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
     add("--ice_servers", action="append", default=[], metavar="URL", help="STUN or TURN; may be repeated")
     add("--chat_url", help="chat that answers in Talk, by OpenAI's protocol")
     add("--chat_model", help="its model; several, by commas, are offered on the page")
-    add("--chat_prompt", help="what the chat is told before what a visitor tells it")
+    add("--chat_prompt", help="the chat's system prompt; what a visitor writes is added to it")
     add("--hear_url", help="recogniser of Talk, likewise")
     add("--hear_model", help="its model")
     settings = parser.add_argument_group("settings", "laid over the preset's own")

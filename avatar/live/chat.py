@@ -54,7 +54,7 @@ class Chat:
         self._turns: list[dict[str, str]] = []
 
     def set_part(self, part: str, model: str) -> None:
-        """What the visitor wants the chat to be, told after the operator's prompt, and its model.
+        """What the visitor wants the chat to be, which is added to the operator's prompt, and its model.
 
         part, model: "" for nothing more, and for the first model. Raises: BadInput.
         """

@@ -239,7 +239,7 @@ class Conversation:
             self.session.post_event(reported(error))
 
     def _as_they_come(self, sentences: Iterator[str]) -> Iterator[str]:
-        """The sentences of an answer; watchers are told where one takes long. Raises: ServiceDown."""
+        """The sentences of an answer; a notice says where one takes long. Raises: ServiceDown."""
         while True:
             with reported_if_slow(self.session, CHAT_SLOW):
                 sentence = next(sentences, None)
