@@ -32,7 +32,7 @@ log = logging.getLogger("live")
 
 PORTRAIT = ROOT / "assets" / "portraits" / "mara.png"
 PERIOD_S, BURST_S = 1.0, 0.2
-SETTLED_S = 300  # of memory, which still grows in the first minutes
+SETTLED_S = 300  # one burst a second; memory still grows in the first minutes
 LOUD = 2000  # out of 32767; a burst has 12000
 HEADER_BYTES, FRAME = 20, SOUND_HZ // FPS
 TEXT = "This sentence goes on and on, so that there is something to interrupt. " * 6
@@ -132,6 +132,8 @@ async def by_socket(server: Server, seconds: float) -> None:
     speaking.cancel()
     gaps = np.diff(arrivals)
     reported("WebSocket: sound in → sound and frame out", heard.delays(bursts.sent))
+    reported("  of that in the first five minutes", heard.delays(bursts.sent[:SETTLED_S]))
+    reported("  and in the last five minutes", heard.delays(bursts.sent[-SETTLED_S:]))
     reported("  of that in the engine", engine_ms)
     log.info("%-44s %.1f, longest gap %.0f ms", "  frames a second", 1 / gaps.mean(), gaps.max() * 1e3)
     log.info("%-44s %s MB", "  memory, each minute", [round(one / 1e6) for one in memory[::60]])
