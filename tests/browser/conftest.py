@@ -15,6 +15,7 @@ from visiting import (
     CHROMIUM,
     CHROMIUM_ARGUMENTS,
     PATIENCE_MS,
+    ROOT,
     SPEECH,
     Server,
     Visitor,
@@ -28,9 +29,29 @@ expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def small_preset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of the preview's preset with small pictures, where only their number matters."""
+    path = tmp_path_factory.mktemp("presets") / "small.toml"
+    text = (ROOT / "presets" / "cpu-preview.toml").read_text()
+    assert "704*704" in text
+    path.write_text(text.replace("704*704", "256*256"))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, small_preset: str) -> Iterator[Server]:
     # A test's run ends with its page: the next test need not wait for it.
-    running = start_server(tmp_path_factory.mktemp("server"), "--keep-running", "0")
+    folder = tmp_path_factory.mktemp("server")
+    running = start_server(folder, "--preset", small_preset, "--keep-running", "0")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def private(tmp_path_factory: pytest.TempPathFactory, small_preset: str) -> Iterator[Server]:
+    """A server that shows each visitor only his own videos."""
+    folder = tmp_path_factory.mktemp("private")
+    running = start_server(folder, "--preset", small_preset, "--gallery", "private")
     yield running
     running.stop()
 
@@ -80,6 +101,15 @@ def long_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sound, rate = soundfile.read(SPEECH)
     path = tmp_path_factory.mktemp("speech") / "long.wav"
     soundfile.write(path, np.tile(sound, 5), rate)
+    return path
+
+
+@pytest.fixture(scope="session")
+def half_minute(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As much speech as large pictures need a while for."""
+    sound, rate = soundfile.read(SPEECH)
+    path = tmp_path_factory.mktemp("speech") / "half.wav"
+    soundfile.write(path, np.tile(sound, 3)[: 32 * rate], rate)
     return path
 
 

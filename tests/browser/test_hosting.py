@@ -33,7 +33,7 @@ HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "content-length",
 
 
 @pytest.fixture(scope="module")
-def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def hosted(tmp_path_factory: pytest.TempPathFactory, small_preset: str) -> Iterator[Server]:
     """A server as a host would configure it: a root path, small limits, a read-only home."""
     folder = tmp_path_factory.mktemp("hosted")
     home = folder / "home"
@@ -41,6 +41,7 @@ def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = start_server(
         folder,
         *("--root-path", PREFIX, "--max-upload", "1", "--max-duration", "20", "--gallery", "private"),
+        *("--preset", small_preset),
         HOME=str(home),
     )
     yield running

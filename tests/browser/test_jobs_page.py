@@ -156,10 +156,10 @@ def test_the_queue_is_reordered_by_keyboard_and_by_dragging(
 
 
 @pytest.mark.slow
-def test_a_stopped_job_is_resumed_from_the_panel(jobs: Server, visit: Visit, long_speech: Path):
+def test_a_stopped_job_is_resumed_from_the_panel(jobs: Server, visit: Visit, half_minute: Path):
     visitor = visit(jobs.url)
     page = visitor.page
-    visitor.choose(speech=long_speech)
+    visitor.choose(speech=half_minute)
     visitor.generate()
     page.wait_for_function("document.querySelector('#live video')?.currentTime > 0.2")
     page.click('.job[data-state="running"] [data-action=stop]')

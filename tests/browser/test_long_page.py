@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from visiting import ROOT, SPEECH, start_server, wait_until
+from visiting import SPEECH, start_server, wait_until
 
 SECONDS = 125  # from two minutes on, videos are made in parts
 
@@ -21,19 +21,9 @@ def very_long_speech(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def small_preset(tmp_path: Path) -> Path:
-    """The preview with small pictures, since only their number matters here."""
-    path = tmp_path / "small.toml"
-    text = (ROOT / "presets" / "cpu-preview.toml").read_text()
-    assert "704*704" in text
-    path.write_text(text.replace("704*704", "256*256"))
-    return path
-
-
 @pytest.mark.slow
-def test_a_long_video_survives_its_server(visit, very_long_speech: Path, small_preset: Path, tmp_path: Path):
-    first = start_server(tmp_path / "server", "--preset", str(small_preset))
+def test_a_long_video_survives_its_server(visit, very_long_speech: Path, small_preset: str, tmp_path: Path):
+    first = start_server(tmp_path / "server", "--preset", small_preset)
     visitor = visit(first.url)
     visitor.choose(speech=very_long_speech)
     visitor.generate()
@@ -47,7 +37,7 @@ def test_a_long_video_survives_its_server(visit, very_long_speech: Path, small_p
     first.process.kill()
     first.process.wait()
 
-    second = start_server(tmp_path / "server", "--preset", str(small_preset))
+    second = start_server(tmp_path / "server", "--preset", small_preset)
     visitor = visit(second.url)
     visitor.page.wait_for_selector(".video .badge:has-text('unfinished')")
     assert visitor.page.locator("#gallery .video").count() == 1

@@ -33,9 +33,9 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def keeping(tmp_path_factory: pytest.TempPathFactory, small_preset: str) -> Iterator[Server]:
     """A server whose runs go on without a page, the default if only this machine can reach it."""
-    running = start_server(tmp_path_factory.mktemp("keeping"))
+    running = start_server(tmp_path_factory.mktemp("keeping"), "--preset", small_preset)
     yield running
     running.stop()
 
@@ -82,12 +82,12 @@ def about(server: Server) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("made", [0.3, pytest.param(0.6, marks=pytest.mark.slow)])
-def test_a_reload_goes_on_where_the_run_is(slow: Server, visit: Visit, long_speech: Path, made: float):
+def test_a_reload_goes_on_where_the_run_is(slow: Server, visit: Visit, half_minute: Path, made: float):
     before = len(slow.videos())
     visitor = visit(slow.url)
-    begin(visitor, long_speech, made)
+    begin(visitor, half_minute, made)
     visitor.page.reload()
-    assert_plays_on(visitor, long_speech)
+    assert_plays_on(visitor, half_minute)
     assert share(visitor.page) >= made
     visitor.page.wait_for_selector('#status .status[data-state="done"]', timeout=120_000)
     visitor.show_finished()

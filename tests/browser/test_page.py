@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,8 +25,16 @@ def make_video(visitor: Visitor) -> None:
     visitor.wait_state("stopped", "done")
 
 
-def test_auto_is_chosen_and_resolves_to_the_preview(server: Server, visit: Visit):
-    page = visit(server.url).page
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that was given no options."""
+    running = start_server(tmp_path_factory.mktemp("plain"))
+    yield running
+    running.stop()
+
+
+def test_auto_is_chosen_and_resolves_to_the_preview(plain: Server, visit: Visit):
+    page = visit(plain.url).page
     chosen = page.locator('.card[aria-checked="true"]')
     assert chosen.get_attribute("data-id") == "auto"
     assert "Preview on the CPU" in chosen.inner_text()
@@ -85,8 +93,8 @@ def test_fits_and_can_be_read(server: Server, visit: Visit, width: int, scheme: 
     assert (luminance(paper) < 0.1) == (scheme == "dark")
 
 
-def test_by_keyboard(server: Server, visit: Visit):
-    page = visit(server.url).page
+def test_by_keyboard(plain: Server, visit: Visit):
+    page = visit(plain.url).page
     page.focus('.card[aria-checked="true"]')
     page.keyboard.press("ArrowDown")
     assert page.evaluate("document.activeElement.dataset.id") == "cpu-preview"
@@ -117,9 +125,9 @@ def test_nothing_comes_from_elsewhere(server: Server, browser):
 
 
 @pytest.mark.parametrize(("width", "locale"), [(390, "en-US"), (1280, "zh-CN")])
-def test_the_gallery_tells_how_a_video_was_made(server: Server, visit: Visit, width: int, locale: str):
+def test_the_gallery_tells_how_a_video_was_made(plain: Server, visit: Visit, width: int, locale: str):
     words, pace = ("How it was made", " fps") if locale == "en-US" else ("生成报告", "帧/秒")
-    visitor = visit(server.url, viewport={"width": width, "height": 844}, locale=locale)
+    visitor = visit(plain.url, viewport={"width": width, "height": 844}, locale=locale)
     page = visitor.page
     make_video(visitor)
     account = page.locator("#gallery .video .account").first

@@ -423,7 +423,7 @@ def test_segment_lengths(num_frames: int, segment_s: float) -> None:
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_in_twenty_minutes(ask: Ask) -> None:
+def test_memory_does_not_grow_in_six_minutes(ask: Ask) -> None:
     class Endless(Source):
         def frames(
             self, request: Request, cancelled: Callable[[], bool]
@@ -431,16 +431,16 @@ def test_memory_does_not_grow_in_twenty_minutes(ask: Ask) -> None:
             second = moving(25, 16, 16)  # how many there are is what counts
             yield from (second.copy() for _ in range(request.num_frames // 25))
 
-    request = ask(20 * 60.0, segment_s=5.0)
+    request = ask(6 * 60.0, segment_s=5.0)
     process, resident = psutil.Process(), {}
     for event in stream_frames(Endless(), request):
         if isinstance(event, Segment):
             event.path.unlink()
             minute = event.start_frame // 1500
             resident[minute] = max(resident.get(minute, 0), process.memory_info().rss)
-    assert event.num_frames == 30_000
-    assert (resident[19] - resident[1]) / 2**20 < 50
-    assert abs(float(probe(request.output)["audio"]["duration"]) - 1200) < 0.04
+    assert event.num_frames == 9000
+    assert (resident[5] - resident[1]) / 2**20 < 12
+    assert abs(float(probe(request.output)["audio"]["duration"]) - 360) < 0.04
     assert decode_sound_of_last_second(request.output) > 0.05, "sound to the end"
 
 
